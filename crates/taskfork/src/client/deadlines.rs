@@ -1,0 +1,101 @@
+//! Who is to be looked at when. Pure. Setting and clearing a time takes as long with one waiting as
+//! with a hundred thousand: times are kept to the millisecond, so that their number is bounded by
+//! the timeouts' length.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::queue::{Queue, Ticket};
+
+#[derive(Debug)]
+pub(crate) struct Deadlines<T> {
+    start: Instant,
+    ticks: BTreeMap<u64, Queue<T>>,
+}
+
+/// One time that was set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Alarm {
+    tick: u64,
+    ticket: Ticket,
+}
+
+impl<T> Deadlines<T> {
+    pub(crate) fn new(start: Instant) -> Self {
+        Self { start, ticks: BTreeMap::new() }
+    }
+
+    /// Sets a time; says as well whether it is the earliest now.
+    pub(crate) fn set(&mut self, at: Instant, who: T) -> (Alarm, bool) {
+        // Rounded up: nothing is due before its time.
+        let since = at.saturating_duration_since(self.start);
+        let tick = u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        let earliest = self.ticks.first_key_value().is_none_or(|(&first, _)| tick < first);
+        let ticket = self.ticks.entry(tick).or_insert_with(Queue::new).push_back(who);
+        (Alarm { tick, ticket }, earliest)
+    }
+
+    /// Clears a time, unless it has come already.
+    pub(crate) fn clear(&mut self, alarm: Alarm) {
+        let Some(queue) = self.ticks.get_mut(&alarm.tick) else { return };
+        queue.remove(alarm.ticket);
+        if queue.is_empty() {
+            self.ticks.remove(&alarm.tick);
+        }
+    }
+
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let (&tick, _) = self.ticks.first_key_value()?;
+        self.start.checked_add(Duration::from_millis(tick))
+    }
+
+    /// The next one whose time has come.
+    pub(crate) fn due(&mut self, now: Instant) -> Option<T> {
+        if self.next()? > now {
+            return None;
+        }
+        let mut first = self.ticks.first_entry()?;
+        let who = first.get_mut().pop_front();
+        if first.get().is_empty() {
+            first.remove();
+        }
+        who
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn each_is_due_once_in_order_and_never_early(
+            times in proptest::collection::vec((0u64..50_000, any::<bool>()), 0..100),
+        ) {
+            let start = Instant::now();
+            let mut deadlines = Deadlines::new(start);
+            let mut expected = Vec::new();
+            for &(micros, cleared) in &times {
+                let at = start + Duration::from_micros(micros);
+                let (alarm, _) = deadlines.set(at, at);
+                if cleared {
+                    deadlines.clear(alarm);
+                } else {
+                    expected.push(at);
+                }
+            }
+            let mut seen = Vec::new();
+            while let Some(now) = deadlines.next() {
+                let at = deadlines.due(now).expect("something is due then");
+                prop_assert!(at <= now);
+                seen.push(at);
+            }
+            seen.sort();
+            expected.sort();
+            prop_assert_eq!(seen, expected);
+            prop_assert!(deadlines.ticks.is_empty());
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Who holds which worker, who waits, and how many workers there must be. Pure: no I/O and no
+//! clock, so that random sequences of events can check its invariants. Every operation takes
+//! constant time whatever the queue's length.
+//!
+//! A right is a value: a [`Permit`] to connect must come back as `connected` or `failed`, a
+//! [`Lease`] of a worker as `release` or `lose`, so that no count can drift.
+
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use super::queue::{Queue, Ticket};
+
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// A worker that dies unused before this age counts as a failed attempt.
+const YOUNG: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) min_workers: usize,
+    pub(crate) max_workers: usize,
+    pub(crate) max_checkouts: Option<u64>,
+}
+
+/// `C` is a connection to a worker, `W` who waits for one.
+#[derive(Debug)]
+pub(crate) struct Pool<C, W> {
+    limits: Limits,
+    workers: Slab<Worker<C>>,
+    /// Indices of idle workers, the one used last at the end.
+    idle: Vec<usize>,
+    waiting: Queue<W>,
+    held: usize,
+    connecting: usize,
+    stamps: u64,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+struct Worker<C> {
+    stamp: u64,
+    /// When it connected.
+    born: Option<Instant>,
+    checkouts: u64,
+    /// The connection, while nobody holds it.
+    idle: Option<C>,
+}
+
+#[derive(Debug, Default)]
+struct Backoff {
+    delay: Duration,
+    /// While set, one attempt at a time is made, and none before.
+    next: Option<Instant>,
+    unreachable: Option<Unreachable>,
+}
+
+/// Since when no attempt to connect has succeeded, and why the last one failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unreachable {
+    pub(crate) since: Instant,
+    pub(crate) reason: String,
+}
+
+/// Names one worker for as long as it lives, and none after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WorkerKey {
+    index: usize,
+    stamp: u64,
+}
+
+/// The right to connect one more worker.
+#[derive(Debug)]
+#[must_use = "a permit comes back as `connected` or `failed`"]
+pub(crate) struct Permit(WorkerKey);
+
+impl Permit {
+    pub(crate) fn key(&self) -> WorkerKey {
+        self.0
+    }
+}
+
+/// One worker, held exclusively.
+#[derive(Debug)]
+#[must_use = "a lease comes back by `release` or `lose`"]
+pub(crate) struct Lease<C> {
+    key: WorkerKey,
+    pub(crate) connection: C,
+}
+
+/// What came of a released worker.
+#[derive(Debug)]
+pub(crate) enum Released<C, W> {
+    Idle,
+    /// It goes to who waited longest.
+    Assigned(W, Lease<C>),
+    /// It has served its `max_checkouts`.
+    Spent(C),
+}
+
+/// How a lost worker counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// It died by itself before anything was asked of it.
+    Unused,
+    Used,
+}
+
+/// How many workers and checkouts there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Workers in nobody's hands.
+    pub idle: usize,
+    /// Workers held by a checkout.
+    pub busy: usize,
+    /// Connections being made.
+    pub connecting: usize,
+    /// Checkouts that wait for a worker.
+    pub queued: usize,
+}
+
+impl<C, W> Pool<C, W> {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            workers: Slab::new(),
+            idle: Vec::new(),
+            waiting: Queue::new(),
+            held: 0,
+            connecting: 0,
+            stamps: 0,
+            backoff: Backoff::default(),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            idle: self.idle.len(),
+            busy: self.held,
+            connecting: self.connecting,
+            queued: self.waiting.len(),
+        }
+    }
+
+    pub(crate) fn unreachable(&self) -> Option<&Unreachable> {
+        self.backoff.unreachable.as_ref()
+    }
+
+    /// A worker at once, or a place in the queue.
+    pub(crate) fn check_out(&mut self, waiter: impl FnOnce() -> W) -> Result<Lease<C>, Ticket> {
+        match self.idle.pop() {
+            Some(index) => Ok(self.lease(index)),
+            None => Err(self.waiting.push_back(waiter())),
+        }
+    }
+
+    /// Another worker for one that had a dead one and got nothing from it: at once, or before all
+    /// others that wait.
+    pub(crate) fn check_out_again(&mut self, waiter: W) -> Result<(W, Lease<C>), Ticket> {
+        match self.idle.pop() {
+            Some(index) => Ok((waiter, self.lease(index))),
+            None => Err(self.waiting.push_front(waiter)),
+        }
+    }
+
+    /// Takes one out of the queue that has given up; nothing if it has been given a worker.
+    pub(crate) fn give_up(&mut self, ticket: Ticket) -> Option<W> {
+        self.waiting.remove(ticket)
+    }
+
+    /// The one that has waited longest, for when there is no hope for any.
+    pub(crate) fn turn_away(&mut self) -> Option<W> {
+        self.waiting.pop_front()
+    }
+
+    /// Takes a worker back after a checkout.
+    pub(crate) fn release(&mut self, lease: Lease<C>) -> Released<C, W> {
+        let Lease { key, connection } = lease;
+        self.held -= 1;
+        self.backoff.delay = Duration::ZERO;
+        let worker = &mut self.workers[key.index];
+        worker.checkouts += 1;
+        if self.limits.max_checkouts.is_some_and(|most| worker.checkouts >= most) {
+            self.workers.remove(key.index);
+            return Released::Spent(connection);
+        }
+        worker.idle = Some(connection);
+        self.make_available(key.index)
+    }
+
+    /// Takes a worker back that was never used after all.
+    pub(crate) fn decline(&mut self, lease: Lease<C>) -> Released<C, W> {
+        self.held -= 1;
+        self.workers[lease.key.index].idle = Some(lease.connection);
+        self.make_available(lease.key.index)
+    }
+
+    /// A held worker is dead or of no use any more.
+    pub(crate) fn lose(&mut self, lease: Lease<C>, loss: Loss, now: Instant) -> C {
+        self.held -= 1;
+        self.remove(lease.key.index, loss, now);
+        lease.connection
+    }
+
+    /// The connection of a worker, if it is idle.
+    pub(crate) fn idle_mut(&mut self, key: WorkerKey) -> Option<&mut C> {
+        let worker = self.workers.get_mut(key.index)?;
+        if worker.stamp == key.stamp { worker.idle.as_mut() } else { None }
+    }
+
+    /// An idle worker is dead.
+    pub(crate) fn lose_idle(&mut self, key: WorkerKey, now: Instant) -> Option<C> {
+        self.idle_mut(key)?;
+        self.idle.retain(|&index| index != key.index);
+        self.remove(key.index, Loss::Unused, now)
+    }
+
+    /// The right to connect one more worker, if one is needed and an attempt may be made now.
+    pub(crate) fn permit(&mut self, now: Instant) -> Option<Permit> {
+        let probing = self.backoff.next.is_some();
+        let too_early = self.backoff.next.is_some_and(|next| now < next);
+        if !self.is_short() || too_early || (probing && self.connecting > 0) {
+            return None;
+        }
+        self.stamps += 1;
+        let stamp = self.stamps;
+        let index = self.workers.insert(Worker { stamp, born: None, checkouts: 0, idle: None });
+        self.connecting += 1;
+        Some(Permit(WorkerKey { index, stamp }))
+    }
+
+    /// When [`permit`](Self::permit) is to be asked again, if not after an event.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.backoff.next.filter(|_| self.is_short() && self.connecting == 0)
+    }
+
+    pub(crate) fn connected(
+        &mut self,
+        permit: Permit,
+        connection: C,
+        now: Instant,
+    ) -> Released<C, W> {
+        let key = permit.0;
+        self.connecting -= 1;
+        self.backoff.next = None;
+        self.backoff.unreachable = None;
+        let worker = &mut self.workers[key.index];
+        worker.born = Some(now);
+        worker.idle = Some(connection);
+        self.make_available(key.index)
+    }
+
+    pub(crate) fn failed(&mut self, permit: Permit, reason: String, now: Instant) {
+        self.connecting -= 1;
+        self.workers.remove(permit.0.index);
+        let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
+        self.backoff.unreachable = Some(Unreachable { since, reason });
+        self.backoff.wait(now);
+    }
+
+    /// Whether more workers are needed than there are.
+    fn is_short(&self) -> bool {
+        let wanted = (self.held + self.waiting.len()).max(self.limits.min_workers);
+        self.workers.len() < wanted.min(self.limits.max_workers)
+    }
+
+    fn make_available(&mut self, index: usize) -> Released<C, W> {
+        match self.waiting.pop_front() {
+            Some(waiter) => Released::Assigned(waiter, self.lease(index)),
+            None => {
+                self.idle.push(index);
+                Released::Idle
+            }
+        }
+    }
+
+    fn lease(&mut self, index: usize) -> Lease<C> {
+        let worker = &mut self.workers[index];
+        let key = WorkerKey { index, stamp: worker.stamp };
+        let Some(connection) = worker.idle.take() else {
+            unreachable!("a worker is leased only while its connection is here");
+        };
+        self.held += 1;
+        Lease { key, connection }
+    }
+
+    fn remove(&mut self, index: usize, loss: Loss, now: Instant) -> Option<C> {
+        let worker = self.workers.remove(index);
+        let young = worker.born.is_some_and(|born| now.saturating_duration_since(born) < YOUNG);
+        if loss == Loss::Unused && worker.checkouts == 0 && young {
+            self.backoff.wait(now);
+        }
+        worker.idle
+    }
+}
+
+impl Backoff {
+    /// Nothing is tried for a while, longer each time; failures that come while nothing is tried
+    /// count once.
+    fn wait(&mut self, now: Instant) {
+        if self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        self.delay = (self.delay * 2).clamp(FIRST_RETRY, LAST_RETRY);
+        self.next = Some(now + self.delay);
+    }
+}
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

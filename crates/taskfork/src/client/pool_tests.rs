@@ -1,0 +1,270 @@
+//! Random sequences of events against what a pool must never do.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn pool(min_workers: usize, max_workers: usize) -> Pool<u64, u64> {
+    Pool::new(Limits { min_workers, max_workers, max_checkouts: None })
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    CheckOut,
+    GiveUp(prop::sample::Index),
+    Permit,
+    Connected(prop::sample::Index),
+    Failed(prop::sample::Index),
+    Release(prop::sample::Index),
+    Decline(prop::sample::Index),
+    Lose(prop::sample::Index),
+    LoseAndWaitAgain(prop::sample::Index),
+    IdleDeath(prop::sample::Index),
+    Later(u16),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        4 => Just(Event::CheckOut),
+        1 => index().prop_map(Event::GiveUp),
+        4 => Just(Event::Permit),
+        4 => index().prop_map(Event::Connected),
+        1 => index().prop_map(Event::Failed),
+        3 => index().prop_map(Event::Release),
+        1 => index().prop_map(Event::Decline),
+        1 => index().prop_map(Event::Lose),
+        1 => index().prop_map(Event::LoseAndWaitAgain),
+        1 => index().prop_map(Event::IdleDeath),
+        1 => (0u16..2000).prop_map(Event::Later),
+    ]
+}
+
+/// The pool with all rights it has given out, and who must be waiting in which order.
+struct Model {
+    pool: Pool<u64, u64>,
+    limits: Limits,
+    now: Instant,
+    permits: Vec<Permit>,
+    leases: Vec<Lease<u64>>,
+    idle: Vec<WorkerKey>,
+    waiting: VecDeque<(Ticket, u64)>,
+    serial: u64,
+}
+
+impl Model {
+    fn new(limits: Limits) -> Self {
+        Self {
+            pool: Pool::new(limits),
+            limits,
+            now: Instant::now(),
+            permits: Vec::new(),
+            leases: Vec::new(),
+            idle: Vec::new(),
+            waiting: VecDeque::new(),
+            serial: 0,
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.serial += 1;
+        let serial = self.serial;
+        match event {
+            Event::CheckOut => match self.pool.check_out(|| serial) {
+                Ok(lease) => {
+                    assert!(self.waiting.is_empty(), "overtook those who wait");
+                    self.take(lease);
+                }
+                Err(ticket) => self.waiting.push_back((ticket, serial)),
+            },
+            Event::GiveUp(index) if !self.waiting.is_empty() => {
+                let (ticket, waiter) =
+                    self.waiting.remove(index.index(self.waiting.len())).unwrap();
+                assert_eq!(self.pool.give_up(ticket), Some(waiter));
+                assert_eq!(self.pool.give_up(ticket), None);
+            }
+            Event::Permit => self.permits.extend(self.pool.permit(self.now)),
+            Event::Connected(index) if !self.permits.is_empty() => {
+                let permit = self.permits.swap_remove(index.index(self.permits.len()));
+                let key = permit.key();
+                let released = self.pool.connected(permit, serial, self.now);
+                self.settle(released, key);
+            }
+            Event::Failed(index) if !self.permits.is_empty() => {
+                let permit = self.permits.swap_remove(index.index(self.permits.len()));
+                self.pool.failed(permit, "no".into(), self.now);
+                assert!(self.pool.unreachable().is_some());
+            }
+            Event::Release(index) if !self.leases.is_empty() => {
+                let lease = self.leases.swap_remove(index.index(self.leases.len()));
+                let key = lease.key;
+                let released = self.pool.release(lease);
+                self.settle(released, key);
+            }
+            Event::Decline(index) if !self.leases.is_empty() => {
+                let lease = self.leases.swap_remove(index.index(self.leases.len()));
+                let key = lease.key;
+                let released = self.pool.decline(lease);
+                self.settle(released, key);
+            }
+            Event::Lose(index) if !self.leases.is_empty() => {
+                let lease = self.leases.swap_remove(index.index(self.leases.len()));
+                self.pool.lose(lease, Loss::Used, self.now);
+            }
+            Event::LoseAndWaitAgain(index) if !self.leases.is_empty() => {
+                let lease = self.leases.swap_remove(index.index(self.leases.len()));
+                self.pool.lose(lease, Loss::Unused, self.now);
+                match self.pool.check_out_again(serial) {
+                    Ok((_, lease)) => self.take(lease),
+                    Err(ticket) => self.waiting.push_front((ticket, serial)),
+                }
+            }
+            Event::IdleDeath(index) if !self.idle.is_empty() => {
+                let key = self.idle.swap_remove(index.index(self.idle.len()));
+                assert!(self.pool.lose_idle(key, self.now).is_some());
+                assert!(self.pool.lose_idle(key, self.now).is_none());
+            }
+            Event::Later(millis) => self.now += Duration::from_millis(millis.into()),
+            _ => {}
+        }
+        self.check();
+    }
+
+    fn take(&mut self, lease: Lease<u64>) {
+        assert!(self.leases.iter().all(|held| held.key != lease.key), "held twice");
+        self.idle.retain(|&key| key != lease.key);
+        self.leases.push(lease);
+    }
+
+    fn settle(&mut self, released: Released<u64, u64>, key: WorkerKey) {
+        match released {
+            Released::Idle => {
+                assert!(self.waiting.is_empty(), "a worker idles while somebody waits");
+                self.idle.push(key);
+            }
+            Released::Assigned(waiter, lease) => {
+                let (_, first) = self.waiting.pop_front().expect("somebody waits");
+                assert_eq!(waiter, first, "first come, first served");
+                self.take(lease);
+            }
+            Released::Spent(_) => assert!(self.limits.max_checkouts.is_some()),
+        }
+    }
+
+    fn check(&self) {
+        let stats = self.pool.stats();
+        assert_eq!(stats.busy, self.leases.len());
+        assert_eq!(stats.connecting, self.permits.len());
+        assert_eq!(stats.queued, self.waiting.len());
+        assert_eq!(stats.idle, self.idle.len());
+        assert!(stats.busy + stats.connecting + stats.idle <= self.limits.max_workers);
+        assert_eq!(self.pool.workers.len(), stats.busy + stats.connecting + stats.idle);
+    }
+
+    /// Whoever waits is served once connections succeed: nothing can be stuck.
+    fn drain(mut self) {
+        for _ in 0..10_000 {
+            if self.waiting.is_empty() {
+                return;
+            }
+            self.now += LAST_RETRY;
+            self.apply(Event::Permit);
+            match (self.permits.pop(), self.leases.pop()) {
+                (Some(permit), lease) => {
+                    self.leases.extend(lease);
+                    let key = permit.key();
+                    let released = self.pool.connected(permit, 0, self.now);
+                    self.settle(released, key);
+                }
+                (None, Some(lease)) => {
+                    let key = lease.key;
+                    let released = self.pool.release(lease);
+                    self.settle(released, key);
+                }
+                (None, None) => {}
+            }
+        }
+        panic!("{} still wait", self.waiting.len());
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_sequence_of_events_breaks_the_pool(
+        min_workers in 0usize..3,
+        more in 1usize..5,
+        max_checkouts in prop_oneof![Just(None), (1u64..4).prop_map(Some)],
+        events in proptest::collection::vec(event(), 0..300),
+    ) {
+        let limits = Limits { min_workers, max_workers: min_workers + more, max_checkouts };
+        let mut model = Model::new(limits);
+        for event in events {
+            model.apply(event);
+        }
+        model.drain();
+    }
+}
+
+#[test]
+fn with_one_worker_deaths_never_make_room_for_two() {
+    let now = Instant::now();
+    let mut pool = pool(1, 1);
+    for _ in 0..10 {
+        let permit = pool.permit(now).unwrap();
+        assert!(pool.permit(now).is_none());
+        assert!(matches!(pool.connected(permit, 0, now), Released::Idle));
+        let lease = pool.check_out(|| 0).unwrap();
+        pool.lose(lease, Loss::Used, now);
+    }
+}
+
+#[test]
+fn retries_begin_with_milliseconds_and_double_up_to_a_second() {
+    let mut now = Instant::now();
+    let mut pool = pool(1, 20);
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        let permit = pool.permit(now).unwrap();
+        pool.failed(permit, "refused".into(), now);
+        let next = pool.retry_at().unwrap();
+        assert!(pool.permit(now).is_none());
+        waits.push((next - now).as_millis());
+        now = next;
+    }
+    assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000, 1000, 1000]);
+}
+
+#[test]
+fn while_nobody_answers_one_attempt_at_a_time_is_made() {
+    let now = Instant::now();
+    let mut pool = pool(0, 20);
+    let tickets: Vec<_> = (0..10).map(|number| pool.check_out(|| number).unwrap_err()).collect();
+    assert_eq!(tickets.len(), 10);
+    let permit = pool.permit(now).unwrap();
+    pool.failed(permit, "refused".into(), now);
+
+    let later = pool.retry_at().unwrap();
+    let probe = pool.permit(later).unwrap();
+    assert!(pool.permit(later).is_none());
+    assert!(matches!(pool.connected(probe, 0, later), Released::Assigned(0, _)));
+    let permits: Vec<_> = std::iter::from_fn(|| pool.permit(later)).collect();
+    assert_eq!(permits.len(), 9);
+}
+
+#[test]
+fn workers_that_die_young_and_unused_slow_their_replacement_down() {
+    let mut now = Instant::now();
+    let mut pool = pool(1, 1);
+    let mut waits = Vec::new();
+    for _ in 0..5 {
+        let permit = pool.permit(now).unwrap();
+        let key = permit.key();
+        assert!(matches!(pool.connected(permit, 0, now), Released::Idle));
+        pool.lose_idle(key, now);
+        waits.push((pool.retry_at().unwrap() - now).as_millis());
+        now = pool.retry_at().unwrap();
+    }
+    assert_eq!(waits, [5, 10, 20, 40, 80]);
+}

@@ -1,0 +1,128 @@
+//! A first-in, first-out queue from whose middle an element can be taken in constant time.
+
+use slab::Slab;
+
+/// Where an element stands. It never names another element, even after its own is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    index: usize,
+    stamp: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    nodes: Slab<Node<T>>,
+    first: Option<usize>,
+    last: Option<usize>,
+    stamps: u64,
+}
+
+#[derive(Debug)]
+struct Node<T> {
+    value: T,
+    stamp: u64,
+    before: Option<usize>,
+    after: Option<usize>,
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn new() -> Self {
+        Self { nodes: Slab::new(), first: None, last: None, stamps: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    pub(crate) fn push_back(&mut self, value: T) -> Ticket {
+        let ticket = self.insert(value, self.last, None);
+        match self.last.replace(ticket.index) {
+            Some(last) => self.nodes[last].after = Some(ticket.index),
+            None => self.first = Some(ticket.index),
+        }
+        ticket
+    }
+
+    pub(crate) fn push_front(&mut self, value: T) -> Ticket {
+        let ticket = self.insert(value, None, self.first);
+        match self.first.replace(ticket.index) {
+            Some(first) => self.nodes[first].before = Some(ticket.index),
+            None => self.last = Some(ticket.index),
+        }
+        ticket
+    }
+
+    fn insert(&mut self, value: T, before: Option<usize>, after: Option<usize>) -> Ticket {
+        self.stamps += 1;
+        let stamp = self.stamps;
+        let index = self.nodes.insert(Node { value, stamp, before, after });
+        Ticket { index, stamp }
+    }
+
+    pub(crate) fn pop_front(&mut self) -> Option<T> {
+        self.first.map(|index| self.unlink(index))
+    }
+
+    /// Takes an element from wherever it stands; nothing if it is gone already.
+    pub(crate) fn remove(&mut self, ticket: Ticket) -> Option<T> {
+        let there = self.nodes.get(ticket.index)?.stamp == ticket.stamp;
+        there.then(|| self.unlink(ticket.index))
+    }
+
+    fn unlink(&mut self, index: usize) -> T {
+        let node = self.nodes.remove(index);
+        match node.before {
+            Some(before) => self.nodes[before].after = node.after,
+            None => self.first = node.after,
+        }
+        match node.after {
+            Some(after) => self.nodes[after].before = node.before,
+            None => self.last = node.before,
+        }
+        node.value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_does_what_a_list_with_a_search_does(steps in proptest::collection::vec((0u8..4, any::<prop::sample::Index>()), 0..200)) {
+            let mut queue = Queue::new();
+            let mut model: VecDeque<(Ticket, usize)> = VecDeque::new();
+            let mut gone = Vec::new();
+            for (number, (step, index)) in steps.into_iter().enumerate() {
+                match step {
+                    0 => model.push_back((queue.push_back(number), number)),
+                    1 => model.push_front((queue.push_front(number), number)),
+                    2 => {
+                        let expected = model.pop_front();
+                        gone.extend(expected.map(|(ticket, _)| ticket));
+                        prop_assert_eq!(queue.pop_front(), expected.map(|(_, number)| number));
+                    }
+                    _ if !model.is_empty() => {
+                        let (ticket, number) = model.remove(index.index(model.len())).unwrap();
+                        gone.push(ticket);
+                        prop_assert_eq!(queue.remove(ticket), Some(number));
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(queue.len(), model.len());
+                prop_assert_eq!(queue.is_empty(), model.is_empty());
+                for ticket in &gone {
+                    prop_assert_eq!(queue.remove(*ticket), None);
+                }
+            }
+        }
+    }
+}

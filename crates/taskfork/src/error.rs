@@ -1,0 +1,474 @@
+//! Every error that a caller of a worker can meet. What went wrong is in fields; the sentences are
+//! made from them. How an error travels is in `wire::native`.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::display::seconds;
+
+/// What a call on a worker can end with instead of its result.
+///
+/// `E` is the error that the interface itself returns: the error type of the method for a typed
+/// interface, [`Failure`] for an untyped one.
+///
+/// ```
+/// use taskfork::{CallError, Error};
+///
+/// fn advice(error: &Error) -> &'static str {
+///     match error {
+///         Error::Call(CallError::Interface(_)) => "the method said no",
+///         Error::Call(_) => "the call went wrong, the checkout is still good",
+///         Error::Fatal { may_have_run: false, .. } => "safe to try again on a new checkout",
+///         _ => "the checkout is over, and the call may have run",
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error<E = Failure> {
+    /// The call failed. The checkout stays usable: further calls reach the same worker.
+    Call(CallError<E>),
+    /// The checkout is over. Every later call on it ends with the same cause at once.
+    Fatal {
+        /// What ended the checkout.
+        cause: FatalError,
+        /// Whether a worker can have taken this very call up: `false` means that trying it again
+        /// cannot make anything happen twice.
+        may_have_run: bool,
+    },
+}
+
+/// An error that ends a call and leaves its checkout usable.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CallError<E = Failure> {
+    /// The interface's own error.
+    Interface(E),
+    /// The worker's code panicked.
+    Panic(Panic),
+    /// The server's interface has no such method.
+    UnknownMethod {
+        /// The method asked for; nothing when the call was made without one.
+        method: Option<String>,
+        /// The methods that the interface has, as far as it knows them.
+        known: Vec<String>,
+    },
+    /// The arguments could not be encoded, or do not fit the method's parameters.
+    Arguments {
+        /// What does not fit, and where.
+        message: String,
+    },
+    /// The method's result could not be encoded. The method has run.
+    Result {
+        /// What could not be encoded.
+        message: String,
+    },
+    /// The answer is not of the type that the caller asked for. The method has run.
+    Decode {
+        /// What does not fit, and where.
+        message: String,
+    },
+    /// The worker's `setup` failed or panicked, so the call was not run. The next call tries it
+    /// again.
+    Setup {
+        /// The error of `setup`, with its causes.
+        failure: Failure,
+    },
+    /// A call before this one on the same checkout failed, so this one was not run.
+    Dropped {
+        /// The call that failed, as it is shown in messages.
+        behind: String,
+    },
+}
+
+/// What ends a checkout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FatalError {
+    /// The time of a call ran out, counted from when it was made.
+    TimedOut {
+        /// The time that the call had.
+        after: Duration,
+        /// What it was doing when its time ran out.
+        stage: Stage,
+    },
+    /// The worker ended, or closed its connection.
+    WorkerDied(Death),
+    /// [`throw_fatal_error`](crate::Checkout::throw_fatal_error) was called, or the client's
+    /// runtime is gone.
+    Aborted {
+        /// The message given.
+        message: String,
+    },
+    /// No server answered before the time ran out.
+    CannotConnect {
+        /// The address tried.
+        address: String,
+        /// Why the last attempt failed.
+        reason: String,
+        /// For how long no attempt has succeeded.
+        unreachable_for: Duration,
+        /// The time that the call had.
+        after: Duration,
+    },
+    /// The peer sent something that is no message of the protocol.
+    Protocol {
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// Where a call was when its time ran out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Its checkout waited for a worker.
+    Waiting,
+    /// It waited for an earlier call of its checkout.
+    Behind,
+    /// It had been sent to a worker.
+    Running,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// The worker's process id.
+    pub pid: u32,
+    /// The exit status or the signal, as far as it is known.
+    pub end: End,
+    /// Why the server killed the worker, where it did.
+    pub reason: Option<String>,
+    /// What the worker was doing, as far as it is known.
+    pub during: Option<Activity>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum End {
+    /// It exited with this status.
+    Exited(i32),
+    /// This signal ended it.
+    Signaled(i32),
+    /// The connection ended and nothing said why: the server is gone too, for example.
+    Unknown,
+}
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Activity {
+    /// Running `setup`.
+    Setup,
+    /// Waiting for a call.
+    Idle,
+    /// Running a call or answering it.
+    Call,
+    /// Running `checkout_done`.
+    CheckoutDone,
+}
+
+/// A panic in a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Panic {
+    /// The panic's message.
+    pub message: String,
+    /// Where it was raised.
+    pub location: Option<Location>,
+}
+
+/// A place in a program's source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// The source file as the compiler saw it.
+    pub file: String,
+    /// The line, counted from 1.
+    pub line: u32,
+    /// The column, counted from 1.
+    pub column: u32,
+}
+
+/// An error of an untyped interface: its message and those of its causes, as they stood in the
+/// worker. [`source`](std::error::Error::source) walks the causes.
+///
+/// ```
+/// let failure = taskfork::Failure::new("cannot open the account").caused_by("disk full");
+/// assert_eq!(failure.to_string(), "cannot open the account");
+/// assert_eq!(std::error::Error::source(&failure).unwrap().to_string(), "disk full");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    message: String,
+    source: Option<Box<Failure>>,
+}
+
+impl<E> Error<E> {
+    /// Whether the checkout is over.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Fatal { .. })
+    }
+
+    /// Whether a worker can have run the call, wholly or in part. `false` means that trying the
+    /// call again cannot make anything happen twice.
+    pub fn may_have_run(&self) -> bool {
+        match self {
+            Self::Call(error) => error.may_have_run(),
+            Self::Fatal { may_have_run, .. } => *may_have_run,
+        }
+    }
+}
+
+impl<E> CallError<E> {
+    fn may_have_run(&self) -> bool {
+        match self {
+            Self::Interface(_) | Self::Panic(_) | Self::Result { .. } | Self::Decode { .. } => true,
+            Self::UnknownMethod { .. }
+            | Self::Arguments { .. }
+            | Self::Setup { .. }
+            | Self::Dropped { .. } => false,
+        }
+    }
+}
+
+impl Failure {
+    /// A failure with this message and no cause.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    /// The same failure with one more cause at the end of its chain.
+    #[must_use]
+    pub fn caused_by(mut self, message: impl Into<String>) -> Self {
+        let mut last = &mut self.source;
+        while let Some(cause) = last {
+            last = &mut cause.source;
+        }
+        *last = Some(Box::new(Self::new(message)));
+        self
+    }
+
+    /// The messages of `error` and all its causes.
+    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self {
+            message: error.to_string(),
+            source: error.source().map(|source| Box::new(Self::of(source))),
+        }
+    }
+
+    /// The failure's own message.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The messages of the causes, nearest first.
+    pub fn causes(&self) -> impl Iterator<Item = &str> {
+        std::iter::successors(self.source.as_deref(), |cause| cause.source.as_deref())
+            .map(|cause| cause.message.as_str())
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(error) => error.fmt(out),
+            Self::Fatal { cause, .. } => cause.fmt(out),
+        }
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for Error<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Call(error) => error.source(),
+            Self::Fatal { .. } => None,
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for CallError<E> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface(error) => error.fmt(out),
+            Self::Panic(panic) => panic.fmt(out),
+            Self::UnknownMethod { method: Some(method), known } => {
+                write!(out, "unknown method `{method}`")?;
+                if known.is_empty() {
+                    Ok(())
+                } else {
+                    write!(out, ": there is {}", known.join(", "))
+                }
+            }
+            Self::UnknownMethod { method: None, known } => {
+                out.write_str("a call must name a method")?;
+                if known.is_empty() {
+                    Ok(())
+                } else {
+                    write!(out, ": there is {}", known.join(", "))
+                }
+            }
+            Self::Arguments { message } => write!(out, "bad arguments: {message}"),
+            Self::Result { message } => write!(out, "the result cannot be sent: {message}"),
+            Self::Decode { message } => {
+                write!(out, "the answer is not of the type asked for: {message}")
+            }
+            Self::Setup { failure } => write!(out, "setup exception: {failure}"),
+            Self::Dropped { behind } => write!(out, "not run because {behind} failed before it"),
+        }
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for CallError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Interface(error) => error.source(),
+            Self::Setup { failure } => failure.source(),
+            _ => None,
+        }
+    }
+}
+
+impl<E> From<CallError<E>> for Error<E> {
+    fn from(error: CallError<E>) -> Self {
+        Self::Call(error)
+    }
+}
+
+impl fmt::Display for FatalError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimedOut { after, stage } => {
+                let doing = match stage {
+                    Stage::Waiting => "while waiting for a worker",
+                    Stage::Behind => "while waiting for an earlier call of its checkout",
+                    Stage::Running => "while running",
+                };
+                write!(out, "timed out after {} {doing}", seconds(*after))
+            }
+            Self::WorkerDied(death) => write!(out, "worker connection suddenly died: {death}"),
+            Self::Aborted { message } => out.write_str(message),
+            Self::CannotConnect { address, reason, unreachable_for, after } => write!(
+                out,
+                "timed out after {}: no server answered at {address} for the last {} ({reason})",
+                seconds(*after),
+                seconds(*unreachable_for),
+            ),
+            Self::Protocol { detail } => write!(out, "protocol broken: {detail}"),
+        }
+    }
+}
+
+impl std::error::Error for FatalError {}
+
+impl fmt::Display for Death {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "worker {}", self.pid)?;
+        match self.end {
+            End::Exited(status) => write!(out, " exited with status {status}")?,
+            End::Signaled(signal) => write!(out, " was killed by {}", signal_name(signal))?,
+            End::Unknown => out.write_str(" closed its connection")?,
+        }
+        if let Some(during) = self.during {
+            write!(out, " {during}")?;
+        }
+        if let Some(reason) = &self.reason {
+            write!(out, ": {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Activity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Setup => "during setup",
+            Self::Idle => "between calls",
+            Self::Call => "during a call",
+            Self::CheckoutDone => "during checkout_done",
+        })
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "panicked: {}", self.message)?;
+        match &self.location {
+            Some(place) => write!(out, " ({}:{}:{})", place.file, place.line, place.column),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// `SIGKILL` and its kin; a real-time signal by its number.
+fn signal_name(signal: i32) -> String {
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(known) => known.as_str().to_owned(),
+        Err(_) => format!("signal {signal}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_fatal_error_says_what_happened_to_which_worker_and_why() {
+        let death = Death {
+            pid: 42,
+            end: End::Signaled(9),
+            reason: Some("hung for 5 minutes".into()),
+            during: Some(Activity::Call),
+        };
+        assert_eq!(
+            FatalError::WorkerDied(death).to_string(),
+            "worker connection suddenly died: worker 42 was killed by SIGKILL during a call: \
+             hung for 5 minutes"
+        );
+    }
+
+    #[test]
+    fn time_out_and_cannot_connect_are_told_apart() {
+        let after = Duration::from_millis(1500);
+        let slow = FatalError::TimedOut { after, stage: Stage::Running };
+        assert_eq!(slow.to_string(), "timed out after 1.5 seconds while running");
+
+        let gone = FatalError::CannotConnect {
+            address: "unix:/a".into(),
+            reason: "Connection refused".into(),
+            unreachable_for: Duration::from_secs(1),
+            after,
+        };
+        assert_eq!(
+            gone.to_string(),
+            "timed out after 1.5 seconds: no server answered at unix:/a for the last 1 second \
+             (Connection refused)"
+        );
+    }
+
+    #[test]
+    fn the_chain_of_a_failure_is_walked_by_source() {
+        let failure = Failure::new("a").caused_by("b").caused_by("c");
+        assert_eq!(failure.causes().collect::<Vec<_>>(), ["b", "c"]);
+
+        let error: Error = CallError::Interface(failure).into();
+        assert_eq!(error.to_string(), "a");
+        let cause = error.source().unwrap();
+        assert_eq!(cause.to_string(), "b");
+        assert_eq!(cause.source().unwrap().to_string(), "c");
+        assert!(!error.is_fatal() && error.may_have_run());
+    }
+}

@@ -1,0 +1,187 @@
+//! How a server is described before it runs.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::error::ServerError;
+use super::event_loop::EventLoop;
+use super::options::Options;
+use crate::address::{Address, AddressError};
+use crate::error::Failure;
+use crate::worker::interface::{BoxError, Interface};
+use crate::worker::{Handlers, Seat, serve};
+
+/// A server, ready to [`run`](Self::run).
+///
+/// A server forks one worker process for each connection of a client. It needs a process with one
+/// thread; [`Server::spawn`] and [`Server::fork`] start it from within a client's own program.
+///
+/// ```no_run
+/// use taskfork::{Methods, Server};
+///
+/// # fn main() -> Result<(), taskfork::ServerError> {
+/// Server::builder()
+///     .listen("unix:/run/adder.sock")
+///     .name("adder")
+///     .interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b)))
+///     .run()
+/// # }
+/// ```
+pub struct Server {
+    options: Options,
+    program: Program,
+}
+
+/// What a worker runs, with the types of the state and the interface forgotten.
+pub(crate) type Program = Box<dyn Fn(Seat) -> i32>;
+
+impl Server {
+    /// A server with every option at its default.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::with(Options::default())
+    }
+
+    /// Serves until SIGTERM, SIGINT or SIGHUP comes, then stops accepting, lets running checkouts
+    /// finish within [`shutdown_grace`](ServerBuilder::shutdown_grace), waits for every worker and
+    /// removes its socket file. A second signal kills the workers at once.
+    ///
+    /// # Errors
+    /// A [`ServerError`] when the server cannot start: no address or a bad one, an address that is
+    /// in use, a process that has threads.
+    pub fn run(self) -> Result<(), ServerError> {
+        EventLoop::start(self.options, self.program)?.run()
+    }
+}
+
+/// Collects the options of a server; [`interface`](Self::interface) finishes it.
+///
+/// `S` is the state that each worker keeps between calls, `()` until [`setup`](Self::setup) says
+/// otherwise.
+#[must_use = "a server does nothing before `interface` and `run`"]
+pub struct ServerBuilder<S = ()> {
+    options: Options,
+    handlers: Handlers<S>,
+}
+
+impl ServerBuilder {
+    pub(crate) fn with(options: Options) -> Self {
+        Self { options, handlers: Handlers { setup: Box::new(|| Ok(())), checkout_done: None } }
+    }
+
+    /// Makes the state of each new worker, once, before its first call.
+    ///
+    /// An error or a panic reaches the first call as [`Setup`](crate::CallError::Setup), shown as
+    /// `setup exception: …`; the next call on that worker runs `setup` again. Random generators
+    /// that were seeded before the server started are the same in every worker: seed the worker's
+    /// own here.
+    ///
+    /// ```
+    /// use taskfork::{BoxError, Methods, Server};
+    ///
+    /// let server = Server::builder()
+    ///     .setup(|| Ok::<_, BoxError>(Vec::<String>::new()))
+    ///     .interface(Methods::new().method("keep", |kept: &mut Vec<String>, text: String| {
+    ///         kept.push(text);
+    ///         Ok(kept.len())
+    ///     }));
+    /// # let _ = server;
+    /// ```
+    pub fn setup<S: 'static, E: Into<BoxError>>(
+        self,
+        setup: impl Fn() -> Result<S, E> + 'static,
+    ) -> ServerBuilder<S> {
+        let done = self.handlers.checkout_done;
+        let handlers = Handlers {
+            setup: Box::new(move || setup().map_err(failure)),
+            checkout_done: done.map(|done| Box::new(move |_: &mut S| done(&mut ())) as _),
+        };
+        ServerBuilder { options: self.options, handlers }
+    }
+}
+
+impl<S: 'static> ServerBuilder<S> {
+    /// Where to listen: `unix:PATH`, `tcp:HOST:PORT` or `fd:NUMBER`. A mistake in it is the error
+    /// of [`run`](Server::run). A server started by [`Server::spawn`] or [`Server::fork`] needs no
+    /// address: without one it is reached through its handle only.
+    pub fn listen<A>(mut self, address: A) -> Self
+    where
+        A: TryInto<Address>,
+        A::Error: Into<AddressError>,
+    {
+        self.options.address = Some(address.try_into().map_err(Into::into));
+        self
+    }
+
+    /// What `ps` and the logs call the server: `taskfork-server:NAME`, and its workers
+    /// `taskfork-worker:NAME(1)` and so on. `taskfork` unless set.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.options.name = name.into();
+        self
+    }
+
+    /// How long a worker may be stuck in one call, in `setup` or in `checkout_done` before it is
+    /// killed, whatever it is doing. 5 minutes unless set; `None` for no limit.
+    pub fn hung_worker_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.options.hung_worker_timeout = timeout.into();
+        self
+    }
+
+    /// How long running checkouts may go on after a graceful shutdown has begun; 30 seconds unless
+    /// set.
+    pub fn shutdown_grace(mut self, grace: Duration) -> Self {
+        self.options.shutdown_grace = grace;
+        self
+    }
+
+    /// The permissions of the unix socket's file, 0600 unless set.
+    pub fn socket_mode(mut self, mode: u32) -> Self {
+        self.options.socket_mode = mode;
+        self
+    }
+
+    /// The most bytes of one message in either direction, 64 MiB unless set.
+    pub fn max_frame(mut self, bytes: usize) -> Self {
+        self.options.max_frame = bytes;
+        self
+    }
+
+    /// How long a client may stop in the middle of a message before its connection is closed; 30
+    /// seconds unless set.
+    pub fn stall_timeout(mut self, timeout: Duration) -> Self {
+        self.options.stall_timeout = timeout;
+        self
+    }
+
+    /// Cleans up after each checkout, in the worker, before the next one gets it. An error or a
+    /// panic is logged and ends the worker, so that nobody gets an unclean one.
+    pub fn checkout_done<E: Into<BoxError>>(
+        mut self,
+        done: impl Fn(&mut S) -> Result<(), E> + 'static,
+    ) -> Self {
+        self.handlers.checkout_done = Some(Box::new(move |state| done(state).map_err(failure)));
+        self
+    }
+
+    /// Sets what the workers can be asked, and finishes the description.
+    pub fn interface(self, interface: impl Interface<S>) -> Server {
+        let handlers = self.handlers;
+        let program = Box::new(move |seat| serve(seat, &interface, &handlers));
+        Server { options: self.options, program }
+    }
+}
+
+fn failure(error: impl Into<BoxError>) -> Failure {
+    Failure::of(&*error.into())
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Server").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl<S> fmt::Debug for ServerBuilder<S> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("ServerBuilder").field("options", &self.options).finish_non_exhaustive()
+    }
+}

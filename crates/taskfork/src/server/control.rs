@@ -1,0 +1,179 @@
+//! The line between a program and the server that it started: a pair of sockets that carries the
+//! server's first word, new connections, and, by its end, the wish for a graceful shutdown. As the
+//! kernel closes it with the program, no server outlives the program that started it.
+
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send,
+    sendmsg, shutdown, socketpair,
+};
+
+use crate::address::Address;
+
+/// The longest first word; an error's text beyond it is cut.
+const LONGEST: usize = 4096;
+
+const READY: &str = "ready ";
+const FAILED: &str = "failed ";
+
+/// Both ends of a new line: the program's and the server's.
+pub(crate) fn pair() -> rustix::io::Result<(OwnedFd, Control)> {
+    let flags = SocketFlags::CLOEXEC;
+    let (program, server) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    Ok((program, Control(server)))
+}
+
+/// The server's end.
+#[derive(Debug)]
+pub(crate) struct Control(pub(crate) OwnedFd);
+
+/// What the program wants.
+#[derive(Debug)]
+pub(crate) enum Wish {
+    Serve(OwnedFd),
+    ShutDown,
+}
+
+impl Control {
+    /// Says that the server listens; without an address, that connections can be sent.
+    pub(crate) fn report_ready(&self, address: Option<&Address>) {
+        self.report(READY, &address.map(Address::to_string).unwrap_or_default());
+    }
+
+    pub(crate) fn report_failure(&self, error: &dyn fmt::Display) {
+        self.report(FAILED, &error.to_string());
+    }
+
+    fn report(&self, word: &str, text: &str) {
+        let text = &text[..text.floor_char_boundary(LONGEST - word.len())];
+        // A program that is gone needs no word.
+        let _ = send(&self.0, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
+    }
+
+    /// The next wish, or nothing while there is none.
+    pub(crate) fn next(&self) -> io::Result<Option<Wish>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let mut buffers = [IoSliceMut::new(&mut byte)];
+        let received = retry_on_intr(|| recvmsg(&self.0, &mut buffers, &mut ancillary, flags));
+        match received {
+            Ok(message) if message.bytes == 0 => Ok(Some(Wish::ShutDown)),
+            Ok(_) => Ok(ancillary.drain().find_map(descriptor).map(Wish::Serve)),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(Errno::CONNRESET) => Ok(Some(Wish::ShutDown)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+fn descriptor(message: RecvAncillaryMessage<'_>) -> Option<OwnedFd> {
+    match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The program's end, shared by the server's handle and the clients that connect through it.
+#[derive(Clone)]
+pub(crate) struct Link(Arc<Line>);
+
+struct Line {
+    pid: u32,
+    socket: Mutex<Option<OwnedFd>>,
+}
+
+/// What a server said first.
+#[derive(Debug)]
+pub(crate) enum FirstWord {
+    Ready(Option<String>),
+    Failed(String),
+    /// It ended without a word.
+    Nothing,
+}
+
+static LINES: Mutex<Vec<Weak<Line>>> = Mutex::new(Vec::new());
+
+/// In a forked process: closes the program's ends of all lines, which would keep the servers from
+/// seeing the program end.
+pub(crate) fn close_inherited() {
+    for line in lock(&LINES).drain(..) {
+        if let Some(line) = line.upgrade() {
+            lock(&line.socket).take();
+        }
+    }
+}
+
+impl Link {
+    pub(crate) fn new(pid: u32, socket: OwnedFd) -> Self {
+        let line = Arc::new(Line { pid, socket: Mutex::new(Some(socket)) });
+        let mut lines = lock(&LINES);
+        lines.retain(|line| line.strong_count() > 0);
+        lines.push(Arc::downgrade(&line));
+        Self(line)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.pid
+    }
+
+    /// Waits for the server's first word.
+    pub(crate) fn first_word(&self) -> FirstWord {
+        let mut text = [0; LONGEST];
+        let socket = lock(&self.0.socket);
+        let Some(socket) = socket.as_ref() else { return FirstWord::Nothing };
+        let length = retry_on_intr(|| recv(socket, &mut text, RecvFlags::empty()));
+        let text = String::from_utf8_lossy(&text[..length.map_or(0, |(_, length)| length)]);
+        if let Some(address) = text.strip_prefix(READY) {
+            let address = Some(address.to_owned()).filter(|address| !address.is_empty());
+            return FirstWord::Ready(address);
+        }
+        match text.strip_prefix(FAILED) {
+            Some(error) => FirstWord::Failed(error.to_owned()),
+            None => FirstWord::Nothing,
+        }
+    }
+
+    /// A new connection to the server.
+    pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::io::ioctl_fionbio(&theirs, false)?;
+        let descriptors = [theirs.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let socket = lock(&self.0.socket);
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, "the server has been shut down");
+        let socket = socket.as_ref().ok_or_else(gone)?;
+        sendmsg(socket, &[IoSlice::new(b"c")], &mut ancillary, flags)?;
+        Ok(ours)
+    }
+
+    /// Asks the server to shut down gracefully.
+    pub(crate) fn shut_down(&self) {
+        if let Some(socket) = lock(&self.0.socket).as_ref() {
+            // It may have ended already.
+            let _ = shutdown(socket, Shutdown::Write);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

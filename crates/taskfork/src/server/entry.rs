@@ -1,0 +1,190 @@
+//! Starting a server from within the client's own program: by forking it, or by executing it again.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, getppid};
+
+use super::builder::{Server, ServerBuilder};
+use super::control::{self, Control};
+use super::error::ServerError;
+use super::handle::ServerHandle;
+use super::options::Options;
+use crate::sys::{self, ForkError, Forked};
+
+/// Describes a server and runs it: what [`init`] is given under a name.
+pub type Entry = fn(ServerBuilder) -> Result<(), ServerError>;
+
+/// Names the server that an executed copy of this program is to become.
+const VARIABLE: &str = "TASKFORK_SERVER";
+
+struct Initialised {
+    entries: Vec<String>,
+    late: bool,
+}
+
+static INITIALISED: OnceLock<Initialised> = OnceLock::new();
+
+/// Makes [`Server::spawn`] possible. It must be the first line of `main`, before the runtime or any
+/// thread starts: in the copy of the program that is to become a server, it does not return.
+///
+/// ```no_run
+/// use taskfork::{Client, Methods, Server, ServerBuilder, ServerError};
+///
+/// fn adder(server: ServerBuilder) -> Result<(), ServerError> {
+///     server.interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b))).run()
+/// }
+///
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     taskfork::init(&[("adder", adder)]);
+///     tokio::runtime::Runtime::new()?.block_on(async {
+///         let server = Server::spawn("adder")?;
+///         let client = Client::builder().address(server.address()).build()?;
+///         let sum: i64 = client.call("add", (2, 3)).await?;
+///         assert_eq!(sum, 5);
+///         Ok(())
+///     })
+/// }
+/// ```
+pub fn init(entries: &[(&str, Entry)]) {
+    let late = sys::threads().is_ok_and(|threads| threads > 1);
+    let names = entries.iter().map(|(name, _)| (*name).to_owned()).collect();
+    // Only the first call counts: the programs of a second one could not be told from the first's.
+    let _ = INITIALISED.set(Initialised { entries: names, late });
+    let Ok(name) = std::env::var(VARIABLE) else { return };
+    let status = match entries.iter().find(|(known, _)| *known == name) {
+        Some((_, entry)) => become_server(*entry),
+        None => 1,
+    };
+    sys::flush_stdio();
+    sys::exit_now(status);
+}
+
+fn become_server(entry: Entry) -> i32 {
+    let control = match take_control() {
+        Ok(control) => control,
+        Err(error) => {
+            tracing::error!("{VARIABLE} is set, but there is no line to a parent: {error}");
+            return 1;
+        }
+    };
+    serve(control, entry)
+}
+
+/// Takes the line over that came as standard input.
+fn take_control() -> rustix::io::Result<Control> {
+    let stdin = rustix::stdio::stdin();
+    let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
+    let nothing = rustix::fs::open(
+        "/dev/null",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    rustix::stdio::dup2_stdin(&nothing)?;
+    Ok(Control(control))
+}
+
+/// In the server's process: describes and runs the server; gives the status to exit with.
+fn serve(control: Control, entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>) -> i32 {
+    // A group of its own: what a terminal sends to the program is the program's to handle.
+    let _ = rustix::process::setpgid(None, None);
+    let Ok(reporter) = control.as_fd().try_clone_to_owned().map(Control) else { return 1 };
+    let options = Options { control: Some(control), ..Options::default() };
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        entry(ServerBuilder::with(options))
+    })) {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => {
+            reporter.report_failure(&error);
+            1
+        }
+        Err(_) => {
+            reporter.report_failure(&"it panicked");
+            101
+        }
+    }
+}
+
+impl Server {
+    /// Starts the server `name` of [`init`] in a process of its own, by executing this program
+    /// again. Works whatever threads and runtimes this program has. Blocks until the server listens,
+    /// which takes milliseconds.
+    ///
+    /// # Errors
+    /// [`ServerError::NotInitialised`] and its kin when the call of `init` is missing, late or does
+    /// not know the name; [`ServerError::Startup`] with the server's own error when it does not
+    /// come up.
+    pub fn spawn(name: &str) -> Result<ServerHandle, ServerError> {
+        let initialised = INITIALISED
+            .get()
+            .ok_or_else(|| ServerError::NotInitialised { name: name.to_owned() })?;
+        if initialised.late {
+            return Err(ServerError::InitialisedLate);
+        }
+        if !initialised.entries.iter().any(|known| known == name) {
+            let known = initialised.entries.clone();
+            return Err(ServerError::UnknownEntry { name: name.to_owned(), known });
+        }
+        let (ours, theirs) =
+            control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
+        let child = Command::new("/proc/self/exe")
+            .env(VARIABLE, name)
+            .stdin(Stdio::from(theirs.0))
+            .spawn()
+            .map_err(ServerError::system("cannot execute this program again"))?;
+        // The handle reaps it by its own descriptor.
+        let pid = Pid::from_raw(child.id() as i32).ok_or(ServerError::NoAddress)?;
+        ServerHandle::start(pid, ours)
+    }
+
+    /// Starts a server in a forked copy of this process, which must have no other thread yet: no
+    /// runtime may have been started. `entry` describes and runs the server in the copy, and shares
+    /// copy-on-write whatever this program has loaded.
+    ///
+    /// ```no_run
+    /// use taskfork::{Methods, Server};
+    ///
+    /// fn main() -> Result<(), taskfork::ServerError> {
+    ///     let server = Server::fork(|server| {
+    ///         server.interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b))).run()
+    ///     })?;
+    ///     println!("the server's pid is {}", server.pid());
+    ///     server.close();
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ServerError::Threads`] when there are threads, which [`Server::spawn`] does not mind;
+    /// [`ServerError::Startup`] with the server's own error when it does not come up.
+    pub fn fork(
+        entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
+    ) -> Result<ServerHandle, ServerError> {
+        let (ours, theirs): (OwnedFd, Control) =
+            control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
+        match sys::fork() {
+            Ok(Forked::Parent { child }) => {
+                drop(theirs);
+                let pid = Pid::from_raw(child.as_raw()).ok_or(ServerError::NoAddress)?;
+                ServerHandle::start(pid, ours)
+            }
+            Ok(Forked::Child) => {
+                drop(ours);
+                control::close_inherited();
+                let status = serve(theirs, entry);
+                sys::flush_stdio();
+                sys::exit_now(status)
+            }
+            Err(ForkError::Threads { threads }) => Err(ServerError::Threads { threads }),
+            Err(ForkError::Kernel(source)) => {
+                Err(ServerError::System { what: "cannot fork the server", source })
+            }
+        }
+    }
+}
+
+/// Whether the process that started this one is still its parent.
+pub(crate) fn is_child_of(parent: Pid) -> bool {
+    getppid() == Some(parent)
+}

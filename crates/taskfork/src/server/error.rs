@@ -1,0 +1,109 @@
+//! What can keep a server from starting.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::address::AddressError;
+
+/// Why a server did not start, or stopped in a way it was not told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// [`run`](crate::Server::run) was called without an address to listen on.
+    #[error(
+        "the server has no address: set one with `listen`, as in listen(\"unix:/run/app.sock\")"
+    )]
+    NoAddress,
+    /// The address given is none.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// Another server answers there.
+    #[error("another server is listening at {address}: stop it first, or choose another address")]
+    InUse {
+        /// The address.
+        address: String,
+    },
+    /// Something that is no socket is in the way.
+    #[error("{} exists and is no socket: remove it, or choose another path", path.display())]
+    NotASocket {
+        /// The path of the socket to be.
+        path: PathBuf,
+    },
+    /// The folder that the socket is to be in cannot be used.
+    #[error("the folder {} of the socket cannot be used: {source}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The system refused the address.
+    #[error("cannot listen at {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The inherited descriptor is not a listening socket.
+    #[error("the inherited descriptor {descriptor} is no listening socket: {reason}")]
+    Inherited {
+        /// Its number.
+        descriptor: i32,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The process has threads, so that it cannot be forked.
+    #[error(
+        "this process has {threads} threads and cannot fork workers: start the server before any \
+         thread, or have `Server::spawn` start it in a process of its own"
+    )]
+    Threads {
+        /// How many.
+        threads: u64,
+    },
+    /// [`Server::spawn`](crate::Server::spawn) was called, and [`init`](crate::init) was not.
+    #[error(
+        "cannot start the server `{name}` by executing this program again: the first line of \
+         `main` must be `taskfork::init(&[(\"{name}\", …)]);`, before the runtime starts"
+    )]
+    NotInitialised {
+        /// The server that was to be started.
+        name: String,
+    },
+    /// [`init`](crate::init) was called when there were threads already.
+    #[error(
+        "`taskfork::init` was called when this process had threads already: make it the first line \
+         of a `fn main` that is not async, and start the runtime after it"
+    )]
+    InitialisedLate,
+    /// [`init`](crate::init) was not given a server of this name.
+    #[error("`taskfork::init` knows no server `{name}`: it was given {}", known.join(", "))]
+    UnknownEntry {
+        /// The name asked for.
+        name: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// The server's process did not come up.
+    #[error("the server did not start: {message}")]
+    Startup {
+        /// What it said before it ended.
+        message: String,
+    },
+    /// A system call failed that has no reason to.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl ServerError {
+    /// For `map_err`: names what was tried.
+    pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::System { what, source: error.into() }
+    }
+}

@@ -1,0 +1,348 @@
+//! The server's one thread: connections, deaths, signals and time, one event after the other.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use slab::Slab;
+
+use super::builder::Program;
+use super::children::{Birth, Child, fork_worker};
+use super::control::{self, Wish};
+use super::error::ServerError;
+use super::listener::Listener;
+use super::options::Options;
+use super::signals::Signals;
+use crate::sys;
+use crate::worker::scoreboard::{Scoreboard, now};
+use crate::worker::{Limits, Seat};
+
+const SIGNALS: u64 = 0;
+const LISTENER: u64 = 1;
+const CONTROL: u64 = 2;
+/// A worker's two tokens start here: its end, and its client's end.
+const CHILDREN: u64 = 4;
+
+/// For how long nothing is accepted after descriptors or processes have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) struct EventLoop {
+    options: Options,
+    program: Program,
+    epoll: OwnedFd,
+    signals: Signals,
+    listener: Option<Listener>,
+    scoreboard: Scoreboard,
+    children: Slab<Child>,
+    /// How many workers have been forked.
+    born: u64,
+    mode: Mode,
+    accept_again: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Serving,
+    /// Nothing new begins; what runs may go on until then.
+    Draining(Instant),
+    /// Everything has been killed.
+    Killing,
+}
+
+/// What a process is after an event: still the server, or a new worker with its seat.
+enum Role {
+    Server,
+    Worker(Seat),
+}
+
+impl EventLoop {
+    pub(crate) fn start(options: Options, program: Program) -> Result<Self, ServerError> {
+        let threads =
+            sys::threads().map_err(ServerError::system("cannot count this process's threads"))?;
+        if threads > 1 {
+            return Err(ServerError::Threads { threads });
+        }
+        let signals =
+            Signals::take_over().map_err(ServerError::system("cannot take signals over"))?;
+        let listener = match options.address.clone().transpose()? {
+            Some(address) => Some(Listener::open(&address, options.socket_mode)?),
+            None if options.control.is_some() => None,
+            None => return Err(ServerError::NoAddress),
+        };
+        let epoll = epoll::create(CreateFlags::CLOEXEC)
+            .map_err(ServerError::system("cannot make an epoll instance"))?;
+        let scoreboard = Scoreboard::new()
+            .map_err(ServerError::system("cannot map memory to share with workers"))?;
+        let server = Self {
+            options,
+            program,
+            epoll,
+            signals,
+            listener,
+            scoreboard,
+            children: Slab::new(),
+            born: 0,
+            mode: Mode::Serving,
+            accept_again: None,
+        };
+        server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
+        if let Some(listener) = &server.listener {
+            server.watch(listener.as_fd(), LISTENER, EventFlags::IN)?;
+        }
+        if let Some(control) = &server.options.control {
+            server.watch(control.as_fd(), CONTROL, EventFlags::IN | EventFlags::RDHUP)?;
+        }
+        sys::set_title(&format!("taskfork-server:{}", plain(&server.options.name)));
+        Ok(server)
+    }
+
+    /// Serves until told to stop.
+    pub(crate) fn run(mut self) -> Result<(), ServerError> {
+        let address = self.listener.as_ref().map(Listener::address);
+        if let Some(address) = address {
+            tracing::info!(name = self.options.name, "listening at {address}");
+        }
+        if let Some(control) = &self.options.control {
+            control.report_ready(address);
+        }
+        let mut events = Vec::with_capacity(256);
+        while !self.is_over() {
+            let timeout = self.next_deadline().map(|left| rustix::event::Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(ServerError::System { what: "epoll failed", source: errno.into() });
+                }
+            }
+            // Deaths come before births, so that no event of a dead worker meets a new one that
+            // took its place.
+            events.sort_by_key(|event| std::cmp::Reverse(event.data.u64()));
+            for event in &events {
+                if let Role::Worker(seat) = self.handle(event.data.u64()) {
+                    self.become_worker(seat);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.mode != Mode::Serving && self.children.is_empty()
+    }
+
+    /// How long nothing needs to be done, if no event comes. Does what is due now.
+    fn next_deadline(&mut self) -> Option<Duration> {
+        let mut next: Option<Duration> = None;
+        let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
+        if let Some(timeout) = self.options.hung_worker_timeout {
+            let now = now();
+            for (_, child) in &mut self.children {
+                // A worker tells nobody when it begins a call. One that begins just now is due
+                // after the whole timeout, and will have been looked at by then.
+                at_most(child.judge_hanging(now, timeout));
+            }
+        }
+        if let Some(again) = self.accept_again {
+            let left = again.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.accept_again = None;
+                self.pause_listener(false);
+            } else {
+                at_most(left);
+            }
+        }
+        if let Mode::Draining(until) = self.mode {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.kill_all("the server's shutdown_grace is over");
+            } else {
+                at_most(left);
+            }
+        }
+        next
+    }
+
+    fn handle(&mut self, token: u64) -> Role {
+        match token {
+            SIGNALS => {
+                for _ in 0..self.signals.count() {
+                    match self.mode {
+                        Mode::Serving => self.drain(),
+                        _ => self.kill_all("the server was told to end at once"),
+                    }
+                }
+                Role::Server
+            }
+            LISTENER => self.accept(),
+            CONTROL => self.obey(),
+            token => {
+                let key = ((token - CHILDREN) / 2) as usize;
+                if !self.children.contains(key) {
+                    return Role::Server;
+                }
+                if token % 2 == 0 {
+                    let slot = self.children.remove(key).bury();
+                    self.scoreboard.give_back(slot);
+                } else {
+                    self.children[key].client_left();
+                }
+                Role::Server
+            }
+        }
+    }
+
+    fn accept(&mut self) -> Role {
+        let Some(listener) = &self.listener else { return Role::Server };
+        match listener.accept() {
+            Ok(connection) => self.fork(connection),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Role::Server,
+            Err(errno) => {
+                tracing::error!("cannot accept connections for a while: {errno}");
+                self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                self.pause_listener(true);
+                Role::Server
+            }
+        }
+    }
+
+    fn obey(&mut self) -> Role {
+        let Some(control) = &self.options.control else { return Role::Server };
+        match control.next() {
+            Ok(None) => Role::Server,
+            Ok(Some(Wish::Serve(connection))) if self.mode == Mode::Serving => {
+                self.fork(connection)
+            }
+            Ok(Some(Wish::Serve(_))) => Role::Server,
+            Ok(Some(Wish::ShutDown)) => {
+                self.options.control = None;
+                self.drain();
+                Role::Server
+            }
+            Err(error) => {
+                tracing::error!("the line to the parent process failed: {error}");
+                self.options.control = None;
+                self.drain();
+                Role::Server
+            }
+        }
+    }
+
+    fn fork(&mut self, connection: OwnedFd) -> Role {
+        let Some(slot) = self.scoreboard.take() else {
+            tracing::error!("refused a connection: there are {} workers", Scoreboard::CAPACITY);
+            return Role::Server;
+        };
+        let number = self.born + 1;
+        match fork_worker(&connection, slot.clone(), number) {
+            Ok(Birth::Parent(child)) => {
+                self.born = number;
+                self.adopt(child);
+                Role::Server
+            }
+            Ok(Birth::Worker) => Role::Worker(Seat {
+                socket: connection,
+                slot,
+                number,
+                server: self.options.name.clone(),
+                limits: Limits {
+                    max_frame: self.options.max_frame,
+                    stall_timeout: self.options.stall_timeout,
+                },
+            }),
+            Err(error) => {
+                tracing::error!("refused a connection: {error}");
+                self.scoreboard.give_back(slot);
+                Role::Server
+            }
+        }
+    }
+
+    fn adopt(&mut self, child: Child) {
+        let entry = self.children.vacant_entry();
+        let token = CHILDREN + 2 * entry.key() as u64;
+        let child = entry.insert(child);
+        let watched =
+            epoll::add(&self.epoll, &child.pidfd, EventData::new_u64(token), EventFlags::IN)
+                .and_then(|()| {
+                    let flags = EventFlags::RDHUP | EventFlags::ET;
+                    epoll::add(&self.epoll, &child.connection, EventData::new_u64(token + 1), flags)
+                });
+        if let Err(errno) = watched {
+            tracing::error!(pid = child.pid(), "cannot watch a worker, so it is killed: {errno}");
+            let mut child = self.children.remove((token - CHILDREN) as usize / 2);
+            child.execute("the server could not watch it");
+            self.scoreboard.give_back(child.bury());
+        }
+    }
+
+    /// In a new worker: lets go of everything that is the server's, and serves.
+    fn become_worker(self, seat: Seat) -> ! {
+        let Self { mut options, program, .. } = self;
+        options.control = None;
+        control::close_inherited();
+        sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
+        if let Err(error) = sys::reset_for_worker().and_then(|()| stdin_from_nothing()) {
+            tracing::error!("a worker cannot start: {error}");
+            sys::exit_now(1);
+        }
+        sys::reseed_c_random();
+        let run = std::panic::AssertUnwindSafe(|| program(seat));
+        let status = std::panic::catch_unwind(run).unwrap_or(101);
+        sys::flush_stdio();
+        sys::exit_now(status)
+    }
+
+    fn drain(&mut self) {
+        tracing::info!(name = self.options.name, workers = self.children.len(), "shutting down");
+        self.listener = None;
+        self.mode = Mode::Draining(Instant::now() + self.options.shutdown_grace);
+        for (_, child) in &self.children {
+            child.retire();
+        }
+    }
+
+    fn kill_all(&mut self, reason: &str) {
+        self.mode = Mode::Killing;
+        for (_, child) in &mut self.children {
+            child.execute(reason);
+        }
+    }
+
+    fn watch(
+        &self,
+        what: BorrowedFd<'_>,
+        token: u64,
+        flags: EventFlags,
+    ) -> Result<(), ServerError> {
+        epoll::add(&self.epoll, what, EventData::new_u64(token), flags)
+            .map_err(ServerError::system("cannot watch a descriptor"))
+    }
+
+    fn pause_listener(&self, pause: bool) {
+        let Some(listener) = &self.listener else { return };
+        let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
+        if let Err(errno) =
+            epoll::modify(&self.epoll, listener, EventData::new_u64(LISTENER), flags)
+        {
+            tracing::error!("cannot change the watch on the listener: {errno}");
+        }
+    }
+}
+
+fn stdin_from_nothing() -> std::io::Result<()> {
+    let nothing = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&nothing)?;
+    Ok(())
+}
+
+/// The name without what would disturb a terminal or a line, in at most 64 bytes.
+fn plain(name: &str) -> String {
+    let name = &name[..name.floor_char_boundary(64)];
+    name.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+}

@@ -1,0 +1,20 @@
+//! The supervisor: one thread, an epoll loop, no runtime. It forks a worker for each connection,
+//! watches them, buries them, and leaves nothing behind. It knows `worker`, into which it forks,
+//! and no client.
+
+mod builder;
+mod children;
+mod control;
+mod entry;
+mod error;
+mod event_loop;
+mod handle;
+mod listener;
+mod options;
+mod signals;
+
+pub use builder::{Server, ServerBuilder};
+pub(crate) use control::Link;
+pub use entry::{Entry, init};
+pub use error::ServerError;
+pub use handle::ServerHandle;

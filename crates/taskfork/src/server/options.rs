@@ -1,0 +1,35 @@
+//! What can be set on a server, with its defaults.
+
+use std::time::Duration;
+
+use super::control::Control;
+use crate::address::{Address, AddressError};
+use crate::wire::frame::DEFAULT_LIMIT;
+
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) address: Option<Result<Address, AddressError>>,
+    pub(crate) name: String,
+    pub(crate) hung_worker_timeout: Option<Duration>,
+    pub(crate) shutdown_grace: Duration,
+    pub(crate) socket_mode: u32,
+    pub(crate) max_frame: usize,
+    pub(crate) stall_timeout: Duration,
+    /// The line to the program that started this server.
+    pub(crate) control: Option<Control>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            address: None,
+            name: "taskfork".to_owned(),
+            hung_worker_timeout: Some(Duration::from_secs(300)),
+            shutdown_grace: Duration::from_secs(30),
+            socket_mode: 0o600,
+            max_frame: DEFAULT_LIMIT,
+            stall_timeout: Duration::from_secs(30),
+            control: None,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The signals that end a server, read from a descriptor while it runs.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::sys;
+
+/// Blocks the signals for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    descriptor: SignalFd,
+    before: SigSet,
+}
+
+impl Signals {
+    pub(crate) fn take_over() -> io::Result<Self> {
+        let wanted: SigSet =
+            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+        let before = sys::hold_back(&wanted)?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let descriptor = SignalFd::with_flags(&wanted, flags)?;
+        Ok(Self { descriptor, before })
+    }
+
+    /// How many came since it was last asked.
+    pub(crate) fn count(&self) -> usize {
+        std::iter::from_fn(|| self.descriptor.read_signal().ok().flatten()).count()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // The mask was valid when it was read.
+        let _ = self.before.thread_set_mask();
+    }
+}

@@ -1,0 +1,17 @@
+//! Every `unsafe` of the crate, each in a small function that is safe to call. Nothing here knows
+//! what a worker or a client is.
+#![allow(unsafe_code)]
+
+mod descriptor;
+mod memory;
+mod process;
+mod signal;
+mod title;
+
+pub(crate) use descriptor::take_inherited;
+pub(crate) use memory::shared_words;
+pub(crate) use process::{
+    ForkError, Forked, exit_now, flush_stdio, fork, reseed_c_random, threads,
+};
+pub(crate) use signal::{hold_back, reset_for_worker};
+pub(crate) use title::set_title;

@@ -1,0 +1,73 @@
+//! Forking and leaving.
+
+use std::io::{self, Write};
+
+use nix::libc;
+use nix::unistd::{ForkResult, Pid};
+
+/// Which of the two processes a fork returned in.
+#[derive(Debug)]
+pub(crate) enum Forked {
+    Parent { child: Pid },
+    Child,
+}
+
+/// Why there was no fork.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ForkError {
+    #[error("this process has {threads} threads and can only be forked while it has one")]
+    Threads { threads: u64 },
+    #[error("fork failed: {0}")]
+    Kernel(#[from] io::Error),
+}
+
+/// How many threads this process has.
+pub(crate) fn threads() -> io::Result<u64> {
+    // A directory has a link from its parent, one from itself and one from each directory in it.
+    let links = rustix::fs::stat("/proc/self/task")?.st_nlink;
+    Ok(links.saturating_sub(2))
+}
+
+/// Forks this process, which must have one thread only.
+pub(crate) fn fork() -> Result<Forked, ForkError> {
+    let threads = threads()?;
+    if threads != 1 {
+        return Err(ForkError::Threads { threads });
+    }
+    // Text that waits in a buffer would be written by both processes.
+    flush_stdio();
+    // SAFETY: this is the only thread, as was just counted, so no lock of the allocator, of stdio
+    // or of anything else can be held by a thread that does not exist in the child. The child may
+    // therefore go on as any program does.
+    match unsafe { nix::unistd::fork() } {
+        Ok(ForkResult::Parent { child }) => Ok(Forked::Parent { child }),
+        Ok(ForkResult::Child) => Ok(Forked::Child),
+        Err(errno) => Err(ForkError::Kernel(errno.into())),
+    }
+}
+
+/// Writes out what Rust's and C's standard output hold back.
+pub(crate) fn flush_stdio() {
+    // A closed or full output is no reason to fail: nobody is left to read it.
+    let _ = io::stdout().flush();
+    // SAFETY: a null stream means all streams; C's own locks guard them.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
+
+/// Leaves at once: no `atexit` handler runs, as those belong to the process that was forked.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: `_exit` touches nothing of this process's memory.
+    unsafe { libc::_exit(status) }
+}
+
+/// Gives C's generators a state of their own, as fork has copied the parent's into every worker.
+pub(crate) fn reseed_c_random() {
+    let mut seed = [0; 4];
+    if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).is_err() {
+        return;
+    }
+    let seed = u32::from_ne_bytes(seed);
+    // SAFETY: it writes only C's own generator state, which no other thread uses; in glibc it is
+    // that of `random` as well.
+    unsafe { libc::srand(seed) };
+}

@@ -1,0 +1,41 @@
+//! What a worker must not inherit of its server's signals.
+
+use std::io;
+
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+
+/// Signals that servers and runtimes take for themselves. A fault's own (SIGSEGV, SIGBUS) stay as
+/// they are, since Rust's handlers report stack overflow with them.
+const RESET: [Signal; 11] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGCHLD,
+    Signal::SIGTSTP,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
+/// Default actions, nothing blocked, and SIGPIPE ignored, so that a write to a client that is gone
+/// is an error and not a death.
+pub(crate) fn reset_for_worker() -> io::Result<()> {
+    for number in RESET {
+        // SAFETY: the default action is no handler, so no code of ours runs in signal context.
+        unsafe { signal(number, SigHandler::SigDfl) }?;
+    }
+    // SAFETY: as above.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
+    SigSet::empty().thread_set_mask()?;
+    Ok(())
+}
+
+/// Blocks `signals`, so that a signalfd can take them; gives the mask that stood before.
+pub(crate) fn hold_back(signals: &SigSet) -> io::Result<SigSet> {
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), Some(&mut before))?;
+    Ok(before)
+}

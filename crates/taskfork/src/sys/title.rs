@@ -1,0 +1,74 @@
+//! The name of a process in `ps`.
+
+use std::ffi::CString;
+use std::fs;
+
+use nix::libc;
+
+/// Shows `title` in `ps`, as the command line where the kernel allows it and as the process's name,
+/// which holds 15 bytes, in any case.
+pub(crate) fn set_title(title: &str) {
+    let short = &title[..title.floor_char_boundary(15)];
+    let Ok(name) = CString::new(short) else { return };
+    // A process that cannot be named works all the same.
+    let _ = rustix::thread::set_name(&name);
+    let Ok(line) = CString::new(title) else { return };
+    set_command_line(line);
+}
+
+/// The kernel's `struct prctl_mm_map`.
+#[repr(C)]
+struct MemoryMap {
+    start_code: u64,
+    end_code: u64,
+    start_data: u64,
+    end_data: u64,
+    start_brk: u64,
+    brk: u64,
+    start_stack: u64,
+    arg_start: u64,
+    arg_end: u64,
+    env_start: u64,
+    env_end: u64,
+    auxv: u64,
+    auxv_size: u32,
+    exe_fd: u32,
+}
+
+/// Points the kernel at `line` instead of the arguments that the program was started with. The
+/// arguments themselves stay as they are.
+fn set_command_line(line: CString) -> Option<()> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The process's name stands in brackets and may itself hold brackets and blanks; fields are
+    // counted from the third, which follows it.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+
+    let length = line.as_bytes_with_nul().len() as u64;
+    // The kernel reads it for as long as the process lives.
+    let start = line.into_raw() as u64;
+    let map = MemoryMap {
+        start_code: field(26)?,
+        end_code: field(27)?,
+        start_data: field(45)?,
+        end_data: field(46)?,
+        start_brk: field(47)?,
+        // SAFETY: asking for a growth of nothing only reads the current end.
+        brk: unsafe { libc::sbrk(0) } as u64,
+        start_stack: field(28)?,
+        arg_start: start,
+        arg_end: start + length,
+        env_start: field(50)?,
+        env_end: field(51)?,
+        auxv: 0,
+        auxv_size: 0,
+        exe_fd: u32::MAX,
+    };
+    // SAFETY: the kernel copies the structure and checks every address in it; all but the two of
+    // the arguments are what it has already.
+    unsafe {
+        libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, &raw const map, size_of_val(&map), 0)
+    };
+    Some(())
+}

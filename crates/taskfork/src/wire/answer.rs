@@ -1,0 +1,71 @@
+//! A call's error as a message and back: what the worker says becomes the caller's type.
+
+use serde::de::DeserializeOwned;
+
+use super::native::{ErrorBody, kind};
+use super::request;
+use crate::error::{CallError, Error, Failure, FatalError, Location, Panic};
+
+/// The error that an interface itself returns, as it arrives: [`Failure`] from any interface, or
+/// the method's own error type from a typed one.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot arrive as an interface's own error",
+    note = "implement `std::error::Error` for it and derive `serde::Serialize` and \
+            `serde::Deserialize`"
+)]
+pub trait InterfaceError: Sized {
+    /// Makes the error from its message, the messages of its causes and, from a typed interface,
+    /// its encoded value.
+    #[doc(hidden)]
+    fn from_wire(message: &str, causes: &[&str], value: Option<&[u8]>) -> Result<Self, String>;
+}
+
+impl InterfaceError for Failure {
+    fn from_wire(message: &str, causes: &[&str], _: Option<&[u8]>) -> Result<Self, String> {
+        Ok(failure(message, causes))
+    }
+}
+
+impl<E: std::error::Error + DeserializeOwned> InterfaceError for E {
+    fn from_wire(message: &str, _: &[&str], value: Option<&[u8]>) -> Result<Self, String> {
+        let value = value.ok_or_else(|| {
+            format!("the worker sent an error without its typed value: {message}")
+        })?;
+        request::decode(value).map_err(|error| format!("the typed error `{message}`: {error}"))
+    }
+}
+
+impl ErrorBody<'_> {
+    /// The error that a call made of `method` ends with.
+    pub(crate) fn into_error<E: InterfaceError>(self, method: Option<&str>) -> Error<E> {
+        let message = self.message.to_owned();
+        Error::Call(match self.kind {
+            kind::INTERFACE => match E::from_wire(self.message, &self.causes, self.value) {
+                Ok(error) => CallError::Interface(error),
+                Err(message) => CallError::Decode { message },
+            },
+            kind::PANIC => CallError::Panic(Panic { message, location: self.place() }),
+            kind::METHOD => CallError::UnknownMethod {
+                method: method.map(str::to_owned),
+                known: self.known.iter().map(|&name| name.to_owned()).collect(),
+            },
+            kind::ARGUMENTS => CallError::Arguments { message },
+            kind::RESULT => CallError::Result { message },
+            kind::SETUP => CallError::Setup { failure: failure(self.message, &self.causes) },
+            other => {
+                let detail = format!("an error of the unknown kind `{other}`: {message}");
+                let cause = FatalError::Protocol { detail };
+                return Error::Fatal { cause, may_have_run: true };
+            }
+        })
+    }
+
+    fn place(&self) -> Option<Location> {
+        let (file, line, column) = self.location?;
+        Some(Location { file: file.to_owned(), line, column })
+    }
+}
+
+fn failure(message: &str, causes: &[&str]) -> Failure {
+    causes.iter().fold(Failure::new(message), |failure, &cause| failure.caused_by(cause))
+}

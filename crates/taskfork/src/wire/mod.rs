@@ -1,0 +1,26 @@
+//! Bytes ⇄ messages, pure: no I/O and no clock, so that properties, recorded sessions and fuzzing
+//! can drive it. `docs/PROTOCOL.md` is its specification. It knows no other room but `error`.
+
+pub(crate) mod answer;
+pub(crate) mod args;
+pub(crate) mod frame;
+pub(crate) mod native;
+mod pack;
+pub(crate) mod request;
+
+/// Why bytes of a peer are no message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error("the peer does not speak this protocol: it began with {began:?}")]
+    Preamble { began: String },
+    #[error("a frame of {length} bytes is over the limit of {limit}")]
+    TooLarge { length: usize, limit: usize },
+    #[error("a message is malformed: {0}")]
+    Malformed(String),
+}
+
+impl WireError {
+    fn malformed(what: impl std::fmt::Display) -> Self {
+        Self::Malformed(what.to_string())
+    }
+}

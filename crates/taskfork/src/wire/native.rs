@@ -1,0 +1,363 @@
+//! The messages of the native protocol, version 1. Each is an array: its kind, a map of meta keys
+//! of which unknown ones are ignored, and what the kind adds.
+
+use super::WireError;
+use super::pack::{Reader, put_array, put_int, put_map, put_nil, put_str, put_uint};
+use super::request::Arguments;
+use crate::error::{Activity, End};
+
+/// The protocol versions spoken here.
+pub(crate) const VERSIONS: &[u32] = &[1];
+
+const HELLO: u64 = 0;
+const CALL: u64 = 1;
+const DONE: u64 = 2;
+
+const OK: u64 = 1;
+const ERROR: u64 = 2;
+const DEATH: u64 = 3;
+
+/// A message from a client to its worker.
+#[derive(Debug)]
+pub(crate) enum FromClient<'a> {
+    Hello(ClientHello),
+    Call { method: Option<&'a str>, args: Arguments<'a> },
+    Done,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ClientHello {
+    pub(crate) versions: Vec<u32>,
+    pub(crate) name: String,
+    /// The longest frame that the client takes; nothing said is the default limit.
+    pub(crate) max_frame: Option<usize>,
+}
+
+/// A message from a worker, or from the server in a dead worker's place.
+#[derive(Debug)]
+pub(crate) enum FromWorker<'a> {
+    Hello(WorkerHello),
+    /// The result, still encoded.
+    Ok(&'a [u8]),
+    Error(ErrorBody<'a>),
+    Death(DeathNotice),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct WorkerHello {
+    pub(crate) version: u32,
+    pub(crate) pid: u32,
+    pub(crate) worker: u64,
+    pub(crate) server: String,
+    pub(crate) max_frame: Option<usize>,
+}
+
+/// A call's error as it stands in its message.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ErrorBody<'a> {
+    pub(crate) kind: &'a str,
+    pub(crate) message: &'a str,
+    pub(crate) causes: Vec<&'a str>,
+    /// A typed error, still encoded.
+    pub(crate) value: Option<&'a [u8]>,
+    pub(crate) location: Option<(&'a str, u32, u32)>,
+    pub(crate) known: Vec<&'a str>,
+}
+
+/// What the server knows of a worker's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeathNotice {
+    pub(crate) pid: u32,
+    pub(crate) end: End,
+    pub(crate) reason: Option<String>,
+    pub(crate) during: Option<Activity>,
+    /// How many calls of this connection the worker had begun.
+    pub(crate) calls: u64,
+}
+
+/// The kinds of a call's error on the wire.
+pub(crate) mod kind {
+    pub(crate) const INTERFACE: &str = "interface";
+    pub(crate) const PANIC: &str = "panic";
+    pub(crate) const METHOD: &str = "method";
+    pub(crate) const ARGUMENTS: &str = "arguments";
+    pub(crate) const RESULT: &str = "result";
+    pub(crate) const SETUP: &str = "setup";
+    pub(crate) const VERSION: &str = "version";
+}
+
+impl<'a> FromClient<'a> {
+    pub(crate) fn decode(body: &'a [u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(body);
+        let fields = reader.array()?;
+        match (reader.int::<u64>()?, fields) {
+            (HELLO, 2) => {
+                let mut hello = ClientHello::default();
+                meta(&mut reader, |key, reader| {
+                    match key {
+                        "versions" => hello.versions = list(reader, Reader::int)?,
+                        "name" => hello.name = reader.str()?.to_owned(),
+                        "max_frame" => hello.max_frame = Some(reader.int()?),
+                        _ => return Ok(false),
+                    }
+                    Ok(true)
+                })?;
+                Ok(Self::Hello(hello))
+            }
+            (CALL, 4) => {
+                meta(&mut reader, |_, _| Ok(false))?;
+                let method = reader.optional_str()?;
+                Ok(Self::Call { method, args: Arguments::read(&mut reader)? })
+            }
+            (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
+            (other, fields) => Err(unknown("client", other, fields)),
+        }
+    }
+}
+
+impl<'a> FromWorker<'a> {
+    pub(crate) fn decode(body: &'a [u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(body);
+        let fields = reader.array()?;
+        match (reader.int::<u64>()?, fields) {
+            (HELLO, 2) => {
+                let mut hello = WorkerHello::default();
+                meta(&mut reader, |key, reader| {
+                    match key {
+                        "version" => hello.version = reader.int()?,
+                        "pid" => hello.pid = reader.int()?,
+                        "worker" => hello.worker = reader.int()?,
+                        "server" => hello.server = reader.str()?.to_owned(),
+                        "max_frame" => hello.max_frame = Some(reader.int()?),
+                        _ => return Ok(false),
+                    }
+                    Ok(true)
+                })?;
+                Ok(Self::Hello(hello))
+            }
+            (OK, 3) => {
+                meta(&mut reader, |_, _| Ok(false))?;
+                Ok(Self::Ok(reader.rest()))
+            }
+            (ERROR, 3) => {
+                meta(&mut reader, |_, _| Ok(false))?;
+                ErrorBody::read(&mut reader).map(Self::Error)
+            }
+            (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
+            (other, fields) => Err(unknown("worker", other, fields)),
+        }
+    }
+}
+
+fn unknown(side: &str, kind: u64, fields: usize) -> WireError {
+    WireError::malformed(format!("a {side} sends no message of kind {kind} with {fields} fields"))
+}
+
+/// Reads a map, giving each key to `field`, which says whether it took the value; a value that
+/// nobody took is passed.
+fn meta<'a>(
+    reader: &mut Reader<'a>,
+    mut field: impl FnMut(&'a str, &mut Reader<'a>) -> Result<bool, WireError>,
+) -> Result<(), WireError> {
+    for _ in 0..reader.map()? {
+        let key = reader.str()?;
+        if !field(key, reader)? {
+            reader.value()?;
+        }
+    }
+    Ok(())
+}
+
+fn list<'a, T>(
+    reader: &mut Reader<'a>,
+    mut item: impl FnMut(&mut Reader<'a>) -> Result<T, WireError>,
+) -> Result<Vec<T>, WireError> {
+    let length = reader.array()?;
+    let mut items = Vec::new();
+    for _ in 0..length {
+        items.push(item(reader)?);
+    }
+    Ok(items)
+}
+
+impl<'a> ErrorBody<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
+        let mut error = Self::default();
+        let (mut file, mut line, mut column) = (None, 0, 0);
+        meta(reader, |key, reader| {
+            match key {
+                "kind" => error.kind = reader.str()?,
+                "message" => error.message = reader.str()?,
+                "causes" => error.causes = list(reader, Reader::str)?,
+                "known" => error.known = list(reader, Reader::str)?,
+                "value" => error.value = Some(reader.value()?),
+                "file" => file = Some(reader.str()?),
+                "line" => line = reader.int()?,
+                "column" => column = reader.int()?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        error.location = file.map(|file| (file, line, column));
+        Ok(error)
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let optional = [
+            !self.causes.is_empty(),
+            !self.known.is_empty(),
+            self.value.is_some(),
+            self.location.is_some(),
+            self.location.is_some(),
+            self.location.is_some(),
+        ];
+        put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
+        put_str(out, "kind");
+        put_str(out, self.kind);
+        put_str(out, "message");
+        put_str(out, self.message);
+        for (key, texts) in [("causes", &self.causes), ("known", &self.known)] {
+            if !texts.is_empty() {
+                put_str(out, key);
+                put_array(out, texts.len() as u32);
+                texts.iter().for_each(|text| put_str(out, text));
+            }
+        }
+        if let Some(value) = self.value {
+            put_str(out, "value");
+            out.extend_from_slice(value);
+        }
+        if let Some((file, line, column)) = self.location {
+            put_str(out, "file");
+            put_str(out, file);
+            put_str(out, "line");
+            put_uint(out, u64::from(line));
+            put_str(out, "column");
+            put_uint(out, u64::from(column));
+        }
+    }
+}
+
+impl DeathNotice {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let mut notice = Self { pid: 0, end: End::Unknown, reason: None, during: None, calls: 0 };
+        meta(reader, |key, reader| {
+            match key {
+                "pid" => notice.pid = reader.int()?,
+                "exit" => notice.end = End::Exited(reader.int()?),
+                "signal" => notice.end = End::Signaled(reader.int()?),
+                "reason" => notice.reason = Some(reader.str()?.to_owned()),
+                "during" => notice.during = activity(reader.str()?),
+                "calls" => notice.calls = reader.int()?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        Ok(notice)
+    }
+}
+
+const ACTIVITIES: [(Activity, &str); 4] = [
+    (Activity::Setup, "setup"),
+    (Activity::Idle, "idle"),
+    (Activity::Call, "call"),
+    (Activity::CheckoutDone, "checkout_done"),
+];
+
+fn activity(name: &str) -> Option<Activity> {
+    ACTIVITIES.iter().find(|(_, known)| *known == name).map(|(activity, _)| *activity)
+}
+
+pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello) {
+    put_array(out, 2);
+    put_uint(out, HELLO);
+    put_map(out, 2 + u32::from(hello.max_frame.is_some()));
+    put_str(out, "versions");
+    put_array(out, hello.versions.len() as u32);
+    hello.versions.iter().for_each(|&version| put_uint(out, u64::from(version)));
+    put_str(out, "name");
+    put_str(out, &hello.name);
+    put_max_frame(out, hello.max_frame);
+}
+
+pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
+    put_array(out, 2);
+    put_uint(out, HELLO);
+    put_map(out, 4 + u32::from(hello.max_frame.is_some()));
+    put_str(out, "version");
+    put_uint(out, u64::from(hello.version));
+    put_str(out, "pid");
+    put_uint(out, u64::from(hello.pid));
+    put_str(out, "worker");
+    put_uint(out, hello.worker);
+    put_str(out, "server");
+    put_str(out, &hello.server);
+    put_max_frame(out, hello.max_frame);
+}
+
+fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {
+    if let Some(limit) = limit {
+        put_str(out, "max_frame");
+        put_uint(out, limit as u64);
+    }
+}
+
+/// The front of a call; the array of its arguments follows.
+pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>) {
+    put_array(out, 4);
+    put_uint(out, CALL);
+    put_map(out, 0);
+    match method {
+        Some(method) => put_str(out, method),
+        None => put_nil(out),
+    }
+}
+
+pub(crate) fn put_done(out: &mut Vec<u8>) {
+    put_array(out, 2);
+    put_uint(out, DONE);
+    put_map(out, 0);
+}
+
+/// The front of an answer; its result follows.
+pub(crate) fn put_ok(out: &mut Vec<u8>) {
+    put_array(out, 3);
+    put_uint(out, OK);
+    put_map(out, 0);
+}
+
+pub(crate) fn put_error(out: &mut Vec<u8>, error: &ErrorBody<'_>) {
+    put_array(out, 3);
+    put_uint(out, ERROR);
+    put_map(out, 0);
+    error.write(out);
+}
+
+pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {
+    let end = match notice.end {
+        End::Exited(status) => Some(("exit", status)),
+        End::Signaled(signal) => Some(("signal", signal)),
+        End::Unknown => None,
+    };
+    let optional = [end.is_some(), notice.reason.is_some(), notice.during.is_some()];
+    put_array(out, 2);
+    put_uint(out, DEATH);
+    put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
+    put_str(out, "pid");
+    put_uint(out, u64::from(notice.pid));
+    put_str(out, "calls");
+    put_uint(out, notice.calls);
+    if let Some((key, number)) = end {
+        put_str(out, key);
+        put_int(out, i64::from(number));
+    }
+    if let Some(reason) = &notice.reason {
+        put_str(out, "reason");
+        put_str(out, reason);
+    }
+    if let Some(during) = notice.during {
+        put_str(out, "during");
+        let known = ACTIVITIES.iter().find(|(activity, _)| *activity == during);
+        put_str(out, known.map_or("", |(_, name)| name));
+    }
+}

@@ -1,0 +1,97 @@
+//! What goes wrong with a call inside a worker, on its way to the caller.
+
+use std::error::Error;
+use std::panic::AssertUnwindSafe;
+
+use serde::Serialize;
+
+use crate::error::{Failure, Panic};
+use crate::wire::args::encode;
+use crate::wire::native::{ErrorBody, kind};
+
+/// An error of a call, owned.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    kind: &'static str,
+    failure: Failure,
+    value: Option<Vec<u8>>,
+    panic: Option<Panic>,
+    known: Vec<String>,
+}
+
+impl Fault {
+    fn new(kind: &'static str, failure: Failure) -> Self {
+        Self { kind, failure, value: None, panic: None, known: Vec::new() }
+    }
+
+    pub(crate) fn arguments(error: &dyn std::fmt::Display) -> Self {
+        Self::new(kind::ARGUMENTS, Failure::new(error.to_string()))
+    }
+
+    pub(crate) fn result(error: &dyn std::fmt::Display) -> Self {
+        Self::new(kind::RESULT, Failure::new(error.to_string()))
+    }
+
+    pub(crate) fn interface(error: &(dyn Error + 'static)) -> Self {
+        Self::new(kind::INTERFACE, Failure::of(error))
+    }
+
+    pub(crate) fn typed<E: Error + Serialize + 'static>(error: &E) -> Self {
+        let mut value = Vec::new();
+        match encode(error, &mut value) {
+            Ok(()) => Self { value: Some(value), ..Self::interface(error) },
+            Err(problem) => Self::new(
+                kind::RESULT,
+                Failure::new(format!("the error `{error}` cannot be encoded: {problem}")),
+            ),
+        }
+    }
+
+    pub(crate) fn method<'n>(
+        method: Option<&str>,
+        known: impl IntoIterator<Item = &'n str>,
+    ) -> Self {
+        let message = match method {
+            Some(method) => format!("unknown method `{method}`"),
+            None => "a call must name a method".to_owned(),
+        };
+        let known = known.into_iter().map(str::to_owned).collect();
+        Self { known, ..Self::new(kind::METHOD, Failure::new(message)) }
+    }
+
+    pub(crate) fn panic(panic: Panic) -> Self {
+        let failure = Failure::new(panic.message.clone());
+        Self { panic: Some(panic), ..Self::new(kind::PANIC, failure) }
+    }
+
+    pub(crate) fn setup(failure: Failure) -> Self {
+        Self::new(kind::SETUP, failure)
+    }
+
+    pub(crate) fn version(message: String) -> Self {
+        Self::new(kind::VERSION, Failure::new(message))
+    }
+
+    /// The error as a message's body.
+    pub(crate) fn body(&self) -> ErrorBody<'_> {
+        ErrorBody {
+            kind: self.kind,
+            message: self.failure.message(),
+            causes: self.failure.causes().collect(),
+            value: self.value.as_deref(),
+            location: self
+                .panic
+                .as_ref()
+                .and_then(|panic| panic.location.as_ref())
+                .map(|place| (place.file.as_str(), place.line, place.column)),
+            known: self.known.iter().map(String::as_str).collect(),
+        }
+    }
+}
+
+/// Runs user code that may panic.
+pub(crate) fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, Panic> {
+    // The state that a panic left half changed is seen by the calls that follow on this checkout;
+    // after it the worker is replaced, as after any error.
+    std::panic::catch_unwind(AssertUnwindSafe(run)).map_err(super::panic::describe)
+}

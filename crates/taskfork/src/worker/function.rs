@@ -1,0 +1,51 @@
+//! An interface that is one function.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::interface::{BoxError, Interface, Reply, Request};
+use crate::wire::request::Arguments;
+
+/// An untyped interface: one function that is given the worker's state, the method's name, if the
+/// call has one, and the arguments.
+///
+/// ```
+/// use taskfork::{Arguments, Function};
+///
+/// let echo = Function::new(|_: &mut (), _method: Option<&str>, args: Arguments<'_>| {
+///     Ok(args.parse::<Vec<taskfork::Value>>()?)
+/// });
+/// # let _ = echo;
+/// ```
+pub struct Function<F> {
+    function: F,
+}
+
+impl<F> Function<F> {
+    /// An interface that runs `function` for every call.
+    pub fn new<S, T>(function: F) -> Self
+    where
+        F: Fn(&mut S, Option<&str>, Arguments<'_>) -> Result<T, BoxError> + 'static,
+        T: Serialize,
+    {
+        Self { function }
+    }
+}
+
+impl<F, S, T> Interface<S> for Function<F>
+where
+    F: Fn(&mut S, Option<&str>, Arguments<'_>) -> Result<T, BoxError> + 'static,
+    T: Serialize,
+{
+    fn call(&self, state: &mut S, request: Request<'_>) -> Reply {
+        let result = (self.function)(state, request.method(), request.args());
+        request.untyped(result)
+    }
+}
+
+impl<F> fmt::Debug for Function<F> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Function")
+    }
+}

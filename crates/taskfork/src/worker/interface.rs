@@ -1,0 +1,95 @@
+//! What a worker can be asked, as the serve loop sees it: a request in, an encoded reply out.
+
+use serde::Serialize;
+
+use super::fault::Fault;
+use crate::wire::args::encode;
+use crate::wire::request::{Arguments, ArgumentsError, FromArguments};
+
+/// The error that functions of an untyped interface return: anything that is an error, or a text.
+/// Its message and those of its causes reach the caller as a [`Failure`](crate::Failure).
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a server's workers can be asked: [`Methods`](crate::Methods), a
+/// [`Function`](crate::Function), or what [`interface`](macro@crate::interface) makes of a trait.
+///
+/// `S` is the state that `setup` makes in each new worker.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no interface of a worker whose state is `{S}`",
+    note = "use `Methods`, `Function`, or the `…Interface` that `#[taskfork::interface]` made; the \
+            state is what `setup` returns, `()` without it"
+)]
+pub trait Interface<S>: 'static {
+    /// Runs one request.
+    #[doc(hidden)]
+    fn call(&self, state: &mut S, request: Request<'_>) -> Reply;
+}
+
+/// One call, with the place for its answer.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Request<'a> {
+    method: Option<&'a str>,
+    args: Arguments<'a>,
+    /// Where an encoded result goes.
+    out: &'a mut Vec<u8>,
+}
+
+/// What came of a request.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Reply(pub(crate) Result<(), Fault>);
+
+impl<'a> Request<'a> {
+    pub(crate) fn new(method: Option<&'a str>, args: Arguments<'a>, out: &'a mut Vec<u8>) -> Self {
+        Self { method, args, out }
+    }
+
+    /// The method asked for.
+    pub fn method(&self) -> Option<&'a str> {
+        self.method
+    }
+
+    /// The arguments as they came.
+    pub(crate) fn args(&self) -> Arguments<'a> {
+        self.args
+    }
+
+    /// Decodes the arguments, or says in the reply why they do not fit.
+    pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
+        self.args.parse().map_err(|error| Reply(Err(Fault::arguments(&error))))
+    }
+
+    /// Answers with a value.
+    pub fn value<T: Serialize + ?Sized>(self, value: &T) -> Reply {
+        Reply(encode(value, self.out).map_err(|error| Fault::result(&error)))
+    }
+
+    /// Answers with a value or with an error that keeps its type.
+    pub fn typed<T, E>(self, result: Result<T, E>) -> Reply
+    where
+        T: Serialize,
+        E: std::error::Error + Serialize + 'static,
+    {
+        match result {
+            Ok(value) => self.value(&value),
+            Err(error) => Reply(Err(Fault::typed(&error))),
+        }
+    }
+
+    /// Answers with a value or with any error.
+    pub(crate) fn untyped<T: Serialize>(self, result: Result<T, BoxError>) -> Reply {
+        match result {
+            Ok(value) => self.value(&value),
+            Err(error) => Reply(Err(match error.downcast_ref::<ArgumentsError>() {
+                Some(misfit) => Fault::arguments(misfit),
+                None => Fault::interface(&*error),
+            })),
+        }
+    }
+
+    /// Answers that there is no such method.
+    pub fn unknown_method<'n>(&self, known: impl IntoIterator<Item = &'n str>) -> Reply {
+        Reply(Err(Fault::method(self.method, known)))
+    }
+}

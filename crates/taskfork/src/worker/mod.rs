@@ -1,0 +1,14 @@
+//! What runs inside a worker process: read a call, run it, answer, blocking, until the client goes.
+//! It knows `wire` and `error`; it never sees the server that forked it but for its own slot of the
+//! scoreboard.
+
+mod connection;
+mod fault;
+pub(crate) mod function;
+pub(crate) mod interface;
+pub(crate) mod methods;
+mod panic;
+pub(crate) mod scoreboard;
+mod serve;
+
+pub(crate) use serve::{Handlers, Limits, Seat, serve};

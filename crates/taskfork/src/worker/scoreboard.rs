@@ -1,0 +1,254 @@
+//! What each worker is doing, in memory shared with the server. A worker moves its slot from phase
+//! to phase; the server reads it, and condemns a worker only in exactly the phase and call that it
+//! has judged, so that a late kill cannot hit the next call.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::error::Activity;
+use crate::sys;
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// Waiting for its client to introduce itself.
+    Greeting = 1,
+    /// Running `setup` before the first call.
+    Setup = 2,
+    /// In nobody's hands.
+    Idle = 3,
+    /// Between two calls of a checkout.
+    Held = 4,
+    /// Running a call.
+    Busy = 5,
+    /// Writing the answer.
+    Answering = 6,
+    /// Running `checkout_done`.
+    Done = 7,
+    /// About to be killed by the server: it must begin nothing.
+    Condemned = 8,
+    /// Asked by the server to leave: it must begin nothing, and ends by itself.
+    Retired = 9,
+}
+
+impl Phase {
+    const ALL: [Self; 9] = [
+        Self::Greeting,
+        Self::Setup,
+        Self::Idle,
+        Self::Held,
+        Self::Busy,
+        Self::Answering,
+        Self::Done,
+        Self::Condemned,
+        Self::Retired,
+    ];
+
+    /// How the phase is called in errors.
+    pub(crate) fn activity(self) -> Option<Activity> {
+        match self {
+            Self::Setup => Some(Activity::Setup),
+            Self::Greeting | Self::Idle | Self::Held | Self::Retired => Some(Activity::Idle),
+            Self::Busy | Self::Answering => Some(Activity::Call),
+            Self::Done => Some(Activity::CheckoutDone),
+            Self::Condemned => None,
+        }
+    }
+
+    /// Whether user code or a write can keep the worker in this phase for ever.
+    pub(crate) fn can_hang(self) -> bool {
+        matches!(self, Self::Setup | Self::Busy | Self::Answering | Self::Done)
+    }
+}
+
+/// A worker's state at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) phase: Phase,
+    /// How many calls it has begun.
+    pub(crate) calls: u64,
+    /// When it entered the phase, on the clock of [`now`].
+    pub(crate) since: Duration,
+}
+
+/// The time on the clock that server and workers share.
+pub(crate) fn now() -> Duration {
+    let time = clock_gettime(ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// All slots of one server.
+#[derive(Debug)]
+pub(crate) struct Scoreboard {
+    slots: &'static [AtomicU64],
+    free: Vec<usize>,
+}
+
+/// Words of a slot; eight, so that two workers never write to one cache line.
+const WORDS: usize = 8;
+/// `calls << 8 | phase`.
+const STATE: usize = 0;
+const SINCE: usize = 1;
+const CLIENT_GONE: usize = 2;
+const RETIRE: usize = 3;
+
+impl Scoreboard {
+    /// As many slots as a server can have workers at one time.
+    pub(crate) const CAPACITY: usize = 16_384;
+
+    pub(crate) fn new() -> io::Result<Self> {
+        let slots = sys::shared_words(Self::CAPACITY * WORDS)?;
+        Ok(Self { slots, free: (0..Self::CAPACITY).rev().collect() })
+    }
+
+    /// A slot for a new worker, or nothing while all are taken.
+    pub(crate) fn take(&mut self) -> Option<Slot> {
+        let index = self.free.pop()?;
+        let words = &self.slots[index * WORDS..(index + 1) * WORDS];
+        words[CLIENT_GONE].store(0, SeqCst);
+        words[RETIRE].store(0, SeqCst);
+        words[SINCE].store(now().as_nanos() as u64, SeqCst);
+        words[STATE].store(Phase::Greeting as u64, SeqCst);
+        Some(Slot { words, index })
+    }
+
+    /// Gives the slot of a worker back that has been reaped.
+    pub(crate) fn give_back(&mut self, slot: Slot) {
+        self.free.push(slot.index);
+    }
+}
+
+/// One worker's part of the scoreboard. The server has one handle, the worker the other.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    words: &'static [AtomicU64],
+    index: usize,
+}
+
+/// The server wants the worker to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// A kill is on its way: wait for it.
+    Condemned,
+    /// Leave.
+    Retired,
+}
+
+impl Slot {
+    pub(crate) fn view(&self) -> View {
+        loop {
+            let state = self.words[STATE].load(SeqCst);
+            let since = self.words[SINCE].load(SeqCst);
+            // The time belongs to the state only if that has not changed in between.
+            if self.words[STATE].load(SeqCst) == state {
+                let (phase, calls) = unpack(state);
+                return View { phase, calls, since: Duration::from_nanos(since) };
+            }
+        }
+    }
+
+    /// Server: forbids the worker to begin anything, if it is still where `view` saw it.
+    pub(crate) fn order(&self, view: View, order: Order) -> bool {
+        let phase = match order {
+            Order::Condemned => Phase::Condemned,
+            Order::Retired => Phase::Retired,
+        };
+        let expected = pack(view.phase, view.calls);
+        let wanted = pack(phase, view.calls);
+        self.words[STATE].compare_exchange(expected, wanted, SeqCst, SeqCst).is_ok()
+    }
+
+    /// Server: the client will read no answer any more.
+    pub(crate) fn client_is_gone(&self) {
+        self.words[CLIENT_GONE].store(1, SeqCst);
+    }
+
+    /// Server: the worker is to leave when its checkout is done.
+    pub(crate) fn retire_when_idle(&self) {
+        self.words[RETIRE].store(1, SeqCst);
+    }
+
+    /// Worker: enters `phase`, unless the server has decided otherwise.
+    pub(crate) fn enter(&self, phase: Phase) -> Result<(), Order> {
+        let state = self.words[STATE].load(SeqCst);
+        let (current, calls) = unpack(state);
+        match current {
+            Phase::Condemned => return Err(Order::Condemned),
+            Phase::Retired => return Err(Order::Retired),
+            _ => {}
+        }
+        self.words[SINCE].store(now().as_nanos() as u64, SeqCst);
+        let calls = calls + u64::from(phase == Phase::Busy);
+        match self.words[STATE].compare_exchange(state, pack(phase, calls), SeqCst, SeqCst) {
+            Ok(_) => Ok(()),
+            // Only an order of the server can have come in between.
+            Err(_) => self.enter(phase),
+        }
+    }
+
+    /// Worker, having entered a phase: whether it is for nobody. With the order of the writes, one
+    /// of the two sides always sees the other: the server the phase, or the worker this.
+    pub(crate) fn is_client_gone(&self) -> bool {
+        self.words[CLIENT_GONE].load(SeqCst) != 0
+    }
+
+    /// Worker, having become idle: whether to leave. It or the server sees the other, as above.
+    pub(crate) fn is_to_retire(&self) -> bool {
+        self.words[RETIRE].load(SeqCst) != 0
+    }
+}
+
+fn pack(phase: Phase, calls: u64) -> u64 {
+    calls << 8 | phase as u64
+}
+
+fn unpack(state: u64) -> (Phase, u64) {
+    let phase = Phase::ALL.into_iter().find(|&phase| phase as u64 == state & 0xff);
+    // Stray writes of a worker's own bugs can leave anything here; nothing is begun then.
+    (phase.unwrap_or(Phase::Condemned), state >> 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_that_was_decided_for_one_call_cannot_hit_the_next() {
+        let slot = Scoreboard::new().unwrap().take().unwrap();
+        slot.enter(Phase::Busy).unwrap();
+        let judged = slot.view();
+        slot.enter(Phase::Answering).unwrap();
+        slot.enter(Phase::Held).unwrap();
+        slot.enter(Phase::Busy).unwrap();
+
+        assert!(!slot.order(judged, Order::Condemned));
+        assert_eq!(slot.enter(Phase::Answering), Ok(()));
+    }
+
+    #[test]
+    fn a_condemned_worker_begins_nothing() {
+        let slot = Scoreboard::new().unwrap().take().unwrap();
+        slot.enter(Phase::Idle).unwrap();
+        assert!(slot.order(slot.view(), Order::Condemned));
+        assert_eq!(slot.enter(Phase::Busy), Err(Order::Condemned));
+        assert_eq!(slot.view().calls, 0);
+    }
+
+    #[test]
+    fn slots_are_used_again() {
+        let mut board = Scoreboard::new().unwrap();
+        let slot = board.take().unwrap();
+        slot.enter(Phase::Busy).unwrap();
+        slot.client_is_gone();
+        board.give_back(slot);
+
+        let slot = board.take().unwrap();
+        assert_eq!(slot.view().phase, Phase::Greeting);
+        assert!(!slot.is_client_gone());
+        assert_eq!(board.free.len(), Scoreboard::CAPACITY - 1);
+    }
+}

@@ -1,0 +1,286 @@
+//! A worker's life: greet, set up, then one call after the other until the client goes or the
+//! server says so.
+
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::connection::{Broken, Connection};
+use super::fault::{Fault, guarded};
+use super::interface::{Interface, Request};
+use super::panic::remember_places;
+use super::scoreboard::{Order, Phase, Slot};
+use crate::error::Failure;
+use crate::wire::WireError;
+use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
+use crate::wire::native::{self, ClientHello, FromClient, VERSIONS, WorkerHello};
+use crate::wire::request::Arguments;
+
+/// An answer's buffer above this size is given back.
+const KEPT_BUFFER: usize = 1 << 20;
+
+/// What the server gives a new worker.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) socket: OwnedFd,
+    pub(crate) slot: Slot,
+    pub(crate) number: u64,
+    pub(crate) server: String,
+    pub(crate) limits: Limits,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) max_frame: usize,
+    pub(crate) stall_timeout: Duration,
+}
+
+type Setup<S> = Box<dyn Fn() -> Result<S, Failure>>;
+type CheckoutDone<S> = Box<dyn Fn(&mut S) -> Result<(), Failure>>;
+
+/// The user's code around the calls.
+pub(crate) struct Handlers<S> {
+    pub(crate) setup: Setup<S>,
+    pub(crate) checkout_done: Option<CheckoutDone<S>>,
+}
+
+/// Why a worker ends by itself.
+enum Leave {
+    /// There is nothing left to do.
+    Quietly,
+    /// The connection is of no use any more.
+    Broken(Broken),
+    /// `checkout_done` failed, so that nobody else may get this worker.
+    Unclean(Fault),
+    /// The server wants it.
+    Ordered(Order),
+}
+
+impl From<Order> for Leave {
+    fn from(order: Order) -> Self {
+        Self::Ordered(order)
+    }
+}
+
+impl From<Broken> for Leave {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Closed => Self::Quietly,
+            other => Self::Broken(other),
+        }
+    }
+}
+
+impl From<WireError> for Leave {
+    fn from(error: WireError) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
+/// Serves one connection until it ends; gives the status to exit with.
+pub(crate) fn serve<S: 'static>(
+    seat: Seat,
+    interface: &dyn Interface<S>,
+    handlers: &Handlers<S>,
+) -> i32 {
+    remember_places();
+    let number = seat.number;
+    let mut connection =
+        Connection::new(seat.socket, seat.limits.max_frame, seat.limits.stall_timeout);
+    let mut worker = Worker {
+        slot: seat.slot,
+        interface,
+        handlers,
+        state: None,
+        setup_fault: None,
+        max_answer: seat.limits.max_frame,
+        out: Vec::new(),
+    };
+    let hello = WorkerHello {
+        version: VERSIONS[0],
+        pid: std::process::id(),
+        worker: number,
+        server: seat.server,
+        max_frame: Some(seat.limits.max_frame),
+    };
+    let Err(leave) = worker.run(&mut connection, &hello);
+    let status = match leave {
+        Leave::Quietly | Leave::Ordered(Order::Retired) => 0,
+        Leave::Broken(broken) => {
+            tracing::warn!(worker = number, "connection closed: {broken}");
+            0
+        }
+        Leave::Unclean(fault) => {
+            let message = fault.body().message.to_owned();
+            tracing::error!(worker = number, "checkout_done failed, the worker ends: {message}");
+            1
+        }
+        Leave::Ordered(Order::Condemned) => loop {
+            // SIGKILL is on its way.
+            std::thread::park();
+        },
+    };
+    // What the state owns is closed in order; a panic in it must not keep the worker from leaving.
+    let _ = guarded(move || drop(worker));
+    status
+}
+
+struct Worker<'a, S> {
+    slot: Slot,
+    interface: &'a dyn Interface<S>,
+    handlers: &'a Handlers<S>,
+    /// What `setup` made, once it has succeeded.
+    state: Option<S>,
+    /// Why it has not, until a call has been told.
+    setup_fault: Option<Fault>,
+    max_answer: usize,
+    out: Vec<u8>,
+}
+
+impl<S: 'static> Worker<'_, S> {
+    fn run(
+        &mut self,
+        connection: &mut Connection,
+        hello: &WorkerHello,
+    ) -> Result<Infallible, Leave> {
+        self.greet(connection, hello)?;
+        self.slot.enter(Phase::Setup)?;
+        if self.slot.is_client_gone() {
+            return Err(Leave::Quietly);
+        }
+        self.setup_fault = self.set_up().err();
+        loop {
+            self.become_idle()?;
+            // Until a checkout is done, the worker is in one client's hands.
+            while !self.serve_message(connection)? {}
+        }
+    }
+
+    fn greet(&mut self, connection: &mut Connection, hello: &WorkerHello) -> Result<(), Leave> {
+        connection.read_preamble()?;
+        let frame = connection.read_frame()?;
+        let FromClient::Hello(client) = FromClient::decode(connection.body(frame))? else {
+            return Err(WireError::Malformed("the first message is no hello".into()).into());
+        };
+        self.out.extend_from_slice(PREAMBLE);
+        let fault = no_common_version(&client);
+        frame::write::<WireError>(&mut self.out, DEFAULT_LIMIT, |out| {
+            match &fault {
+                Some(fault) => native::put_error(out, &fault.body()),
+                None => native::put_worker_hello(out, hello),
+            }
+            Ok(())
+        })?;
+        connection.write(&self.out)?;
+        if fault.is_some() {
+            return Err(Leave::Quietly);
+        }
+        self.max_answer = client.max_frame.unwrap_or(DEFAULT_LIMIT).min(self.max_answer);
+        Ok(())
+    }
+
+    fn become_idle(&self) -> Result<(), Leave> {
+        self.slot.enter(Phase::Idle)?;
+        if self.slot.is_to_retire() {
+            return Err(Leave::Quietly);
+        }
+        Ok(())
+    }
+
+    /// Waits for a message and does what it says; tells whether it ended a checkout.
+    fn serve_message(&mut self, connection: &mut Connection) -> Result<bool, Leave> {
+        let frame = connection.read_frame()?;
+        match FromClient::decode(connection.body(frame))? {
+            FromClient::Call { method, args } => {
+                self.slot.enter(Phase::Busy)?;
+                if self.slot.is_client_gone() {
+                    return Err(Leave::Quietly);
+                }
+                self.call(method, args)?;
+                self.slot.enter(Phase::Answering)?;
+                connection.write(&self.out)?;
+                self.slot.enter(Phase::Held)?;
+                Ok(false)
+            }
+            FromClient::Done => self.checkout_done().map(|()| true),
+            FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
+        }
+    }
+
+    /// Runs a call and leaves its answer in `out`.
+    fn call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), WireError> {
+        self.out.clear();
+        self.out.shrink_to(KEPT_BUFFER);
+        let Err(fault) = self.try_call(method, args) else { return Ok(()) };
+        write_fault(&mut self.out, self.max_answer, &fault)
+    }
+
+    fn try_call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), Fault> {
+        if let Some(fault) = self.setup_fault.take() {
+            return Err(fault);
+        }
+        let state = match &mut self.state {
+            Some(state) => state,
+            empty => empty.insert(set_up(self.handlers)?),
+        };
+        let interface = self.interface;
+        frame::write(&mut self.out, self.max_answer, |out| {
+            native::put_ok(out);
+            guarded(|| interface.call(state, Request::new(method, args, out)).0)
+                .unwrap_or_else(|panic| Err(Fault::panic(panic)))
+        })
+    }
+
+    fn set_up(&mut self) -> Result<(), Fault> {
+        self.state = Some(set_up(self.handlers)?);
+        Ok(())
+    }
+
+    fn checkout_done(&mut self) -> Result<(), Leave> {
+        self.slot.enter(Phase::Done)?;
+        let (Some(state), Some(done)) = (&mut self.state, &self.handlers.checkout_done) else {
+            return Ok(());
+        };
+        match guarded(|| done(state)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(failure)) => Err(Leave::Unclean(Fault::interface(&failure))),
+            Err(panic) => Err(Leave::Unclean(Fault::panic(panic))),
+        }
+    }
+}
+
+fn set_up<S>(handlers: &Handlers<S>) -> Result<S, Fault> {
+    match guarded(&handlers.setup) {
+        Ok(made) => made.map_err(Fault::setup),
+        Err(panic) => Err(Fault::setup(Failure::new(panic.to_string()))),
+    }
+}
+
+impl From<WireError> for Fault {
+    /// The only thing that can be wrong with a frame that is being written is its size.
+    fn from(error: WireError) -> Self {
+        Self::result(&error)
+    }
+}
+
+fn write_fault(out: &mut Vec<u8>, limit: usize, fault: &Fault) -> Result<(), WireError> {
+    let write = |out: &mut Vec<u8>, fault: &Fault| {
+        frame::write::<WireError>(out, limit, |out| {
+            native::put_error(out, &fault.body());
+            Ok(())
+        })
+    };
+    // An error too large to be sent is still told as an error.
+    write(out, fault).or_else(|error| write(out, &Fault::result(&error)))
+}
+
+fn no_common_version(client: &ClientHello) -> Option<Fault> {
+    if client.versions.iter().any(|version| VERSIONS.contains(version)) {
+        return None;
+    }
+    let message = format!(
+        "the client `{}` speaks the protocol versions {:?}, this server {VERSIONS:?}",
+        client.name, client.versions
+    );
+    Some(Fault::version(message))
+}
