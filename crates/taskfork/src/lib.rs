@@ -1,5 +1,38 @@
-//! TODO-DOC
+//! Exclusive checkouts of **forked worker processes** for async programs.
+//!
+//! Some code blocks, crashes, leaks, hangs or is not thread-safe: C libraries, database drivers,
+//! image and PDF code, password hashing. A [`Server`] forks a worker process for each connection
+//! and runs such code there; a [`Client`] keeps a pool of connections and hands out [`Checkout`]s.
+//! Results, errors, panics and deaths arrive where the call is awaited, as if it had been local.
+//!
+//! ```no_run
+//! use taskfork::{Client, Methods, Server, ServerBuilder, ServerError};
+//!
+//! fn adder(server: ServerBuilder) -> Result<(), ServerError> {
+//!     server.interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b))).run()
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     taskfork::init(&[("adder", adder)]);
+//!     tokio::runtime::Runtime::new()?.block_on(async {
+//!         let server = Server::spawn("adder")?;
+//!         let client = Client::builder().address(server.address()).build()?;
+//!         let sum: i64 = client.call("add", (2, 3)).await?;
+//!         println!("2 + 3 = {sum}");
+//!         Ok(())
+//!     })
+//! }
+//! ```
+//!
+//! Where to look: [`macro@interface`] for typed interfaces, [`Methods`] and [`Function`] for untyped
+//! ones, [`Server::spawn`] and [`Server::fork`] for a server of one's own program, [`Error`] for
+//! what can go wrong, [`blocking`] for programs without async.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("taskfork forks, watches and ends processes by means that only Linux has");
+
 mod address;
+pub mod blocking;
 mod client;
 mod display;
 mod error;
@@ -9,6 +42,7 @@ mod wire;
 mod worker;
 
 pub use address::{Address, AddressError};
+pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Stats};
 pub use error::{
     Activity, CallError, Death, End, Error, Failure, FatalError, Location, Panic, Stage,
 };
@@ -20,3 +54,65 @@ pub use wire::request::{Arguments, ArgumentsError, FromArguments};
 pub use worker::function::Function;
 pub use worker::interface::{BoxError, Interface};
 pub use worker::methods::{Method, Methods, Stateless};
+
+/// Makes a typed interface of a trait.
+///
+/// The trait's methods take `&mut self`, the state that each worker keeps between calls, and any
+/// number up to twelve of parameters that serde can carry; they return a value, or a `Result` whose
+/// error type arrives at the caller as that type.
+///
+/// For a trait `Passwords` the attribute makes, with the trait's visibility:
+///
+/// * `PasswordsInterface`, which is given to [`ServerBuilder::interface`] and serves whatever state
+///   implements the trait;
+/// * `PasswordsCalls`, which gives [`Checkout`] and [`Client`] the trait's methods, each returning
+///   a [`Call`]; a `String` parameter takes any text;
+/// * `PasswordsBlockingCalls`, the same for [`blocking`].
+///
+/// ```
+/// use serde::{Deserialize, Serialize};
+/// use taskfork::{BoxError, Client, Error, Server};
+///
+/// #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+/// #[error("{0} is not a number")]
+/// struct NotANumber(String);
+///
+/// #[taskfork::interface]
+/// trait Adder {
+///     /// Adds a number given as text.
+///     fn add(&mut self, number: String) -> Result<i64, NotANumber>;
+///     fn reset(&mut self);
+/// }
+///
+/// struct Sum(i64);
+///
+/// impl Adder for Sum {
+///     fn add(&mut self, number: String) -> Result<i64, NotANumber> {
+///         self.0 += number.parse::<i64>().map_err(|_| NotANumber(number))?;
+///         Ok(self.0)
+///     }
+///
+///     fn reset(&mut self) {
+///         self.0 = 0;
+///     }
+/// }
+///
+/// fn describe() -> Server {
+///     Server::builder().setup(|| Ok::<_, BoxError>(Sum(0))).interface(AdderInterface)
+/// }
+///
+/// async fn use_it(client: Client) -> Result<(), Error<NotANumber>> {
+///     let checkout = client.checkout();
+///     let (one, two) = (checkout.add("1"), checkout.add("2"));
+///     assert_eq!((one.await?, two.await?), (1, 3));
+///     Ok(())
+/// }
+/// # let _ = (describe, use_it);
+/// ```
+pub use taskfork_macros::interface;
+
+/// What the code made by [`macro@interface`] needs.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::worker::interface::{Reply, Request};
+}

@@ -1,3 +1,22 @@
+//! The client: a pool of connections to workers, checkouts of them, calls. The caller's own task
+//! writes and reads the socket; the one task of a client, its driver, connects, watches what nobody
+//! waits for, and keeps the time. It knows `wire` and `error`.
+
+mod builder;
+mod call;
+mod checkout;
+mod connect;
+mod connection;
+mod core;
 mod deadlines;
+mod driver;
+mod entries;
+mod lane;
 mod pool;
 mod queue;
+mod signal;
+
+pub use builder::{Client, ClientBuilder, ConfigError};
+pub use call::Call;
+pub use checkout::{Caller, Checkout};
+pub use pool::Stats;

@@ -88,6 +88,12 @@ pub(crate) struct Lease<C> {
     pub(crate) connection: C,
 }
 
+impl<C> Lease<C> {
+    pub(crate) fn key(&self) -> WorkerKey {
+        self.key
+    }
+}
+
 /// What came of a released worker.
 #[derive(Debug)]
 pub(crate) enum Released<C, W> {

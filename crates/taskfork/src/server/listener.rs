@@ -29,7 +29,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Listener {
     socket: OwnedFd,
     address: Address,
-    file: Option<SocketFile>,
+    _file: Option<SocketFile>,
 }
 
 impl Listener {
@@ -123,7 +123,7 @@ fn open_unix(path: &Path, mode: u32) -> Result<Listener, ServerError> {
     };
     chmod(path, mode).map_err(refused)?;
     listen(&socket, BACKLOG).map_err(refused)?;
-    Ok(Listener { socket, address, file: Some(file) })
+    Ok(Listener { socket, address, _file: Some(file) })
 }
 
 /// Whether a server answers there; only a refused connection says that none does.
@@ -173,7 +173,7 @@ fn open_tcp(address: &Address, host: &str, port: u16) -> Result<Listener, Server
         Ok(local) => local.port(),
         Err(source) => return Err(ServerError::Listen { address: address.to_string(), source }),
     };
-    Ok(Listener { socket: listener.into(), address: Address::tcp(host, port), file: None })
+    Ok(Listener { socket: listener.into(), address: Address::tcp(host, port), _file: None })
 }
 
 fn open_inherited(number: i32) -> Result<Listener, ServerError> {
@@ -186,7 +186,7 @@ fn open_inherited(number: i32) -> Result<Listener, ServerError> {
     }
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)
         .map_err(ServerError::system("cannot mark the listener close-on-exec"))?;
-    Ok(Listener { socket, address: Address::inherited(number), file: None })
+    Ok(Listener { socket, address: Address::inherited(number), _file: None })
 }
 
 #[cfg(test)]

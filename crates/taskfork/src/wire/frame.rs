@@ -13,7 +13,8 @@ pub(crate) const PREAMBLE: &[u8; 8] = b"taskfork";
 /// The most bytes of a frame's body unless configured otherwise.
 pub(crate) const DEFAULT_LIMIT: usize = 64 << 20;
 
-const HEADER: usize = 4;
+/// Bytes of a frame before its body.
+pub(crate) const HEADER: usize = 4;
 
 /// Appends a frame whose body is what `body` writes. With an error, `out` is as it was.
 pub(crate) fn write<E: From<WireError>>(

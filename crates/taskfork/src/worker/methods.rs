@@ -151,7 +151,7 @@ macro_rules! functions {
             T: Serialize,
             $($name: DeserializeOwned,)*
         {
-            #[expect(non_snake_case, reason = "each type parameter names its value as well")]
+            #[allow(non_snake_case, reason = "each type parameter names its value as well")]
             fn run(&self, state: &mut S, request: Request<'_>) -> Reply {
                 match request.parse::<($($name,)*)>() {
                     Ok(($($name,)*)) => request.untyped(self(state, $($name),*)),
@@ -166,7 +166,7 @@ macro_rules! functions {
             T: Serialize,
             $($name: DeserializeOwned,)*
         {
-            #[expect(non_snake_case, reason = "each type parameter names its value as well")]
+            #[allow(non_snake_case, reason = "each type parameter names its value as well")]
             fn run(&self, request: Request<'_>) -> Reply {
                 match request.parse::<($($name,)*)>() {
                     Ok(($($name,)*)) => request.untyped(self($($name),*)),

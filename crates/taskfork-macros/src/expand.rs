@@ -1,0 +1,155 @@
+//! What a trait becomes: the dispatch inside the worker, and typed calls outside it.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{format_ident, quote};
+use syn::{Ident, ItemTrait, LitStr, Type};
+
+use crate::model::{Interface, Method, Output, Parameter};
+
+pub(crate) fn expand(item: &ItemTrait, interface: &Interface) -> TokenStream {
+    let dispatch = dispatch(item, interface);
+    let calls = calls(item, interface, &Flavor::ASYNC);
+    let blocking = calls_blocking(item, interface);
+    quote! {
+        #item
+        #dispatch
+        #calls
+        #blocking
+    }
+}
+
+fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
+    let (vis, name) = (&item.vis, &item.ident);
+    let server = format_ident!("{name}Interface");
+    let docs = format!("Serves [`{name}`] from a worker whose state implements it.");
+    let known = interface.methods.iter().map(|method| method_name(&method.name));
+    let arms = interface.methods.iter().map(|method| {
+        let text = method_name(&method.name);
+        let function = &method.name;
+        let names: Vec<_> = method.parameters.iter().map(|parameter| &parameter.name).collect();
+        let types = method.parameters.iter().map(|parameter| &parameter.ty);
+        let answer = match &method.output {
+            Output::Plain(_) => quote!(__request.value(&__result)),
+            Output::Fallible { .. } => quote!(__request.typed(__result)),
+        };
+        quote! {
+            ::core::option::Option::Some(#text) => match __request.parse::<(#(#types,)*)>() {
+                ::core::result::Result::Ok((#(#names,)*)) => {
+                    let __result = <S as #name>::#function(__state, #(#names),*);
+                    #answer
+                }
+                ::core::result::Result::Err(__reply) => __reply,
+            },
+        }
+    });
+    quote! {
+        #[doc = #docs]
+        #[derive(Debug, Clone, Copy, Default)]
+        #vis struct #server;
+
+        impl<S: #name + 'static> ::taskfork::Interface<S> for #server {
+            fn call(
+                &self,
+                __state: &mut S,
+                __request: ::taskfork::__private::Request<'_>,
+            ) -> ::taskfork::__private::Reply {
+                match __request.method() {
+                    #(#arms)*
+                    _ => __request.unknown_method([#(#known),*]),
+                }
+            }
+        }
+    }
+}
+
+/// The difference between the async and the blocking calls.
+struct Flavor {
+    suffix: &'static str,
+    docs: &'static str,
+}
+
+impl Flavor {
+    const ASYNC: Self =
+        Self { suffix: "Calls", docs: "on a [`Checkout`](::taskfork::Checkout) or a client" };
+    const BLOCKING: Self = Self { suffix: "BlockingCalls", docs: "in a program without async" };
+}
+
+fn calls(item: &ItemTrait, interface: &Interface, flavor: &Flavor) -> TokenStream {
+    let caller = quote!(::taskfork::Caller);
+    let methods = interface.methods.iter().map(|method| {
+        let (value, error) = types(method);
+        method_of(method, &caller, &quote!(::taskfork::Call<#value, #error>))
+    });
+    extension(item, flavor, &caller, methods)
+}
+
+fn calls_blocking(item: &ItemTrait, interface: &Interface) -> TokenStream {
+    let caller = quote!(::taskfork::blocking::Caller);
+    let methods = interface.methods.iter().map(|method| {
+        let (value, error) = types(method);
+        let result = quote!(::core::result::Result<#value, ::taskfork::Error<#error>>);
+        method_of(method, &caller, &result)
+    });
+    extension(item, &Flavor::BLOCKING, &caller, methods)
+}
+
+fn extension(
+    item: &ItemTrait,
+    flavor: &Flavor,
+    caller: &TokenStream,
+    methods: impl Iterator<Item = TokenStream>,
+) -> TokenStream {
+    let (vis, name) = (&item.vis, &item.ident);
+    let calls = format_ident!("{name}{}", flavor.suffix);
+    let docs = format!("The methods of [`{name}`] {}.", flavor.docs);
+    quote! {
+        #[doc = #docs]
+        #vis trait #calls: #caller {
+            #(#methods)*
+        }
+
+        impl<C: #caller + ?Sized> #calls for C {}
+    }
+}
+
+fn method_of(method: &Method, caller: &TokenStream, output: &TokenStream) -> TokenStream {
+    let (name, docs, text) = (&method.name, &method.docs, method_name(&method.name));
+    let parameters = method.parameters.iter().map(|Parameter { name, ty }| {
+        if is_string(ty) {
+            quote!(#name: impl ::core::convert::AsRef<str>)
+        } else {
+            quote!(#name: #ty)
+        }
+    });
+    let arguments = method.parameters.iter().map(|Parameter { name, ty }| {
+        if is_string(ty) {
+            quote!(::core::convert::AsRef::<str>::as_ref(&#name))
+        } else {
+            quote!(#name)
+        }
+    });
+    quote! {
+        #(#docs)*
+        fn #name(&self, #(#parameters),*) -> #output {
+            #caller::typed(self, #text, (#(#arguments,)*))
+        }
+    }
+}
+
+fn types(method: &Method) -> (TokenStream, TokenStream) {
+    match &method.output {
+        Output::Plain(value) => (quote!(#value), quote!(::taskfork::Failure)),
+        Output::Fallible { value, error } => (quote!(#value), quote!(#error)),
+    }
+}
+
+/// Whether a text of any kind can be taken for it.
+fn is_string(ty: &Type) -> bool {
+    matches!(ty, Type::Path(path) if path.qself.is_none() && path.path.is_ident("String"))
+}
+
+/// The name on the wire: a raw identifier without its prefix.
+fn method_name(name: &Ident) -> LitStr {
+    let text = name.to_string();
+    LitStr::new(text.strip_prefix("r#").unwrap_or(&text), Span::call_site())
+}

@@ -1,0 +1,302 @@
+//! What is read from a trait, and every mistake in it that can be seen.
+
+use std::collections::BTreeMap;
+
+use proc_macro2::{Span, TokenStream};
+use syn::spanned::Spanned;
+use syn::visit::Visit;
+use syn::{
+    Attribute, Error, FnArg, GenericArgument, Ident, ItemTrait, Pat, PathArguments, Receiver,
+    ReturnType, Signature, TraitItem, TraitItemFn, Type,
+};
+
+/// Methods that every checkout, client or future has already.
+const RESERVED: [&str; 9] = [
+    "call",
+    "checkout",
+    "clone",
+    "invoke",
+    "ready",
+    "stats",
+    "throw_fatal_error",
+    "timeout",
+    "typed",
+];
+
+/// The most parameters that a call can carry.
+const MOST_PARAMETERS: usize = 12;
+
+pub(crate) struct Interface {
+    pub(crate) methods: Vec<Method>,
+}
+
+pub(crate) struct Method {
+    pub(crate) name: Ident,
+    pub(crate) docs: Vec<Attribute>,
+    pub(crate) parameters: Vec<Parameter>,
+    pub(crate) output: Output,
+}
+
+pub(crate) struct Parameter {
+    pub(crate) name: Ident,
+    pub(crate) ty: Type,
+}
+
+pub(crate) enum Output {
+    /// A value that is always there.
+    Plain(Type),
+    /// A value or the interface's own error.
+    Fallible { value: Type, error: Type },
+}
+
+/// Collects mistakes, so that all are told at once.
+#[derive(Default)]
+struct Mistakes(Option<Error>);
+
+impl Mistakes {
+    fn add(&mut self, at: Span, message: impl std::fmt::Display) {
+        let error = Error::new(at, message);
+        match &mut self.0 {
+            Some(first) => first.combine(error),
+            none => *none = Some(error),
+        }
+    }
+}
+
+impl Interface {
+    pub(crate) fn read(arguments: TokenStream, item: &ItemTrait) -> Result<Self, Error> {
+        let mut mistakes = Mistakes::default();
+        if !arguments.is_empty() {
+            mistakes.add(
+                arguments.span(),
+                "`interface` takes no arguments: write #[taskfork::interface]",
+            );
+        }
+        if !item.generics.params.is_empty() || item.generics.where_clause.is_some() {
+            mistakes.add(
+                item.generics.span(),
+                "an interface cannot be generic, as the worker is another process: write one trait \
+                 for each set of types",
+            );
+        }
+        if let Some(unsafety) = &item.unsafety {
+            mistakes
+                .add(unsafety.span(), "an interface cannot be an unsafe trait: remove `unsafe`");
+        }
+        let mut methods = Vec::new();
+        for entry in &item.items {
+            match entry {
+                TraitItem::Fn(method) => methods.extend(Method::read(method, &mut mistakes)),
+                other => mistakes.add(
+                    other.span(),
+                    "an interface has methods only: move this to another trait or to the \
+                     implementing type",
+                ),
+            }
+        }
+        find_duplicates(&methods, &mut mistakes);
+        match mistakes.0 {
+            Some(error) => Err(error),
+            None => Ok(Self { methods }),
+        }
+    }
+}
+
+fn find_duplicates(methods: &[Method], mistakes: &mut Mistakes) {
+    let mut seen = BTreeMap::new();
+    for method in methods {
+        let name = method.name.to_string();
+        if seen.insert(name.clone(), ()).is_some() {
+            mistakes.add(
+                method.name.span(),
+                format!("there is a method `{name}` already: calls are told apart by name only, so rename one"),
+            );
+        }
+    }
+}
+
+impl Method {
+    fn read(item: &TraitItemFn, mistakes: &mut Mistakes) -> Option<Self> {
+        let signature = &item.sig;
+        check_signature(signature, mistakes);
+        let mut inputs = signature.inputs.iter();
+        match inputs.next() {
+            Some(FnArg::Receiver(receiver)) => check_receiver(receiver, mistakes),
+            _ => mistakes.add(
+                signature.ident.span(),
+                format!(
+                    "a method runs on the worker's state: write fn {}(&mut self, …)",
+                    signature.ident
+                ),
+            ),
+        }
+        let parameters: Vec<_> = signature
+            .inputs
+            .iter()
+            .filter_map(|input| match input {
+                FnArg::Typed(input) => Some(input),
+                FnArg::Receiver(_) => None,
+            })
+            .filter_map(|input| {
+                check_type(&input.ty, mistakes);
+                let name = parameter_name(&input.pat, mistakes)?;
+                Some(Parameter { name, ty: (*input.ty).clone() })
+            })
+            .collect();
+        if parameters.len() > MOST_PARAMETERS {
+            mistakes.add(
+                signature.inputs.span(),
+                format!(
+                    "a call carries at most {MOST_PARAMETERS} parameters: put some into a struct"
+                ),
+            );
+        }
+        let output = Output::read(&signature.output, mistakes)?;
+        let docs = item.attrs.iter().filter(|attribute| attribute.path().is_ident("doc"));
+        Some(Self {
+            name: signature.ident.clone(),
+            docs: docs.cloned().collect(),
+            parameters,
+            output,
+        })
+    }
+}
+
+fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
+    let name = &signature.ident;
+    if RESERVED.iter().any(|reserved| name == reserved) {
+        mistakes.add(
+            name.span(),
+            format!("`{name}` is a method that every client or checkout has: choose another name"),
+        );
+    }
+    if let Some(asyncness) = &signature.asyncness {
+        mistakes.add(
+            asyncness.span(),
+            "a worker runs one call at a time and may block: write `fn` without `async`",
+        );
+    }
+    if let Some(unsafety) = &signature.unsafety {
+        mistakes
+            .add(unsafety.span(), "a method that is called from afar cannot be unsafe: remove it");
+    }
+    if !signature.generics.params.is_empty() || signature.generics.where_clause.is_some() {
+        mistakes.add(
+            signature.generics.span(),
+            "a method cannot be generic, as the worker must know the types: name concrete ones",
+        );
+    }
+    if let Some(variadic) = &signature.variadic {
+        mistakes.add(variadic.span(), "a method has a fixed number of parameters: take a `Vec`");
+    }
+}
+
+fn check_receiver(receiver: &Receiver, mistakes: &mut Mistakes) {
+    let fits = receiver.reference.as_ref().is_some_and(|(_, lifetime)| lifetime.is_none())
+        && receiver.mutability.is_some()
+        && receiver.colon_token.is_none();
+    if !fits {
+        mistakes
+            .add(receiver.span(), "a method has its worker's state for itself: write `&mut self`");
+    }
+}
+
+fn parameter_name(pattern: &Pat, mistakes: &mut Mistakes) -> Option<Ident> {
+    match pattern {
+        Pat::Ident(name) if name.by_ref.is_none() && name.subpat.is_none() => {
+            Some(name.ident.clone())
+        }
+        other => {
+            mistakes.add(other.span(), "a parameter needs a plain name: take it apart in the body");
+            None
+        }
+    }
+}
+
+impl Output {
+    fn read(output: &ReturnType, mistakes: &mut Mistakes) -> Option<Self> {
+        let ty = match output {
+            ReturnType::Default => return Some(Self::Plain(syn::parse_quote!(()))),
+            ReturnType::Type(_, ty) => &**ty,
+        };
+        check_type(ty, mistakes);
+        let Type::Path(path) = ty else { return Some(Self::Plain(ty.clone())) };
+        let last = path.path.segments.last()?;
+        if last.ident != "Result" {
+            return Some(Self::Plain(ty.clone()));
+        }
+        let types: Vec<Type> = match &last.arguments {
+            PathArguments::AngleBracketed(arguments) => arguments
+                .args
+                .iter()
+                .filter_map(|argument| match argument {
+                    GenericArgument::Type(ty) => Some(ty.clone()),
+                    _ => None,
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        match <[Type; 2]>::try_from(types) {
+            Ok([value, error]) => Some(Self::Fallible { value, error }),
+            Err(_) => {
+                mistakes.add(
+                    ty.span(),
+                    "the error type must be seen here, as it arrives at the caller: write \
+                     Result<Value, Error> with both types",
+                );
+                None
+            }
+        }
+    }
+}
+
+fn check_type(ty: &Type, mistakes: &mut Mistakes) {
+    TypeCheck { mistakes }.visit_type(ty);
+}
+
+/// Finds what cannot cross from one process to another.
+struct TypeCheck<'a> {
+    mistakes: &'a mut Mistakes,
+}
+
+impl<'ast> Visit<'ast> for TypeCheck<'_> {
+    fn visit_type(&mut self, ty: &'ast Type) {
+        let message = match ty {
+            Type::Reference(reference) => Some(format!(
+                "a reference cannot cross to another process: take {} by value",
+                owned(&reference.elem)
+            )),
+            Type::Ptr(_) => Some("a pointer cannot cross to another process".to_owned()),
+            Type::ImplTrait(_) => Some(
+                "`impl Trait` has no type that the other process could know: name a concrete one"
+                    .to_owned(),
+            ),
+            Type::BareFn(_) => Some("a function cannot cross to another process".to_owned()),
+            Type::TraitObject(_) => Some(
+                "a trait object cannot cross to another process: name a concrete type".to_owned(),
+            ),
+            _ => None,
+        };
+        match message {
+            Some(message) => self.mistakes.add(ty.span(), message),
+            None => syn::visit::visit_type(self, ty),
+        }
+    }
+
+    fn visit_lifetime(&mut self, lifetime: &'ast syn::Lifetime) {
+        self.mistakes.add(
+            lifetime.span(),
+            "borrowed data cannot cross to another process: use a type that owns its data",
+        );
+    }
+}
+
+/// The owned type to take instead of a reference, as far as it is well known.
+fn owned(referent: &Type) -> String {
+    match referent {
+        Type::Path(path) if path.path.is_ident("str") => "`String`".to_owned(),
+        Type::Path(path) if path.path.is_ident("Path") => "`PathBuf`".to_owned(),
+        Type::Slice(_) => "a `Vec`".to_owned(),
+        _ => "the value".to_owned(),
+    }
+}

@@ -1,0 +1,266 @@
+//! A client and its options.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::call::Call;
+use super::checkout::Checkout;
+use super::core::Core;
+use super::driver::drive;
+use super::pool::{Limits, Stats};
+use crate::address::{Address, AddressError, Place};
+use crate::wire::args::Args;
+use crate::wire::frame::DEFAULT_LIMIT;
+
+/// A pool of connections to the workers of one server.
+///
+/// Cloning is cheap, and all clones share the pool. The last clone to be dropped, with the last
+/// checkout and call, closes the connections.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use taskfork::Client;
+///
+/// let client = Client::builder().address("unix:/run/adder.sock").build()?;
+/// let sum: i64 = client.call("add", (2, 3)).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Client {
+    core: Arc<Core>,
+    _driver: Arc<DriverLease>,
+}
+
+/// Wakes the driver when the last client is gone, so that it can see that.
+#[derive(Debug)]
+struct DriverLease(Arc<super::core::Mailbox>);
+
+impl Drop for DriverLease {
+    fn drop(&mut self) {
+        self.0.notify.notify_one();
+    }
+}
+
+impl Client {
+    /// A client with every option but the address at its default.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder {
+            address: None,
+            name: "taskfork".to_owned(),
+            min_workers: None,
+            max_workers: 20,
+            max_checkouts: None,
+            timeout: Some(Duration::from_secs(30)),
+            connect_timeout: Duration::from_secs(5),
+            dont_refork_after_error: false,
+            max_frame: DEFAULT_LIMIT,
+        }
+    }
+
+    /// Takes a worker, or a place in the queue for one; returns at once. Checkouts are served in
+    /// the order in which they are made.
+    pub fn checkout(&self) -> Checkout {
+        Checkout::new(&self.core)
+    }
+
+    /// A checkout of one call of an untyped interface.
+    ///
+    /// # Errors
+    /// As for [`Checkout::call`].
+    pub fn call<T>(&self, method: &str, args: impl Args) -> Call<T> {
+        self.checkout().call(method, args)
+    }
+
+    /// A checkout of one call that names no method.
+    ///
+    /// # Errors
+    /// As for [`Checkout::call`].
+    pub fn invoke<T>(&self, args: impl Args) -> Call<T> {
+        self.checkout().invoke(args)
+    }
+
+    /// How many workers and waiting checkouts there are now.
+    pub fn stats(&self) -> Stats {
+        self.core.pool().stats()
+    }
+}
+
+/// Collects the options of a [`Client`].
+#[derive(Debug, Clone)]
+#[must_use = "a client is made by `build`"]
+pub struct ClientBuilder {
+    address: Option<Result<Address, AddressError>>,
+    name: String,
+    min_workers: Option<usize>,
+    max_workers: usize,
+    max_checkouts: Option<u64>,
+    timeout: Option<Duration>,
+    connect_timeout: Duration,
+    dont_refork_after_error: bool,
+    max_frame: usize,
+}
+
+/// The options of a client, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) address: Address,
+    pub(crate) name: String,
+    pub(crate) limits: Limits,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) dont_refork_after_error: bool,
+    pub(crate) max_frame: usize,
+}
+
+/// Why a client cannot be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No address was given.
+    #[error(
+        "the client has no address: set one with `address`, as in address(\"unix:/run/app.sock\")"
+    )]
+    NoAddress,
+    /// The address given is none.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// An inherited listener can be listened on only.
+    #[error(
+        "{address} is a listening descriptor, to which a client cannot connect: use unix:PATH or tcp:HOST:PORT"
+    )]
+    NotConnectable {
+        /// The address.
+        address: String,
+    },
+    /// `max_workers` is 0.
+    #[error("max_workers is 0, so that no checkout could ever be served: set it to 1 or more")]
+    NoWorkers,
+    /// `max_workers` is below `min_workers`.
+    #[error("max_workers is {max_workers}, which is less than min_workers, {min_workers}")]
+    MaxBelowMin {
+        /// The least workers.
+        min_workers: usize,
+        /// The most workers.
+        max_workers: usize,
+    },
+    /// `max_checkouts` is 0.
+    #[error("max_checkouts is 0, so that no worker could serve anything: set it to 1 or more")]
+    NoCheckouts,
+    /// There is no runtime for the client's task.
+    #[error(
+        "a client is built inside a tokio runtime: call `build` from async code, or use \
+         `taskfork::blocking::Client` in a program without async"
+    )]
+    NoRuntime,
+}
+
+impl ClientBuilder {
+    /// Where the server is: `unix:PATH`, `tcp:HOST:PORT`, or the address of a
+    /// [`ServerHandle`](crate::ServerHandle). The server need not exist yet.
+    pub fn address<A>(mut self, address: A) -> Self
+    where
+        A: TryInto<Address>,
+        A::Error: Into<AddressError>,
+    {
+        self.address = Some(address.try_into().map_err(Into::into));
+        self
+    }
+
+    /// What the client calls itself towards the server, for its logs. `taskfork` unless set.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How many workers are kept connected when nothing is to be done: 2 unless set, or
+    /// `max_workers` if that is less.
+    pub fn min_workers(mut self, workers: usize) -> Self {
+        self.min_workers = Some(workers);
+        self
+    }
+
+    /// The most workers at any time, 20 unless set. Further checkouts wait.
+    pub fn max_workers(mut self, workers: usize) -> Self {
+        self.max_workers = workers;
+        self
+    }
+
+    /// After how many checkouts a worker is replaced; never unless set.
+    pub fn max_checkouts(mut self, checkouts: impl Into<Option<u64>>) -> Self {
+        self.max_checkouts = checkouts.into();
+        self
+    }
+
+    /// The time that a call has, counted from when it is made, waiting included; 30 seconds unless
+    /// set, `None` for no limit. When it runs out, the worker is killed and the checkout is over.
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// The time for one attempt to connect, greetings included; 5 seconds unless set. Attempts are
+    /// repeated for as long as somebody waits.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Keeps workers in which a call has failed. They are replaced unless this is set, since an
+    /// error may have left their state half changed.
+    pub fn dont_refork_after_error(mut self, keep: bool) -> Self {
+        self.dont_refork_after_error = keep;
+        self
+    }
+
+    /// The most bytes of one message in either direction, 64 MiB unless set.
+    pub fn max_frame(mut self, bytes: usize) -> Self {
+        self.max_frame = bytes;
+        self
+    }
+
+    /// Checks the options and starts connecting.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the option at fault, or says that there is no tokio runtime.
+    pub fn build(self) -> Result<Client, ConfigError> {
+        let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
+        self.build_on(&runtime)
+    }
+
+    pub(crate) fn build_on(self, runtime: &Handle) -> Result<Client, ConfigError> {
+        let core = Arc::new(Core::new(self.check()?));
+        let mailbox = core.mailbox.clone();
+        runtime.spawn(drive(Arc::downgrade(&core), mailbox.clone()));
+        Ok(Client { core, _driver: Arc::new(DriverLease(mailbox)) })
+    }
+
+    fn check(self) -> Result<Config, ConfigError> {
+        let address = self.address.ok_or(ConfigError::NoAddress)??;
+        if matches!(address.0, Place::Inherited(_)) {
+            return Err(ConfigError::NotConnectable { address: address.to_string() });
+        }
+        let max_workers = self.max_workers;
+        if max_workers == 0 {
+            return Err(ConfigError::NoWorkers);
+        }
+        let min_workers = self.min_workers.unwrap_or(2.min(max_workers));
+        if max_workers < min_workers {
+            return Err(ConfigError::MaxBelowMin { min_workers, max_workers });
+        }
+        if self.max_checkouts == Some(0) {
+            return Err(ConfigError::NoCheckouts);
+        }
+        Ok(Config {
+            address,
+            name: self.name,
+            limits: Limits { min_workers, max_workers, max_checkouts: self.max_checkouts },
+            timeout: self.timeout,
+            connect_timeout: self.connect_timeout,
+            dont_refork_after_error: self.dont_refork_after_error,
+            max_frame: self.max_frame,
+        })
+    }
+}

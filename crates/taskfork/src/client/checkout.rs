@@ -1,0 +1,150 @@
+//! A worker held exclusively, as the user has it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::call::Call;
+use super::core::Core;
+use super::entries::{MethodName, Work};
+use super::lane::Lane;
+use crate::error::FatalError;
+use crate::wire::WireError;
+use crate::wire::args::{Args, EncodeError};
+use crate::wire::frame;
+use crate::wire::native;
+
+/// Holds one worker exclusively, or a place in the queue for one.
+///
+/// Calls take their place when they are made and run in that order on the same worker, however and
+/// wherever they are awaited, so a transaction or any other state of the worker lasts for the whole
+/// checkout. Methods take `&self`: share a checkout between tasks by reference or in an `Arc`.
+///
+/// When a call fails, the calls already queued behind it are dropped unrun, and so are calls made
+/// before anybody has seen the failure; after that the checkout is usable again. A fatal error ends
+/// it for good.
+///
+/// Dropping a checkout releases its worker, after the calls that are still awaited; one that has
+/// not got a worker yet leaves the queue.
+///
+/// ```no_run
+/// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+/// let checkout = client.checkout();
+/// let begin = checkout.call::<()>("begin", ());
+/// let insert = checkout.call::<u64>("insert", ("a row",));
+/// begin.await?;
+/// println!("row {}", insert.await?);
+/// checkout.call::<()>("commit", ()).await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Checkout {
+    lane: Arc<Lane>,
+    max_frame: usize,
+}
+
+impl Checkout {
+    pub(crate) fn new(core: &Arc<Core>) -> Self {
+        Self { lane: Lane::new(core.clone()), max_frame: core.config.max_frame }
+    }
+
+    /// The time that each call made from now on has, counted from when it is made; `None` for no
+    /// limit. The client's `timeout` unless set.
+    #[must_use = "it returns the checkout, which is released when it is dropped"]
+    pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.lane.set_timeout(timeout.into());
+        self
+    }
+
+    /// Calls a method of an untyped interface, with a tuple of its arguments.
+    ///
+    /// # Errors
+    /// The call's result is an [`Error`](crate::Error): a failed call, or a fatal one that ends the
+    /// checkout, as when its time runs out or its worker dies.
+    pub fn call<T>(&self, method: &str, args: impl Args) -> Call<T> {
+        self.make(Some(Cow::Owned(method.to_owned())), args)
+    }
+
+    /// Makes a call that names no method.
+    ///
+    /// # Errors
+    /// As for [`call`](Self::call).
+    pub fn invoke<T>(&self, args: impl Args) -> Call<T> {
+        self.make(None, args)
+    }
+
+    /// Waits, in turn with the calls, until a worker is there.
+    ///
+    /// # Errors
+    /// When the time runs out before there is one, or the checkout is over already.
+    pub fn ready(&self) -> Call<()> {
+        Call::new(self.lane.clone(), self.lane.make(None, Work::Ready))
+    }
+
+    /// Ends the checkout: the call that runs and all others fail with `message`, the worker is
+    /// killed if it runs a call, and is replaced.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// let checkout = client.checkout();
+    /// let call = checkout.call::<()>("hang", ());
+    /// checkout.throw_fatal_error("the user pressed stop");
+    /// assert_eq!(call.await.unwrap_err().to_string(), "the user pressed stop");
+    /// # }
+    /// ```
+    pub fn throw_fatal_error(&self, message: impl Into<String>) {
+        self.lane.fail(FatalError::Aborted { message: message.into() });
+    }
+
+    fn make<T, E>(&self, method: MethodName, args: impl Args) -> Call<T, E> {
+        let mut frame = Vec::with_capacity(128);
+        let written = frame::write(&mut frame, self.max_frame, |out| {
+            native::put_call(out, method.as_deref());
+            args.encode(out)
+        });
+        let work = match written {
+            Ok(()) => Work::Call(frame),
+            Err(EncodeError(reason)) => Work::Unsendable(reason),
+        };
+        Call::new(self.lane.clone(), self.lane.make(method, work))
+    }
+}
+
+impl From<WireError> for EncodeError {
+    fn from(error: WireError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        self.lane.close();
+    }
+}
+
+impl fmt::Debug for Checkout {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Checkout")
+    }
+}
+
+/// What typed calls can be made on: a [`Checkout`], or a [`Client`](crate::Client), which makes a
+/// checkout for each call.
+pub trait Caller {
+    /// Makes a call of a typed interface.
+    #[doc(hidden)]
+    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E>;
+}
+
+impl Caller for Checkout {
+    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E> {
+        self.make(Some(Cow::Borrowed(method)), args)
+    }
+}
+
+impl Caller for crate::Client {
+    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E> {
+        self.checkout().typed(method, args)
+    }
+}

@@ -1,0 +1,109 @@
+//! Making a connection: reaching the server, and exchanging greetings with the new worker.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::builder::Config;
+use super::connection::{Greeted, Stream};
+use crate::address::Place;
+use crate::display::seconds;
+use crate::wire::WireError;
+use crate::wire::frame::{self, PREAMBLE};
+use crate::wire::native::{self, ClientHello, FromWorker, VERSIONS, WorkerHello};
+
+/// Connects one worker; an error is the reason in words, for the caller whose time runs out.
+pub(crate) async fn connect(config: &Config) -> Result<Greeted, String> {
+    let limit = config.connect_timeout;
+    tokio::time::timeout(limit, reach_and_greet(config))
+        .await
+        .unwrap_or_else(|_| Err(format!("the server did not greet within {}", seconds(limit))))
+}
+
+async fn reach_and_greet(config: &Config) -> Result<Greeted, String> {
+    let mut stream = reach(config).await.map_err(|error| error.to_string())?;
+    let (hello, inbox) = match &mut stream {
+        Stream::Unix(stream) => greet(stream, config).await,
+        Stream::Tcp(stream) => greet(stream, config).await,
+    }
+    .map_err(|error| error.to_string())?;
+    Ok(Greeted {
+        stream,
+        inbox,
+        pid: hello.pid,
+        max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
+        max_receive: config.max_frame,
+    })
+}
+
+async fn reach(config: &Config) -> io::Result<Stream> {
+    match &config.address.0 {
+        Place::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+        Place::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(Stream::Tcp(stream))
+        }
+        Place::Handle(link) => {
+            UnixStream::from_std(StdUnixStream::from(link.connect()?)).map(Stream::Unix)
+        }
+        Place::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum GreetError {
+    #[error("the server closed the connection before its greeting")]
+    Closed,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("the server refused: {0}")]
+    Refused(String),
+}
+
+async fn greet<S>(stream: &mut S, config: &Config) -> Result<(WorkerHello, BytesMut), GreetError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let hello = ClientHello {
+        versions: VERSIONS.to_vec(),
+        name: config.name.clone(),
+        max_frame: Some(config.max_frame),
+    };
+    let mut out = PREAMBLE.to_vec();
+    frame::write::<WireError>(&mut out, frame::DEFAULT_LIMIT, |out| {
+        native::put_client_hello(out, &hello);
+        Ok(())
+    })?;
+    stream.write_all(&out).await?;
+
+    let mut inbox = BytesMut::with_capacity(4096);
+    while !frame::take_preamble(&mut inbox)? {
+        read_more(stream, &mut inbox).await?;
+    }
+    loop {
+        if let Some(body) = frame::take(&mut inbox, frame::DEFAULT_LIMIT)? {
+            return match FromWorker::decode(&body)? {
+                FromWorker::Hello(hello) => Ok((hello, inbox)),
+                FromWorker::Error(error) => Err(GreetError::Refused(error.message.to_owned())),
+                _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
+            };
+        }
+        read_more(stream, &mut inbox).await?;
+    }
+}
+
+async fn read_more(
+    stream: &mut (impl AsyncRead + Unpin),
+    inbox: &mut BytesMut,
+) -> Result<(), GreetError> {
+    match stream.read_buf(inbox).await? {
+        0 => Err(GreetError::Closed),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,218 @@
+//! What all checkouts of a client share, and the one place where workers change hands.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use super::builder::Config;
+use super::connection::{Connection, Lost};
+use super::deadlines::{Alarm, Deadlines};
+use super::lane::Lane;
+use super::pool::{Lease, Loss, Pool, Released, WorkerKey};
+use crate::error::FatalError;
+
+pub(crate) type ClientPool = Pool<Connection, Arc<Lane>>;
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pool: Mutex<ClientPool>,
+    deadlines: Mutex<Deadlines<Weak<Lane>>>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// The runtime is gone, so that nothing will ever be connected.
+    stopped: AtomicBool,
+}
+
+/// What the driver is to look at.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Idle(WorkerKey),
+    Lane(Weak<Lane>),
+}
+
+/// Where work for the driver is left.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    work: Mutex<Vec<Work>>,
+    pub(crate) notify: Notify,
+}
+
+impl Mailbox {
+    pub(crate) fn send(&self, work: Work) {
+        lock(&self.work).push(work);
+        self.notify.notify_one();
+    }
+
+    pub(crate) fn take(&self) -> Vec<Work> {
+        std::mem::take(&mut *lock(&self.work))
+    }
+}
+
+/// What follows from a change of a lane, to be done once the lane is not locked any more.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    pub(crate) wakers: Vec<Waker>,
+    pub(crate) workers: Vec<Change>,
+}
+
+/// A worker changes hands.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// A checkout is over and its worker as good as before.
+    Release(Lease<Connection>),
+    /// The worker is of no use any more.
+    Lose(Lease<Connection>, Loss),
+    Assign(Arc<Lane>, Lease<Connection>),
+}
+
+impl Core {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            pool: Mutex::new(Pool::new(config.limits)),
+            deadlines: Mutex::new(Deadlines::new(Instant::now())),
+            mailbox: Arc::default(),
+            stopped: AtomicBool::new(false),
+            config,
+        }
+    }
+
+    pub(crate) fn pool(&self) -> MutexGuard<'_, ClientPool> {
+        lock(&self.pool)
+    }
+
+    /// Has `lane` looked at when the time has come.
+    pub(crate) fn set_alarm(&self, at: Instant, lane: &Arc<Lane>) -> Alarm {
+        let (alarm, earliest) = lock(&self.deadlines).set(at, Arc::downgrade(lane));
+        if earliest {
+            self.mailbox.notify.notify_one();
+        }
+        alarm
+    }
+
+    pub(crate) fn clear_alarm(&self, alarm: Alarm) {
+        lock(&self.deadlines).clear(alarm);
+    }
+
+    pub(crate) fn next_alarm(&self) -> Option<Instant> {
+        lock(&self.deadlines).next()
+    }
+
+    pub(crate) fn due(&self, now: Instant) -> Option<Weak<Lane>> {
+        lock(&self.deadlines).due(now)
+    }
+
+    /// Does what follows from a change, and what follows from that. No lane may be locked.
+    pub(crate) fn settle(&self, effects: Effects) {
+        let mut wakers = effects.wakers;
+        let mut changes = VecDeque::from(effects.workers);
+        while let Some(change) = changes.pop_front() {
+            let next = match change {
+                Change::Release(lease) => self.release(lease),
+                Change::Lose(lease, loss) => self.lose(lease, loss),
+                Change::Assign(lane, lease) => match lane.assign(lease) {
+                    Ok(effects) => {
+                        wakers.extend(effects.wakers);
+                        changes.extend(effects.workers);
+                        None
+                    }
+                    // It gave up in this instant: the worker goes to the next one.
+                    Err(lease) => self.hand_back(lease),
+                },
+            };
+            changes.extend(next);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn release(&self, mut lease: Lease<Connection>) -> Option<Change> {
+        if let Err(loss) = part(&mut lease) {
+            return self.lose(lease, loss);
+        }
+        let released = self.pool().release(lease);
+        self.released(released)
+    }
+
+    fn hand_back(&self, mut lease: Lease<Connection>) -> Option<Change> {
+        if watch_idle(&mut lease).is_err() {
+            return self.lose(lease, Loss::Unused);
+        }
+        let released = self.pool().decline(lease);
+        self.released(released)
+    }
+
+    /// Says what to do with a worker that has become free.
+    pub(crate) fn released(&self, released: Released<Connection, Arc<Lane>>) -> Option<Change> {
+        match released {
+            Released::Idle => None,
+            Released::Assigned(lane, lease) => Some(Change::Assign(lane, lease)),
+            Released::Spent(connection) => {
+                drop(connection);
+                self.mailbox.notify.notify_one();
+                None
+            }
+        }
+    }
+
+    fn lose(&self, lease: Lease<Connection>, loss: Loss) -> Option<Change> {
+        // Closed only after the lock is released: the kernel's work is not the pool's.
+        let connection = self.pool().lose(lease, loss, Instant::now());
+        drop(connection);
+        self.mailbox.notify.notify_one();
+        None
+    }
+
+    /// Looks at an idle worker on which something happened: it is dead, or nothing is to be done.
+    pub(crate) fn look_at_idle(&self, key: WorkerKey) {
+        let mut pool = self.pool();
+        let Some(connection) = pool.idle_mut(key) else { return };
+        let healthy = matches!(connection.poll_flush(), Poll::Pending | Poll::Ready(Ok(())))
+            && connection.poll_message().is_pending();
+        if !healthy {
+            let connection = pool.lose_idle(key, Instant::now());
+            drop(pool);
+            drop(connection);
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Ends all who wait: there is nobody left to connect a worker for them.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        loop {
+            let Some(lane) = self.pool().turn_away() else { return };
+            lane.fail(runtime_is_gone());
+        }
+    }
+}
+
+pub(crate) fn runtime_is_gone() -> FatalError {
+    let message = "the tokio runtime in which the client was built has been shut down";
+    FatalError::Aborted { message: message.to_owned() }
+}
+
+/// Says goodbye at the end of a checkout, and has the driver look after the connection.
+fn part(lease: &mut Lease<Connection>) -> Result<(), Loss> {
+    lease.connection.say_done().map_err(|_: Lost| Loss::Used)?;
+    watch_idle(lease)
+}
+
+fn watch_idle(lease: &mut Lease<Connection>) -> Result<(), Loss> {
+    let key = lease.key();
+    lease.connection.signal.belongs_to_pool(key);
+    // Registers the waker as well, so that a death is noticed from here on.
+    match lease.connection.poll_message() {
+        Poll::Pending => Ok(()),
+        Poll::Ready(_) => Err(Loss::Used),
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

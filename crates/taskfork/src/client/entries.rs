@@ -1,0 +1,211 @@
+//! The calls of one checkout in the order in which they were made. Pure bookkeeping: nothing here
+//! sends or wakes.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::task::Waker;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::error::FatalError;
+
+/// A call's number within its checkout.
+pub(crate) type Seq = u64;
+
+/// A method's name, or none.
+pub(crate) type MethodName = Option<Cow<'static, str>>;
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) method: MethodName,
+    pub(crate) work: Work,
+    pub(crate) progress: Progress,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) waker: Option<Waker>,
+    /// Nobody waits for it any more.
+    pub(crate) abandoned: bool,
+}
+
+/// What is to be done for an entry.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Send this frame and wait for the answer.
+    Call(Vec<u8>),
+    /// Nothing but wait for a worker.
+    Ready,
+    /// Fail: the arguments could not be encoded.
+    Unsendable(String),
+}
+
+#[derive(Debug)]
+pub(crate) enum Progress {
+    Queued,
+    /// This many bytes have been sent.
+    Sending(usize),
+    Sent,
+    Done(Outcome),
+    /// Done and told, or removed before it was sent.
+    Gone,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    /// The worker's answer, encoded.
+    Answer(Bytes),
+    Ready,
+    Unsendable(String),
+    Dropped {
+        behind: String,
+    },
+    Fatal {
+        cause: FatalError,
+        may_have_run: bool,
+    },
+}
+
+impl Entry {
+    fn is_finished(&self) -> bool {
+        matches!(self.progress, Progress::Done(_) | Progress::Gone)
+    }
+
+    /// Whether a worker can have got hold of it.
+    pub(crate) fn is_sent(&self) -> bool {
+        matches!(self.progress, Progress::Sent)
+    }
+
+    pub(crate) fn label(&self) -> String {
+        match (&self.method, &self.work) {
+            (Some(method), _) => format!("the call of `{method}`"),
+            (None, Work::Ready) => "the wait for a worker".to_owned(),
+            (None, _) => "the call without a method".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Entries {
+    list: VecDeque<Entry>,
+    /// The number of the first in `list`.
+    base: Seq,
+    /// How many at the front of `list` are finished.
+    finished: usize,
+    /// How many are unfinished and waited for.
+    live: usize,
+}
+
+impl Entries {
+    pub(crate) fn push(&mut self, entry: Entry) -> Seq {
+        let seq = self.base + self.list.len() as u64;
+        self.live += usize::from(!entry.is_finished());
+        self.list.push_back(entry);
+        self.settle();
+        seq
+    }
+
+    /// The first that is not finished.
+    pub(crate) fn head(&mut self) -> Option<(Seq, &mut Entry)> {
+        let seq = self.base + self.finished as u64;
+        self.list.get_mut(self.finished).map(|entry| (seq, entry))
+    }
+
+    /// Whether any stands behind the head.
+    pub(crate) fn has_more_than_head(&self) -> bool {
+        self.list.len() > self.finished + 1
+    }
+
+    /// Whether anybody waits for one that is not finished.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.live > 0
+    }
+
+    pub(crate) fn is_abandoned(&self, seq: Seq) -> bool {
+        self.index(seq).is_none_or(|index| self.list[index].abandoned)
+    }
+
+    /// Ends one; gives who is to be woken.
+    pub(crate) fn finish(&mut self, seq: Seq, outcome: Outcome) -> Option<Waker> {
+        let index = self.index(seq)?;
+        let entry = &mut self.list[index];
+        if entry.is_finished() {
+            return None;
+        }
+        let waker = entry.waker.take();
+        if entry.abandoned {
+            entry.progress = Progress::Gone;
+        } else {
+            self.live -= 1;
+            entry.progress = Progress::Done(outcome);
+        }
+        // Its bytes are not needed any more, while it waits to be asked for.
+        entry.work = Work::Ready;
+        self.settle();
+        waker
+    }
+
+    /// Ends all that are not finished.
+    pub(crate) fn finish_all(&mut self, outcome: &Outcome) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        while let Some((seq, _)) = self.head() {
+            wakers.extend(self.finish(seq, outcome.clone()));
+        }
+        wakers
+    }
+
+    /// Takes the outcome, if there is one.
+    pub(crate) fn take(&mut self, seq: Seq) -> Option<(MethodName, Outcome)> {
+        let index = self.index(seq)?;
+        let entry = &mut self.list[index];
+        if !matches!(entry.progress, Progress::Done(_)) {
+            return None;
+        }
+        let method = entry.method.take();
+        let Progress::Done(outcome) = std::mem::replace(&mut entry.progress, Progress::Gone) else {
+            return None;
+        };
+        self.settle();
+        Some((method, outcome))
+    }
+
+    /// Nobody waits for it any more: removed, if no byte of it has been sent.
+    pub(crate) fn abandon(&mut self, seq: Seq) {
+        let Some(index) = self.index(seq) else { return };
+        let entry = &mut self.list[index];
+        if entry.abandoned {
+            return;
+        }
+        self.live -= usize::from(!entry.is_finished());
+        entry.abandoned = true;
+        entry.waker = None;
+        if matches!(entry.progress, Progress::Queued | Progress::Sending(0) | Progress::Done(_)) {
+            entry.progress = Progress::Gone;
+        }
+        self.settle();
+    }
+
+    pub(crate) fn set_waker(&mut self, seq: Seq, waker: &Waker) {
+        let Some(index) = self.index(seq) else { return };
+        match &mut self.list[index].waker {
+            Some(old) => old.clone_from(waker),
+            empty => *empty = Some(waker.clone()),
+        }
+    }
+
+    fn index(&self, seq: Seq) -> Option<usize> {
+        let index = usize::try_from(seq.checked_sub(self.base)?).ok()?;
+        (index < self.list.len()).then_some(index)
+    }
+
+    /// Moves the head past what is finished, and forgets what is gone.
+    fn settle(&mut self) {
+        while self.list.get(self.finished).is_some_and(Entry::is_finished) {
+            self.finished += 1;
+        }
+        while matches!(self.list.front(), Some(Entry { progress: Progress::Gone, .. })) {
+            self.list.pop_front();
+            self.base += 1;
+            self.finished -= 1;
+        }
+    }
+}

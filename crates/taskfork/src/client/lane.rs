@@ -1,0 +1,500 @@
+//! The core of a checkout: its place in the queue or its worker, and its calls, sent and answered
+//! one after the other. Whoever touches it moves it on: the task that waits for the call that runs,
+//! the one that made a call, or the driver.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::connection::{Connection, Lost};
+use super::core::{Change, Core, Effects, lock, runtime_is_gone};
+use super::deadlines::Alarm;
+use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
+use super::pool::{Lease, Loss};
+use super::queue::Ticket;
+use crate::error::{Activity, Death, End, FatalError, Stage};
+use crate::wire::frame::HEADER;
+use crate::wire::native::{DeathNotice, FromWorker};
+
+#[derive(Debug)]
+pub(crate) struct Lane {
+    core: Arc<Core>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    holding: Holding,
+    calls: Entries,
+    /// The user still has the checkout.
+    open: bool,
+    /// The worker has begun a call of this checkout, so that no other can take its place.
+    used: bool,
+    /// A call failed in the worker.
+    tainted: bool,
+    /// A failed call whose failure nobody has seen yet.
+    unseen: Option<(Seq, String)>,
+    timeout: Option<Duration>,
+    alarm: Option<Alarm>,
+}
+
+#[derive(Debug)]
+enum Holding {
+    Waiting(Ticket),
+    Worker(Lease<Connection>),
+    Failed(FatalError),
+    Released,
+}
+
+impl Lane {
+    /// Takes a worker or a place in the queue.
+    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+        let state = State {
+            holding: Holding::Released,
+            calls: Entries::default(),
+            open: true,
+            used: false,
+            tainted: false,
+            unseen: None,
+            timeout: core.config.timeout,
+            alarm: None,
+        };
+        let lane = Arc::new(Self { core, state: Mutex::new(state) });
+        let mut state = lane.lock();
+        if lane.core.is_stopped() {
+            state.holding = Holding::Failed(runtime_is_gone());
+            drop(state);
+            return lane;
+        }
+        let taken = lane.core.pool().check_out(|| lane.clone());
+        match taken {
+            Ok(lease) => {
+                lease.connection.signal.belongs_to_lane(&lane);
+                state.holding = Holding::Worker(lease);
+            }
+            Err(ticket) => {
+                state.holding = Holding::Waiting(ticket);
+                lane.core.mailbox.notify.notify_one();
+            }
+        }
+        drop(state);
+        lane
+    }
+
+    pub(crate) fn set_timeout(&self, timeout: Option<Duration>) {
+        self.lock().timeout = timeout;
+    }
+
+    /// Gives a call its place and sends it if it is its turn.
+    pub(crate) fn make(self: &Arc<Self>, method: MethodName, work: Work) -> Seq {
+        self.change(|state, _| {
+            let deadline = state.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            let outcome = match (&state.holding, &state.unseen) {
+                (Holding::Failed(cause), _) => {
+                    Some(Outcome::Fatal { cause: cause.clone(), may_have_run: false })
+                }
+                (_, Some((_, behind))) => Some(Outcome::Dropped { behind: behind.clone() }),
+                _ => None,
+            };
+            let progress = outcome.map_or(Progress::Queued, Progress::Done);
+            let is_queued = matches!(progress, Progress::Queued);
+            let entry = Entry { method, work, progress, deadline, waker: None, abandoned: false };
+            let seq = state.calls.push(entry);
+            if let (true, None, Some(at)) = (is_queued, state.alarm, deadline) {
+                state.alarm = Some(self.core.set_alarm(at, self));
+            }
+            seq
+        })
+    }
+
+    /// The outcome of a call, or nothing yet: then `waker` is woken when there is one.
+    pub(crate) fn poll(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<(MethodName, Outcome)> {
+        let mut state = self.lock();
+        let mut effects = Effects::default();
+        let mut taken = state.take(seq);
+        if taken.is_none() {
+            state.calls.set_waker(seq, waker);
+            self.advance(&mut state, &mut effects);
+            taken = state.take(seq);
+            effects.wakers.retain(|woken| taken.is_none() || !woken.will_wake(waker));
+        }
+        self.finish_if_done(&mut state, &mut effects);
+        drop(state);
+        self.core.settle(effects);
+        taken.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Nobody waits for this call any more.
+    pub(crate) fn abandon(self: &Arc<Self>, seq: Seq) {
+        self.change(|state, _| {
+            state.see(seq);
+            state.calls.abandon(seq);
+        });
+    }
+
+    /// The user has dropped the checkout.
+    pub(crate) fn close(self: &Arc<Self>) {
+        self.change(|state, _| state.open = false);
+    }
+
+    /// Ends the checkout and whatever runs in it.
+    pub(crate) fn fail(self: &Arc<Self>, cause: FatalError) {
+        self.change(|state, effects| self.end(state, effects, cause, Loss::Used));
+    }
+
+    /// Gives the lane a worker, unless it has given up in the meantime.
+    pub(crate) fn assign(
+        self: &Arc<Self>,
+        lease: Lease<Connection>,
+    ) -> Result<Effects, Lease<Connection>> {
+        let mut state = self.lock();
+        if !matches!(state.holding, Holding::Waiting(_)) {
+            return Err(lease);
+        }
+        lease.connection.signal.belongs_to_lane(self);
+        state.holding = Holding::Worker(lease);
+        let mut effects = Effects::default();
+        self.advance(&mut state, &mut effects);
+        self.finish_if_done(&mut state, &mut effects);
+        Ok(effects)
+    }
+
+    /// Moves the lane on after something happened on its connection.
+    pub(crate) fn look(self: &Arc<Self>) {
+        self.change(|_, _| {});
+    }
+
+    /// A time that was set for this lane has come.
+    pub(crate) fn expire(self: &Arc<Self>, now: Instant) {
+        self.change(|state, effects| {
+            state.alarm = None;
+            // An answer that is there already counts.
+            self.advance(state, effects);
+            let Some((_, head)) = state.calls.head() else { return };
+            let Some(deadline) = head.deadline else { return };
+            if deadline > now {
+                state.alarm = Some(self.core.set_alarm(deadline, self));
+                return;
+            }
+            let cause = self.out_of_time(state, now);
+            self.end(state, effects, cause, Loss::Used);
+        });
+    }
+
+    fn out_of_time(&self, state: &State, now: Instant) -> FatalError {
+        let after = state.timeout.unwrap_or_default();
+        if !matches!(state.holding, Holding::Waiting(_)) {
+            return FatalError::TimedOut { after, stage: Stage::Running };
+        }
+        match self.core.pool().unreachable() {
+            Some(unreachable) => FatalError::CannotConnect {
+                address: self.core.config.address.to_string(),
+                reason: unreachable.reason.clone(),
+                unreachable_for: now.saturating_duration_since(unreachable.since),
+                after,
+            },
+            None => FatalError::TimedOut { after, stage: Stage::Waiting },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Changes the state, moves on, and does what follows.
+    fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, &mut Effects) -> T) -> T {
+        let mut state = self.lock();
+        let mut effects = Effects::default();
+        let result = change(&mut state, &mut effects);
+        self.advance(&mut state, &mut effects);
+        self.finish_if_done(&mut state, &mut effects);
+        drop(state);
+        self.core.settle(effects);
+        result
+    }
+
+    /// Sends and receives as much as can be without waiting.
+    fn advance(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
+        loop {
+            let Holding::Worker(lease) = &mut state.holding else { return };
+            let connection = &mut lease.connection;
+            let more = state.calls.has_more_than_head();
+            let Some((seq, entry)) = state.calls.head() else {
+                if state.open {
+                    // Nobody waits: the driver is to hear of a death.
+                    connection.signal.wake_next(None, true);
+                    if let Poll::Ready(ended) = connection.poll_message() {
+                        self.lost(state, effects, Ending::of(ended));
+                    }
+                }
+                return;
+            };
+            // Whoever waits for this call comes when it is answered; the driver must see to the
+            // rest, and to all of it if nobody waits.
+            connection.signal.wake_next(entry.waker.as_ref(), more || entry.waker.is_none());
+            match step(connection, entry) {
+                Step::Wait => return,
+                Step::Next => {}
+                Step::Finish(outcome) => {
+                    if matches!(outcome, Outcome::Unsendable(_)) {
+                        state.fail_call(seq, outcome, effects);
+                    } else {
+                        effects.wakers.extend(state.calls.finish(seq, outcome));
+                    }
+                }
+                Step::Answer { body, failed } => {
+                    state.used = true;
+                    let outcome = Outcome::Answer(body);
+                    if failed {
+                        state.tainted = true;
+                        state.fail_call(seq, outcome, effects);
+                    } else {
+                        effects.wakers.extend(state.calls.finish(seq, outcome));
+                    }
+                }
+                Step::Lost(ending) => self.lost(state, effects, ending),
+            }
+        }
+    }
+
+    /// The worker is gone: another takes its place if it has begun nothing, or the checkout is over.
+    fn lost(self: &Arc<Self>, state: &mut State, effects: &mut Effects, ending: Ending) {
+        let Holding::Worker(lease) = &state.holding else { return };
+        let connection = &lease.connection;
+        let begun = match state.calls.head() {
+            Some((_, head)) if head.is_sent() => ending.had_begun(connection.calls),
+            _ => false,
+        };
+        let in_setup = ending.during() == Some(Activity::Setup);
+        let told = in_setup && state.calls.head().is_some();
+        if begun || state.used || told || matches!(ending, Ending::Broken(_)) {
+            let cause = ending.cause(connection.pid);
+            let loss = if in_setup { Loss::Unused } else { Loss::Used };
+            self.end_with(state, effects, cause, loss, begun);
+            return;
+        }
+        let Some(lease) = state.take_lease() else { return };
+        effects.workers.push(Change::Lose(lease, Loss::Unused));
+        if let Some((_, head)) = state.calls.head() {
+            if matches!(head.progress, Progress::Sending(_) | Progress::Sent) {
+                head.progress = Progress::Queued;
+            }
+        }
+        // The dead worker still counts in the pool, so that this cannot be it.
+        match self.core.pool().check_out_again(self.clone()) {
+            Ok((_, lease)) => {
+                lease.connection.signal.belongs_to_lane(self);
+                state.holding = Holding::Worker(lease);
+            }
+            Err(ticket) => state.holding = Holding::Waiting(ticket),
+        }
+    }
+
+    fn end(&self, state: &mut State, effects: &mut Effects, cause: FatalError, loss: Loss) {
+        let begun = state.calls.head().is_some_and(|(_, head)| head.is_sent());
+        self.end_with(state, effects, cause, loss, begun);
+    }
+
+    /// Ends the checkout: the call that runs, all behind it, and all that will be made.
+    fn end_with(
+        &self,
+        state: &mut State,
+        effects: &mut Effects,
+        cause: FatalError,
+        loss: Loss,
+        begun: bool,
+    ) {
+        match std::mem::replace(&mut state.holding, Holding::Failed(cause.clone())) {
+            Holding::Worker(lease) => effects.workers.push(Change::Lose(lease, loss)),
+            Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
+            Holding::Failed(first) => {
+                state.holding = Holding::Failed(first);
+                return;
+            }
+            Holding::Released => {}
+        }
+        if let Some((seq, _)) = state.calls.head() {
+            let outcome = Outcome::Fatal { cause: cause.clone(), may_have_run: begun };
+            effects.wakers.extend(state.calls.finish(seq, outcome));
+        }
+        let outcome = Outcome::Fatal { cause, may_have_run: false };
+        effects.wakers.extend(state.calls.finish_all(&outcome));
+    }
+
+    /// Gives everything back once nobody wants anything of the lane any more.
+    fn finish_if_done(&self, state: &mut State, effects: &mut Effects) {
+        if state.open || state.calls.is_awaited() {
+            return;
+        }
+        if let Some(alarm) = state.alarm.take() {
+            self.core.clear_alarm(alarm);
+        }
+        // A call that runs for nobody is ended with its worker.
+        let idle = state.calls.head().is_none();
+        match std::mem::replace(&mut state.holding, Holding::Released) {
+            Holding::Worker(lease) => {
+                let keep = !state.tainted || self.core.config.dont_refork_after_error;
+                effects.workers.push(match (idle, keep) {
+                    (true, true) => Change::Release(lease),
+                    (true, false) => {
+                        let mut lease = lease;
+                        // It is closed next; a farewell that cannot be sent is not needed.
+                        let _ = lease.connection.say_done();
+                        Change::Lose(lease, Loss::Used)
+                    }
+                    (false, _) => Change::Lose(lease, Loss::Used),
+                });
+            }
+            Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
+            Holding::Failed(_) | Holding::Released => {}
+        }
+    }
+}
+
+impl State {
+    fn take_lease(&mut self) -> Option<Lease<Connection>> {
+        match std::mem::replace(&mut self.holding, Holding::Released) {
+            Holding::Worker(lease) => Some(lease),
+            other => {
+                self.holding = other;
+                None
+            }
+        }
+    }
+
+    /// Ends a call with a failure, and drops all behind it.
+    fn fail_call(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
+        let behind = self.calls.head().map(|(_, entry)| entry.label()).unwrap_or_default();
+        if !self.calls.is_abandoned(seq) {
+            self.unseen = Some((seq, behind.clone()));
+        }
+        effects.wakers.extend(self.calls.finish(seq, outcome));
+        effects.wakers.extend(self.calls.finish_all(&Outcome::Dropped { behind }));
+    }
+
+    fn take(&mut self, seq: Seq) -> Option<(MethodName, Outcome)> {
+        let taken = self.calls.take(seq)?;
+        self.see(seq);
+        Some(taken)
+    }
+
+    fn see(&mut self, seq: Seq) {
+        self.unseen.take_if(|(failed, _)| *failed == seq);
+    }
+}
+
+/// What came of trying to move a call on.
+enum Step {
+    Wait,
+    Next,
+    Finish(Outcome),
+    Answer { body: Bytes, failed: bool },
+    Lost(Ending),
+}
+
+fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
+    let frame = match &entry.work {
+        Work::Ready if matches!(entry.progress, Progress::Queued) => {
+            return Step::Finish(Outcome::Ready);
+        }
+        Work::Unsendable(reason) => return Step::Finish(Outcome::Unsendable(reason.clone())),
+        Work::Ready => &[][..],
+        Work::Call(frame) => frame,
+    };
+    match &mut entry.progress {
+        Progress::Queued if frame.len() > HEADER + connection.max_send => {
+            let (length, limit) = (frame.len() - HEADER, connection.max_send);
+            let reason = format!("they take {length} bytes, and the limit of a message is {limit}");
+            Step::Finish(Outcome::Unsendable(reason))
+        }
+        progress @ Progress::Queued => {
+            *progress = Progress::Sending(0);
+            Step::Next
+        }
+        Progress::Sending(sent) => match connection.poll_send(frame, sent) {
+            Poll::Pending => Step::Wait,
+            Poll::Ready(Ok(())) => {
+                connection.calls += 1;
+                entry.progress = Progress::Sent;
+                Step::Next
+            }
+            // What the server said about the worker may be waiting to be read.
+            Poll::Ready(Err(lost)) => match connection.poll_message() {
+                Poll::Ready(Ok(body)) => Step::Lost(Ending::of(Ok(body))),
+                _ => Step::Lost(Ending::of(Err(lost))),
+            },
+        },
+        Progress::Sent => match connection.poll_message() {
+            Poll::Pending => Step::Wait,
+            Poll::Ready(Ok(body)) => match FromWorker::decode(&body) {
+                Ok(FromWorker::Ok(_)) => Step::Answer { body, failed: false },
+                Ok(FromWorker::Error(_)) => Step::Answer { body, failed: true },
+                _ => Step::Lost(Ending::of(Ok(body))),
+            },
+            Poll::Ready(Err(lost)) => Step::Lost(Ending::of(Err(lost))),
+        },
+        Progress::Done(_) | Progress::Gone => Step::Next,
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+enum Ending {
+    /// The server told of the worker's death.
+    Told(DeathNotice),
+    Closed,
+    /// Closed with what was sent last still unread.
+    Unread,
+    /// The peer broke the protocol.
+    Broken(String),
+}
+
+impl Ending {
+    /// Of a message that is no answer, or of the connection's end.
+    fn of(what: Result<Bytes, Lost>) -> Self {
+        match what {
+            Ok(body) => match FromWorker::decode(&body) {
+                Ok(FromWorker::Death(notice)) => Self::Told(notice),
+                Ok(_) => Self::Broken("the worker sent an answer that nobody asked for".to_owned()),
+                Err(error) => Self::Broken(error.to_string()),
+            },
+            Err(Lost::Closed) => Self::Closed,
+            Err(Lost::Unread) => Self::Unread,
+            Err(Lost::Io(error)) => Self::Broken(error.to_string()),
+            Err(Lost::Wire(error)) => Self::Broken(error.to_string()),
+        }
+    }
+
+    /// Whether the worker can have begun the last of `calls` calls that were sent in full.
+    fn had_begun(&self, calls: u64) -> bool {
+        match self {
+            Self::Told(notice) => notice.calls >= calls,
+            Self::Unread => false,
+            Self::Closed | Self::Broken(_) => true,
+        }
+    }
+
+    fn during(&self) -> Option<Activity> {
+        match self {
+            Self::Told(notice) => notice.during,
+            _ => None,
+        }
+    }
+
+    fn cause(self, pid: u32) -> FatalError {
+        match self {
+            Self::Told(notice) => FatalError::WorkerDied(Death {
+                pid: notice.pid,
+                end: notice.end,
+                reason: notice.reason,
+                during: notice.during,
+            }),
+            Self::Closed | Self::Unread => {
+                FatalError::WorkerDied(Death { pid, end: End::Unknown, reason: None, during: None })
+            }
+            Self::Broken(detail) => FatalError::Protocol { detail },
+        }
+    }
+}
