@@ -1,0 +1,50 @@
+//! Behaviour, tried on real processes. The binary has a `main` of its own, since a program that
+//! starts servers by executing itself needs a first line in `main`, and so do these tests.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(missing_docs, reason = "nothing here is for users")]
+
+mod addresses;
+mod bad_peers;
+mod blocking;
+mod calls;
+mod deaths;
+mod errors;
+mod handles;
+mod leaks;
+mod load;
+mod pool;
+mod server;
+mod setup;
+mod shutdown;
+mod support;
+mod typed;
+mod workers;
+
+fn main() {
+    if support::roles::plays_before_init() {
+        return;
+    }
+    taskfork::init(support::servers::ENTRIES);
+    if support::roles::plays() {
+        return;
+    }
+    let arguments = libtest_mimic::Arguments::from_args();
+    let trials = [
+        addresses::trials(),
+        bad_peers::trials(),
+        blocking::trials(),
+        calls::trials(),
+        deaths::trials(),
+        errors::trials(),
+        handles::trials(),
+        leaks::trials(),
+        load::trials(),
+        pool::trials(),
+        server::trials(),
+        setup::trials(),
+        shutdown::trials(),
+        typed::trials(),
+        workers::trials(),
+    ];
+    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
+}

@@ -1,0 +1,198 @@
+//! Who gets which worker, and how many there are.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use taskfork::{Client, Error, FatalError};
+
+use crate::support::processes::is_alive;
+use crate::support::{roles, start, start_with, trials, until};
+
+trials! {
+    checkouts_are_served_in_the_order_they_were_made,
+    min_workers_are_connected_ahead,
+    a_worker_is_replaced_after_max_checkouts,
+    a_released_worker_is_used_again,
+    checkout_done_runs_after_every_checkout,
+    a_checkout_that_gave_up_leaves_the_queue,
+    a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost,
+    a_slow_clean_up_delays_no_other_worker,
+    checkouts_may_be_made_before_the_server_exists,
+    with_no_server_the_error_says_so_and_since_when,
+    a_server_that_comes_back_is_found,
+    clients_do_not_disturb_each_other,
+    a_client_dropped_closes_its_workers,
+    a_client_whose_runtime_is_gone_says_so,
+}
+
+async fn checkouts_are_served_in_the_order_they_were_made() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("order").display().to_string();
+    let calls: Vec<_> = (b'a'..=b'z')
+        .map(|letter| client.call::<()>("append", (&file, char::from(letter).to_string())))
+        .collect();
+    for call in calls.into_iter().rev() {
+        call.await.unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "abcdefghijklmnopqrstuvwxyz");
+}
+
+async fn min_workers_are_connected_ahead() {
+    let (_server, client) = start_with("faults", |client| client.min_workers(3));
+    until("three idle workers", || client.stats().idle == 3).await;
+    let stats = client.stats();
+    assert_eq!((stats.busy, stats.connecting, stats.queued), (0, 0, 0));
+}
+
+async fn a_worker_is_replaced_after_max_checkouts() {
+    let (_server, client) =
+        start_with("faults", |client| client.max_workers(1).max_checkouts(3));
+    let mut pids = Vec::new();
+    for _ in 0..9 {
+        pids.push(client.call::<u32>("pid", ()).await.unwrap());
+    }
+    for run in pids.chunks(3) {
+        assert!(run.iter().all(|pid| *pid == run[0]), "{pids:?}");
+    }
+    assert_eq!(pids.iter().collect::<HashSet<_>>().len(), 3, "{pids:?}");
+}
+
+async fn a_released_worker_is_used_again() {
+    let (_server, client) = start("faults");
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), pid);
+    }
+}
+
+async fn checkout_done_runs_after_every_checkout() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    client.call::<()>("remember", ("left behind",)).await.unwrap();
+    assert_eq!(client.call::<String>("note", ()).await.unwrap(), "");
+    client.checkout().ready().await.unwrap();
+    assert_eq!(client.call::<u64>("checkouts", ()).await.unwrap(), 3);
+}
+
+async fn a_checkout_that_gave_up_leaves_the_queue() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let busy = client.checkout();
+    busy.ready().await.unwrap();
+    let waiting: Vec<_> = (0..10).map(|_| client.checkout()).collect();
+    let call = client.call::<()>("nothing", ());
+    assert_eq!(client.stats().queued, 11);
+    drop(waiting);
+    assert_eq!(client.stats().queued, 1);
+    drop(call);
+    assert_eq!(client.stats().queued, 0);
+}
+
+async fn a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    client.call::<()>("nothing", ()).await.unwrap();
+    for round in 0..300 {
+        let held = client.checkout();
+        held.ready().await.unwrap();
+        let waiting = client.checkout();
+        let give_up = tokio::spawn(async move {
+            for _ in 0..round % 7 {
+                tokio::task::yield_now().await;
+            }
+            drop(waiting);
+        });
+        drop(held);
+        give_up.await.unwrap();
+    }
+    client.call::<()>("nothing", ()).await.unwrap();
+    assert!(client.stats().busy + client.stats().idle <= 1);
+}
+
+async fn a_slow_clean_up_delays_no_other_worker() {
+    let (_server, client) = start_with("done_slow", |client| client.max_workers(2));
+    let (one, two) = (client.checkout(), client.checkout());
+    let pid: u32 = two.call("pid", ()).await.unwrap();
+    one.ready().await.unwrap();
+    drop(one);
+    // The first worker is cleaning up now; the second answers meanwhile.
+    assert_eq!(two.call::<u32>("pid", ()).await.unwrap(), pid);
+    let stats = client.stats();
+    assert_eq!((stats.idle, stats.busy), (1, 1));
+}
+
+async fn checkouts_may_be_made_before_the_server_exists() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", folder.path().join("s").display());
+    let client = Client::builder().address(&address).build().unwrap();
+    let calls: Vec<_> = (0..10).map(|number| client.call::<i64>("add", (number, 1))).collect();
+    let _program = roles::start(&["serve", &address]);
+    for (number, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.await.unwrap(), number as i64 + 1);
+    }
+}
+
+async fn with_no_server_the_error_says_so_and_since_when() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", folder.path().join("s").display());
+    let timeout = Duration::from_millis(200);
+    let client = Client::builder().address(&address).timeout(timeout).build().unwrap();
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    let Error::Fatal { cause, may_have_run: false } = &error else { panic!("{error}") };
+    let FatalError::CannotConnect { address: tried, unreachable_for, after, .. } = cause else {
+        panic!("{error}")
+    };
+    assert_eq!((tried, *after), (&address, timeout));
+    assert!(*unreachable_for > Duration::ZERO);
+    assert!(error.to_string().contains("No such file"), "{error}");
+
+    // A closed port says it in its own words.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let client =
+        Client::builder().address(format!("tcp:127.0.0.1:{port}")).timeout(timeout).build().unwrap();
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+}
+
+async fn a_server_that_comes_back_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", folder.path().join("s").display());
+    let program = roles::start(&["serve", &address]);
+    let client = Client::builder().address(&address).build().unwrap();
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    program.kill().await;
+    until("the worker's end", || !is_alive(pid)).await;
+    let call = client.call::<u32>("pid", ());
+    let _program = roles::start(&["serve", &address]);
+    assert_ne!(call.await.unwrap(), pid);
+}
+
+async fn clients_do_not_disturb_each_other() {
+    let (server, one) = start("faults");
+    let two = Client::builder().address(server.address()).build().unwrap();
+    one.call::<()>("abort", ()).await.unwrap_err();
+    assert_eq!(two.call::<i64>("add", (1, 1)).await.unwrap(), 2);
+    drop(one);
+    assert_eq!(two.call::<i64>("add", (1, 1)).await.unwrap(), 2);
+}
+
+async fn a_client_dropped_closes_its_workers() {
+    let (server, client) = start_with("faults", |client| client.min_workers(3));
+    until("three idle workers", || client.stats().idle == 3).await;
+    drop(client);
+    let pid = server.pid();
+    until("the workers' end", || crate::support::processes::children(pid).is_empty()).await;
+}
+
+async fn a_client_whose_runtime_is_gone_says_so() {
+    let (server, _client) = start("faults");
+    let address = server.address();
+    let other = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let client = runtime.block_on(async { Client::builder().address(address).build().unwrap() });
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        client
+    });
+    let client = other.await.unwrap();
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(error.to_string().contains("runtime"), "{error}");
+    assert!(!error.may_have_run());
+}

@@ -1,0 +1,84 @@
+//! The protocol spoken by hand, from its description alone, to say what no client would say.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use taskfork::Value;
+
+pub(crate) struct Raw(pub(crate) UnixStream);
+
+pub(crate) fn text(text: &str) -> Value {
+    Value::from(text)
+}
+
+pub(crate) fn map(entries: &[(&str, Value)]) -> Value {
+    Value::Map(entries.iter().map(|(key, value)| (text(key), value.clone())).collect())
+}
+
+pub(crate) fn frame(message: Vec<Value>) -> Vec<u8> {
+    let mut body = Vec::new();
+    rmpv::encode::write_value(&mut body, &Value::Array(message)).unwrap();
+    let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+    frame.extend(body);
+    frame
+}
+
+impl Raw {
+    /// Connects, once the server listens.
+    pub(crate) async fn connect(path: &Path) -> Self {
+        loop {
+            if let Ok(stream) = UnixStream::connect(path) {
+                stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                return Self(stream);
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub(crate) fn accept(listener: &UnixListener) -> Self {
+        Self(listener.accept().unwrap().0)
+    }
+
+    /// Connects and greets; gives the worker's hello as well.
+    pub(crate) async fn greeted(path: &Path) -> (Self, Value) {
+        let mut raw = Self::connect(path).await;
+        raw.send(b"taskfork");
+        raw.send_message(vec![0.into(), map(&[("versions", Value::Array(vec![1.into()])), ("name", text("raw"))])]);
+        let mut preamble = [0; 8];
+        raw.0.read_exact(&mut preamble).unwrap();
+        assert_eq!(&preamble, b"taskfork");
+        let hello = raw.receive().unwrap();
+        (raw, hello)
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).unwrap();
+    }
+
+    pub(crate) fn send_message(&mut self, message: Vec<Value>) {
+        self.send(&frame(message));
+    }
+
+    pub(crate) fn call(&mut self, method: &str, args: Vec<Value>) {
+        self.send_message(vec![1.into(), map(&[]), text(method), Value::Array(args)]);
+    }
+
+    /// The next message, or nothing at the end of the connection.
+    pub(crate) fn receive(&mut self) -> Option<Value> {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).ok()?;
+        let mut body = vec![0; u32::from_le_bytes(length) as usize];
+        self.0.read_exact(&mut body).ok()?;
+        Some(rmpv::decode::read_value(&mut &body[..]).unwrap())
+    }
+
+    /// Waits for the end of the connection; gives what came before it.
+    pub(crate) fn drain(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // A reset is an end too.
+        let _ = self.0.read_to_end(&mut rest);
+        rest
+    }
+}

@@ -1,0 +1,127 @@
+//! Programs that tests need besides themselves: this very binary, told by a variable what to be.
+
+use std::process::{Child, Command, Stdio};
+
+use taskfork::{Server, ServerError};
+
+use super::processes::Program;
+use super::servers;
+
+const ROLE: &str = "TASKFORK_TEST_ROLE";
+
+/// Starts a copy of this program that plays `role`.
+pub(crate) fn start(role: &[&str]) -> Program {
+    Program::new(command(role).spawn().unwrap())
+}
+
+/// What a copy of this program that plays `role` prints before it ends.
+pub(crate) fn output(role: &[&str]) -> String {
+    let child: Child = command(role).stdout(Stdio::piped()).spawn().unwrap();
+    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+}
+
+pub(crate) fn command(role: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(ROLE, role.join(" ")).stdin(Stdio::null());
+    command
+}
+
+/// Roles of programs that lack the line in `main`, or have it too late.
+pub(crate) fn plays_before_init() -> bool {
+    match role().iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["spawn_without_init"] => print_error(Server::spawn("faults")),
+        ["spawn_with_late_init"] => {
+            let (_keep, wait) = std::sync::mpsc::channel::<()>();
+            std::thread::spawn(move || wait.recv());
+            taskfork::init(servers::ENTRIES);
+            print_error(Server::spawn("faults"));
+        }
+        _ => return false,
+    }
+    true
+}
+
+pub(crate) fn plays() -> bool {
+    match role().iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => return false,
+        ["serve", address] => print_error(servers::serve(Server::builder().listen(address))),
+        ["serve_inherited"] => {
+            print_error(servers::serve(Server::builder().listen("fd:0")));
+        }
+        ["serve_masked", address] => {
+            mask_and_ignore();
+            print_error(servers::serve(Server::builder().listen(address)));
+        }
+        ["serve_printing", address] => {
+            print!("buffered by the server;");
+            print_error(servers::serve(Server::builder().listen(address)));
+        }
+        ["run_with_threads"] => {
+            let (_keep, wait) = std::sync::mpsc::channel::<()>();
+            std::thread::spawn(move || wait.recv());
+            print_error(servers::serve(Server::builder().listen("unix:/nonexistent/s")));
+        }
+        ["fork_and_call"] => fork_and_call(),
+        ["two_forks"] => two_forks(),
+        ["orphan_server", how] => {
+            let server = match how {
+                "fork" => Server::fork(servers::serve).unwrap(),
+                _ => Server::spawn("faults").unwrap(),
+            };
+            println!("{}", server.pid());
+            // SAFETY: it ends this process, without a chance to do anything about it.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::kill(libc::getpid(), libc::SIGKILL);
+            }
+        }
+        ref other => panic!("no such role: {other:?}"),
+    }
+    true
+}
+
+fn role() -> Vec<String> {
+    let role = std::env::var(ROLE).unwrap_or_default();
+    role.split_whitespace().map(str::to_owned).collect()
+}
+
+fn print_error<T>(outcome: Result<T, ServerError>) {
+    if let Err(error) = outcome {
+        println!("{error}");
+    }
+}
+
+/// Blocks and ignores signals as a careless parent may.
+fn mask_and_ignore() {
+    // SAFETY: plain settings of this process, which has one thread.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        libc::sigdelset(&mut set, libc::SIGTERM);
+        libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+        libc::signal(libc::SIGALRM, libc::SIG_IGN);
+        libc::signal(libc::SIGUSR1, libc::SIG_IGN);
+    }
+}
+
+fn fork_and_call() {
+    let server = Server::fork(servers::serve).unwrap();
+    let pid = server.pid();
+    let options = taskfork::Client::builder().address(server.address()).max_workers(1);
+    let client = taskfork::blocking::Client::build(options).unwrap();
+    let sum: i64 = client.call("add", (2, 3)).unwrap();
+    drop(client);
+    server.close();
+    println!("{sum} {}", std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// The second server is forked while the program holds the line to the first, which must end all
+/// the same when the program closes that.
+fn two_forks() {
+    let first = Server::fork(servers::serve).unwrap();
+    let second = Server::fork(servers::serve).unwrap();
+    first.close();
+    second.close();
+    println!("both ended");
+}

@@ -1,0 +1,219 @@
+//! The servers that tests start.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use taskfork::{
+    Arguments, BoxError, Entry, Failure, Function, Methods, Server, ServerBuilder, ServerError, Value,
+};
+
+pub(crate) const ENTRIES: &[(&str, Entry)] = &[
+    ("faults", |server| serve(server.name("faults"))),
+    ("hung", |server| serve(server.hung_worker_timeout(Duration::from_millis(300)))),
+    ("long_name", |server| serve(server.name("é".repeat(300)))),
+    ("short_grace", |server| serve(server.shutdown_grace(Duration::from_millis(200)))),
+    ("small_frames", |server| serve(server.max_frame(1000))),
+    ("tcp", |server| serve(server.listen("tcp:127.0.0.1:0"))),
+    ("function", function),
+    ("setup_second_time", setup_second_time),
+    ("setup_panics", setup_panics),
+    ("setup_dies", setup_dies),
+    ("setup_hangs", setup_hangs),
+    ("done_fails", done_fails),
+    ("done_slow", done_slow),
+    ("typed", crate::typed::server),
+    ("never_runs", |_| Ok(())),
+    ("refuses", |_| Err(ServerError::NoAddress)),
+];
+
+/// What a worker remembers.
+#[derive(Default)]
+pub(crate) struct Worker {
+    checkouts: u64,
+    note: String,
+}
+
+/// A server with the fault methods.
+pub(crate) fn serve(server: ServerBuilder) -> Result<(), ServerError> {
+    describe(server).run()
+}
+
+pub(crate) fn describe(server: ServerBuilder) -> Server {
+    server
+        .setup(|| Ok::<_, BoxError>(Worker::default()))
+        .checkout_done(|worker: &mut Worker| {
+            worker.checkouts += 1;
+            worker.note.clear();
+            Ok::<_, BoxError>(())
+        })
+        .interface(methods())
+}
+
+struct Unencodable;
+
+impl serde::Serialize for Unencodable {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("a handle of this process"))
+    }
+}
+
+pub(crate) fn methods() -> Methods<Worker> {
+    inspection(faults(Methods::new()))
+        .without_method(|_, arguments| Ok(arguments.parse::<Vec<Value>>()?))
+        .variadic("args", |_, arguments| Ok(arguments.parse::<Vec<Value>>()?))
+        .function("echo", |value: Value| Ok(value))
+        .function("add", |a: i64, b: i64| Ok(a + b))
+        .function("nothing", || Ok(()))
+        .function("blob", |bytes: usize| Ok(Value::Binary(vec![b'x'; bytes])))
+        .function("sleep", |milliseconds: u64| {
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            Ok(())
+        })
+        .method("checkouts", |worker: &mut Worker| Ok(worker.checkouts))
+        .method("remember", |worker: &mut Worker, note: String| {
+            worker.note = note;
+            Ok(())
+        })
+        .method("note", |worker: &mut Worker| Ok(worker.note.clone()))
+        .function("append", |file: String, text: String| {
+            use std::io::Write;
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file)?;
+            file.write_all(text.as_bytes())?;
+            Ok(())
+        })
+}
+
+fn faults(methods: Methods<Worker>) -> Methods<Worker> {
+    methods
+        .function("boom", |message: String| Err::<(), _>(message.into()))
+        .function("chain", || {
+            let error = std::io::Error::other(Failure::new("inner").caused_by("innermost"));
+            Err::<(), _>(Box::new(Outer(error)).into())
+        })
+        .function("panic", |message: String| -> Result<(), BoxError> { panic!("{message}") })
+        .function("abort", || -> Result<(), BoxError> { std::process::abort() })
+        .function("exit", |code: i32| -> Result<(), BoxError> { std::process::exit(code) })
+        .function("segv", || -> Result<(), BoxError> {
+            // SAFETY: none: the signal is the purpose.
+            #[allow(unsafe_code)]
+            Err(unsafe { (std::hint::black_box(8) as *const u8).read_volatile() }.to_string().into())
+        })
+        .function("hang", || -> Result<(), BoxError> {
+            loop {
+                std::thread::park();
+            }
+        })
+        .function("unencodable", || Ok(Unencodable))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("outer")]
+struct Outer(#[source] std::io::Error);
+
+/// What a worker's process looks like from within.
+fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
+    methods
+        .function("pid", || Ok(std::process::id()))
+        .function("descriptors", || {
+            let mut open = Vec::new();
+            for entry in std::fs::read_dir("/proc/self/fd")? {
+                let path = entry?.path();
+                if let Ok(target) = std::fs::read_link(&path) {
+                    open.push(target.display().to_string());
+                }
+            }
+            open.retain(|target| !target.starts_with("/proc/"));
+            Ok(open)
+        })
+        .function("status", || Ok(std::fs::read_to_string("/proc/self/status")?))
+        .function("random", || {
+            // SAFETY: C's generator has no other user in this process.
+            #[allow(unsafe_code)]
+            Ok((0..4).map(|_| unsafe { libc::rand() }).collect::<Vec<i32>>())
+        })
+        .function("write_to_closed_pipe", || {
+            use std::io::Write;
+            let (reader, mut writer) = std::io::pipe()?;
+            drop(reader);
+            Ok(writer.write_all(b"x").unwrap_err().kind().to_string())
+        })
+        .function("print", |text: String| {
+            print!("{text}");
+            println!("{text}");
+            Ok(())
+        })
+        .function("read_stdin", || Ok(std::io::read_to_string(std::io::stdin())?))
+        .function("start_child", || {
+            let child = std::process::Command::new("sleep").arg("1000").spawn()?;
+            Ok(child.id())
+        })
+}
+
+fn function(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .interface(Function::new(|_: &mut (), method: Option<&str>, args: Arguments<'_>| {
+            let (number,): (i64,) = args.parse()?;
+            match method {
+                Some("double") => Ok(2 * number),
+                Some(other) => Err(format!("cannot {other}").into()),
+                None => Ok(number),
+            }
+        }))
+        .run()
+}
+
+static SETUPS: AtomicU32 = AtomicU32::new(0);
+
+fn setup_second_time(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .setup(|| match SETUPS.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(BoxError::from(Outer(std::io::Error::other("no licence")))),
+            tries => Ok(tries),
+        })
+        .interface(Methods::new().method("tries", |tries: &mut u32| Ok(*tries)))
+        .run()
+}
+
+fn setup_panics(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .setup(|| -> Result<(), BoxError> { panic!("no driver") })
+        .interface(Methods::new().function("pid", || Ok(std::process::id())))
+        .run()
+}
+
+fn setup_dies(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .setup(|| -> Result<(), BoxError> { std::process::exit(7) })
+        .interface(Methods::new().function("pid", || Ok(std::process::id())))
+        .run()
+}
+
+fn setup_hangs(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .hung_worker_timeout(Duration::from_millis(200))
+        .setup(|| -> Result<(), BoxError> {
+            loop {
+                std::thread::park();
+            }
+        })
+        .interface(Methods::new().function("pid", || Ok(std::process::id())))
+        .run()
+}
+
+fn done_fails(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .checkout_done(|_| Err::<(), _>("cannot clean up"))
+        .interface(Methods::new().function("pid", || Ok(std::process::id())))
+        .run()
+}
+
+/// The first clean-up of each worker takes long.
+fn done_slow(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .checkout_done(|_| {
+            std::thread::sleep(Duration::from_millis(500));
+            Ok::<_, BoxError>(())
+        })
+        .interface(Methods::new().function("pid", || Ok(std::process::id())))
+        .run()
+}
