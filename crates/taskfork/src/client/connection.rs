@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -111,6 +113,26 @@ impl Connection {
             io::ErrorKind::ConnectionReset => Lost::Unread,
             _ => Lost::Io(error),
         })
+    }
+
+    /// The message that is there already when a write has failed, whether the reactor has heard of
+    /// it or not.
+    pub(crate) fn last_words(&mut self) -> Option<Bytes> {
+        loop {
+            if let Ok(Some(body)) = frame::take(&mut self.inbox, self.max_receive) {
+                return Some(body);
+            }
+            let mut piece = [0; 1024];
+            let received = match &self.stream {
+                Stream::Unix(stream) => recv(stream, &mut piece, RecvFlags::DONTWAIT),
+                Stream::Tcp(stream) => recv(stream, &mut piece, RecvFlags::DONTWAIT),
+            };
+            match received {
+                Ok((_, length)) if length > 0 => self.inbox.extend_from_slice(&piece[..length]),
+                Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => return None,
+            }
+        }
     }
 
     /// The next message's body.

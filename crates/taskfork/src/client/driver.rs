@@ -15,8 +15,16 @@ use super::signal::Signal;
 type Attempt = (Permit, Result<Greeted, String>);
 
 /// Runs until the client and all its checkouts are dropped.
-pub(crate) async fn drive(core: Weak<Core>, mailbox: Arc<Mailbox>) {
-    let _stop = StopOnDrop(core.clone());
+pub(crate) fn drive(core: Weak<Core>, mailbox: Arc<Mailbox>) -> impl Future<Output = ()> {
+    // Made before the task is first run, as a runtime that ends may never run it.
+    let stop = StopOnDrop(core.clone());
+    async move {
+        let _stop = stop;
+        run(core, mailbox).await;
+    }
+}
+
+async fn run(core: Weak<Core>, mailbox: Arc<Mailbox>) {
     let mut attempts = JoinSet::<Attempt>::new();
     loop {
         let Some(wake_at) = look(&core, &mut attempts) else { return };

@@ -18,6 +18,9 @@ use crate::error::{Activity, Death, End, FatalError, Stage};
 use crate::wire::frame::HEADER;
 use crate::wire::native::{DeathNotice, FromWorker};
 
+/// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
+const MOST_SETUP_DEATHS: u32 = 3;
+
 #[derive(Debug)]
 pub(crate) struct Lane {
     core: Arc<Core>,
@@ -32,6 +35,8 @@ struct State {
     open: bool,
     /// The worker has begun a call of this checkout, so that no other can take its place.
     used: bool,
+    /// How many workers have died in `setup` before they could serve this checkout.
+    setup_deaths: u32,
     /// A call failed in the worker.
     tainted: bool,
     /// A failed call whose failure nobody has seen yet.
@@ -56,6 +61,7 @@ impl Lane {
             calls: Entries::default(),
             open: true,
             used: false,
+            setup_deaths: 0,
             tainted: false,
             unseen: None,
             timeout: core.config.timeout,
@@ -267,11 +273,13 @@ impl Lane {
             Some((_, head)) if head.is_sent() => ending.had_begun(connection.calls),
             _ => false,
         };
-        let in_setup = ending.during() == Some(Activity::Setup);
-        let told = in_setup && state.calls.head().is_some();
-        if begun || state.used || told || matches!(ending, Ending::Broken(_)) {
+        if ending.is_in_setup() {
+            state.setup_deaths += 1;
+        }
+        let hopeless = ending.is_judged_in_setup() || state.setup_deaths == MOST_SETUP_DEATHS;
+        if begun || state.used || hopeless || matches!(ending, Ending::Broken(_)) {
+            let loss = if ending.is_in_setup() { Loss::Unused } else { Loss::Used };
             let cause = ending.cause(connection.pid);
-            let loss = if in_setup { Loss::Unused } else { Loss::Used };
             self.end_with(state, effects, cause, loss, begun);
             return;
         }
@@ -421,10 +429,9 @@ fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
                 Step::Next
             }
             // What the server said about the worker may be waiting to be read.
-            Poll::Ready(Err(lost)) => match connection.poll_message() {
-                Poll::Ready(Ok(body)) => Step::Lost(Ending::of(Ok(body))),
-                _ => Step::Lost(Ending::of(Err(lost))),
-            },
+            Poll::Ready(Err(lost)) => {
+                Step::Lost(Ending::of(connection.last_words().ok_or(lost)))
+            }
         },
         Progress::Sent => match connection.poll_message() {
             Poll::Pending => Step::Wait,
@@ -476,11 +483,14 @@ impl Ending {
         }
     }
 
-    fn during(&self) -> Option<Activity> {
-        match self {
-            Self::Told(notice) => notice.during,
-            _ => None,
-        }
+    fn is_in_setup(&self) -> bool {
+        matches!(self, Self::Told(DeathNotice { during: Some(Activity::Setup), .. }))
+    }
+
+    /// Whether the server killed the worker for what its `setup` does.
+    fn is_judged_in_setup(&self) -> bool {
+        let Self::Told(notice) = self else { return false };
+        self.is_in_setup() && notice.reason.is_some()
     }
 
     fn cause(self, pid: u32) -> FatalError {

@@ -162,15 +162,25 @@ impl Child {
         };
         let pid = self.pid.as_raw_nonzero().get().unsigned_abs();
         tracing::debug!(worker = self.number, pid, ?end, phase = ?view.phase, "a worker ended");
-        // In the middle of an answer a notice would be taken for the rest of it.
-        if !matches!(view.phase, Phase::Answering | Phase::Greeting) {
-            let during = view.phase.activity();
-            let notice = DeathNotice { pid, end, reason, during, calls: view.calls };
-            tell(&self.connection, &notice);
+        match view.phase {
+            // In the middle of an answer a notice would be taken for the rest of it. A connection
+            // that is closed with something unread tells the client at least that.
+            Phase::AnsweringAtLength if has_unread(&self.connection) => return self.slot,
+            Phase::AnsweringAtLength | Phase::Greeting => {}
+            phase => {
+                let during = phase.activity();
+                let notice = DeathNotice { pid, end, reason, during, calls: view.calls };
+                tell(&self.connection, &notice);
+            }
         }
+        // Something that the worker has started may hold the connection open.
         let _ = shutdown(&self.connection, Shutdown::Both);
         self.slot
     }
+}
+
+fn has_unread(connection: &OwnedFd) -> bool {
+    rustix::io::ioctl_fionread(connection).is_ok_and(|unread| unread > 0)
 }
 
 fn tell(connection: &OwnedFd, notice: &DeathNotice) {

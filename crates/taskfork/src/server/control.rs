@@ -44,17 +44,7 @@ pub(crate) enum Wish {
 impl Control {
     /// Says that the server listens; without an address, that connections can be sent.
     pub(crate) fn report_ready(&self, address: Option<&Address>) {
-        self.report(READY, &address.map(Address::to_string).unwrap_or_default());
-    }
-
-    pub(crate) fn report_failure(&self, error: &dyn fmt::Display) {
-        self.report(FAILED, &error.to_string());
-    }
-
-    fn report(&self, word: &str, text: &str) {
-        let text = &text[..text.floor_char_boundary(LONGEST - word.len())];
-        // A program that is gone needs no word.
-        let _ = send(&self.0, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
+        report(&self.0, READY, &address.map(Address::to_string).unwrap_or_default());
     }
 
     /// The next wish, or nothing while there is none.
@@ -73,6 +63,12 @@ impl Control {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+fn report(socket: &OwnedFd, word: &str, text: &str) {
+    let text = &text[..text.floor_char_boundary(LONGEST - word.len())];
+    // A program that is gone needs no word.
+    let _ = send(socket, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
 }
 
 fn descriptor(message: RecvAncillaryMessage<'_>) -> Option<OwnedFd> {
@@ -108,8 +104,8 @@ pub(crate) enum FirstWord {
 
 static LINES: Mutex<Vec<Weak<Line>>> = Mutex::new(Vec::new());
 
-/// In a forked process: closes the program's ends of all lines, which would keep the servers from
-/// seeing the program end.
+/// In a forked process: closes all lines, which are its parent's, and would hide the parent's end
+/// from the other side.
 pub(crate) fn close_inherited() {
     for line in lock(&LINES).drain(..) {
         if let Some(line) = line.upgrade() {
@@ -125,6 +121,13 @@ impl Link {
         lines.retain(|line| line.strong_count() > 0);
         lines.push(Arc::downgrade(&line));
         Self(line)
+    }
+
+    /// In the server: says why it does not come up.
+    pub(crate) fn report_failure(&self, error: &dyn fmt::Display) {
+        if let Some(socket) = lock(&self.0.socket).as_ref() {
+            report(socket, FAILED, &error.to_string());
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use rustix::process::{Pid, getppid};
 
 use super::builder::{Server, ServerBuilder};
-use super::control::{self, Control};
+use super::control::{self, Control, Link};
 use super::error::ServerError;
 use super::handle::ServerHandle;
 use super::options::Options;
@@ -89,7 +89,9 @@ fn take_control() -> rustix::io::Result<Control> {
 fn serve(control: Control, entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>) -> i32 {
     // A group of its own: what a terminal sends to the program is the program's to handle.
     let _ = rustix::process::setpgid(None, None);
-    let Ok(reporter) = control.as_fd().try_clone_to_owned().map(Control) else { return 1 };
+    let Ok(copy) = control.as_fd().try_clone_to_owned() else { return 1 };
+    // A link, so that workers close it with all others.
+    let reporter = Link::new(std::process::id(), copy);
     let options = Options { control: Some(control), ..Options::default() };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         entry(ServerBuilder::with(options))

@@ -283,8 +283,8 @@ impl EventLoop {
 
     /// In a new worker: lets go of everything that is the server's, and serves.
     fn become_worker(self, seat: Seat) -> ! {
-        let Self { mut options, program, .. } = self;
-        options.control = None;
+        let Self { mut options, program, epoll, signals, listener, children, .. } = self;
+        drop((options.control.take(), epoll, signals, listener, children));
         control::close_inherited();
         sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
         if let Err(error) = sys::reset_for_worker().and_then(|()| stdin_from_nothing()) {

@@ -25,7 +25,7 @@ pub(crate) enum Phase {
     Held = 4,
     /// Running a call.
     Busy = 5,
-    /// Writing the answer.
+    /// Writing an answer so short that it is sent whole or not at all.
     Answering = 6,
     /// Running `checkout_done`.
     Done = 7,
@@ -33,10 +33,12 @@ pub(crate) enum Phase {
     Condemned = 8,
     /// Asked by the server to leave: it must begin nothing, and ends by itself.
     Retired = 9,
+    /// Writing an answer of which a part may have been sent.
+    AnsweringAtLength = 10,
 }
 
 impl Phase {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Greeting,
         Self::Setup,
         Self::Idle,
@@ -46,6 +48,7 @@ impl Phase {
         Self::Done,
         Self::Condemned,
         Self::Retired,
+        Self::AnsweringAtLength,
     ];
 
     /// How the phase is called in errors.
@@ -53,7 +56,7 @@ impl Phase {
         match self {
             Self::Setup => Some(Activity::Setup),
             Self::Greeting | Self::Idle | Self::Held | Self::Retired => Some(Activity::Idle),
-            Self::Busy | Self::Answering => Some(Activity::Call),
+            Self::Busy | Self::Answering | Self::AnsweringAtLength => Some(Activity::Call),
             Self::Done => Some(Activity::CheckoutDone),
             Self::Condemned => None,
         }
@@ -61,7 +64,12 @@ impl Phase {
 
     /// Whether user code or a write can keep the worker in this phase for ever.
     pub(crate) fn can_hang(self) -> bool {
-        matches!(self, Self::Setup | Self::Busy | Self::Answering | Self::Done)
+        match self {
+            Self::Setup | Self::Busy | Self::Answering | Self::AnsweringAtLength | Self::Done => {
+                true
+            }
+            Self::Greeting | Self::Idle | Self::Held | Self::Condemned | Self::Retired => false,
+        }
     }
 }
 

@@ -19,6 +19,10 @@ use crate::wire::request::Arguments;
 /// An answer's buffer above this size is given back.
 const KEPT_BUFFER: usize = 1 << 20;
 
+/// The kernel takes so few bytes in one piece: a worker that is killed while it writes them has sent
+/// all or none.
+const SENT_WHOLE: usize = 4096;
+
 /// What the server gives a new worker.
 #[derive(Debug)]
 pub(crate) struct Seat {
@@ -144,7 +148,6 @@ impl<S: 'static> Worker<'_, S> {
         hello: &WorkerHello,
     ) -> Result<Infallible, Leave> {
         self.greet(connection, hello)?;
-        self.slot.enter(Phase::Setup)?;
         if self.slot.is_client_gone() {
             return Err(Leave::Quietly);
         }
@@ -171,6 +174,8 @@ impl<S: 'static> Worker<'_, S> {
             }
             Ok(())
         })?;
+        // From the greeting on the client waits for calls, so that a death must be told to it.
+        self.slot.enter(Phase::Setup)?;
         connection.write(&self.out)?;
         if fault.is_some() {
             return Err(Leave::Quietly);
@@ -197,7 +202,11 @@ impl<S: 'static> Worker<'_, S> {
                     return Err(Leave::Quietly);
                 }
                 self.call(method, args)?;
-                self.slot.enter(Phase::Answering)?;
+                self.slot.enter(if self.out.len() <= SENT_WHOLE {
+                    Phase::Answering
+                } else {
+                    Phase::AnsweringAtLength
+                })?;
                 connection.write(&self.out)?;
                 self.slot.enter(Phase::Held)?;
                 Ok(false)

@@ -1,1 +1,223 @@
-pub(crate) fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+//! Workers that die: in every state, by every means.
+
+use std::time::Duration;
+
+use taskfork::{Activity, Death, End, Error, FatalError};
+
+use crate::support::processes::{children, is_alive, signal};
+use crate::support::{start, start_with, trials, until};
+
+trials! {
+    a_death_in_a_call_says_how_and_of_whom,
+    a_killed_worker_is_told_by_its_signal,
+    all_calls_of_a_dead_worker_end,
+    a_worker_that_dies_idle_is_replaced_and_nobody_sees_it,
+    a_worker_that_dies_between_two_calls_ends_the_checkout,
+    a_worker_that_dies_before_the_first_call_is_replaced_unseen,
+    a_worker_that_dies_while_cleaning_up_is_replaced_unseen,
+    many_idle_deaths_under_load_lose_no_call,
+    with_one_worker_deaths_never_make_two,
+    one_death_harms_no_other_checkout,
+    a_hung_worker_is_killed_whatever_it_does,
+    a_worker_below_the_limit_is_not_hung,
+    a_worker_whose_client_times_out_is_killed_inside_its_call,
+    what_a_worker_started_dies_with_it,
+}
+
+fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
+    match outcome.unwrap_err() {
+        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run } => (death, may_have_run),
+        other => panic!("{other}"),
+    }
+}
+
+async fn a_death_in_a_call_says_how_and_of_whom() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let (exited, may_have_run) = death(checkout.call::<()>("exit", (3,)).await);
+    assert_eq!(exited, Death { pid, end: End::Exited(3), reason: None, during: Some(Activity::Call) });
+    assert!(may_have_run);
+
+    for (method, number) in [("abort", libc::SIGABRT), ("segv", libc::SIGSEGV)] {
+        let (killed, _) = death(client.call::<()>(method, ()).await);
+        assert_eq!(killed.end, End::Signaled(number), "{method}");
+    }
+    let error = client.call::<()>("segv", ()).await.unwrap_err().to_string();
+    assert!(error.starts_with("worker connection suddenly died: worker "), "{error}");
+    assert!(error.ends_with("was killed by SIGSEGV during a call"), "{error}");
+}
+
+async fn a_killed_worker_is_told_by_its_signal() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let hanging = checkout.call::<()>("hang", ());
+    signal(pid, libc::SIGTERM);
+    assert_eq!(death(hanging.await).0.end, End::Signaled(libc::SIGTERM));
+}
+
+async fn all_calls_of_a_dead_worker_end() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let calls = [(); 3].map(|()| checkout.call::<()>("abort", ()));
+    let ran: Vec<_> = {
+        let mut ran = Vec::new();
+        for call in calls {
+            ran.push(death(call.await).1);
+        }
+        ran
+    };
+    assert_eq!(ran, [true, false, false]);
+}
+
+async fn a_worker_that_dies_idle_is_replaced_and_nobody_sees_it() {
+    let (_server, client) = start_with("faults", |client| client.min_workers(1).max_workers(1));
+    for _ in 0..5 {
+        let pid: u32 = client.call("pid", ()).await.unwrap();
+        signal(pid, libc::SIGKILL);
+        // At once: the death may not even have been noticed yet.
+        assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
+    }
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    signal(pid, libc::SIGKILL);
+    until("the worker's end", || !is_alive(pid)).await;
+    until("another worker", || client.stats().idle == 1).await;
+    assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
+}
+
+async fn a_worker_that_dies_between_two_calls_ends_the_checkout() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    signal(pid, libc::SIGKILL);
+    let (killed, may_have_run) = death(checkout.call::<()>("nothing", ()).await);
+    assert_eq!((killed.pid, killed.end), (pid, End::Signaled(libc::SIGKILL)));
+    assert!(!may_have_run, "its state is lost, but the call itself has not run");
+
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    signal(pid, libc::SIGKILL);
+    until("the worker's end", || !is_alive(pid)).await;
+    until("the death to be noticed", || client.stats().busy == 0).await;
+    assert_eq!(death(checkout.ready().await).0.pid, pid);
+}
+
+async fn a_worker_that_dies_before_the_first_call_is_replaced_unseen() {
+    let (server, client) = start_with("faults", |client| client.max_workers(1));
+    let checkout = client.checkout();
+    checkout.ready().await.unwrap();
+    let pid = children(server.pid())[0];
+    signal(pid, libc::SIGKILL);
+    assert_ne!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
+
+    let checkout = client.checkout();
+    drop(checkout);
+}
+
+async fn a_worker_that_dies_while_cleaning_up_is_replaced_unseen() {
+    let (_server, client) = start_with("done_fails", |client| client.max_workers(1));
+    let mut pids = Vec::new();
+    for _ in 0..10 {
+        pids.push(client.call::<u32>("pid", ()).await.unwrap());
+    }
+    pids.dedup();
+    assert_eq!(pids.len(), 10, "an unclean worker was used again");
+}
+
+async fn many_idle_deaths_under_load_lose_no_call() {
+    let (server, client) = start("faults");
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let mut unrun = 0;
+                for _ in 0..150 {
+                    match client.call::<i64>("add", (1, 1)).await {
+                        Ok(sum) => assert_eq!(sum, 2),
+                        // A call that was running is lost with its worker; no other may be.
+                        Err(error) => unrun += usize::from(!error.may_have_run()),
+                    }
+                }
+                unrun
+            })
+        })
+        .collect();
+    while !callers.iter().all(tokio::task::JoinHandle::is_finished) {
+        for pid in children(server.pid()).into_iter().take(1) {
+            // SAFETY: a plain system call; the process may be gone already.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::kill(pid as i32, libc::SIGKILL);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), 0, "calls that had not run were lost");
+    }
+}
+
+async fn with_one_worker_deaths_never_make_two() {
+    let (server, client) = start_with("faults", |client| client.max_workers(1));
+    for _ in 0..5 {
+        client.call::<()>("abort", ()).await.unwrap_err();
+        let calls: Vec<_> = (0..5).map(|_| client.call::<()>("nothing", ())).collect();
+        let stats = client.stats();
+        assert!(stats.busy + stats.idle + stats.connecting <= 1, "{stats:?}");
+        for call in calls {
+            call.await.unwrap();
+        }
+    }
+    until("the dead to be buried", || children(server.pid()).len() <= 1).await;
+}
+
+async fn one_death_harms_no_other_checkout() {
+    let (_server, client) = start("faults");
+    let other = client.checkout();
+    other.call::<()>("remember", ("kept",)).await.unwrap();
+    let slow = other.call::<()>("sleep", (100,));
+    for _ in 0..5 {
+        client.call::<()>("segv", ()).await.unwrap_err();
+    }
+    slow.await.unwrap();
+    assert_eq!(other.call::<String>("note", ()).await.unwrap(), "kept");
+}
+
+async fn a_hung_worker_is_killed_whatever_it_does() {
+    let (_server, client) = start("hung");
+    let (killed, may_have_run) = death(client.call::<()>("hang", ()).await);
+    assert_eq!(killed.end, End::Signaled(libc::SIGKILL));
+    assert_eq!(killed.during, Some(Activity::Call));
+    let reason = killed.reason.unwrap();
+    assert_eq!(reason, "hung for more than 0.3 seconds (hung_worker_timeout)");
+    assert!(may_have_run);
+}
+
+async fn a_worker_below_the_limit_is_not_hung() {
+    let (_server, client) = start("hung");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    for _ in 0..6 {
+        checkout.call::<()>("sleep", (100,)).await.unwrap();
+    }
+    assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
+}
+
+async fn a_worker_whose_client_times_out_is_killed_inside_its_call() {
+    let (_server, client) =
+        start_with("faults", |client| client.timeout(Duration::from_millis(100)));
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    checkout.call::<()>("hang", ()).await.unwrap_err();
+    until("the worker's end", || !is_alive(pid)).await;
+}
+
+async fn what_a_worker_started_dies_with_it() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let grandchild: u32 = checkout.call("start_child", ()).await.unwrap();
+    assert!(is_alive(grandchild));
+    checkout.call::<()>("abort", ()).await.unwrap_err();
+    until("the end of what it started", || crate::support::processes::is_gone(grandchild)).await;
+}

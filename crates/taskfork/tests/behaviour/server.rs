@@ -1,1 +1,108 @@
-pub(crate) fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+//! Where a server listens.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+
+use taskfork::Client;
+
+use crate::support::processes::{Program, is_alive, signal};
+use crate::support::{roles, start, trials, until};
+
+trials! {
+    it_serves_at_a_unix_socket_of_its_owner_only,
+    it_serves_over_tcp_and_tells_its_port,
+    it_serves_at_an_inherited_listener,
+    a_stale_socket_file_is_replaced,
+    a_live_servers_address_is_refused,
+    a_dying_worker_leaves_the_socket_file_alone,
+    one_connection_one_worker,
+}
+
+fn address(folder: &tempfile::TempDir) -> String {
+    format!("unix:{}", folder.path().join("s").display())
+}
+
+async fn it_serves_at_a_unix_socket_of_its_owner_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let _program = roles::start(&["serve", &address(&folder)]);
+    let client = Client::builder().address(address(&folder)).build().unwrap();
+    assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+    let mode = std::fs::metadata(folder.path().join("s")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+async fn it_serves_over_tcp_and_tells_its_port() {
+    let (server, client) = start("tcp");
+    let address = server.address().to_string();
+    assert!(address.starts_with("tcp:127.0.0.1:") && !address.ends_with(":0"), "{address}");
+    assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+    let blob: taskfork::Value = client.call("blob", (1_000_000,)).await.unwrap();
+    assert_eq!(blob.as_slice().unwrap().len(), 1_000_000);
+    client.call::<()>("abort", ()).await.unwrap_err();
+    assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+}
+
+async fn it_serves_at_an_inherited_listener() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    let mut command = roles::command(&["serve_inherited"]);
+    command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
+    let program = Program::new(command.spawn().unwrap());
+    let client = Client::builder().address(address(&folder)).build().unwrap();
+    assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+    drop(client);
+    signal(program.pid(), libc::SIGTERM);
+    assert!(program.end().await.success());
+    assert!(folder.path().join("s").exists(), "whoever made the socket removes its file");
+}
+
+async fn a_stale_socket_file_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = roles::start(&["serve", &address(&folder)]);
+    until("the socket", || folder.path().join("s").exists()).await;
+    let client = Client::builder().address(address(&folder)).build().unwrap();
+    client.call::<()>("nothing", ()).await.unwrap();
+    program.kill().await;
+    assert!(folder.path().join("s").exists());
+
+    let _program = roles::start(&["serve", &address(&folder)]);
+    client.call::<()>("nothing", ()).await.unwrap();
+}
+
+async fn a_live_servers_address_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let _program = roles::start(&["serve", &address(&folder)]);
+    let client = Client::builder().address(address(&folder)).build().unwrap();
+    client.call::<()>("nothing", ()).await.unwrap();
+    let said = roles::output(&["serve", &address(&folder)]);
+    assert!(said.starts_with("another server is listening at unix:"), "{said}");
+    client.call::<()>("nothing", ()).await.unwrap();
+}
+
+async fn a_dying_worker_leaves_the_socket_file_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let _program = roles::start(&["serve", &address(&folder)]);
+    let client = Client::builder().address(address(&folder)).build().unwrap();
+    for method in ["abort", "segv"] {
+        client.call::<()>(method, ()).await.unwrap_err();
+    }
+    client.call::<()>("exit", (0,)).await.unwrap_err();
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    drop(client);
+    until("the worker's end", || !is_alive(pid)).await;
+    assert!(folder.path().join("s").exists());
+}
+
+async fn one_connection_one_worker() {
+    let (server, client) = start("faults");
+    let checkouts: Vec<_> = (0..4).map(|_| client.checkout()).collect();
+    let mut pids = Vec::new();
+    for checkout in &checkouts {
+        pids.push(checkout.call::<u32>("pid", ()).await.unwrap());
+    }
+    pids.sort_unstable();
+    let mut children = crate::support::processes::children(server.pid());
+    children.sort_unstable();
+    assert_eq!(pids, children);
+}

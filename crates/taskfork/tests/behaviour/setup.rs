@@ -1,1 +1,62 @@
-pub(crate) fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+//! What runs before the first call.
+
+use std::time::Duration;
+
+use taskfork::{Activity, CallError, End, Error, FatalError};
+
+use crate::support::{start, start_with, trials};
+
+trials! {
+    a_failed_setup_reaches_the_first_call_and_the_next_tries_again,
+    a_panic_in_setup_is_an_error_of_the_call,
+    a_death_in_setup_is_told_to_the_caller,
+    a_hang_in_setup_ends,
+    a_setup_that_always_dies_is_no_boot_loop,
+}
+
+async fn a_failed_setup_reaches_the_first_call_and_the_next_tries_again() {
+    let (_server, client) = start("setup_second_time");
+    let checkout = client.checkout();
+    let error = checkout.call::<u32>("tries", ()).await.unwrap_err();
+    assert_eq!(error.to_string(), "setup exception: outer");
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "no licence");
+    assert!(!error.may_have_run() && !error.is_fatal());
+    assert_eq!(checkout.call::<u32>("tries", ()).await.unwrap(), 1);
+    assert_eq!(checkout.call::<u32>("tries", ()).await.unwrap(), 1);
+}
+
+async fn a_panic_in_setup_is_an_error_of_the_call() {
+    let (_server, client) = start("setup_panics");
+    let error = client.call::<u32>("pid", ()).await.unwrap_err();
+    assert!(matches!(error, Error::Call(CallError::Setup { .. })), "{error}");
+    let text = error.to_string();
+    assert!(text.starts_with("setup exception: panicked: no driver ("), "{text}");
+    assert!(text.contains("servers.rs:"), "{text}");
+}
+
+async fn a_death_in_setup_is_told_to_the_caller() {
+    let (_server, client) = start("setup_dies");
+    let error = client.call::<u32>("pid", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!((death.end, death.during), (End::Exited(7), Some(Activity::Setup)));
+    assert!(!may_have_run);
+}
+
+async fn a_hang_in_setup_ends() {
+    let (_server, client) = start("setup_hangs");
+    let error = client.call::<u32>("pid", ()).await.unwrap_err().to_string();
+    assert!(error.contains("during setup: hung for more than 0.2 seconds"), "{error}");
+}
+
+async fn a_setup_that_always_dies_is_no_boot_loop() {
+    let (server, _client) = start_with("setup_dies", |client| client.min_workers(4));
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    // Workers are numbered by the server: the next one tells how many there were before it.
+    let client = taskfork::Client::builder().address(server.address()).min_workers(0).build().unwrap();
+    let error = client.call::<u32>("pid", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else { panic!("{error}") };
+    let born = death.pid.saturating_sub(server.pid());
+    assert!(born < 2000, "about {born} processes in 0.7 seconds");
+}

@@ -1,1 +1,133 @@
-pub(crate) fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+//! How a server ends.
+
+use std::time::Duration;
+
+use taskfork::Client;
+
+use crate::support::processes::{children, is_alive, signal};
+use crate::support::{roles, start, start_with, trials, until};
+
+trials! {
+    running_checkouts_finish_and_nothing_is_left,
+    every_signal_that_ends_a_program_is_graceful,
+    a_second_signal_ends_it_at_once,
+    the_grace_period_has_an_end,
+    idle_workers_end_at_once,
+    nothing_new_is_accepted_while_it_drains,
+    workers_end_with_a_killed_server,
+    a_call_handed_to_an_idle_worker_at_the_end_is_tried_again,
+}
+
+fn address(folder: &tempfile::TempDir) -> String {
+    format!("unix:{}", folder.path().join("s").display())
+}
+
+async fn running_checkouts_finish_and_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = roles::start(&["serve", &address(&folder)]);
+    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let running = checkout.call::<()>("sleep", (200,));
+    let workers = children(program.pid());
+    signal(program.pid(), libc::SIGTERM);
+    until("the listener's end", || !folder.path().join("s").exists()).await;
+    running.await.unwrap();
+    assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
+    drop(checkout);
+    assert!(program.end().await.success());
+    assert!(workers.iter().all(|worker| !is_alive(*worker)));
+}
+
+async fn every_signal_that_ends_a_program_is_graceful() {
+    for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        let folder = tempfile::tempdir().unwrap();
+        let program = roles::start(&["serve", &address(&folder)]);
+        let client = Client::builder().address(address(&folder)).build().unwrap();
+        client.call::<()>("nothing", ()).await.unwrap();
+        signal(program.pid(), number);
+        assert!(program.end().await.success(), "signal {number}");
+        assert!(!folder.path().join("s").exists());
+    }
+}
+
+async fn a_second_signal_ends_it_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = roles::start(&["serve", &address(&folder)]);
+    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let checkout = client.checkout();
+    checkout.call::<()>("nothing", ()).await.unwrap();
+    let hanging = checkout.call::<()>("hang", ());
+    signal(program.pid(), libc::SIGINT);
+    until("the listener's end", || !folder.path().join("s").exists()).await;
+    signal(program.pid(), libc::SIGINT);
+    assert!(program.end().await.success());
+    let error = hanging.await.unwrap_err().to_string();
+    assert!(error.contains("SIGKILL") && error.contains("told to end at once"), "{error}");
+}
+
+async fn the_grace_period_has_an_end() {
+    let (server, client) = start("short_grace");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let hanging = checkout.call::<()>("hang", ());
+    tokio::task::spawn_blocking(move || server.close()).await.unwrap();
+    assert!(!is_alive(pid));
+    let error = hanging.await.unwrap_err().to_string();
+    assert!(error.contains("shutdown_grace"), "{error}");
+}
+
+async fn idle_workers_end_at_once() {
+    let (server, client) = start_with("faults", |client| client.min_workers(4));
+    until("four idle workers", || client.stats().idle == 4).await;
+    let workers = children(server.pid());
+    tokio::task::spawn_blocking(move || server.close()).await.unwrap();
+    assert!(workers.iter().all(|worker| !is_alive(*worker)));
+}
+
+async fn nothing_new_is_accepted_while_it_drains() {
+    let (server, client) =
+        start_with("faults", |client| client.max_workers(2).timeout(Duration::from_millis(300)));
+    let held = client.checkout();
+    held.call::<()>("nothing", ()).await.unwrap();
+    server.shutdown();
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(error.is_fatal() && !error.may_have_run(), "{error}");
+    // What was running goes on.
+    held.call::<()>("nothing", ()).await.unwrap();
+}
+
+async fn workers_end_with_a_killed_server() {
+    let (server, client) = start_with("faults", |client| client.min_workers(3));
+    let checkout = client.checkout();
+    checkout.ready().await.unwrap();
+    let hanging = checkout.call::<()>("hang", ());
+    until("three workers", || children(server.pid()).len() == 3).await;
+    let workers = children(server.pid());
+    server.kill();
+    hanging.await.unwrap_err();
+    until("the workers' end", || workers.iter().all(|worker| !is_alive(*worker))).await;
+}
+
+async fn a_call_handed_to_an_idle_worker_at_the_end_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = Client::builder().address(address(&folder)).max_workers(2).build().unwrap();
+    for _ in 0..10 {
+        let program = roles::start(&["serve", &address(&folder)]);
+        client.call::<()>("nothing", ()).await.unwrap();
+        signal(program.pid(), libc::SIGTERM);
+        let calls: Vec<_> = (0..20).map(|_| client.call::<()>("nothing", ())).collect();
+        let ended = program.end();
+        let next = async {
+            assert!(ended.await.success());
+            roles::start(&["serve", &address(&folder)])
+        };
+        let (next, ()) = tokio::join!(next, async {
+            for call in calls {
+                call.await.unwrap();
+            }
+        });
+        signal(next.pid(), libc::SIGTERM);
+        next.end().await;
+    }
+}

@@ -1,1 +1,132 @@
-pub(crate) fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+//! What a worker process is like.
+
+use std::collections::HashSet;
+
+use crate::support::processes::{command_line, descriptors};
+use crate::support::{roles, start, start_with, trials};
+
+trials! {
+    server_and_workers_are_named_in_ps,
+    a_long_name_is_cut_at_a_letter,
+    a_worker_holds_no_descriptor_of_anybody_else,
+    a_worker_of_a_listening_server_does_not_hold_the_listener,
+    signals_are_as_in_a_fresh_process,
+    a_write_to_a_closed_pipe_is_an_error,
+    the_random_generator_of_c_differs_between_workers,
+    what_a_worker_prints_never_reaches_the_wire,
+    what_the_server_had_buffered_is_written_once,
+    standard_input_is_empty,
+    each_worker_leads_a_process_group,
+}
+
+async fn server_and_workers_are_named_in_ps() {
+    let (server, client) = start("faults");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    assert_eq!(command_line(server.pid()), "taskfork-server:faults");
+    assert_eq!(command_line(pid), "taskfork-worker:faults(1)");
+    let status: String = checkout.call("status", ()).await.unwrap();
+    assert!(status.starts_with("Name:\ttaskfork-worker\n"), "{status}");
+}
+
+async fn a_long_name_is_cut_at_a_letter() {
+    let (server, client) = start("long_name");
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    assert_eq!(command_line(server.pid()), format!("taskfork-server:{}", "é".repeat(32)));
+    assert_eq!(command_line(pid), format!("taskfork-worker:{}(1)", "é".repeat(32)));
+}
+
+async fn a_worker_holds_no_descriptor_of_anybody_else() {
+    let (_server, client) = start_with("faults", |client| client.min_workers(4));
+    let mut sockets = HashSet::new();
+    let checkouts: Vec<_> = (0..4).map(|_| client.checkout()).collect();
+    for checkout in &checkouts {
+        let open: Vec<String> = checkout.call("descriptors", ()).await.unwrap();
+        let own: Vec<_> = open.iter().filter(|target| target.starts_with("socket:")).collect();
+        assert_eq!(own.len(), 1, "its own connection only: {open:?}");
+        assert!(sockets.insert(own[0].clone()), "two workers hold {}", own[0]);
+        let kernel = open.iter().any(|target| target.starts_with("anon_inode:"));
+        assert!(!kernel, "an epoll, signal or process descriptor of the server: {open:?}");
+    }
+}
+
+async fn a_worker_of_a_listening_server_does_not_hold_the_listener() {
+    let (server, client) = start("tcp");
+    let checkout = client.checkout();
+    let open: Vec<String> = checkout.call("descriptors", ()).await.unwrap();
+    let sockets = open.iter().filter(|target| target.starts_with("socket:")).count();
+    assert_eq!(sockets, 1, "{open:?}");
+    assert!(descriptors(server.pid()) > open.len());
+}
+
+fn mask(status: &str, field: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap()
+}
+
+async fn signals_are_as_in_a_fresh_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", folder.path().join("s").display());
+    let _program = roles::start(&["serve_masked", &address]);
+    let client = taskfork::Client::builder().address(&address).build().unwrap();
+    let status: String = client.call("status", ()).await.unwrap();
+    assert_eq!(mask(&status, "SigBlk:"), 0);
+    // Without those that the C library keeps for itself.
+    let ignored = mask(&status, "SigIgn:") & !(0b11 << 31);
+    assert_eq!(ignored, 1 << (libc::SIGPIPE - 1));
+    let caught = mask(&status, "SigCgt:") & !(1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1));
+    assert_eq!(caught, 0, "{caught:x}");
+}
+
+async fn a_write_to_a_closed_pipe_is_an_error() {
+    let (_server, client) = start("faults");
+    let kind: String = client.call("write_to_closed_pipe", ()).await.unwrap();
+    assert_eq!(kind, "broken pipe");
+}
+
+async fn the_random_generator_of_c_differs_between_workers() {
+    let (_server, client) = start("faults");
+    let (one, two) = (client.checkout(), client.checkout());
+    let (one, two) = (one.call::<Vec<i32>>("random", ()), two.call::<Vec<i32>>("random", ()));
+    assert_ne!(one.await.unwrap(), two.await.unwrap());
+}
+
+async fn what_a_worker_prints_never_reaches_the_wire() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    checkout.call::<()>("print", ("printed by a worker",)).await.unwrap();
+    assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
+}
+
+async fn what_the_server_had_buffered_is_written_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", folder.path().join("s").display());
+    let output = folder.path().join("output");
+    let mut command = roles::command(&["serve_printing", &address]);
+    command.stdout(std::fs::File::create(&output).unwrap());
+    let program = crate::support::processes::Program::new(command.spawn().unwrap());
+    let client = taskfork::Client::builder().address(&address).max_workers(3).build().unwrap();
+    let calls: Vec<_> = (0..9).map(|_| client.call::<()>("print", ("w",))).collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    drop(client);
+    crate::support::processes::signal(program.pid(), libc::SIGTERM);
+    program.end().await;
+    let output = std::fs::read_to_string(output).unwrap();
+    assert_eq!(output.matches("buffered by the server;").count(), 1, "{output}");
+    assert_eq!(output.matches("ww\n").count(), 9, "{output}");
+}
+
+async fn standard_input_is_empty() {
+    let (_server, client) = start("faults");
+    assert_eq!(client.call::<String>("read_stdin", ()).await.unwrap(), "");
+}
+
+async fn each_worker_leads_a_process_group() {
+    let (_server, client) = start("faults");
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let group = stat.rsplit(')').next().unwrap().split_whitespace().nth(2).unwrap();
+    assert_eq!(group, pid.to_string());
+}
