@@ -429,9 +429,7 @@ fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
                 Step::Next
             }
             // What the server said about the worker may be waiting to be read.
-            Poll::Ready(Err(lost)) => {
-                Step::Lost(Ending::of(connection.last_words().ok_or(lost)))
-            }
+            Poll::Ready(Err(lost)) => Step::Lost(Ending::of(connection.last_words().ok_or(lost))),
         },
         Progress::Sent => match connection.poll_message() {
             Poll::Pending => Step::Wait,

@@ -1,1 +1,304 @@
-pub(crate) fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+//! Peers that do not keep to the protocol, and the protocol spoken by hand.
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use taskfork::{Client, Error, FatalError, Value};
+
+use crate::support::processes::{Program, children};
+use crate::support::raw::{Raw, frame, map, text};
+use crate::support::{roles, trials, until};
+
+trials! {
+    the_protocol_can_be_spoken_from_its_description,
+    unknown_meta_keys_are_ignored,
+    a_death_is_told_at_the_end_of_the_connection,
+    a_client_of_another_version_is_told,
+    garbage_closes_that_connection_and_no_other,
+    an_oversize_frame_closes_that_connection_and_no_other,
+    a_frame_cut_short_closes_that_connection_and_no_other,
+    a_peer_that_stops_in_a_frame_is_closed,
+    a_garbage_server_is_told_as_such,
+    a_server_that_never_greets_is_given_up,
+    garbage_in_an_answer_breaks_the_checkout,
+    an_oversize_answer_breaks_the_checkout,
+    an_answer_nobody_asked_for_costs_that_worker_only,
+}
+
+/// A server in a program of its own, with what it logs.
+struct Logged {
+    folder: tempfile::TempDir,
+    program: Program,
+}
+
+impl Logged {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = roles::command(&["serve_logging", &address(&folder)]);
+        command.stderr(std::fs::File::create(folder.path().join("log")).unwrap());
+        let program = Program::new(command.spawn().unwrap());
+        Self { folder, program }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// A client whose worker lives through what the test does.
+    async fn bystander(&self) -> (taskfork::Checkout, u32) {
+        let client =
+            Client::builder().address(address(&self.folder)).min_workers(0).build().unwrap();
+        let checkout = client.checkout();
+        let pid = checkout.call("pid", ()).await.unwrap();
+        (checkout, pid)
+    }
+
+    /// Sends `bytes` as a new client, and checks the end of it: closed, logged, nobody else harmed.
+    async fn reject(&self, greet: bool, bytes: &[u8], half_close: bool, log: &str) {
+        let (bystander, pid) = self.bystander().await;
+        let mut raw = match greet {
+            true => {
+                let (mut raw, _) = Raw::greeted(&self.path()).await;
+                // An answer shows that the worker is past its setup.
+                raw.call("nothing", vec![]);
+                raw.receive().unwrap();
+                raw
+            }
+            false => Raw::connect(&self.path()).await,
+        };
+        raw.send(bytes);
+        if half_close {
+            raw.0.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        raw.drain();
+        until("the log line", || self.log().contains(log)).await;
+        assert_eq!(bystander.call::<u32>("pid", ()).await.unwrap(), pid);
+        until("the worker's end", || children(self.program.pid()).len() == 1).await;
+    }
+}
+
+fn address(folder: &tempfile::TempDir) -> String {
+    format!("unix:{}", folder.path().join("s").display())
+}
+
+async fn the_protocol_can_be_spoken_from_its_description() {
+    let server = Logged::start();
+    let (mut raw, hello) = Raw::greeted(&server.path()).await;
+    let hello = hello.as_array().unwrap();
+    assert_eq!(hello[0], 0.into());
+    let meta = |key: &str| {
+        hello[1].as_map().unwrap().iter().find(|(k, _)| *k == text(key)).unwrap().1.clone()
+    };
+    assert_eq!(meta("version"), 1.into());
+    assert_eq!(meta("server"), text("taskfork"));
+
+    raw.call("add", vec![2.into(), 3.into()]);
+    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), map(&[]), 5.into()]));
+    raw.send_message(vec![1.into(), map(&[]), Value::Nil, Value::Array(vec![7.into()])]);
+    let list = Value::Array(vec![7.into()]);
+    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), map(&[]), list]));
+    raw.call("boom", vec![text("no")]);
+    let error = map(&[("kind", text("interface")), ("message", text("no"))]);
+    assert_eq!(raw.receive().unwrap(), Value::Array(vec![2.into(), map(&[]), error]));
+    raw.send_message(vec![2.into(), map(&[])]);
+    raw.call("checkouts", vec![]);
+    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), map(&[]), 1.into()]));
+    raw.call("pid", vec![]);
+    assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], meta("pid"));
+}
+
+async fn unknown_meta_keys_are_ignored() {
+    let server = Logged::start();
+    let (mut raw, _) = Raw::greeted(&server.path()).await;
+    let deep =
+        map(&[("nested", Value::Array(vec![map(&[("a", 1.5.into())]), Value::Binary(vec![1])]))]);
+    let meta = map(&[("later", deep), ("flag", true.into())]);
+    raw.send_message(vec![
+        1.into(),
+        meta.clone(),
+        text("add"),
+        Value::Array(vec![2.into(), 3.into()]),
+    ]);
+    assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], 5.into());
+    raw.send_message(vec![2.into(), meta]);
+    raw.call("checkouts", vec![]);
+    assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], 1.into());
+}
+
+async fn a_death_is_told_at_the_end_of_the_connection() {
+    let server = Logged::start();
+    let (mut raw, _) = Raw::greeted(&server.path()).await;
+    raw.call("exit", vec![9.into()]);
+    let notice = raw.receive().unwrap();
+    let notice = notice.as_array().unwrap();
+    assert_eq!(notice[0], 3.into());
+    let meta = notice[1].as_map().unwrap();
+    for (key, value) in [("exit", 9.into()), ("calls", 1.into()), ("during", text("call"))] {
+        assert!(meta.contains(&(text(key), value)), "{key}: {meta:?}");
+    }
+    assert!(raw.receive().is_none());
+}
+
+async fn a_client_of_another_version_is_told() {
+    let server = Logged::start();
+    let mut raw = Raw::connect(&server.path()).await;
+    raw.send(b"taskfork");
+    raw.send_message(vec![
+        0.into(),
+        map(&[("versions", Value::Array(vec![99.into()])), ("name", text("new"))]),
+    ]);
+    let said = String::from_utf8_lossy(&raw.drain()).into_owned();
+    assert!(said.contains("`new` speaks the protocol versions [99], this server [1]"), "{said}");
+}
+
+async fn garbage_closes_that_connection_and_no_other() {
+    let server = Logged::start();
+    server
+        .reject(
+            false,
+            b"GET / HTTP/1.1\r\n\r\n",
+            false,
+            "does not speak this protocol: it began with \"GET / HT\"",
+        )
+        .await;
+    server
+        .reject(
+            true,
+            &frame(vec![text("what?")]),
+            false,
+            "connection closed: a message is malformed",
+        )
+        .await;
+    server.reject(true, &frame(vec![77.into(), map(&[])]), false, "no message of kind 77").await;
+    server.reject(true, &[3, 0, 0, 0, 0xc1, 0xc1, 0xc1], false, "malformed").await;
+}
+
+async fn an_oversize_frame_closes_that_connection_and_no_other() {
+    let server = Logged::start();
+    server
+        .reject(
+            true,
+            &u32::MAX.to_le_bytes(),
+            false,
+            "a frame of 4294967295 bytes is over the limit of 67108864",
+        )
+        .await;
+}
+
+async fn a_frame_cut_short_closes_that_connection_and_no_other() {
+    let server = Logged::start();
+    server.reject(true, &[100, 0, 0, 0, 1, 2], true, "in the middle of a frame").await;
+}
+
+async fn a_peer_that_stops_in_a_frame_is_closed() {
+    let server = Logged::start();
+    server
+        .reject(
+            true,
+            &[100, 0, 0, 0, 1, 2],
+            false,
+            "the client stopped for 0.2 seconds in the middle of a frame",
+        )
+        .await;
+}
+
+/// A server that does with each connection what `serve` does.
+fn fake(folder: &tempfile::TempDir, mut serve: impl FnMut(Raw) + Send + 'static) -> Client {
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    std::thread::spawn(move || {
+        loop {
+            serve(Raw::accept(&listener));
+        }
+    });
+    Client::builder()
+        .address(address(folder))
+        .min_workers(0)
+        .max_workers(1)
+        .timeout(Duration::from_millis(400))
+        .connect_timeout(Duration::from_millis(100))
+        .build()
+        .unwrap()
+}
+
+/// Greets, and waits for the client's greeting and first message.
+fn greet(raw: &mut Raw, calls: usize) {
+    use std::io::Read;
+    raw.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut preamble = [0; 8];
+    raw.0.read_exact(&mut preamble).unwrap();
+    raw.receive().unwrap();
+    raw.send(b"taskfork");
+    raw.send_message(vec![0.into(), map(&[("version", 1.into()), ("pid", 4_000_000.into())])]);
+    for _ in 0..calls {
+        raw.receive();
+    }
+}
+
+async fn a_garbage_server_is_told_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = fake(&folder, |mut raw| {
+        raw.send(b"SSH-2.0-OpenSSH");
+        raw.drain();
+    });
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Fatal { cause: FatalError::CannotConnect { .. }, .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("began with \"SSH-2.0-\""), "{error}");
+}
+
+async fn a_server_that_never_greets_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kept = Vec::new();
+    let client = fake(&folder, move |raw| kept.push(raw));
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(error.to_string().contains("did not greet within 0.1 seconds"), "{error}");
+}
+
+async fn garbage_in_an_answer_breaks_the_checkout() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = fake(&folder, |mut raw| {
+        greet(&mut raw, 1);
+        raw.send(&[2, 0, 0, 0, 0xc1, 0xc1]);
+        raw.drain();
+    });
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Fatal { cause: FatalError::Protocol { .. }, may_have_run: true }),
+        "{error}"
+    );
+}
+
+async fn an_oversize_answer_breaks_the_checkout() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = fake(&folder, |mut raw| {
+        greet(&mut raw, 1);
+        raw.send(&u32::MAX.to_le_bytes());
+        raw.drain();
+    });
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(error.to_string().contains("over the limit of 67108864"), "{error}");
+}
+
+async fn an_answer_nobody_asked_for_costs_that_worker_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = true;
+    let client = fake(&folder, move |mut raw| {
+        greet(&mut raw, 1);
+        raw.send_message(vec![1.into(), map(&[]), 5.into()]);
+        if std::mem::take(&mut first) {
+            raw.send_message(vec![1.into(), map(&[]), 6.into()]);
+        }
+        raw.receive();
+        raw.drain();
+    });
+    assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
+    // The answer that came on its own is never taken for this call's.
+    assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
+}

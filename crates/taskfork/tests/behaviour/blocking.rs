@@ -1,1 +1,87 @@
-pub(crate) fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+//! The pool for programs without async.
+
+use taskfork::{Server, blocking};
+
+use crate::support::trials;
+use crate::typed::{AdderBlockingCalls, NotANumber};
+
+trials! {
+    calls_and_checkouts_without_a_runtime,
+    typed_calls_without_a_runtime,
+    many_threads_share_a_client,
+    a_checkout_outlives_its_client,
+}
+
+/// Runs where there is no runtime.
+async fn outside(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(test);
+    tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
+}
+
+fn start(entry: &str) -> (taskfork::ServerHandle, blocking::Client) {
+    let server = Server::spawn(entry).unwrap();
+    let options =
+        taskfork::Client::builder().address(server.address()).min_workers(0).max_workers(4);
+    let client = blocking::Client::build(options).unwrap();
+    (server, client)
+}
+
+async fn calls_and_checkouts_without_a_runtime() {
+    outside(|| {
+        let (_server, client) = start("faults");
+        assert_eq!(client.call::<i64>("add", (2, 3)).unwrap(), 5);
+        let checkout = client.checkout();
+        checkout.ready().unwrap();
+        let calls = [checkout.queue::<i64>("add", (1, 1)), checkout.queue("add", (2, 2))];
+        assert_eq!(calls.map(|call| call.wait().unwrap()), [2, 4]);
+        let error = checkout.call::<()>("boom", ("no",)).unwrap_err();
+        assert_eq!(error.to_string(), "no");
+        assert_eq!(checkout.invoke::<Vec<u8>>((1, 2)).unwrap(), [1, 2]);
+        checkout.throw_fatal_error("enough");
+        assert_eq!(checkout.call::<()>("nothing", ()).unwrap_err().to_string(), "enough");
+    })
+    .await;
+}
+
+async fn typed_calls_without_a_runtime() {
+    outside(|| {
+        let (_server, client) = start("typed");
+        let checkout = client.checkout();
+        assert_eq!(checkout.add("20").unwrap(), 20);
+        assert_eq!(checkout.add("22").unwrap(), 42);
+        let error = checkout.add("x").unwrap_err();
+        let taskfork::Error::Call(taskfork::CallError::Interface(own)) = error else { panic!() };
+        assert_eq!(own, NotANumber { text: "x".into() });
+    })
+    .await;
+}
+
+async fn many_threads_share_a_client() {
+    outside(|| {
+        let (_server, client) = start("faults");
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let client = client.clone();
+                scope.spawn(move || {
+                    for other in 0..20 {
+                        assert_eq!(
+                            client.call::<i64>("add", (number, other)).unwrap(),
+                            number + other
+                        );
+                    }
+                });
+            }
+        });
+    })
+    .await;
+}
+
+async fn a_checkout_outlives_its_client() {
+    outside(|| {
+        let (_server, client) = start("faults");
+        let checkout = client.checkout();
+        drop(client);
+        assert_eq!(checkout.call::<i64>("add", (2, 3)).unwrap(), 5);
+    })
+    .await;
+}

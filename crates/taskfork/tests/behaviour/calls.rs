@@ -117,7 +117,8 @@ async fn a_call_dropped_while_it_runs_harms_no_other() {
 async fn a_call_outlives_its_checkout() {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
-    let (first, second) = (checkout.call::<()>("sleep", (20,)), checkout.call::<i64>("add", (1, 2)));
+    let (first, second) =
+        (checkout.call::<()>("sleep", (20,)), checkout.call::<i64>("add", (1, 2)));
     drop(checkout);
     first.await.unwrap();
     assert_eq!(second.await.unwrap(), 3);

@@ -26,7 +26,9 @@ trials! {
 
 fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
     match outcome.unwrap_err() {
-        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run } => (death, may_have_run),
+        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run } => {
+            (death, may_have_run)
+        }
         other => panic!("{other}"),
     }
 }
@@ -36,7 +38,10 @@ async fn a_death_in_a_call_says_how_and_of_whom() {
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let (exited, may_have_run) = death(checkout.call::<()>("exit", (3,)).await);
-    assert_eq!(exited, Death { pid, end: End::Exited(3), reason: None, during: Some(Activity::Call) });
+    assert_eq!(
+        exited,
+        Death { pid, end: End::Exited(3), reason: None, during: Some(Activity::Call) }
+    );
     assert!(may_have_run);
 
     for (method, number) in [("abort", libc::SIGABRT), ("segv", libc::SIGSEGV)] {

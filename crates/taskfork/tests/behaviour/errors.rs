@@ -38,7 +38,10 @@ async fn an_error_arrives_with_its_causes() {
     assert_eq!(error.to_string(), "outer");
     let inner = error.source().unwrap();
     let innermost = inner.source().unwrap();
-    assert_eq!((inner.to_string().as_str(), innermost.to_string().as_str()), ("inner", "innermost"));
+    assert_eq!(
+        (inner.to_string().as_str(), innermost.to_string().as_str()),
+        ("inner", "innermost")
+    );
     assert!(!error.is_fatal() && error.may_have_run());
 }
 
@@ -50,7 +53,9 @@ async fn an_error_is_caught_and_the_call_tried_again() {
         Ok::<_, Error>(())
     };
     let error = outcome.await.unwrap_err();
-    assert!(matches!(&error, Error::Call(CallError::Interface(failure)) if failure.message() == "first"));
+    assert!(
+        matches!(&error, Error::Call(CallError::Interface(failure)) if failure.message() == "first")
+    );
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
 }
 
@@ -240,7 +245,9 @@ async fn a_fatal_error_can_be_thrown() {
     let hanging = checkout.call::<()>("hang", ());
     checkout.throw_fatal_error("stop it");
     let error = hanging.await.unwrap_err();
-    assert!(matches!(&error, Error::Fatal { cause: FatalError::Aborted { message }, .. } if message == "stop it"));
+    assert!(
+        matches!(&error, Error::Fatal { cause: FatalError::Aborted { message }, .. } if message == "stop it")
+    );
     until("the worker's end", || !is_alive(pid)).await;
     assert_eq!(checkout.call::<()>("nothing", ()).await.unwrap_err().to_string(), "stop it");
     client.call::<()>("nothing", ()).await.unwrap();

@@ -1,1 +1,52 @@
-pub(crate) fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+//! What a thousand replaced workers leave behind: nothing.
+
+use taskfork::Client;
+
+use crate::support::processes::{children, command_line, descriptors, is_gone};
+use crate::support::{roles, trials, until};
+
+trials! {
+    a_thousand_replaced_workers_leave_nothing,
+}
+
+async fn a_thousand_replaced_workers_leave_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", folder.path().join("s").display());
+    let program = roles::start(&["serve", &address]);
+    let client = Client::builder().address(&address).min_workers(2).max_workers(2).build().unwrap();
+    until("two workers", || client.stats().idle == 2).await;
+    until("the server's quiet", || children(program.pid()).len() == 2).await;
+    let before = (descriptors(program.pid()), memory(program.pid()));
+
+    for number in 0..1000 {
+        // By every means: an error, a death, an end of the checkout.
+        match number % 4 {
+            0 => client.call::<()>("boom", ("no",)).await.unwrap_err(),
+            1 => client.call::<()>("exit", (1,)).await.unwrap_err(),
+            2 => client.call::<()>("abort", ()).await.unwrap_err(),
+            _ => {
+                let checkout = client.checkout();
+                checkout.throw_fatal_error("enough");
+                checkout.ready().await.unwrap_err()
+            }
+        };
+    }
+
+    until("two workers", || client.stats().idle == 2).await;
+    until("the dead to be buried", || children(program.pid()).len() == 2).await;
+    until("the descriptors to be closed", || descriptors(program.pid()) == before.0).await;
+    assert!(children(program.pid()).iter().all(|child| !is_gone(*child)), "a zombie");
+    assert!(command_line(program.pid()).starts_with("taskfork-server:"));
+    let grown = memory(program.pid()).saturating_sub(before.1);
+    assert!(grown < 2048, "the server has grown by {grown} KiB");
+    let names: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["s"]);
+}
+
+/// Resident memory in KiB.
+fn memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}

@@ -46,8 +46,7 @@ async fn min_workers_are_connected_ahead() {
 }
 
 async fn a_worker_is_replaced_after_max_checkouts() {
-    let (_server, client) =
-        start_with("faults", |client| client.max_workers(1).max_checkouts(3));
+    let (_server, client) = start_with("faults", |client| client.max_workers(1).max_checkouts(3));
     let mut pids = Vec::new();
     for _ in 0..9 {
         pids.push(client.call::<u32>("pid", ()).await.unwrap());
@@ -146,8 +145,11 @@ async fn with_no_server_the_error_says_so_and_since_when() {
 
     // A closed port says it in its own words.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let client =
-        Client::builder().address(format!("tcp:127.0.0.1:{port}")).timeout(timeout).build().unwrap();
+    let client = Client::builder()
+        .address(format!("tcp:127.0.0.1:{port}"))
+        .timeout(timeout)
+        .build()
+        .unwrap();
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
 }
@@ -187,7 +189,8 @@ async fn a_client_whose_runtime_is_gone_says_so() {
     let address = server.address();
     let other = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let client = runtime.block_on(async { Client::builder().address(address).build().unwrap() });
+        let client =
+            runtime.block_on(async { Client::builder().address(address).build().unwrap() });
         runtime.shutdown_timeout(Duration::from_secs(5));
         client
     });

@@ -54,9 +54,12 @@ async fn a_setup_that_always_dies_is_no_boot_loop() {
     let (server, _client) = start_with("setup_dies", |client| client.min_workers(4));
     tokio::time::sleep(Duration::from_millis(700)).await;
     // Workers are numbered by the server: the next one tells how many there were before it.
-    let client = taskfork::Client::builder().address(server.address()).min_workers(0).build().unwrap();
+    let client =
+        taskfork::Client::builder().address(server.address()).min_workers(0).build().unwrap();
     let error = client.call::<u32>("pid", ()).await.unwrap_err();
-    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else { panic!("{error}") };
+    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
+        panic!("{error}")
+    };
     let born = death.pid.saturating_sub(server.pid());
     assert!(born < 2000, "about {born} processes in 0.7 seconds");
 }

@@ -100,7 +100,7 @@ async fn nothing_new_is_accepted_while_it_drains() {
 async fn workers_end_with_a_killed_server() {
     let (server, client) = start_with("faults", |client| client.min_workers(3));
     let checkout = client.checkout();
-    checkout.ready().await.unwrap();
+    checkout.call::<()>("nothing", ()).await.unwrap();
     let hanging = checkout.call::<()>("hang", ());
     until("three workers", || children(server.pid()).len() == 3).await;
     let workers = children(server.pid());

@@ -27,10 +27,9 @@ macro_rules! trials {
 }
 pub(crate) use trials;
 
-pub(crate) fn run<F: Future<Output = ()>>(
-    test: fn() -> F,
-) -> Result<(), libtest_mimic::Failed> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+pub(crate) fn run<F: Future<Output = ()>>(test: fn() -> F) -> Result<(), libtest_mimic::Failed> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(async { tokio::time::timeout(LIMIT, test()).await });
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome.map_err(|_| format!("not done after {LIMIT:?}").into())

@@ -45,7 +45,10 @@ impl Raw {
     pub(crate) async fn greeted(path: &Path) -> (Self, Value) {
         let mut raw = Self::connect(path).await;
         raw.send(b"taskfork");
-        raw.send_message(vec![0.into(), map(&[("versions", Value::Array(vec![1.into()])), ("name", text("raw"))])]);
+        raw.send_message(vec![
+            0.into(),
+            map(&[("versions", Value::Array(vec![1.into()])), ("name", text("raw"))]),
+        ]);
         let mut preamble = [0; 8];
         raw.0.read_exact(&mut preamble).unwrap();
         assert_eq!(&preamble, b"taskfork");

@@ -45,6 +45,12 @@ pub(crate) fn plays() -> bool {
     match role().iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => return false,
         ["serve", address] => print_error(servers::serve(Server::builder().listen(address))),
+        ["serve_logging", address] => {
+            tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+            let server = Server::builder().listen(address);
+            let server = server.stall_timeout(std::time::Duration::from_millis(200));
+            print_error(servers::serve(server));
+        }
         ["serve_inherited"] => {
             print_error(servers::serve(Server::builder().listen("fd:0")));
         }

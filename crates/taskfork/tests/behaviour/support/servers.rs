@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use taskfork::{
-    Arguments, BoxError, Entry, Failure, Function, Methods, Server, ServerBuilder, ServerError, Value,
+    Arguments, BoxError, Entry, Failure, Function, Methods, Server, ServerBuilder, ServerError,
+    Value,
 };
 
 pub(crate) const ENTRIES: &[(&str, Entry)] = &[
@@ -96,7 +97,9 @@ fn faults(methods: Methods<Worker>) -> Methods<Worker> {
         .function("segv", || -> Result<(), BoxError> {
             // SAFETY: none: the signal is the purpose.
             #[allow(unsafe_code)]
-            Err(unsafe { (std::hint::black_box(8) as *const u8).read_volatile() }.to_string().into())
+            Err(unsafe { (std::hint::black_box(8) as *const u8).read_volatile() }
+                .to_string()
+                .into())
         })
         .function("hang", || -> Result<(), BoxError> {
             loop {
