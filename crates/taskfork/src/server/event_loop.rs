@@ -1,12 +1,12 @@
 //! The server's one thread: connections, deaths, signals and time, one event after the other.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
-use slab::Slab;
 
 use super::builder::Program;
 use super::children::{Birth, Child, fork_worker};
@@ -35,7 +35,8 @@ pub(crate) struct EventLoop {
     signals: Signals,
     listener: Option<Listener>,
     scoreboard: Scoreboard,
-    children: Slab<Child>,
+    /// By the worker's number, which no other worker ever has.
+    children: HashMap<u64, Child>,
     /// How many workers have been forked.
     born: u64,
     mode: Mode,
@@ -82,7 +83,7 @@ impl EventLoop {
             signals,
             listener,
             scoreboard,
-            children: Slab::new(),
+            children: HashMap::new(),
             born: 0,
             mode: Mode::Serving,
             accept_again: None,
@@ -142,7 +143,7 @@ impl EventLoop {
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
         if let Some(timeout) = self.options.hung_worker_timeout {
             let now = now();
-            for (_, child) in &mut self.children {
+            for child in self.children.values_mut() {
                 // A worker tells nobody when it begins a call. One that begins just now is due
                 // after the whole timeout, and will have been looked at by then.
                 at_most(child.judge_hanging(now, timeout));
@@ -182,15 +183,11 @@ impl EventLoop {
             LISTENER => self.accept(),
             CONTROL => self.obey(),
             token => {
-                let key = ((token - CHILDREN) / 2) as usize;
-                if !self.children.contains(key) {
-                    return Role::Server;
-                }
+                let number = (token - CHILDREN) / 2;
                 if token % 2 == 0 {
-                    let slot = self.children.remove(key).bury();
-                    self.scoreboard.give_back(slot);
-                } else {
-                    self.children[key].client_left();
+                    self.bury(number);
+                } else if let Some(child) = self.children.get_mut(&number) {
+                    child.client_left();
                 }
                 Role::Server
             }
@@ -264,21 +261,29 @@ impl EventLoop {
     }
 
     fn adopt(&mut self, child: Child) {
-        let entry = self.children.vacant_entry();
-        let token = CHILDREN + 2 * entry.key() as u64;
-        let child = entry.insert(child);
-        let watched =
-            epoll::add(&self.epoll, &child.pidfd, EventData::new_u64(token), EventFlags::IN)
-                .and_then(|()| {
-                    let flags = EventFlags::RDHUP | EventFlags::ET;
-                    epoll::add(&self.epoll, &child.connection, EventData::new_u64(token + 1), flags)
-                });
-        if let Err(errno) = watched {
-            tracing::error!(pid = child.pid(), "cannot watch a worker, so it is killed: {errno}");
-            let mut child = self.children.remove((token - CHILDREN) as usize / 2);
-            child.execute("the server could not watch it");
-            self.scoreboard.give_back(child.bury());
+        let number = child.number;
+        let token = CHILDREN + 2 * number;
+        let end_of_client = EventFlags::RDHUP | EventFlags::ET;
+        let watched = self
+            .watch(child.pidfd.as_fd(), token, EventFlags::IN)
+            .and_then(|()| self.watch(child.connection.as_fd(), token + 1, end_of_client));
+        self.children.insert(number, child);
+        if let Err(error) = watched {
+            tracing::error!(worker = number, "a worker is killed: {error}");
+            if let Some(child) = self.children.get_mut(&number) {
+                child.execute("the server could not watch it");
+            }
+            self.bury(number);
         }
+    }
+
+    fn bury(&mut self, number: u64) {
+        let Some(child) = self.children.remove(&number) else { return };
+        // Closing them would not end the watch: a worker that has just been forked holds copies
+        // for a moment. The kernel refuses only what is not watched anyway.
+        let _ = epoll::delete(&self.epoll, &child.pidfd);
+        let _ = epoll::delete(&self.epoll, &child.connection);
+        self.scoreboard.give_back(child.bury());
     }
 
     /// In a new worker: lets go of everything that is the server's, and serves.
@@ -302,14 +307,14 @@ impl EventLoop {
         tracing::info!(name = self.options.name, workers = self.children.len(), "shutting down");
         self.listener = None;
         self.mode = Mode::Draining(Instant::now() + self.options.shutdown_grace);
-        for (_, child) in &self.children {
+        for child in self.children.values() {
             child.retire();
         }
     }
 
     fn kill_all(&mut self, reason: &str) {
         self.mode = Mode::Killing;
-        for (_, child) in &mut self.children {
+        for child in self.children.values_mut() {
             child.execute(reason);
         }
     }

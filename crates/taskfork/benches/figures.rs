@@ -1,0 +1,235 @@
+//! The figures that the project holds itself to, each as a ratio to its floor: the same work done
+//! barely, in the same run, in turn. `cargo bench -p taskfork --bench figures` ends with one line a
+//! figure: `NAME ratio VALUE goal GOAL`.
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run stops")]
+#![allow(missing_docs, unreachable_pub, dead_code, reason = "pure parts of the crate are included")]
+
+#[path = "../src/client/pool.rs"]
+mod pool;
+#[path = "../src/client/queue.rs"]
+mod queue;
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use pool::{Limits, Pool, Released};
+use taskfork::{Client, Methods, Server, ServerBuilder, ServerError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+
+const ROLE: &str = "TASKFORK_BENCH_ROLE";
+
+/// What a call of `echo` with 64 bytes of text takes on the wire, there and back.
+const REQUEST: usize = 79;
+const ANSWER: usize = 73;
+
+fn main() {
+    match std::env::var(ROLE).as_deref() {
+        Ok("echo") => return echo_for_ever(),
+        Ok("fork") => return fork_for_ever(),
+        _ => {}
+    }
+    taskfork::init(&[("echo", echo)]);
+    let figures = [
+        one_call("call", Builder::new_current_thread().enable_all().build().unwrap()),
+        one_call("call_multi_thread", Builder::new_multi_thread().enable_all().build().unwrap()),
+        pool_work("pool_10_waiting", 10),
+        pool_work("pool_100000_waiting", 100_000),
+        new_worker(),
+    ];
+    for Figure { name, ratio, goal } in figures {
+        println!("{name} ratio {ratio:.2} goal {goal}");
+    }
+}
+
+struct Figure {
+    name: &'static str,
+    ratio: f64,
+    goal: f64,
+}
+
+fn echo(server: ServerBuilder) -> Result<(), ServerError> {
+    server.interface(Methods::new().function("echo", |text: String| Ok(text))).run()
+}
+
+/// The median of each series, and of the ratios of neighbours.
+fn compare(name: &'static str, goal: f64, pairs: Vec<(Duration, Duration)>) -> Figure {
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let micros = |time: &Duration| time.as_secs_f64() * 1e6;
+    let ours = median(pairs.iter().map(|(ours, _)| micros(ours)).collect());
+    let floor = median(pairs.iter().map(|(_, floor)| micros(floor)).collect());
+    let ratio = median(pairs.iter().map(|(ours, floor)| micros(ours) / micros(floor)).collect());
+    println!("{name}: {ours:.3} us, floor {floor:.3} us, median of {} pairs", pairs.len());
+    Figure { name, ratio, goal }
+}
+
+/// A process of this program, ended with this value.
+struct Role(Child);
+
+impl Role {
+    fn start(role: &str, stdin: OwnedFd) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self(command.env(ROLE, role).stdin(Stdio::from(stdin)).spawn().unwrap())
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// One call at a time of a warm worker, against a bare ping-pong of as many bytes between a tokio
+/// client and a blocking process.
+fn one_call(name: &'static str, runtime: Runtime) -> Figure {
+    const BATCH: u32 = 200;
+    let (ours, theirs) = StdUnixStream::pair().unwrap();
+    let _role = Role::start("echo", theirs.into());
+    let server = Server::spawn("echo").unwrap();
+    let text = "x".repeat(64);
+    let pairs = runtime.block_on(async {
+        ours.set_nonblocking(true).unwrap();
+        let mut bare = UnixStream::from_std(ours).unwrap();
+        let client = Client::builder().address(server.address()).build().unwrap();
+        let checkout = client.checkout();
+        let mut pairs = Vec::new();
+        for _ in 0..150 {
+            let start = Instant::now();
+            for _ in 0..BATCH {
+                let back: String = checkout.call("echo", (&text,)).await.unwrap();
+                assert_eq!(back.len(), 64);
+            }
+            let call = start.elapsed() / BATCH;
+            let start = Instant::now();
+            for _ in 0..BATCH {
+                let mut answer = [0; ANSWER];
+                bare.write_all(&[b'x'; REQUEST]).await.unwrap();
+                bare.read_exact(&mut answer).await.unwrap();
+            }
+            pairs.push((call, start.elapsed() / BATCH));
+        }
+        pairs
+    });
+    compare(name, 1.5, pairs)
+}
+
+fn echo_for_ever() {
+    let mut socket = StdUnixStream::from(
+        std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned().unwrap(),
+    );
+    let mut request = [0; REQUEST];
+    while socket.read_exact(&mut request).is_ok() {
+        socket.write_all(&[b'x'; ANSWER]).unwrap();
+    }
+}
+
+/// What the pool does for a checkout and a release with so many waiting, its lock included, against
+/// a push and a pop on a queue of that length behind a lock.
+fn pool_work(name: &'static str, waiting: u64) -> Figure {
+    const BATCH: u32 = 20_000;
+    let mut pool = Pool::new(Limits { min_workers: 0, max_workers: 1, max_checkouts: None });
+    let now = Instant::now();
+    let mut held = None;
+    for number in 0..=waiting {
+        pool.check_out(|| number).unwrap_err();
+    }
+    let permit = pool.permit(now).unwrap();
+    if let Released::Assigned(_, lease) = pool.connected(permit, 0u64, now) {
+        held = Some(lease);
+    }
+    let pool = Mutex::new(pool);
+    let queue: Mutex<VecDeque<u64>> = Mutex::new((0..waiting).collect());
+    let pairs = (0..200)
+        .map(|_| {
+            let start = Instant::now();
+            for number in 0..u64::from(BATCH) {
+                std::hint::black_box(pool.lock().unwrap().check_out(|| number).unwrap_err());
+                let released = pool.lock().unwrap().release(held.take().unwrap());
+                let Released::Assigned(waiter, lease) = released else { panic!("nobody waits") };
+                std::hint::black_box(waiter);
+                held = Some(lease);
+            }
+            let ours = start.elapsed();
+            let start = Instant::now();
+            for number in 0..u64::from(BATCH) {
+                queue.lock().unwrap().push_back(std::hint::black_box(number));
+                std::hint::black_box(queue.lock().unwrap().pop_front());
+            }
+            // In picoseconds, as it were: the division must not round a few nanoseconds away.
+            (ours * 1000 / BATCH, start.elapsed() * 1000 / BATCH)
+        })
+        .map(|(ours, floor)| (ours, floor))
+        .collect::<Vec<_>>();
+    let nanoseconds = |time: Duration| time.as_nanos() as f64 / 1000.0;
+    let (ours, floor) = pairs[pairs.len() / 2];
+    println!(
+        "{name}: {:.1} ns, floor {:.1} ns in one batch",
+        nanoseconds(ours),
+        nanoseconds(floor)
+    );
+    compare(name, 10.0, pairs)
+}
+
+/// A call that needs a new worker, against connecting to a process that forks, and one round trip.
+fn new_worker() -> Figure {
+    const BATCH: u32 = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bare");
+    let _role = Role::start("fork", UnixListener::bind(&path).unwrap().into());
+    let server = Server::spawn("echo").unwrap();
+    let text = "x".repeat(64);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let pairs = runtime.block_on(async {
+        let options = Client::builder().address(server.address()).min_workers(0).max_workers(1);
+        let client = options.max_checkouts(1).build().unwrap();
+        let mut pairs = Vec::new();
+        for _ in 0..60 {
+            let start = Instant::now();
+            for _ in 0..BATCH {
+                let back: String = client.call("echo", (&text,)).await.unwrap();
+                assert_eq!(back.len(), 64);
+            }
+            let call = start.elapsed() / BATCH;
+            let start = Instant::now();
+            for _ in 0..BATCH {
+                let mut answer = [0; ANSWER];
+                let mut bare = UnixStream::connect(&path).await.unwrap();
+                bare.write_all(&[b'x'; REQUEST]).await.unwrap();
+                bare.read_exact(&mut answer).await.unwrap();
+            }
+            pairs.push((call, start.elapsed() / BATCH));
+        }
+        pairs
+    });
+    compare("new_worker", 2.0, pairs)
+}
+
+/// Forks for each connection and answers one request in the child.
+#[allow(unsafe_code, reason = "the floor is made of bare system calls")]
+fn fork_for_ever() {
+    let listener = UnixListener::from(
+        std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned().unwrap(),
+    );
+    // SAFETY: children are reaped by the kernel; no handler runs.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    while let Ok((mut socket, _)) = listener.accept() {
+        // SAFETY: this process has one thread.
+        if unsafe { libc::fork() } == 0 {
+            let mut request = [0; REQUEST];
+            let done =
+                socket.read_exact(&mut request).and_then(|()| socket.write_all(&[b'x'; ANSWER]));
+            // SAFETY: it ends this process.
+            unsafe { libc::_exit(done.is_err().into()) };
+        }
+    }
+}
