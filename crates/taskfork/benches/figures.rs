@@ -11,7 +11,7 @@ mod queue;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -37,8 +37,8 @@ fn main() {
     }
     taskfork::init(&[("echo", echo)]);
     let figures = [
-        one_call("call", Builder::new_current_thread().enable_all().build().unwrap()),
-        one_call("call_multi_thread", Builder::new_multi_thread().enable_all().build().unwrap()),
+        one_call("call_one_cpu", 0, 0),
+        one_call("call_two_cpus", 0, 1),
         pool_work("pool_10_waiting", 10),
         pool_work("pool_100000_waiting", 100_000),
         new_worker(),
@@ -72,6 +72,20 @@ fn compare(name: &'static str, goal: f64, pairs: Vec<(Duration, Duration)>) -> F
     Figure { name, ratio, goal }
 }
 
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Puts this thread, and the processes that it starts from now on, on these processors; on what
+/// there is if they do not exist.
+fn run_on(cpus: &[usize]) {
+    let mut set = rustix::thread::CpuSet::new();
+    cpus.iter().for_each(|&cpu| set.set(cpu));
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        println!("cannot run on the processors {cpus:?}: {error}");
+    }
+}
+
 /// A process of this program, ended with this value.
 struct Role(Child);
 
@@ -91,13 +105,18 @@ impl Drop for Role {
 
 /// One call at a time of a warm worker, against a bare ping-pong of as many bytes between a tokio
 /// client and a blocking process.
-fn one_call(name: &'static str, runtime: Runtime) -> Figure {
+///
+/// Client and peers are put on one processor each: left to the scheduler, one of the two pairs often
+/// shares a processor while the other does not, which makes a difference of four times either way.
+fn one_call(name: &'static str, client_cpu: usize, peer_cpu: usize) -> Figure {
     const BATCH: u32 = 200;
+    run_on(&[peer_cpu]);
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     let _role = Role::start("echo", theirs.into());
     let server = Server::spawn("echo").unwrap();
     let text = "x".repeat(64);
-    let pairs = runtime.block_on(async {
+    run_on(&[client_cpu]);
+    let pairs = runtime().block_on(async {
         ours.set_nonblocking(true).unwrap();
         let mut bare = UnixStream::from_std(ours).unwrap();
         let client = Client::builder().address(server.address()).build().unwrap();
@@ -120,13 +139,12 @@ fn one_call(name: &'static str, runtime: Runtime) -> Figure {
         }
         pairs
     });
+    run_on(&[0, 1]);
     compare(name, 1.5, pairs)
 }
 
 fn echo_for_ever() {
-    let mut socket = StdUnixStream::from(
-        std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned().unwrap(),
-    );
+    let mut socket = StdUnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     let mut request = [0; REQUEST];
     while socket.read_exact(&mut request).is_ok() {
         socket.write_all(&[b'x'; ANSWER]).unwrap();
@@ -165,69 +183,80 @@ fn pool_work(name: &'static str, waiting: u64) -> Figure {
                 queue.lock().unwrap().push_back(std::hint::black_box(number));
                 std::hint::black_box(queue.lock().unwrap().pop_front());
             }
-            // In picoseconds, as it were: the division must not round a few nanoseconds away.
-            (ours * 1000 / BATCH, start.elapsed() * 1000 / BATCH)
+            (ours / BATCH, start.elapsed() / BATCH)
         })
-        .map(|(ours, floor)| (ours, floor))
-        .collect::<Vec<_>>();
-    let nanoseconds = |time: Duration| time.as_nanos() as f64 / 1000.0;
-    let (ours, floor) = pairs[pairs.len() / 2];
-    println!(
-        "{name}: {:.1} ns, floor {:.1} ns in one batch",
-        nanoseconds(ours),
-        nanoseconds(floor)
-    );
+        .collect();
     compare(name, 10.0, pairs)
 }
 
-/// A call that needs a new worker, against connecting to a process that forks, and one round trip.
+/// The first answer of a worker that is not there yet, against connecting to a process that forks,
+/// and one round trip. Workers are ended between the batches, out of the measured time.
 fn new_worker() -> Figure {
-    const BATCH: u32 = 20;
+    const BATCH: usize = 20;
+    run_on(&[0]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bare");
-    let _role = Role::start("fork", UnixListener::bind(&path).unwrap().into());
+    let role = Role::start("fork", UnixListener::bind(&path).unwrap().into());
     let server = Server::spawn("echo").unwrap();
     let text = "x".repeat(64);
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let pairs = runtime.block_on(async {
-        let options = Client::builder().address(server.address()).min_workers(0).max_workers(1);
-        let client = options.max_checkouts(1).build().unwrap();
+    let pairs = runtime().block_on(async {
+        let options = Client::builder().address(server.address()).min_workers(0);
+        let client = options.max_workers(BATCH).max_checkouts(1).build().unwrap();
         let mut pairs = Vec::new();
         for _ in 0..60 {
+            let mut checkouts = Vec::with_capacity(BATCH);
             let start = Instant::now();
             for _ in 0..BATCH {
-                let back: String = client.call("echo", (&text,)).await.unwrap();
+                let checkout = client.checkout();
+                let back: String = checkout.call("echo", (&text,)).await.unwrap();
                 assert_eq!(back.len(), 64);
+                checkouts.push(checkout);
             }
-            let call = start.elapsed() / BATCH;
+            let call = start.elapsed() / BATCH as u32;
+            drop(checkouts);
+            no_children(server.pid()).await;
+
+            let mut connections = Vec::with_capacity(BATCH);
             let start = Instant::now();
             for _ in 0..BATCH {
                 let mut answer = [0; ANSWER];
                 let mut bare = UnixStream::connect(&path).await.unwrap();
                 bare.write_all(&[b'x'; REQUEST]).await.unwrap();
                 bare.read_exact(&mut answer).await.unwrap();
+                connections.push(bare);
             }
-            pairs.push((call, start.elapsed() / BATCH));
+            pairs.push((call, start.elapsed() / BATCH as u32));
+            drop(connections);
+            no_children(role.0.id()).await;
         }
         pairs
     });
+    run_on(&[0, 1]);
     compare("new_worker", 2.0, pairs)
 }
 
-/// Forks for each connection and answers one request in the child.
+/// Waits until a process has no children.
+async fn no_children(pid: u32) {
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    while !std::fs::read_to_string(&children).unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Forks for each connection and answers one request in the child, which then waits for the end.
 #[allow(unsafe_code, reason = "the floor is made of bare system calls")]
 fn fork_for_ever() {
-    let listener = UnixListener::from(
-        std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned().unwrap(),
-    );
+    let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     // SAFETY: children are reaped by the kernel; no handler runs.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     while let Ok((mut socket, _)) = listener.accept() {
         // SAFETY: this process has one thread.
         if unsafe { libc::fork() } == 0 {
             let mut request = [0; REQUEST];
-            let done =
-                socket.read_exact(&mut request).and_then(|()| socket.write_all(&[b'x'; ANSWER]));
+            let done = socket
+                .read_exact(&mut request)
+                .and_then(|()| socket.write_all(&[b'x'; ANSWER]))
+                .and_then(|()| socket.read(&mut request));
             // SAFETY: it ends this process.
             unsafe { libc::_exit(done.is_err().into()) };
         }

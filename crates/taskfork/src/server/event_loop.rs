@@ -1,6 +1,7 @@
 //! The server's one thread: connections, deaths, signals and time, one event after the other.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub(crate) struct EventLoop {
     program: Program,
     epoll: OwnedFd,
     signals: Signals,
+    /// What workers get as standard input.
+    nothing: File,
     listener: Option<Listener>,
     scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
@@ -74,6 +77,8 @@ impl EventLoop {
         };
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .map_err(ServerError::system("cannot make an epoll instance"))?;
+        let nothing =
+            File::open("/dev/null").map_err(ServerError::system("cannot open /dev/null"))?;
         let scoreboard = Scoreboard::new()
             .map_err(ServerError::system("cannot map memory to share with workers"))?;
         let server = Self {
@@ -81,6 +86,7 @@ impl EventLoop {
             program,
             epoll,
             signals,
+            nothing,
             listener,
             scoreboard,
             children: HashMap::new(),
@@ -288,14 +294,17 @@ impl EventLoop {
 
     /// In a new worker: lets go of everything that is the server's, and serves.
     fn become_worker(self, seat: Seat) -> ! {
-        let Self { mut options, program, epoll, signals, listener, children, .. } = self;
+        let Self { mut options, program, epoll, signals, nothing, listener, children, .. } = self;
         drop((options.control.take(), epoll, signals, listener, children));
         control::close_inherited();
         sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
-        if let Err(error) = sys::reset_for_worker().and_then(|()| stdin_from_nothing()) {
+        if let Err(error) =
+            sys::reset_for_worker().and_then(|()| Ok(rustix::stdio::dup2_stdin(&nothing)?))
+        {
             tracing::error!("a worker cannot start: {error}");
             sys::exit_now(1);
         }
+        drop(nothing);
         sys::reseed_c_random();
         let run = std::panic::AssertUnwindSafe(|| program(seat));
         let status = std::panic::catch_unwind(run).unwrap_or(101);
@@ -338,12 +347,6 @@ impl EventLoop {
             tracing::error!("cannot change the watch on the listener: {errno}");
         }
     }
-}
-
-fn stdin_from_nothing() -> std::io::Result<()> {
-    let nothing = std::fs::File::open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&nothing)?;
-    Ok(())
 }
 
 /// The name without what would disturb a terminal or a line, in at most 64 bytes.

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::sync::OnceLock;
 
 use nix::libc;
 
@@ -38,29 +39,25 @@ struct MemoryMap {
 /// Points the kernel at `line` instead of the arguments that the program was started with. The
 /// arguments themselves stay as they are.
 fn set_command_line(line: CString) -> Option<()> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The process's name stands in brackets and may itself hold brackets and blanks; fields are
-    // counted from the third, which follows it.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-
+    // A worker's memory is laid out as its server's is, and reading this takes longer than a fork.
+    static LAYOUT: OnceLock<Option<Layout>> = OnceLock::new();
+    let layout = LAYOUT.get_or_init(Layout::read).as_ref()?;
     let length = line.as_bytes_with_nul().len() as u64;
     // The kernel reads it for as long as the process lives.
     let start = line.into_raw() as u64;
     let map = MemoryMap {
-        start_code: field(26)?,
-        end_code: field(27)?,
-        start_data: field(45)?,
-        end_data: field(46)?,
-        start_brk: field(47)?,
+        start_code: layout.code.0,
+        end_code: layout.code.1,
+        start_data: layout.data.0,
+        end_data: layout.data.1,
+        start_brk: layout.start_brk,
         // SAFETY: asking for a growth of nothing only reads the current end.
         brk: unsafe { libc::sbrk(0) } as u64,
-        start_stack: field(28)?,
+        start_stack: layout.start_stack,
         arg_start: start,
         arg_end: start + length,
-        env_start: field(50)?,
-        env_end: field(51)?,
+        env_start: layout.env.0,
+        env_end: layout.env.1,
         auxv: 0,
         auxv_size: 0,
         exe_fd: u32::MAX,
@@ -71,4 +68,31 @@ fn set_command_line(line: CString) -> Option<()> {
         libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, &raw const map, size_of_val(&map), 0)
     };
     Some(())
+}
+
+/// Where the parts of this process lie, of which all but the arguments must be set to what they are.
+struct Layout {
+    code: (u64, u64),
+    data: (u64, u64),
+    start_brk: u64,
+    start_stack: u64,
+    env: (u64, u64),
+}
+
+impl Layout {
+    fn read() -> Option<Self> {
+        let stat = fs::read_to_string("/proc/self/stat").ok()?;
+        // The process's name stands in brackets and may itself hold brackets and blanks; fields are
+        // counted from the third, which follows it.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(Self {
+            code: (field(26)?, field(27)?),
+            data: (field(45)?, field(46)?),
+            start_brk: field(47)?,
+            start_stack: field(28)?,
+            env: (field(50)?, field(51)?),
+        })
+    }
 }
