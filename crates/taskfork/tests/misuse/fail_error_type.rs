@@ -1,0 +1,9 @@
+#[derive(Debug)]
+struct Own;
+
+#[taskfork::interface]
+trait Service {
+    fn get(&mut self) -> Result<u8, Own>;
+}
+
+fn main() {}
