@@ -46,7 +46,7 @@ pub(crate) enum Output {
     /// A value that is always there.
     Plain(Type),
     /// A value or the interface's own error.
-    Fallible { value: Type, error: Type },
+    Fallible { value: Box<Type>, error: Box<Type> },
 }
 
 /// Collects mistakes, so that all are told at once.
@@ -237,7 +237,9 @@ impl Output {
             _ => Vec::new(),
         };
         match <[Type; 2]>::try_from(types) {
-            Ok([value, error]) => Some(Self::Fallible { value, error }),
+            Ok([value, error]) => {
+                Some(Self::Fallible { value: Box::new(value), error: Box::new(error) })
+            }
             Err(_) => {
                 mistakes.add(
                     ty.span(),

@@ -116,3 +116,8 @@ pub use taskfork_macros::interface;
 pub mod __private {
     pub use crate::worker::interface::{Reply, Request};
 }
+
+/// The programs in README.md, compiled as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct ReadmeDoctests;
