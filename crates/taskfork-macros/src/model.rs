@@ -44,7 +44,7 @@ pub(crate) struct Parameter {
 
 pub(crate) enum Output {
     /// A value that is always there.
-    Plain(Type),
+    Plain(Box<Type>),
     /// A value or the interface's own error.
     Fallible { value: Box<Type>, error: Box<Type> },
 }
@@ -216,14 +216,14 @@ fn parameter_name(pattern: &Pat, mistakes: &mut Mistakes) -> Option<Ident> {
 impl Output {
     fn read(output: &ReturnType, mistakes: &mut Mistakes) -> Option<Self> {
         let ty = match output {
-            ReturnType::Default => return Some(Self::Plain(syn::parse_quote!(()))),
+            ReturnType::Default => return Some(Self::Plain(Box::new(syn::parse_quote!(())))),
             ReturnType::Type(_, ty) => &**ty,
         };
         check_type(ty, mistakes);
-        let Type::Path(path) = ty else { return Some(Self::Plain(ty.clone())) };
+        let Type::Path(path) = ty else { return Some(Self::Plain(Box::new(ty.clone()))) };
         let last = path.path.segments.last()?;
         if last.ident != "Result" {
-            return Some(Self::Plain(ty.clone()));
+            return Some(Self::Plain(Box::new(ty.clone())));
         }
         let types: Vec<Type> = match &last.arguments {
             PathArguments::AngleBracketed(arguments) => arguments

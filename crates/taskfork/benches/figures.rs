@@ -2,7 +2,13 @@
 //! barely, in the same run, in turn. `cargo bench -p taskfork --bench figures` ends with one line a
 //! figure: `NAME ratio VALUE goal GOAL`.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run stops")]
-#![allow(missing_docs, unreachable_pub, dead_code, reason = "pure parts of the crate are included")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    unused_imports,
+    reason = "pure parts of the crate are included"
+)]
 
 #[path = "../src/client/pool.rs"]
 mod pool;

@@ -151,6 +151,7 @@ impl Lane {
     }
 
     /// Gives the lane a worker, unless it has given up in the meantime.
+    #[expect(clippy::result_large_err, reason = "it is no error: the lease just goes on")]
     pub(crate) fn assign(
         self: &Arc<Self>,
         lease: Lease<Connection>,
@@ -285,10 +286,10 @@ impl Lane {
         }
         let Some(lease) = state.take_lease() else { return };
         effects.workers.push(Change::Lose(lease, Loss::Unused));
-        if let Some((_, head)) = state.calls.head() {
-            if matches!(head.progress, Progress::Sending(_) | Progress::Sent) {
-                head.progress = Progress::Queued;
-            }
+        if let Some((_, head)) = state.calls.head()
+            && matches!(head.progress, Progress::Sending(_) | Progress::Sent)
+        {
+            head.progress = Progress::Queued;
         }
         // The dead worker still counts in the pool, so that this cannot be it.
         match self.core.pool().check_out_again(self.clone()) {

@@ -145,7 +145,7 @@ pub(crate) fn put_str(out: &mut Vec<u8>, text: &str) {
 }
 
 pub(crate) fn put_nil(out: &mut Vec<u8>) {
-    infallible!(write::write_nil(out).map_err(|error| std::io::Error::from(error)));
+    infallible!(write::write_nil(out));
 }
 
 #[cfg(test)]

@@ -9,9 +9,12 @@ use crate::error::{Failure, Panic};
 use crate::wire::args::encode;
 use crate::wire::native::{ErrorBody, kind};
 
-/// An error of a call, owned.
+/// An error of a call, owned. Boxed, as it is the rare outcome of functions that are called often.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub(crate) struct Fault(Box<Details>);
+
+#[derive(Debug)]
+struct Details {
     kind: &'static str,
     failure: Failure,
     value: Option<Vec<u8>>,
@@ -21,7 +24,8 @@ pub(crate) struct Fault {
 
 impl Fault {
     fn new(kind: &'static str, failure: Failure) -> Self {
-        Self { kind, failure, value: None, panic: None, known: Vec::new() }
+        let (value, panic, known) = (None, None, Vec::new());
+        Self(Box::new(Details { kind, failure, value, panic, known }))
     }
 
     pub(crate) fn arguments(error: &dyn std::fmt::Display) -> Self {
@@ -39,7 +43,11 @@ impl Fault {
     pub(crate) fn typed<E: Error + Serialize + 'static>(error: &E) -> Self {
         let mut value = Vec::new();
         match encode(error, &mut value) {
-            Ok(()) => Self { value: Some(value), ..Self::interface(error) },
+            Ok(()) => {
+                let mut fault = Self::interface(error);
+                fault.0.value = Some(value);
+                fault
+            }
             Err(problem) => Self::new(
                 kind::RESULT,
                 Failure::new(format!("the error `{error}` cannot be encoded: {problem}")),
@@ -55,13 +63,15 @@ impl Fault {
             Some(method) => format!("unknown method `{method}`"),
             None => "a call must name a method".to_owned(),
         };
-        let known = known.into_iter().map(str::to_owned).collect();
-        Self { known, ..Self::new(kind::METHOD, Failure::new(message)) }
+        let mut fault = Self::new(kind::METHOD, Failure::new(message));
+        fault.0.known = known.into_iter().map(str::to_owned).collect();
+        fault
     }
 
     pub(crate) fn panic(panic: Panic) -> Self {
-        let failure = Failure::new(panic.message.clone());
-        Self { panic: Some(panic), ..Self::new(kind::PANIC, failure) }
+        let mut fault = Self::new(kind::PANIC, Failure::new(panic.message.clone()));
+        fault.0.panic = Some(panic);
+        fault
     }
 
     pub(crate) fn setup(failure: Failure) -> Self {
@@ -75,16 +85,17 @@ impl Fault {
     /// The error as a message's body.
     pub(crate) fn body(&self) -> ErrorBody<'_> {
         ErrorBody {
-            kind: self.kind,
-            message: self.failure.message(),
-            causes: self.failure.causes().collect(),
-            value: self.value.as_deref(),
+            kind: self.0.kind,
+            message: self.0.failure.message(),
+            causes: self.0.failure.causes().collect(),
+            value: self.0.value.as_deref(),
             location: self
+                .0
                 .panic
                 .as_ref()
                 .and_then(|panic| panic.location.as_ref())
                 .map(|place| (place.file.as_str(), place.line, place.column)),
-            known: self.known.iter().map(String::as_str).collect(),
+            known: self.0.known.iter().map(String::as_str).collect(),
         }
     }
 }
