@@ -15,6 +15,7 @@ mod lane;
 mod pool;
 mod queue;
 mod signal;
+mod step;
 
 pub use builder::{Client, ClientBuilder, ConfigError};
 pub use call::Call;
