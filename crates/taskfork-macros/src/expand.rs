@@ -1,14 +1,15 @@
 //! What a trait becomes: the dispatch inside the worker, and typed calls outside it.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{format_ident, quote};
+use quote::{format_ident, quote, quote_spanned};
+use syn::spanned::Spanned;
 use syn::{Ident, ItemTrait, LitStr, Type};
 
 use crate::model::{Interface, Method, Output, Parameter};
 
 pub(crate) fn expand(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let dispatch = dispatch(item, interface);
-    let calls = calls(item, interface, &Flavor::ASYNC);
+    let calls = calls(item, interface);
     let blocking = calls_blocking(item, interface);
     quote! {
         #item
@@ -30,7 +31,10 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         let types = method.parameters.iter().map(|parameter| &parameter.ty);
         let answer = match &method.output {
             Output::Plain(_) => quote!(__request.value(&__result)),
-            Output::Fallible { .. } => quote!(__request.typed(__result)),
+            // Placed at the error's type, so that what is wrong with it is told there.
+            Output::Fallible { error, .. } => {
+                quote_spanned!(error.span()=> __request.typed(__result))
+            }
         };
         quote! {
             ::core::option::Option::Some(#text) => match __request.parse::<(#(#types,)*)>() {
@@ -62,25 +66,15 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
     }
 }
 
-/// The difference between the async and the blocking calls.
-struct Flavor {
-    suffix: &'static str,
-    docs: &'static str,
-}
-
-impl Flavor {
-    const ASYNC: Self =
-        Self { suffix: "Calls", docs: "on a [`Checkout`](::taskfork::Checkout) or a client" };
-    const BLOCKING: Self = Self { suffix: "BlockingCalls", docs: "in a program without async" };
-}
-
-fn calls(item: &ItemTrait, interface: &Interface, flavor: &Flavor) -> TokenStream {
+fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let caller = quote!(::taskfork::Caller);
     let methods = interface.methods.iter().map(|method| {
         let (value, error) = types(method);
         method_of(method, &caller, &quote!(::taskfork::Call<#value, #error>))
     });
-    extension(item, flavor, &caller, methods)
+    let calls = format_ident!("{}Calls", item.ident);
+    let place = "on a [`Checkout`](::taskfork::Checkout) or a client";
+    extension(item, &calls, place, &caller, methods)
 }
 
 fn calls_blocking(item: &ItemTrait, interface: &Interface) -> TokenStream {
@@ -90,18 +84,19 @@ fn calls_blocking(item: &ItemTrait, interface: &Interface) -> TokenStream {
         let result = quote!(::core::result::Result<#value, ::taskfork::Error<#error>>);
         method_of(method, &caller, &result)
     });
-    extension(item, &Flavor::BLOCKING, &caller, methods)
+    let calls = format_ident!("{}BlockingCalls", item.ident);
+    extension(item, &calls, "in a program without async", &caller, methods)
 }
 
 fn extension(
     item: &ItemTrait,
-    flavor: &Flavor,
+    calls: &Ident,
+    place: &str,
     caller: &TokenStream,
     methods: impl Iterator<Item = TokenStream>,
 ) -> TokenStream {
     let (vis, name) = (&item.vis, &item.ident);
-    let calls = format_ident!("{name}{}", flavor.suffix);
-    let docs = format!("The methods of [`{name}`] {}.", flavor.docs);
+    let docs = format!("The methods of [`{name}`] {place}.");
     quote! {
         #[doc = #docs]
         #vis trait #calls: #caller {
@@ -128,10 +123,15 @@ fn method_of(method: &Method, caller: &TokenStream, output: &TokenStream) -> Tok
             quote!(#name)
         }
     });
+    let place = match &method.output {
+        Output::Plain(value) => value.span(),
+        Output::Fallible { error, .. } => error.span(),
+    };
+    let call = quote_spanned!(place=> #caller::typed(self, #text, (#(#arguments,)*)));
     quote! {
         #(#docs)*
         fn #name(&self, #(#parameters),*) -> #output {
-            #caller::typed(self, #text, (#(#arguments,)*))
+            #call
         }
     }
 }
