@@ -42,12 +42,14 @@ fn main() {
         _ => {}
     }
     taskfork::init(&[("echo", echo)]);
+    // First, while this process can still be forked.
+    let new_worker = new_worker();
     let figures = [
         one_call("call_one_cpu", 0, 0),
         one_call("call_two_cpus", 0, 1),
         pool_work("pool_10_waiting", 10),
         pool_work("pool_100000_waiting", 100_000),
-        new_worker(),
+        new_worker,
     ];
     for Figure { name, ratio, goal } in figures {
         println!("{name} ratio {ratio:.2} goal {goal}");
@@ -203,7 +205,8 @@ fn new_worker() -> Figure {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bare");
     let role = Role::start("fork", UnixListener::bind(&path).unwrap().into());
-    let server = Server::spawn("echo").unwrap();
+    let address = format!("unix:{}", folder.path().join("ours").display());
+    let server = Server::fork(|server| echo(server.listen(&address))).unwrap();
     let text = "x".repeat(64);
     let pairs = runtime().block_on(async {
         let options = Client::builder().address(server.address()).min_workers(0);
