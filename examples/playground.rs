@@ -45,7 +45,7 @@ fn options() -> Result<Options, BoxError> {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value; {USAGE}"));
         match argument.as_str() {
             "--name" => options.name = value()?,
-            "--hung-after" => options.hung_after = Some(seconds(value()?.parse()?)?),
+            "--hung-after" => options.hung_after = Some(hung_after(&value()?)?),
             address if options.address.is_empty() && !address.starts_with("--") => {
                 options.address = argument;
             }
@@ -56,6 +56,13 @@ fn options() -> Result<Options, BoxError> {
         return Err(USAGE.into());
     }
     Ok(options)
+}
+
+fn hung_after(text: &str) -> Result<Duration, BoxError> {
+    let number: f64 = text
+        .parse()
+        .map_err(|_| format!("--hung-after takes a number of seconds, not `{text}`; {USAGE}"))?;
+    seconds(number)
 }
 
 fn serve(options: &Options) -> Result<(), BoxError> {

@@ -11,7 +11,7 @@ use syn::{
 };
 
 /// Methods that every checkout, client or future has already.
-const RESERVED: [&str; 9] = [
+const RESERVED: [&str; 10] = [
     "call",
     "checkout",
     "clone",
@@ -20,6 +20,7 @@ const RESERVED: [&str; 9] = [
     "stats",
     "throw_fatal_error",
     "timeout",
+    "try_checkout",
     "typed",
 ];
 

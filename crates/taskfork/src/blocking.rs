@@ -77,6 +77,12 @@ impl Client {
         Checkout { inner: self.inner.checkout(), _thread: self._thread.clone() }
     }
 
+    /// Takes a worker if one is idle now, and no place in the queue otherwise.
+    pub fn try_checkout(&self) -> Option<Checkout> {
+        let inner = self.inner.try_checkout()?;
+        Some(Checkout { inner, _thread: self._thread.clone() })
+    }
+
     /// A checkout of one call of an untyped interface.
     ///
     /// # Errors

@@ -66,6 +66,22 @@ impl Client {
         Checkout::new(&self.core)
     }
 
+    /// Takes a worker if one is idle now, and no place in the queue otherwise: for shedding load
+    /// instead of letting it wait.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// match client.try_checkout() {
+    ///     Some(checkout) => checkout.call::<()>("render", ("page",)).await?,
+    ///     None => println!("busy, come back later"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn try_checkout(&self) -> Option<Checkout> {
+        Checkout::try_new(&self.core)
+    }
+
     /// A checkout of one call of an untyped interface.
     ///
     /// # Errors

@@ -49,6 +49,11 @@ impl Checkout {
         Self { lane: Lane::new(core.clone()), max_frame: core.config.max_frame }
     }
 
+    pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
+        let lane = Lane::try_new(core.clone())?;
+        Some(Self { lane, max_frame: core.config.max_frame })
+    }
+
     /// The time that each call made from now on has, counted from when it is made; `None` for no
     /// limit. The client's `timeout` unless set.
     #[must_use = "it returns the checkout, which is released when it is dropped"]

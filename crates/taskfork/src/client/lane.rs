@@ -53,18 +53,7 @@ enum Holding {
 impl Lane {
     /// Takes a worker or a place in the queue.
     pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
-        let state = State {
-            holding: Holding::Released,
-            calls: Entries::default(),
-            open: true,
-            used: false,
-            setup_deaths: 0,
-            tainted: false,
-            unseen: None,
-            timeout: core.config.timeout,
-            alarm: None,
-        };
-        let lane = Arc::new(Self { core, state: Mutex::new(state) });
+        let lane = Self::with(core, Holding::Released);
         let mut state = lane.lock();
         if lane.core.is_stopped() {
             state.holding = Holding::Failed(runtime_is_gone());
@@ -84,6 +73,32 @@ impl Lane {
         }
         drop(state);
         lane
+    }
+
+    /// Takes a worker if there is one now.
+    pub(crate) fn try_new(core: Arc<Core>) -> Option<Arc<Self>> {
+        let lease = core.pool().check_out_idle()?;
+        let signal = lease.connection.signal.clone();
+        let lane = Self::with(core, Holding::Worker(lease));
+        signal.belongs_to_lane(&lane);
+        // What happened to the worker while it changed hands told nobody.
+        lane.look();
+        Some(lane)
+    }
+
+    fn with(core: Arc<Core>, holding: Holding) -> Arc<Self> {
+        let state = State {
+            holding,
+            calls: Entries::default(),
+            open: true,
+            used: false,
+            setup_deaths: 0,
+            tainted: false,
+            unseen: None,
+            timeout: core.config.timeout,
+            alarm: None,
+        };
+        Arc::new(Self { core, state: Mutex::new(state) })
     }
 
     pub(crate) fn set_timeout(&self, timeout: Option<Duration>) {

@@ -155,17 +155,19 @@ impl<C, W> Pool<C, W> {
 
     /// A worker at once, or a place in the queue.
     pub(crate) fn check_out(&mut self, waiter: impl FnOnce() -> W) -> Result<Lease<C>, Ticket> {
-        match self.idle.pop() {
-            Some(index) => Ok(self.lease(index)),
-            None => Err(self.waiting.push_back(waiter())),
-        }
+        self.check_out_idle().ok_or_else(|| self.waiting.push_back(waiter()))
+    }
+
+    /// A worker at once, or nothing.
+    pub(crate) fn check_out_idle(&mut self) -> Option<Lease<C>> {
+        self.idle.pop().map(|index| self.lease(index))
     }
 
     /// Another worker for one that had a dead one and got nothing from it: at once, or before all
     /// others that wait.
     pub(crate) fn check_out_again(&mut self, waiter: W) -> Result<(W, Lease<C>), Ticket> {
-        match self.idle.pop() {
-            Some(index) => Ok((waiter, self.lease(index))),
+        match self.check_out_idle() {
+            Some(lease) => Ok((waiter, lease)),
             None => Err(self.waiting.push_front(waiter)),
         }
     }

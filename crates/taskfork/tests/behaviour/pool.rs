@@ -16,6 +16,7 @@ trials! {
     checkout_done_runs_after_every_checkout,
     a_checkout_that_gave_up_leaves_the_queue,
     a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost,
+    load_can_be_shed_instead_of_queued,
     a_slow_clean_up_delays_no_other_worker,
     checkouts_may_be_made_before_the_server_exists,
     with_no_server_the_error_says_so_and_since_when,
@@ -104,6 +105,18 @@ async fn a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost() {
     }
     client.call::<()>("nothing", ()).await.unwrap();
     assert!(client.stats().busy + client.stats().idle <= 1);
+}
+
+async fn load_can_be_shed_instead_of_queued() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    assert!(client.try_checkout().is_none(), "there is no worker yet");
+    client.call::<()>("nothing", ()).await.unwrap();
+    let checkout = client.try_checkout().unwrap();
+    assert!(client.try_checkout().is_none());
+    assert_eq!(client.stats().queued, 0);
+    assert_eq!(checkout.call::<i64>("add", (2, 3)).await.unwrap(), 5);
+    drop(checkout);
+    assert!(client.try_checkout().is_some());
 }
 
 async fn a_slow_clean_up_delays_no_other_worker() {
