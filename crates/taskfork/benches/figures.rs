@@ -36,7 +36,13 @@ const REQUEST: usize = 79;
 const ANSWER: usize = 73;
 
 fn main() {
-    match std::env::var(ROLE).as_deref() {
+    let role = std::env::var(ROLE);
+    if role.is_ok() {
+        // It must not stay behind when the benchmark is killed.
+        let signal = Some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(signal).unwrap();
+    }
+    match role.as_deref() {
         Ok("echo") => return echo_for_ever(),
         Ok("fork") => return fork_for_ever(),
         _ => {}
