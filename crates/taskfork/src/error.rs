@@ -124,8 +124,6 @@ pub enum FatalError {
 pub enum Stage {
     /// Its checkout waited for a worker.
     Waiting,
-    /// It waited for an earlier call of its checkout.
-    Behind,
     /// It had been sent to a worker.
     Running,
 }
@@ -340,7 +338,6 @@ impl fmt::Display for FatalError {
             Self::TimedOut { after, stage } => {
                 let doing = match stage {
                     Stage::Waiting => "while waiting for a worker",
-                    Stage::Behind => "while waiting for an earlier call of its checkout",
                     Stage::Running => "while running",
                 };
                 write!(out, "timed out after {} {doing}", seconds(*after))

@@ -54,35 +54,21 @@ impl Lane {
     /// Takes a worker or a place in the queue.
     pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
         let lane = Self::with(core, Holding::Released);
-        let mut state = lane.lock();
-        if lane.core.is_stopped() {
-            state.holding = Holding::Failed(runtime_is_gone());
-            drop(state);
-            return lane;
-        }
-        let taken = lane.core.pool().check_out(|| lane.clone());
-        match taken {
-            Ok(lease) => {
-                lease.connection.signal.belongs_to_lane(&lane);
-                state.holding = Holding::Worker(lease);
+        lane.change(|state, effects| {
+            let taken = lane.core.pool().check_out(|| lane.clone());
+            match taken {
+                Ok(lease) => lane.hold(state, lease),
+                Err(ticket) => lane.wait(state, effects, ticket),
             }
-            Err(ticket) => {
-                state.holding = Holding::Waiting(ticket);
-                lane.core.mailbox.notify.notify_one();
-            }
-        }
-        drop(state);
+        });
         lane
     }
 
     /// Takes a worker if there is one now.
     pub(crate) fn try_new(core: Arc<Core>) -> Option<Arc<Self>> {
         let lease = core.pool().check_out_idle()?;
-        let signal = lease.connection.signal.clone();
-        let lane = Self::with(core, Holding::Worker(lease));
-        signal.belongs_to_lane(&lane);
-        // What happened to the worker while it changed hands told nobody.
-        lane.look();
+        let lane = Self::with(core, Holding::Released);
+        lane.change(|state, _| lane.hold(state, lease));
         Some(lane)
     }
 
@@ -172,12 +158,28 @@ impl Lane {
         if !matches!(state.holding, Holding::Waiting(_)) {
             return Err(lease);
         }
-        lease.connection.signal.belongs_to_lane(self);
-        state.holding = Holding::Worker(lease);
+        self.hold(&mut state, lease);
         let mut effects = Effects::default();
         self.advance(&mut state, &mut effects);
         self.finish_if_done(&mut state, &mut effects);
         Ok(effects)
+    }
+
+    /// Takes a worker over. The lane is moved on after it, as what happened to the worker while it
+    /// changed hands has told nobody.
+    fn hold(self: &Arc<Self>, state: &mut State, lease: Lease<Connection>) {
+        lease.connection.signal.belongs_to_lane(self);
+        state.holding = Holding::Worker(lease);
+    }
+
+    /// Waits for a worker, unless none will ever come: the flag is looked at with the place in the
+    /// queue taken, so that either this sees it, or whoever has set it sees the place.
+    fn wait(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
+        state.holding = Holding::Waiting(ticket);
+        self.core.mailbox.notify.notify_one();
+        if self.core.is_stopped() {
+            self.end(state, effects, runtime_is_gone(), Loss::Used);
+        }
     }
 
     /// Moves the lane on after something happened on its connection.
@@ -304,12 +306,10 @@ impl Lane {
             head.progress = Progress::Queued;
         }
         // The dead worker still counts in the pool, so that this cannot be it.
-        match self.core.pool().check_out_again(self.clone()) {
-            Ok((_, lease)) => {
-                lease.connection.signal.belongs_to_lane(self);
-                state.holding = Holding::Worker(lease);
-            }
-            Err(ticket) => state.holding = Holding::Waiting(ticket),
+        let taken = self.core.pool().check_out_again(self.clone());
+        match taken {
+            Ok((_, lease)) => self.hold(state, lease),
+            Err(ticket) => self.wait(state, effects, ticket),
         }
     }
 

@@ -52,7 +52,7 @@ pub fn init(entries: &[(&str, Entry)]) {
     let names = entries.iter().map(|(name, _)| (*name).to_owned()).collect();
     // Only the first call counts: the programs of a second one could not be told from the first's.
     let _ = INITIALISED.set(Initialised { entries: names, late });
-    let Ok(name) = std::env::var(VARIABLE) else { return };
+    let Some(name) = sys::take_variable(VARIABLE) else { return };
     let status = match entries.iter().find(|(known, _)| *known == name) {
         Some((_, entry)) => become_server(*entry),
         None => 1,
@@ -136,8 +136,7 @@ impl Server {
             .spawn()
             .map_err(ServerError::system("cannot execute this program again"))?;
         // The handle reaps it by its own descriptor.
-        let pid = Pid::from_raw(child.id() as i32).ok_or(ServerError::NoAddress)?;
-        ServerHandle::start(pid, ours)
+        ServerHandle::start(child.id(), ours)
     }
 
     /// Starts a server in a forked copy of this process, which must have no other thread yet: no
@@ -168,8 +167,7 @@ impl Server {
         match sys::fork() {
             Ok(Forked::Parent { child }) => {
                 drop(theirs);
-                let pid = Pid::from_raw(child.as_raw()).ok_or(ServerError::NoAddress)?;
-                ServerHandle::start(pid, ours)
+                ServerHandle::start(child.as_raw().unsigned_abs(), ours)
             }
             Ok(Forked::Child) => {
                 drop(ours);

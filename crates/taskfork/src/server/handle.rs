@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -31,9 +31,11 @@ struct Process {
 
 impl ServerHandle {
     /// Waits for the server's first word.
-    pub(crate) fn start(pid: Pid, socket: OwnedFd) -> Result<Self, ServerError> {
-        let link = Link::new(pid.as_raw_nonzero().get().unsigned_abs(), socket);
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())
+    pub(crate) fn start(pid: u32, socket: OwnedFd) -> Result<Self, ServerError> {
+        let link = Link::new(pid, socket);
+        let pidfd = Pid::from_raw(pid.cast_signed())
+            .ok_or(Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
             .map_err(ServerError::system("cannot watch the server's process"))?;
         let mut process = Process { link: link.clone(), pidfd: Some(pidfd) };
         match link.first_word() {

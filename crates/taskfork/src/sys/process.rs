@@ -60,6 +60,17 @@ pub(crate) fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Takes a variable out of the environment, so that no program started from here on finds it. With
+/// other threads about it stays where it is.
+pub(crate) fn take_variable(name: &str) -> Option<String> {
+    let value = std::env::var(name).ok()?;
+    if threads().is_ok_and(|threads| threads == 1) {
+        // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+    Some(value)
+}
+
 /// Gives C's generators a state of their own, as fork has copied the parent's into every worker.
 pub(crate) fn reseed_c_random() {
     let mut seed = [0; 4];

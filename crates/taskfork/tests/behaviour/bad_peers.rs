@@ -8,7 +8,7 @@ use taskfork::{Client, Error, FatalError, Value};
 
 use crate::support::processes::{Program, children};
 use crate::support::raw::{Raw, frame, map, text};
-use crate::support::{roles, trials, until};
+use crate::support::{address_in, roles, trials, until};
 
 trials! {
     the_protocol_can_be_spoken_from_its_description,
@@ -35,7 +35,7 @@ struct Logged {
 impl Logged {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut command = roles::command(&["serve_logging", &address(&folder)]);
+        let mut command = roles::command(&["serve_logging", &address_in(&folder)]);
         command.stderr(std::fs::File::create(folder.path().join("log")).unwrap());
         let program = Program::new(command.spawn().unwrap());
         Self { folder, program }
@@ -52,7 +52,7 @@ impl Logged {
     /// A client whose worker lives through what the test does.
     async fn bystander(&self) -> (taskfork::Checkout, u32) {
         let client =
-            Client::builder().address(address(&self.folder)).min_workers(0).build().unwrap();
+            Client::builder().address(address_in(&self.folder)).min_workers(0).build().unwrap();
         let checkout = client.checkout();
         let pid = checkout.call("pid", ()).await.unwrap();
         (checkout, pid)
@@ -80,10 +80,6 @@ impl Logged {
         assert_eq!(bystander.call::<u32>("pid", ()).await.unwrap(), pid);
         until("the worker's end", || children(self.program.pid()).len() == 1).await;
     }
-}
-
-fn address(folder: &tempfile::TempDir) -> String {
-    format!("unix:{}", folder.path().join("s").display())
 }
 
 async fn the_protocol_can_be_spoken_from_its_description() {
@@ -216,7 +212,7 @@ fn fake(folder: &tempfile::TempDir, mut serve: impl FnMut(Raw) + Send + 'static)
         }
     });
     Client::builder()
-        .address(address(folder))
+        .address(address_in(folder))
         .min_workers(0)
         .max_workers(1)
         .timeout(Duration::from_millis(400))

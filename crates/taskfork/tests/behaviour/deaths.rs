@@ -191,12 +191,14 @@ async fn one_death_harms_no_other_checkout() {
 
 async fn a_hung_worker_is_killed_whatever_it_does() {
     let (_server, client) = start("hung");
-    let (killed, may_have_run) = death(client.call::<()>("hang", ()).await);
-    assert_eq!(killed.end, End::Signaled(libc::SIGKILL));
-    assert_eq!(killed.during, Some(Activity::Call));
-    let reason = killed.reason.unwrap();
-    assert_eq!(reason, "hung for more than 0.3 seconds (hung_worker_timeout)");
-    assert!(may_have_run);
+    for method in ["hang", "spin"] {
+        let (killed, may_have_run) = death(client.call::<()>(method, ()).await);
+        assert_eq!(killed.end, End::Signaled(libc::SIGKILL), "{method}");
+        assert_eq!(killed.during, Some(Activity::Call));
+        let reason = killed.reason.unwrap();
+        assert_eq!(reason, "hung for more than 0.3 seconds (hung_worker_timeout)");
+        assert!(may_have_run);
+    }
 }
 
 async fn a_worker_below_the_limit_is_not_hung() {

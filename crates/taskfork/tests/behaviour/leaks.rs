@@ -3,7 +3,7 @@
 use taskfork::Client;
 
 use crate::support::processes::{children, command_line, descriptors, is_gone};
-use crate::support::{roles, trials, until};
+use crate::support::{address_in, roles, trials, until};
 
 trials! {
     a_thousand_replaced_workers_leave_nothing,
@@ -11,7 +11,7 @@ trials! {
 
 async fn a_thousand_replaced_workers_leave_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("s").display());
+    let address = address_in(&folder);
     let program = roles::start(&["serve", &address]);
     let client = Client::builder().address(&address).min_workers(2).max_workers(2).build().unwrap();
     until("two workers", || client.stats().idle == 2).await;

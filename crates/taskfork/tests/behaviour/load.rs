@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use taskfork::Client;
 
-use crate::support::{roles, start_with, trials};
+use crate::support::{address_in, roles, start_with, trials};
 
 trials! {
     a_surge_of_200_checkouts_over_20_workers,
@@ -61,7 +61,7 @@ async fn cancelling_in_the_middle_of_a_long_queue() {
 
 async fn a_server_killed_and_started_again_under_load_loses_no_call_that_was_not_running() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("s").display());
+    let address = address_in(&folder);
     let mut program = roles::start(&["serve", &address]);
     let client = Client::builder().address(&address).max_workers(4).build().unwrap();
     let callers: Vec<_> = (0..8)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use taskfork::{Client, Error, FatalError};
 
 use crate::support::processes::is_alive;
-use crate::support::{roles, start, start_with, trials, until};
+use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
     checkouts_are_served_in_the_order_they_were_made,
@@ -133,7 +133,7 @@ async fn a_slow_clean_up_delays_no_other_worker() {
 
 async fn checkouts_may_be_made_before_the_server_exists() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("s").display());
+    let address = address_in(&folder);
     let client = Client::builder().address(&address).build().unwrap();
     let calls: Vec<_> = (0..10).map(|number| client.call::<i64>("add", (number, 1))).collect();
     let _program = roles::start(&["serve", &address]);
@@ -144,7 +144,7 @@ async fn checkouts_may_be_made_before_the_server_exists() {
 
 async fn with_no_server_the_error_says_so_and_since_when() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("s").display());
+    let address = address_in(&folder);
     let timeout = Duration::from_millis(200);
     let client = Client::builder().address(&address).timeout(timeout).build().unwrap();
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
@@ -169,7 +169,7 @@ async fn with_no_server_the_error_says_so_and_since_when() {
 
 async fn a_server_that_comes_back_is_found() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("s").display());
+    let address = address_in(&folder);
     let program = roles::start(&["serve", &address]);
     let client = Client::builder().address(&address).build().unwrap();
     let pid: u32 = client.call("pid", ()).await.unwrap();

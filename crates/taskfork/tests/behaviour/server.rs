@@ -7,7 +7,7 @@ use std::process::Stdio;
 use taskfork::Client;
 
 use crate::support::processes::{Program, is_alive, signal};
-use crate::support::{roles, start, trials, until};
+use crate::support::{address_in, roles, start, trials, until};
 
 trials! {
     it_serves_at_a_unix_socket_of_its_owner_only,
@@ -19,14 +19,10 @@ trials! {
     one_connection_one_worker,
 }
 
-fn address(folder: &tempfile::TempDir) -> String {
-    format!("unix:{}", folder.path().join("s").display())
-}
-
 async fn it_serves_at_a_unix_socket_of_its_owner_only() {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve", &address(&folder)]);
-    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let _program = roles::start(&["serve", &address_in(&folder)]);
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     let mode = std::fs::metadata(folder.path().join("s")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -49,7 +45,7 @@ async fn it_serves_at_an_inherited_listener() {
     let mut command = roles::command(&["serve_inherited"]);
     command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
     let program = Program::new(command.spawn().unwrap());
-    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     drop(client);
     signal(program.pid(), libc::SIGTERM);
@@ -59,31 +55,31 @@ async fn it_serves_at_an_inherited_listener() {
 
 async fn a_stale_socket_file_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&["serve", &address(&folder)]);
+    let program = roles::start(&["serve", &address_in(&folder)]);
     until("the socket", || folder.path().join("s").exists()).await;
-    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
     client.call::<()>("nothing", ()).await.unwrap();
     program.kill().await;
     assert!(folder.path().join("s").exists());
 
-    let _program = roles::start(&["serve", &address(&folder)]);
+    let _program = roles::start(&["serve", &address_in(&folder)]);
     client.call::<()>("nothing", ()).await.unwrap();
 }
 
 async fn a_live_servers_address_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve", &address(&folder)]);
-    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let _program = roles::start(&["serve", &address_in(&folder)]);
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
     client.call::<()>("nothing", ()).await.unwrap();
-    let said = roles::output(&["serve", &address(&folder)]);
+    let said = roles::output(&["serve", &address_in(&folder)]);
     assert!(said.starts_with("another server is listening at unix:"), "{said}");
     client.call::<()>("nothing", ()).await.unwrap();
 }
 
 async fn a_dying_worker_leaves_the_socket_file_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve", &address(&folder)]);
-    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let _program = roles::start(&["serve", &address_in(&folder)]);
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
     for method in ["abort", "segv"] {
         client.call::<()>(method, ()).await.unwrap_err();
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use taskfork::Client;
 
 use crate::support::processes::{children, is_alive, signal};
-use crate::support::{roles, start, start_with, trials, until};
+use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
     running_checkouts_finish_and_nothing_is_left,
@@ -18,14 +18,10 @@ trials! {
     a_call_handed_to_an_idle_worker_at_the_end_is_tried_again,
 }
 
-fn address(folder: &tempfile::TempDir) -> String {
-    format!("unix:{}", folder.path().join("s").display())
-}
-
 async fn running_checkouts_finish_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&["serve", &address(&folder)]);
-    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let program = roles::start(&["serve", &address_in(&folder)]);
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let running = checkout.call::<()>("sleep", (200,));
@@ -42,8 +38,8 @@ async fn running_checkouts_finish_and_nothing_is_left() {
 async fn every_signal_that_ends_a_program_is_graceful() {
     for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let folder = tempfile::tempdir().unwrap();
-        let program = roles::start(&["serve", &address(&folder)]);
-        let client = Client::builder().address(address(&folder)).build().unwrap();
+        let program = roles::start(&["serve", &address_in(&folder)]);
+        let client = Client::builder().address(address_in(&folder)).build().unwrap();
         client.call::<()>("nothing", ()).await.unwrap();
         signal(program.pid(), number);
         assert!(program.end().await.success(), "signal {number}");
@@ -53,8 +49,8 @@ async fn every_signal_that_ends_a_program_is_graceful() {
 
 async fn a_second_signal_ends_it_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&["serve", &address(&folder)]);
-    let client = Client::builder().address(address(&folder)).build().unwrap();
+    let program = roles::start(&["serve", &address_in(&folder)]);
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
     let hanging = checkout.call::<()>("hang", ());
@@ -111,16 +107,16 @@ async fn workers_end_with_a_killed_server() {
 
 async fn a_call_handed_to_an_idle_worker_at_the_end_is_tried_again() {
     let folder = tempfile::tempdir().unwrap();
-    let client = Client::builder().address(address(&folder)).max_workers(2).build().unwrap();
+    let client = Client::builder().address(address_in(&folder)).max_workers(2).build().unwrap();
     for _ in 0..10 {
-        let program = roles::start(&["serve", &address(&folder)]);
+        let program = roles::start(&["serve", &address_in(&folder)]);
         client.call::<()>("nothing", ()).await.unwrap();
         signal(program.pid(), libc::SIGTERM);
         let calls: Vec<_> = (0..20).map(|_| client.call::<()>("nothing", ())).collect();
         let ended = program.end();
         let next = async {
             assert!(ended.await.success());
-            roles::start(&["serve", &address(&folder)])
+            roles::start(&["serve", &address_in(&folder)])
         };
         let (next, ()) = tokio::join!(next, async {
             for call in calls {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::support::processes::{command_line, descriptors};
-use crate::support::{roles, start, start_with, trials};
+use crate::support::{address_in, roles, start, start_with, trials};
 
 trials! {
     server_and_workers_are_named_in_ps,
@@ -17,6 +17,7 @@ trials! {
     what_the_server_had_buffered_is_written_once,
     standard_input_is_empty,
     each_worker_leads_a_process_group,
+    a_program_started_by_a_worker_is_not_told_to_become_a_server,
 }
 
 async fn server_and_workers_are_named_in_ps() {
@@ -66,7 +67,7 @@ fn mask(status: &str, field: &str) -> u64 {
 
 async fn signals_are_as_in_a_fresh_process() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("s").display());
+    let address = address_in(&folder);
     let _program = roles::start(&["serve_masked", &address]);
     let client = taskfork::Client::builder().address(&address).build().unwrap();
     let status: String = client.call("status", ()).await.unwrap();
@@ -100,7 +101,7 @@ async fn what_a_worker_prints_never_reaches_the_wire() {
 
 async fn what_the_server_had_buffered_is_written_once() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}", folder.path().join("s").display());
+    let address = address_in(&folder);
     let output = folder.path().join("output");
     let mut command = roles::command(&["serve_printing", &address]);
     command.stdout(std::fs::File::create(&output).unwrap());
@@ -129,4 +130,10 @@ async fn each_worker_leads_a_process_group() {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let group = stat.rsplit(')').next().unwrap().split_whitespace().nth(2).unwrap();
     assert_eq!(group, pid.to_string());
+}
+
+async fn a_program_started_by_a_worker_is_not_told_to_become_a_server() {
+    let (_server, client) = start("faults");
+    let variables: Vec<String> = client.call("variables", ()).await.unwrap();
+    assert!(!variables.contains(&"TASKFORK_SERVER".to_owned()), "{variables:?}");
 }

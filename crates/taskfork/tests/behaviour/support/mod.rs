@@ -50,6 +50,11 @@ pub(crate) fn start_with(
     (server, client)
 }
 
+/// Where a test's own server listens.
+pub(crate) fn address_in(folder: &tempfile::TempDir) -> String {
+    format!("unix:{}", folder.path().join("s").display())
+}
+
 /// Waits until `condition` holds, by looking again and again.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let waited = async {

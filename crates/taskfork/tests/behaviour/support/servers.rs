@@ -106,6 +106,11 @@ fn faults(methods: Methods<Worker>) -> Methods<Worker> {
                 std::thread::park();
             }
         })
+        .function("spin", || -> Result<(), BoxError> {
+            loop {
+                std::hint::spin_loop();
+            }
+        })
         .function("unencodable", || Ok(Unencodable))
 }
 
@@ -127,6 +132,11 @@ fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
             }
             open.retain(|target| !target.starts_with("/proc/"));
             Ok(open)
+        })
+        .function("variables", || {
+            Ok(std::env::vars_os()
+                .map(|(name, _)| name.to_string_lossy().into_owned())
+                .collect::<Vec<_>>())
         })
         .function("status", || Ok(std::fs::read_to_string("/proc/self/status")?))
         .function("random", || {
@@ -184,7 +194,7 @@ fn setup_panics(server: ServerBuilder) -> Result<(), ServerError> {
         .run()
 }
 
-fn setup_dies(server: ServerBuilder) -> Result<(), ServerError> {
+pub(crate) fn setup_dies(server: ServerBuilder) -> Result<(), ServerError> {
     server
         .setup(|| -> Result<(), BoxError> { std::process::exit(7) })
         .interface(Methods::new().function("pid", || Ok(std::process::id())))
