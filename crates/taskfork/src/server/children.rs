@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, pidfd_open,
     set_parent_process_death_signal, setpgid, waitid,
@@ -13,7 +13,7 @@ use rustix::process::{
 use super::entry::is_child_of;
 use crate::display::seconds;
 use crate::error::End;
-use crate::sys::{self, ForkError, Forked};
+use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT};
 use crate::wire::native::{self, DeathNotice};
@@ -50,13 +50,11 @@ pub(crate) fn fork_worker(
     connection: &OwnedFd,
     slot: Slot,
     number: u64,
+    threads: &ThreadCount,
 ) -> Result<Birth, ForkError> {
     let own = connection.try_clone()?;
-    // A connection over TCP must not wait to fill packets, nor outlive a peer that vanished.
-    let _ = sockopt::set_tcp_nodelay(connection, true);
-    let _ = sockopt::set_socket_keepalive(connection, true);
     let server = getpid();
-    match sys::fork()? {
+    match sys::fork(threads)? {
         Forked::Parent { child } => {
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
             // Done on both sides, so that it holds before either goes on.
@@ -77,6 +75,11 @@ pub(crate) fn fork_worker(
 }
 
 impl Child {
+    /// What a new worker closes of another's.
+    pub(crate) fn into_descriptors(self) -> [OwnedFd; 2] {
+        [self.pidfd, self.connection]
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }

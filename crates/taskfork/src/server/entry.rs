@@ -164,7 +164,10 @@ impl Server {
     ) -> Result<ServerHandle, ServerError> {
         let (ours, theirs): (OwnedFd, Control) =
             control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
-        match sys::fork() {
+        let forked = sys::ThreadCount::of_this_process()
+            .map_err(Into::into)
+            .and_then(|count| sys::fork(&count));
+        match forked {
             Ok(Forked::Parent { child }) => {
                 drop(theirs);
                 ServerHandle::start(child.as_raw().unsigned_abs(), ours)

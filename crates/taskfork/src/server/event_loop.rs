@@ -16,7 +16,7 @@ use super::error::ServerError;
 use super::listener::Listener;
 use super::options::Options;
 use super::signals::Signals;
-use crate::sys;
+use crate::sys::{self, ThreadCount};
 use crate::worker::scoreboard::{Scoreboard, now};
 use crate::worker::{Limits, Seat};
 
@@ -36,6 +36,7 @@ pub(crate) struct EventLoop {
     signals: Signals,
     /// What workers get as standard input.
     nothing: File,
+    threads: ThreadCount,
     listener: Option<Listener>,
     scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
@@ -63,8 +64,10 @@ enum Role {
 
 impl EventLoop {
     pub(crate) fn start(options: Options, program: Program) -> Result<Self, ServerError> {
-        let threads =
-            sys::threads().map_err(ServerError::system("cannot count this process's threads"))?;
+        let uncounted = "cannot count this process's threads";
+        let thread_count =
+            ThreadCount::of_this_process().map_err(ServerError::system(uncounted))?;
+        let threads = thread_count.get().map_err(ServerError::system(uncounted))?;
         if threads > 1 {
             return Err(ServerError::Threads { threads });
         }
@@ -87,6 +90,7 @@ impl EventLoop {
             epoll,
             signals,
             nothing,
+            threads: thread_count,
             listener,
             scoreboard,
             children: HashMap::new(),
@@ -242,7 +246,7 @@ impl EventLoop {
             return Role::Server;
         };
         let number = self.born + 1;
-        match fork_worker(&connection, slot.clone(), number) {
+        match fork_worker(&connection, slot.clone(), number, &self.threads) {
             Ok(Birth::Parent(child)) => {
                 self.born = number;
                 self.adopt(child);
@@ -294,8 +298,10 @@ impl EventLoop {
 
     /// In a new worker: lets go of everything that is the server's, and serves.
     fn become_worker(self, seat: Seat) -> ! {
-        let Self { mut options, program, epoll, signals, nothing, listener, children, .. } = self;
-        drop((options.control.take(), epoll, signals, listener, children));
+        let Self { mut options, program, nothing, children, .. } = self;
+        drop((options.control.take(), self.signals, self.listener));
+        let others = children.into_values().flat_map(Child::into_descriptors);
+        sys::close_all(others.chain([self.epoll, self.threads.into()]));
         control::close_inherited();
         sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
         if let Err(error) =

@@ -43,6 +43,12 @@ impl Listener {
                 return Err(ServerError::Listen { address: address.to_string(), source });
             }
         };
+        if !matches!(address.0, Place::Unix(_)) {
+            // What is accepted over TCP, and inherits this, must not wait to fill packets, nor
+            // outlive a peer that vanished. Other sockets refuse it.
+            let _ = sockopt::set_tcp_nodelay(&listener.socket, true);
+            let _ = sockopt::set_socket_keepalive(&listener.socket, true);
+        }
         rustix::io::ioctl_fionbio(&listener.socket, true)
             .map_err(ServerError::system("cannot make the listener non-blocking"))?;
         Ok(listener)

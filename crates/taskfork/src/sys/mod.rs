@@ -8,10 +8,11 @@ mod process;
 mod signal;
 mod title;
 
-pub(crate) use descriptor::take_inherited;
+pub(crate) use descriptor::{close_all, take_inherited};
 pub(crate) use memory::shared_words;
 pub(crate) use process::{
-    ForkError, Forked, exit_now, flush_stdio, fork, reseed_c_random, take_variable, threads,
+    ForkError, Forked, ThreadCount, exit_now, flush_stdio, fork, reseed_c_random, take_variable,
+    threads,
 };
 pub(crate) use signal::{hold_back, reset_for_worker};
 pub(crate) use title::set_title;

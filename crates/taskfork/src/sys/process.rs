@@ -1,9 +1,11 @@
 //! Forking and leaving.
 
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 
 use nix::libc;
 use nix::unistd::{ForkResult, Pid};
+use rustix::fs::{Mode, OFlags};
 
 /// Which of the two processes a fork returned in.
 #[derive(Debug)]
@@ -21,16 +23,40 @@ pub(crate) enum ForkError {
     Kernel(#[from] io::Error),
 }
 
+/// Counts this process's threads.
+#[derive(Debug)]
+pub(crate) struct ThreadCount {
+    /// The directory that has one entry a thread, kept open as looking it up takes longer than all
+    /// the rest.
+    tasks: OwnedFd,
+}
+
+impl ThreadCount {
+    pub(crate) fn of_this_process() -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { tasks: rustix::fs::open("/proc/self/task", flags, Mode::empty())? })
+    }
+
+    pub(crate) fn get(&self) -> io::Result<u64> {
+        // A directory has a link from its parent, one from itself and one from each directory in it.
+        Ok(rustix::fs::fstat(&self.tasks)?.st_nlink.saturating_sub(2))
+    }
+}
+
+impl From<ThreadCount> for OwnedFd {
+    fn from(count: ThreadCount) -> Self {
+        count.tasks
+    }
+}
+
 /// How many threads this process has.
 pub(crate) fn threads() -> io::Result<u64> {
-    // A directory has a link from its parent, one from itself and one from each directory in it.
-    let links = rustix::fs::stat("/proc/self/task")?.st_nlink;
-    Ok(links.saturating_sub(2))
+    ThreadCount::of_this_process()?.get()
 }
 
 /// Forks this process, which must have one thread only.
-pub(crate) fn fork() -> Result<Forked, ForkError> {
-    let threads = threads()?;
+pub(crate) fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
+    let threads = threads.get()?;
     if threads != 1 {
         return Err(ForkError::Threads { threads });
     }
