@@ -1,0 +1,116 @@
+//! What a log line can be made of.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// What a log line consists of: a text, a value, a tuple of up to eight values, or a closure that
+/// makes one of these and is called only if the line is wanted.
+///
+/// A value that cannot be expressed in JSON, such as a map whose keys are maps, is replaced by a text
+/// that says why.
+///
+/// ```
+/// use serde_json::json;
+/// # let log = log_defer::Log::new(drop);
+/// log.info("text");
+/// log.info(format_args!("{} of {}", 1, 2));
+/// log.info(("text", 1.5, json!({ "key": [1, 2] })));
+/// log.info(|| ("made when wanted", 7));
+/// ```
+pub trait Items {
+    /// The items in order.
+    fn into_items(self) -> Vec<Value>;
+}
+
+pub(crate) fn to_value(value: &impl Serialize) -> Value {
+    serde_json::to_value(value)
+        .unwrap_or_else(|error| Value::String(format!("(cannot be expressed in JSON: {error})")))
+}
+
+impl Items for &str {
+    fn into_items(self) -> Vec<Value> {
+        vec![self.into()]
+    }
+}
+
+impl Items for String {
+    fn into_items(self) -> Vec<Value> {
+        vec![self.into()]
+    }
+}
+
+impl Items for &String {
+    fn into_items(self) -> Vec<Value> {
+        vec![self.as_str().into()]
+    }
+}
+
+impl Items for fmt::Arguments<'_> {
+    fn into_items(self) -> Vec<Value> {
+        vec![self.to_string().into()]
+    }
+}
+
+impl Items for Value {
+    fn into_items(self) -> Vec<Value> {
+        vec![self]
+    }
+}
+
+impl Items for Vec<Value> {
+    fn into_items(self) -> Vec<Value> {
+        self
+    }
+}
+
+impl<F, I> Items for F
+where
+    F: FnOnce() -> I,
+    I: Items,
+{
+    fn into_items(self) -> Vec<Value> {
+        self().into_items()
+    }
+}
+
+macro_rules! tuples {
+    ($(($($name:ident)+))+) => {$(
+        impl<$($name: Serialize),+> Items for ($($name,)+) {
+            fn into_items(self) -> Vec<Value> {
+                #[allow(non_snake_case, reason = "one name serves the type and the value")]
+                let ($($name,)+) = self;
+                vec![$(to_value(&$name)),+]
+            }
+        }
+    )+};
+}
+
+tuples! {
+    (A)
+    (A B)
+    (A B C)
+    (A B C D)
+    (A B C D E)
+    (A B C D E F)
+    (A B C D E F G)
+    (A B C D E F G H)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn what_json_cannot_express_is_told_in_words() {
+        let odd = BTreeMap::from([(vec![1], "value")]);
+        let items = ("before", odd, f64::NAN).into_items();
+        assert_eq!(items[0], "before");
+        let told = items[1].as_str().unwrap();
+        assert!(told.starts_with("(cannot be expressed in JSON: "), "{told}");
+        assert_eq!(items[2], Value::Null);
+    }
+}

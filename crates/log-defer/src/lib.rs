@@ -1,0 +1,48 @@
+//! Structured logs of one request, gathered in memory and written as one message.
+//!
+//! A service that handles many requests at once mixes their log lines. Here each request has a
+//! [`Log`] of its own: lines with levels, timers, and data. When the last handle is dropped, one
+//! finished [`Message`] goes to a callback, which writes it wherever logs go. The message is that of
+//! Perl's Log::Defer, version 0.312, so programs in both languages can share their logs and tools.
+//!
+//! ```
+//! use log_defer::{JsonLines, Log};
+//! use serde_json::json;
+//!
+//! let lines = JsonLines::new(Vec::new());
+//! let log = Log::new(lines.callback());
+//! log.info("request received");
+//! log.warn(("the cache is cold", json!({ "entries": 0 })));
+//! {
+//!     let _timer = log.timer("reading the database");
+//! }
+//! log.data("user", 17);
+//! log.debug(|| format!("never built: {:?}", std::time::Instant::now()));
+//! drop(log);
+//!
+//! let written = String::from_utf8(lines.into_inner().unwrap()).unwrap();
+//! assert!(written.contains(r#"20,"the cache is cold",{"entries":0}]"#));
+//! assert!(!written.contains("never built"));
+//! ```
+//!
+//! [`timeline`] draws messages for people, and [`chrome_trace`] for Perfetto and other viewers.
+
+mod bounds;
+mod items;
+mod level;
+mod log;
+mod message;
+mod sink;
+mod structure;
+mod timeline;
+mod trace;
+
+pub use items::Items;
+pub use level::Level;
+pub use log::{Builder, Log, Timer};
+pub use message::{Entry, InvalidMessage, Message, TimerRecord};
+pub use sink::JsonLines;
+#[cfg(feature = "tracing")]
+pub use sink::emit;
+pub use timeline::{Style, timeline};
+pub use trace::chrome_trace;

@@ -1,0 +1,323 @@
+//! The handle that logs are written through while a request runs.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::bounds;
+use crate::items::{Items, to_value};
+use crate::level::Level;
+use crate::message::{Entry, Message, TimerRecord};
+
+const DEFAULT_MAX_BYTES: usize = 16 << 20;
+
+/// What is logged for one request. Clones are handles to the same message, cheap to make and to send
+/// to other threads; when the last one is dropped the message is finished and handed to the callback.
+///
+/// Times are taken from a clock that only goes forward, so a clock that is set back meanwhile gives
+/// no negative times.
+///
+/// ```
+/// use log_defer::Log;
+///
+/// let log = Log::new(|message| println!("{}", serde_json::json!(message)));
+/// log.info("begun");
+/// let timer = log.timer("work");
+/// // ... work ...
+/// drop(timer);
+/// log.data("result", 42);
+/// ```
+#[derive(Clone)]
+pub struct Log(Arc<Inner>);
+
+struct Inner {
+    verbosity: Level,
+    max_bytes: usize,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    message: Message,
+    bytes: usize,
+    /// How many lines, timers and values were left out.
+    left_out: u64,
+    callback: Option<Box<dyn FnOnce(Message) + Send>>,
+}
+
+/// Options of a [`Log`], made by [`Log::builder`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Builder {
+    verbosity: Level,
+    max_bytes: usize,
+}
+
+impl Builder {
+    /// Lines of this level and all more important ones are kept; [`Level::INFO`] unless said
+    /// otherwise.
+    pub fn verbosity(mut self, verbosity: Level) -> Self {
+        self.verbosity = verbosity;
+        self
+    }
+
+    /// About how many bytes the message may take; 16 MiB unless said otherwise. What goes beyond is
+    /// left out, and a last line says how much.
+    pub fn max_bytes(mut self, max_bytes: usize) -> Self {
+        self.max_bytes = max_bytes;
+        self
+    }
+
+    /// Begins a message, which `callback` will get. See [`Log::new`].
+    pub fn start(self, callback: impl FnOnce(Message) + Send + 'static) -> Log {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let start = since_epoch.as_micros() as f64 / 1e6;
+        let state = State {
+            message: Message { start, ..Message::default() },
+            bytes: 0,
+            left_out: 0,
+            callback: Some(Box::new(callback)),
+        };
+        Log(Arc::new(Inner {
+            verbosity: self.verbosity,
+            max_bytes: self.max_bytes,
+            started: Instant::now(),
+            state: Mutex::new(state),
+        }))
+    }
+}
+
+impl Log {
+    /// Begins a message. `callback` gets it, once, in the thread that drops the last handle; a panic
+    /// in it goes no further.
+    pub fn new(callback: impl FnOnce(Message) + Send + 'static) -> Self {
+        Self::builder().start(callback)
+    }
+
+    /// Begins a message with other options than [`new`](Self::new).
+    ///
+    /// ```
+    /// use log_defer::{Level, Log};
+    /// let log = Log::builder().verbosity(Level::DEBUG).max_bytes(1 << 20).start(drop);
+    /// log.debug("kept");
+    /// ```
+    pub fn builder() -> Builder {
+        Builder { verbosity: Level::INFO, max_bytes: DEFAULT_MAX_BYTES }
+    }
+
+    /// Adds a line of [`Level::ERROR`].
+    pub fn error(&self, items: impl Items) {
+        self.log(Level::ERROR, items);
+    }
+
+    /// Adds a line of [`Level::WARN`].
+    pub fn warn(&self, items: impl Items) {
+        self.log(Level::WARN, items);
+    }
+
+    /// Adds a line of [`Level::INFO`].
+    pub fn info(&self, items: impl Items) {
+        self.log(Level::INFO, items);
+    }
+
+    /// Adds a line of [`Level::DEBUG`].
+    pub fn debug(&self, items: impl Items) {
+        self.log(Level::DEBUG, items);
+    }
+
+    /// Adds a line of any level. Items that the verbosity excludes are not made: a closure is not
+    /// called, a value not serialised.
+    pub fn log(&self, level: Level, items: impl Items) {
+        if !self.is_enabled(level) {
+            return;
+        }
+        let items = items.into_items();
+        let time = self.0.now();
+        let mut state = self.0.lock();
+        if self.0.has_room(&mut state, bounds::size_of_all(&items)) {
+            state.message.logs.push(Entry { time, level, items });
+        }
+    }
+
+    /// Whether a line of this level would be kept.
+    pub fn is_enabled(&self, level: Level) -> bool {
+        level <= self.0.verbosity
+    }
+
+    /// The verbosity given when it was begun.
+    pub fn verbosity(&self) -> Level {
+        self.0.verbosity
+    }
+
+    /// Starts a timer, which is stopped by its drop. It does not keep the message open: one that
+    /// still runs when the message is finished ends with it.
+    ///
+    /// ```
+    /// # let log = log_defer::Log::new(drop);
+    /// let rows = {
+    ///     let _timer = log.timer("query");
+    ///     vec![1, 2, 3]
+    /// };
+    /// # assert_eq!(rows.len(), 3);
+    /// ```
+    pub fn timer(&self, name: impl Into<String>) -> Timer {
+        let name = name.into();
+        let from = self.0.now();
+        let mut state = self.0.lock();
+        let size = 48 + name.len();
+        if !self.0.has_room(&mut state, Some(size)) {
+            return Timer { log: Weak::new(), number: 0 };
+        }
+        let number = state.message.timers.len();
+        state.message.timers.push(TimerRecord { name, from, to: None });
+        Timer { log: Arc::downgrade(&self.0), number }
+    }
+
+    /// Sets a value, in place of one that had this name.
+    pub fn data(&self, name: impl Into<String>, value: impl Serialize) {
+        let name = name.into();
+        let value = to_value(&value);
+        let mut state = self.0.lock();
+        let size = bounds::size(&value).map(|size| size + name.len());
+        if self.0.has_room(&mut state, size) {
+            state.message.data.insert(name, value);
+        }
+    }
+
+    /// Adds what another message holds: see [`Message::merge`]. The verbosity is not applied, the
+    /// bound is.
+    pub fn merge(&self, mut other: Message) {
+        let mut state = self.0.lock();
+        other.logs.retain(|entry| self.0.has_room(&mut state, bounds::size_of_all(&entry.items)));
+        other.timers.retain(|timer| self.0.has_room(&mut state, Some(48 + timer.name.len())));
+        other.data.retain(|name, value| {
+            let size = bounds::size(value).map(|size| size + name.len());
+            self.0.has_room(&mut state, size)
+        });
+        // Timers that run know their places in the list: only what is finished is sorted.
+        state.message.append(other);
+    }
+
+    /// What has been gathered so far, without an end, as another process would send it.
+    ///
+    /// ```
+    /// let log = log_defer::Log::new(drop);
+    /// log.info("so far");
+    /// assert_eq!(log.message().logs.len(), 1);
+    /// ```
+    pub fn message(&self) -> Message {
+        let state = self.0.lock();
+        let mut message = state.message.clone();
+        self.0.note_what_was_left_out(&state, &mut message);
+        message.sort();
+        message
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seconds since the start, with microseconds.
+    fn now(&self) -> f64 {
+        self.started.elapsed().as_micros() as f64 / 1e6
+    }
+
+    /// Takes room for so many bytes, or counts what is left out; what is nested too deeply has no
+    /// size.
+    fn has_room(&self, state: &mut State, size: Option<usize>) -> bool {
+        let bytes = size.and_then(|size| state.bytes.checked_add(size));
+        match bytes {
+            Some(bytes) if bytes <= self.max_bytes => {
+                state.bytes = bytes;
+                true
+            }
+            _ => {
+                state.left_out += 1;
+                false
+            }
+        }
+    }
+
+    fn note_what_was_left_out(&self, state: &State, message: &mut Message) {
+        if state.left_out == 0 {
+            return;
+        }
+        let note = format!(
+            "{} lines, timers or values were left out: a message takes at most {} bytes and {} \
+             levels of nesting",
+            state.left_out,
+            self.max_bytes,
+            bounds::MAX_DEPTH
+        );
+        let items = vec![Value::String(note)];
+        message.logs.push(Entry { time: self.now(), level: Level::WARN, items });
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let end = self.now();
+        let mut state = self.lock();
+        let mut message = std::mem::take(&mut state.message);
+        self.note_what_was_left_out(&state, &mut message);
+        let callback = state.callback.take();
+        drop(state);
+        for timer in &mut message.timers {
+            timer.to.get_or_insert(end.max(timer.from));
+        }
+        message.sort();
+        message.end = Some(end);
+        if let Some(callback) = callback {
+            // This is a drop, which may itself be part of a panic.
+            let _ = catch_unwind(AssertUnwindSafe(|| callback(message)));
+        }
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("verbosity", &self.0.verbosity)
+            .field("message", &self.0.lock().message)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running timer of a [`Log`], made by [`Log::timer`] and stopped by its drop.
+#[must_use = "a timer is stopped by its drop"]
+pub struct Timer {
+    log: Weak<Inner>,
+    /// Its place in the list.
+    number: usize,
+}
+
+impl Timer {
+    /// Stops it; the same as dropping it.
+    pub fn stop(self) {}
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let Some(log) = self.log.upgrade() else { return };
+        let now = log.now();
+        if let Some(timer) = log.lock().message.timers.get_mut(self.number) {
+            timer.to = Some(now);
+        };
+    }
+}
+
+impl fmt::Debug for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timer").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

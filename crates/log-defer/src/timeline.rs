@@ -1,0 +1,266 @@
+//! Messages drawn for people.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anstyle::{AnsiColor, Style as Look};
+use serde_json::Value;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+use crate::level::Level;
+use crate::message::Message;
+
+/// How a [`timeline`] is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// How many columns a line may take; at least 40 are taken.
+    pub width: usize,
+    /// Whether colours are used.
+    pub color: bool,
+}
+
+impl Style {
+    /// Fit for standard output: its width, or 100 columns where it is no terminal; colours on a
+    /// terminal only, and not if the variable `NO_COLOR` is set.
+    pub fn for_stdout() -> Self {
+        let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
+        let color = std::io::stdout().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self { width, color }
+    }
+}
+
+/// The least width that is drawn.
+const LEAST: usize = 40;
+
+/// Draws a message: when it began and how long it took, a bar for each timer, its lines, its data.
+/// What does not fit the width is cut, with a mark.
+///
+/// ```
+/// use log_defer::{Message, Style, timeline};
+///
+/// let message: Message = serde_json::from_str(
+///     r#"{"start": 1700000000, "end": 0.1, "timers": [["query", 0.05, 0.1]], "logs": [[0.01, 30, "go"]]}"#,
+/// )?;
+/// let drawn = timeline(&message, Style { width: 60, color: false });
+/// assert!(drawn.starts_with("2023-11-14T22:13:20.000000Z  100.0 ms"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+pub fn timeline(message: &Message, style: Style) -> String {
+    let width = style.width.max(LEAST);
+    let end = message.last_time();
+    let mut out = String::new();
+    let head = format!("{}  {}", instant(message.start), duration(end));
+    add_line(&mut out, &[(Look::new().bold(), &head)], width, style.color);
+
+    let names = message.timers.iter().map(|timer| printable(&timer.name)).collect::<Vec<_>>();
+    let name_width = names.iter().map(|name| name.width()).max().unwrap_or(0).min(width / 3);
+    // The bar gets what is left beside blanks, the name and the time taken.
+    let bar_width = width.saturating_sub(name_width + 16);
+    for (timer, name) in message.timers.iter().zip(&names) {
+        let to = timer.to.unwrap_or(end);
+        let name = padded(name, name_width);
+        let bar = bar(timer.from, to, end, bar_width);
+        let open = if timer.to.is_none() { "…" } else { "" };
+        let took = format!("{:>10}{open}", duration((to - timer.from).max(0.0)));
+        let plain = Look::new();
+        let parts =
+            [(plain, "  "), (plain, &name), (plain, " "), (look_of_bars(), &bar), (plain, &took)];
+        add_line(&mut out, &parts, width, style.color);
+    }
+    for entry in &message.logs {
+        let time = format!("  {:>10}  ", duration(entry.time));
+        let level = format!("{:<6}", entry.level);
+        let text = printable(&line_of(&entry.items));
+        let parts =
+            [(Look::new().dimmed(), &*time), (look_of(entry.level), &level), (Look::new(), &text)];
+        add_line(&mut out, &parts, width, style.color);
+    }
+    for (name, value) in &message.data {
+        let name = printable(name);
+        let value = printable(&format!(" = {value}"));
+        let parts = [(Look::new(), "  "), (Look::new().bold(), &*name), (Look::new(), &value)];
+        add_line(&mut out, &parts, width, style.color);
+    }
+    out
+}
+
+/// The items of a line, texts as they are and values as JSON.
+pub(crate) fn line_of(items: &[Value]) -> String {
+    let texts: Vec<String> = items
+        .iter()
+        .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned))
+        .collect();
+    texts.join(" ")
+}
+
+/// Without what would move the cursor or colour the terminal.
+fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push(' '),
+            letter if letter.is_control() => out.extend(letter.escape_default()),
+            letter => out.push(letter),
+        }
+    }
+    out
+}
+
+fn add_line(out: &mut String, parts: &[(Look, &str)], width: usize, color: bool) {
+    let whole: usize = parts.iter().map(|(_, text)| text.width()).sum();
+    let mut left = if whole > width { width - 1 } else { width };
+    let mut line = String::new();
+    for (look, text) in parts {
+        let fitting = fitting(text, left);
+        left -= fitting.width();
+        if color && !fitting.is_empty() {
+            let _ = write!(line, "{look}{fitting}{look:#}");
+        } else {
+            line.push_str(fitting);
+        }
+        if fitting.len() < text.len() {
+            line.push('…');
+            break;
+        }
+    }
+    out.push_str(line.trim_end());
+    out.push('\n');
+}
+
+/// As much of the text as fits.
+fn fitting(text: &str, width: usize) -> &str {
+    let mut taken = 0;
+    for (place, letter) in text.char_indices() {
+        taken += letter.width().unwrap_or(0);
+        if taken > width {
+            return &text[..place];
+        }
+    }
+    text
+}
+
+/// Filled up with blanks, or cut with a mark.
+fn padded(text: &str, width: usize) -> String {
+    let long = text.width() > width;
+    let mut out = fitting(text, width - usize::from(long && width > 0)).to_owned();
+    if long && width > 0 {
+        out.push('…');
+    }
+    let blanks = width.saturating_sub(out.width());
+    out.extend(std::iter::repeat_n(' ', blanks));
+    out
+}
+
+/// A bar from its place to its end, at least one column long.
+fn bar(from: f64, to: f64, end: f64, width: usize) -> String {
+    if width == 0 {
+        return String::new();
+    }
+    let column = |time: f64| {
+        let share = if end > 0.0 { (time / end).clamp(0.0, 1.0) } else { 0.0 };
+        (share * width as f64).round() as usize
+    };
+    let first = column(from).min(width - 1);
+    let last = column(to).clamp(first + 1, width);
+    let (before, within, behind) = (" ".repeat(first), "━".repeat(last - first), width - last);
+    format!("{before}{within}{}", " ".repeat(behind))
+}
+
+fn look_of_bars() -> Look {
+    AnsiColor::Cyan.on_default()
+}
+
+fn look_of(level: Level) -> Look {
+    match level {
+        level if level <= Level::ERROR => AnsiColor::Red.on_default().bold(),
+        level if level <= Level::WARN => AnsiColor::Yellow.on_default(),
+        level if level <= Level::INFO => AnsiColor::Green.on_default(),
+        _ => Look::new().dimmed(),
+    }
+}
+
+fn instant(start: f64) -> String {
+    // What is beyond the calendar is shown as the number that it is.
+    const LAST: f64 = 253_402_300_799.0;
+    if !(0.0..=LAST).contains(&start) {
+        return format!("{start}");
+    }
+    let start = UNIX_EPOCH + Duration::from_micros((start * 1e6).round() as u64);
+    humantime::format_rfc3339_micros(start).to_string()
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 1e-3 => format!("{:.0} us", seconds * 1e6),
+        seconds if seconds < 1.0 => format!("{:.1} ms", seconds * 1e3),
+        seconds if seconds < 1e5 => format!("{seconds:.2} s"),
+        seconds => format!("{seconds:.1e} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn message(message: Value) -> Message {
+        serde_json::from_value(message).unwrap()
+    }
+
+    #[test]
+    fn bars_stand_where_their_time_is() {
+        let message = message(json!({
+            "start": 1_700_000_000.25, "end": 0.1, "data": {"user": {"id": 17}},
+            "timers": [["all", 0, 0.1], ["second half", 0.05, 0.1], ["instant", 0.025, 0.025]],
+            "logs": [[0.0005, 30, "text", {"n": 1}], [0.02, 15, "own"]],
+        }));
+        let expected = "\
+2023-11-14T22:13:20.250000Z  100.0 ms
+  all         ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  100.0 ms
+  second half                  ━━━━━━━━━━━━━━━━   50.0 ms
+  instant             ━                              0 us
+      500 us  info  text {\"n\":1}
+     20.0 ms  15    own
+  user = {\"id\":17}
+";
+        assert_eq!(timeline(&message, Style { width: 60, color: false }), expected);
+    }
+
+    #[test]
+    fn colours_are_used_only_when_asked_for() {
+        let message = message(json!({"start": 1, "logs": [[0, 10, "\u{1b}[31mred"]]}));
+        assert!(!timeline(&message, Style { width: 80, color: false }).contains('\u{1b}'));
+        let drawn = timeline(&message, Style { width: 80, color: true });
+        assert!(drawn.contains('\u{1b}') && !drawn.contains("\u{1b}[31mred"), "{drawn:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_wider_than_asked_for(
+            width in 0..200usize,
+            start in any::<f64>().prop_filter("a time", |time| time.is_finite()),
+            names in prop::collection::vec(("\\PC{0,80}", 0.0..1e3, -1.0..1e3), 0..5),
+            lines in prop::collection::vec((any::<f32>(), any::<u32>(), ".{0,120}"), 0..5),
+        ) {
+            let timers: Vec<_> =
+                names.into_iter().map(|(name, from, took)| json!([name, from, from + took])).collect();
+            let logs: Vec<_> = lines
+                .into_iter()
+                .map(|(time, level, text)| {
+                    json!([if time.is_finite() { time } else { 0.0 }, level, text])
+                })
+                .collect();
+            let message = message(json!({"start": start, "timers": timers, "logs": logs}));
+            let drawn = timeline(&message, Style { width, color: false });
+            prop_assert_eq!(drawn.lines().count(), 1 + message.timers.len() + message.logs.len());
+            for line in drawn.lines().skip(1) {
+                prop_assert!(line.width() <= width.max(LEAST), "{} > {}: {}", line.width(), width, line);
+            }
+        }
+    }
+}
