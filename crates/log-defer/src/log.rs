@@ -1,9 +1,10 @@
 //! The handle that logs are written through while a request runs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -42,11 +43,17 @@ struct Inner {
 }
 
 struct State {
+    /// What is finished: of timers, those that were stopped.
     message: Message,
+    /// Timers by their numbers, in the order in which they were started.
+    running: BTreeMap<u64, TimerRecord>,
+    timers: u64,
     bytes: usize,
     /// How many lines, timers and values were left out.
     left_out: u64,
     callback: Option<Box<dyn FnOnce(Message) + Send>>,
+    /// Nothing is taken any more.
+    closed: bool,
 }
 
 /// Options of a [`Log`], made by [`Log::builder`].
@@ -78,9 +85,12 @@ impl Builder {
         let start = since_epoch.as_micros() as f64 / 1e6;
         let state = State {
             message: Message { start, ..Message::default() },
+            running: BTreeMap::new(),
+            timers: 0,
             bytes: 0,
             left_out: 0,
             callback: Some(Box::new(callback)),
+            closed: false,
         };
         Log(Arc::new(Inner {
             verbosity: self.verbosity,
@@ -165,15 +175,29 @@ impl Log {
     /// # assert_eq!(rows.len(), 3);
     /// ```
     pub fn timer(&self, name: impl Into<String>) -> Timer {
-        let name = name.into();
-        let from = self.0.now();
+        self.timer_at(name.into(), self.0.now())
+    }
+
+    /// Starts a timer that counts from an earlier instant, at the earliest from the message's start.
+    ///
+    /// ```
+    /// # let log = log_defer::Log::new(drop);
+    /// let asked_for = std::time::Instant::now();
+    /// // ... only now it is known that it is worth a timer ...
+    /// log.timer_since("waiting", asked_for).stop();
+    /// ```
+    pub fn timer_since(&self, name: impl Into<String>, since: Instant) -> Timer {
+        self.timer_at(name.into(), micros(since.saturating_duration_since(self.0.started)))
+    }
+
+    fn timer_at(&self, name: String, from: f64) -> Timer {
         let mut state = self.0.lock();
-        let size = 48 + name.len();
-        if !self.0.has_room(&mut state, Some(size)) {
+        if !self.0.has_room(&mut state, Some(size_of_timer(&name))) {
             return Timer { log: Weak::new(), number: 0 };
         }
-        let number = state.message.timers.len();
-        state.message.timers.push(TimerRecord { name, from, to: None });
+        let number = state.timers;
+        state.timers += 1;
+        state.running.insert(number, TimerRecord { name, from, to: None });
         Timer { log: Arc::downgrade(&self.0), number }
     }
 
@@ -193,12 +217,12 @@ impl Log {
     pub fn merge(&self, mut other: Message) {
         let mut state = self.0.lock();
         other.logs.retain(|entry| self.0.has_room(&mut state, bounds::size_of_all(&entry.items)));
-        other.timers.retain(|timer| self.0.has_room(&mut state, Some(48 + timer.name.len())));
+        other.timers.retain(|timer| self.0.has_room(&mut state, Some(size_of_timer(&timer.name))));
         other.data.retain(|name, value| {
             let size = bounds::size(value).map(|size| size + name.len());
             self.0.has_room(&mut state, size)
         });
-        // Timers that run know their places in the list: only what is finished is sorted.
+        // Sorted once, when somebody looks.
         state.message.append(other);
     }
 
@@ -210,11 +234,48 @@ impl Log {
     /// assert_eq!(log.message().logs.len(), 1);
     /// ```
     pub fn message(&self) -> Message {
-        let state = self.0.lock();
+        let mut state = self.0.lock();
         let mut message = state.message.clone();
-        self.0.note_what_was_left_out(&state, &mut message);
+        message.timers.extend(state.running.values().cloned());
+        message.logs.extend(self.0.note_of_what_was_left_out(&mut state, false));
         message.sort();
         message
+    }
+
+    /// Takes out what has been gathered so far, so that it can be sent somewhere and merged there.
+    /// Timers that run go on, and are in what is taken after they were stopped.
+    ///
+    /// ```
+    /// let log = log_defer::Log::new(drop);
+    /// log.info("so far");
+    /// assert_eq!(log.take().logs.len(), 1);
+    /// assert_eq!(log.take().logs.len(), 0);
+    /// ```
+    pub fn take(&self) -> Message {
+        let mut state = self.0.lock();
+        let start = state.message.start;
+        let mut message =
+            std::mem::replace(&mut state.message, Message { start, ..Message::default() });
+        message.logs.extend(self.0.note_of_what_was_left_out(&mut state, true));
+        state.bytes = state.running.values().map(|timer| size_of_timer(&timer.name)).sum();
+        message.sort();
+        message
+    }
+
+    /// Finishes the message now, whatever handles there are, and gives it instead of handing it to
+    /// the callback. What is logged afterwards is lost.
+    ///
+    /// ```
+    /// let log = log_defer::Log::new(|_| unreachable!());
+    /// let timer = log.timer("work");
+    /// let message = log.close();
+    /// assert_eq!(message.timers[0].to, message.end);
+    /// ```
+    pub fn close(&self) -> Message {
+        let mut state = self.0.lock();
+        state.callback = None;
+        state.closed = true;
+        self.0.finish(&mut state)
     }
 }
 
@@ -225,7 +286,7 @@ impl Inner {
 
     /// Seconds since the start, with microseconds.
     fn now(&self) -> f64 {
-        self.started.elapsed().as_micros() as f64 / 1e6
+        micros(self.started.elapsed())
     }
 
     /// Takes room for so many bytes, or counts what is left out; what is nested too deeply has no
@@ -233,6 +294,7 @@ impl Inner {
     fn has_room(&self, state: &mut State, size: Option<usize>) -> bool {
         let bytes = size.and_then(|size| state.bytes.checked_add(size));
         match bytes {
+            _ if state.closed => false,
             Some(bytes) if bytes <= self.max_bytes => {
                 state.bytes = bytes;
                 true
@@ -244,9 +306,10 @@ impl Inner {
         }
     }
 
-    fn note_what_was_left_out(&self, state: &State, message: &mut Message) {
+    /// A line that says what was left out since the last one that was `told`.
+    fn note_of_what_was_left_out(&self, state: &mut State, told: bool) -> Option<Entry> {
         if state.left_out == 0 {
-            return;
+            return None;
         }
         let note = format!(
             "{} lines, timers or values were left out: a message takes at most {} bytes and {} \
@@ -256,23 +319,42 @@ impl Inner {
             bounds::MAX_DEPTH
         );
         let items = vec![Value::String(note)];
-        message.logs.push(Entry { time: self.now(), level: Level::WARN, items });
+        if told {
+            state.left_out = 0;
+        }
+        Some(Entry { time: self.now(), level: Level::WARN, items })
     }
-}
 
-impl Drop for Inner {
-    fn drop(&mut self) {
+    fn finish(&self, state: &mut State) -> Message {
         let end = self.now();
-        let mut state = self.lock();
-        let mut message = std::mem::take(&mut state.message);
-        self.note_what_was_left_out(&state, &mut message);
-        let callback = state.callback.take();
-        drop(state);
+        let start = state.message.start;
+        let mut message =
+            std::mem::replace(&mut state.message, Message { start, ..Message::default() });
+        message.logs.extend(self.note_of_what_was_left_out(state, true));
+        message.timers.extend(std::mem::take(&mut state.running).into_values());
         for timer in &mut message.timers {
             timer.to.get_or_insert(end.max(timer.from));
         }
         message.sort();
         message.end = Some(end);
+        message
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e6
+}
+
+fn size_of_timer(name: &str) -> usize {
+    48 + name.len()
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let mut state = self.lock();
+        let callback = state.callback.take();
+        let message = self.finish(&mut state);
+        drop(state);
         if let Some(callback) = callback {
             // This is a drop, which may itself be part of a panic.
             let _ = catch_unwind(AssertUnwindSafe(|| callback(message)));
@@ -293,8 +375,7 @@ impl fmt::Debug for Log {
 #[must_use = "a timer is stopped by its drop"]
 pub struct Timer {
     log: Weak<Inner>,
-    /// Its place in the list.
-    number: usize,
+    number: u64,
 }
 
 impl Timer {
@@ -305,10 +386,12 @@ impl Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         let Some(log) = self.log.upgrade() else { return };
-        let now = log.now();
-        if let Some(timer) = log.lock().message.timers.get_mut(self.number) {
-            timer.to = Some(now);
-        };
+        let to = Some(log.now());
+        let mut state = log.lock();
+        if let Some(timer) = state.running.remove(&self.number) {
+            state.message.timers.push(TimerRecord { to, ..timer });
+        }
+        drop(state);
     }
 }
 

@@ -128,3 +128,56 @@ fn a_panic_of_the_callback_goes_no_further() {
     let log = Log::new(|_| panic!("as this test wants it"));
     drop(log);
 }
+
+#[test]
+fn what_is_taken_is_gone_and_running_timers_follow() {
+    let (log, messages) = log();
+    log.info("first");
+    log.data("key", 1);
+    let timer = log.timer("running");
+    let taken = log.take();
+    assert_eq!((taken.logs.len(), taken.data.len(), taken.timers.len()), (1, 1, 0));
+    timer.stop();
+    log.info("second");
+    let taken = log.take();
+    assert_eq!((&*taken.timers[0].name, taken.logs.len()), ("running", 1));
+    drop(log);
+    let rest = messages.recv().unwrap();
+    assert_eq!(rest, Message { start: taken.start, end: rest.end, ..Message::default() });
+}
+
+#[test]
+fn what_was_left_out_is_told_with_each_part() {
+    let (log, _messages) = log_with(Log::builder().max_bytes(100));
+    for _ in 0..2 {
+        log.info("x".repeat(100));
+        let note = log.take().logs[0].items[0].clone();
+        assert!(note.as_str().unwrap().starts_with("1 lines"), "{note}");
+    }
+    assert!(log.take().logs.is_empty());
+}
+
+#[test]
+fn a_closed_log_takes_nothing_and_calls_nobody() {
+    let (log, messages) = log();
+    let other = log.clone();
+    let timer = log.timer("open");
+    let message = log.close();
+    assert_eq!(message.timers[0].to, message.end);
+    other.info("too late");
+    drop((log, other, timer));
+    assert!(messages.recv().is_err());
+}
+
+#[test]
+fn a_timer_can_count_from_before() {
+    let early = Instant::now();
+    let (log, _messages) = log();
+    let later = Instant::now();
+    while log.0.now() == 0.0 {}
+    log.timer_since("before it all", early).stop();
+    log.timer_since("later", later).stop();
+    let timers = log.take().timers;
+    assert_eq!(timers[0].from, 0.0);
+    assert!(timers[1].from <= timers[1].to.unwrap());
+}
