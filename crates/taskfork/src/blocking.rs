@@ -119,6 +119,12 @@ impl Checkout {
         Self { inner: self.inner.timeout(timeout), ..self }
     }
 
+    /// Has each call recorded in `log`. See [`crate::Checkout::log`].
+    #[must_use = "it returns the checkout, which is released when it is dropped"]
+    pub fn log(self, log: &log_defer::Log) -> Self {
+        Self { inner: self.inner.log(log), ..self }
+    }
+
     /// Calls a method of an untyped interface and waits for its result.
     ///
     /// # Errors

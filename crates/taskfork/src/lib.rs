@@ -46,6 +46,7 @@ pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Sta
 pub use error::{
     Activity, CallError, Death, End, Error, Failure, FatalError, Location, Panic, Stage,
 };
+pub use log_defer;
 pub use rmpv::Value;
 pub use server::{Entry, Server, ServerBuilder, ServerError, ServerHandle, init};
 pub use wire::answer::InterfaceError;
@@ -53,6 +54,7 @@ pub use wire::args::Args;
 pub use wire::request::{Arguments, ArgumentsError, FromArguments};
 pub use worker::function::Function;
 pub use worker::interface::{BoxError, Interface};
+pub use worker::logger::logger;
 pub use worker::methods::{Method, Methods, Stateless};
 
 /// Makes a typed interface of a trait.

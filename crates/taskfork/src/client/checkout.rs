@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use log_defer::{Level, Log};
+
 use super::call::Call;
 use super::core::Core;
 use super::entries::{MethodName, Work};
@@ -42,16 +44,18 @@ use crate::wire::native;
 pub struct Checkout {
     lane: Arc<Lane>,
     max_frame: usize,
+    /// Up to which level this checkout's log wants to have lines.
+    log: Option<Level>,
 }
 
 impl Checkout {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Self { lane: Lane::new(core.clone()), max_frame: core.config.max_frame }
+        Self { lane: Lane::new(core.clone()), max_frame: core.config.max_frame, log: None }
     }
 
     pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
         let lane = Lane::try_new(core.clone())?;
-        Some(Self { lane, max_frame: core.config.max_frame })
+        Some(Self { lane, max_frame: core.config.max_frame, log: None })
     }
 
     /// The time that each call made from now on has, counted from when it is made; `None` for no
@@ -59,6 +63,29 @@ impl Checkout {
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         self.lane.set_timeout(timeout.into());
+        self
+    }
+
+    /// Has each call made from now on recorded in `log` as a timer named by its method, however it
+    /// ends, and with it what the worker logs through [`logger`](crate::logger). Workers leave out
+    /// what the log's verbosity excludes.
+    ///
+    /// The checkout holds a handle of the log until it is dropped and its calls are over.
+    ///
+    /// ```no_run
+    /// use log_defer::{JsonLines, Log};
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let log = Log::new(JsonLines::new(std::io::stderr()).callback());
+    /// log.info("request received");
+    /// let checkout = client.checkout().log(&log);
+    /// checkout.call::<()>("work", ()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "it returns the checkout, which is released when it is dropped"]
+    pub fn log(mut self, log: &Log) -> Self {
+        self.log = Some(log.verbosity());
+        self.lane.set_log(log.clone());
         self
     }
 
@@ -105,7 +132,7 @@ impl Checkout {
     fn make<T, E>(&self, method: MethodName, args: impl Args) -> Call<T, E> {
         let mut frame = Vec::with_capacity(128);
         let written = frame::write(&mut frame, self.max_frame, |out| {
-            native::put_call(out, method.as_deref());
+            native::put_call(out, method.as_deref(), self.log.map(Level::number));
             args.encode(out)
         });
         let work = match written {

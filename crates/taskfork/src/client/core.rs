@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
+use log_defer::Log;
 use tokio::sync::Notify;
 
 use super::builder::Config;
@@ -57,6 +58,8 @@ impl Mailbox {
 pub(crate) struct Effects {
     pub(crate) wakers: Vec<Waker>,
     pub(crate) workers: Vec<Change>,
+    /// Logs that are let go of. The last handle of one calls what its user wants called.
+    pub(crate) logs: Vec<Log>,
 }
 
 /// A worker changes hands.
@@ -108,6 +111,7 @@ impl Core {
     /// Does what follows from a change, and what follows from that. No lane may be locked.
     pub(crate) fn settle(&self, effects: Effects) {
         let mut wakers = effects.wakers;
+        drop(effects.logs);
         let mut changes = VecDeque::from(effects.workers);
         while let Some(change) = changes.pop_front() {
             let next = match change {

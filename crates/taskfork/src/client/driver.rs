@@ -76,7 +76,7 @@ fn settle_attempt(core: &Arc<Core>, (permit, outcome): Attempt) {
             let key = permit.key();
             let released = core.pool().connected(permit, connection, Instant::now());
             let workers = core.released(released).into_iter().collect();
-            core.settle(Effects { wakers: Vec::new(), workers });
+            core.settle(Effects { workers, ..Effects::default() });
             // Registers the waker of one that nobody waited for.
             core.look_at_idle(key);
         }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::log::Timing;
 use crate::error::FatalError;
 
 /// A call's number within its checkout.
@@ -25,6 +26,7 @@ pub(crate) struct Entry {
     pub(crate) waker: Option<Waker>,
     /// Nobody waits for it any more.
     pub(crate) abandoned: bool,
+    pub(crate) timing: Timing,
 }
 
 /// What is to be done for an entry.
@@ -132,6 +134,7 @@ impl Entries {
             return None;
         }
         let waker = entry.waker.take();
+        entry.timing.end();
         if entry.abandoned {
             entry.progress = Progress::Gone;
         } else {
@@ -180,6 +183,7 @@ impl Entries {
         entry.waker = None;
         if matches!(entry.progress, Progress::Queued | Progress::Sending(0) | Progress::Done(_)) {
             entry.progress = Progress::Gone;
+            entry.timing = Timing::Off;
         }
         self.settle();
     }

@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use log_defer::Log;
+
 use super::connection::Connection;
 use super::core::{Change, Core, Effects, lock, runtime_is_gone};
 use super::deadlines::Alarm;
 use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
+use super::log::{self, Timing};
 use super::pool::{Lease, Loss};
 use super::queue::Ticket;
 use super::step::{Ending, Step, step};
@@ -40,6 +43,7 @@ struct State {
     unseen: Option<(Seq, String)>,
     timeout: Option<Duration>,
     alarm: Option<Alarm>,
+    log: Option<Log>,
 }
 
 #[derive(Debug)]
@@ -83,12 +87,19 @@ impl Lane {
             unseen: None,
             timeout: core.config.timeout,
             alarm: None,
+            log: None,
         };
         Arc::new(Self { core, state: Mutex::new(state) })
     }
 
     pub(crate) fn set_timeout(&self, timeout: Option<Duration>) {
         self.lock().timeout = timeout;
+    }
+
+    pub(crate) fn set_log(&self, log: Log) {
+        let before = self.lock().log.replace(log);
+        // With the lane unlocked, as it may be the last handle.
+        drop(before);
     }
 
     /// Gives a call its place and sends it if it is its turn.
@@ -104,7 +115,15 @@ impl Lane {
             };
             let progress = outcome.map_or(Progress::Queued, Progress::Done);
             let is_queued = matches!(progress, Progress::Queued);
-            let entry = Entry { method, work, progress, deadline, waker: None, abandoned: false };
+            let timing = match work {
+                Work::Ready => Timing::Off,
+                _ => Timing::new(state.log.as_ref(), method.as_deref()),
+            };
+            let (waker, abandoned) = (None, false);
+            let mut entry = Entry { method, work, progress, deadline, waker, abandoned, timing };
+            if !is_queued {
+                entry.timing.end();
+            }
             let seq = state.calls.push(entry);
             if let (true, None, Some(at)) = (is_queued, state.alarm, deadline) {
                 state.alarm = Some(self.core.set_alarm(at, self));
@@ -275,6 +294,11 @@ impl Lane {
                         effects.wakers.extend(state.calls.finish(seq, outcome));
                     }
                 }
+                Step::Notes(body) => {
+                    if let Some(log) = &state.log {
+                        log::merge(log, &body);
+                    }
+                }
                 Step::Lost(ending) => self.lost(state, effects, ending),
             }
         }
@@ -352,6 +376,10 @@ impl Lane {
         if let Some(alarm) = state.alarm.take() {
             self.core.clear_alarm(alarm);
         }
+        if let Some((_, head)) = state.calls.head() {
+            head.timing.end();
+        }
+        effects.logs.extend(state.log.take());
         // A call that runs for nobody is ended with its worker.
         let idle = state.calls.head().is_none();
         match std::mem::replace(&mut state.holding, Holding::Released) {

@@ -12,6 +12,7 @@ mod deadlines;
 mod driver;
 mod entries;
 mod lane;
+mod log;
 mod pool;
 mod queue;
 mod signal;

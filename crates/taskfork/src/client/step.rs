@@ -15,7 +15,12 @@ pub(crate) enum Step {
     Wait,
     Next,
     Finish(Outcome),
-    Answer { body: Bytes, failed: bool },
+    Answer {
+        body: Bytes,
+        failed: bool,
+    },
+    /// The worker recorded something, and goes on.
+    Notes(Bytes),
     Lost(Ending),
 }
 
@@ -37,6 +42,7 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         }
         progress @ Progress::Queued => {
             *progress = Progress::Sending(0);
+            entry.timing.begin();
             Step::Next
         }
         Progress::Sending(sent) => match connection.poll_send(frame, sent) {
@@ -54,6 +60,7 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
             Poll::Ready(Ok(body)) => match FromWorker::decode(&body) {
                 Ok(FromWorker::Ok(_)) => Step::Answer { body, failed: false },
                 Ok(FromWorker::Error(_)) => Step::Answer { body, failed: true },
+                Ok(FromWorker::Notes { .. }) => Step::Notes(body),
                 _ => Step::Lost(Ending::of(Ok(body))),
             },
             Poll::Ready(Err(lost)) => Step::Lost(Ending::of(Err(lost))),

@@ -14,5 +14,5 @@ pub(crate) use process::{
     ForkError, Forked, ThreadCount, exit_now, flush_stdio, fork, reseed_c_random, take_variable,
     threads,
 };
-pub(crate) use signal::{hold_back, reset_for_worker};
+pub(crate) use signal::{hold_back, reset_for_worker, spawn_without_signals};
 pub(crate) use title::set_title;

@@ -33,6 +33,18 @@ pub(crate) fn reset_for_worker() -> io::Result<()> {
     Ok(())
 }
 
+/// Starts a thread that no signal interrupts: they are for the threads that expect them.
+pub(crate) fn spawn_without_signals(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
+    // The new thread takes the mask over, so that there is no instant without it.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    before.thread_set_mask()?;
+    spawned.map(drop)
+}
+
 /// Blocks `signals`, so that a signalfd can take them; gives the mask that stood before.
 pub(crate) fn hold_back(signals: &SigSet) -> io::Result<SigSet> {
     let mut before = SigSet::empty();

@@ -1,6 +1,8 @@
 //! The messages of the native protocol, version 1. Each is an array: its kind, a map of meta keys
 //! of which unknown ones are ignored, and what the kind adds.
 
+use log_defer::Message;
+
 use super::WireError;
 use super::pack::{Reader, put_array, put_int, put_map, put_nil, put_str, put_uint};
 use super::request::Arguments;
@@ -16,12 +18,18 @@ const DONE: u64 = 2;
 const OK: u64 = 1;
 const ERROR: u64 = 2;
 const DEATH: u64 = 3;
+const NOTES: u64 = 4;
 
 /// A message from a client to its worker.
 #[derive(Debug)]
 pub(crate) enum FromClient<'a> {
     Hello(ClientHello),
-    Call { method: Option<&'a str>, args: Arguments<'a> },
+    Call {
+        method: Option<&'a str>,
+        args: Arguments<'a>,
+        /// Up to which level the caller wants to have what is logged.
+        log: Option<u32>,
+    },
     Done,
 }
 
@@ -41,6 +49,10 @@ pub(crate) enum FromWorker<'a> {
     Ok(&'a [u8]),
     Error(ErrorBody<'a>),
     Death(DeathNotice),
+    /// What was recorded while a call ran, each still encoded.
+    Notes {
+        log: Option<&'a [u8]>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -105,9 +117,16 @@ impl<'a> FromClient<'a> {
                 Ok(Self::Hello(hello))
             }
             (CALL, 4) => {
-                meta(&mut reader, |_, _| Ok(false))?;
+                let mut log = None;
+                meta(&mut reader, |key, reader| {
+                    match key {
+                        "log" => log = Some(reader.int()?),
+                        _ => return Ok(false),
+                    }
+                    Ok(true)
+                })?;
                 let method = reader.optional_str()?;
-                Ok(Self::Call { method, args: Arguments::read(&mut reader)? })
+                Ok(Self::Call { method, args: Arguments::read(&mut reader)?, log })
             }
             (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
             (other, fields) => Err(unknown("client", other, fields)),
@@ -144,6 +163,17 @@ impl<'a> FromWorker<'a> {
                 ErrorBody::read(&mut reader).map(Self::Error)
             }
             (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
+            (NOTES, 2) => {
+                let mut log = None;
+                meta(&mut reader, |key, reader| {
+                    match key {
+                        "ld" => log = Some(reader.value()?),
+                        _ => return Ok(false),
+                    }
+                    Ok(true)
+                })?;
+                Ok(Self::Notes { log })
+            }
             (other, fields) => Err(unknown("worker", other, fields)),
         }
     }
@@ -303,10 +333,14 @@ fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {
 }
 
 /// The front of a call; the array of its arguments follows.
-pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>) {
+pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, log: Option<u32>) {
     put_array(out, 4);
     put_uint(out, CALL);
-    put_map(out, 0);
+    put_map(out, u32::from(log.is_some()));
+    if let Some(level) = log {
+        put_str(out, "log");
+        put_uint(out, u64::from(level));
+    }
     match method {
         Some(method) => put_str(out, method),
         None => put_nil(out),
@@ -331,6 +365,15 @@ pub(crate) fn put_error(out: &mut Vec<u8>, error: &ErrorBody<'_>) {
     put_uint(out, ERROR);
     put_map(out, 0);
     error.write(out);
+}
+
+pub(crate) fn put_notes(out: &mut Vec<u8>, log: &Message) -> Result<(), WireError> {
+    put_array(out, 2);
+    put_uint(out, NOTES);
+    put_map(out, 1);
+    put_str(out, "ld");
+    rmp_serde::encode::write_named(out, log)
+        .map_err(|error| WireError::malformed(format!("it cannot be encoded: {error}")))
 }
 
 pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -20,7 +21,7 @@ const KEPT: usize = 1 << 20;
 /// A connection to a client.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     inbox: Vec<u8>,
     /// How much of `inbox` has been used.
     used: usize,
@@ -45,7 +46,7 @@ pub(crate) enum Broken {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: OwnedFd, max_frame: usize, stall_timeout: Duration) -> Self {
+    pub(crate) fn new(socket: Arc<OwnedFd>, max_frame: usize, stall_timeout: Duration) -> Self {
         Self { socket, inbox: Vec::new(), used: 0, max_frame, stall_timeout }
     }
 
@@ -90,7 +91,7 @@ impl Connection {
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            match retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL)) {
+            match retry_on_intr(|| send(&*self.socket, rest, SendFlags::NOSIGNAL)) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Broken::Closed),
                 Err(errno) => return Err(io::Error::from(errno).into()),
@@ -110,7 +111,7 @@ impl Connection {
         }
         self.inbox.reserve(frame::room_for_next_read(&self.inbox));
         let read = retry_on_intr(|| {
-            recv(&self.socket, spare_capacity(&mut self.inbox), RecvFlags::empty())
+            recv(&*self.socket, spare_capacity(&mut self.inbox), RecvFlags::empty())
         });
         match read {
             Ok((0, _)) | Err(Errno::CONNRESET) if begun => Err(Broken::Truncated),
@@ -126,7 +127,7 @@ impl Connection {
             let left = deadline.saturating_duration_since(Instant::now());
             let left =
                 Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
+            match poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&left)) {
                 Ok(0) => return Err(Broken::Stalled(self.stall_timeout)),
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}

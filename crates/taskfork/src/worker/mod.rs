@@ -6,6 +6,7 @@ mod connection;
 mod fault;
 pub(crate) mod function;
 pub(crate) mod interface;
+pub(crate) mod logger;
 pub(crate) mod methods;
 mod panic;
 pub(crate) mod scoreboard;

@@ -3,11 +3,15 @@
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
+
+use log_defer::{Level, Message};
 
 use super::connection::{Broken, Connection};
 use super::fault::{Fault, guarded};
 use super::interface::{Interface, Request};
+use super::logger;
 use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Slot};
 use crate::error::Failure;
@@ -21,7 +25,7 @@ const KEPT_BUFFER: usize = 1 << 20;
 
 /// The kernel takes so few bytes in one piece: a worker that is killed while it writes them has sent
 /// all or none.
-const SENT_WHOLE: usize = 4096;
+pub(super) const SENT_WHOLE: usize = 4096;
 
 /// What the server gives a new worker.
 #[derive(Debug)]
@@ -89,8 +93,9 @@ pub(crate) fn serve<S: 'static>(
 ) -> i32 {
     remember_places();
     let number = seat.number;
-    let mut connection =
-        Connection::new(seat.socket, seat.limits.max_frame, seat.limits.stall_timeout);
+    let socket = Arc::new(seat.socket);
+    logger::start(socket.clone());
+    let mut connection = Connection::new(socket, seat.limits.max_frame, seat.limits.stall_timeout);
     let mut worker = Worker {
         slot: seat.slot,
         interface,
@@ -196,12 +201,15 @@ impl<S: 'static> Worker<'_, S> {
     fn serve_message(&mut self, connection: &mut Connection) -> Result<bool, Leave> {
         let frame = connection.read_frame()?;
         match FromClient::decode(connection.body(frame))? {
-            FromClient::Call { method, args } => {
+            FromClient::Call { method, args, log } => {
                 self.slot.enter(Phase::Busy)?;
                 if self.slot.is_client_gone() {
                     return Err(Leave::Quietly);
                 }
-                self.call(method, args)?;
+                logger::begin(log.map(Level::new));
+                let called = self.call(method, args);
+                self.put_in_front(logger::end());
+                called?;
                 self.slot.enter(if self.out.len() <= SENT_WHOLE {
                     Phase::Answering
                 } else {
@@ -222,6 +230,15 @@ impl<S: 'static> Worker<'_, S> {
         self.out.shrink_to(KEPT_BUFFER);
         let Err(fault) = self.try_call(method, args) else { return Ok(()) };
         write_fault(&mut self.out, self.max_answer, &fault)
+    }
+
+    /// Has what the call logged sent before its answer.
+    fn put_in_front(&mut self, messages: Vec<Message>) {
+        if !messages.is_empty() {
+            let mut notes = Vec::new();
+            logger::write(&mut notes, self.max_answer, messages);
+            self.out.splice(..0, notes);
+        }
     }
 
     fn try_call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), Fault> {

@@ -12,6 +12,7 @@ mod errors;
 mod handles;
 mod leaks;
 mod load;
+mod logs;
 mod pool;
 mod server;
 mod setup;
@@ -39,6 +40,7 @@ fn main() {
         handles::trials(),
         leaks::trials(),
         load::trials(),
+        logs::trials(),
         pool::trials(),
         server::trials(),
         setup::trials(),

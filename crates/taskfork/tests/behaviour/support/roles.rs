@@ -51,6 +51,9 @@ pub(crate) fn plays() -> bool {
             let server = server.stall_timeout(std::time::Duration::from_millis(200));
             print_error(servers::serve(server));
         }
+        ["serve_logs", address] => {
+            print_error(crate::logs::server(Server::builder().listen(address)));
+        }
         ["serve_dying_setup", address] => {
             print_error(servers::setup_dies(Server::builder().listen(address)));
         }

@@ -22,6 +22,8 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("setup_hangs", setup_hangs),
     ("done_fails", done_fails),
     ("done_slow", done_slow),
+    ("logs", crate::logs::server),
+    ("logs_small_frames", |server| crate::logs::server(server.max_frame(1000))),
     ("typed", crate::typed::server),
     ("never_runs", |_| Ok(())),
     ("refuses", |_| Err(ServerError::NoAddress)),
