@@ -130,6 +130,7 @@ fn method_of(method: &Method, caller: &TokenStream, output: &TokenStream) -> Tok
     let call = quote_spanned!(place=> #caller::typed(self, #text, (#(#arguments,)*)));
     quote! {
         #(#docs)*
+        #[track_caller]
         fn #name(&self, #(#parameters),*) -> #output {
             #call
         }

@@ -87,6 +87,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
+    #[track_caller]
     pub fn call<T: DeserializeOwned>(&self, method: &str, args: impl Args) -> Result<T, Error> {
         block_on(self.inner.call(method, args))
     }
@@ -95,6 +96,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
+    #[track_caller]
     pub fn invoke<T: DeserializeOwned>(&self, args: impl Args) -> Result<T, Error> {
         block_on(self.inner.invoke(args))
     }
@@ -129,6 +131,7 @@ impl Checkout {
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
+    #[track_caller]
     pub fn call<T: DeserializeOwned>(&self, method: &str, args: impl Args) -> Result<T, Error> {
         self.queue(method, args).wait()
     }
@@ -137,11 +140,13 @@ impl Checkout {
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
+    #[track_caller]
     pub fn invoke<T: DeserializeOwned>(&self, args: impl Args) -> Result<T, Error> {
         block_on(self.inner.invoke(args))
     }
 
     /// Makes a call and does not wait for it.
+    #[track_caller]
     pub fn queue<T>(&self, method: &str, args: impl Args) -> Call<T> {
         Call { inner: self.inner.call(method, args) }
     }
@@ -150,6 +155,7 @@ impl Checkout {
     ///
     /// # Errors
     /// When the time runs out before there is one, or the checkout is over already.
+    #[track_caller]
     pub fn ready(&self) -> Result<(), Error> {
         block_on(self.inner.ready())
     }
@@ -181,6 +187,7 @@ impl<T: DeserializeOwned, E: InterfaceError> Call<T, E> {
 pub trait Caller {
     /// Makes a call of a typed interface and waits for its result.
     #[doc(hidden)]
+    #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
@@ -188,6 +195,7 @@ pub trait Caller {
 }
 
 impl Caller for Checkout {
+    #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
@@ -198,6 +206,7 @@ impl Caller for Checkout {
 }
 
 impl Caller for Client {
+    #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::display::seconds;
+use crate::report::{CallSite, Report};
 
 /// What a call on a worker can end with instead of its result.
 ///
@@ -16,25 +17,38 @@ use crate::display::seconds;
 ///
 /// fn advice(error: &Error) -> &'static str {
 ///     match error {
-///         Error::Call(CallError::Interface(_)) => "the method said no",
-///         Error::Call(_) => "the call went wrong, the checkout is still good",
+///         Error::Call { error: CallError::Interface(_), .. } => "the method said no",
+///         Error::Call { .. } => "the call went wrong, the checkout is still good",
 ///         Error::Fatal { may_have_run: false, .. } => "safe to try again on a new checkout",
 ///         _ => "the checkout is over, and the call may have run",
 ///     }
 /// }
 /// ```
+///
+/// As text it is one line; as `{:#}`, or through [`report`](Self::report), everything that is known:
+/// the causes in the worker, where a panic was raised, which call of whom it was, and where in the
+/// program that was made.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error<E = Failure> {
     /// The call failed. The checkout stays usable: further calls reach the same worker.
-    Call(CallError<E>),
+    #[non_exhaustive]
+    Call {
+        /// What went wrong.
+        error: CallError<E>,
+        /// Which call it was.
+        site: CallSite,
+    },
     /// The checkout is over. Every later call on it ends with the same cause at once.
+    #[non_exhaustive]
     Fatal {
         /// What ended the checkout.
         cause: FatalError,
         /// Whether a worker can have taken this very call up: `false` means that trying it again
         /// cannot make anything happen twice.
         may_have_run: bool,
+        /// Which call it was.
+        site: CallSite,
     },
 }
 
@@ -174,6 +188,9 @@ pub struct Panic {
     pub message: String,
     /// Where it was raised.
     pub location: Option<Location>,
+    /// The worker's stack when it was raised, with the names of functions, if the worker's
+    /// environment asks for that with `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE`.
+    pub stack: Option<String>,
 }
 
 /// A place in a program's source.
@@ -211,9 +228,29 @@ impl<E> Error<E> {
     /// call again cannot make anything happen twice.
     pub fn may_have_run(&self) -> bool {
         match self {
-            Self::Call(error) => error.may_have_run(),
+            Self::Call { error, .. } => error.may_have_run(),
             Self::Fatal { may_have_run, .. } => *may_have_run,
         }
+    }
+
+    /// Which call it was.
+    pub fn site(&self) -> &CallSite {
+        match self {
+            Self::Call { site, .. } | Self::Fatal { site, .. } => site,
+        }
+    }
+
+    /// The error with all that is known about it, in several lines; the same as `{:#}`.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// if let Err(error) = client.call::<i64>("add", (2, 3)).await {
+    ///     eprintln!("{}", error.report());
+    /// }
+    /// # }
+    /// ```
+    pub fn report(&self) -> Report<'_, E> {
+        Report(self)
     }
 }
 
@@ -266,24 +303,6 @@ impl Failure {
     }
 }
 
-impl<E: fmt::Display> fmt::Display for Error<E> {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Call(error) => error.fmt(out),
-            Self::Fatal { cause, .. } => cause.fmt(out),
-        }
-    }
-}
-
-impl<E: std::error::Error + 'static> std::error::Error for Error<E> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Call(error) => error.source(),
-            Self::Fatal { .. } => None,
-        }
-    }
-}
-
 impl<E: fmt::Display> fmt::Display for CallError<E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -323,12 +342,6 @@ impl<E: std::error::Error + 'static> std::error::Error for CallError<E> {
             Self::Setup { failure } => failure.source(),
             _ => None,
         }
-    }
-}
-
-impl<E> From<CallError<E>> for Error<E> {
-    fn from(error: CallError<E>) -> Self {
-        Self::Call(error)
     }
 }
 
@@ -461,11 +474,11 @@ mod tests {
         let failure = Failure::new("a").caused_by("b").caused_by("c");
         assert_eq!(failure.causes().collect::<Vec<_>>(), ["b", "c"]);
 
-        let error: Error = CallError::Interface(failure).into();
+        let error: CallError = CallError::Interface(failure);
         assert_eq!(error.to_string(), "a");
         let cause = error.source().unwrap();
         assert_eq!(cause.to_string(), "b");
         assert_eq!(cause.source().unwrap().to_string(), "c");
-        assert!(!error.is_fatal() && error.may_have_run());
+        assert!(error.may_have_run());
     }
 }

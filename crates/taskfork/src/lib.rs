@@ -36,6 +36,7 @@ pub mod blocking;
 mod client;
 mod display;
 mod error;
+mod report;
 mod server;
 mod sys;
 mod wire;
@@ -47,6 +48,7 @@ pub use error::{
     Activity, CallError, Death, End, Error, Failure, FatalError, Location, Panic, Stage,
 };
 pub use log_defer;
+pub use report::{CallSite, Report};
 pub use rmpv::Value;
 pub use server::{Entry, Server, ServerBuilder, ServerError, ServerHandle, init};
 pub use wire::answer::InterfaceError;

@@ -86,6 +86,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Checkout::call`].
+    #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl Args) -> Call<T> {
         self.checkout().call(method, args)
     }
@@ -94,6 +95,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Checkout::call`].
+    #[track_caller]
     pub fn invoke<T>(&self, args: impl Args) -> Call<T> {
         self.checkout().invoke(args)
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::entries::{Outcome, Seq};
 use super::lane::Lane;
 use crate::error::{CallError, Error, Failure, FatalError};
+use crate::report::CallSite;
 use crate::wire::answer::InterfaceError;
 use crate::wire::native::FromWorker;
 use crate::wire::request;
@@ -24,13 +26,16 @@ use crate::wire::request;
 pub struct Call<T, E = Failure> {
     lane: Arc<Lane>,
     seq: Seq,
+    /// The line that made the call.
+    made_at: &'static Location<'static>,
     told: bool,
     result: PhantomData<fn() -> (T, E)>,
 }
 
 impl<T, E> Call<T, E> {
+    #[track_caller]
     pub(crate) fn new(lane: Arc<Lane>, seq: Seq) -> Self {
-        Self { lane, seq, told: false, result: PhantomData }
+        Self { lane, seq, made_at: Location::caller(), told: false, result: PhantomData }
     }
 }
 
@@ -43,7 +48,8 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
             return Poll::Pending;
         };
         self.told = true;
-        Poll::Ready(result(method.as_deref(), &outcome))
+        let site = || CallSite::new(self.lane.client_name(), method.as_deref(), self.made_at);
+        Poll::Ready(result(&outcome, site))
     }
 }
 
@@ -61,34 +67,41 @@ impl<T, E> fmt::Debug for Call<T, E> {
     }
 }
 
-fn result<T, E>(method: Option<&str>, outcome: &Outcome) -> Result<T, Error<E>>
+fn result<T, E>(outcome: &Outcome, site: impl FnOnce() -> CallSite) -> Result<T, Error<E>>
 where
     T: DeserializeOwned,
     E: InterfaceError,
 {
     /// What a wait for a worker gives: nothing, encoded.
     const NIL: &[u8] = &[0xc0];
+    let broken = |detail: String| Failed::Fatal(FatalError::Protocol { detail }, true);
     let value = match outcome {
         Outcome::Answer(body) => match FromWorker::decode(body) {
-            Ok(FromWorker::Ok(value)) => value,
-            Ok(FromWorker::Error(error)) => return Err(error.into_error(method)),
-            Ok(_) => return Err(broken("the answer is of another kind".to_owned())),
-            Err(error) => return Err(broken(error.to_string())),
+            Ok(FromWorker::Ok(value)) => Ok(value),
+            Ok(FromWorker::Error(error)) => return Err(error.into_error(site())),
+            Ok(_) => Err(broken("the answer is of another kind".to_owned())),
+            Err(error) => Err(broken(error.to_string())),
         },
-        Outcome::Ready => NIL,
+        Outcome::Ready => Ok(NIL),
         Outcome::Unsendable(message) => {
-            return Err(CallError::Arguments { message: message.clone() }.into());
+            Err(Failed::Call(CallError::Arguments { message: message.clone() }))
         }
         Outcome::Dropped { behind } => {
-            return Err(CallError::Dropped { behind: behind.clone() }.into());
+            Err(Failed::Call(CallError::Dropped { behind: behind.clone() }))
         }
-        Outcome::Fatal { cause, may_have_run } => {
-            return Err(Error::Fatal { cause: cause.clone(), may_have_run: *may_have_run });
-        }
+        Outcome::Fatal { cause, may_have_run } => Err(Failed::Fatal(cause.clone(), *may_have_run)),
     };
-    request::decode(value).map_err(|message| CallError::Decode { message }.into())
+    let decoded = value.and_then(|value| {
+        request::decode(value).map_err(|message| Failed::Call(CallError::Decode { message }))
+    });
+    decoded.map_err(|failed| match failed {
+        Failed::Call(error) => Error::Call { error, site: site() },
+        Failed::Fatal(cause, may_have_run) => Error::Fatal { cause, may_have_run, site: site() },
+    })
 }
 
-fn broken<E>(detail: String) -> Error<E> {
-    Error::Fatal { cause: FatalError::Protocol { detail }, may_have_run: true }
+/// An error before it is known whose it is.
+enum Failed<E> {
+    Call(CallError<E>),
+    Fatal(FatalError, bool),
 }

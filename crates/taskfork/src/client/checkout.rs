@@ -94,6 +94,7 @@ impl Checkout {
     /// # Errors
     /// The call's result is an [`Error`](crate::Error): a failed call, or a fatal one that ends the
     /// checkout, as when its time runs out or its worker dies.
+    #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl Args) -> Call<T> {
         self.make(Some(Cow::Owned(method.to_owned())), args)
     }
@@ -102,6 +103,7 @@ impl Checkout {
     ///
     /// # Errors
     /// As for [`call`](Self::call).
+    #[track_caller]
     pub fn invoke<T>(&self, args: impl Args) -> Call<T> {
         self.make(None, args)
     }
@@ -110,6 +112,7 @@ impl Checkout {
     ///
     /// # Errors
     /// When the time runs out before there is one, or the checkout is over already.
+    #[track_caller]
     pub fn ready(&self) -> Call<()> {
         Call::new(self.lane.clone(), self.lane.make(None, Work::Ready))
     }
@@ -129,6 +132,7 @@ impl Checkout {
         self.lane.fail(FatalError::Aborted { message: message.into() });
     }
 
+    #[track_caller]
     fn make<T, E>(&self, method: MethodName, args: impl Args) -> Call<T, E> {
         let mut frame = Vec::with_capacity(128);
         let written = frame::write(&mut frame, self.max_frame, |out| {
@@ -166,16 +170,19 @@ impl fmt::Debug for Checkout {
 pub trait Caller {
     /// Makes a call of a typed interface.
     #[doc(hidden)]
+    #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E>;
 }
 
 impl Caller for Checkout {
+    #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E> {
         self.make(Some(Cow::Borrowed(method)), args)
     }
 }
 
 impl Caller for crate::Client {
+    #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E> {
         self.checkout().typed(method, args)
     }

@@ -92,6 +92,10 @@ impl Lane {
         Arc::new(Self { core, state: Mutex::new(state) })
     }
 
+    pub(crate) fn client_name(&self) -> &str {
+        &self.core.config.name
+    }
+
     pub(crate) fn set_timeout(&self, timeout: Option<Duration>) {
         self.lock().timeout = timeout;
     }

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use super::native::{ErrorBody, kind};
 use super::request;
 use crate::error::{CallError, Error, Failure, FatalError, Location, Panic};
+use crate::report::CallSite;
 
 /// The error that an interface itself returns, as it arrives: [`Failure`] from any interface, or
 /// the method's own error type from a typed one.
@@ -36,17 +37,24 @@ impl<E: std::error::Error + DeserializeOwned> InterfaceError for E {
 }
 
 impl ErrorBody<'_> {
-    /// The error that a call made of `method` ends with.
-    pub(crate) fn into_error<E: InterfaceError>(self, method: Option<&str>) -> Error<E> {
+    /// The error that the call at `site` ends with.
+    pub(crate) fn into_error<E: InterfaceError>(self, site: CallSite) -> Error<E> {
         let message = self.message.to_owned();
-        Error::Call(match self.kind {
+        let error = match self.kind {
             kind::INTERFACE => match E::from_wire(self.message, &self.causes, self.value) {
-                Ok(error) => CallError::Interface(error),
+                Ok(error) => {
+                    let site = site.with_causes(&self.causes);
+                    return Error::Call { error: CallError::Interface(error), site };
+                }
                 Err(message) => CallError::Decode { message },
             },
-            kind::PANIC => CallError::Panic(Panic { message, location: self.place() }),
+            kind::PANIC => CallError::Panic(Panic {
+                message,
+                location: self.place(),
+                stack: self.stack.map(str::to_owned),
+            }),
             kind::METHOD => CallError::UnknownMethod {
-                method: method.map(str::to_owned),
+                method: site.method().map(str::to_owned),
                 known: self.known.iter().map(|&name| name.to_owned()).collect(),
             },
             kind::ARGUMENTS => CallError::Arguments { message },
@@ -55,9 +63,10 @@ impl ErrorBody<'_> {
             other => {
                 let detail = format!("an error of the unknown kind `{other}`: {message}");
                 let cause = FatalError::Protocol { detail };
-                return Error::Fatal { cause, may_have_run: true };
+                return Error::Fatal { cause, may_have_run: true, site };
             }
-        })
+        };
+        Error::Call { error, site }
     }
 
     fn place(&self) -> Option<Location> {

@@ -74,6 +74,8 @@ pub(crate) struct ErrorBody<'a> {
     pub(crate) value: Option<&'a [u8]>,
     pub(crate) location: Option<(&'a str, u32, u32)>,
     pub(crate) known: Vec<&'a str>,
+    /// The worker's stack at a panic, as text.
+    pub(crate) stack: Option<&'a str>,
 }
 
 /// What the server knows of a worker's end.
@@ -221,6 +223,7 @@ impl<'a> ErrorBody<'a> {
                 "causes" => error.causes = list(reader, Reader::str)?,
                 "known" => error.known = list(reader, Reader::str)?,
                 "value" => error.value = Some(reader.value()?),
+                "stack" => error.stack = Some(reader.str()?),
                 "file" => file = Some(reader.str()?),
                 "line" => line = reader.int()?,
                 "column" => column = reader.int()?,
@@ -237,6 +240,7 @@ impl<'a> ErrorBody<'a> {
             !self.causes.is_empty(),
             !self.known.is_empty(),
             self.value.is_some(),
+            self.stack.is_some(),
             self.location.is_some(),
             self.location.is_some(),
             self.location.is_some(),
@@ -256,6 +260,10 @@ impl<'a> ErrorBody<'a> {
         if let Some(value) = self.value {
             put_str(out, "value");
             out.extend_from_slice(value);
+        }
+        if let Some(stack) = self.stack {
+            put_str(out, "stack");
+            put_str(out, stack);
         }
         if let Some((file, line, column)) = self.location {
             put_str(out, "file");

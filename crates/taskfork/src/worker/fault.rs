@@ -96,6 +96,7 @@ impl Fault {
                 .and_then(|panic| panic.location.as_ref())
                 .map(|place| (place.file.as_str(), place.line, place.column)),
             known: self.0.known.iter().map(String::as_str).collect(),
+            stack: self.0.panic.as_ref().and_then(|panic| panic.stack.as_deref()),
         }
     }
 }

@@ -1,20 +1,29 @@
-//! Where a panic was raised, which only the panic hook is told.
+//! Where a panic was raised and how the program got there, which only the panic hook is told.
 
 use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
 use std::panic::PanicHookInfo;
 
 use crate::error::{Location, Panic};
 
+/// A stack that is longer as text is cut.
+const MAX_STACK: usize = 32 << 10;
+
 thread_local! {
-    static LAST_PLACE: RefCell<Option<Location>> = const { RefCell::new(None) };
+    static LAST: RefCell<Option<Raised>> = const { RefCell::new(None) };
+}
+
+struct Raised {
+    place: Option<Location>,
+    stack: Option<String>,
 }
 
 /// Has every panic remember its place, and then do what it did before.
 pub(crate) fn remember_places() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        LAST_PLACE.set(place(info));
+        LAST.set(Some(Raised { place: place(info), stack: stack() }));
         previous(info);
     }));
 }
@@ -28,10 +37,92 @@ pub(crate) fn describe(payload: Box<dyn Any + Send>) -> Panic {
             None => "a value that is no text".to_owned(),
         },
     };
-    Panic { message, location: LAST_PLACE.take() }
+    // A panic that is resumed comes without the hook.
+    let raised = LAST.take().unwrap_or(Raised { place: None, stack: None });
+    Panic { message, location: raised.place, stack: raised.stack }
 }
 
 fn place(info: &PanicHookInfo<'_>) -> Option<Location> {
     let place = info.location()?;
     Some(Location { file: place.file().to_owned(), line: place.line(), column: place.column() })
+}
+
+/// The stack as text, if the environment asks for it: without the frames of the panic itself and of
+/// the worker's loop, unless it asks for all.
+fn stack() -> Option<String> {
+    let stack = Backtrace::capture();
+    if stack.status() != BacktraceStatus::Captured {
+        return None;
+    }
+    let text = stack.to_string();
+    let wants_all = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value == "full");
+    let mut text = if wants_all { text } else { own_frames(&text) };
+    text.truncate(text.floor_char_boundary(MAX_STACK));
+    Some(text)
+}
+
+/// The frames between the panic's and the worker's. Each begins with its number and its name; the
+/// line with its place follows.
+fn own_frames(stack: &str) -> String {
+    let mut frames: Vec<Vec<&str>> = Vec::new();
+    for line in stack.lines() {
+        let begins = line.trim_start().starts_with(|first: char| first.is_ascii_digit());
+        match frames.last_mut() {
+            Some(frame) if !begins => frame.push(line),
+            _ => frames.push(vec![line]),
+        }
+    }
+    let is = |frame: &[&str], names: &[&str]| names.iter().any(|name| frame[0].contains(name));
+    let end = frames.iter().position(|frame| {
+        is(frame, &["taskfork::worker::"]) && !is(frame, &["taskfork::worker::panic::"])
+    });
+    frames.truncate(end.unwrap_or(frames.len()));
+    // What a caught panic passes on its way to user code.
+    if end.is_some() {
+        const CATCHING: [&str; 4] =
+            ["std::panic::catch_unwind", "std::panicking::", "__rust_try", "AssertUnwindSafe"];
+        while frames.last().is_some_and(|frame| is(frame, &CATCHING)) {
+            frames.pop();
+        }
+    }
+    const RAISING: [&str; 4] =
+        ["core::panicking::", "std::panicking::", "rust_begin_unwind", "::unwrap_failed"];
+    let raised = frames.iter().rposition(|frame| is(frame, &RAISING));
+    let own = raised.map_or(0, |last| last + 1);
+    let kept = if own < frames.len() { &frames[own..] } else { &frames[..] };
+    kept.iter().flatten().fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_stack_the_frames_of_user_code_are_kept() {
+        let stack = "\
+   0: taskfork::worker::panic::stack
+             at ./src/worker/panic.rs:1:1
+   1: std::panicking::panic_with_hook
+   2: core::panicking::panic_fmt
+             at /rustc/panicking.rs:5:5
+   3: app::inner
+             at ./src/app.rs:3:3
+   4: app::method
+   5: core::ops::function::FnOnce::call_once
+   6: <core::panic::unwind_safe::AssertUnwindSafe<F> as core::ops::function::FnOnce<()>>::call_once
+   7: std::panicking::catch_unwind
+   8: std::panic::catch_unwind
+   9: taskfork::worker::fault::guarded
+  10: main
+";
+        let own = "   3: app::inner\n             at ./src/app.rs:3:3\n   4: app::method\n   \
+                   5: core::ops::function::FnOnce::call_once\n";
+        assert_eq!(own_frames(stack), own);
+    }
+
+    #[test]
+    fn a_stack_of_unknown_shape_is_kept_whole() {
+        assert_eq!(own_frames("something else"), "something else\n");
+        assert_eq!(own_frames("0: core::panicking::panic"), "0: core::panicking::panic\n");
+    }
 }

@@ -266,7 +266,10 @@ async fn garbage_in_an_answer_breaks_the_checkout() {
     });
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(
-        matches!(error, Error::Fatal { cause: FatalError::Protocol { .. }, may_have_run: true }),
+        matches!(
+            error,
+            Error::Fatal { cause: FatalError::Protocol { .. }, may_have_run: true, .. }
+        ),
         "{error}"
     );
 }

@@ -50,7 +50,9 @@ async fn typed_calls_without_a_runtime() {
         assert_eq!(checkout.add("20").unwrap(), 20);
         assert_eq!(checkout.add("22").unwrap(), 42);
         let error = checkout.add("x").unwrap_err();
-        let taskfork::Error::Call(taskfork::CallError::Interface(own)) = error else { panic!() };
+        let taskfork::Error::Call { error: taskfork::CallError::Interface(own), .. } = error else {
+            panic!()
+        };
         assert_eq!(own, NotANumber { text: "x".into() });
     })
     .await;

@@ -59,7 +59,7 @@ async fn one_function_can_be_the_whole_interface() {
     assert_eq!(client.invoke::<i64>((4,)).await.unwrap(), 4);
     assert_eq!(client.call::<i64>("sing", (4,)).await.unwrap_err().to_string(), "cannot sing");
     let error = client.invoke::<i64>(("four",)).await.unwrap_err();
-    assert!(matches!(error, Error::Call(CallError::Arguments { .. })), "{error}");
+    assert!(matches!(error, Error::Call { error: CallError::Arguments { .. }, .. }), "{error}");
 }
 
 async fn calls_run_in_the_order_they_were_made_however_they_are_awaited() {

@@ -26,7 +26,7 @@ trials! {
 
 fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
     match outcome.unwrap_err() {
-        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run } => {
+        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } => {
             (death, may_have_run)
         }
         other => panic!("{other}"),

@@ -54,7 +54,7 @@ async fn an_error_is_caught_and_the_call_tried_again() {
     };
     let error = outcome.await.unwrap_err();
     assert!(
-        matches!(&error, Error::Call(CallError::Interface(failure)) if failure.message() == "first")
+        matches!(&error, Error::Call { error: CallError::Interface(failure), .. } if failure.message() == "first")
     );
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
 }
@@ -64,7 +64,7 @@ async fn a_panic_arrives_with_its_message_and_place() {
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let error = checkout.call::<()>("panic", ("at the disco",)).await.unwrap_err();
-    let Error::Call(CallError::Panic(panic)) = &error else { panic!("{error}") };
+    let Error::Call { error: CallError::Panic(panic), .. } = &error else { panic!("{error}") };
     assert_eq!(panic.message, "at the disco");
     let place = panic.location.as_ref().unwrap();
     assert!(place.file.ends_with("servers.rs") && place.line > 1, "{place:?}");
@@ -79,7 +79,7 @@ async fn calls_behind_a_failed_one_are_dropped_unrun() {
     failing.await.unwrap_err();
     for call in behind {
         let error = call.await.unwrap_err();
-        assert!(matches!(error, Error::Call(CallError::Dropped { .. })), "{error}");
+        assert!(matches!(error, Error::Call { error: CallError::Dropped { .. }, .. }), "{error}");
         assert_eq!(error.to_string(), "not run because the call of `boom` failed before it");
         assert!(!error.may_have_run());
     }
@@ -94,7 +94,7 @@ async fn calls_made_before_the_failure_is_seen_are_dropped_too() {
     checkout.ready().await.unwrap_err();
     let behind = checkout.call::<()>("remember", ("ran",));
     failing.await.unwrap_err();
-    assert!(matches!(behind.await, Err(Error::Call(CallError::Dropped { .. }))));
+    assert!(matches!(behind.await, Err(Error::Call { error: CallError::Dropped { .. }, .. })));
     assert_eq!(checkout.call::<String>("note", ()).await.unwrap(), "");
 }
 
@@ -128,7 +128,9 @@ async fn after_an_error_the_worker_is_kept_if_so_configured() {
 async fn an_unknown_method_is_named_with_those_there_are() {
     let (_server, client) = start("faults");
     let error = client.call::<()>("fly", ()).await.unwrap_err();
-    let Error::Call(CallError::UnknownMethod { method, known }) = &error else { panic!("{error}") };
+    let Error::Call { error: CallError::UnknownMethod { method, known }, .. } = &error else {
+        panic!("{error}")
+    };
     assert_eq!(method.as_deref(), Some("fly"));
     assert!(known.iter().any(|name| name == "echo"));
     assert!(error.to_string().starts_with("unknown method `fly`: there is abort, add"), "{error}");
@@ -149,7 +151,7 @@ async fn a_result_that_cannot_be_encoded_is_an_error_and_no_death() {
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let error = checkout.call::<Value>("unencodable", ()).await.unwrap_err();
-    assert!(matches!(error, Error::Call(CallError::Result { .. })), "{error}");
+    assert!(matches!(error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");
     assert!(error.to_string().contains("a handle of this process"), "{error}");
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
 }
@@ -172,7 +174,7 @@ async fn arguments_beyond_the_size_limit_are_an_error() {
     let (_server, client) = start("small_frames");
     let checkout = client.checkout();
     let error = checkout.call::<()>("echo", ("x".repeat(1000),)).await.unwrap_err();
-    assert!(matches!(error, Error::Call(CallError::Arguments { .. })), "{error}");
+    assert!(matches!(error, Error::Call { error: CallError::Arguments { .. }, .. }), "{error}");
     assert!(error.to_string().contains("limit of a message is 1000"), "{error}");
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
 }
@@ -181,7 +183,7 @@ async fn a_result_beyond_the_size_limit_is_an_error() {
     let (_server, client) = start("small_frames");
     let checkout = client.checkout();
     let error = checkout.call::<Value>("blob", (1000,)).await.unwrap_err();
-    assert!(matches!(error, Error::Call(CallError::Result { .. })), "{error}");
+    assert!(matches!(error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");
     assert!(error.to_string().contains("limit of 1000"), "{error}");
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
 }
@@ -190,7 +192,7 @@ async fn an_answer_of_another_type_is_told() {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let error = checkout.call::<u32>("echo", ("text",)).await.unwrap_err();
-    assert!(matches!(error, Error::Call(CallError::Decode { .. })), "{error}");
+    assert!(matches!(error, Error::Call { error: CallError::Decode { .. }, .. }), "{error}");
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
 }
 

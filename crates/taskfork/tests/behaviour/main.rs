@@ -14,6 +14,7 @@ mod leaks;
 mod load;
 mod logs;
 mod pool;
+mod reports;
 mod server;
 mod setup;
 mod shutdown;
@@ -42,6 +43,7 @@ fn main() {
         load::trials(),
         logs::trials(),
         pool::trials(),
+        reports::trials(),
         server::trials(),
         setup::trials(),
         shutdown::trials(),

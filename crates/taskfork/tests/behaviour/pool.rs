@@ -148,7 +148,7 @@ async fn with_no_server_the_error_says_so_and_since_when() {
     let timeout = Duration::from_millis(200);
     let client = Client::builder().address(&address).timeout(timeout).build().unwrap();
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
-    let Error::Fatal { cause, may_have_run: false } = &error else { panic!("{error}") };
+    let Error::Fatal { cause, may_have_run: false, .. } = &error else { panic!("{error}") };
     let FatalError::CannotConnect { address: tried, unreachable_for, after, .. } = cause else {
         panic!("{error}")
     };

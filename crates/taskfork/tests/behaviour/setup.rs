@@ -29,7 +29,7 @@ async fn a_failed_setup_reaches_the_first_call_and_the_next_tries_again() {
 async fn a_panic_in_setup_is_an_error_of_the_call() {
     let (_server, client) = start("setup_panics");
     let error = client.call::<u32>("pid", ()).await.unwrap_err();
-    assert!(matches!(error, Error::Call(CallError::Setup { .. })), "{error}");
+    assert!(matches!(error, Error::Call { error: CallError::Setup { .. }, .. }), "{error}");
     let text = error.to_string();
     assert!(text.starts_with("setup exception: panicked: no driver ("), "{text}");
     assert!(text.contains("servers.rs:"), "{text}");
@@ -38,7 +38,7 @@ async fn a_panic_in_setup_is_an_error_of_the_call() {
 async fn a_death_in_setup_is_told_to_the_caller() {
     let (_server, client) = start("setup_dies");
     let error = client.call::<u32>("pid", ()).await.unwrap_err();
-    let Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run } = &error else {
+    let Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } = &error else {
         panic!("{error}")
     };
     assert_eq!((death.end, death.during), (End::Exited(7), Some(Activity::Setup)));

@@ -91,7 +91,9 @@ async fn typed_calls_on_a_checkout_and_on_a_client() {
 async fn the_interfaces_own_error_arrives_as_its_type() {
     let (_server, client) = start("typed");
     match client.add("five").await {
-        Err(Error::Call(CallError::Interface(NotANumber { text }))) => assert_eq!(text, "five"),
+        Err(Error::Call { error: CallError::Interface(NotANumber { text }), .. }) => {
+            assert_eq!(text, "five")
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -126,7 +128,7 @@ async fn question_marks_carry_errors_through_nested_handlers() {
     let checkout = client.checkout();
     let inner = async |text: &str| Ok::<_, Error<NotANumber>>(checkout.add(text).await? + 1);
     let outer = async |text: &str| match inner(text).await {
-        Err(Error::Call(CallError::Interface(_))) => inner("1").await,
+        Err(Error::Call { error: CallError::Interface(_), .. }) => inner("1").await,
         other => other,
     };
     assert_eq!(outer("x").await.unwrap(), 2);
@@ -135,6 +137,6 @@ async fn question_marks_carry_errors_through_nested_handlers() {
 async fn an_error_that_cannot_be_encoded_is_told() {
     let (_server, client) = start("typed");
     let error = client.secret().await.unwrap_err();
-    assert!(matches!(error, Error::Call(CallError::Result { .. })), "{error}");
+    assert!(matches!(error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");
     assert!(error.to_string().contains("must not leave"), "{error}");
 }

@@ -94,6 +94,10 @@ fn faults(methods: Methods<Worker>) -> Methods<Worker> {
             Err::<(), _>(Box::new(Outer(error)).into())
         })
         .function("panic", |message: String| -> Result<(), BoxError> { panic!("{message}") })
+        .function("deep_panic", || -> Result<(), BoxError> {
+            panic_far_below(3);
+            Ok(())
+        })
         .function("abort", || -> Result<(), BoxError> { std::process::abort() })
         .function("exit", |code: i32| -> Result<(), BoxError> { std::process::exit(code) })
         .function("segv", || -> Result<(), BoxError> {
@@ -114,6 +118,12 @@ fn faults(methods: Methods<Worker>) -> Methods<Worker> {
             }
         })
         .function("unencodable", || Ok(Unencodable))
+}
+
+#[inline(never)]
+fn panic_far_below(depth: u32) {
+    assert!(depth > 0, "at the bottom");
+    panic_far_below(std::hint::black_box(depth - 1));
 }
 
 #[derive(Debug, thiserror::Error)]

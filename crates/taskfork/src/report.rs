@@ -1,0 +1,151 @@
+//! Which call an error belongs to, and the error with all that is known about it.
+
+use std::fmt::{self, Write};
+use std::panic::Location;
+
+use crate::error::{CallError, Error};
+
+/// Which call an error belongs to: who made it, of which method, and where in the program.
+#[derive(Debug, Clone)]
+pub struct CallSite(Box<Inner>);
+
+#[derive(Debug, Clone)]
+struct Inner {
+    client: String,
+    method: Option<String>,
+    location: &'static Location<'static>,
+    /// The causes of the interface's own error, as they stood in the worker: an error that travels
+    /// as a value may not bring them along.
+    causes: Vec<String>,
+    #[cfg(feature = "tracing")]
+    spans: tracing_error::SpanTrace,
+}
+
+impl CallSite {
+    /// Of an error that is told now, in the task that waits for the call.
+    pub(crate) fn new(
+        client: &str,
+        method: Option<&str>,
+        location: &'static Location<'static>,
+    ) -> Self {
+        Self(Box::new(Inner {
+            client: client.to_owned(),
+            method: method.map(str::to_owned),
+            location,
+            causes: Vec::new(),
+            #[cfg(feature = "tracing")]
+            spans: tracing_error::SpanTrace::capture(),
+        }))
+    }
+
+    pub(crate) fn with_causes(mut self, causes: &[&str]) -> Self {
+        self.0.causes = causes.iter().map(|&cause| cause.to_owned()).collect();
+        self
+    }
+
+    /// The client's name.
+    pub fn client(&self) -> &str {
+        &self.0.client
+    }
+
+    /// The method called, if the call named one.
+    pub fn method(&self) -> Option<&str> {
+        self.0.method.as_deref()
+    }
+
+    /// The line of the program that made the call.
+    pub fn location(&self) -> &'static Location<'static> {
+        self.0.location
+    }
+
+    /// The `tracing` spans in which the error was told; empty unless the program has the `ErrorLayer`
+    /// of the crate `tracing-error`.
+    #[cfg(feature = "tracing")]
+    pub fn spans(&self) -> &tracing_error::SpanTrace {
+        &self.0.spans
+    }
+}
+
+impl fmt::Display for CallSite {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} -> {}", self.client(), self.method().unwrap_or("(no method)"))
+    }
+}
+
+/// An error with all that is known about it, innermost first: what happened, its causes in the
+/// worker, the worker's stack at a panic, then the boundary between the processes, the line that made
+/// the call, and the spans of `tracing` around it. Made by [`Error::report`].
+pub struct Report<'a, E>(pub(crate) &'a Error<E>);
+
+impl<E: fmt::Display> fmt::Display for Report<'_, E> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let site = self.0.site();
+        write!(out, "{}", self.0)?;
+        match self.0 {
+            Error::Call { error: CallError::Setup { failure }, .. } => {
+                causes(out, failure.causes())?;
+            }
+            Error::Call { error: CallError::Panic(panic), .. } => {
+                if let Some(stack) = &panic.stack {
+                    write!(out, "\n{}", stack.trim_end())?;
+                }
+            }
+            _ => causes(out, site.0.causes.iter().map(String::as_str))?,
+        }
+        write!(out, "\n{site}\n  at {}", site.location())?;
+        #[cfg(feature = "tracing")]
+        if site.spans().status() == tracing_error::SpanTraceStatus::CAPTURED {
+            write!(Indented(out), "\n{}", site.spans())?;
+        }
+        Ok(())
+    }
+}
+
+impl<E> fmt::Debug for Report<'_, E> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_tuple("Report").field(self.0.site()).finish()
+    }
+}
+
+fn causes<'a>(out: &mut fmt::Formatter<'_>, causes: impl Iterator<Item = &'a str>) -> fmt::Result {
+    for cause in causes {
+        write!(Indented(out), "\ncaused by: {cause}")?;
+    }
+    Ok(())
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if out.alternate() {
+            return write!(out, "{}", self.report());
+        }
+        match self {
+            Self::Call { error, .. } => write!(out, "{error}"),
+            Self::Fatal { cause, .. } => write!(out, "{cause}"),
+        }
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for Error<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Call { error, .. } => error.source(),
+            Self::Fatal { .. } => None,
+        }
+    }
+}
+
+/// Writes what follows a line's end two columns further in.
+struct Indented<'a, W>(&'a mut W);
+
+impl<W: Write> Write for Indented<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for (number, line) in text.split('\n').enumerate() {
+            if number > 0 {
+                self.0.write_str("\n  ")?;
+            }
+            self.0.write_str(line)?;
+        }
+        Ok(())
+    }
+}
