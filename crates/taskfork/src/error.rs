@@ -153,6 +153,8 @@ pub struct Death {
     pub reason: Option<String>,
     /// What the worker was doing, as far as it is known.
     pub during: Option<Activity>,
+    /// The last that it wrote to standard error, up to 4 KiB.
+    pub stderr: Option<String>,
 }
 
 /// How a process ended.
@@ -442,6 +444,7 @@ mod tests {
             end: End::Signaled(9),
             reason: Some("hung for 5 minutes".into()),
             during: Some(Activity::Call),
+            stderr: None,
         };
         assert_eq!(
             FatalError::WorkerDied(death).to_string(),

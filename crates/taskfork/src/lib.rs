@@ -50,7 +50,7 @@ pub use error::{
 pub use log_defer;
 pub use report::{CallSite, Report};
 pub use rmpv::Value;
-pub use server::{Entry, Server, ServerBuilder, ServerError, ServerHandle, init};
+pub use server::{Entry, Server, ServerBuilder, ServerError, ServerHandle, Stderr, init};
 pub use wire::answer::InterfaceError;
 pub use wire::args::Args;
 pub use wire::request::{Arguments, ArgumentsError, FromArguments};

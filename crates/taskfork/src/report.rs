@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 use std::panic::Location;
 
-use crate::error::{CallError, Error};
+use crate::error::{CallError, Death, Error, FatalError};
 
 /// Which call an error belongs to: who made it, of which method, and where in the program.
 #[derive(Debug, Clone)]
@@ -89,6 +89,12 @@ impl<E: fmt::Display> fmt::Display for Report<'_, E> {
                 if let Some(stack) = &panic.stack {
                     write!(out, "\n{}", stack.trim_end())?;
                 }
+            }
+            Error::Fatal {
+                cause: FatalError::WorkerDied(Death { stderr: Some(text), .. }),
+                ..
+            } => {
+                write!(Indented(out), "\nstandard error:\n{text}")?;
             }
             _ => causes(out, site.0.causes.iter().map(String::as_str))?,
         }

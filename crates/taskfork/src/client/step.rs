@@ -123,10 +123,15 @@ impl Ending {
                 end: notice.end,
                 reason: notice.reason,
                 during: notice.during,
+                stderr: notice.stderr,
             }),
-            Self::Closed | Self::Unread => {
-                FatalError::WorkerDied(Death { pid, end: End::Unknown, reason: None, during: None })
-            }
+            Self::Closed | Self::Unread => FatalError::WorkerDied(Death {
+                pid,
+                end: End::Unknown,
+                reason: None,
+                during: None,
+                stderr: None,
+            }),
             Self::Broken(detail) => FatalError::Protocol { detail },
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::error::ServerError;
 use super::event_loop::EventLoop;
 use super::options::Options;
+use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::error::Failure;
 use crate::worker::interface::{BoxError, Interface};
@@ -149,6 +150,18 @@ impl<S: 'static> ServerBuilder<S> {
     /// seconds unless set.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.options.stall_timeout = timeout;
+        self
+    }
+
+    /// What becomes of what workers write to standard error: [`Stderr::Capture`] unless set.
+    ///
+    /// ```
+    /// use taskfork::{Server, Stderr};
+    /// let server = Server::builder().stderr(Stderr::Inherit);
+    /// # let _ = server;
+    /// ```
+    pub fn stderr(mut self, stderr: Stderr) -> Self {
+        self.options.stderr = stderr;
         self
     }
 

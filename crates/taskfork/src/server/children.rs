@@ -11,6 +11,7 @@ use rustix::process::{
 };
 
 use super::entry::is_child_of;
+use super::stderr::{Captured, Shown, Stderr};
 use crate::display::seconds;
 use crate::error::End;
 use crate::sys::{self, ForkError, Forked, ThreadCount};
@@ -29,6 +30,7 @@ pub(crate) struct Child {
     pub(crate) slot: Slot,
     pub(crate) number: u64,
     judgement: Option<Judgement>,
+    stderr: Option<Captured>,
 }
 
 /// Why a worker was killed, and what it was doing.
@@ -42,7 +44,8 @@ struct Judgement {
 #[derive(Debug)]
 pub(crate) enum Birth {
     Parent(Child),
-    Worker,
+    /// With what is to be its standard error, if that is not the server's.
+    Worker(Option<OwnedFd>),
 }
 
 /// Forks a worker for `connection`.
@@ -51,8 +54,16 @@ pub(crate) fn fork_worker(
     slot: Slot,
     number: u64,
     threads: &ThreadCount,
+    stderr: Stderr,
 ) -> Result<Birth, ForkError> {
     let own = connection.try_clone()?;
+    let (stderr, writer) = match stderr {
+        Stderr::Capture => {
+            let (captured, writer) = Captured::new()?;
+            (Some(captured), Some(writer))
+        }
+        Stderr::Inherit => (None, None),
+    };
     let server = getpid();
     match sys::fork(threads)? {
         Forked::Parent { child } => {
@@ -60,7 +71,15 @@ pub(crate) fn fork_worker(
             // Done on both sides, so that it holds before either goes on.
             let _ = setpgid(Some(pid), Some(pid));
             let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(std::io::Error::from)?;
-            Ok(Birth::Parent(Child { pid, pidfd, connection: own, slot, number, judgement: None }))
+            Ok(Birth::Parent(Child {
+                pid,
+                pidfd,
+                connection: own,
+                slot,
+                number,
+                judgement: None,
+                stderr,
+            }))
         }
         Forked::Child => {
             let _ = setpgid(None, None);
@@ -69,15 +88,26 @@ pub(crate) fn fork_worker(
             if !is_child_of(server) {
                 sys::exit_now(1);
             }
-            Ok(Birth::Worker)
+            Ok(Birth::Worker(writer))
         }
     }
 }
 
 impl Child {
     /// What a new worker closes of another's.
-    pub(crate) fn into_descriptors(self) -> [OwnedFd; 2] {
-        [self.pidfd, self.connection]
+    pub(crate) fn into_descriptors(self) -> impl Iterator<Item = OwnedFd> {
+        [self.pidfd, self.connection].into_iter().chain(self.stderr.and_then(Captured::into_pipe))
+    }
+
+    /// The worker's standard error, if it is to be watched.
+    pub(crate) fn stderr(&self) -> Option<&OwnedFd> {
+        self.stderr.as_ref().and_then(Captured::pipe)
+    }
+
+    /// Shows what the worker has written to standard error; gives it back once it has ended.
+    pub(crate) fn pass_stderr_on(&mut self, shown: &mut Shown) -> Option<OwnedFd> {
+        let pid = self.pid();
+        self.stderr.as_mut()?.pass_on(pid, shown)
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -145,7 +175,7 @@ impl Child {
     }
 
     /// Takes a dead worker's status, ends what it left running, and tells its client.
-    pub(crate) fn bury(self) -> Slot {
+    pub(crate) fn bury(mut self, shown: &mut Shown) -> Slot {
         use std::os::fd::AsFd;
         // Its group can be signalled for as long as its number is not free.
         self.kill();
@@ -158,6 +188,7 @@ impl Child {
             },
             None => End::Unknown,
         };
+        let stderr = self.stderr.take().and_then(|stderr| stderr.last_words(self.pid(), shown));
         let current = self.slot.view();
         let (view, reason) = match self.judgement {
             Some(Judgement { view, reason }) => (view, Some(reason)),
@@ -172,7 +203,7 @@ impl Child {
             Phase::AnsweringAtLength | Phase::Greeting => {}
             phase => {
                 let during = phase.activity();
-                let notice = DeathNotice { pid, end, reason, during, calls: view.calls };
+                let notice = DeathNotice { pid, end, reason, during, calls: view.calls, stderr };
                 tell(&self.connection, &notice);
             }
         }

@@ -16,6 +16,7 @@ use super::error::ServerError;
 use super::listener::Listener;
 use super::options::Options;
 use super::signals::Signals;
+use super::stderr::Shown;
 use crate::sys::{self, ThreadCount};
 use crate::worker::scoreboard::{Scoreboard, now};
 use crate::worker::{Limits, Seat};
@@ -23,8 +24,9 @@ use crate::worker::{Limits, Seat};
 const SIGNALS: u64 = 0;
 const LISTENER: u64 = 1;
 const CONTROL: u64 = 2;
-/// A worker's two tokens start here: its end, and its client's end.
-const CHILDREN: u64 = 4;
+/// A worker's tokens start here: its end, its client's end, and what it writes to standard error.
+const CHILDREN: u64 = 3;
+const TOKENS: u64 = 3;
 
 /// For how long nothing is accepted after descriptors or processes have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -37,6 +39,8 @@ pub(crate) struct EventLoop {
     /// What workers get as standard input.
     nothing: File,
     threads: ThreadCount,
+    /// Where what workers write to standard error is shown.
+    shown: Shown,
     listener: Option<Listener>,
     scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
@@ -56,10 +60,11 @@ enum Mode {
     Killing,
 }
 
-/// What a process is after an event: still the server, or a new worker with its seat.
+/// What a process is after an event: still the server, or a new worker with its standard error, if
+/// that is not the server's, and its seat.
 enum Role {
     Server,
-    Worker(Seat),
+    Worker(Option<OwnedFd>, Seat),
 }
 
 impl EventLoop {
@@ -91,6 +96,7 @@ impl EventLoop {
             signals,
             nothing,
             threads: thread_count,
+            shown: Shown::default(),
             listener,
             scoreboard,
             children: HashMap::new(),
@@ -135,8 +141,8 @@ impl EventLoop {
             // took its place.
             events.sort_by_key(|event| std::cmp::Reverse(event.data.u64()));
             for event in &events {
-                if let Role::Worker(seat) = self.handle(event.data.u64()) {
-                    self.become_worker(seat);
+                if let Role::Worker(stderr, seat) = self.handle(event.data.u64()) {
+                    self.become_worker(stderr, seat);
                 }
             }
         }
@@ -193,11 +199,16 @@ impl EventLoop {
             LISTENER => self.accept(),
             CONTROL => self.obey(),
             token => {
-                let number = (token - CHILDREN) / 2;
-                if token % 2 == 0 {
-                    self.bury(number);
-                } else if let Some(child) = self.children.get_mut(&number) {
-                    child.client_left();
+                let number = (token - CHILDREN) / TOKENS;
+                match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
+                    (0, _) => self.bury(number),
+                    (1, Some(child)) => child.client_left(),
+                    (_, Some(child)) => {
+                        if let Some(ended) = child.pass_stderr_on(&mut self.shown) {
+                            let _ = epoll::delete(&self.epoll, &ended);
+                        }
+                    }
+                    (_, None) => {}
                 }
                 Role::Server
             }
@@ -246,22 +257,25 @@ impl EventLoop {
             return Role::Server;
         };
         let number = self.born + 1;
-        match fork_worker(&connection, slot.clone(), number, &self.threads) {
+        match fork_worker(&connection, slot.clone(), number, &self.threads, self.options.stderr) {
             Ok(Birth::Parent(child)) => {
                 self.born = number;
                 self.adopt(child);
                 Role::Server
             }
-            Ok(Birth::Worker) => Role::Worker(Seat {
-                socket: connection,
-                slot,
-                number,
-                server: self.options.name.clone(),
-                limits: Limits {
-                    max_frame: self.options.max_frame,
-                    stall_timeout: self.options.stall_timeout,
+            Ok(Birth::Worker(stderr)) => Role::Worker(
+                stderr,
+                Seat {
+                    socket: connection,
+                    slot,
+                    number,
+                    server: self.options.name.clone(),
+                    limits: Limits {
+                        max_frame: self.options.max_frame,
+                        stall_timeout: self.options.stall_timeout,
+                    },
                 },
-            }),
+            ),
             Err(error) => {
                 tracing::error!("refused a connection: {error}");
                 self.scoreboard.give_back(slot);
@@ -272,11 +286,15 @@ impl EventLoop {
 
     fn adopt(&mut self, child: Child) {
         let number = child.number;
-        let token = CHILDREN + 2 * number;
+        let token = CHILDREN + TOKENS * number;
         let end_of_client = EventFlags::RDHUP | EventFlags::ET;
         let watched = self
             .watch(child.pidfd.as_fd(), token, EventFlags::IN)
-            .and_then(|()| self.watch(child.connection.as_fd(), token + 1, end_of_client));
+            .and_then(|()| self.watch(child.connection.as_fd(), token + 1, end_of_client))
+            .and_then(|()| match child.stderr() {
+                Some(stderr) => self.watch(stderr.as_fd(), token + 2, EventFlags::IN),
+                None => Ok(()),
+            });
         self.children.insert(number, child);
         if let Err(error) = watched {
             tracing::error!(worker = number, "a worker is killed: {error}");
@@ -293,24 +311,29 @@ impl EventLoop {
         // for a moment. The kernel refuses only what is not watched anyway.
         let _ = epoll::delete(&self.epoll, &child.pidfd);
         let _ = epoll::delete(&self.epoll, &child.connection);
-        self.scoreboard.give_back(child.bury());
+        if let Some(stderr) = child.stderr() {
+            let _ = epoll::delete(&self.epoll, stderr);
+        }
+        self.scoreboard.give_back(child.bury(&mut self.shown));
     }
 
     /// In a new worker: lets go of everything that is the server's, and serves.
-    fn become_worker(self, seat: Seat) -> ! {
+    fn become_worker(self, stderr: Option<OwnedFd>, seat: Seat) -> ! {
         let Self { mut options, program, nothing, children, .. } = self;
         drop((options.control.take(), self.signals, self.listener));
         let others = children.into_values().flat_map(Child::into_descriptors);
         sys::close_all(others.chain([self.epoll, self.threads.into()]));
         control::close_inherited();
         sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
-        if let Err(error) =
-            sys::reset_for_worker().and_then(|()| Ok(rustix::stdio::dup2_stdin(&nothing)?))
-        {
+        let redirected = || {
+            rustix::stdio::dup2_stdin(&nothing)?;
+            stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)
+        };
+        if let Err(error) = sys::reset_for_worker().and_then(|()| Ok(redirected()?)) {
             tracing::error!("a worker cannot start: {error}");
             sys::exit_now(1);
         }
-        drop(nothing);
+        drop((nothing, stderr));
         sys::reseed_c_random();
         let run = std::panic::AssertUnwindSafe(|| program(seat));
         let status = std::panic::catch_unwind(run).unwrap_or(101);

@@ -12,9 +12,11 @@ mod handle;
 mod listener;
 mod options;
 mod signals;
+mod stderr;
 
 pub use builder::{Server, ServerBuilder};
 pub(crate) use control::Link;
 pub use entry::{Entry, init};
 pub use error::ServerError;
 pub use handle::ServerHandle;
+pub use stderr::Stderr;

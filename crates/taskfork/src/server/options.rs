@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::control::Control;
+use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::wire::frame::DEFAULT_LIMIT;
 
@@ -15,6 +16,7 @@ pub(crate) struct Options {
     pub(crate) socket_mode: u32,
     pub(crate) max_frame: usize,
     pub(crate) stall_timeout: Duration,
+    pub(crate) stderr: Stderr,
     /// The line to the program that started this server.
     pub(crate) control: Option<Control>,
 }
@@ -29,6 +31,7 @@ impl Default for Options {
             socket_mode: 0o600,
             max_frame: DEFAULT_LIMIT,
             stall_timeout: Duration::from_secs(30),
+            stderr: Stderr::Capture,
             control: None,
         }
     }

@@ -87,6 +87,8 @@ pub(crate) struct DeathNotice {
     pub(crate) during: Option<Activity>,
     /// How many calls of this connection the worker had begun.
     pub(crate) calls: u64,
+    /// The last that the worker wrote to standard error.
+    pub(crate) stderr: Option<String>,
 }
 
 /// The kinds of a call's error on the wire.
@@ -278,7 +280,8 @@ impl<'a> ErrorBody<'a> {
 
 impl DeathNotice {
     fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
-        let mut notice = Self { pid: 0, end: End::Unknown, reason: None, during: None, calls: 0 };
+        let mut notice =
+            Self { pid: 0, end: End::Unknown, reason: None, during: None, calls: 0, stderr: None };
         meta(reader, |key, reader| {
             match key {
                 "pid" => notice.pid = reader.int()?,
@@ -286,6 +289,7 @@ impl DeathNotice {
                 "signal" => notice.end = End::Signaled(reader.int()?),
                 "reason" => notice.reason = Some(reader.str()?.to_owned()),
                 "during" => notice.during = activity(reader.str()?),
+                "stderr" => notice.stderr = Some(reader.str()?.to_owned()),
                 "calls" => notice.calls = reader.int()?,
                 _ => return Ok(false),
             }
@@ -390,7 +394,8 @@ pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {
         End::Signaled(signal) => Some(("signal", signal)),
         End::Unknown => None,
     };
-    let optional = [end.is_some(), notice.reason.is_some(), notice.during.is_some()];
+    let optional =
+        [end.is_some(), notice.reason.is_some(), notice.during.is_some(), notice.stderr.is_some()];
     put_array(out, 2);
     put_uint(out, DEATH);
     put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
@@ -402,9 +407,11 @@ pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {
         put_str(out, key);
         put_int(out, i64::from(number));
     }
-    if let Some(reason) = &notice.reason {
-        put_str(out, "reason");
-        put_str(out, reason);
+    for (key, text) in [("reason", &notice.reason), ("stderr", &notice.stderr)] {
+        if let Some(text) = text {
+            put_str(out, key);
+            put_str(out, text);
+        }
     }
     if let Some(during) = notice.during {
         put_str(out, "during");

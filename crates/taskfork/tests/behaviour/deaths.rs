@@ -40,7 +40,13 @@ async fn a_death_in_a_call_says_how_and_of_whom() {
     let (exited, may_have_run) = death(checkout.call::<()>("exit", (3,)).await);
     assert_eq!(
         exited,
-        Death { pid, end: End::Exited(3), reason: None, during: Some(Activity::Call) }
+        Death {
+            pid,
+            end: End::Exited(3),
+            reason: None,
+            during: Some(Activity::Call),
+            stderr: None
+        }
     );
     assert!(may_have_run);
 

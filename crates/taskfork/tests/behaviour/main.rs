@@ -18,6 +18,7 @@ mod reports;
 mod server;
 mod setup;
 mod shutdown;
+mod stderr;
 mod support;
 mod typed;
 mod workers;
@@ -47,6 +48,7 @@ fn main() {
         server::trials(),
         setup::trials(),
         shutdown::trials(),
+        stderr::trials(),
         typed::trials(),
         workers::trials(),
     ];

@@ -51,6 +51,10 @@ pub(crate) fn plays() -> bool {
             let server = server.stall_timeout(std::time::Duration::from_millis(200));
             print_error(servers::serve(server));
         }
+        ["serve_inheriting", address] => {
+            let server = Server::builder().stderr(taskfork::Stderr::Inherit);
+            print_error(servers::serve(server.listen(address)));
+        }
         ["serve_logs", address] => {
             print_error(crate::logs::server(Server::builder().listen(address)));
         }

@@ -94,9 +94,37 @@ fn faults(methods: Methods<Worker>) -> Methods<Worker> {
             Err::<(), _>(Box::new(Outer(error)).into())
         })
         .function("panic", |message: String| -> Result<(), BoxError> { panic!("{message}") })
+        .function("complain", |text: String| {
+            eprint!("{text}");
+            Ok(())
+        })
+        .function("complain_and_abort", |text: String| -> Result<(), BoxError> {
+            eprint!("{text}");
+            std::process::abort()
+        })
+        .function("close_stderr", || {
+            // SAFETY: nobody else in this process owns the descriptor.
+            #[allow(unsafe_code)]
+            Ok(unsafe { libc::close(2) })
+        })
+        .function("escape", || {
+            use std::os::unix::process::CommandExt;
+            let mut command = std::process::Command::new("sleep");
+            Ok(command.arg("600").process_group(0).spawn()?.id())
+        })
         .function("deep_panic", || -> Result<(), BoxError> {
             panic_far_below(3);
             Ok(())
+        })
+        .function("panic_twice", || -> Result<(), BoxError> {
+            struct PanicsAgain;
+            impl Drop for PanicsAgain {
+                fn drop(&mut self) {
+                    panic!("in a drop");
+                }
+            }
+            let _again = PanicsAgain;
+            panic!("at first")
         })
         .function("abort", || -> Result<(), BoxError> { std::process::abort() })
         .function("exit", |code: i32| -> Result<(), BoxError> { std::process::exit(code) })

@@ -1,0 +1,237 @@
+//! What workers write to standard error: read as fast as they write it, shown line by line with
+//! their process ids, and the end of it kept for the news of a death.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionbio, read};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+/// What becomes of what workers write to standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Stderr {
+    /// The server reads it, writes each line to its own standard error with the worker's process id
+    /// in front, and attaches the last 4 KiB to the worker's death. A worker is never held up by it:
+    /// lines are dropped, and counted, while the server's own standard error takes nothing.
+    #[default]
+    Capture,
+    /// Workers have the server's.
+    Inherit,
+}
+
+/// How much is kept for the news of a death.
+const KEPT: usize = 4096;
+
+/// A line is cut after so many bytes.
+const LONGEST: usize = 3500;
+
+/// As much is written to a pipe whole or not at all, and without waiting if the pipe is ready.
+const ATOMIC: usize = 4096;
+
+/// How much is read before others have their turn.
+const TURN: usize = 64 << 10;
+
+/// At its worker's death: descendants that have got away may go on writing for ever.
+const LAST_TURNS: usize = 16;
+
+/// A worker's standard error as the server has it.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    /// Until the worker and all that it has started have closed the other end.
+    pipe: Option<OwnedFd>,
+    tail: Tail,
+}
+
+impl Captured {
+    /// With it comes the end for the worker.
+    pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
+        let (pipe, worker) = pipe_with(PipeFlags::CLOEXEC)?;
+        // Of the two ends the server's only must not wait.
+        ioctl_fionbio(&pipe, true)?;
+        Ok((Self { pipe: Some(pipe), tail: Tail::default() }, worker))
+    }
+
+    /// What is to be watched, if there may be more to read.
+    pub(crate) fn pipe(&self) -> Option<&OwnedFd> {
+        self.pipe.as_ref()
+    }
+
+    pub(crate) fn into_pipe(self) -> Option<OwnedFd> {
+        self.pipe
+    }
+
+    /// Reads what is there, up to a turn's worth, and shows it as lines of process `pid`. Gives the
+    /// pipe back once it has ended.
+    pub(crate) fn pass_on(&mut self, pid: u32, shown: &mut Shown) -> Option<OwnedFd> {
+        let ended = self.read(|line| shown.line(pid, line));
+        shown.flush();
+        self.pipe.take_if(|_| ended)
+    }
+
+    /// All that is left when the worker has died; gives the end of what it wrote.
+    pub(crate) fn last_words(mut self, pid: u32, shown: &mut Shown) -> Option<String> {
+        for _ in 0..LAST_TURNS {
+            let more = self.pipe.as_ref().is_some_and(|pipe| is_ready(pipe.as_fd(), PollFlags::IN));
+            if !more || self.pass_on(pid, shown).is_some() {
+                break;
+            }
+        }
+        self.tail.end(|line| shown.line(pid, line));
+        shown.flush();
+        self.tail.text()
+    }
+
+    /// Reads a turn's worth; tells whether it was the last.
+    fn read(&mut self, mut show: impl FnMut(&[u8])) -> bool {
+        let Some(pipe) = &self.pipe else { return true };
+        let mut piece = [0; 16 << 10];
+        let mut total = 0;
+        while total < TURN {
+            match read(pipe, &mut piece) {
+                Ok(0) => return true,
+                Ok(length) => {
+                    total += length;
+                    self.tail.take(&piece[..length], &mut show);
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+}
+
+fn is_ready(descriptor: BorrowedFd<'_>, event: PollFlags) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut watched = [PollFd::from_borrowed_fd(descriptor, event)];
+    poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// The end of a stream of bytes, and the line that it is in.
+#[derive(Debug, Default)]
+struct Tail {
+    kept: Vec<u8>,
+    line: Vec<u8>,
+}
+
+impl Tail {
+    fn take(&mut self, bytes: &[u8], mut show: impl FnMut(&[u8])) {
+        self.kept.extend_from_slice(bytes);
+        if self.kept.len() > 2 * KEPT {
+            self.kept.drain(..self.kept.len() - KEPT);
+        }
+        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.line.extend_from_slice(part);
+            while self.line.len() > LONGEST {
+                let rest = self.line.split_off(LONGEST);
+                show(&self.line);
+                self.line = rest;
+            }
+            if self.line.last() == Some(&b'\n') {
+                self.line.pop();
+                show(&self.line);
+                self.line.clear();
+            }
+        }
+    }
+
+    /// Shows the last line even if nothing ended it.
+    fn end(&mut self, show: impl FnOnce(&[u8])) {
+        if !self.line.is_empty() {
+            show(&std::mem::take(&mut self.line));
+        }
+    }
+
+    /// The last of it as text.
+    fn text(&self) -> Option<String> {
+        let kept = &self.kept[self.kept.len().saturating_sub(KEPT)..];
+        let text = String::from_utf8_lossy(kept);
+        // What could not be read as text takes more room than it did.
+        let start = text.ceil_char_boundary(text.len().saturating_sub(KEPT));
+        let text = text[start..].trim_end();
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+}
+
+/// The server's own standard error, written to without ever waiting for whoever reads it.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    waiting: Vec<u8>,
+    lost: u64,
+}
+
+impl Shown {
+    fn line(&mut self, pid: u32, line: &[u8]) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if self.waiting.len() + line.len() + 24 > ATOMIC {
+            self.flush();
+        }
+        // Memory takes every write.
+        let _ = write!(self.waiting, "[{pid}] ");
+        self.waiting.extend_from_slice(line);
+        self.waiting.push(b'\n');
+    }
+
+    fn flush(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let own = rustix::stdio::stderr();
+        if self.lost > 0 && is_ready(own, PollFlags::OUT) {
+            let lost = std::mem::take(&mut self.lost);
+            let told = format!("{lost} lines of workers' standard error were dropped\n");
+            let _ = rustix::io::write(own, told.as_bytes());
+        }
+        let lines = || self.waiting.iter().filter(|&&byte| byte == b'\n').count() as u64;
+        // Where it cannot be shown, it is still kept for the news of a death.
+        if !is_ready(own, PollFlags::OUT) || rustix::io::write(own, &self.waiting).is_err() {
+            self.lost += lines();
+        }
+        self.waiting.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn lines_and_the_end_are_the_same_however_they_are_cut(
+            text in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'a'), any::<u8>()], 0..9000),
+            cuts in prop::collection::vec(1..500usize, 1..20),
+        ) {
+            let mut tail = Tail::default();
+            let mut lines: Vec<Vec<u8>> = Vec::new();
+            let (mut rest, mut cuts) = (&text[..], cuts.into_iter().cycle());
+            while !rest.is_empty() {
+                let cut = cuts.next().map_or(1, |cut| cut.min(rest.len()));
+                let (now, later) = rest.split_at(cut);
+                tail.take(now, |line| lines.push(line.to_owned()));
+                rest = later;
+            }
+            tail.end(|line| lines.push(line.to_owned()));
+            let expected: Vec<&[u8]> = text
+                .split_inclusive(|&byte| byte == b'\n')
+                .map(|line| line.strip_suffix(b"\n").unwrap_or(line))
+                .collect();
+            prop_assert_eq!(&lines, &expected);
+            let kept = tail.text().unwrap_or_default();
+            prop_assert!(kept.len() <= KEPT);
+            prop_assert!(String::from_utf8_lossy(&text).trim_end().ends_with(&kept));
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_cut() {
+        let mut tail = Tail::default();
+        let mut lines = Vec::new();
+        tail.take(&[b'x'; 8000], |line| lines.push(line.len()));
+        tail.end(|line| lines.push(line.len()));
+        assert_eq!(lines, [3500, 3500, 1000]);
+    }
+}
