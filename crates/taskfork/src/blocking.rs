@@ -127,6 +127,13 @@ impl Checkout {
         Self { inner: self.inner.log(log), ..self }
     }
 
+    /// The trace that each call made from now on belongs to. See
+    /// [`crate::Checkout::trace_context`].
+    #[must_use = "it returns the checkout, which is released when it is dropped"]
+    pub fn trace_context(self, context: crate::TraceContext) -> Self {
+        Self { inner: self.inner.trace_context(context), ..self }
+    }
+
     /// Calls a method of an untyped interface and waits for its result.
     ///
     /// # Errors

@@ -39,6 +39,7 @@ mod error;
 mod report;
 mod server;
 mod sys;
+mod trace_context;
 mod wire;
 mod worker;
 
@@ -51,6 +52,7 @@ pub use log_defer;
 pub use report::{CallSite, Report};
 pub use rmpv::Value;
 pub use server::{Entry, Server, ServerBuilder, ServerError, ServerHandle, Stderr, init};
+pub use trace_context::{TraceContext, trace_context};
 pub use wire::answer::InterfaceError;
 pub use wire::args::Args;
 pub use wire::request::{Arguments, ArgumentsError, FromArguments};

@@ -12,10 +12,11 @@ use super::core::Core;
 use super::entries::{MethodName, Work};
 use super::lane::Lane;
 use crate::error::FatalError;
+use crate::trace_context::TraceContext;
 use crate::wire::WireError;
 use crate::wire::args::{Args, EncodeError};
 use crate::wire::frame;
-use crate::wire::native;
+use crate::wire::native::{self, CallMeta};
 
 /// Holds one worker exclusively, or a place in the queue for one.
 ///
@@ -46,16 +47,23 @@ pub struct Checkout {
     max_frame: usize,
     /// Up to which level this checkout's log wants to have lines.
     log: Option<Level>,
+    /// The trace that its calls belong to, whatever the caller's span.
+    trace: Option<TraceContext>,
 }
 
 impl Checkout {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Self { lane: Lane::new(core.clone()), max_frame: core.config.max_frame, log: None }
+        Self {
+            lane: Lane::new(core.clone()),
+            max_frame: core.config.max_frame,
+            log: None,
+            trace: None,
+        }
     }
 
     pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
         let lane = Lane::try_new(core.clone())?;
-        Some(Self { lane, max_frame: core.config.max_frame, log: None })
+        Some(Self { lane, max_frame: core.config.max_frame, log: None, trace: None })
     }
 
     /// The time that each call made from now on has, counted from when it is made; `None` for no
@@ -86,6 +94,24 @@ impl Checkout {
     pub fn log(mut self, log: &Log) -> Self {
         self.log = Some(log.verbosity());
         self.lane.set_log(log.clone());
+        self
+    }
+
+    /// The trace that each call made from now on belongs to. Without it, a call belongs to that of
+    /// the span in which it is made, if the feature `opentelemetry` is on and the program has a
+    /// layer of `tracing-opentelemetry`.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::Client, header: &str) {
+    /// let mut checkout = client.checkout();
+    /// if let Some(context) = taskfork::TraceContext::new(header) {
+    ///     checkout = checkout.trace_context(context);
+    /// }
+    /// # }
+    /// ```
+    #[must_use = "it returns the checkout, which is released when it is dropped"]
+    pub fn trace_context(mut self, context: TraceContext) -> Self {
+        self.trace = Some(context);
         self
     }
 
@@ -134,9 +160,16 @@ impl Checkout {
 
     #[track_caller]
     fn make<T, E>(&self, method: MethodName, args: impl Args) -> Call<T, E> {
+        let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
+        let trace = self.trace.as_ref().or(of_caller.as_ref());
+        let meta = CallMeta {
+            log: self.log.map(Level::number),
+            traceparent: trace.map(TraceContext::traceparent),
+            tracestate: trace.and_then(TraceContext::tracestate),
+        };
         let mut frame = Vec::with_capacity(128);
         let written = frame::write(&mut frame, self.max_frame, |out| {
-            native::put_call(out, method.as_deref(), self.log.map(Level::number));
+            native::put_call(out, method.as_deref(), meta);
             args.encode(out)
         });
         let work = match written {

@@ -24,13 +24,17 @@ const NOTES: u64 = 4;
 #[derive(Debug)]
 pub(crate) enum FromClient<'a> {
     Hello(ClientHello),
-    Call {
-        method: Option<&'a str>,
-        args: Arguments<'a>,
-        /// Up to which level the caller wants to have what is logged.
-        log: Option<u32>,
-    },
+    Call { method: Option<&'a str>, args: Arguments<'a>, meta: CallMeta<'a> },
     Done,
+}
+
+/// What a caller says beside its call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct CallMeta<'a> {
+    /// Up to which level the caller wants to have what is logged.
+    pub(crate) log: Option<u32>,
+    pub(crate) traceparent: Option<&'a str>,
+    pub(crate) tracestate: Option<&'a str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -121,16 +125,18 @@ impl<'a> FromClient<'a> {
                 Ok(Self::Hello(hello))
             }
             (CALL, 4) => {
-                let mut log = None;
+                let mut call = CallMeta::default();
                 meta(&mut reader, |key, reader| {
                     match key {
-                        "log" => log = Some(reader.int()?),
+                        "log" => call.log = Some(reader.int()?),
+                        "traceparent" => call.traceparent = Some(reader.str()?),
+                        "tracestate" => call.tracestate = Some(reader.str()?),
                         _ => return Ok(false),
                     }
                     Ok(true)
                 })?;
                 let method = reader.optional_str()?;
-                Ok(Self::Call { method, args: Arguments::read(&mut reader)?, log })
+                Ok(Self::Call { method, args: Arguments::read(&mut reader)?, meta: call })
             }
             (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
             (other, fields) => Err(unknown("client", other, fields)),
@@ -345,13 +351,21 @@ fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {
 }
 
 /// The front of a call; the array of its arguments follows.
-pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, log: Option<u32>) {
+pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'_>) {
+    let CallMeta { log, traceparent, tracestate } = meta;
+    let optional = [log.is_some(), traceparent.is_some(), tracestate.is_some()];
     put_array(out, 4);
     put_uint(out, CALL);
-    put_map(out, u32::from(log.is_some()));
+    put_map(out, optional.iter().map(|&there| u32::from(there)).sum());
     if let Some(level) = log {
         put_str(out, "log");
         put_uint(out, u64::from(level));
+    }
+    for (key, text) in [("traceparent", traceparent), ("tracestate", tracestate)] {
+        if let Some(text) = text {
+            put_str(out, key);
+            put_str(out, text);
+        }
     }
     match method {
         Some(method) => put_str(out, method),

@@ -15,6 +15,7 @@ use super::logger;
 use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Slot};
 use crate::error::Failure;
+use crate::trace_context::{self, TraceContext};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::native::{self, ClientHello, FromClient, VERSIONS, WorkerHello};
@@ -201,13 +202,15 @@ impl<S: 'static> Worker<'_, S> {
     fn serve_message(&mut self, connection: &mut Connection) -> Result<bool, Leave> {
         let frame = connection.read_frame()?;
         match FromClient::decode(connection.body(frame))? {
-            FromClient::Call { method, args, log } => {
+            FromClient::Call { method, args, meta } => {
                 self.slot.enter(Phase::Busy)?;
                 if self.slot.is_client_gone() {
                     return Err(Leave::Quietly);
                 }
-                logger::begin(log.map(Level::new));
+                logger::begin(meta.log.map(Level::new));
+                trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
                 let called = self.call(method, args);
+                trace_context::set(None);
                 self.put_in_front(logger::end());
                 called?;
                 self.slot.enter(if self.out.len() <= SENT_WHOLE {

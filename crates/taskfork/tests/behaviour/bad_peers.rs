@@ -290,10 +290,12 @@ async fn an_answer_nobody_asked_for_costs_that_worker_only() {
     let mut first = true;
     let client = fake(&folder, move |mut raw| {
         greet(&mut raw, 1);
-        raw.send_message(vec![1.into(), map(&[]), 5.into()]);
+        let mut answers = frame(vec![1.into(), map(&[]), 5.into()]);
         if std::mem::take(&mut first) {
-            raw.send_message(vec![1.into(), map(&[]), 6.into()]);
+            answers.extend(frame(vec![1.into(), map(&[]), 6.into()]));
         }
+        // In one piece, so that the second is there when the first is read.
+        raw.send(&answers);
         raw.receive();
         raw.drain();
     });

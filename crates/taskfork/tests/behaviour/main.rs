@@ -20,6 +20,7 @@ mod setup;
 mod shutdown;
 mod stderr;
 mod support;
+mod traces;
 mod typed;
 mod workers;
 
@@ -49,6 +50,7 @@ fn main() {
         setup::trials(),
         shutdown::trials(),
         stderr::trials(),
+        traces::trials(),
         typed::trials(),
         workers::trials(),
     ];

@@ -24,6 +24,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("done_slow", done_slow),
     ("logs", crate::logs::server),
     ("logs_small_frames", |server| crate::logs::server(server.max_frame(1000))),
+    ("traces", crate::traces::server),
     ("typed", crate::typed::server),
     ("never_runs", |_| Ok(())),
     ("refuses", |_| Err(ServerError::NoAddress)),

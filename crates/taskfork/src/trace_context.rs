@@ -1,0 +1,201 @@
+//! Which trace a call belongs to, as W3C's Trace Context writes it, on its way from the caller to the
+//! worker.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// W3C allows no more.
+const MAX_STATE: usize = 512;
+
+/// Which trace a call belongs to: the `traceparent` and `tracestate` of W3C's Trace Context.
+///
+/// With the feature `opentelemetry` every call made within a span of `tracing-opentelemetry` carries
+/// that span's; without it, or to pass on what came with a request, it is given to
+/// [`Checkout::trace_context`](crate::Checkout::trace_context). The worker finds it with
+/// [`trace_context`].
+///
+/// ```
+/// use taskfork::TraceContext;
+///
+/// let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+/// let context = TraceContext::new(parent).unwrap().with_state("vendor=value");
+/// assert_eq!(context.traceparent(), parent);
+/// assert_eq!(TraceContext::new("something else"), None);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceContext {
+    traceparent: String,
+    tracestate: Option<String>,
+}
+
+impl TraceContext {
+    /// From the header `traceparent` of version 00; nothing if it is not of that form or names no
+    /// trace.
+    pub fn new(traceparent: &str) -> Option<Self> {
+        let hex = |part: &str, length: usize| {
+            let digits = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            part.len() == length && digits
+        };
+        let named = |part: &str| part.bytes().any(|byte| byte != b'0');
+        let mut parts = traceparent.split('-');
+        let (Some("00"), Some(trace), Some(span), Some(flags), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return None;
+        };
+        let valid = hex(trace, 32) && named(trace) && hex(span, 16) && named(span) && hex(flags, 2);
+        valid.then(|| Self { traceparent: traceparent.to_owned(), tracestate: None })
+    }
+
+    /// With the header `tracestate`; one of more than 512 bytes is left out.
+    #[must_use]
+    pub fn with_state(mut self, tracestate: &str) -> Self {
+        let fits = (1..=MAX_STATE).contains(&tracestate.len());
+        self.tracestate = fits.then(|| tracestate.to_owned());
+        self
+    }
+
+    /// The header `traceparent`.
+    pub fn traceparent(&self) -> &str {
+        &self.traceparent
+    }
+
+    /// The header `tracestate`.
+    pub fn tracestate(&self) -> Option<&str> {
+        self.tracestate.as_deref()
+    }
+
+    /// What arrived with a call; what is no trace context is as if it had not been there.
+    pub(crate) fn received(traceparent: Option<&str>, tracestate: Option<&str>) -> Option<Self> {
+        let context = Self::new(traceparent?)?;
+        Some(tracestate.map_or(context.clone(), |state| context.with_state(state)))
+    }
+
+    /// That of the caller's span, if the program has one that OpenTelemetry knows.
+    #[cfg(feature = "opentelemetry")]
+    pub(crate) fn of_caller() -> Option<Self> {
+        use opentelemetry::trace::TraceContextExt;
+        use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+        let span = tracing::Span::current();
+        if span.is_disabled() {
+            return None;
+        }
+        let context = span.context();
+        let span = context.span();
+        let span = span.span_context();
+        let flags = span.trace_flags().to_u8();
+        let traceparent = format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id());
+        Some(Self::new(&traceparent)?.with_state(&span.trace_state().header()))
+    }
+
+    #[cfg(not(feature = "opentelemetry"))]
+    pub(crate) fn of_caller() -> Option<Self> {
+        None
+    }
+}
+
+/// As the parent of a worker's own spans, so that they continue the caller's trace:
+///
+/// ```
+/// use tracing_opentelemetry::OpenTelemetrySpanExt;
+///
+/// # fn method() {
+/// let span = tracing::info_span!("method");
+/// if let Some(context) = taskfork::trace_context() {
+///     // It fails where no layer of OpenTelemetry is there to take it.
+///     let _ = span.set_parent(context.into());
+/// }
+/// # }
+/// ```
+#[cfg(feature = "opentelemetry")]
+impl From<TraceContext> for opentelemetry::Context {
+    fn from(context: TraceContext) -> Self {
+        use std::str::FromStr;
+
+        use opentelemetry::trace::{
+            SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState,
+        };
+
+        let mut parts = context.traceparent.split('-').skip(1);
+        let mut next = || parts.next().unwrap_or_default();
+        let (trace, span, flags) = (next(), next(), next());
+        let state = TraceState::from_str(context.tracestate().unwrap_or_default());
+        let parent = SpanContext::new(
+            TraceId::from_hex(trace).unwrap_or(TraceId::INVALID),
+            SpanId::from_hex(span).unwrap_or(SpanId::INVALID),
+            TraceFlags::new(u8::from_str_radix(flags, 16).unwrap_or_default()),
+            true,
+            state.unwrap_or_default(),
+        );
+        Self::new().with_remote_span_context(parent)
+    }
+}
+
+static CURRENT: Mutex<Option<TraceContext>> = Mutex::new(None);
+
+fn current() -> MutexGuard<'static, Option<TraceContext>> {
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// In a worker: which trace the call that runs belongs to, if its caller said so. Nothing outside of
+/// calls, or of a worker.
+///
+/// ```
+/// assert_eq!(taskfork::trace_context(), None);
+/// ```
+pub fn trace_context() -> Option<TraceContext> {
+    current().clone()
+}
+
+/// In a worker: a call of this trace begins, or it has ended.
+pub(crate) fn set(context: Option<TraceContext>) {
+    *current() = context;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn what_is_no_trace_parent_is_refused() {
+        assert!(TraceContext::new(PARENT).is_some());
+        let wrong = [
+            "",
+            "00",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b716920333-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+        ];
+        for wrong in wrong {
+            assert_eq!(TraceContext::new(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_state_beyond_the_limit_is_left_out() {
+        let context = TraceContext::new(PARENT).unwrap();
+        assert_eq!(context.clone().with_state(&"x".repeat(513)).tracestate(), None);
+        assert_eq!(context.clone().with_state("").tracestate(), None);
+        assert_eq!(context.with_state("a=b").tracestate(), Some("a=b"));
+    }
+
+    #[cfg(feature = "opentelemetry")]
+    #[test]
+    fn it_is_the_same_as_a_context_of_opentelemetry() {
+        use opentelemetry::trace::TraceContextExt;
+
+        let context = TraceContext::new(PARENT).unwrap().with_state("a=b");
+        let context = opentelemetry::Context::from(context);
+        let span = context.span().span_context().clone();
+        assert_eq!(span.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(span.span_id().to_string(), "b7ad6b7169203331");
+        assert!(span.is_sampled() && span.is_remote());
+        assert_eq!(span.trace_state().header(), "a=b");
+    }
+}
