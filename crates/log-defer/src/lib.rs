@@ -46,3 +46,8 @@ pub use sink::JsonLines;
 pub use sink::emit;
 pub use timeline::{Style, timeline};
 pub use trace::chrome_trace;
+
+/// The program in README.md, compiled as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct ReadmeDoctests;

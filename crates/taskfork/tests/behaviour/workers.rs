@@ -39,13 +39,25 @@ async fn a_long_name_is_cut_at_a_letter() {
 
 async fn a_worker_holds_no_descriptor_of_anybody_else() {
     let (_server, client) = start_with("faults", |client| client.min_workers(4));
+    // What this program was started with goes to whatever it starts.
+    let inherited: HashSet<String> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| {
+            Some(std::fs::read_link(entry.ok()?.path()).ok()?.display().to_string())
+        })
+        .collect();
     let mut sockets = HashSet::new();
+    let mut pipes = HashSet::new();
     let checkouts: Vec<_> = (0..4).map(|_| client.checkout()).collect();
     for checkout in &checkouts {
         let open: Vec<String> = checkout.call("descriptors", ()).await.unwrap();
         let own: Vec<_> = open.iter().filter(|target| target.starts_with("socket:")).collect();
         assert_eq!(own.len(), 1, "its own connection only: {open:?}");
         assert!(sockets.insert(own[0].clone()), "two workers hold {}", own[0]);
+        let own = open.iter().filter(|target| target.starts_with("pipe:"));
+        let own: Vec<_> = own.filter(|target| !inherited.contains(*target)).collect();
+        assert_eq!(own.len(), 1, "its own standard error only: {open:?}");
+        assert!(pipes.insert(own[0].clone()), "two workers hold {}", own[0]);
         let kernel = open.iter().any(|target| target.starts_with("anon_inode:"));
         assert!(!kernel, "an epoll, signal or process descriptor of the server: {open:?}");
     }
