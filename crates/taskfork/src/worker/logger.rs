@@ -51,10 +51,10 @@ enum Stage {
 /// The log of the call that runs in this worker. What is written to it arrives in the log that the
 /// caller gave to [`Checkout::log`](crate::Checkout::log), with the times at which it happened here,
 /// also if the call fails. Calls that run for long send it on the way, about every 50 milliseconds,
-/// so that it is not lost when they are killed.
+/// so that it is not lost when they are killed; a line of more than about 4 KiB goes with the answer.
 ///
 /// It is made on demand, with the verbosity of the caller's log; where the caller has none it takes
-/// nothing. `setup` and `checkout_done` log to the call that comes next. About 1 MiB is kept until
+/// nothing. `setup` and `checkout_done` log to the call that comes next, up to info. About 1 MiB is kept until
 /// it is sent, and a line says what was left out. Handles kept beyond the call take nothing.
 ///
 /// The first use in a call whose caller has a log starts a thread in the worker, which blocks all

@@ -255,17 +255,17 @@ async fn long_calls_send_many_lines_once_each() {
     let (_server, client) = start("logs");
     let (log, _) = new_log();
     let checkout = client.checkout().log(&log);
-    let call = checkout.call::<()>("slowly", (20,));
+    let call = checkout.call::<()>("slowly", (60,));
     // The first lines come while it runs; those too long for it come with the answer.
     until("0", || lines(&log.message()).contains(&"0")).await;
-    assert!(!lines(&log.message()).contains(&"19"));
+    assert!(!lines(&log.message()).contains(&"59"));
     call.await.unwrap();
     let message = log.message();
-    for number in 0..20u64 {
+    for number in 0..60u64 {
         let count = lines(&message).iter().filter(|line| **line == number.to_string()).count();
         assert_eq!(count, 1, "{number}");
     }
-    assert_eq!(lines(&message).iter().filter(|line| line.len() == 5000).count(), 20);
+    assert_eq!(lines(&message).iter().filter(|line| line.len() == 5000).count(), 60);
 }
 
 async fn setup_and_checkout_done_log_to_the_next_call() {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use taskfork::{Client, Death, Error, FatalError};
 
@@ -100,25 +101,25 @@ async fn a_flood_that_nobody_reads_holds_no_worker_up() {
     for _ in 0..4 {
         checkout.call::<()>("complain", (&flood,)).await.unwrap();
     }
-    // Whoever comes to read it later is told what is missing.
+    // Whoever comes to read it later is told what is missing, before anything new.
+    let text = Arc::new(Mutex::new(String::new()));
+    let seen = text.clone();
     let reading = tokio::task::spawn_blocking(move || {
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        text
+        let mut piece = [0; 4096];
+        while let Ok(length @ 1..) = reader.read(&mut piece) {
+            seen.lock().unwrap().push_str(std::str::from_utf8(&piece[..length]).unwrap());
+        }
     });
-    let dropped = || async {
+    while !text.lock().unwrap().contains("] one more\n") {
         checkout.call::<()>("complain", ("one more\n",)).await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    };
-    for _ in 0..20 {
-        dropped().await;
     }
     drop((checkout, client));
     signal(program.pid(), libc::SIGTERM);
     program.end().await;
-    let text = reading.await.unwrap();
-    assert!(text.contains("lines of workers' standard error were dropped"), "{}", text.len());
-    assert!(text.contains("] one more\n"));
+    reading.await.unwrap();
+    let text = text.lock().unwrap();
+    let told = text.find("lines of workers' standard error were dropped");
+    assert!(told.is_some() && told < text.find("] one more\n"), "{}", text.len());
     let whole = |line: &str| {
         line.ends_with("] a line of the flood")
             || line.ends_with("] one more")

@@ -10,6 +10,7 @@ trials! {
     a_long_name_is_cut_at_a_letter,
     a_worker_holds_no_descriptor_of_anybody_else,
     a_worker_of_a_listening_server_does_not_hold_the_listener,
+    a_connection_over_tcp_neither_waits_nor_outlives_its_peer,
     signals_are_as_in_a_fresh_process,
     a_write_to_a_closed_pipe_is_an_error,
     the_random_generator_of_c_differs_between_workers,
@@ -70,6 +71,12 @@ async fn a_worker_of_a_listening_server_does_not_hold_the_listener() {
     let sockets = open.iter().filter(|target| target.starts_with("socket:")).count();
     assert_eq!(sockets, 1, "{open:?}");
     assert!(descriptors(server.pid()) > open.len());
+}
+
+async fn a_connection_over_tcp_neither_waits_nor_outlives_its_peer() {
+    let (_server, client) = start("tcp");
+    let options: Vec<(bool, bool)> = client.call("tcp_options", ()).await.unwrap();
+    assert_eq!(options, [(true, true)]);
 }
 
 fn mask(status: &str, field: &str) -> u64 {

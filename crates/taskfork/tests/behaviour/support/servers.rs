@@ -174,6 +174,23 @@ fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
             open.retain(|target| !target.starts_with("/proc/"));
             Ok(open)
         })
+        .function("tcp_options", || {
+            let option = |socket, level, name| {
+                let (mut value, mut size) = (0i32, size_of::<i32>() as u32);
+                // SAFETY: the kernel writes at most `size` bytes to `value`.
+                #[allow(unsafe_code)]
+                let done = unsafe {
+                    libc::getsockopt(socket, level, name, (&raw mut value).cast(), &raw mut size)
+                };
+                (done == 0).then_some(value != 0)
+            };
+            Ok((3..64)
+                .filter_map(|socket| {
+                    let nodelay = option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY)?;
+                    Some((nodelay, option(socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE)?))
+                })
+                .collect::<Vec<_>>())
+        })
         .function("variables", || {
             Ok(std::env::vars_os()
                 .map(|(name, _)| name.to_string_lossy().into_owned())
