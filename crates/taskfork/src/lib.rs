@@ -60,6 +60,8 @@ pub use worker::function::Function;
 pub use worker::interface::{BoxError, Interface};
 pub use worker::logger::logger;
 pub use worker::methods::{Method, Methods, Stateless};
+#[cfg(feature = "tracing")]
+pub use worker::tracer::tracing_layer;
 
 /// Makes a typed interface of a trait.
 ///

@@ -11,6 +11,7 @@ use super::call::Call;
 use super::core::Core;
 use super::entries::{MethodName, Work};
 use super::lane::Lane;
+use super::replay::Replay;
 use crate::error::FatalError;
 use crate::trace_context::TraceContext;
 use crate::wire::WireError;
@@ -140,7 +141,7 @@ impl Checkout {
     /// When the time runs out before there is one, or the checkout is over already.
     #[track_caller]
     pub fn ready(&self) -> Call<()> {
-        Call::new(self.lane.clone(), self.lane.make(None, Work::Ready))
+        Call::new(self.lane.clone(), self.lane.make(None, Work::Ready, None))
     }
 
     /// Ends the checkout: the call that runs and all others fail with `message`, the worker is
@@ -162,8 +163,10 @@ impl Checkout {
     fn make<T, E>(&self, method: MethodName, args: impl Args) -> Call<T, E> {
         let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
         let trace = self.trace.as_ref().or(of_caller.as_ref());
+        let replay = Replay::for_caller();
         let meta = CallMeta {
             log: self.log.map(Level::number),
+            trace: replay.as_ref().map(|(level, _)| *level),
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
         };
@@ -176,7 +179,8 @@ impl Checkout {
             Ok(()) => Work::Call(frame),
             Err(EncodeError(reason)) => Work::Unsendable(reason),
         };
-        Call::new(self.lane.clone(), self.lane.make(method, work))
+        let replay = replay.map(|(_, replay)| replay);
+        Call::new(self.lane.clone(), self.lane.make(method, work, replay))
     }
 }
 

@@ -14,6 +14,7 @@ use super::connection::{Connection, Lost};
 use super::deadlines::{Alarm, Deadlines};
 use super::lane::Lane;
 use super::pool::{Lease, Loss, Pool, Released, WorkerKey};
+use super::replay::Replay;
 use crate::error::FatalError;
 
 pub(crate) type ClientPool = Pool<Connection, Arc<Lane>>;
@@ -60,6 +61,8 @@ pub(crate) struct Effects {
     pub(crate) workers: Vec<Change>,
     /// Logs that are let go of. The last handle of one calls what its user wants called.
     pub(crate) logs: Vec<Log>,
+    /// What has spans and events to give to the user's subscriber, or is over.
+    pub(crate) replays: Vec<Arc<Replay>>,
 }
 
 /// A worker changes hands.
@@ -112,6 +115,8 @@ impl Core {
     pub(crate) fn settle(&self, effects: Effects) {
         let mut wakers = effects.wakers;
         drop(effects.logs);
+        effects.replays.iter().for_each(|replay| replay.play());
+        drop(effects.replays);
         let mut changes = VecDeque::from(effects.workers);
         while let Some(change) = changes.pop_front() {
             let next = match change {
@@ -121,6 +126,7 @@ impl Core {
                     Ok(effects) => {
                         wakers.extend(effects.wakers);
                         changes.extend(effects.workers);
+                        effects.replays.iter().for_each(|replay| replay.play());
                         None
                     }
                     // It gave up in this instant: the worker goes to the next one.

@@ -3,12 +3,14 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::log::Timing;
+use super::replay::Replay;
 use crate::error::FatalError;
 
 /// A call's number within its checkout.
@@ -27,7 +29,13 @@ pub(crate) struct Entry {
     /// Nobody waits for it any more.
     pub(crate) abandoned: bool,
     pub(crate) timing: Timing,
+    /// Where the worker's spans and events go, until the outcome is taken.
+    pub(crate) replay: Option<Arc<Replay>>,
 }
+
+/// What a call that is over leaves: to be let go of once nothing is locked, as users' code may run
+/// then.
+pub(crate) type Left = Option<Arc<Replay>>;
 
 /// What is to be done for an entry.
 #[derive(Debug)]
@@ -126,17 +134,19 @@ impl Entries {
         self.index(seq).is_none_or(|index| self.list[index].abandoned)
     }
 
-    /// Ends one; gives who is to be woken.
-    pub(crate) fn finish(&mut self, seq: Seq, outcome: Outcome) -> Option<Waker> {
-        let index = self.index(seq)?;
+    /// Ends one; gives who is to be woken, and what is left of it if nobody waits for it.
+    pub(crate) fn finish(&mut self, seq: Seq, outcome: Outcome) -> (Option<Waker>, Left) {
+        let Some(index) = self.index(seq) else { return (None, None) };
         let entry = &mut self.list[index];
         if entry.is_finished() {
-            return None;
+            return (None, None);
         }
         let waker = entry.waker.take();
+        let mut left = None;
         entry.timing.end();
         if entry.abandoned {
             entry.progress = Progress::Gone;
+            left = entry.replay.take();
         } else {
             self.live -= 1;
             entry.progress = Progress::Done(outcome);
@@ -144,20 +154,11 @@ impl Entries {
         // Its bytes are not needed any more, while it waits to be asked for.
         entry.work = Work::Ready;
         self.settle();
-        waker
-    }
-
-    /// Ends all that are not finished.
-    pub(crate) fn finish_all(&mut self, outcome: &Outcome) -> Vec<Waker> {
-        let mut wakers = Vec::new();
-        while let Some((seq, _)) = self.head() {
-            wakers.extend(self.finish(seq, outcome.clone()));
-        }
-        wakers
+        (waker, left)
     }
 
     /// Takes the outcome, if there is one.
-    pub(crate) fn take(&mut self, seq: Seq) -> Option<(MethodName, Outcome)> {
+    pub(crate) fn take(&mut self, seq: Seq) -> Option<(MethodName, Outcome, Left)> {
         let index = self.index(seq)?;
         let entry = &mut self.list[index];
         if !matches!(entry.progress, Progress::Done(_)) {
@@ -167,25 +168,29 @@ impl Entries {
         let Progress::Done(outcome) = std::mem::replace(&mut entry.progress, Progress::Gone) else {
             return None;
         };
+        let left = entry.replay.take();
         self.settle();
-        Some((method, outcome))
+        Some((method, outcome, left))
     }
 
     /// Nobody waits for it any more: removed, if no byte of it has been sent.
-    pub(crate) fn abandon(&mut self, seq: Seq) {
-        let Some(index) = self.index(seq) else { return };
+    pub(crate) fn abandon(&mut self, seq: Seq) -> Left {
+        let index = self.index(seq)?;
         let entry = &mut self.list[index];
         if entry.abandoned {
-            return;
+            return None;
         }
         self.live -= usize::from(!entry.is_finished());
         entry.abandoned = true;
         entry.waker = None;
+        let mut left = None;
         if matches!(entry.progress, Progress::Queued | Progress::Sending(0) | Progress::Done(_)) {
             entry.progress = Progress::Gone;
             entry.timing = Timing::Off;
+            left = entry.replay.take();
         }
         self.settle();
+        left
     }
 
     pub(crate) fn set_waker(&mut self, seq: Seq, waker: &Waker) {

@@ -15,8 +15,10 @@ use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
 use super::log::{self, Timing};
 use super::pool::{Lease, Loss};
 use super::queue::Ticket;
+use super::replay::Replay;
 use super::step::{Ending, Step, step};
 use crate::error::{FatalError, Stage};
+use crate::wire::native;
 
 /// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
 const MOST_SETUP_DEATHS: u32 = 3;
@@ -107,7 +109,12 @@ impl Lane {
     }
 
     /// Gives a call its place and sends it if it is its turn.
-    pub(crate) fn make(self: &Arc<Self>, method: MethodName, work: Work) -> Seq {
+    pub(crate) fn make(
+        self: &Arc<Self>,
+        method: MethodName,
+        work: Work,
+        replay: Option<Arc<Replay>>,
+    ) -> Seq {
         self.change(|state, _| {
             let deadline = state.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
             let outcome = match (&state.holding, &state.unseen) {
@@ -119,15 +126,16 @@ impl Lane {
             };
             let progress = outcome.map_or(Progress::Queued, Progress::Done);
             let is_queued = matches!(progress, Progress::Queued);
-            let timing = match work {
+            let mut timing = match work {
                 Work::Ready => Timing::Off,
                 _ => Timing::new(state.log.as_ref(), method.as_deref()),
             };
-            let (waker, abandoned) = (None, false);
-            let mut entry = Entry { method, work, progress, deadline, waker, abandoned, timing };
             if !is_queued {
-                entry.timing.end();
+                timing.end();
             }
+            let (waker, abandoned) = (None, false);
+            let entry =
+                Entry { method, work, progress, deadline, waker, abandoned, timing, replay };
             let seq = state.calls.push(entry);
             if let (true, None, Some(at)) = (is_queued, state.alarm, deadline) {
                 state.alarm = Some(self.core.set_alarm(at, self));
@@ -140,11 +148,11 @@ impl Lane {
     pub(crate) fn poll(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<(MethodName, Outcome)> {
         let mut state = self.lock();
         let mut effects = Effects::default();
-        let mut taken = state.take(seq);
+        let mut taken = state.take(seq, &mut effects);
         if taken.is_none() {
             state.calls.set_waker(seq, waker);
             self.advance(&mut state, &mut effects);
-            taken = state.take(seq);
+            taken = state.take(seq, &mut effects);
             effects.wakers.retain(|woken| taken.is_none() || !woken.will_wake(waker));
         }
         self.finish_if_done(&mut state, &mut effects);
@@ -155,9 +163,9 @@ impl Lane {
 
     /// Nobody waits for this call any more.
     pub(crate) fn abandon(self: &Arc<Self>, seq: Seq) {
-        self.change(|state, _| {
+        self.change(|state, effects| {
             state.see(seq);
-            state.calls.abandon(seq);
+            effects.replays.extend(state.calls.abandon(seq));
         });
     }
 
@@ -285,7 +293,7 @@ impl Lane {
                     if matches!(outcome, Outcome::Unsendable(_)) {
                         state.fail_call(seq, outcome, effects);
                     } else {
-                        effects.wakers.extend(state.calls.finish(seq, outcome));
+                        state.finish(seq, outcome, effects);
                     }
                 }
                 Step::Answer { body, failed } => {
@@ -295,12 +303,17 @@ impl Lane {
                         state.tainted = true;
                         state.fail_call(seq, outcome, effects);
                     } else {
-                        effects.wakers.extend(state.calls.finish(seq, outcome));
+                        state.finish(seq, outcome, effects);
                     }
                 }
                 Step::Notes(body) => {
-                    if let Some(log) = &state.log {
-                        log::merge(log, &body);
+                    let notes = native::notes(&body);
+                    if let (Some(log), Some(encoded)) = (&state.log, notes.log) {
+                        log::merge(log, encoded);
+                    }
+                    if let (Some(replay), Some(encoded)) = (&entry.replay, notes.trace) {
+                        replay.push(connection.pid, body.slice_ref(encoded));
+                        effects.replays.push(replay.clone());
                     }
                 }
                 Step::Lost(ending) => self.lost(state, effects, ending),
@@ -366,10 +379,10 @@ impl Lane {
         }
         if let Some((seq, _)) = state.calls.head() {
             let outcome = Outcome::Fatal { cause: cause.clone(), may_have_run: begun };
-            effects.wakers.extend(state.calls.finish(seq, outcome));
+            state.finish(seq, outcome, effects);
         }
         let outcome = Outcome::Fatal { cause, may_have_run: false };
-        effects.wakers.extend(state.calls.finish_all(&outcome));
+        state.finish_all(&outcome, effects);
     }
 
     /// Gives everything back once nobody wants anything of the lane any more.
@@ -417,20 +430,35 @@ impl State {
         }
     }
 
+    fn finish(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
+        let (waker, left) = self.calls.finish(seq, outcome);
+        effects.wakers.extend(waker);
+        effects.replays.extend(left);
+    }
+
+    /// Ends all calls that are not finished.
+    fn finish_all(&mut self, outcome: &Outcome, effects: &mut Effects) {
+        while let Some((seq, _)) = self.calls.head() {
+            self.finish(seq, outcome.clone(), effects);
+        }
+    }
+
     /// Ends a call with a failure, and drops all behind it.
     fn fail_call(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
         let behind = self.calls.head().map(|(_, entry)| entry.label()).unwrap_or_default();
         if !self.calls.is_abandoned(seq) {
             self.unseen = Some((seq, behind.clone()));
         }
-        effects.wakers.extend(self.calls.finish(seq, outcome));
-        effects.wakers.extend(self.calls.finish_all(&Outcome::Dropped { behind }));
+        self.finish(seq, outcome, effects);
+        self.finish_all(&Outcome::Dropped { behind }, effects);
     }
 
-    fn take(&mut self, seq: Seq) -> Option<(MethodName, Outcome)> {
-        let taken = self.calls.take(seq)?;
+    fn take(&mut self, seq: Seq, effects: &mut Effects) -> Option<(MethodName, Outcome)> {
+        let (method, outcome, left) = self.calls.take(seq)?;
+        // What the worker recorded is replayed before its caller goes on.
+        effects.replays.extend(left);
         self.see(seq);
-        Some(taken)
+        Some((method, outcome))
     }
 
     fn see(&mut self, seq: Seq) {

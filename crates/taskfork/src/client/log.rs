@@ -5,8 +5,6 @@ use std::time::Instant;
 use log_defer::{Log, Message, Timer};
 use serde::Deserialize;
 
-use crate::wire::native::FromWorker;
-
 /// A worker's log that is longer than this is not read: small values take many times as much memory
 /// as bytes.
 const MAX_LOG: usize = 4 << 20;
@@ -53,8 +51,7 @@ impl Timing {
 }
 
 /// Adds what a worker has logged; where it cannot be read, a line that says so.
-pub(crate) fn merge(log: &Log, notes: &[u8]) {
-    let Ok(FromWorker::Notes { log: Some(encoded) }) = FromWorker::decode(notes) else { return };
+pub(crate) fn merge(log: &Log, encoded: &[u8]) {
     match read(encoded) {
         Ok(message) => log.merge(message),
         Err(reason) => log.warn(format!("what the worker logged cannot be read: {reason}")),

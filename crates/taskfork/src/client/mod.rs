@@ -15,7 +15,11 @@ mod lane;
 mod log;
 mod pool;
 mod queue;
+#[cfg_attr(not(feature = "tracing"), path = "replay_off.rs")]
+mod replay;
 mod signal;
+#[cfg(feature = "tracing")]
+mod sites;
 mod step;
 
 pub use builder::{Client, ClientBuilder, ConfigError};

@@ -60,7 +60,7 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
             Poll::Ready(Ok(body)) => match FromWorker::decode(&body) {
                 Ok(FromWorker::Ok(_)) => Step::Answer { body, failed: false },
                 Ok(FromWorker::Error(_)) => Step::Answer { body, failed: true },
-                Ok(FromWorker::Notes { .. }) => Step::Notes(body),
+                Ok(FromWorker::Notes(_)) => Step::Notes(body),
                 _ => Step::Lost(Ending::of(Ok(body))),
             },
             Poll::Ready(Err(lost)) => Step::Lost(Ending::of(Err(lost))),

@@ -7,6 +7,8 @@ pub(crate) mod frame;
 pub(crate) mod native;
 mod pack;
 pub(crate) mod request;
+#[cfg(feature = "tracing")]
+pub(crate) mod trace;
 
 /// Why bytes of a peer are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

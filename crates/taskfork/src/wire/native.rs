@@ -33,6 +33,8 @@ pub(crate) enum FromClient<'a> {
 pub(crate) struct CallMeta<'a> {
     /// Up to which level the caller wants to have what is logged.
     pub(crate) log: Option<u32>,
+    /// Up to which level the caller wants to have spans and events of `tracing`: 1 error, 5 trace.
+    pub(crate) trace: Option<u8>,
     pub(crate) traceparent: Option<&'a str>,
     pub(crate) tracestate: Option<&'a str>,
 }
@@ -53,10 +55,16 @@ pub(crate) enum FromWorker<'a> {
     Ok(&'a [u8]),
     Error(ErrorBody<'a>),
     Death(DeathNotice),
-    /// What was recorded while a call ran, each still encoded.
-    Notes {
-        log: Option<&'a [u8]>,
-    },
+    Notes(Notes<'a>),
+}
+
+/// What was recorded while a call ran, each part still encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Notes<'a> {
+    /// A message of Log::Defer.
+    pub(crate) log: Option<&'a [u8]>,
+    /// Spans and events of `tracing`.
+    pub(crate) trace: Option<&'a [u8]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -129,6 +137,7 @@ impl<'a> FromClient<'a> {
                 meta(&mut reader, |key, reader| {
                     match key {
                         "log" => call.log = Some(reader.int()?),
+                        "trace" => call.trace = Some(reader.int()?),
                         "traceparent" => call.traceparent = Some(reader.str()?),
                         "tracestate" => call.tracestate = Some(reader.str()?),
                         _ => return Ok(false),
@@ -174,18 +183,27 @@ impl<'a> FromWorker<'a> {
             }
             (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
             (NOTES, 2) => {
-                let mut log = None;
+                let mut notes = Notes::default();
                 meta(&mut reader, |key, reader| {
                     match key {
-                        "ld" => log = Some(reader.value()?),
+                        "ld" => notes.log = Some(reader.value()?),
+                        "trace" => notes.trace = Some(reader.value()?),
                         _ => return Ok(false),
                     }
                     Ok(true)
                 })?;
-                Ok(Self::Notes { log })
+                Ok(Self::Notes(notes))
             }
             (other, fields) => Err(unknown("worker", other, fields)),
         }
+    }
+}
+
+/// What is in a message of notes; nothing is in any other.
+pub(crate) fn notes(body: &[u8]) -> Notes<'_> {
+    match FromWorker::decode(body) {
+        Ok(FromWorker::Notes(notes)) => notes,
+        _ => Notes::default(),
     }
 }
 
@@ -352,14 +370,16 @@ fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {
 
 /// The front of a call; the array of its arguments follows.
 pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'_>) {
-    let CallMeta { log, traceparent, tracestate } = meta;
-    let optional = [log.is_some(), traceparent.is_some(), tracestate.is_some()];
+    let CallMeta { log, trace, traceparent, tracestate } = meta;
+    let optional = [log.is_some(), trace.is_some(), traceparent.is_some(), tracestate.is_some()];
     put_array(out, 4);
     put_uint(out, CALL);
     put_map(out, optional.iter().map(|&there| u32::from(there)).sum());
-    if let Some(level) = log {
-        put_str(out, "log");
-        put_uint(out, u64::from(level));
+    for (key, level) in [("log", log), ("trace", trace.map(u32::from))] {
+        if let Some(level) = level {
+            put_str(out, key);
+            put_uint(out, u64::from(level));
+        }
     }
     for (key, text) in [("traceparent", traceparent), ("tracestate", tracestate)] {
         if let Some(text) = text {
@@ -400,6 +420,16 @@ pub(crate) fn put_notes(out: &mut Vec<u8>, log: &Message) -> Result<(), WireErro
     put_str(out, "ld");
     rmp_serde::encode::write_named(out, log)
         .map_err(|error| WireError::malformed(format!("it cannot be encoded: {error}")))
+}
+
+/// The front of notes that hold this many records of a trace; they follow.
+#[cfg(feature = "tracing")]
+pub(crate) fn put_trace_notes(out: &mut Vec<u8>, records: u32) {
+    put_array(out, 2);
+    put_uint(out, NOTES);
+    put_map(out, 1);
+    put_str(out, "trace");
+    put_array(out, records);
 }
 
 pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {

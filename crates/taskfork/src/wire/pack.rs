@@ -144,6 +144,21 @@ pub(crate) fn put_str(out: &mut Vec<u8>, text: &str) {
     infallible!(write::write_str(out, text));
 }
 
+#[cfg(feature = "tracing")]
+pub(crate) fn put_bool(out: &mut Vec<u8>, value: bool) {
+    infallible!(write::write_bool(out, value));
+}
+
+#[cfg(feature = "tracing")]
+pub(crate) fn put_float(out: &mut Vec<u8>, value: f64) {
+    infallible!(write::write_f64(out, value));
+}
+
+#[cfg(feature = "tracing")]
+pub(crate) fn put_bin(out: &mut Vec<u8>, bytes: &[u8]) {
+    infallible!(write::write_bin(out, bytes));
+}
+
 pub(crate) fn put_nil(out: &mut Vec<u8>) {
     infallible!(write::write_nil(out));
 }

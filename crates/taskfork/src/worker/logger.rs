@@ -1,52 +1,15 @@
-//! The log of the call that runs: made on demand, sent beside the answer, and meanwhile by a thread
-//! of its own, so that a worker's last words survive it.
-
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+//! The log of the call that runs: made on demand, and cut into frames.
 
 use log_defer::{Entry, Level, Log, Message};
-use rustix::io::retry_on_intr;
-use rustix::net::{SendFlags, send};
 
+use super::notes::{self, Stage};
 use super::serve::SENT_WHOLE;
-use crate::sys;
 use crate::wire::WireError;
 use crate::wire::frame;
 use crate::wire::native;
 
-/// How often a call that runs sends what it has logged.
-const INTERVAL: Duration = Duration::from_millis(50);
-
 /// About how many bytes of logs are kept until they are sent.
 const MAX_BYTES: usize = 1 << 20;
-
-static RECORDER: Mutex<Recorder> =
-    Mutex::new(Recorder { stage: Stage::Elsewhere, calls: 0, log: None, earlier: None, out: None });
-static LOGGED: Condvar = Condvar::new();
-/// Held while something is sent during a call; taken before the recorder is locked.
-static SENDING: Mutex<()> = Mutex::new(());
-
-struct Recorder {
-    stage: Stage,
-    /// How many calls have begun or ended.
-    calls: u64,
-    log: Option<Log>,
-    /// What was logged before the call.
-    earlier: Option<Message>,
-    /// Where to send what a call logs while it runs, until the thread that does it has taken it.
-    out: Option<Arc<OwnedFd>>,
-}
-
-#[derive(Clone, Copy)]
-enum Stage {
-    /// This process is no worker.
-    Elsewhere,
-    /// Between calls.
-    Between,
-    /// In a call whose caller wants lines up to this level, or none.
-    Call(Option<Level>),
-}
 
 /// The log of the call that runs in this worker. What is written to it arrives in the log that the
 /// caller gave to [`Checkout::log`](crate::Checkout::log), with the times at which it happened here,
@@ -73,65 +36,26 @@ enum Stage {
 /// # let _: Methods<()> = methods;
 /// ```
 pub fn logger() -> Log {
-    let mut recorder = lock();
+    let mut recorder = notes::lock();
     if let Some(log) = &recorder.log {
         return log.clone();
     }
     let verbosity = match recorder.stage {
-        Stage::Elsewhere | Stage::Call(None) => None,
+        Stage::Elsewhere => None,
         Stage::Between => Some(Level::INFO),
-        Stage::Call(wanted) => wanted,
+        Stage::Call(wanted) => wanted.log,
     };
     let Some(verbosity) = verbosity else {
         let log = Log::builder().verbosity(Level::new(0)).start(drop);
         log.close();
         // Made once for this call.
-        recorder.log = matches!(recorder.stage, Stage::Call(None)).then(|| log.clone());
+        recorder.log = matches!(recorder.stage, Stage::Call(_)).then(|| log.clone());
         return log;
     };
     let log = Log::builder().verbosity(verbosity).max_bytes(MAX_BYTES).start(drop);
     recorder.log = Some(log.clone());
-    if let Stage::Call(_) = recorder.stage {
-        if let Some(out) = recorder.out.take() {
-            // Without the thread, all is sent at the end.
-            let _ = sys::spawn_without_signals("taskfork-logger", move || send_regularly(&out));
-        }
-        LOGGED.notify_one();
-    }
+    recorder.send_soon();
     log
-}
-
-/// Has what calls log sent to `out` while they run.
-pub(super) fn start(out: Arc<OwnedFd>) {
-    let mut recorder = lock();
-    recorder.stage = Stage::Between;
-    recorder.out = Some(out);
-}
-
-/// A call begins, whose caller wants lines up to this level, or nothing.
-pub(super) fn begin(wanted: Option<Level>) {
-    let mut recorder = lock();
-    recorder.stage = Stage::Call(wanted);
-    recorder.calls += 1;
-    let Some(log) = recorder.log.take() else { return };
-    recorder.earlier = wanted.map(|wanted| {
-        let mut message = log.close();
-        message.logs.retain(|entry| entry.level <= wanted);
-        message
-    });
-}
-
-/// The call has ended: gives what its caller has not been sent yet.
-pub(super) fn end() -> Vec<Message> {
-    // What the thread sends is sent before the answer.
-    let _sending = lock_sending();
-    let mut recorder = lock();
-    let wanted = matches!(recorder.stage, Stage::Call(Some(_)));
-    recorder.stage = Stage::Between;
-    recorder.calls += 1;
-    let earlier = recorder.earlier.take();
-    let log = recorder.log.take().filter(|_| wanted).map(|log| log.close());
-    earlier.into_iter().chain(log).filter(|message| !is_empty(message)).collect()
 }
 
 /// Appends frames with these messages; one that is too long is replaced by a line that says so.
@@ -154,35 +78,9 @@ fn write_one(out: &mut Vec<u8>, limit: usize, message: &Message) -> Result<(), W
     frame::write(out, limit, |out| native::put_notes(out, message))
 }
 
-fn send_regularly(out: &OwnedFd) {
-    loop {
-        let recorder = lock();
-        let waited = LOGGED.wait_while(recorder, |recorder| {
-            !matches!(recorder.stage, Stage::Call(Some(_))) || recorder.log.is_none()
-        });
-        let recorder = waited.unwrap_or_else(PoisonError::into_inner);
-        let call = recorder.calls;
-        let waited = LOGGED.wait_timeout_while(recorder, INTERVAL, |now| now.calls == call);
-        drop(waited);
-        let _sending = lock_sending();
-        let recorder = lock();
-        let log = recorder.log.clone().filter(|_| recorder.calls == call);
-        drop(recorder);
-        if let Some(log) = log {
-            let mut frames = Vec::new();
-            let kept = cut(log.take(), &mut frames);
-            kept.into_iter().for_each(|message| log.merge(message));
-            for frame in frames {
-                // If it fails, the call's own answer will as well, and tell.
-                let _ = retry_on_intr(|| send(out, &frame, SendFlags::NOSIGNAL));
-            }
-        }
-    }
-}
-
 /// Cuts a message into frames that the kernel takes whole, so that a death between two of them can
 /// be told on the same connection; gives back what cannot be cut.
-fn cut(message: Message, frames: &mut Vec<Vec<u8>>) -> Vec<Message> {
+pub(super) fn cut(message: Message, frames: &mut Vec<Vec<u8>>) -> Vec<Message> {
     if is_empty(&message) {
         return Vec::new();
     }
@@ -211,16 +109,8 @@ fn cut(message: Message, frames: &mut Vec<Vec<u8>>) -> Vec<Message> {
     halves.into_iter().flat_map(|half| cut(half, frames)).collect()
 }
 
-fn is_empty(message: &Message) -> bool {
+pub(super) fn is_empty(message: &Message) -> bool {
     message.logs.is_empty() && message.timers.is_empty() && message.data.is_empty()
-}
-
-fn lock() -> MutexGuard<'static, Recorder> {
-    RECORDER.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn lock_sending() -> MutexGuard<'static, ()> {
-    SENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -229,7 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::native::FromWorker;
+    use crate::wire::native::{FromWorker, Notes};
 
     proptest! {
         #[test]
@@ -265,7 +155,7 @@ mod tests {
             let mut whole = Message { start: 1.0, ..Message::default() };
             for frame in &frames {
                 prop_assert!(frame.len() <= SENT_WHOLE);
-                let Ok(FromWorker::Notes { log: Some(log) }) =
+                let Ok(FromWorker::Notes(Notes { log: Some(log), .. })) =
                     FromWorker::decode(&frame[frame::HEADER..])
                 else {
                     return Err(TestCaseError::fail("it is no message of notes"));

@@ -8,8 +8,13 @@ pub(crate) mod function;
 pub(crate) mod interface;
 pub(crate) mod logger;
 pub(crate) mod methods;
+mod notes;
 mod panic;
+#[cfg(feature = "tracing")]
+mod records;
 pub(crate) mod scoreboard;
 mod serve;
+#[cfg_attr(not(feature = "tracing"), path = "tracer_off.rs")]
+pub(crate) mod tracer;
 
 pub(crate) use serve::{Handlers, Limits, Seat, serve};

@@ -6,12 +6,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log_defer::{Level, Message};
+use log_defer::Level;
 
 use super::connection::{Broken, Connection};
 use super::fault::{Fault, guarded};
 use super::interface::{Interface, Request};
-use super::logger;
+use super::notes::{self, Notes, Wanted};
 use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Slot};
 use crate::error::Failure;
@@ -95,7 +95,7 @@ pub(crate) fn serve<S: 'static>(
     remember_places();
     let number = seat.number;
     let socket = Arc::new(seat.socket);
-    logger::start(socket.clone());
+    notes::start(socket.clone());
     let mut connection = Connection::new(socket, seat.limits.max_frame, seat.limits.stall_timeout);
     let mut worker = Worker {
         slot: seat.slot,
@@ -207,11 +207,11 @@ impl<S: 'static> Worker<'_, S> {
                 if self.slot.is_client_gone() {
                     return Err(Leave::Quietly);
                 }
-                logger::begin(meta.log.map(Level::new));
+                notes::begin(Wanted { log: meta.log.map(Level::new), trace: meta.trace });
                 trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
                 let called = self.call(method, args);
                 trace_context::set(None);
-                self.put_in_front(logger::end());
+                self.put_in_front(notes::end());
                 called?;
                 self.slot.enter(if self.out.len() <= SENT_WHOLE {
                     Phase::Answering
@@ -235,12 +235,12 @@ impl<S: 'static> Worker<'_, S> {
         write_fault(&mut self.out, self.max_answer, &fault)
     }
 
-    /// Has what the call logged sent before its answer.
-    fn put_in_front(&mut self, messages: Vec<Message>) {
-        if !messages.is_empty() {
-            let mut notes = Vec::new();
-            logger::write(&mut notes, self.max_answer, messages);
-            self.out.splice(..0, notes);
+    /// Has what the call recorded sent before its answer.
+    fn put_in_front(&mut self, notes: Notes) {
+        if !notes.is_empty() {
+            let mut frames = Vec::new();
+            notes.write(&mut frames, self.max_answer);
+            self.out.splice(..0, frames);
         }
     }
 

@@ -342,7 +342,8 @@ async fn logs_can_be_read_by_hand() {
 }
 
 /// A server whose one worker sends these bytes before it answers 42.
-fn impostor(folder: &tempfile::TempDir, notes: Vec<Vec<u8>>) {
+/// Takes one call, sends these frames, and answers 42.
+pub(crate) fn impostor(folder: &tempfile::TempDir, notes: Vec<Vec<u8>>) {
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     std::thread::spawn(move || {
         use std::io::Read;

@@ -18,6 +18,8 @@ mod reports;
 mod server;
 mod setup;
 mod shutdown;
+#[cfg(feature = "tracing")]
+mod spans;
 mod stderr;
 mod support;
 mod traces;
@@ -49,6 +51,8 @@ fn main() {
         server::trials(),
         setup::trials(),
         shutdown::trials(),
+        #[cfg(feature = "tracing")]
+        spans::trials(),
         stderr::trials(),
         traces::trials(),
         typed::trials(),

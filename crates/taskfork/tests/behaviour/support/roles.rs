@@ -78,6 +78,8 @@ pub(crate) fn plays() -> bool {
             print_error(servers::serve(Server::builder().listen("unix:/nonexistent/s")));
         }
         ["fork_and_call"] => fork_and_call(),
+        #[cfg(feature = "tracing")]
+        ["listen_at_info"] => crate::spans::listen_at_info(),
         ["two_forks"] => two_forks(),
         ["orphan_server", how] => {
             let server = match how {

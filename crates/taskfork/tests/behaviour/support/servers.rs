@@ -24,6 +24,10 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("done_slow", done_slow),
     ("logs", crate::logs::server),
     ("logs_small_frames", |server| crate::logs::server(server.max_frame(1000))),
+    #[cfg(feature = "tracing")]
+    ("spans", crate::spans::server),
+    #[cfg(feature = "tracing")]
+    ("spans_own_subscriber", crate::spans::own_subscriber),
     ("traces", crate::traces::server),
     ("typed", crate::typed::server),
     ("never_runs", |_| Ok(())),

@@ -1,0 +1,23 @@
+//! What stands in for `replay` without the feature `tracing`: nothing is replayed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// There is none.
+#[derive(Debug)]
+pub(crate) enum Replay {}
+
+impl Replay {
+    pub(crate) fn for_caller() -> Option<(u8, Arc<Self>)> {
+        None
+    }
+
+    pub(crate) fn push(&self, _pid: u32, _records: Bytes) {
+        match *self {}
+    }
+
+    pub(crate) fn play(&self) {
+        match *self {}
+    }
+}

@@ -1,0 +1,171 @@
+//! What a call that runs has to say beside its answer: sent in front of the answer, and meanwhile by
+//! a thread of its own, so that a worker's last words survive it.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use log_defer::{Level, Log, Message};
+use rustix::io::retry_on_intr;
+use rustix::net::{SendFlags, send};
+
+use super::logger;
+use super::serve::SENT_WHOLE;
+use super::tracer::{self, Records};
+use crate::sys;
+use crate::wire::frame::HEADER;
+
+/// How often a call that runs sends what it has.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+static RECORDER: Mutex<Recorder> = Mutex::new(Recorder {
+    stage: Stage::Elsewhere,
+    calls: 0,
+    log: None,
+    earlier: None,
+    records: Records::new(),
+    out: None,
+});
+static RECORDED: Condvar = Condvar::new();
+/// Held while something is sent during a call; taken before the recorder is locked.
+static SENDING: Mutex<()> = Mutex::new(());
+
+pub(super) struct Recorder {
+    pub(super) stage: Stage,
+    /// How many calls have begun or ended.
+    pub(super) calls: u64,
+    /// What is logged now, in a call or before the next.
+    pub(super) log: Option<Log>,
+    /// What was logged before the call.
+    earlier: Option<Message>,
+    /// Spans and events of the call that runs.
+    pub(super) records: Records,
+    /// Where to send what a call has while it runs, until the thread that does it has taken it.
+    out: Option<Arc<OwnedFd>>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Stage {
+    /// This process is no worker.
+    Elsewhere,
+    /// Between calls.
+    Between,
+    Call(Wanted),
+}
+
+/// What a caller wants to have of what its call records.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wanted {
+    /// Lines up to this level.
+    pub(super) log: Option<Level>,
+    /// Spans and events up to this level: 1 error, 5 trace.
+    pub(super) trace: Option<u8>,
+}
+
+/// What a call has to say when it ends.
+#[derive(Default)]
+pub(super) struct Notes {
+    messages: Vec<Message>,
+    records: Records,
+}
+
+impl Recorder {
+    /// What has just begun to be recorded in a call is to be sent before long.
+    pub(super) fn send_soon(&mut self) {
+        if let Stage::Call(_) = self.stage {
+            if let Some(out) = self.out.take() {
+                // Without the thread, all is sent at the end.
+                let _ = sys::spawn_without_signals("taskfork-notes", move || send_regularly(&out));
+            }
+            RECORDED.notify_one();
+        }
+    }
+
+    fn has_to_be_sent(&self) -> bool {
+        let Stage::Call(wanted) = self.stage else { return false };
+        wanted.log.is_some() && self.log.is_some() || !self.records.is_empty()
+    }
+}
+
+/// Has what calls record sent to `out` while they run.
+pub(super) fn start(out: Arc<OwnedFd>) {
+    let mut recorder = lock();
+    recorder.stage = Stage::Between;
+    recorder.out = Some(out);
+}
+
+/// A call begins.
+pub(super) fn begin(wanted: Wanted) {
+    tracer::want(wanted.trace);
+    let mut recorder = lock();
+    recorder.stage = Stage::Call(wanted);
+    recorder.calls += 1;
+    let Some(log) = recorder.log.take() else { return };
+    recorder.earlier = wanted.log.map(|wanted| {
+        let mut message = log.close();
+        message.logs.retain(|entry| entry.level <= wanted);
+        message
+    });
+}
+
+/// The call has ended: gives what its caller has not been sent yet.
+pub(super) fn end() -> Notes {
+    // What the thread sends is sent before the answer.
+    let _sending = lock_sending();
+    let mut recorder = lock();
+    let Stage::Call(wanted) = recorder.stage else { return Notes::default() };
+    recorder.stage = Stage::Between;
+    recorder.calls += 1;
+    let earlier = recorder.earlier.take();
+    let log = recorder.log.take().filter(|_| wanted.log.is_some()).map(|log| log.close());
+    Notes {
+        messages: earlier.into_iter().chain(log).filter(|log| !logger::is_empty(log)).collect(),
+        records: recorder.records.take(),
+    }
+}
+
+impl Notes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.records.is_empty()
+    }
+
+    /// Appends frames with these notes.
+    pub(super) fn write(mut self, out: &mut Vec<u8>, limit: usize) {
+        logger::write(out, limit, self.messages);
+        self.records.frames(limit).iter().for_each(|frame| out.extend_from_slice(frame));
+    }
+}
+
+fn send_regularly(out: &OwnedFd) {
+    loop {
+        let waited = RECORDED.wait_while(lock(), |recorder| !recorder.has_to_be_sent());
+        let recorder = waited.unwrap_or_else(PoisonError::into_inner);
+        let call = recorder.calls;
+        let waited = RECORDED.wait_timeout_while(recorder, INTERVAL, |now| now.calls == call);
+        drop(waited);
+        let _sending = lock_sending();
+        let mut recorder = lock();
+        if recorder.calls != call {
+            continue;
+        }
+        let log = recorder.log.clone();
+        let mut frames = recorder.records.frames(SENT_WHOLE - HEADER);
+        drop(recorder);
+        if let Some(log) = log {
+            let kept = logger::cut(log.take(), &mut frames);
+            kept.into_iter().for_each(|message| log.merge(message));
+        }
+        for frame in frames {
+            // If it fails, the call's own answer will as well, and tell.
+            let _ = retry_on_intr(|| send(out, &frame, SendFlags::NOSIGNAL));
+        }
+    }
+}
+
+pub(super) fn lock() -> MutexGuard<'static, Recorder> {
+    RECORDER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock_sending() -> MutexGuard<'static, ()> {
+    SENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}

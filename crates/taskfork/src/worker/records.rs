@@ -1,0 +1,227 @@
+//! The spans and events of one call, kept encoded, within bounds, until they are sent.
+
+use std::collections::BTreeMap;
+
+use tracing::Metadata;
+
+use crate::wire::WireError;
+use crate::wire::frame;
+use crate::wire::native::put_trace_notes;
+use crate::wire::trace::{Record, Site};
+
+/// About how many bytes of records are kept until they are sent.
+const MAX_BYTES: usize = 1 << 20;
+
+/// The most bytes of one record, so that it can be sent while the call runs.
+pub(super) const MAX_RECORD: usize = 3 << 10;
+
+/// What a frame holds beside its records: the front of the notes, and how many were dropped.
+const OVERHEAD: usize = 40;
+
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    encoded: Vec<u8>,
+    /// Where each record in `encoded` ends.
+    ends: Vec<usize>,
+    /// How many were left out since the last that was sent.
+    dropped: u64,
+    /// The sites told of in this call, by the addresses of their metadata.
+    sites: BTreeMap<usize, u64>,
+    spans: u64,
+}
+
+impl Records {
+    pub(crate) const fn new() -> Self {
+        Self { encoded: Vec::new(), ends: Vec::new(), dropped: 0, sites: BTreeMap::new(), spans: 0 }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ends.is_empty() && self.dropped == 0
+    }
+
+    /// What there is, at the end of the call.
+    pub(crate) fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+
+    /// The number of the next span.
+    pub(super) fn next_span(&mut self) -> u64 {
+        self.spans += 1;
+        self.spans
+    }
+
+    /// The number of a site, which is told of if it has not been. Nothing if there is no room.
+    pub(super) fn site(&mut self, metadata: &'static Metadata<'static>) -> Option<u64> {
+        let address = std::ptr::from_ref(metadata).addr();
+        if let Some(&number) = self.sites.get(&address) {
+            return Some(number);
+        }
+        let site = Site {
+            is_span: metadata.is_span(),
+            name: metadata.name(),
+            target: metadata.target(),
+            level: number_of(*metadata.level()),
+            module: metadata.module_path(),
+            file: metadata.file(),
+            line: metadata.line(),
+            fields: metadata.fields().iter().map(|field| field.name()).collect(),
+        };
+        let mut encoded = Vec::new();
+        site.write(&mut encoded);
+        let number = self.sites.len() as u64 + 1;
+        if !self.keep(&Record::Site { number, site: &encoded }) {
+            return None;
+        }
+        self.sites.insert(address, number);
+        Some(number)
+    }
+
+    /// Adds a record if there is room for it, else counts it.
+    pub(super) fn push(&mut self, record: &Record<'_>) -> bool {
+        let kept = self.keep(record);
+        self.dropped += u64::from(!kept);
+        kept
+    }
+
+    /// One record could not even be tried.
+    pub(super) fn drop_one(&mut self) {
+        self.dropped += 1;
+    }
+
+    fn keep(&mut self, record: &Record<'_>) -> bool {
+        let before = self.encoded.len();
+        if before < MAX_BYTES {
+            record.write(&mut self.encoded);
+        }
+        let length = self.encoded.len() - before;
+        let kept = (1..=MAX_RECORD).contains(&length);
+        if kept {
+            self.ends.push(self.encoded.len());
+        } else {
+            self.encoded.truncate(before);
+        }
+        kept
+    }
+
+    /// Takes what there is out, in frames of at most so many bytes without their headers. What does
+    /// not fit any is counted as dropped.
+    pub(crate) fn frames(&mut self, limit: usize) -> Vec<Vec<u8>> {
+        let encoded = std::mem::take(&mut self.encoded);
+        let room = limit.saturating_sub(OVERHEAD);
+        let mut frames = Vec::new();
+        let (mut start, mut end, mut count) = (0, 0, 0);
+        for next in std::mem::take(&mut self.ends) {
+            if next - end > room {
+                frames.extend(self.frame(limit, &encoded[start..end], count));
+                self.dropped += 1;
+                (start, count) = (next, 0);
+            } else if next - start > room {
+                frames.extend(self.frame(limit, &encoded[start..end], count));
+                (start, count) = (end, 1);
+            } else {
+                count += 1;
+            }
+            end = next;
+        }
+        frames.extend(self.frame(limit, &encoded[start..end], count));
+        frames
+    }
+
+    /// A frame of these records, and of how many have been dropped; nothing if there are none.
+    fn frame(&mut self, limit: usize, records: &[u8], count: u32) -> Option<Vec<u8>> {
+        let dropped = std::mem::take(&mut self.dropped);
+        let count = count + u32::from(dropped > 0);
+        let mut out = Vec::new();
+        let written = frame::write::<WireError>(&mut out, limit, |out| {
+            put_trace_notes(out, count);
+            out.extend_from_slice(records);
+            if dropped > 0 {
+                Record::Dropped { count: dropped }.write(out);
+            }
+            Ok(())
+        });
+        (count > 0 && written.is_ok()).then_some(out)
+    }
+}
+
+/// A level as the wire has it.
+fn number_of(level: tracing::Level) -> u8 {
+    match level {
+        tracing::Level::ERROR => 1,
+        tracing::Level::WARN => 2,
+        tracing::Level::INFO => 3,
+        tracing::Level::DEBUG => 4,
+        tracing::Level::TRACE => 5,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::frame::HEADER;
+    use crate::wire::native::{FromWorker, Notes};
+    use crate::wire::trace::{Value, Values, records};
+
+    fn event(number: usize, text: &str) -> Record<'_> {
+        let values = Values(vec![(0, Value::Str(text))]);
+        Record::Event { site: 1, parent: None, time: number as u64, values }
+    }
+
+    /// The records in frames, and how many are said to have been dropped.
+    fn read(frames: &[Vec<u8>], limit: usize) -> (Vec<u64>, u64) {
+        let (mut times, mut gone) = (Vec::new(), 0);
+        for frame in frames {
+            assert!(frame.len() <= limit + HEADER, "{}", frame.len());
+            let Ok(FromWorker::Notes(Notes { trace: Some(encoded), .. })) =
+                FromWorker::decode(&frame[HEADER..])
+            else {
+                panic!("it is no message of notes");
+            };
+            for record in records(encoded).unwrap() {
+                match record {
+                    Record::Event { time, .. } => times.push(time),
+                    Record::Dropped { count } => gone += count,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        (times, gone)
+    }
+
+    proptest! {
+        #[test]
+        fn frames_hold_all_in_order_or_count_it(
+            lengths in prop::collection::vec(0..4000usize, 0..60),
+            limit in 60..5000usize,
+        ) {
+            let mut kept = Records::new();
+            let text = "x".repeat(4000);
+            let mut expected = Vec::new();
+            for (number, &length) in lengths.iter().enumerate() {
+                if kept.push(&event(number, &text[..length])) && length + 25 < limit - OVERHEAD {
+                    expected.push(number as u64);
+                }
+            }
+            let (times, gone) = read(&kept.frames(limit), limit);
+            prop_assert!(times.is_sorted());
+            prop_assert!(expected.iter().all(|time| times.contains(time)));
+            prop_assert_eq!(times.len() as u64 + gone, lengths.len() as u64);
+            prop_assert!(kept.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_flood_is_bounded_and_counted() {
+        let mut kept = Records::new();
+        for number in 0..100_000 {
+            kept.push(&event(number, "some text of a usual length"));
+        }
+        let frames = kept.frames(4096);
+        assert!(frames.iter().map(Vec::len).sum::<usize>() < MAX_BYTES * 11 / 10);
+        let (times, gone) = read(&frames, 4096);
+        assert!(times.len() > 1000);
+        assert_eq!(times.len() as u64 + gone, 100_000);
+    }
+}

@@ -1,0 +1,507 @@
+//! What workers record with `tracing`, in their callers' subscribers.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, Value, blocking};
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Dispatch, Event, Instrument, Level, Metadata, Subscriber};
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, filter};
+
+use crate::support::processes::signal;
+use crate::support::raw::{frame, map, text};
+use crate::support::{address_in, roles, start, start_with, trials, until};
+
+trials! {
+    spans_and_events_arrive_within_the_span_of_the_call,
+    values_keep_their_types,
+    the_callers_level_travels_with_the_call,
+    without_a_listener_nothing_is_recorded,
+    it_arrives_with_failed_calls_too,
+    a_killed_workers_last_events_are_there,
+    what_the_caller_does_not_want_is_left_out_and_its_events_kept,
+    a_flood_is_bounded_and_counted,
+    long_values_are_cut,
+    threads_of_a_worker_are_heard_too,
+    a_worker_with_a_subscriber_of_its_own_adds_the_layer,
+    spans_left_open_are_closed_here,
+    calls_awaited_elsewhere_arrive_where_they_were_made,
+    the_blocking_facade_replays_too,
+    hostile_records_harm_no_result,
+}
+
+/// Its workers record.
+pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = Methods::new()
+        .function("work", |count: u64| {
+            let span = tracing::info_span!("working", count, later = tracing::field::Empty);
+            let _inside = span.enter();
+            span.record("later", "now");
+            tracing::warn!(target: "elsewhere", reason = "tests", "it is {}", "late");
+            std::thread::sleep(Duration::from_millis(2));
+            tracing::debug_span!("deeper").in_scope(|| tracing::debug!("deep"));
+            Ok(line!())
+        })
+        .function("values", || {
+            let error = std::io::Error::other("wrong");
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::info!(
+                unsigned = u64::MAX,
+                signed = 5,
+                negative = -5,
+                float = 0.5,
+                truth = true,
+                text = "text",
+                debug = ?Some("text"),
+                error,
+            );
+            Ok(())
+        })
+        .function("is_enabled", || {
+            Ok((tracing::enabled!(Level::INFO), tracing::enabled!(Level::DEBUG)))
+        })
+        .function("fail", |panics: bool| -> Result<(), BoxError> {
+            tracing::error!("it will fail");
+            assert!(!panics, "it panicked");
+            Err("failed".into())
+        })
+        .function("hang", || -> Result<(), BoxError> {
+            let _inside = tracing::info_span!("hanging").entered();
+            tracing::info!("last words");
+            loop {
+                std::thread::park();
+            }
+        })
+        .function("flood", |events: u64| {
+            for number in 0..events {
+                tracing::info!(number, "one of many");
+            }
+            Ok(())
+        })
+        .function("long", |length: usize| {
+            tracing::info!(text = "é".repeat(length), after = 1);
+            Ok(())
+        })
+        .function("thread", || {
+            let thread = std::thread::spawn(|| tracing::info!("from a thread"));
+            thread.join().map_err(|_| "it panicked".into())
+        })
+        .function("leave_open", || {
+            std::mem::forget(tracing::info_span!("left open").entered());
+            Ok(())
+        })
+        .function("pid", || Ok(std::process::id()));
+    server.interface(methods).run()
+}
+
+/// Its workers write events to standard error as well.
+pub(crate) fn own_subscriber(own: ServerBuilder) -> Result<(), ServerError> {
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(layer).with(taskfork::tracing_layer()).init();
+    server(own)
+}
+
+/// What a subscriber was told.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    what: &'static str,
+    name: String,
+    target: String,
+    level: Option<Level>,
+    file: Option<String>,
+    line: Option<u32>,
+    parent: Option<String>,
+    fields: BTreeMap<String, String>,
+    open: bool,
+}
+
+#[derive(Clone, Default)]
+struct Capture(Arc<Mutex<Vec<Seen>>>);
+
+impl Capture {
+    fn all(&self) -> Vec<Seen> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn one(&self, name: &str) -> Seen {
+        let named = |seen: &Seen| seen.name == name || seen.message() == name;
+        let all = self.all();
+        all.iter().find(|seen| named(seen)).unwrap_or_else(|| panic!("{name}: {all:?}")).clone()
+    }
+
+    fn messages(&self) -> Vec<String> {
+        let all = self.all();
+        all.iter().filter(|seen| seen.what == "event").map(Seen::message).collect()
+    }
+
+    fn push(&self, what: &'static str, metadata: &Metadata<'_>, parent: Option<String>) -> usize {
+        let mut all = self.0.lock().unwrap();
+        all.push(Seen {
+            what,
+            name: metadata.name().to_owned(),
+            target: metadata.target().to_owned(),
+            level: Some(*metadata.level()),
+            file: metadata.file().map(str::to_owned),
+            line: metadata.line(),
+            parent,
+            fields: BTreeMap::new(),
+            open: what == "span",
+        });
+        all.len() - 1
+    }
+}
+
+impl Seen {
+    fn message(&self) -> String {
+        self.fields.get("message").cloned().unwrap_or_default()
+    }
+
+    fn field(&self, name: &str) -> &str {
+        self.fields.get(name).map_or("(none)", String::as_str)
+    }
+}
+
+/// Fields with the names of the types they were given as.
+impl Visit for Seen {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.fields.insert(field.name().to_owned(), format!("{value:?}"));
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.fields.insert(field.name().to_owned(), format!("str {value}"));
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.fields.insert(field.name().to_owned(), format!("u64 {value}"));
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.fields.insert(field.name().to_owned(), format!("i64 {value}"));
+    }
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.fields.insert(field.name().to_owned(), format!("f64 {value}"));
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.fields.insert(field.name().to_owned(), format!("bool {value}"));
+    }
+}
+
+struct Place(usize);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let span = context.span(id).unwrap();
+        let parent = span.parent().map(|parent| parent.name().to_owned());
+        let place = self.push("span", attributes.metadata(), parent);
+        attributes.record(&mut self.0.lock().unwrap()[place]);
+        span.extensions_mut().insert(Place(place));
+    }
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let span = context.span(id).unwrap();
+        let place = span.extensions().get::<Place>().unwrap().0;
+        values.record(&mut self.0.lock().unwrap()[place]);
+    }
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let parent = context.event_span(event).map(|span| span.name().to_owned());
+        let place = self.push("event", event.metadata(), parent);
+        event.record(&mut self.0.lock().unwrap()[place]);
+    }
+    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+        self.push("enter", context.metadata(id).unwrap(), None);
+    }
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        self.push("exit", context.metadata(id).unwrap(), None);
+    }
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        let span = context.span(&id).unwrap();
+        let place = span.extensions().get::<Place>().unwrap().0;
+        self.0.lock().unwrap()[place].open = false;
+    }
+}
+
+fn capture() -> (Capture, Dispatch) {
+    let capture = Capture::default();
+    (capture.clone(), tracing_subscriber::registry().with(capture).into())
+}
+
+fn listen() -> (Capture, tracing::dispatcher::DefaultGuard) {
+    let (capture, dispatch) = capture();
+    (capture, tracing::dispatcher::set_default(&dispatch))
+}
+
+async fn spans_and_events_arrive_within_the_span_of_the_call() {
+    let (_server, client) = start("spans");
+    let (seen, _guard) = listen();
+    let before = SystemTime::now();
+    let request = tracing::info_span!("request");
+    let checkout = client.checkout();
+    let pid = checkout.call::<u32>("pid", ()).await.unwrap();
+    let call = async { checkout.call::<u32>("work", (17_u64,)).await };
+    let line = call.instrument(request.clone()).await.unwrap();
+    let after = SystemTime::now();
+
+    let (working, late) = (seen.one("working"), seen.one("it is late"));
+    assert_eq!(working.parent.as_deref(), Some("request"));
+    assert_eq!((working.level, &*working.target), (Some(Level::INFO), module_path!()));
+    assert_eq!((working.field("count"), working.field("later")), ("u64 17", "str now"));
+    assert_eq!(late.parent.as_deref(), Some("working"));
+    assert_eq!((late.level, &*late.target), (Some(Level::WARN), "elsewhere"));
+    assert_eq!(late.field("reason"), "str tests");
+    for (seen, above) in [(&working, 6), (&late, 3)] {
+        assert!(seen.file.as_deref().unwrap().ends_with(file!()), "{seen:?}");
+        assert_eq!(seen.line, Some(line - above));
+        assert_eq!(seen.field("worker.pid"), format!("u64 {pid}"));
+    }
+    let deep = seen.one("deep");
+    assert_eq!((deep.parent.as_deref(), deep.level), (Some("deeper"), Some(Level::DEBUG)));
+
+    let time = |seen: &Seen, name: &str| humantime(seen.field(name));
+    let created = time(&working, "worker.time");
+    let (entered, closed) = (time(&working, "worker.entered"), time(&working, "worker.closed"));
+    assert!(before - Duration::from_millis(1) <= created && created <= entered);
+    assert!(entered < time(&late, "worker.time") && time(&late, "worker.time") < closed);
+    assert!(closed <= after);
+    let busy: f64 = working.field("worker.busy").strip_prefix("f64 ").unwrap().parse().unwrap();
+    assert!((0.002..after.duration_since(before).unwrap().as_secs_f64()).contains(&busy), "{busy}");
+
+    // As often left as entered, in the caller's process as well, and all closed but the caller's.
+    let all = seen.all();
+    for name in ["working", "deeper"] {
+        let count = |what| all.iter().filter(|seen| seen.name == name && seen.what == what).count();
+        assert_eq!((count("enter"), count("exit")), (1, 1), "{name}");
+        assert!(!seen.one(name).open);
+    }
+    assert!(seen.one("request").open);
+    assert!(tracing::Span::current().is_none());
+    drop(request);
+    assert!(!seen.one("request").open);
+}
+
+fn humantime(text: &str) -> SystemTime {
+    let text = text.strip_suffix('Z').unwrap_or_else(|| panic!("no time: {text}"));
+    let (_, clock) = text.split_once('T').unwrap();
+    let parts: Vec<f64> = clock.split(':').map(|part| part.parse().unwrap()).collect();
+    let seconds = parts[0] * 3600.0 + parts[1] * 60.0 + parts[2];
+    // Of this day: a test that runs across midnight is one day off, and tells.
+    let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() / 86400;
+    SystemTime::UNIX_EPOCH + Duration::from_secs(today * 86400) + Duration::from_secs_f64(seconds)
+}
+
+async fn values_keep_their_types() {
+    let (_server, client) = start("spans");
+    let (seen, _guard) = listen();
+    client.call::<()>("values", ()).await.unwrap();
+    let all = seen.all();
+    let event = &all[0];
+    let expected = [
+        ("unsigned", &*format!("u64 {}", u64::MAX)),
+        ("signed", "i64 5"),
+        ("negative", "i64 -5"),
+        ("float", "f64 0.5"),
+        ("truth", "bool true"),
+        ("text", "str text"),
+        ("debug", "Some(\"text\")"),
+        ("error", "wrong"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(event.field(name), value, "{name}");
+    }
+    // Nobody's span.
+    assert_eq!(event.parent, None);
+}
+
+async fn the_callers_level_travels_with_the_call() {
+    // In a process of its own, as a program's level is that of all its subscribers together.
+    assert_eq!(roles::output(&["listen_at_info"]), "(true, false) [\"it is late\"]\n");
+}
+
+pub(crate) fn listen_at_info() {
+    let capture = Capture::default();
+    let layer = capture.clone().with_filter(LevelFilter::INFO);
+    tracing_subscriber::registry().with(layer).init();
+    let server = taskfork::Server::spawn("spans").unwrap();
+    let options = Client::builder().address(server.address()).max_workers(1);
+    let client = blocking::Client::build(options).unwrap();
+    let enabled: (bool, bool) = client.call("is_enabled", ()).unwrap();
+    client.call::<u32>("work", (1_u64,)).unwrap();
+    println!("{enabled:?} {:?}", capture.messages());
+}
+
+async fn without_a_listener_nothing_is_recorded() {
+    let (_server, client) = start_with("spans", |client| client.max_workers(1));
+    let enabled = async || client.call::<(bool, bool)>("is_enabled", ()).await.unwrap();
+    assert_eq!(enabled().await, (false, false));
+    let (_, guard) = listen();
+    assert!(enabled().await.0);
+    drop(guard);
+    assert_eq!(enabled().await, (false, false));
+}
+
+async fn it_arrives_with_failed_calls_too() {
+    let (_server, client) = start("spans");
+    for panics in [false, true] {
+        let (seen, _guard) = listen();
+        client.call::<()>("fail", (panics,)).await.unwrap_err();
+        assert_eq!(seen.messages(), ["it will fail"]);
+    }
+}
+
+async fn a_killed_workers_last_events_are_there() {
+    let (_server, client) = start("spans");
+    let (seen, _guard) = listen();
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let call = tokio::spawn(checkout.call::<()>("hang", ()));
+    until("the event is there", || seen.messages() == ["last words"]).await;
+    let hanging = seen.one("hanging");
+    assert!(hanging.open);
+    signal(pid, libc::SIGKILL);
+    call.await.unwrap().unwrap_err();
+    assert!(!seen.one("hanging").open);
+    let all = seen.all();
+    let count = |what| all.iter().filter(|seen| seen.what == what).count();
+    assert_eq!(count("enter"), count("exit"));
+}
+
+async fn what_the_caller_does_not_want_is_left_out_and_its_events_kept() {
+    let (_server, client) = start("spans");
+    let seen = Capture::default();
+    let targets = filter::Targets::new().with_target("elsewhere", Level::INFO);
+    let targets = targets.with_target("behaviour::spans::caller", Level::INFO);
+    let _guard =
+        tracing_subscriber::registry().with(seen.clone().with_filter(targets)).set_default();
+    let span = tracing::info_span!(target: "behaviour::spans::caller", "request");
+    let call = async { client.call::<u32>("work", (1_u64,)).await };
+    call.instrument(span).await.unwrap();
+    assert_eq!(seen.messages(), ["it is late"]);
+    assert_eq!(seen.one("it is late").parent.as_deref(), Some("request"), "{:?}", seen.all());
+    assert!(seen.all().iter().all(|seen| seen.name != "working"));
+}
+
+async fn a_flood_is_bounded_and_counted() {
+    const MANY: u64 = 200_000;
+    let (_server, client) = start("spans");
+    let (seen, _guard) = listen();
+    client.call::<()>("flood", (MANY,)).await.unwrap();
+    let (mut dropped, mut kept) = (0, Vec::new());
+    for event in seen.all() {
+        let count = |name| event.field(name).strip_prefix("u64 ").unwrap().parse::<u64>().unwrap();
+        if event.message() == "one of many" {
+            kept.push(count("number"));
+        } else {
+            assert_eq!(event.message(), "the worker recorded more than it could keep");
+            dropped += count("dropped");
+        }
+    }
+    assert!(dropped > 0);
+    assert!(kept.is_sorted());
+    assert_eq!(kept.len() as u64 + dropped, MANY);
+}
+
+async fn long_values_are_cut() {
+    let (_server, client) = start("spans");
+    let (seen, _guard) = listen();
+    client.call::<()>("long", (1_000_000,)).await.unwrap();
+    let event = &seen.all()[0];
+    let text = event.field("text").strip_prefix("str ").unwrap();
+    assert!((2000..4000).contains(&text.len()), "{}", text.len());
+    assert!(text.ends_with("é…"));
+}
+
+async fn threads_of_a_worker_are_heard_too() {
+    let (_server, client) = start("spans");
+    let (seen, _guard) = listen();
+    client.call::<()>("thread", ()).await.unwrap();
+    assert_eq!(seen.messages(), ["from a thread"]);
+}
+
+async fn a_worker_with_a_subscriber_of_its_own_adds_the_layer() {
+    let (_server, client) = start("spans_own_subscriber");
+    let (seen, _guard) = listen();
+    client.call::<u32>("work", (1_u64,)).await.unwrap();
+    assert_eq!(seen.messages(), ["it is late", "deep"]);
+    // Its own has been told as well.
+    let call = client.checkout().timeout(Duration::from_millis(300)).call::<()>("hang", ());
+    call.await.unwrap_err();
+}
+
+async fn spans_left_open_are_closed_here() {
+    let (_server, client) = start("spans");
+    let (seen, _guard) = listen();
+    client.call::<()>("leave_open", ()).await.unwrap();
+    assert!(!seen.one("left open").open);
+    assert!(tracing::Span::current().is_none());
+}
+
+async fn calls_awaited_elsewhere_arrive_where_they_were_made() {
+    let (_server, client) = start("spans");
+    let (seen, dispatch) = capture();
+    let checkout = client.checkout();
+    let call = tracing::dispatcher::with_default(&dispatch, || {
+        tracing::info_span!("request").in_scope(|| checkout.call::<u32>("work", (1_u64,)))
+    });
+    tokio::spawn(call).await.unwrap().unwrap();
+    assert_eq!(seen.one("working").parent.as_deref(), Some("request"));
+}
+
+async fn the_blocking_facade_replays_too() {
+    let options = |address: taskfork::Address| Client::builder().address(address).max_workers(1);
+    let server = taskfork::Server::spawn("spans").unwrap();
+    let address = server.address();
+    let messages = tokio::task::spawn_blocking(move || {
+        let client = blocking::Client::build(options(address)).unwrap();
+        let (seen, _guard) = listen();
+        client.call::<u32>("work", (1_u64,)).unwrap();
+        seen.messages()
+    });
+    assert_eq!(messages.await.unwrap(), ["it is late", "deep"]);
+}
+
+async fn hostile_records_harm_no_result() {
+    let array = |values: &[Value]| Value::Array(values.to_vec());
+    let numbers = |values: &[u64]| Value::Array(values.iter().map(|&n| n.into()).collect());
+    let site =
+        map(&[("name", text("hostile")), ("span", true.into()), ("fields", array(&[text("one")]))]);
+    let span = |span: u64, parent: u64| {
+        let values = Value::Map(vec![(0.into(), array(&[])), (99.into(), 1.into())]);
+        array(&[1.into(), span.into(), 1.into(), parent.into(), 1.into(), values])
+    };
+    let told = array(&[0.into(), 1.into(), site]);
+    let traces = [
+        text("no array"),
+        array(&[text("no record"), array(&[]), numbers(&[77, 1])]),
+        // Spans in a ring, one made twice, one of no site; left unentered, closed twice.
+        array(&[
+            told.clone(),
+            span(1, 2),
+            span(2, 1),
+            span(2, 2),
+            array(&[1.into(), 3.into(), 9.into(), 0.into(), 0.into(), map(&[])]),
+            numbers(&[5, 1, 0]),
+            numbers(&[6, 1, u64::MAX / 4]),
+            numbers(&[6, 1, 0]),
+            numbers(&[3, 2, 2]),
+            numbers(&[4, 2, 5]),
+            numbers(&[4, 2, 4]),
+        ]),
+        array(&[array(&[0.into(), 2.into(), map(&[("level", text("high"))])]), numbers(&[8, 5])]),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let frame_of = |trace: &Value| frame(vec![4.into(), map(&[("trace", trace.clone())])]);
+    crate::logs::impostor(&folder, traces.iter().map(frame_of).collect());
+    let options = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
+    let client = options.build().unwrap();
+    let (seen, _guard) = listen();
+    assert_eq!(client.call::<i64>("any", ()).await.unwrap(), 42);
+    assert_eq!(
+        seen.messages(),
+        ["what the worker recorded cannot be read", "the worker recorded more than it could keep"]
+    );
+    let all = seen.all();
+    assert_eq!(all.iter().filter(|seen| seen.what == "span").count(), 2);
+    assert!(all.iter().all(|seen| !seen.open));
+    assert!(tracing::Span::current().is_none());
+}
