@@ -31,7 +31,7 @@ const MAX_VALUES: usize = MAX_RECORD - 100;
 /// nothing.
 ///
 /// A worker in which no subscriber is set gets one with this layer by itself. One that has its own,
-/// set before [`run`](crate::ServerBuilder::run) or in `setup`, has to add it:
+/// set before [`run`](crate::Server::run) or in `setup`, has to add it:
 ///
 /// ```no_run
 /// use taskfork::{Methods, ServerBuilder, ServerError};

@@ -1,19 +1,14 @@
 //! What workers record with `tracing`, in their callers' subscribers.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, Value, blocking};
-use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Dispatch, Event, Instrument, Level, Metadata, Subscriber};
-use tracing_subscriber::layer::Context;
+use tracing::{Instrument, Level};
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, filter};
 
+use crate::support::capture::{Capture, Seen, capture, listen};
 use crate::support::processes::signal;
 use crate::support::raw::{frame, map, text};
 use crate::support::{address_in, roles, start, start_with, trials, until};
@@ -105,131 +100,6 @@ pub(crate) fn own_subscriber(own: ServerBuilder) -> Result<(), ServerError> {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     tracing_subscriber::registry().with(layer).with(taskfork::tracing_layer()).init();
     server(own)
-}
-
-/// What a subscriber was told.
-#[derive(Debug, Clone, Default)]
-struct Seen {
-    what: &'static str,
-    name: String,
-    target: String,
-    level: Option<Level>,
-    file: Option<String>,
-    line: Option<u32>,
-    parent: Option<String>,
-    fields: BTreeMap<String, String>,
-    open: bool,
-}
-
-#[derive(Clone, Default)]
-struct Capture(Arc<Mutex<Vec<Seen>>>);
-
-impl Capture {
-    fn all(&self) -> Vec<Seen> {
-        self.0.lock().unwrap().clone()
-    }
-
-    fn one(&self, name: &str) -> Seen {
-        let named = |seen: &Seen| seen.name == name || seen.message() == name;
-        let all = self.all();
-        all.iter().find(|seen| named(seen)).unwrap_or_else(|| panic!("{name}: {all:?}")).clone()
-    }
-
-    fn messages(&self) -> Vec<String> {
-        let all = self.all();
-        all.iter().filter(|seen| seen.what == "event").map(Seen::message).collect()
-    }
-
-    fn push(&self, what: &'static str, metadata: &Metadata<'_>, parent: Option<String>) -> usize {
-        let mut all = self.0.lock().unwrap();
-        all.push(Seen {
-            what,
-            name: metadata.name().to_owned(),
-            target: metadata.target().to_owned(),
-            level: Some(*metadata.level()),
-            file: metadata.file().map(str::to_owned),
-            line: metadata.line(),
-            parent,
-            fields: BTreeMap::new(),
-            open: what == "span",
-        });
-        all.len() - 1
-    }
-}
-
-impl Seen {
-    fn message(&self) -> String {
-        self.fields.get("message").cloned().unwrap_or_default()
-    }
-
-    fn field(&self, name: &str) -> &str {
-        self.fields.get(name).map_or("(none)", String::as_str)
-    }
-}
-
-/// Fields with the names of the types they were given as.
-impl Visit for Seen {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        self.fields.insert(field.name().to_owned(), format!("{value:?}"));
-    }
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.fields.insert(field.name().to_owned(), format!("str {value}"));
-    }
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.fields.insert(field.name().to_owned(), format!("u64 {value}"));
-    }
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.fields.insert(field.name().to_owned(), format!("i64 {value}"));
-    }
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.fields.insert(field.name().to_owned(), format!("f64 {value}"));
-    }
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.fields.insert(field.name().to_owned(), format!("bool {value}"));
-    }
-}
-
-struct Place(usize);
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let span = context.span(id).unwrap();
-        let parent = span.parent().map(|parent| parent.name().to_owned());
-        let place = self.push("span", attributes.metadata(), parent);
-        attributes.record(&mut self.0.lock().unwrap()[place]);
-        span.extensions_mut().insert(Place(place));
-    }
-    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        let span = context.span(id).unwrap();
-        let place = span.extensions().get::<Place>().unwrap().0;
-        values.record(&mut self.0.lock().unwrap()[place]);
-    }
-    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let parent = context.event_span(event).map(|span| span.name().to_owned());
-        let place = self.push("event", event.metadata(), parent);
-        event.record(&mut self.0.lock().unwrap()[place]);
-    }
-    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
-        self.push("enter", context.metadata(id).unwrap(), None);
-    }
-    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
-        self.push("exit", context.metadata(id).unwrap(), None);
-    }
-    fn on_close(&self, id: Id, context: Context<'_, S>) {
-        let span = context.span(&id).unwrap();
-        let place = span.extensions().get::<Place>().unwrap().0;
-        self.0.lock().unwrap()[place].open = false;
-    }
-}
-
-fn capture() -> (Capture, Dispatch) {
-    let capture = Capture::default();
-    (capture.clone(), tracing_subscriber::registry().with(capture).into())
-}
-
-fn listen() -> (Capture, tracing::dispatcher::DefaultGuard) {
-    let (capture, dispatch) = capture();
-    (capture, tracing::dispatcher::set_default(&dispatch))
 }
 
 async fn spans_and_events_arrive_within_the_span_of_the_call() {

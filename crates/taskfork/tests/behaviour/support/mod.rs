@@ -1,5 +1,7 @@
 //! What the tests share: servers to call, programs to run, and waiting for things to happen.
 
+#[cfg(feature = "tracing")]
+pub(crate) mod capture;
 pub(crate) mod processes;
 pub(crate) mod raw;
 pub(crate) mod roles;

@@ -1,0 +1,94 @@
+//! How many instructions one call takes, outside of the kernel, in the client's and in the worker's
+//! process: both are stepped through one by one, a measure that no neighbour on the machine
+//! disturbs. What a feature costs is the difference between two builds of it.
+//! `cargo bench -p taskfork --bench instructions` prints `call instructions COUNT client COUNT worker
+//! COUNT`.
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run stops")]
+#![allow(missing_docs, reason = "nothing here is for users")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use taskfork::{Client, Methods, Server, ServerBuilder, ServerError};
+
+const CALLS: &str = "TASKFORK_BENCH_CALLS";
+const ADDRESS: &str = "TASKFORK_BENCH_ADDRESS";
+
+/// What both runs have in common falls out of the difference.
+const FEW: i64 = 20;
+const MANY: i64 = 120;
+
+fn main() {
+    taskfork::init(&[("echo", echo)]);
+    if let Ok(calls) = std::env::var(CALLS) {
+        return make_calls(calls.parse().unwrap(), &std::env::var(ADDRESS).unwrap());
+    }
+    let (few, many) = (count(FEW), count(MANY));
+    let [client, worker] = [0, 1].map(|side| (many[side] - few[side]) / (MANY - FEW));
+    println!("call instructions {} client {client} worker {worker}", client + worker);
+}
+
+fn echo(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = Methods::new();
+    let methods = methods.function("echo", |text: String| Ok(text));
+    server
+        .listen("tcp:127.0.0.1:0")
+        .interface(methods.function("pid", || Ok(std::process::id())))
+        .run()
+}
+
+/// The instructions of a client that makes so many calls, and of its worker, to their ends.
+#[expect(clippy::zombie_processes, reason = "the client is waited for by its id")]
+fn count(calls: i64) -> [i64; 2] {
+    let server = Server::spawn("echo").unwrap();
+    let mut client = Command::new(std::env::current_exe().unwrap())
+        .env(CALLS, calls.to_string())
+        .env(ADDRESS, server.address().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut worker = String::new();
+    BufReader::new(client.stdout.take().unwrap()).read_line(&mut worker).unwrap();
+    let both = [Pid::from_raw(client.id() as i32), Pid::from_raw(worker.trim().parse().unwrap())];
+    both.into_iter().for_each(|pid| ptrace::attach(pid).unwrap());
+    client.stdin.take().unwrap().write_all(b"go\n").unwrap();
+
+    let mut counts = [0; 2];
+    let mut running = 2;
+    while running > 0 {
+        let status = both.map(|pid| waitpid(pid, Some(WaitPidFlag::WNOHANG)).ok());
+        for (side, status) in status.into_iter().enumerate() {
+            match status {
+                Some(WaitStatus::Stopped(pid, signal)) => {
+                    counts[side] += i64::from(signal == Signal::SIGTRAP);
+                    let ours = matches!(signal, Signal::SIGTRAP | Signal::SIGSTOP);
+                    ptrace::step(pid, (!ours).then_some(signal)).unwrap();
+                }
+                Some(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => running -= 1,
+                _ => {}
+            }
+        }
+    }
+    server.close();
+    counts
+}
+
+fn make_calls(calls: u64, address: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = Client::builder().address(address).min_workers(0).max_workers(1);
+        let client = options.build().unwrap();
+        let text = "x".repeat(64);
+        let checkout = client.checkout();
+        println!("{}", checkout.call::<u32>("pid", ()).await.unwrap());
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        for _ in 0..calls {
+            assert_eq!(checkout.call::<String>("echo", (&text,)).await.unwrap(), text);
+        }
+    });
+}
