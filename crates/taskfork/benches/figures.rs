@@ -23,7 +23,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use pool::{Limits, Pool, Released};
+use pool::{CheckedOut, Limits, Overload, Pool, Released};
 use taskfork::{Client, Methods, Server, ServerBuilder, ServerError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -169,11 +169,17 @@ fn echo_for_ever() {
 /// a push and a pop on a queue of that length behind a lock.
 fn pool_work(name: &'static str, waiting: u64) -> Figure {
     const BATCH: u32 = 20_000;
-    let mut pool = Pool::new(Limits { min_workers: 0, max_workers: 1, max_checkouts: None });
+    let mut pool = Pool::new(Limits {
+        min_workers: 0,
+        max_workers: 1,
+        max_checkouts: None,
+        max_queue: None,
+        overload: Overload::RefuseNewest,
+    });
     let now = Instant::now();
     let mut held = None;
     for number in 0..=waiting {
-        pool.check_out(|| number).unwrap_err();
+        assert!(matches!(pool.check_out(|| number), CheckedOut::Place(..)));
     }
     let permit = pool.permit(now).unwrap();
     if let Released::Assigned(_, lease) = pool.connected(permit, 0u64, now) {
@@ -185,7 +191,8 @@ fn pool_work(name: &'static str, waiting: u64) -> Figure {
         .map(|_| {
             let start = Instant::now();
             for number in 0..u64::from(BATCH) {
-                std::hint::black_box(pool.lock().unwrap().check_out(|| number).unwrap_err());
+                let place = pool.lock().unwrap().check_out(|| number);
+                assert!(matches!(std::hint::black_box(place), CheckedOut::Place(..)));
                 let released = pool.lock().unwrap().release(held.take().unwrap());
                 let Released::Assigned(waiter, lease) = released else { panic!("nobody waits") };
                 std::hint::black_box(waiter);

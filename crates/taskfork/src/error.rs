@@ -125,6 +125,11 @@ pub enum FatalError {
         /// The time that the call had.
         after: Duration,
     },
+    /// As many checkouts waited as [`max_queue`](crate::ClientBuilder::max_queue) allows.
+    Overloaded {
+        /// How many that is.
+        queued: usize,
+    },
     /// The peer sent something that is no message of the protocol.
     Protocol {
         /// What is wrong with it.
@@ -149,7 +154,8 @@ pub struct Death {
     pub pid: u32,
     /// The exit status or the signal, as far as it is known.
     pub end: End,
-    /// Why the server killed the worker, where it did.
+    /// Why the server killed the worker, where it did, or which of its limits the worker has met,
+    /// where that is known.
     pub reason: Option<String>,
     /// What the worker was doing, as far as it is known.
     pub during: Option<Activity>,
@@ -365,6 +371,9 @@ impl fmt::Display for FatalError {
                 seconds(*after),
                 seconds(*unreachable_for),
             ),
+            Self::Overloaded { queued } => {
+                write!(out, "overloaded: {queued} checkouts wait already (max_queue)")
+            }
             Self::Protocol { detail } => write!(out, "protocol broken: {detail}"),
         }
     }

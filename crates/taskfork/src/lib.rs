@@ -44,14 +44,16 @@ mod wire;
 mod worker;
 
 pub use address::{Address, AddressError};
-pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Stats};
+pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Overload, Stats};
 pub use error::{
     Activity, CallError, Death, End, Error, Failure, FatalError, Location, Panic, Stage,
 };
 pub use log_defer;
 pub use report::{CallSite, Report};
 pub use rmpv::Value;
-pub use server::{Entry, Server, ServerBuilder, ServerError, ServerHandle, Stderr, init};
+pub use server::{
+    Entry, Limit, Preloaded, Server, ServerBuilder, ServerError, ServerHandle, Stderr, init,
+};
 pub use trace_context::{TraceContext, trace_context};
 pub use wire::answer::InterfaceError;
 pub use wire::args::Args;

@@ -9,7 +9,7 @@ use super::call::Call;
 use super::checkout::Checkout;
 use super::core::Core;
 use super::driver::drive;
-use super::pool::{Limits, Stats};
+use super::pool::{Limits, Overload, Stats};
 use crate::address::{Address, AddressError, Place};
 use crate::wire::args::Args;
 use crate::wire::frame::DEFAULT_LIMIT;
@@ -48,11 +48,13 @@ impl Client {
     /// A client with every option but the address at its default.
     pub fn builder() -> ClientBuilder {
         ClientBuilder {
-            address: None,
+            addresses: Vec::new(),
             name: "taskfork".to_owned(),
             min_workers: None,
             max_workers: 20,
             max_checkouts: None,
+            max_queue: None,
+            overload: Overload::default(),
             timeout: Some(Duration::from_secs(30)),
             connect_timeout: Duration::from_secs(5),
             dont_refork_after_error: false,
@@ -110,11 +112,13 @@ impl Client {
 #[derive(Debug, Clone)]
 #[must_use = "a client is made by `build`"]
 pub struct ClientBuilder {
-    address: Option<Result<Address, AddressError>>,
+    addresses: Vec<Result<Address, AddressError>>,
     name: String,
     min_workers: Option<usize>,
     max_workers: usize,
     max_checkouts: Option<u64>,
+    max_queue: Option<usize>,
+    overload: Overload,
     timeout: Option<Duration>,
     connect_timeout: Duration,
     dont_refork_after_error: bool,
@@ -124,13 +128,22 @@ pub struct ClientBuilder {
 /// The options of a client, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
-    pub(crate) address: Address,
+    /// In the order in which they are tried, at least one.
+    pub(crate) addresses: Vec<Address>,
     pub(crate) name: String,
     pub(crate) limits: Limits,
     pub(crate) timeout: Option<Duration>,
     pub(crate) connect_timeout: Duration,
     pub(crate) dont_refork_after_error: bool,
     pub(crate) max_frame: usize,
+}
+
+impl Config {
+    /// All addresses, for messages.
+    pub(crate) fn addresses(&self) -> String {
+        let addresses: Vec<_> = self.addresses.iter().map(Address::to_string).collect();
+        addresses.join(" or ")
+    }
 }
 
 /// Why a client cannot be built.
@@ -183,7 +196,26 @@ impl ClientBuilder {
         A: TryInto<Address>,
         A::Error: Into<AddressError>,
     {
-        self.address = Some(address.try_into().map_err(Into::into));
+        self.addresses = vec![address.try_into().map_err(Into::into)];
+        self
+    }
+
+    /// Where the server may be as well: for each new worker the addresses are tried in the order in
+    /// which they were given, each for up to the `connect_timeout`, and the first that answers
+    /// serves. Workers of one client may be of several servers.
+    ///
+    /// ```
+    /// let client = taskfork::Client::builder()
+    ///     .address("unix:/run/adder.sock")
+    ///     .or_address("tcp:10.0.0.2:7000");
+    /// # let _ = client;
+    /// ```
+    pub fn or_address<A>(mut self, address: A) -> Self
+    where
+        A: TryInto<Address>,
+        A::Error: Into<AddressError>,
+    {
+        self.addresses.push(address.try_into().map_err(Into::into));
         self
     }
 
@@ -209,6 +241,27 @@ impl ClientBuilder {
     /// After how many checkouts a worker is replaced; never unless set.
     pub fn max_checkouts(mut self, checkouts: impl Into<Option<u64>>) -> Self {
         self.max_checkouts = checkouts.into();
+        self
+    }
+
+    /// The most checkouts that wait for a worker; any number unless set. With more, one is refused
+    /// at once, with [`Overloaded`](crate::FatalError::Overloaded): the newest, unless
+    /// [`overload`](Self::overload) says otherwise. With 0 none ever waits.
+    ///
+    /// ```
+    /// use taskfork::{Client, Overload};
+    /// let client = Client::builder().max_queue(100).overload(Overload::DropOldest);
+    /// # let _ = client;
+    /// ```
+    pub fn max_queue(mut self, checkouts: impl Into<Option<usize>>) -> Self {
+        self.max_queue = checkouts.into();
+        self
+    }
+
+    /// Who is refused when `max_queue` checkouts wait already: [`Overload::RefuseNewest`] unless
+    /// set.
+    pub fn overload(mut self, overload: Overload) -> Self {
+        self.overload = overload;
         self
     }
 
@@ -256,8 +309,12 @@ impl ClientBuilder {
     }
 
     fn check(self) -> Result<Config, ConfigError> {
-        let address = self.address.ok_or(ConfigError::NoAddress)??;
-        if matches!(address.0, Place::Inherited(_)) {
+        let addresses = self.addresses.into_iter().collect::<Result<Vec<_>, _>>()?;
+        if addresses.is_empty() {
+            return Err(ConfigError::NoAddress);
+        }
+        let is_inherited = |address: &&Address| matches!(address.0, Place::Inherited(_));
+        if let Some(address) = addresses.iter().find(is_inherited) {
             return Err(ConfigError::NotConnectable { address: address.to_string() });
         }
         let max_workers = self.max_workers;
@@ -272,9 +329,15 @@ impl ClientBuilder {
             return Err(ConfigError::NoCheckouts);
         }
         Ok(Config {
-            address,
+            addresses,
             name: self.name,
-            limits: Limits { min_workers, max_workers, max_checkouts: self.max_checkouts },
+            limits: Limits {
+                min_workers,
+                max_workers,
+                max_checkouts: self.max_checkouts,
+                max_queue: self.max_queue,
+                overload: self.overload,
+            },
             timeout: self.timeout,
             connect_timeout: self.connect_timeout,
             dont_refork_after_error: self.dont_refork_after_error,

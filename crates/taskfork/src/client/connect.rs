@@ -9,7 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::builder::Config;
 use super::connection::{Greeted, Stream};
-use crate::address::Place;
+use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
@@ -18,13 +18,21 @@ use crate::wire::native::{self, ClientHello, FromWorker, VERSIONS, WorkerHello};
 /// Connects one worker; an error is the reason in words, for the caller whose time runs out.
 pub(crate) async fn connect(config: &Config) -> Result<Greeted, String> {
     let limit = config.connect_timeout;
-    tokio::time::timeout(limit, reach_and_greet(config))
-        .await
-        .unwrap_or_else(|_| Err(format!("the server did not greet within {}", seconds(limit))))
+    let mut reasons = Vec::new();
+    for address in &config.addresses {
+        let reached = tokio::time::timeout(limit, reach_and_greet(address, config)).await;
+        let late = || Err(format!("the server did not greet within {}", seconds(limit)));
+        match reached.unwrap_or_else(|_| late()) {
+            Ok(greeted) => return Ok(greeted),
+            Err(reason) if config.addresses.len() == 1 => return Err(reason),
+            Err(reason) => reasons.push(format!("{address}: {reason}")),
+        }
+    }
+    Err(reasons.join("; "))
 }
 
-async fn reach_and_greet(config: &Config) -> Result<Greeted, String> {
-    let mut stream = reach(config).await.map_err(|error| error.to_string())?;
+async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, String> {
+    let mut stream = reach(address).await.map_err(|error| error.to_string())?;
     let (hello, inbox) = match &mut stream {
         Stream::Unix(stream) => greet(stream, config).await,
         Stream::Tcp(stream) => greet(stream, config).await,
@@ -39,8 +47,8 @@ async fn reach_and_greet(config: &Config) -> Result<Greeted, String> {
     })
 }
 
-async fn reach(config: &Config) -> io::Result<Stream> {
-    match &config.address.0 {
+async fn reach(address: &Address) -> io::Result<Stream> {
+    match &address.0 {
         Place::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
         Place::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
@@ -80,11 +88,15 @@ where
         native::put_client_hello(out, &hello);
         Ok(())
     })?;
-    stream.write_all(&out).await?;
+    // A server that refuses has said why before it closed the connection.
+    let written = stream.write_all(&out).await;
 
     let mut inbox = BytesMut::with_capacity(4096);
     while !frame::take_preamble(&mut inbox)? {
-        read_more(stream, &mut inbox).await?;
+        if let Err(error) = read_more(stream, &mut inbox).await {
+            written?;
+            return Err(error);
+        }
     }
     loop {
         if let Some(body) = frame::take(&mut inbox, frame::DEFAULT_LIMIT)? {

@@ -59,6 +59,8 @@ impl Mailbox {
 pub(crate) struct Effects {
     pub(crate) wakers: Vec<Waker>,
     pub(crate) workers: Vec<Change>,
+    /// Who has lost its place in the queue to another.
+    pub(crate) turned_away: Vec<Arc<Lane>>,
     /// Logs that are let go of. The last handle of one calls what its user wants called.
     pub(crate) logs: Vec<Log>,
     /// What has spans and events to give to the user's subscriber, or is over.
@@ -73,6 +75,8 @@ pub(crate) enum Change {
     /// The worker is of no use any more.
     Lose(Lease<Connection>, Loss),
     Assign(Arc<Lane>, Lease<Connection>),
+    /// The worker was not used, and is for the next one.
+    HandBack(Lease<Connection>),
 }
 
 impl Core {
@@ -122,6 +126,7 @@ impl Core {
             let next = match change {
                 Change::Release(lease) => self.release(lease),
                 Change::Lose(lease, loss) => self.lose(lease, loss),
+                Change::HandBack(lease) => self.hand_back(lease),
                 Change::Assign(lane, lease) => match lane.assign(lease) {
                     Ok(effects) => {
                         wakers.extend(effects.wakers);
@@ -136,6 +141,12 @@ impl Core {
             changes.extend(next);
         }
         wakers.into_iter().for_each(Waker::wake);
+        effects.turned_away.iter().for_each(|lane| lane.fail(self.overloaded()));
+    }
+
+    /// The error of a checkout for which there is no place in the queue.
+    pub(crate) fn overloaded(&self) -> FatalError {
+        FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
     }
 
     fn release(&self, mut lease: Lease<Connection>) -> Option<Change> {

@@ -81,7 +81,7 @@ fn settle_attempt(core: &Arc<Core>, (permit, outcome): Attempt) {
             core.look_at_idle(key);
         }
         Err(reason) => {
-            tracing::debug!(address = %core.config.address, "cannot connect a worker: {reason}");
+            tracing::debug!(address = core.config.addresses(), "cannot connect a worker: {reason}");
             core.pool().failed(permit, reason, Instant::now());
         }
     }

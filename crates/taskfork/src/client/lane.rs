@@ -13,7 +13,7 @@ use super::core::{Change, Core, Effects, lock, runtime_is_gone};
 use super::deadlines::Alarm;
 use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
 use super::log::{self, Timing};
-use super::pool::{Lease, Loss};
+use super::pool::{CheckedOut, Lease, Loss};
 use super::queue::Ticket;
 use super::replay::Replay;
 use super::step::{Ending, Step, step};
@@ -63,8 +63,12 @@ impl Lane {
         lane.change(|state, effects| {
             let taken = lane.core.pool().check_out(|| lane.clone());
             match taken {
-                Ok(lease) => lane.hold(state, lease),
-                Err(ticket) => lane.wait(state, effects, ticket),
+                CheckedOut::Worker(lease) => lane.hold(state, lease),
+                CheckedOut::Place(ticket, turned_away) => {
+                    effects.turned_away.extend(turned_away);
+                    lane.wait(state, effects, ticket);
+                }
+                CheckedOut::Refused => state.holding = Holding::Failed(lane.core.overloaded()),
             }
         });
         lane
@@ -189,8 +193,20 @@ impl Lane {
         if !matches!(state.holding, Holding::Waiting(_)) {
             return Err(lease);
         }
-        self.hold(&mut state, lease);
         let mut effects = Effects::default();
+        let now = Instant::now();
+        let deadline = state.calls.head().and_then(|(_, head)| head.deadline);
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            // Too late for what it waited for. It is in the queue no more, and another may have the
+            // worker.
+            let cause = self.out_of_time(&state, now);
+            state.holding = Holding::Released;
+            self.end(&mut state, &mut effects, cause, Loss::Used);
+            self.finish_if_done(&mut state, &mut effects);
+            effects.workers.push(Change::HandBack(lease));
+            return Ok(effects);
+        }
+        self.hold(&mut state, lease);
         self.advance(&mut state, &mut effects);
         self.finish_if_done(&mut state, &mut effects);
         Ok(effects)
@@ -242,7 +258,7 @@ impl Lane {
         }
         match self.core.pool().unreachable() {
             Some(unreachable) => FatalError::CannotConnect {
-                address: self.core.config.address.to_string(),
+                address: self.core.config.addresses(),
                 reason: unreachable.reason.clone(),
                 unreachable_for: now.saturating_duration_since(unreachable.since),
                 after,

@@ -25,4 +25,4 @@ mod step;
 pub use builder::{Client, ClientBuilder, ConfigError};
 pub use call::Call;
 pub use checkout::{Caller, Checkout};
-pub use pool::Stats;
+pub use pool::{Overload, Stats};

@@ -21,6 +21,31 @@ pub(crate) struct Limits {
     pub(crate) min_workers: usize,
     pub(crate) max_workers: usize,
     pub(crate) max_checkouts: Option<u64>,
+    /// The most that wait.
+    pub(crate) max_queue: Option<usize>,
+    pub(crate) overload: Overload,
+}
+
+/// Who is refused when [`max_queue`](crate::ClientBuilder::max_queue) checkouts wait already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Overload {
+    /// The checkout that comes last: those that wait keep their places.
+    #[default]
+    RefuseNewest,
+    /// The checkout that has waited longest, whose user may have given up: the one that comes takes
+    /// the last place.
+    DropOldest,
+}
+
+/// What a checkout gets.
+#[derive(Debug)]
+pub(crate) enum CheckedOut<C, W> {
+    Worker(Lease<C>),
+    /// A place in the queue, and who was turned away for it.
+    Place(Ticket, Option<W>),
+    /// Nothing: as many wait as may.
+    Refused,
 }
 
 /// `C` is a connection to a worker, `W` who waits for one.
@@ -153,9 +178,20 @@ impl<C, W> Pool<C, W> {
         self.backoff.unreachable.as_ref()
     }
 
-    /// A worker at once, or a place in the queue.
-    pub(crate) fn check_out(&mut self, waiter: impl FnOnce() -> W) -> Result<Lease<C>, Ticket> {
-        self.check_out_idle().ok_or_else(|| self.waiting.push_back(waiter()))
+    /// A worker at once, or a place in the queue if there is one.
+    pub(crate) fn check_out(&mut self, waiter: impl FnOnce() -> W) -> CheckedOut<C, W> {
+        if let Some(lease) = self.check_out_idle() {
+            return CheckedOut::Worker(lease);
+        }
+        let full = self.limits.max_queue.is_some_and(|most| self.waiting.len() >= most);
+        let turned_away = match self.limits.overload {
+            Overload::DropOldest if full => self.waiting.pop_front(),
+            _ => None,
+        };
+        if full && turned_away.is_none() {
+            return CheckedOut::Refused;
+        }
+        CheckedOut::Place(self.waiting.push_back(waiter()), turned_away)
     }
 
     /// A worker at once, or nothing.

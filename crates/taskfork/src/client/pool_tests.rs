@@ -6,8 +6,23 @@ use proptest::prelude::*;
 
 use super::*;
 
+const NO_LIMITS: Limits = Limits {
+    min_workers: 0,
+    max_workers: 1,
+    max_checkouts: None,
+    max_queue: None,
+    overload: Overload::RefuseNewest,
+};
+
+fn worker<C, W>(checked_out: CheckedOut<C, W>) -> Lease<C> {
+    match checked_out {
+        CheckedOut::Worker(lease) => lease,
+        _ => panic!("there is no idle worker"),
+    }
+}
+
 fn pool(min_workers: usize, max_workers: usize) -> Pool<u64, u64> {
-    Pool::new(Limits { min_workers, max_workers, max_checkouts: None })
+    Pool::new(Limits { min_workers, max_workers, ..NO_LIMITS })
 }
 
 #[derive(Debug, Clone)]
@@ -68,16 +83,31 @@ impl Model {
         }
     }
 
+    fn is_full(&self) -> bool {
+        self.limits.max_queue.is_some_and(|most| self.waiting.len() >= most)
+    }
+
     fn apply(&mut self, event: Event) {
         self.serial += 1;
         let serial = self.serial;
         match event {
             Event::CheckOut => match self.pool.check_out(|| serial) {
-                Ok(lease) => {
+                CheckedOut::Worker(lease) => {
                     assert!(self.waiting.is_empty(), "overtook those who wait");
                     self.take(lease);
                 }
-                Err(ticket) => self.waiting.push_back((ticket, serial)),
+                CheckedOut::Place(ticket, turned_away) => {
+                    let full = self.is_full();
+                    let oldest = full.then(|| self.waiting.pop_front()).flatten();
+                    assert_eq!(turned_away, oldest.map(|(_, waiter)| waiter));
+                    assert!(!full || self.limits.overload == Overload::DropOldest);
+                    self.waiting.push_back((ticket, serial));
+                }
+                CheckedOut::Refused => {
+                    assert!(self.is_full(), "refused though there is room");
+                    let drops = self.limits.overload == Overload::DropOldest;
+                    assert!(!drops || self.waiting.is_empty());
+                }
             },
             Event::GiveUp(index) if !self.waiting.is_empty() => {
                 let (ticket, waiter) =
@@ -196,9 +226,14 @@ proptest! {
         min_workers in 0usize..3,
         more in 1usize..5,
         max_checkouts in prop_oneof![Just(None), (1u64..4).prop_map(Some)],
+        max_queue in proptest::option::of(0usize..6),
+        drop_oldest in any::<bool>(),
         events in proptest::collection::vec(event(), 0..300),
     ) {
-        let limits = Limits { min_workers, max_workers: min_workers + more, max_checkouts };
+        let overload =
+            if drop_oldest { Overload::DropOldest } else { Overload::RefuseNewest };
+        let max_workers = min_workers + more;
+        let limits = Limits { min_workers, max_workers, max_checkouts, max_queue, overload };
         let mut model = Model::new(limits);
         for event in events {
             model.apply(event);
@@ -215,7 +250,7 @@ fn with_one_worker_deaths_never_make_room_for_two() {
         let permit = pool.permit(now).unwrap();
         assert!(pool.permit(now).is_none());
         assert!(matches!(pool.connected(permit, 0, now), Released::Idle));
-        let lease = pool.check_out(|| 0).unwrap();
+        let lease = worker(pool.check_out(|| 0));
         pool.lose(lease, Loss::Used, now);
     }
 }
@@ -240,8 +275,9 @@ fn retries_begin_with_milliseconds_and_double_up_to_a_second() {
 fn while_nobody_answers_one_attempt_at_a_time_is_made() {
     let now = Instant::now();
     let mut pool = pool(0, 20);
-    let tickets: Vec<_> = (0..10).map(|number| pool.check_out(|| number).unwrap_err()).collect();
-    assert_eq!(tickets.len(), 10);
+    for number in 0..10 {
+        assert!(matches!(pool.check_out(|| number), CheckedOut::Place(_, None)));
+    }
     let permit = pool.permit(now).unwrap();
     pool.failed(permit, "refused".into(), now);
 

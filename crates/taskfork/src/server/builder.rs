@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::error::ServerError;
 use super::event_loop::EventLoop;
 use super::options::Options;
+use super::preload::Load;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::error::Failure;
@@ -31,6 +32,7 @@ use crate::worker::{Handlers, Seat, serve};
 pub struct Server {
     options: Options,
     program: Program,
+    preload: Option<Load>,
 }
 
 /// What a worker runs, with the types of the state and the interface forgotten.
@@ -48,8 +50,11 @@ impl Server {
     ///
     /// # Errors
     /// A [`ServerError`] when the server cannot start: no address or a bad one, an address that is
-    /// in use, a process that has threads.
+    /// in use, a process that has threads, an option that cannot be, a failed preload.
     pub fn run(self) -> Result<(), ServerError> {
+        if let Some(load) = self.preload {
+            load().map_err(ServerError::Preload)?;
+        }
         EventLoop::start(self.options, self.program)?.run()
     }
 }
@@ -60,13 +65,16 @@ impl Server {
 /// otherwise.
 #[must_use = "a server does nothing before `interface` and `run`"]
 pub struct ServerBuilder<S = ()> {
-    options: Options,
-    handlers: Handlers<S>,
+    pub(super) options: Options,
+    pub(super) handlers: Handlers<S>,
+    /// What is loaded before the first fork.
+    pub(super) preload: Option<Load>,
 }
 
 impl ServerBuilder {
     pub(crate) fn with(options: Options) -> Self {
-        Self { options, handlers: Handlers { setup: Box::new(|| Ok(())), checkout_done: None } }
+        let handlers = Handlers { setup: Box::new(|| Ok(())), checkout_done: None };
+        Self { options, handlers, preload: None }
     }
 
     /// Makes the state of each new worker, once, before its first call.
@@ -96,7 +104,7 @@ impl ServerBuilder {
             setup: Box::new(move || setup().map_err(failure)),
             checkout_done: done.map(|done| Box::new(move |_: &mut S| done(&mut ())) as _),
         };
-        ServerBuilder { options: self.options, handlers }
+        ServerBuilder { options: self.options, handlers, preload: self.preload }
     }
 }
 
@@ -179,11 +187,11 @@ impl<S: 'static> ServerBuilder<S> {
     pub fn interface(self, interface: impl Interface<S>) -> Server {
         let handlers = self.handlers;
         let program = Box::new(move |seat| serve(seat, &interface, &handlers));
-        Server { options: self.options, program }
+        Server { options: self.options, program, preload: self.preload }
     }
 }
 
-fn failure(error: impl Into<BoxError>) -> Failure {
+pub(super) fn failure(error: impl Into<BoxError>) -> Failure {
     Failure::of(&*error.into())
 }
 

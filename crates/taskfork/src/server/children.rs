@@ -11,19 +11,22 @@ use rustix::process::{
 };
 
 use super::entry::is_child_of;
+use super::limits::{Limit, Recycling, WorkerLimits};
+use super::oom::OutOfMemory;
+use super::orphans::become_subreaper;
 use super::stderr::{Captured, Shown, Stderr};
 use crate::display::seconds;
 use crate::error::End;
 use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT};
-use crate::wire::native::{self, DeathNotice};
-use crate::worker::scoreboard::{Order, Phase, Slot, View};
+use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
+use crate::wire::native::{self, DeathNotice, ErrorBody};
+use crate::worker::scoreboard::{Order, Phase, Slot, View, now};
 
 /// A worker process as its server knows it.
 #[derive(Debug)]
 pub(crate) struct Child {
-    pid: Pid,
+    pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
     /// The server's own descriptor of the worker's connection.
     pub(crate) connection: OwnedFd,
@@ -31,6 +34,10 @@ pub(crate) struct Child {
     pub(crate) number: u64,
     judgement: Option<Judgement>,
     stderr: Option<Captured>,
+    /// When it was forked, on the clock of the scoreboard.
+    born: Duration,
+    /// It has been told to leave when its checkout is done.
+    leaving: bool,
 }
 
 /// Why a worker was killed, and what it was doing.
@@ -79,6 +86,8 @@ pub(crate) fn fork_worker(
                 number,
                 judgement: None,
                 stderr,
+                born: now(),
+                leaving: false,
             }))
         }
         Forked::Child => {
@@ -88,6 +97,7 @@ pub(crate) fn fork_worker(
             if !is_child_of(server) {
                 sys::exit_now(1);
             }
+            become_subreaper();
             Ok(Birth::Worker(writer))
         }
     }
@@ -140,10 +150,29 @@ impl Child {
         left
     }
 
+    /// Has the worker leave if it is too old, or has been idle for too long; gives the time until it
+    /// can be.
+    pub(crate) fn judge_age(&mut self, now: Duration, recycling: &Recycling) -> Option<Duration> {
+        if self.leaving {
+            return None;
+        }
+        let age = recycling.age_of(self.number).map(|age| self.born + age);
+        let view = self.slot.view();
+        // One that is at work may be idle just after this, and is due at the earliest then.
+        let since = if view.phase == Phase::Idle { view.since } else { now };
+        let idle = recycling.max_idle.map(|idle| since + idle);
+        let due = [age, idle].into_iter().flatten().min()?;
+        if due <= now {
+            tracing::debug!(worker = self.number, pid = self.pid(), "a worker is to be replaced");
+            self.retire();
+            return None;
+        }
+        Some(due - now)
+    }
+
     /// Kills the worker if it is still where `view` saw it.
     fn condemn(&mut self, view: View, reason: String) {
         if self.slot.order(view, Order::Condemned) {
-            tracing::warn!(worker = self.number, pid = self.pid(), "killing a worker: {reason}");
             self.judgement = Some(Judgement { view, reason });
             self.kill();
         }
@@ -163,7 +192,8 @@ impl Child {
     }
 
     /// Has the worker leave as soon as it is in nobody's hands.
-    pub(crate) fn retire(&self) {
+    pub(crate) fn retire(&mut self) {
+        self.leaving = true;
         self.slot.retire_when_idle();
         let view = self.slot.view();
         if matches!(view.phase, Phase::Greeting | Phase::Idle)
@@ -175,7 +205,12 @@ impl Child {
     }
 
     /// Takes a dead worker's status, ends what it left running, and tells its client.
-    pub(crate) fn bury(mut self, shown: &mut Shown) -> Slot {
+    pub(crate) fn bury(
+        mut self,
+        shown: &mut Shown,
+        limits: &WorkerLimits,
+        out_of_memory: &OutOfMemory,
+    ) -> Slot {
         use std::os::fd::AsFd;
         // Its group can be signalled for as long as its number is not free.
         self.kill();
@@ -190,12 +225,12 @@ impl Child {
         };
         let stderr = self.stderr.take().and_then(|stderr| stderr.last_words(self.pid(), shown));
         let current = self.slot.view();
+        let pid = self.pid();
         let (view, reason) = match self.judgement {
             Some(Judgement { view, reason }) => (view, Some(reason)),
-            None => (current, None),
+            None => (current, why(end, stderr.as_deref(), limits, out_of_memory)),
         };
-        let pid = self.pid.as_raw_nonzero().get().unsigned_abs();
-        tracing::debug!(worker = self.number, pid, ?end, phase = ?view.phase, "a worker ended");
+        log_end(self.number, pid, end, view.phase, reason.as_deref());
         match view.phase {
             // In the middle of an answer a notice would be taken for the rest of it. A connection
             // that is closed with something unread tells the client at least that.
@@ -210,6 +245,53 @@ impl Child {
         // Something that the worker has started may hold the connection open.
         let _ = shutdown(&self.connection, Shutdown::Both);
         self.slot
+    }
+}
+
+/// Why a worker ended that the server did not kill, where that can be known.
+fn why(
+    end: End,
+    stderr: Option<&str>,
+    limits: &WorkerLimits,
+    out_of_memory: &OutOfMemory,
+) -> Option<String> {
+    let End::Signaled(signal) = end else { return None };
+    let refused = || stderr.is_some_and(|text| text.contains("memory allocation of "));
+    let why = match Signal::from_named_raw(signal)? {
+        Signal::XCPU if limits.has(Limit::CpuTime) => "its limit of processor time was reached",
+        Signal::ABORT if limits.has(Limit::AddressSpace) && refused() => {
+            "its limit of address space was reached"
+        }
+        Signal::KILL if out_of_memory.has_struck() => "out of memory",
+        _ => return None,
+    };
+    Some(why.to_owned())
+}
+
+/// One line a death.
+fn log_end(worker: u64, pid: u32, end: End, phase: Phase, reason: Option<&str>) {
+    let during = phase.activity();
+    match (end, reason) {
+        (End::Exited(0), None) => tracing::debug!(worker, pid, "a worker ended"),
+        (_, Some(reason)) => {
+            tracing::warn!(worker, pid, ?end, ?during, "a worker ended: {reason}");
+        }
+        (_, None) => tracing::warn!(worker, pid, ?end, ?during, "a worker ended"),
+    }
+}
+
+/// Tells a client that wants a worker that it gets none, and why.
+pub(crate) fn refuse(connection: &OwnedFd, reason: &str) {
+    let body = ErrorBody { kind: native::kind::BUSY, message: reason, ..ErrorBody::default() };
+    let mut out = PREAMBLE.to_vec();
+    let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+        native::put_error(out, &body);
+        Ok(())
+    });
+    if written.is_ok() {
+        let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        // What the client says is not read; that it is there must not undo what was sent.
+        let _ = shutdown(connection, Shutdown::Write);
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::address::AddressError;
+use crate::error::Failure;
 
 /// Why a server did not start, or stopped in a way it was not told to.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,17 @@ pub enum ServerError {
         /// How many.
         threads: u64,
     },
+    /// An option has a value that cannot be.
+    #[error("the option `{option}` cannot be so: {reason}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// What [`preload`](crate::ServerBuilder::preload) was to load could not be loaded.
+    #[error("cannot preload: {0}")]
+    Preload(Failure),
     /// [`Server::spawn`](crate::Server::spawn) was called, and [`init`](crate::init) was not.
     #[error(
         "cannot start the server `{name}` by executing this program again: the first line of \

@@ -1,6 +1,6 @@
 //! The server's one thread: connections, deaths, signals and time, one event after the other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -10,11 +10,13 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
 use super::builder::Program;
-use super::children::{Birth, Child, fork_worker};
+use super::children::{Birth, Child, fork_worker, refuse};
 use super::control::{self, Wish};
 use super::error::ServerError;
 use super::listener::Listener;
+use super::oom::OutOfMemory;
 use super::options::Options;
+use super::orphans::{self, Orphans};
 use super::signals::Signals;
 use super::stderr::Shown;
 use crate::sys::{self, ThreadCount};
@@ -49,6 +51,8 @@ pub(crate) struct EventLoop {
     born: u64,
     mode: Mode,
     accept_again: Option<Instant>,
+    orphans: Orphans,
+    out_of_memory: OutOfMemory,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +73,8 @@ enum Role {
 
 impl EventLoop {
     pub(crate) fn start(options: Options, program: Program) -> Result<Self, ServerError> {
+        options.limits.check()?;
+        options.recycling.check()?;
         let uncounted = "cannot count this process's threads";
         let thread_count =
             ThreadCount::of_this_process().map_err(ServerError::system(uncounted))?;
@@ -103,6 +109,8 @@ impl EventLoop {
             born: 0,
             mode: Mode::Serving,
             accept_again: None,
+            orphans: Orphans::adopt(),
+            out_of_memory: OutOfMemory::default(),
         };
         server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
         if let Some(listener) = &server.listener {
@@ -131,6 +139,9 @@ impl EventLoop {
                 tv_nsec: left.subsec_nanos().into(),
             });
             events.clear();
+            if self.orphans.are_left() {
+                self.end_orphans();
+            }
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => {
@@ -150,13 +161,22 @@ impl EventLoop {
     }
 
     fn is_over(&self) -> bool {
-        self.mode != Mode::Serving && self.children.is_empty()
+        self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.are_left()
     }
 
     /// How long nothing needs to be done, if no event comes. Does what is due now.
     fn next_deadline(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
+        let recycling = self.options.recycling;
+        if recycling.max_age.is_some() || recycling.max_idle.is_some() {
+            let now = now();
+            let children = self.children.values_mut();
+            children.filter_map(|child| child.judge_age(now, &recycling)).for_each(&mut at_most);
+        }
+        if self.orphans.are_left() {
+            at_most(orphans::AGAIN);
+        }
         if let Some(timeout) = self.options.hung_worker_timeout {
             let now = now();
             for child in self.children.values_mut() {
@@ -252,8 +272,12 @@ impl EventLoop {
     }
 
     fn fork(&mut self, connection: OwnedFd) -> Role {
-        let Some(slot) = self.scoreboard.take() else {
-            tracing::error!("refused a connection: there are {} workers", Scoreboard::CAPACITY);
+        let most = self.options.max_workers.min(Scoreboard::CAPACITY);
+        let room = self.children.len() < most;
+        let Some(slot) = room.then(|| self.scoreboard.take()).flatten() else {
+            let reason = format!("it has all of its {most} workers (max_workers)");
+            tracing::warn!(name = self.options.name, "refused a connection: {reason}");
+            refuse(&connection, &reason);
             return Role::Server;
         };
         let number = self.born + 1;
@@ -273,11 +297,14 @@ impl EventLoop {
                     limits: Limits {
                         max_frame: self.options.max_frame,
                         stall_timeout: self.options.stall_timeout,
+                        max_calls: self.options.recycling.max_calls,
+                        max_memory: self.options.recycling.max_memory,
                     },
                 },
             ),
             Err(error) => {
                 tracing::error!("refused a connection: {error}");
+                refuse(&connection, &error.to_string());
                 self.scoreboard.give_back(slot);
                 Role::Server
             }
@@ -314,7 +341,14 @@ impl EventLoop {
         if let Some(stderr) = child.stderr() {
             let _ = epoll::delete(&self.epoll, stderr);
         }
-        self.scoreboard.give_back(child.bury(&mut self.shown));
+        let slot = child.bury(&mut self.shown, &self.options.limits, &self.out_of_memory);
+        self.scoreboard.give_back(slot);
+        self.end_orphans();
+    }
+
+    fn end_orphans(&mut self) {
+        let pids: HashSet<_> = self.children.values().map(|child| child.pid).collect();
+        self.orphans.end(|pid| pids.contains(&pid));
     }
 
     /// In a new worker: lets go of everything that is the server's, and serves.
@@ -329,7 +363,10 @@ impl EventLoop {
             rustix::stdio::dup2_stdin(&nothing)?;
             stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)
         };
-        if let Err(error) = sys::reset_for_worker().and_then(|()| Ok(redirected()?)) {
+        let ready = sys::reset_for_worker()
+            .and_then(|()| Ok(redirected()?))
+            .and_then(|()| options.limits.apply());
+        if let Err(error) = ready {
             tracing::error!("a worker cannot start: {error}");
             sys::exit_now(1);
         }
@@ -345,7 +382,7 @@ impl EventLoop {
         tracing::info!(name = self.options.name, workers = self.children.len(), "shutting down");
         self.listener = None;
         self.mode = Mode::Draining(Instant::now() + self.options.shutdown_grace);
-        for child in self.children.values() {
+        for child in self.children.values_mut() {
             child.retire();
         }
     }

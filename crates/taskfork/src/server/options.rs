@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::control::Control;
+use super::limits::{Recycling, WorkerLimits};
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::wire::frame::DEFAULT_LIMIT;
+use crate::worker::scoreboard::Scoreboard;
 
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -17,6 +19,9 @@ pub(crate) struct Options {
     pub(crate) max_frame: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) stderr: Stderr,
+    pub(crate) max_workers: usize,
+    pub(crate) limits: WorkerLimits,
+    pub(crate) recycling: Recycling,
     /// The line to the program that started this server.
     pub(crate) control: Option<Control>,
 }
@@ -32,6 +37,9 @@ impl Default for Options {
             max_frame: DEFAULT_LIMIT,
             stall_timeout: Duration::from_secs(30),
             stderr: Stderr::Capture,
+            max_workers: Scoreboard::CAPACITY,
+            limits: WorkerLimits::default(),
+            recycling: Recycling::default(),
             control: None,
         }
     }

@@ -16,3 +16,11 @@ pub(crate) fn shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
     // lives as long as the process, and is only ever reached through atomics.
     Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), count) })
 }
+
+/// How much memory this process occupies, what it shares with others included; 0 if that cannot be
+/// known.
+pub(crate) fn resident_bytes() -> u64 {
+    let sizes = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = sizes.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}

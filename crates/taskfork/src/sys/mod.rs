@@ -9,7 +9,7 @@ mod signal;
 mod title;
 
 pub(crate) use descriptor::{close_all, take_inherited};
-pub(crate) use memory::shared_words;
+pub(crate) use memory::{resident_bytes, shared_words};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, exit_now, flush_stdio, fork, reseed_c_random, take_variable,
     threads,

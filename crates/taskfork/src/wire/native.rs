@@ -112,6 +112,7 @@ pub(crate) mod kind {
     pub(crate) const RESULT: &str = "result";
     pub(crate) const SETUP: &str = "setup";
     pub(crate) const VERSION: &str = "version";
+    pub(crate) const BUSY: &str = "busy";
 }
 
 impl<'a> FromClient<'a> {

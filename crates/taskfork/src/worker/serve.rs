@@ -15,6 +15,7 @@ use super::notes::{self, Notes, Wanted};
 use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Slot};
 use crate::error::Failure;
+use crate::sys;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
@@ -42,6 +43,10 @@ pub(crate) struct Seat {
 pub(crate) struct Limits {
     pub(crate) max_frame: usize,
     pub(crate) stall_timeout: Duration,
+    /// The worker leaves after so many calls.
+    pub(crate) max_calls: Option<u64>,
+    /// And when it occupies so many bytes.
+    pub(crate) max_memory: Option<u64>,
 }
 
 type Setup<S> = Box<dyn Fn() -> Result<S, Failure>>;
@@ -103,6 +108,7 @@ pub(crate) fn serve<S: 'static>(
         handlers,
         state: None,
         setup_fault: None,
+        limits: seat.limits,
         max_answer: seat.limits.max_frame,
         out: Vec::new(),
     };
@@ -143,6 +149,7 @@ struct Worker<'a, S> {
     state: Option<S>,
     /// Why it has not, until a call has been told.
     setup_fault: Option<Fault>,
+    limits: Limits,
     max_answer: usize,
     out: Vec<u8>,
 }
@@ -162,6 +169,11 @@ impl<S: 'static> Worker<'_, S> {
             self.become_idle()?;
             // Until a checkout is done, the worker is in one client's hands.
             while !self.serve_message(connection)? {}
+            if self.is_worn_out() {
+                // Whoever sends a call now learns that it has not been begun.
+                self.slot.enter(Phase::Retired)?;
+                return Err(Leave::Quietly);
+            }
         }
     }
 
@@ -188,6 +200,11 @@ impl<S: 'static> Worker<'_, S> {
         }
         self.max_answer = client.max_frame.unwrap_or(DEFAULT_LIMIT).min(self.max_answer);
         Ok(())
+    }
+
+    fn is_worn_out(&self) -> bool {
+        self.limits.max_calls.is_some_and(|most| self.slot.view().calls >= most)
+            || self.limits.max_memory.is_some_and(|most| sys::resident_bytes() > most)
     }
 
     fn become_idle(&self) -> Result<(), Leave> {

@@ -11,9 +11,13 @@ mod deaths;
 mod errors;
 mod handles;
 mod leaks;
+mod limits;
 mod load;
 mod logs;
+mod overload;
 mod pool;
+mod preload;
+mod recycling;
 mod reports;
 mod server;
 mod setup;
@@ -44,9 +48,13 @@ fn main() {
         errors::trials(),
         handles::trials(),
         leaks::trials(),
+        limits::trials(),
         load::trials(),
         logs::trials(),
+        overload::trials(),
         pool::trials(),
+        preload::trials(),
+        recycling::trials(),
         reports::trials(),
         server::trials(),
         setup::trials(),

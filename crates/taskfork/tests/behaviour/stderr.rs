@@ -18,7 +18,7 @@ trials! {
     a_flood_that_nobody_reads_holds_no_worker_up,
     it_can_be_inherited,
     a_worker_may_close_it,
-    what_outlives_a_worker_holds_nobody_up,
+    what_holds_a_workers_standard_error_open_ends_with_it,
 }
 
 /// A server in a program of its own whose standard error is this file.
@@ -149,7 +149,7 @@ async fn a_worker_may_close_it() {
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
 }
 
-async fn what_outlives_a_worker_holds_nobody_up() {
+async fn what_holds_a_workers_standard_error_open_ends_with_it() {
     let (server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -157,7 +157,7 @@ async fn what_outlives_a_worker_holds_nobody_up() {
     let error = checkout.call::<()>("abort", ()).await.unwrap_err();
     assert!(error.to_string().contains("SIGABRT"), "{error}");
     until("the worker to be gone", || is_gone(pid)).await;
+    until("what it had started to be gone", || is_gone(survivor)).await;
     drop((checkout, client));
     server.close();
-    signal(survivor, libc::SIGKILL);
 }

@@ -80,6 +80,10 @@ pub(crate) fn plays() -> bool {
         ["fork_and_call"] => fork_and_call(),
         #[cfg(feature = "tracing")]
         ["listen_at_info"] => crate::spans::listen_at_info(),
+        ["serve_with_a_child"] => crate::limits::serve_with_a_child(),
+        ["call_and_stop", address, server] => {
+            crate::limits::call_and_stop(address, server.parse().unwrap());
+        }
         ["two_forks"] => two_forks(),
         ["orphan_server", how] => {
             let server = match how {

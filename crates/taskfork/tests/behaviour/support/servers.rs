@@ -15,6 +15,15 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("short_grace", |server| serve(server.shutdown_grace(Duration::from_millis(200)))),
     ("small_frames", |server| serve(server.max_frame(1000))),
     ("tcp", |server| serve(server.listen("tcp:127.0.0.1:0"))),
+    ("max_calls", |server| serve(server.max_calls(3))),
+    ("max_age", |server| serve(server.max_age(Duration::from_millis(300)))),
+    ("max_idle", |server| serve(server.max_idle(Duration::from_millis(100)))),
+    ("max_memory", |server| serve(server.max_memory(200 << 20))),
+    ("max_workers", |server| serve(server.max_workers(2))),
+    ("max_calls_none", |server| serve(server.max_calls(0))),
+    ("limited", crate::limits::server),
+    ("preloaded", crate::preload::server),
+    ("preload_fails", crate::preload::failing),
     ("function", function),
     ("setup_second_time", setup_second_time),
     ("setup_panics", setup_panics),
@@ -218,6 +227,23 @@ fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
             Ok(())
         })
         .function("read_stdin", || Ok(std::io::read_to_string(std::io::stdin())?))
+        .function("leak", |bytes: usize| {
+            std::mem::forget(vec![1_u8; bytes]);
+            Ok(())
+        })
+        .function("start_daemons", || {
+            // A shell that ends at once, and leaves a shell with a child in a session of its own.
+            let script = "setsid sh -c 'echo $$; sleep 1000 & echo $!; wait' &";
+            let mut shell = std::process::Command::new("sh")
+                .args(["-c", script])
+                .stdout(std::process::Stdio::piped())
+                .spawn()?;
+            let out = shell.stdout.take().ok_or("no output")?;
+            let lines = std::io::BufRead::lines(std::io::BufReader::new(out)).take(2);
+            shell.wait()?;
+            let pids = lines.map(|line| Ok(line?.parse()?));
+            pids.collect::<Result<Vec<u32>, BoxError>>()
+        })
         .function("start_child", || {
             let child = std::process::Command::new("sleep").arg("1000").spawn()?;
             Ok(child.id())

@@ -1,0 +1,60 @@
+//! What dead workers have left running: descendants that had left their process groups. Workers
+//! and server are subreapers, so that whatever loses its parent becomes a child of its worker, and of
+//! the server once that is dead.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
+
+/// How soon those that have been killed are looked at again.
+pub(crate) const AGAIN: Duration = Duration::from_millis(5);
+
+/// The server's children that are no workers.
+#[derive(Debug)]
+pub(crate) struct Orphans {
+    /// Those that the program had before it became a server.
+    own: HashSet<Pid>,
+    /// Whether some have been seen that may not be reaped yet.
+    left: bool,
+}
+
+impl Orphans {
+    pub(crate) fn adopt() -> Self {
+        become_subreaper();
+        Self { own: children().collect(), left: false }
+    }
+
+    /// Ends and reaps all children that `is_worker` does not know.
+    pub(crate) fn end(&mut self, is_worker: impl Fn(Pid) -> bool) {
+        self.left = false;
+        for pid in children().filter(|pid| !self.own.contains(pid)) {
+            if is_worker(pid) {
+                continue;
+            }
+            // It is this process's child, so that its number is its own until it is reaped.
+            let _ = kill_process(pid, Signal::KILL);
+            // It may take a moment to die, and its own children come to this process then.
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            self.left = true;
+        }
+    }
+
+    /// Whether to look again before long.
+    pub(crate) fn are_left(&self) -> bool {
+        self.left
+    }
+}
+
+/// Has what loses its parent come to this process. It is no part of what a fork copies.
+pub(crate) fn become_subreaper() {
+    // Every kernel that has descriptors of processes has this.
+    let _ = set_child_subreaper(Some(rustix::process::getpid()));
+}
+
+/// All children of this process's only thread.
+fn children() -> impl Iterator<Item = Pid> {
+    let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    let pids: Vec<_> = list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    pids.into_iter().filter_map(Pid::from_raw)
+}

@@ -1,0 +1,195 @@
+//! What workers may use, and what becomes of what they leave behind.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use taskfork::{
+    BoxError, Death, End, Error, FatalError, Limit, Methods, Server, ServerBuilder, ServerError,
+};
+
+use crate::support::processes::{is_gone, signal};
+use crate::support::{roles, start, start_with, trials, until};
+
+trials! {
+    workers_have_the_limits_that_are_set,
+    a_limit_that_is_met_is_named_in_the_death,
+    a_worker_killed_for_want_of_memory_says_so,
+    options_that_cannot_be_keep_the_server_from_starting,
+    children_that_left_the_group_die_with_their_worker,
+    children_die_with_a_call_that_timed_out,
+    what_the_program_had_started_before_lives_on,
+}
+
+pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = Methods::new()
+        .function("settings", || {
+            let limits = std::fs::read_to_string("/proc/self/limits")?;
+            let stat = std::fs::read_to_string("/proc/self/stat")?;
+            let score = std::fs::read_to_string("/proc/self/oom_score_adj")?;
+            let (_, after_name) = stat.rsplit_once(')').ok_or("no name")?;
+            let nice = after_name.split_whitespace().nth(16).ok_or("no niceness")?.to_owned();
+            Ok((limits, nice, score.trim().to_owned()))
+        })
+        .function("spin", || -> Result<(), BoxError> {
+            loop {
+                std::hint::spin_loop();
+            }
+        })
+        .function("allocate", |bytes: usize| Ok(vec![1_u8; bytes].len()));
+    server
+        .limit(Limit::CpuTime, 1)
+        .limit(Limit::AddressSpace, 4 << 30)
+        .limit(Limit::OpenFiles, 99)
+        .limit(Limit::OpenFiles, 100)
+        .limit(Limit::CoreSize, 0)
+        .limit(Limit::Processes, 5000)
+        .niceness(3)
+        .oom_score_adj(500)
+        .interface(methods)
+        .run()
+}
+
+fn death(error: Error) -> Death {
+    match error {
+        Error::Fatal { cause: FatalError::WorkerDied(death), .. } => death,
+        other => panic!("{other}"),
+    }
+}
+
+async fn workers_have_the_limits_that_are_set() {
+    let (_server, client) = start("limited");
+    let (limits, nice, score) =
+        client.call::<(String, String, String)>("settings", ()).await.unwrap();
+    assert_eq!((&*nice, &*score), ("3", "500"));
+    let values = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        let values: Vec<_> = line[name.len()..].split_whitespace().take(2).collect();
+        values.join(" ")
+    };
+    assert_eq!(values("Max cpu time"), "1 2");
+    assert_eq!(values("Max address space"), "4294967296 4294967296");
+    assert_eq!(values("Max open files"), "100 100");
+    assert_eq!(values("Max core file size"), "0 0");
+    assert_eq!(values("Max processes"), "5000 5000");
+}
+
+async fn a_limit_that_is_met_is_named_in_the_death() {
+    let (_server, client) = start("limited");
+    let spun = death(client.call::<()>("spin", ()).await.unwrap_err());
+    assert_eq!(spun.end, End::Signaled(libc::SIGXCPU));
+    assert_eq!(spun.reason.as_deref(), Some("its limit of processor time was reached"));
+    let grown = death(client.call::<usize>("allocate", (8_u64 << 30,)).await.unwrap_err());
+    assert_eq!(grown.end, End::Signaled(libc::SIGABRT));
+    assert_eq!(grown.reason.as_deref(), Some("its limit of address space was reached"));
+}
+
+/// A group of processes with little memory, where one may be made.
+struct SmallGroup(PathBuf);
+
+impl SmallGroup {
+    fn new() -> Option<Self> {
+        let name = format!("taskfork-test-{}", std::process::id());
+        for (root, limit) in
+            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
+        {
+            let group = Self(PathBuf::from(root).join(&name));
+            if std::fs::create_dir(&group.0).is_ok()
+                && std::fs::write(group.0.join(limit), "64M").is_ok()
+            {
+                return Some(group);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for SmallGroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+async fn a_worker_killed_for_want_of_memory_says_so() {
+    let Some(group) = SmallGroup::new() else {
+        eprintln!("not tried: no group of processes with limited memory can be made here");
+        return;
+    };
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    std::fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    let died = death(checkout.call::<()>("leak", (256_u64 << 20,)).await.unwrap_err());
+    assert_eq!(died.end, End::Signaled(libc::SIGKILL));
+    assert_eq!(died.reason.as_deref(), Some("out of memory"));
+    until("the worker is reaped", || is_gone(pid)).await;
+    // A kill by somebody else has no reason that could be known.
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let call = checkout.call::<()>("hang", ());
+    signal(pid, libc::SIGKILL);
+    assert_eq!(death(call.await.unwrap_err()).reason, None);
+}
+
+async fn options_that_cannot_be_keep_the_server_from_starting() {
+    let wrong = [
+        ("`niceness` cannot be so: 20 is not between", Server::builder().niceness(20)),
+        ("`oom_score_adj` cannot be so: -1001 is", Server::builder().oom_score_adj(-1001)),
+    ];
+    for (expected, server) in wrong {
+        let error = server.interface(Methods::new()).run().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+async fn children_that_left_the_group_die_with_their_worker() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    // One whose parent has ended, in a session of its own, and the child of such a one.
+    let away: Vec<u32> = checkout.call("start_daemons", ()).await.unwrap();
+    assert_eq!(away.len(), 2);
+    assert!(away.iter().all(|&pid| !is_gone(pid)));
+    signal(worker, libc::SIGKILL);
+    for pid in away {
+        until("a descendant is gone", || is_gone(pid)).await;
+    }
+}
+
+async fn children_die_with_a_call_that_timed_out() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let away: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
+    let checkout = client.checkout().timeout(Duration::from_millis(50));
+    checkout.call::<()>("hang", ()).await.unwrap_err();
+    for pid in away {
+        until("a descendant is gone", || is_gone(pid)).await;
+    }
+}
+
+async fn what_the_program_had_started_before_lives_on() {
+    assert_eq!(roles::output(&["serve_with_a_child"]), "the child lives\n");
+}
+
+/// A server in a program that has a child of its own.
+pub(crate) fn serve_with_a_child() {
+    let (mut line, reader) = (std::process::Command::new("cat"), std::process::Stdio::piped());
+    let mut child = line.stdin(reader).spawn().unwrap();
+    let pid = child.id();
+    let folder = tempfile::tempdir().unwrap();
+    let address = crate::support::address_in(&folder);
+    // Ends it after some workers have come and gone.
+    let program = roles::start(&["call_and_stop", &address, &std::process::id().to_string()]);
+    crate::support::servers::serve(Server::builder().listen(&*address)).unwrap();
+    println!("{}", if is_gone(pid) { "the child is gone" } else { "the child lives" });
+    drop(program);
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+pub(crate) fn call_and_stop(address: &str, server: u32) {
+    let options = taskfork::Client::builder().address(address).max_workers(1).max_checkouts(1);
+    let client = taskfork::blocking::Client::build(options).unwrap();
+    for _ in 0..3 {
+        let _ = client.call::<()>("abort", ()).unwrap_err();
+    }
+    signal(server, libc::SIGTERM);
+}

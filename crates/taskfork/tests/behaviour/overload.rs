@@ -1,0 +1,117 @@
+//! More checkouts than may wait, and servers that are not where they were.
+
+use std::time::Duration;
+
+use taskfork::{Client, Error, FatalError, Overload, Server, Value};
+
+use crate::support::roles;
+use crate::support::{address_in, start_with, trials, until};
+
+trials! {
+    with_the_queue_full_the_newest_is_refused,
+    with_the_queue_full_the_oldest_makes_room,
+    without_a_queue_nobody_waits,
+    a_checkout_whose_time_is_over_gets_no_worker,
+    the_next_address_is_tried,
+    a_server_that_moved_is_found,
+    with_no_address_answering_all_are_named,
+}
+
+fn queued(error: &Error) -> usize {
+    match error {
+        Error::Fatal { cause: FatalError::Overloaded { queued }, may_have_run: false, .. } => {
+            *queued
+        }
+        other => panic!("{other}"),
+    }
+}
+
+async fn with_the_queue_full_the_newest_is_refused() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1).max_queue(2));
+    let held = client.checkout();
+    held.ready().await.unwrap();
+    let waiting = [1, 2].map(|number| client.call::<i64>("add", (number, 0)));
+    let error = client.call::<i64>("add", (3, 0)).await.unwrap_err();
+    assert_eq!(queued(&error), 2);
+    assert_eq!(error.to_string(), "overloaded: 2 checkouts wait already (max_queue)");
+    drop(held);
+    for (call, number) in waiting.into_iter().zip(1..) {
+        assert_eq!(call.await.unwrap(), number);
+    }
+    client.call::<i64>("add", (4, 0)).await.unwrap();
+}
+
+async fn with_the_queue_full_the_oldest_makes_room() {
+    let (_server, client) = start_with("faults", |client| {
+        client.max_workers(1).max_queue(2).overload(Overload::DropOldest)
+    });
+    let held = client.checkout();
+    held.ready().await.unwrap();
+    let [first, second, third] = [1, 2, 3].map(|number| client.call::<i64>("add", (number, 0)));
+    assert_eq!(queued(&first.await.unwrap_err()), 2);
+    drop(held);
+    assert_eq!((second.await.unwrap(), third.await.unwrap()), (2, 3));
+}
+
+async fn without_a_queue_nobody_waits() {
+    for overload in [Overload::RefuseNewest, Overload::DropOldest] {
+        let (_server, client) = start_with("faults", |client| {
+            client.min_workers(1).max_workers(1).max_queue(0).overload(overload)
+        });
+        until("a worker is there", || client.stats().idle == 1).await;
+        let held = client.checkout();
+        held.call::<()>("nothing", ()).await.unwrap();
+        assert_eq!(queued(&client.call::<()>("nothing", ()).await.unwrap_err()), 0);
+    }
+}
+
+async fn a_checkout_whose_time_is_over_gets_no_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ran").display().to_string();
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let late: Vec<_> = (0..50)
+        .map(|number| {
+            let checkout = client.checkout().timeout(Duration::from_millis(number % 20));
+            checkout.call::<()>("append", (&file, "x"))
+        })
+        .collect();
+    let mut ran = 0;
+    for call in late {
+        match call.await {
+            Ok(()) => ran += 1,
+            Err(error) => ran += usize::from(error.may_have_run()),
+        }
+    }
+    client.call::<()>("nothing", ()).await.unwrap();
+    let written = std::fs::read_to_string(&file).unwrap_or_default().len();
+    assert!(written <= ran, "{written} ran, and {ran} were told so");
+}
+
+async fn the_next_address_is_tried() {
+    let server = Server::spawn("faults").unwrap();
+    let client = Client::builder().address("unix:/nonexistent/s").or_address(server.address());
+    let client = client.max_workers(1).build().unwrap();
+    assert_eq!(client.call::<Value>("echo", (1,)).await.unwrap(), Value::from(1));
+}
+
+async fn a_server_that_moved_is_found() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [here, there] = [0, 1].map(|index: usize| address_in(&folders[index]));
+    let client = Client::builder().address(&*here).or_address(&*there).min_workers(0);
+    let client = client.max_workers(1).build().unwrap();
+    let first = roles::start(&["serve", &here]);
+    client.call::<()>("nothing", ()).await.unwrap();
+    drop(first);
+    let _second = roles::start(&["serve", &there]);
+    until("the connection's end is seen", || client.stats().idle == 0).await;
+    client.call::<()>("nothing", ()).await.unwrap();
+}
+
+async fn with_no_address_answering_all_are_named() {
+    let client = Client::builder().address("unix:/nonexistent/a").or_address("unix:/nonexistent/b");
+    let client = client.timeout(Duration::from_millis(100)).build().unwrap();
+    let error = client.call::<()>("nothing", ()).await.unwrap_err().to_string();
+    assert!(error.contains("at unix:/nonexistent/a or unix:/nonexistent/b"), "{error}");
+    assert!(error.contains("unix:/nonexistent/a: No such file"), "{error}");
+    assert!(error.contains("unix:/nonexistent/b: No such file"), "{error}");
+}

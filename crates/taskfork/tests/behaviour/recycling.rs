@@ -1,0 +1,113 @@
+//! Workers that are replaced though they do nothing wrong, and how many there can be.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use taskfork::{Client, Error, FatalError, Server, Value};
+
+use crate::support::processes::{children, is_gone};
+use crate::support::{start, start_with, trials, until};
+
+trials! {
+    a_worker_is_replaced_after_max_calls_and_its_checkout,
+    no_call_is_lost_to_a_worker_that_leaves,
+    an_old_worker_is_replaced_between_checkouts,
+    an_idle_worker_ends,
+    a_worker_that_has_grown_is_replaced,
+    more_clients_than_workers_are_told_and_served_in_turn,
+    a_server_whose_workers_could_serve_nothing_does_not_start,
+}
+
+async fn a_worker_is_replaced_after_max_calls_and_its_checkout() {
+    let (_server, client) = start_with("max_calls", |client| client.max_workers(1));
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        // The checkout keeps its worker for as long as it lasts.
+        let checkout = client.checkout();
+        let mut own = HashSet::new();
+        for _ in 0..5 {
+            own.insert(checkout.call::<u32>("pid", ()).await.unwrap());
+        }
+        assert_eq!(own.len(), 1);
+        pids.extend(own);
+    }
+    assert_eq!(pids.iter().collect::<HashSet<_>>().len(), 3, "{pids:?}");
+    for _ in 0..3 {
+        pids.push(client.call::<u32>("pid", ()).await.unwrap());
+    }
+    assert_eq!(pids[3..].iter().collect::<HashSet<_>>().len(), 1, "{pids:?}");
+}
+
+async fn no_call_is_lost_to_a_worker_that_leaves() {
+    let (_server, client) = start("max_calls");
+    let calls: Vec<_> = (0..300).map(|n| client.call::<i64>("add", (n, 1))).collect();
+    for (number, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.await.unwrap(), number as i64 + 1);
+    }
+}
+
+async fn an_old_worker_is_replaced_between_checkouts() {
+    let (_server, client) = start_with("max_age", |client| client.max_workers(1));
+    let checkout = client.checkout();
+    let first: u32 = checkout.call("pid", ()).await.unwrap();
+    // Over its age, and held.
+    checkout.call::<()>("sleep", (500,)).await.unwrap();
+    assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), first);
+    drop(checkout);
+    until("the old worker is gone", || is_gone(first)).await;
+    assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), first);
+}
+
+async fn an_idle_worker_ends() {
+    let (server, client) = start_with("max_idle", |client| client.max_workers(1));
+    let began = Instant::now();
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    until("the idle worker is gone", || is_gone(pid)).await;
+    assert!(began.elapsed() >= Duration::from_millis(100));
+    // Nobody asked for another.
+    assert!(children(server.pid()).is_empty());
+    // Work keeps one alive, whatever it takes.
+    let checkout = client.checkout();
+    checkout.call::<()>("sleep", (300,)).await.unwrap();
+    checkout.call::<()>("nothing", ()).await.unwrap();
+}
+
+async fn a_worker_that_has_grown_is_replaced() {
+    let (_server, client) = start_with("max_memory", |client| client.max_workers(1));
+    let small: u32 = client.call("pid", ()).await.unwrap();
+    assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), small);
+    client.call::<()>("leak", (300_u64 << 20,)).await.unwrap();
+    until("the grown worker is gone", || is_gone(small)).await;
+    client.call::<()>("nothing", ()).await.unwrap();
+}
+
+async fn more_clients_than_workers_are_told_and_served_in_turn() {
+    let server = Server::spawn("max_workers").unwrap();
+    let client = |timeout: u64| {
+        let options = Client::builder().address(server.address()).min_workers(0).max_workers(4);
+        options.timeout(Duration::from_millis(timeout)).build().unwrap()
+    };
+    let (first, second) = (client(20_000), client(300));
+    let held = [first.checkout(), first.checkout()];
+    for checkout in &held {
+        checkout.ready().await.unwrap();
+    }
+    // A client that has workers goes on with them; one that has none says why.
+    let queued = first.call::<Value>("echo", ("queued",));
+    let error = second.call::<Value>("echo", (1,)).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(reason, "the server refused: it has all of its 2 workers (max_workers)");
+    assert!(!error.may_have_run());
+    drop(held);
+    assert_eq!(queued.await.unwrap(), Value::from("queued"));
+    drop(first);
+    until("there is room", || children(server.pid()).is_empty()).await;
+    second.call::<Value>("echo", (1,)).await.unwrap();
+}
+
+async fn a_server_whose_workers_could_serve_nothing_does_not_start() {
+    let error = Server::spawn("max_calls_none").unwrap_err().to_string();
+    assert!(error.contains("the option `max_calls` cannot be so"), "{error}");
+}
