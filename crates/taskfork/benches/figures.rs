@@ -32,7 +32,7 @@ use tokio::runtime::{Builder, Runtime};
 const ROLE: &str = "TASKFORK_BENCH_ROLE";
 
 /// What a call of `echo` with 64 bytes of text takes on the wire, there and back.
-const REQUEST: usize = 79;
+const REQUEST: usize = 96;
 const ANSWER: usize = 73;
 
 fn main() {

@@ -8,6 +8,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
@@ -58,24 +59,51 @@ fn count(calls: i64) -> [i64; 2] {
     both.into_iter().for_each(|pid| ptrace::attach(pid).unwrap());
     client.stdin.take().unwrap().write_all(b"go\n").unwrap();
 
-    let mut counts = [0; 2];
-    let mut running = 2;
-    while running > 0 {
-        let status = both.map(|pid| waitpid(pid, Some(WaitPidFlag::WNOHANG)).ok());
-        for (side, status) in status.into_iter().enumerate() {
-            match status {
-                Some(WaitStatus::Stopped(pid, signal)) => {
-                    counts[side] += i64::from(signal == Signal::SIGTRAP);
-                    let ours = matches!(signal, Signal::SIGTRAP | Signal::SIGSTOP);
-                    ptrace::step(pid, (!ours).then_some(signal)).unwrap();
-                }
-                Some(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => running -= 1,
-                _ => {}
-            }
+    // The worker goes first whenever it can, as what a client does depends on whether the answer is
+    // there when it looks.
+    let [client, worker] = both.map(|pid| Stepped { pid, count: 0, runs: true, ended: false });
+    let mut both = [worker, client];
+    while both.iter().any(|process| !process.ended) {
+        let moved = both.iter_mut().find_map(|process| process.step().then_some(()));
+        if moved.is_none() {
+            std::hint::spin_loop();
         }
     }
+    let counts = [both[1].count, both[0].count];
     server.close();
     counts
+}
+
+struct Stepped {
+    pid: Pid,
+    count: i64,
+    /// It moved the last time it was looked at.
+    runs: bool,
+    ended: bool,
+}
+
+impl Stepped {
+    /// Lets it make one step, if it is not in the middle of one. One that was moving is waited for
+    /// for a moment: it blocks if nothing comes of it.
+    fn step(&mut self) -> bool {
+        let until = Instant::now() + Duration::from_micros(if self.runs { 50 } else { 0 });
+        while !self.ended {
+            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Stopped(pid, signal)) => {
+                    self.count += i64::from(signal == Signal::SIGTRAP);
+                    let ours = matches!(signal, Signal::SIGTRAP | Signal::SIGSTOP);
+                    ptrace::step(pid, (!ours).then_some(signal)).unwrap();
+                    self.runs = true;
+                    return true;
+                }
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => self.ended = true,
+                Ok(_) if Instant::now() >= until => break,
+                Ok(_) => {}
+            }
+        }
+        self.runs = false;
+        false
+    }
 }
 
 fn make_calls(calls: u64, address: &str) {

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+pub use crate::death::{Activity, Death, End, Hung};
 use crate::display::seconds;
 use crate::report::{CallSite, Report};
 
@@ -105,6 +106,8 @@ pub enum FatalError {
         after: Duration,
         /// What it was doing when its time ran out.
         stage: Stage,
+        /// Where the worker was when it was killed.
+        hung: Option<Box<Hung>>,
     },
     /// The worker ended, or closed its connection.
     WorkerDied(Death),
@@ -145,48 +148,6 @@ pub enum Stage {
     Waiting,
     /// It had been sent to a worker.
     Running,
-}
-
-/// How a worker ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Death {
-    /// The worker's process id.
-    pub pid: u32,
-    /// The exit status or the signal, as far as it is known.
-    pub end: End,
-    /// Why the server killed the worker, where it did, or which of its limits the worker has met,
-    /// where that is known.
-    pub reason: Option<String>,
-    /// What the worker was doing, as far as it is known.
-    pub during: Option<Activity>,
-    /// The last that it wrote to standard error, up to 4 KiB.
-    pub stderr: Option<String>,
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum End {
-    /// It exited with this status.
-    Exited(i32),
-    /// This signal ended it.
-    Signaled(i32),
-    /// The connection ended and nothing said why: the server is gone too, for example.
-    Unknown,
-}
-
-/// What a worker is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Activity {
-    /// Running `setup`.
-    Setup,
-    /// Waiting for a call.
-    Idle,
-    /// Running a call or answering it.
-    Call,
-    /// Running `checkout_done`.
-    CheckoutDone,
 }
 
 /// A panic in a worker.
@@ -356,7 +317,7 @@ impl<E: std::error::Error + 'static> std::error::Error for CallError<E> {
 impl fmt::Display for FatalError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TimedOut { after, stage } => {
+            Self::TimedOut { after, stage, .. } => {
                 let doing = match stage {
                     Stage::Waiting => "while waiting for a worker",
                     Stage::Running => "while running",
@@ -381,35 +342,6 @@ impl fmt::Display for FatalError {
 
 impl std::error::Error for FatalError {}
 
-impl fmt::Display for Death {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "worker {}", self.pid)?;
-        match self.end {
-            End::Exited(status) => write!(out, " exited with status {status}")?,
-            End::Signaled(signal) => write!(out, " was killed by {}", signal_name(signal))?,
-            End::Unknown => out.write_str(" closed its connection")?,
-        }
-        if let Some(during) = self.during {
-            write!(out, " {during}")?;
-        }
-        if let Some(reason) = &self.reason {
-            write!(out, ": {reason}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Activity {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Setup => "during setup",
-            Self::Idle => "between calls",
-            Self::Call => "during a call",
-            Self::CheckoutDone => "during checkout_done",
-        })
-    }
-}
-
 impl fmt::Display for Panic {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "panicked: {}", self.message)?;
@@ -432,14 +364,6 @@ impl std::error::Error for Failure {
     }
 }
 
-/// `SIGKILL` and its kin; a real-time signal by its number.
-fn signal_name(signal: i32) -> String {
-    match nix::sys::signal::Signal::try_from(signal) {
-        Ok(known) => known.as_str().to_owned(),
-        Err(_) => format!("signal {signal}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::error::Error as _;
@@ -454,6 +378,7 @@ mod tests {
             reason: Some("hung for 5 minutes".into()),
             during: Some(Activity::Call),
             stderr: None,
+            hung: None,
         };
         assert_eq!(
             FatalError::WorkerDied(death).to_string(),
@@ -465,7 +390,7 @@ mod tests {
     #[test]
     fn time_out_and_cannot_connect_are_told_apart() {
         let after = Duration::from_millis(1500);
-        let slow = FatalError::TimedOut { after, stage: Stage::Running };
+        let slow = FatalError::TimedOut { after, stage: Stage::Running, hung: None };
         assert_eq!(slow.to_string(), "timed out after 1.5 seconds while running");
 
         let gone = FatalError::CannotConnect {

@@ -34,6 +34,8 @@ compile_error!("taskfork forks, watches and ends processes by means that only Li
 mod address;
 pub mod blocking;
 mod client;
+mod context;
+mod death;
 mod display;
 mod error;
 mod report;
@@ -45,14 +47,16 @@ mod worker;
 
 pub use address::{Address, AddressError};
 pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Overload, Stats};
+pub use context::{Context, context};
 pub use error::{
-    Activity, CallError, Death, End, Error, Failure, FatalError, Location, Panic, Stage,
+    Activity, CallError, Death, End, Error, Failure, FatalError, Hung, Location, Panic, Stage,
 };
 pub use log_defer;
 pub use report::{CallSite, Report};
 pub use rmpv::Value;
 pub use server::{
-    Entry, Limit, Preloaded, Server, ServerBuilder, ServerError, ServerHandle, Stderr, init,
+    Entry, Limit, Preloaded, Server, ServerBuilder, ServerError, ServerHandle, ServerStatus,
+    Stderr, WorkerStatus, init,
 };
 pub use trace_context::{TraceContext, trace_context};
 pub use wire::answer::InterfaceError;

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 use std::panic::Location;
 
+use crate::display::seconds;
 use crate::error::{CallError, Death, Error, FatalError};
 
 /// Which call an error belongs to: who made it, of which method, and where in the program.
@@ -91,10 +92,21 @@ impl<E: fmt::Display> fmt::Display for Report<'_, E> {
                 }
             }
             Error::Fatal {
-                cause: FatalError::WorkerDied(Death { stderr: Some(text), .. }),
+                cause: FatalError::WorkerDied(Death { stderr: Some(text), hung: None, .. }),
                 ..
             } => {
                 write!(Indented(out), "\nstandard error:\n{text}")?;
+            }
+            Error::Fatal {
+                cause:
+                    FatalError::TimedOut { hung: Some(hung), .. }
+                    | FatalError::WorkerDied(Death { hung: Some(hung), .. }),
+                ..
+            } => {
+                write!(Indented(out), "\nit had run for {}", seconds(hung.ran_for))?;
+                if let Some(stack) = &hung.stack {
+                    write!(out, ", and was at\n{}", stack.trim_end())?;
+                }
             }
             _ => causes(out, site.0.causes.iter().map(String::as_str))?,
         }

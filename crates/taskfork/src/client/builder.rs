@@ -13,6 +13,7 @@ use super::pool::{Limits, Overload, Stats};
 use crate::address::{Address, AddressError, Place};
 use crate::wire::args::Args;
 use crate::wire::frame::DEFAULT_LIMIT;
+use crate::wire::native::DEFAULT_GRACE;
 
 /// A pool of connections to the workers of one server.
 ///
@@ -56,6 +57,7 @@ impl Client {
             max_queue: None,
             overload: Overload::default(),
             timeout: Some(Duration::from_secs(30)),
+            grace: DEFAULT_GRACE,
             connect_timeout: Duration::from_secs(5),
             dont_refork_after_error: false,
             max_frame: DEFAULT_LIMIT,
@@ -120,6 +122,7 @@ pub struct ClientBuilder {
     max_queue: Option<usize>,
     overload: Overload,
     timeout: Option<Duration>,
+    grace: Duration,
     connect_timeout: Duration,
     dont_refork_after_error: bool,
     max_frame: usize,
@@ -133,6 +136,7 @@ pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) limits: Limits,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) grace: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) dont_refork_after_error: bool,
     pub(crate) max_frame: usize,
@@ -272,6 +276,15 @@ impl ClientBuilder {
         self
     }
 
+    /// How long a call may go on after its time is over: 100 milliseconds unless set. At the
+    /// deadline the worker gets SIGALRM, and [`context`](crate::context) says that the call is
+    /// cancelled; an answer within this time counts, be it an error. After it the worker is killed,
+    /// and the error says where it was.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
     /// The time for one attempt to connect, greetings included; 5 seconds unless set. Attempts are
     /// repeated for as long as somebody waits.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
@@ -339,6 +352,7 @@ impl ClientBuilder {
                 overload: self.overload,
             },
             timeout: self.timeout,
+            grace: self.grace,
             connect_timeout: self.connect_timeout,
             dont_refork_after_error: self.dont_refork_after_error,
             max_frame: self.max_frame,

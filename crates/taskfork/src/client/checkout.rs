@@ -17,7 +17,7 @@ use crate::trace_context::TraceContext;
 use crate::wire::WireError;
 use crate::wire::args::{Args, EncodeError};
 use crate::wire::frame;
-use crate::wire::native::{self, CallMeta};
+use crate::wire::native::{self, CallMeta, DEFAULT_GRACE};
 
 /// Holds one worker exclusively, or a place in the queue for one.
 ///
@@ -50,28 +50,39 @@ pub struct Checkout {
     log: Option<Level>,
     /// The trace that its calls belong to, whatever the caller's span.
     trace: Option<TraceContext>,
+    /// Whether its calls have a time, which is filled in when they are sent.
+    has_timeout: bool,
+    grace: Duration,
 }
 
 impl Checkout {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Self {
-            lane: Lane::new(core.clone()),
-            max_frame: core.config.max_frame,
-            log: None,
-            trace: None,
-        }
+        Self::of(core, Lane::new(core.clone()))
     }
 
     pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
-        let lane = Lane::try_new(core.clone())?;
-        Some(Self { lane, max_frame: core.config.max_frame, log: None, trace: None })
+        Some(Self::of(core, Lane::try_new(core.clone())?))
+    }
+
+    fn of(core: &Arc<Core>, lane: Arc<Lane>) -> Self {
+        let config = &core.config;
+        Self {
+            lane,
+            max_frame: config.max_frame,
+            log: None,
+            trace: None,
+            has_timeout: config.timeout.is_some(),
+            grace: config.grace,
+        }
     }
 
     /// The time that each call made from now on has, counted from when it is made; `None` for no
     /// limit. The client's `timeout` unless set.
     #[must_use = "it returns the checkout, which is released when it is dropped"]
-    pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.lane.set_timeout(timeout.into());
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into();
+        self.has_timeout = timeout.is_some();
+        self.lane.set_timeout(timeout);
         self
     }
 
@@ -167,6 +178,10 @@ impl Checkout {
         let meta = CallMeta {
             log: self.log.map(Level::number),
             trace: replay.as_ref().map(|(level, _)| *level),
+            timeout: self.has_timeout.then_some(0),
+            grace: Some(self.grace)
+                .filter(|&grace| self.has_timeout && grace != DEFAULT_GRACE)
+                .map(|grace| u64::try_from(grace.as_micros()).unwrap_or(u64::MAX >> 1)),
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
         };

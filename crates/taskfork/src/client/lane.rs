@@ -17,11 +17,15 @@ use super::pool::{CheckedOut, Lease, Loss};
 use super::queue::Ticket;
 use super::replay::Replay;
 use super::step::{Ending, Step, step};
-use crate::error::{FatalError, Stage};
+use crate::error::{Death, FatalError, Stage};
 use crate::wire::native;
 
 /// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
 const MOST_SETUP_DEATHS: u32 = 3;
+
+/// How long after its end a call waits for the news of its worker's death.
+const NEWS_WAIT: Duration = Duration::from_secs(1);
+const NO_WAIT: Duration = Duration::ZERO;
 
 #[derive(Debug)]
 pub(crate) struct Lane {
@@ -242,8 +246,12 @@ impl Lane {
             self.advance(state, effects);
             let Some((_, head)) = state.calls.head() else { return };
             let Some(deadline) = head.deadline else { return };
-            if deadline > now {
-                state.alarm = Some(self.core.set_alarm(deadline, self));
+            // A worker that has the call may go on for the grace; then its server ends it, and says
+            // where it was.
+            let wait = if head.is_sent() { self.core.config.grace + NEWS_WAIT } else { NO_WAIT };
+            let end = deadline.checked_add(wait).unwrap_or(deadline);
+            if end > now {
+                state.alarm = Some(self.core.set_alarm(end, self));
                 return;
             }
             let cause = self.out_of_time(state, now);
@@ -254,7 +262,7 @@ impl Lane {
     fn out_of_time(&self, state: &State, now: Instant) -> FatalError {
         let after = state.timeout.unwrap_or_default();
         if !matches!(state.holding, Holding::Waiting(_)) {
-            return FatalError::TimedOut { after, stage: Stage::Running };
+            return FatalError::TimedOut { after, stage: Stage::Running, hung: None };
         }
         match self.core.pool().unreachable() {
             Some(unreachable) => FatalError::CannotConnect {
@@ -263,7 +271,7 @@ impl Lane {
                 unreachable_for: now.saturating_duration_since(unreachable.since),
                 after,
             },
-            None => FatalError::TimedOut { after, stage: Stage::Waiting },
+            None => FatalError::TimedOut { after, stage: Stage::Waiting, hung: None },
         }
     }
 
@@ -351,7 +359,14 @@ impl Lane {
         let hopeless = ending.is_judged_in_setup() || state.setup_deaths == MOST_SETUP_DEATHS;
         if begun || state.used || hopeless || matches!(ending, Ending::Broken(_)) {
             let loss = if ending.is_in_setup() { Loss::Unused } else { Loss::Used };
-            let cause = ending.cause(connection.pid);
+            let timed_out = ending.is_time_out();
+            let cause = match ending.cause(connection.pid) {
+                FatalError::WorkerDied(Death { hung, .. }) if timed_out => {
+                    let after = state.timeout.unwrap_or_default();
+                    FatalError::TimedOut { after, stage: Stage::Running, hung }
+                }
+                cause => cause,
+            };
             self.end_with(state, effects, cause, loss, begun);
             return;
         }

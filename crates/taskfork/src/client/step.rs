@@ -1,14 +1,15 @@
 //! One step of one call on its connection, and what the end of a connection means for the calls on it.
 
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::connection::{Connection, Lost};
 use super::entries::{Entry, Outcome, Progress, Work};
-use crate::error::{Activity, Death, End, FatalError};
+use crate::error::{Activity, Death, End, FatalError, Hung};
 use crate::wire::frame::HEADER;
-use crate::wire::native::{DeathNotice, FromWorker};
+use crate::wire::native::{self, DeathNotice, FromWorker};
 
 /// What came of trying to move a call on.
 pub(crate) enum Step {
@@ -43,6 +44,11 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         progress @ Progress::Queued => {
             *progress = Progress::Sending(0);
             entry.timing.begin();
+            if let (Some(deadline), Work::Call(frame)) = (entry.deadline, &mut entry.work) {
+                let left = deadline.saturating_duration_since(Instant::now()).as_micros();
+                let left = u64::try_from(left).unwrap_or(u64::MAX).min(i64::MAX as u64);
+                native::set_timeout(&mut frame[HEADER..], left);
+            }
             Step::Next
         }
         Progress::Sending(sent) => match connection.poll_send(frame, sent) {
@@ -106,6 +112,11 @@ impl Ending {
         }
     }
 
+    /// Whether the server killed the worker as the call's time was over.
+    pub(crate) fn is_time_out(&self) -> bool {
+        matches!(self, Self::Told(DeathNotice { timed_out: true, .. }))
+    }
+
     pub(crate) fn is_in_setup(&self) -> bool {
         matches!(self, Self::Told(DeathNotice { during: Some(Activity::Setup), .. }))
     }
@@ -118,19 +129,25 @@ impl Ending {
 
     pub(crate) fn cause(self, pid: u32) -> FatalError {
         match self {
-            Self::Told(notice) => FatalError::WorkerDied(Death {
-                pid: notice.pid,
-                end: notice.end,
-                reason: notice.reason,
-                during: notice.during,
-                stderr: notice.stderr,
-            }),
+            Self::Told(notice) => {
+                let hung = notice.ran.and_then(|ran| Duration::try_from_secs_f64(ran).ok());
+                let stack = notice.stack;
+                FatalError::WorkerDied(Death {
+                    pid: notice.pid,
+                    end: notice.end,
+                    reason: notice.reason,
+                    during: notice.during,
+                    stderr: notice.stderr,
+                    hung: hung.map(|ran_for| Box::new(Hung { ran_for, stack })),
+                })
+            }
             Self::Closed | Self::Unread => FatalError::WorkerDied(Death {
                 pid,
                 end: End::Unknown,
                 reason: None,
                 during: None,
                 stderr: None,
+                hung: None,
             }),
             Self::Broken(detail) => FatalError::Protocol { detail },
         }

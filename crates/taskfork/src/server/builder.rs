@@ -1,12 +1,14 @@
 //! How a server is described before it runs.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ServerError;
 use super::event_loop::EventLoop;
 use super::options::Options;
 use super::preload::Load;
+use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::error::Failure;
@@ -170,6 +172,23 @@ impl<S: 'static> ServerBuilder<S> {
     /// ```
     pub fn stderr(mut self, stderr: Stderr) -> Self {
         self.options.stderr = stderr;
+        self
+    }
+
+    /// Where the server tells of itself and its workers: whoever connects gets a
+    /// [`ServerStatus`](crate::ServerStatus) as JSON, in a line. Beside a listening unix socket
+    /// unless set, at its path with `.status` behind it; `None` for nowhere. Only the server's user
+    /// may connect.
+    ///
+    /// ```
+    /// use std::path::PathBuf;
+    /// let server = taskfork::Server::builder()
+    ///     .listen("tcp:0.0.0.0:7000")
+    ///     .status_socket(PathBuf::from("/run/adder.status"));
+    /// # let _ = server;
+    /// ```
+    pub fn status_socket(mut self, path: impl Into<Option<PathBuf>>) -> Self {
+        self.options.status = path.into().map_or(StatusSocket::Off, StatusSocket::At);
         self
     }
 

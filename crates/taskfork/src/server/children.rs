@@ -7,13 +7,15 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, pidfd_open,
-    set_parent_process_death_signal, setpgid, waitid,
+    pidfd_send_signal, set_parent_process_death_signal, setpgid, waitid,
 };
 
 use super::entry::is_child_of;
 use super::limits::{Limit, Recycling, WorkerLimits};
 use super::oom::OutOfMemory;
 use super::orphans::become_subreaper;
+use super::stack;
+use super::status::{self, WorkerStatus};
 use super::stderr::{Captured, Shown, Stderr};
 use crate::display::seconds;
 use crate::error::End;
@@ -33,6 +35,8 @@ pub(crate) struct Child {
     pub(crate) slot: Slot,
     pub(crate) number: u64,
     judgement: Option<Judgement>,
+    /// It takes too long, and has been asked for its stack.
+    suspicion: Option<Suspicion>,
     stderr: Option<Captured>,
     /// When it was forked, on the clock of the scoreboard.
     born: Duration,
@@ -45,12 +49,39 @@ pub(crate) struct Child {
 struct Judgement {
     view: View,
     reason: String,
+    /// For how long it had been at it, if that was too long.
+    ran: Option<Duration>,
+    cause: &'static str,
 }
+
+/// The causes of deaths, as they are counted.
+mod cause {
+    pub(super) const TIMED_OUT: &str = "timed_out";
+    pub(super) const HUNG: &str = "hung";
+    pub(super) const CLIENT_GONE: &str = "client_gone";
+    pub(super) const SHUTDOWN: &str = "shutdown";
+    pub(super) const LIMIT: &str = "limit";
+    pub(super) const OUT_OF_MEMORY: &str = "out_of_memory";
+    pub(super) const FINISHED: &str = "finished";
+    pub(super) const EXITED: &str = "exited";
+    pub(super) const SIGNALED: &str = "signaled";
+}
+
+/// Why a worker is about to be killed.
+#[derive(Debug)]
+struct Suspicion {
+    judgement: Judgement,
+    /// It is killed without its stack then.
+    until: Duration,
+}
+
+/// How long a worker's stack is waited for before it is killed.
+const STACK_WAIT: Duration = Duration::from_millis(100);
 
 /// Which of the two processes is running now.
 #[derive(Debug)]
 pub(crate) enum Birth {
-    Parent(Child),
+    Parent(Box<Child>),
     /// With what is to be its standard error, if that is not the server's.
     Worker(Option<OwnedFd>),
 }
@@ -78,17 +109,18 @@ pub(crate) fn fork_worker(
             // Done on both sides, so that it holds before either goes on.
             let _ = setpgid(Some(pid), Some(pid));
             let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(std::io::Error::from)?;
-            Ok(Birth::Parent(Child {
+            Ok(Birth::Parent(Box::new(Child {
                 pid,
                 pidfd,
                 connection: own,
                 slot,
                 number,
                 judgement: None,
+                suspicion: None,
                 stderr,
                 born: now(),
                 leaving: false,
-            }))
+            })))
         }
         Forked::Child => {
             let _ = setpgid(None, None);
@@ -130,24 +162,76 @@ impl Child {
         self.slot.client_is_gone();
         let view = self.slot.view();
         if matches!(view.phase, Phase::Setup | Phase::Busy) {
-            self.condemn(view, "its client went away".to_owned());
+            let reason = "its client went away".to_owned();
+            self.condemn(Judgement { view, reason, ran: None, cause: cause::CLIENT_GONE });
         }
     }
 
-    /// Kills the worker if it has been in one phase for longer than `timeout`; gives the time until
-    /// it can have been.
-    pub(crate) fn judge_hanging(&mut self, now: Duration, timeout: Duration) -> Duration {
+    /// Kills the worker if its call's time is over, or if it has been in one phase for longer than
+    /// `timeout`, once it has told where it is; gives the time until that can be.
+    pub(crate) fn judge_hanging(
+        &mut self,
+        now: Duration,
+        timeout: Option<Duration>,
+    ) -> Option<Duration> {
+        if self.judgement.is_some() {
+            return None;
+        }
         let view = self.slot.view();
-        if self.judgement.is_some() || !view.phase.can_hang() {
+        if let Some(suspicion) = self.suspicion.take_if(|it| it.judgement.view != view) {
+            // It was done in this instant.
+            drop(suspicion);
+        }
+        if let Some(Suspicion { until, .. }) = &self.suspicion {
+            let left = until.saturating_sub(now);
+            if !left.is_zero() && self.slot.stack().is_none() {
+                return Some(left);
+            }
+            if let Some(Suspicion { judgement, .. }) = self.suspicion.take() {
+                self.condemn(judgement);
+            }
+            return None;
+        }
+        if !view.phase.can_hang() {
             return timeout;
         }
-        let left = (view.since + timeout).saturating_sub(now);
-        if left.is_zero() {
-            let reason = format!("hung for more than {} (hung_worker_timeout)", seconds(timeout));
-            self.condemn(view, reason);
-            return timeout;
+        let own = self.slot.hard_deadline().filter(|_| view.phase == Phase::Busy);
+        let hung = timeout.map(|timeout| view.since + timeout);
+        let due = [own, hung].into_iter().flatten().min()?;
+        if due > now {
+            return Some(due - now);
         }
-        left
+        let timed_out = own == Some(due);
+        let reason = match timeout {
+            Some(timeout) if !timed_out => {
+                format!("hung for more than {} (hung_worker_timeout)", seconds(timeout))
+            }
+            _ => "its call's time was over".to_owned(),
+        };
+        let ran = Some(now.saturating_sub(view.since));
+        let cause = if timed_out { cause::TIMED_OUT } else { cause::HUNG };
+        let judgement = Judgement { view, reason, ran, cause };
+        self.suspicion = Some(Suspicion { judgement, until: now + STACK_WAIT });
+        self.slot.forget_stack();
+        let _ = pidfd_send_signal(&self.pidfd, Signal::ALARM);
+        Some(STACK_WAIT)
+    }
+
+    /// What it does now.
+    pub(crate) fn status(&self, now: Duration) -> WorkerStatus {
+        let view = self.slot.view();
+        let (memory, peak_memory) = status::memory(self.pid());
+        WorkerStatus {
+            number: self.number,
+            pid: self.pid(),
+            state: status::state(view.phase).to_owned(),
+            seconds: now.saturating_sub(view.since).as_secs_f64(),
+            method: Some(self.slot.method()).filter(|method| !method.is_empty()),
+            calls: view.calls,
+            checkouts: self.slot.checkouts(),
+            memory,
+            peak_memory,
+        }
     }
 
     /// Has the worker leave if it is too old, or has been idle for too long; gives the time until it
@@ -170,10 +254,10 @@ impl Child {
         Some(due - now)
     }
 
-    /// Kills the worker if it is still where `view` saw it.
-    fn condemn(&mut self, view: View, reason: String) {
-        if self.slot.order(view, Order::Condemned) {
-            self.judgement = Some(Judgement { view, reason });
+    /// Kills the worker if it is still where it was seen.
+    fn condemn(&mut self, judgement: Judgement) {
+        if self.slot.order(judgement.view, Order::Condemned) {
+            self.judgement = Some(judgement);
             self.kill();
         }
     }
@@ -181,7 +265,8 @@ impl Child {
     /// Kills the worker whatever it is doing.
     pub(crate) fn execute(&mut self, reason: &str) {
         if self.judgement.is_none() {
-            self.judgement = Some(Judgement { view: self.slot.view(), reason: reason.to_owned() });
+            let (view, reason) = (self.slot.view(), reason.to_owned());
+            self.judgement = Some(Judgement { view, reason, ran: None, cause: cause::SHUTDOWN });
         }
         self.kill();
     }
@@ -204,13 +289,13 @@ impl Child {
         }
     }
 
-    /// Takes a dead worker's status, ends what it left running, and tells its client.
+    /// Takes a dead worker's status, and ends what it left running.
     pub(crate) fn bury(
         mut self,
         shown: &mut Shown,
         limits: &WorkerLimits,
         out_of_memory: &OutOfMemory,
-    ) -> Slot {
+    ) -> Buried {
         use std::os::fd::AsFd;
         // Its group can be signalled for as long as its number is not free.
         self.kill();
@@ -223,49 +308,104 @@ impl Child {
             },
             None => End::Unknown,
         };
-        let stderr = self.stderr.take().and_then(|stderr| stderr.last_words(self.pid(), shown));
-        let current = self.slot.view();
         let pid = self.pid();
-        let (view, reason) = match self.judgement {
-            Some(Judgement { view, reason }) => (view, Some(reason)),
-            None => (current, why(end, stderr.as_deref(), limits, out_of_memory)),
-        };
+        let stderr = self.stderr.take().and_then(|stderr| stderr.last_words(pid, shown));
+        let judgement = self.judgement.or(self.suspicion.map(|suspicion| suspicion.judgement));
+        let judgement = judgement.unwrap_or_else(|| {
+            let (cause, reason) = why(end, stderr.as_deref(), limits, out_of_memory);
+            Judgement { view: self.slot.view(), reason: reason.to_owned(), ran: None, cause }
+        });
+        let Judgement { view, reason, ran, cause } = judgement;
+        let reason = Some(reason).filter(|reason| !reason.is_empty());
         log_end(self.number, pid, end, view.phase, reason.as_deref());
-        match view.phase {
-            // In the middle of an answer a notice would be taken for the rest of it. A connection
-            // that is closed with something unread tells the client at least that.
-            Phase::AnsweringAtLength if has_unread(&self.connection) => return self.slot,
-            Phase::AnsweringAtLength | Phase::Greeting => {}
-            phase => {
-                let during = phase.activity();
-                let notice = DeathNotice { pid, end, reason, during, calls: view.calls, stderr };
-                tell(&self.connection, &notice);
-            }
-        }
-        // Something that the worker has started may hold the connection open.
-        let _ = shutdown(&self.connection, Shutdown::Both);
-        self.slot
+        let notice = match view.phase {
+            // In the middle of an answer a notice would be taken for the rest of it.
+            Phase::AnsweringAtLength | Phase::Greeting => None,
+            phase => Some(DeathNotice {
+                pid,
+                end,
+                reason,
+                during: phase.activity(),
+                calls: view.calls,
+                stderr,
+                ran: ran.map(|ran| ran.as_secs_f64()),
+                stack: None,
+                timed_out: cause == cause::TIMED_OUT,
+            }),
+        };
+        // A connection that is closed with something unread tells the client at least that.
+        let end_it = view.phase != Phase::AnsweringAtLength || !has_unread(&self.connection);
+        let stack = ran.and_then(|_| self.slot.stack());
+        let news = News { connection: self.connection, notice, end_it };
+        Buried { slot: self.slot, news, stack, cause }
     }
 }
 
-/// Why a worker ended that the server did not kill, where that can be known.
+/// What is left of a worker.
+pub(crate) struct Buried {
+    pub(crate) slot: Slot,
+    pub(crate) news: News,
+    /// Where it hung, if it was killed for that and has told.
+    pub(crate) stack: Option<Vec<u64>>,
+    /// Why it ended, as it is counted.
+    pub(crate) cause: &'static str,
+}
+
+/// What is to be told to a dead worker's client.
+pub(crate) struct News {
+    connection: OwnedFd,
+    notice: Option<DeathNotice>,
+    end_it: bool,
+}
+
+impl News {
+    pub(crate) fn tell(self) {
+        if let Some(notice) = &self.notice {
+            tell(&self.connection, notice);
+        }
+        if self.end_it {
+            // Something that the worker has started may hold the connection open.
+            let _ = shutdown(&self.connection, Shutdown::Both);
+        }
+    }
+
+    /// In a process that does nothing else: with the names of what is on the stack.
+    pub(crate) fn tell_with(mut self, stack: Vec<u64>) {
+        if let Some(notice) = &mut self.notice {
+            notice.stack = stack::describe(stack).filter(|stack| !stack.is_empty());
+        }
+        self.tell();
+    }
+
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.notice.is_some()
+    }
+}
+
+/// Why a worker ended that the server did not kill, as it is counted, and in words where there is
+/// more to say.
 fn why(
     end: End,
     stderr: Option<&str>,
     limits: &WorkerLimits,
     out_of_memory: &OutOfMemory,
-) -> Option<String> {
-    let End::Signaled(signal) = end else { return None };
-    let refused = || stderr.is_some_and(|text| text.contains("memory allocation of "));
-    let why = match Signal::from_named_raw(signal)? {
-        Signal::XCPU if limits.has(Limit::CpuTime) => "its limit of processor time was reached",
-        Signal::ABORT if limits.has(Limit::AddressSpace) && refused() => {
-            "its limit of address space was reached"
-        }
-        Signal::KILL if out_of_memory.has_struck() => "out of memory",
-        _ => return None,
+) -> (&'static str, &'static str) {
+    let signal = match end {
+        End::Exited(0) => return (cause::FINISHED, ""),
+        End::Signaled(signal) => Signal::from_named_raw(signal),
+        _ => return (cause::EXITED, ""),
     };
-    Some(why.to_owned())
+    let refused = || stderr.is_some_and(|text| text.contains("memory allocation of "));
+    match signal {
+        Some(Signal::XCPU) if limits.has(Limit::CpuTime) => {
+            (cause::LIMIT, "its limit of processor time was reached")
+        }
+        Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && refused() => {
+            (cause::LIMIT, "its limit of address space was reached")
+        }
+        Some(Signal::KILL) if out_of_memory.has_struck() => (cause::OUT_OF_MEMORY, "out of memory"),
+        _ => (cause::SIGNALED, ""),
+    }
 }
 
 /// One line a death.

@@ -1,12 +1,13 @@
 //! The server's one thread: connections, deaths, signals and time, one event after the other.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::builder::Program;
@@ -18,6 +19,7 @@ use super::oom::OutOfMemory;
 use super::options::Options;
 use super::orphans::{self, Orphans};
 use super::signals::Signals;
+use super::status::{StatusSocket, Tally};
 use super::stderr::Shown;
 use crate::sys::{self, ThreadCount};
 use crate::worker::scoreboard::{Scoreboard, now};
@@ -26,37 +28,46 @@ use crate::worker::{Limits, Seat};
 const SIGNALS: u64 = 0;
 const LISTENER: u64 = 1;
 const CONTROL: u64 = 2;
+const WAKE: u64 = 3;
+const STATUS: u64 = 4;
 /// A worker's tokens start here: its end, its client's end, and what it writes to standard error.
-const CHILDREN: u64 = 3;
+const CHILDREN: u64 = 5;
 const TOKENS: u64 = 3;
 
 /// For how long nothing is accepted after descriptors or processes have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct EventLoop {
-    options: Options,
+    pub(super) options: Options,
     program: Program,
-    epoll: OwnedFd,
+    pub(super) epoll: OwnedFd,
     signals: Signals,
     /// What workers get as standard input.
     nothing: File,
-    threads: ThreadCount,
+    pub(super) threads: ThreadCount,
     /// Where what workers write to standard error is shown.
-    shown: Shown,
+    pub(super) shown: Shown,
     listener: Option<Listener>,
-    scoreboard: Scoreboard,
+    pub(super) scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
-    children: HashMap<u64, Child>,
+    pub(super) children: HashMap<u64, Child>,
     /// How many workers have been forked.
-    born: u64,
-    mode: Mode,
+    pub(super) born: u64,
+    pub(super) mode: Mode,
     accept_again: Option<Instant>,
-    orphans: Orphans,
-    out_of_memory: OutOfMemory,
+    pub(super) orphans: Orphans,
+    pub(super) out_of_memory: OutOfMemory,
+    /// Written to by workers whose time is over, or who have told where they are.
+    wake: OwnedFd,
+    /// Where the server tells of itself.
+    pub(super) status: Option<Listener>,
+    pub(super) tally: Tally,
+    /// When it started, on the clock of the scoreboard.
+    pub(super) since: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Serving,
     /// Nothing new begins; what runs may go on until then.
     Draining(Instant),
@@ -89,12 +100,23 @@ impl EventLoop {
             None if options.control.is_some() => None,
             None => return Err(ServerError::NoAddress),
         };
+        let status_address = options.status.address(listener.as_ref().map(Listener::address));
+        let status = match (&options.status, status_address) {
+            (StatusSocket::At(_), Some(address)) => Some(Listener::open(&address, 0o600)?),
+            // Nobody asked for it: a server can do without.
+            (_, Some(address)) => Listener::open(&address, 0o600)
+                .inspect_err(|error| tracing::warn!("there is no status socket: {error}"))
+                .ok(),
+            _ => None,
+        };
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .map_err(ServerError::system("cannot make an epoll instance"))?;
         let nothing =
             File::open("/dev/null").map_err(ServerError::system("cannot open /dev/null"))?;
         let scoreboard = Scoreboard::new()
             .map_err(ServerError::system("cannot map memory to share with workers"))?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(ServerError::system("cannot make a descriptor for events"))?;
         let server = Self {
             options,
             program,
@@ -111,7 +133,15 @@ impl EventLoop {
             accept_again: None,
             orphans: Orphans::adopt(),
             out_of_memory: OutOfMemory::default(),
+            wake,
+            status,
+            tally: Tally::default(),
+            since: now(),
         };
+        if let Some(status) = &server.status {
+            server.watch(status.as_fd(), STATUS, EventFlags::IN)?;
+        }
+        server.watch(server.wake.as_fd(), WAKE, EventFlags::IN)?;
         server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
         if let Some(listener) = &server.listener {
             server.watch(listener.as_fd(), LISTENER, EventFlags::IN)?;
@@ -177,14 +207,12 @@ impl EventLoop {
         if self.orphans.are_left() {
             at_most(orphans::AGAIN);
         }
-        if let Some(timeout) = self.options.hung_worker_timeout {
-            let now = now();
-            for child in self.children.values_mut() {
-                // A worker tells nobody when it begins a call. One that begins just now is due
-                // after the whole timeout, and will have been looked at by then.
-                at_most(child.judge_hanging(now, timeout));
-            }
-        }
+        // A worker tells nobody when it begins a call. One that begins just now is due after the
+        // whole `hung_worker_timeout`, and will have been looked at by then; when a call's own time
+        // is over its worker wakes the server.
+        let (now, timeout) = (now(), self.options.hung_worker_timeout);
+        let children = self.children.values_mut();
+        children.filter_map(|child| child.judge_hanging(now, timeout)).for_each(&mut at_most);
         if let Some(again) = self.accept_again {
             let left = again.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -218,6 +246,15 @@ impl EventLoop {
             }
             LISTENER => self.accept(),
             CONTROL => self.obey(),
+            STATUS => {
+                self.tell_status();
+                Role::Server
+            }
+            WAKE => {
+                // What there is to do shows in the scoreboard.
+                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+                Role::Server
+            }
             token => {
                 let number = (token - CHILDREN) / TOKENS;
                 match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
@@ -278,18 +315,23 @@ impl EventLoop {
             let reason = format!("it has all of its {most} workers (max_workers)");
             tracing::warn!(name = self.options.name, "refused a connection: {reason}");
             refuse(&connection, &reason);
+            self.tally.refused += 1;
             return Role::Server;
         };
         let number = self.born + 1;
         match fork_worker(&connection, slot.clone(), number, &self.threads, self.options.stderr) {
             Ok(Birth::Parent(child)) => {
                 self.born = number;
-                self.adopt(child);
+                self.adopt(*child);
                 Role::Server
             }
             Ok(Birth::Worker(stderr)) => Role::Worker(
                 stderr,
                 Seat {
+                    wake: match self.wake.try_clone() {
+                        Ok(wake) => wake,
+                        Err(_) => sys::exit_now(1),
+                    },
                     socket: connection,
                     slot,
                     number,
@@ -305,6 +347,7 @@ impl EventLoop {
             Err(error) => {
                 tracing::error!("refused a connection: {error}");
                 refuse(&connection, &error.to_string());
+                self.tally.refused += 1;
                 self.scoreboard.give_back(slot);
                 Role::Server
             }
@@ -332,31 +375,12 @@ impl EventLoop {
         }
     }
 
-    fn bury(&mut self, number: u64) {
-        let Some(child) = self.children.remove(&number) else { return };
-        // Closing them would not end the watch: a worker that has just been forked holds copies
-        // for a moment. The kernel refuses only what is not watched anyway.
-        let _ = epoll::delete(&self.epoll, &child.pidfd);
-        let _ = epoll::delete(&self.epoll, &child.connection);
-        if let Some(stderr) = child.stderr() {
-            let _ = epoll::delete(&self.epoll, stderr);
-        }
-        let slot = child.bury(&mut self.shown, &self.options.limits, &self.out_of_memory);
-        self.scoreboard.give_back(slot);
-        self.end_orphans();
-    }
-
-    fn end_orphans(&mut self) {
-        let pids: HashSet<_> = self.children.values().map(|child| child.pid).collect();
-        self.orphans.end(|pid| pids.contains(&pid));
-    }
-
     /// In a new worker: lets go of everything that is the server's, and serves.
     fn become_worker(self, stderr: Option<OwnedFd>, seat: Seat) -> ! {
         let Self { mut options, program, nothing, children, .. } = self;
-        drop((options.control.take(), self.signals, self.listener));
+        drop((options.control.take(), self.signals, self.listener, self.status));
         let others = children.into_values().flat_map(Child::into_descriptors);
-        sys::close_all(others.chain([self.epoll, self.threads.into()]));
+        sys::close_all(others.chain([self.epoll, self.threads.into(), self.wake]));
         control::close_inherited();
         sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
         let redirected = || {

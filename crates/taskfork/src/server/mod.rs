@@ -2,6 +2,7 @@
 //! watches them, buries them, and leaves nothing behind. It knows `worker`, into which it forks,
 //! and no client.
 
+mod aftermath;
 mod builder;
 mod children;
 mod control;
@@ -16,6 +17,8 @@ mod options;
 mod orphans;
 mod preload;
 mod signals;
+mod stack;
+mod status;
 mod stderr;
 
 pub use builder::{Server, ServerBuilder};
@@ -25,4 +28,5 @@ pub use error::ServerError;
 pub use handle::ServerHandle;
 pub use limits::Limit;
 pub use preload::Preloaded;
+pub use status::{ServerStatus, WorkerStatus};
 pub use stderr::Stderr;

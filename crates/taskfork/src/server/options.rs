@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::control::Control;
 use super::limits::{Recycling, WorkerLimits};
+use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::wire::frame::DEFAULT_LIMIT;
@@ -19,6 +20,7 @@ pub(crate) struct Options {
     pub(crate) max_frame: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) stderr: Stderr,
+    pub(crate) status: StatusSocket,
     pub(crate) max_workers: usize,
     pub(crate) limits: WorkerLimits,
     pub(crate) recycling: Recycling,
@@ -37,6 +39,7 @@ impl Default for Options {
             max_frame: DEFAULT_LIMIT,
             stall_timeout: Duration::from_secs(30),
             stderr: Stderr::Capture,
+            status: StatusSocket::default(),
             max_workers: Scoreboard::CAPACITY,
             limits: WorkerLimits::default(),
             recycling: Recycling::default(),

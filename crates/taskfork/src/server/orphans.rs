@@ -15,6 +15,8 @@ pub(crate) const AGAIN: Duration = Duration::from_millis(5);
 pub(crate) struct Orphans {
     /// Those that the program had before it became a server.
     own: HashSet<Pid>,
+    /// Processes that the server has made for itself, and that end by themselves.
+    helpers: HashSet<Pid>,
     /// Whether some have been seen that may not be reaped yet.
     left: bool,
 }
@@ -22,14 +24,15 @@ pub(crate) struct Orphans {
 impl Orphans {
     pub(crate) fn adopt() -> Self {
         become_subreaper();
-        Self { own: children().collect(), left: false }
+        Self { own: children().collect(), helpers: HashSet::new(), left: false }
     }
 
     /// Ends and reaps all children that `is_worker` does not know.
     pub(crate) fn end(&mut self, is_worker: impl Fn(Pid) -> bool) {
-        self.left = false;
+        self.helpers.retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
+        self.left = !self.helpers.is_empty();
         for pid in children().filter(|pid| !self.own.contains(pid)) {
-            if is_worker(pid) {
+            if is_worker(pid) || self.helpers.contains(&pid) {
                 continue;
             }
             // It is this process's child, so that its number is its own until it is reaped.
@@ -38,6 +41,12 @@ impl Orphans {
             let _ = waitpid(Some(pid), WaitOptions::NOHANG);
             self.left = true;
         }
+    }
+
+    /// A process of the server's own, which is only reaped.
+    pub(crate) fn add_helper(&mut self, pid: Pid) {
+        self.helpers.insert(pid);
+        self.left = true;
     }
 
     /// Whether to look again before long.

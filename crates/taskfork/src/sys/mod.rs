@@ -2,12 +2,14 @@
 //! what a worker or a client is.
 #![allow(unsafe_code)]
 
+mod alarm;
 mod descriptor;
 mod memory;
 mod process;
 mod signal;
 mod title;
 
+pub(crate) use alarm::{set_alarm, watch_stack};
 pub(crate) use descriptor::{close_all, take_inherited};
 pub(crate) use memory::{resident_bytes, shared_words};
 pub(crate) use process::{

@@ -1,15 +1,23 @@
 //! The messages of the native protocol, version 1. Each is an array: its kind, a map of meta keys
 //! of which unknown ones are ignored, and what the kind adds.
 
+use std::time::Duration;
+
 use log_defer::Message;
+use rmp::Marker;
 
 use super::WireError;
-use super::pack::{Reader, put_array, put_int, put_map, put_nil, put_str, put_uint};
+use super::pack::{
+    Reader, put_array, put_bool, put_float, put_int, put_map, put_nil, put_str, put_uint,
+};
 use super::request::Arguments;
 use crate::error::{Activity, End};
 
 /// The protocol versions spoken here.
 pub(crate) const VERSIONS: &[u32] = &[1];
+
+/// How long a call may go on after its time is over, unless it says otherwise.
+pub(crate) const DEFAULT_GRACE: Duration = Duration::from_millis(100);
 
 const HELLO: u64 = 0;
 const CALL: u64 = 1;
@@ -35,6 +43,10 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) log: Option<u32>,
     /// Up to which level the caller wants to have spans and events of `tracing`: 1 error, 5 trace.
     pub(crate) trace: Option<u8>,
+    /// How much time the call has, in microseconds.
+    pub(crate) timeout: Option<u64>,
+    /// How long it may go on after that before its worker is killed, in microseconds.
+    pub(crate) grace: Option<u64>,
     pub(crate) traceparent: Option<&'a str>,
     pub(crate) tracestate: Option<&'a str>,
 }
@@ -91,7 +103,7 @@ pub(crate) struct ErrorBody<'a> {
 }
 
 /// What the server knows of a worker's end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct DeathNotice {
     pub(crate) pid: u32,
     pub(crate) end: End,
@@ -101,6 +113,12 @@ pub(crate) struct DeathNotice {
     pub(crate) calls: u64,
     /// The last that the worker wrote to standard error.
     pub(crate) stderr: Option<String>,
+    /// For how long it had been at it, in seconds, if it was killed for that.
+    pub(crate) ran: Option<f64>,
+    /// Where it was then.
+    pub(crate) stack: Option<String>,
+    /// It was killed as the call's own time was over.
+    pub(crate) timed_out: bool,
 }
 
 /// The kinds of a call's error on the wire.
@@ -139,6 +157,8 @@ impl<'a> FromClient<'a> {
                     match key {
                         "log" => call.log = Some(reader.int()?),
                         "trace" => call.trace = Some(reader.int()?),
+                        "timeout" => call.timeout = Some(reader.int()?),
+                        "grace" => call.grace = Some(reader.int()?),
                         "traceparent" => call.traceparent = Some(reader.str()?),
                         "tracestate" => call.tracestate = Some(reader.str()?),
                         _ => return Ok(false),
@@ -305,8 +325,7 @@ impl<'a> ErrorBody<'a> {
 
 impl DeathNotice {
     fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
-        let mut notice =
-            Self { pid: 0, end: End::Unknown, reason: None, during: None, calls: 0, stderr: None };
+        let mut notice = Self::default();
         meta(reader, |key, reader| {
             match key {
                 "pid" => notice.pid = reader.int()?,
@@ -316,6 +335,9 @@ impl DeathNotice {
                 "during" => notice.during = activity(reader.str()?),
                 "stderr" => notice.stderr = Some(reader.str()?.to_owned()),
                 "calls" => notice.calls = reader.int()?,
+                "ran" => notice.ran = Some(reader.float()?),
+                "stack" => notice.stack = Some(reader.str()?.to_owned()),
+                "timed_out" => notice.timed_out = reader.bool()?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -371,11 +393,28 @@ fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {
 
 /// The front of a call; the array of its arguments follows.
 pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'_>) {
-    let CallMeta { log, trace, traceparent, tracestate } = meta;
-    let optional = [log.is_some(), trace.is_some(), traceparent.is_some(), tracestate.is_some()];
+    let CallMeta { log, trace, timeout, grace, traceparent, tracestate } = meta;
+    let optional = [
+        timeout.is_some(),
+        grace.is_some(),
+        log.is_some(),
+        trace.is_some(),
+        traceparent.is_some(),
+        tracestate.is_some(),
+    ];
     put_array(out, 4);
     put_uint(out, CALL);
     put_map(out, optional.iter().map(|&there| u32::from(there)).sum());
+    if let Some(timeout) = timeout {
+        // First and in full length, so that it can be changed when the call is sent.
+        put_str(out, TIMEOUT);
+        out.push(Marker::U64.to_u8());
+        out.extend_from_slice(&timeout.to_be_bytes());
+    }
+    if let Some(grace) = grace {
+        put_str(out, "grace");
+        put_uint(out, grace);
+    }
     for (key, level) in [("log", log), ("trace", trace.map(u32::from))] {
         if let Some(level) = level {
             put_str(out, key);
@@ -391,6 +430,18 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
     match method {
         Some(method) => put_str(out, method),
         None => put_nil(out),
+    }
+}
+
+/// Where the time that a call has stands in its message: after the array, the kind, the map and the
+/// key with its length, and the number's own kind.
+const TIMEOUT_AT: usize = 5 + TIMEOUT.len();
+const TIMEOUT: &str = "timeout";
+
+/// Changes the time that a call has, in a message that was made with one.
+pub(crate) fn set_timeout(call: &mut [u8], microseconds: u64) {
+    if let Some(place) = call.get_mut(TIMEOUT_AT..TIMEOUT_AT + 8) {
+        place.copy_from_slice(&microseconds.to_be_bytes());
     }
 }
 
@@ -439,8 +490,15 @@ pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {
         End::Signaled(signal) => Some(("signal", signal)),
         End::Unknown => None,
     };
-    let optional =
-        [end.is_some(), notice.reason.is_some(), notice.during.is_some(), notice.stderr.is_some()];
+    let optional = [
+        end.is_some(),
+        notice.reason.is_some(),
+        notice.during.is_some(),
+        notice.stderr.is_some(),
+        notice.ran.is_some(),
+        notice.stack.is_some(),
+        notice.timed_out,
+    ];
     put_array(out, 2);
     put_uint(out, DEATH);
     put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
@@ -452,7 +510,16 @@ pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {
         put_str(out, key);
         put_int(out, i64::from(number));
     }
-    for (key, text) in [("reason", &notice.reason), ("stderr", &notice.stderr)] {
+    if let Some(ran) = notice.ran {
+        put_str(out, "ran");
+        put_float(out, ran);
+    }
+    if notice.timed_out {
+        put_str(out, "timed_out");
+        put_bool(out, true);
+    }
+    let texts = [("reason", &notice.reason), ("stderr", &notice.stderr), ("stack", &notice.stack)];
+    for (key, text) in texts {
         if let Some(text) = text {
             put_str(out, key);
             put_str(out, text);

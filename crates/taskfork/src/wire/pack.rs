@@ -42,6 +42,14 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
+    pub(crate) fn bool(&mut self) -> Result<bool, WireError> {
+        read::read_bool(&mut self.rest).map_err(WireError::malformed)
+    }
+
+    pub(crate) fn float(&mut self) -> Result<f64, WireError> {
+        read::read_f64(&mut self.rest).map_err(WireError::malformed)
+    }
+
     /// A string, or nil for none.
     pub(crate) fn optional_str(&mut self) -> Result<Option<&'a str>, WireError> {
         match self.rest.split_first() {
@@ -144,12 +152,10 @@ pub(crate) fn put_str(out: &mut Vec<u8>, text: &str) {
     infallible!(write::write_str(out, text));
 }
 
-#[cfg(feature = "tracing")]
 pub(crate) fn put_bool(out: &mut Vec<u8>, value: bool) {
     infallible!(write::write_bool(out, value));
 }
 
-#[cfg(feature = "tracing")]
 pub(crate) fn put_float(out: &mut Vec<u8>, value: f64) {
     infallible!(write::write_f64(out, value));
 }

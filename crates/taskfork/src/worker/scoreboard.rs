@@ -3,7 +3,8 @@
 //! has judged, so that a late kill cannot hit the next call.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -93,6 +94,7 @@ pub(crate) fn now() -> Duration {
 #[derive(Debug)]
 pub(crate) struct Scoreboard {
     slots: &'static [AtomicU64],
+    stacks: &'static [AtomicU64],
     /// Slots that were used and are free again.
     free: Vec<usize>,
     /// How many slots have ever been used. The rest is not listed, as every page that a server has
@@ -100,13 +102,24 @@ pub(crate) struct Scoreboard {
     used: usize,
 }
 
-/// Words of a slot; eight, so that two workers never write to one cache line.
-const WORDS: usize = 8;
+/// Words of a slot; a multiple of eight, so that two workers never write to one cache line.
+const WORDS: usize = 16;
 /// `calls << 8 | phase`.
 const STATE: usize = 0;
 const SINCE: usize = 1;
 const CLIENT_GONE: usize = 2;
 const RETIRE: usize = 3;
+/// When the call that runs is to be ended, in nanoseconds on the clock of [`now`]; 0 for never.
+const HARD_DEADLINE: usize = 4;
+/// One more than how many addresses of the stack there are, once they are there.
+const STACK_READY: usize = 5;
+const CHECKOUTS: usize = 6;
+/// The bytes of the method that is running or has run last, as many as fit.
+const METHOD: usize = 8;
+const METHOD_WORDS: usize = 8;
+
+/// The most addresses of a worker's stack.
+const STACK_WORDS: usize = 64;
 
 impl Scoreboard {
     /// As many slots as a server can have workers at one time.
@@ -114,7 +127,9 @@ impl Scoreboard {
 
     pub(crate) fn new() -> io::Result<Self> {
         let slots = sys::shared_words(Self::CAPACITY * WORDS)?;
-        Ok(Self { slots, free: Vec::new(), used: 0 })
+        // Of no size until a worker writes there.
+        let stacks = sys::shared_words(Self::CAPACITY * STACK_WORDS)?;
+        Ok(Self { slots, stacks, free: Vec::new(), used: 0 })
     }
 
     /// A slot for a new worker, or nothing while all are taken.
@@ -131,8 +146,12 @@ impl Scoreboard {
         words[CLIENT_GONE].store(0, SeqCst);
         words[RETIRE].store(0, SeqCst);
         words[SINCE].store(now().as_nanos() as u64, SeqCst);
+        for word in [HARD_DEADLINE, STACK_READY, CHECKOUTS, METHOD] {
+            words[word].store(0, SeqCst);
+        }
         words[STATE].store(Phase::Greeting as u64, SeqCst);
-        Some(Slot { words, index })
+        let stack = &self.stacks[index * STACK_WORDS..(index + 1) * STACK_WORDS];
+        Some(Slot { words, stack, index })
     }
 
     /// Gives the slot of a worker back that has been reaped.
@@ -145,6 +164,7 @@ impl Scoreboard {
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
     words: &'static [AtomicU64],
+    stack: &'static [AtomicU64],
     index: usize,
 }
 
@@ -189,6 +209,67 @@ impl Slot {
     /// Server: the worker is to leave when its checkout is done.
     pub(crate) fn retire_when_idle(&self) {
         self.words[RETIRE].store(1, SeqCst);
+    }
+
+    /// Server: when the call that runs is to be ended.
+    pub(crate) fn hard_deadline(&self) -> Option<Duration> {
+        let nanoseconds = self.words[HARD_DEADLINE].load(SeqCst);
+        (nanoseconds != 0).then(|| Duration::from_nanos(nanoseconds))
+    }
+
+    /// Server: forgets what the worker has told of its stack.
+    pub(crate) fn forget_stack(&self) {
+        self.words[STACK_READY].store(0, SeqCst);
+    }
+
+    /// Server: the stack of the worker, once it has told it.
+    pub(crate) fn stack(&self) -> Option<Vec<u64>> {
+        let length = self.words[STACK_READY].load(SeqCst).checked_sub(1)?;
+        let words = self.stack.iter().take(usize::try_from(length).ok()?);
+        Some(words.map(|word| word.load(SeqCst)).collect())
+    }
+
+    /// Worker: where it is to leave its stack, and how much of it there is.
+    pub(crate) fn stack_words(&self) -> (&'static [AtomicU64], &'static AtomicU64) {
+        (self.stack, &self.words[STACK_READY])
+    }
+
+    /// Server: the method that runs or has run last, without what of its name does not fit.
+    pub(crate) fn method(&self) -> String {
+        let words = &self.words[METHOD..METHOD + METHOD_WORDS];
+        let bytes: Vec<u8> =
+            words.iter().flat_map(|word| word.load(SeqCst).to_ne_bytes()).collect();
+        let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
+    }
+
+    /// Server: how many checkouts the worker has served.
+    pub(crate) fn checkouts(&self) -> u64 {
+        self.words[CHECKOUTS].load(SeqCst)
+    }
+
+    /// Worker: another checkout is done.
+    pub(crate) fn count_checkout(&self) {
+        let checkouts = self.words[CHECKOUTS].load(Relaxed);
+        self.words[CHECKOUTS].store(checkouts + 1, Relaxed);
+    }
+
+    /// Worker: what the call that begins next is, and when it is to be ended.
+    pub(crate) fn announce(&self, method: &str, hard_deadline: Option<Duration>) {
+        let words = &self.words[METHOD..METHOD + METHOD_WORDS];
+        let bytes = method.as_bytes();
+        for (place, word) in words.iter().enumerate() {
+            let rest = bytes.get(place * 8..).unwrap_or_default();
+            let mut eight = [0; 8];
+            let length = rest.len().min(8);
+            eight[..length].copy_from_slice(&rest[..length]);
+            word.store(u64::from_ne_bytes(eight), Relaxed);
+            if length < 8 {
+                break;
+            }
+        }
+        let deadline = hard_deadline.map_or(0, |deadline| deadline.as_nanos() as u64);
+        self.words[HARD_DEADLINE].store(deadline, Relaxed);
     }
 
     /// Worker: enters `phase`, unless the server has decided otherwise.

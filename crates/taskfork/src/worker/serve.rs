@@ -13,13 +13,14 @@ use super::fault::{Fault, guarded};
 use super::interface::{Interface, Request};
 use super::notes::{self, Notes, Wanted};
 use super::panic::remember_places;
-use super::scoreboard::{Order, Phase, Slot};
+use super::scoreboard::{Order, Phase, Slot, now};
+use crate::context;
 use crate::error::Failure;
 use crate::sys;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::native::{self, ClientHello, FromClient, VERSIONS, WorkerHello};
+use crate::wire::native::{self, ClientHello, DEFAULT_GRACE, FromClient, VERSIONS, WorkerHello};
 use crate::wire::request::Arguments;
 
 /// An answer's buffer above this size is given back.
@@ -37,6 +38,8 @@ pub(crate) struct Seat {
     pub(crate) number: u64,
     pub(crate) server: String,
     pub(crate) limits: Limits,
+    /// What wakes the server.
+    pub(crate) wake: OwnedFd,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +101,10 @@ pub(crate) fn serve<S: 'static>(
     handlers: &Handlers<S>,
 ) -> i32 {
     remember_places();
+    let (stack, ready) = seat.slot.stack_words();
+    if let Err(error) = sys::watch_stack(stack, ready, seat.wake) {
+        tracing::error!(worker = seat.number, "this worker's stack cannot be told: {error}");
+    }
     let number = seat.number;
     let socket = Arc::new(seat.socket);
     notes::start(socket.clone());
@@ -220,13 +227,25 @@ impl<S: 'static> Worker<'_, S> {
         let frame = connection.read_frame()?;
         match FromClient::decode(connection.body(frame))? {
             FromClient::Call { method, args, meta } => {
+                let time = meta.timeout.map(Duration::from_micros);
+                let grace = meta.grace.map_or(DEFAULT_GRACE, Duration::from_micros);
+                let hard = time.map(|time| now().saturating_add(time).saturating_add(grace));
+                self.slot.announce(method.unwrap_or_default(), hard);
                 self.slot.enter(Phase::Busy)?;
                 if self.slot.is_client_gone() {
                     return Err(Leave::Quietly);
                 }
                 notes::begin(Wanted { log: meta.log.map(Level::new), trace: meta.trace });
                 trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
+                context::set(time);
+                if time.is_some() {
+                    sys::set_alarm(time);
+                }
                 let called = self.call(method, args);
+                if time.is_some() {
+                    sys::set_alarm(None);
+                }
+                context::set(None);
                 trace_context::set(None);
                 self.put_in_front(notes::end());
                 called?;
@@ -239,7 +258,10 @@ impl<S: 'static> Worker<'_, S> {
                 self.slot.enter(Phase::Held)?;
                 Ok(false)
             }
-            FromClient::Done => self.checkout_done().map(|()| true),
+            FromClient::Done => {
+                self.slot.count_checkout();
+                self.checkout_done().map(|()| true)
+            }
             FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
         }
     }

@@ -45,7 +45,8 @@ async fn a_death_in_a_call_says_how_and_of_whom() {
             end: End::Exited(3),
             reason: None,
             during: Some(Activity::Call),
-            stderr: None
+            stderr: None,
+            hung: None
         }
     );
     assert!(may_have_run);

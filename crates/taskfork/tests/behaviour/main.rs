@@ -7,6 +7,7 @@ mod addresses;
 mod bad_peers;
 mod blocking;
 mod calls;
+mod deadlines;
 mod deaths;
 mod errors;
 mod handles;
@@ -24,6 +25,7 @@ mod setup;
 mod shutdown;
 #[cfg(feature = "tracing")]
 mod spans;
+mod status;
 mod stderr;
 mod support;
 mod traces;
@@ -44,6 +46,7 @@ fn main() {
         bad_peers::trials(),
         blocking::trials(),
         calls::trials(),
+        deadlines::trials(),
         deaths::trials(),
         errors::trials(),
         handles::trials(),
@@ -61,6 +64,7 @@ fn main() {
         shutdown::trials(),
         #[cfg(feature = "tracing")]
         spans::trials(),
+        status::trials(),
         stderr::trials(),
         traces::trials(),
         typed::trials(),

@@ -24,6 +24,10 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("limited", crate::limits::server),
     ("preloaded", crate::preload::server),
     ("preload_fails", crate::preload::failing),
+    ("deadlines", crate::deadlines::server),
+    ("deadlines_hung", |server| {
+        crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))
+    }),
     ("function", function),
     ("setup_second_time", setup_second_time),
     ("setup_panics", setup_panics),

@@ -1,0 +1,64 @@
+//! In a worker: the time that the call that runs has.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::worker::scoreboard::now;
+
+/// When the call's time is over, in nanoseconds on the clock of the scoreboard; 0 for never.
+static DEADLINE: AtomicU64 = AtomicU64::new(0);
+
+/// The call that runs in this worker, as [`context`] gives it.
+///
+/// When the time that the caller has given the call is over, the worker gets SIGALRM: a system call
+/// that blocks ends with `EINTR`, which Rust's own functions pass over and C's do not. Code that
+/// looks at [`is_cancelled`](Self::is_cancelled) can clean up, log, and return an error that the
+/// caller gets as any other. It has the client's [`grace`](crate::ClientBuilder::grace) for that;
+/// then the worker is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Context {
+    deadline: Option<Duration>,
+}
+
+/// The call that runs in this worker. Outside of calls, and of workers, it has no deadline.
+///
+/// ```
+/// use taskfork::{Methods, context};
+///
+/// let methods = Methods::new().function("count", |up_to: u64| {
+///     for number in 0..up_to {
+///         if context().is_cancelled() {
+///             return Err(format!("interrupted at {number}").into());
+///         }
+///     }
+///     Ok(up_to)
+/// });
+/// # let _: Methods<()> = methods;
+/// ```
+pub fn context() -> Context {
+    let nanoseconds = DEADLINE.load(Ordering::Relaxed);
+    Context { deadline: (nanoseconds != 0).then(|| Duration::from_nanos(nanoseconds)) }
+}
+
+impl Context {
+    /// When the call's time is over; nothing if it has no limit.
+    pub fn deadline(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.remaining()?)
+    }
+
+    /// How much of the call's time is left, zero once it is over; nothing if it has no limit.
+    pub fn remaining(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_sub(now()))
+    }
+
+    /// Whether nobody wants the call's result any more, as its time is over.
+    pub fn is_cancelled(&self) -> bool {
+        self.remaining().is_some_and(|left| left.is_zero())
+    }
+}
+
+/// In a worker: a call begins that has so much time, or it has ended.
+pub(crate) fn set(left: Option<Duration>) {
+    let deadline = left.map_or(0, |left| (now() + left).as_nanos() as u64);
+    DEADLINE.store(deadline, Ordering::Relaxed);
+}

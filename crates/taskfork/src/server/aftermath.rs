@@ -1,0 +1,89 @@
+//! What the server does that may take long, in processes of their own: telling of deaths, and of
+//! itself.
+
+use std::collections::HashSet;
+
+use rustix::event::epoll;
+use rustix::process::Pid;
+
+use super::children::{Buried, News};
+use super::event_loop::{EventLoop, Mode};
+use super::listener::Listener;
+use super::status::{self, ServerStatus};
+use crate::sys::{self, Forked};
+use crate::worker::scoreboard::{Scoreboard, now};
+
+impl EventLoop {
+    pub(super) fn bury(&mut self, number: u64) {
+        let Some(child) = self.children.remove(&number) else { return };
+        // Closing them would not end the watch: a worker that has just been forked holds copies
+        // for a moment. The kernel refuses only what is not watched anyway.
+        let _ = epoll::delete(&self.epoll, &child.pidfd);
+        let _ = epoll::delete(&self.epoll, &child.connection);
+        if let Some(stderr) = child.stderr() {
+            let _ = epoll::delete(&self.epoll, stderr);
+        }
+        let Buried { slot, news, stack, cause } =
+            child.bury(&mut self.shown, &self.options.limits, &self.out_of_memory);
+        self.scoreboard.give_back(slot);
+        *self.tally.deaths.entry(cause).or_default() += 1;
+        match stack {
+            Some(stack) if news.is_awaited() => self.tell_with(news, stack),
+            _ => news.tell(),
+        }
+        self.end_orphans();
+    }
+
+    /// Has a process of its own find the names of what is on a stack, as that takes long.
+    fn tell_with(&mut self, news: News, stack: Vec<u64>) {
+        if let Some(news) = self.help(news, |news| news.tell_with(stack)) {
+            news.tell();
+        }
+    }
+
+    pub(super) fn tell_status(&mut self) {
+        let Some(Ok(connection)) = self.status.as_ref().map(Listener::accept) else { return };
+        let now = now();
+        let mut workers: Vec<_> = self.children.values().map(|child| child.status(now)).collect();
+        workers.sort_by_key(|worker| worker.number);
+        let deaths = self.tally.deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count));
+        let status = ServerStatus {
+            name: self.options.name.clone(),
+            pid: std::process::id(),
+            seconds: now.saturating_sub(self.since).as_secs_f64(),
+            accepting: self.mode == Mode::Serving,
+            max_workers: self.options.max_workers.min(Scoreboard::CAPACITY),
+            forked: self.born,
+            refused: self.tally.refused,
+            deaths: deaths.collect(),
+            workers,
+        };
+        // One that does not read must not hold the server up.
+        drop(self.help(connection, |connection| status::answer(&connection, &status)));
+    }
+
+    /// Has a process of its own do something that may take long; gives back what it was to be done
+    /// with if there is none.
+    fn help<T>(&mut self, with: T, task: impl FnOnce(T)) -> Option<T> {
+        match sys::fork(&self.threads) {
+            Ok(Forked::Parent { child }) => {
+                let pid = Pid::from_raw(child.as_raw());
+                pid.into_iter().for_each(|pid| self.orphans.add_helper(pid));
+                None
+            }
+            Ok(Forked::Child) => {
+                task(with);
+                sys::exit_now(0);
+            }
+            Err(error) => {
+                tracing::warn!("the server cannot fork a helper: {error}");
+                Some(with)
+            }
+        }
+    }
+
+    pub(super) fn end_orphans(&mut self) {
+        let pids: HashSet<_> = self.children.values().map(|child| child.pid).collect();
+        self.orphans.end(|pid| pids.contains(&pid));
+    }
+}

@@ -1,0 +1,50 @@
+//! What a stack of addresses means. A worker is a copy of its server, so that the same code is at the
+//! same addresses.
+
+use std::fmt::Write;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Reading the program's debugging information may take long; the news of a death can wait for so
+/// long.
+const LIMIT: Duration = Duration::from_millis(700);
+
+/// The functions and lines of a stack, innermost first, down to the worker's own loop; nothing if
+/// that takes too long. It leaves a thread behind, and is for a process that ends next.
+pub(crate) fn describe(addresses: Vec<u64>) -> Option<String> {
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::Builder::new().spawn(move || sender.send(name(&addresses)));
+    thread.ok()?;
+    receiver.recv_timeout(LIMIT).ok()
+}
+
+fn name(addresses: &[u64]) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let mut text = String::new();
+    let (mut number, mut is_over) = (0, false);
+    for (place, &address) in addresses.iter().enumerate() {
+        // All but the first are the addresses to return to, behind the calls.
+        let inside = address + u64::from(place == 0);
+        backtrace::resolve(std::ptr::without_provenance_mut(inside as usize), |symbol| {
+            let name = symbol.name().map(|name| format!("{name:#}")).unwrap_or_default();
+            is_over |= name.contains("taskfork::worker::");
+            if is_over || name.is_empty() {
+                return;
+            }
+            let _ = writeln!(text, "{number:>4}: {name}");
+            number += 1;
+            if let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) {
+                // As short as in Rust's own stacks.
+                let place = match file.strip_prefix(&here) {
+                    Ok(below) => format!("./{}", below.display()),
+                    Err(_) => file.display().to_string(),
+                };
+                let _ = writeln!(text, "             at {place}:{line}");
+            }
+        });
+        if is_over {
+            break;
+        }
+    }
+    text
+}

@@ -1,0 +1,160 @@
+//! What a server tells of itself and its workers.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::net::{SendFlags, send};
+use serde::{Deserialize, Serialize};
+
+use crate::address::{Address, Place};
+use crate::worker::scoreboard::Phase;
+
+/// What a server says of itself, as JSON, to whoever connects to its
+/// [status socket](crate::ServerBuilder::status_socket).
+///
+/// ```no_run
+/// let status = taskfork::ServerStatus::read("/run/adder.sock.status")?;
+/// for worker in &status.workers {
+///     println!("{} has been {} for {} s", worker.pid, worker.state, worker.seconds);
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its process id.
+    pub pid: u32,
+    /// For how many seconds it has run.
+    pub seconds: f64,
+    /// Whether it takes connections: it does until it is told to shut down.
+    pub accepting: bool,
+    /// The most workers at a time.
+    pub max_workers: usize,
+    /// How many workers have been forked.
+    pub forked: u64,
+    /// How many connections were refused for want of a worker.
+    pub refused: u64,
+    /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
+    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`.
+    pub deaths: BTreeMap<String, u64>,
+    /// Those that live, by their numbers.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// What a server says of a worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WorkerStatus {
+    /// The worker's number, which no other of this server ever has.
+    pub number: u64,
+    /// Its process id.
+    pub pid: u32,
+    /// What it does: `greeting`, `setup`, `idle`, `held` (between two calls of a checkout), `busy`,
+    /// `answering`, `checkout_done`, `killed`, `leaving`.
+    pub state: String,
+    /// For how many seconds.
+    pub seconds: f64,
+    /// The method that it runs or has run last, up to 64 bytes of its name.
+    pub method: Option<String>,
+    /// How many calls it has begun.
+    pub calls: u64,
+    /// How many checkouts it has finished.
+    pub checkouts: u64,
+    /// How many bytes of memory it occupies, what it shares included.
+    pub memory: Option<u64>,
+    /// The most that it has ever occupied.
+    pub peak_memory: Option<u64>,
+}
+
+/// What a server counts.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) refused: u64,
+    pub(crate) deaths: BTreeMap<&'static str, u64>,
+}
+
+impl ServerStatus {
+    /// Asks the server whose status socket is at `path`. Blocks until it has answered.
+    ///
+    /// # Errors
+    /// When there is no such socket, this process may not use it, or what answers is no status.
+    pub fn read(path: impl AsRef<Path>) -> io::Result<Self> {
+        let mut text = String::new();
+        UnixStream::connect(path)?.read_to_string(&mut text)?;
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+/// Where the status socket is, for [`ServerBuilder::status_socket`](crate::ServerBuilder::status_socket).
+#[derive(Debug, Default)]
+pub(crate) enum StatusSocket {
+    /// Beside the listener, if that is a unix socket.
+    #[default]
+    Beside,
+    At(PathBuf),
+    Off,
+}
+
+impl StatusSocket {
+    /// Its address, for a server that listens there.
+    pub(crate) fn address(&self, listener: Option<&Address>) -> Option<Address> {
+        match (self, listener) {
+            (Self::At(path), _) => Some(Address(Place::Unix(path.clone()))),
+            (Self::Beside, Some(Address(Place::Unix(path)))) => {
+                let mut name = path.clone().into_os_string();
+                name.push(".status");
+                Some(Address(Place::Unix(name.into())))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How a phase is called.
+pub(crate) fn state(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Greeting => "greeting",
+        Phase::Setup => "setup",
+        Phase::Idle => "idle",
+        Phase::Held => "held",
+        Phase::Busy => "busy",
+        Phase::Answering | Phase::AnsweringAtLength => "answering",
+        Phase::Done => "checkout_done",
+        Phase::Condemned => "killed",
+        Phase::Retired => "leaving",
+    }
+}
+
+/// The memory that a process occupies and has ever occupied, in bytes.
+pub(crate) fn memory(pid: u32) -> (Option<u64>, Option<u64>) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    (field("VmRSS:"), field("VmHWM:"))
+}
+
+/// Sends a status, waiting for as long as the other side takes it, and for a while at most.
+pub(crate) fn answer(connection: &impl std::os::fd::AsFd, status: &ServerStatus) {
+    let limit = Some(Duration::from_secs(2));
+    let _ = rustix::net::sockopt::set_socket_timeout(
+        connection,
+        rustix::net::sockopt::Timeout::Send,
+        limit,
+    );
+    let Ok(mut text) = serde_json::to_vec(status) else { return };
+    text.push(b'\n');
+    let mut rest = &text[..];
+    while !rest.is_empty() {
+        match send(connection, rest, SendFlags::NOSIGNAL) {
+            Ok(sent) if sent > 0 => rest = &rest[sent..],
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! SIGALRM in workers: it comes when a call's time is over, and when the server wants to know what
+//! a worker is doing. Either way the handler leaves the stack where the server finds it.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use nix::libc::{self, c_int, siginfo_t};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+static WITNESS: OnceLock<Witness> = OnceLock::new();
+
+/// Where a worker's stack goes.
+struct Witness {
+    /// The addresses, innermost first.
+    stack: &'static [AtomicU64],
+    /// One more than how many there are, once they are there.
+    ready: &'static AtomicU64,
+    /// Written to, to wake the server.
+    wake: RawFd,
+}
+
+/// Has SIGALRM leave the stack in `stack` and its length and one in `ready`, and wake the server. A
+/// system call that blocks ends with `EINTR`.
+pub(crate) fn watch_stack(
+    stack: &'static [AtomicU64],
+    ready: &'static AtomicU64,
+    wake: OwnedFd,
+) -> io::Result<()> {
+    let witness = Witness { stack, ready, wake: wake.as_raw_fd() };
+    // It stays open for as long as the worker lives.
+    std::mem::forget(wake);
+    if WITNESS.set(witness).is_err() {
+        return Ok(());
+    }
+    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
+    let action = SigAction::new(SigHandler::SigAction(on_alarm), flags, SigSet::empty());
+    // SAFETY: the handler does only what is safe at any instant: see there.
+    unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    Ok(())
+}
+
+/// It allocates nothing and takes no lock: it walks the stack by tables that the loader finds without
+/// locks, stores to shared memory and writes to a descriptor.
+extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
+    let Some(witness) = WITNESS.get() else { return };
+    // SAFETY: the address is that of this thread's own variable.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { *errno };
+    // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted state.
+    let at = unsafe { interrupted_at(context.cast::<libc::ucontext_t>()) };
+    let (mut count, mut found) = (0, false);
+    // SAFETY: unsynchronised only as to the crate's own lock, which nothing else here takes.
+    unsafe {
+        backtrace::trace_unsynchronized(|frame| {
+            let address = frame.ip().addr() as u64;
+            // What comes before is this handler.
+            found |= address == at;
+            if found && count < witness.stack.len() {
+                witness.stack[count].store(address, SeqCst);
+                count += 1;
+            }
+            count < witness.stack.len()
+        });
+    }
+    if count == 0 && at != 0 {
+        witness.stack[0].store(at, SeqCst);
+        count = 1;
+    }
+    witness.ready.store(count as u64 + 1, SeqCst);
+    let one = 1_u64.to_ne_bytes();
+    // SAFETY: it reads eight bytes that are there, and puts back what it may have changed.
+    unsafe {
+        libc::write(witness.wake, one.as_ptr().cast(), one.len());
+        *errno = before;
+    }
+}
+
+/// The address of the instruction at which a signal came; 0 where that is not known how to find.
+///
+/// # Safety
+/// `context` is what the kernel gave to a handler.
+unsafe fn interrupted_at(context: *const libc::ucontext_t) -> u64 {
+    // SAFETY: the caller's promise.
+    let machine = unsafe { &(*context).uc_mcontext };
+    #[cfg(target_arch = "x86_64")]
+    return machine.gregs[libc::REG_RIP as usize] as u64;
+    #[cfg(target_arch = "aarch64")]
+    return machine.pc;
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        let _ = machine;
+        0
+    }
+}
+
+/// Has SIGALRM come once after so much time; `None` takes that back.
+pub(crate) fn set_alarm(after: Option<Duration>) {
+    // Zero would be never.
+    let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_micros(1)));
+    let value = libc::timeval {
+        tv_sec: after.as_secs().min(i64::MAX as u64) as libc::time_t,
+        tv_usec: libc::suseconds_t::from(after.subsec_micros()),
+    };
+    let never = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let timer = libc::itimerval { it_interval: never, it_value: value };
+    // SAFETY: it reads a value that is there. It fails only for times that are none.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+}

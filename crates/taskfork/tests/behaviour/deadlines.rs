@@ -1,0 +1,220 @@
+//! The time that a call has, as its worker sees it, and what becomes of those that take longer.
+
+use std::time::{Duration, Instant};
+
+use taskfork::{
+    BoxError, CallError, Client, Error, FatalError, Hung, Methods, ServerBuilder, ServerError,
+    Stage, context,
+};
+
+use crate::support::processes::is_gone;
+use crate::support::{address_in, start, start_with, trials, until};
+
+trials! {
+    a_worker_knows_how_much_time_is_left,
+    a_system_call_that_blocks_is_interrupted,
+    a_loop_that_asks_may_end_by_itself,
+    the_grace_can_be_longer,
+    the_error_says_where_it_hung,
+    a_worker_hung_by_the_servers_measure_says_so_too,
+    a_worker_that_cannot_tell_is_killed_all_the_same,
+    a_late_alarm_does_not_reach_the_next_call,
+    a_worker_that_knows_no_deadline_is_given_up,
+}
+
+#[inline(never)]
+fn hang_in_this_function() {
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = Methods::new()
+        .function("left", || {
+            let context = context();
+            let until = context.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            Ok((context.remaining(), until, context.is_cancelled()))
+        })
+        .function("blocking", |seconds: u32| -> Result<u32, BoxError> {
+            // SAFETY: it only sleeps.
+            #[allow(unsafe_code)]
+            let unslept = unsafe { libc::sleep(seconds) };
+            match unslept {
+                0 => Ok(seconds),
+                _ if context().is_cancelled() => Err("interrupted, and cleaned up".into()),
+                _ => Err("interrupted for no reason".into()),
+            }
+        })
+        .function("loop", || -> Result<(), BoxError> {
+            while !context().is_cancelled() {
+                std::hint::spin_loop();
+            }
+            Err("asked to stop".into())
+        })
+        .function("late", |milliseconds: u64| {
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            Ok(context().is_cancelled())
+        })
+        .function("hang", || {
+            hang_in_this_function();
+            Ok(())
+        })
+        .function("block_signals", || -> Result<(), BoxError> {
+            // SAFETY: plain settings of this process.
+            #[allow(unsafe_code)]
+            unsafe {
+                let mut all = std::mem::zeroed();
+                libc::sigfillset(&mut all);
+                libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+            }
+            hang_in_this_function();
+            Ok(())
+        })
+        .function("pid", || Ok(std::process::id()));
+    server.interface(methods).run()
+}
+
+type Left = (Option<Duration>, Option<Duration>, bool);
+
+async fn a_worker_knows_how_much_time_is_left() {
+    assert_eq!((context().remaining(), context().is_cancelled()), (None, false));
+    let (_server, client) = start_with("deadlines", |client| client.max_workers(1));
+    let time = Duration::from_secs(20);
+    let checkout = client.checkout().timeout(time);
+    let (left, until, cancelled) = checkout.call::<Left>("left", ()).await.unwrap();
+    let enough = Duration::from_secs(15)..=time;
+    assert!(enough.contains(&left.unwrap()) && enough.contains(&until.unwrap()), "{left:?}");
+    assert!(!cancelled);
+
+    // The time in the queue counts.
+    let queued = client.checkout().timeout(time).call::<Left>("left", ());
+    checkout.call::<bool>("late", (300_u64,)).await.unwrap();
+    drop(checkout);
+    let (left, ..) = queued.await.unwrap();
+    assert!(left.unwrap() < time - Duration::from_millis(290), "{left:?}");
+
+    let checkout = client.checkout().timeout(None);
+    assert_eq!(checkout.call::<Left>("left", ()).await.unwrap(), (None, None, false));
+}
+
+async fn a_system_call_that_blocks_is_interrupted() {
+    let (_server, client) = start("deadlines");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let checkout = checkout.timeout(Duration::from_millis(100));
+    let error = checkout.call::<u32>("blocking", (20,)).await.unwrap_err();
+    assert_eq!(error.to_string(), "interrupted, and cleaned up");
+    assert!(!error.is_fatal());
+    assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
+}
+
+async fn a_loop_that_asks_may_end_by_itself() {
+    let (_server, client) = start("deadlines");
+    let checkout = client.checkout().timeout(Duration::from_millis(50));
+    let error = checkout.call::<()>("loop", ()).await.unwrap_err();
+    assert!(matches!(error, Error::Call { error: CallError::Interface(_), .. }), "{error}");
+}
+
+async fn the_grace_can_be_longer() {
+    let (_server, client) = start_with("deadlines", |client| client.grace(Duration::from_secs(10)));
+    let checkout = client.checkout().timeout(Duration::from_millis(50));
+    assert!(checkout.call::<bool>("late", (500_u64,)).await.unwrap());
+}
+
+fn hung(error: &Error) -> &Hung {
+    match error {
+        Error::Fatal {
+            cause: FatalError::TimedOut { stage: Stage::Running, hung: Some(hung), .. },
+            may_have_run: true,
+            ..
+        } => hung,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn the_error_says_where_it_hung() {
+    let (_server, client) = start("deadlines");
+    let checkout = client.checkout().timeout(Duration::from_millis(100));
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let error = checkout.call::<()>("hang", ()).await.unwrap_err();
+    assert_eq!(error.to_string(), "timed out after 0.1 seconds while running");
+    let hung = hung(&error);
+    let time = Duration::from_millis(195)..Duration::from_secs(10);
+    assert!(time.contains(&hung.ran_for), "{hung:?}");
+    let stack = hung.stack.as_deref().unwrap();
+    assert!(stack.contains("hang_in_this_function"), "{stack}");
+    assert!(stack.contains("tests/behaviour/deadlines.rs:"), "{stack}");
+    assert!(!stack.contains("taskfork::worker::"), "{stack}");
+    let report = format!("{error:#}");
+    assert!(report.contains("hang_in_this_function") && report.contains("it had run for"));
+    until("the worker is gone", || is_gone(pid)).await;
+}
+
+async fn a_worker_hung_by_the_servers_measure_says_so_too() {
+    let (_server, client) = start_with("deadlines_hung", |client| client.timeout(None));
+    let error = client.call::<()>("hang", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = &error else {
+        panic!("{error:?}")
+    };
+    let reason = death.reason.as_deref().unwrap();
+    assert!(reason.contains("hung_worker_timeout"), "{reason}");
+    let stack = death.hung.as_ref().unwrap().stack.as_deref().unwrap();
+    assert!(stack.contains("hang_in_this_function"), "{stack}");
+}
+
+async fn a_worker_that_cannot_tell_is_killed_all_the_same() {
+    let (_server, client) = start_with("deadlines_hung", |client| client.timeout(None));
+    let error = client.call::<()>("block_signals", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(death.hung.as_ref().unwrap().stack, None);
+}
+
+async fn a_late_alarm_does_not_reach_the_next_call() {
+    let (_server, client) = start("deadlines");
+    for _ in 0..50 {
+        let checkout = client.checkout().timeout(Duration::from_millis(20));
+        // It ends about when its time does.
+        let _ = checkout.call::<bool>("late", (20_u64,)).await;
+        let checkout = checkout.timeout(Duration::from_secs(20));
+        match checkout.call::<u32>("blocking", (0,)).await {
+            Ok(_) | Err(Error::Fatal { may_have_run: false, .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+async fn a_worker_that_knows_no_deadline_is_given_up() {
+    use std::io::Read;
+    use std::os::unix::net::UnixListener;
+
+    use crate::support::raw::{Raw, map, text};
+
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    let worker = std::thread::spawn(move || {
+        let mut raw = Raw::accept(&listener);
+        raw.0.read_exact(&mut [0; 8]).unwrap();
+        raw.receive().unwrap();
+        raw.send(b"taskfork");
+        let hello = [("version", 1.into()), ("pid", 1.into()), ("server", text("deaf"))];
+        raw.send_message(vec![0.into(), map(&hello)]);
+        let call = raw.receive().unwrap();
+        raw.drain();
+        call
+    });
+    let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
+    let client = client.timeout(Duration::from_millis(50)).grace(Duration::from_millis(7));
+    let client = client.build().unwrap();
+    let error = client.call::<()>("any", ()).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Fatal { cause: FatalError::TimedOut { hung: None, .. }, .. }),
+        "{error:?}"
+    );
+    drop(client);
+    let call = worker.join().unwrap();
+    assert_eq!(call[1]["grace"], 7000.into());
+    assert!((1..=50_000).contains(&call[1]["timeout"].as_u64().unwrap()), "{call}");
+}

@@ -1,0 +1,69 @@
+//! What a server tells of itself.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+
+use taskfork::{Client, ServerStatus};
+
+use crate::support::{address_in, roles, trials, until};
+
+trials! {
+    a_server_tells_what_its_workers_do,
+    whoever_does_not_read_holds_nobody_up,
+}
+
+async fn a_server_tells_what_its_workers_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let program = roles::start(&["serve", &address]);
+    let path = folder.path().join("s.status");
+    let client = Client::builder().address(&address).min_workers(0).max_workers(3);
+    let client = client.build().unwrap();
+    let (busy, held) = (client.checkout(), client.checkout());
+    held.call::<()>("nothing", ()).await.unwrap();
+    let hanging = busy.call::<()>("hang", ());
+    client.call::<()>("abort", ()).await.unwrap_err();
+    let read = || ServerStatus::read(&path).unwrap();
+    until("a busy worker", || read().workers.iter().any(|worker| worker.state == "busy")).await;
+
+    let status = read();
+    assert_eq!((status.pid, &*status.name), (program.pid(), "taskfork"));
+    assert_eq!((status.forked, status.refused, status.accepting), (3, 0, true));
+    assert_eq!(status.deaths, BTreeMap::from([("signaled".to_owned(), 1)]));
+    let states: Vec<_> = status
+        .workers
+        .iter()
+        .map(|worker| (&*worker.state, worker.method.as_deref(), worker.calls, worker.checkouts))
+        .collect();
+    assert!(states.contains(&("busy", Some("hang"), 1, 0)), "{states:?}");
+    assert!(states.contains(&("held", Some("nothing"), 1, 0)), "{states:?}");
+    for worker in &status.workers {
+        let (now, peak) = (worker.memory.unwrap(), worker.peak_memory.unwrap());
+        assert!((1 << 20..=peak).contains(&now), "{worker:?}");
+    }
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    drop((hanging, busy, held));
+    until("both are done with", || {
+        let status = read();
+        status.deaths.get("client_gone") == Some(&1)
+            && status.workers.iter().all(|worker| worker.state == "idle" && worker.checkouts == 1)
+    })
+    .await;
+    drop(program);
+}
+
+async fn whoever_does_not_read_holds_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let _program = roles::start(&["serve", &address]);
+    let client = Client::builder().address(&address).max_workers(1).build().unwrap();
+    client.call::<()>("nothing", ()).await.unwrap();
+    let path = folder.path().join("s.status");
+    let silent: Vec<_> =
+        (0..50).map(|_| std::os::unix::net::UnixStream::connect(&path).unwrap()).collect();
+    client.call::<()>("nothing", ()).await.unwrap();
+    assert_eq!(ServerStatus::read(&path).unwrap().workers.len(), 1);
+    drop(silent);
+}
