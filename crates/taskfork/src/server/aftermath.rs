@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use rustix::event::epoll;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
 use super::children::{Buried, News};
 use super::event_loop::{EventLoop, Mode};
@@ -72,6 +72,10 @@ impl EventLoop {
                 None
             }
             Ok(Forked::Child) => {
+                // It outlives neither the server nor, by what it holds, anybody's connection.
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
+                drop((self.listener.take(), self.status.take(), self.options.control.take()));
+                self.children.clear();
                 task(with);
                 sys::exit_now(0);
             }

@@ -1,5 +1,6 @@
 //! The workers of a server: making one, judging it, burying it.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -82,6 +83,9 @@ const STACK_WAIT: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) enum Birth {
     Parent(Box<Child>),
+    /// A worker was forked and cannot be watched, so that it has been killed. It may have spoken to
+    /// its client.
+    Stillborn(io::Error),
     /// With what is to be its standard error, if that is not the server's.
     Worker(Option<OwnedFd>),
 }
@@ -102,13 +106,23 @@ pub(crate) fn fork_worker(
         }
         Stderr::Inherit => (None, None),
     };
+    // So that there is room for the descriptor of the process once it has been forked.
+    let room = own.try_clone()?;
     let server = getpid();
     match sys::fork(threads)? {
         Forked::Parent { child } => {
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
             // Done on both sides, so that it holds before either goes on.
             let _ = setpgid(Some(pid), Some(pid));
-            let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(std::io::Error::from)?;
+            drop(room);
+            let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+                Ok(pidfd) => pidfd,
+                Err(errno) => {
+                    // It is reaped as all are that are no workers.
+                    let _ = kill_process_group(pid, Signal::KILL);
+                    return Ok(Birth::Stillborn(errno.into()));
+                }
+            };
             Ok(Birth::Parent(Box::new(Child {
                 pid,
                 pidfd,

@@ -47,7 +47,7 @@ pub(crate) struct EventLoop {
     pub(super) threads: ThreadCount,
     /// Where what workers write to standard error is shown.
     pub(super) shown: Shown,
-    listener: Option<Listener>,
+    pub(super) listener: Option<Listener>,
     pub(super) scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
     pub(super) children: HashMap<u64, Child>,
@@ -323,6 +323,13 @@ impl EventLoop {
             Ok(Birth::Parent(child)) => {
                 self.born = number;
                 self.adopt(*child);
+                Role::Server
+            }
+            Ok(Birth::Stillborn(error)) => {
+                tracing::error!("a new worker cannot be watched: {error}");
+                self.born = number;
+                self.scoreboard.give_back(slot);
+                self.end_orphans();
                 Role::Server
             }
             Ok(Birth::Worker(stderr)) => Role::Worker(

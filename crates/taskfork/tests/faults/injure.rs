@@ -1,0 +1,131 @@
+//! What is done to workers and server.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::children;
+use super::server::Program;
+
+pub(crate) struct Injuries {
+    random: Rng,
+    counts: BTreeMap<&'static str, u64>,
+    /// Workers that have been stopped.
+    stopped: Vec<u32>,
+    /// Connections that do nothing but be there.
+    crowd: Vec<UnixStream>,
+}
+
+pub(crate) fn signal(pid: u32, signal: i32) {
+    // SAFETY: it only sends a signal. One that has ended in the meantime gets none.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::kill(pid.cast_signed(), signal);
+    }
+}
+
+impl Injuries {
+    pub(crate) fn new(seed: u64) -> Self {
+        let random = Rng::with_seed(seed);
+        Self { random, counts: BTreeMap::new(), stopped: Vec::new(), crowd: Vec::new() }
+    }
+
+    pub(crate) async fn do_one(&mut self, server: &mut Program, path: &Path) {
+        let workers = children(server.pid());
+        let worker = (!workers.is_empty()).then(|| workers[self.random.usize(..workers.len())]);
+        let (what, wait) = match (self.random.u32(0..100), worker) {
+            (0..25, Some(worker)) => {
+                signal(worker, libc::SIGKILL);
+                ("worker killed", 20)
+            }
+            (25..40, Some(worker)) => {
+                signal(worker, libc::SIGSEGV);
+                ("worker hit by SIGSEGV", 20)
+            }
+            (40..50, Some(worker)) => {
+                signal(worker, libc::SIGSTOP);
+                self.stopped.push(worker);
+                ("worker stopped", 20)
+            }
+            (50..60, _) => {
+                let most = self.random.usize(..10);
+                self.stopped.drain(..most.min(self.stopped.len())).for_each(|pid| {
+                    signal(pid, libc::SIGCONT);
+                });
+                ("stopped workers continued", 5)
+            }
+            (60..75, _) => {
+                self.talk_nonsense(path);
+                ("connection closed in the middle", 10)
+            }
+            (75..80, _) => {
+                self.crowd.extend((0..60).map_while(|_| UnixStream::connect(path).ok()));
+                ("descriptors used up", 50)
+            }
+            (80..90, _) => {
+                self.crowd.clear();
+                ("descriptors given back", 10)
+            }
+            (90..92, _) => {
+                server.kill();
+                *server = Program::start(path);
+                ("server killed and started", 100)
+            }
+            (92..94, _) => {
+                self.crowd.clear();
+                self.wake_all();
+                server.stop();
+                *server = Program::start(path);
+                ("server restarted", 100)
+            }
+            _ => ("nothing", 30),
+        };
+        *self.counts.entry(what).or_default() += 1;
+        let wait = self.random.u64(0..=wait);
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+    }
+
+    fn talk_nonsense(&mut self, path: &Path) {
+        let Ok(mut stream) = UnixStream::connect(path) else { return };
+        let whole = b"taskfork\x1e\x00\x00\x00\x92\x00\x82\xa8versions\x91\x01\xa4name\xa6broken";
+        let cut = self.random.usize(..=whole.len());
+        let _ = stream.write_all(&whole[..cut]);
+        if self.random.bool() {
+            let _ = stream.write_all(&[0xff; 40]);
+        }
+    }
+
+    fn wake_all(&mut self) {
+        self.stopped.drain(..).for_each(|pid| signal(pid, libc::SIGCONT));
+    }
+
+    /// Takes back what can be.
+    pub(crate) async fn heal(&mut self, server: &mut Program, path: &Path) {
+        self.crowd.clear();
+        self.wake_all();
+        for worker in children(server.pid()) {
+            signal(worker, libc::SIGCONT);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(UnixStream::connect(path).is_ok(), "the server is gone");
+    }
+
+    /// That something has been done at all.
+    pub(crate) fn check(&self) {
+        assert!(self.counts.get("worker killed").is_some_and(|&count| count > 5));
+    }
+}
+
+impl fmt::Display for Injuries {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (what, count) in &self.counts {
+            writeln!(out, "{count:>8} {what}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! Calls of all kinds, and whether what comes back is what may.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use taskfork::{CallError, Client, End, Error, FatalError};
+
+/// What has come of calls.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    ends: BTreeMap<String, u64>,
+    wrong: Vec<String>,
+}
+
+/// Calls until told to stop.
+pub(crate) async fn call(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Counts {
+    let mut random = Rng::with_seed(seed ^ 0x5eed);
+    let mut counts = Counts::default();
+    let mut serial = seed << 20;
+    while !stop.load(Ordering::Relaxed) {
+        serial += 1;
+        let checkout = client.checkout();
+        match random.u32(0..100) {
+            0..50 => {
+                let several: Vec<_> = (0..random.u64(1..5))
+                    .map(|n| (serial + n, checkout.call("echo", (serial + n,))))
+                    .collect();
+                for (value, call) in several {
+                    counts.expect("echo", call.await, &value);
+                }
+            }
+            50..60 => {
+                let time = random.u64(0..30);
+                counts.expect("sleep", checkout.call("sleep", (time,)).await, &time);
+            }
+            60..65 => {
+                let time = random.u64(0..10);
+                counts.expect("spin", checkout.call("spin", (time,)).await, &time);
+            }
+            65..75 => {
+                let (length, fill) = (random.usize(..300_000), random.u8(..));
+                let blob = checkout.call("blob", (length, fill)).await;
+                counts.expect("blob", blob, &vec![fill; length]);
+            }
+            75..80 => {
+                let call = checkout.call::<u64>("sleep", (1000,));
+                let cancelled =
+                    tokio::time::timeout(Duration::from_millis(random.u64(0..20)), call);
+                match cancelled.await {
+                    Err(_) => counts.count("cancelled", "cancelled"),
+                    Ok(ended) => counts.expect("cancelled", ended, &1000),
+                }
+            }
+            80..85 => {
+                let checkout = checkout.timeout(Duration::from_millis(random.u64(1..30)));
+                let late = checkout.call::<u64>("sleep", (5000,)).await;
+                counts.expect("late", late, &5000);
+            }
+            85..90 => {
+                let failed = checkout.call::<()>("fail", (serial.to_string(),)).await;
+                match failed {
+                    Err(Error::Call { error: CallError::Interface(failure), .. }) => {
+                        counts
+                            .check_that(failure.message() == serial.to_string(), "another's error");
+                        counts.count("fail", "its own error");
+                    }
+                    other => counts.expect("fail", other.map(|()| 0), &1),
+                }
+            }
+            90..95 => {
+                let child = checkout.call("child", (serial,)).await;
+                counts.expect("child", child, &serial);
+            }
+            _ => {
+                let died = checkout.call::<()>("abort", ()).await;
+                match died {
+                    Ok(()) => counts.check_that(false, "it survived an abort"),
+                    Err(error) => counts.failed("abort", &error),
+                }
+            }
+        }
+        if random.u32(0..20) == 0 {
+            tokio::time::sleep(Duration::from_millis(random.u64(0..50))).await;
+        }
+    }
+    counts
+}
+
+impl Counts {
+    fn expect<T: PartialEq>(&mut self, what: &str, ended: Result<T, Error>, expected: &T) {
+        match ended {
+            Ok(answer) => {
+                self.check_that(answer == *expected, &format!("{what} got another's answer"));
+                self.count(what, "answered");
+            }
+            Err(error) => self.failed(what, &error),
+        }
+    }
+
+    /// An error must be of a kind that something here can bring about.
+    fn failed(&mut self, what: &str, error: &Error) {
+        let kind = match error {
+            Error::Fatal { cause, .. } => match cause {
+                FatalError::WorkerDied(death) => match death.end {
+                    End::Signaled(libc::SIGABRT) => "worker aborted",
+                    End::Signaled(libc::SIGKILL) if death.reason.is_some() => {
+                        "killed by the server"
+                    }
+                    End::Signaled(libc::SIGKILL) => "worker killed",
+                    End::Signaled(libc::SIGSEGV) => "worker segfaulted",
+                    End::Unknown => "connection ended",
+                    _ => "",
+                },
+                FatalError::TimedOut { .. } => "timed out",
+                FatalError::CannotConnect { .. } => "no server",
+                _ => "",
+            },
+            Error::Call { error: CallError::Setup { .. }, .. } => "setup failed",
+            Error::Call { error: CallError::Dropped { .. }, .. } => "dropped behind another",
+            _ => "",
+        };
+        self.check_that(!kind.is_empty(), &format!("{what}: {error:?}"));
+        self.count(what, kind);
+    }
+
+    fn check_that(&mut self, holds: bool, otherwise: &str) {
+        if !holds {
+            self.wrong.push(otherwise.to_owned());
+        }
+    }
+
+    fn count(&mut self, what: &str, end: &str) {
+        *self.ends.entry(format!("{what}: {end}")).or_default() += 1;
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (end, count) in &other.ends {
+            *self.ends.entry(end.clone()).or_default() += count;
+        }
+        self.wrong.extend(other.wrong.iter().cloned());
+    }
+
+    /// That nothing was wrong, and that there was something that could have been.
+    pub(crate) fn check(&self) {
+        assert!(self.wrong.is_empty(), "{:#?}", &self.wrong[..self.wrong.len().min(10)]);
+        let answered = self.ends.get("echo: answered").copied().unwrap_or_default();
+        assert!(answered > 100, "only {answered} calls of echo were answered");
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (end, count) in &self.ends {
+            writeln!(out, "{count:>8} {end}")?;
+        }
+        Ok(())
+    }
+}

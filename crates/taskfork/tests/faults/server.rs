@@ -1,0 +1,129 @@
+//! The server: this very binary in another role.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use taskfork::{BoxError, Limit, Methods, Server};
+
+const ADDRESS: &str = "TASKFORK_FAULT_ADDRESS";
+
+/// So few descriptors that a crowd of connections uses them up.
+const DESCRIPTORS: u64 = 60;
+
+pub(crate) fn plays() -> bool {
+    let Ok(address) = std::env::var(ADDRESS) else { return false };
+    let methods = Methods::new()
+        .function("echo", |value: u64| Ok(value))
+        .function("sleep", |milliseconds: u64| {
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            Ok(milliseconds)
+        })
+        .function("spin", |milliseconds: u64| {
+            let until = std::time::Instant::now() + Duration::from_millis(milliseconds);
+            while std::time::Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            Ok(milliseconds)
+        })
+        .function("blob", |bytes: usize, fill: u8| Ok(vec![fill; bytes]))
+        .function("child", |value: u64| {
+            // Not for long: it lives on where the server itself is killed in the meantime.
+            Command::new("sleep").arg("3").stdout(Stdio::null()).spawn()?;
+            Ok(value)
+        })
+        .function("abort", || -> Result<(), BoxError> { std::process::abort() })
+        .function("fail", |message: String| Err::<(), _>(message.into()));
+    Server::builder()
+        .listen(&*address)
+        .limit(Limit::CoreSize, 0)
+        .hung_worker_timeout(Duration::from_secs(3))
+        .shutdown_grace(Duration::from_secs(1))
+        .max_calls(500)
+        .setup(|| {
+            // Now and then it fails, and now and then the worker dies of it.
+            match std::process::id() % 50 {
+                7 => Err(BoxError::from("the setup fails")),
+                8 => std::process::abort(),
+                _ => Ok(()),
+            }
+        })
+        .interface(methods)
+        .run()
+        .unwrap();
+    true
+}
+
+pub(crate) struct Program {
+    child: Option<Child>,
+}
+
+impl Program {
+    /// Starts one, and waits until it listens.
+    pub(crate) fn start(path: &Path) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(ADDRESS, format!("unix:{}", path.display()));
+        command
+            .stderr(std::fs::File::options().append(true).create(true).open("/tmp/fs.err").unwrap())
+            .process_group(0);
+        let most =
+            rustix::process::Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+        // SAFETY: it only sets a limit, by one system call.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(move || {
+                rustix::process::setrlimit(rustix::process::Resource::Nofile, most)?;
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap();
+        let program = Self { child: Some(child) };
+        while std::os::unix::net::UnixStream::connect(path).is_err() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        program
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn signal(&self, signal: i32) {
+        super::injure::signal(self.pid(), signal);
+    }
+
+    /// Has it end gracefully, and waits for that.
+    pub(crate) fn stop(&mut self) {
+        self.signal(libc::SIGTERM);
+        assert!(self.child.take().unwrap().wait().unwrap().success());
+    }
+
+    /// Kills it, and waits until its workers are gone as well.
+    pub(crate) fn kill(&mut self) {
+        let workers = super::children(self.pid());
+        self.signal(libc::SIGKILL);
+        self.child.take().unwrap().wait().unwrap();
+        for worker in workers {
+            while is_alive(worker) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+impl Drop for Program {
+    /// After a failure: nothing is left then either.
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Whether it runs, and is no corpse that its new parent has not waited for.
+fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
