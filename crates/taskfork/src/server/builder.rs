@@ -46,9 +46,18 @@ impl Server {
         ServerBuilder::with(Options::default())
     }
 
-    /// Serves until SIGTERM, SIGINT or SIGHUP comes, then stops accepting, lets running checkouts
-    /// finish within [`shutdown_grace`](ServerBuilder::shutdown_grace), waits for every worker and
-    /// removes its socket file. A second signal kills the workers at once.
+    /// Serves until SIGTERM or SIGINT comes, then stops accepting, lets running checkouts finish
+    /// within [`shutdown_grace`](ServerBuilder::shutdown_grace), waits for every worker and removes
+    /// its socket file. A second signal kills the workers at once.
+    ///
+    /// SIGHUP starts this program anew, with the same arguments, and hands the listener over once
+    /// the new server is ready; this one then finishes as above, and no connection is refused in
+    /// between. A server that does not come up leaves this one serving. A server that was started
+    /// by [`Server::spawn`] or [`Server::fork`] takes SIGHUP for SIGTERM.
+    ///
+    /// Under systemd, a server without [`listen`](ServerBuilder::listen) listens on the first socket
+    /// that the service manager has opened for it. It says when it is ready, when it stops, which
+    /// process goes on after SIGHUP, and, where `WatchdogSec` asks for it, that it is alive.
     ///
     /// # Errors
     /// A [`ServerError`] when the server cannot start: no address or a bad one, an address that is

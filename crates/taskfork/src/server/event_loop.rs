@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
@@ -18,6 +20,7 @@ use super::listener::Listener;
 use super::oom::OutOfMemory;
 use super::options::Options;
 use super::orphans::{self, Orphans};
+use super::restart::{Inheritance, Line, ServiceManager};
 use super::signals::Signals;
 use super::status::{StatusSocket, Tally};
 use super::stderr::Shown;
@@ -30,8 +33,9 @@ const LISTENER: u64 = 1;
 const CONTROL: u64 = 2;
 const WAKE: u64 = 3;
 const STATUS: u64 = 4;
+pub(super) const SUCCESSOR: u64 = 5;
 /// A worker's tokens start here: its end, its client's end, and what it writes to standard error.
-const CHILDREN: u64 = 5;
+const CHILDREN: u64 = 6;
 const TOKENS: u64 = 3;
 
 /// For how long nothing is accepted after descriptors or processes have run out.
@@ -62,6 +66,11 @@ pub(crate) struct EventLoop {
     /// Where the server tells of itself.
     pub(super) status: Option<Listener>,
     pub(super) tally: Tally,
+    manager: ServiceManager,
+    /// The line to the server before this one, until this one is ready.
+    predecessor: Option<Line>,
+    /// Where the new server that is to take over says that it is ready.
+    pub(super) successor: Option<OwnedFd>,
     /// When it started, on the clock of the scoreboard.
     pub(super) since: Duration,
 }
@@ -95,8 +104,13 @@ impl EventLoop {
         }
         let signals =
             Signals::take_over().map_err(ServerError::system("cannot take signals over"))?;
-        let listener = match options.address.clone().transpose()? {
-            Some(address) => Some(Listener::open(&address, options.socket_mode)?),
+        let (inherited, predecessor) = Inheritance::take().map(Inheritance::into_parts).unzip();
+        let address = options.address.clone().transpose()?;
+        let listener = match address.or_else(ServiceManager::listener) {
+            Some(address) => Some(match inherited {
+                Some(listener) => Listener::adopt(listener, &address),
+                None => Listener::open(&address, options.socket_mode)?,
+            }),
             None if options.control.is_some() => None,
             None => return Err(ServerError::NoAddress),
         };
@@ -136,6 +150,9 @@ impl EventLoop {
             wake,
             status,
             tally: Tally::default(),
+            manager: ServiceManager::find(),
+            predecessor,
+            successor: None,
             since: now(),
         };
         if let Some(status) = &server.status {
@@ -161,6 +178,11 @@ impl EventLoop {
         }
         if let Some(control) = &self.options.control {
             control.report_ready(address);
+        }
+        self.manager.is_ready();
+        if let Some(mut line) = self.predecessor.take() {
+            // If it is gone, there is nobody to tell.
+            let _ = line.write_all(b"r");
         }
         let mut events = Vec::with_capacity(256);
         while !self.is_over() {
@@ -198,6 +220,7 @@ impl EventLoop {
     fn next_deadline(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
+        self.manager.keep_alive().into_iter().for_each(&mut at_most);
         let recycling = self.options.recycling;
         if recycling.max_age.is_some() || recycling.max_idle.is_some() {
             let now = now();
@@ -236,9 +259,15 @@ impl EventLoop {
     fn handle(&mut self, token: u64) -> Role {
         match token {
             SIGNALS => {
-                for _ in 0..self.signals.count() {
+                while let Some(signal) = self.signals.next() {
+                    let is_own = self.options.control.is_none() && self.listener.is_some();
                     match self.mode {
-                        Mode::Serving => self.drain(),
+                        Mode::Serving if signal == Signal::SIGHUP && is_own => self.hand_over(),
+                        Mode::Serving => {
+                            self.manager.is_stopping();
+                            self.drain();
+                        }
+                        _ if signal == Signal::SIGHUP => {}
                         _ => self.kill_all("the server was told to end at once"),
                     }
                 }
@@ -246,6 +275,10 @@ impl EventLoop {
             }
             LISTENER => self.accept(),
             CONTROL => self.obey(),
+            SUCCESSOR => {
+                self.hear_successor();
+                Role::Server
+            }
             STATUS => {
                 self.tell_status();
                 Role::Server
@@ -385,7 +418,7 @@ impl EventLoop {
     /// In a new worker: lets go of everything that is the server's, and serves.
     fn become_worker(self, stderr: Option<OwnedFd>, seat: Seat) -> ! {
         let Self { mut options, program, nothing, children, .. } = self;
-        drop((options.control.take(), self.signals, self.listener, self.status));
+        drop((options.control.take(), self.signals, self.listener, self.status, self.successor));
         let others = children.into_values().flat_map(Child::into_descriptors);
         sys::close_all(others.chain([self.epoll, self.threads.into(), self.wake]));
         control::close_inherited();
@@ -409,7 +442,7 @@ impl EventLoop {
         sys::exit_now(status)
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         tracing::info!(name = self.options.name, workers = self.children.len(), "shutting down");
         self.listener = None;
         self.mode = Mode::Draining(Instant::now() + self.options.shutdown_grace);
@@ -425,7 +458,7 @@ impl EventLoop {
         }
     }
 
-    fn watch(
+    pub(super) fn watch(
         &self,
         what: BorrowedFd<'_>,
         token: u64,

@@ -29,7 +29,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Listener {
     socket: OwnedFd,
     address: Address,
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 impl Listener {
@@ -52,6 +52,22 @@ impl Listener {
         rustix::io::ioctl_fionbio(&listener.socket, true)
             .map_err(ServerError::system("cannot make the listener non-blocking"))?;
         Ok(listener)
+    }
+
+    /// Takes over what another server has opened at this address, and its file.
+    pub(crate) fn adopt(socket: OwnedFd, address: &Address) -> Self {
+        let file = match &address.0 {
+            Place::Unix(path) => SocketFile::at(path).ok(),
+            _ => None,
+        };
+        Self { socket, address: address.clone(), file }
+    }
+
+    /// Has it leave its file, which is another's now.
+    pub(crate) fn leave_file(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.owner = 0;
+        }
     }
 
     /// Where it listens, with the port that the kernel chose.
@@ -78,6 +94,18 @@ struct SocketFile {
     device: u64,
     inode: u64,
     owner: u32,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> rustix::io::Result<Self> {
+        let file = lstat(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            device: file.st_dev,
+            inode: file.st_ino,
+            owner: std::process::id(),
+        })
+    }
 }
 
 impl Drop for SocketFile {
@@ -120,16 +148,10 @@ fn open_unix(path: &Path, mode: u32) -> Result<Listener, ServerError> {
     let bound = bind(&socket, &name);
     umask(before);
     bound.map_err(refused)?;
-    let file = lstat(path).map_err(refused)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        device: file.st_dev,
-        inode: file.st_ino,
-        owner: std::process::id(),
-    };
+    let file = SocketFile::at(path).map_err(refused)?;
     chmod(path, mode).map_err(refused)?;
     listen(&socket, BACKLOG).map_err(refused)?;
-    Ok(Listener { socket, address, _file: Some(file) })
+    Ok(Listener { socket, address, file: Some(file) })
 }
 
 /// Whether a server answers there; only a refused connection says that none does.
@@ -179,7 +201,7 @@ fn open_tcp(address: &Address, host: &str, port: u16) -> Result<Listener, Server
         Ok(local) => local.port(),
         Err(source) => return Err(ServerError::Listen { address: address.to_string(), source }),
     };
-    Ok(Listener { socket: listener.into(), address: Address::tcp(host, port), _file: None })
+    Ok(Listener { socket: listener.into(), address: Address::tcp(host, port), file: None })
 }
 
 fn open_inherited(number: i32) -> Result<Listener, ServerError> {
@@ -192,7 +214,7 @@ fn open_inherited(number: i32) -> Result<Listener, ServerError> {
     }
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)
         .map_err(ServerError::system("cannot mark the listener close-on-exec"))?;
-    Ok(Listener { socket, address: Address::inherited(number), _file: None })
+    Ok(Listener { socket, address: Address::inherited(number), file: None })
 }
 
 #[cfg(test)]
@@ -216,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successors_socket_file_is_left_alone() {
+    fn a_successors_socketfile_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let first = open_at(&path).unwrap();
@@ -241,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_has_the_mode_asked_for_whatever_the_umask() {
+    fn thefile_has_the_mode_asked_for_whatever_the_umask() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         for mode in [0o600, 0o666, 0o660] {

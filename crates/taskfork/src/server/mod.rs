@@ -16,6 +16,7 @@ mod oom;
 mod options;
 mod orphans;
 mod preload;
+mod restart;
 mod signals;
 mod stack;
 mod status;

@@ -49,6 +49,11 @@ impl Orphans {
         self.left = true;
     }
 
+    /// A process of the server's own, which goes its own way.
+    pub(crate) fn leave_alone(&mut self, pid: Pid) {
+        self.own.insert(pid);
+    }
+
     /// Whether to look again before long.
     pub(crate) fn are_left(&self) -> bool {
         self.left

@@ -1,4 +1,4 @@
-//! The signals that end a server, read from a descriptor while it runs.
+//! The signals that end a server or start it anew, read from a descriptor while it runs.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,9 +25,10 @@ impl Signals {
         Ok(Self { descriptor, before })
     }
 
-    /// How many came since it was last asked.
-    pub(crate) fn count(&self) -> usize {
-        std::iter::from_fn(|| self.descriptor.read_signal().ok().flatten()).count()
+    /// The next one that came.
+    pub(crate) fn next(&self) -> Option<Signal> {
+        let info = self.descriptor.read_signal().ok().flatten()?;
+        Signal::try_from(info.ssi_signo.cast_signed()).ok()
     }
 }
 

@@ -13,8 +13,8 @@ pub(crate) use alarm::{set_alarm, watch_stack};
 pub(crate) use descriptor::{close_all, take_inherited};
 pub(crate) use memory::{resident_bytes, shared_words};
 pub(crate) use process::{
-    ForkError, Forked, ThreadCount, exit_now, flush_stdio, fork, reseed_c_random, take_variable,
-    threads,
+    ForkError, Forked, ThreadCount, execute_again, exit_now, flush_stdio, fork, reseed_c_random,
+    take_variable, threads,
 };
 pub(crate) use signal::{hold_back, reset_for_worker, spawn_without_signals};
 pub(crate) use title::set_title;

@@ -1,9 +1,10 @@
 //! Forking and leaving.
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
+use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid};
 use rustix::fs::{Mode, OFlags};
 
@@ -84,6 +85,36 @@ pub(crate) fn flush_stdio() {
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: `_exit` touches nothing of this process's memory.
     unsafe { libc::_exit(status) }
+}
+
+/// Starts this program once more, with the same arguments, one more variable, and these descriptors
+/// left open; gives its process id.
+pub(crate) fn execute_again(
+    (name, value): (&str, &str),
+    keep: &[BorrowedFd<'_>],
+) -> io::Result<u32> {
+    use std::os::unix::process::CommandExt;
+
+    let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.args(std::env::args_os().skip(1)).env(name, value);
+    if let Some(own) = std::env::args_os().next() {
+        command.arg0(own);
+    }
+    // SAFETY: between fork and execution it makes system calls only, on descriptors that the
+    // parent has open.
+    unsafe {
+        command.pre_exec(move || {
+            for &number in &keep {
+                let descriptor = BorrowedFd::borrow_raw(number);
+                rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
+            }
+            // The server reads its signals from a descriptor, and so holds them back.
+            SigSet::empty().thread_set_mask()?;
+            Ok(())
+        });
+    }
+    Ok(command.spawn()?.id())
 }
 
 /// Takes a variable out of the environment, so that no program started from here on finds it. With

@@ -20,6 +20,7 @@ mod pool;
 mod preload;
 mod recycling;
 mod reports;
+mod restart;
 mod server;
 mod setup;
 mod shutdown;
@@ -59,6 +60,7 @@ fn main() {
         preload::trials(),
         recycling::trials(),
         reports::trials(),
+        restart::trials(),
         server::trials(),
         setup::trials(),
         shutdown::trials(),

@@ -45,6 +45,13 @@ pub(crate) fn plays() -> bool {
     match role().iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => return false,
         ["serve", address] => print_error(servers::serve(Server::builder().listen(address))),
+        ["serve_activated"] => print_error(servers::serve(Server::builder())),
+        ["serve_once", flag, address] => {
+            // The second one does not come up.
+            let first = std::fs::File::create_new(flag).is_ok();
+            assert!(first, "it has been started before");
+            print_error(servers::serve(Server::builder().listen(address)));
+        }
         ["serve_logging", address] => {
             tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
             let server = Server::builder().listen(address);
