@@ -17,7 +17,7 @@ use super::oom::OutOfMemory;
 use super::orphans::become_subreaper;
 use super::stack;
 use super::status::{self, WorkerStatus};
-use super::stderr::{Captured, Shown, Stderr};
+use super::stderr::{Captured, LastWords, Shown, Stderr};
 use crate::display::seconds;
 use crate::error::End;
 use crate::sys::{self, ForkError, Forked, ThreadCount};
@@ -323,10 +323,11 @@ impl Child {
             None => End::Unknown,
         };
         let pid = self.pid();
-        let stderr = self.stderr.take().and_then(|stderr| stderr.last_words(pid, shown));
+        let stderr = self.stderr.take().map(|stderr| stderr.last_words(pid, shown));
+        let LastWords { text: stderr, starved } = stderr.unwrap_or_default();
         let judgement = self.judgement.or(self.suspicion.map(|suspicion| suspicion.judgement));
         let judgement = judgement.unwrap_or_else(|| {
-            let (cause, reason) = why(end, stderr.as_deref(), limits, out_of_memory);
+            let (cause, reason) = why(end, starved, limits, out_of_memory);
             Judgement { view: self.slot.view(), reason: reason.to_owned(), ran: None, cause }
         });
         let Judgement { view, reason, ran, cause } = judgement;
@@ -400,7 +401,7 @@ impl News {
 /// more to say.
 fn why(
     end: End,
-    stderr: Option<&str>,
+    starved: bool,
     limits: &WorkerLimits,
     out_of_memory: &OutOfMemory,
 ) -> (&'static str, &'static str) {
@@ -409,12 +410,11 @@ fn why(
         End::Signaled(signal) => Signal::from_named_raw(signal),
         _ => return (cause::EXITED, ""),
     };
-    let refused = || stderr.is_some_and(|text| text.contains("memory allocation of "));
     match signal {
         Some(Signal::XCPU) if limits.has(Limit::CpuTime) => {
             (cause::LIMIT, "its limit of processor time was reached")
         }
-        Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && refused() => {
+        Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && starved => {
             (cause::LIMIT, "its limit of address space was reached")
         }
         Some(Signal::KILL) if out_of_memory.has_struck() => (cause::OUT_OF_MEMORY, "out of memory"),

@@ -36,6 +36,16 @@ const TURN: usize = 64 << 10;
 /// At its worker's death: descendants that have got away may go on writing for ever.
 const LAST_TURNS: usize = 16;
 
+/// What a dead worker has written to standard error.
+#[derive(Debug, Default)]
+pub(crate) struct LastWords {
+    /// The end of it.
+    pub(crate) text: Option<String>,
+    /// Rust's runtime said that there was no memory to be had. A stack that follows may have pushed
+    /// that out of the end.
+    pub(crate) starved: bool,
+}
+
 /// A worker's standard error as the server has it.
 #[derive(Debug)]
 pub(crate) struct Captured {
@@ -71,7 +81,7 @@ impl Captured {
     }
 
     /// All that is left when the worker has died; gives the end of what it wrote.
-    pub(crate) fn last_words(mut self, pid: u32, shown: &mut Shown) -> Option<String> {
+    pub(crate) fn last_words(mut self, pid: u32, shown: &mut Shown) -> LastWords {
         for _ in 0..LAST_TURNS {
             let more = self.pipe.as_ref().is_some_and(|pipe| is_ready(pipe.as_fd(), PollFlags::IN));
             if !more || self.pass_on(pid, shown).is_some() {
@@ -80,7 +90,7 @@ impl Captured {
         }
         self.tail.end(|line| shown.line(pid, line));
         shown.flush();
-        self.tail.text()
+        LastWords { text: self.tail.text(), starved: self.tail.starved }
     }
 
     /// Reads a turn's worth; tells whether it was the last.
@@ -114,6 +124,7 @@ fn is_ready(descriptor: BorrowedFd<'_>, event: PollFlags) -> bool {
 struct Tail {
     kept: Vec<u8>,
     line: Vec<u8>,
+    starved: bool,
 }
 
 impl Tail {
@@ -131,6 +142,7 @@ impl Tail {
             }
             if self.line.last() == Some(&b'\n') {
                 self.line.pop();
+                self.starved |= self.line.starts_with(b"memory allocation of ");
                 show(&self.line);
                 self.line.clear();
             }
