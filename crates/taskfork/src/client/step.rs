@@ -9,7 +9,8 @@ use super::connection::{Connection, Lost};
 use super::entries::{Entry, Outcome, Progress, Work};
 use crate::error::{Activity, Death, End, FatalError, Hung};
 use crate::wire::frame::HEADER;
-use crate::wire::native::{self, DeathNotice, FromWorker};
+use crate::wire::native::{self, FromWorker};
+use crate::wire::notice::DeathNotice;
 
 /// What came of trying to move a call on.
 pub(crate) enum Step {

@@ -23,7 +23,8 @@ use crate::error::End;
 use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::native::{self, DeathNotice, ErrorBody};
+use crate::wire::native::{self, ErrorBody};
+use crate::wire::notice::{self, DeathNotice};
 use crate::worker::scoreboard::{Order, Phase, Slot, View, now};
 
 /// A worker process as its server knows it.
@@ -456,7 +457,7 @@ fn has_unread(connection: &OwnedFd) -> bool {
 fn tell(connection: &OwnedFd, notice: &DeathNotice) {
     let mut out = Vec::new();
     let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-        native::put_death(out, notice);
+        notice::put_death(out, notice);
         Ok(())
     });
     if written.is_ok() {

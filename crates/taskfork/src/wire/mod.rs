@@ -5,6 +5,7 @@ pub(crate) mod answer;
 pub(crate) mod args;
 pub(crate) mod frame;
 pub(crate) mod native;
+pub(crate) mod notice;
 mod pack;
 pub(crate) mod request;
 #[cfg(feature = "tracing")]
