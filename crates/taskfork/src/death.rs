@@ -61,12 +61,7 @@ pub enum Activity {
 
 impl fmt::Display for Death {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "worker {}", self.pid)?;
-        match self.end {
-            End::Exited(status) => write!(out, " exited with status {status}")?,
-            End::Signaled(signal) => write!(out, " was killed by {}", signal_name(signal))?,
-            End::Unknown => out.write_str(" closed its connection")?,
-        }
+        write!(out, "worker {} {}", self.pid, self.end)?;
         if let Some(during) = self.during {
             write!(out, " {during}")?;
         }
@@ -74,6 +69,16 @@ impl fmt::Display for Death {
             write!(out, ": {reason}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(out, "exited with status {status}"),
+            Self::Signaled(signal) => write!(out, "was killed by {}", signal_name(*signal)),
+            Self::Unknown => out.write_str("closed its connection"),
+        }
     }
 }
 

@@ -6,12 +6,12 @@ use std::collections::HashSet;
 use rustix::event::epoll;
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
-use super::children::{Buried, News};
+use super::burial::{Buried, News};
 use super::event_loop::{EventLoop, Mode};
 use super::listener::Listener;
 use super::status::{self, ServerStatus};
 use crate::sys::{self, Forked};
-use crate::worker::scoreboard::{Scoreboard, now};
+use crate::worker::scoreboard::now;
 
 impl EventLoop {
     pub(super) fn bury(&mut self, number: u64) {
@@ -19,17 +19,23 @@ impl EventLoop {
         // Closing them would not end the watch: a worker that has just been forked holds copies
         // for a moment. The kernel refuses only what is not watched anyway.
         let _ = epoll::delete(&self.epoll, &child.pidfd);
-        let _ = epoll::delete(&self.epoll, &child.connection);
+        if let Some(connection) = child.connection() {
+            let _ = epoll::delete(&self.epoll, connection);
+        }
         if let Some(stderr) = child.stderr() {
             let _ = epoll::delete(&self.epoll, stderr);
         }
-        let Buried { slot, news, stack, cause } =
+        let age = child.age();
+        let Buried { slot, news, stack, cause, failed_spare } =
             child.bury(&mut self.shown, &self.options.limits, &self.out_of_memory);
         self.scoreboard.give_back(slot);
         *self.tally.deaths.entry(cause).or_default() += 1;
         match stack {
             Some(stack) if news.is_awaited() => self.tell_with(news, stack),
             _ => news.tell(),
+        }
+        if let Some(reason) = failed_spare.filter(|_| self.mode == Mode::Serving) {
+            self.spare_failed(&reason, age);
         }
         self.end_orphans();
     }
@@ -52,7 +58,7 @@ impl EventLoop {
             pid: std::process::id(),
             seconds: now.saturating_sub(self.since).as_secs_f64(),
             accepting: self.mode == Mode::Serving,
-            max_workers: self.options.max_workers.min(Scoreboard::CAPACITY),
+            max_workers: self.most_workers(),
             forked: self.born,
             refused: self.tally.refused,
             deaths: deaths.collect(),

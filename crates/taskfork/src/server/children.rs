@@ -1,30 +1,22 @@
-//! The workers of a server: making one, judging it, burying it.
+//! The workers of a server: employing one, judging it, burying it.
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, pidfd_open,
-    pidfd_send_signal, set_parent_process_death_signal, setpgid, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid,
 };
 
-use super::entry::is_child_of;
-use super::limits::{Limit, Recycling, WorkerLimits};
+use super::burial::{Buried, News, cause, has_unread, log_end, why};
+use super::limits::{Recycling, WorkerLimits};
 use super::oom::OutOfMemory;
-use super::orphans::become_subreaper;
-use super::stack;
 use super::status::{self, WorkerStatus};
-use super::stderr::{Captured, LastWords, Shown, Stderr};
+use super::stderr::{Captured, LastWords, Shown};
 use crate::display::seconds;
 use crate::error::End;
-use crate::sys::{self, ForkError, Forked, ThreadCount};
-use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::native::{self, ErrorBody};
-use crate::wire::notice::{self, DeathNotice};
+use crate::sys;
+use crate::wire::notice::DeathNotice;
 use crate::worker::scoreboard::{Order, Phase, Slot, View, now};
 
 /// A worker process as its server knows it.
@@ -32,8 +24,8 @@ use crate::worker::scoreboard::{Order, Phase, Slot, View, now};
 pub(crate) struct Child {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
-    /// The server's own descriptor of the worker's connection.
-    pub(crate) connection: OwnedFd,
+    /// What the worker is there for.
+    post: Post,
     pub(crate) slot: Slot,
     pub(crate) number: u64,
     judgement: Option<Judgement>,
@@ -46,6 +38,26 @@ pub(crate) struct Child {
     leaving: bool,
 }
 
+/// What a worker is there for, by the server's own end of it.
+#[derive(Debug)]
+pub(crate) enum Post {
+    /// The client at the other end of this connection.
+    Client(OwnedFd),
+    /// Whoever comes: the worker waits at the other end of this line for a connection.
+    Spare(OwnedFd),
+}
+
+impl Post {
+    /// Why a spare worker could not be set up, if it has said so.
+    fn told(&self) -> Option<String> {
+        let Self::Spare(line) = self else { return None };
+        let mut text = [0; sys::LONGEST_WORD];
+        let (_, length) = recv(line, &mut text, RecvFlags::DONTWAIT).ok()?;
+        let failure = String::from_utf8_lossy(&text[..length]);
+        (length > 0).then(|| format!("its setup failed: {failure}"))
+    }
+}
+
 /// Why a worker was killed, and what it was doing.
 #[derive(Debug)]
 struct Judgement {
@@ -54,19 +66,6 @@ struct Judgement {
     /// For how long it had been at it, if that was too long.
     ran: Option<Duration>,
     cause: &'static str,
-}
-
-/// The causes of deaths, as they are counted.
-mod cause {
-    pub(super) const TIMED_OUT: &str = "timed_out";
-    pub(super) const HUNG: &str = "hung";
-    pub(super) const CLIENT_GONE: &str = "client_gone";
-    pub(super) const SHUTDOWN: &str = "shutdown";
-    pub(super) const LIMIT: &str = "limit";
-    pub(super) const OUT_OF_MEMORY: &str = "out_of_memory";
-    pub(super) const FINISHED: &str = "finished";
-    pub(super) const EXITED: &str = "exited";
-    pub(super) const SIGNALED: &str = "signaled";
 }
 
 /// Why a worker is about to be killed.
@@ -80,80 +79,68 @@ struct Suspicion {
 /// How long a worker's stack is waited for before it is killed.
 const STACK_WAIT: Duration = Duration::from_millis(100);
 
-/// Which of the two processes is running now.
-#[derive(Debug)]
-pub(crate) enum Birth {
-    Parent(Box<Child>),
-    /// A worker was forked and cannot be watched, so that it has been killed. It may have spoken to
-    /// its client.
-    Stillborn(io::Error),
-    /// With what is to be its standard error, if that is not the server's.
-    Worker(Option<OwnedFd>),
-}
-
-/// Forks a worker for `connection`.
-pub(crate) fn fork_worker(
-    connection: &OwnedFd,
-    slot: Slot,
-    number: u64,
-    threads: &ThreadCount,
-    stderr: Stderr,
-) -> Result<Birth, ForkError> {
-    let own = connection.try_clone()?;
-    let (stderr, writer) = match stderr {
-        Stderr::Capture => {
-            let (captured, writer) = Captured::new()?;
-            (Some(captured), Some(writer))
-        }
-        Stderr::Inherit => (None, None),
-    };
-    // So that there is room for the descriptor of the process once it has been forked.
-    let room = own.try_clone()?;
-    let server = getpid();
-    match sys::fork(threads)? {
-        Forked::Parent { child } => {
-            let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
-            // Done on both sides, so that it holds before either goes on.
-            let _ = setpgid(Some(pid), Some(pid));
-            drop(room);
-            let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-                Ok(pidfd) => pidfd,
-                Err(errno) => {
-                    // It is reaped as all are that are no workers.
-                    let _ = kill_process_group(pid, Signal::KILL);
-                    return Ok(Birth::Stillborn(errno.into()));
-                }
-            };
-            Ok(Birth::Parent(Box::new(Child {
-                pid,
-                pidfd,
-                connection: own,
-                slot,
-                number,
-                judgement: None,
-                suspicion: None,
-                stderr,
-                born: now(),
-                leaving: false,
-            })))
-        }
-        Forked::Child => {
-            let _ = setpgid(None, None);
-            let _ = set_parent_process_death_signal(Some(Signal::KILL));
-            // The server may have died before the signal was asked for.
-            if !is_child_of(server) {
-                sys::exit_now(1);
-            }
-            become_subreaper();
-            Ok(Birth::Worker(writer))
+impl Child {
+    pub(crate) fn new(
+        pid: Pid,
+        pidfd: OwnedFd,
+        post: Post,
+        slot: Slot,
+        number: u64,
+        stderr: Option<Captured>,
+    ) -> Self {
+        slot.belongs_to(pid);
+        Self {
+            pid,
+            pidfd,
+            post,
+            slot,
+            number,
+            judgement: None,
+            suspicion: None,
+            stderr,
+            born: now(),
+            leaving: false,
         }
     }
-}
 
-impl Child {
     /// What a new worker closes of another's.
     pub(crate) fn into_descriptors(self) -> impl Iterator<Item = OwnedFd> {
-        [self.pidfd, self.connection].into_iter().chain(self.stderr.and_then(Captured::into_pipe))
+        let (Post::Client(end) | Post::Spare(end)) = self.post;
+        [self.pidfd, end].into_iter().chain(self.stderr.and_then(Captured::into_pipe))
+    }
+
+    /// The server's own descriptor of the worker's connection, if it has one.
+    pub(crate) fn connection(&self) -> Option<&OwnedFd> {
+        match &self.post {
+            Post::Client(connection) => Some(connection),
+            Post::Spare(_) => None,
+        }
+    }
+
+    /// Whether it waits for somebody to serve, or will.
+    pub(crate) fn is_spare(&self) -> bool {
+        matches!(self.post, Post::Spare(_)) && !self.leaving && self.judgement.is_none()
+    }
+
+    /// Whether it has been set up, and waits.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.is_spare() && self.slot.view().phase == Phase::Spare
+    }
+
+    /// For how long it has lived.
+    pub(crate) fn age(&self) -> Duration {
+        now().saturating_sub(self.born)
+    }
+
+    /// Gives a spare worker somebody to serve; gives the connection back if that cannot be.
+    pub(crate) fn employ(&mut self, connection: OwnedFd) -> Result<(), OwnedFd> {
+        match &self.post {
+            Post::Spare(line) if sys::send_descriptor(line, connection.as_fd()).is_ok() => {
+                self.post = Post::Client(connection);
+                Ok(())
+            }
+            _ => Err(connection),
+        }
     }
 
     /// The worker's standard error, if it is to be watched.
@@ -296,11 +283,14 @@ impl Child {
         self.leaving = true;
         self.slot.retire_when_idle();
         let view = self.slot.view();
-        if matches!(view.phase, Phase::Greeting | Phase::Idle)
+        if matches!(view.phase, Phase::Greeting | Phase::Idle | Phase::Spare)
             && self.slot.order(view, Order::Retired)
         {
             // Ends the wait for a message; a message that is there already finds the order.
-            let _ = shutdown(&self.connection, Shutdown::Read);
+            let _ = match &self.post {
+                Post::Client(connection) => shutdown(connection, Shutdown::Read),
+                Post::Spare(line) => shutdown(line, Shutdown::Both),
+            };
         }
     }
 
@@ -311,7 +301,6 @@ impl Child {
         limits: &WorkerLimits,
         out_of_memory: &OutOfMemory,
     ) -> Buried {
-        use std::os::fd::AsFd;
         // Its group can be signalled for as long as its number is not free.
         self.kill();
         let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
@@ -328,15 +317,26 @@ impl Child {
         let LastWords { text: stderr, starved } = stderr.unwrap_or_default();
         let judgement = self.judgement.or(self.suspicion.map(|suspicion| suspicion.judgement));
         let judgement = judgement.unwrap_or_else(|| {
-            let (cause, reason) = why(end, starved, limits, out_of_memory);
-            Judgement { view: self.slot.view(), reason: reason.to_owned(), ran: None, cause }
+            let (cause, reason) = match self.post.told() {
+                Some(failure) => (cause::SETUP_FAILED, failure),
+                None => {
+                    let (cause, reason) = why(end, starved, limits, out_of_memory);
+                    (cause, reason.to_owned())
+                }
+            };
+            Judgement { view: self.slot.view(), reason, ran: None, cause }
         });
         let Judgement { view, reason, ran, cause } = judgement;
         let reason = Some(reason).filter(|reason| !reason.is_empty());
         log_end(self.number, pid, end, view.phase, reason.as_deref());
+        let is_spare = matches!(self.post, Post::Spare(_));
+        let failed = (is_spare && !(self.leaving && end == End::Exited(0)))
+            .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));
         let notice = match view.phase {
+            // A spare has nobody to be told.
+            _ if is_spare => None,
             // In the middle of an answer a notice would be taken for the rest of it.
-            Phase::AnsweringAtLength | Phase::Greeting => None,
+            Phase::AnsweringAtLength | Phase::Greeting | Phase::Spare => None,
             phase => Some(DeathNotice {
                 pid,
                 end,
@@ -350,118 +350,10 @@ impl Child {
             }),
         };
         // A connection that is closed with something unread tells the client at least that.
-        let end_it = view.phase != Phase::AnsweringAtLength || !has_unread(&self.connection);
+        let (Post::Client(connection) | Post::Spare(connection)) = self.post;
+        let end_it = view.phase != Phase::AnsweringAtLength || !has_unread(&connection);
         let stack = ran.and_then(|_| self.slot.stack());
-        let news = News { connection: self.connection, notice, end_it };
-        Buried { slot: self.slot, news, stack, cause }
-    }
-}
-
-/// What is left of a worker.
-pub(crate) struct Buried {
-    pub(crate) slot: Slot,
-    pub(crate) news: News,
-    /// Where it hung, if it was killed for that and has told.
-    pub(crate) stack: Option<Vec<u64>>,
-    /// Why it ended, as it is counted.
-    pub(crate) cause: &'static str,
-}
-
-/// What is to be told to a dead worker's client.
-pub(crate) struct News {
-    connection: OwnedFd,
-    notice: Option<DeathNotice>,
-    end_it: bool,
-}
-
-impl News {
-    pub(crate) fn tell(self) {
-        if let Some(notice) = &self.notice {
-            tell(&self.connection, notice);
-        }
-        if self.end_it {
-            // Something that the worker has started may hold the connection open.
-            let _ = shutdown(&self.connection, Shutdown::Both);
-        }
-    }
-
-    /// In a process that does nothing else: with the names of what is on the stack.
-    pub(crate) fn tell_with(mut self, stack: Vec<u64>) {
-        if let Some(notice) = &mut self.notice {
-            notice.stack = stack::describe(stack).filter(|stack| !stack.is_empty());
-        }
-        self.tell();
-    }
-
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.notice.is_some()
-    }
-}
-
-/// Why a worker ended that the server did not kill, as it is counted, and in words where there is
-/// more to say.
-fn why(
-    end: End,
-    starved: bool,
-    limits: &WorkerLimits,
-    out_of_memory: &OutOfMemory,
-) -> (&'static str, &'static str) {
-    let signal = match end {
-        End::Exited(0) => return (cause::FINISHED, ""),
-        End::Signaled(signal) => Signal::from_named_raw(signal),
-        _ => return (cause::EXITED, ""),
-    };
-    match signal {
-        Some(Signal::XCPU) if limits.has(Limit::CpuTime) => {
-            (cause::LIMIT, "its limit of processor time was reached")
-        }
-        Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && starved => {
-            (cause::LIMIT, "its limit of address space was reached")
-        }
-        Some(Signal::KILL) if out_of_memory.has_struck() => (cause::OUT_OF_MEMORY, "out of memory"),
-        _ => (cause::SIGNALED, ""),
-    }
-}
-
-/// One line a death.
-fn log_end(worker: u64, pid: u32, end: End, phase: Phase, reason: Option<&str>) {
-    let during = phase.activity();
-    match (end, reason) {
-        (End::Exited(0), None) => tracing::debug!(worker, pid, "a worker ended"),
-        (_, Some(reason)) => {
-            tracing::warn!(worker, pid, ?end, ?during, "a worker ended: {reason}");
-        }
-        (_, None) => tracing::warn!(worker, pid, ?end, ?during, "a worker ended"),
-    }
-}
-
-/// Tells a client that wants a worker that it gets none, and why.
-pub(crate) fn refuse(connection: &OwnedFd, reason: &str) {
-    let body = ErrorBody { kind: native::kind::BUSY, message: reason, ..ErrorBody::default() };
-    let mut out = PREAMBLE.to_vec();
-    let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-        native::put_error(out, &body);
-        Ok(())
-    });
-    if written.is_ok() {
-        let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-        // What the client says is not read; that it is there must not undo what was sent.
-        let _ = shutdown(connection, Shutdown::Write);
-    }
-}
-
-fn has_unread(connection: &OwnedFd) -> bool {
-    rustix::io::ioctl_fionread(connection).is_ok_and(|unread| unread > 0)
-}
-
-fn tell(connection: &OwnedFd, notice: &DeathNotice) {
-    let mut out = Vec::new();
-    let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-        notice::put_death(out, notice);
-        Ok(())
-    });
-    if written.is_ok() {
-        // A client that is gone or does not read sees the end of the connection all the same.
-        let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        let news = News { connection, notice, end_it };
+        Buried { slot: self.slot, news, stack, cause, failed_spare: failed }
     }
 }

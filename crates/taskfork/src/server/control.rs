@@ -3,22 +3,18 @@
 //! kernel closes it with the program, no server outlives the program that started it.
 
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send,
-    sendmsg, shutdown, socketpair,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown,
+    socketpair,
 };
 
 use crate::address::Address;
-
-/// The longest first word; an error's text beyond it is cut.
-const LONGEST: usize = 4096;
+use crate::sys::{self, LONGEST_WORD, Received};
 
 const READY: &str = "ready ";
 const FAILED: &str = "failed ";
@@ -49,15 +45,10 @@ impl Control {
 
     /// The next wish, or nothing while there is none.
     pub(crate) fn next(&self) -> io::Result<Option<Wish>> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let mut buffers = [IoSliceMut::new(&mut byte)];
-        let received = retry_on_intr(|| recvmsg(&self.0, &mut buffers, &mut ancillary, flags));
-        match received {
-            Ok(message) if message.bytes == 0 => Ok(Some(Wish::ShutDown)),
-            Ok(_) => Ok(ancillary.drain().find_map(descriptor).map(Wish::Serve)),
+        match sys::receive_descriptor(&self.0, RecvFlags::DONTWAIT) {
+            Ok(Received::End) => Ok(Some(Wish::ShutDown)),
+            Ok(Received::Nothing) => Ok(None),
+            Ok(Received::Descriptor(connection)) => Ok(Some(Wish::Serve(connection))),
             Err(Errno::AGAIN) => Ok(None),
             Err(Errno::CONNRESET) => Ok(Some(Wish::ShutDown)),
             Err(errno) => Err(errno.into()),
@@ -66,16 +57,9 @@ impl Control {
 }
 
 fn report(socket: &OwnedFd, word: &str, text: &str) {
-    let text = &text[..text.floor_char_boundary(LONGEST - word.len())];
+    let text = &text[..text.floor_char_boundary(LONGEST_WORD - word.len())];
     // A program that is gone needs no word.
     let _ = send(socket, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
-}
-
-fn descriptor(message: RecvAncillaryMessage<'_>) -> Option<OwnedFd> {
-    match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    }
 }
 
 impl AsFd for Control {
@@ -136,7 +120,7 @@ impl Link {
 
     /// Waits for the server's first word.
     pub(crate) fn first_word(&self) -> FirstWord {
-        let mut text = [0; LONGEST];
+        let mut text = [0; LONGEST_WORD];
         let socket = lock(&self.0.socket);
         let Some(socket) = socket.as_ref() else { return FirstWord::Nothing };
         let length = retry_on_intr(|| recv(socket, &mut text, RecvFlags::empty()));
@@ -156,15 +140,9 @@ impl Link {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::io::ioctl_fionbio(&theirs, false)?;
-        let descriptors = [theirs.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let socket = lock(&self.0.socket);
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "the server has been shut down");
-        let socket = socket.as_ref().ok_or_else(gone)?;
-        sendmsg(socket, &[IoSlice::new(b"c")], &mut ancillary, flags)?;
+        sys::send_descriptor(socket.as_ref().ok_or_else(gone)?, theirs.as_fd())?;
         Ok(ours)
     }
 

@@ -103,6 +103,13 @@ pub enum ServerError {
         /// What it said before it ended.
         message: String,
     },
+    /// The server has ended as it was told to, but not in peace: its
+    /// [`shutdown_grace`](crate::ServerBuilder::shutdown_grace) was over, or it was told twice.
+    #[error("the server has ended, and had to kill {workers} of its workers")]
+    Killed {
+        /// How many were killed.
+        workers: usize,
+    },
     /// A system call failed that has no reason to.
     #[error("{what}: {source}")]
     System {

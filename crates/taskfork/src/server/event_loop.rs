@@ -13,41 +13,49 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::builder::Program;
-use super::children::{Birth, Child, fork_worker, refuse};
-use super::control::{self, Wish};
+use super::children::Child;
+use super::control::Wish;
 use super::error::ServerError;
+use super::guardian::{Guardian, Mark};
 use super::listener::Listener;
 use super::oom::OutOfMemory;
 use super::options::Options;
 use super::orphans::{self, Orphans};
-use super::restart::{Inheritance, Line, ServiceManager};
+use super::restart::{Inheritance, Line, ServiceManager, Successor};
 use super::signals::Signals;
+use super::spares::Spares;
 use super::status::{StatusSocket, Tally};
 use super::stderr::Shown;
 use crate::sys::{self, ThreadCount};
+use crate::worker::Seat;
 use crate::worker::scoreboard::{Scoreboard, now};
-use crate::worker::{Limits, Seat};
 
 const SIGNALS: u64 = 0;
 const LISTENER: u64 = 1;
 const CONTROL: u64 = 2;
 const WAKE: u64 = 3;
-const STATUS: u64 = 4;
+pub(super) const STATUS: u64 = 4;
 pub(super) const SUCCESSOR: u64 = 5;
+const GUARDIAN: u64 = 6;
 /// A worker's tokens start here: its end, its client's end, and what it writes to standard error.
-const CHILDREN: u64 = 6;
+const CHILDREN: u64 = 7;
 const TOKENS: u64 = 3;
+
+/// The token of one of what is watched of a worker.
+pub(super) fn token(worker: u64, what: u64) -> u64 {
+    CHILDREN + TOKENS * worker + what
+}
 
 /// For how long nothing is accepted after descriptors or processes have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct EventLoop {
     pub(super) options: Options,
-    program: Program,
+    pub(super) program: Program,
     pub(super) epoll: OwnedFd,
-    signals: Signals,
+    pub(super) signals: Signals,
     /// What workers get as standard input.
-    nothing: File,
+    pub(super) nothing: File,
     pub(super) threads: ThreadCount,
     /// Where what workers write to standard error is shown.
     pub(super) shown: Shown,
@@ -60,9 +68,15 @@ pub(crate) struct EventLoop {
     pub(super) mode: Mode,
     accept_again: Option<Instant>,
     pub(super) orphans: Orphans,
+    pub(super) spares: Spares,
+    mark: Mark,
+    /// Nobody, if it could not be had.
+    pub(super) guardian: Option<Guardian>,
+    /// How many workers had to be killed at the end.
+    pub(super) killed: usize,
     pub(super) out_of_memory: OutOfMemory,
     /// Written to by workers whose time is over, or who have told where they are.
-    wake: OwnedFd,
+    pub(super) wake: OwnedFd,
     /// Where the server tells of itself.
     pub(super) status: Option<Listener>,
     pub(super) tally: Tally,
@@ -70,7 +84,7 @@ pub(crate) struct EventLoop {
     /// The line to the server before this one, until this one is ready.
     predecessor: Option<Line>,
     /// Where the new server that is to take over says that it is ready.
-    pub(super) successor: Option<OwnedFd>,
+    pub(super) successor: Option<Successor>,
     /// When it started, on the clock of the scoreboard.
     pub(super) since: Duration,
 }
@@ -86,7 +100,7 @@ pub(super) enum Mode {
 
 /// What a process is after an event: still the server, or a new worker with its standard error, if
 /// that is not the server's, and its seat.
-enum Role {
+pub(super) enum Role {
     Server,
     Worker(Option<OwnedFd>, Seat),
 }
@@ -114,15 +128,7 @@ impl EventLoop {
             None if options.control.is_some() => None,
             None => return Err(ServerError::NoAddress),
         };
-        let status_address = options.status.address(listener.as_ref().map(Listener::address));
-        let status = match (&options.status, status_address) {
-            (StatusSocket::At(_), Some(address)) => Some(Listener::open(&address, 0o600)?),
-            // Nobody asked for it: a server can do without.
-            (_, Some(address)) => Listener::open(&address, 0o600)
-                .inspect_err(|error| tracing::warn!("there is no status socket: {error}"))
-                .ok(),
-            _ => None,
-        };
+        let status = open_status(&options, listener.as_ref())?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .map_err(ServerError::system("cannot make an epoll instance"))?;
         let nothing =
@@ -131,7 +137,7 @@ impl EventLoop {
             .map_err(ServerError::system("cannot map memory to share with workers"))?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(ServerError::system("cannot make a descriptor for events"))?;
-        let server = Self {
+        let mut server = Self {
             options,
             program,
             epoll,
@@ -140,12 +146,16 @@ impl EventLoop {
             threads: thread_count,
             shown: Shown::default(),
             listener,
-            scoreboard,
             children: HashMap::new(),
             born: 0,
             mode: Mode::Serving,
             accept_again: None,
             orphans: Orphans::adopt(),
+            spares: Spares::default(),
+            mark: Mark::set(&scoreboard),
+            scoreboard,
+            guardian: None,
+            killed: 0,
             out_of_memory: OutOfMemory::default(),
             wake,
             status,
@@ -167,6 +177,7 @@ impl EventLoop {
             server.watch(control.as_fd(), CONTROL, EventFlags::IN | EventFlags::RDHUP)?;
         }
         sys::set_title(&format!("taskfork-server:{}", plain(&server.options.name)));
+        server.post_guardian();
         Ok(server)
     }
 
@@ -208,8 +219,17 @@ impl EventLoop {
                     self.become_worker(stderr, seat);
                 }
             }
+            if let Role::Worker(stderr, seat) = self.refill(!events.is_empty()) {
+                self.become_worker(stderr, seat);
+            }
         }
-        Ok(())
+        if let Some(guardian) = self.guardian.take() {
+            guardian.dismiss();
+        }
+        match self.killed {
+            0 => Ok(()),
+            workers => Err(ServerError::Killed { workers }),
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -221,6 +241,7 @@ impl EventLoop {
         let mut next: Option<Duration> = None;
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
         self.manager.keep_alive().into_iter().for_each(&mut at_most);
+        self.next_spare().into_iter().for_each(&mut at_most);
         let recycling = self.options.recycling;
         if recycling.max_age.is_some() || recycling.max_idle.is_some() {
             let now = now();
@@ -264,6 +285,7 @@ impl EventLoop {
                     match self.mode {
                         Mode::Serving if signal == Signal::SIGHUP && is_own => self.hand_over(),
                         Mode::Serving => {
+                            self.give_up_successor();
                             self.manager.is_stopping();
                             self.drain();
                         }
@@ -281,6 +303,14 @@ impl EventLoop {
             }
             STATUS => {
                 self.tell_status();
+                Role::Server
+            }
+            GUARDIAN => {
+                tracing::warn!(
+                    name = self.options.name,
+                    "the guardian has died, and gets a successor"
+                );
+                self.post_guardian();
                 Role::Server
             }
             WAKE => {
@@ -308,7 +338,7 @@ impl EventLoop {
     fn accept(&mut self) -> Role {
         let Some(listener) = &self.listener else { return Role::Server };
         match listener.accept() {
-            Ok(connection) => self.fork(connection),
+            Ok(connection) => self.serve(connection),
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Role::Server,
             Err(errno) => {
                 tracing::error!("cannot accept connections for a while: {errno}");
@@ -324,7 +354,7 @@ impl EventLoop {
         match control.next() {
             Ok(None) => Role::Server,
             Ok(Some(Wish::Serve(connection))) if self.mode == Mode::Serving => {
-                self.fork(connection)
+                self.serve(connection)
             }
             Ok(Some(Wish::Serve(_))) => Role::Server,
             Ok(Some(Wish::ShutDown)) => {
@@ -341,105 +371,11 @@ impl EventLoop {
         }
     }
 
-    fn fork(&mut self, connection: OwnedFd) -> Role {
-        let most = self.options.max_workers.min(Scoreboard::CAPACITY);
-        let room = self.children.len() < most;
-        let Some(slot) = room.then(|| self.scoreboard.take()).flatten() else {
-            let reason = format!("it has all of its {most} workers (max_workers)");
-            tracing::warn!(name = self.options.name, "refused a connection: {reason}");
-            refuse(&connection, &reason);
-            self.tally.refused += 1;
-            return Role::Server;
-        };
-        let number = self.born + 1;
-        match fork_worker(&connection, slot.clone(), number, &self.threads, self.options.stderr) {
-            Ok(Birth::Parent(child)) => {
-                self.born = number;
-                self.adopt(*child);
-                Role::Server
-            }
-            Ok(Birth::Stillborn(error)) => {
-                tracing::error!("a new worker cannot be watched: {error}");
-                self.born = number;
-                self.scoreboard.give_back(slot);
-                self.end_orphans();
-                Role::Server
-            }
-            Ok(Birth::Worker(stderr)) => Role::Worker(
-                stderr,
-                Seat {
-                    wake: match self.wake.try_clone() {
-                        Ok(wake) => wake,
-                        Err(_) => sys::exit_now(1),
-                    },
-                    socket: connection,
-                    slot,
-                    number,
-                    server: self.options.name.clone(),
-                    limits: Limits {
-                        max_frame: self.options.max_frame,
-                        stall_timeout: self.options.stall_timeout,
-                        max_calls: self.options.recycling.max_calls,
-                        max_memory: self.options.recycling.max_memory,
-                    },
-                },
-            ),
-            Err(error) => {
-                tracing::error!("refused a connection: {error}");
-                refuse(&connection, &error.to_string());
-                self.tally.refused += 1;
-                self.scoreboard.give_back(slot);
-                Role::Server
-            }
+    fn serve(&mut self, connection: OwnedFd) -> Role {
+        match self.employ_spare(connection) {
+            Some(connection) => self.fork_for(connection),
+            None => Role::Server,
         }
-    }
-
-    fn adopt(&mut self, child: Child) {
-        let number = child.number;
-        let token = CHILDREN + TOKENS * number;
-        let end_of_client = EventFlags::RDHUP | EventFlags::ET;
-        let watched = self
-            .watch(child.pidfd.as_fd(), token, EventFlags::IN)
-            .and_then(|()| self.watch(child.connection.as_fd(), token + 1, end_of_client))
-            .and_then(|()| match child.stderr() {
-                Some(stderr) => self.watch(stderr.as_fd(), token + 2, EventFlags::IN),
-                None => Ok(()),
-            });
-        self.children.insert(number, child);
-        if let Err(error) = watched {
-            tracing::error!(worker = number, "a worker is killed: {error}");
-            if let Some(child) = self.children.get_mut(&number) {
-                child.execute("the server could not watch it");
-            }
-            self.bury(number);
-        }
-    }
-
-    /// In a new worker: lets go of everything that is the server's, and serves.
-    fn become_worker(self, stderr: Option<OwnedFd>, seat: Seat) -> ! {
-        let Self { mut options, program, nothing, children, .. } = self;
-        drop((options.control.take(), self.signals, self.listener, self.status, self.successor));
-        let others = children.into_values().flat_map(Child::into_descriptors);
-        sys::close_all(others.chain([self.epoll, self.threads.into(), self.wake]));
-        control::close_inherited();
-        sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
-        let redirected = || {
-            rustix::stdio::dup2_stdin(&nothing)?;
-            stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)
-        };
-        let ready = sys::reset_for_worker()
-            .and_then(|()| Ok(redirected()?))
-            .and_then(|()| options.limits.apply());
-        if let Err(error) = ready {
-            tracing::error!("a worker cannot start: {error}");
-            sys::exit_now(1);
-        }
-        drop((nothing, stderr));
-        sys::reseed_c_random();
-        let run = std::panic::AssertUnwindSafe(|| program(seat));
-        let status = std::panic::catch_unwind(run).unwrap_or(101);
-        sys::flush_stdio();
-        sys::exit_now(status)
     }
 
     pub(super) fn drain(&mut self) {
@@ -452,6 +388,9 @@ impl EventLoop {
     }
 
     fn kill_all(&mut self, reason: &str) {
+        if self.mode != Mode::Killing {
+            self.killed = self.children.len();
+        }
         self.mode = Mode::Killing;
         for child in self.children.values_mut() {
             child.execute(reason);
@@ -468,6 +407,34 @@ impl EventLoop {
             .map_err(ServerError::system("cannot watch a descriptor"))
     }
 
+    /// Has a process see to what this one could not end if it were killed.
+    fn post_guardian(&mut self) {
+        if let Some(guardian) = self.guardian.take() {
+            let _ = epoll::delete(&self.epoll, &guardian);
+            self.orphans.forget(guardian.pid());
+        }
+        let name = plain(&self.options.name);
+        let posted = Guardian::start(&name, &self.mark, &self.scoreboard, &self.threads)
+            .map_err(ServerError::system("it cannot be forked"))
+            .and_then(|guardian| {
+                self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;
+                Ok(guardian)
+            });
+        match posted {
+            Ok(guardian) => {
+                self.orphans.leave_alone(guardian.pid());
+                self.guardian = Some(guardian);
+            }
+            Err(error) => tracing::error!(
+                "there is no guardian, so that what workers start outlives a killed server: {error}"
+            ),
+        }
+    }
+
+    pub(super) fn most_workers(&self) -> usize {
+        self.options.max_workers.min(Scoreboard::CAPACITY)
+    }
+
     fn pause_listener(&self, pause: bool) {
         let Some(listener) = &self.listener else { return };
         let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
@@ -479,8 +446,24 @@ impl EventLoop {
     }
 }
 
+/// The socket that tells of this server, if it is to have one and can.
+pub(super) fn open_status(
+    options: &Options,
+    listener: Option<&Listener>,
+) -> Result<Option<Listener>, ServerError> {
+    let address = options.status.address(listener.map(Listener::address));
+    match (&options.status, address) {
+        (StatusSocket::At(_), Some(address)) => Listener::open(&address, 0o600).map(Some),
+        // Nobody asked for it: a server can do without.
+        (_, Some(address)) => Ok(Listener::open(&address, 0o600)
+            .inspect_err(|error| tracing::warn!("there is no status socket: {error}"))
+            .ok()),
+        _ => Ok(None),
+    }
+}
+
 /// The name without what would disturb a terminal or a line, in at most 64 bytes.
-fn plain(name: &str) -> String {
+pub(super) fn plain(name: &str) -> String {
     let name = &name[..name.floor_char_boundary(64)];
     name.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }

@@ -46,11 +46,7 @@ impl ServerHandle {
                 Err(ServerError::Startup { message })
             }
             FirstWord::Nothing => {
-                let end = match process.wait() {
-                    End::Exited(status) => format!("exited with status {status}"),
-                    End::Signaled(signal) => format!("was ended by signal {signal}"),
-                    End::Unknown => "ended".to_owned(),
-                };
+                let end = process.wait();
                 let message = format!("its process {end} before it called `run`");
                 Err(ServerError::Startup { message })
             }

@@ -3,12 +3,15 @@
 //! and no client.
 
 mod aftermath;
+mod birth;
 mod builder;
+mod burial;
 mod children;
 mod control;
 mod entry;
 mod error;
 mod event_loop;
+mod guardian;
 mod handle;
 mod limits;
 mod listener;
@@ -18,6 +21,7 @@ mod orphans;
 mod preload;
 mod restart;
 mod signals;
+mod spares;
 mod stack;
 mod status;
 mod stderr;

@@ -22,6 +22,7 @@ pub(crate) struct Options {
     pub(crate) stderr: Stderr,
     pub(crate) status: StatusSocket,
     pub(crate) max_workers: usize,
+    pub(crate) spare_workers: usize,
     pub(crate) limits: WorkerLimits,
     pub(crate) recycling: Recycling,
     /// The line to the program that started this server.
@@ -41,6 +42,7 @@ impl Default for Options {
             stderr: Stderr::Capture,
             status: StatusSocket::default(),
             max_workers: Scoreboard::CAPACITY,
+            spare_workers: 0,
             limits: WorkerLimits::default(),
             recycling: Recycling::default(),
             control: None,

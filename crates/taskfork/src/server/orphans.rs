@@ -54,6 +54,12 @@ impl Orphans {
         self.own.insert(pid);
     }
 
+    /// It is to go its own way no longer: it is ended if it lives, and reaped.
+    pub(crate) fn forget(&mut self, pid: Pid) {
+        self.own.remove(&pid);
+        self.left = true;
+    }
+
     /// Whether to look again before long.
     pub(crate) fn are_left(&self) -> bool {
         self.left

@@ -10,7 +10,8 @@ use rustix::process::Pid;
 use sd_notify::NotifyState;
 
 use super::error::ServerError;
-use super::event_loop::{EventLoop, SUCCESSOR};
+use super::event_loop::{EventLoop, STATUS, SUCCESSOR, open_status};
+use super::guardian;
 use crate::address::Address;
 use crate::sys;
 
@@ -49,18 +50,28 @@ impl Inheritance {
 
 /// Starts this program again as a new server on the same listener; gives its process id, and where it
 /// says that it is ready.
-fn start_successor(listener: &impl AsFd) -> io::Result<(Pid, OwnedFd)> {
+fn start_successor(listener: &impl AsFd) -> io::Result<Successor> {
     let (ready, line) = pipe_with(PipeFlags::CLOEXEC)?;
     let listener = listener.as_fd();
     let numbers = format!("{} {}", listener.as_raw_fd(), line.as_raw_fd());
-    let child = sys::execute_again((VARIABLE, &numbers), &[listener, line.as_fd()])?;
+    let child =
+        sys::execute_again((VARIABLE, &numbers), guardian::VARIABLE, &[listener, line.as_fd()])?;
     let pid = Pid::from_raw(child.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
-    Ok((pid, ready))
+    Ok(Successor { pid, line: ready })
 }
 
-/// Whether the new server has said that it is ready.
-fn is_ready(line: &OwnedFd) -> bool {
-    rustix::io::read(line, &mut [0; 1]) == Ok(1)
+/// A new server that has been started and has not said yet that it is ready.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    pid: Pid,
+    line: OwnedFd,
+}
+
+impl Successor {
+    /// Whether it has said so; its line is readable.
+    fn is_ready(&self) -> bool {
+        rustix::io::read(&self.line, &mut [0; 1]) == Ok(1)
+    }
 }
 
 /// The service manager that has started this server, if there is one.
@@ -118,28 +129,58 @@ impl EventLoop {
         // It makes one of its own.
         self.status = None;
         let started = start_successor(listener);
-        let watched =
-            started.map_err(ServerError::system("cannot start")).and_then(|(pid, line)| {
-                self.orphans.leave_alone(pid);
-                self.watch(line.as_fd(), SUCCESSOR, EventFlags::IN)?;
-                Ok(line)
-            });
+        let watched = started.map_err(ServerError::system("cannot start")).and_then(|successor| {
+            self.orphans.leave_alone(successor.pid);
+            self.watch(successor.line.as_fd(), SUCCESSOR, EventFlags::IN)?;
+            Ok(successor)
+        });
         match watched {
-            Ok(line) => self.successor = Some(line),
-            Err(error) => tracing::error!("no new server, this one goes on: {error}"),
+            Ok(successor) => self.successor = Some(successor),
+            Err(error) => {
+                tracing::error!("no new server, this one goes on: {error}");
+                self.go_on();
+            }
         }
     }
 
     pub(super) fn hear_successor(&mut self) {
-        let Some(line) = self.successor.take() else { return };
-        let _ = epoll::delete(&self.epoll, &line);
-        if !is_ready(&line) {
+        if self.successor.as_ref().is_some_and(Successor::is_ready) {
+            self.unwatch_successor();
+            if let Some(listener) = &mut self.listener {
+                listener.leave_file();
+            }
+            self.drain();
+        } else {
             tracing::error!("the new server did not come up, this one goes on");
-            return;
+            self.give_up_successor();
+            self.go_on();
         }
-        if let Some(listener) = &mut self.listener {
-            listener.leave_file();
+    }
+
+    /// Ends a new server that is not ready yet.
+    pub(super) fn give_up_successor(&mut self) {
+        if let Some(successor) = self.unwatch_successor() {
+            self.orphans.forget(successor.pid);
+            self.end_orphans();
         }
-        self.drain();
+    }
+
+    fn unwatch_successor(&mut self) -> Option<Successor> {
+        let successor = self.successor.take()?;
+        let _ = epoll::delete(&self.epoll, &successor.line);
+        Some(successor)
+    }
+
+    /// Tells of itself again.
+    fn go_on(&mut self) {
+        self.status = open_status(&self.options, self.listener.as_ref()).unwrap_or_else(|error| {
+            tracing::error!("there is no status socket any more: {error}");
+            None
+        });
+        if let Some(status) = &self.status
+            && let Err(error) = self.watch(status.as_fd(), STATUS, EventFlags::IN)
+        {
+            tracing::error!("the status socket is of no use: {error}");
+        }
     }
 }

@@ -40,7 +40,7 @@ pub struct ServerStatus {
     /// How many connections were refused for want of a worker.
     pub refused: u64,
     /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
-    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`.
+    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares).
     pub deaths: BTreeMap<String, u64>,
     /// Those that live, by their numbers.
     pub workers: Vec<WorkerStatus>,
@@ -54,8 +54,8 @@ pub struct WorkerStatus {
     pub number: u64,
     /// Its process id.
     pub pid: u32,
-    /// What it does: `greeting`, `setup`, `idle`, `held` (between two calls of a checkout), `busy`,
-    /// `answering`, `checkout_done`, `killed`, `leaving`.
+    /// What it does: `spare` (set up and without a client), `greeting`, `setup`, `idle`, `held`
+    /// (between two calls of a checkout), `busy`, `answering`, `checkout_done`, `killed`, `leaving`.
     pub state: String,
     /// For how many seconds.
     pub seconds: f64,
@@ -127,6 +127,7 @@ pub(crate) fn state(phase: Phase) -> &'static str {
         Phase::Done => "checkout_done",
         Phase::Condemned => "killed",
         Phase::Retired => "leaving",
+        Phase::Spare => "spare",
     }
 }
 

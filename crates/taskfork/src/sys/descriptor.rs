@@ -1,9 +1,60 @@
-//! Descriptors by number: those that came with the process, and many at once.
+//! Descriptors: those that came with the process, many at once, and sending one to another process.
 
-use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::libc;
+use rustix::io::retry_on_intr;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+/// The most bytes of text on a line between two processes.
+pub(crate) const LONGEST_WORD: usize = 4096;
+
+/// Sends a descriptor to whoever reads from `line`, without waiting.
+pub(crate) fn send_descriptor(line: &OwnedFd, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(line, &[IoSlice::new(b"c")], &mut ancillary, flags)?;
+    Ok(())
+}
+
+/// What came on a line.
+#[derive(Debug)]
+pub(crate) enum Received {
+    Descriptor(OwnedFd),
+    /// Something else, which is ignored.
+    Nothing,
+    /// The other side has closed it.
+    End,
+}
+
+/// The next message that [`send_descriptor`] sent.
+pub(crate) fn receive_descriptor(
+    line: &impl AsFd,
+    flags: RecvFlags,
+) -> rustix::io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
+    let message = retry_on_intr(|| recvmsg(line, &mut buffers, &mut ancillary, flags))?;
+    if message.bytes == 0 {
+        return Ok(Received::End);
+    }
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok(descriptor.map_or(Received::Nothing, Received::Descriptor))
+}
 
 /// Takes over the descriptor with this number, which the process inherited open.
 pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
@@ -31,4 +82,23 @@ pub(crate) fn close_all(descriptors: impl IntoIterator<Item = OwnedFd>) {
             run.iter().for_each(|&number| drop(unsafe { OwnedFd::from_raw_fd(number) }));
         }
     }
+}
+
+/// Closes all descriptors but this one, whoever owned them, and has nothing as standard input and
+/// outputs; gives the one that is left. For a process that will run nothing but its caller.
+pub(crate) fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
+    let kept = rustix::io::fcntl_dupfd_cloexec(kept, 3)?;
+    let listed = std::fs::read_dir("/proc/self/fd")?;
+    let numbers: Vec<RawFd> =
+        listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|&number| number > 2 && number != kept.as_raw_fd()) {
+        // SAFETY: nothing that owned it will run in this process again, by the caller's word; the
+        // one of the listing itself is closed already, which the kernel refuses.
+        unsafe { libc::close(number) };
+    }
+    let nothing = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&nothing)?;
+    rustix::stdio::dup2_stdout(&nothing)?;
+    rustix::stdio::dup2_stderr(&nothing)?;
+    Ok(kept)
 }

@@ -24,3 +24,12 @@ pub(crate) fn resident_bytes() -> u64 {
     let pages = sizes.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
+
+/// The device and inode, between blanks, of the mapping at this address, as the kernel lists them; of
+/// shared memory no two are the same.
+pub(crate) fn name_of_mapping(address: usize) -> Option<String> {
+    let list = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = list.lines().find(|line| line.starts_with(&format!("{address:x}-")))?;
+    let mut fields = line.split_whitespace().skip(3);
+    Some(format!(" {} {} ", fields.next()?, fields.next()?))
+}

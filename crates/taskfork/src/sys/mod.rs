@@ -10,11 +10,14 @@ mod signal;
 mod title;
 
 pub(crate) use alarm::{set_alarm, watch_stack};
-pub(crate) use descriptor::{close_all, take_inherited};
-pub(crate) use memory::{resident_bytes, shared_words};
+pub(crate) use descriptor::{
+    LONGEST_WORD, Received, close_all, keep_only, receive_descriptor, send_descriptor,
+    take_inherited,
+};
+pub(crate) use memory::{name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, execute_again, exit_now, flush_stdio, fork, reseed_c_random,
-    take_variable, threads,
+    set_variable, take_variable, threads,
 };
 pub(crate) use signal::{hold_back, reset_for_worker, spawn_without_signals};
 pub(crate) use title::set_title;

@@ -87,17 +87,18 @@ pub(crate) fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Starts this program once more, with the same arguments, one more variable, and these descriptors
-/// left open; gives its process id.
+/// Starts this program once more, with the same arguments, one more variable, one less, and these
+/// descriptors left open; gives its process id.
 pub(crate) fn execute_again(
     (name, value): (&str, &str),
+    without: &str,
     keep: &[BorrowedFd<'_>],
 ) -> io::Result<u32> {
     use std::os::unix::process::CommandExt;
 
     let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     let mut command = std::process::Command::new("/proc/self/exe");
-    command.args(std::env::args_os().skip(1)).env(name, value);
+    command.args(std::env::args_os().skip(1)).env(name, value).env_remove(without);
     if let Some(own) = std::env::args_os().next() {
         command.arg0(own);
     }
@@ -126,6 +127,14 @@ pub(crate) fn take_variable(name: &str) -> Option<String> {
         unsafe { std::env::remove_var(name) };
     }
     Some(value)
+}
+
+/// Sets a variable that all processes started from here on have. With other threads about it is left alone.
+pub(crate) fn set_variable(name: &str, value: &str) {
+    if threads().is_ok_and(|threads| threads == 1) {
+        // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(name, value) };
+    }
 }
 
 /// Gives C's generators a state of their own, as fork has copied the parent's into every worker.

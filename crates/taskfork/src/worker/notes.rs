@@ -87,6 +87,11 @@ impl Recorder {
     }
 }
 
+/// Has what is recorded kept for the first call, before there is anybody to send it to.
+pub(super) fn expect() {
+    lock().stage = Stage::Between;
+}
+
 /// Has what calls record sent to `out` while they run.
 pub(super) fn start(out: Arc<OwnedFd>) {
     let mut recorder = lock();

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
+use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::Activity;
@@ -36,10 +37,12 @@ pub(crate) enum Phase {
     Retired = 9,
     /// Writing an answer of which a part may have been sent.
     AnsweringAtLength = 10,
+    /// Set up, and without a client to serve.
+    Spare = 11,
 }
 
 impl Phase {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Greeting,
         Self::Setup,
         Self::Idle,
@@ -50,13 +53,16 @@ impl Phase {
         Self::Condemned,
         Self::Retired,
         Self::AnsweringAtLength,
+        Self::Spare,
     ];
 
     /// How the phase is called in errors.
     pub(crate) fn activity(self) -> Option<Activity> {
         match self {
             Self::Setup => Some(Activity::Setup),
-            Self::Greeting | Self::Idle | Self::Held | Self::Retired => Some(Activity::Idle),
+            Self::Greeting | Self::Idle | Self::Held | Self::Retired | Self::Spare => {
+                Some(Activity::Idle)
+            }
             Self::Busy | Self::Answering | Self::AnsweringAtLength => Some(Activity::Call),
             Self::Done => Some(Activity::CheckoutDone),
             Self::Condemned => None,
@@ -69,7 +75,12 @@ impl Phase {
             Self::Setup | Self::Busy | Self::Answering | Self::AnsweringAtLength | Self::Done => {
                 true
             }
-            Self::Greeting | Self::Idle | Self::Held | Self::Condemned | Self::Retired => false,
+            Self::Greeting
+            | Self::Idle
+            | Self::Held
+            | Self::Condemned
+            | Self::Retired
+            | Self::Spare => false,
         }
     }
 }
@@ -114,6 +125,8 @@ const HARD_DEADLINE: usize = 4;
 /// One more than how many addresses of the stack there are, once they are there.
 const STACK_READY: usize = 5;
 const CHECKOUTS: usize = 6;
+/// The worker's process id, until it has been reaped.
+const PID: usize = 7;
 /// The bytes of the method that is running or has run last, as many as fit.
 const METHOD: usize = 8;
 const METHOD_WORDS: usize = 8;
@@ -156,7 +169,19 @@ impl Scoreboard {
 
     /// Gives the slot of a worker back that has been reaped.
     pub(crate) fn give_back(&mut self, slot: Slot) {
+        slot.words[PID].store(0, SeqCst);
         self.free.push(slot.index);
+    }
+
+    /// In any process that shares the scoreboard: the workers that have not been reaped.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
+        let pid = |words: &[AtomicU64]| i32::try_from(words[PID].load(SeqCst)).ok();
+        self.slots.chunks_exact(WORDS).filter_map(move |words| Pid::from_raw(pid(words)?))
+    }
+
+    /// Where it lies, in this process and in all that were forked from it.
+    pub(crate) fn address(&self) -> usize {
+        self.slots.as_ptr().addr()
     }
 }
 
@@ -199,6 +224,11 @@ impl Slot {
         let expected = pack(view.phase, view.calls);
         let wanted = pack(phase, view.calls);
         self.words[STATE].compare_exchange(expected, wanted, SeqCst, SeqCst).is_ok()
+    }
+
+    /// Server: which process the worker is.
+    pub(crate) fn belongs_to(&self, pid: Pid) {
+        self.words[PID].store(u64::from(pid.as_raw_nonzero().get().unsigned_abs()), SeqCst);
     }
 
     /// Server: the client will read no answer any more.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log_defer::Level;
+use rustix::net::{RecvFlags, SendFlags, send};
 
 use super::connection::{Broken, Connection};
 use super::fault::{Fault, guarded};
@@ -16,7 +17,7 @@ use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Slot, now};
 use crate::context;
 use crate::error::Failure;
-use crate::sys;
+use crate::sys::{self, Received};
 use crate::trace_context::{self, TraceContext};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
@@ -33,13 +34,30 @@ pub(super) const SENT_WHOLE: usize = 4096;
 /// What the server gives a new worker.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Socket,
     pub(crate) slot: Slot,
     pub(crate) number: u64,
     pub(crate) server: String,
     pub(crate) limits: Limits,
     /// What wakes the server.
     pub(crate) wake: OwnedFd,
+}
+
+/// Where a worker has its client from.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Connected(OwnedFd),
+    /// It comes on this line, once the worker has been set up.
+    Awaited(OwnedFd),
+}
+
+impl Socket {
+    /// The worker's own end of it.
+    pub(crate) fn end(&self) -> &OwnedFd {
+        match self {
+            Self::Connected(end) | Self::Awaited(end) => end,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +87,8 @@ enum Leave {
     Broken(Broken),
     /// `checkout_done` failed, so that nobody else may get this worker.
     Unclean(Fault),
+    /// It was to be set up for whoever would come, and could not be.
+    Useless,
     /// The server wants it.
     Ordered(Order),
 }
@@ -106,9 +126,6 @@ pub(crate) fn serve<S: 'static>(
         tracing::error!(worker = seat.number, "this worker's stack cannot be told: {error}");
     }
     let number = seat.number;
-    let socket = Arc::new(seat.socket);
-    notes::start(socket.clone());
-    let mut connection = Connection::new(socket, seat.limits.max_frame, seat.limits.stall_timeout);
     let mut worker = Worker {
         slot: seat.slot,
         interface,
@@ -126,13 +143,14 @@ pub(crate) fn serve<S: 'static>(
         server: seat.server,
         max_frame: Some(seat.limits.max_frame),
     };
-    let Err(leave) = worker.run(&mut connection, &hello);
+    let Err(leave) = worker.live(seat.socket, &hello);
     let status = match leave {
         Leave::Quietly | Leave::Ordered(Order::Retired) => 0,
         Leave::Broken(broken) => {
             tracing::warn!(worker = number, "connection closed: {broken}");
             0
         }
+        Leave::Useless => 1,
         Leave::Unclean(fault) => {
             let message = fault.body().message.to_owned();
             tracing::error!(worker = number, "checkout_done failed, the worker ends: {message}");
@@ -162,6 +180,40 @@ struct Worker<'a, S> {
 }
 
 impl<S: 'static> Worker<'_, S> {
+    fn live(&mut self, socket: Socket, hello: &WorkerHello) -> Result<Infallible, Leave> {
+        let socket = Arc::new(match socket {
+            Socket::Connected(socket) => socket,
+            Socket::Awaited(line) => self.wait_for_client(&line)?,
+        });
+        notes::start(socket.clone());
+        let (max_frame, stall_timeout) = (self.limits.max_frame, self.limits.stall_timeout);
+        self.run(&mut Connection::new(socket, max_frame, stall_timeout), hello)
+    }
+
+    /// Sets up before anybody wants it.
+    fn wait_for_client(&mut self, line: &OwnedFd) -> Result<OwnedFd, Leave> {
+        notes::expect();
+        self.slot.enter(Phase::Setup)?;
+        if let Err(fault) = self.set_up() {
+            let text = fault.body().message;
+            let text = &text[..text.floor_char_boundary(sys::LONGEST_WORD)];
+            // A server that is gone needs no word.
+            let _ = send(line, text.as_bytes(), SendFlags::NOSIGNAL);
+            return Err(Leave::Useless);
+        }
+        self.slot.enter(Phase::Spare)?;
+        loop {
+            match sys::receive_descriptor(line, RecvFlags::empty()) {
+                Ok(Received::Descriptor(socket)) => {
+                    self.slot.enter(Phase::Greeting)?;
+                    return Ok(socket);
+                }
+                Ok(Received::Nothing) => {}
+                Ok(Received::End) | Err(_) => return Err(Leave::Quietly),
+            }
+        }
+    }
+
     fn run(
         &mut self,
         connection: &mut Connection,
@@ -171,7 +223,9 @@ impl<S: 'static> Worker<'_, S> {
         if self.slot.is_client_gone() {
             return Err(Leave::Quietly);
         }
-        self.setup_fault = self.set_up().err();
+        if self.state.is_none() {
+            self.setup_fault = self.set_up().err();
+        }
         loop {
             self.become_idle()?;
             // Until a checkout is done, the worker is in one client's hands.

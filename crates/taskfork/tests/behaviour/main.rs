@@ -10,6 +10,7 @@ mod calls;
 mod deadlines;
 mod deaths;
 mod errors;
+mod guardian;
 mod handles;
 mod leaks;
 mod limits;
@@ -26,6 +27,7 @@ mod setup;
 mod shutdown;
 #[cfg(feature = "tracing")]
 mod spans;
+mod spares;
 mod status;
 mod stderr;
 mod support;
@@ -50,6 +52,7 @@ fn main() {
         deadlines::trials(),
         deaths::trials(),
         errors::trials(),
+        guardian::trials(),
         handles::trials(),
         leaks::trials(),
         limits::trials(),
@@ -64,6 +67,7 @@ fn main() {
         server::trials(),
         setup::trials(),
         shutdown::trials(),
+        spares::trials(),
         #[cfg(feature = "tracing")]
         spans::trials(),
         status::trials(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use taskfork::{BoxError, Limit, Methods, Server};
+use taskfork::{BoxError, Limit, Methods, Server, ServerError};
 
 const ADDRESS: &str = "TASKFORK_FAULT_ADDRESS";
 
@@ -29,13 +29,12 @@ pub(crate) fn plays() -> bool {
         })
         .function("blob", |bytes: usize, fill: u8| Ok(vec![fill; bytes]))
         .function("child", |value: u64| {
-            // Not for long: it lives on where the server itself is killed in the meantime.
-            Command::new("sleep").arg("3").stdout(Stdio::null()).spawn()?;
+            Command::new("sleep").arg("3600").stdout(Stdio::null()).spawn()?;
             Ok(value)
         })
         .function("abort", || -> Result<(), BoxError> { std::process::abort() })
         .function("fail", |message: String| Err::<(), _>(message.into()));
-    Server::builder()
+    let ended = Server::builder()
         .listen(&*address)
         .limit(Limit::CoreSize, 0)
         .hung_worker_timeout(Duration::from_secs(3))
@@ -49,10 +48,14 @@ pub(crate) fn plays() -> bool {
                 _ => Ok(()),
             }
         })
+        .spare_workers(2)
         .interface(methods)
-        .run()
-        .unwrap();
-    true
+        .run();
+    match ended {
+        // It may have to kill what hangs.
+        Ok(()) | Err(ServerError::Killed { .. }) => true,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 pub(crate) struct Program {
@@ -64,9 +67,8 @@ impl Program {
     pub(crate) fn start(path: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env(ADDRESS, format!("unix:{}", path.display()));
-        command
-            .stderr(std::fs::File::options().append(true).create(true).open("/tmp/fs.err").unwrap())
-            .process_group(0);
+        // What workers and server have to say of all that is done to them is too much to show.
+        command.stderr(Stdio::null()).process_group(0);
         let most =
             rustix::process::Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
         // SAFETY: it only sets a limit, by one system call.
@@ -120,6 +122,19 @@ impl Drop for Program {
             let _ = child.wait();
         }
     }
+}
+
+/// The processes that come from a server at `path`, itself included: all have its address in their
+/// environment.
+pub(crate) fn descendants(path: &Path) -> Vec<u32> {
+    let variable = format!("{ADDRESS}=unix:{}", path.display());
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|entry| entry == variable.as_bytes())
+    })
+    .collect()
 }
 
 /// Whether it runs, and is no corpse that its new parent has not waited for.

@@ -19,7 +19,20 @@ pub(crate) fn command_line(pid: u32) -> String {
     String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ")
 }
 
+/// A server's workers, and what else it has started but for its guardian.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
+    all_children(pid).into_iter().filter(|&child| !is_guardian(child)).collect()
+}
+
+pub(crate) fn guardian(server: u32) -> Option<u32> {
+    all_children(server).into_iter().find(|&child| is_guardian(child))
+}
+
+fn is_guardian(pid: u32) -> bool {
+    command_line(pid).starts_with("taskfork-guardian:")
+}
+
+pub(crate) fn all_children(pid: u32) -> Vec<u32> {
     std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
         .unwrap_or_default()
         .split_whitespace()

@@ -58,6 +58,10 @@ pub(crate) fn plays() -> bool {
             let server = server.stall_timeout(std::time::Duration::from_millis(200));
             print_error(servers::serve(server));
         }
+        ["serve_failing_spares", address] => {
+            tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+            print_error(crate::spares::failing(Server::builder().listen(address)));
+        }
         ["serve_inheriting", address] => {
             let server = Server::builder().stderr(taskfork::Stderr::Inherit);
             print_error(servers::serve(server.listen(address)));
@@ -117,6 +121,7 @@ fn role() -> Vec<String> {
 fn print_error<T>(outcome: Result<T, ServerError>) {
     if let Err(error) = outcome {
         println!("{error}");
+        std::process::exit(1);
     }
 }
 

@@ -20,6 +20,12 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("max_idle", |server| serve(server.max_idle(Duration::from_millis(100)))),
     ("max_memory", |server| serve(server.max_memory(200 << 20))),
     ("max_workers", |server| serve(server.max_workers(2))),
+    ("spares", |server| crate::spares::server(server.spare_workers(2))),
+    ("spares_two_workers", |server| crate::spares::server(server.spare_workers(2).max_workers(2))),
+    ("spares_aged", |server| {
+        crate::spares::server(server.spare_workers(1).max_age(Duration::from_millis(200)))
+    }),
+    ("spares_without_setup", crate::spares::failing),
     ("max_calls_none", |server| serve(server.max_calls(0))),
     ("limited", crate::limits::server),
     ("preloaded", crate::preload::server),
@@ -247,6 +253,22 @@ fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
             shell.wait()?;
             let pids = lines.map(|line| Ok(line?.parse()?));
             pids.collect::<Result<Vec<u32>, BoxError>>()
+        })
+        .function("fork_daemon", || {
+            // SAFETY: this process has one thread.
+            #[allow(unsafe_code)]
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                // SAFETY: it makes system calls only.
+                #[allow(unsafe_code)]
+                unsafe {
+                    libc::setsid();
+                    loop {
+                        libc::pause();
+                    }
+                }
+            }
+            Ok(pid)
         })
         .function("start_child", || {
             let child = std::process::Command::new("sleep").arg("1000").spawn()?;

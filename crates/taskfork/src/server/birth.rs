@@ -1,0 +1,241 @@
+//! Forking a worker, or saying that there is none.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpid, kill_process_group, pidfd_open,
+    set_parent_process_death_signal, setpgid,
+};
+
+use super::children::{Child, Post};
+use super::control;
+use super::entry::is_child_of;
+use super::error::ServerError;
+use super::event_loop::{EventLoop, Role, plain, token};
+use super::guardian::Guardian;
+use super::orphans::become_subreaper;
+use super::stderr::{Captured, Stderr};
+use crate::sys::{self, ForkError, Forked, ThreadCount};
+use crate::wire::WireError;
+use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
+use crate::wire::native::{self, ErrorBody};
+use crate::worker::scoreboard::Slot;
+use crate::worker::{Limits, Seat, Socket};
+
+/// Which of the two processes is running now.
+#[derive(Debug)]
+pub(crate) enum Birth {
+    Parent(Box<Child>),
+    /// A worker was forked and cannot be watched, so that it has been killed. It may have spoken to
+    /// its client.
+    Stillborn(io::Error),
+    /// With what is to be its standard error, if that is not the server's.
+    Worker(Option<OwnedFd>),
+}
+
+impl EventLoop {
+    /// Forks a worker for `connection`, or says that there is none.
+    pub(super) fn fork_for(&mut self, connection: OwnedFd) -> Role {
+        let most = self.most_workers();
+        if self.children.len() >= most {
+            self.refuse(&connection, &format!("it has all of its {most} workers (max_workers)"));
+            return Role::Server;
+        }
+        let own = match connection.try_clone() {
+            Ok(own) => own,
+            Err(error) => {
+                self.refuse(&connection, &ForkError::Kernel(error).to_string());
+                return Role::Server;
+            }
+        };
+        match self.fork(Post::Client(own), Socket::Connected(connection)) {
+            Ok(role) => role,
+            Err((socket, error)) => {
+                self.refuse(socket.end(), &error.to_string());
+                Role::Server
+            }
+        }
+    }
+
+    fn refuse(&mut self, connection: &OwnedFd, reason: &str) {
+        tracing::warn!(name = self.options.name, "refused a connection: {reason}");
+        refuse(connection, reason);
+        self.tally.refused += 1;
+    }
+
+    /// Forks a worker, for which there must be room; gives back what it was to serve if that cannot
+    /// be.
+    pub(super) fn fork(&mut self, post: Post, socket: Socket) -> Result<Role, (Socket, ForkError)> {
+        let Some(slot) = self.scoreboard.take() else {
+            return Err((socket, ForkError::Kernel(io::ErrorKind::StorageFull.into())));
+        };
+        let number = self.born + 1;
+        let (threads, stderr) = (&self.threads, self.options.stderr);
+        match fork_worker(post, socket.end(), slot.clone(), number, threads, stderr) {
+            Ok(Birth::Parent(child)) => {
+                self.born = number;
+                self.adopt(*child);
+                Ok(Role::Server)
+            }
+            Ok(Birth::Stillborn(error)) => {
+                tracing::error!("a new worker cannot be watched: {error}");
+                self.born = number;
+                self.scoreboard.give_back(slot);
+                self.end_orphans();
+                Ok(Role::Server)
+            }
+            Ok(Birth::Worker(stderr)) => Ok(Role::Worker(stderr, self.seat(socket, slot, number))),
+            Err(error) => {
+                self.scoreboard.give_back(slot);
+                Err((socket, error))
+            }
+        }
+    }
+
+    fn seat(&self, socket: Socket, slot: Slot, number: u64) -> Seat {
+        let Ok(wake) = self.wake.try_clone() else { sys::exit_now(1) };
+        Seat {
+            wake,
+            socket,
+            slot,
+            number,
+            server: self.options.name.clone(),
+            limits: Limits {
+                max_frame: self.options.max_frame,
+                stall_timeout: self.options.stall_timeout,
+                max_calls: self.options.recycling.max_calls,
+                max_memory: self.options.recycling.max_memory,
+            },
+        }
+    }
+
+    fn adopt(&mut self, child: Child) {
+        let number = child.number;
+        let watched =
+            self.watch(child.pidfd.as_fd(), token(number, 0), EventFlags::IN).and_then(|()| {
+                match child.stderr() {
+                    Some(stderr) => self.watch(stderr.as_fd(), token(number, 2), EventFlags::IN),
+                    None => Ok(()),
+                }
+            });
+        self.children.insert(number, child);
+        match watched {
+            Ok(()) => self.watch_client(number),
+            Err(error) => self.give_up_on(number, &error),
+        }
+    }
+
+    /// Watches the connection of a worker for its client's end.
+    pub(super) fn watch_client(&mut self, number: u64) {
+        let Some(child) = self.children.get(&number) else { return };
+        let Some(connection) = child.connection() else { return };
+        let flags = EventFlags::RDHUP | EventFlags::ET;
+        if let Err(error) = self.watch(connection.as_fd(), token(number, 1), flags) {
+            self.give_up_on(number, &error);
+        }
+    }
+
+    fn give_up_on(&mut self, number: u64, error: &ServerError) {
+        tracing::error!(worker = number, "a worker is killed: {error}");
+        if let Some(child) = self.children.get_mut(&number) {
+            child.execute("the server could not watch it");
+        }
+        self.bury(number);
+    }
+
+    /// In a new worker: lets go of everything that is the server's, and serves.
+    pub(super) fn become_worker(self, stderr: Option<OwnedFd>, seat: Seat) -> ! {
+        let Self { mut options, program, nothing, children, guardian, .. } = self;
+        drop((options.control.take(), self.signals, self.listener, self.status, self.successor));
+        let others = children.into_values().flat_map(Child::into_descriptors);
+        let guardian = guardian.into_iter().flat_map(Guardian::into_descriptors);
+        let own = [self.epoll, self.threads.into(), self.wake];
+        sys::close_all(others.chain(guardian).chain(own));
+        control::close_inherited();
+        sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
+        let redirected = || {
+            rustix::stdio::dup2_stdin(&nothing)?;
+            stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)
+        };
+        let ready = sys::reset_for_worker()
+            .and_then(|()| Ok(redirected()?))
+            .and_then(|()| options.limits.apply());
+        if let Err(error) = ready {
+            tracing::error!("a worker cannot start: {error}");
+            sys::exit_now(1);
+        }
+        drop((nothing, stderr));
+        sys::reseed_c_random();
+        let run = std::panic::AssertUnwindSafe(|| program(seat));
+        let status = std::panic::catch_unwind(run).unwrap_or(101);
+        sys::flush_stdio();
+        sys::exit_now(status)
+    }
+}
+
+/// Forks a worker for `post`, whose other end is `theirs`.
+pub(crate) fn fork_worker(
+    post: Post,
+    theirs: &OwnedFd,
+    slot: Slot,
+    number: u64,
+    threads: &ThreadCount,
+    stderr: Stderr,
+) -> Result<Birth, ForkError> {
+    let (stderr, writer) = match stderr {
+        Stderr::Capture => {
+            let (captured, writer) = Captured::new()?;
+            (Some(captured), Some(writer))
+        }
+        Stderr::Inherit => (None, None),
+    };
+    // So that there is room for the descriptor of the process once it has been forked.
+    let room = theirs.try_clone()?;
+    let server = getpid();
+    match sys::fork(threads)? {
+        Forked::Parent { child } => {
+            let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
+            // Done on both sides, so that it holds before either goes on.
+            let _ = setpgid(Some(pid), Some(pid));
+            drop(room);
+            let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+                Ok(pidfd) => pidfd,
+                Err(errno) => {
+                    // It is reaped as all are that are no workers.
+                    let _ = kill_process_group(pid, Signal::KILL);
+                    return Ok(Birth::Stillborn(errno.into()));
+                }
+            };
+            Ok(Birth::Parent(Box::new(Child::new(pid, pidfd, post, slot, number, stderr))))
+        }
+        Forked::Child => {
+            let _ = setpgid(None, None);
+            let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            // The server may have died before the signal was asked for.
+            if !is_child_of(server) {
+                sys::exit_now(1);
+            }
+            become_subreaper();
+            Ok(Birth::Worker(writer))
+        }
+    }
+}
+
+/// Tells a client that wants a worker that it gets none, and why.
+pub(crate) fn refuse(connection: &OwnedFd, reason: &str) {
+    let body = ErrorBody { kind: native::kind::BUSY, message: reason, ..ErrorBody::default() };
+    let mut out = PREAMBLE.to_vec();
+    let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+        native::put_error(out, &body);
+        Ok(())
+    });
+    if written.is_ok() {
+        let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        // What the client says is not read; that it is there must not undo what was sent.
+        let _ = shutdown(connection, Shutdown::Write);
+    }
+}

@@ -1,0 +1,125 @@
+//! What is known and told of a worker that has ended.
+
+use std::os::fd::OwnedFd;
+
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::process::Signal;
+
+use super::limits::{Limit, WorkerLimits};
+use super::oom::OutOfMemory;
+use super::stack;
+use crate::error::End;
+use crate::wire::WireError;
+use crate::wire::frame::{self, DEFAULT_LIMIT};
+use crate::wire::notice::{self, DeathNotice};
+use crate::worker::scoreboard::{Phase, Slot};
+
+/// The causes of deaths, as they are counted.
+pub(super) mod cause {
+    pub(in crate::server) const TIMED_OUT: &str = "timed_out";
+    pub(in crate::server) const HUNG: &str = "hung";
+    pub(in crate::server) const CLIENT_GONE: &str = "client_gone";
+    pub(in crate::server) const SHUTDOWN: &str = "shutdown";
+    pub(in crate::server) const LIMIT: &str = "limit";
+    pub(in crate::server) const OUT_OF_MEMORY: &str = "out_of_memory";
+    pub(in crate::server) const FINISHED: &str = "finished";
+    pub(in crate::server) const EXITED: &str = "exited";
+    pub(in crate::server) const SIGNALED: &str = "signaled";
+    pub(in crate::server) const SETUP_FAILED: &str = "setup_failed";
+}
+
+/// What is left of a worker.
+pub(crate) struct Buried {
+    pub(crate) slot: Slot,
+    pub(crate) news: News,
+    /// Where it hung, if it was killed for that and has told.
+    pub(crate) stack: Option<Vec<u64>>,
+    /// Why it ended, as it is counted.
+    pub(crate) cause: &'static str,
+    /// It never served anybody, and this is why.
+    pub(crate) failed_spare: Option<String>,
+}
+
+/// What is to be told to a dead worker's client.
+pub(crate) struct News {
+    pub(super) connection: OwnedFd,
+    pub(super) notice: Option<DeathNotice>,
+    pub(super) end_it: bool,
+}
+
+impl News {
+    pub(crate) fn tell(self) {
+        if let Some(notice) = &self.notice {
+            tell(&self.connection, notice);
+        }
+        if self.end_it {
+            // Something that the worker has started may hold the connection open.
+            let _ = shutdown(&self.connection, Shutdown::Both);
+        }
+    }
+
+    /// In a process that does nothing else: with the names of what is on the stack.
+    pub(crate) fn tell_with(mut self, stack: Vec<u64>) {
+        if let Some(notice) = &mut self.notice {
+            notice.stack = stack::describe(stack).filter(|stack| !stack.is_empty());
+        }
+        self.tell();
+    }
+
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.notice.is_some()
+    }
+}
+
+/// Why a worker ended that the server did not kill, as it is counted, and in words where there is
+/// more to say.
+pub(super) fn why(
+    end: End,
+    starved: bool,
+    limits: &WorkerLimits,
+    out_of_memory: &OutOfMemory,
+) -> (&'static str, &'static str) {
+    let signal = match end {
+        End::Exited(0) => return (cause::FINISHED, ""),
+        End::Signaled(signal) => Signal::from_named_raw(signal),
+        _ => return (cause::EXITED, ""),
+    };
+    match signal {
+        Some(Signal::XCPU) if limits.has(Limit::CpuTime) => {
+            (cause::LIMIT, "its limit of processor time was reached")
+        }
+        Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && starved => {
+            (cause::LIMIT, "its limit of address space was reached")
+        }
+        Some(Signal::KILL) if out_of_memory.has_struck() => (cause::OUT_OF_MEMORY, "out of memory"),
+        _ => (cause::SIGNALED, ""),
+    }
+}
+
+/// One line a death.
+pub(super) fn log_end(worker: u64, pid: u32, end: End, phase: Phase, reason: Option<&str>) {
+    let during = phase.activity();
+    match (end, reason) {
+        (End::Exited(0), None) => tracing::debug!(worker, pid, "a worker ended"),
+        (_, Some(reason)) => {
+            tracing::warn!(worker, pid, ?end, ?during, "a worker ended: {reason}");
+        }
+        (_, None) => tracing::warn!(worker, pid, ?end, ?during, "a worker ended"),
+    }
+}
+
+pub(super) fn has_unread(connection: &OwnedFd) -> bool {
+    rustix::io::ioctl_fionread(connection).is_ok_and(|unread| unread > 0)
+}
+
+fn tell(connection: &OwnedFd, notice: &DeathNotice) {
+    let mut out = Vec::new();
+    let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+        notice::put_death(out, notice);
+        Ok(())
+    });
+    if written.is_ok() {
+        // A client that is gone or does not read sees the end of the connection all the same.
+        let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+}

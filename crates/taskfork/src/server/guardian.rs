@@ -1,0 +1,166 @@
+//! A process that outlives the server by a moment. A server that is killed can end nothing any more:
+//! its workers are killed by the kernel, but not what they have started. The guardian sees the
+//! server's end by that of a line, and ends all of that.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::retry_on_intr;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process_group, pidfd_open,
+    pidfd_send_signal, setpgid, waitpid,
+};
+
+use crate::sys::{self, Forked, ThreadCount};
+use crate::worker::scoreboard::Scoreboard;
+
+/// What is started in a worker has this variable, with the server's own value.
+pub(crate) const VARIABLE: &str = "TASKFORK_SERVER_ID";
+
+/// How often to look for more, at most: what is killed may just have started something.
+const ROUNDS: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The server's hold on its guardian.
+#[derive(Debug)]
+pub(crate) struct Guardian {
+    pid: Pid,
+    pidfd: OwnedFd,
+    line: OwnedFd,
+}
+
+impl Guardian {
+    /// Forks it, and waits until it is on guard.
+    pub(crate) fn start(
+        name: &str,
+        mark: &Mark,
+        scoreboard: &Scoreboard,
+        threads: &ThreadCount,
+    ) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        match sys::fork(threads).map_err(io::Error::other)? {
+            Forked::Parent { child } => {
+                drop(theirs);
+                let pid = Pid::from_raw(child.as_raw()).ok_or(io::ErrorKind::NotFound)?;
+                let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+                let guardian = Self { pid, pidfd, line: ours };
+                let word = retry_on_intr(|| recv(&guardian.line, &mut [0; 1], RecvFlags::empty()));
+                match word {
+                    Ok((_, 1)) => Ok(guardian),
+                    _ => Err(io::Error::other("it did not come up")),
+                }
+            }
+            Forked::Child => {
+                let status = match guard(name, theirs, mark, scoreboard) {
+                    Ok(()) => 0,
+                    Err(_) => 1,
+                };
+                sys::exit_now(status)
+            }
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// It has nothing to do where the server ends by itself.
+    pub(crate) fn dismiss(self) {
+        // It may be dead already.
+        let _ = send(&self.line, b"q", SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        let _ = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
+    }
+
+    /// What a new worker closes.
+    pub(crate) fn into_descriptors(self) -> [OwnedFd; 2] {
+        [self.pidfd, self.line]
+    }
+}
+
+impl AsFd for Guardian {
+    /// Readable when it has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// In the guardian: waits for the server's end.
+fn guard(name: &str, line: OwnedFd, mark: &Mark, scoreboard: &Scoreboard) -> io::Result<()> {
+    let _ = setpgid(None, None);
+    sys::hold_back(&nix::sys::signal::SigSet::all())?;
+    let line = sys::keep_only(line)?;
+    sys::set_title(&format!("taskfork-guardian:{name}"));
+    send(&line, b"r", SendFlags::NOSIGNAL)?;
+    match retry_on_intr(|| recv(&line, &mut [0; 1], RecvFlags::empty())) {
+        // It ends by itself.
+        Ok((_, 1)) => Ok(()),
+        _ => {
+            end_all(mark, scoreboard);
+            Ok(())
+        }
+    }
+}
+
+fn end_all(mark: &Mark, scoreboard: &Scoreboard) {
+    for pid in scoreboard.pids() {
+        // A group's number stays taken for as long as one of it lives.
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    for _ in 0..ROUNDS {
+        if !mark.kill_all() {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// By what a process is known to come from a worker of this server.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    /// If it runs another program: what stands in its environment.
+    variable: String,
+    /// If it was only forked: the scoreboard's line in its list of mappings.
+    mapping: Option<String>,
+}
+
+impl Mark {
+    /// Marks what is forked and started by this process from here on.
+    pub(crate) fn set(scoreboard: &Scoreboard) -> Self {
+        let mapping = sys::name_of_mapping(scoreboard.address());
+        // No two mappings of one machine have the same name, and no two processes at one time the
+        // same number.
+        let unique = mapping.as_deref().unwrap_or_default().trim().replace(' ', "-");
+        let value = format!("{}-{unique}", std::process::id());
+        sys::set_variable(VARIABLE, &value);
+        Self { variable: format!("{VARIABLE}={value}"), mapping }
+    }
+
+    /// Kills all that there are; tells whether there were any.
+    fn kill_all(&self) -> bool {
+        let mut any = false;
+        let listed = std::fs::read_dir("/proc").into_iter().flatten();
+        let names = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        for pid in names.filter_map(Pid::from_raw).filter(|&pid| pid != getpid()) {
+            // From here on the number can mean no other process.
+            let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+            if self.is_on(pid) {
+                any |= pidfd_send_signal(&pidfd, Signal::KILL).is_ok();
+            }
+        }
+        any
+    }
+
+    fn is_on(&self, pid: Pid) -> bool {
+        let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+        let environment = read("environ");
+        environment.split(|&byte| byte == 0).any(|entry| entry == self.variable.as_bytes())
+            || self.mapping.as_ref().is_some_and(|mapping| {
+                String::from_utf8_lossy(&read("maps")).contains(mapping.as_str())
+            })
+    }
+}

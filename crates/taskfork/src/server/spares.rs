@@ -1,0 +1,163 @@
+//! Workers that are forked and set up before anybody wants them.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::builder::ServerBuilder;
+use super::children::{Child, Post};
+use super::event_loop::{EventLoop, Mode, Role};
+use crate::display::seconds;
+use crate::sys::ForkError;
+use crate::worker::Socket;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A spare worker that has lived for so long has failed for a reason of its own.
+const OLD: Duration = Duration::from_secs(60);
+
+/// For how long events that come one upon the other can put a fork off.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// When the next spare worker is forked.
+#[derive(Debug, Default)]
+pub(crate) struct Spares {
+    /// After the last failure.
+    pause: Duration,
+    /// Not before then, after a failure.
+    not_before: Option<Instant>,
+    /// Since when there have been too few.
+    short_since: Option<Instant>,
+}
+
+impl Spares {
+    /// One has been of use: the next failure is the first.
+    fn succeeded(&mut self) {
+        *self = Self { short_since: self.short_since, ..Self::default() };
+    }
+
+    /// One has not; gives for how long none will be forked now.
+    fn failed(&mut self, age: Duration, now: Instant) -> Duration {
+        let before = if age < OLD { self.pause } else { Duration::ZERO };
+        self.pause = (2 * before).clamp(FIRST_PAUSE, LAST_PAUSE);
+        self.not_before = Some(now + self.pause);
+        self.pause
+    }
+
+    /// How long it takes until one may be forked.
+    fn wait(&self, now: Instant) -> Duration {
+        self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+    }
+}
+
+impl EventLoop {
+    /// In how long a spare worker is to be forked, if there are too few.
+    pub(super) fn next_spare(&mut self) -> Option<Duration> {
+        let wanted = self.options.spare_workers;
+        let is_short = self.mode == Mode::Serving
+            && self.children.len() < self.most_workers()
+            && self.children.values().filter(|child| child.is_spare()).count() < wanted;
+        if !is_short {
+            self.spares.short_since = None;
+            return None;
+        }
+        let now = Instant::now();
+        self.spares.short_since.get_or_insert(now);
+        Some(self.spares.wait(now))
+    }
+
+    /// Forks a spare worker that is due, if nothing else is to be done or that has been so for long.
+    pub(super) fn refill(&mut self, is_busy: bool) -> Role {
+        let since = self.spares.short_since;
+        if is_busy && since.is_none_or(|since| since.elapsed() < PATIENCE) {
+            return Role::Server;
+        }
+        if self.next_spare() != Some(Duration::ZERO) {
+            return Role::Server;
+        }
+        let flags = SocketFlags::CLOEXEC;
+        let line = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let forked =
+            line.map_err(|errno| ForkError::Kernel(errno.into())).and_then(|(ours, theirs)| {
+                self.fork(Post::Spare(ours), Socket::Awaited(theirs)).map_err(|(_, error)| error)
+            });
+        forked.unwrap_or_else(|error| {
+            self.spare_failed(&error.to_string(), Duration::ZERO);
+            Role::Server
+        })
+    }
+
+    /// One line for each, and none forked for a while, so that no failure becomes a storm.
+    pub(super) fn spare_failed(&mut self, reason: &str, age: Duration) {
+        let pause = seconds(self.spares.failed(age, Instant::now()));
+        let name = &self.options.name;
+        tracing::error!(name, "a spare worker failed, the next is forked in {pause}: {reason}");
+    }
+
+    /// Has a spare worker serve `connection`; gives it back if there is none. One that is still
+    /// being set up is chosen only if there can be no new worker.
+    pub(super) fn employ_spare(&mut self, mut connection: OwnedFd) -> Option<OwnedFd> {
+        if self.options.spare_workers == 0 {
+            return Some(connection);
+        }
+        let is_full = self.children.len() >= self.most_workers();
+        let fit = |child: &&mut Child| child.is_waiting() || is_full && child.is_spare();
+        for child in self.children.values_mut().filter(fit) {
+            let number = child.number;
+            match child.employ(connection) {
+                Ok(()) => {
+                    self.spares.succeeded();
+                    self.watch_client(number);
+                    return None;
+                }
+                Err(back) => connection = back,
+            }
+        }
+        Some(connection)
+    }
+}
+
+impl<S> ServerBuilder<S> {
+    /// How many workers are kept forked and [set up](ServerBuilder::setup) before anybody wants
+    /// them, 0 unless set. A client that connects gets one of them, so that it waits neither for
+    /// the fork nor for `setup`; the next is made in the background. They count among
+    /// [`max_workers`](Self::max_workers).
+    ///
+    /// When a spare worker's `setup` fails, the server logs that and waits before it forks
+    /// another: 0.1 seconds, twice as long after each further failure, 30 seconds at most. Clients
+    /// that connect meanwhile get workers forked for them, and the error with their first call.
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder().spare_workers(2);
+    /// # let _ = server;
+    /// ```
+    pub fn spare_workers(mut self, workers: usize) -> Self {
+        self.options.spare_workers = workers;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_one_after_the_other_are_waited_out_longer_and_longer() {
+        let mut spares = Spares::default();
+        let now = Instant::now();
+        assert_eq!(spares.wait(now), Duration::ZERO);
+        let mut pauses: Vec<_> = (0..10).map(|_| spares.failed(Duration::ZERO, now)).collect();
+        pauses.dedup();
+        let doubled = (0..9).map(|times| FIRST_PAUSE * 2_u32.pow(times)).take(9);
+        assert_eq!(pauses, doubled.chain([LAST_PAUSE]).collect::<Vec<_>>());
+        assert_eq!(spares.wait(now + Duration::from_secs(10)), Duration::from_secs(20));
+
+        assert_eq!(spares.failed(OLD, now), FIRST_PAUSE);
+        spares.failed(Duration::ZERO, now);
+        spares.succeeded();
+        assert_eq!(spares.wait(now), Duration::ZERO);
+        assert_eq!(spares.failed(Duration::ZERO, now), FIRST_PAUSE);
+    }
+}

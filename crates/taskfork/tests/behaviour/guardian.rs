@@ -1,0 +1,66 @@
+//! What is left when a server is killed: nothing.
+
+use taskfork::Server;
+
+use crate::support::processes::{all_children, children, guardian, is_gone, signal};
+use crate::support::{start, trials, until};
+
+trials! {
+    what_workers_have_started_ends_with_a_killed_server,
+    a_guardian_that_dies_is_replaced,
+    a_guardian_goes_with_its_server,
+    other_servers_are_left_alone,
+}
+
+async fn what_workers_have_started_ends_with_a_killed_server() {
+    let (server, client) = start("faults");
+    let checkout = client.checkout();
+    let mut started: Vec<u32> = checkout.call("start_daemons", ()).await.unwrap();
+    started.push(checkout.call("start_child", ()).await.unwrap());
+    started.push(checkout.call("escape", ()).await.unwrap());
+    // A copy of the worker itself, which has left its group and its session.
+    started.push(checkout.call("fork_daemon", ()).await.unwrap());
+    started.extend(children(server.pid()));
+    let guardian = guardian(server.pid()).unwrap();
+    assert!(started.iter().all(|&pid| !is_gone(pid)));
+    signal(server.pid(), libc::SIGKILL);
+    until("all are gone", || started.iter().all(|&pid| is_gone(pid))).await;
+    until("the guardian is gone", || is_gone(guardian)).await;
+}
+
+async fn a_guardian_that_dies_is_replaced() {
+    let (server, client) = start("faults");
+    let first = guardian(server.pid()).unwrap();
+    signal(first, libc::SIGKILL);
+    until("another", || guardian(server.pid()).is_some_and(|next| next != first)).await;
+    assert!(is_gone(first));
+    let started: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
+    signal(server.pid(), libc::SIGKILL);
+    until("all are gone", || started.iter().all(|&pid| is_gone(pid))).await;
+}
+
+async fn a_guardian_goes_with_its_server() {
+    let server = Server::spawn("faults").unwrap();
+    let guardian = guardian(server.pid()).unwrap();
+    // What a terminal or a service manager sends to all is not for it.
+    for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        signal(guardian, number);
+    }
+    assert_eq!(all_children(server.pid()), [guardian]);
+    server.close();
+    assert!(is_gone(guardian));
+}
+
+async fn other_servers_are_left_alone() {
+    let (first, _) = start("faults");
+    let (_second, client) = start("faults");
+    let started: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
+    let checkout = client.checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    let child: u32 = checkout.call("start_child", ()).await.unwrap();
+    drop(started);
+    let own = guardian(first.pid()).unwrap();
+    signal(first.pid(), libc::SIGKILL);
+    until("the guardian has done its work", || is_gone(own)).await;
+    assert!(!is_gone(worker) && !is_gone(child));
+}
