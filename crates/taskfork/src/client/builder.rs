@@ -9,7 +9,8 @@ use super::call::Call;
 use super::checkout::Checkout;
 use super::core::Core;
 use super::driver::drive;
-use super::pool::{Limits, Overload, Stats};
+use super::pool::{Limits, Overload};
+use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
 use crate::wire::args::Args;
 use crate::wire::frame::DEFAULT_LIMIT;
@@ -104,9 +105,10 @@ impl Client {
         self.checkout().invoke(args)
     }
 
-    /// How many workers and waiting checkouts there are now.
+    /// How many workers and waiting checkouts there are now, and what there has been so far.
     pub fn stats(&self) -> Stats {
-        self.core.pool().stats()
+        let counts = self.core.pool().counts();
+        self.core.tally.stats(counts)
     }
 }
 

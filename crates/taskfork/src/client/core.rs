@@ -15,6 +15,8 @@ use super::deadlines::{Alarm, Deadlines};
 use super::lane::Lane;
 use super::pool::{Lease, Loss, Pool, Released, WorkerKey};
 use super::replay::Replay;
+use super::stats::{self, Tally};
+use super::step::Ending;
 use crate::error::FatalError;
 
 pub(crate) type ClientPool = Pool<Connection, Arc<Lane>>;
@@ -25,6 +27,7 @@ pub(crate) struct Core {
     pool: Mutex<ClientPool>,
     deadlines: Mutex<Deadlines<Weak<Lane>>>,
     pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) tally: Tally,
     /// The runtime is gone, so that nothing will ever be connected.
     stopped: AtomicBool,
 }
@@ -85,6 +88,7 @@ impl Core {
             pool: Mutex::new(Pool::new(config.limits)),
             deadlines: Mutex::new(Deadlines::new(Instant::now())),
             mailbox: Arc::default(),
+            tally: Tally::new(&config.name),
             stopped: AtomicBool::new(false),
             config,
         }
@@ -146,6 +150,7 @@ impl Core {
 
     /// The error of a checkout for which there is no place in the queue.
     pub(crate) fn overloaded(&self) -> FatalError {
+        self.tally.refused();
         FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
     }
 
@@ -190,13 +195,16 @@ impl Core {
     pub(crate) fn look_at_idle(&self, key: WorkerKey) {
         let mut pool = self.pool();
         let Some(connection) = pool.idle_mut(key) else { return };
-        let healthy = matches!(connection.poll_flush(), Poll::Pending | Poll::Ready(Ok(())))
-            && connection.poll_message().is_pending();
-        if !healthy {
-            let connection = pool.lose_idle(key, Instant::now());
-            drop(pool);
-            drop(connection);
-        }
+        let flushed = matches!(connection.poll_flush(), Poll::Pending | Poll::Ready(Ok(())));
+        let cause = match connection.poll_message() {
+            Poll::Ready(ended) => stats::cause(&Ending::of(ended)),
+            Poll::Pending if flushed => return,
+            Poll::Pending => stats::cause(&Ending::Closed),
+        };
+        let connection = pool.lose_idle(key, Instant::now());
+        drop(pool);
+        drop(connection);
+        self.tally.died(cause);
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

@@ -63,8 +63,12 @@ fn look(core: &Weak<Core>, attempts: &mut JoinSet<Attempt>) -> Option<Option<Ins
         let config = core.config.clone();
         attempts.spawn(async move { (permit, connect(&config).await) });
     }
-    let retry = core.pool().retry_at();
-    Some([retry, core.next_alarm()].into_iter().flatten().min())
+    let (retry, counts) = {
+        let pool = core.pool();
+        (pool.retry_at(), pool.counts())
+    };
+    let show = core.tally.show(counts).map(|interval| now + interval);
+    Some([retry, core.next_alarm(), show].into_iter().flatten().min())
 }
 
 fn settle_attempt(core: &Arc<Core>, (permit, outcome): Attempt) {
@@ -74,6 +78,7 @@ fn settle_attempt(core: &Arc<Core>, (permit, outcome): Attempt) {
             signal.belongs_to_pool(permit.key());
             let connection = Connection::new(greeted, signal);
             let key = permit.key();
+            core.tally.connected();
             let released = core.pool().connected(permit, connection, Instant::now());
             let workers = core.released(released).into_iter().collect();
             core.settle(Effects { workers, ..Effects::default() });

@@ -10,6 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::log::Timing;
+use super::metrics::Stopwatch;
 use super::replay::Replay;
 use crate::error::FatalError;
 
@@ -29,6 +30,7 @@ pub(crate) struct Entry {
     /// Nobody waits for it any more.
     pub(crate) abandoned: bool,
     pub(crate) timing: Timing,
+    pub(crate) sent: Stopwatch,
     /// Where the worker's spans and events go, until the outcome is taken.
     pub(crate) replay: Option<Arc<Replay>>,
 }

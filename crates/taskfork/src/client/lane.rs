@@ -13,9 +13,11 @@ use super::core::{Change, Core, Effects, lock, runtime_is_gone};
 use super::deadlines::Alarm;
 use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
 use super::log::{self, Timing};
+use super::metrics::Stopwatch;
 use super::pool::{CheckedOut, Lease, Loss};
 use super::queue::Ticket;
 use super::replay::Replay;
+use super::stats;
 use super::step::{Ending, Step, step};
 use crate::error::{Death, FatalError, Stage};
 use crate::wire::native;
@@ -48,6 +50,8 @@ struct State {
     /// A failed call whose failure nobody has seen yet.
     unseen: Option<(Seq, String)>,
     timeout: Option<Duration>,
+    /// Since when it waits for its first worker.
+    asked: Option<Instant>,
     alarm: Option<Alarm>,
     log: Option<Log>,
 }
@@ -67,8 +71,12 @@ impl Lane {
         lane.change(|state, effects| {
             let taken = lane.core.pool().check_out(|| lane.clone());
             match taken {
-                CheckedOut::Worker(lease) => lane.hold(state, lease),
+                CheckedOut::Worker(lease) => {
+                    lane.core.tally.served(NO_WAIT);
+                    lane.hold(state, lease);
+                }
                 CheckedOut::Place(ticket, turned_away) => {
+                    state.asked = Some(Instant::now());
                     effects.turned_away.extend(turned_away);
                     lane.wait(state, effects, ticket);
                 }
@@ -81,6 +89,7 @@ impl Lane {
     /// Takes a worker if there is one now.
     pub(crate) fn try_new(core: Arc<Core>) -> Option<Arc<Self>> {
         let lease = core.pool().check_out_idle()?;
+        core.tally.served(NO_WAIT);
         let lane = Self::with(core, Holding::Released);
         lane.change(|state, _| lane.hold(state, lease));
         Some(lane)
@@ -96,6 +105,7 @@ impl Lane {
             tainted: false,
             unseen: None,
             timeout: core.config.timeout,
+            asked: None,
             alarm: None,
             log: None,
         };
@@ -141,9 +151,9 @@ impl Lane {
             if !is_queued {
                 timing.end();
             }
-            let (waker, abandoned) = (None, false);
+            let (waker, abandoned, sent) = (None, false, Stopwatch::new());
             let entry =
-                Entry { method, work, progress, deadline, waker, abandoned, timing, replay };
+                Entry { method, work, progress, deadline, waker, abandoned, timing, sent, replay };
             let seq = state.calls.push(entry);
             if let (true, None, Some(at)) = (is_queued, state.alarm, deadline) {
                 state.alarm = Some(self.core.set_alarm(at, self));
@@ -210,6 +220,9 @@ impl Lane {
             effects.workers.push(Change::HandBack(lease));
             return Ok(effects);
         }
+        if let Some(asked) = state.asked.take() {
+            self.core.tally.served(now.saturating_duration_since(asked));
+        }
         self.hold(&mut state, lease);
         self.advance(&mut state, &mut effects);
         self.finish_if_done(&mut state, &mut effects);
@@ -255,6 +268,9 @@ impl Lane {
                 return;
             }
             let cause = self.out_of_time(state, now);
+            if matches!(state.holding, Holding::Worker(_)) {
+                self.core.tally.died(stats::TIMED_OUT);
+            }
             self.end(state, effects, cause, Loss::Used);
         });
     }
@@ -322,6 +338,7 @@ impl Lane {
                 }
                 Step::Answer { body, failed } => {
                     state.used = true;
+                    self.core.tally.answered(entry.method.as_deref(), &entry.sent, failed);
                     let outcome = Outcome::Answer(body);
                     if failed {
                         state.tainted = true;
@@ -349,6 +366,7 @@ impl Lane {
     fn lost(self: &Arc<Self>, state: &mut State, effects: &mut Effects, ending: Ending) {
         let Holding::Worker(lease) = &state.holding else { return };
         let connection = &lease.connection;
+        self.core.tally.died(stats::cause(&ending));
         let begun = match state.calls.head() {
             Some((_, head)) if head.is_sent() => ending.had_begun(connection.calls),
             _ => false,
@@ -441,7 +459,10 @@ impl Lane {
                         let _ = lease.connection.say_done();
                         Change::Lose(lease, Loss::Used)
                     }
-                    (false, _) => Change::Lose(lease, Loss::Used),
+                    (false, _) => {
+                        self.core.tally.died(stats::CANCELLED);
+                        Change::Lose(lease, Loss::Used)
+                    }
                 });
             }
             Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),

@@ -13,6 +13,8 @@ mod driver;
 mod entries;
 mod lane;
 mod log;
+#[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
+mod metrics;
 mod pool;
 mod queue;
 #[cfg_attr(not(feature = "tracing"), path = "replay_off.rs")]
@@ -20,9 +22,11 @@ mod replay;
 mod signal;
 #[cfg(feature = "tracing")]
 mod sites;
+mod stats;
 mod step;
 
 pub use builder::{Client, ClientBuilder, ConfigError};
 pub use call::Call;
 pub use checkout::{Caller, Checkout};
-pub use pool::{Overload, Stats};
+pub use pool::Overload;
+pub use stats::Stats;

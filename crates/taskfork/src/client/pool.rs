@@ -139,16 +139,11 @@ pub(crate) enum Loss {
 
 /// How many workers and checkouts there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Workers in nobody's hands.
-    pub idle: usize,
-    /// Workers held by a checkout.
-    pub busy: usize,
-    /// Connections being made.
-    pub connecting: usize,
-    /// Checkouts that wait for a worker.
-    pub queued: usize,
+pub(crate) struct Counts {
+    pub(crate) idle: usize,
+    pub(crate) busy: usize,
+    pub(crate) connecting: usize,
+    pub(crate) queued: usize,
 }
 
 impl<C, W> Pool<C, W> {
@@ -165,8 +160,8 @@ impl<C, W> Pool<C, W> {
         }
     }
 
-    pub(crate) fn stats(&self) -> Stats {
-        Stats {
+    pub(crate) fn counts(&self) -> Counts {
+        Counts {
             idle: self.idle.len(),
             busy: self.held,
             connecting: self.connecting,

@@ -184,7 +184,7 @@ impl Model {
     }
 
     fn check(&self) {
-        let stats = self.pool.stats();
+        let stats = self.pool.counts();
         assert_eq!(stats.busy, self.leases.len());
         assert_eq!(stats.connecting, self.permits.len());
         assert_eq!(stats.queued, self.waiting.len());

@@ -45,6 +45,7 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         progress @ Progress::Queued => {
             *progress = Progress::Sending(0);
             entry.timing.begin();
+            entry.sent.start();
             if let (Some(deadline), Work::Call(frame)) = (entry.deadline, &mut entry.work) {
                 let left = deadline.saturating_duration_since(Instant::now()).as_micros();
                 let left = u64::try_from(left).unwrap_or(u64::MAX).min(i64::MAX as u64);

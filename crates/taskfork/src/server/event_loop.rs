@@ -16,7 +16,7 @@ use super::builder::Program;
 use super::children::Child;
 use super::control::Wish;
 use super::error::ServerError;
-use super::guardian::{Guardian, Mark};
+use super::guardian::{self, Guardian, Mark};
 use super::listener::Listener;
 use super::oom::OutOfMemory;
 use super::options::Options;
@@ -72,6 +72,8 @@ pub(crate) struct EventLoop {
     mark: Mark,
     /// Nobody, if it could not be had.
     pub(super) guardian: Option<Guardian>,
+    /// That there is none has been said.
+    is_unguarded: bool,
     /// How many workers had to be killed at the end.
     pub(super) killed: usize,
     pub(super) out_of_memory: OutOfMemory,
@@ -155,6 +157,7 @@ impl EventLoop {
             mark: Mark::set(&scoreboard),
             scoreboard,
             guardian: None,
+            is_unguarded: false,
             killed: 0,
             out_of_memory: OutOfMemory::default(),
             wake,
@@ -241,6 +244,12 @@ impl EventLoop {
         let mut next: Option<Duration> = None;
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
         self.manager.keep_alive().into_iter().for_each(&mut at_most);
+        if self.guardian.is_none() && self.mode == Mode::Serving {
+            self.post_guardian();
+            if self.guardian.is_none() {
+                at_most(guardian::AGAIN);
+            }
+        }
         self.next_spare().into_iter().for_each(&mut at_most);
         let recycling = self.options.recycling;
         if recycling.max_age.is_some() || recycling.max_idle.is_some() {
@@ -306,11 +315,7 @@ impl EventLoop {
                 Role::Server
             }
             GUARDIAN => {
-                tracing::warn!(
-                    name = self.options.name,
-                    "the guardian has died, and gets a successor"
-                );
-                self.post_guardian();
+                self.lose_guardian();
                 Role::Server
             }
             WAKE => {
@@ -409,10 +414,6 @@ impl EventLoop {
 
     /// Has a process see to what this one could not end if it were killed.
     fn post_guardian(&mut self) {
-        if let Some(guardian) = self.guardian.take() {
-            let _ = epoll::delete(&self.epoll, &guardian);
-            self.orphans.forget(guardian.pid());
-        }
         let name = plain(&self.options.name);
         let posted = Guardian::start(&name, &self.mark, &self.scoreboard, &self.threads)
             .map_err(ServerError::system("it cannot be forked"))
@@ -424,11 +425,24 @@ impl EventLoop {
             Ok(guardian) => {
                 self.orphans.leave_alone(guardian.pid());
                 self.guardian = Some(guardian);
+                self.is_unguarded = false;
             }
-            Err(error) => tracing::error!(
-                "there is no guardian, so that what workers start outlives a killed server: {error}"
-            ),
+            Err(error) if !self.is_unguarded => {
+                self.is_unguarded = true;
+                tracing::error!(
+                    "without a guardian for now, what workers start outlives a killed server: {error}"
+                );
+            }
+            Err(_) => {}
         }
+    }
+
+    /// The guardian has died.
+    fn lose_guardian(&mut self) {
+        let Some(guardian) = self.guardian.take() else { return };
+        let _ = epoll::delete(&self.epoll, &guardian);
+        self.orphans.forget(guardian.pid());
+        tracing::warn!(name = self.options.name, "the guardian has died, and is replaced");
     }
 
     pub(super) fn most_workers(&self) -> usize {

@@ -21,6 +21,9 @@ use crate::worker::scoreboard::Scoreboard;
 /// What is started in a worker has this variable, with the server's own value.
 pub(crate) const VARIABLE: &str = "TASKFORK_SERVER_ID";
 
+/// How soon another is tried if one could not be forked.
+pub(crate) const AGAIN: Duration = Duration::from_millis(10);
+
 /// How often to look for more, at most: what is killed may just have started something.
 const ROUNDS: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(5);
@@ -71,8 +74,8 @@ impl Guardian {
 
     /// It has nothing to do where the server ends by itself.
     pub(crate) fn dismiss(self) {
-        // It may be dead already.
-        let _ = send(&self.line, b"q", SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        // It may be dead already, and it may be stopped.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
     }
 
@@ -96,14 +99,10 @@ fn guard(name: &str, line: OwnedFd, mark: &Mark, scoreboard: &Scoreboard) -> io:
     let line = sys::keep_only(line)?;
     sys::set_title(&format!("taskfork-guardian:{name}"));
     send(&line, b"r", SendFlags::NOSIGNAL)?;
-    match retry_on_intr(|| recv(&line, &mut [0; 1], RecvFlags::empty())) {
-        // It ends by itself.
-        Ok((_, 1)) => Ok(()),
-        _ => {
-            end_all(mark, scoreboard);
-            Ok(())
-        }
-    }
+    // Nothing ever comes: this ends with the server. One that ends by itself ends this first.
+    let _ = retry_on_intr(|| recv(&line, &mut [0; 1], RecvFlags::empty()));
+    end_all(mark, scoreboard);
+    Ok(())
 }
 
 fn end_all(mark: &Mark, scoreboard: &Scoreboard) {

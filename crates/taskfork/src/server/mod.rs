@@ -15,6 +15,8 @@ mod guardian;
 mod handle;
 mod limits;
 mod listener;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod oom;
 mod options;
 mod orphans;

@@ -21,34 +21,49 @@ const OLD: Duration = Duration::from_secs(60);
 /// For how long events that come one upon the other can put a fork off.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// How often a new one is looked at after a failure, to see whether it has come up.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// When the next spare worker is forked.
 #[derive(Debug, Default)]
 pub(crate) struct Spares {
-    /// After the last failure.
+    /// After the last failure; none if the last one came up.
     pause: Duration,
     /// Not before then, after a failure.
     not_before: Option<Instant>,
+    /// Workers up to this number had been forked when it failed.
+    tried: u64,
     /// Since when there have been too few.
     short_since: Option<Instant>,
 }
 
 impl Spares {
-    /// One has been of use: the next failure is the first.
+    /// One has come up: the next failure is the first.
     fn succeeded(&mut self) {
         *self = Self { short_since: self.short_since, ..Self::default() };
     }
 
-    /// One has not; gives for how long none will be forked now.
-    fn failed(&mut self, age: Duration, now: Instant) -> Duration {
+    /// One has failed, when workers up to `born` had been forked; gives for how long none will be,
+    /// unless that is known from another that was forked with it.
+    fn failed(&mut self, age: Duration, born: u64, now: Instant) -> Option<Duration> {
+        if !self.wait(now).is_zero() {
+            return None;
+        }
         let before = if age < OLD { self.pause } else { Duration::ZERO };
         self.pause = (2 * before).clamp(FIRST_PAUSE, LAST_PAUSE);
         self.not_before = Some(now + self.pause);
-        self.pause
+        self.tried = born;
+        Some(self.pause)
     }
 
     /// How long it takes until one may be forked.
     fn wait(&self, now: Instant) -> Duration {
         self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+    }
+
+    /// The next one after a failure is tried alone.
+    fn is_probe(&self, child: &Child) -> bool {
+        !self.pause.is_zero() && child.number > self.tried && child.is_spare()
     }
 }
 
@@ -65,6 +80,12 @@ impl EventLoop {
         }
         let now = Instant::now();
         self.spares.short_since.get_or_insert(now);
+        if let Some(probe) = self.children.values().find(|child| self.spares.is_probe(child)) {
+            if !probe.is_waiting() {
+                return Some(LOOK);
+            }
+            self.spares.succeeded();
+        }
         Some(self.spares.wait(now))
     }
 
@@ -91,9 +112,10 @@ impl EventLoop {
 
     /// One line for each, and none forked for a while, so that no failure becomes a storm.
     pub(super) fn spare_failed(&mut self, reason: &str, age: Duration) {
-        let pause = seconds(self.spares.failed(age, Instant::now()));
-        let name = &self.options.name;
-        tracing::error!(name, "a spare worker failed, the next is forked in {pause}: {reason}");
+        if let Some(pause) = self.spares.failed(age, self.born, Instant::now()) {
+            let (name, pause) = (&self.options.name, seconds(pause));
+            tracing::error!(name, "a spare worker failed, the next is forked in {pause}: {reason}");
+        }
     }
 
     /// Has a spare worker serve `connection`; gives it back if there is none. One that is still
@@ -146,18 +168,25 @@ mod tests {
     #[test]
     fn failures_one_after_the_other_are_waited_out_longer_and_longer() {
         let mut spares = Spares::default();
-        let now = Instant::now();
+        let mut now = Instant::now();
         assert_eq!(spares.wait(now), Duration::ZERO);
-        let mut pauses: Vec<_> = (0..10).map(|_| spares.failed(Duration::ZERO, now)).collect();
-        pauses.dedup();
-        let doubled = (0..9).map(|times| FIRST_PAUSE * 2_u32.pow(times)).take(9);
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            let pause = spares.failed(Duration::ZERO, 0, now).unwrap();
+            // Another that was forked with it.
+            assert_eq!(spares.failed(Duration::ZERO, 0, now + pause / 2), None);
+            assert_eq!(spares.wait(now + pause / 2), pause - pause / 2);
+            pauses.push(pause);
+            now += pause;
+        }
+        let doubled = (0..9).map(|times| FIRST_PAUSE * 2_u32.pow(times));
         assert_eq!(pauses, doubled.chain([LAST_PAUSE]).collect::<Vec<_>>());
-        assert_eq!(spares.wait(now + Duration::from_secs(10)), Duration::from_secs(20));
 
-        assert_eq!(spares.failed(OLD, now), FIRST_PAUSE);
-        spares.failed(Duration::ZERO, now);
+        assert_eq!(spares.failed(OLD, 0, now), Some(FIRST_PAUSE));
+        now += FIRST_PAUSE;
+        spares.failed(Duration::ZERO, 0, now);
         spares.succeeded();
         assert_eq!(spares.wait(now), Duration::ZERO);
-        assert_eq!(spares.failed(Duration::ZERO, now), FIRST_PAUSE);
+        assert_eq!(spares.failed(Duration::ZERO, 0, now), Some(FIRST_PAUSE));
     }
 }

@@ -131,6 +131,21 @@ pub(crate) fn state(phase: Phase) -> &'static str {
     }
 }
 
+/// All that [`state`] can say.
+#[cfg(feature = "metrics")]
+pub(crate) const STATES: [&str; 10] = [
+    "spare",
+    "greeting",
+    "setup",
+    "idle",
+    "held",
+    "busy",
+    "answering",
+    "checkout_done",
+    "killed",
+    "leaving",
+];
+
 /// The memory that a process occupies and has ever occupied, in bytes.
 pub(crate) fn memory(pid: u32) -> (Option<u64>, Option<u64>) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

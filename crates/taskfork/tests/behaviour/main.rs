@@ -16,6 +16,8 @@ mod leaks;
 mod limits;
 mod load;
 mod logs;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod overload;
 mod pool;
 mod preload;
@@ -58,6 +60,8 @@ fn main() {
         limits::trials(),
         load::trials(),
         logs::trials(),
+        #[cfg(feature = "metrics")]
+        metrics::trials(),
         overload::trials(),
         pool::trials(),
         preload::trials(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use taskfork::{Client, ServerStatus};
 
-use crate::support::processes::{Program, is_gone, signal};
+use crate::support::processes::{Program, children, is_gone, signal};
 use crate::support::{address_in, roles, trials, until};
 
 trials! {
@@ -103,6 +103,9 @@ async fn a_new_server_that_does_not_come_up_leaves_the_old_one() {
     let another = Client::builder().address(&address).build().unwrap();
     assert_ne!(another.call::<u32>("pid", ()).await.unwrap(), first);
     assert!(!is_gone(program.pid()));
+    // It tells of itself again, and has buried the one that failed.
+    until("the server's own status", || server_at(folder.path()) == Some(program.pid())).await;
+    until("no corpse", || children(program.pid()).into_iter().all(|pid| !is_gone(pid))).await;
 }
 
 /// A server that finds its socket as systemd passes it.

@@ -163,6 +163,7 @@ async fn a_setup_that_fails_is_tried_again_later_and_later() {
     let lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
     let _program = Program::new(child);
     let mut told = lines.map(Result::unwrap).filter(|line| line.contains("a spare worker failed"));
+    let began = std::time::Instant::now();
     // Read from for as long as the server may write.
     let pauses: Vec<String> = told
         .by_ref()
@@ -174,10 +175,14 @@ async fn a_setup_that_fails_is_tried_again_later_and_later() {
         })
         .collect();
     assert_eq!(pauses, ["0.1 seconds", "0.2 seconds", "0.4 seconds", "0.8 seconds"]);
+    // The first three of them have passed before the fourth was told.
+    assert!(began.elapsed() >= Duration::from_millis(650), "{:?}", began.elapsed());
     // Meanwhile a caller is told why.
     let client = Client::builder().address(&address).max_workers(1).build().unwrap();
     let error = client.call::<u32>("pid", ()).await.unwrap_err().to_string();
     assert!(error.contains("setup exception: no licence"), "{error}");
     let status = ServerStatus::read(folder.path().join("s.status")).unwrap();
     assert!(status.deaths["setup_failed"] >= 4, "{status:?}");
+    // Three at first, then one at a time, and one for the caller.
+    assert!(status.forked <= 3 + 4 + 1, "{status:?}");
 }

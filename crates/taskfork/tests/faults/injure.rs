@@ -83,6 +83,14 @@ impl Injuries {
                 *server = Program::start(path);
                 ("server restarted", 100)
             }
+            (94..97, _) if server.refuse_forks(true) => {
+                // Workers die meanwhile, so that some are wanted.
+                worker.into_iter().for_each(|worker| signal(worker, libc::SIGKILL));
+                let while_refused = Duration::from_millis(self.random.u64(5..=100));
+                tokio::time::sleep(while_refused).await;
+                server.refuse_forks(false);
+                ("forks refused", 20)
+            }
             _ => ("nothing", 30),
         };
         *self.counts.entry(what).or_default() += 1;

@@ -121,6 +121,11 @@ impl Counts {
             },
             Error::Call { error: CallError::Setup { .. }, .. } => "setup failed",
             Error::Call { error: CallError::Dropped { .. }, .. } => "dropped behind another",
+            Error::Call { error: CallError::Interface(own), .. }
+                if what == "child" && own.to_string().contains("os error 11") =>
+            {
+                "could not fork either"
+            }
             _ => "",
         };
         self.check_that(!kind.is_empty(), &format!("{what}: {error:?}"));

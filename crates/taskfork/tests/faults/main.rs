@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
+mod cgroup;
 mod injure;
 mod load;
 mod server;

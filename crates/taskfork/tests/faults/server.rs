@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::cgroup::Cgroup;
 use taskfork::{BoxError, Limit, Methods, Server, ServerError};
 
 const ADDRESS: &str = "TASKFORK_FAULT_ADDRESS";
@@ -60,6 +61,7 @@ pub(crate) fn plays() -> bool {
 
 pub(crate) struct Program {
     child: Option<Child>,
+    cgroup: Option<Cgroup>,
 }
 
 impl Program {
@@ -80,7 +82,7 @@ impl Program {
             });
         }
         let child = command.spawn().unwrap();
-        let program = Self { child: Some(child) };
+        let program = Self { cgroup: Cgroup::of(child.id()), child: Some(child) };
         while std::os::unix::net::UnixStream::connect(path).is_err() {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -89,6 +91,12 @@ impl Program {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
+    }
+
+    /// Has the kernel refuse every fork of the server, or not any more; tells whether that can be
+    /// done here.
+    pub(crate) fn refuse_forks(&self, refuse: bool) -> bool {
+        self.cgroup.as_ref().is_some_and(|cgroup| cgroup.allow(if refuse { "1" } else { "max" }))
     }
 
     pub(crate) fn signal(&self, signal: i32) {
@@ -103,6 +111,14 @@ impl Program {
 
     /// Kills it, and waits until its workers are gone as well.
     pub(crate) fn kill(&mut self) {
+        // If it has just been killed as well, nobody can see to what workers have started.
+        let guarded = |&pid: &u32| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.starts_with(b"taskfork-guardian:"))
+        };
+        while !super::children(self.pid()).iter().any(guarded) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let workers = super::children(self.pid());
         self.signal(libc::SIGKILL);
         self.child.take().unwrap().wait().unwrap();

@@ -91,6 +91,8 @@ pub(crate) fn plays() -> bool {
         ["fork_and_call"] => fork_and_call(),
         #[cfg(feature = "tracing")]
         ["listen_at_info"] => crate::spans::listen_at_info(),
+        #[cfg(feature = "metrics")]
+        ["record", address, status] => crate::metrics::record(address, status),
         ["serve_with_a_child"] => crate::limits::serve_with_a_child(),
         ["call_and_stop", address, server] => {
             crate::limits::call_and_stop(address, server.parse().unwrap());

@@ -1,0 +1,153 @@
+//! What a client counts.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::core::lock;
+use super::metrics::{Metrics, Stopwatch};
+use super::pool::Counts;
+use super::step::Ending;
+use crate::error::End;
+
+/// How many workers and checkouts a client has, and what has become of those that it had.
+///
+/// ```no_run
+/// # fn example(client: taskfork::Client) {
+/// let stats = client.stats();
+/// let mean = stats.seconds_waited / stats.checkouts.max(1) as f64;
+/// println!("{} wait; a checkout took {mean} seconds to get a worker", stats.queued);
+/// # }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Workers in nobody's hands.
+    pub idle: usize,
+    /// Workers held by a checkout.
+    pub busy: usize,
+    /// Connections being made.
+    pub connecting: usize,
+    /// Checkouts that wait for a worker.
+    pub queued: usize,
+    /// How many checkouts have got a worker.
+    pub checkouts: u64,
+    /// For how many seconds they have waited for it, all together.
+    pub seconds_waited: f64,
+    /// For how many seconds one of them has waited at most.
+    pub longest_wait: f64,
+    /// How many checkouts were refused, or lost their places in the queue, because too many waited.
+    pub refused: u64,
+    /// How many calls workers have answered, errors included.
+    pub calls: u64,
+    /// How many workers have been connected.
+    pub connected: u64,
+    /// How many workers have been lost, by cause: `finished` (its server wanted it, or it had served
+    /// enough), `exited`, `signaled`, `killed` (by its server), `timed_out`, `cancelled` (nobody
+    /// waited for its call any more), `closed` (the connection ended without a word), `protocol`.
+    pub deaths: BTreeMap<String, u64>,
+}
+
+/// Counts what happens.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    checkouts: AtomicU64,
+    nanoseconds_waited: AtomicU64,
+    longest_wait: AtomicU64,
+    refused: AtomicU64,
+    calls: AtomicU64,
+    connected: AtomicU64,
+    deaths: Mutex<BTreeMap<&'static str, u64>>,
+    metrics: Metrics,
+}
+
+impl Tally {
+    pub(crate) fn new(client: &str) -> Self {
+        Self {
+            checkouts: AtomicU64::new(0),
+            nanoseconds_waited: AtomicU64::new(0),
+            longest_wait: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            connected: AtomicU64::new(0),
+            deaths: Mutex::default(),
+            metrics: Metrics::new(client),
+        }
+    }
+
+    /// A checkout has got its first worker.
+    pub(crate) fn served(&self, waited: Duration) {
+        self.checkouts.fetch_add(1, Relaxed);
+        let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds_waited.fetch_add(nanoseconds, Relaxed);
+        self.longest_wait.fetch_max(nanoseconds, Relaxed);
+        self.metrics.waited(waited);
+    }
+
+    pub(crate) fn refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
+        self.metrics.refused();
+    }
+
+    /// A worker has answered.
+    pub(crate) fn answered(&self, method: Option<&str>, began: &Stopwatch, failed: bool) {
+        self.calls.fetch_add(1, Relaxed);
+        self.metrics.answered(method, began, failed);
+    }
+
+    pub(crate) fn connected(&self) {
+        self.connected.fetch_add(1, Relaxed);
+        self.metrics.connected();
+    }
+
+    pub(crate) fn died(&self, cause: &'static str) {
+        *lock(&self.deaths).entry(cause).or_default() += 1;
+        self.metrics.died(cause);
+    }
+
+    /// Shows how things are; gives how soon to do so again, if at all.
+    pub(crate) fn show(&self, counts: Counts) -> Option<Duration> {
+        self.metrics.show(counts)
+    }
+
+    pub(crate) fn stats(&self, counts: Counts) -> Stats {
+        let seconds = |nanoseconds: &AtomicU64| nanoseconds.load(Relaxed) as f64 / 1e9;
+        let deaths = lock(&self.deaths);
+        Stats {
+            idle: counts.idle,
+            busy: counts.busy,
+            connecting: counts.connecting,
+            queued: counts.queued,
+            checkouts: self.checkouts.load(Relaxed),
+            seconds_waited: seconds(&self.nanoseconds_waited),
+            longest_wait: seconds(&self.longest_wait),
+            refused: self.refused.load(Relaxed),
+            calls: self.calls.load(Relaxed),
+            connected: self.connected.load(Relaxed),
+            deaths: deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count)).collect(),
+        }
+    }
+}
+
+/// The causes that are the client's own.
+pub(crate) const CANCELLED: &str = "cancelled";
+pub(crate) const TIMED_OUT: &str = "timed_out";
+
+/// How the end of a connection is counted.
+pub(crate) fn cause(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::Told(notice) if notice.timed_out => TIMED_OUT,
+        Ending::Told(notice) if notice.reason.is_some() => "killed",
+        Ending::Told(notice) => match notice.end {
+            End::Exited(0) => "finished",
+            End::Exited(_) => "exited",
+            End::Signaled(_) => "signaled",
+            End::Unknown => "closed",
+        },
+        Ending::Closed | Ending::Unread => "closed",
+        Ending::Broken(_) => "protocol",
+    }
+}
