@@ -1,34 +1,99 @@
-//! A server for trying faults by hand and from other programs:
+//! A server for trying faults and options by hand and from other programs:
 //!
 //! ```text
 //! cargo run --example playground -- unix:/tmp/playground.sock
 //! cargo run --example playground -- tcp:127.0.0.1:4000 --name faults --hung-after 2.5
+//! cargo run --example playground -- unix:/tmp/playground.sock --spare-workers 2 --max-calls 10
+//! cargo run --example playground -- --help
 //! ```
 
-use std::process::ExitCode;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use taskfork::{Arguments, BoxError, Methods, Server, Value};
+use clap::Parser;
+use taskfork::{
+    Arguments, BoxError, Limit, Methods, Server, ServerBuilder, Stderr, Value, context, logger,
+};
 
-const USAGE: &str = "usage: playground ADDRESS [--name NAME] [--hung-after SECONDS]";
+/// A server whose methods fail, hang, die and leak on demand.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Where to listen: unix:PATH, tcp:HOST:PORT or fd:NUMBER
+    address: String,
+    /// The name in `ps` and in logs
+    #[arg(long, default_value = "playground")]
+    name: String,
+    /// Kill workers that have been in one call for longer than this [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
+    hung_after: Option<Duration>,
+    /// How long running checkouts may go on at a shutdown [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
+    shutdown_grace: Option<Duration>,
+    /// Keep so many workers forked and set up before anybody wants them
+    #[arg(long, default_value_t = 0)]
+    spare_workers: usize,
+    /// The most workers for all clients together [default: 16384]
+    #[arg(long)]
+    max_workers: Option<usize>,
+    /// Replace workers after so many calls
+    #[arg(long)]
+    max_calls: Option<u64>,
+    /// Replace workers at this age
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
+    max_age: Option<Duration>,
+    /// End workers that nobody has used for so long
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
+    max_idle: Option<Duration>,
+    /// Replace workers that occupy more than this after a checkout
+    #[arg(long, value_name = "MEBIBYTES")]
+    max_memory: Option<u64>,
+    /// Limit what each worker may use: address-space, cpu-time, open-files, core-size or processes
+    #[arg(long, value_name = "NAME=VALUE", value_parser = limit_of)]
+    limit: Vec<(Limit, u64)>,
+    /// The niceness of workers
+    #[arg(long, allow_hyphen_values = true)]
+    niceness: Option<i32>,
+    /// How soon the kernel chooses a worker when memory runs out, -1000 to 1000
+    #[arg(long, allow_hyphen_values = true)]
+    oom_score_adj: Option<i32>,
+    /// Load a table of this size once, for all workers
+    #[arg(long, value_name = "MEBIBYTES", default_value_t = 0)]
+    preload: usize,
+    /// How long the setup of a worker takes
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_of, default_value = "0")]
+    setup_takes: Duration,
+    /// Have the setup of every worker fail with this message
+    #[arg(long, value_name = "MESSAGE")]
+    setup_fails: Option<String>,
+    /// Where the server tells of itself [default: beside the listener, with .status behind it]
+    #[arg(long, value_name = "PATH")]
+    status_socket: Option<PathBuf>,
+    /// Leave workers the server's own standard error
+    #[arg(long)]
+    inherit_stderr: bool,
+    /// The permissions of the socket's file, in octal [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = mode_of)]
+    socket_mode: Option<u32>,
+    /// The most bytes of one message [default: 67108864]
+    #[arg(long, value_name = "BYTES")]
+    max_frame: Option<usize>,
+    /// How long a client may stop in the middle of a message [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
+    stall_timeout: Option<Duration>,
+}
 
 /// What a worker remembers.
-#[derive(Default)]
 struct Worker {
     checkouts: u64,
     leaked: Vec<Vec<u8>>,
-}
-
-struct Options {
-    address: String,
-    name: String,
-    hung_after: Option<Duration>,
+    table: &'static [u8],
 }
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    match options().and_then(|options| serve(&options)) {
+    match serve(Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("playground: {error}");
@@ -37,41 +102,40 @@ fn main() -> ExitCode {
     }
 }
 
-fn options() -> Result<Options, BoxError> {
-    let mut options =
-        Options { address: String::new(), name: "playground".to_owned(), hung_after: None };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or(format!("{argument} needs a value; {USAGE}"));
-        match argument.as_str() {
-            "--name" => options.name = value()?,
-            "--hung-after" => options.hung_after = Some(hung_after(&value()?)?),
-            address if options.address.is_empty() && !address.starts_with("--") => {
-                options.address = argument;
-            }
-            other => return Err(format!("unknown argument {other}; {USAGE}").into()),
-        }
-    }
-    if options.address.is_empty() {
-        return Err(USAGE.into());
-    }
-    Ok(options)
-}
-
-fn hung_after(text: &str) -> Result<Duration, BoxError> {
-    let number: f64 = text
-        .parse()
-        .map_err(|_| format!("--hung-after takes a number of seconds, not `{text}`; {USAGE}"))?;
+fn seconds_of(text: &str) -> Result<Duration, BoxError> {
+    let number: f64 = text.parse().map_err(|_| "it is not a number of seconds")?;
     seconds(number)
 }
 
-fn serve(options: &Options) -> Result<(), BoxError> {
-    let mut server = Server::builder().listen(&options.address).name(&options.name);
-    if let Some(hung_after) = options.hung_after {
-        server = server.hung_worker_timeout(hung_after);
-    }
-    server
-        .setup(|| Ok::<_, BoxError>(Worker::default()))
+fn mode_of(text: &str) -> Result<u32, BoxError> {
+    Ok(u32::from_str_radix(text, 8)?)
+}
+
+fn limit_of(text: &str) -> Result<(Limit, u64), BoxError> {
+    let (name, value) = text.split_once('=').ok_or("it is not NAME=VALUE")?;
+    let limit = match name {
+        "address-space" => Limit::AddressSpace,
+        "cpu-time" => Limit::CpuTime,
+        "open-files" => Limit::OpenFiles,
+        "core-size" => Limit::CoreSize,
+        "processes" => Limit::Processes,
+        _ => return Err(format!("there is no limit `{name}`").into()),
+    };
+    Ok((limit, value.parse()?))
+}
+
+fn serve(options: Options) -> Result<(), BoxError> {
+    let (mebibytes, takes, fails) =
+        (options.preload, options.setup_takes, options.setup_fails.clone());
+    describe(options)
+        .preload(move || touched(mebibytes))
+        .setup(move |table| {
+            thread::sleep(takes);
+            match &fails {
+                Some(message) => Err(BoxError::from(message.clone())),
+                None => Ok(Worker { checkouts: 0, leaked: Vec::new(), table }),
+            }
+        })
         .checkout_done(|worker: &mut Worker| {
             worker.checkouts += 1;
             Ok::<_, BoxError>(())
@@ -79,6 +143,45 @@ fn serve(options: &Options) -> Result<(), BoxError> {
         .interface(methods())
         .run()?;
     Ok(())
+}
+
+/// The server with all options that were given.
+fn describe(options: Options) -> ServerBuilder {
+    let mut server = Server::builder()
+        .listen(&*options.address)
+        .name(options.name)
+        .spare_workers(options.spare_workers)
+        .max_calls(options.max_calls)
+        .max_age(options.max_age)
+        .max_idle(options.max_idle)
+        .max_memory(options.max_memory.map(|mebibytes| mebibytes << 20));
+    if options.inherit_stderr {
+        server = server.stderr(Stderr::Inherit);
+    }
+    for (limit, value) in options.limit {
+        server = server.limit(limit, value);
+    }
+    server = given(server, options.hung_after, ServerBuilder::hung_worker_timeout);
+    server = given(server, options.shutdown_grace, ServerBuilder::shutdown_grace);
+    server = given(server, options.max_workers, ServerBuilder::max_workers);
+    server = given(server, options.niceness, ServerBuilder::niceness);
+    server = given(server, options.oom_score_adj, ServerBuilder::oom_score_adj);
+    server = given(server, options.status_socket, ServerBuilder::status_socket);
+    server = given(server, options.socket_mode, ServerBuilder::socket_mode);
+    server = given(server, options.max_frame, ServerBuilder::max_frame);
+    given(server, options.stall_timeout, ServerBuilder::stall_timeout)
+}
+
+/// Sets what was given.
+fn given<T>(
+    server: ServerBuilder,
+    value: Option<T>,
+    set: impl FnOnce(ServerBuilder, T) -> ServerBuilder,
+) -> ServerBuilder {
+    match value {
+        Some(value) => set(server, value),
+        None => server,
+    }
 }
 
 fn methods() -> Methods<Worker> {
@@ -134,6 +237,29 @@ fn faults(methods: Methods<Worker>) -> Methods<Worker> {
                 thread::park();
             }
         })
+        .function("until_cancelled", || -> Result<(), BoxError> {
+            while !context().is_cancelled() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err("asked to stop at the deadline".into())
+        })
+        .function("child", |time: f64| {
+            let child = Command::new("sleep").arg(time.to_string()).spawn()?;
+            Ok(child.id())
+        })
+        .function("daemon", |time: f64| {
+            let script = format!("setsid sleep {time} >/dev/null & echo $!");
+            let output = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).output()?;
+            Ok(String::from_utf8(output.stdout)?.trim().parse::<u32>()?)
+        })
+        .function("complain", |text: String| {
+            eprintln!("{text}");
+            Ok(())
+        })
+        .function("log", |text: String| {
+            logger().info(text);
+            Ok(())
+        })
 }
 
 #[allow(unsafe_code, reason = "the fault is the purpose")]
@@ -150,6 +276,9 @@ fn memory(methods: Methods<Worker>) -> Methods<Worker> {
         .method("leak", |worker: &mut Worker, mebibytes: usize| {
             worker.leaked.push(touched(mebibytes)?);
             Ok(worker.leaked.iter().map(Vec::len).sum::<usize>())
+        })
+        .method("table", |worker: &mut Worker, index: usize| {
+            Ok((worker.table.len(), worker.table.get(index).copied()))
         })
         .function("blob", |bytes: usize| {
             let mut blob = Vec::new();

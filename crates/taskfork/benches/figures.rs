@@ -24,7 +24,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use pool::{CheckedOut, Limits, Overload, Pool, Released};
-use taskfork::{Client, Methods, Server, ServerBuilder, ServerError};
+use taskfork::{BoxError, Client, Methods, Server, ServerBuilder, ServerError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
@@ -56,6 +56,7 @@ fn main() {
         pool_work("pool_10_waiting", 10),
         pool_work("pool_100000_waiting", 100_000),
         new_worker,
+        dead_client(),
     ];
     for Figure { name, ratio, goal } in figures {
         println!("{name} ratio {ratio:.2} goal {goal}");
@@ -69,7 +70,15 @@ struct Figure {
 }
 
 fn echo(server: ServerBuilder) -> Result<(), ServerError> {
-    server.interface(Methods::new().function("echo", |text: String| Ok(text))).run()
+    let methods = Methods::new()
+        .function("echo", |text: String| Ok(text))
+        .function("pid", || Ok(std::process::id()))
+        .function("spin", || -> Result<(), BoxError> {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+    server.interface(methods).run()
 }
 
 /// The median of each series, and of the ratios of neighbours.
@@ -236,7 +245,7 @@ fn new_worker() -> Figure {
             }
             let call = start.elapsed() / BATCH as u32;
             drop(checkouts);
-            no_children(server.pid()).await;
+            no_children(server.pid(), 1).await;
 
             let mut connections = Vec::with_capacity(BATCH);
             let start = Instant::now();
@@ -249,7 +258,7 @@ fn new_worker() -> Figure {
             }
             pairs.push((call, start.elapsed() / BATCH as u32));
             drop(connections);
-            no_children(role.0.id()).await;
+            no_children(role.0.id(), 0).await;
         }
         pairs
     });
@@ -257,10 +266,38 @@ fn new_worker() -> Figure {
     compare("new_worker", 2.0, pairs)
 }
 
-/// Waits until a process has no children.
-async fn no_children(pid: u32) {
+/// From the moment that a client closes its connection until the worker that was busy for it is no
+/// more, as a part of ten milliseconds.
+fn dead_client() -> Figure {
+    const FLOOR: Duration = Duration::from_millis(10);
+    let server = Server::spawn("echo").unwrap();
+    let pairs = runtime().block_on(async {
+        let mut pairs = Vec::new();
+        for _ in 0..100 {
+            let client = Client::builder().address(server.address()).max_workers(1);
+            let client = client.min_workers(0).build().unwrap();
+            let checkout = client.checkout();
+            let pid: u32 = checkout.call("pid", ()).await.unwrap();
+            let spinning = checkout.call::<()>("spin", ());
+            let sent = tokio::time::timeout(Duration::from_millis(5), spinning).await;
+            assert!(sent.is_err(), "it spins for ever");
+            let start = Instant::now();
+            drop((checkout, client));
+            // The driver is to see that, and this is its thread.
+            while std::fs::exists(format!("/proc/{pid}/fd/0")).unwrap() {
+                tokio::task::yield_now().await;
+            }
+            pairs.push((start.elapsed(), FLOOR));
+        }
+        pairs
+    });
+    compare("dead_client", 1.0, pairs)
+}
+
+/// Waits until a process has no more children than these: a server has its guardian.
+async fn no_children(pid: u32, but: usize) {
     let children = format!("/proc/{pid}/task/{pid}/children");
-    while !std::fs::read_to_string(&children).unwrap().is_empty() {
+    while std::fs::read_to_string(&children).unwrap().split_whitespace().count() > but {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

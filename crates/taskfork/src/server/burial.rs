@@ -12,7 +12,7 @@ use crate::error::End;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT};
 use crate::wire::notice::{self, DeathNotice};
-use crate::worker::scoreboard::{Phase, Slot};
+use crate::worker::scoreboard::{Phase, Retirement, Slot};
 
 /// The causes of deaths, as they are counted.
 pub(super) mod cause {
@@ -26,6 +26,10 @@ pub(super) mod cause {
     pub(in crate::server) const EXITED: &str = "exited";
     pub(in crate::server) const SIGNALED: &str = "signaled";
     pub(in crate::server) const SETUP_FAILED: &str = "setup_failed";
+    pub(in crate::server) const MAX_AGE: &str = "max_age";
+    pub(in crate::server) const MAX_IDLE: &str = "max_idle";
+    pub(in crate::server) const MAX_CALLS: &str = "max_calls";
+    pub(in crate::server) const MAX_MEMORY: &str = "max_memory";
 }
 
 /// What is left of a worker.
@@ -75,12 +79,22 @@ impl News {
 /// more to say.
 pub(super) fn why(
     end: End,
+    retirement: Option<Retirement>,
     starved: bool,
     limits: &WorkerLimits,
     out_of_memory: &OutOfMemory,
 ) -> (&'static str, &'static str) {
     let signal = match end {
-        End::Exited(0) => return (cause::FINISHED, ""),
+        End::Exited(0) => {
+            let cause = match retirement {
+                Some(Retirement::Age) => cause::MAX_AGE,
+                Some(Retirement::Idleness) => cause::MAX_IDLE,
+                Some(Retirement::Calls) => cause::MAX_CALLS,
+                Some(Retirement::Memory) => cause::MAX_MEMORY,
+                Some(Retirement::Shutdown) | None => cause::FINISHED,
+            };
+            return (cause, "");
+        }
         End::Signaled(signal) => Signal::from_named_raw(signal),
         _ => return (cause::EXITED, ""),
     };
@@ -98,13 +112,11 @@ pub(super) fn why(
 
 /// One line a death.
 pub(super) fn log_end(worker: u64, pid: u32, end: End, phase: Phase, reason: Option<&str>) {
-    let during = phase.activity();
+    let during = phase.activity().map(|during| format!(" {during}")).unwrap_or_default();
     match (end, reason) {
         (End::Exited(0), None) => tracing::debug!(worker, pid, "a worker ended"),
-        (_, Some(reason)) => {
-            tracing::warn!(worker, pid, ?end, ?during, "a worker ended: {reason}");
-        }
-        (_, None) => tracing::warn!(worker, pid, ?end, ?during, "a worker ended"),
+        (_, Some(reason)) => tracing::warn!(worker, pid, "a worker {end}{during}: {reason}"),
+        (_, None) => tracing::warn!(worker, pid, "a worker {end}{during}"),
     }
 }
 

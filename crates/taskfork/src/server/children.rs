@@ -17,7 +17,7 @@ use crate::display::seconds;
 use crate::error::End;
 use crate::sys;
 use crate::wire::notice::DeathNotice;
-use crate::worker::scoreboard::{Order, Phase, Slot, View, now};
+use crate::worker::scoreboard::{Order, Phase, Retirement, Slot, View, now};
 
 /// A worker process as its server knows it.
 #[derive(Debug)]
@@ -242,15 +242,15 @@ impl Child {
         if self.leaving {
             return None;
         }
-        let age = recycling.age_of(self.number).map(|age| self.born + age);
+        let age = recycling.age_of(self.number).map(|age| (self.born + age, Retirement::Age));
         let view = self.slot.view();
         // One that is at work may be idle just after this, and is due at the earliest then.
         let since = if view.phase == Phase::Idle { view.since } else { now };
-        let idle = recycling.max_idle.map(|idle| since + idle);
-        let due = [age, idle].into_iter().flatten().min()?;
+        let idle = recycling.max_idle.map(|idle| (since + idle, Retirement::Idleness));
+        let (due, why) = [age, idle].into_iter().flatten().min_by_key(|(due, _)| *due)?;
         if due <= now {
-            tracing::debug!(worker = self.number, pid = self.pid(), "a worker is to be replaced");
-            self.retire();
+            tracing::debug!(worker = self.number, pid = self.pid(), "replaced for its {why:?}");
+            self.retire(why);
             return None;
         }
         Some(due - now)
@@ -279,9 +279,9 @@ impl Child {
     }
 
     /// Has the worker leave as soon as it is in nobody's hands.
-    pub(crate) fn retire(&mut self) {
+    pub(crate) fn retire(&mut self, why: Retirement) {
         self.leaving = true;
-        self.slot.retire_when_idle();
+        self.slot.retire_when_idle(why);
         let view = self.slot.view();
         if matches!(view.phase, Phase::Greeting | Phase::Idle | Phase::Spare)
             && self.slot.order(view, Order::Retired)
@@ -320,7 +320,8 @@ impl Child {
             let (cause, reason) = match self.post.told() {
                 Some(failure) => (cause::SETUP_FAILED, failure),
                 None => {
-                    let (cause, reason) = why(end, starved, limits, out_of_memory);
+                    let left = self.slot.retirement();
+                    let (cause, reason) = why(end, left, starved, limits, out_of_memory);
                     (cause, reason.to_owned())
                 }
             };

@@ -28,7 +28,7 @@ use super::status::{StatusSocket, Tally};
 use super::stderr::Shown;
 use crate::sys::{self, ThreadCount};
 use crate::worker::Seat;
-use crate::worker::scoreboard::{Scoreboard, now};
+use crate::worker::scoreboard::{Retirement, Scoreboard, now};
 
 const SIGNALS: u64 = 0;
 const LISTENER: u64 = 1;
@@ -388,7 +388,7 @@ impl EventLoop {
         self.listener = None;
         self.mode = Mode::Draining(Instant::now() + self.options.shutdown_grace);
         for child in self.children.values_mut() {
-            child.retire();
+            child.retire(Retirement::Shutdown);
         }
     }
 

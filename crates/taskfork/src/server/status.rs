@@ -40,7 +40,8 @@ pub struct ServerStatus {
     /// How many connections were refused for want of a worker.
     pub refused: u64,
     /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
-    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares).
+    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), and those
+    /// that were replaced: `max_calls`, `max_age`, `max_idle`, `max_memory`.
     pub deaths: BTreeMap<String, u64>,
     /// Those that live, by their numbers.
     pub workers: Vec<WorkerStatus>,

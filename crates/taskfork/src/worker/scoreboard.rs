@@ -193,6 +193,22 @@ pub(crate) struct Slot {
     index: usize,
 }
 
+/// Why a worker leaves that has done nothing wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Retirement {
+    /// The server shuts down.
+    Shutdown = 1,
+    Age = 2,
+    Idleness = 3,
+    Calls = 4,
+    Memory = 5,
+}
+
+impl Retirement {
+    const ALL: [Self; 5] = [Self::Shutdown, Self::Age, Self::Idleness, Self::Calls, Self::Memory];
+}
+
 /// The server wants the worker to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -236,9 +252,15 @@ impl Slot {
         self.words[CLIENT_GONE].store(1, SeqCst);
     }
 
-    /// Server: the worker is to leave when its checkout is done.
-    pub(crate) fn retire_when_idle(&self) {
-        self.words[RETIRE].store(1, SeqCst);
+    /// Server: the worker is to leave when its checkout is done. Worker: it does, for this reason.
+    pub(crate) fn retire_when_idle(&self, why: Retirement) {
+        self.words[RETIRE].store(why as u64, SeqCst);
+    }
+
+    /// Server: why the worker leaves or has left, if it was for one of these.
+    pub(crate) fn retirement(&self) -> Option<Retirement> {
+        let code = self.words[RETIRE].load(SeqCst);
+        Retirement::ALL.into_iter().find(|&why| why as u64 == code)
     }
 
     /// Server: when the call that runs is to be ended.

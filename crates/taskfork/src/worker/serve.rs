@@ -14,7 +14,7 @@ use super::fault::{Fault, guarded};
 use super::interface::{Interface, Request};
 use super::notes::{self, Notes, Wanted};
 use super::panic::remember_places;
-use super::scoreboard::{Order, Phase, Slot, now};
+use super::scoreboard::{Order, Phase, Retirement, Slot, now};
 use crate::context;
 use crate::error::Failure;
 use crate::sys::{self, Received};
@@ -230,7 +230,8 @@ impl<S: 'static> Worker<'_, S> {
             self.become_idle()?;
             // Until a checkout is done, the worker is in one client's hands.
             while !self.serve_message(connection)? {}
-            if self.is_worn_out() {
+            if let Some(why) = self.wears_out() {
+                self.slot.retire_when_idle(why);
                 // Whoever sends a call now learns that it has not been begun.
                 self.slot.enter(Phase::Retired)?;
                 return Err(Leave::Quietly);
@@ -263,9 +264,12 @@ impl<S: 'static> Worker<'_, S> {
         Ok(())
     }
 
-    fn is_worn_out(&self) -> bool {
-        self.limits.max_calls.is_some_and(|most| self.slot.view().calls >= most)
-            || self.limits.max_memory.is_some_and(|most| sys::resident_bytes() > most)
+    fn wears_out(&self) -> Option<Retirement> {
+        if self.limits.max_calls.is_some_and(|most| self.slot.view().calls >= most) {
+            return Some(Retirement::Calls);
+        }
+        let grown = self.limits.max_memory.is_some_and(|most| sys::resident_bytes() > most);
+        grown.then_some(Retirement::Memory)
     }
 
     fn become_idle(&self) -> Result<(), Leave> {

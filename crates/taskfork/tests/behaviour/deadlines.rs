@@ -18,6 +18,7 @@ trials! {
     the_error_says_where_it_hung,
     a_worker_hung_by_the_servers_measure_says_so_too,
     a_worker_that_cannot_tell_is_killed_all_the_same,
+    a_worker_that_hangs_while_it_allocates_tells_where,
     a_late_alarm_does_not_reach_the_next_call,
     a_worker_that_knows_no_deadline_is_given_up,
 }
@@ -59,6 +60,18 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
         .function("hang", || {
             hang_in_this_function();
             Ok(())
+        })
+        .function("allocate_for_ever", || -> Result<(), BoxError> {
+            // SAFETY: what is allocated is freed.
+            #[allow(unsafe_code)]
+            unsafe {
+                loop {
+                    // Of all sizes, so that most of the time is spent with malloc's lock held.
+                    let blocks: [_; 8] = std::array::from_fn(|place| libc::malloc(5000 << place));
+                    std::hint::black_box(&blocks);
+                    blocks.into_iter().for_each(|block| libc::free(block));
+                }
+            }
         })
         .function("block_signals", || -> Result<(), BoxError> {
             // SAFETY: plain settings of this process.
@@ -170,6 +183,29 @@ async fn a_worker_that_cannot_tell_is_killed_all_the_same() {
         panic!("{error:?}")
     };
     assert_eq!(death.hung.as_ref().unwrap().stack, None);
+}
+
+async fn a_worker_that_hangs_while_it_allocates_tells_where() {
+    let (_server, client) = start("deadlines");
+    let hung: Vec<_> = (0..8)
+        .map(|_| client.checkout().timeout(Duration::from_millis(300)))
+        .map(|checkout| checkout.call::<()>("allocate_for_ever", ()))
+        .collect();
+    let mut told = 0;
+    for call in hung {
+        match call.await.unwrap_err() {
+            Error::Fatal {
+                cause: FatalError::TimedOut { stage: Stage::Running, hung, .. },
+                ..
+            } => {
+                told += usize::from(hung.is_some_and(|hung| hung.stack.is_some()));
+            }
+            // It waited for a worker that long.
+            Error::Fatal { cause: FatalError::TimedOut { stage: Stage::Waiting, .. }, .. } => {}
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(told, 4, "each of the four workers tells, whatever lock it holds");
 }
 
 async fn a_late_alarm_does_not_reach_the_next_call() {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use taskfork::{Activity, Death, End, Error, FatalError};
+use taskfork::{Activity, Client, Death, End, Error, FatalError};
 
-use crate::support::processes::{children, is_alive, signal};
-use crate::support::{start, start_with, trials, until};
+use crate::support::processes::{Program, children, is_alive, signal};
+use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
     a_death_in_a_call_says_how_and_of_whom,
@@ -22,6 +22,7 @@ trials! {
     a_worker_below_the_limit_is_not_hung,
     a_worker_whose_client_times_out_is_killed_inside_its_call,
     what_a_worker_started_dies_with_it,
+    the_server_logs_one_line_a_death,
 }
 
 fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
@@ -234,4 +235,35 @@ async fn what_a_worker_started_dies_with_it() {
     assert!(is_alive(grandchild));
     checkout.call::<()>("abort", ()).await.unwrap_err();
     until("the end of what it started", || crate::support::processes::is_gone(grandchild)).await;
+}
+
+async fn the_server_logs_one_line_a_death() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = roles::command(&["serve_logging", &address_in(&folder)]);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let program = Program::new(child);
+    let client = Client::builder().address(address_in(&folder)).max_workers(1).build().unwrap();
+    let mut pids = Vec::new();
+    for (method, arguments) in [("abort", None), ("exit", Some(3)), ("hang", None)] {
+        let checkout = client.checkout();
+        pids.push(checkout.call::<u32>("pid", ()).await.unwrap());
+        let checkout = checkout.timeout(Duration::from_millis(100));
+        let ended = match arguments {
+            Some(argument) => checkout.call::<()>(method, (argument,)).await,
+            None => checkout.call::<()>(method, ()).await,
+        };
+        ended.unwrap_err();
+    }
+    drop(client);
+    signal(program.pid(), libc::SIGTERM);
+    assert!(program.end().await.success());
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut stderr, &mut text).unwrap();
+    let ends = ["was killed by SIGABRT", "exited with status 3", "its call's time was over"];
+    for (pid, end) in pids.into_iter().zip(ends) {
+        let lines = text.lines().filter(|line| !line.starts_with('['));
+        let about: Vec<_> = lines.filter(|line| line.contains(&format!("pid={pid}"))).collect();
+        assert!(about.len() == 1 && about[0].contains(end), "{pid}: {about:#?} in {text}");
+    }
 }

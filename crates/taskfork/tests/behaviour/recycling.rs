@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use taskfork::{Client, Error, FatalError, Server, Value};
+use taskfork::{Client, Error, FatalError, Server, ServerStatus, Value};
 
 use crate::support::processes::{children, is_gone};
-use crate::support::{start, start_with, trials, until};
+use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
     a_worker_is_replaced_after_max_calls_and_its_checkout,
@@ -15,6 +15,7 @@ trials! {
     an_idle_worker_ends,
     a_worker_that_has_grown_is_replaced,
     more_clients_than_workers_are_told_and_served_in_turn,
+    replaced_workers_are_counted_by_reason,
     a_server_whose_workers_could_serve_nothing_does_not_start,
 }
 
@@ -110,4 +111,31 @@ async fn more_clients_than_workers_are_told_and_served_in_turn() {
 async fn a_server_whose_workers_could_serve_nothing_does_not_start() {
     let error = Server::spawn("max_calls_none").unwrap_err().to_string();
     assert!(error.contains("the option `max_calls` cannot be so"), "{error}");
+}
+
+async fn replaced_workers_are_counted_by_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = roles::start(&["serve_recycling", &address_in(&folder)]);
+    let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
+    let client = client.build().unwrap();
+    let deaths = || ServerStatus::read(folder.path().join("s.status")).unwrap().deaths;
+    let counted = async |reason: &str| {
+        until(reason, || deaths().get(reason) == Some(&1)).await;
+    };
+    let checkout = client.checkout();
+    for _ in 0..3 {
+        checkout.call::<()>("nothing", ()).await.unwrap();
+    }
+    drop(checkout);
+    counted("max_calls").await;
+    client.call::<()>("leak", (300_u64 << 20,)).await.unwrap();
+    counted("max_memory").await;
+    client.call::<()>("nothing", ()).await.unwrap();
+    counted("max_idle").await;
+    let old = client.checkout();
+    old.call::<()>("sleep", (1500,)).await.unwrap();
+    drop(old);
+    counted("max_age").await;
+    assert_eq!(deaths().values().sum::<u64>(), 4, "{:?}", deaths());
+    drop(program);
 }

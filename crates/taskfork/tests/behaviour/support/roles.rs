@@ -58,6 +58,11 @@ pub(crate) fn plays() -> bool {
             let server = server.stall_timeout(std::time::Duration::from_millis(200));
             print_error(servers::serve(server));
         }
+        ["serve_recycling", address] => {
+            let server = Server::builder().listen(address).max_calls(3).max_memory(200 << 20);
+            let second = std::time::Duration::from_secs(1);
+            print_error(servers::serve(server.max_age(second).max_idle(second / 2)));
+        }
         ["serve_failing_spares", address] => {
             tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
             print_error(crate::spares::failing(Server::builder().listen(address)));
