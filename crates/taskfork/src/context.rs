@@ -57,8 +57,9 @@ impl Context {
     }
 }
 
-/// In a worker: a call begins that has so much time, or it has ended.
-pub(crate) fn set(left: Option<Duration>) {
-    let deadline = left.map_or(0, |left| (now() + left).as_nanos() as u64);
+/// In a worker: a call begins whose time is over then, on the clock of the scoreboard, or it has
+/// ended.
+pub(crate) fn set(deadline: Option<Duration>) {
+    let deadline = deadline.map_or(0, |deadline| deadline.as_nanos() as u64);
     DEADLINE.store(deadline, Ordering::Relaxed);
 }

@@ -58,7 +58,7 @@ pub struct WorkerStatus {
     /// What it does: `spare` (set up and without a client), `greeting`, `setup`, `idle`, `held`
     /// (between two calls of a checkout), `busy`, `answering`, `checkout_done`, `killed`, `leaving`.
     pub state: String,
-    /// For how many seconds.
+    /// For how many seconds; if it is `held` or `answering`, from the beginning of its last call.
     pub seconds: f64,
     /// The method that it runs or has run last, up to 64 bytes of its name.
     pub method: Option<String>,

@@ -69,6 +69,11 @@ impl Phase {
         }
     }
 
+    /// Whether time is counted from its beginning, and not from that of the call before it.
+    fn begins_something(self) -> bool {
+        !matches!(self, Self::Answering | Self::AnsweringAtLength | Self::Held)
+    }
+
     /// Whether user code or a write can keep the worker in this phase for ever.
     pub(crate) fn can_hang(self) -> bool {
         match self {
@@ -91,7 +96,8 @@ pub(crate) struct View {
     pub(crate) phase: Phase,
     /// How many calls it has begun.
     pub(crate) calls: u64,
-    /// When it entered the phase, on the clock of [`now`].
+    /// When it entered the phase, or began the call that it answers or has answered, on the clock of
+    /// [`now`].
     pub(crate) since: Duration,
 }
 
@@ -326,6 +332,11 @@ impl Slot {
 
     /// Worker: enters `phase`, unless the server has decided otherwise.
     pub(crate) fn enter(&self, phase: Phase) -> Result<(), Order> {
+        self.enter_at(phase, phase.begins_something().then(now))
+    }
+
+    /// Worker: the same, with the time that is counted from if another is now.
+    pub(crate) fn enter_at(&self, phase: Phase, since: Option<Duration>) -> Result<(), Order> {
         let state = self.words[STATE].load(SeqCst);
         let (current, calls) = unpack(state);
         match current {
@@ -333,12 +344,14 @@ impl Slot {
             Phase::Retired => return Err(Order::Retired),
             _ => {}
         }
-        self.words[SINCE].store(now().as_nanos() as u64, SeqCst);
+        if let Some(since) = since {
+            self.words[SINCE].store(since.as_nanos() as u64, SeqCst);
+        }
         let calls = calls + u64::from(phase == Phase::Busy);
         match self.words[STATE].compare_exchange(state, pack(phase, calls), SeqCst, SeqCst) {
             Ok(_) => Ok(()),
             // Only an order of the server can have come in between.
-            Err(_) => self.enter(phase),
+            Err(_) => self.enter_at(phase, since),
         }
     }
 

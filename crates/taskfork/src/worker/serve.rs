@@ -287,15 +287,18 @@ impl<S: 'static> Worker<'_, S> {
             FromClient::Call { method, args, meta } => {
                 let time = meta.timeout.map(Duration::from_micros);
                 let grace = meta.grace.map_or(DEFAULT_GRACE, Duration::from_micros);
-                let hard = time.map(|time| now().saturating_add(time).saturating_add(grace));
+                // The clock is read once for all who want to know.
+                let begun = now();
+                let deadline = time.map(|time| begun.saturating_add(time));
+                let hard = deadline.map(|deadline| deadline.saturating_add(grace));
                 self.slot.announce(method.unwrap_or_default(), hard);
-                self.slot.enter(Phase::Busy)?;
+                self.slot.enter_at(Phase::Busy, Some(begun))?;
                 if self.slot.is_client_gone() {
                     return Err(Leave::Quietly);
                 }
                 notes::begin(Wanted { log: meta.log.map(Level::new), trace: meta.trace });
                 trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
-                context::set(time);
+                context::set(deadline);
                 if time.is_some() {
                     sys::set_alarm(time);
                 }
