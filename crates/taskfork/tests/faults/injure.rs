@@ -1,10 +1,11 @@
 //! What is done to workers and server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -12,8 +13,18 @@ use fastrand::Rng;
 use super::children;
 use super::server::Program;
 
+/// To whom what has been done so far: an error must fit it.
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    pub(crate) killed: HashSet<u32>,
+    pub(crate) segfaulted: HashSet<u32>,
+    pub(crate) stopped: bool,
+    pub(crate) servers_ended: bool,
+}
+
 pub(crate) struct Injuries {
     random: Rng,
+    record: Arc<Mutex<Record>>,
     counts: BTreeMap<&'static str, u64>,
     /// Workers that have been stopped.
     stopped: Vec<u32>,
@@ -30,24 +41,34 @@ pub(crate) fn signal(pid: u32, signal: i32) {
 }
 
 impl Injuries {
-    pub(crate) fn new(seed: u64) -> Self {
-        let random = Rng::with_seed(seed);
-        Self { random, counts: BTreeMap::new(), stopped: Vec::new(), crowd: Vec::new() }
+    pub(crate) fn new(seed: u64, record: Arc<Mutex<Record>>) -> Self {
+        let (random, counts) = (Rng::with_seed(seed), BTreeMap::new());
+        Self { random, record, counts, stopped: Vec::new(), crowd: Vec::new() }
+    }
+
+    /// Kept before it is done, so that no error can come first.
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap()
     }
 
     pub(crate) async fn do_one(&mut self, server: &mut Program, path: &Path) {
-        let workers = children(server.pid());
+        // The server's own helpers, which tell of deaths, have the server's name.
+        let mut workers = children(server.pid());
+        workers.retain(|&pid| !super::server::title(pid).starts_with("taskfork-server:"));
         let worker = (!workers.is_empty()).then(|| workers[self.random.usize(..workers.len())]);
         let (what, wait) = match (self.random.u32(0..100), worker) {
             (0..25, Some(worker)) => {
+                self.record().killed.insert(worker);
                 signal(worker, libc::SIGKILL);
                 ("worker killed", 20)
             }
             (25..40, Some(worker)) => {
+                self.record().segfaulted.insert(worker);
                 signal(worker, libc::SIGSEGV);
                 ("worker hit by SIGSEGV", 20)
             }
             (40..50, Some(worker)) => {
+                self.record().stopped = true;
                 signal(worker, libc::SIGSTOP);
                 self.stopped.push(worker);
                 ("worker stopped", 20)
@@ -72,6 +93,7 @@ impl Injuries {
                 ("descriptors given back", 10)
             }
             (90..92, _) => {
+                self.record().servers_ended = true;
                 server.kill();
                 *server = Program::start(path);
                 ("server killed and started", 100)
@@ -79,13 +101,17 @@ impl Injuries {
             (92..94, _) => {
                 self.crowd.clear();
                 self.wake_all();
+                self.record().servers_ended = true;
                 server.stop();
                 *server = Program::start(path);
                 ("server restarted", 100)
             }
             (94..97, _) if server.refuse_forks(true) => {
                 // Workers die meanwhile, so that some are wanted.
-                worker.into_iter().for_each(|worker| signal(worker, libc::SIGKILL));
+                if let Some(worker) = worker {
+                    self.record().killed.insert(worker);
+                    signal(worker, libc::SIGKILL);
+                }
                 let while_refused = Duration::from_millis(self.random.u64(5..=100));
                 tokio::time::sleep(while_refused).await;
                 server.refuse_forks(false);

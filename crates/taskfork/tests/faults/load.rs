@@ -2,24 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
-use taskfork::{CallError, Client, End, Error, FatalError};
+use taskfork::{Activity, CallError, Client, Death, End, Error, FatalError};
+
+use super::injure::Record;
 
 /// What has come of calls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Counts {
     ends: BTreeMap<String, u64>,
     wrong: Vec<String>,
+    record: Arc<Mutex<Record>>,
 }
 
 /// Calls until told to stop.
-pub(crate) async fn call(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Counts {
+pub(crate) async fn call(
+    mut counts: Counts,
+    client: Client,
+    seed: u64,
+    stop: Arc<AtomicBool>,
+) -> Counts {
     let mut random = Rng::with_seed(seed ^ 0x5eed);
-    let mut counts = Counts::default();
     let mut serial = seed << 20;
     while !stop.load(Ordering::Relaxed) {
         serial += 1;
@@ -90,7 +97,46 @@ pub(crate) async fn call(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Co
     counts
 }
 
+/// What has brought an error about; nothing if nothing has.
+fn kind(what: &str, error: &Error, record: &Record) -> &'static str {
+    let in_setup = |death: &Death| death.during == Some(Activity::Setup);
+    match error {
+        Error::Fatal { cause: FatalError::WorkerDied(death), .. } => match death.end {
+            End::Signaled(libc::SIGABRT) if what == "abort" || in_setup(death) => "worker aborted",
+            End::Signaled(libc::SIGKILL) if death.reason.is_some() => "killed by the server",
+            End::Signaled(libc::SIGKILL) if record.killed.contains(&death.pid) => "worker killed",
+            End::Signaled(libc::SIGSEGV) if record.segfaulted.contains(&death.pid) => {
+                "worker segfaulted"
+            }
+            End::Unknown if record.servers_ended => "connection ended",
+            _ => "",
+        },
+        Error::Fatal { cause: FatalError::TimedOut { .. }, .. }
+            if what == "late" || record.stopped =>
+        {
+            "timed out"
+        }
+        Error::Fatal { cause: FatalError::CannotConnect { .. }, .. } => "no server",
+        Error::Call { error: CallError::Setup { .. }, .. }
+            if error.to_string().contains("the setup fails") =>
+        {
+            "setup failed"
+        }
+        Error::Call { error: CallError::Dropped { .. }, .. } => "dropped behind another",
+        Error::Call { error: CallError::Interface(own), .. }
+            if what == "child" && own.to_string().contains("os error 11") =>
+        {
+            "could not fork either"
+        }
+        _ => "",
+    }
+}
+
 impl Counts {
+    pub(crate) fn new(record: Arc<Mutex<Record>>) -> Self {
+        Self { ends: BTreeMap::new(), wrong: Vec::new(), record }
+    }
+
     fn expect<T: PartialEq>(&mut self, what: &str, ended: Result<T, Error>, expected: &T) {
         match ended {
             Ok(answer) => {
@@ -101,33 +147,9 @@ impl Counts {
         }
     }
 
-    /// An error must be of a kind that something here can bring about.
+    /// An error must be of a kind that something here can bring about, and that has been done.
     fn failed(&mut self, what: &str, error: &Error) {
-        let kind = match error {
-            Error::Fatal { cause, .. } => match cause {
-                FatalError::WorkerDied(death) => match death.end {
-                    End::Signaled(libc::SIGABRT) => "worker aborted",
-                    End::Signaled(libc::SIGKILL) if death.reason.is_some() => {
-                        "killed by the server"
-                    }
-                    End::Signaled(libc::SIGKILL) => "worker killed",
-                    End::Signaled(libc::SIGSEGV) => "worker segfaulted",
-                    End::Unknown => "connection ended",
-                    _ => "",
-                },
-                FatalError::TimedOut { .. } => "timed out",
-                FatalError::CannotConnect { .. } => "no server",
-                _ => "",
-            },
-            Error::Call { error: CallError::Setup { .. }, .. } => "setup failed",
-            Error::Call { error: CallError::Dropped { .. }, .. } => "dropped behind another",
-            Error::Call { error: CallError::Interface(own), .. }
-                if what == "child" && own.to_string().contains("os error 11") =>
-            {
-                "could not fork either"
-            }
-            _ => "",
-        };
+        let kind = kind(what, error, &self.record.lock().unwrap());
         self.check_that(!kind.is_empty(), &format!("{what}: {error:?}"));
         self.count(what, kind);
     }

@@ -13,13 +13,13 @@ mod load;
 mod server;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use taskfork::{Client, ServerStatus};
 
-use injure::Injuries;
+use injure::{Injuries, Record};
 use load::Counts;
 
 const WORKERS: usize = 8;
@@ -66,20 +66,27 @@ async fn run(path: &Path, time: Duration, seed: u64) {
     let client = Client::builder().address(format!("unix:{}", path.display()));
     let client = client.max_workers(WORKERS).timeout(Duration::from_secs(10)).build().unwrap();
     let stop = Arc::new(AtomicBool::new(false));
+    let record = Arc::new(Mutex::new(Record::default()));
     let callers: Vec<_> = (0..CALLERS)
         .map(|number| {
-            tokio::spawn(load::call(client.clone(), seed.wrapping_add(number), stop.clone()))
+            let counts = Counts::new(record.clone());
+            tokio::spawn(load::call(
+                counts,
+                client.clone(),
+                seed.wrapping_add(number),
+                stop.clone(),
+            ))
         })
         .collect();
 
-    let mut injuries = Injuries::new(seed);
+    let mut injuries = Injuries::new(seed, record.clone());
     let end = Instant::now() + time;
     while Instant::now() < end {
         injuries.do_one(&mut server, path).await;
     }
     stop.store(true, Ordering::Relaxed);
     injuries.heal(&mut server, path).await;
-    let mut counts = Counts::default();
+    let mut counts = Counts::new(record);
     for caller in callers {
         counts.add(&caller.await.unwrap());
     }

@@ -112,10 +112,7 @@ impl Program {
     /// Kills it, and waits until its workers are gone as well.
     pub(crate) fn kill(&mut self) {
         // If it has just been killed as well, nobody can see to what workers have started.
-        let guarded = |&pid: &u32| {
-            std::fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.starts_with(b"taskfork-guardian:"))
-        };
+        let guarded = |&pid: &u32| title(pid).starts_with("taskfork-guardian:");
         while !super::children(self.pid()).iter().any(guarded) {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -151,6 +148,12 @@ pub(crate) fn descendants(path: &Path) -> Vec<u32> {
         environment.split(|&byte| byte == 0).any(|entry| entry == variable.as_bytes())
     })
     .collect()
+}
+
+/// How `ps` calls a process.
+pub(crate) fn title(pid: u32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).into_owned()
 }
 
 /// Whether it runs, and is no corpse that its new parent has not waited for.
