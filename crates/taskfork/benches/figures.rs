@@ -47,16 +47,18 @@ fn main() {
         Ok("fork") => return fork_for_ever(),
         _ => {}
     }
-    taskfork::init(&[("echo", echo)]);
+    taskfork::init(&[("echo", echo), ("preloaded", preloaded)]);
     // First, while this process can still be forked.
     let new_worker = new_worker();
     let figures = [
-        one_call("call_one_cpu", 0, 0),
-        one_call("call_two_cpus", 0, 1),
+        one_call("call_one_cpu", 1.5, &[0], &[0], Peer { client: 0, peer: 0 }),
+        one_call("call_two_cpus", 1.5, &[0], &[1], Peer { client: 0, peer: 1 }),
+        one_call("call_busy_polling", 0.3, &[0, 1], &[0, 1], Peer { client: 0, peer: 1 }),
         pool_work("pool_10_waiting", 10),
         pool_work("pool_100000_waiting", 100_000),
         new_worker,
         dead_client(),
+        fork_preloaded(),
     ];
     for Figure { name, ratio, goal } in figures {
         println!("{name} ratio {ratio:.2} goal {goal}");
@@ -67,6 +69,15 @@ struct Figure {
     name: &'static str,
     ratio: f64,
     goal: f64,
+}
+
+/// With 500 MiB of ordinary heap.
+fn preloaded(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .preload(|| Ok::<_, BoxError>(vec![vec![1_u8; 1000]; 500_000]))
+        .setup(Ok::<_, BoxError>)
+        .interface(Methods::new().function("echo", |text: String| Ok(text)))
+        .run()
 }
 
 fn echo(server: ServerBuilder) -> Result<(), ServerError> {
@@ -126,19 +137,33 @@ impl Drop for Role {
     }
 }
 
+/// Where the two sides of the bare ping-pong run.
+struct Peer {
+    client: usize,
+    peer: usize,
+}
+
 /// One call at a time of a warm worker, against a bare ping-pong of as many bytes between a tokio
 /// client and a blocking process.
 ///
-/// Client and peers are put on one processor each: left to the scheduler, one of the two pairs often
-/// shares a processor while the other does not, which makes a difference of four times either way.
-fn one_call(name: &'static str, client_cpu: usize, peer_cpu: usize) -> Figure {
+/// The bare pair is put on one processor each: left to the scheduler, it often shares one, which
+/// makes a difference of four times. So are client and worker, unless they are to look for what comes
+/// next before they sleep, which they do only where they find more than one processor.
+fn one_call(
+    name: &'static str,
+    goal: f64,
+    client_cpus: &[usize],
+    worker_cpus: &[usize],
+    bare_cpus: Peer,
+) -> Figure {
     const BATCH: u32 = 200;
-    run_on(&[peer_cpu]);
+    run_on(&[bare_cpus.peer]);
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     let _role = Role::start("echo", theirs.into());
+    run_on(worker_cpus);
     let server = Server::spawn("echo").unwrap();
     let text = "x".repeat(64);
-    run_on(&[client_cpu]);
+    run_on(client_cpus);
     let pairs = runtime().block_on(async {
         ours.set_nonblocking(true).unwrap();
         let mut bare = UnixStream::from_std(ours).unwrap();
@@ -146,12 +171,14 @@ fn one_call(name: &'static str, client_cpu: usize, peer_cpu: usize) -> Figure {
         let checkout = client.checkout();
         let mut pairs = Vec::new();
         for _ in 0..150 {
+            run_on(client_cpus);
             let start = Instant::now();
             for _ in 0..BATCH {
                 let back: String = checkout.call("echo", (&text,)).await.unwrap();
                 assert_eq!(back.len(), 64);
             }
             let call = start.elapsed() / BATCH;
+            run_on(&[bare_cpus.client]);
             let start = Instant::now();
             for _ in 0..BATCH {
                 let mut answer = [0; ANSWER];
@@ -163,7 +190,7 @@ fn one_call(name: &'static str, client_cpu: usize, peer_cpu: usize) -> Figure {
         pairs
     });
     run_on(&[0, 1]);
-    compare(name, 1.5, pairs)
+    compare(name, goal, pairs)
 }
 
 fn echo_for_ever() {
@@ -264,6 +291,30 @@ fn new_worker() -> Figure {
     });
     run_on(&[0, 1]);
     compare("new_worker", 2.0, pairs)
+}
+
+/// The first answer of a new worker of a server that has loaded 500 MiB, against that of a server
+/// that has loaded nothing.
+fn fork_preloaded() -> Figure {
+    let servers = ["preloaded", "echo"].map(|name| Server::spawn(name).unwrap());
+    let pairs = runtime().block_on(async {
+        let mut pairs = Vec::new();
+        for _ in 0..200 {
+            let mut times = [Duration::ZERO; 2];
+            for (server, time) in servers.iter().zip(&mut times) {
+                let client = Client::builder().address(server.address()).max_workers(1);
+                let client = client.min_workers(0).build().unwrap();
+                let start = Instant::now();
+                client.call::<String>("echo", ("x",)).await.unwrap();
+                *time = start.elapsed();
+                drop(client);
+                no_children(server.pid(), 1).await;
+            }
+            pairs.push(times.into());
+        }
+        pairs
+    });
+    compare("fork_preloaded", 3.0, pairs)
 }
 
 /// From the moment that a client closes its connection until the worker that was busy for it is no

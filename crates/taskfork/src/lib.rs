@@ -33,6 +33,7 @@ compile_error!("taskfork forks, watches and ends processes by means that only Li
 
 mod address;
 pub mod blocking;
+mod busy_poll;
 mod client;
 mod context;
 mod death;
@@ -46,6 +47,7 @@ mod wire;
 mod worker;
 
 pub use address::{Address, AddressError};
+pub use busy_poll::BusyPoll;
 pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Overload, Stats};
 pub use context::{Context, context};
 pub use error::{

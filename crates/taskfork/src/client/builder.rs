@@ -12,6 +12,8 @@ use super::driver::drive;
 use super::pool::{Limits, Overload};
 use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
+use crate::busy_poll::BusyPoll;
+use crate::sys;
 use crate::wire::args::Args;
 use crate::wire::frame::DEFAULT_LIMIT;
 use crate::wire::native::DEFAULT_GRACE;
@@ -59,6 +61,7 @@ impl Client {
             overload: Overload::default(),
             timeout: Some(Duration::from_secs(30)),
             grace: DEFAULT_GRACE,
+            busy_poll: BusyPoll::default(),
             connect_timeout: Duration::from_secs(5),
             dont_refork_after_error: false,
             max_frame: DEFAULT_LIMIT,
@@ -125,6 +128,7 @@ pub struct ClientBuilder {
     overload: Overload,
     timeout: Option<Duration>,
     grace: Duration,
+    busy_poll: BusyPoll,
     connect_timeout: Duration,
     dont_refork_after_error: bool,
     max_frame: usize,
@@ -139,6 +143,9 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) timeout: Option<Duration>,
     pub(crate) grace: Duration,
+    pub(crate) busy_poll: BusyPoll,
+    /// How many cores there are.
+    pub(crate) cores: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) dont_refork_after_error: bool,
     pub(crate) max_frame: usize,
@@ -287,6 +294,14 @@ impl ClientBuilder {
         self
     }
 
+    /// Whether a task looks for the answer of its call for a moment before it yields to the runtime:
+    /// [`BusyPoll::Adaptive`] unless set. After 128 answers that were there at once a task yields
+    /// in any case, as with all that tokio waits for.
+    pub fn busy_poll(mut self, mode: BusyPoll) -> Self {
+        self.busy_poll = mode;
+        self
+    }
+
     /// The time for one attempt to connect, greetings included; 5 seconds unless set. Attempts are
     /// repeated for as long as somebody waits.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
@@ -355,6 +370,8 @@ impl ClientBuilder {
             },
             timeout: self.timeout,
             grace: self.grace,
+            busy_poll: self.busy_poll,
+            cores: sys::cores(),
             connect_timeout: self.connect_timeout,
             dont_refork_after_error: self.dont_refork_after_error,
             max_frame: self.max_frame,

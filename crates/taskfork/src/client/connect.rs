@@ -9,6 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::builder::Config;
 use super::connection::{Greeted, Stream};
+use super::look::Look;
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::wire::WireError;
@@ -44,6 +45,7 @@ async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, 
         pid: hello.pid,
         max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
         max_receive: config.max_frame,
+        look: Look::new(config.busy_poll, config.cores),
     })
 }
 

@@ -11,6 +11,7 @@ use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::look::{Look, Looking};
 use super::signal::Signal;
 use crate::wire::WireError;
 use crate::wire::frame;
@@ -37,6 +38,7 @@ pub(crate) struct Connection {
     /// The longest frame to be sent, and to be taken.
     pub(crate) max_send: usize,
     max_receive: usize,
+    look: Look,
 }
 
 /// What a greeting found out.
@@ -47,6 +49,7 @@ pub(crate) struct Greeted {
     pub(crate) pid: u32,
     pub(crate) max_send: usize,
     pub(crate) max_receive: usize,
+    pub(crate) look: Look,
 }
 
 /// Why a connection is over.
@@ -62,10 +65,10 @@ pub(crate) enum Lost {
 
 impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
-        let Greeted { stream, inbox, pid, max_send, max_receive } = greeted;
+        let Greeted { stream, inbox, pid, max_send, max_receive, look } = greeted;
         let waker = Waker::from(signal.clone());
         let outbox = Vec::new();
-        Self { stream, inbox, outbox, signal, waker, pid, calls: 0, max_send, max_receive }
+        Self { stream, inbox, outbox, signal, waker, pid, calls: 0, max_send, max_receive, look }
     }
 
     /// Sends what is left of `frame` after `sent` bytes.
@@ -77,6 +80,7 @@ impl Connection {
             wrote -= of_outbox;
             *sent += wrote;
         }
+        self.look.sent();
         Poll::Ready(Ok(()))
     }
 
@@ -122,16 +126,43 @@ impl Connection {
             if let Ok(Some(body)) = frame::take(&mut self.inbox, self.max_receive) {
                 return Some(body);
             }
-            let mut piece = [0; 1024];
-            let received = match &self.stream {
-                Stream::Unix(stream) => recv(stream, &mut piece, RecvFlags::DONTWAIT),
-                Stream::Tcp(stream) => recv(stream, &mut piece, RecvFlags::DONTWAIT),
-            };
-            match received {
-                Ok((_, length)) if length > 0 => self.inbox.extend_from_slice(&piece[..length]),
+            match self.receive_now(&mut [0; 1024]) {
+                Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
                 Ok(_) | Err(_) => return None,
             }
+        }
+    }
+
+    /// Takes what is there, without asking the reactor.
+    fn receive_now(&mut self, piece: &mut [u8]) -> rustix::io::Result<usize> {
+        let (_, length) = match &self.stream {
+            Stream::Unix(stream) => recv(stream, &mut *piece, RecvFlags::DONTWAIT),
+            Stream::Tcp(stream) => recv(stream, &mut *piece, RecvFlags::DONTWAIT),
+        }?;
+        self.inbox.extend_from_slice(&piece[..length]);
+        Ok(length)
+    }
+
+    /// Begins to look for an answer, if it is to be looked for.
+    pub(crate) fn begin_to_look(&mut self) -> Option<Looking> {
+        self.look.begin()
+    }
+
+    /// Looks once; tells whether to go on.
+    pub(crate) fn look(&mut self, looking: &Looking) -> bool {
+        match self.receive_now(&mut [0; 1024]) {
+            Err(Errno::AGAIN | Errno::INTR) if looking.is_over() => {
+                self.look.failed();
+                false
+            }
+            Err(Errno::AGAIN | Errno::INTR) => true,
+            Ok(length) if length > 0 => {
+                self.look.paid();
+                false
+            }
+            // Whatever it is, it comes again.
+            Ok(_) | Err(_) => false,
         }
     }
 
@@ -151,7 +182,7 @@ impl Connection {
             };
             match ready!(read) {
                 Ok(0) => return Poll::Ready(Err(Lost::Closed)),
-                Ok(_) => {}
+                Ok(_) => self.look.slept(),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Poll::Ready(Err(Lost::Unread));
                 }

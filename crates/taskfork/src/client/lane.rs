@@ -10,13 +10,13 @@ use log_defer::Log;
 
 use super::connection::Connection;
 use super::core::{Change, Core, Effects, lock, runtime_is_gone};
-use super::deadlines::Alarm;
 use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
 use super::log::{self, Timing};
 use super::metrics::Stopwatch;
 use super::pool::{CheckedOut, Lease, Loss};
 use super::queue::Ticket;
 use super::replay::Replay;
+use super::state::{Holding, State};
 use super::stats;
 use super::step::{Ending, Step, step};
 use crate::error::{Death, FatalError, Stage};
@@ -33,35 +33,6 @@ const NO_WAIT: Duration = Duration::ZERO;
 pub(crate) struct Lane {
     core: Arc<Core>,
     state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    holding: Holding,
-    calls: Entries,
-    /// The user still has the checkout.
-    open: bool,
-    /// The worker has begun a call of this checkout, so that no other can take its place.
-    used: bool,
-    /// How many workers have died in `setup` before they could serve this checkout.
-    setup_deaths: u32,
-    /// A call failed in the worker.
-    tainted: bool,
-    /// A failed call whose failure nobody has seen yet.
-    unseen: Option<(Seq, String)>,
-    timeout: Option<Duration>,
-    /// Since when it waits for its first worker.
-    asked: Option<Instant>,
-    alarm: Option<Alarm>,
-    log: Option<Log>,
-}
-
-#[derive(Debug)]
-enum Holding {
-    Waiting(Ticket),
-    Worker(Lease<Connection>),
-    Failed(FatalError),
-    Released,
 }
 
 impl Lane {
@@ -164,6 +135,14 @@ impl Lane {
 
     /// The outcome of a call, or nothing yet: then `waker` is woken when there is one.
     pub(crate) fn poll(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<(MethodName, Outcome)> {
+        let outcome = self.poll_once(seq, waker);
+        if outcome.is_pending() && self.look_for(seq) {
+            return self.poll_once(seq, waker);
+        }
+        outcome
+    }
+
+    fn poll_once(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<(MethodName, Outcome)> {
         let mut state = self.lock();
         let mut effects = Effects::default();
         let mut taken = state.take(seq, &mut effects);
@@ -177,6 +156,25 @@ impl Lane {
         drop(state);
         self.core.settle(effects);
         taken.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Looks for the answer of a call that runs for a moment, if that pays; tells whether there is
+    /// something. Others may use the lane meanwhile.
+    fn look_for(&self, seq: Seq) -> bool {
+        let mut looking = None;
+        loop {
+            let mut state = self.lock();
+            let Some(connection) = state.connection_of(seq) else { return true };
+            if looking.is_none() {
+                looking = connection.begin_to_look();
+            }
+            let Some(looking) = &looking else { return false };
+            if !connection.look(looking) {
+                return true;
+            }
+            drop(state);
+            std::hint::spin_loop();
+        }
     }
 
     /// Nobody waits for this call any more.
@@ -468,52 +466,5 @@ impl Lane {
             Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
             Holding::Failed(_) | Holding::Released => {}
         }
-    }
-}
-
-impl State {
-    fn take_lease(&mut self) -> Option<Lease<Connection>> {
-        match std::mem::replace(&mut self.holding, Holding::Released) {
-            Holding::Worker(lease) => Some(lease),
-            other => {
-                self.holding = other;
-                None
-            }
-        }
-    }
-
-    fn finish(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
-        let (waker, left) = self.calls.finish(seq, outcome);
-        effects.wakers.extend(waker);
-        effects.replays.extend(left);
-    }
-
-    /// Ends all calls that are not finished.
-    fn finish_all(&mut self, outcome: &Outcome, effects: &mut Effects) {
-        while let Some((seq, _)) = self.calls.head() {
-            self.finish(seq, outcome.clone(), effects);
-        }
-    }
-
-    /// Ends a call with a failure, and drops all behind it.
-    fn fail_call(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
-        let behind = self.calls.head().map(|(_, entry)| entry.label()).unwrap_or_default();
-        if !self.calls.is_abandoned(seq) {
-            self.unseen = Some((seq, behind.clone()));
-        }
-        self.finish(seq, outcome, effects);
-        self.finish_all(&Outcome::Dropped { behind }, effects);
-    }
-
-    fn take(&mut self, seq: Seq, effects: &mut Effects) -> Option<(MethodName, Outcome)> {
-        let (method, outcome, left) = self.calls.take(seq)?;
-        // What the worker recorded is replayed before its caller goes on.
-        effects.replays.extend(left);
-        self.see(seq);
-        Some((method, outcome))
-    }
-
-    fn see(&mut self, seq: Seq) {
-        self.unseen.take_if(|(failed, _)| *failed == seq);
     }
 }

@@ -13,6 +13,7 @@ mod driver;
 mod entries;
 mod lane;
 mod log;
+mod look;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
 mod metrics;
 mod pool;
@@ -22,6 +23,7 @@ mod replay;
 mod signal;
 #[cfg(feature = "tracing")]
 mod sites;
+mod state;
 mod stats;
 mod step;
 

@@ -107,6 +107,8 @@ impl EventLoop {
             limits: Limits {
                 max_frame: self.options.max_frame,
                 stall_timeout: self.options.stall_timeout,
+                busy_poll: self.options.busy_poll,
+                cores: self.cores,
                 max_calls: self.options.recycling.max_calls,
                 max_memory: self.options.recycling.max_memory,
             },

@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::error::ServerError;
 use super::event_loop::EventLoop;
 use super::options::Options;
-use super::preload::Load;
+use super::preload::{Load, use_huge_pages};
 use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
+use crate::busy_poll::BusyPoll;
 use crate::error::Failure;
 use crate::worker::interface::{BoxError, Interface};
 use crate::worker::{Handlers, Seat, serve};
@@ -65,6 +66,9 @@ impl Server {
     pub fn run(self) -> Result<(), ServerError> {
         if let Some(load) = self.preload {
             load().map_err(ServerError::Preload)?;
+        }
+        if self.options.huge_pages {
+            use_huge_pages();
         }
         EventLoop::start(self.options, self.program)?.run()
     }
@@ -169,6 +173,19 @@ impl<S: 'static> ServerBuilder<S> {
     /// seconds unless set.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.options.stall_timeout = timeout;
+        self
+    }
+
+    /// Whether a worker looks for its next call for a moment before it goes to sleep:
+    /// [`BusyPoll::Adaptive`] unless set.
+    ///
+    /// ```
+    /// use taskfork::{BusyPoll, Server};
+    /// let server = Server::builder().busy_poll(BusyPoll::Off);
+    /// # let _ = server;
+    /// ```
+    pub fn busy_poll(mut self, mode: BusyPoll) -> Self {
+        self.options.busy_poll = mode;
         self
     }
 

@@ -87,6 +87,8 @@ pub(crate) struct EventLoop {
     predecessor: Option<Line>,
     /// Where the new server that is to take over says that it is ready.
     pub(super) successor: Option<Successor>,
+    /// How many cores there are for it.
+    pub(super) cores: usize,
     /// When it started, on the clock of the scoreboard.
     pub(super) since: Duration,
 }
@@ -166,6 +168,7 @@ impl EventLoop {
             manager: ServiceManager::find(),
             predecessor,
             successor: None,
+            cores: sys::cores(),
             since: now(),
         };
         if let Some(status) = &server.status {

@@ -7,6 +7,7 @@ use super::limits::{Recycling, WorkerLimits};
 use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
+use crate::busy_poll::BusyPoll;
 use crate::wire::frame::DEFAULT_LIMIT;
 use crate::worker::scoreboard::Scoreboard;
 
@@ -19,6 +20,8 @@ pub(crate) struct Options {
     pub(crate) socket_mode: u32,
     pub(crate) max_frame: usize,
     pub(crate) stall_timeout: Duration,
+    pub(crate) busy_poll: BusyPoll,
+    pub(crate) huge_pages: bool,
     pub(crate) stderr: Stderr,
     pub(crate) status: StatusSocket,
     pub(crate) max_workers: usize,
@@ -39,6 +42,8 @@ impl Default for Options {
             socket_mode: 0o600,
             max_frame: DEFAULT_LIMIT,
             stall_timeout: Duration::from_secs(30),
+            busy_poll: BusyPoll::default(),
+            huge_pages: true,
             stderr: Stderr::Capture,
             status: StatusSocket::default(),
             max_workers: Scoreboard::CAPACITY,

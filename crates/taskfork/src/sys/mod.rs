@@ -14,10 +14,10 @@ pub(crate) use descriptor::{
     LONGEST_WORD, Received, close_all, keep_only, receive_descriptor, send_descriptor,
     take_inherited,
 };
-pub(crate) use memory::{name_of_mapping, resident_bytes, shared_words};
+pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
-    ForkError, Forked, ThreadCount, execute_again, exit_now, flush_stdio, fork, reseed_c_random,
-    set_variable, take_variable, threads,
+    ForkError, Forked, ThreadCount, cores, execute_again, exit_now, flush_stdio, fork,
+    reseed_c_random, set_variable, take_variable, threads,
 };
 pub(crate) use signal::{hold_back, reset_for_worker, spawn_without_signals};
 pub(crate) use title::set_title;

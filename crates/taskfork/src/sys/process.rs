@@ -55,6 +55,11 @@ pub(crate) fn threads() -> io::Result<u64> {
     ThreadCount::of_this_process()?.get()
 }
 
+/// How many cores this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Forks this process, which must have one thread only.
 pub(crate) fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
     let threads = threads.get()?;

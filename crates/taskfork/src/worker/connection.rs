@@ -11,12 +11,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::scoreboard::Slot;
+use super::serve::Limits;
+use crate::busy_poll::Poller;
 use crate::display::seconds;
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 
 /// Buffers above this size are given back once they are empty.
 const KEPT: usize = 1 << 20;
+
+/// For how long a worker looks for its next call at most, unless it is told otherwise.
+const LONGEST_LOOK: Duration = Duration::from_micros(50);
 
 /// A connection to a client.
 #[derive(Debug)]
@@ -28,6 +34,10 @@ pub(crate) struct Connection {
     max_frame: usize,
     /// How long a peer may stop in the middle of a frame.
     stall_timeout: Duration,
+    poller: Poller,
+    /// How many cores there are.
+    cores: usize,
+    slot: Slot,
 }
 
 /// Why a connection is over.
@@ -46,8 +56,11 @@ pub(crate) enum Broken {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Arc<OwnedFd>, max_frame: usize, stall_timeout: Duration) -> Self {
-        Self { socket, inbox: Vec::new(), used: 0, max_frame, stall_timeout }
+    pub(crate) fn new(socket: Arc<OwnedFd>, limits: &Limits, slot: Slot) -> Self {
+        let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
+        let poller = Poller::new(busy_poll, LONGEST_LOOK, cores);
+        slot.works();
+        Self { socket, inbox: Vec::new(), used: 0, max_frame, stall_timeout, poller, cores, slot }
     }
 
     /// Waits for the client to name the protocol.
@@ -110,14 +123,50 @@ impl Connection {
             self.wait()?;
         }
         self.inbox.reserve(frame::room_for_next_read(&self.inbox));
+        if !begun && self.look() {
+            return Ok(());
+        }
+        let since = (!begun && self.poller.is_adaptive()).then(Instant::now);
+        self.slot.rests();
         let read = retry_on_intr(|| {
             recv(&*self.socket, spare_capacity(&mut self.inbox), RecvFlags::empty())
         });
+        self.slot.works();
+        if let Some(since) = since {
+            self.poller.slept(since.elapsed());
+        }
         match read {
             Ok((0, _)) | Err(Errno::CONNRESET) if begun => Err(Broken::Truncated),
             Ok((0, _)) | Err(Errno::CONNRESET) => Err(Broken::Closed),
             Ok(_) => Ok(()),
             Err(errno) => Err(io::Error::from(errno).into()),
+        }
+    }
+
+    /// Looks for the next frame for a moment, where that pays and a core is there for it; tells
+    /// whether some of it came.
+    fn look(&mut self) -> bool {
+        let Some(budget) = self.poller.budget() else { return false };
+        // One of them is for the client.
+        if self.poller.is_adaptive() && self.slot.busy_cores() >= self.cores {
+            return false;
+        }
+        let end = Instant::now() + budget;
+        loop {
+            match recv(&*self.socket, spare_capacity(&mut self.inbox), RecvFlags::DONTWAIT) {
+                Ok((length, _)) if length > 0 => {
+                    self.poller.paid();
+                    return true;
+                }
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                // Whatever it is, it comes again.
+                Ok(_) | Err(_) => return false,
+            }
+            if Instant::now() >= end {
+                self.poller.failed();
+                return false;
+            }
+            std::hint::spin_loop();
         }
     }
 

@@ -112,6 +112,9 @@ pub(crate) fn now() -> Duration {
 pub(crate) struct Scoreboard {
     slots: &'static [AtomicU64],
     stacks: &'static [AtomicU64],
+    /// A bit a slot: whether its worker keeps a core busy. The last word is how many slots have
+    /// ever been used.
+    active: &'static [AtomicU64],
     /// Slots that were used and are free again.
     free: Vec<usize>,
     /// How many slots have ever been used. The rest is not listed, as every page that a server has
@@ -148,7 +151,8 @@ impl Scoreboard {
         let slots = sys::shared_words(Self::CAPACITY * WORDS)?;
         // Of no size until a worker writes there.
         let stacks = sys::shared_words(Self::CAPACITY * STACK_WORDS)?;
-        Ok(Self { slots, stacks, free: Vec::new(), used: 0 })
+        let active = sys::shared_words(Self::CAPACITY / 64 + 1)?;
+        Ok(Self { slots, stacks, active, free: Vec::new(), used: 0 })
     }
 
     /// A slot for a new worker, or nothing while all are taken.
@@ -170,12 +174,16 @@ impl Scoreboard {
         }
         words[STATE].store(Phase::Greeting as u64, SeqCst);
         let stack = &self.stacks[index * STACK_WORDS..(index + 1) * STACK_WORDS];
-        Some(Slot { words, stack, index })
+        let slot = Slot { words, stack, active: self.active, index };
+        slot.rests();
+        slot.used().store(self.used as u64, SeqCst);
+        Some(slot)
     }
 
     /// Gives the slot of a worker back that has been reaped.
     pub(crate) fn give_back(&mut self, slot: Slot) {
         slot.words[PID].store(0, SeqCst);
+        slot.rests();
         self.free.push(slot.index);
     }
 
@@ -196,6 +204,7 @@ impl Scoreboard {
 pub(crate) struct Slot {
     words: &'static [AtomicU64],
     stack: &'static [AtomicU64],
+    active: &'static [AtomicU64],
     index: usize,
 }
 
@@ -306,6 +315,27 @@ impl Slot {
         self.words[CHECKOUTS].load(SeqCst)
     }
 
+    /// Worker: it keeps a core busy from here on.
+    pub(crate) fn works(&self) {
+        self.active[self.index / 64].fetch_or(1 << (self.index % 64), Relaxed);
+    }
+
+    /// Worker: it goes to sleep. Server: it is no more.
+    pub(crate) fn rests(&self) {
+        self.active[self.index / 64].fetch_and(!(1 << (self.index % 64)), Relaxed);
+    }
+
+    /// Worker: how many workers keep a core busy, this one included if it does.
+    pub(crate) fn busy_cores(&self) -> usize {
+        let words = self.used().load(Relaxed) as usize / 64 + 1;
+        let busy = self.active.iter().take(words.min(self.active.len() - 1));
+        busy.map(|word| word.load(Relaxed).count_ones() as usize).sum()
+    }
+
+    fn used(&self) -> &AtomicU64 {
+        &self.active[self.active.len() - 1]
+    }
+
     /// Worker: another checkout is done.
     pub(crate) fn count_checkout(&self) {
         let checkouts = self.words[CHECKOUTS].load(Relaxed);
@@ -401,6 +431,20 @@ mod tests {
         assert!(slot.order(slot.view(), Order::Condemned));
         assert_eq!(slot.enter(Phase::Busy), Err(Order::Condemned));
         assert_eq!(slot.view().calls, 0);
+    }
+
+    #[test]
+    fn workers_that_keep_cores_busy_are_counted() {
+        let mut board = Scoreboard::new().unwrap();
+        let slots: Vec<_> = (0..130).map(|_| board.take().unwrap()).collect();
+        slots.iter().step_by(2).for_each(Slot::works);
+        slots[4].works();
+        assert_eq!(slots[0].busy_cores(), 65);
+        slots[128].rests();
+        slots[1].rests();
+        assert_eq!(slots[0].busy_cores(), 64);
+        board.give_back(slots[2].clone());
+        assert_eq!(slots[0].busy_cores(), 63);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::interface::{Interface, Request};
 use super::notes::{self, Notes, Wanted};
 use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Retirement, Slot, now};
+use crate::busy_poll::BusyPoll;
 use crate::context;
 use crate::error::Failure;
 use crate::sys::{self, Received};
@@ -64,6 +65,9 @@ impl Socket {
 pub(crate) struct Limits {
     pub(crate) max_frame: usize,
     pub(crate) stall_timeout: Duration,
+    pub(crate) busy_poll: BusyPoll,
+    /// How many cores there are.
+    pub(crate) cores: usize,
     /// The worker leaves after so many calls.
     pub(crate) max_calls: Option<u64>,
     /// And when it occupies so many bytes.
@@ -186,8 +190,7 @@ impl<S: 'static> Worker<'_, S> {
             Socket::Awaited(line) => self.wait_for_client(&line)?,
         });
         notes::start(socket.clone());
-        let (max_frame, stall_timeout) = (self.limits.max_frame, self.limits.stall_timeout);
-        self.run(&mut Connection::new(socket, max_frame, stall_timeout), hello)
+        self.run(&mut Connection::new(socket, &self.limits, self.slot.clone()), hello)
     }
 
     /// Sets up before anybody wants it.

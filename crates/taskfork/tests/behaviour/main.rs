@@ -6,6 +6,7 @@
 mod addresses;
 mod bad_peers;
 mod blocking;
+mod busy_poll;
 mod calls;
 mod deadlines;
 mod deaths;
@@ -50,6 +51,7 @@ fn main() {
         addresses::trials(),
         bad_peers::trials(),
         blocking::trials(),
+        busy_poll::trials(),
         calls::trials(),
         deadlines::trials(),
         deaths::trials(),

@@ -10,6 +10,9 @@ use taskfork::{
 
 pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("faults", |server| serve(server.name("faults"))),
+    ("looking", |server| {
+        serve(server.busy_poll(taskfork::BusyPoll::Fixed(Duration::from_millis(2))))
+    }),
     ("hung", |server| serve(server.hung_worker_timeout(Duration::from_millis(300)))),
     ("long_name", |server| serve(server.name("é".repeat(300)))),
     ("short_grace", |server| serve(server.shutdown_grace(Duration::from_millis(200)))),

@@ -1,0 +1,84 @@
+//! Looking for an answer for a moment before the task that waits for it yields.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::busy_poll::{BusyPoll, Poller};
+
+/// For how long at most, unless told otherwise.
+const LONGEST: Duration = Duration::from_micros(20);
+
+/// How many threads of this process look now.
+static LOOKING: AtomicUsize = AtomicUsize::new(0);
+
+/// What a connection knows of the answers that it has waited for.
+#[derive(Debug)]
+pub(crate) struct Look {
+    poller: Poller,
+    cores: usize,
+    /// When the call was sent that runs.
+    sent: Option<Instant>,
+    /// That call has not been looked for yet.
+    due: bool,
+}
+
+/// A look that goes on. While there is one, its thread counts.
+#[derive(Debug)]
+pub(crate) struct Looking {
+    end: Instant,
+}
+
+impl Looking {
+    pub(crate) fn is_over(&self) -> bool {
+        Instant::now() >= self.end
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        LOOKING.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Look {
+    pub(crate) fn new(mode: BusyPoll, cores: usize) -> Self {
+        Self { poller: Poller::new(mode, LONGEST, cores), cores, sent: None, due: false }
+    }
+
+    /// A call has been sent.
+    pub(crate) fn sent(&mut self) {
+        self.due = true;
+        if self.poller.is_adaptive() {
+            self.sent = Some(Instant::now());
+        }
+    }
+
+    /// Its answer, or a part of it, came without having been looked for.
+    pub(crate) fn slept(&mut self) {
+        if let Some(sent) = self.sent.take() {
+            self.poller.slept(sent.elapsed());
+        }
+    }
+
+    /// Begins to look for the answer, once a call, if that pays and a core is there for it.
+    pub(crate) fn begin(&mut self) -> Option<Looking> {
+        if !std::mem::take(&mut self.due) {
+            return None;
+        }
+        let budget = self.poller.budget()?;
+        let others = LOOKING.fetch_add(1, Relaxed);
+        let looking = Looking { end: Instant::now() + budget };
+        // One core is for those who answer.
+        (!self.poller.is_adaptive() || others + 1 < self.cores).then_some(looking)
+    }
+
+    /// It came.
+    pub(crate) fn paid(&mut self) {
+        self.sent = None;
+        self.poller.paid();
+    }
+
+    pub(crate) fn failed(&mut self) {
+        self.poller.failed();
+    }
+}

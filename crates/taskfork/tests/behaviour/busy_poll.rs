@@ -1,0 +1,92 @@
+//! Looking for what comes next before going to sleep for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use taskfork::{BusyPoll, Client, Server, Value};
+
+use crate::support::{start, start_with, trials};
+
+trials! {
+    everything_is_as_it_is_without,
+    an_idle_pool_takes_no_processor_time,
+    other_tasks_have_their_turns,
+}
+
+async fn everything_is_as_it_is_without() {
+    for entry in ["faults", "looking"] {
+        let budget = BusyPoll::Fixed(Duration::from_millis(2));
+        let (_server, client) = start_with(entry, |client| client.busy_poll(budget).max_workers(2));
+        let calls: Vec<_> = (0..20).map(|n: u64| (n, client.call::<Value>("echo", (n,)))).collect();
+        for (n, call) in calls {
+            assert_eq!(call.await.unwrap(), Value::from(n));
+        }
+        let checkout = client.checkout();
+        let queued: Vec<_> = (0..20).map(|n| checkout.call::<i64>("add", (n, 1))).collect();
+        for (n, call) in queued.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap(), n as i64 + 1);
+        }
+        checkout.call::<()>("boom", ("it fails",)).await.unwrap_err();
+        let blob: Value = checkout.call("blob", (3_000_000,)).await.unwrap();
+        assert_eq!(blob.as_slice().unwrap().len(), 3_000_000);
+        checkout.call::<()>("sleep", (20,)).await.unwrap();
+        let died = checkout.call::<()>("abort", ()).await.unwrap_err().to_string();
+        assert!(died.contains("SIGABRT"), "{died}");
+        let late = client.checkout().timeout(Duration::from_millis(30));
+        let late = late.call::<()>("hang", ()).await.unwrap_err().to_string();
+        assert!(late.contains("timed out after 0.03 seconds"), "{late}");
+    }
+}
+
+/// What a process has used so far, in the kernel's ticks of ten milliseconds.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+async fn an_idle_pool_takes_no_processor_time() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    for _ in 0..500 {
+        checkout.call::<()>("nothing", ()).await.unwrap();
+    }
+    let before = ticks(pid);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let used = ticks(pid) - before;
+    assert!(used <= 2, "{used} of 50 ticks");
+}
+
+async fn other_tasks_have_their_turns() {
+    let server = Server::spawn("faults").unwrap();
+    let address = server.address();
+    let turns = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            // So long that an answer is always there before it is over.
+            let client = Client::builder()
+                .address(address)
+                .busy_poll(BusyPoll::Fixed(Duration::from_secs(1)));
+            let client = client.build().unwrap();
+            let checkout = client.checkout();
+            checkout.ready().await.unwrap();
+            let turns = Arc::new(AtomicU32::new(0));
+            let counted = turns.clone();
+            let other = tokio::spawn(async move {
+                loop {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                }
+            });
+            for _ in 0..2000 {
+                checkout.call::<()>("nothing", ()).await.unwrap();
+            }
+            other.abort();
+            turns.load(Ordering::Relaxed)
+        })
+    });
+    let turns = turns.await.unwrap();
+    assert!(turns >= 10, "{turns} turns in 2000 calls");
+}
