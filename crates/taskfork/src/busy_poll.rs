@@ -11,8 +11,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum BusyPoll {
-    /// For as long as it pays. A look takes at most 50 microseconds of processor time in a worker and
-    /// 20 in a client; one that was in vain is followed by none for the next 1, 2, 4 … 1024 short
+    /// For as long as it pays. A look takes at most 50 microseconds of processor time; one that was
+    /// in vain is followed by none for the next 1, 2, 4 … 64 short
     /// waits, and waits of more than 200 microseconds never bring one about. No more processes
     /// look than there are cores to spare, and none where there is a single core.
     #[default]
@@ -25,7 +25,7 @@ pub enum BusyPoll {
 
 /// Only what comes this soon could have been looked for.
 const SHORT: Duration = Duration::from_micros(200);
-const MOST_SKIPPED: u32 = 1024;
+const MOST_SKIPPED: u32 = 64;
 
 /// Decides for one connection, by what has come of it before. Pure.
 #[derive(Debug)]
@@ -73,7 +73,10 @@ impl Poller {
 
     /// It came after so long, having been slept for.
     pub(crate) fn slept(&mut self, wait: Duration) {
-        if wait <= SHORT {
+        if wait <= self.longest {
+            // A look would have found it.
+            (self.skip, self.penalty) = (0, 1);
+        } else if wait <= SHORT {
             self.skip = self.skip.saturating_sub(1);
         }
     }
@@ -112,13 +115,17 @@ mod tests {
         let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST, 2);
         let (vain, paid) = run(&mut poller, [Duration::from_micros(30); 100]);
         assert_eq!((vain, paid), (Duration::ZERO, 99));
+        // However many were in vain, the first short one shows that it would pay again.
+        run(&mut poller, [Duration::from_micros(60); 1000]);
+        let (_, paid) = run(&mut poller, [Duration::from_micros(30); 100]);
+        assert_eq!(paid, 99);
     }
 
     #[test]
     fn who_waits_for_long_looks_once_at_most() {
         let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST, 2);
         run(&mut poller, [Duration::from_micros(30); 10]);
-        let (vain, _) = run(&mut poller, [Duration::from_millis(1); 100_000]);
+        let (vain, _) = run(&mut poller, std::iter::repeat_n(Duration::from_millis(1), 100_000));
         assert_eq!(vain, LONGEST);
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::busy_poll::{BusyPoll, Poller};
 
 /// For how long at most, unless told otherwise.
-const LONGEST: Duration = Duration::from_micros(20);
+const LONGEST: Duration = Duration::from_micros(50);
 
 /// How many threads of this process look now.
 static LOOKING: AtomicUsize = AtomicUsize::new(0);

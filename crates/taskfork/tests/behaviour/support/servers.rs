@@ -10,10 +10,10 @@ use taskfork::{
 
 pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("faults", |server| serve(server.name("faults"))),
+    ("hung", |server| serve(server.hung_worker_timeout(Duration::from_millis(300)))),
     ("looking", |server| {
         serve(server.busy_poll(taskfork::BusyPoll::Fixed(Duration::from_millis(2))))
     }),
-    ("hung", |server| serve(server.hung_worker_timeout(Duration::from_millis(300)))),
     ("long_name", |server| serve(server.name("é".repeat(300)))),
     ("short_grace", |server| serve(server.shutdown_grace(Duration::from_millis(200)))),
     ("small_frames", |server| serve(server.max_frame(1000))),
