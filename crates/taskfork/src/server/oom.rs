@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+use crate::sys;
+
 /// How many such kills are known of.
 #[derive(Debug)]
 pub(crate) struct OutOfMemory {
@@ -24,7 +26,7 @@ impl OutOfMemory {
 
 /// How many processes the kernel has killed so, in this machine and all its groups of processes.
 fn kills() -> u64 {
-    let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let counters = sys::read_at_once("/proc/vmstat");
     let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill "));
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
+use crate::sys;
+
 /// How soon those that have been killed are looked at again.
 pub(crate) const AGAIN: Duration = Duration::from_millis(5);
 
@@ -74,7 +76,7 @@ pub(crate) fn become_subreaper() {
 
 /// All children of this process's only thread.
 fn children() -> impl Iterator<Item = Pid> {
-    let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    let list = sys::read_at_once("/proc/thread-self/children");
     let pids: Vec<_> = list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
     pids.into_iter().filter_map(Pid::from_raw)
 }

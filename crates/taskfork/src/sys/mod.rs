@@ -17,7 +17,7 @@ pub(crate) use descriptor::{
 pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, execute_again, exit_now, flush_stdio, fork,
-    reseed_c_random, set_variable, take_variable, threads,
+    read_at_once, reseed_c_random, set_variable, take_variable, threads,
 };
 pub(crate) use signal::{hold_back, reset_for_worker, spawn_without_signals};
 pub(crate) use title::set_title;

@@ -1,0 +1,144 @@
+//! What no pool can beat: the same done barely.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A copy of this program that answers each message of so many bytes with as many.
+pub struct Peer {
+    child: Child,
+    pub socket: UnixStream,
+}
+
+impl Peer {
+    pub fn new(bytes: usize) -> Self {
+        let (socket, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let child = start(&["answer", &bytes.to_string()], theirs.into());
+        Self { child, socket }
+    }
+
+    /// From a thread that blocks.
+    pub fn exchange(&mut self, buffer: &mut [u8]) {
+        // Both ways at once, as the peer answers only what it has read whole.
+        self.socket.write_all(buffer).expect("a peer that reads");
+        self.socket.read_exact(buffer).expect("a peer that answers");
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn start(role: &[&str], stdin: OwnedFd) -> Child {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(role).stdin(Stdio::from(stdin)).spawn().expect("a copy of this program")
+}
+
+/// The roles of such copies.
+pub fn play(role: &[String]) -> bool {
+    let stdin = || std::io::stdin().as_fd().try_clone_to_owned().expect("standard input");
+    match role {
+        [role, bytes] if role == "answer" => {
+            let mut socket = UnixStream::from(stdin());
+            let mut buffer = vec![0; bytes.parse().expect("a number")];
+            while socket.read_exact(&mut buffer).is_ok() && socket.write_all(&buffer).is_ok() {}
+        }
+        [role] if role == "fork" => fork_for_ever(UnixListener::from(stdin())),
+        _ => return false,
+    }
+    true
+}
+
+/// Forks for each connection and answers one request of 64 bytes in the child.
+fn fork_for_ever(listener: UnixListener) {
+    // SAFETY: children are reaped by the kernel; no handler runs.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    while let Ok((mut socket, _)) = listener.accept() {
+        // SAFETY: this process has one thread.
+        if unsafe { libc::fork() } == 0 {
+            let mut buffer = [0; 64];
+            let done =
+                socket.read_exact(&mut buffer).and_then(|()| socket.write_all(&buffer)).is_ok();
+            // SAFETY: it ends this process.
+            unsafe { libc::_exit(i32::from(!done)) };
+        }
+    }
+}
+
+/// One exchange of 64 bytes after the other between a tokio client and a blocking process.
+pub fn tokio_latencies(exchanges: usize) -> Vec<Duration> {
+    let peer = Peer::new(64);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        peer.socket.set_nonblocking(true).expect("a socket");
+        let socket = peer.socket.try_clone().expect("a socket");
+        let mut socket = tokio::net::UnixStream::from_std(socket).expect("a socket");
+        let mut times = Vec::new();
+        for _ in 0..exchanges {
+            let (start, mut buffer) = (Instant::now(), [b'x'; 64]);
+            socket.write_all(&buffer).await.expect("a peer");
+            socket.read_exact(&mut buffer).await.expect("a peer");
+            times.push(start.elapsed());
+        }
+        times
+    })
+}
+
+/// The same between two blocking processes.
+pub fn blocking_latencies(exchanges: usize) -> Vec<Duration> {
+    let mut peer = Peer::new(64);
+    let mut time = |_| {
+        let start = Instant::now();
+        peer.exchange(&mut [b'x'; 64]);
+        start.elapsed()
+    };
+    (0..exchanges).map(&mut time).collect()
+}
+
+/// So many bytes there and back through a socket.
+pub fn exchange(bytes: usize) -> Duration {
+    let (mut peer, mut buffer) = (Peer::new(bytes), vec![b'x'; bytes]);
+    peer.exchange(&mut buffer);
+    let start = Instant::now();
+    peer.exchange(&mut buffer);
+    start.elapsed()
+}
+
+/// So many bytes copied twice in memory.
+pub fn copy(bytes: usize) -> Duration {
+    let (source, mut target) = (vec![b'x'; bytes], vec![0; bytes]);
+    let start = Instant::now();
+    for _ in 0..2 {
+        target.copy_from_slice(std::hint::black_box(&source));
+        std::hint::black_box(&mut target);
+    }
+    start.elapsed()
+}
+
+/// Connects to a process that forks, and exchanges 64 bytes with its child.
+pub fn fork() -> Duration {
+    let path = std::env::temp_dir().join(format!("taskfork-compare-{}", std::process::id()));
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let mut child = start(&["fork"], listener.into());
+    let mut times: Vec<_> = (0..21)
+        .map(|_| {
+            let (start, mut buffer) = (Instant::now(), [b'x'; 64]);
+            let mut socket = UnixStream::connect(&path).expect("a server");
+            socket.write_all(&buffer).expect("a child");
+            socket.read_exact(&mut buffer).expect("a child");
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    let _ = std::fs::remove_file(&path);
+    let _ = child.kill();
+    let _ = child.wait();
+    times[times.len() / 2]
+}

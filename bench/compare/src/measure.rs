@@ -1,0 +1,188 @@
+//! One contestant at one kind of work, in a process of its own.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use taskfork::BusyPoll;
+
+use crate::floors;
+use crate::pools::{Blocking, Ours, Pool, Procspawn, Threads, text};
+
+/// What came of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Sample {
+    #[serde(default)]
+    pub value: Option<f64>,
+    /// Of times: what one in a hundred is above.
+    #[serde(default)]
+    pub p99: Option<f64>,
+    /// Why there is no value.
+    #[serde(default)]
+    pub failed: Option<String>,
+}
+
+impl Sample {
+    fn of(value: f64) -> Self {
+        Self { value: Some(value), ..Self::default() }
+    }
+
+    fn failed(why: &str) -> Self {
+        Self { failed: Some(why.to_owned()), ..Self::default() }
+    }
+
+    fn times(mut times: Vec<Duration>) -> Self {
+        times.sort();
+        let micros = |place: usize| Some(times[place].as_secs_f64() * 1e6);
+        let (middle, last) = (times.len() / 2, times.len() * 99 / 100);
+        Self { value: micros(middle), p99: micros(last), failed: None }
+    }
+}
+
+/// Makes a contestant with so many workers; nothing if there is none of that name.
+fn make(name: &str, work: &str, workers: usize) -> Option<Box<dyn Pool>> {
+    let (adaptive, off) = (BusyPoll::Adaptive, BusyPoll::Off);
+    let plain = if work == "pss_preload" { "preloaded" } else { "plain" };
+    Some(match name {
+        "taskfork" => Box::new(Ours::new(plain, workers, adaptive)),
+        "taskfork typed" => Box::new(Ours::new("typed", workers, adaptive)),
+        "taskfork asleep" => Box::new(Ours::new("asleep", workers, off)),
+        "taskfork spares" => Box::new(Ours::new("spares", workers, adaptive)),
+        "taskfork blocking" => Box::new(Blocking::new("plain", workers, adaptive)),
+        "taskfork blocking asleep" => Box::new(Blocking::new("asleep", workers, off)),
+        "procspawn" => Box::new(Procspawn::new(workers)),
+        "spawn_blocking" => Box::new(Threads::new(workers)),
+        _ => return None,
+    })
+}
+
+pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
+    if let Some(floor) = name.strip_prefix("floor ") {
+        return measure_floor(floor, work, scale);
+    }
+    match work {
+        "latency_pinned" => pin(),
+        "queued" => {
+            let took = Ours::new("plain", 1, BusyPoll::Adaptive).queued(scale);
+            return Sample::of(scale as f64 / took.as_secs_f64());
+        }
+        "cold" => return cold(name),
+        "queue_growth" => return queue_growth(),
+        _ => {}
+    }
+    let workers = match work {
+        "throughput" | "bcrypt" => 2,
+        "checkouts" => 20,
+        "pss" | "pss_preload" => 4,
+        _ => 1,
+    };
+    let Some(mut pool) = make(name, work, workers) else { return Sample::failed("not known") };
+    pool.latencies(50);
+    let rate = |start: Instant| Sample::of(scale as f64 / start.elapsed().as_secs_f64());
+    match work {
+        "latency" | "latency_pinned" => Sample::times(pool.latencies(scale)),
+        "throughput" | "checkouts" => {
+            let start = Instant::now();
+            pool.outstanding(scale);
+            rate(start)
+        }
+        "bcrypt" => {
+            pool.hash(2);
+            let start = Instant::now();
+            pool.hash(scale);
+            rate(start)
+        }
+        "replace" => replace(&mut *pool),
+        "pss" | "pss_preload" => {
+            let mut sizes: Vec<f64> = pool.pids().into_iter().filter_map(proportional).collect();
+            sizes.sort_by(f64::total_cmp);
+            match sizes.get(sizes.len() / 2) {
+                Some(&size) => Sample::of(size),
+                None => Sample::failed("does not do that"),
+            }
+        }
+        _ => match payload(&mut *pool, scale << 10) {
+            Ok(took) => Sample::of(2.0 * (scale << 10) as f64 / took.as_secs_f64() / 1e6),
+            Err(why) => Sample::failed(&why),
+        },
+    }
+}
+
+fn payload(pool: &mut dyn Pool, bytes: usize) -> Result<Duration, String> {
+    let body = vec![b'x'; bytes];
+    pool.echo(body.clone())?;
+    let start = Instant::now();
+    let back = pool.echo(body)?;
+    let took = start.elapsed();
+    assert_eq!(back.len(), bytes);
+    Ok(took)
+}
+
+/// From nothing to the first result, the server's start included.
+fn cold(name: &str) -> Sample {
+    let start = Instant::now();
+    let Some(mut pool) = make(name, "cold", 1) else { return Sample::failed("not known") };
+    pool.latencies(1);
+    Sample::of(start.elapsed().as_secs_f64() * 1e6)
+}
+
+fn replace(pool: &mut dyn Pool) -> Sample {
+    let mut times = Vec::new();
+    for _ in 0..21 {
+        let Some(pid) = pool.pid() else { return Sample::failed("does not do that") };
+        // So that spare workers are there.
+        std::thread::sleep(Duration::from_millis(5));
+        // SAFETY: a plain system call on a process of this program's own.
+        unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
+        let start = Instant::now();
+        while pool.pid().is_none_or(|now| now == pid) {
+            if start.elapsed() > Duration::from_secs(5) {
+                return Sample::failed("the pool is broken for good");
+            }
+        }
+        times.push(start.elapsed());
+    }
+    Sample::times(times)
+}
+
+/// What a checkout costs with 100,000 waiting, by what it costs with 100.
+fn queue_growth() -> Sample {
+    let mut pool = Ours::new("plain", 20, BusyPoll::Adaptive);
+    pool.outstanding(1000);
+    let mut cost = |calls: usize, times: usize| {
+        let start = Instant::now();
+        (0..times).for_each(|_| pool.outstanding(calls));
+        start.elapsed().as_secs_f64() / (calls * times) as f64
+    };
+    let few = cost(100, 100);
+    Sample::of(cost(100_000, 1) / few)
+}
+
+/// The memory of a process in KiB, with its share of what it shares.
+fn proportional(pid: u32) -> Option<f64> {
+    let sizes = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = sizes.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Puts this process and all that it starts on one core.
+fn pin() {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(0);
+    rustix::thread::sched_setaffinity(None, &set).expect("a core");
+}
+
+fn measure_floor(floor: &str, work: &str, scale: usize) -> Sample {
+    let rate = |took: Duration| 2.0 * (scale << 10) as f64 / took.as_secs_f64() / 1e6;
+    match (floor, work) {
+        ("tokio", "latency") => Sample::times(floors::tokio_latencies(scale)),
+        ("tokio", "latency_pinned") => {
+            pin();
+            Sample::times(floors::tokio_latencies(scale))
+        }
+        ("blocking", "latency") => Sample::times(floors::blocking_latencies(scale)),
+        ("socket", _) => Sample::of(rate(floors::exchange(scale << 10))),
+        ("memory", _) => Sample::of(rate(floors::copy(scale << 10))),
+        ("fork", _) => Sample::of(floors::fork().as_secs_f64() * 1e6),
+        _ => Sample::failed(&format!("{} bytes of nothing", text().len())),
+    }
+}

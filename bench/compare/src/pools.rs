@@ -1,0 +1,384 @@
+//! The contestants in Rust, each with the same few abilities.
+
+use std::time::{Duration, Instant};
+
+use serde_bytes::ByteBuf;
+use taskfork::{
+    BoxError, BusyPoll, Client, Methods, Server, ServerBuilder, ServerError, ServerHandle,
+};
+use tokio::runtime::{Builder, Runtime};
+
+pub const COST: u32 = 8;
+
+/// What is measured of each.
+pub trait Pool {
+    /// One call after the other, of 64 bytes each way.
+    fn latencies(&mut self, calls: usize) -> Vec<Duration>;
+    /// So many calls of 64 bytes at once.
+    fn outstanding(&mut self, calls: usize);
+    /// So many bytes there and back.
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String>;
+    /// So many hashes at once.
+    fn hash(&mut self, tasks: usize);
+    /// The worker that answers next, if there are processes.
+    fn pid(&mut self) -> Option<u32>;
+    /// All workers' processes.
+    fn pids(&mut self) -> Vec<u32>;
+}
+
+pub fn text() -> String {
+    "x".repeat(64)
+}
+
+fn hash() -> String {
+    bcrypt::hash("correct horse", COST).expect("a valid cost")
+}
+
+pub fn methods<S: 'static>() -> Methods<S> {
+    Methods::new()
+        .function("echo", |text: String| Ok(text))
+        .function("bytes", |bytes: ByteBuf| Ok(bytes))
+        .function("hash", || Ok(hash()))
+        .function("pid", || Ok(std::process::id()))
+}
+
+const LIMIT: usize = 300 << 20;
+
+fn describe(server: ServerBuilder) -> ServerBuilder {
+    server.max_frame(LIMIT)
+}
+
+pub const ENTRIES: &[(&str, taskfork::Entry)] = &[
+    ("plain", |server| describe(server).interface(methods::<()>()).run()),
+    ("asleep", |server| describe(server).busy_poll(BusyPoll::Off).interface(methods::<()>()).run()),
+    ("spares", |server| describe(server).spare_workers(2).interface(methods::<()>()).run()),
+    ("preloaded", preloaded),
+    ("typed", |server| {
+        describe(server).setup(|| Ok::<_, BoxError>(Worker)).interface(EchoInterface).run()
+    }),
+];
+
+fn preloaded(server: ServerBuilder) -> Result<(), ServerError> {
+    describe(server)
+        .preload(|| Ok::<_, BoxError>(vec![b'x'; 256 << 20]))
+        .setup(Ok::<&'static Vec<u8>, BoxError>)
+        .interface(methods())
+        .run()
+}
+
+#[taskfork::interface]
+pub trait Echo {
+    fn echo(&mut self, text: String) -> String;
+    fn bytes(&mut self, bytes: ByteBuf) -> ByteBuf;
+    fn hash(&mut self) -> String;
+    fn pid(&mut self) -> u32;
+}
+
+struct Worker;
+
+impl Echo for Worker {
+    fn echo(&mut self, text: String) -> String {
+        text
+    }
+
+    fn bytes(&mut self, bytes: ByteBuf) -> ByteBuf {
+        bytes
+    }
+
+    fn hash(&mut self) -> String {
+        hash()
+    }
+
+    fn pid(&mut self) -> u32 {
+        std::process::id()
+    }
+}
+
+/// taskfork from a program with tokio.
+pub struct Ours {
+    runtime: Runtime,
+    client: Client,
+    /// It ends with this.
+    _server: ServerHandle,
+    typed: bool,
+    workers: usize,
+}
+
+impl Ours {
+    pub fn new(entry: &str, workers: usize, busy_poll: BusyPoll) -> Self {
+        let server = Server::spawn(entry).expect("a server");
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let guard = runtime.enter();
+        let client = Client::builder().address(server.address()).min_workers(0);
+        let client =
+            client.max_workers(workers).max_frame(LIMIT).busy_poll(busy_poll).timeout(None);
+        let client = client.build().expect("a client");
+        drop(guard);
+        Self { runtime, client, _server: server, typed: entry == "typed", workers }
+    }
+
+    /// Calls made at once on one checkout.
+    pub fn queued(&mut self, calls: usize) -> Duration {
+        self.runtime.block_on(async {
+            let checkout = self.client.checkout();
+            checkout.ready().await.expect("a worker");
+            let start = Instant::now();
+            let calls: Vec<_> =
+                (0..calls).map(|_| checkout.call::<String>("echo", (text(),))).collect();
+            for call in calls {
+                call.await.expect("an answer");
+            }
+            start.elapsed()
+        })
+    }
+}
+
+impl Pool for Ours {
+    fn latencies(&mut self, calls: usize) -> Vec<Duration> {
+        let text = text();
+        self.runtime.block_on(async {
+            let checkout = self.client.checkout();
+            let mut times = Vec::with_capacity(calls);
+            for _ in 0..calls {
+                let start = Instant::now();
+                let answer: String = if self.typed {
+                    checkout.echo(&text).await.expect("an answer")
+                } else {
+                    checkout.call("echo", (&text,)).await.expect("an answer")
+                };
+                times.push(start.elapsed());
+                assert_eq!(answer.len(), 64);
+            }
+            times
+        })
+    }
+
+    fn outstanding(&mut self, calls: usize) {
+        self.runtime.block_on(async {
+            let calls: Vec<_> =
+                (0..calls).map(|_| self.client.call::<String>("echo", (text(),))).collect();
+            for call in calls {
+                call.await.expect("an answer");
+            }
+        });
+    }
+
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        let call = self.client.call::<ByteBuf>("bytes", (ByteBuf::from(bytes),));
+        let back = self.runtime.block_on(call).map_err(|error| error.to_string())?;
+        Ok(back.into_vec())
+    }
+
+    fn hash(&mut self, tasks: usize) {
+        self.runtime.block_on(async {
+            let calls: Vec<_> =
+                (0..tasks).map(|_| self.client.call::<String>("hash", ())).collect();
+            for call in calls {
+                call.await.expect("a hash");
+            }
+        });
+    }
+
+    fn pid(&mut self) -> Option<u32> {
+        self.runtime.block_on(self.client.call("pid", ())).ok()
+    }
+
+    fn pids(&mut self) -> Vec<u32> {
+        self.runtime.block_on(async {
+            let held: Vec<_> = (0..self.workers).map(|_| self.client.checkout()).collect();
+            let mut pids = Vec::new();
+            for checkout in &held {
+                pids.push(checkout.call("pid", ()).await.expect("a worker"));
+            }
+            pids
+        })
+    }
+}
+
+/// taskfork from a program without async.
+pub struct Blocking {
+    client: taskfork::blocking::Client,
+    _server: ServerHandle,
+    workers: usize,
+}
+
+impl Blocking {
+    pub fn new(entry: &str, workers: usize, busy_poll: BusyPoll) -> Self {
+        let server = Server::spawn(entry).expect("a server");
+        let client = Client::builder().address(server.address()).min_workers(0);
+        let client =
+            client.max_workers(workers).max_frame(LIMIT).busy_poll(busy_poll).timeout(None);
+        let client = taskfork::blocking::Client::build(client).expect("a client");
+        Self { client, _server: server, workers }
+    }
+}
+
+impl Pool for Blocking {
+    fn latencies(&mut self, calls: usize) -> Vec<Duration> {
+        let (text, checkout) = (text(), self.client.checkout());
+        let time = |_| {
+            let start = Instant::now();
+            let _: String = checkout.call("echo", (&text,)).expect("an answer");
+            start.elapsed()
+        };
+        (0..calls).map(time).collect()
+    }
+
+    fn outstanding(&mut self, calls: usize) {
+        // A thread a worker is all that a program without async can have outstanding.
+        std::thread::scope(|scope| {
+            for _ in 0..self.workers {
+                scope.spawn(|| {
+                    for _ in 0..calls / self.workers {
+                        let _: String = self.client.call("echo", (text(),)).expect("an answer");
+                    }
+                });
+            }
+        });
+    }
+
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        let back: Result<ByteBuf, _> = self.client.call("bytes", (ByteBuf::from(bytes),));
+        Ok(back.map_err(|error| error.to_string())?.into_vec())
+    }
+
+    fn hash(&mut self, tasks: usize) {
+        std::thread::scope(|scope| {
+            for _ in 0..self.workers {
+                scope.spawn(|| {
+                    for _ in 0..tasks / self.workers {
+                        let _: String = self.client.call("hash", ()).expect("a hash");
+                    }
+                });
+            }
+        });
+    }
+
+    fn pid(&mut self) -> Option<u32> {
+        self.client.call("pid", ()).ok()
+    }
+
+    fn pids(&mut self) -> Vec<u32> {
+        self.pid().into_iter().collect()
+    }
+}
+
+/// procspawn's pool.
+pub struct Procspawn(procspawn::Pool);
+
+impl Procspawn {
+    pub fn new(workers: usize) -> Self {
+        Self(procspawn::Pool::new(workers).expect("a pool"))
+    }
+}
+
+impl Pool for Procspawn {
+    fn latencies(&mut self, calls: usize) -> Vec<Duration> {
+        let time = |_| {
+            let start = Instant::now();
+            self.0.spawn(text(), |text: String| text).join().expect("an answer");
+            start.elapsed()
+        };
+        (0..calls).map(time).collect()
+    }
+
+    fn outstanding(&mut self, calls: usize) {
+        // With more at once it runs out of descriptors.
+        let mut left = calls;
+        while left > 0 {
+            let now = left.min(200);
+            let calls: Vec<_> =
+                (0..now).map(|_| self.0.spawn(text(), |text: String| text)).collect();
+            calls.into_iter().for_each(|call| drop(call.join().expect("an answer")));
+            left -= now;
+        }
+    }
+
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        let call = self.0.spawn(ByteBuf::from(bytes), |bytes: ByteBuf| bytes);
+        Ok(call.join().map_err(|error| error.to_string())?.into_vec())
+    }
+
+    fn hash(&mut self, tasks: usize) {
+        let calls: Vec<_> = (0..tasks).map(|_| self.0.spawn((), |()| hash())).collect();
+        calls.into_iter().for_each(|call| drop(call.join().expect("a hash")));
+    }
+
+    fn pid(&mut self) -> Option<u32> {
+        self.0.spawn((), |()| std::process::id()).join().ok()
+    }
+
+    fn pids(&mut self) -> Vec<u32> {
+        let slow = |()| {
+            std::thread::sleep(Duration::from_millis(50));
+            std::process::id()
+        };
+        let calls: Vec<_> = (0..8).map(|_| self.0.spawn((), slow)).collect();
+        let mut pids: Vec<u32> =
+            calls.into_iter().map(|call| call.join().expect("a pid")).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+}
+
+/// Threads of one's own process, for what a user gives isolation up.
+pub struct Threads(Runtime);
+
+impl Threads {
+    pub fn new(workers: usize) -> Self {
+        let mut runtime = Builder::new_multi_thread();
+        runtime.worker_threads(1).max_blocking_threads(workers);
+        Self(runtime.enable_all().build().expect("a runtime"))
+    }
+}
+
+impl Pool for Threads {
+    fn latencies(&mut self, calls: usize) -> Vec<Duration> {
+        self.0.block_on(async {
+            let mut times = Vec::new();
+            for _ in 0..calls {
+                let (start, text) = (Instant::now(), text());
+                tokio::task::spawn_blocking(move || text).await.expect("an answer");
+                times.push(start.elapsed());
+            }
+            times
+        })
+    }
+
+    fn outstanding(&mut self, calls: usize) {
+        self.0.block_on(async {
+            let calls: Vec<_> = (0..calls)
+                .map(|_| {
+                    let text = text();
+                    tokio::task::spawn_blocking(move || text)
+                })
+                .collect();
+            for call in calls {
+                call.await.expect("an answer");
+            }
+        });
+    }
+
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        let call = async { tokio::task::spawn_blocking(move || bytes).await };
+        self.0.block_on(call).map_err(|error| error.to_string())
+    }
+
+    fn hash(&mut self, tasks: usize) {
+        self.0.block_on(async {
+            let calls: Vec<_> = (0..tasks).map(|_| tokio::task::spawn_blocking(hash)).collect();
+            for call in calls {
+                call.await.expect("a hash");
+            }
+        });
+    }
+
+    fn pid(&mut self) -> Option<u32> {
+        None
+    }
+
+    fn pids(&mut self) -> Vec<u32> {
+        Vec::new()
+    }
+}
