@@ -29,14 +29,15 @@ fn tables(server: ServerBuilder) -> Result<(), ServerError> {
         .run()
 }
 
-/// The proportional size in KiB of all that is mapped, and of what is mapped at `address`.
+/// The proportional size in KiB of all that is mapped, and of what is mapped from `address` on: the
+/// table's huge pages and its ends are mappings of their own.
 fn proportional(maps: &str, address: usize) -> (u64, u64) {
     let (mut all, mut there, mut is_there) = (0, 0, false);
     for line in maps.lines() {
         let first = line.split_whitespace().next().unwrap_or_default();
         if let Some((start, end)) = first.split_once('-') {
             let bound = |text| usize::from_str_radix(text, 16).unwrap_or(0);
-            is_there = (bound(start)..bound(end)).contains(&address);
+            is_there = bound(start) < address + BYTES && bound(end) > address;
         } else if first == "Pss:" {
             let size = line.split_whitespace().nth(1).and_then(|size| size.parse().ok());
             all += size.unwrap_or(0);
