@@ -295,8 +295,8 @@ impl ClientBuilder {
     }
 
     /// Whether a task looks for the answer of its call for a moment before it yields to the runtime:
-    /// [`BusyPoll::Adaptive`] unless set. After 128 answers that were there at once a task yields
-    /// in any case, as with all that tokio waits for.
+    /// [`BusyPoll::Adaptive`] unless set. After 128 calls that were answered at once a task yields
+    /// in any case, since each that is sent counts against tokio's budget.
     pub fn busy_poll(mut self, mode: BusyPoll) -> Self {
         self.busy_poll = mode;
         self

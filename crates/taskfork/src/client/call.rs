@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use serde::de::DeserializeOwned;
-use tokio::task::coop;
 
 use super::entries::{Outcome, Seq};
 use super::lane::Lane;
@@ -45,10 +44,7 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         assert!(!self.told, "a call was polled after its result was taken");
-        // An answer that is looked for is there at once, and others want their turn too.
-        let turn = ready!(coop::poll_proceed(context));
         let (method, outcome) = ready!(self.lane.poll(self.seq, context.waker()));
-        turn.made_progress();
         self.told = true;
         let site = || CallSite::new(self.lane.client_name(), method.as_deref(), self.made_at);
         Poll::Ready(result(&outcome, site))
