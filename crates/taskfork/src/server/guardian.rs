@@ -11,10 +11,11 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process_group, pidfd_open,
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, kill_process_group, pidfd_open,
     pidfd_send_signal, setpgid, waitpid,
 };
 
+use super::entry::is_child_of;
 use crate::sys::{self, Forked, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
 
@@ -46,20 +47,25 @@ impl Guardian {
     ) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let server = getpid();
         match sys::fork(threads).map_err(io::Error::other)? {
             Forked::Parent { child } => {
+                // Which leaves room for the descriptor of the process.
                 drop(theirs);
                 let pid = Pid::from_raw(child.as_raw()).ok_or(io::ErrorKind::NotFound)?;
-                let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-                let guardian = Self { pid, pidfd, line: ours };
-                let word = retry_on_intr(|| recv(&guardian.line, &mut [0; 1], RecvFlags::empty()));
-                match word {
-                    Ok((_, 1)) => Ok(guardian),
-                    _ => Err(io::Error::other("it did not come up")),
+                let started =
+                    await_word(&ours).and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
+                match started {
+                    Ok(pidfd) => Ok(Self { pid, pidfd, line: ours }),
+                    Err(error) => {
+                        let _ = kill_process(pid, Signal::KILL);
+                        let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
+                        Err(error)
+                    }
                 }
             }
             Forked::Child => {
-                let status = match guard(name, theirs, mark, scoreboard) {
+                let status = match guard(name, theirs, server, mark, scoreboard) {
                     Ok(()) => 0,
                     Err(_) => 1,
                 };
@@ -92,8 +98,22 @@ impl AsFd for Guardian {
     }
 }
 
+/// Waits until the guardian is on guard.
+fn await_word(line: &OwnedFd) -> io::Result<()> {
+    match retry_on_intr(|| recv(line, &mut [0; 1], RecvFlags::empty())) {
+        Ok((_, 1)) => Ok(()),
+        _ => Err(io::Error::other("it did not come up")),
+    }
+}
+
 /// In the guardian: waits for the server's end.
-fn guard(name: &str, line: OwnedFd, mark: &Mark, scoreboard: &Scoreboard) -> io::Result<()> {
+fn guard(
+    name: &str,
+    line: OwnedFd,
+    server: Pid,
+    mark: &Mark,
+    scoreboard: &Scoreboard,
+) -> io::Result<()> {
     let _ = setpgid(None, None);
     sys::hold_back(&nix::sys::signal::SigSet::all())?;
     let line = sys::keep_only(line)?;
@@ -101,7 +121,15 @@ fn guard(name: &str, line: OwnedFd, mark: &Mark, scoreboard: &Scoreboard) -> io:
     send(&line, b"r", SendFlags::NOSIGNAL)?;
     // Nothing ever comes: this ends with the server. One that ends by itself ends this first.
     let _ = retry_on_intr(|| recv(&line, &mut [0; 1], RecvFlags::empty()));
-    end_all(mark, scoreboard);
+    // A process that ends closes its descriptors a moment before its children lose it. One that
+    // lives has only let go of this guardian, and must not be harmed.
+    for _ in 0..ROUNDS {
+        if !is_child_of(server) {
+            end_all(mark, scoreboard);
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
     Ok(())
 }
 

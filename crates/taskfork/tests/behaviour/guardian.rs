@@ -2,12 +2,13 @@
 
 use taskfork::Server;
 
-use crate::support::processes::{all_children, children, guardian, is_gone, signal};
+use crate::support::processes::{all_children, children, descriptors, guardian, is_gone, signal};
 use crate::support::{start, trials, until};
 
 trials! {
     what_workers_have_started_ends_with_a_killed_server,
     a_guardian_that_dies_is_replaced,
+    a_guardian_that_cannot_be_had_harms_nobody,
     a_guardian_goes_with_its_server,
     other_servers_are_left_alone,
 }
@@ -37,6 +38,36 @@ async fn a_guardian_that_dies_is_replaced() {
     let started: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
     signal(server.pid(), libc::SIGKILL);
     until("all are gone", || started.iter().all(|&pid| is_gone(pid))).await;
+}
+
+/// The server has only so many descriptors left when its guardian dies, so that forking another
+/// fails at one point or the other.
+async fn a_guardian_that_cannot_be_had_harms_nobody() {
+    let (server, client) = start("faults");
+    let checkout = client.checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    let limit = |most: u64| {
+        let both = libc::rlimit { rlim_cur: most, rlim_max: 1024 };
+        let pid = server.pid().cast_signed();
+        // SAFETY: it reads a value that is there.
+        #[allow(unsafe_code)]
+        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &both, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+    };
+    let open = descriptors(server.pid()) as u64;
+    for spare in 0..6 {
+        let own = guardian(server.pid()).unwrap();
+        // The two of the dead guardian are free again.
+        limit(open - 2 + spare);
+        signal(own, libc::SIGKILL);
+        until("its end is seen", || !all_children(server.pid()).contains(&own)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert!(!is_gone(server.pid()) && !is_gone(worker), "with {spare} descriptors left");
+        limit(1024);
+        until("another", || guardian(server.pid()).is_some()).await;
+        assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), worker);
+    }
+    assert_eq!(all_children(server.pid()).len(), 2, "a worker and a guardian");
 }
 
 async fn a_guardian_goes_with_its_server() {
