@@ -77,6 +77,8 @@ struct Backoff {
     delay: Duration,
     /// While set, one attempt at a time is made, and none before.
     next: Option<Instant>,
+    /// How many there have been.
+    waits: u64,
     unreachable: Option<Unreachable>,
 }
 
@@ -97,11 +99,15 @@ pub(crate) struct WorkerKey {
 /// The right to connect one more worker.
 #[derive(Debug)]
 #[must_use = "a permit comes back as `connected` or `failed`"]
-pub(crate) struct Permit(WorkerKey);
+pub(crate) struct Permit {
+    key: WorkerKey,
+    /// How many waits there had been when it was given.
+    waits: u64,
+}
 
 impl Permit {
     pub(crate) fn key(&self) -> WorkerKey {
-        self.0
+        self.key
     }
 }
 
@@ -266,7 +272,7 @@ impl<C, W> Pool<C, W> {
         let stamp = self.stamps;
         let index = self.workers.insert(Worker { stamp, born: None, checkouts: 0, idle: None });
         self.connecting += 1;
-        Some(Permit(WorkerKey { index, stamp }))
+        Some(Permit { key: WorkerKey { index, stamp }, waits: self.backoff.waits })
     }
 
     /// When [`permit`](Self::permit) is to be asked again, if not after an event.
@@ -280,9 +286,12 @@ impl<C, W> Pool<C, W> {
         connection: C,
         now: Instant,
     ) -> Released<C, W> {
-        let key = permit.0;
+        let key = permit.key;
         self.connecting -= 1;
-        self.backoff.next = None;
+        // An attempt that was under way already when another failed is no sign of better times.
+        if permit.waits == self.backoff.waits {
+            self.backoff.next = None;
+        }
         self.backoff.unreachable = None;
         let worker = &mut self.workers[key.index];
         worker.born = Some(now);
@@ -292,7 +301,7 @@ impl<C, W> Pool<C, W> {
 
     pub(crate) fn failed(&mut self, permit: Permit, reason: String, now: Instant) {
         self.connecting -= 1;
-        self.workers.remove(permit.0.index);
+        self.workers.remove(permit.key.index);
         let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
         self.backoff.unreachable = Some(Unreachable { since, reason });
         self.backoff.wait(now);
@@ -341,6 +350,7 @@ impl Backoff {
         if self.next.is_some_and(|next| now < next) {
             return;
         }
+        self.waits += 1;
         self.delay = (self.delay * 2).clamp(FIRST_RETRY, LAST_RETRY);
         self.next = Some(now + self.delay);
     }

@@ -304,3 +304,23 @@ fn workers_that_die_young_and_unused_slow_their_replacement_down() {
     }
     assert_eq!(waits, [5, 10, 20, 40, 80]);
 }
+
+#[test]
+fn an_attempt_under_way_does_not_end_the_wait_after_a_death() {
+    let limits = Limits {
+        min_workers: 2,
+        max_workers: 2,
+        max_checkouts: None,
+        max_queue: None,
+        overload: Overload::RefuseNewest,
+    };
+    let mut pool: Pool<u32, u32> = Pool::new(limits);
+    let now = Instant::now();
+    let (first, second) = (pool.permit(now).unwrap(), pool.permit(now).unwrap());
+    let key = first.key();
+    assert!(matches!(pool.connected(first, 1, now), Released::Idle));
+    assert_eq!(pool.lose_idle(key, now), Some(1));
+    assert!(matches!(pool.connected(second, 2, now), Released::Idle));
+    assert!(pool.permit(now).is_none(), "the one that died young is waited for");
+    assert!(pool.permit(now + FIRST_RETRY).is_some());
+}
