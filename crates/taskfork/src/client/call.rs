@@ -20,8 +20,10 @@ use crate::wire::request;
 /// A call that has been made. Awaiting it gives its result.
 ///
 /// A call runs in its turn whether it is awaited or not, and its answer is kept until it is asked
-/// for. Dropping it before any of it has been sent removes it; dropping it while it runs lets it
-/// run on for the sake of its checkout, or, if the checkout has been dropped too, kills the worker.
+/// for. Dropping it before its turn has come removes it, as a rule: a call that follows a short one
+/// (less than 50 microseconds) may be in the worker already, and run. Dropping it while it runs lets
+/// it run on for the sake of its checkout, or, if the checkout has been dropped too, kills the
+/// worker.
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct Call<T, E = Failure> {
     lane: Arc<Lane>,

@@ -16,6 +16,9 @@ use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::native::{self, ClientHello, FromWorker, VERSIONS, WorkerHello};
 
+/// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
+const MOST_AHEAD: usize = 64 << 10;
+
 /// Connects one worker; an error is the reason in words, for the caller whose time runs out.
 pub(crate) async fn connect(config: &Config) -> Result<Greeted, String> {
     let limit = config.connect_timeout;
@@ -45,6 +48,7 @@ async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, 
         pid: hello.pid,
         max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
         max_receive: config.max_frame,
+        ahead: hello.ahead.min(MOST_AHEAD),
         look: Look::new(config.busy_poll, config.cores),
     })
 }

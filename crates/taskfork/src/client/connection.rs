@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::look::{Look, Looking};
+use super::outbox::Outbox;
 use super::signal::Signal;
 use crate::wire::WireError;
 use crate::wire::frame;
@@ -28,16 +29,24 @@ pub(crate) enum Stream {
 pub(crate) struct Connection {
     stream: Stream,
     inbox: BytesMut,
-    /// Small messages that nobody waits for; sent before anything else.
-    outbox: Vec<u8>,
+    outbox: Outbox,
     pub(crate) signal: Arc<Signal>,
     waker: Waker,
     pub(crate) pid: u32,
-    /// Calls sent in full.
-    pub(crate) calls: u64,
     /// The longest frame to be sent, and to be taken.
     pub(crate) max_send: usize,
     max_receive: usize,
+    /// How many bytes of calls the worker takes before it has answered them.
+    pub(crate) ahead: usize,
+    /// How many of the next answers are those of calls that the worker has skipped, as one before
+    /// them failed.
+    to_skip: usize,
+    /// A part of a call has been sent, and its rest must come next.
+    in_call: bool,
+    /// How many bytes have come since the last answer.
+    since_answer: usize,
+    /// The last answer was so long that the server tells of no death in the middle of it.
+    long: bool,
     look: Look,
 }
 
@@ -49,6 +58,7 @@ pub(crate) struct Greeted {
     pub(crate) pid: u32,
     pub(crate) max_send: usize,
     pub(crate) max_receive: usize,
+    pub(crate) ahead: usize,
     pub(crate) look: Look,
 }
 
@@ -65,29 +75,102 @@ pub(crate) enum Lost {
 
 impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
-        let Greeted { stream, inbox, pid, max_send, max_receive, look } = greeted;
+        let Greeted { stream, inbox, pid, max_send, max_receive, ahead, look } = greeted;
         let waker = Waker::from(signal.clone());
-        let outbox = Vec::new();
-        Self { stream, inbox, outbox, signal, waker, pid, calls: 0, max_send, max_receive, look }
+        let outbox = Outbox::default();
+        let (to_skip, in_call, since_answer, long) = (0, false, 0, false);
+        Self {
+            stream,
+            inbox,
+            outbox,
+            signal,
+            waker,
+            pid,
+            max_send,
+            max_receive,
+            ahead,
+            to_skip,
+            in_call,
+            since_answer,
+            long,
+            look,
+        }
     }
 
-    /// Sends what is left of `frame` after `sent` bytes.
-    pub(crate) fn poll_send(&mut self, frame: &[u8], sent: &mut usize) -> Poll<Result<(), Lost>> {
+    /// How many calls have been sent in full.
+    pub(crate) fn calls(&self) -> u64 {
+        self.outbox.calls
+    }
+
+    pub(crate) fn is_tcp(&self) -> bool {
+        matches!(self.stream, Stream::Tcp(_))
+    }
+
+    /// Has a call sent with what is sent next; gives its number.
+    pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
+        self.outbox.put_call(frame)
+    }
+
+    /// How many bytes are to be sent.
+    pub(crate) fn unsent(&self) -> usize {
+        self.outbox.bytes.len()
+    }
+
+    /// Sends a call, but for its first `sent` bytes; gives its number.
+    pub(crate) fn poll_send(&mut self, frame: &[u8], sent: &mut usize) -> Poll<Result<u64, Lost>> {
         while *sent < frame.len() {
-            let mut wrote = ready!(self.poll_write(&frame[*sent..]))?;
-            let of_outbox = wrote.min(self.outbox.len());
-            self.outbox.drain(..of_outbox);
-            wrote -= of_outbox;
-            *sent += wrote;
+            *sent += ready!(self.poll_write(&frame[*sent..]))?;
+            self.in_call = *sent > 0;
         }
+        self.in_call = false;
         self.look.sent();
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(self.outbox.sent_call()))
+    }
+
+    /// Has the rest of a call sent whose beginning has been, and which will not be run.
+    pub(crate) fn put_rest(&mut self, rest: &[u8]) {
+        self.in_call = false;
+        self.outbox.put_call(rest);
+    }
+
+    /// So many calls that have been sent will not be run, as one before them failed.
+    pub(crate) fn skip(&mut self, calls: usize) {
+        self.to_skip += calls;
+    }
+
+    /// Whether the next answer is that of a call which is not to be run.
+    pub(crate) fn is_skipping(&self) -> bool {
+        self.to_skip > 0
+    }
+
+    /// An answer has come.
+    pub(crate) fn answered(&mut self) {
+        self.long = std::mem::take(&mut self.since_answer) > frame::SENT_WHOLE;
+    }
+
+    /// Whether a worker that dies now may still be taken to write its last answer, so that nobody
+    /// tells how many calls it has begun: not more than one may be unread then, if another worker is
+    /// to take its place.
+    pub(crate) fn may_be_answering(&self) -> bool {
+        self.long
+    }
+
+    /// Takes a call back that has been sent, if it has not begun, and if that can be said now.
+    pub(crate) fn forget(&mut self, call: u64) -> Result<(), Lost> {
+        if self.in_call {
+            return Ok(());
+        }
+        self.say(|out| native::put_forget(out, call))
     }
 
     /// Says that the checkout is over; tries to send it at once.
     pub(crate) fn say_done(&mut self) -> Result<(), Lost> {
-        let said = frame::write::<WireError>(&mut self.outbox, frame::DEFAULT_LIMIT, |out| {
-            native::put_done(out);
+        self.say(native::put_done)
+    }
+
+    fn say(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost> {
+        let said = frame::write::<WireError>(&mut self.outbox.bytes, frame::DEFAULT_LIMIT, |out| {
+            message(out);
             Ok(())
         });
         said.map_err(Lost::Wire)?;
@@ -99,24 +182,30 @@ impl Connection {
 
     /// Sends what waits in the outbox.
     pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Lost>> {
-        while !self.outbox.is_empty() {
-            let wrote = ready!(self.poll_write(&[]))?;
-            self.outbox.drain(..wrote);
+        let calls = self.outbox.calls;
+        while !self.outbox.bytes.is_empty() {
+            ready!(self.poll_write(&[]))?;
+        }
+        if self.outbox.calls > calls {
+            self.look.sent();
         }
         Poll::Ready(Ok(()))
     }
 
+    /// Sends some of what waits, and of `frame` behind it; gives how much of that.
     fn poll_write(&mut self, frame: &[u8]) -> Poll<Result<usize, Lost>> {
         let mut context = Context::from_waker(&self.waker);
+        let first = &self.outbox.bytes;
         let wrote = match &mut self.stream {
-            Stream::Unix(stream) => write(stream, &mut context, &self.outbox, frame),
-            Stream::Tcp(stream) => write(stream, &mut context, &self.outbox, frame),
+            Stream::Unix(stream) => write(stream, &mut context, first, frame),
+            Stream::Tcp(stream) => write(stream, &mut context, first, frame),
         };
-        wrote.map_err(|error| match error.kind() {
+        let wrote = ready!(wrote).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Lost::Closed,
             io::ErrorKind::ConnectionReset => Lost::Unread,
             _ => Lost::Io(error),
-        })
+        })?;
+        Poll::Ready(Ok(self.outbox.sent(wrote)))
     }
 
     /// The message that is there already when a write has failed, whether the reactor has heard of
@@ -124,7 +213,10 @@ impl Connection {
     pub(crate) fn last_words(&mut self) -> Option<Bytes> {
         loop {
             if let Ok(Some(body)) = frame::take(&mut self.inbox, self.max_receive) {
-                return Some(body);
+                if !self.passes(&body) {
+                    return Some(body);
+                }
+                continue;
             }
             match self.receive_now(&mut [0; 1024]) {
                 Ok(length) if length > 0 => {}
@@ -166,13 +258,24 @@ impl Connection {
         }
     }
 
+    /// Whether a message is the answer of a call that is not to be run, for which nobody waits.
+    fn passes(&mut self, message: &[u8]) -> bool {
+        let passes = self.to_skip > 0 && native::is_skipped(message);
+        self.to_skip -= usize::from(passes);
+        passes
+    }
+
     /// The next message's body.
     pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Lost>> {
         loop {
             if let Some(body) =
                 frame::take(&mut self.inbox, self.max_receive).map_err(Lost::Wire)?
             {
-                return Poll::Ready(Ok(body));
+                self.since_answer += frame::HEADER + body.len();
+                if !self.passes(&body) {
+                    return Poll::Ready(Ok(body));
+                }
+                continue;
             }
             self.inbox.reserve(frame::room_for_next_read(&self.inbox));
             let mut context = Context::from_waker(&self.waker);

@@ -55,7 +55,8 @@ pub(crate) enum Progress {
     Queued,
     /// This many bytes have been sent.
     Sending(usize),
-    Sent,
+    /// It is on its way to the worker, or there, as the call of this number on its connection.
+    Sent(u64),
     Done(Outcome),
     /// Done and told, or removed before it was sent.
     Gone,
@@ -82,9 +83,19 @@ impl Entry {
         matches!(self.progress, Progress::Done(_) | Progress::Gone)
     }
 
-    /// Whether a worker can have got hold of it.
-    pub(crate) fn is_sent(&self) -> bool {
-        matches!(self.progress, Progress::Sent)
+    /// Its number on its connection, once it is on its way.
+    pub(crate) fn number(&self) -> Option<u64> {
+        match self.progress {
+            Progress::Sent(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.work {
+            Work::Call(frame) => frame.len(),
+            Work::Ready | Work::Unsendable(_) => 0,
+        }
     }
 
     pub(crate) fn label(&self) -> String {
@@ -105,6 +116,11 @@ pub(crate) struct Entries {
     finished: usize,
     /// How many are unfinished and waited for.
     live: usize,
+    /// How many at the front of `list` are on their way, or need not be sent.
+    sent: usize,
+    /// How many are on their way and have no answer, and their bytes.
+    pub(super) unanswered: usize,
+    pub(super) unanswered_bytes: usize,
 }
 
 impl Entries {
@@ -120,6 +136,42 @@ impl Entries {
     pub(crate) fn head(&mut self) -> Option<(Seq, &mut Entry)> {
         let seq = self.base + self.finished as u64;
         self.list.get_mut(self.finished).map(|entry| (seq, entry))
+    }
+
+    /// The first that is not finished and not yet on its way.
+    pub(crate) fn next(&mut self) -> Option<&mut Entry> {
+        let passed = |entry: &Entry| entry.is_finished() || matches!(entry.work, Work::Ready);
+        while self.list.get(self.sent).is_some_and(passed) {
+            self.sent += 1;
+        }
+        self.list.get_mut(self.sent)
+    }
+
+    /// The one that [`next`](Self::next) gave is on its way.
+    pub(crate) fn sent(&mut self, number: u64) {
+        let Some(entry) = self.list.get_mut(self.sent) else { return };
+        entry.progress = Progress::Sent(number);
+        self.unanswered += 1;
+        self.unanswered_bytes += entry.bytes();
+        self.sent += 1;
+    }
+
+    /// What was on its way is to be sent again, to another worker.
+    pub(crate) fn send_again(&mut self) {
+        for entry in self.list.iter_mut().skip(self.finished) {
+            if matches!(entry.progress, Progress::Sending(_) | Progress::Sent(_)) {
+                entry.progress = if entry.abandoned { Progress::Gone } else { Progress::Queued };
+            }
+        }
+        (self.unanswered, self.unanswered_bytes) = (0, 0);
+        self.sent = self.finished;
+        self.settle();
+    }
+
+    /// The number of one that is on its way behind others.
+    pub(crate) fn number_behind_head(&self, seq: Seq) -> Option<u64> {
+        let index = self.index(seq)?;
+        self.list[index].number().filter(|_| index > self.finished)
     }
 
     /// Whether any stands behind the head.
@@ -145,6 +197,10 @@ impl Entries {
         }
         let waker = entry.waker.take();
         let mut left = None;
+        if entry.number().is_some() {
+            self.unanswered -= 1;
+            self.unanswered_bytes -= entry.bytes();
+        }
         entry.timing.end();
         if entry.abandoned {
             entry.progress = Progress::Gone;
@@ -213,10 +269,12 @@ impl Entries {
         while self.list.get(self.finished).is_some_and(Entry::is_finished) {
             self.finished += 1;
         }
+        self.sent = self.sent.max(self.finished);
         while matches!(self.list.front(), Some(Entry { progress: Progress::Gone, .. })) {
             self.list.pop_front();
             self.base += 1;
             self.finished -= 1;
+            self.sent -= 1;
         }
     }
 }

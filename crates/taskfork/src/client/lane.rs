@@ -9,21 +9,17 @@ use std::time::{Duration, Instant};
 use log_defer::Log;
 
 use super::connection::Connection;
-use super::core::{Change, Core, Effects, lock, runtime_is_gone};
+use super::core::{Change, Core, Effects, Work as Task, lock, runtime_is_gone};
 use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
-use super::log::{self, Timing};
+use super::log::Timing;
 use super::metrics::Stopwatch;
 use super::pool::{CheckedOut, Lease, Loss};
 use super::queue::Ticket;
 use super::replay::Replay;
+use super::send::Sender;
 use super::state::{Holding, State};
 use super::stats;
-use super::step::{Ending, Step, step};
-use crate::error::{Death, FatalError, Stage};
-use crate::wire::native;
-
-/// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
-const MOST_SETUP_DEATHS: u32 = 3;
+use crate::error::{FatalError, Stage};
 
 /// How long after its end a call waits for the news of its worker's death.
 const NEWS_WAIT: Duration = Duration::from_secs(1);
@@ -31,7 +27,7 @@ const NO_WAIT: Duration = Duration::ZERO;
 
 #[derive(Debug)]
 pub(crate) struct Lane {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     state: Mutex<State>,
 }
 
@@ -70,6 +66,8 @@ impl Lane {
         let state = State {
             holding,
             calls: Entries::default(),
+            sender: Sender::default(),
+            told: false,
             open: true,
             used: false,
             setup_deaths: 0,
@@ -97,40 +95,61 @@ impl Lane {
         drop(before);
     }
 
-    /// Gives a call its place and sends it if it is its turn.
+    /// Gives a call its place, and sends it if none is before it. Others are sent along with those
+    /// that are made after them, by the first who waits for one, or else by the driver.
     pub(crate) fn make(
         self: &Arc<Self>,
         method: MethodName,
         work: Work,
         replay: Option<Arc<Replay>>,
     ) -> Seq {
-        self.change(|state, _| {
-            let deadline = state.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-            let outcome = match (&state.holding, &state.unseen) {
-                (Holding::Failed(cause), _) => {
-                    Some(Outcome::Fatal { cause: cause.clone(), may_have_run: false })
-                }
-                (_, Some((_, behind))) => Some(Outcome::Dropped { behind: behind.clone() }),
-                _ => None,
-            };
-            let progress = outcome.map_or(Progress::Queued, Progress::Done);
-            let is_queued = matches!(progress, Progress::Queued);
-            let mut timing = match work {
-                Work::Ready => Timing::Off,
-                _ => Timing::new(state.log.as_ref(), method.as_deref()),
-            };
-            if !is_queued {
-                timing.end();
+        let mut state = self.lock();
+        let seq = self.queue(&mut state, method, work, replay);
+        if state.calls.has_more_than_head() {
+            let tell = matches!(state.holding, Holding::Worker(_)) && !state.told;
+            state.told |= tell;
+            drop(state);
+            if tell {
+                self.core.mailbox.send(Task::Lane(Arc::downgrade(self)));
             }
-            let (waker, abandoned, sent) = (None, false, Stopwatch::new());
-            let entry =
-                Entry { method, work, progress, deadline, waker, abandoned, timing, sent, replay };
-            let seq = state.calls.push(entry);
-            if let (true, None, Some(at)) = (is_queued, state.alarm, deadline) {
-                state.alarm = Some(self.core.set_alarm(at, self));
+            return seq;
+        }
+        self.move_on(state, Effects::default());
+        seq
+    }
+
+    fn queue(
+        self: &Arc<Self>,
+        state: &mut State,
+        method: MethodName,
+        work: Work,
+        replay: Option<Arc<Replay>>,
+    ) -> Seq {
+        let deadline = state.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let outcome = match (&state.holding, &state.unseen) {
+            (Holding::Failed(cause), _) => {
+                Some(Outcome::Fatal { cause: cause.clone(), may_have_run: false })
             }
-            seq
-        })
+            (_, Some((_, behind))) => Some(Outcome::Dropped { behind: behind.clone() }),
+            _ => None,
+        };
+        let progress = outcome.map_or(Progress::Queued, Progress::Done);
+        let is_queued = matches!(progress, Progress::Queued);
+        let mut timing = match work {
+            Work::Ready => Timing::Off,
+            _ => Timing::new(state.log.as_ref(), method.as_deref()),
+        };
+        if !is_queued {
+            timing.end();
+        }
+        let (waker, abandoned, sent) = (None, false, Stopwatch::new());
+        let entry =
+            Entry { method, work, progress, deadline, waker, abandoned, timing, sent, replay };
+        let seq = state.calls.push(entry);
+        if let (true, None, Some(at)) = (is_queued, state.alarm, deadline) {
+            state.alarm = Some(self.core.set_alarm(at, self));
+        }
+        seq
     }
 
     /// The outcome of a call, or nothing yet: then `waker` is woken when there is one.
@@ -181,6 +200,7 @@ impl Lane {
     pub(crate) fn abandon(self: &Arc<Self>, seq: Seq) {
         self.change(|state, effects| {
             state.see(seq);
+            state.forget(seq);
             effects.replays.extend(state.calls.abandon(seq));
         });
     }
@@ -229,14 +249,14 @@ impl Lane {
 
     /// Takes a worker over. The lane is moved on after it, as what happened to the worker while it
     /// changed hands has told nobody.
-    fn hold(self: &Arc<Self>, state: &mut State, lease: Lease<Connection>) {
+    pub(super) fn hold(self: &Arc<Self>, state: &mut State, lease: Lease<Connection>) {
         lease.connection.signal.belongs_to_lane(self);
         state.holding = Holding::Worker(lease);
     }
 
     /// Waits for a worker, unless none will ever come: the flag is looked at with the place in the
     /// queue taken, so that either this sees it, or whoever has set it sees the place.
-    fn wait(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
+    pub(super) fn wait(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
         state.holding = Holding::Waiting(ticket);
         self.core.mailbox.notify.notify_one();
         if self.core.is_stopped() {
@@ -259,7 +279,8 @@ impl Lane {
             let Some(deadline) = head.deadline else { return };
             // A worker that has the call may go on for the grace; then its server ends it, and says
             // where it was.
-            let wait = if head.is_sent() { self.core.config.grace + NEWS_WAIT } else { NO_WAIT };
+            let has_it = head.number().is_some();
+            let wait = if has_it { self.core.config.grace + NEWS_WAIT } else { NO_WAIT };
             let end = deadline.checked_add(wait).unwrap_or(deadline);
             if end > now {
                 state.alarm = Some(self.core.set_alarm(end, self));
@@ -298,173 +319,14 @@ impl Lane {
         let mut state = self.lock();
         let mut effects = Effects::default();
         let result = change(&mut state, &mut effects);
+        self.move_on(state, effects);
+        result
+    }
+
+    fn move_on(self: &Arc<Self>, mut state: MutexGuard<'_, State>, mut effects: Effects) {
         self.advance(&mut state, &mut effects);
         self.finish_if_done(&mut state, &mut effects);
         drop(state);
         self.core.settle(effects);
-        result
-    }
-
-    /// Sends and receives as much as can be without waiting.
-    fn advance(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
-        loop {
-            let Holding::Worker(lease) = &mut state.holding else { return };
-            let connection = &mut lease.connection;
-            let more = state.calls.has_more_than_head();
-            let Some((seq, entry)) = state.calls.head() else {
-                if state.open {
-                    // Nobody waits: the driver is to hear of a death.
-                    connection.signal.wake_next(None, true);
-                    if let Poll::Ready(ended) = connection.poll_message() {
-                        self.lost(state, effects, Ending::of(ended));
-                    }
-                }
-                return;
-            };
-            // Whoever waits for this call comes when it is answered; the driver must see to the
-            // rest, and to all of it if nobody waits.
-            connection.signal.wake_next(entry.waker.as_ref(), more || entry.waker.is_none());
-            match step(connection, entry) {
-                Step::Wait => return,
-                Step::Next => {}
-                Step::Finish(outcome) => {
-                    if matches!(outcome, Outcome::Unsendable(_)) {
-                        state.fail_call(seq, outcome, effects);
-                    } else {
-                        state.finish(seq, outcome, effects);
-                    }
-                }
-                Step::Answer { body, failed } => {
-                    state.used = true;
-                    self.core.tally.answered(entry.method.as_deref(), &entry.sent, failed);
-                    let outcome = Outcome::Answer(body);
-                    if failed {
-                        state.tainted = true;
-                        state.fail_call(seq, outcome, effects);
-                    } else {
-                        state.finish(seq, outcome, effects);
-                    }
-                }
-                Step::Notes(body) => {
-                    let notes = native::notes(&body);
-                    if let (Some(log), Some(encoded)) = (&state.log, notes.log) {
-                        log::merge(log, encoded);
-                    }
-                    if let (Some(replay), Some(encoded)) = (&entry.replay, notes.trace) {
-                        replay.push(connection.pid, body.slice_ref(encoded));
-                        effects.replays.push(replay.clone());
-                    }
-                }
-                Step::Lost(ending) => self.lost(state, effects, ending),
-            }
-        }
-    }
-
-    /// The worker is gone: another takes its place if it has begun nothing, or the checkout is over.
-    fn lost(self: &Arc<Self>, state: &mut State, effects: &mut Effects, ending: Ending) {
-        let Holding::Worker(lease) = &state.holding else { return };
-        let connection = &lease.connection;
-        self.core.tally.died(stats::cause(&ending));
-        let begun = match state.calls.head() {
-            Some((_, head)) if head.is_sent() => ending.had_begun(connection.calls),
-            _ => false,
-        };
-        if ending.is_in_setup() {
-            state.setup_deaths += 1;
-        }
-        let hopeless = ending.is_judged_in_setup() || state.setup_deaths == MOST_SETUP_DEATHS;
-        if begun || state.used || hopeless || matches!(ending, Ending::Broken(_)) {
-            let loss = if ending.is_in_setup() { Loss::Unused } else { Loss::Used };
-            let timed_out = ending.is_time_out();
-            let cause = match ending.cause(connection.pid) {
-                FatalError::WorkerDied(Death { hung, .. }) if timed_out => {
-                    let after = state.timeout.unwrap_or_default();
-                    FatalError::TimedOut { after, stage: Stage::Running, hung }
-                }
-                cause => cause,
-            };
-            self.end_with(state, effects, cause, loss, begun);
-            return;
-        }
-        let Some(lease) = state.take_lease() else { return };
-        effects.workers.push(Change::Lose(lease, Loss::Unused));
-        if let Some((_, head)) = state.calls.head()
-            && matches!(head.progress, Progress::Sending(_) | Progress::Sent)
-        {
-            head.progress = Progress::Queued;
-        }
-        // The dead worker still counts in the pool, so that this cannot be it.
-        let taken = self.core.pool().check_out_again(self.clone());
-        match taken {
-            Ok((_, lease)) => self.hold(state, lease),
-            Err(ticket) => self.wait(state, effects, ticket),
-        }
-    }
-
-    fn end(&self, state: &mut State, effects: &mut Effects, cause: FatalError, loss: Loss) {
-        let begun = state.calls.head().is_some_and(|(_, head)| head.is_sent());
-        self.end_with(state, effects, cause, loss, begun);
-    }
-
-    /// Ends the checkout: the call that runs, all behind it, and all that will be made.
-    fn end_with(
-        &self,
-        state: &mut State,
-        effects: &mut Effects,
-        cause: FatalError,
-        loss: Loss,
-        begun: bool,
-    ) {
-        match std::mem::replace(&mut state.holding, Holding::Failed(cause.clone())) {
-            Holding::Worker(lease) => effects.workers.push(Change::Lose(lease, loss)),
-            Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
-            Holding::Failed(first) => {
-                state.holding = Holding::Failed(first);
-                return;
-            }
-            Holding::Released => {}
-        }
-        if let Some((seq, _)) = state.calls.head() {
-            let outcome = Outcome::Fatal { cause: cause.clone(), may_have_run: begun };
-            state.finish(seq, outcome, effects);
-        }
-        let outcome = Outcome::Fatal { cause, may_have_run: false };
-        state.finish_all(&outcome, effects);
-    }
-
-    /// Gives everything back once nobody wants anything of the lane any more.
-    fn finish_if_done(&self, state: &mut State, effects: &mut Effects) {
-        if state.open || state.calls.is_awaited() {
-            return;
-        }
-        if let Some(alarm) = state.alarm.take() {
-            self.core.clear_alarm(alarm);
-        }
-        if let Some((_, head)) = state.calls.head() {
-            head.timing.end();
-        }
-        effects.logs.extend(state.log.take());
-        // A call that runs for nobody is ended with its worker.
-        let idle = state.calls.head().is_none();
-        match std::mem::replace(&mut state.holding, Holding::Released) {
-            Holding::Worker(lease) => {
-                let keep = !state.tainted || self.core.config.dont_refork_after_error;
-                effects.workers.push(match (idle, keep) {
-                    (true, true) => Change::Release(lease),
-                    (true, false) => {
-                        let mut lease = lease;
-                        // It is closed next; a farewell that cannot be sent is not needed.
-                        let _ = lease.connection.say_done();
-                        Change::Lose(lease, Loss::Used)
-                    }
-                    (false, _) => {
-                        self.core.tally.died(stats::CANCELLED);
-                        Change::Lose(lease, Loss::Used)
-                    }
-                });
-            }
-            Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
-            Holding::Failed(_) | Holding::Released => {}
-        }
     }
 }

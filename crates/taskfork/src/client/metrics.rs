@@ -17,7 +17,7 @@ pub(crate) struct Metrics {
     client: SharedString,
 }
 
-/// When a call was sent.
+/// When a call began to run, as far as is known here.
 #[derive(Debug)]
 pub(crate) struct Stopwatch(Option<Instant>);
 
@@ -27,7 +27,7 @@ impl Stopwatch {
     }
 
     pub(crate) fn start(&mut self) {
-        self.0 = Some(Instant::now());
+        self.0.get_or_insert_with(Instant::now);
     }
 }
 

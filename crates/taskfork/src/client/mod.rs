@@ -2,6 +2,7 @@
 //! writes and reads the socket; the one task of a client, its driver, connects, watches what nobody
 //! waits for, and keeps the time. It knows `wire` and `error`.
 
+mod advance;
 mod builder;
 mod call;
 mod checkout;
@@ -16,10 +17,12 @@ mod log;
 mod look;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
 mod metrics;
+mod outbox;
 mod pool;
 mod queue;
 #[cfg_attr(not(feature = "tracing"), path = "replay_off.rs")]
 mod replay;
+mod send;
 mod signal;
 #[cfg(feature = "tracing")]
 mod sites;

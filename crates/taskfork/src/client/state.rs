@@ -7,15 +7,19 @@ use log_defer::Log;
 use super::connection::Connection;
 use super::core::Effects;
 use super::deadlines::Alarm;
-use super::entries::{Entries, MethodName, Outcome, Seq};
+use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
 use super::pool::Lease;
 use super::queue::Ticket;
+use super::send::Sender;
 use crate::error::FatalError;
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) holding: Holding,
     pub(super) calls: Entries,
+    pub(super) sender: Sender,
+    /// The driver has been told that there are calls to be sent.
+    pub(super) told: bool,
     /// The user still has the checkout.
     pub(super) open: bool,
     /// The worker has begun a call of this checkout, so that no other can take its place.
@@ -34,6 +38,7 @@ pub(super) struct State {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most of the time it is the large one")]
 pub(super) enum Holding {
     Waiting(Ticket),
     Worker(Lease<Connection>),
@@ -46,7 +51,19 @@ impl State {
     pub(super) fn connection_of(&mut self, seq: Seq) -> Option<&mut Connection> {
         let Holding::Worker(lease) = &mut self.holding else { return None };
         let (head, entry) = self.calls.head()?;
-        (head == seq && entry.is_sent()).then_some(&mut lease.connection)
+        let sent = lease.connection.calls();
+        (head == seq && entry.number().is_some_and(|number| number <= sent))
+            .then_some(&mut lease.connection)
+    }
+
+    /// Takes a call back that is on its way behind others.
+    pub(super) fn forget(&mut self, seq: Seq) {
+        if let (Holding::Worker(lease), Some(number)) =
+            (&mut self.holding, self.calls.number_behind_head(seq))
+        {
+            // If the connection is over, the next look at it tells.
+            let _ = lease.connection.forget(number);
+        }
     }
 
     pub(super) fn take_lease(&mut self) -> Option<Lease<Connection>> {
@@ -65,8 +82,17 @@ impl State {
         effects.replays.extend(left);
     }
 
-    /// Ends all calls that are not finished.
-    pub(super) fn finish_all(&mut self, outcome: &Outcome, effects: &mut Effects) {
+    /// Ends all calls that are not finished, of which those up to this number on their connection
+    /// may have run.
+    pub(super) fn finish_fatally(&mut self, cause: &FatalError, begun: u64, effects: &mut Effects) {
+        while let Some((seq, head)) = self.calls.head() {
+            let may_have_run = head.number().is_some_and(|number| number <= begun);
+            let outcome = Outcome::Fatal { cause: cause.clone(), may_have_run };
+            self.finish(seq, outcome, effects);
+        }
+    }
+
+    fn finish_all(&mut self, outcome: &Outcome, effects: &mut Effects) {
         while let Some((seq, _)) = self.calls.head() {
             self.finish(seq, outcome.clone(), effects);
         }
@@ -79,6 +105,17 @@ impl State {
             self.unseen = Some((seq, behind.clone()));
         }
         self.finish(seq, outcome, effects);
+        if let Holding::Worker(lease) = &mut self.holding {
+            lease.connection.skip(self.calls.unanswered);
+            if let Some(Entry {
+                work: Work::Call(frame), progress: Progress::Sending(sent), ..
+            }) = self.calls.next()
+                && *sent > 0
+            {
+                lease.connection.put_rest(&frame[*sent..]);
+                lease.connection.skip(1);
+            }
+        }
         self.finish_all(&Outcome::Dropped { behind }, effects);
     }
 

@@ -1,15 +1,14 @@
 //! One step of one call on its connection, and what the end of a connection means for the calls on it.
 
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::connection::{Connection, Lost};
 use super::entries::{Entry, Outcome, Progress, Work};
 use crate::error::{Activity, Death, End, FatalError, Hung};
-use crate::wire::frame::HEADER;
-use crate::wire::native::{self, FromWorker};
+use crate::wire::native::FromWorker;
 use crate::wire::notice::DeathNotice;
 
 /// What came of trying to move a call on.
@@ -26,54 +25,32 @@ pub(crate) enum Step {
     Lost(Ending),
 }
 
-/// Moves a call on as far as can be without waiting, or says what is in the way.
+/// Moves the first unfinished call on as far as can be without waiting, or says what is in the way.
 pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
-    let frame = match &entry.work {
-        Work::Ready if matches!(entry.progress, Progress::Queued) => {
-            return Step::Finish(Outcome::Ready);
+    match (&entry.work, &entry.progress) {
+        (Work::Ready, Progress::Queued) => return Step::Finish(Outcome::Ready),
+        (Work::Unsendable(reason), _) => {
+            return Step::Finish(Outcome::Unsendable(reason.clone()));
         }
-        Work::Unsendable(reason) => return Step::Finish(Outcome::Unsendable(reason.clone())),
-        Work::Ready => &[][..],
-        Work::Call(frame) => frame,
+        (_, Progress::Sent(_)) => {}
+        (_, Progress::Queued | Progress::Sending(_)) => return Step::Wait,
+        (_, Progress::Done(_) | Progress::Gone) => return Step::Next,
+    }
+    entry.timing.begin();
+    entry.sent.start();
+    let body = match connection.poll_message() {
+        Poll::Pending => return Step::Wait,
+        Poll::Ready(Ok(body)) => body,
+        Poll::Ready(Err(lost)) => return Step::Lost(Ending::of(Err(lost))),
     };
-    match &mut entry.progress {
-        Progress::Queued if frame.len() > HEADER + connection.max_send => {
-            let (length, limit) = (frame.len() - HEADER, connection.max_send);
-            let reason = format!("they take {length} bytes, and the limit of a message is {limit}");
-            Step::Finish(Outcome::Unsendable(reason))
+    match FromWorker::decode(&body) {
+        Ok(FromWorker::Ok(_)) if !connection.is_skipping() => Step::Answer { body, failed: false },
+        Ok(FromWorker::Error(_)) if !connection.is_skipping() => {
+            Step::Answer { body, failed: true }
         }
-        progress @ Progress::Queued => {
-            *progress = Progress::Sending(0);
-            entry.timing.begin();
-            entry.sent.start();
-            if let (Some(deadline), Work::Call(frame)) = (entry.deadline, &mut entry.work) {
-                let left = deadline.saturating_duration_since(Instant::now()).as_micros();
-                let left = u64::try_from(left).unwrap_or(u64::MAX).min(i64::MAX as u64);
-                native::set_timeout(&mut frame[HEADER..], left);
-            }
-            Step::Next
-        }
-        Progress::Sending(sent) => match connection.poll_send(frame, sent) {
-            Poll::Pending => Step::Wait,
-            Poll::Ready(Ok(())) => {
-                connection.calls += 1;
-                entry.progress = Progress::Sent;
-                Step::Next
-            }
-            // What the server said about the worker may be waiting to be read.
-            Poll::Ready(Err(lost)) => Step::Lost(Ending::of(connection.last_words().ok_or(lost))),
-        },
-        Progress::Sent => match connection.poll_message() {
-            Poll::Pending => Step::Wait,
-            Poll::Ready(Ok(body)) => match FromWorker::decode(&body) {
-                Ok(FromWorker::Ok(_)) => Step::Answer { body, failed: false },
-                Ok(FromWorker::Error(_)) => Step::Answer { body, failed: true },
-                Ok(FromWorker::Notes(_)) => Step::Notes(body),
-                _ => Step::Lost(Ending::of(Ok(body))),
-            },
-            Poll::Ready(Err(lost)) => Step::Lost(Ending::of(Err(lost))),
-        },
-        Progress::Done(_) | Progress::Gone => Step::Next,
+        Ok(FromWorker::Skipped) if entry.abandoned => Step::Finish(Outcome::Ready),
+        Ok(FromWorker::Notes(_)) => Step::Notes(body),
+        _ => Step::Lost(Ending::of(Ok(body))),
     }
 }
 
@@ -105,13 +82,17 @@ impl Ending {
         }
     }
 
-    /// Whether the worker can have begun the last of `calls` calls that were sent in full.
-    pub(crate) fn had_begun(&self, calls: u64) -> bool {
-        match self {
-            Self::Told(notice) => notice.calls >= calls,
-            Self::Unread => false,
-            Self::Closed | Self::Broken(_) => true,
-        }
+    /// The number of the last call that the worker can have begun, if `first` is the first of
+    /// `unanswered` that it has not answered.
+    pub(crate) fn begun(&self, connection: &Connection, first: u64, unanswered: usize) -> u64 {
+        let begun = match self {
+            Self::Told(notice) => notice.calls,
+            Self::Unread if unanswered <= 1 => first.saturating_sub(1),
+            // What was sent to us may have been lost.
+            _ if connection.is_tcp() => u64::MAX,
+            _ => first,
+        };
+        begun.min(connection.calls())
     }
 
     /// Whether the server killed the worker as the call's time was over.

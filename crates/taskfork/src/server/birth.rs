@@ -21,8 +21,9 @@ use super::orphans::become_subreaper;
 use super::stderr::{Captured, Stderr};
 use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::WireError;
+use crate::wire::error_body::{self, ErrorBody};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::native::{self, ErrorBody};
+use crate::wire::native;
 use crate::worker::scoreboard::Slot;
 use crate::worker::{Limits, Seat, Socket};
 
@@ -229,7 +230,7 @@ pub(crate) fn fork_worker(
 
 /// Tells a client that wants a worker that it gets none, and why.
 pub(crate) fn refuse(connection: &OwnedFd, reason: &str) {
-    let body = ErrorBody { kind: native::kind::BUSY, message: reason, ..ErrorBody::default() };
+    let body = ErrorBody { kind: error_body::kind::BUSY, message: reason, ..ErrorBody::default() };
     let mut out = PREAMBLE.to_vec();
     let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
         native::put_error(out, &body);

@@ -31,6 +31,8 @@ pub(crate) struct Child {
     judgement: Option<Judgement>,
     /// It takes too long, and has been asked for its stack.
     suspicion: Option<Suspicion>,
+    /// The last call, by its number, of which it was told that the time is over.
+    reminded: u64,
     stderr: Option<Captured>,
     /// When it was forked, on the clock of the scoreboard.
     born: Duration,
@@ -97,6 +99,7 @@ impl Child {
             number,
             judgement: None,
             suspicion: None,
+            reminded: 0,
             stderr,
             born: now(),
             leaving: false,
@@ -167,6 +170,21 @@ impl Child {
             let reason = "its client went away".to_owned();
             self.condemn(Judgement { view, reason, ran: None, cause: cause::CLIENT_GONE });
         }
+    }
+
+    /// Tells the worker when the time of its call is over; gives the time until that can be. A call
+    /// that has ended counts as well, as the next one has most likely as much time.
+    pub(crate) fn judge_late(&mut self, now: Duration) -> Option<Duration> {
+        let view = self.slot.view();
+        let left = self.slot.deadline()?.saturating_sub(now);
+        if !left.is_zero() {
+            return Some(left);
+        }
+        if view.phase == Phase::Busy && view.calls != self.reminded && self.slot.view() == view {
+            self.reminded = view.calls;
+            let _ = pidfd_send_signal(&self.pidfd, Signal::ALARM);
+        }
+        None
     }
 
     /// Kills the worker if its call's time is over, or if it has been in one phase for longer than
@@ -343,7 +361,7 @@ impl Child {
                 end,
                 reason,
                 during: phase.activity(),
-                calls: view.calls,
+                calls: view.calls + self.slot.skipped(),
                 stderr,
                 ran: ran.map(|ran| ran.as_secs_f64()),
                 stack: None,

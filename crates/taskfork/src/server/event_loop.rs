@@ -24,7 +24,7 @@ use super::orphans::{self, Orphans};
 use super::restart::{Inheritance, Line, ServiceManager, Successor};
 use super::signals::Signals;
 use super::spares::Spares;
-use super::status::{StatusSocket, Tally};
+use super::status::{Tally, open_status};
 use super::stderr::Shown;
 use crate::sys::{self, ThreadCount};
 use crate::worker::Seat;
@@ -48,6 +48,9 @@ pub(super) fn token(worker: u64, what: u64) -> u64 {
 
 /// For how long nothing is accepted after descriptors or processes have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// By so much a worker may learn late that its call's time is over.
+const LATE: Duration = Duration::from_millis(1);
 
 pub(crate) struct EventLoop {
     pub(super) options: Options,
@@ -203,7 +206,7 @@ impl EventLoop {
         }
         let mut events = Vec::with_capacity(256);
         while !self.is_over() {
-            let timeout = self.next_deadline().map(|left| rustix::event::Timespec {
+            let timeout = self.plan().map(|left| rustix::event::Timespec {
                 tv_sec: left.as_secs() as i64,
                 tv_nsec: left.subsec_nanos().into(),
             });
@@ -242,6 +245,25 @@ impl EventLoop {
         self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.are_left()
     }
 
+    /// Does what is due now; gives how long to sleep if no event comes. A worker that begins a call
+    /// whose time is over sooner than that wakes the server: one that could not know is seen by
+    /// looking once more.
+    fn plan(&mut self) -> Option<Duration> {
+        loop {
+            let left = self.next_deadline();
+            let at = left.map(|left| now().saturating_add(left));
+            let before = self.scoreboard.wakes_at(at);
+            let is_later = match (before, at) {
+                (Some(before), Some(at)) => at > before + LATE,
+                (Some(_), None) => true,
+                (None, _) => false,
+            };
+            if !is_later {
+                return left;
+            }
+        }
+    }
+
     /// How long nothing needs to be done, if no event comes. Does what is due now.
     fn next_deadline(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
@@ -263,12 +285,14 @@ impl EventLoop {
         if self.orphans.are_left() {
             at_most(orphans::AGAIN);
         }
-        // A worker tells nobody when it begins a call. One that begins just now is due after the
-        // whole `hung_worker_timeout`, and will have been looked at by then; when a call's own time
-        // is over its worker wakes the server.
+        // A worker tells nobody when it begins a call, unless its time is over soon. One that begins
+        // just now is due after the whole `hung_worker_timeout`, and will have been looked at by
+        // then.
         let (now, timeout) = (now(), self.options.hung_worker_timeout);
-        let children = self.children.values_mut();
-        children.filter_map(|child| child.judge_hanging(now, timeout)).for_each(&mut at_most);
+        for child in self.children.values_mut() {
+            let (late, hanging) = (child.judge_late(now), child.judge_hanging(now, timeout));
+            late.into_iter().chain(hanging).for_each(&mut at_most);
+        }
         if let Some(again) = self.accept_again {
             let left = again.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -460,22 +484,6 @@ impl EventLoop {
         {
             tracing::error!("cannot change the watch on the listener: {errno}");
         }
-    }
-}
-
-/// The socket that tells of this server, if it is to have one and can.
-pub(super) fn open_status(
-    options: &Options,
-    listener: Option<&Listener>,
-) -> Result<Option<Listener>, ServerError> {
-    let address = options.status.address(listener.map(Listener::address));
-    match (&options.status, address) {
-        (StatusSocket::At(_), Some(address)) => Listener::open(&address, 0o600).map(Some),
-        // Nobody asked for it: a server can do without.
-        (_, Some(address)) => Ok(Listener::open(&address, 0o600)
-            .inspect_err(|error| tracing::warn!("there is no status socket: {error}"))
-            .ok()),
-        _ => Ok(None),
     }
 }
 

@@ -10,8 +10,9 @@ use rustix::process::Pid;
 use sd_notify::NotifyState;
 
 use super::error::ServerError;
-use super::event_loop::{EventLoop, STATUS, SUCCESSOR, open_status};
+use super::event_loop::{EventLoop, STATUS, SUCCESSOR};
 use super::guardian;
+use super::status::open_status;
 use crate::address::Address;
 use crate::sys;
 

@@ -9,6 +9,9 @@ use std::time::Duration;
 use rustix::net::{SendFlags, send};
 use serde::{Deserialize, Serialize};
 
+use super::error::ServerError;
+use super::listener::Listener;
+use super::options::Options;
 use crate::address::{Address, Place};
 use crate::worker::scoreboard::Phase;
 
@@ -173,5 +176,21 @@ pub(crate) fn answer(connection: &impl std::os::fd::AsFd, status: &ServerStatus)
             Ok(sent) if sent > 0 => rest = &rest[sent..],
             _ => return,
         }
+    }
+}
+
+/// The socket that tells of this server, if it is to have one and can.
+pub(super) fn open_status(
+    options: &Options,
+    listener: Option<&Listener>,
+) -> Result<Option<Listener>, ServerError> {
+    let address = options.status.address(listener.map(Listener::address));
+    match (&options.status, address) {
+        (StatusSocket::At(_), Some(address)) => Listener::open(&address, 0o600).map(Some),
+        // Nobody asked for it: a server can do without.
+        (_, Some(address)) => Ok(Listener::open(&address, 0o600)
+            .inspect_err(|error| tracing::warn!("there is no status socket: {error}"))
+            .ok()),
+        _ => Ok(None),
     }
 }

@@ -1,4 +1,4 @@
-//! SIGALRM in workers: it comes when a call's time is over, and when the server wants to know what
+//! SIGALRM in workers: the server sends it when a call's time is over, and when it wants to know what
 //! a worker is doing. Either way the handler leaves the stack where the server finds it.
 
 use std::ffi::c_void;
@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
 
 use nix::libc::{self, c_int, siginfo_t};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -72,12 +71,9 @@ extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
         count = 1;
     }
     witness.ready.store(count as u64 + 1, SeqCst);
-    let one = 1_u64.to_ne_bytes();
-    // SAFETY: it reads eight bytes that are there, and puts back what it may have changed.
-    unsafe {
-        libc::write(witness.wake, one.as_ptr().cast(), one.len());
-        *errno = before;
-    }
+    witness.wake_server();
+    // SAFETY: as above. It puts back what may have been changed.
+    unsafe { *errno = before };
 }
 
 /// The address of the instruction at which a signal came; 0 where that is not known how to find.
@@ -98,16 +94,17 @@ unsafe fn interrupted_at(context: *const libc::ucontext_t) -> u64 {
     }
 }
 
-/// Has SIGALRM come once after so much time; `None` takes that back.
-pub(crate) fn set_alarm(after: Option<Duration>) {
-    // Zero would be never.
-    let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_micros(1)));
-    let value = libc::timeval {
-        tv_sec: after.as_secs().min(i64::MAX as u64) as libc::time_t,
-        tv_usec: libc::suseconds_t::from(after.subsec_micros()),
-    };
-    let never = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let timer = libc::itimerval { it_interval: never, it_value: value };
-    // SAFETY: it reads a value that is there. It fails only for times that are none.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+/// In a worker: has the server look at the scoreboard.
+pub(crate) fn wake_server() {
+    if let Some(witness) = WITNESS.get() {
+        witness.wake_server();
+    }
+}
+
+impl Witness {
+    fn wake_server(&self) {
+        let one = 1_u64.to_ne_bytes();
+        // SAFETY: it reads eight bytes that are there.
+        unsafe { libc::write(self.wake, one.as_ptr().cast(), one.len()) };
+    }
 }

@@ -9,7 +9,7 @@ mod process;
 mod signal;
 mod title;
 
-pub(crate) use alarm::{set_alarm, watch_stack};
+pub(crate) use alarm::{wake_server, watch_stack};
 pub(crate) use descriptor::{
     LONGEST_WORD, Received, close_all, keep_only, receive_descriptor, send_descriptor,
     take_inherited,

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use super::native::{ErrorBody, kind};
+use super::error_body::{ErrorBody, kind};
 use super::request;
 use crate::error::{CallError, Error, Failure, FatalError, Location, Panic};
 use crate::report::CallSite;

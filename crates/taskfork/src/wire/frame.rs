@@ -16,6 +16,10 @@ pub(crate) const DEFAULT_LIMIT: usize = 64 << 20;
 /// Bytes of a frame before its body.
 pub(crate) const HEADER: usize = 4;
 
+/// The kernel takes so few bytes in one piece: a worker that is killed while it writes them has sent
+/// all or none.
+pub(crate) const SENT_WHOLE: usize = 4096;
+
 /// Appends a frame whose body is what `body` writes. With an error, `out` is as it was.
 pub(crate) fn write<E: From<WireError>>(
     out: &mut Vec<u8>,

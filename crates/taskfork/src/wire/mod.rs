@@ -3,6 +3,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod args;
+pub(crate) mod error_body;
 pub(crate) mod frame;
 pub(crate) mod native;
 pub(crate) mod notice;

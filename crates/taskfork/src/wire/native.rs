@@ -7,6 +7,7 @@ use log_defer::Message;
 use rmp::Marker;
 
 use super::WireError;
+use super::error_body::ErrorBody;
 use super::notice::DeathNotice;
 use super::pack::{Reader, put_array, put_map, put_nil, put_str, put_uint};
 use super::request::Arguments;
@@ -20,18 +21,37 @@ pub(crate) const DEFAULT_GRACE: Duration = Duration::from_millis(100);
 const HELLO: u64 = 0;
 const CALL: u64 = 1;
 const DONE: u64 = 2;
+const CALL_AHEAD: u64 = 3;
+const FORGET: u64 = 4;
 
 const OK: u64 = 1;
 const ERROR: u64 = 2;
 pub(super) const DEATH: u64 = 3;
 const NOTES: u64 = 4;
+const SKIPPED: u64 = 5;
 
 /// A message from a client to its worker.
 #[derive(Debug)]
 pub(crate) enum FromClient<'a> {
     Hello(ClientHello),
-    Call { method: Option<&'a str>, args: Arguments<'a>, meta: CallMeta<'a> },
+    Call {
+        place: Place,
+        method: Option<&'a str>,
+        args: Arguments<'a>,
+        meta: CallMeta<'a>,
+    },
     Done,
+    /// The call of this number is not wanted any more, if it has not begun.
+    Forget(u64),
+}
+
+/// When a call was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// With every call before it answered, as far as it depends on them.
+    First,
+    /// Before the answer to the one before it, of which it is not to survive a failure.
+    Behind,
 }
 
 /// What a caller says beside its call.
@@ -66,6 +86,8 @@ pub(crate) enum FromWorker<'a> {
     Error(ErrorBody<'a>),
     Death(DeathNotice),
     Notes(Notes<'a>),
+    /// The call was not begun, as one before it failed or nobody wants it any more.
+    Skipped,
 }
 
 /// What was recorded while a call ran, each part still encoded.
@@ -84,32 +106,8 @@ pub(crate) struct WorkerHello {
     pub(crate) worker: u64,
     pub(crate) server: String,
     pub(crate) max_frame: Option<usize>,
-}
-
-/// A call's error as it stands in its message.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct ErrorBody<'a> {
-    pub(crate) kind: &'a str,
-    pub(crate) message: &'a str,
-    pub(crate) causes: Vec<&'a str>,
-    /// A typed error, still encoded.
-    pub(crate) value: Option<&'a [u8]>,
-    pub(crate) location: Option<(&'a str, u32, u32)>,
-    pub(crate) known: Vec<&'a str>,
-    /// The worker's stack at a panic, as text.
-    pub(crate) stack: Option<&'a str>,
-}
-
-/// The kinds of a call's error on the wire.
-pub(crate) mod kind {
-    pub(crate) const INTERFACE: &str = "interface";
-    pub(crate) const PANIC: &str = "panic";
-    pub(crate) const METHOD: &str = "method";
-    pub(crate) const ARGUMENTS: &str = "arguments";
-    pub(crate) const RESULT: &str = "result";
-    pub(crate) const SETUP: &str = "setup";
-    pub(crate) const VERSION: &str = "version";
-    pub(crate) const BUSY: &str = "busy";
+    /// How many bytes of calls may be sent to it before it has answered; none is one call at a time.
+    pub(crate) ahead: usize,
 }
 
 impl<'a> FromClient<'a> {
@@ -130,7 +128,7 @@ impl<'a> FromClient<'a> {
                 })?;
                 Ok(Self::Hello(hello))
             }
-            (CALL, 4) => {
+            (kind @ (CALL | CALL_AHEAD), 4) => {
                 let mut call = CallMeta::default();
                 meta(&mut reader, |key, reader| {
                     match key {
@@ -145,9 +143,14 @@ impl<'a> FromClient<'a> {
                     Ok(true)
                 })?;
                 let method = reader.optional_str()?;
-                Ok(Self::Call { method, args: Arguments::read(&mut reader)?, meta: call })
+                let place = if kind == CALL { Place::First } else { Place::Behind };
+                Ok(Self::Call { place, method, args: Arguments::read(&mut reader)?, meta: call })
             }
             (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
+            (FORGET, 3) => {
+                meta(&mut reader, |_, _| Ok(false))?;
+                reader.int().map(Self::Forget)
+            }
             (other, fields) => Err(unknown("client", other, fields)),
         }
     }
@@ -167,6 +170,7 @@ impl<'a> FromWorker<'a> {
                         "worker" => hello.worker = reader.int()?,
                         "server" => hello.server = reader.str()?.to_owned(),
                         "max_frame" => hello.max_frame = Some(reader.int()?),
+                        "ahead" => hello.ahead = reader.int()?,
                         _ => return Ok(false),
                     }
                     Ok(true)
@@ -194,6 +198,7 @@ impl<'a> FromWorker<'a> {
                 })?;
                 Ok(Self::Notes(notes))
             }
+            (SKIPPED, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Skipped),
             (other, fields) => Err(unknown("worker", other, fields)),
         }
     }
@@ -226,7 +231,7 @@ pub(super) fn meta<'a>(
     Ok(())
 }
 
-fn list<'a, T>(
+pub(super) fn list<'a, T>(
     reader: &mut Reader<'a>,
     mut item: impl FnMut(&mut Reader<'a>) -> Result<T, WireError>,
 ) -> Result<Vec<T>, WireError> {
@@ -236,70 +241,6 @@ fn list<'a, T>(
         items.push(item(reader)?);
     }
     Ok(items)
-}
-
-impl<'a> ErrorBody<'a> {
-    fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
-        let mut error = Self::default();
-        let (mut file, mut line, mut column) = (None, 0, 0);
-        meta(reader, |key, reader| {
-            match key {
-                "kind" => error.kind = reader.str()?,
-                "message" => error.message = reader.str()?,
-                "causes" => error.causes = list(reader, Reader::str)?,
-                "known" => error.known = list(reader, Reader::str)?,
-                "value" => error.value = Some(reader.value()?),
-                "stack" => error.stack = Some(reader.str()?),
-                "file" => file = Some(reader.str()?),
-                "line" => line = reader.int()?,
-                "column" => column = reader.int()?,
-                _ => return Ok(false),
-            }
-            Ok(true)
-        })?;
-        error.location = file.map(|file| (file, line, column));
-        Ok(error)
-    }
-
-    fn write(&self, out: &mut Vec<u8>) {
-        let optional = [
-            !self.causes.is_empty(),
-            !self.known.is_empty(),
-            self.value.is_some(),
-            self.stack.is_some(),
-            self.location.is_some(),
-            self.location.is_some(),
-            self.location.is_some(),
-        ];
-        put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
-        put_str(out, "kind");
-        put_str(out, self.kind);
-        put_str(out, "message");
-        put_str(out, self.message);
-        for (key, texts) in [("causes", &self.causes), ("known", &self.known)] {
-            if !texts.is_empty() {
-                put_str(out, key);
-                put_array(out, texts.len() as u32);
-                texts.iter().for_each(|text| put_str(out, text));
-            }
-        }
-        if let Some(value) = self.value {
-            put_str(out, "value");
-            out.extend_from_slice(value);
-        }
-        if let Some(stack) = self.stack {
-            put_str(out, "stack");
-            put_str(out, stack);
-        }
-        if let Some((file, line, column)) = self.location {
-            put_str(out, "file");
-            put_str(out, file);
-            put_str(out, "line");
-            put_uint(out, u64::from(line));
-            put_str(out, "column");
-            put_uint(out, u64::from(column));
-        }
-    }
 }
 
 pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello) {
@@ -317,7 +258,7 @@ pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello) {
 pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
     put_array(out, 2);
     put_uint(out, HELLO);
-    put_map(out, 4 + u32::from(hello.max_frame.is_some()));
+    put_map(out, 4 + u32::from(hello.max_frame.is_some()) + u32::from(hello.ahead > 0));
     put_str(out, "version");
     put_uint(out, u64::from(hello.version));
     put_str(out, "pid");
@@ -327,6 +268,10 @@ pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
     put_str(out, "server");
     put_str(out, &hello.server);
     put_max_frame(out, hello.max_frame);
+    if hello.ahead > 0 {
+        put_str(out, "ahead");
+        put_uint(out, hello.ahead as u64);
+    }
 }
 
 fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {
@@ -378,6 +323,28 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
     }
 }
 
+/// Where the kind of a message stands in it: after the array.
+const KIND_AT: usize = 1;
+
+/// When a call was sent, if the message is one.
+pub(crate) fn place(message: &[u8]) -> Option<Place> {
+    match u64::from(*message.get(KIND_AT)?) {
+        CALL => Some(Place::First),
+        CALL_AHEAD => Some(Place::Behind),
+        _ => None,
+    }
+}
+
+/// Changes when a call was sent, in its message.
+pub(crate) fn set_place(call: &mut [u8], place: Place) {
+    if let Some(kind) = call.get_mut(KIND_AT) {
+        *kind = match place {
+            Place::First => CALL,
+            Place::Behind => CALL_AHEAD,
+        } as u8;
+    }
+}
+
 /// Where the time that a call has stands in its message: after the array, the kind, the map and the
 /// key with its length, and the number's own kind.
 const TIMEOUT_AT: usize = 5 + TIMEOUT.len();
@@ -393,6 +360,36 @@ pub(crate) fn set_timeout(call: &mut [u8], microseconds: u64) {
 pub(crate) fn put_done(out: &mut Vec<u8>) {
     put_array(out, 2);
     put_uint(out, DONE);
+    put_map(out, 0);
+}
+
+pub(crate) fn put_forget(out: &mut Vec<u8>, call: u64) {
+    put_array(out, 3);
+    put_uint(out, FORGET);
+    put_map(out, 0);
+    put_uint(out, call);
+}
+
+/// Which call a message takes back, if it is of that kind.
+pub(crate) fn forgotten(message: &[u8]) -> Option<u64> {
+    if message.get(KIND_AT).copied().map(u64::from) != Some(FORGET) {
+        return None;
+    }
+    match FromClient::decode(message) {
+        Ok(FromClient::Forget(call)) => Some(call),
+        _ => None,
+    }
+}
+
+/// Whether a message of a worker says that a call was not begun.
+pub(crate) fn is_skipped(message: &[u8]) -> bool {
+    message.get(KIND_AT).copied().map(u64::from) == Some(SKIPPED)
+        && matches!(FromWorker::decode(message), Ok(FromWorker::Skipped))
+}
+
+pub(crate) fn put_skipped(out: &mut Vec<u8>) {
+    put_array(out, 2);
+    put_uint(out, SKIPPED);
     put_map(out, 0);
 }
 

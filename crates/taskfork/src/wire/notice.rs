@@ -12,7 +12,7 @@ pub(crate) struct DeathNotice {
     pub(crate) end: End,
     pub(crate) reason: Option<String>,
     pub(crate) during: Option<Activity>,
-    /// How many calls of this connection the worker had begun.
+    /// How many calls of this connection the worker had begun or skipped.
     pub(crate) calls: u64,
     /// The last that the worker wrote to standard error.
     pub(crate) stderr: Option<String>,

@@ -96,6 +96,30 @@ impl Connection {
         }
     }
 
+    /// Reads what is there without waiting for more, up to `most` bytes behind the last frame.
+    pub(crate) fn read_what_is_there(&mut self, most: usize) {
+        while self.inbox.len() < self.used + most {
+            self.inbox.reserve(frame::room_for_next_read(&self.inbox[self.used..]));
+            match recv(&*self.socket, spare_capacity(&mut self.inbox), RecvFlags::DONTWAIT) {
+                Ok((length, _)) if length > 0 => {}
+                Err(Errno::INTR) => {}
+                // Whatever it is, it comes again.
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    /// The bodies of the frames that are there behind the last.
+    pub(crate) fn next_bodies(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.inbox[self.used..];
+        std::iter::from_fn(move || {
+            let body = frame::find(rest, self.max_frame).ok()??;
+            let (frame, behind) = rest.split_at(body.end);
+            rest = behind;
+            Some(&frame[body])
+        })
+    }
+
     pub(crate) fn body(&self, place: Range<usize>) -> &[u8] {
         &self.inbox[place]
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Failure, Panic};
 use crate::wire::args::encode;
-use crate::wire::native::{ErrorBody, kind};
+use crate::wire::error_body::{ErrorBody, kind};
 
 /// An error of a call, owned. Boxed, as it is the rare outcome of functions that are called often.
 #[derive(Debug)]

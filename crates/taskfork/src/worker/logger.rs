@@ -3,9 +3,8 @@
 use log_defer::{Entry, Level, Log, Message};
 
 use super::notes::{self, Stage};
-use super::serve::SENT_WHOLE;
 use crate::wire::WireError;
-use crate::wire::frame;
+use crate::wire::frame::{self, SENT_WHOLE};
 use crate::wire::native;
 
 /// About how many bytes of logs are kept until they are sent.

@@ -2,6 +2,7 @@
 //! It knows `wire` and `error`; it never sees the server that forked it but for its own slot of the
 //! scoreboard.
 
+mod ahead;
 mod connection;
 mod fault;
 pub(crate) mod function;
@@ -10,6 +11,7 @@ pub(crate) mod logger;
 pub(crate) mod methods;
 mod notes;
 mod panic;
+mod phase;
 #[cfg(feature = "tracing")]
 mod records;
 pub(crate) mod scoreboard;

@@ -10,10 +10,10 @@ use rustix::io::retry_on_intr;
 use rustix::net::{SendFlags, send};
 
 use super::logger;
-use super::serve::SENT_WHOLE;
+
 use super::tracer::{self, Records};
 use crate::sys;
-use crate::wire::frame::HEADER;
+use crate::wire::frame::{HEADER, SENT_WHOLE};
 
 /// How often a call that runs sends what it has.
 const INTERVAL: Duration = Duration::from_millis(50);

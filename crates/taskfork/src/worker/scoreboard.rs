@@ -10,85 +10,8 @@ use std::time::Duration;
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::error::Activity;
+pub(crate) use super::phase::Phase;
 use crate::sys;
-
-/// What a worker is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    /// Waiting for its client to introduce itself.
-    Greeting = 1,
-    /// Running `setup` before the first call.
-    Setup = 2,
-    /// In nobody's hands.
-    Idle = 3,
-    /// Between two calls of a checkout.
-    Held = 4,
-    /// Running a call.
-    Busy = 5,
-    /// Writing an answer so short that it is sent whole or not at all.
-    Answering = 6,
-    /// Running `checkout_done`.
-    Done = 7,
-    /// About to be killed by the server: it must begin nothing.
-    Condemned = 8,
-    /// Asked by the server to leave: it must begin nothing, and ends by itself.
-    Retired = 9,
-    /// Writing an answer of which a part may have been sent.
-    AnsweringAtLength = 10,
-    /// Set up, and without a client to serve.
-    Spare = 11,
-}
-
-impl Phase {
-    const ALL: [Self; 11] = [
-        Self::Greeting,
-        Self::Setup,
-        Self::Idle,
-        Self::Held,
-        Self::Busy,
-        Self::Answering,
-        Self::Done,
-        Self::Condemned,
-        Self::Retired,
-        Self::AnsweringAtLength,
-        Self::Spare,
-    ];
-
-    /// How the phase is called in errors.
-    pub(crate) fn activity(self) -> Option<Activity> {
-        match self {
-            Self::Setup => Some(Activity::Setup),
-            Self::Greeting | Self::Idle | Self::Held | Self::Retired | Self::Spare => {
-                Some(Activity::Idle)
-            }
-            Self::Busy | Self::Answering | Self::AnsweringAtLength => Some(Activity::Call),
-            Self::Done => Some(Activity::CheckoutDone),
-            Self::Condemned => None,
-        }
-    }
-
-    /// Whether time is counted from its beginning, and not from that of the call before it.
-    fn begins_something(self) -> bool {
-        !matches!(self, Self::Answering | Self::AnsweringAtLength | Self::Held)
-    }
-
-    /// Whether user code or a write can keep the worker in this phase for ever.
-    pub(crate) fn can_hang(self) -> bool {
-        match self {
-            Self::Setup | Self::Busy | Self::Answering | Self::AnsweringAtLength | Self::Done => {
-                true
-            }
-            Self::Greeting
-            | Self::Idle
-            | Self::Held
-            | Self::Condemned
-            | Self::Retired
-            | Self::Spare => false,
-        }
-    }
-}
 
 /// A worker's state at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,8 +35,8 @@ pub(crate) fn now() -> Duration {
 pub(crate) struct Scoreboard {
     slots: &'static [AtomicU64],
     stacks: &'static [AtomicU64],
-    /// A bit a slot: whether its worker keeps a core busy. The last word is how many slots have
-    /// ever been used.
+    /// A bit a slot: whether its worker keeps a core busy. The last words are those of all: how many
+    /// slots have ever been used, and when the server wakes.
     active: &'static [AtomicU64],
     /// Slots that were used and are free again.
     free: Vec<usize>,
@@ -123,7 +46,7 @@ pub(crate) struct Scoreboard {
 }
 
 /// Words of a slot; a multiple of eight, so that two workers never write to one cache line.
-const WORDS: usize = 16;
+const WORDS: usize = 24;
 /// `calls << 8 | phase`.
 const STATE: usize = 0;
 const SINCE: usize = 1;
@@ -139,6 +62,17 @@ const PID: usize = 7;
 /// The bytes of the method that is running or has run last, as many as fit.
 const METHOD: usize = 8;
 const METHOD_WORDS: usize = 8;
+/// When the time of the call that runs is over, as above.
+const DEADLINE: usize = 16;
+/// How many calls it has not begun, as one before them failed or nobody wanted them any more.
+const SKIPPED: usize = 17;
+
+/// Words behind the bits of all slots: how many have ever been used, and when the server looks at the
+/// slots next, in nanoseconds on the clock of [`now`].
+const SHARED: usize = 2;
+const USED: usize = SLOTS_IN_BITS;
+const WAKES_AT: usize = SLOTS_IN_BITS + 1;
+const SLOTS_IN_BITS: usize = Scoreboard::CAPACITY / 64;
 
 /// The most addresses of a worker's stack.
 const STACK_WORDS: usize = 64;
@@ -151,7 +85,7 @@ impl Scoreboard {
         let slots = sys::shared_words(Self::CAPACITY * WORDS)?;
         // Of no size until a worker writes there.
         let stacks = sys::shared_words(Self::CAPACITY * STACK_WORDS)?;
-        let active = sys::shared_words(Self::CAPACITY / 64 + 1)?;
+        let active = sys::shared_words(SLOTS_IN_BITS + SHARED)?;
         Ok(Self { slots, stacks, active, free: Vec::new(), used: 0 })
     }
 
@@ -169,7 +103,7 @@ impl Scoreboard {
         words[CLIENT_GONE].store(0, SeqCst);
         words[RETIRE].store(0, SeqCst);
         words[SINCE].store(now().as_nanos() as u64, SeqCst);
-        for word in [HARD_DEADLINE, STACK_READY, CHECKOUTS, METHOD] {
+        for word in [DEADLINE, HARD_DEADLINE, STACK_READY, CHECKOUTS, METHOD, SKIPPED] {
             words[word].store(0, SeqCst);
         }
         words[STATE].store(Phase::Greeting as u64, SeqCst);
@@ -191,6 +125,15 @@ impl Scoreboard {
     pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
         let pid = |words: &[AtomicU64]| i32::try_from(words[PID].load(SeqCst)).ok();
         self.slots.chunks_exact(WORDS).filter_map(move |words| Pid::from_raw(pid(words)?))
+    }
+
+    /// Server: it looks at the slots again then, or at a word from a worker; gives what was said
+    /// before. Whoever begins a call from here on whose time is over sooner gives that word; the
+    /// call of whoever has not seen this is seen by the next look.
+    pub(crate) fn wakes_at(&self, at: Option<Duration>) -> Option<Duration> {
+        let at = at.map_or(u64::MAX, |at| at.as_nanos() as u64);
+        let before = self.active[WAKES_AT].swap(at, SeqCst);
+        (before != u64::MAX).then(|| Duration::from_nanos(before))
     }
 
     /// Where it lies, in this process and in all that were forked from it.
@@ -278,9 +221,18 @@ impl Slot {
         Retirement::ALL.into_iter().find(|&why| why as u64 == code)
     }
 
+    /// Server: when the time of the call that runs, or has run last, is over.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.time(DEADLINE)
+    }
+
     /// Server: when the call that runs is to be ended.
     pub(crate) fn hard_deadline(&self) -> Option<Duration> {
-        let nanoseconds = self.words[HARD_DEADLINE].load(SeqCst);
+        self.time(HARD_DEADLINE)
+    }
+
+    fn time(&self, word: usize) -> Option<Duration> {
+        let nanoseconds = self.words[word].load(SeqCst);
         (nanoseconds != 0).then(|| Duration::from_nanos(nanoseconds))
     }
 
@@ -315,6 +267,16 @@ impl Slot {
         self.words[CHECKOUTS].load(SeqCst)
     }
 
+    /// Server: how many calls the worker has passed without beginning them.
+    pub(crate) fn skipped(&self) -> u64 {
+        self.words[SKIPPED].load(SeqCst)
+    }
+
+    /// Worker: it passes a call.
+    pub(crate) fn count_skipped(&self) {
+        self.words[SKIPPED].store(self.skipped() + 1, SeqCst);
+    }
+
     /// Worker: it keeps a core busy from here on.
     pub(crate) fn works(&self) {
         self.active[self.index / 64].fetch_or(1 << (self.index % 64), Relaxed);
@@ -328,12 +290,12 @@ impl Slot {
     /// Worker: how many workers keep a core busy, this one included if it does.
     pub(crate) fn busy_cores(&self) -> usize {
         let words = self.used().load(Relaxed) as usize / 64 + 1;
-        let busy = self.active.iter().take(words.min(self.active.len() - 1));
+        let busy = self.active.iter().take(words.min(SLOTS_IN_BITS));
         busy.map(|word| word.load(Relaxed).count_ones() as usize).sum()
     }
 
     fn used(&self) -> &AtomicU64 {
-        &self.active[self.active.len() - 1]
+        &self.active[USED]
     }
 
     /// Worker: another checkout is done.
@@ -342,8 +304,8 @@ impl Slot {
         self.words[CHECKOUTS].store(checkouts + 1, Relaxed);
     }
 
-    /// Worker: what the call that begins next is, and when it is to be ended.
-    pub(crate) fn announce(&self, method: &str, hard_deadline: Option<Duration>) {
+    /// Worker: what the call that begins next is, when its time is over, and when it is to be ended.
+    pub(crate) fn announce(&self, method: &str, times: Option<(Duration, Duration)>) {
         let words = &self.words[METHOD..METHOD + METHOD_WORDS];
         let bytes = method.as_bytes();
         for (place, word) in words.iter().enumerate() {
@@ -356,8 +318,14 @@ impl Slot {
                 break;
             }
         }
-        let deadline = hard_deadline.map_or(0, |deadline| deadline.as_nanos() as u64);
-        self.words[HARD_DEADLINE].store(deadline, Relaxed);
+        let (over, end) = times.unwrap_or_default();
+        self.words[DEADLINE].store(over.as_nanos() as u64, Relaxed);
+        self.words[HARD_DEADLINE].store(end.as_nanos() as u64, Relaxed);
+    }
+
+    /// Worker, having begun a call: whether its time is over before the server wakes by itself.
+    pub(crate) fn is_over_before_server_wakes(&self, deadline: Duration) -> bool {
+        (deadline.as_nanos() as u64) < self.active[WAKES_AT].load(SeqCst)
     }
 
     /// Worker: enters `phase`, unless the server has decided otherwise.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use log_defer::Level;
 use rustix::net::{RecvFlags, SendFlags, send};
 
+use super::ahead::{self, Ahead};
 use super::connection::{Broken, Connection};
 use super::fault::{Fault, guarded};
 use super::interface::{Interface, Request};
@@ -21,16 +22,14 @@ use crate::error::Failure;
 use crate::sys::{self, Received};
 use crate::trace_context::{self, TraceContext};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::native::{self, ClientHello, DEFAULT_GRACE, FromClient, VERSIONS, WorkerHello};
+use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
+use crate::wire::native::{
+    self, CallMeta, ClientHello, DEFAULT_GRACE, FromClient, VERSIONS, WorkerHello,
+};
 use crate::wire::request::Arguments;
 
 /// An answer's buffer above this size is given back.
 const KEPT_BUFFER: usize = 1 << 20;
-
-/// The kernel takes so few bytes in one piece: a worker that is killed while it writes them has sent
-/// all or none.
-pub(super) const SENT_WHOLE: usize = 4096;
 
 /// What the server gives a new worker.
 #[derive(Debug)]
@@ -138,6 +137,7 @@ pub(crate) fn serve<S: 'static>(
         setup_fault: None,
         limits: seat.limits,
         max_answer: seat.limits.max_frame,
+        ahead: Ahead::default(),
         out: Vec::new(),
     };
     let hello = WorkerHello {
@@ -146,6 +146,7 @@ pub(crate) fn serve<S: 'static>(
         worker: number,
         server: seat.server,
         max_frame: Some(seat.limits.max_frame),
+        ahead: ahead::WINDOW,
     };
     let Err(leave) = worker.live(seat.socket, &hello);
     let status = match leave {
@@ -180,6 +181,7 @@ struct Worker<'a, S> {
     setup_fault: Option<Fault>,
     limits: Limits,
     max_answer: usize,
+    ahead: Ahead,
     out: Vec<u8>,
 }
 
@@ -286,33 +288,20 @@ impl<S: 'static> Worker<'_, S> {
     /// Waits for a message and does what it says; tells whether it ended a checkout.
     fn serve_message(&mut self, connection: &mut Connection) -> Result<bool, Leave> {
         let frame = connection.read_frame()?;
+        // The clock is read once for all who want to know.
+        let begun = now();
+        if native::place(connection.body(frame.clone()))
+            .is_some_and(|place| self.ahead.is_to_look(place, begun))
+        {
+            connection.read_what_is_there(2 * ahead::WINDOW);
+            self.ahead.forget(connection.next_bodies().filter_map(native::forgotten));
+        }
         match FromClient::decode(connection.body(frame))? {
-            FromClient::Call { method, args, meta } => {
-                let time = meta.timeout.map(Duration::from_micros);
-                let grace = meta.grace.map_or(DEFAULT_GRACE, Duration::from_micros);
-                // The clock is read once for all who want to know.
-                let begun = now();
-                let deadline = time.map(|time| begun.saturating_add(time));
-                let hard = deadline.map(|deadline| deadline.saturating_add(grace));
-                self.slot.announce(method.unwrap_or_default(), hard);
-                self.slot.enter_at(Phase::Busy, Some(begun))?;
-                if self.slot.is_client_gone() {
-                    return Err(Leave::Quietly);
+            FromClient::Call { place, method, args, meta } => {
+                match self.ahead.take(place, begun) {
+                    Some(sent) => self.serve_call(method, args, &meta, begun, sent)?,
+                    None => self.skip_call()?,
                 }
-                notes::begin(Wanted { log: meta.log.map(Level::new), trace: meta.trace });
-                trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
-                context::set(deadline);
-                if time.is_some() {
-                    sys::set_alarm(time);
-                }
-                let called = self.call(method, args);
-                if time.is_some() {
-                    sys::set_alarm(None);
-                }
-                context::set(None);
-                trace_context::set(None);
-                self.put_in_front(notes::end());
-                called?;
                 self.slot.enter(if self.out.len() <= SENT_WHOLE {
                     Phase::Answering
                 } else {
@@ -326,8 +315,51 @@ impl<S: 'static> Worker<'_, S> {
                 self.slot.count_checkout();
                 self.checkout_done().map(|()| true)
             }
+            // The call has been answered already.
+            FromClient::Forget(_) => Ok(false),
             FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
         }
+    }
+
+    /// Runs a call and leaves in `out` what is to be sent.
+    fn serve_call(
+        &mut self,
+        method: Option<&str>,
+        args: Arguments<'_>,
+        meta: &CallMeta<'_>,
+        begun: Duration,
+        sent: Duration,
+    ) -> Result<(), Leave> {
+        let grace = meta.grace.map_or(DEFAULT_GRACE, Duration::from_micros);
+        let time = meta.timeout.map(Duration::from_micros);
+        let deadline = time.map(|time| sent.saturating_add(time));
+        let times = deadline.map(|deadline| (deadline, deadline.saturating_add(grace)));
+        self.slot.announce(method.unwrap_or_default(), times);
+        self.slot.enter_at(Phase::Busy, Some(begun))?;
+        if deadline.is_some_and(|deadline| self.slot.is_over_before_server_wakes(deadline)) {
+            sys::wake_server();
+        }
+        if self.slot.is_client_gone() {
+            return Err(Leave::Quietly);
+        }
+        notes::begin(Wanted { log: meta.log.map(Level::new), trace: meta.trace });
+        trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
+        context::set(deadline);
+        let called = self.call(method, args);
+        context::set(None);
+        trace_context::set(None);
+        self.put_in_front(notes::end());
+        called.map_err(Leave::from)
+    }
+
+    fn skip_call(&mut self) -> Result<(), Leave> {
+        self.slot.count_skipped();
+        self.out.clear();
+        frame::write::<WireError>(&mut self.out, self.max_answer, |out| {
+            native::put_skipped(out);
+            Ok(())
+        })
+        .map_err(Leave::from)
     }
 
     /// Runs a call and leaves its answer in `out`.
@@ -335,6 +367,7 @@ impl<S: 'static> Worker<'_, S> {
         self.out.clear();
         self.out.shrink_to(KEPT_BUFFER);
         let Err(fault) = self.try_call(method, args) else { return Ok(()) };
+        self.ahead.failed();
         write_fault(&mut self.out, self.max_answer, &fault)
     }
 

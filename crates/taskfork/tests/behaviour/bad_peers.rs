@@ -1,13 +1,11 @@
 //! Peers that do not keep to the protocol, and the protocol spoken by hand.
 
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use taskfork::{Client, Error, FatalError, Value};
 
 use crate::support::processes::{Program, children};
-use crate::support::raw::{Raw, frame, map, text};
+use crate::support::raw::{Raw, fake, frame, greet, map, text};
 use crate::support::{address_in, roles, trials, until};
 
 trials! {
@@ -27,13 +25,13 @@ trials! {
 }
 
 /// A server in a program of its own, with what it logs.
-struct Logged {
+pub(crate) struct Logged {
     folder: tempfile::TempDir,
     program: Program,
 }
 
 impl Logged {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut command = roles::command(&["serve_logging", &address_in(&folder)]);
         command.stderr(std::fs::File::create(folder.path().join("log")).unwrap());
@@ -41,7 +39,7 @@ impl Logged {
         Self { folder, program }
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("s")
     }
 
@@ -201,38 +199,6 @@ async fn a_peer_that_stops_in_a_frame_is_closed() {
             "the client stopped for 0.2 seconds in the middle of a frame",
         )
         .await;
-}
-
-/// A server that does with each connection what `serve` does.
-fn fake(folder: &tempfile::TempDir, mut serve: impl FnMut(Raw) + Send + 'static) -> Client {
-    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-    std::thread::spawn(move || {
-        loop {
-            serve(Raw::accept(&listener));
-        }
-    });
-    Client::builder()
-        .address(address_in(folder))
-        .min_workers(0)
-        .max_workers(1)
-        .timeout(Duration::from_millis(400))
-        .connect_timeout(Duration::from_millis(100))
-        .build()
-        .unwrap()
-}
-
-/// Greets, and waits for the client's greeting and first message.
-fn greet(raw: &mut Raw, calls: usize) {
-    use std::io::Read;
-    raw.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut preamble = [0; 8];
-    raw.0.read_exact(&mut preamble).unwrap();
-    raw.receive().unwrap();
-    raw.send(b"taskfork");
-    raw.send_message(vec![0.into(), map(&[("version", 1.into()), ("pid", 4_000_000.into())])]);
-    for _ in 0..calls {
-        raw.receive();
-    }
 }
 
 async fn a_garbage_server_is_told_as_such() {

@@ -4,6 +4,7 @@
 #![allow(missing_docs, reason = "nothing here is for users")]
 
 mod addresses;
+mod ahead;
 mod bad_peers;
 mod blocking;
 mod busy_poll;
@@ -49,6 +50,7 @@ fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
     let trials = [
         addresses::trials(),
+        ahead::trials(),
         bad_peers::trials(),
         blocking::trials(),
         busy_poll::trials(),

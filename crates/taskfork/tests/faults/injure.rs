@@ -51,7 +51,7 @@ impl Injuries {
         self.record.lock().unwrap()
     }
 
-    pub(crate) async fn do_one(&mut self, server: &mut Program, path: &Path) {
+    pub(crate) async fn do_one(&mut self, server: &mut Program, path: &Path, may_end_server: bool) {
         // The server's own helpers, which tell of deaths, have the server's name.
         let mut workers = children(server.pid());
         workers.retain(|&pid| !super::server::title(pid).starts_with("taskfork-server:"));
@@ -92,13 +92,13 @@ impl Injuries {
                 self.crowd.clear();
                 ("descriptors given back", 10)
             }
-            (90..92, _) => {
+            (90..92, _) if may_end_server => {
                 self.record().servers_ended = true;
                 server.kill();
                 *server = Program::start(path);
                 ("server killed and started", 100)
             }
-            (92..94, _) => {
+            (92..94, _) if may_end_server => {
                 self.crowd.clear();
                 self.wake_all();
                 self.record().servers_ended = true;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
-use taskfork::{Activity, CallError, Client, Death, End, Error, FatalError};
+use taskfork::{Activity, CallError, Checkout, Client, Death, End, Error, FatalError};
 
 use super::injure::Record;
 
@@ -32,7 +32,8 @@ pub(crate) async fn call(
         serial += 1;
         let checkout = client.checkout();
         match random.u32(0..100) {
-            0..50 => {
+            0..15 => counts.queue(&checkout, &mut random, serial).await,
+            15..50 => {
                 let several: Vec<_> = (0..random.u64(1..5))
                     .map(|n| (serial + n, checkout.call("echo", (serial + n,))))
                     .collect();
@@ -109,6 +110,8 @@ fn kind(what: &str, error: &Error, record: &Record) -> &'static str {
                 "worker segfaulted"
             }
             End::Unknown if record.servers_ended => "connection ended",
+            // In the middle of a long answer nothing can be told.
+            End::Unknown if what == "blob" => "connection ended",
             _ => "",
         },
         Error::Fatal { cause: FatalError::TimedOut { .. }, .. }
@@ -135,6 +138,38 @@ fn kind(what: &str, error: &Error, record: &Record) -> &'static str {
 impl Counts {
     pub(crate) fn new(record: Arc<Mutex<Record>>) -> Self {
         Self { ends: BTreeMap::new(), wrong: Vec::new(), record }
+    }
+
+    /// Calls queued at once, of which one may fail and some are dropped before they are over.
+    async fn queue(&mut self, checkout: &Checkout, random: &mut Rng, serial: u64) {
+        let length = random.u64(2..60);
+        let failing = random.u64(0..2 * length);
+        let calls: Vec<_> = (0..length)
+            .map(|n| {
+                let method = if n == failing { "fail_with" } else { "echo" };
+                (n, checkout.call::<u64>(method, (serial + n,)))
+            })
+            .collect();
+        for (n, call) in calls {
+            if n != failing && random.u32(0..10) == 0 {
+                drop(call);
+                continue;
+            }
+            match call.await {
+                Err(Error::Call { error: CallError::Interface(failure), .. }) if n == failing => {
+                    self.check_that(failure.message() == (serial + n).to_string(), "another's");
+                    self.count("queued", "its own error");
+                }
+                Err(Error::Call { error: CallError::Dropped { .. }, .. }) if n > failing => {
+                    self.count("queued", "dropped behind another");
+                }
+                ended => {
+                    self.check_that(ended.is_err() || n < failing, "it ran behind a failed one");
+                    self.expect("queued", ended, &(serial + n));
+                }
+            }
+        }
+        self.expect("queued", checkout.call("echo", (serial,)).await, &serial);
     }
 
     fn expect<T: PartialEq>(&mut self, what: &str, ended: Result<T, Error>, expected: &T) {

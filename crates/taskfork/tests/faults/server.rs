@@ -34,6 +34,7 @@ pub(crate) fn plays() -> bool {
             Ok(value)
         })
         .function("abort", || -> Result<(), BoxError> { std::process::abort() })
+        .function("fail_with", |value: u64| Err::<u64, _>(value.to_string().into()))
         .function("fail", |message: String| Err::<(), _>(message.into()));
     let ended = Server::builder()
         .listen(&*address)

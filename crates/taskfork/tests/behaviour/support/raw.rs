@@ -5,7 +5,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use taskfork::Value;
+use taskfork::{Client, Value};
+
+use super::address_in;
 
 pub(crate) struct Raw(pub(crate) UnixStream);
 
@@ -84,4 +86,44 @@ impl Raw {
         let _ = self.0.read_to_end(&mut rest);
         rest
     }
+}
+
+/// A server that does with each connection what `serve` does.
+pub(crate) fn fake(
+    folder: &tempfile::TempDir,
+    mut serve: impl FnMut(Raw) + Send + 'static,
+) -> Client {
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    std::thread::spawn(move || {
+        loop {
+            serve(Raw::accept(&listener));
+        }
+    });
+    Client::builder()
+        .address(address_in(folder))
+        .min_workers(0)
+        .max_workers(1)
+        .timeout(Duration::from_millis(400))
+        .connect_timeout(Duration::from_millis(100))
+        .build()
+        .unwrap()
+}
+
+/// Greets, and waits for the client's greeting and first messages.
+pub(crate) fn greet(raw: &mut Raw, calls: usize) {
+    greet_as(raw, &[]);
+    for _ in 0..calls {
+        raw.receive();
+    }
+}
+
+/// Greets with more in the hello, and waits for the client's greeting.
+pub(crate) fn greet_as(raw: &mut Raw, more: &[(&str, Value)]) {
+    raw.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut preamble = [0; 8];
+    raw.0.read_exact(&mut preamble).unwrap();
+    raw.receive().unwrap();
+    raw.send(b"taskfork");
+    let known = [("version", 1.into()), ("pid", 4_000_000.into())];
+    raw.send_message(vec![0.into(), map(&[&known, more].concat())]);
 }

@@ -1,0 +1,195 @@
+//! How a checkout moves on: its calls sent, their answers taken, its worker lost or given back.
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use super::core::{Change, Effects};
+use super::entries::Outcome;
+use super::lane::Lane;
+use super::log;
+use super::pool::Loss;
+use super::send::Sender;
+use super::state::{Holding, State};
+use super::stats;
+use super::step::{Ending, Step, step};
+use crate::error::{Death, FatalError, Stage};
+use crate::wire::native;
+
+/// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
+const MOST_SETUP_DEATHS: u32 = 3;
+
+impl Lane {
+    /// Sends and receives as much as can be without waiting.
+    pub(super) fn advance(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
+        state.told = false;
+        loop {
+            let Holding::Worker(lease) = &mut state.holding else { return };
+            let connection = &mut lease.connection;
+            let alone = !state.used && connection.may_be_answering();
+            if let Err(lost) = state.sender.send(&mut state.calls, connection, alone) {
+                // What the server said about the worker may be waiting to be read.
+                let ending = Ending::of(connection.last_words().ok_or(lost));
+                self.lost(state, effects, ending);
+                continue;
+            }
+            let more = state.calls.has_more_than_head();
+            let Some((seq, entry)) = state.calls.head() else {
+                if state.open {
+                    // Nobody waits: the driver is to hear of a death.
+                    connection.signal.wake_next(None, true);
+                    if let Poll::Ready(ended) = connection.poll_message() {
+                        self.lost(state, effects, Ending::of(ended));
+                    }
+                }
+                return;
+            };
+            // Whoever waits for this call comes when it is answered; the driver must see to the
+            // rest, and to all of it if nobody waits.
+            connection.signal.wake_next(entry.waker.as_ref(), more || entry.waker.is_none());
+            match step(connection, entry) {
+                Step::Wait => return,
+                Step::Next => {}
+                Step::Finish(outcome) => {
+                    if matches!(outcome, Outcome::Unsendable(_)) {
+                        state.fail_call(seq, outcome, effects);
+                    } else {
+                        state.finish(seq, outcome, effects);
+                    }
+                }
+                Step::Answer { body, failed } => {
+                    state.used = true;
+                    connection.answered();
+                    self.core.tally.answered(entry.method.as_deref(), &entry.sent, failed);
+                    let outcome = Outcome::Answer(body);
+                    if failed {
+                        state.tainted = true;
+                        state.fail_call(seq, outcome, effects);
+                    } else {
+                        state.finish(seq, outcome, effects);
+                    }
+                }
+                Step::Notes(body) => {
+                    let notes = native::notes(&body);
+                    if let (Some(log), Some(encoded)) = (&state.log, notes.log) {
+                        log::merge(log, encoded);
+                    }
+                    if let (Some(replay), Some(encoded)) = (&entry.replay, notes.trace) {
+                        replay.push(connection.pid, body.slice_ref(encoded));
+                        effects.replays.push(replay.clone());
+                    }
+                }
+                Step::Lost(ending) => self.lost(state, effects, ending),
+            }
+        }
+    }
+
+    /// The worker is gone: another takes its place if it has begun nothing, or the checkout is over.
+    fn lost(self: &Arc<Self>, state: &mut State, effects: &mut Effects, ending: Ending) {
+        let Holding::Worker(lease) = &state.holding else { return };
+        let connection = &lease.connection;
+        self.core.tally.died(stats::cause(&ending));
+        let unanswered = state.calls.unanswered;
+        let first = state.calls.head().and_then(|(_, head)| head.number());
+        let last_begun = first.map_or(0, |first| ending.begun(connection, first, unanswered));
+        let begun = first.is_some_and(|first| first <= last_begun);
+        if ending.is_in_setup() {
+            state.setup_deaths += 1;
+        }
+        let hopeless = ending.is_judged_in_setup() || state.setup_deaths == MOST_SETUP_DEATHS;
+        if begun || state.used || hopeless || matches!(ending, Ending::Broken(_)) {
+            let loss = if ending.is_in_setup() { Loss::Unused } else { Loss::Used };
+            let timed_out = ending.is_time_out();
+            let cause = match ending.cause(connection.pid) {
+                FatalError::WorkerDied(Death { hung, .. }) if timed_out => {
+                    let after = state.timeout.unwrap_or_default();
+                    FatalError::TimedOut { after, stage: Stage::Running, hung }
+                }
+                cause => cause,
+            };
+            self.end_with(state, effects, cause, loss, last_begun);
+            return;
+        }
+        let Some(lease) = state.take_lease() else { return };
+        effects.workers.push(Change::Lose(lease, Loss::Unused));
+        state.calls.send_again();
+        state.sender = Sender::default();
+        // The dead worker still counts in the pool, so that this cannot be it.
+        let taken = self.core.pool().check_out_again(self.clone());
+        match taken {
+            Ok((_, lease)) => self.hold(state, lease),
+            Err(ticket) => self.wait(state, effects, ticket),
+        }
+    }
+
+    pub(super) fn end(
+        &self,
+        state: &mut State,
+        effects: &mut Effects,
+        cause: FatalError,
+        loss: Loss,
+    ) {
+        let begun = match &state.holding {
+            Holding::Worker(lease) => lease.connection.calls(),
+            _ => 0,
+        };
+        self.end_with(state, effects, cause, loss, begun);
+    }
+
+    /// Ends the checkout: the call that runs, all behind it, and all that will be made. Those up to
+    /// `begun` on their connection may have run.
+    fn end_with(
+        &self,
+        state: &mut State,
+        effects: &mut Effects,
+        cause: FatalError,
+        loss: Loss,
+        begun: u64,
+    ) {
+        match std::mem::replace(&mut state.holding, Holding::Failed(cause.clone())) {
+            Holding::Worker(lease) => effects.workers.push(Change::Lose(lease, loss)),
+            Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
+            Holding::Failed(first) => {
+                state.holding = Holding::Failed(first);
+                return;
+            }
+            Holding::Released => {}
+        }
+        state.finish_fatally(&cause, begun, effects);
+    }
+
+    /// Gives everything back once nobody wants anything of the lane any more.
+    pub(super) fn finish_if_done(&self, state: &mut State, effects: &mut Effects) {
+        if state.open || state.calls.is_awaited() {
+            return;
+        }
+        if let Some(alarm) = state.alarm.take() {
+            self.core.clear_alarm(alarm);
+        }
+        if let Some((_, head)) = state.calls.head() {
+            head.timing.end();
+        }
+        effects.logs.extend(state.log.take());
+        // A call that runs for nobody is ended with its worker.
+        let idle = state.calls.head().is_none();
+        match std::mem::replace(&mut state.holding, Holding::Released) {
+            Holding::Worker(lease) => {
+                let keep = !state.tainted || self.core.config.dont_refork_after_error;
+                effects.workers.push(match (idle, keep) {
+                    (true, true) => Change::Release(lease),
+                    (true, false) => {
+                        let mut lease = lease;
+                        // It is closed next; a farewell that cannot be sent is not needed.
+                        let _ = lease.connection.say_done();
+                        Change::Lose(lease, Loss::Used)
+                    }
+                    (false, _) => {
+                        self.core.tally.died(stats::CANCELLED);
+                        Change::Lose(lease, Loss::Used)
+                    }
+                });
+            }
+            Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
+            Holding::Failed(_) | Holding::Released => {}
+        }
+    }
+}

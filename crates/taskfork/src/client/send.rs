@@ -1,0 +1,109 @@
+//! Sending the calls of a checkout: the first at once, those behind it ahead of its answer, many with
+//! one write.
+
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::connection::{Connection, Lost};
+use super::entries::{Entries, Entry, Progress, Work};
+use crate::wire::frame::HEADER;
+use crate::wire::native::{self, Place};
+
+/// Calls up to this size are copied, to be sent with one write.
+const SMALL: usize = 4 << 10;
+
+/// So much is sent with one write.
+const BATCH: usize = 32 << 10;
+
+/// What is known of sending on a connection.
+#[derive(Debug, Default)]
+pub(super) struct Sender {
+    /// When the last call was sent that no other was before; the times of those behind it are
+    /// counted from then. Nothing if that had no time.
+    anchor: Option<Instant>,
+    /// There was room for calls, and it has not been filled since.
+    filling: bool,
+    /// The worker takes no more.
+    closed: bool,
+}
+
+impl Sender {
+    /// Sends what can be sent now, without waiting. With `alone` none is sent ahead.
+    pub(super) fn send(
+        &mut self,
+        calls: &mut Entries,
+        connection: &mut Connection,
+        alone: bool,
+    ) -> Result<(), Lost> {
+        if self.closed {
+            return Ok(());
+        }
+        let before = calls.unanswered > 0;
+        let Poll::Ready(Err(lost)) = self.poll(calls, connection, alone) else { return Ok(()) };
+        // What there is of answers is still to be read.
+        self.closed = before;
+        if before { Ok(()) } else { Err(lost) }
+    }
+
+    fn poll(
+        &mut self,
+        calls: &mut Entries,
+        connection: &mut Connection,
+        alone: bool,
+    ) -> Poll<Result<(), Lost>> {
+        loop {
+            let place = if calls.unanswered == 0 { Place::First } else { Place::Behind };
+            let bytes = calls.unanswered_bytes;
+            if bytes >= connection.ahead {
+                self.filling = false;
+            } else if bytes <= connection.ahead / 2 {
+                self.filling = true;
+            }
+            let may_send = place == Place::First || self.filling && !alone;
+            let Some(entry) = calls.next() else { break };
+            if matches!(entry.progress, Progress::Queued)
+                && !(may_send && self.prepare(entry, place, connection.max_send))
+            {
+                break;
+            }
+            let Work::Call(frame) = &entry.work else { break };
+            let number = match &mut entry.progress {
+                Progress::Sending(sent) => std::task::ready!(connection.poll_send(frame, sent))?,
+                _ => connection.put_call(frame),
+            };
+            calls.sent(number);
+            if connection.unsent() >= BATCH {
+                std::task::ready!(connection.poll_flush())?;
+            }
+        }
+        connection.poll_flush()
+    }
+
+    /// Makes a call ready to be sent, if it can be now.
+    fn prepare(&mut self, entry: &mut Entry, place: Place, max_send: usize) -> bool {
+        let Work::Call(frame) = &mut entry.work else { return false };
+        let length = frame.len() - HEADER;
+        if length > max_send {
+            let reason =
+                format!("they take {length} bytes, and the limit of a message is {max_send}");
+            entry.work = Work::Unsendable(reason);
+            return false;
+        }
+        if place == Place::First {
+            self.anchor = entry.deadline.map(|_| Instant::now());
+        }
+        native::set_place(&mut frame[HEADER..], place);
+        if let Some(deadline) = entry.deadline {
+            let Some(anchor) = self.anchor else { return false };
+            native::set_timeout(&mut frame[HEADER..], microseconds(deadline - anchor));
+        }
+        if frame.len() > SMALL {
+            entry.progress = Progress::Sending(0);
+        }
+        true
+    }
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(i64::MAX as u64)
+}

@@ -1,0 +1,315 @@
+//! Calls that are sent before the answers to those before them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use taskfork::{CallError, Checkout, Error, FatalError, Value};
+
+use crate::bad_peers::Logged;
+use crate::support::raw::{Raw, fake, greet_as, map, text};
+use crate::support::{start, start_with, trials};
+
+trials! {
+    queued_calls_are_sent_before_answers_come,
+    a_worker_that_takes_none_ahead_gets_one_at_a_time,
+    no_more_is_sent_ahead_than_the_worker_takes,
+    a_worker_skips_what_was_sent_behind_a_failed_call,
+    a_worker_skips_what_was_taken_back,
+    the_time_of_a_call_sent_ahead_is_that_since_it_was_made,
+    answers_stay_in_step_after_a_failure_in_a_long_queue,
+    the_next_checkout_gets_its_own_answers_after_a_failure,
+    a_large_call_half_sent_behind_a_failed_one_harms_nothing,
+    large_calls_and_large_answers_do_not_stop_each_other,
+    calls_behind_a_death_have_not_run,
+    calls_that_nobody_awaits_are_sent_as_well,
+    several_tasks_share_the_queue,
+    a_worker_that_answers_what_it_was_to_skip_breaks_the_checkout,
+}
+
+/// The kinds of calls on the wire.
+const FIRST: u64 = 1;
+const BEHIND: u64 = 3;
+
+fn kind(message: &Value) -> u64 {
+    message.as_array().unwrap()[0].as_u64().unwrap()
+}
+
+fn ok(value: impl Into<Value>) -> Vec<Value> {
+    vec![1.into(), map(&[]), value.into()]
+}
+
+fn skipped() -> Vec<Value> {
+    vec![5.into(), map(&[])]
+}
+
+fn behind(method: &str, args: Vec<Value>) -> Vec<Value> {
+    vec![BEHIND.into(), map(&[]), text(method), Value::Array(args)]
+}
+
+/// The results of three calls made at once.
+async fn three(checkout: &Checkout) -> [Result<u64, Error>; 3] {
+    let calls = [0, 1, 2].map(|_| checkout.call::<u64>("number", ()));
+    let [first, second, third] = calls;
+    [first.await, second.await, third.await]
+}
+
+async fn queued_calls_are_sent_before_answers_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let kinds = Arc::new(Mutex::new(Vec::new()));
+    let seen = kinds.clone();
+    let client = fake(&folder, move |mut raw| {
+        greet_as(&mut raw, &[("ahead", 1000.into())]);
+        let calls: Vec<_> = (0..3).filter_map(|_| raw.receive()).collect();
+        seen.lock().unwrap().extend(calls.iter().map(kind));
+        (1..=3).for_each(|number: u64| raw.send_message(ok(number)));
+        raw.drain();
+    });
+    let checkout = client.checkout();
+    let answers = three(&checkout).await.map(Result::unwrap);
+    assert_eq!(answers, [1, 2, 3]);
+    assert_eq!(*kinds.lock().unwrap(), [FIRST, BEHIND, BEHIND]);
+}
+
+async fn a_worker_that_takes_none_ahead_gets_one_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = fake(&folder, |mut raw| {
+        greet_as(&mut raw, &[]);
+        for number in 1..=3_u64 {
+            assert_eq!(raw.receive().as_ref().map(kind), Some(FIRST));
+            raw.0.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            assert_eq!(raw.receive(), None, "another call came before the answer");
+            raw.0.set_read_timeout(None).unwrap();
+            raw.send_message(ok(number));
+        }
+        raw.drain();
+    });
+    let checkout = client.checkout();
+    assert_eq!(three(&checkout).await.map(Result::unwrap), [1, 2, 3]);
+}
+
+async fn no_more_is_sent_ahead_than_the_worker_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = fake(&folder, |mut raw| {
+        // The second call fills this.
+        greet_as(&mut raw, &[("ahead", 20.into())]);
+        let mut calls = 0;
+        raw.0.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        while raw.receive().is_some() {
+            calls += 1;
+        }
+        raw.0.set_read_timeout(None).unwrap();
+        raw.send_message(ok(calls));
+        raw.send_message(ok(0));
+        raw.receive();
+        raw.send_message(ok(0));
+        raw.drain();
+    });
+    let checkout = client.checkout();
+    assert_eq!(three(&checkout).await.map(Result::unwrap), [1, 0, 0]);
+}
+
+async fn a_worker_skips_what_was_sent_behind_a_failed_call() {
+    let server = Logged::start();
+    let (mut raw, hello) = Raw::greeted(&server.path()).await;
+    let ahead = hello.as_array().unwrap()[1].as_map().unwrap();
+    assert!(ahead.contains(&(text("ahead"), (64 << 10).into())), "{ahead:?}");
+    raw.call("boom", vec![text("no")]);
+    raw.send_message(behind("remember", vec![text("ran")]));
+    raw.send_message(behind("nothing", vec![]));
+    raw.call("note", vec![]);
+    raw.send_message(behind("pid", vec![]));
+    assert_eq!(kind(&raw.receive().unwrap()), 2);
+    assert_eq!(raw.receive().unwrap(), Value::Array(skipped()));
+    assert_eq!(raw.receive().unwrap(), Value::Array(skipped()));
+    assert_eq!(raw.receive().unwrap(), Value::Array(ok("")));
+    assert_eq!(kind(&raw.receive().unwrap()), 1);
+    raw.call("exit", vec![1.into()]);
+    let notice = raw.receive().unwrap();
+    let notice = notice.as_array().unwrap()[1].as_map().unwrap();
+    assert!(notice.contains(&(text("calls"), 6.into())), "{notice:?}");
+}
+
+async fn a_worker_skips_what_was_taken_back() {
+    let server = Logged::start();
+    let (mut raw, _) = Raw::greeted(&server.path()).await;
+    raw.call("sleep", vec![50.into()]);
+    raw.send_message(behind("remember", vec![text("never")]));
+    raw.send_message(behind("note", vec![]));
+    raw.send_message(vec![4.into(), map(&[]), 2.into()]);
+    assert_eq!(raw.receive().unwrap(), Value::Array(ok(Value::Nil)));
+    assert_eq!(raw.receive().unwrap(), Value::Array(skipped()));
+    assert_eq!(raw.receive().unwrap(), Value::Array(ok("")));
+    // What is over already is not taken back any more.
+    raw.send_message(vec![4.into(), map(&[]), 3.into()]);
+    raw.call("nothing", vec![]);
+    assert_eq!(raw.receive().unwrap(), Value::Array(ok(Value::Nil)));
+}
+
+async fn the_time_of_a_call_sent_ahead_is_that_since_it_was_made() {
+    let (_server, client) = start("deadlines");
+    let checkout = client.checkout().timeout(Duration::from_secs(100));
+    let slow = checkout.call::<bool>("late", (300,));
+    let left = checkout.call::<(Duration, Duration, bool)>("left", ());
+    slow.await.unwrap();
+    let (left, ..) = left.await.unwrap();
+    assert!(left < Duration::from_millis(99_700), "{left:?} are left");
+    assert!(left > Duration::from_secs(60), "{left:?} are left");
+
+    let checkout = client.checkout().timeout(Duration::from_millis(500));
+    let slow = checkout.call::<bool>("late", (300,));
+    let interrupted = checkout.call::<u32>("blocking", (60,));
+    assert!(!slow.await.unwrap());
+    let error = interrupted.await.unwrap_err();
+    assert_eq!(error.to_string().lines().next().unwrap(), "interrupted, and cleaned up");
+}
+
+async fn answers_stay_in_step_after_a_failure_in_a_long_queue() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    for round in 0..20 {
+        let failing = round * 13 % 200;
+        let calls: Vec<_> = (0..200_u64)
+            .map(|number| match number == failing {
+                true => checkout.call::<u64>("boom", ("no",)),
+                false => checkout.call::<u64>("echo", (number,)),
+            })
+            .collect();
+        for (number, call) in (0..).zip(calls) {
+            let ended = call.await;
+            match ended {
+                Ok(answer) => assert!(number < failing && answer == number),
+                Err(Error::Call { error: CallError::Interface(_), .. }) => {
+                    assert_eq!(number, failing);
+                }
+                Err(Error::Call { error: CallError::Dropped { .. }, .. }) => {
+                    assert!(number > failing);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(checkout.call::<u64>("echo", (round,)).await.unwrap(), round);
+    }
+}
+
+async fn the_next_checkout_gets_its_own_answers_after_a_failure() {
+    let (_server, client) =
+        start_with("faults", |client| client.max_workers(1).dont_refork_after_error(true));
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    for number in 0..50_u64 {
+        let checkout = client.checkout();
+        let failing = checkout.call::<()>("boom", ("no",));
+        let dropped: Vec<_> =
+            (0..number).map(|number| checkout.call::<u64>("echo", (number,))).collect();
+        failing.await.unwrap_err();
+        drop((checkout, dropped));
+        assert_eq!(client.call::<u64>("echo", (number,)).await.unwrap(), number);
+    }
+    assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), pid);
+}
+
+async fn a_large_call_half_sent_behind_a_failed_one_harms_nothing() {
+    let (_server, client) =
+        start_with("faults", |client| client.max_workers(1).dont_refork_after_error(true));
+    let checkout = client.checkout();
+    let large = "x".repeat(20 << 20);
+    let slow = checkout.call::<()>("sleep", (30,));
+    let failing = checkout.call::<()>("boom", ("no",));
+    let dropped = checkout.call::<String>("echo", (&large,));
+    slow.await.unwrap();
+    failing.await.unwrap_err();
+    dropped.await.unwrap_err();
+    assert_eq!(checkout.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+    drop(checkout);
+    assert_eq!(client.call::<String>("echo", (&large,)).await.unwrap(), large);
+}
+
+async fn large_calls_and_large_answers_do_not_stop_each_other() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let text = "x".repeat(50_000);
+    let mut calls = Vec::new();
+    for round in 0..100_usize {
+        let call = match round % 10 {
+            9 => checkout.call::<Value>("blob", (3_000_000,)),
+            _ => checkout.call::<Value>("echo", (&text,)),
+        };
+        calls.push((round, call));
+    }
+    for (round, call) in calls {
+        match (call.await.unwrap(), round % 10) {
+            (Value::Binary(blob), 9) => assert_eq!(blob.len(), 3_000_000),
+            (answer, _) => assert_eq!(answer, Value::from(text.as_str())),
+        }
+    }
+}
+
+async fn calls_behind_a_death_have_not_run() {
+    let (_server, client) = start("faults");
+    let checkout = client.checkout();
+    let before = checkout.call::<i64>("add", (1, 2));
+    let slow = checkout.call::<()>("sleep", (20,));
+    let deadly = checkout.call::<()>("exit", (3,));
+    let behind = [(); 3].map(|()| checkout.call::<()>("nothing", ()));
+    assert_eq!(before.await.unwrap(), 3);
+    slow.await.unwrap();
+    let error = deadly.await.unwrap_err();
+    assert!(error.is_fatal() && error.may_have_run(), "{error}");
+    for call in behind {
+        let error = call.await.unwrap_err();
+        assert!(error.is_fatal() && !error.may_have_run(), "{error}");
+    }
+}
+
+async fn calls_that_nobody_awaits_are_sent_as_well() {
+    let (_server, client) = start("faults");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    let checkout = client.checkout();
+    checkout.ready().await.unwrap();
+    let append = |text: &'static str| checkout.call::<()>("append", (file.to_str().unwrap(), text));
+    let _calls = ["a", "b", "c", "d"].map(append);
+    crate::support::until("all of them", || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text == "abcd")
+    })
+    .await;
+}
+
+async fn several_tasks_share_the_queue() {
+    let (_server, client) = start("faults");
+    let checkout = Arc::new(client.checkout());
+    let tasks: Vec<_> = (0..50_u64)
+        .map(|task| {
+            let checkout = checkout.clone();
+            tokio::spawn(async move {
+                for number in 0..20 {
+                    let wanted = task * 100 + number;
+                    assert_eq!(checkout.call::<u64>("echo", (wanted,)).await.unwrap(), wanted);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+async fn a_worker_that_answers_what_it_was_to_skip_breaks_the_checkout() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = fake(&folder, |mut raw| {
+        greet_as(&mut raw, &[("ahead", 1000.into())]);
+        (0..3).for_each(|_| drop(raw.receive()));
+        let error = map(&[("kind", text("interface")), ("message", text("no"))]);
+        raw.send_message(vec![2.into(), map(&[]), error]);
+        raw.receive();
+        raw.send_message(ok(5));
+        raw.drain();
+    });
+    let checkout = client.checkout();
+    let [first, second, third] = three(&checkout).await;
+    assert!(matches!(first, Err(Error::Call { error: CallError::Interface(_), .. })));
+    for dropped in [second, third] {
+        assert!(matches!(dropped, Err(Error::Call { error: CallError::Dropped { .. }, .. })));
+    }
+    let error = checkout.call::<u64>("number", ()).await.unwrap_err();
+    assert!(matches!(error, Error::Fatal { cause: FatalError::Protocol { .. }, .. }), "{error}");
+}
