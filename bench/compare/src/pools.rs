@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
 use taskfork::{
-    BoxError, BusyPoll, Client, Methods, Server, ServerBuilder, ServerError, ServerHandle,
+    Blob, BoxError, BusyPoll, Client, Methods, Server, ServerBuilder, ServerError, ServerHandle,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -17,7 +17,7 @@ pub trait Pool {
     /// So many calls of 64 bytes at once.
     fn outstanding(&mut self, calls: usize);
     /// So many bytes there and back.
-    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String>;
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String>;
     /// So many hashes at once.
     fn hash(&mut self, tasks: usize);
     /// The worker that answers next, if there are processes.
@@ -25,6 +25,9 @@ pub trait Pool {
     /// All workers' processes.
     fn pids(&mut self) -> Vec<u32>;
 }
+
+/// What comes back.
+pub type Body = Box<dyn AsRef<[u8]>>;
 
 pub fn text() -> String {
     "x".repeat(64)
@@ -37,7 +40,7 @@ fn hash() -> String {
 pub fn methods<S: 'static>() -> Methods<S> {
     Methods::new()
         .function("echo", |text: String| Ok(text))
-        .function("bytes", |bytes: ByteBuf| Ok(bytes))
+        .function("bytes", |bytes: Blob| Ok(bytes))
         .function("hash", || Ok(hash()))
         .function("pid", || Ok(std::process::id()))
 }
@@ -69,7 +72,7 @@ fn preloaded(server: ServerBuilder) -> Result<(), ServerError> {
 #[taskfork::interface]
 pub trait Echo {
     fn echo(&mut self, text: String) -> String;
-    fn bytes(&mut self, bytes: ByteBuf) -> ByteBuf;
+    fn bytes(&mut self, bytes: Blob) -> Blob;
     fn hash(&mut self) -> String;
     fn pid(&mut self) -> u32;
 }
@@ -81,7 +84,7 @@ impl Echo for Worker {
         text
     }
 
-    fn bytes(&mut self, bytes: ByteBuf) -> ByteBuf {
+    fn bytes(&mut self, bytes: Blob) -> Blob {
         bytes
     }
 
@@ -163,10 +166,9 @@ impl Pool for Ours {
         });
     }
 
-    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-        let call = self.client.call::<ByteBuf>("bytes", (ByteBuf::from(bytes),));
-        let back = self.runtime.block_on(call).map_err(|error| error.to_string())?;
-        Ok(back.into_vec())
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String> {
+        let call = self.client.call::<Blob>("bytes", (Blob::from(bytes),));
+        Ok(Box::new(self.runtime.block_on(call).map_err(|error| error.to_string())?))
     }
 
     fn hash(&mut self, tasks: usize) {
@@ -237,9 +239,9 @@ impl Pool for Blocking {
         });
     }
 
-    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-        let back: Result<ByteBuf, _> = self.client.call("bytes", (ByteBuf::from(bytes),));
-        Ok(back.map_err(|error| error.to_string())?.into_vec())
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String> {
+        let back: Result<Blob, _> = self.client.call("bytes", (Blob::from(bytes),));
+        Ok(Box::new(back.map_err(|error| error.to_string())?))
     }
 
     fn hash(&mut self, tasks: usize) {
@@ -294,9 +296,9 @@ impl Pool for Procspawn {
         }
     }
 
-    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String> {
         let call = self.0.spawn(ByteBuf::from(bytes), |bytes: ByteBuf| bytes);
-        Ok(call.join().map_err(|error| error.to_string())?.into_vec())
+        Ok(Box::new(call.join().map_err(|error| error.to_string())?))
     }
 
     fn hash(&mut self, tasks: usize) {
@@ -360,9 +362,9 @@ impl Pool for Threads {
         });
     }
 
-    fn echo(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+    fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String> {
         let call = async { tokio::task::spawn_blocking(move || bytes).await };
-        self.0.block_on(call).map_err(|error| error.to_string())
+        Ok(Box::new(self.0.block_on(call).map_err(|error| error.to_string())?))
     }
 
     fn hash(&mut self, tasks: usize) {

@@ -32,6 +32,7 @@
 compile_error!("taskfork forks, watches and ends processes by means that only Linux has");
 
 mod address;
+mod blob;
 pub mod blocking;
 mod busy_poll;
 mod client;
@@ -47,6 +48,7 @@ mod wire;
 mod worker;
 
 pub use address::{Address, AddressError};
+pub use blob::Blob;
 pub use busy_poll::BusyPoll;
 pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Overload, Stats};
 pub use context::{Context, context};

@@ -15,6 +15,7 @@ use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
 use crate::wire::answer::InterfaceError;
 use crate::wire::native::FromWorker;
+use crate::wire::parts;
 use crate::wire::request;
 
 /// A call that has been made. Awaiting it gives its result.
@@ -91,8 +92,13 @@ where
         }
         Outcome::Fatal { cause, may_have_run } => Err(Failed::Fatal(cause.clone(), *may_have_run)),
     };
+    let message = match outcome {
+        Outcome::Answer(body) => Some(body),
+        _ => None,
+    };
     let decoded = value.and_then(|value| {
-        request::decode(value).map_err(|message| Failed::Call(CallError::Decode { message }))
+        parts::within(message, || request::decode(value))
+            .map_err(|message| Failed::Call(CallError::Decode { message }))
     });
     decoded.map_err(|failed| match failed {
         Failed::Call(error) => Error::Call { error, site: site() },

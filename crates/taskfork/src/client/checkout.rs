@@ -18,6 +18,7 @@ use crate::wire::WireError;
 use crate::wire::args::{Args, EncodeError};
 use crate::wire::frame;
 use crate::wire::native::{self, CallMeta, DEFAULT_GRACE};
+use crate::wire::parts::Parted;
 
 /// Holds one worker exclusively, or a place in the queue for one.
 ///
@@ -185,13 +186,13 @@ impl Checkout {
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
         };
-        let mut frame = Vec::with_capacity(128);
-        let written = frame::write(&mut frame, self.max_frame, |out| {
+        let mut bytes = Vec::with_capacity(128);
+        let written = frame::write_parted(&mut bytes, self.max_frame, |out| {
             native::put_call(out, method.as_deref(), meta);
             args.encode(out)
         });
         let work = match written {
-            Ok(()) => Work::Call(frame),
+            Ok(parts) => Work::Call(Parted { bytes, parts }),
             Err(EncodeError(reason)) => Work::Unsendable(reason),
         };
         let replay = replay.map(|(_, replay)| replay);

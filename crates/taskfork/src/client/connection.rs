@@ -17,6 +17,7 @@ use super::signal::Signal;
 use crate::wire::WireError;
 use crate::wire::frame;
 use crate::wire::native;
+use crate::wire::parts::{Parted, SLICES};
 
 /// The two kinds of sockets that tokio has.
 #[derive(Debug)]
@@ -117,9 +118,14 @@ impl Connection {
     }
 
     /// Sends a call, but for its first `sent` bytes; gives its number.
-    pub(crate) fn poll_send(&mut self, frame: &[u8], sent: &mut usize) -> Poll<Result<u64, Lost>> {
+    pub(crate) fn poll_send(
+        &mut self,
+        frame: &Parted,
+        sent: &mut usize,
+    ) -> Poll<Result<u64, Lost>> {
         while *sent < frame.len() {
-            *sent += ready!(self.poll_write(&frame[*sent..]))?;
+            let (slices, count) = frame.slices(*sent);
+            *sent += ready!(self.poll_write(&slices[..count]))?;
             self.in_call = *sent > 0;
         }
         self.in_call = false;
@@ -192,13 +198,13 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends some of what waits, and of `frame` behind it; gives how much of that.
-    fn poll_write(&mut self, frame: &[u8]) -> Poll<Result<usize, Lost>> {
+    /// Sends some of what waits, and of `call` behind it; gives how much of that.
+    fn poll_write(&mut self, call: &[IoSlice<'_>]) -> Poll<Result<usize, Lost>> {
         let mut context = Context::from_waker(&self.waker);
         let first = &self.outbox.bytes;
         let wrote = match &mut self.stream {
-            Stream::Unix(stream) => write(stream, &mut context, first, frame),
-            Stream::Tcp(stream) => write(stream, &mut context, first, frame),
+            Stream::Unix(stream) => write(stream, &mut context, first, call),
+            Stream::Tcp(stream) => write(stream, &mut context, first, call),
         };
         let wrote = ready!(wrote).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Lost::Closed,
@@ -299,12 +305,17 @@ fn write(
     stream: &mut (impl AsyncWrite + Unpin),
     context: &mut Context<'_>,
     outbox: &[u8],
-    frame: &[u8],
+    call: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
-    if outbox.is_empty() {
-        return Pin::new(stream).poll_write(context, frame);
+    match (outbox, call) {
+        (_, []) => Pin::new(stream).poll_write(context, outbox),
+        ([], _) => Pin::new(stream).poll_write_vectored(context, call),
+        _ => {
+            let mut slices = [IoSlice::new(outbox); 1 + SLICES];
+            slices[1..=call.len()].copy_from_slice(call);
+            Pin::new(stream).poll_write_vectored(context, &slices[..=call.len()])
+        }
     }
-    Pin::new(stream).poll_write_vectored(context, &[IoSlice::new(outbox), IoSlice::new(frame)])
 }
 
 fn read(

@@ -13,6 +13,7 @@ use super::log::Timing;
 use super::metrics::Stopwatch;
 use super::replay::Replay;
 use crate::error::FatalError;
+use crate::wire::parts::Parted;
 
 /// A call's number within its checkout.
 pub(crate) type Seq = u64;
@@ -43,7 +44,7 @@ pub(crate) type Left = Option<Arc<Replay>>;
 #[derive(Debug)]
 pub(crate) enum Work {
     /// Send this frame and wait for the answer.
-    Call(Vec<u8>),
+    Call(Parted),
     /// Nothing but wait for a worker.
     Ready,
     /// Fail: the arguments could not be encoded.

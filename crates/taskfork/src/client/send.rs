@@ -69,7 +69,7 @@ impl Sender {
             let Work::Call(frame) = &entry.work else { break };
             let number = match &mut entry.progress {
                 Progress::Sending(sent) => std::task::ready!(connection.poll_send(frame, sent))?,
-                _ => connection.put_call(frame),
+                _ => connection.put_call(&frame.bytes),
             };
             calls.sent(number);
             if connection.unsent() >= BATCH {
@@ -92,10 +92,10 @@ impl Sender {
         if place == Place::First {
             self.anchor = entry.deadline.map(|_| Instant::now());
         }
-        native::set_place(&mut frame[HEADER..], place);
+        native::set_place(&mut frame.bytes[HEADER..], place);
         if let Some(deadline) = entry.deadline {
             let Some(anchor) = self.anchor else { return false };
-            native::set_timeout(&mut frame[HEADER..], microseconds(deadline - anchor));
+            native::set_timeout(&mut frame.bytes[HEADER..], microseconds(deadline - anchor));
         }
         if frame.len() > SMALL {
             entry.progress = Progress::Sending(0);

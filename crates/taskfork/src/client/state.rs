@@ -112,7 +112,7 @@ impl State {
             }) = self.calls.next()
                 && *sent > 0
             {
-                lease.connection.put_rest(&frame[*sent..]);
+                lease.connection.put_rest(&frame.rest(*sent));
                 lease.connection.skip(1);
             }
         }

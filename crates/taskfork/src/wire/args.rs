@@ -1,8 +1,11 @@
 //! The arguments of a call as the caller gives them.
 
+use std::io::Write;
+
 use serde::Serialize;
 
 use super::pack::put_array;
+use super::parts::Gather;
 
 /// A list of arguments: a tuple with one serializable element an argument, a `Vec`, an array or a
 /// slice.
@@ -32,11 +35,22 @@ pub trait Args {
 #[error("{0}")]
 pub struct EncodeError(pub(crate) String);
 
-/// Appends `value` as MessagePack, structs as maps so that fields may be added at either end.
+/// Appends `value` as MessagePack, structs as maps so that fields may be added at either end. Long
+/// byte strings may stay where they are; see [`parts`](super::parts).
 pub(crate) fn encode<T: Serialize + ?Sized>(
     value: &T,
     out: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
+    serialize(value, Gather(out))
+}
+
+/// The same, with all of it copied.
+pub(crate) fn encode_whole<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EncodeError> {
+    let mut out = Vec::new();
+    serialize(value, &mut out).map(|()| out)
+}
+
+fn serialize<T: Serialize + ?Sized>(value: &T, out: impl Write) -> Result<(), EncodeError> {
     let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
     value.serialize(&mut serializer).map_err(|error| EncodeError(error.to_string()))
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::WireError;
+use super::parts::{self, Part};
 
 /// What each side sends first. Its first byte tells the protocol from JSON, which begins with `[`.
 pub(crate) const PREAMBLE: &[u8; 8] = b"taskfork";
@@ -42,6 +43,28 @@ pub(crate) fn write<E: From<WireError>>(
         out.truncate(start);
     }
     written
+}
+
+/// The same, for a body with parts: gives them.
+pub(crate) fn write_parted<E: From<WireError>>(
+    out: &mut Vec<u8>,
+    limit: usize,
+    body: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+) -> Result<Vec<Part>, E> {
+    let start = out.len();
+    let (written, parts) = parts::collect(|| write(out, limit, body));
+    written?;
+    let length = out.len() - start - HEADER + parts::total(&parts);
+    match u32::try_from(length) {
+        Ok(header) if length <= limit => {
+            out[start..start + HEADER].copy_from_slice(&header.to_le_bytes());
+            Ok(parts)
+        }
+        _ => {
+            out.truncate(start);
+            Err(E::from(WireError::TooLarge { length, limit }))
+        }
+    }
 }
 
 /// Takes the preamble off the front of `inbox`. `false` while it is not there in full.

@@ -8,6 +8,7 @@ pub(crate) mod frame;
 pub(crate) mod native;
 pub(crate) mod notice;
 mod pack;
+pub(crate) mod parts;
 pub(crate) mod request;
 #[cfg(feature = "tracing")]
 pub(crate) mod trace;

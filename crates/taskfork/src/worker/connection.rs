@@ -6,10 +6,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 
 use super::scoreboard::Slot;
 use super::serve::Limits;
@@ -17,9 +18,11 @@ use crate::busy_poll::Poller;
 use crate::display::seconds;
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
+use crate::wire::parts::{self, Parted};
 
-/// Buffers above this size are given back once they are empty.
+/// A buffer above this size is given back once nothing has come for a while.
 const KEPT: usize = 1 << 20;
+const KEPT_FOR: Duration = Duration::from_secs(1);
 
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
 const LONGEST_LOOK: Duration = Duration::from_micros(50);
@@ -83,7 +86,6 @@ impl Connection {
     pub(crate) fn read_frame(&mut self) -> Result<Range<usize>, Broken> {
         if self.used == self.inbox.len() {
             self.inbox.clear();
-            self.inbox.shrink_to(KEPT);
             self.used = 0;
         }
         loop {
@@ -124,12 +126,41 @@ impl Connection {
         &self.inbox[place]
     }
 
-    /// Sends all of `bytes`.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Broken> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match retry_on_intr(|| send(&*self.socket, rest, SendFlags::NOSIGNAL)) {
-                Ok(sent) => rest = &rest[sent..],
+    /// Takes the body of the last frame that was read out of the buffer, if it is a long one.
+    pub(crate) fn take_long(&mut self, place: &Range<usize>) -> Option<Bytes> {
+        if place.len() < parts::LEAST {
+            return None;
+        }
+        let behind = self.inbox[place.end..].to_vec();
+        let inbox = std::mem::replace(&mut self.inbox, behind);
+        self.used = 0;
+        Some(Bytes::from(inbox).slice(place.clone()))
+    }
+
+    /// Takes back the memory of what [`take_long`](Self::take_long) gave, for the next one, unless
+    /// somebody has kept a part of it.
+    pub(crate) fn reuse(&mut self, body: Bytes) {
+        let Ok(mut memory) = body.try_into_mut() else { return };
+        if self.used == self.inbox.len() {
+            memory.clear();
+            (self.inbox, self.used) = (memory.into(), 0);
+        }
+    }
+
+    /// Sends all of it.
+    pub(crate) fn write(&mut self, message: &Parted) -> Result<(), Broken> {
+        let mut sent = 0;
+        while sent < message.len() {
+            let once = || match &message.parts[..] {
+                [] => send(&*self.socket, &message.bytes[sent..], SendFlags::NOSIGNAL),
+                _ => {
+                    let (slices, count) = message.slices(sent);
+                    let nothing = &mut SendAncillaryBuffer::default();
+                    sendmsg(&*self.socket, &slices[..count], nothing, SendFlags::NOSIGNAL)
+                }
+            };
+            match retry_on_intr(once) {
+                Ok(bytes) => sent += bytes,
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Broken::Closed),
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }
@@ -152,6 +183,9 @@ impl Connection {
         }
         let since = (!begun && self.poller.is_adaptive()).then(Instant::now);
         self.slot.rests();
+        if !begun && self.inbox.capacity() > KEPT && !self.is_readable_within(KEPT_FOR)? {
+            self.inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
+        }
         let read = retry_on_intr(|| {
             recv(&*self.socket, spare_capacity(&mut self.inbox), RecvFlags::empty())
         });
@@ -195,14 +229,20 @@ impl Connection {
     }
 
     fn wait(&self) -> Result<(), Broken> {
-        let deadline = Instant::now() + self.stall_timeout;
+        match self.is_readable_within(self.stall_timeout)? {
+            true => Ok(()),
+            false => Err(Broken::Stalled(self.stall_timeout)),
+        }
+    }
+
+    fn is_readable_within(&self, time: Duration) -> Result<bool, Broken> {
+        let deadline = Instant::now() + time;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left =
                 Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&left)) {
-                Ok(0) => return Err(Broken::Stalled(self.stall_timeout)),
-                Ok(_) => return Ok(()),
+                Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }

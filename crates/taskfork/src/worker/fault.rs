@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use serde::Serialize;
 
 use crate::error::{Failure, Panic};
-use crate::wire::args::encode;
+use crate::wire::args::encode_whole;
 use crate::wire::error_body::{ErrorBody, kind};
 
 /// An error of a call, owned. Boxed, as it is the rare outcome of functions that are called often.
@@ -41,9 +41,8 @@ impl Fault {
     }
 
     pub(crate) fn typed<E: Error + Serialize + 'static>(error: &E) -> Self {
-        let mut value = Vec::new();
-        match encode(error, &mut value) {
-            Ok(()) => {
+        match encode_whole(error) {
+            Ok(value) => {
                 let mut fault = Self::interface(error);
                 fault.0.value = Some(value);
                 fault

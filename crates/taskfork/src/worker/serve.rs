@@ -26,6 +26,7 @@ use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
 use crate::wire::native::{
     self, CallMeta, ClientHello, DEFAULT_GRACE, FromClient, VERSIONS, WorkerHello,
 };
+use crate::wire::parts::{self, Parted};
 use crate::wire::request::Arguments;
 
 /// An answer's buffer above this size is given back.
@@ -138,7 +139,7 @@ pub(crate) fn serve<S: 'static>(
         limits: seat.limits,
         max_answer: seat.limits.max_frame,
         ahead: Ahead::default(),
-        out: Vec::new(),
+        out: Parted::default(),
     };
     let hello = WorkerHello {
         version: VERSIONS[0],
@@ -182,7 +183,7 @@ struct Worker<'a, S> {
     limits: Limits,
     max_answer: usize,
     ahead: Ahead,
-    out: Vec<u8>,
+    out: Parted,
 }
 
 impl<S: 'static> Worker<'_, S> {
@@ -250,9 +251,9 @@ impl<S: 'static> Worker<'_, S> {
         let FromClient::Hello(client) = FromClient::decode(connection.body(frame))? else {
             return Err(WireError::Malformed("the first message is no hello".into()).into());
         };
-        self.out.extend_from_slice(PREAMBLE);
+        self.out.bytes.extend_from_slice(PREAMBLE);
         let fault = no_common_version(&client);
-        frame::write::<WireError>(&mut self.out, DEFAULT_LIMIT, |out| {
+        frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
             match &fault {
                 Some(fault) => native::put_error(out, &fault.body()),
                 None => native::put_worker_hello(out, hello),
@@ -296,10 +297,14 @@ impl<S: 'static> Worker<'_, S> {
             connection.read_what_is_there(2 * ahead::WINDOW);
             self.ahead.forget(connection.next_bodies().filter_map(native::forgotten));
         }
-        match FromClient::decode(connection.body(frame))? {
+        let long = connection.take_long(&frame);
+        let body = long.as_deref().unwrap_or_else(|| connection.body(frame));
+        match FromClient::decode(body)? {
             FromClient::Call { place, method, args, meta } => {
                 match self.ahead.take(place, begun) {
-                    Some(sent) => self.serve_call(method, args, &meta, begun, sent)?,
+                    Some(sent) => parts::within(long.as_ref(), || {
+                        self.serve_call(method, args, &meta, begun, sent)
+                    })?,
                     None => self.skip_call()?,
                 }
                 self.slot.enter(if self.out.len() <= SENT_WHOLE {
@@ -309,6 +314,8 @@ impl<S: 'static> Worker<'_, S> {
                 })?;
                 connection.write(&self.out)?;
                 self.slot.enter(Phase::Held)?;
+                self.out.parts.clear();
+                long.into_iter().for_each(|body| connection.reuse(body));
                 Ok(false)
             }
             FromClient::Done => {
@@ -354,8 +361,8 @@ impl<S: 'static> Worker<'_, S> {
 
     fn skip_call(&mut self) -> Result<(), Leave> {
         self.slot.count_skipped();
-        self.out.clear();
-        frame::write::<WireError>(&mut self.out, self.max_answer, |out| {
+        self.out.bytes.clear();
+        frame::write::<WireError>(&mut self.out.bytes, self.max_answer, |out| {
             native::put_skipped(out);
             Ok(())
         })
@@ -364,11 +371,11 @@ impl<S: 'static> Worker<'_, S> {
 
     /// Runs a call and leaves its answer in `out`.
     fn call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), WireError> {
-        self.out.clear();
-        self.out.shrink_to(KEPT_BUFFER);
+        self.out.bytes.clear();
+        self.out.bytes.shrink_to(KEPT_BUFFER);
         let Err(fault) = self.try_call(method, args) else { return Ok(()) };
         self.ahead.failed();
-        write_fault(&mut self.out, self.max_answer, &fault)
+        write_fault(&mut self.out.bytes, self.max_answer, &fault)
     }
 
     /// Has what the call recorded sent before its answer.
@@ -376,7 +383,8 @@ impl<S: 'static> Worker<'_, S> {
         if !notes.is_empty() {
             let mut frames = Vec::new();
             notes.write(&mut frames, self.max_answer);
-            self.out.splice(..0, frames);
+            self.out.parts.iter_mut().for_each(|part| part.at += frames.len());
+            self.out.bytes.splice(..0, frames);
         }
     }
 
@@ -389,11 +397,12 @@ impl<S: 'static> Worker<'_, S> {
             empty => empty.insert(set_up(self.handlers)?),
         };
         let interface = self.interface;
-        frame::write(&mut self.out, self.max_answer, |out| {
+        self.out.parts = frame::write_parted(&mut self.out.bytes, self.max_answer, |out| {
             native::put_ok(out);
             guarded(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
-        })
+        })?;
+        Ok(())
     }
 
     fn set_up(&mut self) -> Result<(), Fault> {

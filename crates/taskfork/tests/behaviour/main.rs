@@ -6,6 +6,7 @@
 mod addresses;
 mod ahead;
 mod bad_peers;
+mod blobs;
 mod blocking;
 mod busy_poll;
 mod calls;
@@ -52,6 +53,7 @@ fn main() {
         addresses::trials(),
         ahead::trials(),
         bad_peers::trials(),
+        blobs::trials(),
         blocking::trials(),
         busy_poll::trials(),
         calls::trials(),
