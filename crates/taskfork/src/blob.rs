@@ -1,13 +1,19 @@
-//! Long byte strings as arguments and results.
+//! Long byte strings and open files as arguments and results.
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::ops::Deref;
+use std::fs::File;
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::de::{SeqAccess, Visitor};
+use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::sys::{Sealed, Writable};
 use crate::wire::parts;
 
 /// Bytes that travel between client and worker without being copied.
@@ -17,7 +23,11 @@ use crate::wire::parts;
 /// share the bytes. On the wire it is binary data, as that of `serde_bytes`; it also takes a text or a
 /// list of numbers.
 ///
-/// One that arrives keeps its whole message in memory, at most that of one call or answer.
+/// One that was made of a [`BlobMut`] is not even sent where both sides can share its memory, which is
+/// through unix sockets: the other side maps it, in a time that does not depend on its length. So does
+/// one that arrived that way and is sent on. Elsewhere it is sent as any other.
+///
+/// One that arrives as a part of a message keeps the whole message in memory.
 ///
 /// ```
 /// use taskfork::{Blob, Methods};
@@ -34,31 +44,35 @@ use crate::wire::parts;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Blob(Bytes);
+#[derive(Clone, Default)]
+pub struct Blob {
+    bytes: Bytes,
+    /// The memory that has these bytes and no others, if others can map it.
+    file: Option<Arc<OwnedFd>>,
+}
 
 impl From<Vec<u8>> for Blob {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(bytes.into())
+        Bytes::from(bytes).into()
     }
 }
 
 impl From<Bytes> for Blob {
     fn from(bytes: Bytes) -> Self {
-        Self(bytes)
+        Self { bytes, file: None }
     }
 }
 
 impl From<Blob> for Bytes {
     fn from(blob: Blob) -> Self {
-        blob.0
+        blob.bytes
     }
 }
 
 impl From<Blob> for Vec<u8> {
     /// Copies the bytes, unless nobody else has them.
     fn from(blob: Blob) -> Self {
-        blob.0.into()
+        blob.bytes.into()
     }
 }
 
@@ -66,7 +80,7 @@ impl Deref for Blob {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
@@ -82,6 +96,20 @@ impl Borrow<[u8]> for Blob {
     }
 }
 
+impl PartialEq for Blob {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Blob {}
+
+impl Hash for Blob {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bytes.hash(state);
+    }
+}
+
 impl fmt::Debug for Blob {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "Blob({} bytes)", self.len())
@@ -90,7 +118,7 @@ impl fmt::Debug for Blob {
 
 impl Serialize for Blob {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        parts::offer(&self.0, || serializer.serialize_bytes(self))
+        parts::offer(&self.bytes, self.file.as_ref(), || serializer.serialize_bytes(self))
     }
 }
 
@@ -110,19 +138,30 @@ impl<'de> Visitor<'de> for BlobVisitor {
     }
 
     fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Blob, E> {
-        Ok(Blob(parts::taken(bytes)))
+        Ok(parts::taken(bytes).into())
     }
 
     fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
-        Ok(Blob(Bytes::copy_from_slice(bytes)))
+        Ok(Bytes::copy_from_slice(bytes).into())
     }
 
     fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Blob, E> {
         Ok(bytes.into())
     }
 
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Blob, E> {
+    fn visit_str<E: Error>(self, text: &str) -> Result<Blob, E> {
         self.visit_bytes(text.as_bytes())
+    }
+
+    /// An extension type, for a file that came with the message.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Blob, D::Error> {
+        let (file, is_blob) = deserializer.deserialize_any(FileVisitor)?;
+        if !is_blob {
+            return Err(D::Error::custom("expected bytes, got an open file"));
+        }
+        let (memory, file) = Sealed::new(file)
+            .map_err(|error| D::Error::custom(format!("the blob cannot be used: {error}")))?;
+        Ok(Blob { bytes: Bytes::from_owner(memory), file: Some(file) })
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Blob, A::Error> {
@@ -132,5 +171,176 @@ impl<'de> Visitor<'de> for BlobVisitor {
             bytes.push(byte);
         }
         Ok(bytes.into())
+    }
+}
+
+/// Memory to be filled in place, and then handed to a worker or a caller as a [`Blob`] that is not
+/// sent.
+///
+/// The memory is new: the first write to each of its pages takes as long as the kernel takes to give
+/// one. That pays where the bytes are made here anyway, as by decoding an image, or sent several
+/// times; bytes that exist already are sent sooner by `Blob::from`.
+///
+/// ```
+/// use taskfork::{Blob, BlobMut};
+///
+/// # async fn example(client: taskfork::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut image = BlobMut::new(64 << 20)?;
+/// image.fill(255);
+/// let image: Blob = image.freeze()?;
+/// let sum: u64 = client.call("sum", (&image,)).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct BlobMut(Writable);
+
+impl BlobMut {
+    /// So many zeros.
+    ///
+    /// # Errors
+    /// When the system has no memory or descriptor for it.
+    pub fn new(length: usize) -> io::Result<Self> {
+        Writable::new(length).map(Self)
+    }
+
+    /// Makes it a blob, which nobody can change any more.
+    ///
+    /// # Errors
+    /// When the system refuses to seal or to map it.
+    pub fn freeze(self) -> io::Result<Blob> {
+        let (memory, file) = self.0.seal()?;
+        Ok(Blob { bytes: Bytes::from_owner(memory), file: Some(file) })
+    }
+}
+
+impl Deref for BlobMut {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+impl DerefMut for BlobMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0.bytes_mut()
+    }
+}
+
+/// An open file, socket or pipe as an argument or a result: the other side gets a descriptor of the same
+/// open file, as by `dup`.
+///
+/// That works through unix sockets. A call with one that would go through another is refused before it
+/// is sent, and a result is an error of its call. At most 16 go with one call or answer.
+///
+/// ```
+/// use taskfork::{Methods, OpenFile};
+///
+/// let methods = Methods::new().function("lines", |log: OpenFile| {
+///     Ok(std::io::read_to_string(std::fs::File::from(log))?.lines().count())
+/// });
+/// # let _: Methods<()> = methods;
+///
+/// # async fn example(client: taskfork::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let log = OpenFile::from(std::fs::File::open("/var/log/messages")?);
+/// let lines: usize = client.call("lines", (&log,)).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct OpenFile(Arc<OwnedFd>);
+
+impl OpenFile {
+    /// A descriptor of its own.
+    ///
+    /// # Errors
+    /// When the process has as many as it may.
+    pub fn try_into_owned(self) -> io::Result<OwnedFd> {
+        match Arc::try_unwrap(self.0) {
+            Ok(file) => Ok(file),
+            Err(shared) => shared.try_clone(),
+        }
+    }
+}
+
+impl From<OwnedFd> for OpenFile {
+    fn from(file: OwnedFd) -> Self {
+        Self(Arc::new(file))
+    }
+}
+
+impl From<File> for OpenFile {
+    fn from(file: File) -> Self {
+        OwnedFd::from(file).into()
+    }
+}
+
+impl std::os::fd::AsFd for OpenFile {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Serialize for OpenFile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::Error;
+        let place = parts::attach(self.0.clone());
+        let (kind, index) = place.ok_or_else(|| {
+            S::Error::custom("an open file can be an argument or a result, and part of one, only")
+        })?;
+        serializer.serialize_newtype_struct(EXTENSION, &(kind, Raw(index)))
+    }
+}
+
+/// What makes of a newtype struct an extension type.
+const EXTENSION: &str = rmp_serde::MSGPACK_EXT_STRUCT_NAME;
+
+struct Raw([u8; 4]);
+
+impl Serialize for Raw {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for OpenFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (file, is_blob) = deserializer.deserialize_newtype_struct(EXTENSION, FileVisitor)?;
+        match is_blob {
+            true => Err(D::Error::custom("expected an open file, got bytes")),
+            false => Ok(file.into()),
+        }
+    }
+}
+
+/// Takes a file that came with the message, and says whether it holds the bytes of a blob.
+struct FileVisitor;
+
+impl<'de> Visitor<'de> for FileVisitor {
+    type Value = (OwnedFd, bool);
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an open file")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
+        inner.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let missing = || A::Error::custom("an extension type without its data");
+        let kind = list.next_element()?.ok_or_else(missing)?;
+        let index: Index = list.next_element()?.ok_or_else(missing)?;
+        parts::file(kind, &index.0).map_err(A::Error::custom)
+    }
+}
+
+/// The data of an extension type.
+struct Index(Vec<u8>);
+
+impl<'de> Deserialize<'de> for Index {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(BlobVisitor).map(|bytes| Self(bytes.into()))
     }
 }

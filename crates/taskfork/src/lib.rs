@@ -48,7 +48,7 @@ mod wire;
 mod worker;
 
 pub use address::{Address, AddressError};
-pub use blob::Blob;
+pub use blob::{Blob, BlobMut, OpenFile};
 pub use busy_poll::BusyPoll;
 pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Overload, Stats};
 pub use context::{Context, context};

@@ -56,11 +56,11 @@ impl Lane {
                         state.finish(seq, outcome, effects);
                     }
                 }
-                Step::Answer { body, failed } => {
+                Step::Answer { body, files, failed } => {
                     state.used = true;
                     connection.answered();
                     self.core.tally.answered(entry.method.as_deref(), &entry.sent, failed);
-                    let outcome = Outcome::Answer(body);
+                    let outcome = Outcome::Answer(body, files);
                     if failed {
                         state.tainted = true;
                         state.fail_call(seq, outcome, effects);

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use serde::de::DeserializeOwned;
 
+use super::core::lock;
 use super::entries::{Outcome, Seq};
 use super::lane::Lane;
 use crate::error::{CallError, Error, Failure, FatalError};
@@ -77,7 +78,7 @@ where
     const NIL: &[u8] = &[0xc0];
     let broken = |detail: String| Failed::Fatal(FatalError::Protocol { detail }, true);
     let value = match outcome {
-        Outcome::Answer(body) => match FromWorker::decode(body) {
+        Outcome::Answer(body, _) => match FromWorker::decode(body) {
             Ok(FromWorker::Ok(value)) => Ok(value),
             Ok(FromWorker::Error(error)) => return Err(error.into_error(site())),
             Ok(_) => Err(broken("the answer is of another kind".to_owned())),
@@ -92,12 +93,14 @@ where
         }
         Outcome::Fatal { cause, may_have_run } => Err(Failed::Fatal(cause.clone(), *may_have_run)),
     };
-    let message = match outcome {
-        Outcome::Answer(body) => Some(body),
-        _ => None,
+    let (message, files) = match outcome {
+        Outcome::Answer(body, files) => {
+            (Some(body), files.as_ref().map(|files| std::mem::take(&mut *lock(files))))
+        }
+        _ => (None, None),
     };
     let decoded = value.and_then(|value| {
-        parts::within(message, || request::decode(value))
+        parts::within(message, files.unwrap_or_default(), || request::decode(value))
             .map_err(|message| Failed::Call(CallError::Decode { message }))
     });
     decoded.map_err(|failed| match failed {

@@ -186,13 +186,13 @@ impl Checkout {
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
         };
-        let mut bytes = Vec::with_capacity(128);
-        let written = frame::write_parted(&mut bytes, self.max_frame, |out| {
+        let mut frame = Parted { bytes: Vec::with_capacity(128), ..Parted::default() };
+        let written = frame::write_parted(&mut frame, self.max_frame, |out| {
             native::put_call(out, method.as_deref(), meta);
             args.encode(out)
         });
         let work = match written {
-            Ok(parts) => Work::Call(Parted { bytes, parts }),
+            Ok(()) => Work::Call(frame, None),
             Err(EncodeError(reason)) => Work::Unsendable(reason),
         };
         let replay = replay.map(|(_, replay)| replay);

@@ -12,6 +12,7 @@ use super::connection::{Greeted, Stream};
 use super::look::Look;
 use crate::address::{Address, Place};
 use crate::display::seconds;
+use crate::sys;
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::native::{self, ClientHello, FromWorker, VERSIONS, WorkerHello};
@@ -37,9 +38,10 @@ pub(crate) async fn connect(config: &Config) -> Result<Greeted, String> {
 
 async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, String> {
     let mut stream = reach(address).await.map_err(|error| error.to_string())?;
+    let files = if let Stream::Unix(_) = stream { sys::MOST_FILES } else { 0 };
     let (hello, inbox) = match &mut stream {
-        Stream::Unix(stream) => greet(stream, config).await,
-        Stream::Tcp(stream) => greet(stream, config).await,
+        Stream::Unix(stream) => greet(stream, config, files).await,
+        Stream::Tcp(stream) => greet(stream, config, files).await,
     }
     .map_err(|error| error.to_string())?;
     Ok(Greeted {
@@ -49,6 +51,7 @@ async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, 
         max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
         max_receive: config.max_frame,
         ahead: hello.ahead.min(MOST_AHEAD),
+        files: hello.files.min(files),
         look: Look::new(config.busy_poll, config.cores),
     })
 }
@@ -80,7 +83,11 @@ enum GreetError {
     Refused(String),
 }
 
-async fn greet<S>(stream: &mut S, config: &Config) -> Result<(WorkerHello, BytesMut), GreetError>
+async fn greet<S>(
+    stream: &mut S,
+    config: &Config,
+    files: usize,
+) -> Result<(WorkerHello, BytesMut), GreetError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -88,6 +95,7 @@ where
         versions: VERSIONS.to_vec(),
         name: config.name.clone(),
         max_frame: Some(config.max_frame),
+        files,
     };
     let mut out = PREAMBLE.to_vec();
     frame::write::<WireError>(&mut out, frame::DEFAULT_LIMIT, |out| {

@@ -1,23 +1,29 @@
 //! A connection to one worker, once it has been greeted: frames out, messages in, never blocking.
 
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use rustix::net::SendFlags;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::entries::Files;
 use super::look::{Look, Looking};
 use super::outbox::Outbox;
 use super::signal::Signal;
+use crate::sys;
 use crate::wire::WireError;
 use crate::wire::frame;
 use crate::wire::native;
-use crate::wire::parts::{Parted, SLICES};
+use crate::wire::parts::{Attached, Parted, SLICES};
+
+/// So many files may have come of which no message has told.
+const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 
 /// The two kinds of sockets that tokio has.
 #[derive(Debug)]
@@ -39,6 +45,11 @@ pub(crate) struct Connection {
     max_receive: usize,
     /// How many bytes of calls the worker takes before it has answered them.
     pub(crate) ahead: usize,
+    /// How many files can go with a message, and come with one.
+    pub(crate) files: usize,
+    /// Those that have come and belong to messages to come, and how many of them to the next.
+    received: Vec<OwnedFd>,
+    announced: usize,
     /// How many of the next answers are those of calls that the worker has skipped, as one before
     /// them failed.
     to_skip: usize,
@@ -60,6 +71,7 @@ pub(crate) struct Greeted {
     pub(crate) max_send: usize,
     pub(crate) max_receive: usize,
     pub(crate) ahead: usize,
+    pub(crate) files: usize,
     pub(crate) look: Look,
 }
 
@@ -76,7 +88,7 @@ pub(crate) enum Lost {
 
 impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
-        let Greeted { stream, inbox, pid, max_send, max_receive, ahead, look } = greeted;
+        let Greeted { stream, inbox, pid, max_send, max_receive, ahead, files, look } = greeted;
         let waker = Waker::from(signal.clone());
         let outbox = Outbox::default();
         let (to_skip, in_call, since_answer, long) = (0, false, 0, false);
@@ -90,6 +102,9 @@ impl Connection {
             max_send,
             max_receive,
             ahead,
+            files,
+            received: Vec::new(),
+            announced: 0,
             to_skip,
             in_call,
             since_answer,
@@ -123,9 +138,14 @@ impl Connection {
         frame: &Parted,
         sent: &mut usize,
     ) -> Poll<Result<u64, Lost>> {
+        if *sent == 0 && !frame.files.is_empty() {
+            // They go with the first of the call's own bytes.
+            ready!(self.poll_flush())?;
+        }
         while *sent < frame.len() {
             let (slices, count) = frame.slices(*sent);
-            *sent += ready!(self.poll_write(&slices[..count]))?;
+            let files = if *sent == 0 { &frame.files[..] } else { &[] };
+            *sent += ready!(self.poll_write(&slices[..count], files))?;
             self.in_call = *sent > 0;
         }
         self.in_call = false;
@@ -190,7 +210,7 @@ impl Connection {
     pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Lost>> {
         let calls = self.outbox.calls;
         while !self.outbox.bytes.is_empty() {
-            ready!(self.poll_write(&[]))?;
+            ready!(self.poll_write(&[], &[]))?;
         }
         if self.outbox.calls > calls {
             self.look.sent();
@@ -199,10 +219,17 @@ impl Connection {
     }
 
     /// Sends some of what waits, and of `call` behind it; gives how much of that.
-    fn poll_write(&mut self, call: &[IoSlice<'_>]) -> Poll<Result<usize, Lost>> {
+    fn poll_write(
+        &mut self,
+        call: &[IoSlice<'_>],
+        files: &[Attached],
+    ) -> Poll<Result<usize, Lost>> {
         let mut context = Context::from_waker(&self.waker);
         let first = &self.outbox.bytes;
         let wrote = match &mut self.stream {
+            Stream::Unix(stream) if !files.is_empty() => {
+                write_with_files(stream, &mut context, call, files)
+            }
             Stream::Unix(stream) => write(stream, &mut context, first, call),
             Stream::Tcp(stream) => write(stream, &mut context, first, call),
         };
@@ -224,7 +251,7 @@ impl Connection {
                 }
                 continue;
             }
-            match self.receive_now(&mut [0; 1024]) {
+            match self.receive_now() {
                 Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
                 Ok(_) | Err(_) => return None,
@@ -233,13 +260,34 @@ impl Connection {
     }
 
     /// Takes what is there, without asking the reactor.
-    fn receive_now(&mut self, piece: &mut [u8]) -> rustix::io::Result<usize> {
-        let (_, length) = match &self.stream {
-            Stream::Unix(stream) => recv(stream, &mut *piece, RecvFlags::DONTWAIT),
-            Stream::Tcp(stream) => recv(stream, &mut *piece, RecvFlags::DONTWAIT),
-        }?;
-        self.inbox.extend_from_slice(&piece[..length]);
-        Ok(length)
+    fn receive_now(&mut self) -> rustix::io::Result<usize> {
+        self.inbox.reserve(frame::room_for_next_read(&self.inbox));
+        match &self.stream {
+            Stream::Unix(stream) => {
+                sys::receive_files(stream, &mut self.inbox, &mut self.received, false)
+            }
+            Stream::Tcp(stream) => {
+                sys::receive_files(stream, &mut self.inbox, &mut self.received, false)
+            }
+        }
+    }
+
+    /// The files that came with the last message.
+    pub(crate) fn take_files(&mut self) -> Result<Files, Lost> {
+        match std::mem::take(&mut self.announced) {
+            0 => Ok(None),
+            count if count <= self.received.len() => {
+                Ok(Some(Arc::new(Mutex::new(self.received.drain(..count).collect()))))
+            }
+            _ => Err(Lost::Wire(WireError::Files)),
+        }
+    }
+
+    /// Whether a message only tells of files that come with the next.
+    fn announces(&mut self, message: &[u8]) -> bool {
+        let count = native::announced_files(message);
+        self.announced = count.unwrap_or(self.announced);
+        count.is_some()
     }
 
     /// Begins to look for an answer, if it is to be looked for.
@@ -249,7 +297,7 @@ impl Connection {
 
     /// Looks once; tells whether to go on.
     pub(crate) fn look(&mut self, looking: &Looking) -> bool {
-        match self.receive_now(&mut [0; 1024]) {
+        match self.receive_now() {
             Err(Errno::AGAIN | Errno::INTR) if looking.is_over() => {
                 self.look.failed();
                 false
@@ -278,7 +326,7 @@ impl Connection {
                 frame::take(&mut self.inbox, self.max_receive).map_err(Lost::Wire)?
             {
                 self.since_answer += frame::HEADER + body.len();
-                if !self.passes(&body) {
+                if !self.passes(&body) && !self.announces(&body) {
                     return Poll::Ready(Ok(body));
                 }
                 continue;
@@ -286,7 +334,12 @@ impl Connection {
             self.inbox.reserve(frame::room_for_next_read(&self.inbox));
             let mut context = Context::from_waker(&self.waker);
             let read = match &mut self.stream {
-                Stream::Unix(stream) => read(stream, &mut context, &mut self.inbox),
+                Stream::Unix(stream) => {
+                    if self.received.len() > UNCLAIMED {
+                        return Poll::Ready(Err(Lost::Wire(WireError::Files)));
+                    }
+                    read_with_files(stream, &mut context, &mut self.inbox, &mut self.received)
+                }
                 Stream::Tcp(stream) => read(stream, &mut context, &mut self.inbox),
             };
             match ready!(read) {
@@ -314,6 +367,57 @@ fn write(
             let mut slices = [IoSlice::new(outbox); 1 + SLICES];
             slices[1..=call.len()].copy_from_slice(call);
             Pin::new(stream).poll_write_vectored(context, &slices[..=call.len()])
+        }
+    }
+}
+
+fn write_with_files(
+    stream: &UnixStream,
+    context: &mut Context<'_>,
+    call: &[IoSlice<'_>],
+    files: &[Attached],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(context))?;
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            Ok(sys::send_files(stream, call, files, SendFlags::DONTWAIT)?)
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return Poll::Ready(sent),
+        }
+    }
+}
+
+fn read_with_files(
+    stream: &UnixStream,
+    context: &mut Context<'_>,
+    inbox: &mut BytesMut,
+    files: &mut Vec<OwnedFd>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_read_ready(context))?;
+        let (room, before) = (inbox.capacity() - inbox.len(), files.len());
+        let mut received = None;
+        let read = stream.try_io(Interest::READABLE, || {
+            let length = sys::receive_files(stream, inbox, files, false)?;
+            received = Some(length);
+            // What was there has been read whole, so that there is an event when more comes; but
+            // files end a read before that.
+            if (1..room).contains(&length) && files.len() == before {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        match (received, read) {
+            (Some(length), _) => return Poll::Ready(Ok(length)),
+            (None, Err(error))
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            (None, Err(error)) => return Poll::Ready(Err(error)),
+            (None, Ok(())) => {}
         }
     }
 }

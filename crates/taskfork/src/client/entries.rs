@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -20,6 +21,9 @@ pub(crate) type Seq = u64;
 
 /// A method's name, or none.
 pub(crate) type MethodName = Option<Cow<'static, str>>;
+
+/// A file counts as so many bytes, as a process can have few of them open.
+const BYTES_OF_A_FILE: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -43,8 +47,9 @@ pub(crate) type Left = Option<Arc<Replay>>;
 /// What is to be done for an entry.
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// Send this frame and wait for the answer.
-    Call(Parted),
+    /// Send this frame and wait for the answer. The second is what was made of it for the worker
+    /// that it is sent to, if it cannot be sent as it is.
+    Call(Parted, Option<Parted>),
     /// Nothing but wait for a worker.
     Ready,
     /// Fail: the arguments could not be encoded.
@@ -63,11 +68,14 @@ pub(crate) enum Progress {
     Gone,
 }
 
+/// Files that came with an answer, until they are taken.
+pub(crate) type Files = Option<Arc<Mutex<Vec<OwnedFd>>>>;
+
 /// How a call ended.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The worker's answer, encoded.
-    Answer(Bytes),
+    /// The worker's answer, encoded, and the files that came with it.
+    Answer(Bytes, Files),
     Ready,
     Unsendable(String),
     Dropped {
@@ -92,9 +100,13 @@ impl Entry {
         }
     }
 
+    /// How much of what a worker takes before it answers this needs.
     fn bytes(&self) -> usize {
         match &self.work {
-            Work::Call(frame) => frame.len(),
+            Work::Call(frame, made) => {
+                let frame = made.as_ref().unwrap_or(frame);
+                frame.len() + frame.files.len() * BYTES_OF_A_FILE
+            }
             Work::Ready | Work::Unsendable(_) => 0,
         }
     }

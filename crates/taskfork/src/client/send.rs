@@ -62,11 +62,12 @@ impl Sender {
             let may_send = place == Place::First || self.filling && !alone;
             let Some(entry) = calls.next() else { break };
             if matches!(entry.progress, Progress::Queued)
-                && !(may_send && self.prepare(entry, place, connection.max_send))
+                && !(may_send && self.prepare(entry, place, connection))
             {
                 break;
             }
-            let Work::Call(frame) = &entry.work else { break };
+            let Work::Call(frame, made) = &entry.work else { break };
+            let frame = made.as_ref().unwrap_or(frame);
             let number = match &mut entry.progress {
                 Progress::Sending(sent) => std::task::ready!(connection.poll_send(frame, sent))?,
                 _ => connection.put_call(&frame.bytes),
@@ -80,15 +81,8 @@ impl Sender {
     }
 
     /// Makes a call ready to be sent, if it can be now.
-    fn prepare(&mut self, entry: &mut Entry, place: Place, max_send: usize) -> bool {
-        let Work::Call(frame) = &mut entry.work else { return false };
-        let length = frame.len() - HEADER;
-        if length > max_send {
-            let reason =
-                format!("they take {length} bytes, and the limit of a message is {max_send}");
-            entry.work = Work::Unsendable(reason);
-            return false;
-        }
+    fn prepare(&mut self, entry: &mut Entry, place: Place, connection: &Connection) -> bool {
+        let Work::Call(frame, made) = &mut entry.work else { return false };
         if place == Place::First {
             self.anchor = entry.deadline.map(|_| Instant::now());
         }
@@ -97,7 +91,23 @@ impl Sender {
             let Some(anchor) = self.anchor else { return false };
             native::set_timeout(&mut frame.bytes[HEADER..], microseconds(deadline - anchor));
         }
-        if frame.len() > SMALL {
+        if !frame.files.is_empty() {
+            *made = Some(frame.clone());
+        }
+        let fits = made.as_mut().map_or(Ok(()), |made| made.fit(0, connection.files));
+        let frame = made.as_ref().unwrap_or(frame);
+        let (length, limit) = (frame.len() - HEADER, connection.max_send);
+        let fits = fits.and_then(|()| match length <= limit {
+            true => Ok(()),
+            false => {
+                Err(format!("they take {length} bytes, and the limit of a message is {limit}"))
+            }
+        });
+        if let Err(reason) = fits {
+            entry.work = Work::Unsendable(reason);
+            return false;
+        }
+        if frame.len() > SMALL || !frame.files.is_empty() {
             entry.progress = Progress::Sending(0);
         }
         true

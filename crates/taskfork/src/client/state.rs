@@ -108,11 +108,13 @@ impl State {
         if let Holding::Worker(lease) = &mut self.holding {
             lease.connection.skip(self.calls.unanswered);
             if let Some(Entry {
-                work: Work::Call(frame), progress: Progress::Sending(sent), ..
+                work: Work::Call(frame, made),
+                progress: Progress::Sending(sent),
+                ..
             }) = self.calls.next()
                 && *sent > 0
             {
-                lease.connection.put_rest(&frame.rest(*sent));
+                lease.connection.put_rest(&made.as_ref().unwrap_or(frame).rest(*sent));
                 lease.connection.skip(1);
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection::{Connection, Lost};
-use super::entries::{Entry, Outcome, Progress, Work};
+use super::entries::{Entry, Files, Outcome, Progress, Work};
 use crate::error::{Activity, Death, End, FatalError, Hung};
 use crate::wire::native::FromWorker;
 use crate::wire::notice::DeathNotice;
@@ -18,6 +18,7 @@ pub(crate) enum Step {
     Finish(Outcome),
     Answer {
         body: Bytes,
+        files: Files,
         failed: bool,
     },
     /// The worker recorded something, and goes on.
@@ -43,14 +44,16 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         Poll::Ready(Ok(body)) => body,
         Poll::Ready(Err(lost)) => return Step::Lost(Ending::of(Err(lost))),
     };
-    match FromWorker::decode(&body) {
-        Ok(FromWorker::Ok(_)) if !connection.is_skipping() => Step::Answer { body, failed: false },
-        Ok(FromWorker::Error(_)) if !connection.is_skipping() => {
-            Step::Answer { body, failed: true }
-        }
-        Ok(FromWorker::Skipped) if entry.abandoned => Step::Finish(Outcome::Ready),
-        Ok(FromWorker::Notes(_)) => Step::Notes(body),
-        _ => Step::Lost(Ending::of(Ok(body))),
+    let failed = match FromWorker::decode(&body) {
+        Ok(FromWorker::Ok(_)) if !connection.is_skipping() => false,
+        Ok(FromWorker::Error(_)) if !connection.is_skipping() => true,
+        Ok(FromWorker::Skipped) if entry.abandoned => return Step::Finish(Outcome::Ready),
+        Ok(FromWorker::Notes(_)) => return Step::Notes(body),
+        _ => return Step::Lost(Ending::of(Ok(body))),
+    };
+    match connection.take_files() {
+        Ok(files) => Step::Answer { body, files, failed },
+        Err(lost) => Step::Lost(Ending::of(Err(lost))),
     }
 }
 

@@ -4,8 +4,10 @@
 
 mod alarm;
 mod descriptor;
+mod files;
 mod memory;
 mod process;
+mod shared;
 mod signal;
 mod title;
 
@@ -14,10 +16,12 @@ pub(crate) use descriptor::{
     LONGEST_WORD, Received, close_all, keep_only, receive_descriptor, send_descriptor,
     take_inherited,
 };
+pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
 pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, execute_again, exit_now, flush_stdio, fork,
     read_at_once, reseed_c_random, set_variable, take_variable, threads,
 };
+pub(crate) use shared::{Sealed, Writable};
 pub(crate) use signal::{hold_back, reset_for_worker, spawn_without_signals};
 pub(crate) use title::set_title;

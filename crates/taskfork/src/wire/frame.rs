@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::WireError;
-use super::parts::{self, Part};
+use super::parts::{self, Parted};
 
 /// What each side sends first. Its first byte tells the protocol from JSON, which begins with `[`.
 pub(crate) const PREAMBLE: &[u8; 8] = b"taskfork";
@@ -45,26 +45,28 @@ pub(crate) fn write<E: From<WireError>>(
     written
 }
 
-/// The same, for a body with parts: gives them.
+/// The same, for a body with parts and files. What may be sent as files does not count against the
+/// limit.
 pub(crate) fn write_parted<E: From<WireError>>(
-    out: &mut Vec<u8>,
+    out: &mut Parted,
     limit: usize,
     body: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-) -> Result<Vec<Part>, E> {
-    let start = out.len();
-    let (written, parts) = parts::collect(|| write(out, limit, body));
+) -> Result<(), E> {
+    let start = out.bytes.len();
+    let (written, parts, files) = parts::collect(|| write(&mut out.bytes, limit, body));
     written?;
-    let length = out.len() - start - HEADER + parts::total(&parts);
-    match u32::try_from(length) {
-        Ok(header) if length <= limit => {
-            out[start..start + HEADER].copy_from_slice(&header.to_le_bytes());
-            Ok(parts)
-        }
-        _ => {
-            out.truncate(start);
-            Err(E::from(WireError::TooLarge { length, limit }))
-        }
+    let own = out.bytes.len() - start - HEADER;
+    let inline = parts.iter().filter(|part| part.file.is_none());
+    let length = own + inline.map(|part| part.bytes.len()).sum::<usize>();
+    if length > limit {
+        out.bytes.truncate(start);
+        return Err(E::from(WireError::TooLarge { length, limit }));
     }
+    // Too long for a header is over every limit that a peer can have.
+    let header = u32::try_from(own + parts::total(&parts)).unwrap_or(u32::MAX);
+    out.bytes[start..start + HEADER].copy_from_slice(&header.to_le_bytes());
+    (out.parts, out.files) = (parts, files);
+    Ok(())
 }
 
 /// Takes the preamble off the front of `inbox`. `false` while it is not there in full.

@@ -20,6 +20,8 @@ pub(crate) enum WireError {
     Preamble { began: String },
     #[error("a frame of {length} bytes is over the limit of {limit}")]
     TooLarge { length: usize, limit: usize },
+    #[error("more files came than messages tell of, or fewer: a process may have too many open")]
+    Files,
     #[error("a message is malformed: {0}")]
     Malformed(String),
 }

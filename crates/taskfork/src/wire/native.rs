@@ -8,6 +8,7 @@ use rmp::Marker;
 
 use super::WireError;
 use super::error_body::ErrorBody;
+use super::frame::HEADER;
 use super::notice::DeathNotice;
 use super::pack::{Reader, put_array, put_map, put_nil, put_str, put_uint};
 use super::request::Arguments;
@@ -23,6 +24,8 @@ const CALL: u64 = 1;
 const DONE: u64 = 2;
 const CALL_AHEAD: u64 = 3;
 const FORGET: u64 = 4;
+/// From either side.
+const FILES: u64 = 6;
 
 const OK: u64 = 1;
 const ERROR: u64 = 2;
@@ -43,6 +46,8 @@ pub(crate) enum FromClient<'a> {
     Done,
     /// The call of this number is not wanted any more, if it has not begun.
     Forget(u64),
+    /// So many files come with the next message.
+    Files(usize),
 }
 
 /// When a call was sent.
@@ -75,6 +80,8 @@ pub(crate) struct ClientHello {
     pub(crate) name: String,
     /// The longest frame that the client takes; nothing said is the default limit.
     pub(crate) max_frame: Option<usize>,
+    /// How many files it takes with a message.
+    pub(crate) files: usize,
 }
 
 /// A message from a worker, or from the server in a dead worker's place.
@@ -88,6 +95,8 @@ pub(crate) enum FromWorker<'a> {
     Notes(Notes<'a>),
     /// The call was not begun, as one before it failed or nobody wants it any more.
     Skipped,
+    /// So many files come with the next message.
+    Files(usize),
 }
 
 /// What was recorded while a call ran, each part still encoded.
@@ -108,6 +117,8 @@ pub(crate) struct WorkerHello {
     pub(crate) max_frame: Option<usize>,
     /// How many bytes of calls may be sent to it before it has answered; none is one call at a time.
     pub(crate) ahead: usize,
+    /// How many files it takes with a message.
+    pub(crate) files: usize,
 }
 
 impl<'a> FromClient<'a> {
@@ -122,6 +133,7 @@ impl<'a> FromClient<'a> {
                         "versions" => hello.versions = list(reader, Reader::int)?,
                         "name" => hello.name = reader.str()?.to_owned(),
                         "max_frame" => hello.max_frame = Some(reader.int()?),
+                        "files" => hello.files = reader.int()?,
                         _ => return Ok(false),
                     }
                     Ok(true)
@@ -147,6 +159,7 @@ impl<'a> FromClient<'a> {
                 Ok(Self::Call { place, method, args: Arguments::read(&mut reader)?, meta: call })
             }
             (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
+            (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (FORGET, 3) => {
                 meta(&mut reader, |_, _| Ok(false))?;
                 reader.int().map(Self::Forget)
@@ -171,6 +184,7 @@ impl<'a> FromWorker<'a> {
                         "server" => hello.server = reader.str()?.to_owned(),
                         "max_frame" => hello.max_frame = Some(reader.int()?),
                         "ahead" => hello.ahead = reader.int()?,
+                        "files" => hello.files = reader.int()?,
                         _ => return Ok(false),
                     }
                     Ok(true)
@@ -198,6 +212,7 @@ impl<'a> FromWorker<'a> {
                 })?;
                 Ok(Self::Notes(notes))
             }
+            (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (SKIPPED, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Skipped),
             (other, fields) => Err(unknown("worker", other, fields)),
         }
@@ -246,19 +261,21 @@ pub(super) fn list<'a, T>(
 pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello) {
     put_array(out, 2);
     put_uint(out, HELLO);
-    put_map(out, 2 + u32::from(hello.max_frame.is_some()));
+    put_map(out, 2 + u32::from(hello.max_frame.is_some()) + u32::from(hello.files > 0));
     put_str(out, "versions");
     put_array(out, hello.versions.len() as u32);
     hello.versions.iter().for_each(|&version| put_uint(out, u64::from(version)));
     put_str(out, "name");
     put_str(out, &hello.name);
     put_max_frame(out, hello.max_frame);
+    put_number(out, "files", hello.files);
 }
 
 pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
     put_array(out, 2);
     put_uint(out, HELLO);
-    put_map(out, 4 + u32::from(hello.max_frame.is_some()) + u32::from(hello.ahead > 0));
+    let optional = [hello.max_frame.is_some(), hello.ahead > 0, hello.files > 0];
+    put_map(out, 4 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
     put_str(out, "version");
     put_uint(out, u64::from(hello.version));
     put_str(out, "pid");
@@ -268,10 +285,44 @@ pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
     put_str(out, "server");
     put_str(out, &hello.server);
     put_max_frame(out, hello.max_frame);
-    if hello.ahead > 0 {
-        put_str(out, "ahead");
-        put_uint(out, hello.ahead as u64);
+    put_number(out, "ahead", hello.ahead);
+    put_number(out, "files", hello.files);
+}
+
+/// A number that is left out if it is nothing.
+fn put_number(out: &mut Vec<u8>, key: &str, number: usize) {
+    if number > 0 {
+        put_str(out, key);
+        put_uint(out, number as u64);
     }
+}
+
+/// A frame that says how many files come with the next message.
+pub(super) fn put_files(out: &mut Vec<u8>, count: usize) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER]);
+    put_array(out, 3);
+    put_uint(out, FILES);
+    put_map(out, 0);
+    put_uint(out, count as u64);
+    let length = (out.len() - start - HEADER) as u32;
+    out[start..start + HEADER].copy_from_slice(&length.to_le_bytes());
+}
+
+/// How many files come with the next message, if a worker's message says that.
+pub(crate) fn announced_files(message: &[u8]) -> Option<usize> {
+    if message.get(KIND_AT).copied().map(u64::from) != Some(FILES) {
+        return None;
+    }
+    match FromWorker::decode(message) {
+        Ok(FromWorker::Files(count)) => Some(count),
+        _ => None,
+    }
+}
+
+fn read_files(reader: &mut Reader<'_>) -> Result<usize, WireError> {
+    meta(reader, |_, _| Ok(false))?;
+    reader.int()
 }
 
 fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {

@@ -3,8 +3,14 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use rmp::Marker;
+
+use super::frame::HEADER;
+use super::native::put_files;
 
 /// Shorter ones are copied.
 pub(crate) const LEAST: usize = 16 << 10;
@@ -14,6 +20,22 @@ pub(crate) const LEAST: usize = 16 << 10;
 pub(crate) struct Part {
     pub(crate) at: usize,
     pub(crate) bytes: Bytes,
+    /// Which of the message's files has the same bytes, and nothing else.
+    pub(crate) file: Option<usize>,
+}
+
+/// A file that goes with a message.
+#[derive(Debug, Clone)]
+pub(crate) struct Attached {
+    file: Arc<OwnedFd>,
+    /// There is nothing that could be sent in its place.
+    needed: bool,
+}
+
+impl AsFd for Attached {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 /// A frame, or several: its bytes, but for its parts.
@@ -22,7 +44,14 @@ pub(crate) struct Parted {
     pub(crate) bytes: Vec<u8>,
     /// In order.
     pub(crate) parts: Vec<Part>,
+    pub(crate) files: Vec<Attached>,
 }
+
+/// How a part that has a file is written in its place, as an extension type of MessagePack with the
+/// file's index.
+const BLOB_FILE: i8 = 1;
+/// And a file that is none of these.
+const OPEN_FILE: i8 = 2;
 
 /// So many pieces are sent at a time.
 pub(crate) const SLICES: usize = 16;
@@ -30,6 +59,55 @@ pub(crate) const SLICES: usize = 16;
 impl Parted {
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() + total(&self.parts)
+    }
+
+    /// Whether it can only be sent with its files.
+    fn needs_files(&self) -> bool {
+        self.files.iter().any(|attached| attached.needed)
+    }
+
+    /// Makes it what a peer that takes so many files with a message takes, if it can be sent to it.
+    pub(crate) fn fit(&mut self, start: usize, files: usize) -> Result<(), String> {
+        let count = self.files.len();
+        if count == 0 {
+            return Ok(());
+        }
+        if count <= files {
+            *self = self.with_files(start);
+        } else if !self.needs_files() {
+            self.files.clear();
+        } else if files == 0 {
+            return Err("open files can be sent through unix sockets only".to_owned());
+        } else {
+            return Err(format!("they have {count} files, and {files} can be sent"));
+        }
+        Ok(())
+    }
+
+    /// The same frame without the parts that are in its files, and in front of it the frame that
+    /// announces these. What is before `start` is left as it is.
+    fn with_files(&self, start: usize) -> Self {
+        let (mut bytes, mut parts) = (self.bytes[..start].to_vec(), Vec::new());
+        put_files(&mut bytes, self.files.len());
+        let (frame, mut from) = (bytes.len(), start);
+        for part in &self.parts {
+            match part.file {
+                Some(index) => {
+                    bytes.extend_from_slice(&self.bytes[from..part.at - bin_header(part)]);
+                    put_index(&mut bytes, BLOB_FILE, index);
+                }
+                None => {
+                    bytes.extend_from_slice(&self.bytes[from..part.at]);
+                    parts.push(Part { at: bytes.len(), ..part.clone() });
+                }
+            }
+            from = part.at;
+        }
+        bytes.extend_from_slice(&self.bytes[from..]);
+        let length = bytes.len() - frame - HEADER + total(&parts);
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        bytes[frame..frame + HEADER].copy_from_slice(&length.to_le_bytes());
+        Self { bytes, parts, files: self.files.clone() }
     }
 
     /// What comes behind the first `skip` bytes, or the beginning of it if it has many pieces.
@@ -67,6 +145,17 @@ impl Parted {
     }
 }
 
+/// How many bytes MessagePack puts before these.
+fn bin_header(part: &Part) -> usize {
+    if part.bytes.len() <= usize::from(u16::MAX) { 3 } else { 5 }
+}
+
+fn put_index(out: &mut Vec<u8>, kind: i8, index: usize) {
+    out.push(Marker::FixExt4.to_u8());
+    out.extend_from_slice(&kind.to_be_bytes());
+    out.extend_from_slice(&(index as u32).to_be_bytes());
+}
+
 /// How many bytes they have together.
 pub(crate) fn total(parts: &[Part]) -> usize {
     parts.iter().map(|part| part.bytes.len()).sum()
@@ -74,16 +163,22 @@ pub(crate) fn total(parts: &[Part]) -> usize {
 
 #[derive(Default)]
 struct Collector {
-    /// What is about to be written, if it may stay where it is.
-    offered: Option<Bytes>,
+    /// What is about to be written, if it may stay where it is, and its file.
+    offered: Option<(Bytes, Option<Arc<OwnedFd>>)>,
     parts: Vec<Part>,
+    files: Vec<Attached>,
+}
+
+/// The message that is being read.
+struct Source {
+    message: Option<Bytes>,
+    files: Vec<Option<OwnedFd>>,
 }
 
 thread_local! {
     /// Where parts go while a message is written.
     static COLLECTOR: RefCell<Option<Collector>> = const { RefCell::new(None) };
-    /// The message that is being read.
-    static SOURCE: RefCell<Option<Bytes>> = const { RefCell::new(None) };
+    static SOURCE: RefCell<Option<Source>> = const { RefCell::new(None) };
 }
 
 /// Puts back what was in a thread's variable, also after a panic.
@@ -96,16 +191,26 @@ impl<T> Drop for Restore<T> {
 }
 
 /// Gives the parts of what `write` writes to a [`Gather`].
-pub(crate) fn collect<T>(write: impl FnOnce() -> T) -> (T, Vec<Part>) {
+pub(crate) fn collect<T>(write: impl FnOnce() -> T) -> (T, Vec<Part>, Vec<Attached>) {
     let _restore = Restore(&COLLECTOR, COLLECTOR.replace(Some(Collector::default())));
     let written = write();
-    let collected = COLLECTOR.take().map(|collector| collector.parts);
-    (written, collected.unwrap_or_default())
+    let Collector { parts, files, .. } = COLLECTOR.take().unwrap_or_default();
+    (written, parts, files)
+}
+
+/// Has a file sent with the message that is written; gives what stands for it there, or nothing if
+/// none is written.
+pub(crate) fn attach(file: Arc<OwnedFd>) -> Option<(i8, [u8; 4])> {
+    COLLECTOR.with_borrow_mut(|collector| {
+        let files = &mut collector.as_mut()?.files;
+        files.push(Attached { file, needed: true });
+        Some((OPEN_FILE, (files.len() as u32 - 1).to_be_bytes()))
+    })
 }
 
 /// Lets `bytes`, which `write` writes, stay where they are if they can.
-pub(crate) fn offer<T>(bytes: &Bytes, write: impl FnOnce() -> T) -> T {
-    let change = |offered: Option<Bytes>| {
+pub(crate) fn offer<T>(bytes: &Bytes, file: Option<&Arc<OwnedFd>>, write: impl FnOnce() -> T) -> T {
+    let change = |offered| {
         COLLECTOR.with_borrow_mut(|collector| {
             if let Some(collector) = collector {
                 collector.offered = offered;
@@ -115,25 +220,47 @@ pub(crate) fn offer<T>(bytes: &Bytes, write: impl FnOnce() -> T) -> T {
     if bytes.len() < LEAST {
         return write();
     }
-    change(Some(bytes.clone()));
+    change(Some((bytes.clone(), file.cloned())));
     let written = write();
     change(None);
     written
 }
 
-/// Has [`taken`] find its bytes in `message` while `read` runs.
-pub(crate) fn within<T>(message: Option<&Bytes>, read: impl FnOnce() -> T) -> T {
-    if message.is_none() {
+/// Has [`taken`] find its bytes in `message` while `read` runs, and [`file`] what came with it.
+pub(crate) fn within<T>(
+    message: Option<&Bytes>,
+    files: Vec<OwnedFd>,
+    read: impl FnOnce() -> T,
+) -> T {
+    if message.is_none() && files.is_empty() {
         return read();
     }
-    let _restore = Restore(&SOURCE, SOURCE.replace(message.cloned()));
+    let files = files.into_iter().map(Some).collect();
+    let source = Source { message: message.cloned(), files };
+    let _restore = Restore(&SOURCE, SOURCE.replace(Some(source)));
     read()
+}
+
+/// A file that came with the message that is being read, by what stands for it there; whether it is
+/// the bytes of a blob comes with it.
+pub(crate) fn file(kind: i8, index: &[u8]) -> Result<(OwnedFd, bool), &'static str> {
+    let is_blob = match kind {
+        BLOB_FILE => true,
+        OPEN_FILE => false,
+        _ => return Err("an extension type that is not known"),
+    };
+    let index =
+        index.try_into().map(u32::from_be_bytes).map_err(|_| "a file's index is 4 bytes")?;
+    let file = SOURCE.with_borrow_mut(|source| {
+        source.as_mut()?.files.get_mut(usize::try_from(index).ok()?)?.take()
+    });
+    file.map(|file| (file, is_blob)).ok_or("a file that did not come with its message")
 }
 
 /// Bytes that were found in a message: as a part of it, if they are long.
 pub(crate) fn taken(found: &[u8]) -> Bytes {
     let source = SOURCE.with_borrow(|source| {
-        let message = source.as_ref().filter(|_| found.len() >= LEAST)?;
+        let message = source.as_ref().filter(|_| found.len() >= LEAST)?.message.as_ref()?;
         message.as_ptr_range().contains(&found.as_ptr()).then(|| message.slice_ref(found))
     });
     source.unwrap_or_else(|| Bytes::copy_from_slice(found))
@@ -151,9 +278,17 @@ impl Write for Gather<'_> {
         let stays = bytes.len() >= LEAST
             && COLLECTOR.with_borrow_mut(|collector| {
                 let Some(collector) = collector else { return false };
-                let is_offered = |offered: &mut Bytes| std::ptr::eq(&raw const **offered, bytes);
-                let Some(offered) = collector.offered.take_if(is_offered) else { return false };
-                collector.parts.push(Part { at: self.0.len(), bytes: offered });
+                let Some((bytes, file)) = collector
+                    .offered
+                    .take_if(|(offered, _)| std::ptr::eq(&raw const **offered, bytes))
+                else {
+                    return false;
+                };
+                let file = file.map(|file| {
+                    collector.files.push(Attached { file, needed: false });
+                    collector.files.len() - 1
+                });
+                collector.parts.push(Part { at: self.0.len(), bytes, file });
                 true
             });
         if !stays {
@@ -186,7 +321,7 @@ mod tests {
                 let bytes = Bytes::from(vec![b'p'; part]);
                 whole.extend(vec![b'o'; own]);
                 whole.extend(&bytes);
-                parted.parts.push(Part { at: parted.bytes.len(), bytes });
+                parted.parts.push(Part { at: parted.bytes.len(), bytes, file: None });
             }
             parted.bytes.extend(vec![b'e'; end]);
             whole.extend(vec![b'e'; end]);
@@ -203,9 +338,9 @@ mod tests {
     fn a_message_within_another_keeps_its_own_parts() {
         let long = Bytes::from(vec![1; LEAST]);
         let (mut outer, mut inner) = (Vec::new(), Vec::new());
-        let put = |out: &mut Vec<u8>| offer(&long, || Gather(out).write_all(&long)).unwrap();
-        let ((), parts) = collect(|| {
-            let ((), parts) = collect(|| put(&mut inner));
+        let put = |out: &mut Vec<u8>| offer(&long, None, || Gather(out).write_all(&long)).unwrap();
+        let ((), parts, _) = collect(|| {
+            let ((), parts, _) = collect(|| put(&mut inner));
             assert_eq!((parts.len(), inner.len()), (1, 0));
             put(&mut outer);
         });

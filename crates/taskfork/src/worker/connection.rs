@@ -10,12 +10,13 @@ use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::scoreboard::Slot;
 use super::serve::Limits;
 use crate::busy_poll::Poller;
 use crate::display::seconds;
+use crate::sys;
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::parts::{self, Parted};
@@ -23,6 +24,9 @@ use crate::wire::parts::{self, Parted};
 /// A buffer above this size is given back once nothing has come for a while.
 const KEPT: usize = 1 << 20;
 const KEPT_FOR: Duration = Duration::from_secs(1);
+
+/// So many files may have come of which no message has told.
+const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
 const LONGEST_LOOK: Duration = Duration::from_micros(50);
@@ -37,6 +41,8 @@ pub(crate) struct Connection {
     max_frame: usize,
     /// How long a peer may stop in the middle of a frame.
     stall_timeout: Duration,
+    /// Files that have come, and belong to messages to come; nothing if none can.
+    files: Option<Vec<OwnedFd>>,
     poller: Poller,
     /// How many cores there are.
     cores: usize,
@@ -63,7 +69,9 @@ impl Connection {
         let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
         let poller = Poller::new(busy_poll, LONGEST_LOOK, cores);
         slot.works();
-        Self { socket, inbox: Vec::new(), used: 0, max_frame, stall_timeout, poller, cores, slot }
+        let files = sys::takes_files(&socket).then(Vec::new);
+        let (inbox, used) = (Vec::new(), 0);
+        Self { socket, inbox, used, max_frame, stall_timeout, files, poller, cores, slot }
     }
 
     /// Waits for the client to name the protocol.
@@ -102,8 +110,8 @@ impl Connection {
     pub(crate) fn read_what_is_there(&mut self, most: usize) {
         while self.inbox.len() < self.used + most {
             self.inbox.reserve(frame::room_for_next_read(&self.inbox[self.used..]));
-            match recv(&*self.socket, spare_capacity(&mut self.inbox), RecvFlags::DONTWAIT) {
-                Ok((length, _)) if length > 0 => {}
+            match self.receive(false) {
+                Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
                 // Whatever it is, it comes again.
                 Ok(_) | Err(_) => return,
@@ -124,6 +132,38 @@ impl Connection {
 
     pub(crate) fn body(&self, place: Range<usize>) -> &[u8] {
         &self.inbox[place]
+    }
+
+    /// How many files can come with a message.
+    pub(crate) fn most_files(&self) -> usize {
+        self.files.as_ref().map_or(0, |_| sys::MOST_FILES)
+    }
+
+    /// Takes the next files that have come.
+    pub(crate) fn take_files(&mut self, count: usize) -> Result<Vec<OwnedFd>, WireError> {
+        match &mut self.files {
+            Some(files) if files.len() >= count => Ok(files.drain(..count).collect()),
+            _ if count == 0 => Ok(Vec::new()),
+            _ => Err(WireError::Files),
+        }
+    }
+
+    /// Receives what there is room for, or waits for it.
+    fn receive(&mut self, wait: bool) -> rustix::io::Result<usize> {
+        let Some(files) = &mut self.files else {
+            let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
+            let room = spare_capacity(&mut self.inbox);
+            return recv(&*self.socket, room, flags).map(|(_, length)| length);
+        };
+        sys::receive_files(&self.socket, &mut self.inbox, files, wait)
+    }
+
+    /// That no more files have come than messages can tell of.
+    fn check_files(&self) -> Result<(), Broken> {
+        match &self.files {
+            Some(files) if files.len() > UNCLAIMED => Err(WireError::Files.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Takes the body of the last frame that was read out of the buffer, if it is a long one.
@@ -152,11 +192,13 @@ impl Connection {
         let mut sent = 0;
         while sent < message.len() {
             let once = || match &message.parts[..] {
-                [] => send(&*self.socket, &message.bytes[sent..], SendFlags::NOSIGNAL),
+                [] if message.files.is_empty() => {
+                    send(&*self.socket, &message.bytes[sent..], SendFlags::NOSIGNAL)
+                }
                 _ => {
                     let (slices, count) = message.slices(sent);
-                    let nothing = &mut SendAncillaryBuffer::default();
-                    sendmsg(&*self.socket, &slices[..count], nothing, SendFlags::NOSIGNAL)
+                    let files = if sent == 0 { &message.files[..] } else { &[] };
+                    sys::send_files(&self.socket, &slices[..count], files, SendFlags::empty())
                 }
             };
             match retry_on_intr(once) {
@@ -171,6 +213,7 @@ impl Connection {
     /// Waits for more bytes: as long as it takes for the first of a frame, not longer than the
     /// stall timeout in the middle of one.
     fn read(&mut self) -> Result<(), Broken> {
+        self.check_files()?;
         let begun = self.inbox.len() > self.used;
         if begun {
             self.inbox.drain(..self.used);
@@ -186,16 +229,19 @@ impl Connection {
         if !begun && self.inbox.capacity() > KEPT && !self.is_readable_within(KEPT_FOR)? {
             self.inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
         }
-        let read = retry_on_intr(|| {
-            recv(&*self.socket, spare_capacity(&mut self.inbox), RecvFlags::empty())
-        });
+        let read = loop {
+            match self.receive(true) {
+                Err(Errno::INTR) => {}
+                read => break read,
+            }
+        };
         self.slot.works();
         if let Some(since) = since {
             self.poller.slept(since.elapsed());
         }
         match read {
-            Ok((0, _)) | Err(Errno::CONNRESET) if begun => Err(Broken::Truncated),
-            Ok((0, _)) | Err(Errno::CONNRESET) => Err(Broken::Closed),
+            Ok(0) | Err(Errno::CONNRESET) if begun => Err(Broken::Truncated),
+            Ok(0) | Err(Errno::CONNRESET) => Err(Broken::Closed),
             Ok(_) => Ok(()),
             Err(errno) => Err(io::Error::from(errno).into()),
         }
@@ -211,8 +257,8 @@ impl Connection {
         }
         let end = Instant::now() + budget;
         loop {
-            match recv(&*self.socket, spare_capacity(&mut self.inbox), RecvFlags::DONTWAIT) {
-                Ok((length, _)) if length > 0 => {
+            match self.receive(false) {
+                Ok(length) if length > 0 => {
                     self.poller.paid();
                     return true;
                 }

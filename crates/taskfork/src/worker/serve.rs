@@ -139,17 +139,20 @@ pub(crate) fn serve<S: 'static>(
         limits: seat.limits,
         max_answer: seat.limits.max_frame,
         ahead: Ahead::default(),
+        announced: 0,
+        client_files: 0,
         out: Parted::default(),
     };
-    let hello = WorkerHello {
+    let mut hello = WorkerHello {
         version: VERSIONS[0],
         pid: std::process::id(),
         worker: number,
         server: seat.server,
         max_frame: Some(seat.limits.max_frame),
         ahead: ahead::WINDOW,
+        files: 0,
     };
-    let Err(leave) = worker.live(seat.socket, &hello);
+    let Err(leave) = worker.live(seat.socket, &mut hello);
     let status = match leave {
         Leave::Quietly | Leave::Ordered(Order::Retired) => 0,
         Leave::Broken(broken) => {
@@ -183,17 +186,23 @@ struct Worker<'a, S> {
     limits: Limits,
     max_answer: usize,
     ahead: Ahead,
+    /// How many files come with the next message.
+    announced: usize,
+    /// How many the client takes with an answer.
+    client_files: usize,
     out: Parted,
 }
 
 impl<S: 'static> Worker<'_, S> {
-    fn live(&mut self, socket: Socket, hello: &WorkerHello) -> Result<Infallible, Leave> {
+    fn live(&mut self, socket: Socket, hello: &mut WorkerHello) -> Result<Infallible, Leave> {
         let socket = Arc::new(match socket {
             Socket::Connected(socket) => socket,
             Socket::Awaited(line) => self.wait_for_client(&line)?,
         });
         notes::start(socket.clone());
-        self.run(&mut Connection::new(socket, &self.limits, self.slot.clone()), hello)
+        let mut connection = Connection::new(socket, &self.limits, self.slot.clone());
+        hello.files = connection.most_files();
+        self.run(&mut connection, hello)
     }
 
     /// Sets up before anybody wants it.
@@ -267,6 +276,7 @@ impl<S: 'static> Worker<'_, S> {
             return Err(Leave::Quietly);
         }
         self.max_answer = client.max_frame.unwrap_or(DEFAULT_LIMIT).min(self.max_answer);
+        self.client_files = client.files.min(hello.files);
         Ok(())
     }
 
@@ -297,12 +307,13 @@ impl<S: 'static> Worker<'_, S> {
             connection.read_what_is_there(2 * ahead::WINDOW);
             self.ahead.forget(connection.next_bodies().filter_map(native::forgotten));
         }
+        let files = connection.take_files(std::mem::take(&mut self.announced))?;
         let long = connection.take_long(&frame);
         let body = long.as_deref().unwrap_or_else(|| connection.body(frame));
         match FromClient::decode(body)? {
             FromClient::Call { place, method, args, meta } => {
                 match self.ahead.take(place, begun) {
-                    Some(sent) => parts::within(long.as_ref(), || {
+                    Some(sent) => parts::within(long.as_ref(), files, || {
                         self.serve_call(method, args, &meta, begun, sent)
                     })?,
                     None => self.skip_call()?,
@@ -314,7 +325,8 @@ impl<S: 'static> Worker<'_, S> {
                 })?;
                 connection.write(&self.out)?;
                 self.slot.enter(Phase::Held)?;
-                self.out.parts.clear();
+                self.out =
+                    Parted { bytes: std::mem::take(&mut self.out.bytes), ..Parted::default() };
                 long.into_iter().for_each(|body| connection.reuse(body));
                 Ok(false)
             }
@@ -324,6 +336,10 @@ impl<S: 'static> Worker<'_, S> {
             }
             // The call has been answered already.
             FromClient::Forget(_) => Ok(false),
+            FromClient::Files(count) => {
+                self.announced = count;
+                Ok(false)
+            }
             FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
         }
     }
@@ -397,12 +413,20 @@ impl<S: 'static> Worker<'_, S> {
             empty => empty.insert(set_up(self.handlers)?),
         };
         let interface = self.interface;
-        self.out.parts = frame::write_parted(&mut self.out.bytes, self.max_answer, |out| {
+        frame::write_parted(&mut self.out, self.max_answer, |out| {
             native::put_ok(out);
             guarded(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
         })?;
-        Ok(())
+        let fits = self.out.fit(0, self.client_files);
+        let length = self.out.len();
+        let fault = match fits {
+            Err(reason) => Fault::result(&reason),
+            Ok(()) if length - frame::HEADER <= self.max_answer => return Ok(()),
+            Ok(()) => Fault::result(&WireError::TooLarge { length, limit: self.max_answer }),
+        };
+        self.out = Parted::default();
+        Err(fault)
     }
 
     fn set_up(&mut self) -> Result<(), Fault> {

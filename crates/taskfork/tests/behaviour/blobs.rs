@@ -133,7 +133,7 @@ async fn an_answer_over_the_limit_is_an_error_of_the_call() {
 async fn they_stand_in_front_of_what_a_call_logs() {
     let (_server, client) = start("blobs");
     let (send, messages) = std::sync::mpsc::channel();
-    let log = taskfork::log_defer::Log::new(move |message| send.send(message).unwrap());
+    let log = log_defer::Log::new(move |message| send.send(message).unwrap());
     let blob = Blob::from(pattern(100_000, 5));
     let checkout = client.checkout().log(&log);
     assert_eq!(checkout.call::<Blob>("log", (&blob,)).await.unwrap(), blob);

@@ -13,6 +13,7 @@ mod calls;
 mod deadlines;
 mod deaths;
 mod errors;
+mod files;
 mod guardian;
 mod handles;
 mod leaks;
@@ -60,6 +61,7 @@ fn main() {
         deadlines::trials(),
         deaths::trials(),
         errors::trials(),
+        files::trials(),
         guardian::trials(),
         handles::trials(),
         leaks::trials(),

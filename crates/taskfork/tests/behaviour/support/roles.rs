@@ -77,6 +77,10 @@ pub(crate) fn plays() -> bool {
         ["serve_dying_setup", address] => {
             print_error(servers::setup_dies(Server::builder().listen(address)));
         }
+        ["serve_files", address] => {
+            print_error(crate::files::server(Server::builder().listen(address)));
+        }
+        ["count_files"] => super::run(crate::files::count_files).unwrap(),
         ["serve_inherited"] => {
             print_error(servers::serve(Server::builder().listen("fd:0")));
         }

@@ -35,6 +35,8 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("preload_fails", crate::preload::failing),
     ("blobs", crate::blobs::server),
     ("blobs_tcp", |server| crate::blobs::server(server.listen("tcp:127.0.0.1:0"))),
+    ("files", crate::files::server),
+    ("files_tcp", |server| crate::files::server(server.listen("tcp:127.0.0.1:0"))),
     ("deadlines", crate::deadlines::server),
     ("deadlines_hung", |server| {
         crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))

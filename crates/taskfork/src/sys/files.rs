@@ -1,0 +1,91 @@
+//! Sending and receiving descriptors along with the bytes of a stream.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use bytes::BufMut;
+use nix::libc;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt,
+};
+
+/// The most descriptors with one message.
+pub(crate) const MOST_FILES: usize = 16;
+
+/// Whether descriptors can be sent through this socket.
+pub(crate) fn takes_files(socket: &impl AsFd) -> bool {
+    sockopt::socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
+}
+
+/// Sends some of these bytes, and all of these descriptors with them.
+pub(crate) fn send_files(
+    socket: &impl AsFd,
+    bytes: &[IoSlice<'_>],
+    files: &[impl AsFd],
+    flags: SendFlags,
+) -> rustix::io::Result<usize> {
+    let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(&files));
+    }
+    sendmsg(socket, bytes, &mut ancillary, flags | SendFlags::NOSIGNAL)
+}
+
+/// Appends bytes to `inbox`, as far as it has room, and the descriptors that come with them to `files`;
+/// gives how many bytes came.
+pub(crate) fn receive_files(
+    socket: &impl AsFd,
+    inbox: &mut impl BufMut,
+    files: &mut Vec<OwnedFd>,
+    wait: bool,
+) -> rustix::io::Result<usize> {
+    const DESCRIPTORS: u32 = (MOST_FILES * size_of::<RawFd>()) as u32;
+    // SAFETY: it computes a length.
+    const SPACE: usize = unsafe { libc::CMSG_SPACE(DESCRIPTORS) } as usize;
+    #[repr(C, align(8))]
+    struct Control([u8; SPACE]);
+
+    let mut control = Control([0; SPACE]);
+    let room = inbox.chunk_mut();
+    let mut bytes =
+        libc::iovec { iov_base: room.as_mut_ptr().cast::<libc::c_void>(), iov_len: room.len() };
+    // SAFETY: all zeros are a message header with nothing in it.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut bytes;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast::<libc::c_void>();
+    message.msg_controllen = SPACE as _;
+    let wait = if wait { 0 } else { libc::MSG_DONTWAIT };
+    let flags = libc::MSG_CMSG_CLOEXEC | wait;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: all that the header points to lives until after the call, and is as long as it says.
+    let received = unsafe { libc::recvmsg(socket, &raw mut message, flags) };
+    let received = usize::try_from(received)
+        .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))?;
+    // SAFETY: so many bytes have been written there.
+    unsafe { inbox.advance_mut(received) };
+    // SAFETY: the kernel has filled the header in, and these functions walk what it has written.
+    let mut part = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !part.is_null() {
+        // SAFETY: the part lies within `control`, as the walk has found it there.
+        let header = unsafe { ptr::read(part) };
+        if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: as above; such a part has as many descriptors as fit its length.
+            let (first, length) =
+                unsafe { (libc::CMSG_DATA(part).cast::<RawFd>(), libc::CMSG_LEN(0) as usize) };
+            let count = (header.cmsg_len as usize - length) / size_of::<RawFd>();
+            files.extend((0..count).map(|place| {
+                // SAFETY: the kernel has opened it for this process, and nobody else knows of it.
+                unsafe { OwnedFd::from_raw_fd(ptr::read_unaligned(first.add(place))) }
+            }));
+        }
+        // SAFETY: as above.
+        part = unsafe { libc::CMSG_NXTHDR(&raw const message, part) };
+    }
+    Ok(received)
+}

@@ -1,0 +1,157 @@
+//! Memory that is filled by one process and then handed to others, which can rely on it to stay as it
+//! is: sealed, so that nobody can write to it, or shorten it under somebody who reads it.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr;
+use std::sync::Arc;
+
+use rustix::fs::memfd_create;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// What holds for memory that is handed over.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// A mapping of a whole file of memory.
+struct Mapping {
+    start: *mut u8,
+    length: usize,
+}
+
+// SAFETY: it is memory that belongs to this value alone, or that nobody can write to.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; whoever has only a reference can only read.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: &impl AsFd, length: usize, writable: bool) -> io::Result<Self> {
+        if length == 0 {
+            return Ok(Self { start: ptr::NonNull::dangling().as_ptr(), length });
+        }
+        // Private, as older kernels refuse to share what is sealed; nothing is ever copied.
+        let (access, flags) = match writable {
+            true => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
+            false => (ProtFlags::READ, MapFlags::PRIVATE),
+        };
+        // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
+        let start = unsafe { mmap(ptr::null_mut(), length, access, flags, file, 0) }?;
+        Ok(Self { start: start.cast(), length })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: so many bytes are mapped for as long as this value lives. The file cannot become
+        // shorter: it is this process's own until it is sealed, and sealed then. Nobody writes to
+        // it meanwhile: that takes this value mutably, or is kept from all by the seals.
+        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            // SAFETY: nothing refers to it any more.
+            let _ = unsafe { munmap(self.start.cast(), self.length) };
+        }
+    }
+}
+
+/// Memory to be filled.
+pub(crate) struct Writable {
+    file: OwnedFd,
+    mapping: Mapping,
+}
+
+impl Writable {
+    /// So many zeros.
+    pub(crate) fn new(length: usize) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("taskfork-blob", flags)?;
+        ftruncate(&file, length as u64)?;
+        let mapping = Mapping::new(&file, length, true)?;
+        Ok(Self { file, mapping })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.mapping.bytes()
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for reading; and the file is in nobody else's hands.
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.start, self.mapping.length) }
+    }
+
+    /// Nobody can write to it from here on.
+    pub(crate) fn seal(self) -> io::Result<(Sealed, Arc<OwnedFd>)> {
+        let Self { file, mapping } = self;
+        drop(mapping);
+        fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
+        Sealed::new(file)
+    }
+}
+
+/// Memory that stays as it is.
+pub(crate) struct Sealed(Mapping);
+
+impl Sealed {
+    /// Maps what somebody has sent, if it is sealed.
+    pub(crate) fn new(file: OwnedFd) -> io::Result<(Self, Arc<OwnedFd>)> {
+        let wrong = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
+        let seals = fcntl_get_seals(&file).map_err(|_| wrong("it is no memory"))?;
+        if !seals.contains(SEALS) {
+            return Err(wrong("it is not sealed against changes"));
+        }
+        let length = usize::try_from(fstat(&file)?.st_size).map_err(|_| wrong("it is too long"))?;
+        let mapping = Mapping::new(&file, length, false)?;
+        Ok((Self(mapping), Arc::new(file)))
+    }
+}
+
+impl AsRef<[u8]> for Sealed {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Writable({} bytes)", self.mapping.length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_stays_as_it_is() {
+        let mut memory = Writable::new(10_000).unwrap();
+        memory.bytes_mut()[9_999] = 7;
+        let (sealed, file) = memory.seal().unwrap();
+        assert_eq!((sealed.as_ref().len(), sealed.as_ref()[9_999]), (10_000, 7));
+        assert!(ftruncate(&*file, 10).is_err());
+        assert!(rustix::io::pwrite(&*file, b"x", 0).is_err());
+        assert!(Mapping::new(&*file, 10_000, true).is_err());
+    }
+
+    #[test]
+    fn what_could_change_is_not_taken() {
+        let open = || Writable::new(4096).unwrap().file;
+        assert!(Sealed::new(open()).is_err());
+        for left_out in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::WRITE] {
+            let file = open();
+            fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();
+            assert!(Sealed::new(file).is_err(), "{left_out:?}");
+        }
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        assert!(Sealed::new(reader).is_err());
+        assert!(Sealed::new(std::fs::File::open("/proc/self/exe").unwrap().into()).is_err());
+    }
+
+    #[test]
+    fn nothing_can_be_shared_as_well() {
+        let (sealed, _) = Writable::new(0).unwrap().seal().unwrap();
+        assert!(sealed.as_ref().is_empty());
+    }
+}
