@@ -102,6 +102,16 @@ pub fn blocking_latencies(exchanges: usize) -> Vec<Duration> {
     (0..exchanges).map(&mut time).collect()
 }
 
+/// So many messages of 64 bytes, in batches of 64 of which each is answered as one.
+pub fn batches(messages: usize) -> Duration {
+    const BATCH: usize = 64;
+    let (mut peer, mut buffer) = (Peer::new(64 * BATCH), [b'x'; 64 * BATCH]);
+    peer.exchange(&mut buffer);
+    let start = Instant::now();
+    (0..messages / BATCH).for_each(|_| peer.exchange(&mut buffer));
+    start.elapsed()
+}
+
 /// So many bytes there and back through a socket.
 pub fn exchange(bytes: usize) -> Duration {
     let (mut peer, mut buffer) = (Peer::new(bytes), vec![b'x'; bytes]);

@@ -58,6 +58,7 @@ const LATENCY: &[&str] = &[
     "floor blocking",
 ];
 const PAYLOAD: &[&str] = &[
+    "taskfork shared",
     RUST[0],
     RUST[1],
     RUST[2],
@@ -98,7 +99,7 @@ pub const WORKS: &[Work] = works! {
     "latency_pinned", "the same with both sides on one core", "µs", false, [3000, 1000],
         &["taskfork", "floor tokio"];
     "throughput", "calls outstanding on 2 workers", "calls/s", true, [50_000, 10_000], ALL;
-    "queued", "calls queued on one checkout", "calls/s", true, [50_000, 10_000], &["taskfork"];
+    "queued", "calls queued on one checkout", "calls/s", true, [50_000, 10_000], &["taskfork", "floor batches"];
     "payload_64k", "64 KiB there and back", "MB/s", true, [64, 64], PAYLOAD;
     "payload_1m", "1 MiB there and back", "MB/s", true, [1 << 10, 1 << 10], PAYLOAD;
     "payload_16m", "16 MiB there and back", "MB/s", true, [16 << 10, 16 << 10], PAYLOAD;

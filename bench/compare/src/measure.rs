@@ -67,6 +67,10 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
         }
         "cold" => return cold(name),
         "queue_growth" => return queue_growth(),
+        _ if name == "taskfork shared" => {
+            let (bytes, mut ours) = (scale << 10, Ours::new("plain", 1, BusyPoll::Adaptive));
+            return both_ways(bytes, ours.hand_over(bytes));
+        }
         _ => {}
     }
     let workers = match work {
@@ -101,10 +105,15 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
             }
         }
         _ => match payload(&mut *pool, scale << 10) {
-            Ok(took) => Sample::of(2.0 * (scale << 10) as f64 / took.as_secs_f64() / 1e6),
+            Ok(took) => both_ways(scale << 10, took),
             Err(why) => Sample::failed(&why),
         },
     }
+}
+
+/// The rate of so many bytes there and back.
+fn both_ways(bytes: usize, took: Duration) -> Sample {
+    Sample::of(2.0 * bytes as f64 / took.as_secs_f64() / 1e6)
 }
 
 fn payload(pool: &mut dyn Pool, bytes: usize) -> Result<Duration, String> {
@@ -180,6 +189,7 @@ fn measure_floor(floor: &str, work: &str, scale: usize) -> Sample {
             Sample::times(floors::tokio_latencies(scale))
         }
         ("blocking", "latency") => Sample::times(floors::blocking_latencies(scale)),
+        ("batches", _) => Sample::of(scale as f64 / floors::batches(scale).as_secs_f64()),
         ("socket", _) => Sample::of(rate(floors::exchange(scale << 10))),
         ("memory", _) => Sample::of(rate(floors::copy(scale << 10))),
         ("fork", _) => Sample::of(floors::fork().as_secs_f64() * 1e6),

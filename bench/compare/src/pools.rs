@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
 use taskfork::{
-    Blob, BoxError, BusyPoll, Client, Methods, Server, ServerBuilder, ServerError, ServerHandle,
+    Blob, BlobMut, BoxError, BusyPoll, Client, Methods, Server, ServerBuilder, ServerError,
+    ServerHandle,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -118,6 +119,21 @@ impl Ours {
         let client = client.build().expect("a client");
         drop(guard);
         Self { runtime, client, _server: server, typed: entry == "typed", workers }
+    }
+
+    /// So many bytes there and back, in memory that the caller has filled in place; the second time.
+    pub fn hand_over(&mut self, bytes: usize) -> Duration {
+        let mut times = [Duration::ZERO; 2];
+        for time in &mut times {
+            let mut blob = BlobMut::new(bytes).expect("memory");
+            blob.fill(b'x');
+            let blob = blob.freeze().expect("sealed memory");
+            let start = Instant::now();
+            let back = self.runtime.block_on(self.client.call::<Blob>("bytes", (&blob,)));
+            *time = start.elapsed();
+            assert_eq!(back.expect("an answer").len(), bytes);
+        }
+        times[1]
     }
 
     /// Calls made at once on one checkout.

@@ -192,6 +192,11 @@ fn goals(results: &Results) -> Vec<String> {
         ),
         ("queued_by_one_at_a_time", ratio(value("queued", "taskfork"), one_by_one), "10 or more"),
         (
+            "queued_by_bare_batches",
+            ratio(value("queued", "taskfork"), value("queued", "floor batches")),
+            "0.33 or more",
+        ),
+        (
             "throughput_by_best_peer",
             ratio(value("throughput", "taskfork"), best("throughput", &processes)),
             "5 or more",
@@ -200,6 +205,11 @@ fn goals(results: &Results) -> Vec<String> {
             "payload_16m_by_socket",
             ratio(value("payload_16m", "taskfork"), value("payload_16m", "floor socket")),
             "0.9 or more",
+        ),
+        (
+            "payload_16m_filled_in_place_by_socket",
+            ratio(value("payload_16m", "taskfork shared"), value("payload_16m", "floor socket")),
+            "5 or more",
         ),
         ("replace", ratio(value("replace", "taskfork"), value("replace", "floor fork")), "1.5"),
         (
