@@ -238,7 +238,8 @@ impl DerefMut for BlobMut {
 /// use taskfork::{Methods, OpenFile};
 ///
 /// let methods = Methods::new().function("lines", |log: OpenFile| {
-///     Ok(std::io::read_to_string(std::fs::File::from(log))?.lines().count())
+///     let log = std::fs::File::from(log.try_into_owned()?);
+///     Ok(std::io::read_to_string(log)?.lines().count())
 /// });
 /// # let _: Methods<()> = methods;
 ///
