@@ -179,7 +179,7 @@ impl Lane {
                     (true, false) => {
                         let mut lease = lease;
                         // It is closed next; a farewell that cannot be sent is not needed.
-                        let _ = lease.connection.say_done();
+                        let _ = lease.connection.put_done().and_then(|()| lease.connection.flush());
                         Change::Lose(lease, Loss::Used)
                     }
                     (false, _) => {

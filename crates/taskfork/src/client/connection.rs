@@ -186,20 +186,25 @@ impl Connection {
         if self.in_call {
             return Ok(());
         }
-        self.say(|out| native::put_forget(out, call))
+        self.put(|out| native::put_forget(out, call))?;
+        self.flush()
     }
 
-    /// Says that the checkout is over; tries to send it at once.
-    pub(crate) fn say_done(&mut self) -> Result<(), Lost> {
-        self.say(native::put_done)
+    /// Has the end of the checkout said with what is sent next.
+    pub(crate) fn put_done(&mut self) -> Result<(), Lost> {
+        self.put(native::put_done)
     }
 
-    fn say(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost> {
+    fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost> {
         let said = frame::write::<WireError>(&mut self.outbox.bytes, frame::DEFAULT_LIMIT, |out| {
             message(out);
             Ok(())
         });
-        said.map_err(Lost::Wire)?;
+        said.map_err(Lost::Wire)
+    }
+
+    /// Sends what waits in the outbox, as far as that can be without waiting.
+    pub(crate) fn flush(&mut self) -> Result<(), Lost> {
         match self.poll_flush() {
             Poll::Ready(result) => result,
             Poll::Pending => Ok(()),

@@ -155,18 +155,40 @@ impl Core {
     }
 
     fn release(&self, mut lease: Lease<Connection>) -> Option<Change> {
-        if let Err(loss) = part(&mut lease) {
+        if let Err(loss) = self.part(&mut lease) {
             return self.lose(lease, loss);
         }
+        let key = lease.key();
         let released = self.pool().release(lease);
+        self.see_off(key, &released);
         self.released(released)
+    }
+
+    /// Sends the farewell that was to go with what the next one sends, if there is none after all.
+    fn see_off(&self, key: WorkerKey, released: &Released<Connection, Arc<Lane>>) {
+        if let Released::Idle = released {
+            self.look_at_idle(key);
+        }
+    }
+
+    /// Says goodbye at the end of a checkout, and has the driver look after the connection. Where
+    /// somebody waits for the worker, the farewell goes with what the next one sends.
+    fn part(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
+        let said = lease.connection.put_done().and_then(|()| match self.pool().is_wanted() {
+            true => Ok(()),
+            false => lease.connection.flush(),
+        });
+        said.map_err(|_: Lost| Loss::Used)?;
+        watch_idle(lease)
     }
 
     fn hand_back(&self, mut lease: Lease<Connection>) -> Option<Change> {
         if watch_idle(&mut lease).is_err() {
             return self.lose(lease, Loss::Unused);
         }
+        let key = lease.key();
         let released = self.pool().decline(lease);
+        self.see_off(key, &released);
         self.released(released)
     }
 
@@ -175,7 +197,9 @@ impl Core {
         match released {
             Released::Idle => None,
             Released::Assigned(lane, lease) => Some(Change::Assign(lane, lease)),
-            Released::Spent(connection) => {
+            Released::Spent(mut connection) => {
+                // It is closed next; a farewell that cannot be sent is not needed.
+                let _ = connection.flush();
                 drop(connection);
                 self.mailbox.notify.notify_one();
                 None
@@ -224,12 +248,6 @@ impl Core {
 pub(crate) fn runtime_is_gone() -> FatalError {
     let message = "the tokio runtime in which the client was built has been shut down";
     FatalError::Aborted { message: message.to_owned() }
-}
-
-/// Says goodbye at the end of a checkout, and has the driver look after the connection.
-fn part(lease: &mut Lease<Connection>) -> Result<(), Loss> {
-    lease.connection.say_done().map_err(|_: Lost| Loss::Used)?;
-    watch_idle(lease)
 }
 
 fn watch_idle(lease: &mut Lease<Connection>) -> Result<(), Loss> {

@@ -14,6 +14,7 @@ trials! {
     a_worker_is_replaced_after_max_checkouts,
     a_released_worker_is_used_again,
     checkout_done_runs_after_every_checkout,
+    checkout_done_runs_also_where_others_wait,
     a_checkout_that_gave_up_leaves_the_queue,
     a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost,
     load_can_be_shed_instead_of_queued,
@@ -72,6 +73,28 @@ async fn checkout_done_runs_after_every_checkout() {
     assert_eq!(client.call::<String>("note", ()).await.unwrap(), "");
     client.checkout().ready().await.unwrap();
     assert_eq!(client.call::<u64>("checkouts", ()).await.unwrap(), 3);
+}
+
+async fn checkout_done_runs_also_where_others_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let file = folder.path().join("done").display().to_string();
+    let _server = roles::start(&["serve_appending", &address, &file]);
+    let client = Client::builder().address(address).min_workers(0).max_workers(1);
+    let client = client.max_checkouts(2).build().unwrap();
+    let calls: Vec<_> = (0..6).map(|_| client.call::<u32>("pid", ())).collect();
+    let mut pids = Vec::new();
+    for call in calls {
+        pids.push(call.await.unwrap().to_string());
+    }
+    let done = || std::fs::read_to_string(&file).unwrap_or_default();
+    until("six lines", || done().lines().count() == 6).await;
+    let done = done();
+    let mut done: Vec<_> = done.lines().collect();
+    // A worker that is not used again ends its last checkout when it likes.
+    done.sort_unstable();
+    pids.sort_unstable();
+    assert_eq!(done, pids);
 }
 
 async fn a_checkout_that_gave_up_leaves_the_queue() {

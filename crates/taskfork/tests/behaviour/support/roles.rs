@@ -74,6 +74,10 @@ pub(crate) fn plays() -> bool {
         ["serve_logs", address] => {
             print_error(crate::logs::server(Server::builder().listen(address)));
         }
+        ["serve_appending", address, file] => {
+            let server = Server::builder().listen(address);
+            print_error(servers::appending(server, file));
+        }
         ["serve_dying_setup", address] => {
             print_error(servers::setup_dies(Server::builder().listen(address)));
         }

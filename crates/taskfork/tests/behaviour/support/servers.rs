@@ -341,6 +341,17 @@ fn done_fails(server: ServerBuilder) -> Result<(), ServerError> {
         .run()
 }
 
+/// Each clean-up appends the worker's process id to a file.
+pub(crate) fn appending(server: ServerBuilder, file: &str) -> Result<(), ServerError> {
+    use std::io::Write;
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(file);
+    let file = file.map_err(|error| ServerError::Preload(Failure::new(error.to_string())))?;
+    server
+        .checkout_done(move |_| writeln!(&file, "{}", std::process::id()))
+        .interface(Methods::new().function("pid", || Ok(std::process::id())))
+        .run()
+}
+
 /// The first clean-up of each worker takes long.
 fn done_slow(server: ServerBuilder) -> Result<(), ServerError> {
     server
