@@ -132,6 +132,7 @@ pub use taskfork_macros::interface;
 /// What the code made by [`macro@interface`] needs.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::wire::bench;
     pub use crate::worker::interface::{Reply, Request};
 }
 

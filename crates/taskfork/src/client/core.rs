@@ -7,6 +7,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use log_defer::Log;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::builder::Config;
@@ -60,7 +61,8 @@ impl Mailbox {
 /// What follows from a change of a lane, to be done once the lane is not locked any more.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    pub(crate) wakers: Vec<Waker>,
+    /// One as a rule, so that it needs no memory of its own.
+    pub(crate) wakers: SmallVec<[Waker; 1]>,
     pub(crate) workers: Vec<Change>,
     /// Who has lost its place in the queue to another.
     pub(crate) turned_away: Vec<Arc<Lane>>,

@@ -21,6 +21,10 @@ pub(crate) const HEADER: usize = 4;
 /// all or none.
 pub(crate) const SENT_WHOLE: usize = 4096;
 
+/// A body of so few bytes is copied out of what has been received, which costs less than new memory
+/// for what comes next.
+const COPIED: usize = 1 << 10;
+
 /// Appends a frame whose body is what `body` writes. With an error, `out` is as it was.
 pub(crate) fn write<E: From<WireError>>(
     out: &mut Vec<u8>,
@@ -88,6 +92,11 @@ pub(crate) fn take_preamble(inbox: &mut BytesMut) -> Result<bool, WireError> {
 pub(crate) fn take(inbox: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, WireError> {
     let Some(body) = find(inbox, limit)? else { return Ok(None) };
     inbox.advance(HEADER);
+    if body.len() <= COPIED {
+        let copy = Bytes::copy_from_slice(&inbox[..body.len()]);
+        inbox.advance(body.len());
+        return Ok(Some(copy));
+    }
     Ok(Some(inbox.split_to(body.len()).freeze()))
 }
 

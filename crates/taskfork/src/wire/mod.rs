@@ -3,6 +3,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod args;
+pub mod bench;
 pub(crate) mod error_body;
 pub(crate) mod frame;
 pub(crate) mod native;

@@ -1,0 +1,65 @@
+//! The parts of a call that need nothing but the processor.
+
+use std::time::Instant;
+
+use super::pool::{CheckedOut, Lease, Limits, Overload, Pool, Released};
+use taskfork::__private::bench::{decode_answer, decode_call, encode_answer, encode_call};
+
+/// What client and worker encode and decode for one call of `echo`.
+pub struct Codec {
+    text: String,
+    call: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl Codec {
+    pub fn new(bytes: usize) -> Self {
+        Self { text: "x".repeat(bytes), call: Vec::new(), answer: Vec::new() }
+    }
+
+    pub fn there_and_back(&mut self) -> String {
+        self.call.clear();
+        self.answer.clear();
+        assert!(encode_call(&mut self.call, "echo", (&self.text,)));
+        let (text,): (String,) = decode_call(&self.call).unwrap();
+        assert!(encode_answer(&mut self.answer, &text));
+        decode_answer(&self.answer).unwrap()
+    }
+}
+
+/// A pool of one worker for which so many wait.
+pub struct Turns {
+    pool: Pool<u64, u64>,
+    held: Option<Lease<u64>>,
+}
+
+impl Turns {
+    pub fn new(waiting: u64) -> Self {
+        let mut pool = Pool::new(Limits {
+            min_workers: 0,
+            max_workers: 1,
+            max_checkouts: None,
+            max_queue: None,
+            overload: Overload::RefuseNewest,
+        });
+        let now = Instant::now();
+        for number in 0..=waiting {
+            assert!(matches!(pool.check_out(|| number), CheckedOut::Place(..)));
+        }
+        let permit = pool.permit(now).unwrap();
+        let held = match pool.connected(permit, 0, now) {
+            Released::Assigned(_, lease) => Some(lease),
+            _ => None,
+        };
+        Self { pool, held }
+    }
+
+    /// One more waits, and the worker goes from one to the next.
+    pub fn take_one(&mut self) {
+        assert!(matches!(self.pool.check_out(|| 0), CheckedOut::Place(..)));
+        let Released::Assigned(_, lease) = self.pool.release(self.held.take().unwrap()) else {
+            panic!("nobody waits");
+        };
+        self.held = Some(lease);
+    }
+}

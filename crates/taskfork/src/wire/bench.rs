@@ -1,0 +1,33 @@
+//! The codec, for benchmarks to call.
+
+use super::args::Args;
+use super::native::{self, CallMeta, FromClient, FromWorker};
+use super::request::FromArguments;
+
+/// The body of a call's message.
+pub fn encode_call(out: &mut Vec<u8>, method: &str, args: impl Args) -> bool {
+    native::put_call(out, Some(method), CallMeta { timeout: Some(1), ..CallMeta::default() });
+    args.encode(out).is_ok()
+}
+
+/// The arguments of a call's message.
+pub fn decode_call<T: FromArguments>(message: &[u8]) -> Option<T> {
+    match FromClient::decode(message) {
+        Ok(FromClient::Call { args, .. }) => args.parse().ok(),
+        _ => None,
+    }
+}
+
+/// The body of an answer's message.
+pub fn encode_answer<T: serde::Serialize>(out: &mut Vec<u8>, value: &T) -> bool {
+    native::put_ok(out);
+    super::args::encode(value, out).is_ok()
+}
+
+/// The value of an answer's message.
+pub fn decode_answer<T: serde::de::DeserializeOwned>(message: &[u8]) -> Option<T> {
+    match FromWorker::decode(message) {
+        Ok(FromWorker::Ok(value)) => super::request::decode(value).ok(),
+        _ => None,
+    }
+}
