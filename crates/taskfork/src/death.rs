@@ -6,7 +6,7 @@ use std::time::Duration;
 /// How a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Death {
-    /// The worker's process id.
+    /// The worker's process id; 0 where the protocol does not tell it.
     pub pid: u32,
     /// The exit status or the signal, as far as it is known.
     pub end: End,
@@ -61,7 +61,10 @@ pub enum Activity {
 
 impl fmt::Display for Death {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "worker {} {}", self.pid, self.end)?;
+        match self.pid {
+            0 => write!(out, "the worker {}", self.end)?,
+            pid => write!(out, "worker {pid} {}", self.end)?,
+        }
         if let Some(during) = self.during {
             write!(out, " {during}")?;
         }

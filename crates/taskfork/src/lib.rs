@@ -63,6 +63,7 @@ pub use server::{
     Stderr, WorkerStatus, init,
 };
 pub use trace_context::{TraceContext, trace_context};
+pub use wire::Protocol;
 pub use wire::answer::InterfaceError;
 pub use wire::args::Args;
 pub use wire::request::{Arguments, ArgumentsError, FromArguments};

@@ -178,8 +178,7 @@ impl Lane {
                     (true, true) => Change::Release(lease),
                     (true, false) => {
                         let mut lease = lease;
-                        // It is closed next; a farewell that cannot be sent is not needed.
-                        let _ = lease.connection.put_done().and_then(|()| lease.connection.flush());
+                        lease.connection.part();
                         Change::Lose(lease, Loss::Used)
                     }
                     (false, _) => {

@@ -14,6 +14,7 @@ use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
 use crate::sys;
+use crate::wire::Protocol;
 use crate::wire::args::Args;
 use crate::wire::frame::DEFAULT_LIMIT;
 use crate::wire::native::DEFAULT_GRACE;
@@ -65,6 +66,7 @@ impl Client {
             connect_timeout: Duration::from_secs(5),
             dont_refork_after_error: false,
             max_frame: DEFAULT_LIMIT,
+            protocol: Protocol::Native,
         }
     }
 
@@ -132,6 +134,7 @@ pub struct ClientBuilder {
     connect_timeout: Duration,
     dont_refork_after_error: bool,
     max_frame: usize,
+    protocol: Protocol,
 }
 
 /// The options of a client, checked.
@@ -149,6 +152,7 @@ pub(crate) struct Config {
     pub(crate) connect_timeout: Duration,
     pub(crate) dont_refork_after_error: bool,
     pub(crate) max_frame: usize,
+    pub(crate) protocol: Protocol,
 }
 
 impl Config {
@@ -322,6 +326,23 @@ impl ClientBuilder {
         self
     }
 
+    /// Which protocol the server speaks: [`Protocol::Native`] unless set. With [`Protocol::Perl`] the
+    /// server is a program with the Perl module AnyEvent::Task. A server of this crate speaks both.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use taskfork::{Client, Protocol};
+    ///
+    /// let client = Client::builder().address("unix:/run/task.sock").protocol(Protocol::Perl).build()?;
+    /// let sum: i64 = client.call("add", (2, 3)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
     /// Checks the options and starts connecting.
     ///
     /// # Errors
@@ -375,6 +396,7 @@ impl ClientBuilder {
             connect_timeout: self.connect_timeout,
             dont_refork_after_error: self.dont_refork_after_error,
             max_frame: self.max_frame,
+            protocol: self.protocol,
         })
     }
 }

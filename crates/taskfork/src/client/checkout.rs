@@ -17,8 +17,9 @@ use crate::trace_context::TraceContext;
 use crate::wire::WireError;
 use crate::wire::args::{Args, EncodeError};
 use crate::wire::frame;
-use crate::wire::native::{self, CallMeta, DEFAULT_GRACE};
+use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient};
 use crate::wire::parts::Parted;
+use crate::wire::{Protocol, perl};
 
 /// Holds one worker exclusively, or a place in the queue for one.
 ///
@@ -54,6 +55,7 @@ pub struct Checkout {
     /// Whether its calls have a time, which is filled in when they are sent.
     has_timeout: bool,
     grace: Duration,
+    protocol: Protocol,
 }
 
 impl Checkout {
@@ -74,6 +76,7 @@ impl Checkout {
             trace: None,
             has_timeout: config.timeout.is_some(),
             grace: config.grace,
+            protocol: config.protocol,
         }
     }
 
@@ -191,6 +194,10 @@ impl Checkout {
             native::put_call(out, method.as_deref(), meta);
             args.encode(out)
         });
+        let written = written.and_then(|()| match self.protocol {
+            Protocol::Native => Ok(()),
+            Protocol::Perl => translate(&mut frame),
+        });
         let work = match written {
             Ok(()) => Work::Call(frame, None),
             Err(EncodeError(reason)) => Work::Unsendable(reason),
@@ -198,6 +205,18 @@ impl Checkout {
         let replay = replay.map(|(_, replay)| replay);
         Call::new(self.lane.clone(), self.lane.make(method, work, replay))
     }
+}
+
+/// Makes of a call of the native protocol one of the other.
+fn translate(frame: &mut Parted) -> Result<(), EncodeError> {
+    if frame.fit(0, 0).is_err() {
+        return Err(EncodeError("open files cannot be sent to a server in Perl".to_owned()));
+    }
+    let body = frame.rest(frame::HEADER);
+    let FromClient::Call { method, args, .. } = FromClient::decode(&body)? else { return Ok(()) };
+    let bytes = perl::call(method, args).map_err(EncodeError)?;
+    *frame = Parted { bytes, ..Parted::default() };
+    Ok(())
 }
 
 impl From<WireError> for EncodeError {

@@ -13,9 +13,9 @@ use super::look::Look;
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::sys;
-use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::native::{self, ClientHello, FromWorker, VERSIONS, WorkerHello};
+use crate::wire::{Protocol, WireError};
 
 /// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
 const MOST_AHEAD: usize = 64 << 10;
@@ -38,6 +38,20 @@ pub(crate) async fn connect(config: &Config) -> Result<Greeted, String> {
 
 async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, String> {
     let mut stream = reach(address).await.map_err(|error| error.to_string())?;
+    if config.protocol == Protocol::Perl {
+        // Neither side says anything before the first call.
+        return Ok(Greeted {
+            stream,
+            protocol: Protocol::Perl,
+            inbox: BytesMut::new(),
+            pid: 0,
+            max_send: config.max_frame,
+            max_receive: config.max_frame,
+            ahead: 0,
+            files: 0,
+            look: Look::new(config.busy_poll, config.cores),
+        });
+    }
     let files = if let Stream::Unix(_) = stream { sys::MOST_FILES } else { 0 };
     let (hello, inbox) = match &mut stream {
         Stream::Unix(stream) => greet(stream, config, files).await,
@@ -46,6 +60,7 @@ async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, 
     .map_err(|error| error.to_string())?;
     Ok(Greeted {
         stream,
+        protocol: Protocol::Native,
         inbox,
         pid: hello.pid,
         max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),

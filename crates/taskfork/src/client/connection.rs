@@ -17,13 +17,17 @@ use super::look::{Look, Looking};
 use super::outbox::Outbox;
 use super::signal::Signal;
 use crate::sys;
-use crate::wire::WireError;
 use crate::wire::frame;
 use crate::wire::native;
 use crate::wire::parts::{Attached, Parted, SLICES};
+use crate::wire::perl::{self, Scanner};
+use crate::wire::{Protocol, WireError};
 
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
+
+/// Room for a read where messages do not say how long they are: as much as there is, within these.
+const ROOM: (usize, usize) = (4 << 10, 1 << 20);
 
 /// The two kinds of sockets that tokio has.
 #[derive(Debug)]
@@ -60,13 +64,24 @@ pub(crate) struct Connection {
     /// The last answer was so long that the server tells of no death in the middle of it.
     long: bool,
     look: Look,
+    /// What is needed to read the other protocol, if that is spoken.
+    perl: Option<Perl>,
+}
+
+/// Where the next message ends, and what the last one says in the native protocol's words.
+#[derive(Debug, Default)]
+struct Perl {
+    scanner: Scanner,
+    answer: Option<Bytes>,
 }
 
 /// What a greeting found out.
 #[derive(Debug)]
 pub(crate) struct Greeted {
     pub(crate) stream: Stream,
+    pub(crate) protocol: Protocol,
     pub(crate) inbox: BytesMut,
+    /// 0 if it is not known.
     pub(crate) pid: u32,
     pub(crate) max_send: usize,
     pub(crate) max_receive: usize,
@@ -88,7 +103,9 @@ pub(crate) enum Lost {
 
 impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
-        let Greeted { stream, inbox, pid, max_send, max_receive, ahead, files, look } = greeted;
+        let Greeted { stream, protocol, inbox, pid, max_send, max_receive, ahead, files, look } =
+            greeted;
+        let perl = (protocol == Protocol::Perl).then(Perl::default);
         let waker = Waker::from(signal.clone());
         let outbox = Outbox::default();
         let (to_skip, in_call, since_answer, long) = (0, false, 0, false);
@@ -110,12 +127,17 @@ impl Connection {
             since_answer,
             long,
             look,
+            perl,
         }
     }
 
     /// How many calls have been sent in full.
     pub(crate) fn calls(&self) -> u64 {
         self.outbox.calls
+    }
+
+    pub(crate) fn is_native(&self) -> bool {
+        self.perl.is_none()
     }
 
     pub(crate) fn is_tcp(&self) -> bool {
@@ -192,7 +214,20 @@ impl Connection {
 
     /// Has the end of the checkout said with what is sent next.
     pub(crate) fn put_done(&mut self) -> Result<(), Lost> {
+        if !self.is_native() {
+            perl::done(&mut self.outbox.bytes);
+            return Ok(());
+        }
         self.put(native::put_done)
+    }
+
+    /// Says that the checkout is over, before the connection is closed after an error in it. AnyEvent::Task
+    /// does not say so then.
+    pub(crate) fn part(&mut self) {
+        if self.is_native() {
+            // One that cannot be sent is not needed.
+            let _ = self.put_done().and_then(|()| self.flush());
+        }
     }
 
     fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost> {
@@ -250,7 +285,7 @@ impl Connection {
     /// it or not.
     pub(crate) fn last_words(&mut self) -> Option<Bytes> {
         loop {
-            if let Ok(Some(body)) = frame::take(&mut self.inbox, self.max_receive) {
+            if let Ok(Some(body)) = self.take_message() {
                 if !self.passes(&body) {
                     return Some(body);
                 }
@@ -264,9 +299,18 @@ impl Connection {
         }
     }
 
+    /// Makes room for the next read.
+    fn reserve(&mut self) {
+        let room = match &self.perl {
+            None => frame::room_for_next_read(&self.inbox),
+            Some(_) => self.inbox.len().clamp(ROOM.0, ROOM.1),
+        };
+        self.inbox.reserve(room);
+    }
+
     /// Takes what is there, without asking the reactor.
     fn receive_now(&mut self) -> rustix::io::Result<usize> {
-        self.inbox.reserve(frame::room_for_next_read(&self.inbox));
+        self.reserve();
         match &self.stream {
             Stream::Unix(stream) => {
                 sys::receive_files(stream, &mut self.inbox, &mut self.received, false)
@@ -324,19 +368,39 @@ impl Connection {
         passes
     }
 
+    /// Takes the next message off what has been received, in the words of the native protocol.
+    fn take_message(&mut self) -> Result<Option<Bytes>, WireError> {
+        let Some(perl) = &mut self.perl else {
+            return frame::take(&mut self.inbox, self.max_receive);
+        };
+        if let Some(answer) = perl.answer.take() {
+            return Ok(Some(answer));
+        }
+        let found = perl.scanner.find(&self.inbox, self.max_receive)?;
+        let Some(place) = found else { return Ok(None) };
+        let message = self.inbox.split_to(place.end);
+        let (notes, answer) = perl::from_worker(&message[place.start..])?;
+        let answer = Bytes::from(answer);
+        Ok(Some(match notes {
+            Some(notes) => {
+                perl.answer = Some(answer);
+                Bytes::from(notes)
+            }
+            None => answer,
+        }))
+    }
+
     /// The next message's body.
     pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Lost>> {
         loop {
-            if let Some(body) =
-                frame::take(&mut self.inbox, self.max_receive).map_err(Lost::Wire)?
-            {
+            if let Some(body) = self.take_message().map_err(Lost::Wire)? {
                 self.since_answer += frame::HEADER + body.len();
                 if !self.passes(&body) && !self.announces(&body) {
                     return Poll::Ready(Ok(body));
                 }
                 continue;
             }
-            self.inbox.reserve(frame::room_for_next_read(&self.inbox));
+            self.reserve();
             let mut context = Context::from_waker(&self.waker);
             let read = match &mut self.stream {
                 Stream::Unix(stream) => {

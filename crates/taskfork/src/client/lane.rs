@@ -20,6 +20,7 @@ use super::send::Sender;
 use super::state::{Holding, State};
 use super::stats;
 use crate::error::{FatalError, Stage};
+use crate::wire::Protocol;
 
 /// How long after its end a call waits for the news of its worker's death.
 const NEWS_WAIT: Duration = Duration::from_secs(1);
@@ -279,7 +280,7 @@ impl Lane {
             let Some(deadline) = head.deadline else { return };
             // A worker that has the call may go on for the grace; then its server ends it, and says
             // where it was.
-            let has_it = head.number().is_some();
+            let has_it = head.number().is_some() && self.core.config.protocol == Protocol::Native;
             let wait = if has_it { self.core.config.grace + NEWS_WAIT } else { NO_WAIT };
             let end = deadline.checked_add(wait).unwrap_or(deadline);
             if end > now {

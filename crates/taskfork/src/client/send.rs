@@ -86,8 +86,10 @@ impl Sender {
         if place == Place::First {
             self.anchor = entry.deadline.map(|_| Instant::now());
         }
-        native::set_place(&mut frame.bytes[HEADER..], place);
-        if let Some(deadline) = entry.deadline {
+        if connection.is_native() {
+            native::set_place(&mut frame.bytes[HEADER..], place);
+        }
+        if let Some(deadline) = entry.deadline.filter(|_| connection.is_native()) {
             let Some(anchor) = self.anchor else { return false };
             native::set_timeout(&mut frame.bytes[HEADER..], microseconds(deadline - anchor));
         }

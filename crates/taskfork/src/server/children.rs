@@ -353,7 +353,7 @@ impl Child {
             .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));
         let notice = match view.phase {
             // A spare has nobody to be told.
-            _ if is_spare => None,
+            _ if is_spare || !self.slot.can_be_told() => None,
             // In the middle of an answer a notice would be taken for the rest of it.
             Phase::AnsweringAtLength | Phase::Greeting | Phase::Spare => None,
             phase => Some(DeathNotice {

@@ -10,9 +10,23 @@ pub(crate) mod native;
 pub(crate) mod notice;
 mod pack;
 pub(crate) mod parts;
+pub(crate) mod perl;
 pub(crate) mod request;
 #[cfg(feature = "tracing")]
 pub(crate) mod trace;
+
+/// Which of the two protocols is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// The crate's own, in which all of its features work.
+    #[default]
+    Native,
+    /// That of the Perl module AnyEvent::Task: JSON, one call at a time. Deaths are not explained,
+    /// times and traces do not go with calls, and binary data travels as text of one character a
+    /// byte.
+    Perl,
+}
 
 /// Why bytes of a peer are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -459,12 +459,18 @@ pub(crate) fn put_error(out: &mut Vec<u8>, error: &ErrorBody<'_>) {
 }
 
 pub(crate) fn put_notes(out: &mut Vec<u8>, log: &Message) -> Result<(), WireError> {
+    let mut written = Ok(());
+    put_log(out, |out| written = rmp_serde::encode::write_named(out, log));
+    written.map_err(|error| WireError::malformed(format!("it cannot be encoded: {error}")))
+}
+
+/// Notes that hold a log which `write` appends.
+pub(super) fn put_log(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     put_array(out, 2);
     put_uint(out, NOTES);
     put_map(out, 1);
     put_str(out, "ld");
-    rmp_serde::encode::write_named(out, log)
-        .map_err(|error| WireError::malformed(format!("it cannot be encoded: {error}")))
+    write(out);
 }
 
 /// The front of notes that hold this many records of a trace; they follow.

@@ -41,6 +41,15 @@ impl<'a> Arguments<'a> {
         Ok(Self { count, encoded: reader.rest() })
     }
 
+    /// Of so many values, encoded one behind the other.
+    pub(crate) fn new(count: usize, encoded: &'a [u8]) -> Self {
+        Self { count, encoded }
+    }
+
+    pub(crate) fn encoded(&self) -> &'a [u8] {
+        self.encoded
+    }
+
     /// How many arguments there are.
     pub fn len(&self) -> usize {
         self.count

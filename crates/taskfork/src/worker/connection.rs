@@ -20,10 +20,14 @@ use crate::sys;
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::parts::{self, Parted};
+use crate::wire::{Protocol, perl};
 
 /// A buffer above this size is given back once nothing has come for a while.
 const KEPT: usize = 1 << 20;
 const KEPT_FOR: Duration = Duration::from_secs(1);
+
+/// A client that sends nothing but blanks speaks no protocol.
+const MOST_BLANKS: usize = 4096;
 
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
@@ -75,16 +79,23 @@ impl Connection {
     }
 
     /// Waits for the client to name the protocol.
-    pub(crate) fn read_preamble(&mut self) -> Result<(), Broken> {
+    pub(crate) fn read_preamble(&mut self) -> Result<Protocol, Broken> {
         loop {
+            if perl::first_byte(&self.inbox) == Some(perl::FIRST) {
+                return Ok(Protocol::Perl);
+            }
             let there = self.inbox.len().min(PREAMBLE.len());
-            if self.inbox[..there] != PREAMBLE[..there] {
+            let is_blank = perl::first_byte(&self.inbox).is_none();
+            if !is_blank && self.inbox[..there] != PREAMBLE[..there] {
                 let began = String::from_utf8_lossy(&self.inbox[..there]).into_owned();
                 return Err(WireError::Preamble { began }.into());
             }
-            if there == PREAMBLE.len() {
+            if is_blank && self.inbox.len() >= MOST_BLANKS {
+                return Err(WireError::Preamble { began: " ".to_owned() }.into());
+            }
+            if !is_blank && there == PREAMBLE.len() {
                 self.used = there;
-                return Ok(());
+                return Ok(Protocol::Native);
             }
             self.read()?;
         }
@@ -102,6 +113,27 @@ impl Connection {
                 self.used = place.end;
                 return Ok(place);
             }
+            self.read()?;
+        }
+    }
+
+    /// Waits for a whole message of AnyEvent::Task's protocol.
+    pub(crate) fn read_json(
+        &mut self,
+        scanner: &mut perl::Scanner,
+    ) -> Result<Range<usize>, Broken> {
+        if self.used == self.inbox.len() {
+            self.inbox.clear();
+            self.used = 0;
+        }
+        loop {
+            if let Some(found) = scanner.find(&self.inbox[self.used..], self.max_frame)? {
+                let place = self.used + found.start..self.used + found.end;
+                self.used = place.end;
+                return Ok(place);
+            }
+            // Between messages a client may be silent for ever.
+            self.used += scanner.pass_blanks();
             self.read()?;
         }
     }
@@ -281,7 +313,7 @@ impl Connection {
         }
     }
 
-    fn is_readable_within(&self, time: Duration) -> Result<bool, Broken> {
+    pub(crate) fn is_readable_within(&self, time: Duration) -> Result<bool, Broken> {
         let deadline = Instant::now() + time;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -18,6 +18,9 @@ use crate::wire::request::Arguments;
 /// });
 /// # let _ = echo;
 /// ```
+///
+/// Clients that are Perl programs do not tell a method's name from a first argument: from them, all is
+/// arguments.
 pub struct Function<F> {
     function: F,
 }
@@ -41,6 +44,10 @@ where
     fn call(&self, state: &mut S, request: Request<'_>) -> Reply {
         let result = (self.function)(state, request.method(), request.args());
         request.untyped(result)
+    }
+
+    fn takes_for_method(&self, _first: &str) -> bool {
+        false
     }
 }
 

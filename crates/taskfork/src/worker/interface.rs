@@ -23,6 +23,13 @@ pub trait Interface<S>: 'static {
     /// Runs one request.
     #[doc(hidden)]
     fn call(&self, state: &mut S, request: Request<'_>) -> Reply;
+
+    /// Whether a call whose first argument is this text is a call of the method of that name, where
+    /// the protocol does not tell the two apart.
+    #[doc(hidden)]
+    fn takes_for_method(&self, _first: &str) -> bool {
+        true
+    }
 }
 
 /// One call, with the place for its answer.

@@ -104,6 +104,10 @@ impl<S: 'static> Interface<S> for Methods<S> {
             None => request.unknown_method(self.entries.keys().map(String::as_str)),
         }
     }
+
+    fn takes_for_method(&self, first: &str) -> bool {
+        self.unnamed.is_none() || self.entries.contains_key(first)
+    }
 }
 
 impl<S: 'static> Default for Methods<S> {

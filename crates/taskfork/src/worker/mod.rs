@@ -11,6 +11,7 @@ pub(crate) mod logger;
 pub(crate) mod methods;
 mod notes;
 mod panic;
+mod perl;
 mod phase;
 #[cfg(feature = "tracing")]
 mod records;

@@ -130,6 +130,14 @@ pub(super) fn end() -> Notes {
 }
 
 impl Notes {
+    /// What was logged, as one message; nothing if there is nothing.
+    pub(super) fn into_log(self) -> Option<Message> {
+        self.messages.into_iter().reduce(|mut all, message| {
+            all.merge(message);
+            all
+        })
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.messages.is_empty() && self.records.is_empty()
     }

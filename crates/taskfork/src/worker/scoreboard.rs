@@ -67,6 +67,9 @@ const DEADLINE: usize = 16;
 /// How many calls it has not begun, as one before them failed or nobody wanted them any more.
 const SKIPPED: usize = 17;
 
+/// Its client cannot be told of its death.
+const UNTOLD: usize = 18;
+
 /// Words behind the bits of all slots: how many have ever been used, and when the server looks at the
 /// slots next, in nanoseconds on the clock of [`now`].
 const SHARED: usize = 2;
@@ -103,7 +106,7 @@ impl Scoreboard {
         words[CLIENT_GONE].store(0, SeqCst);
         words[RETIRE].store(0, SeqCst);
         words[SINCE].store(now().as_nanos() as u64, SeqCst);
-        for word in [DEADLINE, HARD_DEADLINE, STACK_READY, CHECKOUTS, METHOD, SKIPPED] {
+        for word in [DEADLINE, HARD_DEADLINE, STACK_READY, CHECKOUTS, METHOD, SKIPPED, UNTOLD] {
             words[word].store(0, SeqCst);
         }
         words[STATE].store(Phase::Greeting as u64, SeqCst);
@@ -275,6 +278,16 @@ impl Slot {
     /// Worker: it passes a call.
     pub(crate) fn count_skipped(&self) {
         self.words[SKIPPED].store(self.skipped() + 1, SeqCst);
+    }
+
+    /// Worker: whether its client's protocol has a word for deaths.
+    pub(crate) fn leaves_told(&self, told: bool) {
+        self.words[UNTOLD].store(u64::from(!told), SeqCst);
+    }
+
+    /// Server: whether the client can be told of the worker's death.
+    pub(crate) fn can_be_told(&self) -> bool {
+        self.words[UNTOLD].load(SeqCst) == 0
     }
 
     /// Worker: it keeps a core busy from here on.

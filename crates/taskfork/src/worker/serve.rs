@@ -21,13 +21,18 @@ use crate::context;
 use crate::error::Failure;
 use crate::sys::{self, Received};
 use crate::trace_context::{self, TraceContext};
+use crate::wire::Protocol;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
 use crate::wire::native::{
     self, CallMeta, ClientHello, DEFAULT_GRACE, FromClient, VERSIONS, WorkerHello,
 };
 use crate::wire::parts::{self, Parted};
+use crate::wire::perl::Scanner;
 use crate::wire::request::Arguments;
+
+/// A native client has said its hello by then.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// An answer's buffer above this size is given back.
 const KEPT_BUFFER: usize = 1 << 20;
@@ -84,7 +89,7 @@ pub(crate) struct Handlers<S> {
 }
 
 /// Why a worker ends by itself.
-enum Leave {
+pub(super) enum Leave {
     /// There is nothing left to do.
     Quietly,
     /// The connection is of no use any more.
@@ -175,22 +180,22 @@ pub(crate) fn serve<S: 'static>(
     status
 }
 
-struct Worker<'a, S> {
-    slot: Slot,
-    interface: &'a dyn Interface<S>,
+pub(super) struct Worker<'a, S> {
+    pub(super) slot: Slot,
+    pub(super) interface: &'a dyn Interface<S>,
     handlers: &'a Handlers<S>,
     /// What `setup` made, once it has succeeded.
     state: Option<S>,
     /// Why it has not, until a call has been told.
     setup_fault: Option<Fault>,
     limits: Limits,
-    max_answer: usize,
+    pub(super) max_answer: usize,
     ahead: Ahead,
     /// How many files come with the next message.
     announced: usize,
     /// How many the client takes with an answer.
     client_files: usize,
-    out: Parted,
+    pub(super) out: Parted,
 }
 
 impl<S: 'static> Worker<'_, S> {
@@ -199,10 +204,37 @@ impl<S: 'static> Worker<'_, S> {
             Socket::Connected(socket) => socket,
             Socket::Awaited(line) => self.wait_for_client(&line)?,
         });
-        notes::start(socket.clone());
-        let mut connection = Connection::new(socket, &self.limits, self.slot.clone());
-        hello.files = connection.most_files();
-        self.run(&mut connection, hello)
+        let mut connection = Connection::new(socket.clone(), &self.limits, self.slot.clone());
+        if self.state.is_none() && !connection.is_readable_within(QUIET)? {
+            self.set_up_for_a_quiet_client()?;
+        }
+        match connection.read_preamble()? {
+            Protocol::Native => {
+                notes::start(socket);
+                hello.files = connection.most_files();
+                self.greet(&mut connection, hello)?;
+                self.run(|worker| worker.serve_message(&mut connection))
+            }
+            Protocol::Perl => {
+                notes::expect();
+                self.slot.leaves_told(false);
+                self.slot.enter(Phase::Setup)?;
+                let mut scanner = Scanner::default();
+                self.run(|worker| worker.serve_json(&mut connection, &mut scanner))
+            }
+        }
+    }
+
+    /// A client that says nothing speaks the protocol in which nothing is said before the first call,
+    /// for which the worker is to be ready.
+    fn set_up_for_a_quiet_client(&mut self) -> Result<(), Leave> {
+        notes::expect();
+        self.slot.leaves_told(false);
+        self.slot.enter(Phase::Setup)?;
+        self.setup_fault = self.set_up().err();
+        self.slot.leaves_told(true);
+        self.slot.enter(Phase::Greeting)?;
+        Ok(())
     }
 
     /// Sets up before anybody wants it.
@@ -229,22 +261,22 @@ impl<S: 'static> Worker<'_, S> {
         }
     }
 
+    /// Sets up and serves one checkout after the other. `serve` waits for a message and does what it
+    /// says; it tells whether that ended a checkout.
     fn run(
         &mut self,
-        connection: &mut Connection,
-        hello: &WorkerHello,
+        mut serve: impl FnMut(&mut Self) -> Result<bool, Leave>,
     ) -> Result<Infallible, Leave> {
-        self.greet(connection, hello)?;
         if self.slot.is_client_gone() {
             return Err(Leave::Quietly);
         }
-        if self.state.is_none() {
+        if self.state.is_none() && self.setup_fault.is_none() {
             self.setup_fault = self.set_up().err();
         }
         loop {
             self.become_idle()?;
             // Until a checkout is done, the worker is in one client's hands.
-            while !self.serve_message(connection)? {}
+            while !serve(self)? {}
             if let Some(why) = self.wears_out() {
                 self.slot.retire_when_idle(why);
                 // Whoever sends a call now learns that it has not been begun.
@@ -255,7 +287,6 @@ impl<S: 'static> Worker<'_, S> {
     }
 
     fn greet(&mut self, connection: &mut Connection, hello: &WorkerHello) -> Result<(), Leave> {
-        connection.read_preamble()?;
         let frame = connection.read_frame()?;
         let FromClient::Hello(client) = FromClient::decode(connection.body(frame))? else {
             return Err(WireError::Malformed("the first message is no hello".into()).into());
@@ -330,10 +361,7 @@ impl<S: 'static> Worker<'_, S> {
                 long.into_iter().for_each(|body| connection.reuse(body));
                 Ok(false)
             }
-            FromClient::Done => {
-                self.slot.count_checkout();
-                self.checkout_done().map(|()| true)
-            }
+            FromClient::Done => self.end_checkout().map(|()| true),
             // The call has been answered already.
             FromClient::Forget(_) => Ok(false),
             FromClient::Files(count) => {
@@ -386,7 +414,11 @@ impl<S: 'static> Worker<'_, S> {
     }
 
     /// Runs a call and leaves its answer in `out`.
-    fn call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), WireError> {
+    pub(super) fn call(
+        &mut self,
+        method: Option<&str>,
+        args: Arguments<'_>,
+    ) -> Result<(), WireError> {
         self.out.bytes.clear();
         self.out.bytes.shrink_to(KEPT_BUFFER);
         let Err(fault) = self.try_call(method, args) else { return Ok(()) };
@@ -434,7 +466,8 @@ impl<S: 'static> Worker<'_, S> {
         Ok(())
     }
 
-    fn checkout_done(&mut self) -> Result<(), Leave> {
+    pub(super) fn end_checkout(&mut self) -> Result<(), Leave> {
+        self.slot.count_checkout();
         self.slot.enter(Phase::Done)?;
         let (Some(state), Some(done)) = (&mut self.state, &self.handlers.checkout_done) else {
             return Ok(());

@@ -43,7 +43,7 @@ impl Logged {
         self.folder.path().join("s")
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
@@ -57,7 +57,7 @@ impl Logged {
     }
 
     /// Sends `bytes` as a new client, and checks the end of it: closed, logged, nobody else harmed.
-    async fn reject(&self, greet: bool, bytes: &[u8], half_close: bool, log: &str) {
+    pub(crate) async fn reject(&self, greet: bool, bytes: &[u8], half_close: bool, log: &str) {
         let (bystander, pid) = self.bystander().await;
         let mut raw = match greet {
             true => {
@@ -74,7 +74,7 @@ impl Logged {
             raw.0.shutdown(std::net::Shutdown::Write).unwrap();
         }
         raw.drain();
-        until("the log line", || self.log().contains(log)).await;
+        until(&format!("the log line {log:?}"), || self.log().contains(log)).await;
         assert_eq!(bystander.call::<u32>("pid", ()).await.unwrap(), pid);
         until("the worker's end", || children(self.program.pid()).len() == 1).await;
     }

@@ -23,6 +23,7 @@ mod logs;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod overload;
+mod perl;
 mod pool;
 mod preload;
 mod recycling;
@@ -71,6 +72,7 @@ fn main() {
         #[cfg(feature = "metrics")]
         metrics::trials(),
         overload::trials(),
+        perl::trials(),
         pool::trials(),
         preload::trials(),
         recycling::trials(),

@@ -78,6 +78,12 @@ pub(crate) fn plays() -> bool {
             let server = Server::builder().listen(address);
             print_error(servers::appending(server, file));
         }
+        ["serve_perl", address] => {
+            print_error(crate::perl::server(Server::builder().listen(address)));
+        }
+        ["serve_coderef", address] => {
+            print_error(crate::perl::coderef(Server::builder().listen(address)));
+        }
         ["serve_dying_setup", address] => {
             print_error(servers::setup_dies(Server::builder().listen(address)));
         }

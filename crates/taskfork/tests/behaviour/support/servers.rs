@@ -41,6 +41,8 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("deadlines_hung", |server| {
         crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))
     }),
+    ("perl", crate::perl::server),
+    ("coderef", crate::perl::coderef),
     ("function", function),
     ("setup_second_time", setup_second_time),
     ("setup_panics", setup_panics),

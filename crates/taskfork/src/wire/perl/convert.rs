@@ -1,0 +1,216 @@
+//! JSON ⇄ MessagePack, as a program with JSON::XS sees it: integers of 64 bits are exact, longer ones
+//! are texts, binary data is text of one character a byte.
+
+use std::borrow::Cow;
+
+use rmpv::{Value, ValueRef};
+use serde::Deserialize;
+use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
+
+use super::MOST_DEPTH;
+use crate::wire::WireError;
+
+/// Reads one JSON value.
+pub(super) fn read(json: &[u8]) -> Result<Value, WireError> {
+    let json = std::str::from_utf8(json).map_err(WireError::malformed)?;
+    let json = quote_long_integers(json);
+    let mut reader = serde_json::Deserializer::from_str(&json);
+    // Whoever found where it ends has looked how deep it is.
+    reader.disable_recursion_limit();
+    let value = Value::deserialize(&mut reader).map_err(WireError::malformed)?;
+    reader.end().map_err(WireError::malformed)?;
+    Ok(value)
+}
+
+/// Appends the first MessagePack value of `encoded` as JSON, and leaves the rest.
+pub(super) fn write(encoded: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    let value = rmpv::decode::read_value_ref(encoded).map_err(|error| match error {
+        rmpv::decode::Error::DepthLimitExceeded => too_deep(),
+        error => error.to_string(),
+    })?;
+    serde_json::to_writer(out, &Json { value: &value, depth: 2 }).map_err(|error| error.to_string())
+}
+
+/// A value in a message: that is one level of nesting itself.
+struct Json<'a> {
+    value: &'a ValueRef<'a>,
+    depth: usize,
+}
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.depth > MOST_DEPTH {
+            return Err(S::Error::custom(too_deep()));
+        }
+        let inside = |value| Json { value, depth: self.depth + 1 };
+        match self.value {
+            ValueRef::Nil => serializer.serialize_unit(),
+            ValueRef::Boolean(value) => serializer.serialize_bool(*value),
+            ValueRef::Integer(value) => match (value.as_u64(), value.as_i64()) {
+                (Some(value), _) => serializer.serialize_u64(value),
+                (None, Some(value)) => serializer.serialize_i64(value),
+                (None, None) => Err(S::Error::custom("an integer of more than 64 bits")),
+            },
+            ValueRef::F32(value) => float(f64::from(*value), serializer),
+            ValueRef::F64(value) => float(*value, serializer),
+            ValueRef::String(text) => match text.as_str() {
+                Some(text) => serializer.serialize_str(text),
+                None => serializer.serialize_str(&characters(text.as_bytes())),
+            },
+            ValueRef::Binary(bytes) => serializer.serialize_str(&characters(bytes)),
+            ValueRef::Array(values) => {
+                let mut list = serializer.serialize_seq(Some(values.len()))?;
+                values.iter().try_for_each(|value| list.serialize_element(&inside(value)))?;
+                list.end()
+            }
+            ValueRef::Map(entries) => {
+                let mut map = serializer.serialize_map(Some(entries.len()))?;
+                for (key, value) in entries {
+                    map.serialize_entry(&inside(key), &inside(value))?;
+                }
+                map.end()
+            }
+            ValueRef::Ext(..) => {
+                Err(S::Error::custom("an open file or another value that JSON does not have"))
+            }
+        }
+    }
+}
+
+fn too_deep() -> String {
+    format!("it is nested deeper than {MOST_DEPTH} levels")
+}
+
+fn float<S: Serializer>(value: f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if value.is_finite() {
+        return serializer.serialize_f64(value);
+    }
+    Err(S::Error::custom(format!("{value} is no number in JSON")))
+}
+
+fn characters(bytes: &[u8]) -> String {
+    bytes.iter().map(|&byte| char::from(byte)).collect()
+}
+
+/// Makes texts of integers that fit into no 64 bits.
+fn quote_long_integers(json: &str) -> Cow<'_, str> {
+    /// The shortest of them have so many digits.
+    const LONG: usize = 19;
+    let bytes = json.as_bytes();
+    let mut out = String::new();
+    let (mut copied, mut at) = (0, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => at = end_of_text(bytes, at),
+            b'-' | b'0'..=b'9' => {
+                let is_part = |byte: &u8| b"+-.eE0123456789".contains(byte);
+                let length = bytes[at..].iter().take_while(|byte| is_part(byte)).count();
+                let number = &json[at..at + length];
+                let is_integer = !number.contains(['.', 'e', 'E']);
+                if is_integer
+                    && length >= LONG
+                    && number.parse::<u64>().is_err()
+                    && number.parse::<i64>().is_err()
+                {
+                    out.push_str(&json[copied..at]);
+                    out.extend(["\"", number, "\""]);
+                    copied = at + length;
+                }
+                at += length;
+            }
+            _ => at += 1,
+        }
+    }
+    if copied == 0 {
+        return Cow::Borrowed(json);
+    }
+    out.push_str(&json[copied..]);
+    Cow::Owned(out)
+}
+
+/// Behind the text that begins at `at`.
+fn end_of_text(bytes: &[u8], at: usize) -> usize {
+    let mut at = at + 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn there_and_back(json: &str) -> String {
+        let mut encoded = Vec::new();
+        rmpv::encode::write_value(&mut encoded, &read(json.as_bytes()).unwrap()).unwrap();
+        let mut out = Vec::new();
+        write(&mut &encoded[..], &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_of_64_bits_and_texts_are_exact(
+            signed in any::<i64>(),
+            unsigned in any::<u64>(),
+            float in any::<f64>().prop_filter("numbers", |float| float.is_finite()),
+            text in any::<String>(),
+        ) {
+            for json in [
+                signed.to_string(),
+                unsigned.to_string(),
+                serde_json::to_string(&float).unwrap(),
+                serde_json::to_string(&text).unwrap(),
+            ] {
+                prop_assert_eq!(there_and_back(&json), json);
+            }
+        }
+
+        #[test]
+        fn garbage_is_an_error(bytes in prop::collection::vec(any::<u8>(), 0..50)) {
+            let _ = read(&bytes);
+        }
+    }
+
+    #[test]
+    fn integers_of_more_bits_are_texts() {
+        let json = r#"[18446744073709551615,18446744073709551616,-9223372036854775808,
+            -9223372036854775809,1e30,"18446744073709551616","\"99999999999999999999"]"#;
+        assert_eq!(
+            there_and_back(json),
+            r#"[18446744073709551615,"18446744073709551616",-9223372036854775808,"-9223372036854775809",1e+30,"18446744073709551616","\"99999999999999999999"]"#
+        );
+    }
+
+    #[test]
+    fn characters_beyond_the_basic_plane_and_escapes() {
+        assert_eq!(there_and_back(r#""\u00e9\ud83d\ude00\u0001\n""#), "\"é😀\\u0001\\n\"");
+        for wrong in [&b"\"\xff\""[..], br#""\ud83d""#, b"\"\n\"", b"[1,]", b"01", b"nan"] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn what_json_does_not_have() {
+        let json = |value: Value| {
+            let (mut encoded, mut out) = (Vec::new(), Vec::new());
+            rmpv::encode::write_value(&mut encoded, &value).unwrap();
+            write(&mut &encoded[..], &mut out).map(|()| String::from_utf8(out).unwrap())
+        };
+        assert_eq!(json(Value::Binary(vec![b'a', 0xe9])).unwrap(), "\"aé\"");
+        assert_eq!(json(Value::Map(vec![(7.into(), true.into())])).unwrap(), r#"{"7":true}"#);
+        assert!(json(Value::F64(f64::NAN)).unwrap_err().contains("NaN is no number"));
+        assert!(json(Value::Ext(1, vec![0])).unwrap_err().contains("open file"));
+        let list = Value::Array(vec![]);
+        assert!(json(Value::Map(vec![(list, Value::Nil)])).unwrap_err().contains("key must be"));
+        let deep = (0..600).fold(Value::Nil, |inside, _| Value::Array(vec![inside]));
+        assert!(json(deep).unwrap_err().contains("deeper than 512"));
+    }
+}

@@ -1,0 +1,25 @@
+//! The protocol of AnyEvent::Task: JSON arrays, one behind the other without anything between them.
+//! `scan` finds where they end, `convert` makes MessagePack of their values and the reverse, and
+//! `message` is what they say.
+
+mod convert;
+mod message;
+mod scan;
+
+pub(crate) use message::{FromClient, call, done, error, from_client, from_worker, result, text};
+pub(crate) use scan::Scanner;
+
+/// Values nested deeper than this are refused, as the original does.
+pub(crate) const MOST_DEPTH: usize = 512;
+
+/// How a message of this protocol begins, blanks aside.
+pub(crate) const FIRST: u8 = b'[';
+
+/// The first byte that is not blank, if there is one.
+pub(crate) fn first_byte(received: &[u8]) -> Option<u8> {
+    received.iter().copied().find(|&byte| !is_blank(byte))
+}
+
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}

@@ -1,0 +1,84 @@
+//! Serving a client that speaks the protocol of AnyEvent::Task. Calls are run as all others are, and
+//! what a native client would get is said in the other's words.
+
+use rmpv::Value;
+
+use super::connection::Connection;
+use super::notes::{self, Wanted};
+use super::scoreboard::{Phase, now};
+use super::serve::{Leave, Worker};
+use crate::wire::WireError;
+use crate::wire::frame::{HEADER, SENT_WHOLE};
+use crate::wire::native::FromWorker;
+use crate::wire::parts::Parted;
+use crate::wire::perl::{self, FromClient, Scanner};
+use crate::wire::request::Arguments;
+use crate::{context, trace_context};
+
+/// Clients do not say what they want to have of the log.
+const EVERYTHING: log_defer::Level = log_defer::Level::new(u32::MAX);
+
+impl<S: 'static> Worker<'_, S> {
+    /// Waits for a message and does what it says; tells whether it ended a checkout.
+    pub(super) fn serve_json(
+        &mut self,
+        connection: &mut Connection,
+        scanner: &mut Scanner,
+    ) -> Result<bool, Leave> {
+        let place = connection.read_json(scanner)?;
+        match perl::from_client(connection.body(place))? {
+            FromClient::Done => self.end_checkout().map(|()| true),
+            FromClient::Call(args) => {
+                let answer = self.answer_json(&args)?;
+                let phase = match answer.len() {
+                    ..=SENT_WHOLE => Phase::Answering,
+                    _ => Phase::AnsweringAtLength,
+                };
+                self.slot.enter(phase)?;
+                connection.write(&Parted { bytes: answer, ..Parted::default() })?;
+                self.slot.enter(Phase::Held)?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn answer_json(&mut self, args: &[Value]) -> Result<Vec<u8>, Leave> {
+        let first = args.first().and_then(Value::as_str);
+        let method = first.filter(|first| self.interface.takes_for_method(first));
+        let args = &args[usize::from(method.is_some())..];
+        let mut encoded = Vec::new();
+        for value in args {
+            // Writing to memory cannot fail.
+            let _ = rmpv::encode::write_value(&mut encoded, value);
+        }
+        self.slot.announce(method.unwrap_or_default(), None);
+        self.slot.enter_at(Phase::Busy, Some(now()))?;
+        if self.slot.is_client_gone() {
+            return Err(Leave::Quietly);
+        }
+        notes::begin(Wanted { log: Some(EVERYTHING), trace: None });
+        trace_context::set(None);
+        context::set(None);
+        self.call(method, Arguments::new(args.len(), &encoded))?;
+        let log = notes::end().into_log();
+        let native = std::mem::take(&mut self.out).rest(HEADER);
+        let mut answer = Vec::new();
+        let written = match FromWorker::decode(&native)? {
+            FromWorker::Ok(value) => perl::result(&mut answer, log.as_ref(), value),
+            FromWorker::Error(body) => Err(perl::text(body, method)),
+            other => return Err(WireError::Malformed(format!("{other:?} is no answer")).into()),
+        };
+        let written = written.and_then(|()| match answer.len() <= self.max_answer {
+            true => Ok(()),
+            false => {
+                let (length, limit) = (answer.len(), self.max_answer);
+                answer.clear();
+                Err(WireError::TooLarge { length, limit }.to_string())
+            }
+        });
+        if let Err(message) = written {
+            perl::error(&mut answer, log.as_ref(), &message);
+        }
+        Ok(answer)
+    }
+}

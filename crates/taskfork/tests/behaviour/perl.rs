@@ -1,0 +1,637 @@
+//! The protocol of AnyEvent::Task: sessions recorded between its own client and server, replayed
+//! against both sides of ours, and what was not recorded.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use log_defer::Log;
+use serde_json::{Value, json};
+use taskfork::{
+    Arguments, BoxError, Client, Error, FatalError, Function, Methods, Protocol, ServerBuilder,
+    ServerError, logger,
+};
+
+use crate::support::processes::{children, is_alive};
+use crate::support::{address_in, roles, start_with, trials, until};
+
+trials! {
+    the_server_answers_recorded_clients_as_the_original_did,
+    the_server_answers_an_interface_that_is_one_function_as_the_original_did,
+    the_server_takes_messages_cut_at_every_byte,
+    the_server_takes_many_messages_at_once,
+    the_client_plays_calls,
+    the_client_plays_coderef,
+    the_client_plays_errors,
+    the_client_plays_queue_cleared,
+    the_client_plays_log,
+    the_client_plays_died,
+    the_client_plays_hung,
+    the_client_plays_timeout,
+    the_client_plays_max_checkouts,
+    the_client_plays_setup,
+    the_client_plays_standby,
+    the_client_plays_abort,
+    a_client_and_a_server_of_ours_speak_it_with_each_other,
+    results_that_json_does_not_have_are_errors,
+    broken_messages_close_that_connection_with_a_clear_line,
+    a_silent_client_finds_a_worker_that_is_set_up,
+    a_worker_dies_with_the_client_that_it_works_for,
+    an_answer_that_is_none_breaks_the_checkout,
+}
+
+/// One read of a recorded session.
+#[derive(Debug, Clone)]
+struct Recorded {
+    connection: u64,
+    from_client: bool,
+    /// Nothing for the end.
+    bytes: Option<Vec<u8>>,
+}
+
+fn recorded(scenario: &str) -> Vec<Recorded> {
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/recorded/{scenario}.jsonl"));
+    let text = std::fs::read_to_string(file).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .map(|line| Recorded {
+            connection: line["conn"].as_u64().unwrap(),
+            from_client: line["from"] == "client",
+            // Octets are recorded as characters.
+            bytes: line["bytes"].as_str().map(|text| text.chars().map(|c| c as u8).collect()),
+        })
+        .collect()
+}
+
+/// A server with the interface of the recorded one.
+pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = Methods::<u32>::new()
+        .function("echo", |value: taskfork::Value| Ok(value))
+        .variadic("args", |_, args| Ok(args.parse::<Vec<taskfork::Value>>()?))
+        .variadic("count", |_, args| Ok(args.len()))
+        .function("add", |a: i64, b: i64| Ok(a + b))
+        .function("nothing", || Ok(()))
+        .function("unicode", |text: String| Ok(format!("café 😀 {}", text.chars().count())))
+        .function("boom", || Err::<(), _>("ouch\n".into()))
+        .function("logboom", || {
+            logger().error("before dying");
+            Err::<(), _>("dead\n".into())
+        })
+        .function("log", || {
+            logger().info("about to compute some operation");
+            let timer = logger().timer("computing some operation");
+            std::thread::sleep(Duration::from_millis(50));
+            timer.stop();
+            logger().warn(("odd", json!({"n": 1})));
+            logger().data("k", "v");
+            Ok("logged")
+        })
+        .function("hang", || -> Result<(), BoxError> {
+            loop {
+                std::thread::park();
+            }
+        })
+        .function("pid", || Ok(std::process::id()))
+        .function("not_a_number", || Ok(f64::NAN))
+        .function("bytes", || Ok(taskfork::Blob::from(vec![b'a', 0xe9])))
+        .function("number", |number: f64| Ok(number))
+        .function("exit_now", || -> Result<(), BoxError> { std::process::exit(1) });
+    let setups = std::cell::Cell::new(0);
+    let fails = std::env::var_os("TASKFORK_TEST_FAILING_SETUP").is_some();
+    server
+        .hung_worker_timeout(Duration::from_secs(2))
+        .setup(move || {
+            setups.set(setups.get() + 1);
+            match fails && setups.get() == 1 {
+                true => Err(BoxError::from("no database\n")),
+                false => Ok(setups.get()),
+            }
+        })
+        .interface(methods)
+        .run()
+}
+
+pub(crate) fn coderef(server: ServerBuilder) -> Result<(), ServerError> {
+    server
+        .interface(Function::new(|_: &mut (), method: Option<&str>, args: Arguments<'_>| {
+            assert_eq!(method, None);
+            let argv: Vec<taskfork::Value> = args.parse()?;
+            Ok(json!({"n": argv.len(), "argv": argv}))
+        }))
+        .run()
+}
+
+/// The next message on a socket; nothing at its end.
+fn message(socket: &mut UnixStream) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    loop {
+        let mut byte = [0];
+        if socket.read(&mut byte).unwrap() == 0 {
+            assert!(text.is_empty(), "it ended in a message: {text:?}");
+            return None;
+        }
+        text.push(byte[0]);
+        if serde_json::from_slice::<Value>(&text).is_ok() {
+            return Some(text);
+        }
+    }
+}
+
+/// What the worker says that does not depend on Perl or on the time.
+fn comparable(message: &[u8]) -> Value {
+    let mut message: Value = serde_json::from_slice(message).unwrap();
+    if message[2].as_str().is_some_and(|text| text.contains("perl") || text.contains(".pm line")) {
+        message[2] = "in Perl's words".into();
+    }
+    if let Some(log) = message[1].get_mut("ld") {
+        let lines = log["logs"].as_array().unwrap();
+        let lines = lines.iter().map(|line| line.as_array().unwrap()[1..].to_vec());
+        let timers = log["timers"].as_array().into_iter().flatten().map(|timer| timer[0].clone());
+        let timers = timers.collect::<Vec<_>>();
+        let start = log["start"].as_f64().unwrap() > 1e9;
+        let log = json!({"logs": lines.collect::<Vec<_>>(), "timers": timers, "data": log["data"],
+            "start": start});
+        message[1]["ld"] = log;
+    }
+    message
+}
+
+/// Plays what a client of the original has sent; gives how many messages came back that are not
+/// byte by byte those of the original.
+async fn play_client(scenario: &str, path: &Path) {
+    let mut connections = BTreeMap::<u64, UnixStream>::new();
+    for read in recorded(scenario) {
+        let connection = connections.entry(read.connection).or_insert_with(|| {
+            let socket = UnixStream::connect(path).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            socket
+        });
+        match (read.from_client, read.bytes) {
+            (true, Some(bytes)) => connection.write_all(&bytes).unwrap(),
+            // Ours may have seen its worker's death already.
+            (true, None) => drop(connection.shutdown(std::net::Shutdown::Write)),
+            (false, None) => assert_eq!(message(connection), None, "{scenario}"),
+            (false, Some(bytes)) => {
+                let ours = message(connection).unwrap();
+                let texts = [&ours, &bytes].map(|bytes| String::from_utf8_lossy(bytes));
+                let [ours, theirs] = [&ours, &bytes].map(|message| comparable(message));
+                match scenario {
+                    // The number is a text in one of three answers of the original, as Perl has it.
+                    "coderef" => assert_eq!(ours[2]["argv"], theirs[2]["argv"]),
+                    // An object and a function do not exist in Rust, and Perl says so in its words.
+                    "errors" => assert_eq!((&ours[0], &ours[1]), (&theirs[0], &theirs[1])),
+                    "log" => assert_eq!(ours, theirs),
+                    _ => assert_eq!(texts[0], texts[1], "{scenario}"),
+                }
+            }
+        }
+    }
+}
+
+async fn the_server_answers_recorded_clients_as_the_original_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let program = roles::start(&["serve_perl", &address_in(&folder)]);
+    until("the server", || path.exists()).await;
+    for scenario in [
+        "calls",
+        "errors",
+        "queue_cleared",
+        "log",
+        "died",
+        "timeout",
+        "hung",
+        "max_checkouts",
+        "standby",
+        "abort",
+    ] {
+        play_client(scenario, &path).await;
+        until("the workers' end", || children(program.pid()).is_empty()).await;
+    }
+    drop(program);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let mut command = roles::command(&["serve_perl", &address_in(&folder)]);
+    command.env("TASKFORK_TEST_FAILING_SETUP", "yes");
+    let _program = crate::support::processes::Program::new(command.spawn().unwrap());
+    until("the server", || path.exists()).await;
+    play_client("setup", &path).await;
+}
+
+async fn the_server_answers_an_interface_that_is_one_function_as_the_original_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let _program = roles::start(&["serve_coderef", &address_in(&folder)]);
+    until("the server", || path.exists()).await;
+    play_client("coderef", &path).await;
+}
+
+/// A server of these tests and a connection to it.
+async fn connect() -> (tempfile::TempDir, crate::support::processes::Program, UnixStream) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let program = roles::start(&["serve_perl", &address_in(&folder)]);
+    until("the server", || path.exists()).await;
+    let socket = UnixStream::connect(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    (folder, program, socket)
+}
+
+async fn the_server_takes_messages_cut_at_every_byte() {
+    let (_folder, _program, mut socket) = connect().await;
+    for read in recorded("calls") {
+        match (read.from_client, read.bytes) {
+            (true, Some(bytes)) => {
+                for byte in bytes {
+                    socket.write_all(&[b' ', byte][usize::from(byte != b'[')..]).unwrap();
+                }
+            }
+            (false, Some(bytes)) => assert_eq!(message(&mut socket).unwrap(), bytes),
+            _ => {}
+        }
+    }
+}
+
+async fn the_server_takes_many_messages_at_once() {
+    let (_folder, _program, mut socket) = connect().await;
+    let all = recorded("calls");
+    let of = |from_client| {
+        let reads = all.iter().filter(move |read| read.from_client == from_client);
+        reads.filter_map(|read| read.bytes.clone()).collect::<Vec<_>>().concat()
+    };
+    socket.write_all(&of(true)).unwrap();
+    let mut answers = vec![0; of(false).len()];
+    socket.read_exact(&mut answers).unwrap();
+    assert_eq!(answers, of(false));
+}
+
+/// A server that plays what workers of the original have sent, and what it was sent.
+struct Played {
+    folder: tempfile::TempDir,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Played {
+    /// Connections that said nothing are left out. What comes must be byte by byte what was recorded.
+    fn start(scenario: &'static str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+        let reads = recorded(scenario);
+        let mut connections = BTreeMap::<u64, Vec<Recorded>>::new();
+        for read in reads {
+            connections.entry(read.connection).or_default().push(read);
+        }
+        connections
+            .retain(|_, reads| reads.iter().any(|read| read.from_client && read.bytes.is_some()));
+        let thread = std::thread::spawn(move || {
+            let plays: Vec<_> = connections
+                .into_values()
+                .map(|reads| {
+                    let (socket, _) = listener.accept().unwrap();
+                    std::thread::spawn(move || play_worker(scenario, socket, reads))
+                })
+                .collect();
+            drop(listener);
+            plays.into_iter().for_each(|play| play.join().unwrap());
+        });
+        Self { folder, thread }
+    }
+
+    fn client(
+        &self,
+        options: impl FnOnce(taskfork::ClientBuilder) -> taskfork::ClientBuilder,
+    ) -> Client {
+        let client = Client::builder().address(address_in(&self.folder)).protocol(Protocol::Perl);
+        options(client.min_workers(0).max_workers(1)).build().unwrap()
+    }
+
+    async fn end(self) {
+        tokio::task::spawn_blocking(|| self.thread.join().unwrap()).await.unwrap();
+    }
+}
+
+fn play_worker(scenario: &str, mut socket: UnixStream, reads: Vec<Recorded>) {
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    for read in reads {
+        match (read.from_client, read.bytes) {
+            (true, Some(expected)) => {
+                let mut bytes = vec![0; expected.len()];
+                socket.read_exact(&mut bytes).unwrap();
+                let [bytes, expected] = [bytes, expected].map(|b| String::from_utf8(b).unwrap());
+                assert_eq!(bytes, expected, "{scenario}");
+            }
+            (true, None) => {
+                let mut rest = String::new();
+                socket.read_to_string(&mut rest).unwrap();
+                assert_eq!(rest, "", "{scenario}");
+            }
+            // In pieces, as a stream may be cut anywhere.
+            (false, Some(bytes)) => {
+                bytes.chunks(7).for_each(|piece| socket.write_all(piece).unwrap())
+            }
+            (false, None) => drop(socket.shutdown(std::net::Shutdown::Both)),
+        }
+    }
+}
+
+async fn the_client_plays_calls() {
+    let server = Played::start("calls");
+    let client = server.client(|client| client);
+    let checkout = client.checkout();
+    let calls = [
+        checkout.call::<Value>("echo", ("hello",)),
+        checkout.call("args", (1, "two", [3], json!({"four": 4}), (), 1.5, true)),
+        checkout.call("count", ()),
+        checkout.call("add", (2, 3)),
+        checkout.call("nothing", ()),
+        checkout.call("unicode", ("é😀",)),
+        checkout.call("echo", (json!({"deep": [[[]]]}),)),
+    ];
+    let expected = [
+        json!("hello"),
+        json!([1, "two", [3], {"four": 4}, null, 1.5, true]),
+        json!(0),
+        json!(5),
+        json!(null),
+        json!("café 😀 2"),
+        json!({"deep": [[[]]]}),
+    ];
+    for (call, expected) in calls.into_iter().zip(expected) {
+        assert_eq!(call.await.unwrap(), expected);
+    }
+    drop((checkout, client));
+    server.end().await;
+}
+
+async fn the_client_plays_coderef() {
+    let server = Played::start("coderef");
+    let client = server.client(|client| client);
+    let checkout = client.checkout();
+    let n = async |call: taskfork::Call<Value>| call.await.unwrap()["n"].clone();
+    assert_eq!(n(checkout.invoke(())).await, "0");
+    assert_eq!(n(checkout.invoke(("a", 1))).await, 2);
+    assert_eq!(n(checkout.call("meth", ("x",))).await, 2);
+    drop((checkout, client));
+    server.end().await;
+}
+
+async fn the_client_plays_errors() {
+    let server = Played::start("errors");
+    let client = server.client(|client| client);
+    let said = [
+        ("boom", "ouch\n"),
+        ("object", "interface returned object: Foo=(Foo=HASH(0x557167e8d808))"),
+        ("code", "error JSON encoding interface output: encountered CODE(0x557168290ac8)"),
+        ("missing_method", "Can't use an undefined value as a subroutine reference"),
+        ("logboom", "dead\n"),
+    ];
+    for (method, expected) in said {
+        let error = client.call::<()>(method, ()).await.unwrap_err();
+        assert!(matches!(error, Error::Call { .. }) && error.may_have_run());
+        assert!(error.to_string().starts_with(expected), "{error}");
+    }
+    drop(client);
+    server.end().await;
+}
+
+async fn the_client_plays_queue_cleared() {
+    let server = Played::start("queue_cleared");
+    let client = server.client(|client| client);
+    let checkout = client.checkout();
+    let calls = [
+        checkout.call::<i64>("echo", (1,)),
+        checkout.call("boom", ()),
+        checkout.call("echo", (3,)),
+        checkout.call("echo", (4,)),
+    ];
+    let mut said = Vec::new();
+    for call in calls {
+        said.push(call.await.map_err(|error| error.to_string()));
+    }
+    let dropped = Err("not run because the call of `boom` failed before it".to_owned());
+    assert_eq!(said, [Ok(1), Err("ouch\n".to_owned()), dropped.clone(), dropped]);
+    assert_eq!(checkout.call::<String>("echo", ("after",)).await.unwrap(), "after");
+    drop((checkout, client));
+    server.end().await;
+}
+
+async fn the_client_plays_log() {
+    let server = Played::start("log");
+    let client = server.client(|client| client);
+    let log = Log::new(drop);
+    log.info("going");
+    let checkout = client.checkout().log(&log);
+    assert_eq!(checkout.call::<String>("log", ()).await.unwrap(), "logged");
+    let message = log.message();
+    let names: Vec<_> = message.timers.iter().map(|timer| timer.name.as_str()).collect();
+    // The worker's clock was another one.
+    assert_eq!(message.logs.len(), 3);
+    assert!(names.contains(&"log") && names.contains(&"computing some operation"), "{names:?}");
+    assert_eq!(message.data["k"], "v");
+    drop((checkout, client));
+    server.end().await;
+}
+
+async fn the_client_plays_died() {
+    let server = Played::start("died");
+    let client = server.client(|client| client);
+    let checkout = client.checkout();
+    for _ in 0..2 {
+        let error = checkout.call::<()>("exit_now", ()).await.unwrap_err();
+        assert!(error.is_fatal());
+        let said = "worker connection suddenly died: the worker closed its connection";
+        assert_eq!(error.to_string(), said);
+    }
+    let again: String = client.call("echo", ("new worker",)).await.unwrap();
+    assert_eq!(again, "new worker");
+    drop((checkout, client));
+    server.end().await;
+}
+
+async fn the_client_plays_hung() {
+    let server = Played::start("hung");
+    let client = server.client(|client| client);
+    let error = client.call::<()>("hang", ()).await.unwrap_err();
+    assert!(error.to_string().starts_with("worker connection suddenly died"), "{error}");
+    drop(client);
+    server.end().await;
+}
+
+async fn the_client_plays_timeout() {
+    let server = Played::start("timeout");
+    let client = server.client(|client| client);
+    let checkout = client.checkout().timeout(Duration::from_millis(300));
+    let error = checkout.call::<()>("hang", ()).await.unwrap_err();
+    assert!(error.to_string().starts_with("timed out after 0.3 seconds"), "{error}");
+    server.end().await;
+}
+
+async fn the_client_plays_max_checkouts() {
+    let server = Played::start("max_checkouts");
+    let client = server.client(|client| client.max_checkouts(2));
+    for number in (0..5).rev() {
+        assert_eq!(client.call::<i64>("echo", (number,)).await.unwrap(), number);
+    }
+    drop(client);
+    server.end().await;
+}
+
+async fn the_client_plays_setup() {
+    let server = Played::start("setup");
+    let client = server.client(|client| client);
+    let checkout = client.checkout();
+    let error = checkout.call::<i64>("echo", (1,)).await.unwrap_err();
+    assert_eq!(error.to_string(), "setup exception: no database\n");
+    assert!(!error.may_have_run());
+    let text = "same worker, setup retried";
+    assert_eq!(checkout.call::<String>("echo", (text,)).await.unwrap(), text);
+    drop((checkout, client));
+    server.end().await;
+}
+
+async fn the_client_plays_standby() {
+    let server = Played::start("standby");
+    let client = server.client(|client| client.max_workers(2));
+    let first = client.checkout();
+    first.ready().await.unwrap();
+    let checkouts = [first, client.checkout()];
+    let calls =
+        [checkouts[0].call::<String>("echo", ("on 2",)), checkouts[1].call("echo", ("on 1",))];
+    for (call, expected) in calls.into_iter().zip(["on 2", "on 1"]) {
+        assert_eq!(call.await.unwrap(), expected);
+    }
+    drop((checkouts, client));
+    server.end().await;
+}
+
+async fn the_client_plays_abort() {
+    let server = Played::start("abort");
+    let client = server.client(|client| client);
+    let checkout = client.checkout();
+    let call = checkout.call::<()>("hang", ());
+    until("the call", || client.stats().busy == 1).await;
+    checkout.throw_fatal_error("manual abort");
+    assert_eq!(call.await.unwrap_err().to_string(), "manual abort");
+    server.end().await;
+}
+
+fn both(entry: &str) -> (taskfork::ServerHandle, Client) {
+    start_with(entry, |client| client.protocol(Protocol::Perl))
+}
+
+async fn a_client_and_a_server_of_ours_speak_it_with_each_other() {
+    let (_server, client) = both("perl");
+    let checkout = client.checkout();
+    assert_eq!(checkout.call::<i64>("add", (2, 3)).await.unwrap(), 5);
+    for number in [0.1 + 0.2, -1e-300, 1e300, 5e-324] {
+        assert_eq!(checkout.call::<f64>("number", (number,)).await.unwrap(), number);
+    }
+    for number in [json!(u64::MAX), json!(i64::MIN), json!(true), json!(null)] {
+        assert_eq!(checkout.call::<Value>("echo", (&number,)).await.unwrap(), number);
+    }
+    let long = "é".repeat(300_000);
+    assert_eq!(checkout.call::<String>("echo", (&long,)).await.unwrap(), long);
+    let error = checkout.call::<()>("add", (1,)).await.unwrap_err();
+    assert_eq!(error.to_string(), "bad arguments: expected 2 arguments, got 1");
+    let error = checkout.call::<()>("ad", ()).await.unwrap_err();
+    assert!(error.to_string().starts_with("unknown method `ad`: there is add, args"), "{error}");
+
+    let log = Log::new(drop);
+    assert_eq!(client.checkout().log(&log).call::<String>("log", ()).await.unwrap(), "logged");
+    let message = log.message();
+    assert_eq!(message.logs.len(), 2);
+    assert!(message.logs[0].time > 0.0 && message.logs[1].time >= message.logs[0].time + 0.05);
+
+    let error = client.call::<()>("exit_now", ()).await.unwrap_err();
+    assert!(matches!(error, Error::Fatal { cause: FatalError::WorkerDied(_), .. }), "{error}");
+    let (_server, client) = both("coderef");
+    assert_eq!(client.call::<Value>("a", (1,)).await.unwrap(), json!({"n": 2, "argv": ["a", 1]}));
+}
+
+async fn results_that_json_does_not_have_are_errors() {
+    let (_server, client) = both("perl");
+    let checkout = client.checkout();
+    let error = checkout.call::<f64>("not_a_number", ()).await.unwrap_err();
+    let expected = "error JSON encoding interface output: NaN is no number in JSON";
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(checkout.call::<String>("bytes", ()).await.unwrap(), "aé");
+    let error = checkout.call::<f64>("number", (f64::INFINITY,)).await.unwrap_err();
+    assert!(error.to_string().contains("argument 1: inf is no number"), "{error}");
+    let deep = (0..600).fold(json!(1), |inside, _| json!([inside]));
+    let error = checkout.call::<Value>("echo", (deep,)).await.unwrap_err();
+    assert!(error.to_string().contains("deeper than 512"), "{error}");
+    assert!(!error.may_have_run());
+}
+
+async fn broken_messages_close_that_connection_with_a_clear_line() {
+    let server = crate::bad_peers::Logged::start();
+    let deep = "[".repeat(600);
+    for (sent, logged) in [
+        (&b"[\"do\",{},\"\xff\"]"[..], "invalid utf-8"),
+        (b"[\"do\",{},01]", "invalid number"),
+        (b"[\"what\",{}]", "a client sends no such message as"),
+        (b"[\"do\"]", "does not begin with a kind and a map"),
+        (deep.as_bytes(), "nested deeper than 512 levels"),
+        (b"[1] x", "does not begin with"),
+        (b"   \n {\"do\":1}", "does not speak this protocol"),
+    ] {
+        server.reject(false, sent, false, logged).await;
+    }
+    let mut socket = UnixStream::connect(server.path()).unwrap();
+    socket.write_all(b"[\"do\",{},\"nothing\"]").unwrap();
+    assert_eq!(message(&mut socket).unwrap(), b"[\"ok\",{},null]");
+    socket.write_all(b"[\"do\",{}").unwrap();
+    socket.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(message(&mut socket), None);
+    until("the log line", || server.log().contains("in the middle of a frame")).await;
+}
+
+async fn a_silent_client_finds_a_worker_that_is_set_up() {
+    let (_folder, program, mut socket) = connect().await;
+    until("a worker", || children(program.pid()).len() == 1).await;
+    let status = format!("{}.status", _folder.path().join("s").display());
+    // It has set up, though nothing has been said.
+    until("its setup", || {
+        let status = taskfork::ServerStatus::read(&status).unwrap();
+        status.workers.iter().any(|worker| worker.state == "greeting" && worker.seconds > 0.0)
+    })
+    .await;
+    socket.write_all(b"[\"do\",{},\"add\",1,2]").unwrap();
+    assert_eq!(message(&mut socket).unwrap(), b"[\"ok\",{},3]");
+}
+
+async fn a_worker_dies_with_the_client_that_it_works_for() {
+    let (_folder, _program, mut socket) = connect().await;
+    socket.write_all(b"[\"do\",{},\"pid\"][\"do\",{},\"hang\"]").unwrap();
+    let pid = serde_json::from_slice::<Value>(&message(&mut socket).unwrap()).unwrap();
+    let pid = u32::try_from(pid[2].as_u64().unwrap()).unwrap();
+    assert!(is_alive(pid));
+    drop(socket);
+    until("the worker's end", || !is_alive(pid)).await;
+}
+
+async fn an_answer_that_is_none_breaks_the_checkout() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    let thread = std::thread::spawn(move || {
+        for answer in [&b"[\"no\",{},1]"[..], b"{}", b"[\"ok\",{},1,2]"] {
+            let (mut socket, _) = listener.accept().unwrap();
+            message(&mut socket).unwrap();
+            socket.write_all(answer).unwrap();
+            // It is closed by the other side.
+            let _ = socket.read(&mut [0; 8]);
+        }
+    });
+    let client = Client::builder().address(address_in(&folder)).protocol(Protocol::Perl);
+    let client = client.min_workers(0).max_workers(1).build().unwrap();
+    for _ in 0..3 {
+        let error = client.call::<i64>("add", (1, 2)).await.unwrap_err();
+        let is_broken = matches!(error, Error::Fatal { cause: FatalError::Protocol { .. }, .. });
+        assert!(is_broken, "{error}");
+    }
+    tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
+}
