@@ -67,6 +67,7 @@ pub use wire::Protocol;
 pub use wire::answer::InterfaceError;
 pub use wire::args::Args;
 pub use wire::request::{Arguments, ArgumentsError, FromArguments};
+pub use worker::executable::Executable;
 pub use worker::function::Function;
 pub use worker::interface::{BoxError, Interface};
 pub use worker::logger::logger;

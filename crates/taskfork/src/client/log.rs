@@ -2,15 +2,9 @@
 
 use std::time::Instant;
 
-use log_defer::{Log, Message, Timer};
-use serde::Deserialize;
+use log_defer::{Log, Timer};
 
-/// A worker's log that is longer than this is not read: small values take many times as much memory
-/// as bytes.
-const MAX_LOG: usize = 4 << 20;
-
-/// Values nested deeper than this break a worker's log.
-const MAX_DEPTH: usize = 128;
+use crate::wire::log;
 
 /// The timer of one call.
 #[derive(Debug, Default)]
@@ -51,18 +45,9 @@ impl Timing {
 }
 
 /// Adds what a worker has logged; where it cannot be read, a line that says so.
-pub(crate) fn merge(log: &Log, encoded: &[u8]) {
-    match read(encoded) {
-        Ok(message) => log.merge(message),
-        Err(reason) => log.warn(format!("what the worker logged cannot be read: {reason}")),
+pub(crate) fn merge(into: &Log, encoded: &[u8]) {
+    match log::read(encoded) {
+        Ok(message) => into.merge(message),
+        Err(reason) => into.warn(format!("what the worker logged cannot be read: {reason}")),
     }
-}
-
-fn read(encoded: &[u8]) -> Result<Message, String> {
-    if encoded.len() > MAX_LOG {
-        return Err(format!("it takes {} bytes, and the limit is {MAX_LOG}", encoded.len()));
-    }
-    let mut reader = rmp_serde::Deserializer::from_read_ref(encoded);
-    reader.set_max_depth(MAX_DEPTH);
-    Message::deserialize(&mut reader).map_err(|error| error.to_string())
 }

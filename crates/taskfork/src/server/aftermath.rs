@@ -11,7 +11,7 @@ use super::event_loop::{EventLoop, Mode};
 use super::listener::Listener;
 use super::status::{self, ServerStatus};
 use crate::sys::{self, Forked};
-use crate::worker::scoreboard::now;
+use crate::worker::scoreboard::{Retirement, now};
 
 impl EventLoop {
     pub(super) fn bury(&mut self, number: u64) {
@@ -42,20 +42,39 @@ impl EventLoop {
 
     /// Has a process of its own find the names of what is on a stack, as that takes long.
     fn tell_with(&mut self, news: News, stack: Vec<u64>) {
-        if let Some(news) = self.help(news, |news| news.tell_with(stack)) {
+        if let Some(news) = self.help(news, |server, news| {
+            server.children.clear();
+            news.tell_with(stack);
+        }) {
             news.tell();
         }
     }
 
+    /// Tells of the server, and before that has a worker leave if that is what is wanted.
     pub(super) fn tell_status(&mut self) {
         let Some(Ok(connection)) = self.status.as_ref().map(Listener::accept) else { return };
+        // One that does not say what it wants, or does not read, must not hold the server up.
+        drop(self.help(connection, |server, connection| {
+            let wish = status::wish(&connection);
+            if let Some(child) = wish.and_then(|number| server.children.get_mut(&number)) {
+                // Its slot and its socket are the server's as well.
+                child.retire(Retirement::Wish);
+            }
+            let status = server.status();
+            server.children.clear();
+            status::answer(&connection, &status);
+        }));
+    }
+
+    fn status(&self) -> ServerStatus {
         let now = now();
         let mut workers: Vec<_> = self.children.values().map(|child| child.status(now)).collect();
         workers.sort_by_key(|worker| worker.number);
         let deaths = self.tally.deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count));
-        let status = ServerStatus {
+        ServerStatus {
             name: self.options.name.clone(),
-            pid: std::process::id(),
+            // That of the server, whose helper says so.
+            pid: self.pid,
             seconds: now.saturating_sub(self.since).as_secs_f64(),
             accepting: self.mode == Mode::Serving,
             max_workers: self.most_workers(),
@@ -63,14 +82,12 @@ impl EventLoop {
             refused: self.tally.refused,
             deaths: deaths.collect(),
             workers,
-        };
-        // One that does not read must not hold the server up.
-        drop(self.help(connection, |connection| status::answer(&connection, &status)));
+        }
     }
 
     /// Has a process of its own do something that may take long; gives back what it was to be done
     /// with if there is none.
-    fn help<T>(&mut self, with: T, task: impl FnOnce(T)) -> Option<T> {
+    fn help<T>(&mut self, with: T, task: impl FnOnce(&mut Self, T)) -> Option<T> {
         match sys::fork(&self.threads) {
             Ok(Forked::Parent { child }) => {
                 let pid = Pid::from_raw(child.as_raw());
@@ -81,8 +98,7 @@ impl EventLoop {
                 // It outlives neither the server nor, by what it holds, anybody's connection.
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
                 drop((self.listener.take(), self.status.take(), self.options.control.take()));
-                self.children.clear();
-                task(with);
+                task(self, with);
                 sys::exit_now(0);
             }
             Err(error) => {

@@ -13,6 +13,7 @@ use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::busy_poll::BusyPoll;
 use crate::error::Failure;
+use crate::worker::executable::{Executable, Forward, Running};
 use crate::worker::interface::{BoxError, Interface};
 use crate::worker::{Handlers, Seat, serve};
 
@@ -120,6 +121,17 @@ impl ServerBuilder {
             checkout_done: done.map(|done| Box::new(move |_: &mut S| done(&mut ())) as _),
         };
         ServerBuilder { options: self.options, handlers, preload: self.preload }
+    }
+}
+
+impl ServerBuilder {
+    /// Has each worker run a program of any language, and finishes the description. What `setup` and
+    /// `checkout_done` are for other workers is the program's own.
+    pub fn executable(self, executable: Executable) -> Server {
+        let executable = executable.of_server(&self.options.name, self.options.max_frame);
+        self.setup(move || executable.start())
+            .checkout_done(Running::checkout_done)
+            .interface(Forward)
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) mod cause {
     pub(in crate::server) const MAX_IDLE: &str = "max_idle";
     pub(in crate::server) const MAX_CALLS: &str = "max_calls";
     pub(in crate::server) const MAX_MEMORY: &str = "max_memory";
+    pub(in crate::server) const DISMISSED: &str = "dismissed";
 }
 
 /// What is left of a worker.
@@ -91,6 +92,7 @@ pub(super) fn why(
                 Some(Retirement::Idleness) => cause::MAX_IDLE,
                 Some(Retirement::Calls) => cause::MAX_CALLS,
                 Some(Retirement::Memory) => cause::MAX_MEMORY,
+                Some(Retirement::Wish) => cause::DISMISSED,
                 Some(Retirement::Shutdown) | None => cause::FINISHED,
             };
             return (cause, "");

@@ -90,6 +90,7 @@ pub(crate) struct EventLoop {
     predecessor: Option<Line>,
     /// Where the new server that is to take over says that it is ready.
     pub(super) successor: Option<Successor>,
+    pub(super) pid: u32,
     /// How many cores there are for it.
     pub(super) cores: usize,
     /// When it started, on the clock of the scoreboard.
@@ -171,6 +172,7 @@ impl EventLoop {
             manager: ServiceManager::find(),
             predecessor,
             successor: None,
+            pid: std::process::id(),
             cores: sys::cores(),
             since: now(),
         };

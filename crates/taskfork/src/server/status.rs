@@ -1,12 +1,14 @@
 //! What a server tells of itself and its workers.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::{SendFlags, send};
+use rustix::net::{RecvFlags, SendFlags, send};
 use serde::{Deserialize, Serialize};
 
 use super::error::ServerError;
@@ -44,7 +46,7 @@ pub struct ServerStatus {
     pub refused: u64,
     /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
     /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), and those
-    /// that were replaced: `max_calls`, `max_age`, `max_idle`, `max_memory`.
+    /// that were replaced: `max_calls`, `max_age`, `max_idle`, `max_memory`, `dismissed`.
     pub deaths: BTreeMap<String, u64>,
     /// Those that live, by their numbers.
     pub workers: Vec<WorkerStatus>,
@@ -69,9 +71,10 @@ pub struct WorkerStatus {
     pub calls: u64,
     /// How many checkouts it has finished.
     pub checkouts: u64,
-    /// How many bytes of memory it occupies, what it shares included.
+    /// How many bytes of memory it and the processes that it has started occupy, what they share
+    /// included.
     pub memory: Option<u64>,
-    /// The most that it has ever occupied.
+    /// The most that each of them has ever occupied, added up.
     pub peak_memory: Option<u64>,
 }
 
@@ -88,8 +91,25 @@ impl ServerStatus {
     /// # Errors
     /// When there is no such socket, this process may not use it, or what answers is no status.
     pub fn read(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::ask(path.as_ref(), "")
+    }
+
+    /// Has a worker leave, by its number: at once if it is idle, and otherwise when its checkout is
+    /// done. Gives the status after that. Blocks until the server has answered.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub fn dismiss(path: impl AsRef<Path>, worker: u64) -> io::Result<Self> {
+        Self::ask(path.as_ref(), &format!("{DISMISS}{worker}\n"))
+    }
+
+    fn ask(path: &Path, wish: &str) -> io::Result<Self> {
+        let mut stream = UnixStream::connect(path)?;
+        stream.write_all(wish.as_bytes())?;
+        // So that the server does not wait for more.
+        stream.shutdown(Shutdown::Write)?;
         let mut text = String::new();
-        UnixStream::connect(path)?.read_to_string(&mut text)?;
+        stream.read_to_string(&mut text)?;
         Ok(serde_json::from_str(&text)?)
     }
 }
@@ -117,6 +137,23 @@ impl StatusSocket {
             _ => None,
         }
     }
+}
+
+/// What somebody says who wants a worker to leave, before its number.
+const DISMISS: &str = "dismiss ";
+
+/// For how long whoever connects may say what it wants.
+const WISH_WAIT: Duration = Duration::from_millis(20);
+
+/// Which worker is to leave, if whoever has connected says so.
+pub(crate) fn wish(connection: &impl AsFd) -> Option<u64> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+    set_socket_timeout(connection, Timeout::Recv, Some(WISH_WAIT)).ok()?;
+    let mut text = [0; 64];
+    let (_, length) = rustix::net::recv(connection, &mut text, RecvFlags::empty()).ok()?;
+    let text = std::str::from_utf8(&text[..length]).ok()?;
+    text.strip_prefix(DISMISS)?.trim().parse().ok()
 }
 
 /// How a phase is called.
@@ -150,8 +187,18 @@ pub(crate) const STATES: [&str; 10] = [
     "leaving",
 ];
 
-/// The memory that a process occupies and has ever occupied, in bytes.
+/// The memory that a process and its children occupy and have ever occupied, in bytes.
 pub(crate) fn memory(pid: u32) -> (Option<u64>, Option<u64>) {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    children.map(memory_of).fold(memory_of(pid), |all, child| {
+        let add = |one: Option<u64>, other: Option<u64>| Some(one? + other.unwrap_or(0));
+        (add(all.0, child.0), add(all.1, child.1))
+    })
+}
+
+fn memory_of(pid: u32) -> (Option<u64>, Option<u64>) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -161,7 +208,7 @@ pub(crate) fn memory(pid: u32) -> (Option<u64>, Option<u64>) {
 }
 
 /// Sends a status, waiting for as long as the other side takes it, and for a while at most.
-pub(crate) fn answer(connection: &impl std::os::fd::AsFd, status: &ServerStatus) {
+pub(crate) fn answer(connection: &impl AsFd, status: &ServerStatus) {
     let limit = Some(Duration::from_secs(2));
     let _ = rustix::net::sockopt::set_socket_timeout(
         connection,

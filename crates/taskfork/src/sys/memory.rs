@@ -20,10 +20,15 @@ pub(crate) fn shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
     Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), count) })
 }
 
-/// How much memory this process occupies, what it shares with others included; 0 if that cannot be
-/// known.
+/// How much memory this process occupies, and the one that it stands for, what they share with others
+/// included; 0 if that cannot be known.
 pub(crate) fn resident_bytes() -> u64 {
-    let sizes = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let child = super::followed().map(|child| resident_bytes_of(&child.to_string()));
+    resident_bytes_of("self") + child.unwrap_or(0)
+}
+
+fn resident_bytes_of(process: &str) -> u64 {
+    let sizes = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
     let pages = sizes.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }

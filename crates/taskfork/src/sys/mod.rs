@@ -5,6 +5,7 @@
 mod alarm;
 mod descriptor;
 mod files;
+mod heir;
 mod memory;
 mod process;
 mod shared;
@@ -17,6 +18,7 @@ pub(crate) use descriptor::{
     take_inherited,
 };
 pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
+pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
 pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, execute_again, exit_now, flush_stdio, fork,

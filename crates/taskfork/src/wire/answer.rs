@@ -69,7 +69,7 @@ impl ErrorBody<'_> {
         Error::Call { error, site }
     }
 
-    fn place(&self) -> Option<Location> {
+    pub(crate) fn place(&self) -> Option<Location> {
         let (file, line, column) = self.location?;
         Some(Location { file: file.to_owned(), line, column })
     }

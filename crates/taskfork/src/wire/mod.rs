@@ -6,6 +6,7 @@ pub(crate) mod args;
 pub mod bench;
 pub(crate) mod error_body;
 pub(crate) mod frame;
+pub(crate) mod log;
 pub(crate) mod native;
 pub(crate) mod notice;
 mod pack;

@@ -119,6 +119,8 @@ pub(crate) struct WorkerHello {
     pub(crate) ahead: usize,
     /// How many files it takes with a message.
     pub(crate) files: usize,
+    /// It is a program that wants SIGALRM when the time of a call is over.
+    pub(crate) alarm: bool,
 }
 
 impl<'a> FromClient<'a> {
@@ -185,6 +187,7 @@ impl<'a> FromWorker<'a> {
                         "max_frame" => hello.max_frame = Some(reader.int()?),
                         "ahead" => hello.ahead = reader.int()?,
                         "files" => hello.files = reader.int()?,
+                        "alarm" => hello.alarm = reader.bool()?,
                         _ => return Ok(false),
                     }
                     Ok(true)
@@ -372,6 +375,11 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
         Some(method) => put_str(out, method),
         None => put_nil(out),
     }
+}
+
+/// The front of so many arguments.
+pub(crate) fn put_count(out: &mut Vec<u8>, count: usize) {
+    put_array(out, u32::try_from(count).unwrap_or(u32::MAX));
 }
 
 /// Where the kind of a message stands in it: after the array.

@@ -81,6 +81,30 @@ impl Fault {
         Self::new(kind::VERSION, Failure::new(message))
     }
 
+    /// An error that came as a message's body.
+    pub(crate) fn received(body: &ErrorBody<'_>) -> Self {
+        const KINDS: [&str; 6] = [
+            kind::INTERFACE,
+            kind::PANIC,
+            kind::METHOD,
+            kind::ARGUMENTS,
+            kind::RESULT,
+            kind::SETUP,
+        ];
+        let known = KINDS.into_iter().find(|known| *known == body.kind);
+        let causes = body.causes.iter();
+        let failure = causes.fold(Failure::new(body.message), |all, &cause| all.caused_by(cause));
+        let mut fault = Self::new(known.unwrap_or(kind::INTERFACE), failure);
+        fault.0.value = body.value.map(<[u8]>::to_vec);
+        fault.0.known = body.known.iter().map(|&name| name.to_owned()).collect();
+        fault.0.panic = (body.kind == kind::PANIC).then(|| Panic {
+            message: body.message.to_owned(),
+            location: body.place(),
+            stack: body.stack.map(str::to_owned),
+        });
+        fault
+    }
+
     /// The error as a message's body.
     pub(crate) fn body(&self) -> ErrorBody<'_> {
         ErrorBody {

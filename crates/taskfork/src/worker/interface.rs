@@ -24,6 +24,16 @@ pub trait Interface<S>: 'static {
     #[doc(hidden)]
     fn call(&self, state: &mut S, request: Request<'_>) -> Reply;
 
+    /// The answer of a call has been sent.
+    #[doc(hidden)]
+    fn answered(&self) {}
+
+    /// Whether it can do with files that come with arguments.
+    #[doc(hidden)]
+    fn takes_files(&self) -> bool {
+        true
+    }
+
     /// Whether a call whose first argument is this text is a call of the method of that name, where
     /// the protocol does not tell the two apart.
     #[doc(hidden)]
@@ -82,6 +92,12 @@ impl<'a> Request<'a> {
             Ok(value) => self.value(&value),
             Err(error) => Reply(Err(Fault::typed(&error))),
         }
+    }
+
+    /// Answers with a value that is encoded already.
+    pub(crate) fn encoded(self, value: &[u8]) -> Reply {
+        self.out.extend_from_slice(value);
+        Reply(Ok(()))
     }
 
     /// Answers with a value or with any error.

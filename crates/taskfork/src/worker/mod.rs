@@ -4,6 +4,7 @@
 
 mod ahead;
 mod connection;
+pub(crate) mod executable;
 mod fault;
 pub(crate) mod function;
 pub(crate) mod interface;

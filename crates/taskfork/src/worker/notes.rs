@@ -113,6 +113,14 @@ pub(super) fn begin(wanted: Wanted) {
     });
 }
 
+/// Up to which level the caller of the call that runs wants what is logged.
+pub(super) fn wanted_log() -> Option<Level> {
+    match lock().stage {
+        Stage::Call(wanted) => wanted.log,
+        _ => None,
+    }
+}
+
 /// The call has ended: gives what its caller has not been sent yet.
 pub(super) fn end() -> Notes {
     // What the thread sends is sent before the answer.

@@ -36,6 +36,7 @@ impl<S: 'static> Worker<'_, S> {
                 };
                 self.slot.enter(phase)?;
                 connection.write(&Parted { bytes: answer, ..Parted::default() })?;
+                self.interface.answered();
                 self.slot.enter(Phase::Held)?;
                 Ok(false)
             }

@@ -164,10 +164,13 @@ pub(crate) enum Retirement {
     Idleness = 3,
     Calls = 4,
     Memory = 5,
+    /// Somebody wanted that.
+    Wish = 6,
 }
 
 impl Retirement {
-    const ALL: [Self; 5] = [Self::Shutdown, Self::Age, Self::Idleness, Self::Calls, Self::Memory];
+    const ALL: [Self; 6] =
+        [Self::Shutdown, Self::Age, Self::Idleness, Self::Calls, Self::Memory, Self::Wish];
 }
 
 /// The server wants the worker to end.

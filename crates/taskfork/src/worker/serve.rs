@@ -156,6 +156,7 @@ pub(crate) fn serve<S: 'static>(
         max_frame: Some(seat.limits.max_frame),
         ahead: ahead::WINDOW,
         files: 0,
+        alarm: false,
     };
     let Err(leave) = worker.live(seat.socket, &mut hello);
     let status = match leave {
@@ -211,7 +212,9 @@ impl<S: 'static> Worker<'_, S> {
         match connection.read_preamble()? {
             Protocol::Native => {
                 notes::start(socket);
-                hello.files = connection.most_files();
+                if self.interface.takes_files() {
+                    hello.files = connection.most_files();
+                }
                 self.greet(&mut connection, hello)?;
                 self.run(|worker| worker.serve_message(&mut connection))
             }
@@ -355,6 +358,7 @@ impl<S: 'static> Worker<'_, S> {
                     Phase::AnsweringAtLength
                 })?;
                 connection.write(&self.out)?;
+                self.interface.answered();
                 self.slot.enter(Phase::Held)?;
                 self.out =
                     Parted { bytes: std::mem::take(&mut self.out.bytes), ..Parted::default() };

@@ -13,6 +13,7 @@ mod calls;
 mod deadlines;
 mod deaths;
 mod errors;
+mod executable;
 mod files;
 mod guardian;
 mod handles;
@@ -62,6 +63,7 @@ fn main() {
         deadlines::trials(),
         deaths::trials(),
         errors::trials(),
+        executable::trials(),
         files::trials(),
         guardian::trials(),
         handles::trials(),

@@ -78,6 +78,10 @@ pub(crate) fn plays() -> bool {
             let server = Server::builder().listen(address);
             print_error(servers::appending(server, file));
         }
+        ["json_worker"] => crate::executable::work(),
+        ["serve_executable", address] => {
+            print_error(crate::executable::server(Server::builder().listen(address)));
+        }
         ["serve_perl", address] => {
             print_error(crate::perl::server(Server::builder().listen(address)));
         }

@@ -41,6 +41,9 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("deadlines_hung", |server| {
         crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))
     }),
+    ("executable", crate::executable::server),
+    ("executable_missing", crate::executable::missing),
+    ("executable_silent", crate::executable::silent),
     ("perl", crate::perl::server),
     ("coderef", crate::perl::coderef),
     ("function", function),

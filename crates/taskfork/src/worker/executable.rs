@@ -1,0 +1,353 @@
+//! Workers that are programs of any language. The forked worker starts the program, hands it one end of
+//! a pair of sockets, and speaks with it as a client would; to everybody else it is a worker like any
+//! other, with its slot of the scoreboard, its deadlines and its limits. It dies as its program does.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use rustix::io::FdFlags;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::fault::Fault;
+use super::interface::{BoxError, Interface, Reply, Request};
+use super::logger::logger;
+use super::notes;
+use crate::context::context;
+use crate::error::Failure;
+use crate::sys;
+use crate::trace_context::{TraceContext, trace_context};
+use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
+use crate::wire::native::{self, CallMeta, ClientHello, FromWorker, VERSIONS, WorkerHello};
+use crate::wire::perl::{self, Scanner};
+use crate::wire::{Protocol, WireError, log};
+
+/// The variable that tells a program the number of its descriptor.
+const VARIABLE: &str = "TASKFORK_FD";
+
+/// How long a program has to end by itself once its connection has been closed.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// A program that serves as worker, for [`ServerBuilder::executable`](crate::ServerBuilder::executable).
+///
+/// It is started for each worker, in the worker's process group and with its limits, with one end of a
+/// stream socket as the descriptor whose number is in the variable `TASKFORK_FD`. There it speaks the
+/// worker's side of the [native protocol](Protocol::Native), or of [JSON](Protocol::Perl) if that is
+/// set, whichever protocol the clients speak. When the socket is closed it has a second to end by
+/// itself.
+///
+/// ```no_run
+/// use taskfork::{Executable, Server};
+///
+/// # fn main() -> Result<(), taskfork::ServerError> {
+/// Server::builder()
+///     .listen("unix:/run/pictures.sock")
+///     .executable(Executable::new("python3").arg("pictures.py"))
+///     .run()
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Executable {
+    program: OsString,
+    args: Vec<OsString>,
+    protocol: Protocol,
+    name: String,
+    max_frame: usize,
+}
+
+impl Executable {
+    /// A program by its path, or by its name if it is to be looked for in `PATH`.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            protocol: Protocol::Native,
+            name: String::new(),
+            max_frame: DEFAULT_LIMIT,
+        }
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Which protocol the program speaks: [`Protocol::Native`] unless set.
+    #[must_use]
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    pub(crate) fn of_server(self, name: &str, max_frame: usize) -> Self {
+        Self { name: name.to_owned(), max_frame, ..self }
+    }
+
+    pub(crate) fn start(&self) -> Result<Running, BoxError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // This process has one thread, so that nothing else is started meanwhile.
+        rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).env(VARIABLE, theirs.as_raw_fd().to_string());
+        let child = command.spawn().map_err(|error| {
+            format!("cannot start the program {}: {error}", self.program.display())
+        })?;
+        drop(theirs);
+        sys::waits(true);
+        sys::follow(child.id())?;
+        let mut running = Running {
+            child,
+            socket: ours,
+            inbox: BytesMut::new(),
+            max_frame: self.max_frame,
+            scanner: (self.protocol == Protocol::Perl).then(Scanner::default),
+            hello: WorkerHello::default(),
+            notes: None,
+        };
+        if self.protocol == Protocol::Native {
+            running.greet(&self.name)?;
+        }
+        sys::waits(false);
+        Ok(running)
+    }
+}
+
+/// A program that has been started.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    socket: UnixStream,
+    inbox: BytesMut,
+    max_frame: usize,
+    /// Finds its messages, if they are JSON.
+    scanner: Option<Scanner>,
+    hello: WorkerHello,
+    /// What is to be read next, in the words of the native protocol.
+    notes: Option<Vec<u8>>,
+}
+
+impl Running {
+    fn greet(&mut self, name: &str) -> Result<(), BoxError> {
+        let hello = ClientHello {
+            versions: VERSIONS.to_vec(),
+            name: name.to_owned(),
+            max_frame: Some(self.max_frame),
+            files: 0,
+        };
+        let mut out = PREAMBLE.to_vec();
+        frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+            native::put_client_hello(out, &hello);
+            Ok(())
+        })?;
+        self.send(&[&out]);
+        while !frame::take_preamble(&mut self.inbox)? {
+            self.receive(false)?;
+        }
+        let body = self.message()?;
+        match FromWorker::decode(&body)? {
+            FromWorker::Hello(hello) if VERSIONS.contains(&hello.version) => self.hello = hello,
+            FromWorker::Hello(hello) => {
+                return Err(format!("the program speaks version {}", hello.version).into());
+            }
+            FromWorker::Error(error) => return Err(error.message.to_owned().into()),
+            _ => return Err("the program's first message is no hello".into()),
+        }
+        Ok(())
+    }
+
+    /// Says that the checkout is done.
+    pub(crate) fn checkout_done(&mut self) -> Result<(), Failure> {
+        let mut out = Vec::new();
+        match self.scanner {
+            Some(_) => perl::done(&mut out),
+            None => frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+                native::put_done(out);
+                Ok(())
+            })
+            .map_err(|error| Failure::new(error.to_string()))?,
+        }
+        self.send(&[&out]);
+        Ok(())
+    }
+
+    fn call(&mut self, request: Request<'_>) -> Reply {
+        let (method, args) = (request.method(), request.args());
+        // Until the answer has been sent: a program may end right after it.
+        sys::waits(true);
+        if self.scanner.is_some() {
+            match perl::call(method, args) {
+                Ok(call) => self.send(&[&call]),
+                Err(reason) => return Reply(Err(Fault::arguments(&reason))),
+            }
+        } else {
+            let trace = trace_context();
+            let meta = CallMeta {
+                log: notes::wanted_log().map(log_defer::Level::number),
+                timeout: context().remaining().map(|left| left.as_micros() as u64),
+                traceparent: trace.as_ref().map(TraceContext::traceparent),
+                tracestate: trace.as_ref().and_then(TraceContext::tracestate),
+                ..CallMeta::default()
+            };
+            let mut front = vec![0; frame::HEADER];
+            native::put_call(&mut front, method, meta);
+            native::put_count(&mut front, args.len());
+            let length = front.len() - frame::HEADER + args.encoded().len();
+            let limit = self.hello.max_frame.unwrap_or(DEFAULT_LIMIT).min(u32::MAX as usize);
+            if length > limit {
+                return Reply(Err(Fault::arguments(&WireError::TooLarge { length, limit })));
+            }
+            front[..frame::HEADER].copy_from_slice(&(length as u32).to_le_bytes());
+            self.send(&[&front, args.encoded()]);
+        }
+        loop {
+            let body = match self.message() {
+                Ok(body) => body,
+                Err(error) => self.give_up(&error),
+            };
+            match FromWorker::decode(&body) {
+                Ok(FromWorker::Ok(value)) => return request.encoded(value),
+                Ok(FromWorker::Error(error)) => return Reply(Err(Fault::received(&error))),
+                Ok(FromWorker::Notes(notes)) => take_over(notes.log),
+                Ok(other) => self.give_up(&format!("{other:?} is no answer")),
+                Err(error) => self.give_up(&error),
+            }
+        }
+    }
+
+    /// Sends all of it. A program that does not read any more has ended, or is about to.
+    fn send(&mut self, pieces: &[&[u8]]) {
+        let sent = pieces.iter().try_for_each(|piece| self.socket.write_all(piece));
+        if sent.is_err() {
+            self.end_with_program();
+        }
+    }
+
+    /// The next message's body, in the words of the native protocol.
+    fn message(&mut self) -> Result<Vec<u8>, WireError> {
+        let deadline = context().deadline().filter(|_| self.hello.alarm);
+        let mut told = false;
+        if let Some(answer) = self.notes.take() {
+            return Ok(answer);
+        }
+        loop {
+            match &mut self.scanner {
+                None => {
+                    if let Some(body) = frame::take(&mut self.inbox, self.max_frame)? {
+                        return Ok(body.into());
+                    }
+                }
+                Some(scanner) => {
+                    if let Some(place) = scanner.find(&self.inbox, self.max_frame)? {
+                        let message = self.inbox.split_to(place.end);
+                        let (notes, answer) = perl::from_worker(&message[place.start..])?;
+                        let Some(notes) = notes else { return Ok(answer) };
+                        self.notes = Some(answer);
+                        return Ok(notes);
+                    }
+                }
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if !told && left.is_some_and(|left| left.is_zero()) {
+                told = true;
+                if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+                    // One that has ended shows in what comes next.
+                    let _ = kill_process(pid, Signal::ALARM);
+                }
+            }
+            // So that the deadline is seen also where its signal came just before the wait.
+            let wait = left.filter(|left| !told && !left.is_zero());
+            let _ = self.socket.set_read_timeout(wait);
+            self.receive(wait.is_some())?;
+        }
+    }
+
+    /// Receives something, unless `may_stop` and nothing comes in time.
+    fn receive(&mut self, may_stop: bool) -> Result<(), WireError> {
+        let room = frame::room_for_next_read(&self.inbox).max(self.inbox.len().min(1 << 20));
+        let before = self.inbox.len();
+        self.inbox.resize(before + room, 0);
+        let read = self.socket.read(&mut self.inbox[before..]);
+        self.inbox.truncate(before + read.as_ref().copied().unwrap_or(0));
+        let is_late = |kind| may_stop && kind == io::ErrorKind::WouldBlock;
+        match read {
+            Ok(length) if length > 0 => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_late(error.kind()) => {}
+            Ok(_) | Err(_) => self.end_with_program(),
+        }
+        Ok(())
+    }
+
+    /// The program has closed its end: it has ended, or is made to, and so is this process.
+    fn end_with_program(&mut self) -> ! {
+        let until = Instant::now() + LEAVE;
+        while Instant::now() < until {
+            sys::follow_if_dead();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.child.kill();
+        loop {
+            sys::follow_if_dead();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The program does not keep to the protocol. What it says next could be an answer to anything.
+    fn give_up(&mut self, why: &dyn std::fmt::Display) -> ! {
+        tracing::error!(pid = self.child.id(), "the program does not keep to the protocol: {why}");
+        eprintln!("the program does not keep to the protocol: {why}");
+        sys::follow_no_more();
+        let _ = self.child.kill();
+        sys::exit_now(PROTOCOL_STATUS)
+    }
+}
+
+/// With which a worker ends whose program broke the protocol, as `EX_PROTOCOL` of sysexits.
+const PROTOCOL_STATUS: i32 = 76;
+
+impl Drop for Running {
+    /// Has the program end by itself, if it does so soon.
+    fn drop(&mut self) {
+        sys::follow_no_more();
+        sys::waits(false);
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        let until = Instant::now() + LEAVE;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Adds what the program has logged to the call's log.
+fn take_over(encoded: Option<&[u8]>) {
+    let Some(encoded) = encoded else { return };
+    match log::read(encoded) {
+        Ok(message) => logger().merge(message),
+        Err(reason) => logger().warn(format!("what the program logged cannot be read: {reason}")),
+    }
+}
+
+/// Hands calls on to the program.
+pub(crate) struct Forward;
+
+impl Interface<Running> for Forward {
+    fn call(&self, running: &mut Running, request: Request<'_>) -> Reply {
+        running.call(request)
+    }
+
+    fn answered(&self) {
+        sys::waits(false);
+    }
+
+    fn takes_files(&self) -> bool {
+        false
+    }
+}

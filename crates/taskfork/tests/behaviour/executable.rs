@@ -1,0 +1,227 @@
+//! Workers that are programs of their own. The program is this binary, which speaks JSON by hand.
+
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use log_defer::Log;
+use serde_json::{Value, json};
+use taskfork::{
+    CallError, Client, End, Error, Executable, FatalError, Protocol, ServerBuilder, ServerError,
+    ServerStatus,
+};
+
+use crate::support::processes::{children, is_gone, signal};
+use crate::support::{address_in, roles, start, start_with, trials, until};
+
+trials! {
+    a_program_answers_in_another_protocol_than_the_client_speaks,
+    errors_and_logs_of_a_program_arrive,
+    a_program_that_ends_is_a_worker_that_ends_so,
+    a_program_that_dies_between_calls_is_replaced_unseen,
+    the_last_answer_of_a_program_that_ends_arrives,
+    a_program_that_hangs_is_killed_at_its_calls_deadline,
+    a_program_ends_with_its_client,
+    a_program_that_is_not_there_is_a_failed_setup,
+    a_program_that_ends_before_its_greeting_says_why,
+    a_program_that_breaks_the_protocol_ends,
+    a_checkouts_end_is_told_to_the_program,
+    a_worker_can_be_dismissed,
+}
+
+fn this_program(role: &str) -> Executable {
+    let path = std::env::current_exe().unwrap();
+    let script = format!("TASKFORK_TEST_ROLE={role} exec '{}'", path.display());
+    Executable::new("sh").arg("-c").arg(script).protocol(Protocol::Perl)
+}
+
+pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
+    server.executable(this_program("json_worker")).run()
+}
+
+pub(crate) fn missing(server: ServerBuilder) -> Result<(), ServerError> {
+    server.executable(Executable::new("/nonexistent/program")).run()
+}
+
+pub(crate) fn silent(server: ServerBuilder) -> Result<(), ServerError> {
+    let script = "echo no such module >&2; exit 3";
+    server.executable(Executable::new("sh").arg("-c").arg(script)).run()
+}
+
+/// What the program does.
+pub(crate) fn work() {
+    let descriptor = std::env::var("TASKFORK_FD").unwrap().parse().unwrap();
+    // SAFETY: it is this program's own.
+    #[allow(unsafe_code)]
+    let mut socket = unsafe { UnixStream::from_raw_fd(descriptor) };
+    let (mut text, mut done) = (Vec::new(), 0);
+    let mut byte = [0];
+    while socket.read(&mut byte).unwrap() == 1 {
+        text.push(byte[0]);
+        let Ok(message) = serde_json::from_slice::<Value>(&text) else { continue };
+        text.clear();
+        if message[0] == "dn" {
+            done += 1;
+            continue;
+        }
+        let answer = match message[2].as_str().unwrap() {
+            "echo" => json!(["ok", {}, message[3]]),
+            "pid" => json!(["ok", {}, std::process::id()]),
+            "done" => json!(["ok", {}, done]),
+            "boom" => json!(["er", {"ld": {"start": 1.0, "logs": [[0.5, 20, "careful"]]}}, "no"]),
+            "bye" => json!(["ok", {}, "bye"]),
+            "garbage" => json!({"what": 1}),
+            "exit" => std::process::exit(7),
+            "abort" => std::process::abort(),
+            "hang" => loop {
+                std::thread::park();
+            },
+            other => json!(["er", {}, format!("there is no {other}")]),
+        };
+        socket.write_all(answer.to_string().as_bytes()).unwrap();
+        if message[2] == "bye" {
+            return;
+        }
+    }
+}
+
+async fn a_program_answers_in_another_protocol_than_the_client_speaks() {
+    let (_server, client) = start("executable");
+    let long = "x".repeat(200_000);
+    assert_eq!(client.call::<String>("echo", (&long,)).await.unwrap(), long);
+    let checkout = client.checkout();
+    let calls: Vec<_> = (0..100).map(|number| checkout.call::<u64>("echo", (number,))).collect();
+    for (number, call) in (0..).zip(calls) {
+        assert_eq!(call.await.unwrap(), number);
+    }
+    let (_server, client) = start_with("executable", |client| client.protocol(Protocol::Perl));
+    assert_eq!(client.call::<String>("echo", ("text",)).await.unwrap(), "text");
+}
+
+async fn errors_and_logs_of_a_program_arrive() {
+    let (_server, client) = start("executable");
+    let log = Log::new(drop);
+    let checkout = client.checkout().log(&log);
+    let error = checkout.call::<()>("boom", ()).await.unwrap_err();
+    assert_eq!(error.to_string(), "no");
+    let lines = log.message().logs;
+    assert_eq!(lines[0].items, ["careful"]);
+    assert_eq!(checkout.call::<String>("echo", ("still here",)).await.unwrap(), "still here");
+}
+
+async fn a_program_that_ends_is_a_worker_that_ends_so() {
+    let (_server, client) = start("executable");
+    for (method, end) in [("exit", End::Exited(7)), ("abort", End::Signaled(libc::SIGABRT))] {
+        let error = client.call::<()>(method, ()).await.unwrap_err();
+        let Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!((death.end, may_have_run), (end, true));
+    }
+}
+
+async fn a_program_that_dies_between_calls_is_replaced_unseen() {
+    let (_server, client) = start_with("executable", |client| client.max_workers(1));
+    for _ in 0..5 {
+        let pid: u32 = client.call("pid", ()).await.unwrap();
+        signal(pid, libc::SIGKILL);
+        until("its end", || is_gone(pid)).await;
+        assert_eq!(client.call::<String>("echo", ("next",)).await.unwrap(), "next");
+    }
+}
+
+async fn the_last_answer_of_a_program_that_ends_arrives() {
+    let (_server, client) = start("executable");
+    for _ in 0..20 {
+        let checkout = client.checkout();
+        let pid: u32 = checkout.call("pid", ()).await.unwrap();
+        assert_eq!(checkout.call::<String>("bye", ()).await.unwrap(), "bye");
+        drop(checkout);
+        // A call that comes just before its end would be lost with it.
+        until("its end", || is_gone(pid)).await;
+    }
+}
+
+async fn a_program_that_hangs_is_killed_at_its_calls_deadline() {
+    let (_server, client) = start("executable");
+    let checkout = client.checkout().timeout(Duration::from_millis(200));
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let error = checkout.call::<()>("hang", ()).await.unwrap_err();
+    assert!(error.to_string().starts_with("timed out after 0.2 seconds"), "{error}");
+    until("the program's end", || is_gone(pid)).await;
+}
+
+async fn a_program_ends_with_its_client() {
+    let (_server, client) = start("executable");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let hanging = checkout.call::<()>("hang", ());
+    until("the call", || client.stats().busy == 1).await;
+    drop((hanging, checkout));
+    until("the busy program's end", || is_gone(pid)).await;
+    let pid: u32 = client.call("pid", ()).await.unwrap();
+    drop(client);
+    until("the idle program's end", || is_gone(pid)).await;
+}
+
+async fn a_program_that_is_not_there_is_a_failed_setup() {
+    let (_server, client) = start("executable_missing");
+    let error = client.call::<()>("echo", ()).await.unwrap_err();
+    assert!(matches!(error, Error::Call { error: CallError::Setup { .. }, .. }), "{error}");
+    let said = "setup exception: cannot start the program /nonexistent/program: No such file";
+    assert!(error.to_string().starts_with(said), "{error}");
+}
+
+async fn a_program_that_ends_before_its_greeting_says_why() {
+    let (_server, client) = start("executable_silent");
+    let error = client.call::<()>("echo", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(death.end, End::Exited(3));
+    assert_eq!(death.stderr.as_deref(), Some("no such module"));
+}
+
+async fn a_program_that_breaks_the_protocol_ends() {
+    let (_server, client) = start("executable");
+    let error = client.call::<()>("garbage", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(death.end, End::Exited(76));
+    let said = death.stderr.unwrap();
+    assert!(said.contains("does not keep to the protocol"), "{said}");
+}
+
+async fn a_checkouts_end_is_told_to_the_program() {
+    let (_server, client) = start_with("executable", |client| client.max_workers(1));
+    for done in 0..3 {
+        assert_eq!(client.call::<u64>("done", ()).await.unwrap(), done);
+    }
+}
+
+async fn a_worker_can_be_dismissed() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let program = roles::start(&["serve_executable", &address]);
+    let client = Client::builder().address(&address).min_workers(0).max_workers(2);
+    let client = client.build().unwrap();
+    let (held, idle) = (client.checkout(), client.checkout());
+    held.ready().await.unwrap();
+    let in_use: u32 = held.call("pid", ()).await.unwrap();
+    let unused: u32 = idle.call("pid", ()).await.unwrap();
+    drop(idle);
+    let status = folder.path().join("s.status");
+    let read = || ServerStatus::read(&status).unwrap();
+    until("one idle worker", || read().workers.iter().any(|worker| worker.state == "idle")).await;
+    for worker in read().workers {
+        ServerStatus::dismiss(&status, worker.number).unwrap();
+    }
+    until("the idle one's end", || is_gone(unused)).await;
+    assert_eq!(held.call::<u32>("pid", ()).await.unwrap(), in_use);
+    drop(held);
+    until("the other one's end", || is_gone(in_use)).await;
+    until("both in the count", || read().deaths.get("dismissed") == Some(&2)).await;
+    until("nothing left", || children(program.pid()).is_empty()).await;
+}

@@ -1,0 +1,189 @@
+"""What a call can end with instead of its result."""
+
+from __future__ import annotations
+
+import signal as _signal
+from typing import Any, Optional, Sequence
+
+
+class Error(Exception):
+    """Any error of a call. ``fatal`` tells whether its checkout is over, ``may_have_run`` whether
+    trying the call again could make something happen twice."""
+
+    fatal = False
+
+    def __init__(self, message: str, *, may_have_run: bool = True) -> None:
+        super().__init__(message)
+        self.message = message
+        self.may_have_run = may_have_run
+
+
+class CallError(Error):
+    """The call failed; its checkout stays usable."""
+
+
+class InterfaceError(CallError):
+    """The interface's own error: ``causes`` are the messages of what caused it, ``value`` the error
+    itself if a typed interface sent it, ``stack`` where in the worker it was raised."""
+
+    def __init__(
+        self,
+        message: str,
+        causes: Sequence[str] = (),
+        value: Any = None,
+        stack: Optional[str] = None,
+    ) -> None:
+        super().__init__(message)
+        self.causes = list(causes)
+        self.value = value
+        self.stack = stack
+
+
+class PanicError(CallError):
+    """The worker's code panicked, at ``location`` (file, line, column) if that is known."""
+
+    def __init__(
+        self,
+        message: str,
+        location: Optional[tuple[str, int, int]] = None,
+        stack: Optional[str] = None,
+    ) -> None:
+        place = "" if location is None else " (%s:%d:%d)" % location
+        super().__init__(f"panicked: {message}{place}")
+        self.location = location
+        self.stack = stack
+
+
+class UnknownMethod(CallError):
+    """The interface has no such method; ``known`` are those that it has."""
+
+    def __init__(self, message: str, known: Sequence[str] = ()) -> None:
+        there = f": there is {', '.join(known)}" if known else ""
+        super().__init__(message + there, may_have_run=False)
+        self.known = list(known)
+
+
+class ArgumentsError(CallError):
+    """The arguments do not fit, or cannot be encoded."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"bad arguments: {message}", may_have_run=False)
+
+
+class ResultError(CallError):
+    """The method has run, and its result cannot be encoded."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"the result cannot be sent: {message}")
+
+
+class SetupError(CallError):
+    """The worker's ``setup`` failed. The next call tries it again."""
+
+    def __init__(self, message: str, causes: Sequence[str] = ()) -> None:
+        super().__init__(f"setup exception: {message}", may_have_run=False)
+        self.causes = list(causes)
+
+
+class Dropped(CallError):
+    """A call before this one on the same checkout failed, so this one was not run."""
+
+    def __init__(self, behind: str) -> None:
+        super().__init__(f"not run because {behind} failed before it", may_have_run=False)
+
+
+class FatalError(Error):
+    """The checkout is over; every later call on it ends with this error."""
+
+    fatal = True
+
+
+class TimedOut(FatalError):
+    """The time of a call ran out, counted from when it was made. ``stack`` is where its worker was
+    when it was killed, if the server has told."""
+
+    def __init__(
+        self,
+        after: float,
+        doing: str,
+        *,
+        may_have_run: bool,
+        stack: Optional[str] = None,
+        stderr: Optional[str] = None,
+    ) -> None:
+        super().__init__(f"timed out after {seconds(after)} {doing}", may_have_run=may_have_run)
+        self.after = after
+        self.stack = stack
+        self.stderr = stderr
+
+
+class WorkerDied(FatalError):
+    """The worker ended: with ``exit``, its status, or ``signal``, or nobody knows how."""
+
+    def __init__(self, pid: int, notice: Optional[dict[str, Any]], *, may_have_run: bool) -> None:
+        notice = notice or {}
+        self.pid = int(notice.get("pid", pid))
+        self.exit: Optional[int] = notice.get("exit")
+        self.signal: Optional[int] = notice.get("signal")
+        self.during: Optional[str] = notice.get("during")
+        self.reason: Optional[str] = notice.get("reason")
+        self.stderr: Optional[str] = notice.get("stderr")
+        self.stack: Optional[str] = notice.get("stack")
+        text = f"worker connection suddenly died: worker {self.pid} {self._end()}"
+        doing = {"setup": "during setup", "idle": "between calls", "call": "during a call"}
+        if self.during is not None:
+            text += " " + doing.get(self.during, f"during {self.during}")
+        if self.reason is not None:
+            text += f": {self.reason}"
+        super().__init__(text, may_have_run=may_have_run)
+
+    def _end(self) -> str:
+        if self.signal is not None:
+            try:
+                return f"was killed by {_signal.Signals(self.signal).name}"
+            except ValueError:
+                return f"was killed by signal {self.signal}"
+        if self.exit is not None:
+            return f"exited with status {self.exit}"
+        return "closed its connection"
+
+
+class Aborted(FatalError):
+    """``throw_fatal_error`` was called, or the client was closed."""
+
+
+class CannotConnect(FatalError):
+    """No server answered before the time ran out."""
+
+    def __init__(self, address: str, reason: str, unreachable_for: float, after: float) -> None:
+        super().__init__(
+            f"timed out after {seconds(after)}: no server answered at {address} for the last "
+            f"{seconds(unreachable_for)} ({reason})",
+            may_have_run=False,
+        )
+        self.address = address
+        self.reason = reason
+        self.unreachable_for = unreachable_for
+
+
+class Overloaded(FatalError):
+    """As many checkouts waited as ``max_queue`` allows."""
+
+    def __init__(self, queued: int) -> None:
+        super().__init__(
+            f"overloaded: {queued} checkouts wait already (max_queue)", may_have_run=False
+        )
+        self.queued = queued
+
+
+class ProtocolError(FatalError):
+    """The peer sent something that is no message of the protocol."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"protocol broken: {detail}")
+
+
+def seconds(time: float) -> str:
+    """A time in words."""
+    text = f"{time:.3f}".rstrip("0").rstrip(".")
+    return f"{text} second" if text == "1" else f"{text} seconds"

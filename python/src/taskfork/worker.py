@@ -1,0 +1,399 @@
+"""Workers in Python.
+
+A program that calls :func:`serve` is a worker of ``taskfork serve``::
+
+    import hashlib
+    from taskfork.worker import serve
+
+    def digest(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    serve([digest])
+
+and is started by ``taskfork serve --listen unix:/run/digests.sock -- python3 digests.py``.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import inspect
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any, Callable, Iterable, Mapping, Optional, Union
+
+from . import _wire
+
+__all__ = ["DeadlineExceeded", "Log", "Timer", "logger", "remaining", "serve"]
+
+Interface = Union[Mapping[str, Callable[..., Any]], Iterable[Callable[..., Any]], object]
+
+ERROR, WARN, INFO, DEBUG = 10, 20, 30, 40
+
+#: Frames of notes are no longer than this, so that a death between two of them can be told.
+_MOST_NOTES = 4096
+
+
+class DeadlineExceeded(Exception):
+    """Raised within a call when its time is over. The call may clean up, and has the caller's grace
+    for that, 0.1 seconds unless set; then the worker is killed."""
+
+
+def serve(
+    interface: Interface,
+    *,
+    setup: Optional[Callable[[], Any]] = None,
+    checkout_done: Optional[Callable[[], Any]] = None,
+) -> None:
+    """Serves calls until the connection ends.
+
+    ``interface`` is a mapping from names to functions, a list of functions, a function that is given
+    the method's name (or None) and the arguments of every call, or an object whose public methods can
+    be called; a class is instantiated, with what ``setup`` returns if there is one. ``setup`` runs
+    once before the first call; its error is that of the first call, and the next one tries again.
+    ``checkout_done`` runs whenever a checkout is over.
+
+    An exception is the error of its call, with its causes and its traceback. Records of ``logging``,
+    and what is written to :func:`logger`, arrive in the caller's log. Without a connection in the
+    variable ``TASKFORK_FD`` a message says how to start the program, and it exits with status 2.
+    """
+    descriptor = os.environ.pop("TASKFORK_FD", "")
+    if not descriptor.isdigit():
+        name = os.path.basename(sys.argv[0]) or "worker.py"
+        sys.stderr.write(
+            f"{name} is a worker: start it by `taskfork serve --listen unix:PATH -- python3 {name}`\n"
+        )
+        raise SystemExit(2)
+    connection = socket.socket(fileno=int(descriptor))
+    connection.set_inheritable(False)
+    worker = _Worker(connection, interface, setup, checkout_done)
+    try:
+        worker.live()
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+
+
+def logger() -> Log:
+    """The log of the call that runs, for more than records of ``logging`` can say."""
+    return _log
+
+
+def remaining() -> Optional[float]:
+    """How many seconds the call that runs has left; None without a limit, or outside of calls."""
+    if _deadline is None:
+        return None
+    return max(0.0, _deadline - time.monotonic())
+
+
+class Log:
+    """Writes to the log of the call that runs; takes nothing where its caller has none."""
+
+    def __init__(self) -> None:
+        self.level = 0
+        self._send: Optional[Callable[[dict[str, Any]], None]] = None
+
+    def error(self, *items: Any) -> None:
+        """Says something at the level of errors."""
+        self.log(ERROR, *items)
+
+    def warn(self, *items: Any) -> None:
+        """Says something at the level of warnings."""
+        self.log(WARN, *items)
+
+    def info(self, *items: Any) -> None:
+        """Says something at the level of information."""
+        self.log(INFO, *items)
+
+    def debug(self, *items: Any) -> None:
+        """Says something for debugging."""
+        self.log(DEBUG, *items)
+
+    def log(self, level: int, *items: Any) -> None:
+        """Says something at a level of one's own: the lower, the more important."""
+        if level <= self.level:
+            self._note({"logs": [[0.0, level, *items]]})
+
+    def data(self, name: str, value: Any) -> None:
+        """Adds a value to the log's data."""
+        if self.level > 0:
+            self._note({"data": {name: value}})
+
+    def timer(self, name: str) -> Timer:
+        """Measures until it is stopped, or the end of a ``with``."""
+        return Timer(self, name)
+
+    def _note(self, message: dict[str, Any], start: Optional[float] = None) -> None:
+        if self._send is not None:
+            self._send({"start": time.time() if start is None else start, **message})
+
+
+class Timer:
+    """A time that is measured; see :meth:`Log.timer`."""
+
+    def __init__(self, log: Log, name: str) -> None:
+        self._log, self._name = log, name
+        self._start, self._since = time.time(), time.monotonic()
+        self._running = True
+
+    def stop(self) -> None:
+        """Ends the measurement."""
+        if self._running and self._log.level > 0:
+            took = time.monotonic() - self._since
+            self._log._note({"timers": [[self._name, 0.0, took]]}, self._start)
+        self._running = False
+
+    def __enter__(self) -> Timer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+
+_log = Log()
+_deadline: Optional[float] = None
+
+
+class _Records(logging.Handler):
+    """Passes records of ``logging`` on to the caller's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = DEBUG
+        for least, known in ((logging.ERROR, ERROR), (logging.WARNING, WARN), (logging.INFO, INFO)):
+            if record.levelno >= least:
+                level = known
+                break
+        try:
+            _log.log(level, self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+class _Worker:
+    def __init__(
+        self,
+        connection: socket.socket,
+        interface: Interface,
+        setup: Optional[Callable[[], Any]],
+        checkout_done: Optional[Callable[[], Any]],
+    ) -> None:
+        self._connection = connection
+        self._given = interface
+        self._setup = setup
+        self._checkout_done = checkout_done
+        self._interface: Optional[_Calls] = None
+        self._setup_error: Optional[BaseException] = None
+        self._decoder = _wire.Decoder()
+        self._limit = _wire.DEFAULT_LIMIT
+        self._in_call = False
+
+    def live(self) -> None:
+        faulthandler.enable()
+        signal.signal(signal.SIGALRM, self._on_alarm)
+        # Shows where the program is when its time is over, also if it is not in Python's own code.
+        faulthandler.register(signal.SIGALRM, all_threads=False, chain=True)
+        handler = _Records()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        root = logging.getLogger()
+        root.addHandler(handler)
+        hello = self._receive()
+        if hello is None:
+            return
+        self._limit = min(self._limit, int(hello[1].get("max_frame", _wire.DEFAULT_LIMIT)))
+        if hello[0] != _wire.HELLO or _wire.VERSION not in hello[1].get("versions", []):
+            message = f"the program speaks version {_wire.VERSION} of the protocol"
+            self._connection.sendall(_wire.PREAMBLE)
+            self._send([_wire.ERROR, {}, {"kind": "version", "message": message}])
+            return
+        try:
+            self._set_up()
+        except Exception as error:
+            self._setup_error = error
+        self._connection.sendall(_wire.PREAMBLE)
+        meta = {
+            "version": _wire.VERSION,
+            "pid": os.getpid(),
+            "worker": 0,
+            "server": "python",
+            "max_frame": _wire.DEFAULT_LIMIT,
+            "alarm": True,
+        }
+        self._send([_wire.HELLO, meta])
+        while True:
+            message = self._receive()
+            if message is None:
+                return
+            if message[0] == _wire.CALL and len(message) == 4:
+                self._serve(message)
+            elif message[0] == _wire.DONE:
+                if self._checkout_done is not None and self._interface is not None:
+                    self._checkout_done()
+            else:
+                raise _wire.WireError(f"no message of kind {message[0]} is expected")
+
+    def _set_up(self) -> None:
+        made = self._setup() if self._setup is not None else None
+        given = self._given
+        if inspect.isclass(given):
+            given = given(made) if self._setup is not None else given()
+        self._interface = _Calls(given)
+
+    def _serve(self, message: list[Any]) -> None:
+        global _deadline
+        _, meta, method, args = message
+        timeout = meta.get("timeout")
+        _deadline = None if timeout is None else time.monotonic() + timeout / 1e6
+        _log.level = int(meta.get("log", 0))
+        _log._send = self._note
+        level = logging.DEBUG if _log.level >= DEBUG else logging.INFO
+        root = logging.getLogger()
+        before = root.level
+        if _log.level >= INFO and before > level:
+            root.setLevel(level)
+        try:
+            answer = self._answer(method, args)
+        finally:
+            root.setLevel(before)
+            _log.level, _log._send, _deadline = 0, None, None
+        self._connection.sendall(answer)
+
+    def _answer(self, method: Optional[str], args: list[Any]) -> bytes:
+        try:
+            # The deadline's exception may come anywhere in here.
+            try:
+                self._in_call = True
+                if self._setup_error is not None:
+                    error, self._setup_error = self._setup_error, None
+                    return self._fault("setup", error)
+                if self._interface is None:
+                    try:
+                        self._set_up()
+                    except Exception as error:
+                        return self._fault("setup", error)
+                assert self._interface is not None
+                return self._run(self._interface, method, args)
+            finally:
+                self._in_call = False
+        except DeadlineExceeded as error:
+            return self._fault("interface", error)
+
+    def _run(self, interface: _Calls, method: Optional[str], args: list[Any]) -> bytes:
+        call, known = interface.find(method)
+        if call is None:
+            said = "a call must name a method" if method is None else f"unknown method `{method}`"
+            body = {"kind": "method", "message": said, "known": known}
+            return self._frame([_wire.ERROR, {}, body])
+        wrong = _misfit(call, args)
+        if wrong is not None:
+            return self._frame([_wire.ERROR, {}, {"kind": "arguments", "message": wrong}])
+        try:
+            result = call(*args)
+        except Exception as error:
+            return self._fault("interface", error)
+        try:
+            return self._frame([_wire.OK, {}, result])
+        except _wire.EncodeError as error:
+            return self._frame([_wire.ERROR, {}, {"kind": "result", "message": str(error)}])
+
+    def _fault(self, kind: str, error: BaseException) -> bytes:
+        causes = []
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        while cause is not None and len(causes) < 20:
+            causes.append(_line(cause))
+            cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+        stack = "".join(traceback.format_tb(error.__traceback__)[-30:])
+        body = {"kind": kind, "message": _line(error), "causes": causes, "stack": stack}
+        try:
+            return self._frame([_wire.ERROR, {}, body])
+        except _wire.EncodeError as problem:
+            return self._frame([_wire.ERROR, {}, {"kind": "result", "message": str(problem)}])
+
+    def _frame(self, message: list[Any]) -> bytes:
+        return _wire.frame(_wire.encode(message), self._limit)
+
+    def _send(self, message: list[Any]) -> None:
+        self._connection.sendall(self._frame(message))
+
+    def _note(self, message: dict[str, Any]) -> None:
+        try:
+            note = self._frame([_wire.NOTES, {"ld": message}])
+        except _wire.EncodeError:
+            note = self._frame([_wire.NOTES, {"ld": _readable(message)}])
+        # The kernel takes short ones whole; a long one would keep a death from being told.
+        if len(note) > _MOST_NOTES:
+            text = repr(message)[: _MOST_NOTES // 2]
+            cut = {"start": message["start"], "logs": [[0.0, WARN, f"cut: {text}"]]}
+            note = self._frame([_wire.NOTES, {"ld": cut}])
+        self._connection.sendall(note)
+
+    def _receive(self) -> Optional[list[Any]]:
+        while True:
+            message = self._decoder.next()
+            if message is not None:
+                return message
+            data = self._connection.recv(1 << 16)
+            if not data:
+                return None
+            self._decoder.feed(data)
+
+    def _on_alarm(self, *_: Any) -> None:
+        if self._in_call:
+            self._in_call = False
+            raise DeadlineExceeded("the call's time is over")
+
+
+class _Calls:
+    """What can be called."""
+
+    def __init__(self, given: Any) -> None:
+        self._any: Optional[Callable[..., Any]] = None
+        self._object: Any = None
+        self._named: dict[str, Callable[..., Any]] = {}
+        if isinstance(given, Mapping):
+            self._named = dict(given)
+        elif inspect.isroutine(given):
+            self._any = given
+        elif isinstance(given, (list, tuple, set)):
+            self._named = {function.__name__: function for function in given}
+        else:
+            names = (name for name in dir(given) if not name.startswith("_"))
+            methods = ((name, getattr(given, name)) for name in names)
+            self._named = {name: method for name, method in methods if callable(method)}
+
+    def find(self, method: Optional[str]) -> tuple[Optional[Callable[..., Any]], list[str]]:
+        if self._any is not None:
+            function = self._any
+            return (lambda *args: function(method, *args)), []
+        known = sorted(name for name in self._named if name)
+        return self._named.get("" if method is None else method), known
+
+
+def _misfit(call: Callable[..., Any], args: list[Any]) -> Optional[str]:
+    """Why the arguments do not fit, as far as that can be known before the call."""
+    try:
+        inspect.signature(call).bind(*args)
+    except TypeError as error:
+        return str(error)
+    except ValueError:
+        # A function of C that does not tell.
+        return None
+    return None
+
+
+def _line(error: BaseException) -> str:
+    name, text = type(error).__name__, str(error)
+    return f"{name}: {text}" if text else name
+
+
+def _readable(value: Any) -> Any:
+    """The same with texts for what cannot be encoded."""
+    if isinstance(value, dict):
+        return {str(key): _readable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_readable(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    return repr(value)
