@@ -30,6 +30,8 @@ pub struct Hung {
     /// The functions that it was in, innermost first, with files and lines as far as the program
     /// was built with them. Nothing if the worker could not tell in time.
     pub stack: Option<String>,
+    /// The last that it wrote to standard error, if it was killed as its call's time was over.
+    pub stderr: Option<String>,
 }
 
 /// How a process ended.

@@ -18,6 +18,8 @@ struct Inner {
     /// The causes of the interface's own error, as they stood in the worker: an error that travels
     /// as a value may not bring them along.
     causes: Vec<String>,
+    /// Where it was raised in the worker, if the worker has told.
+    stack: Option<String>,
     #[cfg(feature = "tracing")]
     spans: tracing_error::SpanTrace,
 }
@@ -34,6 +36,7 @@ impl CallSite {
             method: method.map(str::to_owned),
             location,
             causes: Vec::new(),
+            stack: None,
             #[cfg(feature = "tracing")]
             spans: tracing_error::SpanTrace::capture(),
         }))
@@ -42,6 +45,17 @@ impl CallSite {
     pub(crate) fn with_causes(mut self, causes: &[&str]) -> Self {
         self.0.causes = causes.iter().map(|&cause| cause.to_owned()).collect();
         self
+    }
+
+    pub(crate) fn with_stack(mut self, stack: Option<&str>) -> Self {
+        self.0.stack = stack.map(str::to_owned);
+        self
+    }
+
+    /// Where in the worker the interface's own error was raised, in lines, where the worker's language
+    /// knows: the traceback of an exception in Python.
+    pub fn stack(&self) -> Option<&str> {
+        self.0.stack.as_deref()
     }
 
     /// The client's name.
@@ -107,8 +121,16 @@ impl<E: fmt::Display> fmt::Display for Report<'_, E> {
                 if let Some(stack) = &hung.stack {
                     write!(out, ", and was at\n{}", stack.trim_end())?;
                 }
+                if let Some(text) = &hung.stderr {
+                    write!(Indented(out), "\nstandard error:\n{text}")?;
+                }
             }
-            _ => causes(out, site.0.causes.iter().map(String::as_str))?,
+            _ => {
+                causes(out, site.0.causes.iter().map(String::as_str))?;
+                if let Some(stack) = site.stack() {
+                    write!(out, "\n{}", stack.trim_end())?;
+                }
+            }
         }
         write!(out, "\n{site}\n  at {}", site.location())?;
         #[cfg(feature = "tracing")]

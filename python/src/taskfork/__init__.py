@@ -4,7 +4,10 @@
 from asyncio, and ``taskfork.blocking.Client`` from programs without it.
 """
 
-from .client import Checkout, Client, Stats
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     Aborted,
     ArgumentsError,
@@ -23,6 +26,9 @@ from .errors import (
     UnknownMethod,
     WorkerDied,
 )
+
+if TYPE_CHECKING:
+    from .client import Checkout, Client, Stats
 
 __all__ = [
     "Aborted",
@@ -45,3 +51,12 @@ __all__ = [
     "UnknownMethod",
     "WorkerDied",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Workers start faster without asyncio.
+    if name in ("Checkout", "Client", "Stats"):
+        from . import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -223,22 +223,22 @@ class _Worker:
         }
         self._send([_wire.HELLO, meta])
         while True:
-            message = self._receive()
-            if message is None:
+            received = self._receive()
+            if received is None:
                 return
-            if message[0] == _wire.CALL and len(message) == 4:
-                self._serve(message)
-            elif message[0] == _wire.DONE:
+            if received[0] == _wire.CALL and len(received) == 4:
+                self._serve(received)
+            elif received[0] == _wire.DONE:
                 if self._checkout_done is not None and self._interface is not None:
                     self._checkout_done()
             else:
-                raise _wire.WireError(f"no message of kind {message[0]} is expected")
+                raise _wire.WireError(f"no message of kind {received[0]} is expected")
 
     def _set_up(self) -> None:
         made = self._setup() if self._setup is not None else None
-        given = self._given
+        given: Any = self._given
         if inspect.isclass(given):
-            given = given(made) if self._setup is not None else given()
+            given = given(*([made] if self._setup is not None else []))
         self._interface = _Calls(given)
 
     def _serve(self, message: list[Any]) -> None:
@@ -299,7 +299,7 @@ class _Worker:
             return self._frame([_wire.ERROR, {}, {"kind": "result", "message": str(error)}])
 
     def _fault(self, kind: str, error: BaseException) -> bytes:
-        causes = []
+        causes: list[str] = []
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         while cause is not None and len(causes) < 20:
             causes.append(_line(cause))

@@ -100,7 +100,10 @@ impl Lane {
             let loss = if ending.is_in_setup() { Loss::Unused } else { Loss::Used };
             let timed_out = ending.is_time_out();
             let cause = match ending.cause(connection.pid) {
-                FatalError::WorkerDied(Death { hung, .. }) if timed_out => {
+                FatalError::WorkerDied(Death { mut hung, stderr, .. }) if timed_out => {
+                    if let Some(hung) = &mut hung {
+                        hung.stderr = stderr;
+                    }
                     let after = state.timeout.unwrap_or_default();
                     FatalError::TimedOut { after, stage: Stage::Running, hung }
                 }

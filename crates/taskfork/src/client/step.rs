@@ -124,7 +124,7 @@ impl Ending {
                     reason: notice.reason,
                     during: notice.during,
                     stderr: notice.stderr,
-                    hung: hung.map(|ran_for| Box::new(Hung { ran_for, stack })),
+                    hung: hung.map(|ran_for| Box::new(Hung { ran_for, stack, stderr: None })),
                 })
             }
             Self::Closed | Self::Unread => FatalError::WorkerDied(Death {

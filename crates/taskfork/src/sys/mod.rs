@@ -12,7 +12,7 @@ mod shared;
 mod signal;
 mod title;
 
-pub(crate) use alarm::{wake_server, watch_stack};
+pub(crate) use alarm::{hide_stack, wake_server, watch_stack};
 pub(crate) use descriptor::{
     LONGEST_WORD, Received, close_all, keep_only, receive_descriptor, send_descriptor,
     take_inherited,

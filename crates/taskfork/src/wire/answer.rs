@@ -43,7 +43,7 @@ impl ErrorBody<'_> {
         let error = match self.kind {
             kind::INTERFACE => match E::from_wire(self.message, &self.causes, self.value) {
                 Ok(error) => {
-                    let site = site.with_causes(&self.causes);
+                    let site = site.with_causes(&self.causes).with_stack(self.stack);
                     return Error::Call { error: CallError::Interface(error), site };
                 }
                 Err(message) => CallError::Decode { message },

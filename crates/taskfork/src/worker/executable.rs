@@ -100,6 +100,7 @@ impl Executable {
         })?;
         drop(theirs);
         sys::waits(true);
+        sys::hide_stack();
         sys::follow(child.id())?;
         let mut running = Running {
             child,

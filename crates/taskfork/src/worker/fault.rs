@@ -20,12 +20,14 @@ struct Details {
     value: Option<Vec<u8>>,
     panic: Option<Panic>,
     known: Vec<String>,
+    /// Where another language raised it.
+    stack: Option<String>,
 }
 
 impl Fault {
     fn new(kind: &'static str, failure: Failure) -> Self {
-        let (value, panic, known) = (None, None, Vec::new());
-        Self(Box::new(Details { kind, failure, value, panic, known }))
+        let (value, panic, known, stack) = (None, None, Vec::new(), None);
+        Self(Box::new(Details { kind, failure, value, panic, known, stack }))
     }
 
     pub(crate) fn arguments(error: &dyn std::fmt::Display) -> Self {
@@ -97,6 +99,7 @@ impl Fault {
         let mut fault = Self::new(known.unwrap_or(kind::INTERFACE), failure);
         fault.0.value = body.value.map(<[u8]>::to_vec);
         fault.0.known = body.known.iter().map(|&name| name.to_owned()).collect();
+        fault.0.stack = body.stack.map(str::to_owned);
         fault.0.panic = (body.kind == kind::PANIC).then(|| Panic {
             message: body.message.to_owned(),
             location: body.place(),
@@ -119,7 +122,12 @@ impl Fault {
                 .and_then(|panic| panic.location.as_ref())
                 .map(|place| (place.file.as_str(), place.line, place.column)),
             known: self.0.known.iter().map(String::as_str).collect(),
-            stack: self.0.panic.as_ref().and_then(|panic| panic.stack.as_deref()),
+            stack: self
+                .0
+                .panic
+                .as_ref()
+                .and_then(|panic| panic.stack.as_deref())
+                .or(self.0.stack.as_deref()),
         }
     }
 }

@@ -1,0 +1,143 @@
+//! `taskfork call`: a method called, its result printed.
+
+use std::io::{IsTerminal, Write};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use log_defer::{Log, Message, Style, timeline};
+use taskfork::{Client, ClientBuilder, Value};
+
+use crate::config::Language;
+use crate::failure::Failure;
+use crate::units::Time;
+use crate::values;
+
+/// Whom to call, and how.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 for a result, 1 if the call failed, 2 for a mistake in the \
+                        command, 3 if the server or the worker is gone."
+)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    target: Target,
+    /// The method; none for a call that names no method
+    method: Option<String>,
+    /// Its arguments as JSON; a bare word is a string, `-` is what standard input has
+    #[arg(allow_negative_numbers = true)]
+    args: Vec<String>,
+    /// The time that each call has, 0 for no limit
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    timeout: Time,
+    /// Show what the worker logs as a timeline, on standard error
+    #[arg(long)]
+    log: bool,
+    /// Call so many times, each on a checkout of its own
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    repeat: usize,
+    /// Have so many of these run at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    concurrency: usize,
+    /// Print text and bytes as they are
+    #[arg(long)]
+    raw: bool,
+}
+
+/// Which server.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Target {
+    /// Where the server listens: unix:PATH or tcp:HOST:PORT
+    pub(crate) address: String,
+    /// Which protocol to speak
+    #[arg(long, default_value = "native")]
+    pub(crate) protocol: Language,
+}
+
+impl Target {
+    /// A client of that server with so many workers.
+    pub(crate) fn client(
+        &self,
+        workers: usize,
+        timeout: Option<Duration>,
+    ) -> Result<Client, Failure> {
+        let protocol = match self.protocol {
+            Language::Native => taskfork::Protocol::Native,
+            Language::Json => taskfork::Protocol::Perl,
+        };
+        let client: ClientBuilder = Client::builder()
+            .address(self.address.as_str())
+            .name("taskfork")
+            .protocol(protocol)
+            .min_workers(0)
+            .max_workers(workers)
+            .timeout(timeout);
+        client.build().map_err(Failure::usage)
+    }
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failure> {
+    if options.concurrency == 0 {
+        return Err(Failure::usage("--concurrency is 0").hint("at least one call runs at a time"));
+    }
+    let args = values::arguments(&options.args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = options.target.client(options.concurrency, options.timeout.limit())?;
+        let calls = (0..options.repeat).map(|_| {
+            let log = options.log.then(gathered);
+            let mut checkout = client.checkout();
+            if let Some((log, _)) = &log {
+                checkout = checkout.log(log);
+            }
+            let call = match &options.method {
+                Some(method) => checkout.call::<Value>(method, &args),
+                None => checkout.invoke(&args),
+            };
+            drop(checkout);
+            (call, log)
+        });
+        let mut failed = None;
+        for (call, log) in calls.collect::<Vec<_>>() {
+            let outcome = call.await;
+            if let Some((log, message)) = log {
+                drop(log);
+                let width = Style::for_stdout().width;
+                let style = Style { width, color: std::io::stderr().is_terminal() };
+                message.try_iter().for_each(|message| eprintln!("{}", timeline(&message, style)));
+            }
+            match outcome {
+                Ok(value) => print(&value, options.raw)?,
+                Err(error) => failed = failed.or(Some(Failure::of(&error))),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    })
+}
+
+/// A log, and where its message arrives once nobody holds it.
+fn gathered() -> (Log, Receiver<Message>) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // Nobody misses a message whose receiver is gone.
+    (Log::new(move |message| sender.send(message).unwrap_or(())), receiver)
+}
+
+/// Prints a result in a line, or laid out for a terminal.
+fn print(value: &Value, raw: bool) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let written = match value {
+        Value::String(text) if raw => out.write_all(text.as_bytes()),
+        Value::Binary(bytes) if raw => out.write_all(bytes),
+        value => {
+            let json = values::json(value);
+            match std::io::stdout().is_terminal() {
+                true => writeln!(out, "{json:#}"),
+                false => writeln!(out, "{json}"),
+            }
+        }
+    };
+    match written {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}

@@ -1,0 +1,237 @@
+//! The options of a pool, from the command line or from a file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+
+use crate::failure::{Failure, nearest};
+use crate::units::{Size, Time};
+
+/// What a server of one program can be told.
+#[derive(Debug, Clone, Default, PartialEq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Pool {
+    /// Where to listen: unix:PATH, tcp:HOST:PORT or fd:NUMBER [default: the service manager's socket]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<String>,
+    /// The name in `ps` and in logs [default: taskfork, or the pool's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Which protocol the program speaks [default: native]
+    #[arg(long)]
+    pub(crate) protocol: Option<Language>,
+    /// Kill workers that have been in one call for longer than this, 0 for no limit [default: 5m]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) hung_worker_timeout: Option<Time>,
+    /// How long running checkouts may go on at a shutdown [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) shutdown_grace: Option<Time>,
+    /// How long a client may stop in the middle of a message [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) stall_timeout: Option<Time>,
+    /// Keep so many workers started and set up before anybody wants them [default: 0]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) spare_workers: Option<usize>,
+    /// The most workers for all clients together [default: 16384]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_workers: Option<usize>,
+    /// Replace workers after so many calls
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_calls: Option<u64>,
+    /// Replace workers at this age
+    #[arg(long, value_name = "TIME")]
+    pub(crate) max_age: Option<Time>,
+    /// End workers that nobody has used for so long
+    #[arg(long, value_name = "TIME")]
+    pub(crate) max_idle: Option<Time>,
+    /// Replace workers that occupy more than this after a checkout
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_memory: Option<Size>,
+    /// Limit what each worker may use: address-space, cpu-time, open-files, core-size or processes
+    #[arg(long, value_name = "NAME=VALUE")]
+    #[serde(deserialize_with = "limits")]
+    pub(crate) limit: Vec<LimitOf>,
+    /// The niceness of workers
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) niceness: Option<i32>,
+    /// How soon the kernel chooses a worker when memory runs out, -1000 to 1000
+    #[arg(long, value_name = "SCORE", allow_hyphen_values = true)]
+    pub(crate) oom_score_adj: Option<i32>,
+    /// The permissions of the socket's file, in octal [default: 600]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) socket_mode: Option<Mode>,
+    /// The most bytes of one message [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_frame: Option<Size>,
+    /// Where the server tells of itself, or none [default: beside the listener, with .status behind it]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) status_socket: Option<PathBuf>,
+    /// What becomes of what workers write to standard error [default: capture]
+    #[arg(long)]
+    pub(crate) stderr: Option<StandardError>,
+    /// Whether workers look for the next call before they sleep [default: adaptive]
+    #[arg(long)]
+    pub(crate) busy_poll: Option<Polling>,
+    /// The program and its arguments, in files only.
+    #[arg(skip)]
+    pub(crate) command: Vec<String>,
+}
+
+/// Which protocol a program speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Language {
+    /// Length-prefixed MessagePack
+    Native,
+    /// JSON, as AnyEvent::Task has it
+    Json,
+}
+
+/// What becomes of standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StandardError {
+    /// Shown line by line with the worker's process id, the end of it attached to its death
+    Capture,
+    /// The server's own
+    Inherit,
+}
+
+/// Whether workers look before they sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Polling {
+    /// As long as it pays
+    Adaptive,
+    /// Never
+    Off,
+}
+
+/// Permissions in octal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mode(pub(crate) u32);
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| mode <= 0o777);
+        mode.map(Self).ok_or_else(|| format!("`{text}` is no mode: write octal, such as 660"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A limit and its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LimitOf {
+    pub(crate) name: LimitName,
+    pub(crate) value: u64,
+}
+
+/// What can be limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LimitName {
+    AddressSpace,
+    CpuTime,
+    OpenFiles,
+    CoreSize,
+    Processes,
+}
+
+impl LimitName {
+    fn value(self, text: &str) -> Result<u64, String> {
+        match self {
+            Self::AddressSpace | Self::CoreSize => text.parse().map(|Size(bytes)| bytes),
+            Self::CpuTime => text.parse().map(|Time(time)| time.as_secs_f64().ceil() as u64),
+            Self::OpenFiles | Self::Processes => {
+                text.parse().map_err(|_| format!("`{text}` is no number"))
+            }
+        }
+    }
+}
+
+impl FromStr for LimitOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or("write NAME=VALUE, as in cpu-time=60")?;
+        let name = LimitName::from_str(name, false).map_err(|_| {
+            let known = LimitName::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+            let known: Vec<String> = known.map(|value| value.get_name().to_owned()).collect();
+            match nearest(name, known.iter().map(String::as_str)) {
+                Some(near) => format!("there is no limit `{name}`: did you mean `{near}`?"),
+                None => format!("there is no limit `{name}`: there is {}", known.join(", ")),
+            }
+        })?;
+        Ok(Self { name, value: name.value(value)? })
+    }
+}
+
+/// Limits as a table of a file.
+fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LimitOf>, D::Error> {
+    let table = BTreeMap::<LimitName, toml::Value>::deserialize(deserializer)?;
+    let limit = |(name, value): (LimitName, toml::Value)| {
+        let text = match &value {
+            toml::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let value = name.value(&text).map_err(de::Error::custom)?;
+        Ok(LimitOf { name, value })
+    };
+    table.into_iter().map(limit).collect()
+}
+
+/// A file of pools.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    pool: BTreeMap<String, Pool>,
+}
+
+/// Reads the pools of a file. Each is named by its table unless it has a name of its own.
+pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Pool>, Failure> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
+    let File { mut pool } = toml::from_str(&text).map_err(|error| mistake(path, &text, &error))?;
+    if pool.is_empty() {
+        return Err(Failure::usage(format!("{shown} has no pool"))
+            .hint("write a table [pool.NAME] with listen and command"));
+    }
+    for (name, pool) in &mut pool {
+        pool.name.get_or_insert_with(|| name.clone());
+        let missing = [("listen", pool.listen.is_none()), ("command", pool.command.is_empty())];
+        if let Some((key, _)) = missing.into_iter().find(|(_, missing)| *missing) {
+            return Err(Failure::usage(format!("{shown}: pool.{name} has no `{key}`"))
+                .hint(format!("add `{key}` to the table [pool.{name}]")));
+        }
+    }
+    Ok(pool)
+}
+
+/// A mistake in a file: where it is, and the nearest right key for a wrong one.
+fn mistake(path: &Path, text: &str, error: &toml::de::Error) -> Failure {
+    let line = error
+        .span()
+        .map_or(1, |span| text.get(..span.start).unwrap_or(text).matches('\n').count() + 1);
+    let message = error.message();
+    let failure = Failure::usage(format!("{}:{line}: {message}", path.display()));
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    match (message.starts_with("unknown"), quoted.next()) {
+        (true, Some(wrong)) => match nearest(wrong, quoted) {
+            Some(near) => failure.hint(format!("did you mean `{near}`?")),
+            None => failure,
+        },
+        _ => failure.hint("`taskfork serve --help` says what each option takes"),
+    }
+}

@@ -1,0 +1,128 @@
+//! How a command ends that does not succeed: what went wrong in a line, what to do in another, and an
+//! exit status that scripts can tell apart.
+
+use std::fmt::Display;
+use std::io;
+use std::process::ExitCode;
+
+/// Exit statuses; 2 is also what a mistake in the command line gives.
+const CALL: u8 = 1;
+const USAGE: u8 = 2;
+const FATAL: u8 = 3;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    status: u8,
+    what: String,
+    /// What to do about it.
+    hint: Option<String>,
+    /// All that is known, for those who want it.
+    report: Option<String>,
+}
+
+impl Failure {
+    /// The call itself failed: the server, its worker and the checkout are well.
+    pub(crate) fn call(what: impl Display) -> Self {
+        Self::new(CALL, what)
+    }
+
+    /// The command cannot be carried out as it was given.
+    pub(crate) fn usage(what: impl Display) -> Self {
+        Self::new(USAGE, what)
+    }
+
+    /// A server or a worker is not there, or has ended.
+    pub(crate) fn fatal(what: impl Display) -> Self {
+        Self::new(FATAL, what)
+    }
+
+    fn new(status: u8, what: impl Display) -> Self {
+        Self { status, what: what.to_string(), hint: None, report: None }
+    }
+
+    /// Adds what to do.
+    pub(crate) fn hint(mut self, hint: impl Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// Of a call's error, with what to do about its kind.
+    pub(crate) fn of(error: &taskfork::Error) -> Self {
+        use taskfork::{CallError, Error, FatalError};
+
+        let failure = match error {
+            Error::Call { error, .. } => {
+                let failure = Self::call(error);
+                match error {
+                    CallError::UnknownMethod { known, .. } if !known.is_empty() => {
+                        let method = error_method(error);
+                        match nearest(&method, known.iter().map(String::as_str)) {
+                            Some(near) => failure.hint(format!("did you mean `{near}`?")),
+                            None => failure.hint("call one of these"),
+                        }
+                    }
+                    CallError::Arguments { .. } => {
+                        failure.hint("arguments are JSON; a bare word is a string")
+                    }
+                    CallError::Setup { .. } => {
+                        failure.hint("the server's own setup failed: see its log")
+                    }
+                    _ => failure,
+                }
+            }
+            Error::Fatal { cause, .. } => {
+                let failure = Self::fatal(cause);
+                match cause {
+                    FatalError::CannotConnect { .. } => {
+                        failure.hint("start the server, or check the address")
+                    }
+                    FatalError::TimedOut { .. } => {
+                        failure.hint("give it more time with --timeout, or none with --timeout 0")
+                    }
+                    FatalError::WorkerDied(death) => match &death.stderr {
+                        Some(stderr) => {
+                            failure.hint(format!("its last words were:\n{}", stderr.trim_end()))
+                        }
+                        None => failure.hint("the server's log says more"),
+                    },
+                    FatalError::Protocol { .. } => failure
+                        .hint("is this a server of taskfork? --protocol sets another protocol"),
+                    _ => failure,
+                }
+            }
+            _ => Self::fatal(error),
+        };
+        Self { report: Some(error.report().to_string()), ..failure }
+    }
+
+    /// Says it on standard error; gives the status to exit with.
+    pub(crate) fn show(&self, verbose: bool) -> ExitCode {
+        eprintln!("taskfork: {}", self.what);
+        match &self.report {
+            Some(report) if verbose => eprintln!("{report}"),
+            _ => self.hint.iter().for_each(|hint| eprintln!("  {hint}")),
+        }
+        ExitCode::from(self.status)
+    }
+}
+
+fn error_method(error: &taskfork::CallError) -> String {
+    match error {
+        taskfork::CallError::UnknownMethod { method: Some(method), .. } => method.clone(),
+        _ => String::new(),
+    }
+}
+
+/// The known name that is most like this one, if one is.
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let with_distance = known.map(|known| (strsim::osa_distance(name, known), known));
+    let (distance, nearest) = with_distance.min()?;
+    (distance <= 1 + name.chars().count() / 3).then_some(nearest)
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::fatal(error)
+    }
+}

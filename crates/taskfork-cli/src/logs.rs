@@ -1,0 +1,59 @@
+//! `taskfork logs`: Log::Defer messages for people, or for a trace viewer.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
+
+use log_defer::{Message, Style, chrome_trace, timeline};
+
+use crate::failure::Failure;
+
+/// Which messages, and how to show them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// A file with a message in each line, standard input without one
+    file: Option<PathBuf>,
+    /// Write all of them as a trace for Perfetto or chrome://tracing instead
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failure> {
+    let input: Box<dyn BufRead> = match &options.file {
+        None => Box::new(io::stdin().lock()),
+        Some(path) => Box::new(BufReader::new(File::open(path).map_err(|error| {
+            Failure::usage(format!("cannot read {}: {error}", path.display()))
+        })?)),
+    };
+    let mut messages = Vec::new();
+    let mut wrong = Vec::new();
+    let style = Style::for_stdout();
+    let mut out = io::stdout().lock();
+    for (number, line) in (1..).zip(input.lines()) {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        match serde_json::from_str::<Message>(&line) {
+            Ok(message) if options.trace.is_some() => messages.push(message),
+            Ok(message) => match writeln!(out, "{}", timeline(&message, style)) {
+                // Whoever reads has seen enough.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written?,
+            },
+            Err(error) => wrong.push(format!("line {number}: {error}")),
+        }
+    }
+    if let Some(path) = &options.trace {
+        std::fs::write(path, chrome_trace(&messages).to_string())
+            .map_err(|error| Failure::usage(format!("cannot write {}: {error}", path.display())))?;
+    }
+    match wrong.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure::call(format!(
+            "{} of the lines are no Log::Defer messages; {first}",
+            wrong.len()
+        ))
+        .hint("each line is one message as JSON, as log_defer::JsonLines writes it")),
+    }
+}

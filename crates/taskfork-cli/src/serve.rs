@@ -1,0 +1,222 @@
+//! `taskfork serve`: a program as workers, or the pools of a file, each a server of its own.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use taskfork::{BusyPoll, Executable, Limit, Protocol, Server, ServerBuilder, ServerError, Stderr};
+
+use crate::config::{self, Pool};
+use crate::failure::Failure;
+
+/// Where and how to serve what.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Serve the pools of this TOML file instead: each [pool.NAME] takes the options below with
+    /// underscores, and command = ["PROGRAM", "ARG"]
+    #[arg(long, value_name = "FILE", conflicts_with = "command")]
+    config: Option<PathBuf>,
+    /// Serve only this pool of the file
+    #[arg(long, value_name = "NAME", requires = "config")]
+    pool: Option<String>,
+    #[command(flatten)]
+    own: Pool,
+    /// The program to start for each connection, and its arguments. It finds the number of its
+    /// connection's descriptor in the variable TASKFORK_FD
+    #[arg(last = true, value_name = "COMMAND", required_unless_present = "config")]
+    command: Vec<String>,
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failure> {
+    let Options { config, pool, mut own, command } = options;
+    let Some(file) = config else {
+        own.command = command;
+        return serve(own);
+    };
+    if own != Pool::default() {
+        return Err(Failure::usage("options of a pool stand in the file if there is one")
+            .hint(format!("move them to {}", file.display())));
+    }
+    let mut pools = config::read(&file)?;
+    match pool {
+        Some(name) => {
+            let known: Vec<String> = pools.keys().cloned().collect();
+            let Some(pool) = pools.remove(&name) else {
+                let known = known.join(", ");
+                return Err(Failure::usage(format!("{} has no pool `{name}`", file.display()))
+                    .hint(format!("there is {known}")));
+            };
+            // It ends with the command that has started it.
+            set_parent_process_death_signal(Some(Signal::TERM)).map_err(io::Error::from)?;
+            serve(pool)
+        }
+        None if pools.len() == 1 => pools.into_values().try_for_each(serve),
+        None => {
+            for pool in pools.values() {
+                check_program(pool)?;
+            }
+            serve_all(&file, pools.into_keys().collect())
+        }
+    }
+}
+
+fn serve(pool: Pool) -> Result<(), Failure> {
+    check_program(&pool)?;
+    describe(pool).run().map_err(|error| match error {
+        ServerError::Killed { .. } => Failure::fatal(error)
+            .hint("--shutdown-grace gives running checkouts more time; a second signal takes it"),
+        error => Failure::usage(error).hint("`taskfork serve --help` lists all options"),
+    })
+}
+
+/// A program that cannot be found is told now, and not by each of its workers.
+fn check_program(pool: &Pool) -> Result<(), Failure> {
+    let Some(program) = pool.command.first() else {
+        return Err(Failure::usage("there is no command to serve")
+            .hint("write it behind `--`, or as command = [\"PROGRAM\"] in the file"));
+    };
+    match which::which(program) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Failure::usage(format!("there is no program `{program}`"))
+            .hint("check its path, that it may be executed, or PATH")),
+    }
+}
+
+/// The server with all options that were given.
+fn describe(pool: Pool) -> Server {
+    let mut command = pool.command.into_iter();
+    let mut executable = Executable::new(command.next().unwrap_or_default());
+    for arg in command {
+        executable = executable.arg(arg);
+    }
+    executable = executable.protocol(match pool.protocol {
+        Some(config::Language::Json) => Protocol::Perl,
+        Some(config::Language::Native) | None => Protocol::Native,
+    });
+    let mut server = Server::builder()
+        .max_calls(pool.max_calls)
+        .max_age(pool.max_age.map(|time| time.0))
+        .max_idle(pool.max_idle.map(|time| time.0))
+        .max_memory(pool.max_memory.map(|size| size.0));
+    for limit in pool.limit {
+        server = server.limit(limit.kind(), limit.value);
+    }
+    server = given(server, pool.listen, |server, address| server.listen(address.as_str()));
+    server = given(server, pool.name, ServerBuilder::name);
+    server = given(server, pool.hung_worker_timeout, |server, time| {
+        server.hung_worker_timeout(time.limit())
+    });
+    server = given(server, pool.shutdown_grace, |server, time| server.shutdown_grace(time.0));
+    server = given(server, pool.stall_timeout, |server, time| server.stall_timeout(time.0));
+    server = given(server, pool.max_workers, ServerBuilder::max_workers);
+    server = given(server, pool.spare_workers, ServerBuilder::spare_workers);
+    server = given(server, pool.niceness, ServerBuilder::niceness);
+    server = given(server, pool.oom_score_adj, ServerBuilder::oom_score_adj);
+    server = given(server, pool.socket_mode, |server, mode| server.socket_mode(mode.0));
+    server = given(server, pool.max_frame, |server, size| {
+        server.max_frame(usize::try_from(size.0).unwrap_or(usize::MAX))
+    });
+    server = given(server, pool.status_socket, |server, path| {
+        server.status_socket(Some(path).filter(|path| path.as_os_str() != "none"))
+    });
+    server = given(server, pool.stderr, |server, stderr| {
+        server.stderr(match stderr {
+            config::StandardError::Capture => Stderr::Capture,
+            config::StandardError::Inherit => Stderr::Inherit,
+        })
+    });
+    server = given(server, pool.busy_poll, |server, mode| {
+        server.busy_poll(match mode {
+            config::Polling::Adaptive => BusyPoll::Adaptive,
+            config::Polling::Off => BusyPoll::Off,
+        })
+    });
+    server.executable(executable)
+}
+
+/// Sets what was given.
+fn given<T>(
+    server: ServerBuilder,
+    value: Option<T>,
+    set: impl FnOnce(ServerBuilder, T) -> ServerBuilder,
+) -> ServerBuilder {
+    match value {
+        Some(value) => set(server, value),
+        None => server,
+    }
+}
+
+impl config::LimitOf {
+    fn kind(self) -> Limit {
+        match self.name {
+            config::LimitName::AddressSpace => Limit::AddressSpace,
+            config::LimitName::CpuTime => Limit::CpuTime,
+            config::LimitName::OpenFiles => Limit::OpenFiles,
+            config::LimitName::CoreSize => Limit::CoreSize,
+            config::LimitName::Processes => Limit::Processes,
+        }
+    }
+}
+
+/// A server a pool, until all have ended. SIGTERM, SIGINT and SIGHUP are passed on; one that fails
+/// ends all.
+fn serve_all(file: &std::path::Path, names: Vec<String>) -> Result<(), Failure> {
+    let program = std::env::current_exe()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut servers: Vec<(String, Child)> = Vec::new();
+    for name in names {
+        let mut command = Command::new(&program);
+        command.arg("serve").arg("--config").arg(file).args(["--pool", &name]);
+        servers.push((name, command.spawn()?));
+    }
+    runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let mut child = signal(SignalKind::child())?;
+        let mut failed = None;
+        while !servers.is_empty() {
+            let pass_on = tokio::select! {
+                _ = terminate.recv() => Some(Signal::TERM),
+                _ = interrupt.recv() => Some(Signal::INT),
+                _ = hang_up.recv() => Some(Signal::HUP),
+                _ = child.recv() => None,
+            };
+            let mut ended = Vec::new();
+            for (name, server) in &mut servers {
+                if let Some(status) = server.try_wait()? {
+                    ended.push((name.clone(), status));
+                }
+            }
+            servers.retain(|(name, _)| !ended.iter().any(|(gone, _)| gone == name));
+            let bad = ended.into_iter().find(|(_, status)| !status.success());
+            if let Some(signal) = pass_on {
+                tell(&servers, signal);
+            }
+            if let (Some((name, status)), None) = (bad, &failed) {
+                let how = match (status.code(), status.signal()) {
+                    (Some(code), _) => format!("exited with status {code}"),
+                    (None, signal) => format!("was killed by signal {}", signal.unwrap_or(0)),
+                };
+                failed = Some(format!("the server of pool `{name}` {how}"));
+                tell(&servers, Signal::TERM);
+            }
+        }
+        match failed {
+            Some(what) => Err(Failure::fatal(what).hint("its own message stands above")),
+            None => Ok(()),
+        }
+    })
+}
+
+fn tell(servers: &[(String, Child)], signal: Signal) {
+    for (_, server) in servers {
+        let pid = Pid::from_raw(server.id().cast_signed());
+        // One that has just ended needs no signal.
+        pid.into_iter().for_each(|pid| kill_process(pid, signal).unwrap_or(()));
+    }
+}

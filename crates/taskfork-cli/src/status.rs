@@ -1,0 +1,146 @@
+//! `taskfork status`: what a server and its workers do, once.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use taskfork::ServerStatus;
+
+use crate::failure::Failure;
+
+/// Which server, and how to show it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    server: Watched,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// As figures for Prometheus
+    #[arg(long, conflicts_with = "json")]
+    metrics: bool,
+}
+
+/// The server that is looked at.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Watched {
+    /// Where the server listens, unix:PATH, or the path of its status socket
+    address: String,
+}
+
+impl Watched {
+    /// The path of its status socket.
+    pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
+        match self.address.split_once(':') {
+            Some(("unix", path)) => Ok(format!("{path}.status").into()),
+            Some(("tcp" | "fd", _)) => Err(Failure::usage(format!(
+                "a server at {} tells of itself only at a status socket",
+                self.address
+            ))
+            .hint("give the path that its --status-socket has")),
+            _ => Ok(self.address.clone().into()),
+        }
+    }
+
+    /// What the server says now.
+    pub(crate) fn read(&self) -> Result<ServerStatus, Failure> {
+        let socket = self.socket()?;
+        ServerStatus::read(&socket).map_err(|error| unanswered(&socket, &error))
+    }
+}
+
+/// Nobody tells anything at that socket.
+fn unanswered(socket: &std::path::Path, error: &std::io::Error) -> Failure {
+    Failure::fatal(format!("no server tells of itself at {}: {error}", socket.display()))
+        .hint("start the server, or check the address and who may use the socket")
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failure> {
+    let status = options.server.read()?;
+    if options.json {
+        println!("{}", json(&status)?);
+    } else if options.metrics {
+        print!("{}", metrics(&status)?);
+    } else {
+        print!("{}", text(&status));
+    }
+    Ok(())
+}
+
+/// One line of JSON.
+pub(crate) fn json(status: &ServerStatus) -> Result<String, Failure> {
+    serde_json::to_string(status).map_err(Failure::fatal)
+}
+
+fn metrics(status: &ServerStatus) -> Result<String, Failure> {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    metrics::with_local_recorder(&recorder, || status.record_metrics());
+    Ok(handle.render())
+}
+
+/// For people.
+fn text(status: &ServerStatus) -> String {
+    let mut out = format!("{}\n", headline(status));
+    let rows: Vec<[String; 8]> =
+        std::iter::once(COLUMNS.map(str::to_owned)).chain(status.workers.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..COLUMNS.len()).filter_map(width).collect();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        out += cells.collect::<Vec<_>>().join("  ").trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+/// The heads of the columns of [`row`].
+pub(crate) const COLUMNS: [&str; 8] =
+    ["worker", "pid", "state", "for", "method", "calls", "checkouts", "memory"];
+
+/// The server in a line.
+pub(crate) fn headline(status: &ServerStatus) -> String {
+    let busy = status.workers.iter().filter(|worker| worker.state == "busy").count();
+    let deaths: Vec<String> =
+        status.deaths.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+    let deaths = if deaths.is_empty() { "none".to_owned() } else { deaths.join(", ") };
+    let state = if status.accepting { "serving" } else { "shutting down" };
+    format!(
+        "{} (process {}) {state} for {}: {} workers of at most {}, {busy} busy; {} forked, {} \
+         refused; ended: {deaths}",
+        status.name,
+        status.pid,
+        time(status.seconds),
+        status.workers.len(),
+        status.max_workers,
+        status.forked,
+        status.refused,
+    )
+}
+
+/// A worker as a row of a table.
+pub(crate) fn row(worker: &taskfork::WorkerStatus) -> [String; 8] {
+    [
+        worker.number.to_string(),
+        worker.pid.to_string(),
+        worker.state.clone(),
+        time(worker.seconds),
+        worker.method.clone().unwrap_or_default(),
+        worker.calls.to_string(),
+        worker.checkouts.to_string(),
+        worker
+            .memory
+            .map(|bytes| ByteSize(bytes).display().iec_short().to_string())
+            .unwrap_or_default(),
+    ]
+}
+
+/// Seconds, the less exact the more there are.
+fn time(seconds: f64) -> String {
+    let whole = seconds as u64;
+    match whole {
+        0..10 => format!("{seconds:.1}s"),
+        10..120 => format!("{whole}s"),
+        120..7200 => format!("{}m{:02}s", whole / 60, whole % 60),
+        _ => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}

@@ -1,0 +1,101 @@
+//! Times and sizes as people write them, in the command line and in files.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+/// A time: a number of seconds, or a text such as `500ms` or `5m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Time(pub(crate) Duration);
+
+impl Time {
+    /// Where 0 stands for no limit.
+    pub(crate) fn limit(self) -> Option<Duration> {
+        Some(self.0).filter(|time| !time.is_zero())
+    }
+}
+
+impl FromStr for Time {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let time = match text.parse::<f64>() {
+            Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
+            Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+        };
+        let advice = "write seconds, or a time such as 500ms, 30s or 5m";
+        time.map(Self).map_err(|reason| format!("`{text}` is no time ({reason}): {advice}"))
+    }
+}
+
+/// A number of bytes, or a text such as `200MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size = bytesize::ByteSize::from_str(text);
+        let advice = "write bytes, or a size such as 64KiB, 200MiB or 1GiB";
+        size.map(|size| Self(size.as_u64())).map_err(|_| format!("`{text}` is no size: {advice}"))
+    }
+}
+
+macro_rules! read_from_files {
+    ($($type:ident, $what:literal;)+) => {$(
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Read;
+
+                impl Visitor<'_> for Read {
+                    type Value = $type;
+
+                    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        out.write_str($what)
+                    }
+
+                    fn visit_i64<E: de::Error>(self, value: i64) -> Result<$type, E> {
+                        value.to_string().parse().map_err(E::custom)
+                    }
+
+                    fn visit_f64<E: de::Error>(self, value: f64) -> Result<$type, E> {
+                        value.to_string().parse().map_err(E::custom)
+                    }
+
+                    fn visit_str<E: de::Error>(self, value: &str) -> Result<$type, E> {
+                        value.parse().map_err(E::custom)
+                    }
+                }
+
+                deserializer.deserialize_any(Read)
+            }
+        }
+    )+};
+}
+
+read_from_files! {
+    Time, "a number of seconds, or a time such as \"500ms\"";
+    Size, "a number of bytes, or a size such as \"200MiB\"";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_are_read_as_people_write_them() {
+        let time = |text: &str| text.parse::<Time>().map(|time| time.0);
+        assert_eq!(time("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
+        assert!(time("-1").unwrap_err().contains("such as 500ms"));
+        assert!(time("soon").unwrap_err().contains("`soon` is no time"));
+        assert_eq!("0".parse::<Time>().unwrap().limit(), None);
+        assert_eq!("200MiB".parse(), Ok(Size(200 << 20)));
+        assert_eq!("4096".parse(), Ok(Size(4096)));
+        assert!("much".parse::<Size>().unwrap_err().contains("`much` is no size"));
+    }
+}

@@ -1,0 +1,193 @@
+"""A connection to one worker: messages out, answers in, its end noticed at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Callable, Optional
+
+from . import _wire
+from .errors import (
+    ArgumentsError,
+    CallError,
+    InterfaceError,
+    PanicError,
+    ProtocolError,
+    ResultError,
+    SetupError,
+    UnknownMethod,
+)
+
+
+class Address:
+    """``unix:PATH`` or ``tcp:HOST:PORT``."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.path: Optional[str] = None
+        self.host, self.port = "", 0
+        kind, _, rest = text.partition(":")
+        if kind == "unix" and rest:
+            self.path = rest
+        elif kind == "tcp":
+            host, _, port = rest.rpartition(":")
+            if not host or not port.isdigit() or int(port) > 65535:
+                raise ValueError(
+                    f"`{text}` names no TCP port: write tcp:HOST:PORT, as in tcp:127.0.0.1:4000"
+                )
+            self.host, self.port = host.strip("[]"), int(port)
+        else:
+            raise ValueError(f"`{text}` is not an address: write unix:PATH or tcp:HOST:PORT")
+
+
+class Connection(asyncio.Protocol):
+    """What is sent and received on one connection. ``notice`` is what the server said of the
+    worker's death."""
+
+    def __init__(self, max_frame: int) -> None:
+        self._decoder = _wire.Decoder(max_frame)
+        self._transport: Optional[asyncio.Transport] = None
+        self._greeting: Optional[asyncio.Future[None]] = None
+        self._answer: Optional[asyncio.Future[Any]] = None
+        self._on_note: Optional[Callable[[dict[str, Any]], None]] = None
+        self.on_end: Optional[Callable[[Connection], None]] = None
+        self.pid = 0
+        self.max_send = max_frame
+        self.notice: Optional[dict[str, Any]] = None
+        self.broken: Optional[str] = None
+        self.ended = False
+        self.checkouts = 0
+        #: How many calls have been sent.
+        self.calls = 0
+
+    @classmethod
+    async def open(cls, address: Address, name: str, max_frame: int) -> Connection:
+        """Connects, and exchanges greetings with the new worker."""
+        loop = asyncio.get_running_loop()
+        connection = cls(max_frame)
+        connection._greeting = loop.create_future()
+        if address.path is not None:
+            await loop.create_unix_connection(lambda: connection, address.path)
+        else:
+            await loop.create_connection(lambda: connection, address.host, address.port)
+        hello = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame}
+        try:
+            connection._write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
+            await connection._greeting
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def send_call(
+        self, body: bytes, on_note: Optional[Callable[[dict[str, Any]], None]]
+    ) -> asyncio.Future[Any]:
+        """Sends a call; gives its result, or a CallError. At the connection's end the future is
+        cancelled, and says nothing: see ``notice`` and ``broken``."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._on_note = on_note
+        self.calls += 1
+        if self.ended:
+            self._answer.cancel()
+        else:
+            self._write(_wire.frame(body, self.max_send))
+        return self._answer
+
+    def send_done(self) -> None:
+        """Says that the checkout is over."""
+        self._write(_wire.frame(_wire.encode([_wire.DONE, {}])))
+
+    def close(self) -> None:
+        """Closes the connection; a worker that runs a call is killed by its server."""
+        self.ended = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._decoder.feed(data)
+        try:
+            while not self.ended:
+                message = self._decoder.next()
+                if message is None:
+                    return
+                self._take(message)
+        except _wire.WireError as error:
+            self._break(str(error))
+
+    def connection_lost(self, _: Optional[Exception]) -> None:
+        self.ended = True
+        if self._greeting is not None and not self._greeting.done():
+            self._greeting.set_exception(
+                ConnectionError("the server closed the connection before its greeting")
+            )
+        if self._answer is not None and not self._answer.done():
+            self._answer.cancel()
+        if self.on_end is not None:
+            self.on_end(self)
+
+    def _break(self, why: str) -> None:
+        self.broken = why
+        if self._greeting is not None and not self._greeting.done():
+            self._greeting.set_exception(ConnectionError(why))
+        self.close()
+
+    def _take(self, message: list[Any]) -> None:
+        kind, meta = message[0], message[1]
+        if self._greeting is not None and not self._greeting.done():
+            if kind == _wire.HELLO:
+                self.pid = int(meta.get("pid", 0))
+                self.max_send = min(self.max_send, int(meta.get("max_frame", self.max_send)))
+                self._greeting.set_result(None)
+            elif kind == _wire.ERROR and len(message) == 3:
+                said = message[2].get("message", "no reason")
+                self._greeting.set_exception(ConnectionError(f"the server refused: {said}"))
+            else:
+                self._break("the first message is no hello")
+        elif kind == _wire.DEATH:
+            self.notice = meta
+            self.close()
+        elif kind == _wire.NOTES:
+            if self._on_note is not None and isinstance(meta.get("ld"), dict):
+                self._on_note(meta["ld"])
+        elif kind in (_wire.OK, _wire.ERROR) and len(message) == 3:
+            if self._answer is None or self._answer.done():
+                self._break("the worker sent an answer that nobody asked for")
+            elif kind == _wire.OK:
+                self._answer.set_result(message[2])
+            else:
+                self._answer.set_exception(error_of(message[2]))
+        else:
+            self._break(f"no message of kind {kind} is expected")
+
+
+def error_of(body: Any) -> Exception:
+    """The error that a message tells of."""
+    if not isinstance(body, dict):
+        return ProtocolError("an error that is no map")
+    message = str(body.get("message", ""))
+    causes = [str(cause) for cause in body.get("causes", [])]
+    kind, stack = body.get("kind"), body.get("stack")
+    made: CallError
+    if kind == "interface":
+        made = InterfaceError(message, causes, body.get("value"), stack)
+    elif kind == "panic":
+        place = (str(body["file"]), body.get("line", 0), body.get("column", 0)) if "file" in body else None
+        made = PanicError(message, place, stack)
+    elif kind == "method":
+        made = UnknownMethod(message, [str(name) for name in body.get("known", [])])
+    elif kind == "arguments":
+        made = ArgumentsError(message)
+    elif kind == "result":
+        made = ResultError(message)
+    elif kind == "setup":
+        made = SetupError(message, causes)
+    else:
+        return ProtocolError(f"an error of the unknown kind `{kind}`: {message}")
+    return made

@@ -1,0 +1,588 @@
+"""Calls from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Any, Callable, Coroutine, Deque, Generator, Generic, Optional, TypeVar, Union
+
+from . import _wire
+from ._connection import Address, Connection
+from .errors import (
+    Aborted,
+    ArgumentsError,
+    CallError,
+    CannotConnect,
+    Dropped,
+    Error,
+    FatalError,
+    Overloaded,
+    ProtocolError,
+    TimedOut,
+    WorkerDied,
+)
+
+_FIRST_RETRY, _LAST_RETRY = 0.005, 1.0
+#: For how long after its end a call waits for the news of its worker's death.
+_NEWS_WAIT = 1.0
+#: After so many deaths in ``setup`` a checkout is told.
+_MOST_SETUP_DEATHS = 3
+
+T = TypeVar("T")
+
+
+class _Unset:
+    pass
+
+
+_UNSET = _Unset()
+Timeout = Union[float, None, _Unset]
+OnLog = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How many workers and waiting checkouts there are now."""
+
+    idle: int
+    busy: int
+    connecting: int
+    queued: int
+
+
+class Client:
+    """A pool of connections to the workers of one server.
+
+    ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT``. ``min_workers`` are kept connected, and never
+    more than ``max_workers``. ``timeout`` are the seconds that each call has, counted from when it
+    is made, None for no limit; after ``grace`` more its worker is killed. A worker is replaced after
+    ``max_checkouts``, and after any error unless ``dont_refork_after_error`` is set. With ``max_queue``
+    checkouts waiting, another one ends with ``Overloaded``.
+
+    Make it where the event loop runs, and close it, or use it in an ``async with``.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        name: str = "taskfork",
+        min_workers: Optional[int] = None,
+        max_workers: int = 20,
+        timeout: Optional[float] = 30.0,
+        grace: float = 0.1,
+        max_checkouts: Optional[int] = None,
+        max_queue: Optional[int] = None,
+        dont_refork_after_error: bool = False,
+        connect_timeout: float = 5.0,
+        max_frame: int = _wire.DEFAULT_LIMIT,
+    ) -> None:
+        if max_workers < 1:
+            raise ValueError("max_workers is 0: a client needs one worker at least")
+        if min_workers is None:
+            min_workers = min(2, max_workers)
+        if min_workers > max_workers:
+            raise ValueError(f"max_workers {max_workers} is below min_workers {min_workers}")
+        if max_checkouts is not None and max_checkouts < 1:
+            raise ValueError("max_checkouts is 0: a worker serves one checkout at least")
+        self._address = Address(address)
+        self._name = name
+        self._min, self._max = min_workers, max_workers
+        self._timeout, self._grace = timeout, grace
+        self._max_checkouts, self._max_queue = max_checkouts, max_queue
+        self._keep_after_error = dont_refork_after_error
+        self._connect_timeout, self._max_frame = connect_timeout, max_frame
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[Connection] = []
+        self._held: set[Connection] = set()
+        self._connecting = 0
+        self._waiting: OrderedDict[asyncio.Future[Connection], None] = OrderedDict()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._delay = 0.0
+        self._retry_at = 0.0
+        self._retry: Optional[asyncio.TimerHandle] = None
+        self._unreachable: Optional[tuple[float, str]] = None
+        self._closed = False
+        self._fill()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all checkouts and closes all connections."""
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        for waiter in list(self._waiting):
+            waiter.cancel()
+        for connection in [*self._idle, *self._held]:
+            connection.close()
+        self._idle.clear()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def checkout(self, *, timeout: Timeout = _UNSET, log: Optional[OnLog] = None) -> Checkout:
+        """Takes a worker, or a place in the queue for one; returns at once. ``timeout`` is that of
+        each of its calls. ``log`` is given each Log::Defer message of the worker, as a dict."""
+        limit = self._timeout if isinstance(timeout, _Unset) else timeout
+        return Checkout(self, limit, log)
+
+    def call(self, method: str, *args: Any) -> Call[Any]:
+        """A checkout of one call."""
+        checkout = self.checkout()
+        call = checkout.call(method, *args)
+        checkout.release()
+        return call
+
+    def invoke(self, *args: Any) -> Call[Any]:
+        """A checkout of one call that names no method."""
+        checkout = self.checkout()
+        call = checkout.invoke(*args)
+        checkout.release()
+        return call
+
+    def stats(self) -> Stats:
+        """How many workers and waiting checkouts there are now."""
+        return Stats(len(self._idle), len(self._held), self._connecting, len(self._waiting))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _ask(self, first: bool = False) -> asyncio.Future[Connection]:
+        """A worker, now or in turn."""
+        worker: asyncio.Future[Connection] = self._loop.create_future()
+        if self._closed:
+            worker.set_exception(Aborted("the client is closed", may_have_run=False))
+            return worker
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.ended:
+                self._held.add(connection)
+                worker.set_result(connection)
+                return worker
+        if self._max_queue is not None and len(self._waiting) >= self._max_queue:
+            worker.set_exception(Overloaded(self._max_queue))
+            return worker
+        self._waiting[worker] = None
+        if first:
+            self._waiting.move_to_end(worker, last=False)
+        self._fill()
+        return worker
+
+    def _give_up(self, worker: asyncio.Future[Connection]) -> None:
+        """Whoever waited does so no more; a worker that it was given in this instant goes on."""
+        if self._waiting.pop(worker, _UNSET) is _UNSET:
+            if worker.done() and not worker.cancelled() and worker.exception() is None:
+                self._offer(worker.result())
+        else:
+            worker.cancel()
+
+    def _release(self, connection: Connection, keep: bool) -> None:
+        """A checkout is over."""
+        if not connection.ended:
+            connection.send_done()
+        connection.checkouts += 1
+        spent = self._max_checkouts is not None and connection.checkouts >= self._max_checkouts
+        if not keep or spent or connection.ended or self._closed:
+            self._lose(connection)
+        else:
+            self._delay = 0.0
+            self._offer(connection)
+
+    def _offer(self, connection: Connection) -> None:
+        self._held.discard(connection)
+        while self._waiting:
+            waiter, _ = self._waiting.popitem(last=False)
+            if not waiter.done():
+                self._held.add(connection)
+                waiter.set_result(connection)
+                return
+        self._idle.append(connection)
+
+    def _lose(self, connection: Connection) -> None:
+        self._held.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if connection._transport is not None and not connection.ended:
+            # What was said last is still sent.
+            connection.ended = True
+            connection._transport.close()
+        else:
+            connection.close()
+        self._fill()
+
+    def _ended(self, connection: Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+            if connection.checkouts == 0:
+                self._failed("its workers end before they are used")
+        self._fill()
+
+    def _fill(self) -> None:
+        """Connects as many workers as are needed."""
+        if self._closed:
+            return
+        now = self._loop.time()
+        while True:
+            there = len(self._idle) + len(self._held) + self._connecting
+            wanted = max(len(self._held) + len(self._waiting), self._min)
+            if there >= min(wanted, self._max):
+                return
+            if self._delay > 0.0:
+                if self._connecting > 0:
+                    return
+                if now < self._retry_at:
+                    if self._retry is None or self._retry.cancelled():
+                        self._retry = self._loop.call_at(self._retry_at, self._again)
+                    return
+            self._connecting += 1
+            self._spawn(self._connect())
+
+    def _again(self) -> None:
+        self._retry = None
+        self._fill()
+
+    async def _connect(self) -> None:
+        try:
+            connecting = Connection.open(self._address, self._name, self._max_frame)
+            connection = await asyncio.wait_for(connecting, self._connect_timeout)
+        except asyncio.TimeoutError:
+            self._failed(f"the server did not greet within {self._connect_timeout:g} seconds")
+        except (OSError, _wire.WireError) as error:
+            self._failed(str(error))
+        else:
+            self._unreachable, self._delay = None, 0.0
+            self._connecting -= 1
+            connection.on_end = self._ended
+            self._offer(connection)
+            self._fill()
+            return
+        self._connecting -= 1
+        self._fill()
+
+    def _failed(self, reason: str) -> None:
+        since = time.monotonic() if self._unreachable is None else self._unreachable[0]
+        self._unreachable = (since, reason)
+        self._delay = min(max(self._delay * 2, _FIRST_RETRY), _LAST_RETRY)
+        self._retry_at = self._loop.time() + self._delay
+
+
+class Call(Generic[T]):
+    """A call that has been made; awaiting it gives its result. It runs whether it is awaited or not.
+    ``cancel`` removes it if its turn has not come."""
+
+    def __init__(self, future: asyncio.Future[T], label: str) -> None:
+        self._future = future
+        self._label = label
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._future.__await__()
+
+    def cancel(self) -> None:
+        """Nobody wants it any more."""
+        self._future.cancel()
+
+    def done(self) -> bool:
+        """Whether there is a result, or an error."""
+        return self._future.done()
+
+
+@dataclass
+class _Entry:
+    method: Optional[str]
+    args: Optional[tuple[Any, ...]]
+    future: asyncio.Future[Any]
+    deadline: Optional[float]
+
+    @property
+    def label(self) -> str:
+        if self.args is None:
+            return "the wait for a worker"
+        return "the call without a method" if self.method is None else f"the call of `{self.method}`"
+
+
+class Checkout:
+    """Holds one worker exclusively, or a place in the queue for one, until it is released: by
+    ``release``, or at the end of an ``async with``. Calls run in the order in which they are made.
+
+    When a call fails, those queued behind it are dropped unrun, and the checkout is usable again. A
+    fatal error ends it: every later call has that error. A checkout released while a call runs lets
+    it finish, if somebody still waits for it, and otherwise has it end with its worker.
+    """
+
+    def __init__(self, client: Client, timeout: Optional[float], log: Optional[OnLog]) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._log = log
+        self._entries: Deque[_Entry] = deque()
+        self._wake = asyncio.Event()
+        self._open = True
+        self._fatal: Optional[FatalError] = None
+        self._running: Optional[_Entry] = None
+        self._connection: Optional[Connection] = None
+        self._tainted = self._used = False
+        # The place is taken now, and not when the first call is made.
+        self._worker: Optional[asyncio.Future[Connection]] = client._ask()
+        self._task = client._spawn(self._run())
+        self._task.add_done_callback(lambda _: self._over())
+
+    async def __aenter__(self) -> Checkout:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self.release()
+
+    def call(self, method: str, *args: Any) -> Call[Any]:
+        """Calls a method. The call takes its place in the queue now."""
+        return self._make(method, args)
+
+    def invoke(self, *args: Any) -> Call[Any]:
+        """Makes a call that names no method."""
+        return self._make(None, args)
+
+    def ready(self) -> Call[None]:
+        """Waits, in turn with the calls, until a worker is there."""
+        return self._make(None, None)
+
+    def throw_fatal_error(self, message: str) -> None:
+        """Ends the checkout: the call that runs and all others fail with ``message``, and the worker
+        is killed if it runs a call."""
+        self._end(Aborted(message, may_have_run=self._running is not None))
+
+    def release(self) -> None:
+        """Gives the worker back once all calls that are awaited have ended."""
+        self._open = False
+        # One that nobody waits for any more ends with its worker.
+        if self._running is not None and self._running.future.cancelled():
+            self._end(Aborted("the checkout was released", may_have_run=True))
+        self._wake.set()
+
+    def _make(self, method: Optional[str], args: Optional[tuple[Any, ...]]) -> Call[Any]:
+        future: asyncio.Future[Any] = self._client._loop.create_future()
+        # An error that nobody asks for is nobody's.
+        future.add_done_callback(lambda it: None if it.cancelled() else it.exception())
+        deadline = None
+        if self._timeout is not None:
+            deadline = self._client._loop.time() + self._timeout
+        entry = _Entry(method, args, future, deadline)
+        call: Call[Any] = Call(future, entry.label)
+        if self._fatal is not None:
+            future.set_exception(self._fatal)
+            return call
+        self._entries.append(entry)
+        self._wake.set()
+        if deadline is not None:
+            handle = self._client._loop.call_at(deadline, self._expire, entry)
+            future.add_done_callback(lambda _: handle.cancel())
+        future.add_done_callback(lambda it: self._dropped(entry) if it.cancelled() else None)
+        return call
+
+    def _dropped(self, entry: _Entry) -> None:
+        if entry is self._running:
+            if not self._open:
+                self._end(Aborted("the call was cancelled", may_have_run=True))
+        else:
+            self._wake.set()
+
+    def _expire(self, entry: _Entry) -> None:
+        """The time of a call is over: one that has a worker is waited for until that is dead."""
+        if entry.future.done():
+            return
+        if entry is self._running:
+            wait = self._client._grace + _NEWS_WAIT
+            self._client._loop.call_later(wait, self._give_up_on, entry)
+        elif self._connection is None:
+            self._end(self._too_late())
+        elif self._running is None or self._running.deadline is None:
+            self._end(self._timed_out(False))
+
+    def _give_up_on(self, entry: _Entry) -> None:
+        if not entry.future.done():
+            self._end(self._timed_out(True))
+
+    def _too_late(self) -> FatalError:
+        after = self._timeout or 0.0
+        unreachable = self._client._unreachable
+        if unreachable is not None:
+            since, reason = unreachable
+            return CannotConnect(
+                self._client._address.text, reason, time.monotonic() - since, after
+            )
+        return TimedOut(after, "while waiting for a worker", may_have_run=False)
+
+    def _timed_out(self, ran: bool, notice: Optional[dict[str, Any]] = None) -> TimedOut:
+        notice = notice or {}
+        return TimedOut(
+            self._timeout or 0.0,
+            "while running",
+            may_have_run=ran,
+            stack=notice.get("stack"),
+            stderr=notice.get("stderr"),
+        )
+
+    def _end(self, fatal: FatalError) -> None:
+        """Ends the checkout with an error."""
+        if self._fatal is not None:
+            return
+        self._fatal = fatal
+        running, self._running = self._running, None
+        entries = ([] if running is None else [running]) + list(self._entries)
+        self._entries.clear()
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_exception(fatal)
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+            self._client._lose(connection)
+        self._task.cancel()
+
+    def _over(self) -> None:
+        """The task has ended, however that was."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            self._client._give_up(worker)
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            keep = not self._tainted or self._client._keep_after_error
+            self._client._release(connection, keep)
+        if self._fatal is None and self._client._closed:
+            self._fatal = Aborted("the client is closed", may_have_run=False)
+        for entry in self._entries:
+            if not entry.future.done():
+                entry.future.set_exception(self._fatal or Aborted("the checkout was released"))
+        self._entries.clear()
+
+    async def _run(self) -> None:
+        setup_deaths = 0
+        while True:
+            try:
+                assert self._worker is not None
+                self._connection = await self._worker
+                self._worker = None
+            except Error as error:
+                self._worker = None
+                self._end(error if isinstance(error, FatalError) else Aborted(str(error)))
+                return
+            ending = await self._serve(self._connection)
+            if ending is None:
+                return
+            # The worker is gone: another takes its place if it has begun nothing.
+            connection, self._connection = self._connection, None
+            self._client._lose(connection)
+            notice = connection.notice
+            if notice is not None and notice.get("during") == "setup":
+                setup_deaths += 1
+            begun = int(notice.get("calls", 0)) >= connection.calls if notice else True
+            hopeless = setup_deaths >= _MOST_SETUP_DEATHS
+            if connection.broken is None and not begun and not self._used and not hopeless:
+                if self._running is not None:
+                    self._entries.appendleft(self._running)
+                    self._running = None
+                self._worker = self._client._ask(first=True)
+                continue
+            if connection.broken is not None:
+                self._end(ProtocolError(connection.broken))
+            elif notice is not None and notice.get("timed_out"):
+                self._end(self._timed_out(True, notice))
+            else:
+                ran = ending and begun
+                self._end(WorkerDied(connection.pid, notice, may_have_run=ran))
+            return
+
+    async def _serve(self, connection: Connection) -> Optional[bool]:
+        """Runs calls until nobody wants any more. When the worker ends, tells whether that was in
+        a call."""
+        while True:
+            while not self._entries:
+                if not self._open:
+                    return None
+                self._wake.clear()
+                ended = await self._wait_for_call(connection)
+                if ended:
+                    return False
+            entry = self._entries.popleft()
+            if entry.future.done():
+                continue
+            if entry.args is None:
+                entry.future.set_result(None)
+                continue
+            body = self._encode(entry)
+            if body is None:
+                continue
+            self._running = entry
+            answer = connection.send_call(body, self._log)
+            try:
+                result = await answer
+            except asyncio.CancelledError:
+                if answer.cancelled() and connection.ended:
+                    return True
+                raise
+            except ProtocolError as error:
+                self._end(error)
+                return None
+            except CallError as error:
+                self._used = True
+                self._fail(entry, error)
+            else:
+                self._used = True
+                self._running = None
+                if not entry.future.done():
+                    entry.future.set_result(result)
+
+    async def _wait_for_call(self, connection: Connection) -> bool:
+        """Waits for a call, or for the connection's end; tells whether that has come."""
+        on_end = connection.on_end
+
+        def wake(ended: Connection) -> None:
+            if on_end is not None:
+                on_end(ended)
+            self._wake.set()
+
+        connection.on_end = wake
+        try:
+            if not connection.ended:
+                await self._wake.wait()
+        finally:
+            connection.on_end = on_end
+        return connection.ended
+
+    def _encode(self, entry: _Entry) -> Optional[bytes]:
+        loop = self._client._loop
+        meta: dict[str, Any] = {}
+        if entry.deadline is not None:
+            meta["timeout"] = max(0, int((entry.deadline - loop.time()) * 1e6))
+            meta["grace"] = int(self._client._grace * 1e6)
+        if self._log is not None:
+            meta["log"] = 40
+        try:
+            body = _wire.encode([_wire.CALL, meta, entry.method, list(entry.args or ())])
+            limit = self._connection.max_send if self._connection else self._client._max_frame
+            if len(body) > limit:
+                said = f"a frame of {len(body)} bytes is over the limit of {limit}"
+                raise _wire.EncodeError(said)
+            return body
+        except _wire.EncodeError as error:
+            self._fail(entry, ArgumentsError(str(error)), ran=False)
+            return None
+
+    def _fail(self, entry: _Entry, error: CallError, ran: bool = True) -> None:
+        """A call has failed: those behind it are dropped unrun."""
+        self._running = None
+        self._tainted = self._tainted or ran
+        entries, self._entries = self._entries, deque()
+        if not entry.future.done():
+            entry.future.set_exception(error)
+        for behind in entries:
+            if not behind.future.done():
+                behind.future.set_exception(Dropped(entry.label))
