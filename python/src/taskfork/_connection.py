@@ -43,7 +43,8 @@ class Connection(asyncio.Protocol):
     """What is sent and received on one connection. ``notice`` is what the server said of the
     worker's death."""
 
-    def __init__(self, max_frame: int) -> None:
+    def __init__(self, max_frame: int, is_unix: bool) -> None:
+        self._is_unix = is_unix
         self._decoder = _wire.Decoder(max_frame)
         self._transport: Optional[asyncio.Transport] = None
         self._greeting: Optional[asyncio.Future[None]] = None
@@ -55,6 +56,8 @@ class Connection(asyncio.Protocol):
         self.notice: Optional[dict[str, Any]] = None
         self.broken: Optional[str] = None
         self.ended = False
+        #: What was sent last was not read by the worker.
+        self.unread = False
         self.checkouts = 0
         #: How many calls have been sent.
         self.calls = 0
@@ -63,8 +66,10 @@ class Connection(asyncio.Protocol):
     async def open(cls, address: Address, name: str, max_frame: int) -> Connection:
         """Connects, and exchanges greetings with the new worker."""
         loop = asyncio.get_running_loop()
-        connection = cls(max_frame)
+        connection = cls(max_frame, address.path is not None)
         connection._greeting = loop.create_future()
+        # Whoever has given up asks no more.
+        connection._greeting.add_done_callback(lambda it: it.cancelled() or it.exception())
         if address.path is not None:
             await loop.create_unix_connection(lambda: connection, address.path)
         else:
@@ -121,8 +126,10 @@ class Connection(asyncio.Protocol):
         except _wire.WireError as error:
             self._break(str(error))
 
-    def connection_lost(self, _: Optional[Exception]) -> None:
+    def connection_lost(self, error: Optional[Exception]) -> None:
         self.ended = True
+        # Through TCP an answer may have been lost with that.
+        self.unread = self._is_unix and isinstance(error, (ConnectionResetError, BrokenPipeError))
         if self._greeting is not None and not self._greeting.done():
             self._greeting.set_exception(
                 ConnectionError("the server closed the connection before its greeting")

@@ -100,6 +100,7 @@ class Client:
         self._connecting = 0
         self._waiting: OrderedDict[asyncio.Future[Connection], None] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._checkouts: set[Checkout] = set()
         self._delay = 0.0
         self._retry_at = 0.0
         self._retry: Optional[asyncio.TimerHandle] = None
@@ -118,8 +119,8 @@ class Client:
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
-        for waiter in list(self._waiting):
-            waiter.cancel()
+        for checkout in list(self._checkouts):
+            checkout._end(Aborted("the client is closed", may_have_run=checkout._running is not None))
         for connection in [*self._idle, *self._held]:
             connection.close()
         self._idle.clear()
@@ -335,6 +336,7 @@ class Checkout:
         self._worker: Optional[asyncio.Future[Connection]] = client._ask()
         self._task = client._spawn(self._run())
         self._task.add_done_callback(lambda _: self._over())
+        client._checkouts.add(self)
 
     async def __aenter__(self) -> Checkout:
         return self
@@ -445,13 +447,18 @@ class Checkout:
             connection, self._connection = self._connection, None
             connection.close()
             self._client._lose(connection)
+        self._leave_queue()
         self._task.cancel()
 
-    def _over(self) -> None:
-        """The task has ended, however that was."""
+    def _leave_queue(self) -> None:
         if self._worker is not None:
             worker, self._worker = self._worker, None
             self._client._give_up(worker)
+
+    def _over(self) -> None:
+        """The task has ended, however that was."""
+        self._client._checkouts.discard(self)
+        self._leave_queue()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             keep = not self._tainted or self._client._keep_after_error
@@ -467,7 +474,8 @@ class Checkout:
         setup_deaths = 0
         while True:
             try:
-                assert self._worker is not None
+                if self._worker is None:
+                    return
                 self._connection = await self._worker
                 self._worker = None
             except Error as error:
@@ -483,7 +491,8 @@ class Checkout:
             notice = connection.notice
             if notice is not None and notice.get("during") == "setup":
                 setup_deaths += 1
-            begun = int(notice.get("calls", 0)) >= connection.calls if notice else True
+            calls = connection.calls
+            begun = int(notice.get("calls", 0)) >= calls if notice else not connection.unread
             hopeless = setup_deaths >= _MOST_SETUP_DEATHS
             if connection.broken is None and not begun and not self._used and not hopeless:
                 if self._running is not None:

@@ -1,0 +1,134 @@
+"""The workers of the tests. The first argument says which."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any, Optional
+
+from taskfork.worker import DeadlineExceeded, logger, remaining, serve
+
+done = 0
+cleaned = []
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def checkouts() -> int:
+    return done
+
+
+def boom(message: str) -> None:
+    try:
+        {}["key"]
+    except KeyError as error:
+        raise ValueError(message) from error
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def clean_up_late(seconds: float) -> None:
+    try:
+        time.sleep(seconds)
+    except DeadlineExceeded:
+        logger().warn("cleaning up")
+        raise RuntimeError("interrupted, and cleaned up") from None
+
+
+def hang() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    threading.Event().wait()
+
+
+def exit_now(code: int) -> None:
+    os._exit(code)
+
+
+def segv() -> None:
+    sys.stderr.write("about to crash\n")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def left() -> Optional[float]:
+    return remaining()
+
+
+def log() -> str:
+    logging.getLogger("app").info("about to compute")
+    with logger().timer("computing"):
+        time.sleep(0.02)
+    logger().warn("odd", {"n": 1})
+    logger().data("k", "v")
+    logging.getLogger("app").debug("not unless wanted")
+    return "logged"
+
+
+def chatter() -> None:
+    print("on standard output")
+    logger().info("x" * 10000)
+
+
+def buffer(length: int) -> memoryview:
+    return memoryview(bytearray(b"x" * length))
+
+
+def unencodable() -> Any:
+    return object()
+
+
+FUNCTIONS = [
+    echo, add, pid, checkouts, boom, sleep, clean_up_late, hang, exit_now, segv, left, log, chatter,
+    buffer, unencodable,
+]  # fmt: skip
+
+
+def checkout_done() -> None:
+    global done
+    done += 1
+
+
+class Counter:
+    """An interface with a state."""
+
+    def __init__(self, start: int) -> None:
+        self._count = start
+
+    def next(self) -> int:
+        self._count += 1
+        return self._count
+
+
+setups = 0
+
+
+def setup_second_time() -> int:
+    global setups
+    setups += 1
+    if setups == 1:
+        raise OSError("no licence")
+    return 40
+
+
+which = sys.argv[1]
+if which == "functions":
+    serve(FUNCTIONS, checkout_done=checkout_done)
+elif which == "object":
+    serve(Counter, setup=setup_second_time)
+elif which == "any":
+    serve(lambda method, *args: [method, *args])
