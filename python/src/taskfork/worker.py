@@ -55,7 +55,7 @@ def serve(
     the method's name (or None) and the arguments of every call, or an object whose public methods can
     be called; a class is instantiated, with what ``setup`` returns if there is one. ``setup`` runs
     once before the first call; its error is that of the first call, and the next one tries again.
-    ``checkout_done`` runs whenever a checkout is over.
+    ``checkout_done`` runs whenever a checkout is over; an object may have a method of that name instead.
 
     An exception is the error of its call, with its causes and its traceback. Records of ``logging``,
     and what is written to :func:`logger`, arrive in the caller's log. Without a connection in the
@@ -229,8 +229,7 @@ class _Worker:
             if received[0] == _wire.CALL and len(received) == 4:
                 self._serve(received)
             elif received[0] == _wire.DONE:
-                if self._checkout_done is not None and self._interface is not None:
-                    self._checkout_done()
+                self._clean_up()
             else:
                 raise _wire.WireError(f"no message of kind {received[0]} is expected")
 
@@ -240,6 +239,14 @@ class _Worker:
         if inspect.isclass(given):
             given = given(*([made] if self._setup is not None else []))
         self._interface = _Calls(given)
+
+    def _clean_up(self) -> None:
+        if self._interface is None:
+            return
+        if self._checkout_done is not None:
+            self._checkout_done()
+        elif self._interface.checkout_done is not None:
+            self._interface.checkout_done()
 
     def _serve(self, message: list[Any]) -> None:
         global _deadline
@@ -304,7 +311,11 @@ class _Worker:
         while cause is not None and len(causes) < 20:
             causes.append(_line(cause))
             cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-        stack = "".join(traceback.format_tb(error.__traceback__)[-30:])
+        raised = error.__traceback__
+        while raised is not None and raised.tb_frame.f_code.co_filename == __file__:
+            # What is the interface's own begins behind this.
+            raised = raised.tb_next
+        stack = "".join(traceback.format_tb(raised)[-30:])
         body = {"kind": kind, "message": _line(error), "causes": causes, "stack": stack}
         try:
             return self._frame([_wire.ERROR, {}, body])
@@ -350,7 +361,7 @@ class _Calls:
 
     def __init__(self, given: Any) -> None:
         self._any: Optional[Callable[..., Any]] = None
-        self._object: Any = None
+        self.checkout_done: Optional[Callable[[], Any]] = None
         self._named: dict[str, Callable[..., Any]] = {}
         if isinstance(given, Mapping):
             self._named = dict(given)
@@ -362,6 +373,7 @@ class _Calls:
             names = (name for name in dir(given) if not name.startswith("_"))
             methods = ((name, getattr(given, name)) for name in names)
             self._named = {name: method for name, method in methods if callable(method)}
+            self.checkout_done = self._named.pop("checkout_done", None)
 
     def find(self, method: Optional[str]) -> tuple[Optional[Callable[..., Any]], list[str]]:
         if self._any is not None:

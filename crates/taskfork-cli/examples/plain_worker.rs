@@ -1,0 +1,76 @@
+//! A worker in plain Rust, without any of taskfork's crates: JSON on the descriptor that it is given.
+//!
+//! ```text
+//! cargo build -p taskfork-cli --example plain_worker
+//! taskfork serve --protocol json --listen unix:/tmp/plain.sock -- target/debug/examples/plain_worker
+//! ```
+
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+fn main() -> ExitCode {
+    let descriptor = std::env::var("TASKFORK_FD").ok().and_then(|number| number.parse().ok());
+    let Some(descriptor) = descriptor else {
+        eprintln!(
+            "start it by `taskfork serve --protocol json --listen unix:PATH -- plain_worker`"
+        );
+        return ExitCode::from(2);
+    };
+    match serve(&mut connection(descriptor)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("plain_worker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn connection(descriptor: RawFd) -> UnixStream {
+    // SAFETY: whoever has set the variable has opened the descriptor for this program alone.
+    unsafe { UnixStream::from_raw_fd(descriptor) }
+}
+
+fn serve(connection: &mut UnixStream) -> std::io::Result<()> {
+    let mut incoming = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let length = connection.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        incoming.extend_from_slice(&buffer[..length]);
+        // The stream may be cut anywhere.
+        let mut messages = serde_json::Deserializer::from_slice(&incoming).into_iter::<Value>();
+        let (mut used, mut answers) = (0, String::new());
+        while let Some(Ok(message)) = messages.next() {
+            used = messages.byte_offset();
+            // `["dn", {}]` says that the checkout is done, and has no answer.
+            if message[0] == "do" {
+                answers += &answer(&message).to_string();
+            }
+        }
+        incoming.drain(..used);
+        connection.write_all(answers.as_bytes())?;
+    }
+}
+
+fn answer(call: &Value) -> Value {
+    let log = json!({"start": 0.0, "logs": [[0.0, 30, "asked", call[2]]]});
+    match (call[2].as_str(), &call[3]) {
+        (Some("echo"), value) => json!(["ok", {}, value]),
+        (Some("pid"), _) => json!(["ok", {}, std::process::id()]),
+        (Some("logged"), value) => json!(["ok", {"ld": log}, value]),
+        (Some("sleep"), milliseconds) => {
+            let milliseconds = milliseconds.as_u64().unwrap_or(0);
+            std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+            json!(["ok", {}, null])
+        }
+        (Some("abort"), _) => std::process::abort(),
+        (other, _) => json!(["er", {}, format!("no method {}", other.unwrap_or("given"))]),
+    }
+}

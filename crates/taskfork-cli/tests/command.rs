@@ -1,0 +1,346 @@
+//! The command as people and scripts use it, on servers of its own.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(missing_docs, reason = "nothing here is for users")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use assert_cmd::Command as Tried;
+use predicates::prelude::*;
+use predicates::str::{contains, is_match, starts_with};
+use serde_json::Value;
+
+fn taskfork() -> Tried {
+    Tried::new(env!("CARGO_BIN_EXE_taskfork"))
+}
+
+/// The worker of these tests, which is built with them.
+fn worker() -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_taskfork")).parent().unwrap();
+    folder.join("examples/plain_worker")
+}
+
+/// A server that ends with the test.
+struct Server {
+    folder: tempfile::TempDir,
+    program: Child,
+}
+
+impl Server {
+    fn start(options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
+        command.args(["serve", "--protocol", "json", "--listen", &address(folder.path())]);
+        command.args(options).arg("--").arg(worker());
+        Self::run(folder, command)
+    }
+
+    fn run(folder: tempfile::TempDir, mut command: Command) -> Self {
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let program = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
+        let server = Self { folder, program };
+        until("the server", || server.log().contains("listening at"));
+        server
+    }
+
+    fn address(&self) -> String {
+        address(self.folder.path())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    fn call(&self, words: &[&str]) -> Tried {
+        let mut command = taskfork();
+        command.arg("call").arg(self.address()).args(words);
+        command
+    }
+
+    fn status(&self) -> Value {
+        let mut command = taskfork();
+        let out = command.args(["top", &self.address(), "--once", "--json"]).output().unwrap();
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.program.id().cast_signed()).unwrap();
+        // It may have been ended by the test.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.program.wait().unwrap();
+    }
+}
+
+fn address(folder: &Path) -> String {
+    format!("unix:{}", folder.join("s").display())
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn arguments_are_json_and_so_is_the_result() {
+    let server = Server::start(&[]);
+    for (argument, printed) in [
+        ("word", "\"word\"\n"),
+        ("7", "7\n"),
+        ("-7", "-7\n"),
+        ("\"7\"", "\"7\"\n"),
+        ("[1,{\"a\":null}]", "[1,{\"a\":null}]\n"),
+    ] {
+        server.call(&["echo", argument]).assert().success().stdout(printed);
+    }
+    server.call(&["echo", "-"]).write_stdin("{\"b\": 1}").assert().success().stdout("{\"b\":1}\n");
+    server.call(&["echo", "-"]).write_stdin("two\nlines").assert().stdout("\"two\\nlines\"\n");
+    server.call(&["echo", "--raw", "word"]).assert().stdout("word");
+    server.call(&["echo", "-", "-"]).assert().code(2).stderr(contains("only one argument"));
+}
+
+#[test]
+fn exit_statuses_tell_errors_apart() {
+    let server = Server::start(&[]);
+    let error = server.call(&["nothing"]).assert().code(1);
+    error.stdout("").stderr("taskfork: no method nothing\n");
+    let death = server.call(&["abort"]).assert().code(3);
+    death.stderr(contains("was killed by SIGABRT during a call"));
+    let late = server.call(&["sleep", "20000", "--timeout", "200ms"]).assert().code(3);
+    late.stderr(contains("timed out after 0.2 seconds").and(contains("give it more time")));
+    taskfork().args(["call"]).assert().code(2);
+    taskfork()
+        .args(["call", "somewhere", "x"])
+        .assert()
+        .code(2)
+        .stderr(contains("write unix:PATH"));
+    let nobody = ["call", "unix:/nonexistent/s", "x", "--timeout", "100ms"];
+    taskfork().args(nobody).assert().code(3).stderr(
+        contains("no server answered").and(contains("start the server, or check the address")),
+    );
+}
+
+#[test]
+fn the_report_says_all_that_is_known() {
+    let server = Server::start(&[]);
+    let error = server.call(&["nothing", "--verbose"]).assert().code(1);
+    error.stderr(contains("taskfork -> nothing"));
+}
+
+#[test]
+fn logs_are_drawn_on_standard_error() {
+    let server = Server::start(&[]);
+    let call = server.call(&["logged", "7", "--log"]).assert().success().stdout("7\n");
+    call.stderr(contains("info  asked \"logged\"").or(contains("info  asked logged")));
+}
+
+#[test]
+fn calls_are_repeated_by_many_at_a_time() {
+    let server = Server::start(&[]);
+    let words = ["pid", "--repeat", "20", "--concurrency", "4"];
+    let out = server.call(&words).output().unwrap();
+    let out = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(out.lines().count(), 20, "{out}");
+    let mut pids: Vec<_> = out.lines().collect();
+    pids.sort_unstable();
+    pids.dedup();
+    assert!((2..=4).contains(&pids.len()), "{pids:?}");
+    server.call(&["pid", "--concurrency", "0"]).assert().code(2);
+}
+
+#[test]
+fn either_protocol_reaches_the_same_worker() {
+    let server = Server::start(&[]);
+    server.call(&["--protocol", "json", "echo", "é"]).assert().success().stdout("\"é\"\n");
+}
+
+#[test]
+fn status_for_people_scripts_and_prometheus() {
+    let server = Server::start(&["--name", "plain", "--spare-workers", "1", "--max-workers", "5"]);
+    until("a spare worker", || server.status()["workers"][0]["state"] == "spare");
+    let status = server.status();
+    assert_eq!((&status["name"], &status["max_workers"]), (&"plain".into(), &5.into()));
+    let people = taskfork().args(["status", &server.address()]).assert().success();
+    people.stdout(starts_with("plain (process ").and(is_match("spare  ").unwrap()));
+    let metrics = taskfork().args(["status", &server.address(), "--metrics"]).assert().success();
+    metrics.stdout(contains("taskfork_server_workers{server=\"plain\",state=\"spare\"} 1"));
+    taskfork().args(["status", "tcp:host:1"]).assert().code(2).stderr(contains("--status-socket"));
+    taskfork().args(["status", "/nonexistent"]).assert().code(3);
+}
+
+#[test]
+fn every_option_of_the_server_can_be_given() {
+    let server = Server::start(&[
+        "--name=all",
+        "--hung-worker-timeout=0",
+        "--shutdown-grace=1s",
+        "--stall-timeout=5",
+        "--spare-workers=1",
+        "--max-workers=10",
+        "--max-calls=3",
+        "--max-age=1h",
+        "--max-idle=10m",
+        "--max-memory=1GiB",
+        "--limit=open-files=100",
+        "--limit=core-size=0",
+        "--niceness=5",
+        "--oom-score-adj=100",
+        "--socket-mode=660",
+        "--max-frame=1MiB",
+        "--stderr=inherit",
+        "--busy-poll=off",
+    ]);
+    let pids: Vec<_> = (0..4)
+        .map(|_| String::from_utf8(server.call(&["pid"]).output().unwrap().stdout).unwrap())
+        .collect();
+    assert!(pids.iter().all(|pid| pid.trim().parse::<u32>().is_ok()), "{pids:?}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(server.folder.path().join("s")).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o660);
+}
+
+#[test]
+fn a_program_that_is_not_there_is_told_at_once() {
+    let mut command = taskfork();
+    command.args(["serve", "--listen", "unix:/tmp/never", "--", "no-such-program"]);
+    command.assert().code(2).stderr(contains("there is no program `no-such-program`"));
+    let none = taskfork().args(["serve", "--listen", "unix:/tmp/never"]).assert();
+    none.code(2);
+    let limit = ["serve", "--limit", "cpu-tim=1", "--listen", "unix:/tmp/never", "--", "true"];
+    taskfork().args(limit).assert().code(2).stderr(contains("did you mean `cpu-time`?"));
+    let wrong = ["serve", "--max-memory", "much", "--listen", "unix:/tmp/never", "--", "true"];
+    taskfork().args(wrong).assert().code(2).stderr(contains("such as 64KiB"));
+}
+
+fn config(folder: &Path, text: &str) -> String {
+    let path = folder.join("pools.toml");
+    let worker = worker().display().to_string();
+    let text = text.replace("FOLDER", &folder.display().to_string()).replace("WORKER", &worker);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_file_has_several_pools() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = config(
+        folder.path(),
+        r#"
+        [pool.one]
+        listen = "unix:FOLDER/s"
+        protocol = "json"
+        command = ["WORKER"]
+        max_workers = 3
+        hung_worker_timeout = "1m"
+        limit = { cpu_time = 60, address_space = "4GiB" }
+
+        [pool.two]
+        listen = "unix:FOLDER/t"
+        protocol = "json"
+        command = ["WORKER"]
+        max_age = 3600
+        "#,
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
+    command.args(["serve", "--config", &file]);
+    let mut server = Server::run(folder, command);
+    let two = format!("unix:{}", server.folder.path().join("t").display());
+    until("both", || server.log().matches("listening at").count() == 2);
+    server.call(&["echo", "1"]).assert().success();
+    taskfork().args(["call", &two, "echo", "2"]).assert().success().stdout("2\n");
+    assert_eq!(
+        (&server.status()["name"], &server.status()["max_workers"]),
+        (&"one".into(), &3.into())
+    );
+    // Both end with the command.
+    let pid = rustix::process::Pid::from_raw(server.program.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(server.program.wait().unwrap().success());
+    for name in ["s", "t"] {
+        assert!(!server.folder.path().join(name).exists(), "{name} is left");
+    }
+}
+
+#[test]
+fn mistakes_in_a_file_are_told_with_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    for (text, said) in [
+        (
+            "[pool.one]\nlisten = \"unix:FOLDER/s\"\nmax_worker = 3\n",
+            ":3: unknown field `max_worker`",
+        ),
+        ("[pool.one]\nmax_worker = 3\n", "did you mean `max_workers`?"),
+        ("[pool.one]\nlimit = { cpu_tme = 3 }\n", "did you mean `cpu_time`?"),
+        ("[pol.one]\n", "did you mean `pool`?"),
+        ("[pool.one]\nmax_age = \"soon\"\n", ":2: `soon` is no time"),
+        ("[pool.one]\nlisten = \"unix:FOLDER/s\"\n", "pool.one has no `command`"),
+        ("[pool.one]\nlisten = 7\n", ":2: invalid type: integer `7`, expected a string"),
+        ("[pool]\n", "has no pool"),
+        ("[pool.one\n", ":1: "),
+        (
+            "[pool.one]\nlisten=\"unix:FOLDER/s\"\ncommand=[\"nothing-like-it\"]",
+            "there is no program",
+        ),
+    ] {
+        let file = config(folder.path(), text);
+        let tried = taskfork().args(["serve", "--config", &file]).assert().code(2);
+        tried.stderr(contains(said));
+    }
+    let missing = ["serve", "--config", "/nonexistent.toml"];
+    taskfork().args(missing).assert().code(2).stderr(contains("cannot read /nonexistent.toml"));
+}
+
+#[test]
+fn a_load_is_measured() {
+    let server = Server::start(&[]);
+    let words = ["bench", &server.address(), "echo", "x", "--calls", "200", "--json"];
+    let out = taskfork().args(words).output().unwrap();
+    assert!(out.status.success());
+    let measured: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&measured["calls"], &measured["failed"]), (&200.into(), &0.into()));
+    let times = &measured["times_us"];
+    assert!(times["p50"].as_f64().unwrap() > 0.0);
+    assert!(times["p99"].as_f64() <= times["max"].as_f64());
+    let words = ["bench", &server.address(), "echo", "x", "--calls", "50"];
+    let drawn = taskfork().args(words).assert().success();
+    drawn.stdout(contains("50 calls in").and(contains("p99.9")).and(contains("█")));
+    let words = ["bench", &server.address(), "nothing", "--calls", "5"];
+    taskfork()
+        .args(words)
+        .assert()
+        .code(1)
+        .stderr(contains("5 calls failed; the first: no method"));
+}
+
+#[test]
+fn messages_of_log_defer_are_drawn_or_made_a_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let message =
+        r#"{"start":1700000000,"end":0.1,"timers":[["query",0.05,0.1]],"logs":[[0.01,30,"go"]]}"#;
+    let drawn = taskfork().arg("logs").write_stdin(message).assert().success();
+    drawn.stdout(contains("2023-11-14T22:13:20").and(contains("query")).and(contains("info  go")));
+    let trace = folder.path().join("trace.json");
+    let trace = trace.to_str().unwrap();
+    taskfork().args(["logs", "--trace", trace]).write_stdin(message).assert().success();
+    let written: Value = serde_json::from_str(&std::fs::read_to_string(trace).unwrap()).unwrap();
+    assert!(written["traceEvents"].as_array().is_some_and(|events| !events.is_empty()));
+    let wrong = taskfork().arg("logs").write_stdin("{}\nno\n").assert().code(1);
+    wrong.stderr(contains("of the lines are no Log::Defer messages; line 1: "));
+    taskfork().args(["logs", "/nonexistent"]).assert().code(2);
+}
+
+#[test]
+fn completions_and_the_manual_page_are_made() {
+    for shell in ["bash", "zsh", "fish"] {
+        let made = taskfork().args(["completions", shell]).assert().success();
+        made.stdout(contains("taskfork"));
+    }
+    let page = taskfork().arg("man").assert().success();
+    page.stdout(contains(".TH taskfork").and(contains("hung\\-worker\\-timeout")));
+}

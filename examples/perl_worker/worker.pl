@@ -1,0 +1,55 @@
+#!/usr/bin/env perl
+# A worker in plain Perl, with modules that every Perl has:
+#     taskfork serve --protocol json --listen unix:/tmp/words.sock -- perl examples/perl_worker/worker.pl
+#     taskfork call unix:/tmp/words.sock count 'the quick fox and the lazy dog'
+use strict;
+use warnings;
+use JSON::PP;
+use Time::HiRes qw(time);
+
+my ( %kept, @lines );
+my $start = time;
+
+sub note { my ( $level, @items ) = @_; push @lines, [ time - $start, $level, @items ] }
+
+my %interface = (
+    echo => sub { $_[0] },
+    add  => sub { $_[0] + $_[1] },
+    pid  => sub { $$ },
+    exit => sub { exit $_[0] },
+    boom => sub { die "$_[0]\n" },
+    count => sub {
+        my %count;
+        $count{ lc $_ }++ for $_[0] =~ /\w+/g;
+        note( 30, 'counted', scalar keys %count );
+        return \%count;
+    },
+    keep  => sub { $kept{ $_[0] } = $_[1]; return },
+    known => sub { [ sort keys %kept ] },
+);
+
+open my $connection, '+<&=', $ENV{TASKFORK_FD}
+  or die "start it by: taskfork serve --protocol json --listen unix:PATH -- perl $0\n";
+my $json = JSON::PP->new->utf8->allow_nonref;
+my $incoming = JSON::PP->new->utf8;
+
+while ( sysread $connection, my $bytes, 65536 ) {
+    # The incremental parser finds where each message ends, however the stream is cut.
+    $incoming->incr_parse($bytes);
+    while ( my $message = $incoming->incr_parse ) {
+        my ( $kind, undef, $method, @arguments ) = @$message;
+        if ( $kind eq 'dn' ) { %kept = (); next }    # The checkout is done.
+        ( $start, @lines ) = (time);
+        my $value = eval {
+            my $code = $interface{ $method // '' } or die "no method $method\n";
+            $code->(@arguments);
+        };
+        my @answer = $@ ? ( 'er', $@ ) : ( 'ok', $value );
+        my $meta = @lines ? { ld => { start => $start, logs => \@lines } } : {};
+        my $answer = $json->encode( [ $answer[0], $meta, $answer[1] ] );
+        while ( length $answer ) {
+            my $wrote = syswrite( $connection, $answer ) // die "cannot answer: $!\n";
+            substr( $answer, 0, $wrote, '' );
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! A program in Rust whose workers are a program in Python: `worker.py` beside this file.
+//!
+//! ```text
+//! python3 -m venv target/venv && target/venv/bin/pip install ./python
+//! PATH="$PWD/target/venv/bin:$PATH" cargo run --example python_worker
+//! ```
+
+use std::path::Path;
+
+use log_defer::{Log, Style, timeline};
+use serde::Deserialize;
+use taskfork::{Blob, BoxError, Client, Executable, Server};
+
+#[derive(Debug, Deserialize)]
+struct Found {
+    name: String,
+    digest: String,
+}
+
+fn main() -> Result<(), BoxError> {
+    let worker = Path::new(env!("CARGO_MANIFEST_DIR")).join("python_worker/worker.py");
+    // Before any thread: the server is a copy of this process, and starts a Python for each worker.
+    let server = Server::fork(|server| {
+        let python = Executable::new("python3").arg(worker);
+        server.name("documents").spare_workers(1).executable(python).run()
+    })?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let client = Client::builder().address(server.address()).max_workers(4).build()?;
+        if let Err(error) = client.call::<()>("clear", ()).await {
+            return Err(error.report().to_string().into());
+        }
+
+        let log = Log::new(|message| print!("{}", timeline(&message, Style::for_stdout())));
+        let checkout = client.checkout().log(&log);
+        checkout.call::<()>("begin", ()).await?;
+        for name in ["one", "two", "three"] {
+            let data = Blob::from(name.repeat(1000).into_bytes());
+            let digest: String = checkout.call("put", (name, data)).await?;
+            println!("{name}: {digest}");
+        }
+        checkout.call::<()>("commit", ()).await?;
+        drop((checkout, log));
+
+        // What was not committed is rolled back when the checkout ends.
+        let checkout = client.checkout();
+        checkout.call::<()>("begin", ()).await?;
+        checkout.call::<String>("put", ("four", "not for long")).await?;
+        drop(checkout);
+
+        match client.call::<String>("put", ("one", "again")).await {
+            Ok(_) => println!("stored twice"),
+            Err(error) => println!("\nan exception: {error}\n{}", error.report()),
+        }
+        let found: Vec<Found> = client.call("find", ("",)).await?;
+        let names: Vec<_> =
+            found.iter().map(|one| format!("{} {:.8}", one.name, one.digest)).collect();
+        println!("\nthere is {}", names.join(", "));
+        let data: Blob = client.call("get", ("two",)).await?;
+        println!("two has {} bytes", data.len());
+        Ok(())
+    })
+}

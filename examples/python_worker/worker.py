@@ -1,0 +1,62 @@
+"""A store of documents in SQLite: what a Python program would run in its own process, as workers.
+
+    taskfork serve --listen unix:/tmp/documents.sock -- python3 examples/python_worker/worker.py
+    taskfork call unix:/tmp/documents.sock put greeting hello
+    taskfork call unix:/tmp/documents.sock find gree
+"""
+
+import hashlib
+import logging
+import os
+import sqlite3
+import tempfile
+from typing import Dict, List, Optional, Union
+
+from taskfork.worker import serve
+
+PATH = os.environ.get("DOCUMENTS", os.path.join(tempfile.gettempdir(), "taskfork-documents.db"))
+
+
+class Documents:
+    """Each worker has a connection of its own; a checkout is a transaction."""
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect(PATH, isolation_level=None, timeout=5)
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS document (name TEXT PRIMARY KEY, digest TEXT, data BLOB)"
+        )
+
+    def begin(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        self._database.execute("COMMIT")
+
+    def put(self, name: str, data: Union[bytes, str]) -> str:
+        """Stores a document; gives its SHA-256."""
+        data = data.encode() if isinstance(data, str) else data
+        digest = hashlib.sha256(data).hexdigest()
+        logging.info("%s has %d bytes", name, len(data))
+        self._database.execute("INSERT INTO document VALUES (?, ?, ?)", (name, digest, data))
+        return digest
+
+    def get(self, name: str) -> Optional[bytes]:
+        query = "SELECT data FROM document WHERE name = ?"
+        row = self._database.execute(query, (name,)).fetchone()
+        return None if row is None else row[0]
+
+    def find(self, beginning: str) -> List[Dict[str, str]]:
+        query = "SELECT name, digest FROM document WHERE substr(name, 1, ?) = ? ORDER BY name"
+        rows = self._database.execute(query, (len(beginning), beginning))
+        return [{"name": name, "digest": digest} for name, digest in rows]
+
+    def clear(self) -> None:
+        self._database.execute("DELETE FROM document")
+
+    def checkout_done(self) -> None:
+        # What a checkout has left open is not for the next one.
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+
+
+serve(Documents)
