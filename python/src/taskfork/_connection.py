@@ -91,10 +91,9 @@ class Connection(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         self._on_note = on_note
         self.calls += 1
-        if self.ended:
+        if not self._write(_wire.frame(body, self.max_send)):
+            self.ended = self.unread = True
             self._answer.cancel()
-        else:
-            self._write(_wire.frame(body, self.max_send))
         return self._answer
 
     def send_done(self) -> None:
@@ -107,9 +106,12 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+    def _write(self, data: bytes) -> bool:
+        """Sends something, unless the connection is over."""
+        if self.ended or self._transport is None or self._transport.is_closing():
+            return False
+        self._transport.write(data)
+        return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -129,7 +131,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Optional[Exception]) -> None:
         self.ended = True
         # Through TCP an answer may have been lost with that.
-        self.unread = self._is_unix and isinstance(error, (ConnectionResetError, BrokenPipeError))
+        is_reset = isinstance(error, (ConnectionResetError, BrokenPipeError))
+        self.unread = self.unread or self._is_unix and is_reset
         if self._greeting is not None and not self._greeting.done():
             self._greeting.set_exception(
                 ConnectionError("the server closed the connection before its greeting")

@@ -252,6 +252,10 @@ impl<S: 'static> Worker<'_, S> {
             return Err(Leave::Useless);
         }
         self.slot.enter(Phase::Spare)?;
+        if self.slot.is_to_retire() {
+            // Told so while it set up.
+            return Err(Leave::Quietly);
+        }
         loop {
             match sys::receive_descriptor(line, RecvFlags::empty()) {
                 Ok(Received::Descriptor(socket)) => {

@@ -18,6 +18,7 @@ trials! {
     spares_are_used_when_there_can_be_no_other_worker,
     a_spare_that_is_too_old_is_replaced,
     spares_end_with_their_server,
+    one_that_is_set_up_while_its_server_shuts_down_ends_with_it,
     a_spare_is_like_any_other_worker,
     a_setup_that_fails_is_tried_again_later_and_later,
 }
@@ -50,6 +51,22 @@ pub(crate) fn failing(server: ServerBuilder) -> Result<(), ServerError> {
     server
         .spare_workers(3)
         .setup(|| Err::<(), _>("no licence"))
+        .interface(Methods::new().function("pid", || Ok(std::process::id())))
+        .run()
+}
+
+/// Its workers set up until the file is there, and would be given an hour at a shutdown.
+pub(crate) fn slow(server: ServerBuilder, file: &str) -> Result<(), ServerError> {
+    let file = std::path::PathBuf::from(file);
+    server
+        .spare_workers(1)
+        .shutdown_grace(Duration::from_secs(3600))
+        .setup(move || {
+            while !file.exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok::<_, BoxError>(())
+        })
         .interface(Methods::new().function("pid", || Ok(std::process::id())))
         .run()
 }
@@ -131,6 +148,22 @@ async fn spares_end_with_their_server() {
         until("all are gone", || spares.iter().all(|&pid| is_gone(pid))).await;
         server.close();
     }
+}
+
+async fn one_that_is_set_up_while_its_server_shuts_down_ends_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, file) = (address_in(&folder), folder.path().join("go"));
+    let program = roles::start(&["serve_slow_spares", &address, &file.display().to_string()]);
+    let status = folder.path().join("s.status");
+    let read = || ServerStatus::read(&status).ok();
+    until("a spare that sets up", || {
+        read().is_some_and(|status| status.workers.iter().any(|worker| worker.state == "setup"))
+    })
+    .await;
+    signal(program.pid(), libc::SIGTERM);
+    until("the shutdown", || read().is_none_or(|status| !status.accepting)).await;
+    std::fs::write(file, "").unwrap();
+    assert!(program.end().await.success());
 }
 
 async fn a_spare_is_like_any_other_worker() {

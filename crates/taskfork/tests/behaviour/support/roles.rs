@@ -82,6 +82,9 @@ pub(crate) fn plays() -> bool {
         ["serve_executable", address] => {
             print_error(crate::executable::server(Server::builder().listen(address)));
         }
+        ["serve_slow_spares", address, file] => {
+            print_error(crate::spares::slow(Server::builder().listen(address), file));
+        }
         ["serve_perl", address] => {
             print_error(crate::perl::server(Server::builder().listen(address)));
         }

@@ -1,0 +1,88 @@
+"""The full-screen view, in a real terminal."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import uuid
+from typing import Any, Iterator
+
+import pytest
+from conftest import TASKFORK, is_gone, until
+
+import taskfork.blocking
+
+
+class Terminal:
+    """A terminal of tmux that runs one program."""
+
+    def __init__(self, command: list[str]) -> None:
+        if shutil.which("tmux") is None:
+            pytest.fail("there is no tmux: install it to test the full-screen view")
+        self._socket = f"taskfork-{uuid.uuid4().hex}"
+        size = ["-x", "120", "-y", "30"]
+        self._tmux("new-session", "-d", "-s", "top", *size, *command)
+
+    def _tmux(self, *words: str) -> str:
+        command = ["tmux", "-L", self._socket, "-f", "/dev/null", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout
+
+    @property
+    def screen(self) -> str:
+        return self._tmux("capture-pane", "-p", "-t", "top")
+
+    def type(self, key: str) -> None:
+        self._tmux("send-keys", "-t", "top", key)
+
+    def is_over(self) -> bool:
+        return self._tmux("list-sessions") == ""
+
+    def end(self) -> None:
+        self._tmux("kill-server")
+
+
+@pytest.fixture
+def top(playground: Any) -> Iterator[tuple[Any, Terminal]]:
+    server = playground("--name", "faults", "--spare-workers", "1")
+    command = [str(TASKFORK), "top", server.address, "--interval", "100ms"]
+    terminal = Terminal(command)
+    yield server, terminal
+    terminal.end()
+
+
+def test_workers_are_shown_dismissed_and_killed(top: Any) -> None:
+    server, terminal = top
+    until("the first screen", lambda: "faults (process" in terminal.screen)
+    with taskfork.blocking.Client(server.address, min_workers=0, max_workers=1) as client:
+        with client.checkout() as checkout:
+            busy = checkout.queue("spin", 60)
+            until("the busy worker", lambda: " busy " in terminal.screen)
+            until("its method", lambda: " spin " in terminal.screen)
+            until("its processor time", lambda: bool(re.search(r"spin .* \d\d+%", terminal.screen)))
+            assert "d dismiss it" in terminal.screen
+            assert "memory" in terminal.screen
+            terminal.type("k")
+            until("what was done", lambda: "was killed" in terminal.screen)
+            with pytest.raises(taskfork.WorkerDied, match="was killed by SIGKILL"):
+                busy.wait()
+        pid = client.call("pid")
+        until("the idle worker", lambda: " idle " in terminal.screen)
+        until("the death in the head", lambda: "signaled 1" in terminal.screen)
+        # The worker that has been there longest comes first.
+        terminal.type("d")
+        until("what was done", lambda: "leaves when its checkout is done" in terminal.screen)
+        until("its end", lambda: is_gone(pid))
+        until("the count", lambda: "dismissed 1" in terminal.screen)
+    terminal.type("q")
+    until("the end", terminal.is_over)
+
+
+def test_a_server_that_goes_is_told(top: Any) -> None:
+    server, terminal = top
+    until("the first screen", lambda: "faults (process" in terminal.screen)
+    server.stop()
+    until("the message", lambda: "the server does not answer" in terminal.screen)
+    terminal.type("C-c")
+    until("the end", terminal.is_over)
