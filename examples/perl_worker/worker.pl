@@ -7,17 +7,15 @@ use warnings;
 use JSON::PP;
 use Time::HiRes qw(time);
 
-my ( %kept, @lines );
-my $start = time;
-
+my ( $start, %kept, @lines );
 sub note { my ( $level, @items ) = @_; push @lines, [ time - $start, $level, @items ] }
 
 my %interface = (
-    echo => sub { $_[0] },
-    add  => sub { $_[0] + $_[1] },
-    pid  => sub { $$ },
-    exit => sub { exit $_[0] },
-    boom => sub { die "$_[0]\n" },
+    echo  => sub { $_[0] },
+    add   => sub { $_[0] + $_[1] },
+    pid   => sub { $$ },
+    exit  => sub { exit $_[0] },
+    boom  => sub { die "$_[0]\n" },
     count => sub {
         my %count;
         $count{ lc $_ }++ for $_[0] =~ /\w+/g;
@@ -31,25 +29,30 @@ my %interface = (
 open my $connection, '+<&=', $ENV{TASKFORK_FD}
   or die "start it by: taskfork serve --protocol json --listen unix:PATH -- perl $0\n";
 my $json = JSON::PP->new->utf8->allow_nonref;
-my $incoming = JSON::PP->new->utf8;
 
-while ( sysread $connection, my $bytes, 65536 ) {
-    # The incremental parser finds where each message ends, however the stream is cut.
-    $incoming->incr_parse($bytes);
-    while ( my $message = $incoming->incr_parse ) {
-        my ( $kind, undef, $method, @arguments ) = @$message;
-        if ( $kind eq 'dn' ) { %kept = (); next }    # The checkout is done.
-        ( $start, @lines ) = (time);
-        my $value = eval {
-            my $code = $interface{ $method // '' } or die "no method $method\n";
-            $code->(@arguments);
-        };
-        my @answer = $@ ? ( 'er', $@ ) : ( 'ok', $value );
-        my $meta = @lines ? { ld => { start => $start, logs => \@lines } } : {};
-        my $answer = $json->encode( [ $answer[0], $meta, $answer[1] ] );
-        while ( length $answer ) {
-            my $wrote = syswrite( $connection, $answer ) // die "cannot answer: $!\n";
-            substr( $answer, 0, $wrote, '' );
-        }
+sub answer {
+    my ( $kind, undef, $method, @arguments ) = @{ $json->decode( $_[0] ) };
+    if ( $kind eq 'dn' ) { %kept = (); return }    # The checkout is done.
+    ( $start, @lines ) = (time);
+    my $value = eval {
+        my $code = $interface{ $method // '' } or die "no method $method\n";
+        $code->(@arguments);
+    };
+    my $meta = @lines ? { ld => { start => $start, logs => \@lines } } : {};
+    my $answer = $json->encode( $@ ? [ 'er', $meta, $@ ] : [ 'ok', $meta, $value ] );
+    while ( length $answer ) {
+        my $wrote = syswrite( $connection, $answer ) // die "cannot answer: $!\n";
+        substr( $answer, 0, $wrote, '' );
     }
+}
+
+my ( $text, $at, $depth ) = ( '', 0, 0 );
+while ( sysread $connection, $text, 65536, length $text ) {
+    # A message ends where its outermost bracket closes, however the stream is cut.
+    pos($text) = $at;
+    while ( $text =~ /\G(?:"(?:[^"\\]++|\\.)*+"|[^][{}"]++|([[{])|([]}]))/gcs ) {
+        $depth += $1 ? 1 : $2 ? -1 : 0;
+        answer( substr $text, 0, pos($text), '' ), pos($text) = 0 if $2 && !$depth;
+    }
+    $at = pos($text) // 0;
 }

@@ -51,6 +51,11 @@ def clean_up_late(seconds: float) -> None:
         raise RuntimeError("interrupted, and cleaned up") from None
 
 
+def spin() -> None:
+    while True:
+        pass
+
+
 def hang() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     threading.Event().wait()
@@ -93,7 +98,7 @@ def unencodable() -> Any:
 
 
 FUNCTIONS = [
-    echo, add, pid, checkouts, boom, sleep, clean_up_late, hang, exit_now, segv, left, log, chatter,
+    echo, add, pid, checkouts, boom, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
     buffer, unencodable,
 ]  # fmt: skip
 

@@ -483,10 +483,11 @@ class Checkout:
                 self._end(error if isinstance(error, FatalError) else Aborted(str(error)))
                 return
             ending = await self._serve(self._connection)
-            if ending is None:
+            if ending is None or self._fatal is not None:
                 return
             # The worker is gone: another takes its place if it has begun nothing.
             connection, self._connection = self._connection, None
+            assert connection is not None
             self._client._lose(connection)
             notice = connection.notice
             if notice is not None and notice.get("during") == "setup":
