@@ -1,11 +1,14 @@
 //! `taskfork serve`: a program as workers, or the pools of a file, each a server of its own.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, set_child_subreaper,
+    set_parent_process_death_signal, waitpid,
+};
 use taskfork::{BusyPoll, Executable, Limit, Protocol, Server, ServerBuilder, ServerError, Stderr};
 
 use crate::config::{self, Pool};
@@ -48,8 +51,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
                 return Err(Failure::usage(format!("{} has no pool `{name}`", file.display()))
                     .hint(format!("there is {known}")));
             };
-            // It ends with the command that has started it.
-            set_parent_process_death_signal(Some(Signal::TERM)).map_err(io::Error::from)?;
+            end_with_parent()?;
             serve(pool)
         }
         None if pools.len() == 1 => pools.into_values().try_for_each(serve),
@@ -160,16 +162,20 @@ impl config::LimitOf {
     }
 }
 
-/// A server a pool, until all have ended. SIGTERM, SIGINT and SIGHUP are passed on; one that fails
-/// ends all.
-fn serve_all(file: &std::path::Path, names: Vec<String>) -> Result<(), Failure> {
+/// A server a pool, until all have ended, those that have taken over from the first ones included.
+/// SIGTERM, SIGINT and SIGHUP are passed on; one that fails ends all.
+fn serve_all(file: &Path, names: Vec<String>) -> Result<(), Failure> {
+    // A server that hands over to another leaves it to this process.
+    set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
     let program = std::env::current_exe()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut servers: Vec<(String, Child)> = Vec::new();
+    let mut pools = BTreeMap::new();
     for name in names {
         let mut command = Command::new(&program);
         command.arg("serve").arg("--config").arg(file).args(["--pool", &name]);
-        servers.push((name, command.spawn()?));
+        command.env(PARENT, std::process::id().to_string());
+        // It is reaped with all others.
+        pools.insert(command.spawn()?.id(), name);
     }
     runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
@@ -179,44 +185,58 @@ fn serve_all(file: &std::path::Path, names: Vec<String>) -> Result<(), Failure> 
         let mut hang_up = signal(SignalKind::hangup())?;
         let mut child = signal(SignalKind::child())?;
         let mut failed = None;
-        while !servers.is_empty() {
-            let pass_on = tokio::select! {
-                _ = terminate.recv() => Some(Signal::TERM),
-                _ = interrupt.recv() => Some(Signal::INT),
-                _ = hang_up.recv() => Some(Signal::HUP),
-                _ = child.recv() => None,
-            };
-            let mut ended = Vec::new();
-            for (name, server) in &mut servers {
-                if let Some(status) = server.try_wait()? {
-                    ended.push((name.clone(), status));
+        loop {
+            while let Some((pid, status)) = match waitpid(None, WaitOptions::NOHANG) {
+                Ok(ended) => ended,
+                // There is none any more.
+                Err(_) => return failed.map_or(Ok(()), Err),
+            } {
+                if let (Some(how), None) = (bad_end(status), &failed) {
+                    let pid = pid.as_raw_nonzero().get().unsigned_abs();
+                    let pool = pools.get(&pid).map_or("a pool's new server".to_owned(), |name| {
+                        format!("the server of pool `{name}`")
+                    });
+                    let failure = Failure::fatal(format!("{pool} {how}"));
+                    failed = Some(failure.hint("its own message stands above"));
+                    tell_all(Signal::TERM);
                 }
             }
-            servers.retain(|(name, _)| !ended.iter().any(|(gone, _)| gone == name));
-            let bad = ended.into_iter().find(|(_, status)| !status.success());
-            if let Some(signal) = pass_on {
-                tell(&servers, signal);
-            }
-            if let (Some((name, status)), None) = (bad, &failed) {
-                let how = match (status.code(), status.signal()) {
-                    (Some(code), _) => format!("exited with status {code}"),
-                    (None, signal) => format!("was killed by signal {}", signal.unwrap_or(0)),
-                };
-                failed = Some(format!("the server of pool `{name}` {how}"));
-                tell(&servers, Signal::TERM);
-            }
-        }
-        match failed {
-            Some(what) => Err(Failure::fatal(what).hint("its own message stands above")),
-            None => Ok(()),
+            let pass_on = tokio::select! {
+                _ = terminate.recv() => Signal::TERM,
+                _ = interrupt.recv() => Signal::INT,
+                _ = hang_up.recv() => Signal::HUP,
+                _ = child.recv() => continue,
+            };
+            tell_all(pass_on);
         }
     })
 }
 
-fn tell(servers: &[(String, Child)], signal: Signal) {
-    for (_, server) in servers {
-        let pid = Pid::from_raw(server.id().cast_signed());
-        // One that has just ended needs no signal.
-        pid.into_iter().for_each(|pid| kill_process(pid, signal).unwrap_or(()));
+/// In what way a server has failed, if it has.
+fn bad_end(status: WaitStatus) -> Option<String> {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(0), _) => None,
+        (Some(code), _) => Some(format!("exited with status {code}")),
+        (None, signal) => Some(format!("was killed by signal {}", signal.unwrap_or(0))),
     }
+}
+
+fn tell_all(signal: Signal) {
+    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    let pids = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    // One that has just ended needs no signal.
+    pids.for_each(|pid| kill_process(pid, signal).unwrap_or(()));
+}
+
+/// The variable that tells the server of a pool which process it belongs to.
+const PARENT: &str = "TASKFORK_PARENT";
+
+/// The server of a pool ends with the command that has started it. One that takes over from such a server
+/// has that for its parent at first, and must not end with it.
+fn end_with_parent() -> io::Result<()> {
+    let parent = std::env::var(PARENT).ok().and_then(|pid| pid.parse().ok());
+    if parent.is_some() && parent == getppid().map(|parent| parent.as_raw_nonzero().get()) {
+        set_parent_process_death_signal(Some(Signal::TERM))?;
+    }
+    Ok(())
 }

@@ -258,6 +258,18 @@ fn a_file_has_several_pools() {
         (&server.status()["name"], &server.status()["max_workers"]),
         (&"one".into(), &3.into())
     );
+    // Each hands over to a new server, with the command still there.
+    let pid = rustix::process::Pid::from_raw(server.program.id().cast_signed()).unwrap();
+    let first = server.status()["pid"].clone();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    until("four servers in all", || server.log().matches("listening at").count() == 4);
+    until("the first one's end", || {
+        !Path::new(&format!("/proc/{first}")).exists()
+            && server.log().matches("shutting").count() == 2
+    });
+    server.call(&["echo", "1"]).assert().success();
+    taskfork().args(["call", &two, "echo", "2"]).assert().success().stdout("2\n");
+    assert!(server.program.try_wait().unwrap().is_none());
     // Both end with the command.
     let pid = rustix::process::Pid::from_raw(server.program.id().cast_signed()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

@@ -12,6 +12,8 @@
 
 #[path = "../src/client/pool.rs"]
 mod pool;
+#[path = "pure/mod.rs"]
+mod pure;
 #[path = "../src/client/queue.rs"]
 mod queue;
 
@@ -23,7 +25,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use pool::{CheckedOut, Limits, Overload, Pool, Released};
 use taskfork::{BoxError, Client, Methods, Server, ServerBuilder, ServerError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -205,34 +206,14 @@ fn echo_for_ever() {
 /// a push and a pop on a queue of that length behind a lock.
 fn pool_work(name: &'static str, waiting: u64) -> Figure {
     const BATCH: u32 = 20_000;
-    let mut pool = Pool::new(Limits {
-        min_workers: 0,
-        max_workers: 1,
-        max_checkouts: None,
-        max_queue: None,
-        overload: Overload::RefuseNewest,
-    });
-    let now = Instant::now();
-    let mut held = None;
-    for number in 0..=waiting {
-        assert!(matches!(pool.check_out(|| number), CheckedOut::Place(..)));
-    }
-    let permit = pool.permit(now).unwrap();
-    if let Released::Assigned(_, lease) = pool.connected(permit, 0u64, now) {
-        held = Some(lease);
-    }
-    let pool = Mutex::new(pool);
+    let turns = Mutex::new(pure::Turns::new(waiting));
     let queue: Mutex<VecDeque<u64>> = Mutex::new((0..waiting).collect());
     let pairs = (0..200)
         .map(|_| {
             let start = Instant::now();
-            for number in 0..u64::from(BATCH) {
-                let place = pool.lock().unwrap().check_out(|| number);
-                assert!(matches!(std::hint::black_box(place), CheckedOut::Place(..)));
-                let released = pool.lock().unwrap().release(held.take().unwrap());
-                let Released::Assigned(waiter, lease) = released else { panic!("nobody waits") };
-                std::hint::black_box(waiter);
-                held = Some(lease);
+            for _ in 0..BATCH {
+                turns.lock().unwrap().wait();
+                turns.lock().unwrap().pass_on();
             }
             let ours = start.elapsed();
             let start = Instant::now();

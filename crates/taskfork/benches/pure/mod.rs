@@ -1,5 +1,6 @@
 //! The parts of a call that need nothing but the processor.
 
+use std::hint::black_box;
 use std::time::Instant;
 
 use super::pool::{CheckedOut, Lease, Limits, Overload, Pool, Released};
@@ -56,10 +57,21 @@ impl Turns {
 
     /// One more waits, and the worker goes from one to the next.
     pub fn take_one(&mut self) {
-        assert!(matches!(self.pool.check_out(|| 0), CheckedOut::Place(..)));
-        let Released::Assigned(_, lease) = self.pool.release(self.held.take().unwrap()) else {
+        self.wait();
+        self.pass_on();
+    }
+
+    /// One more waits.
+    pub fn wait(&mut self) {
+        assert!(matches!(black_box(self.pool.check_out(|| 0)), CheckedOut::Place(..)));
+    }
+
+    /// The worker goes from one to the next.
+    pub fn pass_on(&mut self) {
+        let Released::Assigned(waiter, lease) = self.pool.release(self.held.take().unwrap()) else {
             panic!("nobody waits");
         };
+        black_box(waiter);
         self.held = Some(lease);
     }
 }

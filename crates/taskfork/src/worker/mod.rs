@@ -4,6 +4,7 @@
 
 mod ahead;
 mod connection;
+mod early;
 pub(crate) mod executable;
 mod fault;
 pub(crate) mod function;

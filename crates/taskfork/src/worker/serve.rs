@@ -6,11 +6,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log_defer::Level;
-use rustix::net::{RecvFlags, SendFlags, send};
-
 use super::ahead::{self, Ahead};
 use super::connection::{Broken, Connection};
+use super::early;
 use super::fault::{Fault, guarded};
 use super::interface::{Interface, Request};
 use super::notes::{self, Notes, Wanted};
@@ -19,7 +17,7 @@ use super::scoreboard::{Order, Phase, Retirement, Slot, now};
 use crate::busy_poll::BusyPoll;
 use crate::context;
 use crate::error::Failure;
-use crate::sys::{self, Received};
+use crate::sys;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::Protocol;
 use crate::wire::WireError;
@@ -30,9 +28,7 @@ use crate::wire::native::{
 use crate::wire::parts::{self, Parted};
 use crate::wire::perl::Scanner;
 use crate::wire::request::Arguments;
-
-/// A native client has said its hello by then.
-const QUIET: Duration = Duration::from_millis(50);
+use log_defer::Level;
 
 /// An answer's buffer above this size is given back.
 const KEPT_BUFFER: usize = 1 << 20;
@@ -186,9 +182,9 @@ pub(super) struct Worker<'a, S> {
     pub(super) interface: &'a dyn Interface<S>,
     handlers: &'a Handlers<S>,
     /// What `setup` made, once it has succeeded.
-    state: Option<S>,
+    pub(super) state: Option<S>,
     /// Why it has not, until a call has been told.
-    setup_fault: Option<Fault>,
+    pub(super) setup_fault: Option<Fault>,
     limits: Limits,
     pub(super) max_answer: usize,
     ahead: Ahead,
@@ -206,7 +202,7 @@ impl<S: 'static> Worker<'_, S> {
             Socket::Awaited(line) => self.wait_for_client(&line)?,
         });
         let mut connection = Connection::new(socket.clone(), &self.limits, self.slot.clone());
-        if self.state.is_none() && !connection.is_readable_within(QUIET)? {
+        if self.state.is_none() && !connection.is_readable_within(early::QUIET)? {
             self.set_up_for_a_quiet_client()?;
         }
         match connection.read_preamble()? {
@@ -224,46 +220,6 @@ impl<S: 'static> Worker<'_, S> {
                 self.slot.enter(Phase::Setup)?;
                 let mut scanner = Scanner::default();
                 self.run(|worker| worker.serve_json(&mut connection, &mut scanner))
-            }
-        }
-    }
-
-    /// A client that says nothing speaks the protocol in which nothing is said before the first call,
-    /// for which the worker is to be ready.
-    fn set_up_for_a_quiet_client(&mut self) -> Result<(), Leave> {
-        notes::expect();
-        self.slot.leaves_told(false);
-        self.slot.enter(Phase::Setup)?;
-        self.setup_fault = self.set_up().err();
-        self.slot.leaves_told(true);
-        self.slot.enter(Phase::Greeting)?;
-        Ok(())
-    }
-
-    /// Sets up before anybody wants it.
-    fn wait_for_client(&mut self, line: &OwnedFd) -> Result<OwnedFd, Leave> {
-        notes::expect();
-        self.slot.enter(Phase::Setup)?;
-        if let Err(fault) = self.set_up() {
-            let text = fault.body().message;
-            let text = &text[..text.floor_char_boundary(sys::LONGEST_WORD)];
-            // A server that is gone needs no word.
-            let _ = send(line, text.as_bytes(), SendFlags::NOSIGNAL);
-            return Err(Leave::Useless);
-        }
-        self.slot.enter(Phase::Spare)?;
-        if self.slot.is_to_retire() {
-            // Told so while it set up.
-            return Err(Leave::Quietly);
-        }
-        loop {
-            match sys::receive_descriptor(line, RecvFlags::empty()) {
-                Ok(Received::Descriptor(socket)) => {
-                    self.slot.enter(Phase::Greeting)?;
-                    return Ok(socket);
-                }
-                Ok(Received::Nothing) => {}
-                Ok(Received::End) | Err(_) => return Err(Leave::Quietly),
             }
         }
     }
@@ -469,7 +425,7 @@ impl<S: 'static> Worker<'_, S> {
         Err(fault)
     }
 
-    fn set_up(&mut self) -> Result<(), Fault> {
+    pub(super) fn set_up(&mut self) -> Result<(), Fault> {
         self.state = Some(set_up(self.handlers)?);
         Ok(())
     }

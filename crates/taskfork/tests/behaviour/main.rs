@@ -25,6 +25,7 @@ mod logs;
 mod metrics;
 mod overload;
 mod perl;
+mod perl_client;
 mod pool;
 mod preload;
 mod recycling;
@@ -75,6 +76,7 @@ fn main() {
         metrics::trials(),
         overload::trials(),
         perl::trials(),
+        perl_client::trials(),
         pool::trials(),
         preload::trials(),
         recycling::trials(),
