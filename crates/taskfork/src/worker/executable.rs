@@ -109,7 +109,7 @@ impl Executable {
             max_frame: self.max_frame,
             scanner: (self.protocol == Protocol::Perl).then(Scanner::default),
             hello: WorkerHello::default(),
-            notes: None,
+            answer: None,
         };
         if self.protocol == Protocol::Native {
             running.greet(&self.name)?;
@@ -129,8 +129,8 @@ pub(crate) struct Running {
     /// Finds its messages, if they are JSON.
     scanner: Option<Scanner>,
     hello: WorkerHello,
-    /// What is to be read next, in the words of the native protocol.
-    notes: Option<Vec<u8>>,
+    /// The answer that came with a log, which is told first.
+    answer: Option<Vec<u8>>,
 }
 
 impl Running {
@@ -233,7 +233,7 @@ impl Running {
     fn message(&mut self) -> Result<Vec<u8>, WireError> {
         let deadline = context().deadline().filter(|_| self.hello.alarm);
         let mut told = false;
-        if let Some(answer) = self.notes.take() {
+        if let Some(answer) = self.answer.take() {
             return Ok(answer);
         }
         loop {
@@ -248,7 +248,7 @@ impl Running {
                         let message = self.inbox.split_to(place.end);
                         let (notes, answer) = perl::from_worker(&message[place.start..])?;
                         let Some(notes) = notes else { return Ok(answer) };
-                        self.notes = Some(answer);
+                        self.answer = Some(answer);
                         return Ok(notes);
                     }
                 }
