@@ -65,8 +65,8 @@ async fn an_idle_worker_ends() {
     let pid: u32 = client.call("pid", ()).await.unwrap();
     until("the idle worker is gone", || is_gone(pid)).await;
     assert!(began.elapsed() >= Duration::from_millis(100));
-    // Nobody asked for another.
-    assert!(children(server.pid()).is_empty());
+    // Nobody asked for another. This one may wait to be reaped.
+    assert!(children(server.pid()).iter().all(|&child| child == pid));
     // Work keeps one alive, whatever it takes.
     let checkout = client.checkout();
     checkout.call::<()>("sleep", (300,)).await.unwrap();
