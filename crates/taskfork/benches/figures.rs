@@ -2,20 +2,10 @@
 //! barely, in the same run, in turn. `cargo bench -p taskfork --bench figures` ends with one line a
 //! figure: `NAME ratio VALUE goal GOAL`.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run stops")]
-#![allow(
-    missing_docs,
-    unreachable_pub,
-    dead_code,
-    unused_imports,
-    reason = "pure parts of the crate are included"
-)]
+#![allow(missing_docs, reason = "nothing here is for users")]
 
-#[path = "../src/client/pool.rs"]
-mod pool;
 #[path = "pure/mod.rs"]
 mod pure;
-#[path = "../src/client/queue.rs"]
-mod queue;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};

@@ -1,20 +1,10 @@
 //! The parts of a call, each on its own: encoding and decoding, the pool, and the round trip.
 //! `cargo bench -p taskfork --bench parts`, with criterion's options behind `--`.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run stops")]
-#![allow(
-    missing_docs,
-    unreachable_pub,
-    dead_code,
-    unused_imports,
-    reason = "pure parts of the crate are included"
-)]
+#![allow(missing_docs, reason = "nothing here is for users")]
 
-#[path = "../src/client/pool.rs"]
-mod pool;
 #[path = "pure/mod.rs"]
 mod pure;
-#[path = "../src/client/queue.rs"]
-mod queue;
 
 use std::hint::black_box;
 

@@ -1,9 +1,21 @@
 //! The parts of a call that need nothing but the processor.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    unused_imports,
+    reason = "parts of the crate are included, of which a benchmark needs some"
+)]
+
+#[path = "../../src/client/pool.rs"]
+mod pool;
+#[path = "../../src/client/queue.rs"]
+mod queue;
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use super::pool::{CheckedOut, Lease, Limits, Overload, Pool, Released};
+use pool::{CheckedOut, Lease, Limits, Overload, Pool, Released};
 use taskfork::__private::bench::{decode_answer, decode_call, encode_answer, encode_call};
 
 /// What client and worker encode and decode for one call of `echo`.

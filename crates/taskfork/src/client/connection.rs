@@ -15,19 +15,17 @@ use tokio::net::{TcpStream, UnixStream};
 use super::entries::Files;
 use super::look::{Look, Looking};
 use super::outbox::Outbox;
+use super::perl::Perl;
 use super::signal::Signal;
 use crate::sys;
 use crate::wire::frame;
 use crate::wire::native;
 use crate::wire::parts::{Attached, Parted, SLICES};
-use crate::wire::perl::{self, Scanner};
+use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
 
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
-
-/// Room for a read where messages do not say how long they are: as much as there is, within these.
-const ROOM: (usize, usize) = (4 << 10, 1 << 20);
 
 /// The two kinds of sockets that tokio has.
 #[derive(Debug)]
@@ -66,13 +64,6 @@ pub(crate) struct Connection {
     look: Look,
     /// What is needed to read the other protocol, if that is spoken.
     perl: Option<Perl>,
-}
-
-/// Where the next message ends, and what the last one says in the native protocol's words.
-#[derive(Debug, Default)]
-struct Perl {
-    scanner: Scanner,
-    answer: Option<Bytes>,
 }
 
 /// What a greeting found out.
@@ -303,7 +294,7 @@ impl Connection {
     fn reserve(&mut self) {
         let room = match &self.perl {
             None => frame::room_for_next_read(&self.inbox),
-            Some(_) => self.inbox.len().clamp(ROOM.0, ROOM.1),
+            Some(_) => Perl::room_for_next_read(&self.inbox),
         };
         self.inbox.reserve(room);
     }
@@ -370,24 +361,10 @@ impl Connection {
 
     /// Takes the next message off what has been received, in the words of the native protocol.
     fn take_message(&mut self) -> Result<Option<Bytes>, WireError> {
-        let Some(perl) = &mut self.perl else {
-            return frame::take(&mut self.inbox, self.max_receive);
-        };
-        if let Some(answer) = perl.answer.take() {
-            return Ok(Some(answer));
+        match &mut self.perl {
+            None => frame::take(&mut self.inbox, self.max_receive),
+            Some(perl) => perl.take(&mut self.inbox, self.max_receive),
         }
-        let found = perl.scanner.find(&self.inbox, self.max_receive)?;
-        let Some(place) = found else { return Ok(None) };
-        let message = self.inbox.split_to(place.end);
-        let (notes, answer) = perl::from_worker(&message[place.start..])?;
-        let answer = Bytes::from(answer);
-        Ok(Some(match notes {
-            Some(notes) => {
-                perl.answer = Some(answer);
-                Bytes::from(notes)
-            }
-            None => answer,
-        }))
     }
 
     /// The next message's body.

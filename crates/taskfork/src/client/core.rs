@@ -160,15 +160,15 @@ impl Core {
         if let Err(loss) = self.part(&mut lease) {
             return self.lose(lease, loss);
         }
-        let key = lease.key();
+        let (key, said) = (lease.key(), lease.connection.unsent() == 0);
         let released = self.pool().release(lease);
-        self.see_off(key, &released);
+        self.see_off(key, said, &released);
         self.released(released)
     }
 
     /// Sends the farewell that was to go with what the next one sends, if there is none after all.
-    fn see_off(&self, key: WorkerKey, released: &Released<Connection, Arc<Lane>>) {
-        if let Released::Idle = released {
+    fn see_off(&self, key: WorkerKey, said: bool, released: &Released<Connection, Arc<Lane>>) {
+        if let (Released::Idle, false) = (released, said) {
             self.look_at_idle(key);
         }
     }
@@ -188,9 +188,9 @@ impl Core {
         if watch_idle(&mut lease).is_err() {
             return self.lose(lease, Loss::Unused);
         }
-        let key = lease.key();
+        let (key, said) = (lease.key(), lease.connection.unsent() == 0);
         let released = self.pool().decline(lease);
-        self.see_off(key, &released);
+        self.see_off(key, said, &released);
         self.released(released)
     }
 

@@ -18,6 +18,7 @@ mod look;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
 mod metrics;
 mod outbox;
+mod perl;
 mod pool;
 mod queue;
 #[cfg_attr(not(feature = "tracing"), path = "replay_off.rs")]

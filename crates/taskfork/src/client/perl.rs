@@ -1,0 +1,39 @@
+//! What a worker says in the protocol of AnyEvent::Task, taken in the words of the native one. Pure.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::wire::WireError;
+use crate::wire::perl::{self, Scanner};
+
+/// Where the next message ends, and what is still to be told of the last one.
+#[derive(Debug, Default)]
+pub(super) struct Perl {
+    scanner: Scanner,
+    /// The answer that came with a log, which is told first.
+    answer: Option<Bytes>,
+}
+
+impl Perl {
+    /// Takes the next message off the front of `inbox`; nothing while it is not there in full.
+    pub(super) fn take(
+        &mut self,
+        inbox: &mut BytesMut,
+        limit: usize,
+    ) -> Result<Option<Bytes>, WireError> {
+        if let Some(answer) = self.answer.take() {
+            return Ok(Some(answer));
+        }
+        let Some(place) = self.scanner.find(inbox, limit)? else { return Ok(None) };
+        let message = inbox.split_to(place.end);
+        let (notes, answer) = perl::from_worker(&message[place.start..])?;
+        let answer = Bytes::from(answer);
+        let Some(notes) = notes else { return Ok(Some(answer)) };
+        self.answer = Some(answer);
+        Ok(Some(Bytes::from(notes)))
+    }
+
+    /// Messages do not say how long they are: as much room as there is already, within bounds.
+    pub(super) fn room_for_next_read(inbox: &[u8]) -> usize {
+        inbox.len().clamp(4 << 10, 1 << 20)
+    }
+}
