@@ -1,6 +1,6 @@
 //! The figures that the project holds itself to, each as a ratio to its floor: the same work done
 //! barely, in the same run, in turn. `cargo bench -p taskfork --bench figures` ends with one line a
-//! figure: `NAME ratio VALUE goal GOAL`.
+//! figure: `NAME ratio VALUE goal GOAL`. With parts of names behind `--` it measures only those.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run stops")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
 const ROLE: &str = "TASKFORK_BENCH_ROLE";
+const ADDRESS: &str = "TASKFORK_BENCH_ADDRESS";
 
 /// What a call of `echo` with 64 bytes of text takes on the wire, there and back.
 const REQUEST: usize = 96;
@@ -38,23 +39,33 @@ fn main() {
         Ok("fork") => return fork_for_ever(),
         _ => {}
     }
-    taskfork::init(&[("echo", echo), ("preloaded", preloaded)]);
-    // First, while this process can still be forked.
-    let new_worker = new_worker();
-    let figures = [
-        one_call("call_one_cpu", 1.5, &[0], &[0], Peer { client: 0, peer: 0 }),
-        one_call("call_two_cpus", 1.5, &[0], &[1], Peer { client: 0, peer: 1 }),
-        one_call("call_busy_polling", 0.3, &[0, 1], &[0, 1], Peer { client: 0, peer: 1 }),
-        pool_work("pool_10_waiting", 10),
-        pool_work("pool_100000_waiting", 100_000),
-        new_worker,
-        dead_client(),
-        fork_preloaded(),
+    taskfork::init(&[("echo", echo), ("listening", listening), ("preloaded", preloaded)]);
+    // Those whose names the command line has parts of, or all.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
+    let figures: [(&str, Measure); 8] = [
+        ("call_one_cpu", |name| one_call(name, 1.5, &[0], &[0], Peer { client: 0, peer: 0 })),
+        ("call_two_cpus", |name| one_call(name, 1.5, &[0], &[1], Peer { client: 0, peer: 1 })),
+        ("call_busy_polling", |name| {
+            one_call(name, 0.3, &[0, 1], &[0, 1], Peer { client: 0, peer: 1 })
+        }),
+        ("pool_10_waiting", |name| pool_work(name, 10)),
+        ("pool_100000_waiting", |name| pool_work(name, 100_000)),
+        ("new_worker", new_worker),
+        ("dead_client", dead_client),
+        ("fork_preloaded", fork_preloaded),
     ];
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|it| name.contains(it));
+    let figures: Vec<Figure> = figures
+        .into_iter()
+        .filter(|(name, _)| is_wanted(name))
+        .map(|(name, measure)| measure(name))
+        .collect();
     for Figure { name, ratio, goal } in figures {
         println!("{name} ratio {ratio:.2} goal {goal}");
     }
 }
+
+type Measure = fn(&'static str) -> Figure;
 
 struct Figure {
     name: &'static str,
@@ -83,6 +94,11 @@ fn echo(server: ServerBuilder) -> Result<(), ServerError> {
     server.interface(methods).run()
 }
 
+/// At the address that its environment names.
+fn listening(server: ServerBuilder) -> Result<(), ServerError> {
+    echo(server.listen(std::env::var(ADDRESS).unwrap()))
+}
+
 /// The median of each series, and of the ratios of neighbours.
 fn compare(name: &'static str, goal: f64, pairs: Vec<(Duration, Duration)>) -> Figure {
     let median = |mut values: Vec<f64>| {
@@ -109,6 +125,13 @@ fn run_on(cpus: &[usize]) {
     if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
         println!("cannot run on the processors {cpus:?}: {error}");
     }
+}
+
+/// Sets what the processes that are started from now on have in their environment.
+#[allow(unsafe_code, reason = "there is no other way to the environment")]
+fn set_variable(name: &str, value: &str) {
+    // SAFETY: no thread of this program reads the environment.
+    unsafe { std::env::set_var(name, value) };
 }
 
 /// A process of this program, ended with this value.
@@ -218,15 +241,16 @@ fn pool_work(name: &'static str, waiting: u64) -> Figure {
 }
 
 /// The first answer of a worker that is not there yet, against connecting to a process that forks,
-/// and one round trip. Workers are ended between the batches, out of the measured time.
-fn new_worker() -> Figure {
+/// and one round trip. Both processes are this program, executed again. Workers are ended between the batches, out of the measured time.
+fn new_worker(name: &'static str) -> Figure {
     const BATCH: usize = 20;
     run_on(&[0]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bare");
     let role = Role::start("fork", UnixListener::bind(&path).unwrap().into());
     let address = format!("unix:{}", folder.path().join("ours").display());
-    let server = Server::fork(|server| echo(server.listen(&address))).unwrap();
+    set_variable(ADDRESS, &address);
+    let server = Server::spawn("listening").unwrap();
     let text = "x".repeat(64);
     let pairs = runtime().block_on(async {
         let options = Client::builder().address(server.address()).min_workers(0);
@@ -261,12 +285,12 @@ fn new_worker() -> Figure {
         pairs
     });
     run_on(&[0, 1]);
-    compare("new_worker", 2.0, pairs)
+    compare(name, 2.0, pairs)
 }
 
 /// The first answer of a new worker of a server that has loaded 500 MiB, against that of a server
 /// that has loaded nothing.
-fn fork_preloaded() -> Figure {
+fn fork_preloaded(name: &'static str) -> Figure {
     let servers = ["preloaded", "echo"].map(|name| Server::spawn(name).unwrap());
     let pairs = runtime().block_on(async {
         let mut pairs = Vec::new();
@@ -285,12 +309,12 @@ fn fork_preloaded() -> Figure {
         }
         pairs
     });
-    compare("fork_preloaded", 3.0, pairs)
+    compare(name, 3.0, pairs)
 }
 
 /// From the moment that a client closes its connection until the worker that was busy for it is no
 /// more, as a part of ten milliseconds.
-fn dead_client() -> Figure {
+fn dead_client(name: &'static str) -> Figure {
     const FLOOR: Duration = Duration::from_millis(10);
     let server = Server::spawn("echo").unwrap();
     let pairs = runtime().block_on(async {
@@ -313,7 +337,7 @@ fn dead_client() -> Figure {
         }
         pairs
     });
-    compare("dead_client", 1.0, pairs)
+    compare(name, 1.0, pairs)
 }
 
 /// Waits until a process has no more children than these: a server has its guardian.

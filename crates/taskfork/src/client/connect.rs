@@ -1,9 +1,14 @@
 //! Making a connection: reaching the server, and exchanging greetings with the new worker.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
 
 use bytes::BytesMut;
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, send, socket_with,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -37,9 +42,9 @@ pub(crate) async fn connect(config: &Config) -> Result<Greeted, String> {
 }
 
 async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, String> {
-    let mut stream = reach(address).await.map_err(|error| error.to_string())?;
     if config.protocol == Protocol::Perl {
         // Neither side says anything before the first call.
+        let (stream, _) = reach(address, &[]).await.map_err(|error| error.to_string())?;
         return Ok(Greeted {
             stream,
             protocol: Protocol::Perl,
@@ -52,10 +57,14 @@ async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, 
             look: Look::new(config.busy_poll, config.cores),
         });
     }
-    let files = if let Stream::Unix(_) = stream { sys::MOST_FILES } else { 0 };
+    let is_remote = matches!(address.0, Place::Tcp { .. });
+    let files = if is_remote { 0 } else { sys::MOST_FILES };
+    let greeting = greeting(config, files).map_err(|error| error.to_string())?;
+    let (mut stream, sent) = reach(address, &greeting).await.map_err(|error| error.to_string())?;
+    let rest = &greeting[sent..];
     let (hello, inbox) = match &mut stream {
-        Stream::Unix(stream) => greet(stream, config, files).await,
-        Stream::Tcp(stream) => greet(stream, config, files).await,
+        Stream::Unix(stream) => greet(stream, rest).await,
+        Stream::Tcp(stream) => greet(stream, rest).await,
     }
     .map_err(|error| error.to_string())?;
     Ok(Greeted {
@@ -71,19 +80,30 @@ async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, 
     })
 }
 
-async fn reach(address: &Address) -> io::Result<Stream> {
-    match &address.0 {
-        Place::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+/// Connects; gives how much of the greeting has been sent with that. A unix socket is connected at once or
+/// not at all, so that what is said first need not wait for the reactor.
+async fn reach(address: &Address, greeting: &[u8]) -> io::Result<(Stream, usize)> {
+    let stream = match &address.0 {
+        Place::Unix(path) => connect_unix(path)?,
+        Place::Handle(link) => link.connect()?,
         Place::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
-            Ok(Stream::Tcp(stream))
+            return Ok((Stream::Tcp(stream), 0));
         }
-        Place::Handle(link) => {
-            UnixStream::from_std(StdUnixStream::from(link.connect()?)).map(Stream::Unix)
-        }
-        Place::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
-    }
+        Place::Inherited(_) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    // Whatever is in the way is found again with the rest.
+    let sent = send(&stream, greeting, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
+    let stream = UnixStream::from_std(StdUnixStream::from(stream))?;
+    Ok((Stream::Unix(stream), sent))
+}
+
+fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -98,14 +118,8 @@ enum GreetError {
     Refused(String),
 }
 
-async fn greet<S>(
-    stream: &mut S,
-    config: &Config,
-    files: usize,
-) -> Result<(WorkerHello, BytesMut), GreetError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+/// What a client says first.
+fn greeting(config: &Config, files: usize) -> Result<Vec<u8>, WireError> {
     let hello = ClientHello {
         versions: VERSIONS.to_vec(),
         name: config.name.clone(),
@@ -117,8 +131,16 @@ where
         native::put_client_hello(out, &hello);
         Ok(())
     })?;
+    Ok(out)
+}
+
+/// Sends the rest of the greeting, and takes the worker's.
+async fn greet<S>(stream: &mut S, rest: &[u8]) -> Result<(WorkerHello, BytesMut), GreetError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     // A server that refuses has said why before it closed the connection.
-    let written = stream.write_all(&out).await;
+    let written = stream.write_all(rest).await;
 
     let mut inbox = BytesMut::with_capacity(4096);
     while !frame::take_preamble(&mut inbox)? {

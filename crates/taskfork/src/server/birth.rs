@@ -1,7 +1,7 @@
 //! Forking a worker, or saying that there is none.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -15,7 +15,7 @@ use super::children::{Child, Post};
 use super::control;
 use super::entry::is_child_of;
 use super::error::ServerError;
-use super::event_loop::{EventLoop, Role, plain, token};
+use super::event_loop::{EventLoop, Role, token};
 use super::guardian::Guardian;
 use super::orphans::become_subreaper;
 use super::stderr::{Captured, Stderr};
@@ -29,13 +29,32 @@ use crate::worker::{Limits, Seat, Socket};
 
 /// Which of the two processes is running now.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "memory that is allocated is copied in each worker")]
 pub(crate) enum Birth {
-    Parent(Box<Child>),
+    Parent(Child),
     /// A worker was forked and cannot be watched, so that it has been killed. It may have spoken to
     /// its client.
     Stillborn(io::Error),
     /// With what is to be its standard error, if that is not the server's.
-    Worker(Option<OwnedFd>),
+    Worker(Option<OwnedFd>, Leftover),
+}
+
+/// A new worker, which is still what its server is.
+pub(super) struct Newborn {
+    /// What is to be its standard error, if that is not the server's.
+    stderr: Option<OwnedFd>,
+    socket: Socket,
+    slot: Slot,
+    number: u64,
+    leftover: Leftover,
+}
+
+/// The server's descriptors of a worker, in the worker itself, and one that only kept a number free.
+#[derive(Debug)]
+pub(crate) struct Leftover {
+    post: Post,
+    captured: Option<Captured>,
+    room: OwnedFd,
 }
 
 impl EventLoop {
@@ -76,10 +95,11 @@ impl EventLoop {
         };
         let number = self.born + 1;
         let (threads, stderr) = (&self.threads, self.options.stderr);
+        self.title.set_number(number);
         match fork_worker(post, socket.end(), slot.clone(), number, threads, stderr) {
             Ok(Birth::Parent(child)) => {
                 self.born = number;
-                self.adopt(*child);
+                self.adopt(child);
                 Ok(Role::Server)
             }
             Ok(Birth::Stillborn(error)) => {
@@ -89,30 +109,13 @@ impl EventLoop {
                 self.end_orphans();
                 Ok(Role::Server)
             }
-            Ok(Birth::Worker(stderr)) => Ok(Role::Worker(stderr, self.seat(socket, slot, number))),
+            Ok(Birth::Worker(stderr, leftover)) => {
+                Ok(Role::Worker(Newborn { stderr, socket, slot, number, leftover }))
+            }
             Err(error) => {
                 self.scoreboard.give_back(slot);
                 Err((socket, error))
             }
-        }
-    }
-
-    fn seat(&self, socket: Socket, slot: Slot, number: u64) -> Seat {
-        let Ok(wake) = self.wake.try_clone() else { sys::exit_now(1) };
-        Seat {
-            wake,
-            socket,
-            slot,
-            number,
-            server: self.options.name.clone(),
-            limits: Limits {
-                max_frame: self.options.max_frame,
-                stall_timeout: self.options.stall_timeout,
-                busy_poll: self.options.busy_poll,
-                cores: self.cores,
-                max_calls: self.options.recycling.max_calls,
-                max_memory: self.options.recycling.max_memory,
-            },
         }
     }
 
@@ -150,33 +153,66 @@ impl EventLoop {
         self.bury(number);
     }
 
-    /// In a new worker: lets go of everything that is the server's, and serves.
-    pub(super) fn become_worker(self, stderr: Option<OwnedFd>, seat: Seat) -> ! {
-        let Self { mut options, program, nothing, children, guardian, .. } = self;
-        drop((options.control.take(), self.signals, self.listener, self.status, self.successor));
-        let others = children.into_values().flat_map(Child::into_descriptors);
-        let guardian = guardian.into_iter().flat_map(Guardian::into_descriptors);
-        let own = [self.epoll, self.threads.into(), self.wake];
-        sys::close_all(others.chain(guardian).chain(own));
+    /// In a new worker: lets go of everything that is the server's, and serves. It writes to as little
+    /// as it can of what it has of the server's memory: each page of that is copied then, which takes
+    /// as long as several system calls.
+    pub(super) fn become_worker(&mut self, born: Newborn) -> ! {
+        let Newborn { stderr, socket, slot, number, leftover: Leftover { post, captured, room } } =
+            born;
         control::close_inherited();
-        sys::set_title(&format!("taskfork-worker:{}({})", plain(&options.name), seat.number));
         let redirected = || {
-            rustix::stdio::dup2_stdin(&nothing)?;
+            rustix::stdio::dup2_stdin(&self.nothing)?;
             stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)
         };
-        let ready = sys::reset_for_worker()
-            .and_then(|()| Ok(redirected()?))
-            .and_then(|()| options.limits.apply());
+        let ready = redirected()
+            .map_err(io::Error::from)
+            .and_then(|()| self.signals.reset_for_worker())
+            .and_then(|()| self.options.limits.apply());
         if let Err(error) = ready {
             tracing::error!("a worker cannot start: {error}");
             sys::exit_now(1);
         }
-        drop((nothing, stderr));
+        let seat = Seat {
+            // The other one is closed in its place.
+            wake: std::mem::replace(&mut self.wake, room),
+            socket,
+            slot,
+            number,
+            server: std::mem::take(&mut self.options.name),
+            buffers: std::mem::take(&mut self.buffers),
+            limits: Limits {
+                max_frame: self.options.max_frame,
+                stall_timeout: self.options.stall_timeout,
+                busy_poll: self.options.busy_poll,
+                cores: self.cores,
+                max_calls: self.options.recycling.max_calls,
+                max_memory: self.options.recycling.max_memory,
+            },
+        };
+        let captured = captured.as_ref().and_then(Captured::pipe);
+        let of_worker = [stderr.as_ref(), captured].into_iter().flatten().chain([post.end()]);
+        sys::close_for_good(self.descriptors().chain(of_worker.map(AsFd::as_fd)));
+        self.title.show();
         sys::reseed_c_random();
-        let run = std::panic::AssertUnwindSafe(|| program(seat));
+        let run = std::panic::AssertUnwindSafe(|| (self.program)(seat));
         let status = std::panic::catch_unwind(run).unwrap_or(101);
         sys::flush_stdio();
         sys::exit_now(status)
+    }
+
+    /// All that it has open and workers have no use for.
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let own = [self.nothing.as_fd(), self.epoll.as_fd(), self.signals.as_fd()];
+        let more = [self.threads.as_fd(), self.wake.as_fd()];
+        let children = self.children.values().flat_map(Child::descriptors);
+        own.into_iter()
+            .chain(more)
+            .chain(self.options.control.as_ref().map(AsFd::as_fd))
+            .chain(self.listener.as_ref().map(AsFd::as_fd))
+            .chain(self.status.as_ref().map(AsFd::as_fd))
+            .chain(self.successor.as_ref().map(AsFd::as_fd))
+            .chain(self.guardian.iter().flat_map(Guardian::descriptors))
+            .chain(children)
     }
 }
 
@@ -199,6 +235,10 @@ pub(crate) fn fork_worker(
     // So that there is room for the descriptor of the process once it has been forked.
     let room = theirs.try_clone()?;
     let server = getpid();
+    // Since the server began to serve, nobody else can have left text that is not written.
+    if tracing::dispatcher::has_been_set() {
+        sys::flush_stdio();
+    }
     match sys::fork(threads)? {
         Forked::Parent { child } => {
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
@@ -213,7 +253,7 @@ pub(crate) fn fork_worker(
                     return Ok(Birth::Stillborn(errno.into()));
                 }
             };
-            Ok(Birth::Parent(Box::new(Child::new(pid, pidfd, post, slot, number, stderr))))
+            Ok(Birth::Parent(Child::new(pid, pidfd, post, slot, number, stderr)))
         }
         Forked::Child => {
             let _ = setpgid(None, None);
@@ -223,7 +263,7 @@ pub(crate) fn fork_worker(
                 sys::exit_now(1);
             }
             become_subreaper();
-            Ok(Birth::Worker(writer))
+            Ok(Birth::Worker(writer, Leftover { post, captured: stderr, room }))
         }
     }
 }

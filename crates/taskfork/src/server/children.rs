@@ -1,6 +1,6 @@
 //! The workers of a server: employing one, judging it, burying it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
@@ -50,6 +50,12 @@ pub(crate) enum Post {
 }
 
 impl Post {
+    /// The server's own end.
+    pub(super) fn end(&self) -> &OwnedFd {
+        let (Self::Client(end) | Self::Spare(end)) = self;
+        end
+    }
+
     /// Why a spare worker could not be set up, if it has said so.
     fn told(&self) -> Option<String> {
         let Self::Spare(line) = self else { return None };
@@ -107,9 +113,8 @@ impl Child {
     }
 
     /// What a new worker closes of another's.
-    pub(crate) fn into_descriptors(self) -> impl Iterator<Item = OwnedFd> {
-        let (Post::Client(end) | Post::Spare(end)) = self.post;
-        [self.pidfd, end].into_iter().chain(self.stderr.and_then(Captured::into_pipe))
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [&self.pidfd, self.post.end()].into_iter().chain(self.stderr()).map(AsFd::as_fd)
     }
 
     /// The server's own descriptor of the worker's connection, if it has one.

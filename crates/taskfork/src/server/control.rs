@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::io::{Errno, retry_on_intr};
@@ -20,15 +21,14 @@ const READY: &str = "ready ";
 const FAILED: &str = "failed ";
 
 /// Both ends of a new line: the program's and the server's.
-pub(crate) fn pair() -> rustix::io::Result<(OwnedFd, Control)> {
+pub(crate) fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
-    let (program, server) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    Ok((program, Control(server)))
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
 }
 
-/// The server's end.
-#[derive(Debug)]
-pub(crate) struct Control(pub(crate) OwnedFd);
+/// The server's end, which is closed when the last copy of this is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Control(Arc<OwnedFd>);
 
 /// What the program wants.
 #[derive(Debug)]
@@ -38,6 +38,15 @@ pub(crate) enum Wish {
 }
 
 impl Control {
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self(Arc::new(socket))
+    }
+
+    /// Says why the server does not come up.
+    pub(crate) fn report_failure(&self, error: &dyn fmt::Display) {
+        report(&self.0, FAILED, &error.to_string());
+    }
+
     /// Says that the server listens; without an address, that connections can be sent.
     pub(crate) fn report_ready(&self, address: Option<&Address>) {
         report(&self.0, READY, &address.map(Address::to_string).unwrap_or_default());
@@ -45,7 +54,7 @@ impl Control {
 
     /// The next wish, or nothing while there is none.
     pub(crate) fn next(&self) -> io::Result<Option<Wish>> {
-        match sys::receive_descriptor(&self.0, RecvFlags::DONTWAIT) {
+        match sys::receive_descriptor(&*self.0, RecvFlags::DONTWAIT) {
             Ok(Received::End) => Ok(Some(Wish::ShutDown)),
             Ok(Received::Nothing) => Ok(None),
             Ok(Received::Descriptor(connection)) => Ok(Some(Wish::Serve(connection))),
@@ -87,10 +96,15 @@ pub(crate) enum FirstWord {
 }
 
 static LINES: Mutex<Vec<Weak<Line>>> = Mutex::new(Vec::new());
+/// There has been one. So that a worker of a server without any writes to nothing here.
+static ANY_LINE: AtomicBool = AtomicBool::new(false);
 
 /// In a forked process: closes all lines, which are its parent's, and would hide the parent's end
 /// from the other side.
 pub(crate) fn close_inherited() {
+    if !ANY_LINE.load(Ordering::SeqCst) {
+        return;
+    }
     for line in lock(&LINES).drain(..) {
         if let Some(line) = line.upgrade() {
             lock(&line.socket).take();
@@ -101,17 +115,11 @@ pub(crate) fn close_inherited() {
 impl Link {
     pub(crate) fn new(pid: u32, socket: OwnedFd) -> Self {
         let line = Arc::new(Line { pid, socket: Mutex::new(Some(socket)) });
+        ANY_LINE.store(true, Ordering::SeqCst);
         let mut lines = lock(&LINES);
         lines.retain(|line| line.strong_count() > 0);
         lines.push(Arc::downgrade(&line));
         Self(line)
-    }
-
-    /// In the server: says why it does not come up.
-    pub(crate) fn report_failure(&self, error: &dyn fmt::Display) {
-        if let Some(socket) = lock(&self.0.socket).as_ref() {
-            report(socket, FAILED, &error.to_string());
-        }
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -1,13 +1,12 @@
 //! Starting a server from within the client's own program: by forking it, or by executing it again.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, getppid};
 
 use super::builder::{Server, ServerBuilder};
-use super::control::{self, Control, Link};
+use super::control::{self, Control};
 use super::error::ServerError;
 use super::handle::ServerHandle;
 use super::options::Options;
@@ -82,16 +81,14 @@ fn take_control() -> rustix::io::Result<Control> {
         rustix::fs::Mode::empty(),
     )?;
     rustix::stdio::dup2_stdin(&nothing)?;
-    Ok(Control(control))
+    Ok(Control::new(control))
 }
 
 /// In the server's process: describes and runs the server; gives the status to exit with.
 fn serve(control: Control, entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>) -> i32 {
     // A group of its own: what a terminal sends to the program is the program's to handle.
     let _ = rustix::process::setpgid(None, None);
-    let Ok(copy) = control.as_fd().try_clone_to_owned() else { return 1 };
-    // A link, so that workers close it with all others.
-    let reporter = Link::new(std::process::id(), copy);
+    let reporter = control.clone();
     let options = Options { control: Some(control), ..Options::default() };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         entry(ServerBuilder::with(options))
@@ -132,7 +129,7 @@ impl Server {
             control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
         let child = Command::new("/proc/self/exe")
             .env(VARIABLE, name)
-            .stdin(Stdio::from(theirs.0))
+            .stdin(Stdio::from(theirs))
             .spawn()
             .map_err(ServerError::system("cannot execute this program again"))?;
         // The handle reaps it by its own descriptor.
@@ -162,11 +159,12 @@ impl Server {
     pub fn fork(
         entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
     ) -> Result<ServerHandle, ServerError> {
-        let (ours, theirs): (OwnedFd, Control) =
+        let (ours, theirs) =
             control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
-        let forked = sys::ThreadCount::of_this_process()
-            .map_err(Into::into)
-            .and_then(|count| sys::fork(&count));
+        let forked = sys::ThreadCount::of_this_process().map_err(Into::into).and_then(|count| {
+            sys::flush_stdio();
+            sys::fork(&count)
+        });
         match forked {
             Ok(Forked::Parent { child }) => {
                 drop(theirs);
@@ -175,7 +173,7 @@ impl Server {
             Ok(Forked::Child) => {
                 drop(ours);
                 control::close_inherited();
-                let status = serve(theirs, entry);
+                let status = serve(Control::new(theirs), entry);
                 sys::flush_stdio();
                 sys::exit_now(status)
             }

@@ -12,6 +12,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use super::birth::Newborn;
 use super::builder::Program;
 use super::children::Child;
 use super::control::Wish;
@@ -26,9 +27,9 @@ use super::signals::Signals;
 use super::spares::Spares;
 use super::status::{Tally, open_status};
 use super::stderr::Shown;
-use crate::sys::{self, ThreadCount};
-use crate::worker::Seat;
+use crate::sys::{self, ThreadCount, Title};
 use crate::worker::scoreboard::{Retirement, Scoreboard, now};
+use crate::worker::{self, Buffers};
 
 const SIGNALS: u64 = 0;
 const LISTENER: u64 = 1;
@@ -90,6 +91,10 @@ pub(crate) struct EventLoop {
     predecessor: Option<Line>,
     /// Where the new server that is to take over says that it is ready.
     pub(super) successor: Option<Successor>,
+    /// For the next worker.
+    pub(super) buffers: Buffers,
+    /// What the next worker is called.
+    pub(super) title: Title,
     pub(super) pid: u32,
     /// How many cores there are for it.
     pub(super) cores: usize,
@@ -106,11 +111,10 @@ pub(super) enum Mode {
     Killing,
 }
 
-/// What a process is after an event: still the server, or a new worker with its standard error, if
-/// that is not the server's, and its seat.
+/// What a process is after an event: still the server, or a new worker.
 pub(super) enum Role {
     Server,
-    Worker(Option<OwnedFd>, Seat),
+    Worker(Newborn),
 }
 
 impl EventLoop {
@@ -172,6 +176,8 @@ impl EventLoop {
             manager: ServiceManager::find(),
             predecessor,
             successor: None,
+            buffers: Buffers::new(),
+            title: Title::new(""),
             pid: std::process::id(),
             cores: sys::cores(),
             since: now(),
@@ -187,7 +193,9 @@ impl EventLoop {
         if let Some(control) = &server.options.control {
             server.watch(control.as_fd(), CONTROL, EventFlags::IN | EventFlags::RDHUP)?;
         }
-        sys::set_title(&format!("taskfork-server:{}", plain(&server.options.name)));
+        let name = plain(&server.options.name);
+        sys::set_title(&format!("taskfork-server:{name}"));
+        server.title = Title::new(&format!("taskfork-worker:{name}"));
         server.post_guardian();
         Ok(server)
     }
@@ -206,6 +214,9 @@ impl EventLoop {
             // If it is gone, there is nobody to tell.
             let _ = line.write_all(b"r");
         }
+        self.signals.find_what_to_reset();
+        worker::prepare();
+        sys::flush_stdio();
         let mut events = Vec::with_capacity(256);
         while !self.is_over() {
             let timeout = self.plan().map(|left| rustix::event::Timespec {
@@ -226,12 +237,12 @@ impl EventLoop {
             // took its place.
             events.sort_by_key(|event| std::cmp::Reverse(event.data.u64()));
             for event in &events {
-                if let Role::Worker(stderr, seat) = self.handle(event.data.u64()) {
-                    self.become_worker(stderr, seat);
+                if let Role::Worker(born) = self.handle(event.data.u64()) {
+                    self.become_worker(born);
                 }
             }
-            if let Role::Worker(stderr, seat) = self.refill(!events.is_empty()) {
-                self.become_worker(stderr, seat);
+            if let Role::Worker(born) = self.refill(!events.is_empty()) {
+                self.become_worker(born);
             }
         }
         if let Some(guardian) = self.guardian.take() {
@@ -392,16 +403,23 @@ impl EventLoop {
             }
             Ok(Some(Wish::Serve(_))) => Role::Server,
             Ok(Some(Wish::ShutDown)) => {
-                self.options.control = None;
+                self.let_go_of_control();
                 self.drain();
                 Role::Server
             }
             Err(error) => {
                 tracing::error!("the line to the parent process failed: {error}");
-                self.options.control = None;
+                self.let_go_of_control();
                 self.drain();
                 Role::Server
             }
+        }
+    }
+
+    /// There is nobody at the other end any more.
+    fn let_go_of_control(&mut self) {
+        if let Some(control) = self.options.control.take() {
+            let _ = epoll::delete(&self.epoll, &control);
         }
     }
 

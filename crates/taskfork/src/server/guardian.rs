@@ -86,8 +86,8 @@ impl Guardian {
     }
 
     /// What a new worker closes.
-    pub(crate) fn into_descriptors(self) -> [OwnedFd; 2] {
-        [self.pidfd, self.line]
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.pidfd.as_fd(), self.line.as_fd()]
     }
 }
 

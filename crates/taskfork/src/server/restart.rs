@@ -1,7 +1,7 @@
 //! Handing the listener over to a new server, and what a service manager wants to know.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventFlags};
@@ -66,6 +66,12 @@ fn start_successor(listener: &impl AsFd) -> io::Result<Successor> {
 pub(crate) struct Successor {
     pid: Pid,
     line: OwnedFd,
+}
+
+impl AsFd for Successor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.line.as_fd()
+    }
 }
 
 impl Successor {

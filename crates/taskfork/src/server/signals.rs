@@ -1,5 +1,6 @@
 //! The signals that end a server or start it anew, read from a descriptor while it runs.
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -13,6 +14,8 @@ use crate::sys;
 pub(crate) struct Signals {
     descriptor: SignalFd,
     before: SigSet,
+    /// Those whose action workers must not have. Nothing in a server changes actions once it runs.
+    reset: OnceCell<Vec<Signal>>,
 }
 
 impl Signals {
@@ -22,7 +25,17 @@ impl Signals {
         let before = sys::hold_back(&wanted)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let descriptor = SignalFd::with_flags(&wanted, flags)?;
-        Ok(Self { descriptor, before })
+        Ok(Self { descriptor, before, reset: OnceCell::new() })
+    }
+
+    /// Finds out what workers will have to reset.
+    pub(crate) fn find_what_to_reset(&self) {
+        self.reset.get_or_init(sys::changed_signals);
+    }
+
+    /// In a new worker.
+    pub(crate) fn reset_for_worker(&self) -> io::Result<()> {
+        sys::reset_for_worker(self.reset.get_or_init(sys::changed_signals))
     }
 
     /// The next one that came.

@@ -68,10 +68,6 @@ impl Captured {
         self.pipe.as_ref()
     }
 
-    pub(crate) fn into_pipe(self) -> Option<OwnedFd> {
-        self.pipe
-    }
-
     /// Reads what is there, up to a turn's worth, and shows it as lines of process `pid`. Gives the
     /// pipe back once it has ended.
     pub(crate) fn pass_on(&mut self, pid: u32, shown: &mut Shown) -> Option<OwnedFd> {

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
 use rustix::io::retry_on_intr;
@@ -10,6 +10,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use smallvec::SmallVec;
 
 /// The most bytes of text on a line between two processes.
 pub(crate) const LONGEST_WORD: usize = 4096;
@@ -67,18 +68,19 @@ pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Closes all of these, neighbours with one system call.
-pub(crate) fn close_all(descriptors: impl IntoIterator<Item = OwnedFd>) {
-    let mut numbers: Vec<RawFd> = descriptors.into_iter().map(OwnedFd::into_raw_fd).collect();
+/// Closes all of these, neighbours with one system call, whoever owns them. For a process that never
+/// again uses or drops what owns them.
+pub(crate) fn close_for_good<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
+    let mut numbers: SmallVec<[RawFd; 256]> = descriptors.map(|it| it.as_raw_fd()).collect();
     numbers.sort_unstable();
     for run in numbers.chunk_by(|left, right| left + 1 == *right) {
         let (first, last) = (run[0].unsigned_abs(), run[run.len() - 1].unsigned_abs());
-        // SAFETY: every descriptor from the first to the last was owned by the caller, who gave it
-        // away, so that nobody else's is closed.
+        // SAFETY: every descriptor from the first to the last is one of those given, and nothing that
+        // owned them will run, by the caller's word.
         let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         if closed != 0 {
             // A kernel before 5.9 has no such call.
-            // SAFETY: they are open and owned by nobody else, as above.
+            // SAFETY: as above.
             run.iter().for_each(|&number| drop(unsafe { OwnedFd::from_raw_fd(number) }));
         }
     }

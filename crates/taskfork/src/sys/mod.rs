@@ -14,7 +14,7 @@ mod title;
 
 pub(crate) use alarm::{hide_stack, wake_server, watch_stack};
 pub(crate) use descriptor::{
-    LONGEST_WORD, Received, close_all, keep_only, receive_descriptor, send_descriptor,
+    LONGEST_WORD, Received, close_for_good, keep_only, receive_descriptor, send_descriptor,
     take_inherited,
 };
 pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
@@ -25,5 +25,5 @@ pub(crate) use process::{
     read_at_once, reseed_c_random, set_variable, take_variable, threads,
 };
 pub(crate) use shared::{Sealed, Writable};
-pub(crate) use signal::{hold_back, reset_for_worker, spawn_without_signals};
-pub(crate) use title::set_title;
+pub(crate) use signal::{changed_signals, hold_back, reset_for_worker, spawn_without_signals};
+pub(crate) use title::{Title, set_title};

@@ -1,7 +1,7 @@
 //! Forking and leaving.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::signal::SigSet;
@@ -44,9 +44,9 @@ impl ThreadCount {
     }
 }
 
-impl From<ThreadCount> for OwnedFd {
-    fn from(count: ThreadCount) -> Self {
-        count.tasks
+impl AsFd for ThreadCount {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tasks.as_fd()
     }
 }
 
@@ -71,14 +71,13 @@ pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Forks this process, which must have one thread only.
+/// Forks this process, which must have one thread only. Text that waits in a buffer is written by both
+/// processes.
 pub(crate) fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
     let threads = threads.get()?;
     if threads != 1 {
         return Err(ForkError::Threads { threads });
     }
-    // Text that waits in a buffer would be written by both processes.
-    flush_stdio();
     // SAFETY: this is the only thread, as was just counted, so no lock of the allocator, of stdio
     // or of anything else can be held by a thread that does not exist in the child. The child may
     // therefore go on as any program does.

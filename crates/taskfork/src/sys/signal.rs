@@ -1,7 +1,10 @@
 //! What a worker must not inherit of its server's signals.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::ptr::null;
 
+use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 
 /// Signals that servers and runtimes take for themselves. A fault's own (SIGSEGV, SIGBUS) stay as
@@ -20,15 +23,28 @@ const RESET: [Signal; 11] = [
     Signal::SIGTTOU,
 ];
 
-/// Default actions, nothing blocked, and SIGPIPE ignored, so that a write to a client that is gone
-/// is an error and not a death.
-pub(crate) fn reset_for_worker() -> io::Result<()> {
-    for number in RESET {
-        // SAFETY: the default action is no handler, so no code of ours runs in signal context.
-        unsafe { signal(number, SigHandler::SigDfl) }?;
+/// Those of them that have other actions now than a worker is to have.
+pub(crate) fn changed_signals() -> Vec<Signal> {
+    let is_changed = |number: &Signal| {
+        let wanted = if *number == Signal::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: without a new action it only writes the present one.
+        let known = unsafe { libc::sigaction(*number as i32, null(), action.as_mut_ptr()) } == 0;
+        // SAFETY: zeroed before, which is a valid value, and written by the kernel's answer.
+        !known || unsafe { action.assume_init() }.sa_sigaction != wanted
+    };
+    RESET.into_iter().chain([Signal::SIGPIPE]).filter(is_changed).collect()
+}
+
+/// Default actions of these, nothing blocked, and SIGPIPE ignored, so that a write to a client that
+/// is gone is an error and not a death.
+pub(crate) fn reset_for_worker(changed: &[Signal]) -> io::Result<()> {
+    for &number in changed {
+        let pipe = number == Signal::SIGPIPE;
+        let action = if pipe { SigHandler::SigIgn } else { SigHandler::SigDfl };
+        // SAFETY: neither action is a handler, so no code of ours runs in signal context.
+        unsafe { signal(number, action) }?;
     }
-    // SAFETY: as above.
-    unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
     SigSet::empty().thread_set_mask()?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io::Write;
 use std::sync::OnceLock;
 
 use nix::libc;
@@ -14,7 +15,40 @@ pub(crate) fn set_title(title: &str) {
     // A process that cannot be named works all the same.
     let _ = rustix::thread::set_name(&name);
     let Ok(line) = CString::new(title) else { return };
-    set_command_line(line);
+    // For as long as the process lives.
+    set_command_line(Box::leak(line.into_boxed_c_str()).to_bytes_with_nul());
+}
+
+/// The title of a worker to come, so that the worker itself, which shows it, has nothing to write.
+pub(crate) struct Title {
+    /// Ends with zeros.
+    text: [u8; 128],
+    /// Where the number stands.
+    at: usize,
+}
+
+impl Title {
+    /// At most 80 bytes of it are shown.
+    pub(crate) fn new(prefix: &str) -> Self {
+        let prefix = &prefix[..prefix.floor_char_boundary(80)];
+        let mut text = [0; 128];
+        text[..prefix.len()].copy_from_slice(prefix.as_bytes());
+        Self { text, at: prefix.len() }
+    }
+
+    /// Puts the number in brackets behind the name.
+    pub(crate) fn set_number(&mut self, number: u64) {
+        let mut rest = &mut self.text[self.at..];
+        // There is room for the longest.
+        let _ = write!(rest, "({number})\0");
+    }
+
+    /// Shows it for as long as it stays where it is.
+    pub(crate) fn show(&self) {
+        let _ = rustix::thread::set_name(c"taskfork-worker");
+        let length = self.text.iter().position(|&byte| byte == 0).unwrap_or(0) + 1;
+        set_command_line(&self.text[..length]);
+    }
 }
 
 /// The kernel's `struct prctl_mm_map`.
@@ -37,14 +71,12 @@ struct MemoryMap {
 }
 
 /// Points the kernel at `line` instead of the arguments that the program was started with. The
-/// arguments themselves stay as they are.
-fn set_command_line(line: CString) -> Option<()> {
+/// arguments themselves stay as they are. The kernel reads it whenever somebody asks.
+fn set_command_line(line: &[u8]) -> Option<()> {
     // A worker's memory is laid out as its server's is, and reading this takes longer than a fork.
     static LAYOUT: OnceLock<Option<Layout>> = OnceLock::new();
     let layout = LAYOUT.get_or_init(Layout::read).as_ref()?;
-    let length = line.as_bytes_with_nul().len() as u64;
-    // The kernel reads it for as long as the process lives.
-    let start = line.into_raw() as u64;
+    let (start, length) = (line.as_ptr().addr() as u64, line.len() as u64);
     let map = MemoryMap {
         start_code: layout.code.0,
         end_code: layout.code.1,

@@ -190,6 +190,12 @@ impl<T> Drop for Restore<T> {
     }
 }
 
+/// Has the loader look up what a thread's first message needs.
+pub(crate) fn prepare() {
+    COLLECTOR.set(None);
+    SOURCE.set(None);
+}
+
 /// Gives the parts of what `write` writes to a [`Gather`].
 pub(crate) fn collect<T>(write: impl FnOnce() -> T) -> (T, Vec<Part>, Vec<Attached>) {
     let _restore = Restore(&COLLECTOR, COLLECTOR.replace(Some(Collector::default())));

@@ -69,12 +69,12 @@ pub(crate) enum Broken {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Arc<OwnedFd>, limits: &Limits, slot: Slot) -> Self {
+    pub(crate) fn new(socket: Arc<OwnedFd>, inbox: Vec<u8>, limits: &Limits, slot: Slot) -> Self {
         let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
         let poller = Poller::new(busy_poll, LONGEST_LOOK, cores);
         slot.works();
         let files = sys::takes_files(&socket).then(Vec::new);
-        let (inbox, used) = (Vec::new(), 0);
+        let used = 0;
         Self { socket, inbox, used, max_frame, stall_timeout, files, poller, cores, slot }
     }
 
@@ -313,7 +313,13 @@ impl Connection {
         }
     }
 
-    pub(crate) fn is_readable_within(&self, time: Duration) -> Result<bool, Broken> {
+    /// Whether the first bytes come within this time.
+    pub(crate) fn begins_within(&mut self, time: Duration) -> Result<bool, Broken> {
+        self.read_what_is_there(1);
+        Ok(!self.inbox.is_empty() || self.is_readable_within(time)?)
+    }
+
+    fn is_readable_within(&self, time: Duration) -> Result<bool, Broken> {
         let deadline = Instant::now() + time;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

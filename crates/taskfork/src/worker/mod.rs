@@ -22,4 +22,4 @@ mod serve;
 #[cfg_attr(not(feature = "tracing"), path = "tracer_off.rs")]
 pub(crate) mod tracer;
 
-pub(crate) use serve::{Handlers, Limits, Seat, Socket, serve};
+pub(crate) use serve::{Buffers, Handlers, Limits, Seat, Socket, prepare, serve};

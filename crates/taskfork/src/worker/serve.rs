@@ -43,6 +43,22 @@ pub(crate) struct Seat {
     pub(crate) limits: Limits,
     /// What wakes the server.
     pub(crate) wake: OwnedFd,
+    pub(crate) buffers: Buffers,
+}
+
+/// Room for the first messages, made by the server, as what an allocator writes to is copied in each
+/// worker.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+}
+
+impl Buffers {
+    pub(crate) fn new() -> Self {
+        let inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
+        Self { inbox, outbox: Vec::with_capacity(1 << 10) }
+    }
 }
 
 /// Where a worker has its client from.
@@ -119,13 +135,19 @@ impl From<WireError> for Leave {
     }
 }
 
+/// Does in the server what every worker would have to do again: each page that a worker writes to is
+/// copied, and what the loader looks up is looked up in each.
+pub(crate) fn prepare() {
+    remember_places();
+    parts::prepare();
+}
+
 /// Serves one connection until it ends; gives the status to exit with.
 pub(crate) fn serve<S: 'static>(
     seat: Seat,
     interface: &dyn Interface<S>,
     handlers: &Handlers<S>,
 ) -> i32 {
-    remember_places();
     let (stack, ready) = seat.slot.stack_words();
     if let Err(error) = sys::watch_stack(stack, ready, seat.wake) {
         tracing::error!(worker = seat.number, "this worker's stack cannot be told: {error}");
@@ -142,7 +164,7 @@ pub(crate) fn serve<S: 'static>(
         ahead: Ahead::default(),
         announced: 0,
         client_files: 0,
-        out: Parted::default(),
+        out: Parted { bytes: seat.buffers.outbox, ..Parted::default() },
     };
     let mut hello = WorkerHello {
         version: VERSIONS[0],
@@ -154,7 +176,7 @@ pub(crate) fn serve<S: 'static>(
         files: 0,
         alarm: false,
     };
-    let Err(leave) = worker.live(seat.socket, &mut hello);
+    let Err(leave) = worker.live(seat.socket, seat.buffers.inbox, &mut hello);
     let status = match leave {
         Leave::Quietly | Leave::Ordered(Order::Retired) => 0,
         Leave::Broken(broken) => {
@@ -196,13 +218,19 @@ pub(super) struct Worker<'a, S> {
 }
 
 impl<S: 'static> Worker<'_, S> {
-    fn live(&mut self, socket: Socket, hello: &mut WorkerHello) -> Result<Infallible, Leave> {
+    fn live(
+        &mut self,
+        socket: Socket,
+        inbox: Vec<u8>,
+        hello: &mut WorkerHello,
+    ) -> Result<Infallible, Leave> {
         let socket = Arc::new(match socket {
             Socket::Connected(socket) => socket,
             Socket::Awaited(line) => self.wait_for_client(&line)?,
         });
-        let mut connection = Connection::new(socket.clone(), &self.limits, self.slot.clone());
-        if self.state.is_none() && !connection.is_readable_within(early::QUIET)? {
+        let mut connection =
+            Connection::new(socket.clone(), inbox, &self.limits, self.slot.clone());
+        if self.state.is_none() && !connection.begins_within(early::QUIET)? {
             self.set_up_for_a_quiet_client()?;
         }
         match connection.read_preamble()? {

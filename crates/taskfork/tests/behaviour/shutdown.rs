@@ -14,6 +14,7 @@ trials! {
     the_grace_period_has_an_end,
     idle_workers_end_at_once,
     nothing_new_is_accepted_while_it_drains,
+    a_server_that_waits_for_a_call_sleeps,
     workers_end_with_a_killed_server,
     a_call_handed_to_an_idle_worker_at_the_end_is_tried_again,
 }
@@ -91,6 +92,21 @@ async fn nothing_new_is_accepted_while_it_drains() {
     assert!(error.is_fatal() && !error.may_have_run(), "{error}");
     // What was running goes on.
     held.call::<()>("nothing", ()).await.unwrap();
+}
+
+async fn a_server_that_waits_for_a_call_sleeps() {
+    let (server, client) = start_with("faults", |client| client.max_workers(1));
+    let checkout = client.checkout();
+    checkout.call::<()>("nothing", ()).await.unwrap();
+    let pid = server.pid();
+    let running = checkout.call::<()>("sleep", (500,));
+    let closing = tokio::task::spawn_blocking(move || server.close());
+    running.await.unwrap();
+    let ran = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    let nanoseconds: u64 = ran.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(nanoseconds < 250_000_000, "it ran for {nanoseconds} ns");
+    drop(checkout);
+    closing.await.unwrap();
 }
 
 async fn workers_end_with_a_killed_server() {

@@ -2,7 +2,7 @@
 
 use std::io::BufRead;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use taskfork::log_defer::Log;
 use taskfork::{
@@ -28,12 +28,12 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     server
         .setup(|| {
             taskfork::logger().info("set up");
-            Ok::<_, BoxError>(std::time::Instant::now())
+            Ok::<_, BoxError>(Instant::now())
         })
         .interface(
             Methods::new()
                 .function("pid", || Ok(std::process::id()))
-                .method("milliseconds_since_setup", |setup: &mut std::time::Instant| {
+                .method("milliseconds_since_setup", |setup: &mut Instant| {
                     Ok(setup.elapsed().as_millis() as u64)
                 })
                 .function("descriptors", || Ok(std::fs::read_dir("/proc/self/fd")?.count()))
@@ -88,8 +88,10 @@ async fn a_client_gets_a_worker_that_has_been_set_up() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let client = Client::builder().address(server.address()).min_workers(0).max_workers(1);
     let client = client.build().unwrap();
+    let asked = Instant::now();
     let age: u64 = client.call("milliseconds_since_setup", ()).await.unwrap();
-    assert!(age >= 300, "it was set up {age} ms ago");
+    let asked = asked.elapsed().as_millis();
+    assert!(u128::from(age) > asked, "set up {age} ms ago, asked for {asked} ms ago");
     assert!(spares.contains(&client.call::<u32>("pid", ()).await.unwrap()));
 }
 
@@ -196,7 +198,7 @@ async fn a_setup_that_fails_is_tried_again_later_and_later() {
     let lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
     let _program = Program::new(child);
     let mut told = lines.map(Result::unwrap).filter(|line| line.contains("a spare worker failed"));
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     // Read from for as long as the server may write.
     let pauses: Vec<String> = told
         .by_ref()
