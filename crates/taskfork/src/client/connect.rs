@@ -1,20 +1,20 @@
 //! Making a connection: reaching the server, and exchanging greetings with the new worker.
 
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
 use bytes::BytesMut;
 use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, send, socket_with,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use super::builder::Config;
-use super::connection::{Greeted, Stream};
+use super::connection::Greeted;
 use super::look::Look;
+use super::stream::{Local, Stream};
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::sys;
@@ -62,11 +62,8 @@ async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, 
     let greeting = greeting(config, files).map_err(|error| error.to_string())?;
     let (mut stream, sent) = reach(address, &greeting).await.map_err(|error| error.to_string())?;
     let rest = &greeting[sent..];
-    let (hello, inbox) = match &mut stream {
-        Stream::Unix(stream) => greet(stream, rest).await,
-        Stream::Tcp(stream) => greet(stream, rest).await,
-    }
-    .map_err(|error| error.to_string())?;
+    let greeted = greet(&mut stream, rest).await;
+    let (hello, inbox) = greeted.map_err(|error| error.to_string())?;
     Ok(Greeted {
         stream,
         protocol: Protocol::Native,
@@ -95,8 +92,7 @@ async fn reach(address: &Address, greeting: &[u8]) -> io::Result<(Stream, usize)
     };
     // Whatever is in the way is found again with the rest.
     let sent = send(&stream, greeting, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
-    let stream = UnixStream::from_std(StdUnixStream::from(stream))?;
-    Ok((Stream::Unix(stream), sent))
+    Ok((Stream::Local(Local::new(stream)?), sent))
 }
 
 fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
@@ -135,12 +131,9 @@ fn greeting(config: &Config, files: usize) -> Result<Vec<u8>, WireError> {
 }
 
 /// Sends the rest of the greeting, and takes the worker's.
-async fn greet<S>(stream: &mut S, rest: &[u8]) -> Result<(WorkerHello, BytesMut), GreetError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn greet(stream: &mut Stream, rest: &[u8]) -> Result<(WorkerHello, BytesMut), GreetError> {
     // A server that refuses has said why before it closed the connection.
-    let written = stream.write_all(rest).await;
+    let written = write_all(stream, rest).await;
 
     let mut inbox = BytesMut::with_capacity(4096);
     while !frame::take_preamble(&mut inbox)? {
@@ -161,11 +154,20 @@ where
     }
 }
 
-async fn read_more(
-    stream: &mut (impl AsyncRead + Unpin),
-    inbox: &mut BytesMut,
-) -> Result<(), GreetError> {
-    match stream.read_buf(inbox).await? {
+async fn write_all(stream: &mut Stream, mut rest: &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        let slice = [IoSlice::new(rest)];
+        let wrote = poll_fn(|context| stream.poll_write(context, &slice, &[])).await?;
+        rest = &rest[wrote..];
+    }
+    Ok(())
+}
+
+async fn read_more(stream: &mut Stream, inbox: &mut BytesMut) -> Result<(), GreetError> {
+    inbox.reserve(frame::room_for_next_read(inbox));
+    // None come before the first call.
+    let mut files = Vec::new();
+    match poll_fn(|context| stream.poll_read(context, inbox, &mut files)).await? {
         0 => Err(GreetError::Closed),
         _ => Ok(()),
     }

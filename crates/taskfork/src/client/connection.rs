@@ -2,21 +2,18 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest};
-use tokio::net::{TcpStream, UnixStream};
 
 use super::entries::Files;
 use super::look::{Look, Looking};
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::signal::Signal;
+use super::stream::Stream;
 use crate::sys;
 use crate::wire::frame;
 use crate::wire::native;
@@ -26,13 +23,6 @@ use crate::wire::{Protocol, WireError};
 
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
-
-/// The two kinds of sockets that tokio has.
-#[derive(Debug)]
-pub(crate) enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
 
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -132,11 +122,14 @@ impl Connection {
     }
 
     pub(crate) fn is_tcp(&self) -> bool {
-        matches!(self.stream, Stream::Tcp(_))
+        self.stream.is_tcp()
     }
 
     /// Has a call sent with what is sent next; gives its number.
     pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
+        if self.outbox.calls > 0 {
+            self.stream.watch_room();
+        }
         self.outbox.put_call(frame)
     }
 
@@ -256,14 +249,10 @@ impl Connection {
         files: &[Attached],
     ) -> Poll<Result<usize, Lost>> {
         let mut context = Context::from_waker(&self.waker);
-        let first = &self.outbox.bytes;
-        let wrote = match &mut self.stream {
-            Stream::Unix(stream) if !files.is_empty() => {
-                write_with_files(stream, &mut context, call, files)
-            }
-            Stream::Unix(stream) => write(stream, &mut context, first, call),
-            Stream::Tcp(stream) => write(stream, &mut context, first, call),
-        };
+        let mut slices = [IoSlice::new(&self.outbox.bytes); 1 + SLICES];
+        slices[1..=call.len()].copy_from_slice(call);
+        let first = usize::from(self.outbox.bytes.is_empty());
+        let wrote = self.stream.poll_write(&mut context, &slices[first..=call.len()], files);
         let wrote = ready!(wrote).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Lost::Closed,
             io::ErrorKind::ConnectionReset => Lost::Unread,
@@ -302,14 +291,7 @@ impl Connection {
     /// Takes what is there, without asking the reactor.
     fn receive_now(&mut self) -> rustix::io::Result<usize> {
         self.reserve();
-        match &self.stream {
-            Stream::Unix(stream) => {
-                sys::receive_files(stream, &mut self.inbox, &mut self.received, false)
-            }
-            Stream::Tcp(stream) => {
-                sys::receive_files(stream, &mut self.inbox, &mut self.received, false)
-            }
-        }
+        self.stream.receive_now(&mut self.inbox, &mut self.received)
     }
 
     /// The files that came with the last message.
@@ -379,15 +361,10 @@ impl Connection {
             }
             self.reserve();
             let mut context = Context::from_waker(&self.waker);
-            let read = match &mut self.stream {
-                Stream::Unix(stream) => {
-                    if self.received.len() > UNCLAIMED {
-                        return Poll::Ready(Err(Lost::Wire(WireError::Files)));
-                    }
-                    read_with_files(stream, &mut context, &mut self.inbox, &mut self.received)
-                }
-                Stream::Tcp(stream) => read(stream, &mut context, &mut self.inbox),
-            };
+            if self.received.len() > UNCLAIMED {
+                return Poll::Ready(Err(Lost::Wire(WireError::Files)));
+            }
+            let read = self.stream.poll_read(&mut context, &mut self.inbox, &mut self.received);
             match ready!(read) {
                 Ok(0) => return Poll::Ready(Err(Lost::Closed)),
                 Ok(_) => self.look.slept(),
@@ -398,81 +375,4 @@ impl Connection {
             }
         }
     }
-}
-
-fn write(
-    stream: &mut (impl AsyncWrite + Unpin),
-    context: &mut Context<'_>,
-    outbox: &[u8],
-    call: &[IoSlice<'_>],
-) -> Poll<io::Result<usize>> {
-    match (outbox, call) {
-        (_, []) => Pin::new(stream).poll_write(context, outbox),
-        ([], _) => Pin::new(stream).poll_write_vectored(context, call),
-        _ => {
-            let mut slices = [IoSlice::new(outbox); 1 + SLICES];
-            slices[1..=call.len()].copy_from_slice(call);
-            Pin::new(stream).poll_write_vectored(context, &slices[..=call.len()])
-        }
-    }
-}
-
-fn write_with_files(
-    stream: &UnixStream,
-    context: &mut Context<'_>,
-    call: &[IoSlice<'_>],
-    files: &[Attached],
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_write_ready(context))?;
-        let sent = stream.try_io(Interest::WRITABLE, || {
-            Ok(sys::send_files(stream, call, files, SendFlags::DONTWAIT)?)
-        });
-        match sent {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            sent => return Poll::Ready(sent),
-        }
-    }
-}
-
-fn read_with_files(
-    stream: &UnixStream,
-    context: &mut Context<'_>,
-    inbox: &mut BytesMut,
-    files: &mut Vec<OwnedFd>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_read_ready(context))?;
-        let (room, before) = (inbox.capacity() - inbox.len(), files.len());
-        let mut received = None;
-        let read = stream.try_io(Interest::READABLE, || {
-            let length = sys::receive_files(stream, inbox, files, false)?;
-            received = Some(length);
-            // What was there has been read whole, so that there is an event when more comes; but
-            // files end a read before that.
-            if (1..room).contains(&length) && files.len() == before {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(())
-        });
-        match (received, read) {
-            (Some(length), _) => return Poll::Ready(Ok(length)),
-            (None, Err(error))
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
-            (None, Err(error)) => return Poll::Ready(Err(error)),
-            (None, Ok(())) => {}
-        }
-    }
-}
-
-fn read(
-    stream: &mut (impl AsyncRead + Unpin),
-    context: &mut Context<'_>,
-    inbox: &mut BytesMut,
-) -> Poll<io::Result<usize>> {
-    // Given up at any point, this future has taken no byte that is not in `inbox`.
-    pin!(stream.read_buf(inbox)).poll(context)
 }

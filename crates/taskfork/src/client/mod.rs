@@ -30,6 +30,7 @@ mod sites;
 mod state;
 mod stats;
 mod step;
+mod stream;
 
 pub use builder::{Client, ClientBuilder, ConfigError};
 pub use call::Call;

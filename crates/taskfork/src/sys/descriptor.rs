@@ -11,6 +11,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use smallvec::SmallVec;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// The most bytes of text on a line between two processes.
 pub(crate) const LONGEST_WORD: usize = 4096;
@@ -55,6 +57,13 @@ pub(crate) fn receive_descriptor(
         _ => None,
     });
     Ok(descriptor.map_or(Received::Nothing, Received::Descriptor))
+}
+
+/// Has the reactor of the runtime in which this runs watch a descriptor.
+pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: what owns a descriptor keeps it open, and its number.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
+    watched.map_err(|error| error.into_parts().1)
 }
 
 /// Takes over the descriptor with this number, which the process inherited open.

@@ -15,7 +15,7 @@ mod title;
 pub(crate) use alarm::{hide_stack, wake_server, watch_stack};
 pub(crate) use descriptor::{
     LONGEST_WORD, Received, close_for_good, keep_only, receive_descriptor, send_descriptor,
-    take_inherited,
+    take_inherited, watch,
 };
 pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
 pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
