@@ -1,13 +1,13 @@
 //! The server's one thread: connections, deaths, signals and time, one event after the other.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -66,7 +66,7 @@ pub(crate) struct EventLoop {
     pub(super) listener: Option<Listener>,
     pub(super) scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
-    pub(super) children: HashMap<u64, Child>,
+    pub(super) children: BTreeMap<u64, Child>,
     /// How many workers have been forked.
     pub(super) born: u64,
     pub(super) mode: Mode,
@@ -158,7 +158,7 @@ impl EventLoop {
             threads: thread_count,
             shown: Shown::default(),
             listener,
-            children: HashMap::new(),
+            children: BTreeMap::new(),
             born: 0,
             mode: Mode::Serving,
             accept_again: None,
@@ -217,26 +217,26 @@ impl EventLoop {
         self.signals.find_what_to_reset();
         worker::prepare();
         sys::flush_stdio();
-        let mut events = Vec::with_capacity(256);
+        let mut room = [MaybeUninit::uninit(); 64];
         while !self.is_over() {
             let timeout = self.plan().map(|left| rustix::event::Timespec {
                 tv_sec: left.as_secs() as i64,
                 tv_nsec: left.subsec_nanos().into(),
             });
-            events.clear();
             if self.orphans.are_left() {
                 self.end_orphans();
             }
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
+            let events = match epoll::wait(&self.epoll, &mut room, timeout.as_ref()) {
+                Ok((events, _)) => events,
+                Err(Errno::INTR) => &mut [],
                 Err(errno) => {
                     return Err(ServerError::System { what: "epoll failed", source: errno.into() });
                 }
-            }
+            };
             // Deaths come before births, so that no event of a dead worker meets a new one that
             // took its place.
             events.sort_by_key(|event| std::cmp::Reverse(event.data.u64()));
-            for event in &events {
+            for event in events.iter() {
                 if let Role::Worker(born) = self.handle(event.data.u64()) {
                     self.become_worker(born);
                 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
@@ -10,7 +11,6 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use smallvec::SmallVec;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -80,17 +80,34 @@ pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
 /// Closes all of these, neighbours with one system call, whoever owns them. For a process that never
 /// again uses or drops what owns them.
 pub(crate) fn close_for_good<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
-    let mut numbers: SmallVec<[RawFd; 256]> = descriptors.map(|it| it.as_raw_fd()).collect();
-    numbers.sort_unstable();
-    for run in numbers.chunk_by(|left, right| left + 1 == *right) {
-        let (first, last) = (run[0].unsigned_abs(), run[run.len() - 1].unsigned_abs());
-        // SAFETY: every descriptor from the first to the last is one of those given, and nothing that
-        // owned them will run, by the caller's word.
-        let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-        if closed != 0 {
-            // A kernel before 5.9 has no such call.
+    // A bit each: a new worker has no memory yet, and the code that sorts takes longer to come than
+    // this.
+    let mut low = [0_u64; 16];
+    for descriptor in descriptors {
+        let number = descriptor.as_raw_fd().unsigned_abs();
+        match low.get_mut(number as usize / 64) {
+            Some(word) => *word |= 1 << (number % 64),
+            None => close_range(number..number + 1),
+        }
+    }
+    let is_set = |number: u32| low[number as usize / 64] >> (number % 64) & 1 == 1;
+    let end = 64 * low.len() as u32;
+    let mut from = 0;
+    while let Some(first) = (from..end).find(|&number| is_set(number)) {
+        from = (first..end).find(|&number| !is_set(number)).unwrap_or(end);
+        close_range(first..from);
+    }
+}
+
+/// Closes these, of which nothing that owns one will run.
+fn close_range(numbers: Range<u32>) {
+    // SAFETY: by the caller's word.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, numbers.start, numbers.end - 1, 0) };
+    if closed != 0 {
+        // A kernel before 5.9 has no such call.
+        for number in numbers {
             // SAFETY: as above.
-            run.iter().for_each(|&number| drop(unsafe { OwnedFd::from_raw_fd(number) }));
+            unsafe { libc::close(number.cast_signed()) };
         }
     }
 }

@@ -168,7 +168,7 @@ pub(crate) fn serve<S: 'static>(
     };
     let mut hello = WorkerHello {
         version: VERSIONS[0],
-        pid: std::process::id(),
+        pid: rustix::process::getpid().as_raw_nonzero().get().unsigned_abs(),
         worker: number,
         server: seat.server,
         max_frame: Some(seat.limits.max_frame),
