@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -86,3 +87,27 @@ def test_a_server_that_goes_is_told(top: Any) -> None:
     until("the message", lambda: "the server does not answer" in terminal.screen)
     terminal.type("C-c")
     until("the end", terminal.is_over)
+
+
+def test_the_queue_is_shown(top: Any) -> None:
+    server, terminal = top
+
+    async def wait_in_line() -> None:
+        async with taskfork.Client(server.address, min_workers=0, max_workers=1) as client:
+            first = client.checkout()
+            await first.call("nothing")
+            others = [client.checkout() for _ in range(4)]
+            first.release()
+            await others[0].call("nothing")
+            loop = asyncio.get_running_loop()
+
+            def shows(text: str) -> None:
+                until(f"{text!r} on the screen", lambda: text in " ".join(terminal.screen.split()))
+
+            await loop.run_in_executor(None, shows, "3 wait for one")
+            for checkout in others:
+                await checkout.call("nothing")
+                checkout.release()
+            await loop.run_in_executor(None, shows, "0 wait for one")
+
+    asyncio.run(wait_in_line())

@@ -105,13 +105,14 @@ pub(crate) fn headline(status: &ServerStatus) -> String {
     let deaths = if deaths.is_empty() { "none".to_owned() } else { deaths.join(", ") };
     let state = if status.accepting { "serving" } else { "shutting down" };
     format!(
-        "{} (process {}) {state} for {}: {} workers of at most {}, {busy} busy; {} forked, {} \
-         refused; ended: {deaths}",
+        "{} (process {}) {state} for {}: {} workers of at most {}, {busy} busy, {} wait for \
+         one; {} forked, {} refused; ended: {deaths}",
         status.name,
         status.pid,
         time(status.seconds),
         status.workers.len(),
         status.max_workers,
+        status.queued,
         status.forked,
         status.refused,
     )

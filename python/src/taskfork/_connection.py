@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
         self.calls = 0
 
     @classmethod
-    async def open(cls, address: Address, name: str, max_frame: int) -> Connection:
+    async def open(cls, address: Address, name: str, number: int, max_frame: int) -> Connection:
         """Connects, and exchanges greetings with the new worker."""
         loop = asyncio.get_running_loop()
         connection = cls(max_frame, address.path is not None)
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
             await loop.create_unix_connection(lambda: connection, address.path)
         else:
             await loop.create_connection(lambda: connection, address.host, address.port)
-        hello = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame}
+        hello = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame, "client": number}
         try:
             connection._write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
             await connection._greeting
@@ -95,6 +95,10 @@ class Connection(asyncio.Protocol):
             self.ended = self.unread = True
             self._answer.cancel()
         return self._answer
+
+    def send_waiting(self, checkouts: int) -> None:
+        """Says how many checkouts wait."""
+        self._write(_wire.frame(_wire.encode([_wire.WAITING, {}, checkouts])))
 
     def send_done(self) -> None:
         """Says that the checkout is over."""

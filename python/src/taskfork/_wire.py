@@ -11,7 +11,7 @@ PREAMBLE = b"taskfork"
 VERSION = 1
 DEFAULT_LIMIT = 64 << 20
 
-HELLO, CALL, DONE = 0, 1, 2
+HELLO, CALL, DONE, WAITING = 0, 1, 2, 5
 OK, ERROR, DEATH, NOTES = 1, 2, 3, 4
 
 _LENGTH = struct.Struct("<I")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -89,6 +90,10 @@ class Client:
             raise ValueError("max_checkouts is 0: a worker serves one checkout at least")
         self._address = Address(address)
         self._name = name
+        #: No other client has it, most likely.
+        self._number = random.getrandbits(32) or 1
+        #: How many checkouts waited when a worker was told last.
+        self._told_waiting = 0
         self._min, self._max = min_workers, max_workers
         self._timeout, self._grace = timeout, grace
         self._max_checkouts, self._max_queue = max_checkouts, max_queue
@@ -169,6 +174,7 @@ class Client:
             connection = self._idle.pop()
             if not connection.ended:
                 self._held.add(connection)
+                self._tell(connection)
                 worker.set_result(connection)
                 return worker
         if self._max_queue is not None and len(self._waiting) >= self._max_queue:
@@ -206,9 +212,17 @@ class Client:
             waiter, _ = self._waiting.popitem(last=False)
             if not waiter.done():
                 self._held.add(connection)
+                self._tell(connection)
                 waiter.set_result(connection)
                 return
         self._idle.append(connection)
+
+    def _tell(self, connection: Connection) -> None:
+        """Says how many checkouts wait: while there are any, and once when there are none any more."""
+        waiting, told = len(self._waiting), self._told_waiting
+        if waiting or told:
+            self._told_waiting = waiting
+            connection.send_waiting(waiting)
 
     def _lose(self, connection: Connection) -> None:
         self._held.discard(connection)
@@ -255,7 +269,9 @@ class Client:
 
     async def _connect(self) -> None:
         try:
-            connecting = Connection.open(self._address, self._name, self._max_frame)
+            connecting = Connection.open(
+                self._address, self._name, self._number, self._max_frame
+            )
             connection = await asyncio.wait_for(connecting, self._connect_timeout)
         except asyncio.TimeoutError:
             self._failed(f"the server did not greet within {self._connect_timeout:g} seconds")

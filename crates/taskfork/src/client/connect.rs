@@ -25,12 +25,12 @@ use crate::wire::{Protocol, WireError};
 /// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
 const MOST_AHEAD: usize = 64 << 10;
 
-/// Connects one worker; an error is the reason in words, for the caller whose time runs out.
-pub(crate) async fn connect(config: &Config) -> Result<Greeted, String> {
+/// Connects one worker, for the client of that number; an error is the reason in words, for the caller whose time runs out.
+pub(crate) async fn connect(config: &Config, client: u64) -> Result<Greeted, String> {
     let limit = config.connect_timeout;
     let mut reasons = Vec::new();
     for address in &config.addresses {
-        let reached = tokio::time::timeout(limit, reach_and_greet(address, config)).await;
+        let reached = tokio::time::timeout(limit, reach_and_greet(address, config, client)).await;
         let late = || Err(format!("the server did not greet within {}", seconds(limit)));
         match reached.unwrap_or_else(|_| late()) {
             Ok(greeted) => return Ok(greeted),
@@ -41,7 +41,11 @@ pub(crate) async fn connect(config: &Config) -> Result<Greeted, String> {
     Err(reasons.join("; "))
 }
 
-async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, String> {
+async fn reach_and_greet(
+    address: &Address,
+    config: &Config,
+    client: u64,
+) -> Result<Greeted, String> {
     if config.protocol == Protocol::Perl {
         // Neither side says anything before the first call.
         let (stream, _) = reach(address, &[]).await.map_err(|error| error.to_string())?;
@@ -59,7 +63,7 @@ async fn reach_and_greet(address: &Address, config: &Config) -> Result<Greeted, 
     }
     let is_remote = matches!(address.0, Place::Tcp { .. });
     let files = if is_remote { 0 } else { sys::MOST_FILES };
-    let greeting = greeting(config, files).map_err(|error| error.to_string())?;
+    let greeting = greeting(config, files, client).map_err(|error| error.to_string())?;
     let (mut stream, sent) = reach(address, &greeting).await.map_err(|error| error.to_string())?;
     let rest = &greeting[sent..];
     let greeted = greet(&mut stream, rest).await;
@@ -115,12 +119,13 @@ enum GreetError {
 }
 
 /// What a client says first.
-fn greeting(config: &Config, files: usize) -> Result<Vec<u8>, WireError> {
+fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireError> {
     let hello = ClientHello {
         versions: VERSIONS.to_vec(),
         name: config.name.clone(),
         max_frame: Some(config.max_frame),
         files,
+        client,
     };
     let mut out = PREAMBLE.to_vec();
     frame::write::<WireError>(&mut out, frame::DEFAULT_LIMIT, |out| {

@@ -196,6 +196,14 @@ impl Connection {
         self.flush()
     }
 
+    /// Has it said with what is sent next how many checkouts wait.
+    pub(crate) fn put_waiting(&mut self, checkouts: u64) -> Result<(), Lost> {
+        match self.is_native() {
+            true => self.put(|out| native::put_waiting(out, checkouts)),
+            false => Ok(()),
+        }
+    }
+
     /// Has the end of the checkout said with what is sent next.
     pub(crate) fn put_done(&mut self) -> Result<(), Lost> {
         if !self.is_native() {

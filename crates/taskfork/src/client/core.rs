@@ -1,7 +1,8 @@
 //! What all checkouts of a client share, and the one place where workers change hands.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Waker};
 use std::time::Instant;
@@ -29,6 +30,10 @@ pub(crate) struct Core {
     deadlines: Mutex<Deadlines<Weak<Lane>>>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) tally: Tally,
+    /// A number that no other client has.
+    pub(crate) id: u64,
+    /// How many checkouts waited when a worker was told last.
+    waiting: AtomicUsize,
     /// The runtime is gone, so that nothing will ever be connected.
     stopped: AtomicBool,
 }
@@ -91,6 +96,9 @@ impl Core {
             deadlines: Mutex::new(Deadlines::new(Instant::now())),
             mailbox: Arc::default(),
             tally: Tally::new(&config.name),
+            // Every language has integers of so many bits.
+            id: u64::from(RandomState::new().build_hasher().finish() as u32).max(1),
+            waiting: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             config,
         }
@@ -173,12 +181,20 @@ impl Core {
         }
     }
 
+    /// How many checkouts wait, if a worker is to be told: while there are any, and once when there are
+    /// none any more.
+    pub(crate) fn waiting(&self) -> Option<u64> {
+        let waiting = self.pool().counts().queued;
+        let before = self.waiting.swap(waiting, Ordering::Relaxed);
+        (waiting > 0 || before > 0).then_some(waiting as u64)
+    }
+
     /// Says goodbye at the end of a checkout, and has the driver look after the connection. Where
     /// somebody waits for the worker, the farewell goes with what the next one sends.
     fn part(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
-        let said = lease.connection.put_done().and_then(|()| match self.pool().is_wanted() {
-            true => Ok(()),
-            false => lease.connection.flush(),
+        let said = lease.connection.put_done().and_then(|()| match self.pool().counts().queued {
+            0 => lease.connection.flush(),
+            _ => Ok(()),
         });
         said.map_err(|_: Lost| Loss::Used)?;
         watch_idle(lease)

@@ -61,7 +61,8 @@ fn look(core: &Weak<Core>, attempts: &mut JoinSet<Attempt>) -> Option<Option<Ins
     }
     while let Some(permit) = { core.pool().permit(now) } {
         let config = core.config.clone();
-        attempts.spawn(async move { (permit, connect(&config).await) });
+        let id = core.id;
+        attempts.spawn(async move { (permit, connect(&config, id).await) });
     }
     let (retry, counts) = {
         let pool = core.pool();

@@ -175,11 +175,6 @@ impl<C, W> Pool<C, W> {
         }
     }
 
-    /// Whether a worker that becomes free now would go to somebody who waits.
-    pub(crate) fn is_wanted(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
     pub(crate) fn unreachable(&self) -> Option<&Unreachable> {
         self.backoff.unreachable.as_ref()
     }

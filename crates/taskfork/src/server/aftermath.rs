@@ -1,7 +1,7 @@
 //! What the server does that may take long, in processes of their own: telling of deaths, and of
 //! itself.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use rustix::event::epoll;
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
@@ -80,9 +80,20 @@ impl EventLoop {
             max_workers: self.most_workers(),
             forked: self.born,
             refused: self.tally.refused,
+            queued: self.queued(),
             deaths: deaths.collect(),
             workers,
         }
+    }
+
+    /// How many checkouts wait: of each client what it has said last.
+    fn queued(&self) -> u64 {
+        let mut last = BTreeMap::new();
+        for (client, at, waiting) in self.children.values().filter_map(|child| child.slot.queue()) {
+            let known = last.entry(client).or_insert((at, waiting));
+            *known = (*known).max((at, waiting));
+        }
+        last.values().map(|&(_, waiting)| waiting).sum()
     }
 
     /// Has a process of its own do something that may take long; gives back what it was to be done

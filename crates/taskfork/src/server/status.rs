@@ -44,6 +44,10 @@ pub struct ServerStatus {
     pub forked: u64,
     /// How many connections were refused for want of a worker.
     pub refused: u64,
+    /// How many checkouts wait for a worker, as far as clients have told: each tells when one of its
+    /// checkouts gets a worker. Those that speak AnyEvent::Task's protocol do not.
+    #[serde(default)]
+    pub queued: u64,
     /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
     /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), and those
     /// that were replaced: `max_calls`, `max_age`, `max_idle`, `max_memory`, `dismissed`.

@@ -24,6 +24,7 @@ const CALL: u64 = 1;
 const DONE: u64 = 2;
 const CALL_AHEAD: u64 = 3;
 const FORGET: u64 = 4;
+const WAITING: u64 = 5;
 /// From either side.
 const FILES: u64 = 6;
 
@@ -44,6 +45,8 @@ pub(crate) enum FromClient<'a> {
         meta: CallMeta<'a>,
     },
     Done,
+    /// So many checkouts of the client wait for a worker.
+    Waiting(u64),
     /// The call of this number is not wanted any more, if it has not begun.
     Forget(u64),
     /// So many files come with the next message.
@@ -82,6 +85,8 @@ pub(crate) struct ClientHello {
     pub(crate) max_frame: Option<usize>,
     /// How many files it takes with a message.
     pub(crate) files: usize,
+    /// A number that no other client has; 0 if none is said.
+    pub(crate) client: u64,
 }
 
 /// A message from a worker, or from the server in a dead worker's place.
@@ -136,6 +141,7 @@ impl<'a> FromClient<'a> {
                         "name" => hello.name = reader.str()?.to_owned(),
                         "max_frame" => hello.max_frame = Some(reader.int()?),
                         "files" => hello.files = reader.int()?,
+                        "client" => hello.client = reader.int()?,
                         _ => return Ok(false),
                     }
                     Ok(true)
@@ -161,6 +167,10 @@ impl<'a> FromClient<'a> {
                 Ok(Self::Call { place, method, args: Arguments::read(&mut reader)?, meta: call })
             }
             (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
+            (WAITING, 3) => {
+                meta(&mut reader, |_, _| Ok(false))?;
+                reader.int().map(Self::Waiting)
+            }
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (FORGET, 3) => {
                 meta(&mut reader, |_, _| Ok(false))?;
@@ -262,16 +272,18 @@ pub(super) fn list<'a, T>(
 }
 
 pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello) {
+    let optional = [hello.max_frame.is_some(), hello.files > 0, hello.client > 0];
     put_array(out, 2);
     put_uint(out, HELLO);
-    put_map(out, 2 + u32::from(hello.max_frame.is_some()) + u32::from(hello.files > 0));
+    put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
     put_str(out, "versions");
     put_array(out, hello.versions.len() as u32);
     hello.versions.iter().for_each(|&version| put_uint(out, u64::from(version)));
     put_str(out, "name");
     put_str(out, &hello.name);
     put_max_frame(out, hello.max_frame);
-    put_number(out, "files", hello.files);
+    put_number(out, "files", hello.files as u64);
+    put_number(out, "client", hello.client);
 }
 
 pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
@@ -288,15 +300,15 @@ pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
     put_str(out, "server");
     put_str(out, &hello.server);
     put_max_frame(out, hello.max_frame);
-    put_number(out, "ahead", hello.ahead);
-    put_number(out, "files", hello.files);
+    put_number(out, "ahead", hello.ahead as u64);
+    put_number(out, "files", hello.files as u64);
 }
 
 /// A number that is left out if it is nothing.
-fn put_number(out: &mut Vec<u8>, key: &str, number: usize) {
+fn put_number(out: &mut Vec<u8>, key: &str, number: u64) {
     if number > 0 {
         put_str(out, key);
-        put_uint(out, number as u64);
+        put_uint(out, number);
     }
 }
 
@@ -420,6 +432,13 @@ pub(crate) fn put_done(out: &mut Vec<u8>) {
     put_array(out, 2);
     put_uint(out, DONE);
     put_map(out, 0);
+}
+
+pub(crate) fn put_waiting(out: &mut Vec<u8>, checkouts: u64) {
+    put_array(out, 3);
+    put_uint(out, WAITING);
+    put_map(out, 0);
+    put_uint(out, checkouts);
 }
 
 pub(crate) fn put_forget(out: &mut Vec<u8>, call: u64) {

@@ -139,7 +139,7 @@ impl Running {
             versions: VERSIONS.to_vec(),
             name: name.to_owned(),
             max_frame: Some(self.max_frame),
-            files: 0,
+            ..ClientHello::default()
         };
         let mut out = PREAMBLE.to_vec();
         frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {

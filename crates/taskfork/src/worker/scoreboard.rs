@@ -70,6 +70,12 @@ const SKIPPED: usize = 17;
 /// Its client cannot be told of its death.
 const UNTOLD: usize = 18;
 
+/// A number of its client's own, 0 if none was said.
+const CLIENT: usize = 19;
+/// How many checkouts of its client waited, and when that was, in nanoseconds on the clock of [`now`].
+const WAITING: usize = 20;
+const WAITING_AT: usize = 21;
+
 /// Words behind the bits of all slots: how many have ever been used, and when the server looks at the
 /// slots next, in nanoseconds on the clock of [`now`].
 const SHARED: usize = 2;
@@ -106,7 +112,8 @@ impl Scoreboard {
         words[CLIENT_GONE].store(0, SeqCst);
         words[RETIRE].store(0, SeqCst);
         words[SINCE].store(now().as_nanos() as u64, SeqCst);
-        for word in [DEADLINE, HARD_DEADLINE, STACK_READY, CHECKOUTS, METHOD, SKIPPED, UNTOLD] {
+        let counters = [CHECKOUTS, SKIPPED, UNTOLD, CLIENT, WAITING, WAITING_AT];
+        for word in [DEADLINE, HARD_DEADLINE, STACK_READY, METHOD].into_iter().chain(counters) {
             words[word].store(0, SeqCst);
         }
         words[STATE].store(Phase::Greeting as u64, SeqCst);
@@ -291,6 +298,24 @@ impl Slot {
     /// Server: whether the client can be told of the worker's death.
     pub(crate) fn can_be_told(&self) -> bool {
         self.words[UNTOLD].load(SeqCst) == 0
+    }
+
+    /// Worker: the number of its client.
+    pub(crate) fn serves(&self, client: u64) {
+        self.words[CLIENT].store(client, Relaxed);
+    }
+
+    /// Worker: so many checkouts of its client wait now.
+    pub(crate) fn hear_of_queue(&self, waiting: u64, now: Duration) {
+        self.words[WAITING].store(waiting, Relaxed);
+        self.words[WAITING_AT].store(now.as_nanos() as u64, Relaxed);
+    }
+
+    /// Server: which client has said last that so many of its checkouts wait, and when.
+    pub(crate) fn queue(&self) -> Option<(u64, u64, u64)> {
+        let [client, waiting, at] =
+            [CLIENT, WAITING, WAITING_AT].map(|word| self.words[word].load(SeqCst));
+        (client != 0).then_some((client, at, waiting))
     }
 
     /// Worker: it keeps a core busy from here on.

@@ -291,6 +291,7 @@ impl<S: 'static> Worker<'_, S> {
             }
             Ok(())
         })?;
+        self.slot.serves(client.client);
         // From the greeting on the client waits for calls, so that a death must be told to it.
         self.slot.enter(Phase::Setup)?;
         connection.write(&self.out)?;
@@ -354,6 +355,10 @@ impl<S: 'static> Worker<'_, S> {
                 Ok(false)
             }
             FromClient::Done => self.end_checkout().map(|()| true),
+            FromClient::Waiting(checkouts) => {
+                self.slot.hear_of_queue(checkouts, begun);
+                Ok(false)
+            }
             // The call has been answered already.
             FromClient::Forget(_) => Ok(false),
             FromClient::Files(count) => {

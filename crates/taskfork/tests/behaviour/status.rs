@@ -9,6 +9,7 @@ use crate::support::{address_in, roles, trials, until};
 
 trials! {
     a_server_tells_what_its_workers_do,
+    it_tells_how_many_checkouts_wait,
     whoever_does_not_read_holds_nobody_up,
 }
 
@@ -52,6 +53,37 @@ async fn a_server_tells_what_its_workers_do() {
     })
     .await;
     drop(program);
+}
+
+async fn it_tells_how_many_checkouts_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let _program = roles::start(&["serve", &address]);
+    let queued = || ServerStatus::read(folder.path().join("s.status")).unwrap().queued;
+    let client = || {
+        let client = Client::builder().address(&address).min_workers(0).max_workers(1);
+        client.build().unwrap()
+    };
+    let (client, other) = (client(), client());
+    let first = client.checkout();
+    first.call::<()>("nothing", ()).await.unwrap();
+    assert_eq!(queued(), 0);
+
+    let mut waiting: Vec<_> = (0..5).map(|_| client.checkout()).collect();
+    drop(first);
+    waiting[0].call::<()>("nothing", ()).await.unwrap();
+    assert_eq!(queued(), 4);
+
+    let of_other: Vec<_> = (0..3).map(|_| other.checkout()).collect();
+    of_other[0].call::<()>("nothing", ()).await.unwrap();
+    assert_eq!(queued(), 4 + 2);
+
+    drop(of_other);
+    while !waiting.is_empty() {
+        waiting[0].call::<()>("nothing", ()).await.unwrap();
+        waiting.remove(0);
+    }
+    until("nobody waits", || queued() == 0).await;
 }
 
 async fn whoever_does_not_read_holds_nobody_up() {
