@@ -215,6 +215,7 @@ class Client:
                 self._tell(connection)
                 waiter.set_result(connection)
                 return
+        self._tell(connection)
         self._idle.append(connection)
 
     def _tell(self, connection: Connection) -> None:

@@ -26,6 +26,12 @@ impl Lane {
             let Holding::Worker(lease) = &mut state.holding else { return };
             let connection = &mut lease.connection;
             let alone = !state.used && connection.may_be_answering();
+            if state.sender.begins(&mut state.calls)
+                && let Some(waiting) = self.core.waiting()
+            {
+                // If the connection is over, the next look at it tells.
+                let _ = connection.put_waiting(waiting);
+            }
             if let Err(lost) = state.sender.send(&mut state.calls, connection, alone) {
                 // What the server said about the worker may be waiting to be read.
                 let ending = Ending::of(connection.last_words().ok_or(lost));

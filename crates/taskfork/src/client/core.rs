@@ -189,11 +189,22 @@ impl Core {
         (waiting > 0 || before > 0).then_some(waiting as u64)
     }
 
+    /// Has it said if a worker has been told otherwise.
+    fn tell_that_none_waits(&self, connection: &mut Connection) -> Result<(), Lost> {
+        match self.waiting.swap(0, Ordering::Relaxed) {
+            0 => Ok(()),
+            _ => connection.put_waiting(0),
+        }
+    }
+
     /// Says goodbye at the end of a checkout, and has the driver look after the connection. Where
     /// somebody waits for the worker, the farewell goes with what the next one sends.
     fn part(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
         let said = lease.connection.put_done().and_then(|()| match self.pool().counts().queued {
-            0 => lease.connection.flush(),
+            0 => {
+                self.tell_that_none_waits(&mut lease.connection)?;
+                lease.connection.flush()
+            }
             _ => Ok(()),
         });
         said.map_err(|_: Lost| Loss::Used)?;
@@ -201,6 +212,10 @@ impl Core {
     }
 
     fn hand_back(&self, mut lease: Lease<Connection>) -> Option<Change> {
+        if self.pool().counts().queued == 0 {
+            // If the connection is over, watching it tells.
+            let _ = self.tell_that_none_waits(&mut lease.connection);
+        }
         if watch_idle(&mut lease).is_err() {
             return self.lose(lease, Loss::Unused);
         }

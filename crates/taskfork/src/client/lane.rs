@@ -250,12 +250,8 @@ impl Lane {
 
     /// Takes a worker over. The lane is moved on after it, as what happened to the worker while it
     /// changed hands has told nobody.
-    pub(super) fn hold(self: &Arc<Self>, state: &mut State, mut lease: Lease<Connection>) {
+    pub(super) fn hold(self: &Arc<Self>, state: &mut State, lease: Lease<Connection>) {
         lease.connection.signal.belongs_to_lane(self);
-        if let Some(waiting) = self.core.waiting() {
-            // If the connection is over, the next look at it tells.
-            let _ = lease.connection.put_waiting(waiting);
-        }
         state.holding = Holding::Worker(lease);
     }
 

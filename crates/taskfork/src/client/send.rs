@@ -25,9 +25,16 @@ pub(super) struct Sender {
     filling: bool,
     /// The worker takes no more.
     closed: bool,
+    /// There has been a call.
+    begun: bool,
 }
 
 impl Sender {
+    /// Whether the first call is about to be sent.
+    pub(super) fn begins(&mut self, calls: &mut Entries) -> bool {
+        !self.begun && calls.next().is_some() && !std::mem::replace(&mut self.begun, true)
+    }
+
     /// Sends what can be sent now, without waiting. With `alone` none is sent ahead.
     pub(super) fn send(
         &mut self,
