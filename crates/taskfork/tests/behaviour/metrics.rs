@@ -57,7 +57,7 @@ async fn a_recorder_has_the_figures_of_clients_and_servers() {
     let address = address_in(&folder);
     let program = roles::start(&["serve", &address]);
     let path = folder.path().join("s.status");
-    until("the server", || path.exists()).await;
+    until("the server", || ServerStatus::read(&path).is_ok()).await;
     let text = roles::output(&["record", &address, &path.display().to_string()]);
     for line in [
         "taskfork_call_seconds_count{client=\"counted\",method=\"add\",outcome=\"ok\"} 2",

@@ -183,7 +183,7 @@ async fn the_server_answers_recorded_clients_as_the_original_did() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let program = roles::start(&["serve_perl", &address_in(&folder)]);
-    until("the server", || path.exists()).await;
+    until("the server", || UnixStream::connect(&path).is_ok()).await;
     for scenario in [
         "calls",
         "errors",
@@ -206,7 +206,7 @@ async fn the_server_answers_recorded_clients_as_the_original_did() {
     let mut command = roles::command(&["serve_perl", &address_in(&folder)]);
     command.env("TASKFORK_TEST_FAILING_SETUP", "yes");
     let _program = crate::support::processes::Program::new(command.spawn().unwrap());
-    until("the server", || path.exists()).await;
+    until("the server", || UnixStream::connect(&path).is_ok()).await;
     play_client("setup", &path).await;
 }
 
@@ -214,7 +214,7 @@ async fn the_server_answers_an_interface_that_is_one_function_as_the_original_di
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let _program = roles::start(&["serve_coderef", &address_in(&folder)]);
-    until("the server", || path.exists()).await;
+    until("the server", || UnixStream::connect(&path).is_ok()).await;
     play_client("coderef", &path).await;
 }
 
@@ -223,8 +223,14 @@ async fn connect() -> (tempfile::TempDir, crate::support::processes::Program, Un
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let program = roles::start(&["serve_perl", &address_in(&folder)]);
-    until("the server", || path.exists()).await;
-    let socket = UnixStream::connect(&path).unwrap();
+    let mut socket = None;
+    // Its file is there before it listens.
+    until("the server", || {
+        socket = UnixStream::connect(&path).ok();
+        socket.is_some()
+    })
+    .await;
+    let socket = socket.unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     (folder, program, socket)
 }
