@@ -9,7 +9,7 @@ use std::path::Path;
 
 use log_defer::{Log, Style, timeline};
 use serde::Deserialize;
-use taskfork::{Blob, BoxError, Client, Executable, Server};
+use taskfork::{Blob, BlobMut, BoxError, Client, Executable, Server};
 
 #[derive(Debug, Deserialize)]
 struct Found {
@@ -38,6 +38,11 @@ fn main() -> Result<(), BoxError> {
             let digest: String = checkout.call("put", (name, data)).await?;
             println!("{name}: {digest}");
         }
+        // Memory that Python maps, whatever its length.
+        let mut large = BlobMut::new(8 << 20)?;
+        large.fill(7);
+        let digest: String = checkout.call("put", ("large", large.freeze()?)).await?;
+        println!("large: {digest}");
         checkout.call::<()>("commit", ()).await?;
         drop((checkout, log));
 

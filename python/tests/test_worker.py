@@ -74,7 +74,7 @@ def test_logs_arrive_as_they_are_wanted(server: Any) -> None:
         assert [20, "odd", {"n": 1}] in lines
         assert [40, "app: not unless wanted"] in lines
         assert [timer[0] for timer in timers] == ["computing"]
-        assert timers[0][2] - timers[0][1] >= 0.02
+        assert timers[0][2] > timers[0][1]
         assert data == [{"k": "v"}]
         assert any(line[0] == 20 and "cut: " in line[1] for line in lines)
 

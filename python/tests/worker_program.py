@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 from typing import Any, Optional
 
+from taskfork import BlobMut
 from taskfork.worker import DeadlineExceeded, logger, remaining, serve
 
 done = 0
@@ -97,7 +99,42 @@ def unencodable() -> Any:
     return object()
 
 
+def kind(value: Any) -> list[Any]:
+    """What arrived, and whether it could be changed."""
+    return [type(value).__name__, len(value), memoryview(value).readonly, sum(value[::4096])]
+
+
+def shared(length: int, byte: int) -> Any:
+    made = BlobMut(length)
+    with made.view as view:
+        view[:] = bytes([byte]) * length
+    return made.freeze()
+
+
+def still_viewed() -> Any:
+    made = BlobMut(4096)
+    view = made.view
+    try:
+        return made.freeze()
+    finally:
+        view.release()
+
+
+def read(file: io.FileIO) -> bytes:
+    with file:
+        return file.read()
+
+
+def opened(path: str) -> Any:
+    return open(path, "rb", buffering=0)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 FUNCTIONS = [
+    kind, shared, still_viewed, read, opened, descriptors,
     echo, add, pid, checkouts, boom, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
     buffer, unencodable,
 ]  # fmt: skip

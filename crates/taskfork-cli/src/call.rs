@@ -68,6 +68,7 @@ impl Target {
             .address(self.address.as_str())
             .name("taskfork")
             .protocol(protocol)
+            .hand_over(false)
             .min_workers(0)
             .max_workers(workers)
             .timeout(timeout);

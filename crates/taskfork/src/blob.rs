@@ -174,6 +174,15 @@ impl<'de> Visitor<'de> for BlobVisitor {
     }
 }
 
+/// Appends values of the message that is being read to one that is written, and what came with it.
+pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    parts::pass_on(values, out, |file, out| {
+        let shared = Sealed::new(file)
+            .and_then(|(memory, file)| parts::put(&Bytes::from_owner(memory), &file, out));
+        shared.map_err(|error| format!("a blob cannot be used: {error}"))
+    })
+}
+
 /// Memory to be filled in place, and then handed to a worker or a caller as a [`Blob`] that is not
 /// sent.
 ///

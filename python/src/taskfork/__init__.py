@@ -27,12 +27,16 @@ from .errors import (
     WorkerDied,
 )
 
+from .shared import Blob, BlobMut
+
 if TYPE_CHECKING:
     from .client import Checkout, Client, Stats
 
 __all__ = [
     "Aborted",
     "ArgumentsError",
+    "Blob",
+    "BlobMut",
     "CallError",
     "CannotConnect",
     "Checkout",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence, Union
 
 from . import _wire
+from ._socket import Local
 from .errors import (
     ArgumentsError,
     CallError,
@@ -46,13 +47,13 @@ class Connection(asyncio.Protocol):
     def __init__(self, max_frame: int, is_unix: bool) -> None:
         self._is_unix = is_unix
         self._decoder = _wire.Decoder(max_frame)
-        self._transport: Optional[asyncio.Transport] = None
+        self._encoder = _wire.Encoder(max_frame)
+        self._transport: Union[asyncio.Transport, Local, None] = None
         self._greeting: Optional[asyncio.Future[None]] = None
         self._answer: Optional[asyncio.Future[Any]] = None
         self._on_note: Optional[Callable[[dict[str, Any]], None]] = None
         self.on_end: Optional[Callable[[Connection], None]] = None
         self.pid = 0
-        self.max_send = max_frame
         self.notice: Optional[dict[str, Any]] = None
         self.broken: Optional[str] = None
         self.ended = False
@@ -71,10 +72,12 @@ class Connection(asyncio.Protocol):
         # Whoever has given up asks no more.
         connection._greeting.add_done_callback(lambda it: it.cancelled() or it.exception())
         if address.path is not None:
-            await loop.create_unix_connection(lambda: connection, address.path)
+            connection._transport = await Local.connect(address.path, connection)
         else:
             await loop.create_connection(lambda: connection, address.host, address.port)
         hello = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame, "client": number}
+        if address.path is not None:
+            hello["files"] = _wire.MOST_FILES
         try:
             connection._write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
             await connection._greeting
@@ -83,15 +86,19 @@ class Connection(asyncio.Protocol):
             raise
         return connection
 
+    def encode(self, message: list[Any]) -> tuple[bytes, list[int]]:
+        """A frame for this worker."""
+        return self._encoder.frame(message)
+
     def send_call(
-        self, body: bytes, on_note: Optional[Callable[[dict[str, Any]], None]]
+        self, frame: tuple[bytes, list[int]], on_note: Optional[Callable[[dict[str, Any]], None]]
     ) -> asyncio.Future[Any]:
-        """Sends a call; gives its result, or a CallError. At the connection's end the future is
-        cancelled, and says nothing: see ``notice`` and ``broken``."""
+        """Sends a call that was encoded; gives its result, or a CallError. At the connection's end the
+        future is cancelled, and says nothing: see ``notice`` and ``broken``."""
         self._answer = asyncio.get_running_loop().create_future()
         self._on_note = on_note
         self.calls += 1
-        if not self._write(_wire.frame(body, self.max_send)):
+        if not self._write(*frame):
             self.ended = self.unread = True
             self._answer.cancel()
         return self._answer
@@ -110,20 +117,24 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _write(self, data: bytes) -> bool:
+    def _write(self, data: bytes, files: Sequence[int] = ()) -> bool:
         """Sends something, unless the connection is over."""
         if self.ended or self._transport is None or self._transport.is_closing():
+            _wire.close_all(files)
             return False
-        self._transport.write(data)
+        if isinstance(self._transport, Local):
+            self._transport.write(data, files)
+        else:
+            self._transport.write(data)
         return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        self._decoder.feed(data)
+    def data_received(self, data: bytes, files: Sequence[int] = ()) -> None:
         try:
+            self._decoder.feed(data, files)
             while not self.ended:
                 message = self._decoder.next()
                 if message is None:
@@ -157,7 +168,9 @@ class Connection(asyncio.Protocol):
         if self._greeting is not None and not self._greeting.done():
             if kind == _wire.HELLO:
                 self.pid = int(meta.get("pid", 0))
-                self.max_send = min(self.max_send, int(meta.get("max_frame", self.max_send)))
+                limit = min(self._encoder.limit, int(meta.get("max_frame", self._encoder.limit)))
+                files = int(meta.get("files", 0)) if self._is_unix else 0
+                self._encoder = _wire.Encoder(limit, min(files, _wire.MOST_FILES))
                 self._greeting.set_result(None)
             elif kind == _wire.ERROR and len(message) == 3:
                 said = message[2].get("message", "no reason")

@@ -1,17 +1,29 @@
-"""The native protocol, version 1: bytes to messages and back. No input or output here."""
+"""The native protocol, version 1: bytes, and descriptors that come with them, to messages and back."""
 
 from __future__ import annotations
 
+import io
+import os
 import struct
-from typing import Any, Optional
+from collections import deque
+from typing import Any, Callable, Iterable, Optional
 
 import msgpack
+
+from . import shared
 
 PREAMBLE = b"taskfork"
 VERSION = 1
 DEFAULT_LIMIT = 64 << 20
 
 HELLO, CALL, DONE, WAITING = 0, 1, 2, 5
+#: From either side: so many descriptors come with the next message.
+FILES = 6
+#: The most of them with one message, and the most that may have come untold.
+MOST_FILES, _UNCLAIMED = 16, 64
+
+#: Extension types of MessagePack for what came as a descriptor.
+_BLOB, _OPEN_FILE = 1, 2
 OK, ERROR, DEATH, NOTES = 1, 2, 3, 4
 
 _LENGTH = struct.Struct("<I")
@@ -25,6 +37,46 @@ class EncodeError(Exception):
     """A value cannot be encoded."""
 
 
+class Encoder:
+    """Makes frames, and collects the descriptors that go with them: those of whoever takes so many.
+    They are copies, which belong to whoever gets the frame."""
+
+    def __init__(self, limit: int = DEFAULT_LIMIT, files: int = 0) -> None:
+        self.limit, self.files = limit, files
+
+    def frame(self, message: list[Any]) -> tuple[bytes, list[int]]:
+        """A message with its length in front, and with the word of what comes with it."""
+        files: list[int] = []
+        try:
+            body = frame(self._pack(message, files), self.limit)
+            front = frame(encode([FILES, {}, len(files)])) if files else b""
+            return front + body, files
+        except BaseException:
+            close_all(files)
+            raise
+
+    def _pack(self, message: list[Any], files: list[int]) -> bytes:
+        def attach(kind: int, file: int) -> Any:
+            files.append(os.dup(file))
+            return msgpack.ExtType(kind, (len(files) - 1).to_bytes(4, "big"))
+
+        def other(value: Any) -> Any:
+            if isinstance(value, shared.Blob):
+                if len(files) < self.files:
+                    return attach(_BLOB, value.fileno())
+                return value.view
+            if isinstance(value, shared.BlobMut):
+                raise EncodeError("a BlobMut cannot be sent before it is frozen, by `freeze`")
+            if isinstance(value, io.IOBase):
+                if len(files) >= self.files:
+                    said = f"{self.files} with one message" if self.files else "through unix sockets only"
+                    raise EncodeError(f"open files can be sent {said}")
+                return attach(_OPEN_FILE, value.fileno())
+            return _other(value)
+
+        return _packed(message, other)
+
+
 def _other(value: Any) -> Any:
     """What has a buffer, as arrays of numpy have, travels as its bytes."""
     try:
@@ -35,13 +87,23 @@ def _other(value: Any) -> Any:
 
 def encode(value: Any) -> bytes:
     """A value as MessagePack."""
+    return _packed(value, _other)
+
+
+def _packed(value: Any, other: Callable[[Any], Any]) -> bytes:
     try:
-        packed: bytes = msgpack.packb(value, use_bin_type=True, default=_other)
+        packed: bytes = msgpack.packb(value, use_bin_type=True, default=other)
         return packed
     except EncodeError:
         raise
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, OSError) as error:
         raise EncodeError(str(error)) from error
+
+
+def close_all(files: Iterable[int]) -> None:
+    """Closes descriptors."""
+    for file in files:
+        os.close(file)
 
 
 def frame(body: bytes, limit: int = DEFAULT_LIMIT) -> bytes:
@@ -58,12 +120,31 @@ class Decoder:
         self._limit = limit
         self._inbox = bytearray()
         self._greeted = False
+        self._files: deque[int] = deque()
+        #: How many of them belong to the next message.
+        self._announced = 0
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, files: Iterable[int] = ()) -> None:
         self._inbox += data
+        self._files.extend(files)
+        if len(self._files) > _UNCLAIMED:
+            raise WireError("more descriptors came than messages tell of")
+
+    def __del__(self) -> None:
+        close_all(getattr(self, "_files", ()))
 
     def next(self) -> Optional[list[Any]]:
         """The next message; nothing while it is not there in full."""
+        while True:
+            message = self._next()
+            if message is None or message[0] != FILES:
+                return message
+            count = message[2] if len(message) == 3 else None
+            if not isinstance(count, int) or not 0 <= count <= len(self._files):
+                raise WireError("fewer descriptors came than a message tells of")
+            self._announced = count
+
+    def _next(self) -> Optional[list[Any]]:
         if not self._greeted:
             there = bytes(self._inbox[: len(PREAMBLE)])
             if not PREAMBLE.startswith(there):
@@ -82,12 +163,30 @@ class Decoder:
             return None
         body = bytes(memoryview(self._inbox)[_LENGTH.size : end])
         del self._inbox[:end]
+        files: list[Optional[int]] = [self._files.popleft() for _ in range(self._announced)]
+        self._announced = 0
+
+        def extension(kind: int, data: bytes) -> Any:
+            index = int.from_bytes(data, "big") if kind in (_BLOB, _OPEN_FILE) else -1
+            if not 0 <= index < len(files):
+                return msgpack.ExtType(kind, data)
+            file, files[index] = files[index], None
+            if file is None:
+                raise ValueError("a descriptor is named twice")
+            return shared.view_of(file) if kind == _BLOB else shared.opened(file)
+
         try:
             message = msgpack.unpackb(
-                body, raw=False, strict_map_key=False, unicode_errors="surrogateescape"
+                body,
+                raw=False,
+                strict_map_key=False,
+                unicode_errors="surrogateescape",
+                ext_hook=extension if files else msgpack.ExtType,
             )
         except Exception as error:
             raise WireError(f"a message is malformed: {error}") from error
+        finally:
+            close_all(file for file in files if file is not None)
         if (
             not isinstance(message, list)
             or len(message) < 2

@@ -544,11 +544,11 @@ class Checkout:
             if entry.args is None:
                 entry.future.set_result(None)
                 continue
-            body = self._encode(entry)
-            if body is None:
+            frame = self._encode(entry, connection)
+            if frame is None:
                 continue
             self._running = entry
-            answer = connection.send_call(body, self._log)
+            answer = connection.send_call(frame, self._log)
             try:
                 result = await answer
             except asyncio.CancelledError:
@@ -584,7 +584,7 @@ class Checkout:
             connection.on_end = on_end
         return connection.ended
 
-    def _encode(self, entry: _Entry) -> Optional[bytes]:
+    def _encode(self, entry: _Entry, connection: Connection) -> Optional[tuple[bytes, list[int]]]:
         loop = self._client._loop
         meta: dict[str, Any] = {}
         if entry.deadline is not None:
@@ -593,12 +593,7 @@ class Checkout:
         if self._log is not None:
             meta["log"] = 40
         try:
-            body = _wire.encode([_wire.CALL, meta, entry.method, list(entry.args or ())])
-            limit = self._connection.max_send if self._connection else self._client._max_frame
-            if len(body) > limit:
-                said = f"a frame of {len(body)} bytes is over the limit of {limit}"
-                raise _wire.EncodeError(said)
-            return body
+            return connection.encode([_wire.CALL, meta, entry.method, list(entry.args or ())])
         except _wire.EncodeError as error:
             self._fail(entry, ArgumentsError(str(error)), ran=False)
             return None

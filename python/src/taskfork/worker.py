@@ -30,6 +30,9 @@ from . import _wire
 
 __all__ = ["DeadlineExceeded", "Log", "Timer", "logger", "remaining", "serve"]
 
+#: Bytes to be sent, and descriptors that go with the first of them.
+_Frame = tuple[bytes, list[int]]
+
 Interface = Union[Mapping[str, Callable[..., Any]], Iterable[Callable[..., Any]], object]
 
 ERROR, WARN, INFO, DEBUG = 10, 20, 30, 40
@@ -187,7 +190,7 @@ class _Worker:
         self._interface: Optional[_Calls] = None
         self._setup_error: Optional[BaseException] = None
         self._decoder = _wire.Decoder()
-        self._limit = _wire.DEFAULT_LIMIT
+        self._encoder = _wire.Encoder()
         self._in_call = False
 
     def live(self) -> None:
@@ -202,7 +205,8 @@ class _Worker:
         hello = self._receive()
         if hello is None:
             return
-        self._limit = min(self._limit, int(hello[1].get("max_frame", _wire.DEFAULT_LIMIT)))
+        self._encoder.limit = min(_wire.DEFAULT_LIMIT, int(hello[1].get("max_frame", _wire.DEFAULT_LIMIT)))
+        self._encoder.files = min(_wire.MOST_FILES, int(hello[1].get("files", 0)))
         if hello[0] != _wire.HELLO or _wire.VERSION not in hello[1].get("versions", []):
             message = f"the program speaks version {_wire.VERSION} of the protocol"
             self._connection.sendall(_wire.PREAMBLE)
@@ -220,6 +224,7 @@ class _Worker:
             "server": "python",
             "max_frame": _wire.DEFAULT_LIMIT,
             "alarm": True,
+            "files": _wire.MOST_FILES,
         }
         self._send([_wire.HELLO, meta])
         while True:
@@ -265,9 +270,9 @@ class _Worker:
         finally:
             root.setLevel(before)
             _log.level, _log._send, _deadline = 0, None, None
-        self._connection.sendall(answer)
+        self._write(answer)
 
-    def _answer(self, method: Optional[str], args: list[Any]) -> bytes:
+    def _answer(self, method: Optional[str], args: list[Any]) -> _Frame:
         try:
             # The deadline's exception may come anywhere in here.
             try:
@@ -287,7 +292,7 @@ class _Worker:
         except DeadlineExceeded as error:
             return self._fault("interface", error)
 
-    def _run(self, interface: _Calls, method: Optional[str], args: list[Any]) -> bytes:
+    def _run(self, interface: _Calls, method: Optional[str], args: list[Any]) -> _Frame:
         call, known = interface.find(method)
         if call is None:
             said = "a call must name a method" if method is None else f"unknown method `{method}`"
@@ -305,7 +310,7 @@ class _Worker:
         except _wire.EncodeError as error:
             return self._frame([_wire.ERROR, {}, {"kind": "result", "message": str(error)}])
 
-    def _fault(self, kind: str, error: BaseException) -> bytes:
+    def _fault(self, kind: str, error: BaseException) -> _Frame:
         causes: list[str] = []
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         while cause is not None and len(causes) < 20:
@@ -322,11 +327,22 @@ class _Worker:
         except _wire.EncodeError as problem:
             return self._frame([_wire.ERROR, {}, {"kind": "result", "message": str(problem)}])
 
-    def _frame(self, message: list[Any]) -> bytes:
-        return _wire.frame(_wire.encode(message), self._limit)
+    def _frame(self, message: list[Any]) -> _Frame:
+        return self._encoder.frame(message)
 
     def _send(self, message: list[Any]) -> None:
-        self._connection.sendall(self._frame(message))
+        self._write(self._frame(message))
+
+    def _write(self, frame: _Frame) -> None:
+        data, files = frame
+        if not files:
+            self._connection.sendall(data)
+            return
+        try:
+            sent = socket.send_fds(self._connection, [data], files)
+        finally:
+            _wire.close_all(files)
+        self._connection.sendall(data[sent:])
 
     def _note(self, message: dict[str, Any]) -> None:
         try:
@@ -334,21 +350,23 @@ class _Worker:
         except _wire.EncodeError:
             note = self._frame([_wire.NOTES, {"ld": _readable(message)}])
         # The kernel takes short ones whole; a long one would keep a death from being told.
-        if len(note) > _MOST_NOTES:
+        if len(note[0]) > _MOST_NOTES:
             text = repr(message)[: _MOST_NOTES // 2]
             cut = {"start": message["start"], "logs": [[0.0, WARN, f"cut: {text}"]]}
             note = self._frame([_wire.NOTES, {"ld": cut}])
-        self._connection.sendall(note)
+        self._write(note)
 
     def _receive(self) -> Optional[list[Any]]:
         while True:
             message = self._decoder.next()
             if message is not None:
                 return message
-            data = self._connection.recv(1 << 16)
+            data, files, _, _ = socket.recv_fds(
+                self._connection, 1 << 16, _wire.MOST_FILES, socket.MSG_CMSG_CLOEXEC
+            )
             if not data:
                 return None
-            self._decoder.feed(data)
+            self._decoder.feed(data, files)
 
     def _on_alarm(self, *_: Any) -> None:
         if self._in_call:

@@ -67,6 +67,7 @@ impl Client {
             dont_refork_after_error: false,
             max_frame: DEFAULT_LIMIT,
             protocol: Protocol::Native,
+            hand_over: true,
         }
     }
 
@@ -135,6 +136,7 @@ pub struct ClientBuilder {
     dont_refork_after_error: bool,
     max_frame: usize,
     protocol: Protocol,
+    hand_over: bool,
 }
 
 /// The options of a client, checked.
@@ -153,6 +155,8 @@ pub(crate) struct Config {
     pub(crate) dont_refork_after_error: bool,
     pub(crate) max_frame: usize,
     pub(crate) protocol: Protocol,
+    /// Whether descriptors may go with messages.
+    pub(crate) hand_over: bool,
 }
 
 impl Config {
@@ -289,6 +293,14 @@ impl ClientBuilder {
         self
     }
 
+    /// Whether the memory of a [`Blob`](crate::Blob) may be handed over instead of being sent, and open
+    /// files with it, where that can be: it may unless this is set to false. For a client that does not know
+    /// what results are, and takes them as [`Value`](crate::Value), which has no place for them.
+    pub fn hand_over(mut self, may: bool) -> Self {
+        self.hand_over = may;
+        self
+    }
+
     /// How long a call may go on after its time is over: 100 milliseconds unless set. At the
     /// deadline the worker gets SIGALRM, and [`context`](crate::context) says that the call is
     /// cancelled; an answer within this time counts, be it an error. After it the worker is killed,
@@ -397,6 +409,7 @@ impl ClientBuilder {
             dont_refork_after_error: self.dont_refork_after_error,
             max_frame: self.max_frame,
             protocol: self.protocol,
+            hand_over: self.hand_over,
         })
     }
 }

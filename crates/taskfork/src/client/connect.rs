@@ -62,7 +62,7 @@ async fn reach_and_greet(
         });
     }
     let is_remote = matches!(address.0, Place::Tcp { .. });
-    let files = if is_remote { 0 } else { sys::MOST_FILES };
+    let files = if is_remote || !config.hand_over { 0 } else { sys::MOST_FILES };
     let greeting = greeting(config, files, client).map_err(|error| error.to_string())?;
     let (mut stream, sent) = reach(address, &greeting).await.map_err(|error| error.to_string())?;
     let rest = &greeting[sent..];

@@ -72,6 +72,16 @@ impl<'a> Reader<'a> {
         Ok(&start[..start.len() - self.rest.len()])
     }
 
+    /// Passes a value as far as it has no others inside it, and gives its bytes; nothing at the end.
+    pub(crate) fn piece(&mut self) -> Result<Option<&'a [u8]>, WireError> {
+        let start = self.rest;
+        if start.is_empty() {
+            return Ok(None);
+        }
+        self.header()?;
+        Ok(Some(&start[..start.len() - self.rest.len()]))
+    }
+
     /// Passes a value's marker, length and plain bytes; says how many values follow inside it.
     fn header(&mut self) -> Result<u64, WireError> {
         let marker = Marker::from_u8(self.take(1)?[0]);
@@ -163,6 +173,11 @@ pub(crate) fn put_float(out: &mut Vec<u8>, value: f64) {
 #[cfg(feature = "tracing")]
 pub(crate) fn put_bin(out: &mut Vec<u8>, bytes: &[u8]) {
     infallible!(write::write_bin(out, bytes));
+}
+
+/// The front of so many bytes.
+pub(crate) fn put_bin_header(out: &mut Vec<u8>, length: u32) {
+    infallible!(write::write_bin_len(out, length));
 }
 
 pub(crate) fn put_nil(out: &mut Vec<u8>) {

@@ -11,6 +11,7 @@ use rmp::Marker;
 
 use super::frame::HEADER;
 use super::native::put_files;
+use super::pack::{Reader, put_bin_header};
 
 /// Shorter ones are copied.
 pub(crate) const LEAST: usize = 16 << 10;
@@ -263,6 +264,49 @@ pub(crate) fn file(kind: i8, index: &[u8]) -> Result<(OwnedFd, bool), &'static s
     file.map(|file| (file, is_blob)).ok_or("a file that did not come with its message")
 }
 
+/// Whether files came with the message that is being read.
+pub(crate) fn has_files() -> bool {
+    SOURCE.with_borrow(|source| source.as_ref().is_some_and(|source| !source.files.is_empty()))
+}
+
+/// Appends values of the message that is being read to one that is written. Files that came with it
+/// go on with that: `share` writes what stands for one that is the bytes of a blob.
+pub(crate) fn pass_on(
+    values: &[u8],
+    out: &mut Vec<u8>,
+    share: impl Fn(OwnedFd, &mut Vec<u8>) -> Result<(), String>,
+) -> Result<(), String> {
+    if !has_files() {
+        out.extend_from_slice(values);
+        return Ok(());
+    }
+    let mut values = Reader::new(values);
+    while let Some(piece) = values.piece().map_err(|error| error.to_string())? {
+        let known = [BLOB_FILE, OPEN_FILE].map(i8::cast_unsigned);
+        match piece {
+            [marker, kind, index @ ..]
+                if Marker::from_u8(*marker) == Marker::FixExt4 && known.contains(kind) =>
+            {
+                let (file, is_blob) = file(kind.cast_signed(), index)?;
+                if is_blob {
+                    share(file, out)?;
+                } else if let Some((_, index)) = attach(Arc::new(file)) {
+                    out.extend([*marker, *kind]);
+                    out.extend(index);
+                }
+            }
+            _ => out.extend(piece),
+        }
+    }
+    Ok(())
+}
+
+/// Appends bytes as a value, and lets them stay where they are if they can.
+pub(crate) fn put(bytes: &Bytes, file: &Arc<OwnedFd>, out: &mut Vec<u8>) -> io::Result<()> {
+    put_bin_header(out, u32::try_from(bytes.len()).map_err(io::Error::other)?);
+    offer(bytes, Some(file), || Gather(out).write_all(bytes))
+}
+
 /// Bytes that were found in a message: as a part of it, if they are long.
 pub(crate) fn taken(found: &[u8]) -> Bytes {
     let source = SOURCE.with_borrow(|source| {
@@ -338,6 +382,31 @@ mod tests {
             let sent: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
             prop_assert!(expected.starts_with(&sent) && (sent == expected || count == SLICES));
         }
+    }
+
+    #[test]
+    fn what_stands_for_files_is_written_anew() {
+        let open = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        // A list of a text, a file of bytes and an open file; then what only looks like one.
+        let values = b"\x93\xa1a\xd6\x01\0\0\0\x01\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0";
+        let mut out = b"before".to_vec();
+        let share = |_, out: &mut Vec<u8>| {
+            out.extend(b"\xc4\x01b");
+            Ok(())
+        };
+        let (passed, _, files) =
+            collect(|| within(None, vec![open(), open()], || pass_on(values, &mut out, share)));
+        passed.unwrap();
+        assert_eq!(out, b"before\x93\xa1a\xc4\x01b\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0");
+        assert_eq!(files.len(), 1);
+        // One file cannot be two.
+        let twice = b"\xd6\x01\0\0\0\0\xd6\x01\0\0\0\0";
+        let again = within(None, vec![open()], || pass_on(twice, &mut Vec::new(), share));
+        assert_eq!(again, Err("a file that did not come with its message".to_owned()));
+        // Nothing has come.
+        let mut same = Vec::new();
+        pass_on(values, &mut same, share).unwrap();
+        assert_eq!(same, values);
     }
 
     #[test]

@@ -2,28 +2,33 @@
 //! a pair of sockets, and speaks with it as a client would; to everybody else it is a worker like any
 //! other, with its slot of the scoreboard, its deadlines and its limits. It dies as its program does.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use rustix::io::FdFlags;
+use rustix::io::{Errno, FdFlags, retry_on_intr};
+use rustix::net::SendFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::fault::Fault;
 use super::interface::{BoxError, Interface, Reply, Request};
 use super::logger::logger;
 use super::notes;
+use crate::blob;
 use crate::context::context;
 use crate::error::Failure;
 use crate::sys;
 use crate::trace_context::{TraceContext, trace_context};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::native::{self, CallMeta, ClientHello, FromWorker, VERSIONS, WorkerHello};
+use crate::wire::parts::{self, Parted};
 use crate::wire::perl::{self, Scanner};
+use crate::wire::request::Arguments;
 use crate::wire::{Protocol, WireError, log};
 
 /// The variable that tells a program the number of its descriptor.
@@ -31,6 +36,9 @@ const VARIABLE: &str = "TASKFORK_FD";
 
 /// How long a program has to end by itself once its connection has been closed.
 const LEAVE: Duration = Duration::from_secs(1);
+
+/// So many files may have come of which no message has told.
+const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 
 /// A program that serves as worker, for [`ServerBuilder::executable`](crate::ServerBuilder::executable).
 ///
@@ -109,6 +117,8 @@ impl Executable {
             max_frame: self.max_frame,
             scanner: (self.protocol == Protocol::Perl).then(Scanner::default),
             hello: WorkerHello::default(),
+            files: Vec::new(),
+            announced: 0,
             answer: None,
         };
         if self.protocol == Protocol::Native {
@@ -129,6 +139,9 @@ pub(crate) struct Running {
     /// Finds its messages, if they are JSON.
     scanner: Option<Scanner>,
     hello: WorkerHello,
+    /// What has come with its messages, and how many of them belong to the next.
+    files: Vec<OwnedFd>,
+    announced: usize,
     /// The answer that came with a log, which is told first.
     answer: Option<Vec<u8>>,
 }
@@ -139,6 +152,7 @@ impl Running {
             versions: VERSIONS.to_vec(),
             name: name.to_owned(),
             max_frame: Some(self.max_frame),
+            files: sys::MOST_FILES,
             ..ClientHello::default()
         };
         let mut out = PREAMBLE.to_vec();
@@ -182,7 +196,11 @@ impl Running {
         // Until the answer has been sent: a program may end right after it.
         sys::waits(true);
         if self.scanner.is_some() {
-            match perl::call(method, args) {
+            let whole = match inline(args) {
+                Ok(whole) => whole,
+                Err(reason) => return Reply(Err(Fault::arguments(&reason))),
+            };
+            match perl::call(method, Arguments::new(args.len(), &whole)) {
                 Ok(call) => self.send(&[&call]),
                 Err(reason) => return Reply(Err(Fault::arguments(&reason))),
             }
@@ -195,16 +213,19 @@ impl Running {
                 tracestate: trace.as_ref().and_then(TraceContext::tracestate),
                 ..CallMeta::default()
             };
-            let mut front = vec![0; frame::HEADER];
-            native::put_call(&mut front, method, meta);
-            native::put_count(&mut front, args.len());
-            let length = front.len() - frame::HEADER + args.encoded().len();
             let limit = self.hello.max_frame.unwrap_or(DEFAULT_LIMIT).min(u32::MAX as usize);
-            if length > limit {
-                return Reply(Err(Fault::arguments(&WireError::TooLarge { length, limit })));
+            let mut message = Parted::default();
+            let written = frame::write_parted(&mut message, limit, |out| {
+                native::put_call(out, method, meta);
+                native::put_count(out, args.len());
+                blob::pass_on(args.encoded(), out).map_err(Unsendable::Files)
+            });
+            let written = written.map_err(|error| error.to_string());
+            let fits = written.and_then(|()| fit(&mut message, self.hello.files));
+            if let Err(reason) = fits {
+                return Reply(Err(Fault::arguments(&Failure::new(reason))));
             }
-            front[..frame::HEADER].copy_from_slice(&(length as u32).to_le_bytes());
-            self.send(&[&front, args.encoded()]);
+            self.send_parted(&message);
         }
         loop {
             let body = match self.message() {
@@ -212,7 +233,15 @@ impl Running {
                 Err(error) => self.give_up(&error),
             };
             match FromWorker::decode(&body) {
-                Ok(FromWorker::Ok(value)) => return request.encoded(value),
+                Ok(FromWorker::Ok(value)) => {
+                    let count = std::mem::take(&mut self.announced);
+                    if self.files.len() < count {
+                        self.give_up(&WireError::Files);
+                    }
+                    let files = self.files.drain(..count).collect();
+                    return parts::within(None, files, || request.passed_on(value));
+                }
+                Ok(FromWorker::Files(count)) => self.announced = count,
                 Ok(FromWorker::Error(error)) => return Reply(Err(Fault::received(&error))),
                 Ok(FromWorker::Notes(notes)) => take_over(notes.log),
                 Ok(other) => self.give_up(&format!("{other:?} is no answer")),
@@ -226,6 +255,20 @@ impl Running {
         let sent = pieces.iter().try_for_each(|piece| self.socket.write_all(piece));
         if sent.is_err() {
             self.end_with_program();
+        }
+    }
+
+    fn send_parted(&mut self, message: &Parted) {
+        let mut sent = 0;
+        while sent < message.len() {
+            let (slices, count) = message.slices(sent);
+            let files = if sent == 0 { &message.files[..] } else { &[] };
+            let send =
+                || sys::send_files(&self.socket, &slices[..count], files, SendFlags::empty());
+            match retry_on_intr(send) {
+                Ok(bytes) => sent += bytes,
+                Err(_) => self.end_with_program(),
+            }
         }
     }
 
@@ -271,16 +314,15 @@ impl Running {
     /// Receives something, unless `may_stop` and nothing comes in time.
     fn receive(&mut self, may_stop: bool) -> Result<(), WireError> {
         let room = frame::room_for_next_read(&self.inbox).max(self.inbox.len().min(1 << 20));
-        let before = self.inbox.len();
-        self.inbox.resize(before + room, 0);
-        let read = self.socket.read(&mut self.inbox[before..]);
-        self.inbox.truncate(before + read.as_ref().copied().unwrap_or(0));
-        let is_late = |kind| may_stop && kind == io::ErrorKind::WouldBlock;
-        match read {
+        self.inbox.reserve(room);
+        match sys::receive_files(&self.socket, &mut self.inbox, &mut self.files, true) {
             Ok(length) if length > 0 => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if is_late(error.kind()) => {}
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if may_stop => {}
             Ok(_) | Err(_) => self.end_with_program(),
+        }
+        if self.files.len() > UNCLAIMED {
+            self.give_up(&WireError::Files);
         }
         Ok(())
     }
@@ -327,6 +369,35 @@ impl Drop for Running {
     }
 }
 
+/// Why a call cannot be sent to the program.
+#[derive(Debug, thiserror::Error)]
+enum Unsendable {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("{0}")]
+    Files(String),
+}
+
+/// Arguments with the bytes of blobs in place of their files.
+fn inline<'a>(args: Arguments<'a>) -> Result<Cow<'a, [u8]>, Failure> {
+    if !parts::has_files() {
+        return Ok(Cow::Borrowed(args.encoded()));
+    }
+    let mut bytes = Vec::new();
+    let (passed, parts, files) = parts::collect(|| blob::pass_on(args.encoded(), &mut bytes));
+    let mut whole = Parted { bytes, parts, files };
+    passed.and_then(|()| fit(&mut whole, 0)).map_err(Failure::new)?;
+    Ok(Cow::Owned(whole.rest(0)))
+}
+
+/// Makes a message what a program takes that takes so many files.
+fn fit(message: &mut Parted, files: usize) -> Result<(), String> {
+    message.fit(0, files).map_err(|reason| match files {
+        0 => "the program takes no open files".to_owned(),
+        _ => reason,
+    })
+}
+
 /// Adds what the program has logged to the call's log.
 fn take_over(encoded: Option<&[u8]>) {
     let Some(encoded) = encoded else { return };
@@ -346,9 +417,5 @@ impl Interface<Running> for Forward {
 
     fn answered(&self) {
         sys::waits(false);
-    }
-
-    fn takes_files(&self) -> bool {
-        false
     }
 }

@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 use super::fault::Fault;
+use crate::blob;
+use crate::error::Failure;
 use crate::wire::args::encode;
 use crate::wire::request::{Arguments, ArgumentsError, FromArguments};
 
@@ -27,12 +29,6 @@ pub trait Interface<S>: 'static {
     /// The answer of a call has been sent.
     #[doc(hidden)]
     fn answered(&self) {}
-
-    /// Whether it can do with files that come with arguments.
-    #[doc(hidden)]
-    fn takes_files(&self) -> bool {
-        true
-    }
 
     /// Whether a call whose first argument is this text is a call of the method of that name, where
     /// the protocol does not tell the two apart.
@@ -94,10 +90,9 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Answers with a value that is encoded already.
-    pub(crate) fn encoded(self, value: &[u8]) -> Reply {
-        self.out.extend_from_slice(value);
-        Reply(Ok(()))
+    /// Answers with a value that is encoded already, in the message that is being read.
+    pub(crate) fn passed_on(self, value: &[u8]) -> Reply {
+        Reply(blob::pass_on(value, self.out).map_err(|reason| Fault::result(&Failure::new(reason))))
     }
 
     /// Answers with a value or with any error.

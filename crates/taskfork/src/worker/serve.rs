@@ -236,9 +236,7 @@ impl<S: 'static> Worker<'_, S> {
         match connection.read_preamble()? {
             Protocol::Native => {
                 notes::start(socket);
-                if self.interface.takes_files() {
-                    hello.files = connection.most_files();
-                }
+                hello.files = connection.most_files();
                 self.greet(&mut connection, hello)?;
                 self.run(|worker| worker.serve_message(&mut connection))
             }

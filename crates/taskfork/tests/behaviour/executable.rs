@@ -8,8 +8,8 @@ use std::time::Duration;
 use log_defer::Log;
 use serde_json::{Value, json};
 use taskfork::{
-    CallError, Client, End, Error, Executable, FatalError, Protocol, ServerBuilder, ServerError,
-    ServerStatus,
+    BlobMut, CallError, Client, End, Error, Executable, FatalError, OpenFile, Protocol,
+    ServerBuilder, ServerError, ServerStatus,
 };
 
 use crate::support::processes::{children, is_gone, signal};
@@ -28,6 +28,7 @@ trials! {
     a_program_that_breaks_the_protocol_ends,
     a_checkouts_end_is_told_to_the_program,
     a_worker_can_be_dismissed,
+    a_program_that_takes_no_files_gets_the_bytes_of_blobs,
 }
 
 fn this_program(role: &str) -> Executable {
@@ -224,4 +225,19 @@ async fn a_worker_can_be_dismissed() {
     until("the other one's end", || is_gone(in_use)).await;
     until("both in the count", || read().deaths.get("dismissed") == Some(&2)).await;
     until("nothing left", || children(program.pid()).is_empty()).await;
+}
+
+async fn a_program_that_takes_no_files_gets_the_bytes_of_blobs() {
+    let (_server, client) = start_with("executable", |client| client.max_workers(1));
+    let mut blob = BlobMut::new(100_000).unwrap();
+    blob.fill(b'x');
+    let blob = blob.freeze().unwrap();
+    let checkout = client.checkout();
+    let back: (String, u32) = checkout.call("echo", ((&blob, 7),)).await.unwrap();
+    assert_eq!(back, ("x".repeat(100_000), 7));
+
+    let file = OpenFile::from(std::fs::File::open("/dev/null").unwrap());
+    let error = checkout.call::<Value>("echo", (file,)).await.unwrap_err();
+    assert!(error.to_string().contains("the program takes no open files"), "{error}");
+    assert_eq!(checkout.call::<u32>("echo", (7,)).await.unwrap(), 7);
 }

@@ -1,0 +1,137 @@
+"""A unix socket in the event loop that also carries descriptors, which asyncio's own drop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import Any, Deque, Optional, Protocol, Sequence
+
+from . import _wire
+
+
+class Peer(Protocol):
+    """Whoever is told what comes."""
+
+    def data_received(self, data: bytes, files: Sequence[int] = ...) -> None: ...
+
+    def connection_lost(self, error: Optional[Exception]) -> None: ...
+
+
+class Local:
+    """Sends and receives, as far as can be without waiting, and goes on when it can."""
+
+    def __init__(self, connected: socket.socket, peer: Peer) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._socket = connected
+        self._peer = peer
+        self._outbox: Deque[tuple[memoryview, Sequence[int]]] = deque()
+        #: Nothing more is taken, neither to be sent nor from the other side.
+        self._closing = False
+        self._closed = False
+        #: Why nothing can be sent any more.
+        self._failed: Optional[Exception] = None
+        self._loop.add_reader(connected, self._readable)
+
+    @classmethod
+    async def connect(cls, path: str, peer: Peer) -> Local:
+        """Connects to a server."""
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(made, path)
+        except BaseException:
+            made.close()
+            raise
+        return cls(made, peer)
+
+    def write(self, data: bytes, files: Sequence[int] = ()) -> None:
+        """Sends bytes, and with the first of them descriptors, which it takes over."""
+        if self._closing or self._failed is not None:
+            _wire.close_all(files)
+            return
+        self._outbox.append((memoryview(data), files))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def is_closing(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._closing
+
+    def close(self) -> None:
+        """Closes it once all has been sent."""
+        if not self._closing:
+            self._closing = True
+            self._loop.remove_reader(self._socket)
+            if not self._outbox:
+                self._end(None)
+
+    def abort(self) -> None:
+        """Closes it now."""
+        self._closing = True
+        self._end(None)
+
+    def _flush(self) -> None:
+        try:
+            while self._outbox:
+                data, files = self._outbox[0]
+                if files:
+                    sent = socket.send_fds(self._socket, [data], files)
+                    _wire.close_all(files)
+                else:
+                    sent = self._socket.send(data)
+                if sent == len(data):
+                    self._outbox.popleft()
+                else:
+                    self._outbox[0] = (data[sent:], ())
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._socket, self._flush)
+            return
+        except OSError as error:
+            # What the other side has said before is still read.
+            self._loop.remove_writer(self._socket)
+            self._drop_outbox()
+            if isinstance(error, BrokenPipeError) and not self._closing:
+                self._failed = error
+                return
+            self._closing = True
+            self._end(error)
+            return
+        self._loop.remove_writer(self._socket)
+        if self._closing:
+            self._end(None)
+
+    def _readable(self) -> None:
+        try:
+            data, files, _, _ = socket.recv_fds(
+                self._socket, 1 << 18, _wire.MOST_FILES, socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._closing = True
+            self._end(error)
+            return
+        if data:
+            self._peer.data_received(data, files)
+        else:
+            self._closing = True
+            self._end(self._failed)
+
+    def _drop_outbox(self) -> None:
+        while self._outbox:
+            _wire.close_all(self._outbox.popleft()[1])
+
+    def _end(self, error: Optional[Exception]) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._drop_outbox()
+        self._socket.close()
+        # As with asyncio's own, never from within a call of the peer's.
+        self._loop.call_soon(self._lost, error)
+
+    def _lost(self, error: Any) -> None:
+        self._peer.connection_lost(error)

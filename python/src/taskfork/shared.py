@@ -1,0 +1,119 @@
+"""Memory that is handed over instead of being sent.
+
+::
+
+    image = BlobMut(64 << 20)
+    numpy.frombuffer(image.view, dtype="u1")[:] = 255
+    total = await client.call("sum", image.freeze())
+
+The other side maps it, in a time that does not depend on its length. It arrives as a read-only
+``memoryview``, from which ``numpy.frombuffer`` makes an array without copying. Where memory cannot be
+handed over, as through TCP, it is sent as any other bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import mmap
+import os
+from typing import Optional
+
+__all__ = ["Blob", "BlobMut"]
+
+# As in the kernel's <linux/fcntl.h>, of which not every Python knows them all.
+_ADD_SEALS, _GET_SEALS = 1033, 1034
+_SEAL, _SHRINK, _GROW, _WRITE = 1, 2, 4, 8
+_ALL = _SHRINK | _GROW | _WRITE
+
+
+class BlobMut:
+    """So many bytes of memory, zeros at first, to be filled in place."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._file = os.memfd_create("taskfork-blob", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._file, length)
+            self._map: Optional[mmap.mmap] = mmap.mmap(self._file, length) if length else None
+        except BaseException:
+            os.close(self._file)
+            self._file = -1
+            raise
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def view(self) -> memoryview:
+        """The memory, to be written to. Released, like all that was made of it, before ``freeze``."""
+        if self._file < 0:
+            raise ValueError("this memory is frozen: nobody can write to it any more")
+        return memoryview(self._map) if self._map is not None else memoryview(bytearray())
+
+    def freeze(self) -> Blob:
+        """Makes it what can be handed over. It cannot be written to from here on: a ``BufferError``
+        says that a view, or an array that was made of one, is still there."""
+        if self._file < 0:
+            raise ValueError("this memory is frozen already")
+        if self._map is not None:
+            try:
+                self._map.close()
+            except BufferError:
+                said = "a view of this memory is still there: release it, and delete arrays made of it"
+                raise BufferError(said) from None
+            self._map = None
+        fcntl.fcntl(self._file, _ADD_SEALS, _ALL | _SEAL)
+        file, self._file = self._file, -1
+        return Blob(file)
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            os.close(self._file)
+
+
+class Blob:
+    """Bytes that stay as they are, and that the other side can map. Made by ``BlobMut.freeze``; it can
+    be sent any number of times."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._view = view_of(os.dup(file))
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes."""
+        return self._view
+
+    def fileno(self) -> int:
+        """The descriptor of the memory."""
+        return self._file
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            os.close(self._file)
+
+
+def view_of(file: int) -> memoryview:
+    """The bytes of memory that nobody can change. The descriptor is taken over."""
+    try:
+        try:
+            seals = fcntl.fcntl(file, _GET_SEALS)
+        except OSError:
+            raise ValueError("a blob is no memory") from None
+        if seals & _ALL != _ALL:
+            raise ValueError("a blob is not sealed against changes")
+        if os.fstat(file).st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
+    finally:
+        os.close(file)
+
+
+def opened(file: int) -> io.FileIO:
+    """An open file of this descriptor."""
+    access = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+    return io.FileIO(file, {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(access, "r+"))
