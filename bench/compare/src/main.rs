@@ -8,7 +8,7 @@ mod report;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use measure::Sample;
@@ -144,6 +144,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// How long a quick run takes at most, but for its first round.
+const QUICK: Duration = Duration::from_secs(165);
+
 fn compare(options: &Options) -> Results {
     let (rounds, hurry) = if options.quick { (3, 1) } else { (5, 0) };
     let (mut results, start) = (Results::new(), Instant::now());
@@ -156,7 +159,12 @@ fn compare(options: &Options) -> Results {
                 results.entry((number, place)).or_default().push(sample);
             }
         }
-        eprintln!("round {} of {rounds}, {:.0} s", round + 1, start.elapsed().as_secs_f64());
+        let taken = start.elapsed();
+        eprintln!("round {} of {rounds}, {:.0} s", round + 1, taken.as_secs_f64());
+        // One more takes as long as each before it.
+        if options.quick && taken + taken / (round + 1) > QUICK {
+            break;
+        }
     }
     results
 }
