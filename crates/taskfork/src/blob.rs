@@ -27,6 +27,9 @@ use crate::wire::parts;
 /// through unix sockets: the other side maps it, in a time that does not depend on its length. So does
 /// one that arrived that way and is sent on. Elsewhere it is sent as any other.
 ///
+/// What is handed over must be taken as a `Blob` at the other end. A client that takes results as values
+/// of any kind says so by [`hand_over`](crate::ClientBuilder::hand_over).
+///
 /// One that arrives as a part of a message keeps the whole message in memory.
 ///
 /// ```
