@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Sequence
 
 from . import _wire
-from ._socket import Local
+from ._socket import Socket
 from .errors import (
     ArgumentsError,
     CallError,
@@ -40,7 +40,7 @@ class Address:
             raise ValueError(f"`{text}` is not an address: write unix:PATH or tcp:HOST:PORT")
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """What is sent and received on one connection. ``notice`` is what the server said of the
     worker's death."""
 
@@ -48,7 +48,7 @@ class Connection(asyncio.Protocol):
         self._is_unix = is_unix
         self._decoder = _wire.Decoder(max_frame)
         self._encoder = _wire.Encoder(max_frame)
-        self._transport: Union[asyncio.Transport, Local, None] = None
+        self._transport: Optional[Socket] = None
         self._greeting: Optional[asyncio.Future[None]] = None
         self._answer: Optional[asyncio.Future[Any]] = None
         self._on_note: Optional[Callable[[dict[str, Any]], None]] = None
@@ -72,9 +72,10 @@ class Connection(asyncio.Protocol):
         # Whoever has given up asks no more.
         connection._greeting.add_done_callback(lambda it: it.cancelled() or it.exception())
         if address.path is not None:
-            connection._transport = await Local.connect(address.path, connection)
+            connection._transport = await Socket.connect(address.path, connection)
         else:
-            await loop.create_connection(lambda: connection, address.host, address.port)
+            host, port = address.host, address.port
+            connection._transport = await Socket.connect_tcp(host, port, connection)
         hello = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame, "client": number}
         if address.path is not None:
             hello["files"] = _wire.MOST_FILES
@@ -122,15 +123,8 @@ class Connection(asyncio.Protocol):
         if self.ended or self._transport is None or self._transport.is_closing():
             _wire.close_all(files)
             return False
-        if isinstance(self._transport, Local):
-            self._transport.write(data, files)
-        else:
-            self._transport.write(data)
+        self._transport.write(data, files)
         return True
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
 
     def data_received(self, data: bytes, files: Sequence[int] = ()) -> None:
         try:

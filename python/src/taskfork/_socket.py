@@ -1,4 +1,5 @@
-"""A unix socket in the event loop that also carries descriptors, which asyncio's own drop."""
+"""A socket in the event loop. Unlike asyncio's own it carries descriptors, and goes on reading when nothing
+can be sent any more: what the other side has said before its end is there to be read."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class Peer(Protocol):
     def connection_lost(self, error: Optional[Exception]) -> None: ...
 
 
-class Local:
+class Socket:
     """Sends and receives, as far as can be without waiting, and goes on when it can."""
 
     def __init__(self, connected: socket.socket, peer: Peer) -> None:
@@ -34,7 +35,7 @@ class Local:
         self._loop.add_reader(connected, self._readable)
 
     @classmethod
-    async def connect(cls, path: str, peer: Peer) -> Local:
+    async def connect(cls, path: str, peer: Peer) -> Socket:
         """Connects to a server."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -44,6 +45,28 @@ class Local:
             made.close()
             raise
         return cls(made, peer)
+
+    @classmethod
+    async def connect_tcp(cls, host: str, port: int, peer: Peer) -> Socket:
+        """Connects to a server, at the first of its addresses that answers."""
+        loop = asyncio.get_running_loop()
+        failure: OSError = OSError(f"{host} has no address")
+        for family, kind, protocol, _, place in await loop.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        ):
+            made = socket.socket(family, kind, protocol)
+            try:
+                made.setblocking(False)
+                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await loop.sock_connect(made, place)
+                return cls(made, peer)
+            except OSError as error:
+                made.close()
+                failure = error
+            except BaseException:
+                made.close()
+                raise
+        raise failure
 
     def write(self, data: bytes, files: Sequence[int] = ()) -> None:
         """Sends bytes, and with the first of them descriptors, which it takes over."""
@@ -88,14 +111,12 @@ class Local:
             self._loop.add_writer(self._socket, self._flush)
             return
         except OSError as error:
-            # What the other side has said before is still read.
             self._loop.remove_writer(self._socket)
             self._drop_outbox()
-            if isinstance(error, BrokenPipeError) and not self._closing:
-                self._failed = error
-                return
-            self._closing = True
-            self._end(error)
+            if self._closing:
+                self._end(error)
+            # What the other side has said before is still read.
+            self._failed = error
             return
         self._loop.remove_writer(self._socket)
         if self._closing:
