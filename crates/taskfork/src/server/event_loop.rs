@@ -17,11 +17,11 @@ use super::builder::Program;
 use super::children::Child;
 use super::control::Wish;
 use super::error::ServerError;
-use super::guardian::{self, Guardian, Mark};
+use super::guardian::{Guardian, Mark};
 use super::listener::Listener;
 use super::oom::OutOfMemory;
 use super::options::Options;
-use super::orphans::{self, Orphans};
+use super::orphans::Orphans;
 use super::restart::{Inheritance, Line, ServiceManager, Successor};
 use super::signals::Signals;
 use super::spares::Spares;
@@ -50,9 +50,6 @@ pub(super) fn token(worker: u64, what: u64) -> u64 {
 /// For how long nothing is accepted after descriptors or processes have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// By so much a worker may learn late that its call's time is over.
-const LATE: Duration = Duration::from_millis(1);
-
 pub(crate) struct EventLoop {
     pub(super) options: Options,
     pub(super) program: Program,
@@ -70,7 +67,7 @@ pub(crate) struct EventLoop {
     /// How many workers have been forked.
     pub(super) born: u64,
     pub(super) mode: Mode,
-    accept_again: Option<Instant>,
+    pub(super) accept_again: Option<Instant>,
     pub(super) orphans: Orphans,
     pub(super) spares: Spares,
     mark: Mark,
@@ -86,7 +83,7 @@ pub(crate) struct EventLoop {
     /// Where the server tells of itself.
     pub(super) status: Option<Listener>,
     pub(super) tally: Tally,
-    manager: ServiceManager,
+    pub(super) manager: ServiceManager,
     /// The line to the server before this one, until this one is ready.
     predecessor: Option<Line>,
     /// Where the new server that is to take over says that it is ready.
@@ -258,74 +255,6 @@ impl EventLoop {
         self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.are_left()
     }
 
-    /// Does what is due now; gives how long to sleep if no event comes. A worker that begins a call
-    /// whose time is over sooner than that wakes the server: one that could not know is seen by
-    /// looking once more.
-    fn plan(&mut self) -> Option<Duration> {
-        loop {
-            let left = self.next_deadline();
-            let at = left.map(|left| now().saturating_add(left));
-            let before = self.scoreboard.wakes_at(at);
-            let is_later = match (before, at) {
-                (Some(before), Some(at)) => at > before + LATE,
-                (Some(_), None) => true,
-                (None, _) => false,
-            };
-            if !is_later {
-                return left;
-            }
-        }
-    }
-
-    /// How long nothing needs to be done, if no event comes. Does what is due now.
-    fn next_deadline(&mut self) -> Option<Duration> {
-        let mut next: Option<Duration> = None;
-        let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
-        self.manager.keep_alive().into_iter().for_each(&mut at_most);
-        if self.guardian.is_none() && self.mode == Mode::Serving {
-            self.post_guardian();
-            if self.guardian.is_none() {
-                at_most(guardian::AGAIN);
-            }
-        }
-        self.next_spare().into_iter().for_each(&mut at_most);
-        let recycling = self.options.recycling;
-        if recycling.max_age.is_some() || recycling.max_idle.is_some() {
-            let now = now();
-            let children = self.children.values_mut();
-            children.filter_map(|child| child.judge_age(now, &recycling)).for_each(&mut at_most);
-        }
-        if self.orphans.are_left() {
-            at_most(orphans::AGAIN);
-        }
-        // A worker tells nobody when it begins a call, unless its time is over soon. One that begins
-        // just now is due after the whole `hung_worker_timeout`, and will have been looked at by
-        // then.
-        let (now, timeout) = (now(), self.options.hung_worker_timeout);
-        for child in self.children.values_mut() {
-            let (late, hanging) = (child.judge_late(now), child.judge_hanging(now, timeout));
-            late.into_iter().chain(hanging).for_each(&mut at_most);
-        }
-        if let Some(again) = self.accept_again {
-            let left = again.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                self.accept_again = None;
-                self.pause_listener(false);
-            } else {
-                at_most(left);
-            }
-        }
-        if let Mode::Draining(until) = self.mode {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                self.kill_all("the server's shutdown_grace is over");
-            } else {
-                at_most(left);
-            }
-        }
-        next
-    }
-
     fn handle(&mut self, token: u64) -> Role {
         match token {
             SIGNALS => {
@@ -439,7 +368,7 @@ impl EventLoop {
         }
     }
 
-    fn kill_all(&mut self, reason: &str) {
+    pub(super) fn kill_all(&mut self, reason: &str) {
         if self.mode != Mode::Killing {
             self.killed = self.children.len();
         }
@@ -460,7 +389,7 @@ impl EventLoop {
     }
 
     /// Has a process see to what this one could not end if it were killed.
-    fn post_guardian(&mut self) {
+    pub(super) fn post_guardian(&mut self) {
         let name = plain(&self.options.name);
         let posted = Guardian::start(&name, &self.mark, &self.scoreboard, &self.threads)
             .map_err(ServerError::system("it cannot be forked"))
@@ -496,7 +425,7 @@ impl EventLoop {
         self.options.max_workers.min(Scoreboard::CAPACITY)
     }
 
-    fn pause_listener(&self, pause: bool) {
+    pub(super) fn pause_listener(&self, pause: bool) {
         let Some(listener) = &self.listener else { return };
         let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
         if let Err(errno) =

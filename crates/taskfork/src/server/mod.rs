@@ -20,6 +20,7 @@ mod metrics;
 mod oom;
 mod options;
 mod orphans;
+mod plan;
 mod preload;
 mod restart;
 mod signals;

@@ -13,7 +13,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::scoreboard::Slot;
-use super::serve::Limits;
+use super::seat::Limits;
 use crate::busy_poll::Poller;
 use crate::display::seconds;
 use crate::sys;

@@ -18,8 +18,10 @@ mod phase;
 #[cfg(feature = "tracing")]
 mod records;
 pub(crate) mod scoreboard;
+mod seat;
 mod serve;
 #[cfg_attr(not(feature = "tracing"), path = "tracer_off.rs")]
 pub(crate) mod tracer;
 
-pub(crate) use serve::{Buffers, Handlers, Limits, Seat, Socket, prepare, serve};
+pub(crate) use seat::{Buffers, Limits, Seat, Socket};
+pub(crate) use serve::{Handlers, prepare, serve};

@@ -2,7 +2,6 @@
 //! server says so.
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::interface::{Interface, Request};
 use super::notes::{self, Notes, Wanted};
 use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Retirement, Slot, now};
-use crate::busy_poll::BusyPoll;
+use super::seat::{Limits, Seat, Socket};
 use crate::context;
 use crate::error::Failure;
 use crate::sys;
@@ -32,64 +31,6 @@ use log_defer::Level;
 
 /// An answer's buffer above this size is given back.
 const KEPT_BUFFER: usize = 1 << 20;
-
-/// What the server gives a new worker.
-#[derive(Debug)]
-pub(crate) struct Seat {
-    pub(crate) socket: Socket,
-    pub(crate) slot: Slot,
-    pub(crate) number: u64,
-    pub(crate) server: String,
-    pub(crate) limits: Limits,
-    /// What wakes the server.
-    pub(crate) wake: OwnedFd,
-    pub(crate) buffers: Buffers,
-}
-
-/// Room for the first messages, made by the server, as what an allocator writes to is copied in each
-/// worker.
-#[derive(Debug, Default)]
-pub(crate) struct Buffers {
-    inbox: Vec<u8>,
-    outbox: Vec<u8>,
-}
-
-impl Buffers {
-    pub(crate) fn new() -> Self {
-        let inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
-        Self { inbox, outbox: Vec::with_capacity(1 << 10) }
-    }
-}
-
-/// Where a worker has its client from.
-#[derive(Debug)]
-pub(crate) enum Socket {
-    Connected(OwnedFd),
-    /// It comes on this line, once the worker has been set up.
-    Awaited(OwnedFd),
-}
-
-impl Socket {
-    /// The worker's own end of it.
-    pub(crate) fn end(&self) -> &OwnedFd {
-        match self {
-            Self::Connected(end) | Self::Awaited(end) => end,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) max_frame: usize,
-    pub(crate) stall_timeout: Duration,
-    pub(crate) busy_poll: BusyPoll,
-    /// How many cores there are.
-    pub(crate) cores: usize,
-    /// The worker leaves after so many calls.
-    pub(crate) max_calls: Option<u64>,
-    /// And when it occupies so many bytes.
-    pub(crate) max_memory: Option<u64>,
-}
 
 type Setup<S> = Box<dyn Fn() -> Result<S, Failure>>;
 type CheckoutDone<S> = Box<dyn Fn(&mut S) -> Result<(), Failure>>;

@@ -1,0 +1,80 @@
+//! When there is something to do though nothing happens: deadlines, ages, pauses, and all that is tried again.
+
+use std::time::{Duration, Instant};
+
+use super::event_loop::{EventLoop, Mode};
+use super::{guardian, orphans};
+use crate::worker::scoreboard::now;
+
+/// By so much a worker may learn late that its call's time is over.
+const LATE: Duration = Duration::from_millis(1);
+
+impl EventLoop {
+    /// Does what is due now; gives how long to sleep if no event comes. A worker that begins a call
+    /// whose time is over sooner than that wakes the server: one that could not know is seen by
+    /// looking once more.
+    pub(super) fn plan(&mut self) -> Option<Duration> {
+        loop {
+            let left = self.next_deadline();
+            let at = left.map(|left| now().saturating_add(left));
+            let before = self.scoreboard.wakes_at(at);
+            let is_later = match (before, at) {
+                (Some(before), Some(at)) => at > before + LATE,
+                (Some(_), None) => true,
+                (None, _) => false,
+            };
+            if !is_later {
+                return left;
+            }
+        }
+    }
+
+    /// How long nothing needs to be done, if no event comes. Does what is due now.
+    fn next_deadline(&mut self) -> Option<Duration> {
+        let mut next: Option<Duration> = None;
+        let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
+        self.manager.keep_alive().into_iter().for_each(&mut at_most);
+        if self.guardian.is_none() && self.mode == Mode::Serving {
+            self.post_guardian();
+            if self.guardian.is_none() {
+                at_most(guardian::AGAIN);
+            }
+        }
+        self.next_spare().into_iter().for_each(&mut at_most);
+        let recycling = self.options.recycling;
+        if recycling.max_age.is_some() || recycling.max_idle.is_some() {
+            let now = now();
+            let children = self.children.values_mut();
+            children.filter_map(|child| child.judge_age(now, &recycling)).for_each(&mut at_most);
+        }
+        if self.orphans.are_left() {
+            at_most(orphans::AGAIN);
+        }
+        // A worker tells nobody when it begins a call, unless its time is over soon. One that begins
+        // just now is due after the whole `hung_worker_timeout`, and will have been looked at by
+        // then.
+        let (now, timeout) = (now(), self.options.hung_worker_timeout);
+        for child in self.children.values_mut() {
+            let (late, hanging) = (child.judge_late(now), child.judge_hanging(now, timeout));
+            late.into_iter().chain(hanging).for_each(&mut at_most);
+        }
+        if let Some(again) = self.accept_again {
+            let left = again.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.accept_again = None;
+                self.pause_listener(false);
+            } else {
+                at_most(left);
+            }
+        }
+        if let Mode::Draining(until) = self.mode {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.kill_all("the server's shutdown_grace is over");
+            } else {
+                at_most(left);
+            }
+        }
+        next
+    }
+}
