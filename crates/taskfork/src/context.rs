@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use crate::worker::scoreboard::now;
 
 /// When the call's time is over, in nanoseconds on the clock of the scoreboard; 0 for never.
+#[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
+#[unsafe(link_section = "taskfork_worker")]
 static DEADLINE: AtomicU64 = AtomicU64::new(0);
 
 /// The call that runs in this worker, as [`context`] gives it.

@@ -131,6 +131,8 @@ impl From<TraceContext> for opentelemetry::Context {
     }
 }
 
+#[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
+#[unsafe(link_section = "taskfork_worker")]
 static CURRENT: Mutex<Option<TraceContext>> = Mutex::new(None);
 
 fn current() -> MutexGuard<'static, Option<TraceContext>> {

@@ -121,8 +121,8 @@ enum GreetError {
 /// What a client says first.
 fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireError> {
     let hello = ClientHello {
-        versions: VERSIONS.to_vec(),
-        name: config.name.clone(),
+        versions: VERSIONS.into(),
+        name: &config.name,
         max_frame: Some(config.max_frame),
         files,
         client,

@@ -15,7 +15,7 @@ use super::children::{Child, Post};
 use super::control;
 use super::entry::is_child_of;
 use super::error::ServerError;
-use super::event_loop::{EventLoop, Role, token};
+use super::event_loop::{EventLoop, token};
 use super::guardian::Guardian;
 use super::orphans::become_subreaper;
 use super::stderr::{Captured, Stderr};
@@ -40,7 +40,7 @@ pub(crate) enum Birth {
 }
 
 /// A new worker, which is still what its server is.
-pub(super) struct Newborn {
+struct Newborn {
     /// What is to be its standard error, if that is not the server's.
     stderr: Option<OwnedFd>,
     socket: Socket,
@@ -59,25 +59,21 @@ pub(crate) struct Leftover {
 
 impl EventLoop {
     /// Forks a worker for `connection`, or says that there is none.
-    pub(super) fn fork_for(&mut self, connection: OwnedFd) -> Role {
+    pub(super) fn fork_for(&mut self, connection: OwnedFd) {
         let most = self.most_workers();
         if self.children.len() >= most {
             self.refuse(&connection, &format!("it has all of its {most} workers (max_workers)"));
-            return Role::Server;
+            return;
         }
         let own = match connection.try_clone() {
             Ok(own) => own,
             Err(error) => {
                 self.refuse(&connection, &ForkError::Kernel(error).to_string());
-                return Role::Server;
+                return;
             }
         };
-        match self.fork(Post::Client(own), Socket::Connected(connection)) {
-            Ok(role) => role,
-            Err((socket, error)) => {
-                self.refuse(socket.end(), &error.to_string());
-                Role::Server
-            }
+        if let Err((socket, error)) = self.fork(Post::Client(own), Socket::Connected(connection)) {
+            self.refuse(socket.end(), &error.to_string());
         }
     }
 
@@ -88,8 +84,8 @@ impl EventLoop {
     }
 
     /// Forks a worker, for which there must be room; gives back what it was to serve if that cannot
-    /// be.
-    pub(super) fn fork(&mut self, post: Post, socket: Socket) -> Result<Role, (Socket, ForkError)> {
+    /// be. The new worker does not come back from here.
+    pub(super) fn fork(&mut self, post: Post, socket: Socket) -> Result<(), (Socket, ForkError)> {
         let Some(slot) = self.scoreboard.take() else {
             return Err((socket, ForkError::Kernel(io::ErrorKind::StorageFull.into())));
         };
@@ -100,17 +96,17 @@ impl EventLoop {
             Ok(Birth::Parent(child)) => {
                 self.born = number;
                 self.adopt(child);
-                Ok(Role::Server)
+                Ok(())
             }
             Ok(Birth::Stillborn(error)) => {
                 tracing::error!("a new worker cannot be watched: {error}");
                 self.born = number;
                 self.scoreboard.give_back(slot);
                 self.end_orphans();
-                Ok(Role::Server)
+                Ok(())
             }
             Ok(Birth::Worker(stderr, leftover)) => {
-                Ok(Role::Worker(Newborn { stderr, socket, slot, number, leftover }))
+                self.become_worker(Newborn { stderr, socket, slot, number, leftover })
             }
             Err(error) => {
                 self.scoreboard.give_back(slot);
@@ -156,7 +152,7 @@ impl EventLoop {
     /// In a new worker: lets go of everything that is the server's, and serves. It writes to as little
     /// as it can of what it has of the server's memory: each page of that is copied then, which takes
     /// as long as several system calls.
-    pub(super) fn become_worker(&mut self, born: Newborn) -> ! {
+    fn become_worker(&self, born: Newborn) -> ! {
         let Newborn { stderr, socket, slot, number, leftover: Leftover { post, captured, room } } =
             born;
         control::close_inherited();
@@ -173,13 +169,12 @@ impl EventLoop {
             sys::exit_now(1);
         }
         let seat = Seat {
-            // The other one is closed in its place.
-            wake: std::mem::replace(&mut self.wake, room),
+            wake: sys::take_for_good(&self.wake),
             socket,
             slot,
             number,
-            server: std::mem::take(&mut self.options.name),
-            buffers: std::mem::take(&mut self.buffers),
+            server: sys::take_for_good(&self.options.name),
+            buffers: sys::take_for_good(&self.buffers),
             limits: Limits {
                 max_frame: self.options.max_frame,
                 stall_timeout: self.options.stall_timeout,
@@ -190,7 +185,8 @@ impl EventLoop {
             },
         };
         let captured = captured.as_ref().and_then(Captured::pipe);
-        let of_worker = [stderr.as_ref(), captured].into_iter().flatten().chain([post.end()]);
+        let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
+        let of_worker = of_worker.chain([post.end(), &room]);
         sys::close_for_good(self.descriptors().chain(of_worker.map(AsFd::as_fd)));
         self.title.show();
         sys::reseed_c_random();
@@ -203,10 +199,9 @@ impl EventLoop {
     /// All that it has open and workers have no use for.
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let own = [self.nothing.as_fd(), self.epoll.as_fd(), self.signals.as_fd()];
-        let more = [self.threads.as_fd(), self.wake.as_fd()];
         let children = self.children.values().flat_map(Child::descriptors);
         own.into_iter()
-            .chain(more)
+            .chain([self.threads.as_fd()])
             .chain(self.options.control.as_ref().map(AsFd::as_fd))
             .chain(self.listener.as_ref().map(AsFd::as_fd))
             .chain(self.status.as_ref().map(AsFd::as_fd))

@@ -101,10 +101,14 @@ static ANY_LINE: AtomicBool = AtomicBool::new(false);
 
 /// In a forked process: closes all lines, which are its parent's, and would hide the parent's end
 /// from the other side.
+#[inline]
 pub(crate) fn close_inherited() {
-    if !ANY_LINE.load(Ordering::SeqCst) {
-        return;
+    if ANY_LINE.load(Ordering::SeqCst) {
+        close_lines();
     }
+}
+
+fn close_lines() {
     for line in lock(&LINES).drain(..) {
         if let Some(line) = line.upgrade() {
             lock(&line.socket).take();

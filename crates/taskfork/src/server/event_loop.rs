@@ -12,7 +12,6 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use super::birth::Newborn;
 use super::builder::Program;
 use super::children::Child;
 use super::control::Wish;
@@ -56,7 +55,7 @@ pub(crate) struct EventLoop {
     pub(super) epoll: OwnedFd,
     pub(super) signals: Signals,
     /// What workers get as standard input.
-    pub(super) nothing: File,
+    pub(super) nothing: OwnedFd,
     pub(super) threads: ThreadCount,
     /// Where what workers write to standard error is shown.
     pub(super) shown: Shown,
@@ -88,7 +87,7 @@ pub(crate) struct EventLoop {
     predecessor: Option<Line>,
     /// Where the new server that is to take over says that it is ready.
     pub(super) successor: Option<Successor>,
-    /// For the next worker.
+    /// For each worker.
     pub(super) buffers: Buffers,
     /// What the next worker is called.
     pub(super) title: Title,
@@ -106,12 +105,6 @@ pub(super) enum Mode {
     Draining(Instant),
     /// Everything has been killed.
     Killing,
-}
-
-/// What a process is after an event: still the server, or a new worker.
-pub(super) enum Role {
-    Server,
-    Worker(Newborn),
 }
 
 impl EventLoop {
@@ -151,7 +144,7 @@ impl EventLoop {
             program,
             epoll,
             signals,
-            nothing,
+            nothing: nothing.into(),
             threads: thread_count,
             shown: Shown::default(),
             listener,
@@ -234,13 +227,9 @@ impl EventLoop {
             // took its place.
             events.sort_by_key(|event| std::cmp::Reverse(event.data.u64()));
             for event in events.iter() {
-                if let Role::Worker(born) = self.handle(event.data.u64()) {
-                    self.become_worker(born);
-                }
+                self.handle(event.data.u64());
             }
-            if let Role::Worker(born) = self.refill(!events.is_empty()) {
-                self.become_worker(born);
-            }
+            self.refill(!events.is_empty());
         }
         if let Some(guardian) = self.guardian.take() {
             guardian.dismiss();
@@ -255,7 +244,7 @@ impl EventLoop {
         self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.are_left()
     }
 
-    fn handle(&mut self, token: u64) -> Role {
+    fn handle(&mut self, token: u64) {
         match token {
             SIGNALS => {
                 while let Some(signal) = self.signals.next() {
@@ -271,26 +260,15 @@ impl EventLoop {
                         _ => self.kill_all("the server was told to end at once"),
                     }
                 }
-                Role::Server
             }
             LISTENER => self.accept(),
             CONTROL => self.obey(),
-            SUCCESSOR => {
-                self.hear_successor();
-                Role::Server
-            }
-            STATUS => {
-                self.tell_status();
-                Role::Server
-            }
-            GUARDIAN => {
-                self.lose_guardian();
-                Role::Server
-            }
+            SUCCESSOR => self.hear_successor(),
+            STATUS => self.tell_status(),
+            GUARDIAN => self.lose_guardian(),
             WAKE => {
                 // What there is to do shows in the scoreboard.
                 let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-                Role::Server
             }
             token => {
                 let number = (token - CHILDREN) / TOKENS;
@@ -304,43 +282,38 @@ impl EventLoop {
                     }
                     (_, None) => {}
                 }
-                Role::Server
             }
         }
     }
 
-    fn accept(&mut self) -> Role {
-        let Some(listener) = &self.listener else { return Role::Server };
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
         match listener.accept() {
             Ok(connection) => self.serve(connection),
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Role::Server,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
             Err(errno) => {
                 tracing::error!("cannot accept connections for a while: {errno}");
                 self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
                 self.pause_listener(true);
-                Role::Server
             }
         }
     }
 
-    fn obey(&mut self) -> Role {
-        let Some(control) = &self.options.control else { return Role::Server };
+    fn obey(&mut self) {
+        let Some(control) = &self.options.control else { return };
         match control.next() {
-            Ok(None) => Role::Server,
             Ok(Some(Wish::Serve(connection))) if self.mode == Mode::Serving => {
-                self.serve(connection)
+                self.serve(connection);
             }
-            Ok(Some(Wish::Serve(_))) => Role::Server,
+            Ok(None | Some(Wish::Serve(_))) => {}
             Ok(Some(Wish::ShutDown)) => {
                 self.let_go_of_control();
                 self.drain();
-                Role::Server
             }
             Err(error) => {
                 tracing::error!("the line to the parent process failed: {error}");
                 self.let_go_of_control();
                 self.drain();
-                Role::Server
             }
         }
     }
@@ -352,10 +325,9 @@ impl EventLoop {
         }
     }
 
-    fn serve(&mut self, connection: OwnedFd) -> Role {
-        match self.employ_spare(connection) {
-            Some(connection) => self.fork_for(connection),
-            None => Role::Server,
+    fn serve(&mut self, connection: OwnedFd) {
+        if let Some(connection) = self.employ_spare(connection) {
+            self.fork_for(connection);
         }
     }
 

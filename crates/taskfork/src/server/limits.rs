@@ -70,7 +70,15 @@ impl WorkerLimits {
     }
 
     /// In a new worker.
+    #[inline]
     pub(crate) fn apply(&self) -> io::Result<()> {
+        match self {
+            Self { niceness: None, oom_score_adj: None, limits } if limits.is_empty() => Ok(()),
+            _ => self.apply_all(),
+        }
+    }
+
+    fn apply_all(&self) -> io::Result<()> {
         if let Some(niceness) = self.niceness {
             setpriority_process(None, niceness)?;
         }

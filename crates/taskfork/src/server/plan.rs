@@ -12,11 +12,16 @@ const LATE: Duration = Duration::from_millis(1);
 impl EventLoop {
     /// Does what is due now; gives how long to sleep if no event comes. A worker that begins a call
     /// whose time is over sooner than that wakes the server: one that could not know is seen by
-    /// looking once more.
+    /// looking once more. A time that was set is kept to though there is nothing to do any more, so
+    /// that the calls that come next, with times as long, wake nobody.
     pub(super) fn plan(&mut self) -> Option<Duration> {
         loop {
             let left = self.next_deadline();
-            let at = left.map(|left| now().saturating_add(left));
+            let now = now();
+            let at = left.map(|left| now.saturating_add(left));
+            let promised = self.scoreboard.promised().filter(|&promised| promised > now);
+            let at = promised.into_iter().chain(at).min();
+            let left = at.map(|at| at.saturating_sub(now));
             let before = self.scoreboard.wakes_at(at);
             let is_later = match (before, at) {
                 (Some(before), Some(at)) => at > before + LATE,

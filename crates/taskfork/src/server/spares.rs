@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::builder::ServerBuilder;
 use super::children::{Child, Post};
-use super::event_loop::{EventLoop, Mode, Role};
+use super::event_loop::{EventLoop, Mode};
 use crate::display::seconds;
 use crate::sys::ForkError;
 use crate::worker::Socket;
@@ -90,13 +90,13 @@ impl EventLoop {
     }
 
     /// Forks a spare worker that is due, if nothing else is to be done or that has been so for long.
-    pub(super) fn refill(&mut self, is_busy: bool) -> Role {
+    pub(super) fn refill(&mut self, is_busy: bool) {
         let since = self.spares.short_since;
         if is_busy && since.is_none_or(|since| since.elapsed() < PATIENCE) {
-            return Role::Server;
+            return;
         }
         if self.next_spare() != Some(Duration::ZERO) {
-            return Role::Server;
+            return;
         }
         let flags = SocketFlags::CLOEXEC;
         let line = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
@@ -104,10 +104,9 @@ impl EventLoop {
             line.map_err(|errno| ForkError::Kernel(errno.into())).and_then(|(ours, theirs)| {
                 self.fork(Post::Spare(ours), Socket::Awaited(theirs)).map_err(|(_, error)| error)
             });
-        forked.unwrap_or_else(|error| {
+        if let Err(error) = forked {
             self.spare_failed(&error.to_string(), Duration::ZERO);
-            Role::Server
-        })
+        }
     }
 
     /// One line for each, and none forked for a while, so that no failure becomes a storm.

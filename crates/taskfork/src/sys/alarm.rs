@@ -3,41 +3,43 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::ptr::{self, null_mut};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering::SeqCst};
 
 use nix::libc::{self, c_int, siginfo_t};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-static WITNESS: OnceLock<Witness> = OnceLock::new();
+/// The most addresses of a stack.
+pub(crate) const STACK_WORDS: usize = 64;
+
+/// Where a worker's stack goes: the addresses, innermost first, and one more than how many there are, once they are
+/// there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Witness {
+    pub(crate) stack: &'static [AtomicU64; STACK_WORDS],
+    pub(crate) ready: &'static AtomicU64,
+}
+
+/// This worker's own, if it has one.
+#[unsafe(link_section = "taskfork_worker")]
+static STACK: AtomicPtr<[AtomicU64; STACK_WORDS]> = AtomicPtr::new(null_mut());
+#[unsafe(link_section = "taskfork_worker")]
+static READY: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
+/// Written to, to wake the server; less than 0 where there is none.
+#[unsafe(link_section = "taskfork_worker")]
+static WAKE: AtomicI32 = AtomicI32::new(-1);
 
 /// The stack is not told.
 static HIDDEN: AtomicBool = AtomicBool::new(false);
 
-/// Where a worker's stack goes.
-struct Witness {
-    /// The addresses, innermost first.
-    stack: &'static [AtomicU64],
-    /// One more than how many there are, once they are there.
-    ready: &'static AtomicU64,
-    /// Written to, to wake the server.
-    wake: RawFd,
-}
-
-/// Has SIGALRM leave the stack in `stack` and its length and one in `ready`, and wake the server. A
-/// system call that blocks ends with `EINTR`.
-pub(crate) fn watch_stack(
-    stack: &'static [AtomicU64],
-    ready: &'static AtomicU64,
-    wake: OwnedFd,
-) -> io::Result<()> {
-    let witness = Witness { stack, ready, wake: wake.as_raw_fd() };
+/// Has SIGALRM tell `witness` of the stack, and wake the server. A system call that blocks ends with
+/// `EINTR`.
+pub(crate) fn watch_stack(witness: Witness, wake: OwnedFd) -> io::Result<()> {
+    STACK.store(ptr::from_ref(witness.stack).cast_mut(), SeqCst);
+    READY.store(ptr::from_ref(witness.ready).cast_mut(), SeqCst);
     // It stays open for as long as the worker lives.
-    std::mem::forget(wake);
-    if WITNESS.set(witness).is_err() {
-        return Ok(());
-    }
+    WAKE.store(wake.into_raw_fd(), SeqCst);
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
     let action = SigAction::new(SigHandler::SigAction(on_alarm), flags, SigSet::empty());
     // SAFETY: the handler does only what is safe at any instant: see there.
@@ -45,13 +47,19 @@ pub(crate) fn watch_stack(
     Ok(())
 }
 
+fn witness() -> Option<Witness> {
+    // SAFETY: what was stored, if anything was, lives as long as the process.
+    let (stack, ready) = unsafe { (STACK.load(SeqCst).as_ref(), READY.load(SeqCst).as_ref()) };
+    Some(Witness { stack: stack?, ready: ready? })
+}
+
 /// It allocates nothing and takes no lock: it walks the stack by tables that the loader finds without
 /// locks, stores to shared memory and writes to a descriptor.
 extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
-    let Some(witness) = WITNESS.get() else { return };
+    let Some(witness) = witness() else { return };
     if HIDDEN.load(SeqCst) {
         witness.ready.store(1, SeqCst);
-        witness.wake_server();
+        wake_server();
         return;
     }
     // SAFETY: the address is that of this thread's own variable.
@@ -79,7 +87,7 @@ extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
         count = 1;
     }
     witness.ready.store(count as u64 + 1, SeqCst);
-    witness.wake_server();
+    wake_server();
     // SAFETY: as above. It puts back what may have been changed.
     unsafe { *errno = before };
 }
@@ -109,15 +117,7 @@ pub(crate) fn hide_stack() {
 
 /// In a worker: has the server look at the scoreboard.
 pub(crate) fn wake_server() {
-    if let Some(witness) = WITNESS.get() {
-        witness.wake_server();
-    }
-}
-
-impl Witness {
-    fn wake_server(&self) {
-        let one = 1_u64.to_ne_bytes();
-        // SAFETY: it reads eight bytes that are there.
-        unsafe { libc::write(self.wake, one.as_ptr().cast(), one.len()) };
-    }
+    let one = 1_u64.to_ne_bytes();
+    // SAFETY: it reads eight bytes that are there; a number below 0 is refused.
+    unsafe { libc::write(WAKE.load(SeqCst), one.as_ptr().cast(), one.len()) };
 }

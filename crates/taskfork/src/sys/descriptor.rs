@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::libc;
 use rustix::io::retry_on_intr;
@@ -75,6 +75,19 @@ pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
     // SAFETY: it is open, and the user who wrote its number into an address gave it away.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// What `owner` owns, without a word of it written, for a process that never again uses or drops it
+/// there.
+pub(crate) fn take_for_good<T>(owner: &T) -> T {
+    // SAFETY: it is valid, and by the caller's word nobody else owns it from here on.
+    unsafe { std::ptr::read(owner) }
+}
+
+/// Keeps a descriptor open for as long as the process lives.
+pub(crate) fn keep_open(descriptor: OwnedFd) -> BorrowedFd<'static> {
+    // SAFETY: it is open, and nobody owns it any more who could close it.
+    unsafe { BorrowedFd::borrow_raw(descriptor.into_raw_fd()) }
 }
 
 /// Closes all of these, neighbours with one system call, whoever owns them. For a process that never

@@ -12,10 +12,10 @@ mod shared;
 mod signal;
 mod title;
 
-pub(crate) use alarm::{hide_stack, wake_server, watch_stack};
+pub(crate) use alarm::{STACK_WORDS, Witness, hide_stack, wake_server, watch_stack};
 pub(crate) use descriptor::{
-    LONGEST_WORD, Received, close_for_good, keep_only, receive_descriptor, send_descriptor,
-    take_inherited, watch,
+    LONGEST_WORD, Received, close_for_good, keep_only, keep_open, receive_descriptor,
+    send_descriptor, take_for_good, take_inherited, watch,
 };
 pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
 pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};

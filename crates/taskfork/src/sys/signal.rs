@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr::null;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 
@@ -45,7 +46,14 @@ pub(crate) fn reset_for_worker(changed: &[Signal]) -> io::Result<()> {
         // SAFETY: neither action is a handler, so no code of ours runs in signal context.
         unsafe { signal(number, action) }?;
     }
-    SigSet::empty().thread_set_mask()?;
+    let mask = 0_u64;
+    // C's own function lies where a new worker has no page of it mapped yet, and this one where it has.
+    // SAFETY: it reads as many bytes as the kernel's sets of signals have.
+    let set = unsafe {
+        let (mask, size) = (&raw const mask, size_of_val(&mask));
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, mask, null::<u64>(), size)
+    };
+    Errno::result(set).map(drop)?;
     Ok(())
 }
 

@@ -21,6 +21,8 @@ pub(crate) fn set_title(title: &str) {
 
 /// The title of a worker to come, so that the worker itself, which shows it, has nothing to write.
 pub(crate) struct Title {
+    /// What fits in a process's name, which is here as well so that no other page need be looked at.
+    short: CString,
     /// Ends with zeros.
     text: [u8; 128],
     /// Where the number stands.
@@ -31,9 +33,10 @@ impl Title {
     /// At most 80 bytes of it are shown.
     pub(crate) fn new(prefix: &str) -> Self {
         let prefix = &prefix[..prefix.floor_char_boundary(80)];
+        let short = CString::new(&prefix[..prefix.floor_char_boundary(15)]).unwrap_or_default();
         let mut text = [0; 128];
         text[..prefix.len()].copy_from_slice(prefix.as_bytes());
-        Self { text, at: prefix.len() }
+        Self { short, text, at: prefix.len() }
     }
 
     /// Puts the number in brackets behind the name.
@@ -45,7 +48,7 @@ impl Title {
 
     /// Shows it for as long as it stays where it is.
     pub(crate) fn show(&self) {
-        let _ = rustix::thread::set_name(c"taskfork-worker");
+        let _ = rustix::thread::set_name(&self.short);
         let length = self.text.iter().position(|&byte| byte == 0).unwrap_or(0) + 1;
         set_command_line(&self.text[..length]);
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use log_defer::Message;
 use rmp::Marker;
+use smallvec::SmallVec;
 
 use super::WireError;
 use super::error_body::ErrorBody;
@@ -37,7 +38,7 @@ const SKIPPED: u64 = 5;
 /// A message from a client to its worker.
 #[derive(Debug)]
 pub(crate) enum FromClient<'a> {
-    Hello(ClientHello),
+    Hello(ClientHello<'a>),
     Call {
         place: Place,
         method: Option<&'a str>,
@@ -77,10 +78,11 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) tracestate: Option<&'a str>,
 }
 
+/// Read without taking memory, as a new worker would have to have a page copied for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct ClientHello {
-    pub(crate) versions: Vec<u32>,
-    pub(crate) name: String,
+pub(crate) struct ClientHello<'a> {
+    pub(crate) versions: SmallVec<[u32; 4]>,
+    pub(crate) name: &'a str,
     /// The longest frame that the client takes; nothing said is the default limit.
     pub(crate) max_frame: Option<usize>,
     /// How many files it takes with a message.
@@ -138,7 +140,7 @@ impl<'a> FromClient<'a> {
                 meta(&mut reader, |key, reader| {
                     match key {
                         "versions" => hello.versions = list(reader, Reader::int)?,
-                        "name" => hello.name = reader.str()?.to_owned(),
+                        "name" => hello.name = reader.str()?,
                         "max_frame" => hello.max_frame = Some(reader.int()?),
                         "files" => hello.files = reader.int()?,
                         "client" => hello.client = reader.int()?,
@@ -259,19 +261,19 @@ pub(super) fn meta<'a>(
     Ok(())
 }
 
-pub(super) fn list<'a, T>(
+pub(super) fn list<'a, T, L: Default + Extend<T>>(
     reader: &mut Reader<'a>,
     mut item: impl FnMut(&mut Reader<'a>) -> Result<T, WireError>,
-) -> Result<Vec<T>, WireError> {
+) -> Result<L, WireError> {
     let length = reader.array()?;
-    let mut items = Vec::new();
+    let mut items = L::default();
     for _ in 0..length {
-        items.push(item(reader)?);
+        items.extend([item(reader)?]);
     }
     Ok(items)
 }
 
-pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello) {
+pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello<'_>) {
     let optional = [hello.max_frame.is_some(), hello.files > 0, hello.client > 0];
     put_array(out, 2);
     put_uint(out, HELLO);
@@ -280,7 +282,7 @@ pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello) {
     put_array(out, hello.versions.len() as u32);
     hello.versions.iter().for_each(|&version| put_uint(out, u64::from(version)));
     put_str(out, "name");
-    put_str(out, &hello.name);
+    put_str(out, hello.name);
     put_max_frame(out, hello.max_frame);
     put_number(out, "files", hello.files as u64);
     put_number(out, "client", hello.client);

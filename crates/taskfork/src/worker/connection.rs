@@ -2,8 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -38,7 +37,7 @@ const LONGEST_LOOK: Duration = Duration::from_micros(50);
 /// A connection to a client.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: Arc<OwnedFd>,
+    socket: BorrowedFd<'static>,
     inbox: Vec<u8>,
     /// How much of `inbox` has been used.
     used: usize,
@@ -69,7 +68,13 @@ pub(crate) enum Broken {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Arc<OwnedFd>, inbox: Vec<u8>, limits: &Limits, slot: Slot) -> Self {
+    /// Through a socket that is closed when the worker ends.
+    pub(crate) fn new(
+        socket: BorrowedFd<'static>,
+        inbox: Vec<u8>,
+        limits: &Limits,
+        slot: Slot,
+    ) -> Self {
         let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
         let poller = Poller::new(busy_poll, LONGEST_LOOK, cores);
         slot.works();
@@ -185,7 +190,7 @@ impl Connection {
         let Some(files) = &mut self.files else {
             let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
             let room = spare_capacity(&mut self.inbox);
-            return recv(&*self.socket, room, flags).map(|(_, length)| length);
+            return recv(self.socket, room, flags).map(|(_, length)| length);
         };
         sys::receive_files(&self.socket, &mut self.inbox, files, wait)
     }
@@ -225,7 +230,7 @@ impl Connection {
         while sent < message.len() {
             let once = || match &message.parts[..] {
                 [] if message.files.is_empty() => {
-                    send(&*self.socket, &message.bytes[sent..], SendFlags::NOSIGNAL)
+                    send(self.socket, &message.bytes[sent..], SendFlags::NOSIGNAL)
                 }
                 _ => {
                     let (slices, count) = message.slices(sent);
@@ -325,7 +330,7 @@ impl Connection {
             let left = deadline.saturating_duration_since(Instant::now());
             let left =
                 Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            match poll(&mut [PollFd::new(&*self.socket, PollFlags::IN)], Some(&left)) {
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(io::Error::from(errno).into()),

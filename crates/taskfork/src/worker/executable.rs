@@ -149,8 +149,8 @@ pub(crate) struct Running {
 impl Running {
     fn greet(&mut self, name: &str) -> Result<(), BoxError> {
         let hello = ClientHello {
-            versions: VERSIONS.to_vec(),
-            name: name.to_owned(),
+            versions: VERSIONS.into(),
+            name,
             max_frame: Some(self.max_frame),
             files: sys::MOST_FILES,
             ..ClientHello::default()

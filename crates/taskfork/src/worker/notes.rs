@@ -1,8 +1,8 @@
 //! What a call that runs has to say beside its answer: sent in front of the answer, and meanwhile by
 //! a thread of its own, so that a worker's last words survive it.
 
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::BorrowedFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use log_defer::{Level, Log, Message};
@@ -18,6 +18,9 @@ use crate::wire::frame::{HEADER, SENT_WHOLE};
 /// How often a call that runs sends what it has.
 const INTERVAL: Duration = Duration::from_millis(50);
 
+/// It lies with the others that each worker writes to, so that one page is copied for all of them.
+#[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
+#[unsafe(link_section = "taskfork_worker")]
 static RECORDER: Mutex<Recorder> = Mutex::new(Recorder {
     stage: Stage::Elsewhere,
     calls: 0,
@@ -41,7 +44,7 @@ pub(super) struct Recorder {
     /// Spans and events of the call that runs.
     pub(super) records: Records,
     /// Where to send what a call has while it runs, until the thread that does it has taken it.
-    out: Option<Arc<OwnedFd>>,
+    out: Option<BorrowedFd<'static>>,
 }
 
 #[derive(Clone, Copy)]
@@ -75,7 +78,7 @@ impl Recorder {
         if let Stage::Call(_) = self.stage {
             if let Some(out) = self.out.take() {
                 // Without the thread, all is sent at the end.
-                let _ = sys::spawn_without_signals("taskfork-notes", move || send_regularly(&out));
+                let _ = sys::spawn_without_signals("taskfork-notes", move || send_regularly(out));
             }
             RECORDED.notify_one();
         }
@@ -93,7 +96,7 @@ pub(super) fn expect() {
 }
 
 /// Has what calls record sent to `out` while they run.
-pub(super) fn start(out: Arc<OwnedFd>) {
+pub(super) fn start(out: BorrowedFd<'static>) {
     let mut recorder = lock();
     recorder.stage = Stage::Between;
     recorder.out = Some(out);
@@ -157,7 +160,7 @@ impl Notes {
     }
 }
 
-fn send_regularly(out: &OwnedFd) {
+fn send_regularly(out: BorrowedFd<'_>) {
     loop {
         let waited = RECORDED.wait_while(lock(), |recorder| !recorder.has_to_be_sent());
         let recorder = waited.unwrap_or_else(PoisonError::into_inner);

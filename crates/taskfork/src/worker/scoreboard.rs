@@ -11,7 +11,7 @@ use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use super::phase::Phase;
-use crate::sys;
+use crate::sys::{self, STACK_WORDS, Witness};
 
 /// A worker's state at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(crate) fn now() -> Duration {
 #[derive(Debug)]
 pub(crate) struct Scoreboard {
     slots: &'static [AtomicU64],
-    stacks: &'static [AtomicU64],
+    stacks: &'static [[AtomicU64; STACK_WORDS]],
     /// A bit a slot: whether its worker keeps a core busy. The last words are those of all: how many
     /// slots have ever been used, and when the server wakes.
     active: &'static [AtomicU64],
@@ -82,19 +82,18 @@ const SHARED: usize = 2;
 const USED: usize = SLOTS_IN_BITS;
 const WAKES_AT: usize = SLOTS_IN_BITS + 1;
 const SLOTS_IN_BITS: usize = Scoreboard::CAPACITY / 64;
-
-/// The most addresses of a worker's stack.
-const STACK_WORDS: usize = 64;
+/// All of these, in whole cache lines.
+const OF_ALL: usize = (SLOTS_IN_BITS + SHARED).next_multiple_of(8);
 
 impl Scoreboard {
     /// As many slots as a server can have workers at one time.
     pub(crate) const CAPACITY: usize = 16_384;
 
     pub(crate) fn new() -> io::Result<Self> {
-        let slots = sys::shared_words(Self::CAPACITY * WORDS)?;
+        // Together, as each worker has to have a page mapped of what it uses.
+        let (active, slots) = sys::shared_words(OF_ALL + Self::CAPACITY * WORDS)?.split_at(OF_ALL);
         // Of no size until a worker writes there.
-        let stacks = sys::shared_words(Self::CAPACITY * STACK_WORDS)?;
-        let active = sys::shared_words(SLOTS_IN_BITS + SHARED)?;
+        let (stacks, _) = sys::shared_words(Self::CAPACITY * STACK_WORDS)?.as_chunks();
         Ok(Self { slots, stacks, active, free: Vec::new(), used: 0 })
     }
 
@@ -117,8 +116,7 @@ impl Scoreboard {
             words[word].store(0, SeqCst);
         }
         words[STATE].store(Phase::Greeting as u64, SeqCst);
-        let stack = &self.stacks[index * STACK_WORDS..(index + 1) * STACK_WORDS];
-        let slot = Slot { words, stack, active: self.active, index };
+        let slot = Slot { words, stack: &self.stacks[index], active: self.active, index };
         slot.rests();
         slot.used().store(self.used as u64, SeqCst);
         Some(slot)
@@ -146,6 +144,12 @@ impl Scoreboard {
         (before != u64::MAX).then(|| Duration::from_nanos(before))
     }
 
+    /// Server: when it looks at the slots next, by what it has said.
+    pub(crate) fn promised(&self) -> Option<Duration> {
+        let at = self.active[WAKES_AT].load(SeqCst);
+        (at != u64::MAX).then(|| Duration::from_nanos(at))
+    }
+
     /// Where it lies, in this process and in all that were forked from it.
     pub(crate) fn address(&self) -> usize {
         self.slots.as_ptr().addr()
@@ -156,7 +160,7 @@ impl Scoreboard {
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
     words: &'static [AtomicU64],
-    stack: &'static [AtomicU64],
+    stack: &'static [AtomicU64; STACK_WORDS],
     active: &'static [AtomicU64],
     index: usize,
 }
@@ -261,9 +265,9 @@ impl Slot {
         Some(words.map(|word| word.load(SeqCst)).collect())
     }
 
-    /// Worker: where it is to leave its stack, and how much of it there is.
-    pub(crate) fn stack_words(&self) -> (&'static [AtomicU64], &'static AtomicU64) {
-        (self.stack, &self.words[STACK_READY])
+    /// Worker: where it is to leave its stack.
+    pub(crate) fn witness(&self) -> Witness {
+        Witness { stack: self.stack, ready: &self.words[STACK_READY] }
     }
 
     /// Server: the method that runs or has run last, without what of its name does not fit.
@@ -320,7 +324,11 @@ impl Slot {
 
     /// Worker: it keeps a core busy from here on.
     pub(crate) fn works(&self) {
-        self.active[self.index / 64].fetch_or(1 << (self.index % 64), Relaxed);
+        let (word, bit) = (&self.active[self.index / 64], 1 << (self.index % 64));
+        // In a new worker nothing of this memory is mapped: the kernel maps more for a read than for a write.
+        if word.load(Relaxed) & bit == 0 {
+            word.fetch_or(bit, Relaxed);
+        }
     }
 
     /// Worker: it goes to sleep. Server: it is no more.

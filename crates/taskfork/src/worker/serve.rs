@@ -2,7 +2,6 @@
 //! server says so.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::ahead::{self, Ahead};
@@ -89,8 +88,7 @@ pub(crate) fn serve<S: 'static>(
     interface: &dyn Interface<S>,
     handlers: &Handlers<S>,
 ) -> i32 {
-    let (stack, ready) = seat.slot.stack_words();
-    if let Err(error) = sys::watch_stack(stack, ready, seat.wake) {
+    if let Err(error) = sys::watch_stack(seat.slot.witness(), seat.wake) {
         tracing::error!(worker = seat.number, "this worker's stack cannot be told: {error}");
     }
     let number = seat.number;
@@ -165,12 +163,11 @@ impl<S: 'static> Worker<'_, S> {
         inbox: Vec<u8>,
         hello: &mut WorkerHello,
     ) -> Result<Infallible, Leave> {
-        let socket = Arc::new(match socket {
+        let socket = sys::keep_open(match socket {
             Socket::Connected(socket) => socket,
             Socket::Awaited(line) => self.wait_for_client(&line)?,
         });
-        let mut connection =
-            Connection::new(socket.clone(), inbox, &self.limits, self.slot.clone());
+        let mut connection = Connection::new(socket, inbox, &self.limits, self.slot.clone());
         if self.state.is_none() && !connection.begins_within(early::QUIET)? {
             self.set_up_for_a_quiet_client()?;
         }
@@ -222,7 +219,8 @@ impl<S: 'static> Worker<'_, S> {
             return Err(WireError::Malformed("the first message is no hello".into()).into());
         };
         self.out.bytes.extend_from_slice(PREAMBLE);
-        let fault = no_common_version(&client);
+        let (fault, number) = (no_common_version(&client), client.client);
+        let (max_frame, files) = (client.max_frame, client.files);
         frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
             match &fault {
                 Some(fault) => native::put_error(out, &fault.body()),
@@ -230,15 +228,15 @@ impl<S: 'static> Worker<'_, S> {
             }
             Ok(())
         })?;
-        self.slot.serves(client.client);
+        self.slot.serves(number);
         // From the greeting on the client waits for calls, so that a death must be told to it.
         self.slot.enter(Phase::Setup)?;
         connection.write(&self.out)?;
         if fault.is_some() {
             return Err(Leave::Quietly);
         }
-        self.max_answer = client.max_frame.unwrap_or(DEFAULT_LIMIT).min(self.max_answer);
-        self.client_files = client.files.min(hello.files);
+        self.max_answer = max_frame.unwrap_or(DEFAULT_LIMIT).min(self.max_answer);
+        self.client_files = files.min(hello.files);
         Ok(())
     }
 
@@ -441,7 +439,7 @@ fn write_fault(out: &mut Vec<u8>, limit: usize, fault: &Fault) -> Result<(), Wir
     write(out, fault).or_else(|error| write(out, &Fault::result(&error)))
 }
 
-fn no_common_version(client: &ClientHello) -> Option<Fault> {
+fn no_common_version(client: &ClientHello<'_>) -> Option<Fault> {
     if client.versions.iter().any(|version| VERSIONS.contains(version)) {
         return None;
     }
