@@ -152,7 +152,7 @@ impl Scoreboard {
 
     /// Where it lies, in this process and in all that were forked from it.
     pub(crate) fn address(&self) -> usize {
-        self.slots.as_ptr().addr()
+        self.active.as_ptr().addr()
     }
 }
 
