@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::task::Poll;
 
+use super::connect::late;
 use super::core::{Change, Effects};
 use super::entries::Outcome;
 use super::lane::Lane;
 use super::log;
-use super::pool::Loss;
+use super::pool::{Loss, WorkerKey};
 use super::send::Sender;
 use super::state::{Holding, State};
 use super::stats;
@@ -34,7 +35,7 @@ impl Lane {
             }
             if let Err(lost) = state.sender.send(&mut state.calls, connection, alone) {
                 // What the server said about the worker may be waiting to be read.
-                let ending = Ending::of(connection.last_words().ok_or(lost));
+                let ending = Ending::of(connection.last_words(lost));
                 self.lost(state, effects, ending);
                 continue;
             }
@@ -93,7 +94,9 @@ impl Lane {
     fn lost(self: &Arc<Self>, state: &mut State, effects: &mut Effects, ending: Ending) {
         let Holding::Worker(lease) = &state.holding else { return };
         let connection = &lease.connection;
-        self.core.tally.died(stats::cause(&ending));
+        if !matches!(ending, Ending::Ungreeted(_)) {
+            self.core.tally.died(stats::cause(&ending));
+        }
         let unanswered = state.calls.unanswered;
         let first = state.calls.head().and_then(|(_, head)| head.number());
         let last_begun = first.map_or(0, |first| ending.begun(connection, first, unanswered));
@@ -119,7 +122,10 @@ impl Lane {
             return;
         }
         let Some(lease) = state.take_lease() else { return };
-        effects.workers.push(Change::Lose(lease, Loss::Unused));
+        effects.workers.push(match ending {
+            Ending::Ungreeted(reason) => Change::Fail(lease, reason),
+            _ => Change::Lose(lease, Loss::Unused),
+        });
         state.calls.send_again();
         state.sender = Sender::default();
         // The dead worker still counts in the pool, so that this cannot be it.
@@ -137,11 +143,30 @@ impl Lane {
         cause: FatalError,
         loss: Loss,
     ) {
-        let begun = match &state.holding {
-            Holding::Worker(lease) => lease.connection.calls(),
+        let begun = match &mut state.holding {
+            Holding::Worker(lease) => match lease.connection.is_greeted_after_all() {
+                true => lease.connection.calls(),
+                false => 0,
+            },
             _ => 0,
         };
         self.end_with(state, effects, cause, loss, begun);
+    }
+
+    /// The worker has not greeted in time: another takes its place, unless it has begun in this instant.
+    pub(crate) fn give_up_greeting(self: &Arc<Self>, key: WorkerKey) {
+        self.change(|state, effects| {
+            self.advance(state, effects);
+            let Holding::Worker(lease) = &mut state.holding else { return };
+            if lease.key() != key || lease.connection.is_greeted() {
+                return;
+            }
+            let ending = match lease.connection.is_greeted_after_all() {
+                true => Ending::Closed,
+                false => Ending::Ungreeted(late(self.core.config.connect_timeout)),
+            };
+            self.lost(state, effects, ending);
+        });
     }
 
     /// Ends the checkout: the call that runs, all behind it, and all that will be made. Those up to

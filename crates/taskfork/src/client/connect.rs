@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::net::{
@@ -25,20 +26,58 @@ use crate::wire::{Protocol, WireError};
 /// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
 const MOST_AHEAD: usize = 64 << 10;
 
+/// What a worker says of itself that holds for all workers of its server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// The longest frame that it takes.
+    pub(crate) max_send: usize,
+    /// How many bytes of calls it takes before it has answered them.
+    pub(crate) ahead: usize,
+    /// How many files it takes with a message.
+    pub(crate) files: usize,
+}
+
+impl Terms {
+    /// To a client that itself takes so many files.
+    pub(crate) fn of(hello: &WorkerHello, config: &Config, files: usize) -> Self {
+        Self {
+            max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
+            ahead: hello.ahead.min(MOST_AHEAD),
+            files: hello.files.min(files),
+        }
+    }
+}
+
+/// Connects one worker without waiting, for the client of that number; gives what is to be said first as
+/// well. Nothing where that cannot be, for whatever reason: [`connect`] finds it again.
+pub(crate) fn connect_at_once(config: &Config, client: u64) -> Option<(Stream, Vec<u8>)> {
+    let [address] = &config.addresses[..] else { return None };
+    if config.protocol != Protocol::Native {
+        return None;
+    }
+    let socket = reach_local(address)?.ok()?;
+    let greeting = greeting(config, most_files(address, config), client).ok()?;
+    Some((Stream::Local(Local::new(socket).ok()?), greeting))
+}
+
 /// Connects one worker, for the client of that number; an error is the reason in words, for the caller whose time runs out.
 pub(crate) async fn connect(config: &Config, client: u64) -> Result<Greeted, String> {
     let limit = config.connect_timeout;
     let mut reasons = Vec::new();
     for address in &config.addresses {
         let reached = tokio::time::timeout(limit, reach_and_greet(address, config, client)).await;
-        let late = || Err(format!("the server did not greet within {}", seconds(limit)));
-        match reached.unwrap_or_else(|_| late()) {
+        match reached.unwrap_or_else(|_| Err(late(limit))) {
             Ok(greeted) => return Ok(greeted),
             Err(reason) if config.addresses.len() == 1 => return Err(reason),
             Err(reason) => reasons.push(format!("{address}: {reason}")),
         }
     }
     Err(reasons.join("; "))
+}
+
+/// Why an attempt ends that takes longer than this.
+pub(crate) fn late(limit: Duration) -> String {
+    format!("the server did not greet within {}", seconds(limit))
 }
 
 async fn reach_and_greet(
@@ -54,15 +93,12 @@ async fn reach_and_greet(
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
             pid: 0,
-            max_send: config.max_frame,
+            terms: Terms { max_send: config.max_frame, ahead: 0, files: 0 },
             max_receive: config.max_frame,
-            ahead: 0,
-            files: 0,
             look: Look::new(config.busy_poll, config.cores),
         });
     }
-    let is_remote = matches!(address.0, Place::Tcp { .. });
-    let files = if is_remote || !config.hand_over { 0 } else { sys::MOST_FILES };
+    let files = most_files(address, config);
     let greeting = greeting(config, files, client).map_err(|error| error.to_string())?;
     let (mut stream, sent) = reach(address, &greeting).await.map_err(|error| error.to_string())?;
     let rest = &greeting[sent..];
@@ -73,26 +109,38 @@ async fn reach_and_greet(
         protocol: Protocol::Native,
         inbox,
         pid: hello.pid,
-        max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
+        terms: Terms::of(&hello, config, files),
         max_receive: config.max_frame,
-        ahead: hello.ahead.min(MOST_AHEAD),
-        files: hello.files.min(files),
         look: Look::new(config.busy_poll, config.cores),
     })
+}
+
+/// How many files the client takes with a message.
+fn most_files(address: &Address, config: &Config) -> usize {
+    let is_remote = matches!(address.0, Place::Tcp { .. });
+    if is_remote || !config.hand_over { 0 } else { sys::MOST_FILES }
+}
+
+/// Connects, if it is to a unix socket, which is done at once or not at all.
+fn reach_local(address: &Address) -> Option<io::Result<OwnedFd>> {
+    match &address.0 {
+        Place::Unix(path) => Some(connect_unix(path)),
+        Place::Handle(link) => Some(link.connect()),
+        Place::Tcp { .. } | Place::Inherited(_) => None,
+    }
 }
 
 /// Connects; gives how much of the greeting has been sent with that. A unix socket is connected at once or
 /// not at all, so that what is said first need not wait for the reactor.
 async fn reach(address: &Address, greeting: &[u8]) -> io::Result<(Stream, usize)> {
-    let stream = match &address.0 {
-        Place::Unix(path) => connect_unix(path)?,
-        Place::Handle(link) => link.connect()?,
-        Place::Tcp { host, port } => {
+    let stream = match (reach_local(address), &address.0) {
+        (Some(socket), _) => socket?,
+        (None, Place::Tcp { host, port }) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
             return Ok((Stream::Tcp(stream), 0));
         }
-        Place::Inherited(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        (None, _) => return Err(io::ErrorKind::InvalidInput.into()),
     };
     // Whatever is in the way is found again with the rest.
     let sent = send(&stream, greeting, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
@@ -106,8 +154,9 @@ fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Why there was no greeting.
 #[derive(Debug, thiserror::Error)]
-enum GreetError {
+pub(crate) enum GreetError {
     #[error("the server closed the connection before its greeting")]
     Closed,
     #[error(transparent)]
@@ -140,22 +189,37 @@ async fn greet(stream: &mut Stream, rest: &[u8]) -> Result<(WorkerHello, BytesMu
     // A server that refuses has said why before it closed the connection.
     let written = write_all(stream, rest).await;
 
-    let mut inbox = BytesMut::with_capacity(4096);
-    while !frame::take_preamble(&mut inbox)? {
+    let (mut inbox, mut hearing) = (BytesMut::with_capacity(4096), Hearing::default());
+    loop {
+        if let Some(hello) = hearing.hear(&mut inbox)? {
+            return Ok((hello, inbox));
+        }
         if let Err(error) = read_more(stream, &mut inbox).await {
             written?;
             return Err(error);
         }
     }
-    loop {
-        if let Some(body) = frame::take(&mut inbox, frame::DEFAULT_LIMIT)? {
-            return match FromWorker::decode(&body)? {
-                FromWorker::Hello(hello) => Ok((hello, inbox)),
-                FromWorker::Error(error) => Err(GreetError::Refused(error.message.to_owned())),
-                _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
-            };
+}
+
+/// How much of a greeting has been taken.
+#[derive(Debug, Default)]
+pub(crate) struct Hearing {
+    preamble: bool,
+}
+
+impl Hearing {
+    /// Takes a worker's greeting off what has been received, if all of it is there.
+    pub(crate) fn hear(&mut self, inbox: &mut BytesMut) -> Result<Option<WorkerHello>, GreetError> {
+        self.preamble = self.preamble || frame::take_preamble(inbox)?;
+        if !self.preamble {
+            return Ok(None);
         }
-        read_more(stream, &mut inbox).await?;
+        let Some(body) = frame::take(inbox, frame::DEFAULT_LIMIT)? else { return Ok(None) };
+        match FromWorker::decode(&body)? {
+            FromWorker::Hello(hello) => Ok(Some(hello)),
+            FromWorker::Error(error) => Err(GreetError::Refused(error.message.to_owned())),
+            _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
+        }
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
+use super::connect::{GreetError, Hearing, Terms};
+use super::core::Core;
 use super::entries::Files;
 use super::look::{Look, Looking};
 use super::outbox::Outbox;
@@ -26,11 +29,11 @@ const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: Stream,
-    inbox: BytesMut,
+    pub(super) stream: Stream,
+    pub(super) inbox: BytesMut,
     outbox: Outbox,
     pub(crate) signal: Arc<Signal>,
-    waker: Waker,
+    pub(super) waker: Waker,
     pub(crate) pid: u32,
     /// The longest frame to be sent, and to be taken.
     pub(crate) max_send: usize,
@@ -40,7 +43,7 @@ pub(crate) struct Connection {
     /// How many files can go with a message, and come with one.
     pub(crate) files: usize,
     /// Those that have come and belong to messages to come, and how many of them to the next.
-    received: Vec<OwnedFd>,
+    pub(super) received: Vec<OwnedFd>,
     announced: usize,
     /// How many of the next answers are those of calls that the worker has skipped, as one before
     /// them failed.
@@ -54,6 +57,17 @@ pub(crate) struct Connection {
     look: Look,
     /// What is needed to read the other protocol, if that is spoken.
     perl: Option<Perl>,
+    /// The worker has not greeted yet.
+    pub(super) greeting: Option<Greeting>,
+}
+
+/// What is to be done when the worker greets.
+#[derive(Debug)]
+pub(crate) struct Greeting {
+    pub(crate) hearing: Hearing,
+    /// When it was connected.
+    pub(crate) since: Instant,
+    pub(crate) core: Weak<Core>,
 }
 
 /// What a greeting found out.
@@ -64,10 +78,8 @@ pub(crate) struct Greeted {
     pub(crate) inbox: BytesMut,
     /// 0 if it is not known.
     pub(crate) pid: u32,
-    pub(crate) max_send: usize,
+    pub(crate) terms: Terms,
     pub(crate) max_receive: usize,
-    pub(crate) ahead: usize,
-    pub(crate) files: usize,
     pub(crate) look: Look,
 }
 
@@ -80,12 +92,14 @@ pub(crate) enum Lost {
     Unread,
     Io(io::Error),
     Wire(WireError),
+    /// There was no greeting, so that nothing has begun; with the reason in words.
+    Ungreeted(String),
 }
 
 impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
-        let Greeted { stream, protocol, inbox, pid, max_send, max_receive, ahead, files, look } =
-            greeted;
+        let Greeted { stream, protocol, inbox, pid, terms, max_receive, look } = greeted;
+        let Terms { max_send, ahead, files } = terms;
         let perl = (protocol == Protocol::Perl).then(Perl::default);
         let waker = Waker::from(signal.clone());
         let outbox = Outbox::default();
@@ -109,7 +123,22 @@ impl Connection {
             long,
             look,
             perl,
+            greeting: None,
         }
+    }
+
+    /// One that is to be greeted yet, on the terms of another worker's greeting. What is said first
+    /// goes with the first call.
+    pub(crate) fn ungreeted(
+        greeted: Greeted,
+        signal: Arc<Signal>,
+        said: Vec<u8>,
+        greeting: Greeting,
+    ) -> Self {
+        let mut connection = Self::new(greeted, signal);
+        connection.outbox.bytes = said;
+        connection.greeting = Some(greeting);
+        connection
     }
 
     /// How many calls have been sent in full.
@@ -271,24 +300,27 @@ impl Connection {
 
     /// The message that is there already when a write has failed, whether the reactor has heard of
     /// it or not.
-    pub(crate) fn last_words(&mut self) -> Option<Bytes> {
+    pub(crate) fn last_words(&mut self, lost: Lost) -> Result<Bytes, Lost> {
+        if !self.hear_at_once()? {
+            return Err(Lost::Ungreeted(GreetError::Closed.to_string()));
+        }
         loop {
             if let Ok(Some(body)) = self.take_message() {
                 if !self.passes(&body) {
-                    return Some(body);
+                    return Ok(body);
                 }
                 continue;
             }
             match self.receive_now() {
                 Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
-                Ok(_) | Err(_) => return None,
+                Ok(_) | Err(_) => return Err(lost),
             }
         }
     }
 
     /// Makes room for the next read.
-    fn reserve(&mut self) {
+    pub(super) fn reserve(&mut self) {
         let room = match &self.perl {
             None => frame::room_for_next_read(&self.inbox),
             Some(_) => Perl::room_for_next_read(&self.inbox),
@@ -297,7 +329,7 @@ impl Connection {
     }
 
     /// Takes what is there, without asking the reactor.
-    fn receive_now(&mut self) -> rustix::io::Result<usize> {
+    pub(super) fn receive_now(&mut self) -> rustix::io::Result<usize> {
         self.reserve();
         self.stream.receive_now(&mut self.inbox, &mut self.received)
     }
@@ -322,7 +354,7 @@ impl Connection {
 
     /// Begins to look for an answer, if it is to be looked for.
     pub(crate) fn begin_to_look(&mut self) -> Option<Looking> {
-        self.look.begin()
+        if self.is_greeted() { self.look.begin() } else { None }
     }
 
     /// Looks once; tells whether to go on.
@@ -359,6 +391,7 @@ impl Connection {
 
     /// The next message's body.
     pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Lost>> {
+        ready!(self.poll_greeting())?;
         loop {
             if let Some(body) = self.take_message().map_err(Lost::Wire)? {
                 self.since_answer += frame::HEADER + body.len();

@@ -5,13 +5,14 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log_defer::Log;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::builder::Config;
+use super::connect::Terms;
 use super::connection::{Connection, Lost};
 use super::deadlines::{Alarm, Deadlines};
 use super::lane::Lane;
@@ -34,9 +35,14 @@ pub(crate) struct Core {
     pub(crate) id: u64,
     /// How many checkouts waited when a worker was told last.
     waiting: AtomicUsize,
+    /// On what terms workers greet, if the last one did so at once.
+    terms: Mutex<Option<Terms>>,
     /// The runtime is gone, so that nothing will ever be connected.
     stopped: AtomicBool,
 }
+
+/// What "at once" is.
+const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// What the driver is to look at.
 #[derive(Debug)]
@@ -84,6 +90,8 @@ pub(crate) enum Change {
     Release(Lease<Connection>),
     /// The worker is of no use any more.
     Lose(Lease<Connection>, Loss),
+    /// It has never greeted, for this reason.
+    Fail(Lease<Connection>, String),
     Assign(Arc<Lane>, Lease<Connection>),
     /// The worker was not used, and is for the next one.
     HandBack(Lease<Connection>),
@@ -99,6 +107,7 @@ impl Core {
             // Every language has integers of so many bits.
             id: u64::from(RandomState::new().build_hasher().finish() as u32).max(1),
             waiting: AtomicUsize::new(0),
+            terms: Mutex::new(None),
             stopped: AtomicBool::new(false),
             config,
         }
@@ -110,8 +119,8 @@ impl Core {
 
     /// Has `lane` looked at when the time has come.
     pub(crate) fn set_alarm(&self, at: Instant, lane: &Arc<Lane>) -> Alarm {
-        let (alarm, earliest) = lock(&self.deadlines).set(at, Arc::downgrade(lane));
-        if earliest {
+        let (alarm, asleep) = lock(&self.deadlines).set(at, Arc::downgrade(lane));
+        if asleep {
             self.mailbox.notify.notify_one();
         }
         alarm
@@ -119,6 +128,11 @@ impl Core {
 
     pub(crate) fn clear_alarm(&self, alarm: Alarm) {
         lock(&self.deadlines).clear(alarm);
+    }
+
+    /// The driver looks then, or only when it is told to.
+    pub(crate) fn awake_at(&self, at: Option<Instant>) {
+        lock(&self.deadlines).awake_at(at);
     }
 
     pub(crate) fn next_alarm(&self) -> Option<Instant> {
@@ -140,6 +154,7 @@ impl Core {
             let next = match change {
                 Change::Release(lease) => self.release(lease),
                 Change::Lose(lease, loss) => self.lose(lease, loss),
+                Change::Fail(lease, reason) => self.fail(lease, reason),
                 Change::HandBack(lease) => self.hand_back(lease),
                 Change::Assign(lane, lease) => match lane.assign(lease) {
                     Ok(effects) => {
@@ -246,6 +261,31 @@ impl Core {
         drop(connection);
         self.mailbox.notify.notify_one();
         None
+    }
+
+    fn fail(&self, lease: Lease<Connection>, reason: String) -> Option<Change> {
+        self.tell_failure(&reason);
+        let connection = self.pool().never_greeted(lease, reason, Instant::now());
+        drop(connection);
+        self.mailbox.notify.notify_one();
+        None
+    }
+
+    /// An attempt to connect a worker has failed.
+    pub(crate) fn tell_failure(&self, reason: &str) {
+        *lock(&self.terms) = None;
+        tracing::debug!(address = self.config.addresses(), "cannot connect a worker: {reason}");
+    }
+
+    /// A worker has greeted, so long after it was connected.
+    pub(crate) fn greeted(&self, terms: Terms, after: Duration) {
+        self.tally.connected();
+        *lock(&self.terms) = (after < AT_ONCE).then_some(terms);
+    }
+
+    /// The terms on which the next worker can be expected to greet at once.
+    pub(crate) fn terms(&self) -> Option<Terms> {
+        *lock(&self.terms)
     }
 
     /// Looks at an idle worker on which something happened: it is dead, or nothing is to be done.

@@ -11,6 +11,8 @@ use super::queue::{Queue, Ticket};
 pub(crate) struct Deadlines<T> {
     start: Instant,
     ticks: BTreeMap<u64, Queue<T>>,
+    /// When somebody looks, whatever happens.
+    awake_at: Option<Instant>,
 }
 
 /// One time that was set.
@@ -22,17 +24,22 @@ pub(crate) struct Alarm {
 
 impl<T> Deadlines<T> {
     pub(crate) fn new(start: Instant) -> Self {
-        Self { start, ticks: BTreeMap::new() }
+        Self { start, ticks: BTreeMap::new(), awake_at: None }
     }
 
-    /// Sets a time; says as well whether it is the earliest now.
+    /// Somebody looks then whatever happens, or only if something does.
+    pub(crate) fn awake_at(&mut self, at: Option<Instant>) {
+        self.awake_at = at;
+    }
+
+    /// Sets a time; says as well whether it comes before anybody looks.
     pub(crate) fn set(&mut self, at: Instant, who: T) -> (Alarm, bool) {
         // Rounded up: nothing is due before its time.
         let since = at.saturating_duration_since(self.start);
         let tick = u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        let earliest = self.ticks.first_key_value().is_none_or(|(&first, _)| tick < first);
+        let asleep = self.awake_at.is_none_or(|awake_at| at < awake_at);
         let ticket = self.ticks.entry(tick).or_insert_with(Queue::new).push_back(who);
-        (Alarm { tick, ticket }, earliest)
+        (Alarm { tick, ticket }, asleep)
     }
 
     /// Clears a time, unless it has come already.

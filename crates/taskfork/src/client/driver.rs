@@ -1,18 +1,28 @@
 //! The one task of a client: it connects workers, looks at connections that nobody waits on, and
 //! keeps the time. It takes no part in a call that somebody awaits.
 
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use tokio::task::JoinSet;
+use tokio::time::{Sleep, sleep_until};
 
-use super::connect::connect;
-use super::connection::{Connection, Greeted};
+use super::connect::{Hearing, Terms, connect, connect_at_once};
+use super::connection::{Connection, Greeted, Greeting};
 use super::core::{Core, Effects, Mailbox, Work};
-use super::pool::Permit;
+use super::lane::Lane;
+use super::look::Look;
+use super::pool::{Permit, Released, WorkerKey};
 use super::signal::Signal;
 
-type Attempt = (Permit, Result<Greeted, String>);
+/// An attempt to connect, and how long it took.
+type Attempt = (Permit, Result<Greeted, String>, Duration);
+
+/// Who has a worker that has not greeted, and until when it may; those that have come first are first.
+type Ungreeted = VecDeque<(Instant, WorkerKey, Weak<Lane>)>;
 
 /// Runs until the client and all its checkouts are dropped.
 pub(crate) fn drive(core: Weak<Core>, mailbox: Arc<Mailbox>) -> impl Future<Output = ()> {
@@ -26,8 +36,9 @@ pub(crate) fn drive(core: Weak<Core>, mailbox: Arc<Mailbox>) -> impl Future<Outp
 
 async fn run(core: Weak<Core>, mailbox: Arc<Mailbox>) {
     let mut attempts = JoinSet::<Attempt>::new();
-    loop {
-        let Some(wake_at) = look(&core, &mut attempts) else { return };
+    let mut clock = Clock::default();
+    let mut ungreeted = Ungreeted::new();
+    while look(&core, &mut attempts, &mut ungreeted, &mut clock).is_some() {
         tokio::select! {
             biased;
             Some(attempt) = attempts.join_next() => {
@@ -35,14 +46,22 @@ async fn run(core: Weak<Core>, mailbox: Arc<Mailbox>) {
                 settle_attempt(&core, attempt);
             }
             () = mailbox.notify.notified() => {}
-            () = sleep_until(wake_at) => {}
+            () = clock.ring() => {}
         }
     }
 }
 
-/// Does what is due; gives when to look again, or nothing if the client is gone.
-fn look(core: &Weak<Core>, attempts: &mut JoinSet<Attempt>) -> Option<Option<Instant>> {
+/// Does what is due, and has the clock ring when to look again; nothing if the client is gone.
+fn look(
+    core: &Weak<Core>,
+    attempts: &mut JoinSet<Attempt>,
+    ungreeted: &mut Ungreeted,
+    clock: &mut Clock,
+) -> Option<()> {
     let core = core.upgrade()?;
+    if clock.at.is_none() {
+        core.awake_at(None);
+    }
     for work in core.mailbox.take() {
         match work {
             Work::Idle(key) => core.look_at_idle(key),
@@ -60,26 +79,120 @@ fn look(core: &Weak<Core>, attempts: &mut JoinSet<Attempt>) -> Option<Option<Ins
         }
     }
     while let Some(permit) = { core.pool().permit(now) } {
+        let Some(permit) = engage(&core, permit, ungreeted, now) else { continue };
         let config = core.config.clone();
         let id = core.id;
-        attempts.spawn(async move { (permit, connect(&config, id).await) });
+        attempts.spawn(async move {
+            let outcome = connect(&config, id).await;
+            (permit, outcome, now.elapsed())
+        });
     }
+    let late = loop {
+        match ungreeted.front() {
+            Some((_, _, lane)) if lane.strong_count() == 0 => {}
+            Some((late, key, lane)) if *late <= now => {
+                lane.upgrade().into_iter().for_each(|lane| lane.give_up_greeting(*key));
+            }
+            first => break first.map(|(late, ..)| *late),
+        }
+        ungreeted.pop_front();
+    };
     let (retry, counts) = {
         let pool = core.pool();
         (pool.retry_at(), pool.counts())
     };
     let show = core.tally.show(counts).map(|interval| now + interval);
-    Some([retry, core.next_alarm(), show].into_iter().flatten().min())
+    if let Some(at) = [retry, late, core.next_alarm(), show].into_iter().flatten().min()
+        && clock.at.is_none_or(|set| at < set)
+    {
+        clock.set(at);
+        core.awake_at(clock.at);
+    }
+    Some(())
 }
 
-fn settle_attempt(core: &Arc<Core>, (permit, outcome): Attempt) {
+/// It rings once at the time for which it is set. It is left as it is while that is early enough, as
+/// each time that is set makes the runtime look up.
+#[derive(Default)]
+struct Clock {
+    at: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    fn set(&mut self, at: Instant) {
+        self.at = Some(at);
+        match &mut self.sleep {
+            Some(sleep) => sleep.as_mut().reset(at.into()),
+            None => self.sleep = Some(Box::pin(sleep_until(at.into()))),
+        }
+    }
+
+    async fn ring(&mut self) {
+        match &mut self.sleep {
+            Some(sleep) if self.at.is_some() => sleep.await,
+            _ => std::future::pending().await,
+        }
+        self.at = None;
+    }
+}
+
+/// Connects a worker whose greeting need not be waited for: who waits longest has it at once, and its first call
+/// goes with what is said first. Gives the permit back where that cannot be.
+fn engage(
+    core: &Arc<Core>,
+    permit: Permit,
+    ungreeted: &mut Ungreeted,
+    now: Instant,
+) -> Option<Permit> {
+    let Some(terms) = core.terms() else { return Some(permit) };
+    if core.pool().counts().queued == 0 {
+        return Some(permit);
+    }
+    let Some((stream, said)) = connect_at_once(&core.config, core.id) else { return Some(permit) };
+    let greeted = Greeted {
+        stream,
+        protocol: core.config.protocol,
+        inbox: BytesMut::with_capacity(4096),
+        pid: 0,
+        terms: Terms { ahead: 0, ..terms },
+        max_receive: core.config.max_frame,
+        look: Look::new(core.config.busy_poll, core.config.cores),
+    };
+    let key = permit.key();
+    let greeting = Greeting { hearing: Hearing::default(), since: now, core: Arc::downgrade(core) };
+    let connection = Connection::ungreeted(greeted, signal(core, key), said, greeting);
+    let mut pool = core.pool();
+    if pool.counts().queued == 0 {
+        // Whoever waited has another worker, and nobody would wait for the greeting.
+        drop(pool);
+        drop(connection);
+        return Some(permit);
+    }
+    let released = pool.connected(permit, connection, now);
+    drop(pool);
+    if let Released::Assigned(lane, _) = &released {
+        let late = now.checked_add(core.config.connect_timeout);
+        ungreeted.extend(late.map(|late| (late, key, Arc::downgrade(lane))));
+    }
+    let workers = core.released(released).into_iter().collect();
+    core.settle(Effects { workers, ..Effects::default() });
+    None
+}
+
+/// What tells of a new connection.
+fn signal(core: &Core, key: WorkerKey) -> Arc<Signal> {
+    let signal = Signal::new(core.mailbox.clone());
+    signal.belongs_to_pool(key);
+    signal
+}
+
+fn settle_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
     match outcome {
         Ok(greeted) => {
-            let signal = Signal::new(core.mailbox.clone());
-            signal.belongs_to_pool(permit.key());
-            let connection = Connection::new(greeted, signal);
+            core.greeted(greeted.terms, took);
             let key = permit.key();
-            core.tally.connected();
+            let connection = Connection::new(greeted, signal(core, key));
             let released = core.pool().connected(permit, connection, Instant::now());
             let workers = core.released(released).into_iter().collect();
             core.settle(Effects { workers, ..Effects::default() });
@@ -87,16 +200,9 @@ fn settle_attempt(core: &Arc<Core>, (permit, outcome): Attempt) {
             core.look_at_idle(key);
         }
         Err(reason) => {
-            tracing::debug!(address = core.config.addresses(), "cannot connect a worker: {reason}");
+            core.tell_failure(&reason);
             core.pool().failed(permit, reason, Instant::now());
         }
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
 

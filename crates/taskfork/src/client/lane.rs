@@ -280,7 +280,9 @@ impl Lane {
             let Some(deadline) = head.deadline else { return };
             // A worker that has the call may go on for the grace; then its server ends it, and says
             // where it was.
-            let has_it = head.number().is_some() && self.core.config.protocol == Protocol::Native;
+            let has_it = head.number().is_some()
+                && self.core.config.protocol == Protocol::Native
+                && !state.is_ungreeted();
             let wait = if has_it { self.core.config.grace + NEWS_WAIT } else { NO_WAIT };
             let end = deadline.checked_add(wait).unwrap_or(deadline);
             if end > now {
@@ -288,7 +290,7 @@ impl Lane {
                 return;
             }
             let cause = self.out_of_time(state, now);
-            if matches!(state.holding, Holding::Worker(_)) {
+            if matches!(state.holding, Holding::Worker(_)) && !state.is_ungreeted() {
                 self.core.tally.died(stats::TIMED_OUT);
             }
             self.end(state, effects, cause, Loss::Used);
@@ -297,7 +299,7 @@ impl Lane {
 
     fn out_of_time(&self, state: &State, now: Instant) -> FatalError {
         let after = state.timeout.unwrap_or_default();
-        if !matches!(state.holding, Holding::Waiting(_)) {
+        if !matches!(state.holding, Holding::Waiting(_)) && !state.is_ungreeted() {
             return FatalError::TimedOut { after, stage: Stage::Running, hung: None };
         }
         match self.core.pool().unreachable() {
@@ -316,7 +318,10 @@ impl Lane {
     }
 
     /// Changes the state, moves on, and does what follows.
-    fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, &mut Effects) -> T) -> T {
+    pub(super) fn change<T>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut State, &mut Effects) -> T,
+    ) -> T {
         let mut state = self.lock();
         let mut effects = Effects::default();
         let result = change(&mut state, &mut effects);

@@ -12,6 +12,7 @@ mod core;
 mod deadlines;
 mod driver;
 mod entries;
+mod greeting;
 mod lane;
 mod log;
 mod look;

@@ -248,6 +248,14 @@ impl<C, W> Pool<C, W> {
         lease.connection
     }
 
+    /// A worker was held before it had greeted, and never has: the attempt to connect it has failed.
+    pub(crate) fn never_greeted(&mut self, lease: Lease<C>, reason: String, now: Instant) -> C {
+        self.held -= 1;
+        self.workers.remove(lease.key.index);
+        self.cannot_connect(reason, now);
+        lease.connection
+    }
+
     /// The connection of a worker, if it is idle.
     pub(crate) fn idle_mut(&mut self, key: WorkerKey) -> Option<&mut C> {
         let worker = self.workers.get_mut(key.index)?;
@@ -302,6 +310,10 @@ impl<C, W> Pool<C, W> {
     pub(crate) fn failed(&mut self, permit: Permit, reason: String, now: Instant) {
         self.connecting -= 1;
         self.workers.remove(permit.key.index);
+        self.cannot_connect(reason, now);
+    }
+
+    fn cannot_connect(&mut self, reason: String, now: Instant) {
         let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
         self.backoff.unreachable = Some(Unreachable { since, reason });
         self.backoff.wait(now);

@@ -36,6 +36,7 @@ enum Event {
     Decline(prop::sample::Index),
     Lose(prop::sample::Index),
     LoseAndWaitAgain(prop::sample::Index),
+    NeverGreeted(prop::sample::Index),
     IdleDeath(prop::sample::Index),
     Later(u16),
 }
@@ -52,6 +53,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => index().prop_map(Event::Decline),
         1 => index().prop_map(Event::Lose),
         1 => index().prop_map(Event::LoseAndWaitAgain),
+        1 => index().prop_map(Event::NeverGreeted),
         1 => index().prop_map(Event::IdleDeath),
         1 => (0u16..2000).prop_map(Event::Later),
     ]
@@ -150,6 +152,11 @@ impl Model {
                     Ok((_, lease)) => self.take(lease),
                     Err(ticket) => self.waiting.push_front((ticket, serial)),
                 }
+            }
+            Event::NeverGreeted(index) if !self.leases.is_empty() => {
+                let lease = self.leases.swap_remove(index.index(self.leases.len()));
+                self.pool.never_greeted(lease, "no".into(), self.now);
+                assert!(self.pool.unreachable().is_some() && self.pool.permit(self.now).is_none());
             }
             Event::IdleDeath(index) if !self.idle.is_empty() => {
                 let key = self.idle.swap_remove(index.index(self.idle.len()));

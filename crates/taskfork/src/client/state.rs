@@ -66,6 +66,11 @@ impl State {
         }
     }
 
+    /// It has a worker that has not greeted yet.
+    pub(super) fn is_ungreeted(&self) -> bool {
+        matches!(&self.holding, Holding::Worker(lease) if !lease.connection.is_greeted())
+    }
+
     pub(super) fn take_lease(&mut self) -> Option<Lease<Connection>> {
         match std::mem::replace(&mut self.holding, Holding::Released) {
             Holding::Worker(lease) => Some(lease),

@@ -148,6 +148,6 @@ pub(crate) fn cause(ending: &Ending) -> &'static str {
             End::Unknown => "closed",
         },
         Ending::Closed | Ending::Unread => "closed",
-        Ending::Broken(_) => "protocol",
+        Ending::Broken(_) | Ending::Ungreeted(_) => "protocol",
     }
 }

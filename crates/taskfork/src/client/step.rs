@@ -29,7 +29,13 @@ pub(crate) enum Step {
 /// Moves the first unfinished call on as far as can be without waiting, or says what is in the way.
 pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
     match (&entry.work, &entry.progress) {
-        (Work::Ready, Progress::Queued) => return Step::Finish(Outcome::Ready),
+        (Work::Ready, Progress::Queued) => {
+            return match connection.poll_greeting() {
+                Poll::Pending => Step::Wait,
+                Poll::Ready(Ok(())) => Step::Finish(Outcome::Ready),
+                Poll::Ready(Err(lost)) => Step::Lost(Ending::of(Err(lost))),
+            };
+        }
         (Work::Unsendable(reason), _) => {
             return Step::Finish(Outcome::Unsendable(reason.clone()));
         }
@@ -67,6 +73,8 @@ pub(crate) enum Ending {
     Unread,
     /// The peer broke the protocol.
     Broken(String),
+    /// Before the worker had greeted, so that nothing has begun.
+    Ungreeted(String),
 }
 
 impl Ending {
@@ -82,6 +90,7 @@ impl Ending {
             Err(Lost::Unread) => Self::Unread,
             Err(Lost::Io(error)) => Self::Broken(error.to_string()),
             Err(Lost::Wire(error)) => Self::Broken(error.to_string()),
+            Err(Lost::Ungreeted(reason)) => Self::Ungreeted(reason),
         }
     }
 
@@ -90,6 +99,7 @@ impl Ending {
     pub(crate) fn begun(&self, connection: &Connection, first: u64, unanswered: usize) -> u64 {
         let begun = match self {
             Self::Told(notice) => notice.calls,
+            Self::Ungreeted(_) => 0,
             Self::Unread if unanswered <= 1 => first.saturating_sub(1),
             // What was sent to us may have been lost.
             _ if connection.is_tcp() => u64::MAX,
@@ -135,7 +145,7 @@ impl Ending {
                 stderr: None,
                 hung: None,
             }),
-            Self::Broken(detail) => FatalError::Protocol { detail },
+            Self::Broken(detail) | Self::Ungreeted(detail) => FatalError::Protocol { detail },
         }
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::TcpStream;
@@ -125,6 +125,14 @@ impl Stream {
             }),
             (Self::Tcp(stream), [slice]) => Pin::new(stream).poll_write(context, slice),
             (Self::Tcp(stream), _) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    /// The other side cannot send any more from here on. What it has sent can be read.
+    pub(crate) fn stop_reading(&self) {
+        if let Self::Local(local) = self {
+            // It fails only where the other side has gone.
+            let _ = shutdown(local.socket.get_ref(), Shutdown::Read);
         }
     }
 

@@ -29,7 +29,6 @@ use crate::worker::{Limits, Seat, Socket};
 
 /// Which of the two processes is running now.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "memory that is allocated is copied in each worker")]
 pub(crate) enum Birth {
     Parent(Child),
     /// A worker was forked and cannot be watched, so that it has been killed. It may have spoken to
@@ -212,6 +211,7 @@ impl EventLoop {
 }
 
 /// Forks a worker for `post`, whose other end is `theirs`.
+#[inline]
 pub(crate) fn fork_worker(
     post: Post,
     theirs: &OwnedFd,

@@ -19,7 +19,8 @@ use crate::sys;
 use crate::wire::notice::DeathNotice;
 use crate::worker::scoreboard::{Order, Phase, Retirement, Slot, View, now};
 
-/// A worker process as its server knows it.
+/// A worker process as its server knows it. It is kept small, as what changes in the server's memory is
+/// copied after each fork.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) pid: Pid,
@@ -28,9 +29,9 @@ pub(crate) struct Child {
     post: Post,
     pub(crate) slot: Slot,
     pub(crate) number: u64,
-    judgement: Option<Judgement>,
+    judgement: Option<Box<Judgement>>,
     /// It takes too long, and has been asked for its stack.
-    suspicion: Option<Suspicion>,
+    suspicion: Option<Box<Suspicion>>,
     /// The last call, by its number, of which it was told that the time is over.
     reminded: u64,
     stderr: Option<Captured>,
@@ -207,13 +208,13 @@ impl Child {
             // It was done in this instant.
             drop(suspicion);
         }
-        if let Some(Suspicion { until, .. }) = &self.suspicion {
+        if let Some(until) = self.suspicion.as_ref().map(|suspicion| suspicion.until) {
             let left = until.saturating_sub(now);
             if !left.is_zero() && self.slot.stack().is_none() {
                 return Some(left);
             }
-            if let Some(Suspicion { judgement, .. }) = self.suspicion.take() {
-                self.condemn(judgement);
+            if let Some(suspicion) = self.suspicion.take() {
+                self.condemn(suspicion.judgement);
             }
             return None;
         }
@@ -236,7 +237,7 @@ impl Child {
         let ran = Some(now.saturating_sub(view.since));
         let cause = if timed_out { cause::TIMED_OUT } else { cause::HUNG };
         let judgement = Judgement { view, reason, ran, cause };
-        self.suspicion = Some(Suspicion { judgement, until: now + STACK_WAIT });
+        self.suspicion = Some(Box::new(Suspicion { judgement, until: now + STACK_WAIT }));
         self.slot.forget_stack();
         let _ = pidfd_send_signal(&self.pidfd, Signal::ALARM);
         Some(STACK_WAIT)
@@ -282,7 +283,7 @@ impl Child {
     /// Kills the worker if it is still where it was seen.
     fn condemn(&mut self, judgement: Judgement) {
         if self.slot.order(judgement.view, Order::Condemned) {
-            self.judgement = Some(judgement);
+            self.judgement = Some(Box::new(judgement));
             self.kill();
         }
     }
@@ -291,7 +292,8 @@ impl Child {
     pub(crate) fn execute(&mut self, reason: &str) {
         if self.judgement.is_none() {
             let (view, reason) = (self.slot.view(), reason.to_owned());
-            self.judgement = Some(Judgement { view, reason, ran: None, cause: cause::SHUTDOWN });
+            let cause = cause::SHUTDOWN;
+            self.judgement = Some(Box::new(Judgement { view, reason, ran: None, cause }));
         }
         self.kill();
     }
@@ -338,7 +340,8 @@ impl Child {
         let pid = self.pid();
         let stderr = self.stderr.take().map(|stderr| stderr.last_words(pid, shown));
         let LastWords { text: stderr, starved } = stderr.unwrap_or_default();
-        let judgement = self.judgement.or(self.suspicion.map(|suspicion| suspicion.judgement));
+        let judgement = self.judgement.map(|judgement| *judgement);
+        let judgement = judgement.or(self.suspicion.map(|suspicion| suspicion.judgement));
         let judgement = judgement.unwrap_or_else(|| {
             let (cause, reason) = match self.post.told() {
                 Some(failure) => (cause::SETUP_FAILED, failure),

@@ -34,6 +34,7 @@ impl Signals {
     }
 
     /// In a new worker.
+    #[inline]
     pub(crate) fn reset_for_worker(&self) -> io::Result<()> {
         sys::reset_for_worker(self.reset.get_or_init(sys::changed_signals))
     }

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 
 /// Signals that servers and runtimes take for themselves. A fault's own (SIGSEGV, SIGBUS) stay as
 /// they are, since Rust's handlers report stack overflow with them.
@@ -39,12 +39,17 @@ pub(crate) fn changed_signals() -> Vec<Signal> {
 
 /// Default actions of these, nothing blocked, and SIGPIPE ignored, so that a write to a client that
 /// is gone is an error and not a death.
+#[inline]
 pub(crate) fn reset_for_worker(changed: &[Signal]) -> io::Result<()> {
     for &number in changed {
-        let pipe = number == Signal::SIGPIPE;
-        let action = if pipe { SigHandler::SigIgn } else { SigHandler::SigDfl };
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: zeroed, which is a valid value: default action, no flags, an empty mask.
+        let action = unsafe { action.assume_init_mut() };
+        if number == Signal::SIGPIPE {
+            action.sa_sigaction = libc::SIG_IGN;
+        }
         // SAFETY: neither action is a handler, so no code of ours runs in signal context.
-        unsafe { signal(number, action) }?;
+        Errno::result(unsafe { libc::sigaction(number as i32, action, null_mut()) })?;
     }
     let mask = 0_u64;
     // C's own function lies where a new worker has no page of it mapped yet, and this one where it has.

@@ -97,10 +97,11 @@ fn set_command_line(line: &[u8]) -> Option<()> {
         auxv_size: 0,
         exe_fd: u32::MAX,
     };
+    let (what, which) = (libc::PR_SET_MM as libc::c_long, libc::PR_SET_MM_MAP as libc::c_long);
     // SAFETY: the kernel copies the structure and checks every address in it; all but the two of
     // the arguments are what it has already.
     unsafe {
-        libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, &raw const map, size_of_val(&map), 0)
+        libc::syscall(libc::SYS_prctl, what, which, &raw const map, size_of_val(&map), 0_usize)
     };
     Some(())
 }

@@ -15,6 +15,7 @@ mod deaths;
 mod errors;
 mod executable;
 mod files;
+mod greeting;
 mod guardian;
 mod handles;
 mod leaks;
@@ -66,6 +67,7 @@ fn main() {
         errors::trials(),
         executable::trials(),
         files::trials(),
+        greeting::trials(),
         guardian::trials(),
         handles::trials(),
         leaks::trials(),

@@ -1,0 +1,165 @@
+//! The first call of a new worker, where the one before it has greeted at once: sent before the greeting, and not
+//! begun if there is none.
+
+use std::io::Write;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use taskfork::{Client, Error, FatalError, Stage, Value};
+
+use crate::support::raw::{Raw, fake, greet, map, text};
+use crate::support::{trials, until};
+
+trials! {
+    a_first_call_goes_with_the_hello,
+    a_call_is_tried_again_if_there_was_no_greeting,
+    a_refusal_in_place_of_a_greeting_is_the_reason,
+    a_worker_that_greets_too_late_begins_nothing,
+    a_call_whose_time_is_over_before_the_greeting_has_not_run,
+    waiting_for_a_worker_is_waiting_for_its_greeting,
+}
+
+/// A server that greets on its first connection and answers one call, and then does what `next` does with each.
+fn after_a_greeting(
+    folder: &tempfile::TempDir,
+    mut next: impl FnMut(Raw) + Send + 'static,
+) -> Client {
+    let mut is_first = true;
+    fake(folder, move |mut raw| {
+        if std::mem::take(&mut is_first) {
+            greet(&mut raw, 1);
+            answer(&mut raw, 1);
+            raw.receive();
+        } else {
+            next(raw);
+        }
+    })
+}
+
+fn answer(raw: &mut Raw, value: i32) {
+    raw.send_message(vec![1.into(), map(&[]), value.into()]);
+}
+
+/// What a client says before it has been greeted, its first call with it.
+fn hear_call(raw: &mut Raw) {
+    raw.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    std::io::Read::read_exact(&mut raw.0, &mut [0; 8]).unwrap();
+    raw.receive().unwrap();
+    let call = raw.receive().unwrap();
+    assert_eq!(call.as_array().unwrap()[0], Value::from(1));
+}
+
+fn say_hello(raw: &mut Raw) -> std::io::Result<()> {
+    let hello = map(&[("version", 1.into()), ("pid", 4_000_000.into())]);
+    let hello = crate::support::raw::frame(vec![0.into(), hello]);
+    raw.0.write_all(&[b"taskfork", &hello[..]].concat())
+}
+
+/// Has the first worker come and go.
+async fn know(client: &Client) {
+    assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 1);
+    until("the worker is gone", || client.stats().idle == 0).await;
+}
+
+async fn a_first_call_goes_with_the_hello() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = after_a_greeting(&folder, |mut raw| {
+        hear_call(&mut raw);
+        say_hello(&mut raw).unwrap();
+        answer(&mut raw, 2);
+        raw.drain();
+    });
+    know(&client).await;
+    let checkout = client.checkout();
+    assert_eq!(checkout.call::<i32>("x", ()).await.unwrap(), 2);
+    assert_eq!(client.stats().connected, 2);
+}
+
+async fn a_call_is_tried_again_if_there_was_no_greeting() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut count = 1;
+    let client = after_a_greeting(&folder, move |mut raw| {
+        count += 1;
+        if count == 2 {
+            hear_call(&mut raw);
+            return;
+        }
+        // Nobody counts on a greeting after that.
+        greet(&mut raw, 1);
+        answer(&mut raw, count);
+        raw.drain();
+    });
+    know(&client).await;
+    assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
+    assert_eq!(client.stats().connected, 2);
+}
+
+async fn a_refusal_in_place_of_a_greeting_is_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = after_a_greeting(&folder, |mut raw| {
+        raw.send(b"taskfork");
+        let why = map(&[("kind", text("busy")), ("message", text("no room here"))]);
+        raw.send_message(vec![2.into(), map(&[]), why]);
+    });
+    know(&client).await;
+    let error = client.call::<i32>("x", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert!(reason.contains("no room here"), "{reason}");
+    assert!(!error.may_have_run());
+}
+
+async fn a_worker_that_greets_too_late_begins_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tell, told) = mpsc::channel();
+    let mut late = None;
+    let client = after_a_greeting(&folder, move |mut raw| {
+        let Some(mut late) = late.take() else {
+            hear_call(&mut raw);
+            late = Some(raw);
+            return;
+        };
+        // The client has given that one up.
+        tell.send(say_hello(&mut late).map_err(|error| error.kind())).unwrap();
+        greet(&mut raw, 1);
+        answer(&mut raw, 3);
+        raw.drain();
+    });
+    know(&client).await;
+    assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
+    assert_eq!(told.recv().unwrap(), Err(std::io::ErrorKind::BrokenPipe));
+}
+
+async fn a_call_whose_time_is_over_before_the_greeting_has_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kept = Vec::new();
+    let client = after_a_greeting(&folder, move |mut raw| {
+        hear_call(&mut raw);
+        kept.push(raw);
+    });
+    know(&client).await;
+    let checkout = client.checkout().timeout(Duration::from_millis(30));
+    let error = checkout.call::<i32>("x", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::TimedOut { stage, .. }, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(*stage, Stage::Waiting);
+    assert!(!error.may_have_run());
+}
+
+async fn waiting_for_a_worker_is_waiting_for_its_greeting() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tell, told) = mpsc::channel();
+    let client = after_a_greeting(&folder, move |mut raw| {
+        std::io::Read::read_exact(&mut raw.0, &mut [0; 8]).unwrap();
+        raw.receive().unwrap();
+        tell.send(()).unwrap();
+        say_hello(&mut raw).unwrap();
+        raw.drain();
+    });
+    know(&client).await;
+    let checkout = client.checkout();
+    checkout.ready().await.unwrap();
+    assert!(told.try_recv().is_ok());
+}
