@@ -7,6 +7,7 @@ use rustix::event::epoll;
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
 use super::burial::{Buried, News};
+use super::children::Child;
 use super::event_loop::{EventLoop, Mode};
 use super::listener::Listener;
 use super::status::{self, ServerStatus};
@@ -14,11 +15,25 @@ use crate::sys::{self, Forked};
 use crate::worker::scoreboard::{Retirement, now};
 
 impl EventLoop {
+    /// Buries all workers that have died. The kernel says only that some child has.
+    pub(super) fn bury_dead(&mut self) {
+        loop {
+            let first = sys::ended_child();
+            let is_it = |child: &&Child| Some(child.pid) == first;
+            // What has died first may be no worker, and may stay for a while.
+            let dead = self.children.values().find(is_it).or_else(|| {
+                first?;
+                self.children.values().find(|child| child.has_ended())
+            });
+            let Some(number) = dead.map(|child| child.number) else { return };
+            self.bury(number);
+        }
+    }
+
     pub(super) fn bury(&mut self, number: u64) {
         let Some(child) = self.children.remove(&number) else { return };
         // Closing them would not end the watch: a worker that has just been forked holds copies
         // for a moment. The kernel refuses only what is not watched anyway.
-        let _ = epoll::delete(&self.epoll, &child.pidfd);
         if let Some(connection) = child.connection() {
             let _ = epoll::delete(&self.epoll, connection);
         }

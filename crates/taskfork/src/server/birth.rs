@@ -6,10 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, getpid, kill_process_group, pidfd_open,
-    set_parent_process_death_signal, setpgid,
-};
+use rustix::process::{Pid, Signal, getpid, set_parent_process_death_signal, setpgid};
 
 use super::children::{Child, Post};
 use super::control;
@@ -31,9 +28,6 @@ use crate::worker::{Limits, Seat, Socket};
 #[derive(Debug)]
 pub(crate) enum Birth {
     Parent(Child),
-    /// A worker was forked and cannot be watched, so that it has been killed. It may have spoken to
-    /// its client.
-    Stillborn(io::Error),
     /// With what is to be its standard error, if that is not the server's.
     Worker(Option<OwnedFd>, Leftover),
 }
@@ -48,12 +42,11 @@ struct Newborn {
     leftover: Leftover,
 }
 
-/// The server's descriptors of a worker, in the worker itself, and one that only kept a number free.
+/// The server's descriptors of a worker, in the worker itself.
 #[derive(Debug)]
 pub(crate) struct Leftover {
     post: Post,
     captured: Option<Captured>,
-    room: OwnedFd,
 }
 
 impl EventLoop {
@@ -91,17 +84,10 @@ impl EventLoop {
         let number = self.born + 1;
         let (threads, stderr) = (&self.threads, self.options.stderr);
         self.title.set_number(number);
-        match fork_worker(post, socket.end(), slot.clone(), number, threads, stderr) {
+        match fork_worker(post, slot.clone(), number, threads, stderr) {
             Ok(Birth::Parent(child)) => {
                 self.born = number;
                 self.adopt(child);
-                Ok(())
-            }
-            Ok(Birth::Stillborn(error)) => {
-                tracing::error!("a new worker cannot be watched: {error}");
-                self.born = number;
-                self.scoreboard.give_back(slot);
-                self.end_orphans();
                 Ok(())
             }
             Ok(Birth::Worker(stderr, leftover)) => {
@@ -116,13 +102,10 @@ impl EventLoop {
 
     fn adopt(&mut self, child: Child) {
         let number = child.number;
-        let watched =
-            self.watch(child.pidfd.as_fd(), token(number, 0), EventFlags::IN).and_then(|()| {
-                match child.stderr() {
-                    Some(stderr) => self.watch(stderr.as_fd(), token(number, 2), EventFlags::IN),
-                    None => Ok(()),
-                }
-            });
+        let watched = match child.stderr() {
+            Some(stderr) => self.watch(stderr.as_fd(), token(number, 1), EventFlags::IN),
+            None => Ok(()),
+        };
         self.children.insert(number, child);
         match watched {
             Ok(()) => self.watch_client(number),
@@ -135,7 +118,7 @@ impl EventLoop {
         let Some(child) = self.children.get(&number) else { return };
         let Some(connection) = child.connection() else { return };
         let flags = EventFlags::RDHUP | EventFlags::ET;
-        if let Err(error) = self.watch(connection.as_fd(), token(number, 1), flags) {
+        if let Err(error) = self.watch(connection.as_fd(), token(number, 0), flags) {
             self.give_up_on(number, &error);
         }
     }
@@ -152,8 +135,7 @@ impl EventLoop {
     /// as it can of what it has of the server's memory: each page of that is copied then, which takes
     /// as long as several system calls.
     fn become_worker(&self, born: Newborn) -> ! {
-        let Newborn { stderr, socket, slot, number, leftover: Leftover { post, captured, room } } =
-            born;
+        let Newborn { stderr, socket, slot, number, leftover: Leftover { post, captured } } = born;
         control::close_inherited();
         let redirected = || {
             rustix::stdio::dup2_stdin(&self.nothing)?;
@@ -185,7 +167,7 @@ impl EventLoop {
         };
         let captured = captured.as_ref().and_then(Captured::pipe);
         let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
-        let of_worker = of_worker.chain([post.end(), &room]);
+        let of_worker = of_worker.chain([post.end()]);
         sys::close_for_good(self.descriptors().chain(of_worker.map(AsFd::as_fd)));
         self.title.show();
         sys::reseed_c_random();
@@ -210,11 +192,10 @@ impl EventLoop {
     }
 }
 
-/// Forks a worker for `post`, whose other end is `theirs`.
+/// Forks a worker for `post`.
 #[inline]
-pub(crate) fn fork_worker(
+fn fork_worker(
     post: Post,
-    theirs: &OwnedFd,
     slot: Slot,
     number: u64,
     threads: &ThreadCount,
@@ -227,8 +208,6 @@ pub(crate) fn fork_worker(
         }
         Stderr::Inherit => (None, None),
     };
-    // So that there is room for the descriptor of the process once it has been forked.
-    let room = theirs.try_clone()?;
     let server = getpid();
     // Since the server began to serve, nobody else can have left text that is not written.
     if tracing::dispatcher::has_been_set() {
@@ -239,16 +218,7 @@ pub(crate) fn fork_worker(
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
             // Done on both sides, so that it holds before either goes on.
             let _ = setpgid(Some(pid), Some(pid));
-            drop(room);
-            let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-                Ok(pidfd) => pidfd,
-                Err(errno) => {
-                    // It is reaped as all are that are no workers.
-                    let _ = kill_process_group(pid, Signal::KILL);
-                    return Ok(Birth::Stillborn(errno.into()));
-                }
-            };
-            Ok(Birth::Parent(Child::new(pid, pidfd, post, slot, number, stderr)))
+            Ok(Birth::Parent(Child::new(pid, post, slot, number, stderr)))
         }
         Forked::Child => {
             let _ = setpgid(None, None);
@@ -258,7 +228,7 @@ pub(crate) fn fork_worker(
                 sys::exit_now(1);
             }
             become_subreaper();
-            Ok(Birth::Worker(writer, Leftover { post, captured: stderr, room }))
+            Ok(Birth::Worker(writer, Leftover { post, captured: stderr }))
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
 use super::burial::{Buried, News, cause, has_unread, log_end, why};
@@ -23,8 +23,8 @@ use crate::worker::scoreboard::{Order, Phase, Retirement, Slot, View, now};
 /// copied after each fork.
 #[derive(Debug)]
 pub(crate) struct Child {
+    /// Its own until the server has reaped it, which nobody else does.
     pub(crate) pid: Pid,
-    pub(crate) pidfd: OwnedFd,
     /// What the worker is there for.
     post: Post,
     pub(crate) slot: Slot,
@@ -91,7 +91,6 @@ const STACK_WAIT: Duration = Duration::from_millis(100);
 impl Child {
     pub(crate) fn new(
         pid: Pid,
-        pidfd: OwnedFd,
         post: Post,
         slot: Slot,
         number: u64,
@@ -100,7 +99,6 @@ impl Child {
         slot.belongs_to(pid);
         Self {
             pid,
-            pidfd,
             post,
             slot,
             number,
@@ -115,7 +113,7 @@ impl Child {
 
     /// What a new worker closes of another's.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [&self.pidfd, self.post.end()].into_iter().chain(self.stderr()).map(AsFd::as_fd)
+        [self.post.end()].into_iter().chain(self.stderr()).map(AsFd::as_fd)
     }
 
     /// The server's own descriptor of the worker's connection, if it has one.
@@ -188,7 +186,7 @@ impl Child {
         }
         if view.phase == Phase::Busy && view.calls != self.reminded && self.slot.view() == view {
             self.reminded = view.calls;
-            let _ = pidfd_send_signal(&self.pidfd, Signal::ALARM);
+            let _ = kill_process(self.pid, Signal::ALARM);
         }
         None
     }
@@ -239,7 +237,7 @@ impl Child {
         let judgement = Judgement { view, reason, ran, cause };
         self.suspicion = Some(Box::new(Suspicion { judgement, until: now + STACK_WAIT }));
         self.slot.forget_stack();
-        let _ = pidfd_send_signal(&self.pidfd, Signal::ALARM);
+        let _ = kill_process(self.pid, Signal::ALARM);
         Some(STACK_WAIT)
     }
 
@@ -319,6 +317,12 @@ impl Child {
         }
     }
 
+    /// Whether it is dead.
+    pub(crate) fn has_ended(&self) -> bool {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        matches!(waitid(WaitId::Pid(self.pid), look), Ok(Some(_)))
+    }
+
     /// Takes a dead worker's status, and ends what it left running.
     pub(crate) fn bury(
         mut self,
@@ -328,7 +332,7 @@ impl Child {
     ) -> Buried {
         // Its group can be signalled for as long as its number is not free.
         self.kill();
-        let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let status = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED);
         let end = match status.ok().flatten() {
             Some(status) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => End::Exited(code),

@@ -30,16 +30,17 @@ use crate::sys::{self, ThreadCount, Title};
 use crate::worker::scoreboard::{Retirement, Scoreboard, now};
 use crate::worker::{self, Buffers};
 
-const SIGNALS: u64 = 0;
+const GUARDIAN: u64 = 0;
 const LISTENER: u64 = 1;
 const CONTROL: u64 = 2;
 const WAKE: u64 = 3;
 pub(super) const STATUS: u64 = 4;
 pub(super) const SUCCESSOR: u64 = 5;
-const GUARDIAN: u64 = 6;
-/// A worker's tokens start here: its end, its client's end, and what it writes to standard error.
+/// After all that is of workers, and before new ones.
+const SIGNALS: u64 = 6;
+/// A worker's tokens start here: its client's end, and what it writes to standard error.
 const CHILDREN: u64 = 7;
-const TOKENS: u64 = 3;
+const TOKENS: u64 = 2;
 
 /// The token of one of what is watched of a worker.
 pub(super) fn token(worker: u64, what: u64) -> u64 {
@@ -250,6 +251,7 @@ impl EventLoop {
                 while let Some(signal) = self.signals.next() {
                     let is_own = self.options.control.is_none() && self.listener.is_some();
                     match self.mode {
+                        _ if signal == Signal::SIGCHLD => self.bury_dead(),
                         Mode::Serving if signal == Signal::SIGHUP && is_own => self.hand_over(),
                         Mode::Serving => {
                             self.give_up_successor();
@@ -273,8 +275,7 @@ impl EventLoop {
             token => {
                 let number = (token - CHILDREN) / TOKENS;
                 match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
-                    (0, _) => self.bury(number),
-                    (1, Some(child)) => child.client_left(),
+                    (0, Some(child)) => child.client_left(),
                     (_, Some(child)) => {
                         if let Some(ended) = child.pass_stderr_on(&mut self.shown) {
                             let _ = epoll::delete(&self.epoll, &ended);

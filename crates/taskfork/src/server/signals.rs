@@ -1,4 +1,5 @@
-//! The signals that end a server or start it anew, read from a descriptor while it runs.
+//! The signals that end a server or start it anew, or tell of a worker's death, read from a descriptor while
+//! it runs.
 
 use std::cell::OnceCell;
 use std::io;
@@ -7,25 +8,28 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::sys;
+use crate::sys::{self, Disposition};
 
 /// Blocks the signals for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Signals {
     descriptor: SignalFd,
     before: SigSet,
+    _deaths: Disposition,
     /// Those whose action workers must not have. Nothing in a server changes actions once it runs.
     reset: OnceCell<Vec<Signal>>,
 }
 
 impl Signals {
     pub(crate) fn take_over() -> io::Result<Self> {
-        let wanted: SigSet =
-            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+        let wanted: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD]
+            .into_iter()
+            .collect();
         let before = sys::hold_back(&wanted)?;
+        let deaths = Disposition::of_deaths()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let descriptor = SignalFd::with_flags(&wanted, flags)?;
-        Ok(Self { descriptor, before, reset: OnceCell::new() })
+        Ok(Self { descriptor, before, _deaths: deaths, reset: OnceCell::new() })
     }
 
     /// Finds out what workers will have to reset.

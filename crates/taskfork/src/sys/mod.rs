@@ -21,9 +21,11 @@ pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
 pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
 pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
-    ForkError, Forked, ThreadCount, cores, execute_again, exit_now, flush_stdio, fork,
+    ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,
     read_at_once, reseed_c_random, set_variable, take_variable, threads,
 };
 pub(crate) use shared::{Sealed, Writable};
-pub(crate) use signal::{changed_signals, hold_back, reset_for_worker, spawn_without_signals};
+pub(crate) use signal::{
+    Disposition, changed_signals, hold_back, reset_for_worker, spawn_without_signals,
+};
 pub(crate) use title::{Title, set_title};

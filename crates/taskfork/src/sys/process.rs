@@ -1,6 +1,7 @@
 //! Forking and leaving.
 
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
@@ -86,6 +87,17 @@ pub(crate) fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
         Ok(ForkResult::Child) => Ok(Forked::Child),
         Err(errno) => Err(ForkError::Kernel(errno.into())),
     }
+}
+
+/// A child of this process that has died and has not been reaped, if there is any.
+pub(crate) fn ended_child() -> Option<rustix::process::Pid> {
+    let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let mut status = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: it writes the status, and takes nothing away.
+    let looked = unsafe { libc::waitid(libc::P_ALL, 0, status.as_mut_ptr(), look) };
+    // SAFETY: zeroed before, which is a valid value, and of a child if there is one.
+    let pid = unsafe { status.assume_init_ref().si_pid() };
+    rustix::process::Pid::from_raw(pid).filter(|_| looked == 0)
 }
 
 /// Writes out what Rust's and C's standard output hold back.

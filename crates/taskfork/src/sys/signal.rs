@@ -6,7 +6,9 @@ use std::ptr::{null, null_mut};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
+};
 
 /// Signals that servers and runtimes take for themselves. A fault's own (SIGSEGV, SIGBUS) stay as
 /// they are, since Rust's handlers report stack overflow with them.
@@ -72,6 +74,26 @@ pub(crate) fn spawn_without_signals(
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
     before.thread_set_mask()?;
     spawned.map(drop)
+}
+
+/// What had become of SIGCHLD before a server wanted it, put back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Disposition(SigAction);
+
+impl Disposition {
+    /// Has the deaths of children signalled: a process that ignores them is told of none.
+    pub(crate) fn of_deaths() -> io::Result<Self> {
+        let action = SigAction::new(SigHandler::SigDfl, SaFlags::SA_NOCLDSTOP, SigSet::empty());
+        // SAFETY: it is no handler, so no code of ours runs in signal context.
+        Ok(Self(unsafe { sigaction(Signal::SIGCHLD, &action) }?))
+    }
+}
+
+impl Drop for Disposition {
+    fn drop(&mut self) {
+        // SAFETY: it is what stood there before.
+        let _ = unsafe { sigaction(Signal::SIGCHLD, &self.0) };
+    }
 }
 
 /// Blocks `signals`, so that a signalfd can take them; gives the mask that stood before.

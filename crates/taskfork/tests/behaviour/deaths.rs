@@ -10,6 +10,7 @@ use crate::support::{address_in, roles, start, start_with, trials, until};
 trials! {
     a_death_in_a_call_says_how_and_of_whom,
     a_killed_worker_is_told_by_its_signal,
+    deaths_are_told_also_where_the_program_ignores_its_childrens,
     all_calls_of_a_dead_worker_end,
     a_worker_that_dies_idle_is_replaced_and_nobody_sees_it,
     a_worker_that_dies_between_two_calls_ends_the_checkout,
@@ -63,11 +64,23 @@ async fn a_death_in_a_call_says_how_and_of_whom() {
 
 async fn a_killed_worker_is_told_by_its_signal() {
     let (_server, client) = start("faults");
-    let checkout = client.checkout();
-    let pid: u32 = checkout.call("pid", ()).await.unwrap();
-    let hanging = checkout.call::<()>("hang", ());
-    signal(pid, libc::SIGTERM);
-    assert_eq!(death(hanging.await).0.end, End::Signaled(libc::SIGTERM));
+    for number in [libc::SIGTERM, libc::SIGRTMIN()] {
+        let checkout = client.checkout();
+        let pid: u32 = checkout.call("pid", ()).await.unwrap();
+        let hanging = checkout.call::<()>("hang", ());
+        signal(pid, number);
+        assert_eq!(death(hanging.await).0.end, End::Signaled(number));
+    }
+}
+
+/// The kernel reaps the children of a process that ignores their deaths, and tells it nothing.
+async fn deaths_are_told_also_where_the_program_ignores_its_childrens() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let _program = roles::start(&["serve_ignoring_deaths", &address]);
+    let client = Client::builder().address(address).min_workers(0).build().unwrap();
+    let (exited, _) = death(client.call::<()>("exit", (3,)).await);
+    assert_eq!(exited.end, End::Exited(3));
 }
 
 async fn all_calls_of_a_dead_worker_end() {

@@ -58,6 +58,14 @@ pub(crate) fn plays() -> bool {
             let server = server.stall_timeout(std::time::Duration::from_millis(200));
             print_error(servers::serve(server));
         }
+        ["serve_ignoring_deaths", address] => {
+            // SAFETY: it is no handler.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+            }
+            print_error(servers::serve(Server::builder().listen(address)));
+        }
         ["serve_recycling", address] => {
             let server = Server::builder().listen(address).max_calls(3).max_memory(200 << 20);
             let second = std::time::Duration::from_secs(1);
