@@ -56,7 +56,7 @@ pub(crate) fn connect_at_once(config: &Config, client: u64) -> Option<(Stream, V
         return None;
     }
     let socket = reach_local(address)?.ok()?;
-    let greeting = greeting(config, most_files(address, config), client).ok()?;
+    let greeting = greeting(config, most_files(config), client).ok()?;
     Some((Stream::Local(Local::new(socket).ok()?), greeting))
 }
 
@@ -98,7 +98,8 @@ async fn reach_and_greet(
             look: Look::new(config.busy_poll, config.cores),
         });
     }
-    let files = most_files(address, config);
+    let is_remote = matches!(address.0, Place::Tcp { .. });
+    let files = if is_remote { 0 } else { most_files(config) };
     let greeting = greeting(config, files, client).map_err(|error| error.to_string())?;
     let (mut stream, sent) = reach(address, &greeting).await.map_err(|error| error.to_string())?;
     let rest = &greeting[sent..];
@@ -115,10 +116,9 @@ async fn reach_and_greet(
     })
 }
 
-/// How many files the client takes with a message.
-fn most_files(address: &Address, config: &Config) -> usize {
-    let is_remote = matches!(address.0, Place::Tcp { .. });
-    if is_remote || !config.hand_over { 0 } else { sys::MOST_FILES }
+/// How many files the client takes with a message through a unix socket.
+pub(crate) fn most_files(config: &Config) -> usize {
+    if config.hand_over { sys::MOST_FILES } else { 0 }
 }
 
 /// Connects, if it is to a unix socket, which is done at once or not at all.

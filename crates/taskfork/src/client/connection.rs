@@ -67,6 +67,8 @@ pub(crate) struct Greeting {
     pub(crate) hearing: Hearing,
     /// When it was connected.
     pub(crate) since: Instant,
+    /// A checkout has had it.
+    pub(crate) held: bool,
     pub(crate) core: Weak<Core>,
 }
 

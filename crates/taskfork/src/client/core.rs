@@ -49,6 +49,8 @@ const AT_ONCE: Duration = Duration::from_millis(5);
 pub(crate) enum Work {
     Idle(WorkerKey),
     Lane(Weak<Lane>),
+    /// It has a worker that has not greeted since then.
+    Ungreeted(Instant, WorkerKey, Weak<Lane>),
 }
 
 /// Where work for the driver is left.

@@ -70,6 +70,10 @@ fn look(
                     lane.look();
                 }
             }
+            Work::Ungreeted(since, key, lane) => {
+                let late = since.checked_add(core.config.connect_timeout);
+                ungreeted.extend(late.map(|late| (late, key, lane)));
+            }
         }
     }
     let now = Instant::now();
@@ -160,7 +164,8 @@ fn engage(
         look: Look::new(core.config.busy_poll, core.config.cores),
     };
     let key = permit.key();
-    let greeting = Greeting { hearing: Hearing::default(), since: now, core: Arc::downgrade(core) };
+    let (hearing, core_of_it) = (Hearing::default(), Arc::downgrade(core));
+    let greeting = Greeting { hearing, since: now, held: false, core: core_of_it };
     let connection = Connection::ungreeted(greeted, signal(core, key), said, greeting);
     let mut pool = core.pool();
     if pool.counts().queued == 0 {

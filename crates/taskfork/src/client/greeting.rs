@@ -5,15 +5,23 @@
 //! begun on a connection that has ended without a greeting.
 
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::connect::{GreetError, Terms};
+use super::connect::{GreetError, Terms, most_files};
 use super::connection::{Connection, Lost};
 
 impl Connection {
     pub(crate) fn is_greeted(&self) -> bool {
         self.greeting.is_none()
+    }
+
+    /// A checkout takes it over. Gives since when the greeting is waited for, if another has had it before: then
+    /// nobody sees to it that it is not waited for too long.
+    pub(crate) fn is_held(&mut self) -> Option<Instant> {
+        let greeting = self.greeting.as_mut()?;
+        std::mem::replace(&mut greeting.held, true).then_some(greeting.since)
     }
 
     /// Waits for the greeting, if it has not come.
@@ -60,7 +68,7 @@ impl Connection {
         };
         self.pid = hello.pid;
         if let Some(core) = greeting.core.upgrade() {
-            let terms = Terms::of(&hello, &core.config, self.files);
+            let terms = Terms::of(&hello, &core.config, most_files(&core.config));
             (self.max_send, self.ahead, self.files) = (terms.max_send, terms.ahead, terms.files);
             core.greeted(terms, greeting.since.elapsed());
         }

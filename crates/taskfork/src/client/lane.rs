@@ -250,7 +250,11 @@ impl Lane {
 
     /// Takes a worker over. The lane is moved on after it, as what happened to the worker while it
     /// changed hands has told nobody.
-    pub(super) fn hold(self: &Arc<Self>, state: &mut State, lease: Lease<Connection>) {
+    pub(super) fn hold(self: &Arc<Self>, state: &mut State, mut lease: Lease<Connection>) {
+        if let Some(since) = lease.connection.is_held() {
+            let work = Task::Ungreeted(since, lease.key(), Arc::downgrade(self));
+            self.core.mailbox.send(work);
+        }
         lease.connection.signal.belongs_to_lane(self);
         state.holding = Holding::Worker(lease);
     }

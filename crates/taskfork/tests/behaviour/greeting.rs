@@ -15,6 +15,7 @@ trials! {
     a_call_is_tried_again_if_there_was_no_greeting,
     a_refusal_in_place_of_a_greeting_is_the_reason,
     a_worker_that_greets_too_late_begins_nothing,
+    the_next_checkout_waits_no_longer_for_it,
     a_call_whose_time_is_over_before_the_greeting_has_not_run,
     waiting_for_a_worker_is_waiting_for_its_greeting,
 }
@@ -129,6 +130,27 @@ async fn a_worker_that_greets_too_late_begins_nothing() {
     know(&client).await;
     assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
     assert_eq!(told.recv().unwrap(), Err(std::io::ErrorKind::BrokenPipe));
+}
+
+async fn the_next_checkout_waits_no_longer_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut late = None;
+    let client = after_a_greeting(&folder, move |mut raw| {
+        if late.is_none() {
+            late = Some(raw);
+            return;
+        }
+        greet(&mut raw, 1);
+        answer(&mut raw, 3);
+        raw.drain();
+    });
+    know(&client).await;
+    // It has the worker before that has greeted, and gives it back.
+    let checkout = client.checkout();
+    until("it has a worker", || client.stats().busy == 1).await;
+    drop(checkout);
+    assert_eq!(client.stats().idle, 1);
+    assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
 }
 
 async fn a_call_whose_time_is_over_before_the_greeting_has_not_run() {
