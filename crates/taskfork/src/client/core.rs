@@ -229,6 +229,8 @@ impl Core {
     }
 
     fn hand_back(&self, mut lease: Lease<Connection>) -> Option<Change> {
+        // Whoever was to have it has seen to nothing.
+        let _ = lease.connection.is_held();
         if self.pool().counts().queued == 0 {
             // If the connection is over, watching it tells.
             let _ = self.tell_that_none_waits(&mut lease.connection);

@@ -179,8 +179,8 @@ impl Connection {
     /// Takes the next files that have come.
     pub(crate) fn take_files(&mut self, count: usize) -> Result<Vec<OwnedFd>, WireError> {
         match &mut self.files {
-            Some(files) if files.len() >= count => Ok(files.drain(..count).collect()),
             _ if count == 0 => Ok(Vec::new()),
+            Some(files) if files.len() >= count => Ok(files.drain(..count).collect()),
             _ => Err(WireError::Files),
         }
     }

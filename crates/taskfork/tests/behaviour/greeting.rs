@@ -2,8 +2,9 @@
 //! begun if there is none.
 
 use std::io::Write;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use taskfork::{Client, Error, FatalError, Stage, Value};
 
@@ -20,21 +21,33 @@ trials! {
     waiting_for_a_worker_is_waiting_for_its_greeting,
 }
 
-/// A server that greets on its first connection and answers one call, and then does what `next` does with each.
-fn after_a_greeting(
+/// A client that expects workers to greet at once, of a server that does with each connection what `next` does.
+async fn after_a_greeting(
     folder: &tempfile::TempDir,
     mut next: impl FnMut(Raw) + Send + 'static,
 ) -> Client {
-    let mut is_first = true;
-    fake(folder, move |mut raw| {
-        if std::mem::take(&mut is_first) {
-            greet(&mut raw, 1);
-            answer(&mut raw, 1);
-            raw.receive();
-        } else {
-            next(raw);
+    let is_known = Arc::new(AtomicBool::new(false));
+    let known = is_known.clone();
+    let client = fake(folder, move |mut raw| {
+        if known.load(SeqCst) {
+            return next(raw);
         }
-    })
+        greet(&mut raw, 1);
+        answer(&mut raw, 1);
+        raw.receive();
+    });
+    // On a busy machine it takes some attempts until a greeting comes at once.
+    loop {
+        let start = Instant::now();
+        assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 1);
+        let is_at_once = start.elapsed() < Duration::from_millis(5);
+        let is_gone = || client.stats().idle + client.stats().busy == 0;
+        until("the worker is gone", is_gone).await;
+        if is_at_once {
+            is_known.store(true, SeqCst);
+            return client;
+        }
+    }
 }
 
 fn answer(raw: &mut Raw, value: i32) {
@@ -56,12 +69,6 @@ fn say_hello(raw: &mut Raw) -> std::io::Result<()> {
     raw.0.write_all(&[b"taskfork", &hello[..]].concat())
 }
 
-/// Has the first worker come and go.
-async fn know(client: &Client) {
-    assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 1);
-    until("the worker is gone", || client.stats().idle == 0).await;
-}
-
 async fn a_first_call_goes_with_the_hello() {
     let folder = tempfile::tempdir().unwrap();
     let client = after_a_greeting(&folder, |mut raw| {
@@ -69,11 +76,10 @@ async fn a_first_call_goes_with_the_hello() {
         say_hello(&mut raw).unwrap();
         answer(&mut raw, 2);
         raw.drain();
-    });
-    know(&client).await;
+    })
+    .await;
     let checkout = client.checkout();
     assert_eq!(checkout.call::<i32>("x", ()).await.unwrap(), 2);
-    assert_eq!(client.stats().connected, 2);
 }
 
 async fn a_call_is_tried_again_if_there_was_no_greeting() {
@@ -89,10 +95,11 @@ async fn a_call_is_tried_again_if_there_was_no_greeting() {
         greet(&mut raw, 1);
         answer(&mut raw, count);
         raw.drain();
-    });
-    know(&client).await;
+    })
+    .await;
+    let before = client.stats().connected;
     assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
-    assert_eq!(client.stats().connected, 2);
+    assert_eq!(client.stats().connected, before + 1);
 }
 
 async fn a_refusal_in_place_of_a_greeting_is_the_reason() {
@@ -101,8 +108,8 @@ async fn a_refusal_in_place_of_a_greeting_is_the_reason() {
         raw.send(b"taskfork");
         let why = map(&[("kind", text("busy")), ("message", text("no room here"))]);
         raw.send_message(vec![2.into(), map(&[]), why]);
-    });
-    know(&client).await;
+    })
+    .await;
     let error = client.call::<i32>("x", ()).await.unwrap_err();
     let Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } = &error else {
         panic!("{error:?}");
@@ -126,8 +133,8 @@ async fn a_worker_that_greets_too_late_begins_nothing() {
         greet(&mut raw, 1);
         answer(&mut raw, 3);
         raw.drain();
-    });
-    know(&client).await;
+    })
+    .await;
     assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
     assert_eq!(told.recv().unwrap(), Err(std::io::ErrorKind::BrokenPipe));
 }
@@ -143,13 +150,13 @@ async fn the_next_checkout_waits_no_longer_for_it() {
         greet(&mut raw, 1);
         answer(&mut raw, 3);
         raw.drain();
-    });
-    know(&client).await;
+    })
+    .await;
     // It has the worker before that has greeted, and gives it back.
     let checkout = client.checkout();
     until("it has a worker", || client.stats().busy == 1).await;
     drop(checkout);
-    assert_eq!(client.stats().idle, 1);
+    until("it is given back", || client.stats().idle == 1).await;
     assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
 }
 
@@ -159,8 +166,8 @@ async fn a_call_whose_time_is_over_before_the_greeting_has_not_run() {
     let client = after_a_greeting(&folder, move |mut raw| {
         hear_call(&mut raw);
         kept.push(raw);
-    });
-    know(&client).await;
+    })
+    .await;
     let checkout = client.checkout().timeout(Duration::from_millis(30));
     let error = checkout.call::<i32>("x", ()).await.unwrap_err();
     let Error::Fatal { cause: FatalError::TimedOut { stage, .. }, .. } = &error else {
@@ -179,8 +186,8 @@ async fn waiting_for_a_worker_is_waiting_for_its_greeting() {
         tell.send(()).unwrap();
         say_hello(&mut raw).unwrap();
         raw.drain();
-    });
-    know(&client).await;
+    })
+    .await;
     let checkout = client.checkout();
     checkout.ready().await.unwrap();
     assert!(told.try_recv().is_ok());
