@@ -297,15 +297,18 @@ impl Core {
         let mut pool = self.pool();
         let Some(connection) = pool.idle_mut(key) else { return };
         let flushed = matches!(connection.poll_flush(), Poll::Pending | Poll::Ready(Ok(())));
-        let cause = match connection.poll_message() {
-            Poll::Ready(ended) => stats::cause(&Ending::of(ended)),
+        let ending = match connection.poll_message() {
+            Poll::Ready(ended) => Ending::of(ended),
             Poll::Pending if flushed => return,
-            Poll::Pending => stats::cause(&Ending::Closed),
+            Poll::Pending => Ending::Closed,
         };
         let connection = pool.lose_idle(key, Instant::now());
         drop(pool);
         drop(connection);
-        self.tally.died(cause);
+        match ending {
+            Ending::Ungreeted(reason) => self.tell_failure(&reason),
+            ending => self.tally.died(stats::cause(&ending)),
+        }
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

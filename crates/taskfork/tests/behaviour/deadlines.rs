@@ -11,6 +11,7 @@ use crate::support::processes::is_gone;
 use crate::support::{address_in, start, start_with, trials, until};
 
 trials! {
+    a_time_that_is_set_after_the_last_has_come_is_kept,
     a_worker_knows_how_much_time_is_left,
     a_system_call_that_blocks_is_interrupted,
     a_loop_that_asks_may_end_by_itself,
@@ -253,4 +254,22 @@ async fn a_worker_that_knows_no_deadline_is_given_up() {
     let call = worker.join().unwrap();
     assert_eq!(call[1]["grace"], 7000.into());
     assert!((1..=50_000).contains(&call[1]["timeout"].as_u64().unwrap()), "{call}");
+}
+
+/// The client's one clock has rung for the first, and is set again though nothing else happens.
+async fn a_time_that_is_set_after_the_last_has_come_is_kept() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let holder = client.checkout().timeout(None);
+    let _: u32 = holder.call("pid", ()).await.unwrap();
+    for _ in 0..2 {
+        let waiting = client.checkout().timeout(Duration::from_millis(20));
+        // Whatever the new place in the queue has brought about is over by then.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let error = waiting.call::<u32>("pid", ()).await.unwrap_err();
+        let waited = matches!(
+            error,
+            Error::Fatal { cause: FatalError::TimedOut { stage: Stage::Waiting, .. }, .. }
+        );
+        assert!(waited, "{error}");
+    }
 }
