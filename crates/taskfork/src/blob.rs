@@ -13,22 +13,29 @@ use bytes::Bytes;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::loans::Filling;
 use crate::sys::{Sealed, Writable};
-use crate::wire::parts;
+use crate::wire::enclosed::{self, Enclosed, Found};
+use crate::wire::lending::Lent;
+use crate::wire::parts::{self, Elsewhere};
 
 /// Bytes that travel between client and worker without being copied.
 ///
 /// As an argument or a result, or anywhere in one, it is sent from where it lies, and one that arrives
 /// is a part of the message that was received. Below 16 KiB it is copied, which is faster. Clones
-/// share the bytes. On the wire it is binary data, as that of `serde_bytes`; it also takes a text or a
-/// list of numbers.
+/// share the bytes. The other side can take it as a `Blob`, as any other type for binary data, as those of
+/// `serde_bytes`, or as a [`Value`](crate::Value); it can be made of a text or a list of numbers there.
 ///
-/// One that was made of a [`BlobMut`] is not even sent where both sides can share its memory, which is
-/// through unix sockets: the other side maps it, in a time that does not depend on its length. So does
-/// one that arrived that way and is sent on. Elsewhere it is sent as any other.
+/// Where both sides can share memory, which is through unix sockets, a long one need not even be sent:
 ///
-/// What is handed over must be taken as a `Blob` at the other end. A client that takes results as values
-/// of any kind says so by [`hand_over`](crate::ClientBuilder::hand_over).
+/// - One that was made of a [`BlobMut`] is mapped by the other side, in a time that does not depend on its
+///   length. So is one that arrived that way and is sent on.
+/// - One of 64 KiB and more is copied into memory that is kept for its connection, once there have been a
+///   few such ones: that is one copy, and no new memory. One that arrives that way and goes back to where
+///   it came from, as an image that a worker hands on unchanged, is not copied. How much memory is kept is set by
+///   [`ClientBuilder::lent_memory`](crate::ClientBuilder::lent_memory) and
+///   [`ServerBuilder::lent_memory`](crate::ServerBuilder::lent_memory). While a blob is alive that came in
+///   such memory, the other side cannot use that memory for the next one.
 ///
 /// One that arrives as a part of a message keeps the whole message in memory.
 ///
@@ -50,8 +57,7 @@ use crate::wire::parts;
 #[derive(Clone, Default)]
 pub struct Blob {
     bytes: Bytes,
-    /// The memory that has these bytes and no others, if others can map it.
-    file: Option<Arc<OwnedFd>>,
+    elsewhere: Elsewhere<Arc<OwnedFd>>,
 }
 
 impl From<Vec<u8>> for Blob {
@@ -62,7 +68,21 @@ impl From<Vec<u8>> for Blob {
 
 impl From<Bytes> for Blob {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, file: None }
+        Self { bytes, elsewhere: Elsewhere::Nowhere }
+    }
+}
+
+impl From<Lent> for Blob {
+    fn from(Lent { bytes, home }: Lent) -> Self {
+        Self { bytes, elsewhere: Elsewhere::Lent(home) }
+    }
+}
+
+impl Blob {
+    /// All of this memory, if it is sealed.
+    fn in_file(file: Arc<OwnedFd>) -> io::Result<Self> {
+        let bytes = Bytes::from_owner(Sealed::new(&file)?);
+        Ok(Self { bytes, elsewhere: Elsewhere::File(file) })
     }
 }
 
@@ -121,7 +141,7 @@ impl fmt::Debug for Blob {
 
 impl Serialize for Blob {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        parts::offer(&self.bytes, self.file.as_ref(), || serializer.serialize_bytes(self))
+        parts::offer(&self.bytes, &self.elsewhere, || serializer.serialize_bytes(self))
     }
 }
 
@@ -141,7 +161,7 @@ impl<'de> Visitor<'de> for BlobVisitor {
     }
 
     fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Blob, E> {
-        Ok(parts::taken(bytes).into())
+        Ok(enclosed::taken(bytes).into())
     }
 
     fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
@@ -158,13 +178,12 @@ impl<'de> Visitor<'de> for BlobVisitor {
 
     /// An extension type, for a file that came with the message.
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Blob, D::Error> {
-        let (file, is_blob) = deserializer.deserialize_any(FileVisitor)?;
-        if !is_blob {
-            return Err(D::Error::custom("expected bytes, got an open file"));
+        match deserializer.deserialize_any(FoundVisitor)? {
+            Found::Open(_) => Err(D::Error::custom("expected bytes, got an open file")),
+            Found::Lent(lent) => Ok(lent.into()),
+            Found::Memory(file) => Blob::in_file(file)
+                .map_err(|error| D::Error::custom(format!("the blob cannot be used: {error}"))),
         }
-        let (memory, file) = Sealed::new(file)
-            .map_err(|error| D::Error::custom(format!("the blob cannot be used: {error}")))?;
-        Ok(Blob { bytes: Bytes::from_owner(memory), file: Some(file) })
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Blob, A::Error> {
@@ -179,11 +198,21 @@ impl<'de> Visitor<'de> for BlobVisitor {
 
 /// Appends values of the message that is being read to one that is written, and what came with it.
 pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-    parts::pass_on(values, out, |file, out| {
-        let shared = Sealed::new(file)
-            .and_then(|(memory, file)| parts::put(&Bytes::from_owner(memory), &file, out));
+    enclosed::pass_on(values, out, |file, out| {
+        let shared =
+            Blob::in_file(file.clone()).and_then(|blob| parts::put(&blob.bytes, file, out));
         shared.map_err(|error| format!("a blob cannot be used: {error}"))
     })
+}
+
+/// Has blobs find their bytes in `message`, or in what came beside it, while `read` runs.
+pub(crate) fn within<T>(
+    message: Option<&Bytes>,
+    enclosed: Enclosed,
+    read: impl FnOnce() -> T,
+) -> T {
+    let map = |file: &OwnedFd| Some(Bytes::from_owner(Sealed::new(file).ok()?));
+    enclosed::within(message, enclosed, map, read)
 }
 
 /// Memory to be filled in place, and then handed to a worker or a caller as a [`Blob`] that is not
@@ -192,6 +221,7 @@ pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
 /// The memory is new: the first write to each of its pages takes as long as the kernel takes to give
 /// one. That pays where the bytes are made here anyway, as by decoding an image, or sent several
 /// times; bytes that exist already are sent sooner by `Blob::from`.
+/// [`Checkout::memory`](crate::Checkout::memory) gives memory that has been used before.
 ///
 /// ```
 /// use taskfork::{Blob, BlobMut};
@@ -205,7 +235,20 @@ pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct BlobMut(Writable);
+pub struct BlobMut(Memory);
+
+#[derive(Debug)]
+enum Memory {
+    New(Writable),
+    /// That of a connection.
+    Lent(Filling),
+}
+
+impl From<Filling> for BlobMut {
+    fn from(filling: Filling) -> Self {
+        Self(Memory::Lent(filling))
+    }
+}
 
 impl BlobMut {
     /// So many zeros.
@@ -213,7 +256,7 @@ impl BlobMut {
     /// # Errors
     /// When the system has no memory or descriptor for it.
     pub fn new(length: usize) -> io::Result<Self> {
-        Writable::new(length).map(Self)
+        Writable::new(length).map(|memory| Self(Memory::New(memory)))
     }
 
     /// Makes it a blob, which nobody can change any more.
@@ -221,8 +264,14 @@ impl BlobMut {
     /// # Errors
     /// When the system refuses to seal or to map it.
     pub fn freeze(self) -> io::Result<Blob> {
-        let (memory, file) = self.0.seal()?;
-        Ok(Blob { bytes: Bytes::from_owner(memory), file: Some(file) })
+        match self.0 {
+            Memory::Lent(filling) => Ok(filling.done().into()),
+            Memory::New(memory) => {
+                let (memory, file) = memory.seal()?;
+                let bytes = Bytes::from_owner(memory);
+                Ok(Blob { bytes, elsewhere: Elsewhere::File(file) })
+            }
+        }
     }
 }
 
@@ -230,13 +279,19 @@ impl Deref for BlobMut {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.0.bytes()
+        match &self.0 {
+            Memory::New(memory) => memory.bytes(),
+            Memory::Lent(memory) => memory.bytes(),
+        }
     }
 }
 
 impl DerefMut for BlobMut {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.0.bytes_mut()
+        match &mut self.0 {
+            Memory::New(memory) => memory.bytes_mut(),
+            Memory::Lent(memory) => memory.bytes_mut(),
+        }
     }
 }
 
@@ -319,19 +374,18 @@ impl Serialize for Raw {
 
 impl<'de> Deserialize<'de> for OpenFile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (file, is_blob) = deserializer.deserialize_newtype_struct(EXTENSION, FileVisitor)?;
-        match is_blob {
-            true => Err(D::Error::custom("expected an open file, got bytes")),
-            false => Ok(file.into()),
+        match deserializer.deserialize_any(FoundVisitor)? {
+            Found::Open(file) => Ok(Self(file)),
+            _ => Err(D::Error::custom("expected an open file, got bytes")),
         }
     }
 }
 
-/// Takes a file that came with the message, and says whether it holds the bytes of a blob.
-struct FileVisitor;
+/// Takes what came beside the message.
+struct FoundVisitor;
 
-impl<'de> Visitor<'de> for FileVisitor {
-    type Value = (OwnedFd, bool);
+impl<'de> Visitor<'de> for FoundVisitor {
+    type Value = Found;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("an open file")
@@ -345,7 +399,7 @@ impl<'de> Visitor<'de> for FileVisitor {
         let missing = || A::Error::custom("an extension type without its data");
         let kind = list.next_element()?.ok_or_else(missing)?;
         let index: Index = list.next_element()?.ok_or_else(missing)?;
-        parts::file(kind, &index.0).map_err(A::Error::custom)
+        enclosed::find(kind, &index.0).map_err(A::Error::custom)
     }
 }
 

@@ -30,6 +30,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use crate::blob::BlobMut;
 use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
 use crate::error::{Error, Failure};
 use crate::wire::answer::InterfaceError;
@@ -165,6 +166,14 @@ impl Checkout {
     #[track_caller]
     pub fn ready(&self) -> Result<(), Error> {
         block_on(self.inner.ready())
+    }
+
+    /// Memory for an argument, to be filled in place. See [`crate::Checkout::memory`].
+    ///
+    /// # Errors
+    /// When the system has no memory or descriptor for it.
+    pub fn memory(&self, length: usize) -> io::Result<BlobMut> {
+        self.inner.memory(length)
     }
 
     /// Ends the checkout and whatever runs in it.

@@ -40,6 +40,7 @@ mod context;
 mod death;
 mod display;
 mod error;
+mod loans;
 mod report;
 mod server;
 mod sys;

@@ -63,11 +63,11 @@ impl Lane {
                         state.finish(seq, outcome, effects);
                     }
                 }
-                Step::Answer { body, files, failed } => {
+                Step::Answer { body, beside, failed } => {
                     state.used = true;
                     connection.answered();
                     self.core.tally.answered(entry.method.as_deref(), &entry.sent, failed);
-                    let outcome = Outcome::Answer(body, files);
+                    let outcome = Outcome::Answer(body, beside);
                     if failed {
                         state.tainted = true;
                         state.fail_call(seq, outcome, effects);

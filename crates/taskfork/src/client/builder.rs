@@ -13,6 +13,7 @@ use super::pool::{Limits, Overload};
 use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
+use crate::loans::DEFAULT_LENT;
 use crate::sys;
 use crate::wire::Protocol;
 use crate::wire::args::Args;
@@ -68,6 +69,7 @@ impl Client {
             max_frame: DEFAULT_LIMIT,
             protocol: Protocol::Native,
             hand_over: true,
+            lent_memory: DEFAULT_LENT,
         }
     }
 
@@ -137,6 +139,7 @@ pub struct ClientBuilder {
     max_frame: usize,
     protocol: Protocol,
     hand_over: bool,
+    lent_memory: usize,
 }
 
 /// The options of a client, checked.
@@ -157,6 +160,8 @@ pub(crate) struct Config {
     pub(crate) protocol: Protocol,
     /// Whether descriptors may go with messages.
     pub(crate) hand_over: bool,
+    /// How much memory each side of a connection keeps for the other.
+    pub(crate) lent_memory: usize,
 }
 
 impl Config {
@@ -293,11 +298,27 @@ impl ClientBuilder {
         self
     }
 
-    /// Whether the memory of a [`Blob`](crate::Blob) may be handed over instead of being sent, and open
-    /// files with it, where that can be: it may unless this is set to false. For a client that does not know
-    /// what results are, and takes them as [`Value`](crate::Value), which has no place for them.
+    /// Whether the memory of a [`Blob`](crate::Blob) may be handed over or lent instead of being sent, and
+    /// open files handed over, where that can be: it may unless this is set to false. For a client that does
+    /// not know what results are, and takes them as [`Value`](crate::Value), which has no place for an open file.
     pub fn hand_over(mut self, may: bool) -> Self {
         self.hand_over = may;
+        self
+    }
+
+    /// How much memory each side of a connection keeps for long [`Blob`](crate::Blob)s that it sends to the
+    /// other, which has it mapped, in bytes: 64 MiB unless set, or less if the server has set less; 0 for
+    /// none. What does not fit is sent. There is as much as has been in use at a time; a worker that has had nothing of the
+    /// kind to do for 5 seconds sees to it that all is given back, but for what a blob holds.
+    ///
+    /// ```
+    /// # fn build() -> Result<taskfork::Client, taskfork::ConfigError> {
+    /// let images = taskfork::Client::builder().address("unix:/run/images").lent_memory(256 << 20);
+    /// # images.build()
+    /// # }
+    /// ```
+    pub fn lent_memory(mut self, bytes: usize) -> Self {
+        self.lent_memory = bytes;
         self
     }
 
@@ -410,6 +431,7 @@ impl ClientBuilder {
             max_frame: self.max_frame,
             protocol: self.protocol,
             hand_over: self.hand_over,
+            lent_memory: self.lent_memory,
         })
     }
 }

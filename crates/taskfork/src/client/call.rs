@@ -12,11 +12,12 @@ use serde::de::DeserializeOwned;
 use super::core::lock;
 use super::entries::{Outcome, Seq};
 use super::lane::Lane;
+use crate::blob;
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
 use crate::wire::answer::InterfaceError;
+use crate::wire::enclosed;
 use crate::wire::native::FromWorker;
-use crate::wire::parts;
 use crate::wire::request;
 
 /// A call that has been made. Awaiting it gives its result.
@@ -93,14 +94,15 @@ where
         }
         Outcome::Fatal { cause, may_have_run } => Err(Failed::Fatal(cause.clone(), *may_have_run)),
     };
-    let (message, files) = match outcome {
-        Outcome::Answer(body, files) => {
-            (Some(body), files.as_ref().map(|files| std::mem::take(&mut *lock(files))))
+    let (message, beside) = match outcome {
+        Outcome::Answer(body, beside) => {
+            (Some(body), beside.as_ref().map(|beside| std::mem::take(&mut *lock(beside))))
         }
         _ => (None, None),
     };
     let decoded = value.and_then(|value| {
-        parts::within(message, files.unwrap_or_default(), || request::decode(value))
+        let decode = || enclosed::read(value, |value| request::decode(value));
+        blob::within(message, beside.unwrap_or_default(), decode)
             .map_err(|message| Failed::Call(CallError::Decode { message }))
     });
     decoded.map_err(|failed| match failed {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::core::Core;
 use super::entries::{MethodName, Work};
 use super::lane::Lane;
 use super::replay::Replay;
+use crate::blob::BlobMut;
 use crate::error::FatalError;
 use crate::trace_context::TraceContext;
 use crate::wire::WireError;
@@ -159,6 +161,35 @@ impl Checkout {
         Call::new(self.lane.clone(), self.lane.make(None, Work::Ready, None))
     }
 
+    /// Memory for an argument, to be filled in place, of so many bytes. What they are is not defined.
+    ///
+    /// Once the checkout has its worker, as after [`ready`](Self::ready), it is memory that both have mapped, if
+    /// the two share any; it has its pages already where something of about that length has been lent before. A
+    /// [`Blob`](crate::Blob) that is made of it is neither sent nor copied when it goes to this worker, and
+    /// copied when it goes to another. Otherwise it is a [`BlobMut::new`].
+    ///
+    /// # Errors
+    /// When the system has no memory or descriptor for it.
+    ///
+    /// ```
+    /// # async fn example(client: taskfork::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let checkout = client.checkout();
+    /// checkout.ready().await?;
+    /// for frame in 0..100 {
+    ///     let mut image = checkout.memory(8 << 20)?;
+    ///     image.fill(frame);
+    ///     let sum: u64 = checkout.call("sum", (image.freeze()?,)).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn memory(&self, length: usize) -> io::Result<BlobMut> {
+        match self.lane.memory(length) {
+            Some(memory) => Ok(memory.into()),
+            None => BlobMut::new(length),
+        }
+    }
+
     /// Ends the checkout: the call that runs and all others fail with `message`, the worker is
     /// killed if it runs a call, and is replaced.
     ///
@@ -209,7 +240,7 @@ impl Checkout {
 
 /// Makes of a call of the native protocol one of the other.
 fn translate(frame: &mut Parted) -> Result<(), EncodeError> {
-    if frame.fit(0, 0).is_err() {
+    if frame.fit(0).is_err() {
         return Err(EncodeError("open files cannot be sent to a server in Perl".to_owned()));
     }
     let body = frame.rest(frame::HEADER);

@@ -35,6 +35,8 @@ pub(crate) struct Terms {
     pub(crate) ahead: usize,
     /// How many files it takes with a message.
     pub(crate) files: usize,
+    /// How much of the client's memory it keeps.
+    pub(crate) lent: usize,
 }
 
 impl Terms {
@@ -44,6 +46,7 @@ impl Terms {
             max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
             ahead: hello.ahead.min(MOST_AHEAD),
             files: hello.files.min(files),
+            lent: if files > 0 { hello.lent.min(config.lent_memory) } else { 0 },
         }
     }
 }
@@ -93,8 +96,9 @@ async fn reach_and_greet(
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
             pid: 0,
-            terms: Terms { max_send: config.max_frame, ahead: 0, files: 0 },
+            terms: Terms { max_send: config.max_frame, ahead: 0, files: 0, lent: 0 },
             max_receive: config.max_frame,
+            most_lent: 0,
             look: Look::new(config.busy_poll, config.cores),
         });
     }
@@ -112,6 +116,7 @@ async fn reach_and_greet(
         pid: hello.pid,
         terms: Terms::of(&hello, config, files),
         max_receive: config.max_frame,
+        most_lent: most_lent(config, files),
         look: Look::new(config.busy_poll, config.cores),
     })
 }
@@ -119,6 +124,11 @@ async fn reach_and_greet(
 /// How many files the client takes with a message through a unix socket.
 pub(crate) fn most_files(config: &Config) -> usize {
     if config.hand_over { sys::MOST_FILES } else { 0 }
+}
+
+/// How much memory that is lent it keeps, if it takes so many files.
+pub(crate) fn most_lent(config: &Config, files: usize) -> usize {
+    if files > 0 { config.lent_memory } else { 0 }
 }
 
 /// Connects, if it is to a unix socket, which is done at once or not at all.
@@ -174,6 +184,7 @@ fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireE
         name: &config.name,
         max_frame: Some(config.max_frame),
         files,
+        lent: most_lent(config, files),
         client,
     };
     let mut out = PREAMBLE.to_vec();

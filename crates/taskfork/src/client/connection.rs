@@ -11,15 +11,17 @@ use rustix::io::Errno;
 
 use super::connect::{GreetError, Hearing, Terms};
 use super::core::Core;
-use super::entries::Files;
+use super::entries::Beside;
 use super::look::{Look, Looking};
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::signal::Signal;
 use super::stream::Stream;
+use crate::loans::{Filling, Loans};
 use crate::sys;
+use crate::wire::enclosed::Enclosed;
 use crate::wire::frame;
-use crate::wire::native;
+use crate::wire::native::{self, FromWorker};
 use crate::wire::parts::{Attached, Parted, SLICES};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
@@ -45,6 +47,7 @@ pub(crate) struct Connection {
     /// Those that have come and belong to messages to come, and how many of them to the next.
     pub(super) received: Vec<OwnedFd>,
     announced: usize,
+    pub(super) loans: Loans,
     /// How many of the next answers are those of calls that the worker has skipped, as one before
     /// them failed.
     to_skip: usize,
@@ -82,6 +85,8 @@ pub(crate) struct Greeted {
     pub(crate) pid: u32,
     pub(crate) terms: Terms,
     pub(crate) max_receive: usize,
+    /// How much of the worker's memory may be mapped here.
+    pub(crate) most_lent: usize,
     pub(crate) look: Look,
 }
 
@@ -100,8 +105,8 @@ pub(crate) enum Lost {
 
 impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
-        let Greeted { stream, protocol, inbox, pid, terms, max_receive, look } = greeted;
-        let Terms { max_send, ahead, files } = terms;
+        let Greeted { stream, protocol, inbox, pid, terms, max_receive, most_lent, look } = greeted;
+        let Terms { max_send, ahead, files, lent } = terms;
         let perl = (protocol == Protocol::Perl).then(Perl::default);
         let waker = Waker::from(signal.clone());
         let outbox = Outbox::default();
@@ -119,6 +124,7 @@ impl Connection {
             files,
             received: Vec::new(),
             announced: 0,
+            loans: Loans::new(lent, most_lent, sys::user()),
             to_skip,
             in_call,
             since_answer,
@@ -182,7 +188,11 @@ impl Connection {
         while *sent < frame.len() {
             let (slices, count) = frame.slices(*sent);
             let files = if *sent == 0 { &frame.files[..] } else { &[] };
-            *sent += ready!(self.poll_write(&slices[..count], files))?;
+            let wrote = ready!(self.poll_write(&slices[..count], files))?;
+            if *sent == 0 && wrote > 0 {
+                self.loans.sent(&frame.placed);
+            }
+            *sent += wrote;
             self.in_call = *sent > 0;
         }
         self.in_call = false;
@@ -308,7 +318,7 @@ impl Connection {
         }
         loop {
             if let Ok(Some(body)) = self.take_message() {
-                if !self.passes(&body) {
+                if !self.passes(&body) && !self.takes_in(&body)? {
                     return Ok(body);
                 }
                 continue;
@@ -336,22 +346,53 @@ impl Connection {
         self.stream.receive_now(&mut self.inbox, &mut self.received)
     }
 
-    /// The files that came with the last message.
-    pub(crate) fn take_files(&mut self) -> Result<Files, Lost> {
-        match std::mem::take(&mut self.announced) {
-            0 => Ok(None),
-            count if count <= self.received.len() => {
-                Ok(Some(Arc::new(Mutex::new(self.received.drain(..count).collect()))))
-            }
-            _ => Err(Lost::Wire(WireError::Files)),
+    /// What came beside the last message.
+    pub(crate) fn take_enclosed(&mut self) -> Result<Beside, Lost> {
+        let count = std::mem::take(&mut self.announced);
+        if count > self.received.len() {
+            return Err(Lost::Wire(WireError::Files));
         }
+        let files = self.received.drain(..count).collect();
+        let enclosed = Enclosed { files, lent: self.loans.take_uses().map_err(Lost::Wire)? };
+        Ok((!enclosed.is_empty()).then(|| Arc::new(Mutex::new(enclosed))))
     }
 
-    /// Whether a message only tells of files that come with the next.
-    fn announces(&mut self, message: &[u8]) -> bool {
-        let count = native::announced_files(message);
-        self.announced = count.unwrap_or(self.announced);
-        count.is_some()
+    /// Takes a message that only tells of what comes with the next, or could; tells whether it is one.
+    fn takes_in(&mut self, message: &[u8]) -> Result<bool, Lost> {
+        if !native::is_about_next(message) {
+            return Ok(false);
+        }
+        match FromWorker::decode(message) {
+            Ok(FromWorker::Files(count)) => self.announced = count,
+            Ok(FromWorker::Lending(said)) => {
+                let idle = said.idle;
+                self.loans.hear(said, &mut self.received).map_err(Lost::Wire)?;
+                if idle && !self.in_call {
+                    self.put_lending();
+                    self.flush()?;
+                }
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Has it said with what is sent next what memory can be used again.
+    pub(crate) fn put_lending(&mut self) {
+        self.loans.say(&mut self.outbox.bytes);
+    }
+
+    /// Makes a call what can be sent to this worker.
+    pub(crate) fn fit(&mut self, call: &mut Parted) -> Result<(), String> {
+        let loans = &mut self.loans;
+        call.fit_placing(self.files, self.max_send, |bytes, home, may_add| {
+            loans.place(bytes, home, may_add)
+        })
+    }
+
+    /// Memory that is shared with the worker, to be filled in place.
+    pub(crate) fn memory(&mut self, length: usize) -> Option<Filling> {
+        self.loans.fill(length)
     }
 
     /// Begins to look for an answer, if it is to be looked for.
@@ -397,7 +438,7 @@ impl Connection {
         loop {
             if let Some(body) = self.take_message().map_err(Lost::Wire)? {
                 self.since_answer += frame::HEADER + body.len();
-                if !self.passes(&body) && !self.announces(&body) {
+                if !self.passes(&body) && !self.takes_in(&body)? {
                     return Poll::Ready(Ok(body));
                 }
                 continue;

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep_until};
 
-use super::connect::{Hearing, Terms, connect, connect_at_once};
+use super::connect::{Hearing, Terms, connect, connect_at_once, most_lent};
 use super::connection::{Connection, Greeted, Greeting};
 use super::core::{Core, Effects, Mailbox, Work};
 use super::lane::Lane;
@@ -159,8 +159,9 @@ fn engage(
         protocol: core.config.protocol,
         inbox: BytesMut::with_capacity(4096),
         pid: 0,
-        terms: Terms { ahead: 0, ..terms },
+        terms: Terms { ahead: 0, lent: 0, ..terms },
         max_receive: core.config.max_frame,
+        most_lent: most_lent(&core.config, terms.files),
         look: Look::new(core.config.busy_poll, core.config.cores),
     };
     let key = permit.key();

@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Instant;
@@ -14,6 +13,7 @@ use super::log::Timing;
 use super::metrics::Stopwatch;
 use super::replay::Replay;
 use crate::error::FatalError;
+use crate::wire::enclosed::Enclosed;
 use crate::wire::parts::Parted;
 
 /// A call's number within its checkout.
@@ -68,14 +68,14 @@ pub(crate) enum Progress {
     Gone,
 }
 
-/// Files that came with an answer, until they are taken.
-pub(crate) type Files = Option<Arc<Mutex<Vec<OwnedFd>>>>;
+/// What came beside an answer, until it is taken.
+pub(crate) type Beside = Option<Arc<Mutex<Enclosed>>>;
 
 /// How a call ended.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The worker's answer, encoded, and the files that came with it.
-    Answer(Bytes, Files),
+    /// The worker's answer, encoded, and what came beside it.
+    Answer(Bytes, Beside),
     Ready,
     Unsendable(String),
     Dropped {

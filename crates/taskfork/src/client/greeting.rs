@@ -70,6 +70,7 @@ impl Connection {
         if let Some(core) = greeting.core.upgrade() {
             let terms = Terms::of(&hello, &core.config, most_files(&core.config));
             (self.max_send, self.ahead, self.files) = (terms.max_send, terms.ahead, terms.files);
+            self.loans.set_room(terms.lent);
             core.greeted(terms, greeting.since.elapsed());
         }
         self.greeting = None;

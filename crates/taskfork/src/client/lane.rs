@@ -20,6 +20,7 @@ use super::send::Sender;
 use super::state::{Holding, State};
 use super::stats;
 use crate::error::{FatalError, Stage};
+use crate::loans::Filling;
 use crate::wire::Protocol;
 
 /// How long after its end a call waits for the news of its worker's death.
@@ -194,6 +195,14 @@ impl Lane {
             }
             drop(state);
             std::hint::spin_loop();
+        }
+    }
+
+    /// Memory that is shared with the worker, if there is one and it shares any.
+    pub(crate) fn memory(&self, length: usize) -> Option<Filling> {
+        match &mut self.lock().holding {
+            Holding::Worker(lease) => lease.connection.memory(length),
+            _ => None,
         }
     }
 

@@ -88,10 +88,12 @@ impl Sender {
     }
 
     /// Makes a call ready to be sent, if it can be now.
-    fn prepare(&mut self, entry: &mut Entry, place: Place, connection: &Connection) -> bool {
+    fn prepare(&mut self, entry: &mut Entry, place: Place, connection: &mut Connection) -> bool {
         let Work::Call(frame, made) = &mut entry.work else { return false };
         if place == Place::First {
             self.anchor = entry.deadline.map(|_| Instant::now());
+            // The worker may have begun before anybody looks here again.
+            entry.timing.begin();
         }
         if connection.is_native() {
             native::set_place(&mut frame.bytes[HEADER..], place);
@@ -100,10 +102,15 @@ impl Sender {
             let Some(anchor) = self.anchor else { return false };
             native::set_timeout(&mut frame.bytes[HEADER..], microseconds(deadline - anchor));
         }
-        if !frame.files.is_empty() {
-            *made = Some(frame.clone());
+        connection.put_lending();
+        let mut fits = Ok(());
+        *made = None;
+        if !frame.files.is_empty() || !frame.parts.is_empty() {
+            let mut fitted = frame.clone();
+            fits = connection.fit(&mut fitted);
+            let differs = !frame.files.is_empty() || !fitted.placed.is_empty();
+            *made = differs.then_some(fitted);
         }
-        let fits = made.as_mut().map_or(Ok(()), |made| made.fit(0, connection.files));
         let frame = made.as_ref().unwrap_or(frame);
         let (length, limit) = (frame.len() - HEADER, connection.max_send);
         let fits = fits.and_then(|()| match length <= limit {
@@ -116,7 +123,7 @@ impl Sender {
             entry.work = Work::Unsendable(reason);
             return false;
         }
-        if frame.len() > SMALL || !frame.files.is_empty() {
+        if frame.len() > SMALL || !frame.files.is_empty() || !frame.placed.is_empty() {
             entry.progress = Progress::Sending(0);
         }
         true

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection::{Connection, Lost};
-use super::entries::{Entry, Files, Outcome, Progress, Work};
+use super::entries::{Beside, Entry, Outcome, Progress, Work};
 use crate::error::{Activity, Death, End, FatalError, Hung};
 use crate::wire::native::FromWorker;
 use crate::wire::notice::DeathNotice;
@@ -18,7 +18,7 @@ pub(crate) enum Step {
     Finish(Outcome),
     Answer {
         body: Bytes,
-        files: Files,
+        beside: Beside,
         failed: bool,
     },
     /// The worker recorded something, and goes on.
@@ -57,8 +57,8 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         Ok(FromWorker::Notes(_)) => return Step::Notes(body),
         _ => return Step::Lost(Ending::of(Ok(body))),
     };
-    match connection.take_files() {
-        Ok(files) => Step::Answer { body, files, failed },
+    match connection.take_enclosed() {
+        Ok(beside) => Step::Answer { body, beside, failed },
         Err(lost) => Step::Lost(Ending::of(Err(lost))),
     }
 }

@@ -181,6 +181,21 @@ impl<S: 'static> ServerBuilder<S> {
         self
     }
 
+    /// How much memory each side of a connection keeps for long [`Blob`](crate::Blob)s that it sends to the
+    /// other, in bytes: 64 MiB unless set, or less if the client has set less; 0 for none. See
+    /// [`ClientBuilder::lent_memory`](crate::ClientBuilder::lent_memory).
+    ///
+    /// It is shared with clients of the server's own user only: whoever lends memory can still write to it.
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder().lent_memory(256 << 20);
+    /// # let _ = server;
+    /// ```
+    pub fn lent_memory(mut self, bytes: usize) -> Self {
+        self.options.lent_memory = bytes;
+        self
+    }
+
     /// How long a client may stop in the middle of a message before its connection is closed; 30
     /// seconds unless set.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {

@@ -8,6 +8,7 @@ use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::busy_poll::BusyPoll;
+use crate::loans::DEFAULT_LENT;
 use crate::wire::frame::DEFAULT_LIMIT;
 use crate::worker::scoreboard::Scoreboard;
 
@@ -19,6 +20,7 @@ pub(crate) struct Options {
     pub(crate) shutdown_grace: Duration,
     pub(crate) socket_mode: u32,
     pub(crate) max_frame: usize,
+    pub(crate) lent_memory: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) busy_poll: BusyPoll,
     pub(crate) huge_pages: bool,
@@ -41,6 +43,7 @@ impl Default for Options {
             shutdown_grace: Duration::from_secs(30),
             socket_mode: 0o600,
             max_frame: DEFAULT_LIMIT,
+            lent_memory: DEFAULT_LENT,
             stall_timeout: Duration::from_secs(30),
             busy_poll: BusyPoll::default(),
             huge_pages: true,

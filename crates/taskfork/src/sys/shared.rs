@@ -15,9 +15,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
 
 /// A mapping of a whole file of memory.
-struct Mapping {
-    start: *mut u8,
-    length: usize,
+pub(super) struct Mapping {
+    pub(super) start: *mut u8,
+    pub(super) length: usize,
 }
 
 // SAFETY: it is memory that belongs to this value alone, or that nobody can write to.
@@ -26,7 +26,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(file: &impl AsFd, length: usize, writable: bool) -> io::Result<Self> {
+    pub(super) fn new(file: &impl AsFd, length: usize, writable: bool) -> io::Result<Self> {
         if length == 0 {
             return Ok(Self { start: ptr::NonNull::dangling().as_ptr(), length });
         }
@@ -40,7 +40,7 @@ impl Mapping {
         Ok(Self { start: start.cast(), length })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: so many bytes are mapped for as long as this value lives. The file cannot become
         // shorter: it is this process's own until it is sealed, and sealed then. Nobody writes to
         // it meanwhile: that takes this value mutably, or is kept from all by the seals.
@@ -87,7 +87,7 @@ impl Writable {
         let Self { file, mapping } = self;
         drop(mapping);
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
-        Sealed::new(file)
+        Ok((Sealed::new(&file)?, Arc::new(file)))
     }
 }
 
@@ -96,15 +96,14 @@ pub(crate) struct Sealed(Mapping);
 
 impl Sealed {
     /// Maps what somebody has sent, if it is sealed.
-    pub(crate) fn new(file: OwnedFd) -> io::Result<(Self, Arc<OwnedFd>)> {
+    pub(crate) fn new(file: &OwnedFd) -> io::Result<Self> {
         let wrong = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
-        let seals = fcntl_get_seals(&file).map_err(|_| wrong("it is no memory"))?;
+        let seals = fcntl_get_seals(file).map_err(|_| wrong("it is no memory"))?;
         if !seals.contains(SEALS) {
             return Err(wrong("it is not sealed against changes"));
         }
-        let length = usize::try_from(fstat(&file)?.st_size).map_err(|_| wrong("it is too long"))?;
-        let mapping = Mapping::new(&file, length, false)?;
-        Ok((Self(mapping), Arc::new(file)))
+        let length = usize::try_from(fstat(file)?.st_size).map_err(|_| wrong("it is too long"))?;
+        Mapping::new(file, length, false).map(Self)
     }
 }
 
@@ -138,15 +137,15 @@ mod tests {
     #[test]
     fn what_could_change_is_not_taken() {
         let open = || Writable::new(4096).unwrap().file;
-        assert!(Sealed::new(open()).is_err());
+        assert!(Sealed::new(&open()).is_err());
         for left_out in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::WRITE] {
             let file = open();
             fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();
-            assert!(Sealed::new(file).is_err(), "{left_out:?}");
+            assert!(Sealed::new(&file).is_err(), "{left_out:?}");
         }
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(Sealed::new(reader).is_err());
-        assert!(Sealed::new(std::fs::File::open("/proc/self/exe").unwrap().into()).is_err());
+        assert!(Sealed::new(&reader).is_err());
+        assert!(Sealed::new(&std::fs::File::open("/proc/self/exe").unwrap().into()).is_err());
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(crate) fn write_parted<E: From<WireError>>(
     let (written, parts, files) = parts::collect(|| write(&mut out.bytes, limit, body));
     written?;
     let own = out.bytes.len() - start - HEADER;
-    let inline = parts.iter().filter(|part| part.file.is_none());
+    let inline = parts.iter().filter(|part| !part.is_in_file());
     let length = own + inline.map(|part| part.bytes.len()).sum::<usize>();
     if length > limit {
         out.bytes.truncate(start);

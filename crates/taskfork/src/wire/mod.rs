@@ -4,8 +4,10 @@
 pub(crate) mod answer;
 pub(crate) mod args;
 pub mod bench;
+pub(crate) mod enclosed;
 pub(crate) mod error_body;
 pub(crate) mod frame;
+pub(crate) mod lending;
 pub(crate) mod log;
 pub(crate) mod native;
 pub(crate) mod notice;

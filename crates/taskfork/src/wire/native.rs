@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::WireError;
 use super::error_body::ErrorBody;
 use super::frame::HEADER;
+use super::lending::Lending;
 use super::notice::DeathNotice;
 use super::pack::{Reader, put_array, put_map, put_nil, put_str, put_uint};
 use super::request::Arguments;
@@ -28,6 +29,7 @@ const FORGET: u64 = 4;
 const WAITING: u64 = 5;
 /// From either side.
 const FILES: u64 = 6;
+pub(super) const LENDING: u64 = 7;
 
 const OK: u64 = 1;
 const ERROR: u64 = 2;
@@ -52,6 +54,8 @@ pub(crate) enum FromClient<'a> {
     Forget(u64),
     /// So many files come with the next message.
     Files(usize),
+    /// Of memory that is lent.
+    Lending(Lending),
 }
 
 /// When a call was sent.
@@ -87,6 +91,8 @@ pub(crate) struct ClientHello<'a> {
     pub(crate) max_frame: Option<usize>,
     /// How many files it takes with a message.
     pub(crate) files: usize,
+    /// How many bytes of the worker's memory it keeps mapped.
+    pub(crate) lent: usize,
     /// A number that no other client has; 0 if none is said.
     pub(crate) client: u64,
 }
@@ -104,6 +110,8 @@ pub(crate) enum FromWorker<'a> {
     Skipped,
     /// So many files come with the next message.
     Files(usize),
+    /// Of memory that is lent.
+    Lending(Lending),
 }
 
 /// What was recorded while a call ran, each part still encoded.
@@ -126,6 +134,8 @@ pub(crate) struct WorkerHello {
     pub(crate) ahead: usize,
     /// How many files it takes with a message.
     pub(crate) files: usize,
+    /// How many bytes of the client's memory it keeps mapped.
+    pub(crate) lent: usize,
     /// It is a program that wants SIGALRM when the time of a call is over.
     pub(crate) alarm: bool,
 }
@@ -143,6 +153,7 @@ impl<'a> FromClient<'a> {
                         "name" => hello.name = reader.str()?,
                         "max_frame" => hello.max_frame = Some(reader.int()?),
                         "files" => hello.files = reader.int()?,
+                        "lent" => hello.lent = reader.int()?,
                         "client" => hello.client = reader.int()?,
                         _ => return Ok(false),
                     }
@@ -174,6 +185,7 @@ impl<'a> FromClient<'a> {
                 reader.int().map(Self::Waiting)
             }
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
+            (LENDING, 2) => Lending::read(&mut reader).map(Self::Lending),
             (FORGET, 3) => {
                 meta(&mut reader, |_, _| Ok(false))?;
                 reader.int().map(Self::Forget)
@@ -199,6 +211,7 @@ impl<'a> FromWorker<'a> {
                         "max_frame" => hello.max_frame = Some(reader.int()?),
                         "ahead" => hello.ahead = reader.int()?,
                         "files" => hello.files = reader.int()?,
+                        "lent" => hello.lent = reader.int()?,
                         "alarm" => hello.alarm = reader.bool()?,
                         _ => return Ok(false),
                     }
@@ -228,6 +241,7 @@ impl<'a> FromWorker<'a> {
                 Ok(Self::Notes(notes))
             }
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
+            (LENDING, 2) => Lending::read(&mut reader).map(Self::Lending),
             (SKIPPED, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Skipped),
             (other, fields) => Err(unknown("worker", other, fields)),
         }
@@ -274,7 +288,7 @@ pub(super) fn list<'a, T, L: Default + Extend<T>>(
 }
 
 pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello<'_>) {
-    let optional = [hello.max_frame.is_some(), hello.files > 0, hello.client > 0];
+    let optional = [hello.max_frame.is_some(), hello.files > 0, hello.lent > 0, hello.client > 0];
     put_array(out, 2);
     put_uint(out, HELLO);
     put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
@@ -285,13 +299,14 @@ pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello<'_>) {
     put_str(out, hello.name);
     put_max_frame(out, hello.max_frame);
     put_number(out, "files", hello.files as u64);
+    put_number(out, "lent", hello.lent as u64);
     put_number(out, "client", hello.client);
 }
 
 pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
     put_array(out, 2);
     put_uint(out, HELLO);
-    let optional = [hello.max_frame.is_some(), hello.ahead > 0, hello.files > 0];
+    let optional = [hello.max_frame.is_some(), hello.ahead > 0, hello.files > 0, hello.lent > 0];
     put_map(out, 4 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
     put_str(out, "version");
     put_uint(out, u64::from(hello.version));
@@ -304,6 +319,7 @@ pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
     put_max_frame(out, hello.max_frame);
     put_number(out, "ahead", hello.ahead as u64);
     put_number(out, "files", hello.files as u64);
+    put_number(out, "lent", hello.lent as u64);
 }
 
 /// A number that is left out if it is nothing.
@@ -326,15 +342,9 @@ pub(super) fn put_files(out: &mut Vec<u8>, count: usize) {
     out[start..start + HEADER].copy_from_slice(&length.to_le_bytes());
 }
 
-/// How many files come with the next message, if a worker's message says that.
-pub(crate) fn announced_files(message: &[u8]) -> Option<usize> {
-    if message.get(KIND_AT).copied().map(u64::from) != Some(FILES) {
-        return None;
-    }
-    match FromWorker::decode(message) {
-        Ok(FromWorker::Files(count)) => Some(count),
-        _ => None,
-    }
+/// Whether a message is about what comes with the next, or could.
+pub(crate) fn is_about_next(message: &[u8]) -> bool {
+    message.get(KIND_AT).is_some_and(|&kind| [FILES, LENDING].contains(&u64::from(kind)))
 }
 
 fn read_files(reader: &mut Reader<'_>) -> Result<usize, WireError> {

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rmp::Marker;
 
+use super::enclosed;
 use super::frame::HEADER;
+use super::lending::{Home, Lending, Placed};
 use super::native::put_files;
-use super::pack::{Reader, put_bin_header};
+use super::pack::put_bin_header;
 
 /// Shorter ones are copied.
 pub(crate) const LEAST: usize = 16 << 10;
@@ -21,8 +23,24 @@ pub(crate) const LEAST: usize = 16 << 10;
 pub(crate) struct Part {
     pub(crate) at: usize,
     pub(crate) bytes: Bytes,
-    /// Which of the message's files has the same bytes, and nothing else.
-    pub(crate) file: Option<usize>,
+    pub(crate) elsewhere: Elsewhere<usize>,
+}
+
+/// Where the bytes of a blob are as well, in a way that others can get at them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Elsewhere<F> {
+    #[default]
+    Nowhere,
+    /// In a file of memory that has these bytes and no others; of a part, which of its message's.
+    File(F),
+    /// On the connection of that name.
+    Lent(Home),
+}
+
+impl Part {
+    pub(super) fn is_in_file(&self) -> bool {
+        matches!(self.elsewhere, Elsewhere::File(_))
+    }
 }
 
 /// A file that goes with a message.
@@ -46,13 +64,17 @@ pub(crate) struct Parted {
     /// In order.
     pub(crate) parts: Vec<Part>,
     pub(crate) files: Vec<Attached>,
+    /// What it refers to that is lent.
+    pub(crate) placed: Vec<Placed>,
 }
 
 /// How a part that has a file is written in its place, as an extension type of MessagePack with the
 /// file's index.
-const BLOB_FILE: i8 = 1;
+pub(super) const BLOB_FILE: i8 = 1;
 /// And a file that is none of these.
-const OPEN_FILE: i8 = 2;
+pub(super) const OPEN_FILE: i8 = 2;
+/// And a part that has been placed, with the index of that.
+pub(super) const LENT: i8 = 3;
 
 /// So many pieces are sent at a time.
 pub(crate) const SLICES: usize = 16;
@@ -68,47 +90,86 @@ impl Parted {
     }
 
     /// Makes it what a peer that takes so many files with a message takes, if it can be sent to it.
-    pub(crate) fn fit(&mut self, start: usize, files: usize) -> Result<(), String> {
+    pub(crate) fn fit(&mut self, files: usize) -> Result<(), String> {
+        self.fit_placing(files, 0, |_, _, _| None)
+    }
+
+    /// The same, with parts placed where they need not be sent: `place` gets one, where it is already, and
+    /// whether a file may go with the message. A message that is over the limit without that stays so.
+    pub(crate) fn fit_placing(
+        &mut self,
+        files: usize,
+        limit: usize,
+        mut place: impl FnMut(&Bytes, Option<Home>, bool) -> Option<Placed>,
+    ) -> Result<(), String> {
         let count = self.files.len();
-        if count == 0 {
-            return Ok(());
-        }
-        if count <= files {
-            *self = self.with_files(start);
-        } else if !self.needs_files() {
+        if count > files {
+            if self.needs_files() {
+                return Err(match files {
+                    0 => "open files can be sent through unix sockets only".to_owned(),
+                    _ => format!("they have {count} files, and {files} can be sent"),
+                });
+            }
             self.files.clear();
-        } else if files == 0 {
-            return Err("open files can be sent through unix sockets only".to_owned());
-        } else {
-            return Err(format!("they have {count} files, and {files} can be sent"));
+            for part in self.parts.iter_mut().filter(|part| part.is_in_file()) {
+                part.elsewhere = Elsewhere::Nowhere;
+            }
+        }
+        let sent = self.parts.iter().filter(|part| !part.is_in_file());
+        let length = self.bytes.len() + sent.map(|part| part.bytes.len()).sum::<usize>();
+        let may_place = length.saturating_sub(HEADER) <= limit;
+        let (mut references, mut new) = (Vec::new(), Vec::new());
+        for part in &self.parts {
+            let home = match part.elsewhere {
+                Elsewhere::File(index) => {
+                    references.push(Some((BLOB_FILE, index)));
+                    continue;
+                }
+                Elsewhere::Lent(home) => Some(home),
+                Elsewhere::Nowhere => None,
+            };
+            let may_add = self.files.len() + new.len() < files;
+            let placed = may_place.then(|| place(&part.bytes, home, may_add)).flatten();
+            references.push(placed.map(|placed| {
+                new.extend(placed.new.clone());
+                self.placed.push(placed);
+                (LENT, self.placed.len() - 1)
+            }));
+        }
+        if !self.files.is_empty() || !self.placed.is_empty() {
+            self.refer(&references, new);
         }
         Ok(())
     }
 
-    /// The same frame without the parts that are in its files, and in front of it the frame that
-    /// announces these. What is before `start` is left as it is.
-    fn with_files(&self, start: usize) -> Self {
-        let (mut bytes, mut parts) = (self.bytes[..start].to_vec(), Vec::new());
-        put_files(&mut bytes, self.files.len());
-        let (frame, mut from) = (bytes.len(), start);
-        for part in &self.parts {
-            match part.file {
-                Some(index) => {
-                    bytes.extend_from_slice(&self.bytes[from..part.at - bin_header(part)]);
-                    put_index(&mut bytes, BLOB_FILE, index);
-                }
-                None => {
-                    bytes.extend_from_slice(&self.bytes[from..part.at]);
-                    parts.push(Part { at: bytes.len(), ..part.clone() });
-                }
-            }
+    /// The same frame with references in the places of parts that need not be sent, and in front of it what
+    /// announces these.
+    fn refer(&mut self, references: &[Option<(i8, usize)>], new: Vec<Arc<OwnedFd>>) {
+        let (mut bytes, mut parts) = (Vec::with_capacity(self.bytes.len() + 128), Vec::new());
+        if !self.placed.is_empty() {
+            Lending::of(&self.placed).put(&mut bytes);
+        }
+        if !self.files.is_empty() {
+            put_files(&mut bytes, self.files.len());
+        }
+        self.files.splice(..0, new.into_iter().map(|file| Attached { file, needed: true }));
+        let (frame, mut from) = (bytes.len(), 0);
+        for (part, reference) in self.parts.drain(..).zip(references) {
+            let Some((kind, index)) = *reference else {
+                bytes.extend_from_slice(&self.bytes[from..part.at]);
+                from = part.at;
+                parts.push(Part { at: bytes.len(), ..part });
+                continue;
+            };
+            bytes.extend_from_slice(&self.bytes[from..part.at - bin_header(&part)]);
+            put_index(&mut bytes, kind, index);
             from = part.at;
         }
         bytes.extend_from_slice(&self.bytes[from..]);
         let length = bytes.len() - frame - HEADER + total(&parts);
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         bytes[frame..frame + HEADER].copy_from_slice(&length.to_le_bytes());
-        Self { bytes, parts, files: self.files.clone() }
+        (self.bytes, self.parts) = (bytes, parts);
     }
 
     /// What comes behind the first `skip` bytes, or the beginning of it if it has many pieces.
@@ -164,26 +225,22 @@ pub(crate) fn total(parts: &[Part]) -> usize {
 
 #[derive(Default)]
 struct Collector {
-    /// What is about to be written, if it may stay where it is, and its file.
-    offered: Option<(Bytes, Option<Arc<OwnedFd>>)>,
+    /// What is about to be written, if it may stay where it is, and where else it is.
+    offered: Option<(Bytes, Elsewhere<Arc<OwnedFd>>)>,
     parts: Vec<Part>,
     files: Vec<Attached>,
-}
-
-/// The message that is being read.
-struct Source {
-    message: Option<Bytes>,
-    files: Vec<Option<OwnedFd>>,
 }
 
 thread_local! {
     /// Where parts go while a message is written.
     static COLLECTOR: RefCell<Option<Collector>> = const { RefCell::new(None) };
-    static SOURCE: RefCell<Option<Source>> = const { RefCell::new(None) };
 }
 
 /// Puts back what was in a thread's variable, also after a panic.
-struct Restore<T: 'static>(&'static std::thread::LocalKey<RefCell<Option<T>>>, Option<T>);
+pub(super) struct Restore<T: 'static>(
+    pub(super) &'static std::thread::LocalKey<RefCell<Option<T>>>,
+    pub(super) Option<T>,
+);
 
 impl<T> Drop for Restore<T> {
     fn drop(&mut self) {
@@ -194,7 +251,7 @@ impl<T> Drop for Restore<T> {
 /// Has the loader look up what a thread's first message needs.
 pub(crate) fn prepare() {
     COLLECTOR.set(None);
-    SOURCE.set(None);
+    enclosed::prepare();
 }
 
 /// Gives the parts of what `write` writes to a [`Gather`].
@@ -216,7 +273,11 @@ pub(crate) fn attach(file: Arc<OwnedFd>) -> Option<(i8, [u8; 4])> {
 }
 
 /// Lets `bytes`, which `write` writes, stay where they are if they can.
-pub(crate) fn offer<T>(bytes: &Bytes, file: Option<&Arc<OwnedFd>>, write: impl FnOnce() -> T) -> T {
+pub(crate) fn offer<T>(
+    bytes: &Bytes,
+    elsewhere: &Elsewhere<Arc<OwnedFd>>,
+    write: impl FnOnce() -> T,
+) -> T {
     let change = |offered| {
         COLLECTOR.with_borrow_mut(|collector| {
             if let Some(collector) = collector {
@@ -227,93 +288,16 @@ pub(crate) fn offer<T>(bytes: &Bytes, file: Option<&Arc<OwnedFd>>, write: impl F
     if bytes.len() < LEAST {
         return write();
     }
-    change(Some((bytes.clone(), file.cloned())));
+    change(Some((bytes.clone(), elsewhere.clone())));
     let written = write();
     change(None);
     written
 }
 
-/// Has [`taken`] find its bytes in `message` while `read` runs, and [`file`] what came with it.
-pub(crate) fn within<T>(
-    message: Option<&Bytes>,
-    files: Vec<OwnedFd>,
-    read: impl FnOnce() -> T,
-) -> T {
-    if message.is_none() && files.is_empty() {
-        return read();
-    }
-    let files = files.into_iter().map(Some).collect();
-    let source = Source { message: message.cloned(), files };
-    let _restore = Restore(&SOURCE, SOURCE.replace(Some(source)));
-    read()
-}
-
-/// A file that came with the message that is being read, by what stands for it there; whether it is
-/// the bytes of a blob comes with it.
-pub(crate) fn file(kind: i8, index: &[u8]) -> Result<(OwnedFd, bool), &'static str> {
-    let is_blob = match kind {
-        BLOB_FILE => true,
-        OPEN_FILE => false,
-        _ => return Err("an extension type that is not known"),
-    };
-    let index =
-        index.try_into().map(u32::from_be_bytes).map_err(|_| "a file's index is 4 bytes")?;
-    let file = SOURCE.with_borrow_mut(|source| {
-        source.as_mut()?.files.get_mut(usize::try_from(index).ok()?)?.take()
-    });
-    file.map(|file| (file, is_blob)).ok_or("a file that did not come with its message")
-}
-
-/// Whether files came with the message that is being read.
-pub(crate) fn has_files() -> bool {
-    SOURCE.with_borrow(|source| source.as_ref().is_some_and(|source| !source.files.is_empty()))
-}
-
-/// Appends values of the message that is being read to one that is written. Files that came with it
-/// go on with that: `share` writes what stands for one that is the bytes of a blob.
-pub(crate) fn pass_on(
-    values: &[u8],
-    out: &mut Vec<u8>,
-    share: impl Fn(OwnedFd, &mut Vec<u8>) -> Result<(), String>,
-) -> Result<(), String> {
-    if !has_files() {
-        out.extend_from_slice(values);
-        return Ok(());
-    }
-    let mut values = Reader::new(values);
-    while let Some(piece) = values.piece().map_err(|error| error.to_string())? {
-        let known = [BLOB_FILE, OPEN_FILE].map(i8::cast_unsigned);
-        match piece {
-            [marker, kind, index @ ..]
-                if Marker::from_u8(*marker) == Marker::FixExt4 && known.contains(kind) =>
-            {
-                let (file, is_blob) = file(kind.cast_signed(), index)?;
-                if is_blob {
-                    share(file, out)?;
-                } else if let Some((_, index)) = attach(Arc::new(file)) {
-                    out.extend([*marker, *kind]);
-                    out.extend(index);
-                }
-            }
-            _ => out.extend(piece),
-        }
-    }
-    Ok(())
-}
-
-/// Appends bytes as a value, and lets them stay where they are if they can.
-pub(crate) fn put(bytes: &Bytes, file: &Arc<OwnedFd>, out: &mut Vec<u8>) -> io::Result<()> {
+/// Appends bytes as a value, and lets them stay in their file if they can.
+pub(crate) fn put(bytes: &Bytes, file: Arc<OwnedFd>, out: &mut Vec<u8>) -> io::Result<()> {
     put_bin_header(out, u32::try_from(bytes.len()).map_err(io::Error::other)?);
-    offer(bytes, Some(file), || Gather(out).write_all(bytes))
-}
-
-/// Bytes that were found in a message: as a part of it, if they are long.
-pub(crate) fn taken(found: &[u8]) -> Bytes {
-    let source = SOURCE.with_borrow(|source| {
-        let message = source.as_ref().filter(|_| found.len() >= LEAST)?.message.as_ref()?;
-        message.as_ptr_range().contains(&found.as_ptr()).then(|| message.slice_ref(found))
-    });
-    source.unwrap_or_else(|| Bytes::copy_from_slice(found))
+    offer(bytes, &Elsewhere::File(file), || Gather(out).write_all(bytes))
 }
 
 /// Writes into memory, but for what is offered.
@@ -328,17 +312,21 @@ impl Write for Gather<'_> {
         let stays = bytes.len() >= LEAST
             && COLLECTOR.with_borrow_mut(|collector| {
                 let Some(collector) = collector else { return false };
-                let Some((bytes, file)) = collector
+                let Some((bytes, elsewhere)) = collector
                     .offered
                     .take_if(|(offered, _)| std::ptr::eq(&raw const **offered, bytes))
                 else {
                     return false;
                 };
-                let file = file.map(|file| {
-                    collector.files.push(Attached { file, needed: false });
-                    collector.files.len() - 1
-                });
-                collector.parts.push(Part { at: self.0.len(), bytes, file });
+                let elsewhere = match elsewhere {
+                    Elsewhere::File(file) => {
+                        collector.files.push(Attached { file, needed: false });
+                        Elsewhere::File(collector.files.len() - 1)
+                    }
+                    Elsewhere::Lent(home) => Elsewhere::Lent(home),
+                    Elsewhere::Nowhere => Elsewhere::Nowhere,
+                };
+                collector.parts.push(Part { at: self.0.len(), bytes, elsewhere });
                 true
             });
         if !stays {
@@ -371,7 +359,8 @@ mod tests {
                 let bytes = Bytes::from(vec![b'p'; part]);
                 whole.extend(vec![b'o'; own]);
                 whole.extend(&bytes);
-                parted.parts.push(Part { at: parted.bytes.len(), bytes, file: None });
+                let at = parted.bytes.len();
+                parted.parts.push(Part { at, bytes, elsewhere: Elsewhere::Nowhere });
             }
             parted.bytes.extend(vec![b'e'; end]);
             whole.extend(vec![b'e'; end]);
@@ -385,35 +374,12 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_for_files_is_written_anew() {
-        let open = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        // A list of a text, a file of bytes and an open file; then what only looks like one.
-        let values = b"\x93\xa1a\xd6\x01\0\0\0\x01\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0";
-        let mut out = b"before".to_vec();
-        let share = |_, out: &mut Vec<u8>| {
-            out.extend(b"\xc4\x01b");
-            Ok(())
-        };
-        let (passed, _, files) =
-            collect(|| within(None, vec![open(), open()], || pass_on(values, &mut out, share)));
-        passed.unwrap();
-        assert_eq!(out, b"before\x93\xa1a\xc4\x01b\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0");
-        assert_eq!(files.len(), 1);
-        // One file cannot be two.
-        let twice = b"\xd6\x01\0\0\0\0\xd6\x01\0\0\0\0";
-        let again = within(None, vec![open()], || pass_on(twice, &mut Vec::new(), share));
-        assert_eq!(again, Err("a file that did not come with its message".to_owned()));
-        // Nothing has come.
-        let mut same = Vec::new();
-        pass_on(values, &mut same, share).unwrap();
-        assert_eq!(same, values);
-    }
-
-    #[test]
     fn a_message_within_another_keeps_its_own_parts() {
         let long = Bytes::from(vec![1; LEAST]);
         let (mut outer, mut inner) = (Vec::new(), Vec::new());
-        let put = |out: &mut Vec<u8>| offer(&long, None, || Gather(out).write_all(&long)).unwrap();
+        let put = |out: &mut Vec<u8>| {
+            offer(&long, &Elsewhere::Nowhere, || Gather(out).write_all(&long)).unwrap()
+        };
         let ((), parts, _) = collect(|| {
             let ((), parts, _) = collect(|| put(&mut inner));
             assert_eq!((parts.len(), inner.len()), (1, 0));

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::WireError;
+use super::enclosed;
 use super::pack::Reader;
 
 /// The arguments of a call, not decoded yet.
@@ -66,7 +67,8 @@ impl<'a> Arguments<'a> {
     /// # Errors
     /// When their number or the type of one does not fit; the error says which.
     pub fn parse<T: FromArguments>(self) -> Result<T, ArgumentsError> {
-        T::from_arguments(self)
+        let decode = |encoded: &[u8]| T::from_arguments(Arguments { encoded, ..self });
+        enclosed::read(self.encoded, decode)
     }
 }
 

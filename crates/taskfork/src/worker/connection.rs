@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 use super::scoreboard::Slot;
 use super::seat::Limits;
@@ -46,6 +46,8 @@ pub(crate) struct Connection {
     stall_timeout: Duration,
     /// Files that have come, and belong to messages to come; nothing if none can.
     files: Option<Vec<OwnedFd>>,
+    /// How long it waits for the beginning of a frame.
+    rests_after: Option<Duration>,
     poller: Poller,
     /// How many cores there are.
     cores: usize,
@@ -79,8 +81,19 @@ impl Connection {
         let poller = Poller::new(busy_poll, LONGEST_LOOK, cores);
         slot.works();
         let files = sys::takes_files(&socket).then(Vec::new);
-        let used = 0;
-        Self { socket, inbox, used, max_frame, stall_timeout, files, poller, cores, slot }
+        let (used, rests_after) = (0, None);
+        Self {
+            socket,
+            inbox,
+            used,
+            max_frame,
+            stall_timeout,
+            files,
+            rests_after,
+            poller,
+            cores,
+            slot,
+        }
     }
 
     /// Waits for the client to name the protocol.
@@ -108,6 +121,15 @@ impl Connection {
 
     /// Waits for a whole frame; its body is [`body`](Self::body) of what this gives.
     pub(crate) fn read_frame(&mut self) -> Result<Range<usize>, Broken> {
+        loop {
+            if let Some(frame) = self.read_frame_soon()? {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// The same; nothing if none has begun in the time that [`rest_after`](Self::rest_after) has set.
+    pub(crate) fn read_frame_soon(&mut self) -> Result<Option<Range<usize>>, Broken> {
         if self.used == self.inbox.len() {
             self.inbox.clear();
             self.used = 0;
@@ -116,9 +138,20 @@ impl Connection {
             if let Some(body) = frame::find(&self.inbox[self.used..], self.max_frame)? {
                 let place = self.used + body.start..self.used + body.end;
                 self.used = place.end;
-                return Ok(place);
+                return Ok(Some(place));
             }
-            self.read()?;
+            if !self.read()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Sets how long to wait for the beginning of a frame; for ever unless set.
+    pub(crate) fn rest_after(&mut self, time: Option<Duration>) {
+        if self.rests_after != time {
+            // It is only a pity if it cannot be set.
+            let _ = sockopt::set_socket_timeout(self.socket, sockopt::Timeout::Recv, time);
+            self.rests_after = time;
         }
     }
 
@@ -174,6 +207,16 @@ impl Connection {
     /// How many files can come with a message.
     pub(crate) fn most_files(&self) -> usize {
         self.files.as_ref().map_or(0, |_| sys::MOST_FILES)
+    }
+
+    /// The files that have come.
+    pub(crate) fn files(&mut self) -> &mut Vec<OwnedFd> {
+        self.files.get_or_insert_default()
+    }
+
+    /// Whether memory can be shared with the client, which takes a process of the same user.
+    pub(crate) fn can_lend(&self) -> bool {
+        self.files.is_some() && sys::is_of_same_user(&self.socket)
     }
 
     /// Takes the next files that have come.
@@ -247,9 +290,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for more bytes: as long as it takes for the first of a frame, not longer than the
-    /// stall timeout in the middle of one.
-    fn read(&mut self) -> Result<(), Broken> {
+    /// Waits for more bytes: as long as it takes for the first of a frame, or as has been set, not longer than
+    /// the stall timeout in the middle of one. Tells whether any came.
+    fn read(&mut self) -> Result<bool, Broken> {
         self.check_files()?;
         let begun = self.inbox.len() > self.used;
         if begun {
@@ -259,7 +302,7 @@ impl Connection {
         }
         self.inbox.reserve(frame::room_for_next_read(&self.inbox));
         if !begun && self.look() {
-            return Ok(());
+            return Ok(true);
         }
         let since = (!begun && self.poller.is_adaptive()).then(Instant::now);
         self.slot.rests();
@@ -279,7 +322,8 @@ impl Connection {
         match read {
             Ok(0) | Err(Errno::CONNRESET) if begun => Err(Broken::Truncated),
             Ok(0) | Err(Errno::CONNRESET) => Err(Broken::Closed),
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
             Err(errno) => Err(io::Error::from(errno).into()),
         }
     }

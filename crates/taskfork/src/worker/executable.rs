@@ -24,6 +24,7 @@ use crate::context::context;
 use crate::error::Failure;
 use crate::sys;
 use crate::trace_context::{TraceContext, trace_context};
+use crate::wire::enclosed::{self, Enclosed};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::native::{self, CallMeta, ClientHello, FromWorker, VERSIONS, WorkerHello};
 use crate::wire::parts::{self, Parted};
@@ -239,7 +240,8 @@ impl Running {
                         self.give_up(&WireError::Files);
                     }
                     let files = self.files.drain(..count).collect();
-                    return parts::within(None, files, || request.passed_on(value));
+                    let enclosed = Enclosed { files, ..Enclosed::default() };
+                    return blob::within(None, enclosed, || request.passed_on(value));
                 }
                 Ok(FromWorker::Files(count)) => self.announced = count,
                 Ok(FromWorker::Error(error)) => return Reply(Err(Fault::received(&error))),
@@ -380,19 +382,19 @@ enum Unsendable {
 
 /// Arguments with the bytes of blobs in place of their files.
 fn inline<'a>(args: Arguments<'a>) -> Result<Cow<'a, [u8]>, Failure> {
-    if !parts::has_files() {
+    if !enclosed::is_any() {
         return Ok(Cow::Borrowed(args.encoded()));
     }
     let mut bytes = Vec::new();
     let (passed, parts, files) = parts::collect(|| blob::pass_on(args.encoded(), &mut bytes));
-    let mut whole = Parted { bytes, parts, files };
+    let mut whole = Parted { bytes, parts, files, ..Parted::default() };
     passed.and_then(|()| fit(&mut whole, 0)).map_err(Failure::new)?;
     Ok(Cow::Owned(whole.rest(0)))
 }
 
 /// Makes a message what a program takes that takes so many files.
 fn fit(message: &mut Parted, files: usize) -> Result<(), String> {
-    message.fit(0, files).map_err(|reason| match files {
+    message.fit(files).map_err(|reason| match files {
         0 => "the program takes no open files".to_owned(),
         _ => reason,
     })
@@ -417,5 +419,10 @@ impl Interface<Running> for Forward {
 
     fn answered(&self) {
         sys::waits(false);
+    }
+
+    /// Arguments go on to another process.
+    fn takes_lent(&self) -> bool {
+        false
     }
 }

@@ -30,6 +30,12 @@ pub trait Interface<S>: 'static {
     #[doc(hidden)]
     fn answered(&self) {}
 
+    /// Whether arguments may lie in memory that the client lends.
+    #[doc(hidden)]
+    fn takes_lent(&self) -> bool {
+        true
+    }
+
     /// Whether a call whose first argument is this text is a call of the method of that name, where
     /// the protocol does not tell the two apart.
     #[doc(hidden)]

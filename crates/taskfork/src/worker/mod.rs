@@ -9,6 +9,7 @@ pub(crate) mod executable;
 mod fault;
 pub(crate) mod function;
 pub(crate) mod interface;
+mod lending;
 pub(crate) mod logger;
 pub(crate) mod methods;
 mod notes;

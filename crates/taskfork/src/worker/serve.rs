@@ -9,16 +9,19 @@ use super::connection::{Broken, Connection};
 use super::early;
 use super::fault::{Fault, guarded};
 use super::interface::{Interface, Request};
-use super::notes::{self, Notes, Wanted};
+use super::lending::Lending;
+use super::notes::{self, Wanted};
 use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Retirement, Slot, now};
 use super::seat::{Limits, Seat, Socket};
+use crate::blob;
 use crate::context;
 use crate::error::Failure;
 use crate::sys;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::Protocol;
 use crate::wire::WireError;
+use crate::wire::enclosed::Enclosed;
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
 use crate::wire::native::{
     self, CallMeta, ClientHello, DEFAULT_GRACE, FromClient, VERSIONS, WorkerHello,
@@ -103,6 +106,7 @@ pub(crate) fn serve<S: 'static>(
         ahead: Ahead::default(),
         announced: 0,
         client_files: 0,
+        lending: Lending::default(),
         out: Parted { bytes: seat.buffers.outbox, ..Parted::default() },
     };
     let mut hello = WorkerHello {
@@ -113,6 +117,7 @@ pub(crate) fn serve<S: 'static>(
         max_frame: Some(seat.limits.max_frame),
         ahead: ahead::WINDOW,
         files: 0,
+        lent: 0,
         alarm: false,
     };
     let Err(leave) = worker.live(seat.socket, seat.buffers.inbox, &mut hello);
@@ -153,6 +158,7 @@ pub(super) struct Worker<'a, S> {
     announced: usize,
     /// How many the client takes with an answer.
     client_files: usize,
+    lending: Lending,
     pub(super) out: Parted,
 }
 
@@ -213,14 +219,17 @@ impl<S: 'static> Worker<'_, S> {
         }
     }
 
-    fn greet(&mut self, connection: &mut Connection, hello: &WorkerHello) -> Result<(), Leave> {
+    fn greet(&mut self, connection: &mut Connection, hello: &mut WorkerHello) -> Result<(), Leave> {
         let frame = connection.read_frame()?;
         let FromClient::Hello(client) = FromClient::decode(connection.body(frame))? else {
             return Err(WireError::Malformed("the first message is no hello".into()).into());
         };
         self.out.bytes.extend_from_slice(PREAMBLE);
         let (fault, number) = (no_common_version(&client), client.client);
-        let (max_frame, files) = (client.max_frame, client.files);
+        let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
+        if lent > 0 && self.limits.lent_memory > 0 && self.interface.takes_lent() {
+            hello.lent = self.lending.agree(lent, self.limits.lent_memory, connection);
+        }
         frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
             match &fault {
                 Some(fault) => native::put_error(out, &fault.body()),
@@ -258,7 +267,10 @@ impl<S: 'static> Worker<'_, S> {
 
     /// Waits for a message and does what it says; tells whether it ended a checkout.
     fn serve_message(&mut self, connection: &mut Connection) -> Result<bool, Leave> {
-        let frame = connection.read_frame()?;
+        let Some(frame) = connection.read_frame_soon()? else {
+            self.lending.rest(connection)?;
+            return Ok(false);
+        };
         // The clock is read once for all who want to know.
         let begun = now();
         if native::place(connection.body(frame.clone()))
@@ -272,18 +284,21 @@ impl<S: 'static> Worker<'_, S> {
         let body = long.as_deref().unwrap_or_else(|| connection.body(frame));
         match FromClient::decode(body)? {
             FromClient::Call { place, method, args, meta } => {
+                let enclosed = Enclosed { files, lent: self.lending.take_uses()? };
                 match self.ahead.take(place, begun) {
-                    Some(sent) => parts::within(long.as_ref(), files, || {
+                    Some(sent) => blob::within(long.as_ref(), enclosed, || {
                         self.serve_call(method, args, &meta, begun, sent)
                     })?,
                     None => self.skip_call()?,
                 }
+                self.put_in_front(|worker, out| worker.lending.say(begun, out));
                 self.slot.enter(if self.out.len() <= SENT_WHOLE {
                     Phase::Answering
                 } else {
                     Phase::AnsweringAtLength
                 })?;
                 connection.write(&self.out)?;
+                self.lending.sent(&self.out.placed, connection);
                 self.interface.answered();
                 self.slot.enter(Phase::Held)?;
                 self.out =
@@ -300,6 +315,10 @@ impl<S: 'static> Worker<'_, S> {
             FromClient::Forget(_) => Ok(false),
             FromClient::Files(count) => {
                 self.announced = count;
+                Ok(false)
+            }
+            FromClient::Lending(said) => {
+                self.lending.hear(said, connection)?;
                 Ok(false)
             }
             FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
@@ -333,7 +352,10 @@ impl<S: 'static> Worker<'_, S> {
         let called = self.call(method, args);
         context::set(None);
         trace_context::set(None);
-        self.put_in_front(notes::end());
+        let notes = notes::end();
+        if !notes.is_empty() {
+            self.put_in_front(|worker, out| notes.write(out, worker.max_answer));
+        }
         called.map_err(Leave::from)
     }
 
@@ -360,11 +382,11 @@ impl<S: 'static> Worker<'_, S> {
         write_fault(&mut self.out.bytes, self.max_answer, &fault)
     }
 
-    /// Has what the call recorded sent before its answer.
-    fn put_in_front(&mut self, notes: Notes) {
-        if !notes.is_empty() {
-            let mut frames = Vec::new();
-            notes.write(&mut frames, self.max_answer);
+    /// Has something sent before the answer.
+    fn put_in_front(&mut self, write: impl FnOnce(&mut Self, &mut Vec<u8>)) {
+        let mut frames = Vec::new();
+        write(self, &mut frames);
+        if !frames.is_empty() {
             self.out.parts.iter_mut().for_each(|part| part.at += frames.len());
             self.out.bytes.splice(..0, frames);
         }
@@ -384,7 +406,11 @@ impl<S: 'static> Worker<'_, S> {
             guarded(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
         })?;
-        let fits = self.out.fit(0, self.client_files);
+        let lending = &mut self.lending;
+        let fits =
+            self.out.fit_placing(self.client_files, self.max_answer, |bytes, home, may_add| {
+                lending.place(bytes, home, may_add)
+            });
         let length = self.out.len();
         let fault = match fits {
             Err(reason) => Fault::result(&reason),

@@ -156,7 +156,8 @@ async fn open_files_go_both_ways() {
     std::fs::remove_file(&path).unwrap();
     assert_eq!(client.call::<String>("read", (file,)).await.unwrap(), "from a file");
     let error = client.call::<String>("read", (shared(100_000, 1),)).await.unwrap_err();
-    assert!(error.to_string().contains("argument 1: expected an open file, got bytes"), "{error}");
+    let expected = "argument 1: invalid type: byte array, expected an open file";
+    assert!(error.to_string().contains(expected), "{error}");
     let error = client.call::<Blob>("echo", (open("/dev/null"),)).await.unwrap_err();
     assert!(error.to_string().contains("expected bytes, got an open file"), "{error}");
 }
@@ -199,7 +200,7 @@ async fn calls_with_files_are_sent_ahead_as_well() {
     }
 }
 
-fn open_here() -> usize {
+pub(crate) fn open_here() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
@@ -247,7 +248,7 @@ async fn raw(folder: &tempfile::TempDir) -> (crate::support::processes::Program,
     (program, raw)
 }
 
-fn send_with(raw: &Raw, bytes: &[u8], files: &[OwnedFd]) {
+pub(crate) fn send_with(raw: &Raw, bytes: &[u8], files: &[OwnedFd]) {
     let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

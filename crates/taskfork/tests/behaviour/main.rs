@@ -19,6 +19,7 @@ mod greeting;
 mod guardian;
 mod handles;
 mod leaks;
+mod lending;
 mod limits;
 mod load;
 mod logs;
@@ -71,6 +72,7 @@ fn main() {
         guardian::trials(),
         handles::trials(),
         leaks::trials(),
+        lending::trials(),
         limits::trials(),
         load::trials(),
         logs::trials(),

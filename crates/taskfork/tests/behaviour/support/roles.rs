@@ -105,6 +105,9 @@ pub(crate) fn plays() -> bool {
         ["serve_files", address] => {
             print_error(crate::files::server(Server::builder().listen(address)));
         }
+        ["serve_lending", address] => print_error(crate::lending::serve(address)),
+        ["lending_rests"] => super::run(crate::lending::rests).unwrap(),
+        ["lending_leaves_nothing"] => super::run(crate::lending::leaves_nothing).unwrap(),
         ["count_files"] => super::run(crate::files::count_files).unwrap(),
         ["serve_inherited"] => {
             print_error(servers::serve(Server::builder().listen("fd:0")));

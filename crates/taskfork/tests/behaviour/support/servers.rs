@@ -37,6 +37,9 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("blobs_tcp", |server| crate::blobs::server(server.listen("tcp:127.0.0.1:0"))),
     ("files", crate::files::server),
     ("files_tcp", |server| crate::files::server(server.listen("tcp:127.0.0.1:0"))),
+    ("lending", crate::lending::server),
+    ("lending_tcp", |server| crate::lending::server(server.listen("tcp:127.0.0.1:0"))),
+    ("lending_none", |server| crate::lending::server(server.lent_memory(0))),
     ("deadlines", crate::deadlines::server),
     ("deadlines_hung", |server| {
         crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))

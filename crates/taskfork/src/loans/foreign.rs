@@ -1,0 +1,93 @@
+//! Memory of the other side that is read here.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{MOST, View, forks};
+use crate::sys::{self, User};
+use crate::wire::lending::{Id, Lending};
+
+#[derive(Debug)]
+pub(super) struct Foreign {
+    most: usize,
+    user: User,
+    known: Vec<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    id: Id,
+    memory: Arc<sys::Foreign>,
+    /// How many times it has been lent since it was last given back.
+    times: u64,
+    /// How many forks there had been when it was lent.
+    forks: u64,
+    /// The owner has been told to leave it alone.
+    refused: bool,
+}
+
+impl Foreign {
+    pub(super) fn new(most: usize, user: User) -> Self {
+        Self { most, user, known: Vec::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    pub(super) fn has(&self, id: Id) -> bool {
+        self.known.iter().any(|known| known.id == id)
+    }
+
+    /// Whether its owner has it as long as it is read here.
+    pub(super) fn can_go_back(&self, id: Id) -> bool {
+        self.known.iter().any(|known| known.id == id && !known.refused)
+    }
+
+    pub(super) fn add(&mut self, id: Id, file: &OwnedFd) -> Result<(), String> {
+        if self.has(id) {
+            return Err(format!("there is memory of the number {id} already"));
+        }
+        let mapped: usize = self.known.iter().map(|known| known.memory.length()).sum();
+        let left = if self.known.len() < MOST { self.most.saturating_sub(mapped) } else { 0 };
+        let memory = sys::Foreign::new(file, self.user, left)
+            .map_err(|why| format!("memory that is lent cannot be used: {why}"))?;
+        let memory = Arc::new(memory);
+        self.known.push(Known { id, memory, times: 0, forks: forks(), refused: false });
+        Ok(())
+    }
+
+    /// The first bytes of memory that is lent once more.
+    pub(super) fn read(&mut self, id: Id, length: usize) -> Option<Bytes> {
+        let known = self.known.iter_mut().find(|known| known.id == id)?;
+        if length > known.memory.length() {
+            return None;
+        }
+        if known.times == 0 {
+            known.forks = forks();
+        }
+        known.times += 1;
+        Some(Bytes::from_owner(View { memory: known.memory.clone(), length }))
+    }
+
+    pub(super) fn remove(&mut self, id: Id) {
+        self.known.retain(|known| known.id != id);
+    }
+
+    /// What is not read any more can be given back, but for what a child may read.
+    pub(super) fn look(&mut self, to_say: &mut Lending) {
+        for known in self.known.iter_mut().filter(|known| known.times > 0 && !known.refused) {
+            if Arc::get_mut(&mut known.memory).is_none() {
+                continue;
+            }
+            if known.forks == forks() {
+                to_say.free.push((known.id, std::mem::take(&mut known.times)));
+            } else {
+                known.refused = true;
+                to_say.unwanted.push(known.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Memory of this side: what of it can be written to, when there is to be more, and when less.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{MOST, View, forks};
+use crate::sys::{self, User};
+use crate::wire::lending::{Id, Lending};
+
+/// Before there is memory for them, so many pieces that there is none for are sent. New memory costs as
+/// much as it saves in about so many uses.
+const PATIENCE: u32 = 4;
+
+/// The length of memory is a multiple of this, and of an eighth of itself, as what is to be put there next
+/// may be somewhat longer. Pages that nothing was written to take no room.
+const GRAIN: usize = 64 << 10;
+
+#[derive(Debug)]
+pub(super) struct Owned {
+    /// How many bytes the other side keeps.
+    room: usize,
+    user: User,
+    buffers: Vec<Buffer>,
+    /// The number given last.
+    last: Id,
+    /// How many pieces there has been no memory for.
+    missed: u32,
+    /// What the other side is to be told of.
+    gone: Vec<Id>,
+    /// Counts what is taken.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Buffer {
+    id: Id,
+    memory: Arc<sys::Own>,
+    /// Until the other side has it.
+    file: Option<Arc<OwnedFd>>,
+    /// How many messages that refer to it the other side has not done with.
+    lent: u64,
+    /// How many forks there had been when it was last taken.
+    forks: u64,
+    /// When that was.
+    taken: u64,
+}
+
+impl Owned {
+    pub(super) fn new(room: usize, user: User) -> Self {
+        let (buffers, gone) = (Vec::new(), Vec::new());
+        Self { room, user, buffers, last: 0, missed: 0, gone, clock: 0 }
+    }
+
+    pub(super) fn set_room(&mut self, room: usize) {
+        self.room = room;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    fn find(&mut self, id: Id) -> Option<&mut Buffer> {
+        self.buffers.iter_mut().find(|buffer| buffer.id == id)
+    }
+
+    /// The file of memory that is there, if the other side needs it.
+    pub(super) fn file(&mut self, id: Id) -> Option<Option<Arc<OwnedFd>>> {
+        self.find(id).map(|buffer| buffer.file.clone())
+    }
+
+    /// Copies bytes to where they can be lent; gives the file as well if the other side does not know it.
+    pub(super) fn put(
+        &mut self,
+        bytes: &[u8],
+        may_add: bool,
+    ) -> Option<(Id, Bytes, Option<Arc<OwnedFd>>)> {
+        let length = bytes.len();
+        let buffer = self.take(length, may_add, false)?;
+        Arc::get_mut(&mut buffer.memory)?.copy_from(bytes);
+        let view = View { memory: buffer.memory.clone(), length };
+        Some((buffer.id, Bytes::from_owner(view), buffer.file.clone()))
+    }
+
+    /// Memory to be filled in place.
+    pub(super) fn fill(&mut self, length: usize) -> Option<(Id, sys::Filling)> {
+        let buffer = self.take(length, true, true)?;
+        Some((buffer.id, sys::Filling::new(&mut buffer.memory, length)?))
+    }
+
+    /// Takes memory that nobody else uses. New memory is made only if there has been need of it often
+    /// enough, or if it is asked for.
+    fn take(&mut self, length: usize, may_add: bool, asked: bool) -> Option<&mut Buffer> {
+        if length > self.room {
+            return None;
+        }
+        let forks = forks();
+        self.retire(forks);
+        self.clock += 1;
+        let free = self.buffers.iter_mut().enumerate().filter_map(|(place, buffer)| {
+            let fits = buffer.memory.length() >= length && (may_add || buffer.file.is_none());
+            (fits && buffer.is_free()).then_some((buffer.memory.length(), place))
+        });
+        let place = match free.min() {
+            Some((_, place)) => place,
+            None if may_add => self.add(length, asked)?,
+            None => return None,
+        };
+        let buffer = &mut self.buffers[place];
+        (buffer.forks, buffer.taken) = (forks, self.clock);
+        Some(buffer)
+    }
+
+    /// Makes new memory, if it is time to.
+    fn add(&mut self, length: usize, asked: bool) -> Option<usize> {
+        self.missed = self.missed.saturating_add(1);
+        if !asked && self.missed <= PATIENCE || sys::user() != self.user {
+            return None;
+        }
+        let capacity = capacity(length).min(self.room);
+        self.make_room(capacity)?;
+        let id = self.last.checked_add(1)?;
+        let (memory, file) = sys::Own::new(capacity, length).ok()?;
+        let (memory, file) = (Arc::new(memory), Some(Arc::new(file)));
+        self.buffers.push(Buffer { id, memory, file, lent: 0, forks: 0, taken: 0 });
+        self.last = id;
+        Some(self.buffers.len() - 1)
+    }
+
+    /// Gives up what is too short, the one longest unused first, until there is room for so much.
+    fn make_room(&mut self, length: usize) -> Option<()> {
+        loop {
+            let there: usize = self.buffers.iter().map(|buffer| buffer.memory.length()).sum();
+            if there + length <= self.room && self.buffers.len() < MOST {
+                return Some(());
+            }
+            let free = self
+                .buffers
+                .iter_mut()
+                .filter_map(|buffer| buffer.is_free().then_some((buffer.taken, buffer.id)));
+            let (_, id) = free.min()?;
+            self.remove(id);
+        }
+    }
+
+    /// A child may read what was taken before it was made, so that nobody writes there again.
+    fn retire(&mut self, forks: u64) {
+        let old = self.buffers.iter_mut().filter(|buffer| buffer.forks != forks);
+        let old: Vec<Id> = old.filter_map(|old| old.is_free().then_some(old.id)).collect();
+        old.into_iter().for_each(|id| self.remove(id));
+    }
+
+    pub(super) fn remove(&mut self, id: Id) {
+        if let Some(place) = self.buffers.iter().position(|buffer| buffer.id == id) {
+            let buffer = self.buffers.swap_remove(place);
+            // Of what the other side does not know it need not be told.
+            self.gone.extend(buffer.file.is_none().then_some(id));
+        }
+    }
+
+    /// The other side has been sent a reference to it.
+    pub(super) fn lend(&mut self, id: Id) {
+        if let Some(buffer) = self.find(id) {
+            buffer.lent += 1;
+            buffer.file = None;
+        }
+    }
+
+    /// What the other side sends back.
+    pub(super) fn lent(&mut self, id: Id, length: usize) -> Option<Bytes> {
+        let buffer = self.find(id)?;
+        if buffer.lent == 0 || length > buffer.memory.length() {
+            return None;
+        }
+        Some(Bytes::from_owner(View { memory: buffer.memory.clone(), length }))
+    }
+
+    /// The other side has done with it so many times; an error if it had it less often.
+    pub(super) fn free(&mut self, id: Id, times: u64) -> Result<(), ()> {
+        // Of what is gone it could not know.
+        let Some(buffer) = self.find(id) else { return Ok(()) };
+        buffer.lent = buffer.lent.checked_sub(times).ok_or(())?;
+        Ok(())
+    }
+
+    /// Gives up all that is not lent now.
+    pub(super) fn rest(&mut self) {
+        self.missed = 0;
+        let idle = self.buffers.iter().filter(|buffer| buffer.lent == 0).map(|buffer| buffer.id);
+        let idle: Vec<Id> = idle.collect();
+        idle.into_iter().for_each(|id| self.remove(id));
+    }
+
+    pub(super) fn look(&mut self, to_say: &mut Lending) {
+        to_say.gone.append(&mut self.gone);
+    }
+}
+
+impl Buffer {
+    /// Nobody reads it, here or elsewhere.
+    fn is_free(&mut self) -> bool {
+        self.lent == 0 && Arc::get_mut(&mut self.memory).is_some()
+    }
+}
+
+fn capacity(length: usize) -> usize {
+    length.next_multiple_of((length.next_power_of_two() / 8).max(GRAIN))
+}

@@ -1,0 +1,317 @@
+//! Two sides of a connection, with a line of messages between them.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::wire::frame::HEADER;
+use crate::wire::native::FromClient;
+use crate::wire::parts::{Part, Parted};
+
+const ROOM: usize = 2 << 20;
+
+thread_local! {
+    static FORKS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The forks of this test's own process, if it had one.
+pub(super) fn forks() -> u64 {
+    FORKS.get()
+}
+
+fn count_fork() {
+    FORKS.set(FORKS.get() + 1);
+}
+
+/// What is on its way: frames, and the files that go with them.
+type Line = VecDeque<(Vec<u8>, Vec<OwnedFd>)>;
+
+struct Side {
+    loans: Loans,
+    /// What has come, and what it was when it came.
+    blobs: Vec<(Lent, u8)>,
+}
+
+impl Side {
+    fn new() -> Self {
+        Self { loans: Loans::new(ROOM, ROOM, sys::user()), blobs: Vec::new() }
+    }
+
+    /// Sends a blob; tells whether it need not be sent whole.
+    fn send(&mut self, bytes: &Bytes, home: Option<Home>, line: &mut Line) -> bool {
+        let mut message = Parted { bytes: vec![0; HEADER + 5], ..Parted::default() };
+        let elsewhere = home.map_or_else(Default::default, crate::wire::parts::Elsewhere::Lent);
+        message.parts.push(Part { at: HEADER + 5, bytes: bytes.clone(), elsewhere });
+        let loans = &mut self.loans;
+        message
+            .fit_placing(16, usize::MAX, |bytes, home, may_add| loans.place(bytes, home, may_add))
+            .unwrap();
+        loans.sent(&message.placed);
+        let mut said = Vec::new();
+        loans.say(&mut said);
+        let file = |file: &_| std::os::fd::AsFd::as_fd(file).try_clone_to_owned().unwrap();
+        let files = message.files.iter().map(file).collect();
+        let placed = !message.placed.is_empty();
+        if placed {
+            let length = u32::from_le_bytes(*message.bytes.first_chunk().unwrap()) as usize;
+            said.extend_from_slice(&message.bytes[..HEADER + length]);
+        }
+        line.push_back((said, files));
+        placed
+    }
+
+    fn say(&mut self, line: &mut Line) {
+        let mut said = Vec::new();
+        self.loans.say(&mut said);
+        line.push_back((said, Vec::new()));
+    }
+
+    /// Takes the next message, and keeps what it refers to.
+    fn receive(&mut self, line: &mut Line) -> Result<(), WireError> {
+        let Some((mut frames, mut files)) = line.pop_front() else { return Ok(()) };
+        while !frames.is_empty() {
+            let length = u32::from_le_bytes(*frames.first_chunk().unwrap()) as usize;
+            let rest = frames.split_off(HEADER + length);
+            let FromClient::Lending(said) = FromClient::decode(&frames[HEADER..])? else {
+                panic!("another message");
+            };
+            self.loans.hear(said, &mut files)?;
+            frames = rest;
+        }
+        assert!(files.is_empty());
+        for lent in self.loans.take_uses()? {
+            let fill = lent.bytes[0];
+            self.blobs.push((lent, fill));
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        for (lent, fill) in &self.blobs {
+            prop_assert!(lent.bytes.iter().all(|byte| byte == fill));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// A new blob of so many KiB.
+    Send(usize),
+    /// One that has come.
+    SendBack(usize),
+    Drop(usize),
+    Receive,
+    Rest,
+    Fork,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (65usize..600).prop_map(Step::Send),
+        2 => any::<usize>().prop_map(Step::SendBack),
+        4 => any::<usize>().prop_map(Step::Drop),
+        6 => Just(Step::Receive),
+        1 => Just(Step::Rest),
+        1 => Just(Step::Fork),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn what_has_come_stays_as_it_is(
+        steps in proptest::collection::vec((any::<bool>(), step()), 1..120),
+    ) {
+        let (mut sides, mut lines) = ([Side::new(), Side::new()], [Line::new(), Line::new()]);
+        let mut fill = 0_u8;
+        for (second, step) in steps {
+            let (here, there) = (usize::from(second), usize::from(!second));
+            let side = &mut sides[here];
+            match step {
+                Step::Send(kib) => {
+                    fill = fill.wrapping_add(1);
+                    side.send(&vec![fill; kib << 10].into(), None, &mut lines[there]);
+                }
+                Step::SendBack(which) if !side.blobs.is_empty() => {
+                    let (lent, _) = side.blobs[which % side.blobs.len()].clone();
+                    side.send(&lent.bytes, Some(lent.home), &mut lines[there]);
+                }
+                Step::Drop(which) if !side.blobs.is_empty() => {
+                    let which = which % side.blobs.len();
+                    side.blobs.swap_remove(which);
+                }
+                Step::SendBack(_) | Step::Drop(_) => {}
+                Step::Receive => side.receive(&mut lines[here]).unwrap(),
+                Step::Rest => {
+                    side.loans.rest();
+                    side.say(&mut lines[there]);
+                }
+                // As far as the numbers are concerned: what a child reads must not change either.
+                Step::Fork => count_fork(),
+            }
+            sides[0].check()?;
+            sides[1].check()?;
+        }
+    }
+}
+
+/// Sends until there is memory for it.
+fn warm(from: &mut Side, to: &mut Side, line: &mut Line) {
+    let bytes = Bytes::from(vec![1; 1 << 20]);
+    for sent in 1.. {
+        assert!(sent < 20, "there is no memory for it yet");
+        let placed = from.send(&bytes, None, line);
+        to.receive(line).unwrap();
+        if placed {
+            to.blobs.clear();
+            return;
+        }
+    }
+}
+
+#[test]
+fn memory_is_used_again_once_it_is_not_read_any_more() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    let mut ids = Vec::new();
+    for fill in 2..10 {
+        there.say(&mut back);
+        here.receive(&mut back).unwrap();
+        assert!(here.send(&vec![fill; 1 << 20].into(), None, &mut to));
+        there.receive(&mut to).unwrap();
+        ids.extend(there.blobs.drain(..).map(|(lent, _)| lent.home.id));
+    }
+    assert!(ids.iter().all(|&id| id == ids[0]), "{ids:?}");
+    // While it is read there must be more, as far as there is room.
+    assert!(here.send(&vec![20; 1 << 20].into(), None, &mut to));
+    assert!(!here.send(&vec![21; 1 << 20].into(), None, &mut to));
+    there.receive(&mut to).unwrap();
+    there.receive(&mut to).unwrap();
+    there.blobs.clear();
+    there.say(&mut back);
+    here.receive(&mut back).unwrap();
+    assert!(here.send(&vec![22; 1 << 20].into(), None, &mut to));
+    assert!(here.send(&vec![23; 1 << 20].into(), None, &mut to));
+}
+
+#[test]
+fn what_goes_back_is_not_copied() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
+    there.receive(&mut to).unwrap();
+    let (lent, _) = there.blobs.pop().unwrap();
+    let (bytes, home) = (lent.bytes.clone(), lent.home);
+    assert!(there.send(&bytes, Some(home), &mut back));
+    assert!(there.loans.own.is_empty());
+    here.receive(&mut back).unwrap();
+    let (lent, fill) = here.blobs.pop().unwrap();
+    assert!(lent.home.own && fill == 5 && lent.bytes.len() == 1 << 20);
+    // And once more, while it is there.
+    assert!(here.send(&lent.bytes, Some(lent.home), &mut to));
+    there.receive(&mut to).unwrap();
+    assert_eq!(there.blobs.pop().unwrap().0.home.id, home.id);
+}
+
+#[test]
+fn what_a_child_may_read_is_not_written_to() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
+    there.receive(&mut to).unwrap();
+    let first = there.blobs[0].0.home.id;
+    count_fork();
+    there.blobs.clear();
+    there.say(&mut back);
+    here.receive(&mut back).unwrap();
+    here.send(&vec![6; 1 << 20].into(), None, &mut to);
+    there.receive(&mut to).unwrap();
+    assert!(there.blobs.iter().all(|(lent, _)| lent.home.id != first));
+    assert!(!there.loans.foreign.has(first), "the owner has not said that it is gone");
+}
+
+#[test]
+fn what_its_owner_gives_up_does_not_go_back() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
+    there.receive(&mut to).unwrap();
+    assert!(there.send(&there.blobs[0].0.bytes.clone(), Some(there.blobs[0].0.home), &mut back));
+    here.receive(&mut back).unwrap();
+    // It is on its way once more when the other side asks its owner to give it up.
+    let (lent, _) = here.blobs[0].clone();
+    assert!(here.send(&lent.bytes, Some(lent.home), &mut to));
+    there.blobs.clear();
+    count_fork();
+    there.say(&mut back);
+    there.receive(&mut to).unwrap();
+    let (lent, _) = there.blobs[0].clone();
+    there.send(&lent.bytes, Some(lent.home), &mut back);
+    here.receive(&mut back).unwrap();
+    here.receive(&mut back).unwrap();
+}
+
+#[test]
+fn at_rest_there_is_no_memory() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    there.loans.rest();
+    there.say(&mut back);
+    here.receive(&mut back).unwrap();
+    here.say(&mut to);
+    there.receive(&mut to).unwrap();
+    // It is rested before it knows what was free, and goes on.
+    here.loans.go_on_resting().unwrap();
+    here.say(&mut to);
+    there.receive(&mut to).unwrap();
+    assert!(here.loans.is_empty() && there.loans.is_empty());
+}
+
+#[test]
+fn what_was_not_lent_cannot_be_referred_to() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    let mut to = Line::new();
+    warm(&mut here, &mut there, &mut to);
+    assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
+    there.receive(&mut to).unwrap();
+    let known = there.blobs[0].0.home.id;
+    let uses =
+        |owner, id, length| Lending { uses: vec![Use { owner, id, length }], ..Lending::default() };
+    let mut hears = |said| there.loans.hear(said, &mut Vec::new());
+    assert!(hears(uses(Owner::Sender, known, 1 << 20)).is_ok());
+    assert!(hears(uses(Owner::Sender, known, 4 << 20)).is_err());
+    assert!(hears(uses(Owner::Sender, known + 9, 1)).is_err());
+    assert!(hears(uses(Owner::Receiver, known, 1)).is_err());
+    assert!(hears(Lending { new: vec![7], ..Lending::default() }).is_err());
+    let free = |times| Lending { free: vec![(known, times)], ..Lending::default() };
+    here.loans.hear(free(100), &mut Vec::new()).unwrap();
+    assert!(here.loans.take_uses().is_err());
+}
+
+#[test]
+fn no_more_is_mapped_than_was_agreed() {
+    let mut side = Side::new();
+    let offer = |id, length| {
+        let (_, file) = sys::Own::new(length, 0).unwrap();
+        (Lending { new: vec![id], ..Lending::default() }, vec![file])
+    };
+    let mut hear = |id, length| {
+        let (said, mut files) = offer(id, length);
+        side.loans.hear(said, &mut files)
+    };
+    assert!(hear(1, 1 << 20).is_ok());
+    assert!(hear(1, 4096).is_err());
+    assert!(hear(2, ROOM).is_err());
+    for id in 2..=16 {
+        assert!(hear(id, 4096).is_ok());
+    }
+    assert!(hear(17, 4096).is_err());
+}

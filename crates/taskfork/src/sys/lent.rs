@@ -1,0 +1,251 @@
+//! Memory that one process fills again and again for another, which reads it. Only its maker can write to
+//! it, and nobody can make it shorter. That it stays as it is while it is read is agreed between the two.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::slice;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Once};
+
+use nix::libc;
+use rustix::fs::memfd_create;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
+use rustix::mm::{Advice, madvise};
+
+use super::shared::Mapping;
+
+/// What holds for memory that is lent: it keeps its size, and is written to only where it was mapped first.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
+
+/// A user, as the owner of what a process makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct User(u32);
+
+/// The user of this process.
+pub(crate) fn user() -> User {
+    User(rustix::process::geteuid().as_raw())
+}
+
+/// How many times this process has been forked since this was first asked. A child has whatever was mapped
+/// then, and nobody knows what it reads.
+pub(crate) fn forks() -> u64 {
+    static COUNTS: Once = Once::new();
+    COUNTS.call_once(|| {
+        // SAFETY: the function adds to a number, which can be done at any time.
+        unsafe { libc::pthread_atfork(Some(count_fork), None, None) };
+    });
+    FORKS.load(Ordering::SeqCst)
+}
+
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" fn count_fork() {
+    FORKS.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Memory of this process, for another to read.
+pub(crate) struct Own {
+    mapping: Mapping,
+    /// A [`Filling`] has it.
+    filling: AtomicBool,
+}
+
+impl Own {
+    /// So many zeros, of which the first `soon` are to be written to at once; with the file that others map.
+    pub(crate) fn new(length: usize, soon: usize) -> io::Result<(Self, OwnedFd)> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("taskfork-buffer", flags)?;
+        ftruncate(&file, length as u64)?;
+        let mapping = Mapping::new(&file, length, true)?;
+        fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
+        // At once takes half as long as page by page, which is what comes of it where the kernel refuses.
+        let (start, soon) = (mapping.start.cast(), soon.min(length));
+        // SAFETY: it changes nothing that can be seen.
+        let _ = unsafe { madvise(start, soon, Advice::LinuxPopulateWrite) };
+        Ok((Self { mapping, filling: AtomicBool::new(false) }, file))
+    }
+
+    pub(crate) fn length(&self) -> usize {
+        self.mapping.length
+    }
+
+    /// The first `length` bytes.
+    ///
+    /// # Panics
+    /// When there are fewer, or while they are being filled.
+    pub(crate) fn bytes(&self, length: usize) -> &[u8] {
+        assert!(!self.filling.load(Ordering::Acquire), "the memory is being filled");
+        &self.mapping.bytes()[..length]
+    }
+
+    /// Copies these to its beginning.
+    ///
+    /// # Panics
+    /// When there is less room.
+    pub(crate) fn copy_from(&mut self, bytes: &[u8]) {
+        // SAFETY: this process has no other reference to it.
+        let all = unsafe { slice::from_raw_parts_mut(self.mapping.start, self.mapping.length) };
+        all[..bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+/// Memory that is written to in place.
+pub(crate) struct Filling {
+    memory: Arc<Own>,
+    length: usize,
+}
+
+impl Filling {
+    /// The first `length` bytes of memory that nobody else has now.
+    pub(crate) fn new(memory: &mut Arc<Own>, length: usize) -> Option<Self> {
+        *Arc::get_mut(memory).filter(|own| length <= own.length())?.filling.get_mut() = true;
+        Some(Self { memory: memory.clone(), length })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.memory.mapping.bytes()[..self.length]
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: so many bytes are there. This was made when nobody else had them, and until it is dropped
+        // nobody else is given any.
+        unsafe { slice::from_raw_parts_mut(self.memory.mapping.start, self.length) }
+    }
+
+    /// The memory, to be read by anybody, and how many of its bytes are meant.
+    pub(crate) fn done(self) -> (Arc<Own>, usize) {
+        (self.memory.clone(), self.length)
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.memory.filling.store(false, Ordering::Release);
+    }
+}
+
+/// Memory of another process, to be read.
+pub(crate) struct Foreign(Mapping);
+
+impl Foreign {
+    /// Maps what a process of this user has sent, if it keeps its size and has no more than `most` bytes.
+    pub(crate) fn new(file: &OwnedFd, of: User, most: usize) -> Result<Self, &'static str> {
+        let seals = fcntl_get_seals(file).map_err(|_| "it is no memory")?;
+        if !seals.contains(SEALS) {
+            return Err("its size can change, or others can write to it");
+        }
+        let status = fstat(file).map_err(|_| "it is of no use")?;
+        if User(status.st_uid) != of {
+            return Err("it is another user's");
+        }
+        let length = usize::try_from(status.st_size).ok().filter(|&length| length <= most);
+        let length = length.ok_or("it is longer than what was agreed")?;
+        Mapping::new(file, length, false).map(Self).map_err(|_| "it cannot be mapped")
+    }
+
+    pub(crate) fn length(&self) -> usize {
+        self.0.length
+    }
+
+    /// The first `length` bytes.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub(crate) fn bytes(&self, length: usize) -> &[u8] {
+        &self.0.bytes()[..length]
+    }
+}
+
+impl fmt::Debug for Own {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Own({} bytes)", self.length())
+    }
+}
+
+impl fmt::Debug for Filling {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Filling({} bytes)", self.length)
+    }
+}
+
+impl fmt::Debug for Foreign {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Foreign({} bytes)", self.length())
+    }
+}
+
+/// Whether the process at the other end of this unix socket is one of the same user.
+pub(crate) fn is_of_same_user(socket: &impl AsFd) -> bool {
+    rustix::net::sockopt::socket_peercred(socket)
+        .is_ok_and(|peer| User(peer.uid.as_raw()) == user())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_maker_writes_to_it() {
+        let (mut own, file) = Own::new(10_000, 100).unwrap();
+        let foreign = Foreign::new(&file, user(), 10_000).unwrap();
+        for fill in [3, 4] {
+            own.copy_from(&[fill; 10_000]);
+            assert!(foreign.bytes(10_000).iter().all(|&byte| byte == fill));
+            assert_eq!(own.bytes(10_000), foreign.bytes(10_000));
+        }
+        assert!(Mapping::new(&file, 10_000, true).is_err());
+        assert!(rustix::io::pwrite(&file, b"x", 0).is_err());
+        assert!(ftruncate(&file, 10).is_err());
+        assert!(ftruncate(&file, 20_000).is_err());
+    }
+
+    #[test]
+    fn forks_are_counted() {
+        let before = forks();
+        // SAFETY: the child does nothing but end.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: it ends this process.
+            unsafe { libc::_exit(0) };
+        }
+        let child = rustix::process::Pid::from_raw(child).unwrap();
+        rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
+        assert!(forks() > before);
+    }
+
+    #[test]
+    fn what_is_filled_is_read_by_nobody() {
+        let mut own = Arc::new(Own::new(10_000, 0).unwrap().0);
+        assert!(Filling::new(&mut own, 10_001).is_none());
+        let mut filling = Filling::new(&mut own, 5000).unwrap();
+        filling.bytes_mut().fill(9);
+        assert!(Filling::new(&mut own, 10).is_none());
+        let read = || std::panic::catch_unwind(|| own.bytes(1)[0]);
+        assert!(read().is_err());
+        let (done, length) = filling.done();
+        assert_eq!((read().ok(), done.bytes(length)), (Some(9), &[9; 5000][..]));
+    }
+
+    #[test]
+    fn what_could_change_its_size_is_not_taken() {
+        let open = || {
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let file = memfd_create("test", flags).unwrap();
+            ftruncate(&file, 4096).unwrap();
+            file
+        };
+        for left_out in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::FUTURE_WRITE] {
+            let file = open();
+            fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();
+            assert!(Foreign::new(&file, user(), 4096).is_err(), "{left_out:?}");
+        }
+        let file = open();
+        fcntl_add_seals(&file, SEALS).unwrap();
+        assert!(Foreign::new(&file, user(), 4095).is_err());
+        assert!(Foreign::new(&file, User(user().0 + 1), 4096).is_err());
+        assert!(Foreign::new(&file, user(), 4096).is_ok());
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        assert!(Foreign::new(&reader, user(), 4096).is_err());
+    }
+}

@@ -1,0 +1,256 @@
+//! What comes beside the bytes of a message, and what stands for it there: open files, and blobs in memory
+//! that is handed over or lent. Also blobs that are parts of the message itself.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rmp::Marker;
+
+use super::lending::Lent;
+use super::pack::{Reader, put_bin_header};
+use super::parts::{BLOB_FILE, LEAST, LENT, OPEN_FILE, Restore, attach};
+
+/// What comes beside the bytes of a message.
+#[derive(Debug, Default)]
+pub(crate) struct Enclosed {
+    pub(crate) files: Vec<OwnedFd>,
+    pub(crate) lent: Vec<Lent>,
+}
+
+impl Enclosed {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.lent.is_empty()
+    }
+}
+
+/// What something stands for in a message.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Open(Arc<OwnedFd>),
+    /// Memory that is the bytes of a blob.
+    Memory(Arc<OwnedFd>),
+    Lent(Lent),
+}
+
+/// Gives the bytes of memory, if it can be mapped.
+pub(crate) type Map = fn(&OwnedFd) -> Option<Bytes>;
+
+/// The message that is being read.
+struct Source {
+    message: Option<Bytes>,
+    files: Vec<File>,
+    /// Gives the bytes of a file that is memory.
+    map: Map,
+    /// Whether each has been found.
+    lent: Vec<(Lent, bool)>,
+}
+
+struct File {
+    file: Option<Arc<OwnedFd>>,
+    found: bool,
+    /// It was found as an open file.
+    is_open: bool,
+}
+
+thread_local! {
+    static SOURCE: RefCell<Option<Source>> = const { RefCell::new(None) };
+}
+
+/// Has the loader look up what a thread's first message needs.
+pub(super) fn prepare() {
+    SOURCE.set(None);
+}
+
+/// Has [`taken`] find its bytes in `message` while `read` runs, and [`find`] what came beside it.
+pub(crate) fn within<T>(
+    message: Option<&Bytes>,
+    enclosed: Enclosed,
+    map: Map,
+    read: impl FnOnce() -> T,
+) -> T {
+    if message.is_none() && enclosed.is_empty() {
+        return read();
+    }
+    let Enclosed { files, lent } = enclosed;
+    let file = |file| File { file: Some(Arc::new(file)), found: false, is_open: false };
+    let source = Source {
+        message: message.cloned(),
+        files: files.into_iter().map(file).collect(),
+        map,
+        lent: lent.into_iter().map(|lent| (lent, false)).collect(),
+    };
+    let _restore = Restore(&SOURCE, SOURCE.replace(Some(source)));
+    read()
+}
+
+fn with_source<T: Default>(look: impl FnOnce(&mut Source) -> T) -> T {
+    SOURCE.with_borrow_mut(|source| source.as_mut().map(look).unwrap_or_default())
+}
+
+/// Whether anything came beside the message that is being read.
+pub(crate) fn is_any() -> bool {
+    with_source(|source| !source.files.is_empty() || !source.lent.is_empty())
+}
+
+/// What came beside the message that is being read, by what stands for it there. It is found once.
+pub(crate) fn find(kind: i8, index: &[u8]) -> Result<Found, &'static str> {
+    let index =
+        index.try_into().map(u32::from_be_bytes).map_err(|_| "a file's index is 4 bytes")?;
+    let found = with_source(|source| {
+        let index = usize::try_from(index).ok()?;
+        if kind == LENT {
+            let (lent, found) = source.lent.get_mut(index)?;
+            return (!std::mem::replace(found, true)).then(|| Found::Lent(lent.clone()));
+        }
+        let file = source.files.get_mut(index)?;
+        let found = file.file.clone().filter(|_| !file.found)?;
+        (file.found, file.is_open) = (true, kind == OPEN_FILE);
+        Some(if file.is_open { Found::Open(found) } else { Found::Memory(found) })
+    });
+    match kind {
+        BLOB_FILE | OPEN_FILE | LENT => found.ok_or("a file that did not come with its message"),
+        _ => Err("an extension type that is not known"),
+    }
+}
+
+/// Decodes values of the message that is being read. A blob that came beside it, and which is wanted as bytes
+/// of another kind, is put into its place first.
+pub(crate) fn read<T, E>(values: &[u8], decode: impl Fn(&[u8]) -> Result<T, E>) -> Result<T, E> {
+    if !is_any() {
+        return decode(values);
+    }
+    let once = |values: &[u8]| {
+        with_source(|source| {
+            source.files.iter_mut().for_each(|file| file.found = false);
+            source.lent.iter_mut().for_each(|(_, found)| *found = false);
+        });
+        decode(values)
+    };
+    let mut decoded = once(values);
+    let all_found = with_source(|source| {
+        source.files.iter().all(|file| file.found) && source.lent.iter().all(|(_, found)| *found)
+    });
+    if !(decoded.is_ok() && all_found)
+        && let Some(whole) = whole(values)
+    {
+        decoded = once(&whole);
+    }
+    if decoded.is_ok() {
+        // Whoever has an open file is the only one to have it.
+        with_source(|source| {
+            let open = source.files.iter_mut().filter(|file| file.found && file.is_open);
+            open.for_each(|file| file.file = None);
+        });
+    }
+    decoded
+}
+
+/// The same values with the bytes of all blobs in their places; nothing if they are there already, or cannot be.
+fn whole(values: &[u8]) -> Option<Vec<u8>> {
+    let (mut out, mut changed) = (Vec::with_capacity(values.len()), false);
+    let mut values = Reader::new(values);
+    while let Some(piece) = values.piece().ok()? {
+        let bytes = match reference(piece) {
+            Some((LENT, index)) => {
+                with_source(|source| source.lent.get(index).map(|(lent, _)| lent.bytes.clone()))
+            }
+            Some((BLOB_FILE, index)) => {
+                with_source(|source| (source.map)(source.files.get(index)?.file.as_ref()?))
+            }
+            _ => {
+                out.extend_from_slice(piece);
+                continue;
+            }
+        };
+        let bytes = bytes?;
+        put_bin_header(&mut out, u32::try_from(bytes.len()).ok()?);
+        out.extend_from_slice(&bytes);
+        changed = true;
+    }
+    changed.then_some(out)
+}
+
+/// What a piece of a message stands for, if it is a reference.
+fn reference(piece: &[u8]) -> Option<(i8, usize)> {
+    let (&[marker, kind], index) = piece.split_first_chunk()?;
+    let index = u32::from_be_bytes(index.try_into().ok()?);
+    (Marker::from_u8(marker) == Marker::FixExt4)
+        .then_some((kind.cast_signed(), usize::try_from(index).ok()?))
+}
+
+/// Appends values of the message that is being read to one that is written. Files that came with it
+/// go on with that: `share` writes what stands for one that is the bytes of a blob.
+pub(crate) fn pass_on(
+    values: &[u8],
+    out: &mut Vec<u8>,
+    share: impl Fn(Arc<OwnedFd>, &mut Vec<u8>) -> Result<(), String>,
+) -> Result<(), String> {
+    if !is_any() {
+        out.extend_from_slice(values);
+        return Ok(());
+    }
+    let mut values = Reader::new(values);
+    while let Some(piece) = values.piece().map_err(|error| error.to_string())? {
+        let Some((kind @ (BLOB_FILE | OPEN_FILE), _)) = reference(piece) else {
+            out.extend_from_slice(piece);
+            continue;
+        };
+        match find(kind, &piece[2..])? {
+            Found::Memory(file) => share(file, out)?,
+            Found::Open(file) => {
+                if let Some((_, index)) = attach(file) {
+                    out.extend_from_slice(&piece[..2]);
+                    out.extend(index);
+                }
+            }
+            Found::Lent(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that were found in a message: as a part of it, if they are long.
+pub(crate) fn taken(found: &[u8]) -> Bytes {
+    let part = with_source(|source| {
+        let message = source.message.as_ref().filter(|_| found.len() >= LEAST)?;
+        message.as_ptr_range().contains(&found.as_ptr()).then(|| message.slice_ref(found))
+    });
+    part.unwrap_or_else(|| Bytes::copy_from_slice(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parts::collect;
+    use super::*;
+
+    #[test]
+    fn what_stands_for_files_is_written_anew() {
+        let open = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let enclosed = |count| Enclosed {
+            files: std::iter::repeat_with(open).take(count).collect(),
+            ..Enclosed::default()
+        };
+        // A list of a text, a file of bytes and an open file; then what only looks like one.
+        let values = b"\x93\xa1a\xd6\x01\0\0\0\x01\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0";
+        let mut out = b"before".to_vec();
+        let share = |_, out: &mut Vec<u8>| {
+            out.extend(b"\xc4\x01b");
+            Ok(())
+        };
+        let (passed, _, files) =
+            collect(|| within(None, enclosed(2), |_| None, || pass_on(values, &mut out, share)));
+        passed.unwrap();
+        assert_eq!(out, b"before\x93\xa1a\xc4\x01b\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0");
+        assert_eq!(files.len(), 1);
+        // One file cannot be two.
+        let twice = b"\xd6\x01\0\0\0\0\xd6\x01\0\0\0\0";
+        let again = within(None, enclosed(1), |_| None, || pass_on(twice, &mut Vec::new(), share));
+        assert_eq!(again, Err("a file that did not come with its message".to_owned()));
+        // Nothing has come.
+        let mut same = Vec::new();
+        pass_on(values, &mut same, share).unwrap();
+        assert_eq!(same, values);
+    }
+}

@@ -1,0 +1,227 @@
+//! What the two sides of a connection say of memory that they lend each other: the message of kind 7, from
+//! either side.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::WireError;
+use super::frame::HEADER;
+use super::native::{LENDING, list, meta};
+use super::pack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
+
+/// Names memory within its connection, among that of its owner.
+pub(crate) type Id = u32;
+
+/// Who owns memory that a message is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// Who sends the message.
+    Sender,
+    /// Who gets it.
+    Receiver,
+}
+
+/// The beginning of a piece of memory in the place of so many bytes of the next message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Use {
+    pub(crate) owner: Owner,
+    pub(crate) id: Id,
+    pub(crate) length: usize,
+}
+
+/// Names a connection for as long as this process and its children live.
+pub(crate) type Link = u64;
+
+/// Where bytes are that need not be sent on the connection of that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Home {
+    pub(crate) link: Link,
+    pub(crate) id: Id,
+    /// It is this side's memory.
+    pub(crate) own: bool,
+}
+
+/// Bytes that came without being sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Lent {
+    pub(crate) bytes: Bytes,
+    pub(crate) home: Home,
+}
+
+/// All of it may be nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Lending {
+    /// Memory of the sender, each with a descriptor that comes with this message.
+    pub(crate) new: Vec<Id>,
+    /// What the next message refers to.
+    pub(crate) uses: Vec<Use>,
+    /// Memory of the receiver that the sender does not read any more, and how many times it was lent. That
+    /// holds once the next message has been read.
+    pub(crate) free: Vec<(Id, u64)>,
+    /// Memory of the sender that it will not use again.
+    pub(crate) gone: Vec<Id>,
+    /// Memory of the receiver that it must not write to again.
+    pub(crate) unwanted: Vec<Id>,
+    /// The sender has had nothing to do for a while.
+    pub(crate) idle: bool,
+}
+
+/// Where bytes have been put that need not be sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) place: Use,
+    /// They stay there as long as this.
+    pub(crate) bytes: Bytes,
+    /// The file of memory that the other side does not know yet.
+    pub(crate) new: Option<Arc<OwnedFd>>,
+}
+
+impl Lending {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What is to be said of bytes that the next message refers to.
+    pub(crate) fn of(placed: &[Placed]) -> Self {
+        let new = placed.iter().filter(|placed| placed.new.is_some());
+        Self {
+            new: new.map(|placed| placed.place.id).collect(),
+            uses: placed.iter().map(|placed| placed.place).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Appends it as a frame.
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&[0; HEADER]);
+        put_array(out, 2);
+        put_uint(out, LENDING);
+        let lists = [
+            self.new.is_empty(),
+            self.uses.is_empty(),
+            self.free.is_empty(),
+            self.gone.is_empty(),
+            self.unwanted.is_empty(),
+            !self.idle,
+        ];
+        put_map(out, lists.iter().map(|&empty| u32::from(!empty)).sum());
+        put_ids(out, "new", &self.new);
+        if !self.uses.is_empty() {
+            put_str(out, "uses");
+            put_array(out, self.uses.len() as u32);
+            for place in &self.uses {
+                put_array(out, 3);
+                put_bool(out, place.owner == Owner::Receiver);
+                put_uint(out, u64::from(place.id));
+                put_uint(out, place.length as u64);
+            }
+        }
+        if !self.free.is_empty() {
+            put_str(out, "free");
+            put_array(out, self.free.len() as u32);
+            for &(id, times) in &self.free {
+                put_array(out, 2);
+                put_uint(out, u64::from(id));
+                put_uint(out, times);
+            }
+        }
+        put_ids(out, "gone", &self.gone);
+        put_ids(out, "unwanted", &self.unwanted);
+        if self.idle {
+            put_str(out, "idle");
+            put_bool(out, true);
+        }
+        let length = (out.len() - start - HEADER) as u32;
+        out[start..start + HEADER].copy_from_slice(&length.to_le_bytes());
+    }
+
+    /// Reads what follows the kind.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let mut said = Self::default();
+        meta(reader, |key, reader| {
+            match key {
+                "new" => said.new = list(reader, Reader::int::<Id>)?,
+                "uses" => said.uses = list(reader, read_use)?,
+                "free" => said.free = list(reader, read_free)?,
+                "gone" => said.gone = list(reader, Reader::int::<Id>)?,
+                "unwanted" => said.unwanted = list(reader, Reader::int::<Id>)?,
+                "idle" => said.idle = reader.bool()?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        Ok(said)
+    }
+}
+
+fn put_ids(out: &mut Vec<u8>, key: &str, ids: &[Id]) {
+    if !ids.is_empty() {
+        put_str(out, key);
+        put_array(out, ids.len() as u32);
+        ids.iter().for_each(|&id| put_uint(out, u64::from(id)));
+    }
+}
+
+fn read_use(reader: &mut Reader<'_>) -> Result<Use, WireError> {
+    expect(reader, 3)?;
+    let owner = if reader.bool()? { Owner::Receiver } else { Owner::Sender };
+    Ok(Use { owner, id: reader.int()?, length: reader.int()? })
+}
+
+fn read_free(reader: &mut Reader<'_>) -> Result<(Id, u64), WireError> {
+    expect(reader, 2)?;
+    Ok((reader.int()?, reader.int()?))
+}
+
+fn expect(reader: &mut Reader<'_>, fields: usize) -> Result<(), WireError> {
+    match reader.array()? {
+        there if there == fields => Ok(()),
+        there => Err(WireError::malformed(format!("{there} fields instead of {fields}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::native::{FromClient, FromWorker};
+
+    fn use_of_any() -> impl Strategy<Value = Use> {
+        (any::<bool>(), any::<u32>(), 0..usize::MAX >> 1).prop_map(|(theirs, id, length)| {
+            let owner = if theirs { Owner::Receiver } else { Owner::Sender };
+            Use { owner, id, length }
+        })
+    }
+
+    fn ids() -> impl Strategy<Value = Vec<Id>> {
+        proptest::collection::vec(any::<Id>(), 0..3)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_said_is_what_is_heard(
+            (new, gone, unwanted) in (ids(), ids(), ids()),
+            uses in proptest::collection::vec(use_of_any(), 0..3),
+            free in proptest::collection::vec((any::<Id>(), 0..u64::MAX >> 1), 0..3),
+            idle in any::<bool>(),
+        ) {
+            let said = Lending { new, uses, free, gone, unwanted, idle };
+            let mut frame = Vec::new();
+            said.put(&mut frame);
+            let (header, body) = frame.split_at(HEADER);
+            prop_assert_eq!(header, &(body.len() as u32).to_le_bytes()[..]);
+            let Ok(FromClient::Lending(heard)) = FromClient::decode(body) else {
+                return Err(TestCaseError::fail("a client's is none"));
+            };
+            prop_assert_eq!(&heard, &said);
+            let Ok(FromWorker::Lending(heard)) = FromWorker::decode(body) else {
+                return Err(TestCaseError::fail("a worker's is none"));
+            };
+            prop_assert_eq!(&heard, &said);
+        }
+    }
+}

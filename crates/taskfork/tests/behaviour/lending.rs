@@ -1,0 +1,620 @@
+//! Long bytes that are copied into memory that both sides have, which is used again and again.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::libc;
+use nix::unistd::{ForkResult, fork};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use serde_bytes::ByteBuf;
+use taskfork::{
+    Arguments, Blob, BoxError, Checkout, Client, Methods, Server, ServerBuilder, ServerError, Value,
+};
+
+use crate::files::{open_here, send_with};
+use crate::support::raw::{Raw, frame, map, text};
+use crate::support::{address_in, roles, start, start_with, trials, until};
+
+trials! {
+    long_blobs_are_lent_once_there_have_been_a_few,
+    the_same_memory_is_used_again,
+    what_a_worker_keeps_stays_as_it_is,
+    what_a_client_keeps_stays_as_it_is,
+    what_a_child_has_stays_as_it_is,
+    they_can_be_taken_as_bytes_of_any_kind,
+    what_does_not_fit_is_sent,
+    one_that_is_too_long_is_refused_all_the_same,
+    they_stand_behind_what_a_call_logs,
+    nothing_is_lent_where_it_cannot_be,
+    nothing_is_lent_to_another_user,
+    memory_can_be_asked_for_and_filled_in_place,
+    a_failed_or_abandoned_call_loses_no_memory,
+    at_rest_memory_is_given_back,
+    no_memory_and_no_descriptor_is_left_of_what_is_over,
+    a_client_that_lends_what_it_must_not_is_left,
+    a_worker_that_lends_what_it_must_not_is_left,
+}
+
+const LONG: usize = 300_000;
+
+#[derive(Default)]
+struct Kept {
+    blobs: Vec<Blob>,
+    child: Option<UnixStream>,
+}
+
+pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = Methods::new()
+        .function("echo", |blob: Blob| Ok(blob))
+        .function("is_lent", |blob: Blob| Ok((is_lent(&blob), blob[0])))
+        .function("make", |length: usize, fill: u8| Ok(Blob::from(vec![fill; length])))
+        .function("bytes", |bytes: ByteBuf| Ok(bytes))
+        .function("value", |value: Value| Ok(value))
+        .variadic("twice", |_, args: Arguments<'_>| {
+            let first: (Blob,) = args.parse()?;
+            let second: (ByteBuf,) = args.parse()?;
+            Ok(*first.0 == second.0[..])
+        })
+        .method("keep", |kept: &mut Kept, blob: Blob| {
+            kept.blobs.push(blob);
+            Ok(())
+        })
+        .method("kept", |kept: &mut Kept| Ok(kept.blobs.clone()))
+        .method("child", |kept: &mut Kept, blob: Blob| {
+            let (here, there) = UnixStream::pair()?;
+            // SAFETY: this worker has one thread.
+            #[allow(unsafe_code)]
+            let forked = unsafe { fork() }?;
+            if let ForkResult::Child = forked {
+                watch(there, &blob);
+            }
+            kept.child = Some(here);
+            Ok(())
+        })
+        .method("of_child", |kept: &mut Kept| {
+            let mut child = kept.child.take().ok_or("there is none")?;
+            child.write_all(b"?")?;
+            let mut same = [0];
+            child.read_exact(&mut same)?;
+            Ok(same[0])
+        })
+        .function("log", |blob: Blob| {
+            taskfork::logger().info("a blob is here");
+            Ok(blob)
+        })
+        .function("fail", |_: Blob| Err::<(), _>("no".into()))
+        .function("abort", |_: Blob| -> Result<(), BoxError> { std::process::abort() })
+        .function("mapped", || Ok(mapped()))
+        .function("open_files", || Ok(open_here()));
+    let setup = || Ok::<_, BoxError>(Kept::default());
+    server.setup(setup).max_frame(8 << 20).interface(methods).run()
+}
+
+/// A child: says when it is asked whether the blob is as it was.
+fn watch(mut parent: UnixStream, blob: &Blob) -> ! {
+    let fill = blob[0];
+    let _ = parent.read_exact(&mut [0]);
+    let same = blob.iter().all(|&byte| byte == fill);
+    let _ = parent.write_all(&[u8::from(same)]);
+    // SAFETY: it ends this process.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::_exit(0)
+    }
+}
+
+fn maps() -> impl Iterator<Item = (usize, usize)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let lent: Vec<_> = maps
+        .lines()
+        .filter(|line| line.contains("memfd:taskfork-buffer"))
+        .map(|line| {
+            let (start, rest) = line.split_once('-').unwrap();
+            let end = rest.split_once(' ').unwrap().0;
+            let address = |text| usize::from_str_radix(text, 16).unwrap();
+            (address(start), address(end))
+        })
+        .collect();
+    lent.into_iter()
+}
+
+/// How many pieces of memory that is lent this process has.
+fn mapped() -> usize {
+    maps().count()
+}
+
+/// Whether bytes lie in such memory.
+fn is_lent(bytes: &[u8]) -> bool {
+    let start = bytes.as_ptr() as usize;
+    maps().any(|(first, end)| (first..end).contains(&start))
+}
+
+fn blob(fill: u8) -> Blob {
+    vec![fill; LONG].into()
+}
+
+/// Has blobs of this length lent from here on.
+async fn warm(checkout: &Checkout) {
+    for _ in 0..10 {
+        let (lent, _): (bool, u8) = checkout.call("is_lent", (blob(1),)).await.unwrap();
+        if lent {
+            return;
+        }
+    }
+    panic!("nothing is lent");
+}
+
+async fn long_blobs_are_lent_once_there_have_been_a_few() {
+    let (_server, client) = start("lending");
+    let checkout = client.checkout();
+    let first: (bool, u8) = checkout.call("is_lent", (blob(7),)).await.unwrap();
+    assert_eq!(first, (false, 7), "new memory does not pay for one");
+    warm(&checkout).await;
+    let next: (bool, u8) = checkout.call("is_lent", (blob(8),)).await.unwrap();
+    assert_eq!(next, (true, 8));
+    // Short ones are not.
+    let short = Blob::from(vec![9; 20_000]);
+    assert_eq!(checkout.call::<(bool, u8)>("is_lent", (short,)).await.unwrap(), (false, 9));
+    // Results are as well, and what goes back is not copied.
+    let mut made = Vec::new();
+    for fill in 0..10 {
+        made.push(checkout.call::<Blob>("make", (LONG, fill)).await.unwrap());
+    }
+    assert!(is_lent(made.last().unwrap()));
+    for (fill, blob) in (0..).zip(&made) {
+        assert!(blob.len() == LONG && blob.iter().all(|&byte| byte == fill));
+    }
+    let back: Blob = checkout.call("echo", (made.last().unwrap(),)).await.unwrap();
+    assert_eq!(back.as_ptr(), made.last().unwrap().as_ptr());
+    let sent = blob(5);
+    let back: Blob = checkout.call("echo", (&sent,)).await.unwrap();
+    assert!(is_lent(&back) && back == sent);
+    let again: Blob = checkout.call("echo", (&back,)).await.unwrap();
+    assert_eq!(again.as_ptr(), back.as_ptr());
+}
+
+async fn the_same_memory_is_used_again() {
+    let (_server, client) = start("lending");
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    for fill in 0..50 {
+        let echo: Blob = checkout.call("echo", (blob(fill),)).await.unwrap();
+        assert!(is_lent(&echo) && echo == blob(fill));
+    }
+    assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 1);
+    for fill in 0..50 {
+        let made: Blob = checkout.call("make", (LONG, fill)).await.unwrap();
+        assert_eq!(made, blob(fill));
+    }
+    assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 2);
+}
+
+async fn what_a_worker_keeps_stays_as_it_is() {
+    let (_server, client) = start("lending");
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    for fill in 0..20 {
+        checkout.call::<()>("keep", (blob(fill),)).await.unwrap();
+        checkout.call::<(bool, u8)>("is_lent", (blob(99),)).await.unwrap();
+    }
+    let kept: Vec<Blob> = checkout.call("kept", ()).await.unwrap();
+    assert_eq!(kept, (0..20).map(blob).collect::<Vec<_>>());
+}
+
+async fn what_a_client_keeps_stays_as_it_is() {
+    let (_server, client) = start("lending");
+    let checkout = client.checkout();
+    let mut kept: Vec<Blob> = Vec::new();
+    for fill in 0..20 {
+        kept.push(checkout.call("make", (LONG, fill)).await.unwrap());
+        kept.push(checkout.call("echo", (blob(fill),)).await.unwrap());
+        checkout.call::<Blob>("make", (LONG, 99)).await.unwrap();
+        checkout.call::<Blob>("echo", (blob(98),)).await.unwrap();
+    }
+    drop(checkout);
+    drop(client);
+    assert_eq!(kept, (0..20).flat_map(|fill| [blob(fill), blob(fill)]).collect::<Vec<_>>());
+}
+
+async fn what_a_child_has_stays_as_it_is() {
+    let (_server, client) = start("lending");
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    checkout.call::<()>("child", (blob(1),)).await.unwrap();
+    for _ in 0..10 {
+        checkout.call::<(bool, u8)>("is_lent", (blob(2),)).await.unwrap();
+    }
+    assert_eq!(checkout.call::<u8>("of_child", ()).await.unwrap(), 1);
+    warm(&checkout).await;
+}
+
+async fn they_can_be_taken_as_bytes_of_any_kind() {
+    let (_server, client) = start("lending");
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    let (bytes, value) = (ByteBuf::from(blob(3).to_vec()), Value::Binary(blob(3).to_vec()));
+    assert_eq!(checkout.call::<ByteBuf>("bytes", (blob(3),)).await.unwrap(), bytes);
+    assert_eq!(checkout.call::<Value>("value", (blob(3),)).await.unwrap(), value);
+    assert!(checkout.call::<bool>("twice", (blob(3),)).await.unwrap());
+    for _ in 0..10 {
+        assert_eq!(checkout.call::<ByteBuf>("make", (LONG, 3)).await.unwrap(), bytes);
+        assert_eq!(checkout.call::<Value>("make", (LONG, 3)).await.unwrap(), value);
+    }
+    let error = checkout.call::<u32>("make", (LONG, 3)).await.unwrap_err();
+    assert!(error.to_string().contains("is not of the type asked for"), "{error}");
+    // Memory that is handed over as well.
+    let mut filled = taskfork::BlobMut::new(LONG).unwrap();
+    filled.fill(3);
+    let filled = filled.freeze().unwrap();
+    assert_eq!(checkout.call::<ByteBuf>("bytes", (&filled,)).await.unwrap(), bytes);
+    assert_eq!(checkout.call::<Value>("value", (&filled,)).await.unwrap(), value);
+    assert_eq!(checkout.call::<Value>("echo", (&filled,)).await.unwrap(), value);
+}
+
+async fn what_does_not_fit_is_sent() {
+    let (_server, client) = start_with("lending", |client| client.lent_memory(1 << 20));
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    let longer = Blob::from(vec![1; 2 << 20]);
+    for _ in 0..10 {
+        let (lent, _): (bool, u8) = checkout.call("is_lent", (&longer,)).await.unwrap();
+        assert!(!lent);
+    }
+    let calls: Vec<_> = (0..30).map(|fill| checkout.call::<Blob>("echo", (blob(fill),))).collect();
+    let mut back = Vec::new();
+    for call in calls {
+        back.push(call.await.unwrap());
+    }
+    assert_eq!(back, (0..30).map(blob).collect::<Vec<_>>());
+    assert!(back.iter().any(|blob| is_lent(blob)) && !back.iter().all(|blob| is_lent(blob)));
+}
+
+async fn one_that_is_too_long_is_refused_all_the_same() {
+    let (_server, client) = start("lending");
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    for _ in 0..10 {
+        let too_long = Blob::from(vec![0; 9 << 20]);
+        let error = checkout.call::<Blob>("echo", (too_long,)).await.unwrap_err();
+        assert!(error.to_string().contains("the limit of a message is 8388608"), "{error}");
+        let error = checkout.call::<Blob>("make", (9 << 20, 1)).await.unwrap_err();
+        assert!(error.to_string().contains("over the limit of 8388608"), "{error}");
+    }
+}
+
+async fn they_stand_behind_what_a_call_logs() {
+    let (_server, client) = start("lending");
+    let (send, messages) = std::sync::mpsc::channel();
+    let log = log_defer::Log::new(move |message| send.send(message).unwrap());
+    let checkout = client.checkout().log(&log);
+    warm(&checkout).await;
+    assert_eq!(checkout.call::<Blob>("log", (blob(4),)).await.unwrap(), blob(4));
+    drop((checkout, log));
+    assert_eq!(messages.recv().unwrap().logs.len(), 1);
+}
+
+async fn nothing_is_lent_where_it_cannot_be() {
+    for (entry, memory) in [("lending_tcp", 1 << 20), ("lending_none", 1 << 20), ("lending", 0)] {
+        let (_server, client) = start_with(entry, |client| client.lent_memory(memory));
+        let checkout = client.checkout();
+        for fill in 0..10 {
+            let lent: (bool, u8) = checkout.call("is_lent", (blob(fill),)).await.unwrap();
+            assert_eq!(lent, (false, fill), "{entry}");
+            assert!(!is_lent(&checkout.call::<Blob>("make", (LONG, fill)).await.unwrap()));
+        }
+    }
+}
+
+async fn nothing_is_lent_to_another_user() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let _program = roles::start(&["serve_lending", &address_in(&folder)]);
+    let path = folder.path().join("s");
+    let (_, hello) = greeted(&path).await;
+    assert!(lends(&hello), "{hello}");
+    let hello = tokio::task::spawn_blocking(move || {
+        std::thread::spawn(move || {
+            // SAFETY: the system call itself is about the calling thread alone, which ends with this.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::syscall(libc::SYS_setresuid, -1, 65_534, -1);
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(greeted(&path)).1
+        })
+        .join()
+        .unwrap()
+    });
+    let hello = hello.await.unwrap();
+    assert!(!lends(&hello), "{hello}");
+}
+
+async fn memory_can_be_asked_for_and_filled_in_place() {
+    let (_server, client) = start("lending");
+    let checkout = client.checkout();
+    // Without a worker it is as any other.
+    assert_eq!(checkout.memory(10).unwrap().len(), 10);
+    checkout.ready().await.unwrap();
+    let mut places = Vec::new();
+    for fill in 0..10 {
+        let mut memory = checkout.memory(LONG).unwrap();
+        assert_eq!(memory.len(), LONG);
+        memory.fill(fill);
+        let blob = memory.freeze().unwrap();
+        places.push(blob.as_ptr());
+        let lent: (bool, u8) = checkout.call("is_lent", (&blob,)).await.unwrap();
+        assert_eq!(lent, (true, fill));
+        let back: Blob = checkout.call("echo", (&blob,)).await.unwrap();
+        assert_eq!(back.as_ptr(), blob.as_ptr());
+    }
+    assert!(places.iter().all(|&place| place == places[0]), "{places:?}");
+    // One that is short, one that is not used, and one that goes to another worker.
+    let mut short = checkout.memory(100).unwrap();
+    short.fill(1);
+    let short = short.freeze().unwrap();
+    assert_eq!(checkout.call::<(bool, u8)>("is_lent", (&short,)).await.unwrap(), (false, 1));
+    drop(checkout.memory(LONG).unwrap());
+    let mut memory = checkout.memory(LONG).unwrap();
+    memory.fill(77);
+    let blob = memory.freeze().unwrap();
+    let other = client.checkout();
+    assert_eq!(other.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
+    assert_eq!(checkout.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
+    assert_eq!(*blob, vec![77; LONG]);
+}
+
+async fn a_failed_or_abandoned_call_loses_no_memory() {
+    let (_server, client) = start_with("lending", |client| {
+        client.max_workers(1).lent_memory(1 << 20).dont_refork_after_error(true)
+    });
+    warm(&client.checkout()).await;
+    for _ in 0..20 {
+        client.call::<()>("fail", (blob(1),)).await.unwrap_err();
+        let checkout = client.checkout();
+        let failing = checkout.call::<()>("fail", (blob(2),));
+        let skipped = checkout.call::<()>("echo", (blob(3),));
+        drop(checkout.call::<Blob>("echo", (blob(4),)));
+        failing.await.unwrap_err();
+        skipped.await.unwrap_err();
+        drop(checkout);
+        let checkout = client.checkout();
+        drop(checkout.call::<Blob>("make", (LONG, 4)));
+        assert_eq!(checkout.call::<Blob>("make", (LONG, 5)).await.unwrap(), blob(5));
+    }
+    let lent: (bool, u8) = client.call("is_lent", (blob(6),)).await.unwrap();
+    assert_eq!(lent, (true, 6));
+    let checkout = client.checkout();
+    let _: Blob = checkout.call("make", (LONG, 6)).await.unwrap();
+    assert!(is_lent(&checkout.call::<Blob>("make", (LONG, 6)).await.unwrap()));
+}
+
+/// Runs a role of this program, as other tests lend memory and open files meanwhile.
+async fn alone(role: &'static str) {
+    let done = tokio::task::spawn_blocking(move || roles::command(&[role]).status());
+    assert!(done.await.unwrap().unwrap().success());
+}
+
+async fn at_rest_memory_is_given_back() {
+    alone("lending_rests").await;
+}
+
+/// The role of that test's process.
+pub(crate) async fn rests() {
+    let (_server, client) = start_with("lending", |client| client.max_workers(1));
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    for fill in 0..10 {
+        checkout.call::<Blob>("make", (LONG, fill)).await.unwrap();
+    }
+    assert_eq!((mapped(), checkout.call("mapped", ()).await.unwrap()), (2, 2));
+    // Whether the checkout goes on or not.
+    until("what is not in use to be given back", || mapped() == 0).await;
+    assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 0);
+    warm(&checkout).await;
+    let back: Blob = checkout.call("echo", (blob(8),)).await.unwrap();
+    drop(checkout);
+    until("the worker to give up what it does not own", || {
+        // What a blob holds is there as long as that.
+        mapped() == 1 && server_has_given_up()
+    })
+    .await;
+    assert_eq!(*back, vec![8; LONG]);
+    drop(back);
+    assert_eq!(mapped(), 0);
+    // A worker that has other things to do gives it back as well.
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    let (mut calls, mut left) = (0, 1);
+    while left > 0 {
+        left = checkout.call::<usize>("mapped", ()).await.unwrap();
+        calls += 1;
+        assert!(calls < 30_000, "it keeps what it does not use");
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert_eq!(mapped(), 0);
+}
+
+/// Whether no child of this process, or of one of these, has memory that is lent.
+fn server_has_given_up() -> bool {
+    let own = std::process::id().to_string();
+    let mut family = vec![own];
+    let mut place = 0;
+    while let Some(parent) = family.get(place) {
+        let tasks = format!("/proc/{parent}/task/{parent}/children");
+        let children = std::fs::read_to_string(tasks).unwrap_or_default();
+        family.extend(children.split_whitespace().map(str::to_owned));
+        place += 1;
+    }
+    family[1..].iter().all(|pid| {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        !maps.contains("memfd:taskfork-buffer")
+    })
+}
+
+async fn no_memory_and_no_descriptor_is_left_of_what_is_over() {
+    alone("lending_leaves_nothing").await;
+}
+
+/// The role of that test's process.
+pub(crate) async fn leaves_nothing() {
+    let (_server, client) = start_with("lending", |client| client.max_workers(1));
+    let before: usize = client.call("open_files", ()).await.unwrap();
+    let here = open_here();
+    for round in 0..5 {
+        let checkout = client.checkout();
+        warm(&checkout).await;
+        for fill in 0..10 {
+            checkout.call::<Blob>("echo", (blob(fill),)).await.unwrap();
+            checkout.call::<Blob>("make", (LONG, fill)).await.unwrap();
+        }
+        assert_eq!(checkout.call::<usize>("open_files", ()).await.unwrap(), before, "{round}");
+        let dead = checkout.call::<()>("abort", (blob(3),)).await;
+        assert!(dead.unwrap_err().is_fatal());
+        drop(checkout);
+        until("the memory of a dead worker to go", || mapped() == 0).await;
+    }
+    client.call::<usize>("open_files", ()).await.unwrap();
+    assert_eq!(open_here(), here);
+}
+
+/// Greets as a client that keeps memory.
+async fn greeted(path: &Path) -> (Raw, Value) {
+    let mut raw = Raw::connect(path).await;
+    raw.send(b"taskfork");
+    let hello = map(&[
+        ("versions", Value::Array(vec![1.into()])),
+        ("name", text("raw")),
+        ("files", 16.into()),
+        ("lent", (1 << 20).into()),
+    ]);
+    raw.send_message(vec![0.into(), hello]);
+    let mut preamble = [0; 8];
+    raw.0.read_exact(&mut preamble).unwrap();
+    let hello = raw.receive().unwrap();
+    (raw, hello)
+}
+
+fn lends(hello: &Value) -> bool {
+    hello.as_array().unwrap()[1].as_map().unwrap().iter().any(|(key, _)| *key == text("lent"))
+}
+
+/// Memory of this length with these seals.
+fn memory(length: u64, seals: SealFlags) -> OwnedFd {
+    let file = memfd_create("taskfork-buffer", MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&file, length).unwrap();
+    fcntl_add_seals(&file, seals).unwrap();
+    file
+}
+
+/// What may be lent.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
+
+/// A message that lends this memory, and one that refers to so many bytes of it.
+fn lend(id: u32, length: usize) -> Vec<u8> {
+    let place = Value::Array(vec![false.into(), id.into(), length.into()]);
+    let lent = map(&[("new", Value::Array(vec![1.into()])), ("uses", Value::Array(vec![place]))]);
+    frame(vec![7.into(), lent])
+}
+
+fn reference() -> Value {
+    Value::Ext(3, vec![0, 0, 0, 0])
+}
+
+/// What a client says who lends this, and calls with it.
+fn lends_and_calls(id: u32, length: usize) -> Vec<u8> {
+    let call = vec![1.into(), map(&[]), text("is_lent"), Value::Array(vec![reference()])];
+    [lend(id, length), frame(call)].concat()
+}
+
+async fn a_client_that_lends_what_it_must_not_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let _program = roles::start(&["serve_lending", &address_in(&folder)]);
+    let path = folder.path().join("s");
+    let good = || memory(1 << 20, SEALS);
+    let (mut raw, hello) = greeted(&path).await;
+    assert!(lends(&hello), "{hello}");
+    send_with(&raw, &lends_and_calls(1, 4096), &[good()]);
+    let (back, answer) = (raw.receive().unwrap(), raw.receive().unwrap());
+    assert!(back.to_string().contains(r#"{"free": [[1, 1]]}"#), "{back}");
+    assert!(answer.to_string().contains("[true, 0]"), "{answer}");
+    let bad = [
+        ("memory that can shrink", lends_and_calls(1, 1), memory(4096, SealFlags::GROW)),
+        ("that others can write to", lends_and_calls(1, 1), {
+            memory(4096, SealFlags::GROW | SealFlags::SHRINK)
+        }),
+        ("more than was agreed", lends_and_calls(1, 1), memory(100 << 20, SEALS)),
+        ("a part that is not there", lends_and_calls(1, (1 << 20) + 1), good()),
+        ("what is not known", lends_and_calls(2, 1), good()),
+        ("no memory", lends_and_calls(1, 1), std::fs::File::open("/dev/null").unwrap().into()),
+    ];
+    for (what, said, file) in bad {
+        let (mut raw, _) = greeted(&path).await;
+        send_with(&raw, &said, &[file]);
+        assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()), "{what}");
+    }
+    let (mut raw, _) = greeted(&path).await;
+    raw.send(&lends_and_calls(1, 1));
+    assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()));
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
+    assert_eq!(client.call::<Blob>("echo", (blob(1),)).await.unwrap(), blob(1));
+}
+
+/// A worker that greets, and answers the first call with this.
+fn answer_with(listener: &std::os::unix::net::UnixListener, said: &[u8], file: OwnedFd) {
+    let mut raw = Raw::accept(listener);
+    raw.0.read_exact(&mut [0; 8]).unwrap();
+    let hello = raw.receive().unwrap();
+    assert!(lends(&hello), "{hello}");
+    raw.send(b"taskfork");
+    let hello = map(&[
+        ("version", 1.into()),
+        ("pid", 1.into()),
+        ("worker", 1.into()),
+        ("server", text("raw")),
+        ("files", 16.into()),
+        ("lent", (1 << 20).into()),
+    ]);
+    raw.send_message(vec![0.into(), hello]);
+    raw.receive().unwrap();
+    send_with(&raw, said, &[file]);
+    // The client goes, or has got what it wants.
+    assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 2.into()));
+}
+
+async fn a_worker_that_lends_what_it_must_not_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let answers =
+        |id, length| [lend(id, length), frame(vec![1.into(), map(&[]), reference()])].concat();
+    let cases = [
+        (true, answers(1, 4096), memory(1 << 20, SEALS)),
+        (false, answers(1, 4096), memory(1 << 20, SealFlags::GROW)),
+        (false, answers(2, 4096), memory(1 << 20, SEALS)),
+        (false, answers(1, 4096), memory(100 << 20, SEALS)),
+    ];
+    for (good, said, file) in cases {
+        let client = Client::builder().address(address_in(&folder)).min_workers(0);
+        let client = client.build().unwrap();
+        let listener = listener.try_clone().unwrap();
+        let worker = tokio::task::spawn_blocking(move || answer_with(&listener, &said, file));
+        let answer: Result<Blob, _> = client.call("anything", ()).await;
+        match answer {
+            Ok(blob) => assert!(good && *blob == [0; 4096]),
+            Err(error) => assert!(!good && error.is_fatal(), "{error}"),
+        }
+        drop(client);
+        worker.await.unwrap();
+    }
+}
+
+/// The role of a program that serves.
+pub(crate) fn serve(address: &str) -> Result<(), ServerError> {
+    server(Server::builder().listen(address).socket_mode(0o666))
+}
