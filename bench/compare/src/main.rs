@@ -59,6 +59,7 @@ const LATENCY: &[&str] = &[
 ];
 const PAYLOAD: &[&str] = &[
     "taskfork shared",
+    "taskfork lent",
     RUST[0],
     RUST[1],
     RUST[2],

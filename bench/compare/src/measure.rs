@@ -67,6 +67,10 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
         }
         "cold" => return cold(name),
         "queue_growth" => return queue_growth(),
+        _ if name == "taskfork lent" => {
+            let (bytes, mut ours) = (scale << 10, Ours::new("plain", 1, BusyPoll::Adaptive));
+            return both_ways(bytes, ours.lend(bytes));
+        }
         _ if name == "taskfork shared" => {
             let (bytes, mut ours) = (scale << 10, Ours::new("plain", 1, BusyPoll::Adaptive));
             return both_ways(bytes, ours.hand_over(bytes));

@@ -136,6 +136,25 @@ impl Ours {
         times[1]
     }
 
+    /// So many bytes there and back in memory that is kept for that: what the caller has is copied there.
+    pub fn lend(&mut self, bytes: usize) -> Duration {
+        // Before there is such memory it has to pay.
+        const BEFORE: usize = 8;
+        let body = Blob::from(vec![b'x'; bytes]);
+        let checkout = self.client.checkout();
+        let mut times = [Duration::ZERO; 5];
+        for round in 0..BEFORE + times.len() {
+            let start = Instant::now();
+            let back = self.runtime.block_on(checkout.call::<Blob>("bytes", (&body,)));
+            if let Some(time) = round.checked_sub(BEFORE).and_then(|place| times.get_mut(place)) {
+                *time = start.elapsed();
+            }
+            assert_eq!(back.expect("an answer").len(), bytes);
+        }
+        times.sort();
+        times[times.len() / 2]
+    }
+
     /// Calls made at once on one checkout.
     pub fn queued(&mut self, calls: usize) -> Duration {
         self.runtime.block_on(async {

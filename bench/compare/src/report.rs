@@ -207,6 +207,11 @@ fn goals(results: &Results) -> Vec<String> {
             "0.9 or more",
         ),
         (
+            "payload_16m_copied_by_socket",
+            ratio(value("payload_16m", "taskfork lent"), value("payload_16m", "floor socket")),
+            "5 or more",
+        ),
+        (
             "payload_16m_filled_in_place_by_socket",
             ratio(value("payload_16m", "taskfork shared"), value("payload_16m", "floor socket")),
             "5 or more",

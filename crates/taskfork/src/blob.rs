@@ -30,8 +30,8 @@ use crate::wire::parts::{self, Elsewhere};
 ///
 /// - One that was made of a [`BlobMut`] is mapped by the other side, in a time that does not depend on its
 ///   length. So is one that arrived that way and is sent on.
-/// - One of 64 KiB and more is copied into memory that is kept for its connection, once there have been a
-///   few such ones: that is one copy, and no new memory. One that arrives that way and goes back to where
+/// - Any other is copied into memory that is kept for its connection, from the third on: that is one copy, and
+///   no new memory. One that arrives that way and goes back to where
 ///   it came from, as an image that a worker hands on unchanged, is not copied. How much memory is kept is set by
 ///   [`ClientBuilder::lent_memory`](crate::ClientBuilder::lent_memory) and
 ///   [`ServerBuilder::lent_memory`](crate::ServerBuilder::lent_memory). While a blob is alive that came in

@@ -102,7 +102,6 @@ impl Sender {
             let Some(anchor) = self.anchor else { return false };
             native::set_timeout(&mut frame.bytes[HEADER..], microseconds(deadline - anchor));
         }
-        connection.put_lending();
         let mut fits = Ok(());
         *made = None;
         if !frame.files.is_empty() || !frame.parts.is_empty() {
@@ -111,6 +110,8 @@ impl Sender {
             let differs = !frame.files.is_empty() || !fitted.placed.is_empty();
             *made = differs.then_some(fitted);
         }
+        // Before the call, as there may be no room for what it lends until something else is gone.
+        connection.put_lending();
         let frame = made.as_ref().unwrap_or(frame);
         let (length, limit) = (frame.len() - HEADER, connection.max_send);
         let fits = fits.and_then(|()| match length <= limit {

@@ -19,9 +19,6 @@ use crate::wire::lending::{Home, Id, Lending, Lent, Link, Owner, Placed, Use};
 use foreign::Foreign;
 use own::Owned;
 
-/// Shorter bytes are sent.
-pub(crate) const LEAST: usize = 64 << 10;
-
 /// How much memory each side keeps for the other unless configured otherwise.
 pub(crate) const DEFAULT_LENT: usize = 64 << 20;
 
@@ -83,9 +80,6 @@ impl Loans {
                 return Some(Placed { place, bytes: bytes.clone(), new });
             }
         }
-        if bytes.len() < LEAST {
-            return None;
-        }
         let (id, bytes, new) = self.own.put(bytes, may_add)?;
         let place = Use { owner: Owner::Sender, id, length: bytes.len() };
         Some(Placed { place, bytes, new })
@@ -118,6 +112,10 @@ impl Loans {
         for (&id, file) in said.new.iter().zip(files.drain(..said.new.len())) {
             self.foreign.add(id, &file).map_err(WireError::Malformed)?;
         }
+        if !self.uses.is_empty() && !said.uses.is_empty() {
+            let what = "two messages say what the next one refers to";
+            return Err(WireError::Malformed(what.to_owned()));
+        }
         for place in said.uses {
             let own = place.owner == Owner::Receiver;
             let bytes = match own {
@@ -130,7 +128,16 @@ impl Loans {
             let home = Home { link: self.link, id: place.id, own };
             self.uses.push(Lent { bytes, home });
         }
-        self.freed.extend(said.free);
+        for (id, times) in said.free {
+            // Of what is gone the other side could not know.
+            if !self.own.has(id) {
+                continue;
+            }
+            match self.freed.iter_mut().find(|(freed, _)| *freed == id) {
+                Some((_, before)) => *before = before.saturating_add(times),
+                None => self.freed.push((id, times)),
+            }
+        }
         said.gone.into_iter().for_each(|id| self.foreign.remove(id));
         said.unwanted.into_iter().for_each(|id| self.own.remove(id));
         if said.idle {

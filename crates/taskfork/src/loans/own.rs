@@ -9,9 +9,9 @@ use super::{MOST, View, forks};
 use crate::sys::{self, User};
 use crate::wire::lending::{Id, Lending};
 
-/// Before there is memory for them, so many pieces that there is none for are sent. New memory costs as
-/// much as it saves in about so many uses.
-const PATIENCE: u32 = 4;
+/// Before there is memory for them, so many pieces that there is none for are sent: new memory of 16 KiB
+/// costs as much as it saves in three uses, of 1 MiB and more as it saves in one.
+const PATIENCE: u32 = 2;
 
 /// The length of memory is a multiple of this, and of an eighth of itself, as what is to be put there next
 /// may be somewhat longer. Pages that nothing was written to take no room.
@@ -63,6 +63,10 @@ impl Owned {
 
     fn find(&mut self, id: Id) -> Option<&mut Buffer> {
         self.buffers.iter_mut().find(|buffer| buffer.id == id)
+    }
+
+    pub(super) fn has(&self, id: Id) -> bool {
+        self.buffers.iter().any(|buffer| buffer.id == id)
     }
 
     /// The file of memory that is there, if the other side needs it.
@@ -178,7 +182,6 @@ impl Owned {
 
     /// The other side has done with it so many times; an error if it had it less often.
     pub(super) fn free(&mut self, id: Id, times: u64) -> Result<(), ()> {
-        // Of what is gone it could not know.
         let Some(buffer) = self.find(id) else { return Ok(()) };
         buffer.lent = buffer.lent.checked_sub(times).ok_or(())?;
         Ok(())

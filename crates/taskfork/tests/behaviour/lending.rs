@@ -156,7 +156,7 @@ async fn long_blobs_are_lent_once_there_have_been_a_few() {
     let next: (bool, u8) = checkout.call("is_lent", (blob(8),)).await.unwrap();
     assert_eq!(next, (true, 8));
     // Short ones are not.
-    let short = Blob::from(vec![9; 20_000]);
+    let short = Blob::from(vec![9; 10_000]);
     assert_eq!(checkout.call::<(bool, u8)>("is_lent", (short,)).await.unwrap(), (false, 9));
     // Results are as well, and what goes back is not copied.
     let mut made = Vec::new();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
-use taskfork::{Activity, CallError, Checkout, Client, Death, End, Error, FatalError};
+use taskfork::{Activity, Blob, CallError, Checkout, Client, Death, End, Error, FatalError};
 
 use super::injure::Record;
 
@@ -28,6 +28,7 @@ pub(crate) async fn call(
 ) -> Counts {
     let mut random = Rng::with_seed(seed ^ 0x5eed);
     let mut serial = seed << 20;
+    let mut kept = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         serial += 1;
         let checkout = client.checkout();
@@ -49,7 +50,8 @@ pub(crate) async fn call(
                 let time = random.u64(0..10);
                 counts.expect("spin", checkout.call("spin", (time,)).await, &time);
             }
-            65..75 => {
+            65..70 => counts.lend(&checkout, &mut random, &mut kept).await,
+            70..75 => {
                 let (length, fill) = (random.usize(..300_000), random.u8(..));
                 let blob = checkout.call("blob", (length, fill)).await;
                 counts.expect("blob", blob, &vec![fill; length]);
@@ -111,7 +113,7 @@ fn kind(what: &str, error: &Error, record: &Record) -> &'static str {
             }
             End::Unknown if record.servers_ended => "connection ended",
             // In the middle of a long answer nothing can be told.
-            End::Unknown if what == "blob" => "connection ended",
+            End::Unknown if what == "blob" || what == "lent" => "connection ended",
             _ => "",
         },
         Error::Fatal { cause: FatalError::TimedOut { .. }, .. }
@@ -170,6 +172,42 @@ impl Counts {
             }
         }
         self.expect("queued", checkout.call("echo", (serial,)).await, &serial);
+    }
+
+    /// Long bytes there and back, some of them lent. Some of what comes back is kept for a while.
+    async fn lend(&mut self, checkout: &Checkout, random: &mut Rng, kept: &mut Vec<(Blob, u8)>) {
+        let calls: Vec<_> = (0..random.u32(1..12))
+            .map(|_| {
+                let (length, fill) = (random.usize(16_384..200_000), random.u8(..));
+                let method = if random.bool() { "there_and_back" } else { "copy" };
+                let call = match kept.last() {
+                    Some((blob, fill)) if random.u32(0..4) == 0 => {
+                        (blob.len(), *fill, checkout.call::<Blob>(method, (blob,)))
+                    }
+                    _ => {
+                        let blob = Blob::from(vec![fill; length]);
+                        (length, fill, checkout.call::<Blob>(method, (blob,)))
+                    }
+                };
+                call
+            })
+            .collect();
+        for (length, fill, call) in calls {
+            if random.u32(0..10) == 0 {
+                drop(call);
+                continue;
+            }
+            let ended = call.await;
+            if let (Ok(blob), true) = (&ended, random.u32(0..4) == 0) {
+                kept.push((blob.clone(), fill));
+            }
+            self.expect("lent", ended, &vec![fill; length].into());
+        }
+        let same = |(blob, fill): &(Blob, u8)| blob.iter().all(|byte| byte == fill);
+        self.check_that(kept.iter().all(same), "what was kept has changed");
+        if kept.len() > 8 {
+            kept.drain(..random.usize(1..=kept.len()));
+        }
     }
 
     fn expect<T: PartialEq>(&mut self, what: &str, ended: Result<T, Error>, expected: &T) {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::cgroup::Cgroup;
-use taskfork::{BoxError, Limit, Methods, Server, ServerError};
+use taskfork::{Blob, BoxError, Limit, Methods, Server, ServerError};
 
 const ADDRESS: &str = "TASKFORK_FAULT_ADDRESS";
 
@@ -28,6 +28,8 @@ pub(crate) fn plays() -> bool {
             }
             Ok(milliseconds)
         })
+        .function("there_and_back", |blob: Blob| Ok(blob))
+        .function("copy", |blob: Blob| Ok(Blob::from(blob.to_vec())))
         .function("blob", |bytes: usize, fill: u8| Ok(vec![fill; bytes]))
         .function("child", |value: u64| {
             Command::new("sleep").arg("3600").stdout(Stdio::null()).spawn()?;
