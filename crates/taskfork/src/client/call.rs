@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::core::lock;
 use super::entries::{Outcome, Seq};
 use super::lane::Lane;
+use super::look::Looking;
 use crate::blob;
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
@@ -34,13 +35,15 @@ pub struct Call<T, E = Failure> {
     /// The line that made the call.
     made_at: &'static Location<'static>,
     told: bool,
+    looking: Option<Looking>,
     result: PhantomData<fn() -> (T, E)>,
 }
 
 impl<T, E> Call<T, E> {
     #[track_caller]
     pub(crate) fn new(lane: Arc<Lane>, seq: Seq) -> Self {
-        Self { lane, seq, made_at: Location::caller(), told: false, result: PhantomData }
+        let (made_at, result) = (Location::caller(), PhantomData);
+        Self { lane, seq, made_at, told: false, looking: None, result }
     }
 }
 
@@ -49,8 +52,10 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         assert!(!self.told, "a call was polled after its result was taken");
-        let (method, outcome) = ready!(self.lane.poll(self.seq, context.waker()));
-        self.told = true;
+        let this = &mut *self;
+        let polled = this.lane.poll(this.seq, context, &mut this.looking);
+        let (method, outcome) = ready!(polled);
+        this.told = true;
         let site = || CallSite::new(self.lane.client_name(), method.as_deref(), self.made_at);
         Poll::Ready(result(&outcome, site))
     }

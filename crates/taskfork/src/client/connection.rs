@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::connect::{GreetError, Hearing, Terms};
 use super::core::Core;
 use super::entries::Beside;
-use super::look::{Look, Looking};
+use super::look::{Look, Looked, Looking};
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::signal::Signal;
@@ -400,21 +400,25 @@ impl Connection {
         if self.is_greeted() { self.look.begin() } else { None }
     }
 
-    /// Looks once; tells whether to go on.
-    pub(crate) fn look(&mut self, looking: &Looking) -> bool {
+    /// Looks once.
+    pub(crate) fn look(&mut self, looking: &Looking) -> Looked {
         match self.receive_now() {
             Err(Errno::AGAIN | Errno::INTR) if looking.is_over() => {
                 self.look.failed();
-                false
+                Looked::GaveUp
             }
-            Err(Errno::AGAIN | Errno::INTR) => true,
+            Err(Errno::AGAIN | Errno::INTR) => Looked::NotYet,
             Ok(length) if length > 0 => {
                 self.look.paid();
-                false
+                Looked::Found
             }
             // Whatever it is, it comes again.
-            Ok(_) | Err(_) => false,
+            Ok(_) | Err(_) => Looked::Found,
         }
+    }
+
+    pub(crate) fn give_up_looking(&mut self) {
+        self.look.failed();
     }
 
     /// Whether a message is the answer of a call that is not to be run, for which nobody waits.

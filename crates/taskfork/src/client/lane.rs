@@ -3,7 +3,7 @@
 //! the one that made a call, or the driver.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use log_defer::Log;
@@ -12,6 +12,7 @@ use super::connection::Connection;
 use super::core::{Change, Core, Effects, Work as Task, lock, runtime_is_gone};
 use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
 use super::log::Timing;
+use super::look::{Looked, Looking};
 use super::metrics::Stopwatch;
 use super::pool::{CheckedOut, Lease, Loss};
 use super::queue::Ticket;
@@ -154,13 +155,39 @@ impl Lane {
         seq
     }
 
-    /// The outcome of a call, or nothing yet: then `waker` is woken when there is one.
-    pub(crate) fn poll(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<(MethodName, Outcome)> {
-        let outcome = self.poll_once(seq, waker);
-        if outcome.is_pending() && self.look_for(seq) {
-            return self.poll_once(seq, waker);
+    /// The outcome of a call, or nothing yet: then the task is woken when there is one. While a look for it
+    /// goes on, that is kept in `looking`.
+    pub(crate) fn poll(
+        self: &Arc<Self>,
+        seq: Seq,
+        context: &mut Context<'_>,
+        looking: &mut Option<Looking>,
+    ) -> Poll<(MethodName, Outcome)> {
+        let outcome = self.poll_once(seq, context.waker());
+        if outcome.is_ready() {
+            *looking = None;
+            return outcome;
         }
-        outcome
+        if looking.is_none() {
+            *looking = self.begin_to_look(seq);
+        }
+        match looking {
+            None => outcome,
+            Some(look) if look.is_shared() => {
+                if look.is_over() {
+                    *looking = None;
+                    self.give_up_looking(seq);
+                } else {
+                    look.go_on_after_others(context);
+                }
+                outcome
+            }
+            Some(look) => {
+                let found = self.look_for(seq, look);
+                *looking = None;
+                if found { self.poll_once(seq, context.waker()) } else { outcome }
+            }
+        }
     }
 
     fn poll_once(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<(MethodName, Outcome)> {
@@ -179,22 +206,31 @@ impl Lane {
         taken.map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Looks for the answer of a call that runs for a moment, if that pays; tells whether there is
-    /// something. Others may use the lane meanwhile.
-    fn look_for(&self, seq: Seq) -> bool {
-        let mut looking = None;
+    /// Begins to look for the answer of a call, if it runs and that pays.
+    fn begin_to_look(&self, seq: Seq) -> Option<Looking> {
+        let looking = self.lock().connection_of(seq)?.begin_to_look()?;
+        // Other workers' answers are not to wait for this one.
+        Some(if self.core.pool().counts().busy > 1 { looking.shared() } else { looking })
+    }
+
+    /// Looks for the answer of a call; tells whether there is something. Others may use the lane meanwhile.
+    fn look_for(&self, seq: Seq, looking: &Looking) -> bool {
         loop {
             let mut state = self.lock();
             let Some(connection) = state.connection_of(seq) else { return true };
-            if looking.is_none() {
-                looking = connection.begin_to_look();
-            }
-            let Some(looking) = &looking else { return false };
-            if !connection.look(looking) {
-                return true;
+            match connection.look(looking) {
+                Looked::Found => return true,
+                Looked::GaveUp => return false,
+                Looked::NotYet => {}
             }
             drop(state);
             std::hint::spin_loop();
+        }
+    }
+
+    fn give_up_looking(&self, seq: Seq) {
+        if let Some(connection) = self.lock().connection_of(seq) {
+            connection.give_up_looking();
         }
     }
 

@@ -1,7 +1,11 @@
 //! Looking for an answer for a moment before the task that waits for it yields.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::Context;
 use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
 
 use crate::busy_poll::{BusyPoll, Poller};
 
@@ -26,9 +30,37 @@ pub(crate) struct Look {
 #[derive(Debug)]
 pub(crate) struct Looking {
     end: Instant,
+    /// The runtime looks, for this answer and for others.
+    shared: bool,
+}
+
+/// What has come of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Looked {
+    /// There is something.
+    Found,
+    NotYet,
+    GaveUp,
 }
 
 impl Looking {
+    /// The same for whoever waits in this runtime, if there is one: it looks at all sockets, and runs what else
+    /// there is to be run, each time that this is polled again.
+    pub(crate) fn shared(mut self) -> Self {
+        self.shared = Handle::try_current().is_ok();
+        self
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Has the task polled again once the runtime has looked.
+    pub(crate) fn go_on_after_others(&self, context: &mut Context<'_>) {
+        // It has the runtime wake the task then, and is not needed for more.
+        let _ = pin!(tokio::task::yield_now()).poll(context);
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         Instant::now() >= self.end
     }
@@ -67,7 +99,7 @@ impl Look {
         }
         let budget = self.poller.budget()?;
         let others = LOOKING.fetch_add(1, Relaxed);
-        let looking = Looking { end: Instant::now() + budget };
+        let looking = Looking { end: Instant::now() + budget, shared: false };
         // One core is for those who answer.
         (!self.poller.is_adaptive() || others + 1 < self.cores).then_some(looking)
     }

@@ -12,6 +12,7 @@ trials! {
     everything_is_as_it_is_without,
     an_idle_pool_takes_no_processor_time,
     other_tasks_have_their_turns,
+    what_others_answer_does_not_wait_for_it,
 }
 
 async fn everything_is_as_it_is_without() {
@@ -59,34 +60,62 @@ async fn an_idle_pool_takes_no_processor_time() {
     assert!(used <= 2, "{used} of 50 ticks");
 }
 
-async fn other_tasks_have_their_turns() {
+/// Runs this on a runtime of one thread, with a client that looks for so long that an answer is always there
+/// before it is over.
+async fn alone<T: Send + 'static, F: Future<Output = T>>(
+    run: impl FnOnce(Client) -> F + Send + 'static,
+) -> T {
     let server = Server::spawn("faults").unwrap();
     let address = server.address();
-    let turns = tokio::task::spawn_blocking(move || {
+    let done = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
-            // So long that an answer is always there before it is over.
             let client = Client::builder()
                 .address(address)
-                .busy_poll(BusyPoll::Fixed(Duration::from_secs(1)));
-            let client = client.build().unwrap();
-            let checkout = client.checkout();
-            checkout.ready().await.unwrap();
-            let turns = Arc::new(AtomicU32::new(0));
-            let counted = turns.clone();
-            let other = tokio::spawn(async move {
-                loop {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                    tokio::task::yield_now().await;
-                }
-            });
-            for _ in 0..2000 {
-                checkout.call::<()>("nothing", ()).await.unwrap();
-            }
-            other.abort();
-            turns.load(Ordering::Relaxed)
+                .busy_poll(BusyPoll::Fixed(Duration::from_secs(10)));
+            run(client.build().unwrap()).await
         })
     });
-    let turns = turns.await.unwrap();
+    done.await.unwrap()
+}
+
+async fn other_tasks_have_their_turns() {
+    let turns = alone(|client| async move {
+        let checkout = client.checkout();
+        checkout.ready().await.unwrap();
+        let turns = Arc::new(AtomicU32::new(0));
+        let counted = turns.clone();
+        let other = tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        for _ in 0..2000 {
+            checkout.call::<()>("nothing", ()).await.unwrap();
+        }
+        other.abort();
+        turns.load(Ordering::Relaxed)
+    });
+    let turns = turns.await;
     assert!(turns >= 10, "{turns} turns in 2000 calls");
+}
+
+async fn what_others_answer_does_not_wait_for_it() {
+    let answered = alone(|client| async move {
+        let (slow, quick) = (client.checkout(), client.checkout());
+        slow.ready().await.unwrap();
+        quick.ready().await.unwrap();
+        let answered = Arc::new(AtomicU32::new(0));
+        let counted = answered.clone();
+        tokio::spawn(async move {
+            for _ in 0..50 {
+                quick.call::<()>("nothing", ()).await.unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        slow.call::<()>("sleep", (2000,)).await.unwrap();
+        answered.load(Ordering::Relaxed)
+    });
+    assert_eq!(answered.await, 50);
 }
