@@ -21,6 +21,9 @@ const OLD: Duration = Duration::from_secs(60);
 /// For how long events that come one upon the other can put a fork off.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// How long the next one is put off when one has got a client, whose first answer a fork would delay.
+const FIRST_ANSWER: Duration = Duration::from_millis(1);
+
 /// How often a new one is looked at after a failure, to see whether it has come up.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -35,12 +38,15 @@ pub(crate) struct Spares {
     tried: u64,
     /// Since when there have been too few.
     short_since: Option<Instant>,
+    /// When one got a client.
+    employed: Option<Instant>,
 }
 
 impl Spares {
     /// One has come up: the next failure is the first.
     fn succeeded(&mut self) {
-        *self = Self { short_since: self.short_since, ..Self::default() };
+        let Self { short_since, employed, .. } = *self;
+        *self = Self { short_since, employed, ..Self::default() };
     }
 
     /// One has failed, when workers up to `born` had been forked; gives for how long none will be,
@@ -86,7 +92,8 @@ impl EventLoop {
             }
             self.spares.succeeded();
         }
-        Some(self.spares.wait(now))
+        let employed = self.spares.employed.map_or(FIRST_ANSWER, |at| now.duration_since(at));
+        Some(self.spares.wait(now).max(FIRST_ANSWER.saturating_sub(employed)))
     }
 
     /// Forks a spare worker that is due, if nothing else is to be done or that has been so for long.
@@ -130,6 +137,7 @@ impl EventLoop {
             match child.employ(connection) {
                 Ok(()) => {
                     self.spares.succeeded();
+                    self.spares.employed = Some(Instant::now());
                     self.watch_client(number);
                     return None;
                 }
