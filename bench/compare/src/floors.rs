@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -56,7 +57,7 @@ pub fn play(role: &[String]) -> bool {
     true
 }
 
-/// Forks for each connection and answers one request of 64 bytes in the child.
+/// Forks for each connection and answers requests of 64 bytes in the child, with its process id in front.
 fn fork_for_ever(listener: UnixListener) {
     // SAFETY: children are reaped by the kernel; no handler runs.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
@@ -64,10 +65,14 @@ fn fork_for_ever(listener: UnixListener) {
         // SAFETY: this process has one thread.
         if unsafe { libc::fork() } == 0 {
             let mut buffer = [0; 64];
-            let done =
-                socket.read_exact(&mut buffer).and_then(|()| socket.write_all(&buffer)).is_ok();
+            while socket.read_exact(&mut buffer).is_ok() {
+                buffer[..4].copy_from_slice(&std::process::id().to_ne_bytes());
+                if socket.write_all(&buffer).is_err() {
+                    break;
+                }
+            }
             // SAFETY: it ends this process.
-            unsafe { libc::_exit(i32::from(!done)) };
+            unsafe { libc::_exit(0) };
         }
     }
 }
@@ -132,23 +137,66 @@ pub fn copy(bytes: usize) -> Duration {
     start.elapsed()
 }
 
+/// A process that forks for each connection.
+struct Forker {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Forker {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("taskfork-compare-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).expect("a socket");
+        Self { child: start(&["fork"], listener.into()), path }
+    }
+
+    /// Connects, and exchanges 64 bytes with the new child; gives its process id as well.
+    fn connect(&self) -> (UnixStream, i32) {
+        let mut buffer = [b'x'; 64];
+        let mut socket = UnixStream::connect(&self.path).expect("a server");
+        socket.write_all(&buffer).expect("a child");
+        socket.read_exact(&mut buffer).expect("a child");
+        let [a, b, c, d, ..] = buffer;
+        (socket, i32::from_ne_bytes([a, b, c, d]))
+    }
+}
+
+impl Drop for Forker {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Connects to a process that forks, and exchanges 64 bytes with its child.
 pub fn fork() -> Duration {
-    let path = std::env::temp_dir().join(format!("taskfork-compare-{}", std::process::id()));
-    let listener = UnixListener::bind(&path).expect("a socket");
-    let mut child = start(&["fork"], listener.into());
-    let mut times: Vec<_> = (0..21)
-        .map(|_| {
-            let (start, mut buffer) = (Instant::now(), [b'x'; 64]);
-            let mut socket = UnixStream::connect(&path).expect("a server");
-            socket.write_all(&buffer).expect("a child");
-            socket.read_exact(&mut buffer).expect("a child");
-            start.elapsed()
-        })
-        .collect();
+    let forker = Forker::new();
+    median(|| {
+        let start = Instant::now();
+        let (_socket, _) = forker.connect();
+        start.elapsed()
+    })
+}
+
+/// Kills such a child, sees the end of its connection, and does the same again.
+pub fn kill() -> Duration {
+    let forker = Forker::new();
+    median(|| {
+        let (mut socket, child) = forker.connect();
+        std::thread::sleep(Duration::from_millis(5));
+        // SAFETY: a plain system call on a process of this program's own.
+        unsafe { libc::kill(child, libc::SIGKILL) };
+        let start = Instant::now();
+        let ended = socket.read(&mut [0]);
+        assert!(matches!(ended, Ok(0)), "it has ended");
+        let (_socket, _) = forker.connect();
+        start.elapsed()
+    })
+}
+
+fn median(time: impl FnMut() -> Duration) -> Duration {
+    let mut times: Vec<_> = std::iter::repeat_with(time).take(21).collect();
     times.sort();
-    let _ = std::fs::remove_file(&path);
-    let _ = child.kill();
-    let _ = child.wait();
     times[times.len() / 2]
 }

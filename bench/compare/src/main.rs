@@ -82,6 +82,7 @@ const FORKS: &[&str] = &[
     OTHERS[3],
     OTHERS[4],
     "floor fork",
+    "floor kill",
 ];
 const SIZES: &[&str] = &[RUST[0], RUST[3], OTHERS[1], OTHERS[2], OTHERS[3], OTHERS[4]];
 const HASHES: &[&str] = &[RUST[0], RUST[2], RUST[3], OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]];

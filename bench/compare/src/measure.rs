@@ -196,6 +196,7 @@ fn measure_floor(floor: &str, work: &str, scale: usize) -> Sample {
         ("batches", _) => Sample::of(scale as f64 / floors::batches(scale).as_secs_f64()),
         ("socket", _) => Sample::of(rate(floors::exchange(scale << 10))),
         ("memory", _) => Sample::of(rate(floors::copy(scale << 10))),
+        ("kill", _) => Sample::of(floors::kill().as_secs_f64() * 1e6),
         ("fork", _) => Sample::of(floors::fork().as_secs_f64() * 1e6),
         _ => Sample::failed("not known"),
     }
