@@ -20,7 +20,8 @@ use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::sys;
 use crate::wire::frame::{self, PREAMBLE};
-use crate::wire::native::{self, ClientHello, FromWorker, VERSIONS, WorkerHello};
+use crate::wire::hello::{ClientHello, WorkerHello};
+use crate::wire::native::{FromWorker, VERSIONS};
 use crate::wire::{Protocol, WireError};
 
 /// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
@@ -189,7 +190,7 @@ fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireE
     };
     let mut out = PREAMBLE.to_vec();
     frame::write::<WireError>(&mut out, frame::DEFAULT_LIMIT, |out| {
-        native::put_client_hello(out, &hello);
+        hello.put(out);
         Ok(())
     })?;
     Ok(out)

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
@@ -11,17 +11,15 @@ use rustix::io::Errno;
 
 use super::connect::{GreetError, Hearing, Terms};
 use super::core::Core;
-use super::entries::Beside;
 use super::look::{Look, Looked, Looking};
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::signal::Signal;
 use super::stream::Stream;
-use crate::loans::{Filling, Loans};
+use crate::loans::Loans;
 use crate::sys;
-use crate::wire::enclosed::Enclosed;
 use crate::wire::frame;
-use crate::wire::native::{self, FromWorker};
+use crate::wire::native;
 use crate::wire::parts::{Attached, Parted, SLICES};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
@@ -33,7 +31,7 @@ const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 pub(crate) struct Connection {
     pub(super) stream: Stream,
     pub(super) inbox: BytesMut,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     pub(crate) signal: Arc<Signal>,
     pub(super) waker: Waker,
     pub(crate) pid: u32,
@@ -46,13 +44,13 @@ pub(crate) struct Connection {
     pub(crate) files: usize,
     /// Those that have come and belong to messages to come, and how many of them to the next.
     pub(super) received: Vec<OwnedFd>,
-    announced: usize,
+    pub(super) announced: usize,
     pub(super) loans: Loans,
     /// How many of the next answers are those of calls that the worker has skipped, as one before
     /// them failed.
     to_skip: usize,
     /// A part of a call has been sent, and its rest must come next.
-    in_call: bool,
+    pub(super) in_call: bool,
     /// How many bytes have come since the last answer.
     since_answer: usize,
     /// The last answer was so long that the server tells of no death in the middle of it.
@@ -344,55 +342,6 @@ impl Connection {
     pub(super) fn receive_now(&mut self) -> rustix::io::Result<usize> {
         self.reserve();
         self.stream.receive_now(&mut self.inbox, &mut self.received)
-    }
-
-    /// What came beside the last message.
-    pub(crate) fn take_enclosed(&mut self) -> Result<Beside, Lost> {
-        let count = std::mem::take(&mut self.announced);
-        if count > self.received.len() {
-            return Err(Lost::Wire(WireError::Files));
-        }
-        let files = self.received.drain(..count).collect();
-        let enclosed = Enclosed { files, lent: self.loans.take_uses().map_err(Lost::Wire)? };
-        Ok((!enclosed.is_empty()).then(|| Arc::new(Mutex::new(enclosed))))
-    }
-
-    /// Takes a message that only tells of what comes with the next, or could; tells whether it is one.
-    fn takes_in(&mut self, message: &[u8]) -> Result<bool, Lost> {
-        if !native::is_about_next(message) {
-            return Ok(false);
-        }
-        match FromWorker::decode(message) {
-            Ok(FromWorker::Files(count)) => self.announced = count,
-            Ok(FromWorker::Lending(said)) => {
-                let idle = said.idle;
-                self.loans.hear(said, &mut self.received).map_err(Lost::Wire)?;
-                if idle && !self.in_call {
-                    self.put_lending();
-                    self.flush()?;
-                }
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    /// Has it said with what is sent next what memory can be used again.
-    pub(crate) fn put_lending(&mut self) {
-        self.loans.say(&mut self.outbox.bytes);
-    }
-
-    /// Makes a call what can be sent to this worker.
-    pub(crate) fn fit(&mut self, call: &mut Parted) -> Result<(), String> {
-        let loans = &mut self.loans;
-        call.fit_placing(self.files, self.max_send, |bytes, home, may_add| {
-            loans.place(bytes, home, may_add)
-        })
-    }
-
-    /// Memory that is shared with the worker, to be filled in place.
-    pub(crate) fn memory(&mut self, length: usize) -> Option<Filling> {
-        self.loans.fill(length)
     }
 
     /// Begins to look for an answer, if it is to be looked for.

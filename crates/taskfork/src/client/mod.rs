@@ -3,6 +3,7 @@
 //! waits for, and keeps the time. It knows `wire` and `error`.
 
 mod advance;
+mod beside;
 mod builder;
 mod call;
 mod checkout;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use log_defer::Message;
 use rmp::Marker;
-use smallvec::SmallVec;
 
 use super::WireError;
 use super::error_body::ErrorBody;
 use super::frame::HEADER;
+use super::hello::{ClientHello, WorkerHello};
 use super::lending::Lending;
 use super::notice::DeathNotice;
 use super::pack::{Reader, put_array, put_map, put_nil, put_str, put_uint};
@@ -21,7 +21,7 @@ pub(crate) const VERSIONS: &[u32] = &[1];
 /// How long a call may go on after its time is over, unless it says otherwise.
 pub(crate) const DEFAULT_GRACE: Duration = Duration::from_millis(100);
 
-const HELLO: u64 = 0;
+pub(super) const HELLO: u64 = 0;
 const CALL: u64 = 1;
 const DONE: u64 = 2;
 const CALL_AHEAD: u64 = 3;
@@ -82,21 +82,6 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) tracestate: Option<&'a str>,
 }
 
-/// Read without taking memory, as a new worker would have to have a page copied for it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct ClientHello<'a> {
-    pub(crate) versions: SmallVec<[u32; 4]>,
-    pub(crate) name: &'a str,
-    /// The longest frame that the client takes; nothing said is the default limit.
-    pub(crate) max_frame: Option<usize>,
-    /// How many files it takes with a message.
-    pub(crate) files: usize,
-    /// How many bytes of the worker's memory it keeps mapped.
-    pub(crate) lent: usize,
-    /// A number that no other client has; 0 if none is said.
-    pub(crate) client: u64,
-}
-
 /// A message from a worker, or from the server in a dead worker's place.
 #[derive(Debug)]
 pub(crate) enum FromWorker<'a> {
@@ -123,44 +108,12 @@ pub(crate) struct Notes<'a> {
     pub(crate) trace: Option<&'a [u8]>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct WorkerHello {
-    pub(crate) version: u32,
-    pub(crate) pid: u32,
-    pub(crate) worker: u64,
-    pub(crate) server: String,
-    pub(crate) max_frame: Option<usize>,
-    /// How many bytes of calls may be sent to it before it has answered; none is one call at a time.
-    pub(crate) ahead: usize,
-    /// How many files it takes with a message.
-    pub(crate) files: usize,
-    /// How many bytes of the client's memory it keeps mapped.
-    pub(crate) lent: usize,
-    /// It is a program that wants SIGALRM when the time of a call is over.
-    pub(crate) alarm: bool,
-}
-
 impl<'a> FromClient<'a> {
     pub(crate) fn decode(body: &'a [u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(body);
         let fields = reader.array()?;
         match (reader.int::<u64>()?, fields) {
-            (HELLO, 2) => {
-                let mut hello = ClientHello::default();
-                meta(&mut reader, |key, reader| {
-                    match key {
-                        "versions" => hello.versions = list(reader, Reader::int)?,
-                        "name" => hello.name = reader.str()?,
-                        "max_frame" => hello.max_frame = Some(reader.int()?),
-                        "files" => hello.files = reader.int()?,
-                        "lent" => hello.lent = reader.int()?,
-                        "client" => hello.client = reader.int()?,
-                        _ => return Ok(false),
-                    }
-                    Ok(true)
-                })?;
-                Ok(Self::Hello(hello))
-            }
+            (HELLO, 2) => ClientHello::read(&mut reader).map(Self::Hello),
             (kind @ (CALL | CALL_AHEAD), 4) => {
                 let mut call = CallMeta::default();
                 meta(&mut reader, |key, reader| {
@@ -200,25 +153,7 @@ impl<'a> FromWorker<'a> {
         let mut reader = Reader::new(body);
         let fields = reader.array()?;
         match (reader.int::<u64>()?, fields) {
-            (HELLO, 2) => {
-                let mut hello = WorkerHello::default();
-                meta(&mut reader, |key, reader| {
-                    match key {
-                        "version" => hello.version = reader.int()?,
-                        "pid" => hello.pid = reader.int()?,
-                        "worker" => hello.worker = reader.int()?,
-                        "server" => hello.server = reader.str()?.to_owned(),
-                        "max_frame" => hello.max_frame = Some(reader.int()?),
-                        "ahead" => hello.ahead = reader.int()?,
-                        "files" => hello.files = reader.int()?,
-                        "lent" => hello.lent = reader.int()?,
-                        "alarm" => hello.alarm = reader.bool()?,
-                        _ => return Ok(false),
-                    }
-                    Ok(true)
-                })?;
-                Ok(Self::Hello(hello))
-            }
+            (HELLO, 2) => WorkerHello::read(&mut reader).map(Self::Hello),
             (OK, 3) => {
                 meta(&mut reader, |_, _| Ok(false))?;
                 Ok(Self::Ok(reader.rest()))
@@ -287,49 +222,6 @@ pub(super) fn list<'a, T, L: Default + Extend<T>>(
     Ok(items)
 }
 
-pub(crate) fn put_client_hello(out: &mut Vec<u8>, hello: &ClientHello<'_>) {
-    let optional = [hello.max_frame.is_some(), hello.files > 0, hello.lent > 0, hello.client > 0];
-    put_array(out, 2);
-    put_uint(out, HELLO);
-    put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
-    put_str(out, "versions");
-    put_array(out, hello.versions.len() as u32);
-    hello.versions.iter().for_each(|&version| put_uint(out, u64::from(version)));
-    put_str(out, "name");
-    put_str(out, hello.name);
-    put_max_frame(out, hello.max_frame);
-    put_number(out, "files", hello.files as u64);
-    put_number(out, "lent", hello.lent as u64);
-    put_number(out, "client", hello.client);
-}
-
-pub(crate) fn put_worker_hello(out: &mut Vec<u8>, hello: &WorkerHello) {
-    put_array(out, 2);
-    put_uint(out, HELLO);
-    let optional = [hello.max_frame.is_some(), hello.ahead > 0, hello.files > 0, hello.lent > 0];
-    put_map(out, 4 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
-    put_str(out, "version");
-    put_uint(out, u64::from(hello.version));
-    put_str(out, "pid");
-    put_uint(out, u64::from(hello.pid));
-    put_str(out, "worker");
-    put_uint(out, hello.worker);
-    put_str(out, "server");
-    put_str(out, &hello.server);
-    put_max_frame(out, hello.max_frame);
-    put_number(out, "ahead", hello.ahead as u64);
-    put_number(out, "files", hello.files as u64);
-    put_number(out, "lent", hello.lent as u64);
-}
-
-/// A number that is left out if it is nothing.
-fn put_number(out: &mut Vec<u8>, key: &str, number: u64) {
-    if number > 0 {
-        put_str(out, key);
-        put_uint(out, number);
-    }
-}
-
 /// A frame that says how many files come with the next message.
 pub(super) fn put_files(out: &mut Vec<u8>, count: usize) {
     let start = out.len();
@@ -350,13 +242,6 @@ pub(crate) fn is_about_next(message: &[u8]) -> bool {
 fn read_files(reader: &mut Reader<'_>) -> Result<usize, WireError> {
     meta(reader, |_, _| Ok(false))?;
     reader.int()
-}
-
-fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {
-    if let Some(limit) = limit {
-        put_str(out, "max_frame");
-        put_uint(out, limit as u64);
-    }
 }
 
 /// The front of a call; the array of its arguments follows.

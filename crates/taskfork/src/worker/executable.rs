@@ -26,7 +26,8 @@ use crate::sys;
 use crate::trace_context::{TraceContext, trace_context};
 use crate::wire::enclosed::{self, Enclosed};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::native::{self, CallMeta, ClientHello, FromWorker, VERSIONS, WorkerHello};
+use crate::wire::hello::{ClientHello, WorkerHello};
+use crate::wire::native::{self, CallMeta, FromWorker, VERSIONS};
 use crate::wire::parts::{self, Parted};
 use crate::wire::perl::{self, Scanner};
 use crate::wire::request::Arguments;
@@ -158,7 +159,7 @@ impl Running {
         };
         let mut out = PREAMBLE.to_vec();
         frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-            native::put_client_hello(out, &hello);
+            hello.put(out);
             Ok(())
         })?;
         self.send(&[&out]);

@@ -23,9 +23,8 @@ use crate::wire::Protocol;
 use crate::wire::WireError;
 use crate::wire::enclosed::Enclosed;
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
-use crate::wire::native::{
-    self, CallMeta, ClientHello, DEFAULT_GRACE, FromClient, VERSIONS, WorkerHello,
-};
+use crate::wire::hello::{ClientHello, WorkerHello};
+use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, VERSIONS};
 use crate::wire::parts::{self, Parted};
 use crate::wire::perl::Scanner;
 use crate::wire::request::Arguments;
@@ -233,7 +232,7 @@ impl<S: 'static> Worker<'_, S> {
         frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
             match &fault {
                 Some(fault) => native::put_error(out, &fault.body()),
-                None => native::put_worker_hello(out, hello),
+                None => hello.put(out),
             }
             Ok(())
         })?;

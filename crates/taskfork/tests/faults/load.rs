@@ -180,7 +180,7 @@ impl Counts {
             .map(|_| {
                 let (length, fill) = (random.usize(16_384..200_000), random.u8(..));
                 let method = if random.bool() { "there_and_back" } else { "copy" };
-                let call = match kept.last() {
+                match kept.last() {
                     Some((blob, fill)) if random.u32(0..4) == 0 => {
                         (blob.len(), *fill, checkout.call::<Blob>(method, (blob,)))
                     }
@@ -188,8 +188,7 @@ impl Counts {
                         let blob = Blob::from(vec![fill; length]);
                         (length, fill, checkout.call::<Blob>(method, (blob,)))
                     }
-                };
-                call
+                }
             })
             .collect();
         for (length, fill, call) in calls {

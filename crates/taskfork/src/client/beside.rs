@@ -1,0 +1,62 @@
+//! What comes and goes beside the messages of a connection: files, and memory that is lent.
+
+use std::sync::{Arc, Mutex};
+
+use super::connection::{Connection, Lost};
+use super::entries::Beside;
+use crate::loans::Filling;
+use crate::wire::WireError;
+use crate::wire::enclosed::Enclosed;
+use crate::wire::native::{self, FromWorker};
+use crate::wire::parts::Parted;
+
+impl Connection {
+    /// What came beside the last message.
+    pub(crate) fn take_enclosed(&mut self) -> Result<Beside, Lost> {
+        let count = std::mem::take(&mut self.announced);
+        if count > self.received.len() {
+            return Err(Lost::Wire(WireError::Files));
+        }
+        let files = self.received.drain(..count).collect();
+        let enclosed = Enclosed { files, lent: self.loans.take_uses().map_err(Lost::Wire)? };
+        Ok((!enclosed.is_empty()).then(|| Arc::new(Mutex::new(enclosed))))
+    }
+
+    /// Takes a message that only tells of what comes with the next, or could; tells whether it is one.
+    pub(super) fn takes_in(&mut self, message: &[u8]) -> Result<bool, Lost> {
+        if !native::is_about_next(message) {
+            return Ok(false);
+        }
+        match FromWorker::decode(message) {
+            Ok(FromWorker::Files(count)) => self.announced = count,
+            Ok(FromWorker::Lending(said)) => {
+                let idle = said.idle;
+                self.loans.hear(said, &mut self.received).map_err(Lost::Wire)?;
+                if idle && !self.in_call {
+                    self.put_lending();
+                    self.flush()?;
+                }
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Has it said with what is sent next what memory can be used again.
+    pub(crate) fn put_lending(&mut self) {
+        self.loans.say(&mut self.outbox.bytes);
+    }
+
+    /// Makes a call what can be sent to this worker.
+    pub(crate) fn fit(&mut self, call: &mut Parted) -> Result<(), String> {
+        let loans = &mut self.loans;
+        call.fit_placing(self.files, self.max_send, |bytes, home, may_add| {
+            loans.place(bytes, home, may_add)
+        })
+    }
+
+    /// Memory that is shared with the worker, to be filled in place.
+    pub(crate) fn memory(&mut self, length: usize) -> Option<Filling> {
+        self.loans.fill(length)
+    }
+}
