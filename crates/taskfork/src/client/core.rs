@@ -22,7 +22,7 @@ use super::stats::{self, Tally};
 use super::step::Ending;
 use crate::error::FatalError;
 
-pub(crate) type ClientPool = Pool<Connection, Arc<Lane>>;
+pub(crate) type ClientPool = Pool<Box<Connection>, Arc<Lane>>;
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -89,14 +89,24 @@ pub(crate) struct Effects {
 #[derive(Debug)]
 pub(crate) enum Change {
     /// A checkout is over and its worker as good as before.
-    Release(Lease<Connection>),
+    Release(Lease<Box<Connection>>),
     /// The worker is of no use any more.
-    Lose(Lease<Connection>, Loss),
+    Lose(Lease<Box<Connection>>, Loss),
     /// It has never greeted, for this reason.
-    Fail(Lease<Connection>, String),
-    Assign(Arc<Lane>, Lease<Connection>),
+    Fail(Lease<Box<Connection>>, String),
+    Assign(Arc<Lane>, Lease<Box<Connection>>),
     /// The worker was not used, and is for the next one.
-    HandBack(Lease<Connection>),
+    HandBack(Lease<Box<Connection>>),
+}
+
+impl Effects {
+    /// As after most calls there is at most somebody to be woken.
+    fn are_few(&self) -> bool {
+        self.workers.is_empty()
+            && self.turned_away.is_empty()
+            && self.logs.is_empty()
+            && self.replays.is_empty()
+    }
 }
 
 impl Core {
@@ -147,6 +157,14 @@ impl Core {
 
     /// Does what follows from a change, and what follows from that. No lane may be locked.
     pub(crate) fn settle(&self, effects: Effects) {
+        if effects.are_few() {
+            effects.wakers.into_iter().for_each(Waker::wake);
+        } else {
+            self.settle_all(effects);
+        }
+    }
+
+    fn settle_all(&self, effects: Effects) {
         let mut wakers = effects.wakers;
         drop(effects.logs);
         effects.replays.iter().for_each(|replay| replay.play());
@@ -181,7 +199,7 @@ impl Core {
         FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
     }
 
-    fn release(&self, mut lease: Lease<Connection>) -> Option<Change> {
+    fn release(&self, mut lease: Lease<Box<Connection>>) -> Option<Change> {
         if let Err(loss) = self.part(&mut lease) {
             return self.lose(lease, loss);
         }
@@ -192,7 +210,7 @@ impl Core {
     }
 
     /// Sends the farewell that was to go with what the next one sends, if there is none after all.
-    fn see_off(&self, key: WorkerKey, said: bool, released: &Released<Connection, Arc<Lane>>) {
+    fn see_off(&self, key: WorkerKey, said: bool, released: &Released<Box<Connection>, Arc<Lane>>) {
         if let (Released::Idle, false) = (released, said) {
             self.look_at_idle(key);
         }
@@ -216,7 +234,7 @@ impl Core {
 
     /// Says goodbye at the end of a checkout, and has the driver look after the connection. Where
     /// somebody waits for the worker, the farewell goes with what the next one sends.
-    fn part(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
+    fn part(&self, lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
         let said = lease.connection.put_done().and_then(|()| match self.pool().counts().queued {
             0 => {
                 self.tell_that_none_waits(&mut lease.connection)?;
@@ -228,7 +246,7 @@ impl Core {
         watch_idle(lease)
     }
 
-    fn hand_back(&self, mut lease: Lease<Connection>) -> Option<Change> {
+    fn hand_back(&self, mut lease: Lease<Box<Connection>>) -> Option<Change> {
         // Whoever was to have it has seen to nothing.
         let _ = lease.connection.is_held();
         if self.pool().counts().queued == 0 {
@@ -245,7 +263,10 @@ impl Core {
     }
 
     /// Says what to do with a worker that has become free.
-    pub(crate) fn released(&self, released: Released<Connection, Arc<Lane>>) -> Option<Change> {
+    pub(crate) fn released(
+        &self,
+        released: Released<Box<Connection>, Arc<Lane>>,
+    ) -> Option<Change> {
         match released {
             Released::Idle => None,
             Released::Assigned(lane, lease) => Some(Change::Assign(lane, lease)),
@@ -259,7 +280,7 @@ impl Core {
         }
     }
 
-    fn lose(&self, lease: Lease<Connection>, loss: Loss) -> Option<Change> {
+    fn lose(&self, lease: Lease<Box<Connection>>, loss: Loss) -> Option<Change> {
         // Closed only after the lock is released: the kernel's work is not the pool's.
         let connection = self.pool().lose(lease, loss, Instant::now());
         drop(connection);
@@ -267,7 +288,7 @@ impl Core {
         None
     }
 
-    fn fail(&self, lease: Lease<Connection>, reason: String) -> Option<Change> {
+    fn fail(&self, lease: Lease<Box<Connection>>, reason: String) -> Option<Change> {
         self.tell_failure(&reason);
         let connection = self.pool().never_greeted(lease, reason, Instant::now());
         drop(connection);
@@ -330,7 +351,7 @@ pub(crate) fn runtime_is_gone() -> FatalError {
     FatalError::Aborted { message: message.to_owned() }
 }
 
-fn watch_idle(lease: &mut Lease<Connection>) -> Result<(), Loss> {
+fn watch_idle(lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
     let key = lease.key();
     lease.connection.signal.belongs_to_pool(key);
     // Registers the waker as well, so that a death is noticed from here on.

@@ -168,6 +168,7 @@ fn engage(
     let (hearing, core_of_it) = (Hearing::default(), Arc::downgrade(core));
     let greeting = Greeting { hearing, since: now, held: false, core: core_of_it };
     let connection = Connection::ungreeted(greeted, signal(core, key), said, greeting);
+    let connection = Box::new(connection);
     let mut pool = core.pool();
     if pool.counts().queued == 0 {
         // Whoever waited has another worker, and nobody would wait for the greeting.
@@ -198,7 +199,7 @@ fn settle_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
         Ok(greeted) => {
             core.greeted(greeted.terms, took);
             let key = permit.key();
-            let connection = Connection::new(greeted, signal(core, key));
+            let connection = Box::new(Connection::new(greeted, signal(core, key)));
             let released = core.pool().connected(permit, connection, Instant::now());
             let workers = core.released(released).into_iter().collect();
             core.settle(Effects { workers, ..Effects::default() });

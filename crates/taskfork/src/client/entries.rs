@@ -49,7 +49,7 @@ pub(crate) type Left = Option<Arc<Replay>>;
 pub(crate) enum Work {
     /// Send this frame and wait for the answer. The second is what was made of it for the worker
     /// that it is sent to, if it cannot be sent as it is.
-    Call(Parted, Option<Parted>),
+    Call(Parted, Option<Box<Parted>>),
     /// Nothing but wait for a worker.
     Ready,
     /// Fail: the arguments could not be encoded.
@@ -104,7 +104,7 @@ impl Entry {
     fn bytes(&self) -> usize {
         match &self.work {
             Work::Call(frame, made) => {
-                let frame = made.as_ref().unwrap_or(frame);
+                let frame = made.as_deref().unwrap_or(frame);
                 frame.len() + frame.files.len() * BYTES_OF_A_FILE
             }
             Work::Ready | Work::Unsendable(_) => 0,

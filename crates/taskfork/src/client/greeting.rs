@@ -26,6 +26,10 @@ impl Connection {
 
     /// Waits for the greeting, if it has not come.
     pub(crate) fn poll_greeting(&mut self) -> Poll<Result<(), Lost>> {
+        if self.is_greeted() { Poll::Ready(Ok(())) } else { self.poll_until_greeted() }
+    }
+
+    fn poll_until_greeted(&mut self) -> Poll<Result<(), Lost>> {
         while !self.hear()? {
             self.reserve();
             let mut context = Context::from_waker(&self.waker);

@@ -262,11 +262,10 @@ impl Lane {
     }
 
     /// Gives the lane a worker, unless it has given up in the meantime.
-    #[expect(clippy::result_large_err, reason = "it is no error: the lease just goes on")]
     pub(crate) fn assign(
         self: &Arc<Self>,
-        lease: Lease<Connection>,
-    ) -> Result<Effects, Lease<Connection>> {
+        lease: Lease<Box<Connection>>,
+    ) -> Result<Effects, Lease<Box<Connection>>> {
         let mut state = self.lock();
         if !matches!(state.holding, Holding::Waiting(_)) {
             return Err(lease);
@@ -295,7 +294,7 @@ impl Lane {
 
     /// Takes a worker over. The lane is moved on after it, as what happened to the worker while it
     /// changed hands has told nobody.
-    pub(super) fn hold(self: &Arc<Self>, state: &mut State, mut lease: Lease<Connection>) {
+    pub(super) fn hold(self: &Arc<Self>, state: &mut State, mut lease: Lease<Box<Connection>>) {
         if let Some(since) = lease.connection.is_held() {
             let work = Task::Ungreeted(since, lease.key(), Arc::downgrade(self));
             self.core.mailbox.send(work);

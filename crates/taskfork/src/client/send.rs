@@ -74,7 +74,7 @@ impl Sender {
                 break;
             }
             let Work::Call(frame, made) = &entry.work else { break };
-            let frame = made.as_ref().unwrap_or(frame);
+            let frame = made.as_deref().unwrap_or(frame);
             let number = match &mut entry.progress {
                 Progress::Sending(sent) => std::task::ready!(connection.poll_send(frame, sent))?,
                 _ => connection.put_call(&frame.bytes),
@@ -108,11 +108,11 @@ impl Sender {
             let mut fitted = frame.clone();
             fits = connection.fit(&mut fitted);
             let differs = !frame.files.is_empty() || !fitted.placed.is_empty();
-            *made = differs.then_some(fitted);
+            *made = differs.then(|| Box::new(fitted));
         }
         // Before the call, as there may be no room for what it lends until something else is gone.
         connection.put_lending();
-        let frame = made.as_ref().unwrap_or(frame);
+        let frame = made.as_deref().unwrap_or(frame);
         let (length, limit) = (frame.len() - HEADER, connection.max_send);
         let fits = fits.and_then(|()| match length <= limit {
             true => Ok(()),

@@ -38,10 +38,9 @@ pub(super) struct State {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "most of the time it is the large one")]
 pub(super) enum Holding {
     Waiting(Ticket),
-    Worker(Lease<Connection>),
+    Worker(Lease<Box<Connection>>),
     Failed(FatalError),
     Released,
 }
@@ -71,7 +70,7 @@ impl State {
         matches!(&self.holding, Holding::Worker(lease) if !lease.connection.is_greeted())
     }
 
-    pub(super) fn take_lease(&mut self) -> Option<Lease<Connection>> {
+    pub(super) fn take_lease(&mut self) -> Option<Lease<Box<Connection>>> {
         match std::mem::replace(&mut self.holding, Holding::Released) {
             Holding::Worker(lease) => Some(lease),
             other => {
@@ -119,7 +118,7 @@ impl State {
             }) = self.calls.next()
                 && *sent > 0
             {
-                lease.connection.put_rest(&made.as_ref().unwrap_or(frame).rest(*sent));
+                lease.connection.put_rest(&made.as_deref().unwrap_or(frame).rest(*sent));
                 lease.connection.skip(1);
             }
         }

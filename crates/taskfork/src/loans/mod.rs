@@ -165,6 +165,9 @@ impl Loans {
 
     /// Appends what there is to be said, to go with the next message.
     pub(crate) fn say(&mut self, out: &mut Vec<u8>) {
+        if self.is_empty() && !self.own.is_any_gone() && !self.to_say.idle {
+            return;
+        }
         self.foreign.look(&mut self.to_say);
         self.own.look(&mut self.to_say);
         if !self.to_say.is_empty() {

@@ -61,6 +61,11 @@ impl Owned {
         self.buffers.is_empty()
     }
 
+    /// Whether the other side has not been told of all that is gone.
+    pub(super) fn is_any_gone(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
     fn find(&mut self, id: Id) -> Option<&mut Buffer> {
         self.buffers.iter_mut().find(|buffer| buffer.id == id)
     }

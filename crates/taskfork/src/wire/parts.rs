@@ -102,6 +102,9 @@ impl Parted {
         limit: usize,
         mut place: impl FnMut(&Bytes, Option<Home>, bool) -> Option<Placed>,
     ) -> Result<(), String> {
+        if self.parts.is_empty() && self.files.is_empty() {
+            return Ok(());
+        }
         let count = self.files.len();
         if count > files {
             if self.needs_files() {
