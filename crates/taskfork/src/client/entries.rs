@@ -140,6 +140,10 @@ impl Entries {
     pub(crate) fn push(&mut self, entry: Entry) -> Seq {
         let seq = self.base + self.list.len() as u64;
         self.live += usize::from(!entry.is_finished());
+        if self.list.capacity() == 0 {
+            // Most checkouts have one call, and many may wait.
+            self.list.reserve_exact(1);
+        }
         self.list.push_back(entry);
         self.settle();
         seq
