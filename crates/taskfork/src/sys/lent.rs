@@ -13,7 +13,7 @@ use rustix::fs::memfd_create;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
 use rustix::mm::{Advice, madvise};
 
-use super::shared::Mapping;
+use super::shared::{Access, Mapping};
 
 /// What holds for memory that is lent: it keeps its size, and is written to only where it was mapped first.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
@@ -57,7 +57,7 @@ impl Own {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("taskfork-buffer", flags)?;
         ftruncate(&file, length as u64)?;
-        let mapping = Mapping::new(&file, length, true)?;
+        let mapping = Mapping::new(&file, length, Access::Write)?;
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
         // At once takes half as long as page by page, which is what comes of it where the kernel refuses.
         let (start, soon) = (mapping.start.cast(), soon.min(length));
@@ -141,7 +141,7 @@ impl Foreign {
         }
         let length = usize::try_from(status.st_size).ok().filter(|&length| length <= most);
         let length = length.ok_or("it is longer than what was agreed")?;
-        Mapping::new(file, length, false).map(Self).map_err(|_| "it cannot be mapped")
+        Mapping::new(file, length, Access::Read).map(Self).map_err(|_| "it cannot be mapped")
     }
 
     pub(crate) fn length(&self) -> usize {
@@ -194,7 +194,7 @@ mod tests {
             assert!(foreign.bytes(10_000).iter().all(|&byte| byte == fill));
             assert_eq!(own.bytes(10_000), foreign.bytes(10_000));
         }
-        assert!(Mapping::new(&file, 10_000, true).is_err());
+        assert!(Mapping::new(&file, 10_000, Access::Write).is_err());
         assert!(rustix::io::pwrite(&file, b"x", 0).is_err());
         assert!(ftruncate(&file, 10).is_err());
         assert!(ftruncate(&file, 20_000).is_err());

@@ -14,6 +14,16 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 /// What holds for memory that is handed over.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
 
+/// What a mapping is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Write,
+    /// What others write is seen.
+    Read,
+    /// Nobody writes any more.
+    ReadSealed,
+}
+
 /// A mapping of a whole file of memory.
 pub(super) struct Mapping {
     pub(super) start: *mut u8,
@@ -26,14 +36,15 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(file: &impl AsFd, length: usize, writable: bool) -> io::Result<Self> {
+    pub(super) fn new(file: &impl AsFd, length: usize, access: Access) -> io::Result<Self> {
         if length == 0 {
             return Ok(Self { start: ptr::NonNull::dangling().as_ptr(), length });
         }
-        // Private, as older kernels refuse to share what is sealed; nothing is ever copied.
-        let (access, flags) = match writable {
-            true => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
-            false => (ProtFlags::READ, MapFlags::PRIVATE),
+        let (access, flags) = match access {
+            Access::Write => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
+            Access::Read => (ProtFlags::READ, MapFlags::SHARED),
+            // Older kernels refuse to share what is sealed; nothing is ever copied.
+            Access::ReadSealed => (ProtFlags::READ, MapFlags::PRIVATE),
         };
         // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
         let start = unsafe { mmap(ptr::null_mut(), length, access, flags, file, 0) }?;
@@ -43,7 +54,8 @@ impl Mapping {
     pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: so many bytes are mapped for as long as this value lives. The file cannot become
         // shorter: it is this process's own until it is sealed, and sealed then. Nobody writes to
-        // it meanwhile: that takes this value mutably, or is kept from all by the seals.
+        // it meanwhile: that takes this value mutably, or is kept from all by the seals, or is agreed
+        // with its maker, who is of the same user and could write anywhere in this process.
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
     }
 }
@@ -69,7 +81,7 @@ impl Writable {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("taskfork-blob", flags)?;
         ftruncate(&file, length as u64)?;
-        let mapping = Mapping::new(&file, length, true)?;
+        let mapping = Mapping::new(&file, length, Access::Write)?;
         Ok(Self { file, mapping })
     }
 
@@ -103,7 +115,7 @@ impl Sealed {
             return Err(wrong("it is not sealed against changes"));
         }
         let length = usize::try_from(fstat(file)?.st_size).map_err(|_| wrong("it is too long"))?;
-        Mapping::new(file, length, false).map(Self)
+        Mapping::new(file, length, Access::ReadSealed).map(Self)
     }
 }
 
@@ -131,7 +143,7 @@ mod tests {
         assert_eq!((sealed.as_ref().len(), sealed.as_ref()[9_999]), (10_000, 7));
         assert!(ftruncate(&*file, 10).is_err());
         assert!(rustix::io::pwrite(&*file, b"x", 0).is_err());
-        assert!(Mapping::new(&*file, 10_000, true).is_err());
+        assert!(Mapping::new(&*file, 10_000, Access::Write).is_err());
     }
 
     #[test]
