@@ -13,6 +13,9 @@ use crate::wire::parts::Parted;
 impl Connection {
     /// What came beside the last message.
     pub(crate) fn take_enclosed(&mut self) -> Result<Beside, Lost> {
+        if self.announced == 0 && !self.loans.is_heard() {
+            return Ok(None);
+        }
         let count = std::mem::take(&mut self.announced);
         if count > self.received.len() {
             return Err(Lost::Wire(WireError::Files));

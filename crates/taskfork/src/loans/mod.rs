@@ -146,6 +146,11 @@ impl Loans {
         Ok(())
     }
 
+    /// Whether something has been heard that is to be considered once the next message has been read.
+    pub(crate) fn is_heard(&self) -> bool {
+        !self.uses.is_empty() || !self.freed.is_empty()
+    }
+
     /// What the message refers to that has just been read.
     pub(crate) fn take_uses(&mut self) -> Result<Vec<Lent>, WireError> {
         self.settle()?;

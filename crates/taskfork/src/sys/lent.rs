@@ -175,10 +175,10 @@ impl fmt::Debug for Foreign {
     }
 }
 
-/// Whether the process at the other end of this unix socket is one of the same user.
-pub(crate) fn is_of_same_user(socket: &impl AsFd) -> bool {
-    rustix::net::sockopt::socket_peercred(socket)
-        .is_ok_and(|peer| User(peer.uid.as_raw()) == user())
+/// The user of this process, if the one at the other end of this unix socket is of the same.
+pub(crate) fn common_user(socket: &impl AsFd) -> Option<User> {
+    let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
+    Some(user()).filter(|user| user.0 == peer.uid.as_raw())
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
 pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
 #[cfg(not(test))]
 pub(crate) use lent::forks;
-pub(crate) use lent::{Filling, Foreign, Own, User, is_of_same_user, user};
+pub(crate) use lent::{Filling, Foreign, Own, User, common_user, user};
 pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,

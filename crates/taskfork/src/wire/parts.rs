@@ -84,6 +84,13 @@ impl Parted {
         self.bytes.len() + total(&self.parts)
     }
 
+    /// Forgets all but its bytes.
+    pub(crate) fn let_go(&mut self) {
+        self.parts.clear();
+        self.files.clear();
+        self.placed.clear();
+    }
+
     /// Whether it can only be sent with its files.
     fn needs_files(&self) -> bool {
         self.files.iter().any(|attached| attached.needed)

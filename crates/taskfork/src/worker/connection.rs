@@ -15,7 +15,7 @@ use super::scoreboard::Slot;
 use super::seat::Limits;
 use crate::busy_poll::Poller;
 use crate::display::seconds;
-use crate::sys;
+use crate::sys::{self, User};
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::parts::{self, Parted};
@@ -214,9 +214,9 @@ impl Connection {
         self.files.get_or_insert_default()
     }
 
-    /// Whether memory can be shared with the client, which takes a process of the same user.
-    pub(crate) fn can_lend(&self) -> bool {
-        self.files.is_some() && sys::is_of_same_user(&self.socket)
+    /// The user of this process and of the client, between whom memory can be shared then.
+    pub(crate) fn common_user(&self) -> Option<User> {
+        self.files.as_ref().and_then(|_| sys::common_user(&self.socket))
     }
 
     /// Takes the next files that have come.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::connection::{Broken, Connection};
 use super::scoreboard::now;
 use crate::loans::Loans;
-use crate::sys::{self, User};
+use crate::sys::User;
 use crate::wire::WireError;
 use crate::wire::lending::{Home, Lending as Said, Lent, Owner, Placed};
 use crate::wire::parts::Parted;
@@ -40,16 +40,19 @@ struct Agreed {
 impl Lending {
     /// The client keeps so much, and this side as much as is given back.
     pub(super) fn agree(&mut self, theirs: usize, ours: usize, connection: &Connection) -> usize {
-        if !connection.can_lend() {
-            return 0;
-        }
-        self.agreed = Some(Agreed { room: theirs.min(ours), most: ours, user: sys::user() });
+        let Some(user) = connection.common_user() else { return 0 };
+        self.agreed = Some(Agreed { room: theirs.min(ours), most: ours, user });
         ours
     }
 
     fn loans(&mut self) -> Option<&mut Loans> {
         let Agreed { room, most, user } = self.agreed?;
         Some(self.loans.get_or_insert_with(|| Loans::new(room, most, user)))
+    }
+
+    /// Whether anything has been lent so far.
+    pub(super) fn has_begun(&self) -> bool {
+        self.loans.is_some()
     }
 
     /// See [`Loans::place`].

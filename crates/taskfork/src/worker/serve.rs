@@ -290,7 +290,9 @@ impl<S: 'static> Worker<'_, S> {
                     })?,
                     None => self.skip_call()?,
                 }
-                self.put_in_front(|worker, out| worker.lending.say(begun, out));
+                if self.lending.has_begun() {
+                    self.put_in_front(|worker, out| worker.lending.say(begun, out));
+                }
                 self.slot.enter(if self.out.len() <= SENT_WHOLE {
                     Phase::Answering
                 } else {
@@ -300,8 +302,7 @@ impl<S: 'static> Worker<'_, S> {
                 self.lending.sent(&self.out.placed, connection);
                 self.interface.answered();
                 self.slot.enter(Phase::Held)?;
-                self.out =
-                    Parted { bytes: std::mem::take(&mut self.out.bytes), ..Parted::default() };
+                self.out.let_go();
                 long.into_iter().for_each(|body| connection.reuse(body));
                 Ok(false)
             }
