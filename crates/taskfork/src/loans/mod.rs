@@ -71,18 +71,14 @@ impl Loans {
             let length = bytes.len();
             if !own && self.foreign.can_go_back(id) {
                 let place = Use { owner: Owner::Receiver, id, length };
-                return Some(Placed { place, bytes: bytes.clone(), new: None });
+                return Some(Placed { place, bytes: bytes.clone(), new: None, held: None });
             }
-            if let Some(new) = own.then(|| self.own.file(id)).flatten()
-                && (new.is_none() || may_add)
-            {
-                let place = Use { owner: Owner::Sender, id, length };
-                return Some(Placed { place, bytes: bytes.clone(), new });
+            let there = if own { self.own.again(id, bytes, may_add) } else { None };
+            if there.is_some() {
+                return there;
             }
         }
-        let (id, bytes, new) = self.own.put(bytes, may_add)?;
-        let place = Use { owner: Owner::Sender, id, length: bytes.len() };
-        Some(Placed { place, bytes, new })
+        self.own.put(bytes, may_add)
     }
 
     /// Memory to be filled in place.
@@ -139,7 +135,7 @@ impl Loans {
             }
         }
         said.gone.into_iter().for_each(|id| self.foreign.remove(id));
-        said.unwanted.into_iter().for_each(|id| self.own.remove(id));
+        said.unwanted.into_iter().for_each(|id| self.own.give_up(id));
         if said.idle {
             self.own.rest();
         }

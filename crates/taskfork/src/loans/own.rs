@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{MOST, View, forks};
 use crate::sys::{self, User};
-use crate::wire::lending::{Id, Lending};
+use crate::wire::lending::{Id, Lending, Owner, Placed, Use};
 
 /// Before there is memory for them, so many pieces that there is none for are sent: new memory of 16 KiB
 /// costs as much as it saves in three uses, of 1 MiB and more as it saves in one.
@@ -39,6 +39,10 @@ struct Buffer {
     memory: Arc<sys::Own>,
     /// Until the other side has it.
     file: Option<Arc<OwnedFd>>,
+    /// Others have this as long as a message refers to it that is not sent.
+    held: Arc<()>,
+    /// The other side has asked for it not to be used again.
+    unwanted: bool,
     /// How many messages that refer to it the other side has not done with.
     lent: u64,
     /// How many forks there had been when it was last taken.
@@ -74,22 +78,20 @@ impl Owned {
         self.buffers.iter().any(|buffer| buffer.id == id)
     }
 
-    /// The file of memory that is there, if the other side needs it.
-    pub(super) fn file(&mut self, id: Id) -> Option<Option<Arc<OwnedFd>>> {
-        self.find(id).map(|buffer| buffer.file.clone())
+    /// Bytes that lie in memory of that number already.
+    pub(super) fn again(&mut self, id: Id, bytes: &Bytes, may_add: bool) -> Option<Placed> {
+        let buffer = self.find(id)?;
+        (!buffer.unwanted && (may_add || buffer.file.is_none()))
+            .then(|| buffer.placed(bytes.clone()))
     }
 
-    /// Copies bytes to where they can be lent; gives the file as well if the other side does not know it.
-    pub(super) fn put(
-        &mut self,
-        bytes: &[u8],
-        may_add: bool,
-    ) -> Option<(Id, Bytes, Option<Arc<OwnedFd>>)> {
+    /// Copies bytes to where they can be lent.
+    pub(super) fn put(&mut self, bytes: &[u8], may_add: bool) -> Option<Placed> {
         let length = bytes.len();
         let buffer = self.take(length, may_add, false)?;
         Arc::get_mut(&mut buffer.memory)?.copy_from(bytes);
         let view = View { memory: buffer.memory.clone(), length };
-        Some((buffer.id, Bytes::from_owner(view), buffer.file.clone()))
+        Some(buffer.placed(Bytes::from_owner(view)))
     }
 
     /// Memory to be filled in place.
@@ -132,7 +134,8 @@ impl Owned {
         let id = self.last.checked_add(1)?;
         let (memory, file) = sys::Own::new(capacity, length).ok()?;
         let (memory, file) = (Arc::new(memory), Some(Arc::new(file)));
-        self.buffers.push(Buffer { id, memory, file, lent: 0, forks: 0, taken: 0 });
+        let (held, unwanted) = (Arc::new(()), false);
+        self.buffers.push(Buffer { id, memory, file, held, unwanted, lent: 0, forks: 0, taken: 0 });
         self.last = id;
         Some(self.buffers.len() - 1)
     }
@@ -160,7 +163,14 @@ impl Owned {
         old.into_iter().for_each(|id| self.remove(id));
     }
 
-    pub(super) fn remove(&mut self, id: Id) {
+    /// The other side does not want it any more.
+    pub(super) fn give_up(&mut self, id: Id) {
+        if let Some(buffer) = self.find(id) {
+            buffer.unwanted = true;
+        }
+    }
+
+    fn remove(&mut self, id: Id) {
         if let Some(place) = self.buffers.iter().position(|buffer| buffer.id == id) {
             let buffer = self.buffers.swap_remove(place);
             // Of what the other side does not know it need not be told.
@@ -192,23 +202,37 @@ impl Owned {
         Ok(())
     }
 
-    /// Gives up all that is not lent now.
+    /// Gives up all that is not lent now, nor about to be.
     pub(super) fn rest(&mut self) {
         self.missed = 0;
-        let idle = self.buffers.iter().filter(|buffer| buffer.lent == 0).map(|buffer| buffer.id);
-        let idle: Vec<Id> = idle.collect();
-        idle.into_iter().for_each(|id| self.remove(id));
+        self.remove_all(|buffer| buffer.lent == 0);
+    }
+
+    /// Gives up all of these that no message refers to which has not been sent.
+    fn remove_all(&mut self, which: impl Fn(&Buffer) -> bool) {
+        let removed = self.buffers.iter_mut().filter_map(|buffer| {
+            let is_held = Arc::get_mut(&mut buffer.held).is_none();
+            (which(buffer) && !is_held).then_some(buffer.id)
+        });
+        let removed: Vec<Id> = removed.collect();
+        removed.into_iter().for_each(|id| self.remove(id));
     }
 
     pub(super) fn look(&mut self, to_say: &mut Lending) {
+        self.remove_all(|buffer| buffer.unwanted);
         to_say.gone.append(&mut self.gone);
     }
 }
 
 impl Buffer {
+    fn placed(&self, bytes: Bytes) -> Placed {
+        let place = Use { owner: Owner::Sender, id: self.id, length: bytes.len() };
+        Placed { place, bytes, new: self.file.clone(), held: Some(self.held.clone()) }
+    }
+
     /// Nobody reads it, here or elsewhere.
     fn is_free(&mut self) -> bool {
-        self.lent == 0 && Arc::get_mut(&mut self.memory).is_some()
+        self.lent == 0 && !self.unwanted && Arc::get_mut(&mut self.memory).is_some()
     }
 }
 

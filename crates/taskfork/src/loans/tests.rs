@@ -276,6 +276,27 @@ fn at_rest_there_is_no_memory() {
 }
 
 #[test]
+fn what_a_message_refers_to_is_kept_until_it_is_sent() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    there.say(&mut back);
+    here.receive(&mut back).unwrap();
+    let placed = here.loans.place(&vec![7; 1 << 20].into(), None, true).unwrap();
+    // The other side rests before the message is sent.
+    there.loans.rest();
+    there.say(&mut back);
+    here.receive(&mut back).unwrap();
+    here.say(&mut to);
+    there.receive(&mut to).unwrap();
+    let mut message = Vec::new();
+    Lending::of(&[placed]).put(&mut message);
+    to.push_back((message, Vec::new()));
+    there.receive(&mut to).unwrap();
+    assert_eq!(there.blobs.len(), 1);
+}
+
+#[test]
 fn what_was_not_lent_cannot_be_referred_to() {
     let (mut here, mut there) = (Side::new(), Side::new());
     let mut to = Line::new();

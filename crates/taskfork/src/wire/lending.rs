@@ -76,6 +76,9 @@ pub(crate) struct Placed {
     pub(crate) bytes: Bytes,
     /// The file of memory that the other side does not know yet.
     pub(crate) new: Option<Arc<OwnedFd>>,
+    /// Has the owner keep the memory until the message is sent.
+    #[expect(dead_code, reason = "it only has to be there")]
+    pub(crate) held: Option<Arc<()>>,
 }
 
 impl Lending {

@@ -140,7 +140,11 @@ impl Parted {
             };
             let may_add = self.files.len() + new.len() < files;
             let placed = may_place.then(|| place(&part.bytes, home, may_add)).flatten();
-            references.push(placed.map(|placed| {
+            references.push(placed.map(|mut placed| {
+                // The other side is told once of what is new, though it stand here twice.
+                let is_same =
+                    |before: &Placed| before.new.is_some() && before.place.id == placed.place.id;
+                placed.new = placed.new.take().filter(|_| !self.placed.iter().any(is_same));
                 new.extend(placed.new.clone());
                 self.placed.push(placed);
                 (LENT, self.placed.len() - 1)

@@ -49,6 +49,7 @@ struct Kept {
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     let methods = Methods::new()
         .function("echo", |blob: Blob| Ok(blob))
+        .function("several", |blobs: Vec<Blob>| Ok(blobs))
         .function("is_lent", |blob: Blob| Ok((is_lent(&blob), blob[0])))
         .function("make", |length: usize, fill: u8| Ok(Blob::from(vec![fill; length])))
         .function("bytes", |bytes: ByteBuf| Ok(bytes))
@@ -354,6 +355,15 @@ async fn memory_can_be_asked_for_and_filled_in_place() {
         assert_eq!(back.as_ptr(), blob.as_ptr());
     }
     assert!(places.iter().all(|&place| place == places[0]), "{places:?}");
+    // One that is new to the worker, and goes to it twice.
+    let other = client.checkout();
+    other.ready().await.unwrap();
+    let mut memory = other.memory(LONG).unwrap();
+    memory.fill(66);
+    let twice = memory.freeze().unwrap();
+    let back: Vec<Blob> = other.call("several", ((&twice, &twice),)).await.unwrap();
+    assert_eq!(back.len(), 2);
+    assert!(back.iter().all(|blob| blob.as_ptr() == twice.as_ptr()), "it was sent after all");
     // One that is short, one that is not used, and one that goes to another worker.
     let mut short = checkout.memory(100).unwrap();
     short.fill(1);
@@ -363,7 +373,6 @@ async fn memory_can_be_asked_for_and_filled_in_place() {
     let mut memory = checkout.memory(LONG).unwrap();
     memory.fill(77);
     let blob = memory.freeze().unwrap();
-    let other = client.checkout();
     assert_eq!(other.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
     assert_eq!(checkout.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
     assert_eq!(*blob, vec![77; LONG]);
