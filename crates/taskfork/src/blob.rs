@@ -24,7 +24,7 @@ use crate::wire::parts::{self, Elsewhere};
 /// As an argument or a result, or anywhere in one, it is sent from where it lies, and one that arrives
 /// is a part of the message that was received. Below 16 KiB it is copied, which is faster. Clones
 /// share the bytes. The other side can take it as a `Blob`, as any other type for binary data, as those of
-/// `serde_bytes`, or as a [`Value`](crate::Value); it can be made of a text or a list of numbers there.
+/// `serde_bytes`, or as a [`Value`](crate::Value), up to the length that a message may have there; it can be made of a text or a list of numbers there.
 ///
 /// Where both sides can share memory, which is through unix sockets, a long one need not even be sent:
 ///

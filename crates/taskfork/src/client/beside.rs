@@ -21,7 +21,8 @@ impl Connection {
             return Err(Lost::Wire(WireError::Files));
         }
         let files = self.received.drain(..count).collect();
-        let enclosed = Enclosed { files, lent: self.loans.take_uses().map_err(Lost::Wire)? };
+        let lent = self.loans.take_uses().map_err(Lost::Wire)?;
+        let enclosed = Enclosed { files, lent, most: self.max_receive };
         Ok((!enclosed.is_empty()).then(|| Arc::new(Mutex::new(enclosed))))
     }
 
@@ -60,6 +61,7 @@ impl Connection {
 
     /// Memory that is shared with the worker, to be filled in place.
     pub(crate) fn memory(&mut self, length: usize) -> Option<Filling> {
-        self.loans.fill(length)
+        // What could not be sent in its place is not lent either.
+        if length < self.max_send { self.loans.fill(length) } else { None }
     }
 }

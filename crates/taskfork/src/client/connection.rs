@@ -37,7 +37,7 @@ pub(crate) struct Connection {
     pub(crate) pid: u32,
     /// The longest frame to be sent, and to be taken.
     pub(crate) max_send: usize,
-    max_receive: usize,
+    pub(super) max_receive: usize,
     /// How many bytes of calls the worker takes before it has answered them.
     pub(crate) ahead: usize,
     /// How many files can go with a message, and come with one.

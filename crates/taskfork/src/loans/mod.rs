@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::sys::{self, User};
 use crate::wire::WireError;
-use crate::wire::lending::{Home, Id, Lending, Lent, Link, Owner, Placed, Use};
+use crate::wire::lending::{Home, Id, Lending, Lent, Link, MOST_USES, Owner, Placed, Use};
 use foreign::Foreign;
 use own::Owned;
 
@@ -108,8 +108,8 @@ impl Loans {
         for (&id, file) in said.new.iter().zip(files.drain(..said.new.len())) {
             self.foreign.add(id, &file).map_err(WireError::Malformed)?;
         }
-        if !self.uses.is_empty() && !said.uses.is_empty() {
-            let what = "two messages say what the next one refers to";
+        if said.uses.len() > MOST_USES || !self.uses.is_empty() && !said.uses.is_empty() {
+            let what = "one message cannot refer to so much";
             return Err(WireError::Malformed(what.to_owned()));
         }
         for place in said.uses {

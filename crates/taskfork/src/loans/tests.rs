@@ -312,6 +312,12 @@ fn what_was_not_lent_cannot_be_referred_to() {
     assert!(hears(uses(Owner::Sender, known + 9, 1)).is_err());
     assert!(hears(uses(Owner::Receiver, known, 1)).is_err());
     assert!(hears(Lending { new: vec![7], ..Lending::default() }).is_err());
+    assert!(there.loans.take_uses().is_ok_and(|uses| uses.len() == 1));
+    let place = Use { owner: Owner::Sender, id: known, length: 1 };
+    let many = |count| Lending { uses: vec![place; count], ..Lending::default() };
+    assert!(there.loans.hear(many(MOST_USES + 1), &mut Vec::new()).is_err());
+    assert!(there.loans.hear(many(MOST_USES), &mut Vec::new()).is_ok());
+    assert!(there.loans.hear(many(1), &mut Vec::new()).is_err());
     let free = |times| Lending { free: vec![(known, times)], ..Lending::default() };
     here.loans.hear(free(100), &mut Vec::new()).unwrap();
     assert!(here.loans.take_uses().is_err());

@@ -17,6 +17,8 @@ use super::parts::{BLOB_FILE, LEAST, LENT, OPEN_FILE, Restore, attach};
 pub(crate) struct Enclosed {
     pub(crate) files: Vec<OwnedFd>,
     pub(crate) lent: Vec<Lent>,
+    /// How long the message may become when blobs are put into their places, as a few bytes can stand for many.
+    pub(crate) most: usize,
 }
 
 impl Enclosed {
@@ -43,6 +45,8 @@ struct Source {
     files: Vec<File>,
     /// Gives the bytes of a file that is memory.
     map: Map,
+    /// See [`Enclosed::most`].
+    most: usize,
     /// Whether each has been found.
     lent: Vec<(Lent, bool)>,
 }
@@ -73,12 +77,13 @@ pub(crate) fn within<T>(
     if message.is_none() && enclosed.is_empty() {
         return read();
     }
-    let Enclosed { files, lent } = enclosed;
+    let Enclosed { files, lent, most } = enclosed;
     let file = |file| File { file: Some(Arc::new(file)), found: false, is_open: false };
     let source = Source {
         message: message.cloned(),
         files: files.into_iter().map(file).collect(),
         map,
+        most,
         lent: lent.into_iter().map(|lent| (lent, false)).collect(),
     };
     let _restore = Restore(&SOURCE, SOURCE.replace(Some(source)));
@@ -116,7 +121,7 @@ pub(crate) fn find(kind: i8, index: &[u8]) -> Result<Found, &'static str> {
 }
 
 /// Decodes values of the message that is being read. A blob that came beside it, and which is wanted as bytes
-/// of another kind, is put into its place first.
+/// of another kind, is put into its place first, if the message does not become too long for that.
 pub(crate) fn read<T, E>(values: &[u8], decode: impl Fn(&[u8]) -> Result<T, E>) -> Result<T, E> {
     if !is_any() {
         return decode(values);
@@ -147,9 +152,11 @@ pub(crate) fn read<T, E>(values: &[u8], decode: impl Fn(&[u8]) -> Result<T, E>) 
     decoded
 }
 
-/// The same values with the bytes of all blobs in their places; nothing if they are there already, or cannot be.
+/// The same values with the bytes of all blobs in their places; nothing if they are there already, cannot be, or
+/// would be too many.
 fn whole(values: &[u8]) -> Option<Vec<u8>> {
     let (mut out, mut changed) = (Vec::with_capacity(values.len()), false);
+    let most = with_source(|source| source.most);
     let mut values = Reader::new(values);
     while let Some(piece) = values.piece().ok()? {
         let bytes = match reference(piece) {
@@ -164,7 +171,7 @@ fn whole(values: &[u8]) -> Option<Vec<u8>> {
                 continue;
             }
         };
-        let bytes = bytes?;
+        let bytes = bytes.filter(|bytes| out.len().saturating_add(bytes.len()) <= most)?;
         put_bin_header(&mut out, u32::try_from(bytes.len()).ok()?);
         out.extend_from_slice(&bytes);
         changed = true;
@@ -224,6 +231,22 @@ pub(crate) fn taken(found: &[u8]) -> Bytes {
 mod tests {
     use super::super::parts::collect;
     use super::*;
+
+    #[test]
+    fn a_few_bytes_cannot_become_any_number() {
+        let lent = || Lent {
+            bytes: Bytes::from(vec![7; 100_000]),
+            home: super::super::lending::Home { link: 1, id: 1, own: false },
+        };
+        // The same one, three times.
+        let values = b"\x93\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0";
+        let length = |most| {
+            let enclosed = Enclosed { lent: vec![lent()], most, ..Enclosed::default() };
+            within(None, enclosed, |_| None, || read(values, |values| Ok::<_, ()>(values.len())))
+        };
+        assert_eq!(length(299_999), Ok(values.len()));
+        assert!(length(301_000).is_ok_and(|length| length > 300_000));
+    }
 
     #[test]
     fn what_stands_for_files_is_written_anew() {

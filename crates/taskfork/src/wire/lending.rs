@@ -14,6 +14,9 @@ use super::pack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
 /// Names memory within its connection, among that of its owner.
 pub(crate) type Id = u32;
 
+/// So many times a message may refer to memory.
+pub(crate) const MOST_USES: usize = 1024;
+
 /// Who owns memory that a message is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {

@@ -11,7 +11,7 @@ use rmp::Marker;
 
 use super::enclosed;
 use super::frame::HEADER;
-use super::lending::{Home, Lending, Placed};
+use super::lending::{Home, Lending, MOST_USES, Placed};
 use super::native::put_files;
 use super::pack::put_bin_header;
 
@@ -139,6 +139,7 @@ impl Parted {
                 Elsewhere::Nowhere => None,
             };
             let may_add = self.files.len() + new.len() < files;
+            let may_place = may_place && self.placed.len() < MOST_USES;
             let placed = may_place.then(|| place(&part.bytes, home, may_add)).flatten();
             references.push(placed.map(|mut placed| {
                 // The other side is told once of what is new, though it stand here twice.

@@ -283,7 +283,8 @@ impl<S: 'static> Worker<'_, S> {
         let body = long.as_deref().unwrap_or_else(|| connection.body(frame));
         match FromClient::decode(body)? {
             FromClient::Call { place, method, args, meta } => {
-                let enclosed = Enclosed { files, lent: self.lending.take_uses()? };
+                let lent = self.lending.take_uses()?;
+                let enclosed = Enclosed { files, lent, most: self.limits.max_frame };
                 match self.ahead.take(place, begun) {
                     Some(sent) => blob::within(long.as_ref(), enclosed, || {
                         self.serve_call(method, args, &meta, begun, sent)

@@ -253,6 +253,10 @@ async fn they_can_be_taken_as_bytes_of_any_kind() {
     assert_eq!(checkout.call::<ByteBuf>("bytes", (&filled,)).await.unwrap(), bytes);
     assert_eq!(checkout.call::<Value>("value", (&filled,)).await.unwrap(), value);
     assert_eq!(checkout.call::<Value>("echo", (&filled,)).await.unwrap(), value);
+    // But not more of it than a message may have; as what it is it may have any length.
+    let long = taskfork::BlobMut::new(9 << 20).unwrap().freeze().unwrap();
+    assert!(!checkout.call::<ByteBuf>("bytes", (&long,)).await.unwrap_err().is_fatal());
+    assert_eq!(checkout.call::<Blob>("echo", (&long,)).await.unwrap().len(), 9 << 20);
 }
 
 async fn what_does_not_fit_is_sent() {
@@ -370,6 +374,9 @@ async fn memory_can_be_asked_for_and_filled_in_place() {
     let short = short.freeze().unwrap();
     assert_eq!(checkout.call::<(bool, u8)>("is_lent", (&short,)).await.unwrap(), (false, 1));
     drop(checkout.memory(LONG).unwrap());
+    // One that is longer than a message may be is handed over.
+    let long = checkout.memory(9 << 20).unwrap().freeze().unwrap();
+    assert_eq!(checkout.call::<Blob>("echo", (&long,)).await.unwrap().len(), 9 << 20);
     let mut memory = checkout.memory(LONG).unwrap();
     memory.fill(77);
     let blob = memory.freeze().unwrap();
