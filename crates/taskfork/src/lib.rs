@@ -42,6 +42,7 @@ mod display;
 mod error;
 mod loans;
 mod report;
+mod ring;
 mod server;
 mod sys;
 mod trace_context;

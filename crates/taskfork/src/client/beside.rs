@@ -17,25 +17,26 @@ impl Connection {
             return Ok(None);
         }
         let count = std::mem::take(&mut self.announced);
-        if count > self.received.len() {
+        if count > self.files_received.len() {
             return Err(Lost::Wire(WireError::Files));
         }
-        let files = self.received.drain(..count).collect();
+        let files = self.files_received.drain(..count).collect();
         let lent = self.loans.take_uses().map_err(Lost::Wire)?;
         let enclosed = Enclosed { files, lent, most: self.max_receive };
         Ok((!enclosed.is_empty()).then(|| Arc::new(Mutex::new(enclosed))))
     }
 
-    /// Takes a message that only tells of what comes with the next, or could; tells whether it is one.
+    /// Takes a message that is only about how others come; tells whether it is one.
     pub(super) fn takes_in(&mut self, message: &[u8]) -> Result<bool, Lost> {
-        if !native::is_about_next(message) {
+        if !native::is_about_others(message) {
             return Ok(false);
         }
         match FromWorker::decode(message) {
             Ok(FromWorker::Files(count)) => self.announced = count,
+            Ok(FromWorker::Rings) => self.agree_on_rings(),
             Ok(FromWorker::Lending(said)) => {
                 let idle = said.idle;
-                self.loans.hear(said, &mut self.received).map_err(Lost::Wire)?;
+                self.loans.hear(said, &mut self.files_received).map_err(Lost::Wire)?;
                 if idle && !self.in_call {
                     self.put_lending();
                     self.flush()?;

@@ -38,6 +38,8 @@ pub(crate) struct Terms {
     pub(crate) files: usize,
     /// How much of the client's memory it keeps.
     pub(crate) lent: usize,
+    /// Whether it takes rings.
+    pub(crate) rings: bool,
 }
 
 impl Terms {
@@ -48,6 +50,7 @@ impl Terms {
             ahead: hello.ahead.min(MOST_AHEAD),
             files: hello.files.min(files),
             lent: if files > 0 { hello.lent.min(config.lent_memory) } else { 0 },
+            rings: files > 0 && hello.rings,
         }
     }
 }
@@ -97,7 +100,7 @@ async fn reach_and_greet(
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
             pid: 0,
-            terms: Terms { max_send: config.max_frame, ahead: 0, files: 0, lent: 0 },
+            terms: Terms { max_send: config.max_frame, ahead: 0, files: 0, lent: 0, rings: false },
             max_receive: config.max_frame,
             most_lent: 0,
             look: Look::new(config.busy_poll, config.cores),

@@ -17,12 +17,16 @@ use super::perl::Perl;
 use super::signal::Signal;
 use super::stream::Stream;
 use crate::loans::Loans;
+use crate::ring::Rings;
 use crate::sys;
 use crate::wire::frame;
 use crate::wire::native;
 use crate::wire::parts::{Attached, Parted, SLICES};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
+
+/// So often the ring is looked at before the socket is once more.
+const TIMES_RING: usize = 16;
 
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
@@ -43,9 +47,14 @@ pub(crate) struct Connection {
     /// How many files can go with a message, and come with one.
     pub(crate) files: usize,
     /// Those that have come and belong to messages to come, and how many of them to the next.
-    pub(super) received: Vec<OwnedFd>,
+    pub(super) files_received: Vec<OwnedFd>,
     pub(super) announced: usize,
     pub(super) loans: Loans,
+    pub(super) rings: Option<Box<Rings>>,
+    /// The worker takes them, and they have not been offered.
+    pub(super) takes_rings: bool,
+    /// Somebody looks for the next message.
+    pub(super) looks: bool,
     /// How many of the next answers are those of calls that the worker has skipped, as one before
     /// them failed.
     to_skip: usize,
@@ -104,7 +113,7 @@ pub(crate) enum Lost {
 impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
         let Greeted { stream, protocol, inbox, pid, terms, max_receive, most_lent, look } = greeted;
-        let Terms { max_send, ahead, files, lent } = terms;
+        let Terms { max_send, ahead, files, lent, rings: takes_rings } = terms;
         let perl = (protocol == Protocol::Perl).then(Perl::default);
         let waker = Waker::from(signal.clone());
         let outbox = Outbox::default();
@@ -120,9 +129,12 @@ impl Connection {
             max_receive,
             ahead,
             files,
-            received: Vec::new(),
+            files_received: Vec::new(),
             announced: 0,
             loans: Loans::new(lent, most_lent, sys::user()),
+            rings: None,
+            takes_rings,
+            looks: false,
             to_skip,
             in_call,
             since_answer,
@@ -165,6 +177,7 @@ impl Connection {
         if self.outbox.calls > 0 {
             self.stream.watch_room();
         }
+        self.offer_rings();
         self.outbox.put_call(frame)
     }
 
@@ -202,6 +215,7 @@ impl Connection {
     pub(crate) fn put_rest(&mut self, rest: &[u8]) {
         self.in_call = false;
         self.outbox.put_call(rest);
+        self.outbox.put_for_socket(&[]);
     }
 
     /// So many calls that have been sent will not be run, as one before them failed.
@@ -216,6 +230,7 @@ impl Connection {
 
     /// An answer has come.
     pub(crate) fn answered(&mut self) {
+        self.end_looking();
         self.long = std::mem::take(&mut self.since_answer) > frame::SENT_WHOLE;
     }
 
@@ -232,6 +247,8 @@ impl Connection {
             return Ok(());
         }
         self.put(|out| native::put_forget(out, call))?;
+        // It is to be found while others before it have not been read.
+        self.outbox.put_for_socket(&[]);
         self.flush()
     }
 
@@ -281,6 +298,9 @@ impl Connection {
     pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Lost>> {
         let calls = self.outbox.calls;
         while !self.outbox.bytes.is_empty() {
+            if self.put_in_ring() {
+                continue;
+            }
             ready!(self.poll_write(&[], &[]))?;
         }
         if self.outbox.calls > calls {
@@ -301,10 +321,11 @@ impl Connection {
         let first = usize::from(self.outbox.bytes.is_empty());
         let wrote = self.stream.poll_write(&mut context, &slices[first..=call.len()], files);
         let wrote = ready!(wrote).map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => Lost::Closed,
+            io::ErrorKind::BrokenPipe => self.closed(),
             io::ErrorKind::ConnectionReset => Lost::Unread,
             _ => Lost::Io(error),
         })?;
+        self.rings.iter_mut().for_each(|rings| rings.sent(wrote));
         Poll::Ready(Ok(self.outbox.sent(wrote)))
     }
 
@@ -315,15 +336,16 @@ impl Connection {
             return Err(Lost::Ungreeted(GreetError::Closed.to_string()));
         }
         loop {
-            if let Ok(Some(body)) = self.take_message() {
-                if !self.passes(&body) && !self.takes_in(&body)? {
-                    return Ok(body);
-                }
-                continue;
+            match self.take_message() {
+                Ok(None) => {}
+                Ok(Some(body)) if self.passes(&body) || self.takes_in(&body)? => continue,
+                Ok(Some(body)) => return Ok(body),
+                Err(_) => return Err(lost),
             }
             match self.receive_now() {
                 Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
+                _ if self.is_in_ring() => {}
                 Ok(_) | Err(_) => return Err(lost),
             }
         }
@@ -341,17 +363,31 @@ impl Connection {
     /// Takes what is there, without asking the reactor.
     pub(super) fn receive_now(&mut self) -> rustix::io::Result<usize> {
         self.reserve();
-        self.stream.receive_now(&mut self.inbox, &mut self.received)
+        let received = self.stream.receive_now(&mut self.inbox, &mut self.files_received)?;
+        self.received(received);
+        Ok(received)
     }
 
     /// Begins to look for an answer, if it is to be looked for.
     pub(crate) fn begin_to_look(&mut self) -> Option<Looking> {
-        if self.is_greeted() { self.look.begin() } else { None }
+        let looking = if self.is_greeted() { self.look.begin() } else { None };
+        if looking.is_some() {
+            self.begin_looking();
+        }
+        looking
     }
 
-    /// Looks once.
-    pub(crate) fn look(&mut self, looking: &Looking) -> Looked {
-        match self.receive_now() {
+    /// Looks once; at the socket only every now and then, if there is a ring.
+    pub(crate) fn look(&mut self, looking: &Looking, times: usize) -> Looked {
+        if self.is_in_ring() {
+            self.look.paid();
+            return Looked::Found;
+        }
+        let through_socket = match self.rings {
+            Some(_) if !times.is_multiple_of(TIMES_RING) => Err(Errno::AGAIN),
+            _ => self.receive_now(),
+        };
+        match through_socket {
             Err(Errno::AGAIN | Errno::INTR) if looking.is_over() => {
                 self.look.failed();
                 Looked::GaveUp
@@ -368,6 +404,7 @@ impl Connection {
 
     pub(crate) fn give_up_looking(&mut self) {
         self.look.failed();
+        self.end_looking();
     }
 
     /// Whether a message is the answer of a call that is not to be run, for which nobody waits.
@@ -380,7 +417,7 @@ impl Connection {
     /// Takes the next message off what has been received, in the words of the native protocol.
     fn take_message(&mut self) -> Result<Option<Bytes>, WireError> {
         match &mut self.perl {
-            None => frame::take(&mut self.inbox, self.max_receive),
+            None => self.take_native(),
             Some(perl) => perl.take(&mut self.inbox, self.max_receive),
         }
     }
@@ -398,13 +435,24 @@ impl Connection {
             }
             self.reserve();
             let mut context = Context::from_waker(&self.waker);
-            if self.received.len() > UNCLAIMED {
+            if self.files_received.len() > UNCLAIMED {
                 return Poll::Ready(Err(Lost::Wire(WireError::Files)));
             }
-            let read = self.stream.poll_read(&mut context, &mut self.inbox, &mut self.received);
-            match ready!(read) {
-                Ok(0) => return Poll::Ready(Err(Lost::Closed)),
-                Ok(_) => self.look.slept(),
+            let read =
+                self.stream.poll_read(&mut context, &mut self.inbox, &mut self.files_received);
+            let Poll::Ready(read) = read else {
+                match self.may_sleep() {
+                    true => return Poll::Pending,
+                    false => continue,
+                }
+            };
+            match read {
+                Ok(0) if self.is_in_ring() => {}
+                Ok(0) => return Poll::Ready(Err(self.closed())),
+                Ok(length) => {
+                    self.received(length);
+                    self.look.slept();
+                }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Poll::Ready(Err(Lost::Unread));
                 }

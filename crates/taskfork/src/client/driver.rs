@@ -159,7 +159,7 @@ fn engage(
         protocol: core.config.protocol,
         inbox: BytesMut::with_capacity(4096),
         pid: 0,
-        terms: Terms { ahead: 0, lent: 0, ..terms },
+        terms: Terms { ahead: 0, lent: 0, rings: false, ..terms },
         max_receive: core.config.max_frame,
         most_lent: most_lent(&core.config, terms.files),
         look: Look::new(core.config.busy_poll, core.config.cores),

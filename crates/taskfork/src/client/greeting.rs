@@ -33,7 +33,8 @@ impl Connection {
         while !self.hear()? {
             self.reserve();
             let mut context = Context::from_waker(&self.waker);
-            let read = self.stream.poll_read(&mut context, &mut self.inbox, &mut self.received);
+            let files = &mut self.files_received;
+            let read = self.stream.poll_read(&mut context, &mut self.inbox, files);
             match ready!(read) {
                 Ok(0) => return Poll::Ready(Err(ungreeted(GreetError::Closed))),
                 Ok(_) => {}
@@ -75,6 +76,7 @@ impl Connection {
             let terms = Terms::of(&hello, &core.config, most_files(&core.config));
             (self.max_send, self.ahead, self.files) = (terms.max_send, terms.ahead, terms.files);
             self.loans.set_room(terms.lent);
+            self.takes_rings = terms.rings;
             core.greeted(terms, greeting.since.elapsed());
         }
         self.greeting = None;

@@ -177,15 +177,15 @@ impl Lane {
                 if look.is_over() {
                     *looking = None;
                     self.give_up_looking(seq);
-                } else {
-                    look.go_on_after_others(context);
+                    return self.poll_once(seq, context.waker());
                 }
+                look.go_on_after_others(context);
                 outcome
             }
             Some(look) => {
-                let found = self.look_for(seq, look);
+                self.look_for(seq, look);
                 *looking = None;
-                if found { self.poll_once(seq, context.waker()) } else { outcome }
+                self.poll_once(seq, context.waker())
             }
         }
     }
@@ -213,15 +213,14 @@ impl Lane {
         Some(if self.core.pool().counts().busy > 1 { looking.shared() } else { looking })
     }
 
-    /// Looks for the answer of a call; tells whether there is something. Others may use the lane meanwhile.
-    fn look_for(&self, seq: Seq, looking: &Looking) -> bool {
-        loop {
+    /// Looks for the answer of a call. Others may use the lane meanwhile.
+    fn look_for(&self, seq: Seq, looking: &Looking) {
+        for times in 0.. {
             let mut state = self.lock();
-            let Some(connection) = state.connection_of(seq) else { return true };
-            match connection.look(looking) {
-                Looked::Found => return true,
-                Looked::GaveUp => return false,
-                Looked::NotYet => {}
+            let Some(connection) = state.connection_of(seq) else { return };
+            if connection.look(looking, times) != Looked::NotYet {
+                connection.end_looking();
+                return;
             }
             drop(state);
             std::hint::spin_loop();
@@ -247,6 +246,7 @@ impl Lane {
         self.change(|state, effects| {
             state.see(seq);
             state.forget(seq);
+            state.connection_of(seq).into_iter().for_each(Connection::end_looking);
             effects.replays.extend(state.calls.abandon(seq));
         });
     }

@@ -25,6 +25,7 @@ mod pool;
 mod queue;
 #[cfg_attr(not(feature = "tracing"), path = "replay_off.rs")]
 mod replay;
+mod rings;
 mod send;
 mod signal;
 #[cfg(feature = "tracing")]

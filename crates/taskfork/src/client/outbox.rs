@@ -12,6 +12,8 @@ pub(super) struct Outbox {
     pub(super) calls: u64,
     /// How many bytes have been sent of all that has ever been in here.
     sent: u64,
+    /// What is in `bytes` has to go through the socket.
+    for_socket: bool,
     /// Where the calls end that are in `bytes`, counted as `sent` is.
     ends: VecDeque<u64>,
 }
@@ -24,12 +26,30 @@ impl Outbox {
         self.calls + self.ends.len() as u64
     }
 
+    /// Appends what has to go through the socket, with all that is here.
+    pub(super) fn put_for_socket(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        self.for_socket = !self.bytes.is_empty();
+    }
+
+    pub(super) fn is_for_socket(&self) -> bool {
+        self.for_socket
+    }
+
+    /// Whether there are any calls in here, or the rest of one.
+    pub(super) fn has_calls(&self) -> bool {
+        !self.ends.is_empty()
+    }
+
     /// So many bytes have been sent; gives how many of them were not in here.
     pub(super) fn sent(&mut self, bytes: usize) -> usize {
         let own = bytes.min(self.bytes.len());
         self.bytes.drain(..own);
+        // The rest of what has been begun goes the same way.
+        self.for_socket |= own > 0;
         if self.bytes.is_empty() {
             self.bytes.shrink_to(KEPT);
+            self.for_socket = false;
         }
         self.sent += own as u64;
         while self.ends.front().is_some_and(|&end| end <= self.sent) {

@@ -12,6 +12,7 @@ mod process;
 mod shared;
 mod signal;
 mod title;
+mod words;
 
 pub(crate) use alarm::{STACK_WORDS, Witness, hide_stack, wake_server, watch_stack};
 pub(crate) use descriptor::{
@@ -33,3 +34,4 @@ pub(crate) use signal::{
     Disposition, changed_signals, hold_back, reset_for_worker, spawn_without_signals,
 };
 pub(crate) use title::{Title, set_title};
+pub(crate) use words::Words;

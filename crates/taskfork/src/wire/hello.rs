@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::WireError;
 use super::native::{HELLO, list, meta};
-use super::pack::{Reader, put_array, put_map, put_str, put_uint};
+use super::pack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
 
 /// Read without taking memory, as a new worker would have to have a page copied for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +34,8 @@ pub(crate) struct WorkerHello {
     pub(crate) files: usize,
     /// How many bytes of the client's memory it keeps mapped.
     pub(crate) lent: usize,
+    /// It takes memory for two rings.
+    pub(crate) rings: bool,
     /// It is a program that wants SIGALRM when the time of a call is over.
     pub(crate) alarm: bool,
 }
@@ -88,6 +90,7 @@ impl WorkerHello {
                 "ahead" => hello.ahead = reader.int()?,
                 "files" => hello.files = reader.int()?,
                 "lent" => hello.lent = reader.int()?,
+                "rings" => hello.rings = reader.bool()?,
                 "alarm" => hello.alarm = reader.bool()?,
                 _ => return Ok(false),
             }
@@ -99,7 +102,8 @@ impl WorkerHello {
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_array(out, 2);
         put_uint(out, HELLO);
-        let optional = [self.max_frame.is_some(), self.ahead > 0, self.files > 0, self.lent > 0];
+        let optional =
+            [self.max_frame.is_some(), self.ahead > 0, self.files > 0, self.lent > 0, self.rings];
         put_map(out, 4 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
         put_str(out, "version");
         put_uint(out, u64::from(self.version));
@@ -113,6 +117,10 @@ impl WorkerHello {
         put_number(out, "ahead", self.ahead as u64);
         put_number(out, "files", self.files as u64);
         put_number(out, "lent", self.lent as u64);
+        if self.rings {
+            put_str(out, "rings");
+            put_bool(out, true);
+        }
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) enum WireError {
 }
 
 impl WireError {
-    fn malformed(what: impl std::fmt::Display) -> Self {
+    pub(crate) fn malformed(what: impl std::fmt::Display) -> Self {
         Self::Malformed(what.to_string())
     }
 }

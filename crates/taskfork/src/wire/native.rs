@@ -30,6 +30,7 @@ const WAITING: u64 = 5;
 /// From either side.
 const FILES: u64 = 6;
 pub(super) const LENDING: u64 = 7;
+const RINGS: u64 = 8;
 
 const OK: u64 = 1;
 const ERROR: u64 = 2;
@@ -56,6 +57,8 @@ pub(crate) enum FromClient<'a> {
     Files(usize),
     /// Of memory that is lent.
     Lending(Lending),
+    /// The memory of two rings has come with it; or, from the worker, has been taken.
+    Rings,
 }
 
 /// When a call was sent.
@@ -97,6 +100,8 @@ pub(crate) enum FromWorker<'a> {
     Files(usize),
     /// Of memory that is lent.
     Lending(Lending),
+    /// The memory of two rings has come with it; or, from the worker, has been taken.
+    Rings,
 }
 
 /// What was recorded while a call ran, each part still encoded.
@@ -139,6 +144,7 @@ impl<'a> FromClient<'a> {
             }
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (LENDING, 2) => Lending::read(&mut reader).map(Self::Lending),
+            (RINGS, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Rings),
             (FORGET, 3) => {
                 meta(&mut reader, |_, _| Ok(false))?;
                 reader.int().map(Self::Forget)
@@ -177,6 +183,7 @@ impl<'a> FromWorker<'a> {
             }
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (LENDING, 2) => Lending::read(&mut reader).map(Self::Lending),
+            (RINGS, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Rings),
             (SKIPPED, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Skipped),
             (other, fields) => Err(unknown("worker", other, fields)),
         }
@@ -234,9 +241,9 @@ pub(super) fn put_files(out: &mut Vec<u8>, count: usize) {
     out[start..start + HEADER].copy_from_slice(&length.to_le_bytes());
 }
 
-/// Whether a message is about what comes with the next, or could.
-pub(crate) fn is_about_next(message: &[u8]) -> bool {
-    message.get(KIND_AT).is_some_and(|&kind| [FILES, LENDING].contains(&u64::from(kind)))
+/// Whether a message is none for whoever waits for an answer, but about how others come.
+pub(crate) fn is_about_others(message: &[u8]) -> bool {
+    message.get(KIND_AT).is_some_and(|&kind| [FILES, LENDING, RINGS].contains(&u64::from(kind)))
 }
 
 fn read_files(reader: &mut Reader<'_>) -> Result<usize, WireError> {
@@ -323,6 +330,12 @@ pub(crate) fn set_timeout(call: &mut [u8], microseconds: u64) {
     if let Some(place) = call.get_mut(TIMEOUT_AT..TIMEOUT_AT + 8) {
         place.copy_from_slice(&microseconds.to_be_bytes());
     }
+}
+
+pub(crate) fn put_rings(out: &mut Vec<u8>) {
+    put_array(out, 2);
+    put_uint(out, RINGS);
+    put_map(out, 0);
 }
 
 pub(crate) fn put_done(out: &mut Vec<u8>) {

@@ -51,6 +51,13 @@ pub(crate) struct Attached {
     needed: bool,
 }
 
+impl Attached {
+    /// One that nothing could be sent in the place of.
+    pub(crate) fn new(file: Arc<OwnedFd>) -> Self {
+        Self { file, needed: true }
+    }
+}
+
 impl AsFd for Attached {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -167,7 +174,7 @@ impl Parted {
         if !self.files.is_empty() {
             put_files(&mut bytes, self.files.len());
         }
-        self.files.splice(..0, new.into_iter().map(|file| Attached { file, needed: true }));
+        self.files.splice(..0, new.into_iter().map(Attached::new));
         let (frame, mut from) = (bytes.len(), 0);
         for (part, reference) in self.parts.drain(..).zip(references) {
             let Some((kind, index)) = *reference else {
@@ -282,7 +289,7 @@ pub(crate) fn collect<T>(write: impl FnOnce() -> T) -> (T, Vec<Part>, Vec<Attach
 pub(crate) fn attach(file: Arc<OwnedFd>) -> Option<(i8, [u8; 4])> {
     COLLECTOR.with_borrow_mut(|collector| {
         let files = &mut collector.as_mut()?.files;
-        files.push(Attached { file, needed: true });
+        files.push(Attached::new(file));
         Some((OPEN_FILE, (files.len() as u32 - 1).to_be_bytes()))
     })
 }

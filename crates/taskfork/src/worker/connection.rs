@@ -15,6 +15,7 @@ use super::scoreboard::Slot;
 use super::seat::Limits;
 use crate::busy_poll::Poller;
 use crate::display::seconds;
+use crate::ring::Rings;
 use crate::sys::{self, User};
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
@@ -31,16 +32,19 @@ const MOST_BLANKS: usize = 4096;
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 
+/// So often the ring is looked at before the socket is once more.
+const TIMES_RING: usize = 16;
+
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
 const LONGEST_LOOK: Duration = Duration::from_micros(50);
 
 /// A connection to a client.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: BorrowedFd<'static>,
-    inbox: Vec<u8>,
+    pub(super) socket: BorrowedFd<'static>,
+    pub(super) inbox: Vec<u8>,
     /// How much of `inbox` has been used.
-    used: usize,
+    pub(super) used: usize,
     max_frame: usize,
     /// How long a peer may stop in the middle of a frame.
     stall_timeout: Duration,
@@ -48,6 +52,7 @@ pub(crate) struct Connection {
     files: Option<Vec<OwnedFd>>,
     /// How long it waits for the beginning of a frame.
     rests_after: Option<Duration>,
+    pub(super) rings: Option<Box<Rings>>,
     poller: Poller,
     /// How many cores there are.
     cores: usize,
@@ -90,6 +95,7 @@ impl Connection {
             stall_timeout,
             files,
             rests_after,
+            rings: None,
             poller,
             cores,
             slot,
@@ -135,9 +141,14 @@ impl Connection {
             self.used = 0;
         }
         loop {
+            self.take_from_ring()?;
             if let Some(body) = frame::find(&self.inbox[self.used..], self.max_frame)? {
                 let place = self.used + body.start..self.used + body.end;
+                let wakes = self.passes(place.end - self.used);
                 self.used = place.end;
+                if wakes {
+                    continue;
+                }
                 return Ok(Some(place));
             }
             if !self.read()? {
@@ -235,7 +246,9 @@ impl Connection {
             let room = spare_capacity(&mut self.inbox);
             return recv(self.socket, room, flags).map(|(_, length)| length);
         };
-        sys::receive_files(&self.socket, &mut self.inbox, files, wait)
+        let received = sys::receive_files(&self.socket, &mut self.inbox, files, wait)?;
+        self.rings.iter_mut().for_each(|rings| rings.received(received));
+        Ok(received)
     }
 
     /// That no more files have come than messages can tell of.
@@ -269,6 +282,9 @@ impl Connection {
 
     /// Sends all of it.
     pub(crate) fn write(&mut self, message: &Parted) -> Result<(), Broken> {
+        if self.put_in_ring(message) {
+            return Ok(());
+        }
         let mut sent = 0;
         while sent < message.len() {
             let once = || match &message.parts[..] {
@@ -282,7 +298,10 @@ impl Connection {
                 }
             };
             match retry_on_intr(once) {
-                Ok(bytes) => sent += bytes,
+                Ok(bytes) => {
+                    sent += bytes;
+                    self.rings.iter_mut().for_each(|rings| rings.sent(bytes));
+                }
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Broken::Closed),
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }
@@ -301,7 +320,7 @@ impl Connection {
             self.wait()?;
         }
         self.inbox.reserve(frame::room_for_next_read(&self.inbox));
-        if !begun && self.look() {
+        if !begun && (self.look() || !self.may_sleep()) {
             return Ok(true);
         }
         let since = (!begun && self.poller.is_adaptive()).then(Instant::now);
@@ -315,6 +334,7 @@ impl Connection {
                 read => break read,
             }
         };
+        self.rings.iter_mut().for_each(|rings| rings.wake());
         self.slot.works();
         if let Some(since) = since {
             self.poller.slept(since.elapsed());
@@ -331,14 +351,16 @@ impl Connection {
     /// Looks for the next frame for a moment, where that pays and a core is there for it; tells
     /// whether some of it came.
     fn look(&mut self) -> bool {
-        let Some(budget) = self.poller.budget() else { return false };
-        // One of them is for the client.
-        if self.poller.is_adaptive() && self.slot.busy_cores() >= self.cores {
-            return false;
-        }
+        let Some(budget) = self.budget() else { return false };
         let end = Instant::now() + budget;
-        loop {
-            match self.receive(false) {
+        for times in 0_usize.. {
+            // At the socket only every now and then, if there is a ring.
+            let found = match &self.rings {
+                Some(rings) if rings.is_due(self.inbox.len() - self.used) => Ok(1),
+                Some(_) if !times.is_multiple_of(TIMES_RING) => Err(Errno::AGAIN),
+                _ => self.receive(false),
+            };
+            match found {
                 Ok(length) if length > 0 => {
                     self.poller.paid();
                     return true;
@@ -353,6 +375,15 @@ impl Connection {
             }
             std::hint::spin_loop();
         }
+        false
+    }
+
+    /// For how long to look for the next frame now, if at all.
+    pub(super) fn budget(&self) -> Option<Duration> {
+        let budget = self.poller.budget()?;
+        // One of them is for the client.
+        let is_core_free = !self.poller.is_adaptive() || self.slot.busy_cores() < self.cores;
+        is_core_free.then_some(budget)
     }
 
     fn wait(&self) -> Result<(), Broken> {

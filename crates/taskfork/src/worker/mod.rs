@@ -18,6 +18,7 @@ mod perl;
 mod phase;
 #[cfg(feature = "tracing")]
 mod records;
+mod rings;
 pub(crate) mod scoreboard;
 mod seat;
 mod serve;

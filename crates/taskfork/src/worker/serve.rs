@@ -105,6 +105,7 @@ pub(crate) fn serve<S: 'static>(
         ahead: Ahead::default(),
         announced: 0,
         client_files: 0,
+        rings: false,
         lending: Lending::default(),
         out: Parted { bytes: seat.buffers.outbox, ..Parted::default() },
     };
@@ -117,6 +118,7 @@ pub(crate) fn serve<S: 'static>(
         ahead: ahead::WINDOW,
         files: 0,
         lent: 0,
+        rings: false,
         alarm: false,
     };
     let Err(leave) = worker.live(seat.socket, seat.buffers.inbox, &mut hello);
@@ -157,6 +159,8 @@ pub(super) struct Worker<'a, S> {
     announced: usize,
     /// How many the client takes with an answer.
     client_files: usize,
+    /// The client may offer rings.
+    rings: bool,
     lending: Lending,
     pub(super) out: Parted,
 }
@@ -228,6 +232,7 @@ impl<S: 'static> Worker<'_, S> {
         let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
         if lent > 0 && self.limits.lent_memory > 0 && self.interface.takes_lent() {
             hello.lent = self.lending.agree(lent, self.limits.lent_memory, connection);
+            (hello.rings, self.rings) = (hello.lent > 0, hello.lent > 0);
         }
         frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
             match &fault {
@@ -321,6 +326,13 @@ impl<S: 'static> Worker<'_, S> {
             FromClient::Lending(said) => {
                 self.lending.hear(said, connection)?;
                 Ok(false)
+            }
+            FromClient::Rings if self.rings => {
+                connection.accept_rings()?;
+                Ok(false)
+            }
+            FromClient::Rings => {
+                Err(WireError::Malformed("rings that were not asked for".into()).into())
             }
             FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
         }

@@ -1,0 +1,231 @@
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::half::ROOM;
+use super::*;
+use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
+
+fn frame(body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+        out.extend_from_slice(body);
+        Ok(())
+    })
+    .unwrap();
+    out
+}
+
+/// One side, with what a connection does around its rings.
+struct Side {
+    rings: Rings,
+    inbox: Vec<u8>,
+    heard: Vec<Vec<u8>>,
+    sleeps: bool,
+}
+
+impl Side {
+    fn new(mut rings: Rings) -> Self {
+        rings.agree(0);
+        rings.wake();
+        Self { rings, inbox: Vec::new(), heard: Vec::new(), sleeps: false }
+    }
+
+    fn send(&mut self, body: &[u8], socket: &mut impl Extend<u8>) -> Put {
+        let frame = frame(body);
+        let put = self.rings.put(&frame);
+        let sent = match put {
+            Put::Done => &[],
+            Put::Unseen => &DOORBELL[..],
+            Put::Refused => &frame,
+        };
+        self.rings.sent(sent.len());
+        socket.extend(sent.iter().copied());
+        put
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.inbox.extend_from_slice(bytes);
+            self.rings.received(bytes.len());
+            self.rings.wake();
+            self.sleeps = false;
+        }
+    }
+
+    /// Takes one message, if there is one.
+    fn take(&mut self) -> bool {
+        let arrived = self.rings.take(self.inbox.len()).unwrap();
+        self.inbox.splice(..0, arrived.iter().copied());
+        let Some(body) = frame::find(&self.inbox, DEFAULT_LIMIT).unwrap() else { return false };
+        self.rings.read(body.end);
+        if !body.is_empty() {
+            self.heard.push(self.inbox[body.clone()].to_vec());
+        }
+        self.inbox.drain(..body.end);
+        true
+    }
+
+    fn sleep(&mut self) {
+        while self.take() {}
+        self.sleeps = self.rings.sleep(self.inbox.len());
+    }
+}
+
+fn pair() -> [Side; 2] {
+    let (first, file) = Rings::offer().unwrap();
+    [Side::new(first), Side::new(Rings::accept(&file).unwrap())]
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Send(usize, usize),
+    Receive(usize, usize),
+    Take(usize),
+    Sleep(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let side = 0..2_usize;
+    prop_oneof![
+        4 => (side.clone(), prop_oneof![8 => 1..100_usize, 1 => 1..6000_usize])
+            .prop_map(|(side, length)| Step::Send(side, length)),
+        2 => (side.clone(), 1..300_usize).prop_map(|(side, most)| Step::Receive(side, most)),
+        3 => side.clone().prop_map(Step::Take),
+        2 => side.prop_map(Step::Sleep),
+    ]
+}
+
+proptest! {
+    /// Whichever way messages go, they are heard in order, and nobody sleeps over one.
+    #[test]
+    fn messages_are_heard_in_order(steps in prop::collection::vec(step(), 1..400)) {
+        let mut sides = pair();
+        let mut sockets = [VecDeque::new(), VecDeque::new()];
+        let mut said = [Vec::new(), Vec::new()];
+        let receive = |side: &mut Side, socket: &mut VecDeque<u8>, most: usize| {
+            let bytes: Vec<u8> = socket.drain(..most.min(socket.len())).collect();
+            side.receive(&bytes);
+        };
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                // Who sleeps does nothing.
+                Step::Send(side, _) | Step::Take(side) | Step::Sleep(side) if sides[side].sleeps => {}
+                Step::Send(side, length) => {
+                    let body = vec![number as u8; length];
+                    sides[side].send(&body, &mut sockets[1 - side]);
+                    said[side].push(body);
+                }
+                Step::Receive(side, most) => receive(&mut sides[side], &mut sockets[side], most),
+                Step::Take(side) => {
+                    sides[side].take();
+                }
+                Step::Sleep(side) => sides[side].sleep(),
+            }
+        }
+        for side in 0..2 {
+            receive(&mut sides[side], &mut sockets[side], usize::MAX);
+            if !sides[side].sleeps {
+                while sides[side].take() {}
+            }
+            prop_assert_eq!(&sides[side].heard, &said[1 - side]);
+            prop_assert_eq!(sides[1 - side].rings.is_unseen(), false);
+        }
+    }
+
+    /// What the other process writes there is never followed out of the ring, nor for ever.
+    #[test]
+    fn no_word_of_the_others_does_harm(
+        words in prop::collection::vec((0..2 * WORDS, any::<u64>()), 1..50),
+        small in prop::collection::vec((0..2 * WORDS, 0..5000_u64), 1..50),
+        positions in prop::array::uniform3(0..3000_u64),
+    ) {
+        let [mut side, other] = pair();
+        for (at, word) in words.into_iter().chain(small) {
+            other.rings.words[at].store(word, Relaxed);
+        }
+        for (at, word) in positions.into_iter().enumerate() {
+            other.rings.words[at * 8].store(word, Relaxed);
+        }
+        for unread in [0, 100] {
+            let _ = side.rings.is_due(unread);
+            if let Ok(arrived) = side.rings.take(unread) {
+                prop_assert!(arrived.len() <= ROOM * 8);
+            }
+            let _ = (side.rings.put(&[0; 100]), side.rings.is_unseen(), side.rings.sleep(unread));
+            side.rings.wake();
+        }
+    }
+}
+
+#[test]
+fn a_full_ring_takes_no_more_until_it_is_read() {
+    let [mut here, mut there] = pair();
+    let mut socket = Vec::new();
+    let mut sent = 0;
+    while here.send(&[7; 100], &mut socket) == Put::Done {
+        sent += 1;
+    }
+    assert_eq!(sent, ROOM / (1 + 104_usize.div_ceil(8)));
+    there.sleep();
+    assert_eq!((there.heard.len(), there.sleeps), (sent, true));
+    assert_eq!(here.send(&[7; 100], &mut socket), Put::Refused, "it sleeps");
+    there.receive(&socket);
+    assert_eq!(here.send(&[7; 100], &mut socket), Put::Done);
+    assert_eq!(here.send(&[7; MOST - HEADER + 1], &mut socket), Put::Refused, "it is too long");
+    assert_eq!(here.send(&[7; MOST - HEADER], &mut socket), Put::Done);
+}
+
+#[test]
+fn nothing_is_put_there_before_the_other_side_has_it() {
+    let (mut here, file) = Rings::offer().unwrap();
+    assert_eq!(here.put(b"early"), Put::Refused);
+    let mut there = Rings::accept(&file).unwrap();
+    there.agree(0);
+    assert_eq!(there.put(b"early"), Put::Refused);
+    there.wake();
+    here.agree(0);
+    assert_eq!(here.put(b"now"), Put::Done);
+    assert_eq!(there.take(0).unwrap(), b"now");
+}
+
+/// A thread that sends, and one that sleeps again and again, by the socket between them.
+#[test]
+fn nobody_sleeps_over_a_message() {
+    const MESSAGES: u64 = 100_000;
+    let [here, there] = pair();
+    let (mut sender, mut receiver) = UnixStream::pair().unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let answered = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut here = here;
+            for number in 0..MESSAGES {
+                let mut socket = Vec::new();
+                here.send(&number.to_le_bytes(), &mut socket);
+                sender.write_all(&socket).unwrap();
+                // So that the other has nothing to do now and then.
+                while number % 4 == 0 && answered.load(Relaxed) < number {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        let mut there = there;
+        while (there.heard.len() as u64) < MESSAGES {
+            there.sleep();
+            answered.store(there.heard.len() as u64, Relaxed);
+            if there.sleeps && (there.heard.len() as u64) < MESSAGES {
+                let mut bytes = [0; 4096];
+                let length = receiver.read(&mut bytes).expect("it is woken");
+                there.receive(&bytes[..length]);
+            }
+        }
+        let said = (0..MESSAGES).map(|number| number.to_le_bytes().to_vec());
+        assert!(said.eq(there.heard));
+    });
+}

@@ -1,0 +1,104 @@
+//! Memory of numbers that two processes share, both of which write to it.
+
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
+use std::slice;
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::memfd_create;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
+
+use super::shared::{Access, Mapping};
+
+/// What holds for it: it keeps its size.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+
+/// A number of words, each read and written whole. What is in them is the other process's to say as well.
+pub(crate) struct Words(Mapping);
+
+impl Words {
+    /// So many zeros, and the file that the other process maps.
+    pub(crate) fn new(count: usize) -> io::Result<(Self, OwnedFd)> {
+        let length = count * size_of::<AtomicU64>();
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("taskfork-ring", flags)?;
+        ftruncate(&file, length as u64)?;
+        let mapping = Mapping::new(&file, length, Access::Write)?;
+        fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
+        Ok((Self(mapping), file))
+    }
+
+    /// Maps what another process has sent, which has to have so many words and to keep them: that it does not is
+    /// an error of the kind [`InvalidData`](io::ErrorKind::InvalidData).
+    pub(crate) fn map(file: &OwnedFd, count: usize) -> io::Result<Self> {
+        let wrong = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
+        let seals = fcntl_get_seals(file).map_err(|_| wrong("it is no memory"))?;
+        if !seals.contains(SEALS) {
+            return Err(wrong("its size can change"));
+        }
+        let length = count * size_of::<AtomicU64>();
+        if fstat(file)?.st_size != length as i64 {
+            return Err(wrong("it has another size than was agreed"));
+        }
+        Mapping::new(file, length, Access::Write).map(Self)
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        let count = self.0.length / size_of::<AtomicU64>();
+        // SAFETY: so many words are mapped, at the beginning of a page, for as long as this value lives, and the
+        // file keeps its size. Whoever writes to them, here or in the other process, writes whole words at once.
+        unsafe { slice::from_raw_parts(self.0.start.cast::<AtomicU64>(), count) }
+    }
+}
+
+impl fmt::Debug for Words {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Words({})", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use super::*;
+
+    #[test]
+    fn both_sides_write_to_them() {
+        let (here, file) = Words::new(1000).unwrap();
+        let there = Words::map(&file, 1000).unwrap();
+        here[0].store(1, Relaxed);
+        there[999].store(2, Relaxed);
+        assert_eq!((there[0].load(Relaxed), here[999].load(Relaxed)), (1, 2));
+        assert!(ftruncate(&file, 10).is_err());
+        assert!(ftruncate(&file, 20_000).is_err());
+    }
+
+    #[test]
+    fn what_could_change_its_size_is_not_taken() {
+        let open = || {
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let file = memfd_create("test", flags).unwrap();
+            ftruncate(&file, 4096).unwrap();
+            file
+        };
+        for left_out in [SealFlags::SHRINK, SealFlags::GROW] {
+            let file = open();
+            fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();
+            assert!(Words::map(&file, 512).is_err(), "{left_out:?}");
+        }
+        let file = open();
+        fcntl_add_seals(&file, SEALS).unwrap();
+        assert!(Words::map(&file, 511).is_err());
+        assert!(Words::map(&file, 513).is_err());
+        assert!(Words::map(&file, 512).is_ok());
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        assert!(Words::map(&reader, 512).is_err());
+    }
+}

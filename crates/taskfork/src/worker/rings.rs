@@ -1,0 +1,103 @@
+//! A worker's part in the rings of its connection: it takes what the client has made, and uses it for as long as
+//! the client is awake and the worker itself is not about to sleep.
+
+use std::io;
+
+use rustix::net::{SendFlags, send};
+
+use super::connection::{Broken, Connection};
+use crate::ring::{DOORBELL, Put, Rings};
+use crate::wire::WireError;
+use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
+use crate::wire::native;
+use crate::wire::parts::Parted;
+
+impl Connection {
+    /// Takes the rings that the client has made, whose memory has just come.
+    pub(super) fn accept_rings(&mut self) -> Result<(), Broken> {
+        let files = self.take_files(1)?;
+        let unusable = |what: String| {
+            Broken::from(WireError::malformed(format!("the memory of the rings: {what}")))
+        };
+        let (Some(file), None) = (files.first(), &self.rings) else {
+            return Err(unusable("there is some already".to_owned()));
+        };
+        let mut rings = match Rings::accept(file) {
+            Ok(rings) => rings,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(unusable(error.to_string()));
+            }
+            // It can do without.
+            Err(_) => return Ok(()),
+        };
+        let mut out = Parted::default();
+        frame::write::<WireError>(&mut out.bytes, DEFAULT_LIMIT, |out| {
+            native::put_rings(out);
+            Ok(())
+        })?;
+        self.write(&out)?;
+        rings.agree(self.inbox.len() - self.used);
+        rings.wake();
+        self.rings = Some(Box::new(rings));
+        Ok(())
+    }
+
+    /// Puts what has come through the ring, if it is next in turn, before all that has not been read.
+    pub(super) fn take_from_ring(&mut self) -> Result<(), WireError> {
+        let Some(rings) = &mut self.rings else { return Ok(()) };
+        let arrived = rings.take(self.inbox.len() - self.used)?;
+        if self.used == self.inbox.len() {
+            self.inbox.extend_from_slice(arrived);
+        } else if !arrived.is_empty() {
+            self.inbox.splice(self.used..self.used, arrived.iter().copied());
+        }
+        Ok(())
+    }
+
+    /// A frame of so many bytes has been read; tells whether all it was for is to wake this side.
+    pub(super) fn passes(&mut self, bytes: usize) -> bool {
+        let Some(rings) = &mut self.rings else { return false };
+        rings.read(bytes);
+        bytes == HEADER
+    }
+
+    /// Sends a message through the ring, if it may go there; tells whether it did.
+    pub(super) fn put_in_ring(&mut self, message: &Parted) -> bool {
+        let Some(rings) = &self.rings else { return false };
+        let is_plain = message.parts.is_empty() && message.files.is_empty();
+        // It would have to wake the client as soon as it sleeps.
+        let stays_awake =
+            || self.used < self.inbox.len() || rings.is_anything_there() || self.budget().is_some();
+        if !is_plain || !rings.is_other_awake() || !stays_awake() {
+            return false;
+        }
+        let Some(rings) = &mut self.rings else { return false };
+        match rings.put(&message.bytes) {
+            Put::Refused => return false,
+            Put::Unseen => self.wake_client(),
+            Put::Done => {}
+        }
+        true
+    }
+
+    /// Whether it may sleep, as nothing has come. The client sees then what it has not seen.
+    pub(super) fn may_sleep(&mut self) -> bool {
+        let Some(rings) = &mut self.rings else { return true };
+        if !rings.sleep(self.inbox.len() - self.used) {
+            return false;
+        }
+        if rings.is_unseen() {
+            self.wake_client();
+        }
+        true
+    }
+
+    fn wake_client(&mut self) {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        // Where there is no room for it the client has something to read, which wakes it as well; and that it is
+        // gone is found out by the next who reads.
+        if let (Ok(sent), Some(rings)) = (send(self.socket, &DOORBELL, flags), &mut self.rings) {
+            rings.sent(sent);
+        }
+    }
+}
