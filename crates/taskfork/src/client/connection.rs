@@ -26,7 +26,7 @@ use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
 
 /// So often the ring is looked at before the socket is once more.
-const TIMES_RING: usize = 16;
+const TIMES_RING: usize = 64;
 
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
@@ -174,7 +174,7 @@ impl Connection {
 
     /// Has a call sent with what is sent next; gives its number.
     pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
-        if self.outbox.calls > 0 {
+        if self.outbox.calls > 0 && self.look.is_core_woken() {
             self.stream.watch_room();
         }
         self.offer_rings();

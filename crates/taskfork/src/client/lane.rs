@@ -210,7 +210,8 @@ impl Lane {
     fn begin_to_look(&self, seq: Seq) -> Option<Looking> {
         let looking = self.lock().connection_of(seq)?.begin_to_look()?;
         // Other workers' answers are not to wait for this one.
-        Some(if self.core.pool().counts().busy > 1 { looking.shared() } else { looking })
+        let (busy, cores) = (self.core.pool().counts().busy, self.core.config.cores);
+        Some(if busy > 1 { looking.shared(busy, cores) } else { looking })
     }
 
     /// Looks for the answer of a call. Others may use the lane meanwhile.

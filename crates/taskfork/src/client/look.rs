@@ -32,6 +32,8 @@ pub(crate) struct Looking {
     end: Instant,
     /// The runtime looks, for this answer and for others.
     shared: bool,
+    /// There is no core to spare: whoever wants this one gets it in between.
+    gives_way: bool,
 }
 
 /// What has come of one.
@@ -46,8 +48,10 @@ pub(crate) enum Looked {
 impl Looking {
     /// The same for whoever waits in this runtime, if there is one: it looks at all sockets, and runs what else
     /// there is to be run, each time that this is polled again.
-    pub(crate) fn shared(mut self) -> Self {
+    /// With so many workers busy, on so many cores.
+    pub(crate) fn shared(mut self, busy: usize, cores: usize) -> Self {
         self.shared = Handle::try_current().is_ok();
+        self.gives_way = busy >= cores;
         self
     }
 
@@ -57,6 +61,9 @@ impl Looking {
 
     /// Has the task polled again once the runtime has looked.
     pub(crate) fn go_on_after_others(&self, context: &mut Context<'_>) {
+        if self.gives_way {
+            std::thread::yield_now();
+        }
         // It has the runtime wake the task then, and is not needed for more.
         let _ = pin!(tokio::task::yield_now()).poll(context);
     }
@@ -75,6 +82,11 @@ impl Drop for Looking {
 impl Look {
     pub(crate) fn new(mode: BusyPoll, cores: usize) -> Self {
         Self { poller: Poller::new(mode, LONGEST, cores), cores, sent: None, due: false }
+    }
+
+    /// Whether who answers has another core, so that this one may have to be woken.
+    pub(crate) fn is_core_woken(&self) -> bool {
+        self.cores > 1
     }
 
     /// A call has been sent.
@@ -99,7 +111,7 @@ impl Look {
         }
         let budget = self.poller.budget()?;
         let others = LOOKING.fetch_add(1, Relaxed);
-        let looking = Looking { end: Instant::now() + budget, shared: false };
+        let looking = Looking { end: Instant::now() + budget, shared: false, gives_way: false };
         // One core is for those who answer.
         (!self.poller.is_adaptive() || others + 1 < self.cores).then_some(looking)
     }

@@ -33,7 +33,7 @@ const MOST_BLANKS: usize = 4096;
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 
 /// So often the ring is looked at before the socket is once more.
-const TIMES_RING: usize = 16;
+const TIMES_RING: usize = 64;
 
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
 const LONGEST_LOOK: Duration = Duration::from_micros(50);
@@ -351,7 +351,9 @@ impl Connection {
     /// Looks for the next frame for a moment, where that pays and a core is there for it; tells
     /// whether some of it came.
     fn look(&mut self) -> bool {
-        let Some(budget) = self.budget() else { return false };
+        let Some(budget) = self.poller.budget() else { return false };
+        // One core is for the client. Where there is none to spare, whoever wants this one gets it in between.
+        let gives_way = self.poller.is_adaptive() && self.slot.busy_cores() >= self.cores;
         let end = Instant::now() + budget;
         for times in 0_usize.. {
             // At the socket only every now and then, if there is a ring.
@@ -373,17 +375,17 @@ impl Connection {
                 self.poller.failed();
                 return false;
             }
-            std::hint::spin_loop();
+            match gives_way {
+                true => std::thread::yield_now(),
+                false => std::hint::spin_loop(),
+            }
         }
         false
     }
 
-    /// For how long to look for the next frame now, if at all.
-    pub(super) fn budget(&self) -> Option<Duration> {
-        let budget = self.poller.budget()?;
-        // One of them is for the client.
-        let is_core_free = !self.poller.is_adaptive() || self.slot.busy_cores() < self.cores;
-        is_core_free.then_some(budget)
+    /// Whether it looks for the next frame before it sleeps.
+    pub(super) fn is_to_look(&self) -> bool {
+        self.poller.budget().is_some()
     }
 
     fn wait(&self) -> Result<(), Broken> {

@@ -67,7 +67,7 @@ impl Connection {
         let is_plain = message.parts.is_empty() && message.files.is_empty();
         // It would have to wake the client as soon as it sleeps.
         let stays_awake =
-            || self.used < self.inbox.len() || rings.is_anything_there() || self.budget().is_some();
+            || self.used < self.inbox.len() || rings.is_anything_there() || self.is_to_look();
         if !is_plain || !rings.is_other_awake() || !stays_awake() {
             return false;
         }
