@@ -1,7 +1,8 @@
 //! Whether to look for what comes next for a moment before going to sleep for it: waking a core that
 //! sleeps takes longer than a short call does.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Whether a worker looks again and again for its next call, or a caller for its answer, before it
 /// goes to sleep for it, for [`ServerBuilder::busy_poll`](crate::ServerBuilder::busy_poll) and
@@ -13,8 +14,11 @@ use std::time::Duration;
 pub enum BusyPoll {
     /// For as long as it pays. A look takes at most 50 microseconds of processor time; one that was
     /// in vain is followed by none for the next 1, 2, 4 … 64 short
-    /// waits, and waits of more than 200 microseconds never bring one about. No more processes
-    /// look than there are cores to spare, and none where there is a single core.
+    /// waits, and waits of more than 200 microseconds never bring one about. No more processes keep
+    /// a core for it than there are cores to spare. Where there is none, as on a single core, whoever looks
+    /// gives its core up between one glance and the next, to whoever has something to do there; who did not have
+    /// it back within 200 microseconds does not look in the next 128 short waits, and in twice as many, up to
+    /// 4,096, each time that it happens again.
     #[default]
     Adaptive,
     /// Never.
@@ -27,6 +31,12 @@ pub enum BusyPoll {
 const SHORT: Duration = Duration::from_micros(200);
 const MOST_SKIPPED: u32 = 64;
 
+/// Who has given its core up for longer than this would have been woken sooner, had it slept.
+const STARVED: Duration = Duration::from_micros(200);
+/// After so many short waits it is tried again then, and after twice as many each time that it was so again.
+const SKIPPED_WHEN_STARVED: u32 = 128;
+const MOST_SKIPPED_WHEN_STARVED: u32 = 4096;
+
 /// Decides for one connection, by what has come of it before. Pure.
 #[derive(Debug)]
 pub(crate) struct Poller {
@@ -36,14 +46,15 @@ pub(crate) struct Poller {
     skip: u32,
     /// How many will be skipped after the next failure.
     penalty: u32,
+    /// How many will be skipped the next time that others have had the core for long.
+    starved_penalty: u32,
 }
 
 impl Poller {
-    /// With the time that [`BusyPoll::Adaptive`] looks at most, where there are so many cores.
-    pub(crate) fn new(mode: BusyPoll, longest: Duration, cores: usize) -> Self {
-        let mode = if mode == BusyPoll::Adaptive && cores < 2 { BusyPoll::Off } else { mode };
+    /// With the time that [`BusyPoll::Adaptive`] looks at most.
+    pub(crate) fn new(mode: BusyPoll, longest: Duration) -> Self {
         // Nothing is known yet: the first wait is not looked through.
-        Self { mode, longest, skip: 1, penalty: 1 }
+        Self { mode, longest, skip: 1, penalty: 1, starved_penalty: SKIPPED_WHEN_STARVED }
     }
 
     /// For how long to look now, if at all.
@@ -62,7 +73,7 @@ impl Poller {
 
     /// It came while it was looked for.
     pub(crate) fn paid(&mut self) {
-        self.penalty = 1;
+        (self.penalty, self.starved_penalty) = (1, SKIPPED_WHEN_STARVED);
     }
 
     /// It did not.
@@ -71,13 +82,64 @@ impl Poller {
         self.penalty = (2 * self.penalty).min(MOST_SKIPPED);
     }
 
+    /// Others have had the core for long.
+    pub(crate) fn starved(&mut self) {
+        (self.skip, self.penalty) = (self.starved_penalty, MOST_SKIPPED);
+        self.starved_penalty = (2 * self.starved_penalty).min(MOST_SKIPPED_WHEN_STARVED);
+    }
+
     /// It came after so long, having been slept for.
     pub(crate) fn slept(&mut self, wait: Duration) {
-        if wait <= self.longest {
+        if wait <= self.longest && self.skip <= MOST_SKIPPED {
             // A look would have found it.
             (self.skip, self.penalty) = (0, 1);
         } else if wait <= SHORT {
             self.skip = self.skip.saturating_sub(1);
+        }
+    }
+}
+
+/// A time for which is looked.
+#[derive(Debug)]
+pub(crate) struct Glances {
+    end: Instant,
+    /// When there was time for the last.
+    last: Instant,
+    /// The core is given up in between.
+    gives_way: bool,
+    starved: bool,
+}
+
+impl Glances {
+    /// For so long from now on. With `gives_way` whoever wants the core gets it in between.
+    pub(crate) fn new(budget: Duration, gives_way: bool) -> Self {
+        let now = Instant::now();
+        Self { end: now + budget, last: now, gives_way, starved: false }
+    }
+
+    /// Whoever wants the core gets it in between.
+    pub(crate) fn give_way(&mut self) {
+        self.gives_way = true;
+    }
+
+    /// The last was in vain: waits for the next. Tells whether there is one.
+    pub(crate) fn go_on(&mut self) -> bool {
+        match self.gives_way {
+            true => thread::yield_now(),
+            false => std::hint::spin_loop(),
+        }
+        let now = Instant::now();
+        self.starved |= self.gives_way && now.saturating_duration_since(self.last) > STARVED;
+        self.last = now;
+        now < self.end && !self.starved
+    }
+
+    /// What came of it is to be known to the next who wants to look.
+    pub(crate) fn tell(&self, poller: &mut Poller, found: bool) {
+        match found {
+            _ if self.starved => poller.starved(),
+            true => poller.paid(),
+            false => poller.failed(),
         }
     }
 }
@@ -112,7 +174,7 @@ mod tests {
 
     #[test]
     fn short_waits_are_looked_through() {
-        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST, 2);
+        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
         let (vain, paid) = run(&mut poller, [Duration::from_micros(30); 100]);
         assert_eq!((vain, paid), (Duration::ZERO, 99));
         // However many were in vain, the first short one shows that it would pay again.
@@ -123,19 +185,46 @@ mod tests {
 
     #[test]
     fn who_waits_for_long_looks_once_at_most() {
-        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST, 2);
+        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
         run(&mut poller, [Duration::from_micros(30); 10]);
         let (vain, _) = run(&mut poller, std::iter::repeat_n(Duration::from_millis(1), 100_000));
         assert_eq!(vain, LONGEST);
     }
 
     #[test]
-    fn there_is_none_on_a_single_core_unless_it_is_fixed() {
+    fn who_was_starved_sleeps_for_longer_each_time() {
+        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
+        let mut skipped = |times: usize| {
+            (0..times).for_each(|_| poller.starved());
+            let waits = std::iter::repeat_n(Duration::from_micros(30), 5000);
+            waits.take_while(|&wait| run(&mut poller, [wait]).1 == 0).count()
+        };
+        // One that pays begins it anew. Among the last 64 a short wait ends it, as after any look in vain.
+        let rest = MOST_SKIPPED as usize - 1;
+        assert_eq!([1, 1, 2, 3, 9].map(|times| skipped(times) + rest), [128, 128, 256, 512, 4096]);
+    }
+
+    #[test]
+    fn it_is_fixed_or_forbidden_if_so_configured() {
         let waits = [Duration::from_micros(1); 10];
-        assert_eq!(run(&mut Poller::new(BusyPoll::Adaptive, LONGEST, 1), waits).1, 0);
-        assert_eq!(run(&mut Poller::new(BusyPoll::Off, LONGEST, 8), waits).1, 0);
+        assert_eq!(run(&mut Poller::new(BusyPoll::Off, LONGEST), waits).1, 0);
         let fixed = BusyPoll::Fixed(Duration::from_micros(5));
-        assert_eq!(run(&mut Poller::new(fixed, LONGEST, 1), waits).1, 10);
+        assert_eq!(run(&mut Poller::new(fixed, LONGEST), waits).1, 10);
+    }
+
+    #[test]
+    fn who_gives_way_notices_when_the_core_is_not_given_back() {
+        let mut glances = Glances::new(Duration::from_secs(60), true);
+        glances.last -= Duration::from_millis(1);
+        assert!(!glances.go_on());
+        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
+        poller.slept(Duration::from_micros(1));
+        glances.tell(&mut poller, true);
+        assert_eq!(poller.skip, SKIPPED_WHEN_STARVED);
+        // Who keeps its core has nothing of the kind to notice.
+        let mut glances = Glances::new(Duration::from_secs(60), false);
+        glances.last -= Duration::from_millis(1);
+        assert!(glances.go_on());
     }
 
     proptest! {
@@ -144,7 +233,7 @@ mod tests {
         fn what_is_looked_in_vain_is_bounded(
             waits in prop::collection::vec(51..10_000_u64, 1..5000),
         ) {
-            let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST, 2);
+            let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
             let waits: Vec<_> = waits.into_iter().map(Duration::from_micros).collect();
             let count = waits.len() as u32;
             let (vain, _) = run(&mut poller, waits);

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::connect::{GreetError, Hearing, Terms};
 use super::core::Core;
-use super::look::{Look, Looked, Looking};
+use super::look::{Look, Looking};
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::signal::Signal;
@@ -298,7 +298,7 @@ impl Connection {
     pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Lost>> {
         let calls = self.outbox.calls;
         while !self.outbox.bytes.is_empty() {
-            if self.put_in_ring() {
+            if ready!(self.poll_put_in_ring()) {
                 continue;
             }
             ready!(self.poll_write(&[], &[]))?;
@@ -377,33 +377,20 @@ impl Connection {
         looking
     }
 
-    /// Looks once; at the socket only every now and then, if there is a ring.
-    pub(crate) fn look(&mut self, looking: &Looking, times: usize) -> Looked {
-        if self.is_in_ring() {
-            self.look.paid();
-            return Looked::Found;
-        }
-        let through_socket = match self.rings {
-            Some(_) if !times.is_multiple_of(TIMES_RING) => Err(Errno::AGAIN),
-            _ => self.receive_now(),
-        };
-        match through_socket {
-            Err(Errno::AGAIN | Errno::INTR) if looking.is_over() => {
-                self.look.failed();
-                Looked::GaveUp
-            }
-            Err(Errno::AGAIN | Errno::INTR) => Looked::NotYet,
-            Ok(length) if length > 0 => {
-                self.look.paid();
-                Looked::Found
-            }
-            // Whatever it is, it comes again.
-            Ok(_) | Err(_) => Looked::Found,
+    /// Whether there is something now, for the so-many-th time; looks at the socket only every now and then, if
+    /// there is a ring.
+    pub(crate) fn glance(&mut self, times: usize) -> bool {
+        match self.rings {
+            Some(_) if self.is_in_ring() => true,
+            Some(_) if !times.is_multiple_of(TIMES_RING) => false,
+            // Whatever else it is, it comes again.
+            _ => !matches!(self.receive_now(), Err(Errno::AGAIN | Errno::INTR)),
         }
     }
 
-    pub(crate) fn give_up_looking(&mut self) {
-        self.look.failed();
+    /// A look is over, with what came of it.
+    pub(crate) fn looked(&mut self, looking: &Looking, found: bool) {
+        self.look.looked(looking, found);
         self.end_looking();
     }
 

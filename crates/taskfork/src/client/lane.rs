@@ -12,7 +12,7 @@ use super::connection::Connection;
 use super::core::{Change, Core, Effects, Work as Task, lock, runtime_is_gone};
 use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
 use super::log::Timing;
-use super::look::{Looked, Looking};
+use super::look::Looking;
 use super::metrics::Stopwatch;
 use super::pool::{CheckedOut, Lease, Loss};
 use super::queue::Ticket;
@@ -171,23 +171,14 @@ impl Lane {
         if looking.is_none() {
             *looking = self.begin_to_look(seq);
         }
-        match looking {
-            None => outcome,
-            Some(look) if look.is_shared() => {
-                if look.is_over() {
-                    *looking = None;
-                    self.give_up_looking(seq);
-                    return self.poll_once(seq, context.waker());
-                }
-                look.go_on_after_others(context);
-                outcome
-            }
-            Some(look) => {
-                self.look_for(seq, look);
-                *looking = None;
-                self.poll_once(seq, context.waker())
-            }
+        let Some(look) = looking else { return outcome };
+        if look.is_shared() && look.go_on() {
+            look.after_others(context);
+            return outcome;
         }
+        self.look_for(seq, look);
+        *looking = None;
+        self.poll_once(seq, context.waker())
     }
 
     fn poll_once(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<(MethodName, Outcome)> {
@@ -214,23 +205,21 @@ impl Lane {
         Some(if busy > 1 { looking.shared(busy, cores) } else { looking })
     }
 
-    /// Looks for the answer of a call. Others may use the lane meanwhile.
-    fn look_for(&self, seq: Seq, looking: &Looking) {
+    /// Looks for the answer of a call until the look is over. Others may use the lane meanwhile.
+    fn look_for(&self, seq: Seq, looking: &mut Looking) {
         for times in 0.. {
             let mut state = self.lock();
             let Some(connection) = state.connection_of(seq) else { return };
-            if connection.look(looking, times) != Looked::NotYet {
-                connection.end_looking();
-                return;
+            if connection.glance(times) {
+                return connection.looked(looking, true);
             }
             drop(state);
-            std::hint::spin_loop();
+            if looking.is_shared() || !looking.go_on() {
+                break;
+            }
         }
-    }
-
-    fn give_up_looking(&self, seq: Seq) {
         if let Some(connection) = self.lock().connection_of(seq) {
-            connection.give_up_looking();
+            connection.looked(looking, false);
         }
     }
 

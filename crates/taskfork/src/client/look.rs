@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-use crate::busy_poll::{BusyPoll, Poller};
+use crate::busy_poll::{BusyPoll, Glances, Poller};
 
 /// For how long at most, unless told otherwise.
 const LONGEST: Duration = Duration::from_micros(50);
@@ -29,29 +29,19 @@ pub(crate) struct Look {
 /// A look that goes on. While there is one, its thread counts.
 #[derive(Debug)]
 pub(crate) struct Looking {
-    end: Instant,
+    glances: Glances,
     /// The runtime looks, for this answer and for others.
     shared: bool,
-    /// There is no core to spare: whoever wants this one gets it in between.
-    gives_way: bool,
-}
-
-/// What has come of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Looked {
-    /// There is something.
-    Found,
-    NotYet,
-    GaveUp,
 }
 
 impl Looking {
     /// The same for whoever waits in this runtime, if there is one: it looks at all sockets, and runs what else
-    /// there is to be run, each time that this is polled again.
-    /// With so many workers busy, on so many cores.
+    /// there is to be run, each time that this is polled again. So many workers are busy, on so many cores.
     pub(crate) fn shared(mut self, busy: usize, cores: usize) -> Self {
         self.shared = Handle::try_current().is_ok();
-        self.gives_way = busy >= cores;
+        if self.shared && busy >= cores {
+            self.glances.give_way();
+        }
         self
     }
 
@@ -59,17 +49,15 @@ impl Looking {
         self.shared
     }
 
-    /// Has the task polled again once the runtime has looked.
-    pub(crate) fn go_on_after_others(&self, context: &mut Context<'_>) {
-        if self.gives_way {
-            std::thread::yield_now();
-        }
-        // It has the runtime wake the task then, and is not needed for more.
-        let _ = pin!(tokio::task::yield_now()).poll(context);
+    /// The last glance was in vain: waits for the next. Tells whether there is one.
+    pub(crate) fn go_on(&mut self) -> bool {
+        self.glances.go_on()
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        Instant::now() >= self.end
+    /// Has the task polled again once the runtime has looked.
+    pub(crate) fn after_others(&self, context: &mut Context<'_>) {
+        // It has the runtime wake the task then, and is not needed for more.
+        let _ = pin!(tokio::task::yield_now()).poll(context);
     }
 }
 
@@ -81,7 +69,7 @@ impl Drop for Looking {
 
 impl Look {
     pub(crate) fn new(mode: BusyPoll, cores: usize) -> Self {
-        Self { poller: Poller::new(mode, LONGEST, cores), cores, sent: None, due: false }
+        Self { poller: Poller::new(mode, LONGEST), cores, sent: None, due: false }
     }
 
     /// Whether who answers has another core, so that this one may have to be woken.
@@ -111,18 +99,15 @@ impl Look {
         }
         let budget = self.poller.budget()?;
         let others = LOOKING.fetch_add(1, Relaxed);
-        let looking = Looking { end: Instant::now() + budget, shared: false, gives_way: false };
-        // One core is for those who answer.
-        (!self.poller.is_adaptive() || others + 1 < self.cores).then_some(looking)
+        let looking = Looking { glances: Glances::new(budget, self.cores == 1), shared: false };
+        // One core is for those who answer. A single one is given up to them in between.
+        let is_core_free = self.cores == 1 || others + 1 < self.cores;
+        (!self.poller.is_adaptive() || is_core_free).then_some(looking)
     }
 
-    /// It came.
-    pub(crate) fn paid(&mut self) {
-        self.sent = None;
-        self.poller.paid();
-    }
-
-    pub(crate) fn failed(&mut self) {
-        self.poller.failed();
+    /// What came of it.
+    pub(crate) fn looked(&mut self, looking: &Looking, found: bool) {
+        self.sent = if found { None } else { self.sent };
+        looking.glances.tell(&mut self.poller, found);
     }
 }

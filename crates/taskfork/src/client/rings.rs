@@ -3,9 +3,10 @@
 
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes};
+use tokio::task::coop;
 
 use super::connection::{Connection, Lost};
 use crate::ring::{DOORBELL, Put, Rings};
@@ -53,15 +54,18 @@ impl Connection {
     }
 
     /// Puts what waits in the outbox into the ring, if it may go there; tells whether it did.
-    pub(super) fn put_in_ring(&mut self) -> bool {
-        let Some(rings) = &mut self.rings else { return false };
-        if self.in_call || self.outbox.is_for_socket() {
-            return false;
+    pub(super) fn poll_put_in_ring(&mut self) -> Poll<bool> {
+        let Some(rings) = &mut self.rings else { return Poll::Ready(false) };
+        if self.in_call || self.outbox.is_for_socket() || !rings.is_other_awake() {
+            return Poll::Ready(false);
         }
+        // It counts against the task's share of the runtime, as what goes through the socket does.
+        let turn = ready!(coop::poll_proceed(&mut Context::from_waker(&self.waker)));
         let put = rings.put(&self.outbox.bytes);
         if put == Put::Refused {
-            return false;
+            return Poll::Ready(false);
         }
+        turn.made_progress();
         if self.outbox.has_calls() {
             rings.mark();
         }
@@ -69,7 +73,7 @@ impl Connection {
         if put == Put::Unseen {
             self.outbox.put_for_socket(&DOORBELL);
         }
-        true
+        Poll::Ready(true)
     }
 
     /// Takes the next message of the native protocol off what has been received.

@@ -13,7 +13,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 use super::scoreboard::Slot;
 use super::seat::Limits;
-use crate::busy_poll::Poller;
+use crate::busy_poll::{Glances, Poller};
 use crate::display::seconds;
 use crate::ring::Rings;
 use crate::sys::{self, User};
@@ -83,7 +83,7 @@ impl Connection {
         slot: Slot,
     ) -> Self {
         let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
-        let poller = Poller::new(busy_poll, LONGEST_LOOK, cores);
+        let poller = Poller::new(busy_poll, LONGEST_LOOK);
         slot.works();
         let files = sys::takes_files(&socket).then(Vec::new);
         let (used, rests_after) = (0, None);
@@ -348,13 +348,11 @@ impl Connection {
         }
     }
 
-    /// Looks for the next frame for a moment, where that pays and a core is there for it; tells
-    /// whether some of it came.
+    /// Looks for the next frame for a moment, where that pays; tells whether some of it came.
     fn look(&mut self) -> bool {
         let Some(budget) = self.poller.budget() else { return false };
-        // One core is for the client. Where there is none to spare, whoever wants this one gets it in between.
-        let gives_way = self.poller.is_adaptive() && self.slot.busy_cores() >= self.cores;
-        let end = Instant::now() + budget;
+        // One of the cores is for the client.
+        let mut glances = Glances::new(budget, self.slot.busy_cores() >= self.cores);
         for times in 0_usize.. {
             // At the socket only every now and then, if there is a ring.
             let found = match &self.rings {
@@ -364,22 +362,16 @@ impl Connection {
             };
             match found {
                 Ok(length) if length > 0 => {
-                    self.poller.paid();
+                    glances.tell(&mut self.poller, true);
                     return true;
                 }
-                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::INTR) if glances.go_on() => {}
+                Err(Errno::AGAIN | Errno::INTR) => break,
                 // Whatever it is, it comes again.
                 Ok(_) | Err(_) => return false,
             }
-            if Instant::now() >= end {
-                self.poller.failed();
-                return false;
-            }
-            match gives_way {
-                true => std::thread::yield_now(),
-                false => std::hint::spin_loop(),
-            }
         }
+        glances.tell(&mut self.poller, false);
         false
     }
 

@@ -63,9 +63,10 @@ async fn an_idle_pool_takes_no_processor_time() {
 /// Runs this on a runtime of one thread, with a client that looks for so long that an answer is always there
 /// before it is over.
 async fn alone<T: Send + 'static, F: Future<Output = T>>(
+    entry: &str,
     run: impl FnOnce(Client) -> F + Send + 'static,
 ) -> T {
-    let server = Server::spawn("faults").unwrap();
+    let server = Server::spawn(entry).unwrap();
     let address = server.address();
     let done = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -80,7 +81,8 @@ async fn alone<T: Send + 'static, F: Future<Output = T>>(
 }
 
 async fn other_tasks_have_their_turns() {
-    let turns = alone(|client| async move {
+    // The worker looks as well, so that no call waits for anything.
+    let turns = alone("looking", |client| async move {
         let checkout = client.checkout();
         checkout.ready().await.unwrap();
         let turns = Arc::new(AtomicU32::new(0));
@@ -102,7 +104,7 @@ async fn other_tasks_have_their_turns() {
 }
 
 async fn what_others_answer_does_not_wait_for_it() {
-    let answered = alone(|client| async move {
+    let answered = alone("faults", |client| async move {
         let (slow, quick) = (client.checkout(), client.checkout());
         slow.ready().await.unwrap();
         quick.ready().await.unwrap();
