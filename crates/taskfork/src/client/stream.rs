@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
@@ -15,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::task::coop;
 
 use crate::sys;
-use crate::wire::parts::Attached;
+use crate::wire::parts::{Attached, BUFFER_FOR_LONG};
 
 #[derive(Debug)]
 pub(crate) enum Stream {
@@ -133,6 +134,14 @@ impl Stream {
         if let Self::Local(local) = self {
             // It fails only where the other side has gone.
             let _ = shutdown(local.socket.get_ref(), Shutdown::Read);
+        }
+    }
+
+    /// Long messages are sent from here on.
+    pub(crate) fn widen(&mut self) {
+        if let Self::Local(local) = self {
+            // It is only slower if it cannot be.
+            let _ = set_socket_send_buffer_size(local.socket.get_ref(), BUFFER_FOR_LONG);
         }
     }
 

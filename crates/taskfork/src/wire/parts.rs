@@ -18,6 +18,11 @@ use super::pack::put_bin_header;
 /// Shorter ones are copied.
 pub(crate) const LEAST: usize = 16 << 10;
 
+/// Messages that are longer than this are sent through a larger buffer of the kernel: of this size, or as large
+/// as the system lets it be. Fewer changes between the two sides are needed then.
+const LONG: usize = 256 << 10;
+pub(crate) const BUFFER_FOR_LONG: usize = 1 << 20;
+
 /// Bytes that stand in a message behind the first `at` of the others.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
@@ -89,6 +94,10 @@ pub(crate) const SLICES: usize = 16;
 impl Parted {
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() + total(&self.parts)
+    }
+
+    pub(crate) fn is_long(&self) -> bool {
+        self.len() > LONG
     }
 
     /// Forgets all but its bytes.

@@ -19,7 +19,7 @@ use crate::ring::Rings;
 use crate::sys::{self, User};
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
-use crate::wire::parts::{self, Parted};
+use crate::wire::parts::{self, BUFFER_FOR_LONG, Parted};
 use crate::wire::{Protocol, perl};
 
 /// A buffer above this size is given back once nothing has come for a while.
@@ -53,6 +53,8 @@ pub(crate) struct Connection {
     /// How long it waits for the beginning of a frame.
     rests_after: Option<Duration>,
     pub(super) rings: Option<Box<Rings>>,
+    /// Long messages have been sent.
+    is_wide: bool,
     poller: Poller,
     /// How many cores there are.
     cores: usize,
@@ -96,6 +98,7 @@ impl Connection {
             files,
             rests_after,
             rings: None,
+            is_wide: false,
             poller,
             cores,
             slot,
@@ -284,6 +287,10 @@ impl Connection {
     pub(crate) fn write(&mut self, message: &Parted) -> Result<(), Broken> {
         if self.put_in_ring(message) {
             return Ok(());
+        }
+        if message.is_long() && !std::mem::replace(&mut self.is_wide, true) {
+            // It is only slower if it cannot be.
+            let _ = sockopt::set_socket_send_buffer_size(self.socket, BUFFER_FOR_LONG);
         }
         let mut sent = 0;
         while sent < message.len() {
