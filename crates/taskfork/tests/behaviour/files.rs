@@ -1,11 +1,14 @@
 //! Memory and open files that are handed over instead of sent.
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
 use taskfork::{
     Blob, BlobMut, BoxError, Client, Error, Methods, OpenFile, ServerBuilder, ServerError, Value,
@@ -254,6 +257,19 @@ pub(crate) fn send_with(raw: &Raw, bytes: &[u8], files: &[OwnedFd]) {
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)));
     sendmsg(&raw.0, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// Receives what has come, and a file if one has come with it.
+pub(crate) fn receive_with(raw: &Raw) -> (Vec<u8>, Option<OwnedFd>) {
+    let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); 64]);
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let received = recvmsg(&raw.0, &mut slices, &mut ancillary, RecvFlags::empty()).unwrap();
+    let file = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    (bytes[..received.bytes].to_vec(), file)
 }
 
 /// A call of `echo` with what is said to be a blob's file.

@@ -502,19 +502,7 @@ pub(crate) async fn leaves_nothing() {
 
 /// Greets as a client that keeps memory.
 async fn greeted(path: &Path) -> (Raw, Value) {
-    let mut raw = Raw::connect(path).await;
-    raw.send(b"taskfork");
-    let hello = map(&[
-        ("versions", Value::Array(vec![1.into()])),
-        ("name", text("raw")),
-        ("files", 16.into()),
-        ("lent", (1 << 20).into()),
-    ]);
-    raw.send_message(vec![0.into(), hello]);
-    let mut preamble = [0; 8];
-    raw.0.read_exact(&mut preamble).unwrap();
-    let hello = raw.receive().unwrap();
-    (raw, hello)
+    Raw::greeted_with(path, &[("files", 16.into()), ("lent", (1 << 20).into())]).await
 }
 
 fn lends(hello: &Value) -> bool {

@@ -33,6 +33,7 @@ mod preload;
 mod recycling;
 mod reports;
 mod restart;
+mod rings;
 mod server;
 mod setup;
 mod shutdown;
@@ -73,6 +74,7 @@ fn main() {
         handles::trials(),
         leaks::trials(),
         lending::trials(),
+        rings::trials(),
         limits::trials(),
         load::trials(),
         logs::trials(),

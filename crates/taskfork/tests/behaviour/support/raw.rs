@@ -45,12 +45,15 @@ impl Raw {
 
     /// Connects and greets; gives the worker's hello as well.
     pub(crate) async fn greeted(path: &Path) -> (Self, Value) {
+        Self::greeted_with(path, &[]).await
+    }
+
+    /// The same with more in the hello.
+    pub(crate) async fn greeted_with(path: &Path, more: &[(&str, Value)]) -> (Self, Value) {
         let mut raw = Self::connect(path).await;
         raw.send(b"taskfork");
-        raw.send_message(vec![
-            0.into(),
-            map(&[("versions", Value::Array(vec![1.into()])), ("name", text("raw"))]),
-        ]);
+        let known = [("versions", Value::Array(vec![1.into()])), ("name", text("raw"))];
+        raw.send_message(vec![0.into(), map(&[&known, more].concat())]);
         let mut preamble = [0; 8];
         raw.0.read_exact(&mut preamble).unwrap();
         assert_eq!(&preamble, b"taskfork");

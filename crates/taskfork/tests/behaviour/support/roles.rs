@@ -106,6 +106,7 @@ pub(crate) fn plays() -> bool {
             print_error(crate::files::server(Server::builder().listen(address)));
         }
         ["serve_lending", address] => print_error(crate::lending::serve(address)),
+        ["serve_rings", address] => print_error(crate::rings::serve_at(address)),
         ["lending_rests"] => super::run(crate::lending::rests).unwrap(),
         ["lending_leaves_nothing"] => super::run(crate::lending::leaves_nothing).unwrap(),
         ["count_files"] => super::run(crate::files::count_files).unwrap(),

@@ -40,6 +40,16 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("lending", crate::lending::server),
     ("lending_tcp", |server| crate::lending::server(server.listen("tcp:127.0.0.1:0"))),
     ("lending_none", |server| crate::lending::server(server.lent_memory(0))),
+    ("rings", crate::rings::server),
+    ("rings_awake", |server| {
+        crate::rings::server(server.busy_poll(taskfork::BusyPoll::Fixed(Duration::from_millis(2))))
+    }),
+    ("rings_worn_out", |server| {
+        let awake = taskfork::BusyPoll::Fixed(Duration::from_millis(2));
+        crate::rings::server(server.busy_poll(awake).max_calls(50))
+    }),
+    ("rings_tcp", |server| crate::rings::server(server.listen("tcp:127.0.0.1:0"))),
+    ("rings_none", |server| crate::rings::server(server.lent_memory(0))),
     ("deadlines", crate::deadlines::server),
     ("deadlines_hung", |server| {
         crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))

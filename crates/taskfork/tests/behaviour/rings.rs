@@ -1,0 +1,441 @@
+//! Short messages that go through memory which both sides have, while they are awake.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use log_defer::Log;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+use taskfork::{
+    Blob, BoxError, BusyPoll, CallError, Checkout, Client, Error, Methods, Server, ServerBuilder,
+    ServerError, Value,
+};
+
+use crate::files::{open_here, send_with};
+use crate::support::raw::{Raw, frame, map, text};
+use crate::support::{address_in, start, start_with, trials, until};
+
+trials! {
+    a_connection_with_many_calls_has_them,
+    there_are_none_where_they_cannot_be,
+    messages_keep_their_order_whichever_way_they_go,
+    a_call_that_fails_takes_those_behind_it_with_it,
+    what_is_not_wanted_is_taken_back,
+    a_death_is_told_behind_the_answers,
+    a_call_that_a_worker_has_left_there_goes_to_another,
+    whoever_sleeps_is_woken,
+    no_descriptor_is_left_of_them,
+    a_worker_answers_through_a_ring_while_the_client_is_awake,
+    a_client_that_offers_what_it_must_not_is_left,
+    a_worker_that_puts_nonsense_there_is_left,
+}
+
+pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = Methods::new()
+        .function("echo", |value: Value| Ok(value))
+        .function("blob", |blob: Blob| Ok(blob))
+        .function("make", |length: usize| Ok("x".repeat(length)))
+        .function("log", |line: String| {
+            taskfork::logger().info(line);
+            Ok(())
+        })
+        .function("sleep", |milliseconds: u64| {
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            Ok(())
+        })
+        .function("append", |file: String, text: String| {
+            use std::io::Write;
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(file);
+            Ok(file?.write_all(text.as_bytes())?)
+        })
+        .function("fail", || Err::<(), _>("no".into()))
+        .function("abort", || -> Result<(), BoxError> { std::process::abort() })
+        .function("mapped", || Ok(mapped()))
+        .function("open_files", || Ok(open_here()));
+    server.interface(methods).run()
+}
+
+/// How many rings this process has.
+fn mapped() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.contains("memfd:taskfork-ring")).count()
+}
+
+/// One that looks for its answers for so long that it never sleeps over one.
+fn start_awake(entry: &str) -> (taskfork::ServerHandle, Client) {
+    start_with(entry, |client| client.busy_poll(BusyPoll::Fixed(Duration::from_secs(5))))
+}
+
+/// Makes so many calls that there are rings.
+async fn warm(checkout: &Checkout) {
+    for n in 0..100 {
+        assert_eq!(checkout.call::<u64>("echo", (n,)).await.unwrap(), n);
+    }
+    assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 1);
+}
+
+async fn a_connection_with_many_calls_has_them() {
+    let (_server, client) = start("rings");
+    let checkout = client.checkout();
+    for _ in 0..10 {
+        assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 0);
+    }
+    warm(&checkout).await;
+    drop(checkout);
+    // The connection keeps them for the next checkout.
+    assert_eq!(client.call::<usize>("mapped", ()).await.unwrap(), 1);
+}
+
+async fn there_are_none_where_they_cannot_be() {
+    for (entry, memory) in [("rings_tcp", 1 << 20), ("rings_none", 1 << 20), ("rings", 0)] {
+        let (_server, client) = start_with(entry, |client| client.lent_memory(memory));
+        let checkout = client.checkout();
+        for n in 0..100 {
+            assert_eq!(checkout.call::<u64>("echo", (n,)).await.unwrap(), n);
+        }
+        assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 0, "{entry}");
+    }
+}
+
+async fn messages_keep_their_order_whichever_way_they_go() {
+    for entry in ["rings", "rings_awake"] {
+        let (_server, client) = start_awake(entry);
+        let (messages, logged) = std::sync::mpsc::channel();
+        let log = Log::new(move |message| messages.send(message).unwrap());
+        let checkout = client.checkout().log(&log);
+        warm(&checkout).await;
+        let lengths = [0, 10, 5000, 100, 60_000, 4, 300_000, 4000, 1];
+        let mut answers = Vec::new();
+        for (n, &length) in lengths.iter().cycle().take(300).enumerate() {
+            let said = "y".repeat(lengths[n * 7 % lengths.len()].min(20_000));
+            let blob = Blob::from(vec![n as u8; said.len()]);
+            answers.push((
+                (length, said.clone(), blob.clone()),
+                checkout.call::<String>("make", (length,)),
+                checkout.call::<String>("echo", (said,)),
+                checkout.call::<Blob>("blob", (blob,)),
+                checkout.call::<()>("log", (n.to_string(),)),
+            ));
+        }
+        for ((length, said, sent), made, echoed, blob, logged) in answers {
+            assert_eq!(made.await.unwrap().len(), length);
+            assert_eq!(echoed.await.unwrap(), said);
+            assert_eq!(blob.await.unwrap(), sent);
+            logged.await.unwrap();
+        }
+        drop((checkout, log));
+        let logs = logged.recv().unwrap().logs;
+        assert_eq!(logs.len(), 300);
+        for (n, line) in logs.iter().enumerate() {
+            assert!(format!("{line:?}").contains(&format!("{:?}", n.to_string())), "{line:?}");
+        }
+    }
+}
+
+async fn a_call_that_fails_takes_those_behind_it_with_it() {
+    let (_server, client) = start_awake("rings_awake");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file").display().to_string();
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    for round in 0..50 {
+        let before: Vec<_> = (0..round).map(|n| checkout.call::<u64>("echo", (n,))).collect();
+        let fails = checkout.call::<()>("fail", ());
+        let behind = checkout.call::<()>("append", (file.clone(), "x"));
+        for (n, call) in before.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap(), n as u64);
+        }
+        assert!(!fails.await.unwrap_err().is_fatal());
+        let dropped = behind.await.unwrap_err();
+        assert!(matches!(dropped, Error::Call { error: CallError::Dropped { .. }, .. }));
+    }
+    assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 1);
+    assert!(!std::fs::exists(file).unwrap());
+}
+
+async fn what_is_not_wanted_is_taken_back() {
+    let (_server, client) = start_awake("rings_awake");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file").display().to_string();
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    let slow = checkout.call::<()>("sleep", (100,));
+    let kept = checkout.call::<()>("append", (file.clone(), "kept"));
+    let not_wanted = checkout.call::<()>("append", (file.clone(), "not wanted"));
+    let last = checkout.call::<()>("append", (file.clone(), ", last"));
+    drop(not_wanted);
+    slow.await.unwrap();
+    kept.await.unwrap();
+    last.await.unwrap();
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "kept, last");
+}
+
+async fn a_death_is_told_behind_the_answers() {
+    for entry in ["rings", "rings_awake"] {
+        let (_server, client) = start_awake(entry);
+        for before in [0, 1, 50, 500] {
+            let checkout = client.checkout();
+            warm(&checkout).await;
+            let answered: Vec<_> =
+                (0..before).map(|n| checkout.call::<u64>("echo", (n,))).collect();
+            let dies = checkout.call::<()>("abort", ());
+            let behind = checkout.call::<u64>("echo", (7,));
+            for (n, call) in answered.into_iter().enumerate() {
+                assert_eq!(call.await.unwrap(), n as u64);
+            }
+            let died = dies.await.unwrap_err();
+            assert!(died.may_have_run() && died.to_string().contains("SIGABRT"), "{died}");
+            let behind = behind.await.unwrap_err();
+            assert!(behind.is_fatal() && !behind.may_have_run(), "{behind}");
+        }
+    }
+}
+
+async fn a_call_that_a_worker_has_left_there_goes_to_another() {
+    let (_server, client) = start_awake("rings_worn_out");
+    for n in 0..2000_u64 {
+        assert_eq!(client.call::<u64>("echo", (n,)).await.unwrap(), n);
+    }
+}
+
+/// Both sides go to sleep, for longer and for shorter times, and always hear of what comes.
+async fn whoever_sleeps_is_woken() {
+    let (_server, client) = start("rings");
+    let (one, other) = (client.checkout(), client.checkout());
+    warm(&one).await;
+    warm(&other).await;
+    for n in 0..300_u64 {
+        let calls: Vec<_> = (0..n % 5).map(|n| one.call::<u64>("echo", (n,))).collect();
+        let slow = other.call::<()>("sleep", (n % 3,));
+        if n % 2 == 0 {
+            tokio::time::sleep(Duration::from_micros(37 * n)).await;
+        }
+        for (n, call) in calls.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap(), n as u64);
+        }
+        slow.await.unwrap();
+    }
+    // A call that nobody awaits runs, and so does the one behind it.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    let name = file.display().to_string();
+    let kept = ["a", "b", "c"].map(|text| one.call::<()>("append", (name.clone(), text)));
+    until("all to have run", || std::fs::read_to_string(&file).is_ok_and(|it| it == "abc")).await;
+    drop(kept);
+}
+
+async fn no_descriptor_is_left_of_them() {
+    let (_server, client) = start("rings");
+    let checkout = client.checkout();
+    let before: usize = checkout.call("open_files", ()).await.unwrap();
+    warm(&checkout).await;
+    assert_eq!(checkout.call::<usize>("open_files", ()).await.unwrap(), before);
+    let here = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+    let here = here.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    // Others may be on their way from another test just now.
+    assert!(here.filter(|name| name.to_string_lossy().contains("taskfork-ring")).count() < 3);
+}
+
+/// The memory of rings, by the description of the protocol alone.
+struct Rings(&'static [AtomicU64]);
+
+const WORDS: usize = 4144;
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+
+impl Rings {
+    fn new(length: usize, seals: SealFlags) -> (Self, OwnedFd) {
+        let file = memfd_create("taskfork-ring", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&file, length as u64).unwrap();
+        fcntl_add_seals(&file, seals).unwrap();
+        (Self::of(&file), file)
+    }
+
+    fn of(file: &OwnedFd) -> Self {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: it is mapped anew, and stays until this process ends.
+        #[allow(unsafe_code)]
+        let words = unsafe {
+            let start = mmap(std::ptr::null_mut(), WORDS * 8, access, MapFlags::SHARED, file, 0);
+            std::slice::from_raw_parts(start.unwrap().cast(), WORDS)
+        };
+        Self(words)
+    }
+
+    fn put(&self, half: usize, at: u64, sent: u64, frame: &[u8]) {
+        let words = &self.0[half * WORDS / 2..];
+        let mut bytes = (sent << 16 | frame.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(frame);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        for (place, word) in (at..).zip(bytes.as_chunks().0) {
+            words[24 + place as usize % 2048].store(u64::from_le_bytes(*word), SeqCst);
+        }
+        words[0].store(at + bytes.len() as u64 / 8, SeqCst);
+    }
+
+    /// The record at this word: what was sent before, and its bytes.
+    fn record(&self, half: usize, at: usize) -> (u64, Vec<u8>) {
+        let words = &self.0[half * WORDS / 2 + 24..];
+        let first = words[at].load(SeqCst);
+        let length = (first & 0xffff) as usize;
+        let rest = words[at + 1..].iter().flat_map(|word| word.load(SeqCst).to_le_bytes());
+        (first >> 16, rest.take(length).collect())
+    }
+
+    fn set_awake(&self, half: usize, awake: bool) {
+        self.0[half * WORDS / 2 + 16].store(u64::from(awake), SeqCst);
+    }
+
+    fn there(&self, half: usize) -> u64 {
+        self.0[half * WORDS / 2].load(SeqCst)
+    }
+}
+
+fn offer() -> Vec<u8> {
+    frame(vec![8.into(), map(&[])])
+}
+
+fn call(method: &str) -> Vec<u8> {
+    frame(vec![1.into(), map(&[]), text(method), Value::Array(vec![])])
+}
+
+/// A server of this program, and where it listens.
+async fn serve(
+    folder: &tempfile::TempDir,
+) -> (crate::support::processes::Program, std::path::PathBuf) {
+    let program = crate::support::roles::start(&["serve_rings", &address_in(folder)]);
+    (program, folder.path().join("s"))
+}
+
+async fn a_worker_answers_through_a_ring_while_the_client_is_awake() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_program, path) = serve(&folder).await;
+    let (mut raw, hello) =
+        Raw::greeted_with(&path, &[("files", 16.into()), ("lent", 1000.into())]).await;
+    assert!(hello.to_string().contains(r#""rings": true"#), "{hello}");
+    let (rings, file) = Rings::new(WORDS * 8, SEALS);
+    send_with(&raw, &offer(), &[file]);
+    assert_eq!(raw.receive().unwrap().to_string(), "[8, {}]");
+    // Asleep: through the socket.
+    raw.send(&call("mapped"));
+    assert_eq!(raw.receive().unwrap().to_string(), "[1, {}, 1]");
+    let answer = frame(vec![1.into(), map(&[]), 1.into()]);
+    assert_eq!(rings.there(1), 0);
+    // Awake: one answer may still go through the socket, as the worker would sleep after it; several do not.
+    rings.set_awake(1, true);
+    let sent = call("mapped").len() as u64;
+    raw.send(&[call("mapped"), call("mapped"), call("mapped")].concat());
+    until("an answer in the ring", || rings.there(1) > 0).await;
+    assert_eq!(rings.record(1, 0), (answer.len() as u64, answer.clone()));
+    // The worker is about to sleep, and nothing of it has been taken: an empty frame comes, or the last answer and one.
+    let mut woken = false;
+    while !woken {
+        let mut length = [0; 4];
+        std::io::Read::read_exact(&mut raw.0, &mut length).unwrap();
+        woken = length == [0; 4];
+        let mut rest = vec![0; u32::from_le_bytes(length) as usize];
+        std::io::Read::read_exact(&mut raw.0, &mut rest).unwrap();
+    }
+    // A call through the ring, behind all four that went through the socket, and what wakes the worker.
+    rings.set_awake(1, false);
+    rings.put(0, 0, 4 * sent, &call("mapped"));
+    raw.send(&[0; 4]);
+    assert_eq!(raw.receive().unwrap().to_string(), "[1, {}, 1]");
+    assert_eq!(rings.0[8].load(SeqCst), 1 + sent.div_ceil(8));
+}
+
+async fn a_client_that_offers_what_it_must_not_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_program, path) = serve(&folder).await;
+    let lent = [("files", 16.into()), ("lent", 1000.into())];
+    let good = || Rings::new(WORDS * 8, SEALS).1;
+    let bad = [
+        (
+            "memory that can shrink",
+            &lent[..],
+            offer(),
+            vec![Rings::new(WORDS * 8, SealFlags::GROW).1],
+        ),
+        ("too little of it", &lent, offer(), vec![Rings::new(WORDS * 8 - 8, SEALS).1]),
+        ("no memory", &lent, offer(), vec![std::fs::File::open("/dev/null").unwrap().into()]),
+        ("nothing", &lent, offer(), vec![]),
+        ("rings twice", &lent, [offer(), offer()].concat(), vec![good(), good()]),
+        ("rings that were not asked for", &[], offer(), vec![good()]),
+    ];
+    for (what, hello, said, files) in bad {
+        let (mut raw, _) = Raw::greeted_with(&path, hello).await;
+        send_with(&raw, &said, &files);
+        // The connection ends, and the worker does not die of it.
+        let last = raw.drain();
+        assert!(!String::from_utf8_lossy(&last).contains("signal"), "{what}");
+    }
+    let nonsense = [(1, 0, u64::MAX), (0, 0, u64::MAX), (0, 24, 0xffff), (0, 24, 300)];
+    for (awake, at, word) in nonsense {
+        let (mut raw, _) = Raw::greeted_with(&path, &lent).await;
+        let (rings, file) = Rings::new(WORDS * 8, SEALS);
+        send_with(&raw, &offer(), &[file]);
+        raw.receive().unwrap();
+        rings.set_awake(1, awake == 1);
+        rings.0[0].store(5, SeqCst);
+        rings.0[at].store(word, SeqCst);
+        raw.send(&call("mapped"));
+        raw.drain();
+    }
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
+    assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
+}
+
+async fn a_worker_that_puts_nonsense_there_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(folder.path().join("s")).unwrap();
+    let client = Client::builder().address(address_in(&folder)).min_workers(0);
+    let client = client.busy_poll(BusyPoll::Fixed(Duration::from_millis(100))).build().unwrap();
+    let worker = tokio::task::spawn_blocking(move || {
+        let mut raw = Raw::accept(&listener);
+        std::io::Read::read_exact(&mut raw.0, &mut [0; 8]).unwrap();
+        raw.receive().unwrap();
+        raw.send(b"taskfork");
+        let hello = map(&[
+            ("version", 1.into()),
+            ("pid", 1.into()),
+            ("worker", 1.into()),
+            ("server", text("raw")),
+            ("files", 16.into()),
+            ("lent", 1000.into()),
+            ("rings", true.into()),
+        ]);
+        raw.send_message(vec![0.into(), hello]);
+        let answer = || frame(vec![1.into(), map(&[]), 1.into()]);
+        let file = loop {
+            let (message, file) = crate::files::receive_with(&raw);
+            if let Some(file) = file {
+                break file;
+            }
+            assert_eq!(message[4..6], [0x94, 1], "{message:?}");
+            raw.send(&answer());
+        };
+        let rings = Rings::of(&file);
+        // The call that came with the offer, or after it.
+        raw.send(&offer());
+        rings.put(1, 0, 0, &answer());
+        raw.send(&[0; 4]);
+        rings.0[WORDS / 2].store(1 << 60, SeqCst);
+        raw.send(&[0; 4]);
+        raw.drain();
+    });
+    let checkout = client.checkout();
+    let error = loop {
+        match checkout.call::<u64>("anything", ()).await {
+            Ok(answer) => assert_eq!(answer, 1),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_fatal() && error.to_string().contains("ring"), "{error}");
+    worker.await.unwrap();
+}
+
+/// The role of a program that serves.
+pub(crate) fn serve_at(address: &str) -> Result<(), ServerError> {
+    server(Server::builder().listen(address).socket_mode(0o666))
+}
