@@ -14,6 +14,7 @@ use super::core::Core;
 use super::look::{Look, Looking};
 use super::outbox::Outbox;
 use super::perl::Perl;
+use super::rings::CALLS_WITHOUT;
 use super::signal::Signal;
 use super::stream::Stream;
 use crate::loans::Loans;
@@ -51,8 +52,8 @@ pub(crate) struct Connection {
     pub(super) announced: usize,
     pub(super) loans: Loans,
     pub(super) rings: Option<Box<Rings>>,
-    /// The worker takes them, and they have not been offered.
-    pub(super) takes_rings: bool,
+    /// The worker takes them, and they are offered after so many calls.
+    pub(super) offers_rings_after: Option<u64>,
     /// Somebody looks for the next message.
     pub(super) looks: bool,
     /// How many of the next answers are those of calls that the worker has skipped, as one before
@@ -116,6 +117,7 @@ impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
         let Greeted { stream, protocol, inbox, pid, terms, max_receive, most_lent, look } = greeted;
         let Terms { max_send, ahead, files, lent, rings: takes_rings } = terms;
+        let offers_rings_after = takes_rings.then_some(CALLS_WITHOUT);
         let perl = (protocol == Protocol::Perl).then(Perl::default);
         let waker = Waker::from(signal.clone());
         let outbox = Outbox::default();
@@ -135,7 +137,7 @@ impl Connection {
             announced: 0,
             loans: Loans::new(lent, most_lent, sys::user()),
             rings: None,
-            takes_rings,
+            offers_rings_after,
             looks: false,
             to_skip,
             in_call,

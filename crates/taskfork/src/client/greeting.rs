@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::connect::{GreetError, Terms, most_files};
 use super::connection::{Connection, Lost};
+use super::rings::CALLS_WITHOUT;
 
 impl Connection {
     pub(crate) fn is_greeted(&self) -> bool {
@@ -76,7 +77,7 @@ impl Connection {
             let terms = Terms::of(&hello, &core.config, most_files(&core.config));
             (self.max_send, self.ahead, self.files) = (terms.max_send, terms.ahead, terms.files);
             self.loans.set_room(terms.lent);
-            self.takes_rings = terms.rings;
+            self.offers_rings_after = terms.rings.then_some(CALLS_WITHOUT);
             core.greeted(terms, greeting.since.elapsed());
         }
         self.greeting = None;

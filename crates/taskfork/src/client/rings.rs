@@ -15,14 +15,14 @@ use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
 use crate::wire::native;
 use crate::wire::parts::Attached;
 
-/// A connection that has had so few calls does without.
-const CALLS_WITHOUT: u64 = 32;
+/// They are offered after so many calls, and tried again after as many more where there was no room for that.
+pub(super) const CALLS_WITHOUT: u64 = 32;
 
 impl Connection {
     /// Offers rings to a worker that takes them, once there have been enough calls.
     pub(super) fn offer_rings(&mut self) {
         let is_between = self.outbox.bytes.is_empty() && !self.in_call;
-        if !self.takes_rings || self.outbox.calls < CALLS_WITHOUT || !is_between {
+        if !is_between || self.offers_rings_after.is_none_or(|calls| self.outbox.calls < calls) {
             return;
         }
         let mut offer = Vec::new();
@@ -30,7 +30,7 @@ impl Connection {
             native::put_rings(out);
             Ok(())
         });
-        self.takes_rings = false;
+        self.offers_rings_after = None;
         let (Ok(()), Ok((rings, file))) = (written, Rings::offer()) else { return };
         let (slices, files) = ([IoSlice::new(&offer)], [Attached::new(Arc::new(file))]);
         let mut context = Context::from_waker(&self.waker);
@@ -39,8 +39,7 @@ impl Connection {
                 self.outbox.put_for_socket(&offer[sent..]);
                 self.rings = Some(Box::new(rings));
             }
-            // There is no room for it now.
-            Poll::Pending => self.takes_rings = true,
+            Poll::Pending => self.offers_rings_after = Some(self.outbox.calls + CALLS_WITHOUT),
             // It comes again.
             Poll::Ready(Err(_)) => {}
         }

@@ -68,18 +68,21 @@ fn start_awake(entry: &str) -> (taskfork::ServerHandle, Client) {
     start_with(entry, |client| client.busy_poll(BusyPoll::Fixed(Duration::from_secs(5))))
 }
 
-/// Makes so many calls that there are rings.
+/// Makes so many calls that there are rings; more than usual where the runtime has too much to do.
 async fn warm(checkout: &Checkout) {
-    for n in 0..100 {
+    for n in 0..10_000 {
         assert_eq!(checkout.call::<u64>("echo", (n,)).await.unwrap(), n);
+        if n > 40 && checkout.call::<usize>("mapped", ()).await.unwrap() == 1 {
+            return;
+        }
     }
-    assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 1);
+    panic!("there are none");
 }
 
 async fn a_connection_with_many_calls_has_them() {
     let (_server, client) = start("rings");
     let checkout = client.checkout();
-    for _ in 0..10 {
+    for _ in 0..20 {
         assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 0);
     }
     warm(&checkout).await;
