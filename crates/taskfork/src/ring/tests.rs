@@ -175,6 +175,7 @@ fn a_full_ring_takes_no_more_until_it_is_read() {
     there.sleep();
     assert_eq!((there.heard.len(), there.sleeps), (sent, true));
     assert_eq!(here.send(&[7; 100], &mut socket), Put::Refused, "it sleeps");
+    assert!(!here.rings.outgoing.half.is_awake_still(&here.rings.words));
     there.receive(&socket);
     assert_eq!(here.send(&[7; 100], &mut socket), Put::Done);
     assert_eq!(here.send(&[7; MOST - HEADER + 1], &mut socket), Put::Refused, "it is too long");

@@ -411,14 +411,9 @@ async fn a_failed_or_abandoned_call_loses_no_memory() {
     assert!(is_lent(&checkout.call::<Blob>("make", (LONG, 6)).await.unwrap()));
 }
 
-/// Runs a role of this program, as other tests lend memory and open files meanwhile.
-async fn alone(role: &'static str) {
-    let done = tokio::task::spawn_blocking(move || roles::command(&[role]).status());
-    assert!(done.await.unwrap().unwrap().success());
-}
-
 async fn at_rest_memory_is_given_back() {
-    alone("lending_rests").await;
+    // Other tests lend memory and open files meanwhile.
+    roles::run("lending_rests").await;
 }
 
 /// The role of that test's process.
@@ -475,7 +470,8 @@ fn server_has_given_up() -> bool {
 }
 
 async fn no_memory_and_no_descriptor_is_left_of_what_is_over() {
-    alone("lending_leaves_nothing").await;
+    // Other tests lend memory and open files meanwhile.
+    roles::run("lending_leaves_nothing").await;
 }
 
 /// The role of that test's process.
