@@ -207,7 +207,7 @@ impl Lane {
 
     /// Looks for the answer of a call until the look is over. Others may use the lane meanwhile.
     fn look_for(&self, seq: Seq, looking: &mut Looking) {
-        for times in 0.. {
+        for times in 1.. {
             let mut state = self.lock();
             let Some(connection) = state.connection_of(seq) else { return };
             if connection.glance(times) {

@@ -360,7 +360,7 @@ impl Connection {
         let Some(budget) = self.poller.budget() else { return false };
         // One of the cores is for the client.
         let mut glances = Glances::new(budget, self.slot.busy_cores() >= self.cores);
-        for times in 0_usize.. {
+        for times in 1_usize.. {
             // At the socket only every now and then, if there is a ring.
             let found = match &self.rings {
                 Some(rings) if rings.is_due(self.inbox.len() - self.used) => Ok(1),
