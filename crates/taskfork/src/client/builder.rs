@@ -311,6 +311,9 @@ impl ClientBuilder {
     /// none. What does not fit is sent. There is as much as has been in use at a time; a worker that has had nothing of the
     /// kind to do for 5 seconds sees to it that all is given back, but for what a blob holds.
     ///
+    /// With 0 there is no memory for short messages either: 33 KiB for each connection that has had 32 calls,
+    /// through which they go while both sides are awake.
+    ///
     /// ```
     /// # fn build() -> Result<taskfork::Client, taskfork::ConfigError> {
     /// let images = taskfork::Client::builder().address("unix:/run/images").lent_memory(256 << 20);

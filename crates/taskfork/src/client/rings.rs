@@ -21,8 +21,11 @@ pub(super) const CALLS_WITHOUT: u64 = 32;
 impl Connection {
     /// Offers rings to a worker that takes them, once there have been enough calls.
     pub(super) fn offer_rings(&mut self) {
-        let is_between = self.outbox.bytes.is_empty() && !self.in_call;
-        if !is_between || self.offers_rings_after.is_none_or(|calls| self.outbox.calls < calls) {
+        if self.offers_rings_after.is_none_or(|calls| self.outbox.calls < calls) {
+            return;
+        }
+        // Their memory goes with the first byte of the offer.
+        if self.in_call || !matches!(self.poll_flush(), Poll::Ready(Ok(()))) {
             return;
         }
         let mut offer = Vec::new();

@@ -20,6 +20,7 @@ use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
     a_connection_with_many_calls_has_them,
+    a_connection_with_many_checkouts_has_them,
     there_are_none_where_they_cannot_be,
     messages_keep_their_order_whichever_way_they_go,
     a_call_that_fails_takes_those_behind_it_with_it,
@@ -91,6 +92,17 @@ async fn a_connection_with_many_calls_has_them() {
     drop(checkout);
     // The connection keeps them for the next checkout.
     assert_eq!(client.call::<usize>("mapped", ()).await.unwrap(), 1);
+}
+
+/// Also where each call is a checkout's only one, whose end is said along with the next one's call.
+async fn a_connection_with_many_checkouts_has_them() {
+    let (_server, client) = start_with("rings", |client| client.max_workers(1));
+    let calls: Vec<_> = (0..200).map(|n: u64| client.call::<u64>("echo", (n,))).collect();
+    let mapped = client.call::<usize>("mapped", ());
+    for (n, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.await.unwrap(), n as u64);
+    }
+    assert_eq!(mapped.await.unwrap(), 1);
 }
 
 async fn there_are_none_where_they_cannot_be() {
