@@ -99,6 +99,11 @@ impl Poller {
     }
 }
 
+/// Where there is a ring, the socket is looked at as well once in so many glances, or in so few if the core is
+/// given up in between.
+const GLANCES_A_SOCKET: u32 = 64;
+const GLANCES_A_SOCKET_GIVING_WAY: u32 = 2;
+
 /// A time for which is looked.
 #[derive(Debug)]
 pub(crate) struct Glances {
@@ -108,13 +113,14 @@ pub(crate) struct Glances {
     /// The core is given up in between.
     gives_way: bool,
     starved: bool,
+    count: u32,
 }
 
 impl Glances {
     /// For so long from now on. With `gives_way` whoever wants the core gets it in between.
     pub(crate) fn new(budget: Duration, gives_way: bool) -> Self {
         let now = Instant::now();
-        Self { end: now + budget, last: now, gives_way, starved: false }
+        Self { end: now + budget, last: now, gives_way, starved: false, count: 1 }
     }
 
     /// Whoever wants the core gets it in between.
@@ -122,8 +128,17 @@ impl Glances {
         self.gives_way = true;
     }
 
+    /// Whether this one is for the socket as well, where there is a ring.
+    pub(crate) fn is_for_socket(&self) -> bool {
+        self.count.is_multiple_of(match self.gives_way {
+            true => GLANCES_A_SOCKET_GIVING_WAY,
+            false => GLANCES_A_SOCKET,
+        })
+    }
+
     /// The last was in vain: waits for the next. Tells whether there is one.
     pub(crate) fn go_on(&mut self) -> bool {
+        self.count = self.count.wrapping_add(1);
         match self.gives_way {
             true => thread::yield_now(),
             false => std::hint::spin_loop(),

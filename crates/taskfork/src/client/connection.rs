@@ -26,9 +26,6 @@ use crate::wire::parts::{Attached, Parted, SLICES};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
 
-/// So often the ring is looked at before the socket is once more.
-const TIMES_RING: usize = 64;
-
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 
@@ -385,12 +382,11 @@ impl Connection {
         looking
     }
 
-    /// Whether there is something now, for the so-many-th time; looks at the socket only every now and then, if
-    /// there is a ring.
-    pub(crate) fn glance(&mut self, times: usize) -> bool {
+    /// Whether there is something now.
+    pub(crate) fn glance(&mut self, looking: &Looking) -> bool {
         match self.rings {
             Some(_) if self.is_in_ring() => true,
-            Some(_) if !times.is_multiple_of(TIMES_RING) => false,
+            Some(_) if !looking.is_for_socket() => false,
             // Whatever else it is, it comes again.
             _ => !matches!(self.receive_now(), Err(Errno::AGAIN | Errno::INTR)),
         }

@@ -207,10 +207,10 @@ impl Lane {
 
     /// Looks for the answer of a call until the look is over. Others may use the lane meanwhile.
     fn look_for(&self, seq: Seq, looking: &mut Looking) {
-        for times in 1.. {
+        loop {
             let mut state = self.lock();
             let Some(connection) = state.connection_of(seq) else { return };
-            if connection.glance(times) {
+            if connection.glance(looking) {
                 return connection.looked(looking, true);
             }
             drop(state);

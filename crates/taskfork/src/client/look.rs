@@ -49,6 +49,11 @@ impl Looking {
         self.shared
     }
 
+    /// Whether this glance is for the socket as well, where there is a ring.
+    pub(crate) fn is_for_socket(&self) -> bool {
+        self.glances.is_for_socket()
+    }
+
     /// The last glance was in vain: waits for the next. Tells whether there is one.
     pub(crate) fn go_on(&mut self) -> bool {
         self.glances.go_on()

@@ -32,9 +32,6 @@ const MOST_BLANKS: usize = 4096;
 /// So many files may have come of which no message has told.
 const UNCLAIMED: usize = 4 * sys::MOST_FILES;
 
-/// So often the ring is looked at before the socket is once more.
-const TIMES_RING: usize = 64;
-
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
 const LONGEST_LOOK: Duration = Duration::from_micros(50);
 
@@ -57,7 +54,7 @@ pub(crate) struct Connection {
     is_wide: bool,
     poller: Poller,
     /// How many cores there are.
-    cores: usize,
+    pub(super) cores: usize,
     slot: Slot,
 }
 
@@ -360,11 +357,10 @@ impl Connection {
         let Some(budget) = self.poller.budget() else { return false };
         // One of the cores is for the client.
         let mut glances = Glances::new(budget, self.slot.busy_cores() >= self.cores);
-        for times in 1_usize.. {
-            // At the socket only every now and then, if there is a ring.
+        loop {
             let found = match &self.rings {
                 Some(rings) if rings.is_due(self.inbox.len() - self.used) => Ok(1),
-                Some(_) if !times.is_multiple_of(TIMES_RING) => Err(Errno::AGAIN),
+                Some(_) if !glances.is_for_socket() => Err(Errno::AGAIN),
                 _ => self.receive(false),
             };
             match found {

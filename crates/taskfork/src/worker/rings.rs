@@ -68,7 +68,7 @@ impl Connection {
         // It would have to wake the client as soon as it sleeps.
         let stays_awake =
             || self.used < self.inbox.len() || rings.is_anything_there() || self.is_to_look();
-        if !is_plain || !rings.is_other_awake() || !stays_awake() {
+        if !is_plain || !rings.is_other_awake() || self.cores < 2 && !stays_awake() {
             return false;
         }
         let Some(rings) = &mut self.rings else { return false };
