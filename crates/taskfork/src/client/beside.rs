@@ -29,7 +29,7 @@ impl Connection {
     /// Takes a message that is only about how others come; tells whether it is one.
     pub(super) fn takes_in(&mut self, message: &[u8]) -> Result<bool, Lost> {
         if !native::is_about_others(message) {
-            return Ok(false);
+            return Ok(self.only_wakes(message));
         }
         match FromWorker::decode(message) {
             Ok(FromWorker::Files(count)) => self.announced = count,

@@ -235,7 +235,10 @@ impl Connection {
 
     /// An answer has come.
     pub(crate) fn answered(&mut self) {
-        self.end_looking();
+        if self.looks {
+            self.look.found();
+            self.end_looking();
+        }
         self.long = std::mem::take(&mut self.since_answer) > frame::SENT_WHOLE;
     }
 
@@ -417,6 +420,7 @@ impl Connection {
     pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Lost>> {
         ready!(self.poll_greeting())?;
         loop {
+            ready!(self.poll_turn());
             if let Some(body) = self.take_message().map_err(Lost::Wire)? {
                 self.since_answer += frame::HEADER + body.len();
                 if !self.passes(&body) && !self.takes_in(&body)? {

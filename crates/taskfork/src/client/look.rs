@@ -110,7 +110,13 @@ impl Look {
         (!self.poller.is_adaptive() || is_core_free).then_some(looking)
     }
 
-    /// What came of it.
+    /// It came while the runtime looked.
+    pub(crate) fn found(&mut self) {
+        self.sent = None;
+        self.poller.paid();
+    }
+
+    /// What came of a look.
     pub(crate) fn looked(&mut self, looking: &Looking, found: bool) {
         self.sent = if found { None } else { self.sent };
         looking.glances.tell(&mut self.poller, found);

@@ -38,10 +38,9 @@ impl Connection {
         let (slices, files) = ([IoSlice::new(&offer)], [Attached::new(Arc::new(file))]);
         let mut context = Context::from_waker(&self.waker);
         match self.stream.poll_write(&mut context, &slices, &files) {
-            Poll::Ready(Ok(sent)) => {
-                self.outbox.put_for_socket(&offer[sent..]);
-                self.rings = Some(Box::new(rings));
-            }
+            Poll::Ready(Ok(sent)) if sent == offer.len() => self.rings = Some(Box::new(rings)),
+            // It cannot be told then what was sent before the rings were there: they are not used.
+            Poll::Ready(Ok(sent)) => self.outbox.put_for_socket(&offer[sent..]),
             Poll::Pending => self.offers_rings_after = Some(self.outbox.calls + CALLS_WITHOUT),
             // It comes again.
             Poll::Ready(Err(_)) => {}
@@ -83,22 +82,21 @@ impl Connection {
         let Some(rings) = &mut self.rings else {
             return frame::take(&mut self.inbox, self.max_receive);
         };
-        loop {
-            let arrived = rings.take(self.inbox.len())?;
-            if !arrived.is_empty() {
-                let behind = self.inbox.split();
-                self.inbox.reserve(arrived.len() + behind.len());
-                self.inbox.put_slice(arrived);
-                self.inbox.put_slice(&behind);
-            }
-            let Some(body) = frame::take(&mut self.inbox, self.max_receive)? else {
-                return Ok(None);
-            };
-            rings.read(HEADER + body.len());
-            if !body.is_empty() {
-                return Ok(Some(body));
-            }
+        let arrived = rings.take(self.inbox.len())?;
+        if !arrived.is_empty() {
+            let behind = self.inbox.split();
+            self.inbox.reserve(arrived.len() + behind.len());
+            self.inbox.put_slice(arrived);
+            self.inbox.put_slice(&behind);
         }
+        let taken = frame::take(&mut self.inbox, self.max_receive)?;
+        rings.read(taken.as_ref().map_or(0, |body| HEADER + body.len()));
+        Ok(taken)
+    }
+
+    /// Whether all that a message is for is to wake this side.
+    pub(super) fn only_wakes(&self, message: &[u8]) -> bool {
+        message.is_empty() && self.rings.is_some()
     }
 
     /// So many bytes have come through the socket.
@@ -115,6 +113,15 @@ impl Connection {
             Some(rings) if !self.looks => rings.sleep(self.inbox.len()),
             _ => true,
         }
+    }
+
+    /// Waits for this task's turn, if there is more in the ring to be taken: who puts it there may never stop, and
+    /// other tasks are to have their turns.
+    pub(super) fn poll_turn(&self) -> Poll<()> {
+        if self.rings.as_ref().is_some_and(|rings| rings.is_next(self.inbox.len())) {
+            ready!(coop::poll_proceed(&mut Context::from_waker(&self.waker))).made_progress();
+        }
+        Poll::Ready(())
     }
 
     /// The other side has closed the connection.
@@ -139,5 +146,104 @@ impl Connection {
     /// Whether something has come through the ring.
     pub(super) fn is_in_ring(&self) -> bool {
         self.rings.as_ref().is_some_and(|rings| rings.is_due(self.inbox.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::busy_poll::BusyPoll;
+    use crate::client::connect::Terms;
+    use crate::client::connection::Greeted;
+    use crate::client::core::Mailbox;
+    use crate::client::look::Look;
+    use crate::client::signal::Signal;
+    use crate::client::stream::{Local, Stream};
+    use crate::wire::Protocol;
+
+    /// A connection with rings, and the worker's part of them.
+    fn connect(socket: UnixStream) -> (Connection, Rings) {
+        socket.set_nonblocking(true).unwrap();
+        let terms = Terms { max_send: 1000, ahead: 0, files: 16, lent: 0, rings: true };
+        let mut connection = Connection::new(
+            Greeted {
+                stream: Stream::Local(Local::new(socket.into()).unwrap()),
+                protocol: Protocol::Native,
+                inbox: BytesMut::new(),
+                pid: 1,
+                terms,
+                max_receive: 1000,
+                most_lent: 0,
+                look: Look::new(BusyPoll::Off, 2),
+            },
+            Signal::new(Arc::new(Mailbox::default())),
+        );
+        let (rings, file) = Rings::offer().unwrap();
+        connection.rings = Some(Box::new(rings));
+        connection.agree_on_rings();
+        connection.begin_looking();
+        let mut worker = Rings::accept(&file).unwrap();
+        worker.agree(0);
+        worker.wake();
+        (connection, worker)
+    }
+
+    fn message(body: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+            out.extend_from_slice(body);
+            Ok(())
+        })
+        .unwrap();
+        out
+    }
+
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test)
+    }
+
+    #[test]
+    fn what_stands_behind_a_doorbell_waits_for_what_is_in_the_ring() {
+        run(async {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            let (mut connection, mut worker) = connect(here);
+            worker.sent(DOORBELL.len());
+            assert_eq!(worker.put(&message(b"first")), Put::Done);
+            there.write_all(&[&DOORBELL[..], &message(b"second")].concat()).unwrap();
+            for expected in ["first", "second"] {
+                let heard = poll_fn(|context| {
+                    connection.signal.wake_next(Some(context.waker()), false);
+                    connection.poll_message()
+                });
+                assert_eq!(heard.await.unwrap(), expected);
+            }
+        });
+    }
+
+    #[test]
+    fn what_comes_without_end_is_taken_in_turns() {
+        let taken = run(async {
+            let (here, _there) = UnixStream::pair().unwrap();
+            let (mut connection, mut worker) = connect(here);
+            let message = message(b"more");
+            poll_fn(|_| {
+                for taken in 0..10_000 {
+                    assert_eq!(worker.put(&message), Put::Done);
+                    if connection.poll_message().is_pending() {
+                        return Poll::Ready(taken);
+                    }
+                }
+                panic!("others never have a turn");
+            })
+            .await
+        });
+        assert!(taken > 0);
     }
 }

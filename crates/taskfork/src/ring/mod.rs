@@ -146,6 +146,11 @@ impl Rings {
         self.agreed && self.incoming.is_due(&self.words, self.position(unread))
     }
 
+    /// The same, if all that has been taken before has been read.
+    pub(crate) fn is_next(&self, unread: usize) -> bool {
+        self.from_ring == 0 && self.is_due(unread)
+    }
+
     /// How much of what came through the socket has been read.
     fn position(&self, unread: usize) -> u64 {
         self.received.wrapping_sub(unread.saturating_sub(self.from_ring) as u64)

@@ -285,7 +285,8 @@ impl Connection {
         if self.put_in_ring(message) {
             return Ok(());
         }
-        if message.is_long() && !std::mem::replace(&mut self.is_wide, true) {
+        let is_unix = self.files.is_some();
+        if is_unix && message.is_long() && !std::mem::replace(&mut self.is_wide, true) {
             // It is only slower if it cannot be.
             let _ = sockopt::set_socket_send_buffer_size(self.socket, BUFFER_FOR_LONG);
         }

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -33,6 +34,7 @@ trials! {
     a_worker_answers_through_a_ring_while_the_client_is_awake,
     a_client_that_offers_what_it_must_not_is_left,
     a_worker_that_puts_nonsense_there_is_left,
+    a_worker_that_never_stops_keeps_no_task,
 }
 
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
@@ -442,52 +444,91 @@ async fn a_client_that_offers_what_it_must_not_is_left() {
     assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
 }
 
+/// A worker that greets and answers calls until the client offers rings, and takes them.
+fn agree(listener: &UnixListener) -> (Raw, Rings) {
+    let mut raw = Raw::accept(listener);
+    raw.0.read_exact(&mut [0; 8]).unwrap();
+    raw.receive().unwrap();
+    raw.send(b"taskfork");
+    let hello = map(&[
+        ("version", 1.into()),
+        ("pid", 1.into()),
+        ("worker", 1.into()),
+        ("server", text("raw")),
+        ("files", 16.into()),
+        ("lent", 1000.into()),
+        ("rings", true.into()),
+    ]);
+    raw.send_message(vec![0.into(), hello]);
+    let file = loop {
+        let (message, file) = crate::files::receive_with(&raw);
+        if let Some(file) = file {
+            break file;
+        }
+        assert_eq!(message[4..6], [0x94, 1], "{message:?}");
+        raw.send(&answer());
+    };
+    raw.send(&offer());
+    (raw, Rings::of(&file))
+}
+
+fn answer() -> Vec<u8> {
+    frame(vec![1.into(), map(&[]), 1.into()])
+}
+
+/// Calls such a worker again and again, until that fails.
+async fn call_until_it_fails(client: &Client) -> Error {
+    let checkout = client.checkout();
+    loop {
+        match checkout.call::<u64>("anything", ()).await {
+            Ok(answer) => assert_eq!(answer, 1),
+            Err(error) => return error,
+        }
+    }
+}
+
 async fn a_worker_that_puts_nonsense_there_is_left() {
     let folder = tempfile::tempdir().unwrap();
-    let listener = std::os::unix::net::UnixListener::bind(folder.path().join("s")).unwrap();
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let client = Client::builder().address(address_in(&folder)).min_workers(0);
     let client = client.busy_poll(BusyPoll::Fixed(Duration::from_millis(100))).build().unwrap();
     let worker = tokio::task::spawn_blocking(move || {
-        let mut raw = Raw::accept(&listener);
-        raw.0.read_exact(&mut [0; 8]).unwrap();
-        raw.receive().unwrap();
-        raw.send(b"taskfork");
-        let hello = map(&[
-            ("version", 1.into()),
-            ("pid", 1.into()),
-            ("worker", 1.into()),
-            ("server", text("raw")),
-            ("files", 16.into()),
-            ("lent", 1000.into()),
-            ("rings", true.into()),
-        ]);
-        raw.send_message(vec![0.into(), hello]);
-        let answer = || frame(vec![1.into(), map(&[]), 1.into()]);
-        let file = loop {
-            let (message, file) = crate::files::receive_with(&raw);
-            if let Some(file) = file {
-                break file;
-            }
-            assert_eq!(message[4..6], [0x94, 1], "{message:?}");
-            raw.send(&answer());
-        };
-        let rings = Rings::of(&file);
-        // The call that came with the offer, or after it.
-        raw.send(&offer());
+        let (mut raw, rings) = agree(&listener);
+        // Of the call that came with the offer, or after it.
         rings.put(1, 0, 0, &answer());
         raw.send(&[0; 4]);
         rings.0[WORDS / 2].store(1 << 60, SeqCst);
         raw.send(&[0; 4]);
         raw.drain();
     });
-    let checkout = client.checkout();
-    let error = loop {
-        match checkout.call::<u64>("anything", ()).await {
-            Ok(answer) => assert_eq!(answer, 1),
-            Err(error) => break error,
-        }
-    };
+    let error = call_until_it_fails(&client).await;
     assert!(error.is_fatal() && error.to_string().contains("ring"), "{error}");
+    worker.await.unwrap();
+}
+
+/// What comes without end is taken without end, but not in one go: whoever waits for it can stop.
+async fn a_worker_that_never_stops_keeps_no_task() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    let client = Client::builder().address(address_in(&folder)).min_workers(0);
+    let client = client.timeout(Duration::from_millis(300)).grace(Duration::ZERO).build().unwrap();
+    let worker = tokio::task::spawn_blocking(move || {
+        let (raw, rings) = agree(&listener);
+        raw.0.set_nonblocking(true).unwrap();
+        // Some that only wake, and one that says that no file comes with the next: eight such records fill the
+        // ring, and stay right however often they are said to be there again.
+        let nothing = [vec![0; 2032], frame(vec![6.into(), map(&[]), 0.into()])].concat();
+        (0..8).for_each(|record| rings.put(1, 256 * record, 0, &nothing));
+        while !matches!((&raw.0).read(&mut [0; 100]), Ok(0)) {
+            for _ in 0..1000 {
+                rings.0[WORDS / 2].store(rings.0[WORDS / 2 + 8].load(SeqCst) + 2048, SeqCst);
+            }
+        }
+        assert!(rings.0[WORDS / 2 + 8].load(SeqCst) > 10_000);
+    });
+    let error = call_until_it_fails(&client).await;
+    assert!(error.to_string().contains("timed out"), "{error}");
+    drop(client);
     worker.await.unwrap();
 }
 
