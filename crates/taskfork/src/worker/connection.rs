@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
+use super::notes;
 use super::scoreboard::Slot;
 use super::seat::Limits;
 use crate::busy_poll::{Glances, Poller};
@@ -136,24 +137,29 @@ impl Connection {
 
     /// The same; nothing if none has begun in the time that [`rest_after`](Self::rest_after) has set.
     pub(crate) fn read_frame_soon(&mut self) -> Result<Option<Range<usize>>, Broken> {
-        if self.used == self.inbox.len() {
-            self.inbox.clear();
-            self.used = 0;
-        }
+        self.forget_what_is_used();
         loop {
             self.take_from_ring()?;
             if let Some(body) = frame::find(&self.inbox[self.used..], self.max_frame)? {
                 let place = self.used + body.start..self.used + body.end;
                 let wakes = self.passes(place.end - self.used);
                 self.used = place.end;
-                if wakes {
-                    continue;
+                if !wakes {
+                    return Ok(Some(place));
                 }
-                return Ok(Some(place));
+                self.forget_what_is_used();
+                continue;
             }
             if !self.read()? {
                 return Ok(None);
             }
+        }
+    }
+
+    fn forget_what_is_used(&mut self) {
+        if self.used == self.inbox.len() {
+            self.inbox.clear();
+            self.used = 0;
         }
     }
 
@@ -171,10 +177,7 @@ impl Connection {
         &mut self,
         scanner: &mut perl::Scanner,
     ) -> Result<Range<usize>, Broken> {
-        if self.used == self.inbox.len() {
-            self.inbox.clear();
-            self.used = 0;
-        }
+        self.forget_what_is_used();
         loop {
             if let Some(found) = scanner.find(&self.inbox[self.used..], self.max_frame)? {
                 let place = self.used + found.start..self.used + found.end;
@@ -282,6 +285,9 @@ impl Connection {
 
     /// Sends all of it.
     pub(crate) fn write(&mut self, message: &Parted) -> Result<(), Broken> {
+        if let Some(rings) = &mut self.rings {
+            rings.sent(notes::take_sent());
+        }
         if self.put_in_ring(message) {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 //! a thread of its own, so that a worker's last words survive it.
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,17 @@ static RECORDER: Mutex<Recorder> = Mutex::new(Recorder {
 static RECORDED: Condvar = Condvar::new();
 /// Held while something is sent during a call; taken before the recorder is locked.
 static SENDING: Mutex<()> = Mutex::new(());
+
+/// How many bytes have been sent during calls since that was last asked.
+static SENT: AtomicUsize = AtomicUsize::new(0);
+
+/// How many bytes have been sent during calls since this was last asked.
+pub(super) fn take_sent() -> usize {
+    match SENT.load(Ordering::Relaxed) {
+        0 => 0,
+        _ => SENT.swap(0, Ordering::Relaxed),
+    }
+}
 
 pub(super) struct Recorder {
     pub(super) stage: Stage,
@@ -181,7 +193,8 @@ fn send_regularly(out: BorrowedFd<'_>) {
         }
         for frame in frames {
             // If it fails, the call's own answer will as well, and tell.
-            let _ = retry_on_intr(|| send(out, &frame, SendFlags::NOSIGNAL));
+            let sent = retry_on_intr(|| send(out, &frame, SendFlags::NOSIGNAL)).unwrap_or(0);
+            SENT.fetch_add(sent, Ordering::Relaxed);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use rustix::net::{SendFlags, send};
 
 use super::connection::{Broken, Connection};
+use super::notes;
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
@@ -36,6 +37,8 @@ impl Connection {
             Ok(())
         })?;
         self.write(&out)?;
+        // What was sent before does not count.
+        notes::take_sent();
         rings.agree(self.inbox.len() - self.used);
         rings.wake();
         self.rings = Some(Box::new(rings));
