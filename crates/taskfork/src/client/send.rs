@@ -45,11 +45,10 @@ impl Sender {
         if self.closed {
             return Ok(());
         }
-        let before = calls.unanswered > 0;
         let Poll::Ready(Err(lost)) = self.poll(calls, connection, alone) else { return Ok(()) };
-        // What there is of answers is still to be read.
-        self.closed = before;
-        if before { Ok(()) } else { Err(lost) }
+        // What there is of answers is still to be read, also of what has just been sent.
+        self.closed = calls.unanswered > 0;
+        if self.closed { Ok(()) } else { Err(lost) }
     }
 
     fn poll(

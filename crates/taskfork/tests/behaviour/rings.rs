@@ -24,6 +24,7 @@ trials! {
     a_connection_with_many_checkouts_has_them,
     there_are_none_where_they_cannot_be,
     messages_keep_their_order_whichever_way_they_go,
+    what_is_said_during_a_call_has_its_place,
     a_call_that_fails_takes_those_behind_it_with_it,
     what_is_not_wanted_is_taken_back,
     an_answer_does_not_wait_for_the_next_call,
@@ -44,6 +45,11 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
         .function("make", |length: usize| Ok("x".repeat(length)))
         .function("log", |line: String| {
             taskfork::logger().info(line);
+            Ok(())
+        })
+        .function("log_and_sleep", |milliseconds: u64| {
+            taskfork::logger().info("it takes long");
+            std::thread::sleep(Duration::from_millis(milliseconds));
             Ok(())
         })
         .function("sleep", |milliseconds: u64| {
@@ -151,6 +157,23 @@ async fn messages_keep_their_order_whichever_way_they_go() {
             assert!(format!("{line:?}").contains(&format!("{:?}", n.to_string())), "{line:?}");
         }
     }
+}
+
+/// What a call logs is sent while it runs, through the socket.
+async fn what_is_said_during_a_call_has_its_place() {
+    let (_server, client) = start_with("rings_awake", |client| {
+        client.busy_poll(BusyPoll::Fixed(Duration::from_secs(5))).timeout(Duration::from_secs(5))
+    });
+    let (messages, logged) = std::sync::mpsc::channel();
+    let log = Log::new(move |message| messages.send(message).unwrap());
+    let checkout = client.checkout().log(&log);
+    warm(&checkout).await;
+    checkout.call::<()>("log_and_sleep", (200,)).await.unwrap();
+    for n in 0..100 {
+        assert_eq!(checkout.call::<u64>("echo", (n,)).await.unwrap(), n);
+    }
+    drop((checkout, log));
+    assert_eq!(logged.recv().unwrap().logs.len(), 1);
 }
 
 async fn a_call_that_fails_takes_those_behind_it_with_it() {
