@@ -150,7 +150,7 @@ impl Connection {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::future::poll_fn;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
@@ -168,7 +168,7 @@ mod tests {
     use crate::wire::Protocol;
 
     /// A connection with rings, and the worker's part of them.
-    fn connect(socket: UnixStream) -> (Connection, Rings) {
+    pub(crate) fn connect(socket: UnixStream) -> (Connection, Rings) {
         socket.set_nonblocking(true).unwrap();
         let terms = Terms { max_send: 1000, ahead: 0, files: 16, lent: 0, rings: true };
         let mut connection = Connection::new(
@@ -194,7 +194,7 @@ mod tests {
         (connection, worker)
     }
 
-    fn message(body: &[u8]) -> Vec<u8> {
+    pub(crate) fn message(body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
             out.extend_from_slice(body);
@@ -204,7 +204,7 @@ mod tests {
         out
     }
 
-    fn run<T>(test: impl Future<Output = T>) -> T {
+    pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test)
     }

@@ -47,7 +47,8 @@ impl Sender {
         }
         let Poll::Ready(Err(lost)) = self.poll(calls, connection, alone) else { return Ok(()) };
         // What there is of answers is still to be read, also of what has just been sent.
-        self.closed = calls.unanswered > 0;
+        let first = calls.head().and_then(|(_, head)| head.number());
+        self.closed = first.is_some_and(|first| first <= connection.calls());
         if self.closed { Ok(()) } else { Err(lost) }
     }
 
@@ -132,4 +133,53 @@ impl Sender {
 
 fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(i64::MAX as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::client::log::Timing;
+    use crate::client::metrics::Stopwatch;
+    use crate::client::rings::tests::{connect, message, run};
+    use crate::wire::parts::{Attached, Parted};
+
+    fn call(files: Vec<Attached>) -> Entry {
+        let mut body = Vec::new();
+        native::put_call(&mut body, None, native::CallMeta::default());
+        native::put_count(&mut body, 0);
+        let frame = Parted { bytes: message(&body), files, ..Parted::default() };
+        Entry {
+            method: None,
+            work: Work::Call(frame, None),
+            progress: Progress::Queued,
+            deadline: None,
+            waker: None,
+            abandoned: false,
+            timing: Timing::Off,
+            sent: Stopwatch::new(),
+            replay: None,
+        }
+    }
+
+    #[test]
+    fn what_has_been_sent_may_be_answered_though_the_rest_cannot_be_sent() {
+        run(async {
+            let file = || vec![Attached::new(Arc::new(File::open("/dev/null").unwrap().into()))];
+            for (first, sent) in [(Vec::new(), 1), (file(), 0)] {
+                let (here, there) = UnixStream::pair().unwrap();
+                let (mut connection, _worker) = connect(here);
+                connection.ahead = 1 << 16;
+                let mut calls = Entries::default();
+                calls.push(call(first));
+                calls.push(call(file()));
+                drop(there);
+                let result = Sender::default().send(&mut calls, &mut connection, false);
+                assert_eq!((connection.calls(), result.is_ok()), (sent, sent > 0));
+            }
+        });
+    }
 }
