@@ -165,6 +165,7 @@ pub(super) mod tests {
     use crate::client::look::Look;
     use crate::client::signal::Signal;
     use crate::client::stream::{Local, Stream};
+    use crate::ring::tests::frame;
     use crate::wire::Protocol;
 
     /// A connection with rings, and the worker's part of them.
@@ -194,16 +195,6 @@ pub(super) mod tests {
         (connection, worker)
     }
 
-    pub(crate) fn message(body: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-            out.extend_from_slice(body);
-            Ok(())
-        })
-        .unwrap();
-        out
-    }
-
     pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test)
@@ -215,8 +206,8 @@ pub(super) mod tests {
             let (here, mut there) = UnixStream::pair().unwrap();
             let (mut connection, mut worker) = connect(here);
             worker.sent(DOORBELL.len());
-            assert_eq!(worker.put(&message(b"first")), Put::Done);
-            there.write_all(&[&DOORBELL[..], &message(b"second")].concat()).unwrap();
+            assert_eq!(worker.put(&frame(b"first")), Put::Done);
+            there.write_all(&[&DOORBELL[..], &frame(b"second")].concat()).unwrap();
             for expected in ["first", "second"] {
                 let heard = poll_fn(|context| {
                     connection.signal.wake_next(Some(context.waker()), false);
@@ -232,7 +223,7 @@ pub(super) mod tests {
         let taken = run(async {
             let (here, _there) = UnixStream::pair().unwrap();
             let (mut connection, mut worker) = connect(here);
-            let message = message(b"more");
+            let message = frame(b"more");
             poll_fn(|_| {
                 for taken in 0..10_000 {
                     assert_eq!(worker.put(&message), Put::Done);

@@ -144,14 +144,15 @@ mod tests {
     use super::*;
     use crate::client::log::Timing;
     use crate::client::metrics::Stopwatch;
-    use crate::client::rings::tests::{connect, message, run};
+    use crate::client::rings::tests::{connect, run};
+    use crate::ring::tests::frame;
     use crate::wire::parts::{Attached, Parted};
 
     fn call(files: Vec<Attached>) -> Entry {
         let mut body = Vec::new();
         native::put_call(&mut body, None, native::CallMeta::default());
         native::put_count(&mut body, 0);
-        let frame = Parted { bytes: message(&body), files, ..Parted::default() };
+        let frame = Parted { bytes: frame(&body), files, ..Parted::default() };
         Entry {
             method: None,
             work: Work::Call(frame, None),

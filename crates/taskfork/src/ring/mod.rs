@@ -196,4 +196,4 @@ impl Rings {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ use super::half::ROOM;
 use super::*;
 use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
 
-fn frame(body: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
         out.extend_from_slice(body);

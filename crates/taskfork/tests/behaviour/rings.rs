@@ -16,7 +16,7 @@ use taskfork::{
 };
 
 use crate::files::{open_here, send_with};
-use crate::support::raw::{Raw, frame, map, text};
+use crate::support::raw::{Raw, frame, greet_as, map, text};
 use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
@@ -470,19 +470,7 @@ async fn a_client_that_offers_what_it_must_not_is_left() {
 /// A worker that greets and answers calls until the client offers rings, and takes them.
 fn agree(listener: &UnixListener) -> (Raw, Rings) {
     let mut raw = Raw::accept(listener);
-    raw.0.read_exact(&mut [0; 8]).unwrap();
-    raw.receive().unwrap();
-    raw.send(b"taskfork");
-    let hello = map(&[
-        ("version", 1.into()),
-        ("pid", 1.into()),
-        ("worker", 1.into()),
-        ("server", text("raw")),
-        ("files", 16.into()),
-        ("lent", 1000.into()),
-        ("rings", true.into()),
-    ]);
-    raw.send_message(vec![0.into(), hello]);
+    greet_as(&mut raw, &[("files", 16.into()), ("lent", 1000.into()), ("rings", true.into())]);
     let file = loop {
         let (message, file) = crate::files::receive_with(&raw);
         if let Some(file) = file {
