@@ -182,7 +182,7 @@ impl<S: 'static> ServerBuilder<S> {
     }
 
     /// How much memory each side of a connection keeps for long [`Blob`](crate::Blob)s that it sends to the
-    /// other, in bytes: 64 MiB unless set, or less if the client has set less; 0 for none. See
+    /// other, in bytes: 64 MiB unless set, or less if the client has set less; 0 for none, nor any for short messages. See
     /// [`ClientBuilder::lent_memory`](crate::ClientBuilder::lent_memory).
     ///
     /// It is shared with clients of the server's own user only: whoever lends memory can still write to it.
