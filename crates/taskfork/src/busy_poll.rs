@@ -1,8 +1,11 @@
 //! Whether to look for what comes next for a moment before going to sleep for it: waking a core that
 //! sleeps takes longer than a short call does.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::worker::scoreboard::now;
 
 /// Whether a worker looks again and again for its next call, or a caller for its answer, before it
 /// goes to sleep for it, for [`ServerBuilder::busy_poll`](crate::ServerBuilder::busy_poll) and
@@ -15,10 +18,11 @@ pub enum BusyPoll {
     /// For as long as it pays. A look takes at most 50 microseconds of processor time; one that was
     /// in vain is followed by none for the next 1, 2, 4 … 64 short
     /// waits, and waits of more than 200 microseconds never bring one about. No more processes keep
-    /// a core for it than there are cores to spare. Where there is none, as on a single core, whoever looks
-    /// gives its core up between one glance and the next, to whoever has something to do there; who did not have
-    /// it back within 200 microseconds does not look in the next 128 short waits, and in twice as many, up to
-    /// 4,096, each time that it happens again.
+    /// a core for it than there are cores to spare. Whoever looks gives its core up every few microseconds, to whoever
+    /// has something to do there, but not for 100 milliseconds after it did not have it back within 200 microseconds.
+    /// Where there is no core to spare, as on a single core, it gives it up between one glance and the next; who did
+    /// not have it back as soon as that does not look in the next 128 short waits, and in twice as many, up to 4,096, each
+    /// time that it happens again.
     #[default]
     Adaptive,
     /// Never.
@@ -48,13 +52,22 @@ pub(crate) struct Poller {
     penalty: u32,
     /// How many will be skipped the next time that others have had the core for long.
     starved_penalty: u32,
+    /// Somebody had the core when it was given up last, most likely whoever was looked for.
+    shares_core: bool,
 }
 
 impl Poller {
     /// With the time that [`BusyPoll::Adaptive`] looks at most.
     pub(crate) fn new(mode: BusyPoll, longest: Duration) -> Self {
         // Nothing is known yet: the first wait is not looked through.
-        Self { mode, longest, skip: 1, penalty: 1, starved_penalty: SKIPPED_WHEN_STARVED }
+        Self {
+            mode,
+            longest,
+            skip: 1,
+            penalty: 1,
+            starved_penalty: SKIPPED_WHEN_STARVED,
+            shares_core: false,
+        }
     }
 
     /// For how long to look now, if at all.
@@ -64,6 +77,15 @@ impl Poller {
             BusyPoll::Off => None,
             BusyPoll::Fixed(budget) => Some(budget),
         }
+    }
+
+    /// Looks for so long from now on. Whoever wants the core gets it now and then, with `gives_way` after each glance.
+    pub(crate) fn look(&self, budget: Duration, gives_way: bool) -> Glances {
+        let mut glances = Glances::new(budget, gives_way);
+        if self.shares_core {
+            glances.way_at = Some(glances.last);
+        }
+        glances
     }
 
     /// Whether it wants to know how long waits are.
@@ -104,26 +126,51 @@ impl Poller {
 const GLANCES_A_SOCKET: u32 = 64;
 const GLANCES_A_SOCKET_GIVING_WAY: u32 = 2;
 
+/// A core that nobody else seems to need is given up after so long, and then so often: the kernel may have put there
+/// whoever is looked for.
+const FIRST_WAY: Duration = Duration::from_micros(2);
+const NEXT_WAY: Duration = Duration::from_micros(4);
+
+/// Nobody has had a core that was given up for less than this.
+const ALONE: Duration = Duration::from_micros(1);
+
+/// When such a core was last not given back soon, in milliseconds of the scoreboard's clock. For so long no other is
+/// given up.
+static TAKEN_AT: AtomicU64 = AtomicU64::new(0);
+const TAKEN_FOR: u64 = 100;
+
 /// A time for which is looked.
 #[derive(Debug)]
 pub(crate) struct Glances {
     end: Instant,
     /// When there was time for the last.
     last: Instant,
-    /// The core is given up in between.
+    /// The core is given up after each glance.
     gives_way: bool,
+    /// It is given up at this time, if it is not anyway.
+    way_at: Option<Instant>,
+    taken_at: &'static AtomicU64,
+    shares_core: bool,
     starved: bool,
     count: u32,
 }
 
 impl Glances {
-    /// For so long from now on. With `gives_way` whoever wants the core gets it in between.
-    pub(crate) fn new(budget: Duration, gives_way: bool) -> Self {
+    fn new(budget: Duration, gives_way: bool) -> Self {
         let now = Instant::now();
-        Self { end: now + budget, last: now, gives_way, starved: false, count: 1 }
+        Self {
+            end: now + budget,
+            last: now,
+            gives_way,
+            way_at: Some(now + FIRST_WAY),
+            taken_at: &TAKEN_AT,
+            shares_core: false,
+            starved: false,
+            count: 1,
+        }
     }
 
-    /// Whoever wants the core gets it in between.
+    /// Whoever wants the core gets it after each glance.
     pub(crate) fn give_way(&mut self) {
         self.gives_way = true;
     }
@@ -139,24 +186,43 @@ impl Glances {
     /// The last was in vain: waits for the next. Tells whether there is one.
     pub(crate) fn go_on(&mut self) -> bool {
         self.count = self.count.wrapping_add(1);
-        match self.gives_way {
+        let is_time = !self.gives_way && self.is_time_to_give_way();
+        match self.gives_way || is_time {
             true => thread::yield_now(),
             false => std::hint::spin_loop(),
         }
         let now = Instant::now();
-        self.starved |= self.gives_way && now.saturating_duration_since(self.last) > STARVED;
+        let away = now.saturating_duration_since(self.last);
+        if is_time && away > STARVED {
+            self.taken_at.store(milliseconds(), Relaxed);
+        } else if is_time {
+            self.shares_core = away > ALONE;
+            self.way_at = Some(if self.shares_core { now } else { now + NEXT_WAY });
+        }
+        self.starved |= self.gives_way && away > STARVED;
         self.last = now;
         now < self.end && !self.starved
     }
 
+    /// Whether a core that nobody else seems to need is to be given up now.
+    fn is_time_to_give_way(&mut self) -> bool {
+        self.way_at.take_if(|at| *at <= self.last).is_some()
+            && milliseconds() > self.taken_at.load(Relaxed) + TAKEN_FOR
+    }
+
     /// What came of it is to be known to the next who wants to look.
     pub(crate) fn tell(&self, poller: &mut Poller, found: bool) {
+        poller.shares_core = self.shares_core;
         match found {
             _ if self.starved => poller.starved(),
             true => poller.paid(),
             false => poller.failed(),
         }
     }
+}
+
+fn milliseconds() -> u64 {
+    u64::try_from(now().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -240,6 +306,49 @@ mod tests {
         let mut glances = Glances::new(Duration::from_secs(60), false);
         glances.last -= Duration::from_millis(1);
         assert!(glances.go_on());
+    }
+
+    #[test]
+    fn a_core_is_given_up_now_and_then_until_it_is_not_given_back() {
+        let taken_at: &AtomicU64 = Box::leak(Box::default());
+        let glances = || Glances { taken_at, ..Glances::new(Duration::from_secs(60), false) };
+        let is_given_up_again = |glances: &mut Glances| {
+            let before = glances.way_at;
+            assert!(glances.go_on());
+            glances.way_at.is_some() && glances.way_at != before
+        };
+        // It is not time yet.
+        assert!(!is_given_up_again(&mut glances()));
+        // Others may in fact need it at times.
+        assert!((0..1000).any(|_| {
+            taken_at.store(0, Relaxed);
+            let mut glances = glances();
+            glances.way_at = Some(glances.last);
+            is_given_up_again(&mut glances)
+        }));
+
+        // Whoever shares it gives it up at once from then on, in this look and in the next.
+        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
+        assert!((0..1000).any(|_| {
+            taken_at.store(0, Relaxed);
+            let mut glances = glances();
+            glances.last -= 10 * ALONE;
+            glances.way_at = Some(glances.last);
+            assert!(glances.go_on());
+            glances.tell(&mut poller, true);
+            glances.way_at == Some(glances.last)
+        }));
+        let next = poller.look(LONGEST, false);
+        assert_eq!(next.way_at, Some(next.last));
+
+        let mut away = glances();
+        away.last -= Duration::from_millis(1);
+        away.way_at = Some(away.last);
+        assert!(!is_given_up_again(&mut away));
+        assert_ne!(taken_at.load(Relaxed), 0);
+        let mut next = glances();
+        next.way_at = Some(next.last);
+        assert!(!is_given_up_again(&mut next));
     }
 
     proptest! {
