@@ -184,6 +184,8 @@ impl EventLoop {
         let children = self.children.values().flat_map(Child::descriptors);
         own.into_iter()
             .chain([self.threads.as_fd()])
+            .chain(self.out_of_memory.descriptor())
+            .chain(self.orphans.descriptor())
             .chain(self.options.control.as_ref().map(AsFd::as_fd))
             .chain(self.listener.as_ref().map(AsFd::as_fd))
             .chain(self.status.as_ref().map(AsFd::as_fd))

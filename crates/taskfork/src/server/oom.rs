@@ -1,32 +1,39 @@
 //! Whether the kernel has killed for want of memory.
 
 use std::cell::Cell;
+use std::os::fd::BorrowedFd;
 
-use crate::sys;
+use crate::sys::KernelFile;
 
 /// How many such kills are known of.
 #[derive(Debug)]
 pub(crate) struct OutOfMemory {
+    counters: KernelFile,
     known: Cell<u64>,
 }
 
 impl Default for OutOfMemory {
     fn default() -> Self {
-        Self { known: Cell::new(kills()) }
+        let counters = KernelFile::open("/proc/vmstat");
+        Self { known: Cell::new(kills(&counters)), counters }
     }
 }
 
 impl OutOfMemory {
     /// Whether there have been more since this was asked last.
     pub(crate) fn has_struck(&self) -> bool {
-        let kills = kills();
+        let kills = kills(&self.counters);
         kills > self.known.replace(kills)
+    }
+
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.counters.as_fd()
     }
 }
 
 /// How many processes the kernel has killed so, in this machine and all its groups of processes.
-fn kills() -> u64 {
-    let counters = sys::read_at_once("/proc/vmstat");
+fn kills(counters: &KernelFile) -> u64 {
+    let counters = counters.read();
     let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill "));
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }

@@ -3,11 +3,12 @@
 //! the server once that is dead.
 
 use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
-use crate::sys;
+use crate::sys::KernelFile;
 
 /// How soon those that have been killed are looked at again.
 pub(crate) const AGAIN: Duration = Duration::from_millis(5);
@@ -15,6 +16,8 @@ pub(crate) const AGAIN: Duration = Duration::from_millis(5);
 /// The server's children that are no workers.
 #[derive(Debug)]
 pub(crate) struct Orphans {
+    /// All children of this process's only thread.
+    children: KernelFile,
     /// Those that the program had before it became a server.
     own: HashSet<Pid>,
     /// Processes that the server has made for itself, and that end by themselves.
@@ -26,15 +29,17 @@ pub(crate) struct Orphans {
 impl Orphans {
     pub(crate) fn adopt() -> Self {
         become_subreaper();
-        Self { own: children().collect(), helpers: HashSet::new(), left: false }
+        let children = KernelFile::open("/proc/thread-self/children");
+        let own = pids(&children).into_iter().collect();
+        Self { children, own, helpers: HashSet::new(), left: false }
     }
 
     /// Ends and reaps all children that `is_worker` does not know.
     pub(crate) fn end(&mut self, is_worker: impl Fn(Pid) -> bool) {
         self.helpers.retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
         self.left = !self.helpers.is_empty();
-        for pid in children().filter(|pid| !self.own.contains(pid)) {
-            if is_worker(pid) || self.helpers.contains(&pid) {
+        for pid in pids(&self.children) {
+            if self.own.contains(&pid) || is_worker(pid) || self.helpers.contains(&pid) {
                 continue;
             }
             // It is this process's child, so that its number is its own until it is reaped.
@@ -62,6 +67,10 @@ impl Orphans {
         self.left = true;
     }
 
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.children.as_fd()
+    }
+
     /// Whether to look again before long.
     pub(crate) fn are_left(&self) -> bool {
         self.left
@@ -74,9 +83,8 @@ pub(crate) fn become_subreaper() {
     let _ = set_child_subreaper(Some(rustix::process::getpid()));
 }
 
-/// All children of this process's only thread.
-fn children() -> impl Iterator<Item = Pid> {
-    let list = sys::read_at_once("/proc/thread-self/children");
-    let pids: Vec<_> = list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-    pids.into_iter().filter_map(Pid::from_raw)
+fn pids(children: &KernelFile) -> Vec<Pid> {
+    let list = children.read();
+    let pids = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.filter_map(Pid::from_raw).collect()
 }

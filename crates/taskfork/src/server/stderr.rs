@@ -92,7 +92,7 @@ impl Captured {
     /// Reads a turn's worth; tells whether it was the last.
     fn read(&mut self, mut show: impl FnMut(&[u8])) -> bool {
         let Some(pipe) = &self.pipe else { return true };
-        let mut piece = [0; 16 << 10];
+        let mut piece = [0; 4 << 10];
         let mut total = 0;
         while total < TURN {
             match read(pipe, &mut piece) {

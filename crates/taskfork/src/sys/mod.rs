@@ -6,6 +6,7 @@ mod alarm;
 mod descriptor;
 mod files;
 mod heir;
+mod kernel_file;
 mod lent;
 mod memory;
 mod process;
@@ -21,13 +22,14 @@ pub(crate) use descriptor::{
 };
 pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
 pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
+pub(crate) use kernel_file::KernelFile;
 #[cfg(not(test))]
 pub(crate) use lent::forks;
 pub(crate) use lent::{Filling, Foreign, Own, User, common_user, user};
 pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,
-    read_at_once, reseed_c_random, set_variable, take_variable, threads,
+    reseed_c_random, set_variable, take_variable, threads,
 };
 pub(crate) use shared::{Sealed, Writable};
 pub(crate) use signal::{

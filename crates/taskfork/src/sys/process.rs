@@ -1,6 +1,6 @@
 //! Forking and leaving.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -54,17 +54,6 @@ impl AsFd for ThreadCount {
 /// How many threads this process has.
 pub(crate) fn threads() -> io::Result<u64> {
     ThreadCount::of_this_process()?.get()
-}
-
-/// A file of the kernel's, or nothing of it. With room for all of it from the start: the kernel makes
-/// such a file anew for each read, and std's own function begins with 32 bytes.
-pub(crate) fn read_at_once(path: &str) -> String {
-    let mut text = String::with_capacity(16 << 10);
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text));
-    if read.is_err() {
-        text.clear();
-    }
-    text
 }
 
 /// How many cores this process may use.
