@@ -37,6 +37,23 @@ impl Drop for Peer {
     }
 }
 
+/// A copy of this program that computes for as long as this lives.
+pub struct Computing(Child);
+
+impl Computing {
+    pub fn start() -> Self {
+        let nothing = std::fs::File::open("/dev/null").expect("/dev/null");
+        Self(start(&["compute"], nothing.into()))
+    }
+}
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn start(role: &[&str], stdin: OwnedFd) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.args(role).stdin(Stdio::from(stdin)).spawn().expect("a copy of this program")
@@ -51,6 +68,9 @@ pub fn play(role: &[String]) -> bool {
             let mut buffer = vec![0; bytes.parse().expect("a number")];
             while socket.read_exact(&mut buffer).is_ok() && socket.write_all(&buffer).is_ok() {}
         }
+        [role] if role == "compute" => loop {
+            std::hint::spin_loop();
+        },
         [role] if role == "fork" => fork_for_ever(UnixListener::from(stdin())),
         _ => return false,
     }
@@ -77,8 +97,8 @@ fn fork_for_ever(listener: UnixListener) {
     }
 }
 
-/// One exchange of 64 bytes after the other between a tokio client and a blocking process.
-pub fn tokio_latencies(exchanges: usize) -> Vec<Duration> {
+/// One exchange of 64 bytes after the other between a tokio client and a blocking process, each after a pause.
+pub fn tokio_latencies(exchanges: usize, pause: Duration) -> Vec<Duration> {
     let peer = Peer::new(64);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
@@ -87,6 +107,7 @@ pub fn tokio_latencies(exchanges: usize) -> Vec<Duration> {
         let mut socket = tokio::net::UnixStream::from_std(socket).expect("a socket");
         let mut times = Vec::new();
         for _ in 0..exchanges {
+            rest(pause);
             let (start, mut buffer) = (Instant::now(), [b'x'; 64]);
             socket.write_all(&buffer).await.expect("a peer");
             socket.read_exact(&mut buffer).await.expect("a peer");
@@ -96,10 +117,17 @@ pub fn tokio_latencies(exchanges: usize) -> Vec<Duration> {
     })
 }
 
+fn rest(pause: Duration) {
+    if !pause.is_zero() {
+        std::thread::sleep(pause);
+    }
+}
+
 /// The same between two blocking processes.
-pub fn blocking_latencies(exchanges: usize) -> Vec<Duration> {
+pub fn blocking_latencies(exchanges: usize, pause: Duration) -> Vec<Duration> {
     let mut peer = Peer::new(64);
     let mut time = |_| {
+        rest(pause);
         let start = Instant::now();
         peer.exchange(&mut [b'x'; 64]);
         start.elapsed()

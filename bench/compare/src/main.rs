@@ -57,6 +57,8 @@ const LATENCY: &[&str] = &[
     "floor tokio",
     "floor blocking",
 ];
+const PAUSES: &[&str] =
+    &[RUST[0], "taskfork asleep", RUST[2], RUST[3], OTHERS[0], "floor tokio", "floor blocking"];
 const PAYLOAD: &[&str] = &[
     "taskfork shared",
     "taskfork lent",
@@ -100,6 +102,9 @@ pub const WORKS: &[Work] = works! {
     "latency", "one call of 64 bytes, median", "µs", false, [3000, 1000], LATENCY;
     "latency_pinned", "the same with both sides on one core", "µs", false, [3000, 1000],
         &["taskfork", "floor tokio"];
+    "after_pause", "one call of 64 bytes after a pause of 1 ms, median", "µs", false, [300, 100], PAUSES;
+    "beside", "calls one after the other beside a process that computes", "calls/s", true, [20_000, 5_000],
+        &["taskfork", "taskfork asleep", "taskfork blocking", "procspawn"];
     "throughput", "calls outstanding on 2 workers", "calls/s", true, [50_000, 10_000], ALL;
     "queued", "calls queued on one checkout", "calls/s", true, [50_000, 10_000], &["taskfork", "floor batches"];
     "payload_64k", "64 KiB there and back", "MB/s", true, [64, 64], PAYLOAD;

@@ -88,6 +88,19 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
     let rate = |start: Instant| Sample::of(scale as f64 / start.elapsed().as_secs_f64());
     match work {
         "latency" | "latency_pinned" => Sample::times(pool.latencies(scale)),
+        "after_pause" => {
+            let mut call = |_| {
+                std::thread::sleep(PAUSE);
+                pool.latencies(1)[0]
+            };
+            Sample::times((0..scale).map(&mut call).collect())
+        }
+        "beside" => {
+            let _computes = floors::Computing::start();
+            let start = Instant::now();
+            pool.latencies(scale);
+            rate(start)
+        }
         "throughput" | "checkouts" => {
             let start = Instant::now();
             pool.outstanding(scale);
@@ -138,6 +151,9 @@ fn cold(name: &str) -> Sample {
     Sample::of(start.elapsed().as_secs_f64() * 1e6)
 }
 
+/// Long enough for all to have gone to sleep.
+const PAUSE: Duration = Duration::from_millis(1);
+
 fn replace(pool: &mut dyn Pool) -> Sample {
     let mut times = Vec::new();
     for _ in 0..21 {
@@ -185,14 +201,15 @@ fn pin() {
 }
 
 fn measure_floor(floor: &str, work: &str, scale: usize) -> Sample {
+    let pause = if work == "after_pause" { PAUSE } else { Duration::ZERO };
     let rate = |took: Duration| 2.0 * (scale << 10) as f64 / took.as_secs_f64() / 1e6;
     match (floor, work) {
-        ("tokio", "latency") => Sample::times(floors::tokio_latencies(scale)),
         ("tokio", "latency_pinned") => {
             pin();
-            Sample::times(floors::tokio_latencies(scale))
+            Sample::times(floors::tokio_latencies(scale, Duration::ZERO))
         }
-        ("blocking", "latency") => Sample::times(floors::blocking_latencies(scale)),
+        ("tokio", _) => Sample::times(floors::tokio_latencies(scale, pause)),
+        ("blocking", _) => Sample::times(floors::blocking_latencies(scale, pause)),
         ("batches", _) => Sample::of(scale as f64 / floors::batches(scale).as_secs_f64()),
         ("socket", _) => Sample::of(rate(floors::exchange(scale << 10))),
         ("memory", _) => Sample::of(rate(floors::copy(scale << 10))),
