@@ -28,9 +28,15 @@ pub(crate) fn resident_bytes() -> u64 {
 }
 
 fn resident_bytes_of(process: &str) -> u64 {
+    let [resident, _] = sizes_of(process);
+    resident
+}
+
+/// How much memory a process occupies, and how much of that belongs to files or is shared, in bytes.
+fn sizes_of(process: &str) -> [u64; 2] {
     let sizes = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
-    let pages = sizes.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
+    let pages = |at| sizes.split_whitespace().nth(at).and_then(|pages| pages.parse::<u64>().ok());
+    [1, 2].map(|at| pages(at).unwrap_or(0) * rustix::param::page_size() as u64)
 }
 
 /// The device and inode, between blanks, of the mapping at this address, as the kernel lists them; of
@@ -45,8 +51,15 @@ pub(crate) fn name_of_mapping(address: usize) -> Option<String> {
 /// The size of a huge page where they matter here.
 const HUGE: usize = 2 << 20;
 
+/// Of a region of two of them so much must be used at least.
+const LEAST_USED: usize = used_of(2 * HUGE);
+
+const fn used_of(length: usize) -> usize {
+    length / 4 * 3
+}
+
 /// What has come of putting memory into huge pages, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Collapsed {
     /// Private memory in regions that are large and mostly used.
     pub(crate) large: usize,
@@ -57,6 +70,11 @@ pub(crate) struct Collapsed {
 /// Puts this process's large private regions into huge pages, as far as the kernel has and can do
 /// that. A fork copies an entry a page: with huge ones, a five-hundredth of them.
 pub(crate) fn collapse() -> Collapsed {
+    let [resident, not_private] = sizes_of("self");
+    // The list of regions takes much longer.
+    if resident.saturating_sub(not_private) < LEAST_USED as u64 {
+        return Collapsed::default();
+    }
     let large: Vec<Region> = large_regions().collect();
     for Region { range, .. } in &large {
         let (start, end) = (range.start.next_multiple_of(HUGE), range.end / HUGE * HUGE);
@@ -109,7 +127,7 @@ fn large_regions() -> impl Iterator<Item = Region> {
         }
     }
     regions.into_iter().filter(|Region { range, resident, .. }| {
-        range.len() >= 2 * HUGE && *resident >= range.len() / 4 * 3
+        range.len() >= 2 * HUGE && *resident >= used_of(range.len())
     })
 }
 
