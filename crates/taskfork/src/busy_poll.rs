@@ -79,15 +79,6 @@ impl Poller {
         }
     }
 
-    /// Looks for so long from now on. Whoever wants the core gets it now and then, with `gives_way` after each glance.
-    pub(crate) fn look(&self, budget: Duration, gives_way: bool) -> Glances {
-        let mut glances = Glances::new(budget, gives_way);
-        if self.shares_core {
-            glances.way_at = Some(glances.last);
-        }
-        glances
-    }
-
     /// Whether it wants to know how long waits are.
     pub(crate) fn is_adaptive(&self) -> bool {
         self.mode == BusyPoll::Adaptive
@@ -156,13 +147,14 @@ pub(crate) struct Glances {
 }
 
 impl Glances {
-    fn new(budget: Duration, gives_way: bool) -> Self {
+    /// For so long from now on. Whoever wants the core gets it now and then, with `gives_way` after each glance.
+    pub(crate) fn new(poller: &Poller, budget: Duration, gives_way: bool) -> Self {
         let now = Instant::now();
         Self {
             end: now + budget,
             last: now,
             gives_way,
-            way_at: Some(now + FIRST_WAY),
+            way_at: Some(if poller.shares_core { now } else { now + FIRST_WAY }),
             taken_at: &TAKEN_AT,
             shares_core: false,
             starved: false,
@@ -233,6 +225,12 @@ mod tests {
 
     const LONGEST: Duration = Duration::from_micros(50);
 
+    /// A look that lasts for as long as a test does.
+    fn glances(gives_way: bool) -> Glances {
+        let poller = Poller::new(BusyPoll::Adaptive, LONGEST);
+        Glances::new(&poller, Duration::from_secs(60), gives_way)
+    }
+
     /// Goes through these waits; gives how much was looked in vain, and how often with success.
     fn run(poller: &mut Poller, waits: impl IntoIterator<Item = Duration>) -> (Duration, u32) {
         let (mut vain, mut paid) = (Duration::ZERO, 0);
@@ -295,7 +293,7 @@ mod tests {
 
     #[test]
     fn who_gives_way_notices_when_the_core_is_not_given_back() {
-        let mut glances = Glances::new(Duration::from_secs(60), true);
+        let mut glances = glances(true);
         glances.last -= Duration::from_millis(1);
         assert!(!glances.go_on());
         let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
@@ -303,7 +301,7 @@ mod tests {
         glances.tell(&mut poller, true);
         assert_eq!(poller.skip, SKIPPED_WHEN_STARVED);
         // Who keeps its core has nothing of the kind to notice.
-        let mut glances = Glances::new(Duration::from_secs(60), false);
+        let mut glances = self::glances(false);
         glances.last -= Duration::from_millis(1);
         assert!(glances.go_on());
     }
@@ -311,7 +309,7 @@ mod tests {
     #[test]
     fn a_core_is_given_up_now_and_then_until_it_is_not_given_back() {
         let taken_at: &AtomicU64 = Box::leak(Box::default());
-        let glances = || Glances { taken_at, ..Glances::new(Duration::from_secs(60), false) };
+        let glances = || Glances { taken_at, ..glances(false) };
         let is_given_up_again = |glances: &mut Glances| {
             let before = glances.way_at;
             assert!(glances.go_on());
@@ -338,7 +336,7 @@ mod tests {
             glances.tell(&mut poller, true);
             glances.way_at == Some(glances.last)
         }));
-        let next = poller.look(LONGEST, false);
+        let next = Glances::new(&poller, LONGEST, false);
         assert_eq!(next.way_at, Some(next.last));
 
         let mut away = glances();

@@ -104,7 +104,8 @@ impl Look {
         }
         let budget = self.poller.budget()?;
         let others = LOOKING.fetch_add(1, Relaxed);
-        let looking = Looking { glances: self.poller.look(budget, self.cores == 1), shared: false };
+        let looking =
+            Looking { glances: Glances::new(&self.poller, budget, self.cores == 1), shared: false };
         // One core is for those who answer. A single one is given up to them in between.
         let is_core_free = self.cores == 1 || others + 1 < self.cores;
         (!self.poller.is_adaptive() || is_core_free).then_some(looking)

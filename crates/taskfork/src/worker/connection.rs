@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use super::notes;
 use super::scoreboard::Slot;
 use super::seat::Limits;
-use crate::busy_poll::Poller;
+use crate::busy_poll::{Glances, Poller};
 use crate::display::seconds;
 use crate::ring::Rings;
 use crate::sys::{self, User};
@@ -363,7 +363,8 @@ impl Connection {
     fn look(&mut self) -> bool {
         let Some(budget) = self.poller.budget() else { return false };
         // One of the cores is for the client.
-        let mut glances = self.poller.look(budget, self.slot.busy_cores() >= self.cores);
+        let gives_way = self.slot.busy_cores() >= self.cores;
+        let mut glances = Glances::new(&self.poller, budget, gives_way);
         loop {
             let found = match &self.rings {
                 Some(rings) if rings.is_due(self.inbox.len() - self.used) => Ok(1),
