@@ -23,6 +23,9 @@ impl Lane {
     /// Sends and receives as much as can be without waiting.
     pub(super) fn advance(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
         state.told = false;
+        if let Holding::Worker(lease) = &mut state.holding {
+            lease.connection.begin_turn();
+        }
         loop {
             let Holding::Worker(lease) = &mut state.holding else { return };
             let connection = &mut lease.connection;
@@ -76,6 +79,7 @@ impl Lane {
                     }
                 }
                 Step::Notes(body) => {
+                    connection.noted(body.len());
                     let notes = native::notes(&body);
                     if let (Some(log), Some(encoded)) = (&state.log, notes.log) {
                         log::merge(log, encoded);

@@ -24,6 +24,9 @@ use crate::wire::hello::{ClientHello, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
 use crate::wire::{Protocol, WireError};
 
+/// The longest greeting of a worker, in bytes.
+const MOST_HELLO: usize = 64 << 10;
+
 /// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
 const MOST_AHEAD: usize = 64 << 10;
 
@@ -181,6 +184,16 @@ pub(crate) enum GreetError {
     Refused(String),
 }
 
+impl GreetError {
+    /// Of a read that failed.
+    pub(crate) fn of(error: io::Error) -> Self {
+        match WireError::of_read(&error) {
+            Some(error) => Self::Wire(error),
+            None => Self::Io(error),
+        }
+    }
+}
+
 /// What a client says first.
 fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireError> {
     let hello = ClientHello {
@@ -205,11 +218,13 @@ async fn greet(stream: &mut Stream, rest: &[u8]) -> Result<(WorkerHello, BytesMu
     let written = write_all(stream, rest).await;
 
     let (mut inbox, mut hearing) = (BytesMut::with_capacity(4096), Hearing::default());
+    // None belong to a greeting: they are closed with this, and too many are an error.
+    let mut files = Vec::new();
     loop {
         if let Some(hello) = hearing.hear(&mut inbox)? {
             return Ok((hello, inbox));
         }
-        if let Err(error) = read_more(stream, &mut inbox).await {
+        if let Err(error) = read_more(stream, &mut inbox, &mut files).await {
             written?;
             return Err(error);
         }
@@ -229,7 +244,7 @@ impl Hearing {
         if !self.preamble {
             return Ok(None);
         }
-        let Some(body) = frame::take(inbox, frame::DEFAULT_LIMIT)? else { return Ok(None) };
+        let Some(body) = frame::take(inbox, MOST_HELLO)? else { return Ok(None) };
         match FromWorker::decode(&body)? {
             FromWorker::Hello(hello) => Ok(Some(hello)),
             FromWorker::Error(error) => Err(GreetError::Refused(error.message.to_owned())),
@@ -247,12 +262,15 @@ async fn write_all(stream: &mut Stream, mut rest: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn read_more(stream: &mut Stream, inbox: &mut BytesMut) -> Result<(), GreetError> {
+async fn read_more(
+    stream: &mut Stream,
+    inbox: &mut BytesMut,
+    files: &mut Vec<OwnedFd>,
+) -> Result<(), GreetError> {
     inbox.reserve(frame::room_for_next_read(inbox));
-    // None come before the first call.
-    let mut files = Vec::new();
-    match poll_fn(|context| stream.poll_read(context, inbox, &mut files)).await? {
-        0 => Err(GreetError::Closed),
-        _ => Ok(()),
+    match poll_fn(|context| stream.poll_read(context, inbox, files)).await {
+        Ok(0) => Err(GreetError::Closed),
+        Ok(_) => Ok(()),
+        Err(error) => Err(GreetError::of(error)),
     }
 }

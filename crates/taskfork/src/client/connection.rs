@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
+use tokio::task::coop;
 
 use super::connect::{GreetError, Hearing, Terms};
 use super::core::Core;
@@ -17,6 +18,7 @@ use super::perl::Perl;
 use super::rings::CALLS_WITHOUT;
 use super::signal::Signal;
 use super::stream::Stream;
+use super::turn::Turn;
 use crate::loans::Loans;
 use crate::ring::Rings;
 use crate::sys;
@@ -26,8 +28,10 @@ use crate::wire::parts::{Attached, Parted, SLICES};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
 
-/// So many files may have come of which no message has told.
-const UNCLAIMED: usize = 4 * sys::MOST_FILES;
+/// The most messages, and bytes, that are read to find what a worker said before its connection failed. A buffer of
+/// the kernel holds fewer, so that only a worker that goes on sending reaches this.
+const MOST_LAST_MESSAGES: usize = 4096;
+const MOST_LAST_BYTES: usize = 4 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -60,6 +64,8 @@ pub(crate) struct Connection {
     pub(super) in_call: bool,
     /// Long messages have been sent.
     is_wide: bool,
+    /// What has been handled in this turn.
+    pub(super) turn: Turn,
     /// How many bytes have come since the last answer.
     since_answer: usize,
     /// The last answer was so long that the server tells of no death in the middle of it.
@@ -139,6 +145,7 @@ impl Connection {
             to_skip,
             in_call,
             is_wide: false,
+            turn: Turn::default(),
             since_answer,
             long,
             look,
@@ -159,6 +166,21 @@ impl Connection {
         connection.outbox.bytes = said;
         connection.greeting = Some(greeting);
         connection
+    }
+
+    /// From here on as much is handled as belongs to one turn.
+    pub(crate) fn begin_turn(&mut self) {
+        self.turn.begin();
+    }
+
+    /// Notes of so many bytes are handled in this turn.
+    pub(crate) fn noted(&mut self, bytes: usize) {
+        self.turn.noted(bytes);
+    }
+
+    /// Whether the worker sends faster than it is read.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.turn.is_flooded()
     }
 
     /// How many calls have been sent in full.
@@ -343,20 +365,25 @@ impl Connection {
         if !self.hear_at_once()? {
             return Err(Lost::Ungreeted(GreetError::Closed.to_string()));
         }
-        loop {
+        let (mut messages, mut bytes) = (0, 0);
+        while messages < MOST_LAST_MESSAGES && bytes < MOST_LAST_BYTES {
             match self.take_message() {
                 Ok(None) => {}
-                Ok(Some(body)) if self.passes(&body) || self.takes_in(&body)? => continue,
+                Ok(Some(body)) if self.passes(&body) || self.takes_in(&body)? => {
+                    messages += 1;
+                    continue;
+                }
                 Ok(Some(body)) => return Ok(body),
                 Err(_) => return Err(lost),
             }
             match self.receive_now() {
-                Ok(length) if length > 0 => {}
+                Ok(length) if length > 0 => bytes += length,
                 Err(Errno::INTR) => {}
                 _ if self.is_in_ring() => {}
                 Ok(_) | Err(_) => return Err(lost),
             }
         }
+        Err(lost)
     }
 
     /// Makes room for the next read.
@@ -422,6 +449,7 @@ impl Connection {
         loop {
             ready!(self.poll_turn());
             if let Some(body) = self.take_message().map_err(Lost::Wire)? {
+                self.turn.took();
                 self.since_answer += frame::HEADER + body.len();
                 if !self.passes(&body) && !self.takes_in(&body)? {
                     return Poll::Ready(Ok(body));
@@ -430,29 +458,40 @@ impl Connection {
             }
             self.reserve();
             let mut context = Context::from_waker(&self.waker);
-            if self.files_received.len() > UNCLAIMED {
-                return Poll::Ready(Err(Lost::Wire(WireError::Files)));
-            }
             let read =
                 self.stream.poll_read(&mut context, &mut self.inbox, &mut self.files_received);
             let Poll::Ready(read) = read else {
-                match self.may_sleep() {
-                    true => return Poll::Pending,
-                    false => continue,
+                if !self.may_sleep() {
+                    continue;
                 }
+                // Without budget nobody has looked whether there is more.
+                if coop::has_budget_remaining() {
+                    self.turn.found_end();
+                }
+                return Poll::Pending;
             };
             match read {
                 Ok(0) if self.is_in_ring() => {}
                 Ok(0) => return Poll::Ready(Err(self.closed())),
                 Ok(length) => {
                     self.received(length);
+                    self.turn.read(length);
                     self.look.slept();
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Poll::Ready(Err(Lost::Unread));
                 }
-                Err(error) => return Poll::Ready(Err(Lost::Io(error))),
+                Err(error) => return Poll::Ready(Err(Lost::of(error))),
             }
+        }
+    }
+}
+
+impl Lost {
+    fn of(error: io::Error) -> Self {
+        match WireError::of_read(&error) {
+            Some(error) => Self::Wire(error),
+            None => Self::Io(error),
         }
     }
 }

@@ -317,6 +317,7 @@ impl Core {
     pub(crate) fn look_at_idle(&self, key: WorkerKey) {
         let mut pool = self.pool();
         let Some(connection) = pool.idle_mut(key) else { return };
+        connection.begin_turn();
         let flushed = matches!(connection.poll_flush(), Poll::Pending | Poll::Ready(Ok(())));
         let ending = match connection.poll_message() {
             Poll::Ready(ended) => Ending::of(ended),
@@ -354,6 +355,7 @@ pub(crate) fn runtime_is_gone() -> FatalError {
 fn watch_idle(lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
     let key = lease.key();
     lease.connection.signal.belongs_to_pool(key);
+    lease.connection.begin_turn();
     // Registers the waker as well, so that a death is noticed from here on.
     match lease.connection.poll_message() {
         Poll::Pending => Ok(()),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, coop};
 use tokio::time::{Sleep, sleep_until};
 
 use super::connect::{Hearing, Terms, connect, connect_at_once, most_lent};
@@ -48,6 +48,8 @@ async fn run(core: Weak<Core>, mailbox: Arc<Mailbox>) {
             () = mailbox.notify.notified() => {}
             () = clock.ring() => {}
         }
+        // A worker that never stops sending gives the driver something to do each time that it looks.
+        coop::consume_budget().await;
     }
 }
 

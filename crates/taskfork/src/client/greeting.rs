@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::connect::{GreetError, Terms, most_files};
 use super::connection::{Connection, Lost};
 use super::rings::CALLS_WITHOUT;
+use crate::sys::TOO_MANY_FILES;
 
 impl Connection {
     pub(crate) fn is_greeted(&self) -> bool {
@@ -39,7 +40,7 @@ impl Connection {
             match ready!(read) {
                 Ok(0) => return Poll::Ready(Err(ungreeted(GreetError::Closed))),
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(ungreeted(error.into()))),
+                Err(error) => return Poll::Ready(Err(ungreeted(GreetError::of(error)))),
             }
         }
         Poll::Ready(Ok(()))
@@ -51,6 +52,9 @@ impl Connection {
             match self.receive_now() {
                 Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
+                Err(TOO_MANY_FILES) => {
+                    return Err(ungreeted(GreetError::of(TOO_MANY_FILES.into())));
+                }
                 Ok(_) | Err(_) => return Ok(false),
             }
         }

@@ -317,10 +317,11 @@ impl Lane {
             let Some((_, head)) = state.calls.head() else { return };
             let Some(deadline) = head.deadline else { return };
             // A worker that has the call may go on for the grace; then its server ends it, and says
-            // where it was.
+            // where it was. One that sends faster than it is read does not hang.
             let has_it = head.number().is_some()
                 && self.core.config.protocol == Protocol::Native
-                && !state.is_ungreeted();
+                && !state.is_ungreeted()
+                && !state.is_flooded();
             let wait = if has_it { self.core.config.grace + NEWS_WAIT } else { NO_WAIT };
             let end = deadline.checked_add(wait).unwrap_or(deadline);
             if end > now {

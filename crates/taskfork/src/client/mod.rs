@@ -34,6 +34,7 @@ mod state;
 mod stats;
 mod step;
 mod stream;
+mod turn;
 
 pub use builder::{Client, ClientBuilder, ConfigError};
 pub use call::Call;

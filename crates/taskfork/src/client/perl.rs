@@ -1,6 +1,6 @@
 //! What a worker says in the protocol of AnyEvent::Task, taken in the words of the native one. Pure.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::wire::WireError;
 use crate::wire::perl::{self, Scanner};
@@ -23,7 +23,10 @@ impl Perl {
         if let Some(answer) = self.answer.take() {
             return Ok(Some(answer));
         }
-        let Some(place) = self.scanner.find(inbox, limit)? else { return Ok(None) };
+        let Some(place) = self.scanner.find(inbox, limit)? else {
+            inbox.advance(self.scanner.pass_blanks());
+            return Ok(None);
+        };
         let message = inbox.split_to(place.end);
         let (notes, answer) = perl::from_worker(&message[place.start..])?;
         let answer = Bytes::from(answer);

@@ -2,16 +2,17 @@
 //! them is awake: when there are any, and what they change in how messages come and go.
 
 use std::io::IoSlice;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use tokio::task::coop;
 
 use super::connection::{Connection, Lost};
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
+use crate::wire::frame::{self, DEFAULT_LIMIT};
 use crate::wire::native;
 use crate::wire::parts::Attached;
 
@@ -79,19 +80,12 @@ impl Connection {
 
     /// Takes the next message of the native protocol off what has been received.
     pub(super) fn take_native(&mut self) -> Result<Option<Bytes>, WireError> {
-        let Some(rings) = &mut self.rings else {
-            return frame::take(&mut self.inbox, self.max_receive);
-        };
-        let arrived = rings.take(self.inbox.len())?;
-        if !arrived.is_empty() {
-            let behind = self.inbox.split();
-            self.inbox.reserve(arrived.len() + behind.len());
-            self.inbox.put_slice(arrived);
-            self.inbox.put_slice(&behind);
+        if let Some(rings) = &mut self.rings
+            && let Some(place) = rings.take(self.inbox.len(), self.max_receive)?
+        {
+            return Ok(Some(Bytes::copy_from_slice(rings.body(place))));
         }
-        let taken = frame::take(&mut self.inbox, self.max_receive)?;
-        rings.read(taken.as_ref().map_or(0, |body| HEADER + body.len()));
-        Ok(taken)
+        frame::take(&mut self.inbox, self.max_receive)
     }
 
     /// Whether all that a message is for is to wake this side.
@@ -115,11 +109,19 @@ impl Connection {
         }
     }
 
-    /// Waits for this task's turn, if there is more in the ring to be taken: who puts it there may never stop, and
-    /// other tasks are to have their turns.
-    pub(super) fn poll_turn(&self) -> Poll<()> {
-        if self.rings.as_ref().is_some_and(|rings| rings.is_next(self.inbox.len())) {
-            ready!(coop::poll_proceed(&mut Context::from_waker(&self.waker))).made_progress();
+    /// Waits until this task may handle more of what the worker sends: a worker may never stop, and other tasks are to
+    /// have their turns.
+    pub(super) fn poll_turn(&mut self) -> Poll<()> {
+        let mut context = Context::from_waker(&self.waker);
+        if self.turn.is_over() {
+            // It has the runtime look at its timers and sockets, and then wake the task.
+            let _ = pin!(tokio::task::yield_now()).poll(&mut context);
+            return Poll::Pending;
+        }
+        let is_batch = self.rings.as_ref().is_some_and(|rings| rings.is_next(self.inbox.len()));
+        if is_batch || self.turn.owes() {
+            ready!(coop::poll_proceed(&mut context)).made_progress();
+            self.turn.charge();
         }
         Poll::Ready(())
     }

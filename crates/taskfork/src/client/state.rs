@@ -70,6 +70,11 @@ impl State {
         matches!(&self.holding, Holding::Worker(lease) if !lease.connection.is_greeted())
     }
 
+    /// Its worker sends faster than it is read.
+    pub(super) fn is_flooded(&self) -> bool {
+        matches!(&self.holding, Holding::Worker(lease) if lease.connection.is_flooded())
+    }
+
     pub(super) fn take_lease(&mut self) -> Option<Lease<Box<Connection>>> {
         match std::mem::replace(&mut self.holding, Holding::Released) {
             Holding::Worker(lease) => Some(lease),

@@ -10,18 +10,20 @@
 
 mod half;
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::{io, mem};
 
 use crate::sys::Words;
 use crate::wire::WireError;
+use crate::wire::frame;
 use half::{Half, Incoming, Outgoing, WORDS};
 
 /// The longest that goes through a ring at once, in bytes.
 pub(crate) const MOST: usize = 4 << 10;
 
 /// What wakes a side that has gone to sleep: a frame with nothing in it.
-pub(crate) const DOORBELL: [u8; crate::wire::frame::HEADER] = [0; crate::wire::frame::HEADER];
+pub(crate) const DOORBELL: [u8; frame::HEADER] = [0; frame::HEADER];
 
 /// One side's part of the two rings, and what it needs to know of the socket beside them.
 #[derive(Debug)]
@@ -34,13 +36,12 @@ pub(crate) struct Rings {
     /// How many bytes have been sent, and received, through the socket since the rings are there.
     sent: u64,
     received: u64,
-    /// How many bytes, of those that have been received and not been read, came through the ring; they are first.
-    from_ring: usize,
     asleep: bool,
     /// Where in the ring the last message ends that matters if it is not taken.
     end: u64,
-    /// What has just come.
+    /// The last records that have been taken out of the ring, and how much of them has been read.
     arrived: Vec<u8>,
+    read: usize,
 }
 
 /// What came of putting a message into a ring.
@@ -74,10 +75,10 @@ impl Rings {
             agreed: false,
             sent: 0,
             received: 0,
-            from_ring: 0,
             asleep: true,
             end: 0,
             arrived: Vec::new(),
+            read: 0,
         }
     }
 
@@ -95,11 +96,6 @@ impl Rings {
     /// So many bytes have come through the socket.
     pub(crate) fn received(&mut self, bytes: usize) {
         self.received += bytes as u64;
-    }
-
-    /// So many bytes have been read, of all that have been received.
-    pub(crate) fn read(&mut self, bytes: usize) {
-        self.from_ring = self.from_ring.saturating_sub(bytes);
     }
 
     /// Whether the other side looks into its ring before it sleeps.
@@ -138,40 +134,69 @@ impl Rings {
 
     /// Whether anything has come, whether it is next in turn or not.
     pub(crate) fn is_anything_there(&self) -> bool {
-        self.agreed && self.incoming.is_anything_there(&self.words)
+        self.is_any_left() || self.agreed && self.incoming.is_anything_there(&self.words)
     }
 
-    /// Whether something has come that is next in turn, if `unread` bytes have been received and not been read.
+    /// Whether something has come that is next in turn, if `unread` bytes have been received through the socket and
+    /// not been read.
     pub(crate) fn is_due(&self, unread: usize) -> bool {
-        self.agreed && self.incoming.is_due(&self.words, self.position(unread))
+        self.is_any_left() || self.is_next(unread)
     }
 
-    /// The same, if all that has been taken before has been read.
+    /// The same of what has not been taken out of the ring yet.
     pub(crate) fn is_next(&self, unread: usize) -> bool {
-        self.from_ring == 0 && self.is_due(unread)
+        !self.is_any_left()
+            && self.agreed
+            && self.incoming.is_due(&self.words, self.position(unread))
+    }
+
+    /// Whether some of what has been taken out of the ring has not been read.
+    fn is_any_left(&self) -> bool {
+        self.read < self.arrived.len()
     }
 
     /// How much of what came through the socket has been read.
     fn position(&self, unread: usize) -> u64 {
-        self.received.wrapping_sub(unread.saturating_sub(self.from_ring) as u64)
+        self.received.wrapping_sub(unread as u64)
     }
 
-    /// Takes what has come and is next in turn, if `unread` bytes have been received and not been read; it is
-    /// before them.
-    pub(crate) fn take(&mut self, unread: usize) -> Result<&[u8], WireError> {
-        self.arrived.clear();
-        if self.from_ring == 0 && self.is_anything_there() {
+    /// Where the [`body`](Self::body) lies of the next frame that has come through the ring and is next in turn, if
+    /// `unread` bytes have been received through the socket and not been read. It is before them.
+    pub(crate) fn take(
+        &mut self,
+        unread: usize,
+        limit: usize,
+    ) -> Result<Option<Range<usize>>, WireError> {
+        if !self.is_any_left() {
+            self.arrived.clear();
+            self.read = 0;
+            if !self.agreed || !self.incoming.is_anything_there(&self.words) {
+                return Ok(None);
+            }
             let read = self.position(unread);
             let Self { words, incoming, arrived, .. } = self;
             incoming.take(words, read, arrived).map_err(|()| {
                 WireError::malformed("what is in the ring is no record".to_owned())
             })?;
-            self.from_ring = self.arrived.len();
+            if self.arrived.is_empty() {
+                return Ok(None);
+            }
         }
-        Ok(&self.arrived)
+        let rest = &self.arrived[self.read..];
+        let Some(body) = frame::find(rest, limit)? else {
+            return Err(WireError::malformed("a record in the ring ends within a frame"));
+        };
+        let place = self.read + body.start..self.read + body.end;
+        self.read = place.end;
+        Ok(Some(place))
     }
 
-    /// This side is about to sleep, with so many bytes unread; tells whether it may, as there is nothing to be
+    /// What [`take`](Self::take) has found last.
+    pub(crate) fn body(&self, place: Range<usize>) -> &[u8] {
+        &self.arrived[place]
+    }
+
+    /// This side is about to sleep, with so many bytes of the socket's unread; tells whether it may, as there is nothing to be
     /// taken.
     pub(crate) fn sleep(&mut self, unread: usize) -> bool {
         if !self.agreed {

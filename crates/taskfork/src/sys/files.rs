@@ -15,6 +15,12 @@ use rustix::net::{
 /// The most descriptors with one message.
 pub(crate) const MOST_FILES: usize = 16;
 
+/// The most descriptors of one connection that are kept until a message tells of them.
+pub(crate) const MOST_UNCLAIMED: usize = 4 * MOST_FILES;
+
+/// The error of a read that could bring more than that. The kernel gives it to senders only.
+pub(crate) const TOO_MANY_FILES: Errno = Errno::TOOMANYREFS;
+
 /// Whether descriptors can be sent through this socket.
 pub(crate) fn takes_files(socket: &impl AsFd) -> bool {
     sockopt::socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
@@ -37,13 +43,17 @@ pub(crate) fn send_files(
 }
 
 /// Appends bytes to `inbox`, as far as it has room, and the descriptors that come with them to `files`;
-/// gives how many bytes came.
+/// gives how many bytes came. Reads nothing, and is the error [`TOO_MANY_FILES`], while there could then be more than
+/// [`MOST_UNCLAIMED`] in `files`.
 pub(crate) fn receive_files(
     socket: &impl AsFd,
     inbox: &mut impl BufMut,
     files: &mut Vec<OwnedFd>,
     wait: bool,
 ) -> rustix::io::Result<usize> {
+    if files.len() + MOST_FILES > MOST_UNCLAIMED {
+        return Err(TOO_MANY_FILES);
+    }
     const DESCRIPTORS: u32 = (MOST_FILES * size_of::<RawFd>()) as u32;
     // SAFETY: it computes a length.
     const SPACE: usize = unsafe { libc::CMSG_SPACE(DESCRIPTORS) } as usize;

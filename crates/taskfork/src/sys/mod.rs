@@ -20,7 +20,9 @@ pub(crate) use descriptor::{
     LONGEST_WORD, Received, close_for_good, keep_only, keep_open, receive_descriptor,
     send_descriptor, take_for_good, take_inherited, watch,
 };
-pub(crate) use files::{MOST_FILES, receive_files, send_files, takes_files};
+pub(crate) use files::{
+    MOST_FILES, MOST_UNCLAIMED, TOO_MANY_FILES, receive_files, send_files, takes_files,
+};
 pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
 pub(crate) use kernel_file::KernelFile;
 #[cfg(not(test))]

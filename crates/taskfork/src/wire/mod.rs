@@ -19,6 +19,10 @@ pub(crate) mod request;
 #[cfg(feature = "tracing")]
 pub(crate) mod trace;
 
+use std::io;
+
+use crate::sys::{MOST_UNCLAIMED, TOO_MANY_FILES};
+
 /// Which of the two protocols is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -41,6 +45,8 @@ pub(crate) enum WireError {
     TooLarge { length: usize, limit: usize },
     #[error("more files came than messages tell of, or fewer: a process may have too many open")]
     Files,
+    #[error("more files came than messages tell of: at most {limit} are kept until then")]
+    TooManyFiles { limit: usize },
     #[error("a message is malformed: {0}")]
     Malformed(String),
 }
@@ -48,5 +54,11 @@ pub(crate) enum WireError {
 impl WireError {
     pub(crate) fn malformed(what: impl std::fmt::Display) -> Self {
         Self::Malformed(what.to_string())
+    }
+
+    /// What the failure of a read says of the peer, if it is the peer's.
+    pub(crate) fn of_read(error: &io::Error) -> Option<Self> {
+        let is_files = error.raw_os_error() == Some(TOO_MANY_FILES.raw_os_error());
+        is_files.then_some(Self::TooManyFiles { limit: MOST_UNCLAIMED })
     }
 }

@@ -30,9 +30,6 @@ const KEPT_FOR: Duration = Duration::from_secs(1);
 /// A client that sends nothing but blanks speaks no protocol.
 const MOST_BLANKS: usize = 4096;
 
-/// So many files may have come of which no message has told.
-const UNCLAIMED: usize = 4 * sys::MOST_FILES;
-
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
 const LONGEST_LOOK: Duration = Duration::from_micros(50);
 
@@ -43,7 +40,7 @@ pub(crate) struct Connection {
     pub(super) inbox: Vec<u8>,
     /// How much of `inbox` has been used.
     pub(super) used: usize,
-    max_frame: usize,
+    pub(super) max_frame: usize,
     /// How long a peer may stop in the middle of a frame.
     stall_timeout: Duration,
     /// Files that have come, and belong to messages to come; nothing if none can.
@@ -59,6 +56,13 @@ pub(crate) struct Connection {
     slot: Slot,
 }
 
+/// Where the body of a frame lies that has been read.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    pub(super) place: Range<usize>,
+    pub(super) is_in_ring: bool,
+}
+
 /// Why a connection is over.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
@@ -72,6 +76,16 @@ pub(crate) enum Broken {
     Wire(#[from] WireError),
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
+}
+
+impl Broken {
+    fn of_read(errno: Errno) -> Self {
+        let error = io::Error::from(errno);
+        match WireError::of_read(&error) {
+            Some(error) => Self::Wire(error),
+            None => Self::Io(error),
+        }
+    }
 }
 
 impl Connection {
@@ -127,7 +141,7 @@ impl Connection {
     }
 
     /// Waits for a whole frame; its body is [`body`](Self::body) of what this gives.
-    pub(crate) fn read_frame(&mut self) -> Result<Range<usize>, Broken> {
+    pub(crate) fn read_frame(&mut self) -> Result<Frame, Broken> {
         loop {
             if let Some(frame) = self.read_frame_soon()? {
                 return Ok(frame);
@@ -136,17 +150,19 @@ impl Connection {
     }
 
     /// The same; nothing if none has begun in the time that [`rest_after`](Self::rest_after) has set.
-    pub(crate) fn read_frame_soon(&mut self) -> Result<Option<Range<usize>>, Broken> {
+    pub(crate) fn read_frame_soon(&mut self) -> Result<Option<Frame>, Broken> {
         self.forget_what_is_used();
         loop {
-            self.take_from_ring()?;
+            if let Some(frame) = self.take_from_ring()? {
+                return Ok(Some(frame));
+            }
             if let Some(body) = frame::find(&self.inbox[self.used..], self.max_frame)? {
                 let place = self.used + body.start..self.used + body.end;
-                let wakes = self.passes(place.end - self.used);
                 self.used = place.end;
-                if !wakes {
-                    return Ok(Some(place));
+                if !place.is_empty() || self.rings.is_none() {
+                    return Ok(Some(Frame { place, is_in_ring: false }));
                 }
+                // It was sent to wake this side only.
                 self.forget_what_is_used();
                 continue;
             }
@@ -214,7 +230,15 @@ impl Connection {
         })
     }
 
-    pub(crate) fn body(&self, place: Range<usize>) -> &[u8] {
+    pub(crate) fn body(&self, frame: &Frame) -> &[u8] {
+        match &self.rings {
+            Some(rings) if frame.is_in_ring => rings.body(frame.place.clone()),
+            _ => &self.inbox[frame.place.clone()],
+        }
+    }
+
+    /// What [`read_json`](Self::read_json) has found.
+    pub(crate) fn text(&self, place: Range<usize>) -> &[u8] {
         &self.inbox[place]
     }
 
@@ -254,17 +278,10 @@ impl Connection {
         Ok(received)
     }
 
-    /// That no more files have come than messages can tell of.
-    fn check_files(&self) -> Result<(), Broken> {
-        match &self.files {
-            Some(files) if files.len() > UNCLAIMED => Err(WireError::Files.into()),
-            _ => Ok(()),
-        }
-    }
-
     /// Takes the body of the last frame that was read out of the buffer, if it is a long one.
-    pub(crate) fn take_long(&mut self, place: &Range<usize>) -> Option<Bytes> {
-        if place.len() < parts::LEAST {
+    pub(crate) fn take_long(&mut self, frame: &Frame) -> Option<Bytes> {
+        let place = &frame.place;
+        if frame.is_in_ring || place.len() < parts::LEAST {
             return None;
         }
         let behind = self.inbox[place.end..].to_vec();
@@ -323,7 +340,6 @@ impl Connection {
     /// Waits for more bytes: as long as it takes for the first of a frame, or as has been set, not longer than
     /// the stall timeout in the middle of one. Tells whether any came.
     fn read(&mut self) -> Result<bool, Broken> {
-        self.check_files()?;
         let begun = self.inbox.len() > self.used;
         if begun {
             self.inbox.drain(..self.used);
@@ -355,7 +371,7 @@ impl Connection {
             Ok(0) | Err(Errno::CONNRESET) => Err(Broken::Closed),
             Ok(_) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),
-            Err(errno) => Err(io::Error::from(errno).into()),
+            Err(errno) => Err(Broken::of_read(errno)),
         }
     }
 

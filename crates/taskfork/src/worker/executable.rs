@@ -39,9 +39,6 @@ const VARIABLE: &str = "TASKFORK_FD";
 /// How long a program has to end by itself once its connection has been closed.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// So many files may have come of which no message has told.
-const UNCLAIMED: usize = 4 * sys::MOST_FILES;
-
 /// A program that serves as worker, for [`ServerBuilder::executable`](crate::ServerBuilder::executable).
 ///
 /// It is started for each worker, in the worker's process group and with its limits, with one end of a
@@ -322,10 +319,11 @@ impl Running {
             Ok(length) if length > 0 => {}
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if may_stop => {}
-            Ok(_) | Err(_) => self.end_with_program(),
-        }
-        if self.files.len() > UNCLAIMED {
-            self.give_up(&WireError::Files);
+            Err(errno) => match WireError::of_read(&errno.into()) {
+                Some(error) => self.give_up(&error),
+                None => self.end_with_program(),
+            },
+            Ok(_) => self.end_with_program(),
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ impl<S: 'static> Worker<'_, S> {
         scanner: &mut Scanner,
     ) -> Result<bool, Leave> {
         let place = connection.read_json(scanner)?;
-        match perl::from_client(connection.body(place))? {
+        match perl::from_client(connection.text(place))? {
             FromClient::Done => self.end_checkout().map(|()| true),
             FromClient::Call(args) => {
                 let answer = self.answer_json(&args)?;

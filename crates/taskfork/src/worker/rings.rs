@@ -5,11 +5,11 @@ use std::io;
 
 use rustix::net::{SendFlags, send};
 
-use super::connection::{Broken, Connection};
+use super::connection::{Broken, Connection, Frame};
 use super::notes;
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
+use crate::wire::frame::{self, DEFAULT_LIMIT};
 use crate::wire::native;
 use crate::wire::parts::Parted;
 
@@ -45,23 +45,16 @@ impl Connection {
         Ok(())
     }
 
-    /// Puts what has come through the ring, if it is next in turn, before all that has not been read.
-    pub(super) fn take_from_ring(&mut self) -> Result<(), WireError> {
-        let Some(rings) = &mut self.rings else { return Ok(()) };
-        let arrived = rings.take(self.inbox.len() - self.used)?;
-        if self.used == self.inbox.len() {
-            self.inbox.extend_from_slice(arrived);
-        } else if !arrived.is_empty() {
-            self.inbox.splice(self.used..self.used, arrived.iter().copied());
+    /// The next frame that has come through the ring, if its turn has come.
+    pub(super) fn take_from_ring(&mut self) -> Result<Option<Frame>, WireError> {
+        let Some(rings) = &mut self.rings else { return Ok(None) };
+        let unread = self.inbox.len() - self.used;
+        while let Some(place) = rings.take(unread, self.max_frame)? {
+            if !place.is_empty() {
+                return Ok(Some(Frame { place, is_in_ring: true }));
+            }
         }
-        Ok(())
-    }
-
-    /// A frame of so many bytes has been read; tells whether all it was for is to wake this side.
-    pub(super) fn passes(&mut self, bytes: usize) -> bool {
-        let Some(rings) = &mut self.rings else { return false };
-        rings.read(bytes);
-        bytes == HEADER
+        Ok(None)
     }
 
     /// Sends a message through the ring, if it may go there; tells whether it did.

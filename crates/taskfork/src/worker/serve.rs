@@ -224,7 +224,7 @@ impl<S: 'static> Worker<'_, S> {
 
     fn greet(&mut self, connection: &mut Connection, hello: &mut WorkerHello) -> Result<(), Leave> {
         let frame = connection.read_frame()?;
-        let FromClient::Hello(client) = FromClient::decode(connection.body(frame))? else {
+        let FromClient::Hello(client) = FromClient::decode(connection.body(&frame))? else {
             return Err(WireError::Malformed("the first message is no hello".into()).into());
         };
         self.out.bytes.extend_from_slice(PREAMBLE);
@@ -277,7 +277,7 @@ impl<S: 'static> Worker<'_, S> {
         };
         // The clock is read once for all who want to know.
         let begun = now();
-        if native::place(connection.body(frame.clone()))
+        if native::place(connection.body(&frame))
             .is_some_and(|place| self.ahead.is_to_look(place, begun))
         {
             connection.read_what_is_there(2 * ahead::WINDOW);
@@ -285,7 +285,7 @@ impl<S: 'static> Worker<'_, S> {
         }
         let files = connection.take_files(std::mem::take(&mut self.announced))?;
         let long = connection.take_long(&frame);
-        let body = long.as_deref().unwrap_or_else(|| connection.body(frame));
+        let body = long.as_deref().unwrap_or_else(|| connection.body(&frame));
         match FromClient::decode(body)? {
             FromClient::Call { place, method, args, meta } => {
                 let lent = self.lending.take_uses()?;
