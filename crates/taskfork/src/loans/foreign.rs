@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{MOST, View, forks};
-use crate::sys::{self, User};
+use crate::sys::{self, Identity, User};
 use crate::wire::lending::{Id, Lending};
 
 #[derive(Debug)]
@@ -46,7 +46,13 @@ impl Foreign {
         self.known.iter().any(|known| known.id == id && !known.refused)
     }
 
-    pub(super) fn add(&mut self, id: Id, file: &OwnedFd) -> Result<(), String> {
+    /// Takes memory that is new here. `is_own` tells whether it is this side's.
+    pub(super) fn add(
+        &mut self,
+        id: Id,
+        file: &OwnedFd,
+        is_own: impl Fn(Identity) -> bool,
+    ) -> Result<(), String> {
         if self.has(id) {
             return Err(format!("there is memory of the number {id} already"));
         }
@@ -54,6 +60,18 @@ impl Foreign {
         let left = if self.known.len() < MOST { self.most.saturating_sub(mapped) } else { 0 };
         let memory = sys::Foreign::new(file, self.user, left)
             .map_err(|why| format!("memory that is lent cannot be used: {why}"))?;
+        // Whoever reads it would see this side write to it.
+        if is_own(memory.identity()) {
+            return Err(format!("the new memory of the number {id} is the receiver's own"));
+        }
+        if let Some(same) =
+            self.known.iter().find(|known| known.memory.identity() == memory.identity())
+        {
+            return Err(format!(
+                "the new memory of the number {id} is that of the number {}",
+                same.id
+            ));
+        }
         let memory = Arc::new(memory);
         self.known.push(Known { id, memory, times: 0, forks: forks(), refused: false });
         Ok(())

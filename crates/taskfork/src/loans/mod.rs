@@ -106,7 +106,8 @@ impl Loans {
             return Err(WireError::Files);
         }
         for (&id, file) in said.new.iter().zip(files.drain(..said.new.len())) {
-            self.foreign.add(id, &file).map_err(WireError::Malformed)?;
+            let added = self.foreign.add(id, &file, |identity| self.own.is_any(identity));
+            added.map_err(WireError::Malformed)?;
         }
         if said.uses.len() > MOST_USES || !self.uses.is_empty() && !said.uses.is_empty() {
             let what = "one message cannot refer to so much";

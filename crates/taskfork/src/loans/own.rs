@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{MOST, View, forks};
-use crate::sys::{self, User};
+use crate::sys::{self, Identity, User};
 use crate::wire::lending::{Id, Lending, Owner, Placed, Use};
 
 /// Before there is memory for them, so many pieces that there is none for are sent: new memory of 16 KiB
@@ -76,6 +76,10 @@ impl Owned {
 
     pub(super) fn has(&self, id: Id) -> bool {
         self.buffers.iter().any(|buffer| buffer.id == id)
+    }
+
+    pub(super) fn is_any(&self, identity: Identity) -> bool {
+        self.buffers.iter().any(|buffer| buffer.memory.identity() == identity)
     }
 
     /// Bytes that lie in memory of that number already.

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering::S
 use nix::libc::{self, c_int, siginfo_t};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::signal::keeping_errno;
+
 /// The most addresses of a stack.
 pub(crate) const STACK_WORDS: usize = 64;
 
@@ -53,21 +55,27 @@ fn witness() -> Option<Witness> {
     Some(Witness { stack: stack?, ready: ready? })
 }
 
+extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
+    keeping_errno(|| {
+        // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted state.
+        unsafe { tell_stack(context.cast::<libc::ucontext_t>()) }
+    });
+}
+
 /// It allocates nothing and takes no lock: it walks the stack by tables that the loader finds without
 /// locks, stores to shared memory and writes to a descriptor.
-extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
+///
+/// # Safety
+/// `context` is what the kernel gave to a handler.
+unsafe fn tell_stack(context: *const libc::ucontext_t) {
     let Some(witness) = witness() else { return };
     if HIDDEN.load(SeqCst) {
         witness.ready.store(1, SeqCst);
         wake_server();
         return;
     }
-    // SAFETY: the address is that of this thread's own variable.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
-    let before = unsafe { *errno };
-    // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted state.
-    let at = unsafe { interrupted_at(context.cast::<libc::ucontext_t>()) };
+    // SAFETY: the caller's promise.
+    let at = unsafe { interrupted_at(context) };
     let (mut count, mut found) = (0, false);
     // SAFETY: unsynchronised only as to the crate's own lock, which nothing else here takes.
     unsafe {
@@ -88,8 +96,6 @@ extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
     }
     witness.ready.store(count as u64 + 1, SeqCst);
     wake_server();
-    // SAFETY: as above. It puts back what may have been changed.
-    unsafe { *errno = before };
 }
 
 /// The address of the instruction at which a signal came; 0 where that is not known how to find.
@@ -120,4 +126,29 @@ pub(crate) fn wake_server() {
     let one = 1_u64.to_ne_bytes();
     // SAFETY: it reads eight bytes that are there; a number below 0 is refused.
     unsafe { libc::write(WAKE.load(SeqCst), one.as_ptr().cast(), one.len()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn the_handler_leaves_errno_as_it_was() {
+        static TOLD: [AtomicU64; STACK_WORDS] = [const { AtomicU64::new(0) }; STACK_WORDS];
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        STACK.store(ptr::from_ref(&TOLD).cast_mut(), SeqCst);
+        READY.store(ptr::from_ref(&COUNT).cast_mut(), SeqCst);
+        for hidden in [true, false] {
+            HIDDEN.store(hidden, SeqCst);
+            // SAFETY: a context of zeros is one; only the address in it is read.
+            let mut context: libc::ucontext_t = unsafe { std::mem::zeroed() };
+            Errno::set_raw(libc::EAGAIN);
+            // The write that wakes the server fails here, as there is none.
+            on_alarm(libc::SIGALRM, null_mut(), (&raw mut context).cast());
+            assert_eq!(Errno::last(), Errno::EAGAIN, "hidden: {hidden}");
+            assert!(COUNT.swap(0, SeqCst) > 0);
+        }
+    }
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
 use nix::libc::{self, c_int};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::signal::keeping_errno;
+
 /// The process that this one stands for; 0 for none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 /// Its end is not followed at once.
@@ -80,6 +82,7 @@ pub(crate) fn follow_if_dead() {
 
 extern "C" fn on_child(_: c_int) {
     if !WAITS.load(SeqCst) {
-        follow_if_dead();
+        // It goes on here if another child has ended, or if this one has only been looked at too early.
+        keeping_errno(follow_if_dead);
     }
 }

@@ -44,9 +44,23 @@ unsafe extern "C" fn count_fork() {
     FORKS.fetch_add(1, Ordering::SeqCst);
 }
 
+/// Which file of memory it is, of all that there are on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    fn of(status: &rustix::fs::Stat) -> Self {
+        Self { device: status.st_dev, inode: status.st_ino }
+    }
+}
+
 /// Memory of this process, for another to read.
 pub(crate) struct Own {
     mapping: Mapping,
+    identity: Identity,
     /// A [`Filling`] has it.
     filling: AtomicBool,
 }
@@ -63,11 +77,16 @@ impl Own {
         let (start, soon) = (mapping.start.cast(), soon.min(length));
         // SAFETY: it changes nothing that can be seen.
         let _ = unsafe { madvise(start, soon, Advice::LinuxPopulateWrite) };
-        Ok((Self { mapping, filling: AtomicBool::new(false) }, file))
+        let identity = Identity::of(&fstat(&file)?);
+        Ok((Self { mapping, identity, filling: AtomicBool::new(false) }, file))
     }
 
     pub(crate) fn length(&self) -> usize {
         self.mapping.length
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// The first `length` bytes.
@@ -126,7 +145,10 @@ impl Drop for Filling {
 }
 
 /// Memory of another process, to be read.
-pub(crate) struct Foreign(Mapping);
+pub(crate) struct Foreign {
+    mapping: Mapping,
+    identity: Identity,
+}
 
 impl Foreign {
     /// Maps what a process of this user has sent, if it keeps its size and has no more than `most` bytes.
@@ -141,11 +163,17 @@ impl Foreign {
         }
         let length = usize::try_from(status.st_size).ok().filter(|&length| length <= most);
         let length = length.ok_or("it is longer than what was agreed")?;
-        Mapping::new(file, length, Access::Read).map(Self).map_err(|_| "it cannot be mapped")
+        let mapping =
+            Mapping::new(file, length, Access::Read).map_err(|_| "it cannot be mapped")?;
+        Ok(Self { mapping, identity: Identity::of(&status) })
     }
 
     pub(crate) fn length(&self) -> usize {
-        self.0.length
+        self.mapping.length
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// The first `length` bytes.
@@ -153,7 +181,7 @@ impl Foreign {
     /// # Panics
     /// When there are fewer.
     pub(crate) fn bytes(&self, length: usize) -> &[u8] {
-        &self.0.bytes()[..length]
+        &self.mapping.bytes()[..length]
     }
 }
 

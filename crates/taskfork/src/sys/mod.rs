@@ -27,7 +27,7 @@ pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
 pub(crate) use kernel_file::KernelFile;
 #[cfg(not(test))]
 pub(crate) use lent::forks;
-pub(crate) use lent::{Filling, Foreign, Own, User, common_user, user};
+pub(crate) use lent::{Filling, Foreign, Identity, Own, User, common_user, user};
 pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,

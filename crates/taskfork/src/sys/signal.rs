@@ -64,6 +64,18 @@ pub(crate) fn reset_for_worker(changed: &[Signal]) -> io::Result<()> {
     Ok(())
 }
 
+/// Runs a signal handler's work, and puts back the `errno` of what the signal has interrupted: it may be between a
+/// system call that failed and the look at why.
+pub(super) fn keeping_errno(handle: impl FnOnce()) {
+    // SAFETY: it gives the address of this thread's own variable, which lives as long as the thread.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above; nobody else writes to it.
+    let before = unsafe { *errno };
+    handle();
+    // SAFETY: as above.
+    unsafe { *errno = before };
+}
+
 /// Starts a thread that no signal interrupts: they are for the threads that expect them.
 pub(crate) fn spawn_without_signals(
     name: &str,
@@ -101,4 +113,20 @@ pub(crate) fn hold_back(signals: &SigSet) -> io::Result<SigSet> {
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), Some(&mut before))?;
     Ok(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_leaves_errno_as_it_was() {
+        Errno::set_raw(libc::EAGAIN);
+        keeping_errno(|| {
+            // SAFETY: the kernel refuses the number.
+            unsafe { libc::close(-1) };
+            assert_eq!(Errno::last(), Errno::EBADF);
+        });
+        assert_eq!(Errno::last(), Errno::EAGAIN);
+    }
 }

@@ -15,6 +15,7 @@ mod deaths;
 mod errors;
 mod executable;
 mod files;
+mod floods;
 mod greeting;
 mod guardian;
 mod handles;
@@ -69,6 +70,7 @@ fn main() {
         errors::trials(),
         executable::trials(),
         files::trials(),
+        floods::trials(),
         greeting::trials(),
         guardian::trials(),
         handles::trials(),

@@ -313,7 +313,7 @@ pub(crate) async fn leave_nothing() {
 }
 
 /// The memory of rings, by the description of the protocol alone.
-struct Rings(&'static [AtomicU64]);
+pub(crate) struct Rings(&'static [AtomicU64]);
 
 const WORDS: usize = 4144;
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
@@ -355,6 +355,20 @@ impl Rings {
         let length = (first & 0xffff) as usize;
         let rest = words[at + 1..].iter().flat_map(|word| word.load(SeqCst).to_le_bytes());
         (first >> 16, rest.take(length).collect())
+    }
+
+    /// Has this frame come again and again through the ring of the worker's messages, behind many that only wake.
+    pub(crate) fn fill_for_ever(&self, frame: &[u8], mut goes_on: impl FnMut() -> bool) {
+        // Eight such records fill the ring, and stay right however often they are said to be there again.
+        let wakes = 2040_usize.saturating_sub(frame.len()) / 4 * 4;
+        let record = [vec![0; wakes], frame.to_vec()].concat();
+        assert_eq!(1 + record.len().div_ceil(8), 256);
+        (0..8).for_each(|place| self.put(1, 256 * place, 0, &record));
+        while goes_on() {
+            for _ in 0..1000 {
+                self.0[WORDS / 2].store(self.0[WORDS / 2 + 8].load(SeqCst) + 2048, SeqCst);
+            }
+        }
     }
 
     fn set_awake(&self, half: usize, awake: bool) {
@@ -468,7 +482,7 @@ async fn a_client_that_offers_what_it_must_not_is_left() {
 }
 
 /// A worker that greets and answers calls until the client offers rings, and takes them.
-fn agree(listener: &UnixListener) -> (Raw, Rings) {
+pub(crate) fn agree(listener: &UnixListener) -> (Raw, Rings) {
     let mut raw = Raw::accept(listener);
     greet_as(&mut raw, &[("files", 16.into()), ("lent", 1000.into()), ("rings", true.into())]);
     let file = loop {
@@ -488,7 +502,7 @@ fn answer() -> Vec<u8> {
 }
 
 /// Calls such a worker again and again, until that fails.
-async fn call_until_it_fails(client: &Client) -> Error {
+pub(crate) async fn call_until_it_fails(client: &Client) -> Error {
     let checkout = client.checkout();
     loop {
         match checkout.call::<u64>("anything", ()).await {
@@ -526,15 +540,9 @@ async fn a_worker_that_never_stops_keeps_no_task() {
     let worker = tokio::task::spawn_blocking(move || {
         let (raw, rings) = agree(&listener);
         raw.0.set_nonblocking(true).unwrap();
-        // Some that only wake, and one that says that no file comes with the next: eight such records fill the
-        // ring, and stay right however often they are said to be there again.
-        let nothing = [vec![0; 2032], frame(vec![6.into(), map(&[]), 0.into()])].concat();
-        (0..8).for_each(|record| rings.put(1, 256 * record, 0, &nothing));
-        while !matches!((&raw.0).read(&mut [0; 100]), Ok(0)) {
-            for _ in 0..1000 {
-                rings.0[WORDS / 2].store(rings.0[WORDS / 2 + 8].load(SeqCst) + 2048, SeqCst);
-            }
-        }
+        // One that says that no file comes with the next.
+        let nothing = frame(vec![6.into(), map(&[]), 0.into()]);
+        rings.fill_for_ever(&nothing, || !matches!((&raw.0).read(&mut [0; 100]), Ok(0)));
         assert!(rings.0[WORDS / 2 + 8].load(SeqCst) > 10_000);
     });
     let error = call_until_it_fails(&client).await;

@@ -1,0 +1,367 @@
+//! Workers that never stop sending, played by hand. Whoever calls one keeps its runtime, and its timeout.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use log_defer::Log;
+use taskfork::{Client, ClientBuilder, Error, Protocol, Value};
+use tokio::runtime::Builder;
+
+use crate::rings::{agree, call_until_it_fails};
+use crate::support::raw::{Raw, frame, greet, greet_as, map, text};
+use crate::support::{address_in, trials, until};
+
+trials! {
+    a_flood_of_messages_without_content_keeps_no_runtime,
+    a_flood_from_a_worker_that_does_not_read_keeps_no_runtime,
+    a_flood_of_notes_keeps_no_runtime,
+    a_flood_of_spans_keeps_no_runtime,
+    a_flood_of_skipped_answers_keeps_no_runtime,
+    a_flood_through_a_ring_keeps_no_runtime,
+    a_flood_of_wake_ups_keeps_no_runtime,
+    a_frame_without_end_keeps_no_runtime,
+    a_flood_of_blanks_keeps_no_runtime,
+    a_flood_before_the_greeting_keeps_no_runtime,
+    a_flood_on_an_idle_connection_keeps_no_runtime,
+    a_flood_keeps_no_thread_of_the_blocking_client,
+    a_call_that_is_dropped_ends_a_flood,
+    a_frame_that_trickles_does_not_outlive_the_timeout,
+    a_greeting_that_trickles_does_not_outlive_the_timeout,
+    a_worker_that_never_reads_does_not_outlive_the_timeout,
+}
+
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How late a timer may be, with room for a busy machine.
+const LATE: Duration = Duration::from_millis(250);
+
+/// Sends the same bytes until the other side has gone.
+fn flood(raw: &mut Raw, bytes: &[u8]) {
+    let many = bytes.repeat((32 << 10) / bytes.len() + 1);
+    while raw.0.write_all(&many).is_ok() {}
+}
+
+fn nothing() -> Vec<u8> {
+    frame(vec![7.into(), map(&[])])
+}
+
+/// A server that does with each connection what `serve` does, in a thread for each.
+fn serve(folder: &tempfile::TempDir, serve: impl Fn(UnixStream) + Clone + Send + 'static) {
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(socket.unwrap()));
+        }
+    });
+}
+
+fn options(folder: &tempfile::TempDir) -> ClientBuilder {
+    let client = Client::builder().address(address_in(folder)).min_workers(0).max_workers(1);
+    client.timeout(TIMEOUT)
+}
+
+/// Runs this on a runtime of one thread, and on one of two; in each a timer is never late, and what runs there ends
+/// after the timeout at the latest.
+async fn on_both_runtimes<F: Future<Output = ()>>(test: impl Fn() -> F + Send + Clone + 'static) {
+    for mut runtime in [Builder::new_current_thread(), Builder::new_multi_thread()] {
+        let test = test.clone();
+        let tested = tokio::task::spawn_blocking(move || {
+            let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let timer = tokio::spawn(async {
+                    let mut latest = Duration::ZERO;
+                    loop {
+                        let start = Instant::now();
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        latest = latest.max(start.elapsed() - Duration::from_millis(10));
+                        assert!(latest < LATE, "the timer was {latest:?} late");
+                    }
+                });
+                test().await;
+                timer.abort();
+                let ended = timer.await.unwrap_err();
+                assert!(ended.is_cancelled(), "{ended}");
+            });
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        });
+        tested.await.unwrap();
+    }
+}
+
+/// A call of such a server fails when its time is over, or before.
+async fn fails_in_time(client: &Client) -> Error {
+    let start = Instant::now();
+    let checkout = client.checkout().log(&Log::new(drop));
+    let error = checkout.call::<Value>("anything", ()).await.unwrap_err();
+    let elapsed = start.elapsed();
+    assert!(error.is_fatal() && elapsed < TIMEOUT + LATE, "{elapsed:?}: {error}");
+    error
+}
+
+/// Calls a server that greets, and then does this, on both runtimes.
+async fn flooded(then: impl Fn(&mut Raw) + Clone + Send + 'static) {
+    on_both_runtimes(move || {
+        let then = then.clone();
+        async move {
+            let folder = tempfile::tempdir().unwrap();
+            serve(&folder, move |socket| {
+                let mut raw = Raw(socket);
+                greet_as(&mut raw, &[("files", 16.into()), ("lent", 1000.into())]);
+                then(&mut raw);
+            });
+            let client = options(&folder).build().unwrap();
+            fails_in_time(&client).await;
+        }
+    })
+    .await;
+}
+
+async fn a_flood_of_messages_without_content_keeps_no_runtime() {
+    flooded(|raw| {
+        raw.receive();
+        flood(raw, &nothing());
+    })
+    .await;
+}
+
+async fn a_flood_from_a_worker_that_does_not_read_keeps_no_runtime() {
+    flooded(|raw| {
+        raw.0.shutdown(Shutdown::Read).unwrap();
+        flood(raw, &nothing());
+    })
+    .await;
+    flooded(|raw| {
+        raw.receive();
+        raw.0.shutdown(Shutdown::Read).unwrap();
+        flood(raw, &nothing());
+    })
+    .await;
+}
+
+async fn a_flood_of_notes_keeps_no_runtime() {
+    let line = Value::Array(vec![0.5.into(), 30.into(), text("line")]);
+    let logs = Value::Array(vec![line; 20]);
+    let log = map(&[("start", 1.5e9.into()), ("logs", logs)]);
+    for meta in [map(&[]), map(&[("ld", log)])] {
+        let notes = frame(vec![4.into(), meta]);
+        flooded(move |raw| {
+            raw.receive();
+            flood(raw, &notes);
+        })
+        .await;
+    }
+}
+
+async fn a_flood_of_spans_keeps_no_runtime() {
+    let record = Value::Array(vec![4.into(), 1.into(), 1.into()]);
+    let trace = map(&[("trace", Value::Array(vec![record; 100]))]);
+    let notes = frame(vec![4.into(), trace]);
+    flooded(move |raw| {
+        raw.receive();
+        flood(raw, &notes);
+    })
+    .await;
+}
+
+async fn a_flood_of_skipped_answers_keeps_no_runtime() {
+    flooded(|raw| {
+        raw.receive();
+        flood(raw, &frame(vec![5.into(), map(&[])]));
+    })
+    .await;
+}
+
+/// Calls a server that has agreed on rings, and then does this, on both runtimes.
+async fn flooded_with_rings(then: impl Fn(Raw, crate::rings::Rings) + Clone + Send + 'static) {
+    on_both_runtimes(move || {
+        let then = then.clone();
+        async move {
+            let folder = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+            std::thread::spawn(move || {
+                let (raw, rings) = agree(&listener);
+                then(raw, rings);
+            });
+            let client = options(&folder).build().unwrap();
+            let start = Instant::now();
+            let error = call_until_it_fails(&client).await;
+            // Those before it took a while, too.
+            assert!(error.is_fatal() && start.elapsed() < 2 * TIMEOUT + LATE, "{error}");
+        }
+    })
+    .await;
+}
+
+async fn a_flood_through_a_ring_keeps_no_runtime() {
+    flooded_with_rings(|mut raw, rings| {
+        rings.fill_for_ever(&nothing(), || {
+            raw.0.set_nonblocking(true).unwrap();
+            !matches!(raw.0.read(&mut [0; 100]), Ok(0))
+        });
+    })
+    .await;
+}
+
+async fn a_flood_of_wake_ups_keeps_no_runtime() {
+    flooded_with_rings(|mut raw, _| flood(&mut raw, &[0; 4])).await;
+}
+
+async fn a_frame_without_end_keeps_no_runtime() {
+    flooded(|raw| {
+        raw.receive();
+        raw.send(&(64_u32 << 20).to_le_bytes());
+        flood(raw, &[7; 1024]);
+    })
+    .await;
+}
+
+async fn a_flood_of_blanks_keeps_no_runtime() {
+    on_both_runtimes(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        serve(&folder, |socket| flood(&mut Raw(socket), b" \n\t"));
+        let client = options(&folder).protocol(Protocol::Perl).build().unwrap();
+        fails_in_time(&client).await;
+    })
+    .await;
+}
+
+async fn a_flood_before_the_greeting_keeps_no_runtime() {
+    for first in [&b"taskfork"[..], b"taskfork\xff\xff\xff\x03", b""] {
+        on_both_runtimes(move || async move {
+            let folder = tempfile::tempdir().unwrap();
+            serve(&folder, move |socket| {
+                let mut raw = Raw(socket);
+                if raw.0.write_all(first).is_ok() {
+                    flood(&mut raw, &nothing());
+                }
+            });
+            let client = options(&folder).build().unwrap();
+            fails_in_time(&client).await;
+        })
+        .await;
+    }
+}
+
+async fn a_flood_on_an_idle_connection_keeps_no_runtime() {
+    on_both_runtimes(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        serve(&folder, |socket| {
+            let mut raw = Raw(socket);
+            greet(&mut raw, 1);
+            raw.send(&frame(vec![1.into(), map(&[]), 5.into()]));
+            // That the checkout is done.
+            raw.receive();
+            flood(&mut raw, &nothing());
+        });
+        let client = options(&folder).build().unwrap();
+        assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
+        tokio::time::sleep(TIMEOUT).await;
+        // The worker says nothing of use any more.
+        let _ = client.call::<u8>("five", ()).await;
+    })
+    .await;
+}
+
+async fn a_flood_keeps_no_thread_of_the_blocking_client() {
+    let folder = tempfile::tempdir().unwrap();
+    serve(&folder, |socket| {
+        let mut raw = Raw(socket);
+        greet(&mut raw, 1);
+        flood(&mut raw, &nothing());
+    });
+    let address = address_in(&folder);
+    let called = tokio::task::spawn_blocking(move || {
+        let client = Client::builder().address(address).min_workers(0).timeout(TIMEOUT);
+        let client = taskfork::blocking::Client::build(client).unwrap();
+        let start = Instant::now();
+        let error = client.call::<Value>("anything", ()).unwrap_err();
+        (error, start.elapsed())
+    });
+    let (error, elapsed) = called.await.unwrap();
+    assert!(error.is_fatal() && elapsed < TIMEOUT + LATE, "{elapsed:?}: {error}");
+}
+
+async fn a_call_that_is_dropped_ends_a_flood() {
+    on_both_runtimes(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let (ended, end) = std::sync::mpsc::channel();
+        serve(&folder, move |socket| {
+            let mut raw = Raw(socket);
+            greet(&mut raw, 1);
+            flood(&mut raw, &nothing());
+            let _ = ended.send(());
+        });
+        let client = options(&folder).timeout(None).build().unwrap();
+        let call = client.call::<Value>("anything", ());
+        assert!(tokio::time::timeout(TIMEOUT, call).await.is_err());
+        until("the connection's end", || end.try_recv().is_ok()).await;
+    })
+    .await;
+}
+
+/// Sends a byte now and then until the other side has gone.
+fn trickle(raw: &mut Raw) {
+    while raw.0.write_all(&[7]).is_ok() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+async fn a_frame_that_trickles_does_not_outlive_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    serve(&folder, |socket| {
+        let mut raw = Raw(socket);
+        greet(&mut raw, 1);
+        raw.send(&1_000_000_u32.to_le_bytes());
+        trickle(&mut raw);
+    });
+    let client = options(&folder).grace(Duration::ZERO).build().unwrap();
+    let start = Instant::now();
+    let error = client.call::<Value>("anything", ()).await.unwrap_err();
+    // The server could have something to say of the worker's end.
+    assert!(start.elapsed() < TIMEOUT + Duration::from_secs(1) + LATE, "{error}");
+    assert!(error.to_string().contains("timed out after 0.5 seconds"), "{error}");
+}
+
+async fn a_greeting_that_trickles_does_not_outlive_the_timeout() {
+    for first in [&b"task"[..], b"taskfork\x00\x10\x00\x00"] {
+        let folder = tempfile::tempdir().unwrap();
+        serve(&folder, move |socket| {
+            let mut raw = Raw(socket);
+            raw.send(first);
+            if first.len() > 8 {
+                trickle(&mut raw);
+            } else {
+                raw.drain();
+            }
+        });
+        let client = options(&folder).build().unwrap();
+        fails_in_time(&client).await;
+    }
+}
+
+async fn a_worker_that_never_reads_does_not_outlive_the_timeout() {
+    on_both_runtimes(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let ended = std::sync::Arc::new(std::sync::Mutex::new(ended));
+        serve(&folder, move |socket| {
+            let mut raw = Raw(socket);
+            greet(&mut raw, 0);
+            let _ = ended.lock().unwrap().recv();
+        });
+        let client = options(&folder).build().unwrap();
+        let long = taskfork::Blob::from(vec![1; 32 << 20]);
+        let checkout = client.checkout();
+        let start = Instant::now();
+        let calls: Vec<_> = (0..4).map(|_| checkout.call::<Value>("x", (&long,))).collect();
+        for call in calls {
+            assert!(call.await.unwrap_err().is_fatal());
+        }
+        assert!(start.elapsed() < TIMEOUT + LATE, "{:?}", start.elapsed());
+        drop(end);
+    })
+    .await;
+}
