@@ -67,6 +67,9 @@ pub(crate) struct Pool {
     /// The most bytes of one message [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_frame: Option<Size>,
+    /// The most bytes of a blob that a client hands over as memory [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_blob: Option<Size>,
     /// Where the server tells of itself, or none [default: beside the listener, with .status behind it]
     #[arg(long, value_name = "PATH")]
     pub(crate) status_socket: Option<PathBuf>,

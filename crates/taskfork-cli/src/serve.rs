@@ -120,6 +120,9 @@ fn describe(pool: Pool) -> Server {
     server = given(server, pool.max_frame, |server, size| {
         server.max_frame(usize::try_from(size.0).unwrap_or(usize::MAX))
     });
+    server = given(server, pool.max_blob, |server, size| {
+        server.max_blob(usize::try_from(size.0).unwrap_or(usize::MAX))
+    });
     server = given(server, pool.status_socket, |server, path| {
         server.status_socket(Some(path).filter(|path| path.as_os_str() != "none"))
     });

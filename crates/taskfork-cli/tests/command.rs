@@ -192,6 +192,7 @@ fn every_option_of_the_server_can_be_given() {
         "--oom-score-adj=100",
         "--socket-mode=660",
         "--max-frame=1MiB",
+        "--max-blob=2MiB",
         "--stderr=inherit",
         "--busy-poll=off",
     ]);

@@ -14,7 +14,7 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::loans::Filling;
-use crate::sys::{Sealed, Writable};
+use crate::sys::{Sealed, SealedError, Writable};
 use crate::wire::enclosed::{self, Enclosed, Found};
 use crate::wire::lending::Lent;
 use crate::wire::parts::{self, Elsewhere};
@@ -79,9 +79,9 @@ impl From<Lent> for Blob {
 }
 
 impl Blob {
-    /// All of this memory, if it is sealed.
-    fn in_file(file: Arc<OwnedFd>) -> io::Result<Self> {
-        let bytes = Bytes::from_owner(Sealed::new(&file)?);
+    /// All of this memory that came beside the message that is being read, if it is sealed and not too long.
+    fn in_file(file: Arc<OwnedFd>) -> Result<Self, String> {
+        let bytes = map(&file, enclosed::max_blob())?;
         Ok(Self { bytes, elsewhere: Elsewhere::File(file) })
     }
 }
@@ -181,8 +181,7 @@ impl<'de> Visitor<'de> for BlobVisitor {
         match deserializer.deserialize_any(FoundVisitor)? {
             Found::Open(_) => Err(D::Error::custom("expected bytes, got an open file")),
             Found::Lent(lent) => Ok(lent.into()),
-            Found::Memory(file) => Blob::in_file(file)
-                .map_err(|error| D::Error::custom(format!("the blob cannot be used: {error}"))),
+            Found::Memory(file) => Blob::in_file(file).map_err(D::Error::custom),
         }
     }
 
@@ -199,9 +198,9 @@ impl<'de> Visitor<'de> for BlobVisitor {
 /// Appends values of the message that is being read to one that is written, and what came with it.
 pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
     enclosed::pass_on(values, out, |file, out| {
-        let shared =
-            Blob::in_file(file.clone()).and_then(|blob| parts::put(&blob.bytes, file, out));
-        shared.map_err(|error| format!("a blob cannot be used: {error}"))
+        let blob = Blob::in_file(file.clone())?;
+        parts::put(&blob.bytes, file, out)
+            .map_err(|error| format!("a blob cannot be used: {error}"))
     })
 }
 
@@ -211,8 +210,19 @@ pub(crate) fn within<T>(
     enclosed: Enclosed,
     read: impl FnOnce() -> T,
 ) -> T {
-    let map = |file: &OwnedFd| Some(Bytes::from_owner(Sealed::new(file).ok()?));
     enclosed::within(message, enclosed, map, read)
+}
+
+/// The bytes of memory that came beside a message, if it is sealed and has no more than `most`.
+fn map(file: &OwnedFd, most: usize) -> Result<Bytes, String> {
+    match Sealed::new(file, most) {
+        Ok(memory) => Ok(Bytes::from_owner(memory)),
+        Err(SealedError::TooLong { length }) => {
+            enclosed::refuse(length);
+            Err(format!("a blob has {length} bytes, and the limit is {most} (max_blob)"))
+        }
+        Err(SealedError::Unusable(error)) => Err(format!("a blob cannot be used: {error}")),
+    }
 }
 
 /// Memory to be filled in place, and then handed to a worker or a caller as a [`Blob`] that is not

@@ -8,7 +8,7 @@ use crate::loans::Filling;
 use crate::wire::WireError;
 use crate::wire::enclosed::Enclosed;
 use crate::wire::native::{self, FromWorker};
-use crate::wire::parts::Parted;
+use crate::wire::parts::{Parted, Takes};
 
 impl Connection {
     /// What came beside the last message.
@@ -22,7 +22,7 @@ impl Connection {
         }
         let files = self.files_received.drain(..count).collect();
         let lent = self.loans.take_uses().map_err(Lost::Wire)?;
-        let enclosed = Enclosed { files, lent, most: self.max_receive };
+        let enclosed = Enclosed { files, lent, max_blob: self.max_blob, most: self.max_receive };
         Ok((!enclosed.is_empty()).then(|| Arc::new(Mutex::new(enclosed))))
     }
 
@@ -55,9 +55,9 @@ impl Connection {
     /// Makes a call what can be sent to this worker.
     pub(crate) fn fit(&mut self, call: &mut Parted) -> Result<(), String> {
         let loans = &mut self.loans;
-        call.fit_placing(self.files, self.max_send, |bytes, home, may_add| {
-            loans.place(bytes, home, may_add)
-        })
+        let worker =
+            Takes { max_frame: self.max_send, max_blob: self.max_blob_sent, files: self.files };
+        call.fit_placing(worker, |bytes, home, may_add| loans.place(bytes, home, may_add))
     }
 
     /// Memory that is shared with the worker, to be filled in place.

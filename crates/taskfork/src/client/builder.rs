@@ -17,7 +17,7 @@ use crate::loans::DEFAULT_LENT;
 use crate::sys;
 use crate::wire::Protocol;
 use crate::wire::args::Args;
-use crate::wire::frame::DEFAULT_LIMIT;
+use crate::wire::frame::{DEFAULT_BLOB, DEFAULT_LIMIT};
 use crate::wire::native::DEFAULT_GRACE;
 
 /// A pool of connections to the workers of one server.
@@ -67,6 +67,7 @@ impl Client {
             connect_timeout: Duration::from_secs(5),
             dont_refork_after_error: false,
             max_frame: DEFAULT_LIMIT,
+            max_blob: DEFAULT_BLOB,
             protocol: Protocol::Native,
             hand_over: true,
             lent_memory: DEFAULT_LENT,
@@ -137,6 +138,7 @@ pub struct ClientBuilder {
     connect_timeout: Duration,
     dont_refork_after_error: bool,
     max_frame: usize,
+    max_blob: usize,
     protocol: Protocol,
     hand_over: bool,
     lent_memory: usize,
@@ -157,6 +159,7 @@ pub(crate) struct Config {
     pub(crate) connect_timeout: Duration,
     pub(crate) dont_refork_after_error: bool,
     pub(crate) max_frame: usize,
+    pub(crate) max_blob: usize,
     pub(crate) protocol: Protocol,
     /// Whether descriptors may go with messages.
     pub(crate) hand_over: bool,
@@ -362,6 +365,26 @@ impl ClientBuilder {
         self
     }
 
+    /// The most bytes of one [`Blob`](crate::Blob) of a result that the worker hands over as memory: 256 MiB unless
+    /// set. A worker is told, and its call fails with an error of the kind
+    /// [`CallError::Result`](crate::CallError::Result) if a result has a longer one that cannot be sent in a message
+    /// either; see [`max_frame`](Self::max_frame).
+    ///
+    /// To map a blob takes only addresses. But each page of it that is read becomes memory of the reader, also where
+    /// the worker has never written to it. So this is the most memory that one blob of a worker can take here. The
+    /// default is four times that of `max_frame`, as no buffer has to hold it.
+    ///
+    /// ```
+    /// # fn build() -> Result<taskfork::Client, taskfork::ConfigError> {
+    /// let films = taskfork::Client::builder().address("unix:/run/films").max_blob(2 << 30);
+    /// # films.build()
+    /// # }
+    /// ```
+    pub fn max_blob(mut self, bytes: usize) -> Self {
+        self.max_blob = bytes;
+        self
+    }
+
     /// Which protocol the server speaks: [`Protocol::Native`] unless set. With [`Protocol::Perl`] the
     /// server is a program with the Perl module AnyEvent::Task. A server of this crate speaks both.
     ///
@@ -432,6 +455,7 @@ impl ClientBuilder {
             connect_timeout: self.connect_timeout,
             dont_refork_after_error: self.dont_refork_after_error,
             max_frame: self.max_frame,
+            max_blob: self.max_blob,
             protocol: self.protocol,
             hand_over: self.hand_over,
             lent_memory: self.lent_memory,

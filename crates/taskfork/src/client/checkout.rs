@@ -20,7 +20,7 @@ use crate::wire::WireError;
 use crate::wire::args::{Args, EncodeError};
 use crate::wire::frame;
 use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient};
-use crate::wire::parts::Parted;
+use crate::wire::parts::{Parted, Takes};
 use crate::wire::{Protocol, perl};
 
 /// Holds one worker exclusively, or a place in the queue for one.
@@ -227,7 +227,7 @@ impl Checkout {
         });
         let written = written.and_then(|()| match self.protocol {
             Protocol::Native => Ok(()),
-            Protocol::Perl => translate(&mut frame),
+            Protocol::Perl => translate(&mut frame, self.max_frame),
         });
         let work = match written {
             Ok(()) => Work::Call(frame, None),
@@ -239,10 +239,11 @@ impl Checkout {
 }
 
 /// Makes of a call of the native protocol one of the other.
-fn translate(frame: &mut Parted) -> Result<(), EncodeError> {
-    if frame.fit(0).is_err() {
+fn translate(frame: &mut Parted, max_frame: usize) -> Result<(), EncodeError> {
+    if frame.needs_files() {
         return Err(EncodeError("open files cannot be sent to a server in Perl".to_owned()));
     }
+    frame.fit(Takes { max_frame, max_blob: 0, files: 0 }).map_err(EncodeError)?;
     let body = frame.rest(frame::HEADER);
     let FromClient::Call { method, args, .. } = FromClient::decode(&body)? else { return Ok(()) };
     let bytes = perl::call(method, args).map_err(EncodeError)?;

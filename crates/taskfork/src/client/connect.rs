@@ -19,7 +19,7 @@ use super::stream::{Local, Stream};
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::sys;
-use crate::wire::frame::{self, PREAMBLE};
+use crate::wire::frame::{self, DEFAULT_BLOB, PREAMBLE};
 use crate::wire::hello::{ClientHello, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
 use crate::wire::{Protocol, WireError};
@@ -35,6 +35,8 @@ const MOST_AHEAD: usize = 64 << 10;
 pub(crate) struct Terms {
     /// The longest frame that it takes.
     pub(crate) max_send: usize,
+    /// The longest blob that it takes as memory.
+    pub(crate) max_blob: usize,
     /// How many bytes of calls it takes before it has answered them.
     pub(crate) ahead: usize,
     /// How many files it takes with a message.
@@ -50,6 +52,7 @@ impl Terms {
     pub(crate) fn of(hello: &WorkerHello, config: &Config, files: usize) -> Self {
         Self {
             max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
+            max_blob: hello.max_blob.unwrap_or(DEFAULT_BLOB),
             ahead: hello.ahead.min(MOST_AHEAD),
             files: hello.files.min(files),
             lent: if files > 0 { hello.lent.min(config.lent_memory) } else { 0 },
@@ -103,8 +106,16 @@ async fn reach_and_greet(
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
             pid: 0,
-            terms: Terms { max_send: config.max_frame, ahead: 0, files: 0, lent: 0, rings: false },
+            terms: Terms {
+                max_send: config.max_frame,
+                max_blob: 0,
+                ahead: 0,
+                files: 0,
+                lent: 0,
+                rings: false,
+            },
             max_receive: config.max_frame,
+            max_blob: config.max_blob,
             most_lent: 0,
             look: Look::new(config.busy_poll, config.cores),
         });
@@ -123,6 +134,7 @@ async fn reach_and_greet(
         pid: hello.pid,
         terms: Terms::of(&hello, config, files),
         max_receive: config.max_frame,
+        max_blob: config.max_blob,
         most_lent: most_lent(config, files),
         look: Look::new(config.busy_poll, config.cores),
     })
@@ -200,6 +212,7 @@ fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireE
         versions: VERSIONS.into(),
         name: &config.name,
         max_frame: Some(config.max_frame),
+        max_blob: Some(config.max_blob),
         files,
         lent: most_lent(config, files),
         client,

@@ -44,6 +44,9 @@ pub(crate) struct Connection {
     /// The longest frame to be sent, and to be taken.
     pub(crate) max_send: usize,
     pub(super) max_receive: usize,
+    /// The longest blob that the worker takes as memory, and that is taken as such.
+    pub(super) max_blob_sent: usize,
+    pub(super) max_blob: usize,
     /// How many bytes of calls the worker takes before it has answered them.
     pub(crate) ahead: usize,
     /// How many files can go with a message, and come with one.
@@ -98,6 +101,8 @@ pub(crate) struct Greeted {
     pub(crate) pid: u32,
     pub(crate) terms: Terms,
     pub(crate) max_receive: usize,
+    /// The longest blob that is taken as memory.
+    pub(crate) max_blob: usize,
     /// How much of the worker's memory may be mapped here.
     pub(crate) most_lent: usize,
     pub(crate) look: Look,
@@ -118,8 +123,10 @@ pub(crate) enum Lost {
 
 impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
-        let Greeted { stream, protocol, inbox, pid, terms, max_receive, most_lent, look } = greeted;
-        let Terms { max_send, ahead, files, lent, rings: takes_rings } = terms;
+        let Greeted { stream, protocol, inbox, pid, terms, max_receive, max_blob, most_lent, look } =
+            greeted;
+        let Terms { max_send, max_blob: max_blob_sent, ahead, files, lent, rings: takes_rings } =
+            terms;
         let offers_rings_after = takes_rings.then_some(CALLS_WITHOUT);
         let perl = (protocol == Protocol::Perl).then(Perl::default);
         let waker = Waker::from(signal.clone());
@@ -134,6 +141,8 @@ impl Connection {
             pid,
             max_send,
             max_receive,
+            max_blob_sent,
+            max_blob,
             ahead,
             files,
             files_received: Vec::new(),

@@ -163,6 +163,7 @@ fn engage(
         pid: 0,
         terms: Terms { ahead: 0, lent: 0, rings: false, ..terms },
         max_receive: core.config.max_frame,
+        max_blob: core.config.max_blob,
         most_lent: most_lent(&core.config, terms.files),
         look: Look::new(core.config.busy_poll, core.config.cores),
     };

@@ -79,7 +79,8 @@ impl Connection {
         self.pid = hello.pid;
         if let Some(core) = greeting.core.upgrade() {
             let terms = Terms::of(&hello, &core.config, most_files(&core.config));
-            (self.max_send, self.ahead, self.files) = (terms.max_send, terms.ahead, terms.files);
+            (self.max_send, self.max_blob_sent) = (terms.max_send, terms.max_blob);
+            (self.ahead, self.files) = (terms.ahead, terms.files);
             self.loans.set_room(terms.lent);
             self.offers_rings_after = terms.rings.then_some(CALLS_WITHOUT);
             core.greeted(terms, greeting.since.elapsed());

@@ -173,7 +173,8 @@ pub(super) mod tests {
     /// A connection with rings, and the worker's part of them.
     pub(crate) fn connect(socket: UnixStream) -> (Connection, Rings) {
         socket.set_nonblocking(true).unwrap();
-        let terms = Terms { max_send: 1000, ahead: 0, files: 16, lent: 0, rings: true };
+        let terms =
+            Terms { max_send: 1000, max_blob: 1000, ahead: 0, files: 16, lent: 0, rings: true };
         let mut connection = Connection::new(
             Greeted {
                 stream: Stream::Local(Local::new(socket.into()).unwrap()),
@@ -182,6 +183,7 @@ pub(super) mod tests {
                 pid: 1,
                 terms,
                 max_receive: 1000,
+                max_blob: 1000,
                 most_lent: 0,
                 look: Look::new(BusyPoll::Off, 2),
             },
@@ -217,6 +219,23 @@ pub(super) mod tests {
                 });
                 assert_eq!(heard.await.unwrap(), expected);
             }
+        });
+    }
+
+    #[test]
+    fn what_comes_through_the_ring_leaves_an_unfinished_frame_alone() {
+        run(async {
+            let (here, _there) = UnixStream::pair().unwrap();
+            let (mut connection, mut worker) = connect(here);
+            connection.inbox.extend_from_slice(&[255; 900]);
+            connection.inbox[..4].copy_from_slice(&900_u32.to_le_bytes());
+            connection.rings.as_mut().unwrap().received(900);
+            let before = connection.inbox.as_ptr();
+            for _ in 0..100 {
+                assert_eq!(worker.put(&frame(b"more")), Put::Done);
+                assert_eq!(connection.take_native().unwrap().unwrap(), "more");
+            }
+            assert_eq!((connection.inbox.as_ptr(), connection.inbox.len()), (before, 900));
         });
     }
 

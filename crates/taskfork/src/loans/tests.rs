@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::wire::frame::HEADER;
 use crate::wire::native::FromClient;
-use crate::wire::parts::{Part, Parted};
+use crate::wire::parts::{Part, Parted, Takes};
 
 const ROOM: usize = 2 << 20;
 
@@ -46,7 +46,10 @@ impl Side {
         message.parts.push(Part { at: HEADER + 5, bytes: bytes.clone(), elsewhere });
         let loans = &mut self.loans;
         message
-            .fit_placing(16, usize::MAX, |bytes, home, may_add| loans.place(bytes, home, may_add))
+            .fit_placing(
+                Takes { max_frame: usize::MAX, max_blob: usize::MAX, files: 16 },
+                |bytes, home, may_add| loans.place(bytes, home, may_add),
+            )
             .unwrap();
         loans.sent(&message.placed);
         let mut said = Vec::new();
@@ -94,6 +97,27 @@ impl Side {
         }
         Ok(())
     }
+}
+
+#[test]
+fn new_memory_is_nobodys_here() {
+    let mut loans = Loans::new(ROOM, ROOM, sys::user());
+    let mut hear = |id, file: &OwnedFd| {
+        let said = Lending { new: vec![id], ..Lending::default() };
+        loans.hear(said, &mut vec![file.try_clone().unwrap()])
+    };
+    let (_theirs, file) = sys::Own::new(4096, 0).unwrap();
+    let (_others, other) = sys::Own::new(4096, 0).unwrap();
+    hear(1, &file).unwrap();
+    hear(2, &other).unwrap();
+    let same = hear(3, &file).unwrap_err().to_string();
+    assert!(same.contains("is that of the number 1"), "{same}");
+    let bytes = Bytes::from(vec![1; 100_000]);
+    let own = (0..3).find_map(|_| loans.place(&bytes, None, true)).unwrap();
+    let said = Lending { new: vec![4], ..Lending::default() };
+    let file = own.new.unwrap().try_clone().unwrap();
+    let own = loans.hear(said, &mut vec![file]).unwrap_err().to_string();
+    assert!(own.contains("is the receiver's own"), "{own}");
 }
 
 #[derive(Debug, Clone)]

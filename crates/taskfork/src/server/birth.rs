@@ -158,6 +158,7 @@ impl EventLoop {
             buffers: sys::take_for_good(&self.buffers),
             limits: Limits {
                 max_frame: self.options.max_frame,
+                max_blob: self.options.max_blob,
                 lent_memory: self.options.lent_memory,
                 stall_timeout: self.options.stall_timeout,
                 busy_poll: self.options.busy_poll,

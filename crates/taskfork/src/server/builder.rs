@@ -128,7 +128,8 @@ impl ServerBuilder {
     /// Has each worker run a program of any language, and finishes the description. What `setup` and
     /// `checkout_done` are for other workers is the program's own.
     pub fn executable(self, executable: Executable) -> Server {
-        let executable = executable.of_server(&self.options.name, self.options.max_frame);
+        let Options { name, max_frame, max_blob, .. } = &self.options;
+        let executable = executable.of_server(name, *max_frame, *max_blob);
         self.setup(move || executable.start())
             .checkout_done(Running::checkout_done)
             .interface(Forward)
@@ -178,6 +179,24 @@ impl<S: 'static> ServerBuilder<S> {
     /// The most bytes of one message in either direction, 64 MiB unless set.
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.options.max_frame = bytes;
+        self
+    }
+
+    /// The most bytes of one [`Blob`](crate::Blob) of an argument that a client hands over as memory: 256 MiB unless
+    /// set. A client is told, and its call fails with an error of the kind
+    /// [`CallError::Arguments`](crate::CallError::Arguments) if an argument has a longer one that cannot be sent in a
+    /// message either; see [`max_frame`](Self::max_frame). One that hands over more all the same is disconnected.
+    ///
+    /// To map a blob takes only addresses. But each page of it that is read becomes memory of the worker, also where
+    /// the client has never written to it. So this is the most memory that one blob of a client can take in a worker.
+    /// The default is four times that of `max_frame`, as no buffer has to hold it.
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder().max_blob(2 << 30);
+    /// # let _ = server;
+    /// ```
+    pub fn max_blob(mut self, bytes: usize) -> Self {
+        self.options.max_blob = bytes;
         self
     }
 

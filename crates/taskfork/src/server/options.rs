@@ -9,7 +9,7 @@ use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::busy_poll::BusyPoll;
 use crate::loans::DEFAULT_LENT;
-use crate::wire::frame::DEFAULT_LIMIT;
+use crate::wire::frame::{DEFAULT_BLOB, DEFAULT_LIMIT};
 use crate::worker::scoreboard::Scoreboard;
 
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub(crate) struct Options {
     pub(crate) shutdown_grace: Duration,
     pub(crate) socket_mode: u32,
     pub(crate) max_frame: usize,
+    pub(crate) max_blob: usize,
     pub(crate) lent_memory: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) busy_poll: BusyPoll,
@@ -43,6 +44,7 @@ impl Default for Options {
             shutdown_grace: Duration::from_secs(30),
             socket_mode: 0o600,
             max_frame: DEFAULT_LIMIT,
+            max_blob: DEFAULT_BLOB,
             lent_memory: DEFAULT_LENT,
             stall_timeout: Duration::from_secs(30),
             busy_poll: BusyPoll::default(),

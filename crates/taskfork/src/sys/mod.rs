@@ -33,7 +33,7 @@ pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,
     reseed_c_random, set_variable, take_variable, threads,
 };
-pub(crate) use shared::{Sealed, Writable};
+pub(crate) use shared::{Sealed, SealedError, Writable};
 pub(crate) use signal::{
     Disposition, changed_signals, hold_back, reset_for_worker, spawn_without_signals,
 };

@@ -97,24 +97,49 @@ impl Writable {
     /// Nobody can write to it from here on.
     pub(crate) fn seal(self) -> io::Result<(Sealed, Arc<OwnedFd>)> {
         let Self { file, mapping } = self;
+        let length = mapping.length;
         drop(mapping);
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
-        Ok((Sealed::new(&file)?, Arc::new(file)))
+        let sealed = Sealed::map(&file, length)?;
+        Ok((sealed, Arc::new(file)))
     }
 }
 
 /// Memory that stays as it is.
 pub(crate) struct Sealed(Mapping);
 
+/// Why memory that somebody has sent is not mapped.
+#[derive(Debug)]
+pub(crate) enum SealedError {
+    /// It has so many bytes, more than were asked for.
+    TooLong {
+        length: usize,
+    },
+    Unusable(io::Error),
+}
+
+impl<E: Into<io::Error>> From<E> for SealedError {
+    fn from(error: E) -> Self {
+        Self::Unusable(error.into())
+    }
+}
+
 impl Sealed {
-    /// Maps what somebody has sent, if it is sealed.
-    pub(crate) fn new(file: &OwnedFd) -> io::Result<Self> {
+    /// Maps what somebody has sent, if it is sealed and has no more than `most` bytes.
+    pub(crate) fn new(file: &OwnedFd, most: usize) -> Result<Self, SealedError> {
         let wrong = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
         let seals = fcntl_get_seals(file).map_err(|_| wrong("it is no memory"))?;
         if !seals.contains(SEALS) {
-            return Err(wrong("it is not sealed against changes"));
+            return Err(wrong("it is not sealed against changes").into());
         }
         let length = usize::try_from(fstat(file)?.st_size).map_err(|_| wrong("it is too long"))?;
+        if length > most {
+            return Err(SealedError::TooLong { length });
+        }
+        Ok(Self::map(file, length)?)
+    }
+
+    fn map(file: &OwnedFd, length: usize) -> io::Result<Self> {
         Mapping::new(file, length, Access::ReadSealed).map(Self)
     }
 }
@@ -149,15 +174,25 @@ mod tests {
     #[test]
     fn what_could_change_is_not_taken() {
         let open = || Writable::new(4096).unwrap().file;
-        assert!(Sealed::new(&open()).is_err());
+        assert!(Sealed::new(&open(), 4096).is_err());
         for left_out in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::WRITE] {
             let file = open();
             fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();
-            assert!(Sealed::new(&file).is_err(), "{left_out:?}");
+            assert!(Sealed::new(&file, 4096).is_err(), "{left_out:?}");
         }
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(Sealed::new(&reader).is_err());
-        assert!(Sealed::new(&std::fs::File::open("/proc/self/exe").unwrap().into()).is_err());
+        assert!(Sealed::new(&reader, 4096).is_err());
+        assert!(
+            Sealed::new(&std::fs::File::open("/proc/self/exe").unwrap().into(), usize::MAX)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_mapped() {
+        let (_, file) = Writable::new(4096).unwrap().seal().unwrap();
+        assert!(matches!(Sealed::new(&file, 4095), Err(SealedError::TooLong { length: 4096 })));
+        assert!(Sealed::new(&file, 4096).is_ok());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rmp::Marker;
 
+use super::WireError;
 use super::lending::Lent;
 use super::pack::{Reader, put_bin_header};
 use super::parts::{BLOB_FILE, LEAST, LENT, OPEN_FILE, Restore, attach};
@@ -17,6 +18,8 @@ use super::parts::{BLOB_FILE, LEAST, LENT, OPEN_FILE, Restore, attach};
 pub(crate) struct Enclosed {
     pub(crate) files: Vec<OwnedFd>,
     pub(crate) lent: Vec<Lent>,
+    /// How long a blob in a file may be.
+    pub(crate) max_blob: usize,
     /// How long the message may become when blobs are put into their places, as a few bytes can stand for many.
     pub(crate) most: usize,
 }
@@ -36,8 +39,8 @@ pub(crate) enum Found {
     Lent(Lent),
 }
 
-/// Gives the bytes of memory, if it can be mapped.
-pub(crate) type Map = fn(&OwnedFd) -> Option<Bytes>;
+/// Gives the bytes of memory, if it can be mapped and there are no more than so many.
+pub(crate) type Map = fn(&OwnedFd, usize) -> Result<Bytes, String>;
 
 /// The message that is being read.
 struct Source {
@@ -45,8 +48,12 @@ struct Source {
     files: Vec<File>,
     /// Gives the bytes of a file that is memory.
     map: Map,
+    /// See [`Enclosed::max_blob`].
+    max_blob: usize,
     /// See [`Enclosed::most`].
     most: usize,
+    /// The length of a blob that was over the limit.
+    oversize: Option<usize>,
     /// Whether each has been found.
     lent: Vec<(Lent, bool)>,
 }
@@ -77,13 +84,15 @@ pub(crate) fn within<T>(
     if message.is_none() && enclosed.is_empty() {
         return read();
     }
-    let Enclosed { files, lent, most } = enclosed;
+    let Enclosed { files, lent, max_blob, most } = enclosed;
     let file = |file| File { file: Some(Arc::new(file)), found: false, is_open: false };
     let source = Source {
         message: message.cloned(),
         files: files.into_iter().map(file).collect(),
         map,
+        max_blob,
         most,
+        oversize: None,
         lent: lent.into_iter().map(|lent| (lent, false)).collect(),
     };
     let _restore = Restore(&SOURCE, SOURCE.replace(Some(source)));
@@ -92,6 +101,24 @@ pub(crate) fn within<T>(
 
 fn with_source<T: Default>(look: impl FnOnce(&mut Source) -> T) -> T {
     SOURCE.with_borrow_mut(|source| source.as_mut().map(look).unwrap_or_default())
+}
+
+/// How long a blob in a file may be that came beside the message that is being read.
+pub(crate) fn max_blob() -> usize {
+    with_source(|source| source.max_blob)
+}
+
+/// A blob of that length came beside the message that is being read, which is over the limit.
+pub(crate) fn refuse(length: usize) {
+    with_source(|source| source.oversize = Some(length));
+}
+
+/// Whether the sender of the message that is being read has kept to the limit of blobs.
+pub(crate) fn check() -> Result<(), WireError> {
+    match with_source(|source| source.oversize.map(|length| (length, source.max_blob))) {
+        Some((length, limit)) => Err(WireError::BlobTooLarge { length, limit }),
+        None => Ok(()),
+    }
 }
 
 /// Whether anything came beside the message that is being read.
@@ -122,7 +149,10 @@ pub(crate) fn find(kind: i8, index: &[u8]) -> Result<Found, &'static str> {
 
 /// Decodes values of the message that is being read. A blob that came beside it, and which is wanted as bytes
 /// of another kind, is put into its place first, if the message does not become too long for that.
-pub(crate) fn read<T, E>(values: &[u8], decode: impl Fn(&[u8]) -> Result<T, E>) -> Result<T, E> {
+pub(crate) fn read<T, E: From<String>>(
+    values: &[u8],
+    decode: impl Fn(&[u8]) -> Result<T, E>,
+) -> Result<T, E> {
     if !is_any() {
         return decode(values);
     }
@@ -138,9 +168,14 @@ pub(crate) fn read<T, E>(values: &[u8], decode: impl Fn(&[u8]) -> Result<T, E>) 
         source.files.iter().all(|file| file.found) && source.lent.iter().all(|(_, found)| *found)
     });
     if !(decoded.is_ok() && all_found)
-        && let Some(whole) = whole(values)
+        && let Some(whole) = whole(values).transpose()
     {
-        decoded = once(&whole);
+        match whole {
+            Ok(whole) => decoded = once(&whole),
+            // Those that were found are enough.
+            Err(_) if decoded.is_ok() => {}
+            Err(reason) => return Err(reason.into()),
+        }
     }
     if decoded.is_ok() {
         // Whoever has an open file is the only one to have it.
@@ -152,31 +187,43 @@ pub(crate) fn read<T, E>(values: &[u8], decode: impl Fn(&[u8]) -> Result<T, E>) 
     decoded
 }
 
-/// The same values with the bytes of all blobs in their places; nothing if they are there already, cannot be, or
-/// would be too many.
-fn whole(values: &[u8]) -> Option<Vec<u8>> {
+/// The same values with the bytes of all blobs in their places; nothing if they are there already. An error if they
+/// cannot be, or would be too many.
+fn whole(values: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let (mut out, mut changed) = (Vec::with_capacity(values.len()), false);
-    let most = with_source(|source| source.most);
+    let (most, max_blob) = with_source(|source| (source.most, source.max_blob));
+    let missing = || "a file that did not come with its message".to_owned();
     let mut values = Reader::new(values);
-    while let Some(piece) = values.piece().ok()? {
+    while let Some(piece) = values.piece().map_err(|error| error.to_string())? {
         let bytes = match reference(piece) {
             Some((LENT, index)) => {
                 with_source(|source| source.lent.get(index).map(|(lent, _)| lent.bytes.clone()))
+                    .ok_or_else(missing)?
             }
             Some((BLOB_FILE, index)) => {
-                with_source(|source| (source.map)(source.files.get(index)?.file.as_ref()?))
+                let found = with_source(|source| {
+                    Some((source.map, source.files.get(index)?.file.clone()?))
+                });
+                let (map, file) = found.ok_or_else(missing)?;
+                map(&file, max_blob)?
             }
             _ => {
                 out.extend_from_slice(piece);
                 continue;
             }
         };
-        let bytes = bytes.filter(|bytes| out.len().saturating_add(bytes.len()) <= most)?;
-        put_bin_header(&mut out, u32::try_from(bytes.len()).ok()?);
+        let length = out.len().saturating_add(bytes.len());
+        let header = u32::try_from(bytes.len()).ok().filter(|_| length <= most);
+        put_bin_header(&mut out, header.ok_or_else(|| {
+            format!(
+                "with the bytes of blobs in their places the message has {length} bytes or more, and the limit is \
+                 {most}; only a `Blob` may be longer"
+            )
+        })?);
         out.extend_from_slice(&bytes);
         changed = true;
     }
-    changed.then_some(out)
+    Ok(changed.then_some(out))
 }
 
 /// What a piece of a message stands for, if it is a reference.
@@ -242,7 +289,8 @@ mod tests {
         let values = b"\x93\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0";
         let length = |most| {
             let enclosed = Enclosed { lent: vec![lent()], most, ..Enclosed::default() };
-            within(None, enclosed, |_| None, || read(values, |values| Ok::<_, ()>(values.len())))
+            let read = || read(values, |values| Ok::<_, String>(values.len()));
+            within(None, enclosed, |_, _| Err(String::new()), read)
         };
         assert_eq!(length(299_999), Ok(values.len()));
         assert!(length(301_000).is_ok_and(|length| length > 300_000));
@@ -262,14 +310,25 @@ mod tests {
             out.extend(b"\xc4\x01b");
             Ok(())
         };
-        let (passed, _, files) =
-            collect(|| within(None, enclosed(2), |_| None, || pass_on(values, &mut out, share)));
+        let (passed, _, files) = collect(|| {
+            within(
+                None,
+                enclosed(2),
+                |_, _| Err(String::new()),
+                || pass_on(values, &mut out, share),
+            )
+        });
         passed.unwrap();
         assert_eq!(out, b"before\x93\xa1a\xc4\x01b\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0");
         assert_eq!(files.len(), 1);
         // One file cannot be two.
         let twice = b"\xd6\x01\0\0\0\0\xd6\x01\0\0\0\0";
-        let again = within(None, enclosed(1), |_| None, || pass_on(twice, &mut Vec::new(), share));
+        let again = within(
+            None,
+            enclosed(1),
+            |_, _| Err(String::new()),
+            || pass_on(twice, &mut Vec::new(), share),
+        );
         assert_eq!(again, Err("a file that did not come with its message".to_owned()));
         // Nothing has come.
         let mut same = Vec::new();

@@ -14,6 +14,9 @@ pub(crate) const PREAMBLE: &[u8; 8] = b"taskfork";
 /// The most bytes of a frame's body unless configured otherwise.
 pub(crate) const DEFAULT_LIMIT: usize = 64 << 20;
 
+/// The most bytes of a blob that is handed over as memory unless configured otherwise: four times what could be sent.
+pub(crate) const DEFAULT_BLOB: usize = 4 * DEFAULT_LIMIT;
+
 /// Bytes of a frame before its body.
 pub(crate) const HEADER: usize = 4;
 

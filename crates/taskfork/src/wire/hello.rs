@@ -13,6 +13,8 @@ pub(crate) struct ClientHello<'a> {
     pub(crate) name: &'a str,
     /// The longest frame that the client takes; nothing said is the default limit.
     pub(crate) max_frame: Option<usize>,
+    /// The most bytes of a blob that it takes as memory; nothing said is the default.
+    pub(crate) max_blob: Option<usize>,
     /// How many files it takes with a message.
     pub(crate) files: usize,
     /// How many bytes of the worker's memory it keeps mapped.
@@ -30,6 +32,8 @@ pub(crate) struct WorkerHello {
     pub(crate) max_frame: Option<usize>,
     /// How many bytes of calls may be sent to it before it has answered; none is one call at a time.
     pub(crate) ahead: usize,
+    /// The most bytes of a blob that it takes as memory; nothing said is the default.
+    pub(crate) max_blob: Option<usize>,
     /// How many files it takes with a message.
     pub(crate) files: usize,
     /// How many bytes of the client's memory it keeps mapped.
@@ -49,6 +53,7 @@ impl<'a> ClientHello<'a> {
                 "versions" => hello.versions = list(reader, Reader::int)?,
                 "name" => hello.name = reader.str()?,
                 "max_frame" => hello.max_frame = Some(reader.int()?),
+                "max_blob" => hello.max_blob = Some(reader.int()?),
                 "files" => hello.files = reader.int()?,
                 "lent" => hello.lent = reader.int()?,
                 "client" => hello.client = reader.int()?,
@@ -60,7 +65,13 @@ impl<'a> ClientHello<'a> {
     }
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
-        let optional = [self.max_frame.is_some(), self.files > 0, self.lent > 0, self.client > 0];
+        let optional = [
+            self.max_frame.is_some(),
+            self.max_blob.is_some(),
+            self.files > 0,
+            self.lent > 0,
+            self.client > 0,
+        ];
         put_array(out, 2);
         put_uint(out, HELLO);
         put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
@@ -69,7 +80,8 @@ impl<'a> ClientHello<'a> {
         self.versions.iter().for_each(|&version| put_uint(out, u64::from(version)));
         put_str(out, "name");
         put_str(out, self.name);
-        put_max_frame(out, self.max_frame);
+        put_limit(out, "max_frame", self.max_frame);
+        put_limit(out, "max_blob", self.max_blob);
         put_number(out, "files", self.files as u64);
         put_number(out, "lent", self.lent as u64);
         put_number(out, "client", self.client);
@@ -87,6 +99,7 @@ impl WorkerHello {
                 "worker" => hello.worker = reader.int()?,
                 "server" => hello.server = reader.str()?.to_owned(),
                 "max_frame" => hello.max_frame = Some(reader.int()?),
+                "max_blob" => hello.max_blob = Some(reader.int()?),
                 "ahead" => hello.ahead = reader.int()?,
                 "files" => hello.files = reader.int()?,
                 "lent" => hello.lent = reader.int()?,
@@ -102,8 +115,14 @@ impl WorkerHello {
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_array(out, 2);
         put_uint(out, HELLO);
-        let optional =
-            [self.max_frame.is_some(), self.ahead > 0, self.files > 0, self.lent > 0, self.rings];
+        let optional = [
+            self.max_frame.is_some(),
+            self.max_blob.is_some(),
+            self.ahead > 0,
+            self.files > 0,
+            self.lent > 0,
+            self.rings,
+        ];
         put_map(out, 4 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
         put_str(out, "version");
         put_uint(out, u64::from(self.version));
@@ -113,7 +132,8 @@ impl WorkerHello {
         put_uint(out, self.worker);
         put_str(out, "server");
         put_str(out, &self.server);
-        put_max_frame(out, self.max_frame);
+        put_limit(out, "max_frame", self.max_frame);
+        put_limit(out, "max_blob", self.max_blob);
         put_number(out, "ahead", self.ahead as u64);
         put_number(out, "files", self.files as u64);
         put_number(out, "lent", self.lent as u64);
@@ -132,9 +152,9 @@ fn put_number(out: &mut Vec<u8>, key: &str, number: u64) {
     }
 }
 
-fn put_max_frame(out: &mut Vec<u8>, limit: Option<usize>) {
+fn put_limit(out: &mut Vec<u8>, key: &str, limit: Option<usize>) {
     if let Some(limit) = limit {
-        put_str(out, "max_frame");
+        put_str(out, key);
         put_uint(out, limit as u64);
     }
 }

@@ -47,6 +47,8 @@ pub(crate) enum WireError {
     Files,
     #[error("more files came than messages tell of: at most {limit} are kept until then")]
     TooManyFiles { limit: usize },
+    #[error("a blob of {length} bytes is over the limit of {limit} (max_blob)")]
+    BlobTooLarge { length: usize, limit: usize },
     #[error("a message is malformed: {0}")]
     Malformed(String),
 }

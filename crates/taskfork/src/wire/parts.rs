@@ -80,6 +80,17 @@ pub(crate) struct Parted {
     pub(crate) placed: Vec<Placed>,
 }
 
+/// What the receiver of a message takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Takes {
+    /// The longest body of a frame.
+    pub(crate) max_frame: usize,
+    /// The most bytes of one part in a file.
+    pub(crate) max_blob: usize,
+    /// The most files with one message.
+    pub(crate) files: usize,
+}
+
 /// How a part that has a file is written in its place, as an extension type of MessagePack with the
 /// file's index.
 pub(super) const BLOB_FILE: i8 = 1;
@@ -108,42 +119,64 @@ impl Parted {
     }
 
     /// Whether it can only be sent with its files.
-    fn needs_files(&self) -> bool {
+    pub(crate) fn needs_files(&self) -> bool {
         self.files.iter().any(|attached| attached.needed)
     }
 
-    /// Makes it what a peer that takes so many files with a message takes, if it can be sent to it.
-    pub(crate) fn fit(&mut self, files: usize) -> Result<(), String> {
-        self.fit_placing(files, 0, |_, _, _| None)
+    /// Makes it what a peer takes, if it can be sent to it. The bytes of a part are put in place of its file where the
+    /// peer takes no file, or none so long; they count against the limit of a frame then.
+    pub(crate) fn fit(&mut self, peer: Takes) -> Result<(), String> {
+        self.fit_placing(peer, |_, _, _| None)
     }
 
     /// The same, with parts placed where they need not be sent: `place` gets one, where it is already, and
     /// whether a file may go with the message. A message that is over the limit without that stays so.
     pub(crate) fn fit_placing(
         &mut self,
-        files: usize,
-        limit: usize,
+        peer: Takes,
         mut place: impl FnMut(&Bytes, Option<Home>, bool) -> Option<Placed>,
     ) -> Result<(), String> {
         if self.parts.is_empty() && self.files.is_empty() {
             return Ok(());
         }
+        let Takes { max_frame, max_blob, files } = peer;
+        let is_too_long = |part: &Part| part.is_in_file() && part.bytes.len() > max_blob;
+        let longest =
+            self.parts.iter().filter(|part| is_too_long(part)).map(|part| part.bytes.len());
+        let longest = longest.max();
+        if longest.is_some() {
+            self.put_in_place(is_too_long);
+        }
         let count = self.files.len();
-        if count > files {
+        let has_too_many = count > files;
+        if has_too_many {
             if self.needs_files() {
                 return Err(match files {
                     0 => "open files can be sent through unix sockets only".to_owned(),
                     _ => format!("they have {count} files, and {files} can be sent"),
                 });
             }
-            self.files.clear();
-            for part in self.parts.iter_mut().filter(|part| part.is_in_file()) {
-                part.elsewhere = Elsewhere::Nowhere;
-            }
+            self.put_in_place(Part::is_in_file);
         }
         let sent = self.parts.iter().filter(|part| !part.is_in_file());
         let length = self.bytes.len() + sent.map(|part| part.bytes.len()).sum::<usize>();
-        let may_place = length.saturating_sub(HEADER) <= limit;
+        let body = length.saturating_sub(HEADER);
+        let may_place = body <= max_frame;
+        match longest {
+            Some(longest) if !may_place => {
+                return Err(format!(
+                    "a blob has {longest} bytes, and the other side takes {max_blob} of one as memory (max_blob) and \
+                     {max_frame} in a message"
+                ));
+            }
+            None if has_too_many && !may_place => {
+                return Err(format!(
+                    "with the bytes of all blobs in their places it has {body} bytes, and the limit of a message is \
+                     {max_frame}"
+                ));
+            }
+            _ => {}
+        }
         let (mut references, mut new) = (Vec::new(), Vec::new());
         for part in &self.parts {
             let home = match part.elsewhere {
@@ -171,6 +204,28 @@ impl Parted {
             self.refer(&references, new);
         }
         Ok(())
+    }
+
+    /// Has the bytes of these parts sent, and not the files in which they are.
+    fn put_in_place(&mut self, which: impl Fn(&Part) -> bool) {
+        let mut kept = vec![true; self.files.len()];
+        for part in self.parts.iter_mut().filter(|part| which(part)) {
+            if let Elsewhere::File(index) = std::mem::take(&mut part.elsewhere) {
+                kept[index] = false;
+            }
+        }
+        // Where a file is among those that stay.
+        let places: Vec<usize> = kept
+            .iter()
+            .scan(0, |next, &kept| Some(std::mem::replace(next, *next + usize::from(kept))))
+            .collect();
+        for part in &mut self.parts {
+            if let Elsewhere::File(index) = &mut part.elsewhere {
+                *index = places[*index];
+            }
+        }
+        let mut kept = kept.into_iter();
+        self.files.retain(|_| kept.next().unwrap_or(true));
     }
 
     /// The same frame with references in the places of parts that need not be sent, and in front of it what
@@ -401,6 +456,30 @@ mod tests {
             let (slices, count) = parted.slices(skip);
             let sent: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
             prop_assert!(expected.starts_with(&sent) && (sent == expected || count == SLICES));
+        }
+    }
+
+    proptest! {
+        /// Those that are too long are sent; the others keep their files.
+        #[test]
+        fn files_stay_with_their_parts(longs in proptest::collection::vec(any::<bool>(), 1..10)) {
+            let mut parted = Parted::default();
+            for (index, &long) in longs.iter().enumerate() {
+                let bytes = Bytes::from(vec![index as u8; if long { 20 } else { 10 }]);
+                let file = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+                parted.files.push(Attached { file, needed: false });
+                parted.parts.push(Part { at: 0, bytes, elsewhere: Elsewhere::File(index) });
+            }
+            let files: Vec<_> = parted.files.iter().map(|attached| attached.file.clone()).collect();
+            parted.put_in_place(|part| part.bytes.len() > 10);
+            for (part, &long) in parted.parts.iter().zip(&longs) {
+                prop_assert_eq!(part.is_in_file(), !long);
+                if let Elsewhere::File(index) = part.elsewhere {
+                    let file = &files[usize::from(part.bytes[0])];
+                    prop_assert!(Arc::ptr_eq(&parted.files[index].file, file));
+                }
+            }
+            prop_assert_eq!(parted.files.len(), longs.iter().filter(|long| !**long).count());
         }
     }
 

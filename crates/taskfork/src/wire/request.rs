@@ -35,6 +35,12 @@ pub struct ArgumentsError {
     message: String,
 }
 
+impl From<String> for ArgumentsError {
+    fn from(message: String) -> Self {
+        Self { message }
+    }
+}
+
 impl<'a> Arguments<'a> {
     /// Reads an array that ends its message.
     pub(crate) fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {

@@ -25,10 +25,10 @@ use crate::error::Failure;
 use crate::sys;
 use crate::trace_context::{TraceContext, trace_context};
 use crate::wire::enclosed::{self, Enclosed};
-use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
+use crate::wire::frame::{self, DEFAULT_BLOB, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::hello::{ClientHello, WorkerHello};
 use crate::wire::native::{self, CallMeta, FromWorker, VERSIONS};
-use crate::wire::parts::{self, Parted};
+use crate::wire::parts::{self, Parted, Takes};
 use crate::wire::perl::{self, Scanner};
 use crate::wire::request::Arguments;
 use crate::wire::{Protocol, WireError, log};
@@ -64,6 +64,7 @@ pub struct Executable {
     protocol: Protocol,
     name: String,
     max_frame: usize,
+    max_blob: usize,
 }
 
 impl Executable {
@@ -75,6 +76,7 @@ impl Executable {
             protocol: Protocol::Native,
             name: String::new(),
             max_frame: DEFAULT_LIMIT,
+            max_blob: DEFAULT_BLOB,
         }
     }
 
@@ -92,8 +94,8 @@ impl Executable {
         self
     }
 
-    pub(crate) fn of_server(self, name: &str, max_frame: usize) -> Self {
-        Self { name: name.to_owned(), max_frame, ..self }
+    pub(crate) fn of_server(self, name: &str, max_frame: usize, max_blob: usize) -> Self {
+        Self { name: name.to_owned(), max_frame, max_blob, ..self }
     }
 
     pub(crate) fn start(&self) -> Result<Running, BoxError> {
@@ -114,6 +116,7 @@ impl Executable {
             socket: ours,
             inbox: BytesMut::new(),
             max_frame: self.max_frame,
+            max_blob: self.max_blob,
             scanner: (self.protocol == Protocol::Perl).then(Scanner::default),
             hello: WorkerHello::default(),
             files: Vec::new(),
@@ -135,6 +138,7 @@ pub(crate) struct Running {
     socket: UnixStream,
     inbox: BytesMut,
     max_frame: usize,
+    max_blob: usize,
     /// Finds its messages, if they are JSON.
     scanner: Option<Scanner>,
     hello: WorkerHello,
@@ -151,6 +155,7 @@ impl Running {
             versions: VERSIONS.into(),
             name,
             max_frame: Some(self.max_frame),
+            max_blob: Some(self.max_blob),
             files: sys::MOST_FILES,
             ..ClientHello::default()
         };
@@ -195,7 +200,7 @@ impl Running {
         // Until the answer has been sent: a program may end right after it.
         sys::waits(true);
         if self.scanner.is_some() {
-            let whole = match inline(args) {
+            let whole = match inline(args, self.max_frame) {
                 Ok(whole) => whole,
                 Err(reason) => return Reply(Err(Fault::arguments(&reason))),
             };
@@ -213,6 +218,11 @@ impl Running {
                 ..CallMeta::default()
             };
             let limit = self.hello.max_frame.unwrap_or(DEFAULT_LIMIT).min(u32::MAX as usize);
+            let program = Takes {
+                max_frame: limit,
+                max_blob: self.hello.max_blob.unwrap_or(DEFAULT_BLOB),
+                files: self.hello.files,
+            };
             let mut message = Parted::default();
             let written = frame::write_parted(&mut message, limit, |out| {
                 native::put_call(out, method, meta);
@@ -220,7 +230,7 @@ impl Running {
                 blob::pass_on(args.encoded(), out).map_err(Unsendable::Files)
             });
             let written = written.map_err(|error| error.to_string());
-            let fits = written.and_then(|()| fit(&mut message, self.hello.files));
+            let fits = written.and_then(|()| fit(&mut message, program));
             if let Err(reason) = fits {
                 return Reply(Err(Fault::arguments(&Failure::new(reason))));
             }
@@ -238,7 +248,8 @@ impl Running {
                         self.give_up(&WireError::Files);
                     }
                     let files = self.files.drain(..count).collect();
-                    let enclosed = Enclosed { files, ..Enclosed::default() };
+                    let max_blob = self.max_blob;
+                    let enclosed = Enclosed { files, max_blob, ..Enclosed::default() };
                     return blob::within(None, enclosed, || request.passed_on(value));
                 }
                 Ok(FromWorker::Files(count)) => self.announced = count,
@@ -380,23 +391,24 @@ enum Unsendable {
 }
 
 /// Arguments with the bytes of blobs in place of their files.
-fn inline<'a>(args: Arguments<'a>) -> Result<Cow<'a, [u8]>, Failure> {
+fn inline<'a>(args: Arguments<'a>, max_frame: usize) -> Result<Cow<'a, [u8]>, Failure> {
     if !enclosed::is_any() {
         return Ok(Cow::Borrowed(args.encoded()));
     }
     let mut bytes = Vec::new();
     let (passed, parts, files) = parts::collect(|| blob::pass_on(args.encoded(), &mut bytes));
     let mut whole = Parted { bytes, parts, files, ..Parted::default() };
-    passed.and_then(|()| fit(&mut whole, 0)).map_err(Failure::new)?;
+    let program = Takes { max_frame, max_blob: 0, files: 0 };
+    passed.and_then(|()| fit(&mut whole, program)).map_err(Failure::new)?;
     Ok(Cow::Owned(whole.rest(0)))
 }
 
-/// Makes a message what a program takes that takes so many files.
-fn fit(message: &mut Parted, files: usize) -> Result<(), String> {
-    message.fit(files).map_err(|reason| match files {
-        0 => "the program takes no open files".to_owned(),
-        _ => reason,
-    })
+/// Makes a message what a program takes.
+fn fit(message: &mut Parted, program: Takes) -> Result<(), String> {
+    if program.files == 0 && message.needs_files() {
+        return Err("the program takes no open files".to_owned());
+    }
+    message.fit(program)
 }
 
 /// Adds what the program has logged to the call's log.

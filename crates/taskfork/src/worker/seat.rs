@@ -55,6 +55,8 @@ impl Socket {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) max_frame: usize,
+    /// The longest blob that is taken as memory.
+    pub(crate) max_blob: usize,
     /// How much memory each side of a connection keeps for the other.
     pub(crate) lent_memory: usize,
     pub(crate) stall_timeout: Duration,

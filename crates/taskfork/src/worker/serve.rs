@@ -21,11 +21,11 @@ use crate::sys;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::Protocol;
 use crate::wire::WireError;
-use crate::wire::enclosed::Enclosed;
-use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
+use crate::wire::enclosed::{self, Enclosed};
+use crate::wire::frame::{self, DEFAULT_BLOB, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
 use crate::wire::hello::{ClientHello, WorkerHello};
 use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, VERSIONS};
-use crate::wire::parts::{self, Parted};
+use crate::wire::parts::{self, Parted, Takes};
 use crate::wire::perl::Scanner;
 use crate::wire::request::Arguments;
 use log_defer::Level;
@@ -102,6 +102,7 @@ pub(crate) fn serve<S: 'static>(
         setup_fault: None,
         limits: seat.limits,
         max_answer: seat.limits.max_frame,
+        max_blob: DEFAULT_BLOB,
         ahead: Ahead::default(),
         announced: 0,
         client_files: 0,
@@ -115,6 +116,7 @@ pub(crate) fn serve<S: 'static>(
         worker: number,
         server: seat.server,
         max_frame: Some(seat.limits.max_frame),
+        max_blob: Some(seat.limits.max_blob),
         ahead: ahead::WINDOW,
         files: 0,
         lent: 0,
@@ -154,6 +156,8 @@ pub(super) struct Worker<'a, S> {
     pub(super) setup_fault: Option<Fault>,
     limits: Limits,
     pub(super) max_answer: usize,
+    /// The longest blob that the client takes as memory.
+    max_blob: usize,
     ahead: Ahead,
     /// How many files come with the next message.
     announced: usize,
@@ -230,6 +234,7 @@ impl<S: 'static> Worker<'_, S> {
         self.out.bytes.extend_from_slice(PREAMBLE);
         let (fault, number) = (no_common_version(&client), client.client);
         let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
+        self.max_blob = client.max_blob.unwrap_or(DEFAULT_BLOB);
         if lent > 0 && self.limits.lent_memory > 0 && self.interface.takes_lent() {
             hello.lent = self.lending.agree(lent, self.limits.lent_memory, connection);
             (hello.rings, self.rings) = (hello.lent > 0, hello.lent > 0);
@@ -289,10 +294,12 @@ impl<S: 'static> Worker<'_, S> {
         match FromClient::decode(body)? {
             FromClient::Call { place, method, args, meta } => {
                 let lent = self.lending.take_uses()?;
-                let enclosed = Enclosed { files, lent, most: self.limits.max_frame };
+                let Limits { max_frame: most, max_blob, .. } = self.limits;
+                let enclosed = Enclosed { files, lent, max_blob, most };
                 match self.ahead.take(place, begun) {
                     Some(sent) => blob::within(long.as_ref(), enclosed, || {
-                        self.serve_call(method, args, &meta, begun, sent)
+                        self.serve_call(method, args, &meta, begun, sent)?;
+                        enclosed::check().map_err(Leave::from)
                     })?,
                     None => self.skip_call()?,
                 }
@@ -420,10 +427,11 @@ impl<S: 'static> Worker<'_, S> {
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
         })?;
         let lending = &mut self.lending;
-        let fits =
-            self.out.fit_placing(self.client_files, self.max_answer, |bytes, home, may_add| {
-                lending.place(bytes, home, may_add)
-            });
+        let client =
+            Takes { max_frame: self.max_answer, max_blob: self.max_blob, files: self.client_files };
+        let fits = self
+            .out
+            .fit_placing(client, |bytes, home, may_add| lending.place(bytes, home, may_add));
         let length = self.out.len();
         let fault = match fits {
             Err(reason) => Fault::result(&reason),

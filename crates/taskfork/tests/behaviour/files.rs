@@ -45,6 +45,8 @@ struct Mixed {
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     let methods = Methods::new()
         .function("echo", |blob: Blob| Ok(blob))
+        .function("both", |first: Blob, second: Blob| Ok(vec![first, second]))
+        .function("value", |value: Value| Ok(value.as_slice().map(<[u8]>::len)))
         .function("shares", |blob: Blob| Ok((blob.len(), shares_memory())))
         .function("mixed", |mixed: Mixed| Ok(mixed))
         .function("read", |file: OpenFile| {
@@ -104,7 +106,7 @@ async fn a_shared_blob_is_as_long_as_it_likes() {
     let error = client.call::<Blob>("echo", (&blob,)).await.unwrap_err();
     assert!(error.to_string().contains("the limit of a message is 8388608"), "{error}");
     let error = client.call::<Blob>("make", (40 << 20,)).await.unwrap_err();
-    assert!(error.to_string().contains("over the limit of 8388608"), "{error}");
+    assert!(error.to_string().contains("the limit of a message is 8388608"), "{error}");
 }
 
 async fn a_shared_blob_is_sent_where_it_cannot_be_mapped() {
@@ -273,12 +275,12 @@ pub(crate) fn receive_with(raw: &Raw) -> (Vec<u8>, Option<OwnedFd>) {
 }
 
 /// A call of `echo` with what is said to be a blob's file.
-fn echo_of_a_file() -> Vec<u8> {
+pub(crate) fn echo_of_a_file() -> Vec<u8> {
     let file = Value::Ext(1, vec![0, 0, 0, 0]);
     frame(vec![1.into(), map(&[]), text("echo"), Value::Array(vec![file])])
 }
 
-fn announcement() -> Vec<u8> {
+pub(crate) fn announcement() -> Vec<u8> {
     frame(vec![6.into(), map(&[]), 1.into()])
 }
 

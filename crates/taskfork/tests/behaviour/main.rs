@@ -6,12 +6,14 @@
 mod addresses;
 mod ahead;
 mod bad_peers;
+mod blob_limits;
 mod blobs;
 mod blocking;
 mod busy_poll;
 mod calls;
 mod deadlines;
 mod deaths;
+mod descriptors;
 mod errors;
 mod executable;
 mod files;
@@ -61,12 +63,14 @@ fn main() {
         addresses::trials(),
         ahead::trials(),
         bad_peers::trials(),
+        blob_limits::trials(),
         blobs::trials(),
         blocking::trials(),
         busy_poll::trials(),
         calls::trials(),
         deadlines::trials(),
         deaths::trials(),
+        descriptors::trials(),
         errors::trials(),
         executable::trials(),
         files::trials(),

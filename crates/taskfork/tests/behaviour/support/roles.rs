@@ -116,6 +116,7 @@ pub(crate) fn plays() -> bool {
         ["rings_leave_nothing"] => super::run(crate::rings::leave_nothing).unwrap(),
         ["lending_rests"] => super::run(crate::lending::rests).unwrap(),
         ["lending_leaves_nothing"] => super::run(crate::lending::leaves_nothing).unwrap(),
+        ["few_descriptors"] => super::run(crate::descriptors::hold_few).unwrap(),
         ["count_files"] => super::run(crate::files::count_files).unwrap(),
         ["serve_inherited"] => {
             print_error(servers::serve(Server::builder().listen("fd:0")));

@@ -36,6 +36,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("blobs", crate::blobs::server),
     ("blobs_tcp", |server| crate::blobs::server(server.listen("tcp:127.0.0.1:0"))),
     ("files", crate::files::server),
+    ("files_small_blobs", |server| crate::files::server(server.max_blob(1 << 20))),
     ("files_tcp", |server| crate::files::server(server.listen("tcp:127.0.0.1:0"))),
     ("lending", crate::lending::server),
     ("lending_tcp", |server| crate::lending::server(server.listen("tcp:127.0.0.1:0"))),

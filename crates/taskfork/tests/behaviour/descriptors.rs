@@ -1,0 +1,142 @@
+//! Descriptors that come without a message that tells of them, from the first byte of a connection on.
+
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use rustix::net::Shutdown;
+use taskfork::{Client, Value};
+
+use crate::files::{open_here, send_with};
+use crate::support::processes::children;
+use crate::support::raw::{Raw, frame, greet, map};
+use crate::support::{address_in, roles, trials};
+
+trials! {
+    a_client_holds_few_descriptors_of_a_worker,
+    a_worker_holds_few_descriptors_of_a_client,
+}
+
+/// So many may be held of one connection.
+const MOST: usize = 64;
+
+async fn a_client_holds_few_descriptors_of_a_worker() {
+    // In a process of its own, as other tests open and close files meanwhile.
+    roles::run("few_descriptors").await;
+}
+
+/// When a worker sends them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    BeforeGreeting,
+    WithinGreeting,
+    DuringCall,
+    NotReading,
+}
+
+/// The role of that process.
+pub(crate) async fn hold_few() {
+    for when in [When::BeforeGreeting, When::WithinGreeting, When::DuringCall, When::NotReading] {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counter = sent.clone();
+        std::thread::spawn(move || {
+            while let Ok((socket, _)) = listener.accept() {
+                let count = send_many(Raw(socket), when);
+                counter.fetch_add(count, SeqCst);
+            }
+        });
+        let done = Arc::new(AtomicBool::new(false));
+        let counted = {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                let mut most = 0;
+                while !done.load(SeqCst) {
+                    most = most.max(open_here());
+                }
+                most
+            })
+        };
+        let before = open_here();
+        let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
+        let client = client.timeout(Duration::from_millis(500)).build().unwrap();
+        let error = client.call::<Value>("any", ()).await.unwrap_err();
+        done.store(true, SeqCst);
+        let most = counted.join().unwrap();
+        // Beside them there are the sockets on both sides, and what the runtime and this test open.
+        assert!(most <= before + MOST + 16, "{when:?}: {before}, then {most}: {error}");
+        assert!(sent.load(SeqCst) >= MOST, "{when:?}: {error}");
+        if when != When::NotReading {
+            assert!(error.to_string().contains("more files came than messages"), "{error}");
+        }
+    }
+}
+
+/// Sends up to 1,600 descriptors, 16 with each byte; gives how many were sent.
+fn send_many(mut raw: Raw, when: When) -> usize {
+    // Nothing, a part of the preamble, or of a frame that never ends.
+    let bytes = match when {
+        When::BeforeGreeting => b"taskfork\xff\xff\0\0".repeat(1),
+        When::WithinGreeting => {
+            raw.send(b"taskfork\xff\xff\0\0");
+            vec![]
+        }
+        When::DuringCall => {
+            greet(&mut raw, 1);
+            raw.send(b"\xff\xff\0\0");
+            vec![]
+        }
+        When::NotReading => {
+            greet(&mut raw, 0);
+            rustix::net::shutdown(&raw.0, Shutdown::Read).unwrap();
+            frame(vec![7.into(), map(&[])]).repeat(100)
+        }
+    };
+    let file = || std::fs::File::open("/dev/null").unwrap().into();
+    let mut files = [(); 16].map(|()| file());
+    let mut sent = 0;
+    for number in 0..100 {
+        let byte = bytes.get(number).copied().unwrap_or(7);
+        if std::panic::catch_unwind(|| send_with(&raw, &[byte], &files)).is_err() {
+            break;
+        }
+        sent += files.len();
+        if number == 0 {
+            files = [(); 16].map(|()| file());
+        }
+    }
+    let _ = raw.0.flush();
+    raw.drain();
+    sent
+}
+
+async fn a_worker_holds_few_descriptors_of_a_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = roles::start(&["serve_files", &address_in(&folder)]);
+    for first in [&b""[..], b"taskfork\xff\xff\0\0", b"[\"do\", {}, \""] {
+        let mut raw = Raw::connect(&folder.path().join("s")).await;
+        raw.send(first);
+        let files = [(); 16].map(|()| std::fs::File::open("/dev/null").unwrap().into());
+        let (mut sent, mut most) = (0, 0);
+        for number in 0..100 {
+            // Blanks, which begin nothing.
+            let byte = if first.is_empty() { b' ' } else { b'x' };
+            if std::panic::catch_unwind(|| send_with(&raw, &[byte], &files)).is_err() {
+                break;
+            }
+            sent += files.len();
+            for worker in children(program.pid()) {
+                let listed = std::fs::read_dir(format!("/proc/{worker}/fd"));
+                most = most.max(listed.map_or(0, Iterator::count));
+            }
+            // So that the worker reads them one by one.
+            std::thread::sleep(Duration::from_millis(if number < 10 { 5 } else { 0 }));
+        }
+        raw.drain();
+        // It has a few of its own.
+        assert!(most <= MOST + 16, "{most} after {sent} to {:?}", String::from_utf8_lossy(first));
+    }
+}
