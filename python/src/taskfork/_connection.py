@@ -164,7 +164,8 @@ class Connection:
                 self.pid = int(meta.get("pid", 0))
                 limit = min(self._encoder.limit, int(meta.get("max_frame", self._encoder.limit)))
                 files = int(meta.get("files", 0)) if self._is_unix else 0
-                self._encoder = _wire.Encoder(limit, min(files, _wire.MOST_FILES))
+                max_blob = int(meta.get("max_blob", _wire.MAX_BLOB))
+                self._encoder = _wire.Encoder(limit, min(files, _wire.MOST_FILES), max_blob)
                 self._greeting.set_result(None)
             elif kind == _wire.ERROR and len(message) == 3:
                 said = message[2].get("message", "no reason")

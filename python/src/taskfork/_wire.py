@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterable, Optional
 import msgpack
 
 from . import shared
+from .shared import MAX_BLOB
 
 PREAMBLE = b"taskfork"
 VERSION = 1
@@ -41,8 +42,8 @@ class Encoder:
     """Makes frames, and collects the descriptors that go with them: those of whoever takes so many.
     They are copies, which belong to whoever gets the frame."""
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, files: int = 0) -> None:
-        self.limit, self.files = limit, files
+    def __init__(self, limit: int = DEFAULT_LIMIT, files: int = 0, max_blob: int = MAX_BLOB) -> None:
+        self.limit, self.files, self.max_blob = limit, files, max_blob
 
     def frame(self, message: list[Any]) -> tuple[bytes, list[int]]:
         """A message with its length in front, and with the word of what comes with it."""
@@ -62,7 +63,7 @@ class Encoder:
 
         def other(value: Any) -> Any:
             if isinstance(value, shared.Blob):
-                if len(files) < self.files:
+                if len(files) < self.files and len(value.view) <= self.max_blob:
                     return attach(_BLOB, value.fileno())
                 return value.view
             if isinstance(value, shared.BlobMut):

@@ -21,6 +21,9 @@ from typing import Optional
 
 __all__ = ["Blob", "BlobMut"]
 
+#: The most bytes of one blob that is mapped, as the protocol has it unless a hello says otherwise.
+MAX_BLOB = 256 << 20
+
 # As in the kernel's <linux/fcntl.h>, of which not every Python knows them all.
 _ADD_SEALS, _GET_SEALS = 1033, 1034
 _SEAL, _SHRINK, _GROW, _WRITE = 1, 2, 4, 8
@@ -106,7 +109,10 @@ def view_of(file: int) -> memoryview:
             raise ValueError("a blob is no memory") from None
         if seals & _ALL != _ALL:
             raise ValueError("a blob is not sealed against changes")
-        if os.fstat(file).st_size == 0:
+        length = os.fstat(file).st_size
+        if length > MAX_BLOB:
+            raise ValueError(f"a blob has {length} bytes, and the limit is {MAX_BLOB}")
+        if length == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
     finally:

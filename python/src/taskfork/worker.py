@@ -207,6 +207,7 @@ class _Worker:
             return
         self._encoder.limit = min(_wire.DEFAULT_LIMIT, int(hello[1].get("max_frame", _wire.DEFAULT_LIMIT)))
         self._encoder.files = min(_wire.MOST_FILES, int(hello[1].get("files", 0)))
+        self._encoder.max_blob = int(hello[1].get("max_blob", _wire.MAX_BLOB))
         if hello[0] != _wire.HELLO or _wire.VERSION not in hello[1].get("versions", []):
             message = f"the program speaks version {_wire.VERSION} of the protocol"
             self._connection.sendall(_wire.PREAMBLE)

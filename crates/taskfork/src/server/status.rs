@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendFlags, send};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use super::error::ServerError;
 use super::listener::Listener;
 use super::options::Options;
 use crate::address::{Address, Place};
+use crate::display::seconds;
 use crate::worker::scoreboard::Phase;
 
 /// What a server says of itself, as JSON, to whoever connects to its
@@ -90,7 +91,7 @@ pub(crate) struct Tally {
 }
 
 impl ServerStatus {
-    /// Asks the server whose status socket is at `path`. Blocks until it has answered.
+    /// Asks the server whose status socket is at `path`. Blocks until it has answered, for 10 seconds at most.
     ///
     /// # Errors
     /// When there is no such socket, this process may not use it, or what answers is no status.
@@ -99,7 +100,7 @@ impl ServerStatus {
     }
 
     /// Has a worker leave, by its number: at once if it is idle, and otherwise when its checkout is
-    /// done. Gives the status after that. Blocks until the server has answered.
+    /// done. Gives the status after that. Blocks until the server has answered, for 10 seconds at most.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -112,9 +113,32 @@ impl ServerStatus {
         stream.write_all(wish.as_bytes())?;
         // So that the server does not wait for more.
         stream.shutdown(Shutdown::Write)?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(serde_json::from_str(&text)?)
+        Ok(serde_json::from_slice(&read_answer(stream, ANSWER_WAIT)?)?)
+    }
+}
+
+/// All that comes until the end of the connection, within this time.
+fn read_answer(mut stream: UnixStream, within: Duration) -> io::Result<Vec<u8>> {
+    let (deadline, mut text, mut piece) = (Instant::now() + within, Vec::new(), [0; 16 << 10]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let what = format!("the server did not tell its status within {}", seconds(within));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece) {
+            Ok(0) => return Ok(text),
+            Ok(length) => text.extend_from_slice(&piece[..length]),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
+                _ => return Err(error),
+            },
+        }
+        if text.len() > LONGEST_ANSWER {
+            let what = format!("the status has more than {LONGEST_ANSWER} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
     }
 }
 
@@ -145,6 +169,10 @@ impl StatusSocket {
 
 /// What somebody says who wants a worker to leave, before its number.
 const DISMISS: &str = "dismiss ";
+
+/// For how long an answer is waited for, and how many bytes it may have.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_ANSWER: usize = 64 << 20;
 
 /// For how long whoever connects may say what it wants.
 const WISH_WAIT: Duration = Duration::from_millis(20);
@@ -243,5 +271,30 @@ pub(super) fn open_status(
             .inspect_err(|error| tracing::warn!("there is no status socket: {error}"))
             .ok()),
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_without_end_is_given_up() {
+        let read = |said: &'static [u8], pause| {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            let says = std::thread::spawn(move || {
+                while there.write_all(said).is_ok() {
+                    std::thread::sleep(pause);
+                }
+            });
+            let error = read_answer(here, Duration::from_millis(100)).unwrap_err();
+            says.join().unwrap();
+            error
+        };
+        let error = read(b" ", Duration::from_millis(5));
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        let (here, _there) = UnixStream::pair().unwrap();
+        let error = read_answer(here, Duration::from_millis(100)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
     }
 }

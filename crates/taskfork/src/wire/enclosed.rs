@@ -170,12 +170,7 @@ pub(crate) fn read<T, E: From<String>>(
     if !(decoded.is_ok() && all_found)
         && let Some(whole) = whole(values).transpose()
     {
-        match whole {
-            Ok(whole) => decoded = once(&whole),
-            // Those that were found are enough.
-            Err(_) if decoded.is_ok() => {}
-            Err(reason) => return Err(reason.into()),
-        }
+        decoded = once(&whole?);
     }
     if decoded.is_ok() {
         // Whoever has an open file is the only one to have it.

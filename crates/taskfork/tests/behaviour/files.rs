@@ -254,11 +254,15 @@ async fn raw(folder: &tempfile::TempDir) -> (crate::support::processes::Program,
 }
 
 pub(crate) fn send_with(raw: &Raw, bytes: &[u8], files: &[OwnedFd]) {
+    try_send_with(raw, bytes, files).unwrap();
+}
+
+pub(crate) fn try_send_with(raw: &Raw, bytes: &[u8], files: &[OwnedFd]) -> rustix::io::Result<()> {
     let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)));
-    sendmsg(&raw.0, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    sendmsg(&raw.0, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
 /// Receives what has come, and a file if one has come with it.
