@@ -174,7 +174,7 @@ class Decoder:
             file, files[index] = files[index], None
             if file is None:
                 raise ValueError("a descriptor is named twice")
-            return shared.view_of(file) if kind == _BLOB else shared.opened(file)
+            return shared.view_of(file, MAX_BLOB) if kind == _BLOB else shared.opened(file)
 
         try:
             message = msgpack.unpackb(

@@ -100,8 +100,8 @@ class Blob:
             os.close(self._file)
 
 
-def view_of(file: int) -> memoryview:
-    """The bytes of memory that nobody can change. The descriptor is taken over."""
+def view_of(file: int, most: Optional[int] = None) -> memoryview:
+    """The bytes of memory that nobody can change, if there are no more than so many. The descriptor is taken over."""
     try:
         try:
             seals = fcntl.fcntl(file, _GET_SEALS)
@@ -110,8 +110,8 @@ def view_of(file: int) -> memoryview:
         if seals & _ALL != _ALL:
             raise ValueError("a blob is not sealed against changes")
         length = os.fstat(file).st_size
-        if length > MAX_BLOB:
-            raise ValueError(f"a blob has {length} bytes, and the limit is {MAX_BLOB}")
+        if most is not None and length > most:
+            raise ValueError(f"a blob has {length} bytes, and the limit is {most}")
         if length == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))

@@ -40,3 +40,22 @@ impl Perl {
         inbox.len().clamp(4 << 10, 1 << 20)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_between_messages_take_no_memory() {
+        let (mut perl, mut inbox) = (Perl::default(), BytesMut::new());
+        for _ in 0..100 {
+            inbox.extend_from_slice(&b" \r\n\t".repeat(100));
+            assert_eq!(perl.take(&mut inbox, 1000).unwrap(), None);
+            assert!(inbox.is_empty());
+        }
+        inbox.extend_from_slice(b" [\"ok\", {},");
+        assert_eq!(perl.take(&mut inbox, 1000).unwrap(), None);
+        inbox.extend_from_slice(b" 1]");
+        assert!(perl.take(&mut inbox, 1000).unwrap().is_some());
+    }
+}

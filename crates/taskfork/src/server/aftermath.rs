@@ -113,8 +113,10 @@ impl EventLoop {
 
     /// Has a process of its own do something that may take long; gives back what it was to be done
     /// with if there is none.
+    #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn help<T>(&mut self, with: T, task: impl FnOnce(&mut Self, T)) -> Option<T> {
-        match sys::fork(&self.threads) {
+        // SAFETY: the helper writes to its own connection only, and leaves by `exit_now`.
+        match unsafe { sys::fork(&self.threads) } {
             Ok(Forked::Parent { child }) => {
                 let pid = Pid::from_raw(child.as_raw());
                 pid.into_iter().for_each(|pid| self.orphans.add_helper(pid));

@@ -134,6 +134,7 @@ impl EventLoop {
     /// In a new worker: lets go of everything that is the server's, and serves. It writes to as little
     /// as it can of what it has of the server's memory: each page of that is copied then, which takes
     /// as long as several system calls.
+    #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn become_worker(&self, born: Newborn) -> ! {
         let Newborn { stderr, socket, slot, number, leftover: Leftover { post, captured } } = born;
         control::close_inherited();
@@ -150,12 +151,15 @@ impl EventLoop {
             sys::exit_now(1);
         }
         let seat = Seat {
-            wake: sys::take_for_good(&self.wake),
+            // SAFETY: this process never returns into the server's code, which is all that uses or drops it.
+            wake: unsafe { sys::take_for_good(&self.wake) },
             socket,
             slot,
             number,
-            server: sys::take_for_good(&self.options.name),
-            buffers: sys::take_for_good(&self.buffers),
+            // SAFETY: as above.
+            server: unsafe { sys::take_for_good(&self.options.name) },
+            // SAFETY: as above.
+            buffers: unsafe { sys::take_for_good(&self.buffers) },
             limits: Limits {
                 max_frame: self.options.max_frame,
                 max_blob: self.options.max_blob,
@@ -170,7 +174,8 @@ impl EventLoop {
         let captured = captured.as_ref().and_then(Captured::pipe);
         let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
         let of_worker = of_worker.chain([post.end()]);
-        sys::close_for_good(self.descriptors().chain(of_worker.map(AsFd::as_fd)));
+        // SAFETY: as above; what owns them is not used below.
+        unsafe { sys::close_for_good(self.descriptors().chain(of_worker.map(AsFd::as_fd))) };
         self.title.show();
         sys::reseed_c_random();
         let run = std::panic::AssertUnwindSafe(|| (self.program)(seat));
@@ -198,6 +203,7 @@ impl EventLoop {
 
 /// Forks a worker for `post`.
 #[inline]
+#[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn fork_worker(
     post: Post,
     slot: Slot,
@@ -217,7 +223,8 @@ fn fork_worker(
     if tracing::dispatcher::has_been_set() {
         sys::flush_stdio();
     }
-    match sys::fork(threads)? {
+    // SAFETY: the child becomes a worker, which lets go of all that is the server's, and leaves by `exit_now`.
+    match unsafe { sys::fork(threads) }? {
         Forked::Parent { child } => {
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
             // Done on both sides, so that it holds before either goes on.

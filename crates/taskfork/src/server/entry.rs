@@ -156,6 +156,7 @@ impl Server {
     /// # Errors
     /// [`ServerError::Threads`] when there are threads, which [`Server::spawn`] does not mind;
     /// [`ServerError::Startup`] with the server's own error when it does not come up.
+    #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub fn fork(
         entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
     ) -> Result<ServerHandle, ServerError> {
@@ -163,7 +164,8 @@ impl Server {
             control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
         let forked = sys::ThreadCount::of_this_process().map_err(Into::into).and_then(|count| {
             sys::flush_stdio();
-            sys::fork(&count)
+            // SAFETY: the child is a server of its own, as the caller wants it, and leaves by `exit_now`.
+            unsafe { sys::fork(&count) }
         });
         match forked {
             Ok(Forked::Parent { child }) => {

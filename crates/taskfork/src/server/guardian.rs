@@ -39,6 +39,7 @@ pub(crate) struct Guardian {
 
 impl Guardian {
     /// Forks it, and waits until it is on guard.
+    #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(crate) fn start(
         name: &str,
         mark: &Mark,
@@ -48,7 +49,8 @@ impl Guardian {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let server = getpid();
-        match sys::fork(threads).map_err(io::Error::other)? {
+        // SAFETY: the child closes all that it has but its line, and only reads what it shares with the server.
+        match unsafe { sys::fork(threads) }.map_err(io::Error::other)? {
             Forked::Parent { child } => {
                 // Which leaves room for the descriptor of the process.
                 drop(theirs);
@@ -107,6 +109,7 @@ fn await_word(line: &OwnedFd) -> io::Result<()> {
 }
 
 /// In the guardian: waits for the server's end.
+#[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn guard(
     name: &str,
     line: OwnedFd,
@@ -116,7 +119,8 @@ fn guard(
 ) -> io::Result<()> {
     let _ = setpgid(None, None);
     sys::hold_back(&nix::sys::signal::SigSet::all())?;
-    let line = sys::keep_only(line)?;
+    // SAFETY: the guardian never returns into the server's code, and leaves by `exit_now`.
+    let line = unsafe { sys::keep_only(line) }?;
     sys::set_title(&format!("taskfork-guardian:{name}"));
     send(&line, b"r", SendFlags::NOSIGNAL)?;
     // Nothing ever comes: this ends with the server. One that ends by itself ends this first.

@@ -204,9 +204,12 @@ fn open_tcp(address: &Address, host: &str, port: u16) -> Result<Listener, Server
     Ok(Listener { socket: listener.into(), address: Address::tcp(host, port), file: None })
 }
 
+#[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn open_inherited(number: i32) -> Result<Listener, ServerError> {
     let unfit = |reason: String| ServerError::Inherited { descriptor: number, reason };
-    let socket = sys::take_inherited(number).map_err(|error| unfit(error.to_string()))?;
+    // SAFETY: the user who wrote the number into an address gave the descriptor away.
+    let socket = unsafe { sys::take_inherited(number) };
+    let socket = socket.map_err(|error| unfit(error.to_string()))?;
     match sockopt::socket_acceptconn(&socket) {
         Ok(true) => {}
         Ok(false) => return Err(unfit("it does not listen".to_owned())),

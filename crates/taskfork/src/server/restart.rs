@@ -32,10 +32,12 @@ pub(crate) type Line = std::fs::File;
 
 impl Inheritance {
     /// Nothing if there is no server before this one.
+    #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(crate) fn take() -> Option<Self> {
         let numbers = sys::take_variable(VARIABLE)?;
         let (listener, line) = numbers.split_once(' ')?;
-        let take = |number: &str| sys::take_inherited(number.parse().ok()?).ok();
+        // SAFETY: the server before this one left them open for this process, by a variable that is gone now.
+        let take = |number: &str| unsafe { sys::take_inherited(number.parse().ok()?) }.ok();
         let (listener, line) = (take(listener)?, take(line)?);
         for descriptor in [&listener, &line] {
             rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC).ok()?;

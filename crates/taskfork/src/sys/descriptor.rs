@@ -67,19 +67,26 @@ pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<Async
 }
 
 /// Takes over the descriptor with this number, which the process inherited open.
-pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+///
+/// # Safety
+/// Nobody in this process owns the descriptor of that number: it was open when the process began, and is taken over
+/// once.
+pub(crate) unsafe fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // SAFETY: the borrow ends with this statement; a number that is not open answers EBADF.
     rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
-    // SAFETY: it is open, and the user who wrote its number into an address gave it away.
+    // SAFETY: it is open, and by the caller's word nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// What `owner` owns, without a word of it written, for a process that never again uses or drops it
 /// there.
-pub(crate) fn take_for_good<T>(owner: &T) -> T {
+///
+/// # Safety
+/// What `owner` refers to is never used again in this process, and never dropped there.
+pub(crate) unsafe fn take_for_good<T>(owner: &T) -> T {
     // SAFETY: it is valid, and by the caller's word nobody else owns it from here on.
     unsafe { std::ptr::read(owner) }
 }
@@ -92,7 +99,10 @@ pub(crate) fn keep_open(descriptor: OwnedFd) -> BorrowedFd<'static> {
 
 /// Closes all of these, neighbours with one system call, whoever owns them. For a process that never
 /// again uses or drops what owns them.
-pub(crate) fn close_for_good<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
+///
+/// # Safety
+/// None of what owns these descriptors is ever used again in this process, or dropped there.
+pub(crate) unsafe fn close_for_good<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
     // A bit each: a new worker has no memory yet, and the code that sorts takes longer to come than
     // this.
     let mut low = [0_u64; 16];
@@ -100,7 +110,8 @@ pub(crate) fn close_for_good<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a
         let number = descriptor.as_raw_fd().unsigned_abs();
         match low.get_mut(number as usize / 64) {
             Some(word) => *word |= 1 << (number % 64),
-            None => close_range(number..number + 1),
+            // SAFETY: the caller's promise.
+            None => unsafe { close_range(number..number + 1) },
         }
     }
     let is_set = |number: u32| low[number as usize / 64] >> (number % 64) & 1 == 1;
@@ -108,12 +119,16 @@ pub(crate) fn close_for_good<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a
     let mut from = 0;
     while let Some(first) = (from..end).find(|&number| is_set(number)) {
         from = (first..end).find(|&number| !is_set(number)).unwrap_or(end);
-        close_range(first..from);
+        // SAFETY: the caller's promise.
+        unsafe { close_range(first..from) };
     }
 }
 
-/// Closes these, of which nothing that owns one will run.
-fn close_range(numbers: Range<u32>) {
+/// Closes these.
+///
+/// # Safety
+/// As for [`close_for_good`].
+unsafe fn close_range(numbers: Range<u32>) {
     // SAFETY: by the caller's word.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, numbers.start, numbers.end - 1, 0) };
     if closed != 0 {
@@ -127,7 +142,10 @@ fn close_range(numbers: Range<u32>) {
 
 /// Closes all descriptors but this one, whoever owned them, and has nothing as standard input and
 /// outputs; gives the one that is left. For a process that will run nothing but its caller.
-pub(crate) fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
+///
+/// # Safety
+/// Nothing that owns a descriptor but `kept` is ever used again in this process, or dropped there.
+pub(crate) unsafe fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
     let kept = rustix::io::fcntl_dupfd_cloexec(kept, 3)?;
     let listed = std::fs::read_dir("/proc/self/fd")?;
     let numbers: Vec<RawFd> =

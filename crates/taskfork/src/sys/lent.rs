@@ -71,7 +71,8 @@ impl Own {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("taskfork-buffer", flags)?;
         ftruncate(&file, length as u64)?;
-        let mapping = Mapping::new(&file, length, Access::Write)?;
+        // SAFETY: the file is new and has that length, and the seals that follow let nobody else write to it.
+        let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
         // At once takes half as long as page by page, which is what comes of it where the kernel refuses.
         let (start, soon) = (mapping.start.cast(), soon.min(length));
@@ -163,8 +164,10 @@ impl Foreign {
         }
         let length = usize::try_from(status.st_size).ok().filter(|&length| length <= most);
         let length = length.ok_or("it is longer than what was agreed")?;
-        let mapping =
-            Mapping::new(file, length, Access::Read).map_err(|_| "it cannot be mapped")?;
+        // SAFETY: the seals keep the length that it has, and let its maker alone write to it, who is of the same user
+        // and has agreed not to while it is lent. It is checked elsewhere that the maker is another process.
+        let mapping = unsafe { Mapping::new(file, length, Access::Read) };
+        let mapping = mapping.map_err(|_| "it cannot be mapped")?;
         Ok(Self { mapping, identity: Identity::of(&status) })
     }
 
@@ -222,7 +225,8 @@ mod tests {
             assert!(foreign.bytes(10_000).iter().all(|&byte| byte == fill));
             assert_eq!(own.bytes(10_000), foreign.bytes(10_000));
         }
-        assert!(Mapping::new(&file, 10_000, Access::Write).is_err());
+        // SAFETY: it is refused.
+        assert!(unsafe { Mapping::new(&file, 10_000, Access::Write) }.is_err());
         assert!(rustix::io::pwrite(&file, b"x", 0).is_err());
         assert!(ftruncate(&file, 10).is_err());
         assert!(ftruncate(&file, 20_000).is_err());

@@ -1,4 +1,4 @@
-//! Every `unsafe` of the crate, each in a small function that is safe to call. Nothing here knows
+//! Every `unsafe` of the crate but the calls of the few functions here that are unsafe to call. Nothing here knows
 //! what a worker or a client is.
 #![allow(unsafe_code)]
 

@@ -61,9 +61,13 @@ pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Forks this process, which must have one thread only. Text that waits in a buffer is written by both
-/// processes.
-pub(crate) fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
+/// Forks this process, which must have one thread only; more are an error. Text that waits in a buffer is written by
+/// both processes.
+///
+/// # Safety
+/// The child uses nothing that only one process may use at a time: it does not write to memory that is shared with
+/// others, nor through descriptors, but where the parent is meant to see that.
+pub(crate) unsafe fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
     let threads = threads.get()?;
     if threads != 1 {
         return Err(ForkError::Threads { threads });

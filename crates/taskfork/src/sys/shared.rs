@@ -36,7 +36,12 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(file: &impl AsFd, length: usize, access: Access) -> io::Result<Self> {
+    /// Maps the first `length` bytes of a file.
+    ///
+    /// # Safety
+    /// The file has so many bytes for as long as the mapping lives. Nobody writes to them meanwhile, here or elsewhere,
+    /// but through this value, or as words that are read and written at once; or its maker has agreed not to.
+    pub(super) unsafe fn new(file: &impl AsFd, length: usize, access: Access) -> io::Result<Self> {
         if length == 0 {
             return Ok(Self { start: ptr::NonNull::dangling().as_ptr(), length });
         }
@@ -81,7 +86,8 @@ impl Writable {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("taskfork-blob", flags)?;
         ftruncate(&file, length as u64)?;
-        let mapping = Mapping::new(&file, length, Access::Write)?;
+        // SAFETY: the file is new, has that length, and nobody else has it.
+        let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         Ok(Self { file, mapping })
     }
 
@@ -100,7 +106,8 @@ impl Writable {
         let length = mapping.length;
         drop(mapping);
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
-        let sealed = Sealed::map(&file, length)?;
+        // SAFETY: it has that length, and has just been sealed.
+        let sealed = unsafe { Sealed::map(&file, length) }?;
         Ok((sealed, Arc::new(file)))
     }
 }
@@ -136,11 +143,15 @@ impl Sealed {
         if length > most {
             return Err(SealedError::TooLong { length });
         }
-        Ok(Self::map(file, length)?)
+        // SAFETY: the seals keep the length that it has, and everybody from writing to it.
+        Ok(unsafe { Self::map(file, length) }?)
     }
 
-    fn map(file: &OwnedFd, length: usize) -> io::Result<Self> {
-        Mapping::new(file, length, Access::ReadSealed).map(Self)
+    /// # Safety
+    /// The file has that length, and is sealed against every change.
+    unsafe fn map(file: &OwnedFd, length: usize) -> io::Result<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { Mapping::new(file, length, Access::ReadSealed) }.map(Self)
     }
 }
 
@@ -168,7 +179,8 @@ mod tests {
         assert_eq!((sealed.as_ref().len(), sealed.as_ref()[9_999]), (10_000, 7));
         assert!(ftruncate(&*file, 10).is_err());
         assert!(rustix::io::pwrite(&*file, b"x", 0).is_err());
-        assert!(Mapping::new(&*file, 10_000, Access::Write).is_err());
+        // SAFETY: it is refused.
+        assert!(unsafe { Mapping::new(&*file, 10_000, Access::Write) }.is_err());
     }
 
     #[test]

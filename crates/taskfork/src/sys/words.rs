@@ -25,7 +25,8 @@ impl Words {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("taskfork-ring", flags)?;
         ftruncate(&file, length as u64)?;
-        let mapping = Mapping::new(&file, length, Access::Write)?;
+        // SAFETY: the file is new and has that length, and is only ever reached as words.
+        let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
         Ok((Self(mapping), file))
     }
@@ -42,7 +43,8 @@ impl Words {
         if fstat(file)?.st_size != length as i64 {
             return Err(wrong("it has another size than was agreed"));
         }
-        Mapping::new(file, length, Access::Write).map(Self)
+        // SAFETY: the seals keep the length that it has, and it is only ever reached as words here.
+        unsafe { Mapping::new(file, length, Access::Write) }.map(Self)
     }
 }
 
