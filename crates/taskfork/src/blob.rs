@@ -29,7 +29,9 @@ use crate::wire::parts::{self, Elsewhere};
 /// Where both sides can share memory, which is through unix sockets, a long one need not even be sent:
 ///
 /// - One that was made of a [`BlobMut`] is mapped by the other side, in a time that does not depend on its
-///   length. So is one that arrived that way and is sent on.
+///   length. So is one that arrived that way and is sent on. How long it may be is set by
+///   [`ClientBuilder::max_blob`](crate::ClientBuilder::max_blob) and
+///   [`ServerBuilder::max_blob`](crate::ServerBuilder::max_blob) of the side that gets it.
 /// - Any other is copied into memory that is kept for its connection, from the third on: that is one copy, and
 ///   no new memory. One that arrives that way and goes back to where
 ///   it came from, as an image that a worker hands on unchanged, is not copied. How much memory is kept is set by

@@ -47,9 +47,12 @@ impl Lane {
                 if state.open {
                     // Nobody waits: the driver is to hear of a death.
                     connection.signal.wake_next(None, true);
-                    if let Poll::Ready(ended) = connection.poll_message() {
-                        self.lost(state, effects, Ending::of(ended));
-                    }
+                    let ending = match connection.poll_message() {
+                        Poll::Ready(ended) => Ending::of(ended),
+                        Poll::Pending if connection.talks() => Ending::talks(),
+                        Poll::Pending => return,
+                    };
+                    self.lost(state, effects, ending);
                 }
                 return;
             };

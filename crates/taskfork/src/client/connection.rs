@@ -187,6 +187,12 @@ impl Connection {
         self.turn.noted(bytes);
     }
 
+    /// Whether a whole turn was not enough for what has come, answers of calls that are not to be run aside. A worker
+    /// has not so much to say while no call runs.
+    pub(crate) fn talks(&mut self) -> bool {
+        !self.is_skipping() && self.turn.is_over()
+    }
+
     /// Whether the worker sends faster than it is read.
     pub(crate) fn is_flooded(&self) -> bool {
         self.turn.is_flooded()

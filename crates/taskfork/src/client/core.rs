@@ -321,6 +321,7 @@ impl Core {
         let flushed = matches!(connection.poll_flush(), Poll::Pending | Poll::Ready(Ok(())));
         let ending = match connection.poll_message() {
             Poll::Ready(ended) => Ending::of(ended),
+            Poll::Pending if connection.talks() => Ending::talks(),
             Poll::Pending if flushed => return,
             Poll::Pending => Ending::Closed,
         };

@@ -94,6 +94,11 @@ impl Ending {
         }
     }
 
+    /// Of a worker that sends a lot though no call runs.
+    pub(crate) fn talks() -> Self {
+        Self::Broken("the worker sends messages without end though no call runs".to_owned())
+    }
+
     /// The number of the last call that the worker can have begun, if `first` is the first of
     /// `unanswered` that it has not answered.
     pub(crate) fn begun(&self, connection: &Connection, first: u64, unanswered: usize) -> u64 {

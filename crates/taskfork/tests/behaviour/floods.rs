@@ -246,23 +246,28 @@ async fn a_flood_before_the_greeting_keeps_no_runtime() {
 }
 
 async fn a_flood_on_an_idle_connection_keeps_no_runtime() {
-    on_both_runtimes(|| async {
-        let folder = tempfile::tempdir().unwrap();
-        serve(&folder, |socket| {
-            let mut raw = Raw(socket);
-            greet(&mut raw, 1);
-            raw.send(&frame(vec![1.into(), map(&[]), 5.into()]));
-            // That the checkout is done.
-            raw.receive();
-            flood(&mut raw, &nothing());
-        });
-        let client = options(&folder).build().unwrap();
-        assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
-        tokio::time::sleep(TIMEOUT).await;
-        // The worker says nothing of use any more.
-        let _ = client.call::<u8>("five", ()).await;
-    })
-    .await;
+    for keeps_checkout in [false, true] {
+        on_both_runtimes(move || async move {
+            let folder = tempfile::tempdir().unwrap();
+            serve(&folder, |socket| {
+                let mut raw = Raw(socket);
+                greet(&mut raw, 1);
+                raw.send(&frame(vec![1.into(), map(&[]), 5.into()]));
+                flood(&mut raw, &nothing());
+            });
+            let client = options(&folder).build().unwrap();
+            let checkout = client.checkout();
+            assert_eq!(checkout.call::<u8>("five", ()).await.unwrap(), 5);
+            let kept = keeps_checkout.then_some(checkout);
+            let is_lost = || client.stats().idle + client.stats().busy == 0;
+            until("the worker to be left", is_lost).await;
+            if let Some(checkout) = kept {
+                let error = checkout.call::<u8>("five", ()).await.unwrap_err();
+                assert!(error.to_string().contains("without end though no call runs"), "{error}");
+            }
+        })
+        .await;
+    }
 }
 
 async fn a_flood_keeps_no_thread_of_the_blocking_client() {
