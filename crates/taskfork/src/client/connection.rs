@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
-use tokio::task::coop;
 
 use super::connect::{GreetError, Hearing, Terms};
 use super::core::Core;
@@ -193,7 +192,7 @@ impl Connection {
         !self.is_skipping() && self.turn.is_over()
     }
 
-    /// Whether the worker sends faster than it is read.
+    /// Whether the worker has sent more messages since its last answer than it has reason to.
     pub(crate) fn is_flooded(&self) -> bool {
         self.turn.is_flooded()
     }
@@ -276,6 +275,7 @@ impl Connection {
             self.look.found();
             self.end_looking();
         }
+        self.turn.answered();
         self.long = std::mem::take(&mut self.since_answer) > frame::SENT_WHOLE;
     }
 
@@ -476,14 +476,10 @@ impl Connection {
             let read =
                 self.stream.poll_read(&mut context, &mut self.inbox, &mut self.files_received);
             let Poll::Ready(read) = read else {
-                if !self.may_sleep() {
-                    continue;
+                match self.may_sleep() {
+                    true => return Poll::Pending,
+                    false => continue,
                 }
-                // Without budget nobody has looked whether there is more.
-                if coop::has_budget_remaining() {
-                    self.turn.found_end();
-                }
-                return Poll::Pending;
             };
             match read {
                 Ok(0) if self.is_in_ring() => {}

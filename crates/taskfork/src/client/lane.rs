@@ -317,7 +317,7 @@ impl Lane {
             let Some((_, head)) = state.calls.head() else { return };
             let Some(deadline) = head.deadline else { return };
             // A worker that has the call may go on for the grace; then its server ends it, and says
-            // where it was. One that sends faster than it is read does not hang.
+            // where it was. One that floods this side with messages does not hang.
             let has_it = head.number().is_some()
                 && self.core.config.protocol == Protocol::Native
                 && !state.is_ungreeted()

@@ -70,7 +70,7 @@ impl State {
         matches!(&self.holding, Holding::Worker(lease) if !lease.connection.is_greeted())
     }
 
-    /// Its worker sends faster than it is read.
+    /// Its worker floods it with messages.
     pub(super) fn is_flooded(&self) -> bool {
         matches!(&self.holding, Holding::Worker(lease) if lease.connection.is_flooded())
     }

@@ -20,13 +20,15 @@ pub(super) struct Turn {
     spent: usize,
     /// How much of that the runtime's budget has been charged for.
     charged: usize,
-    /// A turn has ended before all had been handled that was there, and none has since found the end of it.
+    /// How much of it was for messages, and not for the bytes of a long one.
+    messages: usize,
+    /// A turn was not enough for the messages that had come since the last answer.
     flooded: bool,
 }
 
 impl Turn {
     pub(super) fn begin(&mut self) {
-        (self.spent, self.charged) = (0, 0);
+        (self.spent, self.charged, self.messages) = (0, 0, 0);
     }
 
     /// So many bytes have been read.
@@ -36,27 +38,32 @@ impl Turn {
 
     /// A message has been taken.
     pub(super) fn took(&mut self) {
-        self.read(MESSAGE);
+        self.handled(MESSAGE);
     }
 
     /// So many bytes of notes have been taken.
     pub(super) fn noted(&mut self, bytes: usize) {
-        self.read(bytes.saturating_mul(NOTE));
+        self.handled(bytes.saturating_mul(NOTE));
     }
 
-    /// Everything has been handled that was there.
-    pub(super) fn found_end(&mut self) {
+    fn handled(&mut self, cost: usize) {
+        self.read(cost);
+        self.messages = self.messages.saturating_add(cost);
+    }
+
+    /// An answer has come.
+    pub(super) fn answered(&mut self) {
         self.flooded = false;
     }
 
     /// Whether the rest must wait for the next turn.
     pub(super) fn is_over(&mut self) -> bool {
         let is_over = self.spent >= TURN;
-        self.flooded |= is_over;
+        self.flooded |= is_over && self.messages >= TURN / 2;
         is_over
     }
 
-    /// Whether more has come than one turn takes, and the end of it has not been seen.
+    /// Whether so many messages have come at a time since the last answer that a turn was not enough for them.
     pub(super) fn is_flooded(&self) -> bool {
         self.flooded
     }
@@ -88,10 +95,11 @@ mod tests {
         turn.begin();
         turn.read(TURN - 1);
         assert!(!turn.is_over() && turn.is_flooded());
-        turn.found_end();
+        turn.answered();
         turn.noted(1);
-        assert!(turn.is_over() && turn.is_flooded());
+        assert!(turn.is_over() && !turn.is_flooded(), "most was a long message");
         turn.noted(usize::MAX);
+        assert!(turn.is_over() && turn.is_flooded());
         turn.charge();
         assert!(!turn.owes());
     }
