@@ -188,7 +188,7 @@ impl Connection {
 
     /// Whether a whole turn was not enough for what has come, answers of calls that are not to be run aside. A worker
     /// has not so much to say while no call runs.
-    pub(crate) fn talks(&mut self) -> bool {
+    pub(crate) fn talks(&self) -> bool {
         !self.is_skipping() && self.turn.is_over()
     }
 
@@ -466,9 +466,13 @@ impl Connection {
             if let Some(body) = self.take_message().map_err(Lost::Wire)? {
                 self.turn.took();
                 self.since_answer += frame::HEADER + body.len();
-                if !self.passes(&body) && !self.takes_in(&body)? {
+                if self.passes(&body) {
+                    continue;
+                }
+                if !self.takes_in(&body)? {
                     return Poll::Ready(Ok(body));
                 }
+                self.turn.took_other();
                 continue;
             }
             self.reserve();

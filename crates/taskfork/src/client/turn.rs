@@ -14,21 +14,23 @@ const MESSAGE: usize = 1 << 10;
 /// What a byte of notes costs: it is decoded, and merged into a log.
 const NOTE: usize = 8;
 
+/// A worker that has sent so many messages that are no answers, since its last answer, floods. With notes in them, these
+/// are more than a log takes.
+const FLOOD: usize = 2048;
+
 /// What has been handled in this turn.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     spent: usize,
     /// How much of that the runtime's budget has been charged for.
     charged: usize,
-    /// How much of it was for messages, and not for the bytes of a long one.
-    messages: usize,
-    /// A turn was not enough for the messages that had come since the last answer.
-    flooded: bool,
+    /// How many messages have come since the last answer that are none.
+    others: usize,
 }
 
 impl Turn {
     pub(super) fn begin(&mut self) {
-        (self.spent, self.charged, self.messages) = (0, 0, 0);
+        (self.spent, self.charged) = (0, 0);
     }
 
     /// So many bytes have been read.
@@ -38,34 +40,33 @@ impl Turn {
 
     /// A message has been taken.
     pub(super) fn took(&mut self) {
-        self.handled(MESSAGE);
+        self.read(MESSAGE);
+    }
+
+    /// It was no answer.
+    pub(super) fn took_other(&mut self) {
+        self.others = self.others.saturating_add(1);
     }
 
     /// So many bytes of notes have been taken.
     pub(super) fn noted(&mut self, bytes: usize) {
-        self.handled(bytes.saturating_mul(NOTE));
-    }
-
-    fn handled(&mut self, cost: usize) {
-        self.read(cost);
-        self.messages = self.messages.saturating_add(cost);
+        self.read(bytes.saturating_mul(NOTE));
+        self.took_other();
     }
 
     /// An answer has come.
     pub(super) fn answered(&mut self) {
-        self.flooded = false;
+        self.others = 0;
     }
 
     /// Whether the rest must wait for the next turn.
-    pub(super) fn is_over(&mut self) -> bool {
-        let is_over = self.spent >= TURN;
-        self.flooded |= is_over && self.messages >= TURN / 2;
-        is_over
+    pub(super) fn is_over(&self) -> bool {
+        self.spent >= TURN
     }
 
-    /// Whether so many messages have come at a time since the last answer that a turn was not enough for them.
+    /// Whether more messages have come since the last answer than a worker has reason to send.
     pub(super) fn is_flooded(&self) -> bool {
-        self.flooded
+        self.others >= FLOOD
     }
 
     /// Whether a unit of the runtime's budget is due.
@@ -91,16 +92,29 @@ mod tests {
             messages += 1;
         }
         assert_eq!(messages, TURN / MESSAGE);
-        assert!(turn.is_flooded() && turn.owes());
+        assert!(turn.owes());
         turn.begin();
         turn.read(TURN - 1);
-        assert!(!turn.is_over() && turn.is_flooded());
-        turn.answered();
+        assert!(!turn.is_over());
         turn.noted(1);
-        assert!(turn.is_over() && !turn.is_flooded(), "most was a long message");
+        assert!(turn.is_over());
         turn.noted(usize::MAX);
-        assert!(turn.is_over() && turn.is_flooded());
+        assert!(turn.is_over());
         turn.charge();
         assert!(!turn.owes());
+    }
+
+    #[test]
+    fn many_messages_without_an_answer_are_a_flood() {
+        let mut turn = Turn::default();
+        for _ in 1..FLOOD {
+            turn.took_other();
+            turn.begin();
+        }
+        assert!(!turn.is_flooded());
+        turn.noted(10);
+        assert!(turn.is_flooded());
+        turn.answered();
+        assert!(!turn.is_flooded());
     }
 }
