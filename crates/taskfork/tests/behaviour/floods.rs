@@ -188,8 +188,10 @@ async fn flooded_with_rings(then: impl Fn(Raw, crate::rings::Rings) + Clone + Se
             let client = options(&folder).build().unwrap();
             let start = Instant::now();
             let error = call_until_it_fails(&client).await;
-            // Those before it took a while, too.
-            assert!(error.is_fatal() && start.elapsed() < 2 * TIMEOUT + LATE, "{error}");
+            // Those before it took a while, too, and on a busy machine the worker may not get to send enough for a flood:
+            // then there could be news of it for another second.
+            let most = 2 * TIMEOUT + Duration::from_secs(1) + LATE;
+            assert!(error.is_fatal() && start.elapsed() < most, "{error}");
         }
     })
     .await;
