@@ -2,6 +2,7 @@
 //! itself.
 
 use std::collections::{BTreeMap, HashSet};
+use std::os::fd::OwnedFd;
 
 use rustix::event::epoll;
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
@@ -9,10 +10,9 @@ use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 use super::burial::{Buried, News};
 use super::children::Child;
 use super::event_loop::{EventLoop, Mode};
-use super::listener::Listener;
 use super::status::{self, ServerStatus};
 use crate::sys::{self, Forked};
-use crate::worker::scoreboard::{Retirement, now};
+use crate::worker::scoreboard::now;
 
 impl EventLoop {
     /// Buries all workers that have died. The kernel says only that some child has.
@@ -41,6 +41,11 @@ impl EventLoop {
             let _ = epoll::delete(&self.epoll, stderr);
         }
         let age = child.age();
+        // Its group can be killed for as long as its number is not free.
+        child.kill();
+        if !self.guardian.as_mut().is_none_or(|guardian| guardian.reaped(child.pid)) {
+            self.replace_guardian();
+        }
         let Buried { slot, news, stack, cause, failed_spare } =
             child.bury(&mut self.shown, &self.options.limits, &self.out_of_memory);
         self.scoreboard.give_back(slot);
@@ -65,25 +70,24 @@ impl EventLoop {
         }
     }
 
-    /// Tells of the server, and before that has a worker leave if that is what is wanted.
-    pub(super) fn tell_status(&mut self) {
-        let Some(Ok(connection)) = self.status.as_ref().map(Listener::accept) else { return };
-        // One that does not say what it wants, or does not read, must not hold the server up.
+    /// Tells of the server.
+    pub(super) fn tell_status(&mut self, connection: OwnedFd) {
+        // Workers' slots are not mapped in the process that tells.
+        let mut status = self.status();
+        // One that does not read must not hold the server up, and memory takes long to find out.
         drop(self.help(connection, |server, connection| {
-            let wish = status::wish(&connection);
-            if let Some(child) = wish.and_then(|number| server.children.get_mut(&number)) {
-                // Its slot and its socket are the server's as well.
-                child.retire(Retirement::Wish);
-            }
-            let status = server.status();
             server.children.clear();
+            for worker in &mut status.workers {
+                (worker.memory, worker.peak_memory) = status::memory(worker.pid);
+            }
             status::answer(&connection, &status);
         }));
     }
 
-    fn status(&self) -> ServerStatus {
+    fn status(&mut self) -> ServerStatus {
         let now = now();
-        let mut workers: Vec<_> = self.children.values().map(|child| child.status(now)).collect();
+        let children = self.children.values_mut();
+        let mut workers: Vec<_> = children.map(|child| child.status(now)).collect();
         workers.sort_by_key(|worker| worker.number);
         let deaths = self.tally.deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count));
         ServerStatus {
@@ -108,7 +112,7 @@ impl EventLoop {
             let known = last.entry(client).or_insert((at, waiting));
             *known = (*known).max((at, waiting));
         }
-        last.values().map(|&(_, waiting)| waiting).sum()
+        last.values().fold(0, |all, &(_, waiting)| all.saturating_add(waiting))
     }
 
     /// Has a process of its own do something that may take long; gives back what it was to be done
@@ -126,6 +130,7 @@ impl EventLoop {
                 // It outlives neither the server nor, by what it holds, anybody's connection.
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
                 drop((self.listener.take(), self.status.take(), self.options.control.take()));
+                self.status_requests.forget();
                 task(self, with);
                 sys::exit_now(0);
             }

@@ -21,15 +21,15 @@ use crate::wire::WireError;
 use crate::wire::error_body::{self, ErrorBody};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::native;
-use crate::worker::scoreboard::Slot;
+use crate::worker::scoreboard::ServerSlot;
 use crate::worker::{Limits, Seat, Socket};
 
 /// Which of the two processes is running now.
 #[derive(Debug)]
 pub(crate) enum Birth {
-    Parent(Child),
+    Parent(Pid, Option<Captured>),
     /// With what is to be its standard error, if that is not the server's.
-    Worker(Option<OwnedFd>, Leftover),
+    Worker(Option<OwnedFd>, Option<Captured>),
 }
 
 /// A new worker, which is still what its server is.
@@ -37,7 +37,7 @@ struct Newborn {
     /// What is to be its standard error, if that is not the server's.
     stderr: Option<OwnedFd>,
     socket: Socket,
-    slot: Slot,
+    slot: ServerSlot,
     number: u64,
     leftover: Leftover,
 }
@@ -84,13 +84,17 @@ impl EventLoop {
         let number = self.born + 1;
         let (threads, stderr) = (&self.threads, self.options.stderr);
         self.title.set_number(number);
-        match fork_worker(post, slot.clone(), number, threads, stderr) {
-            Ok(Birth::Parent(child)) => {
+        match fork_worker(threads, stderr) {
+            Ok(Birth::Parent(pid, stderr)) => {
                 self.born = number;
-                self.adopt(child);
+                if !self.guardian.as_mut().is_none_or(|guardian| guardian.forked(pid)) {
+                    self.replace_guardian();
+                }
+                self.adopt(Child::new(pid, post, slot, number, stderr));
                 Ok(())
             }
-            Ok(Birth::Worker(stderr, leftover)) => {
+            Ok(Birth::Worker(stderr, captured)) => {
+                let leftover = Leftover { post, captured };
                 self.become_worker(Newborn { stderr, socket, slot, number, leftover })
             }
             Err(error) => {
@@ -145,14 +149,18 @@ impl EventLoop {
         let ready = redirected()
             .map_err(io::Error::from)
             .and_then(|()| self.signals.reset_for_worker())
-            .and_then(|()| self.options.limits.apply());
-        if let Err(error) = ready {
-            tracing::error!("a worker cannot start: {error}");
-            sys::exit_now(1);
-        }
+            .and_then(|()| self.options.limits.apply())
+            .and_then(|()| self.scoreboard.map(&slot));
+        let slot = match ready {
+            Ok(slot) => slot,
+            Err(error) => {
+                tracing::error!("a worker cannot start: {error}");
+                sys::exit_now(1);
+            }
+        };
         let seat = Seat {
             // SAFETY: this process never returns into the server's code, which is all that uses or drops it.
-            wake: unsafe { sys::take_for_good(&self.wake) },
+            wake: unsafe { sys::take_for_good(self.wake.writer()) },
             socket,
             slot,
             number,
@@ -189,28 +197,23 @@ impl EventLoop {
         let own = [self.nothing.as_fd(), self.epoll.as_fd(), self.signals.as_fd()];
         let children = self.children.values().flat_map(Child::descriptors);
         own.into_iter()
-            .chain([self.threads.as_fd()])
+            .chain([self.threads.as_fd(), self.scoreboard.as_fd(), self.wake.as_fd()])
             .chain(self.out_of_memory.descriptor())
             .chain(self.orphans.descriptor())
             .chain(self.options.control.as_ref().map(AsFd::as_fd))
             .chain(self.listener.as_ref().map(AsFd::as_fd))
             .chain(self.status.as_ref().map(AsFd::as_fd))
+            .chain(self.status_requests.descriptors())
             .chain(self.successor.as_ref().map(AsFd::as_fd))
             .chain(self.guardian.iter().flat_map(Guardian::descriptors))
             .chain(children)
     }
 }
 
-/// Forks a worker for `post`.
+/// Forks a worker.
 #[inline]
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-fn fork_worker(
-    post: Post,
-    slot: Slot,
-    number: u64,
-    threads: &ThreadCount,
-    stderr: Stderr,
-) -> Result<Birth, ForkError> {
+fn fork_worker(threads: &ThreadCount, stderr: Stderr) -> Result<Birth, ForkError> {
     let (stderr, writer) = match stderr {
         Stderr::Capture => {
             let (captured, writer) = Captured::new()?;
@@ -229,7 +232,7 @@ fn fork_worker(
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
             // Done on both sides, so that it holds before either goes on.
             let _ = setpgid(Some(pid), Some(pid));
-            Ok(Birth::Parent(Child::new(pid, post, slot, number, stderr)))
+            Ok(Birth::Parent(pid, stderr))
         }
         Forked::Child => {
             let _ = setpgid(None, None);
@@ -239,7 +242,7 @@ fn fork_worker(
                 sys::exit_now(1);
             }
             become_subreaper();
-            Ok(Birth::Worker(writer, Leftover { post, captured: stderr }))
+            Ok(Birth::Worker(writer, stderr))
         }
     }
 }

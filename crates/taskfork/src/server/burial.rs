@@ -12,7 +12,7 @@ use crate::error::End;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT};
 use crate::wire::notice::{self, DeathNotice};
-use crate::worker::scoreboard::{Phase, Retirement, Slot};
+use crate::worker::scoreboard::{Phase, Retirement, ServerSlot};
 
 /// The causes of deaths, as they are counted.
 pub(super) mod cause {
@@ -31,11 +31,12 @@ pub(super) mod cause {
     pub(in crate::server) const MAX_CALLS: &str = "max_calls";
     pub(in crate::server) const MAX_MEMORY: &str = "max_memory";
     pub(in crate::server) const DISMISSED: &str = "dismissed";
+    pub(in crate::server) const CORRUPT: &str = "corrupt";
 }
 
 /// What is left of a worker.
 pub(crate) struct Buried {
-    pub(crate) slot: Slot,
+    pub(crate) slot: ServerSlot,
     pub(crate) news: News,
     /// Where it hung, if it was killed for that and has told.
     pub(crate) stack: Option<Vec<u64>>,

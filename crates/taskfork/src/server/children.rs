@@ -17,7 +17,7 @@ use crate::display::seconds;
 use crate::error::End;
 use crate::sys;
 use crate::wire::notice::DeathNotice;
-use crate::worker::scoreboard::{Order, Phase, Retirement, Slot, View, now};
+use crate::worker::scoreboard::{MOST_COUNTED, Order, Phase, Retirement, ServerSlot, View, now};
 
 /// A worker process as its server knows it. It is kept small, as what changes in the server's memory is
 /// copied after each fork.
@@ -27,7 +27,7 @@ pub(crate) struct Child {
     pub(crate) pid: Pid,
     /// What the worker is there for.
     post: Post,
-    pub(crate) slot: Slot,
+    pub(crate) slot: ServerSlot,
     pub(crate) number: u64,
     judgement: Option<Box<Judgement>>,
     /// It takes too long, and has been asked for its stack.
@@ -37,8 +37,10 @@ pub(crate) struct Child {
     stderr: Option<Captured>,
     /// When it was forked, on the clock of the scoreboard.
     born: Duration,
-    /// It has been told to leave when its checkout is done.
-    leaving: bool,
+    /// When it was told to leave once its checkout is done.
+    leaving: Option<Duration>,
+    /// When its client closed the connection.
+    client_gone: Option<Duration>,
 }
 
 /// What a worker is there for, by the server's own end of it.
@@ -85,6 +87,13 @@ struct Suspicion {
     until: Duration,
 }
 
+/// How long a worker may stay that has no client any more, or that was told to leave and serves nobody. It
+/// closes what it has open in that time.
+const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+
+/// The same while it runs `checkout_done`, where no `hung_worker_timeout` is set.
+const DONE_WITHIN: Duration = Duration::from_secs(300);
+
 /// How long a worker's stack is waited for before it is killed.
 const STACK_WAIT: Duration = Duration::from_millis(100);
 
@@ -92,11 +101,10 @@ impl Child {
     pub(crate) fn new(
         pid: Pid,
         post: Post,
-        slot: Slot,
+        slot: ServerSlot,
         number: u64,
         stderr: Option<Captured>,
     ) -> Self {
-        slot.belongs_to(pid);
         Self {
             pid,
             post,
@@ -107,7 +115,8 @@ impl Child {
             reminded: 0,
             stderr,
             born: now(),
-            leaving: false,
+            leaving: None,
+            client_gone: None,
         }
     }
 
@@ -126,12 +135,12 @@ impl Child {
 
     /// Whether it waits for somebody to serve, or will.
     pub(crate) fn is_spare(&self) -> bool {
-        matches!(self.post, Post::Spare(_)) && !self.leaving && self.judgement.is_none()
+        matches!(self.post, Post::Spare(_)) && self.leaving.is_none() && self.judgement.is_none()
     }
 
     /// Whether it has been set up, and waits.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.is_spare() && self.slot.view().phase == Phase::Spare
+        self.is_spare() && self.slot.is_in(Phase::Spare)
     }
 
     /// For how long it has lived.
@@ -169,22 +178,76 @@ impl Child {
     /// find out by itself.
     pub(crate) fn client_left(&mut self) {
         self.slot.client_is_gone();
-        let view = self.slot.view();
+        self.client_gone.get_or_insert_with(now);
+        let view = self.look();
         if matches!(view.phase, Phase::Setup | Phase::Busy) {
             let reason = "its client went away".to_owned();
             self.condemn(Judgement { view, reason, ran: None, cause: cause::CLIENT_GONE });
         }
     }
 
+    /// What the worker does now. One whose slot says what cannot be is killed, and taken to do what it did before.
+    fn look(&mut self) -> View {
+        let corruption = match self.slot.look() {
+            Ok(view) => return view,
+            Err(corruption) => corruption,
+        };
+        let view = self.slot.seen();
+        let reason = corruption.to_string();
+        self.judgement.get_or_insert_with(|| {
+            Box::new(Judgement { view, reason, ran: None, cause: cause::CORRUPT })
+        });
+        self.kill();
+        view
+    }
+
+    /// Kills the worker if it stays though there is nothing left for it to do; gives the time until that can be.
+    /// All of that is known without a word from the worker.
+    pub(crate) fn judge_leaving(
+        &mut self,
+        now: Duration,
+        timeout: Option<Duration>,
+    ) -> Option<Duration> {
+        if self.judgement.is_some() {
+            return None;
+        }
+        let (told, gone) = (self.leaving, self.client_gone);
+        if told.is_none() && gone.is_none() {
+            return None;
+        }
+        let serves_nobody = match self.look().phase {
+            Phase::Idle | Phase::Retired | Phase::Spare => true,
+            Phase::Done => {
+                let within = timeout.unwrap_or(DONE_WITHIN).max(LEAVE_WITHIN);
+                return self.end_at(gone?.saturating_add(within), now);
+            }
+            _ => false,
+        };
+        let since = gone.or(told.filter(|_| serves_nobody))?;
+        self.end_at(since.saturating_add(LEAVE_WITHIN), now)
+    }
+
+    /// Kills the worker at this time; gives the time until then.
+    fn end_at(&mut self, due: Duration, now: Duration) -> Option<Duration> {
+        if due > now {
+            return Some(due - now);
+        }
+        let reason = "it did not leave when there was nothing left to do".to_owned();
+        let view = self.slot.seen();
+        self.judgement = Some(Box::new(Judgement { view, reason, ran: None, cause: cause::HUNG }));
+        self.kill();
+        None
+    }
+
     /// Tells the worker when the time of its call is over; gives the time until that can be. A call
     /// that has ended counts as well, as the next one has most likely as much time.
     pub(crate) fn judge_late(&mut self, now: Duration) -> Option<Duration> {
-        let view = self.slot.view();
         let left = self.slot.deadline()?.saturating_sub(now);
+        let view = self.look();
         if !left.is_zero() {
             return Some(left);
         }
-        if view.phase == Phase::Busy && view.calls != self.reminded && self.slot.view() == view {
+        if view.phase == Phase::Busy && view.calls != self.reminded && self.look() == view {
             self.reminded = view.calls;
             let _ = kill_process(self.pid, Signal::ALARM);
         }
@@ -201,7 +264,10 @@ impl Child {
         if self.judgement.is_some() {
             return None;
         }
-        let view = self.slot.view();
+        let view = self.look();
+        if self.judgement.is_some() {
+            return None;
+        }
         if let Some(suspicion) = self.suspicion.take_if(|it| it.judgement.view != view) {
             // It was done in this instant.
             drop(suspicion);
@@ -220,7 +286,7 @@ impl Child {
             return timeout;
         }
         let own = self.slot.hard_deadline().filter(|_| view.phase == Phase::Busy);
-        let hung = timeout.map(|timeout| view.since + timeout);
+        let hung = timeout.map(|timeout| view.since.saturating_add(timeout));
         let due = [own, hung].into_iter().flatten().min()?;
         if due > now {
             return Some(due - now);
@@ -241,10 +307,9 @@ impl Child {
         Some(STACK_WAIT)
     }
 
-    /// What it does now.
-    pub(crate) fn status(&self, now: Duration) -> WorkerStatus {
-        let view = self.slot.view();
-        let (memory, peak_memory) = status::memory(self.pid());
+    /// What it does now, but for its memory, which takes longer to find out.
+    pub(crate) fn status(&mut self, now: Duration) -> WorkerStatus {
+        let view = self.look();
         WorkerStatus {
             number: self.number,
             pid: self.pid(),
@@ -253,19 +318,19 @@ impl Child {
             method: Some(self.slot.method()).filter(|method| !method.is_empty()),
             calls: view.calls,
             checkouts: self.slot.checkouts(),
-            memory,
-            peak_memory,
+            memory: None,
+            peak_memory: None,
         }
     }
 
     /// Has the worker leave if it is too old, or has been idle for too long; gives the time until it
     /// can be.
     pub(crate) fn judge_age(&mut self, now: Duration, recycling: &Recycling) -> Option<Duration> {
-        if self.leaving {
+        if self.leaving.is_some() {
             return None;
         }
         let age = recycling.age_of(self.number).map(|age| (self.born + age, Retirement::Age));
-        let view = self.slot.view();
+        let view = self.look();
         // One that is at work may be idle just after this, and is due at the earliest then.
         let since = if view.phase == Phase::Idle { view.since } else { now };
         let idle = recycling.max_idle.map(|idle| (since + idle, Retirement::Idleness));
@@ -288,24 +353,25 @@ impl Child {
 
     /// Kills the worker whatever it is doing.
     pub(crate) fn execute(&mut self, reason: &str) {
+        self.look();
         if self.judgement.is_none() {
-            let (view, reason) = (self.slot.view(), reason.to_owned());
+            let (view, reason) = (self.slot.seen(), reason.to_owned());
             let cause = cause::SHUTDOWN;
             self.judgement = Some(Box::new(Judgement { view, reason, ran: None, cause }));
         }
         self.kill();
     }
 
-    fn kill(&self) {
+    pub(crate) fn kill(&self) {
         // It and whatever it started. Until it is reaped, the number is its own.
         let _ = kill_process_group(self.pid, Signal::KILL);
     }
 
     /// Has the worker leave as soon as it is in nobody's hands.
     pub(crate) fn retire(&mut self, why: Retirement) {
-        self.leaving = true;
+        self.leaving.get_or_insert_with(now);
         self.slot.retire_when_idle(why);
-        let view = self.slot.view();
+        let view = self.look();
         if matches!(view.phase, Phase::Greeting | Phase::Idle | Phase::Spare)
             && self.slot.order(view, Order::Retired)
         {
@@ -323,15 +389,14 @@ impl Child {
         matches!(waitid(WaitId::Pid(self.pid), look), Ok(Some(_)))
     }
 
-    /// Takes a dead worker's status, and ends what it left running.
+    /// Takes a dead worker's status. Its group has been killed, and the guardian forgets it, before: the number
+    /// is free after this.
     pub(crate) fn bury(
         mut self,
         shown: &mut Shown,
         limits: &WorkerLimits,
         out_of_memory: &OutOfMemory,
     ) -> Buried {
-        // Its group can be signalled for as long as its number is not free.
-        self.kill();
         let status = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED);
         let end = match status.ok().flatten() {
             Some(status) => match (status.exit_status(), status.terminating_signal()) {
@@ -346,23 +411,31 @@ impl Child {
         let LastWords { text: stderr, starved } = stderr.unwrap_or_default();
         let judgement = self.judgement.map(|judgement| *judgement);
         let judgement = judgement.or(self.suspicion.map(|suspicion| suspicion.judgement));
+        let corruption = self.slot.look().err();
+        let view = self.slot.seen();
         let judgement = judgement.unwrap_or_else(|| {
-            let (cause, reason) = match self.post.told() {
-                Some(failure) => (cause::SETUP_FAILED, failure),
-                None => {
+            let (cause, reason) = match (corruption, self.post.told()) {
+                (Some(corruption), _) => (cause::CORRUPT, corruption.to_string()),
+                (None, Some(failure)) => (cause::SETUP_FAILED, failure),
+                (None, None) => {
                     let left = self.slot.retirement();
                     let (cause, reason) = why(end, left, starved, limits, out_of_memory);
                     (cause, reason.to_owned())
                 }
             };
-            Judgement { view: self.slot.view(), reason, ran: None, cause }
+            Judgement { view, reason, ran: None, cause }
         });
         let Judgement { view, reason, ran, cause } = judgement;
         let reason = Some(reason).filter(|reason| !reason.is_empty());
         log_end(self.number, pid, end, view.phase, reason.as_deref());
         let is_spare = matches!(self.post, Post::Spare(_));
-        let failed = (is_spare && !(self.leaving && end == End::Exited(0)))
+        let failed = (is_spare && !(self.leaving.is_some() && end == End::Exited(0)))
             .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));
+        // Nobody knows what a worker has begun whose slot is corrupt: any call may have run.
+        let calls = match corruption {
+            None => view.calls.saturating_add(self.slot.skipped()),
+            Some(_) => MOST_COUNTED,
+        };
         let notice = match view.phase {
             // A spare has nobody to be told.
             _ if is_spare || !self.slot.can_be_told() => None,
@@ -373,7 +446,7 @@ impl Child {
                 end,
                 reason,
                 during: phase.activity(),
-                calls: view.calls + self.slot.skipped(),
+                calls,
                 stderr,
                 ran: ran.map(|ran| ran.as_secs_f64()),
                 stack: None,

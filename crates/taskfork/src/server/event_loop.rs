@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::builder::Program;
@@ -25,7 +24,9 @@ use super::restart::{Inheritance, Line, ServiceManager, Successor};
 use super::signals::Signals;
 use super::spares::Spares;
 use super::status::{Tally, open_status};
+use super::status_requests::StatusRequests;
 use super::stderr::Shown;
+use super::wake::Wake;
 use crate::sys::{self, ThreadCount, Title};
 use crate::worker::scoreboard::{Retirement, Scoreboard, now};
 use crate::worker::{self, Buffers};
@@ -36,10 +37,11 @@ const CONTROL: u64 = 2;
 const WAKE: u64 = 3;
 pub(super) const STATUS: u64 = 4;
 pub(super) const SUCCESSOR: u64 = 5;
+pub(super) const STATUS_REQUESTS: u64 = 6;
 /// After all that is of workers, and before new ones.
-const SIGNALS: u64 = 6;
+const SIGNALS: u64 = 7;
 /// A worker's tokens start here: its client's end, and what it writes to standard error.
-const CHILDREN: u64 = 7;
+const CHILDREN: u64 = 8;
 const TOKENS: u64 = 2;
 
 /// The token of one of what is watched of a worker.
@@ -79,10 +81,13 @@ pub(crate) struct EventLoop {
     pub(super) killed: usize,
     pub(super) out_of_memory: OutOfMemory,
     /// Written to by workers whose time is over, or who have told where they are.
-    pub(super) wake: OwnedFd,
+    pub(super) wake: Wake,
     /// Where the server tells of itself.
     pub(super) status: Option<Listener>,
+    pub(super) status_requests: StatusRequests,
     pub(super) tally: Tally,
+    /// How long the last look at all workers took.
+    pub(super) took: Duration,
     pub(super) manager: ServiceManager,
     /// The line to the server before this one, until this one is ready.
     predecessor: Option<Line>,
@@ -132,14 +137,17 @@ impl EventLoop {
             None => return Err(ServerError::NoAddress),
         };
         let status = open_status(&options, listener.as_ref())?;
+        let status_requests = StatusRequests::new()
+            .map_err(ServerError::system("cannot make an epoll instance for the status socket"))?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .map_err(ServerError::system("cannot make an epoll instance"))?;
         let nothing =
             File::open("/dev/null").map_err(ServerError::system("cannot open /dev/null"))?;
         let scoreboard = Scoreboard::new()
             .map_err(ServerError::system("cannot map memory to share with workers"))?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(ServerError::system("cannot make a descriptor for events"))?;
+        let wake = Wake::new().map_err(ServerError::system(
+            "cannot make the pipe through which workers wake the server",
+        ))?;
         let mut server = Self {
             options,
             program,
@@ -163,7 +171,9 @@ impl EventLoop {
             out_of_memory: OutOfMemory::default(),
             wake,
             status,
+            status_requests,
             tally: Tally::default(),
+            took: Duration::ZERO,
             manager: ServiceManager::find(),
             predecessor,
             successor: None,
@@ -175,8 +185,10 @@ impl EventLoop {
         };
         if let Some(status) = &server.status {
             server.watch(status.as_fd(), STATUS, EventFlags::IN)?;
+            server.watch(server.status_requests.as_fd(), STATUS_REQUESTS, EventFlags::IN)?;
         }
-        server.watch(server.wake.as_fd(), WAKE, EventFlags::IN)?;
+        let cannot_watch = "cannot watch the pipe through which workers wake the server";
+        server.wake.watch(&server.epoll, WAKE).map_err(ServerError::system(cannot_watch))?;
         server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
         if let Some(listener) = &server.listener {
             server.watch(listener.as_fd(), LISTENER, EventFlags::IN)?;
@@ -210,10 +222,15 @@ impl EventLoop {
         sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
         while !self.is_over() {
-            let timeout = self.plan().map(|left| rustix::event::Timespec {
+            let planned = self.plan();
+            let timeout = planned.into_iter().chain(self.wake.pause()).min();
+            let timeout = timeout.map(|left| rustix::event::Timespec {
                 tv_sec: left.as_secs() as i64,
                 tv_nsec: left.subsec_nanos().into(),
             });
+            if let Err(errno) = self.wake.rest_is_over(&self.epoll, WAKE) {
+                tracing::error!("workers cannot wake the server any more: {errno}");
+            }
             if self.orphans.are_left() {
                 self.end_orphans();
             }
@@ -224,11 +241,16 @@ impl EventLoop {
                     return Err(ServerError::System { what: "epoll failed", source: errno.into() });
                 }
             };
+            let woken = Instant::now();
             // Deaths come before births, so that no event of a dead worker meets a new one that
             // took its place.
             events.sort_by_key(|event| std::cmp::Reverse(event.data.u64()));
             for event in events.iter() {
-                self.handle(event.data.u64());
+                match event.data.u64() {
+                    // What there is to do shows in the scoreboard, which is looked at before the next wait.
+                    WAKE => self.wake.heard(woken),
+                    token => self.handle(token),
+                }
             }
             self.refill(!events.is_empty());
         }
@@ -266,12 +288,9 @@ impl EventLoop {
             LISTENER => self.accept(),
             CONTROL => self.obey(),
             SUCCESSOR => self.hear_successor(),
-            STATUS => self.tell_status(),
+            STATUS => self.accept_status(),
+            STATUS_REQUESTS => self.answer_status(),
             GUARDIAN => self.lose_guardian(),
-            WAKE => {
-                // What there is to do shows in the scoreboard.
-                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-            }
             token => {
                 let number = (token - CHILDREN) / TOKENS;
                 match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
@@ -364,12 +383,17 @@ impl EventLoop {
     /// Has a process see to what this one could not end if it were killed.
     pub(super) fn post_guardian(&mut self) {
         let name = plain(&self.options.name);
-        let posted = Guardian::start(&name, &self.mark, &self.scoreboard, &self.threads)
-            .map_err(ServerError::system("it cannot be forked"))
-            .and_then(|guardian| {
-                self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;
-                Ok(guardian)
-            });
+        let posted = Guardian::start(
+            &name,
+            &self.mark,
+            self.children.values().map(|it| it.pid),
+            &self.threads,
+        )
+        .map_err(ServerError::system("it cannot be forked"))
+        .and_then(|guardian| {
+            self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;
+            Ok(guardian)
+        });
         match posted {
             Ok(guardian) => {
                 self.orphans.leave_alone(guardian.pid());
@@ -392,6 +416,15 @@ impl EventLoop {
         let _ = epoll::delete(&self.epoll, &guardian);
         self.orphans.forget(guardian.pid());
         tracing::warn!(name = self.options.name, "the guardian has died, and is replaced");
+    }
+
+    /// The guardian does not take note of workers any more. The next one knows those that live when it is forked.
+    pub(super) fn replace_guardian(&mut self) {
+        let Some(guardian) = self.guardian.take() else { return };
+        let _ = epoll::delete(&self.epoll, &guardian);
+        tracing::warn!(name = self.options.name, "the guardian does not answer, and is replaced");
+        self.orphans.forget(guardian.pid());
+        guardian.dismiss();
     }
 
     pub(super) fn most_workers(&self) -> usize {

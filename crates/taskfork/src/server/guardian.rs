@@ -11,11 +11,13 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, kill_process_group, pidfd_open,
-    pidfd_send_signal, setpgid, waitpid,
+    Pid, PidfdFlags, Signal, WaitOptions, getpgid, getpid, kill_process, kill_process_group,
+    pidfd_open, pidfd_send_signal, setpgid, waitpid,
 };
 
 use super::entry::is_child_of;
+use super::group;
+use super::guardian_list::{self, Groups, Ledger, Noted};
 use crate::sys::{self, Forked, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
 
@@ -35,6 +37,7 @@ pub(crate) struct Guardian {
     pid: Pid,
     pidfd: OwnedFd,
     line: OwnedFd,
+    ledger: Ledger,
 }
 
 impl Guardian {
@@ -43,22 +46,23 @@ impl Guardian {
     pub(crate) fn start(
         name: &str,
         mark: &Mark,
-        scoreboard: &Scoreboard,
+        workers: impl Iterator<Item = Pid>,
         threads: &ThreadCount,
     ) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (records, ledger) = guardian_list::pipe()?;
         let server = getpid();
         // SAFETY: the child closes all that it has but its line, and only reads what it shares with the server.
         match unsafe { sys::fork(threads) }.map_err(io::Error::other)? {
             Forked::Parent { child } => {
                 // Which leaves room for the descriptor of the process.
-                drop(theirs);
+                drop((theirs, records));
                 let pid = Pid::from_raw(child.as_raw()).ok_or(io::ErrorKind::NotFound)?;
                 let started =
                     await_word(&ours).and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
                 match started {
-                    Ok(pidfd) => Ok(Self { pid, pidfd, line: ours }),
+                    Ok(pidfd) => Ok(Self { pid, pidfd, line: ours, ledger }),
                     Err(error) => {
                         let _ = kill_process(pid, Signal::KILL);
                         let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
@@ -67,7 +71,9 @@ impl Guardian {
                 }
             }
             Forked::Child => {
-                let status = match guard(name, theirs, server, mark, scoreboard) {
+                let refused = [Some(server), getpgid(None).ok(), Some(getpid())];
+                let groups = Groups::new(workers, refused);
+                let status = match guard(name, [theirs, records], server, mark, groups) {
                     Ok(()) => 0,
                     Err(_) => 1,
                 };
@@ -80,6 +86,27 @@ impl Guardian {
         self.pid
     }
 
+    /// A worker has been forked. Tells whether the guardian takes note of it.
+    pub(crate) fn forked(&mut self, worker: Pid) -> bool {
+        let noted = self.ledger.forked(worker);
+        self.is_noted(noted)
+    }
+
+    /// A worker is about to be reaped. Tells whether the guardian takes note of it.
+    pub(crate) fn reaped(&mut self, worker: Pid) -> bool {
+        let noted = self.ledger.reaped(worker);
+        self.is_noted(noted)
+    }
+
+    fn is_noted(&self, noted: Noted) -> bool {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match noted {
+            Noted::Yes => true,
+            Noted::Ask => send(&self.line, b"r", flags).is_ok(),
+            Noted::No => false,
+        }
+    }
+
     /// It has nothing to do where the server ends by itself.
     pub(crate) fn dismiss(self) {
         // It may be dead already, and it may be stopped.
@@ -88,8 +115,8 @@ impl Guardian {
     }
 
     /// What a new worker closes.
-    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.pidfd.as_fd(), self.line.as_fd()]
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        [self.pidfd.as_fd(), self.line.as_fd(), self.ledger.as_fd()]
     }
 }
 
@@ -112,24 +139,28 @@ fn await_word(line: &OwnedFd) -> io::Result<()> {
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn guard(
     name: &str,
-    line: OwnedFd,
+    descriptors: [OwnedFd; 2],
     server: Pid,
     mark: &Mark,
-    scoreboard: &Scoreboard,
+    mut groups: Groups,
 ) -> io::Result<()> {
     let _ = setpgid(None, None);
     sys::hold_back(&nix::sys::signal::SigSet::all())?;
     // SAFETY: the guardian never returns into the server's code, and leaves by `exit_now`.
-    let line = unsafe { sys::keep_only(line) }?;
+    let [line, records] = unsafe { sys::keep_only(descriptors) }?;
     sys::set_title(&format!("taskfork-guardian:{name}"));
     send(&line, b"r", SendFlags::NOSIGNAL)?;
-    // Nothing ever comes: this ends with the server. One that ends by itself ends this first.
-    let _ = retry_on_intr(|| recv(&line, &mut [0; 1], RecvFlags::empty()));
+    // The server asks for room in the pipe, and its end is that of the line. One that ends by itself ends this
+    // process first.
+    while let Ok((_, 1)) = retry_on_intr(|| recv(&line, &mut [0; 1], RecvFlags::empty())) {
+        groups.read(&records);
+    }
+    groups.read(&records);
     // A process that ends closes its descriptors a moment before its children lose it. One that
     // lives has only let go of this guardian, and must not be harmed.
     for _ in 0..ROUNDS {
         if !is_child_of(server) {
-            end_all(mark, scoreboard);
+            end_all(mark, &groups, group::now());
             break;
         }
         std::thread::sleep(PAUSE);
@@ -137,10 +168,14 @@ fn guard(
     Ok(())
 }
 
-fn end_all(mark: &Mark, scoreboard: &Scoreboard) {
-    for pid in scoreboard.pids() {
-        // A group's number stays taken for as long as one of it lives.
-        let _ = kill_process_group(pid, Signal::KILL);
+fn end_all(mark: &Mark, groups: &Groups, ended: group::Ticks) {
+    let members = group::members();
+    for group in groups.iter() {
+        // As long as the server lived, the number was this group's. After that it may have become another's.
+        let mut own = members.iter().filter(|member| member.group == group);
+        if own.any(|member| member.started <= ended || mark.is_on(member.pid)) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
     for _ in 0..ROUNDS {
         if !mark.kill_all() {
@@ -155,7 +190,7 @@ fn end_all(mark: &Mark, scoreboard: &Scoreboard) {
 pub(crate) struct Mark {
     /// If it runs another program: what stands in its environment.
     variable: String,
-    /// If it was only forked: the scoreboard's line in its list of mappings.
+    /// If it was only forked: the line in its list of mappings of memory that only this server's descendants have.
     mapping: Option<String>,
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::event_loop::{EventLoop, Mode};
+use super::wake::pause_after;
 use super::{guardian, orphans};
 use crate::worker::scoreboard::now;
 
@@ -15,6 +16,7 @@ impl EventLoop {
     /// looking once more. A time that was set is kept to though there is nothing to do any more, so
     /// that the calls that come next, with times as long, wake nobody.
     pub(super) fn plan(&mut self) -> Option<Duration> {
+        let begun = now();
         loop {
             let left = self.next_deadline();
             let now = now();
@@ -29,6 +31,7 @@ impl EventLoop {
                 (None, _) => false,
             };
             if !is_later {
+                self.took = now.saturating_sub(begun);
                 return left;
             }
         }
@@ -45,6 +48,7 @@ impl EventLoop {
                 at_most(guardian::AGAIN);
             }
         }
+        self.next_status_request().into_iter().for_each(&mut at_most);
         self.next_spare().into_iter().for_each(&mut at_most);
         let recycling = self.options.recycling;
         if recycling.max_age.is_some() || recycling.max_idle.is_some() {
@@ -59,9 +63,13 @@ impl EventLoop {
         // just now is due after the whole `hung_worker_timeout`, and will have been looked at by
         // then.
         let (now, timeout) = (now(), self.options.hung_worker_timeout);
+        // Workers say when they are due: one that is due again and again must not keep the server from the rest.
+        let soonest = pause_after(self.took);
         for child in self.children.values_mut() {
             let (late, hanging) = (child.judge_late(now), child.judge_hanging(now, timeout));
-            late.into_iter().chain(hanging).for_each(&mut at_most);
+            let leaving = child.judge_leaving(now, timeout);
+            let due = late.into_iter().chain(hanging).chain(leaving);
+            due.map(|left| left.max(soonest)).for_each(&mut at_most);
         }
         if let Some(again) = self.accept_again {
             let left = again.saturating_duration_since(Instant::now());

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, SendFlags, send};
+use rustix::net::{SendFlags, send};
 use serde::{Deserialize, Serialize};
 
 use super::error::ServerError;
@@ -50,7 +50,8 @@ pub struct ServerStatus {
     #[serde(default)]
     pub queued: u64,
     /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
-    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), and those
+    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), `corrupt` (what the worker wrote into the
+    /// memory that it shares with the server cannot be), and those
     /// that were replaced: `max_calls`, `max_age`, `max_idle`, `max_memory`, `dismissed`.
     pub deaths: BTreeMap<String, u64>,
     /// Those that live, by their numbers.
@@ -174,18 +175,9 @@ const DISMISS: &str = "dismiss ";
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_ANSWER: usize = 64 << 20;
 
-/// For how long whoever connects may say what it wants.
-const WISH_WAIT: Duration = Duration::from_millis(20);
-
-/// Which worker is to leave, if whoever has connected says so.
-pub(crate) fn wish(connection: &impl AsFd) -> Option<u64> {
-    use rustix::net::sockopt::{Timeout, set_socket_timeout};
-
-    set_socket_timeout(connection, Timeout::Recv, Some(WISH_WAIT)).ok()?;
-    let mut text = [0; 64];
-    let (_, length) = rustix::net::recv(connection, &mut text, RecvFlags::empty()).ok()?;
-    let text = std::str::from_utf8(&text[..length]).ok()?;
-    text.strip_prefix(DISMISS)?.trim().parse().ok()
+/// Which worker is to leave, if somebody says so.
+pub(crate) fn dismissed(request: &[u8]) -> Option<u64> {
+    std::str::from_utf8(request).ok()?.strip_prefix(DISMISS)?.trim().parse().ok()
 }
 
 /// How a phase is called.
@@ -241,6 +233,7 @@ fn memory_of(pid: u32) -> (Option<u64>, Option<u64>) {
 
 /// Sends a status, waiting for as long as the other side takes it, and for a while at most.
 pub(crate) fn answer(connection: &impl AsFd, status: &ServerStatus) {
+    let _ = rustix::io::ioctl_fionbio(connection, false);
     let limit = Some(Duration::from_secs(2));
     let _ = rustix::net::sockopt::set_socket_timeout(
         connection,

@@ -121,11 +121,20 @@ pub(crate) fn hide_stack() {
     HIDDEN.store(true, SeqCst);
 }
 
-/// In a worker: has the server look at the scoreboard.
+/// In a worker: has the server look at the scoreboard. It never waits, whatever other workers have done to the
+/// pipe that they share: have it filled, or set to wait.
 pub(crate) fn wake_server() {
-    let one = 1_u64.to_ne_bytes();
-    // SAFETY: it reads eight bytes that are there; a number below 0 is refused.
-    unsafe { libc::write(WAKE.load(SeqCst), one.as_ptr().cast(), one.len()) };
+    let pipe = WAKE.load(SeqCst);
+    let byte = 1_u8;
+    let piece = libc::iovec { iov_base: (&raw const byte).cast_mut().cast(), iov_len: 1 };
+    // SAFETY: it reads one byte that is there; a number below 0 is refused.
+    let sent = unsafe { libc::pwritev2(pipe, &raw const piece, 1, -1, libc::RWF_NOWAIT) };
+    // SAFETY: the address is that of this thread's own variable.
+    if sent < 0 && unsafe { *libc::__errno_location() } == libc::EOPNOTSUPP {
+        // A kernel before 6.4.
+        // SAFETY: as above.
+        unsafe { libc::write(pipe, (&raw const byte).cast(), 1) };
+    }
 }
 
 #[cfg(test)]

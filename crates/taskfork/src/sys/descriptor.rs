@@ -140,17 +140,22 @@ unsafe fn close_range(numbers: Range<u32>) {
     }
 }
 
-/// Closes all descriptors but this one, whoever owned them, and has nothing as standard input and
-/// outputs; gives the one that is left. For a process that will run nothing but its caller.
+/// Closes all descriptors but these, whoever owned them, and has nothing as standard input and
+/// outputs; gives those that are left. For a process that will run nothing but its caller.
 ///
 /// # Safety
 /// Nothing that owns a descriptor but `kept` is ever used again in this process, or dropped there.
-pub(crate) unsafe fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
-    let kept = rustix::io::fcntl_dupfd_cloexec(kept, 3)?;
+pub(crate) unsafe fn keep_only<const N: usize>(kept: [OwnedFd; N]) -> io::Result<[OwnedFd; N]> {
+    // None of them may stay where standard input or an output is.
+    let mut moved = Vec::with_capacity(N);
+    for descriptor in kept {
+        moved.push(rustix::io::fcntl_dupfd_cloexec(descriptor, 3)?);
+    }
     let listed = std::fs::read_dir("/proc/self/fd")?;
     let numbers: Vec<RawFd> =
         listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    for number in numbers.into_iter().filter(|&number| number > 2 && number != kept.as_raw_fd()) {
+    let is_kept = |number: RawFd| moved.iter().any(|kept| kept.as_raw_fd() == number);
+    for number in numbers.into_iter().filter(|&number| number > 2 && !is_kept(number)) {
         // SAFETY: nothing that owned it will run in this process again, by the caller's word; the
         // one of the listing itself is closed already, which the kernel refuses.
         unsafe { libc::close(number) };
@@ -159,5 +164,5 @@ pub(crate) unsafe fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
     rustix::stdio::dup2_stdin(&nothing)?;
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(&nothing)?;
-    Ok(kept)
+    moved.try_into().map_err(|_| io::ErrorKind::InvalidData.into())
 }

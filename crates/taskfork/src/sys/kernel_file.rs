@@ -50,7 +50,7 @@ mod tests {
         assert!(before.len() > 8 << 10, "{}", before.len());
         assert!(before.ends_with('\n'));
         // It stays mapped for good.
-        crate::sys::shared_words(1 << 20).unwrap();
+        crate::sys::Pages::new((8 << 20) / rustix::param::page_size()).unwrap();
         let after = maps.read();
         assert!(after.contains("8192 kB") && after.lines().count() > before.lines().count());
         assert_eq!(KernelFile::open("/proc/no such file").read(), "");

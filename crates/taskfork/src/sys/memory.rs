@@ -1,24 +1,8 @@
-//! Memory that a server and the workers forked from it share.
+//! How much memory a process has, and in which pages.
 
-use std::io;
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
 
 use nix::libc;
-
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
-
-/// `count` zeroed words that stay shared through every later fork. They are never unmapped: a
-/// worker may write its words for as long as it lives.
-pub(crate) fn shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
-    let bytes = count * size_of::<AtomicU64>();
-    let access = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
-    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, access, MapFlags::SHARED) }?;
-    // SAFETY: the mapping is page-aligned, `bytes` long, zeroed (a valid value of an atomic word),
-    // lives as long as the process, and is only ever reached through atomics.
-    Ok(unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), count) })
-}
 
 /// How much memory this process occupies, and the one that it stands for, what they share with others
 /// included; 0 if that cannot be known.

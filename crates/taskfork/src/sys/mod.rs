@@ -9,6 +9,7 @@ mod heir;
 mod kernel_file;
 mod lent;
 mod memory;
+mod pages;
 mod process;
 mod shared;
 mod signal;
@@ -28,7 +29,8 @@ pub(crate) use kernel_file::KernelFile;
 #[cfg(not(test))]
 pub(crate) use lent::forks;
 pub(crate) use lent::{Filling, Foreign, Identity, Own, User, common_user, user};
-pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes, shared_words};
+pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes};
+pub(crate) use pages::{Pages, Published, SharedWords};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,
     reseed_c_random, set_variable, take_variable, threads,

@@ -12,7 +12,6 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 use super::notes;
-use super::scoreboard::Slot;
 use super::seat::Limits;
 use crate::busy_poll::{Glances, Poller};
 use crate::display::seconds;
@@ -53,7 +52,6 @@ pub(crate) struct Connection {
     poller: Poller,
     /// How many cores there are.
     pub(super) cores: usize,
-    slot: Slot,
 }
 
 /// Where the body of a frame lies that has been read.
@@ -90,15 +88,9 @@ impl Broken {
 
 impl Connection {
     /// Through a socket that is closed when the worker ends.
-    pub(crate) fn new(
-        socket: BorrowedFd<'static>,
-        inbox: Vec<u8>,
-        limits: &Limits,
-        slot: Slot,
-    ) -> Self {
+    pub(crate) fn new(socket: BorrowedFd<'static>, inbox: Vec<u8>, limits: &Limits) -> Self {
         let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
         let poller = Poller::new(busy_poll, LONGEST_LOOK);
-        slot.works();
         let files = sys::takes_files(&socket).then(Vec::new);
         let (used, rests_after) = (0, None);
         Self {
@@ -113,7 +105,6 @@ impl Connection {
             is_wide: false,
             poller,
             cores,
-            slot,
         }
     }
 
@@ -351,7 +342,6 @@ impl Connection {
             return Ok(true);
         }
         let since = (!begun && self.poller.is_adaptive()).then(Instant::now);
-        self.slot.rests();
         if !begun && self.inbox.capacity() > KEPT && !self.is_readable_within(KEPT_FOR)? {
             self.inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
         }
@@ -362,7 +352,6 @@ impl Connection {
             }
         };
         self.rings.iter_mut().for_each(|rings| rings.wake());
-        self.slot.works();
         if let Some(since) = since {
             self.poller.slept(since.elapsed());
         }
@@ -378,9 +367,8 @@ impl Connection {
     /// Looks for the next frame for a moment, where that pays; tells whether some of it came.
     fn look(&mut self) -> bool {
         let Some(budget) = self.poller.budget() else { return false };
-        // One of the cores is for the client.
-        let gives_way = self.slot.busy_cores() >= self.cores;
-        let mut glances = Glances::new(&self.poller, budget, gives_way);
+        // On a single core the client needs it. Elsewhere a look finds out by itself whether others want the core.
+        let mut glances = Glances::new(&self.poller, budget, self.cores < 2);
         loop {
             let found = match &self.rings {
                 Some(rings) if rings.is_due(self.inbox.len() - self.used) => Ok(1),

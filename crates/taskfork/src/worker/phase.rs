@@ -31,7 +31,7 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    pub(super) const ALL: [Self; 11] = [
+    const ALL: [Self; 11] = [
         Self::Greeting,
         Self::Setup,
         Self::Idle,
@@ -44,6 +44,11 @@ impl Phase {
         Self::AnsweringAtLength,
         Self::Spare,
     ];
+
+    /// The phase of this number, if there is one.
+    pub(super) fn of(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|&phase| phase as u8 == number)
+    }
 
     /// How the phase is called in errors.
     pub(crate) fn activity(self) -> Option<Activity> {

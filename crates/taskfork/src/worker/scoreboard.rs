@@ -1,17 +1,21 @@
-//! What each worker is doing, in memory shared with the server. A worker moves its slot from phase
-//! to phase; the server reads it, and condemns a worker only in exactly the phase and call that it
-//! has judged, so that a late kill cannot hit the next call.
+//! What each worker is doing, in a page that it shares with the server alone. A worker moves its slot from
+//! phase to phase. The server reads it, and kills a worker only in exactly the phase and call that it has
+//! judged, so that a late kill cannot hit the next call.
+//!
+//! A worker can write anything into its slot at any time. The server therefore reads a slot in one place
+//! ([`ServerSlot::look`]), takes nothing for true that cannot be, and never acts on a number from there that
+//! names something else than this worker.
 
+use std::fmt;
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use super::phase::Phase;
-use crate::sys::{self, STACK_WORDS, Witness};
+use crate::sys::{Pages, Published, STACK_WORDS, SharedWords, Witness};
 
 /// A worker's state at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,20 +28,56 @@ pub(crate) struct View {
     pub(crate) since: Duration,
 }
 
+/// Something in a slot that a worker of this program cannot have written there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Corruption {
+    /// No phase has this number.
+    Phase(u8),
+    /// Only the server sets this phase, and it has not.
+    Order(Phase),
+    /// Fewer calls have begun than before.
+    Calls { before: u64, now: u64 },
+    /// The phase began in the future.
+    Future,
+    /// The stack has more addresses than there is room for.
+    Stack(u64),
+    /// No reason to leave has this number.
+    Retirement(u64),
+    /// More calls or checkouts than a worker can have served.
+    Counter(u64),
+}
+
+impl fmt::Display for Corruption {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("its slot in shared memory is corrupt: ")?;
+        match self {
+            Self::Phase(number) => write!(out, "there is no phase {number}"),
+            Self::Order(phase) => write!(out, "the server did not set the phase {phase:?}"),
+            Self::Calls { before, now } => write!(out, "{now} calls have begun after {before}"),
+            Self::Future => out.write_str("it has begun something in the future"),
+            Self::Stack(length) => write!(out, "its stack has {length} addresses"),
+            Self::Retirement(number) => write!(out, "there is no reason {number} to leave"),
+            Self::Counter(count) => write!(out, "it cannot have counted to {count}"),
+        }
+    }
+}
+
 /// The time on the clock that server and workers share.
 pub(crate) fn now() -> Duration {
     let time = clock_gettime(ClockId::Monotonic);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// A time as it stands in shared memory: in nanoseconds on the clock of [`now`].
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// All slots of one server.
 #[derive(Debug)]
 pub(crate) struct Scoreboard {
-    slots: &'static [AtomicU64],
-    stacks: &'static [[AtomicU64; STACK_WORDS]],
-    /// A bit a slot: whether its worker keeps a core busy. The last words are those of all: how many
-    /// slots have ever been used, and when the server wakes.
-    active: &'static [AtomicU64],
+    pages: Pages,
+    published: Published,
     /// Slots that were used and are free again.
     free: Vec<usize>,
     /// How many slots have ever been used. The rest is not listed, as every page that a server has
@@ -45,8 +85,6 @@ pub(crate) struct Scoreboard {
     used: usize,
 }
 
-/// Words of a slot; a multiple of eight, so that two workers never write to one cache line.
-const WORDS: usize = 24;
 /// `calls << 8 | phase`.
 const STATE: usize = 0;
 const SINCE: usize = 1;
@@ -57,48 +95,49 @@ const HARD_DEADLINE: usize = 4;
 /// One more than how many addresses of the stack there are, once they are there.
 const STACK_READY: usize = 5;
 const CHECKOUTS: usize = 6;
-/// The worker's process id, until it has been reaped.
-const PID: usize = 7;
+/// How many calls it has not begun, as one before them failed or nobody wanted them any more.
+const SKIPPED: usize = 7;
 /// The bytes of the method that is running or has run last, as many as fit.
 const METHOD: usize = 8;
 const METHOD_WORDS: usize = 8;
 /// When the time of the call that runs is over, as above.
 const DEADLINE: usize = 16;
-/// How many calls it has not begun, as one before them failed or nobody wanted them any more.
-const SKIPPED: usize = 17;
-
 /// Its client cannot be told of its death.
-const UNTOLD: usize = 18;
-
+const UNTOLD: usize = 17;
 /// A number of its client's own, 0 if none was said.
-const CLIENT: usize = 19;
+const CLIENT: usize = 18;
 /// How many checkouts of its client waited, and when that was, in nanoseconds on the clock of [`now`].
-const WAITING: usize = 20;
-const WAITING_AT: usize = 21;
+const WAITING: usize = 19;
+const WAITING_AT: usize = 20;
+/// The addresses of its stack.
+const STACK: usize = 64;
 
-/// Words behind the bits of all slots: how many have ever been used, and when the server looks at the
-/// slots next, in nanoseconds on the clock of [`now`].
-const SHARED: usize = 2;
-const USED: usize = SLOTS_IN_BITS;
-const WAKES_AT: usize = SLOTS_IN_BITS + 1;
-const SLOTS_IN_BITS: usize = Scoreboard::CAPACITY / 64;
-/// All of these, in whole cache lines.
-const OF_ALL: usize = (SLOTS_IN_BITS + SHARED).next_multiple_of(8);
+/// In the published words: when the server looks at the slots next, in nanoseconds on the clock of [`now`].
+const WAKES_AT: usize = 0;
+
+/// No more checkouts of a client are taken to wait.
+const MOST_WAITING: u64 = 1 << 32;
+
+/// A worker that counts a call each nanosecond gets there in a day.
+pub(crate) const MOST_COUNTED: u64 = 1 << 47;
+
+/// By so much clocks may differ that were read one after the other.
+const CLOCK_ERROR: Duration = Duration::from_secs(1);
+
+/// How often a state is read again that changes meanwhile. A worker of this program changes it far less often.
+const ATTEMPTS: u32 = 8;
 
 impl Scoreboard {
     /// As many slots as a server can have workers at one time.
     pub(crate) const CAPACITY: usize = 16_384;
 
     pub(crate) fn new() -> io::Result<Self> {
-        // Together, as each worker has to have a page mapped of what it uses.
-        let (active, slots) = sys::shared_words(OF_ALL + Self::CAPACITY * WORDS)?.split_at(OF_ALL);
-        // Of no size until a worker writes there.
-        let (stacks, _) = sys::shared_words(Self::CAPACITY * STACK_WORDS)?.as_chunks();
-        Ok(Self { slots, stacks, active, free: Vec::new(), used: 0 })
+        let (pages, published) = (Pages::new(Self::CAPACITY)?, Published::new()?);
+        Ok(Self { pages, published, free: Vec::new(), used: 0 })
     }
 
     /// A slot for a new worker, or nothing while all are taken.
-    pub(crate) fn take(&mut self) -> Option<Slot> {
+    pub(crate) fn take(&mut self) -> Option<ServerSlot> {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.used < Self::CAPACITY => {
@@ -107,62 +146,74 @@ impl Scoreboard {
             }
             None => return None,
         };
-        let words = &self.slots[index * WORDS..(index + 1) * WORDS];
-        words[CLIENT_GONE].store(0, SeqCst);
-        words[RETIRE].store(0, SeqCst);
-        words[SINCE].store(now().as_nanos() as u64, SeqCst);
-        let counters = [CHECKOUTS, SKIPPED, UNTOLD, CLIENT, WAITING, WAITING_AT];
-        for word in [DEADLINE, HARD_DEADLINE, STACK_READY, METHOD].into_iter().chain(counters) {
+        let words = self.pages.page(index);
+        let counters = [CLIENT_GONE, RETIRE, HARD_DEADLINE, STACK_READY, CHECKOUTS, SKIPPED];
+        let rest = [METHOD, DEADLINE, UNTOLD, CLIENT, WAITING, WAITING_AT];
+        for word in counters.into_iter().chain(rest) {
             words[word].store(0, SeqCst);
         }
-        words[STATE].store(Phase::Greeting as u64, SeqCst);
-        let slot = Slot { words, stack: &self.stacks[index], active: self.active, index };
-        slot.rests();
-        slot.used().store(self.used as u64, SeqCst);
-        Some(slot)
+        let since = now();
+        words[SINCE].store(nanoseconds(since), SeqCst);
+        words[STATE].store(pack(Phase::Greeting, 0), SeqCst);
+        let seen = View { phase: Phase::Greeting, calls: 0, since };
+        Some(ServerSlot { words, index, seen, ordered: None })
     }
 
     /// Gives the slot of a worker back that has been reaped.
-    pub(crate) fn give_back(&mut self, slot: Slot) {
-        slot.words[PID].store(0, SeqCst);
-        slot.rests();
+    pub(crate) fn give_back(&mut self, slot: ServerSlot) {
         self.free.push(slot.index);
     }
 
-    /// In any process that shares the scoreboard: the workers that have not been reaped.
-    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
-        let pid = |words: &[AtomicU64]| i32::try_from(words[PID].load(SeqCst)).ok();
-        self.slots.chunks_exact(WORDS).filter_map(move |words| Pid::from_raw(pid(words)?))
+    /// In a new worker: its own slot, which nothing else has mapped but the server.
+    pub(crate) fn map(&self, slot: &ServerSlot) -> io::Result<WorkerSlot> {
+        let words = self.pages.map_page(slot.index)?;
+        Ok(WorkerSlot { words, published: self.published.readable() })
     }
 
     /// Server: it looks at the slots again then, or at a word from a worker; gives what was said
     /// before. Whoever begins a call from here on whose time is over sooner gives that word; the
     /// call of whoever has not seen this is seen by the next look.
     pub(crate) fn wakes_at(&self, at: Option<Duration>) -> Option<Duration> {
-        let at = at.map_or(u64::MAX, |at| at.as_nanos() as u64);
-        let before = self.active[WAKES_AT].swap(at, SeqCst);
+        let before =
+            self.published.writable()[WAKES_AT].swap(at.map_or(u64::MAX, nanoseconds), SeqCst);
         (before != u64::MAX).then(|| Duration::from_nanos(before))
     }
 
     /// Server: when it looks at the slots next, by what it has said.
     pub(crate) fn promised(&self) -> Option<Duration> {
-        let at = self.active[WAKES_AT].load(SeqCst);
+        let at = self.published.writable()[WAKES_AT].load(SeqCst);
         (at != u64::MAX).then(|| Duration::from_nanos(at))
     }
 
-    /// Where it lies, in this process and in all that were forked from it.
+    /// Where memory lies that this process shares with all that is forked from it, and with nothing else.
     pub(crate) fn address(&self) -> usize {
-        self.active.as_ptr().addr()
+        self.published.readable().as_ptr().addr()
     }
 }
 
-/// One worker's part of the scoreboard. The server has one handle, the worker the other.
-#[derive(Debug, Clone)]
-pub(crate) struct Slot {
-    words: &'static [AtomicU64],
-    stack: &'static [AtomicU64; STACK_WORDS],
-    active: &'static [AtomicU64],
+impl AsFd for Scoreboard {
+    /// Of no use to a worker once it has its slot.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pages.as_fd()
+    }
+}
+
+/// A worker's slot as its server has it.
+#[derive(Debug)]
+pub(crate) struct ServerSlot {
+    words: SharedWords,
     index: usize,
+    /// What was there when it was last looked at.
+    seen: View,
+    /// What the server has decided.
+    ordered: Option<Order>,
+}
+
+/// A worker's slot as the worker has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerSlot {
+    words: SharedWords,
+    published: SharedWords,
 }
 
 /// Why a worker leaves that has done nothing wrong.
@@ -193,57 +244,110 @@ pub(crate) enum Order {
     Retired,
 }
 
-impl Slot {
-    pub(crate) fn view(&self) -> View {
-        loop {
-            let state = self.words[STATE].load(SeqCst);
-            let since = self.words[SINCE].load(SeqCst);
-            // The time belongs to the state only if that has not changed in between.
-            if self.words[STATE].load(SeqCst) == state {
-                let (phase, calls) = unpack(state);
-                return View { phase, calls, since: Duration::from_nanos(since) };
-            }
+impl Order {
+    fn phase(self) -> Phase {
+        match self {
+            Self::Condemned => Phase::Condemned,
+            Self::Retired => Phase::Retired,
         }
     }
+}
 
-    /// Server: forbids the worker to begin anything, if it is still where `view` saw it.
-    pub(crate) fn order(&self, view: View, order: Order) -> bool {
-        let phase = match order {
-            Order::Condemned => Phase::Condemned,
-            Order::Retired => Phase::Retired,
-        };
-        let expected = pack(view.phase, view.calls);
-        let wanted = pack(phase, view.calls);
-        self.words[STATE].compare_exchange(expected, wanted, SeqCst, SeqCst).is_ok()
+impl ServerSlot {
+    /// What the worker does now, if that can be.
+    pub(crate) fn look(&mut self) -> Result<View, Corruption> {
+        let (state, since) = self.state();
+        let view = self.judge(state, since, now())?;
+        self.seen = view;
+        Ok(view)
     }
 
-    /// Server: which process the worker is.
-    pub(crate) fn belongs_to(&self, pid: Pid) {
-        self.words[PID].store(u64::from(pid.as_raw_nonzero().get().unsigned_abs()), SeqCst);
+    /// What the worker did when it was last looked at and made sense.
+    pub(crate) fn seen(&self) -> View {
+        self.seen
     }
 
-    /// Server: the client will read no answer any more.
+    /// Whether the worker says that it is in this phase.
+    pub(crate) fn is_in(&self, phase: Phase) -> bool {
+        self.words[STATE].load(SeqCst) as u8 == phase as u8
+    }
+
+    /// The state and its time, which belong to each other unless the worker changes them all the time.
+    fn state(&self) -> (u64, u64) {
+        let mut state = self.words[STATE].load(SeqCst);
+        for _ in 0..ATTEMPTS {
+            let since = self.words[SINCE].load(SeqCst);
+            let again = self.words[STATE].load(SeqCst);
+            if again == state {
+                return (state, since);
+            }
+            state = again;
+        }
+        (state, self.words[SINCE].load(SeqCst))
+    }
+
+    /// All that is believed of a slot, and why not the rest.
+    fn judge(&self, state: u64, since: u64, now: Duration) -> Result<View, Corruption> {
+        let (number, calls) = (state as u8, state >> 8);
+        let phase = Phase::of(number).ok_or(Corruption::Phase(number))?;
+        if phase == Phase::Condemned && self.ordered != Some(Order::Condemned) {
+            return Err(Corruption::Order(phase));
+        }
+        if calls < self.seen.calls {
+            return Err(Corruption::Calls { before: self.seen.calls, now: calls });
+        }
+        let since = Duration::from_nanos(since);
+        if since > now + CLOCK_ERROR {
+            return Err(Corruption::Future);
+        }
+        let stack = self.words[STACK_READY].load(SeqCst);
+        if stack > STACK_WORDS as u64 + 1 {
+            return Err(Corruption::Stack(stack - 1));
+        }
+        let retirement = self.words[RETIRE].load(SeqCst);
+        if retirement != 0 && Retirement::ALL.into_iter().all(|it| it as u64 != retirement) {
+            return Err(Corruption::Retirement(retirement));
+        }
+        for count in [calls, self.checkouts(), self.skipped()] {
+            if count > MOST_COUNTED {
+                return Err(Corruption::Counter(count));
+            }
+        }
+        Ok(View { phase, calls, since })
+    }
+
+    /// Forbids the worker to begin anything, if it is still where `view` saw it.
+    pub(crate) fn order(&mut self, view: View, order: Order) -> bool {
+        let (expected, wanted) = (pack(view.phase, view.calls), pack(order.phase(), view.calls));
+        let is_there = self.words[STATE].compare_exchange(expected, wanted, SeqCst, SeqCst).is_ok();
+        if is_there {
+            self.ordered = Some(order);
+        }
+        is_there
+    }
+
+    /// The client will read no answer any more.
     pub(crate) fn client_is_gone(&self) {
         self.words[CLIENT_GONE].store(1, SeqCst);
     }
 
-    /// Server: the worker is to leave when its checkout is done. Worker: it does, for this reason.
+    /// The worker is to leave when its checkout is done.
     pub(crate) fn retire_when_idle(&self, why: Retirement) {
         self.words[RETIRE].store(why as u64, SeqCst);
     }
 
-    /// Server: why the worker leaves or has left, if it was for one of these.
+    /// Why the worker leaves or has left, if it was for one of these.
     pub(crate) fn retirement(&self) -> Option<Retirement> {
         let code = self.words[RETIRE].load(SeqCst);
         Retirement::ALL.into_iter().find(|&why| why as u64 == code)
     }
 
-    /// Server: when the time of the call that runs, or has run last, is over.
+    /// When the time of the call that runs, or has run last, is over.
     pub(crate) fn deadline(&self) -> Option<Duration> {
         self.time(DEADLINE)
     }
 
-    /// Server: when the call that runs is to be ended.
+    /// When the call that runs is to be ended.
     pub(crate) fn hard_deadline(&self) -> Option<Duration> {
         self.time(HARD_DEADLINE)
     }
@@ -253,24 +357,19 @@ impl Slot {
         (nanoseconds != 0).then(|| Duration::from_nanos(nanoseconds))
     }
 
-    /// Server: forgets what the worker has told of its stack.
+    /// Forgets what the worker has told of its stack.
     pub(crate) fn forget_stack(&self) {
         self.words[STACK_READY].store(0, SeqCst);
     }
 
-    /// Server: the stack of the worker, once it has told it.
+    /// The stack of the worker, once it has told it.
     pub(crate) fn stack(&self) -> Option<Vec<u64>> {
         let length = self.words[STACK_READY].load(SeqCst).checked_sub(1)?;
-        let words = self.stack.iter().take(usize::try_from(length).ok()?);
-        Some(words.map(|word| word.load(SeqCst)).collect())
+        let length = usize::try_from(length).unwrap_or(STACK_WORDS).min(STACK_WORDS);
+        Some(self.words[STACK..STACK + length].iter().map(|word| word.load(SeqCst)).collect())
     }
 
-    /// Worker: where it is to leave its stack.
-    pub(crate) fn witness(&self) -> Witness {
-        Witness { stack: self.stack, ready: &self.words[STACK_READY] }
-    }
-
-    /// Server: the method that runs or has run last, without what of its name does not fit.
+    /// The method that runs or has run last, without what of its name does not fit.
     pub(crate) fn method(&self) -> String {
         let words = &self.words[METHOD..METHOD + METHOD_WORDS];
         let bytes: Vec<u8> =
@@ -279,81 +378,75 @@ impl Slot {
         String::from_utf8_lossy(&bytes[..end]).into_owned()
     }
 
-    /// Server: how many checkouts the worker has served.
+    /// How many checkouts the worker has served.
     pub(crate) fn checkouts(&self) -> u64 {
         self.words[CHECKOUTS].load(SeqCst)
     }
 
-    /// Server: how many calls the worker has passed without beginning them.
+    /// How many calls the worker has passed without beginning them.
     pub(crate) fn skipped(&self) -> u64 {
         self.words[SKIPPED].load(SeqCst)
     }
 
-    /// Worker: it passes a call.
-    pub(crate) fn count_skipped(&self) {
-        self.words[SKIPPED].store(self.skipped() + 1, SeqCst);
-    }
-
-    /// Worker: whether its client's protocol has a word for deaths.
-    pub(crate) fn leaves_told(&self, told: bool) {
-        self.words[UNTOLD].store(u64::from(!told), SeqCst);
-    }
-
-    /// Server: whether the client can be told of the worker's death.
+    /// Whether the client can be told of the worker's death.
     pub(crate) fn can_be_told(&self) -> bool {
         self.words[UNTOLD].load(SeqCst) == 0
     }
 
-    /// Worker: the number of its client.
+    /// Which client has said last that so many of its checkouts wait, and when.
+    pub(crate) fn queue(&self) -> Option<(u64, u64, u64)> {
+        let [client, waiting, at] =
+            [CLIENT, WAITING, WAITING_AT].map(|word| self.words[word].load(SeqCst));
+        (client != 0).then(|| (client, at.min(nanoseconds(now())), waiting.min(MOST_WAITING)))
+    }
+}
+
+impl WorkerSlot {
+    /// How many calls it has begun.
+    pub(crate) fn calls(&self) -> u64 {
+        self.words[STATE].load(SeqCst) >> 8
+    }
+
+    /// It leaves for this reason.
+    pub(crate) fn retires(&self, why: Retirement) {
+        self.words[RETIRE].store(why as u64, SeqCst);
+    }
+
+    /// Where it is to leave its stack.
+    pub(crate) fn witness(&self) -> Option<Witness> {
+        let stack = self.words[STACK..].first_chunk::<STACK_WORDS>()?;
+        Some(Witness { stack, ready: &self.words[STACK_READY] })
+    }
+
+    /// It passes a call.
+    pub(crate) fn count_skipped(&self) {
+        let skipped = self.words[SKIPPED].load(Relaxed);
+        self.words[SKIPPED].store(skipped + 1, SeqCst);
+    }
+
+    /// Whether its client's protocol has a word for deaths.
+    pub(crate) fn leaves_told(&self, told: bool) {
+        self.words[UNTOLD].store(u64::from(!told), SeqCst);
+    }
+
+    /// The number of its client.
     pub(crate) fn serves(&self, client: u64) {
         self.words[CLIENT].store(client, Relaxed);
     }
 
-    /// Worker: so many checkouts of its client wait now.
+    /// So many checkouts of its client wait now.
     pub(crate) fn hear_of_queue(&self, waiting: u64, now: Duration) {
-        self.words[WAITING].store(waiting, Relaxed);
-        self.words[WAITING_AT].store(now.as_nanos() as u64, Relaxed);
+        self.words[WAITING].store(waiting.min(MOST_WAITING), Relaxed);
+        self.words[WAITING_AT].store(nanoseconds(now), Relaxed);
     }
 
-    /// Server: which client has said last that so many of its checkouts wait, and when.
-    pub(crate) fn queue(&self) -> Option<(u64, u64, u64)> {
-        let [client, waiting, at] =
-            [CLIENT, WAITING, WAITING_AT].map(|word| self.words[word].load(SeqCst));
-        (client != 0).then_some((client, at, waiting))
-    }
-
-    /// Worker: it keeps a core busy from here on.
-    pub(crate) fn works(&self) {
-        let (word, bit) = (&self.active[self.index / 64], 1 << (self.index % 64));
-        // In a new worker nothing of this memory is mapped: the kernel maps more for a read than for a write.
-        if word.load(Relaxed) & bit == 0 {
-            word.fetch_or(bit, Relaxed);
-        }
-    }
-
-    /// Worker: it goes to sleep. Server: it is no more.
-    pub(crate) fn rests(&self) {
-        self.active[self.index / 64].fetch_and(!(1 << (self.index % 64)), Relaxed);
-    }
-
-    /// Worker: how many workers keep a core busy, this one included if it does.
-    pub(crate) fn busy_cores(&self) -> usize {
-        let words = self.used().load(Relaxed) as usize / 64 + 1;
-        let busy = self.active.iter().take(words.min(SLOTS_IN_BITS));
-        busy.map(|word| word.load(Relaxed).count_ones() as usize).sum()
-    }
-
-    fn used(&self) -> &AtomicU64 {
-        &self.active[USED]
-    }
-
-    /// Worker: another checkout is done.
+    /// Another checkout is done.
     pub(crate) fn count_checkout(&self) {
         let checkouts = self.words[CHECKOUTS].load(Relaxed);
         self.words[CHECKOUTS].store(checkouts + 1, Relaxed);
     }
 
-    /// Worker: what the call that begins next is, when its time is over, and when it is to be ended.
+    /// What the call that begins next is, when its time is over, and when it is to be ended.
     pub(crate) fn announce(&self, method: &str, times: Option<(Duration, Duration)>) {
         let words = &self.words[METHOD..METHOD + METHOD_WORDS];
         let bytes = method.as_bytes();
@@ -368,33 +461,33 @@ impl Slot {
             }
         }
         let (over, end) = times.unwrap_or_default();
-        self.words[DEADLINE].store(over.as_nanos() as u64, Relaxed);
-        self.words[HARD_DEADLINE].store(end.as_nanos() as u64, Relaxed);
+        self.words[DEADLINE].store(nanoseconds(over), Relaxed);
+        self.words[HARD_DEADLINE].store(nanoseconds(end), Relaxed);
     }
 
-    /// Worker, having begun a call: whether its time is over before the server wakes by itself.
+    /// Having begun a call: whether its time is over before the server wakes by itself.
     pub(crate) fn is_over_before_server_wakes(&self, deadline: Duration) -> bool {
-        (deadline.as_nanos() as u64) < self.active[WAKES_AT].load(SeqCst)
+        nanoseconds(deadline) < self.published[WAKES_AT].load(SeqCst)
     }
 
-    /// Worker: enters `phase`, unless the server has decided otherwise.
+    /// Enters `phase`, unless the server has decided otherwise.
     pub(crate) fn enter(&self, phase: Phase) -> Result<(), Order> {
         self.enter_at(phase, phase.begins_something().then(now))
     }
 
-    /// Worker: the same, with the time that is counted from if another is now.
+    /// The same, with the time that is counted from if another is now.
     pub(crate) fn enter_at(&self, phase: Phase, since: Option<Duration>) -> Result<(), Order> {
         let state = self.words[STATE].load(SeqCst);
-        let (current, calls) = unpack(state);
-        match current {
+        // Stray writes of a worker's own bugs can leave anything here: nothing is begun then.
+        match Phase::of(state as u8).unwrap_or(Phase::Condemned) {
             Phase::Condemned => return Err(Order::Condemned),
             Phase::Retired => return Err(Order::Retired),
             _ => {}
         }
         if let Some(since) = since {
-            self.words[SINCE].store(since.as_nanos() as u64, SeqCst);
+            self.words[SINCE].store(nanoseconds(since), SeqCst);
         }
-        let calls = calls + u64::from(phase == Phase::Busy);
+        let calls = (state >> 8) + u64::from(phase == Phase::Busy);
         match self.words[STATE].compare_exchange(state, pack(phase, calls), SeqCst, SeqCst) {
             Ok(_) => Ok(()),
             // Only an order of the server can have come in between.
@@ -402,13 +495,13 @@ impl Slot {
         }
     }
 
-    /// Worker, having entered a phase: whether it is for nobody. With the order of the writes, one
+    /// Having entered a phase: whether it is for nobody. With the order of the writes, one
     /// of the two sides always sees the other: the server the phase, or the worker this.
     pub(crate) fn is_client_gone(&self) -> bool {
         self.words[CLIENT_GONE].load(SeqCst) != 0
     }
 
-    /// Worker, having become idle: whether to leave. It or the server sees the other, as above.
+    /// Having become idle: whether to leave. It or the server sees the other, as above.
     pub(crate) fn is_to_retire(&self) -> bool {
         self.words[RETIRE].load(SeqCst) != 0
     }
@@ -418,63 +511,108 @@ fn pack(phase: Phase, calls: u64) -> u64 {
     calls << 8 | phase as u64
 }
 
-fn unpack(state: u64) -> (Phase, u64) {
-    let phase = Phase::ALL.into_iter().find(|&phase| phase as u64 == state & 0xff);
-    // Stray writes of a worker's own bugs can leave anything here; nothing is begun then.
-    (phase.unwrap_or(Phase::Condemned), state >> 8)
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Both sides of a new slot.
+    fn slot(board: &mut Scoreboard) -> (ServerSlot, WorkerSlot) {
+        let server = board.take().unwrap();
+        let worker = board.map(&server).unwrap();
+        (server, worker)
+    }
 
     #[test]
     fn a_kill_that_was_decided_for_one_call_cannot_hit_the_next() {
-        let slot = Scoreboard::new().unwrap().take().unwrap();
-        slot.enter(Phase::Busy).unwrap();
-        let judged = slot.view();
-        slot.enter(Phase::Answering).unwrap();
-        slot.enter(Phase::Held).unwrap();
-        slot.enter(Phase::Busy).unwrap();
+        let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
+        worker.enter(Phase::Busy).unwrap();
+        let judged = server.look().unwrap();
+        worker.enter(Phase::Answering).unwrap();
+        worker.enter(Phase::Held).unwrap();
+        worker.enter(Phase::Busy).unwrap();
 
-        assert!(!slot.order(judged, Order::Condemned));
-        assert_eq!(slot.enter(Phase::Answering), Ok(()));
+        assert!(!server.order(judged, Order::Condemned));
+        assert_eq!(worker.enter(Phase::Answering), Ok(()));
     }
 
     #[test]
     fn a_condemned_worker_begins_nothing() {
-        let slot = Scoreboard::new().unwrap().take().unwrap();
-        slot.enter(Phase::Idle).unwrap();
-        assert!(slot.order(slot.view(), Order::Condemned));
-        assert_eq!(slot.enter(Phase::Busy), Err(Order::Condemned));
-        assert_eq!(slot.view().calls, 0);
-    }
-
-    #[test]
-    fn workers_that_keep_cores_busy_are_counted() {
-        let mut board = Scoreboard::new().unwrap();
-        let slots: Vec<_> = (0..130).map(|_| board.take().unwrap()).collect();
-        slots.iter().step_by(2).for_each(Slot::works);
-        slots[4].works();
-        assert_eq!(slots[0].busy_cores(), 65);
-        slots[128].rests();
-        slots[1].rests();
-        assert_eq!(slots[0].busy_cores(), 64);
-        board.give_back(slots[2].clone());
-        assert_eq!(slots[0].busy_cores(), 63);
+        let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
+        worker.enter(Phase::Idle).unwrap();
+        let view = server.look().unwrap();
+        assert!(server.order(view, Order::Condemned));
+        assert_eq!(worker.enter(Phase::Busy), Err(Order::Condemned));
+        let view = server.look().unwrap();
+        assert_eq!((view.phase, view.calls), (Phase::Condemned, 0));
     }
 
     #[test]
     fn slots_are_used_again() {
         let mut board = Scoreboard::new().unwrap();
-        let slot = board.take().unwrap();
-        slot.enter(Phase::Busy).unwrap();
-        slot.client_is_gone();
-        board.give_back(slot);
+        let (server, worker) = slot(&mut board);
+        worker.enter(Phase::Busy).unwrap();
+        server.client_is_gone();
+        board.give_back(server);
 
-        let slot = board.take().unwrap();
-        assert_eq!(slot.view().phase, Phase::Greeting);
-        assert!(!slot.is_client_gone());
+        let (mut server, worker) = slot(&mut board);
+        assert_eq!(server.look().unwrap().phase, Phase::Greeting);
+        assert!(!worker.is_client_gone());
         assert_eq!((board.used, board.free.len()), (1, 0));
+    }
+
+    #[test]
+    fn no_two_workers_share_a_page() {
+        let mut board = Scoreboard::new().unwrap();
+        let [(mut first, _), (_, other)] = [(); 2].map(|()| slot(&mut board));
+        other.words.iter().for_each(|word| word.store(u64::MAX, SeqCst));
+        assert_eq!(first.look().unwrap().phase, Phase::Greeting);
+        assert_eq!((first.method(), first.checkouts()), (String::new(), 0));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let mut board = Scoreboard::new().unwrap();
+        let mut look = |word: usize, value: u64| {
+            let (mut server, worker) = slot(&mut board);
+            worker.enter(Phase::Busy).unwrap();
+            server.look().unwrap();
+            worker.words[word].store(value, SeqCst);
+            server.look().unwrap_err()
+        };
+        assert_eq!(look(STATE, 1 << 8 | 77), Corruption::Phase(77));
+        assert_eq!(look(STATE, pack(Phase::Condemned, 1)), Corruption::Order(Phase::Condemned));
+        assert_eq!(look(STATE, pack(Phase::Busy, 0)), Corruption::Calls { before: 1, now: 0 });
+        assert_eq!(look(SINCE, u64::MAX), Corruption::Future);
+        assert_eq!(look(STACK_READY, 1000), Corruption::Stack(999));
+        assert_eq!(look(RETIRE, 7), Corruption::Retirement(7));
+        assert_eq!(look(SKIPPED, u64::MAX), Corruption::Counter(u64::MAX));
+        let text = look(STATE, 1 << 8 | 77).to_string();
+        assert_eq!(text, "its slot in shared memory is corrupt: there is no phase 77");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_in_a_slot_can_be_read(
+            words in prop::collection::vec(
+                prop_oneof![any::<u64>(), 0..20_u64, Just(u64::MAX)], 32),
+        ) {
+            let mut board = Scoreboard::new().unwrap();
+            let (mut server, worker) = slot(&mut board);
+            for (word, &value) in worker.words.iter().zip(&words) {
+                word.store(value, SeqCst);
+            }
+            if let Ok(view) = server.look() {
+                prop_assert!(view.since <= now() + CLOCK_ERROR);
+                prop_assert!(view.calls <= MOST_COUNTED && server.skipped() <= MOST_COUNTED);
+                prop_assert_ne!(view.phase, Phase::Condemned);
+            }
+            prop_assert!(server.stack().is_none_or(|stack| stack.len() <= STACK_WORDS));
+            prop_assert!(server.method().len() <= METHOD_WORDS * 8 * 3);
+            prop_assert!(server.queue().is_none_or(|(_, _, waiting)| waiting <= MOST_WAITING));
+            let _ = (server.deadline(), server.hard_deadline(), server.retirement());
+            let _ = worker.enter(Phase::Busy);
+        }
     }
 }

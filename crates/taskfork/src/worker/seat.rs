@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::scoreboard::Slot;
+use super::scoreboard::WorkerSlot;
 use crate::busy_poll::BusyPoll;
 use crate::wire::frame;
 
@@ -11,11 +11,11 @@ use crate::wire::frame;
 #[derive(Debug)]
 pub(crate) struct Seat {
     pub(crate) socket: Socket,
-    pub(crate) slot: Slot,
+    pub(crate) slot: WorkerSlot,
     pub(crate) number: u64,
     pub(crate) server: String,
     pub(crate) limits: Limits,
-    /// What wakes the server.
+    /// Written to, to wake the server.
     pub(crate) wake: OwnedFd,
     pub(crate) buffers: Buffers,
 }

@@ -2,6 +2,7 @@
 //! server says so.
 
 use std::convert::Infallible;
+use std::io;
 use std::time::Duration;
 
 use super::ahead::{self, Ahead};
@@ -12,7 +13,7 @@ use super::interface::{Interface, Request};
 use super::lending::Lending;
 use super::notes::{self, Wanted};
 use super::panic::remember_places;
-use super::scoreboard::{Order, Phase, Retirement, Slot, now};
+use super::scoreboard::{Order, Phase, Retirement, WorkerSlot, now};
 use super::seat::{Limits, Seat, Socket};
 use crate::blob;
 use crate::context;
@@ -90,7 +91,8 @@ pub(crate) fn serve<S: 'static>(
     interface: &dyn Interface<S>,
     handlers: &Handlers<S>,
 ) -> i32 {
-    if let Err(error) = sys::watch_stack(seat.slot.witness(), seat.wake) {
+    let witness = seat.slot.witness().ok_or_else(|| io::ErrorKind::InvalidData.into());
+    if let Err(error) = witness.and_then(|witness| sys::watch_stack(witness, seat.wake)) {
         tracing::error!(worker = seat.number, "this worker's stack cannot be told: {error}");
     }
     let number = seat.number;
@@ -147,7 +149,7 @@ pub(crate) fn serve<S: 'static>(
 }
 
 pub(super) struct Worker<'a, S> {
-    pub(super) slot: Slot,
+    pub(super) slot: WorkerSlot,
     pub(super) interface: &'a dyn Interface<S>,
     handlers: &'a Handlers<S>,
     /// What `setup` made, once it has succeeded.
@@ -180,7 +182,7 @@ impl<S: 'static> Worker<'_, S> {
             Socket::Connected(socket) => socket,
             Socket::Awaited(line) => self.wait_for_client(&line)?,
         });
-        let mut connection = Connection::new(socket, inbox, &self.limits, self.slot.clone());
+        let mut connection = Connection::new(socket, inbox, &self.limits);
         if self.state.is_none() && !connection.begins_within(early::QUIET)? {
             self.set_up_for_a_quiet_client()?;
         }
@@ -218,7 +220,7 @@ impl<S: 'static> Worker<'_, S> {
             // Until a checkout is done, the worker is in one client's hands.
             while !serve(self)? {}
             if let Some(why) = self.wears_out() {
-                self.slot.retire_when_idle(why);
+                self.slot.retires(why);
                 // Whoever sends a call now learns that it has not been begun.
                 self.slot.enter(Phase::Retired)?;
                 return Err(Leave::Quietly);
@@ -259,7 +261,7 @@ impl<S: 'static> Worker<'_, S> {
     }
 
     fn wears_out(&self) -> Option<Retirement> {
-        if self.limits.max_calls.is_some_and(|most| self.slot.view().calls >= most) {
+        if self.limits.max_calls.is_some_and(|most| self.slot.calls() >= most) {
             return Some(Retirement::Calls);
         }
         let grown = self.limits.max_memory.is_some_and(|most| sys::resident_bytes() > most);

@@ -1,0 +1,167 @@
+//! What a server tells its guardian: the process groups of its workers. The server writes a record for each
+//! worker that it has forked, and one before it reaps a worker. The guardian reads them when the server has
+//! ended, or asks for room; so neither waits for the other, and a new worker wakes nobody.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, read, retry_on_intr, write};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
+
+/// A record: the process id of a worker, or its negative when the worker is about to be reaped.
+const RECORD: usize = size_of::<i32>();
+
+/// The guardian is asked to read after so many bytes; a pipe has room for twice as many.
+const ASK_AFTER: usize = 32 << 10;
+
+/// Makes the pipe for records: the end for the guardian, and the one for the server.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, Ledger)> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    Ok((reader, Ledger { writer, unread: 0 }))
+}
+
+/// The server's end.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    writer: OwnedFd,
+    /// How many bytes have been written since the guardian was last asked to read.
+    unread: usize,
+}
+
+/// What has become of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Noted {
+    Yes,
+    /// The guardian is to be asked to read.
+    Ask,
+    /// There is no room, as the guardian does not read.
+    No,
+}
+
+impl Ledger {
+    /// A worker has been forked.
+    pub(crate) fn forked(&mut self, worker: Pid) -> Noted {
+        self.note(worker.as_raw_nonzero().get())
+    }
+
+    /// A worker is about to be reaped, after which its number can be another process's.
+    pub(crate) fn reaped(&mut self, worker: Pid) -> Noted {
+        self.note(-worker.as_raw_nonzero().get())
+    }
+
+    fn note(&mut self, record: i32) -> Noted {
+        match retry_on_intr(|| write(&self.writer, &record.to_ne_bytes())) {
+            Ok(RECORD) => {}
+            _ => return Noted::No,
+        }
+        self.unread += RECORD;
+        if self.unread < ASK_AFTER {
+            return Noted::Yes;
+        }
+        self.unread = 0;
+        Noted::Ask
+    }
+}
+
+impl AsFd for Ledger {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.writer.as_fd()
+    }
+}
+
+/// The groups of living workers, as the guardian knows them.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    known: HashSet<Pid>,
+    /// Process ids that are never taken for a worker's.
+    refused: [Option<Pid>; 3],
+}
+
+impl Groups {
+    /// Of the workers that lived when the guardian was forked. Nothing is believed that names the first process, the
+    /// kernel, or one of `refused`.
+    pub(crate) fn new(living: impl Iterator<Item = Pid>, refused: [Option<Pid>; 3]) -> Self {
+        let mut groups = Self { known: HashSet::new(), refused };
+        living.for_each(|pid| groups.take(pid.as_raw_nonzero().get()));
+        groups
+    }
+
+    /// Reads all records that are there.
+    pub(crate) fn read(&mut self, reader: &OwnedFd) {
+        let mut records = [0; 1024 * RECORD];
+        loop {
+            // What was written in pieces of a record comes in whole records.
+            match read(reader, &mut records) {
+                Ok(length) if length > 0 => {
+                    let (whole, _) = records[..length].as_chunks::<RECORD>();
+                    whole.iter().for_each(|record| self.take(i32::from_ne_bytes(*record)));
+                }
+                Err(Errno::INTR) => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn take(&mut self, record: i32) {
+        let Some(pid) = record.checked_abs().filter(|&number| number > 1).and_then(Pid::from_raw)
+        else {
+            return;
+        };
+        if self.refused.contains(&Some(pid)) {
+            return;
+        }
+        if record > 0 {
+            self.known.insert(pid);
+        } else {
+            self.known.remove(&pid);
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Pid> {
+        self.known.iter().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pid(number: i32) -> Pid {
+        Pid::from_raw(number).unwrap()
+    }
+
+    #[test]
+    fn groups_are_those_of_the_workers_that_live() {
+        let (reader, mut ledger) = pipe().unwrap();
+        let mut groups = Groups::new([pid(10)].into_iter(), [None; 3]);
+        assert_eq!(ledger.forked(pid(11)), Noted::Yes);
+        ledger.forked(pid(12));
+        ledger.reaped(pid(10));
+        ledger.reaped(pid(12));
+        groups.read(&reader);
+        assert_eq!(groups.iter().collect::<Vec<_>>(), [pid(11)]);
+    }
+
+    #[test]
+    fn some_numbers_are_never_believed() {
+        let (reader, mut ledger) = pipe().unwrap();
+        let refused = [Some(pid(20)), Some(pid(21)), None];
+        let mut groups = Groups::new([pid(1), pid(20)].into_iter(), refused);
+        for record in [0, 1, -1, 20, 21, i32::MIN, 22] {
+            ledger.note(record);
+        }
+        groups.read(&reader);
+        assert_eq!(groups.iter().collect::<Vec<_>>(), [pid(22)]);
+    }
+
+    #[test]
+    fn a_guardian_that_does_not_read_is_noticed_and_never_waited_for() {
+        let (_reader, mut ledger) = pipe().unwrap();
+        let noted: Vec<_> = (0..20_000).map(|_| ledger.forked(pid(5))).collect();
+        let asked = noted.iter().position(|&noted| noted == Noted::Ask).unwrap();
+        let full = noted.iter().position(|&noted| noted == Noted::No).unwrap();
+        assert!(asked < full, "{asked} {full}");
+    }
+}

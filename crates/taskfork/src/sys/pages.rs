@@ -1,0 +1,182 @@
+//! Memory that a server shares with its workers: pages of which each worker gets one of its own, and words
+//! that all of them can read and only the server can write.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::null_mut;
+use std::slice;
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+
+/// Words that are mapped for as long as the process lives, each read and written whole. Another process may
+/// write to them at any time.
+pub(crate) type SharedWords = &'static [AtomicU64];
+
+/// Pages of one file. This process has all of them mapped; a process that it forks inherits none of the mappings,
+/// and maps the one page that is meant for it.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    file: OwnedFd,
+    words: SharedWords,
+}
+
+/// How many words a page has.
+pub(crate) fn words_in_page() -> usize {
+    rustix::param::page_size() / size_of::<AtomicU64>()
+}
+
+impl Pages {
+    pub(crate) fn new(count: usize) -> io::Result<Self> {
+        let bytes = count * rustix::param::page_size();
+        let file = memory_file("taskfork-slots", bytes)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let words = map(&file, 0, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        keep_from_children(words)?;
+        Ok(Self { file, words })
+    }
+
+    /// One page, as this process has it mapped.
+    pub(crate) fn page(&self, index: usize) -> SharedWords {
+        &self.words[index * words_in_page()..(index + 1) * words_in_page()]
+    }
+
+    /// Maps one page once more, for a process that was forked from the one that has all of them.
+    pub(crate) fn map_page(&self, index: usize) -> io::Result<SharedWords> {
+        let bytes = rustix::param::page_size();
+        map(&self.file, index * bytes, bytes, ProtFlags::READ | ProtFlags::WRITE)
+    }
+}
+
+impl AsFd for Pages {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Words that this process writes, and that processes forked from it can only read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Published {
+    /// Not mapped in forked processes.
+    writable: SharedWords,
+    readable: SharedWords,
+}
+
+impl Published {
+    pub(crate) fn new() -> io::Result<Self> {
+        let bytes = rustix::param::page_size();
+        let file = memory_file("taskfork-server", bytes)?;
+        let writable = map(&file, 0, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        keep_from_children(writable)?;
+        // What is mapped from here on can never be made writable, not even by `mprotect`.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        fcntl_add_seals(&file, seals)?;
+        let readable = map(&file, 0, bytes, ProtFlags::READ)?;
+        Ok(Self { writable, readable })
+    }
+
+    /// For the process that has made them.
+    pub(crate) fn writable(&self) -> SharedWords {
+        self.writable
+    }
+
+    /// For all.
+    pub(crate) fn readable(&self) -> SharedWords {
+        self.readable
+    }
+}
+
+fn memory_file(name: &str, bytes: usize) -> io::Result<OwnedFd> {
+    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&file, bytes as u64)?;
+    Ok(file)
+}
+
+/// Maps whole pages of a file whose size is fixed, for as long as the process lives.
+fn map(file: &OwnedFd, from: usize, bytes: usize, access: ProtFlags) -> io::Result<SharedWords> {
+    // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
+    let start = unsafe { mmap(null_mut(), bytes, access, MapFlags::SHARED, file, from as u64) }?;
+    // SAFETY: `bytes` are mapped, at the start of a page, and are never unmapped. The file has them and cannot
+    // become shorter. Every value is a valid word, and words are only ever reached through atomics; those of a
+    // read-only mapping are only loaded, by whoever gets them from this module.
+    Ok(unsafe { slice::from_raw_parts(start.cast::<AtomicU64>(), bytes / size_of::<AtomicU64>()) })
+}
+
+/// Processes that are forked from here on do not have this mapping.
+fn keep_from_children(words: SharedWords) -> io::Result<()> {
+    let start = words.as_ptr().cast_mut().cast();
+    // SAFETY: it changes nothing for this process, and a child that does not have the mapping has no reference
+    // to it that it uses: it takes its own from `map_page` or `readable`.
+    unsafe { madvise(start, size_of_val(words), Advice::LinuxDontFork) }?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use nix::libc;
+
+    use super::*;
+
+    fn make_writable(words: SharedWords) -> io::Result<()> {
+        let start = words.as_ptr().cast_mut().cast();
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a mapping of this test's own gets more rights at most.
+        match unsafe { libc::mprotect(start, size_of_val(words), access) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    #[test]
+    fn a_page_is_the_same_wherever_it_is_mapped() {
+        let pages = Pages::new(3).unwrap();
+        let other = pages.map_page(1).unwrap();
+        pages.page(1)[7].store(5, SeqCst);
+        assert_eq!((other[7].load(SeqCst), other.len()), (5, words_in_page()));
+        assert_eq!(pages.page(2)[7].load(SeqCst), 0);
+    }
+
+    #[test]
+    fn published_words_can_be_read_and_never_be_made_writable() {
+        let published = Published::new().unwrap();
+        published.writable()[0].store(9, SeqCst);
+        assert_eq!(published.readable()[0].load(SeqCst), 9);
+        let error = make_writable(published.readable()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_forked_process_inherits_no_mapping_that_is_kept_from_it() {
+        let pages = Pages::new(2).unwrap();
+        let published = Published::new().unwrap();
+        published.writable()[0].store(9, SeqCst);
+        // SAFETY: the child makes system calls and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let is_mapped = |words: SharedWords| {
+                let mut resident = [0_u8; 1];
+                let start = words.as_ptr().cast_mut().cast();
+                // SAFETY: it writes one byte for the one page that it is asked about.
+                unsafe { libc::mincore(start, 1, resident.as_mut_ptr()) == 0 }
+            };
+            // In this order, as what is mapped next may get the address of what is not.
+            let wrong = [
+                is_mapped(pages.page(1)),
+                is_mapped(published.writable()),
+                published.readable()[0].load(SeqCst) != 9,
+                pages.map_page(1).map_or(true, |words| words[0].swap(1, SeqCst) != 0),
+            ];
+            let code = wrong.iter().rposition(|&wrong| wrong).map_or(0, |place| place + 1);
+            // SAFETY: it ends this process.
+            unsafe { libc::_exit(code as i32) };
+        }
+        let mut status = -1;
+        // SAFETY: it waits for this test's own child.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(libc::WEXITSTATUS(status), 0, "{status}");
+        assert_eq!(pages.page(1)[0].load(SeqCst), 1);
+    }
+}
