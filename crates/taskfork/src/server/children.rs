@@ -431,21 +431,22 @@ impl Child {
         let is_spare = matches!(self.post, Post::Spare(_));
         let failed = (is_spare && !(self.leaving.is_some() && end == End::Exited(0)))
             .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));
-        // Nobody knows what a worker has begun whose slot is corrupt: any call may have run.
-        let calls = match corruption {
-            None => view.calls.saturating_add(self.slot.skipped()),
-            Some(_) => MOST_COUNTED,
+        // What a worker has begun whose slot is corrupt is not known: any call may have run.
+        let is_corrupt = cause == cause::CORRUPT;
+        let calls = match is_corrupt {
+            true => MOST_COUNTED,
+            false => view.calls.saturating_add(self.slot.skipped()),
         };
         let notice = match view.phase {
             // A spare has nobody to be told.
             _ if is_spare || !self.slot.can_be_told() => None,
             // In the middle of an answer a notice would be taken for the rest of it.
-            Phase::AnsweringAtLength | Phase::Greeting | Phase::Spare => None,
+            Phase::AnsweringAtLength | Phase::Greeting | Phase::Spare if !is_corrupt => None,
             phase => Some(DeathNotice {
                 pid,
                 end,
                 reason,
-                during: phase.activity(),
+                during: phase.activity().filter(|_| !is_corrupt),
                 calls,
                 stderr,
                 ran: ran.map(|ran| ran.as_secs_f64()),

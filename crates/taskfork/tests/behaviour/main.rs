@@ -39,6 +39,7 @@ mod restart;
 mod rings;
 mod server;
 mod setup;
+mod shared_memory;
 mod shutdown;
 #[cfg(feature = "tracing")]
 mod spans;
@@ -96,6 +97,7 @@ fn main() {
         restart::trials(),
         server::trials(),
         setup::trials(),
+        shared_memory::trials(),
         shutdown::trials(),
         spares::trials(),
         #[cfg(feature = "tracing")]

@@ -75,6 +75,8 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("spans_own_subscriber", crate::spans::own_subscriber),
     ("traces", crate::traces::server),
     ("typed", crate::typed::server),
+    ("scribbling", |server| crate::shared_memory::server(server, false)),
+    ("scribbling_as_nobody", |server| crate::shared_memory::server(server, true)),
     ("never_runs", |_| Ok(())),
     ("refuses", |_| Err(ServerError::NoAddress)),
 ];
