@@ -40,6 +40,9 @@ mod context;
 mod death;
 mod display;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod loans;
 mod report;
 mod ring;

@@ -41,3 +41,10 @@ pub use call::Call;
 pub use checkout::{Caller, Checkout};
 pub use pool::Overload;
 pub use stats::Stats;
+
+/// What fuzz targets call.
+#[cfg(fuzzing)]
+pub(crate) mod fuzz {
+    pub(crate) use super::log::merge;
+    pub(crate) use super::replay::Replay;
+}

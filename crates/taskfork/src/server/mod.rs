@@ -42,3 +42,9 @@ pub use limits::Limit;
 pub use preload::Preloaded;
 pub use status::{ServerStatus, WorkerStatus};
 pub use stderr::Stderr;
+
+/// What fuzz targets call.
+#[cfg(fuzzing)]
+pub(crate) mod fuzz {
+    pub(crate) use super::status::wish;
+}

@@ -1,0 +1,89 @@
+//! The protocol of AnyEvent::Task.
+
+use rmpv::Value;
+
+use super::Input;
+use crate::wire::native::{self, FromWorker};
+use crate::wire::perl::{self, FromClient, Scanner};
+use crate::wire::request::Arguments;
+
+/// Messages end at the same places however the stream is cut.
+pub fn json_scan(data: &[u8]) {
+    let mut input = Input(data);
+    let piece = 1 + usize::from(input.short());
+    let limit = if input.byte() % 2 == 0 { 1000 } else { usize::MAX };
+    let stream = input.0;
+
+    let (mut scanner, mut rest, mut whole) = (Scanner::default(), stream, Vec::new());
+    let end = loop {
+        match scanner.find(rest, limit) {
+            Ok(Some(place)) => {
+                whole.push(&rest[place.clone()]);
+                rest = &rest[place.end..];
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+
+    let (mut scanner, mut inbox) = (Scanner::default(), Vec::new());
+    let (mut cut, mut cut_end) = (Vec::new(), Ok(()));
+    'pieces: for piece in stream.chunks(piece) {
+        inbox.extend_from_slice(piece);
+        loop {
+            match scanner.find(&inbox, limit) {
+                Ok(Some(place)) => {
+                    cut.push(inbox[place.clone()].to_vec());
+                    inbox.drain(..place.end);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    cut_end = Err(error);
+                    break 'pieces;
+                }
+            }
+        }
+        let blanks = scanner.pass_blanks();
+        inbox.drain(..blanks);
+    }
+    assert_eq!(whole, cut);
+    // What a message began with is shown as far as it is there.
+    assert_eq!(end.is_ok(), cut_end.is_ok());
+}
+
+/// A message, from either side.
+pub fn json(data: &[u8]) {
+    // Whoever finds where a message ends looks how deep it is.
+    let Ok(Some(place)) = Scanner::default().find(data, usize::MAX) else { return };
+    let data = &data[place];
+    if let Ok(FromClient::Call(values)) = perl::from_client(data) {
+        let encoded = encode(&values);
+        if let Ok(again) = perl::call(None, Arguments::new(values.len(), &encoded)) {
+            let Ok(FromClient::Call(again)) = perl::from_client(&again) else {
+                panic!("a call cannot be read again");
+            };
+            assert_eq!(encode(&again), encoded);
+        }
+    }
+    if let Ok((notes, answer)) = perl::from_worker(data) {
+        assert!(notes.is_none_or(|notes| native::notes(&notes).log.is_some()));
+        let mut out = Vec::new();
+        match FromWorker::decode(&answer) {
+            Ok(FromWorker::Ok(value)) => match perl::result(&mut out, None, value) {
+                Ok(()) => assert!(perl::from_worker(&out).is_ok_and(|(_, again)| again == answer)),
+                Err(_) => assert!(out.is_empty()),
+            },
+            Ok(FromWorker::Error(body)) => {
+                perl::error(&mut out, None, body.message);
+                assert!(perl::from_worker(&out).is_ok());
+            }
+            _ => panic!("it is no answer"),
+        }
+    }
+}
+
+fn encode(values: &[Value]) -> Vec<u8> {
+    let mut out = Vec::new();
+    values.iter().for_each(|value| rmpv::encode::write_value(&mut out, value).unwrap());
+    out
+}

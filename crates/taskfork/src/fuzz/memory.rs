@@ -1,0 +1,268 @@
+//! What comes beside the bytes of messages: files, memory that is lent, rings.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use rmpv::Value;
+
+use super::Input;
+use crate::loans::Loans;
+use crate::ring::{MOST, Put, Rings};
+use crate::sys::{self, Sealed, Words, Writable};
+use crate::wire::WireError;
+use crate::wire::args::{Args, encode_whole};
+use crate::wire::enclosed::{self, Enclosed, within};
+use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
+use crate::wire::lending::{Home, Lent};
+use crate::wire::native::FromClient;
+use crate::wire::parts::{Elsewhere, Part, Parted};
+use crate::wire::request::{self, Arguments};
+use crate::{Blob, OpenFile};
+
+/// Arguments with files and lent memory beside them, taken as several types.
+pub fn arguments(data: &[u8]) {
+    let mut input = Input(data);
+    let (files, lent) = (input.byte() % 4, input.byte() % 3);
+    let kinds: Vec<u8> = (0..files).map(|_| input.byte()).collect();
+    let lengths: Vec<u8> = (0..lent).map(|_| input.byte()).collect();
+    let count = usize::from(input.byte());
+    let message = Bytes::copy_from_slice(input.0);
+    let most = message.len() + (256 << 10);
+    let enclosed = || Enclosed {
+        files: kinds.iter().filter_map(|&kind| file(kind)).collect(),
+        lent: lengths.iter().enumerate().map(|(id, &length)| lend(id, length)).collect(),
+        most,
+    };
+    let map = |file: &OwnedFd| Sealed::new(file).ok().map(Bytes::from_owner);
+    let args = || Arguments::new(count, &message);
+    within(Some(&message), enclosed(), map, || {
+        let _ = args().parse::<(Blob, Blob)>();
+        let _ = args().parse::<(String, Vec<u8>, BTreeMap<String, i64>)>();
+        let _ = args().parse::<Vec<Vec<()>>>();
+        let _ = args().parse::<Vec<Option<(u8, f32, char)>>>();
+        let _ = args().parse::<(OpenFile,)>();
+    });
+    within(Some(&message), enclosed(), map, || {
+        let _ = enclosed::pass_on(&message, &mut Vec::new(), |_, _| Ok(()));
+    });
+    if let Ok(values) = args().parse::<Vec<Value>>() {
+        // A text that is none is taken as bytes, so that only from then on it is the same.
+        let mut first = Vec::new();
+        if Args::encode(&values, &mut first).is_ok() {
+            let again = request::decode::<Vec<Value>>(&first).unwrap();
+            let mut second = Vec::new();
+            Args::encode(&again, &mut second).unwrap();
+            assert_eq!(second, first);
+        }
+    }
+    let _ = request::decode::<Value>(&message);
+}
+
+fn file(kind: u8) -> Option<OwnedFd> {
+    let memory = |length: usize| Writable::new(length).ok();
+    match kind % 5 {
+        0 => Some(File::open("/dev/null").ok()?.into()),
+        1 => Some(File::open("/").ok()?.into()),
+        2 => Some(UnixStream::pair().ok()?.0.into()),
+        3 => memory(0)?.seal().ok()?.1.try_clone().ok(),
+        _ => memory(usize::from(kind) << 8)?.seal().ok()?.1.try_clone().ok(),
+    }
+}
+
+fn lend(id: usize, length: u8) -> Lent {
+    let home = Home { link: 1, id: id as u32, own: length % 2 == 0 };
+    Lent { bytes: Bytes::from(vec![length; usize::from(length) << 8]), home }
+}
+
+/// Long byte strings of a message stay where they are, and the message is the same.
+pub fn parts(data: &[u8]) {
+    let mut input = Input(data);
+    let mut values = Vec::new();
+    while !input.is_empty() && values.len() < 8 {
+        let length = usize::from(input.short());
+        values.push(Blob::from(vec![input.byte(); length]));
+    }
+    let skip = usize::from(input.short());
+    let limit = usize::from(input.short()) << 4;
+    let whole = encode_whole(&values).unwrap();
+    let mut out = Parted::default();
+    let written = frame::write_parted::<WireError>(&mut out, limit, |out| {
+        crate::wire::args::encode(&values, out).map_err(WireError::malformed)
+    });
+    assert_eq!(written.is_ok(), whole.len() <= limit);
+    if written.is_err() {
+        assert_eq!(out.len(), 0);
+        return;
+    }
+    out.fit(0).unwrap();
+    let all = out.rest(0);
+    assert_eq!(&all[HEADER..], &whole);
+    assert_eq!(frame::find(&all, DEFAULT_LIMIT).unwrap(), Some(HEADER..all.len()));
+    let skip = skip.min(all.len());
+    let (slices, count) = out.slices(skip);
+    let sliced: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+    assert!(all[skip..].starts_with(&sliced) && out.rest(skip) == all[skip..]);
+}
+
+/// A ring into whose memory another process writes what it likes.
+pub fn rings(data: &[u8]) {
+    let mut input = Input(data);
+    let Ok((mut first, file)) = Rings::offer() else { return };
+    let Ok(foreign) = Words::map(&file, 4144) else { panic!("its own memory cannot be mapped") };
+    let Ok(mut second) = Rings::accept(&file) else { panic!("its own memory cannot be mapped") };
+    first.agree(0);
+    second.agree(0);
+    let mut steps = 0;
+    while !input.is_empty() && steps < 10_000 {
+        steps += 1;
+        let step = input.byte();
+        let side = if step & 1 == 0 { &mut first } else { &mut second };
+        let unread = usize::from(step >> 5);
+        match step >> 1 & 15 {
+            0 => foreign[usize::from(input.short()) % foreign.len()].store(input.word(), Relaxed),
+            1 => {
+                // The places of counters.
+                let at = usize::from(input.byte() % 3) * 8 + usize::from(step >> 7) * 2072;
+                foreign[at].store(u64::from(input.short()), Relaxed);
+            }
+            2 | 3 => {
+                if let Ok(arrived) = side.take(unread) {
+                    let length = arrived.len();
+                    assert!(length <= 2048 * 8);
+                    side.read(length);
+                }
+            }
+            4 | 5 => {
+                let bytes = vec![step; usize::from(input.short()) % (MOST + 100)];
+                let put = side.put(&bytes);
+                assert!(bytes.len() <= MOST || put == Put::Refused);
+            }
+            6 => {
+                let _ = side.sleep(unread);
+            }
+            7 => side.wake(),
+            8 => {
+                let _ = (side.is_due(unread), side.is_next(unread), side.is_anything_there());
+                let _ = (side.is_unseen(), side.is_mark_unseen(), side.is_other_awake());
+                side.mark();
+            }
+            9 => side.received(usize::from(input.short())),
+            10 => side.sent(usize::from(input.short())),
+            _ => side.read(usize::from(input.byte())),
+        }
+    }
+}
+
+/// What is on its way: frames, and the files that go with them.
+type Line = VecDeque<(Vec<u8>, Vec<OwnedFd>)>;
+
+struct Side {
+    loans: Loans,
+    /// What has come, and what it was when it came.
+    held: Vec<(Lent, u8)>,
+}
+
+/// Two sides that lend each other memory, one of which may say anything as well.
+pub fn lending(data: &[u8]) {
+    const ROOM: usize = 1 << 20;
+    let mut input = Input(data);
+    let new = || Side { loans: Loans::new(ROOM, ROOM, sys::user()), held: Vec::new() };
+    let (mut sides, mut lines) = ([new(), new()], [Line::new(), Line::new()]);
+    let mut lied = false;
+    let mut steps = 0;
+    while !input.is_empty() && steps < 64 {
+        steps += 1;
+        let step = input.byte();
+        let from = usize::from(step & 1);
+        match step >> 1 & 7 {
+            0..=2 => {
+                let length = (16 << 10) + (usize::from(input.byte()) << 6);
+                let bytes = Bytes::from(vec![step; length]);
+                sides[from].send(&bytes, None, &mut lines[from]);
+            }
+            3 => {
+                // What came goes back.
+                let Some((lent, _)) = sides[from].held.last().cloned() else { continue };
+                sides[from].send(&lent.bytes, Some(lent.home), &mut lines[from]);
+            }
+            4 | 5 => {
+                let Some((frames, files)) = lines[from].pop_front() else { continue };
+                let heard = sides[1 - from].hear(&frames, files);
+                if heard.is_err() {
+                    assert!(lied, "{heard:?}");
+                    return;
+                }
+            }
+            6 if step & 16 == 0 => {
+                sides[from].held.pop();
+            }
+            6 => sides[from].loans.rest(),
+            _ => {
+                let length = usize::from(input.byte());
+                let body = input.take(length);
+                let files = (0..step >> 6).filter_map(|kind| file(kind.wrapping_mul(4)));
+                let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+                frame.extend_from_slice(body);
+                lines[from].push_back((frame, files.collect()));
+                lied = true;
+            }
+        }
+        if !lied {
+            for (lent, byte) in sides.iter().flat_map(|side| &side.held) {
+                assert!(lent.bytes.iter().all(|there| there == byte), "it has changed");
+            }
+        }
+    }
+}
+
+impl Side {
+    fn send(&mut self, bytes: &Bytes, home: Option<Home>, line: &mut Line) {
+        let front = HEADER + 5;
+        let mut message = Parted { bytes: vec![0; front], ..Parted::default() };
+        let elsewhere = home.map_or_else(Default::default, Elsewhere::Lent);
+        message.parts.push(Part { at: front, bytes: bytes.clone(), elsewhere });
+        let loans = &mut self.loans;
+        message
+            .fit_placing(16, usize::MAX, |bytes, home, may_add| loans.place(bytes, home, may_add))
+            .unwrap();
+        loans.sent(&message.placed);
+        let mut said = Vec::new();
+        loans.say(&mut said);
+        let files = message.files.iter().map(|file| file.as_fd().try_clone_to_owned().unwrap());
+        let files = files.collect();
+        if !message.placed.is_empty() {
+            // Frames about others, up to the message itself.
+            let mut at = 0;
+            while let Ok(Some(body)) = frame::find(&message.bytes[at..], DEFAULT_LIMIT) {
+                at += body.end;
+            }
+            said.extend_from_slice(&message.bytes[..at]);
+        } else {
+            said.extend_from_slice(&1_u32.to_le_bytes());
+            said.push(0);
+        }
+        line.push_back((said, files));
+    }
+
+    fn hear(&mut self, mut frames: &[u8], mut files: Vec<OwnedFd>) -> Result<(), WireError> {
+        while let Some(body) = frame::find(frames, DEFAULT_LIMIT)? {
+            let (message, rest) = (&frames[body.clone()], &frames[body.end..]);
+            frames = rest;
+            match FromClient::decode(message) {
+                Ok(FromClient::Lending(said)) => self.loans.hear(said, &mut files)?,
+                Ok(FromClient::Files(_)) => {}
+                _ => {
+                    for lent in self.loans.take_uses()? {
+                        let byte = lent.bytes.first().copied().unwrap_or_default();
+                        self.held.push((lent, byte));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+//! Frames and the messages of the native protocol. What can be decoded is encoded again and has to be the same.
+
+use std::error::Error as _;
+use std::panic::Location;
+
+use bytes::BytesMut;
+
+use super::Input;
+use crate::error::{Death, Failure};
+use crate::report::CallSite;
+use crate::wire::WireError;
+use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
+use crate::wire::native::{self, FromClient, FromWorker};
+use crate::wire::notice::put_death;
+use crate::wire::perl;
+
+/// A stream of frames gives the same frames however it is cut, and reserves no memory for what is not there.
+pub fn frames(data: &[u8]) {
+    let mut input = Input(data);
+    let piece = 1 + usize::from(input.short());
+    let limit = if input.byte() % 2 == 0 { 1000 } else { DEFAULT_LIMIT };
+    let stream = input.0;
+
+    let mut inbox = BytesMut::from(stream);
+    let mut whole = Vec::new();
+    let end = take_all(&mut inbox, limit, &mut whole);
+    assert!(
+        whole.iter().map(|body: &bytes::Bytes| body.len() + HEADER).sum::<usize>() <= stream.len()
+    );
+
+    let (mut inbox, mut cut) = (BytesMut::new(), Vec::new());
+    let mut cut_end = Ok(());
+    for piece in stream.chunks(piece) {
+        inbox.extend_from_slice(piece);
+        cut_end = take_all(&mut inbox, limit, &mut cut);
+        assert!(frame::room_for_next_read(&inbox) <= inbox.len().max(64 << 10));
+        if cut_end.is_err() {
+            break;
+        }
+    }
+    assert_eq!((whole, end), (cut, cut_end));
+}
+
+fn take_all(
+    inbox: &mut BytesMut,
+    limit: usize,
+    found: &mut Vec<bytes::Bytes>,
+) -> Result<(), WireError> {
+    while let Some(body) = frame::take(inbox, limit)? {
+        assert!(body.len() <= limit);
+        found.push(body);
+    }
+    Ok(())
+}
+
+/// A preamble and a hello, from either side.
+pub fn hellos(data: &[u8]) {
+    let mut inbox = BytesMut::from(data);
+    if frame::take_preamble(&mut inbox) != Ok(true) {
+        return;
+    }
+    let Ok(Some(body)) = frame::take(&mut inbox, DEFAULT_LIMIT) else { return };
+    if let Ok(FromClient::Hello(hello)) = FromClient::decode(&body) {
+        let mut out = Vec::new();
+        hello.put(&mut out);
+        let Ok(FromClient::Hello(again)) = FromClient::decode(&out) else {
+            panic!("a client's hello cannot be read again");
+        };
+        assert_eq!(again, hello);
+    }
+    if let Ok(FromWorker::Hello(hello)) = FromWorker::decode(&body) {
+        // Only programs that are workers send that one.
+        let hello = crate::wire::hello::WorkerHello { alarm: false, ..hello };
+        let mut out = Vec::new();
+        hello.put(&mut out);
+        let Ok(FromWorker::Hello(again)) = FromWorker::decode(&out) else {
+            panic!("a worker's hello cannot be read again");
+        };
+        assert_eq!(again, hello);
+    }
+}
+
+/// A message from a client.
+pub fn from_client(data: &[u8]) {
+    look_at_kind(data);
+    let Ok(message) = FromClient::decode(data) else { return };
+    let mut out = Vec::new();
+    match message {
+        FromClient::Hello(_) => return,
+        FromClient::Call { place, method, args, meta } => {
+            native::put_call(&mut out, method, meta);
+            native::put_count(&mut out, args.len());
+            out.extend_from_slice(args.encoded());
+            native::set_place(&mut out, place);
+            let Ok(FromClient::Call { place: again, method: name, args: same, meta: more }) =
+                FromClient::decode(&out)
+            else {
+                panic!("a call cannot be read again");
+            };
+            assert_eq!((again, name, more), (place, method, meta));
+            assert_eq!((same.len(), same.encoded()), (args.len(), args.encoded()));
+            return;
+        }
+        FromClient::Done => native::put_done(&mut out),
+        FromClient::Waiting(count) => native::put_waiting(&mut out, count),
+        FromClient::Forget(call) => {
+            native::put_forget(&mut out, call);
+            assert_eq!(native::forgotten(&out), Some(call));
+        }
+        FromClient::Files(count) => {
+            assert!(count <= isize::MAX as usize);
+            return;
+        }
+        FromClient::Lending(ref said) => {
+            let mut frame = Vec::new();
+            said.put(&mut frame);
+            let Ok(FromClient::Lending(again)) = FromClient::decode(&frame[HEADER..]) else {
+                panic!("what is lent cannot be read again");
+            };
+            assert_eq!(&again, said);
+            return;
+        }
+        FromClient::Rings => native::put_rings(&mut out),
+    }
+    let again = FromClient::decode(&out).unwrap();
+    assert_eq!(format!("{again:?}"), format!("{message:?}"));
+}
+
+/// A message from a worker.
+pub fn from_worker(data: &[u8]) {
+    look_at_kind(data);
+    let Ok(message) = FromWorker::decode(data) else { return };
+    let mut out = Vec::new();
+    match &message {
+        FromWorker::Ok(value) => {
+            native::put_ok(&mut out);
+            out.extend_from_slice(value);
+        }
+        FromWorker::Error(error) => native::put_error(&mut out, error),
+        FromWorker::Death(notice) => put_death(&mut out, notice),
+        FromWorker::Skipped => native::put_skipped(&mut out),
+        FromWorker::Rings => native::put_rings(&mut out),
+        FromWorker::Lending(said) => {
+            let mut frame = Vec::new();
+            said.put(&mut frame);
+            out.extend_from_slice(&frame[HEADER..]);
+        }
+        FromWorker::Notes(notes) => {
+            assert_eq!(native::notes(data), *notes);
+            return;
+        }
+        FromWorker::Hello(_) | FromWorker::Files(_) => return,
+    }
+    let again = FromWorker::decode(&out).unwrap();
+    // By what they look like, as what is no number equals nothing.
+    assert_eq!(format!("{again:?}"), format!("{message:?}"));
+}
+
+/// What is looked at before a message is decoded takes any bytes.
+fn look_at_kind(data: &[u8]) {
+    let mut copy = data.to_vec();
+    native::set_timeout(&mut copy, 1);
+    if let Some(place) = native::place(data) {
+        native::set_place(&mut copy, place);
+    }
+    assert!(!(native::is_skipped(data) && native::is_about_others(data)));
+    let _ = native::forgotten(data);
+}
+
+/// A call's error and a worker's death, up to what a program shows of them.
+pub fn errors(data: &[u8]) {
+    let site = || CallSite::new("fuzz", Some("method"), Location::caller());
+    match FromWorker::decode(data) {
+        Ok(FromWorker::Error(body)) => {
+            let text = perl::text(body.clone(), Some("method"));
+            // What is shown is made of what has come, each part at most twice.
+            assert!(text.len() <= 1000 + 4 * data.len());
+            let error = body.clone().into_error::<Failure>(site());
+            let mut cause = error.source();
+            let mut causes = 0;
+            while let Some(next) = cause {
+                causes += 1;
+                cause = next.source();
+            }
+            assert!(causes <= data.len());
+            let report = error.report().to_string();
+            assert!(report.len() <= 1000 + 8 * data.len());
+        }
+        Ok(FromWorker::Death(notice)) => {
+            let death = Death {
+                pid: notice.pid,
+                end: notice.end,
+                reason: notice.reason,
+                during: notice.during,
+                stderr: notice.stderr,
+                hung: None,
+            };
+            assert!(death.to_string().len() <= 1000 + data.len());
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,68 @@
+//! What a worker records for its caller: logs, spans and events.
+
+use std::sync::Once;
+
+use bytes::Bytes;
+use log_defer::{Log, Message, Style, chrome_trace, timeline};
+
+use super::Input;
+use crate::client::fuzz::{Replay, merge};
+use crate::wire::{log, native, trace};
+
+/// Records of spans and events, written again and replayed, in one piece and in several.
+pub fn traces(data: &[u8]) {
+    static SUBSCRIBER: Once = Once::new();
+    SUBSCRIBER.call_once(|| {
+        let registry = tracing_subscriber::registry();
+        tracing::subscriber::set_global_default(registry).unwrap();
+    });
+    let mut input = Input(data);
+    let times = 1 + input.byte() % 8;
+    let encoded = input.0;
+    if let Ok(records) = trace::records(encoded) {
+        for record in records {
+            if let trace::Record::Site { site, .. } = record {
+                let _ = trace::Site::read(site);
+            }
+            if matches!(record, trace::Record::Unknown) {
+                continue;
+            }
+            let mut out = vec![0x91];
+            record.write(&mut out);
+            let again = trace::records(&out).unwrap().next().unwrap();
+            assert_eq!(format!("{again:?}"), format!("{record:?}"));
+        }
+    }
+    let Some((_, replay)) = Replay::for_caller() else { panic!("nobody listens") };
+    for _ in 0..times {
+        replay.push(7, Bytes::copy_from_slice(encoded));
+        replay.play();
+    }
+}
+
+/// A message of notes, with the log in it merged into another.
+pub fn notes(data: &[u8]) {
+    let notes = native::notes(data);
+    if let Some(encoded) = notes.log {
+        let into = Log::new(drop);
+        merge(&into, encoded);
+        drop(into.take());
+    }
+}
+
+/// A message of Log::Defer, as MessagePack and as JSON, drawn and written again.
+pub fn log_messages(data: &[u8]) {
+    let read = [log::read(data).ok(), serde_json::from_slice::<Message>(data).ok()];
+    for message in read.into_iter().flatten() {
+        let written = serde_json::to_string(&message).unwrap();
+        let again: Message = serde_json::from_str(&written).unwrap();
+        assert_eq!(serde_json::to_string(&again).unwrap(), written);
+        for line in timeline(&message, Style { width: 80, color: false }).lines() {
+            assert!(!line.chars().any(char::is_control));
+        }
+        let _ = chrome_trace(std::slice::from_ref(&message));
+        let log = Log::new(drop);
+        log.merge(message);
+        drop(log.take());
+    }
+}
