@@ -32,6 +32,7 @@ mod items;
 mod level;
 mod log;
 mod message;
+mod printable;
 mod sink;
 mod structure;
 mod timeline;
@@ -41,6 +42,7 @@ pub use items::Items;
 pub use level::Level;
 pub use log::{Builder, Log, Timer};
 pub use message::{Entry, InvalidMessage, Message, TimerRecord};
+pub use printable::{printable, printable_bytes, printable_json, printable_lines};
 pub use sink::JsonLines;
 #[cfg(feature = "tracing")]
 pub use sink::emit;

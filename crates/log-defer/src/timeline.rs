@@ -10,6 +10,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::level::Level;
 use crate::message::Message;
+use crate::printable::printable;
 
 /// How a [`timeline`] is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub fn timeline(message: &Message, style: Style) -> String {
     let head = format!("{}  {}", instant(message.start), duration(end));
     add_line(&mut out, &[(Look::new().bold(), &head)], width, style.color);
 
-    let names = message.timers.iter().map(|timer| printable(&timer.name)).collect::<Vec<_>>();
+    let names = message.timers.iter().map(|timer| one_line(&timer.name)).collect::<Vec<_>>();
     let name_width = names.iter().map(|name| name.width()).max().unwrap_or(0).min(width / 3);
     // The bar gets what is left beside blanks, the name and the time taken.
     let bar_width = width.saturating_sub(name_width + 16);
@@ -72,14 +73,14 @@ pub fn timeline(message: &Message, style: Style) -> String {
     for entry in &message.logs {
         let time = format!("  {:>10}  ", duration(entry.time));
         let level = format!("{:<6}", entry.level);
-        let text = printable(&line_of(&entry.items));
+        let text = one_line(&line_of(&entry.items));
         let parts =
             [(Look::new().dimmed(), &*time), (look_of(entry.level), &level), (Look::new(), &text)];
         add_line(&mut out, &parts, width, style.color);
     }
     for (name, value) in &message.data {
-        let name = printable(name);
-        let value = printable(&format!(" = {value}"));
+        let name = one_line(name);
+        let value = one_line(&format!(" = {value}"));
         let parts = [(Look::new(), "  "), (Look::new().bold(), &*name), (Look::new(), &value)];
         add_line(&mut out, &parts, width, style.color);
     }
@@ -95,18 +96,9 @@ pub(crate) fn line_of(items: &[Value]) -> String {
     texts.join(" ")
 }
 
-/// Without what would move the cursor or colour the terminal.
-fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '\n' => out.push_str("\\n"),
-            '\t' => out.push(' '),
-            letter if letter.is_control() => out.extend(letter.escape_default()),
-            letter => out.push(letter),
-        }
-    }
-    out
+/// In a line of its own whose width is known.
+fn one_line(text: &str) -> String {
+    printable(text).replace('\t', " ")
 }
 
 fn add_line(out: &mut String, parts: &[(Look, &str)], width: usize, color: bool) {
@@ -237,6 +229,17 @@ mod tests {
         assert!(!timeline(&message, Style { width: 80, color: false }).contains('\u{1b}'));
         let drawn = timeline(&message, Style { width: 80, color: true });
         assert!(drawn.contains('\u{1b}') && !drawn.contains("\u{1b}[31mred"), "{drawn:?}");
+    }
+
+    #[test]
+    fn text_cannot_be_shown_in_another_order() {
+        let message = message(json!({
+            "start": 1, "timers": [["\u{202e}a", 0, 1]], "logs": [[0, 10, "\u{2066}b\u{9b}"]], "data": {"\u{202d}c": 1},
+        }));
+        let drawn = timeline(&message, Style { width: 80, color: false });
+        for harmful in ['\u{202e}', '\u{2066}', '\u{9b}', '\u{202d}'] {
+            assert!(!drawn.contains(harmful), "{drawn:?}");
+        }
     }
 
     proptest! {

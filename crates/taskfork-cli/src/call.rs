@@ -4,11 +4,11 @@ use std::io::{IsTerminal, Write};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use log_defer::{Log, Message, Style, timeline};
+use log_defer::{Log, Message, Style, printable_bytes, printable_json, timeline};
 use taskfork::{Client, ClientBuilder, Value};
 
 use crate::config::Language;
-use crate::failure::Failure;
+use crate::failure::{Failure, beginning};
 use crate::units::Time;
 use crate::values;
 
@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// Have so many of these run at a time
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     concurrency: usize,
-    /// Print text and bytes as they are
+    /// Print text and bytes as they are, or on a terminal without what it would obey
     #[arg(long)]
     raw: bool,
 }
@@ -76,7 +76,7 @@ impl Target {
     }
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
+pub(crate) fn run(options: Options, full: bool) -> Result<(), Failure> {
     if options.concurrency == 0 {
         return Err(Failure::usage("--concurrency is 0").hint("at least one call runs at a time"));
     }
@@ -107,7 +107,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
                 message.try_iter().for_each(|message| eprintln!("{}", timeline(&message, style)));
             }
             match outcome {
-                Ok(value) => print(&value, options.raw)?,
+                Ok(value) => print(&value, options.raw, full)?,
                 Err(error) => failed = failed.or(Some(Failure::of(&error))),
             }
         }
@@ -122,17 +122,36 @@ fn gathered() -> (Log, Receiver<Message>) {
     (Log::new(move |message| sender.send(message).unwrap_or(())), receiver)
 }
 
+/// On a terminal, a longer result is not shown in full unless it is asked for.
+const MOST: usize = 64 << 10;
+
 /// Prints a result in a line, or laid out for a terminal.
-fn print(value: &Value, raw: bool) -> Result<(), Failure> {
+fn print(value: &Value, raw: bool, full: bool) -> Result<(), Failure> {
+    let is_terminal = std::io::stdout().is_terminal();
+    let bytes = match value {
+        Value::String(text) if raw => Some(text.as_bytes()),
+        Value::Binary(bytes) if raw => Some(&bytes[..]),
+        _ => None,
+    };
     let mut out = std::io::stdout().lock();
-    let written = match value {
-        Value::String(text) if raw => out.write_all(text.as_bytes()),
-        Value::Binary(bytes) if raw => out.write_all(bytes),
-        value => {
-            let json = values::json(value);
-            match std::io::stdout().is_terminal() {
-                true => writeln!(out, "{json:#}"),
-                false => writeln!(out, "{json}"),
+    let written = match bytes {
+        Some(bytes) if !is_terminal => out.write_all(bytes),
+        bytes => {
+            let text = match bytes {
+                Some(bytes) => bytes
+                    .split(|&byte| byte == b'\n')
+                    .map(printable_bytes)
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+                None if is_terminal => format!("{:#}", values::json(value)),
+                None => values::json(value).to_string(),
+            };
+            let most = if is_terminal && !full { MOST } else { usize::MAX };
+            match bytes {
+                Some(_) => writeln!(out, "{}", beginning(&text, most)),
+                // It is JSON still, if it is not cut.
+                None if text.len() <= most => writeln!(out, "{}", printable_json(&text)),
+                None => writeln!(out, "{}", beginning(&printable_json(&text), most)),
             }
         }
     };

@@ -1,9 +1,12 @@
 //! How a command ends that does not succeed: what went wrong in a line, what to do in another, and an
-//! exit status that scripts can tell apart.
+//! exit status that scripts can tell apart. What comes from a peer is shown as text and nothing else, and
+//! the beginning of it if it is long.
 
 use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
+
+use log_defer::printable_lines;
 
 /// Exit statuses; 2 is also what a mistake in the command line gives.
 const CALL: u8 = 1;
@@ -96,15 +99,29 @@ impl Failure {
         Self { report: Some(error.report().to_string()), ..failure }
     }
 
-    /// Says it on standard error; gives the status to exit with.
-    pub(crate) fn show(&self, verbose: bool) -> ExitCode {
-        eprintln!("taskfork: {}", self.what);
+    /// Says it on standard error; gives the status to exit with. Long texts are shown in full only if they are
+    /// to be.
+    pub(crate) fn show(&self, verbose: bool, full: bool) -> ExitCode {
+        let most = if full { usize::MAX } else { MOST };
+        eprintln!("taskfork: {}", beginning(&self.what, most));
         match &self.report {
-            Some(report) if verbose => eprintln!("{report}"),
-            _ => self.hint.iter().for_each(|hint| eprintln!("  {hint}")),
+            Some(report) if verbose => eprintln!("{}", beginning(report, most)),
+            _ => self.hint.iter().for_each(|hint| eprintln!("  {}", beginning(hint, most))),
         }
         ExitCode::from(self.status)
     }
+}
+
+/// A longer text of an error is not shown in full unless it is asked for.
+const MOST: usize = 4 << 10;
+
+/// The first `most` bytes of a text as a terminal can show them, and how much more there is.
+pub(crate) fn beginning(text: &str, most: usize) -> String {
+    let shown = printable_lines(&text[..text.floor_char_boundary(most)]);
+    if text.len() <= most {
+        return shown.into_owned();
+    }
+    format!("{shown}…\n  (the beginning of {} bytes; --full shows all of them)", text.len())
 }
 
 fn error_method(error: &taskfork::CallError) -> String {
@@ -124,5 +141,20 @@ pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::fatal(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_shown_as_its_beginning() {
+        let text = "é".repeat(25 << 20);
+        let shown = beginning(&text, 101);
+        assert!(shown.starts_with(&"é".repeat(50)) && shown.len() < 300);
+        assert!(shown.ends_with("(the beginning of 52428800 bytes; --full shows all of them)"));
+        assert_eq!(beginning("short\n\u{1b}[2J", 101), "short\n\\x1b[2J");
+        assert_eq!(beginning(&text, usize::MAX), text);
     }
 }

@@ -26,6 +26,9 @@ struct Command {
     /// Say more: logs of the command itself, and all that is known of an error
     #[arg(long, global = true)]
     verbose: bool,
+    /// Show long errors, and long results on a terminal, in full
+    #[arg(long, global = true)]
+    full: bool,
     #[command(subcommand)]
     what: What,
 }
@@ -51,13 +54,13 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    let Command { verbose, what } = Command::parse();
+    let Command { verbose, full, what } = Command::parse();
     let done = match what {
         What::Serve(options) => {
             start_logging(verbose);
             serve::run(*options)
         }
-        What::Call(options) => call::run(options),
+        What::Call(options) => call::run(options, full),
         What::Top(options) => top::run(options),
         What::Status(options) => status::run(options),
         What::Bench(options) => bench::run(options),
@@ -67,7 +70,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.show(verbose),
+        Err(failure) => failure.show(verbose, full),
     }
 }
 

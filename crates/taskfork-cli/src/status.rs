@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
+use log_defer::{printable, printable_json, printable_lines};
 use taskfork::ServerStatus;
 
 use crate::failure::Failure;
@@ -59,7 +60,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     if options.json {
         println!("{}", json(&status)?);
     } else if options.metrics {
-        print!("{}", metrics(&status)?);
+        print!("{}", printable_lines(&metrics(&status)?));
     } else {
         print!("{}", text(&status));
     }
@@ -68,7 +69,8 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
 
 /// One line of JSON.
 pub(crate) fn json(status: &ServerStatus) -> Result<String, Failure> {
-    serde_json::to_string(status).map_err(Failure::fatal)
+    let json = serde_json::to_string(status).map_err(Failure::fatal)?;
+    Ok(printable_json(&json).into_owned())
 }
 
 fn metrics(status: &ServerStatus) -> Result<String, Failure> {
@@ -100,14 +102,17 @@ pub(crate) const COLUMNS: [&str; 8] =
 /// The server in a line.
 pub(crate) fn headline(status: &ServerStatus) -> String {
     let busy = status.workers.iter().filter(|worker| worker.state == "busy").count();
-    let deaths: Vec<String> =
-        status.deaths.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+    let deaths: Vec<String> = status
+        .deaths
+        .iter()
+        .map(|(cause, count)| format!("{} {count}", printable(cause)))
+        .collect();
     let deaths = if deaths.is_empty() { "none".to_owned() } else { deaths.join(", ") };
     let state = if status.accepting { "serving" } else { "shutting down" };
     format!(
         "{} (process {}) {state} for {}: {} workers of at most {}, {busy} busy, {} wait for \
          one; {} forked, {} refused; ended: {deaths}",
-        status.name,
+        printable(&status.name),
         status.pid,
         time(status.seconds),
         status.workers.len(),
@@ -123,9 +128,9 @@ pub(crate) fn row(worker: &taskfork::WorkerStatus) -> [String; 8] {
     [
         worker.number.to_string(),
         worker.pid.to_string(),
-        worker.state.clone(),
+        printable(&worker.state).into_owned(),
         time(worker.seconds),
-        worker.method.clone().unwrap_or_default(),
+        worker.method.as_deref().map(printable).unwrap_or_default().into_owned(),
         worker.calls.to_string(),
         worker.checkouts.to_string(),
         worker
@@ -143,5 +148,27 @@ fn time(seconds: f64) -> String {
         10..120 => format!("{whole}s"),
         120..7200 => format!("{}m{:02}s", whole / 60, whole % 60),
         _ => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_is_shown_as_text_only() {
+        let nasty = r"\u001b[2J\u009b31m\u202e\u007f";
+        let status = format!(
+            r#"{{"name": "{nasty}", "pid": 1, "seconds": 1.0, "accepting": true, "max_workers": 1,
+            "forked": 1, "refused": 0, "deaths": {{"{nasty}": 1}}, "workers": [{{"number": 1, "pid": 2,
+            "state": "{nasty}", "seconds": 1.0, "method": "{nasty}", "calls": 1, "checkouts": 0}}]}}"#
+        );
+        let status: ServerStatus = serde_json::from_str(&status).expect("it is a status");
+        let is_safe = |text: &str| printable_lines(text) == text;
+        assert!(is_safe(&text(&status)) && text(&status).contains(r"\x1b[2J"));
+        let json = json(&status).expect("it is JSON");
+        assert!(is_safe(&json));
+        let again: ServerStatus = serde_json::from_str(&json).expect("it is a status");
+        assert_eq!(again, status);
     }
 }

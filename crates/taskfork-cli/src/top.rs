@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use log_defer::printable;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style, Stylize};
@@ -110,7 +111,9 @@ impl View {
     fn look(&mut self) {
         match ServerStatus::read(&self.socket) {
             Ok(status) => self.take(status),
-            Err(error) => self.said = format!("the server does not answer: {error}"),
+            Err(error) => {
+                self.said = printable(&format!("the server does not answer: {error}")).into_owned()
+            }
         }
         self.looked = Instant::now();
     }

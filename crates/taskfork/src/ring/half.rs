@@ -1,11 +1,38 @@
 //! One ring: who puts records there, who takes them, and what they tell each other. All of it can be written
 //! to by the other process at any time, so that each number is read once, and believed as far as it can be true.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::fence;
+use std::ops::Deref;
+use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU64, fence};
 
 use super::MOST;
+
+/// A word of shared memory. The model check of the rings has a word of its own.
+pub(crate) trait Word {
+    fn load(&self, order: Ordering) -> u64;
+    fn store(&self, value: u64, order: Ordering);
+    /// Orders what comes before it and what comes after it.
+    fn full_fence();
+}
+
+impl Word for AtomicU64 {
+    fn load(&self, order: Ordering) -> u64 {
+        Self::load(self, order)
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        Self::store(self, value, order);
+    }
+
+    fn full_fence() {
+        fence(SeqCst);
+    }
+}
+
+/// The words of both rings.
+pub(crate) trait Memory: Deref<Target = [Self::Word]> {
+    type Word: Word;
+}
 
 /// How many words of records a ring has.
 pub(super) const ROOM: usize = 2048;
@@ -36,35 +63,35 @@ pub(super) enum Half {
 }
 
 impl Half {
-    fn word(self, words: &[AtomicU64], at: usize) -> &AtomicU64 {
+    fn word<W>(self, words: &[W], at: usize) -> &W {
         match self {
             Self::First => &words[at],
             Self::Second => &words[WORDS + at],
         }
     }
 
-    fn record(self, words: &[AtomicU64], place: u64) -> &AtomicU64 {
+    fn record<W>(self, words: &[W], place: u64) -> &W {
         self.word(words, RECORDS + (place % ROOM as u64) as usize)
     }
 
-    pub(super) fn is_awake(self, words: &[AtomicU64]) -> bool {
+    pub(super) fn is_awake<W: Word>(self, words: &[W]) -> bool {
         self.word(words, AWAKE).load(Relaxed) == 1
     }
 
     /// The same, after something was put there: either this sees that the other sleeps, or the other, before it
     /// does, what was put there.
-    pub(super) fn is_awake_still(self, words: &[AtomicU64]) -> bool {
-        fence(SeqCst);
+    pub(super) fn is_awake_still<W: Word>(self, words: &[W]) -> bool {
+        W::full_fence();
         self.is_awake(words)
     }
 
-    pub(super) fn wakes(self, words: &[AtomicU64]) {
+    pub(super) fn wakes<W: Word>(self, words: &[W]) {
         self.word(words, AWAKE).store(1, Relaxed);
     }
 
-    pub(super) fn sleeps(self, words: &[AtomicU64]) {
+    pub(super) fn sleeps<W: Word>(self, words: &[W]) {
         self.word(words, AWAKE).store(0, Relaxed);
-        fence(SeqCst);
+        W::full_fence();
     }
 }
 
@@ -83,7 +110,7 @@ impl Outgoing {
     }
 
     /// Puts these bytes there as one record, if there is room; tells whether there was.
-    pub(super) fn put(&mut self, words: &[AtomicU64], bytes: &[u8], sent: u64) -> bool {
+    pub(super) fn put<W: Word>(&mut self, words: &[W], bytes: &[u8], sent: u64) -> bool {
         let need = 1 + bytes.len().div_ceil(WORD) as u64;
         if !self.has_room(need) {
             self.taken = self.taken(words);
@@ -120,7 +147,7 @@ impl Outgoing {
     }
 
     /// How many of them the other side says that it has taken.
-    pub(super) fn taken(&self, words: &[AtomicU64]) -> u64 {
+    pub(super) fn taken<W: Word>(&self, words: &[W]) -> u64 {
         self.half.word(words, TAKEN).load(Acquire)
     }
 }
@@ -137,17 +164,17 @@ impl Incoming {
         Self { half, taken: 0 }
     }
 
-    pub(super) fn is_anything_there(&self, words: &[AtomicU64]) -> bool {
+    pub(super) fn is_anything_there<W: Word>(&self, words: &[W]) -> bool {
         self.half.word(words, PUT).load(Relaxed) != self.taken
     }
 
     /// Whether there is one whose turn it is.
-    pub(super) fn is_due(&self, words: &[AtomicU64], read: u64) -> bool {
+    pub(super) fn is_due<W: Word>(&self, words: &[W], read: u64) -> bool {
         self.half.word(words, PUT).load(Acquire) != self.taken && self.next(words, read).1
     }
 
     /// How long the next record is, and whether its turn has come.
-    fn next(&self, words: &[AtomicU64], read: u64) -> (usize, bool) {
+    fn next<W: Word>(&self, words: &[W], read: u64) -> (usize, bool) {
         let first = self.half.record(words, self.taken).load(Relaxed);
         let (length, sent) = (first & ((1 << LENGTH_BITS) - 1), first >> LENGTH_BITS);
         (length as usize, sent == read & (u64::MAX >> LENGTH_BITS))
@@ -155,9 +182,9 @@ impl Incoming {
 
     /// Appends all whose turn it is when so much of what came through the socket has been read. An error is that
     /// what is there cannot have been put there.
-    pub(super) fn take(
+    pub(super) fn take<W: Word>(
         &mut self,
-        words: &[AtomicU64],
+        words: &[W],
         read: u64,
         out: &mut Vec<u8>,
     ) -> Result<(), ()> {

@@ -12,12 +12,13 @@ mod half;
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::{io, mem};
 
 use crate::sys::Words;
 use crate::wire::WireError;
 use crate::wire::frame;
-use half::{Half, Incoming, Outgoing, WORDS};
+use half::{Half, Incoming, Memory, Outgoing, WORDS};
 
 /// The longest that goes through a ring at once, in bytes.
 pub(crate) const MOST: usize = 4 << 10;
@@ -27,8 +28,8 @@ pub(crate) const DOORBELL: [u8; frame::HEADER] = [0; frame::HEADER];
 
 /// One side's part of the two rings, and what it needs to know of the socket beside them.
 #[derive(Debug)]
-pub(crate) struct Rings {
-    words: Words,
+pub(crate) struct Rings<M = Words> {
+    words: M,
     incoming: Incoming,
     outgoing: Outgoing,
     /// The other side has them too, so that something can be put there.
@@ -55,6 +56,10 @@ pub(crate) enum Put {
     Refused,
 }
 
+impl Memory for Words {
+    type Word = AtomicU64;
+}
+
 impl Rings {
     /// Makes them, for the other side to map what is in the file.
     pub(crate) fn offer() -> io::Result<(Self, OwnedFd)> {
@@ -66,8 +71,10 @@ impl Rings {
     pub(crate) fn accept(file: &OwnedFd) -> io::Result<Self> {
         Words::map(file, 2 * WORDS).map(|words| Self::new(words, Half::Second, Half::First))
     }
+}
 
-    fn new(words: Words, outgoing: Half, incoming: Half) -> Self {
+impl<M: Memory> Rings<M> {
+    fn new(words: M, outgoing: Half, incoming: Half) -> Self {
         Self {
             words,
             incoming: Incoming::new(incoming),
@@ -220,5 +227,7 @@ impl Rings {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -22,21 +22,21 @@ pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
 }
 
 /// One side, with what a connection does around its rings.
-struct Side {
-    rings: Rings,
-    inbox: Vec<u8>,
-    heard: Vec<Vec<u8>>,
-    sleeps: bool,
+pub(super) struct Side<M = Words> {
+    pub(super) rings: Rings<M>,
+    pub(super) inbox: Vec<u8>,
+    pub(super) heard: Vec<Vec<u8>>,
+    pub(super) sleeps: bool,
 }
 
-impl Side {
-    fn new(mut rings: Rings) -> Self {
+impl<M: Memory> Side<M> {
+    pub(super) fn new(mut rings: Rings<M>) -> Self {
         rings.agree(0);
         rings.wake();
         Self { rings, inbox: Vec::new(), heard: Vec::new(), sleeps: false }
     }
 
-    fn send(&mut self, body: &[u8], socket: &mut impl Extend<u8>) -> Put {
+    pub(super) fn send(&mut self, body: &[u8], socket: &mut impl Extend<u8>) -> Put {
         let frame = frame(body);
         let put = self.rings.put(&frame);
         let sent = match put {
@@ -49,7 +49,7 @@ impl Side {
         put
     }
 
-    fn receive(&mut self, bytes: &[u8]) {
+    pub(super) fn receive(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.inbox.extend_from_slice(bytes);
             self.rings.received(bytes.len());
@@ -59,7 +59,7 @@ impl Side {
     }
 
     /// Takes one message, if there is one.
-    fn take(&mut self) -> bool {
+    pub(super) fn take(&mut self) -> bool {
         if let Some(place) = self.rings.take(self.inbox.len(), DEFAULT_LIMIT).unwrap() {
             let body = self.rings.body(place).to_vec();
             self.heard.extend((!body.is_empty()).then_some(body));
@@ -73,7 +73,7 @@ impl Side {
         true
     }
 
-    fn sleep(&mut self) {
+    pub(super) fn sleep(&mut self) {
         while self.take() {}
         self.sleeps = self.rings.sleep(self.inbox.len());
     }

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use log_defer::printable_bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -13,7 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 #[non_exhaustive]
 pub enum Stderr {
     /// The server reads it, writes each line to its own standard error with the worker's process id
-    /// in front, and attaches the last 4 KiB to the worker's death. A worker is never held up by it:
+    /// in front and control characters but tabs escaped (`\\x1b`), and attaches the last 4 KiB to the worker's death. A worker is never held up by it:
     /// lines are dropped, and counted, while the server's own standard error takes nothing.
     #[default]
     Capture,
@@ -109,6 +110,12 @@ impl Captured {
     }
 }
 
+/// The last place up to `most` where no character of UTF-8 is cut, if it is UTF-8.
+fn boundary(bytes: &[u8], most: usize) -> usize {
+    let is_boundary = |&at: &usize| bytes.get(at).is_none_or(|byte| byte & 0xc0 != 0x80);
+    (most.saturating_sub(3)..=most).rev().find(is_boundary).unwrap_or(most)
+}
+
 fn is_ready(descriptor: BorrowedFd<'_>, event: PollFlags) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut watched = [PollFd::from_borrowed_fd(descriptor, event)];
@@ -132,7 +139,7 @@ impl Tail {
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
             self.line.extend_from_slice(part);
             while self.line.len() > LONGEST {
-                let rest = self.line.split_off(LONGEST);
+                let rest = self.line.split_off(boundary(&self.line, LONGEST));
                 show(&self.line);
                 self.line = rest;
             }
@@ -171,15 +178,22 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
+    /// Shows a line, with what a terminal would obey escaped. A line that becomes too long by that is cut.
     fn line(&mut self, pid: u32, line: &[u8]) {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if self.waiting.len() + line.len() + 24 > ATOMIC {
-            self.flush();
+        let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
+        let mut rest = &*line;
+        loop {
+            let (piece, more) = rest.split_at(rest.floor_char_boundary(LONGEST));
+            if self.waiting.len() + piece.len() + 24 > ATOMIC {
+                self.flush();
+            }
+            // Memory takes every write.
+            let _ = writeln!(self.waiting, "[{pid}] {piece}");
+            rest = more;
+            if rest.is_empty() {
+                return;
+            }
         }
-        // Memory takes every write.
-        let _ = write!(self.waiting, "[{pid}] ");
-        self.waiting.extend_from_slice(line);
-        self.waiting.push(b'\n');
     }
 
     fn flush(&mut self) {
@@ -241,5 +255,30 @@ mod tests {
         tail.take(&[b'x'; 8000], |line| lines.push(line.len()));
         tail.end(|line| lines.push(line.len()));
         assert_eq!(lines, [3500, 3500, 1000]);
+    }
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped() {
+        let mut shown = Shown::default();
+        shown.line(7, b"\x1b[2J\tgr\xc3\xbcn \xff\xe2\x80\xae\r");
+        assert_eq!(shown.waiting, "[7] \\x1b[2J\tgrün \\xff\\u{202e}\n".as_bytes());
+        shown.waiting.clear();
+        // What becomes too long by that is cut, as each piece has to be written whole.
+        shown.line(7, &[0x1b; 900]);
+        let lengths: Vec<usize> =
+            shown.waiting.split(|&byte| byte == b'\n').map(<[u8]>::len).collect();
+        assert_eq!(lengths, [4 + 3500, 4 + 100, 0]);
+    }
+
+    #[test]
+    fn no_character_is_cut_in_two() {
+        let mut tail = Tail::default();
+        let mut lines = Vec::new();
+        tail.take("é".repeat(2000).as_bytes(), |line| lines.push(line.to_owned()));
+        tail.take("a\n".as_bytes(), |line| lines.push(line.to_owned()));
+        assert!(lines.iter().all(|line| std::str::from_utf8(line).is_ok()));
+        let mut tail = Tail::default();
+        let mut lengths = Vec::new();
+        tail.take(format!("x{}", "é".repeat(2000)).as_bytes(), |line| lengths.push(line.len()));
+        assert_eq!(lengths, [3499]);
     }
 }

@@ -1,0 +1,147 @@
+//! Text of others on a terminal: without what would move the cursor, colour the screen, change the terminal's
+//! state, or show text in another order than it has.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// `text` in one line that a terminal shows as nothing but text.
+///
+/// Control characters, those of C1 and the ones that change the direction of text are escaped: `\n`, `\x1b`,
+/// `\u{202e}`. Tabs stay as they are. A text without any is not copied.
+///
+/// ```
+/// use log_defer::printable;
+///
+/// assert_eq!(printable("grün\tund gut"), "grün\tund gut");
+/// assert_eq!(printable("\u{1b}[31mred\n"), r"\x1b[31mred\n");
+/// ```
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, |letter| is_harmful(letter) || letter == '\n')
+}
+
+/// The same with its lines as they are.
+///
+/// ```
+/// assert_eq!(log_defer::printable_lines("one\ntwo\r\n"), "one\ntwo\\r\n");
+/// ```
+pub fn printable_lines(text: &str) -> Cow<'_, str> {
+    escaped(text, is_harmful)
+}
+
+/// Bytes in one line, as [`printable`] has it. What is no UTF-8 is escaped byte by byte.
+///
+/// ```
+/// assert_eq!(log_defer::printable_bytes(b"caf\xc3\xa9 \xff\x07"), r"café \xff\x07");
+/// ```
+pub fn printable_bytes(bytes: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return printable(text);
+    }
+    let mut out = String::with_capacity(bytes.len() + 16);
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(&printable(chunk.valid()));
+        chunk.invalid().iter().for_each(|byte| put_byte(&mut out, *byte));
+    }
+    out.into()
+}
+
+/// JSON in which strings have escapes for what [`printable`] escapes: JSON itself has none for C1 and for
+/// the characters that change the direction of text. It stays the same JSON.
+///
+/// ```
+/// assert_eq!(log_defer::printable_json("\"\u{202e}\u{9b}\""), r#""\u202e\u009b""#);
+/// ```
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    // Outside of strings there are no control characters but blanks.
+    let is_harmful = |letter: char| is_harmful(letter) && letter != '\r';
+    if !json.contains(is_harmful) {
+        return json.into();
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    for letter in json.chars() {
+        if is_harmful(letter) {
+            let _ = write!(out, "\\u{:04x}", u32::from(letter));
+        } else {
+            out.push(letter);
+        }
+    }
+    out.into()
+}
+
+fn escaped(text: &str, wanted: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&wanted) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for letter in text.chars() {
+        match letter {
+            letter if !wanted(letter) => out.push(letter),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            letter if letter.is_ascii() => put_byte(&mut out, letter as u8),
+            letter => out.extend(letter.escape_unicode()),
+        }
+    }
+    out.into()
+}
+
+fn put_byte(out: &mut String, byte: u8) {
+    // Writing to memory cannot fail.
+    let _ = write!(out, "\\x{byte:02x}");
+}
+
+/// Whether a terminal takes it for more than text. Lines and tabs are text.
+fn is_harmful(letter: char) -> bool {
+    match letter {
+        '\n' | '\t' => false,
+        // C0, DEL and C1.
+        letter if letter.is_control() => true,
+        // Marks, embeddings, overrides and isolates of direction; separators of lines and paragraphs.
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn is_safe(text: &str) -> bool {
+        !text.chars().any(is_harmful)
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_harmful_is_left_and_nothing_else_is_changed(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+            text in "[a-zé漢\u{0}-\u{1f}\u{7f}-\u{9f}\u{200e}\u{202a}-\u{202e}\u{2066}-\u{2069}]{0,40}",
+        ) {
+            let shown = printable(&text);
+            prop_assert!(is_safe(&shown) && !shown.contains('\n'));
+            prop_assert!(is_safe(&printable_bytes(&bytes)));
+            let lines = printable_lines(&text);
+            prop_assert!(is_safe(&lines));
+            prop_assert_eq!(lines.matches('\n').count(), text.matches('\n').count());
+            // What is safe is not touched again.
+            prop_assert_eq!(printable(&shown), &*shown);
+            let json = serde_json::to_string(&text).unwrap();
+            let shown = printable_json(&json);
+            prop_assert!(is_safe(&shown));
+            prop_assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn what_terminals_obey_is_escaped() {
+        let text = "\u{1b}[2J\u{7}\u{8}\u{7f}\u{9b}31m\r\u{202e}\u{2066}\u{2028}\u{200f}";
+        assert_eq!(
+            printable(text),
+            r"\x1b[2J\x07\x08\x7f\u{9b}31m\r\u{202e}\u{2066}\u{2028}\u{200f}"
+        );
+        assert!(matches!(printable("é漢😀\t✓"), Cow::Borrowed(_)));
+    }
+}

@@ -1,0 +1,481 @@
+//! Servers and workers that do not keep to the protocol.
+
+use taskfork::Value;
+
+use crate::case::Expected::{Harmless, Refused, Served};
+use crate::case::Kind::{DevZero, Folder, Memory, Socket};
+use crate::case::Step::{
+    Flood, Hear, HearPreamble, Reset, Send, SendWith, StopReading, StopSending, Trickle,
+};
+use crate::case::{Case, HANDED, LENT, RINGS, Step, case};
+use crate::message::{
+    PREAMBLE, announce, deep, error, frame, frame_ending, frame_meta, framed, list, many, map,
+    result, text, worker_hello,
+};
+
+/// What a worker has said and heard up to the first call.
+pub(crate) fn called(more: Vec<Step>) -> Vec<Step> {
+    called_with(&[], more)
+}
+
+fn called_with(hello: &[(&str, Value)], more: Vec<Step>) -> Vec<Step> {
+    let said = [PREAMBLE, &worker_hello(hello)].concat();
+    let mut steps = vec![HearPreamble, Hear, Send(said), Hear];
+    steps.extend(more);
+    steps
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = greetings();
+    cases.extend(answers());
+    cases.extend(errors());
+    cases.extend(deaths());
+    cases.extend(descriptors());
+    cases.extend(flows());
+    cases
+}
+
+fn greetings() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: &str, steps: Vec<Step>, end| cases.push(case(name, steps, end));
+    for (name, bytes) in [
+        ("of SSH", &b"SSH-2.0-OpenSSH\r\n"[..]),
+        ("of HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        ("of zeros", &[0; 64]),
+        ("of control characters", b"\x1b]0;title\x07\x1b[2J"),
+        ("with one byte wrong", b"taskforx"),
+    ] {
+        add(&format!("preamble {name}"), vec![Send(bytes.to_vec())], Harmless);
+    }
+    add("nothing but a close", vec![StopSending], Harmless);
+    add("nothing at all", vec![HearPreamble, Hear], Harmless);
+    add("reset at once", vec![Reset], Harmless);
+    add("reset after the hello was heard", vec![HearPreamble, Hear, Reset], Harmless);
+    let hello = |meta: &[(&str, Value)]| {
+        vec![Send([PREAMBLE, &frame(&[0.into(), map(meta)])].concat()), Hear]
+    };
+    add("hello that says nothing", hello(&[]), Harmless);
+    add("hello of another version", hello(&[("version", 99.into()), ("pid", 1.into())]), Harmless);
+    let known = [("version", Value::from(1)), ("pid", 4_000_000.into())];
+    for (key, value) in [
+        ("pid", 0.into()),
+        ("pid", 1.into()),
+        ("pid", u32::MAX.into()),
+        ("worker", (u64::MAX >> 1).into()),
+        ("max_frame", 0.into()),
+        ("max_frame", 1.into()),
+        ("max_frame", (u64::MAX >> 1).into()),
+        ("ahead", (u64::MAX >> 1).into()),
+        ("files", (u64::MAX >> 1).into()),
+        ("lent", (u64::MAX >> 1).into()),
+        ("rings", true.into()),
+        ("alarm", true.into()),
+        ("server", text("\u{1b}[2J\u{202e}\0")),
+        ("server", text(&"s".repeat(1 << 20))),
+    ] {
+        let name = format!("hello with {key} {:.20}", value.to_string().escape_debug().to_string());
+        let mut steps = hello(&[&known[..], &[(key, value)]].concat());
+        steps.extend([Hear, Send(result(5.into()))]);
+        add(&name, steps, Harmless);
+    }
+    add("hello twice", called(vec![Send(worker_hello(&[]))]), Refused);
+    add(
+        "hello of 2^32 minus 1 bytes",
+        vec![Send([PREAMBLE, &u32::MAX.to_le_bytes()].concat())],
+        Harmless,
+    );
+    let mut long = vec![0x92, 0, 0x81, 0xa5];
+    long.extend(b"later");
+    long.extend(many(1_000_000, &[0xc0]));
+    add("hello of a million nils", vec![Send([PREAMBLE, &framed(&long)].concat())], Harmless);
+    for kind in ["busy", "version", "setup", "interface", "\u{1b}[31m"] {
+        let why = error(&[("kind", text(kind)), ("message", text("\u{1b}[2J"))]);
+        let name = format!("refusal {}", kind.escape_debug());
+        add(&name, vec![Send([PREAMBLE, &why].concat()), StopSending], Harmless);
+    }
+    add("answer before the hello", vec![Send([PREAMBLE, &result(5.into())].concat())], Harmless);
+    add(
+        "hello byte by byte",
+        {
+            let hello = [PREAMBLE, &worker_hello(&[])].concat();
+            vec![HearPreamble, Hear, Trickle(hello), Hear, Send(result(5.into()))]
+        },
+        Harmless,
+    );
+    cases
+}
+
+fn answers() -> Vec<Case> {
+    let none = || map(&[]);
+    let mut cases = Vec::new();
+    let mut add = |name: &str, said: Vec<u8>, end| {
+        cases.push(case(name, called(vec![Send(said)]), end));
+    };
+    add("answer", result(5.into()), Served);
+    add("answer behind empty messages", [&[0; 4000][..], &result(5.into())].concat(), Served);
+    for kind in [9, 77, 127, u64::from(u32::MAX), u64::MAX] {
+        add(&format!("kind {kind}"), frame(&[kind.into(), none()]), Refused);
+    }
+    add("kind below zero", frame(&[(-1).into(), none()]), Refused);
+    add("message that is an empty array", framed(&[0x90]), Refused);
+    add("message that is no array", framed(&[0x80]), Refused);
+    add("message of the byte that means nothing", framed(&[0xc1; 8]), Refused);
+    add("answer without a value", framed(&[0x93, 1, 0x80]), Refused);
+    add("answer that has more behind it", framed(&[0x93, 1, 0x80, 5, 6, 7]), Harmless);
+    add("answer with a field too many", framed(&[0x94, 1, 0x80, 5, 6]), Refused);
+    add("answer of 2^32 minus 1 bytes", u32::MAX.to_le_bytes().to_vec(), Refused);
+    add("answer over the limit", ((64 << 20) + 1_u32).to_le_bytes().to_vec(), Refused);
+    add("skipped and not sent ahead", frame(&[5.into(), none()]), Harmless);
+    add("two answers", [result(5.into()), result(6.into())].concat(), Served);
+    add("a thousand answers", result(5.into()).repeat(1000), Served);
+    for levels in [120, 129, 100_000] {
+        add(&format!("answer {levels} deep"), frame_ending(1, &[], &deep(levels)), Harmless);
+        add(&format!("meta {levels} deep"), frame_meta(4, "later", &deep(levels)), Harmless);
+        add(
+            &format!("log {levels} deep"),
+            [frame_meta(4, "ld", &deep(levels)), result(5.into())].concat(),
+            Served,
+        );
+    }
+    add(
+        "answer of maps 100000 deep",
+        frame_ending(1, &[], &[vec![0x81, 0xc0].repeat(100_000), vec![0xc0]].concat()),
+        Refused,
+    );
+    add("answer of a million nils", frame_ending(1, &[], &many(1_000_000, &[0xc0])), Harmless);
+    for (name, bytes) in [
+        ("list", [0xdd, 0xff, 0xff, 0xff, 0xff]),
+        ("map", [0xdf, 0xff, 0xff, 0xff, 0xff]),
+        ("text", [0xdb, 0xff, 0xff, 0xff, 0xff]),
+        ("bytes", [0xc6, 0xff, 0xff, 0xff, 0xff]),
+        ("extension", [0xc9, 0xff, 0xff, 0xff, 0xff]),
+    ] {
+        add(
+            &format!("answer that is a {name} of 2^32 minus 1"),
+            frame_ending(1, &[], &bytes),
+            Refused,
+        );
+    }
+    add(
+        "answer of control characters",
+        result(text("\u{1b}[2J\u{1b}]0;x\u{7}\u{202e}\0\u{9b}1m")),
+        Harmless,
+    );
+    add("answer that is no UTF-8", frame_ending(1, &[], &[0xa2, 0xff, 0xfe]), Harmless);
+    for (name, log) in [
+        ("nothing", vec![0xc0]),
+        ("text", vec![0xa1, b'x']),
+        ("a million nils", many(1_000_000, &[0xc0])),
+        ("a long list", many(u32::from(u16::MAX), &[0x90])),
+    ] {
+        add(
+            &format!("log of {name}"),
+            [frame_meta(4, "ld", &log), result(5.into())].concat(),
+            Served,
+        );
+        add(
+            &format!("trace of {name}"),
+            [frame_meta(4, "trace", &log), result(5.into())].concat(),
+            Served,
+        );
+    }
+    // A span that is entered a million times, and pieces after it.
+    let site =
+        [&[0x93, 0, 1][..], &[0x82, 0xa4], b"span", &[0xc3, 0xa4], b"name", &[0xa1, b's']].concat();
+    let begins = vec![0x96, 1, 1, 1, 0, 1, 0x80];
+    let enters = [0x93, 4, 1, 1].repeat(1_000_000);
+    let mut records = vec![0xdd];
+    records.extend(1_000_002_u32.to_be_bytes());
+    records.extend([site, begins, enters].concat());
+    let piece = frame_meta(4, "trace", &[0x91, 0x93, 5, 1, 1]);
+    let said = [frame_meta(4, "trace", &records), piece.repeat(200), result(5.into())].concat();
+    add("trace of a million entries and 200 pieces", said, Served);
+    cases
+}
+
+fn errors() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add =
+        |name: &str, said: Vec<u8>| cases.push(case(name, called(vec![Send(said)]), Refused));
+    let with_list = |kind: &str, key: &str, items: Vec<u8>| {
+        let mut body = vec![0x93, 2, 0x80, 0x83];
+        for text in ["kind", kind, "message", "m", key] {
+            body.push(0xa0 | text.len() as u8);
+            body.extend(text.as_bytes());
+        }
+        body.extend(items);
+        framed(&body)
+    };
+    for count in [65, 1000, 100_000, 1_000_000] {
+        for kind in ["interface", "setup", "method"] {
+            add(
+                &format!("{count} causes of kind {kind}"),
+                with_list(kind, "causes", many(count, &[0xa0])),
+            );
+            add(
+                &format!("{count} known of kind {kind}"),
+                with_list(kind, "known", many(count, &[0xa1, b'k'])),
+            );
+        }
+    }
+    let claims = vec![0xdd, 0xff, 0xff, 0xff, 0xff];
+    add("causes that are only claimed", with_list("interface", "causes", claims.clone()));
+    add("known that are only claimed", with_list("method", "known", claims));
+    add("value 100000 deep", with_list("interface", "value", deep(100_000)));
+    add("value of a million nils", with_list("interface", "value", many(1_000_000, &[0xc0])));
+    for kind in [
+        "",
+        "interface",
+        "panic",
+        "result",
+        "method",
+        "arguments",
+        "setup",
+        "version",
+        "busy",
+        "unknown",
+        "\u{1b}[2J",
+    ] {
+        let nasty = text("\u{1b}]0;x\u{7}\u{1b}[2J\0\r\u{202e}\u{9b}31m");
+        let said = error(&[
+            ("kind", text(kind)),
+            ("message", nasty.clone()),
+            ("causes", list(&[nasty.clone(), nasty.clone()])),
+            ("known", list(std::slice::from_ref(&nasty))),
+            ("stack", nasty.clone()),
+            ("file", nasty),
+            ("line", u32::MAX.into()),
+            ("column", 0.into()),
+        ]);
+        add(&format!("control characters in kind {}", kind.escape_debug()), said);
+    }
+    add("error that says nothing", error(&[]));
+    let long = "x".repeat(50 << 20);
+    add("message of 50 MB", error(&[("kind", text("interface")), ("message", text(&long))]));
+    add("stack of 50 MB", error(&[("kind", text("panic")), ("stack", text(&long))]));
+    cases
+}
+
+fn deaths() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: &str, said: Vec<u8>| {
+        cases.push(case(name, called(vec![Send(said), StopSending]), Refused));
+    };
+    let death = |meta: &[(&str, Value)]| frame(&[3.into(), map(meta)]);
+    add("death that says nothing", death(&[]));
+    let pid = |pid: u64| ("pid", Value::from(pid));
+    for number in [0, 1, u64::from(u32::MAX)] {
+        add(&format!("death of process {number}"), death(&[pid(number), ("signal", 9.into())]));
+    }
+    for signal in [i64::from(i32::MIN), -1, 0, 64, 65, 1000, i64::from(i32::MAX)] {
+        add(&format!("death by signal {signal}"), death(&[pid(7), ("signal", signal.into())]));
+        add(&format!("death with status {signal}"), death(&[pid(7), ("exit", signal.into())]));
+    }
+    add("death told twice", death(&[pid(7), ("exit", 1.into())]).repeat(2));
+    add("death by both", death(&[pid(7), ("exit", 1.into()), ("signal", 9.into())]));
+    for calls in [0, 1, 2, u64::MAX >> 1] {
+        add(
+            &format!("death after {calls} calls"),
+            death(&[pid(7), ("calls", calls.into()), ("during", text("call"))]),
+        );
+    }
+    for ran in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 1e308, 0.0] {
+        add(
+            &format!("death after {ran:e} seconds"),
+            death(&[pid(7), ("ran", ran.into()), ("timed_out", true.into())]),
+        );
+        add(
+            &format!("hung for {ran:e} seconds"),
+            death(&[pid(7), ("ran", ran.into()), ("stack", text("main"))]),
+        );
+    }
+    for during in ["", "setup", "idle", "call", "checkout_done", "\u{1b}[2J"] {
+        add(
+            &format!("death during {}", during.escape_debug()),
+            death(&[pid(7), ("during", text(during))]),
+        );
+    }
+    let nasty = text("\u{1b}]0;x\u{7}\u{1b}[2J\0\r\u{202e}\u{9b}31m");
+    add(
+        "death in control characters",
+        death(&[pid(7), ("reason", nasty.clone()), ("stderr", nasty.clone()), ("stack", nasty)]),
+    );
+    let long = text(&"x".repeat(10 << 20));
+    add(
+        "death of 30 MB",
+        death(&[pid(7), ("reason", long.clone()), ("stderr", long.clone()), ("stack", long)]),
+    );
+    cases.push(case(
+        "death and an answer",
+        called(vec![Send([death(&[pid(7)]), result(5.into())].concat())]),
+        Refused,
+    ));
+    cases.push(case(
+        "answer and a death",
+        called(vec![Send([result(5.into()), death(&[pid(7)])].concat()), StopSending]),
+        Served,
+    ));
+    let hello = [PREAMBLE, &death(&[pid(7), ("during", text("setup"))])].concat();
+    cases.push(case("death in place of a hello", vec![Send(hello), StopSending], Harmless));
+    cases
+}
+
+fn descriptors() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let hello = [("files", Value::from(16)), ("lent", (64 << 20).into()), ("rings", true.into())];
+    let mut add = |name: &str, more: Vec<Step>, end| {
+        cases.push(case(name, called_with(&hello, more), end));
+    };
+    let reference = |kind: i8| Value::Ext(kind, vec![0; 4]);
+    let with = |count, said: Vec<u8>| [announce(count), said].concat();
+    for (name, kind) in [
+        ("a socket", Socket),
+        ("/dev/zero", DevZero),
+        ("a folder", Folder),
+        ("memory that is not sealed", Memory(4096, rustix::fs::SealFlags::empty())),
+        ("memory that may be written to", Memory(4096, RINGS)),
+        ("memory of no bytes", Memory(0, HANDED)),
+        ("sparse memory of 400 MiB", Memory(400 << 20, HANDED)),
+        ("sparse memory of 1 TiB", Memory(1 << 40, HANDED)),
+    ] {
+        add(
+            &format!("bytes that are {name}"),
+            vec![SendWith(with(1, result(reference(1))), vec![kind])],
+            Harmless,
+        );
+        add(
+            &format!("file that is {name}"),
+            vec![SendWith(with(1, result(reference(2))), vec![kind])],
+            Harmless,
+        );
+        let lends = frame(&[
+            7.into(),
+            map(&[
+                ("new", list(&[1.into()])),
+                ("uses", list(&[list(&[false.into(), 1.into(), 64.into()])])),
+            ]),
+        ]);
+        add(
+            &format!("lent memory that is {name}"),
+            vec![SendWith([lends, result(reference(3))].concat(), vec![kind])],
+            Refused,
+        );
+    }
+    let good = Memory(1 << 20, LENT);
+    let uses = |whose: bool, id: u64, length: u64| {
+        frame(&[
+            7.into(),
+            map(&[
+                ("new", list(&[1.into()])),
+                ("uses", list(&[list(&[whose.into(), id.into(), length.into()])])),
+            ]),
+        ])
+    };
+    add(
+        "use of an unknown number",
+        vec![SendWith([uses(false, 9, 1), result(reference(3))].concat(), vec![good])],
+        Refused,
+    );
+    add(
+        "use of the client's that there is not",
+        vec![SendWith([uses(true, 1, 1), result(reference(3))].concat(), vec![good])],
+        Refused,
+    );
+    add(
+        "use that is too long",
+        vec![SendWith([uses(false, 1, u64::MAX >> 1), result(reference(3))].concat(), vec![good])],
+        Refused,
+    );
+    for key in ["new", "uses", "free", "gone", "unwanted"] {
+        add(
+            &format!("a million of {key}"),
+            vec![Send(frame_meta(7, key, &many(1_000_000, &[0])))],
+            Harmless,
+        );
+    }
+    add(
+        "descriptor that nothing tells of",
+        vec![SendWith(result(5.into()), vec![Socket])],
+        Harmless,
+    );
+    add("announced and not there", vec![Send(with(1, result(reference(2)))), StopSending], Refused);
+    for count in [u64::from(u32::MAX), u64::MAX >> 1] {
+        add(
+            &format!("{count} announced and none there"),
+            vec![Send(with(count, result(5.into()))), StopSending],
+            Refused,
+        );
+    }
+    for count in [65, 1600] {
+        let more = vec![SendWith(vec![0; 4000], vec![DevZero; count])];
+        add(&format!("{count} that nothing tells of"), more, Harmless);
+    }
+    add("rings that nobody offered", vec![Send(frame(&[8.into(), map(&[])]))], Refused);
+    add(
+        "rings that the worker offers",
+        vec![SendWith(with(1, frame(&[8.into(), map(&[])])), vec![Memory(33_152, RINGS)])],
+        Refused,
+    );
+    for count in [65, 1600] {
+        let hello = [PREAMBLE, &worker_hello(&[])].concat();
+        let steps = vec![HearPreamble, Hear, SendWith(hello, vec![DevZero; count])];
+        cases.push(case(format!("{count} with the hello"), steps, Harmless));
+    }
+    cases
+}
+
+fn flows() -> Vec<Case> {
+    let none = || map(&[]);
+    let mut cases = Vec::new();
+    let mut add = |name: &str, steps: Vec<Step>, end| cases.push(case(name, steps, end));
+    add("nothing for an answer", called(vec![]), Refused);
+    add("half a close for an answer", called(vec![StopSending]), Refused);
+    add("nothing read any more", called(vec![StopReading]), Refused);
+    add("reset for an answer", called(vec![Reset]), Refused);
+    add("answer byte by byte", called(vec![Trickle(result(5.into()))]), Served);
+    let notes = frame(&[4.into(), none()]);
+    let log = frame_meta(4, "ld", &[0x81, 0xa5, b's', b't', b'a', b'r', b't', 1]);
+    for (name, said) in [
+        ("empty messages", vec![0; 4]),
+        ("nothing that is lent", frame(&[7.into(), none()])),
+        ("notes", notes),
+        ("logs", log),
+        ("traces", frame_meta(4, "trace", &[0x91, 0x92, 8, 1])),
+        ("skipped answers", frame(&[5.into(), none()])),
+        ("answers", result(5.into())),
+    ] {
+        let said = said.repeat((64 << 10) / said.len());
+        // As much as can be sent until the call's time is over; the call may have ended before.
+        add(&format!("flood of {name}"), called(vec![Flood(said.clone(), 16 << 20)]), Harmless);
+        add(
+            &format!("flood of {name}, nothing read"),
+            called(vec![StopReading, Flood(said, 16 << 20)]),
+            Harmless,
+        );
+    }
+    let unfinished = [&(60_u32 << 20).to_le_bytes()[..], &[0; 1000]].concat();
+    add(
+        "answer that never ends",
+        called(vec![Send(unfinished), Flood(vec![0; 64 << 10], 50 << 20)]),
+        Refused,
+    );
+    cases
+}
+
+/// An answer that ends after each of its bytes.
+pub(crate) fn cut_short() -> Vec<Case> {
+    let hello = worker_hello(&[("server", text("cut")), ("worker", 3.into())]);
+    let session = [PREAMBLE, &hello].concat();
+    let cut = |length: usize| {
+        let steps = vec![HearPreamble, Hear, Send(session[..length].to_vec()), StopSending];
+        case(format!("hello of {length} bytes"), steps, Harmless)
+    };
+    let mut cases: Vec<Case> = (1..session.len()).map(cut).collect();
+    let answer = error(&[("kind", text("interface")), ("message", text("no"))]);
+    let cut = |length: usize| {
+        let steps = called(vec![Send(answer[..length].to_vec()), StopSending]);
+        case(format!("answer of {length} bytes"), steps, Refused)
+    };
+    cases.extend((1..answer.len()).map(cut));
+    cases
+}

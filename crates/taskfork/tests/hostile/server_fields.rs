@@ -1,0 +1,74 @@
+//! Fields of a worker's messages with values of the wrong type.
+
+use crate::case::Expected::{Harmless, Refused};
+use crate::case::Step::{Hear, HearPreamble, Send};
+use crate::case::{Case, case};
+use crate::message::{PREAMBLE, error, frame, map, text, worker_hello, wrong};
+use crate::server_cases::called;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (key, right) in [
+        ("version", ""),
+        ("pid", ""),
+        ("worker", ""),
+        ("server", "text"),
+        ("max_frame", ""),
+        ("ahead", ""),
+        ("files", ""),
+        ("lent", ""),
+        ("rings", "bool"),
+        ("alarm", "bool"),
+    ] {
+        for (name, value) in wrong(right) {
+            let hello = [PREAMBLE, &worker_hello(&[(key, value)])].concat();
+            let steps = vec![HearPreamble, Hear, Send(hello)];
+            // The client connects again, to a good one.
+            cases.push(case(format!("hello {key} {name}"), steps, Harmless));
+        }
+    }
+    for (key, right) in [
+        ("kind", "text"),
+        ("message", "text"),
+        ("causes", "list"),
+        ("known", "list"),
+        ("stack", "text"),
+        ("file", "text"),
+        ("line", ""),
+        ("column", ""),
+        ("value", ""),
+    ] {
+        for (name, value) in wrong(right) {
+            let said = error(&[("kind", text("interface")), (key, value)]);
+            cases.push(case(format!("error {key} {name}"), called(vec![Send(said)]), Refused));
+        }
+    }
+    for (key, right) in [
+        ("pid", ""),
+        ("exit", ""),
+        ("signal", ""),
+        ("reason", "text"),
+        ("during", "text"),
+        ("stderr", "text"),
+        ("calls", ""),
+        ("ran", ""),
+        ("stack", "text"),
+        ("timed_out", "bool"),
+    ] {
+        for (name, value) in wrong(right) {
+            let said = frame(&[3.into(), map(&[(key, value)])]);
+            cases.push(case(format!("death {key} {name}"), called(vec![Send(said)]), Refused));
+        }
+    }
+    for kind in 1..9 {
+        for (name, value) in wrong("map") {
+            let said = frame(&[kind.into(), value]);
+            cases.push(case(
+                format!("meta of kind {kind} {name}"),
+                called(vec![Send(said)]),
+                Refused,
+            ));
+        }
+    }
+    cases
+}
