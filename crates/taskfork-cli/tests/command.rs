@@ -126,6 +126,23 @@ fn exit_statuses_tell_errors_apart() {
 }
 
 #[test]
+fn text_of_workers_is_shown_as_text_only() {
+    let server = Server::start(&[]);
+    let nasty = "\u{1b}[2J\u{9b}31m\u{202e}";
+    let shown = r"no method \x1b[2J\u{9b}31m\u{202e}";
+    server.call(&[nasty]).assert().code(1).stderr(contains(shown));
+    server.call(&["--verbose", nasty]).assert().code(1).stderr(contains(shown));
+    server.call(&["echo", nasty]).assert().stdout("\"\\u001b[2J\\u009b31m\\u202e\"\n");
+    // What is no terminal gets what is asked for.
+    server.call(&["--raw", "echo", nasty]).assert().stdout(nasty);
+
+    let long = "x".repeat(100_000);
+    let cut = contains("--full shows all of them").and(contains(long.as_str()).not());
+    server.call(&[&long]).assert().code(1).stderr(cut);
+    server.call(&["--full", &long]).assert().code(1).stderr(contains(long.as_str()));
+}
+
+#[test]
 fn the_report_says_all_that_is_known() {
     let server = Server::start(&[]);
     let error = server.call(&["nothing", "--verbose"]).assert().code(1);

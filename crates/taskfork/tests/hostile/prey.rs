@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use taskfork::{BoxError, Client, Methods, Protocol, Server, Value};
 
 use crate::case::{Case, Expected, PATIENCE, is_ended, take_steps};
@@ -62,7 +63,11 @@ fn calls() {
             let client = client(protocol, address);
             let first = outcome(client.call::<Value>("x", ()).await);
             // A client that is content with its worker keeps it.
-            let next = if first.starts_with("error") { client } else { self::client(protocol, address) };
+            let next = if first.starts_with("error fatal") {
+                client
+            } else {
+                self::client(protocol, address)
+            };
             let again = next.checkout().timeout(PATIENCE);
             let second = outcome(again.call::<Value>("x", ()).await);
             (first, second)
@@ -87,9 +92,10 @@ fn outcome(result: Result<Value, taskfork::Error>) -> String {
     match result {
         Ok(value) if value == Value::from(5) => "good".to_owned(),
         Ok(_) => "ok".to_owned(),
-        // A report is what shows the most of an error.
         Err(error) => {
-            format!("error {:.200}", error.report().to_string().escape_debug().to_string())
+            let kind = if error.is_fatal() { "error fatal" } else { "error" };
+            // A report is what shows the most of an error.
+            format!("{kind} {:.200}", error.report().to_string().escape_debug().to_string())
         }
     }
 }
@@ -292,6 +298,15 @@ impl Caller {
         self.before.map_or(Ok(()), |before| settles(self.child.id(), before))
     }
 
+    fn wait_for_answer(&self) -> Result<(), String> {
+        let most = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let mut watched = [PollFd::new(self.hear.get_ref(), PollFlags::IN)];
+        match poll(&mut watched, Some(&most)) {
+            Ok(0) => Err(format!("two calls are not over after {PATIENCE:?}")),
+            _ => Ok(()),
+        }
+    }
+
     /// Has it call a server whose first connection takes the steps; gives what came of both calls.
     fn calls(&mut self, case: &Case, json: bool) -> Result<(String, String), String> {
         let folder = tempfile::tempdir().unwrap();
@@ -317,6 +332,7 @@ impl Caller {
         });
         let protocol = if json { "json" } else { "native" };
         writeln!(self.say, "{protocol} unix:{}", path.display()).map_err(|e| e.to_string())?;
+        self.wait_for_answer()?;
         let mut line = String::new();
         self.hear.read_line(&mut line).map_err(|error| error.to_string())?;
         // So that the thread above ends.
