@@ -68,7 +68,7 @@ fn calls() {
             } else {
                 self::client(protocol, address)
             };
-            let again = next.checkout().timeout(PATIENCE);
+            let again = next.checkout().timeout(PATIENCE / 2);
             let second = outcome(again.call::<Value>("x", ()).await);
             (first, second)
         });
