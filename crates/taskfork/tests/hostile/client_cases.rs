@@ -179,7 +179,7 @@ fn sizes() -> Vec<Case> {
         let meta = frame_meta(2, "later", &deep(levels));
         add(&format!("meta {levels} deep"), greeted(vec![Send(meta)]), Harmless);
     }
-    let maps = [vec![0x81, 0xc0].repeat(100_000), vec![0xc0]].concat();
+    let maps = [[0x81, 0xc0].repeat(100_000), vec![0xc0]].concat();
     add("argument of maps 100000 deep", greeted(vec![Send(argument(&maps)), Hear]), Harmless);
     let nils = many(1_000_000, &[0xc0]);
     add("argument of a million nils", greeted(vec![Send(argument(&nils)), Hear]), Harmless);

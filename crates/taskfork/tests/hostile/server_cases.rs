@@ -139,7 +139,7 @@ fn answers() -> Vec<Case> {
     }
     add(
         "answer of maps 100000 deep",
-        frame_ending(1, &[], &[vec![0x81, 0xc0].repeat(100_000), vec![0xc0]].concat()),
+        frame_ending(1, &[], &[[0x81, 0xc0].repeat(100_000), vec![0xc0]].concat()),
         Refused,
     );
     add("answer of a million nils", frame_ending(1, &[], &many(1_000_000, &[0xc0])), Harmless);
