@@ -19,7 +19,7 @@ use crate::wire::enclosed::{self, Enclosed, within};
 use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
 use crate::wire::lending::{Home, Lent};
 use crate::wire::native::FromClient;
-use crate::wire::parts::{Elsewhere, Part, Parted};
+use crate::wire::parts::{Elsewhere, Part, Parted, Takes};
 use crate::wire::request::{self, Arguments};
 use crate::{Blob, OpenFile};
 
@@ -35,9 +35,12 @@ pub fn arguments(data: &[u8]) {
     let enclosed = || Enclosed {
         files: kinds.iter().filter_map(|&kind| file(kind)).collect(),
         lent: lengths.iter().enumerate().map(|(id, &length)| lend(id, length)).collect(),
+        max_blob: 1 << 20,
         most,
     };
-    let map = |file: &OwnedFd| Sealed::new(file).ok().map(Bytes::from_owner);
+    let map = |file: &OwnedFd, most| {
+        Sealed::new(file, most).map(Bytes::from_owner).map_err(|error| format!("{error:?}"))
+    };
     let args = || Arguments::new(count, &message);
     within(Some(&message), enclosed(), map, || {
         let _ = args().parse::<(Blob, Blob)>();
@@ -98,7 +101,7 @@ pub fn parts(data: &[u8]) {
         assert_eq!(out.len(), 0);
         return;
     }
-    out.fit(0).unwrap();
+    out.fit(Takes { max_frame: limit, max_blob: 0, files: 0 }).unwrap();
     let all = out.rest(0);
     assert_eq!(&all[HEADER..], &whole);
     assert_eq!(frame::find(&all, DEFAULT_LIMIT).unwrap(), Some(HEADER..all.len()));
@@ -130,10 +133,9 @@ pub fn rings(data: &[u8]) {
                 foreign[at].store(u64::from(input.short()), Relaxed);
             }
             2 | 3 => {
-                if let Ok(arrived) = side.take(unread) {
-                    let length = arrived.len();
-                    assert!(length <= 2048 * 8);
-                    side.read(length);
+                if let Ok(Some(place)) = side.take(unread, DEFAULT_LIMIT) {
+                    let arrived = side.body(place);
+                    assert!(arrived.len() <= 2048 * 8);
                 }
             }
             4 | 5 => {
@@ -152,7 +154,7 @@ pub fn rings(data: &[u8]) {
             }
             9 => side.received(usize::from(input.short())),
             10 => side.sent(usize::from(input.short())),
-            _ => side.read(usize::from(input.byte())),
+            _ => side.agree(unread),
         }
     }
 }
@@ -226,8 +228,9 @@ impl Side {
         let elsewhere = home.map_or_else(Default::default, Elsewhere::Lent);
         message.parts.push(Part { at: front, bytes: bytes.clone(), elsewhere });
         let loans = &mut self.loans;
+        let takes = Takes { max_frame: usize::MAX, max_blob: 0, files: 16 };
         message
-            .fit_placing(16, usize::MAX, |bytes, home, may_add| loans.place(bytes, home, may_add))
+            .fit_placing(takes, |bytes, home, may_add| loans.place(bytes, home, may_add))
             .unwrap();
         loans.sent(&message.placed);
         let mut said = Vec::new();
