@@ -24,6 +24,33 @@ pub(crate) struct Pool {
     /// Which protocol the program speaks [default: native]
     #[arg(long)]
     pub(crate) protocol: Option<Language>,
+    /// Which protocols clients may speak: native, json [default: both on unix sockets, native on TCP]
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
+    pub(crate) protocols: Option<Vec<Language>>,
+    /// Serve only these users, by name or number, besides the server's own (unix sockets only; see
+    /// --socket-mode) [default: all whom the socket's mode lets in]
+    #[arg(long, value_name = "USER", value_delimiter = ',')]
+    #[serde(deserialize_with = "names")]
+    pub(crate) allow_users: Option<Vec<String>>,
+    /// Serve only users of these groups, by name or number, and those of --allow-users
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    #[serde(deserialize_with = "names")]
+    pub(crate) allow_groups: Option<Vec<String>>,
+    /// Listen at an address that other machines can reach, though whoever connects can call everything
+    #[arg(long)]
+    pub(crate) allow_unauthenticated_network: bool,
+    /// Tell all clients what dead workers wrote to standard error, stacks, and why the setup failed
+    /// [default: only clients of the server's own user on unix sockets]
+    #[arg(long)]
+    pub(crate) share_details: bool,
+    /// Close connections whose first message is not complete after this time [default: 10s, and never
+    /// while a client of the server's own user is silent on a unix socket with JSON]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) handshake_timeout: Option<Time>,
+    /// The most connections without a first message; the oldest is closed for a new one [default: 1000,
+    /// or a quarter of `ulimit -n`]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_handshakes: Option<usize>,
     /// Kill workers that have been in one call for longer than this, 0 for no limit [default: 5m]
     #[arg(long, value_name = "TIME")]
     pub(crate) hung_worker_timeout: Option<Time>,
@@ -36,7 +63,7 @@ pub(crate) struct Pool {
     /// Keep so many workers started and set up before anybody wants them [default: 0]
     #[arg(long, value_name = "COUNT")]
     pub(crate) spare_workers: Option<usize>,
-    /// The most workers for all clients together [default: 16384]
+    /// The most workers for all clients together [default: 64, or 4 for each core if that is more]
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_workers: Option<usize>,
     /// Replace workers after so many calls
@@ -178,6 +205,21 @@ impl FromStr for LimitOf {
         })?;
         Ok(Self { name, value: name.value(value)? })
     }
+}
+
+/// Names, or numbers, as a list of a file.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Name {
+        Text(String),
+        Number(u32),
+    }
+    let names = Vec::<Name>::deserialize(deserializer)?.into_iter().map(|name| match name {
+        Name::Text(text) => text,
+        Name::Number(number) => number.to_string(),
+    });
+    Ok(Some(names.collect()))
 }
 
 /// Limits as a table of a file.

@@ -93,20 +93,26 @@ fn describe(pool: Pool) -> Server {
     for arg in command {
         executable = executable.arg(arg);
     }
-    executable = executable.protocol(match pool.protocol {
-        Some(config::Language::Json) => Protocol::Perl,
-        Some(config::Language::Native) | None => Protocol::Native,
-    });
+    executable = executable.protocol(pool.protocol.map_or(Protocol::Native, Protocol::from));
     let mut server = Server::builder()
         .max_calls(pool.max_calls)
         .max_age(pool.max_age.map(|time| time.0))
         .max_idle(pool.max_idle.map(|time| time.0))
-        .max_memory(pool.max_memory.map(|size| size.0));
+        .max_memory(pool.max_memory.map(|size| size.0))
+        .allow_unauthenticated_network(pool.allow_unauthenticated_network)
+        .share_details(pool.share_details);
     for limit in pool.limit {
         server = server.limit(limit.kind(), limit.value);
     }
     server = given(server, pool.listen, |server, address| server.listen(address.as_str()));
     server = given(server, pool.name, ServerBuilder::name);
+    server = given(server, pool.protocols, |server, protocols| {
+        server.protocols(protocols.into_iter().map(Protocol::from))
+    });
+    server = given(server, pool.allow_users, ServerBuilder::allow_users);
+    server = given(server, pool.allow_groups, ServerBuilder::allow_groups);
+    server = given(server, pool.handshake_timeout, |server, time| server.handshake_timeout(time.0));
+    server = given(server, pool.max_handshakes, ServerBuilder::max_handshakes);
     server = given(server, pool.hung_worker_timeout, |server, time| {
         server.hung_worker_timeout(time.limit())
     });
@@ -150,6 +156,15 @@ fn given<T>(
     match value {
         Some(value) => set(server, value),
         None => server,
+    }
+}
+
+impl From<config::Language> for Protocol {
+    fn from(language: config::Language) -> Self {
+        match language {
+            config::Language::Json => Self::Perl,
+            config::Language::Native => Self::Native,
+        }
     }
 }
 

@@ -111,7 +111,7 @@ pub(crate) fn headline(status: &ServerStatus) -> String {
     let state = if status.accepting { "serving" } else { "shutting down" };
     format!(
         "{} (process {}) {state} for {}: {} workers of at most {}, {busy} busy, {} wait for \
-         one; {} forked, {} refused; ended: {deaths}",
+         one; {} forked, {} refused, {} connections without a greeting; ended: {deaths}",
         printable(&status.name),
         status.pid,
         time(status.seconds),
@@ -120,6 +120,7 @@ pub(crate) fn headline(status: &ServerStatus) -> String {
         status.queued,
         status.forked,
         status.refused,
+        status.handshakes,
     )
 }
 

@@ -212,6 +212,13 @@ fn every_option_of_the_server_can_be_given() {
         "--max-blob=2MiB",
         "--stderr=inherit",
         "--busy-poll=off",
+        "--protocols=native,json",
+        "--allow-users=root,12345",
+        "--allow-groups=root",
+        "--allow-unauthenticated-network",
+        "--share-details",
+        "--handshake-timeout=5s",
+        "--max-handshakes=50",
     ]);
     let pids: Vec<_> = (0..4)
         .map(|_| String::from_utf8(server.call(&["pid"]).output().unwrap().stdout).unwrap())
@@ -221,6 +228,47 @@ fn every_option_of_the_server_can_be_given() {
         &std::fs::metadata(server.folder.path().join("s")).unwrap().permissions(),
     );
     assert_eq!(mode & 0o777, 0o660);
+}
+
+#[test]
+fn who_may_connect_is_checked_at_the_start() {
+    let serve = |option: &str, address: &str| {
+        let mut command = taskfork();
+        command.args(["serve", option, "--listen", address, "--", "true"]).assert().code(2)
+    };
+    serve("--allow-users=no-such-user", "unix:/tmp/never")
+        .stderr(contains("there is no user `no-such-user`"));
+    serve("--allow-groups=no-such-group", "unix:/tmp/never")
+        .stderr(contains("there is no group `no-such-group`"));
+    serve("--max-handshakes=0", "unix:/tmp/never").stderr(contains("max_handshakes"));
+    serve("--handshake-timeout=0", "unix:/tmp/never").stderr(contains("handshake_timeout"));
+    serve("--name=open", "tcp:0.0.0.0:0").stderr(contains("allow_unauthenticated_network"));
+}
+
+#[test]
+fn a_file_says_who_may_connect() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = config(
+        folder.path(),
+        r#"
+        [pool.one]
+        listen = "unix:FOLDER/s"
+        protocol = "json"
+        protocols = ["native"]
+        allow_users = ["root", 12345]
+        allow_groups = [0]
+        share_details = true
+        handshake_timeout = "5s"
+        max_handshakes = 50
+        command = ["WORKER"]
+        "#,
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
+    command.args(["serve", "--config", &file]);
+    let server = Server::run(folder, command);
+    server.call(&["echo", "1"]).assert().success();
+    let json = server.call(&["--protocol", "json", "echo", "1"]).assert().failure();
+    json.stderr(contains("does not take the JSON protocol"));
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub use address::{Address, AddressError};
 pub use blob::{Blob, BlobMut, OpenFile};
 pub use busy_poll::BusyPoll;
 pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Overload, Stats};
-pub use context::{Context, context};
+pub use context::{Context, Peer, context};
 pub use error::{
     Activity, CallError, Death, End, Error, Failure, FatalError, Hung, Location, Panic, Stage,
 };

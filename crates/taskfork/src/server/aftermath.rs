@@ -46,8 +46,12 @@ impl EventLoop {
         if !self.guardian.as_mut().is_none_or(|guardian| guardian.reaped(child.pid)) {
             self.replace_guardian();
         }
-        let Buried { slot, news, stack, cause, failed_spare } =
+        let Buried { slot, mut news, mut stack, cause, failed_spare } =
             child.bury(&mut self.shown, &self.options.limits, &self.out_of_memory);
+        if !self.options.access.details && !self.rules.is_own(&news.connection) {
+            news.omit_details();
+            stack = None;
+        }
         self.scoreboard.give_back(slot);
         *self.tally.deaths.entry(cause).or_default() += 1;
         match stack {
@@ -64,6 +68,7 @@ impl EventLoop {
     fn tell_with(&mut self, news: News, stack: Vec<u64>) {
         if let Some(news) = self.help(news, |server, news| {
             server.children.clear();
+            server.handshakes.forget();
             news.tell_with(stack);
         }) {
             news.tell();
@@ -77,6 +82,7 @@ impl EventLoop {
         // One that does not read must not hold the server up, and memory takes long to find out.
         drop(self.help(connection, |server, connection| {
             server.children.clear();
+            server.handshakes.forget();
             for worker in &mut status.workers {
                 (worker.memory, worker.peak_memory) = status::memory(worker.pid);
             }
@@ -99,6 +105,8 @@ impl EventLoop {
             max_workers: self.most_workers(),
             forked: self.born,
             refused: self.tally.refused,
+            handshakes: self.handshakes.len(),
+            handshake_failures: self.handshakes.failures,
             queued: self.queued(),
             deaths: deaths.collect(),
             workers,

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rustix::process::{Pid, Signal, getpid, set_parent_process_death_signal, setpgid};
 
 use super::children::{Child, Post};
@@ -15,14 +14,12 @@ use super::error::ServerError;
 use super::event_loop::{EventLoop, token};
 use super::guardian::Guardian;
 use super::orphans::become_subreaper;
+use super::refusal::Refusal;
 use super::stderr::{Captured, Stderr};
 use crate::sys::{self, ForkError, Forked, ThreadCount};
-use crate::wire::WireError;
-use crate::wire::error_body::{self, ErrorBody};
-use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::native;
+use crate::wire::Protocol;
 use crate::worker::scoreboard::ServerSlot;
-use crate::worker::{Limits, Seat, Socket};
+use crate::worker::{Connected, Limits, Seat, Socket};
 
 /// Which of the two processes is running now.
 #[derive(Debug)]
@@ -50,29 +47,25 @@ pub(crate) struct Leftover {
 }
 
 impl EventLoop {
-    /// Forks a worker for `connection`, or says that there is none.
-    pub(super) fn fork_for(&mut self, connection: OwnedFd) {
+    /// Forks a worker for `client`, who speaks `protocol`, or says that there is none.
+    pub(super) fn fork_for(&mut self, client: Connected, protocol: Protocol) {
+        let busy = |reason| Refusal::busy(protocol, reason);
         let most = self.most_workers();
         if self.children.len() >= most {
-            self.refuse(&connection, &format!("it has all of its {most} workers (max_workers)"));
+            let reason = format!("it has all of its {most} workers (max_workers)");
+            self.turn_away(client.socket, busy(reason));
             return;
         }
-        let own = match connection.try_clone() {
+        let own = match client.socket.try_clone() {
             Ok(own) => own,
             Err(error) => {
-                self.refuse(&connection, &ForkError::Kernel(error).to_string());
+                self.turn_away(client.socket, busy(ForkError::Kernel(error).to_string()));
                 return;
             }
         };
-        if let Err((socket, error)) = self.fork(Post::Client(own), Socket::Connected(connection)) {
-            self.refuse(socket.end(), &error.to_string());
+        if let Err((socket, error)) = self.fork(Post::Client(own), Socket::Connected(client)) {
+            self.turn_away(socket.into_end(), busy(error.to_string()));
         }
-    }
-
-    fn refuse(&mut self, connection: &OwnedFd, reason: &str) {
-        tracing::warn!(name = self.options.name, "refused a connection: {reason}");
-        refuse(connection, reason);
-        self.tally.refused += 1;
     }
 
     /// Forks a worker, for which there must be room; gives back what it was to serve if that cannot
@@ -177,6 +170,8 @@ impl EventLoop {
                 cores: self.cores,
                 max_calls: self.options.recycling.max_calls,
                 max_memory: self.options.recycling.max_memory,
+                share_details: self.options.access.details,
+                server_user: self.rules.own(),
             },
         };
         let captured = captured.as_ref().and_then(Captured::pipe);
@@ -206,6 +201,7 @@ impl EventLoop {
             .chain(self.status_requests.descriptors())
             .chain(self.successor.as_ref().map(AsFd::as_fd))
             .chain(self.guardian.iter().flat_map(Guardian::descriptors))
+            .chain(self.handshakes.descriptors())
             .chain(children)
     }
 }
@@ -244,20 +240,5 @@ fn fork_worker(threads: &ThreadCount, stderr: Stderr) -> Result<Birth, ForkError
             become_subreaper();
             Ok(Birth::Worker(writer, stderr))
         }
-    }
-}
-
-/// Tells a client that wants a worker that it gets none, and why.
-pub(crate) fn refuse(connection: &OwnedFd, reason: &str) {
-    let body = ErrorBody { kind: error_body::kind::BUSY, message: reason, ..ErrorBody::default() };
-    let mut out = PREAMBLE.to_vec();
-    let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-        native::put_error(out, &body);
-        Ok(())
-    });
-    if written.is_ok() {
-        let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-        // What the client says is not read; that it is there must not undo what was sent.
-        let _ = shutdown(connection, Shutdown::Write);
     }
 }

@@ -138,7 +138,10 @@ impl ServerBuilder {
 
 impl<S: 'static> ServerBuilder<S> {
     /// Where to listen: `unix:PATH`, `tcp:HOST:PORT` or `fd:NUMBER`. A mistake in it is the error
-    /// of [`run`](Server::run). A server started by [`Server::spawn`] or [`Server::fork`] needs no
+    /// of [`run`](Server::run), and so is an address that other machines can reach, without
+    /// [`allow_unauthenticated_network`](Self::allow_unauthenticated_network).
+    ///
+    /// While a server starts or stops, a lock file `PATH.lock` stands beside its unix socket. A server started by [`Server::spawn`] or [`Server::fork`] needs no
     /// address: without one it is reached through its handle only.
     pub fn listen<A>(mut self, address: A) -> Self
     where
@@ -170,7 +173,8 @@ impl<S: 'static> ServerBuilder<S> {
         self
     }
 
-    /// The permissions of the unix socket's file, 0600 unless set.
+    /// The permissions of the unix socket's file, 0600 unless set. A client needs permission to write.
+    /// [`allow_users`](Self::allow_users) says more exactly who is served.
     pub fn socket_mode(mut self, mode: u32) -> Self {
         self.options.socket_mode = mode;
         self
@@ -255,7 +259,7 @@ impl<S: 'static> ServerBuilder<S> {
     /// ```
     /// use std::path::PathBuf;
     /// let server = taskfork::Server::builder()
-    ///     .listen("tcp:0.0.0.0:7000")
+    ///     .listen("tcp:127.0.0.1:7000")
     ///     .status_socket(PathBuf::from("/run/adder.status"));
     /// # let _ = server;
     /// ```

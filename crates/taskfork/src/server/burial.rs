@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use super::limits::{Limit, WorkerLimits};
 use super::oom::OutOfMemory;
 use super::stack;
+use crate::context::Peer;
 use crate::error::End;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT};
@@ -64,6 +65,13 @@ impl News {
         }
     }
 
+    /// Leaves out what can tell of the server's machine.
+    pub(crate) fn omit_details(&mut self) {
+        if let Some(notice) = &mut self.notice {
+            (notice.stderr, notice.stack) = (None, None);
+        }
+    }
+
     /// In a process that does nothing else: with the names of what is on the stack.
     pub(crate) fn tell_with(mut self, stack: Vec<u64>) {
         if let Some(notice) = &mut self.notice {
@@ -113,13 +121,23 @@ pub(super) fn why(
     }
 }
 
-/// One line a death.
-pub(super) fn log_end(worker: u64, pid: u32, end: End, phase: Phase, reason: Option<&str>) {
+/// One line a death, with the worker's client, where that is known.
+pub(super) fn log_end(
+    worker: u64,
+    pid: u32,
+    client: Option<Peer>,
+    end: End,
+    phase: Phase,
+    reason: Option<&str>,
+) {
     let during = phase.activity().map(|during| format!(" {during}")).unwrap_or_default();
+    let (uid, client) = (client.map(|peer| peer.uid), client.map(|peer| peer.pid));
     match (end, reason) {
-        (End::Exited(0), None) => tracing::debug!(worker, pid, "a worker ended"),
-        (_, Some(reason)) => tracing::warn!(worker, pid, "a worker {end}{during}: {reason}"),
-        (_, None) => tracing::warn!(worker, pid, "a worker {end}{during}"),
+        (End::Exited(0), None) => tracing::debug!(worker, pid, uid, client, "a worker ended"),
+        (_, Some(reason)) => {
+            tracing::warn!(worker, pid, uid, client, "a worker {end}{during}: {reason}");
+        }
+        (_, None) => tracing::warn!(worker, pid, uid, client, "a worker {end}{during}"),
     }
 }
 

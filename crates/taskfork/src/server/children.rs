@@ -17,6 +17,7 @@ use crate::display::seconds;
 use crate::error::End;
 use crate::sys;
 use crate::wire::notice::DeathNotice;
+use crate::worker::Connected;
 use crate::worker::scoreboard::{MOST_COUNTED, Order, Phase, Retirement, ServerSlot, View, now};
 
 /// A worker process as its server knows it. It is kept small, as what changes in the server's memory is
@@ -149,13 +150,14 @@ impl Child {
     }
 
     /// Gives a spare worker somebody to serve; gives the connection back if that cannot be.
-    pub(crate) fn employ(&mut self, connection: OwnedFd) -> Result<(), OwnedFd> {
-        match &self.post {
-            Post::Spare(line) if sys::send_descriptor(line, connection.as_fd()).is_ok() => {
-                self.post = Post::Client(connection);
+    pub(crate) fn employ(&mut self, client: Connected) -> Result<(), Connected> {
+        let Post::Spare(line) = &self.post else { return Err(client) };
+        match sys::send_descriptor_with(line, client.socket.as_fd(), &client.to_text()) {
+            Ok(()) => {
+                self.post = Post::Client(client.socket);
                 Ok(())
             }
-            _ => Err(connection),
+            Err(_) => Err(client),
         }
     }
 
@@ -407,6 +409,7 @@ impl Child {
             None => End::Unknown,
         };
         let pid = self.pid();
+        let client = self.connection().and_then(sys::peer);
         let stderr = self.stderr.take().map(|stderr| stderr.last_words(pid, shown));
         let LastWords { text: stderr, starved } = stderr.unwrap_or_default();
         let judgement = self.judgement.map(|judgement| *judgement);
@@ -427,7 +430,7 @@ impl Child {
         });
         let Judgement { view, reason, ran, cause } = judgement;
         let reason = Some(reason).filter(|reason| !reason.is_empty());
-        log_end(self.number, pid, end, view.phase, reason.as_deref());
+        log_end(self.number, pid, client, end, view.phase, reason.as_deref());
         let is_spare = matches!(self.post, Post::Spare(_));
         let failed = (is_spare && !(self.leaving.is_some() && end == End::Exited(0)))
             .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));

@@ -38,6 +38,29 @@ pub enum ServerError {
         /// What the system says.
         source: io::Error,
     },
+    /// A socket without a server, of another user, is in the way.
+    #[error(
+        "{} is a socket of the user {user}, who may come back to it: remove it, or choose another path",
+        path.display()
+    )]
+    Foreign {
+        /// The path of the socket to be.
+        path: PathBuf,
+        /// The user's id.
+        user: u32,
+    },
+    /// The file that keeps two servers from starting at one path cannot be used.
+    #[error(
+        "the lock file {} cannot be used: {reason}: remove it if it is nobody's, or choose a path in a \
+         folder of your own",
+        path.display()
+    )]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The system refused the address.
     #[error("cannot listen at {address}: {source}")]
     Listen {
@@ -45,6 +68,18 @@ pub enum ServerError {
         address: String,
         /// What the system says.
         source: io::Error,
+    },
+    /// Other machines can reach the address, and
+    /// [`allow_unauthenticated_network`](crate::ServerBuilder::allow_unauthenticated_network) is not
+    /// set.
+    #[error(
+        "other machines can reach {address}, where whoever connects could run every method: listen \
+         on a loopback address or a unix socket, or set `allow_unauthenticated_network` if all that \
+         can reach it may"
+    )]
+    Network {
+        /// The address.
+        address: String,
     },
     /// The inherited descriptor is not a listening socket.
     #[error("the inherited descriptor {descriptor} is no listening socket: {reason}")]

@@ -11,15 +11,18 @@ use nix::sys::signal::Signal;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
+use super::access::{Origin, Rules};
 use super::builder::Program;
 use super::children::Child;
 use super::control::Wish;
 use super::error::ServerError;
 use super::guardian::{Guardian, Mark};
+use super::handshake::Handshakes;
 use super::listener::Listener;
 use super::oom::OutOfMemory;
 use super::options::Options;
 use super::orphans::Orphans;
+use super::refusal::Refusals;
 use super::restart::{Inheritance, Line, ServiceManager, Successor};
 use super::signals::Signals;
 use super::spares::Spares;
@@ -38,10 +41,11 @@ const WAKE: u64 = 3;
 pub(super) const STATUS: u64 = 4;
 pub(super) const SUCCESSOR: u64 = 5;
 pub(super) const STATUS_REQUESTS: u64 = 6;
+const HANDSHAKES: u64 = 7;
 /// After all that is of workers, and before new ones.
-const SIGNALS: u64 = 7;
+const SIGNALS: u64 = 8;
 /// A worker's tokens start here: its client's end, and what it writes to standard error.
-const CHILDREN: u64 = 8;
+const CHILDREN: u64 = 9;
 const TOKENS: u64 = 2;
 
 /// The token of one of what is watched of a worker.
@@ -50,7 +54,7 @@ pub(super) fn token(worker: u64, what: u64) -> u64 {
 }
 
 /// For how long nothing is accepted after descriptors or processes have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct EventLoop {
     pub(super) options: Options,
@@ -63,6 +67,10 @@ pub(crate) struct EventLoop {
     /// Where what workers write to standard error is shown.
     pub(super) shown: Shown,
     pub(super) listener: Option<Listener>,
+    /// Who may connect.
+    pub(super) rules: Rules,
+    pub(super) handshakes: Handshakes,
+    pub(super) refusals: Refusals,
     pub(super) scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
     pub(super) children: BTreeMap<u64, Child>,
@@ -117,6 +125,8 @@ impl EventLoop {
     pub(crate) fn start(options: Options, program: Program) -> Result<Self, ServerError> {
         options.limits.check()?;
         options.recycling.check()?;
+        let rules = options.access.rules()?;
+        let handshakes = Handshakes::new(&options.handshakes, &rules)?;
         let uncounted = "cannot count this process's threads";
         let thread_count =
             ThreadCount::of_this_process().map_err(ServerError::system(uncounted))?;
@@ -129,10 +139,14 @@ impl EventLoop {
         let (inherited, predecessor) = Inheritance::take().map(Inheritance::into_parts).unzip();
         let address = options.address.clone().transpose()?;
         let listener = match address.or_else(ServiceManager::listener) {
-            Some(address) => Some(match inherited {
-                Some(listener) => Listener::adopt(listener, &address),
-                None => Listener::open(&address, options.socket_mode)?,
-            }),
+            Some(address) => {
+                let listener = match inherited {
+                    Some(listener) => Listener::adopt(listener, &address),
+                    None => Listener::open(&address, options.socket_mode, &options.access)?,
+                };
+                options.access.check_listener(&listener, listener.address())?;
+                Some(listener)
+            }
             None if options.control.is_some() => None,
             None => return Err(ServerError::NoAddress),
         };
@@ -157,6 +171,9 @@ impl EventLoop {
             threads: thread_count,
             shown: Shown::default(),
             listener,
+            rules,
+            handshakes,
+            refusals: Refusals::default(),
             children: BTreeMap::new(),
             born: 0,
             mode: Mode::Serving,
@@ -190,6 +207,7 @@ impl EventLoop {
         let cannot_watch = "cannot watch the pipe through which workers wake the server";
         server.wake.watch(&server.epoll, WAKE).map_err(ServerError::system(cannot_watch))?;
         server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
+        server.watch(server.handshakes.as_fd(), HANDSHAKES, EventFlags::IN)?;
         if let Some(listener) = &server.listener {
             server.watch(listener.as_fd(), LISTENER, EventFlags::IN)?;
         }
@@ -286,6 +304,7 @@ impl EventLoop {
                 }
             }
             LISTENER => self.accept(),
+            HANDSHAKES => self.hear_handshakes(),
             CONTROL => self.obey(),
             SUCCESSOR => self.hear_successor(),
             STATUS => self.accept_status(),
@@ -306,24 +325,11 @@ impl EventLoop {
         }
     }
 
-    fn accept(&mut self) {
-        let Some(listener) = &self.listener else { return };
-        match listener.accept() {
-            Ok(connection) => self.serve(connection),
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
-            Err(errno) => {
-                tracing::error!("cannot accept connections for a while: {errno}");
-                self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
-                self.pause_listener(true);
-            }
-        }
-    }
-
     fn obey(&mut self) {
         let Some(control) = &self.options.control else { return };
         match control.next() {
             Ok(Some(Wish::Serve(connection))) if self.mode == Mode::Serving => {
-                self.serve(connection);
+                self.admit(connection, Origin::Local);
             }
             Ok(None | Some(Wish::Serve(_))) => {}
             Ok(Some(Wish::ShutDown)) => {
@@ -345,15 +351,10 @@ impl EventLoop {
         }
     }
 
-    fn serve(&mut self, connection: OwnedFd) {
-        if let Some(connection) = self.employ_spare(connection) {
-            self.fork_for(connection);
-        }
-    }
-
     pub(super) fn drain(&mut self) {
         tracing::info!(name = self.options.name, workers = self.children.len(), "shutting down");
         self.listener = None;
+        self.handshakes.close_all();
         self.mode = Mode::Draining(Instant::now() + self.options.shutdown_grace);
         for child in self.children.values_mut() {
             child.retire(Retirement::Shutdown);

@@ -7,6 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimi
 
 use super::builder::ServerBuilder;
 use super::error::ServerError;
+use crate::sys;
 
 /// What a worker may use of one thing, for [`ServerBuilder::limit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +130,11 @@ impl Recycling {
     }
 }
 
+/// The most workers unless set.
+pub(crate) fn default_max_workers() -> usize {
+    (4 * sys::cores()).max(64)
+}
+
 impl<S> ServerBuilder<S> {
     /// After how many calls a worker is replaced, once its checkout is done; never unless set.
     ///
@@ -171,8 +177,12 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// The most workers for all clients together, 16384 unless set, which is also the most there
-    /// can be. Who connects beyond that is told so; a client goes on with the workers it has, tries
+    /// The most workers for all clients together. Unless set: 64, or four for each core that the
+    /// server may use, if that is more; there can be 16,384. That is enough for three clients with
+    /// their default of 20 workers each, and programs of some 15 MiB each still fit a machine with
+    /// little memory.
+    ///
+    /// A client that connects beyond that is told so. It goes on with the workers that it has, tries
     /// again, and names this as the reason if a checkout's time runs out.
     pub fn max_workers(mut self, workers: usize) -> Self {
         self.options.max_workers = workers;

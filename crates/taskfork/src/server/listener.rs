@@ -2,41 +2,42 @@
 //! leaving no file of it behind.
 
 use std::io;
+use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, chmod, flock, lstat, open, unlink};
+use rustix::fs::{FileType, Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
     socket_with, sockopt,
 };
-use rustix::process::umask;
+use rustix::process::{geteuid, umask};
 
+use super::access::{Access, Origin};
 use super::error::ServerError;
+use super::socket_file::{SocketFile, Spot};
 use crate::address::{Address, Place};
 use crate::sys;
 
 /// Connections that may wait to be accepted; the kernel lowers it to its own limit.
 const BACKLOG: i32 = 4096;
 
-/// How long to wait for another server that is just starting or stopping in the same folder.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// A listening socket. Dropped by the process that made it, it removes its file.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
     address: Address,
+    /// How those come who connect.
+    origin: Origin,
     file: Option<SocketFile>,
 }
 
 impl Listener {
-    pub(crate) fn open(address: &Address, mode: u32) -> Result<Self, ServerError> {
+    pub(crate) fn open(address: &Address, mode: u32, access: &Access) -> Result<Self, ServerError> {
         let listener = match &address.0 {
             Place::Unix(path) => open_unix(path, mode)?,
-            Place::Tcp { host, port } => open_tcp(address, host, *port)?,
+            Place::Tcp { host, port } => open_tcp(address, host, *port, access)?,
             Place::Inherited(number) => open_inherited(*number)?,
             Place::Handle(_) => {
                 let source = io::Error::from(io::ErrorKind::InvalidInput);
@@ -60,19 +61,25 @@ impl Listener {
             Place::Unix(path) => SocketFile::at(path).ok(),
             _ => None,
         };
-        Self { socket, address: address.clone(), file }
+        let origin = Origin::of(&socket);
+        Self { socket, address: address.clone(), origin, file }
     }
 
     /// Has it leave its file, which is another's now.
     pub(crate) fn leave_file(&mut self) {
         if let Some(file) = &mut self.file {
-            file.owner = 0;
+            file.leave();
         }
     }
 
     /// Where it listens, with the port that the kernel chose.
     pub(crate) fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// How those come who connect.
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// The next waiting connection.
@@ -87,50 +94,14 @@ impl AsFd for Listener {
     }
 }
 
-/// The file of a unix socket, known by what cannot be taken over by another.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-    owner: u32,
-}
-
-impl SocketFile {
-    fn at(path: &Path) -> rustix::io::Result<Self> {
-        let file = lstat(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            device: file.st_dev,
-            inode: file.st_ino,
-            owner: std::process::id(),
-        })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // A worker that was forked from the server drops this too.
-        if self.owner != std::process::id() {
-            return;
-        }
-        // The lock keeps a new server from putting its own socket there in between.
-        let _lock = lock_folder(&self.path);
-        if lstat(&self.path)
-            .is_ok_and(|file| (file.st_dev, file.st_ino) == (self.device, self.inode))
-        {
-            let _ = unlink(&self.path);
-        }
-    }
-}
-
 fn open_unix(path: &Path, mode: u32) -> Result<Listener, ServerError> {
     let address = Address(Place::Unix(path.to_owned()));
     let refused =
         |errno: Errno| ServerError::Listen { address: address.to_string(), source: errno.into() };
     let name = SocketAddrUnix::new(path).map_err(refused)?;
-    let _lock = lock_folder(path)?;
-    match lstat(path) {
+    let spot = Spot::open(path)?;
+    let _lock = spot.lock()?;
+    match spot.stat() {
         Err(Errno::NOENT) => {}
         Err(errno) => return Err(refused(errno)),
         Ok(file) if FileType::from_raw_mode(file.st_mode) != FileType::Socket => {
@@ -139,19 +110,23 @@ fn open_unix(path: &Path, mode: u32) -> Result<Listener, ServerError> {
         Ok(_) if is_live(&name).map_err(refused)? => {
             return Err(ServerError::InUse { address: address.to_string() });
         }
-        Ok(_) => unlink(path).map_err(refused)?,
+        Ok(file) if file.st_uid != geteuid().as_raw() => {
+            return Err(ServerError::Foreign { path: path.to_owned(), user: file.st_uid });
+        }
+        Ok(_) => spot.remove().map_err(refused)?,
     }
     let socket = unix_socket().map_err(refused)?;
     let mode = Mode::from_raw_mode(mode & 0o777);
-    // From its first moment on the file has no more permissions than it will end with.
+    // The file gets the mode of the socket, less the umask: it never has more permissions than it
+    // will end with, and nothing is changed by its path, which may lead elsewhere by then.
+    fchmod(&socket, mode).map_err(refused)?;
     let before = umask(Mode::from_raw_mode(0o777) - mode);
     let bound = bind(&socket, &name);
     umask(before);
     bound.map_err(refused)?;
-    let file = SocketFile::at(path).map_err(refused)?;
-    chmod(path, mode).map_err(refused)?;
+    let file = spot.bound().map_err(refused)?;
     listen(&socket, BACKLOG).map_err(refused)?;
-    Ok(Listener { socket, address, file: Some(file) })
+    Ok(Listener { socket, address, origin: Origin::Local, file: Some(file) })
 }
 
 /// Whether a server answers there; only a refused connection says that none does.
@@ -169,39 +144,30 @@ fn unix_socket() -> rustix::io::Result<OwnedFd> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-/// Locks the folder that `path` is in, so that two servers do not both find the path free.
-fn lock_folder(path: &Path) -> Result<OwnedFd, ServerError> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+fn open_tcp(
+    address: &Address,
+    host: &str,
+    port: u16,
+    access: &Access,
+) -> Result<Listener, ServerError> {
+    let refused = |source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => ServerError::InUse { address: address.to_string() },
+        _ => ServerError::Listen { address: address.to_string(), source },
     };
-    let failed =
-        |errno: Errno| ServerError::Folder { folder: folder.to_owned(), source: errno.into() };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let file = open(folder, flags, Mode::empty()).map_err(failed)?;
-    let deadline = Instant::now() + LOCK_TIMEOUT;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(errno) => return Err(failed(errno)),
-        }
+    let resolved: Vec<_> = (host, port).to_socket_addrs().map_err(refused)?.collect();
+    for &one in &resolved {
+        access.check_address(one, address)?;
     }
-}
-
-fn open_tcp(address: &Address, host: &str, port: u16) -> Result<Listener, ServerError> {
-    let listener =
-        std::net::TcpListener::bind((host, port)).map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => ServerError::InUse { address: address.to_string() },
-            _ => ServerError::Listen { address: address.to_string(), source },
-        })?;
+    let listener = std::net::TcpListener::bind(&resolved[..]).map_err(refused)?;
+    // The standard library lets few connections wait, and the kernel drops what does not fit.
+    listen(&listener, BACKLOG)
+        .map_err(ServerError::system("cannot have more connections wait to be accepted"))?;
     let port = match listener.local_addr() {
         Ok(local) => local.port(),
         Err(source) => return Err(ServerError::Listen { address: address.to_string(), source }),
     };
-    Ok(Listener { socket: listener.into(), address: Address::tcp(host, port), file: None })
+    let (address, origin) = (Address::tcp(host, port), Origin::Network);
+    Ok(Listener { socket: listener.into(), address, origin, file: None })
 }
 
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
@@ -217,15 +183,24 @@ fn open_inherited(number: i32) -> Result<Listener, ServerError> {
     }
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)
         .map_err(ServerError::system("cannot mark the listener close-on-exec"))?;
-    Ok(Listener { socket, address: Address::inherited(number), file: None })
+    let (address, origin) = (Address::inherited(number), Origin::of(&socket));
+    Ok(Listener { socket, address, origin, file: None })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A process has one umask, and a server one thread.
+    static UMASK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    fn open_with(path: &Path, mode: u32) -> Result<Listener, ServerError> {
+        let _alone = UMASK.lock();
+        Listener::open(&Address::unix(path).unwrap(), mode, &Access::default())
+    }
+
     fn open_at(path: &Path) -> Result<Listener, ServerError> {
-        Listener::open(&Address::unix(path).unwrap(), 0o600)
+        open_with(path, 0o600)
     }
 
     #[test]
@@ -271,14 +246,59 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for mode in [0o600, 0o666, 0o660] {
             let path = folder.path().join(format!("{mode:o}"));
-            let _listener = Listener::open(&Address::unix(&path).unwrap(), mode).unwrap();
+            let _listener = open_with(&path, mode).unwrap();
             assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
         }
     }
 
     #[test]
+    fn a_link_that_is_placed_in_a_race_is_not_followed() {
+        use std::os::unix::fs::PermissionsExt;
+        use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+        let folder = tempfile::tempdir().unwrap();
+        let (path, target) = (folder.path().join("s"), folder.path().join("precious"));
+        std::fs::write(&target, "precious").unwrap();
+        std::fs::set_permissions(&target, PermissionsExt::from_mode(0o600)).unwrap();
+        let is_over = AtomicBool::new(false);
+        let opened = std::thread::scope(|scope| {
+            // A link takes the place of whatever is there, and makes way for the next socket.
+            scope.spawn(|| {
+                let link = folder.path().join("link");
+                while !is_over.load(SeqCst) {
+                    let _ = std::os::unix::fs::symlink(&target, &link);
+                    let _ = std::fs::rename(&link, &path);
+                    let _ = std::fs::remove_file(&path);
+                }
+            });
+            // Most find a link in the way, or in place of what they have bound.
+            let opened = (0..5000).filter(|_| open_with(&path, 0o666).is_ok()).count();
+            is_over.store(true, SeqCst);
+            opened
+        });
+        assert!(opened > 0);
+        let mode = std::fs::metadata(&target).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_stale_socket_of_another_user_is_left_alone() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        std::os::unix::fs::lchown(&path, Some(65_534), None).unwrap();
+        let error = open_at(&path).unwrap_err();
+        assert!(matches!(error, ServerError::Foreign { user: 65_534, .. }), "{error}");
+        assert!(path.exists());
+    }
+
+    #[test]
     fn a_descriptor_that_does_not_listen_is_refused() {
-        let error = Listener::open(&Address::inherited(99_999), 0o600).unwrap_err();
+        let error =
+            Listener::open(&Address::inherited(99_999), 0o600, &Access::default()).unwrap_err();
         assert!(matches!(error, ServerError::Inherited { .. }), "{error}");
     }
 }

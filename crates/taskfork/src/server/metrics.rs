@@ -21,10 +21,7 @@ impl ServerStatus {
         describe_gauge!("taskfork_server_checkouts_queued", "checkouts that wait for a worker");
         describe_counter!("taskfork_server_deaths_total", "workers that have ended, by cause");
         describe_counter!("taskfork_server_workers_forked_total", "workers that were forked");
-        describe_counter!(
-            "taskfork_server_connections_refused_total",
-            "connections refused for want of a worker"
-        );
+        describe_counter!("taskfork_server_connections_refused_total", "connections refused");
         let server = || self.name.clone();
         for state in status::STATES {
             let count = self.workers.iter().filter(|worker| worker.state == state).count();

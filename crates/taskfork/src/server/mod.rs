@@ -2,6 +2,7 @@
 //! watches them, buries them, and leaves nothing behind. It knows `worker`, into which it forks,
 //! and no client.
 
+mod access;
 mod aftermath;
 mod birth;
 mod builder;
@@ -15,6 +16,7 @@ mod group;
 mod guardian;
 mod guardian_list;
 mod handle;
+mod handshake;
 mod limits;
 mod listener;
 #[cfg(feature = "metrics")]
@@ -24,8 +26,10 @@ mod options;
 mod orphans;
 mod plan;
 mod preload;
+mod refusal;
 mod restart;
 mod signals;
+mod socket_file;
 mod spares;
 mod stack;
 mod status;

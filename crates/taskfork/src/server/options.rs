@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
+use super::access::Access;
 use super::control::Control;
-use super::limits::{Recycling, WorkerLimits};
+use super::handshake::HandshakeLimits;
+use super::limits::{Recycling, WorkerLimits, default_max_workers};
 use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::busy_poll::BusyPoll;
 use crate::loans::DEFAULT_LENT;
 use crate::wire::frame::{DEFAULT_BLOB, DEFAULT_LIMIT};
-use crate::worker::scoreboard::Scoreboard;
 
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -31,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) spare_workers: usize,
     pub(crate) limits: WorkerLimits,
     pub(crate) recycling: Recycling,
+    pub(crate) access: Access,
+    pub(crate) handshakes: HandshakeLimits,
     /// The line to the program that started this server.
     pub(crate) control: Option<Control>,
 }
@@ -51,10 +54,12 @@ impl Default for Options {
             huge_pages: true,
             stderr: Stderr::Capture,
             status: StatusSocket::default(),
-            max_workers: Scoreboard::CAPACITY,
+            max_workers: default_max_workers(),
             spare_workers: 0,
             limits: WorkerLimits::default(),
             recycling: Recycling::default(),
+            access: Access::default(),
+            handshakes: HandshakeLimits::default(),
             control: None,
         }
     }

@@ -80,6 +80,7 @@ impl EventLoop {
                 at_most(left);
             }
         }
+        self.expire_handshakes().into_iter().for_each(&mut at_most);
         if let Mode::Draining(until) = self.mode {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -1,6 +1,5 @@
 //! Workers that are forked and set up before anybody wants them.
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -10,7 +9,7 @@ use super::children::{Child, Post};
 use super::event_loop::{EventLoop, Mode};
 use crate::display::seconds;
 use crate::sys::ForkError;
-use crate::worker::Socket;
+use crate::worker::{Connected, Socket};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
@@ -124,27 +123,27 @@ impl EventLoop {
         }
     }
 
-    /// Has a spare worker serve `connection`; gives it back if there is none. One that is still
+    /// Has a spare worker serve `client`; gives it back if there is none. One that is still
     /// being set up is chosen only if there can be no new worker.
-    pub(super) fn employ_spare(&mut self, mut connection: OwnedFd) -> Option<OwnedFd> {
+    pub(super) fn employ_spare(&mut self, mut client: Connected) -> Option<Connected> {
         if self.options.spare_workers == 0 {
-            return Some(connection);
+            return Some(client);
         }
         let is_full = self.children.len() >= self.most_workers();
         let fit = |child: &&mut Child| child.is_waiting() || is_full && child.is_spare();
         for child in self.children.values_mut().filter(fit) {
             let number = child.number;
-            match child.employ(connection) {
+            match child.employ(client) {
                 Ok(()) => {
                     self.spares.succeeded();
                     self.spares.employed = Some(Instant::now());
                     self.watch_client(number);
                     return None;
                 }
-                Err(back) => connection = back,
+                Err(back) => client = back,
             }
         }
-        Some(connection)
+        Some(client)
     }
 }
 

@@ -43,8 +43,14 @@ pub struct ServerStatus {
     pub max_workers: usize,
     /// How many workers have been forked.
     pub forked: u64,
-    /// How many connections were refused for want of a worker.
+    /// How many connections were refused, for want of a worker or for another reason.
     pub refused: u64,
+    /// How many connections wait for their clients' first messages.
+    #[serde(default)]
+    pub handshakes: usize,
+    /// How many connections were closed before their clients' first messages were complete.
+    #[serde(default)]
+    pub handshake_failures: u64,
     /// How many checkouts wait for a worker, as far as clients have told: each tells when one of its
     /// checkouts gets a worker. Those that speak AnyEvent::Task's protocol do not.
     #[serde(default)]
@@ -258,9 +264,11 @@ pub(super) fn open_status(
 ) -> Result<Option<Listener>, ServerError> {
     let address = options.status.address(listener.map(Listener::address));
     match (&options.status, address) {
-        (StatusSocket::At(_), Some(address)) => Listener::open(&address, 0o600).map(Some),
+        (StatusSocket::At(_), Some(address)) => {
+            Listener::open(&address, 0o600, &options.access).map(Some)
+        }
         // Nobody asked for it: a server can do without.
-        (_, Some(address)) => Ok(Listener::open(&address, 0o600)
+        (_, Some(address)) => Ok(Listener::open(&address, 0o600, &options.access)
             .inspect_err(|error| tracing::warn!("there is no status socket: {error}"))
             .ok()),
         _ => Ok(None),

@@ -19,12 +19,21 @@ pub(crate) const LONGEST_WORD: usize = 4096;
 
 /// Sends a descriptor to whoever reads from `line`, without waiting.
 pub(crate) fn send_descriptor(line: &OwnedFd, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    send_descriptor_with(line, descriptor, b"c")
+}
+
+/// The same with some text, of at least one byte.
+pub(crate) fn send_descriptor_with(
+    line: &OwnedFd,
+    descriptor: BorrowedFd<'_>,
+    text: &[u8],
+) -> io::Result<()> {
     let descriptors = [descriptor];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(line, &[IoSlice::new(b"c")], &mut ancillary, flags)?;
+    sendmsg(line, &[IoSlice::new(text)], &mut ancillary, flags)?;
     Ok(())
 }
 
@@ -43,20 +52,28 @@ pub(crate) fn receive_descriptor(
     line: &impl AsFd,
     flags: RecvFlags,
 ) -> rustix::io::Result<Received> {
+    Ok(receive_descriptor_with(line, flags, &mut [0])?.0)
+}
+
+/// The next message that [`send_descriptor_with`] sent; gives how long its text is as well.
+pub(crate) fn receive_descriptor_with(
+    line: &impl AsFd,
+    flags: RecvFlags,
+    text: &mut [u8],
+) -> rustix::io::Result<(Received, usize)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let mut buffers = [IoSliceMut::new(text)];
     let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let message = retry_on_intr(|| recvmsg(line, &mut buffers, &mut ancillary, flags))?;
     if message.bytes == 0 {
-        return Ok(Received::End);
+        return Ok((Received::End, 0));
     }
     let descriptor = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    Ok(descriptor.map_or(Received::Nothing, Received::Descriptor))
+    Ok((descriptor.map_or(Received::Nothing, Received::Descriptor), message.bytes))
 }
 
 /// Has the reactor of the runtime in which this runs watch a descriptor.

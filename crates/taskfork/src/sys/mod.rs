@@ -10,6 +10,7 @@ mod kernel_file;
 mod lent;
 mod memory;
 mod pages;
+mod peer;
 mod process;
 mod shared;
 mod signal;
@@ -19,7 +20,8 @@ mod words;
 pub(crate) use alarm::{STACK_WORDS, Witness, hide_stack, wake_server, watch_stack};
 pub(crate) use descriptor::{
     LONGEST_WORD, Received, close_for_good, keep_only, keep_open, receive_descriptor,
-    send_descriptor, take_for_good, take_inherited, watch,
+    receive_descriptor_with, send_descriptor, send_descriptor_with, take_for_good, take_inherited,
+    watch,
 };
 pub(crate) use files::{
     MOST_FILES, MOST_UNCLAIMED, TOO_MANY_FILES, receive_files, send_files, takes_files,
@@ -31,6 +33,7 @@ pub(crate) use lent::forks;
 pub(crate) use lent::{Filling, Foreign, Identity, Own, User, common_user, user};
 pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes};
 pub(crate) use pages::{Pages, Published, SharedWords};
+pub(crate) use peer::{group_named, peer, peer_address, peer_groups, user_named};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,
     reseed_c_random, set_variable, take_variable, threads,

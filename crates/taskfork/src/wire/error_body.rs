@@ -28,6 +28,7 @@ pub(crate) mod kind {
     pub(crate) const SETUP: &str = "setup";
     pub(crate) const VERSION: &str = "version";
     pub(crate) const BUSY: &str = "busy";
+    pub(crate) const REFUSED: &str = "refused";
 }
 
 impl<'a> ErrorBody<'a> {

@@ -7,6 +7,7 @@ pub mod bench;
 pub(crate) mod enclosed;
 pub(crate) mod error_body;
 pub(crate) mod frame;
+pub(crate) mod greeting;
 pub(crate) mod hello;
 pub(crate) mod lending;
 pub(crate) mod log;

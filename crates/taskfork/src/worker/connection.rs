@@ -20,14 +20,12 @@ use crate::sys::{self, User};
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::parts::{self, BUFFER_FOR_LONG, Parted};
-use crate::wire::{Protocol, perl};
+use crate::wire::{Protocol, greeting, perl};
 
 /// A buffer above this size is given back once nothing has come for a while.
 const KEPT: usize = 1 << 20;
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
-/// A client that sends nothing but blanks speaks no protocol.
-const MOST_BLANKS: usize = 4096;
 
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
 const LONGEST_LOOK: Duration = Duration::from_micros(50);
@@ -44,6 +42,8 @@ pub(crate) struct Connection {
     stall_timeout: Duration,
     /// Files that have come, and belong to messages to come; nothing if none can.
     files: Option<Vec<OwnedFd>>,
+    /// Until when the client's first message has to be complete, if it is not yet.
+    greets_until: Option<Instant>,
     /// How long it waits for the beginning of a frame.
     rests_after: Option<Duration>,
     pub(super) rings: Option<Box<Rings>>,
@@ -70,6 +70,8 @@ pub(crate) enum Broken {
     Truncated,
     #[error("the client stopped for {} in the middle of a frame", seconds(*.0))]
     Stalled(Duration),
+    #[error("the client's first message was not complete in time (handshake_timeout)")]
+    Ungreeted,
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("the connection failed: {0}")]
@@ -92,7 +94,7 @@ impl Connection {
         let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
         let poller = Poller::new(busy_poll, LONGEST_LOOK);
         let files = sys::takes_files(&socket).then(Vec::new);
-        let (used, rests_after) = (0, None);
+        let (used, rests_after, greets_until) = (0, None, None);
         Self {
             socket,
             inbox,
@@ -100,6 +102,7 @@ impl Connection {
             max_frame,
             stall_timeout,
             files,
+            greets_until,
             rests_after,
             rings: None,
             is_wide: false,
@@ -120,7 +123,7 @@ impl Connection {
                 let began = String::from_utf8_lossy(&self.inbox[..there]).into_owned();
                 return Err(WireError::Preamble { began }.into());
             }
-            if is_blank && self.inbox.len() >= MOST_BLANKS {
+            if is_blank && self.inbox.len() >= greeting::MOST_BLANKS {
                 return Err(WireError::Preamble { began: " ".to_owned() }.into());
             }
             if !is_blank && there == PREAMBLE.len() {
@@ -396,16 +399,23 @@ impl Connection {
     }
 
     fn wait(&self) -> Result<(), Broken> {
+        if let Some(until) = self.greets_until {
+            // Bytes that come one by one do not prolong it.
+            let left = until.saturating_duration_since(Instant::now());
+            return match !left.is_zero() && self.is_readable_within(left)? {
+                true => Ok(()),
+                false => Err(Broken::Ungreeted),
+            };
+        }
         match self.is_readable_within(self.stall_timeout)? {
             true => Ok(()),
             false => Err(Broken::Stalled(self.stall_timeout)),
         }
     }
 
-    /// Whether the first bytes come within this time.
-    pub(crate) fn begins_within(&mut self, time: Duration) -> Result<bool, Broken> {
-        self.read_what_is_there(1);
-        Ok(!self.inbox.is_empty() || self.is_readable_within(time)?)
+    /// Until when the client's first message has to be complete, if that is not so yet.
+    pub(crate) fn greets_until(&mut self, until: Option<Instant>) {
+        self.greets_until = until;
     }
 
     fn is_readable_within(&self, time: Duration) -> Result<bool, Broken> {

@@ -1,34 +1,18 @@
-//! Setting up before there is a first message: for whoever will come, or for a client that says
-//! nothing before its first call.
+//! Setting up before there is a client.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, send};
 
 use super::notes;
 use super::scoreboard::Phase;
+use super::seat::Connected;
 use super::serve::{Leave, Worker};
 use crate::sys::{self, Received};
 
-/// A native client has said its hello by then.
-pub(super) const QUIET: Duration = Duration::from_millis(50);
-
 impl<S: 'static> Worker<'_, S> {
-    /// A client that says nothing speaks the protocol in which nothing is said before the first call,
-    /// for which the worker is to be ready.
-    pub(super) fn set_up_for_a_quiet_client(&mut self) -> Result<(), Leave> {
-        notes::expect();
-        self.slot.leaves_told(false);
-        self.slot.enter(Phase::Setup)?;
-        self.setup_fault = self.set_up().err();
-        self.slot.leaves_told(true);
-        self.slot.enter(Phase::Greeting)?;
-        Ok(())
-    }
-
     /// Sets up before anybody wants it.
-    pub(super) fn wait_for_client(&mut self, line: &OwnedFd) -> Result<OwnedFd, Leave> {
+    pub(super) fn wait_for_client(&mut self, line: &OwnedFd) -> Result<Connected, Leave> {
         notes::expect();
         self.slot.enter(Phase::Setup)?;
         if let Err(fault) = self.set_up() {
@@ -43,14 +27,15 @@ impl<S: 'static> Worker<'_, S> {
             // Told so while it set up.
             return Err(Leave::Quietly);
         }
+        let mut text = vec![0; Connected::LONGEST_TEXT];
         loop {
-            match sys::receive_descriptor(line, RecvFlags::empty()) {
-                Ok(Received::Descriptor(socket)) => {
+            match sys::receive_descriptor_with(line, RecvFlags::empty(), &mut text) {
+                Ok((Received::Descriptor(socket), length)) => {
                     self.slot.enter(Phase::Greeting)?;
-                    return Ok(socket);
+                    return Ok(Connected::from_text(socket, &text[..length]));
                 }
-                Ok(Received::Nothing) => {}
-                Ok(Received::End) | Err(_) => return Err(Leave::Quietly),
+                Ok((Received::Nothing, _)) => {}
+                Ok((Received::End, _)) | Err(_) => return Err(Leave::Quietly),
             }
         }
     }

@@ -108,6 +108,23 @@ impl Fault {
         fault
     }
 
+    /// The same without source files, stacks, and what `setup` has said, which are logged here.
+    pub(crate) fn without_details(mut self) -> Self {
+        let details = &mut self.0;
+        if details.kind == kind::SETUP {
+            let reason = details.failure.to_string();
+            tracing::error!("setup failed, and the client is not told why: {reason}");
+            let told = "it failed, and the server's log says why (share_details)";
+            details.failure = Failure::new(told);
+        }
+        details.stack = None;
+        if let Some(panic) = &mut details.panic {
+            // The hook has written them to standard error.
+            (panic.location, panic.stack) = (None, None);
+        }
+        self
+    }
+
     /// The error as a message's body.
     pub(crate) fn body(&self) -> ErrorBody<'_> {
         ErrorBody {

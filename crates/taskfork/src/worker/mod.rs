@@ -25,5 +25,5 @@ mod serve;
 #[cfg_attr(not(feature = "tracing"), path = "tracer_off.rs")]
 pub(crate) mod tracer;
 
-pub(crate) use seat::{Buffers, Limits, Seat, Socket};
+pub(crate) use seat::{Buffers, Connected, Limits, Seat, Socket};
 pub(crate) use serve::{Handlers, prepare, serve};

@@ -75,6 +75,8 @@ pub(super) struct Wanted {
     pub(super) log: Option<Level>,
     /// Spans and events up to this level: 1 error, 5 trace.
     pub(super) trace: Option<u8>,
+    /// The source files and lines of these.
+    pub(super) places: bool,
 }
 
 /// What a call has to say when it ends.

@@ -3,7 +3,7 @@
 
 use rmpv::Value;
 
-use super::connection::Connection;
+use super::connection::{Broken, Connection};
 use super::notes::{self, Wanted};
 use super::scoreboard::{Phase, now};
 use super::serve::{Leave, Worker};
@@ -18,15 +18,31 @@ use crate::{context, trace_context};
 /// Clients do not say what they want to have of the log.
 const EVERYTHING: log_defer::Level = log_defer::Level::new(u32::MAX);
 
+impl Connection {
+    /// Waits for a message and reads it.
+    pub(super) fn read_json_message(
+        &mut self,
+        scanner: &mut Scanner,
+    ) -> Result<FromClient, Broken> {
+        let place = self.read_json(scanner)?;
+        Ok(perl::from_client(self.text(place))?)
+    }
+}
+
 impl<S: 'static> Worker<'_, S> {
-    /// Waits for a message and does what it says; tells whether it ended a checkout.
+    /// Waits for a message, unless the first has been read, and does what it says; tells whether it ended
+    /// a checkout.
     pub(super) fn serve_json(
         &mut self,
         connection: &mut Connection,
         scanner: &mut Scanner,
+        first: &mut Option<FromClient>,
     ) -> Result<bool, Leave> {
-        let place = connection.read_json(scanner)?;
-        match perl::from_client(connection.text(place))? {
+        let message = match first.take() {
+            Some(first) => first,
+            None => connection.read_json_message(scanner)?,
+        };
+        match message {
             FromClient::Done => self.end_checkout().map(|()| true),
             FromClient::Call(args) => {
                 let answer = self.answer_json(&args)?;
@@ -57,7 +73,7 @@ impl<S: 'static> Worker<'_, S> {
         if self.slot.is_client_gone() {
             return Err(Leave::Quietly);
         }
-        notes::begin(Wanted { log: Some(EVERYTHING), trace: None });
+        notes::begin(Wanted { log: Some(EVERYTHING), trace: None, places: false });
         trace_context::set(None);
         context::set(None);
         self.call(method, Arguments::new(args.len(), &encoded))?;

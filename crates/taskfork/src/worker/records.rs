@@ -50,8 +50,13 @@ impl Records {
         self.spans
     }
 
-    /// The number of a site, which is told of if it has not been. Nothing if there is no room.
-    pub(super) fn site(&mut self, metadata: &'static Metadata<'static>) -> Option<u64> {
+    /// The number of a site, which is told of if it has not been, with its source file if `places`.
+    /// Nothing if there is no room.
+    pub(super) fn site(
+        &mut self,
+        metadata: &'static Metadata<'static>,
+        places: bool,
+    ) -> Option<u64> {
         let address = std::ptr::from_ref(metadata).addr();
         if let Some(&number) = self.sites.get(&address) {
             return Some(number);
@@ -62,8 +67,8 @@ impl Records {
             target: metadata.target(),
             level: number_of(*metadata.level()),
             module: metadata.module_path(),
-            file: metadata.file(),
-            line: metadata.line(),
+            file: metadata.file().filter(|_| places),
+            line: metadata.line().filter(|_| places),
             fields: metadata.fields().iter().map(|field| field.name()).collect(),
         };
         let mut encoded = Vec::new();

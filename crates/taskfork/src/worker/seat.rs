@@ -1,11 +1,11 @@
 //! What a new worker has from its server.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::scoreboard::WorkerSlot;
 use crate::busy_poll::BusyPoll;
-use crate::wire::frame;
+use crate::wire::{frame, greeting};
 
 /// What the server gives a new worker.
 #[derive(Debug)]
@@ -38,17 +38,46 @@ impl Buffers {
 /// Where a worker has its client from.
 #[derive(Debug)]
 pub(crate) enum Socket {
-    Connected(OwnedFd),
+    Connected(Connected),
     /// It comes on this line, once the worker has been set up.
     Awaited(OwnedFd),
 }
 
 impl Socket {
     /// The worker's own end of it.
-    pub(crate) fn end(&self) -> &OwnedFd {
-        match self {
-            Self::Connected(end) | Self::Awaited(end) => end,
-        }
+    pub(crate) fn into_end(self) -> OwnedFd {
+        let (Self::Connected(Connected { socket: end, .. }) | Self::Awaited(end)) = self;
+        end
+    }
+}
+
+/// A client that the server has accepted.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) socket: OwnedFd,
+    /// What the server has read of its first message. Nothing if that can be read in one piece.
+    pub(crate) received: Vec<u8>,
+    /// Until when the rest of it may come; nothing if all is there.
+    pub(crate) until: Option<Instant>,
+}
+
+impl Connected {
+    /// The most bytes of [`to_text`](Self::to_text).
+    pub(crate) const LONGEST_TEXT: usize = greeting::MOST_JSON + greeting::MOST_BLANKS + 8;
+
+    /// All but the socket, for a worker that has been forked already.
+    pub(crate) fn to_text(&self) -> Vec<u8> {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.map_or(u64::MAX, |left| left.as_millis() as u64);
+        [&left.to_le_bytes()[..], &self.received].concat()
+    }
+
+    pub(crate) fn from_text(socket: OwnedFd, text: &[u8]) -> Self {
+        let (left, received) = text.split_first_chunk().unwrap_or((&[0xff; 8], &[]));
+        let left = u64::from_le_bytes(*left);
+        let until = Instant::now().checked_add(Duration::from_millis(left));
+        let until = until.filter(|_| left < u64::MAX);
+        Self { socket, received: received.to_vec(), until }
     }
 }
 
@@ -67,4 +96,8 @@ pub(crate) struct Limits {
     pub(crate) max_calls: Option<u64>,
     /// And when it occupies so many bytes.
     pub(crate) max_memory: Option<u64>,
+    /// All clients learn what can tell of the server's machine.
+    pub(crate) share_details: bool,
+    /// The user who does so in any case.
+    pub(crate) server_user: u32,
 }

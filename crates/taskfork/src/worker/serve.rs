@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use super::ahead::{self, Ahead};
 use super::connection::{Broken, Connection};
-use super::early;
 use super::fault::{Fault, guarded};
 use super::interface::{Interface, Request};
 use super::lending::Lending;
 use super::notes::{self, Wanted};
 use super::panic::remember_places;
 use super::scoreboard::{Order, Phase, Retirement, WorkerSlot, now};
-use super::seat::{Limits, Seat, Socket};
+use super::seat::{Connected, Limits, Seat, Socket};
 use crate::blob;
-use crate::context;
+use crate::context::{self, context};
 use crate::error::Failure;
 use crate::sys;
 use crate::trace_context::{self, TraceContext};
@@ -178,14 +177,15 @@ impl<S: 'static> Worker<'_, S> {
         inbox: Vec<u8>,
         hello: &mut WorkerHello,
     ) -> Result<Infallible, Leave> {
-        let socket = sys::keep_open(match socket {
-            Socket::Connected(socket) => socket,
+        let Connected { socket, received, until } = match socket {
+            Socket::Connected(client) => client,
             Socket::Awaited(line) => self.wait_for_client(&line)?,
-        });
+        };
+        let inbox = if received.is_empty() { inbox } else { received };
+        let socket = sys::keep_open(socket);
+        context::serves(socket);
         let mut connection = Connection::new(socket, inbox, &self.limits);
-        if self.state.is_none() && !connection.begins_within(early::QUIET)? {
-            self.set_up_for_a_quiet_client()?;
-        }
+        connection.greets_until(until);
         match connection.read_preamble()? {
             Protocol::Native => {
                 notes::start(socket);
@@ -196,9 +196,12 @@ impl<S: 'static> Worker<'_, S> {
             Protocol::Perl => {
                 notes::expect();
                 self.slot.leaves_told(false);
-                self.slot.enter(Phase::Setup)?;
                 let mut scanner = Scanner::default();
-                self.run(|worker| worker.serve_json(&mut connection, &mut scanner))
+                // Nothing is set up for a client that may never say a whole message.
+                let mut first = Some(connection.read_json_message(&mut scanner)?);
+                connection.greets_until(None);
+                self.slot.enter(Phase::Setup)?;
+                self.run(|worker| worker.serve_json(&mut connection, &mut scanner, &mut first))
             }
         }
     }
@@ -368,7 +371,8 @@ impl<S: 'static> Worker<'_, S> {
         if self.slot.is_client_gone() {
             return Err(Leave::Quietly);
         }
-        notes::begin(Wanted { log: meta.log.map(Level::new), trace: meta.trace });
+        let places = meta.trace.is_some() && self.shows_details();
+        notes::begin(Wanted { log: meta.log.map(Level::new), trace: meta.trace, places });
         trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
         context::set(deadline);
         let called = self.call(method, args);
@@ -401,7 +405,17 @@ impl<S: 'static> Worker<'_, S> {
         self.out.bytes.shrink_to(KEPT_BUFFER);
         let Err(fault) = self.try_call(method, args) else { return Ok(()) };
         self.ahead.failed();
+        let fault = if self.shows_details() { fault } else { fault.without_details() };
         write_fault(&mut self.out.bytes, self.max_answer, &fault)
+    }
+
+    /// Whether the client learns what can tell of this machine.
+    fn shows_details(&self) -> bool {
+        let is_own = || {
+            let peer = context().peer();
+            peer.is_some_and(|peer| peer.uid == self.limits.server_user)
+        };
+        self.limits.share_details || is_own()
     }
 
     /// Has something sent before the answer.

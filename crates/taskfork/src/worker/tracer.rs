@@ -116,7 +116,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recording {
         let mut outer = span.scope();
         outer.next();
         let recorded = record(|call, recorder| {
-            let Some(site) = recorder.records.site(attributes.metadata()) else {
+            let Some(site) = site(recorder, attributes.metadata()) else {
                 recorder.records.drop_one();
                 return None;
             };
@@ -144,7 +144,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recording {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let fields = Fields::of(|fields| event.record(fields));
         let scope = context.event_scope(event);
-        record(|call, recorder| match recorder.records.site(event.metadata()) {
+        record(|call, recorder| match site(recorder, event.metadata()) {
             Some(site) => {
                 let parent = scope.and_then(|scope| recorded_in(scope, call));
                 let values = fields.values();
@@ -177,6 +177,12 @@ fn record<T>(record: impl FnOnce(u64, &mut Recorder) -> T) -> Option<T> {
         recorder.send_soon();
     }
     Some(result)
+}
+
+/// The number of a site, with its source file only where the caller may learn that.
+fn site(recorder: &mut Recorder, metadata: &'static Metadata<'static>) -> Option<u64> {
+    let Stage::Call(notes::Wanted { places, .. }) = recorder.stage else { return None };
+    recorder.records.site(metadata, places)
 }
 
 /// Records something of a span that this call has made.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
+mod access;
 mod addresses;
 mod ahead;
 mod bad_peers;
@@ -21,6 +22,7 @@ mod floods;
 mod greeting;
 mod guardian;
 mod handles;
+mod handshake;
 mod leaks;
 mod lending;
 mod limits;
@@ -61,6 +63,7 @@ fn main() {
     }
     let arguments = libtest_mimic::Arguments::from_args();
     let trials = [
+        access::trials(),
         addresses::trials(),
         ahead::trials(),
         bad_peers::trials(),
@@ -79,6 +82,7 @@ fn main() {
         greeting::trials(),
         guardian::trials(),
         handles::trials(),
+        handshake::trials(),
         leaks::trials(),
         lending::trials(),
         rings::trials(),

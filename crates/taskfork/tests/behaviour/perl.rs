@@ -25,7 +25,6 @@ trials! {
     a_client_and_a_server_of_ours_speak_it_with_each_other,
     results_that_json_does_not_have_are_errors,
     broken_messages_close_that_connection_with_a_clear_line,
-    a_silent_client_finds_a_worker_that_is_set_up,
     a_worker_dies_with_the_client_that_it_works_for,
     an_answer_that_is_none_breaks_the_checkout,
 }
@@ -332,20 +331,6 @@ async fn broken_messages_close_that_connection_with_a_clear_line() {
     socket.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(message(&mut socket), None);
     until("the log line", || server.log().contains("in the middle of a frame")).await;
-}
-
-async fn a_silent_client_finds_a_worker_that_is_set_up() {
-    let (_folder, program, mut socket) = connect().await;
-    until("a worker", || children(program.pid()).len() == 1).await;
-    let status = format!("{}.status", _folder.path().join("s").display());
-    // It has set up, though nothing has been said.
-    until("its setup", || {
-        let status = taskfork::ServerStatus::read(&status).unwrap();
-        status.workers.iter().any(|worker| worker.state == "greeting" && worker.seconds > 0.0)
-    })
-    .await;
-    socket.write_all(b"[\"do\",{},\"add\",1,2]").unwrap();
-    assert_eq!(message(&mut socket).unwrap(), b"[\"ok\",{},3]");
 }
 
 async fn a_worker_dies_with_the_client_that_it_works_for() {

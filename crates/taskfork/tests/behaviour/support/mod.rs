@@ -6,6 +6,7 @@ pub(crate) mod processes;
 pub(crate) mod raw;
 pub(crate) mod roles;
 pub(crate) mod servers;
+pub(crate) mod strangers;
 
 use std::time::Duration;
 

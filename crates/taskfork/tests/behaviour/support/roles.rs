@@ -51,6 +51,9 @@ pub(crate) fn plays() -> bool {
     match role().iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => return false,
         ["serve", address] => print_error(servers::serve(Server::builder().listen(address))),
+        ["serve_guarded", address, ref options @ ..] => {
+            print_error(super::strangers::serve(address, options));
+        }
         ["serve_activated"] => print_error(servers::serve(Server::builder())),
         ["serve_once", flag, address] => {
             // The second one does not come up.

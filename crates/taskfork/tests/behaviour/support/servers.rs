@@ -17,6 +17,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("long_name", |server| serve(server.name("é".repeat(300)))),
     ("short_grace", |server| serve(server.shutdown_grace(Duration::from_millis(200)))),
     ("small_frames", |server| serve(server.max_frame(1000))),
+    ("spawned_peer", super::strangers::spawned),
     ("tcp", |server| serve(server.listen("tcp:127.0.0.1:0"))),
     ("max_calls", |server| serve(server.max_calls(3))),
     ("max_age", |server| serve(server.max_age(Duration::from_millis(300)))),

@@ -1,0 +1,341 @@
+//! Who may connect, in which protocol, and what they learn of the server.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::socket_domain;
+use rustix::process::geteuid;
+
+use super::builder::ServerBuilder;
+use super::error::ServerError;
+use crate::context::Peer;
+use crate::sys;
+use crate::wire::Protocol;
+
+/// What is set about access, not yet looked up.
+#[derive(Debug, Default)]
+pub(crate) struct Access {
+    users: Option<Vec<String>>,
+    groups: Option<Vec<String>>,
+    protocols: Option<Vec<Protocol>>,
+    network: bool,
+    pub(crate) details: bool,
+}
+
+/// How a client has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Through a unix socket, or a pair of sockets of the program that started this server.
+    Local,
+    Network,
+}
+
+impl Origin {
+    /// Of what connects to this socket.
+    pub(crate) fn of(socket: &impl AsFd) -> Self {
+        match socket_domain(socket) {
+            Ok(AddressFamily::UNIX) => Self::Local,
+            // The stricter rules hold for what is not known.
+            _ => Self::Network,
+        }
+    }
+}
+
+/// The rules that hold while a server runs.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    /// The server's own user.
+    own: u32,
+    /// Nothing if whoever can connect may.
+    allowed: Option<Allowed>,
+    protocols: Option<Vec<Protocol>>,
+}
+
+#[derive(Debug)]
+struct Allowed {
+    users: Vec<u32>,
+    groups: Vec<u32>,
+}
+
+impl Access {
+    /// Looks up the names of users and groups.
+    pub(crate) fn rules(&self) -> Result<Rules, ServerError> {
+        let allowed = match (&self.users, &self.groups) {
+            (None, None) => None,
+            (users, groups) => {
+                let (users, groups) = (users.as_deref(), groups.as_deref());
+                let users = ids("allow_users", "user", users, sys::user_named)?;
+                let groups = ids("allow_groups", "group", groups, sys::group_named)?;
+                Some(Allowed { users, groups })
+            }
+        };
+        if self.protocols.as_ref().is_some_and(Vec::is_empty) {
+            let reason = "with none, no client could be served".to_owned();
+            return Err(ServerError::Option { option: "protocols", reason });
+        }
+        Ok(Rules { own: geteuid().as_raw(), allowed, protocols: self.protocols.clone() })
+    }
+
+    /// Whether a server may listen at this address, which is called so.
+    pub(crate) fn check_address(
+        &self,
+        address: SocketAddr,
+        called: &dyn std::fmt::Display,
+    ) -> Result<(), ServerError> {
+        if self.network || is_loopback(address.ip()) {
+            return Ok(());
+        }
+        Err(ServerError::Network { address: called.to_string() })
+    }
+
+    /// Whether a server may use this listening socket.
+    pub(crate) fn check_listener(
+        &self,
+        socket: &impl AsFd,
+        called: &dyn std::fmt::Display,
+    ) -> Result<(), ServerError> {
+        if Origin::of(socket) == Origin::Local {
+            return Ok(());
+        }
+        if self.users.is_some() || self.groups.is_some() {
+            let option = if self.users.is_some() { "allow_users" } else { "allow_groups" };
+            let reason = format!(
+                "{called} is no unix socket, and only a unix socket tells the users of its clients"
+            );
+            return Err(ServerError::Option { option, reason });
+        }
+        let name = rustix::net::getsockname(socket)
+            .map_err(ServerError::system("cannot read the listener's own address"))?;
+        match SocketAddr::try_from(name) {
+            Ok(address) => self.check_address(address, called),
+            Err(_) if self.network => Ok(()),
+            Err(_) => Err(ServerError::Network { address: called.to_string() }),
+        }
+    }
+}
+
+impl Rules {
+    /// Why the process at the other end of this connection may not use the server, if it may not.
+    pub(crate) fn refusal(&self, connection: &impl AsFd) -> Option<String> {
+        let allowed = self.allowed.as_ref()?;
+        let Some(peer) = sys::peer(connection) else {
+            return Some("the user of the client is not known (allow_users, allow_groups)".into());
+        };
+        let groups = || sys::peer_groups(connection);
+        if peer.uid == self.own || allowed.has(peer, groups) {
+            return None;
+        }
+        let Peer { uid, .. } = peer;
+        Some(format!("the user {uid} may not use this server (allow_users, allow_groups)"))
+    }
+
+    /// Whether clients that have come so may speak this protocol.
+    pub(crate) fn takes(&self, protocol: Protocol, origin: Origin) -> bool {
+        match &self.protocols {
+            Some(protocols) => protocols.contains(&protocol),
+            None => protocol == Protocol::Native || origin == Origin::Local,
+        }
+    }
+
+    /// Whether the client at the other end is a process of the server's own user.
+    pub(crate) fn is_own(&self, connection: &impl AsFd) -> bool {
+        sys::peer(connection).is_some_and(|peer| peer.uid == self.own)
+    }
+
+    /// The server's own user.
+    pub(crate) fn own(&self) -> u32 {
+        self.own
+    }
+}
+
+impl Allowed {
+    fn has(&self, peer: Peer, groups: impl FnOnce() -> Vec<u32>) -> bool {
+        self.users.contains(&peer.uid)
+            || self.groups.contains(&peer.gid)
+            || !self.groups.is_empty() && groups().iter().any(|group| self.groups.contains(group))
+    }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+/// The ids of all that are named, by names or numbers.
+fn ids(
+    option: &'static str,
+    what: &str,
+    names: Option<&[String]>,
+    find: impl Fn(&str) -> std::io::Result<Option<u32>>,
+) -> Result<Vec<u32>, ServerError> {
+    let id = |name: &String| {
+        if let Ok(id) = name.parse() {
+            return Ok(id);
+        }
+        let reason = match find(name) {
+            Ok(Some(id)) => return Ok(id),
+            Ok(None) => format!("there is no {what} `{name}`"),
+            Err(error) => format!("the {what} `{name}` cannot be looked up: {error}"),
+        };
+        Err(ServerError::Option { option, reason })
+    };
+    names.unwrap_or_default().iter().map(id).collect()
+}
+
+impl<S> ServerBuilder<S> {
+    /// Which users may connect to the server's unix socket, by names or numbers. A client is served
+    /// if its user is among these, or one of its groups among
+    /// [`allow_groups`](Self::allow_groups). Unless one of the two is set, whoever the
+    /// [`socket_mode`](Self::socket_mode) lets in is served. The server's own user always is.
+    ///
+    /// The kernel tells the user of a client ([`Context::peer`](crate::Context::peer)). A client
+    /// that is refused is told so, and no worker is forked for it. The socket's mode holds as well:
+    /// set one that lets these users in.
+    ///
+    /// A name that does not exist, and a listener that is no unix socket, are errors of
+    /// [`run`](crate::Server::run).
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder()
+    ///     .listen("unix:/run/adder.sock")
+    ///     .socket_mode(0o666)
+    ///     .allow_users(["www-data", "1000"])
+    ///     .allow_groups(["adm"]);
+    /// # let _ = server;
+    /// ```
+    pub fn allow_users(mut self, users: impl IntoIterator<Item: ToString>) -> Self {
+        let users = users.into_iter().map(|user| user.to_string());
+        self.options.access.users = Some(users.collect());
+        self
+    }
+
+    /// Which groups may connect to the server's unix socket, by names or numbers: the primary and
+    /// supplementary groups of a client count. See [`allow_users`](Self::allow_users).
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder().allow_groups([100, 2000]);
+    /// # let _ = server;
+    /// ```
+    pub fn allow_groups(mut self, groups: impl IntoIterator<Item: ToString>) -> Self {
+        let groups = groups.into_iter().map(|group| group.to_string());
+        self.options.access.groups = Some(groups.collect());
+        self
+    }
+
+    /// Which protocols clients may speak. Unless set, both on unix sockets, and
+    /// [`Protocol::Native`] only on TCP. A client that speaks another is told so in its own
+    /// protocol, and no worker is forked for it.
+    ///
+    /// An empty list is an error of [`run`](crate::Server::run).
+    ///
+    /// ```
+    /// use taskfork::{Protocol, Server};
+    ///
+    /// let server = Server::builder()
+    ///     .listen("tcp:127.0.0.1:7000")
+    ///     .protocols([Protocol::Native, Protocol::Perl]);
+    /// # let _ = server;
+    /// ```
+    pub fn protocols(mut self, protocols: impl IntoIterator<Item = Protocol>) -> Self {
+        self.options.access.protocols = Some(protocols.into_iter().collect());
+        self
+    }
+
+    /// Whether the server may listen at an address that other machines can reach; `false` unless
+    /// set. Nothing is encrypted, and no client has to prove who it is: whoever reaches such an
+    /// address can run every method. Without this, a listener that is neither a unix socket nor
+    /// bound to a loopback address is an error of [`run`](crate::Server::run).
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder()
+    ///     .listen("tcp:0.0.0.0:7000")
+    ///     .allow_unauthenticated_network(true);
+    /// # let _ = server;
+    /// ```
+    pub fn allow_unauthenticated_network(mut self, allow: bool) -> Self {
+        self.options.access.network = allow;
+        self
+    }
+
+    /// Whether all clients learn what can tell of the server's machine: what a dead worker has
+    /// written to standard error, stacks, source files, and why `setup` has failed. `false` unless
+    /// set: then only clients on unix sockets that run as the server's own user do. All others
+    /// learn how a worker has ended, and the errors that methods return.
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder().share_details(true);
+    /// # let _ = server;
+    /// ```
+    pub fn share_details(mut self, share: bool) -> Self {
+        self.options.access.details = share;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(users: &[&str], groups: &[&str]) -> Access {
+        let owned = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
+        Access { users: owned(users), groups: owned(groups), ..Access::default() }
+    }
+
+    #[test]
+    fn names_and_numbers_of_users_and_groups_are_looked_up() {
+        let rules = access(&["root", "4242"], &["root"]).rules().unwrap();
+        let allowed = rules.allowed.unwrap();
+        assert_eq!((allowed.users, allowed.groups), (vec![0, 4242], vec![0]));
+    }
+
+    #[test]
+    fn a_name_that_does_not_exist_is_named() {
+        let error = access(&["nobody-of-that-name"], &[]).rules().unwrap_err().to_string();
+        assert!(
+            error.contains("allow_users") && error.contains("`nobody-of-that-name`"),
+            "{error}"
+        );
+        let error = access(&[], &["no-such-group"]).rules().unwrap_err().to_string();
+        assert!(error.contains("allow_groups") && error.contains("`no-such-group`"), "{error}");
+    }
+
+    #[test]
+    fn users_and_all_of_their_groups_count() {
+        let allowed = Allowed { users: vec![7], groups: vec![20, 21] };
+        let has = |uid, gid, more: Vec<u32>| allowed.has(Peer { uid, gid, pid: 1 }, || more);
+        assert!(has(7, 1, vec![]));
+        assert!(has(8, 20, vec![]));
+        assert!(has(8, 1, vec![5, 21]));
+        assert!(!has(8, 7, vec![5]));
+        let nobody = Allowed { users: vec![], groups: vec![] };
+        assert!(!nobody.has(Peer { uid: 7, gid: 1, pid: 1 }, Vec::new));
+    }
+
+    #[test]
+    fn only_loopback_addresses_are_not_of_the_network() {
+        let access = Access::default();
+        let check = |text: &str| access.check_address(text.parse().unwrap(), &text);
+        for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            check(text).unwrap();
+        }
+        for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1", "[fe80::1]:1"] {
+            let error = check(text).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+            assert!(error.contains("allow_unauthenticated_network"), "{error}");
+        }
+    }
+
+    #[test]
+    fn json_has_to_be_named_on_the_network() {
+        let rules = Access::default().rules().unwrap();
+        assert!(rules.takes(Protocol::Perl, Origin::Local));
+        assert!(!rules.takes(Protocol::Perl, Origin::Network));
+        assert!(rules.takes(Protocol::Native, Origin::Network));
+        let named = Access { protocols: Some(vec![Protocol::Perl]), ..Access::default() };
+        let rules = named.rules().unwrap();
+        assert!(rules.takes(Protocol::Perl, Origin::Network));
+        assert!(!rules.takes(Protocol::Native, Origin::Local));
+        let none = Access { protocols: Some(vec![]), ..Access::default() };
+        assert!(none.rules().unwrap_err().to_string().contains("protocols"));
+    }
+}

@@ -1,0 +1,428 @@
+//! Connections whose clients have not said their first message. The server watches them itself, and forks
+//! no worker before that message has come: a client that says nothing costs a descriptor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use rustix::process::{Resource, getrlimit};
+
+use super::access::{Origin, Rules};
+use super::builder::ServerBuilder;
+use super::error::ServerError;
+use super::event_loop::{ACCEPT_PAUSE, EventLoop};
+use super::refusal::{self, Refusal};
+use crate::display::seconds;
+use crate::wire::Protocol;
+use crate::wire::greeting::{self, Greeting, Progress};
+use crate::worker::Connected;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_MOST: usize = 1000;
+
+/// How many connections are accepted, or heard, before other events have their turn.
+const BATCH: usize = 64;
+
+/// Room for the first look. The hello of this crate's own client is shorter.
+const FIRST_LOOK: usize = 1024;
+
+/// So many bytes are read at once of what did not come with the first look.
+const READ: usize = 4096;
+
+/// What is set about handshakes.
+#[derive(Debug, Default)]
+pub(crate) struct HandshakeLimits {
+    timeout: Option<Duration>,
+    most: Option<usize>,
+}
+
+impl HandshakeLimits {
+    fn timeout(&self) -> Result<Duration, ServerError> {
+        match self.timeout {
+            Some(Duration::ZERO) => Err(ServerError::Option {
+                option: "handshake_timeout",
+                reason: "with 0, no client on TCP could be served".to_owned(),
+            }),
+            timeout => Ok(timeout.unwrap_or(DEFAULT_TIMEOUT)),
+        }
+    }
+
+    fn most(&self) -> Result<usize, ServerError> {
+        match self.most {
+            Some(0) => Err(ServerError::Option {
+                option: "max_handshakes",
+                reason:
+                    "with 0, a client whose first message does not come at once is never served"
+                        .to_owned(),
+            }),
+            Some(most) => Ok(most),
+            None => {
+                let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 4;
+                Ok(usize::try_from(descriptors).unwrap_or(usize::MAX).clamp(1, DEFAULT_MOST))
+            }
+        }
+    }
+}
+
+/// All connections that wait for their clients' first messages.
+#[derive(Debug)]
+pub(crate) struct Handshakes {
+    /// One descriptor for the event loop to watch for all of them.
+    epoll: OwnedFd,
+    /// By numbers that grow: the first has waited longest.
+    waiting: BTreeMap<u64, Waiting>,
+    /// When they are closed.
+    deadlines: BTreeSet<(Instant, u64)>,
+    next: u64,
+    most: usize,
+    timeout: Duration,
+    /// Clients of the server's own user may be silent for ever.
+    keeps_own: bool,
+    /// How many did not complete their greetings.
+    pub(super) failures: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    connection: OwnedFd,
+    origin: Origin,
+    received: Vec<u8>,
+    greeting: Greeting,
+    deadline: Option<Instant>,
+}
+
+impl Handshakes {
+    pub(crate) fn new(limits: &HandshakeLimits, rules: &Rules) -> Result<Self, ServerError> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)
+            .map_err(ServerError::system("cannot make an epoll instance"))?;
+        Ok(Self {
+            epoll,
+            waiting: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            next: 0,
+            most: limits.most()?,
+            timeout: limits.timeout()?,
+            // A client of AnyEvent::Task connects before it has anything to say, and its next call
+            // fails if the connection has been closed meanwhile.
+            keeps_own: limits.timeout.is_none() && rules.takes(Protocol::Perl, Origin::Local),
+            failures: 0,
+        })
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// All that a worker has no use for.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let waiting = self.waiting.values().map(|waiting| waiting.connection.as_fd());
+        [self.epoll.as_fd()].into_iter().chain(waiting)
+    }
+
+    /// In another process than the server: closes them there.
+    pub(crate) fn forget(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// In the server: closes all.
+    pub(crate) fn close_all(&mut self) {
+        while let Some((number, _)) = self.waiting.first_key_value() {
+            self.take(*number);
+        }
+    }
+
+    /// Adds one; gives the one back that has to make room for it.
+    fn add(
+        &mut self,
+        connection: OwnedFd,
+        origin: Origin,
+        is_silent: bool,
+        rules: &Rules,
+    ) -> Result<(u64, Option<Waiting>), Errno> {
+        let number = self.next;
+        epoll::add(&self.epoll, &connection, EventData::new_u64(number), EventFlags::IN)?;
+        self.next += 1;
+        let oldest = self.waiting.first_key_value().map(|(number, _)| *number);
+        let oldest = oldest.filter(|_| self.waiting.len() >= self.most);
+        let evicted = oldest.and_then(|oldest| self.take(oldest));
+        let is_kept =
+            is_silent && self.keeps_own && origin == Origin::Local && rules.is_own(&connection);
+        let (received, greeting) = (Vec::new(), Greeting::default());
+        let waiting = Waiting { connection, origin, received, greeting, deadline: None };
+        self.waiting.insert(number, waiting);
+        if !is_kept {
+            self.set_deadline(number);
+        }
+        Ok((number, evicted))
+    }
+
+    fn set_deadline(&mut self, number: u64) {
+        let Some(waiting) = self.waiting.get_mut(&number) else { return };
+        if waiting.deadline.is_none()
+            && let Some(deadline) = Instant::now().checked_add(self.timeout)
+        {
+            waiting.deadline = Some(deadline);
+            self.deadlines.insert((deadline, number));
+        }
+    }
+
+    /// Watches one no more.
+    fn take(&mut self, number: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&number)?;
+        if let Some(deadline) = waiting.deadline {
+            self.deadlines.remove(&(deadline, number));
+        }
+        // A worker that has just been forked may hold a copy, with which closing would not end the
+        // watch.
+        let _ = epoll::delete(&self.epoll, &waiting.connection);
+        Some(waiting)
+    }
+
+    /// One whose time is over.
+    fn expired(&mut self, now: Instant) -> Option<Waiting> {
+        let &(deadline, number) = self.deadlines.first()?;
+        if deadline > now { None } else { self.take(number) }
+    }
+
+    /// Reads what has come of one; tells how far it is.
+    fn hear(&mut self, number: u64, max_frame: usize) -> Heard {
+        loop {
+            let Some(waiting) = self.waiting.get_mut(&number) else { return Heard::Nothing };
+            let lacks = match waiting.greeting.look(&waiting.received, max_frame) {
+                Ok(Progress::Lacks(lacks)) => lacks,
+                Ok(Progress::Complete(protocol)) => return Heard::Greeted(protocol, None),
+                Ok(Progress::Long(protocol)) => {
+                    return Heard::Greeted(protocol, waiting.deadline);
+                }
+                Err(error) => return Heard::Refused(error.to_string()),
+            };
+            let there = waiting.received.len();
+            waiting.received.resize(there + lacks.min(READ), 0);
+            let read =
+                recv(&waiting.connection, &mut waiting.received[there..], RecvFlags::DONTWAIT);
+            let length = read.map_or(0, |(_, length)| length);
+            waiting.received.truncate(there + length);
+            match read.map(|_| length) {
+                Ok(0) if there == 0 => return Heard::Left,
+                Ok(0) => {
+                    let reason = "the client closed the connection in the middle of its greeting";
+                    return Heard::Refused(reason.to_owned());
+                }
+                Ok(_) => self.set_deadline(number),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Heard::Nothing,
+                Err(_) => return Heard::Left,
+            }
+        }
+    }
+}
+
+/// What has come of a connection that waits.
+enum Heard {
+    Nothing,
+    /// A first message, or, with the time until which the rest may come, a part of a long one.
+    Greeted(Protocol, Option<Instant>),
+    /// No first message, and this is why.
+    Refused(String),
+    /// The client has gone without a word.
+    Left,
+}
+
+impl AsFd for Handshakes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl EventLoop {
+    /// Accepts connections, until a worker has been found for one or others have their turn.
+    pub(super) fn accept(&mut self) {
+        for _ in 0..BATCH {
+            let Some(listener) = &self.listener else { return };
+            let origin = listener.origin();
+            match listener.accept() {
+                Ok(connection) => {
+                    if self.admit(connection, origin) {
+                        return;
+                    }
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => return,
+                Err(errno) => {
+                    tracing::error!("cannot accept connections for a while: {errno}");
+                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    self.pause_listener(true);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Has a new connection served if its client has said its first message, and waits for that
+    /// otherwise. Tells whether it has been served.
+    pub(super) fn admit(&mut self, connection: OwnedFd, origin: Origin) -> bool {
+        let mut room = [MaybeUninit::uninit(); FIRST_LOOK];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let look = recv(&connection, &mut room, flags).map(|((there, _), _)| &*there);
+        if let Some(reason) = self.rules.refusal(&connection) {
+            let there = look.unwrap_or_default();
+            self.turn_away(connection, Refusal::access(greeting::protocol(there), reason));
+            return false;
+        }
+        let there = match look {
+            Ok([]) => return false,
+            Ok(there) => there,
+            Err(Errno::AGAIN | Errno::INTR) => &[],
+            Err(_) => return false,
+        };
+        match Greeting::default().look(there, self.options.max_frame) {
+            Ok(Progress::Complete(protocol)) => {
+                let client = Connected { socket: connection, received: Vec::new(), until: None };
+                self.welcome(client, protocol, origin);
+                return true;
+            }
+            Ok(Progress::Lacks(_) | Progress::Long(_)) => {}
+            Err(error) => {
+                self.handshakes.failures += 1;
+                let protocol = greeting::protocol(there);
+                self.turn_away(connection, Refusal::handshake(protocol, error.to_string()));
+                return false;
+            }
+        }
+        match self.handshakes.add(connection, origin, there.is_empty(), &self.rules) {
+            Ok((number, evicted)) => {
+                if let Some(evicted) = evicted {
+                    self.handshakes.failures += 1;
+                    let most = self.handshakes.most;
+                    let reason = format!("{most} others wait with it (max_handshakes)");
+                    let protocol = greeting::protocol(&evicted.received);
+                    self.turn_away(evicted.connection, Refusal::handshake(protocol, reason));
+                }
+                !there.is_empty() && self.hear(number)
+            }
+            Err(errno) => {
+                tracing::error!("a connection cannot be watched: {errno}");
+                false
+            }
+        }
+    }
+
+    /// Hears those that have something to say, until a worker has been found for one.
+    pub(super) fn hear_handshakes(&mut self) {
+        let mut room = [MaybeUninit::uninit(); BATCH];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let Ok((events, _)) = epoll::wait(&self.handshakes.epoll, &mut room, Some(&at_once)) else {
+            return;
+        };
+        for event in events.iter() {
+            if self.hear(event.data.u64()) {
+                return;
+            }
+        }
+    }
+
+    /// Tells whether it has been served.
+    fn hear(&mut self, number: u64) -> bool {
+        match self.handshakes.hear(number, self.options.max_frame) {
+            Heard::Nothing => {}
+            Heard::Greeted(protocol, until) => {
+                let Some(Waiting { connection, received, origin, .. }) =
+                    self.handshakes.take(number)
+                else {
+                    return false;
+                };
+                self.welcome(Connected { socket: connection, received, until }, protocol, origin);
+                return true;
+            }
+            Heard::Refused(reason) => {
+                self.handshakes.failures += 1;
+                if let Some(Waiting { connection, received, .. }) = self.handshakes.take(number) {
+                    let protocol = greeting::protocol(&received);
+                    self.turn_away(connection, Refusal::handshake(protocol, reason));
+                }
+            }
+            Heard::Left => drop(self.handshakes.take(number)),
+        }
+        false
+    }
+
+    /// Gives a client that has greeted to a worker, if it may speak this protocol.
+    fn welcome(&mut self, client: Connected, protocol: Protocol, origin: Origin) {
+        if !self.rules.takes(protocol, origin) {
+            let called = match protocol {
+                Protocol::Native => "native protocol",
+                Protocol::Perl => "JSON protocol",
+            };
+            let reason = format!("this server does not take the {called} here (protocols)");
+            self.turn_away(client.socket, Refusal::access(Some(protocol), reason));
+        } else if let Some(client) = self.employ_spare(client) {
+            self.fork_for(client, protocol);
+        }
+    }
+
+    /// Closes those whose time is over; gives the time until there are others.
+    pub(super) fn expire_handshakes(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        while let Some(waiting) = self.handshakes.expired(now) {
+            self.handshakes.failures += 1;
+            let after = seconds(self.handshakes.timeout);
+            let reason = format!("its greeting was not complete after {after} (handshake_timeout)");
+            let protocol = greeting::protocol(&waiting.received);
+            self.turn_away(waiting.connection, Refusal::handshake(protocol, reason));
+        }
+        self.handshakes.deadlines.first().map(|(deadline, _)| *deadline - now)
+    }
+
+    /// Says to a client, and in the log, why it is not served.
+    pub(super) fn turn_away(&mut self, connection: OwnedFd, refusal: Refusal) {
+        self.refusals.log(&self.options.name, &connection, &refusal.reason);
+        self.tally.refused += 1;
+        refusal::tell(&connection, &refusal);
+    }
+}
+
+impl<S> ServerBuilder<S> {
+    /// How long a client may take for its first message, counted from when its connection is
+    /// accepted; then the connection is closed. 10 seconds unless set. Bytes that come one by one
+    /// do not prolong it. No worker is forked for a client before its first message is there.
+    ///
+    /// Unless this is set, a connection may be silent for ever if it comes through a unix socket on
+    /// which JSON is taken ([`protocols`](Self::protocols)), from a process of the server's own
+    /// user: clients of AnyEvent::Task connect before their first call and say nothing until then,
+    /// and a call fails whose connection has been closed meanwhile. The time then counts from the
+    /// first byte. Such a connection costs a descriptor, and
+    /// [`max_handshakes`](Self::max_handshakes) holds for it.
+    ///
+    /// 0 is an error of [`run`](crate::Server::run).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let server = taskfork::Server::builder().handshake_timeout(Duration::from_secs(2));
+    /// # let _ = server;
+    /// ```
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.options.handshakes.timeout = Some(timeout);
+        self
+    }
+
+    /// The most connections that have not completed their first message. 1000 unless set, or a
+    /// quarter of the descriptors that the process may open (`ulimit -n`) if that is less. With one
+    /// more, the oldest of them is closed: a client that greets at once is always served.
+    ///
+    /// 0 is an error of [`run`](crate::Server::run).
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder().max_handshakes(100);
+    /// # let _ = server;
+    /// ```
+    pub fn max_handshakes(mut self, connections: usize) -> Self {
+        self.options.handshakes.most = Some(connections);
+        self
+    }
+}

@@ -1,0 +1,275 @@
+//! The file of a unix socket, and the lock file beside it. All of it is done in a folder that is opened
+//! once and by names without a path, and nothing follows a symbolic link: another user may be able to
+//! write to the folder.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, open, openat, statat,
+    unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use super::error::ServerError;
+
+/// How long to wait for another server that is just starting or stopping at the same path.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A path, as a folder that is open and a name in it.
+#[derive(Debug)]
+pub(super) struct Spot {
+    folder: OwnedFd,
+    name: OsString,
+    path: PathBuf,
+}
+
+impl Spot {
+    pub(super) fn open(path: &Path) -> Result<Self, ServerError> {
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let failed =
+            |errno: Errno| ServerError::Folder { folder: folder.to_owned(), source: errno.into() };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let name = path.file_name().ok_or_else(|| failed(Errno::ISDIR))?.to_owned();
+        let folder = open(folder, flags, Mode::empty()).map_err(failed)?;
+        Ok(Self { folder, name, path: path.to_owned() })
+    }
+
+    /// What is there.
+    pub(super) fn stat(&self) -> rustix::io::Result<Stat> {
+        self.stat_of(&self.name)
+    }
+
+    fn stat_of(&self, name: &OsStr) -> rustix::io::Result<Stat> {
+        statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    pub(super) fn remove(&self) -> rustix::io::Result<()> {
+        unlinkat(&self.folder, &self.name, AtFlags::empty())
+    }
+
+    /// The socket that this process has just bound there.
+    pub(super) fn bound(&self) -> rustix::io::Result<SocketFile> {
+        let file = self.stat()?;
+        // Otherwise the path leads to another folder by now.
+        if !is_own_socket(&file) {
+            return Err(Errno::STALE);
+        }
+        let (path, owner) = (self.path.clone(), std::process::id());
+        Ok(SocketFile { path, device: file.st_dev, inode: file.st_ino, owner })
+    }
+
+    /// Keeps other servers from this path, so that no two find it free. Nothing on file systems without
+    /// locks, where the one that binds its socket second fails.
+    ///
+    /// The lock is a file of this user's own beside the socket, `PATH.lock`, with the mode 0600: no other
+    /// user can hold it. It exists only while a server starts or stops.
+    pub(super) fn lock(&self) -> Result<Option<Lock<'_>>, ServerError> {
+        let mut name = self.name.clone();
+        name.push(".lock");
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        let failed = |reason: String| {
+            let mut path = self.path.clone();
+            path.set_file_name(&name);
+            ServerError::Lock { path, reason }
+        };
+        let unusable = |errno: Errno| failed(std::io::Error::from(errno).to_string());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        loop {
+            let mode = Mode::RUSR | Mode::WUSR;
+            let file = openat(&self.folder, &name, flags | OFlags::NONBLOCK, mode);
+            let file = file.map_err(unusable)?;
+            let opened = fstat(&file).map_err(unusable)?;
+            if opened.st_uid != geteuid().as_raw() {
+                return Err(failed(format!("it belongs to the user {}", opened.st_uid)));
+            }
+            let mut lock = Lock { spot: self, name: name.clone(), file, is_held: false };
+            loop {
+                match flock(&lock.file, FlockOperation::NonBlockingLockExclusive) {
+                    Ok(()) => break,
+                    Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    Err(Errno::WOULDBLOCK) => {
+                        let seconds = LOCK_TIMEOUT.as_secs();
+                        return Err(failed(format!("another server has held it for {seconds} s")));
+                    }
+                    Err(errno) if is_unsupported(errno) => {
+                        let path = self.path.display();
+                        tracing::warn!("the file system of {path} has no locks: {errno}");
+                        lock.remove();
+                        return Ok(None);
+                    }
+                    Err(errno) => return Err(unusable(errno)),
+                }
+            }
+            // Whoever had it before has removed it, and another may have made a new one.
+            lock.is_held = lock.is_there();
+            if lock.is_held {
+                return Ok(Some(lock));
+            }
+        }
+    }
+}
+
+fn is_own_socket(file: &Stat) -> bool {
+    FileType::from_raw_mode(file.st_mode) == FileType::Socket && file.st_uid == geteuid().as_raw()
+}
+
+/// That the file system has no such locks.
+fn is_unsupported(errno: Errno) -> bool {
+    matches!(errno, Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
+}
+
+/// A lock on a path, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Lock<'s> {
+    spot: &'s Spot,
+    name: OsString,
+    file: OwnedFd,
+    is_held: bool,
+}
+
+impl Lock<'_> {
+    /// Whether the file still has its name.
+    fn is_there(&self) -> bool {
+        let identity = |file: Stat| (file.st_dev, file.st_ino);
+        match (fstat(&self.file), self.spot.stat_of(&self.name)) {
+            (Ok(own), Ok(there)) => identity(own) == identity(there),
+            _ => false,
+        }
+    }
+
+    fn remove(&self) {
+        if self.is_there() {
+            let _ = unlinkat(&self.spot.folder, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // While it is held: whoever waits for it looks for its name once it has it.
+        if self.is_held {
+            self.remove();
+        }
+    }
+}
+
+/// The file of a unix socket, by what no other file has. Dropped by the process that made it, it is
+/// removed.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    owner: u32,
+}
+
+impl SocketFile {
+    /// That of a socket that another process has bound there for this one.
+    pub(super) fn at(path: &Path) -> Result<Self, ServerError> {
+        Spot::open(path)?
+            .bound()
+            .map_err(|errno| ServerError::Folder { folder: path.to_owned(), source: errno.into() })
+    }
+
+    /// It is another's now.
+    pub(super) fn leave(&mut self) {
+        self.owner = 0;
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // A worker that was forked from the server drops this too.
+        if self.owner != std::process::id() {
+            return;
+        }
+        let Ok(spot) = Spot::open(&self.path) else { return };
+        // It keeps a new server from putting its own socket there in between.
+        let _lock = spot.lock();
+        if spot.stat().is_ok_and(|file| (file.st_dev, file.st_ino) == (self.device, self.inode)) {
+            let _ = spot.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn spot(folder: &tempfile::TempDir) -> Spot {
+        Spot::open(&folder.path().join("s")).unwrap()
+    }
+
+    #[test]
+    fn a_lock_is_held_by_one_at_a_time_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let running = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let spot = Spot::open(&path).unwrap();
+                        let lock = spot.lock().unwrap().unwrap();
+                        assert_eq!(running.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                        std::thread::yield_now();
+                        running.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        drop(lock);
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_lock_is_for_its_user_alone_and_follows_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let spot = spot(&folder);
+        let file = folder.path().join("s.lock");
+        let lock = spot.lock().unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(lock);
+
+        let precious = folder.path().join("precious");
+        std::os::unix::fs::symlink(&precious, &file).unwrap();
+        let error = spot.lock().unwrap_err().to_string();
+        assert!(error.contains("s.lock"), "{error}");
+        assert!(!precious.exists());
+    }
+
+    #[test]
+    fn a_lock_of_another_user_is_refused() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("s.lock");
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::chown(&file, Some(65_534), Some(65_534)).unwrap();
+        let error = spot(&folder).lock().unwrap_err().to_string();
+        assert!(error.contains("belongs to the user 65534"), "{error}");
+        assert!(file.exists());
+    }
+
+    #[test]
+    fn whoever_can_read_the_folder_delays_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let reader = open(folder.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+        let reader = reader.unwrap();
+        flock(&reader, FlockOperation::LockExclusive).unwrap();
+        // It would wait and then fail.
+        assert!(spot(&folder).lock().unwrap().is_some());
+    }
+}

@@ -1,0 +1,72 @@
+//! Who is at the other end of a socket, as the kernel tells.
+
+use std::mem::size_of;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::libc;
+
+use crate::context::Peer;
+
+/// The option of a socket that tells the groups of its peer, on all architectures but PA-RISC and SPARC.
+const SO_PEERGROUPS: libc::c_int = 59;
+
+/// The process that connected a unix socket, or made a pair of them. Nothing for other sockets.
+pub(crate) fn peer(socket: &impl AsFd) -> Option<Peer> {
+    // The kernel leaves the fields as they are for a socket that has no peer.
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `size` bytes to `peer`, any of which are valid there.
+    let done = unsafe {
+        let place = (&raw mut peer).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut size)
+    };
+    // Other kinds of sockets answer with a user that does not exist.
+    (done == 0 && peer.uid != u32::MAX).then(|| Peer {
+        uid: peer.uid,
+        gid: peer.gid,
+        pid: peer.pid.unsigned_abs(),
+    })
+}
+
+/// The supplementary groups that the process at the other end of a unix socket had when it connected.
+pub(crate) fn peer_groups(socket: &impl AsFd) -> Vec<u32> {
+    /// As many as a process can have.
+    const MOST: usize = 65_536;
+    let fd = socket.as_fd().as_raw_fd();
+    let mut room = 64;
+    while room <= MOST {
+        let mut groups = vec![0_u32; room];
+        let mut size = (room * size_of::<u32>()) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `size` bytes to `groups`, any of which are valid there.
+        let done = unsafe {
+            let place = groups.as_mut_ptr().cast();
+            libc::getsockopt(fd, libc::SOL_SOCKET, SO_PEERGROUPS, place, &raw mut size)
+        };
+        if done == 0 {
+            groups.truncate(size as usize / size_of::<u32>());
+            return groups;
+        }
+        if nix::errno::Errno::last() != nix::errno::Errno::ERANGE {
+            return Vec::new();
+        }
+        room *= 16;
+    }
+    Vec::new()
+}
+
+/// The address of the other end of a TCP connection.
+pub(crate) fn peer_address(socket: &impl AsFd) -> Option<SocketAddr> {
+    SocketAddr::try_from(rustix::net::getpeername(socket).ok()??).ok()
+}
+
+/// The user with this name.
+pub(crate) fn user_named(name: &str) -> std::io::Result<Option<u32>> {
+    Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw()))
+}
+
+/// The group with this name.
+pub(crate) fn group_named(name: &str) -> std::io::Result<Option<u32>> {
+    Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
+}
