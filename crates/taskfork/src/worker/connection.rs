@@ -26,7 +26,6 @@ use crate::wire::{Protocol, greeting, perl};
 const KEPT: usize = 1 << 20;
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
-
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
 const LONGEST_LOOK: Duration = Duration::from_micros(50);
 
