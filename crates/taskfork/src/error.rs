@@ -176,6 +176,9 @@ pub struct Location {
 /// An error of an untyped interface: its message and those of its causes, as they stood in the
 /// worker. [`source`](std::error::Error::source) walks the causes.
 ///
+/// It has at most 64 causes. Of a longer chain it keeps the nearest 64, and one more that says how
+/// many were left out.
+///
 /// ```
 /// let failure = taskfork::Failure::new("cannot open the account").caused_by("disk full");
 /// assert_eq!(failure.to_string(), "cannot open the account");
@@ -184,7 +187,23 @@ pub struct Location {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     message: String,
+    /// The chain is short, so that recursion over it is harmless.
     source: Option<Box<Failure>>,
+    /// How many causes this last link of a chain stands for; 0 for a cause with its own message.
+    left_out: u64,
+}
+
+/// The most causes of an error that are kept. A longer chain explains nothing more, and each cause
+/// is a level of recursion when the error is dropped, compared or shown.
+pub(crate) const MOST_CAUSES: usize = 64;
+
+/// The most causes of a chain that are counted, as a chain may be endless.
+const MOST_COUNTED: usize = 100_000;
+
+/// What stands in the place of causes that were left out.
+pub(crate) fn left_out(causes: u64) -> String {
+    let plural = if causes == 1 { " is" } else { "s are" };
+    format!("{causes} more cause{plural} left out")
 }
 
 impl<E> Error<E> {
@@ -238,26 +257,56 @@ impl<E> CallError<E> {
 impl Failure {
     /// A failure with this message and no cause.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
+        Self { message: message.into(), source: None, left_out: 0 }
     }
 
-    /// The same failure with one more cause at the end of its chain.
+    /// The same failure with one more cause at the end of its chain, if that has fewer than 64;
+    /// otherwise the cause is counted only.
     #[must_use]
     pub fn caused_by(mut self, message: impl Into<String>) -> Self {
+        let mut length = 0;
         let mut last = &mut self.source;
         while let Some(cause) = last {
+            if cause.left_out > 0 {
+                **cause = Self::more(cause.left_out.saturating_add(1));
+                return self;
+            }
+            length += 1;
             last = &mut cause.source;
         }
-        *last = Some(Box::new(Self::new(message)));
+        let cause = if length < MOST_CAUSES { Self::new(message) } else { Self::more(1) };
+        *last = Some(Box::new(cause));
         self
     }
 
-    /// The messages of `error` and all its causes.
-    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
-        Self {
-            message: error.to_string(),
-            source: error.source().map(|source| Box::new(Self::of(source))),
+    /// A failure with the first of these causes, of which `more` have been left out already.
+    pub(crate) fn with_causes<C: Into<String>>(
+        message: impl Into<String>,
+        causes: impl IntoIterator<Item = C>,
+        more: u64,
+    ) -> Self {
+        let mut causes = causes.into_iter();
+        let kept: Vec<Self> = causes.by_ref().take(MOST_CAUSES).map(Self::new).collect();
+        let more = more.saturating_add(causes.take(MOST_COUNTED).count() as u64);
+        let mut source = (more > 0).then(|| Box::new(Self::more(more)));
+        for mut cause in kept.into_iter().rev() {
+            cause.source = source;
+            source = Some(Box::new(cause));
         }
+        Self { source, ..Self::new(message) }
+    }
+
+    /// The last link of a chain, for causes that are left out.
+    fn more(causes: u64) -> Self {
+        Self { message: left_out(causes), source: None, left_out: causes }
+    }
+
+    /// The messages of `error` and its causes.
+    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let sources = std::iter::successors(error.source(), |error| error.source());
+        let mut sources = sources.take(MOST_CAUSES + MOST_COUNTED);
+        let causes: Vec<_> = sources.by_ref().take(MOST_CAUSES).map(ToString::to_string).collect();
+        Self::with_causes(error.to_string(), causes, sources.count() as u64)
     }
 
     /// The failure's own message.
@@ -265,10 +314,20 @@ impl Failure {
         &self.message
     }
 
-    /// The messages of the causes, nearest first.
+    /// The messages of the causes, nearest first. If some were left out, the last says how many.
     pub fn causes(&self) -> impl Iterator<Item = &str> {
+        self.links().map(|cause| cause.message.as_str())
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(self.source.as_deref(), |cause| cause.source.as_deref())
-            .map(|cause| cause.message.as_str())
+    }
+
+    /// The messages of the causes that were kept, and how many were left out.
+    pub(crate) fn kept_causes(&self) -> (Vec<&str>, u64) {
+        let kept = self.links().filter(|cause| cause.left_out == 0);
+        let kept = kept.map(|cause| cause.message.as_str()).collect();
+        (kept, self.links().map(|cause| cause.left_out).sum())
     }
 }
 
@@ -417,5 +476,40 @@ mod tests {
         assert_eq!(cause.to_string(), "b");
         assert_eq!(cause.source().unwrap().to_string(), "c");
         assert!(error.may_have_run());
+    }
+
+    #[test]
+    fn a_long_chain_keeps_its_nearest_causes_and_counts_the_others() {
+        let mut failure = Failure::new("top");
+        for number in 0..1000 {
+            failure = failure.caused_by(number.to_string());
+        }
+        let causes: Vec<_> = failure.causes().collect();
+        assert_eq!((causes.len(), causes[0], causes[63]), (MOST_CAUSES + 1, "0", "63"));
+        assert_eq!(causes[64], "936 more causes are left out");
+        let at_once = Failure::with_causes("top", (0..1000).map(|number| number.to_string()), 0);
+        assert_eq!(at_once, failure);
+        let one_more = Failure::with_causes("top", (0..65).map(|number| number.to_string()), 0);
+        assert_eq!(one_more.causes().last(), Some("1 more cause is left out"));
+        assert_eq!(one_more.kept_causes().1, 1);
+    }
+
+    #[test]
+    fn an_endless_chain_of_sources_is_cut() {
+        #[derive(Debug)]
+        struct Cycle;
+        impl fmt::Display for Cycle {
+            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("again")
+            }
+        }
+        impl std::error::Error for Cycle {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&Cycle)
+            }
+        }
+        let failure = Failure::of(&Cycle);
+        assert_eq!(failure.causes().count(), MOST_CAUSES + 1);
+        assert_eq!(failure.kept_causes().1, MOST_COUNTED as u64);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 use std::panic::Location;
 
 use crate::display::seconds;
-use crate::error::{CallError, Death, Error, FatalError};
+use crate::error::{CallError, Death, Error, Failure, FatalError};
 
 /// Which call an error belongs to: who made it, of which method, and where in the program.
 #[derive(Debug, Clone)]
@@ -42,8 +42,8 @@ impl CallSite {
         }))
     }
 
-    pub(crate) fn with_causes(mut self, causes: &[&str]) -> Self {
-        self.0.causes = causes.iter().map(|&cause| cause.to_owned()).collect();
+    pub(crate) fn with_causes(mut self, failure: &Failure) -> Self {
+        self.0.causes = failure.causes().map(str::to_owned).collect();
         self
     }
 

@@ -15,20 +15,21 @@ use crate::report::CallSite;
             `serde::Deserialize`"
 )]
 pub trait InterfaceError: Sized {
-    /// Makes the error from its message, the messages of its causes and, from a typed interface,
-    /// its encoded value.
+    /// Makes the error from its message with those of its causes and, from a typed interface, its
+    /// encoded value.
     #[doc(hidden)]
-    fn from_wire(message: &str, causes: &[&str], value: Option<&[u8]>) -> Result<Self, String>;
+    fn from_wire(failure: Failure, value: Option<&[u8]>) -> Result<Self, String>;
 }
 
 impl InterfaceError for Failure {
-    fn from_wire(message: &str, causes: &[&str], _: Option<&[u8]>) -> Result<Self, String> {
-        Ok(failure(message, causes))
+    fn from_wire(failure: Failure, _: Option<&[u8]>) -> Result<Self, String> {
+        Ok(failure)
     }
 }
 
 impl<E: std::error::Error + DeserializeOwned> InterfaceError for E {
-    fn from_wire(message: &str, _: &[&str], value: Option<&[u8]>) -> Result<Self, String> {
+    fn from_wire(failure: Failure, value: Option<&[u8]>) -> Result<Self, String> {
+        let message = failure.message();
         let value = value.ok_or_else(|| {
             format!("the worker sent an error without its typed value: {message}")
         })?;
@@ -41,9 +42,9 @@ impl ErrorBody<'_> {
     pub(crate) fn into_error<E: InterfaceError>(self, site: CallSite) -> Error<E> {
         let message = self.message.to_owned();
         let error = match self.kind {
-            kind::INTERFACE => match E::from_wire(self.message, &self.causes, self.value) {
+            kind::INTERFACE => match E::from_wire(self.failure(), self.value) {
                 Ok(error) => {
-                    let site = site.with_causes(&self.causes).with_stack(self.stack);
+                    let site = site.with_causes(&self.failure()).with_stack(self.stack);
                     return Error::Call { error: CallError::Interface(error), site };
                 }
                 Err(message) => CallError::Decode { message },
@@ -59,7 +60,7 @@ impl ErrorBody<'_> {
             },
             kind::ARGUMENTS => CallError::Arguments { message },
             kind::RESULT => CallError::Result { message },
-            kind::SETUP => CallError::Setup { failure: failure(self.message, &self.causes) },
+            kind::SETUP => CallError::Setup { failure: self.failure() },
             other => {
                 let detail = format!("an error of the unknown kind `{other}`: {message}");
                 let cause = FatalError::Protocol { detail };
@@ -73,8 +74,9 @@ impl ErrorBody<'_> {
         let (file, line, column) = self.location?;
         Some(Location { file: file.to_owned(), line, column })
     }
-}
 
-fn failure(message: &str, causes: &[&str]) -> Failure {
-    causes.iter().fold(Failure::new(message), |failure, &cause| failure.caused_by(cause))
+    /// The error with the messages of its causes.
+    pub(crate) fn failure(&self) -> Failure {
+        Failure::with_causes(self.message, self.causes.iter().copied(), self.more_causes)
+    }
 }

@@ -6,6 +6,9 @@ use super::WireError;
 use super::native::{HELLO, list, meta};
 use super::pack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
 
+/// The most protocol versions that a client may offer. There is one today.
+const MOST_VERSIONS: usize = 32;
+
 /// Read without taking memory, as a new worker would have to have a page copied for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ClientHello<'a> {
@@ -50,7 +53,7 @@ impl<'a> ClientHello<'a> {
         let mut hello = Self::default();
         meta(reader, |key, reader| {
             match key {
-                "versions" => hello.versions = list(reader, Reader::int)?,
+                "versions" => hello.versions = list(reader, key, MOST_VERSIONS, Reader::int)?,
                 "name" => hello.name = reader.str()?,
                 "max_frame" => hello.max_frame = Some(reader.int()?),
                 "max_blob" => hello.max_blob = Some(reader.int()?),

@@ -17,6 +17,9 @@ pub(crate) type Id = u32;
 /// So many times a message may refer to memory.
 pub(crate) const MOST_USES: usize = 1024;
 
+/// The most ids in a list: many times what either side keeps mapped, which is 16 pieces.
+const MOST_IDS: usize = 1024;
+
 /// Who owns memory that a message is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
@@ -149,11 +152,11 @@ impl Lending {
         let mut said = Self::default();
         meta(reader, |key, reader| {
             match key {
-                "new" => said.new = list(reader, Reader::int::<Id>)?,
-                "uses" => said.uses = list(reader, read_use)?,
-                "free" => said.free = list(reader, read_free)?,
-                "gone" => said.gone = list(reader, Reader::int::<Id>)?,
-                "unwanted" => said.unwanted = list(reader, Reader::int::<Id>)?,
+                "new" => said.new = list(reader, key, MOST_IDS, Reader::int::<Id>)?,
+                "uses" => said.uses = list(reader, key, MOST_USES, read_use)?,
+                "free" => said.free = list(reader, key, MOST_IDS, read_free)?,
+                "gone" => said.gone = list(reader, key, MOST_IDS, Reader::int::<Id>)?,
+                "unwanted" => said.unwanted = list(reader, key, MOST_IDS, Reader::int::<Id>)?,
                 "idle" => said.idle = reader.bool()?,
                 _ => return Ok(false),
             }
@@ -228,6 +231,33 @@ mod tests {
                 return Err(TestCaseError::fail("a worker's is none"));
             };
             prop_assert_eq!(&heard, &said);
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_is_named() {
+        let read = |key: &str, items: u32| {
+            let mut body = Vec::new();
+            put_array(&mut body, 2);
+            put_uint(&mut body, LENDING);
+            put_map(&mut body, 1);
+            put_str(&mut body, key);
+            put_array(&mut body, items);
+            for _ in 0..items {
+                match key {
+                    "uses" => body.extend(b"\x93\xc3\x01\x01"),
+                    "free" => body.extend(b"\x92\x01\x01"),
+                    _ => body.push(1),
+                }
+            }
+            FromWorker::decode(&body).map(|_| ()).map_err(|error| error.to_string())
+        };
+        for key in ["new", "uses", "free", "gone", "unwanted"] {
+            assert_eq!(read(key, 1024), Ok(()), "{key}");
+            let expected = format!(
+                "a message is malformed: the list `{key}` has 1025 items, and the limit is 1024"
+            );
+            assert_eq!(read(key, 1025), Err(expected));
         }
     }
 }

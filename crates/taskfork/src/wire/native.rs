@@ -18,6 +18,10 @@ use super::request::Arguments;
 /// The protocol versions spoken here.
 pub(crate) const VERSIONS: &[u32] = &[1];
 
+/// The most waiting checkouts that a client is believed to have, so that sums over clients cannot
+/// overflow.
+const MOST_WAITING: u64 = u32::MAX as u64;
+
 /// How long a call may go on after its time is over, unless it says otherwise.
 pub(crate) const DEFAULT_GRACE: Duration = Duration::from_millis(100);
 
@@ -140,7 +144,8 @@ impl<'a> FromClient<'a> {
             (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
             (WAITING, 3) => {
                 meta(&mut reader, |_, _| Ok(false))?;
-                reader.int().map(Self::Waiting)
+                let checkouts = reader.unsigned()?;
+                Ok(Self::Waiting(checkouts.min(MOST_WAITING)))
             }
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (LENDING, 2) => Lending::read(&mut reader).map(Self::Lending),
@@ -202,13 +207,23 @@ fn unknown(side: &str, kind: u64, fields: usize) -> WireError {
     WireError::malformed(format!("a {side} sends no message of kind {kind} with {fields} fields"))
 }
 
+/// The most entries of a map in a message. The largest that is sent has fewer than 20; the others
+/// are room for later versions.
+const MOST_KEYS: usize = 256;
+
 /// Reads a map, giving each key to `field`, which says whether it took the value; a value that
-/// nobody took is passed.
+/// nobody took is passed. A map of more than [`MOST_KEYS`] entries is an error.
 pub(super) fn meta<'a>(
     reader: &mut Reader<'a>,
     mut field: impl FnMut(&'a str, &mut Reader<'a>) -> Result<bool, WireError>,
 ) -> Result<(), WireError> {
-    for _ in 0..reader.map()? {
+    let entries = reader.map()?;
+    if entries > MOST_KEYS {
+        return Err(WireError::Malformed(format!(
+            "a map has {entries} entries, and the limit is {MOST_KEYS}"
+        )));
+    }
+    for _ in 0..entries {
         let key = reader.str()?;
         if !field(key, reader)? {
             reader.value()?;
@@ -217,16 +232,41 @@ pub(super) fn meta<'a>(
     Ok(())
 }
 
+/// Reads a list of at most `most` items; a longer one is an error that names it.
 pub(super) fn list<'a, T, L: Default + Extend<T>>(
     reader: &mut Reader<'a>,
+    name: &str,
+    most: usize,
     mut item: impl FnMut(&mut Reader<'a>) -> Result<T, WireError>,
 ) -> Result<L, WireError> {
     let length = reader.array()?;
+    if length > most {
+        let detail = format!("the list `{name}` has {length} items, and the limit is {most}");
+        return Err(WireError::Malformed(detail));
+    }
     let mut items = L::default();
     for _ in 0..length {
         items.extend([item(reader)?]);
     }
     Ok(items)
+}
+
+/// Reads the first items of a list, at most `most`, and passes the others; gives how many these are.
+pub(super) fn first<'a, T>(
+    reader: &mut Reader<'a>,
+    most: usize,
+    mut item: impl FnMut(&mut Reader<'a>) -> Result<T, WireError>,
+) -> Result<(Vec<T>, u64), WireError> {
+    let length = reader.array()?;
+    let mut items = Vec::new();
+    for _ in 0..length.min(most) {
+        items.push(item(reader)?);
+    }
+    let more = length.saturating_sub(most);
+    for _ in 0..more {
+        reader.value()?;
+    }
+    Ok((items, more as u64))
 }
 
 /// A frame that says how many files come with the next message.
@@ -418,4 +458,36 @@ pub(crate) fn put_trace_notes(out: &mut Vec<u8>, records: u32) {
     put_map(out, 1);
     put_str(out, "trace");
     put_array(out, records);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_of_too_many_unknown_keys_is_refused() {
+        let done = |entries: u32| {
+            let mut out = vec![0x92, 2];
+            put_map(&mut out, entries);
+            (0..entries).for_each(|_| out.extend(b"\xa1x\x91\x91\xc0"));
+            FromClient::decode(&out).map(|_| ())
+        };
+        assert_eq!(done(256), Ok(()));
+        assert!(done(257).unwrap_err().to_string().contains("257 entries, and the limit is 256"));
+    }
+
+    #[test]
+    fn an_absurd_number_of_waiting_checkouts_is_clamped() {
+        for (said, heard) in
+            [(7, 7), (u64::from(u32::MAX) + 1, MOST_WAITING), (u64::MAX, MOST_WAITING)]
+        {
+            let mut out = Vec::new();
+            put_waiting(&mut out, said);
+            let read = FromClient::decode(&out);
+            assert!(
+                matches!(read, Ok(FromClient::Waiting(checkouts)) if checkouts == heard),
+                "{read:?}"
+            );
+        }
+    }
 }

@@ -36,6 +36,10 @@ impl<'a> Reader<'a> {
         T::try_from(number).map_err(|_| WireError::malformed(format!("{number} is out of range")))
     }
 
+    pub(crate) fn unsigned(&mut self) -> Result<u64, WireError> {
+        read::read_int(&mut self.rest).map_err(WireError::malformed)
+    }
+
     pub(crate) fn str(&mut self) -> Result<&'a str, WireError> {
         let (text, rest) = read::read_str_from_slice(self.rest).map_err(WireError::malformed)?;
         self.rest = rest;

@@ -257,9 +257,11 @@ impl<'a> Site<'a> {
                 "line" => site.line = Some(reader.int()?),
                 "fields" => {
                     for _ in 0..reader.array()? {
-                        site.fields.push(reader.str()?);
+                        let name = reader.str()?;
+                        if site.fields.len() < MAX_FIELDS {
+                            site.fields.push(name);
+                        }
                     }
-                    site.fields.truncate(MAX_FIELDS);
                 }
                 _ => drop(reader.value()?),
             }

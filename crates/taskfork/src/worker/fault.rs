@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Failure, Panic};
 use crate::wire::args::encode_whole;
-use crate::wire::error_body::{ErrorBody, kind};
+use crate::wire::error_body::{ErrorBody, MOST_KNOWN, kind};
 
 /// An error of a call, owned. Boxed, as it is the rare outcome of functions that are called often.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Fault {
             None => "a call must name a method".to_owned(),
         };
         let mut fault = Self::new(kind::METHOD, Failure::new(message));
-        fault.0.known = known.into_iter().map(str::to_owned).collect();
+        fault.0.known = known.into_iter().take(MOST_KNOWN).map(str::to_owned).collect();
         fault
     }
 
@@ -94,9 +94,7 @@ impl Fault {
             kind::SETUP,
         ];
         let known = KINDS.into_iter().find(|known| *known == body.kind);
-        let causes = body.causes.iter();
-        let failure = causes.fold(Failure::new(body.message), |all, &cause| all.caused_by(cause));
-        let mut fault = Self::new(known.unwrap_or(kind::INTERFACE), failure);
+        let mut fault = Self::new(known.unwrap_or(kind::INTERFACE), body.failure());
         fault.0.value = body.value.map(<[u8]>::to_vec);
         fault.0.known = body.known.iter().map(|&name| name.to_owned()).collect();
         fault.0.stack = body.stack.map(str::to_owned);
@@ -127,10 +125,12 @@ impl Fault {
 
     /// The error as a message's body.
     pub(crate) fn body(&self) -> ErrorBody<'_> {
+        let (causes, more_causes) = self.0.failure.kept_causes();
         ErrorBody {
             kind: self.0.kind,
             message: self.0.failure.message(),
-            causes: self.0.failure.causes().collect(),
+            causes,
+            more_causes,
             value: self.0.value.as_deref(),
             location: self
                 .0
@@ -138,7 +138,7 @@ impl Fault {
                 .as_ref()
                 .and_then(|panic| panic.location.as_ref())
                 .map(|place| (place.file.as_str(), place.line, place.column)),
-            known: self.0.known.iter().map(String::as_str).collect(),
+            known: self.0.known.iter().map(String::as_str).take(MOST_KNOWN).collect(),
             stack: self
                 .0
                 .panic

@@ -115,7 +115,7 @@ pub(crate) fn error(out: &mut Vec<u8>, log: Option<&Message>, message: &str) {
 /// What an error says, in the words in which it is known to a client of the crate's own.
 pub(crate) fn text(body: ErrorBody<'_>, method: Option<&str>) -> String {
     let site = CallSite::new("", method, Location::caller());
-    let causes = body.causes.join(": ");
+    let causes = body.failure().causes().collect::<Vec<_>>().join(": ");
     let text = body.into_error::<Failure>(site).to_string();
     if causes.is_empty() { text } else { format!("{text}: {causes}") }
 }
