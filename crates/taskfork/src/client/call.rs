@@ -17,6 +17,7 @@ use crate::blob;
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
 use crate::wire::answer::InterfaceError;
+use crate::wire::bounds;
 use crate::wire::enclosed;
 use crate::wire::native::FromWorker;
 use crate::wire::request;
@@ -57,7 +58,7 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
         let (method, outcome) = ready!(polled);
         this.told = true;
         let site = || CallSite::new(self.lane.client_name(), method.as_deref(), self.made_at);
-        Poll::Ready(result(&outcome, site))
+        Poll::Ready(result(&outcome, self.lane.max_frame(), site))
     }
 }
 
@@ -75,7 +76,11 @@ impl<T, E> fmt::Debug for Call<T, E> {
     }
 }
 
-fn result<T, E>(outcome: &Outcome, site: impl FnOnce() -> CallSite) -> Result<T, Error<E>>
+fn result<T, E>(
+    outcome: &Outcome,
+    max_frame: usize,
+    site: impl FnOnce() -> CallSite,
+) -> Result<T, Error<E>>
 where
     T: DeserializeOwned,
     E: InterfaceError,
@@ -83,10 +88,17 @@ where
     /// What a wait for a worker gives: nothing, encoded.
     const NIL: &[u8] = &[0xc0];
     let broken = |detail: String| Failed::Fatal(FatalError::Protocol { detail }, true);
+    let checked = |value| match bounds::check(value, max_frame) {
+        Ok(()) => Ok(value),
+        Err(message) => Err(Failed::Call(CallError::Decode { message })),
+    };
     let value = match outcome {
         Outcome::Answer(body, _) => match FromWorker::decode(body) {
-            Ok(FromWorker::Ok(value)) => Ok(value),
-            Ok(FromWorker::Error(error)) => return Err(error.into_error(site())),
+            Ok(FromWorker::Ok(value)) => checked(value),
+            Ok(FromWorker::Error(error)) => match error.value.map_or(Ok(NIL), checked) {
+                Ok(_) => return Err(error.into_error(site())),
+                Err(refused) => Err(refused),
+            },
             Ok(_) => Err(broken("the answer is of another kind".to_owned())),
             Err(error) => Err(broken(error.to_string())),
         },

@@ -84,6 +84,11 @@ impl Lane {
         Arc::new(Self { core, state: Mutex::new(state) })
     }
 
+    /// The longest frame that the client takes.
+    pub(crate) fn max_frame(&self) -> usize {
+        self.core.config.max_frame
+    }
+
     pub(crate) fn client_name(&self) -> &str {
         &self.core.config.name
     }

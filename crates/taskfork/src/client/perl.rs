@@ -28,7 +28,7 @@ impl Perl {
             return Ok(None);
         };
         let message = inbox.split_to(place.end);
-        let (notes, answer) = perl::from_worker(&message[place.start..])?;
+        let (notes, answer) = perl::from_worker(&message[place.start..], limit)?;
         let answer = Bytes::from(answer);
         let Some(notes) = notes else { return Ok(Some(answer)) };
         self.answer = Some(answer);

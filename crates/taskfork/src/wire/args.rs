@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use super::depth;
 use super::pack::put_array;
 use super::parts::Gather;
 
@@ -52,7 +53,7 @@ pub(crate) fn encode_whole<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, 
 
 fn serialize<T: Serialize + ?Sized>(value: &T, out: impl Write) -> Result<(), EncodeError> {
     let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
-    value.serialize(&mut serializer).map_err(|error| EncodeError(error.to_string()))
+    depth::serialize(value, &mut serializer).map_err(|error| EncodeError(error.to_string()))
 }
 
 impl Args for () {

@@ -4,6 +4,8 @@
 pub(crate) mod answer;
 pub(crate) mod args;
 pub mod bench;
+pub(crate) mod bounds;
+mod depth;
 pub(crate) mod enclosed;
 pub(crate) mod error_body;
 pub(crate) mod frame;

@@ -86,6 +86,24 @@ impl<'a> Reader<'a> {
         Ok(Some(&start[..start.len() - self.rest.len()]))
     }
 
+    /// Passes values of one byte each, at most so many; gives how many.
+    #[inline]
+    pub(crate) fn pass_bytes_of_their_own(&mut self, most: u64) -> u64 {
+        let is_one_byte = |byte: u8| matches!(byte, 0..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..);
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.rest.len());
+        let count = self.rest[..most].iter().take_while(|&&byte| is_one_byte(byte)).count();
+        self.rest = &self.rest[count..];
+        count as u64
+    }
+
+    /// Passes a value as far as it has no others inside it; gives how many follow inside it, if it is
+    /// an array or a map, and nothing at the end.
+    pub(crate) fn enter(&mut self) -> Result<Option<Option<u64>>, WireError> {
+        let Some(&first) = self.rest.first() else { return Ok(None) };
+        let has_values = matches!(first, 0x80..=0x9f | 0xdc..=0xdf);
+        self.header().map(|inside| Some(has_values.then_some(inside)))
+    }
+
     /// Passes a value's marker, length and plain bytes; says how many values follow inside it.
     fn header(&mut self) -> Result<u64, WireError> {
         let marker = Marker::from_u8(self.take(1)?[0]);

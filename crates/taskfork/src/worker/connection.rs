@@ -223,6 +223,10 @@ impl Connection {
         })
     }
 
+    pub(crate) fn max_frame(&self) -> usize {
+        self.max_frame
+    }
+
     pub(crate) fn body(&self, frame: &Frame) -> &[u8] {
         match &self.rings {
             Some(rings) if frame.is_in_ring => rings.body(frame.place.clone()),

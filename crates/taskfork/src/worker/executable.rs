@@ -300,7 +300,8 @@ impl Running {
                 Some(scanner) => {
                     if let Some(place) = scanner.find(&self.inbox, self.max_frame)? {
                         let message = self.inbox.split_to(place.end);
-                        let (notes, answer) = perl::from_worker(&message[place.start..])?;
+                        let (notes, answer) =
+                            perl::from_worker(&message[place.start..], self.max_frame)?;
                         let Some(notes) = notes else { return Ok(answer) };
                         self.answer = Some(answer);
                         return Ok(notes);

@@ -7,6 +7,7 @@ use super::connection::{Broken, Connection};
 use super::notes::{self, Wanted};
 use super::scoreboard::{Phase, now};
 use super::serve::{Leave, Worker};
+use crate::error::{CallError, Failure};
 use crate::wire::WireError;
 use crate::wire::frame::{HEADER, SENT_WHOLE};
 use crate::wire::native::FromWorker;
@@ -25,7 +26,7 @@ impl Connection {
         scanner: &mut Scanner,
     ) -> Result<FromClient, Broken> {
         let place = self.read_json(scanner)?;
-        Ok(perl::from_client(self.text(place))?)
+        Ok(perl::from_client(self.text(place), self.max_frame())?)
     }
 }
 
@@ -42,21 +43,25 @@ impl<S: 'static> Worker<'_, S> {
             Some(first) => first,
             None => connection.read_json_message(scanner)?,
         };
-        match message {
-            FromClient::Done => self.end_checkout().map(|()| true),
-            FromClient::Call(args) => {
-                let answer = self.answer_json(&args)?;
-                let phase = match answer.len() {
-                    ..=SENT_WHOLE => Phase::Answering,
-                    _ => Phase::AnsweringAtLength,
-                };
-                self.slot.enter(phase)?;
-                connection.write(&Parted { bytes: answer, ..Parted::default() })?;
-                self.interface.answered();
-                self.slot.enter(Phase::Held)?;
-                Ok(false)
+        let answer = match message {
+            FromClient::Done => return self.end_checkout().map(|()| true),
+            FromClient::Call(args) => self.answer_json(&args)?,
+            FromClient::Refused(reason) => {
+                let mut answer = Vec::new();
+                let message = CallError::<Failure>::Arguments { message: reason }.to_string();
+                perl::error(&mut answer, None, &message);
+                answer
             }
-        }
+        };
+        let phase = match answer.len() {
+            ..=SENT_WHOLE => Phase::Answering,
+            _ => Phase::AnsweringAtLength,
+        };
+        self.slot.enter(phase)?;
+        connection.write(&Parted { bytes: answer, ..Parted::default() })?;
+        self.interface.answered();
+        self.slot.enter(Phase::Held)?;
+        Ok(false)
     }
 
     fn answer_json(&mut self, args: &[Value]) -> Result<Vec<u8>, Leave> {

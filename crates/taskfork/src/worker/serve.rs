@@ -21,6 +21,7 @@ use crate::sys;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::Protocol;
 use crate::wire::WireError;
+use crate::wire::bounds;
 use crate::wire::enclosed::{self, Enclosed};
 use crate::wire::frame::{self, DEFAULT_BLOB, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
 use crate::wire::hello::{ClientHello, WorkerHello};
@@ -432,6 +433,8 @@ impl<S: 'static> Worker<'_, S> {
         if let Some(fault) = self.setup_fault.take() {
             return Err(fault);
         }
+        bounds::check(args.encoded(), self.limits.max_frame)
+            .map_err(|reason| Fault::arguments(&reason))?;
         let state = match &mut self.state {
             Some(state) => state,
             empty => empty.insert(set_up(self.handlers)?),

@@ -10,6 +10,7 @@ mod bad_peers;
 mod blob_limits;
 mod blobs;
 mod blocking;
+mod bounds;
 mod busy_poll;
 mod calls;
 mod deadlines;
@@ -70,6 +71,7 @@ fn main() {
         blob_limits::trials(),
         blobs::trials(),
         blocking::trials(),
+        bounds::trials(),
         busy_poll::trials(),
         calls::trials(),
         deadlines::trials(),

@@ -7,15 +7,15 @@ use rmpv::{Value, ValueRef};
 use serde::Deserialize;
 use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 
-use super::MOST_DEPTH;
 use crate::wire::WireError;
+use crate::wire::bounds;
+use crate::wire::pack::Reader;
 
-/// Reads one JSON value.
+/// Reads one JSON value, whose depth has been checked.
 pub(super) fn read(json: &[u8]) -> Result<Value, WireError> {
     let json = std::str::from_utf8(json).map_err(WireError::malformed)?;
     let json = quote_long_integers(json);
     let mut reader = serde_json::Deserializer::from_str(&json);
-    // Whoever found where it ends has looked how deep it is.
     reader.disable_recursion_limit();
     let value = Value::deserialize(&mut reader).map_err(WireError::malformed)?;
     reader.end().map_err(WireError::malformed)?;
@@ -24,26 +24,20 @@ pub(super) fn read(json: &[u8]) -> Result<Value, WireError> {
 
 /// Appends the first MessagePack value of `encoded` as JSON, and leaves the rest.
 pub(super) fn write(encoded: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-    let value = rmpv::decode::read_value_ref(encoded).map_err(|error| match error {
-        rmpv::decode::Error::DepthLimitExceeded => too_deep(),
-        error => error.to_string(),
-    })?;
-    serde_json::to_writer(out, &Json { value: &value, depth: 2 }).map_err(|error| error.to_string())
+    let mut reader = Reader::new(encoded);
+    let mut value = reader.value().map_err(|error| error.to_string())?;
+    bounds::check(value, usize::MAX)?;
+    *encoded = reader.rest();
+    let value = rmpv::decode::read_value_ref(&mut value).map_err(|error| error.to_string())?;
+    serde_json::to_writer(out, &Json(&value)).map_err(|error| error.to_string())
 }
 
-/// A value in a message: that is one level of nesting itself.
-struct Json<'a> {
-    value: &'a ValueRef<'a>,
-    depth: usize,
-}
+/// A value, whose depth has been checked.
+struct Json<'a>(&'a ValueRef<'a>);
 
 impl Serialize for Json<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.depth > MOST_DEPTH {
-            return Err(S::Error::custom(too_deep()));
-        }
-        let inside = |value| Json { value, depth: self.depth + 1 };
-        match self.value {
+        match self.0 {
             ValueRef::Nil => serializer.serialize_unit(),
             ValueRef::Boolean(value) => serializer.serialize_bool(*value),
             ValueRef::Integer(value) => match (value.as_u64(), value.as_i64()) {
@@ -60,13 +54,13 @@ impl Serialize for Json<'_> {
             ValueRef::Binary(bytes) => serializer.serialize_str(&characters(bytes)),
             ValueRef::Array(values) => {
                 let mut list = serializer.serialize_seq(Some(values.len()))?;
-                values.iter().try_for_each(|value| list.serialize_element(&inside(value)))?;
+                values.iter().try_for_each(|value| list.serialize_element(&Json(value)))?;
                 list.end()
             }
             ValueRef::Map(entries) => {
                 let mut map = serializer.serialize_map(Some(entries.len()))?;
                 for (key, value) in entries {
-                    map.serialize_entry(&inside(key), &inside(value))?;
+                    map.serialize_entry(&Json(key), &Json(value))?;
                 }
                 map.end()
             }
@@ -75,10 +69,6 @@ impl Serialize for Json<'_> {
             }
         }
     }
-}
-
-fn too_deep() -> String {
-    format!("it is nested deeper than {MOST_DEPTH} levels")
 }
 
 fn float<S: Serializer>(value: f64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -210,7 +200,8 @@ mod tests {
         assert!(json(Value::Ext(1, vec![0])).unwrap_err().contains("open file"));
         let list = Value::Array(vec![]);
         assert!(json(Value::Map(vec![(list, Value::Nil)])).unwrap_err().contains("key must be"));
-        let deep = (0..600).fold(Value::Nil, |inside, _| Value::Array(vec![inside]));
-        assert!(json(deep).unwrap_err().contains("deeper than 512"));
+        let nested = |levels| (0..levels).fold(Value::Nil, |inside, _| Value::Array(vec![inside]));
+        assert_eq!(json(nested(128)).map(|json| json.len()), Ok(2 * 128 + 4));
+        assert!(json(nested(129)).unwrap_err().contains("deeper than 128"));
     }
 }

@@ -5,7 +5,7 @@ use std::panic::Location;
 use log_defer::Message;
 use rmpv::Value;
 
-use super::convert;
+use super::{bounds, convert};
 use crate::error::Failure;
 use crate::report::CallSite;
 use crate::wire::WireError;
@@ -19,13 +19,18 @@ pub(crate) enum FromClient {
     /// A call. Whether the first argument is a method's name the interface knows.
     Call(Vec<Value>),
     Done,
+    /// A message that is not read, for this reason. It is answered with an error.
+    Refused(String),
 }
 
 /// What the original says before the error of a `setup`.
 const SETUP: &str = "setup exception: ";
 
-/// Reads a message from a client.
-pub(crate) fn from_client(json: &[u8]) -> Result<FromClient, WireError> {
+/// Reads a message from a client, which has at most `max_frame` bytes.
+pub(crate) fn from_client(json: &[u8], max_frame: usize) -> Result<FromClient, WireError> {
+    if let Err(reason) = bounds::check(json, max_frame) {
+        return Ok(FromClient::Refused(reason));
+    }
     let Parts { kind, rest, .. } = parts(json)?;
     match kind.as_str() {
         "do" => Ok(FromClient::Call(rest)),
@@ -35,8 +40,18 @@ pub(crate) fn from_client(json: &[u8]) -> Result<FromClient, WireError> {
 }
 
 /// Makes of a message from a worker the messages that a native worker would have sent: notes, if it
-/// has logged, and the answer.
-pub(crate) fn from_worker(json: &[u8]) -> Result<(Option<Vec<u8>>, Vec<u8>), WireError> {
+/// has logged, and the answer. An answer of at most `max_frame` bytes that nests too deep, or has too
+/// many values, is the error of its call.
+pub(crate) fn from_worker(
+    json: &[u8],
+    max_frame: usize,
+) -> Result<(Option<Vec<u8>>, Vec<u8>), WireError> {
+    if let Err(reason) = bounds::check(json, max_frame) {
+        let mut out = Vec::new();
+        let (kind, message) = (kind::RESULT, reason.as_str());
+        native::put_error(&mut out, &ErrorBody { kind, message, ..ErrorBody::default() });
+        return Ok((None, out));
+    }
     let Parts { kind, meta, mut rest } = parts(json)?;
     let log = meta.into_iter().find(|(key, _)| key.as_str() == Some("ld"));
     let notes = log.map(|(_, log)| {

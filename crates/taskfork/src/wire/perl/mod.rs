@@ -1,16 +1,14 @@
 //! The protocol of AnyEvent::Task: JSON arrays, one behind the other without anything between them.
-//! `scan` finds where they end, `convert` makes MessagePack of their values and the reverse, and
+//! `scan` finds where they end, `bounds` refuses what is nested too deep or has too many values, `convert` makes MessagePack of their values and the reverse, and
 //! `message` is what they say.
 
+mod bounds;
 mod convert;
 mod message;
 mod scan;
 
 pub(crate) use message::{FromClient, call, done, error, from_client, from_worker, result, text};
 pub(crate) use scan::Scanner;
-
-/// Values nested deeper than this are refused, as the original does.
-pub(crate) const MOST_DEPTH: usize = 512;
 
 /// How a message of this protocol begins, blanks aside.
 pub(crate) const FIRST: u8 = b'[';

@@ -34,6 +34,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("limited", crate::limits::server),
     ("preloaded", crate::preload::server),
     ("preload_fails", crate::preload::failing),
+    ("bounds", crate::bounds::server),
     ("blobs", crate::blobs::server),
     ("blobs_tcp", |server| crate::blobs::server(server.listen("tcp:127.0.0.1:0"))),
     ("files", crate::files::server),

@@ -1,0 +1,60 @@
+//! How deep a message nests and how many values it has, before anything is built of it.
+
+use crate::wire::bounds::{MOST_LEVELS, most_elements, too_deep, too_many};
+
+/// The array that a message is does not count.
+const LEVELS: usize = 1 + MOST_LEVELS;
+
+/// Checks a message of a peer whose messages have at most `max_frame` bytes. What is no JSON is left
+/// for the decoder to refuse.
+pub(super) fn check(json: &[u8], max_frame: usize) -> Result<(), String> {
+    let most = most_elements(max_frame);
+    let (mut depth, mut elements) = (0usize, 0);
+    let (mut is_text, mut is_escaped) = (false, false);
+    for &byte in json {
+        if is_text {
+            is_text = is_escaped || byte != b'"';
+            is_escaped = !is_escaped && byte == b'\\';
+            continue;
+        }
+        match byte {
+            b'"' => is_text = true,
+            b'[' | b'{' => {
+                depth += 1;
+                elements += 1;
+                if depth > LEVELS {
+                    return Err(too_deep());
+                }
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b',' | b':' => elements += 1,
+            _ => {}
+        }
+        if elements > most {
+            return Err(too_many(max_frame));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_values_are_counted_outside_texts() {
+        let nested = |levels: usize, open: &str, close: &str| {
+            format!("[{}1{}]", open.repeat(levels), close.repeat(levels))
+        };
+        for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+            assert_eq!(check(nested(128, open, close).as_bytes(), 1 << 20), Ok(()));
+            let error = check(nested(129, open, close).as_bytes(), 1 << 20).unwrap_err();
+            assert_eq!(error, "it is nested deeper than 128 levels");
+        }
+        let text = format!("[\"{}\\\"[[\\\\\",1]", "[,:{".repeat(100_000));
+        assert_eq!(check(text.as_bytes(), 1 << 20), Ok(()));
+        let list = |count: usize| format!("[{}1]", "1,".repeat(count - 1));
+        assert_eq!(check(list(131_072).as_bytes(), 1 << 20), Ok(()));
+        assert!(check(list(131_073).as_bytes(), 1 << 20).unwrap_err().contains("131072 elements"));
+    }
+}
