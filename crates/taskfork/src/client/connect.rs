@@ -20,7 +20,7 @@ use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::sys;
 use crate::wire::frame::{self, DEFAULT_BLOB, PREAMBLE};
-use crate::wire::hello::{ClientHello, WorkerHello};
+use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
 use crate::wire::{Protocol, WireError};
 
@@ -192,6 +192,8 @@ pub(crate) enum GreetError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Wire(#[from] WireError),
+    #[error("{0}")]
+    Misfit(String),
     #[error("the server refused: {0}")]
     Refused(String),
 }
@@ -259,7 +261,10 @@ impl Hearing {
         }
         let Some(body) = frame::take(inbox, MOST_HELLO)? else { return Ok(None) };
         match FromWorker::decode(&body)? {
-            FromWorker::Hello(hello) => Ok(Some(hello)),
+            FromWorker::Hello(hello) => match hello.misfit() {
+                None => Ok(Some(hello)),
+                Some(why) => Err(GreetError::Misfit(why)),
+            },
             FromWorker::Error(error) => Err(GreetError::Refused(error.message.to_owned())),
             _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
         }

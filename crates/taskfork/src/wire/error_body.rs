@@ -34,6 +34,7 @@ pub(crate) mod kind {
     pub(crate) const RESULT: &str = "result";
     pub(crate) const SETUP: &str = "setup";
     pub(crate) const VERSION: &str = "version";
+    pub(crate) const HELLO: &str = "hello";
     pub(crate) const BUSY: &str = "busy";
     pub(crate) const REFUSED: &str = "refused";
 }

@@ -3,11 +3,21 @@
 use smallvec::SmallVec;
 
 use super::WireError;
-use super::native::{HELLO, list, meta};
+use super::native::{HELLO, VERSIONS, list, meta};
 use super::pack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
 
 /// The most protocol versions that a client may offer. There is one today.
 const MOST_VERSIONS: usize = 32;
+
+/// The most bytes of a hello, and of an error in its place. It comes from a stranger, and a few hundred
+/// are needed.
+pub(crate) const MOST_HELLO: usize = 16 << 10;
+
+/// The most bytes of a name in a hello. The sender cuts longer ones.
+const MOST_NAME: usize = 1024;
+
+/// The least limit of a frame that a peer may have, so that errors can be told to it.
+const LEAST_FRAME: usize = 256;
 
 /// Read without taking memory, as a new worker would have to have a page copied for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,6 +77,16 @@ impl<'a> ClientHello<'a> {
         Ok(hello)
     }
 
+    /// Why this client cannot be served, if so.
+    pub(crate) fn misfit(&self) -> Option<String> {
+        let least = self.max_frame.filter(|&most| most < LEAST_FRAME)?;
+        Some(format!(
+            "the client `{}` takes frames of at most {least} bytes, and at least {LEAST_FRAME} are \
+             needed (max_frame)",
+            self.name
+        ))
+    }
+
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         let optional = [
             self.max_frame.is_some(),
@@ -82,7 +102,7 @@ impl<'a> ClientHello<'a> {
         put_array(out, self.versions.len() as u32);
         self.versions.iter().for_each(|&version| put_uint(out, u64::from(version)));
         put_str(out, "name");
-        put_str(out, self.name);
+        put_str(out, cut(self.name));
         put_limit(out, "max_frame", self.max_frame);
         put_limit(out, "max_blob", self.max_blob);
         put_number(out, "files", self.files as u64);
@@ -115,6 +135,22 @@ impl WorkerHello {
         Ok(hello)
     }
 
+    /// Why this worker cannot be used, if so.
+    pub(crate) fn misfit(&self) -> Option<String> {
+        if !VERSIONS.contains(&self.version) {
+            return Some(format!(
+                "the server speaks version {} of the protocol, and this client offered {VERSIONS:?}: \
+                 one of them must be updated",
+                self.version
+            ));
+        }
+        let least = self.max_frame.filter(|&most| most < LEAST_FRAME)?;
+        Some(format!(
+            "the server takes frames of at most {least} bytes, and at least {LEAST_FRAME} are needed \
+             (max_frame)"
+        ))
+    }
+
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_array(out, 2);
         put_uint(out, HELLO);
@@ -134,7 +170,7 @@ impl WorkerHello {
         put_str(out, "worker");
         put_uint(out, self.worker);
         put_str(out, "server");
-        put_str(out, &self.server);
+        put_str(out, cut(&self.server));
         put_limit(out, "max_frame", self.max_frame);
         put_limit(out, "max_blob", self.max_blob);
         put_number(out, "ahead", self.ahead as u64);
@@ -159,5 +195,42 @@ fn put_limit(out: &mut Vec<u8>, key: &str, limit: Option<usize>) {
     if let Some(limit) = limit {
         put_str(out, key);
         put_uint(out, limit as u64);
+    }
+}
+
+/// The beginning of a name, if it is too long.
+fn cut(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MOST_NAME)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::native::{FromClient, FromWorker};
+
+    #[test]
+    fn long_names_are_cut_by_the_sender() {
+        let name = format!("a{}", "é".repeat(1 << 20));
+        let mut out = Vec::new();
+        ClientHello { name: &name, ..ClientHello::default() }.put(&mut out);
+        assert!(out.len() < MOST_HELLO);
+        let Ok(FromClient::Hello(hello)) = FromClient::decode(&out) else { panic!("no hello") };
+        assert_eq!((hello.name.len(), name.starts_with(hello.name)), (1023, true));
+
+        let mut out = Vec::new();
+        WorkerHello { server: name.clone(), ..WorkerHello::default() }.put(&mut out);
+        let Ok(FromWorker::Hello(hello)) = FromWorker::decode(&out) else { panic!("no hello") };
+        assert_eq!((hello.server.len(), name.starts_with(&hello.server)), (1023, true));
+    }
+
+    #[test]
+    fn too_many_versions_are_refused() {
+        let offer = |count: u32| {
+            let mut out = Vec::new();
+            ClientHello { versions: (0..count).collect(), ..ClientHello::default() }.put(&mut out);
+            FromClient::decode(&out).map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(offer(32), Ok(()));
+        assert!(offer(33).unwrap_err().contains("`versions` has 33 items, and the limit is 32"));
     }
 }

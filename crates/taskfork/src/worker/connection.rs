@@ -19,6 +19,7 @@ use crate::ring::Rings;
 use crate::sys::{self, User};
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
+use crate::wire::hello::MOST_HELLO;
 use crate::wire::parts::{self, BUFFER_FOR_LONG, Parted};
 use crate::wire::{Protocol, greeting, perl};
 
@@ -142,7 +143,16 @@ impl Connection {
         }
     }
 
-    /// The same; nothing if none has begun in the time that [`rest_after`](Self::rest_after) has set.
+    /// Waits for the client's hello, which is a short frame.
+    pub(crate) fn read_hello(&mut self) -> Result<Frame, Broken> {
+        let max_frame = std::mem::replace(&mut self.max_frame, MOST_HELLO);
+        let read = self.read_frame();
+        self.max_frame = max_frame;
+        read
+    }
+
+    /// Waits for a frame as [`read_frame`](Self::read_frame) does; nothing if none has begun in the time that
+    /// [`rest_after`](Self::rest_after) has set.
     pub(crate) fn read_frame_soon(&mut self) -> Result<Option<Frame>, Broken> {
         self.forget_what_is_used();
         loop {

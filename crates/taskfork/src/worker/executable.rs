@@ -26,7 +26,7 @@ use crate::sys;
 use crate::trace_context::{TraceContext, trace_context};
 use crate::wire::enclosed::{self, Enclosed};
 use crate::wire::frame::{self, DEFAULT_BLOB, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::hello::{ClientHello, WorkerHello};
+use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
 use crate::wire::native::{self, CallMeta, FromWorker, VERSIONS};
 use crate::wire::parts::{self, Parted, Takes};
 use crate::wire::perl::{self, Scanner};
@@ -168,12 +168,14 @@ impl Running {
         while !frame::take_preamble(&mut self.inbox)? {
             self.receive(false)?;
         }
+        let max_frame = std::mem::replace(&mut self.max_frame, MOST_HELLO);
         let body = self.message()?;
+        self.max_frame = max_frame;
         match FromWorker::decode(&body)? {
-            FromWorker::Hello(hello) if VERSIONS.contains(&hello.version) => self.hello = hello,
-            FromWorker::Hello(hello) => {
-                return Err(format!("the program speaks version {}", hello.version).into());
-            }
+            FromWorker::Hello(hello) => match hello.misfit() {
+                None => self.hello = hello,
+                Some(why) => return Err(format!("the program does not fit: {why}").into()),
+            },
             FromWorker::Error(error) => return Err(error.message.to_owned().into()),
             _ => return Err("the program's first message is no hello".into()),
         }

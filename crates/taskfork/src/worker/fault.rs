@@ -83,6 +83,10 @@ impl Fault {
         Self::new(kind::VERSION, Failure::new(message))
     }
 
+    pub(crate) fn hello(message: String) -> Self {
+        Self::new(kind::HELLO, Failure::new(message))
+    }
+
     /// An error that came as a message's body.
     pub(crate) fn received(body: &ErrorBody<'_>) -> Self {
         const KINDS: [&str; 6] = [

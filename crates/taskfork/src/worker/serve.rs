@@ -233,12 +233,12 @@ impl<S: 'static> Worker<'_, S> {
     }
 
     fn greet(&mut self, connection: &mut Connection, hello: &mut WorkerHello) -> Result<(), Leave> {
-        let frame = connection.read_frame()?;
+        let frame = connection.read_hello()?;
         let FromClient::Hello(client) = FromClient::decode(connection.body(&frame))? else {
             return Err(WireError::Malformed("the first message is no hello".into()).into());
         };
         self.out.bytes.extend_from_slice(PREAMBLE);
-        let (fault, number) = (no_common_version(&client), client.client);
+        let (fault, number) = (refusal(&client), client.client);
         let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_BLOB);
         if lent > 0 && self.limits.lent_memory > 0 && self.interface.takes_lent() {
@@ -505,9 +505,10 @@ fn write_fault(out: &mut Vec<u8>, limit: usize, fault: &Fault) -> Result<(), Wir
     write(out, fault).or_else(|error| write(out, &Fault::result(&error)))
 }
 
-fn no_common_version(client: &ClientHello<'_>) -> Option<Fault> {
+/// Why a client is not served, if so.
+fn refusal(client: &ClientHello<'_>) -> Option<Fault> {
     if client.versions.iter().any(|version| VERSIONS.contains(version)) {
-        return None;
+        return client.misfit().map(Fault::hello);
     }
     let message = format!(
         "the client `{}` speaks the protocol versions {:?}, this server {VERSIONS:?}",

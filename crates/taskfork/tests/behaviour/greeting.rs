@@ -8,13 +8,20 @@ use std::time::{Duration, Instant};
 
 use taskfork::{Client, Error, FatalError, Stage, Value};
 
-use crate::support::raw::{Raw, fake, greet, map, text};
-use crate::support::{trials, until};
+use crate::bad_peers::Logged;
+use crate::support::raw::{Raw, fake, frame, greet, map, text};
+use crate::support::{start_with, trials, until};
 
 trials! {
     a_first_call_goes_with_the_hello,
     a_call_is_tried_again_if_there_was_no_greeting,
     a_refusal_in_place_of_a_greeting_is_the_reason,
+    a_worker_of_another_version_is_refused,
+    a_worker_that_takes_hardly_a_byte_is_refused,
+    a_greeting_of_a_frame_that_is_too_long_is_refused,
+    a_client_that_takes_hardly_a_byte_is_told,
+    a_hello_that_is_too_long_closes_its_connection,
+    a_long_client_name_is_cut,
     a_worker_that_greets_too_late_begins_nothing,
     the_next_checkout_waits_no_longer_for_it,
     a_call_whose_time_is_over_before_the_greeting_has_not_run,
@@ -65,7 +72,7 @@ fn hear_call(raw: &mut Raw) {
 
 fn say_hello(raw: &mut Raw) -> std::io::Result<()> {
     let hello = map(&[("version", 1.into()), ("pid", 4_000_000.into())]);
-    let hello = crate::support::raw::frame(vec![0.into(), hello]);
+    let hello = frame(vec![0.into(), hello]);
     raw.0.write_all(&[b"taskfork", &hello[..]].concat())
 }
 
@@ -191,4 +198,65 @@ async fn waiting_for_a_worker_is_waiting_for_its_greeting() {
     let checkout = client.checkout();
     checkout.ready().await.unwrap();
     assert!(told.try_recv().is_ok());
+}
+
+/// Why a client has no worker whose first bytes are these.
+async fn reason(greeting: impl Fn() -> Vec<u8> + Send + 'static) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let client = fake(&folder, move |mut raw| {
+        raw.send(&greeting());
+        raw.drain();
+    });
+    let error = client.call::<i32>("x", ()).await.unwrap_err();
+    assert!(!error.may_have_run());
+    match error {
+        Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hello(meta: &[(&str, Value)]) -> Vec<u8> {
+    [b"taskfork", &frame(vec![0.into(), map(meta)])[..]].concat()
+}
+
+async fn a_worker_of_another_version_is_refused() {
+    let reason = reason(|| hello(&[("version", 99.into()), ("pid", 1.into())])).await;
+    let expected = "the server speaks version 99 of the protocol, and this client offered [1]";
+    assert!(reason.contains(expected), "{reason}");
+}
+
+async fn a_worker_that_takes_hardly_a_byte_is_refused() {
+    let reason = reason(|| hello(&[("version", 1.into()), ("max_frame", 0.into())])).await;
+    let expected = "takes frames of at most 0 bytes, and at least 256 are needed";
+    assert!(reason.contains(expected), "{reason}");
+}
+
+async fn a_greeting_of_a_frame_that_is_too_long_is_refused() {
+    let reason = reason(|| [&b"taskfork"[..], &(1_u32 << 20).to_le_bytes()].concat()).await;
+    let expected = "a frame of 1048576 bytes is over the limit of 16384";
+    assert!(reason.contains(expected), "{reason}");
+}
+
+async fn a_client_that_takes_hardly_a_byte_is_told() {
+    let server = Logged::start();
+    let mut raw = Raw::connect(&server.path()).await;
+    let known = [("versions", Value::Array(vec![1.into()])), ("name", text("tiny"))];
+    raw.send(&hello(&[&known[..], &[("max_frame", 10.into())]].concat()));
+    let said = String::from_utf8_lossy(&raw.drain()).into_owned();
+    let expected = "`tiny` takes frames of at most 10 bytes, and at least 256 are needed";
+    assert!(said.contains(expected), "{said}");
+}
+
+async fn a_hello_that_is_too_long_closes_its_connection() {
+    let server = Logged::start();
+    let name = text(&"x".repeat(20_000));
+    let known = [("versions", Value::Array(vec![1.into()])), ("name", name)];
+    let expected = "bytes is over the limit of 16384";
+    server.reject(false, &hello(&known), false, expected).await;
+}
+
+async fn a_long_client_name_is_cut() {
+    let name = "n".repeat(1 << 20);
+    let (_server, client) = start_with("faults", |client| client.name(name));
+    client.call::<u32>("pid", ()).await.unwrap();
 }
