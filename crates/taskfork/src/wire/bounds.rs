@@ -10,6 +10,9 @@ pub(crate) const MOST_LEVELS: usize = 128;
 /// A value that takes a byte can occupy this many in a decoded list, which grows by doubling.
 const BYTES_PER_ELEMENT: usize = 8;
 
+/// An array or a map counts as so many elements, as its list has room for four at least.
+pub(crate) const ELEMENTS_OF_A_LIST: usize = 4;
+
 /// Why a value is refused that nests deeper than [`MOST_LEVELS`].
 pub(crate) fn too_deep() -> String {
     format!("it is nested deeper than {MOST_LEVELS} levels")
@@ -65,6 +68,7 @@ pub(crate) fn check(values: &[u8], max_frame: usize) -> Result<(), String> {
             missing[depth - 1] -= 1;
         }
         if let Some(inside) = inside {
+            elements += ELEMENTS_OF_A_LIST as u64 - 1;
             if depth == MOST_LEVELS {
                 return Err(too_deep());
             }
@@ -122,8 +126,8 @@ mod tests {
             out
         };
         let most = most_elements(1 << 20) as u32;
-        for (of, each) in [(&b"\xc0"[..], 1), (b"\x90", 1), (b"\x81\x01\x02", 3), (b"\xa1a", 1)] {
-            assert_eq!(check(&list(of, (most - 1) / each), 1 << 20), Ok(()));
+        for (of, each) in [(&b"\xc0"[..], 1), (b"\x90", 4), (b"\x81\x01\x02", 6), (b"\xa1a", 1)] {
+            assert_eq!(check(&list(of, (most - 4) / each), 1 << 20), Ok(()));
             let error = check(&list(of, most / each + 1), 1 << 20).unwrap_err();
             assert!(error.contains("more than 131072 elements"), "{error}");
         }
@@ -150,9 +154,9 @@ mod tests {
 
     fn count(value: &rmpv::Value) -> usize {
         match value {
-            rmpv::Value::Array(list) => 1 + list.iter().map(count).sum::<usize>(),
+            rmpv::Value::Array(list) => 4 + list.iter().map(count).sum::<usize>(),
             rmpv::Value::Map(map) => {
-                1 + map.iter().map(|(key, value)| count(key) + count(value)).sum::<usize>()
+                4 + map.iter().map(|(key, value)| count(key) + count(value)).sum::<usize>()
             }
             _ => 1,
         }
@@ -160,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn as_many_elements_are_counted_as_a_value_has(values in proptest::collection::vec(value(), 10..20)) {
+        fn as_many_elements_are_counted_as_values_have(values in proptest::collection::vec(value(), 10..20)) {
             let mut encoded = Vec::new();
             for value in &values {
                 rmpv::encode::write_value(&mut encoded, value).unwrap();

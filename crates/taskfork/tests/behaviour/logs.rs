@@ -383,7 +383,7 @@ async fn hostile_logs_harm_no_result() {
         (notes(text("no map")), "no map"),
         (notes(map(&[start.clone(), ("logs", 5.into())])), "invalid type"),
         (notes(map(&[start.clone(), ("data", long)])), "the limit is 4194304"),
-        (deep_frame, "depth"),
+        (deep_frame, "nested deeper than 128 levels"),
     ];
     let folder = tempfile::tempdir().unwrap();
     impostor(&folder, hostile.iter().map(|(bytes, _)| bytes.clone()).collect());

@@ -1,6 +1,6 @@
 //! How deep a message nests and how many values it has, before anything is built of it.
 
-use crate::wire::bounds::{MOST_LEVELS, most_elements, too_deep, too_many};
+use crate::wire::bounds::{ELEMENTS_OF_A_LIST, MOST_LEVELS, most_elements, too_deep, too_many};
 
 /// The array that a message is does not count.
 const LEVELS: usize = 1 + MOST_LEVELS;
@@ -21,7 +21,7 @@ pub(super) fn check(json: &[u8], max_frame: usize) -> Result<(), String> {
             b'"' => is_text = true,
             b'[' | b'{' => {
                 depth += 1;
-                elements += 1;
+                elements += ELEMENTS_OF_A_LIST;
                 if depth > LEVELS {
                     return Err(too_deep());
                 }
@@ -54,7 +54,7 @@ mod tests {
         let text = format!("[\"{}\\\"[[\\\\\",1]", "[,:{".repeat(100_000));
         assert_eq!(check(text.as_bytes(), 1 << 20), Ok(()));
         let list = |count: usize| format!("[{}1]", "1,".repeat(count - 1));
-        assert_eq!(check(list(131_072).as_bytes(), 1 << 20), Ok(()));
-        assert!(check(list(131_073).as_bytes(), 1 << 20).unwrap_err().contains("131072 elements"));
+        assert_eq!(check(list(131_069).as_bytes(), 1 << 20), Ok(()));
+        assert!(check(list(131_070).as_bytes(), 1 << 20).unwrap_err().contains("131072 elements"));
     }
 }
