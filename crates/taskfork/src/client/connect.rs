@@ -24,9 +24,6 @@ use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
 use crate::wire::{Protocol, WireError};
 
-/// The longest greeting of a worker, in bytes.
-const MOST_HELLO: usize = 64 << 10;
-
 /// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
 const MOST_AHEAD: usize = 64 << 10;
 

@@ -1,11 +1,9 @@
 //! How much of a client's first message has come, and in which protocol. Nothing is decoded here.
 
 use super::frame::{HEADER, PREAMBLE};
+use super::hello::MOST_HELLO;
 use super::perl::{self, Scanner};
 use super::{Protocol, WireError};
-
-/// The most bytes of a native client's hello.
-pub(crate) const MOST_HELLO: usize = 16 << 10;
 
 /// Of a first JSON message that is longer, the server reads so many bytes, and the worker the rest. A
 /// client on TCP can send about 64 KiB before anything is read.
