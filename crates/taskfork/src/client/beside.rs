@@ -4,11 +4,24 @@ use std::sync::{Arc, Mutex};
 
 use super::connection::{Connection, Lost};
 use super::entries::Beside;
+use super::rings::CALLS_WITHOUT;
 use crate::loans::Filling;
 use crate::wire::WireError;
 use crate::wire::enclosed::Enclosed;
 use crate::wire::native::{self, FromWorker};
 use crate::wire::parts::{Parted, Takes};
+
+/// Whether memory is shared with the worker, that is memory that is lent, and rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// It was not asked for.
+    No,
+    /// The worker has not agreed, and may never; no more than so many bytes would be lent.
+    Asked {
+        most_lent: usize,
+    },
+    Agreed,
+}
 
 impl Connection {
     /// What came beside the last message.
@@ -35,6 +48,7 @@ impl Connection {
             Ok(FromWorker::Files(count)) => self.announced = count,
             Ok(FromWorker::Rings) => self.agree_on_rings(),
             Ok(FromWorker::Lending(said)) => {
+                self.hear_of_sharing(said.agreed).map_err(Lost::Wire)?;
                 let idle = said.idle;
                 self.loans.hear(said, &mut self.files_received).map_err(Lost::Wire)?;
                 if idle && !self.in_call {
@@ -45,6 +59,25 @@ impl Connection {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Begins to share memory where the worker says so, and takes nothing about memory before.
+    fn hear_of_sharing(&mut self, agreed: Option<usize>) -> Result<(), WireError> {
+        let what = match (self.sharing, agreed) {
+            (Sharing::Agreed, None) => return Ok(()),
+            (Sharing::Asked { most_lent }, Some(bytes)) => {
+                self.sharing = Sharing::Agreed;
+                self.loans.set_room(bytes.min(most_lent));
+                self.offers_rings_after = Some(CALLS_WITHOUT);
+                return Ok(());
+            }
+            (Sharing::Agreed, Some(_)) => "the worker agreed twice to share memory",
+            (Sharing::No, Some(_)) => "the worker agreed to share memory, which was not asked for",
+            (Sharing::No | Sharing::Asked { .. }, None) => {
+                "the worker spoke of memory that is lent, but has not agreed to share any"
+            }
+        };
+        Err(WireError::malformed(what))
     }
 
     /// Has it said with what is sent next what memory can be used again.

@@ -163,8 +163,8 @@ impl Checkout {
 
     /// Memory for an argument, to be filled in place, of so many bytes. What they are is not defined.
     ///
-    /// Once the checkout has its worker, as after [`ready`](Self::ready), it is memory that both have mapped, if
-    /// the two share any; it has its pages already where something of about that length has been lent before. A
+    /// Once the checkout's worker has answered a call, of this checkout or another, it is memory that both have mapped,
+    /// if the two share any; it has its pages already where something of about that length has been lent before. A
     /// [`Blob`](crate::Blob) that is made of it is neither sent nor copied when it goes to this worker, and
     /// copied when it goes to another. Otherwise it is a [`BlobMut::new`].
     ///
@@ -174,7 +174,6 @@ impl Checkout {
     /// ```
     /// # async fn example(client: taskfork::Client) -> Result<(), Box<dyn std::error::Error>> {
     /// let checkout = client.checkout();
-    /// checkout.ready().await?;
     /// for frame in 0..100 {
     ///     let mut image = checkout.memory(8 << 20)?;
     ///     image.fill(frame);

@@ -38,10 +38,6 @@ pub(crate) struct Terms {
     pub(crate) ahead: usize,
     /// How many files it takes with a message.
     pub(crate) files: usize,
-    /// How much of the client's memory it keeps.
-    pub(crate) lent: usize,
-    /// Whether it takes rings.
-    pub(crate) rings: bool,
 }
 
 impl Terms {
@@ -52,8 +48,6 @@ impl Terms {
             max_blob: hello.max_blob.unwrap_or(DEFAULT_BLOB),
             ahead: hello.ahead.min(MOST_AHEAD),
             files: hello.files.min(files),
-            lent: if files > 0 { hello.lent.min(config.lent_memory) } else { 0 },
-            rings: files > 0 && hello.rings,
         }
     }
 }
@@ -103,14 +97,7 @@ async fn reach_and_greet(
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
             pid: 0,
-            terms: Terms {
-                max_send: config.max_frame,
-                max_blob: 0,
-                ahead: 0,
-                files: 0,
-                lent: 0,
-                rings: false,
-            },
+            terms: Terms { max_send: config.max_frame, max_blob: 0, ahead: 0, files: 0 },
             max_receive: config.max_frame,
             max_blob: config.max_blob,
             most_lent: 0,

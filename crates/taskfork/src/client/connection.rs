@@ -9,12 +9,12 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
+use super::beside::Sharing;
 use super::connect::{GreetError, Hearing, Terms};
 use super::core::Core;
 use super::look::{Look, Looking};
 use super::outbox::Outbox;
 use super::perl::Perl;
-use super::rings::CALLS_WITHOUT;
 use super::signal::Signal;
 use super::stream::Stream;
 use super::turn::Turn;
@@ -53,9 +53,10 @@ pub(crate) struct Connection {
     /// Those that have come and belong to messages to come, and how many of them to the next.
     pub(super) files_received: Vec<OwnedFd>,
     pub(super) announced: usize,
+    pub(super) sharing: Sharing,
     pub(super) loans: Loans,
     pub(super) rings: Option<Box<Rings>>,
-    /// The worker takes them, and they are offered after so many calls.
+    /// The worker has agreed to share memory, and they are offered after so many calls.
     pub(super) offers_rings_after: Option<u64>,
     /// Somebody looks for the next message.
     pub(super) looks: bool,
@@ -124,9 +125,7 @@ impl Connection {
     pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
         let Greeted { stream, protocol, inbox, pid, terms, max_receive, max_blob, most_lent, look } =
             greeted;
-        let Terms { max_send, max_blob: max_blob_sent, ahead, files, lent, rings: takes_rings } =
-            terms;
-        let offers_rings_after = takes_rings.then_some(CALLS_WITHOUT);
+        let Terms { max_send, max_blob: max_blob_sent, ahead, files } = terms;
         let perl = (protocol == Protocol::Perl).then(Perl::default);
         let waker = Waker::from(signal.clone());
         let outbox = Outbox::default();
@@ -146,9 +145,11 @@ impl Connection {
             files,
             files_received: Vec::new(),
             announced: 0,
-            loans: Loans::new(lent, most_lent, sys::user()),
+            sharing: if most_lent > 0 { Sharing::Asked { most_lent } } else { Sharing::No },
+            // The worker keeps no memory before it has agreed to.
+            loans: Loans::new(0, most_lent, sys::user()),
             rings: None,
-            offers_rings_after,
+            offers_rings_after: None,
             looks: false,
             to_skip,
             in_call,

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use tokio::task::{JoinSet, coop};
 use tokio::time::{Sleep, sleep_until};
 
-use super::connect::{Hearing, Terms, connect, connect_at_once, most_lent};
+use super::connect::{Hearing, Terms, connect, connect_at_once, most_files, most_lent};
 use super::connection::{Connection, Greeted, Greeting};
 use super::core::{Core, Effects, Mailbox, Work};
 use super::lane::Lane;
@@ -161,10 +161,10 @@ fn engage(
         protocol: core.config.protocol,
         inbox: BytesMut::with_capacity(4096),
         pid: 0,
-        terms: Terms { ahead: 0, lent: 0, rings: false, ..terms },
+        terms: Terms { ahead: 0, ..terms },
         max_receive: core.config.max_frame,
         max_blob: core.config.max_blob,
-        most_lent: most_lent(&core.config, terms.files),
+        most_lent: most_lent(&core.config, most_files(&core.config)),
         look: Look::new(core.config.busy_poll, core.config.cores),
     };
     let key = permit.key();

@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use super::connect::{GreetError, Terms, most_files};
 use super::connection::{Connection, Lost};
-use super::rings::CALLS_WITHOUT;
 use crate::sys::TOO_MANY_FILES;
 
 impl Connection {
@@ -81,8 +80,6 @@ impl Connection {
             let terms = Terms::of(&hello, &core.config, most_files(&core.config));
             (self.max_send, self.max_blob_sent) = (terms.max_send, terms.max_blob);
             (self.ahead, self.files) = (terms.ahead, terms.files);
-            self.loans.set_room(terms.lent);
-            self.offers_rings_after = terms.rings.then_some(CALLS_WITHOUT);
             core.greeted(terms, greeting.since.elapsed());
         }
         self.greeting = None;

@@ -173,8 +173,7 @@ pub(super) mod tests {
     /// A connection with rings, and the worker's part of them.
     pub(crate) fn connect(socket: UnixStream) -> (Connection, Rings) {
         socket.set_nonblocking(true).unwrap();
-        let terms =
-            Terms { max_send: 1000, max_blob: 1000, ahead: 0, files: 16, lent: 0, rings: true };
+        let terms = Terms { max_send: 1000, max_blob: 1000, ahead: 0, files: 16 };
         let mut connection = Connection::new(
             Greeted {
                 stream: Stream::Local(Local::new(socket.into()).unwrap()),

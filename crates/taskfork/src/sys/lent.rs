@@ -206,10 +206,21 @@ impl fmt::Debug for Foreign {
     }
 }
 
-/// The user of this process, if the one at the other end of this unix socket is of the same.
+/// The user of this process, if the process at the other end of this unix socket had the same one when it connected.
+///
+/// The real, effective and saved user must be the same: a process that has kept another one can become that user
+/// again, and one that still has it as its real user can be traced by it.
 pub(crate) fn common_user(socket: &impl AsFd) -> Option<User> {
     let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
-    Some(user()).filter(|user| user.0 == peer.uid.as_raw())
+    only_user().filter(|user| user.0 == peer.uid.as_raw())
+}
+
+/// The user of this process, if its real, effective and saved user are the same.
+pub(crate) fn only_user() -> Option<User> {
+    let (mut real, mut effective, mut saved) = (0, 0, 0);
+    // SAFETY: the function writes one number to each of the three places, which are this function's own.
+    let done = unsafe { libc::getresuid(&mut real, &mut effective, &mut saved) };
+    (done == 0 && real == effective && effective == saved).then_some(User(effective))
 }
 
 #[cfg(test)]

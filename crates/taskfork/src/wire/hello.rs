@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::WireError;
 use super::native::{HELLO, VERSIONS, list, meta};
-use super::pack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
+use super::pack::{Reader, put_array, put_map, put_str, put_uint};
 
 /// The most protocol versions that a client may offer. There is one today.
 const MOST_VERSIONS: usize = 32;
@@ -49,10 +49,6 @@ pub(crate) struct WorkerHello {
     pub(crate) max_blob: Option<usize>,
     /// How many files it takes with a message.
     pub(crate) files: usize,
-    /// How many bytes of the client's memory it keeps mapped.
-    pub(crate) lent: usize,
-    /// It takes memory for two rings.
-    pub(crate) rings: bool,
     /// It is a program that wants SIGALRM when the time of a call is over.
     pub(crate) alarm: bool,
 }
@@ -125,8 +121,6 @@ impl WorkerHello {
                 "max_blob" => hello.max_blob = Some(reader.int()?),
                 "ahead" => hello.ahead = reader.int()?,
                 "files" => hello.files = reader.int()?,
-                "lent" => hello.lent = reader.int()?,
-                "rings" => hello.rings = reader.bool()?,
                 "alarm" => hello.alarm = reader.bool()?,
                 _ => return Ok(false),
             }
@@ -154,14 +148,8 @@ impl WorkerHello {
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_array(out, 2);
         put_uint(out, HELLO);
-        let optional = [
-            self.max_frame.is_some(),
-            self.max_blob.is_some(),
-            self.ahead > 0,
-            self.files > 0,
-            self.lent > 0,
-            self.rings,
-        ];
+        let optional =
+            [self.max_frame.is_some(), self.max_blob.is_some(), self.ahead > 0, self.files > 0];
         put_map(out, 4 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
         put_str(out, "version");
         put_uint(out, u64::from(self.version));
@@ -175,11 +163,6 @@ impl WorkerHello {
         put_limit(out, "max_blob", self.max_blob);
         put_number(out, "ahead", self.ahead as u64);
         put_number(out, "files", self.files as u64);
-        put_number(out, "lent", self.lent as u64);
-        if self.rings {
-            put_str(out, "rings");
-            put_bool(out, true);
-        }
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct Lent {
 /// All of it may be nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Lending {
+    /// A worker shares memory from here on, and keeps so many bytes of the client's mapped.
+    pub(crate) agreed: Option<usize>,
     /// Memory of the sender, each with a descriptor that comes with this message.
     pub(crate) new: Vec<Id>,
     /// What the next message refers to.
@@ -108,7 +110,8 @@ impl Lending {
         out.extend_from_slice(&[0; HEADER]);
         put_array(out, 2);
         put_uint(out, LENDING);
-        let lists = [
+        let absent = [
+            self.agreed.is_none(),
             self.new.is_empty(),
             self.uses.is_empty(),
             self.free.is_empty(),
@@ -116,7 +119,11 @@ impl Lending {
             self.unwanted.is_empty(),
             !self.idle,
         ];
-        put_map(out, lists.iter().map(|&empty| u32::from(!empty)).sum());
+        put_map(out, absent.iter().map(|&absent| u32::from(!absent)).sum());
+        if let Some(bytes) = self.agreed {
+            put_str(out, "agreed");
+            put_uint(out, bytes as u64);
+        }
         put_ids(out, "new", &self.new);
         if !self.uses.is_empty() {
             put_str(out, "uses");
@@ -152,6 +159,7 @@ impl Lending {
         let mut said = Self::default();
         meta(reader, |key, reader| {
             match key {
+                "agreed" => said.agreed = Some(reader.int()?),
                 "new" => said.new = list(reader, key, MOST_IDS, Reader::int::<Id>)?,
                 "uses" => said.uses = list(reader, key, MOST_USES, read_use)?,
                 "free" => said.free = list(reader, key, MOST_IDS, read_free)?,
@@ -216,9 +224,9 @@ mod tests {
             (new, gone, unwanted) in (ids(), ids(), ids()),
             uses in proptest::collection::vec(use_of_any(), 0..3),
             free in proptest::collection::vec((any::<Id>(), 0..u64::MAX >> 1), 0..3),
-            idle in any::<bool>(),
+            (agreed, idle) in (proptest::option::of(0..usize::MAX >> 1), any::<bool>()),
         ) {
-            let said = Lending { new, uses, free, gone, unwanted, idle };
+            let said = Lending { agreed, new, uses, free, gone, unwanted, idle };
             let mut frame = Vec::new();
             said.put(&mut frame);
             let (header, body) = frame.split_at(HEADER);

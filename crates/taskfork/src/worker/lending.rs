@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::connection::{Broken, Connection};
 use super::scoreboard::now;
 use crate::loans::Loans;
-use crate::sys::User;
+use crate::sys::{self, User};
 use crate::wire::WireError;
 use crate::wire::lending::{Home, Lending as Said, Lent, Owner, Placed};
 use crate::wire::parts::Parted;
@@ -20,12 +20,22 @@ const KEPT_FOR: Duration = Duration::from_secs(5);
 /// copied for it.
 #[derive(Debug, Default)]
 pub(super) struct Lending {
+    /// What the client has asked for, until that is decided.
+    asked: Option<Asked>,
     agreed: Option<Agreed>,
     loans: Option<Loans>,
     /// When something was lent last, on the clock of the scoreboard.
     used: Duration,
     /// The client has been told that nothing is being lent, and nothing has been since.
     resting: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// How much memory of this side the client keeps.
+    theirs: usize,
+    /// How much of the client's may be kept here.
+    ours: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -38,11 +48,27 @@ struct Agreed {
 }
 
 impl Lending {
-    /// The client keeps so much, and this side as much as is given back.
-    pub(super) fn agree(&mut self, theirs: usize, ours: usize, connection: &Connection) -> usize {
-        let Some(user) = connection.common_user() else { return 0 };
+    /// The client keeps `theirs` bytes of this side's memory; this side would keep `ours` of the client's.
+    pub(super) fn ask(&mut self, theirs: usize, ours: usize) {
+        self.asked = (theirs > 0 && ours > 0).then_some(Asked { theirs, ours });
+    }
+
+    /// Whether it is still to be decided if memory is shared.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Decides whether memory is shared, by the user that this process has now, and appends that it is.
+    pub(super) fn agree(&mut self, connection: &Connection, out: &mut Vec<u8>) {
+        let Some(Asked { theirs, ours }) = self.asked.take() else { return };
+        let Some(user) = connection.common_user() else { return };
         self.agreed = Some(Agreed { room: theirs.min(ours), most: ours, user });
-        ours
+        Said { agreed: Some(ours), ..Said::default() }.put(out);
+    }
+
+    /// Whether the client may offer rings: memory is shared, and this process still has the user that it had then.
+    pub(super) fn takes_rings(&self) -> Option<bool> {
+        self.agreed.map(|agreed| sys::only_user() == Some(agreed.user))
     }
 
     fn loans(&mut self) -> Option<&mut Loans> {
@@ -94,6 +120,10 @@ impl Lending {
     }
 
     pub(super) fn hear(&mut self, said: Said, connection: &mut Connection) -> Result<(), Broken> {
+        if said.agreed.is_some() {
+            let what = "a client said that it agrees to share memory, which only a worker decides";
+            return Err(WireError::Malformed(what.to_owned()).into());
+        }
         let (lends, resting) = (!said.uses.is_empty(), self.resting);
         let Some(loans) = self.loans() else {
             let what = "no memory was to be lent";

@@ -14,8 +14,9 @@ use crate::wire::native;
 use crate::wire::parts::Parted;
 
 impl Connection {
-    /// Takes the rings that the client has made, whose memory has just come.
-    pub(super) fn accept_rings(&mut self) -> Result<(), Broken> {
+    /// Takes the rings that the client has made, whose memory has just come; without `takes` the memory is closed,
+    /// and the client goes on without rings.
+    pub(super) fn accept_rings(&mut self, takes: bool) -> Result<(), Broken> {
         let files = self.take_files(1)?;
         let unusable = |what: String| {
             Broken::from(WireError::malformed(format!("the memory of the rings: {what}")))
@@ -23,6 +24,9 @@ impl Connection {
         let (Some(file), None) = (files.first(), &self.rings) else {
             return Err(unusable("there is some already".to_owned()));
         };
+        if !takes {
+            return Ok(());
+        }
         let mut rings = match Rings::accept(file) {
             Ok(rings) => rings,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {

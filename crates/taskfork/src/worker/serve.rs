@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
 use super::ahead::{self, Ahead};
 use super::connection::{Broken, Connection};
 use super::fault::{Fault, guarded};
@@ -108,7 +110,6 @@ pub(crate) fn serve<S: 'static>(
         ahead: Ahead::default(),
         announced: 0,
         client_files: 0,
-        rings: false,
         lending: Lending::default(),
         out: Parted { bytes: seat.buffers.outbox, ..Parted::default() },
     };
@@ -121,8 +122,6 @@ pub(crate) fn serve<S: 'static>(
         max_blob: Some(seat.limits.max_blob),
         ahead: ahead::WINDOW,
         files: 0,
-        lent: 0,
-        rings: false,
         alarm: false,
     };
     let Err(leave) = worker.live(seat.socket, seat.buffers.inbox, &mut hello);
@@ -165,8 +164,6 @@ pub(super) struct Worker<'a, S> {
     announced: usize,
     /// How many the client takes with an answer.
     client_files: usize,
-    /// The client may offer rings.
-    rings: bool,
     lending: Lending,
     pub(super) out: Parted,
 }
@@ -241,9 +238,8 @@ impl<S: 'static> Worker<'_, S> {
         let (fault, number) = (refusal(&client), client.client);
         let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_BLOB);
-        if lent > 0 && self.limits.lent_memory > 0 && self.interface.takes_lent() {
-            hello.lent = self.lending.agree(lent, self.limits.lent_memory, connection);
-            (hello.rings, self.rings) = (hello.lent > 0, hello.lent > 0);
+        if self.interface.takes_lent() {
+            self.lending.ask(lent, self.limits.lent_memory);
         }
         frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
             match &fault {
@@ -312,6 +308,10 @@ impl<S: 'static> Worker<'_, S> {
                 if self.lending.has_begun() {
                     self.put_in_front(|worker, out| worker.lending.say(begun, out));
                 }
+                // `setup` may have changed the user of this process, which decides what it shares.
+                if self.state.is_some() && self.lending.is_asked() {
+                    self.put_in_front(|worker, out| worker.lending.agree(connection, out));
+                }
                 self.slot.enter(if self.out.len() <= SENT_WHOLE {
                     Phase::Answering
                 } else {
@@ -340,13 +340,10 @@ impl<S: 'static> Worker<'_, S> {
                 self.lending.hear(said, connection)?;
                 Ok(false)
             }
-            FromClient::Rings if self.rings => {
-                connection.accept_rings()?;
-                Ok(false)
-            }
-            FromClient::Rings => {
-                Err(WireError::Malformed("rings that were not asked for".into()).into())
-            }
+            FromClient::Rings => match self.lending.takes_rings() {
+                Some(takes) => connection.accept_rings(takes).map(|()| false).map_err(Leave::from),
+                None => Err(WireError::Malformed("rings that were not asked for".into()).into()),
+            },
             FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
         }
     }
@@ -481,9 +478,26 @@ impl<S: 'static> Worker<'_, S> {
 }
 
 fn set_up<S>(handlers: &Handlers<S>) -> Result<S, Fault> {
-    match guarded(&handlers.setup) {
+    let server = getppid();
+    let made = guarded(&handlers.setup);
+    end_with(server);
+    match made {
         Ok(made) => made.map_err(Fault::setup),
         Err(panic) => Err(Fault::setup(Failure::new(panic.to_string()))),
+    }
+}
+
+/// Has the kernel kill this worker when its server ends, and leaves if the server has ended already.
+///
+/// The kernel forgets that request when a process changes its user or group, as `setup` may do.
+fn end_with(server: Option<Pid>) {
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        tracing::error!(
+            "prctl(PR_SET_PDEATHSIG) failed after `setup`, so that this worker may outlive a server that is killed: {error}"
+        );
+    }
+    if getppid() != server {
+        sys::exit_now(0);
     }
 }
 

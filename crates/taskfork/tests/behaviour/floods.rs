@@ -109,7 +109,7 @@ async fn flooded(then: impl Fn(&mut Raw) + Clone + Send + 'static) {
             let folder = tempfile::tempdir().unwrap();
             serve(&folder, move |socket| {
                 let mut raw = Raw(socket);
-                greet_as(&mut raw, &[("files", 16.into()), ("lent", 1000.into())]);
+                greet_as(&mut raw, &[("files", 16.into())]);
                 then(&mut raw);
             });
             let client = options(&folder).build().unwrap();

@@ -15,7 +15,7 @@ use taskfork::{
 };
 
 use crate::files::{open_here, send_with};
-use crate::support::raw::{Raw, frame, map, text};
+use crate::support::raw::{Raw, agreed as agreed_on, frame, map, text};
 use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
@@ -322,9 +322,8 @@ async fn nothing_is_lent_to_another_user() {
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let _program = roles::start(&["serve_lending", &address_in(&folder)]);
     let path = folder.path().join("s");
-    let (_, hello) = greeted(&path).await;
-    assert!(lends(&hello), "{hello}");
-    let hello = tokio::task::spawn_blocking(move || {
+    assert!(sharing(&path).await.1.is_some());
+    let agreed = tokio::task::spawn_blocking(move || {
         std::thread::spawn(move || {
             // SAFETY: the system call itself is about the calling thread alone, which ends with this.
             #[allow(unsafe_code)]
@@ -332,21 +331,23 @@ async fn nothing_is_lent_to_another_user() {
                 libc::syscall(libc::SYS_setresuid, -1, 65_534, -1);
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(greeted(&path)).1
+            runtime.unwrap().block_on(sharing(&path)).1
         })
         .join()
         .unwrap()
     });
-    let hello = hello.await.unwrap();
-    assert!(!lends(&hello), "{hello}");
+    assert_eq!(agreed.await.unwrap(), None);
 }
 
 async fn memory_can_be_asked_for_and_filled_in_place() {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
-    // Without a worker it is as any other.
+    // Without a worker, and before its first answer, it is as any other.
     assert_eq!(checkout.memory(10).unwrap().len(), 10);
     checkout.ready().await.unwrap();
+    let blob = checkout.memory(LONG).unwrap().freeze().unwrap();
+    let lent: (bool, u8) = checkout.call("is_lent", (&blob,)).await.unwrap();
+    assert!(!lent.0);
     let mut places = Vec::new();
     for fill in 0..10 {
         let mut memory = checkout.memory(LONG).unwrap();
@@ -362,7 +363,7 @@ async fn memory_can_be_asked_for_and_filled_in_place() {
     assert!(places.iter().all(|&place| place == places[0]), "{places:?}");
     // One that is new to the worker, and goes to it twice.
     let other = client.checkout();
-    other.ready().await.unwrap();
+    other.call::<usize>("mapped", ()).await.unwrap();
     let mut memory = other.memory(LONG).unwrap();
     memory.fill(66);
     let twice = memory.freeze().unwrap();
@@ -496,13 +497,9 @@ pub(crate) async fn leaves_nothing() {
     assert_eq!(open_here(), here);
 }
 
-/// Greets as a client that keeps memory.
-async fn greeted(path: &Path) -> (Raw, Value) {
-    Raw::greeted_with(path, &[("files", 16.into()), ("lent", (1 << 20).into())]).await
-}
-
-fn lends(hello: &Value) -> bool {
-    hello.as_array().unwrap()[1].as_map().unwrap().iter().any(|(key, _)| *key == text("lent"))
+/// Connects as a client that keeps memory; gives how much the worker keeps, if memory is shared.
+async fn sharing(path: &Path) -> (Raw, Option<u64>) {
+    Raw::sharing(path, 1 << 20, "mapped").await
 }
 
 /// Memory of this length with these seals.
@@ -538,8 +535,8 @@ async fn a_client_that_lends_what_it_must_not_is_left() {
     let _program = roles::start(&["serve_lending", &address_in(&folder)]);
     let path = folder.path().join("s");
     let good = || memory(1 << 20, SEALS);
-    let (mut raw, hello) = greeted(&path).await;
-    assert!(lends(&hello), "{hello}");
+    let (mut raw, agreed) = sharing(&path).await;
+    assert!(agreed.is_some());
     send_with(&raw, &lends_and_calls(1, 4096), &[good()]);
     let (back, answer) = (raw.receive().unwrap(), raw.receive().unwrap());
     assert!(back.to_string().contains(r#"{"free": [[1, 1]]}"#), "{back}");
@@ -555,12 +552,20 @@ async fn a_client_that_lends_what_it_must_not_is_left() {
         ("no memory", lends_and_calls(1, 1), std::fs::File::open("/dev/null").unwrap().into()),
     ];
     for (what, said, file) in bad {
-        let (mut raw, _) = greeted(&path).await;
+        let (mut raw, _) = sharing(&path).await;
         send_with(&raw, &said, &[file]);
         assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()), "{what}");
     }
-    let (mut raw, _) = greeted(&path).await;
+    let (mut raw, _) = sharing(&path).await;
     raw.send(&lends_and_calls(1, 1));
+    assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()));
+    // What only a worker says, and memory before the worker has agreed.
+    let (mut raw, _) = sharing(&path).await;
+    raw.send(&agreed_on(1000));
+    assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()));
+    let hello = [("files", 16.into()), ("lent", 1000.into())];
+    let (mut raw, _) = Raw::greeted_with(&path, &hello).await;
+    send_with(&raw, &lends_and_calls(1, 4096), &[good()]);
     assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()));
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert_eq!(client.call::<Blob>("echo", (blob(1),)).await.unwrap(), blob(1));
@@ -570,8 +575,7 @@ async fn a_client_that_lends_what_it_must_not_is_left() {
 fn answer_with(listener: &std::os::unix::net::UnixListener, said: &[u8], file: OwnedFd) {
     let mut raw = Raw::accept(listener);
     raw.0.read_exact(&mut [0; 8]).unwrap();
-    let hello = raw.receive().unwrap();
-    assert!(lends(&hello), "{hello}");
+    raw.receive().unwrap();
     raw.send(b"taskfork");
     let hello = map(&[
         ("version", 1.into()),
@@ -579,7 +583,6 @@ fn answer_with(listener: &std::os::unix::net::UnixListener, said: &[u8], file: O
         ("worker", 1.into()),
         ("server", text("raw")),
         ("files", 16.into()),
-        ("lent", (1 << 20).into()),
     ]);
     raw.send_message(vec![0.into(), hello]);
     raw.receive().unwrap();
@@ -592,17 +595,26 @@ async fn a_worker_that_lends_what_it_must_not_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let answers =
+    let unagreed =
         |id, length| [lend(id, length), frame(vec![1.into(), map(&[]), reference()])].concat();
+    let agreed = || agreed_on(1 << 20);
+    let answers = |id, length| [agreed(), unagreed(id, length)].concat();
+    let asks = 64 << 20;
+    let good = || memory(1 << 20, SEALS);
     let cases = [
-        (true, answers(1, 4096), memory(1 << 20, SEALS)),
-        (false, answers(1, 4096), memory(1 << 20, SealFlags::GROW)),
-        (false, answers(2, 4096), memory(1 << 20, SEALS)),
-        (false, answers(1, 4096), memory(100 << 20, SEALS)),
+        (true, asks, answers(1, 4096), good()),
+        (false, asks, answers(1, 4096), memory(1 << 20, SealFlags::GROW)),
+        (false, asks, answers(2, 4096), good()),
+        (false, asks, answers(1, 4096), memory(100 << 20, SEALS)),
+        // Agreed upon twice, not at all, and without having been asked to.
+        (false, asks, [agreed(), answers(1, 4096)].concat(), good()),
+        (false, asks, unagreed(1, 4096), good()),
+        (false, 0, answers(1, 4096), good()),
+        (false, 0, [agreed(), frame(vec![1.into(), map(&[]), 1.into()])].concat(), good()),
     ];
-    for (good, said, file) in cases {
+    for (good, asks, said, file) in cases {
         let client = Client::builder().address(address_in(&folder)).min_workers(0);
-        let client = client.build().unwrap();
+        let client = client.lent_memory(asks).build().unwrap();
         let listener = listener.try_clone().unwrap();
         let worker = tokio::task::spawn_blocking(move || answer_with(&listener, &said, file));
         let answer: Result<Blob, _> = client.call("anything", ()).await;

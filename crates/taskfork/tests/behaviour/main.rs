@@ -52,6 +52,7 @@ mod stderr;
 mod support;
 mod traces;
 mod typed;
+mod users;
 mod workers;
 
 fn main() {
@@ -112,6 +113,7 @@ fn main() {
         stderr::trials(),
         traces::trials(),
         typed::trials(),
+        users::trials(),
         workers::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

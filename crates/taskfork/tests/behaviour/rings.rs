@@ -16,7 +16,7 @@ use taskfork::{
 };
 
 use crate::files::{open_here, send_with};
-use crate::support::raw::{Raw, frame, greet_as, map, text};
+use crate::support::raw::{Raw, agreed, frame, greet_as, map, text};
 use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
@@ -384,6 +384,11 @@ fn offer() -> Vec<u8> {
     frame(vec![8.into(), map(&[])])
 }
 
+/// Offers rings to this worker.
+pub(crate) fn offer_to(raw: &Raw) {
+    send_with(raw, &offer(), &[Rings::new(WORDS * 8, SEALS).1]);
+}
+
 fn call(method: &str) -> Vec<u8> {
     frame(vec![1.into(), map(&[]), text(method), Value::Array(vec![])])
 }
@@ -399,9 +404,8 @@ async fn serve(
 async fn a_worker_answers_through_a_ring_while_the_client_is_awake() {
     let folder = tempfile::tempdir().unwrap();
     let (_program, path) = serve(&folder).await;
-    let (mut raw, hello) =
-        Raw::greeted_with(&path, &[("files", 16.into()), ("lent", 1000.into())]).await;
-    assert!(hello.to_string().contains(r#""rings": true"#), "{hello}");
+    let (mut raw, agreed) = Raw::sharing(&path, 1000, "mapped").await;
+    assert!(agreed.is_some());
     let (rings, file) = Rings::new(WORDS * 8, SEALS);
     send_with(&raw, &offer(), &[file]);
     assert_eq!(raw.receive().unwrap().to_string(), "[8, {}]");
@@ -445,29 +449,27 @@ fn ends(raw: &mut Raw) -> bool {
 async fn a_client_that_offers_what_it_must_not_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let (_program, path) = serve(&folder).await;
-    let lent = [("files", 16.into()), ("lent", 1000.into())];
     let good = || Rings::new(WORDS * 8, SEALS).1;
     let bad = [
-        (
-            "memory that can shrink",
-            &lent[..],
-            offer(),
-            vec![Rings::new(WORDS * 8, SealFlags::GROW).1],
-        ),
-        ("too little of it", &lent, offer(), vec![Rings::new(WORDS * 8 - 8, SEALS).1]),
-        ("no memory", &lent, offer(), vec![std::fs::File::open("/dev/null").unwrap().into()]),
-        ("nothing", &lent, offer(), vec![]),
-        ("rings twice", &lent, [offer(), offer()].concat(), vec![good(), good()]),
-        ("rings that were not asked for", &[], offer(), vec![good()]),
+        ("memory that can shrink", 1000, offer(), vec![Rings::new(WORDS * 8, SealFlags::GROW).1]),
+        ("too little of it", 1000, offer(), vec![Rings::new(WORDS * 8 - 8, SEALS).1]),
+        ("no memory", 1000, offer(), vec![std::fs::File::open("/dev/null").unwrap().into()]),
+        ("nothing", 1000, offer(), vec![]),
+        ("rings twice", 1000, [offer(), offer()].concat(), vec![good(), good()]),
+        ("rings that were not asked for", 0, offer(), vec![good()]),
     ];
-    for (what, hello, said, files) in bad {
-        let (mut raw, _) = Raw::greeted_with(&path, hello).await;
+    for (what, lent, said, files) in bad {
+        let (mut raw, _) = Raw::sharing(&path, lent, "mapped").await;
         send_with(&raw, &said, &files);
         assert!(ends(&mut raw), "{what}");
     }
+    let hello = [("files", 16.into()), ("lent", 1000.into())];
+    let (mut raw, _) = Raw::greeted_with(&path, &hello).await;
+    send_with(&raw, &offer(), &[good()]);
+    assert!(ends(&mut raw), "rings before the worker has agreed to share memory");
     let nonsense = [(1, 0, u64::MAX), (0, 0, u64::MAX), (0, 24, 0xffff), (0, 24, 300)];
     for (awake, at, word) in nonsense {
-        let (mut raw, _) = Raw::greeted_with(&path, &lent).await;
+        let (mut raw, _) = Raw::sharing(&path, 1000, "mapped").await;
         let (rings, file) = Rings::new(WORDS * 8, SEALS);
         send_with(&raw, &offer(), &[file]);
         raw.receive().unwrap();
@@ -484,14 +486,16 @@ async fn a_client_that_offers_what_it_must_not_is_left() {
 /// A worker that greets and answers calls until the client offers rings, and takes them.
 pub(crate) fn agree(listener: &UnixListener) -> (Raw, Rings) {
     let mut raw = Raw::accept(listener);
-    greet_as(&mut raw, &[("files", 16.into()), ("lent", 1000.into()), ("rings", true.into())]);
+    greet_as(&mut raw, &[("files", 16.into())]);
+    let mut first = agreed(1000);
     let file = loop {
         let (message, file) = crate::files::receive_with(&raw);
         if let Some(file) = file {
             break file;
         }
         assert_eq!(message[4..6], [0x94, 1], "{message:?}");
-        raw.send(&answer());
+        first.append(&mut answer());
+        raw.send(&std::mem::take(&mut first));
     };
     raw.send(&offer());
     (raw, Rings::of(&file))

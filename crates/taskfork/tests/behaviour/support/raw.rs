@@ -61,6 +61,29 @@ impl Raw {
         (raw, hello)
     }
 
+    /// Greets as a client that shares so much memory, and calls `method` with no arguments; gives how many bytes of
+    /// this client's memory the worker keeps, if it shares memory.
+    pub(crate) async fn sharing(path: &Path, lent: u64, method: &str) -> (Self, Option<u64>) {
+        let hello = [("files", 16.into()), ("lent", lent.into())];
+        let (mut raw, _) = Self::greeted_with(path, &hello).await;
+        raw.call(method, vec![]);
+        let agreed = raw.receive_agreed();
+        (raw, agreed)
+    }
+
+    /// Receives an answer; gives what was agreed in front of it.
+    pub(crate) fn receive_agreed(&mut self) -> Option<u64> {
+        let first = self.receive().unwrap();
+        let first = first.as_array().unwrap();
+        if first[0] != 7.into() {
+            return None;
+        }
+        let answer = self.receive().unwrap();
+        assert_ne!(answer.as_array().unwrap()[0], 7.into());
+        let mut said = first[1].as_map().unwrap().iter();
+        said.find_map(|(key, value)| (*key == text("agreed")).then(|| value.as_u64().unwrap()))
+    }
+
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
     }
@@ -118,6 +141,11 @@ pub(crate) fn greet(raw: &mut Raw, calls: usize) {
     for _ in 0..calls {
         raw.receive();
     }
+}
+
+/// What a worker says that shares memory, in front of its first answer.
+pub(crate) fn agreed(bytes: u64) -> Vec<u8> {
+    frame(vec![7.into(), map(&[("agreed", bytes.into())])])
 }
 
 /// Greets with more in the hello, and waits for the client's greeting.

@@ -88,6 +88,9 @@ pub(crate) fn plays() -> bool {
             let server = Server::builder().stderr(taskfork::Stderr::Inherit);
             print_error(servers::serve(server.listen(address)));
         }
+        ["serve_as", users, spares, address] => {
+            print_error(crate::users::serve(users, spares, address));
+        }
         ["serve_logs", address] => {
             print_error(crate::logs::server(Server::builder().listen(address)));
         }
