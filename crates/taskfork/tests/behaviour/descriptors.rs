@@ -11,7 +11,7 @@ use taskfork::{Client, Value};
 
 use crate::files::{open_here, try_send_with};
 use crate::support::processes::children;
-use crate::support::raw::{Raw, frame, greet, map};
+use crate::support::raw::{Raw, agreed, frame, greet, map};
 use crate::support::{address_in, roles, trials};
 
 trials! {
@@ -79,9 +79,9 @@ pub(crate) async fn hold_few() {
 fn send_many(mut raw: Raw, when: When) -> usize {
     // Nothing, a part of the preamble, or of a frame that never ends.
     let bytes = match when {
-        When::BeforeGreeting => b"taskfork\xff\xff\0\0".to_vec(),
+        When::BeforeGreeting => b"taskfork\xff\x3f\0\0".to_vec(),
         When::WithinGreeting => {
-            raw.send(b"taskfork\xff\xff\0\0");
+            raw.send(b"taskfork\xff\x3f\0\0");
             vec![]
         }
         When::DuringCall => {
@@ -92,7 +92,7 @@ fn send_many(mut raw: Raw, when: When) -> usize {
         When::NotReading => {
             greet(&mut raw, 0);
             rustix::net::shutdown(&raw.0, Shutdown::Read).unwrap();
-            frame(vec![7.into(), map(&[])]).repeat(100)
+            [agreed(1 << 20), frame(vec![7.into(), map(&[])]).repeat(100)].concat()
         }
     };
     let files = [(); 16].map(|()| std::fs::File::open("/dev/null").unwrap().into());
@@ -112,7 +112,7 @@ fn send_many(mut raw: Raw, when: When) -> usize {
 async fn a_worker_holds_few_descriptors_of_a_client() {
     let folder = tempfile::tempdir().unwrap();
     let program = roles::start(&["serve_files", &address_in(&folder)]);
-    for first in [&b""[..], b"taskfork\xff\xff\0\0", b"[\"do\", {}, \""] {
+    for first in [&b""[..], b"taskfork\xff\x3f\0\0", b"[\"do\", {}, \""] {
         let mut raw = Raw::connect(&folder.path().join("s")).await;
         raw.send(first);
         let files = [(); 16].map(|()| std::fs::File::open("/dev/null").unwrap().into());

@@ -178,8 +178,8 @@ async fn a_worker_that_has_changed_its_user_ends_with_its_server() {
         raw.call("death_signal", vec![]);
         let answer = raw.receive().unwrap();
         assert_eq!(answer.as_array().unwrap()[2], libc::SIGKILL.into(), "{users}, {spares} spares");
+        until("all workers", || children(server.pid()).len() == 1 + spares).await;
         let workers = children(server.pid());
-        assert_eq!(workers.len(), 1 + spares, "{users}");
         // It would kill them as well.
         let guardian = guardian(server.pid()).unwrap();
         signal(guardian, libc::SIGSTOP);
