@@ -14,7 +14,7 @@ use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, Event, Level, Span, dispatcher};
 
 use super::core::lock;
-use super::sites::{BUSY, CLOSED, ENTERED, PID, Site, TIME};
+use super::sites::{BUSY, CLOSED, ENTERED, NoSite, PID, Site, TIME};
 use crate::wire::trace::{self, MAX_FIELDS, Record, Value, Values};
 
 /// The fields of a worker's span or event, and those of ours.
@@ -22,6 +22,17 @@ const FIELDS: usize = MAX_FIELDS + 5;
 
 /// So many spans of one call can be open.
 const MAX_OPEN: usize = 10_000;
+
+/// The most sites that the records of one call name.
+const MAX_SITES_OF_CALL: usize = 10_000;
+
+/// The most entries into spans that last at one time. Each piece of records enters them again, so
+/// this bounds what a small piece costs.
+const MAX_ENTERED: usize = 128;
+
+/// The most spans within each other. Subscribers walk outwards from a span for each event, and
+/// `tracing-subscriber` closes parents recursively.
+const MAX_DEPTH: usize = 128;
 
 /// So many bytes of records are read at a time.
 const MAX_RECORDS: usize = 4 << 20;
@@ -39,15 +50,26 @@ struct Player {
     caller: Span,
     sites: HashMap<u64, &'static Site>,
     open: HashMap<u64, Open>,
+    /// The spans that the subscriber has been told to enter and not to leave, in this order. A span
+    /// stands here once for each entry.
+    entered: Vec<u64>,
+    /// How many spans, entries and sites were over a limit, and the worker that sent the last one.
+    left_out: u64,
+    left_out_by: u32,
 }
 
 /// A span of the worker's that has not been closed.
 struct Open {
     /// What stands for it here: nothing if nobody wants it.
     here: Option<Here>,
-    parent: Option<u64>,
+    /// The nearest span around it that the subscriber knows.
+    around: Option<u64>,
+    /// How many spans that the subscriber knows lie around it.
+    depth: usize,
     /// How often it has been entered and not left.
     inside: usize,
+    /// How many of these entries the subscriber knows.
+    told: usize,
     entered_at: u64,
     busy: Duration,
 }
@@ -71,6 +93,9 @@ impl Replay {
             caller: Span::current(),
             sites: HashMap::new(),
             open: HashMap::new(),
+            entered: Vec::new(),
+            left_out: 0,
+            left_out_by: 0,
         };
         let replay = Self { arrived: Mutex::default(), player: Mutex::new(player) };
         Some((number_of(level), Arc::new(replay)))
@@ -113,8 +138,8 @@ impl Player {
         // replayed by another thread.
         let caller = self.caller.id().filter(|id| self.dispatch.current_span().id() != Some(id));
         caller.iter().for_each(|id| self.dispatch.enter(id));
-        for span in self.entered() {
-            self.with(span, |dispatch, open| (0..open.inside).for_each(|_| open.enter(dispatch)));
+        for span in &self.entered {
+            self.open.get(span).iter().for_each(|open| open.enter(&self.dispatch));
         }
         match trace::records(records) {
             Ok(_) if records.len() > MAX_RECORDS => {
@@ -123,17 +148,20 @@ impl Player {
             Ok(records) => records.for_each(|record| self.replay(pid, record)),
             Err(_) => self.warn(pid, "what the worker recorded cannot be read", None),
         }
-        for span in self.entered().into_iter().rev() {
-            self.with(span, |dispatch, open| (0..open.inside).for_each(|_| open.exit(dispatch)));
+        for span in self.entered.iter().rev() {
+            self.open.get(span).iter().for_each(|open| open.exit(&self.dispatch));
         }
         caller.iter().for_each(|id| self.dispatch.exit(id));
     }
 
     fn replay(&mut self, pid: u32, record: Record<'_>) {
         match record {
-            Record::Site { number, site } => {
-                self.sites.extend(Site::of(site).map(|site| (number, site)));
-            }
+            Record::Site { .. } if self.sites.len() >= MAX_SITES_OF_CALL => self.leave_out(pid),
+            Record::Site { number, site } => match Site::of(site) {
+                Ok(site) => drop(self.sites.insert(number, site)),
+                Err(NoSite::OverLimit) => self.leave_out(pid),
+                Err(NoSite::Unreadable) => {}
+            },
             Record::Span { span, site, parent, time, values } => {
                 self.open_span(pid, span, site, parent, time, &values);
             }
@@ -156,26 +184,13 @@ impl Player {
                     }
                 });
             }
-            Record::Enter { span, time } => self.with(span, |dispatch, open| {
-                if open.inside == 0 {
-                    open.entered_at = time;
-                }
-                if open.inside == 0 && open.busy.is_zero() {
-                    open.say(dispatch, &[(ENTERED, Own::Time(time))]);
-                }
-                open.inside += 1;
-                open.enter(dispatch);
-            }),
-            Record::Exit { span, time } => self.with(span, |dispatch, open| {
-                if open.inside > 0 {
-                    open.leave(time);
-                    open.exit(dispatch);
-                }
-            }),
+            Record::Enter { span, time } => self.enter(pid, span, time),
+            Record::Exit { span, time } => self.exit(span, time),
             Record::Close { span, time } => {
                 let Some(open) = self.open.remove(&span) else { return };
-                for _ in 0..open.inside {
-                    open.exit(&self.dispatch);
+                if open.told > 0 {
+                    self.entered.retain(|entered| *entered != span);
+                    (0..open.told).for_each(|_| open.exit(&self.dispatch));
                 }
                 open.close(&self.dispatch, Some(time));
             }
@@ -210,10 +225,19 @@ impl Player {
         values: &Values<'_>,
     ) {
         let Some(site) = self.sites.get(&site).copied() else { return };
-        if self.open.len() >= MAX_OPEN || self.open.contains_key(&span) || !site.known().is_span() {
+        if self.open.contains_key(&span) || !site.known().is_span() {
             return;
         }
-        let here = self.dispatch.enabled(site.known()).then(|| {
+        if self.open.len() >= MAX_OPEN {
+            return self.leave_out(pid);
+        }
+        let around = self.nearest(parent);
+        let depth = around.and_then(|span| self.open.get(&span)).map_or(0, |open| open.depth + 1);
+        let is_wanted = self.dispatch.enabled(site.known());
+        if is_wanted && depth >= MAX_DEPTH {
+            self.leave_out(pid);
+        }
+        let here = (is_wanted && depth < MAX_DEPTH).then(|| {
             let parent = self.place(parent);
             let is_current = self.is_current(parent.as_ref());
             let own = [(PID, Own::Number(pid)), (TIME, Own::Time(time))];
@@ -227,21 +251,56 @@ impl Player {
             });
             Here { id, site }
         });
-        let busy = Duration::ZERO;
-        self.open.insert(span, Open { here, parent, inside: 0, entered_at: 0, busy });
+        let (inside, told, entered_at, busy) = (0, 0, 0, Duration::ZERO);
+        self.open.insert(span, Open { here, around, depth, inside, told, entered_at, busy });
+    }
+
+    fn enter(&mut self, pid: u32, span: u64, time: u64) {
+        let Some(open) = self.open.get_mut(&span) else { return };
+        if open.inside == 0 {
+            open.entered_at = time;
+        }
+        if open.inside == 0 && open.busy.is_zero() {
+            open.say(&self.dispatch, &[(ENTERED, Own::Time(time))]);
+        }
+        open.inside += 1;
+        if open.here.is_none() {
+            return;
+        }
+        if self.entered.len() >= MAX_ENTERED {
+            return self.leave_out(pid);
+        }
+        open.told += 1;
+        open.enter(&self.dispatch);
+        self.entered.push(span);
+    }
+
+    fn exit(&mut self, span: u64, time: u64) {
+        let Some(open) = self.open.get_mut(&span) else { return };
+        if open.inside == 0 {
+            return;
+        }
+        open.leave(time);
+        // The entries that were left out are the inner ones.
+        if open.told > open.inside {
+            open.told -= 1;
+            open.exit(&self.dispatch);
+            if let Some(place) = self.entered.iter().rposition(|entered| *entered == span) {
+                self.entered.remove(place);
+            }
+        }
     }
 
     /// The span here that stands for one of the worker's, or for the nearest around it.
-    fn place(&self, mut span: Option<u64>) -> Option<Id> {
-        // As many steps as there are spans, as a peer may have put them into a ring.
-        for _ in 0..=self.open.len() {
-            let Some(open) = span.and_then(|span| self.open.get(&span)) else { break };
-            if let Some(here) = &open.here {
-                return Some(here.id.clone());
-            }
-            span = open.parent;
-        }
-        self.caller.id()
+    fn place(&self, span: Option<u64>) -> Option<Id> {
+        let known = self.nearest(span).and_then(|span| self.open.get(&span)?.here.as_ref());
+        known.map(|here| here.id.clone()).or_else(|| self.caller.id())
+    }
+
+    /// A span if the subscriber knows it, else the nearest around it that the subscriber knows.
+    fn nearest(&self, span: Option<u64>) -> Option<u64> {
+        let open = self.open.get(&span?)?;
+        if open.here.is_some() { span } else { open.around }
     }
 
     /// Whether this thread is in this span, or in none: a span or event within it needs not be told
@@ -256,23 +315,23 @@ impl Player {
         }
     }
 
-    fn entered(&self) -> Vec<u64> {
-        self.sorted(|open| open.inside > 0)
+    fn leave_out(&mut self, pid: u32) {
+        self.left_out += 1;
+        self.left_out_by = pid;
     }
 
-    /// The numbers of some of the open spans, outer ones first.
-    fn sorted(&self, wanted: impl Fn(&Open) -> bool) -> Vec<u64> {
-        let wanted = self.open.iter().filter(|(_, open)| wanted(open));
-        let mut spans: Vec<u64> = wanted.map(|(span, _)| *span).collect();
-        spans.sort_unstable();
-        spans
-    }
-
+    /// Closes all spans, inner ones first, and reports what was left out.
     fn close_all(&mut self) {
-        for span in self.sorted(|_| true).into_iter().rev() {
+        let mut spans: Vec<u64> = self.open.keys().copied().collect();
+        spans.sort_unstable();
+        for span in spans.into_iter().rev() {
             if let Some(open) = self.open.remove(&span) {
                 open.close(&self.dispatch, None);
             }
+        }
+        if self.left_out > 0 {
+            let what = "spans, entries into spans or call sites were over a limit and left out";
+            self.caller.in_scope(|| self.warn(self.left_out_by, what, Some(self.left_out)));
         }
     }
 
@@ -401,3 +460,7 @@ fn number_of(level: Level) -> u8 {
         Level::TRACE => 5,
     }
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

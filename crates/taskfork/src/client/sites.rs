@@ -27,6 +27,14 @@ const MAX_BYTES: usize = 4 << 10;
 
 static SITES: LazyLock<Mutex<HashMap<Vec<u8>, &'static Site>>> = LazyLock::new(Mutex::default);
 
+/// Why there is no site for a description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoSite {
+    Unreadable,
+    /// It is too long, or too many are known.
+    OverLimit,
+}
+
 /// One place in a worker's program.
 #[derive(Debug)]
 pub(crate) struct Site {
@@ -36,18 +44,18 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// The site of this encoded description; nothing if it cannot be read, or there are too many.
-    pub(crate) fn of(encoded: &[u8]) -> Option<&'static Self> {
-        if let Some(known) = lock(&SITES).get(encoded) {
-            return Some(known);
-        }
+    /// The site of this encoded description.
+    pub(crate) fn of(encoded: &[u8]) -> Result<&'static Self, NoSite> {
         if encoded.len() > MAX_BYTES {
-            return None;
+            return Err(NoSite::OverLimit);
         }
-        let described = trace::Site::read(encoded).ok()?;
+        if let Some(known) = lock(&SITES).get(encoded) {
+            return Ok(known);
+        }
+        let described = trace::Site::read(encoded).map_err(|_| NoSite::Unreadable)?;
         let mut sites = lock(&SITES);
         if sites.len() >= MAX_SITES {
-            return None;
+            return Err(NoSite::OverLimit);
         }
         let mut is_new = false;
         let site = *sites.entry(encoded.to_owned()).or_insert_with(|| {
@@ -59,7 +67,7 @@ impl Site {
             // Subscribers are told, which may call this very code.
             callsite::register(site);
         }
-        Some(site)
+        Ok(site)
     }
 
     fn leak(described: &trace::Site<'_>) -> &'static Self {
