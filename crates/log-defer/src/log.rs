@@ -72,8 +72,9 @@ impl Builder {
         self
     }
 
-    /// About how many bytes the message may take; 16 MiB unless said otherwise. What goes beyond is
-    /// left out, and a last line says how much.
+    /// About how many bytes of memory the message may occupy; 16 MiB unless said otherwise. What goes
+    /// beyond is left out, and a last line says how much. A short line occupies about 200 bytes, an
+    /// object about 650 bytes or more.
     pub fn max_bytes(mut self, max_bytes: usize) -> Self {
         self.max_bytes = max_bytes;
         self
@@ -148,7 +149,7 @@ impl Log {
         let items = items.into_items();
         let time = self.0.now();
         let mut state = self.0.lock();
-        if self.0.has_room(&mut state, bounds::size_of_all(&items)) {
+        if self.0.has_room(&mut state, bounds::size_of_entry(&items)) {
             state.message.logs.push(Entry { time, level, items });
         }
     }
@@ -192,7 +193,7 @@ impl Log {
 
     fn timer_at(&self, name: String, from: f64) -> Timer {
         let mut state = self.0.lock();
-        if !self.0.has_room(&mut state, Some(size_of_timer(&name))) {
+        if !self.0.has_room(&mut state, Some(bounds::size_of_timer(&name))) {
             return Timer { log: Weak::new(), number: 0 };
         }
         let number = state.timers;
@@ -206,8 +207,7 @@ impl Log {
         let name = name.into();
         let value = to_value(&value);
         let mut state = self.0.lock();
-        let size = bounds::size(&value).map(|size| size + name.len());
-        if self.0.has_room(&mut state, size) {
+        if self.0.has_room_for_data(&mut state, &name, &value) {
             state.message.data.insert(name, value);
         }
     }
@@ -216,12 +216,11 @@ impl Log {
     /// bound is.
     pub fn merge(&self, mut other: Message) {
         let mut state = self.0.lock();
-        other.logs.retain(|entry| self.0.has_room(&mut state, bounds::size_of_all(&entry.items)));
-        other.timers.retain(|timer| self.0.has_room(&mut state, Some(size_of_timer(&timer.name))));
-        other.data.retain(|name, value| {
-            let size = bounds::size(value).map(|size| size + name.len());
-            self.0.has_room(&mut state, size)
-        });
+        other.logs.retain(|entry| self.0.has_room(&mut state, bounds::size_of_entry(&entry.items)));
+        other
+            .timers
+            .retain(|timer| self.0.has_room(&mut state, Some(bounds::size_of_timer(&timer.name))));
+        other.data.retain(|name, value| self.0.has_room_for_data(&mut state, name, value));
         // Sorted once, when somebody looks.
         state.message.append(other);
     }
@@ -257,7 +256,7 @@ impl Log {
         let mut message =
             std::mem::replace(&mut state.message, Message { start, ..Message::default() });
         message.logs.extend(self.0.note_of_what_was_left_out(&mut state, true));
-        state.bytes = state.running.values().map(|timer| size_of_timer(&timer.name)).sum();
+        state.bytes = state.running.values().map(|timer| bounds::size_of_timer(&timer.name)).sum();
         message.sort();
         message
     }
@@ -306,6 +305,19 @@ impl Inner {
         }
     }
 
+    /// Takes room for a named value, and gives back the room of the one that it replaces.
+    fn has_room_for_data(&self, state: &mut State, name: &String, value: &Value) -> bool {
+        let replaced = state.message.data.get(name);
+        let replaced = replaced.and_then(|old| bounds::size_of_data(name, old)).unwrap_or(0);
+        let before = state.bytes;
+        state.bytes = before.saturating_sub(replaced);
+        let has_room = self.has_room(state, bounds::size_of_data(name, value));
+        if !has_room {
+            state.bytes = before;
+        }
+        has_room
+    }
+
     /// A line that says what was left out since the last one that was `told`.
     fn note_of_what_was_left_out(&self, state: &mut State, told: bool) -> Option<Entry> {
         if state.left_out == 0 {
@@ -343,10 +355,6 @@ impl Inner {
 
 fn micros(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e6
-}
-
-fn size_of_timer(name: &str) -> usize {
-    48 + name.len()
 }
 
 impl Drop for Inner {

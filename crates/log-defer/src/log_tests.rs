@@ -181,3 +181,14 @@ fn a_timer_can_count_from_before() {
     assert_eq!(timers[0].from, 0.0);
     assert!(timers[1].from <= timers[1].to.unwrap());
 }
+
+#[test]
+fn data_that_is_replaced_takes_no_more_room() {
+    let log = Log::builder().max_bytes(2000).start(drop);
+    for number in 0..1000 {
+        log.data("progress", number);
+    }
+    let message = log.close();
+    assert_eq!(message.data["progress"], 999);
+    assert!(message.logs.is_empty());
+}
