@@ -9,7 +9,7 @@ use crate::wire::frame;
 use crate::wire::native::put_trace_notes;
 use crate::wire::trace::{Record, Site};
 
-/// About how many bytes of records are kept until they are sent.
+/// How many bytes of memory the records that are kept until they are sent occupy at most.
 const MAX_BYTES: usize = 1 << 20;
 
 /// The most bytes of one record, so that it can be sent while the call runs.
@@ -95,7 +95,9 @@ impl Records {
 
     fn keep(&mut self, record: &Record<'_>) -> bool {
         let before = self.encoded.len();
-        if before < MAX_BYTES {
+        // A list grows by doubling; the records' own room doubles to no more than the rest.
+        let ends = 2 * (self.ends.len() + 1) * size_of::<usize>();
+        if before + ends + MAX_RECORD <= MAX_BYTES {
             record.write(&mut self.encoded);
         }
         let length = self.encoded.len() - before;
@@ -215,6 +217,15 @@ mod tests {
             prop_assert_eq!(times.len() as u64 + gone, lengths.len() as u64);
             prop_assert!(kept.is_empty());
         }
+    }
+
+    #[test]
+    fn small_records_occupy_no_more_memory_than_the_bound() {
+        let mut kept = Records::new();
+        while kept.push(&Record::Enter { span: 1, time: 1 }) {}
+        let occupied = kept.encoded.capacity() + kept.ends.capacity() * size_of::<usize>();
+        assert!(kept.ends.len() > 10_000);
+        assert!(occupied <= MAX_BYTES, "{occupied}");
     }
 
     #[test]

@@ -309,14 +309,16 @@ impl Visit for Fields {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        let mut whole = value.to_string();
+        let mut cut = self.cut();
+        let mut written = fmt::write(&mut cut, format_args!("{value}"));
         let mut cause = value.source();
-        while let Some(error) = cause {
-            whole = format!("{whole}: {error}");
+        // A full text ends a chain that is long or leads back to itself.
+        while let (Ok(()), Some(error)) = (written, cause) {
+            written = fmt::write(&mut cut, format_args!(": {error}"));
             cause = error.source();
         }
-        let text = self.text(format_args!("{whole}"));
-        self.push(field, Found::Shown(text));
+        self.bytes += cut.text.len();
+        self.push(field, Found::Shown(cut.text));
     }
 }
 
@@ -341,5 +343,38 @@ impl fmt::Write for Cut {
         self.text.push('…');
         self.full = true;
         Err(fmt::Error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error that is its own cause.
+    #[derive(Debug)]
+    struct Endless;
+
+    impl fmt::Display for Endless {
+        fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            out.write_str("again")
+        }
+    }
+
+    impl std::error::Error for Endless {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&Endless)
+        }
+    }
+
+    #[test]
+    fn a_chain_of_causes_without_end_is_cut() {
+        let span = tracing::info_span!("site", error = tracing::field::Empty);
+        let Some(field) = span.field("error") else { return };
+        let mut fields = Fields::default();
+        fields.record_error(&field, &Endless);
+        let values = fields.values();
+        let [(0, Value::Shown(text))] = values.0[..] else { panic!("{:?}", values.0) };
+        assert!(text.starts_with("again: again: ") && text.ends_with('…'), "{text}");
+        assert!(text.len() <= MAX_VALUES, "{}", text.len());
     }
 }
