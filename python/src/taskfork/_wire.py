@@ -27,6 +27,18 @@ MOST_FILES, _UNCLAIMED = 16, 64
 _BLOB, _OPEN_FILE = 1, 2
 OK, ERROR, DEATH, NOTES = 1, 2, 3, 4
 
+#: How deep a value may be nested, and a message, whose arguments lie in two more lists.
+MAX_DEPTH = 128
+_MESSAGE_DEPTH = MAX_DEPTH + 2
+_TOO_DEEP = f"a value is nested deeper than the limit of {MAX_DEPTH} levels"
+
+#: A message has at most one element for so many bytes of the frame limit. An element occupies up to
+#: about 90 bytes, so a message occupies at most 16 times the frame limit.
+_BYTES_OF_AN_ELEMENT = 6
+
+#: The bytes that begin a list or a map.
+_CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -94,11 +106,73 @@ def encode(value: Any) -> bytes:
 def _packed(value: Any, other: Callable[[Any], Any]) -> bytes:
     try:
         packed: bytes = msgpack.packb(value, use_bin_type=True, default=other)
+        if _is_deep(packed, value):
+            raise EncodeError(_TOO_DEEP)
         return packed
     except EncodeError:
         raise
     except (TypeError, ValueError, OverflowError, OSError) as error:
-        raise EncodeError(str(error)) from error
+        # What is far deeper, or contains itself, cannot be packed at all.
+        said = _TOO_DEEP if "recursion limit" in str(error) else str(error)
+        raise EncodeError(said) from error
+
+
+def _is_deep(packed: bytes, value: Any) -> bool:
+    """Whether a value is nested too deeply, of which these are the bytes."""
+    # Most messages have too few lists and maps for that, which their bytes tell quickly.
+    if len(packed) - len(packed.translate(None, _CONTAINERS)) <= _MESSAGE_DEPTH:
+        return False
+    level = [value] if isinstance(value, (list, tuple, dict)) else []
+    for _ in range(_MESSAGE_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (list, tuple, dict))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _unpacked(body: bytes, limit: int, ext_hook: Callable[[int, bytes], Any]) -> Any:
+    """The value of a message, within the limits of elements and of depth."""
+    elements = max(limit // _BYTES_OF_AN_ELEMENT, 1)
+    hooks: dict[str, Any] = {}
+    if len(body) > elements:
+        left = elements
+
+        def count(container: Any) -> Any:
+            nonlocal left
+            left -= 1 + len(container) * (2 if isinstance(container, dict) else 1)
+            if left < 0:
+                raise ValueError(f"it has more elements than the limit of {elements}")
+            return container
+
+        known = ext_hook
+
+        def extension(kind: int, data: bytes) -> Any:
+            # It takes as much as two other elements.
+            count(())
+            return known(kind, data)
+
+        hooks, ext_hook = {"list_hook": count, "object_hook": count}, extension
+    value = msgpack.unpackb(
+        body,
+        raw=False,
+        strict_map_key=False,
+        unicode_errors="surrogateescape",
+        ext_hook=ext_hook,
+        max_array_len=elements,
+        max_map_len=elements // 2,
+        max_str_len=limit,
+        max_bin_len=limit,
+        max_ext_len=limit,
+        **hooks,
+    )
+    if _is_deep(body, value):
+        raise ValueError(f"it is nested deeper than the limit of {MAX_DEPTH} levels")
+    return value
 
 
 def close_all(files: Iterable[int]) -> None:
@@ -177,15 +251,9 @@ class Decoder:
             return shared.view_of(file, MAX_BLOB) if kind == _BLOB else shared.opened(file)
 
         try:
-            message = msgpack.unpackb(
-                body,
-                raw=False,
-                strict_map_key=False,
-                unicode_errors="surrogateescape",
-                ext_hook=extension if files else msgpack.ExtType,
-            )
+            message = _unpacked(body, self._limit, extension if files else msgpack.ExtType)
         except Exception as error:
-            raise WireError(f"a message is malformed: {error}") from error
+            raise WireError(f"a message is malformed: {error or type(error).__name__}") from error
         finally:
             close_all(file for file in files if file is not None)
         if (
