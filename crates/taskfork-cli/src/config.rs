@@ -1,6 +1,8 @@
 //! The options of a pool, from the command line or from a file.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -236,19 +238,30 @@ fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LimitOf>, D:
     table.into_iter().map(limit).collect()
 }
 
+/// The most bytes of a file of pools. Thousands of pools fit.
+const MAX_FILE: u64 = 1 << 20;
+
 /// A file of pools.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct Pools {
     pool: BTreeMap<String, Pool>,
 }
 
 /// Reads the pools of a file. Each is named by its table unless it has a name of its own.
 pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Pool>, Failure> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text))
         .map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
-    let File { mut pool } = toml::from_str(&text).map_err(|error| mistake(path, &text, &error))?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(Failure::usage(format!(
+            "{shown} is longer than the limit of {MAX_FILE} bytes"
+        ))
+        .hint("divide it into several files, and serve each with a command of its own"));
+    }
+    let Pools { mut pool } = toml::from_str(&text).map_err(|error| mistake(path, &text, &error))?;
     if pool.is_empty() {
         return Err(Failure::usage(format!("{shown} has no pool"))
             .hint("write a table [pool.NAME] with listen and command"));
@@ -278,5 +291,22 @@ fn mistake(path: &Path, text: &str, error: &toml::de::Error) -> Failure {
             None => failure,
         },
         _ => failure.hint("`taskfork serve --help` says what each option takes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_too_long_is_refused_at_the_limit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), " ".repeat(MAX_FILE as usize + 1)).unwrap();
+        // One of these has no end.
+        for path in [file.path(), Path::new("/dev/zero")] {
+            let failure = read(path).unwrap_err();
+            let told = format!("{failure:?}");
+            assert!(told.contains("is longer than the limit of 1048576 bytes"), "{told}");
+        }
     }
 }
