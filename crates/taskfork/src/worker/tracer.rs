@@ -368,8 +368,12 @@ mod tests {
 
     #[test]
     fn a_chain_of_causes_without_end_is_cut() {
-        let span = tracing::info_span!("site", error = tracing::field::Empty);
-        let Some(field) = span.field("error") else { return };
+        // Without a subscriber a span has no fields.
+        let dispatch = tracing::Dispatch::new(tracing_subscriber::registry());
+        let span = tracing::dispatcher::with_default(&dispatch, || {
+            tracing::info_span!("site", error = tracing::field::Empty)
+        });
+        let Some(field) = span.field("error") else { panic!("it has no field") };
         let mut fields = Fields::default();
         fields.record_error(&field, &Endless);
         let values = fields.values();
