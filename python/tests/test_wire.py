@@ -135,3 +135,38 @@ def test_a_large_message_with_few_elements_is_decoded() -> None:
     limit = 1 << 20
     message = [1, {}, ["x" * 1000] * 1000]
     assert decoded(_wire.encode(message), limit) == message
+
+
+@pytest.mark.parametrize(
+    ("hello", "said"),
+    [
+        ({"version": 2}, "speaks version 2 of the protocol, and this client version 1"),
+        ({}, "speaks version None"),
+        ({"version": 1, "pid": []}, "`pid` in the hello is no number"),
+        ({"version": 1, "max_frame": -1}, "`max_frame` in the hello is no number"),
+        ({"version": 1, "files": "x" * 1000}, "`files` in the hello is no number"),
+        ({"version": 1, "max_blob": None}, "`max_blob` in the hello is no number"),
+    ],
+)
+def test_a_hello_that_makes_no_sense_is_refused(hello: dict[str, object], said: str) -> None:
+    import asyncio
+
+    from taskfork._connection import Connection
+
+    async def test() -> None:
+        connection = Connection(1 << 20, True)
+        connection._greeting = asyncio.get_running_loop().create_future()
+        connection.data_received(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
+        with pytest.raises(ConnectionError, match=said):
+            await connection._greeting
+        assert connection.ended
+
+    asyncio.run(test())
+
+
+def test_an_error_keeps_a_bounded_part_of_its_lists() -> None:
+    from taskfork._connection import error_of
+
+    error = error_of({"kind": "interface", "message": "m", "causes": [""] * 100_000})
+    assert len(error.causes) == 65 and error.causes[-1] == "(99936 more)"  # type: ignore[attr-defined]
+    assert "method" in str(error_of({"kind": "method", "message": "no method", "known": 7}))

@@ -7,6 +7,7 @@ from typing import Any, Callable, Optional, Sequence
 
 from . import _wire
 from ._socket import Socket
+from .shared import MAX_BLOB
 from .errors import (
     ArgumentsError,
     CallError,
@@ -17,6 +18,10 @@ from .errors import (
     SetupError,
     UnknownMethod,
 )
+
+
+#: The most causes and names of methods that an error keeps.
+MAX_CAUSES, MAX_KNOWN = 64, 1000
 
 
 class Address:
@@ -161,13 +166,19 @@ class Connection:
         kind, meta = message[0], message[1]
         if self._greeting is not None and not self._greeting.done():
             if kind == _wire.HELLO:
-                self.pid = int(meta.get("pid", 0))
-                limit = min(self._encoder.limit, int(meta.get("max_frame", self._encoder.limit)))
-                files = int(meta.get("files", 0)) if self._is_unix else 0
-                max_blob = int(meta.get("max_blob", _wire.MAX_BLOB))
+                version = meta.get("version")
+                if version != _wire.VERSION:
+                    raise _wire.WireError(
+                        f"the worker speaks version {version!r:.100} of the protocol, "
+                        f"and this client version {_wire.VERSION}"
+                    )
+                self.pid = _wire.number(meta, "pid", 0)
+                limit = min(self._encoder.limit, _wire.number(meta, "max_frame", self._encoder.limit))
+                files = _wire.number(meta, "files", 0) if self._is_unix else 0
+                max_blob = _wire.number(meta, "max_blob", MAX_BLOB)
                 self._encoder = _wire.Encoder(limit, min(files, _wire.MOST_FILES), max_blob)
                 self._greeting.set_result(None)
-            elif kind == _wire.ERROR and len(message) == 3:
+            elif kind == _wire.ERROR and len(message) == 3 and isinstance(message[2], dict):
                 said = message[2].get("message", "no reason")
                 self._greeting.set_exception(ConnectionError(f"the server refused: {said}"))
             else:
@@ -189,12 +200,21 @@ class Connection:
             self._break(f"no message of kind {kind} is expected")
 
 
+def _texts(body: dict[str, Any], key: str, most: int) -> list[str]:
+    """The first texts of a list, and how many more there are."""
+    values = body.get(key, [])
+    if not isinstance(values, list):
+        return []
+    more = [f"({len(values) - most} more)"] if len(values) > most else []
+    return [str(value) for value in values[:most]] + more
+
+
 def error_of(body: Any) -> Exception:
     """The error that a message tells of."""
     if not isinstance(body, dict):
         return ProtocolError("an error that is no map")
     message = str(body.get("message", ""))
-    causes = [str(cause) for cause in body.get("causes", [])]
+    causes = _texts(body, "causes", MAX_CAUSES)
     kind, stack = body.get("kind"), body.get("stack")
     made: CallError
     if kind == "interface":
@@ -203,7 +223,7 @@ def error_of(body: Any) -> Exception:
         place = (str(body["file"]), body.get("line", 0), body.get("column", 0)) if "file" in body else None
         made = PanicError(message, place, stack)
     elif kind == "method":
-        made = UnknownMethod(message, [str(name) for name in body.get("known", [])])
+        made = UnknownMethod(message, _texts(body, "known", MAX_KNOWN))
     elif kind == "arguments":
         made = ArgumentsError(message)
     elif kind == "result":

@@ -50,6 +50,14 @@ class EncodeError(Exception):
     """A value cannot be encoded."""
 
 
+def number(meta: dict[str, Any], key: str, default: int) -> int:
+    """A number that is not negative, of what a peer says of itself."""
+    value = meta.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise WireError(f"`{key}` in the hello is no number: {value!r:.100}")
+    return value
+
+
 class Encoder:
     """Makes frames, and collects the descriptors that go with them: those of whoever takes so many.
     They are copies, which belong to whoever gets the frame."""

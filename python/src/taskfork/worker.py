@@ -27,6 +27,7 @@ import traceback
 from typing import Any, Callable, Iterable, Mapping, Optional, Union
 
 from . import _wire
+from .shared import MAX_BLOB
 
 __all__ = ["DeadlineExceeded", "Log", "Timer", "logger", "remaining", "serve"]
 
@@ -205,10 +206,11 @@ class _Worker:
         hello = self._receive()
         if hello is None:
             return
-        self._encoder.limit = min(_wire.DEFAULT_LIMIT, int(hello[1].get("max_frame", _wire.DEFAULT_LIMIT)))
-        self._encoder.files = min(_wire.MOST_FILES, int(hello[1].get("files", 0)))
-        self._encoder.max_blob = int(hello[1].get("max_blob", _wire.MAX_BLOB))
-        if hello[0] != _wire.HELLO or _wire.VERSION not in hello[1].get("versions", []):
+        self._encoder.limit = min(_wire.DEFAULT_LIMIT, _wire.number(hello[1], "max_frame", _wire.DEFAULT_LIMIT))
+        self._encoder.files = min(_wire.MOST_FILES, _wire.number(hello[1], "files", 0))
+        self._encoder.max_blob = _wire.number(hello[1], "max_blob", MAX_BLOB)
+        versions = hello[1].get("versions")
+        if hello[0] != _wire.HELLO or not isinstance(versions, list) or _wire.VERSION not in versions:
             message = f"the program speaks version {_wire.VERSION} of the protocol"
             self._connection.sendall(_wire.PREAMBLE)
             self._send([_wire.ERROR, {}, {"kind": "version", "message": message}])
