@@ -370,7 +370,7 @@ mod tests {
     fn a_chain_of_causes_without_end_is_cut() {
         // Without a subscriber a span has no fields.
         let dispatch = tracing::Dispatch::new(tracing_subscriber::registry());
-        let span = tracing::dispatcher::with_default(&dispatch, || {
+        let span = dispatcher::with_default(&dispatch, || {
             tracing::info_span!("site", error = tracing::field::Empty)
         });
         let Some(field) = span.field("error") else { panic!("it has no field") };
