@@ -3,6 +3,7 @@
 use rmpv::Value;
 
 use super::Input;
+use crate::wire::frame::DEFAULT_LIMIT;
 use crate::wire::native::{self, FromWorker};
 use crate::wire::perl::{self, FromClient, Scanner};
 use crate::wire::request::Arguments;
@@ -53,29 +54,30 @@ pub fn json_scan(data: &[u8]) {
 
 /// A message, from either side.
 pub fn json(data: &[u8]) {
-    // Whoever finds where a message ends looks how deep it is.
     let Ok(Some(place)) = Scanner::default().find(data, usize::MAX) else { return };
     let data = &data[place];
-    if let Ok(FromClient::Call(values)) = perl::from_client(data) {
+    if let Ok(FromClient::Call(values)) = perl::from_client(data, DEFAULT_LIMIT) {
         let encoded = encode(&values);
         if let Ok(again) = perl::call(None, Arguments::new(values.len(), &encoded)) {
-            let Ok(FromClient::Call(again)) = perl::from_client(&again) else {
+            let Ok(FromClient::Call(again)) = perl::from_client(&again, DEFAULT_LIMIT) else {
                 panic!("a call cannot be read again");
             };
             assert_eq!(encode(&again), encoded);
         }
     }
-    if let Ok((notes, answer)) = perl::from_worker(data) {
+    if let Ok((notes, answer)) = perl::from_worker(data, DEFAULT_LIMIT) {
         assert!(notes.is_none_or(|notes| native::notes(&notes).log.is_some()));
         let mut out = Vec::new();
         match FromWorker::decode(&answer) {
             Ok(FromWorker::Ok(value)) => match perl::result(&mut out, None, value) {
-                Ok(()) => assert!(perl::from_worker(&out).is_ok_and(|(_, again)| again == answer)),
+                Ok(()) => assert!(
+                    perl::from_worker(&out, DEFAULT_LIMIT).is_ok_and(|(_, again)| again == answer)
+                ),
                 Err(_) => assert!(out.is_empty()),
             },
             Ok(FromWorker::Error(body)) => {
                 perl::error(&mut out, None, body.message);
-                assert!(perl::from_worker(&out).is_ok());
+                assert!(perl::from_worker(&out, DEFAULT_LIMIT).is_ok());
             }
             _ => panic!("it is no answer"),
         }
