@@ -17,12 +17,12 @@ use crate::worker::scoreboard::now;
 pub enum BusyPoll {
     /// For as long as it pays. A look takes at most 50 microseconds of processor time; one that was
     /// in vain is followed by none for the next 1, 2, 4 … 64 short
-    /// waits, and waits of more than 200 microseconds never bring one about. No more processes keep
-    /// a core for it than there are cores to spare. Whoever looks gives its core up every few microseconds, to whoever
-    /// has something to do there, but not for 100 milliseconds after it did not have it back within 200 microseconds.
-    /// Where there is no core to spare, as on a single core, it gives it up between one glance and the next; who did
-    /// not have it back as soon as that does not look in the next 128 short waits, and in twice as many, up to 4,096, each
-    /// time that it happens again.
+    /// waits, and waits of more than 200 microseconds never bring one about. Of the
+    /// threads of a client, one less looks at a time than there are cores. A process that looks gives its core up every
+    /// few microseconds to any other that is ready to run there. It does not do so for 100 milliseconds after it did not
+    /// get the core back within 200 microseconds. Where there is no core to spare, as on a single core, it gives the core
+    /// up after each glance. If it then does not get the core back within 200 microseconds, it does not look in the next 128
+    /// short waits, and in twice as many, up to 4,096, each time that this happens again.
     #[default]
     Adaptive,
     /// Never.

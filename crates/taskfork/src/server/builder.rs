@@ -141,8 +141,9 @@ impl<S: 'static> ServerBuilder<S> {
     /// of [`run`](Server::run), and so is an address that other machines can reach, without
     /// [`allow_unauthenticated_network`](Self::allow_unauthenticated_network).
     ///
-    /// While a server starts or stops, a lock file `PATH.lock` stands beside its unix socket. A server started by [`Server::spawn`] or [`Server::fork`] needs no
-    /// address: without one it is reached through its handle only.
+    /// While a server starts or stops, there is a lock file `PATH.lock` beside its unix socket. A server that was
+    /// started by [`Server::spawn`] or [`Server::fork`] needs no address: without one, its clients reach it through
+    /// its handle only.
     pub fn listen<A>(mut self, address: A) -> Self
     where
         A: TryInto<Address>,
@@ -174,7 +175,8 @@ impl<S: 'static> ServerBuilder<S> {
     }
 
     /// The permissions of the unix socket's file, 0600 unless set. A client needs permission to write.
-    /// [`allow_users`](Self::allow_users) says more exactly who is served.
+    /// Only the permission bits count; the file never has more of them, not even while the server starts.
+    /// [`allow_users`](Self::allow_users) and [`allow_groups`](Self::allow_groups) restrict who is served.
     pub fn socket_mode(mut self, mode: u32) -> Self {
         self.options.socket_mode = mode;
         self
@@ -251,8 +253,9 @@ impl<S: 'static> ServerBuilder<S> {
         self
     }
 
-    /// Where the server tells of itself and its workers: whoever connects gets a
-    /// [`ServerStatus`](crate::ServerStatus) as JSON, in a line. Beside a listening unix socket
+    /// Where the server tells of itself and its workers: a process that connects gets a
+    /// [`ServerStatus`](crate::ServerStatus) as JSON, in a line, after 20 milliseconds, or as soon as it has sent a
+    /// line or ended its sending side. Beside a listening unix socket
     /// unless set, at its path with `.status` behind it; `None` for nowhere. Only the server's user
     /// may connect.
     ///

@@ -43,7 +43,8 @@ pub struct ServerStatus {
     pub max_workers: usize,
     /// How many workers have been forked.
     pub forked: u64,
-    /// How many connections were refused, for want of a worker or for another reason.
+    /// How many connections were refused: no worker was free, the client was not allowed, or its first message
+    /// was wrong or late.
     pub refused: u64,
     /// How many connections wait for their clients' first messages.
     #[serde(default)]
@@ -56,9 +57,9 @@ pub struct ServerStatus {
     #[serde(default)]
     pub queued: u64,
     /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
-    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), `corrupt` (what the worker wrote into the
-    /// memory that it shares with the server cannot be), and those
-    /// that were replaced: `max_calls`, `max_age`, `max_idle`, `max_memory`, `dismissed`.
+    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), `corrupt` (the worker
+    /// wrote an impossible value into the memory that it shares with the server), and those that were replaced:
+    /// `max_calls`, `max_age`, `max_idle`, `max_memory`, `dismissed`.
     pub deaths: BTreeMap<String, u64>,
     /// Those that live, by their numbers.
     pub workers: Vec<WorkerStatus>,

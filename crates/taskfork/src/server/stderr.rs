@@ -13,12 +13,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Stderr {
-    /// The server reads it, writes each line to its own standard error with the worker's process id
-    /// in front and control characters but tabs escaped (`\\x1b`), and attaches the last 4 KiB to the worker's death. A worker is never held up by it:
-    /// lines are dropped, and counted, while the server's own standard error takes nothing.
+    /// The server reads it and writes each line to its own standard error, with the worker's process id in front and
+    /// control characters escaped (`\\x1b`), tabs excepted. It attaches the last 4 KiB, unescaped, to the worker's death.
+    /// A worker never waits for it: while the server's own standard error takes nothing, lines are dropped and counted.
     #[default]
     Capture,
-    /// Workers have the server's.
+    /// Workers have the server's. Nothing is escaped, and deaths have no standard error.
     Inherit,
 }
 
