@@ -4,7 +4,7 @@
 /// takes a few milliseconds in a debug build.
 const TURN: usize = 1 << 20;
 
-/// After so much, the turn takes one unit of the task's budget of the runtime. So a task that polls many calls has
+/// The turn charges one unit of the task's budget of the runtime for this much. So a task that polls many calls has
 /// one limit for all of them.
 const SHARE: usize = 64 << 10;
 
@@ -14,8 +14,8 @@ const MESSAGE: usize = 1 << 10;
 /// What a byte of notes costs: it is decoded, and merged into a log.
 const NOTE: usize = 8;
 
-/// A worker that has sent so many messages that are no answers, since its last answer, floods. With notes in them, these
-/// are more than a log takes.
+/// A worker that has sent this many messages other than answers, since its last answer, counts as flooding. If they hold
+/// notes, these are more than a log takes.
 const FLOOD: usize = 2048;
 
 /// What has been handled in this turn.
@@ -24,7 +24,7 @@ pub(super) struct Turn {
     spent: usize,
     /// How much of that the runtime's budget has been charged for.
     charged: usize,
-    /// How many messages have come since the last answer that are none.
+    /// How many messages have come since the last answer.
     others: usize,
 }
 
@@ -33,22 +33,22 @@ impl Turn {
         (self.spent, self.charged) = (0, 0);
     }
 
-    /// So many bytes have been read.
+    /// Counts bytes that have been read.
     pub(super) fn read(&mut self, bytes: usize) {
         self.spent = self.spent.saturating_add(bytes);
     }
 
-    /// A message has been taken.
+    /// Counts a message.
     pub(super) fn took(&mut self) {
         self.read(MESSAGE);
     }
 
-    /// It was no answer.
+    /// Counts a message other than an answer.
     pub(super) fn took_other(&mut self) {
         self.others = self.others.saturating_add(1);
     }
 
-    /// So many bytes of notes have been taken.
+    /// Counts bytes of notes.
     pub(super) fn noted(&mut self, bytes: usize) {
         self.read(bytes.saturating_mul(NOTE));
         self.took_other();

@@ -152,7 +152,7 @@ pub fn from_worker(data: &[u8]) {
         FromWorker::Hello(_) | FromWorker::Files(_) => return,
     }
     let again = FromWorker::decode(&out).unwrap();
-    // By what they look like, as what is no number equals nothing.
+    // Compared as text, since NaN does not equal itself.
     assert_eq!(format!("{again:?}"), format!("{message:?}"));
 }
 

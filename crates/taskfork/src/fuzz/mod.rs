@@ -1,5 +1,5 @@
 //! What the fuzz targets in `fuzz/` call: one function for each target. Each checks properties of what it is
-//! given, and panics where one does not hold. There is nothing of it in a build without `--cfg fuzzing`.
+//! given, and panics where one does not hold. It is built with `--cfg fuzzing` only.
 #![allow(clippy::unwrap_used, reason = "a target fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 

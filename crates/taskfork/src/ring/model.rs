@@ -1,5 +1,6 @@
 //! All interleavings of two sides that send each other a few messages through rings, and sleep in between, as the
-//! memory model of the language allows them. A side that sleeps over a message waits for ever, which the checker reports.
+//! memory model of the language allows them. A side that sleeps although a message is there waits for ever, and the checker reports
+//! that.
 
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
@@ -12,10 +13,10 @@ use super::half::{Half, Memory, WORDS, Word};
 use super::tests::Side;
 use super::*;
 
-/// So many words of records of each ring are there: more are never needed.
+/// The words of records in each ring. The tests need no more.
 const USED: usize = 8;
 
-/// A word of the checker's. Most are never used, and would only cost time.
+/// A word of the checker's. Most words of a ring are never used here; they would cost time, and are left out.
 enum Checked {
     Used(AtomicU64),
     Unused,
@@ -111,7 +112,7 @@ fn send(side: &mut Side<Shared>, to: &Socket, number: u8) {
     to.write(&sent);
 }
 
-/// Takes what comes, sleeping when there is nothing, until so many messages have been heard.
+/// Receives this many messages, and sleeps while there is none.
 fn hear(side: &mut Side<Shared>, from: &Socket, count: usize) {
     while side.heard.len() < count {
         side.sleep();

@@ -1,4 +1,4 @@
-//! Who may connect, in which protocol, and what they learn of the server.
+//! Which clients may connect, in which protocol, and from which addresses a server can be reached.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -13,7 +13,7 @@ use crate::context::Peer;
 use crate::sys;
 use crate::wire::Protocol;
 
-/// What is set about access, not yet looked up.
+/// The options of access, before names are looked up.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
     users: Option<Vec<String>>,
@@ -23,7 +23,7 @@ pub(crate) struct Access {
     pub(crate) details: bool,
 }
 
-/// How a client has come.
+/// Through which kind of socket a client has connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// Through a unix socket, or a pair of sockets of the program that started this server.
@@ -32,11 +32,11 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
-    /// Of what connects to this socket.
+    /// The kind of this socket.
     pub(crate) fn of(socket: &impl AsFd) -> Self {
         match socket_domain(socket) {
             Ok(AddressFamily::UNIX) => Self::Local,
-            // The stricter rules hold for what is not known.
+            // An unknown kind gets the stricter rules.
             _ => Self::Network,
         }
     }
@@ -47,7 +47,7 @@ impl Origin {
 pub(crate) struct Rules {
     /// The server's own user.
     own: u32,
-    /// Nothing if whoever can connect may.
+    /// `None` if every client that can connect is served.
     allowed: Option<Allowed>,
     protocols: Option<Vec<Protocol>>,
 }
@@ -59,7 +59,7 @@ struct Allowed {
 }
 
 impl Access {
-    /// Looks up the names of users and groups.
+    /// The rules, once the names of users and groups have been looked up.
     pub(crate) fn rules(&self) -> Result<Rules, ServerError> {
         let allowed = match (&self.users, &self.groups) {
             (None, None) => None,
@@ -77,7 +77,7 @@ impl Access {
         Ok(Rules { own: geteuid().as_raw(), allowed, protocols: self.protocols.clone() })
     }
 
-    /// Whether a server may listen at this address, which is called so.
+    /// Whether a server may listen at this address. `called` names it in an error.
     pub(crate) fn check_address(
         &self,
         address: SocketAddr,
@@ -89,7 +89,7 @@ impl Access {
         Err(ServerError::Network { address: called.to_string() })
     }
 
-    /// Whether a server may use this listening socket.
+    /// Whether a server may use this listening socket. `called` names it in an error.
     pub(crate) fn check_listener(
         &self,
         socket: &impl AsFd,
@@ -116,7 +116,7 @@ impl Access {
 }
 
 impl Rules {
-    /// Why the process at the other end of this connection may not use the server, if it may not.
+    /// The reason to refuse the process at the other end of this connection, if there is one.
     pub(crate) fn refusal(&self, connection: &impl AsFd) -> Option<String> {
         let allowed = self.allowed.as_ref()?;
         let Some(peer) = sys::peer(connection) else {
@@ -130,7 +130,7 @@ impl Rules {
         Some(format!("the user {uid} may not use this server (allow_users, allow_groups)"))
     }
 
-    /// Whether clients that have come so may speak this protocol.
+    /// Whether clients of this origin may speak this protocol.
     pub(crate) fn takes(&self, protocol: Protocol, origin: Origin) -> bool {
         match &self.protocols {
             Some(protocols) => protocols.contains(&protocol),
@@ -161,7 +161,7 @@ fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-/// The ids of all that are named, by names or numbers.
+/// The ids of users or groups that are given by name or number.
 fn ids(
     option: &'static str,
     what: &str,
@@ -185,14 +185,14 @@ fn ids(
 impl<S> ServerBuilder<S> {
     /// Which users may connect to the server's unix socket, by names or numbers. A client is served
     /// if its user is among these, or one of its groups among
-    /// [`allow_groups`](Self::allow_groups). Unless one of the two is set, whoever the
-    /// [`socket_mode`](Self::socket_mode) lets in is served. The server's own user always is.
+    /// [`allow_groups`](Self::allow_groups). Unless one of the two is set, every client is served that
+    /// the [`socket_mode`](Self::socket_mode) lets connect. The server's own user always is.
     ///
     /// The kernel tells the user of a client ([`Context::peer`](crate::Context::peer)). A client
     /// that is refused is told so, and no worker is forked for it. The socket's mode holds as well:
     /// set one that lets these users in.
     ///
-    /// A name that does not exist, and a listener that is no unix socket, are errors of
+    /// An unknown name, and a listener of another kind than a unix socket, are errors of
     /// [`run`](crate::Server::run).
     ///
     /// ```
@@ -242,8 +242,8 @@ impl<S> ServerBuilder<S> {
     }
 
     /// Whether the server may listen at an address that other machines can reach; `false` unless
-    /// set. Nothing is encrypted, and no client has to prove who it is: whoever reaches such an
-    /// address can run every method. Without this, a listener that is neither a unix socket nor
+    /// set. Nothing is encrypted, and no client has to prove who it is: anyone who can reach such
+    /// an address can run every method. Without this, a listener that is neither a unix socket nor
     /// bound to a loopback address is an error of [`run`](crate::Server::run).
     ///
     /// ```
@@ -257,7 +257,7 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Whether all clients learn what can tell of the server's machine: what a dead worker has
+    /// Whether all clients get details of the server's machine: what a dead worker has
     /// written to standard error, stacks, source files, and why `setup` has failed. `false` unless
     /// set: then only clients on unix sockets that run as the server's own user do. All others
     /// learn how a worker has ended, and the errors that methods return.

@@ -1,6 +1,6 @@
 //! What a server tells its guardian: the process groups of its workers. The server writes a record for each
 //! worker that it has forked, and one before it reaps a worker. The guardian reads them when the server has
-//! ended, or asks for room; so neither waits for the other, and a new worker wakes nobody.
+//! ended, or asks it to make room. So neither waits for the other, and a new worker does not wake the guardian.
 
 use std::collections::HashSet;
 use std::io;
@@ -13,10 +13,10 @@ use rustix::process::Pid;
 /// A record: the process id of a worker, or its negative when the worker is about to be reaped.
 const RECORD: usize = size_of::<i32>();
 
-/// The guardian is asked to read after so many bytes; a pipe has room for twice as many.
+/// The guardian is asked to read after this many bytes. A pipe has room for twice as many.
 const ASK_AFTER: usize = 32 << 10;
 
-/// Makes the pipe for records: the end for the guardian, and the one for the server.
+/// The pipe for records: the guardian's end and the server's.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, Ledger)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     Ok((reader, Ledger { writer, unread: 0 }))
@@ -30,13 +30,13 @@ pub(crate) struct Ledger {
     unread: usize,
 }
 
-/// What has become of a record.
+/// The result of writing a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Noted {
     Yes,
     /// The guardian is to be asked to read.
     Ask,
-    /// There is no room, as the guardian does not read.
+    /// The pipe is full: the guardian does not read.
     No,
 }
 
@@ -80,8 +80,8 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// Of the workers that lived when the guardian was forked. Nothing is believed that names the first process, the
-    /// kernel, or one of `refused`.
+    /// The groups of the workers that lived when the guardian was forked. Ids of at most 1 and those in `refused` are
+    /// ignored.
     pub(crate) fn new(living: impl Iterator<Item = Pid>, refused: [Option<Pid>; 3]) -> Self {
         let mut groups = Self { known: HashSet::new(), refused };
         living.for_each(|pid| groups.take(pid.as_raw_nonzero().get()));
@@ -92,7 +92,7 @@ impl Groups {
     pub(crate) fn read(&mut self, reader: &OwnedFd) {
         let mut records = [0; 1024 * RECORD];
         loop {
-            // What was written in pieces of a record comes in whole records.
+            // Every write is one record and the buffer holds whole ones, so that no read splits a record.
             match read(reader, &mut records) {
                 Ok(length) if length > 0 => {
                     let (whole, _) = records[..length].as_chunks::<RECORD>();

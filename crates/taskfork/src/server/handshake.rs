@@ -1,5 +1,5 @@
-//! Connections whose clients have not said their first message. The server watches them itself, and forks
-//! no worker before that message has come: a client that says nothing costs a descriptor.
+//! Connections whose clients have not sent their first message. The server watches them itself, and forks
+//! a worker only when that message has come. A silent client costs a descriptor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
@@ -31,7 +31,7 @@ const BATCH: usize = 64;
 /// Room for the first look. The hello of this crate's own client is shorter.
 const FIRST_LOOK: usize = 1024;
 
-/// So many bytes are read at once of what did not come with the first look.
+/// The most bytes of one read after the first look.
 const READ: usize = 4096;
 
 /// What is set about handshakes.
@@ -125,7 +125,7 @@ impl Handshakes {
         [self.epoll.as_fd()].into_iter().chain(waiting)
     }
 
-    /// In another process than the server: closes them there.
+    /// In a process that is forked from the server: closes its copies.
     pub(crate) fn forget(&mut self) {
         self.waiting.clear();
     }
@@ -137,7 +137,7 @@ impl Handshakes {
         }
     }
 
-    /// Adds one; gives the one back that has to make room for it.
+    /// Adds a connection. Returns the oldest one if it has to make room.
     fn add(
         &mut self,
         connection: OwnedFd,
@@ -172,7 +172,7 @@ impl Handshakes {
         }
     }
 
-    /// Watches one no more.
+    /// Removes a connection and ends its watch.
     fn take(&mut self, number: u64) -> Option<Waiting> {
         let waiting = self.waiting.remove(&number)?;
         if let Some(deadline) = waiting.deadline {
@@ -190,7 +190,7 @@ impl Handshakes {
         if deadline > now { None } else { self.take(number) }
     }
 
-    /// Reads what has come of one; tells how far it is.
+    /// Reads from a connection, and returns how much of its first message has come.
     fn hear(&mut self, number: u64, max_frame: usize) -> Heard {
         loop {
             let Some(waiting) = self.waiting.get_mut(&number) else { return Heard::Nothing };
@@ -223,7 +223,7 @@ impl Handshakes {
     }
 }
 
-/// What has come of a connection that waits.
+/// The state of a connection after a read.
 enum Heard {
     Nothing,
     /// A first message, or, with the time until which the rest may come, a part of a long one.
@@ -264,8 +264,8 @@ impl EventLoop {
         }
     }
 
-    /// Has a new connection served if its client has said its first message, and waits for that
-    /// otherwise. Tells whether it has been served.
+    /// Gives a new connection to a worker if its first message is there, and otherwise begins to wait
+    /// for that. Returns whether a worker has got it.
     pub(super) fn admit(&mut self, connection: OwnedFd, origin: Origin) -> bool {
         let mut room = [MaybeUninit::uninit(); FIRST_LOOK];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -313,7 +313,7 @@ impl EventLoop {
         }
     }
 
-    /// Hears those that have something to say, until a worker has been found for one.
+    /// Reads from the connections that are readable, until one of them has got a worker.
     pub(super) fn hear_handshakes(&mut self) {
         let mut room = [MaybeUninit::uninit(); BATCH];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -327,7 +327,7 @@ impl EventLoop {
         }
     }
 
-    /// Tells whether it has been served.
+    /// Reads from one connection. Returns whether a worker has got it.
     fn hear(&mut self, number: u64) -> bool {
         match self.handshakes.hear(number, self.options.max_frame) {
             Heard::Nothing => {}
@@ -352,7 +352,7 @@ impl EventLoop {
         false
     }
 
-    /// Gives a client that has greeted to a worker, if it may speak this protocol.
+    /// Gives a client with a complete first message to a worker, if it may speak this protocol.
     fn welcome(&mut self, client: Connected, protocol: Protocol, origin: Origin) {
         if !self.rules.takes(protocol, origin) {
             let called = match protocol {
@@ -366,7 +366,7 @@ impl EventLoop {
         }
     }
 
-    /// Closes those whose time is over; gives the time until there are others.
+    /// Closes connections whose time is over. Returns the time until the next one is due.
     pub(super) fn expire_handshakes(&mut self) -> Option<Duration> {
         let now = Instant::now();
         while let Some(waiting) = self.handshakes.expired(now) {
@@ -379,7 +379,7 @@ impl EventLoop {
         self.handshakes.deadlines.first().map(|(deadline, _)| *deadline - now)
     }
 
-    /// Says to a client, and in the log, why it is not served.
+    /// Refuses a client: tells it the reason, and logs it.
     pub(super) fn turn_away(&mut self, connection: OwnedFd, refusal: Refusal) {
         self.refusals.log(&self.options.name, &connection, &refusal.reason);
         self.tally.refused += 1;
@@ -392,11 +392,10 @@ impl<S> ServerBuilder<S> {
     /// accepted; then the connection is closed. 10 seconds unless set. Bytes that come one by one
     /// do not prolong it. No worker is forked for a client before its first message is there.
     ///
-    /// Unless this is set, a connection may be silent for ever if it comes through a unix socket on
-    /// which JSON is taken ([`protocols`](Self::protocols)), from a process of the server's own
-    /// user: clients of AnyEvent::Task connect before their first call and say nothing until then,
-    /// and a call fails whose connection has been closed meanwhile. The time then counts from the
-    /// first byte. Such a connection costs a descriptor, and
+    /// Unless this is set, it counts from the first byte for processes of the server's own user, on
+    /// unix sockets that allow JSON ([`protocols`](Self::protocols)). Such a client may be silent
+    /// for ever. Clients of AnyEvent::Task connect before their first call and send nothing until
+    /// then; their next call fails if the connection has been closed meanwhile. Such a connection costs a descriptor, and
     /// [`max_handshakes`](Self::max_handshakes) holds for it.
     ///
     /// 0 is an error of [`run`](crate::Server::run).

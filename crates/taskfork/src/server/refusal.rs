@@ -10,11 +10,11 @@ use crate::wire::error_body::{ErrorBody, kind};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::{Protocol, WireError, native, perl};
 
-/// So many refusals are logged one by one in each second.
+/// The most refusals that are logged one by one in a second.
 const LINES: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What a client is told that gets no worker.
+/// The answer to a client that gets no worker.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     /// The one that the client speaks, if it has said anything.
@@ -24,24 +24,24 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// It may not use the server. One that has said nothing most likely speaks the native protocol.
+    /// The client may not use the server. If it has sent nothing, it most likely speaks the native protocol.
     pub(crate) fn access(protocol: Option<Protocol>, reason: String) -> Self {
         let protocol = protocol.or(Some(Protocol::Native));
         Self { protocol, kind: kind::REFUSED, reason }
     }
 
-    /// It has not introduced itself.
+    /// Its first message was wrong or late.
     pub(crate) fn handshake(protocol: Option<Protocol>, reason: String) -> Self {
         Self { protocol, kind: kind::REFUSED, reason }
     }
 
-    /// There is no worker for it now.
+    /// The server has no worker for it now.
     pub(crate) fn busy(protocol: Protocol, reason: String) -> Self {
         Self { protocol: Some(protocol), kind: kind::BUSY, reason }
     }
 }
 
-/// Tells the client, and ends the connection.
+/// Sends the refusal to the client, and ends the connection.
 pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
     let mut out = Vec::new();
     match refusal.protocol {
@@ -66,8 +66,8 @@ pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
     // A client that is gone needs no word.
     let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     let _ = shutdown(connection, Shutdown::Write);
-    // What is unread when the connection is closed has the peer see a reset, before or instead of
-    // the word.
+    // If the connection is closed with bytes unread, the peer sees a reset, before or instead of the
+    // refusal.
     let mut unread = [0; 4096];
     for _ in 0..16 {
         match recv(connection, &mut unread, RecvFlags::DONTWAIT) {
@@ -114,7 +114,7 @@ impl Refusals {
         }
     }
 
-    /// Whether there is to be a line now: gives how many there were without one before it.
+    /// If a line is to be logged now: how many refusals before it were not logged.
     fn next(&mut self, now: Instant) -> Option<u64> {
         if now.saturating_duration_since(self.since) >= SECOND {
             (self.since, self.lines) = (now, 0);

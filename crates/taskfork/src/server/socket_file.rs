@@ -19,7 +19,7 @@ use super::error::ServerError;
 /// How long to wait for another server that is just starting or stopping at the same path.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A path, as a folder that is open and a name in it.
+/// A path, as an open folder and a name in it.
 #[derive(Debug)]
 pub(super) struct Spot {
     folder: OwnedFd,
@@ -109,7 +109,7 @@ impl Spot {
                     Err(errno) => return Err(unusable(errno)),
                 }
             }
-            // Whoever had it before has removed it, and another may have made a new one.
+            // The server that held it before has removed it, and another may have made a new one.
             lock.is_held = lock.is_there();
             if lock.is_held {
                 return Ok(Some(lock));
@@ -155,7 +155,7 @@ impl Lock<'_> {
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        // While it is held: whoever waits for it looks for its name once it has it.
+        // It is removed while it is held: a server that gets the lock next then finds that the name is gone.
         if self.is_held {
             self.remove();
         }

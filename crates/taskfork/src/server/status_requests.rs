@@ -1,5 +1,5 @@
-//! Connections to the status socket that have not said yet what they want. The server reads that itself, as
-//! only it can have a worker leave. None of them is waited for.
+//! Connections to the status socket whose requests are not complete. The server reads the requests itself, as
+//! only it can retire a worker. It waits for none of them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,13 +15,13 @@ use super::listener::Listener;
 use super::status;
 use crate::worker::scoreboard::Retirement;
 
-/// More of them are answered at once, as if they wanted nothing but the status.
+/// The most connections that wait. With more, the oldest are answered at once with the status.
 const MOST: usize = 64;
 
-/// A request has no more bytes.
+/// The most bytes of a request.
 const LONGEST: usize = 64;
 
-/// For how long a connection may say what it wants.
+/// How long the server waits for a request.
 const WAIT: Duration = Duration::from_millis(20);
 
 /// Those that wait, the oldest first.
@@ -54,7 +54,7 @@ impl StatusRequests {
         self.waiting.push_back(Request { connection, said: Vec::new(), until });
     }
 
-    /// Those that have said all they want, or have had their time.
+    /// Removes the connections whose request is complete or whose time is over.
     fn take_complete(&mut self, now: Instant) -> Vec<Request> {
         let surplus = self.waiting.len().saturating_sub(MOST);
         let mut complete = Vec::new();
@@ -69,12 +69,12 @@ impl StatusRequests {
         complete
     }
 
-    /// When the next one has had its time.
+    /// The time until the oldest is due.
     fn next(&self, now: Instant) -> Option<Duration> {
         self.waiting.front().map(|request| request.until.saturating_duration_since(now))
     }
 
-    /// In a process that is not the server: closes them.
+    /// In a process that is forked from the server: closes its copies.
     pub(crate) fn forget(&mut self) {
         self.waiting.clear();
     }
@@ -94,7 +94,7 @@ impl AsFd for StatusRequests {
 }
 
 impl Request {
-    /// Reads what is there; tells whether that is all.
+    /// Reads what is there. Returns whether the request is complete.
     fn read(&mut self) -> bool {
         let mut piece = [0; LONGEST];
         match recv(&self.connection, &mut piece, RecvFlags::empty()) {
@@ -110,14 +110,14 @@ impl Request {
 }
 
 impl EventLoop {
-    /// Somebody has connected to the status socket.
+    /// Accepts a connection to the status socket.
     pub(super) fn accept_status(&mut self) {
         let Some(Ok(connection)) = self.status.as_ref().map(Listener::accept) else { return };
         self.status_requests.add(connection, Instant::now());
         self.answer_status();
     }
 
-    /// Answers those that have said what they want, or have had their time.
+    /// Answers the connections whose request is complete or whose time is over.
     pub(super) fn answer_status(&mut self) {
         for request in self.status_requests.take_complete(Instant::now()) {
             let number = status::dismissed(&request.said);
@@ -128,7 +128,7 @@ impl EventLoop {
         }
     }
 
-    /// In how long the next one has had its time. Answers those that have.
+    /// Answers the connections that are due. Returns the time until the next one is.
     pub(super) fn next_status_request(&mut self) -> Option<Duration> {
         if self.status_requests.next(Instant::now()) == Some(Duration::ZERO) {
             self.answer_status();

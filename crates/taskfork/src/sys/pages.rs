@@ -69,7 +69,7 @@ impl Published {
         let file = memory_file("taskfork-server", bytes)?;
         let writable = map(&file, 0, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
         keep_from_children(writable)?;
-        // What is mapped from here on can never be made writable, not even by `mprotect`.
+        // A mapping made from here on stays read-only: `mprotect` fails too.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&file, seals)?;
         let readable = map(&file, 0, bytes, ProtFlags::READ)?;
@@ -99,15 +99,15 @@ fn map(file: &OwnedFd, from: usize, bytes: usize, access: ProtFlags) -> io::Resu
     let start = unsafe { mmap(null_mut(), bytes, access, MapFlags::SHARED, file, from as u64) }?;
     // SAFETY: `bytes` are mapped, at the start of a page, and are never unmapped. The file has them and cannot
     // become shorter. Every value is a valid word, and words are only ever reached through atomics; those of a
-    // read-only mapping are only loaded, by whoever gets them from this module.
+    // read-only mapping are only loaded by the callers of this module.
     Ok(unsafe { slice::from_raw_parts(start.cast::<AtomicU64>(), bytes / size_of::<AtomicU64>()) })
 }
 
 /// Processes that are forked from here on do not have this mapping.
 fn keep_from_children(words: SharedWords) -> io::Result<()> {
     let start = words.as_ptr().cast_mut().cast();
-    // SAFETY: it changes nothing for this process, and a child that does not have the mapping has no reference
-    // to it that it uses: it takes its own from `map_page` or `readable`.
+    // SAFETY: nothing changes for this process. A child does not have the mapping, and uses no reference to it: it
+    // takes its own from `map_page` or `readable`.
     unsafe { madvise(start, size_of_val(words), Advice::LinuxDontFork) }?;
     Ok(())
 }

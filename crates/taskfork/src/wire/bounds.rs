@@ -10,7 +10,7 @@ pub(crate) const MOST_LEVELS: usize = 128;
 /// A value that takes a byte can occupy this many in a decoded list, which grows by doubling.
 const BYTES_PER_ELEMENT: usize = 8;
 
-/// An array or a map counts as so many elements, as its list has room for four at least.
+/// An array or a map counts as this many elements: a decoded list has room for at least four.
 pub(crate) const ELEMENTS_OF_A_LIST: usize = 4;
 
 /// Why a value is refused that nests deeper than [`MOST_LEVELS`].
@@ -35,7 +35,7 @@ pub(crate) fn too_many(max_frame: usize) -> String {
 /// Checks encoded values, one behind the other, of a peer whose frames have at most `max_frame`
 /// bytes. Bytes that are no values are left for the decoder to refuse.
 pub(crate) fn check(values: &[u8], max_frame: usize) -> Result<(), String> {
-    // So few bytes can neither nest deeper nor have more elements.
+    // So few bytes cannot exceed either limit.
     if values.len() <= MOST_LEVELS {
         return Ok(());
     }

@@ -19,7 +19,7 @@ struct Depth {
 }
 
 impl Depth {
-    /// Inside so many more arrays or maps.
+    /// A value this many arrays or maps deeper.
     fn inside<E: Error>(self, levels: usize) -> Result<Self, E> {
         let depth = Self { levels: self.levels + levels, steps: self.steps + 1 };
         if depth.levels > MOST_LEVELS || depth.steps > MOST_STEPS {

@@ -5,11 +5,11 @@ use super::hello::MOST_HELLO;
 use super::perl::{self, Scanner};
 use super::{Protocol, WireError};
 
-/// Of a first JSON message that is longer, the server reads so many bytes, and the worker the rest. A
-/// client on TCP can send about 64 KiB before anything is read.
+/// The most bytes of a first JSON message that the server reads; the worker reads the rest. A client on
+/// TCP can send about 64 KiB before anything is read.
 pub(crate) const MOST_JSON: usize = 32 << 10;
 
-/// A client that sends nothing but blanks speaks no protocol.
+/// The most blanks before a first message.
 pub(crate) const MOST_BLANKS: usize = 4096;
 
 /// Follows the first message of one client.
@@ -18,10 +18,10 @@ pub(crate) struct Greeting {
     scanner: Scanner,
 }
 
-/// How far it has come.
+/// How much of the first message is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// So many more bytes can be taken without taking any that come behind a native hello.
+    /// This many more bytes can be read without reading beyond a native hello.
     Lacks(usize),
     /// All of it is there.
     Complete(Protocol),
@@ -30,8 +30,8 @@ pub(crate) enum Progress {
 }
 
 impl Greeting {
-    /// `received` is all that has come, as it was at the last call and maybe more. `limit` is the
-    /// longest frame.
+    /// `received` is everything that has come so far: it begins with what the last call got. `limit` is
+    /// the longest frame.
     pub(crate) fn look(&mut self, received: &[u8], limit: usize) -> Result<Progress, WireError> {
         match protocol(received) {
             None if received.len() >= MOST_BLANKS => {
@@ -50,8 +50,8 @@ impl Greeting {
     }
 }
 
-/// The protocol that a client speaks who has begun so; nothing before its first byte that is no blank.
-/// What is neither protocol counts as native.
+/// The protocol of a client, by its first byte that is not blank; `None` before that byte. Anything
+/// that does not begin JSON counts as native.
 pub(crate) fn protocol(received: &[u8]) -> Option<Protocol> {
     match perl::first_byte(received)? {
         perl::FIRST => Some(Protocol::Perl),

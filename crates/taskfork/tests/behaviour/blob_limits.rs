@@ -1,4 +1,4 @@
-//! How much memory a blob that is handed over may be, and how much a message may become where it cannot be.
+//! The longest blob that is handed over, and the longest message that a blob may become instead.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -20,7 +20,7 @@ trials! {
     a_program_gets_no_more_than_a_frame,
 }
 
-/// Memory that nobody has written to.
+/// Memory without pages, as it was never written to.
 fn sparse(length: usize) -> Blob {
     BlobMut::new(length).unwrap().freeze().unwrap()
 }

@@ -19,7 +19,7 @@ trials! {
     a_worker_holds_few_descriptors_of_a_client,
 }
 
-/// So many may be held of one connection.
+/// The most unclaimed descriptors of one connection.
 const MOST: usize = 64;
 
 async fn a_client_holds_few_descriptors_of_a_worker() {
@@ -66,7 +66,7 @@ pub(crate) async fn hold_few() {
         let error = client.call::<Value>("any", ()).await.unwrap_err();
         done.store(true, SeqCst);
         let most = counted.join().unwrap();
-        // Beside them there are those that are sent, the sockets on both sides, and what the runtime and this test open.
+        // More are open: those that are sent, the sockets of both sides, and those of the runtime and this test.
         assert!(most <= before + MOST + 16 + 16, "{when:?}: {before}, then {most}: {error}");
         assert!(sent.load(SeqCst) >= MOST, "{when:?}: {error}");
         if when != When::NotReading {

@@ -1,4 +1,4 @@
-//! Workers that never stop sending, played by hand. Whoever calls one keeps its runtime, and its timeout.
+//! Workers that never stop sending, played by hand. They delay neither the caller's runtime nor its timeout.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

@@ -205,7 +205,7 @@ async fn a_time_that_is_set_holds_for_the_servers_own_user() {
     let server = Guarded::start(&["handshake_timeout=100"]).await;
     assert!(Raw::connect(&server.path()).await.drain().is_empty());
     server.assert_untouched();
-    // As it does where nobody is silent for a good reason.
+    // JSON is not allowed here, so that no client has a reason to be silent.
     let server = Guarded::start(&["protocols=native", "max_handshakes=5"]).await;
     let mut silent = Raw::connect(&server.path()).await;
     server.until_waiting(1).await;
@@ -222,7 +222,7 @@ async fn the_oldest_connection_makes_room_for_a_new_one() {
     }
     assert!(silent[0].drain().is_empty());
     until("the log line", || server.log().contains("2 others wait with it (max_handshakes)")).await;
-    // The others can still speak, and who greets at once needs no room.
+    // The others can still send, and a client that greets at once needs no room.
     let (mut good, _) = Raw::greeted(&server.path()).await;
     good.call("add", vec![1.into(), 2.into()]);
     assert_eq!(good.receive().unwrap().as_array().unwrap()[2], 3.into());
@@ -255,7 +255,7 @@ async fn pieces(server: &Guarded) {
         assert_eq!(message(&mut raw.0).unwrap(), b"[\"ok\",{},5]", "{cut}");
         assert_eq!(message(&mut raw.0).unwrap(), b"[\"ok\",{},9]", "{cut}");
     }
-    // More in small pieces than a socket takes if nobody reads.
+    // More small pieces than a socket takes while its peer does not read.
     let mut raw = Raw::connect(&server.path()).await;
     for &byte in format!("[\"do\",{{}},\"echo\",\"{}\"]", "x".repeat(2000)).as_bytes() {
         raw.send(&[byte]);
@@ -274,7 +274,7 @@ async fn a_greeting_in_pieces_is_served_by_a_spare_worker() {
     until("a spare worker", || is_spare(&server)).await;
     let mut silent = Raw::connect(&server.path()).await;
     server.until_waiting(1).await;
-    // It is not spent on who says nothing.
+    // A silent client does not get it.
     assert!(is_spare(&server));
     silent.send(b"[\"do\",{},\"add\",1,2]");
     assert_eq!(message(&mut silent.0).unwrap(), b"[\"ok\",{},3]");

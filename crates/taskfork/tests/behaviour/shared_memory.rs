@@ -1,4 +1,4 @@
-//! What a worker can do by writing into the memory that it shares: nothing to anybody else.
+//! A worker that writes into all memory that it shares harms no other process.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -110,8 +110,8 @@ fn store(start: usize, word: usize, value: u64) {
     }
 }
 
-/// Writes random words, ones and `numbers` everywhere. With an odd seed it leaves the first words alone, so that
-/// nobody sees at once that something is wrong.
+/// Writes random words, ones and `numbers` everywhere. With an odd seed it spares the first words, so that the server
+/// does not find the slot corrupt at once.
 fn scribble(seed: u64, time: Duration, numbers: &[u64]) {
     let mappings = shared_mappings();
     let until = Instant::now() + time;
@@ -159,7 +159,7 @@ fn stranger() -> Program {
     Program::new(command.spawn().unwrap())
 }
 
-/// Calls of somebody else on the same server, until told to stop. Gives how many there were of each kind.
+/// Calls of another client of the same server, until it is told to stop. Returns how many there were of each kind.
 async fn sibling(client: Client, stop: Arc<AtomicBool>) -> [u32; 3] {
     let mut counts = [0; 3];
     while !stop.load(Ordering::Relaxed) {
@@ -242,7 +242,7 @@ async fn another_users_worker_that_overwrites_all_shared_memory_harms_nobody_els
 async fn an_impossible_phase_ends_the_worker_and_is_named() {
     let (_server, client) = start_with("scribbling", |client| client.min_workers(0));
     let checkout = client.checkout().timeout(Duration::from_secs(60));
-    // The server looks when somebody else's call is due.
+    // The server looks when the call of another client is due.
     let wakes = client.checkout().timeout(Duration::from_millis(50));
     let hangs = checkout.call::<()>("write_and_hang", (STATE, 1_u64 << 8 | 77));
     let looks = async {

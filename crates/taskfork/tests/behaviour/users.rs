@@ -60,7 +60,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Waits until the server listens, and has so many spare workers that have been set up.
+/// Waits until the server listens, and this many spare workers have been set up.
 async fn spares_in(folder: &tempfile::TempDir, count: usize) {
     until("the spares", || {
         let status = ServerStatus::read(folder.path().join("s.status"));
@@ -156,7 +156,7 @@ async fn a_worker_that_has_changed_its_user_in_a_call_takes_no_rings() {
     }
 }
 
-/// Lets a process go on that has been stopped.
+/// Continues a process that has been stopped.
 struct Stopped(u32);
 
 impl Drop for Stopped {

@@ -24,7 +24,7 @@ pub(crate) enum Step {
     SendWith(Vec<u8>, Vec<Kind>),
     /// One byte at a time.
     Trickle(Vec<u8>),
-    /// The same bytes again and again, until so much has been sent or the other side is gone.
+    /// The same bytes again and again, until this many have been sent or the other side is gone.
     Flood(Vec<u8>, usize),
     /// Reads the preamble.
     HearPreamble,
@@ -55,7 +55,7 @@ pub(crate) enum Kind {
     Socket,
     DevZero,
     Folder,
-    /// Memory of so many bytes with these seals.
+    /// Memory of this length with these seals.
     Memory(u64, SealFlags),
 }
 
@@ -90,7 +90,7 @@ pub(crate) fn case(name: impl Into<String>, steps: Vec<Step>, expected: Expected
 /// No step waits longer, and no peer is given longer to end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Takes the steps as far as the other side lets it.
+/// Carries out the steps, as far as the other side lets the peer.
 pub(crate) fn take_steps(stream: &mut UnixStream, steps: &[Step]) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();

@@ -16,7 +16,7 @@ mod server_fields;
 
 use case::Case;
 
-/// So many cases run at a time, and so many of one group share a process.
+/// How many cases run at a time, and how many of one group share a process.
 const THREADS: usize = 12;
 const SHARE: usize = 48;
 

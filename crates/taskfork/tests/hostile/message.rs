@@ -74,14 +74,14 @@ pub(crate) fn announce(files: u64) -> Vec<u8> {
     frame(&[6.into(), map(&[]), files.into()])
 }
 
-/// So many arrays inside each other.
+/// Nested arrays of this depth.
 pub(crate) fn deep(levels: usize) -> Vec<u8> {
     let mut out = vec![0x91; levels];
     out.push(0xc0);
     out
 }
 
-/// An array of so many of these bytes.
+/// An array with these bytes, repeated this many times, as its elements.
 pub(crate) fn many(count: u32, each: &[u8]) -> Vec<u8> {
     let mut out = vec![0xdd];
     out.extend(count.to_be_bytes());

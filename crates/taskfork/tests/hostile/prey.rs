@@ -307,7 +307,7 @@ impl Caller {
         }
     }
 
-    /// Has it call a server whose first connection takes the steps; gives what came of both calls.
+    /// Has the program call a server whose first connection carries out the steps. Returns the results of both calls.
     fn calls(&mut self, case: &Case, json: bool) -> Result<(String, String), String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");

@@ -89,7 +89,7 @@ impl Guarded {
 
     /// At a port of the loopback interface; gives it as well.
     pub(crate) async fn start_tcp(options: &[&str]) -> (Self, u16) {
-        // Nobody else gets it soon.
+        // The kernel does not give this port to another socket soon.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -140,7 +140,7 @@ impl Guarded {
         count_lines(&self.folder.path().join("set_up"))
     }
 
-    /// Waits until so many connections wait for their first messages.
+    /// Waits until this many connections are in their handshakes.
     pub(crate) async fn until_waiting(&self, connections: usize) {
         until("connections that wait", || self.status().handshakes == connections).await;
     }
