@@ -395,8 +395,8 @@ impl<S> ServerBuilder<S> {
     /// Unless this is set, it counts from the first byte for processes of the server's own user, on
     /// unix sockets that allow JSON ([`protocols`](Self::protocols)). Such a client may be silent
     /// for ever. Clients of AnyEvent::Task connect before their first call and send nothing until
-    /// then; their next call fails if the connection has been closed meanwhile. Such a connection costs a descriptor, and
-    /// [`max_handshakes`](Self::max_handshakes) holds for it.
+    /// then; their next call fails if the connection has been closed meanwhile. Such a connection costs a
+    /// descriptor, and [`max_handshakes`](Self::max_handshakes) limits how many there are.
     ///
     /// 0 is an error of [`run`](crate::Server::run).
     ///
