@@ -9,10 +9,15 @@ use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
 use super::burial::{Buried, News};
 use super::children::Child;
+use super::entry::is_child_of;
 use super::event_loop::{EventLoop, Mode};
 use super::status::{self, ServerStatus};
 use crate::sys::{self, Forked};
 use crate::worker::scoreboard::now;
+
+/// No more helpers run at one time. Who asks for the status then is not answered, and deaths are told without the
+/// names of what is on the stack.
+const MOST_HELPERS: usize = 64;
 
 impl EventLoop {
     /// Buries all workers that have died. The kernel says only that some child has.
@@ -123,10 +128,18 @@ impl EventLoop {
         last.values().fold(0, |all, &(_, waiting)| all.saturating_add(waiting))
     }
 
+    /// In a process forked from the server: whether the server is its parent still.
+    fn is_parent(&self) -> bool {
+        Pid::from_raw(self.pid.cast_signed()).is_some_and(is_child_of)
+    }
+
     /// Has a process of its own do something that may take long; gives back what it was to be done
     /// with if there is none.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn help<T>(&mut self, with: T, task: impl FnOnce(&mut Self, T)) -> Option<T> {
+        if self.orphans.helpers() >= MOST_HELPERS {
+            return Some(with);
+        }
         // SAFETY: the helper writes to its own connection only, and leaves by `exit_now`.
         match unsafe { sys::fork(&self.threads) } {
             Ok(Forked::Parent { child }) => {
@@ -137,6 +150,10 @@ impl EventLoop {
             Ok(Forked::Child) => {
                 // It outlives neither the server nor, by what it holds, anybody's connection.
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
+                // The server may have died before the signal was asked for.
+                if !self.is_parent() {
+                    sys::exit_now(1);
+                }
                 drop((self.listener.take(), self.status.take(), self.options.control.take()));
                 self.status_requests.forget();
                 task(self, with);

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::retry_on_intr;
 use rustix::net::{
@@ -30,6 +30,11 @@ pub(crate) const AGAIN: Duration = Duration::from_millis(10);
 /// How often to look for more, at most: what is killed may just have started something.
 const ROUNDS: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(5);
+/// So many times in a row nothing is found at the end.
+const EMPTY_ROUNDS: u32 = 3;
+
+/// How long the server's end is waited for once it has closed its end of the line.
+const END_WITHIN: Duration = Duration::from_secs(60);
 
 /// The server's hold on its guardian.
 #[derive(Debug)]
@@ -158,7 +163,8 @@ fn guard(
     groups.read(&records);
     // A process that ends closes its descriptors a moment before its children lose it. One that
     // lives has only let go of this guardian, and must not be harmed.
-    for _ in 0..ROUNDS {
+    let patience = Instant::now() + END_WITHIN;
+    while Instant::now() < patience {
         if !is_child_of(server) {
             end_all(mark, &groups, group::now());
             break;
@@ -177,8 +183,11 @@ fn end_all(mark: &Mark, groups: &Groups, ended: group::Ticks) {
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
+    // One that executes a program at this instant bears no mark that can be read.
+    let mut empty = 0;
     for _ in 0..ROUNDS {
-        if !mark.kill_all() {
+        empty = if mark.kill_all() { 0 } else { empty + 1 };
+        if empty == EMPTY_ROUNDS {
             return;
         }
         std::thread::sleep(PAUSE);

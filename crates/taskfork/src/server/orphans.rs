@@ -56,6 +56,11 @@ impl Orphans {
         self.left = true;
     }
 
+    /// How many such processes there are.
+    pub(crate) fn helpers(&self) -> usize {
+        self.helpers.len()
+    }
+
     /// A process of the server's own, which goes its own way.
     pub(crate) fn leave_alone(&mut self, pid: Pid) {
         self.own.insert(pid);

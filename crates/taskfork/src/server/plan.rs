@@ -10,6 +10,9 @@ use crate::worker::scoreboard::now;
 /// By so much a worker may learn late that its call's time is over.
 const LATE: Duration = Duration::from_millis(1);
 
+/// However long a look at all workers takes, the server looks again after this time if a worker is due.
+const SOONEST: Duration = Duration::from_millis(20);
+
 impl EventLoop {
     /// Does what is due now; gives how long to sleep if no event comes. A worker that begins a call
     /// whose time is over sooner than that wakes the server: one that could not know is seen by
@@ -64,7 +67,7 @@ impl EventLoop {
         // then.
         let (now, timeout) = (now(), self.options.hung_worker_timeout);
         // Workers say when they are due: one that is due again and again must not keep the server from the rest.
-        let soonest = pause_after(self.took);
+        let soonest = pause_after(self.took).min(SOONEST);
         for child in self.children.values_mut() {
             let (late, hanging) = (child.judge_late(now), child.judge_hanging(now, timeout));
             let leaving = child.judge_leaving(now, timeout);

@@ -89,6 +89,11 @@ impl Spot {
             if opened.st_uid != geteuid().as_raw() {
                 return Err(failed(format!("it belongs to the user {}", opened.st_uid)));
             }
+            // Another name of some other file of this user's: whoever can read that could hold the lock.
+            let is_file = FileType::from_raw_mode(opened.st_mode) == FileType::RegularFile;
+            if !is_file || opened.st_nlink > 1 {
+                return Err(failed("it is no file of its own".to_owned()));
+            }
             let mut lock = Lock { spot: self, name: name.clone(), file, is_held: false };
             loop {
                 match flock(&lock.file, FlockOperation::NonBlockingLockExclusive) {
@@ -113,6 +118,9 @@ impl Spot {
             lock.is_held = lock.is_there();
             if lock.is_held {
                 return Ok(Some(lock));
+            }
+            if Instant::now() >= deadline {
+                return Err(failed("somebody removes it again and again".to_owned()));
             }
         }
     }

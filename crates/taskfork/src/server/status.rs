@@ -238,19 +238,22 @@ fn memory_of(pid: u32) -> (Option<u64>, Option<u64>) {
     (field("VmRSS:"), field("VmHWM:"))
 }
 
-/// Sends a status, waiting for as long as the other side takes it, and for a while at most.
+/// For how long a status is sent to a peer that does not read it at once.
+const SEND_WITHIN: Duration = Duration::from_secs(2);
+
+/// Sends a status. Gives up after [`SEND_WITHIN`], however slowly the other side reads.
 pub(crate) fn answer(connection: &impl AsFd, status: &ServerStatus) {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
     let _ = rustix::io::ioctl_fionbio(connection, false);
-    let limit = Some(Duration::from_secs(2));
-    let _ = rustix::net::sockopt::set_socket_timeout(
-        connection,
-        rustix::net::sockopt::Timeout::Send,
-        limit,
-    );
     let Ok(mut text) = serde_json::to_vec(status) else { return };
     text.push(b'\n');
-    let mut rest = &text[..];
+    let (deadline, mut rest) = (Instant::now() + SEND_WITHIN, &text[..]);
     while !rest.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || set_socket_timeout(connection, Timeout::Send, Some(left)).is_err() {
+            return;
+        }
         match send(connection, rest, SendFlags::NOSIGNAL) {
             Ok(sent) if sent > 0 => rest = &rest[sent..],
             _ => return,

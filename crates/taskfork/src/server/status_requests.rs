@@ -10,7 +10,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use super::event_loop::EventLoop;
+use super::event_loop::{ACCEPT_PAUSE, EventLoop, STATUS};
 use super::listener::Listener;
 use super::status;
 use crate::worker::scoreboard::Retirement;
@@ -30,6 +30,8 @@ pub(crate) struct StatusRequests {
     /// Watches all of them.
     epoll: OwnedFd,
     waiting: VecDeque<Request>,
+    /// Nothing is accepted until then, as descriptors have run out.
+    again: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,11 @@ struct Request {
 
 impl StatusRequests {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, waiting: VecDeque::new() })
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            waiting: VecDeque::new(),
+            again: None,
+        })
     }
 
     fn add(&mut self, connection: OwnedFd, now: Instant) {
@@ -112,9 +118,28 @@ impl Request {
 impl EventLoop {
     /// Accepts a connection to the status socket.
     pub(super) fn accept_status(&mut self) {
-        let Some(Ok(connection)) = self.status.as_ref().map(Listener::accept) else { return };
-        self.status_requests.add(connection, Instant::now());
-        self.answer_status();
+        let now = Instant::now();
+        match self.status.as_ref().map(Listener::accept) {
+            Some(Ok(connection)) => {
+                self.status_requests.add(connection, now);
+                self.answer_status();
+            }
+            None | Some(Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)) => {}
+            Some(Err(errno)) => {
+                tracing::error!(
+                    "cannot accept connections to the status socket for a while: {errno}"
+                );
+                self.status_requests.again = Some(now + ACCEPT_PAUSE);
+                self.watch_status(EventFlags::empty());
+            }
+        }
+    }
+
+    fn watch_status(&self, flags: EventFlags) {
+        let Some(status) = &self.status else { return };
+        if let Err(errno) = epoll::modify(&self.epoll, status, EventData::new_u64(STATUS), flags) {
+            tracing::error!("cannot change the watch on the status socket: {errno}");
+        }
     }
 
     /// Answers the connections whose request is complete or whose time is over.

@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 /// a core for wake-ups.
 const SHARE: u32 = 25;
 const LEAST_PAUSE: Duration = Duration::from_micros(200);
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct Wake {

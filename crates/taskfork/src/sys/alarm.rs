@@ -131,7 +131,12 @@ pub(crate) fn wake_server() {
     let sent = unsafe { libc::pwritev2(pipe, &raw const piece, 1, -1, libc::RWF_NOWAIT) };
     // SAFETY: the address is that of this thread's own variable.
     if sent < 0 && unsafe { *libc::__errno_location() } == libc::EOPNOTSUPP {
-        // A kernel before 6.4.
+        // A kernel before 6.4. The pipe may have been set to wait, and filled: then the server wakes anyway.
+        let mut ready = libc::pollfd { fd: pipe, events: libc::POLLOUT, revents: 0 };
+        // SAFETY: it reads and writes one entry that is there.
+        if unsafe { libc::poll(&raw mut ready, 1, 0) } < 1 {
+            return;
+        }
         // SAFETY: as above.
         unsafe { libc::write(pipe, (&raw const byte).cast(), 1) };
     }

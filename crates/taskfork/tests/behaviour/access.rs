@@ -11,6 +11,7 @@ use taskfork::{CallError, Client, Error, FatalError, Protocol};
 use crate::perl::message;
 use crate::support::raw::Raw;
 use crate::support::strangers::{Guarded, Seen, as_user, block_on};
+use crate::support::until;
 use crate::support::{address_in, roles, trials};
 
 trials! {
