@@ -175,7 +175,7 @@ fn parse_tcp(rest: &str) -> Option<Address> {
         None if host.contains(':') => return None,
         None => host,
     };
-    (!host.is_empty()).then(|| Address::tcp(host, port))
+    (!host.is_empty() && !host.contains(['[', ']'])).then(|| Address::tcp(host, port))
 }
 
 impl TryFrom<&str> for Address {
@@ -253,9 +253,15 @@ mod tests {
         assert!(error_of("unix:").contains("unix:PATH"));
         assert!(error_of("fd:x").contains("fd:NUMBER"));
         assert!(error_of("fd:-1").contains("fd:NUMBER"));
-        for text in
-            ["tcp:host", "tcp:host:port", "tcp::80", "tcp:host:70000", "tcp:::1:80", "tcp:[::1:80"]
-        {
+        for text in [
+            "tcp:host",
+            "tcp:host:port",
+            "tcp::80",
+            "tcp:host:70000",
+            "tcp:::1:80",
+            "tcp:[::1:80",
+            "tcp:[[1]:0",
+        ] {
             assert!(error_of(text).contains("tcp:HOST:PORT"), "{text}");
         }
     }

@@ -44,8 +44,8 @@ pub(crate) fn send_files(
 
 /// Appends bytes to `inbox`, as far as it has room, and the descriptors that come with them to `files`;
 /// gives how many bytes came. Reads nothing, and is the error [`TOO_MANY_FILES`], while there could then be more than
-/// [`MOST_UNCLAIMED`] in `files`; the same error says that more than [`MOST_FILES`] came with one piece, or more than
-/// this process may open.
+/// [`MOST_UNCLAIMED`] in `files`. Of more than [`MOST_FILES`] that come with one piece the kernel closes the rest, so
+/// that a message which refers to them lacks them.
 pub(crate) fn receive_files(
     socket: &impl AsFd,
     inbox: &mut impl BufMut,
@@ -97,10 +97,6 @@ pub(crate) fn receive_files(
         }
         // SAFETY: as above.
         part = unsafe { libc::CMSG_NXTHDR(&raw const message, part) };
-    }
-    // The kernel has closed what there was no room for: no message can be told what it came with any more.
-    if message.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(TOO_MANY_FILES);
     }
     Ok(received)
 }
