@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rustix::process::Signal;
 
@@ -63,6 +64,8 @@ impl News {
             // Something that the worker has started may hold the connection open.
             let _ = shutdown(&self.connection, Shutdown::Both);
         }
+        // A worker can have set it, and closing the connection would then wait for a client that does not read.
+        let _ = set_socket_linger(&self.connection, None);
     }
 
     /// Leaves out what can tell of the server's machine.
@@ -154,5 +157,32 @@ fn tell(connection: &OwnedFd, notice: &DeathNotice) {
     if written.is_ok() {
         // A client that is gone or does not read sees the end of the connection all the same.
         let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn closing_a_connection_does_not_wait_for_the_client_as_its_worker_has_wished() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut worker, _) = listener.accept().unwrap();
+        worker.set_nonblocking(true).unwrap();
+        set_socket_linger(&worker, Some(Duration::from_secs(3600))).unwrap();
+        while worker.write(&[0; 65536]).is_ok() {}
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            News { connection: worker.into(), notice: None, end_it: true }.tell();
+            done.send(())
+        });
+        is_done.recv_timeout(Duration::from_secs(30)).unwrap();
+        drop(client);
     }
 }
