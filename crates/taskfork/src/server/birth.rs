@@ -71,8 +71,9 @@ impl EventLoop {
     /// Forks a worker, for which there must be room; gives back what it was to serve if that cannot
     /// be. The new worker does not come back from here.
     pub(super) fn fork(&mut self, post: Post, socket: Socket) -> Result<(), (Socket, ForkError)> {
-        let Some(slot) = self.scoreboard.take() else {
-            return Err((socket, ForkError::Kernel(io::ErrorKind::StorageFull.into())));
+        let slot = match self.scoreboard.take() {
+            Ok(slot) => slot,
+            Err(error) => return Err((socket, ForkError::Kernel(error))),
         };
         let number = self.born + 1;
         let (threads, stderr) = (&self.threads, self.options.stderr);
@@ -83,7 +84,12 @@ impl EventLoop {
                 if !self.guardian.as_mut().is_none_or(|guardian| guardian.forked(pid)) {
                     self.replace_guardian();
                 }
+                let kept = self.scoreboard.keep(&slot);
                 self.adopt(Child::new(pid, post, slot, number, stderr));
+                if let Err(error) = kept {
+                    let what = "its slot cannot be kept from other workers";
+                    self.give_up_on(number, &ServerError::System { what, source: error });
+                }
                 Ok(())
             }
             Ok(Birth::Worker(stderr, captured)) => {
@@ -91,7 +97,13 @@ impl EventLoop {
                 self.become_worker(Newborn { stderr, socket, slot, number, leftover })
             }
             Err(error) => {
-                self.scoreboard.give_back(slot);
+                if let Err(error) = self.scoreboard.keep(&slot) {
+                    tracing::error!(
+                        "a slot cannot be kept from workers, and is not used again: {error}"
+                    );
+                } else {
+                    self.scoreboard.give_back(slot);
+                }
                 Err((socket, error))
             }
         }
@@ -143,7 +155,7 @@ impl EventLoop {
             .map_err(io::Error::from)
             .and_then(|()| self.signals.reset_for_worker())
             .and_then(|()| self.options.limits.apply())
-            .and_then(|()| self.scoreboard.map(&slot));
+            .map(|()| self.scoreboard.of_worker(&slot));
         let slot = match ready {
             Ok(slot) => slot,
             Err(error) => {
@@ -192,7 +204,7 @@ impl EventLoop {
         let own = [self.nothing.as_fd(), self.epoll.as_fd(), self.signals.as_fd()];
         let children = self.children.values().flat_map(Child::descriptors);
         own.into_iter()
-            .chain([self.threads.as_fd(), self.scoreboard.as_fd(), self.wake.as_fd()])
+            .chain([self.threads.as_fd(), self.wake.as_fd()])
             .chain(self.out_of_memory.descriptor())
             .chain(self.orphans.descriptor())
             .chain(self.options.control.as_ref().map(AsFd::as_fd))

@@ -2,7 +2,7 @@
 //! that all of them can read and only the server can write.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr::null_mut;
 use std::slice;
 use std::sync::atomic::AtomicU64;
@@ -14,44 +14,42 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 /// write to them at any time.
 pub(crate) type SharedWords = &'static [AtomicU64];
 
-/// Pages of one file. This process has all of them mapped; a process that it forks inherits none of the mappings,
-/// and maps the one page that is meant for it.
-#[derive(Debug)]
+/// Pages that are each a file of their own, as a process could remap a page of a file to any other page of it
+/// (`remap_file_pages`, `mremap`). A process that is forked has only the one that is given to it.
+#[derive(Debug, Default)]
 pub(crate) struct Pages {
-    file: OwnedFd,
-    words: SharedWords,
-}
-
-/// How many words a page has.
-pub(crate) fn words_in_page() -> usize {
-    rustix::param::page_size() / size_of::<AtomicU64>()
+    made: Vec<SharedWords>,
 }
 
 impl Pages {
-    pub(crate) fn new(count: usize) -> io::Result<Self> {
-        let bytes = count * rustix::param::page_size();
+    /// Makes one more page. Its index is the number of those before it.
+    pub(crate) fn add(&mut self) -> io::Result<()> {
+        let bytes = rustix::param::page_size();
         let file = memory_file("taskfork-slots", bytes)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let words = map(&file, 0, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        let words = map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
         keep_from_children(words)?;
-        Ok(Self { file, words })
+        self.made.push(words);
+        Ok(())
     }
 
     /// One page, as this process has it mapped.
     pub(crate) fn page(&self, index: usize) -> SharedWords {
-        &self.words[index * words_in_page()..(index + 1) * words_in_page()]
+        self.made[index]
     }
 
-    /// Maps one page once more, for a process that was forked from the one that has all of them.
-    pub(crate) fn map_page(&self, index: usize) -> io::Result<SharedWords> {
-        let bytes = rustix::param::page_size();
-        map(&self.file, index * bytes, bytes, ProtFlags::READ | ProtFlags::WRITE)
+    /// Processes that are forked from here on have this page.
+    pub(crate) fn give_to_children(&self, index: usize) -> io::Result<()> {
+        let words = self.made[index];
+        let start = words.as_ptr().cast_mut().cast();
+        // SAFETY: it changes nothing for this process; a child gets a mapping that it may use as this one does.
+        unsafe { madvise(start, size_of_val(words), Advice::LinuxDoFork) }?;
+        Ok(())
     }
-}
 
-impl AsFd for Pages {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// Processes that are forked from here on do not have this page.
+    pub(crate) fn keep_from_children(&self, index: usize) -> io::Result<()> {
+        keep_from_children(self.made[index])
     }
 }
 
@@ -67,12 +65,12 @@ impl Published {
     pub(crate) fn new() -> io::Result<Self> {
         let bytes = rustix::param::page_size();
         let file = memory_file("taskfork-server", bytes)?;
-        let writable = map(&file, 0, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        let writable = map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
         keep_from_children(writable)?;
         // A mapping made from here on stays read-only: `mprotect` fails too.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&file, seals)?;
-        let readable = map(&file, 0, bytes, ProtFlags::READ)?;
+        let readable = map(&file, bytes, ProtFlags::READ)?;
         Ok(Self { writable, readable })
     }
 
@@ -94,9 +92,9 @@ fn memory_file(name: &str, bytes: usize) -> io::Result<OwnedFd> {
 }
 
 /// Maps whole pages of a file whose size is fixed, for as long as the process lives.
-fn map(file: &OwnedFd, from: usize, bytes: usize, access: ProtFlags) -> io::Result<SharedWords> {
+fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<SharedWords> {
     // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
-    let start = unsafe { mmap(null_mut(), bytes, access, MapFlags::SHARED, file, from as u64) }?;
+    let start = unsafe { mmap(null_mut(), bytes, access, MapFlags::SHARED, file, 0) }?;
     // SAFETY: `bytes` are mapped, at the start of a page, and are never unmapped. The file has them and cannot
     // become shorter. Every value is a valid word, and words are only ever reached through atomics; those of a
     // read-only mapping are only loaded by the callers of this module.
@@ -106,8 +104,13 @@ fn map(file: &OwnedFd, from: usize, bytes: usize, access: ProtFlags) -> io::Resu
 /// Processes that are forked from here on do not have this mapping.
 fn keep_from_children(words: SharedWords) -> io::Result<()> {
     let start = words.as_ptr().cast_mut().cast();
+<<<<<<< HEAD
     // SAFETY: nothing changes for this process. A child does not have the mapping, and uses no reference to it: it
     // takes its own from `map_page` or `readable`.
+=======
+    // SAFETY: it changes nothing for this process, and a child that does not have the mapping has no reference
+    // to it that it uses: it takes its own from `readable`, or a page that was given to it.
+>>>>>>> 0ef0a85 (Each slot of the scoreboard is a file of its own)
     unsafe { madvise(start, size_of_val(words), Advice::LinuxDontFork) }?;
     Ok(())
 }
@@ -130,13 +133,21 @@ mod tests {
         }
     }
 
+    fn two_pages() -> Pages {
+        let mut pages = Pages::default();
+        pages.add().unwrap();
+        pages.add().unwrap();
+        pages
+    }
+
     #[test]
-    fn a_page_is_the_same_wherever_it_is_mapped() {
-        let pages = Pages::new(3).unwrap();
-        let other = pages.map_page(1).unwrap();
-        pages.page(1)[7].store(5, SeqCst);
-        assert_eq!((other[7].load(SeqCst), other.len()), (5, words_in_page()));
-        assert_eq!(pages.page(2)[7].load(SeqCst), 0);
+    fn no_page_is_in_the_file_of_another() {
+        let pages = two_pages();
+        let [one, other] = [0, 1].map(|index| {
+            assert_eq!(size_of_val(pages.page(index)), rustix::param::page_size());
+            crate::sys::name_of_mapping(pages.page(index).as_ptr().addr()).unwrap()
+        });
+        assert_ne!(one, other);
     }
 
     #[test]
@@ -150,7 +161,10 @@ mod tests {
 
     #[test]
     fn a_forked_process_inherits_no_mapping_that_is_kept_from_it() {
-        let pages = Pages::new(2).unwrap();
+        let pages = two_pages();
+        pages.give_to_children(0).unwrap();
+        pages.keep_from_children(0).unwrap();
+        pages.give_to_children(1).unwrap();
         let published = Published::new().unwrap();
         published.writable()[0].store(9, SeqCst);
         // SAFETY: the child makes system calls and ends.
@@ -164,10 +178,10 @@ mod tests {
             };
             // In this order, as what is mapped next may get the address of what is not.
             let wrong = [
-                is_mapped(pages.page(1)),
+                is_mapped(pages.page(0)),
                 is_mapped(published.writable()),
                 published.readable()[0].load(SeqCst) != 9,
-                pages.map_page(1).map_or(true, |words| words[0].swap(1, SeqCst) != 0),
+                pages.page(1)[0].swap(1, SeqCst) != 0,
             ];
             let code = wrong.iter().rposition(|&wrong| wrong).map_or(0, |place| place + 1);
             // SAFETY: it ends this process.

@@ -8,7 +8,6 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
@@ -132,20 +131,25 @@ impl Scoreboard {
     pub(crate) const CAPACITY: usize = 16_384;
 
     pub(crate) fn new() -> io::Result<Self> {
-        let (pages, published) = (Pages::new(Self::CAPACITY)?, Published::new()?);
+        let (pages, published) = (Pages::default(), Published::new()?);
         Ok(Self { pages, published, free: Vec::new(), used: 0 })
     }
 
-    /// A slot for a new worker, or nothing while all are taken.
-    pub(crate) fn take(&mut self) -> Option<ServerSlot> {
+    /// A slot for a new worker, which has to be forked next. An error while all slots are taken.
+    pub(crate) fn take(&mut self) -> io::Result<ServerSlot> {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.used < Self::CAPACITY => {
+                self.pages.add()?;
                 self.used += 1;
                 self.used - 1
             }
-            None => return None,
+            None => return Err(io::ErrorKind::StorageFull.into()),
         };
+        if let Err(error) = self.pages.give_to_children(index) {
+            self.free.push(index);
+            return Err(error);
+        }
         let words = self.pages.page(index);
         let counters = [CLIENT_GONE, RETIRE, HARD_DEADLINE, STACK_READY, CHECKOUTS, SKIPPED];
         let rest = [METHOD, DEADLINE, UNTOLD, CLIENT, WAITING, WAITING_AT];
@@ -156,7 +160,12 @@ impl Scoreboard {
         words[SINCE].store(nanoseconds(since), SeqCst);
         words[STATE].store(pack(Phase::Greeting, 0), SeqCst);
         let seen = View { phase: Phase::Greeting, calls: 0, since };
-        Some(ServerSlot { words, index, seen, ordered: None })
+        Ok(ServerSlot { words, index, seen, ordered: None })
+    }
+
+    /// The worker of this slot has been forked, or could not be: nothing that is forked from here on has the slot.
+    pub(crate) fn keep(&self, slot: &ServerSlot) -> io::Result<()> {
+        self.pages.keep_from_children(slot.index)
     }
 
     /// Gives the slot of a worker back that has been reaped.
@@ -165,9 +174,8 @@ impl Scoreboard {
     }
 
     /// In a new worker: its own slot, which nothing else has mapped but the server.
-    pub(crate) fn map(&self, slot: &ServerSlot) -> io::Result<WorkerSlot> {
-        let words = self.pages.map_page(slot.index)?;
-        Ok(WorkerSlot { words, published: self.published.readable() })
+    pub(crate) fn of_worker(&self, slot: &ServerSlot) -> WorkerSlot {
+        WorkerSlot { words: slot.words, published: self.published.readable() }
     }
 
     /// Server: it looks at the slots again then, or at a word from a worker; gives what was said
@@ -188,13 +196,6 @@ impl Scoreboard {
     /// Where memory lies that this process shares with all that is forked from it, and with nothing else.
     pub(crate) fn address(&self) -> usize {
         self.published.readable().as_ptr().addr()
-    }
-}
-
-impl AsFd for Scoreboard {
-    /// Of no use to a worker once it has its slot.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pages.as_fd()
     }
 }
 
@@ -520,7 +521,7 @@ mod tests {
     /// Both sides of a new slot.
     fn slot(board: &mut Scoreboard) -> (ServerSlot, WorkerSlot) {
         let server = board.take().unwrap();
-        let worker = board.map(&server).unwrap();
+        let worker = board.of_worker(&server);
         (server, worker)
     }
 

@@ -1,6 +1,7 @@
 //! A worker that writes into all memory that it shares harms no other process.
 
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ trials! {
     an_impossible_phase_ends_the_worker_and_is_named,
     a_call_that_hides_its_deadline_ends_with_its_client,
     a_worker_has_nobody_elses_slot,
+    a_worker_cannot_map_more_of_the_memory_of_slots,
     a_worker_that_signals_without_end_costs_the_server_little,
 }
 
@@ -43,6 +45,7 @@ pub(crate) fn server(server: ServerBuilder, as_nobody: bool) -> Result<(), Serve
             Ok(())
         })
         .function("slots", || Ok(own_slot().count()))
+        .function("pages_of_slots", || Ok(pages_of_slots()))
         .function("wake_without_end", |milliseconds: u64| {
             let until = Instant::now() + Duration::from_millis(milliseconds);
             let mut pipes = writable_pipes();
@@ -100,6 +103,38 @@ fn own_slot() -> impl Iterator<Item = usize> {
     let slots =
         shared_mappings().into_iter().filter(|(_, _, name)| name.contains("taskfork-slots"));
     slots.map(|(start, _, _)| start)
+}
+
+/// How many pages a worker can reach of the file in which its slot lies, by moving, growing or remapping the mapping.
+fn pages_of_slots() -> usize {
+    const MOST: usize = 8;
+    let page = rustix::param::page_size();
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
+    // What cannot be read is an error here, and would be SIGBUS otherwise.
+    let can_be_read = |at: usize| FileExt::read_exact_at(&memory, &mut [0; 8], at as u64).is_ok();
+    // SAFETY: with a length of 0, the mapping is made once more, at an address of the kernel's choice.
+    #[allow(unsafe_code)]
+    let copy = |slot: usize| unsafe { libc::mremap(slot as *mut _, 0, page, libc::MREMAP_MAYMOVE) };
+    let mut reached = 0;
+    for slot in own_slot().collect::<Vec<_>>() {
+        let remapped = |place: usize| {
+            let copy = copy(slot);
+            assert_ne!(copy, libc::MAP_FAILED);
+            // SAFETY: it replaces the copy only, which nothing else knows of.
+            #[allow(unsafe_code)]
+            let done =
+                unsafe { libc::syscall(libc::SYS_remap_file_pages, copy, page, 0, place, 0) };
+            done == 0 && can_be_read(copy.addr())
+        };
+        let remapped = (0..MOST).filter(|&place| remapped(place)).count();
+        // SAFETY: it moves the copy only.
+        #[allow(unsafe_code)]
+        let grown =
+            unsafe { libc::mremap(copy(slot), page, MOST * page, libc::MREMAP_MAYMOVE) }.addr();
+        let grown = (0..MOST).filter(|place| can_be_read(grown + place * page)).count();
+        reached += remapped.max(grown);
+    }
+    reached
 }
 
 fn store(start: usize, word: usize, value: u64) {
@@ -270,6 +305,14 @@ async fn a_worker_has_nobody_elses_slot() {
     let checkouts: Vec<_> = (0..3).map(|_| client.checkout()).collect();
     for checkout in &checkouts {
         assert_eq!(checkout.call::<usize>("slots", ()).await.unwrap(), 1);
+    }
+}
+
+async fn a_worker_cannot_map_more_of_the_memory_of_slots() {
+    let (_server, client) = start_with("scribbling", |client| client.min_workers(3));
+    let checkouts: Vec<_> = (0..3).map(|_| client.checkout()).collect();
+    for checkout in &checkouts {
+        assert_eq!(checkout.call::<usize>("pages_of_slots", ()).await.unwrap(), 1);
     }
 }
 
