@@ -169,5 +169,8 @@ impl EventLoop {
     pub(super) fn end_orphans(&mut self) {
         let pids: HashSet<_> = self.children.values().map(|child| child.pid).collect();
         self.orphans.end(|pid| pids.contains(&pid));
+        if !self.orphans.are_left() {
+            self.scoreboard.release();
+        }
     }
 }

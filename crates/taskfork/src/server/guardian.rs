@@ -18,7 +18,7 @@ use rustix::process::{
 use super::entry::is_child_of;
 use super::group;
 use super::guardian_list::{self, Groups, Ledger, Noted};
-use crate::sys::{self, Forked, ThreadCount};
+use crate::sys::{self, Forked, MappedFile, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
 
 /// What is started in a worker has this variable, with the server's own value.
@@ -200,16 +200,16 @@ pub(crate) struct Mark {
     /// If it runs another program: what stands in its environment.
     variable: String,
     /// If it was only forked: the line in its list of mappings of memory that only this server's descendants have.
-    mapping: Option<String>,
+    mapping: Option<MappedFile>,
 }
 
 impl Mark {
     /// Marks what is forked and started by this process from here on.
     pub(crate) fn set(scoreboard: &Scoreboard) -> Self {
-        let mapping = sys::name_of_mapping(scoreboard.address());
+        let mapping = MappedFile::at(scoreboard.address());
         // No two mappings of one machine have the same name, and no two processes at one time the
         // same number.
-        let unique = mapping.as_deref().unwrap_or_default().trim().replace(' ', "-");
+        let unique = mapping.as_ref().map(ToString::to_string).unwrap_or_default();
         let value = format!("{}-{unique}", std::process::id());
         sys::set_variable(VARIABLE, &value);
         Self { variable: format!("{VARIABLE}={value}"), mapping }
@@ -234,8 +234,9 @@ impl Mark {
         let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
         let environment = read("environ");
         environment.split(|&byte| byte == 0).any(|entry| entry == self.variable.as_bytes())
-            || self.mapping.as_ref().is_some_and(|mapping| {
-                String::from_utf8_lossy(&read("maps")).contains(mapping.as_str())
-            })
+            || self
+                .mapping
+                .as_ref()
+                .is_some_and(|mapping| mapping.is_in(&String::from_utf8_lossy(&read("maps"))))
     }
 }

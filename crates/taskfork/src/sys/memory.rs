@@ -23,13 +23,34 @@ fn sizes_of(process: &str) -> [u64; 2] {
     [1, 2].map(|at| pages(at).unwrap_or(0) * rustix::param::page_size() as u64)
 }
 
-/// The device and inode, between blanks, of the mapping at this address, as the kernel lists them; of
-/// shared memory no two are the same.
-pub(crate) fn name_of_mapping(address: usize) -> Option<String> {
-    let list = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let line = list.lines().find(|line| line.starts_with(&format!("{address:x}-")))?;
-    let mut fields = line.split_whitespace().skip(3);
-    Some(format!(" {} {} ", fields.next()?, fields.next()?))
+/// What a mapping is of, as the kernel lists it: the device and the inode. No two pieces of shared memory have the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MappedFile(String, String);
+
+impl MappedFile {
+    /// That of the mapping which begins at this address of this process.
+    pub(crate) fn at(address: usize) -> Option<Self> {
+        let list = std::fs::read_to_string("/proc/self/maps").ok()?;
+        let line = list.lines().find(|line| line.starts_with(&format!("{address:x}-")))?;
+        let (device, inode) = Self::fields(line)?;
+        Some(Self(device.to_owned(), inode.to_owned()))
+    }
+
+    /// Whether a process's list of mappings has it. A file can have any name, which does not count.
+    pub(crate) fn is_in(&self, list: &str) -> bool {
+        list.lines().filter_map(Self::fields).any(|fields| fields == (&*self.0, &*self.1))
+    }
+
+    fn fields(line: &str) -> Option<(&str, &str)> {
+        let mut fields = line.split_whitespace().skip(3);
+        Some((fields.next()?, fields.next()?))
+    }
+}
+
+impl std::fmt::Display for MappedFile {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}-{}", self.0, self.1)
+    }
 }
 
 /// The size of a huge page where they matter here.
@@ -118,6 +139,16 @@ fn large_regions() -> impl Iterator<Item = Region> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mapping_is_known_by_its_file_and_not_by_a_name() {
+        let page = crate::sys::Published::new().unwrap().readable();
+        let mapped = MappedFile::at(page.as_ptr().addr()).unwrap();
+        let list = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(mapped.is_in(&list));
+        let MappedFile(device, inode) = &mapped;
+        assert!(!mapped.is_in(&format!("10-20 rw-s 0 08:01 7 /tmp/a {device} {inode} b\n")));
+    }
 
     #[test]
     fn large_memory_that_is_used_is_found_and_keeps_what_is_in_it() {

@@ -31,7 +31,7 @@ pub(crate) use kernel_file::KernelFile;
 #[cfg(not(test))]
 pub(crate) use lent::forks;
 pub(crate) use lent::{Filling, Foreign, Identity, Own, User, common_user, only_user, user};
-pub(crate) use memory::{Collapsed, collapse, name_of_mapping, resident_bytes};
+pub(crate) use memory::{Collapsed, MappedFile, collapse, resident_bytes};
 pub(crate) use pages::{Pages, Published, SharedWords};
 pub(crate) use peer::{group_named, peer, peer_address, peer_groups, user_named};
 pub(crate) use process::{

@@ -104,13 +104,8 @@ fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<SharedWord
 /// Processes that are forked from here on do not have this mapping.
 fn keep_from_children(words: SharedWords) -> io::Result<()> {
     let start = words.as_ptr().cast_mut().cast();
-<<<<<<< HEAD
     // SAFETY: nothing changes for this process. A child does not have the mapping, and uses no reference to it: it
-    // takes its own from `map_page` or `readable`.
-=======
-    // SAFETY: it changes nothing for this process, and a child that does not have the mapping has no reference
-    // to it that it uses: it takes its own from `readable`, or a page that was given to it.
->>>>>>> 0ef0a85 (Each slot of the scoreboard is a file of its own)
+    // takes its own from `readable`, or has a page that was given to it.
     unsafe { madvise(start, size_of_val(words), Advice::LinuxDontFork) }?;
     Ok(())
 }
@@ -145,7 +140,7 @@ mod tests {
         let pages = two_pages();
         let [one, other] = [0, 1].map(|index| {
             assert_eq!(size_of_val(pages.page(index)), rustix::param::page_size());
-            crate::sys::name_of_mapping(pages.page(index).as_ptr().addr()).unwrap()
+            crate::sys::MappedFile::at(pages.page(index).as_ptr().addr()).unwrap()
         });
         assert_ne!(one, other);
     }

@@ -79,6 +79,8 @@ pub(crate) struct Scoreboard {
     published: Published,
     /// Slots that were used and are free again.
     free: Vec<usize>,
+    /// Slots of dead workers whose descendants may live for a moment longer.
+    resting: Vec<usize>,
     /// How many slots have ever been used. The rest is not listed, as every page that a server has
     /// written to makes its forks slower.
     used: usize,
@@ -132,7 +134,7 @@ impl Scoreboard {
 
     pub(crate) fn new() -> io::Result<Self> {
         let (pages, published) = (Pages::default(), Published::new()?);
-        Ok(Self { pages, published, free: Vec::new(), used: 0 })
+        Ok(Self { pages, published, free: Vec::new(), resting: Vec::new(), used: 0 })
     }
 
     /// A slot for a new worker, which has to be forked next. An error while all slots are taken.
@@ -168,9 +170,15 @@ impl Scoreboard {
         self.pages.keep_from_children(slot.index)
     }
 
-    /// Gives the slot of a worker back that has been reaped.
+    /// Gives the slot of a worker back that has been reaped, or was never forked. It is used again once
+    /// [`release`](Self::release) says that nothing can write to it any more.
     pub(crate) fn give_back(&mut self, slot: ServerSlot) {
-        self.free.push(slot.index);
+        self.resting.push(slot.index);
+    }
+
+    /// No process is left that a dead worker has forked, and that would still have its slot mapped.
+    pub(crate) fn release(&mut self) {
+        self.free.append(&mut self.resting);
     }
 
     /// In a new worker: its own slot, which nothing else has mapped but the server.
@@ -556,11 +564,15 @@ mod tests {
         worker.enter(Phase::Busy).unwrap();
         server.client_is_gone();
         board.give_back(server);
+        let (other, _) = slot(&mut board);
+        assert_eq!(board.used, 2, "its descendants may live");
+        board.give_back(other);
+        board.release();
 
         let (mut server, worker) = slot(&mut board);
         assert_eq!(server.look().unwrap().phase, Phase::Greeting);
         assert!(!worker.is_client_gone());
-        assert_eq!((board.used, board.free.len()), (1, 0));
+        assert_eq!((board.used, board.free.len()), (2, 1));
     }
 
     #[test]
