@@ -24,6 +24,9 @@ use crate::error::{FatalError, Stage};
 use crate::loans::Filling;
 use crate::wire::Protocol;
 
+/// How long a task leaves the lock to others between two turns while its worker floods it.
+const LOCK_PAUSE: Duration = Duration::from_micros(50);
+
 /// How long after its end a call waits for the news of its worker's death.
 const NEWS_WAIT: Duration = Duration::from_secs(1);
 const NO_WAIT: Duration = Duration::ZERO;
@@ -197,8 +200,14 @@ impl Lane {
             effects.wakers.retain(|woken| taken.is_none() || !woken.will_wake(waker));
         }
         self.finish_if_done(&mut state, &mut effects);
+        let is_flooded = taken.is_none() && state.is_flooded();
         drop(state);
         self.core.settle(effects);
+        if is_flooded {
+            // This task is polled again at once, and could keep the lock for long from the thread that has a deadline
+            // to enforce.
+            std::thread::sleep(LOCK_PAUSE);
+        }
         taken.map_or(Poll::Pending, Poll::Ready)
     }
 
