@@ -149,6 +149,8 @@ fn serve(options: Options) -> Result<(), BoxError> {
 fn describe(options: Options) -> ServerBuilder {
     let mut server = Server::builder()
         .listen(&*options.address)
+        // It is for trying things out: whoever calls it sees all of its errors, through TCP as well.
+        .share_details(true)
         .name(options.name)
         .spare_workers(options.spare_workers)
         .max_calls(options.max_calls)

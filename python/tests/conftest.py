@@ -76,7 +76,9 @@ def python_server(start: Start) -> Callable[..., Server]:
     """Starts a server whose workers are ``worker_program.py``."""
 
     def begin(*options: str, address: Optional[str] = None, worker: str = "functions") -> Server:
-        command = [str(TASKFORK), "serve", "--listen", "ADDRESS", *options]
+        # Through TCP a client learns them only if the server's owner wants that.
+        details = ["--share-details"] if (address or "").startswith("tcp:") else []
+        command = [str(TASKFORK), "serve", "--listen", "ADDRESS", *details, *options]
         return start([*command, "--", sys.executable, str(WORKER), worker], address)
 
     return begin
