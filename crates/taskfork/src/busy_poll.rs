@@ -79,6 +79,11 @@ impl Poller {
         }
     }
 
+    /// Whether somebody else had the core when it was last given up.
+    pub(crate) fn shares_core(&self) -> bool {
+        self.shares_core
+    }
+
     /// Whether it wants to know how long waits are.
     pub(crate) fn is_adaptive(&self) -> bool {
         self.mode == BusyPoll::Adaptive
@@ -191,7 +196,10 @@ impl Glances {
             self.shares_core = away > ALONE;
             self.way_at = Some(if self.shares_core { now } else { now + NEXT_WAY });
         }
-        self.starved |= self.gives_way && away > STARVED;
+        if self.gives_way {
+            self.shares_core = away > ALONE;
+            self.starved |= away > STARVED;
+        }
         self.last = now;
         now < self.end && !self.starved
     }

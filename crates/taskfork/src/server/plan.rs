@@ -19,6 +19,7 @@ impl EventLoop {
     /// looking once more. A time that was set is kept to though there is nothing to do any more, so
     /// that the calls that come next, with times as long, wake nobody.
     pub(super) fn plan(&mut self) -> Option<Duration> {
+        self.scoreboard.publish_workers(self.children.len());
         let begun = now();
         loop {
             let left = self.next_deadline();

@@ -12,6 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 use super::notes;
+use super::scoreboard::WorkerSlot;
 use super::seat::Limits;
 use crate::busy_poll::{Glances, Poller};
 use crate::display::seconds;
@@ -52,6 +53,7 @@ pub(crate) struct Connection {
     poller: Poller,
     /// How many cores there are.
     pub(super) cores: usize,
+    slot: WorkerSlot,
 }
 
 /// Where the body of a frame lies that has been read.
@@ -90,7 +92,12 @@ impl Broken {
 
 impl Connection {
     /// Through a socket that is closed when the worker ends.
-    pub(crate) fn new(socket: BorrowedFd<'static>, inbox: Vec<u8>, limits: &Limits) -> Self {
+    pub(crate) fn new(
+        socket: BorrowedFd<'static>,
+        inbox: Vec<u8>,
+        limits: &Limits,
+        slot: WorkerSlot,
+    ) -> Self {
         let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
         let poller = Poller::new(busy_poll, LONGEST_LOOK);
         let files = sys::takes_files(&socket).then(Vec::new);
@@ -108,6 +115,7 @@ impl Connection {
             is_wide: false,
             poller,
             cores,
+            slot,
         }
     }
 
@@ -383,8 +391,9 @@ impl Connection {
     /// Looks for the next frame for a moment, where that pays; tells whether some of it came.
     fn look(&mut self) -> bool {
         let Some(budget) = self.poller.budget() else { return false };
-        // On a single core the client needs it. Elsewhere a look finds out by itself whether others want the core.
-        let mut glances = Glances::new(&self.poller, budget, self.cores < 2);
+        // One of the cores is for the client. Which workers are busy is not known here, only how many there are.
+        let gives_way = self.slot.workers() >= self.cores || self.poller.shares_core();
+        let mut glances = Glances::new(&self.poller, budget, gives_way);
         loop {
             let found = match &self.rings {
                 Some(rings) if rings.is_due(self.inbox.len() - self.used) => Ok(1),

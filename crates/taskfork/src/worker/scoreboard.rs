@@ -115,6 +115,8 @@ const STACK: usize = 64;
 
 /// In the published words: when the server looks at the slots next, in nanoseconds on the clock of [`now`].
 const WAKES_AT: usize = 0;
+/// In the published words: how many workers there are.
+const WORKERS: usize = 1;
 
 /// No more checkouts of a client are taken to wait.
 const MOST_WAITING: u64 = 1 << 32;
@@ -199,6 +201,11 @@ impl Scoreboard {
     pub(crate) fn promised(&self) -> Option<Duration> {
         let at = self.published.writable()[WAKES_AT].load(SeqCst);
         (at != u64::MAX).then(|| Duration::from_nanos(at))
+    }
+
+    /// Server: how many workers there are.
+    pub(crate) fn publish_workers(&self, workers: usize) {
+        self.published.writable()[WORKERS].store(workers as u64, Relaxed);
     }
 
     /// Where memory lies that this process shares with all that is forked from it, and with nothing else.
@@ -472,6 +479,11 @@ impl WorkerSlot {
         let (over, end) = times.unwrap_or_default();
         self.words[DEADLINE].store(nanoseconds(over), Relaxed);
         self.words[HARD_DEADLINE].store(nanoseconds(end), Relaxed);
+    }
+
+    /// How many workers there are, by the server's word.
+    pub(crate) fn workers(&self) -> usize {
+        usize::try_from(self.published[WORKERS].load(Relaxed)).unwrap_or(usize::MAX)
     }
 
     /// Having begun a call: whether its time is over before the server wakes by itself.

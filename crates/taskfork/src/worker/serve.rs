@@ -182,7 +182,7 @@ impl<S: 'static> Worker<'_, S> {
         let inbox = if received.is_empty() { inbox } else { received };
         let socket = sys::keep_open(socket);
         context::serves(socket);
-        let mut connection = Connection::new(socket, inbox, &self.limits);
+        let mut connection = Connection::new(socket, inbox, &self.limits, self.slot);
         connection.greets_until(until);
         match connection.read_preamble()? {
             Protocol::Native => {
