@@ -109,6 +109,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
         values.record(&mut self.0.lock().unwrap()[place]);
     }
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        // The runtime's own events arrive through the crate `log`, at any time.
+        if event.metadata().target() == "log" {
+            return;
+        }
         let parent = context.event_span(event).map(|span| span.name().to_owned());
         let place = self.push("event", event.metadata(), parent);
         event.record(&mut self.0.lock().unwrap()[place]);
