@@ -19,6 +19,10 @@ use crate::wire::native;
 /// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
 const MOST_SETUP_DEATHS: u32 = 3;
 
+/// Whether a call has begun is known from the worker itself. When this many workers have died with
+/// the checkout's first call and denied having begun it, no further one is connected for it.
+const MOST_DENIALS: u32 = 10;
+
 impl Lane {
     /// Sends and receives as much as can be without waiting.
     pub(super) fn advance(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
@@ -111,7 +115,10 @@ impl Lane {
         if ending.is_in_setup() {
             state.setup_deaths += 1;
         }
-        let hopeless = ending.is_judged_in_setup() || state.setup_deaths == MOST_SETUP_DEATHS;
+        let denied = first == Some(1) && !matches!(ending, Ending::Ungreeted(_));
+        let hopeless = ending.is_judged_in_setup()
+            || state.setup_deaths == MOST_SETUP_DEATHS
+            || (denied && state.denials + 1 == MOST_DENIALS);
         if begun || state.used || hopeless || matches!(ending, Ending::Broken(_)) {
             let loss = if ending.is_in_setup() { Loss::Unused } else { Loss::Used };
             let timed_out = ending.is_time_out();
@@ -139,7 +146,11 @@ impl Lane {
         let taken = self.core.pool().check_out_again(self.clone());
         match taken {
             Ok((_, lease)) => self.hold(state, lease),
-            Err(ticket) => self.wait(state, effects, ticket),
+            Err(ticket) => {
+                // Idle workers that died together do not count.
+                state.denials += u32::from(denied);
+                self.wait(state, effects, ticket);
+            }
         }
     }
 

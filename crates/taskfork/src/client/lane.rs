@@ -77,6 +77,7 @@ impl Lane {
             open: true,
             used: false,
             setup_deaths: 0,
+            denials: 0,
             tainted: false,
             unseen: None,
             timeout: core.config.timeout,

@@ -26,6 +26,9 @@ pub(super) struct State {
     pub(super) used: bool,
     /// How many workers have died in `setup` before they could serve this checkout.
     pub(super) setup_deaths: u32,
+    /// How many workers have died with the first call, denied having begun it, and left none to
+    /// take their place.
+    pub(super) denials: u32,
     /// A call failed in the worker.
     pub(super) tainted: bool,
     /// A failed call whose failure nobody has seen yet.

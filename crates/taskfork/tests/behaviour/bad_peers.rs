@@ -1,6 +1,8 @@
 //! Peers that do not keep to the protocol, and the protocol spoken by hand.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use taskfork::{Client, Error, FatalError, Value};
 
@@ -22,6 +24,7 @@ trials! {
     garbage_in_an_answer_breaks_the_checkout,
     an_oversize_answer_breaks_the_checkout,
     an_answer_nobody_asked_for_costs_that_worker_only,
+    a_call_that_every_worker_denies_is_not_repeated_for_ever,
 }
 
 /// A server in a program of its own, with what it logs.
@@ -268,4 +271,19 @@ async fn an_answer_nobody_asked_for_costs_that_worker_only() {
     assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
     // The answer that came on its own is never taken for this call's.
     assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
+}
+
+async fn a_call_that_every_worker_denies_is_not_repeated_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let tried = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&tried);
+    let client = fake(&folder, move |mut raw| {
+        greet(&mut raw, 1);
+        count.fetch_add(1, Ordering::Relaxed);
+        let death = [("pid", 7.into()), ("exit", 1.into()), ("calls", 0.into())];
+        raw.send(&frame(vec![3.into(), map(&death)]));
+    });
+    let error = client.checkout().timeout(None).call::<()>("x", ()).await.unwrap_err();
+    assert!(error.is_fatal() && error.to_string().contains("7"), "{error}");
+    assert_eq!(tried.load(Ordering::Relaxed), 10);
 }
