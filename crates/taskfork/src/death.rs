@@ -28,8 +28,10 @@ pub struct Hung {
     /// For how long it had run the call, or its `setup` or `checkout_done`.
     pub ran_for: Duration,
     /// The functions that it was in, innermost first, with files and lines as far as the program
-    /// was built with them. Nothing if the worker could not tell in time.
+    /// was built with them.
     pub stack: Option<String>,
+    /// Why there is no stack, where that is known.
+    pub no_stack: Option<String>,
     /// The last that it wrote to standard error, if it was killed as its call's time was over.
     pub stderr: Option<String>,
 }

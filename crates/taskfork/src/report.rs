@@ -120,6 +120,8 @@ impl<E: fmt::Display> fmt::Display for Report<'_, E> {
                 write!(Indented(out), "\nit had run for {}", seconds(hung.ran_for))?;
                 if let Some(stack) = &hung.stack {
                     write!(out, ", and was at\n{}", stack.trim_end())?;
+                } else if let Some(reason) = &hung.no_stack {
+                    write!(Indented(out), "; its stack is not known: {reason}")?;
                 }
                 if let Some(text) = &hung.stderr {
                     write!(Indented(out), "\nstandard error:\n{text}")?;

@@ -129,6 +129,7 @@ class WorkerDied(FatalError):
         self.reason: Optional[str] = notice.get("reason")
         self.stderr: Optional[str] = notice.get("stderr")
         self.stack: Optional[str] = notice.get("stack")
+        self.no_stack: Optional[str] = notice.get("no_stack")
         text = f"worker connection suddenly died: worker {self.pid} {self._end()}"
         doing = {"setup": "during setup", "idle": "between calls", "call": "during a call"}
         if self.during is not None:

@@ -28,7 +28,7 @@ use crate::wire::Protocol;
 const LOCK_PAUSE: Duration = Duration::from_micros(50);
 
 /// How long after its end a call waits for the news of its worker's death.
-const NEWS_WAIT: Duration = Duration::from_secs(1);
+const NEWS_WAIT: Duration = Duration::from_secs(2);
 const NO_WAIT: Duration = Duration::ZERO;
 
 #[derive(Debug)]

@@ -132,14 +132,15 @@ impl Ending {
         match self {
             Self::Told(notice) => {
                 let hung = notice.ran.and_then(|ran| Duration::try_from_secs_f64(ran).ok());
-                let stack = notice.stack;
+                let (stack, no_stack) = (notice.stack, notice.no_stack);
                 FatalError::WorkerDied(Death {
                     pid: notice.pid,
                     end: notice.end,
                     reason: notice.reason,
                     during: notice.during,
                     stderr: notice.stderr,
-                    hung: hung.map(|ran_for| Box::new(Hung { ran_for, stack, stderr: None })),
+                    hung: hung
+                        .map(|ran_for| Box::new(Hung { ran_for, stack, no_stack, stderr: None })),
                 })
             }
             Self::Closed | Self::Unread => FatalError::WorkerDied(Death {

@@ -71,14 +71,17 @@ impl News {
     /// Leaves out what can tell of the server's machine.
     pub(crate) fn omit_details(&mut self) {
         if let Some(notice) = &mut self.notice {
-            (notice.stderr, notice.stack) = (None, None);
+            (notice.stderr, notice.stack, notice.no_stack) = (None, None, None);
         }
     }
 
     /// In a process that does nothing else: with the names of what is on the stack.
     pub(crate) fn tell_with(mut self, stack: Vec<u64>) {
         if let Some(notice) = &mut self.notice {
-            notice.stack = stack::describe(stack).filter(|stack| !stack.is_empty());
+            match stack::describe(stack) {
+                Ok(stack) => notice.stack = Some(stack).filter(|stack| !stack.is_empty()),
+                Err(reason) => notice.no_stack = Some(reason),
+            }
         }
         self.tell();
     }

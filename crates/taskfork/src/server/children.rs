@@ -78,12 +78,22 @@ struct Judgement {
     /// For how long it had been at it, if that was too long.
     ran: Option<Duration>,
     cause: &'static str,
+    /// Why its stack is not known, if it was asked for it in vain.
+    no_stack: Option<String>,
+}
+
+impl Judgement {
+    fn new(view: View, reason: String, cause: &'static str) -> Self {
+        Self { view, reason, ran: None, cause, no_stack: None }
+    }
 }
 
 /// Why a worker is about to be killed.
 #[derive(Debug)]
 struct Suspicion {
     judgement: Judgement,
+    /// Since when its stack is waited for.
+    asked: Duration,
     /// It is killed without its stack then.
     until: Duration,
 }
@@ -97,6 +107,9 @@ const DONE_WITHIN: Duration = Duration::from_secs(300);
 
 /// How long a worker's stack is waited for before it is killed.
 const STACK_WAIT: Duration = Duration::from_millis(100);
+
+/// The same for a worker that takes the signal, but has not had a core since.
+const LONGEST_STACK_WAIT: Duration = Duration::from_millis(600);
 
 impl Child {
     pub(crate) fn new(
@@ -184,7 +197,7 @@ impl Child {
         let view = self.look();
         if matches!(view.phase, Phase::Setup | Phase::Busy) {
             let reason = "its client went away".to_owned();
-            self.condemn(Judgement { view, reason, ran: None, cause: cause::CLIENT_GONE });
+            self.condemn(Judgement::new(view, reason, cause::CLIENT_GONE));
         }
     }
 
@@ -196,9 +209,8 @@ impl Child {
         };
         let view = self.slot.seen();
         let reason = corruption.to_string();
-        self.judgement.get_or_insert_with(|| {
-            Box::new(Judgement { view, reason, ran: None, cause: cause::CORRUPT })
-        });
+        self.judgement
+            .get_or_insert_with(|| Box::new(Judgement::new(view, reason, cause::CORRUPT)));
         self.kill();
         view
     }
@@ -236,7 +248,7 @@ impl Child {
         }
         let reason = "it did not leave when there was nothing left to do".to_owned();
         let view = self.slot.seen();
-        self.judgement = Some(Box::new(Judgement { view, reason, ran: None, cause: cause::HUNG }));
+        self.judgement = Some(Box::new(Judgement::new(view, reason, cause::HUNG)));
         self.kill();
         None
     }
@@ -274,14 +286,15 @@ impl Child {
             // It was done in this instant.
             drop(suspicion);
         }
-        if let Some(until) = self.suspicion.as_ref().map(|suspicion| suspicion.until) {
-            let left = until.saturating_sub(now);
-            if !left.is_zero() && self.slot.stack().is_none() {
-                return Some(left);
+        if let Some(mut suspicion) = self.suspicion.take() {
+            if self.slot.stack().is_none() {
+                let left = self.wait_for_stack(&mut suspicion, now);
+                if left.is_some() {
+                    self.suspicion = Some(suspicion);
+                    return left;
+                }
             }
-            if let Some(suspicion) = self.suspicion.take() {
-                self.condemn(suspicion.judgement);
-            }
+            self.condemn(suspicion.judgement);
             return None;
         }
         if !view.phase.can_hang() {
@@ -302,11 +315,36 @@ impl Child {
         };
         let ran = Some(now.saturating_sub(view.since));
         let cause = if timed_out { cause::TIMED_OUT } else { cause::HUNG };
-        let judgement = Judgement { view, reason, ran, cause };
-        self.suspicion = Some(Box::new(Suspicion { judgement, until: now + STACK_WAIT }));
+        let judgement = Judgement { ran, ..Judgement::new(view, reason, cause) };
+        let until = now + STACK_WAIT;
+        self.suspicion = Some(Box::new(Suspicion { judgement, asked: now, until }));
         self.slot.forget_stack();
         let _ = kill_process(self.pid, Signal::ALARM);
         Some(STACK_WAIT)
+    }
+
+    /// For how long a stack that is not there is still waited for; nothing if that is over.
+    fn wait_for_stack(&self, suspicion: &mut Suspicion, now: Duration) -> Option<Duration> {
+        let left = suspicion.until.saturating_sub(now);
+        if !left.is_zero() {
+            return Some(left);
+        }
+        let reason = match status::takes_signal(self.pid(), Signal::ALARM) {
+            Some(false) => {
+                "the worker's code blocks SIGALRM, or has changed what it does".to_owned()
+            }
+            _ => {
+                let longest = suspicion.asked + LONGEST_STACK_WAIT;
+                if longest > suspicion.until {
+                    suspicion.until = longest;
+                    return Some(longest.saturating_sub(now));
+                }
+                let waited = seconds(LONGEST_STACK_WAIT);
+                format!("the worker did not get to run within {waited} after it was asked")
+            }
+        };
+        suspicion.judgement.no_stack = Some(reason);
+        None
     }
 
     /// What it does now, but for its memory, which takes longer to find out.
@@ -358,8 +396,7 @@ impl Child {
         self.look();
         if self.judgement.is_none() {
             let (view, reason) = (self.slot.seen(), reason.to_owned());
-            let cause = cause::SHUTDOWN;
-            self.judgement = Some(Box::new(Judgement { view, reason, ran: None, cause }));
+            self.judgement = Some(Box::new(Judgement::new(view, reason, cause::SHUTDOWN)));
         }
         self.kill();
     }
@@ -426,9 +463,9 @@ impl Child {
                     (cause, reason.to_owned())
                 }
             };
-            Judgement { view, reason, ran: None, cause }
+            Judgement::new(view, reason, cause)
         });
-        let Judgement { view, reason, ran, cause } = judgement;
+        let Judgement { view, reason, ran, cause, no_stack } = judgement;
         let reason = Some(reason).filter(|reason| !reason.is_empty());
         log_end(self.number, pid, client, end, view.phase, reason.as_deref());
         let is_spare = matches!(self.post, Post::Spare(_));
@@ -454,6 +491,7 @@ impl Child {
                 stderr,
                 ran: ran.map(|ran| ran.as_secs_f64()),
                 stack: None,
+                no_stack,
                 timed_out: cause == cause::TIMED_OUT,
             }),
         };

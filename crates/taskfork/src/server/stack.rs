@@ -5,17 +5,22 @@ use std::fmt::Write;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::display::seconds;
+
 /// Reading the program's debugging information may take long; the news of a death can wait for so
 /// long.
-const LIMIT: Duration = Duration::from_millis(700);
+const LIMIT: Duration = Duration::from_secs(1);
 
-/// The functions and lines of a stack, innermost first, down to the worker's own loop; nothing if
-/// that takes too long. It leaves a thread behind, and is for a process that ends next.
-pub(crate) fn describe(addresses: Vec<u64>) -> Option<String> {
+/// The functions and lines of a stack, innermost first, down to the worker's own loop, or why they
+/// are not known. It leaves a thread behind, and is for a process that ends next.
+pub(crate) fn describe(addresses: Vec<u64>) -> Result<String, String> {
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::Builder::new().spawn(move || sender.send(name(&addresses)));
-    thread.ok()?;
-    receiver.recv_timeout(LIMIT).ok()
+    thread.map_err(|error| format!("the server cannot start a thread: {error}"))?;
+    receiver.recv_timeout(LIMIT).map_err(|_| {
+        let limit = seconds(LIMIT);
+        format!("the names of its functions were not found within {limit}")
+    })
 }
 
 fn name(addresses: &[u64]) -> String {

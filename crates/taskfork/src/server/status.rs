@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, send};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::error::ServerError;
@@ -238,6 +239,18 @@ fn memory_of(pid: u32) -> (Option<u64>, Option<u64>) {
     (field("VmRSS:"), field("VmHWM:"))
 }
 
+/// Whether a process runs a handler for a signal when the signal comes: it has one, and does not block
+/// the signal. Nothing if that cannot be known.
+pub(crate) fn takes_signal(pid: u32, signal: Signal) -> Option<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let bit = 1_u64.checked_shl(signal.as_raw().cast_unsigned().checked_sub(1)?)?;
+    let has = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(u64::from_str_radix(line.trim(), 16).ok()? & bit != 0)
+    };
+    Some(has("SigCgt:")? && !has("SigBlk:")?)
+}
+
 /// For how long a status is sent to a peer that does not read it at once.
 const SEND_WITHIN: Duration = Duration::from_secs(2);
 
@@ -282,6 +295,15 @@ pub(super) fn open_status(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_takes_the_signals_that_it_has_handlers_for() {
+        let own = std::process::id();
+        // Rust's own, for stacks that overflow.
+        assert_eq!(takes_signal(own, Signal::SEGV), Some(true));
+        assert_eq!(takes_signal(own, Signal::USR2), Some(false));
+        assert_eq!(takes_signal(u32::MAX, Signal::SEGV), None);
+    }
 
     #[test]
     fn an_answer_without_end_is_given_up() {

@@ -20,6 +20,8 @@ pub(crate) struct DeathNotice {
     pub(crate) ran: Option<f64>,
     /// Where it was then.
     pub(crate) stack: Option<String>,
+    /// Why there is none.
+    pub(crate) no_stack: Option<String>,
     /// It was killed as the call's own time was over.
     pub(crate) timed_out: bool,
 }
@@ -38,6 +40,7 @@ impl DeathNotice {
                 "calls" => notice.calls = reader.int()?,
                 "ran" => notice.ran = Some(reader.float()?),
                 "stack" => notice.stack = Some(reader.str()?.to_owned()),
+                "no_stack" => notice.no_stack = Some(reader.str()?.to_owned()),
                 "timed_out" => notice.timed_out = reader.bool()?,
                 _ => return Ok(false),
             }
@@ -71,6 +74,7 @@ pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {
         notice.stderr.is_some(),
         notice.ran.is_some(),
         notice.stack.is_some(),
+        notice.no_stack.is_some(),
         notice.timed_out,
     ];
     put_array(out, 2);
@@ -92,7 +96,12 @@ pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {
         put_str(out, "timed_out");
         put_bool(out, true);
     }
-    let texts = [("reason", &notice.reason), ("stderr", &notice.stderr), ("stack", &notice.stack)];
+    let texts = [
+        ("reason", &notice.reason),
+        ("stderr", &notice.stderr),
+        ("stack", &notice.stack),
+        ("no_stack", &notice.no_stack),
+    ];
     for (key, text) in texts {
         if let Some(text) = text {
             put_str(out, key);

@@ -37,12 +37,13 @@ fn is_root() -> bool {
 
 fn client_of(address: &str) -> Client {
     let client = Client::builder().address(address).min_workers(0).max_workers(1);
-    client.timeout(Duration::from_millis(800)).build().unwrap()
+    client.build().unwrap()
 }
 
 /// What a call says that never got a worker.
 async fn reason(client: &Client) -> String {
-    let error = client.call::<i64>("add", (1, 2)).await.unwrap_err();
+    let checkout = client.checkout().timeout(Duration::from_secs(2));
+    let error = checkout.call::<i64>("add", (1, 2)).await.unwrap_err();
     let Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } = &error else {
         panic!("{error:?}");
     };

@@ -133,7 +133,7 @@ async fn replaced_workers_are_counted_by_reason() {
     client.call::<()>("nothing", ()).await.unwrap();
     counted("max_idle").await;
     let old = client.checkout();
-    old.call::<()>("sleep", (1500,)).await.unwrap();
+    old.call::<()>("sleep", (4500,)).await.unwrap();
     drop(old);
     counted("max_age").await;
     assert_eq!(deaths().values().sum::<u64>(), 4, "{:?}", deaths());

@@ -77,8 +77,8 @@ pub(crate) fn plays() -> bool {
         }
         ["serve_recycling", address] => {
             let server = Server::builder().listen(address).max_calls(3).max_memory(200 << 20);
-            let second = std::time::Duration::from_secs(1);
-            print_error(servers::serve(server.max_age(second).max_idle(second / 2)));
+            let age = std::time::Duration::from_secs(4);
+            print_error(servers::serve(server.max_age(age).max_idle(age / 8)));
         }
         ["serve_failing_spares", address] => {
             tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
