@@ -51,9 +51,9 @@ mod tests {
         // The name of this thread, which no other test changes.
         let path = "/proc/thread-self/comm";
         let name = KernelFile::open(path);
-        for text in ["first\n", "second\n"] {
+        for text in ["first", "second"] {
             std::fs::write(path, text).unwrap();
-            assert_eq!(name.read(), text);
+            assert_eq!(name.read(), format!("{text}\n"));
         }
         assert_eq!(KernelFile::open("/proc/no such file").read(), "");
     }
