@@ -78,7 +78,7 @@ impl News {
     /// In a process that does nothing else: with the names of what is on the stack.
     pub(crate) fn tell_with(mut self, stack: Vec<u64>) {
         if let Some(notice) = &mut self.notice {
-            match stack::describe(stack) {
+            match stack::describe(stack, notice.timed_out) {
                 Ok(stack) => notice.stack = Some(stack).filter(|stack| !stack.is_empty()),
                 Err(reason) => notice.no_stack = Some(reason),
             }

@@ -7,20 +7,23 @@ use std::time::Duration;
 
 use crate::display::seconds;
 
-/// Reading the program's debugging information may take long; the news of a death can wait for so
-/// long.
-const LIMIT: Duration = Duration::from_secs(1);
+/// Reading the program's debugging information may take long. A client waits for so long whose call
+/// has timed out.
+const AFTER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Other clients have no time limit, or a later one.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// The functions and lines of a stack, innermost first, down to the worker's own loop, or why they
 /// are not known. It leaves a thread behind, and is for a process that ends next.
-pub(crate) fn describe(addresses: Vec<u64>) -> Result<String, String> {
+pub(crate) fn describe(addresses: Vec<u64>, timed_out: bool) -> Result<String, String> {
+    let limit = if timed_out { AFTER_TIMEOUT } else { LIMIT };
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::Builder::new().spawn(move || sender.send(name(&addresses)));
     thread.map_err(|error| format!("the server cannot start a thread: {error}"))?;
-    receiver.recv_timeout(LIMIT).map_err(|_| {
-        let limit = seconds(LIMIT);
-        format!("the names of its functions were not found within {limit}")
-    })
+    receiver
+        .recv_timeout(limit)
+        .map_err(|_| format!("the names of its functions were not found within {}", seconds(limit)))
 }
 
 fn name(addresses: &[u64]) -> String {

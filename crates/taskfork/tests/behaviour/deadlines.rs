@@ -113,26 +113,30 @@ async fn a_worker_knows_how_much_time_is_left() {
 }
 
 async fn a_system_call_that_blocks_is_interrupted() {
-    let (_server, client) = start("deadlines");
+    let (_server, client) = start_with("deadlines", |client| client.grace(Duration::from_secs(20)));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let checkout = checkout.timeout(Duration::from_millis(100));
-    let error = checkout.call::<u32>("blocking", (20,)).await.unwrap_err();
+    let error = checkout.call::<u32>("blocking", (40,)).await.unwrap_err();
     assert_eq!(error.to_string(), "interrupted, and cleaned up");
     assert!(!error.is_fatal());
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
 }
 
 async fn a_loop_that_asks_may_end_by_itself() {
-    let (_server, client) = start("deadlines");
-    let checkout = client.checkout().timeout(Duration::from_millis(50));
+    let (_server, client) = start_with("deadlines", |client| client.grace(Duration::from_secs(20)));
+    let checkout = client.checkout();
+    let _: u32 = checkout.call("pid", ()).await.unwrap();
+    let checkout = checkout.timeout(Duration::from_millis(50));
     let error = checkout.call::<()>("loop", ()).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Interface(_), .. }), "{error}");
 }
 
 async fn the_grace_can_be_longer() {
     let (_server, client) = start_with("deadlines", |client| client.grace(Duration::from_secs(10)));
-    let checkout = client.checkout().timeout(Duration::from_millis(50));
+    let checkout = client.checkout();
+    let _: u32 = checkout.call("pid", ()).await.unwrap();
+    let checkout = checkout.timeout(Duration::from_millis(50));
     assert!(checkout.call::<bool>("late", (500_u64,)).await.unwrap());
 }
 
