@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// A time: a number of seconds, or a text such as `500ms` or `5m`.
+/// A time: a number of seconds, or a text such as `500ms` or `5m`. One that is too long to be told, `inf` among
+/// them, is the longest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Time(pub(crate) Duration);
 
@@ -22,8 +23,13 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let time = match text.parse::<f64>() {
-            Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
-            Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+            Ok(seconds) if seconds.is_nan() => Err("it is not a number".to_owned()),
+            Ok(seconds) if seconds < 0.0 => Err("it is negative".to_owned()),
+            Ok(seconds) => Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)),
+            Err(_) => match humantime::parse_duration(text) {
+                Err(humantime::DurationError::NumberOverflow) => Ok(Duration::MAX),
+                time => time.map_err(|error| error.to_string()),
+            },
         };
         let advice = "write seconds, or a time such as 500ms, 30s or 5m";
         time.map(Self).map_err(|reason| format!("`{text}` is no time ({reason}): {advice}"))
@@ -92,6 +98,15 @@ mod tests {
         assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
         assert!(time("-1").unwrap_err().contains("such as 500ms"));
+        assert_eq!(time("1e15"), Ok(Duration::from_secs(1_000_000_000_000_000)));
+        for longest in ["inf", "infinity", "1e300", "99999999999999999999", "99999999999999999999y"]
+        {
+            assert_eq!(time(longest), Ok(Duration::MAX), "{longest}");
+        }
+        for wrong in ["NaN", "-inf", "-1e300", "-5m", ""] {
+            assert!(time(wrong).unwrap_err().contains("is no time"), "{wrong}");
+        }
+        assert_eq!(time("1e-9"), Ok(Duration::from_nanos(1)));
         assert!(time("soon").unwrap_err().contains("`soon` is no time"));
         assert_eq!("0".parse::<Time>().unwrap().limit(), None);
         assert_eq!("200MiB".parse(), Ok(Size(200 << 20)));

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::time_limit::TimeLimit;
+
 use crate::worker::scoreboard::now;
 
 /// Whether a worker looks again and again for its next call, or a caller for its answer, before it
@@ -138,7 +140,8 @@ const TAKEN_FOR: u64 = 100;
 /// A time for which is looked.
 #[derive(Debug)]
 pub(crate) struct Glances {
-    end: Instant,
+    /// Nothing if it goes on until something comes.
+    end: Option<Instant>,
     /// When there was time for the last.
     last: Instant,
     /// The core is given up after each glance.
@@ -156,7 +159,7 @@ impl Glances {
     pub(crate) fn new(poller: &Poller, budget: Duration, gives_way: bool) -> Self {
         let now = Instant::now();
         Self {
-            end: now + budget,
+            end: TimeLimit::new(budget).after(now),
             last: now,
             gives_way,
             way_at: Some(if poller.shares_core { now } else { now + FIRST_WAY }),
@@ -201,7 +204,7 @@ impl Glances {
             self.starved |= away > STARVED;
         }
         self.last = now;
-        now < self.end && !self.starved
+        self.end.is_none_or(|end| now < end) && !self.starved
     }
 
     /// Whether a core that nobody else seems to need is to be given up now.

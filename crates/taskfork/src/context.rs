@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::sys;
+use crate::time_limit::nanoseconds;
 use crate::worker::scoreboard::now;
 
 /// The worker's connection, which is open for as long as the worker lives.
@@ -113,8 +114,7 @@ impl Context {
 /// In a worker: a call begins whose time is over then, on the clock of the scoreboard, or it has
 /// ended.
 pub(crate) fn set(deadline: Option<Duration>) {
-    let deadline = deadline.map_or(0, |deadline| deadline.as_nanos() as u64);
-    DEADLINE.store(deadline, Ordering::Relaxed);
+    DEADLINE.store(deadline.map_or(0, nanoseconds), Ordering::Relaxed);
 }
 
 /// In a worker: it serves this connection.

@@ -48,6 +48,7 @@ mod report;
 mod ring;
 mod server;
 mod sys;
+mod time_limit;
 mod trace_context;
 mod wire;
 mod worker;

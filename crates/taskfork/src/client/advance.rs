@@ -127,7 +127,7 @@ impl Lane {
                     if let Some(hung) = &mut hung {
                         hung.stderr = stderr;
                     }
-                    let after = state.timeout.unwrap_or_default();
+                    let after = state.timeout.get().unwrap_or_default();
                     FatalError::TimedOut { after, stage: Stage::Running, hung }
                 }
                 cause => cause,

@@ -15,9 +15,11 @@ use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
 use crate::loans::DEFAULT_LENT;
 use crate::sys;
+use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 use crate::wire::args::Args;
 use crate::wire::frame::{DEFAULT_BLOB, DEFAULT_LIMIT};
+use crate::wire::hello::LEAST_FRAME;
 use crate::wire::native::DEFAULT_GRACE;
 
 /// A pool of connections to the workers of one server.
@@ -61,10 +63,10 @@ impl Client {
             max_checkouts: None,
             max_queue: None,
             overload: Overload::default(),
-            timeout: Some(Duration::from_secs(30)),
+            timeout: TimeLimit::new(Duration::from_secs(30)),
             grace: DEFAULT_GRACE,
             busy_poll: BusyPoll::default(),
-            connect_timeout: Duration::from_secs(5),
+            connect_timeout: TimeLimit::new(Duration::from_secs(5)),
             dont_refork_after_error: false,
             max_frame: DEFAULT_LIMIT,
             max_blob: DEFAULT_BLOB,
@@ -132,10 +134,10 @@ pub struct ClientBuilder {
     max_checkouts: Option<u64>,
     max_queue: Option<usize>,
     overload: Overload,
-    timeout: Option<Duration>,
-    grace: Duration,
+    timeout: TimeLimit,
+    grace: TimeLimit,
     busy_poll: BusyPoll,
-    connect_timeout: Duration,
+    connect_timeout: TimeLimit,
     dont_refork_after_error: bool,
     max_frame: usize,
     max_blob: usize,
@@ -151,12 +153,12 @@ pub(crate) struct Config {
     pub(crate) addresses: Vec<Address>,
     pub(crate) name: String,
     pub(crate) limits: Limits,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) grace: Duration,
+    pub(crate) timeout: TimeLimit,
+    pub(crate) grace: TimeLimit,
     pub(crate) busy_poll: BusyPoll,
     /// How many cores there are.
     pub(crate) cores: usize,
-    pub(crate) connect_timeout: Duration,
+    pub(crate) connect_timeout: TimeLimit,
     pub(crate) dont_refork_after_error: bool,
     pub(crate) max_frame: usize,
     pub(crate) max_blob: usize,
@@ -209,6 +211,14 @@ pub enum ConfigError {
     /// `max_checkouts` is 0.
     #[error("max_checkouts is 0, so that no worker could serve anything: set it to 1 or more")]
     NoCheckouts,
+    /// An option has a value with which no call could succeed.
+    #[error("the option `{option}` cannot be so: {reason}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
     /// There is no runtime for the client's task.
     #[error(
         "a client is built inside a tokio runtime: call `build` from async code, or use \
@@ -295,9 +305,10 @@ impl ClientBuilder {
     }
 
     /// The time that a call has, counted from when it is made, waiting included; 30 seconds unless
-    /// set, `None` for no limit. When it runs out, the worker is killed and the checkout is over.
+    /// set, `None`, or 100 years and more, for no limit. When it runs out, the worker is killed and the
+    /// checkout is over. 0 is an error of [`build`](Self::build).
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.timeout = timeout.into();
+        self.timeout = timeout.into().into();
         self
     }
 
@@ -331,9 +342,9 @@ impl ClientBuilder {
     /// How long a call may go on after its time is over: 100 milliseconds unless set. At the
     /// deadline the worker gets SIGALRM, and [`context`](crate::context) says that the call is
     /// cancelled; an answer within this time counts, be it an error. After it the worker is killed,
-    /// and the error says where it was.
+    /// and the error says where it was. 100 years and more are no limit; with 0 it is killed at the deadline.
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+        self.grace = grace.into();
         self
     }
 
@@ -346,9 +357,10 @@ impl ClientBuilder {
     }
 
     /// The time for one attempt to connect, greetings included; 5 seconds unless set. Attempts are
-    /// repeated for as long as somebody waits.
+    /// repeated for as long as somebody waits. 100 years and more are no limit; 0 is an error of
+    /// [`build`](Self::build).
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = timeout.into();
         self
     }
 
@@ -359,7 +371,8 @@ impl ClientBuilder {
         self
     }
 
-    /// The most bytes of one message in either direction, 64 MiB unless set.
+    /// The most bytes of one message in either direction, 64 MiB unless set. Less than 256 is an error of
+    /// [`build`](Self::build).
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
         self
@@ -437,6 +450,23 @@ impl ClientBuilder {
         }
         if self.max_checkouts == Some(0) {
             return Err(ConfigError::NoCheckouts);
+        }
+        let wrong = |option, reason: String| Err(ConfigError::Option { option, reason });
+        if self.timeout.is_zero() {
+            let reason =
+                "with 0, every call would be late: set a longer time, or `None` for no limit";
+            return wrong("timeout", reason.to_owned());
+        }
+        if self.connect_timeout.is_zero() {
+            let reason = "with 0, no server could answer in time: set a longer time";
+            return wrong("connect_timeout", reason.to_owned());
+        }
+        if self.max_frame < LEAST_FRAME {
+            let reason = format!(
+                "{} bytes are too few for messages: set {LEAST_FRAME} or more",
+                self.max_frame
+            );
+            return wrong("max_frame", reason);
         }
         Ok(Config {
             addresses,

@@ -15,11 +15,12 @@ use super::lane::Lane;
 use super::replay::Replay;
 use crate::blob::BlobMut;
 use crate::error::FatalError;
+use crate::time_limit::TimeLimit;
 use crate::trace_context::TraceContext;
 use crate::wire::WireError;
 use crate::wire::args::{Args, EncodeError};
 use crate::wire::frame;
-use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient};
+use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, NO_LIMIT};
 use crate::wire::parts::{Parted, Takes};
 use crate::wire::{Protocol, perl};
 
@@ -56,7 +57,7 @@ pub struct Checkout {
     trace: Option<TraceContext>,
     /// Whether its calls have a time, which is filled in when they are sent.
     has_timeout: bool,
-    grace: Duration,
+    grace: TimeLimit,
     protocol: Protocol,
 }
 
@@ -76,18 +77,19 @@ impl Checkout {
             max_frame: config.max_frame,
             log: None,
             trace: None,
-            has_timeout: config.timeout.is_some(),
+            has_timeout: config.timeout != TimeLimit::NEVER,
             grace: config.grace,
             protocol: config.protocol,
         }
     }
 
-    /// The time that each call made from now on has, counted from when it is made; `None` for no
-    /// limit. The client's `timeout` unless set.
+    /// The time that each call made from now on has, counted from when it is made; `None`, or 100 years
+    /// and more, for no limit. The client's `timeout` unless set. With 0 only an answer that
+    /// is there at once counts.
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        let timeout = timeout.into();
-        self.has_timeout = timeout.is_some();
+        let timeout = TimeLimit::from(timeout.into());
+        self.has_timeout = timeout != TimeLimit::NEVER;
         self.lane.set_timeout(timeout);
         self
     }
@@ -215,7 +217,7 @@ impl Checkout {
             timeout: self.has_timeout.then_some(0),
             grace: Some(self.grace)
                 .filter(|&grace| self.has_timeout && grace != DEFAULT_GRACE)
-                .map(|grace| u64::try_from(grace.as_micros()).unwrap_or(u64::MAX >> 1)),
+                .map(|grace| grace.microseconds().unwrap_or(NO_LIMIT)),
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
         };

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::net::{
@@ -19,6 +18,7 @@ use super::stream::{Local, Stream};
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::sys;
+use crate::time_limit::TimeLimit;
 use crate::wire::frame::{self, DEFAULT_BLOB, PREAMBLE};
 use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
@@ -69,7 +69,11 @@ pub(crate) async fn connect(config: &Config, client: u64) -> Result<Greeted, Str
     let limit = config.connect_timeout;
     let mut reasons = Vec::new();
     for address in &config.addresses {
-        let reached = tokio::time::timeout(limit, reach_and_greet(address, config, client)).await;
+        let attempt = reach_and_greet(address, config, client);
+        let reached = match limit.get() {
+            Some(time) => tokio::time::timeout(time, attempt).await,
+            None => Ok(attempt.await),
+        };
         match reached.unwrap_or_else(|_| Err(late(limit))) {
             Ok(greeted) => return Ok(greeted),
             Err(reason) if config.addresses.len() == 1 => return Err(reason),
@@ -80,8 +84,8 @@ pub(crate) async fn connect(config: &Config, client: u64) -> Result<Greeted, Str
 }
 
 /// Why an attempt ends that takes longer than this.
-pub(crate) fn late(limit: Duration) -> String {
-    format!("the server did not greet within {}", seconds(limit))
+pub(crate) fn late(limit: TimeLimit) -> String {
+    format!("the server did not greet within {}", seconds(limit.get().unwrap_or_default()))
 }
 
 async fn reach_and_greet(

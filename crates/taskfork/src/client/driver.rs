@@ -73,7 +73,7 @@ fn look(
                 }
             }
             Work::Ungreeted(since, key, lane) => {
-                let late = since.checked_add(core.config.connect_timeout);
+                let late = core.config.connect_timeout.after(since);
                 ungreeted.extend(late.map(|late| (late, key, lane)));
             }
         }
@@ -182,7 +182,7 @@ fn engage(
     let released = pool.connected(permit, connection, now);
     drop(pool);
     if let Released::Assigned(lane, _) = &released {
-        let late = now.checked_add(core.config.connect_timeout);
+        let late = core.config.connect_timeout.after(now);
         ungreeted.extend(late.map(|late| (late, key, Arc::downgrade(lane))));
     }
     let workers = core.released(released).into_iter().collect();

@@ -22,13 +22,14 @@ use super::state::{Holding, State};
 use super::stats;
 use crate::error::{FatalError, Stage};
 use crate::loans::Filling;
+use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 
 /// How long a task leaves the lock to others between two turns while its worker floods it.
 const LOCK_PAUSE: Duration = Duration::from_micros(50);
 
 /// How long after its end a call waits for the news of its worker's death.
-const NEWS_WAIT: Duration = Duration::from_secs(2);
+const NEWS_WAIT: TimeLimit = TimeLimit::new(Duration::from_secs(2));
 const NO_WAIT: Duration = Duration::ZERO;
 
 #[derive(Debug)]
@@ -97,7 +98,7 @@ impl Lane {
         &self.core.config.name
     }
 
-    pub(crate) fn set_timeout(&self, timeout: Option<Duration>) {
+    pub(crate) fn set_timeout(&self, timeout: TimeLimit) {
         self.lock().timeout = timeout;
     }
 
@@ -137,7 +138,7 @@ impl Lane {
         work: Work,
         replay: Option<Arc<Replay>>,
     ) -> Seq {
-        let deadline = state.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = state.timeout.after(Instant::now());
         let outcome = match (&state.holding, &state.unseen) {
             (Holding::Failed(cause), _) => {
                 Some(Outcome::Fatal { cause: cause.clone(), may_have_run: false })
@@ -337,8 +338,11 @@ impl Lane {
                 && self.core.config.protocol == Protocol::Native
                 && !state.is_ungreeted()
                 && !state.is_flooded();
-            let wait = if has_it { self.core.config.grace + NEWS_WAIT } else { NO_WAIT };
-            let end = deadline.checked_add(wait).unwrap_or(deadline);
+            let wait = match has_it {
+                true => self.core.config.grace.plus(NEWS_WAIT),
+                false => TimeLimit::new(NO_WAIT),
+            };
+            let Some(end) = wait.after(deadline) else { return };
             if end > now {
                 state.alarm = Some(self.core.set_alarm(end, self));
                 return;
@@ -352,7 +356,7 @@ impl Lane {
     }
 
     fn out_of_time(&self, state: &State, now: Instant) -> FatalError {
-        let after = state.timeout.unwrap_or_default();
+        let after = state.timeout.get().unwrap_or_default();
         if !matches!(state.holding, Holding::Waiting(_)) && !state.is_ungreeted() {
             return FatalError::TimedOut { after, stage: Stage::Running, hung: None };
         }

@@ -2,12 +2,13 @@
 //! one write.
 
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::connection::{Connection, Lost};
 use super::entries::{Entries, Entry, Progress, Work};
+use crate::time_limit::TimeLimit;
 use crate::wire::frame::HEADER;
-use crate::wire::native::{self, Place};
+use crate::wire::native::{self, NO_LIMIT, Place};
 
 /// Calls up to this size are copied, to be sent with one write.
 const SMALL: usize = 4 << 10;
@@ -100,7 +101,9 @@ impl Sender {
         }
         if let Some(deadline) = entry.deadline.filter(|_| connection.is_native()) {
             let Some(anchor) = self.anchor else { return false };
-            native::set_timeout(&mut frame.bytes[HEADER..], microseconds(deadline - anchor));
+            let time = TimeLimit::new(deadline.saturating_duration_since(anchor));
+            let time = time.microseconds().unwrap_or(NO_LIMIT);
+            native::set_timeout(&mut frame.bytes[HEADER..], time);
         }
         let mut fits = Ok(());
         *made = None;
@@ -129,10 +132,6 @@ impl Sender {
         }
         true
     }
-}
-
-fn microseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(i64::MAX as u64)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What a checkout is and has: its place or its worker, and its calls. Nothing here takes a lock.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log_defer::Log;
 
@@ -12,6 +12,7 @@ use super::pool::Lease;
 use super::queue::Ticket;
 use super::send::Sender;
 use crate::error::FatalError;
+use crate::time_limit::TimeLimit;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -33,7 +34,7 @@ pub(super) struct State {
     pub(super) tainted: bool,
     /// A failed call whose failure nobody has seen yet.
     pub(super) unseen: Option<(Seq, String)>,
-    pub(super) timeout: Option<Duration>,
+    pub(super) timeout: TimeLimit,
     /// Since when it waits for its first worker.
     pub(super) asked: Option<Instant>,
     pub(super) alarm: Option<Alarm>,

@@ -65,6 +65,7 @@ impl Server {
     /// A [`ServerError`] when the server cannot start: no address or a bad one, an address that is
     /// in use, a process that has threads, an option that cannot be, a failed preload.
     pub fn run(self) -> Result<(), ServerError> {
+        self.options.check()?;
         if let Some(load) = self.preload {
             load().map_err(ServerError::Preload)?;
         }
@@ -161,16 +162,17 @@ impl<S: 'static> ServerBuilder<S> {
     }
 
     /// How long a worker may be stuck in one call, in `setup` or in `checkout_done` before it is
-    /// killed, whatever it is doing. 5 minutes unless set; `None` for no limit.
+    /// killed, whatever it is doing. 5 minutes unless set; `None`, or 100 years and more, for no limit.
+    /// 0 is an error of [`run`](Server::run).
     pub fn hung_worker_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.options.hung_worker_timeout = timeout.into();
+        self.options.hung_worker_timeout = timeout.into().into();
         self
     }
 
     /// How long running checkouts may go on after a graceful shutdown has begun; 30 seconds unless
-    /// set.
+    /// set. 100 years and more are no limit; with 0 they are killed at once.
     pub fn shutdown_grace(mut self, grace: Duration) -> Self {
-        self.options.shutdown_grace = grace;
+        self.options.shutdown_grace = grace.into();
         self
     }
 
@@ -182,7 +184,8 @@ impl<S: 'static> ServerBuilder<S> {
         self
     }
 
-    /// The most bytes of one message in either direction, 64 MiB unless set.
+    /// The most bytes of one message in either direction, 64 MiB unless set. Less than 256 is an error of
+    /// [`run`](Server::run).
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.options.max_frame = bytes;
         self
@@ -222,9 +225,9 @@ impl<S: 'static> ServerBuilder<S> {
     }
 
     /// How long a client may stop in the middle of a message before its connection is closed; 30
-    /// seconds unless set.
+    /// seconds unless set. 100 years and more are no limit; 0 is an error of [`run`](Server::run).
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
-        self.options.stall_timeout = timeout;
+        self.options.stall_timeout = timeout.into();
         self
     }
 

@@ -105,6 +105,16 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(30);
 /// The same while it runs `checkout_done`, where no `hung_worker_timeout` is set.
 const DONE_WITHIN: Duration = Duration::from_secs(300);
 
+/// A worker that a client has just got is not replaced before its first call, if that comes within this time.
+const FIRST_CALL_WITHIN: Duration = Duration::from_secs(1);
+
+/// A spare worker waits at least so long for a client, so that one with a small `max_age` is not forked again and
+/// again.
+const LEAST_SPARE: Duration = Duration::from_millis(100);
+
+/// In how long a worker is looked at again that is not set up yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// How long a worker's stack is waited for before it is killed.
 const STACK_WAIT: Duration = Duration::from_millis(100);
 
@@ -369,12 +379,22 @@ impl Child {
         if self.leaving.is_some() {
             return None;
         }
-        let age = recycling.age_of(self.number).map(|age| (self.born + age, Retirement::Age));
         let view = self.look();
+        let is_unused = self.connection().is_some() && view.calls == 0;
+        // Otherwise a worker whose setup takes longer than its age would serve nobody, nor would its successors.
+        let not_before = match view.phase {
+            Phase::Idle if is_unused => view.since.saturating_add(FIRST_CALL_WITHIN),
+            Phase::Spare => view.since.saturating_add(LEAST_SPARE),
+            Phase::Greeting | Phase::Setup => return Some(LOOK_AGAIN),
+            _ => Duration::ZERO,
+        };
+        let age = recycling.age_of(self.number).after_time(self.born);
         // One that is at work may be idle just after this, and is due at the earliest then.
         let since = if view.phase == Phase::Idle { view.since } else { now };
-        let idle = recycling.max_idle.map(|idle| (since + idle, Retirement::Idleness));
-        let (due, why) = [age, idle].into_iter().flatten().min_by_key(|(due, _)| *due)?;
+        let idle = recycling.max_idle.after_time(since);
+        let due = [(age, Retirement::Age), (idle, Retirement::Idleness)];
+        let due = due.into_iter().filter_map(|(due, why)| Some((due?.max(not_before), why)));
+        let (due, why) = due.min_by_key(|(due, _)| *due)?;
         if due <= now {
             tracing::debug!(worker = self.number, pid = self.pid(), "replaced for its {why:?}");
             self.retire(why);

@@ -31,6 +31,7 @@ use super::status_requests::StatusRequests;
 use super::stderr::Shown;
 use super::wake::Wake;
 use crate::sys::{self, ThreadCount, Title};
+use crate::time_limit::timespec;
 use crate::worker::scoreboard::{Retirement, Scoreboard, now};
 use crate::worker::{self, Buffers};
 
@@ -115,16 +116,14 @@ pub(crate) struct EventLoop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Serving,
-    /// Nothing new begins; what runs may go on until then.
-    Draining(Instant),
+    /// Nothing new begins; what runs may go on until then, or for as long as it takes.
+    Draining(Option<Instant>),
     /// Everything has been killed.
     Killing,
 }
 
 impl EventLoop {
     pub(crate) fn start(options: Options, program: Program) -> Result<Self, ServerError> {
-        options.limits.check()?;
-        options.recycling.check()?;
         let rules = options.access.rules()?;
         let handshakes = Handshakes::new(&options.handshakes, &rules)?;
         let uncounted = "cannot count this process's threads";
@@ -242,10 +241,7 @@ impl EventLoop {
         while !self.is_over() {
             let planned = self.plan();
             let timeout = planned.into_iter().chain(self.wake.pause()).min();
-            let timeout = timeout.map(|left| rustix::event::Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: left.subsec_nanos().into(),
-            });
+            let timeout = timeout.map(timespec);
             if let Err(errno) = self.wake.rest_is_over(&self.epoll, WAKE) {
                 tracing::error!("workers cannot wake the server any more: {errno}");
             }
@@ -355,7 +351,7 @@ impl EventLoop {
         tracing::info!(name = self.options.name, workers = self.children.len(), "shutting down");
         self.listener = None;
         self.handshakes.close_all();
-        self.mode = Mode::Draining(Instant::now() + self.options.shutdown_grace);
+        self.mode = Mode::Draining(self.options.shutdown_grace.after(Instant::now()));
         for child in self.children.values_mut() {
             child.retire(Retirement::Shutdown);
         }

@@ -18,11 +18,12 @@ use super::error::ServerError;
 use super::event_loop::{ACCEPT_PAUSE, EventLoop};
 use super::refusal::{self, Refusal};
 use crate::display::seconds;
+use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 use crate::wire::greeting::{self, Greeting, Progress};
 use crate::worker::Connected;
 
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_TIMEOUT: TimeLimit = TimeLimit::new(Duration::from_secs(10));
 const DEFAULT_MOST: usize = 1000;
 
 /// How many connections are accepted, or heard, before other events have their turn.
@@ -37,35 +38,30 @@ const READ: usize = 4096;
 /// What is set about handshakes.
 #[derive(Debug, Default)]
 pub(crate) struct HandshakeLimits {
-    timeout: Option<Duration>,
+    timeout: Option<TimeLimit>,
     most: Option<usize>,
 }
 
 impl HandshakeLimits {
-    fn timeout(&self) -> Result<Duration, ServerError> {
-        match self.timeout {
-            Some(Duration::ZERO) => Err(ServerError::Option {
-                option: "handshake_timeout",
-                reason: "with 0, no client on TCP could be served".to_owned(),
-            }),
-            timeout => Ok(timeout.unwrap_or(DEFAULT_TIMEOUT)),
+    pub(crate) fn check(&self) -> Result<(), ServerError> {
+        let wrong =
+            |option, reason: &str| Err(ServerError::Option { option, reason: reason.to_owned() });
+        if self.timeout.is_some_and(TimeLimit::is_zero) {
+            return wrong("handshake_timeout", "with 0, no client on TCP could be served");
         }
+        if self.most == Some(0) {
+            let reason =
+                "with 0, a client whose first message does not come at once is never served";
+            return wrong("max_handshakes", reason);
+        }
+        Ok(())
     }
 
-    fn most(&self) -> Result<usize, ServerError> {
-        match self.most {
-            Some(0) => Err(ServerError::Option {
-                option: "max_handshakes",
-                reason:
-                    "with 0, a client whose first message does not come at once is never served"
-                        .to_owned(),
-            }),
-            Some(most) => Ok(most),
-            None => {
-                let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 4;
-                Ok(usize::try_from(descriptors).unwrap_or(usize::MAX).clamp(1, DEFAULT_MOST))
-            }
-        }
+    fn most(&self) -> usize {
+        self.most.unwrap_or_else(|| {
+            let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 4;
+            usize::try_from(descriptors).unwrap_or(usize::MAX).clamp(1, DEFAULT_MOST)
+        })
     }
 }
 
@@ -80,7 +76,7 @@ pub(crate) struct Handshakes {
     deadlines: BTreeSet<(Instant, u64)>,
     next: u64,
     most: usize,
-    timeout: Duration,
+    timeout: TimeLimit,
     /// Clients of the server's own user may be silent for ever.
     keeps_own: bool,
     /// How many did not complete their greetings.
@@ -105,8 +101,8 @@ impl Handshakes {
             waiting: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             next: 0,
-            most: limits.most()?,
-            timeout: limits.timeout()?,
+            most: limits.most(),
+            timeout: limits.timeout.unwrap_or(DEFAULT_TIMEOUT),
             // A client of AnyEvent::Task connects before it has anything to say, and its next call
             // fails if the connection has been closed meanwhile.
             keeps_own: limits.timeout.is_none() && rules.takes(Protocol::Perl, Origin::Local),
@@ -165,7 +161,7 @@ impl Handshakes {
     fn set_deadline(&mut self, number: u64) {
         let Some(waiting) = self.waiting.get_mut(&number) else { return };
         if waiting.deadline.is_none()
-            && let Some(deadline) = Instant::now().checked_add(self.timeout)
+            && let Some(deadline) = self.timeout.after(Instant::now())
         {
             waiting.deadline = Some(deadline);
             self.deadlines.insert((deadline, number));
@@ -371,7 +367,7 @@ impl EventLoop {
         let now = Instant::now();
         while let Some(waiting) = self.handshakes.expired(now) {
             self.handshakes.failures += 1;
-            let after = seconds(self.handshakes.timeout);
+            let after = seconds(self.handshakes.timeout.get().unwrap_or_default());
             let reason = format!("its greeting was not complete after {after} (handshake_timeout)");
             let protocol = greeting::protocol(&waiting.received);
             self.turn_away(waiting.connection, Refusal::handshake(protocol, reason));
@@ -398,7 +394,7 @@ impl<S> ServerBuilder<S> {
     /// then; their next call fails if the connection has been closed meanwhile. Such a connection costs a
     /// descriptor, and [`max_handshakes`](Self::max_handshakes) limits how many there are.
     ///
-    /// 0 is an error of [`run`](crate::Server::run).
+    /// 100 years and more are no limit; 0 is an error of [`run`](crate::Server::run).
     ///
     /// ```
     /// use std::time::Duration;
@@ -406,7 +402,7 @@ impl<S> ServerBuilder<S> {
     /// # let _ = server;
     /// ```
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.options.handshakes.timeout = Some(timeout);
+        self.options.handshakes.timeout = Some(timeout.into());
         self
     }
 

@@ -8,6 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimi
 use super::builder::ServerBuilder;
 use super::error::ServerError;
 use crate::sys;
+use crate::time_limit::TimeLimit;
 
 /// What a worker may use of one thing, for [`ServerBuilder::limit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,32 +102,50 @@ impl WorkerLimits {
 }
 
 /// When a worker is replaced that does nothing wrong.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Recycling {
     pub(crate) max_calls: Option<u64>,
-    pub(crate) max_age: Option<Duration>,
-    pub(crate) max_idle: Option<Duration>,
+    pub(crate) max_age: TimeLimit,
+    pub(crate) max_idle: TimeLimit,
     pub(crate) max_memory: Option<u64>,
+}
+
+impl Default for Recycling {
+    fn default() -> Self {
+        let never = TimeLimit::NEVER;
+        Self { max_calls: None, max_age: never, max_idle: never, max_memory: None }
+    }
 }
 
 impl Recycling {
     pub(crate) fn check(&self) -> Result<(), ServerError> {
-        match self.max_calls {
-            Some(0) => Err(ServerError::Option {
-                option: "max_calls",
-                reason: "with 0, no worker could serve anything".to_owned(),
+        let zeros = [
+            ("max_calls", self.max_calls == Some(0)),
+            ("max_age", self.max_age.is_zero()),
+            ("max_idle", self.max_idle.is_zero()),
+        ];
+        match zeros.into_iter().find(|(_, is_zero)| *is_zero) {
+            Some((option, _)) => Err(ServerError::Option {
+                option,
+                reason: "with 0, no worker could serve anything: set more, or `None` for no limit"
+                    .to_owned(),
             }),
-            _ => Ok(()),
+            None => Ok(()),
         }
+    }
+
+    /// Whether workers are replaced for their age, or as nobody uses them.
+    pub(crate) fn replaces_in_time(&self) -> bool {
+        [self.max_age, self.max_idle].into_iter().any(|limit| limit != TimeLimit::NEVER)
     }
 
     /// The age at which this worker is replaced: a tenth more or less than what is set, so that
     /// workers born together do not all go together.
-    pub(crate) fn age_of(&self, number: u64) -> Option<Duration> {
+    pub(crate) fn age_of(&self, number: u64) -> TimeLimit {
         // Spreads neighbouring numbers over the whole range.
         let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let share = spread as f64 / f64::from(u32::MAX);
-        self.max_age.map(|age| age.mul_f64(0.9 + 0.2 * share))
+        self.max_age.get().map(|age| age.mul_f64(0.9 + 0.2 * share)).into()
     }
 }
 
@@ -157,16 +176,18 @@ impl<S> ServerBuilder<S> {
     }
 
     /// At which age a worker is replaced, give or take a tenth, once its checkout is done; never
-    /// unless set.
+    /// unless set. A worker that a client has got serves that client's first checkout in any case, if its
+    /// first call comes within a second. 0 is an error of [`run`](crate::Server::run).
     pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
-        self.options.recycling.max_age = age.into();
+        self.options.recycling.max_age = age.into().into();
         self
     }
 
     /// After how long in nobody's hands a worker ends; never unless set. A client replaces those
-    /// that it wants to keep, its `min_workers`.
+    /// that it wants to keep, its `min_workers`. A worker that has not been called yet is kept for at least
+    /// a second. 0 is an error of [`run`](crate::Server::run).
     pub fn max_idle(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.options.recycling.max_idle = time.into();
+        self.options.recycling.max_idle = time.into().into();
         self
     }
 
@@ -218,8 +239,8 @@ mod tests {
     #[test]
     fn ages_are_spread_around_what_is_set() {
         let age = Duration::from_secs(100);
-        let recycling = Recycling { max_age: Some(age), ..Recycling::default() };
-        let ages: Vec<_> = (1..100).filter_map(|number| recycling.age_of(number)).collect();
+        let recycling = Recycling { max_age: TimeLimit::new(age), ..Recycling::default() };
+        let ages: Vec<_> = (1..100).filter_map(|number| recycling.age_of(number).get()).collect();
         let (least, most) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
         assert!((Duration::from_secs(90)..Duration::from_secs(93)).contains(least), "{least:?}");
         assert!((Duration::from_secs(107)..=Duration::from_secs(110)).contains(most), "{most:?}");

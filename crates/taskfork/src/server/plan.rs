@@ -30,7 +30,7 @@ impl EventLoop {
             let left = at.map(|at| at.saturating_sub(now));
             let before = self.scoreboard.wakes_at(at);
             let is_later = match (before, at) {
-                (Some(before), Some(at)) => at > before + LATE,
+                (Some(before), Some(at)) => at > before.saturating_add(LATE),
                 (Some(_), None) => true,
                 (None, _) => false,
             };
@@ -55,7 +55,7 @@ impl EventLoop {
         self.next_status_request().into_iter().for_each(&mut at_most);
         self.next_spare().into_iter().for_each(&mut at_most);
         let recycling = self.options.recycling;
-        if recycling.max_age.is_some() || recycling.max_idle.is_some() {
+        if recycling.replaces_in_time() {
             let now = now();
             let children = self.children.values_mut();
             children.filter_map(|child| child.judge_age(now, &recycling)).for_each(&mut at_most);
@@ -66,7 +66,7 @@ impl EventLoop {
         // A worker tells nobody when it begins a call, unless its time is over soon. One that begins
         // just now is due after the whole `hung_worker_timeout`, and will have been looked at by
         // then.
-        let (now, timeout) = (now(), self.options.hung_worker_timeout);
+        let (now, timeout) = (now(), self.options.hung_worker_timeout.get());
         // Workers say when they are due: one that is due again and again must not keep the server from the rest.
         let soonest = pause_after(self.took).min(SOONEST);
         for child in self.children.values_mut() {
@@ -85,7 +85,7 @@ impl EventLoop {
             }
         }
         self.expire_handshakes().into_iter().for_each(&mut at_most);
-        if let Mode::Draining(until) = self.mode {
+        if let Mode::Draining(Some(until)) = self.mode {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 self.kill_all("the server's shutdown_grace is over");

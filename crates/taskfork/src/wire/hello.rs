@@ -17,7 +17,7 @@ pub(crate) const MOST_HELLO: usize = 16 << 10;
 const MOST_NAME: usize = 1024;
 
 /// The least limit of a frame that a peer may have, so that errors can be told to it.
-const LEAST_FRAME: usize = 256;
+pub(crate) const LEAST_FRAME: usize = 256;
 
 /// Read without taking memory, as a new worker would have to have a page copied for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -61,10 +61,10 @@ impl<'a> ClientHello<'a> {
             match key {
                 "versions" => hello.versions = list(reader, key, MOST_VERSIONS, Reader::int)?,
                 "name" => hello.name = reader.str()?,
-                "max_frame" => hello.max_frame = Some(reader.int()?),
-                "max_blob" => hello.max_blob = Some(reader.int()?),
-                "files" => hello.files = reader.int()?,
-                "lent" => hello.lent = reader.int()?,
+                "max_frame" => hello.max_frame = Some(reader.size()?),
+                "max_blob" => hello.max_blob = Some(reader.size()?),
+                "files" => hello.files = reader.size()?,
+                "lent" => hello.lent = reader.size()?,
                 "client" => hello.client = reader.int()?,
                 _ => return Ok(false),
             }
@@ -117,10 +117,10 @@ impl WorkerHello {
                 "pid" => hello.pid = reader.int()?,
                 "worker" => hello.worker = reader.int()?,
                 "server" => hello.server = reader.str()?.to_owned(),
-                "max_frame" => hello.max_frame = Some(reader.int()?),
-                "max_blob" => hello.max_blob = Some(reader.int()?),
-                "ahead" => hello.ahead = reader.int()?,
-                "files" => hello.files = reader.int()?,
+                "max_frame" => hello.max_frame = Some(reader.size()?),
+                "max_blob" => hello.max_blob = Some(reader.size()?),
+                "ahead" => hello.ahead = reader.size()?,
+                "files" => hello.files = reader.size()?,
                 "alarm" => hello.alarm = reader.bool()?,
                 _ => return Ok(false),
             }

@@ -159,7 +159,7 @@ impl Lending {
         let mut said = Self::default();
         meta(reader, |key, reader| {
             match key {
-                "agreed" => said.agreed = Some(reader.int()?),
+                "agreed" => said.agreed = Some(reader.size()?),
                 "new" => said.new = list(reader, key, MOST_IDS, Reader::int::<Id>)?,
                 "uses" => said.uses = list(reader, key, MOST_USES, read_use)?,
                 "free" => said.free = list(reader, key, MOST_IDS, read_free)?,

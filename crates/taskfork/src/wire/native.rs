@@ -14,6 +14,7 @@ use super::lending::Lending;
 use super::notice::DeathNotice;
 use super::pack::{Reader, put_array, put_map, put_nil, put_str, put_uint};
 use super::request::Arguments;
+use crate::time_limit::TimeLimit;
 
 /// The protocol versions spoken here.
 pub(crate) const VERSIONS: &[u32] = &[1];
@@ -23,7 +24,10 @@ pub(crate) const VERSIONS: &[u32] = &[1];
 const MOST_WAITING: u64 = u32::MAX as u64;
 
 /// How long a call may go on after its time is over, unless it says otherwise.
-pub(crate) const DEFAULT_GRACE: Duration = Duration::from_millis(100);
+pub(crate) const DEFAULT_GRACE: TimeLimit = TimeLimit::new(Duration::from_millis(100));
+
+/// A time in microseconds that stands for no limit, where leaving it out means the default.
+pub(crate) const NO_LIMIT: u64 = i64::MAX as u64;
 
 pub(super) const HELLO: u64 = 0;
 const CALL: u64 = 1;
@@ -129,8 +133,8 @@ impl<'a> FromClient<'a> {
                     match key {
                         "log" => call.log = Some(reader.int()?),
                         "trace" => call.trace = Some(reader.int()?),
-                        "timeout" => call.timeout = Some(reader.int()?),
-                        "grace" => call.grace = Some(reader.int()?),
+                        "timeout" => call.timeout = Some(reader.unsigned()?),
+                        "grace" => call.grace = Some(reader.unsigned()?),
                         "traceparent" => call.traceparent = Some(reader.str()?),
                         "tracestate" => call.tracestate = Some(reader.str()?),
                         _ => return Ok(false),

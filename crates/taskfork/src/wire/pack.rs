@@ -40,6 +40,11 @@ impl<'a> Reader<'a> {
         read::read_int(&mut self.rest).map_err(WireError::malformed)
     }
 
+    /// A number of bytes or things; more than this machine can count is as many as it can.
+    pub(crate) fn size(&mut self) -> Result<usize, WireError> {
+        Ok(usize::try_from(self.unsigned()?).unwrap_or(usize::MAX))
+    }
+
     pub(crate) fn str(&mut self) -> Result<&'a str, WireError> {
         let (text, rest) = read::read_str_from_slice(self.rest).map_err(WireError::malformed)?;
         self.rest = rest;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
@@ -18,6 +18,7 @@ use crate::busy_poll::{Glances, Poller};
 use crate::display::seconds;
 use crate::ring::Rings;
 use crate::sys::{self, User};
+use crate::time_limit::{TimeLimit, timespec};
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::hello::MOST_HELLO;
@@ -40,7 +41,7 @@ pub(crate) struct Connection {
     pub(super) used: usize,
     pub(super) max_frame: usize,
     /// How long a peer may stop in the middle of a frame.
-    stall_timeout: Duration,
+    stall_timeout: TimeLimit,
     /// Files that have come, and belong to messages to come; nothing if none can.
     files: Option<Vec<OwnedFd>>,
     /// Until when the client's first message has to be complete, if it is not yet.
@@ -366,7 +367,7 @@ impl Connection {
             return Ok(true);
         }
         let since = (!begun && self.poller.is_adaptive()).then(Instant::now);
-        if !begun && self.inbox.capacity() > KEPT && !self.is_readable_within(KEPT_FOR)? {
+        if !begun && self.inbox.capacity() > KEPT && !self.is_readable_within(KEPT_FOR.into())? {
             self.inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
         }
         let read = loop {
@@ -424,14 +425,14 @@ impl Connection {
         if let Some(until) = self.greets_until {
             // Bytes that come one by one do not prolong it.
             let left = until.saturating_duration_since(Instant::now());
-            return match !left.is_zero() && self.is_readable_within(left)? {
+            return match !left.is_zero() && self.is_readable_within(left.into())? {
                 true => Ok(()),
                 false => Err(Broken::Ungreeted),
             };
         }
         match self.is_readable_within(self.stall_timeout)? {
             true => Ok(()),
-            false => Err(Broken::Stalled(self.stall_timeout)),
+            false => Err(Broken::Stalled(self.stall_timeout.get().unwrap_or_default())),
         }
     }
 
@@ -440,13 +441,11 @@ impl Connection {
         self.greets_until = until;
     }
 
-    fn is_readable_within(&self, time: Duration) -> Result<bool, Broken> {
-        let deadline = Instant::now() + time;
+    fn is_readable_within(&self, time: TimeLimit) -> Result<bool, Broken> {
+        let deadline = time.after(Instant::now());
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left =
-                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
+            let left = deadline.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], left.as_ref()) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(io::Error::from(errno).into()),

@@ -23,6 +23,7 @@ use crate::blob;
 use crate::context::context;
 use crate::error::Failure;
 use crate::sys;
+use crate::time_limit::TimeLimit;
 use crate::trace_context::{TraceContext, trace_context};
 use crate::wire::enclosed::{self, Enclosed};
 use crate::wire::frame::{self, DEFAULT_BLOB, DEFAULT_LIMIT, PREAMBLE};
@@ -214,7 +215,7 @@ impl Running {
             let trace = trace_context();
             let meta = CallMeta {
                 log: notes::wanted_log().map(log_defer::Level::number),
-                timeout: context().remaining().map(|left| left.as_micros() as u64),
+                timeout: TimeLimit::from(context().remaining()).microseconds(),
                 traceparent: trace.as_ref().map(TraceContext::traceparent),
                 tracestate: trace.as_ref().and_then(TraceContext::tracestate),
                 ..CallMeta::default()

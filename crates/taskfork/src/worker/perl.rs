@@ -73,7 +73,7 @@ impl<S: 'static> Worker<'_, S> {
             // Writing to memory cannot fail.
             let _ = rmpv::encode::write_value(&mut encoded, value);
         }
-        self.slot.announce(method.unwrap_or_default(), None);
+        self.slot.announce(method.unwrap_or_default(), None, None);
         self.slot.enter_at(Phase::Busy, Some(now()))?;
         if self.slot.is_client_gone() {
             return Err(Leave::Quietly);

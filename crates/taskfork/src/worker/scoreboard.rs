@@ -15,6 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use super::phase::Phase;
 use crate::sys::{Pages, Published, STACK_WORDS, SharedWords, Witness};
+use crate::time_limit::nanoseconds;
 
 /// A worker's state at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,11 +66,6 @@ impl fmt::Display for Corruption {
 pub(crate) fn now() -> Duration {
     let time = clock_gettime(ClockId::Monotonic);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
-/// A time as it stands in shared memory: in nanoseconds on the clock of [`now`].
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// All slots of one server.
@@ -463,7 +459,7 @@ impl WorkerSlot {
     }
 
     /// What the call that begins next is, when its time is over, and when it is to be ended.
-    pub(crate) fn announce(&self, method: &str, times: Option<(Duration, Duration)>) {
+    pub(crate) fn announce(&self, method: &str, over: Option<Duration>, end: Option<Duration>) {
         let words = &self.words[METHOD..METHOD + METHOD_WORDS];
         let bytes = method.as_bytes();
         for (place, word) in words.iter().enumerate() {
@@ -476,9 +472,8 @@ impl WorkerSlot {
                 break;
             }
         }
-        let (over, end) = times.unwrap_or_default();
-        self.words[DEADLINE].store(nanoseconds(over), Relaxed);
-        self.words[HARD_DEADLINE].store(nanoseconds(end), Relaxed);
+        self.words[DEADLINE].store(over.map_or(0, nanoseconds), Relaxed);
+        self.words[HARD_DEADLINE].store(end.map_or(0, nanoseconds), Relaxed);
     }
 
     /// How many workers there are, by the server's word.

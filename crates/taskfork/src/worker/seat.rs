@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::scoreboard::WorkerSlot;
 use crate::busy_poll::BusyPoll;
+use crate::time_limit::TimeLimit;
 use crate::wire::{frame, greeting};
 
 /// What the server gives a new worker.
@@ -68,7 +69,8 @@ impl Connected {
     /// All but the socket, for a worker that has been forked already.
     pub(crate) fn to_text(&self) -> Vec<u8> {
         let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
-        let left = left.map_or(u64::MAX, |left| left.as_millis() as u64);
+        let left =
+            left.map_or(u64::MAX, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
         [&left.to_le_bytes()[..], &self.received].concat()
     }
 
@@ -88,7 +90,7 @@ pub(crate) struct Limits {
     pub(crate) max_blob: usize,
     /// How much memory each side of a connection keeps for the other.
     pub(crate) lent_memory: usize,
-    pub(crate) stall_timeout: Duration,
+    pub(crate) stall_timeout: TimeLimit,
     pub(crate) busy_poll: BusyPoll,
     /// How many cores there are.
     pub(crate) cores: usize,

@@ -20,6 +20,7 @@ use crate::blob;
 use crate::context::{self, context};
 use crate::error::Failure;
 use crate::sys;
+use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::Protocol;
 use crate::wire::WireError;
@@ -357,11 +358,11 @@ impl<S: 'static> Worker<'_, S> {
         begun: Duration,
         sent: Duration,
     ) -> Result<(), Leave> {
-        let grace = meta.grace.map_or(DEFAULT_GRACE, Duration::from_micros);
-        let time = meta.timeout.map(Duration::from_micros);
-        let deadline = time.map(|time| sent.saturating_add(time));
-        let times = deadline.map(|deadline| (deadline, deadline.saturating_add(grace)));
-        self.slot.announce(method.unwrap_or_default(), times);
+        let grace = meta.grace.map_or(DEFAULT_GRACE, TimeLimit::from_microseconds);
+        let time = meta.timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
+        let deadline = time.after_time(sent);
+        let end = deadline.and_then(|deadline| grace.after_time(deadline));
+        self.slot.announce(method.unwrap_or_default(), deadline, end);
         self.slot.enter_at(Phase::Busy, Some(begun))?;
         if deadline.is_some_and(|deadline| self.slot.is_over_before_server_wakes(deadline)) {
             sys::wake_server();

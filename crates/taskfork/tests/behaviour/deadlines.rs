@@ -89,7 +89,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     server.interface(methods).run()
 }
 
-type Left = (Option<Duration>, Option<Duration>, bool);
+pub(crate) type Left = (Option<Duration>, Option<Duration>, bool);
 
 async fn a_worker_knows_how_much_time_is_left() {
     assert_eq!((context().remaining(), context().is_cancelled()), (None, false));

@@ -50,6 +50,7 @@ mod spares;
 mod status;
 mod stderr;
 mod support;
+mod time_limits;
 mod traces;
 mod typed;
 mod users;
@@ -111,6 +112,7 @@ fn main() {
         spans::trials(),
         status::trials(),
         stderr::trials(),
+        time_limits::trials(),
         traces::trials(),
         typed::trials(),
         users::trials(),

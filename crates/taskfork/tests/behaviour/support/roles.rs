@@ -54,6 +54,10 @@ pub(crate) fn plays() -> bool {
         ["serve_guarded", address, ref options @ ..] => {
             print_error(super::strangers::serve(address, options));
         }
+        ["serve_with", option, value, address] => {
+            print_error(crate::time_limits::serve(option, value, address));
+        }
+        ["serve_slow_setup", address] => print_error(crate::time_limits::serve_slow_setup(address)),
         ["serve_activated"] => print_error(servers::serve(Server::builder())),
         ["serve_once", flag, address] => {
             // The second one does not come up.

@@ -23,6 +23,11 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("max_age", |server| serve(server.max_age(Duration::from_millis(300)))),
     ("max_idle", |server| serve(server.max_idle(Duration::from_millis(100)))),
     ("max_memory", |server| serve(server.max_memory(200 << 20))),
+    ("unbounded", |server| {
+        let most = usize::MAX;
+        let server = server.max_frame(most).max_blob(most).lent_memory(most).max_workers(most);
+        serve(server.max_handshakes(most).max_calls(u64::MAX).max_memory(u64::MAX))
+    }),
     ("max_workers", |server| serve(server.max_workers(2))),
     ("spares", |server| crate::spares::server(server.spare_workers(2))),
     ("spares_two_workers", |server| crate::spares::server(server.spare_workers(2).max_workers(2))),
