@@ -32,7 +32,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     concurrency: usize,
     /// The time that each call has, 0 for no limit
-    #[arg(long, value_name = "TIME", default_value = "30s")]
+    #[arg(long, value_name = "TIME", default_value = "30s", allow_negative_numbers = true)]
     timeout: Time,
     /// The results as JSON, and nothing else, on standard output
     #[arg(long)]

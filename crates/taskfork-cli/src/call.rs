@@ -1,5 +1,6 @@
 //! `taskfork call`: a method called, its result printed.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -27,7 +28,7 @@ pub(crate) struct Options {
     #[arg(allow_negative_numbers = true)]
     args: Vec<String>,
     /// The time that each call has, 0 for no limit
-    #[arg(long, value_name = "TIME", default_value = "30s")]
+    #[arg(long, value_name = "TIME", default_value = "30s", allow_negative_numbers = true)]
     timeout: Time,
     /// Show what the worker logs as a timeline, on standard error
     #[arg(long)]
@@ -47,7 +48,7 @@ pub(crate) struct Options {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
     /// Where the server listens: unix:PATH or tcp:HOST:PORT
-    pub(crate) address: String,
+    pub(crate) address: OsString,
     /// Which protocol to speak
     #[arg(long, default_value = "native")]
     pub(crate) protocol: Language,
@@ -65,7 +66,7 @@ impl Target {
             Language::Json => taskfork::Protocol::Perl,
         };
         let client: ClientBuilder = Client::builder()
-            .address(self.address.as_str())
+            .address(self.address.clone())
             .name("taskfork")
             .protocol(protocol)
             .hand_over(false)

@@ -1,6 +1,7 @@
 //! The options of a pool, from the command line or from a file.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use crate::units::{Size, Time};
 pub(crate) struct Pool {
     /// Where to listen: unix:PATH, tcp:HOST:PORT or fd:NUMBER [default: the service manager's socket]
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Option<String>,
+    pub(crate) listen: Option<Listen>,
     /// The name in `ps` and in logs [default: taskfork, or the pool's name]
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -111,6 +112,22 @@ pub(crate) struct Pool {
     /// The program and its arguments, in files only.
     #[arg(skip)]
     pub(crate) command: Vec<String>,
+}
+
+/// The text of an address. Its path need not be UTF-8, except in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listen(pub(crate) OsString);
+
+impl From<OsString> for Listen {
+    fn from(text: OsString) -> Self {
+        Self(text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(text.into()))
+    }
 }
 
 /// Which protocol a program speaks.

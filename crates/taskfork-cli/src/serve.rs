@@ -104,7 +104,7 @@ fn describe(pool: Pool) -> Server {
     for limit in pool.limit {
         server = server.limit(limit.kind(), limit.value);
     }
-    server = given(server, pool.listen, |server, address| server.listen(address.as_str()));
+    server = given(server, pool.listen, |server, address| server.listen(address.0));
     server = given(server, pool.name, ServerBuilder::name);
     server = given(server, pool.protocols, |server, protocols| {
         server.protocols(protocols.into_iter().map(Protocol::from))

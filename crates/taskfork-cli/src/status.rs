@@ -1,10 +1,11 @@
 //! `taskfork status`: what a server and its workers do, once.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use log_defer::{printable, printable_json, printable_lines};
-use taskfork::ServerStatus;
+use taskfork::{Address, ServerStatus};
 
 use crate::failure::Failure;
 
@@ -25,21 +26,26 @@ pub(crate) struct Options {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Watched {
     /// Where the server listens, unix:PATH, or the path of its status socket
-    address: String,
+    address: OsString,
 }
 
 impl Watched {
     /// The path of its status socket.
     pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
-        match self.address.split_once(':') {
-            Some(("unix", path)) => Ok(format!("{path}.status").into()),
-            Some(("tcp" | "fd", _)) => Err(Failure::usage(format!(
-                "a server at {} tells of itself only at a status socket",
-                self.address
-            ))
-            .hint("give the path that its --status-socket has")),
-            _ => Ok(self.address.clone().into()),
+        let begins = |form: &&str| self.address.as_encoded_bytes().starts_with(form.as_bytes());
+        if !["unix:", "unix-percent:", "tcp:", "fd:"].iter().any(begins) {
+            return Ok(self.address.clone().into());
         }
+        let address = Address::try_from(self.address.as_os_str()).map_err(Failure::usage)?;
+        let Some(path) = address.path() else {
+            return Err(Failure::usage(format!(
+                "a server at {address} tells of itself only at a status socket"
+            ))
+            .hint("give the path that its --status-socket has"));
+        };
+        let mut path = path.as_os_str().to_owned();
+        path.push(".status");
+        Ok(path.into())
     }
 
     /// What the server says now.

@@ -414,6 +414,56 @@ fn messages_of_log_defer_are_drawn_or_made_a_trace() {
 }
 
 #[test]
+fn times_of_every_size_can_be_given() {
+    let server = Server::start(&["--hung-worker-timeout", "inf", "--shutdown-grace", "1e300"]);
+    for time in ["1e15", "inf", "1e300", "18446744073709551615", "0", "1e-9"] {
+        let called = server.call(&["--timeout", time, "add", "2", "3"]).output().unwrap();
+        // It is late with the least time.
+        let is_answered = called.stdout == b"5\n";
+        assert!(is_answered || time == "1e-9", "{time}: {called:?}");
+    }
+    for time in ["-1", "NaN", "soon"] {
+        let wrong = server.call(&["--timeout", time, "add", "2", "3"]).assert().code(2);
+        wrong.stderr(contains("is no time"));
+    }
+    for option in ["--max-age", "--max-idle", "--stall-timeout", "--max-workers"] {
+        let mut command = taskfork();
+        command.args(["serve", "--listen", "unix:/nonexistent/s", option, "0", "--", "true"]);
+        let name = option.trim_start_matches("--").replace('-', "_");
+        command.assert().code(2).stderr(contains(format!("the option `{name}` cannot be so")));
+    }
+}
+
+#[test]
+fn an_address_need_not_be_text() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::OsStrExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut address = OsString::from("unix:");
+    address.push(folder.path().join(OsStr::from_bytes(b"s\xff")));
+    let escaped = format!("unix-percent:{}", folder.path().join("s%FF").display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
+    command.args(["serve", "--protocol", "json", "--listen"]).arg(&address);
+    command.arg("--").arg(worker());
+    let server = Server::run(folder, command);
+    assert!(server.log().contains(&format!("listening at {escaped}")), "{}", server.log());
+    for address in [&address, OsStr::new(&escaped)] {
+        let mut call = taskfork();
+        call.arg("call").arg(address).args(["add", "2", "3"]);
+        call.assert().success().stdout("5\n");
+        let mut bench = taskfork();
+        bench.arg("bench").arg(address).args(["--calls", "3", "add", "2", "3"]);
+        bench.assert().success();
+        taskfork().arg("status").arg(address).assert().success().stdout(contains("serving"));
+        taskfork().arg("top").arg(address).args(["--once"]).assert().success();
+    }
+    let path = address.as_bytes().strip_prefix(b"unix:").unwrap();
+    let status = [path, b".status"].concat();
+    taskfork().arg("status").arg(OsStr::from_bytes(&status)).assert().success();
+}
+
+#[test]
 fn completions_and_the_manual_page_are_made() {
     for shell in ["bash", "zsh", "fish"] {
         let made = taskfork().args(["completions", shell]).assert().success();

@@ -2,12 +2,17 @@
 //! by `server::listener` and `client::connect`.
 
 use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::server::Link;
+
+/// Before a path whose bytes may be given by numbers.
+const PERCENT: &str = "unix-percent:";
 
 /// The longest path that fits a `sockaddr_un`, its closing zero byte left out.
 const MAX_SOCKET_PATH: usize = 107;
@@ -17,8 +22,12 @@ const MAX_SOCKET_PATH: usize = 107;
 /// | text | meaning |
 /// |---|---|
 /// | `unix:PATH` | a unix socket in the file system |
+/// | `unix-percent:PATH` | the same, where `%` and two hexadecimal digits stand for a byte |
 /// | `tcp:HOST:PORT` | TCP; an IPv6 host stands in brackets, port 0 lets the kernel choose |
 /// | `fd:NUMBER` | a listening socket inherited from the parent process (servers only) |
+///
+/// An address is shown as it is written here; a unix socket as `unix:PATH` if its path is UTF-8, and as
+/// `unix-percent:PATH` otherwise, so that the text of every address but that of a handle can be read again.
 ///
 /// ```
 /// use taskfork::Address;
@@ -63,6 +72,14 @@ pub enum AddressError {
         /// The text as it was given.
         text: String,
     },
+    /// `unix-percent:` with a percent sign that two hexadecimal digits do not follow.
+    #[error(
+        "`{text}` has a `%` without two hexadecimal digits: write %25 for the percent sign itself"
+    )]
+    Percent {
+        /// The text as it was given.
+        text: String,
+    },
     /// The path does not fit the kernel's socket address.
     #[error(
         "the socket path {} is {length} bytes long and the kernel takes at most {max}: \
@@ -104,8 +121,6 @@ impl Address {
     /// # Ok::<(), taskfork::AddressError>(())
     /// ```
     pub fn unix(path: impl Into<PathBuf>) -> Result<Self, AddressError> {
-        use std::os::unix::ffi::OsStrExt;
-
         let path = path.into();
         let bytes = path.as_os_str().as_bytes();
         if bytes.is_empty() || bytes.contains(&0) {
@@ -154,6 +169,10 @@ impl FromStr for Address {
         if let Some(path) = text.strip_prefix("unix:") {
             return Self::unix(path);
         }
+        if let Some(path) = text.strip_prefix(PERCENT) {
+            let path = decoded(path).ok_or_else(|| AddressError::Percent { text: text_owned() })?;
+            return Self::unix(OsString::from_vec(path));
+        }
         if let Some(rest) = text.strip_prefix("tcp:") {
             return parse_tcp(rest).ok_or_else(|| AddressError::Tcp { text: text_owned() });
         }
@@ -165,6 +184,32 @@ impl FromStr for Address {
         }
         Err(AddressError::Unknown { text: text_owned() })
     }
+}
+
+/// The bytes that a text with percent signs stands for.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let mut pieces = text.as_bytes().split(|&byte| byte == b'%');
+    let mut path = pieces.next()?.to_owned();
+    for piece in pieces {
+        let (digits, rest) = piece.split_first_chunk::<2>()?;
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let byte = digit(digits[0])? << 4 | digit(digits[1])?;
+        path.push(u8::try_from(byte).ok()?);
+        path.extend_from_slice(rest);
+    }
+    Some(path)
+}
+
+/// A path as it stands in an address.
+fn show_path(path: &Path, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if let Some(text) = path.to_str() {
+        return write!(out, "unix:{text}");
+    }
+    out.write_str(PERCENT)?;
+    path.as_os_str().as_bytes().iter().try_for_each(|&byte| match byte {
+        b'%' | 0..b'!' | 0x7f.. => write!(out, "%{byte:02X}"),
+        byte => write!(out, "{}", char::from(byte)),
+    })
 }
 
 fn parse_tcp(rest: &str) -> Option<Address> {
@@ -202,6 +247,30 @@ impl TryFrom<&String> for Address {
     }
 }
 
+/// The text of an address, whose path need not be UTF-8.
+impl TryFrom<&OsStr> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: &OsStr) -> Result<Self, AddressError> {
+        match (text.to_str(), text.as_bytes().strip_prefix(b"unix:")) {
+            (Some(text), _) => text.parse(),
+            (None, Some(path)) => Self::unix(OsStr::from_bytes(path)),
+            (None, None) => {
+                Err(AddressError::Unknown { text: text.to_string_lossy().into_owned() })
+            }
+        }
+    }
+}
+
+/// The text of an address, whose path need not be UTF-8.
+impl TryFrom<OsString> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: OsString) -> Result<Self, AddressError> {
+        Self::try_from(text.as_os_str())
+    }
+}
+
 impl From<&Address> for Address {
     fn from(address: &Address) -> Self {
         address.clone()
@@ -217,7 +286,7 @@ impl From<Infallible> for AddressError {
 impl fmt::Display for Address {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Place::Unix(path) => write!(out, "unix:{}", path.display()),
+            Place::Unix(path) => show_path(path, out),
             Place::Tcp { host, port } if host.contains(':') => write!(out, "tcp:[{host}]:{port}"),
             Place::Tcp { host, port } => write!(out, "tcp:{host}:{port}"),
             Place::Inherited(descriptor) => write!(out, "fd:{descriptor}"),
@@ -234,6 +303,8 @@ impl fmt::Debug for Address {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn error_of(text: &str) -> String {
@@ -245,6 +316,38 @@ mod tests {
         for text in ["unix:/run/a.sock", "unix:a.sock", "tcp:localhost:80", "tcp:[::1]:0", "fd:3"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
+    }
+
+    proptest! {
+        #[test]
+        fn every_path_comes_back_whatever_its_bytes_are(
+            path in prop::collection::vec(prop_oneof![1..=255_u8, Just(b'%')], 1..=MAX_SOCKET_PATH),
+        ) {
+            let path = PathBuf::from(OsString::from_vec(path));
+            let address = Address::unix(&path).unwrap();
+            let text = address.to_string();
+            let again: Address = text.parse().unwrap();
+            prop_assert_eq!(again.path(), Some(&*path), "{}", text);
+            let given = OsString::from_vec([b"unix:", path.as_os_str().as_bytes()].concat());
+            let again = Address::try_from(given).unwrap();
+            prop_assert_eq!(again.path(), Some(&*path));
+        }
+    }
+
+    #[test]
+    fn a_percent_sign_means_something_only_where_that_is_said() {
+        let path = |text: &str| text.parse::<Address>().unwrap().path().map(Path::to_owned);
+        assert_eq!(path("unix:/run/a%20b"), Some("/run/a%20b".into()));
+        assert_eq!(path("unix-percent:/run/a%20b"), Some("/run/a b".into()));
+        let bytes = OsStr::from_bytes(b"/run/100% \xff");
+        let address = Address::unix(bytes).unwrap();
+        assert_eq!(address.to_string(), "unix-percent:/run/100%25%20%FF");
+        for text in ["unix-percent:%", "unix-percent:%2", "unix-percent:%zz", "unix-percent:%+1"] {
+            assert!(error_of(text).contains("hexadecimal"), "{text}");
+        }
+        assert!(error_of("unix-percent:%00").contains("names no usable socket path"));
+        let wrong = Address::try_from(OsStr::from_bytes(b"/run/\xff")).unwrap_err();
+        assert!(wrong.to_string().contains("unix:PATH"), "{wrong}");
     }
 
     #[test]

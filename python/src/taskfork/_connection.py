@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any, Callable, Optional, Sequence
+from urllib.parse import unquote_to_bytes
 
 from . import _wire
 from ._socket import Socket
@@ -25,7 +27,8 @@ MAX_CAUSES, MAX_KNOWN = 64, 1000
 
 
 class Address:
-    """``unix:PATH`` or ``tcp:HOST:PORT``."""
+    """``unix:PATH``, ``unix-percent:PATH``, where ``%`` and two hexadecimal digits stand for a byte, or
+    ``tcp:HOST:PORT``."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -34,6 +37,8 @@ class Address:
         kind, _, rest = text.partition(":")
         if kind == "unix" and rest:
             self.path = rest
+        elif kind == "unix-percent" and rest:
+            self.path = os.fsdecode(unquote_to_bytes(rest))
         elif kind == "tcp":
             host, _, port = rest.rpartition(":")
             if not host or not port.isdigit() or int(port) > 65535:
@@ -57,6 +62,7 @@ class Connection:
         self._greeting: Optional[asyncio.Future[None]] = None
         self._answer: Optional[asyncio.Future[Any]] = None
         self._on_note: Optional[Callable[[dict[str, Any]], None]] = None
+        self._on_wait: Callable[[str], None] = lambda reason: None
         self.on_end: Optional[Callable[[Connection], None]] = None
         self.pid = 0
         self.notice: Optional[dict[str, Any]] = None
@@ -69,11 +75,19 @@ class Connection:
         self.calls = 0
 
     @classmethod
-    async def open(cls, address: Address, name: str, number: int, max_frame: int) -> Connection:
-        """Connects, and exchanges greetings with the new worker."""
+    async def open(
+        cls,
+        address: Address,
+        name: str,
+        number: int,
+        max_frame: int,
+        on_wait: Callable[[str], None] = lambda reason: None,
+    ) -> Connection:
+        """Connects, and exchanges greetings with the new worker. ``on_wait`` is told if the server has none yet."""
         loop = asyncio.get_running_loop()
         connection = cls(max_frame, address.path is not None)
         connection._greeting = loop.create_future()
+        connection._on_wait = on_wait
         # Whoever has given up asks no more.
         connection._greeting.add_done_callback(lambda it: it.cancelled() or it.exception())
         if address.path is not None:
@@ -178,6 +192,8 @@ class Connection:
                 max_blob = _wire.number(meta, "max_blob", MAX_BLOB)
                 self._encoder = _wire.Encoder(limit, min(files, _wire.MOST_FILES), max_blob)
                 self._greeting.set_result(None)
+            elif kind == _wire.WAIT:
+                self._on_wait(str(meta.get("reason", "")))
             elif kind == _wire.ERROR and len(message) == 3 and isinstance(message[2], dict):
                 said = message[2].get("message", "no reason")
                 self._greeting.set_exception(ConnectionError(f"the server refused: {said}"))

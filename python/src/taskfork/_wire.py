@@ -20,6 +20,7 @@ DEFAULT_LIMIT = 64 << 20
 HELLO, CALL, DONE, WAITING = 0, 1, 2, 5
 #: From either side: so many descriptors come with the next message.
 FILES = 6
+WAIT = 9
 #: The most of them with one message, and the most that may have come untold.
 MOST_FILES, _UNCLAIMED = 16, 64
 

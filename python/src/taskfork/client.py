@@ -269,15 +269,30 @@ class Client:
         self._fill()
 
     async def _connect(self) -> None:
+        waits = False
+
+        def on_wait(reason: str) -> None:
+            # One connection in the server's queue is enough.
+            nonlocal waits
+            waits = True
+            self._failed(f"the server has no worker yet: {reason}")
+
+        opening = self._loop.create_task(
+            Connection.open(self._address, self._name, self._number, self._max_frame, on_wait)
+        )
         try:
-            connecting = Connection.open(
-                self._address, self._name, self._number, self._max_frame
-            )
-            connection = await asyncio.wait_for(connecting, self._connect_timeout)
+            await asyncio.wait({opening}, timeout=self._connect_timeout)
+            if not opening.done() and not waits:
+                raise asyncio.TimeoutError
+            connection = await opening
         except asyncio.TimeoutError:
+            opening.cancel()
             self._failed(f"the server did not greet within {self._connect_timeout:g} seconds")
         except (OSError, _wire.WireError) as error:
             self._failed(str(error))
+        except BaseException:
+            opening.cancel()
+            raise
         else:
             self._unreachable, self._delay = None, 0.0
             self._connecting -= 1

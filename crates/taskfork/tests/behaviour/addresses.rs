@@ -6,6 +6,7 @@ use crate::support::{roles, trials};
 
 trials! {
     a_socket_path_that_is_too_long,
+    a_socket_path_that_is_no_text,
     a_socket_path_that_is_a_file,
     a_socket_path_in_a_missing_folder,
     an_address_that_is_none,
@@ -22,6 +23,14 @@ async fn a_socket_path_that_is_too_long() {
     assert!(said.contains("155 bytes long") && said.contains("at most 107"), "{said}");
     let error = Client::builder().address(address).build().unwrap_err();
     assert!(matches!(error, ConfigError::Address(AddressError::PathTooLong { .. })), "{error}");
+}
+
+async fn a_socket_path_that_is_no_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = roles::output(&["fork_at_bytes", folder.path().to_str().unwrap()]);
+    let (sum, address) = said.trim().split_once(' ').unwrap();
+    assert_eq!(sum, "5");
+    assert!(address.starts_with("unix-percent:") && address.ends_with("/s%FF%25"), "{address}");
 }
 
 async fn a_socket_path_that_is_a_file() {

@@ -153,6 +153,7 @@ pub(crate) fn plays() -> bool {
         ["call_and_stop", address, server] => {
             crate::limits::call_and_stop(address, server.parse().unwrap());
         }
+        ["fork_at_bytes", folder] => fork_at_bytes(folder),
         ["two_forks"] => two_forks(),
         ["orphan_server", how] => {
             let server = match how {
@@ -206,6 +207,26 @@ fn fork_and_call() {
     drop(client);
     server.close();
     println!("{sum} {}", std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// A server whose path is not UTF-8, called through its handle's address, and through the text of that.
+fn fork_at_bytes(folder: &str) {
+    use std::os::unix::ffi::OsStrExt;
+
+    let path = std::path::Path::new(folder).join(std::ffi::OsStr::from_bytes(b"s\xff%"));
+    let address = taskfork::Address::unix(path).unwrap();
+    let server = Server::fork(|server| servers::serve(server.listen(&address))).unwrap();
+    let client = |options: taskfork::ClientBuilder| {
+        taskfork::blocking::Client::build(options.max_workers(1)).unwrap()
+    };
+    let builder = taskfork::Client::builder;
+    let text = server.address().to_string();
+    for client in [client(builder().address(server.address())), client(builder().address(&text))] {
+        let sum: i64 = client.call("add", (2, 3)).unwrap();
+        assert_eq!(sum, 5);
+    }
+    server.close();
+    println!("5 {text}");
 }
 
 /// The second server is forked while the program holds the line to the first, which must end all
