@@ -308,3 +308,51 @@ def test_without_asyncio(server: Any) -> None:
         with client.checkout(timeout=0.2) as checkout, pytest.raises(taskfork.TimedOut):
             checkout.call("hang")
         assert client.stats().queued == 0
+
+
+@pytest.mark.parametrize("option", ["timeout", "grace", "connect_timeout"])
+@pytest.mark.parametrize("time", [float("inf"), 1e300, 1e15, 1e10, 1e-9])
+def test_times_of_every_size(server: Any, option: str, time: float) -> None:
+    async def test() -> None:
+        options: dict[str, Any] = {option: time}
+        async with taskfork.Client(server.address, max_workers=1, **options) as client:
+            limit = 0.2 if option == "connect_timeout" else time
+            call = client.checkout(timeout=limit).call("echo", 5)
+            try:
+                assert await call == 5
+            except taskfork.FatalError:
+                # It may be late.
+                assert time == 1e-9
+
+    run(test())
+
+
+def test_times_with_which_nothing_is_in_time(server: Any) -> None:
+    async def test() -> None:
+        for options in [{"timeout": 0}, {"connect_timeout": 0.0}, {"timeout": -1}, {"grace": float("nan")}]:
+            with pytest.raises(ValueError, match="timeout|grace"):
+                taskfork.Client(server.address, **options)
+
+    run(test())
+
+
+def test_a_client_waits_while_the_server_has_all_its_workers(python_server: Any) -> None:
+    server = python_server("--max-workers", "1")
+
+    async def test() -> None:
+        first = taskfork.Client(server.address, min_workers=0, max_workers=1)
+        second = taskfork.Client(
+            server.address, min_workers=0, max_workers=1, connect_timeout=0.05
+        )
+        async with first, second:
+            async with first.checkout() as held:
+                await held.call("add", 1, 2)
+                late = second.checkout(timeout=0.3).call("add", 2, 3)
+                with pytest.raises(taskfork.CannotConnect, match="it has all of its 1 workers"):
+                    await late
+                waiting = second.call("add", 2, 3)
+                await asyncio.sleep(0.3)
+            assert await waiting == 5
+            assert await first.call("add", 2, 3) == 5
+
+    run(test())

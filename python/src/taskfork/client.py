@@ -31,7 +31,19 @@ _NEWS_WAIT = 1.0
 #: After so many deaths in ``setup`` a checkout is told.
 _MOST_SETUP_DEATHS = 3
 
+#: A longer time is no limit: 100 years.
+_LONGEST = 100 * 365 * 86400.0
+
 T = TypeVar("T")
+
+
+def _limit(option: str, seconds: Optional[float]) -> Optional[float]:
+    """A time limit in seconds, None for no limit."""
+    if seconds is None or seconds >= _LONGEST:
+        return None
+    if not seconds >= 0:
+        raise ValueError(f"{option} is {seconds}: a time is 0 or more")
+    return seconds
 
 
 class _Unset:
@@ -95,10 +107,13 @@ class Client:
         #: How many checkouts waited when a worker was told last.
         self._told_waiting = 0
         self._min, self._max = min_workers, max_workers
-        self._timeout, self._grace = timeout, grace
+        self._timeout, self._grace = _limit("timeout", timeout), _limit("grace", grace)
         self._max_checkouts, self._max_queue = max_checkouts, max_queue
         self._keep_after_error = dont_refork_after_error
-        self._connect_timeout, self._max_frame = connect_timeout, max_frame
+        self._connect_timeout = _limit("connect_timeout", connect_timeout)
+        self._max_frame = max_frame
+        if self._timeout == 0 or self._connect_timeout == 0:
+            raise ValueError("with a timeout of 0 no call could be in time: None is no limit")
         self._loop = asyncio.get_running_loop()
         self._idle: list[Connection] = []
         self._held: set[Connection] = set()
@@ -137,7 +152,7 @@ class Client:
     def checkout(self, *, timeout: Timeout = _UNSET, log: Optional[OnLog] = None) -> Checkout:
         """Takes a worker, or a place in the queue for one; returns at once. ``timeout`` is that of
         each of its calls. ``log`` is given each Log::Defer message of the worker, as a dict."""
-        limit = self._timeout if isinstance(timeout, _Unset) else timeout
+        limit = self._timeout if isinstance(timeout, _Unset) else _limit("timeout", timeout)
         return Checkout(self, limit, log)
 
     def call(self, method: str, *args: Any) -> Call[Any]:
@@ -433,8 +448,9 @@ class Checkout:
         if entry.future.done():
             return
         if entry is self._running:
-            wait = self._client._grace + _NEWS_WAIT
-            self._client._loop.call_later(wait, self._give_up_on, entry)
+            if self._client._grace is not None:
+                wait = self._client._grace + _NEWS_WAIT
+                self._client._loop.call_later(wait, self._give_up_on, entry)
         elif self._connection is None:
             self._end(self._too_late())
         elif self._running is None or self._running.deadline is None:
@@ -604,7 +620,8 @@ class Checkout:
         meta: dict[str, Any] = {}
         if entry.deadline is not None:
             meta["timeout"] = max(0, int((entry.deadline - loop.time()) * 1e6))
-            meta["grace"] = int(self._client._grace * 1e6)
+            grace = self._client._grace
+            meta["grace"] = (1 << 63) - 1 if grace is None else int(grace * 1e6)
         if self._log is not None:
             meta["log"] = 40
         try:

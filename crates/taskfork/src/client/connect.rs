@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
 use rustix::net::{
@@ -23,6 +24,9 @@ use crate::wire::frame::{self, DEFAULT_BLOB, PREAMBLE};
 use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
 use crate::wire::{Protocol, WireError};
+
+/// Hears why a worker's greeting takes longer.
+type OnWait<'a> = &'a (dyn Fn(String) + Sync);
 
 /// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
 const MOST_AHEAD: usize = 64 << 10;
@@ -64,14 +68,31 @@ pub(crate) fn connect_at_once(config: &Config, client: u64) -> Option<(Stream, V
     Some((Stream::Local(Local::new(socket).ok()?), greeting))
 }
 
-/// Connects one worker, for the client of that number; an error is the reason in words, for the caller whose time runs out.
-pub(crate) async fn connect(config: &Config, client: u64) -> Result<Greeted, String> {
+/// Connects one worker, for the client of that number; an error is the reason in words, for the caller whose time
+/// runs out. A server that has no worker to give yet says so, and `on_wait` is told: then the attempt may take any
+/// time, unless there are other addresses.
+pub(crate) async fn connect(
+    config: &Config,
+    client: u64,
+    on_wait: &(dyn Fn(String) + Sync),
+) -> Result<Greeted, String> {
     let limit = config.connect_timeout;
     let mut reasons = Vec::new();
-    for address in &config.addresses {
-        let attempt = reach_and_greet(address, config, client);
+    for (address, others) in config.addresses.iter().zip((0..config.addresses.len()).rev()) {
+        let waits = AtomicBool::new(false);
+        let wait = |reason| {
+            waits.store(true, Ordering::Relaxed);
+            on_wait(reason);
+        };
+        let on_wait: Option<OnWait<'_>> = if others == 0 { Some(&wait) } else { None };
+        let mut attempt = std::pin::pin!(reach_and_greet(address, config, client, on_wait));
         let reached = match limit.get() {
-            Some(time) => tokio::time::timeout(time, attempt).await,
+            Some(time) => match tokio::time::timeout(time, &mut attempt).await {
+                Err(_) if waits.load(Ordering::Relaxed) && config.addresses.len() == 1 => {
+                    Ok(attempt.await)
+                }
+                reached => reached,
+            },
             None => Ok(attempt.await),
         };
         match reached.unwrap_or_else(|_| Err(late(limit))) {
@@ -92,6 +113,7 @@ async fn reach_and_greet(
     address: &Address,
     config: &Config,
     client: u64,
+    on_wait: Option<OnWait<'_>>,
 ) -> Result<Greeted, String> {
     if config.protocol == Protocol::Perl {
         // Neither side says anything before the first call.
@@ -113,7 +135,7 @@ async fn reach_and_greet(
     let greeting = greeting(config, files, client).map_err(|error| error.to_string())?;
     let (mut stream, sent) = reach(address, &greeting).await.map_err(|error| error.to_string())?;
     let rest = &greeting[sent..];
-    let greeted = greet(&mut stream, rest).await;
+    let greeted = greet(&mut stream, rest, on_wait).await;
     let (hello, inbox) = greeted.map_err(|error| error.to_string())?;
     Ok(Greeted {
         stream,
@@ -184,6 +206,9 @@ pub(crate) enum GreetError {
     Misfit(String),
     #[error("the server refused: {0}")]
     Refused(String),
+    /// The greeting comes later.
+    #[error("the server has no worker yet: {0}")]
+    Wait(String),
 }
 
 impl GreetError {
@@ -216,7 +241,11 @@ fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireE
 }
 
 /// Sends the rest of the greeting, and takes the worker's.
-async fn greet(stream: &mut Stream, rest: &[u8]) -> Result<(WorkerHello, BytesMut), GreetError> {
+async fn greet(
+    stream: &mut Stream,
+    rest: &[u8],
+    on_wait: Option<OnWait<'_>>,
+) -> Result<(WorkerHello, BytesMut), GreetError> {
     // A server that refuses has said why before it closed the connection.
     let written = write_all(stream, rest).await;
 
@@ -224,8 +253,16 @@ async fn greet(stream: &mut Stream, rest: &[u8]) -> Result<(WorkerHello, BytesMu
     // None belong to a greeting: they are closed with this, and too many are an error.
     let mut files = Vec::new();
     loop {
-        if let Some(hello) = hearing.hear(&mut inbox)? {
-            return Ok((hello, inbox));
+        match (hearing.hear(&mut inbox), on_wait) {
+            (Err(GreetError::Wait(reason)), Some(on_wait)) => {
+                on_wait(reason);
+                continue;
+            }
+            (heard, _) => {
+                if let Some(hello) = heard? {
+                    return Ok((hello, inbox));
+                }
+            }
         }
         if let Err(error) = read_more(stream, &mut inbox, &mut files).await {
             written?;
@@ -254,6 +291,7 @@ impl Hearing {
                 Some(why) => Err(GreetError::Misfit(why)),
             },
             FromWorker::Error(error) => Err(GreetError::Refused(error.message.to_owned())),
+            FromWorker::Wait(reason) => Err(GreetError::Wait(reason.to_owned())),
             _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
         }
     }

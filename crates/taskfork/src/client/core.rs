@@ -49,6 +49,8 @@ const AT_ONCE: Duration = Duration::from_millis(5);
 pub(crate) enum Work {
     Idle(WorkerKey),
     Lane(Weak<Lane>),
+    /// The server has no worker yet for a connection that is being made, for this reason.
+    Waits(String),
     /// It has a worker that has not greeted since then.
     Ungreeted(Instant, WorkerKey, Weak<Lane>),
 }

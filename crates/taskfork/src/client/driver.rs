@@ -7,10 +7,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use tokio::sync::Notify;
 use tokio::task::{JoinSet, coop};
 use tokio::time::{Sleep, sleep_until};
 
-use super::connect::{Hearing, Terms, connect, connect_at_once, most_files, most_lent};
+use super::connect::{GreetError, Hearing, Terms, connect, connect_at_once, most_files, most_lent};
 use super::connection::{Connection, Greeted, Greeting};
 use super::core::{Core, Effects, Mailbox, Work};
 use super::lane::Lane;
@@ -19,7 +20,14 @@ use super::pool::{Permit, Released, WorkerKey};
 use super::signal::Signal;
 
 /// An attempt to connect, and how long it took.
-type Attempt = (Permit, Result<Greeted, String>, Duration);
+type Attempt = (Permit, Result<Greeted, NoWorker>, Duration);
+
+/// What came of an attempt to connect that has not succeeded.
+enum NoWorker {
+    Failed(String),
+    /// It was given up, as nobody needed it any more.
+    Withdrawn,
+}
 
 /// Who has a worker that has not greeted, and until when it may; those that have come first are first.
 type Ungreeted = VecDeque<(Instant, WorkerKey, Weak<Lane>)>;
@@ -37,8 +45,8 @@ pub(crate) fn drive(core: Weak<Core>, mailbox: Arc<Mailbox>) -> impl Future<Outp
 async fn run(core: Weak<Core>, mailbox: Arc<Mailbox>) {
     let mut attempts = JoinSet::<Attempt>::new();
     let mut clock = Clock::default();
-    let mut ungreeted = Ungreeted::new();
-    while look(&core, &mut attempts, &mut ungreeted, &mut clock).is_some() {
+    let (mut ungreeted, withdrawn) = (Ungreeted::new(), Arc::<Notify>::default());
+    while look(&core, &mut attempts, &withdrawn, &mut ungreeted, &mut clock).is_some() {
         tokio::select! {
             biased;
             Some(attempt) = attempts.join_next() => {
@@ -57,6 +65,7 @@ async fn run(core: Weak<Core>, mailbox: Arc<Mailbox>) {
 fn look(
     core: &Weak<Core>,
     attempts: &mut JoinSet<Attempt>,
+    withdrawn: &Arc<Notify>,
     ungreeted: &mut Ungreeted,
     clock: &mut Clock,
 ) -> Option<()> {
@@ -67,6 +76,9 @@ fn look(
     for work in core.mailbox.take() {
         match work {
             Work::Idle(key) => core.look_at_idle(key),
+            Work::Waits(reason) => {
+                core.pool().must_wait(GreetError::Wait(reason).to_string(), Instant::now())
+            }
             Work::Lane(lane) => {
                 if let Some(lane) = lane.upgrade() {
                     lane.look();
@@ -86,12 +98,21 @@ fn look(
     }
     while let Some(permit) = { core.pool().permit(now) } {
         let Some(permit) = engage(&core, permit, ungreeted, now) else { continue };
-        let config = core.config.clone();
+        let (config, mailbox) = (core.config.clone(), core.mailbox.clone());
+        let withdrawn = withdrawn.clone();
         let id = core.id;
         attempts.spawn(async move {
-            let outcome = connect(&config, id).await;
+            let on_wait = move |reason| mailbox.send(Work::Waits(reason));
+            let outcome = tokio::select! {
+                biased;
+                outcome = connect(&config, id, &on_wait) => outcome.map_err(NoWorker::Failed),
+                () = withdrawn.notified() => Err(NoWorker::Withdrawn),
+            };
             (permit, outcome, now.elapsed())
         });
+    }
+    if core.pool().makes_too_many() {
+        withdrawn.notify_waiters();
     }
     let late = loop {
         match ungreeted.front() {
@@ -209,7 +230,8 @@ fn settle_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
             // Registers the waker of one that nobody waited for.
             core.look_at_idle(key);
         }
-        Err(reason) => {
+        Err(NoWorker::Withdrawn) => core.pool().withdrawn(permit),
+        Err(NoWorker::Failed(reason)) => {
             core.tell_failure(&reason);
             core.pool().failed(permit, reason, Instant::now());
         }

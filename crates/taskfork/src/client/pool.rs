@@ -313,6 +313,26 @@ impl<C, W> Pool<C, W> {
         self.cannot_connect(reason, now);
     }
 
+    /// The server keeps a connection that is being made in its queue. More of them would gain nothing: one is made at
+    /// a time until a worker has been connected.
+    pub(crate) fn must_wait(&mut self, reason: String, now: Instant) {
+        let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
+        self.backoff.unreachable = Some(Unreachable { since, reason });
+        self.backoff.next.get_or_insert(now);
+    }
+
+    /// Whether a connection that is being made, and takes long, is not needed any more.
+    pub(crate) fn makes_too_many(&self) -> bool {
+        let connected = self.workers.len() - self.connecting;
+        self.connecting > 0 && self.backoff.next.is_some() && connected >= self.wanted()
+    }
+
+    /// An attempt to connect has been given up, as nobody needs it.
+    pub(crate) fn withdrawn(&mut self, permit: Permit) {
+        self.connecting -= 1;
+        self.workers.remove(permit.key.index);
+    }
+
     fn cannot_connect(&mut self, reason: String, now: Instant) {
         let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
         self.backoff.unreachable = Some(Unreachable { since, reason });
@@ -321,8 +341,12 @@ impl<C, W> Pool<C, W> {
 
     /// Whether more workers are needed than there are.
     fn is_short(&self) -> bool {
+        self.workers.len() < self.wanted()
+    }
+
+    fn wanted(&self) -> usize {
         let wanted = (self.held + self.waiting.len()).max(self.limits.min_workers);
-        self.workers.len() < wanted.min(self.limits.max_workers)
+        wanted.min(self.limits.max_workers)
     }
 
     fn make_available(&mut self, index: usize) -> Released<C, W> {

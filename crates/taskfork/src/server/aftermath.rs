@@ -58,6 +58,7 @@ impl EventLoop {
             stack = None;
         }
         self.scoreboard.give_back(slot);
+        self.queue.freed(number);
         *self.tally.deaths.entry(cause).or_default() += 1;
         match stack {
             Some(stack) if news.is_awaited() => self.tell_with(news, stack),
@@ -74,6 +75,7 @@ impl EventLoop {
         if let Some(news) = self.help(news, |server, news| {
             server.children.clear();
             server.handshakes.forget();
+            server.queue.forget();
             news.tell_with(stack);
         }) {
             news.tell();
@@ -88,6 +90,7 @@ impl EventLoop {
         drop(self.help(connection, |server, connection| {
             server.children.clear();
             server.handshakes.forget();
+            server.queue.forget();
             for worker in &mut status.workers {
                 (worker.memory, worker.peak_memory) = status::memory(worker.pid);
             }
@@ -113,6 +116,7 @@ impl EventLoop {
             handshakes: self.handshakes.len(),
             handshake_failures: self.handshakes.failures,
             queued: self.queued(),
+            waiting: self.queue.len(),
             deaths: deaths.collect(),
             workers,
         }

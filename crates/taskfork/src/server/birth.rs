@@ -15,6 +15,7 @@ use super::event_loop::{EventLoop, token};
 use super::guardian::Guardian;
 use super::orphans::become_subreaper;
 use super::refusal::Refusal;
+use super::share::Holder;
 use super::stderr::{Captured, Stderr};
 use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::Protocol;
@@ -47,15 +48,14 @@ pub(crate) struct Leftover {
 }
 
 impl EventLoop {
-    /// Forks a worker for `client`, who speaks `protocol`, or says that there is none.
-    pub(super) fn fork_for(&mut self, client: Connected, protocol: Protocol) {
-        let busy = |reason| Refusal::busy(protocol, reason);
-        let most = self.most_workers();
-        if self.children.len() >= most {
-            let reason = format!("it has all of its {most} workers (max_workers)");
-            self.turn_away(client.socket, busy(reason));
-            return;
+    /// Forks a worker for `client`, who speaks `protocol`, has it wait where there can be no more workers, or
+    /// says that there is none.
+    pub(super) fn fork_for(&mut self, client: Connected, protocol: Protocol, holder: Holder) {
+        if self.children.len() >= self.most_workers() {
+            return self.let_wait(client, protocol, holder);
         }
+        let is_told = client.is_told;
+        let busy = |reason| Refusal::busy(protocol, reason).after_preamble(is_told);
         let own = match client.socket.try_clone() {
             Ok(own) => own,
             Err(error) => {
@@ -63,8 +63,13 @@ impl EventLoop {
                 return;
             }
         };
-        if let Err((socket, error)) = self.fork(Post::Client(own), Socket::Connected(client)) {
-            self.turn_away(socket.into_end(), busy(error.to_string()));
+        match self.fork(Post::Client(own), Socket::Connected(client)) {
+            Ok(()) => {
+                if let Some(child) = self.children.get_mut(&self.born) {
+                    child.holder = holder;
+                }
+            }
+            Err((socket, error)) => self.turn_away(socket.into_end(), busy(error.to_string())),
         }
     }
 
@@ -214,6 +219,7 @@ impl EventLoop {
             .chain(self.successor.as_ref().map(AsFd::as_fd))
             .chain(self.guardian.iter().flat_map(Guardian::descriptors))
             .chain(self.handshakes.descriptors())
+            .chain(self.queue.descriptors())
             .chain(children)
     }
 }

@@ -33,6 +33,7 @@ pub(super) mod cause {
     pub(in crate::server) const MAX_CALLS: &str = "max_calls";
     pub(in crate::server) const MAX_MEMORY: &str = "max_memory";
     pub(in crate::server) const DISMISSED: &str = "dismissed";
+    pub(in crate::server) const MADE_ROOM: &str = "made_room";
     pub(in crate::server) const CORRUPT: &str = "corrupt";
 }
 
@@ -108,6 +109,7 @@ pub(super) fn why(
                 Some(Retirement::Calls) => cause::MAX_CALLS,
                 Some(Retirement::Memory) => cause::MAX_MEMORY,
                 Some(Retirement::Wish) => cause::DISMISSED,
+                Some(Retirement::Room) => cause::MADE_ROOM,
                 Some(Retirement::Shutdown) | None => cause::FINISHED,
             };
             return (cause, "");

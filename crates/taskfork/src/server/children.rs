@@ -11,6 +11,7 @@ use rustix::process::{
 use super::burial::{Buried, News, cause, has_unread, log_end, why};
 use super::limits::{Recycling, WorkerLimits};
 use super::oom::OutOfMemory;
+use super::share::{Held, Holder};
 use super::status::{self, WorkerStatus};
 use super::stderr::{Captured, LastWords, Shown};
 use crate::display::seconds;
@@ -42,6 +43,8 @@ pub(crate) struct Child {
     leaving: Option<Duration>,
     /// When its client closed the connection.
     client_gone: Option<Duration>,
+    /// Whose it is, unless it is a spare.
+    pub(crate) holder: Holder,
 }
 
 /// What a worker is there for, by the server's own end of it.
@@ -141,6 +144,7 @@ impl Child {
             born: now(),
             leaving: None,
             client_gone: None,
+            holder: Holder::default(),
         }
     }
 
@@ -165,6 +169,25 @@ impl Child {
     /// Whether it has been set up, and waits.
     pub(crate) fn is_waiting(&self) -> bool {
         self.is_spare() && self.slot.is_in(Phase::Spare)
+    }
+
+    /// What it counts for where workers are shared; nothing if it serves nobody, or is about to leave.
+    pub(crate) fn held(&mut self, now: Duration) -> Option<Held> {
+        self.connection()?;
+        let view = self.look();
+        if self.leaving.is_some() || self.client_gone.is_some() || self.judgement.is_some() {
+            return None;
+        }
+        let idle = (view.phase == Phase::Idle).then(|| now.saturating_sub(view.since));
+        Some(Held {
+            worker: self.number,
+            holder: self.holder,
+            age: now.saturating_sub(self.born),
+            idle,
+            is_used: view.calls > 0,
+            checkouts: self.slot.checkouts(),
+            is_json: !self.slot.can_be_told(),
+        })
     }
 
     /// For how long it has lived.

@@ -29,6 +29,7 @@ use super::spares::Spares;
 use super::status::{Tally, open_status};
 use super::status_requests::StatusRequests;
 use super::stderr::Shown;
+use super::waiting::Queue;
 use super::wake::Wake;
 use crate::sys::{self, ThreadCount, Title};
 use crate::time_limit::timespec;
@@ -43,10 +44,11 @@ pub(super) const STATUS: u64 = 4;
 pub(super) const SUCCESSOR: u64 = 5;
 pub(super) const STATUS_REQUESTS: u64 = 6;
 const HANDSHAKES: u64 = 7;
+const QUEUE: u64 = 8;
 /// After all that is of workers, and before new ones.
-const SIGNALS: u64 = 8;
+const SIGNALS: u64 = 9;
 /// A worker's tokens start here: its client's end, and what it writes to standard error.
-const CHILDREN: u64 = 9;
+const CHILDREN: u64 = 10;
 const TOKENS: u64 = 2;
 
 /// The token of one of what is watched of a worker.
@@ -71,6 +73,7 @@ pub(crate) struct EventLoop {
     /// Who may connect.
     pub(super) rules: Rules,
     pub(super) handshakes: Handshakes,
+    pub(super) queue: Queue,
     pub(super) refusals: Refusals,
     pub(super) scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
@@ -172,6 +175,7 @@ impl EventLoop {
             listener,
             rules,
             handshakes,
+            queue: Queue::new()?,
             refusals: Refusals::default(),
             children: BTreeMap::new(),
             born: 0,
@@ -207,6 +211,7 @@ impl EventLoop {
         server.wake.watch(&server.epoll, WAKE).map_err(ServerError::system(cannot_watch))?;
         server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
         server.watch(server.handshakes.as_fd(), HANDSHAKES, EventFlags::IN)?;
+        server.watch(server.queue.as_fd(), QUEUE, EventFlags::IN)?;
         if let Some(listener) = &server.listener {
             server.watch(listener.as_fd(), LISTENER, EventFlags::IN)?;
         }
@@ -266,7 +271,9 @@ impl EventLoop {
                     token => self.handle(token),
                 }
             }
-            self.refill(!events.is_empty());
+            let is_busy = !events.is_empty();
+            self.serve_waiting();
+            self.refill(is_busy);
         }
         if let Some(guardian) = self.guardian.take() {
             guardian.dismiss();
@@ -301,6 +308,7 @@ impl EventLoop {
             }
             LISTENER => self.accept(),
             HANDSHAKES => self.hear_handshakes(),
+            QUEUE => self.see_who_left(),
             CONTROL => self.obey(),
             SUCCESSOR => self.hear_successor(),
             STATUS => self.accept_status(),
@@ -351,6 +359,7 @@ impl EventLoop {
         tracing::info!(name = self.options.name, workers = self.children.len(), "shutting down");
         self.listener = None;
         self.handshakes.close_all();
+        self.queue.close_all();
         self.mode = Mode::Draining(self.options.shutdown_grace.after(Instant::now()));
         for child in self.children.values_mut() {
             child.retire(Retirement::Shutdown);

@@ -17,6 +17,7 @@ use super::builder::ServerBuilder;
 use super::error::ServerError;
 use super::event_loop::{ACCEPT_PAUSE, EventLoop};
 use super::refusal::{self, Refusal};
+use super::share::Holder;
 use crate::display::seconds;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
@@ -108,6 +109,11 @@ impl Handshakes {
             keeps_own: limits.timeout.is_none() && rules.takes(Protocol::Perl, Origin::Local),
             failures: 0,
         })
+    }
+
+    /// The most of them.
+    pub(crate) fn most(&self) -> usize {
+        self.most
     }
 
     /// How many there are.
@@ -279,8 +285,9 @@ impl EventLoop {
         };
         match Greeting::default().look(there, self.options.max_frame) {
             Ok(Progress::Complete(protocol)) => {
-                let client = Connected { socket: connection, received: Vec::new(), until: None };
-                self.welcome(client, protocol, origin);
+                let holder = Holder::of(&connection, greeting::client_number(there));
+                let client = Connected::new(connection, Vec::new(), None);
+                self.welcome(client, protocol, origin, holder);
                 return true;
             }
             Ok(Progress::Lacks(_) | Progress::Long(_)) => {}
@@ -333,7 +340,9 @@ impl EventLoop {
                 else {
                     return false;
                 };
-                self.welcome(Connected { socket: connection, received, until }, protocol, origin);
+                let holder = Holder::of(&connection, greeting::client_number(&received));
+                let client = Connected::new(connection, received, until);
+                self.welcome(client, protocol, origin, holder);
                 return true;
             }
             Heard::Refused(reason) => {
@@ -348,8 +357,9 @@ impl EventLoop {
         false
     }
 
-    /// Gives a client with a complete first message to a worker, if it may speak this protocol.
-    fn welcome(&mut self, client: Connected, protocol: Protocol, origin: Origin) {
+    /// Gives a client with a complete first message to a worker, if it may speak this protocol, or has it wait
+    /// for one.
+    fn welcome(&mut self, client: Connected, protocol: Protocol, origin: Origin, holder: Holder) {
         if !self.rules.takes(protocol, origin) {
             let called = match protocol {
                 Protocol::Native => "native protocol",
@@ -357,8 +367,10 @@ impl EventLoop {
             };
             let reason = format!("this server does not take the {called} here (protocols)");
             self.turn_away(client.socket, Refusal::access(Some(protocol), reason));
-        } else if let Some(client) = self.employ_spare(client) {
-            self.fork_for(client, protocol);
+        } else if !self.queue.is_empty() {
+            self.let_wait(client, protocol, holder);
+        } else if let Some(client) = self.employ_spare(client, holder) {
+            self.fork_for(client, protocol, holder);
         }
     }
 

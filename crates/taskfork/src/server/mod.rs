@@ -28,6 +28,7 @@ mod plan;
 mod preload;
 mod refusal;
 mod restart;
+mod share;
 mod signals;
 mod socket_file;
 mod spares;
@@ -35,6 +36,7 @@ mod stack;
 mod status;
 mod status_requests;
 mod stderr;
+mod waiting;
 mod wake;
 
 pub use builder::{Server, ServerBuilder};

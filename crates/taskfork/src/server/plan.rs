@@ -54,6 +54,7 @@ impl EventLoop {
         }
         self.next_status_request().into_iter().for_each(&mut at_most);
         self.next_spare().into_iter().for_each(&mut at_most);
+        self.review_queue().into_iter().for_each(&mut at_most);
         let recycling = self.options.recycling;
         if recycling.replaces_in_time() {
             let now = now();

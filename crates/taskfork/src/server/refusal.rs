@@ -21,23 +21,30 @@ pub(crate) struct Refusal {
     protocol: Option<Protocol>,
     kind: &'static str,
     pub(crate) reason: String,
+    /// The preamble has been sent.
+    is_begun: bool,
 }
 
 impl Refusal {
     /// The client may not use the server. If it has sent nothing, it most likely speaks the native protocol.
     pub(crate) fn access(protocol: Option<Protocol>, reason: String) -> Self {
         let protocol = protocol.or(Some(Protocol::Native));
-        Self { protocol, kind: kind::REFUSED, reason }
+        Self { protocol, kind: kind::REFUSED, reason, is_begun: false }
     }
 
     /// Its first message was wrong or late.
     pub(crate) fn handshake(protocol: Option<Protocol>, reason: String) -> Self {
-        Self { protocol, kind: kind::REFUSED, reason }
+        Self { protocol, kind: kind::REFUSED, reason, is_begun: false }
     }
 
     /// The server has no worker for it now.
     pub(crate) fn busy(protocol: Protocol, reason: String) -> Self {
-        Self { protocol: Some(protocol), kind: kind::BUSY, reason }
+        Self { protocol: Some(protocol), kind: kind::BUSY, reason, is_begun: false }
+    }
+
+    /// The same for a client that may have been told something before.
+    pub(crate) fn after_preamble(self, is_begun: bool) -> Self {
+        Self { is_begun, ..self }
     }
 }
 
@@ -50,7 +57,9 @@ pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
         Some(Protocol::Native) => {
             let body =
                 ErrorBody { kind: refusal.kind, message: &refusal.reason, ..ErrorBody::default() };
-            out.extend_from_slice(PREAMBLE);
+            if !refusal.is_begun {
+                out.extend_from_slice(PREAMBLE);
+            }
             let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
                 native::put_error(out, &body);
                 Ok(())

@@ -7,6 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::builder::ServerBuilder;
 use super::children::{Child, Post};
 use super::event_loop::{EventLoop, Mode};
+use super::share::Holder;
 use crate::display::seconds;
 use crate::sys::ForkError;
 use crate::worker::{Connected, Socket};
@@ -77,6 +78,7 @@ impl EventLoop {
     pub(super) fn next_spare(&mut self) -> Option<Duration> {
         let wanted = self.options.spare_workers;
         let is_short = self.mode == Mode::Serving
+            && self.queue.is_empty()
             && self.children.len() < self.most_workers()
             && self.children.values().filter(|child| child.is_spare()).count() < wanted;
         if !is_short {
@@ -125,7 +127,11 @@ impl EventLoop {
 
     /// Has a spare worker serve `client`; gives it back if there is none. One that is still
     /// being set up is chosen only if there can be no new worker.
-    pub(super) fn employ_spare(&mut self, mut client: Connected) -> Option<Connected> {
+    pub(super) fn employ_spare(
+        &mut self,
+        mut client: Connected,
+        holder: Holder,
+    ) -> Option<Connected> {
         if self.options.spare_workers == 0 {
             return Some(client);
         }
@@ -135,6 +141,7 @@ impl EventLoop {
             let number = child.number;
             match child.employ(client) {
                 Ok(()) => {
+                    child.holder = holder;
                     self.spares.succeeded();
                     self.spares.employed = Some(Instant::now());
                     self.watch_client(number);

@@ -57,10 +57,13 @@ pub struct ServerStatus {
     /// checkouts gets a worker. Those that speak AnyEvent::Task's protocol do not.
     #[serde(default)]
     pub queued: u64,
+    /// How many connections wait for a worker, as there are `max_workers`.
+    #[serde(default)]
+    pub waiting: usize,
     /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
     /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), `corrupt` (the worker
     /// wrote an impossible value into the memory that it shares with the server), and those that were replaced:
-    /// `max_calls`, `max_age`, `max_idle`, `max_memory`, `dismissed`.
+    /// `max_calls`, `max_age`, `max_idle`, `max_memory`, `dismissed`, `made_room` (for another client).
     pub deaths: BTreeMap<String, u64>,
     /// Those that live, by their numbers.
     pub workers: Vec<WorkerStatus>,

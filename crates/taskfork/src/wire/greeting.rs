@@ -1,7 +1,8 @@
-//! How much of a client's first message has come, and in which protocol. Nothing is decoded here.
+//! How much of a client's first message has come, and in which protocol; and which client it is.
 
 use super::frame::{HEADER, PREAMBLE};
 use super::hello::MOST_HELLO;
+use super::native::FromClient;
 use super::perl::{self, Scanner};
 use super::{Protocol, WireError};
 
@@ -56,6 +57,18 @@ pub(crate) fn protocol(received: &[u8]) -> Option<Protocol> {
     match perl::first_byte(received)? {
         perl::FIRST => Some(Protocol::Perl),
         _ => Some(Protocol::Native),
+    }
+}
+
+/// The number by which a native client tells itself from others; 0 if it says none. `received` begins with its
+/// hello.
+pub(crate) fn client_number(received: &[u8]) -> u64 {
+    let frame =
+        received.strip_prefix(PREAMBLE).and_then(|frame| frame.split_first_chunk::<HEADER>());
+    let body = frame.and_then(|(length, rest)| rest.get(..u32::from_le_bytes(*length) as usize));
+    match body.map(FromClient::decode) {
+        Some(Ok(FromClient::Hello(hello))) => hello.client,
+        _ => 0,
     }
 }
 

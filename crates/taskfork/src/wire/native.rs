@@ -39,6 +39,7 @@ const WAITING: u64 = 5;
 const FILES: u64 = 6;
 pub(super) const LENDING: u64 = 7;
 const RINGS: u64 = 8;
+const WAIT: u64 = 9;
 
 const OK: u64 = 1;
 const ERROR: u64 = 2;
@@ -104,6 +105,8 @@ pub(crate) enum FromWorker<'a> {
     Notes(Notes<'a>),
     /// The call was not begun, as one before it failed or nobody wants it any more.
     Skipped,
+    /// From the server: there is no worker for this connection yet, for this reason; the hello comes later.
+    Wait(&'a str),
     /// So many files come with the next message.
     Files(usize),
     /// Of memory that is lent.
@@ -193,6 +196,16 @@ impl<'a> FromWorker<'a> {
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (LENDING, 2) => Lending::read(&mut reader).map(Self::Lending),
             (RINGS, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Rings),
+            (WAIT, 2) => {
+                let mut reason = "";
+                meta(&mut reader, |key, reader| {
+                    if key == "reason" {
+                        reason = reader.str()?;
+                    }
+                    Ok(key == "reason")
+                })?;
+                Ok(Self::Wait(reason))
+            }
             (SKIPPED, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Skipped),
             (other, fields) => Err(unknown("worker", other, fields)),
         }
@@ -374,6 +387,14 @@ pub(crate) fn set_timeout(call: &mut [u8], microseconds: u64) {
     if let Some(place) = call.get_mut(TIMEOUT_AT..TIMEOUT_AT + 8) {
         place.copy_from_slice(&microseconds.to_be_bytes());
     }
+}
+
+pub(crate) fn put_wait(out: &mut Vec<u8>, reason: &str) {
+    put_array(out, 2);
+    put_uint(out, WAIT);
+    put_map(out, 1);
+    put_str(out, "reason");
+    put_str(out, reason);
 }
 
 pub(crate) fn put_rings(out: &mut Vec<u8>) {

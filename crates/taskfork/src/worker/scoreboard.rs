@@ -240,11 +240,20 @@ pub(crate) enum Retirement {
     Memory = 5,
     /// Somebody wanted that.
     Wish = 6,
+    /// Another client has none, or fewer.
+    Room = 7,
 }
 
 impl Retirement {
-    const ALL: [Self; 6] =
-        [Self::Shutdown, Self::Age, Self::Idleness, Self::Calls, Self::Memory, Self::Wish];
+    const ALL: [Self; 7] = [
+        Self::Shutdown,
+        Self::Age,
+        Self::Idleness,
+        Self::Calls,
+        Self::Memory,
+        Self::Wish,
+        Self::Room,
+    ];
 }
 
 /// The server wants the worker to end.
@@ -606,7 +615,7 @@ mod tests {
         assert_eq!(look(STATE, pack(Phase::Busy, 0)), Corruption::Calls { before: 1, now: 0 });
         assert_eq!(look(SINCE, u64::MAX), Corruption::Future);
         assert_eq!(look(STACK_READY, 1000), Corruption::Stack(999));
-        assert_eq!(look(RETIRE, 7), Corruption::Retirement(7));
+        assert_eq!(look(RETIRE, 8), Corruption::Retirement(8));
         assert_eq!(look(SKIPPED, u64::MAX), Corruption::Counter(u64::MAX));
         let text = look(STATE, 1 << 8 | 77).to_string();
         assert_eq!(text, "its slot in shared memory is corrupt: there is no phase 77");

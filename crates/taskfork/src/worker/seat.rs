@@ -60,26 +60,33 @@ pub(crate) struct Connected {
     pub(crate) received: Vec<u8>,
     /// Until when the rest of it may come; nothing if all is there.
     pub(crate) until: Option<Instant>,
+    /// The server has sent the preamble, and that the client has to wait.
+    pub(crate) is_told: bool,
 }
 
 impl Connected {
+    pub(crate) fn new(socket: OwnedFd, received: Vec<u8>, until: Option<Instant>) -> Self {
+        Self { socket, received, until, is_told: false }
+    }
+
     /// The most bytes of [`to_text`](Self::to_text).
-    pub(crate) const LONGEST_TEXT: usize = greeting::MOST_JSON + greeting::MOST_BLANKS + 8;
+    pub(crate) const LONGEST_TEXT: usize = greeting::MOST_JSON + greeting::MOST_BLANKS + 9;
 
     /// All but the socket, for a worker that has been forked already.
     pub(crate) fn to_text(&self) -> Vec<u8> {
         let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
         let left =
             left.map_or(u64::MAX, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
-        [&left.to_le_bytes()[..], &self.received].concat()
+        [&left.to_le_bytes()[..], &[u8::from(self.is_told)], &self.received].concat()
     }
 
     pub(crate) fn from_text(socket: OwnedFd, text: &[u8]) -> Self {
-        let (left, received) = text.split_first_chunk().unwrap_or((&[0xff; 8], &[]));
+        let (left, rest) = text.split_first_chunk().unwrap_or((&[0xff; 8], &[]));
+        let (is_told, received) = rest.split_first().unwrap_or((&0, &[]));
         let left = u64::from_le_bytes(*left);
         let until = Instant::now().checked_add(Duration::from_millis(left));
         let until = until.filter(|_| left < u64::MAX);
-        Self { socket, received: received.to_vec(), until }
+        Self { socket, received: received.to_vec(), until, is_told: *is_told != 0 }
     }
 }
 

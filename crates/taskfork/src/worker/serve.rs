@@ -176,7 +176,7 @@ impl<S: 'static> Worker<'_, S> {
         inbox: Vec<u8>,
         hello: &mut WorkerHello,
     ) -> Result<Infallible, Leave> {
-        let Connected { socket, received, until } = match socket {
+        let Connected { socket, received, until, is_told } = match socket {
             Socket::Connected(client) => client,
             Socket::Awaited(line) => self.wait_for_client(&line)?,
         };
@@ -189,7 +189,7 @@ impl<S: 'static> Worker<'_, S> {
             Protocol::Native => {
                 notes::start(socket);
                 hello.files = connection.most_files();
-                self.greet(&mut connection, hello)?;
+                self.greet(&mut connection, hello, is_told)?;
                 self.run(|worker| worker.serve_message(&mut connection))
             }
             Protocol::Perl => {
@@ -230,12 +230,20 @@ impl<S: 'static> Worker<'_, S> {
         }
     }
 
-    fn greet(&mut self, connection: &mut Connection, hello: &mut WorkerHello) -> Result<(), Leave> {
+    /// Greets the client; after its server has sent the preamble, if `is_begun`.
+    fn greet(
+        &mut self,
+        connection: &mut Connection,
+        hello: &mut WorkerHello,
+        is_begun: bool,
+    ) -> Result<(), Leave> {
         let frame = connection.read_hello()?;
         let FromClient::Hello(client) = FromClient::decode(connection.body(&frame))? else {
             return Err(WireError::Malformed("the first message is no hello".into()).into());
         };
-        self.out.bytes.extend_from_slice(PREAMBLE);
+        if !is_begun {
+            self.out.bytes.extend_from_slice(PREAMBLE);
+        }
         let (fault, number) = (refusal(&client), client.client);
         let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_BLOB);

@@ -43,6 +43,7 @@ mod rings;
 mod server;
 mod setup;
 mod shared_memory;
+mod sharing;
 mod shutdown;
 #[cfg(feature = "tracing")]
 mod spans;
@@ -106,6 +107,7 @@ fn main() {
         server::trials(),
         setup::trials(),
         shared_memory::trials(),
+        sharing::trials(),
         shutdown::trials(),
         spares::trials(),
         #[cfg(feature = "tracing")]

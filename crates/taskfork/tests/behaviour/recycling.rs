@@ -99,7 +99,7 @@ async fn more_clients_than_workers_are_told_and_served_in_turn() {
     let Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } = &error else {
         panic!("{error}")
     };
-    assert_eq!(reason, "the server refused: it has all of its 2 workers (max_workers)");
+    assert_eq!(reason, "the server has no worker yet: it has all of its 2 workers (max_workers)");
     assert!(!error.may_have_run());
     drop(held);
     assert_eq!(queued.await.unwrap(), Value::from("queued"));

@@ -54,6 +54,9 @@ pub(crate) fn plays() -> bool {
         ["serve_guarded", address, ref options @ ..] => {
             print_error(super::strangers::serve(address, options));
         }
+        ["idle_client", address, workers] => {
+            crate::sharing::idle(address, workers.parse().unwrap());
+        }
         ["serve_with", option, value, address] => {
             print_error(crate::time_limits::serve(option, value, address));
         }

@@ -1,0 +1,227 @@
+//! How the workers of a server are shared among its clients when all of them are in use. Pure, but for finding
+//! out who a client is.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use crate::sys;
+
+/// A worker that serves a checkout is asked to leave at this age at the earliest, so that a worker is not forked
+/// for each checkout where there are fewer workers than clients.
+const TENURE: Duration = Duration::from_millis(250);
+
+/// A worker counts as idle after this time, and one that has not been called yet after the second.
+const IDLE_AFTER: Duration = Duration::from_millis(20);
+const UNUSED_AFTER: Duration = Duration::from_millis(100);
+
+/// A client as the server tells it from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Holder {
+    peer: Peer,
+    /// Its own number in its hello, which tells several clients of one program apart. 0 if it has said none.
+    number: u64,
+}
+
+/// Where a client connects from, by the kernel's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Peer {
+    #[default]
+    Unknown,
+    Process(u32),
+    /// Processes of a user in another namespace, which have no number here.
+    User(u32),
+    Host(IpAddr),
+}
+
+impl Holder {
+    pub(crate) fn of(connection: &impl AsFd, number: u64) -> Self {
+        let peer = match sys::peer(connection) {
+            Some(peer) if peer.pid != 0 => Peer::Process(peer.pid),
+            Some(peer) => Peer::User(peer.uid),
+            None => sys::peer_address(connection)
+                .map_or(Peer::Unknown, |address| Peer::Host(address.ip())),
+        };
+        Self { peer, number }
+    }
+}
+
+/// A worker that a client has got, and which has not been asked to leave.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held {
+    pub(crate) worker: u64,
+    pub(crate) holder: Holder,
+    pub(crate) age: Duration,
+    /// For how long it has been in nobody's hands; nothing if it serves a checkout.
+    pub(crate) idle: Option<Duration>,
+    pub(crate) is_used: bool,
+    pub(crate) checkouts: u64,
+    /// Its client speaks AnyEvent::Task's protocol, in which a call that comes too late fails.
+    pub(crate) is_json: bool,
+}
+
+impl Held {
+    /// What a client that waits will have.
+    pub(crate) fn promised(holder: Holder) -> Self {
+        Self {
+            worker: u64::MAX,
+            holder,
+            age: Duration::ZERO,
+            idle: None,
+            is_used: false,
+            checkouts: 0,
+            is_json: false,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let after = if self.is_used { IDLE_AFTER } else { UNUSED_AFTER };
+        self.idle.is_some_and(|idle| idle >= after)
+    }
+}
+
+/// Which worker is to make room for a client that waits, if one is. It is one of the client that holds most. One
+/// that is idle goes first, the longest idle before the others; otherwise one that leaves when its checkout is
+/// done, and of these the one that has served most checkouts. One that has not begun its first call, as it is being
+/// set up perhaps, stays.
+///
+/// A client gets room at the cost of one that has more. It never takes what makes it the one that has more,
+/// unless it has none at all. The workers of all clients of one process, or one address, count together, so that
+/// a client that calls itself by many numbers gains nothing.
+pub(crate) fn choose(all: &[Held], waiting: Holder) -> Option<u64> {
+    let (mut of_peer, mut of_client) = (BTreeMap::new(), BTreeMap::new());
+    for held in all {
+        *of_peer.entry(held.holder.peer).or_insert(0_usize) += 1;
+        *of_client.entry(held.holder).or_insert(0_usize) += 1;
+    }
+    let in_peer = |holder: Holder| of_peer.get(&holder.peer).copied().unwrap_or(0);
+    let in_client = |holder: Holder| of_client.get(&holder).copied().unwrap_or(0);
+    let may_lose = |held: &&Held| {
+        let (theirs, own) = match held.holder.peer == waiting.peer {
+            true => (in_client(held.holder), in_client(waiting)),
+            false => (in_peer(held.holder), in_peer(waiting)),
+        };
+        let is_new = in_client(waiting) == 0;
+        held.holder != waiting
+            && (held.is_idle() || held.is_used && held.age >= TENURE)
+            && theirs >= if is_new { own.max(1) } else { own + 2 }
+    };
+    let chosen = all.iter().filter(may_lose).max_by_key(|held| {
+        let is_idle = held.is_idle();
+        let most = (in_peer(held.holder), in_client(held.holder));
+        let idle = held.idle.filter(|_| is_idle);
+        // Of several that are equal in all, the oldest.
+        (!held.is_json, is_idle, most, idle, held.checkouts, std::cmp::Reverse(held.worker))
+    });
+    chosen.map(|held| held.worker)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn holder(process: u32, number: u64) -> Holder {
+        Holder { peer: Peer::Process(process), number }
+    }
+
+    /// A worker that has been idle for so many seconds, or is busy with 0.
+    fn held(worker: u64, holder: Holder, idle: u64) -> Held {
+        Held {
+            worker,
+            holder,
+            age: Duration::from_secs(100),
+            idle: (idle > 0).then(|| Duration::from_secs(idle)),
+            is_used: true,
+            checkouts: 0,
+            is_json: false,
+        }
+    }
+
+    #[test]
+    fn the_longest_idle_of_the_client_that_holds_most_makes_room() {
+        let (few, many, new) = (holder(1, 1), holder(2, 1), holder(3, 1));
+        let all = [
+            held(1, few, 90),
+            held(2, many, 10),
+            held(3, many, 20),
+            held(4, many, 0),
+            held(5, few, 0),
+        ];
+        assert_eq!(choose(&all, new), Some(3));
+        // It has as many as the other then, and no right to more.
+        assert_eq!(choose(&all[..4], few), Some(3));
+        assert_eq!(choose(&all, few), None);
+        assert_eq!(choose(&all, many), None, "it would take from one that has less");
+        assert_eq!(choose(&[], new), None);
+    }
+
+    #[test]
+    fn without_an_idle_worker_one_leaves_after_its_checkout() {
+        let (many, new) = (holder(2, 1), holder(3, 1));
+        let quick = Held { checkouts: 1000, ..held(2, many, 0) };
+        let young = Held { age: TENURE / 2, checkouts: 2000, ..held(3, many, 0) };
+        assert_eq!(choose(&[held(1, many, 0), quick, young], new), Some(2));
+        assert_eq!(choose(&[young], new), None);
+        let unused = Held { is_used: false, ..held(5, many, 0) };
+        assert_eq!(choose(&[unused], new), None);
+        let json = Held { is_json: true, ..held(4, many, 50) };
+        assert_eq!(choose(&[json, quick], new), Some(2));
+        assert_eq!(choose(&[json], new), Some(4));
+    }
+
+    #[test]
+    fn many_numbers_of_one_process_gain_nothing() {
+        let all: Vec<_> = (0..10).map(|number| held(number, holder(1, number), 0)).collect();
+        let all: Vec<_> =
+            all.into_iter().chain((10..15).map(|n| held(n, holder(2, 1), 5))).collect();
+        // An eleventh may take from none of the other process, which has less.
+        let chosen = choose(&all, holder(1, 99)).unwrap();
+        assert!(chosen < 10, "{chosen}");
+        assert!(choose(&all, holder(3, 1)).unwrap() < 15);
+    }
+
+    proptest! {
+        /// Clients that always want more end with shares that differ by one at most, and then nobody loses
+        /// any more.
+        #[test]
+        fn shares_become_even_and_stay_so(
+            clients in 1..6_u32, workers in prop::collection::vec(0..6_u32, 1..30),
+        ) {
+            let mut all: Vec<_> = workers
+                .iter()
+                .zip(0..)
+                .map(|(client, number)| held(number, holder(client % clients, 1), 1))
+                .collect();
+            let enough = all.len() * clients as usize + 1;
+            let mut moved = true;
+            let mut rounds = 0;
+            while moved {
+                moved = false;
+                for client in 0..clients {
+                    let has = all.iter().filter(|held| held.holder == holder(client, 1)).count();
+                    // With fewer workers than clients they go round, and that never ends.
+                    if has == 0 && all.len() < clients as usize {
+                        continue;
+                    }
+                    if let Some(worker) = choose(&all, holder(client, 1)) {
+                        let place = all.iter().position(|held| held.worker == worker).unwrap();
+                        all[place].holder = holder(client, 1);
+                        moved = true;
+                    }
+                }
+                rounds += 1;
+                prop_assert!(rounds <= enough);
+            }
+            if all.len() >= clients as usize {
+                let shares: Vec<_> = (0..clients)
+                    .map(|client| all.iter().filter(|it| it.holder == holder(client, 1)).count())
+                    .collect();
+                let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+                prop_assert!(most - least <= 1 && *least > 0, "{:?}", shares);
+            }
+        }
+    }
+}
