@@ -417,13 +417,13 @@ fn messages_of_log_defer_are_drawn_or_made_a_trace() {
 fn times_of_every_size_can_be_given() {
     let server = Server::start(&["--hung-worker-timeout", "inf", "--shutdown-grace", "1e300"]);
     for time in ["1e15", "inf", "1e300", "18446744073709551615", "0", "1e-9"] {
-        let called = server.call(&["--timeout", time, "add", "2", "3"]).output().unwrap();
+        let called = server.call(&["--timeout", time, "echo", "5"]).output().unwrap();
         // It is late with the least time.
         let is_answered = called.stdout == b"5\n";
         assert!(is_answered || time == "1e-9", "{time}: {called:?}");
     }
     for time in ["-1", "NaN", "soon"] {
-        let wrong = server.call(&["--timeout", time, "add", "2", "3"]).assert().code(2);
+        let wrong = server.call(&["--timeout", time, "echo", "5"]).assert().code(2);
         wrong.stderr(contains("is no time"));
     }
     for option in ["--max-age", "--max-idle", "--stall-timeout", "--max-workers"] {
@@ -450,10 +450,10 @@ fn an_address_need_not_be_text() {
     assert!(server.log().contains(&format!("listening at {escaped}")), "{}", server.log());
     for address in [&address, OsStr::new(&escaped)] {
         let mut call = taskfork();
-        call.arg("call").arg(address).args(["add", "2", "3"]);
+        call.arg("call").arg(address).args(["echo", "5"]);
         call.assert().success().stdout("5\n");
         let mut bench = taskfork();
-        bench.arg("bench").arg(address).args(["--calls", "3", "add", "2", "3"]);
+        bench.arg("bench").arg(address).args(["--calls", "3", "echo", "5"]);
         bench.assert().success();
         taskfork().arg("status").arg(address).assert().success().stdout(contains("serving"));
         taskfork().arg("top").arg(address).args(["--once"]).assert().success();

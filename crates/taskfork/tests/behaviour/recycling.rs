@@ -91,7 +91,7 @@ async fn more_clients_than_workers_are_told_and_served_in_turn() {
     let (first, second) = (client(20_000), client(300));
     let held = [first.checkout(), first.checkout()];
     for checkout in &held {
-        checkout.ready().await.unwrap();
+        checkout.call::<()>("nothing", ()).await.unwrap();
     }
     // A client that has workers goes on with them; one that has none says why.
     let queued = first.call::<Value>("echo", ("queued",));
