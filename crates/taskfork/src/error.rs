@@ -128,6 +128,16 @@ pub enum FatalError {
         /// The time that the call had.
         after: Duration,
     },
+    /// No worker can be had: the server, which this program started by [`Server::spawn`](crate::Server::spawn) or
+    /// [`Server::fork`](crate::Server::fork), has ended and is not replaced.
+    ServerEnded {
+        /// The server's process id.
+        pid: u32,
+        /// How its process ended.
+        end: End,
+        /// What it said last, if it failed.
+        reason: Option<String>,
+    },
     /// As many checkouts waited as [`max_queue`](crate::ClientBuilder::max_queue) allows.
     Overloaded {
         /// How many that is.
@@ -391,6 +401,14 @@ impl fmt::Display for FatalError {
                 seconds(*after),
                 seconds(*unreachable_for),
             ),
+            Self::ServerEnded { pid, end, reason } => {
+                write!(out, "the server, process {pid}, ")?;
+                match end {
+                    End::Unknown => out.write_str("has ended")?,
+                    end => end.fmt(out)?,
+                }
+                reason.as_ref().map_or(Ok(()), |reason| write!(out, ": {reason}"))
+            }
             Self::Overloaded { queued } => {
                 write!(out, "overloaded: {queued} checkouts wait already (max_queue)")
             }

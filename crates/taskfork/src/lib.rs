@@ -65,7 +65,7 @@ pub use log_defer;
 pub use report::{CallSite, Report};
 pub use rmpv::Value;
 pub use server::{
-    Entry, Limit, Preloaded, Server, ServerBuilder, ServerError, ServerHandle, ServerStatus,
+    Entry, Limit, Preloaded, Server, ServerBuilder, ServerError, ServerHandle, ServerStatus, Spawn,
     Stderr, WorkerStatus, init,
 };
 pub use trace_context::{TraceContext, trace_context};

@@ -122,7 +122,11 @@ impl Lane {
         if begun || state.used || hopeless || matches!(ending, Ending::Broken(_)) {
             let loss = if ending.is_in_setup() { Loss::Unused } else { Loss::Used };
             let timed_out = ending.is_time_out();
+            let server = ending.is_silent().then(|| self.core.config.recent_end()).flatten();
             let cause = match ending.cause(connection.pid) {
+                FatalError::WorkerDied(death) if server.is_some() => {
+                    FatalError::WorkerDied(Death { reason: server, ..death })
+                }
                 FatalError::WorkerDied(Death { mut hung, stderr, .. }) if timed_out => {
                     if let Some(hung) = &mut hung {
                         hung.stderr = stderr;

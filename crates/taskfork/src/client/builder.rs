@@ -13,7 +13,9 @@ use super::pool::{Limits, Overload};
 use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
+use crate::error::FatalError;
 use crate::loans::DEFAULT_LENT;
+use crate::server::Link;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
@@ -151,6 +153,8 @@ pub struct ClientBuilder {
 pub(crate) struct Config {
     /// In the order in which they are tried, at least one.
     pub(crate) addresses: Vec<Address>,
+    /// For each address the server there, if this program has started it.
+    pub(crate) links: Vec<Option<Link>>,
     pub(crate) name: String,
     pub(crate) limits: Limits,
     pub(crate) timeout: TimeLimit,
@@ -174,6 +178,32 @@ impl Config {
     pub(crate) fn addresses(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().map(Address::to_string).collect();
         addresses.join(" or ")
+    }
+
+    /// How the servers have ended, if this program has started the servers of all addresses, and all have ended and
+    /// are not replaced: the first of them.
+    pub(crate) fn ended(&self) -> Option<FatalError> {
+        let links = self.addresses.iter().zip(&self.links);
+        let mut ends = links.map(|(address, known)| {
+            // Another may have been started at the same address since.
+            Link::find(address).as_ref().or(known.as_ref())?.end()
+        });
+        let first = ends.next()??;
+        ends.all(|end| end.is_some()).then(|| first.into())
+    }
+
+    /// What is wrong with the server, if it is the only one, was started by this program, and does not run.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let [address] = &self.addresses[..] else { return None };
+        Link::find(address)?.trouble()
+    }
+
+    /// How the server ended of a worker whose connection has just ended without a word, if it is the only one and
+    /// was started by this program.
+    pub(crate) fn recent_end(&self) -> Option<String> {
+        let [address] = &self.addresses[..] else { return None };
+        let link = Link::find(address).or_else(|| self.links.first()?.clone());
+        link?.recent_end().map(|end| end.to_string())
     }
 }
 
@@ -468,8 +498,12 @@ impl ClientBuilder {
             );
             return wrong("max_frame", reason);
         }
+        let links: Vec<_> = addresses.iter().map(Link::find).collect();
+        // From here on this program has threads.
+        links.iter().flatten().for_each(Link::watch);
         Ok(Config {
             addresses,
+            links,
             name: self.name,
             limits: Limits {
                 min_workers,

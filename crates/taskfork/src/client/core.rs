@@ -340,6 +340,23 @@ impl Core {
         self.stopped.load(Ordering::SeqCst)
     }
 
+    /// Ends all who wait if the server has ended, is not replaced, and cannot be reached.
+    pub(crate) fn turn_away_if_ended(&self) {
+        let is_hopeless = {
+            let pool = self.pool();
+            let counts = pool.counts();
+            counts.queued > 0 && counts.connecting == 0 && pool.unreachable().is_some()
+        };
+        if !is_hopeless {
+            return;
+        }
+        let Some(cause) = self.config.ended() else { return };
+        loop {
+            let Some(lane) = self.pool().turn_away() else { return };
+            lane.fail(cause.clone());
+        }
+    }
+
     /// Ends all who wait: there is nobody left to connect a worker for them.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);

@@ -114,6 +114,7 @@ fn look(
     if core.pool().makes_too_many() {
         withdrawn.notify_waiters();
     }
+    core.turn_away_if_ended();
     let late = loop {
         match ungreeted.front() {
             Some((_, _, lane)) if lane.strong_count() == 0 => {}
@@ -232,6 +233,10 @@ fn settle_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
         }
         Err(NoWorker::Withdrawn) => core.pool().withdrawn(permit),
         Err(NoWorker::Failed(reason)) => {
+            let reason = match core.config.trouble() {
+                Some(trouble) if !reason.contains(&trouble) => format!("{reason}: {trouble}"),
+                _ => reason,
+            };
             core.tell_failure(&reason);
             core.pool().failed(permit, reason, Instant::now());
         }

@@ -118,6 +118,11 @@ impl Ending {
         matches!(self, Self::Told(DeathNotice { timed_out: true, .. }))
     }
 
+    /// Whether the connection ended without a word about the worker.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self, Self::Closed | Self::Unread)
+    }
+
     pub(crate) fn is_in_setup(&self) -> bool {
         matches!(self, Self::Told(DeathNotice { during: Some(Activity::Setup), .. }))
     }

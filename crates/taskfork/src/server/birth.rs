@@ -8,11 +8,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, set_parent_process_death_signal, setpgid};
 
 use super::children::{Child, Post};
-use super::control;
 use super::entry::is_child_of;
 use super::error::ServerError;
 use super::event_loop::{EventLoop, token};
 use super::guardian::Guardian;
+use super::link;
 use super::orphans::become_subreaper;
 use super::refusal::Refusal;
 use super::share::Holder;
@@ -151,7 +151,7 @@ impl EventLoop {
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn become_worker(&self, born: Newborn) -> ! {
         let Newborn { stderr, socket, slot, number, leftover: Leftover { post, captured } } = born;
-        control::close_inherited();
+        link::close_inherited();
         let redirected = || {
             rustix::stdio::dup2_stdin(&self.nothing)?;
             stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 use super::error::ServerError;
 use super::event_loop::EventLoop;
 use super::options::Options;
@@ -13,6 +15,7 @@ use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::busy_poll::BusyPoll;
 use crate::error::Failure;
+use crate::wire::request::decode;
 use crate::worker::executable::{Executable, Forward, Running};
 use crate::worker::interface::{BoxError, Interface};
 use crate::worker::{Handlers, Seat, serve};
@@ -138,6 +141,21 @@ impl ServerBuilder {
 }
 
 impl<S: 'static> ServerBuilder<S> {
+    /// The configuration that [`Server::spawn_with`] was given, as the type that it had there or another one of
+    /// the same shape. See there for an example.
+    ///
+    /// # Errors
+    /// [`ServerError::NotConfigured`] if the server was started without a configuration, or otherwise than by
+    /// [`Server::spawn_with`] or [`Spawn`](crate::Spawn); [`ServerError::Misconfigured`] if it is not of this type.
+    /// The program that started the server gets the same error when the server returns it.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T, ServerError> {
+        let config = self.options.given.config.as_ref().ok_or(ServerError::NotConfigured)?;
+        decode(config).map_err(|reason| ServerError::Misconfigured {
+            expected: std::any::type_name::<T>().to_owned(),
+            reason,
+        })
+    }
+
     /// Where to listen: `unix:PATH`, `tcp:HOST:PORT` or `fd:NUMBER`. A mistake in it is the error
     /// of [`run`](Server::run), and so is an address that other machines can reach, without
     /// [`allow_unauthenticated_network`](Self::allow_unauthenticated_network).

@@ -1,24 +1,39 @@
-//! The line between a program and the server that it started: a pair of sockets that carries the
-//! server's first word, new connections, and, by its end, the wish for a graceful shutdown. As the
-//! kernel closes it with the program, no server outlives the program that started it.
+//! The server's end of the line between a program and the server that it started: a pair of sockets. The program
+//! sends what the server needs at its start, and later connections. The server sends how far its start has come,
+//! and why it ends. The end of the line is the wish for a graceful shutdown: as the kernel closes it with the
+//! program, no server outlives the program that started it. `link` has the program's end.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown,
-    socketpair,
-};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, send, socketpair};
 
+use super::error::ServerError;
 use crate::address::Address;
 use crate::sys::{self, LONGEST_WORD, Received};
 
+/// What each message of the program begins with. All but `CONFIG`, `ADDRESS` and `BEGIN` have a descriptor.
+pub(crate) const STDOUT: u8 = b'o';
+pub(crate) const STDERR: u8 = b'e';
+/// A piece of the configuration.
+pub(crate) const CONFIG: u8 = b'v';
+/// Where the server before this one listened.
+pub(crate) const ADDRESS: u8 = b'a';
+/// Ends what the server needs at its start.
+pub(crate) const BEGIN: u8 = b'b';
+pub(crate) const CONNECTION: u8 = b'c';
+pub(crate) const STATUS: u8 = b's';
+
+/// The most bytes of one message of the program.
+pub(crate) const LONGEST_MESSAGE: usize = 32 << 10;
+
+const INIT: &str = "init";
 const READY: &str = "ready ";
 const FAILED: &str = "failed ";
+const MISFIT: &str = "misfit ";
+const ENDED: &str = "ended ";
 
 /// Both ends of a new line: the program's and the server's.
 pub(crate) fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
@@ -34,7 +49,36 @@ pub(crate) struct Control(Arc<OwnedFd>);
 #[derive(Debug)]
 pub(crate) enum Wish {
     Serve(OwnedFd),
+    /// To be told the status.
+    Tell(OwnedFd),
     ShutDown,
+}
+
+/// What the program sends before the server starts.
+#[derive(Debug, Default)]
+pub(crate) struct Supplies {
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+    pub(crate) config: Option<Vec<u8>>,
+    /// Where the server before this one listened.
+    pub(crate) previous: Option<String>,
+}
+
+/// What a server says of itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// It has called `init`.
+    Init,
+    /// It listens there, or takes connections from the line.
+    Ready(Option<String>),
+    Failed(String),
+    /// Its configuration is not of the type that it expects.
+    Misfit {
+        expected: String,
+        reason: String,
+    },
+    /// It has ended as it was told to, but not in peace.
+    Ended(String),
 }
 
 impl Control {
@@ -42,33 +86,72 @@ impl Control {
         Self(Arc::new(socket))
     }
 
-    /// Says why the server does not come up.
-    pub(crate) fn report_failure(&self, error: &dyn fmt::Display) {
-        report(&self.0, FAILED, &error.to_string());
+    /// Takes what the program has sent, and says that `init` has been called.
+    pub(crate) fn supplies(&self) -> io::Result<Supplies> {
+        let mut supplies = Supplies::default();
+        let mut piece = vec![0; LONGEST_MESSAGE];
+        loop {
+            let (received, length) =
+                sys::receive_descriptor_with(&*self.0, RecvFlags::empty(), &mut piece)?;
+            let (kind, rest) = match piece[..length].split_first() {
+                Some((&kind, rest)) => (kind, rest),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            };
+            match (kind, received) {
+                (STDOUT, Received::Descriptor(stdout)) => supplies.stdout = Some(stdout),
+                (STDERR, Received::Descriptor(stderr)) => supplies.stderr = Some(stderr),
+                (CONFIG, _) => supplies.config.get_or_insert_default().extend_from_slice(rest),
+                (ADDRESS, _) => supplies.previous = String::from_utf8(rest.to_vec()).ok(),
+                (BEGIN, _) => break,
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        self.say(INIT, "");
+        Ok(supplies)
+    }
+
+    /// Says why the server does not come up, or why it ends.
+    pub(crate) fn report_failure(&self, error: &ServerError) {
+        match error {
+            ServerError::Misconfigured { expected, reason } => {
+                self.say(MISFIT, &format!("{expected}\n{reason}"));
+            }
+            ServerError::Killed { .. } => self.say(ENDED, &error.to_string()),
+            error => self.say(FAILED, &error.to_string()),
+        }
+    }
+
+    pub(crate) fn report_panic(&self) {
+        self.say(FAILED, "it panicked");
     }
 
     /// Says that the server listens; without an address, that connections can be sent.
     pub(crate) fn report_ready(&self, address: Option<&Address>) {
-        report(&self.0, READY, &address.map(Address::to_string).unwrap_or_default());
+        self.say(READY, &address.map(Address::to_string).unwrap_or_default());
+    }
+
+    fn say(&self, word: &str, text: &str) {
+        let text = &text[..text.floor_char_boundary(LONGEST_WORD - word.len())];
+        // A program that is gone needs no word.
+        let _ = send(&*self.0, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
     }
 
     /// The next wish, or nothing while there is none.
     pub(crate) fn next(&self) -> io::Result<Option<Wish>> {
-        match sys::receive_descriptor(&*self.0, RecvFlags::DONTWAIT) {
-            Ok(Received::End) => Ok(Some(Wish::ShutDown)),
-            Ok(Received::Nothing) => Ok(None),
-            Ok(Received::Descriptor(connection)) => Ok(Some(Wish::Serve(connection))),
+        let mut kind = [0];
+        match sys::receive_descriptor_with(&*self.0, RecvFlags::DONTWAIT, &mut kind) {
+            Ok((Received::End, _)) => Ok(Some(Wish::ShutDown)),
+            Ok((Received::Nothing, _)) => Ok(None),
+            Ok((Received::Descriptor(connection), _)) => Ok(match kind[0] {
+                CONNECTION => Some(Wish::Serve(connection)),
+                STATUS => Some(Wish::Tell(connection)),
+                _ => None,
+            }),
             Err(Errno::AGAIN) => Ok(None),
             Err(Errno::CONNRESET) => Ok(Some(Wish::ShutDown)),
             Err(errno) => Err(errno.into()),
         }
     }
-}
-
-fn report(socket: &OwnedFd, word: &str, text: &str) {
-    let text = &text[..text.floor_char_boundary(LONGEST_WORD - word.len())];
-    // A program that is gone needs no word.
-    let _ = send(socket, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
 }
 
 impl AsFd for Control {
@@ -77,96 +160,56 @@ impl AsFd for Control {
     }
 }
 
-/// The program's end, shared by the server's handle and the clients that connect through it.
-#[derive(Clone)]
-pub(crate) struct Link(Arc<Line>);
-
-struct Line {
-    pid: u32,
-    socket: Mutex<Option<OwnedFd>>,
-}
-
-/// What a server said first.
-#[derive(Debug)]
-pub(crate) enum FirstWord {
-    Ready(Option<String>),
-    Failed(String),
-    /// It ended without a word.
-    Nothing,
-}
-
-static LINES: Mutex<Vec<Weak<Line>>> = Mutex::new(Vec::new());
-/// There has been one. So that a worker of a server without any writes to nothing here.
-static ANY_LINE: AtomicBool = AtomicBool::new(false);
-
-/// In a forked process: closes all lines, which are its parent's, and would hide the parent's end
-/// from the other side.
-#[inline]
-pub(crate) fn close_inherited() {
-    if ANY_LINE.load(Ordering::SeqCst) {
-        close_lines();
-    }
-}
-
-fn close_lines() {
-    for line in lock(&LINES).drain(..) {
-        if let Some(line) = line.upgrade() {
-            lock(&line.socket).take();
+impl Word {
+    /// Nothing if it is none.
+    pub(crate) fn read(said: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(said);
+        if text == INIT {
+            return Some(Self::Init);
         }
-    }
-}
-
-impl Link {
-    pub(crate) fn new(pid: u32, socket: OwnedFd) -> Self {
-        let line = Arc::new(Line { pid, socket: Mutex::new(Some(socket)) });
-        ANY_LINE.store(true, Ordering::SeqCst);
-        let mut lines = lock(&LINES);
-        lines.retain(|line| line.strong_count() > 0);
-        lines.push(Arc::downgrade(&line));
-        Self(line)
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.0.pid
-    }
-
-    /// Waits for the server's first word.
-    pub(crate) fn first_word(&self) -> FirstWord {
-        let mut text = [0; LONGEST_WORD];
-        let socket = lock(&self.0.socket);
-        let Some(socket) = socket.as_ref() else { return FirstWord::Nothing };
-        let length = retry_on_intr(|| recv(socket, &mut text, RecvFlags::empty()));
-        let text = String::from_utf8_lossy(&text[..length.map_or(0, |(_, length)| length)]);
         if let Some(address) = text.strip_prefix(READY) {
-            let address = Some(address.to_owned()).filter(|address| !address.is_empty());
-            return FirstWord::Ready(address);
+            return Some(Self::Ready(Some(address.to_owned()).filter(|text| !text.is_empty())));
         }
-        match text.strip_prefix(FAILED) {
-            Some(error) => FirstWord::Failed(error.to_owned()),
-            None => FirstWord::Nothing,
+        if let Some(text) = text.strip_prefix(MISFIT) {
+            let (expected, reason) = text.split_once('\n')?;
+            return Some(Self::Misfit { expected: expected.to_owned(), reason: reason.to_owned() });
         }
-    }
-
-    /// A new connection to the server.
-    pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        rustix::io::ioctl_fionbio(&theirs, false)?;
-        let socket = lock(&self.0.socket);
-        let gone = || io::Error::new(io::ErrorKind::NotConnected, "the server has been shut down");
-        sys::send_descriptor(socket.as_ref().ok_or_else(gone)?, theirs.as_fd())?;
-        Ok(ours)
-    }
-
-    /// Asks the server to shut down gracefully.
-    pub(crate) fn shut_down(&self) {
-        if let Some(socket) = lock(&self.0.socket).as_ref() {
-            // It may have ended already.
-            let _ = shutdown(socket, Shutdown::Write);
-        }
+        let failed = text.strip_prefix(FAILED).map(|text| Self::Failed(text.to_owned()));
+        failed.or_else(|| text.strip_prefix(ENDED).map(|text| Self::Ended(text.to_owned())))
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(said: impl FnOnce(&Control)) -> Option<Word> {
+        let (ours, theirs) = pair().unwrap();
+        said(&Control::new(theirs));
+        let mut text = [0; LONGEST_WORD];
+        let (_, length) = rustix::net::recv(&ours, &mut text, RecvFlags::empty()).unwrap();
+        Word::read(&text[..length])
+    }
+
+    #[test]
+    fn each_word_is_heard_as_it_was_said() {
+        let ready = heard(|control| control.report_ready(None));
+        assert_eq!(ready, Some(Word::Ready(None)));
+        let address = Address::tcp("localhost", 80);
+        let ready = heard(|control| control.report_ready(Some(&address)));
+        assert_eq!(ready, Some(Word::Ready(Some("tcp:localhost:80".to_owned()))));
+        let failed = heard(|control| control.report_failure(&ServerError::NoAddress));
+        assert_eq!(failed, Some(Word::Failed(ServerError::NoAddress.to_string())));
+        let (expected, reason) = ("app::Config".to_owned(), "missing field\n`a`".to_owned());
+        let error =
+            ServerError::Misconfigured { expected: expected.clone(), reason: reason.clone() };
+        let misfit = heard(|control| control.report_failure(&error));
+        assert_eq!(misfit, Some(Word::Misfit { expected, reason }));
+        let killed = ServerError::Killed { workers: 2 };
+        let ended = heard(|control| control.report_failure(&killed));
+        assert_eq!(ended, Some(Word::Ended(killed.to_string())));
+        let long = ServerError::Startup { message: "ä".repeat(LONGEST_WORD) };
+        assert!(matches!(heard(|control| control.report_failure(&long)), Some(Word::Failed(_))));
+        assert_eq!(Word::read(b"nonsense"), None);
+    }
 }

@@ -1,22 +1,24 @@
 //! Starting a server from within the client's own program: by forking it, or by executing it again.
 
-use std::process::{Command, Stdio};
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, getppid};
 
 use super::builder::{Server, ServerBuilder};
-use super::control::{self, Control};
+use super::control::{self, Control, Supplies};
 use super::error::ServerError;
 use super::handle::ServerHandle;
-use super::options::Options;
+use super::link;
+use super::options::{Given, Options};
+use super::start;
 use crate::sys::{self, ForkError, Forked};
 
 /// Describes a server and runs it: what [`init`] is given under a name.
 pub type Entry = fn(ServerBuilder) -> Result<(), ServerError>;
 
 /// Names the server that an executed copy of this program is to become.
-const VARIABLE: &str = "TASKFORK_SERVER";
+pub(super) const VARIABLE: &str = "TASKFORK_SERVER";
 
 struct Initialised {
     entries: Vec<String>,
@@ -52,27 +54,43 @@ pub fn init(entries: &[(&str, Entry)]) {
     // Only the first call counts: the programs of a second one could not be told from the first's.
     let _ = INITIALISED.set(Initialised { entries: names, late });
     let Some(name) = sys::take_variable(VARIABLE) else { return };
-    let status = match entries.iter().find(|(known, _)| *known == name) {
-        Some((_, entry)) => become_server(*entry),
-        None => 1,
-    };
+    let entry = entries.iter().find(|(known, _)| *known == name).map(|(_, entry)| *entry);
+    let status = become_server(name, entry);
     sys::flush_stdio();
     sys::exit_now(status);
 }
 
-fn become_server(entry: Entry) -> i32 {
-    let control = match take_control() {
-        Ok(control) => control,
+fn become_server(name: String, entry: Option<Entry>) -> i32 {
+    let taken = take_control().and_then(|control| Ok((control.supplies()?, control)));
+    let (supplies, control) = match taken {
+        Ok(taken) => taken,
         Err(error) => {
             tracing::error!("{VARIABLE} is set, but there is no line to a parent: {error}");
             return 1;
         }
     };
-    serve(control, entry)
+    let Supplies { stdout, stderr, config, previous } = supplies;
+    // Until here they led to the program, for its error if this process had not come so far.
+    if let Err(errno) = give_back(stdout, stderr) {
+        tracing::error!("standard output or standard error cannot be set: {errno}");
+    }
+    let Some(entry) = entry else {
+        // The program has checked the name against its own call of `init`.
+        let known = INITIALISED.get().map(|known| known.entries.clone()).unwrap_or_default();
+        control.report_failure(&ServerError::UnknownEntry { name, known });
+        return 1;
+    };
+    serve(control, Given { config, previous }, entry)
+}
+
+/// Has standard output and standard error lead where the program's do.
+fn give_back(stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> rustix::io::Result<()> {
+    stdout.map_or(Ok(()), |stdout| rustix::stdio::dup2_stdout(&stdout))?;
+    stderr.map_or(Ok(()), |stderr| rustix::stdio::dup2_stderr(&stderr))
 }
 
 /// Takes the line over that came as standard input.
-fn take_control() -> rustix::io::Result<Control> {
+fn take_control() -> std::io::Result<Control> {
     let stdin = rustix::stdio::stdin();
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     let nothing = rustix::fs::open(
@@ -85,11 +103,15 @@ fn take_control() -> rustix::io::Result<Control> {
 }
 
 /// In the server's process: describes and runs the server; gives the status to exit with.
-fn serve(control: Control, entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>) -> i32 {
+fn serve(
+    control: Control,
+    given: Given,
+    entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
+) -> i32 {
     // A group of its own: what a terminal sends to the program is the program's to handle.
     let _ = rustix::process::setpgid(None, None);
     let reporter = control.clone();
-    let options = Options { control: Some(control), ..Options::default() };
+    let options = Options { control: Some(control), given, ..Options::default() };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         entry(ServerBuilder::with(options))
     })) {
@@ -99,43 +121,27 @@ fn serve(control: Control, entry: impl FnOnce(ServerBuilder) -> Result<(), Serve
             1
         }
         Err(_) => {
-            reporter.report_failure(&"it panicked");
+            reporter.report_panic();
             101
         }
     }
 }
 
-impl Server {
-    /// Starts the server `name` of [`init`] in a process of its own, by executing this program
-    /// again. Works whatever threads and runtimes this program has. Blocks until the server listens,
-    /// which takes milliseconds.
-    ///
-    /// # Errors
-    /// [`ServerError::NotInitialised`] and its kin when the call of `init` is missing, late or does
-    /// not know the name; [`ServerError::Startup`] with the server's own error when it does not
-    /// come up.
-    pub fn spawn(name: &str) -> Result<ServerHandle, ServerError> {
-        let initialised = INITIALISED
-            .get()
-            .ok_or_else(|| ServerError::NotInitialised { name: name.to_owned() })?;
-        if initialised.late {
-            return Err(ServerError::InitialisedLate);
-        }
-        if !initialised.entries.iter().any(|known| known == name) {
-            let known = initialised.entries.clone();
-            return Err(ServerError::UnknownEntry { name: name.to_owned(), known });
-        }
-        let (ours, theirs) =
-            control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
-        let child = Command::new("/proc/self/exe")
-            .env(VARIABLE, name)
-            .stdin(Stdio::from(theirs))
-            .spawn()
-            .map_err(ServerError::system("cannot execute this program again"))?;
-        // The handle reaps it by its own descriptor.
-        ServerHandle::start(child.id(), ours)
+/// Whether this program can be executed again as the server `name`.
+pub(super) fn check(name: &str) -> Result<(), ServerError> {
+    let initialised =
+        INITIALISED.get().ok_or_else(|| ServerError::NotInitialised { name: name.to_owned() })?;
+    if initialised.late {
+        return Err(ServerError::InitialisedLate);
     }
+    if !initialised.entries.iter().any(|known| known == name) {
+        let known = initialised.entries.clone();
+        return Err(ServerError::UnknownEntry { name: name.to_owned(), known });
+    }
+    Ok(())
+}
 
+impl Server {
     /// Starts a server in a forked copy of this process, which must have no other thread yet: no
     /// runtime may have been started. `entry` describes and runs the server in the copy, and shares
     /// copy-on-write whatever this program has loaded.
@@ -170,12 +176,12 @@ impl Server {
         match forked {
             Ok(Forked::Parent { child }) => {
                 drop(theirs);
-                ServerHandle::start(child.as_raw().unsigned_abs(), ours)
+                ServerHandle::new(start::forked(child.as_raw().unsigned_abs(), ours)?, None)
             }
             Ok(Forked::Child) => {
                 drop(ours);
-                control::close_inherited();
-                let status = serve(Control::new(theirs), entry);
+                link::close_inherited();
+                let status = serve(Control::new(theirs), Given::default(), entry);
                 sys::flush_stdio();
                 sys::exit_now(status)
             }

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::address::AddressError;
-use crate::error::Failure;
+use crate::display::seconds;
+use crate::error::{End, Failure};
 
 /// Why a server did not start, or stopped in a way it was not told to.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +134,68 @@ pub enum ServerError {
         /// The names that there are.
         known: Vec<String>,
     },
+    /// [`Spawn::config`](crate::Spawn::config) was given a value that cannot be serialized.
+    #[error("the configuration of the server `{name}` cannot be passed: {reason}")]
+    UnencodableConfig {
+        /// The server that was to be started.
+        name: String,
+        /// What cannot be serialized.
+        reason: String,
+    },
+    /// [`ServerBuilder::config`](crate::ServerBuilder::config) was called in a server that was started without one.
+    #[error(
+        "this server has been started without a configuration: start it by `Server::spawn_with`, or do not call \
+         `config`"
+    )]
+    NotConfigured,
+    /// The configuration is not of the type that the server expects.
+    #[error(
+        "the server expects a configuration of the type {expected}, and was given another: {reason}"
+    )]
+    Misconfigured {
+        /// The type's name.
+        expected: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The new process ended before it called [`init`](crate::init).
+    #[error(
+        "cannot start the server `{name}` by executing this program again: {}{}",
+        early_end(*end, output),
+        output_lines(output)
+    )]
+    NeverInitialised {
+        /// The server that was to be started.
+        name: String,
+        /// How the process ended.
+        end: End,
+        /// The last that it wrote to standard output and standard error, up to 4 KiB.
+        output: String,
+    },
+    /// The new process took longer than its [`start_timeout`](crate::Spawn::start_timeout), and was killed.
+    #[error(
+        "the server `{name}` did not start within {} (start_timeout): {process} {}{}",
+        seconds(*after),
+        if *initialised {
+            "has called `taskfork::init`, and the server does not serve yet: raise `start_timeout` if it \
+             loads something for long"
+        } else {
+            "has not called `taskfork::init`, which must be the first line of `main`"
+        },
+        output_lines(output)
+    )]
+    StartTimedOut {
+        /// The server that was to be started.
+        name: String,
+        /// The time that it had.
+        after: Duration,
+        /// Its process: id, command line and state, as they were then.
+        process: String,
+        /// Whether it had called `init`.
+        initialised: bool,
+        /// The last that it wrote to standard output and standard error before `init`, up to 4 KiB.
+        output: String,
+    },
     /// The server's process did not come up.
     #[error("the server did not start: {message}")]
     Startup {
@@ -160,4 +224,24 @@ impl ServerError {
     pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::System { what, source: error.into() }
     }
+}
+
+/// Why a process ended before it called `init`, as far as its output tells.
+fn early_end(end: End, output: &str) -> String {
+    let why = match output.to_lowercase().contains("usage") {
+        true => {
+            "an argument parser before that line has ended it, as the new process has no arguments"
+        }
+        false => "nothing that can end the process may stand before that line",
+    };
+    format!(
+        "the new process {end} before it called `taskfork::init`, which must be the first line of `main`: {why}"
+    )
+}
+
+/// What a process wrote, below the error.
+fn output_lines(output: &str) -> String {
+    let text = log_defer::printable_lines(output.trim_end());
+    let lines = text.lines().map(|line| format!("\n    {line}")).collect::<String>();
+    if lines.is_empty() { lines } else { format!("; it wrote:{lines}") }
 }

@@ -142,6 +142,7 @@ impl EventLoop {
         let address = options.address.clone().transpose()?;
         let listener = match address.or_else(ServiceManager::listener) {
             Some(address) => {
+                let address = options.given.settle(address);
                 let listener = match inherited {
                     Some(listener) => Listener::adopt(listener, &address),
                     None => Listener::open(&address, options.socket_mode, &options.access)?,
@@ -205,8 +206,8 @@ impl EventLoop {
         };
         if let Some(status) = &server.status {
             server.watch(status.as_fd(), STATUS, EventFlags::IN)?;
-            server.watch(server.status_requests.as_fd(), STATUS_REQUESTS, EventFlags::IN)?;
         }
+        server.watch(server.status_requests.as_fd(), STATUS_REQUESTS, EventFlags::IN)?;
         let cannot_watch = "cannot watch the pipe through which workers wake the server";
         server.wake.watch(&server.epoll, WAKE).map_err(ServerError::system(cannot_watch))?;
         server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
@@ -336,6 +337,7 @@ impl EventLoop {
                 self.admit(connection, Origin::Local);
             }
             Ok(None | Some(Wish::Serve(_))) => {}
+            Ok(Some(Wish::Tell(connection))) => self.tell_status_on(connection),
             Ok(Some(Wish::ShutDown)) => {
                 self.let_go_of_control();
                 self.drain();

@@ -1,14 +1,11 @@
 //! A program's hold on a server that it started.
 
-use std::os::fd::OwnedFd;
+use std::io;
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
-
-use super::control::{FirstWord, Link};
 use super::error::ServerError;
+use super::link::Link;
+use super::start::{Launch, Started};
+use super::status::ServerStatus;
 use crate::address::{Address, Place};
 use crate::error::End;
 
@@ -17,107 +14,102 @@ use crate::error::End;
 ///
 /// Dropping the handle shuts the server down gracefully without waiting for it. The server also
 /// shuts down when this program ends, however it ends.
+///
+/// A server that dies is replaced, if [`Server::spawn`](crate::Server::spawn) started it and
+/// [`respawn`](crate::Spawn::respawn) is not off. Otherwise the clients of this program know: their calls fail at once with
+/// [`FatalError::ServerEnded`](crate::FatalError::ServerEnded), which says how the server ended.
+///
+/// Once this program has another thread or builds a client of the server, a thread named `taskfork-server` takes the
+/// server's exit status and replaces it. Without that thread the exit status is taken when the handle is asked.
 #[derive(Debug)]
 pub struct ServerHandle {
-    address: Address,
-    process: Process,
-}
-
-/// The server's process, reaped once.
-struct Process {
     link: Link,
-    pidfd: Option<OwnedFd>,
 }
 
 impl ServerHandle {
-    /// Waits for the server's first word.
-    pub(crate) fn start(pid: u32, socket: OwnedFd) -> Result<Self, ServerError> {
-        let link = Link::new(pid, socket);
-        let pidfd = Pid::from_raw(pid.cast_signed())
-            .ok_or(Errno::SRCH)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-            .map_err(ServerError::system("cannot watch the server's process"))?;
-        let mut process = Process { link: link.clone(), pidfd: Some(pidfd) };
-        match link.first_word() {
-            FirstWord::Ready(Some(address)) => Ok(Self { address: address.parse()?, process }),
-            FirstWord::Ready(None) => Ok(Self { address: Address(Place::Handle(link)), process }),
-            FirstWord::Failed(message) => {
-                process.wait();
-                Err(ServerError::Startup { message })
-            }
-            FirstWord::Nothing => {
-                let end = process.wait();
-                let message = format!("its process {end} before it called `run`");
-                Err(ServerError::Startup { message })
-            }
-        }
+    /// Of a server that serves.
+    pub(crate) fn new(started: Started, launch: Option<Launch>) -> Result<Self, ServerError> {
+        Ok(Self { link: Link::new(started, launch)? })
     }
 
-    /// The server's process id.
+    /// The server's process id; that of the replacement, once there is one.
     pub fn pid(&self) -> u32 {
-        self.process.link.pid()
+        self.link.pid()
     }
 
     /// Where clients reach the server: the address that it listens on, with the port that the
-    /// kernel chose, or, without one, a way through this handle that no other process has.
+    /// kernel chose, or, without one, a way through this handle that no other process has. It stays the same
+    /// when the server is replaced.
     pub fn address(&self) -> Address {
-        self.address.clone()
+        self.link.address().unwrap_or_else(|| Address(Place::Handle(self.link.clone())))
     }
 
-    /// Asks the server to stop accepting, finish what runs and end. Does not wait.
+    /// Whether the server's process runs. False while a dead one is being replaced.
+    ///
+    /// ```no_run
+    /// # fn example(server: taskfork::ServerHandle) {
+    /// if !server.is_alive() {
+    ///     println!("the server is down");
+    /// }
+    /// # }
+    /// ```
+    pub fn is_alive(&self) -> bool {
+        self.link.is_alive()
+    }
+
+    /// Waits, blocking, until the server has ended and will not be replaced; says how it ended. That is when it was
+    /// shut down, by this handle or by a signal, or when it died and [`respawn`](crate::Spawn::respawn) is off.
+    ///
+    /// ```no_run
+    /// use taskfork::{ServerError, Spawn};
+    ///
+    /// # fn example() -> Result<(), ServerError> {
+    /// let server = Spawn::new("adder").respawn(false).start()?;
+    /// println!("the server {}", server.wait());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wait(&self) -> End {
+        self.link.wait()
+    }
+
+    /// What the server tells of itself and its workers. Needs no status socket. Blocks until the server has
+    /// answered, for 10 seconds at most.
+    ///
+    /// # Errors
+    /// When the server has ended, is being replaced, or does not answer in time.
+    ///
+    /// ```no_run
+    /// # fn example(server: taskfork::ServerHandle) -> std::io::Result<()> {
+    /// println!("{} workers", server.status()?.workers.len());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn status(&self) -> io::Result<ServerStatus> {
+        ServerStatus::ask_on(self.link.connect_status()?.into(), "")
+    }
+
+    /// Asks the server to stop accepting, finish what runs and end. Does not wait. The server is not replaced.
     pub fn shutdown(&self) {
-        self.process.link.shut_down();
+        self.link.shut_down();
     }
 
     /// Shuts the server down gracefully and waits, blocking, until its process and all its workers
     /// have ended.
-    pub fn close(mut self) {
-        self.process.link.shut_down();
-        self.process.wait();
-    }
-
-    /// Kills the server at once, and its workers with it, and waits for its end.
-    pub fn kill(mut self) {
-        if let Some(pidfd) = &self.process.pidfd {
-            // It may have ended already.
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-        }
-        self.process.wait();
-    }
-}
-
-impl Process {
-    fn wait(&mut self) -> End {
-        self.pidfd.take().map_or(End::Unknown, |pidfd| reap(&pidfd))
-    }
-}
-
-fn reap(pidfd: &OwnedFd) -> End {
-    use std::os::fd::AsFd;
-    match retry_on_intr(|| waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)) {
-        Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => End::Exited(code),
-            (None, Some(signal)) => End::Signaled(signal),
-            (None, None) => End::Unknown,
-        },
-        _ => End::Unknown,
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let Some(pidfd) = self.pidfd.take() else { return };
+    pub fn close(self) {
         self.link.shut_down();
-        // Somebody must take the exit status, or a zombie stays. Without a thread to spare it stays
-        // until this program ends.
-        let _ = std::thread::Builder::new()
-            .name("taskfork-reaper".to_owned())
-            .spawn(move || reap(&pidfd));
+        self.link.wait();
+    }
+
+    /// Kills the server at once, and its workers with it, and waits for its end. The server is not replaced.
+    pub fn kill(self) {
+        self.link.kill();
+        self.link.wait();
     }
 }
 
-impl std::fmt::Debug for Process {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "Process({})", self.link.pid())
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        self.link.let_go();
     }
 }

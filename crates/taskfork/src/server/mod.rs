@@ -18,6 +18,7 @@ mod guardian_list;
 mod handle;
 mod handshake;
 mod limits;
+mod link;
 mod listener;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -32,7 +33,9 @@ mod share;
 mod signals;
 mod socket_file;
 mod spares;
+mod spawn;
 mod stack;
+mod start;
 mod status;
 mod status_requests;
 mod stderr;
@@ -40,12 +43,13 @@ mod waiting;
 mod wake;
 
 pub use builder::{Server, ServerBuilder};
-pub(crate) use control::Link;
 pub use entry::{Entry, init};
 pub use error::ServerError;
 pub use handle::ServerHandle;
 pub use limits::Limit;
+pub(crate) use link::Link;
 pub use preload::Preloaded;
+pub use spawn::Spawn;
 pub use status::{ServerStatus, WorkerStatus};
 pub use stderr::Stderr;
 

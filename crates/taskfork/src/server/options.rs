@@ -9,7 +9,7 @@ use super::handshake::HandshakeLimits;
 use super::limits::{Recycling, WorkerLimits, default_max_workers};
 use super::status::StatusSocket;
 use super::stderr::Stderr;
-use crate::address::{Address, AddressError};
+use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
 use crate::loans::DEFAULT_LENT;
 use crate::time_limit::TimeLimit;
@@ -39,6 +39,31 @@ pub(crate) struct Options {
     pub(crate) handshakes: HandshakeLimits,
     /// The line to the program that started this server.
     pub(crate) control: Option<Control>,
+    pub(crate) given: Given,
+}
+
+/// What the program that started this server by executing itself has given it.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    pub(crate) config: Option<Vec<u8>>,
+    /// Where the server listened that this one replaces.
+    pub(crate) previous: Option<String>,
+}
+
+impl Given {
+    /// Where to listen instead of at `address`: at the port that the kernel chose for the server that this one
+    /// replaces.
+    pub(crate) fn settle(&self, address: Address) -> Address {
+        let previous = self.previous.as_ref().and_then(|text| text.parse::<Address>().ok());
+        match (&address.0, previous) {
+            (Place::Tcp { host, port: 0 }, Some(Address(Place::Tcp { host: known, port })))
+                if *host == known =>
+            {
+                Address::tcp(known, port)
+            }
+            _ => address,
+        }
+    }
 }
 
 impl Options {
@@ -97,6 +122,22 @@ impl Default for Options {
             access: Access::default(),
             handshakes: HandshakeLimits::default(),
             control: None,
+            given: Given::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replacement_listens_at_the_port_that_the_kernel_chose() {
+        let given = Given { previous: Some("tcp:[::1]:81".to_owned()), ..Given::default() };
+        assert_eq!(given.settle(Address::tcp("::1", 0)).to_string(), "tcp:[::1]:81");
+        assert_eq!(given.settle(Address::tcp("::1", 5)).to_string(), "tcp:[::1]:5");
+        assert_eq!(given.settle(Address::tcp("::2", 0)).to_string(), "tcp:[::2]:0");
+        let first = Given::default();
+        assert_eq!(first.settle(Address::tcp("::1", 0)).to_string(), "tcp:[::1]:0");
     }
 }

@@ -121,7 +121,11 @@ impl ServerStatus {
     }
 
     fn ask(path: &Path, wish: &str) -> io::Result<Self> {
-        let mut stream = UnixStream::connect(path)?;
+        Self::ask_on(UnixStream::connect(path)?, wish)
+    }
+
+    /// Asks the server that has the other end.
+    pub(crate) fn ask_on(mut stream: UnixStream, wish: &str) -> io::Result<Self> {
         stream.write_all(wish.as_bytes())?;
         // So that the server does not wait for more.
         stream.shutdown(Shutdown::Write)?;

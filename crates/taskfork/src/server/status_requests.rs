@@ -120,10 +120,7 @@ impl EventLoop {
     pub(super) fn accept_status(&mut self) {
         let now = Instant::now();
         match self.status.as_ref().map(Listener::accept) {
-            Some(Ok(connection)) => {
-                self.status_requests.add(connection, now);
-                self.answer_status();
-            }
+            Some(Ok(connection)) => self.tell_status_on(connection),
             None | Some(Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)) => {}
             Some(Err(errno)) => {
                 tracing::error!(
@@ -133,6 +130,12 @@ impl EventLoop {
                 self.watch_status(EventFlags::empty());
             }
         }
+    }
+
+    /// Answers whoever has the other end, once it has made its request.
+    pub(super) fn tell_status_on(&mut self, connection: OwnedFd) {
+        self.status_requests.add(connection, Instant::now());
+        self.answer_status();
     }
 
     fn watch_status(&self, flags: EventFlags) {

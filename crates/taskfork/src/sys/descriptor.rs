@@ -17,12 +17,7 @@ use tokio::io::unix::AsyncFd;
 /// The most bytes of text on a line between two processes.
 pub(crate) const LONGEST_WORD: usize = 4096;
 
-/// Sends a descriptor to whoever reads from `line`, without waiting.
-pub(crate) fn send_descriptor(line: &OwnedFd, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-    send_descriptor_with(line, descriptor, b"c")
-}
-
-/// The same with some text, of at least one byte.
+/// Sends a descriptor to whoever reads from `line`, with some text of at least one byte, without waiting.
 pub(crate) fn send_descriptor_with(
     line: &OwnedFd,
     descriptor: BorrowedFd<'_>,
@@ -45,14 +40,6 @@ pub(crate) enum Received {
     Nothing,
     /// The other side has closed it.
     End,
-}
-
-/// The next message that [`send_descriptor`] sent.
-pub(crate) fn receive_descriptor(
-    line: &impl AsFd,
-    flags: RecvFlags,
-) -> rustix::io::Result<Received> {
-    Ok(receive_descriptor_with(line, flags, &mut [0])?.0)
 }
 
 /// The next message that [`send_descriptor_with`] sent; gives how long its text is as well.

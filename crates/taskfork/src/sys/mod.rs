@@ -19,9 +19,8 @@ mod words;
 
 pub(crate) use alarm::{STACK_WORDS, Witness, hide_stack, wake_server, watch_stack};
 pub(crate) use descriptor::{
-    LONGEST_WORD, Received, close_for_good, keep_only, keep_open, receive_descriptor,
-    receive_descriptor_with, send_descriptor, send_descriptor_with, take_for_good, take_inherited,
-    watch,
+    LONGEST_WORD, Received, close_for_good, keep_only, keep_open, receive_descriptor_with,
+    send_descriptor_with, take_for_good, take_inherited, watch,
 };
 pub(crate) use files::{
     MOST_FILES, MOST_UNCLAIMED, TOO_MANY_FILES, receive_files, send_files, takes_files,
@@ -40,7 +39,7 @@ pub(crate) use process::{
 };
 pub(crate) use shared::{Sealed, SealedError, Writable};
 pub(crate) use signal::{
-    Disposition, changed_signals, hold_back, reset_for_worker, spawn_without_signals,
+    Disposition, changed_signals, hold_back, reset_for_worker, spawn_without_signals, with_mask,
 };
 pub(crate) use title::{Title, set_title};
 pub(crate) use words::Words;

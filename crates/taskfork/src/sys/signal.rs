@@ -88,6 +88,17 @@ pub(crate) fn spawn_without_signals(
     spawned.map(drop)
 }
 
+/// Runs something with this thread's signals blocked as they are in `mask`, if there is one.
+pub(crate) fn with_mask<T>(
+    mask: Option<&SigSet>,
+    run: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let before = mask.map(|mask| mask.thread_swap_mask(SigmaskHow::SIG_SETMASK)).transpose()?;
+    let result = run();
+    before.map_or(Ok(()), |before| before.thread_set_mask())?;
+    result
+}
+
 /// What had become of SIGCHLD before a server wanted it, put back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Disposition(SigAction);

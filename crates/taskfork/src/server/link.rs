@@ -1,0 +1,511 @@
+//! The program's end of a line to a server that it started, with the server's process: who it is, how it ended, and
+//! starting it again. Clients of the program find it by the server's address.
+//!
+//! A thread waits for the process's end. It is not started before it is needed, since a program with a thread cannot
+//! fork any more: a program may fork one server after the other first.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::net::{
+    AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, recv, shutdown, socketpair,
+};
+use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
+
+use super::control::{self, Word};
+use super::error::ServerError;
+use super::start::{Launch, Started, has_ended, reap};
+use crate::address::{Address, Place};
+use crate::display::seconds;
+use crate::error::{End, FatalError};
+use crate::sys::{self, LONGEST_WORD};
+
+/// A server that has run for so long is replaced at once.
+const STABLE: Duration = Duration::from_secs(10);
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(10);
+
+/// A connection that ended without a word ended because of its server, if that died no longer ago than this.
+const RECENT: Duration = Duration::from_secs(2);
+
+/// How long the end of a server is waited for once a connection to its worker has ended without a word. The kernel
+/// kills the workers a moment before the end of the server shows.
+const DEATH_SHOWS: Duration = Duration::from_millis(20);
+
+/// The program's end, shared by the server's handle and the clients of the server.
+#[derive(Clone)]
+pub(crate) struct Link(Arc<Line>);
+
+struct Line {
+    /// How the server is started again, if it is to be.
+    launch: Option<Launch>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    pid: u32,
+    socket: Option<OwnedFd>,
+    /// Where the server listens, if it does.
+    address: Option<Address>,
+    process: Process,
+    since: Instant,
+    last_end: Option<(Instant, ServerEnd)>,
+    /// The server was told to shut down, so that it is not replaced.
+    is_unwanted: bool,
+    /// There is a thread that waits for its end.
+    is_watched: bool,
+    /// Why it could not be started again.
+    trouble: Option<String>,
+}
+
+enum Process {
+    Runs(Arc<OwnedFd>),
+    /// It died and is being replaced.
+    Between,
+    Ended(ServerEnd),
+}
+
+/// How a server's process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServerEnd {
+    pub(crate) pid: u32,
+    pub(crate) end: End,
+    /// What it said last.
+    pub(crate) reason: Option<String>,
+}
+
+static LINES: Mutex<Vec<Weak<Line>>> = Mutex::new(Vec::new());
+/// There has been one. So that a worker of a server without any writes to nothing here.
+static ANY_LINE: AtomicBool = AtomicBool::new(false);
+
+/// In a forked process: closes all lines, which are its parent's, and would hide the parent's end
+/// from the other side.
+#[inline]
+pub(crate) fn close_inherited() {
+    if ANY_LINE.load(Ordering::SeqCst) {
+        close_lines();
+    }
+}
+
+fn close_lines() {
+    for line in lock(&LINES).drain(..) {
+        if let Some(line) = line.upgrade() {
+            let mut state = lock(&line.state);
+            state.socket = None;
+            let end = ServerEnd { pid: state.pid, end: End::Unknown, reason: None };
+            // Its descriptor goes with that.
+            state.process = Process::Ended(end);
+        }
+    }
+}
+
+impl Link {
+    /// To a server that serves, and is started again by `launch` when it dies.
+    pub(crate) fn new(started: Started, launch: Option<Launch>) -> Result<Self, ServerError> {
+        let Started { pid, pidfd, line, address } = started;
+        let state = State {
+            pid,
+            socket: Some(line),
+            address,
+            process: Process::Runs(Arc::new(pidfd)),
+            since: Instant::now(),
+            last_end: None,
+            is_unwanted: false,
+            is_watched: false,
+            trouble: None,
+        };
+        let line = Arc::new(Line { launch, state: Mutex::new(state), changed: Condvar::new() });
+        ANY_LINE.store(true, Ordering::SeqCst);
+        {
+            let mut lines = lock(&LINES);
+            lines.retain(|line| line.strong_count() > 0);
+            lines.push(Arc::downgrade(&line));
+        }
+        let link = Self(line);
+        if sys::threads().is_ok_and(|threads| threads > 1) {
+            link.watch();
+        }
+        Ok(link)
+    }
+
+    /// To the server that this program has started last for this address.
+    pub(crate) fn find(address: &Address) -> Option<Self> {
+        if let Place::Handle(link) = &address.0 {
+            return Some(link.clone());
+        }
+        let lines = lock(&LINES);
+        let mut living = lines.iter().rev().filter_map(Weak::upgrade);
+        living.find(|line| line.is_at(address)).map(Self)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.look().pid
+    }
+
+    pub(crate) fn address(&self) -> Option<Address> {
+        lock(&self.0.state).address.clone()
+    }
+
+    /// A new connection to the server.
+    pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
+        self.connect_for(control::CONNECTION, SocketFlags::NONBLOCK)
+    }
+
+    /// A connection on which the server tells its status.
+    pub(crate) fn connect_status(&self) -> io::Result<OwnedFd> {
+        self.connect_for(control::STATUS, SocketFlags::empty())
+    }
+
+    fn connect_for(&self, what: u8, ours_only: SocketFlags) -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        if ours_only.contains(SocketFlags::NONBLOCK) {
+            rustix::io::ioctl_fionbio(&ours, true)?;
+        }
+        let state = lock(&self.0.state);
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, state.why_gone());
+        let socket = state.socket.as_ref().filter(|_| !state.is_unwanted).ok_or_else(gone)?;
+        sys::send_descriptor_with(socket, theirs.as_fd(), &[what])?;
+        Ok(ours)
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        matches!(self.0.look().process, Process::Runs(_))
+    }
+
+    /// How the server has ended, if it has and is not replaced.
+    pub(crate) fn end(&self) -> Option<ServerEnd> {
+        match &self.0.look().process {
+            Process::Ended(end) => Some(end.clone()),
+            Process::Runs(_) | Process::Between => None,
+        }
+    }
+
+    /// What is wrong with the server, if it does not run.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let state = self.0.look();
+        (!matches!(state.process, Process::Runs(_))).then(|| state.why_gone())
+    }
+
+    /// How the server ended of a worker whose connection has just ended without a word, if it has. Waits for a moment.
+    pub(crate) fn recent_end(&self) -> Option<ServerEnd> {
+        let pidfd = match &lock(&self.0.state).process {
+            Process::Runs(pidfd) => Some(pidfd.clone()),
+            _ => None,
+        };
+        let recent = |state: &State| {
+            let (at, end) = state.last_end.as_ref()?;
+            (at.elapsed() < RECENT).then(|| end.clone())
+        };
+        if let Some(pidfd) = pidfd {
+            if let Some(end) = recent(&lock(&self.0.state)) {
+                return Some(end);
+            }
+            let most = Timespec { tv_sec: 0, tv_nsec: DEATH_SHOWS.subsec_nanos().into() };
+            let _ = poll(&mut [PollFd::new(&*pidfd, PollFlags::IN)], Some(&most));
+        }
+        recent(&self.0.look())
+    }
+
+    /// Waits until the server has ended for good.
+    pub(crate) fn wait(&self) -> End {
+        let mut state = self.0.look();
+        loop {
+            state = match &state.process {
+                Process::Ended(ended) => return ended.end,
+                Process::Runs(pidfd) if !state.is_watched => {
+                    let pidfd = pidfd.clone();
+                    drop(state);
+                    wait_for(&pidfd);
+                    self.0.look()
+                }
+                _ => self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Asks the server to shut down gracefully, and has it not replaced.
+    pub(crate) fn shut_down(&self) {
+        let mut state = self.0.look();
+        state.is_unwanted = true;
+        state.end_line();
+        self.0.changed.notify_all();
+    }
+
+    /// Ends the server at once, and has it not replaced.
+    pub(crate) fn kill(&self) {
+        let mut state = self.0.look();
+        state.is_unwanted = true;
+        if let Process::Runs(pidfd) = &state.process {
+            // It may have ended already.
+            let _ = pidfd_send_signal(&**pidfd, Signal::KILL);
+        }
+        self.0.changed.notify_all();
+    }
+
+    /// The handle is gone: the server shuts down, and somebody takes its exit status. Without a thread to spare a
+    /// zombie stays until this program ends.
+    pub(crate) fn let_go(&self) {
+        self.shut_down();
+        if self.0.look().has_work() {
+            self.watch();
+        }
+    }
+
+    /// Has a thread wait for the server's end.
+    pub(crate) fn watch(&self) {
+        self.0.watch(&mut lock(&self.0.state));
+    }
+}
+
+impl State {
+    /// Nobody is at the other end any more, or is to be.
+    fn end_line(&self) {
+        if let Some(socket) = &self.socket {
+            // It may have ended already.
+            let _ = shutdown(socket, Shutdown::Write);
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !matches!(self.process, Process::Ended(_))
+    }
+
+    fn why_gone(&self) -> String {
+        match (&self.process, &self.last_end, &self.trouble) {
+            (Process::Ended(end), ..) => end.to_string(),
+            (Process::Between, Some((_, end)), None) => format!("{end}, and is being replaced"),
+            (Process::Between, Some((_, end)), Some(trouble)) => {
+                format!("{end}, and cannot be replaced so far: {trouble}")
+            }
+            _ => "the server has been shut down".to_owned(),
+        }
+    }
+}
+
+impl Line {
+    fn is_at(&self, address: &Address) -> bool {
+        let state = lock(&self.state);
+        match (state.address.as_ref().map(|own| &own.0), &address.0) {
+            (Some(Place::Unix(own)), Place::Unix(path)) => own == path,
+            (Some(Place::Tcp { host, port }), Place::Tcp { host: other, port: number }) => {
+                host == other && port == number
+            }
+            _ => false,
+        }
+    }
+
+    /// The state as it is now.
+    fn look(self: &Arc<Self>) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.state);
+        self.see(&mut state);
+        state
+    }
+
+    /// Takes the exit status of a process that has ended.
+    fn see(self: &Arc<Self>, state: &mut State) {
+        let Process::Runs(pidfd) = &state.process else { return };
+        let Some(end) = reap(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) else { return };
+        let said = state.socket.take().and_then(|socket| last_word(&socket));
+        let is_told =
+            state.is_unwanted || end == End::Exited(0) || matches!(said, Some(Word::Ended(_)));
+        let reason = match said {
+            Some(Word::Failed(reason) | Word::Ended(reason)) => Some(reason),
+            _ => None,
+        };
+        let ended = ServerEnd { pid: state.pid, end, reason };
+        state.last_end = Some((Instant::now(), ended.clone()));
+        state.trouble = None;
+        match (&self.launch, is_told) {
+            (Some(launch), false) => {
+                tracing::error!(name = launch.name(), "{ended}");
+                state.process = Process::Between;
+                self.watch(state);
+            }
+            _ => {
+                tracing::info!("{ended}");
+                state.process = Process::Ended(ended);
+            }
+        }
+        self.changed.notify_all();
+    }
+
+    fn watch(self: &Arc<Self>, state: &mut State) {
+        if state.is_watched || !state.has_work() {
+            return;
+        }
+        let line = self.clone();
+        match sys::spawn_without_signals("taskfork-server", move || line.keep_watch()) {
+            Ok(()) => state.is_watched = true,
+            Err(error) => tracing::error!("no thread can wait for the server's end: {error}"),
+        }
+        if !state.is_watched && matches!(state.process, Process::Between) {
+            // Nobody will replace it.
+            let end = state.last_end.as_ref().map(|(_, end)| end.clone());
+            let unknown = ServerEnd { pid: state.pid, end: End::Unknown, reason: None };
+            state.process = Process::Ended(end.unwrap_or(unknown));
+        }
+    }
+
+    /// Waits for the end of each process until there is no other.
+    fn keep_watch(self: Arc<Self>) {
+        let mut delay = Delay::default();
+        loop {
+            let state = self.look();
+            match &state.process {
+                Process::Runs(pidfd) => {
+                    let pidfd = pidfd.clone();
+                    drop(state);
+                    wait_for(&pidfd);
+                }
+                Process::Between => {
+                    let ran = state.last_end.as_ref().map(|(at, _)| *at - state.since);
+                    drop(state);
+                    self.replace(&mut delay, ran.unwrap_or_default());
+                }
+                Process::Ended(_) => return,
+            }
+        }
+    }
+
+    /// Starts the server again, as often as it takes.
+    fn replace(self: &Arc<Self>, delay: &mut Delay, ran: Duration) {
+        let Some(launch) = &self.launch else { return };
+        let mut pause = delay.next(ran);
+        loop {
+            let name = launch.name();
+            tracing::info!(name, "the server is started again after {}", seconds(pause));
+            let state = lock(&self.state);
+            let waited = self.changed.wait_timeout_while(state, pause, |state| !state.is_unwanted);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if state.is_unwanted {
+                return self.end_between(&mut state);
+            }
+            let previous = state.address.clone();
+            drop(state);
+            let is_unwanted = || lock(&self.state).is_unwanted;
+            let started = launch.start(previous.as_ref(), &is_unwanted);
+            let mut state = lock(&self.state);
+            match started {
+                Ok(Started { pid, pidfd, line, address }) => {
+                    if address.as_ref().map(Address::to_string)
+                        != previous.as_ref().map(Address::to_string)
+                    {
+                        tracing::error!(name, "the new server listens at another address");
+                    }
+                    let process = Process::Runs(Arc::new(pidfd));
+                    let (since, socket) = (Instant::now(), Some(line));
+                    *state = State {
+                        pid,
+                        socket,
+                        address,
+                        process,
+                        since,
+                        trouble: None,
+                        last_end: state.last_end.take(),
+                        is_unwanted: state.is_unwanted,
+                        is_watched: true,
+                    };
+                    if state.is_unwanted {
+                        state.end_line();
+                    }
+                    tracing::info!(name, "the server runs again, as process {pid}");
+                    self.changed.notify_all();
+                    return;
+                }
+                Err(_) if state.is_unwanted => return self.end_between(&mut state),
+                Err(error) => {
+                    tracing::error!(name, "the server cannot be started again: {error}");
+                    state.trouble = Some(error.to_string());
+                    pause = delay.next(Duration::ZERO);
+                }
+            }
+        }
+    }
+
+    /// It is not to be replaced any more.
+    fn end_between(&self, state: &mut State) {
+        if let Some((_, end)) = &state.last_end {
+            state.process = Process::Ended(end.clone());
+        }
+        self.changed.notify_all();
+    }
+}
+
+/// How long to wait before a server is started again.
+#[derive(Debug, Default)]
+struct Delay(Duration);
+
+impl Delay {
+    /// After one that ran for so long.
+    fn next(&mut self, ran: Duration) -> Duration {
+        self.0 = match ran >= STABLE {
+            true => Duration::ZERO,
+            false => (self.0 * 2).clamp(FIRST_DELAY, LAST_DELAY),
+        };
+        self.0
+    }
+}
+
+/// The last that a server has said.
+fn last_word(socket: &OwnedFd) -> Option<Word> {
+    let mut last = None;
+    let mut text = [0; LONGEST_WORD];
+    while let Ok((_, length @ 1..)) = retry_on_intr(|| recv(socket, &mut text, RecvFlags::DONTWAIT))
+    {
+        last = Word::read(&text[..length]).or(last);
+    }
+    last
+}
+
+/// Waits until the process has ended.
+fn wait_for(pidfd: &OwnedFd) {
+    while !has_ended(pidfd) {
+        // What interrupts it is waited for again.
+        let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], None);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<ServerEnd> for FatalError {
+    fn from(ServerEnd { pid, end, reason }: ServerEnd) -> Self {
+        Self::ServerEnded { pid, end, reason }
+    }
+}
+
+impl fmt::Display for ServerEnd {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        FatalError::from(self.clone()).fmt(out)
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Link({})", lock(&self.0.state).pid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_dies_again_and_again_is_started_ever_more_seldom() {
+        let mut delay = Delay::default();
+        let short = Duration::from_secs(1);
+        let pauses: Vec<_> = (0..9).map(|_| delay.next(short).as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(delay.next(STABLE), Duration::ZERO);
+        assert_eq!(delay.next(short), FIRST_DELAY);
+    }
+}

@@ -1,0 +1,482 @@
+//! Starting the process of a server, giving it what it needs, and hearing how far it comes. What it writes before it
+//! calls `init` comes here first: it may be what a program says that does not know that it is to become a server.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::SigSet;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+
+use super::control::{self, LONGEST_MESSAGE, Word};
+use super::entry::VARIABLE;
+use super::error::ServerError;
+use crate::address::Address;
+use crate::error::End;
+use crate::sys::{self, LONGEST_WORD};
+
+/// How much of a new process's output is held back, and how much of that an error has.
+const MOST_HELD: usize = 64 << 10;
+const MOST_TOLD: usize = 4 << 10;
+
+/// How often a start looks whether it is wanted any more.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// All that is needed to start a server, as often as it takes.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    name: String,
+    config: Option<Vec<u8>>,
+    timeout: Option<Duration>,
+    /// What a replacement inherits as well.
+    variables: Vec<(OsString, OsString)>,
+    folder: Option<PathBuf>,
+    mask: Option<SigSet>,
+}
+
+/// A server that serves.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
+    /// The program's end of the line.
+    pub(crate) line: OwnedFd,
+    /// Where it listens, if it does.
+    pub(crate) address: Option<Address>,
+}
+
+/// Waits for a server that has been forked.
+pub(crate) fn forked(pid: u32, line: OwnedFd) -> Result<Started, ServerError> {
+    Starting::new(pid, line, VecDeque::new(), Vec::new())?.wait("", None, &|| false)
+}
+
+impl Launch {
+    /// Of a server that inherits what this process has now.
+    pub(crate) fn new(name: String, config: Option<Vec<u8>>, timeout: Option<Duration>) -> Self {
+        Self {
+            name,
+            config,
+            timeout,
+            variables: std::env::vars_os().collect(),
+            folder: std::env::current_dir().ok(),
+            mask: SigSet::thread_get_mask().ok(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Starts a process and waits until it serves. It replaces a server that listened at `previous`, if there was
+    /// one. It is killed once it is not wanted any more.
+    pub(crate) fn start(
+        &self,
+        previous: Option<&Address>,
+        is_unwanted: &dyn Fn() -> bool,
+    ) -> Result<Started, ServerError> {
+        let cannot = "cannot make a line to the server";
+        let (line, theirs) = control::pair().map_err(ServerError::system(cannot))?;
+        let outputs = [
+            (control::STDOUT, Output::new(rustix::stdio::stdout())),
+            (control::STDERR, Output::new(rustix::stdio::stderr())),
+        ];
+        let mut command = Command::new("/proc/self/exe");
+        command.stdin(Stdio::from(theirs)).env_clear();
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.env(VARIABLE, &self.name);
+        if let Some(folder) = self.folder.as_ref().filter(|folder| folder.is_dir()) {
+            command.current_dir(folder);
+        }
+        let (mut messages, mut held) = (VecDeque::new(), Vec::new());
+        for (kind, output) in outputs {
+            // Where it cannot be had, it is inherited as it is.
+            let Ok(Output { real, reader, writer }) = output else { continue };
+            match kind {
+                control::STDOUT => command.stdout(writer),
+                _ => command.stderr(writer),
+            };
+            let Ok(for_child) = real.try_clone() else { continue };
+            messages.push_back(Message { bytes: vec![kind], descriptor: Some(for_child.into()) });
+            held.push(Held::new(reader, real));
+        }
+        let plain = |bytes| Message { bytes, descriptor: None };
+        // An empty configuration is one all the same.
+        let config = self.config.iter().flat_map(|config| match config[..] {
+            [] => vec![vec![control::CONFIG]],
+            _ => config
+                .chunks(LONGEST_MESSAGE - 1)
+                .map(|c| [&[control::CONFIG], c].concat())
+                .collect(),
+        });
+        messages.extend(config.map(plain));
+        let previous = previous.map(|address| format!("{}{address}", char::from(control::ADDRESS)));
+        messages.extend(previous.map(|text| plain(text.into_bytes())));
+        messages.push_back(plain(vec![control::BEGIN]));
+
+        let child = sys::with_mask(self.mask.as_ref(), || command.spawn())
+            .map_err(ServerError::system("cannot execute this program again"))?;
+        // It holds the other ends of the line and the pipes.
+        drop(command);
+        let starting = Starting::new(child.id(), line, messages, held)?;
+        starting.wait(&self.name, self.timeout, is_unwanted)
+    }
+}
+
+/// A message of the program to the new server.
+#[derive(Debug)]
+struct Message {
+    bytes: Vec<u8>,
+    descriptor: Option<OwnedFd>,
+}
+
+/// What becomes an output of a new process: a pipe, and where it leads after `init`.
+struct Output {
+    real: File,
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+impl Output {
+    fn new(real: BorrowedFd<'_>) -> io::Result<Self> {
+        let real = File::from(rustix::io::fcntl_dupfd_cloexec(real, 3)?);
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&reader, true)?;
+        Ok(Self { real, reader, writer })
+    }
+}
+
+/// What a new process has written before `init`.
+#[derive(Debug)]
+struct Held {
+    /// Nothing once the other end is closed.
+    reader: Option<File>,
+    real: File,
+    text: Vec<u8>,
+    /// There was more than is held back, so that nothing is held back any more.
+    is_let_through: bool,
+}
+
+impl Held {
+    fn new(reader: OwnedFd, real: File) -> Self {
+        Self { reader: Some(reader.into()), real, text: Vec::new(), is_let_through: false }
+    }
+
+    /// Reads what there is.
+    fn read(&mut self) {
+        let mut piece = [0; 4096];
+        while let Some(reader) = &mut self.reader {
+            match reader.read(&mut piece) {
+                Ok(0) => self.reader = None,
+                Ok(length) => self.add(&piece[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.reader = None,
+            }
+        }
+    }
+
+    fn add(&mut self, piece: &[u8]) {
+        self.text.extend_from_slice(piece);
+        if self.is_let_through {
+            let _ = self.real.write_all(piece);
+        } else if self.text.len() > MOST_HELD {
+            self.let_through();
+        }
+        if self.is_let_through && self.text.len() > 2 * MOST_TOLD {
+            self.text.drain(..self.text.len() - MOST_TOLD);
+        }
+    }
+
+    /// Writes what has been held back where it was meant to go.
+    fn let_through(&mut self) {
+        if !std::mem::replace(&mut self.is_let_through, true) {
+            // An output that is closed or full is the program's own business.
+            let _ = self.real.write_all(&self.text);
+        }
+    }
+}
+
+/// A process that is to become a server.
+struct Starting {
+    pid: u32,
+    pidfd: OwnedFd,
+    line: OwnedFd,
+    /// Its end of the line is open, as far as is known.
+    is_open: bool,
+    messages: VecDeque<Message>,
+    held: Vec<Held>,
+    initialised: bool,
+}
+
+/// What has become of it.
+enum Outcome {
+    Ready(Option<String>),
+    Error(ServerError),
+}
+
+impl Starting {
+    fn new(
+        pid: u32,
+        line: OwnedFd,
+        messages: VecDeque<Message>,
+        held: Vec<Held>,
+    ) -> Result<Self, ServerError> {
+        let process = Pid::from_raw(pid.cast_signed()).ok_or(Errno::SRCH);
+        let pidfd = process
+            .and_then(|process| pidfd_open(process, PidfdFlags::empty()))
+            .map_err(ServerError::system("cannot watch the server's process"))?;
+        Ok(Self { pid, pidfd, line, is_open: true, messages, held, initialised: false })
+    }
+
+    fn wait(
+        mut self,
+        name: &str,
+        timeout: Option<Duration>,
+        is_unwanted: &dyn Fn() -> bool,
+    ) -> Result<Started, ServerError> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            self.held.iter_mut().for_each(Held::read);
+            match self.talk() {
+                Some(Outcome::Ready(address)) => {
+                    self.held.iter_mut().for_each(Held::read);
+                    let address = address.map(|text| text.parse()).transpose();
+                    let Self { pid, pidfd, line, .. } = self;
+                    return Ok(Started { pid, pidfd, line, address: address? });
+                }
+                Some(Outcome::Error(error)) => {
+                    self.end();
+                    return Err(error);
+                }
+                None => {}
+            }
+            if is_unwanted() {
+                self.end();
+                let message = "it was told to shut down before it served".to_owned();
+                return Err(ServerError::Startup { message });
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                let (process, after) = (describe(self.pid), timeout.unwrap_or_default());
+                self.end();
+                return Err(ServerError::StartTimedOut {
+                    name: name.to_owned(),
+                    after,
+                    process,
+                    initialised: self.initialised,
+                    output: self.output(),
+                });
+            }
+            if self.sleep(left.unwrap_or(GLANCE).min(GLANCE)) {
+                // What it said last is there by now.
+                self.held.iter_mut().for_each(Held::read);
+                if let Some(Outcome::Error(error)) = self.talk() {
+                    self.end();
+                    return Err(error);
+                }
+                let end = self.end();
+                if self.initialised || name.is_empty() {
+                    let message = format!("its process {end} before it called `run`");
+                    return Err(ServerError::Startup { message });
+                }
+                let (name, output) = (name.to_owned(), self.output());
+                return Err(ServerError::NeverInitialised { name, end, output });
+            }
+        }
+    }
+
+    /// Sends what there is room for, and hears what there is to hear.
+    fn talk(&mut self) -> Option<Outcome> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        while let (true, Some(message)) = (self.is_open, self.messages.front()) {
+            let sent = match &message.descriptor {
+                Some(descriptor) => {
+                    sys::send_descriptor_with(&self.line, descriptor.as_fd(), &message.bytes)
+                }
+                None => send(&self.line, &message.bytes, flags).map(drop).map_err(io::Error::from),
+            };
+            match sent {
+                Ok(()) => drop(self.messages.pop_front()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The other end is closed; the words that were sent before that are read below.
+                Err(_) => self.messages.clear(),
+            }
+        }
+        while self.is_open {
+            let mut text = [0; LONGEST_WORD];
+            let length = match recv(&self.line, &mut text, RecvFlags::DONTWAIT) {
+                Ok((_, length)) => length,
+                Err(Errno::AGAIN) => return None,
+                Err(Errno::INTR) => continue,
+                Err(_) => 0,
+            };
+            match Word::read(&text[..length]) {
+                Some(Word::Init) => {
+                    self.initialised = true;
+                    self.held.iter_mut().for_each(Held::read);
+                    self.held.iter_mut().for_each(Held::let_through);
+                }
+                Some(Word::Ready(address)) => return Some(Outcome::Ready(address)),
+                Some(Word::Misfit { expected, reason }) => {
+                    return Some(Outcome::Error(ServerError::Misconfigured { expected, reason }));
+                }
+                Some(Word::Failed(message) | Word::Ended(message)) => {
+                    return Some(Outcome::Error(ServerError::Startup { message }));
+                }
+                None => self.is_open = length > 0,
+            }
+        }
+        None
+    }
+
+    /// Waits until there is something to do, for so long at most. Returns whether the process has ended.
+    fn sleep(&self, most: Duration) -> bool {
+        let wanted = match self.messages.is_empty() {
+            true => PollFlags::IN,
+            false => PollFlags::IN | PollFlags::OUT,
+        };
+        let mut watched = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+        if self.is_open {
+            watched.push(PollFd::new(&self.line, wanted));
+        }
+        let readers = self.held.iter().filter_map(|held| held.reader.as_ref());
+        watched.extend(readers.map(|reader| PollFd::new(reader, PollFlags::IN)));
+        let most = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: most.subsec_nanos().into() };
+        // What is interrupted or fails is tried again after a look at all there is.
+        let _ = poll(&mut watched, Some(&most));
+        !watched[0].revents().is_empty()
+    }
+
+    /// Kills the process if it lives, and reaps it.
+    fn end(&mut self) -> End {
+        // A failure may be told a moment before the process ends by itself.
+        if !self.sleeps_until_ended(GLANCE) {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
+        let end = reap(&self.pidfd, WaitIdOptions::EXITED).unwrap_or_default();
+        self.held.iter_mut().for_each(Held::read);
+        end
+    }
+
+    fn sleeps_until_ended(&self, most: Duration) -> bool {
+        let until = Instant::now() + most;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&timeout)) {
+                Err(Errno::INTR) => {}
+                ended => return ended != Ok(0),
+            }
+        }
+    }
+
+    /// The end of what the process has written.
+    fn output(&self) -> String {
+        let texts = self.held.iter().map(|held| {
+            let from = held.text.len().saturating_sub(MOST_TOLD / self.held.len());
+            String::from_utf8_lossy(&held.text[from..]).into_owned()
+        });
+        texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// How a child of this process has ended, if it has. With other flags than `NOHANG` this waits.
+pub(super) fn reap(pidfd: &OwnedFd, flags: WaitIdOptions) -> Option<End> {
+    match retry_on_intr(|| waitid(WaitId::PidFd(pidfd.as_fd()), flags)) {
+        Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => End::Exited(code),
+            (None, Some(signal)) => End::Signaled(signal),
+            (None, None) => End::Unknown,
+        }),
+        Ok(None) => None,
+        // The program has reaped it by itself, or ignores the deaths of children.
+        Err(_) => has_ended(pidfd).then_some(End::Unknown),
+    }
+}
+
+/// Whether the process has ended, whoever has reaped it.
+pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+    retry_on_intr(|| poll(&mut watched, Some(&now))).is_ok_and(|count| count > 0)
+}
+
+/// A process in words: `process 7 (/srv/app, sleeping in do_nanosleep)`.
+fn describe(pid: u32) -> String {
+    let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+    let line = read("cmdline");
+    let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+    let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+    let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+    let place = String::from_utf8_lossy(&read("wchan")).into_owned();
+    let sleeps = |how: &str| match &place[..] {
+        "" | "0" => how.to_owned(),
+        place => format!("{how} in {place}"),
+    };
+    let state = match state {
+        Some("R") => "running".to_owned(),
+        Some("S") => sleeps("sleeping"),
+        Some("D") => sleeps("in an uninterruptible wait"),
+        Some("T") => "stopped by a signal".to_owned(),
+        Some("t") => "stopped by a debugger".to_owned(),
+        _ => "ended".to_owned(),
+    };
+    format!("its process {pid} ({}, {state})", log_defer::printable(&line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held() -> (Held, File, File) {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let (shown, real) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::io::ioctl_fionbio(&shown, true).unwrap();
+        (Held::new(reader, real.into()), writer.into(), shown.into())
+    }
+
+    fn all(shown: &mut File) -> Vec<u8> {
+        let (mut text, mut piece) = (Vec::new(), [0; 4096]);
+        while let Ok(length) = shown.read(&mut piece) {
+            text.extend_from_slice(&piece[..length]);
+        }
+        text
+    }
+
+    #[test]
+    fn output_is_held_back_until_it_is_let_through_and_nothing_is_lost() {
+        let (mut held, mut writer, mut shown) = held();
+        writer.write_all(b"before").unwrap();
+        held.read();
+        assert_eq!(all(&mut shown), b"");
+        held.let_through();
+        writer.write_all(b", after").unwrap();
+        held.read();
+        assert_eq!(all(&mut shown), b"before, after");
+    }
+
+    #[test]
+    fn no_more_is_held_back_than_there_is_room_for() {
+        let (mut held, mut writer, mut shown) = held();
+        let mut seen = Vec::new();
+        for _ in 0..100 {
+            writer.write_all(&[b'x'; 4000]).unwrap();
+            held.read();
+            seen.extend(all(&mut shown));
+        }
+        assert!(held.text.len() <= 2 * MOST_TOLD);
+        assert_eq!(seen.len(), 100 * 4000);
+    }
+}
