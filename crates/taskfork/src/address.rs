@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::display::debug_as_text;
 use crate::server::Link;
 
 /// Before a path whose bytes may be given by numbers.
@@ -57,7 +58,7 @@ pub(crate) enum Place {
 }
 
 /// Why a text or a value is no usable address.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
     /// The text has none of the known forms.
@@ -108,6 +109,8 @@ pub enum AddressError {
         text: String,
     },
 }
+
+debug_as_text!(AddressError);
 
 impl Address {
     /// A unix socket in the file system.

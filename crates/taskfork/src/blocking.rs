@@ -32,6 +32,7 @@ use tokio::sync::oneshot;
 
 use crate::blob::BlobMut;
 use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
+use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
 use crate::wire::answer::InterfaceError;
 use crate::wire::args::Args;
@@ -46,7 +47,7 @@ pub struct Client {
 }
 
 /// Why a blocking client cannot be built.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// An option is wrong.
@@ -56,6 +57,8 @@ pub enum BuildError {
     #[error("cannot start the client's thread: {0}")]
     Thread(#[from] io::Error),
 }
+
+debug_as_text!(BuildError);
 
 impl Client {
     /// Builds a client of these options. There need be no tokio runtime.

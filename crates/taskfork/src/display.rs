@@ -1,6 +1,40 @@
-//! How times stand in messages.
+//! How times stand in messages, and errors as `Debug`.
 
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
+
+/// `Debug` of errors as their text and their causes: a `main` that returns an error shows it by `Debug`.
+macro_rules! debug_as_text {
+    ($($error:ty),*) => {$(
+        impl std::fmt::Debug for $error {
+            fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                $crate::display::text_with_causes(self, out)
+            }
+        }
+    )*};
+}
+pub(crate) use debug_as_text;
+
+/// The most causes that are shown, as a chain may be endless.
+const MOST_CAUSES: usize = 64;
+
+/// An error's text, and each cause whose text is not part of what is shown already, in a line of its own.
+pub(crate) fn text_with_causes(
+    error: &(dyn Error + 'static),
+    out: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let mut shown = error.to_string();
+    out.write_str(&shown)?;
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    for text in causes.take(MOST_CAUSES).map(ToString::to_string) {
+        if !shown.contains(&text) {
+            write!(out, "\ncaused by: {}", text.replace('\n', "\n  "))?;
+            shown = text;
+        }
+    }
+    Ok(())
+}
 
 /// `30 seconds`, `1 second`, `0.25 seconds`: at most three decimals, no more than are needed.
 pub(crate) fn seconds(time: Duration) -> String {
@@ -13,6 +47,18 @@ pub(crate) fn seconds(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Failure;
+
+    #[test]
+    fn a_cause_is_shown_once() {
+        #[derive(thiserror::Error)]
+        #[error("cannot open: {0}")]
+        struct Outer(#[source] Failure);
+        debug_as_text!(Outer);
+
+        let error = Outer(Failure::new("no access").caused_by("no such\nuser"));
+        assert_eq!(format!("{error:?}"), "cannot open: no access\ncaused by: no such\n  user");
+    }
 
     #[test]
     fn decimals_stand_only_where_they_say_something() {

@@ -5,8 +5,8 @@ use std::fmt;
 use std::time::Duration;
 
 pub use crate::death::{Activity, Death, End, Hung};
-use crate::display::seconds;
-use crate::report::{CallSite, Report};
+use crate::display::{debug_as_text, seconds};
+use crate::report::{self, CallSite, Report};
 
 /// What a call on a worker can end with instead of its result.
 ///
@@ -28,8 +28,7 @@ use crate::report::{CallSite, Report};
 ///
 /// As text it is one line; as `{:#}`, or through [`report`](Self::report), everything that is known:
 /// the causes in the worker, where a panic was raised, which call of whom it was, and where in the
-/// program that was made.
-#[derive(Debug)]
+/// program that was made. `Debug` is the same, since a `main` that returns an error shows it by `Debug`.
 #[non_exhaustive]
 pub enum Error<E = Failure> {
     /// The call failed. The checkout stays usable: further calls reach the same worker.
@@ -54,7 +53,6 @@ pub enum Error<E = Failure> {
 }
 
 /// An error that ends a call and leaves its checkout usable.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum CallError<E = Failure> {
     /// The interface's own error.
@@ -97,7 +95,7 @@ pub enum CallError<E = Failure> {
 }
 
 /// What ends a checkout.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FatalError {
     /// The time of a call ran out, counted from when it was made.
@@ -194,7 +192,7 @@ pub struct Location {
 /// assert_eq!(failure.to_string(), "cannot open the account");
 /// assert_eq!(std::error::Error::source(&failure).unwrap().to_string(), "disk full");
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Failure {
     message: String,
     /// The chain is short, so that recursion over it is harmless.
@@ -372,6 +370,28 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
         }
     }
 }
+
+impl<E: fmt::Display> fmt::Debug for Error<E> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.report().fmt(out)
+    }
+}
+
+impl<E: fmt::Display> fmt::Debug for CallError<E> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{self}")?;
+        report::details_of_call(self, out)
+    }
+}
+
+impl fmt::Debug for FatalError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{self}")?;
+        report::details_of_end(self, out)
+    }
+}
+
+debug_as_text!(Failure);
 
 impl<E: std::error::Error + 'static> std::error::Error for CallError<E> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {

@@ -38,6 +38,8 @@ mod busy_poll;
 mod client;
 mod context;
 mod death;
+#[cfg(test)]
+mod debug_tests;
 mod display;
 mod error;
 #[cfg(fuzzing)]

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 use std::panic::Location;
 
 use crate::display::seconds;
-use crate::error::{CallError, Death, Error, Failure, FatalError};
+use crate::error::{CallError, Death, Error, Failure, FatalError, Panic};
 
 /// Which call an error belongs to: who made it, of which method, and where in the program.
 #[derive(Debug, Clone)]
@@ -97,42 +97,14 @@ impl<E: fmt::Display> fmt::Display for Report<'_, E> {
         let site = self.0.site();
         write!(out, "{}", self.0)?;
         match self.0 {
-            Error::Call { error: CallError::Setup { failure }, .. } => {
-                causes(out, failure.causes())?;
-            }
-            Error::Call { error: CallError::Panic(panic), .. } => {
-                if let Some(stack) = &panic.stack {
-                    write!(out, "\n{}", stack.trim_end())?;
-                }
-            }
-            Error::Fatal {
-                cause: FatalError::WorkerDied(Death { stderr: Some(text), hung: None, .. }),
-                ..
-            } => {
-                write!(Indented(out), "\nstandard error:\n{text}")?;
-            }
-            Error::Fatal {
-                cause:
-                    FatalError::TimedOut { hung: Some(hung), .. }
-                    | FatalError::WorkerDied(Death { hung: Some(hung), .. }),
-                ..
-            } => {
-                write!(Indented(out), "\nit had run for {}", seconds(hung.ran_for))?;
-                if let Some(stack) = &hung.stack {
-                    write!(out, ", and was at\n{}", stack.trim_end())?;
-                } else if let Some(reason) = &hung.no_stack {
-                    write!(Indented(out), "; its stack is not known: {reason}")?;
-                }
-                if let Some(text) = &hung.stderr {
-                    write!(Indented(out), "\nstandard error:\n{text}")?;
-                }
-            }
-            _ => {
+            Error::Call { error: CallError::Interface(_), .. } => {
                 causes(out, site.0.causes.iter().map(String::as_str))?;
-                if let Some(stack) = site.stack() {
-                    write!(out, "\n{}", stack.trim_end())?;
-                }
             }
+            Error::Call { error, .. } => details_of_call(error, out)?,
+            Error::Fatal { cause, .. } => details_of_end(cause, out)?,
+        }
+        if let Some(stack) = site.stack() {
+            write!(out, "\n{}", stack.trim_end())?;
         }
         write!(out, "\n{site}\n  at {}", site.location())?;
         #[cfg(feature = "tracing")]
@@ -146,6 +118,43 @@ impl<E: fmt::Display> fmt::Display for Report<'_, E> {
 impl<E> fmt::Debug for Report<'_, E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_tuple("Report").field(self.0.site()).finish()
+    }
+}
+
+/// What an error of a call says besides its text.
+pub(crate) fn details_of_call<E>(
+    error: &CallError<E>,
+    out: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    match error {
+        CallError::Setup { failure } => causes(out, failure.causes()),
+        CallError::Panic(Panic { stack: Some(stack), .. }) => {
+            write!(out, "\n{}", stack.trim_end())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the end of a checkout says besides its text.
+pub(crate) fn details_of_end(cause: &FatalError, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match cause {
+        FatalError::WorkerDied(Death { stderr: Some(text), hung: None, .. }) => {
+            write!(Indented(out), "\nstandard error:\n{text}")
+        }
+        FatalError::TimedOut { hung: Some(hung), .. }
+        | FatalError::WorkerDied(Death { hung: Some(hung), .. }) => {
+            write!(Indented(out), "\nit had run for {}", seconds(hung.ran_for))?;
+            if let Some(stack) = &hung.stack {
+                write!(out, ", and was at\n{}", stack.trim_end())?;
+            } else if let Some(reason) = &hung.no_stack {
+                write!(Indented(out), "; its stack is not known: {reason}")?;
+            }
+            match &hung.stderr {
+                Some(text) => write!(Indented(out), "\nstandard error:\n{text}"),
+                None => Ok(()),
+            }
+        }
+        _ => Ok(()),
     }
 }
 

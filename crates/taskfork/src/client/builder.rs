@@ -13,6 +13,7 @@ use super::pool::{Limits, Overload};
 use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
+use crate::display::debug_as_text;
 use crate::error::FatalError;
 use crate::loans::DEFAULT_LENT;
 use crate::server::Link;
@@ -208,7 +209,7 @@ impl Config {
 }
 
 /// Why a client cannot be built.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// No address was given.
@@ -256,6 +257,8 @@ pub enum ConfigError {
     )]
     NoRuntime,
 }
+
+debug_as_text!(ConfigError);
 
 impl ClientBuilder {
     /// Where the server is: `unix:PATH`, `tcp:HOST:PORT`, or the address of a

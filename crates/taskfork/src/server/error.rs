@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::address::AddressError;
-use crate::display::seconds;
+use crate::display::{debug_as_text, seconds};
 use crate::error::{End, Failure};
 
 /// Why a server did not start, or stopped in a way it was not told to.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
     /// [`run`](crate::Server::run) was called without an address to listen on.
@@ -110,7 +110,7 @@ pub enum ServerError {
     },
     /// What [`preload`](crate::ServerBuilder::preload) was to load could not be loaded.
     #[error("cannot preload: {0}")]
-    Preload(Failure),
+    Preload(#[source] Failure),
     /// [`Server::spawn`](crate::Server::spawn) was called, and [`init`](crate::init) was not.
     #[error(
         "cannot start the server `{name}` by executing this program again: the first line of \
@@ -218,6 +218,8 @@ pub enum ServerError {
         source: io::Error,
     },
 }
+
+debug_as_text!(ServerError);
 
 impl ServerError {
     /// For `map_err`: names what was tried.

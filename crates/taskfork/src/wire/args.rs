@@ -32,9 +32,11 @@ pub trait Args {
 
 /// Why a value cannot be encoded.
 #[doc(hidden)]
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct EncodeError(pub(crate) String);
+
+crate::display::debug_as_text!(EncodeError);
 
 /// Appends `value` as MessagePack, structs as maps so that fields may be added at either end. Long
 /// byte strings may stay where they are; see [`parts`](super::parts).

@@ -29,11 +29,13 @@ pub struct Arguments<'a> {
 }
 
 /// What is wrong with a call's arguments: too many, too few, or one of the wrong type.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ArgumentsError {
     message: String,
 }
+
+crate::display::debug_as_text!(ArgumentsError);
 
 impl From<String> for ArgumentsError {
     fn from(message: String) -> Self {

@@ -1,6 +1,6 @@
 //! Servers that a program starts for itself.
 
-use taskfork::{Client, Server, ServerError};
+use taskfork::{Server, ServerError};
 
 use crate::support::processes::{is_alive, is_gone};
 use crate::support::{roles, start, trials, until};
@@ -19,7 +19,6 @@ trials! {
     a_late_line_in_main_is_named,
     an_unknown_entry_is_named_with_those_there_are,
     a_server_that_does_not_come_up_says_why,
-    the_address_of_a_closed_server_is_told_as_gone,
 }
 
 async fn a_spawned_server_is_reached_through_its_handle_only() {
@@ -110,14 +109,4 @@ async fn a_server_that_does_not_come_up_says_why() {
     assert!(error.starts_with("the server did not start: the server has no address"), "{error}");
     let error = Server::spawn("never_runs").unwrap_err().to_string();
     assert!(error.contains("exited with status 0 before it called `run`"), "{error}");
-}
-
-async fn the_address_of_a_closed_server_is_told_as_gone() {
-    let (server, _client) = start("faults");
-    let address = server.address();
-    tokio::task::spawn_blocking(move || server.close()).await.unwrap();
-    let timeout = std::time::Duration::from_millis(100);
-    let client = Client::builder().address(address).timeout(timeout).build().unwrap();
-    let error = client.call::<()>("nothing", ()).await.unwrap_err().to_string();
-    assert!(error.contains("no server answered"), "{error}");
 }

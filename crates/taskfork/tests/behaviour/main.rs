@@ -48,6 +48,7 @@ mod shutdown;
 #[cfg(feature = "tracing")]
 mod spans;
 mod spares;
+mod spawned;
 mod status;
 mod stderr;
 mod support;
@@ -110,6 +111,7 @@ fn main() {
         sharing::trials(),
         shutdown::trials(),
         spares::trials(),
+        spawned::trials(),
         #[cfg(feature = "tracing")]
         spans::trials(),
         status::trials(),

@@ -42,6 +42,10 @@ pub(crate) fn plays_before_init() -> bool {
             taskfork::init(servers::ENTRIES);
             print_error(Server::spawn("faults"));
         }
+        ["before_init", what] => {
+            crate::spawned::before_init(what);
+            return false;
+        }
         _ => return false,
     }
     true
@@ -158,6 +162,15 @@ pub(crate) fn plays() -> bool {
         }
         ["fork_at_bytes", folder] => fork_at_bytes(folder),
         ["two_forks"] => two_forks(),
+        ["before_init", _] => crate::spawned::spawns_what_does_not_start(),
+        ["fork_and_kill"] => crate::spawned::fork_and_kill(),
+        ["spawn_and_fork"] => crate::spawned::spawn_and_fork(),
+        ["inherit"] => crate::spawned::inherit(),
+        ["return_error"] => {
+            use std::process::Termination;
+            // As a `main` that returns it.
+            Server::spawn("nobody").map(drop).report();
+        }
         ["orphan_server", how] => {
             let server = match how {
                 "fork" => Server::fork(servers::serve).unwrap(),
@@ -173,6 +186,11 @@ pub(crate) fn plays() -> bool {
         ref other => panic!("no such role: {other:?}"),
     }
     true
+}
+
+/// Whether this program was told so, besides its role.
+pub(crate) fn is(word: &str) -> bool {
+    role().iter().any(|told| told == word)
 }
 
 fn role() -> Vec<String> {

@@ -84,6 +84,9 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("typed", crate::typed::server),
     ("scribbling", |server| crate::shared_memory::server(server, false)),
     ("scribbling_as_nobody", |server| crate::shared_memory::server(server, true)),
+    ("configured", crate::spawned::configured),
+    ("never_serves", crate::spawned::never_serves),
+    ("panics_later", crate::spawned::panics_later),
     ("never_runs", |_| Ok(())),
     ("refuses", |_| Err(ServerError::NoAddress)),
 ];
@@ -254,6 +257,8 @@ fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
                 .map(|(name, _)| name.to_string_lossy().into_owned())
                 .collect::<Vec<_>>())
         })
+        .function("variable", |name: String| Ok(std::env::var(name)?))
+        .function("folder", || Ok(std::env::current_dir()?))
         .function("status", || Ok(std::fs::read_to_string("/proc/self/status")?))
         .function("random", || {
             // SAFETY: C's generator has no other user in this process.

@@ -1,0 +1,550 @@
+//! What becomes of a server that a program has started: its death, its replacement, its start, its configuration.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use taskfork::{
+    Client, End, Error, FatalError, Methods, Server, ServerBuilder, ServerError, ServerHandle,
+    Spawn, blocking,
+};
+
+use crate::support::processes::{command_line, is_alive, is_gone, signal};
+use crate::support::{address_in, roles, servers, start, trials, until};
+
+trials! {
+    a_killed_server_is_replaced_at_its_address,
+    a_call_of_a_killed_server_says_so,
+    without_respawn_calls_fail_at_once_and_say_how_the_server_died,
+    without_respawn_a_thread_that_waits_is_told_as_well,
+    a_client_of_a_server_that_has_ended_is_told_at_once,
+    another_server_at_the_same_path_serves_the_old_ones_clients,
+    a_server_that_ends_as_it_is_told_is_not_replaced,
+    a_server_that_cannot_be_replaced_says_why_until_it_can,
+    a_server_that_is_being_replaced_can_be_closed,
+    a_server_that_fails_tells_its_error_at_its_end,
+    a_killed_server_leaves_no_zombie,
+    a_handle_waits_for_the_end,
+    a_handle_tells_the_status_without_a_path,
+    forked_servers_are_known_as_well,
+    a_program_can_still_fork_after_it_has_spawned,
+    a_process_that_never_calls_init_is_given_up_and_described,
+    an_argument_parser_before_init_is_detected,
+    an_end_before_init_is_told,
+    what_is_written_before_init_is_shown,
+    a_server_that_never_serves_is_given_up,
+    a_configuration_of_any_size_arrives_also_after_a_replacement,
+    a_missing_or_wrong_configuration_is_named,
+    a_replacement_inherits_what_the_first_one_did,
+    a_main_that_returns_an_error_shows_its_text,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Config {
+    listen: Option<String>,
+    /// While there is such a file, the server does not come up.
+    obstacle: Option<PathBuf>,
+    names: BTreeMap<String, Option<i64>>,
+    long: String,
+}
+
+impl Config {
+    fn new() -> Self {
+        let names = [("one".to_owned(), Some(-1)), ("none".to_owned(), None)].into();
+        Self { listen: None, obstacle: None, names, long: String::new() }
+    }
+}
+
+pub(crate) fn configured(server: ServerBuilder) -> Result<(), ServerError> {
+    let config: Config = server.config()?;
+    if config.obstacle.as_ref().is_some_and(|path| path.exists()) {
+        return Err(ServerError::Startup { message: "there is an obstacle".to_owned() });
+    }
+    let server = match &config.listen {
+        Some(address) => server.listen(address),
+        None => server,
+    };
+    let methods = servers::methods().function("config", move || Ok(config.clone()));
+    server.setup(|| Ok::<_, taskfork::BoxError>(Default::default())).interface(methods).run()
+}
+
+pub(crate) fn never_serves(_: ServerBuilder) -> Result<(), ServerError> {
+    loop {
+        std::thread::park();
+    }
+}
+
+pub(crate) fn panics_later(server: ServerBuilder) -> Result<(), ServerError> {
+    server.interface(Methods::<()>::new().function("pid", || Ok(std::process::id()))).run()?;
+    panic!("after the end");
+}
+
+/// A client with one worker, whose calls have no limit of time.
+fn client_of(server: &ServerHandle) -> Client {
+    let client = Client::builder().address(server.address()).min_workers(0).max_workers(1);
+    client.timeout(None).build().unwrap()
+}
+
+fn without_respawn(entry: &str) -> ServerHandle {
+    Spawn::new(entry).respawn(false).start().unwrap()
+}
+
+fn kill(server: &ServerHandle) -> u32 {
+    let pid = server.pid();
+    signal(pid, libc::SIGKILL);
+    pid
+}
+
+async fn a_killed_server_is_replaced_at_its_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let at_path = Config { listen: Some(address_in(&folder)), ..Config::new() };
+    let started = [
+        Server::spawn("faults").unwrap(),
+        Server::spawn("tcp").unwrap(),
+        Server::spawn_with("configured", &at_path).unwrap(),
+    ];
+    for server in started {
+        let client = client_of(&server);
+        let address = server.address();
+        let checkout = client.checkout();
+        let worker: u32 = checkout.call("pid", ()).await.unwrap();
+        let running = checkout.call::<()>("hang", ());
+        let waiting = client.call::<i64>("add", (2, 3));
+        let before = kill(&server);
+        let error = running.await.unwrap_err();
+        assert!(error.is_fatal() && error.may_have_run(), "{error}");
+        drop(checkout);
+        assert_eq!(waiting.await.unwrap(), 5);
+        assert!(server.is_alive() && server.pid() != before);
+        assert!(!is_alive(before), "a zombie is left");
+        until("the worker's end", || is_gone(worker)).await;
+        let (now, was) = (server.address().to_string(), address.to_string());
+        match server.address().path() {
+            _ if now.starts_with("the server") => {
+                assert_eq!(now, format!("the server in process {}", server.pid()));
+            }
+            _ => assert_eq!(now, was),
+        }
+        // Once more, and for a client that is built meanwhile.
+        kill(&server);
+        let late = Client::builder().address(address).build().unwrap();
+        assert_eq!(late.call::<i64>("add", (3, 4)).await.unwrap(), 7);
+        assert_eq!(client.call::<i64>("add", (4, 4)).await.unwrap(), 8);
+    }
+}
+
+async fn a_call_of_a_killed_server_says_so() {
+    for entry in ["faults", "tcp"] {
+        let server = Server::spawn(entry).unwrap();
+        let client = client_of(&server);
+        let checkout = client.checkout();
+        checkout.ready().await.unwrap();
+        let running = checkout.call::<()>("hang", ());
+        let pid = kill(&server);
+        let error = running.await.unwrap_err().to_string();
+        let reason = format!("the server, process {pid}, was killed by SIGKILL");
+        assert!(error.contains(&reason), "{error}");
+    }
+}
+
+fn server_ended(error: &Error) -> (u32, End) {
+    let Error::Fatal { cause, may_have_run: false, .. } = error else { panic!("{error}") };
+    let FatalError::ServerEnded { pid, end, .. } = cause else { panic!("{error}") };
+    (*pid, *end)
+}
+
+async fn without_respawn_calls_fail_at_once_and_say_how_the_server_died() {
+    let folder = tempfile::tempdir().unwrap();
+    let at_path = Config { listen: Some(address_in(&folder)), ..Config::new() };
+    let started = [
+        without_respawn("faults"),
+        without_respawn("tcp"),
+        Spawn::new("configured").config(&at_path).respawn(false).start().unwrap(),
+    ];
+    for server in started {
+        let client = client_of(&server);
+        let checkout = client.checkout();
+        checkout.ready().await.unwrap();
+        let running = checkout.call::<()>("hang", ());
+        let waiting = client.call::<i64>("add", (2, 3));
+        let pid = kill(&server);
+        running.await.unwrap_err();
+        // None of these has a limit of time.
+        let death = (pid, End::Signaled(libc::SIGKILL));
+        assert_eq!(server_ended(&waiting.await.unwrap_err()), death);
+        for _ in 0..20 {
+            let error = client.call::<i64>("add", (2, 3)).await.unwrap_err();
+            assert_eq!(server_ended(&error), death);
+            let text = format!("the server, process {pid}, was killed by SIGKILL");
+            assert_eq!(error.to_string(), text);
+        }
+        assert!(!server.is_alive() && !is_alive(pid));
+        assert!(server.status().unwrap_err().to_string().contains("SIGKILL"));
+    }
+}
+
+async fn without_respawn_a_thread_that_waits_is_told_as_well() {
+    let told = tokio::task::spawn_blocking(|| {
+        let server = without_respawn("faults");
+        let options = Client::builder().address(server.address()).timeout(None).max_workers(1);
+        let client = blocking::Client::build(options).unwrap();
+        let checkout = client.checkout();
+        checkout.ready().unwrap();
+        let running = checkout.queue::<()>("hang", ());
+        let pid = kill(&server);
+        running.wait().unwrap_err();
+        let error = client.call::<i64>("add", (2, 3)).unwrap_err();
+        assert_eq!(server_ended(&error), (pid, End::Signaled(libc::SIGKILL)));
+    });
+    told.await.unwrap();
+}
+
+async fn a_client_of_a_server_that_has_ended_is_told_at_once() {
+    let (server, client) = start("faults");
+    let (pid, address) = (server.pid(), server.address());
+    tokio::task::spawn_blocking(move || server.close()).await.unwrap();
+    let late = Client::builder().address(address).timeout(None).build().unwrap();
+    for client in [client, late] {
+        let error = client.call::<()>("nothing", ()).await.unwrap_err();
+        assert_eq!(server_ended(&error), (pid, End::Exited(0)));
+    }
+}
+
+async fn another_server_at_the_same_path_serves_the_old_ones_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { listen: Some(address_in(&folder)), ..Config::new() };
+    let first = Server::spawn_with("configured", &config).unwrap();
+    let client = client_of(&first);
+    client.call::<()>("nothing", ()).await.unwrap();
+    tokio::task::spawn_blocking(move || first.close()).await.unwrap();
+    server_ended(&client.call::<()>("nothing", ()).await.unwrap_err());
+    let second = Server::spawn_with("configured", &config).unwrap();
+    client.call::<()>("nothing", ()).await.unwrap();
+    assert!(second.is_alive());
+}
+
+async fn a_server_that_ends_as_it_is_told_is_not_replaced() {
+    let server = Server::spawn("faults").unwrap();
+    signal(server.pid(), libc::SIGTERM);
+    let end = tokio::task::spawn_blocking(move || server.wait()).await.unwrap();
+    assert_eq!(end, End::Exited(0));
+
+    // Not in peace either.
+    let server = Server::spawn("short_grace").unwrap();
+    let client = client_of(&server);
+    let checkout = client.checkout();
+    checkout.ready().await.unwrap();
+    let running = checkout.call::<()>("hang", ());
+    signal(server.pid(), libc::SIGTERM);
+    running.await.unwrap_err();
+    let end = tokio::task::spawn_blocking(move || server.wait()).await.unwrap();
+    assert_eq!(end, End::Exited(1));
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(error.to_string().contains("had to kill 1 of its workers"), "{error}");
+}
+
+async fn a_server_that_cannot_be_replaced_says_why_until_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let obstacle = folder.path().join("obstacle");
+    let config = Config { obstacle: Some(obstacle.clone()), ..Config::new() };
+    let server = Server::spawn_with("configured", &config).unwrap();
+    std::fs::write(&obstacle, "").unwrap();
+    let pid = kill(&server);
+    let options = Client::builder().address(server.address());
+    let client = options.timeout(Duration::from_secs(2)).build().unwrap();
+    let mut said = String::new();
+    for _ in 0..10 {
+        said = client.call::<()>("nothing", ()).await.unwrap_err().to_string();
+        if said.contains("obstacle") {
+            break;
+        }
+    }
+    assert!(said.contains(&format!("process {pid}, was killed by SIGKILL")), "{said}");
+    assert!(said.contains("cannot be replaced so far"), "{said}");
+    assert!(said.contains("there is an obstacle"), "{said}");
+    assert!(!server.is_alive());
+    std::fs::remove_file(&obstacle).unwrap();
+    until("the replacement", || server.is_alive()).await;
+    client_of(&server).call::<()>("nothing", ()).await.unwrap();
+}
+
+async fn a_server_that_is_being_replaced_can_be_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let obstacle = folder.path().join("obstacle");
+    let config = Config { obstacle: Some(obstacle.clone()), ..Config::new() };
+    for closes in [ServerHandle::close, ServerHandle::kill, drop] {
+        let server = Server::spawn_with("configured", &config).unwrap();
+        std::fs::write(&obstacle, "").unwrap();
+        let pid = kill(&server);
+        until("the server's end", || !server.is_alive()).await;
+        let client = client_of(&server);
+        tokio::task::spawn_blocking(move || closes(server)).await.unwrap();
+        let error = client.call::<()>("nothing", ()).await.unwrap_err();
+        assert_eq!(server_ended(&error), (pid, End::Signaled(libc::SIGKILL)));
+        std::fs::remove_file(&obstacle).unwrap();
+    }
+}
+
+async fn a_server_that_fails_tells_its_error_at_its_end() {
+    let server = without_respawn("panics_later");
+    let client = client_of(&server);
+    client.call::<u32>("pid", ()).await.unwrap();
+    signal(server.pid(), libc::SIGTERM);
+    let error = client.call::<u32>("pid", ()).await.unwrap_err().to_string();
+    assert!(error.ends_with("exited with status 101: it panicked"), "{error}");
+}
+
+async fn a_killed_server_leaves_no_zombie() {
+    // Nobody asks the handle, and there is no client.
+    for server in [Server::spawn("faults").unwrap(), without_respawn("faults")] {
+        let pid = kill(&server);
+        until("the server's end, reaped", || !is_alive(pid)).await;
+    }
+}
+
+async fn a_handle_waits_for_the_end() {
+    let server = std::sync::Arc::new(without_respawn("faults"));
+    let waits = server.clone();
+    let waiting = tokio::task::spawn_blocking(move || waits.wait());
+    assert!(server.is_alive() && !waiting.is_finished());
+    kill(&server);
+    assert_eq!(waiting.await.unwrap(), End::Signaled(libc::SIGKILL));
+    assert_eq!(server.wait(), End::Signaled(libc::SIGKILL));
+
+    // One that is replaced has not ended; shutting it down ends it.
+    let server = std::sync::Arc::new(Server::spawn("faults").unwrap());
+    let waits = server.clone();
+    let waiting = tokio::task::spawn_blocking(move || waits.wait());
+    let before = kill(&server);
+    until("the replacement", || server.is_alive() && server.pid() != before).await;
+    assert!(!waiting.is_finished());
+    server.shutdown();
+    assert_eq!(waiting.await.unwrap(), End::Exited(0));
+}
+
+async fn a_handle_tells_the_status_without_a_path() {
+    let server = Server::spawn("faults").unwrap();
+    let client = client_of(&server);
+    let checkout = client.checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    let server = std::sync::Arc::new(server);
+    let asked = server.clone();
+    let status = tokio::task::spawn_blocking(move || asked.status()).await.unwrap().unwrap();
+    assert_eq!((status.pid, &status.name[..], status.forked), (server.pid(), "faults", 1));
+    assert_eq!(status.workers.iter().map(|worker| worker.pid).collect::<Vec<_>>(), [worker]);
+}
+
+async fn forked_servers_are_known_as_well() {
+    let said = roles::output(&["fork_and_kill"]);
+    let expected = "the server was killed by SIGKILL\nfalse\ntrue\n";
+    assert_eq!(said, expected);
+}
+
+/// A program without threads.
+pub(crate) fn fork_and_kill() {
+    let server = Server::fork(servers::serve).unwrap();
+    let options = Client::builder().address(server.address()).timeout(None).min_workers(0);
+    let client = blocking::Client::build(options).unwrap();
+    client.call::<()>("nothing", ()).unwrap();
+    let pid = kill(&server);
+    while !is_gone(pid) {
+        std::thread::yield_now();
+    }
+    let error = client.call::<()>("nothing", ()).unwrap_err().to_string();
+    println!("{}", error.replace(&format!(", process {pid},"), ""));
+    println!("{}", server.is_alive());
+    println!("{}", server.wait() == End::Signaled(libc::SIGKILL) && !is_alive(pid));
+}
+
+async fn a_program_can_still_fork_after_it_has_spawned() {
+    assert_eq!(roles::output(&["spawn_and_fork"]), "true false true\n");
+}
+
+pub(crate) fn spawn_and_fork() {
+    let spawned = Server::spawn("faults").unwrap();
+    let first = kill(&spawned);
+    let forked = Server::fork(servers::serve).unwrap();
+    while !is_gone(first) {
+        std::thread::yield_now();
+    }
+    let before = is_alive(first);
+    let is_alive_at_once = spawned.is_alive();
+    while !spawned.is_alive() {
+        std::thread::yield_now();
+    }
+    println!("{before} {is_alive_at_once} {}", spawned.pid() != first);
+    forked.close();
+    spawned.close();
+}
+
+async fn a_process_that_never_calls_init_is_given_up_and_described() {
+    let said = roles::output(&["before_init", "hang"]);
+    assert!(said.contains("`faults` did not start within 0.5 seconds (start_timeout)"), "{said}");
+    assert!(said.contains("has not called `taskfork::init`"), "{said}");
+    assert!(said.contains("sleeping") && said.contains("behaviour"), "{said}");
+    assert!(said.contains("it wrote:\n    loading the tables"), "{said}");
+    assert!(said.ends_with("\nnothing is left\n"), "{said}");
+}
+
+async fn an_argument_parser_before_init_is_detected() {
+    let said = roles::output(&["before_init", "parse"]);
+    assert!(said.contains("exited with status 2 before it called `taskfork::init`"), "{said}");
+    assert!(said.contains("argument parser"), "{said}");
+    assert!(said.contains("\n    Usage: app <FILE>"), "{said}");
+    assert_eq!(said.matches("Usage").count(), 1, "it is shown with the error only: {said}");
+}
+
+async fn an_end_before_init_is_told() {
+    let said = roles::output(&["before_init", "abort"]);
+    assert!(said.contains("was killed by SIGABRT before it called `taskfork::init`"), "{said}");
+    assert!(!said.contains("argument parser"), "{said}");
+    // A program that closes the line, and one that writes without end.
+    let said = roles::output(&["before_init", "close"]);
+    assert!(said.contains("did not start within 0.5 seconds"), "{said}");
+    let said = roles::output(&["before_init", "flood"]);
+    assert!(said.contains("did not start within 0.5 seconds"), "{}", said.len());
+}
+
+async fn what_is_written_before_init_is_shown() {
+    let said = roles::output(&["before_init", "write"]);
+    assert!(said.contains("a line before init\n") && said.contains("5\n"), "{said}");
+}
+
+/// What the copy of this program does that is to become a server, before it calls `init`.
+pub(crate) fn before_init(what: &str) {
+    if std::env::var_os("TASKFORK_SERVER").is_none() {
+        return;
+    }
+    match what {
+        "hang" => {
+            eprintln!("loading the tables");
+            std::thread::sleep(Duration::from_secs(600));
+        }
+        "parse" => {
+            eprintln!("error: <FILE> is missing\n\nUsage: app <FILE>");
+            std::process::exit(2);
+        }
+        "abort" => std::process::abort(),
+        "close" => {
+            let nothing = std::fs::File::open("/dev/null").unwrap();
+            replace_stdin(&nothing);
+            std::thread::sleep(Duration::from_secs(600));
+        }
+        "flood" => loop {
+            println!("{}", "x".repeat(1000));
+        },
+        "write" => println!("a line before init"),
+        other => panic!("no such thing: {other}"),
+    }
+}
+
+fn replace_stdin(file: &std::fs::File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: nobody else uses the descriptor.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::dup2(file.as_raw_fd(), 0);
+    }
+}
+
+/// What the program itself does.
+pub(crate) fn spawns_what_does_not_start() {
+    let spawn = Spawn::new("faults").start_timeout(Duration::from_millis(500));
+    let spawn = match roles::is("write") {
+        true => spawn.start_timeout(None),
+        false => spawn,
+    };
+    match spawn.start() {
+        Ok(server) => {
+            let options = Client::builder().address(server.address());
+            let client = blocking::Client::build(options).unwrap();
+            println!("{}", client.call::<i64>("add", (2, 3)).unwrap());
+            drop(client);
+            server.close();
+        }
+        Err(error) => println!("{error}"),
+    }
+    let own = std::process::id();
+    let left = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap();
+    println!("{}", if left.is_empty() { "nothing is left" } else { &left });
+}
+
+async fn a_server_that_never_serves_is_given_up() {
+    let spawn = Spawn::new("never_serves").start_timeout(Duration::from_millis(300));
+    let error = tokio::task::spawn_blocking(|| spawn.start()).await.unwrap().unwrap_err();
+    let ServerError::StartTimedOut { process, initialised: true, .. } = &error else {
+        panic!("{error}")
+    };
+    let pid: u32 = process.split_whitespace().nth(2).unwrap().parse().unwrap();
+    assert!(!is_alive(pid), "{}", command_line(pid));
+    assert!(error.to_string().contains("raise `start_timeout`"), "{error}");
+}
+
+async fn a_configuration_of_any_size_arrives_also_after_a_replacement() {
+    for length in [0, 1 << 10, 5 << 20] {
+        let config = Config { long: "ü".repeat(length), ..Config::new() };
+        let server = Server::spawn_with("configured", &config).unwrap();
+        let client = client_of(&server);
+        assert!(client.call::<Config>("config", ()).await.unwrap() == config);
+        kill(&server);
+        until("the server's end", || !server.is_alive()).await;
+        assert!(client.call::<Config>("config", ()).await.unwrap() == config);
+    }
+}
+
+async fn a_missing_or_wrong_configuration_is_named() {
+    let error = Server::spawn("configured").unwrap_err().to_string();
+    assert!(error.contains("without a configuration"), "{error}");
+    let wrong = BTreeMap::from([("listen", 1)]);
+    let error = Server::spawn_with("configured", &wrong).unwrap_err();
+    let ServerError::Misconfigured { expected, reason } = &error else { panic!("{error}") };
+    assert!(expected.ends_with("Config") && !reason.is_empty(), "{error}");
+    let tree = (0..1000).fold(serde_json::Value::Null, |inner, _| serde_json::json!([inner]));
+    let error = Server::spawn_with("configured", &tree).unwrap_err();
+    assert!(matches!(error, ServerError::UnencodableConfig { .. }), "{error}");
+    // A server that does not ask for it does not mind.
+    Server::spawn_with("faults", &1).unwrap();
+}
+
+async fn a_replacement_inherits_what_the_first_one_did() {
+    let said = roles::output(&["inherit"]);
+    assert_eq!(said, "first /usr\nfirst /usr\n");
+}
+
+/// A program without threads, which changes what it has after it has started a server.
+pub(crate) fn inherit() {
+    let set = |value: &str, folder: &Path| {
+        // SAFETY: this is the only thread.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var("TASKFORK_TEST_VALUE", value);
+        }
+        std::env::set_current_dir(folder).unwrap();
+    };
+    set("first", Path::new("/usr"));
+    let server = Server::spawn("faults").unwrap();
+    set("second", Path::new("/"));
+    let options = Client::builder().address(server.address());
+    let client = blocking::Client::build(options).unwrap();
+    for _ in 0..2 {
+        let variables: Vec<String> = client.call("variables", ()).unwrap();
+        assert!(variables.contains(&"TASKFORK_TEST_VALUE".to_owned()));
+        let value: String = client.call("variable", ("TASKFORK_TEST_VALUE",)).unwrap();
+        println!("{value} {}", client.call::<String>("folder", ()).unwrap());
+        kill(&server);
+        while server.is_alive() {
+            std::thread::yield_now();
+        }
+    }
+    drop(client);
+    server.close();
+}
+
+async fn a_main_that_returns_an_error_shows_its_text() {
+    let output = tokio::task::spawn_blocking(|| {
+        roles::command(&["return_error"]).stderr(std::process::Stdio::piped()).output().unwrap()
+    });
+    let said = String::from_utf8(output.await.unwrap().stderr).unwrap();
+    assert!(said.starts_with("Error: `taskfork::init` knows no server `nobody`"), "{said}");
+}
