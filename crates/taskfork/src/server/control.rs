@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, send, socketpair};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
 
 use super::error::ServerError;
 use crate::address::Address;
@@ -161,6 +163,21 @@ impl AsFd for Control {
 }
 
 impl Word {
+    /// The next that a server has said through this line; nothing for what is no word. The end of the line is an
+    /// error.
+    pub(crate) fn hear(line: &OwnedFd) -> rustix::io::Result<Option<Self>> {
+        let mut text = [0; LONGEST_WORD];
+        loop {
+            match recv(line, &mut text, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return Err(Errno::PIPE),
+                Ok((_, length)) => return Ok(Self::read(&text[..length])),
+                // The server ended before it had read all. That is told once, and before what it said.
+                Err(Errno::CONNRESET | Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
     /// Nothing if it is none.
     pub(crate) fn read(said: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(said);
@@ -186,9 +203,16 @@ mod tests {
     fn heard(said: impl FnOnce(&Control)) -> Option<Word> {
         let (ours, theirs) = pair().unwrap();
         said(&Control::new(theirs));
-        let mut text = [0; LONGEST_WORD];
-        let (_, length) = rustix::net::recv(&ours, &mut text, RecvFlags::empty()).unwrap();
-        Word::read(&text[..length])
+        Word::hear(&ours).unwrap()
+    }
+
+    #[test]
+    fn the_last_word_of_a_server_that_has_not_read_all_is_heard() {
+        let (ours, theirs) = pair().unwrap();
+        send(&ours, b"c", SendFlags::NOSIGNAL).unwrap();
+        Control::new(theirs).report_panic();
+        assert!(matches!(Word::hear(&ours), Ok(Some(Word::Failed(_)))));
+        assert_eq!(Word::hear(&ours), Err(Errno::PIPE));
     }
 
     #[test]

@@ -12,10 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::retry_on_intr;
-use rustix::net::{
-    AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, recv, shutdown, socketpair,
-};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
 use super::control::{self, Word};
@@ -24,7 +21,7 @@ use super::start::{Launch, Started, has_ended, reap};
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::error::{End, FatalError};
-use crate::sys::{self, LONGEST_WORD};
+use crate::sys;
 
 /// A server that has run for so long is replaced at once.
 const STABLE: Duration = Duration::from_secs(10);
@@ -457,10 +454,8 @@ impl Delay {
 /// The last that a server has said.
 fn last_word(socket: &OwnedFd) -> Option<Word> {
     let mut last = None;
-    let mut text = [0; LONGEST_WORD];
-    while let Ok((_, length @ 1..)) = retry_on_intr(|| recv(socket, &mut text, RecvFlags::DONTWAIT))
-    {
-        last = Word::read(&text[..length]).or(last);
+    while let Ok(word) = Word::hear(socket) {
+        last = word.or(last);
     }
     last
 }

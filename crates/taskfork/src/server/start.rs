@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{SendFlags, send};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -24,7 +25,7 @@ use super::entry::VARIABLE;
 use super::error::ServerError;
 use crate::address::Address;
 use crate::error::End;
-use crate::sys::{self, LONGEST_WORD};
+use crate::sys;
 
 /// How much of a new process's output is held back, and how much of that an error has.
 const MOST_HELD: usize = 64 << 10;
@@ -93,6 +94,9 @@ impl Launch {
         ];
         let mut command = Command::new("/proc/self/exe");
         command.stdin(Stdio::from(theirs)).env_clear();
+        if let Some(own) = std::env::args_os().next() {
+            command.arg0(own);
+        }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.env(VARIABLE, &self.name);
         if let Some(folder) = self.folder.as_ref().filter(|folder| folder.is_dir()) {
@@ -314,27 +318,22 @@ impl Starting {
             }
         }
         while self.is_open {
-            let mut text = [0; LONGEST_WORD];
-            let length = match recv(&self.line, &mut text, RecvFlags::DONTWAIT) {
-                Ok((_, length)) => length,
-                Err(Errno::AGAIN) => return None,
-                Err(Errno::INTR) => continue,
-                Err(_) => 0,
-            };
-            match Word::read(&text[..length]) {
-                Some(Word::Init) => {
+            match Word::hear(&self.line) {
+                Ok(Some(Word::Init)) => {
                     self.initialised = true;
                     self.held.iter_mut().for_each(Held::read);
                     self.held.iter_mut().for_each(Held::let_through);
                 }
-                Some(Word::Ready(address)) => return Some(Outcome::Ready(address)),
-                Some(Word::Misfit { expected, reason }) => {
+                Ok(Some(Word::Ready(address))) => return Some(Outcome::Ready(address)),
+                Ok(Some(Word::Misfit { expected, reason })) => {
                     return Some(Outcome::Error(ServerError::Misconfigured { expected, reason }));
                 }
-                Some(Word::Failed(message) | Word::Ended(message)) => {
+                Ok(Some(Word::Failed(message) | Word::Ended(message))) => {
                     return Some(Outcome::Error(ServerError::Startup { message }));
                 }
-                None => self.is_open = length > 0,
+                Ok(None) => {}
+                Err(Errno::AGAIN) => return None,
+                Err(_) => self.is_open = false,
             }
         }
         None

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use taskfork::{
-    Client, End, Error, FatalError, Methods, Server, ServerBuilder, ServerError, ServerHandle,
-    Spawn, blocking,
+    Call, Checkout, Client, End, Error, FatalError, Methods, Server, ServerBuilder, ServerError,
+    ServerHandle, Spawn, WorkerStatus, blocking,
 };
 
 use crate::support::processes::{command_line, is_alive, is_gone, signal};
@@ -90,6 +90,14 @@ fn without_respawn(entry: &str) -> ServerHandle {
     Spawn::new(entry).respawn(false).start().unwrap()
 }
 
+/// A call that hangs in a worker.
+async fn hang(server: &ServerHandle, checkout: &Checkout) -> Call<()> {
+    let call = checkout.call::<()>("hang", ());
+    let is_busy = |worker: &WorkerStatus| worker.method.as_deref() == Some("hang");
+    until("the call to begin", || server.status().unwrap().workers.iter().any(is_busy)).await;
+    call
+}
+
 fn kill(server: &ServerHandle) -> u32 {
     let pid = server.pid();
     signal(pid, libc::SIGKILL);
@@ -109,7 +117,7 @@ async fn a_killed_server_is_replaced_at_its_address() {
         let address = server.address();
         let checkout = client.checkout();
         let worker: u32 = checkout.call("pid", ()).await.unwrap();
-        let running = checkout.call::<()>("hang", ());
+        let running = hang(&server, &checkout).await;
         let waiting = client.call::<i64>("add", (2, 3));
         let before = kill(&server);
         let error = running.await.unwrap_err();
@@ -140,7 +148,7 @@ async fn a_call_of_a_killed_server_says_so() {
         let client = client_of(&server);
         let checkout = client.checkout();
         checkout.ready().await.unwrap();
-        let running = checkout.call::<()>("hang", ());
+        let running = hang(&server, &checkout).await;
         let pid = kill(&server);
         let error = running.await.unwrap_err().to_string();
         let reason = format!("the server, process {pid}, was killed by SIGKILL");
@@ -166,7 +174,7 @@ async fn without_respawn_calls_fail_at_once_and_say_how_the_server_died() {
         let client = client_of(&server);
         let checkout = client.checkout();
         checkout.ready().await.unwrap();
-        let running = checkout.call::<()>("hang", ());
+        let running = hang(&server, &checkout).await;
         let waiting = client.call::<i64>("add", (2, 3));
         let pid = kill(&server);
         running.await.unwrap_err();
@@ -235,7 +243,7 @@ async fn a_server_that_ends_as_it_is_told_is_not_replaced() {
     let client = client_of(&server);
     let checkout = client.checkout();
     checkout.ready().await.unwrap();
-    let running = checkout.call::<()>("hang", ());
+    let running = hang(&server, &checkout).await;
     signal(server.pid(), libc::SIGTERM);
     running.await.unwrap_err();
     let end = tokio::task::spawn_blocking(move || server.wait()).await.unwrap();
