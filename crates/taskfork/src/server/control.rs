@@ -57,7 +57,7 @@ pub(crate) enum Wish {
 }
 
 /// What the program sends before the server starts.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Supplies {
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,

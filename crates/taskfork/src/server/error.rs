@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::start::how;
 use crate::address::AddressError;
 use crate::display::{debug_as_text, seconds};
 use crate::error::{End, Failure};
@@ -237,7 +238,8 @@ fn early_end(end: End, output: &str) -> String {
         false => "nothing that can end the process may stand before that line",
     };
     format!(
-        "the new process {end} before it called `taskfork::init`, which must be the first line of `main`: {why}"
+        "the new process {} before it called `taskfork::init`, which must be the first line of `main`: {why}",
+        how(end)
     )
 }
 

@@ -320,16 +320,11 @@ impl Line {
         let ended = ServerEnd { pid: state.pid, end, reason };
         state.last_end = Some((Instant::now(), ended.clone()));
         state.trouble = None;
-        match (&self.launch, is_told) {
-            (Some(launch), false) => {
-                tracing::error!(name = launch.name(), "{ended}");
-                state.process = Process::Between;
-                self.watch(state);
-            }
-            _ => {
-                tracing::info!("{ended}");
-                state.process = Process::Ended(ended);
-            }
+        if self.launch.is_some() && !is_told {
+            state.process = Process::Between;
+            self.watch(state);
+        } else {
+            state.process = Process::Ended(ended);
         }
         self.changed.notify_all();
     }
@@ -339,15 +334,13 @@ impl Line {
             return;
         }
         let line = self.clone();
-        match sys::spawn_without_signals("taskfork-server", move || line.keep_watch()) {
-            Ok(()) => state.is_watched = true,
-            Err(error) => tracing::error!("no thread can wait for the server's end: {error}"),
-        }
-        if !state.is_watched && matches!(state.process, Process::Between) {
-            // Nobody will replace it.
-            let end = state.last_end.as_ref().map(|(_, end)| end.clone());
-            let unknown = ServerEnd { pid: state.pid, end: End::Unknown, reason: None };
-            state.process = Process::Ended(end.unwrap_or(unknown));
+        let thread = sys::spawn_without_signals("taskfork-server", move || line.keep_watch());
+        state.is_watched = thread.is_ok();
+        if let (Err(error), Process::Between, Some((_, end))) =
+            (thread, &state.process, &state.last_end)
+        {
+            let reason = format!("it cannot be replaced, as no thread can be started: {error}");
+            state.process = Process::Ended(ServerEnd { reason: Some(reason), ..end.clone() });
         }
     }
 
@@ -363,11 +356,19 @@ impl Line {
                     wait_for(&pidfd);
                 }
                 Process::Between => {
-                    let ran = state.last_end.as_ref().map(|(at, _)| *at - state.since);
+                    let end = state.last_end.clone();
+                    let ran = end.as_ref().map(|(at, _)| at.saturating_duration_since(state.since));
+                    // A subscriber may call the server itself.
                     drop(state);
+                    end.into_iter().for_each(|(_, end)| tracing::error!("{end}"));
                     self.replace(&mut delay, ran.unwrap_or_default());
                 }
-                Process::Ended(_) => return,
+                Process::Ended(end) => {
+                    let end = end.clone();
+                    drop(state);
+                    tracing::info!("{end}");
+                    return;
+                }
             }
         }
     }
@@ -390,40 +391,40 @@ impl Line {
             let is_unwanted = || lock(&self.state).is_unwanted;
             let started = launch.start(previous.as_ref(), &is_unwanted);
             let mut state = lock(&self.state);
-            match started {
-                Ok(Started { pid, pidfd, line, address }) => {
-                    if address.as_ref().map(Address::to_string)
-                        != previous.as_ref().map(Address::to_string)
-                    {
-                        tracing::error!(name, "the new server listens at another address");
-                    }
-                    let process = Process::Runs(Arc::new(pidfd));
-                    let (since, socket) = (Instant::now(), Some(line));
-                    *state = State {
-                        pid,
-                        socket,
-                        address,
-                        process,
-                        since,
-                        trouble: None,
-                        last_end: state.last_end.take(),
-                        is_unwanted: state.is_unwanted,
-                        is_watched: true,
-                    };
-                    if state.is_unwanted {
-                        state.end_line();
-                    }
-                    tracing::info!(name, "the server runs again, as process {pid}");
-                    self.changed.notify_all();
-                    return;
-                }
+            let Started { pid, pidfd, line, address } = match started {
+                Ok(started) => started,
                 Err(_) if state.is_unwanted => return self.end_between(&mut state),
                 Err(error) => {
-                    tracing::error!(name, "the server cannot be started again: {error}");
                     state.trouble = Some(error.to_string());
+                    drop(state);
+                    tracing::error!(name, "the server cannot be started again: {error}");
                     pause = delay.next(Duration::ZERO);
+                    continue;
                 }
+            };
+            let is_elsewhere = address.as_ref().map(Address::to_string)
+                != previous.as_ref().map(Address::to_string);
+            *state = State {
+                pid,
+                socket: Some(line),
+                address,
+                process: Process::Runs(Arc::new(pidfd)),
+                since: Instant::now(),
+                trouble: None,
+                last_end: state.last_end.take(),
+                is_unwanted: state.is_unwanted,
+                is_watched: true,
+            };
+            if state.is_unwanted {
+                state.end_line();
             }
+            self.changed.notify_all();
+            drop(state);
+            tracing::info!(name, "the server runs again, as process {pid}");
+            if is_elsewhere {
+                tracing::error!(name, "the new server listens at another address");
+            }
+            return;
         }
     }
 

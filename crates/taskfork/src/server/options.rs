@@ -1,5 +1,6 @@
 //! What can be set on a server, with its defaults.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::access::Access;
@@ -43,11 +44,22 @@ pub(crate) struct Options {
 }
 
 /// What the program that started this server by executing itself has given it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Given {
     pub(crate) config: Option<Vec<u8>>,
     /// Where the server listened that this one replaces.
     pub(crate) previous: Option<String>,
+}
+
+/// Without the configuration, which may have secrets.
+impl fmt::Debug for Given {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.config.as_ref().map(Vec::len);
+        out.debug_struct("Given")
+            .field("config_bytes", &bytes)
+            .field("previous", &self.previous)
+            .finish()
+    }
 }
 
 impl Given {

@@ -1,5 +1,6 @@
 //! Starting a server by executing this program again: its options, and what is checked first.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -45,7 +46,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// | signals that are ignored or blocked | as in the calling thread; those with handlers have their default action, as has SIGPIPE |
 /// | limits (`ulimit`), niceness, umask, user, groups, control group | this program's |
 /// | process group | one of its own, so that Ctrl-C at a terminal reaches this program only |
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[must_use = "a server is started by `start`"]
 pub struct Spawn {
     name: String,
@@ -104,6 +105,17 @@ impl Spawn {
         let launch = Launch::new(self.name, config, self.start_timeout);
         let started = launch.start(None, &|| false)?;
         ServerHandle::new(started, self.respawn.then_some(launch))
+    }
+}
+
+/// Without the configuration, which may have secrets.
+impl fmt::Debug for Spawn {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Spawn")
+            .field("name", &self.name)
+            .field("start_timeout", &self.start_timeout)
+            .field("respawn", &self.respawn)
+            .finish_non_exhaustive()
     }
 }
 

@@ -35,7 +35,6 @@ const MOST_TOLD: usize = 4 << 10;
 const GLANCE: Duration = Duration::from_millis(100);
 
 /// All that is needed to start a server, as often as it takes.
-#[derive(Debug)]
 pub(crate) struct Launch {
     name: String,
     config: Option<Vec<u8>>,
@@ -59,7 +58,7 @@ pub(crate) struct Started {
 
 /// Waits for a server that has been forked.
 pub(crate) fn forked(pid: u32, line: OwnedFd) -> Result<Started, ServerError> {
-    Starting::new(pid, line, VecDeque::new(), Vec::new())?.wait("", None, &|| false)
+    Starting::new(pid, line, VecDeque::new(), Vec::new())?.wait(None, None, &|| false)
 }
 
 impl Launch {
@@ -133,12 +132,11 @@ impl Launch {
         // It holds the other ends of the line and the pipes.
         drop(command);
         let starting = Starting::new(child.id(), line, messages, held)?;
-        starting.wait(&self.name, self.timeout, is_unwanted)
+        starting.wait(Some(&self.name), self.timeout, is_unwanted)
     }
 }
 
 /// A message of the program to the new server.
-#[derive(Debug)]
 struct Message {
     bytes: Vec<u8>,
     descriptor: Option<OwnedFd>,
@@ -245,7 +243,7 @@ impl Starting {
 
     fn wait(
         mut self,
-        name: &str,
+        name: Option<&str>,
         timeout: Option<Duration>,
         is_unwanted: &dyn Fn() -> bool,
     ) -> Result<Started, ServerError> {
@@ -275,7 +273,7 @@ impl Starting {
                 let (process, after) = (describe(self.pid), timeout.unwrap_or_default());
                 self.end();
                 return Err(ServerError::StartTimedOut {
-                    name: name.to_owned(),
+                    name: name.unwrap_or_default().to_owned(),
                     after,
                     process,
                     initialised: self.initialised,
@@ -290,10 +288,10 @@ impl Starting {
                     return Err(error);
                 }
                 let end = self.end();
-                if self.initialised || name.is_empty() {
-                    let message = format!("its process {end} before it called `run`");
+                let (Some(name), false) = (name, self.initialised) else {
+                    let message = format!("its process {} before it called `run`", how(end));
                     return Err(ServerError::Startup { message });
-                }
+                };
                 let (name, output) = (name.to_owned(), self.output());
                 return Err(ServerError::NeverInitialised { name, end, output });
             }
@@ -401,6 +399,14 @@ pub(super) fn reap(pidfd: &OwnedFd, flags: WaitIdOptions) -> Option<End> {
         Ok(None) => None,
         // The program has reaped it by itself, or ignores the deaths of children.
         Err(_) => has_ended(pidfd).then_some(End::Unknown),
+    }
+}
+
+/// How a process ended, in words. It is not known where the program itself has reaped it.
+pub(super) fn how(end: End) -> String {
+    match end {
+        End::Unknown => "has ended".to_owned(),
+        end => end.to_string(),
     }
 }
 
