@@ -373,7 +373,7 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
 
 impl<E: fmt::Display> fmt::Debug for Error<E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.report().fmt(out)
+        write!(out, "{}", self.report())
     }
 }
 
