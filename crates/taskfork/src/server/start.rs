@@ -382,7 +382,7 @@ impl Starting {
     fn output(&self) -> String {
         let texts = self.held.iter().map(|held| {
             let from = held.text.len().saturating_sub(MOST_TOLD / self.held.len());
-            String::from_utf8_lossy(&held.text[from..]).into_owned()
+            String::from_utf8_lossy(&held.text[from..]).trim_end().to_owned()
         });
         texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n")
     }

@@ -405,7 +405,7 @@ async fn an_argument_parser_before_init_is_detected() {
     let said = roles::output(&["before_init", "parse"]);
     assert!(said.contains("exited with status 2 before it called `taskfork::init`"), "{said}");
     assert!(said.contains("argument parser"), "{said}");
-    assert!(said.contains("\n    Usage: app <FILE>"), "{said}");
+    assert!(said.contains("\n    Usage: app <FILE>\n    error: <FILE> is missing"), "{said}");
     assert_eq!(said.matches("Usage").count(), 1, "it is shown with the error only: {said}");
 }
 
@@ -436,7 +436,8 @@ pub(crate) fn before_init(what: &str) {
             std::thread::sleep(Duration::from_secs(600));
         }
         "parse" => {
-            eprintln!("error: <FILE> is missing\n\nUsage: app <FILE>");
+            eprintln!("error: <FILE> is missing");
+            println!("Usage: app <FILE>");
             std::process::exit(2);
         }
         "abort" => std::process::abort(),
