@@ -448,6 +448,8 @@ mod tests {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         let (shown, real) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        // With room for all that is written at once.
+        rustix::pipe::fcntl_setpipe_size(&real, 4 * MOST_HELD).unwrap();
         rustix::io::ioctl_fionbio(&shown, true).unwrap();
         (Held::new(reader, real.into()), writer.into(), shown.into())
     }

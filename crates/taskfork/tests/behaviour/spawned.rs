@@ -304,6 +304,8 @@ async fn a_server_that_fails_tells_its_error_at_its_end() {
     let client = client_of(&server);
     client.call::<u32>("pid", ()).await.unwrap();
     signal(server.pid(), libc::SIGTERM);
+    let end = tokio::task::spawn_blocking(move || server.wait()).await.unwrap();
+    assert_eq!(end, End::Exited(101));
     let error = client.call::<u32>("pid", ()).await.unwrap_err().to_string();
     assert!(error.ends_with("exited with status 101: it panicked"), "{error}");
 }
