@@ -62,7 +62,7 @@ fn server_errors() -> Vec<ServerError> {
 fn fatal_errors() -> Vec<FatalError> {
     let after = Duration::from_secs(1);
     let stack = Some("at work".to_owned());
-    let hung = Some(Box::new(Hung { ran_for: after, stack, stderr: Some(text()) }));
+    let hung = Some(Box::new(Hung { ran_for: after, stack, no_stack: None, stderr: Some(text()) }));
     let death = Death {
         pid: 7,
         end: End::Signaled(9),
