@@ -105,11 +105,11 @@ impl Launch {
         for (kind, output) in outputs {
             // Where it cannot be had, it is inherited as it is.
             let Ok(Output { real, reader, writer }) = output else { continue };
+            let Ok(for_child) = real.try_clone() else { continue };
             match kind {
                 control::STDOUT => command.stdout(writer),
                 _ => command.stderr(writer),
             };
-            let Ok(for_child) = real.try_clone() else { continue };
             messages.push_back(Message { bytes: vec![kind], descriptor: Some(for_child.into()) });
             held.push(Held::new(reader, real));
         }
@@ -127,11 +127,14 @@ impl Launch {
         messages.extend(previous.map(|text| plain(text.into_bytes())));
         messages.push_back(plain(vec![control::BEGIN]));
 
-        let child = sys::with_mask(self.mask.as_ref(), || command.spawn())
+        let mut child = sys::with_mask(self.mask.as_ref(), || command.spawn())
             .map_err(ServerError::system("cannot execute this program again"))?;
         // It holds the other ends of the line and the pipes.
         drop(command);
-        let starting = Starting::new(child.id(), line, messages, held)?;
+        let starting = Starting::new(child.id(), line, messages, held).inspect_err(|_| {
+            // Nobody could wait for it later. It may have ended already.
+            let _ = child.kill().and_then(|()| child.wait());
+        })?;
         starting.wait(Some(&self.name), self.timeout, is_unwanted)
     }
 }
