@@ -5,9 +5,11 @@
 use strict;
 use warnings;
 use JSON::PP;
+use POSIX ();
 use Time::HiRes qw(time);
 
 my ( $start, %kept, @lines );
+my $worker = $$;
 sub note { my ( $level, @items ) = @_; push @lines, [ time - $start, $level, @items ] }
 
 my %interface = (
@@ -24,6 +26,7 @@ my %interface = (
     },
     keep  => sub { $kept{ $_[0] } = $_[1]; return },
     known => sub { [ sort keys %kept ] },
+    fork  => sub { fork // die "cannot fork: $!\n"; $$ },    # Returns in both processes.
 );
 
 open my $connection, '+<&=', $ENV{TASKFORK_FD}
@@ -38,6 +41,8 @@ sub answer {
         my $code = $interface{ $method // '' } or die "no method $method\n";
         $code->(@arguments);
     };
+    # A child that comes back from a method would answer too, on the same connection.
+    POSIX::_exit(70) if $$ != $worker;
     my $meta = @lines ? { ld => { start => $start, logs => \@lines } } : {};
     my $answer = $json->encode( $@ ? [ 'er', $meta, $@ ] : [ 'ok', $meta, $value ] );
     while ( length $answer ) {

@@ -184,6 +184,45 @@ def test_a_call_cancelled_before_its_turn_is_not_run(server: Any) -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"call": 1}, "the answer to call 1"),
+        ({"call": True}, "the answer to call True"),
+        ({}, "an answer without a number"),
+    ],
+)
+def test_the_answer_to_another_call_breaks_the_checkout(
+    tmp_path: Any, meta: dict[str, Any], said: str
+) -> None:
+    from taskfork import _wire
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = {"version": _wire.VERSION, "pid": 1}
+        writer.write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
+        decoder, calls = _wire.Decoder(), 0
+        while data := await reader.read(1 << 16):
+            decoder.feed(data)
+            while message := decoder.next():
+                if message[0] == _wire.CALL:
+                    calls += 1
+                    answer = {"call": 1} if calls == 1 else meta
+                    writer.write(_wire.frame(_wire.encode([_wire.OK, answer, 5])))
+        writer.close()
+
+    async def test() -> None:
+        server = await asyncio.start_unix_server(serve, tmp_path / "fake")
+        async with taskfork.Client(f"unix:{tmp_path / 'fake'}", min_workers=0) as client:
+            async with client.checkout() as checkout:
+                assert await checkout.call("five") == 5
+                expected = f"the worker sent {said} where that to call 2 was due"
+                with pytest.raises(taskfork.ProtocolError, match=expected):
+                    await checkout.call("five")
+        server.close()
+
+    run(test())
+
+
 def test_throw_fatal_error_ends_the_call_that_runs(server: Any) -> None:
     async def test() -> None:
         async with taskfork.Client(server.address) as client:

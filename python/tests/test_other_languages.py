@@ -62,6 +62,22 @@ def test_a_worker_of_another_language_is_a_worker_like_any_other(server: Any) ->
     run(test())
 
 
+def test_a_child_of_the_perl_worker_answers_nothing(start: Any) -> None:
+    worker = [program("perl"), str(EXAMPLES / "perl_worker" / "worker.pl")]
+    server = start(
+        [str(TASKFORK), "serve", "--protocol", "json", "--listen", "ADDRESS", "--", *worker]
+    )
+
+    async def test() -> None:
+        async with taskfork.Client(server.address, max_workers=1) as client:
+            pid = await client.call("fork")
+            for number in range(20):
+                assert await client.call("echo", number) == number
+            assert await client.call("pid") == pid
+
+    run(test())
+
+
 def test_what_the_perl_worker_logs_arrives(start: Any) -> None:
     worker = [program("perl"), str(EXAMPLES / "perl_worker" / "worker.pl")]
     server = start(

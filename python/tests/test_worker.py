@@ -171,6 +171,45 @@ def test_checkout_done_runs_after_each_checkout(server: Any) -> None:
     run(test())
 
 
+def test_a_child_that_returns_answers_nothing(server: Any) -> None:
+    async def test() -> None:
+        said: list[dict[str, Any]] = []
+        async with taskfork.Client(server.address, max_workers=1) as client:
+            worker = await client.call("return_twice")
+            for number in range(20):
+                assert await client.call("echo", number) == number
+            for what, status in (("returns", 70), ("raises", 70), ("exits", 9)):
+                async with client.checkout(log=said.append) as checkout:
+                    assert await checkout.call("status_of_child", what) == status
+                    assert await checkout.call("echo", what) == what
+            assert await client.call("pid") == worker
+        assert "said by the child" not in str(said)
+
+    run(test())
+
+
+def test_a_death_is_told_while_a_child_holds_the_connection(server: Any) -> None:
+    async def test() -> None:
+        async with taskfork.Client(server.address, max_workers=1) as client:
+            async with client.checkout(timeout=None) as checkout:
+                with pytest.raises(taskfork.WorkerDied, match="was killed by SIGKILL during a call"):
+                    await checkout.call("crash_with_holder")
+            assert await client.call("add", 1, 1) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize("method", ["reset_alarm", "execute"])
+def test_an_alarm_that_kills_is_a_time_out(server: Any, method: str) -> None:
+    async def test() -> None:
+        async with taskfork.Client(server.address, grace=20.0) as client:
+            async with client.checkout(timeout=0.2) as checkout:
+                with pytest.raises(taskfork.TimedOut, match="while running"):
+                    await checkout.call(method)
+
+    run(test())
+
+
 def test_one_that_dies_between_calls_is_replaced_unseen(python_server: Any) -> None:
     import os
     import signal

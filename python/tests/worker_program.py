@@ -72,6 +72,40 @@ def segv() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def return_twice() -> int:
+    os.fork()
+    return os.getpid()
+
+
+def status_of_child(what: str) -> int:
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    logger().info("said by the child")
+    if what == "raises":
+        raise ValueError("in the child")
+    if what == "exits":
+        sys.exit(9)
+    return -1
+
+
+def crash_with_holder() -> None:
+    if os.fork() == 0:
+        os.setsid()
+        while True:
+            signal.pause()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reset_alarm() -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    time.sleep(1000)
+
+
+def execute() -> None:
+    os.execvp("sleep", ["sleep", "1000"])
+
+
 def left() -> Optional[float]:
     return remaining()
 
@@ -136,7 +170,7 @@ def descriptors() -> int:
 FUNCTIONS = [
     kind, shared, still_viewed, read, opened, descriptors,
     echo, add, pid, checkouts, boom, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
-    buffer, unencodable,
+    buffer, unencodable, return_twice, status_of_child, crash_with_holder, reset_alarm, execute,
 ]  # fmt: skip
 
 

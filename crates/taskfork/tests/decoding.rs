@@ -99,7 +99,7 @@ fn peak(protocol: Protocol, answer: Vec<u8>) -> (f64, bool) {
 /// One test, as memory is counted for the whole process.
 #[test]
 fn decoded_values_take_at_most_16_times_the_limit_of_a_frame() {
-    let native = |value: &[u8]| framed(&[b"\x93\x01\x80", value].concat());
+    let native = |value: &[u8]| framed(&[b"\x93\x01\x81\xa4call\x01", value].concat());
     let nested = [&[0x91; 100][..], &[0xc0]].concat();
     let nested_maps = [&b"\x81\xc0".repeat(100)[..], &[0xc0]].concat();
     let mut answers = Vec::new();
@@ -118,7 +118,7 @@ fn decoded_values_take_at_most_16_times_the_limit_of_a_frame() {
         let fills = (MAX_FRAME - 16) / of.len();
         answers.push((Protocol::Native, native(&list(of, fills)), None));
     }
-    let mut error = b"\x93\x02\x80\x82\xa4kind\xa6method\xa5known".to_vec();
+    let mut error = b"\x93\x02\x81\xa4call\x01\x82\xa4kind\xa6method\xa5known".to_vec();
     error.extend(list(b"\xa0", MAX_FRAME - 64));
     answers.push((Protocol::Native, framed(&error), Some(false)));
     for (of, each) in [("1,", 1), ("\"a\",", 1), ("[],", 5), ("{\"a\":1},", 6)] {

@@ -208,6 +208,9 @@ class Connection:
         elif kind in (_wire.OK, _wire.ERROR) and len(message) == 3:
             if self._answer is None or self._answer.done():
                 self._break("the worker sent an answer that nobody asked for")
+            elif meta.get("call") != self.calls or isinstance(meta.get("call"), bool):
+                said = f"the answer to call {meta['call']!r:.100}" if "call" in meta else "an answer without a number"
+                self._break(f"the worker sent {said} where that to call {self.calls} was due")
             elif kind == _wire.OK:
                 self._answer.set_result(message[2])
             else:

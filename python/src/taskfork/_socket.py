@@ -4,7 +4,11 @@ can be sent any more: what the other side has said before its end is there to be
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import socket
+import sys
+import termios
 from collections import deque
 from typing import Any, Deque, Optional, Protocol, Sequence
 
@@ -137,7 +141,17 @@ class Socket:
             self._peer.data_received(data, files)
         else:
             self._closing = True
-            self._end(self._failed)
+            self._end(self._failed or self._reset())
+
+    def _reset(self) -> Optional[Exception]:
+        """At the other side's end: an error if it has left unread what was sent last. If somebody else holds its
+        socket, there is no reset that says so."""
+        if self._socket.family != socket.AF_UNIX:
+            return None
+        unread = int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        # In this order: what is thrown away when the socket is closed has been told by the error before.
+        reset = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        return ConnectionResetError(errno.ECONNRESET, "what was sent last was not read") if unread or reset else None
 
     def _drop_outbox(self) -> None:
         while self._outbox:

@@ -24,7 +24,7 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any, Callable, Iterable, Mapping, Optional, Union
+from typing import Any, Callable, Iterable, Mapping, NoReturn, Optional, Union
 
 from . import _wire
 from .shared import MAX_BLOB
@@ -37,6 +37,13 @@ _Frame = tuple[bytes, list[int]]
 Interface = Union[Mapping[str, Callable[..., Any]], Iterable[Callable[..., Any]], object]
 
 ERROR, WARN, INFO, DEBUG = 10, 20, 30, 40
+
+#: What a process says, and with which status it ends, that user code has forked and that came back from there.
+_CAME_BACK = (
+    b"taskfork: a process that user code has forked came back from that code. It is no worker, "
+    b"answers nothing, and ends here. End such a process with os._exit.\n"
+)
+_CAME_BACK_STATUS = 70
 
 #: Frames of notes are no longer than this, so that a death between two of them can be told.
 _MOST_NOTES = 4096
@@ -60,6 +67,9 @@ def serve(
     be called; a class is instantiated, with what ``setup`` returns if there is one. ``setup`` runs
     once before the first call; its error is that of the first call, and the next one tries again.
     ``checkout_done`` runs whenever a checkout is over; an object may have a method of that name instead.
+
+    A process that one of these has forked, and that returns from it, answers nothing: it ends with status 70. Its
+    ``sys.exit`` ends it with the status that is given.
 
     An exception is the error of its call, with its causes and its traceback. Records of ``logging``,
     and what is written to :func:`logger`, arrive in the caller's log. Without a connection in the
@@ -193,6 +203,9 @@ class _Worker:
         self._decoder = _wire.Decoder()
         self._encoder = _wire.Encoder()
         self._in_call = False
+        self._pid = os.getpid()
+        #: How many calls have come.
+        self._calls = 0
 
     def live(self) -> None:
         faulthandler.enable()
@@ -216,7 +229,7 @@ class _Worker:
             self._send([_wire.ERROR, {}, {"kind": "version", "message": message}])
             return
         try:
-            self._set_up()
+            self._guarded(self._set_up)
         except Exception as error:
             self._setup_error = error
         self._connection.sendall(_wire.PREAMBLE)
@@ -237,9 +250,18 @@ class _Worker:
             if received[0] == _wire.CALL and len(received) == 4:
                 self._serve(received)
             elif received[0] == _wire.DONE:
-                self._clean_up()
+                self._guarded(self._clean_up)
             else:
                 raise _wire.WireError(f"no message of kind {received[0]} is expected")
+
+    def _guarded(self, run: Callable[[], Any]) -> Any:
+        """Runs user code. A child that it has forked, and that comes back from it, ends here: it shares the
+        connection with the worker, and what surrounds this code is the worker's."""
+        try:
+            return run()
+        finally:
+            if os.getpid() != self._pid:
+                _leave(sys.exc_info()[1])
 
     def _set_up(self) -> None:
         made = self._setup() if self._setup is not None else None
@@ -259,6 +281,7 @@ class _Worker:
     def _serve(self, message: list[Any]) -> None:
         global _deadline
         _, meta, method, args = message
+        self._calls += 1
         timeout = meta.get("timeout")
         _deadline = None if timeout is None else time.monotonic() + timeout / 1e6
         _log.level = int(meta.get("log", 0))
@@ -269,7 +292,7 @@ class _Worker:
         if _log.level >= INFO and before > level:
             root.setLevel(level)
         try:
-            answer = self._answer(method, args)
+            answer = self._guarded(lambda: self._answer(method, args))
         finally:
             root.setLevel(before)
             _log.level, _log._send, _deadline = 0, None, None
@@ -300,18 +323,18 @@ class _Worker:
         if call is None:
             said = "a call must name a method" if method is None else f"unknown method `{method}`"
             body = {"kind": "method", "message": said, "known": known}
-            return self._frame([_wire.ERROR, {}, body])
+            return self._answered(_wire.ERROR, body)
         wrong = _misfit(call, args)
         if wrong is not None:
-            return self._frame([_wire.ERROR, {}, {"kind": "arguments", "message": wrong}])
+            return self._answered(_wire.ERROR, {"kind": "arguments", "message": wrong})
         try:
             result = call(*args)
         except Exception as error:
             return self._fault("interface", error)
         try:
-            return self._frame([_wire.OK, {}, result])
+            return self._answered(_wire.OK, result)
         except _wire.EncodeError as error:
-            return self._frame([_wire.ERROR, {}, {"kind": "result", "message": str(error)}])
+            return self._answered(_wire.ERROR, {"kind": "result", "message": str(error)})
 
     def _fault(self, kind: str, error: BaseException) -> _Frame:
         causes: list[str] = []
@@ -326,9 +349,13 @@ class _Worker:
         stack = "".join(traceback.format_tb(raised)[-30:])
         body = {"kind": kind, "message": _line(error), "causes": causes, "stack": stack}
         try:
-            return self._frame([_wire.ERROR, {}, body])
+            return self._answered(_wire.ERROR, body)
         except _wire.EncodeError as problem:
-            return self._frame([_wire.ERROR, {}, {"kind": "result", "message": str(problem)}])
+            return self._answered(_wire.ERROR, {"kind": "result", "message": str(problem)})
+
+    def _answered(self, kind: int, value: Any) -> _Frame:
+        """The answer to the call that has come last."""
+        return self._frame([kind, {"call": self._calls}, value])
 
     def _frame(self, message: list[Any]) -> _Frame:
         return self._encoder.frame(message)
@@ -338,6 +365,8 @@ class _Worker:
 
     def _write(self, frame: _Frame) -> None:
         data, files = frame
+        if os.getpid() != self._pid:
+            _leave(None)
         if not files:
             self._connection.sendall(data)
             return
@@ -348,6 +377,9 @@ class _Worker:
         self._connection.sendall(data[sent:])
 
     def _note(self, message: dict[str, Any]) -> None:
+        if os.getpid() != self._pid:
+            # What a child says is nobody's.
+            return
         try:
             note = self._frame([_wire.NOTES, {"ld": message}])
         except _wire.EncodeError:
@@ -375,6 +407,27 @@ class _Worker:
         if self._in_call:
             self._in_call = False
             raise DeadlineExceeded("the call's time is over")
+
+
+def _leave(error: Optional[BaseException]) -> NoReturn:
+    """Ends a process that user code has forked, without what the worker would do at its end."""
+    if isinstance(error, SystemExit):
+        code = error.code
+        if code is not None and not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
+            code = 1
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (AttributeError, OSError, ValueError):
+                # It is closed, or nobody reads it.
+                pass
+        os._exit((code or 0) & 0xFF)
+    try:
+        os.write(2, _CAME_BACK)
+    except OSError:
+        pass
+    os._exit(_CAME_BACK_STATUS)
 
 
 class _Calls:

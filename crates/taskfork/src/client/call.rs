@@ -94,9 +94,9 @@ where
     };
     let value = match outcome {
         Outcome::Answer(body, _) => match FromWorker::decode(body) {
-            Ok(FromWorker::Ok(value)) => checked(value),
-            Ok(FromWorker::Error(error)) => match error.value.map_or(Ok(NIL), checked) {
-                Ok(_) => return Err(error.into_error(site())),
+            Ok(FromWorker::Ok { value, .. }) => checked(value),
+            Ok(FromWorker::Error { body, .. }) => match body.value.map_or(Ok(NIL), checked) {
+                Ok(_) => return Err(body.into_error(site())),
                 Err(refused) => Err(refused),
             },
             Ok(_) => Err(broken("the answer is of another kind".to_owned())),

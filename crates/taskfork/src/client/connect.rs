@@ -290,7 +290,7 @@ impl Hearing {
                 None => Ok(Some(hello)),
                 Some(why) => Err(GreetError::Misfit(why)),
             },
-            FromWorker::Error(error) => Err(GreetError::Refused(error.message.to_owned())),
+            FromWorker::Error { body, .. } => Err(GreetError::Refused(body.message.to_owned())),
             FromWorker::Wait(reason) => Err(GreetError::Wait(reason.to_owned())),
             _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
         }

@@ -63,6 +63,8 @@ pub(crate) struct Connection {
     /// How many of the next answers are those of calls that the worker has skipped, as one before
     /// them failed.
     to_skip: usize,
+    /// How many calls have been answered.
+    answered: u64,
     /// A part of a call has been sent, and its rest must come next.
     pub(super) in_call: bool,
     /// Long messages have been sent.
@@ -152,6 +154,7 @@ impl Connection {
             offers_rings_after: None,
             looks: false,
             to_skip,
+            answered: 0,
             in_call,
             is_wide: false,
             turn: Turn::default(),
@@ -268,6 +271,20 @@ impl Connection {
     /// Whether the next answer is that of a call which is not to be run.
     pub(crate) fn is_skipping(&self) -> bool {
         self.to_skip > 0
+    }
+
+    /// Takes the number that an answer has. One that is not that of the next call to be answered is an error: the
+    /// answer is another call's. The other protocol has no numbers.
+    pub(crate) fn take_number(&mut self, call: Option<u64>) -> Result<(), String> {
+        let expected = self.answered + 1;
+        if self.is_native() && call != Some(expected) {
+            let said = call.map_or("an answer without a number".to_owned(), |call| {
+                format!("the answer to call {call}")
+            });
+            return Err(format!("the worker sent {said} where that to call {expected} was due"));
+        }
+        self.answered = expected;
+        Ok(())
     }
 
     /// An answer has come.
@@ -446,9 +463,12 @@ impl Connection {
 
     /// Whether a message is the answer of a call that is not to be run, for which nobody waits.
     fn passes(&mut self, message: &[u8]) -> bool {
-        let passes = self.to_skip > 0 && native::is_skipped(message);
-        self.to_skip -= usize::from(passes);
-        passes
+        if self.to_skip == 0 || native::skipped(message) != Some(self.answered + 1) {
+            return false;
+        }
+        self.to_skip -= 1;
+        self.answered += 1;
+        true
     }
 
     /// Takes the next message off what has been received, in the words of the native protocol.
@@ -488,7 +508,7 @@ impl Connection {
             };
             match read {
                 Ok(0) if self.is_in_ring() => {}
-                Ok(0) => return Poll::Ready(Err(self.closed())),
+                Ok(0) => return Poll::Ready(Err(self.ended())),
                 Ok(length) => {
                     self.received(length);
                     self.turn.read(length);

@@ -126,6 +126,14 @@ impl Connection {
         Poll::Ready(())
     }
 
+    /// Nothing more comes from the other side.
+    pub(super) fn ended(&self) -> Lost {
+        match self.stream.has_unread() {
+            true => Lost::Unread,
+            false => self.closed(),
+        }
+    }
+
     /// The other side has closed the connection.
     pub(super) fn closed(&self) -> Lost {
         match &self.rings {

@@ -50,13 +50,17 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         Poll::Ready(Ok(body)) => body,
         Poll::Ready(Err(lost)) => return Step::Lost(Ending::of(Err(lost))),
     };
-    let failed = match FromWorker::decode(&body) {
-        Ok(FromWorker::Ok(_)) if !connection.is_skipping() => false,
-        Ok(FromWorker::Error(_)) if !connection.is_skipping() => true,
-        Ok(FromWorker::Skipped) if entry.abandoned => return Step::Finish(Outcome::Ready),
+    let (call, kind) = match FromWorker::decode(&body) {
+        Ok(FromWorker::Ok { call, .. }) if !connection.is_skipping() => (call, Some(false)),
+        Ok(FromWorker::Error { call, .. }) if !connection.is_skipping() => (call, Some(true)),
+        Ok(FromWorker::Skipped { call }) if entry.abandoned => (call, None),
         Ok(FromWorker::Notes(_)) => return Step::Notes(body),
         _ => return Step::Lost(Ending::of(Ok(body))),
     };
+    if let Err(detail) = connection.take_number(call) {
+        return Step::Lost(Ending::Broken(detail));
+    }
+    let Some(failed) = kind else { return Step::Finish(Outcome::Ready) };
     match connection.take_enclosed() {
         Ok(beside) => Step::Answer { body, beside, failed },
         Err(lost) => Step::Lost(Ending::of(Err(lost))),
@@ -106,6 +110,8 @@ impl Ending {
             Self::Told(notice) => notice.calls,
             Self::Ungreeted(_) => 0,
             Self::Unread if unanswered <= 1 => first.saturating_sub(1),
+            // What a peer has begun that does not keep to the protocol is not known.
+            Self::Broken(_) => u64::MAX,
             // What was sent to us may have been lost.
             _ if connection.is_tcp() => u64::MAX,
             _ => first,

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use rustix::io::Errno;
-use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::net::sockopt::{set_socket_send_buffer_size, socket_error};
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
@@ -127,6 +127,15 @@ impl Stream {
             (Self::Tcp(stream), [slice]) => Pin::new(stream).poll_write(context, slice),
             (Self::Tcp(stream), _) => Pin::new(stream).poll_write_vectored(context, slices),
         }
+    }
+
+    /// Whether the other side, which has ended, has left unread what was sent last. If whoever has the socket besides has
+    /// not closed it, there is no reset that says so.
+    pub(crate) fn has_unread(&self) -> bool {
+        let Self::Local(local) = self else { return false };
+        let socket = local.socket.get_ref();
+        // In this order: what is thrown away when the socket is closed has been told by the error before.
+        sys::is_unread(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))
     }
 
     /// The other side cannot send any more from here on. What it has sent can be read.

@@ -69,13 +69,13 @@ pub fn json(data: &[u8]) {
         assert!(notes.is_none_or(|notes| native::notes(&notes).log.is_some()));
         let mut out = Vec::new();
         match FromWorker::decode(&answer) {
-            Ok(FromWorker::Ok(value)) => match perl::result(&mut out, None, value) {
+            Ok(FromWorker::Ok { value, .. }) => match perl::result(&mut out, None, value) {
                 Ok(()) => assert!(
                     perl::from_worker(&out, DEFAULT_LIMIT).is_ok_and(|(_, again)| again == answer)
                 ),
                 Err(_) => assert!(out.is_empty()),
             },
-            Ok(FromWorker::Error(body)) => {
+            Ok(FromWorker::Error { body, .. }) => {
                 perl::error(&mut out, None, body.message);
                 assert!(perl::from_worker(&out, DEFAULT_LIMIT).is_ok());
             }

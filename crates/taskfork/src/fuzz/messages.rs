@@ -132,13 +132,13 @@ pub fn from_worker(data: &[u8]) {
     let Ok(message) = FromWorker::decode(data) else { return };
     let mut out = Vec::new();
     match &message {
-        FromWorker::Ok(value) => {
-            native::put_ok(&mut out);
+        FromWorker::Ok { call, value } => {
+            native::put_ok(&mut out, *call);
             out.extend_from_slice(value);
         }
-        FromWorker::Error(error) => native::put_error(&mut out, error),
+        FromWorker::Error { call, body } => native::put_error(&mut out, *call, body),
         FromWorker::Death(notice) => put_death(&mut out, notice),
-        FromWorker::Skipped => native::put_skipped(&mut out),
+        FromWorker::Skipped { call } => native::put_skipped(&mut out, *call),
         FromWorker::Rings => native::put_rings(&mut out),
         FromWorker::Lending(said) => {
             let mut frame = Vec::new();
@@ -163,7 +163,7 @@ fn look_at_kind(data: &[u8]) {
     if let Some(place) = native::place(data) {
         native::set_place(&mut copy, place);
     }
-    assert!(!(native::is_skipped(data) && native::is_about_others(data)));
+    assert!(!(native::skipped(data).is_some() && native::is_about_others(data)));
     let _ = native::forgotten(data);
 }
 
@@ -171,7 +171,7 @@ fn look_at_kind(data: &[u8]) {
 pub fn errors(data: &[u8]) {
     let site = || CallSite::new("fuzz", Some("method"), Location::caller());
     match FromWorker::decode(data) {
-        Ok(FromWorker::Error(body)) => {
+        Ok(FromWorker::Error { body, .. }) => {
             let text = perl::text(body.clone(), Some("method"));
             // What is shown is made of what has come, each part at most twice.
             assert!(text.len() <= 1000 + 4 * data.len());

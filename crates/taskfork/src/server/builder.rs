@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::getpid;
 use serde::de::DeserializeOwned;
 
 use super::error::ServerError;
@@ -15,6 +16,7 @@ use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
 use crate::busy_poll::BusyPoll;
 use crate::error::Failure;
+use crate::sys;
 use crate::wire::request::decode;
 use crate::worker::executable::{Executable, Forward, Running};
 use crate::worker::interface::{BoxError, Interface};
@@ -70,7 +72,13 @@ impl Server {
     pub fn run(self) -> Result<(), ServerError> {
         self.options.check()?;
         if let Some(load) = self.preload {
-            load().map_err(ServerError::Preload)?;
+            let own = getpid();
+            let loaded = load();
+            if getpid() != own {
+                // It would be a second server on the same socket.
+                sys::leave();
+            }
+            loaded.map_err(ServerError::Preload)?;
         }
         if self.options.huge_pages {
             use_huge_pages();

@@ -53,7 +53,6 @@ pub(crate) struct Buried {
 pub(crate) struct News {
     pub(super) connection: OwnedFd,
     pub(super) notice: Option<DeathNotice>,
-    pub(super) end_it: bool,
 }
 
 impl News {
@@ -61,10 +60,9 @@ impl News {
         if let Some(notice) = &self.notice {
             tell(&self.connection, notice);
         }
-        if self.end_it {
-            // Something that the worker has started may hold the connection open.
-            let _ = shutdown(&self.connection, Shutdown::Both);
-        }
+        // The end of a worker is that of its process, whoever else holds the connection: what the worker has started, or
+        // whom it has passed it to.
+        let _ = shutdown(&self.connection, Shutdown::Both);
         // A worker can have set it, and closing the connection would then wait for a client that does not read.
         let _ = set_socket_linger(&self.connection, None);
     }
@@ -149,10 +147,6 @@ pub(super) fn log_end(
     }
 }
 
-pub(super) fn has_unread(connection: &OwnedFd) -> bool {
-    rustix::io::ioctl_fionread(connection).is_ok_and(|unread| unread > 0)
-}
-
 fn tell(connection: &OwnedFd, notice: &DeathNotice) {
     let mut out = Vec::new();
     let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
@@ -184,7 +178,7 @@ mod tests {
         while worker.write(&[0; 65536]).is_ok() {}
         let (done, is_done) = mpsc::channel();
         std::thread::spawn(move || {
-            News { connection: worker.into(), notice: None, end_it: true }.tell();
+            News { connection: worker.into(), notice: None }.tell();
             done.send(())
         });
         is_done.recv_timeout(Duration::from_secs(30)).unwrap();

@@ -8,7 +8,7 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
-use super::burial::{Buried, News, cause, has_unread, log_end, why};
+use super::burial::{Buried, News, cause, log_end, why};
 use super::limits::{Recycling, WorkerLimits};
 use super::oom::OutOfMemory;
 use super::share::{Held, Holder};
@@ -117,6 +117,7 @@ const LEAST_SPARE: Duration = Duration::from_millis(100);
 
 /// In how long a worker is looked at again that is not set up yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const TIME_IS_OVER: &str = "its call's time was over";
 
 /// How long a worker's stack is waited for before it is killed.
 const STACK_WAIT: Duration = Duration::from_millis(100);
@@ -274,6 +275,19 @@ impl Child {
         self.end_at(since.saturating_add(LEAVE_WITHIN), now)
     }
 
+    /// What is to be said of a worker that SIGALRM has ended when its call's time was over. The server sends that signal
+    /// then, and so may the call itself. It ends code that has reset the signal's action, and other programs.
+    fn timed_out(&self, view: View, end: End) -> Option<Judgement> {
+        let is_alarm = end == End::Signaled(Signal::ALARM.as_raw());
+        let is_over = self.reminded == view.calls
+            || self.slot.deadline().is_some_and(|deadline| deadline <= now());
+        if !is_alarm || view.phase != Phase::Busy || !is_over {
+            return None;
+        }
+        let (reason, ran) = (TIME_IS_OVER.to_owned(), Some(now().saturating_sub(view.since)));
+        Some(Judgement { ran, ..Judgement::new(view, reason, cause::TIMED_OUT) })
+    }
+
     /// Kills the worker at this time; gives the time until then.
     fn end_at(&mut self, due: Duration, now: Duration) -> Option<Duration> {
         if due > now {
@@ -344,7 +358,7 @@ impl Child {
             Some(timeout) if !timed_out => {
                 format!("hung for more than {} (hung_worker_timeout)", seconds(timeout))
             }
-            _ => "its call's time was over".to_owned(),
+            _ => TIME_IS_OVER.to_owned(),
         };
         let ran = Some(now.saturating_sub(view.since));
         let cause = if timed_out { cause::TIMED_OUT } else { cause::HUNG };
@@ -492,11 +506,11 @@ impl Child {
         let client = self.connection().and_then(sys::peer);
         let stderr = self.stderr.take().map(|stderr| stderr.last_words(pid, shown));
         let LastWords { text: stderr, starved } = stderr.unwrap_or_default();
-        let judgement = self.judgement.map(|judgement| *judgement);
-        let judgement = judgement.or(self.suspicion.map(|suspicion| suspicion.judgement));
+        let judgement = self.judgement.take().map(|judgement| *judgement);
+        let judgement = judgement.or(self.suspicion.take().map(|suspicion| suspicion.judgement));
         let corruption = self.slot.look().err();
         let view = self.slot.seen();
-        let judgement = judgement.unwrap_or_else(|| {
+        let judgement = judgement.or_else(|| self.timed_out(view, end)).unwrap_or_else(|| {
             let (cause, reason) = match (corruption, self.post.told()) {
                 (Some(corruption), _) => (cause::CORRUPT, corruption.to_string()),
                 (None, Some(failure)) => (cause::SETUP_FAILED, failure),
@@ -538,11 +552,9 @@ impl Child {
                 timed_out: cause == cause::TIMED_OUT,
             }),
         };
-        // A connection that is closed with something unread tells the client at least that.
         let (Post::Client(connection) | Post::Spare(connection)) = self.post;
-        let end_it = view.phase != Phase::AnsweringAtLength || !has_unread(&connection);
         let stack = ran.and_then(|_| self.slot.stack());
-        let news = News { connection, notice, end_it };
+        let news = News { connection, notice };
         Buried { slot: self.slot, news, stack, cause, failed_spare: failed }
     }
 }

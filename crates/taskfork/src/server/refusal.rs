@@ -61,7 +61,7 @@ pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
                 out.extend_from_slice(PREAMBLE);
             }
             let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-                native::put_error(out, &body);
+                native::put_error(out, None, &body);
                 Ok(())
             });
             if written.is_err() {

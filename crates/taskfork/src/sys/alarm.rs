@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering::S
 use nix::libc::{self, c_int, siginfo_t};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::forked::is_forked;
 use super::signal::keeping_errno;
 
 /// The most addresses of a stack.
@@ -56,6 +57,10 @@ fn witness() -> Option<Witness> {
 }
 
 extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
+    if is_forked() {
+        // It would tell of itself where the worker does.
+        return;
+    }
     keeping_errno(|| {
         // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted state.
         unsafe { tell_stack(context.cast::<libc::ucontext_t>()) }

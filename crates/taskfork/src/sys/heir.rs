@@ -1,6 +1,7 @@
 //! A process that stands for another: when that one ends, it ends in the same way.
 
 use std::io;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
 
 use nix::libc::{self, c_int};
@@ -12,9 +13,13 @@ use super::signal::keeping_errno;
 static CHILD: AtomicI32 = AtomicI32::new(0);
 /// Its end is not followed at once.
 static WAITS: AtomicBool = AtomicBool::new(false);
+/// A copy of this process's end of a connection to it; less than 0 for none.
+static CONNECTION: AtomicI32 = AtomicI32::new(-1);
 
-/// From now on this process ends as `child` does, at once when that happens.
-pub(crate) fn follow(child: u32) -> io::Result<()> {
+/// From now on this process ends as `child` does, at once when that happens. While it [waits](waits), that ends
+/// `connection` instead, whoever else holds the other end: what the child has said can still be read there.
+pub(crate) fn follow(child: u32, connection: impl AsFd) -> io::Result<()> {
+    CONNECTION.store(connection.as_fd().try_clone_to_owned()?.into_raw_fd(), SeqCst);
     CHILD.store(child.cast_signed(), SeqCst);
     let flags = SaFlags::SA_RESTART | SaFlags::SA_NOCLDSTOP;
     let action = SigAction::new(SigHandler::Handler(on_child), flags, SigSet::empty());
@@ -34,6 +39,12 @@ pub(crate) fn followed() -> Option<u32> {
 /// The child's end is expected, and of no importance.
 pub(crate) fn follow_no_more() {
     CHILD.store(0, SeqCst);
+    let connection = CONNECTION.swap(-1, SeqCst);
+    if connection >= 0 {
+        // SAFETY: the number is that of a copy made here, which nobody else closes. Only the handler uses it, which
+        // cannot get it any more.
+        drop(unsafe { OwnedFd::from_raw_fd(connection) });
+    }
 }
 
 /// Begins or ends a time in which the child's end is seen by whoever waits for what it says, once all
@@ -45,22 +56,24 @@ pub(crate) fn waits(waits: bool) {
     }
 }
 
-/// Ends this process as the child has ended; nothing if that lives.
-pub(crate) fn follow_if_dead() {
+/// How the child has ended; nothing if it lives, or if there is none. `flags` are those of `waitid`.
+fn end_of_child(flags: c_int) -> Option<libc::siginfo_t> {
     let child = CHILD.load(SeqCst);
     if child == 0 {
-        return;
+        return None;
     }
     // SAFETY: the kernel writes to the structure, all of whose bytes may be zero.
-    let info = unsafe {
+    unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        let flags = libc::WEXITED | libc::WNOHANG;
-        let id = child.unsigned_abs();
-        if libc::waitid(libc::P_PID, id, &raw mut info, flags) != 0 || info.si_pid() == 0 {
-            return;
-        }
-        info
-    };
+        let (id, flags) = (child.unsigned_abs(), flags | libc::WEXITED | libc::WNOHANG);
+        let looked = libc::waitid(libc::P_PID, id, &raw mut info, flags);
+        (looked == 0 && info.si_pid() != 0).then_some(info)
+    }
+}
+
+/// Ends this process as the child has ended; nothing if that lives.
+pub(crate) fn follow_if_dead() {
+    let Some(info) = end_of_child(0) else { return };
     // SAFETY: it was filled in for a child that has ended.
     let status = unsafe { info.si_status() };
     if info.si_code == libc::CLD_EXITED {
@@ -81,8 +94,14 @@ pub(crate) fn follow_if_dead() {
 }
 
 extern "C" fn on_child(_: c_int) {
-    if !WAITS.load(SeqCst) {
-        // It goes on here if another child has ended, or if this one has only been looked at too early.
-        keeping_errno(follow_if_dead);
-    }
+    keeping_errno(|| {
+        if !WAITS.load(SeqCst) {
+            // It goes on here if another child has ended, or if this one has only been looked at too early.
+            follow_if_dead();
+        } else if end_of_child(libc::WNOWAIT).is_some() {
+            // Something that the child has started may hold the other end, and whoever reads would wait for it.
+            // SAFETY: a system call on a descriptor of this module's own; a number below 0 is refused.
+            unsafe { libc::shutdown(CONNECTION.load(SeqCst), libc::SHUT_RDWR) };
+        }
+    });
 }

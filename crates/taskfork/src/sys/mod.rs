@@ -5,6 +5,7 @@
 mod alarm;
 mod descriptor;
 mod files;
+mod forked;
 mod heir;
 mod kernel_file;
 mod lent;
@@ -25,6 +26,7 @@ pub(crate) use descriptor::{
 pub(crate) use files::{
     MOST_FILES, MOST_UNCLAIMED, TOO_MANY_FILES, receive_files, send_files, takes_files,
 };
+pub(crate) use forked::{is_forked, leave, leave_if_forked, remember_process};
 pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
 pub(crate) use kernel_file::KernelFile;
 #[cfg(not(test))]
@@ -32,7 +34,7 @@ pub(crate) use lent::forks;
 pub(crate) use lent::{Filling, Foreign, Identity, Own, User, common_user, only_user, user};
 pub(crate) use memory::{Collapsed, MappedFile, collapse, resident_bytes};
 pub(crate) use pages::{Pages, Published, SharedWords};
-pub(crate) use peer::{group_named, peer, peer_address, peer_groups, user_named};
+pub(crate) use peer::{group_named, is_unread, peer, peer_address, peer_groups, user_named};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,
     reseed_c_random, set_variable, take_variable, threads,

@@ -30,6 +30,15 @@ pub(crate) fn peer(socket: &impl AsFd) -> Option<Peer> {
     })
 }
 
+/// Whether the other end of a unix socket has not read all that was sent.
+pub(crate) fn is_unread(socket: &impl AsFd) -> bool {
+    let mut bytes: libc::c_int = 0;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes one number.
+    let done = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
+    done == 0 && bytes > 0
+}
+
 /// The supplementary groups that the process at the other end of a unix socket had when it connected.
 pub(crate) fn peer_groups(socket: &impl AsFd) -> Vec<u32> {
     /// As many as a process can have.

@@ -20,14 +20,14 @@ pub fn decode_call<T: FromArguments>(message: &[u8]) -> Option<T> {
 
 /// The body of an answer's message.
 pub fn encode_answer<T: serde::Serialize>(out: &mut Vec<u8>, value: &T) -> bool {
-    native::put_ok(out);
+    native::put_ok(out, Some(1));
     super::args::encode(value, out).is_ok()
 }
 
 /// The value of an answer's message.
 pub fn decode_answer<T: serde::de::DeserializeOwned>(message: &[u8]) -> Option<T> {
     match FromWorker::decode(message) {
-        Ok(FromWorker::Ok(value)) => super::request::decode(value).ok(),
+        Ok(FromWorker::Ok { value, .. }) => super::request::decode(value).ok(),
         _ => None,
     }
 }

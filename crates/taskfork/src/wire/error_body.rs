@@ -139,7 +139,7 @@ mod tests {
 
     fn read(message: &[u8]) -> ErrorBody<'_> {
         match FromWorker::decode(message) {
-            Ok(FromWorker::Error(body)) => body,
+            Ok(FromWorker::Error { body, .. }) => body,
             other => panic!("no error: {other:?}"),
         }
     }
@@ -179,7 +179,7 @@ mod tests {
     fn how_many_causes_are_left_out_is_sent_on() {
         let sent = ErrorBody { causes: vec!["a"; 64], more_causes: 936, ..ErrorBody::default() };
         let mut out = Vec::new();
-        put_error(&mut out, &sent);
+        put_error(&mut out, Some(1), &sent);
         assert_eq!(read(&out), sent);
     }
 }

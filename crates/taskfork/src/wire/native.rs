@@ -98,15 +98,24 @@ pub(crate) struct CallMeta<'a> {
 #[derive(Debug)]
 pub(crate) enum FromWorker<'a> {
     Hello(WorkerHello),
-    /// The result, still encoded.
-    Ok(&'a [u8]),
-    Error(ErrorBody<'a>),
+    /// A result, still encoded, of the call of this number. Without a number in the other protocol, which has none.
+    Ok {
+        call: Option<u64>,
+        value: &'a [u8],
+    },
+    /// The error of the call of this number; without one, of the greeting, or from the other protocol.
+    Error {
+        call: Option<u64>,
+        body: ErrorBody<'a>,
+    },
     Death(DeathNotice),
     Notes(Notes<'a>),
-    /// The call was not begun, as one before it failed or nobody wants it any more.
-    Skipped,
     /// From the server: there is no worker for this connection yet, for this reason; the hello comes later.
     Wait(&'a str),
+    /// The call of this number was not begun, as one before it failed or nobody wants it any more.
+    Skipped {
+        call: Option<u64>,
+    },
     /// So many files come with the next message.
     Files(usize),
     /// Of memory that is lent.
@@ -173,12 +182,12 @@ impl<'a> FromWorker<'a> {
         match (reader.int::<u64>()?, fields) {
             (HELLO, 2) => WorkerHello::read(&mut reader).map(Self::Hello),
             (OK, 3) => {
-                meta(&mut reader, |_, _| Ok(false))?;
-                Ok(Self::Ok(reader.rest()))
+                let call = read_number(&mut reader)?;
+                Ok(Self::Ok { call, value: reader.rest() })
             }
             (ERROR, 3) => {
-                meta(&mut reader, |_, _| Ok(false))?;
-                ErrorBody::read(&mut reader).map(Self::Error)
+                let call = read_number(&mut reader)?;
+                Ok(Self::Error { call, body: ErrorBody::read(&mut reader)? })
             }
             (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
             (NOTES, 2) => {
@@ -206,9 +215,33 @@ impl<'a> FromWorker<'a> {
                 })?;
                 Ok(Self::Wait(reason))
             }
-            (SKIPPED, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Skipped),
+            (SKIPPED, 2) => Ok(Self::Skipped { call: read_number(&mut reader)? }),
             (other, fields) => Err(unknown("worker", other, fields)),
         }
+    }
+}
+
+/// The number of its call in the map of an answer.
+const NUMBER: &str = "call";
+
+/// Reads the map of an answer; gives the number of its call, if that is there.
+fn read_number(reader: &mut Reader<'_>) -> Result<Option<u64>, WireError> {
+    let mut call = None;
+    meta(reader, |key, reader| {
+        if key != NUMBER {
+            return Ok(false);
+        }
+        call = Some(reader.int()?);
+        Ok(true)
+    })?;
+    Ok(call)
+}
+
+fn put_number(out: &mut Vec<u8>, call: Option<u64>) {
+    put_map(out, u32::from(call.is_some()));
+    if let Some(call) = call {
+        put_str(out, NUMBER);
+        put_uint(out, call);
     }
 }
 
@@ -434,29 +467,34 @@ pub(crate) fn forgotten(message: &[u8]) -> Option<u64> {
     }
 }
 
-/// Whether a message of a worker says that a call was not begun.
-pub(crate) fn is_skipped(message: &[u8]) -> bool {
-    message.get(KIND_AT).copied().map(u64::from) == Some(SKIPPED)
-        && matches!(FromWorker::decode(message), Ok(FromWorker::Skipped))
+/// The number of the call that a worker has not begun, if the message says that.
+pub(crate) fn skipped(message: &[u8]) -> Option<u64> {
+    if message.get(KIND_AT).copied().map(u64::from) != Some(SKIPPED) {
+        return None;
+    }
+    match FromWorker::decode(message) {
+        Ok(FromWorker::Skipped { call }) => call,
+        _ => None,
+    }
 }
 
-pub(crate) fn put_skipped(out: &mut Vec<u8>) {
+pub(crate) fn put_skipped(out: &mut Vec<u8>, call: Option<u64>) {
     put_array(out, 2);
     put_uint(out, SKIPPED);
-    put_map(out, 0);
+    put_number(out, call);
 }
 
-/// The front of an answer; its result follows.
-pub(crate) fn put_ok(out: &mut Vec<u8>) {
+/// The front of the answer to the call of this number; its result follows.
+pub(crate) fn put_ok(out: &mut Vec<u8>, call: Option<u64>) {
     put_array(out, 3);
     put_uint(out, OK);
-    put_map(out, 0);
+    put_number(out, call);
 }
 
-pub(crate) fn put_error(out: &mut Vec<u8>, error: &ErrorBody<'_>) {
+pub(crate) fn put_error(out: &mut Vec<u8>, call: Option<u64>, error: &ErrorBody<'_>) {
     put_array(out, 3);
     put_uint(out, ERROR);
-    put_map(out, 0);
+    put_number(out, call);
     error.write(out);
 }
 

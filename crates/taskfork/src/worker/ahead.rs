@@ -51,6 +51,11 @@ impl Ahead {
         (!self.failing && !self.forgotten.contains(&self.taken)).then_some(self.anchor)
     }
 
+    /// The number of the call that was taken up or passed last, if there has been one.
+    pub(super) fn number(&self) -> Option<u64> {
+        (self.taken > 0).then_some(self.taken)
+    }
+
     pub(super) fn failed(&mut self) {
         self.failing = true;
     }

@@ -318,6 +318,8 @@ impl Connection {
 
     /// Sends all of it.
     pub(crate) fn write(&mut self, message: &Parted) -> Result<(), Broken> {
+        // A child shares the connection with its worker, and its rings.
+        sys::leave_if_forked();
         if let Some(rings) = &mut self.rings {
             rings.sent(notes::take_sent());
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use rustix::io::{Errno, FdFlags, retry_on_intr};
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags, recv};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::fault::Fault;
@@ -111,7 +111,7 @@ impl Executable {
         drop(theirs);
         sys::waits(true);
         sys::hide_stack();
-        sys::follow(child.id())?;
+        sys::follow(child.id(), &ours)?;
         let mut running = Running {
             child,
             socket: ours,
@@ -123,6 +123,7 @@ impl Executable {
             files: Vec::new(),
             announced: 0,
             answer: None,
+            calls: 0,
         };
         if self.protocol == Protocol::Native {
             running.greet(&self.name)?;
@@ -148,6 +149,8 @@ pub(crate) struct Running {
     announced: usize,
     /// The answer that came with a log, which is told first.
     answer: Option<Vec<u8>>,
+    /// How many calls it has been sent.
+    calls: u64,
 }
 
 impl Running {
@@ -177,7 +180,7 @@ impl Running {
                 None => self.hello = hello,
                 Some(why) => return Err(format!("the program does not fit: {why}").into()),
             },
-            FromWorker::Error(error) => return Err(error.message.to_owned().into()),
+            FromWorker::Error { body, .. } => return Err(body.message.to_owned().into()),
             _ => return Err("the program's first message is no hello".into()),
         }
         Ok(())
@@ -203,6 +206,7 @@ impl Running {
         // Until the answer has been sent: a program may end right after it.
         sys::waits(true);
         if self.scanner.is_some() {
+            self.check_silence();
             let whole = match inline(args, self.max_frame) {
                 Ok(whole) => whole,
                 Err(reason) => return Reply(Err(Fault::arguments(&reason))),
@@ -239,13 +243,15 @@ impl Running {
             }
             self.send_parted(&message);
         }
+        self.calls += 1;
         loop {
             let body = match self.message() {
                 Ok(body) => body,
                 Err(error) => self.give_up(&error),
             };
             match FromWorker::decode(&body) {
-                Ok(FromWorker::Ok(value)) => {
+                Ok(FromWorker::Ok { call, value }) => {
+                    self.check_number(call);
                     let count = std::mem::take(&mut self.announced);
                     if self.files.len() < count {
                         self.give_up(&WireError::Files);
@@ -256,11 +262,34 @@ impl Running {
                     return blob::within(None, enclosed, || request.passed_on(value));
                 }
                 Ok(FromWorker::Files(count)) => self.announced = count,
-                Ok(FromWorker::Error(error)) => return Reply(Err(Fault::received(&error))),
+                Ok(FromWorker::Error { call, body }) => {
+                    self.check_number(call);
+                    return Reply(Err(Fault::received(&body)));
+                }
                 Ok(FromWorker::Notes(notes)) => take_over(notes.log),
                 Ok(other) => self.give_up(&format!("{other:?} is no answer")),
                 Err(error) => self.give_up(&error),
             }
+        }
+    }
+
+    /// The number of an answer is that of the call that runs.
+    fn check_number(&mut self, call: Option<u64>) {
+        if self.scanner.is_none() && call != Some(self.calls) {
+            let said = call.map_or("an answer without a number".to_owned(), |call| {
+                format!("the answer to call {call}")
+            });
+            self.give_up(&format!("{said} came where that to call {} was due", self.calls));
+        }
+    }
+
+    /// In JSON, answers have no numbers. So nothing may have come that would be taken for the answer to the next call.
+    fn check_silence(&mut self) {
+        let mut room = [0; 256];
+        let peeked = recv(&self.socket, &mut room, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        let there = peeked.map_or(0, |(_, length)| length.min(room.len()));
+        if perl::first_byte(&self.inbox).or(perl::first_byte(&room[..there])).is_some() {
+            self.give_up(&"it said something between two calls; has a call forked?");
         }
     }
 

@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use serde::Serialize;
 
 use crate::error::{Failure, Panic};
+use crate::sys;
 use crate::wire::args::encode_whole;
 use crate::wire::error_body::{ErrorBody, MOST_KNOWN, kind};
 
@@ -153,9 +154,11 @@ impl Fault {
     }
 }
 
-/// Runs user code that may panic.
+/// Runs user code, which may panic, and may fork: a child that comes back from it ends here.
 pub(crate) fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, Panic> {
     // The state that a panic left half changed is seen by the calls that follow on this checkout;
     // after it the worker is replaced, as after any error.
-    std::panic::catch_unwind(AssertUnwindSafe(run)).map_err(super::panic::describe)
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(run));
+    sys::leave_if_forked();
+    outcome.map_err(super::panic::describe)
 }

@@ -182,6 +182,10 @@ fn send_regularly(out: BorrowedFd<'_>) {
         let call = recorder.calls;
         let waited = RECORDED.wait_timeout_while(recorder, INTERVAL, |now| now.calls == call);
         drop(waited);
+        if sys::is_forked() {
+            // What a child says is nobody's.
+            return;
+        }
         let _sending = lock_sending();
         let mut recorder = lock();
         if recorder.calls != call {

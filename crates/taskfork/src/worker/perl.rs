@@ -86,8 +86,8 @@ impl<S: 'static> Worker<'_, S> {
         let native = std::mem::take(&mut self.out).rest(HEADER);
         let mut answer = Vec::new();
         let written = match FromWorker::decode(&native)? {
-            FromWorker::Ok(value) => perl::result(&mut answer, log.as_ref(), value),
-            FromWorker::Error(body) => Err(perl::text(body, method)),
+            FromWorker::Ok { value, .. } => perl::result(&mut answer, log.as_ref(), value),
+            FromWorker::Error { body, .. } => Err(perl::text(body, method)),
             other => return Err(WireError::Malformed(format!("{other:?} is no answer")).into()),
         };
         let written = written.and_then(|()| match answer.len() <= self.max_answer {

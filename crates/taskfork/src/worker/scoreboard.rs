@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use super::phase::Phase;
-use crate::sys::{Pages, Published, STACK_WORDS, SharedWords, Witness};
+use crate::sys::{self, Pages, Published, STACK_WORDS, SharedWords, Witness};
 use crate::time_limit::nanoseconds;
 
 /// A worker's state at one instant.
@@ -502,6 +502,8 @@ impl WorkerSlot {
 
     /// The same, with the time that is counted from if another is now.
     pub(crate) fn enter_at(&self, phase: Phase, since: Option<Duration>) -> Result<(), Order> {
+        // A child shares the slot with its worker.
+        sys::leave_if_forked();
         let state = self.words[STATE].load(SeqCst);
         // Stray writes of a worker's own bugs can leave anything here: nothing is begun then.
         match Phase::of(state as u8).unwrap_or(Phase::Condemned) {

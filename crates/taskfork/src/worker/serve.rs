@@ -95,6 +95,7 @@ pub(crate) fn serve<S: 'static>(
     handlers: &Handlers<S>,
 ) -> i32 {
     let witness = seat.slot.witness().ok_or_else(|| io::ErrorKind::InvalidData.into());
+    sys::remember_process();
     if let Err(error) = witness.and_then(|witness| sys::watch_stack(witness, seat.wake)) {
         tracing::error!(worker = seat.number, "this worker's stack cannot be told: {error}");
     }
@@ -252,7 +253,7 @@ impl<S: 'static> Worker<'_, S> {
         }
         frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
             match &fault {
-                Some(fault) => native::put_error(out, &fault.body()),
+                Some(fault) => native::put_error(out, None, &fault.body()),
                 None => hello.put(out),
             }
             Ok(())
@@ -394,9 +395,10 @@ impl<S: 'static> Worker<'_, S> {
 
     fn skip_call(&mut self) -> Result<(), Leave> {
         self.slot.count_skipped();
+        let call = self.ahead.number();
         self.out.bytes.clear();
         frame::write::<WireError>(&mut self.out.bytes, self.max_answer, |out| {
-            native::put_skipped(out);
+            native::put_skipped(out, call);
             Ok(())
         })
         .map_err(Leave::from)
@@ -413,7 +415,7 @@ impl<S: 'static> Worker<'_, S> {
         let Err(fault) = self.try_call(method, args) else { return Ok(()) };
         self.ahead.failed();
         let fault = if self.shows_details() { fault } else { fault.without_details() };
-        write_fault(&mut self.out.bytes, self.max_answer, &fault)
+        write_fault(&mut self.out.bytes, self.max_answer, self.ahead.number(), &fault)
     }
 
     /// Whether the client learns what can tell of this machine.
@@ -445,9 +447,9 @@ impl<S: 'static> Worker<'_, S> {
             Some(state) => state,
             empty => empty.insert(set_up(self.handlers)?),
         };
-        let interface = self.interface;
+        let (interface, number) = (self.interface, self.ahead.number());
         frame::write_parted(&mut self.out, self.max_answer, |out| {
-            native::put_ok(out);
+            native::put_ok(out, number);
             guarded(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
         })?;
@@ -517,10 +519,15 @@ impl From<WireError> for Fault {
     }
 }
 
-fn write_fault(out: &mut Vec<u8>, limit: usize, fault: &Fault) -> Result<(), WireError> {
+fn write_fault(
+    out: &mut Vec<u8>,
+    limit: usize,
+    call: Option<u64>,
+    fault: &Fault,
+) -> Result<(), WireError> {
     let write = |out: &mut Vec<u8>, fault: &Fault| {
         frame::write::<WireError>(out, limit, |out| {
-            native::put_error(out, &fault.body());
+            native::put_error(out, call, &fault.body());
             Ok(())
         })
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use taskfork::{CallError, Checkout, Error, FatalError, Value};
 
 use crate::bad_peers::Logged;
-use crate::support::raw::{Raw, fake, greet_as, map, text};
+use crate::support::raw::{Raw, fake, greet_as, map, of_call, text};
 use crate::support::{start, start_with, trials};
 
 trials! {
@@ -34,12 +34,12 @@ fn kind(message: &Value) -> u64 {
     message.as_array().unwrap()[0].as_u64().unwrap()
 }
 
-fn ok(value: impl Into<Value>) -> Vec<Value> {
-    vec![1.into(), map(&[]), value.into()]
+fn ok(call: u64, value: impl Into<Value>) -> Vec<Value> {
+    vec![1.into(), of_call(call), value.into()]
 }
 
-fn skipped() -> Vec<Value> {
-    vec![5.into(), map(&[])]
+fn skipped(call: u64) -> Vec<Value> {
+    vec![5.into(), of_call(call)]
 }
 
 fn behind(method: &str, args: Vec<Value>) -> Vec<Value> {
@@ -61,7 +61,7 @@ async fn queued_calls_are_sent_before_answers_come() {
         greet_as(&mut raw, &[("ahead", 1000.into())]);
         let calls: Vec<_> = (0..3).filter_map(|_| raw.receive()).collect();
         seen.lock().unwrap().extend(calls.iter().map(kind));
-        (1..=3).for_each(|number: u64| raw.send_message(ok(number)));
+        (1..=3).for_each(|number: u64| raw.send_message(ok(number, number)));
         raw.drain();
     });
     let checkout = client.checkout();
@@ -79,7 +79,7 @@ async fn a_worker_that_takes_none_ahead_gets_one_at_a_time() {
             raw.0.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             assert_eq!(raw.receive(), None, "another call came before the answer");
             raw.0.set_read_timeout(None).unwrap();
-            raw.send_message(ok(number));
+            raw.send_message(ok(number, number));
         }
         raw.drain();
     });
@@ -98,10 +98,10 @@ async fn no_more_is_sent_ahead_than_the_worker_takes() {
             calls += 1;
         }
         raw.0.set_read_timeout(None).unwrap();
-        raw.send_message(ok(calls));
-        raw.send_message(ok(0));
+        raw.send_message(ok(1, calls));
+        raw.send_message(ok(2, 0));
         raw.receive();
-        raw.send_message(ok(0));
+        raw.send_message(ok(3, 0));
         raw.drain();
     });
     let checkout = client.checkout();
@@ -119,9 +119,9 @@ async fn a_worker_skips_what_was_sent_behind_a_failed_call() {
     raw.call("note", vec![]);
     raw.send_message(behind("pid", vec![]));
     assert_eq!(kind(&raw.receive().unwrap()), 2);
-    assert_eq!(raw.receive().unwrap(), Value::Array(skipped()));
-    assert_eq!(raw.receive().unwrap(), Value::Array(skipped()));
-    assert_eq!(raw.receive().unwrap(), Value::Array(ok("")));
+    assert_eq!(raw.receive().unwrap(), Value::Array(skipped(2)));
+    assert_eq!(raw.receive().unwrap(), Value::Array(skipped(3)));
+    assert_eq!(raw.receive().unwrap(), Value::Array(ok(4, "")));
     assert_eq!(kind(&raw.receive().unwrap()), 1);
     raw.call("exit", vec![1.into()]);
     let notice = raw.receive().unwrap();
@@ -136,13 +136,13 @@ async fn a_worker_skips_what_was_taken_back() {
     raw.send_message(behind("remember", vec![text("never")]));
     raw.send_message(behind("note", vec![]));
     raw.send_message(vec![4.into(), map(&[]), 2.into()]);
-    assert_eq!(raw.receive().unwrap(), Value::Array(ok(Value::Nil)));
-    assert_eq!(raw.receive().unwrap(), Value::Array(skipped()));
-    assert_eq!(raw.receive().unwrap(), Value::Array(ok("")));
+    assert_eq!(raw.receive().unwrap(), Value::Array(ok(1, Value::Nil)));
+    assert_eq!(raw.receive().unwrap(), Value::Array(skipped(2)));
+    assert_eq!(raw.receive().unwrap(), Value::Array(ok(3, "")));
     // What is over already is not taken back any more.
     raw.send_message(vec![4.into(), map(&[]), 3.into()]);
     raw.call("nothing", vec![]);
-    assert_eq!(raw.receive().unwrap(), Value::Array(ok(Value::Nil)));
+    assert_eq!(raw.receive().unwrap(), Value::Array(ok(4, Value::Nil)));
 }
 
 async fn the_time_of_a_call_sent_ahead_is_that_since_it_was_made() {
@@ -299,9 +299,9 @@ async fn a_worker_that_answers_what_it_was_to_skip_breaks_the_checkout() {
         greet_as(&mut raw, &[("ahead", 1000.into())]);
         (0..3).for_each(|_| drop(raw.receive()));
         let error = map(&[("kind", text("interface")), ("message", text("no"))]);
-        raw.send_message(vec![2.into(), map(&[]), error]);
+        raw.send_message(vec![2.into(), of_call(1), error]);
         raw.receive();
-        raw.send_message(ok(5));
+        raw.send_message(ok(2, 5));
         raw.drain();
     });
     let checkout = client.checkout();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use taskfork::{Client, Error, FatalError, Value};
 
 use crate::support::processes::{Program, children};
-use crate::support::raw::{Raw, fake, frame, greet, map, text};
+use crate::support::raw::{Raw, fake, frame, greet, greet_as, map, of_call, text};
 use crate::support::{address_in, roles, trials, until};
 
 trials! {
@@ -25,6 +25,7 @@ trials! {
     an_oversize_answer_breaks_the_checkout,
     an_answer_nobody_asked_for_costs_that_worker_only,
     a_call_that_every_worker_denies_is_not_repeated_for_ever,
+    the_answer_to_another_call_breaks_the_checkout,
 }
 
 /// A server in a program of its own, with what it logs.
@@ -95,16 +96,16 @@ async fn the_protocol_can_be_spoken_from_its_description() {
     assert_eq!(meta("server"), text("taskfork"));
 
     raw.call("add", vec![2.into(), 3.into()]);
-    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), map(&[]), 5.into()]));
+    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), of_call(1), 5.into()]));
     raw.send_message(vec![1.into(), map(&[]), Value::Nil, Value::Array(vec![7.into()])]);
     let list = Value::Array(vec![7.into()]);
-    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), map(&[]), list]));
+    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), of_call(2), list]));
     raw.call("boom", vec![text("no")]);
     let error = map(&[("kind", text("interface")), ("message", text("no"))]);
-    assert_eq!(raw.receive().unwrap(), Value::Array(vec![2.into(), map(&[]), error]));
+    assert_eq!(raw.receive().unwrap(), Value::Array(vec![2.into(), of_call(3), error]));
     raw.send_message(vec![2.into(), map(&[])]);
     raw.call("checkouts", vec![]);
-    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), map(&[]), 1.into()]));
+    assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), of_call(4), 1.into()]));
     raw.call("pid", vec![]);
     assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], meta("pid"));
 }
@@ -259,9 +260,9 @@ async fn an_answer_nobody_asked_for_costs_that_worker_only() {
     let mut first = true;
     let client = fake(&folder, move |mut raw| {
         greet(&mut raw, 1);
-        let mut answers = frame(vec![1.into(), map(&[]), 5.into()]);
+        let mut answers = frame(vec![1.into(), of_call(1), 5.into()]);
         if std::mem::take(&mut first) {
-            answers.extend(frame(vec![1.into(), map(&[]), 6.into()]));
+            answers.extend(frame(vec![1.into(), of_call(1), 6.into()]));
         }
         // In one piece, so that the second is there when the first is read.
         raw.send(&answers);
@@ -286,4 +287,36 @@ async fn a_call_that_every_worker_denies_is_not_repeated_for_ever() {
     let error = client.checkout().timeout(None).call::<()>("x", ()).await.unwrap_err();
     assert!(error.is_fatal() && error.to_string().contains("7"), "{error}");
     assert_eq!(tried.load(Ordering::Relaxed), 10);
+}
+
+/// As of a process that a call has forked, and that has answered too.
+async fn the_answer_to_another_call_breaks_the_checkout() {
+    let answers = [
+        (of_call(1), "the answer to call 1"),
+        (of_call(3), "the answer to call 3"),
+        (map(&[]), "an answer without a number"),
+    ];
+    for (meta, said) in answers {
+        let folder = tempfile::tempdir().unwrap();
+        let client = fake(&folder, move |mut raw| {
+            greet_as(&mut raw, &[("ahead", 1000.into())]);
+            raw.receive();
+            raw.send_message(vec![1.into(), of_call(1), 5.into()]);
+            // Both calls that follow have come, and the second may have begun as well.
+            (0..2).for_each(|_| drop(raw.receive()));
+            raw.send_message(vec![1.into(), meta.clone(), 5.into()]);
+            raw.send_message(vec![1.into(), of_call(2), 6.into()]);
+            raw.drain();
+        });
+        let checkout = client.checkout();
+        assert_eq!(checkout.call::<u8>("five", ()).await.unwrap(), 5);
+        let calls = [0, 1].map(|_| checkout.call::<u8>("six", ()));
+        for call in calls {
+            let error = call.await.unwrap_err();
+            let expected = format!("the worker sent {said} where that to call 2 was due");
+            assert!(error.to_string().contains(&expected), "{error}");
+            assert!(error.is_fatal() && error.may_have_run(), "{error:?}");
+        }
+        until("the worker to be left", || client.stats().busy + client.stats().idle == 0).await;
+    }
 }

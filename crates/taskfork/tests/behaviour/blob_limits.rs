@@ -7,7 +7,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use taskfork::{Blob, BlobMut, CallError, Client, Error, Value};
 
 use crate::files::{announcement, echo_of_a_file, send_with};
-use crate::support::raw::{Raw, frame, greet_as, map};
+use crate::support::raw::{Raw, frame, greet_as, of_call};
 use crate::support::{address_in, roles, start, start_with, trials};
 
 trials! {
@@ -93,9 +93,9 @@ async fn a_worker_that_hands_over_more_is_an_error_of_the_call() {
     std::thread::spawn(move || {
         let mut raw = Raw::accept(&listener);
         greet_as(&mut raw, &[("files", 16.into())]);
-        for length in [400 << 20, 1 << 40] {
+        for (call, length) in [(1, 400 << 20), (2, 1 << 40)] {
             raw.receive();
-            let result = frame(vec![1.into(), map(&[]), Value::Ext(1, vec![0; 4])]);
+            let result = frame(vec![1.into(), of_call(call), Value::Ext(1, vec![0; 4])]);
             send_with(&raw, &[announcement(), result].concat(), &[sealed(length)]);
         }
         raw.drain();

@@ -110,11 +110,12 @@ async fn a_client_refuses_results_that_nest_deeper_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet(&mut raw, 0);
-        for levels in [128, 129, 100_000, 1] {
+        for (call, levels) in [(1, 128), (2, 129), (3, 100_000), (4, 1)] {
             if raw.receive().is_none() {
                 return;
             }
-            let mut answer = b"\x93\x01\x80".to_vec();
+            let mut answer = b"\x93\x01\x81\xa4call".to_vec();
+            answer.push(call);
             answer.extend(nested_bytes(levels));
             raw.send(&framed(answer));
         }
@@ -196,7 +197,8 @@ async fn a_million_causes_of_a_peer_are_one_error() {
     let client = fake(&folder, |mut raw| {
         greet(&mut raw, 1);
         let mut error =
-            b"\x93\x02\x80\x83\xa4kind\xa9interface\xa7message\xa3top\xa6causes\xdd".to_vec();
+            b"\x93\x02\x81\xa4call\x01\x83\xa4kind\xa9interface\xa7message\xa3top\xa6causes\xdd"
+                .to_vec();
         error.extend(1_000_000_u32.to_be_bytes());
         error.resize(error.len() + 1_000_000, 0xa0);
         raw.send(&framed(error));

@@ -26,6 +26,8 @@ trials! {
     a_program_that_is_not_there_is_a_failed_setup,
     a_program_that_ends_before_its_greeting_says_why,
     a_program_that_breaks_the_protocol_ends,
+    a_program_that_answers_twice_ends,
+    a_programs_death_is_told_while_its_child_holds_the_connection,
     a_checkouts_end_is_told_to_the_program,
     a_worker_can_be_dismissed,
     a_program_that_takes_no_files_gets_the_bytes_of_blobs,
@@ -73,6 +75,15 @@ pub(crate) fn work() {
             "boom" => json!(["er", {"ld": {"start": 1.0, "logs": [[0.5, 20, "careful"]]}}, "no"]),
             "bye" => json!(["ok", {}, "bye"]),
             "garbage" => json!({"what": 1}),
+            "answer_twice" => {
+                // In one piece, as of a child that has answered while the answer to this call was sent.
+                socket.write_all(b"[\"ok\",{},1] [\"ok\",{},1]").unwrap();
+                continue;
+            }
+            "abort_with_holder" => {
+                crate::forks::start_holder();
+                std::process::abort()
+            }
             "exit" => std::process::exit(7),
             "abort" => std::process::abort(),
             "hang" => loop {
@@ -193,6 +204,33 @@ async fn a_program_that_breaks_the_protocol_ends() {
     assert_eq!(death.end, End::Exited(76));
     let said = death.stderr.unwrap();
     assert!(said.contains("does not keep to the protocol"), "{said}");
+}
+
+/// JSON has no numbers: an answer that has come before its call would be taken for that call's.
+async fn a_program_that_answers_twice_ends() {
+    let (_server, client) = start_with("executable", |client| client.max_workers(1));
+    let checkout = client.checkout();
+    assert_eq!(checkout.call::<u64>("answer_twice", ()).await.unwrap(), 1);
+    let error = checkout.call::<u64>("echo", (2,)).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(death.end, End::Exited(76));
+    let said = death.stderr.unwrap();
+    assert!(said.contains("it said something between two calls"), "{said}");
+    drop(checkout);
+    assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
+}
+
+async fn a_programs_death_is_told_while_its_child_holds_the_connection() {
+    let (_server, client) = start_with("executable", |client| client.max_workers(1));
+    let checkout = client.checkout().timeout(None);
+    let error = checkout.call::<()>("abort_with_holder", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(death.end, End::Signaled(libc::SIGABRT));
+    assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
 }
 
 async fn a_checkouts_end_is_told_to_the_program() {

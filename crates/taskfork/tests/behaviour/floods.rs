@@ -10,7 +10,7 @@ use taskfork::{Client, ClientBuilder, Error, Protocol, Value};
 use tokio::runtime::Builder;
 
 use crate::rings::{agree, call_until_it_fails};
-use crate::support::raw::{Raw, agreed, frame, greet, greet_as, map, text};
+use crate::support::raw::{Raw, agreed, frame, greet, greet_as, map, of_call, text};
 use crate::support::{address_in, trials, until};
 
 trials! {
@@ -198,7 +198,7 @@ async fn a_flood_of_spans_keeps_no_runtime() {
 async fn a_flood_of_skipped_answers_keeps_no_runtime() {
     flooded(|raw| {
         raw.receive();
-        flood(raw, &frame(vec![5.into(), map(&[])]));
+        flood(raw, &frame(vec![5.into(), of_call(1)]));
     })
     .await;
 }
@@ -211,7 +211,7 @@ async fn flooded_with_rings(then: impl Fn(Raw, crate::rings::Rings) + Clone + Se
             let folder = tempfile::tempdir().unwrap();
             let listener = UnixListener::bind(folder.path().join("s")).unwrap();
             std::thread::spawn(move || {
-                let (raw, rings) = agree(&listener);
+                let (raw, rings, _) = agree(&listener);
                 then(raw, rings);
             });
             let client = options(&folder).build().unwrap();
@@ -280,7 +280,7 @@ async fn a_flood_on_an_idle_connection_keeps_no_runtime() {
             serve(&folder, |socket| {
                 let mut raw = Raw(socket);
                 greet(&mut raw, 1);
-                raw.send(&frame(vec![1.into(), map(&[]), 5.into()]));
+                raw.send(&frame(vec![1.into(), of_call(1), 5.into()]));
                 flood_of_nothing(&mut raw);
             });
             let client = options(&folder).build().unwrap();

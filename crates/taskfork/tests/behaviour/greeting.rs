@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use taskfork::{Client, Error, FatalError, Stage, Value};
 
 use crate::bad_peers::Logged;
-use crate::support::raw::{Raw, fake, frame, greet, map, text};
+use crate::support::raw::{Raw, fake, frame, greet, map, of_call, text};
 use crate::support::{start_with, trials, until};
 
 trials! {
@@ -58,7 +58,7 @@ async fn after_a_greeting(
 }
 
 fn answer(raw: &mut Raw, value: i32) {
-    raw.send_message(vec![1.into(), map(&[]), value.into()]);
+    raw.send_message(vec![1.into(), of_call(1), value.into()]);
 }
 
 /// What a client says before it has been greeted, its first call with it.

@@ -15,7 +15,7 @@ use taskfork::{
 };
 
 use crate::files::{open_here, send_with};
-use crate::support::raw::{Raw, agreed as agreed_on, frame, map, text};
+use crate::support::raw::{Raw, agreed as agreed_on, frame, map, of_call, text};
 use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
@@ -596,7 +596,7 @@ async fn a_worker_that_lends_what_it_must_not_is_left() {
     let path = folder.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let unagreed =
-        |id, length| [lend(id, length), frame(vec![1.into(), map(&[]), reference()])].concat();
+        |id, length| [lend(id, length), frame(vec![1.into(), of_call(1), reference()])].concat();
     let agreed = || agreed_on(1 << 20);
     let answers = |id, length| [agreed(), unagreed(id, length)].concat();
     let asks = 64 << 20;
@@ -610,7 +610,7 @@ async fn a_worker_that_lends_what_it_must_not_is_left() {
         (false, asks, [agreed(), answers(1, 4096)].concat(), good()),
         (false, asks, unagreed(1, 4096), good()),
         (false, 0, answers(1, 4096), good()),
-        (false, 0, [agreed(), frame(vec![1.into(), map(&[]), 1.into()])].concat(), good()),
+        (false, 0, [agreed(), frame(vec![1.into(), of_call(1), 1.into()])].concat(), good()),
     ];
     for (good, asks, said, file) in cases {
         let client = Client::builder().address(address_in(&folder)).min_workers(0);

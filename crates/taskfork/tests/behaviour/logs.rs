@@ -8,7 +8,7 @@ use taskfork::log_defer::{Level, Log, Message};
 use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, Value, blocking, logger};
 
 use crate::support::processes::signal;
-use crate::support::raw::{Raw, frame, map, text};
+use crate::support::raw::{Raw, frame, map, of_call, text};
 use crate::support::{address_in, start, start_with, trials, until};
 
 trials! {
@@ -355,7 +355,7 @@ pub(crate) fn impostor(folder: &tempfile::TempDir, notes: Vec<Vec<u8>>) {
         raw.send_message(vec![0.into(), map(&hello)]);
         raw.receive().unwrap();
         notes.iter().for_each(|notes| raw.send(notes));
-        raw.send_message(vec![1.into(), map(&[]), 42.into()]);
+        raw.send_message(vec![1.into(), of_call(1), 42.into()]);
         raw.drain();
     });
 }

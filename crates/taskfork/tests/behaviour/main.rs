@@ -20,6 +20,7 @@ mod errors;
 mod executable;
 mod files;
 mod floods;
+mod forks;
 mod greeting;
 mod guardian;
 mod handles;
@@ -85,6 +86,7 @@ fn main() {
         executable::trials(),
         files::trials(),
         floods::trials(),
+        forks::trials(),
         greeting::trials(),
         guardian::trials(),
         handles::trials(),

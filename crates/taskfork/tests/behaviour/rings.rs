@@ -16,7 +16,7 @@ use taskfork::{
 };
 
 use crate::files::{open_here, send_with};
-use crate::support::raw::{Raw, agreed, frame, greet_as, map, text};
+use crate::support::raw::{Raw, agreed, frame, greet_as, map, of_call, text};
 use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
@@ -411,15 +411,15 @@ async fn a_worker_answers_through_a_ring_while_the_client_is_awake() {
     assert_eq!(raw.receive().unwrap().to_string(), "[8, {}]");
     // Asleep: through the socket.
     raw.send(&call("mapped"));
-    assert_eq!(raw.receive().unwrap().to_string(), "[1, {}, 1]");
-    let answer = frame(vec![1.into(), map(&[]), 1.into()]);
+    assert_eq!(raw.receive(), Some(Value::Array(answer(2))));
+    let third = frame(answer(3));
     assert_eq!(rings.there(1), 0);
     // Awake: one answer may still go through the socket, as the worker would sleep after it; several do not.
     rings.set_awake(1, true);
     let sent = call("mapped").len() as u64;
     raw.send(&[call("mapped"), call("mapped"), call("mapped")].concat());
     until("an answer in the ring", || rings.there(1) > 0).await;
-    assert_eq!(rings.record(1, 0), (answer.len() as u64, answer.clone()));
+    assert_eq!(rings.record(1, 0), (third.len() as u64, third.clone()));
     // The worker is about to sleep, and nothing of it has been taken: an empty frame comes, or the last answer and one.
     let mut woken = false;
     while !woken {
@@ -433,7 +433,7 @@ async fn a_worker_answers_through_a_ring_while_the_client_is_awake() {
     rings.set_awake(1, false);
     rings.put(0, 0, 4 * sent, &call("mapped"));
     raw.send(&[0; 4]);
-    assert_eq!(raw.receive().unwrap().to_string(), "[1, {}, 1]");
+    assert_eq!(raw.receive(), Some(Value::Array(answer(6))));
     assert_eq!(rings.0[8].load(SeqCst), 1 + sent.div_ceil(8));
 }
 
@@ -483,26 +483,27 @@ async fn a_client_that_offers_what_it_must_not_is_left() {
     assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
 }
 
-/// A worker that greets and answers calls until the client offers rings, and takes them.
-pub(crate) fn agree(listener: &UnixListener) -> (Raw, Rings) {
+/// A worker that greets and answers calls until the client offers rings, and takes them; with the number of the next call.
+pub(crate) fn agree(listener: &UnixListener) -> (Raw, Rings, u64) {
     let mut raw = Raw::accept(listener);
     greet_as(&mut raw, &[("files", 16.into())]);
-    let mut first = agreed(1000);
+    let (mut first, mut call) = (agreed(1000), 1);
     let file = loop {
         let (message, file) = crate::files::receive_with(&raw);
         if let Some(file) = file {
             break file;
         }
         assert_eq!(message[4..6], [0x94, 1], "{message:?}");
-        first.append(&mut answer());
+        first.append(&mut frame(answer(call)));
+        call += 1;
         raw.send(&std::mem::take(&mut first));
     };
     raw.send(&offer());
-    (raw, Rings::of(&file))
+    (raw, Rings::of(&file), call)
 }
 
-fn answer() -> Vec<u8> {
-    frame(vec![1.into(), map(&[]), 1.into()])
+fn answer(call: u64) -> Vec<Value> {
+    vec![1.into(), of_call(call), 1.into()]
 }
 
 /// Calls such a worker again and again, until that fails.
@@ -522,9 +523,9 @@ async fn a_worker_that_puts_nonsense_there_is_left() {
     let client = Client::builder().address(address_in(&folder)).min_workers(0);
     let client = client.busy_poll(BusyPoll::Fixed(Duration::from_millis(100))).build().unwrap();
     let worker = tokio::task::spawn_blocking(move || {
-        let (mut raw, rings) = agree(&listener);
+        let (mut raw, rings, call) = agree(&listener);
         // Of the call that came with the offer, or after it.
-        rings.put(1, 0, 0, &answer());
+        rings.put(1, 0, 0, &frame(answer(call)));
         raw.send(&[0; 4]);
         rings.0[WORDS / 2].store(1 << 60, SeqCst);
         raw.send(&[0; 4]);
@@ -542,7 +543,7 @@ async fn a_worker_that_never_stops_keeps_no_task() {
     let client = Client::builder().address(address_in(&folder)).min_workers(0);
     let client = client.timeout(Duration::from_millis(300)).grace(Duration::ZERO).build().unwrap();
     let worker = tokio::task::spawn_blocking(move || {
-        let (raw, rings) = agree(&listener);
+        let (raw, rings, _) = agree(&listener);
         raw.0.set_nonblocking(true).unwrap();
         // One that says that no file comes with the next.
         let nothing = frame(vec![6.into(), map(&[]), 0.into()]);

@@ -62,12 +62,24 @@ pub(crate) fn call(method: &str, args: &[Value]) -> Vec<u8> {
     frame(&[1.into(), map(&[]), text(method), list(args)])
 }
 
-pub(crate) fn result(value: Value) -> Vec<u8> {
-    frame(&[1.into(), map(&[]), value])
+/// The result of the call of this number.
+pub(crate) fn result_of(call: u64, value: Value) -> Vec<u8> {
+    frame(&[1.into(), map(&[("call", call.into())]), value])
 }
 
+/// The result of the first call.
+pub(crate) fn result(value: Value) -> Vec<u8> {
+    result_of(1, value)
+}
+
+/// The result of the first call, with these bytes for its value.
+pub(crate) fn result_ending(value: &[u8]) -> Vec<u8> {
+    framed(&[b"\x93\x01\x81\xa4call\x01", value].concat())
+}
+
+/// The error of the first call.
 pub(crate) fn error(entries: &[(&str, Value)]) -> Vec<u8> {
-    frame(&[2.into(), map(&[]), map(entries)])
+    frame(&[2.into(), map(&[("call", 1.into())]), map(entries)])
 }
 
 pub(crate) fn announce(files: u64) -> Vec<u8> {

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use taskfork::{BoxError, Client, Methods, Protocol, Server, Value};
 
 use crate::case::{Case, Expected, PATIENCE, is_ended, take_steps};
-use crate::message::{PREAMBLE, call, client_hello, result, worker_hello};
+use crate::message::{PREAMBLE, call, client_hello, result_of, worker_hello};
 
 const ROLE: &str = "TASKFORK_HOSTILE_ROLE";
 
@@ -360,10 +360,14 @@ fn serve_well(mut stream: UnixStream) {
     if std::io::Read::read_exact(&mut stream, &mut [0; 8]).is_err() {
         return;
     }
+    let mut calls = 0;
     while let Ok(message) = hear(&mut stream) {
         let kind = message.as_array().and_then(|fields| fields.first()?.as_u64());
-        if kind == Some(1) && stream.write_all(&result(5.into())).is_err() {
-            return;
+        if kind == Some(1) {
+            calls += 1;
+            if stream.write_all(&result_of(calls, 5.into())).is_err() {
+                return;
+            }
         }
     }
 }

@@ -9,8 +9,8 @@ use crate::case::Step::{
 };
 use crate::case::{Case, HANDED, LENT, RINGS, Step, case};
 use crate::message::{
-    PREAMBLE, announce, deep, error, frame, frame_ending, frame_meta, framed, list, many, map,
-    result, text, worker_hello,
+    PREAMBLE, announce, deep, error, frame, frame_meta, framed, list, many, map, result,
+    result_ending, result_of, text, worker_hello, wrong,
 };
 
 /// What a worker has said and heard up to the first call.
@@ -120,8 +120,16 @@ fn answers() -> Vec<Case> {
     add("message that is an empty array", framed(&[0x90]), Refused);
     add("message that is no array", framed(&[0x80]), Refused);
     add("message of the byte that means nothing", framed(&[0xc1; 8]), Refused);
-    add("answer without a value", framed(&[0x93, 1, 0x80]), Refused);
-    add("answer that has more behind it", framed(&[0x93, 1, 0x80, 5, 6, 7]), Harmless);
+    add("answer without a value", result_ending(&[]), Refused);
+    add("answer that has more behind it", result_ending(&[5, 6, 7]), Harmless);
+    add("answer without a number", frame(&[1.into(), none(), 5.into()]), Refused);
+    for number in [0, 2, u64::MAX] {
+        add(&format!("answer of number {number}"), result_of(number, 5.into()), Refused);
+    }
+    for (name, number) in wrong("") {
+        let said = frame(&[1.into(), map(&[("call", number)]), 5.into()]);
+        add(&format!("answer of number {name}"), said, Refused);
+    }
     add("answer with a field too many", framed(&[0x94, 1, 0x80, 5, 6]), Refused);
     add("answer of 2^32 minus 1 bytes", u32::MAX.to_le_bytes().to_vec(), Refused);
     add("answer over the limit", ((64 << 20) + 1_u32).to_le_bytes().to_vec(), Refused);
@@ -129,7 +137,7 @@ fn answers() -> Vec<Case> {
     add("two answers", [result(5.into()), result(6.into())].concat(), Served);
     add("a thousand answers", result(5.into()).repeat(1000), Served);
     for levels in [120, 129, 100_000] {
-        add(&format!("answer {levels} deep"), frame_ending(1, &[], &deep(levels)), Harmless);
+        add(&format!("answer {levels} deep"), result_ending(&deep(levels)), Harmless);
         add(&format!("meta {levels} deep"), frame_meta(4, "later", &deep(levels)), Harmless);
         add(
             &format!("log {levels} deep"),
@@ -139,10 +147,10 @@ fn answers() -> Vec<Case> {
     }
     add(
         "answer of maps 100000 deep",
-        frame_ending(1, &[], &[[0x81, 0xc0].repeat(100_000), vec![0xc0]].concat()),
+        result_ending(&[[0x81, 0xc0].repeat(100_000), vec![0xc0]].concat()),
         Refused,
     );
-    add("answer of a million nils", frame_ending(1, &[], &many(1_000_000, &[0xc0])), Harmless);
+    add("answer of a million nils", result_ending(&many(1_000_000, &[0xc0])), Harmless);
     for (name, bytes) in [
         ("list", [0xdd, 0xff, 0xff, 0xff, 0xff]),
         ("map", [0xdf, 0xff, 0xff, 0xff, 0xff]),
@@ -150,18 +158,14 @@ fn answers() -> Vec<Case> {
         ("bytes", [0xc6, 0xff, 0xff, 0xff, 0xff]),
         ("extension", [0xc9, 0xff, 0xff, 0xff, 0xff]),
     ] {
-        add(
-            &format!("answer that is a {name} of 2^32 minus 1"),
-            frame_ending(1, &[], &bytes),
-            Refused,
-        );
+        add(&format!("answer that is a {name} of 2^32 minus 1"), result_ending(&bytes), Refused);
     }
     add(
         "answer of control characters",
         result(text("\u{1b}[2J\u{1b}]0;x\u{7}\u{202e}\0\u{9b}1m")),
         Harmless,
     );
-    add("answer that is no UTF-8", frame_ending(1, &[], &[0xa2, 0xff, 0xfe]), Harmless);
+    add("answer that is no UTF-8", result_ending(&[0xa2, 0xff, 0xfe]), Harmless);
     for (name, log) in [
         ("nothing", vec![0xc0]),
         ("text", vec![0xa1, b'x']),
@@ -198,7 +202,7 @@ fn errors() -> Vec<Case> {
     let mut add =
         |name: &str, said: Vec<u8>| cases.push(case(name, called(vec![Send(said)]), Refused));
     let with_list = |kind: &str, key: &str, items: Vec<u8>| {
-        let mut body = vec![0x93, 2, 0x80, 0x83];
+        let mut body = b"\x93\x02\x81\xa4call\x01\x83".to_vec();
         for text in ["kind", kind, "message", "m", key] {
             body.push(0xa0 | text.len() as u8);
             body.extend(text.as_bytes());

@@ -49,7 +49,8 @@ pub(crate) fn from_worker(
     if let Err(reason) = bounds::check(json, max_frame) {
         let mut out = Vec::new();
         let (kind, message) = (kind::RESULT, reason.as_str());
-        native::put_error(&mut out, &ErrorBody { kind, message, ..ErrorBody::default() });
+        let body = ErrorBody { kind, message, ..ErrorBody::default() };
+        native::put_error(&mut out, None, &body);
         return Ok((None, out));
     }
     let Parts { kind, meta, mut rest } = parts(json)?;
@@ -62,7 +63,7 @@ pub(crate) fn from_worker(
     let mut out = Vec::new();
     match (kind.as_str(), rest.pop(), rest.is_empty()) {
         ("ok", Some(value), true) => {
-            native::put_ok(&mut out);
+            native::put_ok(&mut out, None);
             encode(&mut out, &value);
         }
         ("er", Some(error), true) => {
@@ -74,7 +75,8 @@ pub(crate) fn from_worker(
                 Some(message) => (kind::SETUP, message),
                 None => (kind::INTERFACE, text.as_str()),
             };
-            native::put_error(&mut out, &ErrorBody { kind, message, ..ErrorBody::default() });
+            let body = ErrorBody { kind, message, ..ErrorBody::default() };
+            native::put_error(&mut out, None, &body);
         }
         _ => return Err(unknown("worker", &kind)),
     }

@@ -19,6 +19,11 @@ pub(crate) fn map(entries: &[(&str, Value)]) -> Value {
     Value::Map(entries.iter().map(|(key, value)| (text(key), value.clone())).collect())
 }
 
+/// What the answer to the call of this number has in its map.
+pub(crate) fn of_call(number: u64) -> Value {
+    map(&[("call", number.into())])
+}
+
 pub(crate) fn frame(message: Vec<Value>) -> Vec<u8> {
     let mut body = Vec::new();
     rmpv::encode::write_value(&mut body, &Value::Array(message)).unwrap();

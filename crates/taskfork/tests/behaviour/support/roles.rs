@@ -128,6 +128,8 @@ pub(crate) fn plays() -> bool {
         ["serve_files", address] => {
             print_error(crate::files::server(Server::builder().listen(address)));
         }
+        ["serve_forks", address] => print_error(crate::forks::listening(address)),
+        ["serve_forking_preload", address] => print_error(crate::forks::preloading(address)),
         ["serve_lending", address] => print_error(crate::lending::serve(address)),
         ["serve_rings", address] => print_error(crate::rings::serve_at(address)),
         ["rings_leave_nothing"] => super::run(crate::rings::leave_nothing).unwrap(),

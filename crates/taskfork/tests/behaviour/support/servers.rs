@@ -67,6 +67,15 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("executable_silent", crate::executable::silent),
     ("perl", crate::perl::server),
     ("coderef", crate::perl::coderef),
+    ("forks", crate::forks::server),
+    ("forks_awake", |server| {
+        crate::forks::server(server.busy_poll(taskfork::BusyPoll::Fixed(Duration::from_millis(2))))
+    }),
+    ("forks_around_calls", crate::forks::around_calls),
+    ("forks_spare", |server| crate::forks::around_calls(server.spare_workers(1))),
+    ("forks_hung", |server| {
+        crate::forks::server(server.hung_worker_timeout(Duration::from_millis(200)))
+    }),
     ("function", function),
     ("setup_second_time", setup_second_time),
     ("setup_panics", setup_panics),
