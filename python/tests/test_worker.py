@@ -199,13 +199,26 @@ def test_a_death_is_told_while_a_child_holds_the_connection(server: Any) -> None
     run(test())
 
 
-@pytest.mark.parametrize("method", ["reset_alarm", "execute"])
-def test_an_alarm_that_kills_is_a_time_out(server: Any, method: str) -> None:
+def test_an_alarm_that_kills_is_a_time_out(server: Any) -> None:
     async def test() -> None:
         async with taskfork.Client(server.address, grace=20.0) as client:
             async with client.checkout(timeout=0.2) as checkout:
                 with pytest.raises(taskfork.TimedOut, match="while running"):
-                    await checkout.call(method)
+                    await checkout.call("reset_alarm")
+
+    run(test())
+
+
+def test_another_program_that_is_executed_cannot_answer(server: Any) -> None:
+    async def test() -> None:
+        async with taskfork.Client(server.address) as client:
+            async with client.checkout(timeout=0.2) as checkout:
+                with pytest.raises(taskfork.TimedOut, match="while running"):
+                    await checkout.call("execute")
+            async with client.checkout(timeout=None) as checkout:
+                with pytest.raises(taskfork.WorkerDied, match="exited with status 76") as caught:
+                    await checkout.call("execute")
+            assert "it has closed its connection" in (caught.value.stderr or "")
 
     run(test())
 

@@ -162,7 +162,7 @@ impl Connection {
 #[cfg(test)]
 pub(super) mod tests {
     use std::future::poll_fn;
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     use bytes::BytesMut;
@@ -225,6 +225,31 @@ pub(super) mod tests {
                     connection.poll_message()
                 });
                 assert_eq!(heard.await.unwrap(), expected);
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_unread_at_the_end_is_told_whoever_else_has_the_socket() {
+        run(async {
+            for reads in [true, false] {
+                let (here, there) = UnixStream::pair().unwrap();
+                let (mut connection, _worker) = connect(here);
+                connection.end_looking();
+                connection.outbox.put_for_socket(b"call");
+                connection.flush().unwrap();
+                if reads {
+                    (&there).read_exact(&mut [0; 4]).unwrap();
+                }
+                let _holder = there.try_clone().unwrap();
+                there.shutdown(std::net::Shutdown::Both).unwrap();
+                drop(there);
+                let ended = poll_fn(|context| {
+                    connection.signal.wake_next(Some(context.waker()), false);
+                    connection.poll_message()
+                });
+                let ended = ended.await.unwrap_err();
+                assert_eq!(matches!(ended, Lost::Unread), !reads, "{ended:?}");
             }
         });
     }

@@ -28,6 +28,8 @@ answers nothing, and ends here. End such a process with _exit.\n";
 /// Remembers this process as the worker.
 pub(crate) fn remember_process() {
     WORKER.store(getpid().as_raw_nonzero().get(), Relaxed);
+    // A worker may run a server itself: then it is that of the worker from which this one descends.
+    MARK.store(null_mut(), Relaxed);
     let bytes = rustix::param::page_size();
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: an address of the kernel's choice cannot overlap any other mapping.

@@ -372,18 +372,14 @@ impl Running {
         Ok(())
     }
 
-    /// The program has closed its end: it has ended, or is made to, and so is this process.
+    /// The program has closed its end: it has ended, or ends now, and so does this process.
     fn end_with_program(&mut self) -> ! {
         let until = Instant::now() + LEAVE;
         while Instant::now() < until {
             sys::follow_if_dead();
             std::thread::sleep(Duration::from_millis(1));
         }
-        let _ = self.child.kill();
-        loop {
-            sys::follow_if_dead();
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.give_up(&"it has closed its connection, and goes on as another program may that it has executed")
     }
 
     /// The program does not keep to the protocol. What it says next could be an answer to anything.

@@ -13,6 +13,7 @@ use taskfork::{
 };
 
 use crate::support::processes::{children, is_gone, signal};
+use crate::support::raw::{Raw, greet_as, map, of_call};
 use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
@@ -27,6 +28,7 @@ trials! {
     a_program_that_ends_before_its_greeting_says_why,
     a_program_that_breaks_the_protocol_ends,
     a_program_that_answers_twice_ends,
+    a_program_that_answers_another_call_ends,
     a_programs_death_is_told_while_its_child_holds_the_connection,
     a_checkouts_end_is_told_to_the_program,
     a_worker_can_be_dismissed,
@@ -50,6 +52,32 @@ pub(crate) fn missing(server: ServerBuilder) -> Result<(), ServerError> {
 pub(crate) fn silent(server: ServerBuilder) -> Result<(), ServerError> {
     let script = "echo no such module >&2; exit 3";
     server.executable(Executable::new("sh").arg("-c").arg(script)).run()
+}
+
+pub(crate) fn native(server: ServerBuilder) -> Result<(), ServerError> {
+    server.executable(this_program("native_worker").protocol(Protocol::Native)).run()
+}
+
+/// A program that speaks the native protocol by hand.
+pub(crate) fn work_natively() {
+    let descriptor = std::env::var("TASKFORK_FD").unwrap().parse().unwrap();
+    // SAFETY: it is this program's own.
+    #[allow(unsafe_code)]
+    let mut raw = Raw(unsafe { UnixStream::from_raw_fd(descriptor) });
+    greet_as(&mut raw, &[]);
+    let mut calls = 0;
+    while let Some(message) = raw.receive() {
+        if message[0] != 1.into() {
+            continue;
+        }
+        calls += 1;
+        let meta = match message[2].as_str().unwrap() {
+            "right" => of_call(calls),
+            "before" => of_call(calls - 1),
+            _ => map(&[]),
+        };
+        raw.send_message(vec![1.into(), meta, 5.into()]);
+    }
 }
 
 /// What the program does.
@@ -220,6 +248,24 @@ async fn a_program_that_answers_twice_ends() {
     assert!(said.contains("it said something between two calls"), "{said}");
     drop(checkout);
     assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
+}
+
+async fn a_program_that_answers_another_call_ends() {
+    let (_server, client) = start_with("executable_native", |client| client.max_workers(1));
+    for (method, said) in [
+        ("before", "the answer to call 1 came where that to call 2 was due"),
+        ("none", "an answer without a number came where that to call 2 was due"),
+    ] {
+        let checkout = client.checkout();
+        assert_eq!(checkout.call::<u8>("right", ()).await.unwrap(), 5);
+        let error = checkout.call::<u8>(method, ()).await.unwrap_err();
+        let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(death.end, End::Exited(76));
+        let stderr = death.stderr.unwrap();
+        assert!(stderr.contains(said), "{stderr}");
+    }
 }
 
 async fn a_programs_death_is_told_while_its_child_holds_the_connection() {

@@ -109,6 +109,7 @@ pub(crate) fn plays() -> bool {
             let server = Server::builder().listen(address);
             print_error(servers::appending(server, file));
         }
+        ["native_worker"] => crate::executable::work_natively(),
         ["json_worker"] => crate::executable::work(),
         ["serve_executable", address] => {
             print_error(crate::executable::server(Server::builder().listen(address)));

@@ -63,6 +63,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
         crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))
     }),
     ("executable", crate::executable::server),
+    ("executable_native", crate::executable::native),
     ("executable_missing", crate::executable::missing),
     ("executable_silent", crate::executable::silent),
     ("perl", crate::perl::server),
