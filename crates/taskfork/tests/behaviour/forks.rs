@@ -40,9 +40,11 @@ const CAME_BACK: i32 = 70;
 fn fork(how: &str) -> pid_t {
     // SAFETY: this process has one thread, or the child does no more than it would with the others.
     #[allow(unsafe_code)]
-    match how {
-        "fork" => unsafe { libc::fork() },
-        _ => unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as pid_t },
+    unsafe {
+        match how {
+            "fork" => libc::fork(),
+            _ => libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as pid_t,
+        }
     }
 }
 
@@ -125,8 +127,8 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
         })
         .function("make", |length: usize| Ok("x".repeat(length)))
         .function("give_connection", |path: String| {
-            let holder = Raw(UnixStream::connect(path)?);
-            send_with(&holder, b"x", &[connection().ok_or("there is no connection")?]);
+            let connection = connection().ok_or("there is no connection")?;
+            send_with(&Raw(UnixStream::connect(path)?), b"x", &[connection]);
             Ok(std::process::id())
         })
         .function("reset_alarm", || -> Result<(), BoxError> {
@@ -135,7 +137,8 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
             unsafe {
                 libc::signal(libc::SIGALRM, libc::SIG_DFL)
             };
-            Ok(std::thread::sleep(Duration::from_secs(1000)))
+            std::thread::sleep(Duration::from_secs(1000));
+            Ok(())
         })
         .function("own_alarm", || -> Result<(), BoxError> {
             // SAFETY: it sets no handler.
