@@ -80,6 +80,7 @@ pub use worker::function::Function;
 pub use worker::interface::{BoxError, Interface};
 pub use worker::logger::logger;
 pub use worker::methods::{Method, Methods, Stateless};
+pub use worker::programs::default_signals;
 #[cfg(feature = "tracing")]
 pub use worker::tracer::tracing_layer;
 

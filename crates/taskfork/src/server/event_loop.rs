@@ -303,6 +303,8 @@ impl EventLoop {
                             self.drain();
                         }
                         _ if signal == Signal::SIGHUP => {}
+                        // It may have begun to end for another reason, such as a new server.
+                        _ if !self.signals.is_second_request() => {}
                         _ => self.kill_all("the server was told to end at once"),
                     }
                 }

@@ -41,7 +41,8 @@ pub(crate) use process::{
 };
 pub(crate) use shared::{Sealed, SealedError, Writable};
 pub(crate) use signal::{
-    Disposition, changed_signals, hold_back, reset_for_worker, spawn_without_signals, with_mask,
+    Disposition, changed_signals, hold_back, reset_for_worker, set_default_signals,
+    spawn_without_signals, with_mask,
 };
 pub(crate) use title::{Title, set_title};
 pub(crate) use words::Words;

@@ -1,7 +1,9 @@
-//! What a worker must not inherit of its server's signals.
+//! The actions of signals: those of a server while it runs, of a worker, and of programs that a worker starts.
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr::{null, null_mut};
 
 use nix::errno::Errno;
@@ -10,46 +12,53 @@ use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
 
-/// Signals that servers and runtimes take for themselves. A fault's own (SIGSEGV, SIGBUS) stay as
-/// they are, since Rust's handlers report stack overflow with them.
-const RESET: [Signal; 11] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
+/// What service managers and terminals send to all processes of a service or a session. A worker ignores
+/// it, as only its server ends it.
+const TO_ALL: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+
+/// All that a worker ignores. A write to a client that is gone is an error and not a death, and a write
+/// to a terminal does not stop the worker.
+const IGNORED: [Signal; 6] = {
+    let [hup, int, quit, term] = TO_ALL;
+    [hup, int, quit, term, Signal::SIGPIPE, Signal::SIGTTOU]
+};
+
+/// Other signals that servers and runtimes take for themselves: a worker has the default actions. A
+/// fault's own (SIGSEGV, SIGBUS) stay as they are, since Rust's handlers report stack overflow with them.
+const DEFAULT: [Signal; 6] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
     Signal::SIGALRM,
     Signal::SIGCHLD,
     Signal::SIGTSTP,
     Signal::SIGTTIN,
-    Signal::SIGTTOU,
 ];
+
+/// What a worker does at this signal.
+fn action_of_worker(number: Signal) -> libc::sighandler_t {
+    if IGNORED.contains(&number) { libc::SIG_IGN } else { libc::SIG_DFL }
+}
 
 /// Those of them that have other actions now than a worker is to have.
 pub(crate) fn changed_signals() -> Vec<Signal> {
     let is_changed = |number: &Signal| {
-        let wanted = if *number == Signal::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY: without a new action it only writes the present one.
         let known = unsafe { libc::sigaction(*number as i32, null(), action.as_mut_ptr()) } == 0;
         // SAFETY: zeroed before, which is a valid value, and written by the kernel's answer.
-        !known || unsafe { action.assume_init() }.sa_sigaction != wanted
+        !known || unsafe { action.assume_init() }.sa_sigaction != action_of_worker(*number)
     };
-    RESET.into_iter().chain([Signal::SIGPIPE]).filter(is_changed).collect()
+    IGNORED.into_iter().chain(DEFAULT).filter(is_changed).collect()
 }
 
-/// Default actions of these, nothing blocked, and SIGPIPE ignored, so that a write to a client that
-/// is gone is an error and not a death.
+/// Gives these the actions that a worker has, and blocks nothing.
 #[inline]
 pub(crate) fn reset_for_worker(changed: &[Signal]) -> io::Result<()> {
     for &number in changed {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY: zeroed, which is a valid value: default action, no flags, an empty mask.
         let action = unsafe { action.assume_init_mut() };
-        if number == Signal::SIGPIPE {
-            action.sa_sigaction = libc::SIG_IGN;
-        }
+        action.sa_sigaction = action_of_worker(number);
         // SAFETY: neither action is a handler, so no code of ours runs in signal context.
         Errno::result(unsafe { libc::sigaction(number as i32, action, null_mut()) })?;
     }
@@ -99,24 +108,47 @@ pub(crate) fn with_mask<T>(
     result
 }
 
-/// What had become of SIGCHLD before a server wanted it, put back when this is dropped.
+/// The action of a signal before a server changed it, put back when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Disposition(SigAction);
+pub(crate) struct Disposition(Signal, SigAction);
 
 impl Disposition {
     /// Has the deaths of children signalled: a process that ignores them is told of none.
     pub(crate) fn of_deaths() -> io::Result<Self> {
-        let action = SigAction::new(SigHandler::SigDfl, SaFlags::SA_NOCLDSTOP, SigSet::empty());
+        Self::set(Signal::SIGCHLD, SigHandler::SigDfl)
+    }
+
+    /// Has a write to the terminal go on where the terminal would stop a program in the background.
+    pub(crate) fn of_output() -> io::Result<Self> {
+        Self::set(Signal::SIGTTOU, SigHandler::SigIgn)
+    }
+
+    fn set(number: Signal, handler: SigHandler) -> io::Result<Self> {
+        let action = SigAction::new(handler, SaFlags::SA_NOCLDSTOP, SigSet::empty());
         // SAFETY: it is no handler, so no code of ours runs in signal context.
-        Ok(Self(unsafe { sigaction(Signal::SIGCHLD, &action) }?))
+        Ok(Self(number, unsafe { sigaction(number, &action) }?))
     }
 }
 
 impl Drop for Disposition {
     fn drop(&mut self) {
         // SAFETY: it is what stood there before.
-        let _ = unsafe { sigaction(Signal::SIGCHLD, &self.0) };
+        let _ = unsafe { sigaction(self.0, &self.1) };
     }
+}
+
+/// Has the program that `command` starts take the signals that workers ignore as any other program.
+pub(crate) fn set_default_signals(command: &mut Command) {
+    let reset = || {
+        for number in IGNORED {
+            let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+            // SAFETY: it is no handler, so no code of ours runs in signal context.
+            unsafe { sigaction(number, &action) }?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and execution it makes system calls only.
+    unsafe { command.pre_exec(reset) };
 }
 
 /// Blocks `signals`, so that a signalfd can take them; gives the mask that stood before.

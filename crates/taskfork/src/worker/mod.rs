@@ -16,6 +16,7 @@ mod notes;
 mod panic;
 mod perl;
 mod phase;
+pub(crate) mod programs;
 #[cfg(feature = "tracing")]
 mod records;
 mod rings;

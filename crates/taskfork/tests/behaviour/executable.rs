@@ -101,6 +101,10 @@ pub(crate) fn work() {
             "pid" => json!(["ok", {}, std::process::id()]),
             "done" => json!(["ok", {}, done]),
             "boom" => json!(["er", {"ld": {"start": 1.0, "logs": [[0.5, 20, "careful"]]}}, "no"]),
+            "wait_for" => {
+                crate::signals::wait_for(message[3].as_str().unwrap()).unwrap();
+                json!(["ok", {}, std::process::id()])
+            }
             "bye" => json!(["ok", {}, "bye"]),
             "garbage" => json!({"what": 1}),
             "answer_twice" => {

@@ -46,6 +46,7 @@ mod setup;
 mod shared_memory;
 mod sharing;
 mod shutdown;
+mod signals;
 #[cfg(feature = "tracing")]
 mod spans;
 mod spares;
@@ -112,6 +113,7 @@ fn main() {
         shared_memory::trials(),
         sharing::trials(),
         shutdown::trials(),
+        signals::trials(),
         spares::trials(),
         spawned::trials(),
         #[cfg(feature = "tracing")]

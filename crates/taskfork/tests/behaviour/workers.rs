@@ -11,7 +11,7 @@ trials! {
     a_worker_holds_no_descriptor_of_anybody_else,
     a_worker_of_a_listening_server_does_not_hold_the_listener,
     a_connection_over_tcp_neither_waits_nor_outlives_its_peer,
-    signals_are_as_in_a_fresh_process,
+    signals_are_those_of_a_worker_whatever_the_server_had_set,
     a_write_to_a_closed_pipe_is_an_error,
     the_random_generator_of_c_differs_between_workers,
     what_a_worker_prints_never_reaches_the_wire,
@@ -87,7 +87,7 @@ fn mask(status: &str, field: &str) -> u64 {
     u64::from_str_radix(line.trim(), 16).unwrap()
 }
 
-async fn signals_are_as_in_a_fresh_process() {
+async fn signals_are_those_of_a_worker_whatever_the_server_had_set() {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve_masked", &address]);
@@ -96,7 +96,9 @@ async fn signals_are_as_in_a_fresh_process() {
     assert_eq!(mask(&status, "SigBlk:"), 0);
     // Without those that the C library keeps for itself.
     let ignored = mask(&status, "SigIgn:") & !(0b11 << 31);
-    assert_eq!(ignored, 1 << (libc::SIGPIPE - 1));
+    let expected =
+        [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE, libc::SIGTTOU];
+    assert_eq!(ignored, expected.iter().map(|number| 1 << (number - 1)).sum::<u64>());
     let caught = mask(&status, "SigCgt:") & !(1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1));
     // By which it tells where it hangs.
     assert_eq!(caught, 1 << (libc::SIGALRM - 1), "{caught:x}");

@@ -40,6 +40,13 @@ pub(crate) fn all_children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// All that a process has started, and what that has started.
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
+    let children = all_children(pid);
+    let below: Vec<u32> = children.iter().flat_map(|&child| descendants(child)).collect();
+    [children, below].concat()
+}
+
 pub(crate) fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }

@@ -86,6 +86,10 @@ pub(crate) fn plays() -> bool {
             }
             print_error(servers::serve(Server::builder().listen(address)));
         }
+        ["serve_signals", address] => crate::signals::serve(address),
+        ["serve_in_background", terminal, address] => {
+            crate::signals::serve_in_background(terminal, address);
+        }
         ["serve_recycling", address] => {
             let server = Server::builder().listen(address).max_calls(3).max_memory(200 << 20);
             let age = std::time::Duration::from_secs(4);

@@ -144,6 +144,7 @@ pub(crate) fn methods() -> Methods<Worker> {
             std::thread::sleep(Duration::from_millis(milliseconds));
             Ok(())
         })
+        .function("wait_for", |path: String| Ok(crate::signals::wait_for(&path)?))
         .method("checkouts", |worker: &mut Worker| Ok(worker.checkouts))
         .method("remember", |worker: &mut Worker, note: String| {
             worker.note = note;
