@@ -20,17 +20,17 @@ use crate::worker::scoreboard::now;
 const MOST_HELPERS: usize = 64;
 
 impl EventLoop {
-    /// Buries all workers that have died. The kernel says only that some child has.
+    /// Buries all workers that have died, and reaps other children. The kernel says only that some child has died.
     pub(super) fn bury_dead(&mut self) {
-        loop {
-            let first = sys::ended_child();
-            let is_it = |child: &&Child| Some(child.pid) == first;
+        while let Some(first) = sys::ended_child() {
+            let is_it = |child: &&Child| child.pid == first;
             // What has died first may be no worker, and may stay for a while.
-            let dead = self.children.values().find(is_it).or_else(|| {
-                first?;
-                self.children.values().find(|child| child.has_ended())
-            });
-            let Some(number) = dead.map(|child| child.number) else { return };
+            let any = || self.children.values().find(|child| child.has_ended());
+            let dead = self.children.values().find(is_it).or_else(any);
+            let Some(number) = dead.map(|child| child.number) else {
+                self.end_orphans();
+                return;
+            };
             self.bury(number);
         }
     }
@@ -172,7 +172,7 @@ impl EventLoop {
 
     pub(super) fn end_orphans(&mut self) {
         let pids: HashSet<_> = self.children.values().map(|child| child.pid).collect();
-        self.orphans.end(|pid| pids.contains(&pid));
+        self.orphans.end(&self.mark, |pid| pids.contains(&pid));
         if !self.orphans.are_left() {
             self.scoreboard.release();
         }

@@ -12,6 +12,7 @@ use super::entry::is_child_of;
 use super::error::ServerError;
 use super::event_loop::{EventLoop, token};
 use super::guardian::Guardian;
+use super::limits::Limit;
 use super::link;
 use super::orphans::become_subreaper;
 use super::refusal::Refusal;
@@ -159,7 +160,7 @@ impl EventLoop {
         let ready = redirected()
             .map_err(io::Error::from)
             .and_then(|()| self.signals.reset_for_worker())
-            .and_then(|()| self.options.limits.apply())
+            .and_then(|()| self.options.limits.apply().map_err(io::Error::other))
             .map(|()| self.scoreboard.of_worker(&slot));
         let slot = match ready {
             Ok(slot) => slot,
@@ -196,6 +197,10 @@ impl EventLoop {
         let of_worker = of_worker.chain([post.end()]);
         // SAFETY: as above; what owns them is not used below.
         unsafe { sys::close_for_good(self.descriptors().chain(of_worker.map(AsFd::as_fd))) };
+        // Now there are few enough.
+        if !self.options.limits.has(Limit::OpenFiles) {
+            self.open_files.put_back();
+        }
         self.title.show();
         sys::reseed_c_random();
         let run = std::panic::AssertUnwindSafe(|| (self.program)(seat));

@@ -31,7 +31,7 @@ use super::status_requests::StatusRequests;
 use super::stderr::Shown;
 use super::waiting::Queue;
 use super::wake::Wake;
-use crate::sys::{self, ThreadCount, Title};
+use crate::sys::{self, OpenFiles, ThreadCount, Title};
 use crate::time_limit::timespec;
 use crate::worker::scoreboard::{Retirement, Scoreboard, now};
 use crate::worker::{self, Buffers};
@@ -64,6 +64,8 @@ pub(crate) struct EventLoop {
     pub(super) program: Program,
     pub(super) epoll: OwnedFd,
     pub(super) signals: Signals,
+    /// How many descriptors the server may have.
+    pub(super) open_files: OpenFiles,
     /// What workers get as standard input.
     pub(super) nothing: OwnedFd,
     pub(super) threads: ThreadCount,
@@ -84,7 +86,7 @@ pub(crate) struct EventLoop {
     pub(super) accept_again: Option<Instant>,
     pub(super) orphans: Orphans,
     pub(super) spares: Spares,
-    mark: Mark,
+    pub(super) mark: Mark,
     /// Nobody, if it could not be had.
     pub(super) guardian: Option<Guardian>,
     /// That there is none has been said.
@@ -127,6 +129,7 @@ pub(super) enum Mode {
 
 impl EventLoop {
     pub(crate) fn start(options: Options, program: Program) -> Result<Self, ServerError> {
+        let open_files = OpenFiles::raise();
         let rules = options.access.rules()?;
         let handshakes = Handshakes::new(&options.handshakes, &rules)?;
         let uncounted = "cannot count this process's threads";
@@ -136,6 +139,7 @@ impl EventLoop {
         if threads > 1 {
             return Err(ServerError::Threads { threads });
         }
+        options.limits.try_out(&thread_count)?;
         let signals =
             Signals::take_over().map_err(ServerError::system("cannot take signals over"))?;
         let (inherited, predecessor) = Inheritance::take().map(Inheritance::into_parts).unzip();
@@ -170,6 +174,7 @@ impl EventLoop {
             program,
             epoll,
             signals,
+            open_files,
             nothing: nothing.into(),
             threads: thread_count,
             shown: Shown::default(),
@@ -232,6 +237,7 @@ impl EventLoop {
         if let Some(address) = address {
             tracing::info!(name = self.options.name, "listening at {address}");
         }
+        self.warn_of_few_open_files();
         if let Some(control) = &self.options.control {
             control.report_ready(address);
         }

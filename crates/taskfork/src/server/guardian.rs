@@ -11,8 +11,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, getpgid, getpid, kill_process, kill_process_group,
-    pidfd_open, pidfd_send_signal, setpgid, waitpid,
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, kill_process_group, pidfd_open,
+    pidfd_send_signal, setpgid, waitpid,
 };
 
 use super::entry::is_child_of;
@@ -76,7 +76,9 @@ impl Guardian {
                 }
             }
             Forked::Child => {
-                let refused = [Some(server), getpgid(None).ok(), Some(getpid())];
+                // It is 0 where the group's leader is outside of this namespace of processes.
+                let group = Pid::from_raw(nix::unistd::getpgrp().as_raw());
+                let refused = [Some(server), group, Some(getpid())];
                 let groups = Groups::new(workers, refused);
                 let status = match guard(name, [theirs, records], server, mark, groups) {
                     Ok(()) => 0,
@@ -231,12 +233,30 @@ impl Mark {
     }
 
     fn is_on(&self, pid: Pid) -> bool {
-        let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-        let environment = read("environ");
-        environment.split(|&byte| byte == 0).any(|entry| entry == self.variable.as_bytes())
-            || self
-                .mapping
-                .as_ref()
-                .is_some_and(|mapping| mapping.is_in(&String::from_utf8_lossy(&read("maps"))))
+        self.look(pid) == Marked::Yes
     }
+
+    /// Whether a process has the mark. The mappings come first: a copy of a worker that executes a program
+    /// meanwhile has the mark in its environment then.
+    pub(crate) fn look(&self, pid: Pid) -> Marked {
+        let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+        let maps = read("maps");
+        if self.mapping.as_ref().is_some_and(|it| it.is_in(&String::from_utf8_lossy(&maps))) {
+            return Marked::Yes;
+        }
+        let environment = read("environ");
+        if environment.split(|&byte| byte == 0).any(|entry| entry == self.variable.as_bytes()) {
+            return Marked::Yes;
+        }
+        if maps.is_empty() || environment.is_empty() { Marked::Unknown } else { Marked::No }
+    }
+}
+
+/// Whether a process has the mark of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marked {
+    Yes,
+    No,
+    /// It cannot be read: it is another user's, it has no environment, or it is about to execute a program.
+    Unknown,
 }

@@ -1,9 +1,10 @@
 //! What a worker may use, and how long it may serve.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
+use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 
 use super::builder::ServerBuilder;
 use super::error::ServerError;
@@ -29,7 +30,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    fn resource(self) -> Resource {
+    pub(super) fn resource(self) -> Resource {
         match self {
             Self::AddressSpace => Resource::As,
             Self::CpuTime => Resource::Cpu,
@@ -43,62 +44,88 @@ impl Limit {
 /// What a new worker sets for itself.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerLimits {
-    limits: Vec<(Limit, u64)>,
-    niceness: Option<i32>,
-    oom_score_adj: Option<i32>,
+    pub(super) limits: Vec<(Limit, u64)>,
+    pub(super) niceness: Option<i32>,
+    pub(super) oom_score_adj: Option<i32>,
 }
 
 impl WorkerLimits {
-    /// Whether a worker could set them, as far as that can be known before.
-    pub(crate) fn check(&self) -> Result<(), ServerError> {
-        let wrong = |option, reason: String| Err(ServerError::Option { option, reason });
-        if let Some(niceness) = self.niceness.filter(|value| !(-20..20).contains(value)) {
-            return wrong("niceness", format!("{niceness} is not between -20 and 19"));
-        }
-        if let Some(score) = self.oom_score_adj.filter(|value| !(-1000..=1000).contains(value)) {
-            return wrong("oom_score_adj", format!("{score} is not between -1000 and 1000"));
-        }
-        for &(limit, value) in &self.limits {
-            let most = getrlimit(limit.resource()).maximum;
-            if let Some(most) =
-                most.filter(|&most| most < value && !rustix::process::geteuid().is_root())
-            {
-                let reason =
-                    format!("{value} for {limit:?} is over this process's own limit, {most}");
-                return wrong("limit", reason);
-            }
-        }
-        Ok(())
+    /// What a worker sets, in this order.
+    pub(super) fn settings(&self) -> impl Iterator<Item = Setting> {
+        let niceness = self.niceness.map(Setting::Niceness);
+        let score = self.oom_score_adj.map(Setting::OomScoreAdj);
+        let limits = self.limits.iter().map(|&(limit, value)| Setting::Limit(limit, value));
+        niceness.into_iter().chain(score).chain(limits)
     }
 
     /// In a new worker.
     #[inline]
-    pub(crate) fn apply(&self) -> io::Result<()> {
+    pub(crate) fn apply(&self) -> Result<(), Refused> {
         match self {
             Self { niceness: None, oom_score_adj: None, limits } if limits.is_empty() => Ok(()),
             _ => self.apply_all(),
         }
     }
 
-    fn apply_all(&self) -> io::Result<()> {
-        if let Some(niceness) = self.niceness {
-            setpriority_process(None, niceness)?;
-        }
-        if let Some(score) = self.oom_score_adj {
-            std::fs::write("/proc/self/oom_score_adj", score.to_string())?;
-        }
-        for &(limit, value) in &self.limits {
-            // At the harder limit of processor time comes SIGKILL, which says nothing.
-            let hard = value.saturating_add(u64::from(limit == Limit::CpuTime));
-            let both = Rlimit { current: Some(value), maximum: Some(hard) };
-            setrlimit(limit.resource(), both)?;
-        }
-        Ok(())
+    fn apply_all(&self) -> Result<(), Refused> {
+        self.settings()
+            .try_for_each(|setting| setting.apply().map_err(|source| Refused { setting, source }))
     }
 
     pub(crate) fn has(&self, wanted: Limit) -> bool {
         self.limits.iter().any(|&(limit, _)| limit == wanted)
     }
+}
+
+/// One of the things that a new worker sets for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Setting {
+    Niceness(i32),
+    OomScoreAdj(i32),
+    Limit(Limit, u64),
+}
+
+impl Setting {
+    fn apply(self) -> io::Result<()> {
+        match self {
+            Self::Niceness(niceness) => Ok(setpriority_process(None, niceness)?),
+            Self::OomScoreAdj(score) => {
+                std::fs::write("/proc/self/oom_score_adj", score.to_string())
+            }
+            Self::Limit(limit, value) => {
+                // At the harder limit of processor time comes SIGKILL, which says nothing.
+                let hard = value.saturating_add(u64::from(limit == Limit::CpuTime));
+                let both = Rlimit { current: Some(value), maximum: Some(hard) };
+                Ok(setrlimit(limit.resource(), both)?)
+            }
+        }
+    }
+
+    /// The option that asks for it.
+    pub(super) fn option(self) -> &'static str {
+        match self {
+            Self::Niceness(_) => "niceness",
+            Self::OomScoreAdj(_) => "oom_score_adj",
+            Self::Limit(..) => "limit",
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Niceness(value) | Self::OomScoreAdj(value) => write!(out, "{value}"),
+            Self::Limit(limit, value) => write!(out, "{value} for {limit:?}"),
+        }
+    }
+}
+
+/// The system has refused a setting.
+#[derive(Debug, thiserror::Error)]
+#[error("the option `{}` cannot be set to {setting}: {source}", setting.option())]
+pub(crate) struct Refused {
+    pub(super) setting: Setting,
+    pub(super) source: io::Error,
 }
 
 /// When a worker is replaced that does nothing wrong.
@@ -218,14 +245,18 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// The niceness of workers, from -20 to 19; the server's own unless set.
+    /// The niceness of workers, from -20 to 19; the server's own unless set. A worker sets it before
+    /// [`setup`](Self::setup), which may drop the privilege that a lower niceness needs (CAP_SYS_NICE). A value that
+    /// this process may not set is an error of [`run`](crate::Server::run).
     pub fn niceness(mut self, niceness: i32) -> Self {
         self.options.limits.niceness = Some(niceness);
         self
     }
 
     /// How soon the kernel chooses a worker when memory runs out, from -1000, never, to 1000; the
-    /// server's own unless set.
+    /// server's own unless set. A worker sets it before [`setup`](Self::setup), which may drop the privilege that
+    /// a lower score needs (CAP_SYS_RESOURCE). A value that this process may not set is an error of
+    /// [`run`](crate::Server::run).
     pub fn oom_score_adj(mut self, score: i32) -> Self {
         self.options.limits.oom_score_adj = Some(score);
         self

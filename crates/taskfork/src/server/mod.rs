@@ -7,6 +7,7 @@ mod aftermath;
 mod birth;
 mod builder;
 mod burial;
+mod capacity;
 mod children;
 mod control;
 mod entry;
@@ -18,6 +19,7 @@ mod guardian_list;
 mod handle;
 mod handshake;
 mod limits;
+mod limits_check;
 mod link;
 mod listener;
 #[cfg(feature = "metrics")]

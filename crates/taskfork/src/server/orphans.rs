@@ -1,17 +1,22 @@
-//! What dead workers have left running: descendants that had left their process groups. Workers
-//! and server are subreapers, so that whatever loses its parent becomes a child of its worker, and of
-//! the server once that is dead.
+//! Processes that lose their parents and so become children of the server. Workers and server are subreapers: a
+//! descendant of a worker that has left its process group becomes a child of its worker, and of the server once the worker
+//! is dead. The server kills it. As process 1 of a container, or by a child that the program had before, the server
+//! also gets processes that have nothing to do with its workers. These it only reaps.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
+use super::guardian::{Mark, Marked};
 use crate::sys::KernelFile;
 
-/// How soon those that have been killed are looked at again.
+/// How soon those that have been killed, or whose mark could not be read, are looked at again.
 pub(crate) const AGAIN: Duration = Duration::from_millis(5);
+
+/// A process whose mark could not be read so many times is no worker's.
+const MOST_LOOKS: u32 = 200;
 
 /// The server's children that are no workers.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub(crate) struct Orphans {
     own: HashSet<Pid>,
     /// Processes that the server has made for itself, and that end by themselves.
     helpers: HashSet<Pid>,
+    /// Others, and how many times their mark could not be read; `MOST_LOOKS` for those that are no worker's.
+    looks: HashMap<Pid, u32>,
     /// Whether some have been seen that may not be reaped yet.
     left: bool,
 }
@@ -31,11 +38,11 @@ impl Orphans {
         become_subreaper();
         let children = KernelFile::open("/proc/thread-self/children");
         let own = pids(&children).into_iter().collect();
-        Self { children, own, helpers: HashSet::new(), left: false }
+        Self { children, own, helpers: HashSet::new(), looks: HashMap::new(), left: false }
     }
 
-    /// Ends and reaps all children that `is_worker` does not know.
-    pub(crate) fn end(&mut self, is_worker: impl Fn(Pid) -> bool) {
+    /// Reaps all children that `is_worker` does not know, and kills those that have the mark of this server.
+    pub(crate) fn end(&mut self, mark: &Mark, is_worker: impl Fn(Pid) -> bool) {
         self.helpers.retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
         self.left = !self.helpers.is_empty();
         for pid in pids(&self.children) {
@@ -43,10 +50,26 @@ impl Orphans {
                 continue;
             }
             // It is this process's child, so that its number is its own until it is reaped.
-            let _ = kill_process(pid, Signal::KILL);
-            // It may take a moment to die, and its own children come to this process then.
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-            self.left = true;
+            if !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
+                self.looks.remove(&pid);
+                continue;
+            }
+            let looks = self.looks.entry(pid).or_default();
+            if *looks >= MOST_LOOKS {
+                continue;
+            }
+            match mark.look(pid) {
+                Marked::Yes => {
+                    let _ = kill_process(pid, Signal::KILL);
+                    // It may take a moment to die, and its own children come to this process then.
+                    self.left = true;
+                }
+                Marked::No => *looks = MOST_LOOKS,
+                Marked::Unknown => {
+                    *looks += 1;
+                    self.left |= *looks < MOST_LOOKS;
+                }
+            }
         }
     }
 
@@ -66,9 +89,11 @@ impl Orphans {
         self.own.insert(pid);
     }
 
-    /// It is to go its own way no longer: it is ended if it lives, and reaped.
+    /// It is to go its own way no longer: it is killed if it lives, and reaped.
     pub(crate) fn forget(&mut self, pid: Pid) {
         self.own.remove(&pid);
+        // It has not been reaped yet, so that the number is its own.
+        let _ = kill_process(pid, Signal::KILL);
         self.left = true;
     }
 

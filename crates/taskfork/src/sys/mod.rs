@@ -10,6 +10,7 @@ mod heir;
 mod kernel_file;
 mod lent;
 mod memory;
+mod open_files;
 mod pages;
 mod peer;
 mod process;
@@ -33,6 +34,7 @@ pub(crate) use kernel_file::KernelFile;
 pub(crate) use lent::forks;
 pub(crate) use lent::{Filling, Foreign, Identity, Own, User, common_user, only_user, user};
 pub(crate) use memory::{Collapsed, MappedFile, collapse, resident_bytes};
+pub(crate) use open_files::OpenFiles;
 pub(crate) use pages::{Pages, Published, SharedWords};
 pub(crate) use peer::{group_named, is_unread, peer, peer_address, peer_groups, user_named};
 pub(crate) use process::{

@@ -132,6 +132,7 @@ pub(crate) fn execute_again(
             }
             // The server reads its signals from a descriptor, and so holds them back.
             SigSet::empty().thread_set_mask()?;
+            super::open_files::put_back();
             Ok(())
         });
     }

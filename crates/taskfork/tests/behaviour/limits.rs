@@ -4,32 +4,38 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use taskfork::{
-    BoxError, Death, End, Error, FatalError, Limit, Methods, Server, ServerBuilder, ServerError,
+    BoxError, Client, Death, End, Error, FatalError, Limit, Methods, Server, ServerBuilder,
+    ServerError,
 };
 
 use crate::support::processes::{is_gone, signal};
-use crate::support::{roles, start, start_with, trials, until};
+use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
     workers_have_the_limits_that_are_set,
     a_limit_that_is_met_is_named_in_the_death,
     a_worker_killed_for_want_of_memory_says_so,
     options_that_cannot_be_keep_the_server_from_starting,
+    an_option_that_the_system_refuses_keeps_the_server_from_starting,
+    privileges_can_be_dropped_after_the_options_are_set,
     children_that_left_the_group_die_with_their_worker,
     children_die_with_a_call_that_timed_out,
     what_the_program_had_started_before_lives_on,
 }
 
+fn settings(methods: Methods<()>) -> Methods<()> {
+    methods.function("settings", || {
+        let limits = std::fs::read_to_string("/proc/self/limits")?;
+        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        let score = std::fs::read_to_string("/proc/self/oom_score_adj")?;
+        let (_, after_name) = stat.rsplit_once(')').ok_or("no name")?;
+        let nice = after_name.split_whitespace().nth(16).ok_or("no niceness")?.to_owned();
+        Ok((limits, nice, score.trim().to_owned()))
+    })
+}
+
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
-    let methods = Methods::new()
-        .function("settings", || {
-            let limits = std::fs::read_to_string("/proc/self/limits")?;
-            let stat = std::fs::read_to_string("/proc/self/stat")?;
-            let score = std::fs::read_to_string("/proc/self/oom_score_adj")?;
-            let (_, after_name) = stat.rsplit_once(')').ok_or("no name")?;
-            let nice = after_name.split_whitespace().nth(16).ok_or("no niceness")?.to_owned();
-            Ok((limits, nice, score.trim().to_owned()))
-        })
+    let methods = settings(Methods::new())
         .function("spin", || -> Result<(), BoxError> {
             loop {
                 std::hint::spin_loop();
@@ -141,6 +147,87 @@ async fn options_that_cannot_be_keep_the_server_from_starting() {
     }
 }
 
+/// A server whose workers set this, in a program that drops its privileges before it runs the server, or in `setup`.
+pub(crate) fn serve_limited(option: &str, value: i64, drops: &str, address: &str) {
+    let server = Server::builder().listen(address);
+    let server = match option {
+        "niceness" => server.niceness(value as i32),
+        "oom_score_adj" => server.oom_score_adj(value as i32),
+        _ => server.limit(Limit::OpenFiles, value as u64),
+    };
+    if drops == "before" {
+        drop_privileges().unwrap();
+    }
+    let in_setup = drops == "in_setup";
+    let server = server.setup(move || if in_setup { drop_privileges() } else { Ok(()) });
+    let served = server.interface(settings(Methods::new())).run();
+    if let Err(error) = served {
+        println!("{error}");
+    }
+}
+
+/// Becomes another user, where this one is root.
+fn drop_privileges() -> std::io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    // SAFETY: it changes nothing but the users of this process.
+    #[allow(unsafe_code)]
+    match unsafe { libc::setresuid(65_534, 65_534, 65_534) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+async fn an_option_that_the_system_refuses_keeps_the_server_from_starting() {
+    // No process may have more open files than that.
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap();
+    let too_many = (most.trim().parse::<u64>().unwrap() + 1).to_string();
+    for (option, value, drops, expected) in [
+        (
+            "niceness",
+            "-5",
+            "before",
+            "`niceness` cannot be so: a worker may not set -5 (Permission",
+        ),
+        (
+            "oom_score_adj",
+            "-500",
+            "before",
+            "`oom_score_adj` cannot be so: a worker may not set -5",
+        ),
+        ("limit", &too_many, "never", "`limit` cannot be so: "),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let role = ["serve_limited", option, value, drops, &address_in(&folder)];
+        let error = roles::output(&role);
+        assert!(error.contains(expected), "{error}");
+        assert!(option == "limit" || error.contains("drops its privileges"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+async fn privileges_can_be_dropped_after_the_options_are_set() {
+    for (option, value, script) in [
+        ("niceness", "-5", "renice -n -5 $$"),
+        ("oom_score_adj", "-500", "echo -500 > /proc/self/oom_score_adj"),
+    ] {
+        let tried = std::process::Command::new("sh").args(["-c", script]).output().unwrap();
+        if !tried.status.success() {
+            eprintln!("not tried: this process may not lower its {option}");
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let address = address_in(&folder);
+        let _program = roles::start(&["serve_limited", option, value, "in_setup", &address]);
+        let client = Client::builder().address(&address).build().unwrap();
+        let (_, nice, score) =
+            client.call::<(String, String, String)>("settings", ()).await.unwrap();
+        assert_eq!(if option == "niceness" { nice } else { score }, value);
+    }
+}
+
 async fn children_that_left_the_group_die_with_their_worker() {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
@@ -175,7 +262,7 @@ pub(crate) fn serve_with_a_child() {
     let mut child = line.stdin(reader).spawn().unwrap();
     let pid = child.id();
     let folder = tempfile::tempdir().unwrap();
-    let address = crate::support::address_in(&folder);
+    let address = address_in(&folder);
     // Ends it after some workers have come and gone.
     let program = roles::start(&["call_and_stop", &address, &std::process::id().to_string()]);
     crate::support::servers::serve(Server::builder().listen(&*address)).unwrap();
@@ -186,7 +273,7 @@ pub(crate) fn serve_with_a_child() {
 }
 
 pub(crate) fn call_and_stop(address: &str, server: u32) {
-    let options = taskfork::Client::builder().address(address).max_workers(1).max_checkouts(1);
+    let options = Client::builder().address(address).max_workers(1).max_checkouts(1);
     let client = taskfork::blocking::Client::build(options).unwrap();
     for _ in 0..3 {
         let _ = client.call::<()>("abort", ()).unwrap_err();

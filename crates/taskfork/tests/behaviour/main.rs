@@ -32,6 +32,8 @@ mod load;
 mod logs;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod open_files;
+mod orphans;
 mod overload;
 mod perl;
 mod perl_client;
@@ -100,6 +102,8 @@ fn main() {
         logs::trials(),
         #[cfg(feature = "metrics")]
         metrics::trials(),
+        open_files::trials(),
+        orphans::trials(),
         overload::trials(),
         perl::trials(),
         perl_client::trials(),

@@ -90,6 +90,10 @@ pub(crate) fn plays() -> bool {
         ["serve_in_background", terminal, address] => {
             crate::signals::serve_in_background(terminal, address);
         }
+        ["serve_with_an_orphan", folder, address] => crate::orphans::serve(folder, address),
+        ["serve_limited", option, value, drops, address] => {
+            crate::limits::serve_limited(option, value.parse().unwrap(), drops, address);
+        }
         ["serve_recycling", address] => {
             let server = Server::builder().listen(address).max_calls(3).max_memory(200 << 20);
             let age = std::time::Duration::from_secs(4);

@@ -1,0 +1,43 @@
+//! How many workers the limit of open files allows.
+
+use super::event_loop::EventLoop;
+use super::stderr::Stderr;
+
+/// Descriptors that are open for a moment: of a client that is accepted, of a new worker's pipe, of requests.
+const RESERVE: u64 = 8;
+
+impl EventLoop {
+    /// Says how many workers the limit of open files allows, if these are fewer than `max_workers`.
+    pub(super) fn warn_of_few_open_files(&self) {
+        let Some(most) = self.open_files.most() else { return };
+        let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
+        let allowed = allowed(most, open.count() as u64, self.options.stderr);
+        let max_workers = self.most_workers();
+        if allowed < max_workers as u64 {
+            tracing::warn!(
+                name = self.options.name,
+                "the hard limit of {most} open files allows {allowed} workers, fewer than max_workers ({max_workers}): \
+                 raise it (ulimit -Hn, LimitNOFILE of systemd), or set max_workers to {allowed}"
+            );
+        }
+    }
+}
+
+/// How many workers a server can have that may open `most` files, and has `open` of them without any worker.
+fn allowed(most: u64, open: u64, stderr: Stderr) -> u64 {
+    // The connection, and the worker's standard error.
+    let each = 1 + u64::from(stderr == Stderr::Capture);
+    most.saturating_sub(open).saturating_sub(RESERVE) / each
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_takes_a_descriptor_or_two() {
+        assert_eq!(allowed(100, 20, Stderr::Capture), 36);
+        assert_eq!(allowed(100, 20, Stderr::Inherit), 72);
+        assert_eq!(allowed(10, 20, Stderr::Capture), 0);
+    }
+}
