@@ -24,6 +24,10 @@ if (!process.env.TASKFORK_FD) {
     console.error('start it by: taskfork serve --protocol json --listen unix:PATH -- node worker.mjs');
     process.exit(2);
 }
+// Only the server ends a worker. Node has reset what the program was started with: to ignore what a terminal or a
+// service manager sends to all processes.
+for (const signal of ['SIGHUP', 'SIGINT', 'SIGQUIT', 'SIGTERM']) process.on(signal, () => {});
+
 const connection = new Socket({ fd: Number(process.env.TASKFORK_FD), readable: true, writable: true });
 connection.setEncoding('utf8');
 

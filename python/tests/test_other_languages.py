@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import sys
 from typing import Any
 
@@ -74,6 +76,17 @@ def test_a_child_of_the_perl_worker_answers_nothing(start: Any) -> None:
             for number in range(20):
                 assert await client.call("echo", number) == number
             assert await client.call("pid") == pid
+
+    run(test())
+
+
+def test_a_worker_goes_on_whatever_a_terminal_or_a_service_manager_sends(server: Any) -> None:
+    async def test() -> None:
+        async with taskfork.Client(server.address, max_workers=1) as client, client.checkout() as checkout:
+            pid = await checkout.call("pid")
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                os.kill(pid, number)
+            assert await checkout.call("pid") == pid
 
     run(test())
 

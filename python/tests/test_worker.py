@@ -240,6 +240,30 @@ def test_one_that_dies_between_calls_is_replaced_unseen(python_server: Any) -> N
     run(test())
 
 
+def test_it_goes_on_whatever_a_terminal_or_a_service_manager_sends(server: Any) -> None:
+    import os
+    import signal
+
+    async def test() -> None:
+        async with taskfork.Client(server.address, max_workers=1) as client, client.checkout() as checkout:
+            pid = await checkout.call("pid")
+            running = checkout.call("sleep", 0.5)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTTOU):
+                os.kill(pid, number)
+            await running
+            assert await checkout.call("pid") == pid
+
+    run(test())
+
+
+def test_programs_that_it_starts_ignore_the_same_signals_unless_told_otherwise(server: Any) -> None:
+    async def test() -> None:
+        async with taskfork.Client(server.address) as client:
+            assert await client.call("terminated") == [False, True]
+
+    run(test())
+
+
 def test_started_by_hand_it_says_how_to_start_it() -> None:
     done = subprocess.run(
         [sys.executable, str(WORKER), "functions"],

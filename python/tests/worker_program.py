@@ -6,13 +6,15 @@ import io
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Optional
 
 from taskfork import BlobMut
-from taskfork.worker import DeadlineExceeded, logger, remaining, serve
+from taskfork.worker import DeadlineExceeded, default_signals, logger, remaining, serve
 
 done = 0
 cleaned = []
@@ -106,6 +108,19 @@ def execute() -> None:
     os.execvp("sleep", ["sleep", "1000"])
 
 
+def terminated() -> list[bool]:
+    """Whether programs that this worker starts can be ended by SIGTERM: by default, and with ``default_signals``."""
+    ended = []
+    for preparation in (None, default_signals):
+        program = subprocess.Popen(["sleep", "60"], preexec_fn=preparation)
+        ignored = Path(f"/proc/{program.pid}/status").read_text().split("SigIgn:")[1].split()[0]
+        program.terminate()
+        ended.append(not int(ignored, 16) & 1 << (signal.SIGTERM - 1) and program.wait(30) == -15)
+        program.kill()
+        program.wait(30)
+    return ended
+
+
 def left() -> Optional[float]:
     return remaining()
 
@@ -170,6 +185,7 @@ def descriptors() -> int:
 FUNCTIONS = [
     kind, shared, still_viewed, read, opened, descriptors,
     echo, add, pid, checkouts, boom, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
+    terminated,
     buffer, unencodable, return_twice, status_of_child, crash_with_holder, reset_alarm, execute,
 ]  # fmt: skip
 

@@ -2,12 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const TASKFORK: &str = env!("CARGO_BIN_EXE_taskfork");
@@ -56,11 +55,15 @@ impl Drop for Program {
     }
 }
 
-fn descendants(pid: Pid) -> Vec<Pid> {
+fn children(pid: Pid) -> Vec<Pid> {
     let path = format!("/proc/{0}/task/{0}/children", pid.as_raw_nonzero());
     let list = std::fs::read_to_string(path).unwrap_or_default();
-    let pids = list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-    pids.flat_map(|pid| [vec![pid], descendants(pid)].concat()).collect()
+    list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+fn descendants(pid: Pid) -> Vec<Pid> {
+    let children = children(pid).into_iter();
+    children.flat_map(|pid| [vec![pid], descendants(pid)].concat()).collect()
 }
 
 /// A call that takes a while, and is running.
@@ -142,11 +145,15 @@ fn a_call_survives_one_interrupt_at_the_terminal_of_several_pools() {
     std::fs::write(at("pools.toml"), pool("one") + &pool("two")).unwrap();
     let mut command = Command::new(TASKFORK);
     command.args(["serve", "--config"]).arg(at("pools.toml")).stderr(Stdio::null());
-    let mut server = Program(command.process_group(0).spawn().unwrap());
+    let mut server = Program(command.spawn().unwrap());
     until("both servers", || at("one.status").exists() && at("two.status").exists());
     let call = running_call(&format!("unix:{}", at("one").display()), &at("one.status"));
-    // As a terminal does, to all processes in the foreground. The first server passes it on to the others as well.
-    kill_process_group(server.pid(), Signal::INT).unwrap();
+    // As a terminal does, to all processes in the foreground, of which the first passes it on to the others as well.
+    let servers = children(server.pid());
+    assert_eq!(servers.len(), 2);
+    servers.into_iter().for_each(|pid| kill_process(pid, Signal::INT).unwrap());
+    until("the server ends", || !at("one").exists());
+    kill_process(server.pid(), Signal::INT).unwrap();
     assert_answered(&call.wait_with_output().unwrap());
     assert!(server.0.wait().unwrap().success());
 }

@@ -29,7 +29,7 @@ from typing import Any, Callable, Iterable, Mapping, NoReturn, Optional, Union
 from . import _wire
 from .shared import MAX_BLOB
 
-__all__ = ["DeadlineExceeded", "Log", "Timer", "logger", "remaining", "serve"]
+__all__ = ["DeadlineExceeded", "Log", "Timer", "default_signals", "logger", "remaining", "serve"]
 
 #: Bytes to be sent, and descriptors that go with the first of them.
 _Frame = tuple[bytes, list[int]]
@@ -89,6 +89,20 @@ def serve(
         worker.live()
     except (BrokenPipeError, ConnectionResetError):
         pass
+
+
+def default_signals() -> None:
+    """Has this process take SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTTOU by default.
+
+    A worker ignores these signals, and a process that it starts inherits that. So what a service manager or a
+    terminal sends to all processes ends neither the worker nor what its call waits for. Use this in a process that
+    is to be ended by one of these signals::
+
+        multiprocessing.Pool(2, initializer=default_signals)  # `terminate` sends SIGTERM
+        subprocess.Popen(command, preexec_fn=default_signals)
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def logger() -> Log:
