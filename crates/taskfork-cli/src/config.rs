@@ -51,7 +51,7 @@ pub(crate) struct Pool {
     #[arg(long, value_name = "TIME")]
     pub(crate) handshake_timeout: Option<Time>,
     /// The most connections without a first message; the oldest is closed for a new one [default: 1000,
-    /// or a quarter of `ulimit -n`]
+    /// or a quarter of `ulimit -Hn`]
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_handshakes: Option<usize>,
     /// Kill workers that have been in one call for longer than this, 0 for no limit [default: 5m]

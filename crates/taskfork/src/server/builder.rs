@@ -55,7 +55,15 @@ impl Server {
 
     /// Serves until SIGTERM or SIGINT comes, then stops accepting, lets running checkouts finish
     /// within [`shutdown_grace`](ServerBuilder::shutdown_grace), waits for every worker and removes
-    /// its socket file. A second signal kills the workers at once.
+    /// its socket file. A second signal kills the workers at once, unless the server's parent only passes on
+    /// what the server has got itself, as from a terminal.
+    ///
+    /// Workers ignore SIGTERM, SIGINT, SIGHUP and SIGQUIT, so that a service manager or a terminal, which sends them to all
+    /// processes, ends no running call. Their code may install handlers. Programs that they start inherit that; see
+    /// [`default_signals`](crate::default_signals).
+    ///
+    /// The server raises its soft limit of open files to the hard one while it runs, and logs a warning if that allows
+    /// fewer workers than [`max_workers`](ServerBuilder::max_workers). Workers have the limit that the program was started with.
     ///
     /// SIGHUP starts this program anew, with the same arguments, and hands the listener over once
     /// the new server is ready; this one then finishes as above, and no connection is refused in
@@ -68,7 +76,8 @@ impl Server {
     ///
     /// # Errors
     /// A [`ServerError`] when the server cannot start: no address or a bad one, an address that is
-    /// in use, a process that has threads, an option that cannot be, a failed preload.
+    /// in use, a process that has threads, an option that cannot be or that the system does not let workers set, a
+    /// failed preload.
     pub fn run(self) -> Result<(), ServerError> {
         self.options.check()?;
         if let Some(load) = self.preload {

@@ -419,7 +419,7 @@ impl<S> ServerBuilder<S> {
     }
 
     /// The most connections that have not completed their first message. 1000 unless set, or a
-    /// quarter of the descriptors that the process may open (`ulimit -n`) if that is less. With one
+    /// quarter of the descriptors that the process may open (`ulimit -Hn`) if that is less. With one
     /// more, the oldest of them is closed: a client that greets at once is always served.
     ///
     /// 0 is an error of [`run`](crate::Server::run).

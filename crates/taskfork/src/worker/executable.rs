@@ -46,7 +46,8 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// stream socket as the descriptor whose number is in the variable `TASKFORK_FD`. There it speaks the
 /// worker's side of the [native protocol](Protocol::Native), or of [JSON](Protocol::Perl) if that is
 /// set, whichever protocol the clients speak. When the socket is closed it has a second to end by
-/// itself.
+/// itself. It starts with SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTTOU ignored; where its runtime resets that, as Node and
+/// Go do, it should ignore them itself.
 ///
 /// ```no_run
 /// use taskfork::{Executable, Server};
