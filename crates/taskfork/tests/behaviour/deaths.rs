@@ -64,7 +64,7 @@ async fn a_death_in_a_call_says_how_and_of_whom() {
 
 async fn a_killed_worker_is_told_by_its_signal() {
     let (_server, client) = start("faults");
-    for number in [libc::SIGTERM, libc::SIGRTMIN()] {
+    for number in [libc::SIGUSR1, libc::SIGRTMIN()] {
         let checkout = client.checkout();
         let pid: u32 = checkout.call("pid", ()).await.unwrap();
         let hanging = checkout.call::<()>("hang", ());
