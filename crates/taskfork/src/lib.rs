@@ -145,6 +145,11 @@ pub use taskfork_macros::interface;
 pub mod __private {
     pub use crate::wire::bench;
     pub use crate::worker::interface::{Reply, Request};
+
+    /// The file from which this program is started again, for the command.
+    pub fn program_file() -> &'static std::path::Path {
+        crate::server::program_file::path()
+    }
 }
 
 /// The programs in README.md, compiled as documentation tests.

@@ -15,6 +15,7 @@ use super::guardian::Guardian;
 use super::limits::Limit;
 use super::link;
 use super::orphans::become_subreaper;
+use super::parent::Parent;
 use super::refusal::Refusal;
 use super::share::Holder;
 use super::stderr::{Captured, Stderr};
@@ -203,6 +204,7 @@ impl EventLoop {
         }
         self.title.show();
         sys::reseed_c_random();
+        sys::remove_variables(self.manager.variables());
         let run = std::panic::AssertUnwindSafe(|| (self.program)(seat));
         let status = std::panic::catch_unwind(run).unwrap_or(101);
         sys::flush_stdio();
@@ -218,6 +220,7 @@ impl EventLoop {
             .chain(self.out_of_memory.descriptor())
             .chain(self.orphans.descriptor())
             .chain(self.options.control.as_ref().map(AsFd::as_fd))
+            .chain(self.options.parent.as_ref().and_then(Parent::line))
             .chain(self.listener.as_ref().map(AsFd::as_fd))
             .chain(self.status.as_ref().map(AsFd::as_fd))
             .chain(self.status_requests.descriptors())

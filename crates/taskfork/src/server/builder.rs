@@ -1,6 +1,7 @@
 //! How a server is described before it runs.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,8 +10,12 @@ use serde::de::DeserializeOwned;
 
 use super::error::ServerError;
 use super::event_loop::EventLoop;
+use super::hangup::Hangup;
 use super::options::Options;
+use super::parent::{self, Parent};
 use super::preload::{Load, use_huge_pages};
+use super::program_file;
+use super::restart::{Inheritance, Predecessor};
 use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
@@ -66,13 +71,21 @@ impl Server {
     /// fewer workers than [`max_workers`](ServerBuilder::max_workers). Workers have the limit that the program was started with.
     ///
     /// SIGHUP starts this program anew, with the same arguments, and hands the listener over once
-    /// the new server is ready; this one then finishes as above, and no connection is refused in
-    /// between. A server that does not come up leaves this one serving. A server that was started
-    /// by [`Server::spawn`] or [`Server::fork`] takes SIGHUP for SIGTERM.
+    /// the new server is ready. The old server then finishes as above, and no connection is refused in
+    /// between. The program is the file at the path by which it was started, so that a new version takes over. If
+    /// that file is missing or cannot be executed, or the new server does not come up, the log says why and the old
+    /// server goes on. Another SIGHUP before the new server is ready replaces that by another one. A new server that
+    /// is to listen elsewhere opens that address, and the old one closes its own.
+    ///
+    /// A server with a controlling terminal takes SIGHUP for SIGTERM instead, and one that was started with SIGHUP
+    /// ignored goes on ignoring it: see [`restart_on_hangup`](ServerBuilder::restart_on_hangup). So does a server that
+    /// was started by [`Server::spawn`] or [`Server::fork`], which takes it for SIGTERM in any case. A restart changes the process id,
+    /// unless [`keep_pid`](ServerBuilder::keep_pid) is set.
     ///
     /// Under systemd, a server without [`listen`](ServerBuilder::listen) listens on the first socket
     /// that the service manager has opened for it. It says when it is ready, when it stops, which
-    /// process goes on after SIGHUP, and, where `WatchdogSec` asks for it, that it is alive.
+    /// process goes on after SIGHUP, and, where `WatchdogSec` asks for it, that it is alive. Workers do not
+    /// have the variables by which it is told all that. Sockets besides the first are not handed over to a new server.
     ///
     /// # Errors
     /// A [`ServerError`] when the server cannot start: no address or a bad one, an address that is
@@ -80,19 +93,65 @@ impl Server {
     /// failed preload.
     pub fn run(self) -> Result<(), ServerError> {
         self.options.check()?;
-        if let Some(load) = self.preload {
-            let own = getpid();
-            let loaded = load();
-            if getpid() != own {
-                // It would be a second server on the same socket.
-                sys::leave();
+        // Before its file is replaced.
+        program_file::path();
+        let (inherited, predecessor) = Inheritance::take().map(Inheritance::into_parts).unzip();
+        let parent = Parent::take();
+        let may_keep_pid = self.options.keep_pid && self.options.control.is_none();
+        match parent {
+            Some(parent) if parent.keeps_pid() => self.serve(inherited, predecessor, Some(parent)),
+            parent if may_keep_pid && predecessor.is_none() => {
+                let above = parent.filter(parent::is_own);
+                let hangup = Hangup::of_this_process(self.options.restart_on_hangup);
+                let name = self.options.name.clone();
+                parent::keep_pid(&name, hangup, above.as_ref(), |parent| {
+                    self.serve(None, None, Some(parent))
+                })
             }
-            loaded.map_err(ServerError::Preload)?;
+            parent => {
+                if may_keep_pid {
+                    tracing::warn!(
+                        "the server before this one has no parent process, so that `keep_pid` takes \
+                         effect when the service is stopped and started"
+                    );
+                }
+                self.serve(inherited, predecessor, parent.filter(parent::is_own))
+            }
         }
-        if self.options.huge_pages {
-            use_huge_pages();
+    }
+
+    fn serve(
+        self,
+        inherited: Option<OwnedFd>,
+        predecessor: Option<Predecessor>,
+        parent: Option<Parent>,
+    ) -> Result<(), ServerError> {
+        let Self { mut options, program, preload } = self;
+        options.parent = parent;
+        let start = || {
+            if let Some(load) = preload {
+                let own = getpid();
+                let loaded = load();
+                if getpid() != own {
+                    // It would be a second server on the same socket.
+                    sys::leave();
+                }
+                loaded.map_err(ServerError::Preload)?;
+            }
+            if options.huge_pages {
+                use_huge_pages();
+            }
+            EventLoop::start(options, program, inherited)
+        };
+        match start() {
+            Ok(server) => server.run(predecessor),
+            Err(error) => {
+                if let Some(predecessor) = predecessor {
+                    predecessor.refuse(&error);
+                }
+                Err(error)
+            }
         }
-        EventLoop::start(self.options, self.program)?.run()
     }
 }
 
@@ -296,6 +355,10 @@ impl<S: 'static> ServerBuilder<S> {
     /// line or ended its sending side. Beside a listening unix socket
     /// unless set, at its path with `.status` behind it; `None` for nowhere. Only the server's user
     /// may connect.
+    ///
+    /// A server on a service manager's socket has it in the runtime directory, as `NAME.status` with its
+    /// [`name`](Self::name). That is `RUNTIME_DIRECTORY`, else `XDG_RUNTIME_DIR`, else `/run` for root, else
+    /// `/run/user/UID`. The server logs the path, or that there is none.
     ///
     /// ```
     /// use std::path::PathBuf;

@@ -11,6 +11,7 @@ use super::error::ServerError;
 use super::handle::ServerHandle;
 use super::link;
 use super::options::{Given, Options};
+use super::program_file;
 use super::start;
 use crate::sys::{self, ForkError, Forked};
 
@@ -49,6 +50,8 @@ static INITIALISED: OnceLock<Initialised> = OnceLock::new();
 /// }
 /// ```
 pub fn init(entries: &[(&str, Entry)]) {
+    // Before its file is replaced.
+    program_file::path();
     let late = sys::threads().is_ok_and(|threads| threads > 1);
     let names = entries.iter().map(|(name, _)| (*name).to_owned()).collect();
     // Only the first call counts: the programs of a second one could not be told from the first's.

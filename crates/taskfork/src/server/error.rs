@@ -210,6 +210,15 @@ pub enum ServerError {
         /// How many were killed.
         workers: usize,
     },
+    /// The server's process has ended that [`keep_pid`](crate::ServerBuilder::keep_pid) had started, and no other has
+    /// taken over.
+    #[error("the server process {pid} {end}")]
+    Died {
+        /// Its process id.
+        pid: u32,
+        /// How it ended.
+        end: End,
+    },
     /// A system call failed that has no reason to.
     #[error("{what}: {source}")]
     System {

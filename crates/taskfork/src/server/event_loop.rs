@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -10,20 +9,24 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::access::{Origin, Rules};
+use super::adoption::Opened;
 use super::builder::Program;
 use super::children::Child;
 use super::control::Wish;
 use super::error::ServerError;
 use super::guardian::{Guardian, Mark};
 use super::handshake::Handshakes;
+use super::hangup::{Hangup, explain_shutdown};
 use super::listener::Listener;
 use super::oom::OutOfMemory;
 use super::options::Options;
 use super::orphans::Orphans;
+use super::parent::Parent;
 use super::refusal::Refusals;
-use super::restart::{Inheritance, Line, ServiceManager, Successor};
+use super::restart::{Predecessor, ServiceManager, Successor};
 use super::signals::Signals;
 use super::spares::Spares;
 use super::status::{Tally, open_status};
@@ -47,8 +50,9 @@ const HANDSHAKES: u64 = 7;
 const QUEUE: u64 = 8;
 /// After all that is of workers, and before new ones.
 const SIGNALS: u64 = 9;
+const PARENT: u64 = 10;
 /// A worker's tokens start here: its client's end, and what it writes to standard error.
-const CHILDREN: u64 = 10;
+const CHILDREN: u64 = 11;
 const TOKENS: u64 = 2;
 
 /// The token of one of what is watched of a worker.
@@ -103,10 +107,12 @@ pub(crate) struct EventLoop {
     /// How long the last look at all workers took.
     pub(super) took: Duration,
     pub(super) manager: ServiceManager,
-    /// The line to the server before this one, until this one is ready.
-    predecessor: Option<Line>,
+    /// The listener is the one of the server before this one.
+    is_listener_inherited: bool,
     /// Where the new server that is to take over says that it is ready.
     pub(super) successor: Option<Successor>,
+    /// The new server that has taken over.
+    pub(super) heir: Option<Pid>,
     /// For each worker.
     pub(super) buffers: Buffers,
     /// What the next worker is called.
@@ -128,7 +134,12 @@ pub(super) enum Mode {
 }
 
 impl EventLoop {
-    pub(crate) fn start(options: Options, program: Program) -> Result<Self, ServerError> {
+    /// `inherited` is the listener of the server before this one.
+    pub(crate) fn start(
+        options: Options,
+        program: Program,
+        inherited: Option<OwnedFd>,
+    ) -> Result<Self, ServerError> {
         let open_files = OpenFiles::raise();
         let rules = options.access.rules()?;
         let handshakes = Handshakes::new(&options.handshakes, &rules)?;
@@ -140,23 +151,13 @@ impl EventLoop {
             return Err(ServerError::Threads { threads });
         }
         options.limits.try_out(&thread_count)?;
-        let signals =
-            Signals::take_over().map_err(ServerError::system("cannot take signals over"))?;
-        let (inherited, predecessor) = Inheritance::take().map(Inheritance::into_parts).unzip();
-        let address = options.address.clone().transpose()?;
-        let listener = match address.or_else(ServiceManager::listener) {
-            Some(address) => {
-                let address = options.given.settle(address);
-                let listener = match inherited {
-                    Some(listener) => Listener::adopt(listener, &address),
-                    None => Listener::open(&address, options.socket_mode, &options.access)?,
-                };
-                options.access.check_listener(&listener, listener.address())?;
-                Some(listener)
-            }
-            None if options.control.is_some() => None,
-            None => return Err(ServerError::NoAddress),
-        };
+        let hangup = Hangup::of_this_process(options.restart_on_hangup);
+        if hangup == Hangup::Ignored {
+            tracing::info!("SIGHUP is ignored, as whoever started this server has set that");
+        }
+        let signals = Signals::take_over(hangup, options.parent.as_ref().map(Parent::pid))
+            .map_err(ServerError::system("cannot take signals over"))?;
+        let Opened { listener, is_inherited } = Opened::new(&options, inherited)?;
         let status = open_status(&options, listener.as_ref())?;
         let status_requests = StatusRequests::new()
             .map_err(ServerError::system("cannot make an epoll instance for the status socket"))?;
@@ -169,6 +170,7 @@ impl EventLoop {
         let wake = Wake::new().map_err(ServerError::system(
             "cannot make the pipe through which workers wake the server",
         ))?;
+        let manager = ServiceManager::find(&options);
         let mut server = Self {
             options,
             program,
@@ -200,9 +202,10 @@ impl EventLoop {
             status_requests,
             tally: Tally::default(),
             took: Duration::ZERO,
-            manager: ServiceManager::find(),
-            predecessor,
+            manager,
+            is_listener_inherited: is_inherited,
             successor: None,
+            heir: None,
             buffers: Buffers::new(),
             title: Title::new(""),
             pid: std::process::id(),
@@ -224,6 +227,9 @@ impl EventLoop {
         if let Some(control) = &server.options.control {
             server.watch(control.as_fd(), CONTROL, EventFlags::IN | EventFlags::RDHUP)?;
         }
+        if let Some(line) = server.options.parent.as_ref().and_then(Parent::line) {
+            server.watch(line, PARENT, EventFlags::RDHUP)?;
+        }
         let name = plain(&server.options.name);
         sys::set_title(&format!("taskfork-server:{name}"));
         server.title = Title::new(&format!("taskfork-worker:{name}"));
@@ -231,8 +237,8 @@ impl EventLoop {
         Ok(server)
     }
 
-    /// Serves until told to stop.
-    pub(crate) fn run(mut self) -> Result<(), ServerError> {
+    /// Serves until told to stop. Takes over from `predecessor` first.
+    pub(crate) fn run(mut self, predecessor: Option<Predecessor>) -> Result<(), ServerError> {
         let address = self.listener.as_ref().map(Listener::address);
         if let Some(address) = address {
             tracing::info!(name = self.options.name, "listening at {address}");
@@ -242,9 +248,8 @@ impl EventLoop {
             control.report_ready(address);
         }
         self.manager.is_ready();
-        if let Some(mut line) = self.predecessor.take() {
-            // If it is gone, there is nobody to tell.
-            let _ = line.write_all(b"r");
+        if let Some(predecessor) = predecessor {
+            predecessor.take_over(self.is_listener_inherited);
         }
         self.signals.find_what_to_reset();
         worker::prepare();
@@ -299,16 +304,19 @@ impl EventLoop {
         match token {
             SIGNALS => {
                 while let Some(signal) = self.signals.next() {
-                    let is_own = self.options.control.is_none() && self.listener.is_some();
+                    let is_own = self.options.control.is_none()
+                        && self.listener.is_some()
+                        && self.signals.asks_for_restart();
                     match self.mode {
                         _ if signal == Signal::SIGCHLD => self.bury_dead(),
                         Mode::Serving if signal == Signal::SIGHUP && is_own => self.hand_over(),
                         Mode::Serving => {
-                            self.give_up_successor();
-                            self.manager.is_stopping();
-                            self.drain();
+                            if signal == Signal::SIGHUP && self.options.control.is_none() {
+                                explain_shutdown();
+                            }
+                            self.stop();
                         }
-                        _ if signal == Signal::SIGHUP => {}
+                        _ if signal == Signal::SIGHUP => self.pass_restart_on(),
                         // It may have begun to end for another reason, such as a new server.
                         _ if !self.signals.is_second_request() => {}
                         _ => self.kill_all("the server was told to end at once"),
@@ -320,6 +328,7 @@ impl EventLoop {
             QUEUE => self.see_who_left(),
             CONTROL => self.obey(),
             SUCCESSOR => self.hear_successor(),
+            PARENT => self.lose_parent(),
             STATUS => self.accept_status(),
             STATUS_REQUESTS => self.answer_status(),
             GUARDIAN => self.lose_guardian(),
@@ -355,6 +364,24 @@ impl EventLoop {
                 self.let_go_of_control();
                 self.drain();
             }
+        }
+    }
+
+    /// Shuts down gracefully.
+    fn stop(&mut self) {
+        self.give_up_successor();
+        self.manager.is_stopping();
+        self.drain();
+    }
+
+    /// The parent process has been killed, which would pass on a wish to end.
+    fn lose_parent(&mut self) {
+        if let Some(line) = self.options.parent.as_ref().and_then(Parent::line) {
+            let _ = epoll::delete(&self.epoll, line);
+        }
+        if self.mode == Mode::Serving {
+            tracing::error!("the parent process has ended, and so does this server");
+            self.stop();
         }
     }
 

@@ -3,6 +3,7 @@
 //! and no client.
 
 mod access;
+mod adoption;
 mod aftermath;
 mod birth;
 mod builder;
@@ -10,6 +11,7 @@ mod burial;
 mod capacity;
 mod children;
 mod control;
+mod end_requests;
 mod entry;
 mod error;
 mod event_loop;
@@ -18,6 +20,7 @@ mod guardian;
 mod guardian_list;
 mod handle;
 mod handshake;
+mod hangup;
 mod limits;
 mod limits_check;
 mod link;
@@ -27,10 +30,14 @@ mod metrics;
 mod oom;
 mod options;
 mod orphans;
+mod parent;
 mod plan;
 mod preload;
+pub(crate) mod program_file;
 mod refusal;
 mod restart;
+mod runtime_directory;
+mod service_variables;
 mod share;
 mod signals;
 mod socket_file;

@@ -8,6 +8,7 @@ use super::control::Control;
 use super::error::ServerError;
 use super::handshake::HandshakeLimits;
 use super::limits::{Recycling, WorkerLimits, default_max_workers};
+use super::parent::Parent;
 use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError, Place};
@@ -38,6 +39,12 @@ pub(crate) struct Options {
     pub(crate) recycling: Recycling,
     pub(crate) access: Access,
     pub(crate) handshakes: HandshakeLimits,
+    /// What SIGHUP means; by the controlling terminal unless set.
+    pub(crate) restart_on_hangup: Option<bool>,
+    /// Whether a parent process keeps its id when servers take over from one another.
+    pub(crate) keep_pid: bool,
+    /// That process, or another that passes signals on to this server.
+    pub(crate) parent: Option<Parent>,
     /// The line to the program that started this server.
     pub(crate) control: Option<Control>,
     pub(crate) given: Given,
@@ -133,6 +140,9 @@ impl Default for Options {
             recycling: Recycling::default(),
             access: Access::default(),
             handshakes: HandshakeLimits::default(),
+            restart_on_hangup: None,
+            keep_pid: false,
+            parent: None,
             control: None,
             given: Given::default(),
         }

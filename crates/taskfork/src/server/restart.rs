@@ -1,34 +1,77 @@
 //! Handing the listener over to a new server, and what a service manager wants to know.
 
-use std::io;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid,
+};
 use sd_notify::NotifyState;
 
-use super::error::ServerError;
 use super::event_loop::{EventLoop, STATUS, SUCCESSOR};
-use super::guardian;
+use super::options::Options;
+use super::parent::Parent;
 use super::status::open_status;
+use super::{guardian, program_file, service_variables};
 use crate::address::Address;
+use crate::error::End;
 use crate::sys;
 
 /// Names the descriptors of the listener and of the line on which the new server says that it is
 /// ready, in the environment of a new server.
 const VARIABLE: &str = "TASKFORK_RESTART";
 
+/// What a new server says to the one before it: that it has taken over, with its listener or with one of its own, or
+/// why it cannot.
+const READY: u8 = b'r';
+const READY_ELSEWHERE: u8 = b'e';
+const REFUSED: u8 = b'n';
+
+/// So much is written to a pipe as a whole.
+const LONGEST_MESSAGE: usize = 4096;
+
+/// How long the process of a new server that has closed the line may take to end.
+const END_WITHIN: Duration = Duration::from_millis(100);
+
 /// What a server gets from the one that it takes over from.
 #[derive(Debug)]
 pub(crate) struct Inheritance {
     listener: OwnedFd,
-    line: Line,
+    predecessor: Predecessor,
 }
 
-/// On which a new server says that it is ready.
-pub(crate) type Line = std::fs::File;
+/// The server before this one.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    line: File,
+}
+
+impl Predecessor {
+    /// This server is ready. `is_listener_inherited` tells whether the other one's listener goes on.
+    pub(crate) fn take_over(self, is_listener_inherited: bool) {
+        self.tell(&[if is_listener_inherited { READY } else { READY_ELSEWHERE }]);
+    }
+
+    /// This server cannot start.
+    pub(crate) fn refuse(self, error: &dyn fmt::Display) {
+        let text = error.to_string();
+        let mut message = vec![REFUSED];
+        message
+            .extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(LONGEST_MESSAGE - 1)]);
+        self.tell(&message);
+    }
+
+    fn tell(mut self, message: &[u8]) {
+        // If it is gone, there is nobody to tell.
+        let _ = self.line.write_all(message);
+    }
+}
 
 impl Inheritance {
     /// Nothing if there is no server before this one.
@@ -42,32 +85,49 @@ impl Inheritance {
         for descriptor in [&listener, &line] {
             rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC).ok()?;
         }
-        Some(Self { listener, line: line.into() })
+        Some(Self { listener, predecessor: Predecessor { line: line.into() } })
     }
 
-    /// The listener, and the line on which to say that this server is ready.
-    pub(crate) fn into_parts(self) -> (OwnedFd, Line) {
-        (self.listener, self.line)
+    /// The listener, and the server that it comes from.
+    pub(crate) fn into_parts(self) -> (OwnedFd, Predecessor) {
+        (self.listener, self.predecessor)
     }
 }
 
 /// Starts this program again as a new server on the same listener; gives its process id, and where it
 /// says that it is ready.
-fn start_successor(listener: &impl AsFd) -> io::Result<Successor> {
-    let (ready, line) = pipe_with(PipeFlags::CLOEXEC)?;
-    let listener = listener.as_fd();
-    let numbers = format!("{} {}", listener.as_raw_fd(), line.as_raw_fd());
-    let child =
-        sys::execute_again((VARIABLE, &numbers), guardian::VARIABLE, &[listener, line.as_fd()])?;
-    let pid = Pid::from_raw(child.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
-    Ok(Successor { pid, line: ready })
+fn start_successor(listener: &impl AsFd, parent: Option<&Parent>) -> Result<Successor, String> {
+    let program = program_file::path();
+    let start = || {
+        let (ready, line) = pipe_with(PipeFlags::CLOEXEC)?;
+        let listener = listener.as_fd();
+        let numbers = format!("{} {}", listener.as_raw_fd(), line.as_raw_fd());
+        let with = [Some((VARIABLE, numbers)), parent.and_then(Parent::variable)];
+        let with: Vec<_> = with.into_iter().flatten().collect();
+        let mut without = service_variables::NOT_FOR_SUCCESSORS.to_vec();
+        without.push(guardian::VARIABLE);
+        let keep = [Some(listener), Some(line.as_fd()), parent.and_then(Parent::line)];
+        let keep: Vec<_> = keep.into_iter().flatten().collect();
+        let child = sys::execute_again(program, &with, &without, &keep)?;
+        let pid = Pid::from_raw(child.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Successor { pid, line: ready.into() })
+    };
+    start().map_err(|error: io::Error| format!("cannot start {}: {error}", program.display()))
 }
 
 /// A new server that has been started and has not said yet that it is ready.
 #[derive(Debug)]
 pub(crate) struct Successor {
     pid: Pid,
-    line: OwnedFd,
+    line: File,
+}
+
+/// What has come of a new server.
+enum Outcome {
+    /// It has taken over, with this server's listener or with one of its own.
+    Ready { is_listener_inherited: bool },
+    /// It has not, and why.
+    Failed(String),
 }
 
 impl AsFd for Successor {
@@ -77,10 +137,45 @@ impl AsFd for Successor {
 }
 
 impl Successor {
-    /// Whether it has said so; its line is readable.
-    fn is_ready(&self) -> bool {
-        rustix::io::read(&self.line, &mut [0; 1]) == Ok(1)
+    /// Whether it has said something, or ended.
+    fn has_spoken(&self) -> bool {
+        is_readable(&self.line, Duration::ZERO)
     }
+
+    /// What it has said; its line is readable.
+    fn outcome(&mut self) -> Outcome {
+        let mut message = [0; LONGEST_MESSAGE];
+        let length = self.line.read(&mut message).unwrap_or(0);
+        match message[..length].split_first() {
+            Some((&READY, _)) => Outcome::Ready { is_listener_inherited: true },
+            Some((&READY_ELSEWHERE, _)) => Outcome::Ready { is_listener_inherited: false },
+            Some((_, reason)) => Outcome::Failed(String::from_utf8_lossy(reason).into_owned()),
+            None => Outcome::Failed(self.end()),
+        }
+    }
+
+    /// How it ended without a word. A process closes its descriptors a moment before it can be reaped.
+    fn end(&self) -> String {
+        let ended = pidfd_open(self.pid, PidfdFlags::empty()).and_then(|process| {
+            is_readable(&process, END_WITHIN);
+            let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            waitid(WaitId::PidFd(process.as_fd()), look)
+        });
+        let status = ended.ok().flatten();
+        let code = status.as_ref().and_then(|status| status.exit_status());
+        let signal = status.as_ref().and_then(|status| status.terminating_signal());
+        match (code, signal) {
+            (Some(code), _) => End::Exited(code).to_string(),
+            (None, Some(signal)) => End::Signaled(signal).to_string(),
+            (None, None) => "closed its line to this server".to_owned(),
+        }
+    }
+}
+
+fn is_readable(what: &impl AsFd, within: Duration) -> bool {
+    let within = Timespec::try_from(within).ok();
+    let mut watched = [PollFd::new(what, PollFlags::IN)];
+    poll(&mut watched, within.as_ref()).is_ok_and(|ready| ready > 0)
 }
 
 /// The service manager that has started this server, if there is one.
@@ -88,12 +183,29 @@ impl Successor {
 pub(crate) struct ServiceManager {
     /// How often it wants to hear of this server, and when next.
     watchdog: Option<(Duration, Instant)>,
+    /// Whether it is this server's, and not that of the program that has started this server.
+    is_own: bool,
+    /// Whether it knows the service by this server's process id, and not by that of a parent process.
+    knows_pid: bool,
+    /// The variables of it that workers must not have.
+    variables: Vec<&'static str>,
 }
 
 impl ServiceManager {
-    pub(crate) fn find() -> Self {
-        let interval = sd_notify::watchdog_enabled().map(|limit| limit / 2);
-        Self { watchdog: interval.map(|interval| (interval, Instant::now())) }
+    pub(crate) fn find(options: &Options) -> Self {
+        let is_own = options.control.is_none();
+        let interval = sd_notify::watchdog_enabled().filter(|_| is_own).map(|limit| limit / 2);
+        Self {
+            watchdog: interval.map(|interval| (interval, Instant::now())),
+            is_own,
+            knows_pid: !options.parent.as_ref().is_some_and(Parent::keeps_pid),
+            variables: service_variables::found(),
+        }
+    }
+
+    /// Those that workers must not have.
+    pub(super) fn variables(&self) -> &[&'static str] {
+        &self.variables
     }
 
     /// The first socket that it has opened for this server.
@@ -103,11 +215,17 @@ impl ServiceManager {
     }
 
     pub(crate) fn is_ready(&self) {
-        tell(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+        match (self.is_own, self.knows_pid) {
+            (true, true) => tell(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]),
+            (true, false) => tell(&[NotifyState::Ready]),
+            (false, _) => {}
+        }
     }
 
     pub(crate) fn is_stopping(&self) {
-        tell(&[NotifyState::Stopping]);
+        if self.is_own {
+            tell(&[NotifyState::Stopping]);
+        }
     }
 
     /// Says that this server is alive if it is time; gives the time until the next.
@@ -129,49 +247,88 @@ fn tell(what: &[NotifyState<'_>]) {
 }
 
 impl EventLoop {
-    /// Has a new server of this very program take over; this one goes on until that is ready.
+    /// Has a new server of this program take over; this one goes on until that is ready.
     pub(super) fn hand_over(&mut self) {
-        let Some(listener) = self.listener.as_ref().filter(|_| self.successor.is_none()) else {
+        match &self.successor {
+            // It may have taken over already.
+            Some(successor) if successor.has_spoken() => return self.hear_successor(),
+            Some(successor) => {
+                let pid = successor.pid;
+                tracing::warn!("the new server {pid} is not ready yet, and is replaced by another");
+                self.give_up_successor();
+            }
+            None => {}
+        }
+        let Some(listener) = &self.listener else { return };
+        let program = program_file::path();
+        if let Err(reason) = program_file::check(program) {
+            tracing::error!("no new server, this one goes on: {reason}, then send SIGHUP again");
             return;
-        };
-        tracing::info!(name = self.options.name, "starting a new server to take over");
+        }
+        let name = &self.options.name;
+        tracing::info!(name, "starting {} as a new server to take over", program.display());
         // It makes one of its own.
         self.status = None;
-        let started = start_successor(listener);
-        let watched = started.map_err(ServerError::system("cannot start")).and_then(|successor| {
+        let started = start_successor(listener, self.options.parent.as_ref());
+        let watched = started.and_then(|successor| {
             self.orphans.leave_alone(successor.pid);
-            self.watch(successor.line.as_fd(), SUCCESSOR, EventFlags::IN)?;
-            Ok(successor)
+            match self.watch(successor.line.as_fd(), SUCCESSOR, EventFlags::IN) {
+                Ok(()) => Ok(successor),
+                Err(error) => {
+                    self.orphans.forget(successor.pid);
+                    Err(error.to_string())
+                }
+            }
         });
         match watched {
             Ok(successor) => self.successor = Some(successor),
-            Err(error) => {
-                tracing::error!("no new server, this one goes on: {error}");
+            Err(reason) => {
+                tracing::error!("no new server, this one goes on: {reason}");
                 self.go_on();
             }
         }
     }
 
+    /// Has the server that has taken over restart, where this one is told to.
+    pub(super) fn pass_restart_on(&self) {
+        if let Some(heir) = self.heir.filter(|_| self.signals.asks_for_restart()) {
+            // It is a child that this process never reaps, so that the number is its own.
+            let _ = kill_process(heir, Signal::HUP);
+        }
+    }
+
     pub(super) fn hear_successor(&mut self) {
-        if self.successor.as_ref().is_some_and(Successor::is_ready) {
-            self.unwatch_successor();
-            if let Some(listener) = &mut self.listener {
-                listener.leave_file();
+        let Some(mut successor) = self.unwatch_successor() else { return };
+        match successor.outcome() {
+            Outcome::Ready { is_listener_inherited } => {
+                if let Some(parent) = &self.options.parent {
+                    parent.announce(successor.pid);
+                }
+                if let Some(listener) = self.listener.as_mut().filter(|_| is_listener_inherited) {
+                    listener.leave_file();
+                }
+                self.heir = Some(successor.pid);
+                self.drain();
             }
-            self.drain();
-        } else {
-            tracing::error!("the new server did not come up, this one goes on");
-            self.give_up_successor();
-            self.go_on();
+            Outcome::Failed(reason) => {
+                let pid = successor.pid;
+                tracing::error!("the new server {pid} did not come up, this one goes on: {reason}");
+                self.end_successor(&successor);
+                self.go_on();
+            }
         }
     }
 
     /// Ends a new server that is not ready yet.
     pub(super) fn give_up_successor(&mut self) {
         if let Some(successor) = self.unwatch_successor() {
-            self.orphans.forget(successor.pid);
-            self.end_orphans();
+            self.end_successor(&successor);
         }
+    }
+
+    fn end_successor(&mut self, successor: &Successor) {
+        self.orphans.forget(successor.pid);
+        self.end_orphans();
     }
 
     fn unwatch_successor(&mut self) -> Option<Successor> {

@@ -1,19 +1,16 @@
 //! The signals that end a server or start it anew, or tell of a worker's death, read from a descriptor while
 //! it runs.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::process::{Pid, getppid};
 
+use super::end_requests::EndRequests;
+use super::hangup::Hangup;
 use crate::sys::{self, Disposition};
-
-/// A parent passes its own signal on to the server within this time.
-const PASSED_ON_WITHIN: Duration = Duration::from_secs(5);
 
 /// Blocks the signals for as long as it lives.
 #[derive(Debug)]
@@ -21,16 +18,25 @@ pub(crate) struct Signals {
     descriptor: SignalFd,
     before: SigSet,
     _changed: [Disposition; 2],
-    requests: Requests,
     /// Those whose action workers must not have. Nothing in a server changes actions once it runs.
     reset: OnceCell<Vec<Signal>>,
+    /// The process that passes signals on to this one.
+    parent: Option<u32>,
+    ends: EndRequests,
+    hangup: Hangup,
+    /// The last signal came from the parent.
+    is_from_parent: Cell<bool>,
 }
 
 impl Signals {
-    pub(crate) fn take_over() -> io::Result<Self> {
-        let wanted: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD]
-            .into_iter()
-            .collect();
+    /// `parent` is the process that passes its signals on to this one, if there is one.
+    pub(crate) fn take_over(hangup: Hangup, parent: Option<u32>) -> io::Result<Self> {
+        let mut wanted: SigSet =
+            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().collect();
+        // The kernel keeps a signal that is blocked, also if it is ignored.
+        if hangup != Hangup::Ignored {
+            wanted.add(Signal::SIGHUP);
+        }
         let before = sys::hold_back(&wanted)?;
         let changed = [Disposition::of_deaths()?, Disposition::of_output()?];
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
@@ -39,8 +45,11 @@ impl Signals {
             descriptor,
             before,
             _changed: changed,
-            requests: Requests::default(),
             reset: OnceCell::new(),
+            parent,
+            ends: EndRequests::default(),
+            hangup,
+            is_from_parent: Cell::new(false),
         })
     }
 
@@ -55,53 +64,39 @@ impl Signals {
         sys::reset_for_worker(self.reset.get_or_init(sys::changed_signals))
     }
 
-    /// The next one that came.
-    pub(crate) fn next(&mut self) -> Option<Signal> {
-        let info = self.descriptor.read_signal().ok().flatten()?;
-        let signal = Signal::try_from(info.ssi_signo.cast_signed()).ok()?;
-        if matches!(signal, Signal::SIGTERM | Signal::SIGINT) {
-            let sender = Pid::from_raw(info.ssi_pid.cast_signed());
-            self.requests.add(Request { sender, at: Instant::now() }, getppid());
+    /// The next one that came. A request to end that has come twice, from the parent and from whoever has
+    /// signalled the parent as well, is given once.
+    pub(crate) fn next(&self) -> Option<Signal> {
+        loop {
+            let info = self.descriptor.read_signal().ok().flatten()?;
+            let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { return None };
+            let is_from_parent = self.parent == Some(info.ssi_pid);
+            self.is_from_parent.set(is_from_parent);
+            let is_wanted = match signal {
+                Signal::SIGTERM | Signal::SIGINT => self.ends.is_new(is_from_parent),
+                Signal::SIGHUP if !self.asks_for_restart() => self.ends.is_first(is_from_parent),
+                _ => true,
+            };
+            if is_wanted {
+                return Some(signal);
+            }
         }
-        Some(signal)
     }
 
-    /// Whether the signal that came last asks for the server's end a second time.
+    /// Whether the server's end has been asked for twice.
     pub(crate) fn is_second_request(&self) -> bool {
-        self.requests.is_second
+        self.ends.count() > 1
     }
-}
 
-/// The signals that ask for the server's end.
-#[derive(Debug, Default)]
-struct Requests {
-    first: Option<Request>,
-    is_second: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Request {
-    /// Nobody if it comes from a terminal, or from outside of this namespace of processes.
-    sender: Option<Pid>,
-    at: Instant,
-}
-
-impl Requests {
-    fn add(&mut self, request: Request, parent: Option<Pid>) {
-        match self.first {
-            None => self.first = Some(request),
-            Some(first) => self.is_second = !request.repeats(&first, parent),
-        }
+    /// Whether the SIGHUP that [`next`](Self::next) gave last asks for a restart. The parent passes on only
+    /// those that do.
+    pub(crate) fn asks_for_restart(&self) -> bool {
+        self.is_from_parent.get() || self.hangup == Hangup::Restart
     }
-}
 
-impl Request {
-    /// Whether this is the request that came first, and came on another way as well. A service manager or a terminal
-    /// signals both a server and its parent, and a parent that supervises servers passes that on.
-    fn repeats(&self, first: &Self, parent: Option<Pid>) -> bool {
-        self.sender != first.sender
-            && parent.is_some_and(|parent| [self.sender, first.sender].contains(&Some(parent)))
-            && self.at.saturating_duration_since(first.at) < PASSED_ON_WITHIN
+    /// In a process that was forked and takes the signals over by itself: they stay blocked, so that none is lost.
+    pub(crate) fn leave_blocked(mut self) {
+        self.before = SigSet::thread_get_mask().unwrap_or(self.before);
     }
 }
 
@@ -115,38 +110,5 @@ impl Drop for Signals {
     fn drop(&mut self) {
         // The mask was valid when it was read.
         let _ = self.before.thread_set_mask();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PARENT: i32 = 10;
-    /// No process of this namespace.
-    const TERMINAL: i32 = 0;
-
-    /// Whether the last of these is a second request: the sender, and after how many seconds each comes.
-    fn is_second(requests: &[(i32, u64)]) -> bool {
-        let (mut known, start) = (Requests::default(), Instant::now());
-        for &(sender, seconds) in requests {
-            let at = start + Duration::from_secs(seconds);
-            known.add(Request { sender: Pid::from_raw(sender), at }, Pid::from_raw(PARENT));
-        }
-        known.is_second
-    }
-
-    #[test]
-    fn a_signal_that_the_parent_passes_on_is_no_second_request() {
-        assert!(!is_second(&[(7, 0)]));
-        assert!(is_second(&[(7, 0), (7, 0)]));
-        assert!(is_second(&[(7, 0), (8, 0)]));
-        assert!(!is_second(&[(7, 0), (PARENT, 0)]));
-        assert!(!is_second(&[(PARENT, 0), (7, 1)]));
-        assert!(is_second(&[(PARENT, 0), (PARENT, 0)]));
-        assert!(is_second(&[(7, 0), (PARENT, 60)]));
-        // Ctrl-C once and twice.
-        assert!(!is_second(&[(TERMINAL, 0), (PARENT, 0)]));
-        assert!(is_second(&[(TERMINAL, 0), (PARENT, 0), (TERMINAL, 1)]));
     }
 }

@@ -13,8 +13,10 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::error::ServerError;
+use super::event_loop::plain;
 use super::listener::Listener;
 use super::options::Options;
+use super::runtime_directory::runtime_directory;
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::worker::scoreboard::Phase;
@@ -286,7 +288,21 @@ pub(super) fn open_status(
     options: &Options,
     listener: Option<&Listener>,
 ) -> Result<Option<Listener>, ServerError> {
-    let address = options.status.address(listener.map(Listener::address));
+    let mut address = options.status.address(listener.map(Listener::address));
+    let is_activated = options.address.is_none() && listener.is_some();
+    if let (StatusSocket::Beside, true) = (&options.status, is_activated) {
+        let Some(folder) = runtime_directory() else {
+            tracing::warn!(
+                "there is no status socket, as neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR names a folder: \
+                 set one of them, or `status_socket`"
+            );
+            return Ok(None);
+        };
+        let name = plain(&options.name).replace('/', "?");
+        let path = folder.join(format!("{name}.status"));
+        tracing::info!(name = options.name, "the status socket is {}", path.display());
+        address = Some(Address(Place::Unix(path)));
+    }
     match (&options.status, address) {
         (StatusSocket::At(_), Some(address)) => {
             Listener::open(&address, 0o600, &options.access).map(Some)

@@ -39,11 +39,11 @@ pub(crate) use pages::{Pages, Published, SharedWords};
 pub(crate) use peer::{group_named, is_unread, peer, peer_address, peer_groups, user_named};
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,
-    reseed_c_random, set_variable, take_variable, threads,
+    remove_variables, reseed_c_random, set_variable, take_variable, threads,
 };
 pub(crate) use shared::{Sealed, SealedError, Writable};
 pub(crate) use signal::{
-    Disposition, changed_signals, hold_back, reset_for_worker, set_default_signals,
+    Disposition, changed_signals, hold_back, is_ignored, reset_for_worker, set_default_signals,
     spawn_without_signals, with_mask,
 };
 pub(crate) use title::{Title, set_title};

@@ -1,8 +1,11 @@
 //! Forking and leaving.
 
+use std::ffi::{CString, OsStr};
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::libc;
 use nix::sys::signal::SigSet;
@@ -107,23 +110,34 @@ pub(crate) fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Starts this program once more, with the same arguments, one more variable, one less, and these
-/// descriptors left open; gives its process id.
+/// Starts a program, this one or a new version of it, with the arguments that this one got, some more variables,
+/// some less, and these descriptors left open; gives its process id.
 pub(crate) fn execute_again(
-    (name, value): (&str, &str),
-    without: &str,
+    program: &Path,
+    with: &[(&str, String)],
+    without: &[&str],
     keep: &[BorrowedFd<'_>],
 ) -> io::Result<u32> {
     use std::os::unix::process::CommandExt;
 
     let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command.args(std::env::args_os().skip(1)).env(name, value).env_remove(without);
-    if let Some(own) = std::env::args_os().next() {
-        command.arg0(own);
-    }
+    let path = terminated(program.as_os_str())?;
+    let arguments = std::env::args_os().map(|argument| terminated(&argument));
+    let arguments = arguments.collect::<io::Result<Vec<_>>>()?;
+    let is_kept = |name: &OsStr| {
+        !without.iter().chain(with.iter().map(|(name, _)| name)).any(|other| name == *other)
+    };
+    let inherited = std::env::vars_os().filter(|(name, _)| is_kept(name));
+    let added = with.iter().map(|(name, value)| (name.into(), value.into()));
+    let variables = inherited.chain(added).map(|(mut variable, value)| {
+        variable.push("=");
+        variable.push(value);
+        terminated(&variable)
+    });
+    let variables = variables.collect::<io::Result<Vec<_>>>()?;
+    let mut command = std::process::Command::new(program);
     // SAFETY: between fork and execution it makes system calls only, on descriptors that the
-    // parent has open.
+    // parent has open, and builds the lists for the last of them, which one thread may do.
     unsafe {
         command.pre_exec(move || {
             for &number in &keep {
@@ -133,10 +147,19 @@ pub(crate) fn execute_again(
             // The server reads its signals from a descriptor, and so holds them back.
             SigSet::empty().thread_set_mask()?;
             super::open_files::put_back();
-            Ok(())
+            // What the standard library calls has a shell read whatever the kernel takes for no program.
+            let list = |texts: &[CString]| {
+                texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+            };
+            libc::execve(path.as_ptr(), list(&arguments).as_ptr(), list(&variables).as_ptr());
+            Err(io::Error::last_os_error())
         });
     }
     Ok(command.spawn()?.id())
+}
+
+fn terminated(text: &OsStr) -> io::Result<CString> {
+    CString::new(text.as_bytes()).map_err(Into::into)
 }
 
 /// Takes a variable out of the environment, so that no program started from here on finds it. With
@@ -155,6 +178,18 @@ pub(crate) fn set_variable(name: &str, value: &str) {
     if threads().is_ok_and(|threads| threads == 1) {
         // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
         unsafe { std::env::set_var(name, value) };
+    }
+}
+
+/// Takes variables out of the environment of a process that was forked. With other threads about they stay where
+/// they are.
+pub(crate) fn remove_variables(names: &[&str]) {
+    if names.is_empty() || threads().is_ok_and(|threads| threads != 1) {
+        return;
+    }
+    for name in names {
+        // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
     }
 }
 

@@ -51,6 +51,15 @@ pub(crate) fn changed_signals() -> Vec<Signal> {
     IGNORED.into_iter().chain(DEFAULT).filter(is_changed).collect()
 }
 
+/// Whether this process ignores a signal.
+pub(crate) fn is_ignored(number: Signal) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action it only writes the present one.
+    let known = unsafe { libc::sigaction(number as i32, null(), action.as_mut_ptr()) } == 0;
+    // SAFETY: zeroed before, which is a valid value, and written by the kernel's answer.
+    known && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
 /// Gives these the actions that a worker has, and blocks nothing.
 #[inline]
 pub(crate) fn reset_for_worker(changed: &[Signal]) -> io::Result<()> {

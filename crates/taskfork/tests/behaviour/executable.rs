@@ -99,6 +99,10 @@ pub(crate) fn work() {
         let answer = match message[2].as_str().unwrap() {
             "echo" => json!(["ok", {}, message[3]]),
             "pid" => json!(["ok", {}, std::process::id()]),
+            "variables" => {
+                let names = std::env::vars_os().map(|(name, _)| name.display().to_string());
+                json!(["ok", {}, names.collect::<Vec<_>>()])
+            }
             "done" => json!(["ok", {}, done]),
             "boom" => json!(["er", {"ld": {"start": 1.0, "logs": [[0.5, 20, "careful"]]}}, "no"]),
             "wait_for" => {

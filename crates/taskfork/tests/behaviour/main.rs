@@ -25,6 +25,8 @@ mod greeting;
 mod guardian;
 mod handles;
 mod handshake;
+mod hangup;
+mod keep_pid;
 mod leaks;
 mod lending;
 mod limits;
@@ -32,6 +34,7 @@ mod load;
 mod logs;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod new_version;
 mod open_files;
 mod orphans;
 mod overload;
@@ -44,6 +47,7 @@ mod reports;
 mod restart;
 mod rings;
 mod server;
+mod service_manager;
 mod setup;
 mod shared_memory;
 mod sharing;
@@ -111,6 +115,10 @@ fn main() {
         preload::trials(),
         recycling::trials(),
         reports::trials(),
+        hangup::trials(),
+        keep_pid::trials(),
+        new_version::trials(),
+        service_manager::trials(),
         restart::trials(),
         server::trials(),
         setup::trials(),

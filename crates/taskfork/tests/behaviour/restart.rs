@@ -62,7 +62,7 @@ fn server_at(folder: &Path) -> Option<u32> {
 async fn a_new_server_takes_over_without_a_failed_call() {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let program = roles::start(&["serve", &address]);
+    let program = roles::start_detached(&["serve", &address]);
     let client = Client::builder().address(&address).max_workers(4).build().unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let callers = load(&client, &stop);
@@ -92,7 +92,7 @@ async fn a_new_server_that_does_not_come_up_leaves_the_old_one() {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let flag = folder.path().join("flag");
-    let program = roles::start(&["serve_once", &flag.display().to_string(), &address]);
+    let program = roles::start_detached(&["serve_once", &flag.display().to_string(), &address]);
     let client = Client::builder().address(&address).max_workers(1).build().unwrap();
     let first: u32 = client.call("pid", ()).await.unwrap();
     signal(program.pid(), libc::SIGHUP);
@@ -110,7 +110,16 @@ async fn a_new_server_that_does_not_come_up_leaves_the_old_one() {
 
 /// A server that finds its socket as systemd passes it.
 fn activated(listener: &UnixListener, variables: &[(&str, &str)]) -> Program {
-    let template = roles::command(&["serve_activated"]);
+    Program::new(activated_as(&["serve_activated"], listener, variables).spawn().unwrap())
+}
+
+/// The same for any role.
+pub(crate) fn activated_as(
+    role: &[&str],
+    listener: &UnixListener,
+    variables: &[(&str, &str)],
+) -> Command {
+    let template = roles::command(role);
     // The process that the descriptor is meant for is named in the environment.
     let script = "export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\"";
     let mut command = Command::new("sh");
@@ -128,7 +137,7 @@ fn activated(listener: &UnixListener, variables: &[(&str, &str)]) -> Program {
             _ => Err(std::io::Error::last_os_error()),
         });
     }
-    Program::new(command.spawn().unwrap())
+    command
 }
 
 async fn a_service_managers_socket_outlives_servers_without_a_failed_call() {

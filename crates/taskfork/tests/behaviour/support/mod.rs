@@ -2,6 +2,7 @@
 
 #[cfg(feature = "tracing")]
 pub(crate) mod capture;
+pub(crate) mod logged;
 pub(crate) mod processes;
 pub(crate) mod raw;
 pub(crate) mod roles;

@@ -27,8 +27,32 @@ pub(crate) async fn run(role: &'static str) {
 }
 
 pub(crate) fn command(role: &[&str]) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    command_of(&std::env::current_exe().unwrap(), role)
+}
+
+/// The same for a copy of this program in another file.
+pub(crate) fn command_of(program: &std::path::Path, role: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.env(ROLE, role.join(" ")).stdin(Stdio::null());
+    command
+}
+
+/// Starts a server without a controlling terminal, as SIGHUP means something else to one that has it.
+pub(crate) fn start_detached(role: &[&str]) -> Program {
+    Program::new(detached(command(role)).spawn().unwrap())
+}
+
+/// Has a program start in a session of its own.
+pub(crate) fn detached(mut command: Command) -> Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: it makes one system call.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(|| match libc::setsid() {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
     command
 }
 
@@ -65,6 +89,11 @@ pub(crate) fn plays() -> bool {
             print_error(crate::time_limits::serve(option, value, address));
         }
         ["serve_slow_setup", address] => print_error(crate::time_limits::serve_slow_setup(address)),
+        // Also on a service manager's socket, at the address `-`.
+        ["serve_logged", address, ref options @ ..] => {
+            tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+            print_error(serve_logged(address, options));
+        }
         ["serve_activated"] => print_error(servers::serve(Server::builder())),
         ["serve_once", flag, address] => {
             // The second one does not come up.
@@ -202,6 +231,29 @@ pub(crate) fn plays() -> bool {
 /// Whether this program was told so, besides its role.
 pub(crate) fn is(word: &str) -> bool {
     role().iter().any(|told| told == word)
+}
+
+fn serve_logged(address: &str, options: &[&str]) -> Result<(), ServerError> {
+    let mut server = Server::builder();
+    if address != "-" {
+        server = server.listen(address);
+    }
+    for option in options {
+        server = match option.split_once('=') {
+            None if *option == "keep_pid" => server.keep_pid(true),
+            None if *option == "restart" => server.restart_on_hangup(true),
+            // What a new server is told is in the file.
+            Some(("listen_in", file)) => {
+                server.listen(std::fs::read_to_string(file).unwrap().trim())
+            }
+            Some(("grace", milliseconds)) => {
+                let grace = milliseconds.parse().unwrap();
+                server.shutdown_grace(std::time::Duration::from_millis(grace))
+            }
+            _ => panic!("no such option: {option}"),
+        };
+    }
+    servers::serve(server)
 }
 
 fn role() -> Vec<String> {

@@ -1,0 +1,66 @@
+//! Requests to end: the first one ends a server gracefully, the second one at once. One request can arrive as
+//! two signals: a terminal or a service manager signals every process of a service, and the server's parent
+//! passes on what it got itself.
+
+use std::cell::Cell;
+
+/// How many requests have come, and by which of the two ways.
+#[derive(Debug, Default)]
+pub(crate) struct EndRequests {
+    from_parent: Cell<u32>,
+    from_others: Cell<u32>,
+}
+
+impl EndRequests {
+    /// Counts a signal. Tells whether it is a request of its own, and not one that has come the other way already.
+    pub(crate) fn is_new(&self, is_from_parent: bool) -> bool {
+        let before = self.count();
+        let way = if is_from_parent { &self.from_parent } else { &self.from_others };
+        way.set(way.get().saturating_add(1));
+        self.count() > before
+    }
+
+    /// The same for a signal that never is the second request.
+    pub(crate) fn is_first(&self, is_from_parent: bool) -> bool {
+        let before = self.count();
+        let way = if is_from_parent { &self.from_parent } else { &self.from_others };
+        way.set(way.get().max(1));
+        before == 0
+    }
+
+    /// How many requests have come.
+    pub(crate) fn count(&self) -> u32 {
+        self.from_parent.get().max(self.from_others.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_comes_both_ways_counts_once() {
+        let requests = EndRequests::default();
+        assert!(requests.is_new(false));
+        assert!(!requests.is_new(true));
+        assert!(requests.is_new(true));
+        assert!(!requests.is_new(false));
+        assert!(requests.is_new(false));
+    }
+
+    #[test]
+    fn some_signals_are_a_request_only_at_first() {
+        let requests = EndRequests::default();
+        assert!(requests.is_first(false) && !requests.is_first(false));
+        assert!(!requests.is_new(true));
+        assert!(requests.is_new(true));
+    }
+
+    #[test]
+    fn repeated_requests_count_whichever_way_they_come() {
+        for from_parent in [false, true] {
+            let requests = EndRequests::default();
+            assert!(requests.is_new(from_parent) && requests.is_new(from_parent));
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! A server whose process id outlives restarts: a small parent process has that id. It passes signals on to the
+//! server, and ends when the server and all that have taken over from it have ended.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal as Number;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::process::{
+    Pid, Signal, WaitOptions, WaitStatus, getppid, kill_process, test_kill_process, waitpid,
+};
+
+use super::builder::ServerBuilder;
+use super::control;
+use super::error::ServerError;
+use super::event_loop::plain;
+use super::hangup::{Hangup, explain_shutdown};
+use super::link;
+use super::orphans::become_subreaper;
+use super::service_variables;
+use super::signals::Signals;
+use crate::error::End;
+use crate::sys::{self, ForkError, Forked, KernelFile, LONGEST_WORD, ThreadCount};
+
+/// Names the process that passes signals on to this one, and the descriptor of the line to it if there is one.
+pub(super) const VARIABLE: &str = "TASKFORK_PARENT";
+
+/// Messages to the parent: a server has taken over, a server could not start, a server had to kill workers.
+const SUCCESSOR: u8 = b's';
+const FAILED: u8 = b'f';
+const KILLED: u8 = b'k';
+
+/// How long what dead servers have left may take to end by itself; their guardians end it.
+const LEFTOVERS_WITHIN: Duration = Duration::from_secs(5);
+const LEFTOVERS_PAUSE: Duration = Duration::from_millis(5);
+
+/// A server's hold on its parent.
+#[derive(Debug, Clone)]
+pub(crate) struct Parent {
+    pid: u32,
+    /// Nothing for a process that only gets its signals from there.
+    line: Option<Arc<OwnedFd>>,
+}
+
+impl Parent {
+    /// The one that is named in the environment.
+    #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
+    pub(super) fn take() -> Option<Self> {
+        let text = sys::take_variable(VARIABLE)?;
+        let (pid, line) = text.split_once(' ').unwrap_or((&text, ""));
+        let pid = pid.parse().ok()?;
+        // SAFETY: the server before this one left it open for this process, by a variable that is gone now.
+        let line = line.parse().ok().and_then(|line| unsafe { sys::take_inherited(line) }.ok());
+        if let Some(line) = &line {
+            rustix::io::fcntl_setfd(line, rustix::io::FdFlags::CLOEXEC).ok()?;
+        }
+        Some(Self { pid, line: line.map(Arc::new) })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it stays while servers take over from one another.
+    pub(super) fn keeps_pid(&self) -> bool {
+        self.line.is_some()
+    }
+
+    /// Ends when the parent does.
+    pub(super) fn line(&self) -> Option<BorrowedFd<'_>> {
+        self.line.as_ref().map(|line| line.as_fd())
+    }
+
+    /// How a new server finds it.
+    pub(super) fn variable(&self) -> Option<(&'static str, String)> {
+        let line = self.line.as_ref()?;
+        Some((VARIABLE, format!("{} {}", self.pid, line.as_raw_fd())))
+    }
+
+    /// Says that another server has taken over from this one, whose end it is not.
+    pub(super) fn announce(&self, successor: Pid) {
+        self.tell(SUCCESSOR, &successor.as_raw_nonzero().to_string());
+    }
+
+    fn report(&self, error: &ServerError) {
+        match error {
+            ServerError::Killed { workers } => self.tell(KILLED, &workers.to_string()),
+            error => self.tell(FAILED, &error.to_string()),
+        }
+    }
+
+    fn tell(&self, kind: u8, text: &str) {
+        let Some(line) = &self.line else { return };
+        let mut message = vec![kind];
+        message.extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(LONGEST_WORD - 1)]);
+        // A parent that is gone needs no word.
+        let _ = send(&**line, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+}
+
+/// Forks a process in which `serve` runs. This one stays its parent, and gives what has come of it.
+#[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
+pub(super) fn keep_pid(
+    name: &str,
+    hangup: Hangup,
+    above: Option<&Parent>,
+    serve: impl FnOnce(Parent) -> Result<(), ServerError>,
+) -> Result<(), ServerError> {
+    let threads = ThreadCount::of_this_process()
+        .map_err(ServerError::system("cannot count this process's threads"))?;
+    let signals = Signals::take_over(hangup, above.map(Parent::pid))
+        .map_err(ServerError::system("cannot take signals over"))?;
+    let (ours, theirs) =
+        control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
+    let keeper = Keeper::new(signals, ours);
+    let this = std::process::id();
+    sys::flush_stdio();
+    // SAFETY: the child is the server, as the caller wants it, and leaves by `exit_now`.
+    match unsafe { sys::fork(&threads) } {
+        Ok(Forked::Parent { child }) => {
+            drop(theirs);
+            sys::set_title(&format!("taskfork-parent:{}", plain(name)));
+            match Pid::from_raw(child.as_raw()) {
+                Some(server) => keeper.run(server),
+                None => Ok(()),
+            }
+        }
+        Ok(Forked::Child) => {
+            drop(threads);
+            keeper.leave();
+            link::close_inherited();
+            service_variables::rename(this);
+            let parent = Parent { pid: this, line: Some(Arc::new(theirs)) };
+            let reporter = parent.clone();
+            let status = match catch_unwind(AssertUnwindSafe(|| serve(parent))) {
+                Ok(Ok(())) => 0,
+                Ok(Err(error)) => {
+                    reporter.report(&error);
+                    1
+                }
+                Err(_) => 101,
+            };
+            sys::flush_stdio();
+            sys::exit_now(status)
+        }
+        Err(ForkError::Threads { threads }) => Err(ServerError::Threads { threads }),
+        Err(ForkError::Kernel(source)) => {
+            Err(ServerError::System { what: "cannot fork the server", source })
+        }
+    }
+}
+
+/// The parent process.
+struct Keeper {
+    signals: Signals,
+    line: OwnedFd,
+    /// The last one takes connections, the others finish what they have begun.
+    servers: Vec<Pid>,
+    children: KernelFile,
+    /// Children that this process had before.
+    own: HashSet<Pid>,
+    /// How often it was told to end.
+    told: u32,
+    /// What a server has said of its failure.
+    failure: Option<ServerError>,
+}
+
+impl Keeper {
+    fn new(signals: Signals, line: OwnedFd) -> Self {
+        become_subreaper();
+        let children = KernelFile::open("/proc/thread-self/children");
+        let own = pids(&children).collect();
+        Self { signals, line, servers: Vec::new(), children, own, told: 0, failure: None }
+    }
+
+    /// In the server's process.
+    fn leave(self) {
+        self.signals.leave_blocked();
+    }
+
+    fn run(mut self, server: Pid) -> Result<(), ServerError> {
+        self.servers.push(server);
+        let mut last = (server, End::Unknown);
+        loop {
+            // A server that has been taken over from would lose what it is told.
+            self.listen();
+            self.pass_signals_on();
+            let ended = self.reap();
+            // What a server has said before its end has come by now.
+            self.listen();
+            self.servers.retain(|pid| ended.iter().all(|(ended, _)| ended != pid));
+            for (pid, end) in ended {
+                last = (pid, end);
+                if let (Some(heir), false) = (self.servers.last(), end == End::Exited(0)) {
+                    let heir = heir.as_raw_nonzero();
+                    tracing::error!("the server process {pid} {end}, {heir} goes on");
+                }
+            }
+            if self.servers.is_empty() {
+                return self.finish(last);
+            }
+            self.wait(None)?;
+        }
+    }
+
+    /// Waits for a signal or a message.
+    fn wait(&self, timeout: Option<Duration>) -> Result<(), ServerError> {
+        let mut watched =
+            [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.line, PollFlags::IN)];
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(&mut watched, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(ServerError::System { what: "poll failed", source: errno.into() }),
+        }
+    }
+
+    fn pass_signals_on(&mut self) {
+        while let Some(number) = self.signals.next() {
+            match number {
+                Number::SIGCHLD => {}
+                Number::SIGHUP if self.signals.asks_for_restart() => self.signal(Signal::HUP),
+                Number::SIGHUP => {
+                    explain_shutdown();
+                    self.end(Signal::TERM);
+                }
+                Number::SIGTERM => self.end(Signal::TERM),
+                Number::SIGINT => self.end(Signal::INT),
+                other => {
+                    if let Some(other) = Signal::from_named_raw(other as i32) {
+                        self.signal(other);
+                    }
+                }
+            }
+        }
+    }
+
+    /// For the server that takes connections.
+    fn signal(&self, signal: Signal) {
+        if let Some(&server) = self.servers.last() {
+            // One that has just ended needs no signal.
+            let _ = kill_process(server, signal);
+        }
+    }
+
+    /// One that finishes what it has begun would take the first request for the second.
+    fn end(&mut self, signal: Signal) {
+        self.told += 1;
+        match self.told {
+            1 => self.signal(signal),
+            _ => self.servers.iter().for_each(|&server| kill_process(server, signal).unwrap_or(())),
+        }
+    }
+
+    /// The servers that have ended. What else has lost its parent is reaped.
+    fn reap(&self) -> Vec<(Pid, End)> {
+        let reaped = |pid| match waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(Some((_, status))) => Some(Ok(end_of(status))),
+            Ok(None) => None,
+            Err(errno) => Some(Err(errno)),
+        };
+        let ended = self.servers.iter().filter_map(|&pid| match reaped(pid)? {
+            Ok(end) => Some((pid, end)),
+            // It is the child of the server before it as long as that lives.
+            Err(_) if test_kill_process(pid).is_ok() => None,
+            Err(_) => Some((pid, End::Unknown)),
+        });
+        let ended = ended.collect();
+        for pid in pids(&self.children) {
+            if !self.own.contains(&pid) && !self.servers.contains(&pid) {
+                let _ = reaped(pid);
+            }
+        }
+        ended
+    }
+
+    fn listen(&mut self) {
+        let mut message = [0; LONGEST_WORD];
+        while let Ok((_, length @ 1..)) = recv(&self.line, &mut message, RecvFlags::DONTWAIT) {
+            let text = String::from_utf8_lossy(&message[1..length]);
+            match message[0] {
+                SUCCESSOR => self.servers.extend(text.parse().ok().and_then(Pid::from_raw)),
+                KILLED => {
+                    let workers = text.parse().unwrap_or_default();
+                    self.failure = Some(ServerError::Killed { workers });
+                }
+                FAILED => {
+                    self.failure = Some(ServerError::Startup { message: text.into_owned() });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// All servers have ended, the last one so.
+    fn finish(self, (pid, end): (Pid, End)) -> Result<(), ServerError> {
+        let Self { line, children, own, failure, .. } = self;
+        // Has a server end that has not taken over yet.
+        drop(line);
+        let patience = Instant::now() + LEFTOVERS_WITHIN;
+        loop {
+            let left: Vec<Pid> = pids(&children).filter(|pid| !own.contains(pid)).collect();
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                if Instant::now() > patience {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            }
+            std::thread::sleep(LEFTOVERS_PAUSE);
+        }
+        match (end, failure) {
+            (End::Exited(0), _) => Ok(()),
+            (_, Some(failure)) => Err(failure),
+            (end, None) => {
+                let pid = pid.as_raw_nonzero().get().unsigned_abs();
+                Err(ServerError::Died { pid, end })
+            }
+        }
+    }
+}
+
+fn end_of(status: WaitStatus) -> End {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => End::Exited(code),
+        (None, Some(signal)) => End::Signaled(signal),
+        (None, None) => End::Unknown,
+    }
+}
+
+fn pids(children: &KernelFile) -> impl Iterator<Item = Pid> + use<> {
+    let pids: Vec<Pid> = children
+        .read()
+        .split_whitespace()
+        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
+        .collect();
+    pids.into_iter()
+}
+
+/// The parent if it is this process's parent still, for a process that was started with [`VARIABLE`].
+pub(super) fn is_own(parent: &Parent) -> bool {
+    getppid().is_some_and(|own| own.as_raw_nonzero().get().unsigned_abs() == parent.pid)
+}
+
+impl<S> ServerBuilder<S> {
+    /// Whether restarts keep the process id, which is how Docker, supervisord and other service managers know
+    /// a service; `false` unless set. systemd needs no such option, as a new server tells it its id.
+    ///
+    /// (There it needs `NotifyAccess=all` if the service is of the type `notify`.)
+    ///
+    /// [`run`](crate::Server::run) then forks the server and stays as its parent. The parent loads nothing
+    /// and has no connection. It passes SIGTERM, SIGINT and SIGHUP on to the server, adopts the new server after a restart, and returns what the
+    /// last one has come to. It remains the program as it was first started: a new version takes effect in the server
+    /// and its workers. If the parent is killed, the server shuts down gracefully. A server that was started by
+    /// [`Server::spawn`](crate::Server::spawn) or [`Server::fork`](crate::Server::fork) does not restart,
+    /// and ignores this.
+    ///
+    /// ```no_run
+    /// use taskfork::{Methods, Server};
+    ///
+    /// # fn main() -> Result<(), taskfork::ServerError> {
+    /// Server::builder()
+    ///     .listen("unix:/run/adder.sock")
+    ///     .keep_pid(true)
+    ///     .interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b)))
+    ///     .run()
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `run` gives [`ServerError::Died`] if a server is killed that nobody has taken over from, and
+    /// [`ServerError::Startup`] if the first one cannot start.
+    pub fn keep_pid(mut self, keep: bool) -> Self {
+        self.options.keep_pid = keep;
+        self
+    }
+}

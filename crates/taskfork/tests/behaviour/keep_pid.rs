@@ -1,0 +1,155 @@
+//! Servers whose process id outlives restarts.
+
+use taskfork::Client;
+
+use crate::support::logged::Logged;
+use crate::support::processes::{all_children, children, command_line, is_gone, signal};
+use crate::support::{address_in, roles, trials, until};
+
+trials! {
+    restarts_keep_the_pid_without_a_failed_call,
+    signals_that_come_twice_count_once,
+    a_second_request_ends_it_at_once,
+    the_death_of_the_server_is_told,
+    the_server_ends_gracefully_if_the_parent_is_killed,
+    an_error_of_the_server_is_the_parents,
+    the_parent_holds_and_loads_nothing,
+}
+
+async fn serve(folder: &tempfile::TempDir, options: &[&str]) -> Logged {
+    let address = address_in(folder);
+    let role = [&["serve_logged", &*address, "keep_pid"], options].concat();
+    Logged::start(folder.path(), roles::detached(roles::command(&role))).await
+}
+
+fn client(folder: &tempfile::TempDir) -> Client {
+    Client::builder().address(address_in(folder)).max_workers(2).build().unwrap()
+}
+
+async fn restarts_keep_the_pid_without_a_failed_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(&folder, &[]).await;
+    let client = client(&folder);
+    let calls = tokio::spawn({
+        let client = client.clone();
+        async move {
+            for number in 0..2000 {
+                let sum: i64 = client.call("add", (number, 1)).await.unwrap();
+                assert_eq!(sum, number + 1);
+            }
+        }
+    });
+    for _ in 0..3 {
+        let serving = server.restart().await;
+        assert_ne!(serving, server.pid());
+        // It has adopted the new server, and holds no other.
+        until("one child", || all_children(server.pid()) == [serving]).await;
+    }
+    calls.await.unwrap();
+    drop(client);
+    let serving = server.server().unwrap();
+    signal(server.pid(), libc::SIGTERM);
+    let status = server.end().await;
+    assert!(status.success() && is_gone(serving), "{status}");
+    assert!(!folder.path().join("s").exists());
+}
+
+/// As with systemd's control groups, and with Ctrl-C.
+async fn signals_that_come_twice_count_once() {
+    for number in [libc::SIGTERM, libc::SIGINT] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = serve(&folder, &[]).await;
+        let client = client(&folder);
+        let checkout = client.checkout();
+        checkout.call::<()>("nothing", ()).await.unwrap();
+        let running = tokio::spawn(checkout.call::<()>("sleep", (500,)));
+        let serving = server.server().unwrap();
+        signal(serving, number);
+        // Otherwise the kernel may make one of both.
+        server.logs("shutting down").await;
+        signal(server.pid(), number);
+        running.await.unwrap().unwrap();
+        drop((checkout, client));
+        let status = server.end().await;
+        assert!(status.success(), "{status}");
+    }
+}
+
+async fn a_second_request_ends_it_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(&folder, &[]).await;
+    let client = client(&folder);
+    let checkout = client.checkout();
+    checkout.call::<()>("nothing", ()).await.unwrap();
+    let running = tokio::spawn(checkout.call::<()>("hang", ()));
+    signal(server.pid(), libc::SIGTERM);
+    server.logs("shutting down").await;
+    signal(server.pid(), libc::SIGTERM);
+    running.await.unwrap().unwrap_err();
+    let log = folder.path().join("log");
+    let status = server.end().await;
+    assert_eq!(status.code(), Some(1));
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("had to kill 1 of its workers"), "{log}");
+}
+
+async fn the_death_of_the_server_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(&folder, &[]).await;
+    let client = client(&folder);
+    let worker: u32 = client.call("pid", ()).await.unwrap();
+    let serving = server.server().unwrap();
+    signal(serving, libc::SIGKILL);
+    let parent = server.pid();
+    let log = folder.path().join("log");
+    assert_eq!(server.end().await.code(), Some(1));
+    let log = std::fs::read_to_string(log).unwrap();
+    let told = format!("the server process {serving} was killed by SIGKILL");
+    assert!(log.contains(&told), "{log}");
+    assert!(is_gone(worker) && is_gone(parent));
+}
+
+async fn the_server_ends_gracefully_if_the_parent_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(&folder, &[]).await;
+    server.restart().await;
+    let client = client(&folder);
+    let checkout = client.checkout();
+    checkout.call::<()>("nothing", ()).await.unwrap();
+    let running = tokio::spawn(checkout.call::<()>("sleep", (300,)));
+    let serving = server.server().unwrap();
+    until("a busy worker", || server.log().contains("listening") && !children(serving).is_empty())
+        .await;
+    signal(server.pid(), libc::SIGKILL);
+    running.await.unwrap().unwrap();
+    drop((checkout, client));
+    until("the server's end", || is_gone(serving)).await;
+    assert!(!folder.path().join("s").exists());
+}
+
+async fn an_error_of_the_server_is_the_parents() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("s");
+    std::fs::write(&file, "").unwrap();
+    let said = roles::output(&["serve_logged", &address_in(&folder), "keep_pid"]);
+    let expected = format!("the server did not start: {} exists and is no socket", file.display());
+    assert!(said.contains(&expected), "{said}");
+}
+
+async fn the_parent_holds_and_loads_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(&folder, &[]).await;
+    assert_eq!(command_line(server.pid()), "taskfork-parent:taskfork");
+    let open: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", server.pid()))
+        .unwrap()
+        .filter_map(|entry| {
+            Some(std::fs::read_link(entry.ok()?.path()).ok()?.display().to_string())
+        })
+        .collect();
+    let sockets = open.iter().filter(|target| target.starts_with("socket:")).count();
+    assert_eq!(sockets, 1, "more than the line to the server: {open:?}");
+    // A worker has nothing of it either.
+    let mut of_worker: Vec<String> = client(&folder).call("descriptors", ()).await.unwrap();
+    of_worker.retain(|target| target.starts_with("socket:") || target.contains("signalfd"));
+    assert_eq!(of_worker.len(), 1, "more than its connection: {of_worker:?}");
+}

@@ -1,0 +1,201 @@
+//! Restarts after the program's file has been replaced.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use taskfork::Client;
+
+use crate::support::logged::Logged;
+use crate::support::processes::signal;
+use crate::support::{address_in, roles, trials, until};
+
+trials! {
+    a_file_that_was_replaced_takes_over,
+    a_link_that_was_changed_takes_over,
+    a_program_found_by_path_from_another_folder_is_found_again,
+    a_file_that_cannot_be_started_leaves_the_old_server,
+    a_program_that_is_no_server_leaves_the_old_one,
+    a_server_that_has_been_taken_over_from_passes_restarts_on,
+    the_reason_of_a_new_server_that_fails_is_told,
+    a_new_server_at_another_address_opens_it,
+}
+
+/// A new version: it leaves a mark, and then is this program.
+fn new_version(folder: &Path) -> PathBuf {
+    let (file, this) = (folder.join("app.new"), std::env::current_exe().unwrap());
+    let mark = folder.join("mark");
+    let script = format!("#!/bin/sh\necho > {}\nexec {} \"$@\"\n", mark.display(), this.display());
+    write_program(&file, &script);
+    file
+}
+
+fn write_program(file: &Path, script: &str) {
+    std::fs::write(file, script).unwrap();
+    std::fs::set_permissions(file, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// The old version: a copy of this program, so that its file can be removed.
+fn old_version(folder: &Path) -> PathBuf {
+    let file = folder.join("app");
+    std::fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
+    file
+}
+
+async fn serve(folder: &tempfile::TempDir, program: &Path) -> Logged {
+    let role = ["serve_logged", &address_in(folder)];
+    let command = roles::detached(roles::command_of(program, &role));
+    Logged::start(folder.path(), command).await
+}
+
+async fn works(folder: &tempfile::TempDir) {
+    let client = Client::builder().address(address_in(folder)).build().unwrap();
+    assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
+}
+
+async fn a_file_that_was_replaced_takes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = old_version(folder.path());
+    let server = serve(&folder, &app).await;
+    std::fs::rename(new_version(folder.path()), &app).unwrap();
+    server.restart().await;
+    assert!(folder.path().join("mark").exists(), "the old version was started again");
+    works(&folder).await;
+}
+
+async fn a_link_that_was_changed_takes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = folder.path().join("app");
+    symlink(std::env::current_exe().unwrap(), &app).unwrap();
+    let server = serve(&folder, &app).await;
+    let next = folder.path().join("next");
+    symlink(new_version(folder.path()), &next).unwrap();
+    std::fs::rename(next, &app).unwrap();
+    server.restart().await;
+    assert!(folder.path().join("mark").exists(), "the old version was started again");
+}
+
+async fn a_program_found_by_path_from_another_folder_is_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = folder.path().join("app");
+    symlink(std::env::current_exe().unwrap(), &app).unwrap();
+    let address = address_in(&folder);
+    // A shell finds it by a relative entry of PATH, under a name that leads nowhere from the root.
+    let mut command = roles::command_of(Path::new("sh"), &["serve_logged", &address]);
+    command.args(["-c", "PATH=.:$PATH; exec app"]).current_dir(&folder);
+    let server = Logged::start(folder.path(), roles::detached(command)).await;
+    std::fs::rename(new_version(folder.path()), &app).unwrap();
+    server.restart().await;
+    assert!(folder.path().join("mark").exists(), "the old version was started again");
+}
+
+async fn a_file_that_cannot_be_started_leaves_the_old_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = folder.path().join("app");
+    symlink(std::env::current_exe().unwrap(), &app).unwrap();
+    let server = serve(&folder, &app).await;
+    let pid = server.server().unwrap();
+    let fails = async |reason: &str| {
+        signal(pid, libc::SIGHUP);
+        server.logs(reason).await;
+        // It tells of itself, and serves.
+        until("the old server", || server.server() == Some(pid)).await;
+        works(&folder).await;
+    };
+
+    std::fs::remove_file(&app).unwrap();
+    fails(&format!("the program {} is missing: put it back", app.display())).await;
+    std::fs::write(&app, "").unwrap();
+    fails(&format!("the program {} is not executable", app.display())).await;
+    // It is cut off in the middle of a copy.
+    write_program(&app, "\u{7f}ELF");
+    fails(&format!("cannot start {}", app.display())).await;
+
+    std::fs::rename(new_version(folder.path()), &app).unwrap();
+    server.restart().await;
+    works(&folder).await;
+}
+
+async fn a_program_that_is_no_server_leaves_the_old_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = folder.path().join("app");
+    symlink(std::env::current_exe().unwrap(), &app).unwrap();
+    let server = serve(&folder, &app).await;
+    let pid = server.server().unwrap();
+
+    let other = folder.path().join("other");
+    write_program(&other, "#!/bin/sh\nexit 7\n");
+    std::fs::rename(&other, &app).unwrap();
+    signal(pid, libc::SIGHUP);
+    server.logs("exited with status 7").await;
+    until("the old server", || server.server() == Some(pid)).await;
+
+    // One that never says that it is ready is replaced by the next.
+    let started = folder.path().join("started");
+    write_program(&other, &format!("#!/bin/sh\necho > {}\nsleep 1000\n", started.display()));
+    std::fs::rename(&other, &app).unwrap();
+    signal(pid, libc::SIGHUP);
+    until("a program that never is ready", || started.exists()).await;
+    std::fs::rename(new_version(folder.path()), &app).unwrap();
+    signal(pid, libc::SIGHUP);
+    server.takes_over_from(pid).await;
+    server.logs("is not ready yet, and is replaced by another").await;
+    works(&folder).await;
+}
+
+async fn a_server_that_has_been_taken_over_from_passes_restarts_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(&folder, &std::env::current_exe().unwrap()).await;
+    let first = server.server().unwrap();
+    // It stays as long as this call runs.
+    let client = Client::builder().address(address_in(&folder)).max_workers(1).build().unwrap();
+    let checkout = client.checkout();
+    checkout.call::<()>("nothing", ()).await.unwrap();
+    let call = tokio::spawn(checkout.call::<()>("hang", ()));
+    let busy = || taskfork::ServerStatus::read(folder.path().join("s.status")).unwrap();
+    until("the call", || busy().workers.iter().any(|worker| worker.state == "busy")).await;
+    let mut servers = vec![first];
+    for _ in 0..2 {
+        signal(first, libc::SIGHUP);
+        let is_new = |server: &u32| !servers.contains(server);
+        until("a new server", || server.server().as_ref().is_some_and(is_new)).await;
+        servers.push(server.server().unwrap());
+    }
+    call.abort();
+}
+
+async fn the_reason_of_a_new_server_that_fails_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("address");
+    std::fs::write(&file, address_in(&folder)).unwrap();
+    let option = format!("listen_in={}", file.display());
+    let command = roles::detached(roles::command(&["serve_logged", "-", &option]));
+    let server = Logged::start(folder.path(), command).await;
+    let pid = server.server().unwrap();
+    std::fs::write(&file, "nowhere").unwrap();
+    signal(pid, libc::SIGHUP);
+    server.logs("did not come up, this one goes on: `nowhere` is not an address").await;
+    until("the old server", || server.server() == Some(pid)).await;
+    works(&folder).await;
+}
+
+async fn a_new_server_at_another_address_opens_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("address");
+    let first = folder.path().join("first");
+    std::fs::write(&file, format!("unix:{}", first.display())).unwrap();
+    let option = format!("listen_in={}", file.display());
+    let command = roles::detached(roles::command(&["serve_logged", "-", &option]));
+    let server = tokio::spawn({
+        let folder = folder.path().to_owned();
+        async move { Logged::start(&folder, command).await }
+    });
+    until("the server", || first.exists()).await;
+    until("its status", || folder.path().join("first.status").exists()).await;
+    let pid = taskfork::ServerStatus::read(folder.path().join("first.status")).unwrap().pid;
+    std::fs::write(&file, address_in(&folder)).unwrap();
+    signal(pid, libc::SIGHUP);
+    let server = server.await.unwrap();
+    works(&folder).await;
+    assert_ne!(server.server(), Some(pid));
+    until("the first socket's end", || !first.exists()).await;
+}
