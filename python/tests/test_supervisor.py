@@ -89,7 +89,7 @@ def test_the_scoreboard_knows_what_runs(python_server: Any) -> None:
 
 
 def test_a_new_server_takes_over_without_a_failed_call(python_server: Any) -> None:
-    server = python_server("--spare-workers", "1")
+    server = python_server("--spare-workers", "1", "--restart-on-hangup")
     first = status(server.address)["pid"]
 
     async def test() -> None:

@@ -2,7 +2,7 @@
 //! exit status that scripts can tell apart. What comes from a peer is shown as text and nothing else, and
 //! the beginning of it if it is long.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io;
 use std::process::ExitCode;
 
@@ -109,6 +109,14 @@ impl Failure {
             _ => self.hint.iter().for_each(|hint| eprintln!("  {}", beginning(hint, most))),
         }
         ExitCode::from(self.status)
+    }
+}
+
+/// What went wrong and what to do about it, in a line.
+impl Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hint = self.hint.as_deref().map(|hint| format!(": {hint}")).unwrap_or_default();
+        out.write_str(&beginning(&format!("{}{hint}", self.what), MOST))
     }
 }
 

@@ -1,18 +1,13 @@
 //! `taskfork serve`: a program as workers, or the pools of a file, each a server of its own.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, set_child_subreaper,
-    set_parent_process_death_signal, waitpid,
-};
 use taskfork::{BusyPoll, Executable, Limit, Protocol, Server, ServerBuilder, ServerError, Stderr};
 
 use crate::config::{self, Pool};
 use crate::failure::Failure;
+use crate::hangup::Hangup;
+use crate::pools;
 
 /// Where and how to serve what.
 #[derive(Debug, clap::Args)]
@@ -24,6 +19,14 @@ pub(crate) struct Options {
     /// Serve only this pool of the file
     #[arg(long, value_name = "NAME", requires = "config")]
     pool: Option<String>,
+    /// Keep this process, and its id, when a new server takes over at SIGHUP, as Docker and supervisord
+    /// need it (systemd does not); pools of a file have it always [default: the process id changes]
+    #[arg(long)]
+    keep_pid: bool,
+    /// Have SIGHUP start a new server also if there is a controlling terminal, which sends SIGHUP when it
+    /// closes [default: SIGHUP ends a server that has a controlling terminal]
+    #[arg(long)]
+    restart_on_hangup: bool,
     #[command(flatten)]
     own: Pool,
     /// The program to start for each connection, and its arguments. It finds the number of its
@@ -33,10 +36,11 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    let Options { config, pool, mut own, command } = options;
+    let Options { config, pool, keep_pid, restart_on_hangup, mut own, command } = options;
+    let restarts = Restarts { keep_pid, on_hangup: restart_on_hangup };
     let Some(file) = config else {
         own.command = command;
-        return serve(own);
+        return serve(own, restarts);
     };
     if own != Pool::default() {
         return Err(Failure::usage("options of a pool stand in the file if there is one")
@@ -51,24 +55,33 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
                 return Err(Failure::usage(format!("{} has no pool `{name}`", file.display()))
                     .hint(format!("there is {known}")));
             };
-            end_with_parent()?;
-            serve(pool)
+            pools::end_with_parent()?;
+            serve(pool, restarts)
         }
-        None if pools.len() == 1 => pools.into_values().try_for_each(serve),
         None => {
             for pool in pools.values() {
                 check_program(pool)?;
             }
-            serve_all(&file, pools.into_keys().collect())
+            pools::serve(file, Hangup::of_this_process(restart_on_hangup), !keep_pid)
         }
     }
 }
 
-fn serve(pool: Pool) -> Result<(), Failure> {
+/// How the server of a pool is restarted.
+#[derive(Debug, Clone, Copy)]
+struct Restarts {
+    keep_pid: bool,
+    on_hangup: bool,
+}
+
+fn serve(pool: Pool, restarts: Restarts) -> Result<(), Failure> {
     check_program(&pool)?;
-    describe(pool).run().map_err(|error| match error {
+    describe(pool, restarts).run().map_err(|error| match error {
         ServerError::Killed { .. } => Failure::fatal(error)
             .hint("--shutdown-grace gives running checkouts more time; a second signal takes it"),
+        ServerError::Died { .. } => {
+            Failure::fatal(error).hint("the log above may say why; start the command again")
+        }
         error => Failure::usage(error).hint("`taskfork serve --help` lists all options"),
     })
 }
@@ -87,7 +100,7 @@ fn check_program(pool: &Pool) -> Result<(), Failure> {
 }
 
 /// The server with all options that were given.
-fn describe(pool: Pool) -> Server {
+fn describe(pool: Pool, restarts: Restarts) -> Server {
     let mut command = pool.command.into_iter();
     let mut executable = Executable::new(command.next().unwrap_or_default());
     for arg in command {
@@ -100,7 +113,9 @@ fn describe(pool: Pool) -> Server {
         .max_idle(pool.max_idle.map(|time| time.0))
         .max_memory(pool.max_memory.map(|size| size.0))
         .allow_unauthenticated_network(pool.allow_unauthenticated_network)
-        .share_details(pool.share_details);
+        .share_details(pool.share_details)
+        .keep_pid(restarts.keep_pid)
+        .restart_on_hangup(restarts.on_hangup.then_some(true));
     for limit in pool.limit {
         server = server.limit(limit.kind(), limit.value);
     }
@@ -178,83 +193,4 @@ impl config::LimitOf {
             config::LimitName::Processes => Limit::Processes,
         }
     }
-}
-
-/// A server a pool, until all have ended, those that have taken over from the first ones included.
-/// SIGTERM, SIGINT and SIGHUP are passed on; one that fails ends all.
-fn serve_all(file: &Path, names: Vec<String>) -> Result<(), Failure> {
-    // A server that hands over to another leaves it to this process.
-    set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
-    let program = std::env::current_exe()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut pools = BTreeMap::new();
-    for name in names {
-        let mut command = Command::new(&program);
-        command.arg("serve").arg("--config").arg(file).args(["--pool", &name]);
-        command.env(PARENT, std::process::id().to_string());
-        // It is reaped with all others.
-        pools.insert(command.spawn()?.id(), name);
-    }
-    runtime.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
-        let mut child = signal(SignalKind::child())?;
-        let mut failed = None;
-        loop {
-            while let Some((pid, status)) = match waitpid(None, WaitOptions::NOHANG) {
-                Ok(ended) => ended,
-                // There is none any more.
-                Err(_) => return failed.map_or(Ok(()), Err),
-            } {
-                if let (Some(how), None) = (bad_end(status), &failed) {
-                    let pid = pid.as_raw_nonzero().get().unsigned_abs();
-                    let pool = pools.get(&pid).map_or("a pool's new server".to_owned(), |name| {
-                        format!("the server of pool `{name}`")
-                    });
-                    let failure = Failure::fatal(format!("{pool} {how}"));
-                    failed = Some(failure.hint("its own message stands above"));
-                    tell_all(Signal::TERM);
-                }
-            }
-            let pass_on = tokio::select! {
-                _ = terminate.recv() => Signal::TERM,
-                _ = interrupt.recv() => Signal::INT,
-                _ = hang_up.recv() => Signal::HUP,
-                _ = child.recv() => continue,
-            };
-            tell_all(pass_on);
-        }
-    })
-}
-
-/// In what way a server has failed, if it has.
-fn bad_end(status: WaitStatus) -> Option<String> {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(0), _) => None,
-        (Some(code), _) => Some(format!("exited with status {code}")),
-        (None, signal) => Some(format!("was killed by signal {}", signal.unwrap_or(0))),
-    }
-}
-
-fn tell_all(signal: Signal) {
-    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    let pids = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-    // One that has just ended needs no signal.
-    pids.for_each(|pid| kill_process(pid, signal).unwrap_or(()));
-}
-
-/// The variable that tells the server of a pool which process it belongs to.
-const PARENT: &str = "TASKFORK_PARENT";
-
-/// The server of a pool ends with the command that has started it. One that takes over from such a server
-/// has that for its parent at first, and must not end with it.
-fn end_with_parent() -> io::Result<()> {
-    let parent = std::env::var(PARENT).ok().and_then(|pid| pid.parse().ok());
-    if parent.is_some() && parent == getppid().map(|parent| parent.as_raw_nonzero().get()) {
-        set_parent_process_death_signal(Some(Signal::TERM))?;
-    }
-    Ok(())
 }

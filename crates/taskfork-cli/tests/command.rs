@@ -314,7 +314,8 @@ fn a_file_has_several_pools() {
         "#,
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
-    command.args(["serve", "--config", &file]);
+    // So that it also restarts where the tests run in a terminal.
+    command.args(["serve", "--restart-on-hangup", "--config", &file]);
     let mut server = Server::run(folder, command);
     let two = format!("unix:{}", server.folder.path().join("t").display());
     until("both", || server.log().matches("listening at").count() == 2);
