@@ -274,9 +274,8 @@ impl Pools {
         self.running.keys().for_each(|&pid| tell(pid, signal));
     }
 
-    /// Whether there is anything to wait for: pools, or what one that was killed has left.
     fn are_left(&self) -> bool {
-        !self.is_ending || !self.running.is_empty() || waitpid(None, WaitOptions::NOHANG).is_ok()
+        !self.is_ending || !self.running.is_empty()
     }
 }
 

@@ -77,9 +77,9 @@ impl Server {
     /// server goes on. Another SIGHUP before the new server is ready replaces that by another one. A new server that
     /// is to listen elsewhere opens that address, and the old one closes its own.
     ///
-    /// A server with a controlling terminal takes SIGHUP for SIGTERM instead, and one that was started with SIGHUP
-    /// ignored goes on ignoring it: see [`restart_on_hangup`](ServerBuilder::restart_on_hangup). So does a server that
-    /// was started by [`Server::spawn`] or [`Server::fork`], which takes it for SIGTERM in any case. A restart changes the process id,
+    /// A server that was started with SIGHUP ignored goes on ignoring it. A server with a controlling terminal takes
+    /// SIGHUP for SIGTERM: see [`restart_on_hangup`](ServerBuilder::restart_on_hangup). So does a server that
+    /// was started by [`Server::spawn`] or [`Server::fork`]. A restart changes the process id,
     /// unless [`keep_pid`](ServerBuilder::keep_pid) is set.
     ///
     /// Under systemd, a server without [`listen`](ServerBuilder::listen) listens on the first socket

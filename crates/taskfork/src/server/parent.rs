@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal as Number;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{
@@ -166,6 +166,8 @@ struct Keeper {
     own: HashSet<Pid>,
     /// How often it was told to end.
     told: u32,
+    /// No server has the other end of the line any more.
+    is_line_over: bool,
     /// What a server has said of its failure.
     failure: Option<ServerError>,
 }
@@ -175,7 +177,16 @@ impl Keeper {
         become_subreaper();
         let children = KernelFile::open("/proc/thread-self/children");
         let own = pids(&children).collect();
-        Self { signals, line, servers: Vec::new(), children, own, told: 0, failure: None }
+        Self {
+            signals,
+            line,
+            servers: Vec::new(),
+            children,
+            own,
+            told: 0,
+            is_line_over: false,
+            failure: None,
+        }
     }
 
     /// In the server's process.
@@ -194,6 +205,10 @@ impl Keeper {
             // What a server has said before its end has come by now.
             self.listen();
             self.servers.retain(|pid| ended.iter().all(|(ended, _)| ended != pid));
+            if !ended.is_empty() && !self.servers.is_empty() {
+                // It is not what the last one has come to.
+                self.failure = None;
+            }
             for (pid, end) in ended {
                 last = (pid, end);
                 if let (Some(heir), false) = (self.servers.last(), end == End::Exited(0)) {
@@ -204,16 +219,17 @@ impl Keeper {
             if self.servers.is_empty() {
                 return self.finish(last);
             }
-            self.wait(None)?;
+            self.wait()?;
         }
     }
 
     /// Waits for a signal or a message.
-    fn wait(&self, timeout: Option<Duration>) -> Result<(), ServerError> {
+    fn wait(&self) -> Result<(), ServerError> {
         let mut watched =
             [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.line, PollFlags::IN)];
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        match poll(&mut watched, timeout.as_ref()) {
+        // A line that is over is always readable, and a server may do something else at its end.
+        let count = if self.is_line_over { 1 } else { 2 };
+        match poll(&mut watched[..count], None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(ServerError::System { what: "poll failed", source: errno.into() }),
         }
@@ -280,7 +296,11 @@ impl Keeper {
 
     fn listen(&mut self) {
         let mut message = [0; LONGEST_WORD];
-        while let Ok((_, length @ 1..)) = recv(&self.line, &mut message, RecvFlags::DONTWAIT) {
+        while let Ok((_, length)) = recv(&self.line, &mut message, RecvFlags::DONTWAIT) {
+            self.is_line_over = length == 0;
+            if self.is_line_over {
+                return;
+            }
             let text = String::from_utf8_lossy(&message[1..length]);
             match message[0] {
                 SUCCESSOR => self.servers.extend(text.parse().ok().and_then(Pid::from_raw)),
@@ -302,18 +322,17 @@ impl Keeper {
         // Has a server end that has not taken over yet.
         drop(line);
         let patience = Instant::now() + LEFTOVERS_WITHIN;
-        loop {
-            let left: Vec<Pid> = pids(&children).filter(|pid| !own.contains(pid)).collect();
-            if left.is_empty() {
-                break;
-            }
-            for pid in left {
-                if Instant::now() > patience {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
+        let left = || pids(&children).filter(|pid| !own.contains(pid));
+        while left().count() > 0 && Instant::now() < patience {
+            for pid in left() {
                 let _ = waitpid(Some(pid), WaitOptions::NOHANG);
             }
             std::thread::sleep(LEFTOVERS_PAUSE);
+        }
+        // Others may have come to this process from anywhere if it is the first of a container.
+        for pid in left().filter(|&pid| is_server(pid)) {
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
         }
         match (end, failure) {
             (End::Exited(0), _) => Ok(()),
@@ -324,6 +343,13 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Whether a server has started this process to take over from it, by what stands in its environment.
+fn is_server(pid: Pid) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let mark = format!("{VARIABLE}={} ", std::process::id());
+    environment.split(|&byte| byte == 0).any(|entry| entry.starts_with(mark.as_bytes()))
 }
 
 fn end_of(status: WaitStatus) -> End {
@@ -349,17 +375,18 @@ pub(super) fn is_own(parent: &Parent) -> bool {
 }
 
 impl<S> ServerBuilder<S> {
-    /// Whether restarts keep the process id, which is how Docker, supervisord and other service managers know
-    /// a service; `false` unless set. systemd needs no such option, as a new server tells it its id.
+    /// Whether restarts keep the process id, by which Docker, supervisord and other service managers know
+    /// a service; `false` unless set.
     ///
-    /// (There it needs `NotifyAccess=all` if the service is of the type `notify`.)
+    /// [`run`](crate::Server::run) then forks the server and stays as its parent, without connections and without
+    /// what the server loads. The parent passes SIGTERM, SIGINT and SIGHUP on to the server, and adopts the new server
+    /// after a restart. `run` returns in the parent when the last server has ended. The parent remains the
+    /// version that was first started; a new version takes effect in the server and its workers. If the
+    /// parent is killed, the server shuts down gracefully.
     ///
-    /// [`run`](crate::Server::run) then forks the server and stays as its parent. The parent loads nothing
-    /// and has no connection. It passes SIGTERM, SIGINT and SIGHUP on to the server, adopts the new server after a restart, and returns what the
-    /// last one has come to. It remains the program as it was first started: a new version takes effect in the server
-    /// and its workers. If the parent is killed, the server shuts down gracefully. A server that was started by
-    /// [`Server::spawn`](crate::Server::spawn) or [`Server::fork`](crate::Server::fork) does not restart,
-    /// and ignores this.
+    /// systemd needs no such option, as a new server tells it its id. With this option a service of the type `notify`
+    /// needs `NotifyAccess=all`. A server that was started by [`Server::spawn`](crate::Server::spawn) or
+    /// [`Server::fork`](crate::Server::fork) does not restart, and ignores this.
     ///
     /// ```no_run
     /// use taskfork::{Methods, Server};
@@ -374,7 +401,7 @@ impl<S> ServerBuilder<S> {
     /// ```
     ///
     /// # Errors
-    /// `run` gives [`ServerError::Died`] if a server is killed that nobody has taken over from, and
+    /// `run` gives [`ServerError::Died`] if the last server did not end by itself, and
     /// [`ServerError::Startup`] if the first one cannot start.
     pub fn keep_pid(mut self, keep: bool) -> Self {
         self.options.keep_pid = keep;

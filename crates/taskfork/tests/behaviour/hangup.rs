@@ -68,16 +68,12 @@ async fn ends_with_its_terminal(options: &[&str]) {
     let server = Logged::start(folder.path(), command).await;
     drop(theirs);
     // A call that runs is finished.
-    let client = Client::builder().address(&address).max_workers(1).build().unwrap();
+    let client = Client::builder().address(&address).min_workers(0).max_workers(1).build().unwrap();
     client.call::<()>("nothing", ()).await.unwrap();
     let checkout = client.checkout();
     let call = checkout.call::<()>("sleep", (500,));
     let running = tokio::spawn(call);
-    let busy = || {
-        let status = taskfork::ServerStatus::read(folder.path().join("s.status"));
-        status.is_ok_and(|status| status.workers.iter().any(|worker| worker.state == "busy"))
-    };
-    until("a busy worker", busy).await;
+    server.is_busy().await;
     let serving = server.server().unwrap();
     drop(ours);
     running.await.unwrap().unwrap();
@@ -119,10 +115,11 @@ async fn a_server_under_nohup_outlives_its_terminal_with_its_calls() {
     }
     let server = Logged::start(folder.path(), in_terminal(command, &theirs)).await;
     drop(theirs);
-    let client = Client::builder().address(&address).max_workers(1).build().unwrap();
+    let client = Client::builder().address(&address).min_workers(0).max_workers(1).build().unwrap();
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
     let running = tokio::spawn(checkout.call::<()>("sleep", (1000,)));
+    server.is_busy().await;
     let pid = server.server().unwrap();
     drop(ours);
     // And once more, as a shell does.

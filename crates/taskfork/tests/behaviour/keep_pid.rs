@@ -3,7 +3,7 @@
 use taskfork::Client;
 
 use crate::support::logged::Logged;
-use crate::support::processes::{all_children, children, command_line, is_gone, signal};
+use crate::support::processes::{all_children, command_line, is_gone, signal};
 use crate::support::{address_in, roles, trials, until};
 
 trials! {
@@ -14,6 +14,8 @@ trials! {
     the_server_ends_gracefully_if_the_parent_is_killed,
     an_error_of_the_server_is_the_parents,
     the_parent_holds_and_loads_nothing,
+    a_successor_that_has_not_taken_over_ends_with_the_server,
+    the_parent_sleeps_while_a_server_does_something_else_at_its_end,
 }
 
 async fn serve(folder: &tempfile::TempDir, options: &[&str]) -> Logged {
@@ -23,7 +25,7 @@ async fn serve(folder: &tempfile::TempDir, options: &[&str]) -> Logged {
 }
 
 fn client(folder: &tempfile::TempDir) -> Client {
-    Client::builder().address(address_in(folder)).max_workers(2).build().unwrap()
+    Client::builder().address(address_in(folder)).min_workers(0).max_workers(1).build().unwrap()
 }
 
 async fn restarts_keep_the_pid_without_a_failed_call() {
@@ -63,6 +65,7 @@ async fn signals_that_come_twice_count_once() {
         let checkout = client.checkout();
         checkout.call::<()>("nothing", ()).await.unwrap();
         let running = tokio::spawn(checkout.call::<()>("sleep", (500,)));
+        server.is_busy().await;
         let serving = server.server().unwrap();
         signal(serving, number);
         // Otherwise the kernel may make one of both.
@@ -82,6 +85,7 @@ async fn a_second_request_ends_it_at_once() {
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
     let running = tokio::spawn(checkout.call::<()>("hang", ()));
+    server.is_busy().await;
     signal(server.pid(), libc::SIGTERM);
     server.logs("shutting down").await;
     signal(server.pid(), libc::SIGTERM);
@@ -118,8 +122,7 @@ async fn the_server_ends_gracefully_if_the_parent_is_killed() {
     checkout.call::<()>("nothing", ()).await.unwrap();
     let running = tokio::spawn(checkout.call::<()>("sleep", (300,)));
     let serving = server.server().unwrap();
-    until("a busy worker", || server.log().contains("listening") && !children(serving).is_empty())
-        .await;
+    server.is_busy().await;
     signal(server.pid(), libc::SIGKILL);
     running.await.unwrap().unwrap();
     drop((checkout, client));
@@ -152,4 +155,52 @@ async fn the_parent_holds_and_loads_nothing() {
     let mut of_worker: Vec<String> = client(&folder).call("descriptors", ()).await.unwrap();
     of_worker.retain(|target| target.starts_with("socket:") || target.contains("signalfd"));
     assert_eq!(of_worker.len(), 1, "more than its connection: {of_worker:?}");
+}
+
+/// It would serve though nobody passes signals on to it.
+async fn a_successor_that_has_not_taken_over_ends_with_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = folder.path().join("app");
+    std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &app).unwrap();
+    let role = ["serve_logged", &address_in(&folder), "keep_pid"];
+    let command = roles::detached(roles::command_of(&app, &role));
+    let server = Logged::start(folder.path(), command).await;
+    let serving = server.server().unwrap();
+    // One that never is ready.
+    let (other, started) = (folder.path().join("other"), folder.path().join("started"));
+    let script = format!(
+        "#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 1000\n",
+        started.display()
+    );
+    std::fs::write(&other, script).unwrap();
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::rename(&other, &app).unwrap();
+    signal(server.pid(), libc::SIGHUP);
+    until("a program that never is ready", || started.exists()).await;
+    let successor = std::fs::read_to_string(&started).unwrap().trim().parse().unwrap();
+    signal(serving, libc::SIGKILL);
+    assert_eq!(server.end().await.code(), Some(1));
+    assert!(is_gone(successor));
+}
+
+async fn the_parent_sleeps_while_a_server_does_something_else_at_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = folder.path().join("done");
+    let server = serve(&folder, &[&format!("at_end={}", done.display())]).await;
+    // The program of this one returns from `run`.
+    let serving = server.restart().await;
+    signal(server.pid(), libc::SIGTERM);
+    until("the end of `run`", || done.exists()).await;
+    let state = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().next().unwrap().to_owned()
+    };
+    // The end of the line has woken it. It goes to sleep again.
+    until("a parent that sleeps", || state() == "S").await;
+    for _ in 0..100 {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        assert_eq!(state(), "S");
+    }
+    signal(serving, libc::SIGKILL);
+    server.end().await;
 }

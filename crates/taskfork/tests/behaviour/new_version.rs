@@ -147,12 +147,12 @@ async fn a_server_that_has_been_taken_over_from_passes_restarts_on() {
     let server = serve(&folder, &std::env::current_exe().unwrap()).await;
     let first = server.server().unwrap();
     // It stays as long as this call runs.
-    let client = Client::builder().address(address_in(&folder)).max_workers(1).build().unwrap();
+    let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
+    let client = client.build().unwrap();
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
     let call = tokio::spawn(checkout.call::<()>("hang", ()));
-    let busy = || taskfork::ServerStatus::read(folder.path().join("s.status")).unwrap();
-    until("the call", || busy().workers.iter().any(|worker| worker.state == "busy")).await;
+    server.is_busy().await;
     let mut servers = vec![first];
     for _ in 0..2 {
         signal(first, libc::SIGHUP);

@@ -42,7 +42,7 @@ impl Activated {
 }
 
 fn client(folder: &tempfile::TempDir) -> Client {
-    Client::builder().address(address_in(folder)).max_workers(1).build().unwrap()
+    Client::builder().address(address_in(folder)).min_workers(0).max_workers(1).build().unwrap()
 }
 
 async fn a_restart_keeps_the_service_managers_socket() {

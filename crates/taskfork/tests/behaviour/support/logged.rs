@@ -44,6 +44,15 @@ impl Logged {
         until(&format!("`{text}` in the log"), || self.log().contains(text)).await;
     }
 
+    /// Waits until a call runs.
+    pub(crate) async fn is_busy(&self) {
+        let busy = || {
+            let status = ServerStatus::read(self.folder.join("s.status"));
+            status.is_ok_and(|status| status.workers.iter().any(|worker| worker.state == "busy"))
+        };
+        until("a busy worker", busy).await;
+    }
+
     /// Has a new server take over; gives its process id.
     pub(crate) async fn restart(&self) -> u32 {
         let before = self.server().unwrap();
@@ -53,9 +62,13 @@ impl Logged {
 
     /// Waits until another server serves, and gives its process id.
     pub(crate) async fn takes_over_from(&self, before: u32) -> u32 {
-        let next = || self.server().filter(|&pid| pid != before);
-        until("a new server", || next().is_some() && is_gone(before)).await;
-        next().unwrap()
+        let mut next = None;
+        until("a new server", || {
+            next = self.server().filter(|&pid| pid != before);
+            next.is_some() && is_gone(before)
+        })
+        .await;
+        next.unwrap()
     }
 
     /// Waits for the end of the program that was started.

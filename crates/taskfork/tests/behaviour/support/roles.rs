@@ -234,7 +234,7 @@ pub(crate) fn is(word: &str) -> bool {
 }
 
 fn serve_logged(address: &str, options: &[&str]) -> Result<(), ServerError> {
-    let mut server = Server::builder();
+    let (mut server, mut at_end) = (Server::builder(), None);
     if address != "-" {
         server = server.listen(address);
     }
@@ -250,10 +250,22 @@ fn serve_logged(address: &str, options: &[&str]) -> Result<(), ServerError> {
                 let grace = milliseconds.parse().unwrap();
                 server.shutdown_grace(std::time::Duration::from_millis(grace))
             }
+            // What the program does when it has served.
+            Some(("at_end", file)) => {
+                at_end = Some(file);
+                server
+            }
             _ => panic!("no such option: {option}"),
         };
     }
-    servers::serve(server)
+    let served = servers::serve(server);
+    // The server's parent finds the file.
+    if at_end.is_some_and(|file| std::fs::File::create_new(file).is_ok()) {
+        loop {
+            std::thread::park();
+        }
+    }
+    served
 }
 
 fn role() -> Vec<String> {
