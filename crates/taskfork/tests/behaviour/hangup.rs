@@ -93,7 +93,7 @@ async fn a_server_with_a_terminal_restarts_if_an_option_says_so() {
     let template = roles::command(&["serve_logged", &address_in(&folder), "restart"]);
     // The end of a session's first process signals the others as well, so that is a shell.
     let mut command = Command::new("sh");
-    command.args(["-c", "\"$0\"; exit"]).arg(template.get_program());
+    command.args(["-c", "\"$0\"; exec sleep 1000"]).arg(template.get_program());
     for (name, value) in template.get_envs() {
         command.env(name, value.unwrap());
     }

@@ -9,9 +9,10 @@ use taskfork::ServerStatus;
 use super::processes::{Program, is_gone, signal};
 use super::until;
 
-/// A server that a test has started, with a log. What has taken over from it ends with it.
+/// A server that a test has started in a session of its own, with a log. What has taken over from it ends with it.
 pub(crate) struct Logged {
     folder: PathBuf,
+    group: u32,
     program: Option<Program>,
 }
 
@@ -21,7 +22,8 @@ impl Logged {
         let log = File::create(folder.join("log")).unwrap();
         let program =
             Program::new(command.stderr(log.try_clone().unwrap()).stdout(log).spawn().unwrap());
-        let server = Self { folder: folder.to_owned(), program: Some(program) };
+        let group = program.pid();
+        let server = Self { folder: folder.to_owned(), group, program: Some(program) };
         until("the server", || server.server().is_some()).await;
         server
     }
@@ -79,8 +81,11 @@ impl Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
-        if let Some(server) = self.server().filter(|&server| !is_gone(server)) {
-            signal(server, libc::SIGKILL);
+        // The servers have not left the group, and it may be empty.
+        // SAFETY: a plain system call on processes of the test's own.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::kill(-self.group.cast_signed(), libc::SIGKILL);
         }
         if std::thread::panicking() {
             eprintln!("{}", self.log());
