@@ -19,8 +19,8 @@ use crate::report::CallSite;
 use crate::wire::answer::InterfaceError;
 use crate::wire::bounds;
 use crate::wire::enclosed;
-use crate::wire::native::FromWorker;
-use crate::wire::request;
+use crate::wire::native::{self, FromWorker};
+use crate::wire::request::{self, Source};
 
 /// A call that has been made. Awaiting it gives its result.
 ///
@@ -117,8 +117,9 @@ where
         }
         _ => (None, None),
     };
+    let source = message.map_or(Source::Native, |message| native::source_of_answer(message));
     let decoded = value.and_then(|value| {
-        let decode = || enclosed::read(value, |value| request::decode(value));
+        let decode = || enclosed::read(value, |value| request::decode(value, source));
         blob::within(message, beside.unwrap_or_default(), decode)
             .map_err(|message| Failed::Call(CallError::Decode { message }))
     });

@@ -220,6 +220,7 @@ impl Checkout {
                 .map(|grace| grace.microseconds().unwrap_or(NO_LIMIT)),
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
+            ..CallMeta::default()
         };
         let mut frame = Parted { bytes: Vec::with_capacity(128), ..Parted::default() };
         let written = frame::write_parted(&mut frame, self.max_frame, |out| {

@@ -20,7 +20,7 @@ use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
 use crate::wire::lending::{Home, Lent};
 use crate::wire::native::FromClient;
 use crate::wire::parts::{Elsewhere, Part, Parted, Takes};
-use crate::wire::request::{self, Arguments};
+use crate::wire::request::{self, Arguments, Source};
 use crate::{Blob, OpenFile};
 
 /// Arguments with files and lent memory beside them, taken as several types.
@@ -56,13 +56,13 @@ pub fn arguments(data: &[u8]) {
         // A text that is none is taken as bytes, so that only from then on it is the same.
         let mut first = Vec::new();
         if Args::encode(&values, &mut first).is_ok() {
-            let again = request::decode::<Vec<Value>>(&first).unwrap();
+            let again = request::decode::<Vec<Value>>(&first, Source::Native).unwrap();
             let mut second = Vec::new();
             Args::encode(&again, &mut second).unwrap();
             assert_eq!(second, first);
         }
     }
-    let _ = request::decode::<Value>(&message);
+    let _ = request::decode::<Value>(&message, Source::Native);
 }
 
 fn file(kind: u8) -> Option<OwnedFd> {

@@ -133,7 +133,7 @@ pub fn from_worker(data: &[u8]) {
     let mut out = Vec::new();
     match &message {
         FromWorker::Ok { call, value } => {
-            native::put_ok(&mut out, *call);
+            native::put_ok(&mut out, *call, native::source_of_answer(data));
             out.extend_from_slice(value);
         }
         FromWorker::Error { call, body } => native::put_error(&mut out, *call, body),

@@ -22,8 +22,8 @@ use crate::address::{Address, AddressError};
 use crate::busy_poll::BusyPoll;
 use crate::error::Failure;
 use crate::sys;
-use crate::wire::request::decode;
-use crate::worker::executable::{Executable, Forward, Running};
+use crate::wire::request::{Source, decode};
+use crate::worker::executable::{Executable, Running};
 use crate::worker::interface::{BoxError, Interface};
 use crate::worker::{Handlers, Seat, serve};
 
@@ -210,9 +210,10 @@ impl ServerBuilder {
     pub fn executable(self, executable: Executable) -> Server {
         let Options { name, max_frame, max_blob, .. } = &self.options;
         let executable = executable.of_server(name, *max_frame, *max_blob);
+        let forward = executable.forward();
         self.setup(move || executable.start())
             .checkout_done(Running::checkout_done)
-            .interface(Forward)
+            .interface(forward)
     }
 }
 
@@ -226,7 +227,7 @@ impl<S: 'static> ServerBuilder<S> {
     /// The program that started the server gets the same error when the server returns it.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, ServerError> {
         let config = self.options.given.config.as_ref().ok_or(ServerError::NotConfigured)?;
-        decode(config).map_err(|reason| ServerError::Misconfigured {
+        decode(config, Source::Native).map_err(|reason| ServerError::Misconfigured {
             expected: std::any::type_name::<T>().to_owned(),
             reason,
         })

@@ -285,7 +285,8 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use crate::wire::args::encode_whole;
-    use crate::wire::{bounds, request};
+    use crate::wire::bounds;
+    use crate::wire::request::{self, Source};
 
     #[derive(Debug, Serialize, Deserialize)]
     enum Tree {
@@ -322,7 +323,7 @@ mod tests {
             let most = 128 / each;
             let encoded = encode_whole(&make(most)).unwrap();
             assert_eq!(bounds::check(&encoded, 1 << 20), Ok(()));
-            request::decode::<T>(&encoded).unwrap();
+            request::decode::<T>(&encoded, Source::Native).unwrap();
             let deep = make(most + 1);
             let error = encode_whole(&deep).unwrap_err().to_string();
             assert!(error.contains("deeper than 128 levels"), "{error}");

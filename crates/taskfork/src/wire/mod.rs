@@ -5,6 +5,7 @@ pub(crate) mod answer;
 pub(crate) mod args;
 pub mod bench;
 pub(crate) mod bounds;
+mod byte_text;
 mod depth;
 pub(crate) mod enclosed;
 pub(crate) mod error_body;
@@ -34,8 +35,14 @@ pub enum Protocol {
     #[default]
     Native,
     /// That of the Perl module AnyEvent::Task: JSON, one call at a time. Deaths are not explained,
-    /// times and traces do not go with calls, and binary data travels as text of one character a
-    /// byte.
+    /// times and traces do not go with calls, and binary data travels as a string of one character
+    /// for each byte.
+    ///
+    /// Such a string is decoded to bytes where a type asks for bytes, as [`Blob`](crate::Blob) and the
+    /// types of `serde_bytes` do; a character above U+00FF is an error of the call. A
+    /// [`Value`](crate::Value) holds it as a string. Types that serde buffers first
+    /// (`#[serde(untagged)]`, `#[serde(flatten)]`, `#[serde(tag = "…")]`) hide from the decoder what they
+    /// ask for: take a `String` there and convert its characters.
     Perl,
 }
 

@@ -12,8 +12,8 @@ use super::frame::HEADER;
 use super::hello::{ClientHello, WorkerHello};
 use super::lending::Lending;
 use super::notice::DeathNotice;
-use super::pack::{Reader, put_array, put_map, put_nil, put_str, put_uint};
-use super::request::Arguments;
+use super::pack::{Reader, put_array, put_bool, put_map, put_nil, put_str, put_uint};
+use super::request::{Arguments, Source};
 use crate::time_limit::TimeLimit;
 
 /// The protocol versions spoken here.
@@ -92,6 +92,8 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) grace: Option<u64>,
     pub(crate) traceparent: Option<&'a str>,
     pub(crate) tracestate: Option<&'a str>,
+    /// The arguments came as JSON.
+    pub(crate) json: bool,
 }
 
 /// A message from a worker, or from the server in a dead worker's place.
@@ -149,13 +151,15 @@ impl<'a> FromClient<'a> {
                         "grace" => call.grace = Some(reader.unsigned()?),
                         "traceparent" => call.traceparent = Some(reader.str()?),
                         "tracestate" => call.tracestate = Some(reader.str()?),
+                        JSON => call.json = reader.bool()?,
                         _ => return Ok(false),
                     }
                     Ok(true)
                 })?;
                 let method = reader.optional_str()?;
                 let place = if kind == CALL { Place::First } else { Place::Behind };
-                Ok(Self::Call { place, method, args: Arguments::read(&mut reader)?, meta: call })
+                let args = Arguments::read(&mut reader)?.sent_as(Source::of(call.json));
+                Ok(Self::Call { place, method, args, meta: call })
             }
             (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
             (WAITING, 3) => {
@@ -343,7 +347,7 @@ fn read_files(reader: &mut Reader<'_>) -> Result<usize, WireError> {
 
 /// The front of a call; the array of its arguments follows.
 pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'_>) {
-    let CallMeta { log, trace, timeout, grace, traceparent, tracestate } = meta;
+    let CallMeta { log, trace, timeout, grace, traceparent, tracestate, json } = meta;
     let optional = [
         timeout.is_some(),
         grace.is_some(),
@@ -351,6 +355,7 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
         trace.is_some(),
         traceparent.is_some(),
         tracestate.is_some(),
+        json,
     ];
     put_array(out, 4);
     put_uint(out, CALL);
@@ -377,10 +382,38 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
             put_str(out, text);
         }
     }
+    if json {
+        put_json(out);
+    }
     match method {
         Some(method) => put_str(out, method),
         None => put_nil(out),
     }
+}
+
+/// Says in a message's meta that its values came as JSON.
+const JSON: &str = "json";
+
+fn put_json(out: &mut Vec<u8>) {
+    put_str(out, JSON);
+    put_bool(out, true);
+}
+
+/// As what the result in an answer was sent first.
+pub(crate) fn source_of_answer(answer: &[u8]) -> Source {
+    let mut reader = Reader::new(answer);
+    let mut is_json = false;
+    let front = reader.array().and_then(|_| reader.int::<u64>());
+    let read = front.and_then(|_| {
+        meta(&mut reader, |key, reader| {
+            if key != JSON {
+                return Ok(false);
+            }
+            is_json = reader.bool()?;
+            Ok(true)
+        })
+    });
+    Source::of(read.is_ok() && is_json)
 }
 
 /// The front of so many arguments.
@@ -484,11 +517,19 @@ pub(crate) fn put_skipped(out: &mut Vec<u8>, call: Option<u64>) {
     put_number(out, call);
 }
 
-/// The front of the answer to the call of this number; its result follows.
-pub(crate) fn put_ok(out: &mut Vec<u8>, call: Option<u64>) {
+/// The front of the answer to the call of this number; its result follows, which was sent first as `source`.
+pub(crate) fn put_ok(out: &mut Vec<u8>, call: Option<u64>, source: Source) {
     put_array(out, 3);
     put_uint(out, OK);
-    put_number(out, call);
+    let is_json = source == Source::Json;
+    put_map(out, u32::from(call.is_some()) + u32::from(is_json));
+    if let Some(call) = call {
+        put_str(out, NUMBER);
+        put_uint(out, call);
+    }
+    if is_json {
+        put_json(out);
+    }
 }
 
 pub(crate) fn put_error(out: &mut Vec<u8>, call: Option<u64>, error: &ErrorBody<'_>) {

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::WireError;
+use super::byte_text::FromJson;
 use super::enclosed;
 use super::pack::Reader;
 
@@ -26,6 +27,23 @@ use super::pack::Reader;
 pub struct Arguments<'a> {
     count: usize,
     encoded: &'a [u8],
+    source: Source,
+}
+
+/// As what values were sent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// MessagePack, which has binary data.
+    Native,
+    /// JSON, in which a string of one character for each byte stands for binary data.
+    Json,
+}
+
+impl Source {
+    /// JSON or not.
+    pub(crate) fn of(is_json: bool) -> Self {
+        if is_json { Self::Json } else { Self::Native }
+    }
 }
 
 /// What is wrong with a call's arguments: too many, too few, or one of the wrong type.
@@ -47,12 +65,21 @@ impl<'a> Arguments<'a> {
     /// Reads an array that ends its message.
     pub(crate) fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = reader.array()?;
-        Ok(Self { count, encoded: reader.rest() })
+        Ok(Self::new(count, reader.rest()))
     }
 
     /// Of so many values, encoded one behind the other.
     pub(crate) fn new(count: usize, encoded: &'a [u8]) -> Self {
-        Self { count, encoded }
+        Self { count, encoded, source: Source::Native }
+    }
+
+    /// The same arguments, sent first as this.
+    pub(crate) fn sent_as(self, source: Source) -> Self {
+        Self { source, ..self }
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        self.source
     }
 
     pub(crate) fn encoded(&self) -> &'a [u8] {
@@ -140,22 +167,36 @@ fn expect(args: Arguments<'_>, count: usize) -> Result<(), ArgumentsError> {
 struct Decoder<'a> {
     inner: rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'a, [u8]>>,
     index: usize,
+    source: Source,
 }
 
 impl<'a> Decoder<'a> {
     fn new(args: Arguments<'a>) -> Self {
-        Self { inner: rmp_serde::Deserializer::from_read_ref(args.encoded), index: 0 }
+        let inner = rmp_serde::Deserializer::from_read_ref(args.encoded);
+        Self { inner, index: 0, source: args.source }
     }
 
     fn next<T: DeserializeOwned>(&mut self) -> Result<T, ArgumentsError> {
         self.index += 1;
-        T::deserialize(&mut self.inner).map_err(|error| ArgumentsError {
+        let decoded = match self.source {
+            Source::Native => T::deserialize(&mut self.inner),
+            Source::Json => T::deserialize(FromJson(&mut self.inner)),
+        };
+        decoded.map_err(|error| ArgumentsError {
             message: format!("argument {}: {error}", self.index),
         })
     }
 }
 
 /// Decodes the whole of `encoded` as one value.
-pub(crate) fn decode<'a, T: Deserialize<'a>>(encoded: &'a [u8]) -> Result<T, String> {
-    rmp_serde::from_slice(encoded).map_err(|error| error.to_string())
+pub(crate) fn decode<'a, T: Deserialize<'a>>(
+    encoded: &'a [u8],
+    source: Source,
+) -> Result<T, String> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(encoded);
+    let decoded = match source {
+        Source::Native => T::deserialize(&mut decoder),
+        Source::Json => T::deserialize(FromJson(&mut decoder)),
+    };
+    decoded.map_err(|error| error.to_string())
 }

@@ -31,7 +31,7 @@ use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
 use crate::wire::native::{self, CallMeta, FromWorker, VERSIONS};
 use crate::wire::parts::{self, Parted, Takes};
 use crate::wire::perl::{self, Scanner};
-use crate::wire::request::Arguments;
+use crate::wire::request::{Arguments, Source};
 use crate::wire::{Protocol, WireError, log};
 
 /// The variable that tells a program the number of its descriptor.
@@ -98,6 +98,11 @@ impl Executable {
 
     pub(crate) fn of_server(self, name: &str, max_frame: usize, max_blob: usize) -> Self {
         Self { name: name.to_owned(), max_frame, max_blob, ..self }
+    }
+
+    /// The interface of a server whose workers are this program.
+    pub(crate) fn forward(&self) -> Forward {
+        Forward { protocol: self.protocol }
     }
 
     pub(crate) fn start(&self) -> Result<Running, BoxError> {
@@ -223,6 +228,7 @@ impl Running {
                 timeout: TimeLimit::from(context().remaining()).microseconds(),
                 traceparent: trace.as_ref().map(TraceContext::traceparent),
                 tracestate: trace.as_ref().and_then(TraceContext::tracestate),
+                json: args.source() == Source::Json,
                 ..CallMeta::default()
             };
             let limit = self.hello.max_frame.unwrap_or(DEFAULT_LIMIT).min(u32::MAX as usize);
@@ -451,7 +457,10 @@ fn take_over(encoded: Option<&[u8]>) {
 }
 
 /// Hands calls on to the program.
-pub(crate) struct Forward;
+pub(crate) struct Forward {
+    /// What the program speaks.
+    protocol: Protocol,
+}
 
 impl Interface<Running> for Forward {
     fn call(&self, running: &mut Running, request: Request<'_>) -> Reply {
@@ -460,6 +469,10 @@ impl Interface<Running> for Forward {
 
     fn answered(&self) {
         sys::waits(false);
+    }
+
+    fn gives_json(&self) -> bool {
+        self.protocol == Protocol::Perl
     }
 
     /// Arguments go on to another process.

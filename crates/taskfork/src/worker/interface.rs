@@ -36,6 +36,12 @@ pub trait Interface<S>: 'static {
         true
     }
 
+    /// Whether results were sent first as JSON, in which strings stand for binary data.
+    #[doc(hidden)]
+    fn gives_json(&self) -> bool {
+        false
+    }
+
     /// Whether a call whose first argument is this text is a call of the method of that name, where
     /// the protocol does not tell the two apart.
     #[doc(hidden)]

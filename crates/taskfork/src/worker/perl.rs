@@ -13,7 +13,7 @@ use crate::wire::frame::{HEADER, SENT_WHOLE};
 use crate::wire::native::FromWorker;
 use crate::wire::parts::Parted;
 use crate::wire::perl::{self, FromClient, Scanner};
-use crate::wire::request::Arguments;
+use crate::wire::request::{Arguments, Source};
 use crate::{context, trace_context};
 
 /// Clients do not say what they want to have of the log.
@@ -81,7 +81,7 @@ impl<S: 'static> Worker<'_, S> {
         notes::begin(Wanted { log: Some(EVERYTHING), trace: None, places: false });
         trace_context::set(None);
         context::set(None);
-        self.call(method, Arguments::new(args.len(), &encoded))?;
+        self.call(method, Arguments::new(args.len(), &encoded).sent_as(Source::Json))?;
         let log = notes::end().into_log();
         let native = std::mem::take(&mut self.out).rest(HEADER);
         let mut answer = Vec::new();

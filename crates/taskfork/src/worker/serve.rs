@@ -31,7 +31,7 @@ use crate::wire::hello::{ClientHello, WorkerHello};
 use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, VERSIONS};
 use crate::wire::parts::{self, Parted, Takes};
 use crate::wire::perl::Scanner;
-use crate::wire::request::Arguments;
+use crate::wire::request::{Arguments, Source};
 use log_defer::Level;
 
 /// An answer's buffer above this size is given back.
@@ -449,7 +449,7 @@ impl<S: 'static> Worker<'_, S> {
         };
         let (interface, number) = (self.interface, self.ahead.number());
         frame::write_parted(&mut self.out, self.max_answer, |out| {
-            native::put_ok(out, number);
+            native::put_ok(out, number, Source::of(interface.gives_json()));
             guarded(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
         })?;

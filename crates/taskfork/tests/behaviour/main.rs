@@ -26,6 +26,7 @@ mod guardian;
 mod handles;
 mod handshake;
 mod hangup;
+mod json_bytes;
 mod keep_pid;
 mod leaks;
 mod lending;
@@ -98,6 +99,7 @@ fn main() {
         guardian::trials(),
         handles::trials(),
         handshake::trials(),
+        json_bytes::trials(),
         leaks::trials(),
         lending::trials(),
         rings::trials(),

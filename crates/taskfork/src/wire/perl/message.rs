@@ -11,7 +11,7 @@ use crate::report::CallSite;
 use crate::wire::WireError;
 use crate::wire::error_body::{ErrorBody, kind};
 use crate::wire::native;
-use crate::wire::request::Arguments;
+use crate::wire::request::{Arguments, Source};
 
 /// A message from a client.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub(crate) fn from_worker(
     let mut out = Vec::new();
     match (kind.as_str(), rest.pop(), rest.is_empty()) {
         ("ok", Some(value), true) => {
-            native::put_ok(&mut out, None);
+            native::put_ok(&mut out, None, Source::Json);
             encode(&mut out, &value);
         }
         ("er", Some(error), true) => {

@@ -157,6 +157,9 @@ pub(crate) fn plays() -> bool {
         ["serve_perl", address] => {
             print_error(crate::perl::server(Server::builder().listen(address)));
         }
+        ["serve_json_bytes", address] => {
+            print_error(crate::json_bytes::server(Server::builder().listen(address)));
+        }
         ["serve_coderef", address] => {
             print_error(crate::perl::coderef(Server::builder().listen(address)));
         }

@@ -77,6 +77,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("forks_hung", |server| {
         crate::forks::server(server.hung_worker_timeout(Duration::from_millis(200)))
     }),
+    ("json_bytes", crate::json_bytes::server),
     ("function", function),
     ("setup_second_time", setup_second_time),
     ("setup_panics", setup_panics),
