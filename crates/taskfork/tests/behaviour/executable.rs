@@ -103,6 +103,10 @@ pub(crate) fn work() {
                 let names = std::env::vars_os().map(|(name, _)| name.display().to_string());
                 json!(["ok", {}, names.collect::<Vec<_>>()])
             }
+            "raw" => {
+                socket.write_all(message[3].as_str().unwrap().as_bytes()).unwrap();
+                continue;
+            }
             "done" => json!(["ok", {}, done]),
             "boom" => json!(["er", {"ld": {"start": 1.0, "logs": [[0.5, 20, "careful"]]}}, "no"]),
             "wait_for" => {

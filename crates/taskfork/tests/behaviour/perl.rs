@@ -15,7 +15,7 @@ use taskfork::{
 };
 
 use crate::support::processes::{children, is_alive};
-use crate::support::{address_in, roles, start_with, trials, until};
+use crate::support::{address_in, roles, start, start_with, trials, until};
 
 trials! {
     the_server_answers_recorded_clients_as_the_original_did,
@@ -24,6 +24,11 @@ trials! {
     the_server_takes_many_messages_at_once,
     a_client_and_a_server_of_ours_speak_it_with_each_other,
     results_that_json_does_not_have_are_errors,
+    numbers_that_no_float_holds_are_infinity,
+    an_answer_that_is_no_json_is_the_error_of_its_call,
+    a_program_that_answers_no_json_lives_on,
+    a_call_that_is_no_json_is_answered,
+    two_keys_that_json_cannot_tell_apart_are_an_error,
     broken_messages_close_that_connection_with_a_clear_line,
     a_worker_dies_with_the_client_that_it_works_for,
     an_answer_that_is_none_breaks_the_checkout,
@@ -310,11 +315,121 @@ async fn results_that_json_does_not_have_are_errors() {
     assert!(!error.may_have_run());
 }
 
+/// What Perl prints for the largest number, which is larger.
+const LARGEST: &str = "1.79769313486232e+308";
+
+async fn numbers_that_no_float_holds_are_infinity() {
+    let (_folder, client) = answered_with([
+        format!(r#"["ok",{{}},{LARGEST}]"#),
+        r#"["ok",{},[-1e999,1.7976931348623157e308]]"#.to_owned(),
+        format!(r#"["ok",{{"ld":{{"start":1,"logs":[[0.5,30,{LARGEST},nan]]}}}},5]"#),
+    ]);
+    let log = Log::new(drop);
+    let checkout = client.checkout().log(&log);
+    assert_eq!(checkout.call::<f64>("number", ()).await.unwrap(), f64::INFINITY);
+    let numbers = checkout.call::<[f64; 2]>("number", ()).await.unwrap();
+    assert_eq!(numbers, [f64::NEG_INFINITY, f64::MAX]);
+    assert_eq!(checkout.call::<i64>("number", ()).await.unwrap(), 5);
+    assert_eq!(log.message().logs[0].items, [LARGEST, "nan"]);
+
+    let (_server, client) = start("executable");
+    let text = format!(r#"["ok",{{}},[{LARGEST},-1e400]]"#);
+    let numbers = client.call::<[f64; 2]>("raw", (text,)).await.unwrap();
+    assert_eq!(numbers, [f64::INFINITY, f64::NEG_INFINITY]);
+}
+
+/// A client of a server that gives these answers on one connection, and no others.
+fn answered_with<const N: usize>(answers: [String; N]) -> (tempfile::TempDir, Client) {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        for answer in answers {
+            message(&mut socket).unwrap();
+            socket.write_all(answer.as_bytes()).unwrap();
+        }
+        // It is closed by the other side.
+        let _ = socket.read(&mut [0; 8]);
+    });
+    let client = Client::builder().address(address_in(&folder)).protocol(Protocol::Perl);
+    (folder, client.min_workers(0).max_workers(1).build().unwrap())
+}
+
+/// Answers that are no JSON though their ends are known, and what the errors say.
+const NO_JSON: [(&str, &str); 7] = [
+    (r#"["ok",{},nan]"#, r#"`nan` is no number of JSON: ["ok",{},nan]"#),
+    (r#"["ok",{},{"price":[-inf]}]"#, r#"`-inf` is no number of JSON: ["ok",{},{"price":[-inf]}]"#),
+    (r#"["ok",{},[Inf,NaN]]"#, "`Inf` is no number"),
+    (r#"["ok",{},undef]"#, "`undef` is no value"),
+    (r#"["ok",{},[1,]]"#, "a value was expected"),
+    (r#"["ok",{"x":},1]"#, "at byte 11, where a value was expected"),
+    (r#"["er",{},"a" "b"]"#, "`]` was expected"),
+];
+
+async fn an_answer_that_is_no_json_is_the_error_of_its_call() {
+    let mut answers = NO_JSON.map(|(answer, _)| answer.to_owned()).to_vec();
+    answers.push(r#"["ok",{},"next"]"#.to_owned());
+    let (_folder, client) = answered_with::<8>(answers.try_into().unwrap());
+    let checkout = client.checkout();
+    for (_, said) in NO_JSON {
+        let error = checkout.call::<Value>("any", ()).await.unwrap_err();
+        assert!(!error.is_fatal() && error.may_have_run(), "{error}");
+        assert!(error.to_string().contains(said), "{error} lacks {said}");
+    }
+    assert_eq!(checkout.call::<String>("any", ()).await.unwrap(), "next");
+}
+
+async fn a_program_that_answers_no_json_lives_on() {
+    let (_server, client) = start("executable");
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    for (answer, said) in NO_JSON {
+        let error = checkout.call::<Value>("raw", (answer,)).await.unwrap_err();
+        assert!(!error.is_fatal(), "{error}");
+        assert!(error.to_string().contains(said), "{error} lacks {said}");
+    }
+    assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
+    // What may be no answer at all is no answer.
+    let error = checkout.call::<Value>("raw", (r#"["debug",{},nan]"#,)).await.unwrap_err();
+    assert!(error.is_fatal(), "{error}");
+}
+
+async fn a_call_that_is_no_json_is_answered() {
+    let (_folder, _program, mut socket) = connect().await;
+    for (call, said) in [
+        (&br#"["do",{},"number",nan]"#[..], "`nan` is no number of JSON"),
+        (br#"["do",{},"number",-inf]"#, "`-inf` is no number of JSON"),
+        (b"[\"do\",{},01]", "`01` is no value of JSON"),
+        (b"[\"do\",{},\"\xff\"]", "at byte 10, where a string is not UTF-8"),
+        (br#"["do",{},"number",1e999]"#, "error JSON encoding interface output: inf is no number"),
+    ] {
+        socket.write_all(call).unwrap();
+        let answer = serde_json::from_slice::<Value>(&message(&mut socket).unwrap()).unwrap();
+        assert_eq!(answer[0], "er");
+        let text = answer[2].as_str().unwrap();
+        assert!(text.contains(said), "{text} lacks {said}");
+    }
+    socket.write_all(b"[\"do\",{},\"nothing\"]").unwrap();
+    assert_eq!(message(&mut socket).unwrap(), b"[\"ok\",{},null]");
+}
+
+async fn two_keys_that_json_cannot_tell_apart_are_an_error() {
+    let (_server, client) = both("perl");
+    let keys = |other: &str| {
+        taskfork::Value::Map(vec![(1.into(), "a".into()), (other.into(), "b".into())])
+    };
+    let error = client.call::<Value>("echo", (keys("1"),)).await.unwrap_err();
+    let said = "argument 1: two keys of a map are both \"1\" in JSON";
+    assert!(error.to_string().contains(said) && !error.may_have_run(), "{error}");
+    let map = client.call::<Value>("echo", (keys("2"),)).await.unwrap();
+    assert_eq!(map, json!({"1": "a", "2": "b"}));
+}
+
 async fn broken_messages_close_that_connection_with_a_clear_line() {
     let server = crate::bad_peers::Logged::start();
     for (sent, logged) in [
-        (&b"[\"do\",{},\"\xff\"]"[..], "invalid utf-8"),
-        (b"[\"do\",{},01]", "invalid number"),
+        (&b"[\"dn\",{\"x\":nan},nan]"[..], "`nan` is no number of JSON"),
+        (b"[\"what\",{},nan]", "a client sends no such message as"),
         (b"[\"what\",{}]", "a client sends no such message as"),
         (b"[\"do\"]", "does not begin with a kind and a map"),
         (b"[1] x", "does not begin with"),

@@ -5,7 +5,8 @@ use std::panic::Location;
 use log_defer::Message;
 use rmpv::Value;
 
-use super::{bounds, convert};
+use super::parse::{Invalid, Parser};
+use super::{FIRST, bounds, convert};
 use crate::error::Failure;
 use crate::report::CallSite;
 use crate::wire::WireError;
@@ -32,55 +33,65 @@ pub(crate) fn from_client(json: &[u8], max_frame: usize) -> Result<FromClient, W
         return Ok(FromClient::Refused(reason));
     }
     let Parts { kind, rest, .. } = parts(json)?;
-    match kind.as_str() {
-        "do" => Ok(FromClient::Call(rest)),
-        "dn" => Ok(FromClient::Done),
-        other => Err(unknown("client", other)),
+    match (kind.as_str(), rest) {
+        ("do", Ok(args)) => Ok(FromClient::Call(args)),
+        // Its end is known, and so is what comes next.
+        ("do", Err(invalid)) => Ok(FromClient::Refused(invalid.to_string())),
+        ("dn", Ok(_)) => Ok(FromClient::Done),
+        ("dn", Err(invalid)) => Err(WireError::malformed(invalid)),
+        (other, _) => Err(unknown("client", other)),
     }
 }
 
 /// Makes of a message from a worker the messages that a native worker would have sent: notes, if it
-/// has logged, and the answer. An answer of at most `max_frame` bytes that nests too deep, or has too
-/// many values, is the error of its call.
+/// has logged, and the answer. An answer of at most `max_frame` bytes that nests too deep, has too
+/// many values, or is not valid JSON is the error of its call.
 pub(crate) fn from_worker(
     json: &[u8],
     max_frame: usize,
 ) -> Result<(Option<Vec<u8>>, Vec<u8>), WireError> {
+    let mut out = Vec::new();
     if let Err(reason) = bounds::check(json, max_frame) {
-        let mut out = Vec::new();
-        let (kind, message) = (kind::RESULT, reason.as_str());
-        let body = ErrorBody { kind, message, ..ErrorBody::default() };
-        native::put_error(&mut out, None, &body);
+        put_error(&mut out, kind::RESULT, &reason);
         return Ok((None, out));
     }
-    let Parts { kind, meta, mut rest } = parts(json)?;
+    let Parts { kind, meta, rest } = parts(json)?;
     let log = meta.into_iter().find(|(key, _)| key.as_str() == Some("ld"));
     let notes = log.map(|(_, log)| {
         let mut out = Vec::new();
         native::put_log(&mut out, |out| encode(out, &log));
         out
     });
-    let mut out = Vec::new();
-    match (kind.as_str(), rest.pop(), rest.is_empty()) {
-        ("ok", Some(value), true) => {
-            native::put_ok(&mut out, None, Source::Json);
-            encode(&mut out, &value);
+    let rest = match (kind.as_str(), rest) {
+        ("ok" | "er", Err(invalid)) => {
+            put_error(&mut out, kind::RESULT, &invalid.to_string());
+            return Ok((notes, out));
         }
-        ("er", Some(error), true) => {
+        (_, Err(_)) => return Err(unknown("worker", &kind)),
+        (_, Ok(rest)) => rest,
+    };
+    match (kind.as_str(), &rest[..]) {
+        ("ok", [value]) => {
+            native::put_ok(&mut out, None, Source::Json);
+            encode(&mut out, value);
+        }
+        ("er", [error]) => {
             let text = match error.as_str() {
                 Some(text) => text.to_owned(),
                 None => error.to_string(),
             };
-            let (kind, message) = match text.strip_prefix(SETUP) {
-                Some(message) => (kind::SETUP, message),
-                None => (kind::INTERFACE, text.as_str()),
-            };
-            let body = ErrorBody { kind, message, ..ErrorBody::default() };
-            native::put_error(&mut out, None, &body);
+            match text.strip_prefix(SETUP) {
+                Some(message) => put_error(&mut out, kind::SETUP, message),
+                None => put_error(&mut out, kind::INTERFACE, &text),
+            }
         }
         _ => return Err(unknown("worker", &kind)),
     }
     Ok((notes, out))
+}
+
+fn put_error(out: &mut Vec<u8>, kind: &str, message: &str) {
+    native::put_error(out, None, &ErrorBody { kind, message, ..ErrorBody::default() });
 }
 
 /// The call of a client, with its arguments as MessagePack.
@@ -154,21 +165,39 @@ fn put_front(out: &mut Vec<u8>, kind: &str, log: Option<&Message>) {
 struct Parts {
     kind: String,
     meta: Vec<(Value, Value)>,
-    rest: Vec<Value>,
+    /// What is wrong with it, if the message is not valid JSON.
+    rest: Result<Vec<Value>, Invalid>,
 }
 
+/// A message that says neither its kind nor has a map is none, whatever else is wrong with it.
 fn parts(json: &[u8]) -> Result<Parts, WireError> {
-    let Value::Array(fields) = convert::read(json)? else {
-        return Err(WireError::Malformed("it is no array".to_owned()));
-    };
-    let mut fields = fields.into_iter();
-    match (fields.next(), fields.next()) {
-        (Some(Value::String(kind)), Some(Value::Map(meta))) => {
-            let kind = kind.into_str().unwrap_or_default();
-            Ok(Parts { kind, meta, rest: fields.collect() })
-        }
-        _ => Err(WireError::Malformed("it does not begin with a kind and a map".to_owned())),
+    let mut parser = Parser::new(json);
+    let no_front = || WireError::malformed("it does not begin with a kind and a map");
+    parser.expect(FIRST).map_err(WireError::malformed)?;
+    let Ok(Value::String(kind)) = parser.value() else { return Err(no_front()) };
+    let kind = kind.into_str().unwrap_or_default();
+    if parser.expect(b',').is_err() || parser.peek() != Some(b'{') {
+        return Err(no_front());
     }
+    // What a worker has logged may hold any number.
+    let (meta, rest) = match parser.tolerant_value() {
+        Ok(Value::Map(meta)) => (meta, rest(&mut parser)),
+        Ok(_) => return Err(no_front()),
+        Err(invalid) => (Vec::new(), Err(invalid)),
+    };
+    Ok(Parts { kind, meta, rest })
+}
+
+/// What follows the map.
+fn rest(parser: &mut Parser<'_>) -> Result<Vec<Value>, Invalid> {
+    let mut values = Vec::new();
+    while parser.peek() == Some(b',') {
+        parser.expect(b',')?;
+        values.push(parser.value()?);
+    }
+    parser.expect(b']')?;
+    parser.end()?;
+    Ok(values)
 }
 
 fn encode(out: &mut Vec<u8>, value: &Value) {

@@ -1,10 +1,11 @@
 //! The protocol of AnyEvent::Task: JSON arrays, one behind the other without anything between them.
-//! `scan` finds where they end, `bounds` refuses what is nested too deep or has too many values, `convert` makes MessagePack of their values and the reverse, and
-//! `message` is what they say.
+//! `scan` finds where they end, `bounds` refuses what is nested too deep or has too many values, `parse` reads
+//! their values, `convert` writes MessagePack as JSON, and `message` is what they say.
 
 mod bounds;
 mod convert;
 mod message;
+mod parse;
 mod scan;
 
 pub(crate) use message::{FromClient, call, done, error, from_client, from_worker, result, text};
