@@ -169,4 +169,5 @@ def test_an_error_keeps_a_bounded_part_of_its_lists() -> None:
 
     error = error_of({"kind": "interface", "message": "m", "causes": [""] * 100_000})
     assert len(error.causes) == 65 and error.causes[-1] == "(99936 more)"  # type: ignore[attr-defined]
+    assert str(error_of({"kind": "interface", "message": "from Perl\n"})) == "from Perl"
     assert "method" in str(error_of({"kind": "method", "message": "no method", "known": 7}))

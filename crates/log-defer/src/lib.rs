@@ -6,11 +6,11 @@
 //! Perl's Log::Defer, version 0.312, so programs in both languages can share their logs and tools.
 //!
 //! ```
-//! use log_defer::{JsonLines, Log};
+//! use log_defer::{JsonLines, Level, Log};
 //! use serde_json::json;
 //!
 //! let lines = JsonLines::new(Vec::new());
-//! let log = Log::new(lines.callback());
+//! let log = Log::builder().verbosity(Level::INFO).start(lines.callback());
 //! log.info("request received");
 //! log.warn(("the cache is cold", json!({ "entries": 0 })));
 //! {

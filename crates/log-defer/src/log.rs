@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::bounds;
 use crate::items::{Items, to_value};
 use crate::level::Level;
-use crate::message::{Entry, Message, TimerRecord};
+use crate::message::{Entry, Message, TimerRecord, sort_lines};
 
 const DEFAULT_MAX_BYTES: usize = 16 << 20;
 
@@ -43,11 +43,13 @@ struct Inner {
 }
 
 struct State {
-    /// What is finished: of timers, those that were stopped.
+    /// All but the timers.
     message: Message,
-    /// Timers by their numbers, in the order in which they were started.
-    running: BTreeMap<u64, TimerRecord>,
-    timers: u64,
+    /// How many of the first lines were there at the last merge. These are sorted when somebody looks.
+    to_sort: usize,
+    /// Timers by their numbers, in the order in which they were started or merged.
+    timers: BTreeMap<u64, TimerRecord>,
+    next_timer: u64,
     bytes: usize,
     /// How many lines, timers and values were left out.
     left_out: u64,
@@ -65,7 +67,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Lines of this level and all more important ones are kept; [`Level::INFO`] unless said
+    /// Lines of this level and all more important ones are kept; all lines ([`Level::ALL`]) unless said
     /// otherwise.
     pub fn verbosity(mut self, verbosity: Level) -> Self {
         self.verbosity = verbosity;
@@ -86,8 +88,9 @@ impl Builder {
         let start = since_epoch.as_micros() as f64 / 1e6;
         let state = State {
             message: Message { start, ..Message::default() },
-            running: BTreeMap::new(),
-            timers: 0,
+            to_sort: 0,
+            timers: BTreeMap::new(),
+            next_timer: 0,
             bytes: 0,
             left_out: 0,
             callback: Some(Box::new(callback)),
@@ -113,11 +116,11 @@ impl Log {
     ///
     /// ```
     /// use log_defer::{Level, Log};
-    /// let log = Log::builder().verbosity(Level::DEBUG).max_bytes(1 << 20).start(drop);
-    /// log.debug("kept");
+    /// let log = Log::builder().verbosity(Level::INFO).max_bytes(1 << 20).start(drop);
+    /// log.debug(|| -> String { unreachable!("no debug lines are wanted") });
     /// ```
     pub fn builder() -> Builder {
-        Builder { verbosity: Level::INFO, max_bytes: DEFAULT_MAX_BYTES }
+        Builder { verbosity: Level::ALL, max_bytes: DEFAULT_MAX_BYTES }
     }
 
     /// Adds a line of [`Level::ERROR`].
@@ -147,8 +150,9 @@ impl Log {
             return;
         }
         let items = items.into_items();
-        let time = self.0.now();
         let mut state = self.0.lock();
+        // Taken under the lock, so that lines of several threads are in the order of their times.
+        let time = self.0.now();
         if self.0.has_room(&mut state, bounds::size_of_entry(&items)) {
             state.message.logs.push(Entry { time, level, items });
         }
@@ -156,7 +160,7 @@ impl Log {
 
     /// Whether a line of this level would be kept.
     pub fn is_enabled(&self, level: Level) -> bool {
-        level <= self.0.verbosity
+        level <= self.0.verbosity || self.0.verbosity == Level::ALL
     }
 
     /// The verbosity given when it was begun.
@@ -165,7 +169,7 @@ impl Log {
     }
 
     /// Starts a timer, which is stopped by its drop. It does not keep the message open: one that
-    /// still runs when the message is finished ends with it.
+    /// still runs when the message is finished ends with it. A timer takes at least a microsecond.
     ///
     /// ```
     /// # let log = log_defer::Log::new(drop);
@@ -196,9 +200,7 @@ impl Log {
         if !self.0.has_room(&mut state, Some(bounds::size_of_timer(&name))) {
             return Timer { log: Weak::new(), number: 0 };
         }
-        let number = state.timers;
-        state.timers += 1;
-        state.running.insert(number, TimerRecord { name, from, to: None });
+        let number = state.add_timer(TimerRecord { name, from, to: None });
         Timer { log: Arc::downgrade(&self.0), number }
     }
 
@@ -212,17 +214,27 @@ impl Log {
         }
     }
 
-    /// Adds what another message holds: see [`Message::merge`]. The verbosity is not applied, the
-    /// bound is.
+    /// Adds what another message holds: see [`Message::merge`]. Lines that the verbosity excludes are left
+    /// out, and so is what exceeds the bound.
     pub fn merge(&self, mut other: Message) {
         let mut state = self.0.lock();
-        other.logs.retain(|entry| self.0.has_room(&mut state, bounds::size_of_entry(&entry.items)));
+        other.logs.retain(|entry| {
+            self.is_enabled(entry.level)
+                && self.0.has_room(&mut state, bounds::size_of_entry(&entry.items))
+        });
         other
             .timers
             .retain(|timer| self.0.has_room(&mut state, Some(bounds::size_of_timer(&timer.name))));
         other.data.retain(|name, value| self.0.has_room_for_data(&mut state, name, value));
+        if state.closed {
+            return;
+        }
         // Sorted once, when somebody looks.
         state.message.append(other);
+        state.to_sort = state.message.logs.len();
+        for timer in std::mem::take(&mut state.message.timers) {
+            state.add_timer(timer);
+        }
     }
 
     /// What has been gathered so far, without an end, as another process would send it.
@@ -234,10 +246,11 @@ impl Log {
     /// ```
     pub fn message(&self) -> Message {
         let mut state = self.0.lock();
+        state.sort_lines();
         let mut message = state.message.clone();
-        message.timers.extend(state.running.values().cloned());
+        message.timers.extend(state.timers.values().cloned());
         message.logs.extend(self.0.note_of_what_was_left_out(&mut state, false));
-        message.sort();
+        message.sort_timers();
         message
     }
 
@@ -252,12 +265,15 @@ impl Log {
     /// ```
     pub fn take(&self) -> Message {
         let mut state = self.0.lock();
-        let start = state.message.start;
-        let mut message =
-            std::mem::replace(&mut state.message, Message { start, ..Message::default() });
+        let mut message = state.take_message();
         message.logs.extend(self.0.note_of_what_was_left_out(&mut state, true));
-        state.bytes = state.running.values().map(|timer| bounds::size_of_timer(&timer.name)).sum();
-        message.sort();
+        let all = std::mem::take(&mut state.timers);
+        let (stopped, running) = all.into_iter().partition(|(_, timer)| timer.to.is_some());
+        state.timers = running;
+        let stopped: BTreeMap<u64, TimerRecord> = stopped;
+        message.timers.extend(stopped.into_values());
+        state.bytes = state.timers.values().map(|timer| bounds::size_of_timer(&timer.name)).sum();
+        message.sort_timers();
         message
     }
 
@@ -338,19 +354,52 @@ impl Inner {
     }
 
     fn finish(&self, state: &mut State) -> Message {
-        let end = self.now();
-        let start = state.message.start;
-        let mut message =
-            std::mem::replace(&mut state.message, Message { start, ..Message::default() });
+        let mut message = state.take_message();
         message.logs.extend(self.note_of_what_was_left_out(state, true));
-        message.timers.extend(std::mem::take(&mut state.running).into_values());
+        message.timers.extend(std::mem::take(&mut state.timers).into_values());
+        let now = self.now();
+        // Not those of a worker whose clock is ahead.
+        let running = |timer: &&TimerRecord| timer.to.is_none() && timer.from <= now;
+        let ends = message.timers.iter().filter(running).map(|timer| after(timer.from));
+        let end = ends.fold(now, f64::max);
         for timer in &mut message.timers {
-            timer.to.get_or_insert(end.max(timer.from));
+            timer.to = Some(timer.to.unwrap_or(end).max(after(timer.from)));
         }
-        message.sort();
+        message.sort_timers();
         message.end = Some(end);
         message
     }
+}
+
+impl State {
+    /// Adds a timer behind all others; gives its number.
+    fn add_timer(&mut self, timer: TimerRecord) -> u64 {
+        let number = self.next_timer;
+        self.next_timer += 1;
+        self.timers.insert(number, timer);
+        number
+    }
+
+    /// Sorts the lines that were there at the last merge.
+    fn sort_lines(&mut self) {
+        let to_sort = std::mem::take(&mut self.to_sort);
+        if let Some(lines) = self.message.logs.get_mut(..to_sort) {
+            sort_lines(lines);
+        }
+    }
+
+    /// Takes out all but the timers.
+    fn take_message(&mut self) -> Message {
+        self.sort_lines();
+        let start = self.message.start;
+        std::mem::replace(&mut self.message, Message { start, ..Message::default() })
+    }
+}
+
+/// The end of the shortest timer that begins at `from`: a microsecond later. Viewers divide by what
+/// timers take.
+fn after(from: f64) -> f64 {
+    ((from * 1e6).round() + 1.0) / 1e6
 }
 
 fn micros(time: Duration) -> f64 {
@@ -394,10 +443,10 @@ impl Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         let Some(log) = self.log.upgrade() else { return };
-        let to = Some(log.now());
+        let now = log.now();
         let mut state = log.lock();
-        if let Some(timer) = state.running.remove(&self.number) {
-            state.message.timers.push(TimerRecord { to, ..timer });
+        if let Some(timer) = state.timers.get_mut(&self.number) {
+            timer.to = Some(now.max(after(timer.from)));
         }
         drop(state);
     }

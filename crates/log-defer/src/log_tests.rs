@@ -192,3 +192,108 @@ fn data_that_is_replaced_takes_no_more_room() {
     assert_eq!(message.data["progress"], 999);
     assert!(message.logs.is_empty());
 }
+
+/// The message of Log::Defer's own test of merges, and what it expects.
+#[test]
+fn lines_are_sorted_at_a_merge_and_later_ones_follow() {
+    let (log, messages) = log();
+    log.info("A");
+    log.info("B");
+    while log.0.now() < 1e-3 {}
+    let timer = log.timer("junk");
+    let mut other = log.message();
+    other.start += log.0.now();
+    let line = |time: f64, text: &str| Entry { time, level: Level::INFO, items: vec![text.into()] };
+    other.logs = vec![line(100.0, "E"), line(-10.0, "D"), line(20.0, "C")];
+    other.timers = vec![TimerRecord { name: "blah".to_owned(), from: 1.0, to: Some(2.0) }];
+    log.merge(other);
+    timer.stop();
+    log.info("F");
+    let texts = |message: &Message| {
+        message
+            .logs
+            .iter()
+            .map(|entry| entry.items[0].as_str().unwrap().to_owned())
+            .collect::<String>()
+    };
+    assert_eq!(texts(&log.message()), "DABCEF");
+    assert_eq!(texts(&log.message()), "DABCEF");
+    drop(log);
+    let message = messages.recv().unwrap();
+    assert_eq!(texts(&message), "DABCEF");
+    let names: Vec<_> = message.timers.iter().map(|timer| &*timer.name).collect();
+    assert_eq!(names, ["junk", "blah"]);
+    assert!(message.timers[1].from >= 1.001 && message.logs[0].time < -9.9);
+}
+
+#[test]
+fn timers_that_begin_at_one_time_keep_their_order() {
+    let (log, messages) = log();
+    let since = log.0.started;
+    let open = log.timer_since("open", since);
+    log.timer_since("short", since).stop();
+    let mut other = log.message();
+    other.timers = vec![TimerRecord { name: "merged".to_owned(), from: 0.0, to: Some(1.0) }];
+    log.merge(other);
+    let late = log.timer_since("late", since);
+    let names = |message: &Message| {
+        message.timers.iter().map(|timer| timer.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&log.message()), ["open", "short", "merged", "late"]);
+    drop((open, log, late));
+    assert_eq!(names(&messages.recv().unwrap()), ["open", "short", "merged", "late"]);
+}
+
+#[test]
+fn every_line_is_kept_unless_a_verbosity_is_set() {
+    let (log, messages) = log();
+    log.debug("debugging");
+    log.log(Level::new(1000), "beyond");
+    log.log(Level::from_number(1e12).unwrap(), "far beyond");
+    assert!(log.is_enabled(Level::new(u32::MAX)));
+    assert_eq!(log.verbosity(), Level::ALL);
+    drop(log);
+    assert_eq!(messages.recv().unwrap().logs.len(), 3);
+}
+
+#[test]
+fn the_verbosity_holds_for_what_is_merged() {
+    let (log, messages) = log_with(Log::builder().verbosity(Level::WARN));
+    let mut other = log.message();
+    other.logs = [-5.0, 20.0, 20.5, 40.0]
+        .map(|level| Entry {
+            time: 0.0,
+            level: Level::from_number(level).unwrap(),
+            items: Vec::new(),
+        })
+        .to_vec();
+    other.left_out = 2;
+    log.merge(other);
+    drop(log);
+    let message = messages.recv().unwrap();
+    let levels: Vec<_> = message.logs.iter().map(|entry| entry.level.number()).collect();
+    assert_eq!((levels, message.left_out), (vec![-5.0, 20.0], 2));
+}
+
+#[test]
+fn a_timer_takes_at_least_a_microsecond() {
+    let (log, messages) = log();
+    let mut other = log.message();
+    let timer = |from: f64, to| TimerRecord { name: "merged".to_owned(), from, to };
+    other.timers = vec![timer(0.0, Some(0.0)), timer(0.25, None), timer(50.0, Some(50.0))];
+    log.merge(other);
+    // Its start is the last time there is.
+    log.timer_at("shortest".to_owned(), 1000.0).stop();
+    let open = log.timer("open");
+    drop(log);
+    drop(open);
+    let message = messages.recv().unwrap();
+    for timer in &message.timers {
+        let took = timer.to.unwrap() - timer.from;
+        assert!(took >= 0.9e-6, "{timer:?}");
+    }
+    let shortest = message.timers.iter().find(|timer| timer.name == "shortest").unwrap();
+    assert_eq!(shortest.to, Some(1000.000_001));
+    let text = serde_json::to_string(&message.timers).unwrap();
+    assert!(text.contains(r#"["shortest",1000.0,1000.000001]"#), "{text}");
+}

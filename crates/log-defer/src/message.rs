@@ -14,6 +14,10 @@ use crate::structure::Unchecked;
 /// and in any other format of serde, it has the structure of Perl's Log::Defer 0.312; the older form,
 /// in which `timers` is an object, is read as well.
 ///
+/// What can be read of a message is read: numbers may be written as text, a level may be any number, and a
+/// timer may have no name. What cannot be read is left out and counted in `left_out`. A message without a
+/// `start` is an error.
+///
 /// ```
 /// use log_defer::{Level, Message};
 ///
@@ -36,7 +40,7 @@ pub struct Message {
     /// When it was finished; absent in the part of a message that another process sends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end: Option<f64>,
-    /// The lines, in the order of their times.
+    /// The lines. A merge puts them in the order of their times; lines that are added later follow.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<Entry>,
     /// The timers, in the order in which they were started.
@@ -45,6 +49,13 @@ pub struct Message {
     /// Values by name.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub data: Map<String, Value>,
+    /// How many lines, timers and values could not be read and are left out.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One line: in JSON the array `[time, level, item, …]`.
@@ -90,9 +101,11 @@ impl std::error::Error for InvalidMessage {}
 
 impl Message {
     /// Adds what another message holds, its times counted from this one's start. Lines and timers
-    /// are then in the order of their times; data of the other replaces that of the same name here.
+    /// are then in the order of their times, and those of this message come first where times are equal.
+    /// Data of the other replaces that of the same name here.
     ///
-    /// Where the other clock seems to have been behind this one, its times begin at zero.
+    /// If the other message seems to have begun before this one, as its clock is behind, it counts as begun
+    /// at the same time. So durations stay as they are.
     ///
     /// ```
     /// use log_defer::Message;
@@ -106,13 +119,14 @@ impl Message {
     /// ```
     pub fn merge(&mut self, other: Self) {
         self.append(other);
-        self.sort();
+        sort_lines(&mut self.logs);
+        self.sort_timers();
     }
 
     /// As `merge`, but the order is left for later.
     pub(crate) fn append(&mut self, other: Self) {
-        let delta = other.start - self.start;
-        let shifted = |time: f64| (time + delta).max(0.0);
+        let offset = (other.start - self.start).max(0.0);
+        let shifted = |time: f64| time + offset;
         self.logs.extend(
             other.logs.into_iter().map(|entry| Entry { time: shifted(entry.time), ..entry }),
         );
@@ -122,10 +136,10 @@ impl Message {
             to: timer.to.map(shifted),
         }));
         self.data.extend(other.data);
+        self.left_out = self.left_out.saturating_add(other.left_out);
     }
 
-    pub(crate) fn sort(&mut self) {
-        self.logs.sort_by(|left, right| left.time.total_cmp(&right.time));
+    pub(crate) fn sort_timers(&mut self) {
         self.timers.sort_by(|left, right| left.from.total_cmp(&right.from));
     }
 
@@ -135,6 +149,11 @@ impl Message {
         let timers = self.timers.iter().map(|timer| timer.to.unwrap_or(timer.from));
         logs.chain(timers).chain(self.end).fold(0.0, f64::max)
     }
+}
+
+/// Lines with the same time keep their order.
+pub(crate) fn sort_lines(lines: &mut [Entry]) {
+    lines.sort_by(|left, right| left.time.total_cmp(&right.time));
 }
 
 #[cfg(test)]

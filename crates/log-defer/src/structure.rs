@@ -1,83 +1,179 @@
-//! How a message is written and read in any format of serde: lines and timers as arrays, timers in
-//! the older form as an object, times as numbers or as text.
+//! How a message is written and read in any format of serde. Lines and timers are arrays; timers in the
+//! older form are an object. Programs in Perl write numbers as text, and values that are none: what can
+//! be read is read, and the rest is counted.
 
 use std::fmt;
 
-use serde::de::{Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::level::Level;
 use crate::message::{Entry, InvalidMessage, Message, TimerRecord};
 
 /// A message as it was read.
 #[derive(Deserialize)]
-pub(crate) struct Unchecked {
-    start: Seconds,
-    #[serde(default)]
-    end: Option<Seconds>,
-    #[serde(default)]
-    logs: Vec<Entry>,
-    #[serde(default)]
-    timers: Timers,
-    #[serde(default)]
-    data: Map<String, Value>,
-}
+#[serde(transparent)]
+pub(crate) struct Unchecked(Item);
 
 impl TryFrom<Unchecked> for Message {
     type Error = InvalidMessage;
 
-    fn try_from(message: Unchecked) -> Result<Self, InvalidMessage> {
-        let Unchecked { start: Seconds(start), end, logs, timers: Timers(timers), data } = message;
-        let end = end.map(|Seconds(end)| end);
-        let check = |what: &str, time: f64| {
-            if time.is_finite() {
-                return Ok(());
-            }
-            Err(InvalidMessage(format!("the {what} is {time}, which is no time")))
+    fn try_from(Unchecked(Item(message)): Unchecked) -> Result<Self, InvalidMessage> {
+        let Value::Object(mut fields) = message else {
+            return Err(InvalidMessage(format!("it is no map but {}", shown(&message))));
         };
-        check("start", start)?;
-        end.map_or(Ok(()), |end| check("end", end))?;
-        logs.iter().try_for_each(|entry| check("time of a log line", entry.time))?;
-        for timer in &timers {
-            check("start of a timer", timer.from)?;
-            timer.to.map_or(Ok(()), |to| check("end of a timer", to))?;
-        }
-        Ok(Self { start, end, logs, timers, data })
+        let start = match fields.get("start") {
+            None => return Err(InvalidMessage("it has no `start`".to_owned())),
+            Some(start) => number(start).ok_or_else(|| {
+                InvalidMessage(format!("the start is {}, which is no time", shown(start)))
+            })?,
+        };
+        let mut left_out = fields.get("left_out").and_then(Value::as_u64).unwrap_or(0);
+        let mut take = |name: &str| fields.remove(name).filter(|value| !value.is_null());
+        let mut reads = Reading { left_out: &mut left_out };
+        Ok(Self {
+            start,
+            end: take("end").and_then(|end| reads.keep(number(&end))),
+            logs: take("logs").map_or_else(Vec::new, |logs| reads.logs(logs)),
+            timers: take("timers").map_or_else(Vec::new, |timers| reads.timers(timers)),
+            data: take("data").map_or_else(Map::new, |data| reads.data(data)),
+            left_out,
+        })
     }
 }
 
-/// A time as a number, or as the text that Perl makes of one.
-struct Seconds(f64);
+/// Counts what cannot be read.
+struct Reading<'a> {
+    left_out: &'a mut u64,
+}
 
-impl<'de> Deserialize<'de> for Seconds {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Number;
-        impl Visitor<'_> for Number {
-            type Value = Seconds;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a time in seconds")
-            }
-
-            fn visit_f64<E>(self, seconds: f64) -> Result<Seconds, E> {
-                Ok(Seconds(seconds))
-            }
-
-            fn visit_i64<E>(self, seconds: i64) -> Result<Seconds, E> {
-                Ok(Seconds(seconds as f64))
-            }
-
-            fn visit_u64<E>(self, seconds: u64) -> Result<Seconds, E> {
-                Ok(Seconds(seconds as f64))
-            }
-
-            fn visit_str<E: serde::de::Error>(self, seconds: &str) -> Result<Seconds, E> {
-                let parsed = seconds.parse().map(Seconds);
-                parsed.map_err(|_| E::invalid_value(Unexpected::Str(seconds), &self))
-            }
+impl Reading<'_> {
+    fn keep<T>(&mut self, read: Option<T>) -> Option<T> {
+        if read.is_none() {
+            *self.left_out = self.left_out.saturating_add(1);
         }
-        deserializer.deserialize_any(Number)
+        read
+    }
+
+    fn logs(&mut self, logs: Value) -> Vec<Entry> {
+        match logs {
+            Value::Array(lines) => {
+                lines.into_iter().filter_map(|line| self.keep(Entry::read(line).ok())).collect()
+            }
+            _ => self.keep(None).unwrap_or_default(),
+        }
+    }
+
+    fn timers(&mut self, timers: Value) -> Vec<TimerRecord> {
+        match timers {
+            Value::Array(timers) => timers
+                .into_iter()
+                .filter_map(|timer| {
+                    // Of a timer that was stopped twice the first end is kept.
+                    if timer.as_array().is_some_and(|fields| fields.len() > 3) {
+                        self.keep::<()>(None);
+                    }
+                    self.keep(TimerRecord::read(timer).ok())
+                })
+                .collect(),
+            Value::Object(timers) => {
+                let timers = timers
+                    .into_iter()
+                    .filter_map(|(name, times)| self.keep(TimerRecord::with_times(name, &times)));
+                let mut timers = timers.collect::<Vec<_>>();
+                timers.sort_by(|left, right| left.from.total_cmp(&right.from));
+                timers
+            }
+            _ => self.keep(None).unwrap_or_default(),
+        }
+    }
+
+    fn data(&mut self, data: Value) -> Map<String, Value> {
+        match data {
+            Value::Object(data) => data,
+            _ => self.keep(None).unwrap_or_default(),
+        }
+    }
+}
+
+/// A finite number, also one written as text.
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+    .filter(|number: &f64| number.is_finite())
+}
+
+/// The beginning of a value, for an error.
+fn shown(value: &Value) -> String {
+    const SHOWN: usize = 40;
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+impl Entry {
+    fn read(line: Value) -> Result<Self, InvalidMessage> {
+        let Value::Array(mut items) = line else { return Err(no_line(&line)) };
+        let time = items.first().and_then(number);
+        let level = items.get(1).and_then(number).and_then(Level::from_number);
+        let (Some(time), Some(level)) = (time, level) else {
+            return Err(no_line(&Value::Array(items)));
+        };
+        items.drain(..2);
+        Ok(Self { time, level, items })
+    }
+}
+
+fn no_line(line: &Value) -> InvalidMessage {
+    InvalidMessage(format!("expected a log line, [time, level, item, …], got {}", shown(line)))
+}
+
+impl TimerRecord {
+    fn read(timer: Value) -> Result<Self, InvalidMessage> {
+        let no_timer =
+            || InvalidMessage(format!("expected a timer, [name, from, to], got {}", shown(&timer)));
+        let Value::Array(fields) = &timer else { return Err(no_timer()) };
+        let name = match fields.first() {
+            // Perl writes that of a timer without a name as null.
+            Some(Value::Null) => String::new(),
+            Some(Value::String(name)) => name.clone(),
+            Some(name @ (Value::Number(_) | Value::Bool(_))) => name.to_string(),
+            _ => return Err(no_timer()),
+        };
+        let (from, to) = times(&fields[1..]).ok_or_else(no_timer)?;
+        Ok(Self { name, from, to })
+    }
+
+    fn with_times(name: String, value: &Value) -> Option<Self> {
+        let (from, to) = times(value.as_array()?)?;
+        Some(Self { name, from, to })
+    }
+}
+
+/// When a timer was started and, if it has been, stopped.
+fn times(times: &[Value]) -> Option<(f64, Option<f64>)> {
+    match times {
+        [from] | [from, Value::Null] => Some((number(from)?, None)),
+        [from, to, ..] => Some((number(from)?, Some(number(to)?))),
+        _ => None,
+    }
+}
+
+/// A finite number, also one written as text.
+pub(crate) struct Number(pub(crate) f64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Item(value) = Item::deserialize(deserializer)?;
+        let invalid = || D::Error::custom(format!("expected a number, got {}", shown(&value)));
+        number(&value).map(Self).ok_or_else(invalid)
     }
 }
 
@@ -93,30 +189,9 @@ impl Serialize for Entry {
 
 impl<'de> Deserialize<'de> for Entry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Line;
-        impl<'de> Visitor<'de> for Line {
-            type Value = Entry;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a log line: [time, level, item, …]")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut line: A) -> Result<Entry, A::Error> {
-                let Seconds(time) = line.next_element()?.ok_or_else(|| missing(0, &self))?;
-                let level = line.next_element()?.ok_or_else(|| missing(1, &self))?;
-                let mut items = Vec::new();
-                while let Some(item) = line.next_element()? {
-                    items.push(item);
-                }
-                Ok(Entry { time, level, items })
-            }
-        }
-        deserializer.deserialize_seq(Line)
+        let Item(line) = Item::deserialize(deserializer)?;
+        Self::read(line).map_err(D::Error::custom)
     }
-}
-
-fn missing<E: serde::de::Error>(length: usize, expected: &dyn serde::de::Expected) -> E {
-    E::invalid_length(length, expected)
 }
 
 impl Serialize for TimerRecord {
@@ -130,67 +205,106 @@ impl Serialize for TimerRecord {
 
 impl<'de> Deserialize<'de> for TimerRecord {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Times;
-        impl<'de> Visitor<'de> for Times {
-            type Value = TimerRecord;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a timer: [name, from, to]")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut times: A) -> Result<TimerRecord, A::Error> {
-                let name = times.next_element()?.ok_or_else(|| missing(0, &self))?;
-                let Seconds(from) = times.next_element()?.ok_or_else(|| missing(1, &self))?;
-                let to = times.next_element::<Option<Seconds>>()?.flatten().map(|Seconds(to)| to);
-                if times.next_element::<serde::de::IgnoredAny>()?.is_some() {
-                    return Err(missing(4, &self));
-                }
-                Ok(TimerRecord { name, from, to })
-            }
-        }
-        deserializer.deserialize_seq(Times)
+        let Item(timer) = Item::deserialize(deserializer)?;
+        Self::read(timer).map_err(D::Error::custom)
     }
 }
 
-/// Timers in either form: a list, or an object of `[from, to]` by name.
-#[derive(Default)]
-struct Timers(Vec<TimerRecord>);
+/// Any value of any format, as JSON would have it: what JSON does not have costs no more than itself.
+struct Item(Value);
 
-impl<'de> Deserialize<'de> for Timers {
+impl<'de> Deserialize<'de> for Item {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Timers;
+        deserializer.deserialize_any(ItemVisitor).map(Self)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of timers, or an object of [from, to] by name")
-            }
+struct ItemVisitor;
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Timers, A::Error> {
-                let mut timers = Vec::new();
-                while let Some(timer) = list.next_element()? {
-                    timers.push(timer);
-                }
-                Ok(Timers(timers))
-            }
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = Value;
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Timers, A::Error> {
-                let mut timers = Vec::new();
-                while let Some((name, times)) = map.next_entry::<String, Vec<Seconds>>()? {
-                    let (from, to) = match times[..] {
-                        [Seconds(from)] => (from, None),
-                        [Seconds(from), Seconds(to)] => (from, Some(to)),
-                        _ => {
-                            let told = format!("the timer `{name}` has no [from, to]");
-                            return Err(A::Error::custom(told));
-                        }
-                    };
-                    timers.push(TimerRecord { name, from, to });
-                }
-                timers.sort_by(|left, right| left.from.total_cmp(&right.from));
-                Ok(Timers(timers))
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    /// Infinities and NaN are the texts of their names.
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(match value.is_finite() {
+            true => value.into(),
+            false => value.to_string().into(),
+        })
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    /// A list of numbers.
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, value: D) -> Result<Value, D::Error> {
+        value.deserialize_any(self)
+    }
+
+    /// An extension type, which nobody here can read.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, value: D) -> Result<Value, D::Error> {
+        value.deserialize_any(IgnoredAny)?;
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(Item(value)) = list.next_element()? {
+            values.push(value);
         }
-        deserializer.deserialize_any(Either)
+        Ok(Value::Array(values))
+    }
+
+    /// Of two entries with the same key the last is kept.
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries = Map::new();
+        while let Some((Key(key), Item(value))) = map.next_entry()? {
+            entries.insert(key, value);
+        }
+        Ok(Value::Object(entries))
+    }
+}
+
+/// A key of a map, as text.
+struct Key(String);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match deserializer.deserialize_any(ItemVisitor)? {
+            Value::String(key) => Ok(Self(key)),
+            key => Ok(Self(key.to_string())),
+        }
     }
 }

@@ -84,6 +84,10 @@ pub fn timeline(message: &Message, style: Style) -> String {
         let parts = [(Look::new(), "  "), (Look::new().bold(), &*name), (Look::new(), &value)];
         add_line(&mut out, &parts, width, style.color);
     }
+    if message.left_out > 0 {
+        let note = format!("  {} lines, timers or values cannot be read", message.left_out);
+        add_line(&mut out, &[(look_of(Level::WARN), &note)], width, style.color);
+    }
     out
 }
 
@@ -186,6 +190,7 @@ fn instant(start: f64) -> String {
 
 fn duration(seconds: f64) -> String {
     match seconds {
+        seconds if seconds < 0.0 => format!("-{}", duration(-seconds)),
         seconds if seconds < 1e-3 => format!("{:.0} us", seconds * 1e6),
         seconds if seconds < 1.0 => format!("{:.1} ms", seconds * 1e3),
         seconds if seconds < 1e5 => format!("{seconds:.2} s"),
@@ -221,6 +226,18 @@ mod tests {
   user = {\"id\":17}
 ";
         assert_eq!(timeline(&message, Style { width: 60, color: false }), expected);
+    }
+
+    #[test]
+    fn times_before_the_start_and_what_was_left_out_are_told() {
+        let message = message(json!({
+            "start": 1, "end": 1, "logs": [[-4.9, 30, "early"], [-0.0025, 12.5, "own"], [0, "x"]],
+            "timers": [["before", -2, -1]],
+        }));
+        let drawn = timeline(&message, Style { width: 60, color: false });
+        assert!(drawn.contains("-4.90 s  info  early"), "{drawn}");
+        assert!(drawn.contains("-2.5 ms  12.5  own"), "{drawn}");
+        assert!(drawn.ends_with("  1 lines, timers or values cannot be read\n"), "{drawn}");
     }
 
     #[test]

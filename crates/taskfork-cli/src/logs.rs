@@ -19,7 +19,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    let input: Box<dyn BufRead> = match &options.file {
+    let mut input: Box<dyn BufRead> = match &options.file {
         None => Box::new(io::stdin().lock()),
         Some(path) => Box::new(BufReader::new(File::open(path).map_err(|error| {
             Failure::usage(format!("cannot read {}: {error}", path.display()))
@@ -29,12 +29,16 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let mut wrong = Vec::new();
     let style = Style::for_stdout();
     let mut out = io::stdout().lock();
-    for (number, line) in (1..).zip(input.lines()) {
-        let line = line?;
-        if line.trim().is_empty() {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if input.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        match serde_json::from_str::<Message>(&line) {
+        match serde_json::from_slice::<Message>(&line) {
             Ok(message) if options.trace.is_some() => messages.push(message),
             Ok(message) => match writeln!(out, "{}", timeline(&message, style)) {
                 // Whoever reads has seen enough.

@@ -411,6 +411,20 @@ fn messages_of_log_defer_are_drawn_or_made_a_trace() {
     assert!(written["traceEvents"].as_array().is_some_and(|events| !events.is_empty()));
     let wrong = taskfork().arg("logs").write_stdin("{}\nno\n").assert().code(1);
     wrong.stderr(contains("of the lines are no Log::Defer messages; line 1: "));
+    // What can be read of a message of a Perl program is shown, and so is the message behind a line that is no text.
+    let odd = [
+        &br#"{"start":"1","data":null,"logs":[[-4.9,12.5,"early"],["x"]],"timers":[[null,0,"1"]]}"#
+            [..],
+        b"\xff\xfe",
+        message.as_bytes(),
+    ];
+    let drawn = taskfork().arg("logs").write_stdin(odd.join(&b'\n')).assert().code(1);
+    let drawn = drawn.stderr(contains("1 of the lines are no Log::Defer messages; line 2: "));
+    drawn.stdout(
+        contains("-4.90 s  12.5  early")
+            .and(contains("1 lines, timers or values cannot be read"))
+            .and(contains("query")),
+    );
     taskfork().args(["logs", "/nonexistent"]).assert().code(2);
 }
 

@@ -232,7 +232,8 @@ def error_of(body: Any) -> Exception:
     """The error that a message tells of."""
     if not isinstance(body, dict):
         return ProtocolError("an error that is no map")
-    message = str(body.get("message", ""))
+    # Programs in Perl end an error with a newline.
+    message = str(body.get("message", "")).rstrip("\r\n")
     causes = _texts(body, "causes", MAX_CAUSES)
     kind, stack = body.get("kind"), body.get("stack")
     made: CallError

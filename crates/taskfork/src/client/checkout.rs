@@ -212,7 +212,7 @@ impl Checkout {
         let trace = self.trace.as_ref().or(of_caller.as_ref());
         let replay = Replay::for_caller();
         let meta = CallMeta {
-            log: self.log.map(Level::number),
+            log: self.log.map(Level::rounded_up),
             trace: replay.as_ref().map(|(level, _)| *level),
             timeout: self.has_timeout.then_some(0),
             grace: Some(self.grace)

@@ -41,6 +41,19 @@ impl<E: std::error::Error + DeserializeOwned> InterfaceError for E {
 impl ErrorBody<'_> {
     /// The error that the call at `site` ends with.
     pub(crate) fn into_error<E: InterfaceError>(self, site: CallSite) -> Error<E> {
+        self.without_final_newlines().into_error_of_lines(site)
+    }
+
+    /// An error is one line each; programs in Perl end it with a newline.
+    fn without_final_newlines(mut self) -> Self {
+        self.message = self.message.trim_end_matches(['\r', '\n']);
+        for cause in &mut self.causes {
+            *cause = cause.trim_end_matches(['\r', '\n']);
+        }
+        self
+    }
+
+    fn into_error_of_lines<E: InterfaceError>(self, site: CallSite) -> Error<E> {
         let message = self.message.to_owned();
         let error = match self.kind {
             kind::INTERFACE => match E::from_wire(self.failure(), self.value) {

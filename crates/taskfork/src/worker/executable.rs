@@ -224,7 +224,7 @@ impl Running {
         } else {
             let trace = trace_context();
             let meta = CallMeta {
-                log: notes::wanted_log().map(log_defer::Level::number),
+                log: notes::wanted_log().map(log_defer::Level::rounded_up),
                 timeout: TimeLimit::from(context().remaining()).microseconds(),
                 traceparent: trace.as_ref().map(TraceContext::traceparent),
                 tracestate: trace.as_ref().and_then(TraceContext::tracestate),

@@ -16,7 +16,7 @@ const MAX_BYTES: usize = 1 << 20;
 /// so that it is not lost when they are killed; a line of more than about 4 KiB goes with the answer.
 ///
 /// It is made on demand, with the verbosity of the caller's log; where the caller has none it takes
-/// nothing. `setup` and `checkout_done` log to the call that comes next, up to info. About 1 MiB is kept until
+/// nothing. `setup` and `checkout_done` log to the call that comes next, which takes what its caller wants. About 1 MiB is kept until
 /// it is sent, and a line says what was left out. Handles kept beyond the call take nothing.
 ///
 /// The first use in a call whose caller has a log starts a thread in the worker, which blocks all
@@ -41,7 +41,8 @@ pub fn logger() -> Log {
     }
     let verbosity = match recorder.stage {
         Stage::Elsewhere => None,
-        Stage::Between => Some(Level::INFO),
+        // The call that gets them filters them.
+        Stage::Between => Some(Level::ALL),
         Stage::Call(wanted) => wanted.log,
     };
     let Some(verbosity) = verbosity else {
@@ -88,28 +89,31 @@ pub(super) fn cut(message: Message, frames: &mut Vec<Vec<u8>>) -> Vec<Message> {
         frames.push(frame);
         return Vec::new();
     }
-    let Message { start, mut logs, mut timers, mut data, .. } = message;
+    let Message { start, mut logs, mut timers, mut data, left_out, .. } = message;
     let part = || Message { start, ..Message::default() };
     let halves = if logs.len() > 1 || !logs.is_empty() && (timers.len() + data.len()) > 0 {
         let half = logs.len().div_ceil(2);
         let later = logs.split_off(half);
-        [Message { logs, ..part() }, Message { logs: later, timers, data, ..part() }]
+        [Message { logs, left_out, ..part() }, Message { logs: later, timers, data, ..part() }]
     } else if timers.len() > 1 || !timers.is_empty() && !data.is_empty() {
         let half = timers.len().div_ceil(2);
         let later = timers.split_off(half);
-        [Message { timers, ..part() }, Message { timers: later, data, ..part() }]
+        [Message { timers, left_out, ..part() }, Message { timers: later, data, ..part() }]
     } else if data.len() > 1 {
         let half: Vec<String> = data.keys().take(data.len() / 2).cloned().collect();
         let first = half.iter().filter_map(|key| data.remove_entry(key)).collect();
-        [Message { data: first, ..part() }, Message { data, ..part() }]
+        [Message { data: first, left_out, ..part() }, Message { data, ..part() }]
     } else {
-        return vec![Message { logs, timers, data, ..part() }];
+        return vec![Message { logs, timers, data, left_out, ..part() }];
     };
     halves.into_iter().flat_map(|half| cut(half, frames)).collect()
 }
 
 pub(super) fn is_empty(message: &Message) -> bool {
-    message.logs.is_empty() && message.timers.is_empty() && message.data.is_empty()
+    message.logs.is_empty()
+        && message.timers.is_empty()
+        && message.data.is_empty()
+        && message.left_out == 0
 }
 
 #[cfg(test)]
@@ -126,6 +130,7 @@ mod tests {
             lines in prop::collection::vec(0..6000usize, 0..40),
             timers in prop::collection::vec(0..6000usize, 0..10),
             data in prop::collection::vec(0..6000usize, 0..10),
+            left_out in 0..3u64,
         ) {
             let text = |length: usize| "x".repeat(length);
             let message = Message {
@@ -148,6 +153,7 @@ mod tests {
                     .enumerate()
                     .map(|(number, &length)| (number.to_string(), text(length).into()))
                     .collect(),
+                left_out,
             };
             let mut frames = Vec::new();
             let kept = cut(message.clone(), &mut frames);

@@ -17,7 +17,7 @@ use crate::wire::request::{Arguments, Source};
 use crate::{context, trace_context};
 
 /// Clients do not say what they want to have of the log.
-const EVERYTHING: log_defer::Level = log_defer::Level::new(u32::MAX);
+const EVERYTHING: log_defer::Level = log_defer::Level::ALL;
 
 impl Connection {
     /// Waits for a message and reads it.

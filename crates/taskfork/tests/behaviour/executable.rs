@@ -19,6 +19,7 @@ use crate::support::{address_in, roles, start, start_with, trials, until};
 trials! {
     a_program_answers_in_another_protocol_than_the_client_speaks,
     errors_and_logs_of_a_program_arrive,
+    errors_of_a_program_are_one_line_for_all_but_clients_in_perl,
     a_program_that_ends_is_a_worker_that_ends_so,
     a_program_that_dies_between_calls_is_replaced_unseen,
     the_last_answer_of_a_program_that_ends_arrives,
@@ -160,6 +161,20 @@ async fn errors_and_logs_of_a_program_arrive() {
     let lines = log.message().logs;
     assert_eq!(lines[0].items, ["careful"]);
     assert_eq!(checkout.call::<String>("echo", ("still here",)).await.unwrap(), "still here");
+}
+
+async fn errors_of_a_program_are_one_line_for_all_but_clients_in_perl() {
+    let (server, client) = start("executable");
+    let answer = r#"["er",{},"ouch at worker.pl line 5.\n"]"#;
+    let said = |error: Error| error.to_string();
+    let expected = "ouch at worker.pl line 5.";
+    assert_eq!(client.call::<()>("raw", (answer,)).await.map_err(said), Err(expected.to_owned()));
+    // Of a client in Perl, `die` adds nothing to a text with a newline.
+    let address = server.address().to_string();
+    let mut socket = UnixStream::connect(address.strip_prefix("unix:").unwrap()).unwrap();
+    let call = json!(["do", {}, "raw", answer]).to_string();
+    socket.write_all(call.as_bytes()).unwrap();
+    assert_eq!(crate::perl::message(&mut socket).unwrap(), answer.as_bytes());
 }
 
 async fn a_program_that_ends_is_a_worker_that_ends_so() {

@@ -339,7 +339,7 @@ async fn numbers_that_no_float_holds_are_infinity() {
 }
 
 /// A client of a server that gives these answers on one connection, and no others.
-fn answered_with<const N: usize>(answers: [String; N]) -> (tempfile::TempDir, Client) {
+pub(crate) fn answered_with<const N: usize>(answers: [String; N]) -> (tempfile::TempDir, Client) {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     std::thread::spawn(move || {

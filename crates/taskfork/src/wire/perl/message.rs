@@ -140,12 +140,14 @@ pub(crate) fn error(out: &mut Vec<u8>, log: Option<&Message>, message: &str) {
     out.push(b']');
 }
 
-/// What an error says, in the words in which it is known to a client of the crate's own.
+/// What an error says, in the words in which it is known to a client of the crate's own. A newline at
+/// its end is kept: Perl's `die` adds the line of the program to a text that has none.
 pub(crate) fn text(body: ErrorBody<'_>, method: Option<&str>) -> String {
+    let end = if body.message.ends_with('\n') { "\n" } else { "" };
     let site = CallSite::new("", method, Location::caller());
     let causes = body.failure().causes().collect::<Vec<_>>().join(": ");
     let text = body.into_error::<Failure>(site).to_string();
-    if causes.is_empty() { text } else { format!("{text}: {causes}") }
+    if causes.is_empty() { text + end } else { format!("{text}: {causes}{end}") }
 }
 
 fn put_front(out: &mut Vec<u8>, kind: &str, log: Option<&Message>) {
