@@ -53,6 +53,33 @@ while (my $connection = $listener->accept) {
 """
 
 
+#: A worker that answers with what Perl makes of numbers and of bytes.
+ODD_WORKER = r"""
+use strict; use warnings; use JSON::PP;
+open my $connection, '+<&=', $ENV{TASKFORK_FD} or die "no connection: $!";
+my $json = JSON::PP->new->utf8->allow_nonref;
+my $inf = 9**9**9;
+my %answers = (
+    largest => sub { 1.7976931348623157e308 },
+    infinity => sub { [$inf, 1] },
+    nothing => sub { -sin $inf },
+    bytes => sub { join '', map chr, 0 .. 255 },
+    length => sub { length $_[0] },
+    boom => sub { die "ouch\n" },
+    pid => sub { $$ },
+);
+my $text = '';
+while (sysread $connection, $text, 65536, length $text) {
+    my $call = eval { $json->decode($text) } or next;
+    $text = '';
+    next if $call->[0] eq 'dn';
+    my (undef, undef, $method, @arguments) = @$call;
+    my $value = eval { $answers{$method}->(@arguments) };
+    syswrite $connection, $json->encode($@ ? ['er', {}, $@] : ['ok', {}, $value]);
+}
+"""
+
+
 def perl() -> str:
     path = shutil.which("perl")
     if path is None:
@@ -99,7 +126,7 @@ def test_the_client_in_rust_calls_a_server_in_perl(perl_server: str) -> None:
     assert json.loads(call("add", "2", "3").stdout) == 5
     assert json.loads(call("echo", '{"text": "café 😀"}').stdout) == {"text": "café 😀"}
     failed = call("boom", "ouch")
-    assert (failed.returncode, failed.stderr) == (1, "taskfork: ouch\n\n")
+    assert (failed.returncode, failed.stderr) == (1, "taskfork: ouch\n")
     died = call("exit", "3")
     assert died.returncode == 3
     assert died.stderr.startswith("taskfork: worker connection suddenly died")
@@ -108,3 +135,24 @@ def test_the_client_in_rust_calls_a_server_in_perl(perl_server: str) -> None:
     assert "info  counted 3" in logged.stderr
     many = call("pid", "--repeat", "20", "--concurrency", "3")
     assert 1 < len(set(many.stdout.split())) <= 3
+
+
+def test_numbers_and_bytes_of_a_worker_in_perl(start: Any, tmp_path: Path) -> None:
+    worker = tmp_path / "odd.pl"
+    worker.write_text(ODD_WORKER)
+    serve = [str(TASKFORK), "serve", "--protocol", "json", "--listen", "ADDRESS", "--"]
+    server = start([*serve, perl(), str(worker)])
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(TASKFORK), "call", server.address, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    assert json.loads(call("largest").stdout) == "inf"
+    for method, word in [("infinity", "Inf"), ("nothing", "NaN")]:
+        failed = call(method)
+        assert failed.returncode == 1
+        assert f"where `{word}` is no number of JSON: " in failed.stderr, failed.stderr
+    assert json.loads(call("bytes").stdout) == "".join(map(chr, range(256)))
+    assert json.loads(call("length", "caf\u00e9").stdout) == 4
+    assert call("boom").stderr == "taskfork: ouch\n"
+    assert "protocol" not in server.log

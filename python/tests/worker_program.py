@@ -130,6 +130,9 @@ def log() -> str:
     with logger().timer("computing"):
         time.sleep(0.02)
     logger().warn("odd", {"n": 1})
+    logger().timer("instant").stop()
+    logger().log(-5, "below")
+    logger().log(1000, "chatty")
     logger().data("k", "v")
     logging.getLogger("app").debug("not unless wanted")
     return "logged"

@@ -36,7 +36,8 @@ fn argument(word: &str) -> Result<Value, Failure> {
     })
 }
 
-/// A result as JSON. Binary data is text if it is UTF-8, and `{"base64": …}` otherwise.
+/// A result as JSON. Binary data is text if it is UTF-8, and `{"base64": …}` otherwise. Infinities and NaN are
+/// text. Of two keys that are the same text the later is told apart by its number.
 pub(crate) fn json(value: &Value) -> Json {
     match value {
         Value::Nil => Json::Null,
@@ -45,22 +46,31 @@ pub(crate) fn json(value: &Value) -> Json {
             (Some(number), _) => json!(number),
             (None, number) => json!(number),
         },
-        Value::F32(number) => json!(number),
-        Value::F64(number) => json!(number),
+        Value::F32(number) if number.is_finite() => json!(number),
+        Value::F32(number) => json!(number.to_string()),
+        Value::F64(number) if number.is_finite() => json!(number),
+        Value::F64(number) => json!(number.to_string()),
         Value::String(text) => bytes(text.as_bytes()),
         Value::Binary(data) => bytes(data),
         Value::Array(values) => values.iter().map(json).collect(),
-        Value::Map(entries) => Json::Object(entries.iter().map(entry).collect::<Map<_, _>>()),
+        Value::Map(entries) => map(entries),
         Value::Ext(kind, data) => json!({ "extension": kind, "base64": STANDARD.encode(data) }),
     }
 }
 
-fn entry((key, value): &(Value, Value)) -> (String, Json) {
-    let key = match json(key) {
-        Json::String(text) => text,
-        other => other.to_string(),
-    };
-    (key, json(value))
+fn map(entries: &[(Value, Value)]) -> Json {
+    let mut map = Map::new();
+    for (number, (key, value)) in (1..).zip(entries) {
+        let mut key = match json(key) {
+            Json::String(text) => text,
+            other => other.to_string(),
+        };
+        while map.contains_key(&key) {
+            key = format!("{key} (entry {number})");
+        }
+        map.insert(key, json(value));
+    }
+    Json::Object(map)
 }
 
 fn bytes(data: &[u8]) -> Json {
@@ -89,6 +99,11 @@ mod tests {
         assert_eq!(json(&Value::Binary(vec![0xff])), json!({"base64": "/w=="}));
         assert_eq!(json(&Value::Binary(b"text".to_vec())), json!("text"));
         assert_eq!(json(&Value::Map(vec![(7.into(), true.into())])), json!({"7": true}));
+        let both = vec![(1.into(), "a".into()), ("1".into(), "b".into())];
+        assert_eq!(json(&Value::Map(both)), json!({"1": "a", "1 (entry 2)": "b"}));
+        let numbers = [f64::INFINITY, f64::NAN, 1.5].map(Value::F64).to_vec();
+        assert_eq!(json(&Value::Array(numbers)), json!(["inf", "NaN", 1.5]));
+        assert_eq!(json(&Value::F32(f32::NEG_INFINITY)), json!("-inf"));
         assert_eq!(json(&Value::Ext(5, vec![1])), json!({"extension": 5, "base64": "AQ=="}));
     }
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::loans::Filling;
 use crate::sys::{Sealed, SealedError, Writable};
+use crate::wire::byte_text;
 use crate::wire::enclosed::{self, Enclosed, Found};
 use crate::wire::lending::Lent;
 use crate::wire::parts::{self, Elsewhere};
@@ -175,7 +176,7 @@ impl<'de> Visitor<'de> for BlobVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Blob, E> {
-        self.visit_bytes(text.as_bytes())
+        byte_text::blob_bytes(text).map(Blob::from)
     }
 
     /// An extension type, for a file that came with the message.

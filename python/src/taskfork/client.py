@@ -623,7 +623,8 @@ class Checkout:
             grace = self._client._grace
             meta["grace"] = (1 << 63) - 1 if grace is None else int(grace * 1e6)
         if self._log is not None:
-            meta["log"] = 40
+            # Every line, whatever its level.
+            meta["log"] = 0xFFFFFFFF
         try:
             return connection.encode([_wire.CALL, meta, entry.method, list(entry.args or ())])
         except _wire.EncodeError as error:

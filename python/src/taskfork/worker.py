@@ -142,7 +142,7 @@ class Log:
 
     def log(self, level: int, *items: Any) -> None:
         """Says something at a level of one's own: the lower, the more important."""
-        if level <= self.level:
+        if self.level > 0 and level <= self.level:
             self._note({"logs": [[0.0, level, *items]]})
 
     def data(self, name: str, value: Any) -> None:
@@ -151,7 +151,7 @@ class Log:
             self._note({"data": {name: value}})
 
     def timer(self, name: str) -> Timer:
-        """Measures until it is stopped, or the end of a ``with``."""
+        """Measures until it is stopped, or the end of a ``with``; at least a microsecond."""
         return Timer(self, name)
 
     def _note(self, message: dict[str, Any], start: Optional[float] = None) -> None:
@@ -170,7 +170,8 @@ class Timer:
     def stop(self) -> None:
         """Ends the measurement."""
         if self._running and self._log.level > 0:
-            took = time.monotonic() - self._since
+            # Viewers divide by it.
+            took = max(time.monotonic() - self._since, 1e-6)
             self._log._note({"timers": [[self._name, 0.0, took]]}, self._start)
         self._running = False
 

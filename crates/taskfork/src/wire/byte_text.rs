@@ -1,11 +1,40 @@
 //! Decoding values that came as JSON. JSON has no binary data: a string stands for it, with one
 //! character for each byte. Only the type that is decoded tells which strings these are.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
+
+thread_local! {
+    /// What is being decoded came as JSON.
+    static IS_JSON: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has [`blob_bytes`] take strings for JSON while `decode` runs.
+pub(super) fn within<T>(decode: impl FnOnce() -> T) -> T {
+    let _restore = Restore(IS_JSON.replace(true));
+    decode()
+}
+
+struct Restore(bool);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        IS_JSON.set(self.0);
+    }
+}
+
+/// The bytes of a blob in whose place there is a string. Serde gives it one also where it has buffered
+/// the value, so that [`FromJson`] has not seen what is wanted.
+pub(crate) fn blob_bytes<E: Error>(text: &str) -> Result<Vec<u8>, E> {
+    match IS_JSON.get() {
+        true => bytes(text),
+        false => Ok(text.as_bytes().to_vec()),
+    }
+}
 
 /// A part of a decoder, whose strings are decoded to bytes wherever bytes are wanted.
 pub(super) struct FromJson<T>(pub(super) T);
@@ -355,6 +384,21 @@ mod tests {
             let Borrowed(found) = decode(&encoded, Source::Json).unwrap();
             assert_eq!((&*found, matches!(found, Cow::Borrowed(_))), (bytes, is_borrowed));
         }
+    }
+
+    #[test]
+    fn blobs_are_decoded_where_serde_buffers_values() {
+        #[derive(Debug, Deserialize)]
+        #[serde(untagged)]
+        enum Untagged {
+            Blob { blob: Blob },
+        }
+        let value = BTreeMap::from([("blob", "\u{e9}")]);
+        let Untagged::Blob { blob } = decoded(&value).unwrap();
+        assert_eq!(&blob[..], [0xe9]);
+        let encoded = rmp_serde::to_vec_named(&value).unwrap();
+        let Untagged::Blob { blob } = decode(&encoded, Source::Native).unwrap();
+        assert_eq!(&blob[..], [0xc3, 0xa9]);
     }
 
     #[test]

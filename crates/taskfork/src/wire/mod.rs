@@ -5,7 +5,7 @@ pub(crate) mod answer;
 pub(crate) mod args;
 pub mod bench;
 pub(crate) mod bounds;
-mod byte_text;
+pub(crate) mod byte_text;
 mod depth;
 pub(crate) mod enclosed;
 pub(crate) mod error_body;
@@ -40,9 +40,9 @@ pub enum Protocol {
     ///
     /// Such a string is decoded to bytes where a type asks for bytes, as [`Blob`](crate::Blob) and the
     /// types of `serde_bytes` do; a character above U+00FF is an error of the call. A
-    /// [`Value`](crate::Value) holds it as a string. Types that serde buffers first
-    /// (`#[serde(untagged)]`, `#[serde(flatten)]`, `#[serde(tag = "…")]`) hide from the decoder what they
-    /// ask for: take a `String` there and convert its characters.
+    /// [`Value`](crate::Value) holds it as a string. Inside of types that serde buffers first
+    /// (`#[serde(untagged)]`, `#[serde(flatten)]`, `#[serde(tag = "…")]`) only a `Blob` is decoded so: the types
+    /// of `serde_bytes` get the string's UTF-8 bytes there.
     Perl,
 }
 

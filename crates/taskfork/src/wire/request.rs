@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::WireError;
-use super::byte_text::FromJson;
+use super::byte_text::{self, FromJson};
 use super::enclosed;
 use super::pack::Reader;
 
@@ -180,7 +180,7 @@ impl<'a> Decoder<'a> {
         self.index += 1;
         let decoded = match self.source {
             Source::Native => T::deserialize(&mut self.inner),
-            Source::Json => T::deserialize(FromJson(&mut self.inner)),
+            Source::Json => byte_text::within(|| T::deserialize(FromJson(&mut self.inner))),
         };
         decoded.map_err(|error| ArgumentsError {
             message: format!("argument {}: {error}", self.index),
@@ -196,7 +196,7 @@ pub(crate) fn decode<'a, T: Deserialize<'a>>(
     let mut decoder = rmp_serde::Deserializer::from_read_ref(encoded);
     let decoded = match source {
         Source::Native => T::deserialize(&mut decoder),
-        Source::Json => T::deserialize(FromJson(&mut decoder)),
+        Source::Json => byte_text::within(|| T::deserialize(FromJson(&mut decoder))),
     };
     decoded.map_err(|error| error.to_string())
 }

@@ -91,6 +91,10 @@ pub(crate) fn work() {
     let mut byte = [0];
     while socket.read(&mut byte).unwrap() == 1 {
         text.push(byte[0]);
+        // No other byte ends a message.
+        if byte[0] != b']' {
+            continue;
+        }
         let Ok(message) = serde_json::from_slice::<Value>(&text) else { continue };
         text.clear();
         if message[0] == "dn" {
@@ -164,14 +168,22 @@ async fn errors_and_logs_of_a_program_arrive() {
 }
 
 async fn errors_of_a_program_are_one_line_for_all_but_clients_in_perl() {
-    let (server, client) = start("executable");
+    let (_server, client) = start("executable");
     let answer = r#"["er",{},"ouch at worker.pl line 5.\n"]"#;
     let said = |error: Error| error.to_string();
     let expected = "ouch at worker.pl line 5.";
     assert_eq!(client.call::<()>("raw", (answer,)).await.map_err(said), Err(expected.to_owned()));
     // Of a client in Perl, `die` adds nothing to a text with a newline.
-    let address = server.address().to_string();
-    let mut socket = UnixStream::connect(address.strip_prefix("unix:").unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let _program = roles::start(&["serve_executable", &address_in(&folder)]);
+    let mut socket = None;
+    until("the server", || {
+        socket = UnixStream::connect(folder.path().join("s")).ok();
+        socket.is_some()
+    })
+    .await;
+    let mut socket = socket.unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let call = json!(["do", {}, "raw", answer]).to_string();
     socket.write_all(call.as_bytes()).unwrap();
     assert_eq!(crate::perl::message(&mut socket).unwrap(), answer.as_bytes());

@@ -126,7 +126,8 @@ pub(crate) fn message(socket: &mut UnixStream) -> Option<Vec<u8>> {
             return None;
         }
         text.push(byte[0]);
-        if serde_json::from_slice::<Value>(&text).is_ok() {
+        // No other byte ends a message.
+        if byte[0] == b']' && serde_json::from_slice::<Value>(&text).is_ok() {
             return Some(text);
         }
     }
