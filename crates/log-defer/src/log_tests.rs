@@ -293,7 +293,7 @@ fn a_timer_takes_at_least_a_microsecond() {
         assert!(took >= 0.9e-6, "{timer:?}");
     }
     let shortest = message.timers.iter().find(|timer| timer.name == "shortest").unwrap();
-    assert_eq!(shortest.to, Some(1000.000_001));
+    assert_eq!(shortest.to, Some(1_000.000_001));
     let text = serde_json::to_string(&message.timers).unwrap();
     assert!(text.contains(r#"["shortest",1000.0,1000.000001]"#), "{text}");
 }

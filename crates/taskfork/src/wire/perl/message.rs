@@ -56,7 +56,8 @@ pub(crate) fn from_worker(
         return Ok((None, out));
     }
     let Parts { kind, meta, rest } = parts(json)?;
-    let log = meta.into_iter().find(|(key, _)| key.as_str() == Some("ld"));
+    // A program that has logged nothing may say so by null.
+    let log = meta.into_iter().find(|(key, log)| key.as_str() == Some("ld") && !log.is_nil());
     let notes = log.map(|(_, log)| {
         let mut out = Vec::new();
         native::put_log(&mut out, |out| encode(out, &log));
@@ -209,4 +210,51 @@ fn encode(out: &mut Vec<u8>, value: &Value) {
 
 fn unknown(side: &str, kind: &str) -> WireError {
     WireError::Malformed(format!("a {side} sends no such message as {kind:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::native::FromWorker;
+
+    fn read(json: &str) -> Result<(bool, String), WireError> {
+        let (notes, answer) = from_worker(json.as_bytes(), 1 << 20)?;
+        let said = match FromWorker::decode(&answer).unwrap() {
+            FromWorker::Ok(value) => rmpv::decode::read_value(&mut &value[..]).unwrap().to_string(),
+            FromWorker::Error(body) => format!("{}: {}", body.kind, body.message),
+            other => panic!("{other:?}"),
+        };
+        Ok((notes.is_some(), said))
+    }
+
+    #[test]
+    fn a_message_is_an_answer_if_its_front_is_one() {
+        for (json, has_log, said) in [
+            (r#"["ok",{"ld":null},5]"#, false, "5"),
+            (r#" [ "ok" , {"ld":{}} , "a" ] "#, true, "\"a\""),
+            (r#"["ok",{"ld":{"start":nan}},5]"#, true, "5"),
+            (r#"["ok",{"ld":{}},nan]"#, true, "result: it is not valid JSON at byte 15"),
+            (r#"["er",{},"a" 1]"#, false, "result: it is not valid JSON at byte 13"),
+            (r#"["er",{},"setup exception: no\n"]"#, false, "setup: no\n"),
+            (r#"["er",{},[1]]"#, false, "interface: [1]"),
+        ] {
+            let (log, text) = read(json).unwrap();
+            assert!(log == has_log && text.starts_with(said), "{json}: {log} {text}");
+        }
+        for json in [
+            "[]",
+            "[nan]",
+            "[\"ok\"]",
+            "[\"ok\",1,nan]",
+            "[\"ok\" {},1]",
+            "[\"debug\",{},nan]",
+            "[\"ok\",{}]",
+            "[\"ok\",{},1,2]",
+            "[\"do\",{},1]",
+        ] {
+            assert!(read(json).is_err(), "{json}");
+        }
+        assert!(matches!(from_client(b"[\"do\",{},nan]", 1000), Ok(FromClient::Refused(_))));
+        assert!(from_client(b"[\"dn\",{},nan]", 1000).is_err());
+    }
 }
