@@ -233,7 +233,7 @@ mod tests {
             (r#"["ok",{"ld":null},5]"#, false, "5"),
             (r#" [ "ok" , {"ld":{}} , "a" ] "#, true, "\"a\""),
             (r#"["ok",{"ld":{"start":nan}},5]"#, true, "5"),
-            (r#"["ok",{"ld":{}},nan]"#, true, "result: it is not valid JSON at byte 15"),
+            (r#"["ok",{"ld":{}},nan]"#, true, "result: it is not valid JSON at byte 16"),
             (r#"["er",{},"a" 1]"#, false, "result: it is not valid JSON at byte 13"),
             (r#"["er",{},"setup exception: no\n"]"#, false, "setup: no\n"),
             (r#"["er",{},[1]]"#, false, "interface: [1]"),
