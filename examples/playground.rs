@@ -92,7 +92,7 @@ struct Worker {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(taskfork::LogWriter::new).init();
     match serve(Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

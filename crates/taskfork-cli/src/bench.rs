@@ -12,6 +12,7 @@ use taskfork::{Client, Value};
 
 use crate::call::Target;
 use crate::failure::Failure;
+use crate::output;
 use crate::units::Time;
 use crate::values;
 
@@ -47,9 +48,9 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(load(&options, args))?;
     if options.json {
-        println!("{}", outcome.json());
+        output::print(&format!("{}\n", outcome.json()))?;
     } else {
-        print!("{}", outcome.text());
+        output::print(&outcome.text().to_string())?;
     }
     match outcome.first_error {
         None => Ok(()),

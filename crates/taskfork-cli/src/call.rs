@@ -105,7 +105,9 @@ pub(crate) fn run(options: Options, full: bool) -> Result<(), Failure> {
                 drop(log);
                 let width = Style::for_stdout().width;
                 let style = Style { width, color: std::io::stderr().is_terminal() };
-                message.try_iter().for_each(|message| eprintln!("{}", timeline(&message, style)));
+                message.try_iter().for_each(|message| {
+                    drop(writeln!(std::io::stderr(), "{}", timeline(&message, style)))
+                });
             }
             match outcome {
                 Ok(value) => print(&value, options.raw, full)?,

@@ -3,10 +3,11 @@
 //! the beginning of it if it is long.
 
 use std::fmt::{self, Display};
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use log_defer::printable_lines;
+use taskfork::LogWriter;
 
 /// Exit statuses; 2 is also what a mistake in the command line gives.
 const CALL: u8 = 1;
@@ -102,13 +103,26 @@ impl Failure {
     /// Says it on standard error; gives the status to exit with. Long texts are shown in full only if they are
     /// to be.
     pub(crate) fn show(&self, verbose: bool, full: bool) -> ExitCode {
-        let most = if full { usize::MAX } else { MOST };
-        eprintln!("taskfork: {}", beginning(&self.what, most));
-        match &self.report {
-            Some(report) if verbose => eprintln!("{}", beginning(report, most)),
-            _ => self.hint.iter().for_each(|hint| eprintln!("  {}", beginning(hint, most))),
-        }
+        // The status says that it failed, also where nobody reads why.
+        let _ = io::stderr().write_all(self.text(verbose, full).as_bytes());
         ExitCode::from(self.status)
+    }
+
+    /// Says it in a server's log, which is not waited for; gives the status to exit with.
+    pub(crate) fn log(&self, verbose: bool, full: bool) -> ExitCode {
+        let _ = LogWriter::new().write_all(self.text(verbose, full).as_bytes());
+        ExitCode::from(self.status)
+    }
+
+    fn text(&self, verbose: bool, full: bool) -> String {
+        let most = if full { usize::MAX } else { MOST };
+        let mut text = format!("taskfork: {}\n", beginning(&self.what, most));
+        match (&self.report, &self.hint) {
+            (Some(report), _) if verbose => text += &format!("{}\n", beginning(report, most)),
+            (_, Some(hint)) => text += &format!("  {}\n", beginning(hint, most)),
+            (_, None) => {}
+        }
+        text
     }
 }
 

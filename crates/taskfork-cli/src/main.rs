@@ -10,6 +10,7 @@ mod generate;
 mod hangup;
 mod logs;
 mod notify;
+mod output;
 mod pools;
 mod serve;
 mod status;
@@ -59,10 +60,7 @@ enum What {
 fn main() -> ExitCode {
     let Command { verbose, full, what } = Command::parse();
     let done = match what {
-        What::Serve(options) => {
-            start_logging(verbose);
-            serve::run(*options)
-        }
+        What::Serve(options) => return serve(*options, verbose, full),
         What::Call(options) => call::run(options, full),
         What::Top(options) => top::run(options),
         What::Status(options) => status::run(options),
@@ -77,16 +75,32 @@ fn main() -> ExitCode {
     }
 }
 
-/// A server says what happens on standard error.
-fn start_logging(verbose: bool) {
+/// A server's own failure is in its log as well.
+fn serve(options: serve::Options, verbose: bool, full: bool) -> ExitCode {
+    if let Err(failure) = options.open_log() {
+        return failure.show(verbose, full);
+    }
+    let has_log_file = options.log_file.is_some();
+    start_logging(verbose, !has_log_file);
+    match serve::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let status = failure.log(verbose, full);
+            if has_log_file { failure.show(verbose, full) } else { status }
+        }
+    }
+}
+
+/// A server says what happens on standard error, or in its log file.
+fn start_logging(verbose: bool, on_stderr: bool) {
     use tracing_subscriber::filter::LevelFilter;
 
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let is_terminal = on_stderr && std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(is_terminal)
         .with_target(false)
-        .with_writer(std::io::stderr)
+        .with_writer(taskfork::LogWriter::new)
         .init();
 }

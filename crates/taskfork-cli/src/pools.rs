@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, set_child_subreaper,
     set_parent_process_death_signal, waitpid,
 };
+use taskfork::LogWriter;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
@@ -34,7 +35,12 @@ const STEADY: Duration = Duration::from_secs(60);
 const OWN_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// Serves the pools of a file until told to end.
-pub(crate) fn serve(file: PathBuf, hangup: Hangup, add_keep_pid: bool) -> Result<(), Failure> {
+pub(crate) fn serve(
+    file: PathBuf,
+    hangup: Hangup,
+    add_keep_pid: bool,
+    log_file: Option<PathBuf>,
+) -> Result<(), Failure> {
     // Before the file of this program is replaced: pools that are added later are of the new version.
     taskfork::__private::program_file();
     // A server whose pool's process has been killed is reaped here.
@@ -68,7 +74,12 @@ pub(crate) fn serve(file: PathBuf, hangup: Hangup, add_keep_pid: bool) -> Result
                     Event::Child => {}
                     Event::Restart => pools.reload(),
                     Event::End(signal) => pools.end(signal),
-                    Event::PassOn(signal) => pools.pass_on(signal),
+                    Event::PassOn(signal) => {
+                        if signal == Signal::USR1 {
+                            reopen(log_file.as_deref());
+                        }
+                        pools.pass_on(signal);
+                    }
                 },
             }
             if let Some(watchdog) = &mut watchdog {
@@ -79,6 +90,13 @@ pub(crate) fn serve(file: PathBuf, hangup: Hangup, add_keep_pid: bool) -> Result
         }
         pools.failure.map_or(Ok(()), Err)
     })
+}
+
+/// Opens the log file again. A failure leaves the old one in use.
+fn reopen(log_file: Option<&Path>) {
+    if let Some(Err(error)) = log_file.map(LogWriter::open) {
+        tracing::error!("cannot open the log file again, and still write to the old one: {error}");
+    }
 }
 
 /// What comes to this process.

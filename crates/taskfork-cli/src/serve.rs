@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use taskfork::{BusyPoll, Executable, Limit, Protocol, Server, ServerBuilder, ServerError, Stderr};
+use taskfork::{
+    BusyPoll, Executable, Limit, LogWriter, Protocol, Server, ServerBuilder, ServerError, Stderr,
+};
 
 use crate::config::{self, Pool};
 use crate::failure::Failure;
@@ -27,6 +29,10 @@ pub(crate) struct Options {
     /// closes [default: SIGHUP ends a server that has a controlling terminal]
     #[arg(long)]
     restart_on_hangup: bool,
+    /// Append the log, and what workers write to standard error, to this file instead of showing it
+    /// on standard error. SIGUSR1 has the server open it again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
     #[command(flatten)]
     own: Pool,
     /// The program to start for each connection, and its arguments. It finds the number of its
@@ -35,8 +41,19 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
+impl Options {
+    /// Has the log go to its file, if there is to be one.
+    pub(crate) fn open_log(&self) -> Result<(), Failure> {
+        let Some(path) = &self.log_file else { return Ok(()) };
+        LogWriter::open(path).map_err(|error| {
+            let what = format!("cannot open the log file {}: {error}", path.display());
+            Failure::usage(what).hint("--log-file names a file that this user may write to")
+        })
+    }
+}
+
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    let Options { config, pool, keep_pid, restart_on_hangup, mut own, command } = options;
+    let Options { config, pool, keep_pid, restart_on_hangup, log_file, mut own, command } = options;
     let restarts = Restarts { keep_pid, on_hangup: restart_on_hangup };
     let Some(file) = config else {
         own.command = command;
@@ -62,7 +79,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
             for pool in pools.values() {
                 check_program(pool)?;
             }
-            pools::serve(file, Hangup::of_this_process(restart_on_hangup), !keep_pid)
+            pools::serve(file, Hangup::of_this_process(restart_on_hangup), !keep_pid, log_file)
         }
     }
 }

@@ -8,6 +8,7 @@ use log_defer::{printable, printable_json, printable_lines};
 use taskfork::{Address, ServerStatus};
 
 use crate::failure::Failure;
+use crate::output;
 
 /// Which server, and how to show it.
 #[derive(Debug, clap::Args)]
@@ -64,11 +65,11 @@ fn unanswered(socket: &std::path::Path, error: &std::io::Error) -> Failure {
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let status = options.server.read()?;
     if options.json {
-        println!("{}", json(&status)?);
+        output::print(&format!("{}\n", json(&status)?))?;
     } else if options.metrics {
-        print!("{}", printable_lines(&metrics(&status)?));
+        output::print(&printable_lines(&metrics(&status)?))?;
     } else {
-        print!("{}", text(&status));
+        output::print(&text(&status))?;
     }
     Ok(())
 }

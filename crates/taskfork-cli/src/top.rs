@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use taskfork::{ServerStatus, WorkerStatus};
 
 use crate::failure::Failure;
+use crate::output;
 use crate::status::{self, COLUMNS, Watched};
 use crate::units::Time;
 
@@ -37,9 +38,9 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let status = options.server.read()?;
     if options.once {
         if options.json {
-            println!("{}", status::json(&status)?);
+            output::print(&format!("{}\n", status::json(&status)?))?;
         } else {
-            println!("{}", status::headline(&status));
+            output::print(&format!("{}\n", status::headline(&status)))?;
         }
         return Ok(());
     }

@@ -255,6 +255,8 @@ enum Memory {
     New(Writable),
     /// That of a connection.
     Lent(Filling),
+    /// This process's alone: its bytes are sent.
+    Own(Vec<u8>),
 }
 
 impl From<Filling> for BlobMut {
@@ -264,12 +266,22 @@ impl From<Filling> for BlobMut {
 }
 
 impl BlobMut {
-    /// So many zeros.
+    /// So many zeros. Where the limit of file sizes (`ulimit -f`) allows no shared memory of that length, the memory
+    /// is this process's own, and its bytes are sent like those of `Blob::from`.
     ///
     /// # Errors
     /// When the system has no memory or descriptor for it.
     pub fn new(length: usize) -> io::Result<Self> {
-        Writable::new(length).map(|memory| Self(Memory::New(memory)))
+        match Writable::new(length) {
+            Ok(memory) => Ok(Self(Memory::New(memory))),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                let mut bytes = Vec::new();
+                bytes.try_reserve_exact(length)?;
+                bytes.resize(length, 0);
+                Ok(Self(Memory::Own(bytes)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes it a blob, which nobody can change any more.
@@ -279,6 +291,7 @@ impl BlobMut {
     pub fn freeze(self) -> io::Result<Blob> {
         match self.0 {
             Memory::Lent(filling) => Ok(filling.done().into()),
+            Memory::Own(bytes) => Ok(bytes.into()),
             Memory::New(memory) => {
                 let (memory, file) = memory.seal()?;
                 let bytes = Bytes::from_owner(memory);
@@ -295,6 +308,7 @@ impl Deref for BlobMut {
         match &self.0 {
             Memory::New(memory) => memory.bytes(),
             Memory::Lent(memory) => memory.bytes(),
+            Memory::Own(bytes) => bytes,
         }
     }
 }
@@ -304,6 +318,7 @@ impl DerefMut for BlobMut {
         match &mut self.0 {
             Memory::New(memory) => memory.bytes_mut(),
             Memory::Lent(memory) => memory.bytes_mut(),
+            Memory::Own(bytes) => bytes,
         }
     }
 }

@@ -46,6 +46,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod loans;
+mod log_output;
 mod report;
 mod ring;
 mod server;
@@ -64,6 +65,7 @@ pub use error::{
     Activity, CallError, Death, End, Error, Failure, FatalError, Hung, Location, Panic, Stage,
 };
 pub use log_defer;
+pub use log_output::LogWriter;
 pub use report::{CallSite, Report};
 pub use rmpv::Value;
 pub use server::{

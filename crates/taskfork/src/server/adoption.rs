@@ -10,8 +10,10 @@ use rustix::net::SocketAddrUnix;
 
 use super::error::ServerError;
 use super::listener::Listener;
+use super::log;
 use super::options::Options;
 use super::restart::ServiceManager;
+use super::socket_file::Identity;
 use crate::address::{Address, Place};
 
 /// A server's listener.
@@ -26,22 +28,25 @@ pub(super) struct Opened {
 impl Opened {
     /// Takes the listener of the server before this one if there is one and it listens where this server is to
     /// listen. Otherwise takes the service manager's socket, if no address is set, or opens one.
-    pub(super) fn new(options: &Options, inherited: Option<OwnedFd>) -> Result<Self, ServerError> {
+    pub(super) fn new(
+        options: &Options,
+        inherited: Option<(OwnedFd, Option<Identity>)>,
+    ) -> Result<Self, ServerError> {
         let address = options.address.clone().transpose()?;
         let address = address.map(|address| options.given.settle(address));
         let is_inherited = inherited.is_some();
         let (listener, is_inherited) = match (address, inherited) {
-            (Some(address), Some(socket)) if listens_at(&socket, &address) => {
-                (Listener::adopt(socket, &address), true)
+            (Some(address), Some((socket, file))) if listens_at(&socket, &address) => {
+                (Listener::adopt(socket, &address, file), true)
             }
             // The server before this one had it from the service manager.
-            (None, Some(socket)) => {
+            (None, Some((socket, file))) => {
                 let address = Address::inherited(socket.as_raw_fd());
-                (Listener::adopt(socket, &address), true)
+                (Listener::adopt(socket, &address, file), true)
             }
             (Some(address), _) => {
                 if is_inherited {
-                    tracing::info!("the address has changed: this server listens at {address} now");
+                    log::info!("the address has changed: this server listens at {address} now");
                 }
                 (Listener::open(&address, options.socket_mode, &options.access)?, false)
             }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use rustix::event::epoll;
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
@@ -11,12 +12,13 @@ use super::burial::{Buried, News};
 use super::children::Child;
 use super::entry::is_child_of;
 use super::event_loop::{EventLoop, Mode};
+use super::log;
 use super::status::{self, ServerStatus};
 use crate::sys::{self, Forked};
 use crate::worker::scoreboard::now;
 
-/// No more helpers run at one time. Who asks for the status then is not answered, and deaths are told without the
-/// names of what is on the stack.
+/// No more helpers run at one time. Who asks for the status then is told all but the use of memory, and deaths are told without
+/// the names of what is on the stack.
 const MOST_HELPERS: usize = 64;
 
 impl EventLoop {
@@ -51,8 +53,12 @@ impl EventLoop {
         if !self.guardian.as_mut().is_none_or(|guardian| guardian.reaped(child.pid)) {
             self.replace_guardian();
         }
-        let Buried { slot, mut news, mut stack, cause, failed_spare } =
-            child.bury(&mut self.shown, &self.options.limits, &self.out_of_memory);
+        let Buried { slot, mut news, mut stack, cause, failed_spare } = child.bury(
+            &mut self.shown,
+            &mut self.line_limits.deaths,
+            &self.options.limits,
+            &self.out_of_memory,
+        );
         if !self.options.access.details && !self.rules.is_own(&news.connection) {
             news.omit_details();
             stack = None;
@@ -85,9 +91,9 @@ impl EventLoop {
     /// Tells of the server.
     pub(super) fn tell_status(&mut self, connection: OwnedFd) {
         // Workers' slots are not mapped in the process that tells.
-        let mut status = self.status();
+        let status = self.status();
         // One that does not read must not hold the server up, and memory takes long to find out.
-        drop(self.help(connection, |server, connection| {
+        let unhelped = self.help((connection, status), |server, (connection, mut status)| {
             server.children.clear();
             server.handshakes.forget();
             server.queue.forget();
@@ -95,7 +101,10 @@ impl EventLoop {
                 (worker.memory, worker.peak_memory) = status::memory(worker.pid);
             }
             status::answer(&connection, &status);
-        }));
+        });
+        if let Some((connection, status)) = unhelped {
+            status::answer_at_once(&connection, &status);
+        }
     }
 
     fn status(&mut self) -> ServerStatus {
@@ -164,7 +173,9 @@ impl EventLoop {
                 sys::exit_now(0);
             }
             Err(error) => {
-                tracing::warn!("the server cannot fork a helper: {error}");
+                if self.line_limits.helpers.allows(Instant::now()) {
+                    log::warn!("the server cannot fork a helper: {error}");
+                }
                 Some(with)
             }
         }

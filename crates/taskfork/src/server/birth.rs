@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -14,11 +15,13 @@ use super::event_loop::{EventLoop, token};
 use super::guardian::Guardian;
 use super::limits::Limit;
 use super::link;
+use super::log;
 use super::orphans::become_subreaper;
 use super::parent::Parent;
 use super::refusal::Refusal;
 use super::share::Holder;
 use super::stderr::{Captured, Stderr};
+use crate::log_output;
 use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::Protocol;
 use crate::worker::scoreboard::ServerSlot;
@@ -105,9 +108,11 @@ impl EventLoop {
             }
             Err(error) => {
                 if let Err(error) = self.scoreboard.keep(&slot) {
-                    tracing::error!(
-                        "a slot cannot be kept from workers, and is not used again: {error}"
-                    );
+                    if self.line_limits.workers.allows(Instant::now()) {
+                        log::error!(
+                            "a slot cannot be kept from workers, and is not used again: {error}"
+                        );
+                    }
                 } else {
                     self.scoreboard.give_back(slot);
                 }
@@ -140,7 +145,9 @@ impl EventLoop {
     }
 
     fn give_up_on(&mut self, number: u64, error: &ServerError) {
-        tracing::error!(worker = number, "a worker is killed: {error}");
+        if self.line_limits.workers.allows(Instant::now()) {
+            log::error!(worker = number, "a worker is killed: {error}");
+        }
         if let Some(child) = self.children.get_mut(&number) {
             child.execute("the server could not watch it");
         }
@@ -166,7 +173,7 @@ impl EventLoop {
         let slot = match ready {
             Ok(slot) => slot,
             Err(error) => {
-                tracing::error!("a worker cannot start: {error}");
+                log::error!("a worker cannot start: {error}");
                 sys::exit_now(1);
             }
         };
@@ -194,10 +201,13 @@ impl EventLoop {
             },
         };
         let captured = captured.as_ref().and_then(Captured::pipe);
-        let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
-        let of_worker = of_worker.chain([post.end()]);
-        // SAFETY: as above; what owns them is not used below.
-        unsafe { sys::close_for_good(self.descriptors().chain(of_worker.map(AsFd::as_fd))) };
+        {
+            let log = log_output::lock();
+            let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
+            let of_worker = of_worker.chain([post.end()]).map(AsFd::as_fd).chain(log.descriptors());
+            // SAFETY: as above; what owns them is not used below.
+            unsafe { sys::close_for_good(self.descriptors().chain(of_worker)) };
+        }
         // Now there are few enough.
         if !self.options.limits.has(Limit::OpenFiles) {
             self.open_files.put_back();
@@ -223,6 +233,7 @@ impl EventLoop {
             .chain(self.options.parent.as_ref().and_then(Parent::line))
             .chain(self.listener.as_ref().map(AsFd::as_fd))
             .chain(self.status.as_ref().map(AsFd::as_fd))
+            .chain(self.files.former().map(AsFd::as_fd))
             .chain(self.status_requests.descriptors())
             .chain(self.successor.as_ref().map(AsFd::as_fd))
             .chain(self.guardian.iter().flat_map(Guardian::descriptors))

@@ -11,11 +11,14 @@ use serde::de::DeserializeOwned;
 use super::error::ServerError;
 use super::event_loop::EventLoop;
 use super::hangup::Hangup;
+use super::log;
 use super::options::Options;
 use super::parent::{self, Parent};
 use super::preload::{Load, use_huge_pages};
 use super::program_file;
 use super::restart::{Inheritance, Predecessor};
+use super::signals::Held;
+use super::socket_file::Identity;
 use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError};
@@ -82,6 +85,9 @@ impl Server {
     /// was started by [`Server::spawn`] or [`Server::fork`]. A restart changes the process id,
     /// unless [`keep_pid`](ServerBuilder::keep_pid) is set.
     ///
+    /// SIGUSR1 opens the file of [`LogWriter::open`](crate::LogWriter::open) again, and SIGUSR2 logs what each worker does.
+    /// SIGXFSZ and SIGPIPE are ignored while the server runs.
+    ///
     /// Under systemd, a server without [`listen`](ServerBuilder::listen) listens on the first socket
     /// that the service manager has opened for it. It says when it is ready, when it stops, which
     /// process goes on after SIGHUP, and, where `WatchdogSec` asks for it, that it is alive. Workers do not
@@ -92,6 +98,7 @@ impl Server {
     /// in use, a process that has threads, an option that cannot be or that the system does not let workers set, a
     /// failed preload.
     pub fn run(self) -> Result<(), ServerError> {
+        let _held = Held::new().map_err(ServerError::system("cannot hold signals back"))?;
         self.options.check()?;
         // Before its file is replaced.
         program_file::path();
@@ -110,7 +117,7 @@ impl Server {
             }
             parent => {
                 if may_keep_pid {
-                    tracing::warn!(
+                    log::warn!(
                         "the server before this one has no parent process, so that `keep_pid` takes \
                          effect when the service is stopped and started"
                     );
@@ -122,7 +129,7 @@ impl Server {
 
     fn serve(
         self,
-        inherited: Option<OwnedFd>,
+        inherited: Option<(OwnedFd, Option<Identity>)>,
         predecessor: Option<Predecessor>,
         parent: Option<Parent>,
     ) -> Result<(), ServerError> {

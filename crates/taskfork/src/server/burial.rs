@@ -7,6 +7,7 @@ use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rustix::process::Signal;
 
 use super::limits::{Limit, WorkerLimits};
+use super::log;
 use super::oom::OutOfMemory;
 use super::stack;
 use crate::context::Peer;
@@ -139,11 +140,11 @@ pub(super) fn log_end(
     let during = phase.activity().map(|during| format!(" {during}")).unwrap_or_default();
     let (uid, client) = (client.map(|peer| peer.uid), client.map(|peer| peer.pid));
     match (end, reason) {
-        (End::Exited(0), None) => tracing::debug!(worker, pid, uid, client, "a worker ended"),
+        (End::Exited(0), None) => log::debug!(worker, pid, uid, client, "a worker ended"),
         (_, Some(reason)) => {
-            tracing::warn!(worker, pid, uid, client, "a worker {end}{during}: {reason}");
+            log::warn!(worker, pid, uid, client, "a worker {end}{during}: {reason}");
         }
-        (_, None) => tracing::warn!(worker, pid, uid, client, "a worker {end}{during}"),
+        (_, None) => log::warn!(worker, pid, uid, client, "a worker {end}{during}"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! How many workers the limit of open files allows.
 
 use super::event_loop::EventLoop;
+use super::log;
 use super::stderr::Stderr;
 
 /// Descriptors that are open for a moment: of a client that is accepted, of a new worker's pipe, of requests.
@@ -14,7 +15,7 @@ impl EventLoop {
         let allowed = allowed(most, open.count() as u64, self.options.stderr);
         let max_workers = self.most_workers();
         if allowed < max_workers as u64 {
-            tracing::warn!(
+            log::warn!(
                 name = self.options.name,
                 "the hard limit of {most} open files allows {allowed} workers, fewer than max_workers ({max_workers}): \
                  raise it (ulimit -Hn, LimitNOFILE of systemd), or set max_workers to {allowed}"

@@ -1,7 +1,7 @@
 //! The workers of a server: employing one, judging it, burying it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use rustix::process::{
@@ -10,6 +10,8 @@ use rustix::process::{
 
 use super::burial::{Buried, News, cause, log_end, why};
 use super::limits::{Recycling, WorkerLimits};
+use super::line_limit::LineLimit;
+use super::log;
 use super::oom::OutOfMemory;
 use super::share::{Held, Holder};
 use super::status::{self, WorkerStatus};
@@ -433,7 +435,7 @@ impl Child {
         let due = due.into_iter().filter_map(|(due, why)| Some((due?.max(not_before), why)));
         let (due, why) = due.min_by_key(|(due, _)| *due)?;
         if due <= now {
-            tracing::debug!(worker = self.number, pid = self.pid(), "replaced for its {why:?}");
+            log::debug!(worker = self.number, pid = self.pid(), "replaced for its {why:?}");
             self.retire(why);
             return None;
         }
@@ -490,6 +492,7 @@ impl Child {
     pub(crate) fn bury(
         mut self,
         shown: &mut Shown,
+        lines: &mut LineLimit,
         limits: &WorkerLimits,
         out_of_memory: &OutOfMemory,
     ) -> Buried {
@@ -524,7 +527,10 @@ impl Child {
         });
         let Judgement { view, reason, ran, cause, no_stack } = judgement;
         let reason = Some(reason).filter(|reason| !reason.is_empty());
-        log_end(self.number, pid, client, end, view.phase, reason.as_deref());
+        let is_regular = end == End::Exited(0) && reason.is_none();
+        if is_regular || lines.allows(Instant::now()) {
+            log_end(self.number, pid, client, end, view.phase, reason.as_deref());
+        }
         let is_spare = matches!(self.post, Post::Spare(_));
         let failed = (is_spare && !(self.leaving.is_some() && end == End::Exited(0)))
             .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));

@@ -10,6 +10,7 @@ use super::control::{self, Control, Supplies};
 use super::error::ServerError;
 use super::handle::ServerHandle;
 use super::link;
+use super::log;
 use super::options::{Given, Options};
 use super::program_file;
 use super::start;
@@ -68,14 +69,14 @@ fn become_server(name: String, entry: Option<Entry>) -> i32 {
     let (supplies, control) = match taken {
         Ok(taken) => taken,
         Err(error) => {
-            tracing::error!("{VARIABLE} is set, but there is no line to a parent: {error}");
+            log::error!("{VARIABLE} is set, but there is no line to a parent: {error}");
             return 1;
         }
     };
     let Supplies { stdout, stderr, config, previous } = supplies;
     // Until here they led to the program, for its error if this process had not come so far.
     if let Err(errno) = give_back(stdout, stderr) {
-        tracing::error!("standard output or standard error cannot be set: {errno}");
+        log::error!("standard output or standard error cannot be set: {errno}");
     }
     let Some(entry) = entry else {
         // The program has checked the name against its own call of `init`.

@@ -20,27 +20,31 @@ use super::error::ServerError;
 use super::guardian::{Guardian, Mark};
 use super::handshake::Handshakes;
 use super::hangup::{Hangup, explain_shutdown};
+use super::line_limit::LineLimits;
 use super::listener::Listener;
+use super::log;
 use super::oom::OutOfMemory;
 use super::options::Options;
 use super::orphans::Orphans;
 use super::parent::Parent;
-use super::refusal::Refusals;
+use super::rebind::Files;
 use super::restart::{Predecessor, ServiceManager, Successor};
 use super::signals::Signals;
+use super::socket_file::Identity;
 use super::spares::Spares;
 use super::status::{Tally, open_status};
 use super::status_requests::StatusRequests;
 use super::stderr::Shown;
 use super::waiting::Queue;
 use super::wake::Wake;
+use crate::log_output;
 use crate::sys::{self, OpenFiles, ThreadCount, Title};
 use crate::time_limit::timespec;
 use crate::worker::scoreboard::{Retirement, Scoreboard, now};
 use crate::worker::{self, Buffers};
 
 const GUARDIAN: u64 = 0;
-const LISTENER: u64 = 1;
+pub(super) const LISTENER: u64 = 1;
 const CONTROL: u64 = 2;
 const WAKE: u64 = 3;
 pub(super) const STATUS: u64 = 4;
@@ -80,7 +84,7 @@ pub(crate) struct EventLoop {
     pub(super) rules: Rules,
     pub(super) handshakes: Handshakes,
     pub(super) queue: Queue,
-    pub(super) refusals: Refusals,
+    pub(super) line_limits: LineLimits,
     pub(super) scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
     pub(super) children: BTreeMap<u64, Child>,
@@ -103,6 +107,7 @@ pub(crate) struct EventLoop {
     /// Where the server tells of itself.
     pub(super) status: Option<Listener>,
     pub(super) status_requests: StatusRequests,
+    pub(super) files: Files,
     pub(super) tally: Tally,
     /// How long the last look at all workers took.
     pub(super) took: Duration,
@@ -138,7 +143,7 @@ impl EventLoop {
     pub(crate) fn start(
         options: Options,
         program: Program,
-        inherited: Option<OwnedFd>,
+        inherited: Option<(OwnedFd, Option<Identity>)>,
     ) -> Result<Self, ServerError> {
         let open_files = OpenFiles::raise();
         let rules = options.access.rules()?;
@@ -150,10 +155,11 @@ impl EventLoop {
         if threads > 1 {
             return Err(ServerError::Threads { threads });
         }
+        log_output::lock().take_over();
         options.limits.try_out(&thread_count)?;
         let hangup = Hangup::of_this_process(options.restart_on_hangup);
         if hangup == Hangup::Ignored {
-            tracing::info!("SIGHUP is ignored, as whoever started this server has set that");
+            log::info!("SIGHUP is ignored, as whoever started this server has set that");
         }
         let signals = Signals::take_over(hangup, options.parent.as_ref().map(Parent::pid))
             .map_err(ServerError::system("cannot take signals over"))?;
@@ -179,12 +185,12 @@ impl EventLoop {
             open_files,
             nothing: nothing.into(),
             threads: thread_count,
-            shown: Shown::default(),
+            shown: Shown,
             listener,
             rules,
             handshakes,
             queue: Queue::new()?,
-            refusals: Refusals::default(),
+            line_limits: LineLimits::default(),
             children: BTreeMap::new(),
             born: 0,
             mode: Mode::Serving,
@@ -200,6 +206,7 @@ impl EventLoop {
             wake,
             status,
             status_requests,
+            files: Files::default(),
             tally: Tally::default(),
             took: Duration::ZERO,
             manager,
@@ -241,7 +248,7 @@ impl EventLoop {
     pub(crate) fn run(mut self, predecessor: Option<Predecessor>) -> Result<(), ServerError> {
         let address = self.listener.as_ref().map(Listener::address);
         if let Some(address) = address {
-            tracing::info!(name = self.options.name, "listening at {address}");
+            log::info!(name = self.options.name, "listening at {address}");
         }
         self.warn_of_few_open_files();
         if let Some(control) = &self.options.control {
@@ -259,8 +266,10 @@ impl EventLoop {
             let planned = self.plan();
             let timeout = planned.into_iter().chain(self.wake.pause()).min();
             let timeout = timeout.map(timespec);
-            if let Err(errno) = self.wake.rest_is_over(&self.epoll, WAKE) {
-                tracing::error!("workers cannot wake the server any more: {errno}");
+            if let Err(errno) = self.wake.rest_is_over(&self.epoll, WAKE)
+                && self.line_limits.workers.allows(Instant::now())
+            {
+                log::error!("workers cannot wake the server any more: {errno}");
             }
             if self.orphans.are_left() {
                 self.end_orphans();
@@ -290,6 +299,8 @@ impl EventLoop {
         if let Some(guardian) = self.guardian.take() {
             guardian.dismiss();
         }
+        self.report_all_omitted();
+        log_output::lock().finish();
         match self.killed {
             0 => Ok(()),
             workers => Err(ServerError::Killed { workers }),
@@ -309,6 +320,8 @@ impl EventLoop {
                         && self.signals.asks_for_restart();
                     match self.mode {
                         _ if signal == Signal::SIGCHLD => self.bury_dead(),
+                        _ if signal == Signal::SIGUSR1 => self.reopen_log(),
+                        _ if signal == Signal::SIGUSR2 => self.log_workers(),
                         Mode::Serving if signal == Signal::SIGHUP && is_own => self.hand_over(),
                         Mode::Serving => {
                             if signal == Signal::SIGHUP && self.options.control.is_none() {
@@ -360,7 +373,7 @@ impl EventLoop {
                 self.drain();
             }
             Err(error) => {
-                tracing::error!("the line to the parent process failed: {error}");
+                log::error!("the line to the parent process failed: {error}");
                 self.let_go_of_control();
                 self.drain();
             }
@@ -380,7 +393,7 @@ impl EventLoop {
             let _ = epoll::delete(&self.epoll, line);
         }
         if self.mode == Mode::Serving {
-            tracing::error!("the parent process has ended, and so does this server");
+            log::error!("the parent process has ended, and so does this server");
             self.stop();
         }
     }
@@ -393,7 +406,7 @@ impl EventLoop {
     }
 
     pub(super) fn drain(&mut self) {
-        tracing::info!(name = self.options.name, workers = self.children.len(), "shutting down");
+        log::info!(name = self.options.name, workers = self.children.len(), "shutting down");
         self.listener = None;
         self.handshakes.close_all();
         self.queue.close_all();
@@ -445,7 +458,7 @@ impl EventLoop {
             }
             Err(error) if !self.is_unguarded => {
                 self.is_unguarded = true;
-                tracing::error!(
+                log::error!(
                     "without a guardian for now, what workers start outlives a killed server: {error}"
                 );
             }
@@ -458,14 +471,19 @@ impl EventLoop {
         let Some(guardian) = self.guardian.take() else { return };
         let _ = epoll::delete(&self.epoll, &guardian);
         self.orphans.forget(guardian.pid());
-        tracing::warn!(name = self.options.name, "the guardian has died, and is replaced");
+        if self.line_limits.guardians.allows(Instant::now()) {
+            log::warn!(name = self.options.name, "the guardian has died, and is replaced");
+        }
     }
 
     /// The guardian does not take note of workers any more. The next one knows those that live when it is forked.
     pub(super) fn replace_guardian(&mut self) {
         let Some(guardian) = self.guardian.take() else { return };
         let _ = epoll::delete(&self.epoll, &guardian);
-        tracing::warn!(name = self.options.name, "the guardian does not answer, and is replaced");
+        if self.line_limits.guardians.allows(Instant::now()) {
+            let name = &self.options.name;
+            log::warn!(name, "the guardian does not answer, and is replaced");
+        }
         self.orphans.forget(guardian.pid());
         guardian.dismiss();
     }
@@ -480,7 +498,7 @@ impl EventLoop {
         if let Err(errno) =
             epoll::modify(&self.epoll, listener, EventData::new_u64(LISTENER), flags)
         {
-            tracing::error!("cannot change the watch on the listener: {errno}");
+            log::error!("cannot change the watch on the listener: {errno}");
         }
     }
 }

@@ -16,6 +16,7 @@ use super::access::{Origin, Rules};
 use super::builder::ServerBuilder;
 use super::error::ServerError;
 use super::event_loop::{ACCEPT_PAUSE, EventLoop};
+use super::log;
 use super::refusal::{self, Refusal};
 use super::share::Holder;
 use crate::display::seconds;
@@ -257,8 +258,11 @@ impl EventLoop {
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
                 Err(errno) => {
-                    tracing::error!("cannot accept connections for a while: {errno}");
-                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    let now = Instant::now();
+                    if self.line_limits.accept.allows(now) {
+                        log::error!("cannot accept connections for a while: {errno}");
+                    }
+                    self.accept_again = Some(now + ACCEPT_PAUSE);
                     self.pause_listener(true);
                     return;
                 }
@@ -310,7 +314,9 @@ impl EventLoop {
                 !there.is_empty() && self.hear(number)
             }
             Err(errno) => {
-                tracing::error!("a connection cannot be watched: {errno}");
+                if self.line_limits.accept.allows(Instant::now()) {
+                    log::error!("a connection cannot be watched: {errno}");
+                }
                 false
             }
         }
@@ -389,7 +395,9 @@ impl EventLoop {
 
     /// Refuses a client: tells it the reason, and logs it.
     pub(super) fn turn_away(&mut self, connection: OwnedFd, refusal: Refusal) {
-        self.refusals.log(&self.options.name, &connection, &refusal.reason);
+        if self.line_limits.refusals.allows(Instant::now()) {
+            refusal::log(&self.options.name, &connection, &refusal.reason);
+        }
         self.tally.refused += 1;
         refusal::tell(&connection, &refusal);
     }

@@ -3,6 +3,7 @@
 use nix::sys::signal::Signal;
 
 use super::builder::ServerBuilder;
+use super::log;
 use crate::sys;
 
 /// What a SIGHUP asks for.
@@ -33,7 +34,7 @@ impl Hangup {
 
 /// Logs why a SIGHUP is no restart.
 pub(super) fn explain_shutdown() {
-    tracing::info!(
+    log::info!(
         "SIGHUP ends a server that has a controlling terminal: set `restart_on_hangup` for a restart"
     );
 }

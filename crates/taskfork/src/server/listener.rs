@@ -5,6 +5,7 @@ use std::io;
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, fchmod};
 use rustix::io::Errno;
@@ -16,12 +17,12 @@ use rustix::process::{geteuid, umask};
 
 use super::access::{Access, Origin};
 use super::error::ServerError;
-use super::socket_file::{SocketFile, Spot};
+use super::socket_file::{Identity, LOCK_TIMEOUT, SocketFile, Spot};
 use crate::address::{Address, Place};
 use crate::sys;
 
 /// Connections that may wait to be accepted; the kernel lowers it to its own limit.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// A listening socket. Dropped by the process that made it, it removes its file.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub(crate) struct Listener {
 impl Listener {
     pub(crate) fn open(address: &Address, mode: u32, access: &Access) -> Result<Self, ServerError> {
         let listener = match &address.0 {
-            Place::Unix(path) => open_unix(path, mode)?,
+            Place::Unix(path) => open_unix(path, mode, LOCK_TIMEOUT)?,
             Place::Tcp { host, port } => open_tcp(address, host, *port, access)?,
             Place::Inherited(number) => open_inherited(*number)?,
             Place::Handle(_) => {
@@ -55,10 +56,10 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Takes over what another server has opened at this address, and its file.
-    pub(crate) fn adopt(socket: OwnedFd, address: &Address) -> Self {
+    /// Takes over what another server has opened at this address, and its file, which may have gone meanwhile.
+    pub(crate) fn adopt(socket: OwnedFd, address: &Address, file: Option<Identity>) -> Self {
         let file = match &address.0 {
-            Place::Unix(path) => SocketFile::at(path).ok(),
+            Place::Unix(path) => file.map(|file| SocketFile::taken_over(path, file)),
             _ => None,
         };
         let origin = Origin::of(&socket);
@@ -70,6 +71,34 @@ impl Listener {
         if let Some(file) = &mut self.file {
             file.leave();
         }
+    }
+
+    /// Binds a unix socket anew whose file has gone. Does not wait for another server that starts or stops there.
+    pub(crate) fn bind_again(path: &Path, mode: u32) -> Result<Self, ServerError> {
+        open_unix(path, mode, Duration::ZERO)
+    }
+
+    /// The path of its file, if it is a unix socket that a server has bound.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &self.address.0 {
+            Place::Unix(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The file that the socket was bound to.
+    pub(crate) fn file(&self) -> Option<Identity> {
+        self.file.as_ref().map(SocketFile::identity)
+    }
+
+    /// Whether clients that connect to the path reach this socket.
+    pub(crate) fn has_its_file(&self) -> bool {
+        self.file.is_some() && self.path().and_then(Self::file_at) == self.file()
+    }
+
+    /// What is at this path.
+    pub(crate) fn file_at(path: &Path) -> Option<Identity> {
+        Spot::open(path).ok()?.stat().ok().map(|file| Identity::of(&file))
     }
 
     /// Where it listens, with the port that the kernel chose.
@@ -94,13 +123,13 @@ impl AsFd for Listener {
     }
 }
 
-fn open_unix(path: &Path, mode: u32) -> Result<Listener, ServerError> {
+fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, ServerError> {
     let address = Address(Place::Unix(path.to_owned()));
     let refused =
         |errno: Errno| ServerError::Listen { address: address.to_string(), source: errno.into() };
     let name = SocketAddrUnix::new(path).map_err(refused)?;
     let spot = Spot::open(path)?;
-    let _lock = spot.lock()?;
+    let _lock = spot.lock(lock_within)?;
     match spot.stat() {
         Err(Errno::NOENT) => {}
         Err(errno) => return Err(refused(errno)),

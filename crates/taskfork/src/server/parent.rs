@@ -21,10 +21,12 @@ use super::error::ServerError;
 use super::event_loop::plain;
 use super::hangup::{Hangup, explain_shutdown};
 use super::link;
+use super::log;
 use super::orphans::become_subreaper;
 use super::service_variables;
 use super::signals::Signals;
 use crate::error::End;
+use crate::log_output;
 use crate::sys::{self, ForkError, Forked, KernelFile, LONGEST_WORD, ThreadCount};
 
 /// Names the process that passes signals on to this one, and the descriptor of the line to it if there is one.
@@ -213,7 +215,7 @@ impl Keeper {
                 last = (pid, end);
                 if let (Some(heir), false) = (self.servers.last(), end == End::Exited(0)) {
                     let heir = heir.as_raw_nonzero();
-                    tracing::error!("the server process {pid} {end}, {heir} goes on");
+                    log::error!("the server process {pid} {end}, {heir} goes on");
                 }
             }
             if self.servers.is_empty() {
@@ -247,6 +249,11 @@ impl Keeper {
                 Number::SIGTERM => self.end(Signal::TERM),
                 Number::SIGINT => self.end(Signal::INT),
                 other => {
+                    if other == Number::SIGUSR1
+                        && let Err(error) = log_output::lock().reopen()
+                    {
+                        log::error!("the parent process cannot open the log file again: {error}");
+                    }
                     if let Some(other) = Signal::from_named_raw(other as i32) {
                         self.signal(other);
                     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::event_loop::{EventLoop, Mode};
 use super::wake::pause_after;
 use super::{guardian, orphans};
+use crate::log_output;
 use crate::worker::scoreboard::now;
 
 /// By so much a worker may learn late that its call's time is over.
@@ -46,6 +47,9 @@ impl EventLoop {
         let mut next: Option<Duration> = None;
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
         self.manager.keep_alive().into_iter().for_each(&mut at_most);
+        self.look_for_files().into_iter().for_each(&mut at_most);
+        self.report_omitted().into_iter().for_each(&mut at_most);
+        log_output::lock().tend().into_iter().for_each(&mut at_most);
         if self.guardian.is_none() && self.mode == Mode::Serving {
             self.post_guardian();
             if self.guardian.is_none() {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::builder::{ServerBuilder, failure};
+use super::log;
 use crate::display::seconds;
 use crate::error::Failure;
 use crate::sys::{self, Collapsed};
@@ -66,7 +67,7 @@ pub(super) fn use_huge_pages() {
     let Collapsed { large, huge } = sys::collapse();
     if large > 0 {
         let (large, huge, time) = (large >> 20, huge >> 20, seconds(start.elapsed()));
-        tracing::info!(
+        log::info!(
             "{huge} of {large} MiB that workers share are in huge pages now, in {time}: a fork \
              copies an entry for each page"
         );

@@ -1,18 +1,14 @@
-//! Telling a client that it is not served, in its own protocol, and the log, without a flood of lines.
+//! Telling a client that it is not served, in its own protocol, and the log.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
+use super::log;
 use crate::sys;
 use crate::wire::error_body::{ErrorBody, kind};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::{Protocol, WireError, native, perl};
-
-/// The most refusals that are logged one by one in a second.
-const LINES: u32 = 10;
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The answer to a client that gets no worker.
 #[derive(Debug)]
@@ -86,68 +82,21 @@ pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
     }
 }
 
-/// What has been logged of refusals lately.
-#[derive(Debug)]
-pub(crate) struct Refusals {
-    since: Instant,
-    lines: u32,
-    omitted: u64,
-}
-
-impl Default for Refusals {
-    fn default() -> Self {
-        Self { since: Instant::now(), lines: 0, omitted: 0 }
-    }
-}
-
-impl Refusals {
-    pub(crate) fn log(&mut self, name: &str, connection: &OwnedFd, reason: &str) {
-        let Some(omitted) = self.next(Instant::now()) else { return };
-        if omitted > 0 {
-            tracing::warn!(name, "refused {omitted} more connections since then");
-        }
-        match sys::peer(connection) {
-            Some(peer) => tracing::warn!(
-                name,
-                uid = peer.uid,
-                gid = peer.gid,
-                pid = peer.pid,
-                "refused a connection: {reason}"
-            ),
-            None => match sys::peer_address(connection) {
-                Some(address) => {
-                    tracing::warn!(name, %address, "refused a connection: {reason}");
-                }
-                None => tracing::warn!(name, "refused a connection: {reason}"),
-            },
-        }
-    }
-
-    /// If a line is to be logged now: how many refusals before it were not logged.
-    fn next(&mut self, now: Instant) -> Option<u64> {
-        if now.saturating_duration_since(self.since) >= SECOND {
-            (self.since, self.lines) = (now, 0);
-        }
-        if self.lines >= LINES {
-            self.omitted += 1;
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.omitted))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_refusals_is_counted_and_not_logged_one_by_one() {
-        let mut refusals = Refusals::default();
-        let start = Instant::now();
-        let lines = (0..1000).filter(|_| refusals.next(start).is_some()).count();
-        assert_eq!(lines, LINES as usize);
-        assert_eq!(refusals.next(start + SECOND), Some(1000 - u64::from(LINES)));
-        assert_eq!(refusals.next(start + SECOND), Some(0));
+/// Logs that a connection was refused.
+pub(crate) fn log(name: &str, connection: &OwnedFd, reason: &str) {
+    match sys::peer(connection) {
+        Some(peer) => log::warn!(
+            name,
+            uid = peer.uid,
+            gid = peer.gid,
+            pid = peer.pid,
+            "refused a connection: {reason}"
+        ),
+        None => match sys::peer_address(connection) {
+            Some(address) => {
+                log::warn!(name, %address, "refused a connection: {reason}");
+            }
+            None => log::warn!(name, "refused a connection: {reason}"),
+        },
     }
 }

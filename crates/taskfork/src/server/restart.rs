@@ -15,8 +15,12 @@ use rustix::process::{
 use sd_notify::NotifyState;
 
 use super::event_loop::{EventLoop, STATUS, SUCCESSOR};
+use super::listener::Listener;
+use super::log;
+use super::notify::Notifier;
 use super::options::Options;
 use super::parent::Parent;
+use super::socket_file::Identity;
 use super::status::open_status;
 use super::{guardian, program_file, service_variables};
 use crate::address::Address;
@@ -43,6 +47,8 @@ const END_WITHIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Inheritance {
     listener: OwnedFd,
+    /// The file of the listener, if it has one.
+    file: Option<Identity>,
     predecessor: Predecessor,
 }
 
@@ -78,30 +84,33 @@ impl Inheritance {
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(crate) fn take() -> Option<Self> {
         let numbers = sys::take_variable(VARIABLE)?;
-        let (listener, line) = numbers.split_once(' ')?;
+        let mut numbers = numbers.split(' ');
+        let (listener, line) = (numbers.next()?, numbers.next()?);
+        let file = numbers.next().and_then(Identity::from_text);
         // SAFETY: the server before this one left them open for this process, by a variable that is gone now.
         let take = |number: &str| unsafe { sys::take_inherited(number.parse().ok()?) }.ok();
         let (listener, line) = (take(listener)?, take(line)?);
         for descriptor in [&listener, &line] {
             rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC).ok()?;
         }
-        Some(Self { listener, predecessor: Predecessor { line: line.into() } })
+        Some(Self { listener, file, predecessor: Predecessor { line: line.into() } })
     }
 
-    /// The listener, and the server that it comes from.
-    pub(crate) fn into_parts(self) -> (OwnedFd, Predecessor) {
-        (self.listener, self.predecessor)
+    /// The listener with its file, and the server that it comes from.
+    pub(crate) fn into_parts(self) -> ((OwnedFd, Option<Identity>), Predecessor) {
+        ((self.listener, self.file), self.predecessor)
     }
 }
 
 /// Starts this program again as a new server on the same listener; gives its process id, and where it
 /// says that it is ready.
-fn start_successor(listener: &impl AsFd, parent: Option<&Parent>) -> Result<Successor, String> {
+fn start_successor(listener: &Listener, parent: Option<&Parent>) -> Result<Successor, String> {
     let program = program_file::path();
     let start = || {
         let (ready, line) = pipe_with(PipeFlags::CLOEXEC)?;
+        let file = listener.file().map(|file| format!(" {file}")).unwrap_or_default();
         let listener = listener.as_fd();
-        let numbers = format!("{} {}", listener.as_raw_fd(), line.as_raw_fd());
+        let numbers = format!("{} {}{file}", listener.as_raw_fd(), line.as_raw_fd());
         let with = [Some((VARIABLE, numbers)), parent.and_then(Parent::variable)];
         let with: Vec<_> = with.into_iter().flatten().collect();
         let mut without = service_variables::NOT_FOR_SUCCESSORS.to_vec();
@@ -189,6 +198,7 @@ pub(crate) struct ServiceManager {
     knows_pid: bool,
     /// The variables of it that workers must not have.
     variables: Vec<&'static str>,
+    notifier: Notifier,
 }
 
 impl ServiceManager {
@@ -200,6 +210,7 @@ impl ServiceManager {
             is_own,
             knows_pid: !options.parent.as_ref().is_some_and(Parent::keeps_pid),
             variables: service_variables::found(),
+            notifier: Notifier::find(),
         }
     }
 
@@ -214,35 +225,33 @@ impl ServiceManager {
         sockets.next().map(Address::inherited)
     }
 
-    pub(crate) fn is_ready(&self) {
+    pub(crate) fn is_ready(&mut self) {
         match (self.is_own, self.knows_pid) {
-            (true, true) => tell(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]),
-            (true, false) => tell(&[NotifyState::Ready]),
+            (true, true) => {
+                let pid = NotifyState::MainPid(std::process::id());
+                self.notifier.tell(&[NotifyState::Ready, pid]);
+            }
+            (true, false) => self.notifier.tell(&[NotifyState::Ready]),
             (false, _) => {}
         }
     }
 
-    pub(crate) fn is_stopping(&self) {
+    pub(crate) fn is_stopping(&mut self) {
         if self.is_own {
-            tell(&[NotifyState::Stopping]);
+            self.notifier.tell(&[NotifyState::Stopping]);
         }
     }
 
-    /// Says that this server is alive if it is time; gives the time until the next.
+    /// Says that this server is alive if it is time; gives the time until there is something to say.
     pub(crate) fn keep_alive(&mut self) -> Option<Duration> {
-        let (interval, next) = self.watchdog.as_mut()?;
+        let again = self.notifier.tend();
+        let Some((interval, next)) = self.watchdog.as_mut() else { return again };
         let now = Instant::now();
         if *next <= now {
-            tell(&[NotifyState::Watchdog]);
             *next = now + *interval;
+            self.notifier.tell(&[NotifyState::Watchdog]);
         }
-        Some(*next - now)
-    }
-}
-
-fn tell(what: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(what) {
-        tracing::warn!("the service manager cannot be told: {error}");
+        again.into_iter().chain([*next - now]).min()
     }
 }
 
@@ -254,7 +263,7 @@ impl EventLoop {
             Some(successor) if successor.has_spoken() => return self.hear_successor(),
             Some(successor) => {
                 let pid = successor.pid;
-                tracing::warn!("the new server {pid} is not ready yet, and is replaced by another");
+                log::warn!("the new server {pid} is not ready yet, and is replaced by another");
                 self.give_up_successor();
             }
             None => {}
@@ -262,11 +271,11 @@ impl EventLoop {
         let Some(listener) = &self.listener else { return };
         let program = program_file::path();
         if let Err(reason) = program_file::check(program) {
-            tracing::error!("no new server, this one goes on: {reason}, then send SIGHUP again");
+            log::error!("no new server, this one goes on: {reason}, then send SIGHUP again");
             return;
         }
         let name = &self.options.name;
-        tracing::info!(name, "starting {} as a new server to take over", program.display());
+        log::info!(name, "starting {} as a new server to take over", program.display());
         // It makes one of its own.
         self.status = None;
         let started = start_successor(listener, self.options.parent.as_ref());
@@ -283,7 +292,7 @@ impl EventLoop {
         match watched {
             Ok(successor) => self.successor = Some(successor),
             Err(reason) => {
-                tracing::error!("no new server, this one goes on: {reason}");
+                log::error!("no new server, this one goes on: {reason}");
                 self.go_on();
             }
         }
@@ -312,7 +321,7 @@ impl EventLoop {
             }
             Outcome::Failed(reason) => {
                 let pid = successor.pid;
-                tracing::error!("the new server {pid} did not come up, this one goes on: {reason}");
+                log::error!("the new server {pid} did not come up, this one goes on: {reason}");
                 self.end_successor(&successor);
                 self.go_on();
             }
@@ -340,13 +349,13 @@ impl EventLoop {
     /// Tells of itself again.
     fn go_on(&mut self) {
         self.status = open_status(&self.options, self.listener.as_ref()).unwrap_or_else(|error| {
-            tracing::error!("there is no status socket any more: {error}");
+            log::error!("there is no status socket any more: {error}");
             None
         });
         if let Some(status) = &self.status
             && let Err(error) = self.watch(status.as_fd(), STATUS, EventFlags::IN)
         {
-            tracing::error!("the status socket is of no use: {error}");
+            log::error!("the status socket is of no use: {error}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The signals that end a server or start it anew, or tell of a worker's death, read from a descriptor while
-//! it runs.
+//! The signals that end a server or start it anew, have it say or reopen something, or tell of a worker's
+//! death, read from a descriptor while it runs.
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -12,12 +12,37 @@ use super::end_requests::EndRequests;
 use super::hangup::Hangup;
 use crate::sys::{self, Disposition};
 
+/// SIGHUP comes to these if it is not ignored.
+const WANTED: [Signal; 5] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Keeps the signals that only ask for something until the server can answer. By default they end a process.
+#[derive(Debug)]
+pub(crate) struct Held(SigSet);
+
+impl Held {
+    pub(crate) fn new() -> io::Result<Self> {
+        sys::hold_back(&[Signal::SIGUSR1, Signal::SIGUSR2].into_iter().collect()).map(Self)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // One that has come too late is forgotten when it is ignored for a moment.
+        drop([Signal::SIGUSR1, Signal::SIGUSR2].map(Disposition::ignore));
+        // The mask was valid when it was read.
+        let _ = self.0.thread_set_mask();
+    }
+}
+
 /// Blocks the signals for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Signals {
     descriptor: SignalFd,
     before: SigSet,
     _changed: [Disposition; 2],
+    /// A write to a file or a reader that cannot be is an error, and not the server's end.
+    _writes: [Disposition; 2],
     /// Those whose action workers must not have. Nothing in a server changes actions once it runs.
     reset: OnceCell<Vec<Signal>>,
     /// The process that passes signals on to this one.
@@ -31,8 +56,7 @@ pub(crate) struct Signals {
 impl Signals {
     /// `parent` is the process that passes its signals on to this one, if there is one.
     pub(crate) fn take_over(hangup: Hangup, parent: Option<u32>) -> io::Result<Self> {
-        let mut wanted: SigSet =
-            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().collect();
+        let mut wanted: SigSet = WANTED.into_iter().collect();
         // The kernel keeps a signal that is blocked, also if it is ignored.
         if hangup != Hangup::Ignored {
             wanted.add(Signal::SIGHUP);
@@ -41,10 +65,12 @@ impl Signals {
         let changed = [Disposition::of_deaths()?, Disposition::of_output()?];
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let descriptor = SignalFd::with_flags(&wanted, flags)?;
+        let writes = [Disposition::ignore(Signal::SIGXFSZ)?, Disposition::ignore(Signal::SIGPIPE)?];
         Ok(Self {
             descriptor,
             before,
             _changed: changed,
+            _writes: writes,
             reset: OnceCell::new(),
             parent,
             ends: EndRequests::default(),

@@ -3,6 +3,7 @@
 //! write to the folder.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,9 +16,11 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::error::ServerError;
+use super::log;
+use crate::display::seconds;
 
 /// How long to wait for another server that is just starting or stopping at the same path.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A path, as an open folder and a name in it.
 #[derive(Debug)]
@@ -61,19 +64,18 @@ impl Spot {
         if !is_own_socket(&file) {
             return Err(Errno::STALE);
         }
-        let (path, owner) = (self.path.clone(), std::process::id());
-        Ok(SocketFile { path, device: file.st_dev, inode: file.st_ino, owner })
+        Ok(SocketFile::taken_over(&self.path, Identity::of(&file)))
     }
 
     /// Keeps other servers from this path, so that no two find it free. Nothing on file systems without
-    /// locks, where the one that binds its socket second fails.
+    /// locks, where the one that binds its socket second fails. Waits for so long for a server that holds the lock.
     ///
     /// The lock is a file of this user's own beside the socket, `PATH.lock`, with the mode 0600: no other
     /// user can hold it. It exists only while a server starts or stops.
-    pub(super) fn lock(&self) -> Result<Option<Lock<'_>>, ServerError> {
+    pub(super) fn lock(&self, within: Duration) -> Result<Option<Lock<'_>>, ServerError> {
         let mut name = self.name.clone();
         name.push(".lock");
-        let deadline = Instant::now() + LOCK_TIMEOUT;
+        let deadline = Instant::now() + within;
         let failed = |reason: String| {
             let mut path = self.path.clone();
             path.set_file_name(&name);
@@ -102,12 +104,12 @@ impl Spot {
                         std::thread::sleep(Duration::from_millis(5));
                     }
                     Err(Errno::WOULDBLOCK) => {
-                        let seconds = LOCK_TIMEOUT.as_secs();
-                        return Err(failed(format!("another server has held it for {seconds} s")));
+                        let held = seconds(within);
+                        return Err(failed(format!("another server has held it for {held}")));
                     }
                     Err(errno) if is_unsupported(errno) => {
                         let path = self.path.display();
-                        tracing::warn!("the file system of {path} has no locks: {errno}");
+                        log::warn!("the file system of {path} has no locks: {errno}");
                         lock.remove();
                         return Ok(None);
                     }
@@ -147,9 +149,8 @@ pub(super) struct Lock<'s> {
 impl Lock<'_> {
     /// Whether the file still has its name.
     fn is_there(&self) -> bool {
-        let identity = |file: Stat| (file.st_dev, file.st_ino);
         match (fstat(&self.file), self.spot.stat_of(&self.name)) {
-            (Ok(own), Ok(there)) => identity(own) == identity(there),
+            (Ok(own), Ok(there)) => Identity::of(&own) == Identity::of(&there),
             _ => false,
         }
     }
@@ -175,17 +176,43 @@ impl Drop for Lock<'_> {
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    identity: Identity,
     owner: u32,
 }
 
+/// Which file it is, of all that there are on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(super) fn of(file: &Stat) -> Self {
+        Self { device: file.st_dev, inode: file.st_ino }
+    }
+
+    /// Reads what its `Display` shows.
+    pub(super) fn from_text(text: &str) -> Option<Self> {
+        let (device, inode) = text.split_once(':')?;
+        Some(Self { device: device.parse().ok()?, inode: inode.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.device, self.inode)
+    }
+}
+
 impl SocketFile {
-    /// That of a socket that another process has bound there for this one.
-    pub(super) fn at(path: &Path) -> Result<Self, ServerError> {
-        Spot::open(path)?
-            .bound()
-            .map_err(|errno| ServerError::Folder { folder: path.to_owned(), source: errno.into() })
+    /// This process removes the file from here on.
+    pub(super) fn taken_over(path: &Path, identity: Identity) -> Self {
+        Self { path: path.to_owned(), identity, owner: std::process::id() }
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// It is another's now.
@@ -202,8 +229,8 @@ impl Drop for SocketFile {
         }
         let Ok(spot) = Spot::open(&self.path) else { return };
         // It keeps a new server from putting its own socket there in between.
-        let _lock = spot.lock();
-        if spot.stat().is_ok_and(|file| (file.st_dev, file.st_ino) == (self.device, self.inode)) {
+        let _lock = spot.lock(LOCK_TIMEOUT);
+        if spot.stat().is_ok_and(|file| Identity::of(&file) == self.identity) {
             let _ = spot.remove();
         }
     }
@@ -229,7 +256,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..20 {
                         let spot = Spot::open(&path).unwrap();
-                        let lock = spot.lock().unwrap().unwrap();
+                        let lock = spot.lock(LOCK_TIMEOUT).unwrap().unwrap();
                         assert_eq!(running.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
                         std::thread::yield_now();
                         running.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
@@ -246,13 +273,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spot = spot(&folder);
         let file = folder.path().join("s.lock");
-        let lock = spot.lock().unwrap();
+        let lock = spot.lock(LOCK_TIMEOUT).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         drop(lock);
 
         let precious = folder.path().join("precious");
         std::os::unix::fs::symlink(&precious, &file).unwrap();
-        let error = spot.lock().unwrap_err().to_string();
+        let error = spot.lock(LOCK_TIMEOUT).unwrap_err().to_string();
         assert!(error.contains("s.lock"), "{error}");
         assert!(!precious.exists());
     }
@@ -266,7 +293,7 @@ mod tests {
         let file = folder.path().join("s.lock");
         std::fs::write(&file, "").unwrap();
         std::os::unix::fs::chown(&file, Some(65_534), Some(65_534)).unwrap();
-        let error = spot(&folder).lock().unwrap_err().to_string();
+        let error = spot(&folder).lock(LOCK_TIMEOUT).unwrap_err().to_string();
         assert!(error.contains("belongs to the user 65534"), "{error}");
         assert!(file.exists());
     }
@@ -278,6 +305,6 @@ mod tests {
         let reader = reader.unwrap();
         flock(&reader, FlockOperation::LockExclusive).unwrap();
         // It would wait and then fail.
-        assert!(spot(&folder).lock().unwrap().is_some());
+        assert!(spot(&folder).lock(LOCK_TIMEOUT).unwrap().is_some());
     }
 }

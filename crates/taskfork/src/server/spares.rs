@@ -7,6 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::builder::ServerBuilder;
 use super::children::{Child, Post};
 use super::event_loop::{EventLoop, Mode};
+use super::log;
 use super::share::Holder;
 use crate::display::seconds;
 use crate::sys::ForkError;
@@ -121,7 +122,7 @@ impl EventLoop {
     pub(super) fn spare_failed(&mut self, reason: &str, age: Duration) {
         if let Some(pause) = self.spares.failed(age, self.born, Instant::now()) {
             let (name, pause) = (&self.options.name, seconds(pause));
-            tracing::error!(name, "a spare worker failed, the next is forked in {pause}: {reason}");
+            log::error!(name, "a spare worker failed, the next is forked in {pause}: {reason}");
         }
     }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ServerError;
 use super::event_loop::plain;
 use super::listener::Listener;
+use super::log;
 use super::options::Options;
 use super::runtime_directory::runtime_directory;
 use crate::address::{Address, Place};
@@ -283,6 +284,13 @@ pub(crate) fn answer(connection: &impl AsFd, status: &ServerStatus) {
     }
 }
 
+/// Sends a status, as far as it is taken at once.
+pub(crate) fn answer_at_once(connection: &impl AsFd, status: &ServerStatus) {
+    let Ok(mut text) = serde_json::to_vec(status) else { return };
+    text.push(b'\n');
+    let _ = send(connection, &text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
 /// The socket that tells of this server, if it is to have one and can.
 pub(super) fn open_status(
     options: &Options,
@@ -292,7 +300,7 @@ pub(super) fn open_status(
     let is_activated = options.address.is_none() && listener.is_some();
     if let (StatusSocket::Beside, true) = (&options.status, is_activated) {
         let Some(folder) = runtime_directory() else {
-            tracing::warn!(
+            log::warn!(
                 "there is no status socket, as neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR names a folder: \
                  set one of them, or `status_socket`"
             );
@@ -300,7 +308,7 @@ pub(super) fn open_status(
         };
         let name = plain(&options.name).replace('/', "?");
         let path = folder.join(format!("{name}.status"));
-        tracing::info!(name = options.name, "the status socket is {}", path.display());
+        log::info!(name = options.name, "the status socket is {}", path.display());
         address = Some(Address(Place::Unix(path)));
     }
     match (&options.status, address) {
@@ -309,7 +317,7 @@ pub(super) fn open_status(
         }
         // Nobody asked for it: a server can do without.
         (_, Some(address)) => Ok(Listener::open(&address, 0o600, &options.access)
-            .inspect_err(|error| tracing::warn!("there is no status socket: {error}"))
+            .inspect_err(|error| log::warn!("there is no status socket: {error}"))
             .ok()),
         _ => Ok(None),
     }
@@ -346,5 +354,24 @@ mod tests {
         let (here, _there) = UnixStream::pair().unwrap();
         let error = read_answer(here, Duration::from_millis(100)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
+
+    #[test]
+    fn an_answer_at_once_waits_for_no_reader() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let text = r#"{"name":"n","pid":1,"seconds":1.0,"accepting":true,"max_workers":1,"forked":0,
+            "refused":0,"deaths":{},"workers":[]}"#;
+        let mut status: ServerStatus = serde_json::from_str(text).unwrap();
+        answer_at_once(&here, &status);
+        status.name = "x".repeat(1 << 20);
+        // The peer reads nothing meanwhile.
+        for _ in 0..100 {
+            answer_at_once(&here, &status);
+        }
+        drop(here);
+        let mut read = String::new();
+        there.read_to_string(&mut read).unwrap();
+        let first: ServerStatus = serde_json::from_str(read.lines().next().unwrap()).unwrap();
+        assert_eq!(first.name, "n");
     }
 }

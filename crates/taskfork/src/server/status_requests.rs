@@ -12,6 +12,7 @@ use rustix::net::{RecvFlags, recv};
 
 use super::event_loop::{ACCEPT_PAUSE, EventLoop, STATUS};
 use super::listener::Listener;
+use super::log;
 use super::status;
 use crate::worker::scoreboard::Retirement;
 
@@ -123,9 +124,11 @@ impl EventLoop {
             Some(Ok(connection)) => self.tell_status_on(connection),
             None | Some(Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)) => {}
             Some(Err(errno)) => {
-                tracing::error!(
-                    "cannot accept connections to the status socket for a while: {errno}"
-                );
+                if self.line_limits.accept_status.allows(now) {
+                    log::error!(
+                        "cannot accept connections to the status socket for a while: {errno}"
+                    );
+                }
                 self.status_requests.again = Some(now + ACCEPT_PAUSE);
                 self.watch_status(EventFlags::empty());
             }
@@ -141,7 +144,7 @@ impl EventLoop {
     fn watch_status(&self, flags: EventFlags) {
         let Some(status) = &self.status else { return };
         if let Err(errno) = epoll::modify(&self.epoll, status, EventData::new_u64(STATUS), flags) {
-            tracing::error!("cannot change the watch on the status socket: {errno}");
+            log::error!("cannot change the watch on the status socket: {errno}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! What workers write to standard error: read as fast as they write it, shown line by line with
 //! their process ids, and the end of it kept for the news of a death.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use log_defer::printable_bytes;
@@ -9,13 +9,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::log_output;
+
 /// What becomes of what workers write to standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Stderr {
     /// The server reads it and writes each line to its own standard error, with the worker's process id in front and
     /// control characters escaped (`\\x1b`), tabs excepted. It attaches the last 4 KiB, unescaped, to the worker's death.
-    /// A worker never waits for it: while the server's own standard error takes nothing, lines are dropped and counted.
+    /// The lines go where the server's log goes if that is written by a [`LogWriter`](crate::LogWriter). A worker never
+    /// waits for it: lines that cannot be written are dropped and counted.
     #[default]
     Capture,
     /// Workers have the server's. Nothing is escaped, and deaths have no standard error.
@@ -27,9 +30,6 @@ const KEPT: usize = 4096;
 
 /// A line is cut after so many bytes.
 const LONGEST: usize = 3500;
-
-/// As much is written to a pipe whole or not at all, and without waiting if the pipe is ready.
-const ATOMIC: usize = 4096;
 
 /// How much is read before others have their turn.
 const TURN: usize = 64 << 10;
@@ -170,48 +170,33 @@ impl Tail {
     }
 }
 
-/// The server's own standard error, written to without ever waiting for whoever reads it.
+/// The server's log, to which workers' lines are added.
 #[derive(Debug, Default)]
-pub(crate) struct Shown {
-    waiting: Vec<u8>,
-    lost: u64,
-}
+pub(crate) struct Shown;
 
 impl Shown {
-    /// Shows a line, with what a terminal would obey escaped. A line that becomes too long by that is cut.
+    /// Shows a line.
     fn line(&mut self, pid: u32, line: &[u8]) {
-        let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
-        let mut rest = &*line;
-        loop {
-            let (piece, more) = rest.split_at(rest.floor_char_boundary(LONGEST));
-            if self.waiting.len() + piece.len() + 24 > ATOMIC {
-                self.flush();
-            }
-            // Memory takes every write.
-            let _ = writeln!(self.waiting, "[{pid}] {piece}");
-            rest = more;
-            if rest.is_empty() {
-                return;
-            }
-        }
+        let mut log = log_output::lock();
+        lines(pid, line, |line| log.push(line));
     }
 
     fn flush(&mut self) {
-        if self.waiting.is_empty() {
+        log_output::lock().flush();
+    }
+}
+
+/// A line with what a terminal would obey escaped. One that becomes too long by that is cut.
+fn lines(pid: u32, line: &[u8], mut show: impl FnMut(Vec<u8>)) {
+    let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
+    let mut rest = &*line;
+    loop {
+        let (piece, more) = rest.split_at(rest.floor_char_boundary(LONGEST));
+        show(format!("[{pid}] {piece}\n").into_bytes());
+        rest = more;
+        if rest.is_empty() {
             return;
         }
-        let own = rustix::stdio::stderr();
-        if self.lost > 0 && is_ready(own, PollFlags::OUT) {
-            let lost = std::mem::take(&mut self.lost);
-            let told = format!("{lost} lines of workers' standard error were dropped\n");
-            let _ = rustix::io::write(own, told.as_bytes());
-        }
-        let lines = || self.waiting.iter().filter(|&&byte| byte == b'\n').count() as u64;
-        // Where it cannot be shown, it is still kept for the news of a death.
-        if !is_ready(own, PollFlags::OUT) || rustix::io::write(own, &self.waiting).is_err() {
-            self.lost += lines();
-        }
-        self.waiting.clear();
     }
 }
 
@@ -258,15 +243,16 @@ mod tests {
     }
     #[test]
     fn what_a_terminal_would_obey_is_escaped() {
-        let mut shown = Shown::default();
-        shown.line(7, b"\x1b[2J\tgr\xc3\xbcn \xff\xe2\x80\xae\r");
-        assert_eq!(shown.waiting, "[7] \\x1b[2J\tgrün \\xff\\u{202e}\n".as_bytes());
-        shown.waiting.clear();
+        let shown = |line: &[u8]| {
+            let mut shown = Vec::new();
+            lines(7, line, |line| shown.push(line));
+            shown
+        };
+        let line = shown(b"\x1b[2J\tgr\xc3\xbcn \xff\xe2\x80\xae\r");
+        assert_eq!(line, ["[7] \\x1b[2J\tgrün \\xff\\u{202e}\n".as_bytes()]);
         // What becomes too long by that is cut, as each piece has to be written whole.
-        shown.line(7, &[0x1b; 900]);
-        let lengths: Vec<usize> =
-            shown.waiting.split(|&byte| byte == b'\n').map(<[u8]>::len).collect();
-        assert_eq!(lengths, [4 + 3500, 4 + 100, 0]);
+        let lengths: Vec<usize> = shown(&[0x1b; 900]).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [4 + 3500 + 1, 4 + 100 + 1]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use rustix::net::{SendFlags, send};
 
 use super::error::ServerError;
 use super::event_loop::{EventLoop, Mode};
+use super::log;
 use super::refusal::Refusal;
 use super::share::{self, Held, Holder};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
@@ -221,7 +222,7 @@ impl EventLoop {
             held.push(Held::promised(waiting.holder));
             waiting.asked = Some((number, now));
             if let Some(child) = self.children.get_mut(&number) {
-                tracing::debug!(worker = number, "it makes room for another client");
+                log::debug!(worker = number, "it makes room for another client");
                 child.retire(Retirement::Room);
             }
         }

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 
 use nix::libc;
-use rustix::fs::memfd_create;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 use rustix::mm::{Advice, madvise};
 
+use super::memory_file::memory_file;
 use super::shared::{Access, Mapping};
 
 /// What holds for memory that is lent: it keeps its size, and is written to only where it was mapped first.
@@ -68,9 +68,7 @@ pub(crate) struct Own {
 impl Own {
     /// So many zeros, of which the first `soon` are to be written to at once; with the file that others map.
     pub(crate) fn new(length: usize, soon: usize) -> io::Result<(Self, OwnedFd)> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = memfd_create("taskfork-buffer", flags)?;
-        ftruncate(&file, length as u64)?;
+        let file = memory_file("taskfork-buffer", length)?;
         // SAFETY: the file is new and has that length, and the seals that follow let nobody else write to it.
         let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
@@ -225,6 +223,8 @@ pub(crate) fn only_user() -> Option<User> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::ftruncate;
+
     use super::*;
 
     #[test]
@@ -272,12 +272,7 @@ mod tests {
 
     #[test]
     fn what_could_change_its_size_is_not_taken() {
-        let open = || {
-            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-            let file = memfd_create("test", flags).unwrap();
-            ftruncate(&file, 4096).unwrap();
-            file
-        };
+        let open = || memory_file("test", 4096).unwrap();
         for left_out in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::FUTURE_WRITE] {
             let file = open();
             fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();

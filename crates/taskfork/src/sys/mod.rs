@@ -10,6 +10,7 @@ mod heir;
 mod kernel_file;
 mod lent;
 mod memory;
+mod memory_file;
 mod open_files;
 mod pages;
 mod peer;

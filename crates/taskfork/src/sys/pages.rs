@@ -7,8 +7,10 @@ use std::ptr::null_mut;
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+
+use super::memory_file::memory_file;
 
 /// Words that are mapped for as long as the process lives, each read and written whole. Another process may
 /// write to them at any time.
@@ -83,12 +85,6 @@ impl Published {
     pub(crate) fn readable(&self) -> SharedWords {
         self.readable
     }
-}
-
-fn memory_file(name: &str, bytes: usize) -> io::Result<OwnedFd> {
-    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    ftruncate(&file, bytes as u64)?;
-    Ok(file)
 }
 
 /// Maps whole pages of a file whose size is fixed, for as long as the process lives.

@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 
-use rustix::fs::memfd_create;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::memory_file::memory_file;
 
 /// What holds for memory that is handed over.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
@@ -83,9 +84,7 @@ pub(crate) struct Writable {
 impl Writable {
     /// So many zeros.
     pub(crate) fn new(length: usize) -> io::Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = memfd_create("taskfork-blob", flags)?;
-        ftruncate(&file, length as u64)?;
+        let file = memory_file("taskfork-blob", length)?;
         // SAFETY: the file is new, has that length, and nobody else has it.
         let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         Ok(Self { file, mapping })
@@ -169,6 +168,8 @@ impl fmt::Debug for Writable {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::ftruncate;
+
     use super::*;
 
     #[test]

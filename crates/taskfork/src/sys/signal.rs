@@ -25,13 +25,14 @@ const IGNORED: [Signal; 6] = {
 
 /// Other signals that servers and runtimes take for themselves: a worker has the default actions. A
 /// fault's own (SIGSEGV, SIGBUS) stay as they are, since Rust's handlers report stack overflow with them.
-const DEFAULT: [Signal; 6] = [
+const DEFAULT: [Signal; 7] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
     Signal::SIGALRM,
     Signal::SIGCHLD,
     Signal::SIGTSTP,
     Signal::SIGTTIN,
+    Signal::SIGXFSZ,
 ];
 
 /// What a worker does at this signal.
@@ -130,6 +131,11 @@ impl Disposition {
     /// Has a write to the terminal go on where the terminal would stop a program in the background.
     pub(crate) fn of_output() -> io::Result<Self> {
         Self::set(Signal::SIGTTOU, SigHandler::SigIgn)
+    }
+
+    /// Has a signal do nothing.
+    pub(crate) fn ignore(number: Signal) -> io::Result<Self> {
+        Self::set(number, SigHandler::SigIgn)
     }
 
     fn set(number: Signal, handler: SigHandler) -> io::Result<Self> {

@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::memfd_create;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 
+use super::memory_file::memory_file;
 use super::shared::{Access, Mapping};
 
 /// What holds for it: it keeps its size.
@@ -22,9 +22,7 @@ impl Words {
     /// So many zeros, and the file that the other process maps.
     pub(crate) fn new(count: usize) -> io::Result<(Self, OwnedFd)> {
         let length = count * size_of::<AtomicU64>();
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = memfd_create("taskfork-ring", flags)?;
-        ftruncate(&file, length as u64)?;
+        let file = memory_file("taskfork-ring", length)?;
         // SAFETY: the file is new and has that length, and is only ever reached as words.
         let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
@@ -69,6 +67,8 @@ impl fmt::Debug for Words {
 mod tests {
     use std::sync::atomic::Ordering::Relaxed;
 
+    use rustix::fs::ftruncate;
+
     use super::*;
 
     #[test]
@@ -84,12 +84,7 @@ mod tests {
 
     #[test]
     fn what_could_change_its_size_is_not_taken() {
-        let open = || {
-            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-            let file = memfd_create("test", flags).unwrap();
-            ftruncate(&file, 4096).unwrap();
-            file
-        };
+        let open = || memory_file("test", 4096).unwrap();
         for left_out in [SealFlags::SHRINK, SealFlags::GROW] {
             let file = open();
             fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();

@@ -18,6 +18,7 @@ mod deaths;
 mod descriptors;
 mod errors;
 mod executable;
+mod file_limits;
 mod files;
 mod floods;
 mod forks;
@@ -32,6 +33,7 @@ mod leaks;
 mod lending;
 mod limits;
 mod load;
+mod log_output;
 mod logs;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -54,6 +56,7 @@ mod shared_memory;
 mod sharing;
 mod shutdown;
 mod signals;
+mod socket_files;
 #[cfg(feature = "tracing")]
 mod spans;
 mod spares;
@@ -92,6 +95,7 @@ fn main() {
         descriptors::trials(),
         errors::trials(),
         executable::trials(),
+        file_limits::trials(),
         files::trials(),
         floods::trials(),
         forks::trials(),
@@ -105,6 +109,7 @@ fn main() {
         rings::trials(),
         limits::trials(),
         load::trials(),
+        log_output::trials(),
         logs::trials(),
         #[cfg(feature = "metrics")]
         metrics::trials(),
@@ -128,6 +133,7 @@ fn main() {
         sharing::trials(),
         shutdown::trials(),
         signals::trials(),
+        socket_files::trials(),
         spares::trials(),
         spawned::trials(),
         #[cfg(feature = "tracing")]

@@ -220,7 +220,9 @@ mod tests {
     fn read(json: &str) -> Result<(bool, String), WireError> {
         let (notes, answer) = from_worker(json.as_bytes(), 1 << 20)?;
         let said = match FromWorker::decode(&answer).unwrap() {
-            FromWorker::Ok { value, .. } => rmpv::decode::read_value(&mut &value[..]).unwrap().to_string(),
+            FromWorker::Ok { value, .. } => {
+                rmpv::decode::read_value(&mut &value[..]).unwrap().to_string()
+            }
             FromWorker::Error { body, .. } => format!("{}: {}", body.kind, body.message),
             other => panic!("{other:?}"),
         };

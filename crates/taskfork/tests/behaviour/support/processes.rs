@@ -58,6 +58,19 @@ pub(crate) fn signal(pid: u32, signal: i32) {
     assert_eq!(sent, 0, "cannot signal {pid}");
 }
 
+/// Changes what a process may use from here on.
+pub(crate) fn set_limit(pid: u32, resource: libc::__rlimit_resource_t, most: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: it reads and writes what is there, and changes a process of the test's own.
+    #[allow(unsafe_code)]
+    let set = unsafe {
+        libc::prlimit(pid as i32, resource, std::ptr::null(), &raw mut limit);
+        limit.rlim_cur = most;
+        libc::prlimit(pid as i32, resource, &raw const limit, std::ptr::null_mut())
+    };
+    assert_eq!(set, 0, "cannot limit {pid}");
+}
+
 /// A program that a test has started; it does not outlive the test.
 pub(crate) struct Program(Option<Child>);
 

@@ -102,11 +102,21 @@ pub(crate) fn plays() -> bool {
             print_error(servers::serve(Server::builder().listen(address)));
         }
         ["serve_logging", address] => {
-            tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+            servers::log();
             let server = Server::builder().listen(address);
             let server = server.stall_timeout(std::time::Duration::from_millis(200));
             print_error(servers::serve(server));
         }
+        ["serve_logging_plainly", address] => {
+            tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+            print_error(servers::serve(Server::builder().listen(address)));
+        }
+        ["serve_logging_to", file, address] => {
+            taskfork::LogWriter::open(file).unwrap();
+            servers::log();
+            print_error(servers::serve(Server::builder().listen(address)));
+        }
+        ["blobs_without_files", address] => crate::file_limits::use_blobs(address),
         ["serve_ignoring_deaths", address] => {
             // SAFETY: it is no handler.
             #[allow(unsafe_code)]
@@ -129,7 +139,7 @@ pub(crate) fn plays() -> bool {
             print_error(servers::serve(server.max_age(age).max_idle(age / 8)));
         }
         ["serve_failing_spares", address] => {
-            tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+            servers::log();
             print_error(crate::spares::failing(Server::builder().listen(address)));
         }
         ["serve_inheriting", address] => {

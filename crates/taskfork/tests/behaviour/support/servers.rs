@@ -109,6 +109,11 @@ pub(crate) struct Worker {
     note: String,
 }
 
+/// Has this process log as a server should.
+pub(crate) fn log() {
+    tracing_subscriber::fmt().with_ansi(false).with_writer(taskfork::LogWriter::new).init();
+}
+
 /// A server with the fault methods.
 pub(crate) fn serve(server: ServerBuilder) -> Result<(), ServerError> {
     describe(server).run()

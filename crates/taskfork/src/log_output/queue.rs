@@ -1,0 +1,265 @@
+//! Lines of a log that wait to be written, in bounded memory, and the number of those that were lost.
+
+use std::collections::VecDeque;
+
+use rustix::io::Errno;
+
+/// The most bytes that wait. A line that does not fit is lost.
+const MOST: usize = 256 << 10;
+
+/// After a loss nothing is queued until no more than this waits, so that not every second line is a notice.
+const FEW: usize = MOST / 4;
+
+/// A pipe takes so many bytes whole or not at all.
+const ATOMIC: usize = 4096;
+
+#[derive(Debug)]
+pub(super) struct Queue {
+    lines: VecDeque<Line>,
+    /// How many bytes wait.
+    bytes: usize,
+    /// How many bytes of the first line have been written.
+    written: usize,
+    lost: u64,
+    /// The last line that was written lacks its end.
+    is_torn: bool,
+    /// The log consists of JSON, so a notice does too.
+    is_json: bool,
+}
+
+#[derive(Debug)]
+struct Line {
+    text: Vec<u8>,
+    /// How many lines are lost if this one is: a notice stands for those that it counts.
+    stands_for: u64,
+}
+
+/// What has come of writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Written {
+    /// Nothing waits any more.
+    All,
+    /// The reader takes nothing now.
+    Stalled,
+    /// What waited is lost.
+    Failed,
+}
+
+impl Queue {
+    pub(super) const fn new() -> Self {
+        let lines = VecDeque::new();
+        Self { lines, bytes: 0, written: 0, lost: 0, is_torn: false, is_json: false }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// How many lines are lost and not reported.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Adds a line, which ends with a newline.
+    pub(super) fn push(&mut self, text: Vec<u8>) {
+        match text.first() {
+            Some(b'{') => self.is_json = true,
+            // What workers print, which is the same in either format.
+            Some(b'[') => {}
+            _ => self.is_json = false,
+        }
+        self.report();
+        if self.lost > 0 || self.bytes + text.len() > MOST {
+            self.lost += 1;
+        } else {
+            self.add(text, 1);
+        }
+    }
+
+    /// Adds a notice of the lines that were lost, if there are any and there is room.
+    pub(super) fn report(&mut self) {
+        if self.lost == 0 || self.bytes > FEW {
+            return;
+        }
+        let lost = std::mem::take(&mut self.lost);
+        let lines = if lost == 1 { "line was" } else { "lines were" };
+        let text = format!("{lost} {lines} lost, as the log could not be written");
+        let text = match self.is_json {
+            true => format!("{{\"level\":\"ERROR\",\"fields\":{{\"message\":\"{text}\"}}}}"),
+            false => format!("taskfork: {text}"),
+        };
+        self.add(format!("{text}\n").into_bytes(), lost);
+    }
+
+    fn add(&mut self, mut text: Vec<u8>, stands_for: u64) {
+        if std::mem::take(&mut self.is_torn) {
+            text.insert(0, b'\n');
+        }
+        self.bytes += text.len();
+        self.lines.push_back(Line { text, stands_for });
+    }
+
+    /// Writes what waits, in pieces that a pipe takes whole.
+    pub(super) fn flush(
+        &mut self,
+        mut write: impl FnMut(&[u8]) -> rustix::io::Result<usize>,
+    ) -> Written {
+        let mut piece = Vec::new();
+        while !self.lines.is_empty() {
+            self.fill(&mut piece);
+            match write(&piece) {
+                Ok(length @ 1..) => self.advance(length.min(piece.len())),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Written::Stalled,
+                Ok(0) | Err(_) => {
+                    self.lose_all();
+                    return Written::Failed;
+                }
+            }
+        }
+        Written::All
+    }
+
+    /// Whole lines as far as they fit, or the beginning of one.
+    fn fill(&self, piece: &mut Vec<u8>) {
+        piece.clear();
+        let mut skip = self.written;
+        for line in &self.lines {
+            let rest = &line.text[skip..];
+            skip = 0;
+            let room = ATOMIC - piece.len();
+            if rest.len() > room && !piece.is_empty() {
+                return;
+            }
+            piece.extend_from_slice(&rest[..rest.len().min(room)]);
+        }
+    }
+
+    fn advance(&mut self, length: usize) {
+        self.written += length;
+        while let Some(line) = self.lines.front()
+            && line.text.len() <= self.written
+        {
+            self.written -= line.text.len();
+            self.bytes -= line.text.len();
+            self.lines.pop_front();
+        }
+    }
+
+    /// Counts all lines that wait as lost.
+    pub(super) fn lose_all(&mut self) {
+        if let Some(first) = self.lines.front_mut() {
+            // What was to end a torn line begins with the newline.
+            self.is_torn |= self.written > 0 || first.text.starts_with(b"\n");
+            // Only its newline is missing.
+            if self.written + 1 == first.text.len() {
+                first.stands_for = 0;
+            }
+        }
+        self.lost += self.lines.drain(..).map(|line| line.stands_for).sum::<u64>();
+        (self.bytes, self.written) = (0, 0);
+    }
+
+    /// Forgets all, as it is another process's to write.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a reader does when it is written to.
+    #[derive(Debug, Clone)]
+    enum Takes {
+        All,
+        Some(usize),
+        Nothing,
+        Fails(Errno),
+    }
+
+    fn takes() -> impl Strategy<Value = Takes> {
+        prop_oneof![
+            3 => Just(Takes::All),
+            2 => (1..5000_usize).prop_map(Takes::Some),
+            2 => Just(Takes::Nothing),
+            1 => Just(Takes::Fails(Errno::PIPE)),
+            1 => Just(Takes::Fails(Errno::NOSPC)),
+        ]
+    }
+
+    fn write(queue: &mut Queue, out: &mut Vec<u8>, takes: &Takes) -> Written {
+        let mut rest = match takes {
+            Takes::Some(most) => *most,
+            _ => usize::MAX,
+        };
+        queue.flush(|piece| match takes {
+            Takes::Fails(errno) => Err(*errno),
+            Takes::Nothing => Err(Errno::AGAIN),
+            Takes::All | Takes::Some(_) if rest > 0 => {
+                let length = piece.len().min(rest);
+                rest -= length;
+                out.extend_from_slice(&piece[..length]);
+                Ok(length)
+            }
+            _ => Err(Errno::AGAIN),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn each_line_arrives_or_is_counted_where_it_is_missing(
+            steps in prop::collection::vec((1..40_usize, 0..9000_usize, takes()), 1..60),
+        ) {
+            let (mut queue, mut out, mut number) = (Queue::new(), Vec::new(), 0_u64);
+            for (count, length, takes) in steps {
+                for _ in 0..count {
+                    queue.push(format!("line {number} {}.\n", "x".repeat(length)).into_bytes());
+                    number += 1;
+                }
+                write(&mut queue, &mut out, &takes);
+                prop_assert!(queue.bytes <= MOST + 200);
+                let bytes: usize = queue.lines.iter().map(|line| line.text.len()).sum();
+                prop_assert_eq!(queue.bytes, bytes);
+            }
+            while queue.lost() > 0 || !queue.is_empty() {
+                write(&mut queue, &mut out, &Takes::All);
+                queue.report();
+            }
+            let mut next = 0;
+            for line in String::from_utf8(out).unwrap().lines() {
+                let notice = line.strip_prefix("taskfork: ").filter(|it| it.ends_with("written"));
+                if let Some((lost, _)) = notice.and_then(|notice| notice.split_once(' ')) {
+                    next += lost.parse::<u64>().unwrap();
+                }
+                let whole = line.strip_prefix("line ").and_then(|it| it.strip_suffix('.'));
+                if let Some((at, _)) = whole.and_then(|whole| whole.split_once(' ')) {
+                    prop_assert_eq!(at.parse(), Ok(next));
+                    next += 1;
+                }
+            }
+            prop_assert_eq!(next, number);
+        }
+    }
+
+    #[test]
+    fn a_notice_that_is_lost_gives_its_number_to_the_next() {
+        let (mut queue, mut out) = (Queue::new(), Vec::new());
+        for _ in 0..3 {
+            queue.push(b"a line\n".to_vec());
+            assert_eq!(write(&mut queue, &mut out, &Takes::Fails(Errno::NOSPC)), Written::Failed);
+        }
+        assert_eq!(queue.lost(), 3);
+        queue.push(b"{\"level\":\"INFO\"}\n".to_vec());
+        assert_eq!(write(&mut queue, &mut out, &Takes::All), Written::All);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(
+            text,
+            "{\"level\":\"ERROR\",\"fields\":{\"message\":\"3 lines were lost, as the log could not be \
+             written\"}}\n{\"level\":\"INFO\"}\n"
+        );
+    }
+}

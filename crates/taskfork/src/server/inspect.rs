@@ -1,0 +1,55 @@
+//! What an operator asks of a running server by signals: to open its log file again, and to log what its
+//! workers do.
+
+use super::children::Child;
+use super::event_loop::EventLoop;
+use super::log;
+use crate::log_output;
+use crate::sys;
+use crate::worker::scoreboard::now;
+
+impl EventLoop {
+    /// SIGUSR1: opens the log file again, which may have been renamed.
+    pub(super) fn reopen_log(&mut self) {
+        let name = &self.options.name;
+        let reopened = log_output::lock().reopen();
+        match reopened {
+            Ok(true) => log::info!(name, "the log file has been opened again"),
+            Ok(false) => log::info!(name, "SIGUSR1: there is no log file to open again"),
+            Err(error) => log::error!(
+                name,
+                "cannot open the log file again, and still write to the old one: {error}"
+            ),
+        }
+    }
+
+    /// SIGUSR2: logs what each worker does.
+    pub(super) fn log_workers(&mut self) {
+        let (name, workers) = (&self.options.name, self.children.len());
+        let handshakes = self.handshakes.len();
+        log::info!(name, workers, handshakes, "SIGUSR2: the workers follow");
+        let now = now();
+        for child in self.children.values_mut() {
+            let (status, client) = (child.status(now), client(child));
+            log::info!(
+                worker = status.number,
+                pid = status.pid,
+                method = status.method,
+                seconds = status.seconds,
+                calls = status.calls,
+                client,
+                "a worker is {}",
+                status.state
+            );
+        }
+    }
+}
+
+/// Who is at the other end of the worker's connection.
+fn client(child: &Child) -> Option<String> {
+    let connection = child.connection()?;
+    match sys::peer(connection) {
+        Some(peer) => Some(format!("process {} of user {}", peer.pid, peer.uid)),
+        None => sys::peer_address(connection).map(|address| address.to_string()),
+    }
+}

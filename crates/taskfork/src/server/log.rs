@@ -1,0 +1,59 @@
+//! The lines that a server logs, through whatever subscriber the program has. A subscriber that panics, as one
+//! that cannot write to standard error may, does not end the server. A subscriber that does not write through a
+//! [`LogWriter`](crate::LogWriter) gets no line while standard error takes nothing, as it would wait.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::log_output;
+
+/// How many lines could not be logged.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// Defines macros like those of the crate `tracing`.
+macro_rules! levels {
+    ($dollar:tt $($level:ident as $name:ident),*) => {$(
+        macro_rules! $name {
+            ($dollar($dollar what:tt)*) => {
+                $crate::server::log::write(|| ::tracing::$level!($dollar($dollar what)*))
+            };
+        }
+        pub(crate) use $name as $level;
+    )*};
+}
+
+levels!($ error as log_error, warn as log_warn, info as log_info, debug as log_debug);
+
+/// Has the subscriber log a line.
+pub(crate) fn write(log: impl FnOnce()) {
+    if log_output::is_subscribers() {
+        // It never fails and never waits.
+        log();
+    } else if !is_stderr_ready() {
+        LOST.fetch_add(1, Relaxed);
+    } else {
+        let lost = LOST.swap(0, Relaxed);
+        let report = || {
+            if lost > 0 {
+                tracing::error!(lost, "lines of the log were lost, as it could not be written");
+            }
+        };
+        if !is_done(report) {
+            LOST.fetch_add(lost + 1, Relaxed);
+        } else if !is_done(log) {
+            LOST.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+fn is_done(log: impl FnOnce()) -> bool {
+    catch_unwind(AssertUnwindSafe(log)).is_ok()
+}
+
+fn is_stderr_ready() -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut watched = [PollFd::from_borrowed_fd(rustix::stdio::stderr(), PollFlags::OUT)];
+    poll(&mut watched, Some(&now)) != Ok(0)
+}

@@ -1,0 +1,148 @@
+//! What is told to the service manager that has started the server, through its socket. A manager that does not
+//! read is not waited for: what it is to know is kept and sent later.
+
+use std::env;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with,
+};
+use sd_notify::NotifyState;
+
+use super::line_limit::LineLimit;
+use super::log;
+
+const VARIABLE: &str = "NOTIFY_SOCKET";
+
+/// How often it is tried again to send what a manager has not taken.
+const AGAIN: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(super) struct Notifier {
+    /// Nothing if there is no manager.
+    address: Option<SocketAddrUnix>,
+    /// What is to be sent, as `NAME=VALUE`, each name once.
+    waiting: Vec<String>,
+    /// When it is tried again.
+    again: Option<Instant>,
+    failures: LineLimit,
+}
+
+impl Notifier {
+    /// The manager that the environment names.
+    pub(super) fn find() -> Self {
+        Self::new(env::var_os(VARIABLE).and_then(|name| address(name.as_bytes())))
+    }
+
+    fn new(address: Option<SocketAddrUnix>) -> Self {
+        Self { address, waiting: Vec::new(), again: None, failures: LineLimit::new(1) }
+    }
+
+    /// Sends this, now or later.
+    pub(super) fn tell(&mut self, what: &[NotifyState<'_>]) {
+        for state in what.iter().map(ToString::to_string) {
+            let is_same = |other: &String| name(other) == name(&state);
+            match self.waiting.iter_mut().find(|other| is_same(other)) {
+                Some(other) => *other = state,
+                None => self.waiting.push(state),
+            }
+        }
+        self.send();
+    }
+
+    /// Sends what waits if it is time. Returns the time until the next attempt.
+    pub(super) fn tend(&mut self) -> Option<Duration> {
+        let again = self.again?;
+        if again <= Instant::now() {
+            self.send();
+        }
+        self.again.map(|again| again.saturating_duration_since(Instant::now()))
+    }
+
+    fn send(&mut self) {
+        self.again = None;
+        let Some(address) = &self.address else {
+            self.waiting.clear();
+            return;
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
+        let text = self.waiting.join("\n");
+        let sent = socket.and_then(|socket| {
+            sendto(socket, text.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL, address)
+        });
+        match sent {
+            Ok(_) => self.waiting.clear(),
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR | Errno::MFILE | Errno::NFILE) => {
+                self.again = Some(Instant::now() + AGAIN);
+            }
+            Err(errno) => {
+                self.waiting.clear();
+                if self.failures.allows(Instant::now()) {
+                    log::warn!("the service manager cannot be told: {errno}");
+                }
+            }
+        }
+    }
+}
+
+fn name(state: &str) -> &str {
+    state.split('=').next().unwrap_or(state)
+}
+
+/// A path, or a name that begins with `@` and is in no folder.
+fn address(name: &[u8]) -> Option<SocketAddrUnix> {
+    match name {
+        [b'@', rest @ ..] => SocketAddrUnix::new_abstract_name(rest).ok(),
+        _ => SocketAddrUnix::new(name).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_manager_that_does_not_read_gets_the_latest_once_it_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        let mut notifier = Notifier::new(address(path.as_os_str().as_bytes()));
+        let mut sent = 0;
+        while notifier.tend().is_none() {
+            notifier.tell(&[NotifyState::Watchdog]);
+            sent += 1;
+        }
+        notifier.tell(&[NotifyState::Ready, NotifyState::MainPid(7)]);
+        notifier.tell(&[NotifyState::MainPid(8)]);
+        let read = || {
+            let mut text = [0; 100];
+            let length = manager.recv(&mut text).ok()?;
+            Some(String::from_utf8_lossy(&text[..length]).into_owned())
+        };
+        assert_eq!(std::iter::from_fn(read).count(), sent - 1);
+        std::thread::sleep(AGAIN);
+        assert_eq!(notifier.tend(), None);
+        assert_eq!(read().unwrap(), "WATCHDOG=1\nREADY=1\nMAINPID=8");
+        drop(manager);
+        notifier.tell(&[NotifyState::Watchdog]);
+        assert!(notifier.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_name_in_no_folder_is_an_address_too() {
+        let name = format!("taskfork-test-{}", std::process::id());
+        use std::os::linux::net::SocketAddrExt;
+        let own = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&own).unwrap();
+        let mut notifier = Notifier::new(address(format!("@{name}").as_bytes()));
+        notifier.tell(&[NotifyState::Stopping]);
+        let mut text = [0; 100];
+        assert_eq!(manager.recv(&mut text).unwrap(), "STOPPING=1".len());
+    }
+}
