@@ -1,5 +1,14 @@
 //! SQLite behind an untyped interface. A checkout is a connection of one's own, so that it can hold
 //! a transaction; what a checkout leaves open is rolled back before the next one gets the worker.
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork
+//! cargo add rusqlite --features bundled
+//! cargo add tempfile
+//! cargo add tokio --features full
+//! ```
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

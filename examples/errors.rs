@@ -1,5 +1,13 @@
 //! What errors look like and what can be done after them: a handler that tries again, a rollback on
 //! the checkout in which a call failed, and the reports of a panic, a segfault and a timeout.
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork --features tracing
+//! cargo add rusqlite --features bundled
+//! cargo add tokio --features full
+//! ```
 
 use std::time::Duration;
 

@@ -4,6 +4,13 @@
 //! cargo run --example hello -- serve unix:/tmp/hello.sock
 //! cargo run --example hello -- call unix:/tmp/hello.sock
 //! ```
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork
+//! cargo add tokio --features full
+//! ```
 
 use std::process::ExitCode;
 

@@ -3,6 +3,13 @@
 //!
 //!     cargo run --example log_view < requests.ndjson
 //!     cargo run --example log_view -- --trace trace.json < requests.ndjson
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add log-defer
+//! cargo add serde_json
+//! ```
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;

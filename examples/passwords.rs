@@ -1,5 +1,15 @@
 //! Hashes passwords in worker processes: bcrypt takes tens of milliseconds of a core, which no
 //! async task should. The server is started by this very program.
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork
+//! cargo add bcrypt
+//! cargo add serde --features derive
+//! cargo add thiserror
+//! cargo add tokio --features full
+//! ```
 
 use std::time::Instant;
 

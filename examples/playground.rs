@@ -6,6 +6,13 @@
 //! cargo run --example playground -- unix:/tmp/playground.sock --spare-workers 2 --max-calls 10
 //! cargo run --example playground -- --help
 //! ```
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork
+//! cargo add clap --features derive
+//! ```
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};

@@ -1,6 +1,13 @@
 //! A table of 256 MiB, loaded once by the server and shared copy-on-write by eight workers. Prints
 //! how much memory each worker takes: proportionally, where what several processes share counts a
 //! part for each, and what of that is not the table.
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork
+//! cargo add tokio --features full
+//! ```
 
 use taskfork::{BoxError, Client, Methods, Server, ServerBuilder, ServerError};
 

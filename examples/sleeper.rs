@@ -2,6 +2,14 @@
 //! merged message is printed as one line of JSON; `log_view` draws it:
 //!
 //!     cargo run --example sleeper | cargo run --example log_view
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork
+//! cargo add log-defer
+//! cargo add tokio --features full
+//! ```
 
 use std::time::Duration;
 

@@ -1,5 +1,14 @@
 //! A worker's spans and events of `tracing` appear in the subscriber of the program that calls it,
 //! within the span that made the call.
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork --features tracing
+//! cargo add tracing
+//! cargo add tracing-subscriber
+//! cargo add tokio --features full
+//! ```
 
 use std::time::Duration;
 

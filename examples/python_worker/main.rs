@@ -4,6 +4,15 @@
 //! python3 -m venv target/venv && target/venv/bin/pip install ./python
 //! PATH="$PWD/target/venv/bin:$PATH" cargo run --example python_worker
 //! ```
+//!
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork
+//! cargo add log-defer
+//! cargo add serde --features derive
+//! cargo add tokio --features full
+//! ```
 
 use std::path::Path;
 
@@ -52,8 +61,8 @@ fn main() -> Result<(), BoxError> {
         checkout.call::<String>("put", ("four", "not for long")).await?;
         drop(checkout);
 
-        match client.call::<String>("put", ("one", "again")).await {
-            Ok(_) => println!("stored twice"),
+        match client.call::<()>("commit", ()).await {
+            Ok(()) => println!("there was a transaction"),
             Err(error) => println!("\nan exception: {error}\n{}", error.report()),
         }
         let found: Vec<Found> = client.call("find", ("",)).await?;

@@ -33,11 +33,11 @@ class Documents:
         self._database.execute("COMMIT")
 
     def put(self, name: str, data: Union[bytes, str]) -> str:
-        """Stores a document; gives its SHA-256."""
+        """Stores a document, in place of one of the same name; gives its SHA-256."""
         data = data.encode() if isinstance(data, str) else data
         digest = hashlib.sha256(data).hexdigest()
         logging.info("%s has %d bytes", name, len(data))
-        self._database.execute("INSERT INTO document VALUES (?, ?, ?)", (name, digest, data))
+        self._database.execute("REPLACE INTO document VALUES (?, ?, ?)", (name, digest, data))
         return digest
 
     def get(self, name: str) -> Optional[bytes]:

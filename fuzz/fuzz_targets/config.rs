@@ -10,6 +10,9 @@ mod config;
 #[path = "../../crates/taskfork-cli/src/failure.rs"]
 mod failure;
 #[allow(dead_code)]
+#[path = "../../crates/taskfork-cli/src/place.rs"]
+mod place;
+#[allow(dead_code)]
 #[path = "../../crates/taskfork-cli/src/units.rs"]
 mod units;
 

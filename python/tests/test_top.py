@@ -18,11 +18,11 @@ import taskfork.blocking
 class Terminal:
     """A terminal of tmux that runs one program."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], width: int = 120, height: int = 30) -> None:
         if shutil.which("tmux") is None:
             pytest.fail("there is no tmux: install it to test the full-screen view")
         self._socket = f"taskfork-{uuid.uuid4().hex}"
-        size = ["-x", "120", "-y", "30"]
+        size = ["-x", str(width), "-y", str(height)]
         self._tmux("new-session", "-d", "-s", "top", *size, *command)
 
     def _tmux(self, *words: str) -> str:
@@ -65,6 +65,12 @@ def test_workers_are_shown_dismissed_and_killed(top: Any) -> None:
             assert "d dismiss it" in terminal.screen
             assert "memory" in terminal.screen
             terminal.type("k")
+            until("the question", lambda: "any other key does not" in terminal.screen)
+            terminal.type("n")
+            until("what was not done", lambda: "was not killed" in terminal.screen)
+            terminal.type("k")
+            until("the question", lambda: "any other key does not" in terminal.screen)
+            terminal.type("y")
             until("what was done", lambda: "was killed" in terminal.screen)
             with pytest.raises(taskfork.WorkerDied, match="was killed by SIGKILL"):
                 busy.wait()
@@ -111,3 +117,25 @@ def test_the_queue_is_shown(top: Any) -> None:
             await loop.run_in_executor(None, shows, "0 wait for one")
 
     asyncio.run(wait_in_line())
+
+
+def test_a_terminal_of_20_columns_and_5_lines_is_enough(playground: Any) -> None:
+    server = playground("--spare-workers", "4")
+    terminal = Terminal([str(TASKFORK), "top", server.address], 20, 5)
+    try:
+        until("the workers", lambda: terminal.screen.count(" spare") == 2)
+        lines = terminal.screen.splitlines()
+        assert [lines[1].split(), lines[4].split()] == [
+            ["worker", "pid", "state"],
+            ["?", "keys", "q", "quit"],
+        ]
+        terminal.type("End")
+        until("the last worker", lambda: "\n4 " in terminal.screen)
+        terminal.type("k")
+        until("the question", lambda: "kill 4? y/n" in terminal.screen)
+        terminal.type("y")
+        until("what was done", lambda: "worker 4 was killed" in terminal.screen)
+        terminal.type("q")
+        until("the end", terminal.is_over)
+    finally:
+        terminal.end()

@@ -5,10 +5,16 @@
 //! finished [`Message`] goes to a callback, which writes it wherever logs go. The message is that of
 //! Perl's Log::Defer, version 0.312, so programs in both languages can share their logs and tools.
 //!
+//! ```sh
+//! cargo add log-defer
+//! cargo add serde_json
+//! ```
+//!
 //! ```
 //! use log_defer::{JsonLines, Level, Log};
 //! use serde_json::json;
 //!
+//! # fn main() {
 //! let lines = JsonLines::new(Vec::new());
 //! let log = Log::builder().verbosity(Level::INFO).start(lines.callback());
 //! log.info("request received");
@@ -23,6 +29,7 @@
 //! let written = String::from_utf8(lines.into_inner().unwrap()).unwrap();
 //! assert!(written.contains(r#"20,"the cache is cold",{"entries":0}]"#));
 //! assert!(!written.contains("never built"));
+//! # }
 //! ```
 //!
 //! [`timeline`] draws messages for people, and [`chrome_trace`] for Perfetto and other viewers.

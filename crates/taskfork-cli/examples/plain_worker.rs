@@ -63,6 +63,7 @@ fn answer(call: &Value) -> Value {
     let log = json!({"start": 0.0, "logs": [[0.0, 30, "asked", call[2]]]});
     match (call[2].as_str(), &call[3]) {
         (Some("echo"), value) => json!(["ok", {}, value]),
+        (Some("kind"), value) => json!(["ok", {}, kind(value)]),
         (Some("pid"), _) => json!(["ok", {}, std::process::id()]),
         (Some("logged"), value) => json!(["ok", {"ld": log}, value]),
         (Some("sleep"), milliseconds) => {
@@ -70,7 +71,20 @@ fn answer(call: &Value) -> Value {
             std::thread::sleep(std::time::Duration::from_millis(milliseconds));
             json!(["ok", {}, null])
         }
+        (Some(method), _) if method.starts_with("exit") => std::process::exit(0),
         (Some("abort"), _) => std::process::abort(),
         (other, _) => json!(["er", {}, format!("no method {}", other.unwrap_or("given"))]),
+    }
+}
+
+/// What a value is, in the words of JSON.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
     }
 }

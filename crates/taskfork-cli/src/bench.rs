@@ -9,12 +9,13 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use taskfork::{Client, Value};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::call::Target;
 use crate::failure::Failure;
-use crate::output;
 use crate::units::Time;
-use crate::values;
+use crate::values::Words;
+use crate::{logging, output, waiting};
 
 /// Which load.
 #[derive(Debug, clap::Args)]
@@ -23,9 +24,8 @@ pub(crate) struct Options {
     target: Target,
     /// The method
     method: String,
-    /// Its arguments as JSON; a bare word is a string
-    #[arg(allow_negative_numbers = true)]
-    args: Vec<String>,
+    #[command(flatten)]
+    args: Words,
     /// How many calls
     #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
     calls: usize,
@@ -40,19 +40,24 @@ pub(crate) struct Options {
     json: bool,
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
+pub(crate) fn run(options: Options, logging: &logging::Options) -> Result<(), Failure> {
     if options.concurrency == 0 || options.calls == 0 {
         return Err(Failure::usage("there is nothing to do with 0 calls, or 0 at a time"));
     }
-    let args = Arc::new(values::arguments(&options.args)?);
+    let args = Arc::new(options.args.values()?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(load(&options, args))?;
+    let outcome = runtime.block_on(load(&options, args, logging))?;
     if options.json {
-        output::print(&format!("{}\n", outcome.json()))?;
+        output::line(&outcome.json())?;
     } else {
-        output::print(&outcome.text().to_string())?;
+        output::text(&outcome.text())?;
     }
     match outcome.first_error {
+        None if outcome.is_interrupted => Err(Failure::interrupted(format!(
+            "interrupted after {} of {} calls",
+            outcome.times.len(),
+            options.calls
+        ))),
         None => Ok(()),
         Some(error) => {
             Err(Failure::call(format!("{} calls failed; the first: {error}", outcome.failed)))
@@ -66,15 +71,26 @@ struct Outcome {
     took: Duration,
     failed: usize,
     first_error: Option<String>,
+    /// It was ended by a signal before all calls were made.
+    is_interrupted: bool,
 }
 
 /// Times are counted in nanoseconds, up to an hour.
 const LONGEST: u64 = 3_600_000_000_000;
 
-async fn load(options: &Options, args: Arc<Vec<Value>>) -> Result<Outcome, Failure> {
-    let client = options.target.client(options.concurrency, options.timeout.limit())?;
+async fn load(
+    options: &Options,
+    args: Arc<Vec<Value>>,
+    logging: &logging::Options,
+) -> Result<Outcome, Failure> {
+    let (place, timeout) = (&options.target.address, options.timeout.limit());
+    let client = options.target.client(options.concurrency, timeout)?;
     // The first call of each worker, which waits for its start, is not counted.
-    warm_up(&client, options, &args).await?;
+    let warm = warm_up(&client, options, &args);
+    waiting::watched(&client, place, timeout, logging, warm).await?;
+    // Until here a signal ends this program as any other.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let progress = progress(options);
     let left = AtomicUsize::new(options.calls);
     let times =
@@ -95,7 +111,12 @@ async fn load(options: &Options, args: Arc<Vec<Value>>) -> Result<Outcome, Failu
         }
     };
     let callers: Vec<_> = (0..options.concurrency).map(|_| caller()).collect();
-    all(callers).await;
+    let is_interrupted = tokio::select! {
+        biased;
+        () = all(callers) => false,
+        _ = interrupt.recv() => true,
+        _ = terminate.recv() => true,
+    };
     let took = start.elapsed();
     progress.finish_and_clear();
     Ok(Outcome {
@@ -103,6 +124,7 @@ async fn load(options: &Options, args: Arc<Vec<Value>>) -> Result<Outcome, Failu
         failed: failed.into_inner(),
         first_error: first_error.take(),
         times: times.into_inner(),
+        is_interrupted,
     })
 }
 
@@ -147,7 +169,7 @@ const PERCENTILES: [(f64, &str); 5] =
 
 impl Outcome {
     fn rate(&self) -> f64 {
-        self.times.len() as f64 / self.took.as_secs_f64()
+        self.times.len() as f64 / self.took.as_secs_f64().max(1e-9)
     }
 
     fn json(&self) -> serde_json::Value {
@@ -157,6 +179,7 @@ impl Outcome {
         json!({
             "calls": self.times.len(),
             "failed": self.failed,
+            "interrupted": self.is_interrupted,
             "seconds": self.took.as_secs_f64(),
             "calls_per_second": self.rate(),
             "mean_us": self.times.mean() / 1000.0,

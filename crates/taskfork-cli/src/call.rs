@@ -1,6 +1,5 @@
 //! `taskfork call`: a method called, its result printed.
 
-use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -10,8 +9,10 @@ use taskfork::{Client, ClientBuilder, Value};
 
 use crate::config::Language;
 use crate::failure::{Failure, beginning};
+use crate::place::Place;
 use crate::units::Time;
-use crate::values;
+use crate::values::{self, Words};
+use crate::{logging, output, waiting};
 
 /// Whom to call, and how.
 #[derive(Debug, clap::Args)]
@@ -24,9 +25,8 @@ pub(crate) struct Options {
     target: Target,
     /// The method; none for a call that names no method
     method: Option<String>,
-    /// Its arguments as JSON; a bare word is a string, `-` is what standard input has
-    #[arg(allow_negative_numbers = true)]
-    args: Vec<String>,
+    #[command(flatten)]
+    args: Words,
     /// The time that each call has, 0 for no limit
     #[arg(long, value_name = "TIME", default_value = "30s", allow_negative_numbers = true)]
     timeout: Time,
@@ -47,8 +47,8 @@ pub(crate) struct Options {
 /// Which server.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// Where the server listens: unix:PATH or tcp:HOST:PORT
-    pub(crate) address: OsString,
+    /// Where the server listens: unix:PATH, PATH or tcp:HOST:PORT
+    pub(crate) address: Place,
     /// Which protocol to speak
     #[arg(long, default_value = "native")]
     pub(crate) protocol: Language,
@@ -66,7 +66,7 @@ impl Target {
             Language::Json => taskfork::Protocol::Perl,
         };
         let client: ClientBuilder = Client::builder()
-            .address(self.address.clone())
+            .address(self.address.address().map_err(Failure::usage)?)
             .name("taskfork")
             .protocol(protocol)
             .hand_over(false)
@@ -77,11 +77,11 @@ impl Target {
     }
 }
 
-pub(crate) fn run(options: Options, full: bool) -> Result<(), Failure> {
+pub(crate) fn run(options: Options, full: bool, logging: &logging::Options) -> Result<(), Failure> {
     if options.concurrency == 0 {
         return Err(Failure::usage("--concurrency is 0").hint("at least one call runs at a time"));
     }
-    let args = values::arguments(&options.args)?;
+    let args = options.args.values()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = options.target.client(options.concurrency, options.timeout.limit())?;
@@ -98,23 +98,29 @@ pub(crate) fn run(options: Options, full: bool) -> Result<(), Failure> {
             drop(checkout);
             (call, log)
         });
-        let mut failed = None;
-        for (call, log) in calls.collect::<Vec<_>>() {
-            let outcome = call.await;
-            if let Some((log, message)) = log {
-                drop(log);
-                let width = Style::for_stdout().width;
-                let style = Style { width, color: std::io::stderr().is_terminal() };
-                message.try_iter().for_each(|message| {
-                    drop(writeln!(std::io::stderr(), "{}", timeline(&message, style)))
-                });
+        // All are made before the first is awaited, so that they run beside each other.
+        let calls: Vec<_> = calls.collect();
+        let done = async {
+            let mut failed = None;
+            for (call, log) in calls {
+                let outcome = call.await;
+                if let Some((log, message)) = log {
+                    drop(log);
+                    let width = Style::for_stdout().width;
+                    let style = Style { width, color: logging::colors(&std::io::stderr()) };
+                    message.try_iter().for_each(|message| {
+                        drop(writeln!(std::io::stderr(), "{}", timeline(&message, style)))
+                    });
+                }
+                match outcome {
+                    Ok(value) => print(&value, options.raw, full)?,
+                    Err(error) => failed = failed.or(Some(Failure::of(&error))),
+                }
             }
-            match outcome {
-                Ok(value) => print(&value, options.raw, full)?,
-                Err(error) => failed = failed.or(Some(Failure::of(&error))),
-            }
-        }
-        failed.map_or(Ok(()), Err)
+            failed.map_or(Ok(()), Err)
+        };
+        let (place, timeout) = (&options.target.address, options.timeout.limit());
+        waiting::watched(&client, place, timeout, logging, done).await
     })
 }
 
@@ -136,8 +142,7 @@ fn print(value: &Value, raw: bool, full: bool) -> Result<(), Failure> {
         Value::Binary(bytes) if raw => Some(&bytes[..]),
         _ => None,
     };
-    let mut out = std::io::stdout().lock();
-    let written = match bytes {
+    output::write(|out| match bytes {
         Some(bytes) if !is_terminal => out.write_all(bytes),
         bytes => {
             let text = match bytes {
@@ -157,10 +162,5 @@ fn print(value: &Value, raw: bool, full: bool) -> Result<(), Failure> {
                 None => writeln!(out, "{}", beginning(&printable_json(&text), most)),
             }
         }
-    };
-    match written {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
-    }
+    })
 }

@@ -1,7 +1,7 @@
 //! The options of a pool, from the command line or from a file.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,18 +9,19 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use serde::Deserialize;
-use serde::de::{self, Deserializer};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::failure::{Failure, nearest};
+use crate::place::Place;
 use crate::units::{Size, Time};
 
 /// What a server of one program can be told.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Pool {
-    /// Where to listen: unix:PATH, tcp:HOST:PORT or fd:NUMBER [default: the service manager's socket]
+    /// Where to listen: unix:PATH, PATH, tcp:HOST:PORT or fd:NUMBER [default: the service manager's socket]
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Option<Listen>,
+    pub(crate) listen: Option<Place>,
     /// The name in `ps` and in logs [default: taskfork, or the pool's name]
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -114,22 +115,6 @@ pub(crate) struct Pool {
     pub(crate) command: Vec<String>,
 }
 
-/// The text of an address. Its path need not be UTF-8, except in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Listen(pub(crate) OsString);
-
-impl From<OsString> for Listen {
-    fn from(text: OsString) -> Self {
-        Self(text)
-    }
-}
-
-impl<'de> Deserialize<'de> for Listen {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(text.into()))
-    }
-}
-
 /// Which protocol a program speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -175,7 +160,11 @@ impl FromStr for Mode {
 
 impl<'de> Deserialize<'de> for Mode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        // A number would be taken for a decimal one.
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(text) => text.parse().map_err(de::Error::custom),
+            other => Err(de::Error::custom(format!("write the mode as text, such as \"{other}\""))),
+        }
     }
 }
 
@@ -187,8 +176,7 @@ pub(crate) struct LimitOf {
 }
 
 /// What can be limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LimitName {
     AddressSpace,
     CpuTime,
@@ -209,12 +197,10 @@ impl LimitName {
     }
 }
 
-impl FromStr for LimitOf {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, value) = text.split_once('=').ok_or("write NAME=VALUE, as in cpu-time=60")?;
-        let name = LimitName::from_str(name, false).map_err(|_| {
+impl LimitOf {
+    /// With a name of either spelling: files have underscores in other keys.
+    fn new(name: &str, value: &str) -> Result<Self, String> {
+        let name = LimitName::from_str(&name.replace('_', "-"), false).map_err(|_| {
             let known = LimitName::value_variants().iter().filter_map(ValueEnum::to_possible_value);
             let known: Vec<String> = known.map(|value| value.get_name().to_owned()).collect();
             match nearest(name, known.iter().map(String::as_str)) {
@@ -223,6 +209,15 @@ impl FromStr for LimitOf {
             }
         })?;
         Ok(Self { name, value: name.value(value)? })
+    }
+}
+
+impl FromStr for LimitOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or("write NAME=VALUE, as in cpu-time=60")?;
+        Self::new(name, value)
     }
 }
 
@@ -241,18 +236,43 @@ fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String
     Ok(Some(names.collect()))
 }
 
-/// Limits as a table of a file.
+/// Limits as on the command line, one or a list of them, or as a table.
 fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LimitOf>, D::Error> {
-    let table = BTreeMap::<LimitName, toml::Value>::deserialize(deserializer)?;
-    let limit = |(name, value): (LimitName, toml::Value)| {
-        let text = match &value {
-            toml::Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        let value = name.value(&text).map_err(de::Error::custom)?;
-        Ok(LimitOf { name, value })
-    };
-    table.into_iter().map(limit).collect()
+    struct Limits;
+
+    impl<'de> Visitor<'de> for Limits {
+        type Value = Vec<LimitOf>;
+
+        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            out.write_str("a list such as [\"cpu-time=60\", \"open-files=100\"]")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            text.parse().map(|limit| vec![limit]).map_err(E::custom)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut limits = Vec::new();
+            while let Some(text) = list.next_element::<String>()? {
+                limits.push(text.parse().map_err(de::Error::custom)?);
+            }
+            Ok(limits)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Self::Value, A::Error> {
+            let mut limits = Vec::new();
+            while let Some((name, value)) = table.next_entry::<String, toml::Value>()? {
+                let text = match value {
+                    toml::Value::String(text) => text,
+                    other => other.to_string(),
+                };
+                limits.push(LimitOf::new(&name, &text).map_err(de::Error::custom)?);
+            }
+            Ok(limits)
+        }
+    }
+
+    deserializer.deserialize_any(Limits)
 }
 
 /// The most bytes of a file of pools. Thousands of pools fit.
@@ -314,6 +334,24 @@ fn mistake(path: &Path, text: &str, error: &toml::de::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_written_as_on_the_command_line() {
+        let limits = |text: &str| {
+            let pool: Result<Pool, _> = toml::from_str(&format!("limit = {text}"));
+            pool.map(|pool| pool.limit).map_err(|error| error.message().to_owned())
+        };
+        let both = ["cpu-time=60".parse().unwrap(), "address-space=4GiB".parse().unwrap()];
+        assert_eq!(limits("[\"cpu-time=60\", \"address-space=4GiB\"]").unwrap(), both);
+        assert_eq!(limits("\"cpu-time=60\"").unwrap(), both[..1]);
+        let table = "{ cpu-time = \"1m\", address_space = \"4GiB\" }";
+        assert_eq!(limits(table).unwrap().len(), 2);
+        assert!(both.iter().all(|limit| limits(table).unwrap().contains(limit)));
+        assert!(limits("[\"cpu-tme=60\"]").unwrap_err().contains("did you mean `cpu-time`?"));
+        assert!(limits("{ cpu_tme = 60 }").unwrap_err().contains("did you mean `cpu-time`?"));
+        assert!(limits("[\"cpu-time\"]").unwrap_err().contains("write NAME=VALUE"));
+        assert!(limits("7").unwrap_err().contains("a list such as"));
+    }
 
     #[test]
     fn a_file_that_is_too_long_is_refused_at_the_limit() {

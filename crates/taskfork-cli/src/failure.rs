@@ -3,16 +3,17 @@
 //! the beginning of it if it is long.
 
 use std::fmt::{self, Display};
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use log_defer::printable_lines;
-use taskfork::LogWriter;
 
 /// Exit statuses; 2 is also what a mistake in the command line gives.
 const CALL: u8 = 1;
 const USAGE: u8 = 2;
 const FATAL: u8 = 3;
+/// As of a program that SIGINT has ended.
+const INTERRUPTED: u8 = 130;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -41,6 +42,11 @@ impl Failure {
         Self::new(FATAL, what)
     }
 
+    /// The command was interrupted before it was done.
+    pub(crate) fn interrupted(what: impl Display) -> Self {
+        Self::new(INTERRUPTED, what)
+    }
+
     fn new(status: u8, what: impl Display) -> Self {
         Self { status, what: what.to_string(), hint: None, report: None }
     }
@@ -49,6 +55,11 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl Display) -> Self {
         self.hint = Some(hint.to_string());
         self
+    }
+
+    /// Says in what the mistake is.
+    pub(crate) fn within(self, what: &str) -> Self {
+        Self { what: format!("{what}: {}", self.what), ..self }
     }
 
     /// Of a call's error, with what to do about its kind.
@@ -100,21 +111,25 @@ impl Failure {
         Self { report: Some(error.report().to_string()), ..failure }
     }
 
-    /// Says it on standard error; gives the status to exit with. Long texts are shown in full only if they are
-    /// to be.
-    pub(crate) fn show(&self, verbose: bool, full: bool) -> ExitCode {
-        // The status says that it failed, also where nobody reads why.
-        let _ = io::stderr().write_all(self.text(verbose, full).as_bytes());
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
+    pub(crate) fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    pub(crate) fn report(&self) -> Option<&str> {
+        self.report.as_deref()
+    }
+
+    /// The status to exit with.
+    pub(crate) fn status(&self) -> ExitCode {
         ExitCode::from(self.status)
     }
 
-    /// Says it in a server's log, which is not waited for; gives the status to exit with.
-    pub(crate) fn log(&self, verbose: bool, full: bool) -> ExitCode {
-        let _ = LogWriter::new().write_all(self.text(verbose, full).as_bytes());
-        ExitCode::from(self.status)
-    }
-
-    fn text(&self, verbose: bool, full: bool) -> String {
+    /// It as text. Long texts are shown in full only if they are to be.
+    pub(crate) fn text(&self, verbose: bool, full: bool) -> String {
         let most = if full { usize::MAX } else { MOST };
         let mut text = format!("taskfork: {}\n", beginning(&self.what, most));
         match (&self.report, &self.hint) {

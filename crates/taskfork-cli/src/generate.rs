@@ -6,6 +6,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::failure::Failure;
+use crate::output;
 
 /// Which shell.
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,7 @@ pub(crate) struct Completions {
 pub(crate) fn completions(options: &Completions) -> Result<(), Failure> {
     let mut out = Vec::new();
     clap_complete::generate(options.shell, &mut crate::Command::command(), "taskfork", &mut out);
-    write(&out)
+    output::write(|to| io::Write::write_all(to, &out))
 }
 
 /// The page of the command and, behind it, those of its subcommands.
@@ -29,12 +30,5 @@ pub(crate) fn man() -> Result<(), Failure> {
         let name = format!("taskfork-{}", sub.get_name());
         clap_mangen::Man::new(sub.clone().name(name)).render(&mut out)?;
     }
-    write(&out)
-}
-
-fn write(out: &[u8]) -> Result<(), Failure> {
-    match io::Write::write_all(&mut io::stdout().lock(), out) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
-    }
+    output::write(|to| io::Write::write_all(to, &out))
 }

@@ -1,26 +1,32 @@
-//! The `taskfork` command. Each subcommand is a file; `units` reads times and sizes, `failure` is how
-//! everything ends that does not succeed.
+//! The `taskfork` command. Each subcommand is a file; `units` reads times and sizes, `place` addresses, `values`
+//! arguments. `output` is standard output, `logging` standard error, `failure` how everything ends that does not
+//! succeed.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod call;
 mod config;
+mod config_command;
 mod failure;
 mod generate;
 mod hangup;
+mod logging;
 mod logs;
 mod notify;
 mod output;
+mod place;
 mod pools;
 mod serve;
 mod status;
 mod top;
 mod units;
 mod values;
+mod waiting;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
 
 /// Exclusive checkouts of forked worker processes: serves programs of any language as workers, calls
 /// them, watches and measures them.
@@ -33,6 +39,8 @@ struct Command {
     /// Show long errors, and long results on a terminal, in full
     #[arg(long, global = true)]
     full: bool,
+    #[command(flatten)]
+    logging: logging::Options,
     #[command(subcommand)]
     what: What,
 }
@@ -49,6 +57,8 @@ enum What {
     Status(status::Options),
     /// Put a load on a server and measure it
     Bench(bench::Options),
+    /// Check a file of pools, or print an example of one
+    Config(config_command::Options),
     /// Show Log::Defer messages, one JSON message a line, as timelines
     Logs(logs::Options),
     /// Print completions for a shell
@@ -58,49 +68,42 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    let Command { verbose, full, what } = Command::parse();
+    let Command { verbose, full, logging, what } = Command::parse();
+    let (mut is_server, mut log_file) = (false, false);
+    match &what {
+        What::Serve(options) => {
+            if let Err(failure) = options.open_log() {
+                return logging.fail(&failure, verbose, full);
+            }
+            log_file = options.log_file.is_some();
+            is_server = true;
+            logging.start(verbose, LevelFilter::INFO, !log_file);
+        }
+        // A line of the log would stand in the middle of the screen.
+        What::Top(options) if !options.once => {}
+        _ => logging.start(verbose, LevelFilter::WARN, true),
+    }
     let done = match what {
-        What::Serve(options) => return serve(*options, verbose, full),
-        What::Call(options) => call::run(options, full),
+        What::Serve(options) => serve::run(*options, &logging),
+        What::Call(options) => call::run(options, full, &logging),
         What::Top(options) => top::run(options),
         What::Status(options) => status::run(options),
-        What::Bench(options) => bench::run(options),
+        What::Bench(options) => bench::run(options, &logging),
+        What::Config(options) => config_command::run(options),
         What::Logs(options) => logs::run(options),
         What::Completions(options) => generate::completions(&options),
         What::Man => generate::man(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.show(verbose, full),
-    }
-}
-
-/// A server's own failure is in its log as well.
-fn serve(options: serve::Options, verbose: bool, full: bool) -> ExitCode {
-    if let Err(failure) = options.open_log() {
-        return failure.show(verbose, full);
-    }
-    let has_log_file = options.log_file.is_some();
-    start_logging(verbose, !has_log_file);
-    match serve::run(options) {
-        Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let status = failure.log(verbose, full);
-            if has_log_file { failure.show(verbose, full) } else { status }
+            if is_server {
+                logging.log_failure(&failure, verbose, full);
+            }
+            match is_server && !log_file {
+                true => failure.status(),
+                false => logging.fail(&failure, verbose, full),
+            }
         }
     }
-}
-
-/// A server says what happens on standard error, or in its log file.
-fn start_logging(verbose: bool, on_stderr: bool) {
-    use tracing_subscriber::filter::LevelFilter;
-
-    let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    let is_terminal = on_stderr && std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(is_terminal)
-        .with_target(false)
-        .with_writer(taskfork::LogWriter::new)
-        .init();
 }

@@ -9,6 +9,7 @@ use taskfork::{
 use crate::config::{self, Pool};
 use crate::failure::Failure;
 use crate::hangup::Hangup;
+use crate::logging;
 use crate::pools;
 
 /// Where and how to serve what.
@@ -52,12 +53,12 @@ impl Options {
     }
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
+pub(crate) fn run(options: Options, logging: &logging::Options) -> Result<(), Failure> {
     let Options { config, pool, keep_pid, restart_on_hangup, log_file, mut own, command } = options;
     let restarts = Restarts { keep_pid, on_hangup: restart_on_hangup };
     let Some(file) = config else {
         own.command = command;
-        return serve(own, restarts);
+        return serve(own, &Origin::CommandLine, restarts, logging);
     };
     if own != Pool::default() {
         return Err(Failure::usage("options of a pool stand in the file if there is one")
@@ -73,7 +74,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
                     .hint(format!("there is {known}")));
             };
             pools::end_with_parent()?;
-            serve(pool, restarts)
+            serve(pool, &Origin::File, restarts, logging)
         }
         None => {
             for pool in pools.values() {
@@ -85,22 +86,80 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
 }
 
 /// How the server of a pool is restarted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Restarts {
     keep_pid: bool,
     on_hangup: bool,
 }
 
-fn serve(pool: Pool, restarts: Restarts) -> Result<(), Failure> {
-    check_program(&pool)?;
-    describe(pool, restarts).run().map_err(|error| match error {
-        ServerError::Killed { .. } => Failure::fatal(error)
-            .hint("--shutdown-grace gives running checkouts more time; a second signal takes it"),
-        ServerError::Died { .. } => {
-            Failure::fatal(error).hint("the log above may say why; start the command again")
+/// Where the options of a pool stand, so that messages name them as they are written there.
+enum Origin {
+    CommandLine,
+    File,
+}
+
+impl Origin {
+    fn name(&self, option: &str) -> String {
+        match self {
+            Self::CommandLine => format!("--{}", option.replace('_', "-")),
+            Self::File => format!("`{option}`"),
         }
-        error => Failure::usage(error).hint("`taskfork serve --help` lists all options"),
-    })
+    }
+
+    /// A server's error in the words of the command, which has no builder.
+    fn explain(&self, error: ServerError) -> Failure {
+        match error {
+            ServerError::Killed { .. } => {
+                let grace = self.name("shutdown_grace");
+                Failure::fatal(error).hint(format!(
+                    "{grace} gives running checkouts more time; a second signal takes it"
+                ))
+            }
+            ServerError::NoAddress => {
+                let listen = self.name("listen");
+                Failure::usage(format!("there is no address to listen at: {listen} is missing")).hint(
+                    "give --listen unix:PATH or --listen tcp:HOST:PORT; without it a service manager \
+                     has to pass a socket on (LISTEN_FDS)",
+                )
+            }
+            ServerError::Network { address } => {
+                let allow = self.name("allow_unauthenticated_network");
+                Failure::usage(format!(
+                    "other machines can reach {address}, where whoever connects could call every method"
+                ))
+                .hint(format!(
+                    "listen at a unix socket or a loopback address, or set {allow} if all that can reach \
+                     it may"
+                ))
+            }
+            ServerError::Option { option, reason } => {
+                Failure::usage(format!("{} cannot be so: {reason}", self.name(option)))
+                    .hint("`taskfork serve --help` says what each option takes")
+            }
+            ServerError::Died { .. } => {
+                Failure::fatal(error).hint("the log above may say why; start the command again")
+            }
+            error => Failure::usage(error).hint("`taskfork serve --help` lists all options"),
+        }
+    }
+}
+
+fn serve(
+    pool: Pool,
+    origin: &Origin,
+    restarts: Restarts,
+    logging: &logging::Options,
+) -> Result<(), Failure> {
+    check_program(&pool)?;
+    describe(pool, restarts, logging)?.run().map_err(|error| origin.explain(error))
+}
+
+/// Whether a pool of a file could be served, as far as that can be known before.
+pub(crate) fn check(pool: Pool) -> Result<(), Failure> {
+    check_program(&pool)?;
+    describe(pool, Restarts::default(), &logging::Options::default())?
+        .check()
+        .map_err(|error| Origin::File.explain(error))
 }
 
 /// A program that cannot be found is told now, and not by each of its workers.
@@ -117,7 +176,7 @@ fn check_program(pool: &Pool) -> Result<(), Failure> {
 }
 
 /// The server with all options that were given.
-fn describe(pool: Pool, restarts: Restarts) -> Server {
+fn describe(pool: Pool, restarts: Restarts, logging: &logging::Options) -> Result<Server, Failure> {
     let mut command = pool.command.into_iter();
     let mut executable = Executable::new(command.next().unwrap_or_default());
     for arg in command {
@@ -136,7 +195,9 @@ fn describe(pool: Pool, restarts: Restarts) -> Server {
     for limit in pool.limit {
         server = server.limit(limit.kind(), limit.value);
     }
-    server = given(server, pool.listen, |server, address| server.listen(address.0));
+    if let Some(place) = pool.listen {
+        server = server.listen(place.address().map_err(Failure::usage)?);
+    }
     server = given(server, pool.name, ServerBuilder::name);
     server = given(server, pool.protocols, |server, protocols| {
         server.protocols(protocols.into_iter().map(Protocol::from))
@@ -164,11 +225,11 @@ fn describe(pool: Pool, restarts: Restarts) -> Server {
     server = given(server, pool.status_socket, |server, path| {
         server.status_socket(Some(path).filter(|path| path.as_os_str() != "none"))
     });
-    server = given(server, pool.stderr, |server, stderr| {
-        server.stderr(match stderr {
-            config::StandardError::Capture => Stderr::Capture,
-            config::StandardError::Inherit => Stderr::Inherit,
-        })
+    server = server.stderr(match pool.stderr.unwrap_or(config::StandardError::Capture) {
+        // Whoever reads lines of JSON reads nothing else.
+        config::StandardError::Capture if logging.is_json() => Stderr::Log,
+        config::StandardError::Capture => Stderr::Capture,
+        config::StandardError::Inherit => Stderr::Inherit,
     });
     server = given(server, pool.busy_poll, |server, mode| {
         server.busy_poll(match mode {
@@ -176,7 +237,7 @@ fn describe(pool: Pool, restarts: Restarts) -> Server {
             config::Polling::Off => BusyPoll::Off,
         })
     });
-    server.executable(executable)
+    Ok(server.executable(executable))
 }
 
 /// Sets what was given.

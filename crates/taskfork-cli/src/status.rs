@@ -1,14 +1,14 @@
 //! `taskfork status`: what a server and its workers do, once.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use log_defer::{printable, printable_json, printable_lines};
-use taskfork::{Address, ServerStatus};
+use taskfork::ServerStatus;
 
 use crate::failure::Failure;
 use crate::output;
+use crate::place::Place;
 
 /// Which server, and how to show it.
 #[derive(Debug, clap::Args)]
@@ -26,27 +26,30 @@ pub(crate) struct Options {
 /// The server that is looked at.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Watched {
-    /// Where the server listens, unix:PATH, or the path of its status socket
-    address: OsString,
+    /// Where the server listens, unix:PATH or PATH, or the path of its status socket
+    address: Place,
 }
 
 impl Watched {
     /// The path of its status socket.
     pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
-        let begins = |form: &&str| self.address.as_encoded_bytes().starts_with(form.as_bytes());
-        if !["unix:", "unix-percent:", "tcp:", "fd:"].iter().any(begins) {
-            return Ok(self.address.clone().into());
-        }
-        let address = Address::try_from(self.address.as_os_str()).map_err(Failure::usage)?;
-        let Some(path) = address.path() else {
-            return Err(Failure::usage(format!(
-                "a server at {address} tells of itself only at a status socket"
-            ))
-            .hint("give the path that its --status-socket has"));
+        let Some(path) = self.address.socket_path() else {
+            return match self.address.has_scheme() {
+                true => Err(Failure::usage(format!(
+                    "a server at {} tells of itself only at a status socket",
+                    self.address
+                ))
+                .hint("give the path that its --status-socket has")),
+                false => Ok(self.address.as_os_str().into()),
+            };
         };
-        let mut path = path.as_os_str().to_owned();
-        path.push(".status");
-        Ok(path.into())
+        let mut status = path.clone().into_os_string();
+        status.push(".status");
+        // A path without `unix:` is that of either socket.
+        match self.address.has_scheme() || Path::new(&status).exists() {
+            true => Ok(status.into()),
+            false => Ok(path),
+        }
     }
 
     /// What the server says now.
@@ -57,7 +60,7 @@ impl Watched {
 }
 
 /// Nobody tells anything at that socket.
-fn unanswered(socket: &std::path::Path, error: &std::io::Error) -> Failure {
+fn unanswered(socket: &Path, error: &std::io::Error) -> Failure {
     Failure::fatal(format!("no server tells of itself at {}: {error}", socket.display()))
         .hint("start the server, or check the address and who may use the socket")
 }
@@ -65,13 +68,12 @@ fn unanswered(socket: &std::path::Path, error: &std::io::Error) -> Failure {
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let status = options.server.read()?;
     if options.json {
-        output::print(&format!("{}\n", json(&status)?))?;
+        output::line(&json(&status)?)
     } else if options.metrics {
-        output::print(&printable_lines(&metrics(&status)?))?;
+        output::text(&printable_lines(&metrics(&status)?))
     } else {
-        output::print(&text(&status))?;
+        output::text(&text(&status))
     }
-    Ok(())
 }
 
 /// One line of JSON.

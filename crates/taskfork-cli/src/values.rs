@@ -1,6 +1,10 @@
 //! Arguments and results of calls as JSON.
 
-use std::io::Read;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,31 +13,121 @@ use taskfork::Value;
 
 use crate::failure::Failure;
 
-/// Reads arguments: JSON, or a word that stands for itself; `-` is what standard input has, as JSON
-/// if it is, or else as text or bytes.
-pub(crate) fn arguments(words: &[String]) -> Result<Vec<Value>, Failure> {
-    if words.iter().filter(|word| *word == "-").count() > 1 {
-        return Err(Failure::usage("only one argument can be read from standard input")
-            .hint("give the others as JSON"));
-    }
-    words.iter().map(|word| argument(word)).collect()
+/// The arguments of a call.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Words {
+    /// Its arguments. JSON such as 7, true, '[1, 2]' or '"7"' is that value, {"base64": "…"} in it is
+    /// bytes; any other word is a string. @FILE is the bytes of a file, - what standard input has. A string
+    /// that begins with @, {, [ or a quotation mark is written as JSON: '"@home"'
+    #[arg(value_name = "ARG", allow_negative_numbers = true)]
+    args: Vec<OsString>,
+    /// Pass each argument as the bytes that it is written with, and not as JSON; @FILE and - stand for the
+    /// bytes that they have
+    #[arg(long)]
+    bytes: bool,
 }
 
-fn argument(word: &str) -> Result<Value, Failure> {
-    if word != "-" {
-        return Ok(serde_json::from_str(word).unwrap_or_else(|_| word.into()));
+/// No message can have more.
+const MOST: u64 = 64 << 20;
+
+impl Words {
+    /// The values that are meant.
+    pub(crate) fn values(&self) -> Result<Vec<Value>, Failure> {
+        if self.args.iter().filter(|word| *word == "-" || *word == "@-").count() > 1 {
+            return Err(Failure::usage("only one argument can be read from standard input")
+                .hint("give the others as JSON, or as @FILE"));
+        }
+        self.args.iter().map(|word| self.value(word)).collect()
     }
+
+    fn value(&self, word: &OsStr) -> Result<Value, Failure> {
+        if word == "-" {
+            let bytes = all_of(io::stdin().lock(), "standard input")?;
+            return match self.bytes {
+                true => Ok(Value::Binary(bytes)),
+                false => text_or_bytes(bytes),
+            };
+        }
+        match word.as_bytes() {
+            b"@-" => all_of(io::stdin().lock(), "standard input").map(Value::Binary),
+            [b'@', path @ ..] => {
+                let path = Path::new(OsStr::from_bytes(path));
+                let shown = path.display().to_string();
+                let file = File::open(path).map_err(|error| {
+                    Failure::usage(format!("cannot read {shown}: {error}"))
+                        .hint("a string that begins with @ is written as JSON, as in '\"@home\"'")
+                })?;
+                all_of(file, &shown).map(Value::Binary)
+            }
+            bytes if self.bytes => Ok(Value::Binary(bytes.to_vec())),
+            bytes => match std::str::from_utf8(bytes) {
+                Ok(text) => json_or_text(text, "the argument"),
+                Err(_) => Err(Failure::usage("an argument is not UTF-8")
+                    .hint("--bytes passes arguments as bytes, whatever they are")),
+            },
+        }
+    }
+}
+
+/// Reads all that there is.
+fn all_of(from: impl Read, what: &str) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    std::io::stdin()
+    from.take(MOST + 1)
         .read_to_end(&mut bytes)
-        .map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
-    Ok(match serde_json::from_slice(&bytes) {
-        Ok(value) => value,
-        Err(_) => match String::from_utf8(bytes) {
-            Ok(text) => text.into(),
-            Err(other) => Value::Binary(other.into_bytes()),
-        },
-    })
+        .map_err(|error| Failure::usage(format!("cannot read {what}: {error}")))?;
+    if bytes.len() as u64 > MOST {
+        return Err(Failure::usage(format!(
+            "{what} has more than the {MOST} bytes that a call can carry"
+        )));
+    }
+    Ok(bytes)
+}
+
+/// What standard input has: JSON, or text, or bytes.
+fn text_or_bytes(bytes: Vec<u8>) -> Result<Value, Failure> {
+    match String::from_utf8(bytes) {
+        Ok(text) => json_or_text(&text, "standard input"),
+        Err(other) => Ok(Value::Binary(other.into_bytes())),
+    }
+}
+
+/// JSON, or a text that stands for itself. What can only be meant as JSON has to be JSON.
+fn json_or_text(text: &str, what: &str) -> Result<Value, Failure> {
+    let error = match serde_json::from_str(text) {
+        Ok(value) => return decoded(value),
+        Err(error) => error,
+    };
+    // A number that is too large is a number nevertheless.
+    let is_number = error.to_string().starts_with("number out of range");
+    if text.trim_start().starts_with(['{', '[', '"']) || is_number {
+        let shown: String = text.chars().take(60).collect();
+        return Err(Failure::usage(format!("{what} `{shown}` is broken JSON: {error}")).hint(
+            "write a string that begins so as JSON, as in '\"[1\"', or pass it with --bytes",
+        ));
+    }
+    Ok(text.into())
+}
+
+/// The value with bytes in place of each `{"base64": …}`.
+fn decoded(value: Value) -> Result<Value, Failure> {
+    match value {
+        Value::Map(entries) => {
+            if let [(Value::String(key), Value::String(text))] = &entries[..]
+                && key.as_str() == Some("base64")
+            {
+                let bytes = STANDARD.decode(text.as_bytes());
+                return bytes.map(Value::Binary).map_err(|error| {
+                    Failure::usage(format!("what stands after \"base64\" is no base64: {error}"))
+                });
+            }
+            let entries = entries.into_iter().map(|(key, value)| Ok((key, decoded(value)?)));
+            entries.collect::<Result<_, _>>().map(Value::Map)
+        }
+        Value::Array(values) => {
+            values.into_iter().map(decoded).collect::<Result<_, _>>().map(Value::Array)
+        }
+        other => Ok(other),
+    }
 }
 
 /// A result as JSON. Binary data is text if it is UTF-8, and `{"base64": …}` otherwise. Infinities and NaN are
@@ -84,14 +178,59 @@ fn bytes(data: &[u8]) -> Json {
 mod tests {
     use super::*;
 
+    fn read(word: &str) -> Result<Value, Failure> {
+        Words { args: vec![word.into()], bytes: false }.value(OsStr::new(word))
+    }
+
     #[test]
     fn words_are_json_or_themselves() {
-        let read = |word: &str| json(&argument(word).unwrap_or(Value::Nil));
+        let read = |word: &str| json(&read(word).unwrap());
         assert_eq!(read("7"), json!(7));
         assert_eq!(read("word"), json!("word"));
         assert_eq!(read("\"7\""), json!("7"));
         assert_eq!(read("[1, {\"a\": null}]"), json!([1, {"a": null}]));
         assert_eq!(read("18446744073709551615"), json!(u64::MAX));
+        // What is no JSON, and was not meant to be.
+        for word in ["", "nul", "1.2.3", "01234", "-", "7x", "a{", "é"] {
+            assert!(word == "-" || read(word) == json!(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn broken_json_is_an_error() {
+        for word in ["{\"a\": 1", "[1,", "\"open", " [1}", "{a: 1}", "1e999", &"[".repeat(1000)] {
+            let told = format!("{:?}", read(word).unwrap_err());
+            assert!(told.contains("is broken JSON"), "{word}: {told}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_read_as_they_are_printed() {
+        let bytes = Value::Binary(vec![0xff, 0, 1]);
+        assert_eq!(read(&json(&bytes).to_string()).unwrap(), bytes);
+        let nested = read(r#"[{"base64": "/wAB"}, {"a": {"base64": ""}}]"#).unwrap();
+        let empty = Value::Map(vec![("a".into(), Value::Binary(Vec::new()))]);
+        assert_eq!(nested, Value::Array(vec![bytes, empty]));
+        assert!(format!("{:?}", read(r#"{"base64": "?"}"#).unwrap_err()).contains("no base64"));
+        // Something else that has such a key.
+        assert_eq!(json(&read(r#"{"base64": 7}"#).unwrap()), json!({"base64": 7}));
+    }
+
+    #[test]
+    fn with_bytes_nothing_is_json() {
+        let words = |word: &[u8]| Words { args: vec![OsStr::from_bytes(word).into()], bytes: true };
+        for word in [&b"7"[..], b"{\"a\"", b"\xff\xfe", b""] {
+            assert_eq!(words(word).values().unwrap(), [Value::Binary(word.to_vec())]);
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_what_a_call_can_carry() {
+        assert!(format!("{:?}", read("@/dev/zero").unwrap_err()).contains("67108864 bytes"));
+        let told = format!("{:?}", read("@/nonexistent").unwrap_err());
+        assert!(told.contains("cannot read /nonexistent") && told.contains("@home"), "{told}");
+        let own = read(concat!("@", env!("CARGO_MANIFEST_DIR"), "/src/values.rs")).unwrap();
+        assert_eq!(own, Value::Binary(include_bytes!("values.rs").to_vec()));
     }
 
     #[test]

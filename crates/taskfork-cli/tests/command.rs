@@ -2,89 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+mod common;
 
-use assert_cmd::Command as Tried;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Server, taskfork, until, worker};
 use predicates::prelude::*;
 use predicates::str::{contains, is_match, starts_with};
+use rustix::process::Signal;
 use serde_json::Value;
-
-fn taskfork() -> Tried {
-    Tried::new(env!("CARGO_BIN_EXE_taskfork"))
-}
-
-/// The worker of these tests, which is built with them.
-fn worker() -> PathBuf {
-    let folder = Path::new(env!("CARGO_BIN_EXE_taskfork")).parent().unwrap();
-    folder.join("examples/plain_worker")
-}
-
-/// A server that ends with the test.
-struct Server {
-    folder: tempfile::TempDir,
-    program: Child,
-}
-
-impl Server {
-    fn start(options: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
-        command.args(["serve", "--protocol", "json", "--listen", &address(folder.path())]);
-        command.args(options).arg("--").arg(worker());
-        Self::run(folder, command)
-    }
-
-    fn run(folder: tempfile::TempDir, mut command: Command) -> Self {
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let program = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
-        let server = Self { folder, program };
-        until("the server", || server.log().contains("listening at"));
-        server
-    }
-
-    fn address(&self) -> String {
-        address(self.folder.path())
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
-    }
-
-    fn call(&self, words: &[&str]) -> Tried {
-        let mut command = taskfork();
-        command.arg("call").arg(self.address()).args(words);
-        command
-    }
-
-    fn status(&self) -> Value {
-        let mut command = taskfork();
-        let out = command.args(["top", &self.address(), "--once", "--json"]).output().unwrap();
-        serde_json::from_slice(&out.stdout).unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_raw(self.program.id().cast_signed()).unwrap();
-        // It may have been ended by the test.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        self.program.wait().unwrap();
-    }
-}
-
-fn address(folder: &Path) -> String {
-    format!("unix:{}", folder.join("s").display())
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 #[test]
 fn arguments_are_json_and_so_is_the_result() {
@@ -101,7 +28,38 @@ fn arguments_are_json_and_so_is_the_result() {
     server.call(&["echo", "-"]).write_stdin("{\"b\": 1}").assert().success().stdout("{\"b\":1}\n");
     server.call(&["echo", "-"]).write_stdin("two\nlines").assert().stdout("\"two\\nlines\"\n");
     server.call(&["echo", "--raw", "word"]).assert().stdout("word");
+    server.call(&["echo", "{\"b\": 1"]).assert().code(2).stderr(contains("is broken JSON"));
+    server
+        .call(&["echo", "-"])
+        .write_stdin("[1,")
+        .assert()
+        .code(2)
+        .stderr(contains("is broken JSON"));
     server.call(&["echo", "-", "-"]).assert().code(2).stderr(contains("only one argument"));
+}
+
+#[test]
+fn bytes_are_passed_as_they_are() {
+    let server = Server::start(&[]);
+    let file = server.folder.path().join("picture");
+    let bytes: Vec<u8> = (0..=255).collect();
+    std::fs::write(&file, &bytes).unwrap();
+    let file = format!("@{}", file.display());
+    // The worker speaks JSON, in which each byte is a character.
+    let kind = |words: &[&str]| server.call(&["kind"]).args(words).assert().success();
+    let characters: String = bytes.iter().map(|&byte| char::from(byte)).collect();
+    let echoed = server.call(&["echo", &file]).output().unwrap();
+    let echoed: String = serde_json::from_slice(&echoed.stdout).unwrap();
+    assert_eq!(echoed, characters);
+    for words in [&["{\"base64\": \"/w==\"}"][..], &["--bytes", "ÿ"], &["--bytes", "-"], &["@-"]] {
+        let mut call = server.call(&["echo"]);
+        let out = call.args(words).write_stdin(&b"\xff"[..]).output().unwrap();
+        let out: String = serde_json::from_slice(&out.stdout).unwrap();
+        let expected = if words.contains(&"ÿ") { "\u{c3}\u{bf}" } else { "\u{ff}" };
+        assert_eq!(out, expected, "{words:?}");
+    }
+    kind(&["--bytes", "7"]).stdout("\"string\"\n");
+    kind(&["7"]).stdout("\"number\"\n");
 }
 
 #[test]
@@ -186,6 +144,16 @@ fn status_for_people_scripts_and_prometheus() {
     people.stdout(starts_with("plain (process ").and(is_match("spare  ").unwrap()));
     let metrics = taskfork().args(["status", &server.address(), "--metrics"]).assert().success();
     metrics.stdout(contains("taskfork_server_workers{server=\"plain\",state=\"spare\"} 1"));
+    let path = server.folder.path().join("s");
+    for path in [path.clone(), path.with_extension("status")] {
+        taskfork()
+            .arg("status")
+            .arg(path)
+            .assert()
+            .success()
+            .stdout(starts_with("plain (process "));
+    }
+    taskfork().arg("call").arg(path).args(["echo", "1"]).assert().success();
     taskfork().args(["status", "tcp:host:1"]).assert().code(2).stderr(contains("--status-socket"));
     taskfork().args(["status", "/nonexistent"]).assert().code(3);
 }
@@ -240,9 +208,9 @@ fn who_may_connect_is_checked_at_the_start() {
         .stderr(contains("there is no user `no-such-user`"));
     serve("--allow-groups=no-such-group", "unix:/tmp/never")
         .stderr(contains("there is no group `no-such-group`"));
-    serve("--max-handshakes=0", "unix:/tmp/never").stderr(contains("max_handshakes"));
-    serve("--handshake-timeout=0", "unix:/tmp/never").stderr(contains("handshake_timeout"));
-    serve("--name=open", "tcp:0.0.0.0:0").stderr(contains("allow_unauthenticated_network"));
+    serve("--max-handshakes=0", "unix:/tmp/never").stderr(contains("--max-handshakes"));
+    serve("--handshake-timeout=0", "unix:/tmp/never").stderr(contains("--handshake-timeout"));
+    serve("--name=open", "tcp:0.0.0.0:0").stderr(contains("--allow-unauthenticated-network"));
 }
 
 #[test]
@@ -304,7 +272,7 @@ fn a_file_has_several_pools() {
         command = ["WORKER"]
         max_workers = 3
         hung_worker_timeout = "1m"
-        limit = { cpu_time = 60, address_space = "4GiB" }
+        limit = ["cpu-time=60", "address-space=4GiB"]
 
         [pool.two]
         listen = "unix:FOLDER/t"
@@ -328,7 +296,7 @@ fn a_file_has_several_pools() {
     // Each hands over to a new server, with the command still there.
     let pid = rustix::process::Pid::from_raw(server.program.id().cast_signed()).unwrap();
     let first = server.status()["pid"].clone();
-    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    rustix::process::kill_process(pid, Signal::HUP).unwrap();
     until("four servers in all", || server.log().matches("listening at").count() == 4);
     until("the first one's end", || {
         !Path::new(&format!("/proc/{first}")).exists()
@@ -339,7 +307,7 @@ fn a_file_has_several_pools() {
     assert!(server.program.try_wait().unwrap().is_none());
     // Both end with the command.
     let pid = rustix::process::Pid::from_raw(server.program.id().cast_signed()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
     assert!(server.program.wait().unwrap().success());
     for name in ["s", "t"] {
         assert!(!server.folder.path().join(name).exists(), "{name} is left");
@@ -355,7 +323,7 @@ fn mistakes_in_a_file_are_told_with_their_place() {
             ":3: unknown field `max_worker`",
         ),
         ("[pool.one]\nmax_worker = 3\n", "did you mean `max_workers`?"),
-        ("[pool.one]\nlimit = { cpu_tme = 3 }\n", "did you mean `cpu_time`?"),
+        ("[pool.one]\nlimit = { cpu_tme = 3 }\n", "did you mean `cpu-time`?"),
         ("[pol.one]\n", "did you mean `pool`?"),
         ("[pool.one]\nmax_age = \"soon\"\n", ":2: `soon` is no time"),
         ("[pool.one]\nlisten = \"unix:FOLDER/s\"\n", "pool.one has no `command`"),
@@ -395,6 +363,37 @@ fn a_load_is_measured() {
         .assert()
         .code(1)
         .stderr(contains("5 calls failed; the first: no method"));
+}
+
+#[test]
+fn a_load_that_is_interrupted_is_measured_so_far() {
+    let server = Server::start(&[]);
+    for (signal, format) in [(Signal::INT, "--json"), (Signal::TERM, "--calls=100000")] {
+        let mut bench = Command::new(env!("CARGO_BIN_EXE_taskfork"));
+        bench.args(["bench", &server.address(), "sleep", "5"]).arg(format);
+        let bench =
+            bench.args(["--concurrency", "1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let bench = bench.spawn().unwrap();
+        // Its first call is not counted.
+        until("some calls", || {
+            server.status()["workers"][0]["calls"].as_u64().is_some_and(|calls| calls > 3)
+        });
+        let pid = rustix::process::Pid::from_raw(bench.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        let out = bench.wait_with_output().unwrap();
+        assert_eq!(out.status.code(), Some(130), "{out:?}");
+        let text = String::from_utf8(out.stdout).unwrap();
+        if format == "--json" {
+            let measured: Value = serde_json::from_str(&text).unwrap();
+            assert!(measured["calls"].as_u64().unwrap() > 0 && measured["interrupted"] == true);
+            assert!(measured["times_us"]["p50"].as_f64().unwrap() >= 5000.0);
+        } else {
+            assert!(text.contains("p99.9") && text.contains(" calls in "), "{text}");
+        }
+        let told = String::from_utf8(out.stderr).unwrap();
+        assert!(told.contains("interrupted after"), "{told}");
+        until("its worker's end", || server.status()["workers"] == Value::Array(Vec::new()));
+    }
 }
 
 #[test]

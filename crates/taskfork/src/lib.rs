@@ -5,6 +5,11 @@
 //! and runs such code there; a [`Client`] keeps a pool of connections and hands out [`Checkout`]s.
 //! Results, errors, panics and deaths arrive where the call is awaited, as if it had been local.
 //!
+//! ```sh
+//! cargo add taskfork
+//! cargo add tokio --features full
+//! ```
+//!
 //! ```no_run
 //! use taskfork::{Client, Methods, Server, ServerBuilder, ServerError};
 //!

@@ -121,8 +121,11 @@ impl Client {
 
     /// How many workers and waiting checkouts there are now, and what there has been so far.
     pub fn stats(&self) -> Stats {
-        let counts = self.core.pool().counts();
-        self.core.tally.stats(counts)
+        let pool = self.core.pool();
+        let unreachable = pool.unreachable().map(|unreachable| unreachable.reason.clone());
+        let counts = pool.counts();
+        drop(pool);
+        self.core.tally.stats(counts, unreachable)
     }
 }
 

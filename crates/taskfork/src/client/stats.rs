@@ -49,6 +49,9 @@ pub struct Stats {
     /// enough), `exited`, `signaled`, `killed` (by its server), `timed_out`, `cancelled` (nobody
     /// waited for its call any more), `closed` (the connection ended without a word), `protocol`.
     pub deaths: BTreeMap<String, u64>,
+    /// Why the last attempt to connect a worker failed; nothing once an attempt has succeeded.
+    #[serde(default)]
+    pub unreachable: Option<String>,
 }
 
 /// Counts what happens.
@@ -113,7 +116,7 @@ impl Tally {
         self.metrics.show(counts)
     }
 
-    pub(crate) fn stats(&self, counts: Counts) -> Stats {
+    pub(crate) fn stats(&self, counts: Counts, unreachable: Option<String>) -> Stats {
         let seconds = |nanoseconds: &AtomicU64| nanoseconds.load(Relaxed) as f64 / 1e9;
         let deaths = lock(&self.deaths);
         Stats {
@@ -128,6 +131,7 @@ impl Tally {
             calls: self.calls.load(Relaxed),
             connected: self.connected.load(Relaxed),
             deaths: deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count)).collect(),
+            unreachable,
         }
     }
 }

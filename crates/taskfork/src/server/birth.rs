@@ -248,7 +248,7 @@ impl EventLoop {
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn fork_worker(threads: &ThreadCount, stderr: Stderr) -> Result<Birth, ForkError> {
     let (stderr, writer) = match stderr {
-        Stderr::Capture => {
+        Stderr::Capture | Stderr::Log => {
             let (captured, writer) = Captured::new()?;
             (Some(captured), Some(writer))
         }

@@ -47,7 +47,7 @@ use crate::worker::{Handlers, Seat, serve};
 /// # }
 /// ```
 pub struct Server {
-    options: Options,
+    pub(super) options: Options,
     program: Program,
     preload: Option<Load>,
 }

@@ -2,6 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
+use log_defer::printable;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rustix::process::Signal;
@@ -11,7 +13,7 @@ use super::log;
 use super::oom::OutOfMemory;
 use super::stack;
 use crate::context::Peer;
-use crate::error::End;
+use crate::error::{Activity, End};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_LIMIT};
 use crate::wire::notice::{self, DeathNotice};
@@ -128,24 +130,53 @@ pub(super) fn why(
     }
 }
 
-/// One line a death, with the worker's client, where that is known.
-pub(super) fn log_end(
-    worker: u64,
-    pid: u32,
-    client: Option<Peer>,
-    end: End,
-    phase: Phase,
-    reason: Option<&str>,
-) {
-    let during = phase.activity().map(|during| format!(" {during}")).unwrap_or_default();
-    let (uid, client) = (client.map(|peer| peer.uid), client.map(|peer| peer.pid));
-    match (end, reason) {
-        (End::Exited(0), None) => log::debug!(worker, pid, uid, client, "a worker ended"),
-        (_, Some(reason)) => {
-            log::warn!(worker, pid, uid, client, "a worker {end}{during}: {reason}");
+/// What the log says of a worker that has ended.
+pub(super) struct WorkerEnd<'a> {
+    pub(super) worker: u64,
+    pub(super) pid: u32,
+    pub(super) client: Option<Peer>,
+    pub(super) end: End,
+    pub(super) phase: Phase,
+    /// The method that it ran, or had run last.
+    pub(super) method: &'a str,
+    pub(super) reason: Option<&'a str>,
+    /// It left though it was not told to, and its client was still there.
+    pub(super) is_unexpected: bool,
+}
+
+impl WorkerEnd<'_> {
+    /// One line a death, with the worker's client, where that is known.
+    pub(super) fn log(&self) {
+        let &Self { worker, pid, client, end, phase, reason, is_unexpected, .. } = self;
+        let activity = phase.activity();
+        let mut during = activity.map(|during| format!(" {during}")).unwrap_or_default();
+        let method = Some(self.method).filter(|_| activity == Some(Activity::Call));
+        let method = method.filter(|method| !method.is_empty()).map(printable);
+        if let Some(method) = &method {
+            during += &format!(" of `{method}`");
         }
-        (_, None) => log::warn!(worker, pid, uid, client, "a worker {end}{during}"),
+        let (uid, client) = (client.map(|peer| peer.uid), client.map(|peer| peer.pid));
+        match (end, reason) {
+            (End::Exited(0), None) if !is_unexpected => {
+                log::debug!(worker, pid, uid, client, "a worker ended");
+            }
+            (_, Some(reason)) => {
+                let method = method.as_deref();
+                log::warn!(worker, pid, uid, client, method, "a worker {end}{during}: {reason}");
+            }
+            (_, None) => {
+                let method = method.as_deref();
+                log::warn!(worker, pid, uid, client, method, "a worker {end}{during}");
+            }
+        }
     }
+}
+
+/// Whether the client has closed its end of a connection, or the half that it sends through.
+pub(super) fn is_closed(connection: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut watched = [PollFd::new(connection, PollFlags::RDHUP)];
+    poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 fn tell(connection: &OwnedFd, notice: &DeathNotice) {

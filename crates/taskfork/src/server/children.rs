@@ -8,7 +8,7 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
-use super::burial::{Buried, News, cause, log_end, why};
+use super::burial::{Buried, News, WorkerEnd, cause, is_closed, why};
 use super::limits::{Recycling, WorkerLimits};
 use super::line_limit::LineLimit;
 use super::log;
@@ -527,9 +527,25 @@ impl Child {
         });
         let Judgement { view, reason, ran, cause, no_stack } = judgement;
         let reason = Some(reason).filter(|reason| !reason.is_empty());
-        let is_regular = end == End::Exited(0) && reason.is_none();
+        let was_told = self.leaving.is_some() || self.slot.retirement().is_some();
+        let is_over = was_told || view.phase == Phase::Retired || self.client_gone.is_some();
+        let is_unexpected = !is_over && !is_closed(self.post.end());
+        let method = self.slot.method();
+        let (worker, phase) = (self.number, view.phase);
+        let (method, reason_told) = (&*method, reason.as_deref());
+        let is_regular = end == End::Exited(0) && reason.is_none() && !is_unexpected;
         if is_regular || lines.allows(Instant::now()) {
-            log_end(self.number, pid, client, end, view.phase, reason.as_deref());
+            WorkerEnd {
+                worker,
+                pid,
+                client,
+                end,
+                phase,
+                method,
+                reason: reason_told,
+                is_unexpected,
+            }
+            .log();
         }
         let is_spare = matches!(self.post, Post::Spare(_));
         let failed = (is_spare && !(self.leaving.is_some() && end == End::Exited(0)))

@@ -177,6 +177,7 @@ impl EventLoop {
             "cannot make the pipe through which workers wake the server",
         ))?;
         let manager = ServiceManager::find(&options);
+        let shown = Shown::new(options.stderr);
         let mut server = Self {
             options,
             program,
@@ -185,7 +186,7 @@ impl EventLoop {
             open_files,
             nothing: nothing.into(),
             threads: thread_count,
-            shown: Shown,
+            shown,
             listener,
             rules,
             handshakes,

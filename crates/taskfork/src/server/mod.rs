@@ -9,6 +9,7 @@ mod birth;
 mod builder;
 mod burial;
 mod capacity;
+mod check;
 mod children;
 mod control;
 mod end_requests;

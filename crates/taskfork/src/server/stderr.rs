@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::log;
 use crate::log_output;
 
 /// What becomes of what workers write to standard error.
@@ -21,6 +22,9 @@ pub enum Stderr {
     /// waits for it: lines that cannot be written are dropped and counted.
     #[default]
     Capture,
+    /// As [`Capture`](Self::Capture), but each line becomes an event of the crate `tracing` with the level `INFO`, the
+    /// target `taskfork::stderr`, and the worker's process id in the field `pid`.
+    Log,
     /// Workers have the server's. Nothing is escaped, and deaths have no standard error.
     Inherit,
 }
@@ -172,11 +176,23 @@ impl Tail {
 
 /// The server's log, to which workers' lines are added.
 #[derive(Debug, Default)]
-pub(crate) struct Shown;
+pub(crate) struct Shown {
+    /// Lines are events, and not written here.
+    is_logged: bool,
+}
 
 impl Shown {
+    pub(crate) fn new(stderr: Stderr) -> Self {
+        Self { is_logged: stderr == Stderr::Log }
+    }
+
     /// Shows a line.
     fn line(&mut self, pid: u32, line: &[u8]) {
+        if self.is_logged {
+            let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
+            log::info!(target: "taskfork::stderr", pid, "{line}");
+            return;
+        }
         let mut log = log_output::lock();
         lines(pid, line, |line| log.push(line));
     }

@@ -88,6 +88,13 @@ impl Fault {
         Self::new(kind::HELLO, Failure::new(message))
     }
 
+    /// What went wrong in `setup`, with its causes.
+    pub(crate) fn setup_reason(&self) -> String {
+        let (causes, _) = self.0.failure.kept_causes();
+        let causes = causes.into_iter().map(|cause| format!(": {cause}"));
+        [self.0.failure.message().to_owned()].into_iter().chain(causes).collect()
+    }
+
     /// An error that came as a message's body.
     pub(crate) fn received(body: &ErrorBody<'_>) -> Self {
         const KINDS: [&str; 6] = [
@@ -111,12 +118,10 @@ impl Fault {
         fault
     }
 
-    /// The same without source files, stacks, and what `setup` has said, which are logged here.
+    /// The same without source files, stacks, and what `setup` has said. The log has all of that.
     pub(crate) fn without_details(mut self) -> Self {
         let details = &mut self.0;
         if details.kind == kind::SETUP {
-            let reason = details.failure.to_string();
-            tracing::error!("setup failed, and the client is not told why: {reason}");
             let told = "it failed, and the server's log says why (share_details)";
             details.failure = Failure::new(told);
         }

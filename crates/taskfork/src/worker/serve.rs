@@ -101,6 +101,7 @@ pub(crate) fn serve<S: 'static>(
     }
     let number = seat.number;
     let mut worker = Worker {
+        number,
         slot: seat.slot,
         interface,
         handlers,
@@ -150,6 +151,7 @@ pub(crate) fn serve<S: 'static>(
 }
 
 pub(super) struct Worker<'a, S> {
+    number: u64,
     pub(super) slot: WorkerSlot,
     pub(super) interface: &'a dyn Interface<S>,
     handlers: &'a Handlers<S>,
@@ -217,6 +219,9 @@ impl<S: 'static> Worker<'_, S> {
         }
         if self.state.is_none() && self.setup_fault.is_none() {
             self.setup_fault = self.set_up().err();
+            if let Some(fault) = &self.setup_fault {
+                log_setup(self.number, fault);
+            }
         }
         loop {
             self.become_idle()?;
@@ -263,6 +268,8 @@ impl<S: 'static> Worker<'_, S> {
         self.slot.enter(Phase::Setup)?;
         connection.write(&self.out)?;
         if fault.is_some() {
+            // It ends as it should, and so that the server can tell that.
+            self.slot.enter(Phase::Retired)?;
             return Err(Leave::Quietly);
         }
         self.max_answer = max_frame.unwrap_or(DEFAULT_LIMIT).min(self.max_answer);
@@ -445,7 +452,11 @@ impl<S: 'static> Worker<'_, S> {
             .map_err(|reason| Fault::arguments(&reason))?;
         let state = match &mut self.state {
             Some(state) => state,
-            empty => empty.insert(set_up(self.handlers)?),
+            empty => {
+                let made = set_up(self.handlers);
+                let made = made.inspect_err(|fault| log_setup(self.number, fault));
+                empty.insert(made?)
+            }
         };
         let (interface, number) = (self.interface, self.ahead.number());
         frame::write_parted(&mut self.out, self.max_answer, |out| {
@@ -486,6 +497,11 @@ impl<S: 'static> Worker<'_, S> {
             Err(panic) => Err(Leave::Unclean(Fault::panic(panic))),
         }
     }
+}
+
+/// A client that calls nothing, or may not know why, leaves no other trace of it.
+fn log_setup(worker: u64, fault: &Fault) {
+    tracing::error!(worker, "the setup of a worker failed: {}", fault.setup_reason());
 }
 
 fn set_up<S>(handlers: &Handlers<S>) -> Result<S, Fault> {

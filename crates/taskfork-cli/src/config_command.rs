@@ -1,0 +1,164 @@
+//! `taskfork config`: a file of pools, checked without serving it, or an example of one.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::config::{self, Pool};
+use crate::failure::Failure;
+use crate::{output, serve};
+
+/// What to do with a file of pools.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Check a file as `taskfork serve --config FILE` reads it: keys and values, programs, users and addresses.
+    /// Nothing is started. The exit status is 2 if there is a mistake
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+    /// Print a file with one pool and all keys, each with an example and its description
+    Example,
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failure> {
+    match options.what {
+        What::Check { file } => check(&file),
+        What::Example => output::text(&example()),
+    }
+}
+
+fn check(file: &std::path::Path) -> Result<(), Failure> {
+    let pools = config::read(file)?;
+    let names = pools.keys().cloned().collect::<Vec<_>>().join(", ");
+    let mut listening: BTreeMap<&OsStr, &str> = BTreeMap::new();
+    for (name, pool) in &pools {
+        let Some(listen) = &pool.listen else { continue };
+        if let Some(other) = listening.insert(listen.as_os_str(), name) {
+            return Err(Failure::usage(format!(
+                "the pools {other} and {name} both listen at {listen}"
+            ))
+            .hint("give each pool an address of its own"));
+        }
+    }
+    let count = pools.len();
+    for (name, pool) in pools {
+        serve::check(pool).map_err(|failure| failure.within(&format!("pool.{name}")))?;
+    }
+    let pools = if count == 1 { "1 pool" } else { &format!("{count} pools") };
+    output::line(&format!("{}: {pools}: {names}", file.display()))
+}
+
+/// A file that can be served, with the keys that need not be there as comments.
+fn example() -> String {
+    let mut out = "# Pools of workers. `taskfork serve --config FILE` serves them, `taskfork config check FILE`\n\
+                   # checks them. Each table is a server of its own, named by its key.\n\n\
+                   [pool.example]\n\
+                   # The program to start for each connection, and its arguments.\n\
+                   command = [\"cat\"]\n"
+        .to_owned();
+    let described = Pool::augment_args(clap::Command::new("pool"));
+    for option in described.get_arguments() {
+        let Some(key) = option.get_long().map(|long| long.replace('-', "_")) else { continue };
+        let help = option.get_help().map(ToString::to_string).unwrap_or_default();
+        out.push('\n');
+        for line in wrapped(&help) {
+            out += &format!("# {line}\n");
+        }
+        let mark = if key == "listen" { "" } else { "# " };
+        out += &format!("{mark}{key} = {}\n", value(&key));
+    }
+    out
+}
+
+/// An example of a key's value.
+fn value(key: &str) -> &'static str {
+    match key {
+        "listen" => "\"unix:/tmp/example.sock\"",
+        "name" => "\"example\"",
+        "protocol" => "\"native\"",
+        "protocols" => "[\"native\", \"json\"]",
+        "allow_users" | "allow_groups" => "[\"root\", 1000]",
+        "limit" => "[\"cpu-time=60\", \"address-space=4GiB\"]",
+        "socket_mode" => "\"660\"",
+        "status_socket" => "\"/tmp/example.sock.status\"",
+        "stderr" => "\"capture\"",
+        "busy_poll" => "\"adaptive\"",
+        "niceness" => "5",
+        "oom_score_adj" => "100",
+        "handshake_timeout" => "\"10s\"",
+        "hung_worker_timeout" | "max_idle" => "\"5m\"",
+        "shutdown_grace" | "stall_timeout" => "\"30s\"",
+        "max_age" => "\"1h\"",
+        "max_memory" | "max_blob" => "\"256MiB\"",
+        "max_frame" => "\"64MiB\"",
+        "allow_unauthenticated_network" | "share_details" => "false",
+        "max_calls" | "max_handshakes" => "1000",
+        "max_workers" => "64",
+        "spare_workers" => "2",
+        // A test sees to it that there is no other.
+        _ => "",
+    }
+}
+
+/// Lines of a comment.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + word.len() < 90 => {
+                line.push_str(if line.is_empty() { "" } else { " " });
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<BTreeMap<String, Pool>, Failure> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        config::read(file.path())
+    }
+
+    #[test]
+    fn the_example_has_each_key_and_is_right_with_and_without_it() {
+        let example = example();
+        let pools = read(&example).unwrap();
+        assert_eq!(pools["example"].max_workers, None);
+        let all: String = example
+            .lines()
+            .map(|line| match line.strip_prefix("# ").filter(|rest| rest.contains(" = ")) {
+                Some(rest)
+                    if !rest.contains(' ')
+                        || rest.split(" = ").next().is_some_and(|key| !key.contains(' ')) =>
+                {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let pools = read(&all).unwrap();
+        let pool = &pools["example"];
+        assert_eq!((pool.max_workers, pool.limit.len(), pool.niceness), (Some(64), 2, Some(5)));
+        let described = Pool::augment_args(clap::Command::new("pool"));
+        for option in described.get_arguments() {
+            let key = option.get_long().unwrap().replace('-', "_");
+            assert!(all.contains(&format!("\n{key} = ")), "{key}");
+            assert!(!value(&key).is_empty(), "{key}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What the command says on standard error: the log, notices and failures, as text or as JSON.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+use taskfork::LogWriter;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::failure::Failure;
+
+/// What to log, and how.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Log events of this level and above: off, error, warn, info, debug or trace [default: what RUST_LOG
+    /// says, and without that info for `serve`, warn for the others]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<LevelFilter>,
+    /// How the log, notices and errors are written to standard error [default: text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<Format>,
+}
+
+/// The target of the events that are lines of workers' standard error, by [`taskfork::Stderr::Log`].
+const STDERR: &str = "taskfork::stderr";
+
+/// How something is written to standard error.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A line of text, coloured on a terminal unless NO_COLOR is set
+    #[default]
+    Text,
+    /// A line with a JSON object
+    Json,
+}
+
+impl Options {
+    pub(crate) fn is_json(&self) -> bool {
+        self.log_format == Some(Format::Json)
+    }
+
+    /// What is logged: the option comes first, then `--verbose`, then the variable, then the default. Lines that
+    /// workers write to standard error are shown whatever the level, as they are where they are not logged.
+    fn filter(&self, verbose: bool, default: LevelFilter) -> Targets {
+        let all = |level| Targets::new().with_default(level).with_target(STDERR, LevelFilter::INFO);
+        if let Some(level) = self.log_level.or(verbose.then_some(LevelFilter::DEBUG)) {
+            return all(level);
+        }
+        let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
+        let Some(wanted) = wanted else { return all(default) };
+        match wanted.parse::<Targets>() {
+            Ok(filter) if wanted.contains(STDERR) => filter,
+            Ok(filter) => filter.with_target(STDERR, LevelFilter::INFO),
+            Err(error) => {
+                self.say(&format!("RUST_LOG is ignored: {error}"));
+                all(default)
+            }
+        }
+    }
+
+    /// Logs from here on.
+    pub(crate) fn start(&self, verbose: bool, default: LevelFilter, on_stderr: bool) {
+        let format = tracing_subscriber::fmt::layer().with_writer(LogWriter::new);
+        let layer = if self.is_json() {
+            format.event_format(Json).with_ansi(false).boxed()
+        } else {
+            format.with_ansi(on_stderr && colors(&io::stderr())).with_target(false).boxed()
+        };
+        let filter = self.filter(verbose, default);
+        tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    }
+
+    /// Tells something that is neither a result nor a failure.
+    pub(crate) fn say(&self, message: &str) {
+        if self.log_level.is_some_and(|level| level < LevelFilter::WARN) {
+            return;
+        }
+        let text = match self.is_json() {
+            true => line(Level::WARN, fields(message)),
+            false => format!("taskfork: {message}"),
+        };
+        // Nobody may read it.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    /// Says why the command has failed; gives the status to exit with.
+    pub(crate) fn fail(&self, failure: &Failure, verbose: bool, full: bool) -> ExitCode {
+        // The status says that it failed, also where nobody reads why.
+        let _ = io::stderr().write_all(self.text(failure, verbose, full).as_bytes());
+        failure.status()
+    }
+
+    /// Says it in a server's log, which is not waited for.
+    pub(crate) fn log_failure(&self, failure: &Failure, verbose: bool, full: bool) {
+        let _ = LogWriter::new().write_all(self.text(failure, verbose, full).as_bytes());
+    }
+
+    fn text(&self, failure: &Failure, verbose: bool, full: bool) -> String {
+        if !self.is_json() {
+            return failure.text(verbose, full);
+        }
+        let mut fields = fields(failure.what());
+        let more = [("hint", failure.hint_text()), ("report", failure.report())];
+        fields.extend(
+            more.into_iter().filter_map(|(name, text)| Some((name.to_owned(), json!(text?)))),
+        );
+        format!("{}\n", line(Level::ERROR, fields))
+    }
+}
+
+/// Whether what is written there may have colours.
+pub(crate) fn colors(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn fields(message: &str) -> Map<String, Value> {
+    Map::from_iter([("message".to_owned(), json!(message))])
+}
+
+/// One line of JSON.
+fn line(level: Level, fields: Map<String, Value>) -> String {
+    let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    let head = [("timestamp", timestamp), ("level", level.to_string())];
+    let head = head.map(|(name, value)| (name.to_owned(), Value::String(value)));
+    let line = Value::Object(head.into_iter().chain(fields).collect()).to_string();
+    // What a terminal would obey is escaped: it may be shown on one.
+    log_defer::printable_json(&line).into_owned()
+}
+
+/// Writes events as lines of JSON, with the fields of each beside its message.
+struct Json;
+
+impl<S, N> FormatEvent<S, N> for Json
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let metadata = event.metadata();
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        fields.0.insert("target".to_owned(), json!(metadata.target()));
+        writeln!(writer, "{}", line(*metadata.level(), fields.0))
+    }
+}
+
+/// The fields of an event.
+#[derive(Default)]
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        self.0.insert(field.name().to_owned(), value);
+    }
+}
+
+impl Visit for Fields {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, json!(value));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, json!(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, json!(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, json!(value));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, json!(value));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, json!(format!("{value:?}")));
+    }
+}

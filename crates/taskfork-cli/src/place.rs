@@ -1,0 +1,93 @@
+//! Where a server listens, as people write it: an address, or the bare path of its socket.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::de::{Deserialize, Deserializer};
+use taskfork::{Address, AddressError};
+
+/// An address as it was written. A path is any text with a slash in it, or the name of a file that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place(OsString);
+
+impl Place {
+    /// The address that is meant.
+    pub(crate) fn address(&self) -> Result<Address, AddressError> {
+        if let Some(path) = self.socket_path() {
+            return Address::unix(path);
+        }
+        self.0.to_string_lossy().parse()
+    }
+
+    /// The path of the server's socket, if it listens at a unix socket.
+    pub(crate) fn socket_path(&self) -> Option<PathBuf> {
+        let bytes = self.0.as_bytes();
+        if let Some(path) = bytes.strip_prefix(b"unix:") {
+            return Some(OsString::from_vec(path.to_vec()).into());
+        }
+        if bytes.starts_with(b"unix-percent:") {
+            let address: Address = self.0.to_str()?.parse().ok()?;
+            return address.path().map(Path::to_path_buf);
+        }
+        let is_path = !self.has_scheme() && (bytes.contains(&b'/') || Path::new(&self.0).exists());
+        is_path.then(|| PathBuf::from(&self.0))
+    }
+
+    /// Whether it says that it is a unix socket, TCP or a descriptor.
+    pub(crate) fn has_scheme(&self) -> bool {
+        let bytes = self.0.as_bytes();
+        [&b"unix:"[..], b"unix-percent:", b"tcp:", b"fd:"]
+            .iter()
+            .any(|scheme| bytes.starts_with(scheme))
+    }
+
+    pub(crate) fn as_os_str(&self) -> &OsStr {
+        &self.0
+    }
+}
+
+impl From<OsString> for Place {
+    fn from(text: OsString) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(out)
+    }
+}
+
+impl<'de> Deserialize<'de> for Place {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(String::deserialize(deserializer)?.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> Result<String, AddressError> {
+        Ok(Place(text.into()).address()?.to_string())
+    }
+
+    #[test]
+    fn a_path_needs_no_scheme() {
+        assert_eq!(shown("/run/app.sock").unwrap(), "unix:/run/app.sock");
+        assert_eq!(shown("./app.sock").unwrap(), "unix:./app.sock");
+        assert_eq!(shown("Cargo.toml").unwrap(), "unix:Cargo.toml");
+        assert_eq!(shown("unix:app.sock").unwrap(), "unix:app.sock");
+        assert_eq!(shown("tcp:localhost:80").unwrap(), "tcp:localhost:80");
+        assert!(shown("app.sock").unwrap_err().to_string().contains("write unix:PATH"));
+        assert!(shown("").is_err() && shown("unix:").is_err() && shown("tcp:/x").is_err());
+    }
+
+    #[test]
+    fn a_path_may_have_any_bytes() {
+        let place = Place(OsString::from_vec(b"unix:/tmp/\xff".to_vec()));
+        assert_eq!(place.address().unwrap().path().unwrap().as_os_str().as_bytes(), b"/tmp/\xff");
+    }
+}

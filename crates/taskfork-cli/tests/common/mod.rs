@@ -1,0 +1,87 @@
+//! Servers of the command under test, for all of its tests.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses what it needs")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use assert_cmd::Command as Tried;
+use serde_json::Value;
+
+pub fn taskfork() -> Tried {
+    let mut command = Tried::new(env!("CARGO_BIN_EXE_taskfork"));
+    command.env_remove("RUST_LOG");
+    command
+}
+
+/// The worker of these tests, which is built with them.
+pub fn worker() -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_taskfork")).parent().unwrap();
+    folder.join("examples/plain_worker")
+}
+
+/// A server that ends with the test.
+pub struct Server {
+    pub folder: tempfile::TempDir,
+    pub program: Child,
+}
+
+impl Server {
+    pub fn start(options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
+        command.args(["serve", "--protocol", "json", "--listen", &address(folder.path())]);
+        command.args(options).arg("--").arg(worker());
+        Self::run(folder, command)
+    }
+
+    pub fn run(folder: tempfile::TempDir, mut command: Command) -> Self {
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        command.env_remove("RUST_LOG");
+        let program = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
+        let server = Self { folder, program };
+        until("the server", || server.log().contains("listening at"));
+        server
+    }
+
+    pub fn address(&self) -> String {
+        address(self.folder.path())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    pub fn call(&self, words: &[&str]) -> Tried {
+        let mut command = taskfork();
+        command.arg("call").arg(self.address()).args(words);
+        command
+    }
+
+    pub fn status(&self) -> Value {
+        let mut command = taskfork();
+        let out = command.args(["top", &self.address(), "--once", "--json"]).output().unwrap();
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.program.id().cast_signed()).unwrap();
+        // It may have been ended by the test.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.program.wait().unwrap();
+    }
+}
+
+pub fn address(folder: &Path) -> String {
+    format!("unix:{}", folder.join("s").display())
+}
+
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,143 @@
+//! The full-screen view on a terminal of its own, and what it leaves behind.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(missing_docs, reason = "nothing here is for users")]
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex};
+
+use common::{Server, until};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+
+/// `taskfork top` on a terminal.
+struct Top {
+    server: Server,
+    program: Child,
+    /// The side of the person in front of it.
+    person: File,
+    terminal: File,
+    shown: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Top {
+    fn start() -> Self {
+        let server = Server::start(&["--name", "plain", "--spare-workers", "1"]);
+        let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&person).unwrap();
+        unlockpt(&person).unwrap();
+        let name = ptsname(&person, Vec::new()).unwrap().into_string().unwrap();
+        let terminal = File::options().read(true).write(true).open(name).unwrap();
+        let size = Winsize { ws_row: 30, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&terminal, size).unwrap();
+        let side = || OwnedFd::from(terminal.try_clone().unwrap());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
+        command.args(["top", &server.address(), "--interval", "1h"]);
+        let program = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+        let person = File::from(person);
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let (mut reader, seen) = (person.try_clone().unwrap(), Arc::clone(&shown));
+        std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(length) = reader.read(&mut piece) {
+                seen.lock().unwrap().extend_from_slice(&piece[..length]);
+            }
+        });
+        let top = Self { server, program, person, terminal, shown };
+        until("the first screen", || top.shows("(process"));
+        assert!(top.is_raw());
+        top
+    }
+
+    /// Whether something without spaces was shown: in place of spaces the cursor is moved.
+    fn shows(&self, word: &str) -> bool {
+        String::from_utf8_lossy(&self.shown.lock().unwrap()).contains(word)
+    }
+
+    /// Whether the terminal neither collects lines nor shows what is typed.
+    fn is_raw(&self) -> bool {
+        let modes = tcgetattr(&self.terminal).unwrap().local_modes;
+        let lines = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+        assert!(modes.contains(lines) || !modes.intersects(lines), "{modes:?}");
+        !modes.contains(lines)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.program.id().cast_signed()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the end, and for the terminal to be as it was.
+    fn end(&mut self) -> ExitStatus {
+        let status = self.program.wait().unwrap();
+        assert!(!self.is_raw(), "the terminal is raw");
+        until("the screen of before", || self.shows("\x1b[?1049l"));
+        assert!(self.shows("\x1b[?25h"), "the cursor is hidden");
+        status
+    }
+}
+
+impl Drop for Top {
+    fn drop(&mut self) {
+        // It has ended already, unless the test has failed.
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+#[test]
+fn the_terminal_is_given_back_whichever_signal_ends_it() {
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT] {
+        let mut top = Top::start();
+        top.signal(signal);
+        assert_eq!(top.end().signal(), Some(signal.as_raw()));
+    }
+}
+
+#[test]
+fn signals_and_keys_count_also_while_the_server_does_not_answer() {
+    let mut top = Top::start();
+    let server = Pid::from_raw(top.server.program.id().cast_signed()).unwrap();
+    kill_process(server, Signal::STOP).unwrap();
+    // It asks the stopped server, which would take ten seconds to be given up.
+    top.person.write_all(b"d").unwrap();
+    until("the question", || top.shows("told"));
+    top.person.write_all(b"q").unwrap();
+    let ended = top.end();
+    kill_process(server, Signal::CONT).unwrap();
+    assert!(ended.success() && !top.shows("answer:"), "{ended:?}");
+}
+
+#[test]
+fn the_terminal_is_given_back_while_it_is_stopped() {
+    let mut top = Top::start();
+    let stat = format!("/proc/{}/stat", top.program.id());
+    let is_stopped = || std::fs::read_to_string(&stat).unwrap().contains(") T ");
+    for stop in [Some(Signal::TSTP), None] {
+        match stop {
+            Some(signal) => top.signal(signal),
+            None => top.person.write_all(b"\x1a").unwrap(),
+        }
+        until("the stop", is_stopped);
+        assert!(!top.is_raw());
+        top.shown.lock().unwrap().clear();
+        top.signal(Signal::CONT);
+        until("the screen again", || top.shows("(process"));
+        until("the keys", || top.is_raw());
+    }
+    top.person.write_all(b"q").unwrap();
+    assert!(top.end().success());
+}
+
+#[test]
+fn what_is_no_terminal_is_refused() {
+    let server = Server::start(&[]);
+    let tried = common::taskfork().args(["top", &server.address()]).assert().code(2);
+    tried.stderr(predicates::str::contains("standard output is no terminal"));
+}
