@@ -11,9 +11,9 @@ pub(crate) fn cases() -> Vec<Case> {
     for (key, right) in [
         ("versions", "list"),
         ("name", "text"),
-        ("max_frame", ""),
-        ("files", ""),
-        ("lent", ""),
+        ("max_frame", "huge"),
+        ("files", "huge"),
+        ("lent", "huge"),
         ("client", ""),
     ] {
         for (name, value) in wrong(right) {
@@ -26,8 +26,8 @@ pub(crate) fn cases() -> Vec<Case> {
     for (key, right) in [
         ("log", ""),
         ("trace", ""),
-        ("timeout", ""),
-        ("grace", ""),
+        ("timeout", "huge"),
+        ("grace", "huge"),
         ("traceparent", "text"),
         ("tracestate", "text"),
     ] {
