@@ -1,0 +1,42 @@
+#!/usr/bin/env perl
+# A server of AnyEvent::Task, with nothing in it that knows of taskfork:
+#     taskfork serve --protocol json --listen unix:/tmp/ledger.sock -- \
+#         perl -Iexamples/perl_server/lib -MAnyEvent::Task::Server examples/perl_server/ledger.pl
+#     taskfork call unix:/tmp/ledger.sock add coffee 3 --log
+use common::sense;
+
+use AnyEvent;
+use AnyEvent::Task::Server;
+use AnyEvent::Task::Logger;
+
+my ( $ledger, @pending );
+
+AnyEvent::Task::Server->new(
+    name   => 'ledger',
+    listen => [ 'unix/', '/tmp/ledger.sock' ],
+    setup  => sub { $ledger = { coffee => 10 } },
+
+    interface => {
+        # Written when it is committed.
+        add => sub {
+            my ( $name, $amount ) = @_;
+            die "$amount is no amount\n" unless $amount =~ /\A-?\d+\z/;
+            logger->info( 'adds', { name => $name, amount => $amount } );
+            push @pending, [ $name, $amount ];
+            return scalar @pending;
+        },
+        commit => sub {
+            my $timer = logger->timer('writing');
+            $ledger->{ $_->[0] } += $_->[1] for @pending;
+            @pending = ();
+            logger->data->{entries} = keys %$ledger;
+            return $ledger;
+        },
+        total   => sub { $ledger->{ $_[0] } // die "there is no $_[0]\n" },
+        pending => sub { scalar @pending },
+        pid     => sub { $$ },
+    },
+
+    # What has not been committed is rolled back.
+    checkout_done => sub { @pending = () },
+)->run;

@@ -1,0 +1,119 @@
+package AnyEvent::Task::Server;
+
+# Takes the place of AnyEvent::Task's module of this name, so that an unchanged server program
+# serves as a worker of taskfork:
+#     taskfork serve --protocol json --listen unix:/tmp/ledger.sock -- \
+#         perl -Iexamples/perl_server/lib -MAnyEvent::Task::Server examples/perl_server/ledger.pl
+# taskfork listens, and starts the whole program for each worker. docs/COMING_FROM_PERL.md says what differs.
+use strict;
+use warnings;
+
+use Cwd            ();
+use Fcntl          qw(F_GETFD F_SETFD FD_CLOEXEC);
+use File::Basename qw(dirname);
+
+our $VERSION = '0.805';
+
+my ( $connection, $unconnected, $command );
+
+BEGIN {
+    # At the end of the list: modules that are installed come before their stand-ins.
+    push @INC, Cwd::abs_path( dirname(__FILE__) . '/../../../standin' );
+
+    # Before the program changes its title or its arguments.
+    $command = do { local ( @ARGV, $/ ) = '/proc/self/cmdline'; <> };
+
+    # Before the program starts others, which are to know nothing of the connection.
+    my $descriptor = delete $ENV{TASKFORK_FD};
+    if ( !defined $descriptor ) { $unconnected = 'taskfork has not started it' }
+    elsif ( $descriptor !~ /\A[0-9]+\z/ || !open $connection, '+<&=', $descriptor ) {
+        $unconnected = "TASKFORK_FD is $descriptor, which is no open descriptor";
+    }
+    else { fcntl $connection, F_SETFD, fcntl( $connection, F_GETFD, 0 ) | FD_CLOEXEC }
+}
+
+use AnyEvent;
+use AnyEvent::Task::Server::Worker;
+
+# The process that taskfork has started, and the server of the program that it serves.
+my $process = $$;
+our $serving;
+
+sub new {
+    my ( $class, %option ) = @_;
+    my $interface = $option{interface};
+    die "unspecified listen path\n" unless $option{listen};
+    die "unspecified interface\n"   unless exists $option{interface};
+    my $kind = ref $interface;
+    die "interface must be a sub or a hash\n" unless $kind eq 'CODE' || $kind eq 'HASH';
+
+    my $self = bless {
+        name          => $option{name},
+        setup         => $option{setup}         || sub { },
+        checkout_done => $option{checkout_done} || sub { },
+        interface     => $kind eq 'CODE' ? $interface : sub { dispatch( $interface, @_ ) },
+        # taskfork has a limit of its own, also where the program sets none.
+        hung_worker_timeout => $option{hung_worker_timeout},
+    }, $class;
+
+    die instructions(%option) if $unconnected;
+    my $wanted = $ENV{TASKFORK_SERVER};
+    if ( defined $wanted ) {
+        return $self unless grep { defined && $_ eq $wanted } $option{name}, $option{listen}[1];
+    }
+    elsif ($serving) {
+        die "the program makes several servers, and a worker serves one: "
+          . "set TASKFORK_SERVER to the name of the server, or to the path or port at which it listens\n";
+    }
+    $serving = $self;
+    $0 = "AET-Worker:$option{name}" if defined $option{name};
+
+    # Whichever main loop the program enters.
+    $self->{main_loop} = AE::timer( 0, 0, sub { $self->run } );
+    return $self;
+}
+
+# Does not return, whichever of the program's servers it is asked of.
+sub run {
+    my $wanted = $ENV{TASKFORK_SERVER};
+    die "the program makes no server $wanted, which TASKFORK_SERVER names\n" unless $serving;
+    die "the program has forked before it serves: under taskfork it must stay in the foreground\n"
+      if $$ != $process;
+    AnyEvent::Task::Server::Worker::serve( $serving, $connection );
+}
+
+# Serves in this process, which taskfork has forked. So the client that follows in the program does not run.
+sub fork_task_server {
+    my $self = __PACKAGE__->new(@_);
+    $self->run if $serving && $serving == $self;
+    return wantarray ? ( undef, undef ) : undef;
+}
+
+sub dispatch {
+    my ( $methods, $method, @arguments ) = @_;
+    my $code = defined $method && !ref $method ? $methods->{$method} : undef;
+    return $code->(@arguments) if defined $code;
+    my $known = join ', ', sort keys %$methods;
+    die "call a method: there is $known\n" if !defined $method || ref $method;
+    die "unknown method `$method`: there is $known\n";
+}
+
+# How to start the program, in words for a shell.
+sub instructions {
+    my (%option) = @_;
+    my ( $host, $service ) = @{ $option{listen} };
+    $host = '0.0.0.0' if !defined $host || $host eq '';
+    my @words = ( 'taskfork', 'serve', '--protocol', 'json' );
+    push @words, '--listen', $host eq 'unix/' ? "unix:$service" : "tcp:$host:$service";
+    push @words, '--name', $option{name} if defined $option{name};
+    push @words, '--hung-worker-timeout', $option{hung_worker_timeout} || 0
+      if exists $option{hung_worker_timeout};
+    push @words, '--', split /\0/, $command;
+    for (@words) {
+        s/'/'\\''/g;
+        $_ = "'$_'" unless m{\A[-\w./:=,+@%]+\z};
+    }
+    return "$0 is to run as a worker, but $unconnected. Start it by:\n    @words\n";
+}
+
+1;

@@ -1,0 +1,225 @@
+package AnyEvent::Task::Server::Worker;
+
+# The life of a worker: reads calls from its connection, runs them one at a time, and answers. The
+# protocol is that of docs/PROTOCOL.md, "The other protocol: JSON".
+use strict;
+use warnings;
+
+use Encode       ();
+use IO::Handle   ();
+use JSON::PP     ();
+use POSIX        ();
+use Scalar::Util qw(blessed);
+use Time::HiRes  ();
+
+use AnyEvent::Task::Logger;
+
+# One of these is compiled C; JSON::PP comes with Perl.
+my ($json_class) = grep { eval "require $_" } qw(JSON::XS Cpanel::JSON::XS JSON::PP);
+my $json = $json_class->new->utf8->allow_nonref->max_depth(512);
+
+# Logs are never worth a call that taskfork refuses because they nest too deep.
+my $deepest_log = 100;
+my $log_json    = $json_class->new->utf8->allow_nonref->max_depth($deepest_log);
+
+my ( $connection, $pid, $is_set_up );
+
+# Serves a connection to its end. Does not return.
+sub serve {
+    ( my $server, $connection ) = @_;
+    $pid = $$;
+    binmode $connection;
+    $connection->blocking(1);
+
+    # The program's handlers are those of a server. Workers are ended by taskfork alone.
+    $SIG{$_} = 'IGNORE' for qw(TERM INT HUP QUIT);
+    eval {
+        while ( defined( my $message = next_message() ) ) {
+            limited( $server, sub { answer( $server, $message ) } );
+        }
+        1;
+    } or leave( 1, $@ );
+    leave(0);
+}
+
+sub answer {
+    my ( $server,  $message )           = @_;
+    my ( $command, undef, @arguments ) = @{ $json->decode($message) };
+    if ( $command eq 'do' ) { reply( call( $server, @arguments ) ) }
+    elsif ( $command eq 'dn' ) {
+        eval { $server->{checkout_done}->(); 1 } or leave( 1, 'checkout_done: ' . text_of($@) );
+        leave(70) if $$ != $pid;
+    }
+    else { die "unknown command: $command\n" }
+}
+
+# Runs a call; gives the answer to it.
+sub call {
+    my ( $server, @arguments ) = @_;
+    local $AnyEvent::Task::Logger::log_defer_object;
+    local $_;
+    my ( $value, $has_returned );
+    my $is_done = eval {
+        # `last` in the program's code leaves this block, and not the worker's loop.
+        {
+            if ( !$is_set_up ) {
+                $server->{setup}->();
+                $is_set_up = 1;
+            }
+            $value        = scalar $server->{interface}->(@arguments);
+            $has_returned = 1;
+        }
+        1;
+    };
+    my $error = $@;
+
+    # A child that comes back from a function would answer too, on the same connection.
+    leave(70) if $$ != $pid;
+
+    my $meta = meta();
+    if ( !$is_done ) {
+        my $text = text_of($error);
+        $text = "setup exception: $text" unless $is_set_up;
+        return error( $meta, $text );
+    }
+    return error( $meta, 'it was left by `next`, `last` or `redo` instead of returning' ) unless $has_returned;
+    return error( $meta, 'interface returned object: ' . ref($value) . '=(' . text_of($value) . ')' )
+      if blessed $value && !JSON::PP::is_bool($value);
+    my $encoded = eval { encode( $json, $value ) };
+    return error( $meta, "error JSON encoding interface output: $@" ) unless defined $encoded;
+    return qq(["ok",$meta,$encoded]);
+}
+
+sub error {
+    my ( $meta, $text ) = @_;
+    return qq(["er",$meta,) . $json->encode( unicode($text) ) . ']';
+}
+
+# What goes with an answer: what the call has logged.
+sub meta {
+    my $log = $AnyEvent::Task::Logger::log_defer_object or return '{}';
+    my %message = %{ $log->{msg} };
+    if ( $message{timers} ) {
+        # A timer that runs on has no end yet.
+        my $now = Time::HiRes::time() - $message{start};
+        $message{timers} = [ map { [ @$_ == 2 ? ( @$_, $now ) : @$_ ] } @{ $message{timers} } ];
+    }
+    my $encoded = eval { encode( $log_json, \%message ) } // $json->encode( plain( \%message, $deepest_log ) );
+    return qq({"ld":$encoded});
+}
+
+# A value as JSON; dies if JSON, or UTF-8, does not have it.
+sub encode {
+    my ( $encoder, $value ) = @_;
+    my $text = $encoder->encode($value);
+    if ( $text =~ /inf|nan/i ) {
+        # Without escapes, a string ends at the next quotation mark.
+        ( my $rest = $text ) =~ s/\\.//gs;
+        $rest =~ s/"[^"]*"//g;
+        die "infinity and NaN are no numbers in JSON\n" if $rest =~ /inf|nan/i;
+    }
+    if ( $text =~ /[\xed\xf4-\xff]/ ) {
+        eval { Encode::decode( 'UTF-8', $text, Encode::FB_CROAK | Encode::LEAVE_SRC ); 1 }
+          or die "a string has a character that Unicode does not have\n";
+    }
+    return $text;
+}
+
+# A copy of a value in which text stands for whatever JSON does not have.
+sub plain {
+    my ( $value, $depth ) = @_;
+    my $kind = blessed $value ? '' : ref $value;
+    return [ map { plain( $_, $depth - 1 ) } @$value ] if $kind eq 'ARRAY' && $depth;
+    return { map { unicode($_) => plain( $value->{$_}, $depth - 1 ) } keys %$value }
+      if $kind eq 'HASH' && $depth;
+    return $value if ( !ref $value || JSON::PP::is_bool($value) ) && eval { encode( $json, $value ); 1 };
+    return unicode( ref $value && !blessed $value ? "$value" : text_of($value) );
+}
+
+# An error as text, whatever has been thrown.
+sub text_of {
+    my ($error) = @_;
+    my $text =
+       !ref $error     ? "$error"
+      : blessed $error ? eval { "$error" }
+      :                  eval { $json_class->new->canonical->encode($error) } // "$error";
+    return $text // 'an object of ' . ref($error) . ', which has no text';
+}
+
+sub unicode {
+    my ($text) = @_;
+    $text =~ s/[^\x{0}-\x{d7ff}\x{e000}-\x{10ffff}]/\x{fffd}/g;
+    return $text;
+}
+
+# Runs something within the program's hung_worker_timeout.
+sub limited {
+    my ( $server, $code ) = @_;
+    my $limit = $server->{hung_worker_timeout};
+    return $code->() unless $limit;
+    local $SIG{ALRM} = sub { leave( 1, "killing hung worker $$: hung_worker_timeout is $limit seconds" ) };
+    Time::HiRes::alarm($limit);
+    $code->();
+    Time::HiRes::alarm(0);
+}
+
+# Ends the process without what a program does at its end, which is the server's to do.
+sub leave {
+    my ( $status, $reason ) = @_;
+    if ( defined $reason ) {
+        $reason =~ s/\n?\z/\n/;
+        print STDERR $reason;
+    }
+    STDOUT->flush;
+    STDERR->flush;
+    POSIX::_exit($status);
+}
+
+my ( $received, $at, $depth, $is_in_string ) = ( '', 0, 0, 0 );
+
+# The next message; nothing at the end of the connection. A message ends where its outermost bracket
+# closes, however the stream is cut.
+sub next_message {
+    while (1) {
+        pos($received) = $at;
+        while ( pos($received) < length $received ) {
+            if ($is_in_string) {
+                if ( $received =~ /\G[^"\\]*+(?:(")|\\.)/gcs ) { $is_in_string = !defined $1 }
+                else { $received =~ /\G[^"\\]++/gc; last }
+            }
+            elsif ( $received =~ /\G[^][{}"]*+(?:(")|([[{])|[]}])/gc ) {
+                if    ( defined $1 ) { $is_in_string = 1 }
+                elsif ( defined $2 ) { $depth++ }
+                elsif ( !--$depth ) {
+                    $at = 0;
+                    return substr $received, 0, pos $received, '';
+                }
+            }
+            else { pos($received) = length $received }
+        }
+        $at = pos $received;
+        my $count = sysread $connection, $received, 1 << 20, length $received;
+        if ( !defined $count ) {
+            next if $!{EINTR};
+            die "cannot read from the connection: $!\n";
+        }
+        next if $count;
+        die "the connection has ended in the middle of a message\n" if $depth;
+        return;
+    }
+}
+
+sub reply {
+    my ($message) = @_;
+    local $SIG{PIPE} = 'IGNORE';
+    while ( length $message ) {
+        my $count = syswrite $connection, $message;
+        if ( !defined $count ) {
+            next if $!{EINTR};
+            die "cannot answer: $!\n";
+        }
+        substr $message, 0, $count, '';
+    }
+}
+
+1;

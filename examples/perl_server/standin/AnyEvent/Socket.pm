@@ -1,0 +1,9 @@
+package AnyEvent::Socket;
+
+# Stands in where AnyEvent is not installed, for programs that load this module and call none of it.
+use strict;
+use warnings;
+
+sub import { }
+
+1;
