@@ -23,7 +23,7 @@ AnyEvent::Task::Server->new(
             die "$amount is no amount\n" unless $amount =~ /\A-?\d+\z/;
             logger->info( 'adds', { name => $name, amount => $amount } );
             push @pending, [ $name, $amount ];
-            return scalar @pending;
+            return 0 + @pending;
         },
         commit => sub {
             my $timer = logger->timer('writing');
@@ -33,7 +33,7 @@ AnyEvent::Task::Server->new(
             return $ledger;
         },
         total   => sub { $ledger->{ $_[0] } // die "there is no $_[0]\n" },
-        pending => sub { scalar @pending },
+        pending => sub { 0 + @pending },
         pid     => sub { $$ },
     },
 

@@ -51,13 +51,15 @@ sub answer {
     }
 }
 
-my ( $text, $at, $depth ) = ( '', 0, 0 );
+my ( $text, $at, $depth, $quoted ) = ( '', 0, 0, 0 );
 while ( sysread $connection, $text, 65536, length $text ) {
     # A message ends where its outermost bracket closes, however the stream is cut.
     pos($text) = $at;
-    while ( $text =~ /\G(?:"(?:[^"\\]++|\\.)*+"|[^][{}"]++|([[{])|([]}]))/gcs ) {
-        $depth += $1 ? 1 : $2 ? -1 : 0;
-        answer( substr $text, 0, pos($text), '' ), pos($text) = 0 if $2 && !$depth;
+    while ( $text =~ /\G(?:[^][{}"\\]++|\\.|(")|([[{])|([]}]))/gcs ) {
+        $quoted = !$quoted if $1;
+        next               if $quoted;
+        $depth += $2 ? 1 : $3 ? -1 : 0;
+        answer( substr $text, 0, pos($text), '' ), pos($text) = 0 if $3 && !$depth;
     }
     $at = pos($text) // 0;
 }

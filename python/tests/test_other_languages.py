@@ -39,7 +39,7 @@ def server(request: Any, start: Any) -> Any:
 
 def test_a_worker_of_another_language_is_a_worker_like_any_other(server: Any) -> None:
     async def test() -> None:
-        values = [None, True, 0, -5, 1.5, "é😀\n\"\\", [1, [2, []]], {"a": {"b": None}}, "x" * 200_000]
+        values = [None, True, 0, -5, 1.5, "é😀\n\"\\", [1, [2, []]], {"a": {"b": None}}, "x" * 200_000, "\n" * 100_000]
         async with taskfork.Client(server.address, max_workers=1) as client:
             async with client.checkout() as checkout:
                 for value in values:

@@ -52,11 +52,7 @@ sub croak {
 
 sub recv {
     my ($self) = @_;
-    if ( !$self->{sent} ) {
-        die "nothing can happen while it waits: AnyEvent is not installed, and the program has no server\n"
-          unless $AnyEvent::Task::Server::serving;
-        AnyEvent::Task::Server->run;
-    }
+    AnyEvent::Task::Server->run unless $self->{sent};
     die $self->{error} if defined $self->{error};
     return wantarray ? @{ $self->{sent} } : $self->{sent}[0];
 }

@@ -21,7 +21,7 @@ BEGIN {
     push @INC, Cwd::abs_path( dirname(__FILE__) . '/../../../standin' );
 
     # Before the program changes its title or its arguments.
-    $command = do { local ( @ARGV, $/ ) = '/proc/self/cmdline'; <> };
+    if ( open my $line, '<', '/proc/self/cmdline' ) { local $/; $command = <$line> }
 
     # Before the program starts others, which are to know nothing of the connection.
     my $descriptor = delete $ENV{TASKFORK_FD};
@@ -57,28 +57,35 @@ sub new {
     }, $class;
 
     die instructions(%option) if $unconnected;
-    my $wanted = $ENV{TASKFORK_SERVER};
-    if ( defined $wanted ) {
-        return $self unless grep { defined && $_ eq $wanted } $option{name}, $option{listen}[1];
-    }
-    elsif ($serving) {
+    if ( is_wanted(%option) ) {
         die "the program makes several servers, and a worker serves one: "
-          . "set TASKFORK_SERVER to the name of the server, or to the path or port at which it listens\n";
+          . "set TASKFORK_SERVER to the name of the server, or to the path or port at which it listens\n"
+          if $serving;
+        $serving = $self;
+        $0 = "AET-Worker:$option{name}" if defined $option{name};
     }
-    $serving = $self;
-    $0 = "AET-Worker:$option{name}" if defined $option{name};
 
     # Whichever main loop the program enters.
-    $self->{main_loop} = AE::timer( 0, 0, sub { $self->run } );
+    $self->{main_loop} = AE::timer( 0, 0, \&run );
     return $self;
 }
 
-# Does not return, whichever of the program's servers it is asked of.
+# Whether this one of the program's servers is to be served.
+sub is_wanted {
+    my (%option) = @_;
+    my $wanted = $ENV{TASKFORK_SERVER} // return 1;
+    return scalar grep { defined && $_ eq $wanted } $option{name}, $option{listen}[1];
+}
+
+# Does not return, whichever of the program's servers it is asked of. A main loop may catch what is thrown here.
 sub run {
     my $wanted = $ENV{TASKFORK_SERVER};
-    die "the program makes no server $wanted, which TASKFORK_SERVER names\n" unless $serving;
-    die "the program has forked before it serves: under taskfork it must stay in the foreground\n"
-      if $$ != $process;
+    my $reason =
+       $$ != $process    ? 'the program has forked before it serves: under taskfork it must stay in the foreground'
+      : $serving         ? undef
+      : defined $wanted  ? "the program makes no server $wanted, which TASKFORK_SERVER names"
+      :                    'the program makes no server';
+    AnyEvent::Task::Server::Worker::leave( 1, $reason ) if defined $reason;
     AnyEvent::Task::Server::Worker::serve( $serving, $connection );
 }
 

@@ -5,7 +5,6 @@ package AnyEvent::Task::Server::Worker;
 use strict;
 use warnings;
 
-use Encode       ();
 use IO::Handle   ();
 use JSON::PP     ();
 use POSIX        ();
@@ -18,8 +17,8 @@ use AnyEvent::Task::Logger;
 my ($json_class) = grep { eval "require $_" } qw(JSON::XS Cpanel::JSON::XS JSON::PP);
 my $json = $json_class->new->utf8->allow_nonref->max_depth(512);
 
-# Logs are never worth a call that taskfork refuses because they nest too deep.
-my $deepest_log = 100;
+# taskfork leaves out what nests deeper than 64 levels in a log.
+my $deepest_log = 60;
 my $log_json    = $json_class->new->utf8->allow_nonref->max_depth($deepest_log);
 
 my ( $connection, $pid, $is_set_up );
@@ -118,10 +117,9 @@ sub encode {
         $rest =~ s/"[^"]*"//g;
         die "infinity and NaN are no numbers in JSON\n" if $rest =~ /inf|nan/i;
     }
-    if ( $text =~ /[\xed\xf4-\xff]/ ) {
-        eval { Encode::decode( 'UTF-8', $text, Encode::FB_CROAK | Encode::LEAVE_SRC ); 1 }
-          or die "a string has a character that Unicode does not have\n";
-    }
+    # Halves of surrogate pairs, and characters above U+10FFFF.
+    die "a string has a character that Unicode does not have\n"
+      if $text =~ /\xed[\xa0-\xbf]|\xf4[\x90-\xbf]|[\xf5-\xff]/;
     return $text;
 }
 
@@ -175,27 +173,20 @@ sub leave {
     POSIX::_exit($status);
 }
 
-my ( $received, $at, $depth, $is_in_string ) = ( '', 0, 0, 0 );
+my ( $received, $at, $depth, $is_quoted ) = ( '', 0, 0, 0 );
 
 # The next message; nothing at the end of the connection. A message ends where its outermost bracket
 # closes, however the stream is cut.
 sub next_message {
     while (1) {
         pos($received) = $at;
-        while ( pos($received) < length $received ) {
-            if ($is_in_string) {
-                if ( $received =~ /\G[^"\\]*+(?:(")|\\.)/gcs ) { $is_in_string = !defined $1 }
-                else { $received =~ /\G[^"\\]++/gc; last }
-            }
-            elsif ( $received =~ /\G[^][{}"]*+(?:(")|([[{])|[]}])/gc ) {
-                if    ( defined $1 ) { $is_in_string = 1 }
-                elsif ( defined $2 ) { $depth++ }
-                elsif ( !--$depth ) {
-                    $at = 0;
-                    return substr $received, 0, pos $received, '';
-                }
-            }
-            else { pos($received) = length $received }
+        while ( $received =~ /\G(?:[^][{}"\\]++|\\.|(")|([[{])|([]}]))/gcs ) {
+            $is_quoted = !$is_quoted if $1;
+            next                     if $is_quoted;
+            $depth += $2 ? 1 : $3 ? -1 : 0;
+            next if !$3 || $depth;
+            $at = 0;
+            return substr $received, 0, pos $received, '';
         }
         $at = pos $received;
         my $count = sysread $connection, $received, 1 << 20, length $received;
