@@ -37,7 +37,7 @@ use AnyEvent::Task::Server::Worker;
 
 # The process that taskfork has started, and the server of the program that it serves.
 my $process = $$;
-our $serving;
+my ( $serving, $main_loop );
 
 sub new {
     my ( $class, %option ) = @_;
@@ -65,8 +65,8 @@ sub new {
         $0 = "AET-Worker:$option{name}" if defined $option{name};
     }
 
-    # Whichever main loop the program enters.
-    $self->{main_loop} = AE::timer( 0, 0, \&run );
+    # Whichever main loop the program enters, and whether or not it has kept the object.
+    $main_loop ||= AE::timer( 0, 0, \&run );
     return $self;
 }
 
