@@ -534,6 +534,14 @@ fn a_program_started_by_hand_says_how_to_start_it() {
         );
         assert!(said.contains("several.pl 'it'\\''s'\n"), "{said}");
 
+        let tcp = folder.path().join("tcp.pl");
+        let text = "AnyEvent::Task::Server->new(listen => [undef, 4000], interface => {})";
+        std::fs::write(&tcp, text).unwrap();
+        let (_, said) = end(start(modules, &tcp, folder.path()).spawn().unwrap());
+        let options =
+            "--listen tcp:0.0.0.0:4000 --protocols native,json --allow-unauthenticated-network --";
+        assert!(said.contains(options), "{said}");
+
         // What it says is a command that works, but for the address.
         let (_, said) = end(start(modules, &program("everything"), folder.path()).spawn().unwrap());
         let line = said.lines().find(|line| line.starts_with("    taskfork serve ")).unwrap();
@@ -591,4 +599,41 @@ fn a_program_that_cannot_be_served_says_why() {
             drop(ours);
         }
     }
+}
+
+#[test]
+fn the_commands_of_the_chapter_work_as_they_stand() {
+    if modules().is_empty() {
+        return;
+    }
+    let chapter = std::fs::read_to_string(root().join("docs/COMING_FROM_PERL.md")).unwrap();
+    let blocks = chapter.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let [by_hand, serve, calls] = blocks.collect::<Vec<_>>()[..] else {
+        panic!("the chapter has other blocks");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let shell = |text: &str| {
+        let text = text.replace("/tmp/ledger.sock", socket.to_str().unwrap());
+        let text = text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+        let mut shell = Command::new("sh");
+        let commands = Path::new(env!("CARGO_BIN_EXE_taskfork")).parent().unwrap();
+        let paths = std::env::var("PATH").unwrap();
+        shell.env("PATH", format!("{}:{paths}", commands.display())).env_remove("TASKFORK_FD");
+        shell.args(["-ec", &text]).current_dir(root()).stdin(Stdio::null());
+        shell
+    };
+
+    let said = shell(by_hand).output().unwrap();
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert_eq!(said.lines().nth(1).map(str::trim), Some(serve.trim()), "{said}");
+
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let program = shell(&format!("exec {}", serve.trim())).stderr(log).spawn().unwrap();
+    let server = Server { folder, program };
+    until("the server", || server.log().contains("listening at"));
+    let called = shell(calls).output().unwrap();
+    let [out, err] = [called.stdout, called.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(called.status.success() && out.starts_with("10\n1\nledger (process "), "{out}{err}");
+    assert!(err.contains("info  adds {"), "{err}");
 }

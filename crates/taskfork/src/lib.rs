@@ -163,3 +163,8 @@ pub mod __private {
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 pub struct ReadmeDoctests;
+
+/// The programs in docs/COMING_FROM_PERL.md, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/COMING_FROM_PERL.md")]
+pub struct ComingFromPerlDoctests;

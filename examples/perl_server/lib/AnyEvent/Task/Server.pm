@@ -110,8 +110,13 @@ sub instructions {
     my (%option) = @_;
     my ( $host, $service ) = @{ $option{listen} };
     $host = '0.0.0.0' if !defined $host || $host eq '';
-    my @words = ( 'taskfork', 'serve', '--protocol', 'json' );
-    push @words, '--listen', $host eq 'unix/' ? "unix:$service" : "tcp:$host:$service";
+    my @words = ( 'taskfork', 'serve', '--protocol', 'json', '--listen' );
+    if ( $host eq 'unix/' ) { push @words, "unix:$service" }
+    else {
+        # On TCP a server speaks JSON only if it is told to.
+        push @words, "tcp:$host:$service", '--protocols', 'native,json';
+        push @words, '--allow-unauthenticated-network' unless $host =~ /\A(?:127\.|::1\z|localhost\z)/;
+    }
     push @words, '--name', $option{name} if defined $option{name};
     push @words, '--hung-worker-timeout', $option{hung_worker_timeout} || 0
       if exists $option{hung_worker_timeout};
