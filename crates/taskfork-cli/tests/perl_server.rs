@@ -473,6 +473,11 @@ fn direct(modules: Modules, program: &Path, folder: &Path) -> (Child, UnixStream
     (command.spawn().unwrap(), ours)
 }
 
+fn called_directly(socket: &mut UnixStream, method: &str) -> Value {
+    socket.write_all(json!(["do", {}, method]).to_string().as_bytes()).unwrap();
+    serde_json::from_slice(&message(socket).unwrap()).unwrap()
+}
+
 /// A program that nobody has given a connection.
 fn start(modules: Modules, program: &Path, folder: &Path) -> Command {
     let words = perl(modules, program, folder);
@@ -509,6 +514,18 @@ fn messages_may_be_cut_anywhere_and_come_together() {
         socket.write_all(&sent).unwrap();
         socket.read_exact(&mut received).unwrap();
         assert_eq!(String::from_utf8_lossy(&received), String::from_utf8_lossy(&expected));
+
+        // Programs that it starts do not have the connection, whichever number that has.
+        let answer = called_directly(&mut socket, "descriptors");
+        assert_eq!(answer[2], "0");
+        // A timer ends when its holder lets go, before the next line.
+        let answer = called_directly(&mut socket, "log");
+        let log = &answer[1]["ld"];
+        assert!(log["timers"][0][2].as_f64() <= log["logs"][1][0].as_f64(), "{answer}");
+        // One that runs on is sent with an end.
+        let answer = called_directly(&mut socket, "log_runs_on");
+        let timer = &answer[1]["ld"]["timers"][0];
+        assert!(timer[2].is_f64() && timer[2].as_f64() >= timer[1].as_f64(), "{answer}");
 
         socket.write_all(b"[\"do\",{},\"ec").unwrap();
         drop(socket);
