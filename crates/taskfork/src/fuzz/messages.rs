@@ -140,6 +140,7 @@ pub fn from_worker(data: &[u8]) {
         FromWorker::Death(notice) => put_death(&mut out, notice),
         FromWorker::Skipped { call } => native::put_skipped(&mut out, *call),
         FromWorker::Rings => native::put_rings(&mut out),
+        FromWorker::Wait(reason) => native::put_wait(&mut out, reason),
         FromWorker::Lending(said) => {
             let mut frame = Vec::new();
             said.put(&mut frame);
