@@ -290,6 +290,9 @@ async fn setup_runs_once_before_the_first_call_and_checkout_done_after_each_chec
             assert_eq!(called(&checkout, "kept").await, json!([]));
             assert_eq!(called(&checkout, "checkouts").await, 1);
             assert_eq!(called(&checkout, "setups").await, 2);
+            value(&checkout, "hold", "last").await;
+            drop(checkout);
+            assert_eq!(called(&client.checkout(), "pid").await, pid, "though `last` left it");
         }
     }
 }

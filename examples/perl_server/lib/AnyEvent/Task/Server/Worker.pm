@@ -44,10 +44,15 @@ sub serve {
 sub answer {
     my ( $server,  $message )           = @_;
     my ( $command, undef, @arguments ) = @{ $json->decode($message) };
-    if ( $command eq 'do' ) { reply( call( $server, @arguments ) ) }
+    if ( $command eq 'do' ) {
+        reply( call( $server, @arguments ) );
+        STDOUT->flush;
+    }
     elsif ( $command eq 'dn' ) {
-        eval { $server->{checkout_done}->(); 1 } or leave( 1, 'checkout_done: ' . text_of($@) );
+        # `last` in the program's code leaves the inner block, and not the worker's loop.
+        my $is_done = eval { { $server->{checkout_done}->() } 1 };
         leave(70) if $$ != $pid;
+        leave( 1, 'checkout_done: ' . text_of($@) ) unless $is_done;
     }
     else { die "unknown command: $command\n" }
 }
@@ -59,7 +64,7 @@ sub call {
     local $_;
     my ( $value, $has_returned );
     my $is_done = eval {
-        # `last` in the program's code leaves this block, and not the worker's loop.
+        # Left by `last`, as above.
         {
             if ( !$is_set_up ) {
                 $server->{setup}->();
@@ -75,6 +80,8 @@ sub call {
     # A child that comes back from a function would answer too, on the same connection.
     leave(70) if $$ != $pid;
 
+    # What fails from here on is dealt with here, whatever the program does about errors.
+    local $SIG{__DIE__};
     my $meta = meta();
     if ( !$is_done ) {
         my $text = text_of($error);
