@@ -366,6 +366,13 @@ def test_times_of_every_size(server: Any, option: str, time: float) -> None:
     run(test())
 
 
+def test_a_path_need_not_be_text() -> None:
+    from taskfork._connection import Address
+
+    assert Address("unix-percent:/run/100%25%FF").path == os.fsdecode(b"/run/100%\xff")
+    assert Address("unix:/run/100%25").path == "/run/100%25"
+
+
 def test_times_with_which_nothing_is_in_time(server: Any) -> None:
     async def test() -> None:
         for options in [{"timeout": 0}, {"connect_timeout": 0.0}, {"timeout": -1}, {"grace": float("nan")}]:

@@ -394,7 +394,8 @@ impl ClientBuilder {
 
     /// The time for one attempt to connect, greetings included; 5 seconds unless set. Attempts are
     /// repeated for as long as somebody waits. 100 years and more are no limit; 0 is an error of
-    /// [`build`](Self::build).
+    /// [`build`](Self::build). A server that has no free worker says so; then an attempt takes as long as it is
+    /// needed, unless there is another address.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout.into();
         self

@@ -230,8 +230,21 @@ impl<S> ServerBuilder<S> {
     /// their default of 20 workers each, and programs of some 15 MiB each still fit a machine with
     /// little memory.
     ///
-    /// A client that connects beyond that is told so. It goes on with the workers that it has, tries
-    /// again, and names this as the reason if a checkout's time runs out.
+    /// With that many, a new connection waits, and those that wait get workers in the order in which they
+    /// came. The server makes room for a client that has none or fewer: the longest idle worker of the client that
+    /// holds most leaves, or, if none is idle, one when its checkout is done. A client does not notice that, as
+    /// its pool connects another worker when it needs one. Workers of clients that speak JSON leave only where no
+    /// other can, since a call of AnyEvent::Task fails if the connection ends in the instant in which it is made.
+    ///
+    /// A client that waits goes on with the workers that it has, and names this as the reason if a checkout's
+    /// time runs out. As many connections wait as [`max_handshakes`](Self::max_handshakes); more are refused.
+    ///
+    /// 0 is an error of [`run`](crate::Server::run).
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder().max_workers(200);
+    /// # let _ = server;
+    /// ```
     pub fn max_workers(mut self, workers: usize) -> Self {
         self.options.max_workers = workers;
         self

@@ -47,8 +47,8 @@ pub struct ServerStatus {
     pub max_workers: usize,
     /// How many workers have been forked.
     pub forked: u64,
-    /// How many connections were refused: no worker was free, the client was not allowed, or its first message
-    /// was wrong or late.
+    /// How many connections were refused: too many waited for a worker, the client was not allowed, or its first
+    /// message was wrong or late.
     pub refused: u64,
     /// How many connections wait for their clients' first messages.
     #[serde(default)]
