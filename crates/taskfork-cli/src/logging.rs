@@ -70,8 +70,22 @@ impl Options {
     }
 
     /// Logs from here on.
-    pub(crate) fn start(&self, verbose: bool, default: LevelFilter, on_stderr: bool) {
-        let format = tracing_subscriber::fmt::layer().with_writer(LogWriter::new);
+    pub(crate) fn start(
+        &self,
+        verbose: bool,
+        default: LevelFilter,
+        is_server: bool,
+        on_stderr: bool,
+    ) {
+        // A server never waits for the reader of its log. Others lose no line, and do without a reader that has gone.
+        let writer = move || -> Box<dyn Write> {
+            match is_server {
+                true => Box::new(LogWriter::new()),
+                false => Box::new(io::stderr()),
+            }
+        };
+        let format =
+            tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
         let layer = if self.is_json() {
             format.event_format(Json).with_ansi(false).boxed()
         } else {

@@ -77,11 +77,11 @@ fn main() -> ExitCode {
             }
             log_file = options.log_file.is_some();
             is_server = true;
-            logging.start(verbose, LevelFilter::INFO, !log_file);
+            logging.start(verbose, LevelFilter::INFO, true, !log_file);
         }
         // A line of the log would stand in the middle of the screen.
         What::Top(options) if !options.once => {}
-        _ => logging.start(verbose, LevelFilter::WARN, true),
+        _ => logging.start(verbose, LevelFilter::WARN, false, true),
     }
     let done = match what {
         What::Serve(options) => serve::run(*options, &logging),

@@ -139,6 +139,12 @@ impl Output {
         }
     }
 
+    /// In a forked process that is no worker: the log goes where it went before. What waits is the other process's.
+    pub(crate) fn inherit(&mut self) {
+        self.queue.clear();
+        (self.failure, self.is_worker, self.owner) = (None, false, std::process::id());
+    }
+
     /// In a forked process: what waits is the other one's.
     fn leave(&mut self) {
         self.queue.clear();

@@ -99,10 +99,15 @@ impl Server {
     /// failed preload.
     pub fn run(self) -> Result<(), ServerError> {
         let _held = Held::new().map_err(ServerError::system("cannot hold signals back"))?;
-        self.options.check()?;
         // Before its file is replaced.
         program_file::path();
         let (inherited, predecessor) = Inheritance::take().map(Inheritance::into_parts).unzip();
+        if let Err(error) = self.options.check() {
+            if let Some(predecessor) = predecessor {
+                predecessor.refuse(&error);
+            }
+            return Err(error);
+        }
         let parent = Parent::take();
         let may_keep_pid = self.options.keep_pid && self.options.control.is_none();
         match parent {

@@ -27,7 +27,7 @@ impl EventLoop {
 /// How many workers a server can have that may open `most` files, and has `open` of them without any worker.
 fn allowed(most: u64, open: u64, stderr: Stderr) -> u64 {
     // The connection, and the worker's standard error.
-    let each = 1 + u64::from(stderr == Stderr::Capture);
+    let each = 1 + u64::from(stderr != Stderr::Inherit);
     most.saturating_sub(open).saturating_sub(RESERVE) / each
 }
 

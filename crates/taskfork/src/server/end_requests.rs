@@ -9,6 +9,8 @@ use std::cell::Cell;
 pub(crate) struct EndRequests {
     from_parent: Cell<u32>,
     from_others: Cell<u32>,
+    /// The terminal has been closed, for example.
+    hung_up: Cell<bool>,
 }
 
 impl EndRequests {
@@ -21,16 +23,15 @@ impl EndRequests {
     }
 
     /// The same for a signal that never is the second request.
-    pub(crate) fn is_first(&self, is_from_parent: bool) -> bool {
+    pub(crate) fn is_first(&self) -> bool {
         let before = self.count();
-        let way = if is_from_parent { &self.from_parent } else { &self.from_others };
-        way.set(way.get().max(1));
+        self.hung_up.set(true);
         before == 0
     }
 
     /// How many requests have come.
     pub(crate) fn count(&self) -> u32 {
-        self.from_parent.get().max(self.from_others.get())
+        self.from_parent.get().max(self.from_others.get()).max(u32::from(self.hung_up.get()))
     }
 }
 
@@ -51,7 +52,9 @@ mod tests {
     #[test]
     fn some_signals_are_a_request_only_at_first() {
         let requests = EndRequests::default();
-        assert!(requests.is_first(false) && !requests.is_first(false));
+        assert!(requests.is_first() && !requests.is_first());
+        // A session that ends closes the terminal, and then ends the programs that are left.
+        assert!(!requests.is_new(false));
         assert!(!requests.is_new(true));
         assert!(requests.is_new(true));
     }

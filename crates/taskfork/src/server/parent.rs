@@ -28,6 +28,7 @@ use super::signals::Signals;
 use crate::error::End;
 use crate::log_output;
 use crate::sys::{self, ForkError, Forked, KernelFile, LONGEST_WORD, ThreadCount};
+use crate::time_limit::timespec;
 
 /// Names the process that passes signals on to this one, and the descriptor of the line to it if there is one.
 pub(super) const VARIABLE: &str = "TASKFORK_PARENT";
@@ -135,6 +136,7 @@ pub(super) fn keep_pid(
         Ok(Forked::Child) => {
             drop(threads);
             keeper.leave();
+            log_output::lock().inherit();
             link::close_inherited();
             service_variables::rename(this);
             let parent = Parent { pid: this, line: Some(Arc::new(theirs)) };
@@ -166,8 +168,6 @@ struct Keeper {
     children: KernelFile,
     /// Children that this process had before.
     own: HashSet<Pid>,
-    /// How often it was told to end.
-    told: u32,
     /// No server has the other end of the line any more.
     is_line_over: bool,
     /// What a server has said of its failure.
@@ -185,7 +185,6 @@ impl Keeper {
             servers: Vec::new(),
             children,
             own,
-            told: 0,
             is_line_over: false,
             failure: None,
         }
@@ -231,7 +230,9 @@ impl Keeper {
             [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.line, PollFlags::IN)];
         // A line that is over is always readable, and a server may do something else at its end.
         let count = if self.is_line_over { 1 } else { 2 };
-        match poll(&mut watched[..count], None) {
+        // Lines of the log that its reader has not taken yet.
+        let timeout = log_output::lock().tend().map(timespec);
+        match poll(&mut watched[..count], timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(ServerError::System { what: "poll failed", source: errno.into() }),
         }
@@ -244,18 +245,21 @@ impl Keeper {
                 Number::SIGHUP if self.signals.asks_for_restart() => self.signal(Signal::HUP),
                 Number::SIGHUP => {
                     explain_shutdown();
-                    self.end(Signal::TERM);
+                    self.signal_all(Signal::TERM);
                 }
-                Number::SIGTERM => self.end(Signal::TERM),
-                Number::SIGINT => self.end(Signal::INT),
+                Number::SIGTERM => self.signal_all(Signal::TERM),
+                Number::SIGINT => self.signal_all(Signal::INT),
                 other => {
-                    if other == Number::SIGUSR1
-                        && let Err(error) = log_output::lock().reopen()
-                    {
-                        log::error!("the parent process cannot open the log file again: {error}");
+                    if other == Number::SIGUSR1 {
+                        let reopened = log_output::lock().reopen();
+                        if let Err(error) = reopened {
+                            log::error!(
+                                "the parent process cannot open the log file again: {error}"
+                            );
+                        }
                     }
                     if let Some(other) = Signal::from_named_raw(other as i32) {
-                        self.signal(other);
+                        self.signal_all(other);
                     }
                 }
             }
@@ -270,13 +274,9 @@ impl Keeper {
         }
     }
 
-    /// One that finishes what it has begun would take the first request for the second.
-    fn end(&mut self, signal: Signal) {
-        self.told += 1;
-        match self.told {
-            1 => self.signal(signal),
-            _ => self.servers.iter().for_each(|&server| kill_process(server, signal).unwrap_or(())),
-        }
+    /// Also for servers that finish what they have begun.
+    fn signal_all(&self, signal: Signal) {
+        self.servers.iter().for_each(|&server| kill_process(server, signal).unwrap_or(()));
     }
 
     /// The servers that have ended. What else has lost its parent is reaped.
@@ -325,6 +325,7 @@ impl Keeper {
 
     /// All servers have ended, the last one so.
     fn finish(self, (pid, end): (Pid, End)) -> Result<(), ServerError> {
+        log_output::lock().finish();
         let Self { line, children, own, failure, .. } = self;
         // Has a server end that has not taken over yet.
         drop(line);

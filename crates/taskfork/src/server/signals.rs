@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use rustix::process::getppid;
+
 use super::end_requests::EndRequests;
 use super::hangup::Hangup;
 use crate::sys::{self, Disposition};
@@ -99,8 +101,10 @@ impl Signals {
             let is_from_parent = self.parent == Some(info.ssi_pid);
             self.is_from_parent.set(is_from_parent);
             let is_wanted = match signal {
-                Signal::SIGTERM | Signal::SIGINT => self.ends.is_new(is_from_parent),
-                Signal::SIGHUP if !self.asks_for_restart() => self.ends.is_first(is_from_parent),
+                Signal::SIGTERM | Signal::SIGINT => {
+                    self.ends.is_new(is_from_parent || is_parent(info.ssi_pid))
+                }
+                Signal::SIGHUP if !self.asks_for_restart() => self.ends.is_first(),
                 _ => true,
             };
             if is_wanted {
@@ -124,6 +128,11 @@ impl Signals {
     pub(crate) fn leave_blocked(mut self) {
         self.before = SigSet::thread_get_mask().unwrap_or(self.before);
     }
+}
+
+/// Whether this process was started by that one, which may pass on what it got itself. A terminal has no process id.
+fn is_parent(pid: u32) -> bool {
+    getppid().is_some_and(|parent| parent.as_raw_nonzero().get().unsigned_abs() == pid)
 }
 
 impl AsFd for Signals {
