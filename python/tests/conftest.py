@@ -20,6 +20,10 @@ PLAYGROUND = TARGET / "examples" / "playground"
 WORKER = Path(__file__).with_name("worker_program.py")
 
 
+# Tests may run under nohup, or in something like it. What they start would not react to SIGHUP then.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Server:
     """A running server; ``address`` is where."""
 

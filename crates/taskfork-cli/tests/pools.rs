@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
+mod common;
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -38,6 +40,7 @@ impl Pools {
         command.args(["serve", "--restart-on-hangup", "--config"]).arg(file(folder.path()));
         let mut command = change(folder.path(), command);
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        common::hear_hangups();
         let program = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
         Self { folder, program }
     }
@@ -283,6 +286,7 @@ fn one_server_keeps_its_process_if_an_option_says_so() {
     command.args(["serve", "--keep-pid", "--restart-on-hangup", "--protocol", "json", "--listen"]);
     command.arg(format!("unix:{}", socket.display())).arg("--").arg(worker());
     let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    common::hear_hangups();
     let program = command.stderr(log).stdin(Stdio::null()).process_group(0).spawn().unwrap();
     let mut pools = Pools { folder, program };
     let first = pools.pid("s");

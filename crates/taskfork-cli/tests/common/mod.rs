@@ -8,7 +8,17 @@ use std::time::{Duration, Instant};
 use assert_cmd::Command as Tried;
 use serde_json::Value;
 
+/// Tests may run under `nohup`, or in something like it. What they start would not react to SIGHUP then.
+pub fn hear_hangups() {
+    // SAFETY: no handler is set.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::signal(libc::SIGHUP, libc::SIG_DFL)
+    };
+}
+
 pub fn taskfork() -> Tried {
+    hear_hangups();
     let mut command = Tried::new(env!("CARGO_BIN_EXE_taskfork"));
     command.env_remove("RUST_LOG");
     command
@@ -38,6 +48,7 @@ impl Server {
     pub fn run(folder: tempfile::TempDir, mut command: Command) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         command.env_remove("RUST_LOG");
+        hear_hangups();
         let program = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
         let server = Self { folder, program };
         until("the server", || server.log().contains("listening at"));

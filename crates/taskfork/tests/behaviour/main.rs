@@ -70,6 +70,15 @@ mod typed;
 mod users;
 mod workers;
 
+/// Tests may run under `nohup`, or in something like it. What they start would not react to SIGHUP then.
+fn hear_hangups() {
+    // SAFETY: no handler is set.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::signal(libc::SIGHUP, libc::SIG_DFL)
+    };
+}
+
 fn main() {
     if support::roles::plays_before_init() {
         return;
@@ -78,6 +87,7 @@ fn main() {
     if support::roles::plays() {
         return;
     }
+    hear_hangups();
     let arguments = libtest_mimic::Arguments::from_args();
     let trials = [
         access::trials(),
