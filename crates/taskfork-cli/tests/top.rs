@@ -29,6 +29,10 @@ struct Top {
 impl Top {
     fn start() -> Self {
         let server = Server::start(&["--name", "plain", "--spare-workers", "1"]);
+        // The screen is not drawn again for an hour.
+        until("the spare worker", || {
+            server.status()["workers"].as_array().is_some_and(|workers| workers.len() == 1)
+        });
         let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&person).unwrap();
         unlockpt(&person).unwrap();

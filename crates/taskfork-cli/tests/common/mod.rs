@@ -80,7 +80,9 @@ impl Drop for Server {
     fn drop(&mut self) {
         let pid = rustix::process::Pid::from_raw(self.program.id().cast_signed()).unwrap();
         // It may have been ended by the test.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        for signal in [rustix::process::Signal::TERM, rustix::process::Signal::CONT] {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
         self.program.wait().unwrap();
     }
 }
