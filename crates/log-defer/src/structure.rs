@@ -304,6 +304,9 @@ impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match deserializer.deserialize_any(ItemVisitor)? {
             Value::String(key) => Ok(Self(key)),
+            // As JSON it would double in length with each level of such keys.
+            Value::Array(_) => Ok(Self("(a list)".to_owned())),
+            Value::Object(_) => Ok(Self("(a map)".to_owned())),
             key => Ok(Self(key.to_string())),
         }
     }

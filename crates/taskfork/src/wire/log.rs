@@ -116,6 +116,15 @@ mod tests {
     }
 
     #[test]
+    fn keys_within_keys_do_not_grow_with_their_depth() {
+        let mut encoded = b"\x82\xa5start\x01\xa4data".to_vec();
+        encoded.extend([0x81; 60]);
+        encoded.extend([0xc0; 61]);
+        let message = read(&encoded).unwrap();
+        assert!(serde_json::to_string(&message).unwrap().len() < 200);
+    }
+
+    #[test]
     fn all_bytes_are_counted_whatever_they_say() {
         for first in 0..=u8::MAX {
             assert!(memory(&[first, 0xff, 0xff, 0xff, 0xff]) >= VALUE);
