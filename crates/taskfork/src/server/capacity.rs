@@ -38,6 +38,7 @@ mod tests {
     #[test]
     fn a_worker_takes_a_descriptor_or_two() {
         assert_eq!(allowed(100, 20, Stderr::Capture), 36);
+        assert_eq!(allowed(100, 20, Stderr::Log), 36);
         assert_eq!(allowed(100, 20, Stderr::Inherit), 72);
         assert_eq!(allowed(10, 20, Stderr::Capture), 0);
     }
