@@ -81,6 +81,11 @@ impl StatusRequests {
         self.waiting.front().map(|request| request.until.saturating_duration_since(now))
     }
 
+    /// Whether connections are to be accepted again, after none could be for a while.
+    fn rest_is_over(&mut self, now: Instant) -> bool {
+        self.again.take_if(|again| *again <= now).is_some()
+    }
+
     /// In a process that is forked from the server: closes its copies.
     pub(crate) fn forget(&mut self) {
         self.waiting.clear();
@@ -161,10 +166,15 @@ impl EventLoop {
 
     /// Answers the connections that are due. Returns the time until the next one is.
     pub(super) fn next_status_request(&mut self) -> Option<Duration> {
+        if self.status_requests.rest_is_over(Instant::now()) {
+            self.watch_status(EventFlags::IN);
+        }
         if self.status_requests.next(Instant::now()) == Some(Duration::ZERO) {
             self.answer_status();
         }
-        self.status_requests.next(Instant::now())
+        let now = Instant::now();
+        let again = self.status_requests.again.map(|again| again.saturating_duration_since(now));
+        self.status_requests.next(now).into_iter().chain(again).min()
     }
 }
 
@@ -196,6 +206,17 @@ mod tests {
         assert_eq!(requests.next(now), Some(WAIT));
         assert_eq!(requests.take_complete(now + WAIT).len(), 1);
         assert_eq!(requests.next(now), None);
+    }
+
+    #[test]
+    fn a_pause_ends_once() {
+        let mut requests = StatusRequests::new().unwrap();
+        let now = Instant::now();
+        assert!(!requests.rest_is_over(now));
+        requests.again = Some(now + ACCEPT_PAUSE);
+        assert!(!requests.rest_is_over(now));
+        assert!(requests.rest_is_over(now + ACCEPT_PAUSE));
+        assert!(!requests.rest_is_over(now + ACCEPT_PAUSE));
     }
 
     #[test]
