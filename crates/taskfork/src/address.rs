@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::display::debug_as_text;
-use crate::server::Link;
+use crate::server::SpawnedServer;
 
 /// Before a path whose bytes may be given by numbers.
 const PERCENT: &str = "unix-percent:";
@@ -54,7 +54,7 @@ pub(crate) enum Place {
     Inherited(RawFd),
     /// A server of this very program that has no name in the file system: connections are made
     /// through its control socket.
-    Handle(Link),
+    Handle(SpawnedServer),
 }
 
 /// Why a text or a value is no usable address.

@@ -16,7 +16,7 @@ use crate::busy_poll::BusyPoll;
 use crate::display::debug_as_text;
 use crate::error::FatalError;
 use crate::loans::DEFAULT_LENT;
-use crate::server::Link;
+use crate::server::SpawnedServer;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
@@ -158,7 +158,7 @@ pub(crate) struct Config {
     /// In the order in which they are tried, at least one.
     pub(crate) addresses: Vec<Address>,
     /// For each address the server there, if this program has started it.
-    pub(crate) links: Vec<Option<Link>>,
+    pub(crate) links: Vec<Option<SpawnedServer>>,
     pub(crate) name: String,
     pub(crate) limits: Limits,
     pub(crate) timeout: TimeLimit,
@@ -190,7 +190,7 @@ impl Config {
         let links = self.addresses.iter().zip(&self.links);
         let mut ends = links.map(|(address, known)| {
             // Another may have been started at the same address since.
-            Link::find(address).as_ref().or(known.as_ref())?.end()
+            SpawnedServer::find(address).as_ref().or(known.as_ref())?.end()
         });
         let first = ends.next()??;
         ends.all(|end| end.is_some()).then(|| first.into())
@@ -199,14 +199,14 @@ impl Config {
     /// What is wrong with the server, if it is the only one, was started by this program, and does not run.
     pub(crate) fn trouble(&self) -> Option<String> {
         let [address] = &self.addresses[..] else { return None };
-        Link::find(address)?.trouble()
+        SpawnedServer::find(address)?.trouble()
     }
 
     /// How the server ended of a worker whose connection has just ended without a word, if it is the only one and
     /// was started by this program.
     pub(crate) fn recent_end(&self) -> Option<String> {
         let [address] = &self.addresses[..] else { return None };
-        let link = Link::find(address).or_else(|| self.links.first()?.clone());
+        let link = SpawnedServer::find(address).or_else(|| self.links.first()?.clone());
         link?.recent_end().map(|end| end.to_string())
     }
 }
@@ -505,9 +505,9 @@ impl ClientBuilder {
             );
             return wrong("max_frame", reason);
         }
-        let links: Vec<_> = addresses.iter().map(Link::find).collect();
+        let links: Vec<_> = addresses.iter().map(SpawnedServer::find).collect();
         // From here on this program has threads.
-        links.iter().flatten().for_each(Link::watch);
+        links.iter().flatten().for_each(SpawnedServer::watch);
         Ok(Config {
             addresses,
             links,

@@ -14,10 +14,10 @@ use super::hangup::Hangup;
 use super::log;
 use super::options::Options;
 use super::parent::{self, Parent};
-use super::preload::{Load, use_huge_pages};
+use super::preload::{PreloadFn, use_huge_pages};
 use super::program_file;
-use super::restart::{Inheritance, Predecessor};
-use super::signals::Held;
+use super::restart::{Inherited, Predecessor};
+use super::signals::DeferredSignals;
 use super::socket_file::Identity;
 use super::status::StatusSocket;
 use super::stderr::Stderr;
@@ -49,7 +49,7 @@ use crate::worker::{Handlers, Seat, serve};
 pub struct Server {
     pub(super) options: Options,
     program: Program,
-    preload: Option<Load>,
+    preload: Option<PreloadFn>,
 }
 
 /// What a worker runs, with the types of the state and the interface forgotten.
@@ -98,10 +98,11 @@ impl Server {
     /// in use, a process that has threads, an option that cannot be or that the system does not let workers set, a
     /// failed preload.
     pub fn run(self) -> Result<(), ServerError> {
-        let _held = Held::new().map_err(ServerError::system("cannot hold signals back"))?;
+        let _held =
+            DeferredSignals::new().map_err(ServerError::system("cannot hold signals back"))?;
         // Before its file is replaced.
         program_file::path();
-        let (inherited, predecessor) = Inheritance::take().map(Inheritance::into_parts).unzip();
+        let (inherited, predecessor) = Inherited::take().map(Inherited::into_parts).unzip();
         if let Err(error) = self.options.check() {
             if let Some(predecessor) = predecessor {
                 predecessor.refuse(&error);
@@ -176,7 +177,7 @@ pub struct ServerBuilder<S = ()> {
     pub(super) options: Options,
     pub(super) handlers: Handlers<S>,
     /// What is loaded before the first fork.
-    pub(super) preload: Option<Load>,
+    pub(super) preload: Option<PreloadFn>,
 }
 
 impl ServerBuilder {

@@ -2,7 +2,7 @@
 
 use super::builder::Server;
 use super::error::ServerError;
-use super::handshake::Handshakes;
+use super::handshakes::Handshakes;
 
 impl Server {
     /// Whether [`run`](Self::run) would accept the options. Nothing is started, and no address is opened: another

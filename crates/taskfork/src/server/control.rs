@@ -45,11 +45,11 @@ pub(crate) fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
 
 /// The server's end, which is closed when the last copy of this is dropped.
 #[derive(Debug, Clone)]
-pub(crate) struct Control(Arc<OwnedFd>);
+pub(crate) struct ControlChannel(Arc<OwnedFd>);
 
 /// What the program wants.
 #[derive(Debug)]
-pub(crate) enum Wish {
+pub(crate) enum ControlRequest {
     Serve(OwnedFd),
     /// To be told the status.
     Tell(OwnedFd),
@@ -58,7 +58,7 @@ pub(crate) enum Wish {
 
 /// What the program sends before the server starts.
 #[derive(Default)]
-pub(crate) struct Supplies {
+pub(crate) struct StartupData {
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
     pub(crate) config: Option<Vec<u8>>,
@@ -68,7 +68,7 @@ pub(crate) struct Supplies {
 
 /// What a server says of itself.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Word {
+pub(crate) enum ServerMessage {
     /// It has called `init`.
     Init,
     /// It listens there, or takes connections from the line.
@@ -83,14 +83,14 @@ pub(crate) enum Word {
     Ended(String),
 }
 
-impl Control {
+impl ControlChannel {
     pub(crate) fn new(socket: OwnedFd) -> Self {
         Self(Arc::new(socket))
     }
 
     /// Takes what the program has sent, and says that `init` has been called.
-    pub(crate) fn supplies(&self) -> io::Result<Supplies> {
-        let mut supplies = Supplies::default();
+    pub(crate) fn supplies(&self) -> io::Result<StartupData> {
+        let mut supplies = StartupData::default();
         let mut piece = vec![0; LONGEST_MESSAGE];
         loop {
             let (received, length) =
@@ -139,30 +139,30 @@ impl Control {
     }
 
     /// The next wish, or nothing while there is none.
-    pub(crate) fn next(&self) -> io::Result<Option<Wish>> {
+    pub(crate) fn next(&self) -> io::Result<Option<ControlRequest>> {
         let mut kind = [0];
         match sys::receive_descriptor_with(&*self.0, RecvFlags::DONTWAIT, &mut kind) {
-            Ok((Received::End, _)) => Ok(Some(Wish::ShutDown)),
+            Ok((Received::End, _)) => Ok(Some(ControlRequest::ShutDown)),
             Ok((Received::Nothing, _)) => Ok(None),
             Ok((Received::Descriptor(connection), _)) => Ok(match kind[0] {
-                CONNECTION => Some(Wish::Serve(connection)),
-                STATUS => Some(Wish::Tell(connection)),
+                CONNECTION => Some(ControlRequest::Serve(connection)),
+                STATUS => Some(ControlRequest::Tell(connection)),
                 _ => None,
             }),
             Err(Errno::AGAIN) => Ok(None),
-            Err(Errno::CONNRESET) => Ok(Some(Wish::ShutDown)),
+            Err(Errno::CONNRESET) => Ok(Some(ControlRequest::ShutDown)),
             Err(errno) => Err(errno.into()),
         }
     }
 }
 
-impl AsFd for Control {
+impl AsFd for ControlChannel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl Word {
+impl ServerMessage {
     /// The next that a server has said through this line; nothing for what is no word. The end of the line is an
     /// error.
     pub(crate) fn hear(line: &OwnedFd) -> rustix::io::Result<Option<Self>> {
@@ -200,40 +200,43 @@ impl Word {
 mod tests {
     use super::*;
 
-    fn heard(said: impl FnOnce(&Control)) -> Option<Word> {
+    fn heard(said: impl FnOnce(&ControlChannel)) -> Option<ServerMessage> {
         let (ours, theirs) = pair().unwrap();
-        said(&Control::new(theirs));
-        Word::hear(&ours).unwrap()
+        said(&ControlChannel::new(theirs));
+        ServerMessage::hear(&ours).unwrap()
     }
 
     #[test]
     fn the_last_word_of_a_server_that_has_not_read_all_is_heard() {
         let (ours, theirs) = pair().unwrap();
         send(&ours, b"c", SendFlags::NOSIGNAL).unwrap();
-        Control::new(theirs).report_panic();
-        assert!(matches!(Word::hear(&ours), Ok(Some(Word::Failed(_)))));
-        assert_eq!(Word::hear(&ours), Err(Errno::PIPE));
+        ControlChannel::new(theirs).report_panic();
+        assert!(matches!(ServerMessage::hear(&ours), Ok(Some(ServerMessage::Failed(_)))));
+        assert_eq!(ServerMessage::hear(&ours), Err(Errno::PIPE));
     }
 
     #[test]
     fn each_word_is_heard_as_it_was_said() {
         let ready = heard(|control| control.report_ready(None));
-        assert_eq!(ready, Some(Word::Ready(None)));
+        assert_eq!(ready, Some(ServerMessage::Ready(None)));
         let address = Address::tcp("localhost", 80);
         let ready = heard(|control| control.report_ready(Some(&address)));
-        assert_eq!(ready, Some(Word::Ready(Some("tcp:localhost:80".to_owned()))));
+        assert_eq!(ready, Some(ServerMessage::Ready(Some("tcp:localhost:80".to_owned()))));
         let failed = heard(|control| control.report_failure(&ServerError::NoAddress));
-        assert_eq!(failed, Some(Word::Failed(ServerError::NoAddress.to_string())));
+        assert_eq!(failed, Some(ServerMessage::Failed(ServerError::NoAddress.to_string())));
         let (expected, reason) = ("app::Config".to_owned(), "missing field\n`a`".to_owned());
         let error =
             ServerError::Misconfigured { expected: expected.clone(), reason: reason.clone() };
         let misfit = heard(|control| control.report_failure(&error));
-        assert_eq!(misfit, Some(Word::Misfit { expected, reason }));
+        assert_eq!(misfit, Some(ServerMessage::Misfit { expected, reason }));
         let killed = ServerError::Killed { workers: 2 };
         let ended = heard(|control| control.report_failure(&killed));
-        assert_eq!(ended, Some(Word::Ended(killed.to_string())));
+        assert_eq!(ended, Some(ServerMessage::Ended(killed.to_string())));
         let long = ServerError::Startup { message: "ä".repeat(LONGEST_WORD) };
-        assert!(matches!(heard(|control| control.report_failure(&long)), Some(Word::Failed(_))));
-        assert_eq!(Word::read(b"nonsense"), None);
+        assert!(matches!(
+            heard(|control| control.report_failure(&long)),
+            Some(ServerMessage::Failed(_))
+        ));
+        assert_eq!(ServerMessage::read(b"nonsense"), None);
     }
 }

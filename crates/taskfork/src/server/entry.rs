@@ -1,4 +1,4 @@
-//! Starting a server from within the client's own program: by forking it, or by executing it again.
+//! StartingProcess a server from within the client's own program: by forking it, or by executing it again.
 
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
@@ -6,14 +6,14 @@ use std::sync::OnceLock;
 use rustix::process::{Pid, getppid};
 
 use super::builder::{Server, ServerBuilder};
-use super::control::{self, Control, Supplies};
+use super::control::{self, ControlChannel, StartupData};
 use super::error::ServerError;
 use super::handle::ServerHandle;
-use super::link;
+use super::launch;
 use super::log;
-use super::options::{Given, Options};
+use super::options::{Options, SpawnData};
 use super::program_file;
-use super::start;
+use super::spawned_server;
 use crate::sys::{self, ForkError, Forked};
 
 /// Describes a server and runs it: what [`init`] is given under a name.
@@ -73,7 +73,7 @@ fn become_server(name: String, entry: Option<Entry>) -> i32 {
             return 1;
         }
     };
-    let Supplies { stdout, stderr, config, previous } = supplies;
+    let StartupData { stdout, stderr, config, previous } = supplies;
     // Until here they led to the program, for its error if this process had not come so far.
     if let Err(errno) = give_back(stdout, stderr) {
         log::error!("standard output or standard error cannot be set: {errno}");
@@ -84,7 +84,7 @@ fn become_server(name: String, entry: Option<Entry>) -> i32 {
         control.report_failure(&ServerError::UnknownEntry { name, known });
         return 1;
     };
-    serve(control, Given { config, previous }, entry)
+    serve(control, SpawnData { config, previous }, entry)
 }
 
 /// Has standard output and standard error lead where the program's do.
@@ -94,7 +94,7 @@ fn give_back(stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> rustix::io::Re
 }
 
 /// Takes the line over that came as standard input.
-fn take_control() -> std::io::Result<Control> {
+fn take_control() -> std::io::Result<ControlChannel> {
     let stdin = rustix::stdio::stdin();
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     let nothing = rustix::fs::open(
@@ -103,13 +103,13 @@ fn take_control() -> std::io::Result<Control> {
         rustix::fs::Mode::empty(),
     )?;
     rustix::stdio::dup2_stdin(&nothing)?;
-    Ok(Control::new(control))
+    Ok(ControlChannel::new(control))
 }
 
 /// In the server's process: describes and runs the server; gives the status to exit with.
 fn serve(
-    control: Control,
-    given: Given,
+    control: ControlChannel,
+    given: SpawnData,
     entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
 ) -> i32 {
     // A group of its own: what a terminal sends to the program is the program's to handle.
@@ -180,12 +180,12 @@ impl Server {
         match forked {
             Ok(Forked::Parent { child }) => {
                 drop(theirs);
-                ServerHandle::new(start::forked(child.as_raw().unsigned_abs(), ours)?, None)
+                ServerHandle::new(launch::forked(child.as_raw().unsigned_abs(), ours)?, None)
             }
             Ok(Forked::Child) => {
                 drop(ours);
-                link::close_inherited();
-                let status = serve(Control::new(theirs), Given::default(), entry);
+                spawned_server::close_inherited();
+                let status = serve(ControlChannel::new(theirs), SpawnData::default(), entry);
                 sys::flush_stdio();
                 sys::exit_now(status)
             }

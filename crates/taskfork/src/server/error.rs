@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::start::how;
+use super::launch::how;
 use crate::address::AddressError;
 use crate::display::{debug_as_text, seconds};
 use crate::error::{End, Failure};

@@ -3,8 +3,8 @@
 use std::io;
 
 use super::error::ServerError;
-use super::link::Link;
-use super::start::{Launch, Started};
+use super::launch::{Launch, RunningServer};
+use super::spawned_server::SpawnedServer;
 use super::status::ServerStatus;
 use crate::address::{Address, Place};
 use crate::error::End;
@@ -23,13 +23,13 @@ use crate::error::End;
 /// server's exit status and replaces it. Without that thread the exit status is taken when the handle is asked.
 #[derive(Debug)]
 pub struct ServerHandle {
-    link: Link,
+    link: SpawnedServer,
 }
 
 impl ServerHandle {
     /// Of a server that serves.
-    pub(crate) fn new(started: Started, launch: Option<Launch>) -> Result<Self, ServerError> {
-        Ok(Self { link: Link::new(started, launch)? })
+    pub(crate) fn new(started: RunningServer, launch: Option<Launch>) -> Result<Self, ServerError> {
+        Ok(Self { link: SpawnedServer::new(started, launch)? })
     }
 
     /// The server's process id; that of the replacement, once there is one.

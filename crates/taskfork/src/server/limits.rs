@@ -60,16 +60,17 @@ impl WorkerLimits {
 
     /// In a new worker.
     #[inline]
-    pub(crate) fn apply(&self) -> Result<(), Refused> {
+    pub(crate) fn apply(&self) -> Result<(), SettingError> {
         match self {
             Self { niceness: None, oom_score_adj: None, limits } if limits.is_empty() => Ok(()),
             _ => self.apply_all(),
         }
     }
 
-    fn apply_all(&self) -> Result<(), Refused> {
-        self.settings()
-            .try_for_each(|setting| setting.apply().map_err(|source| Refused { setting, source }))
+    fn apply_all(&self) -> Result<(), SettingError> {
+        self.settings().try_for_each(|setting| {
+            setting.apply().map_err(|source| SettingError { setting, source })
+        })
     }
 
     pub(crate) fn has(&self, wanted: Limit) -> bool {
@@ -123,7 +124,7 @@ impl fmt::Display for Setting {
 /// The system has refused a setting.
 #[derive(Debug, thiserror::Error)]
 #[error("the option `{}` cannot be set to {setting}: {source}", setting.option())]
-pub(crate) struct Refused {
+pub(crate) struct SettingError {
     pub(super) setting: Setting,
     pub(super) source: io::Error,
 }
@@ -168,7 +169,7 @@ impl Recycling {
 
     /// The age at which this worker is replaced: a tenth more or less than what is set, so that
     /// workers born together do not all go together.
-    pub(crate) fn age_of(&self, number: u64) -> TimeLimit {
+    pub(crate) fn max_age_of(&self, number: u64) -> TimeLimit {
         // Spreads neighbouring numbers over the whole range.
         let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let share = spread as f64 / f64::from(u32::MAX);
@@ -284,7 +285,8 @@ mod tests {
     fn ages_are_spread_around_what_is_set() {
         let age = Duration::from_secs(100);
         let recycling = Recycling { max_age: TimeLimit::new(age), ..Recycling::default() };
-        let ages: Vec<_> = (1..100).filter_map(|number| recycling.age_of(number).get()).collect();
+        let ages: Vec<_> =
+            (1..100).filter_map(|number| recycling.max_age_of(number).get()).collect();
         let (least, most) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
         assert!((Duration::from_secs(90)..Duration::from_secs(93)).contains(least), "{least:?}");
         assert!((Duration::from_secs(107)..=Duration::from_secs(110)).contains(most), "{most:?}");

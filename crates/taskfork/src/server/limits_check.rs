@@ -8,7 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, getrlimit, waitpid};
 
 use super::error::ServerError;
-use super::limits::{Refused, Setting, WorkerLimits};
+use super::limits::{Setting, SettingError, WorkerLimits};
 use crate::sys::{self, Forked, ThreadCount};
 
 impl WorkerLimits {
@@ -37,7 +37,7 @@ impl WorkerLimits {
     /// Whether the system lets a worker set them: tried in a process that ends at once. That depends on privileges,
     /// limits and the container, and a process cannot take all of it back.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-    pub(crate) fn try_out(&self, threads: &ThreadCount) -> Result<(), ServerError> {
+    pub(crate) fn probe(&self, threads: &ThreadCount) -> Result<(), ServerError> {
         if self.settings().next().is_none() {
             return Ok(());
         }
@@ -59,14 +59,14 @@ impl WorkerLimits {
                 match refused.ok().and_then(|()| self.settings().nth(index)) {
                     Some(setting) => {
                         let source = io::Error::from_raw_os_error(errno);
-                        Err(explain(&Refused { setting, source }))
+                        Err(explain(&SettingError { setting, source }))
                     }
                     None => Ok(()),
                 }
             }
             Ok(Forked::Child) => {
                 drop(reader);
-                if let Err(Refused { setting, source }) = self.apply() {
+                if let Err(SettingError { setting, source }) = self.apply() {
                     let index = self.settings().position(|it| it == setting).unwrap_or_default();
                     let errno = source.raw_os_error().unwrap_or_default();
                     // The server waits for it.
@@ -92,7 +92,7 @@ fn split([a, b, c, d, e, f, g, h]: [u8; 8]) -> (usize, i32) {
     (u32::from_ne_bytes([a, b, c, d]) as usize, i32::from_ne_bytes([e, f, g, h]))
 }
 
-fn explain(Refused { setting, source }: &Refused) -> ServerError {
+fn explain(SettingError { setting, source }: &SettingError) -> ServerError {
     let privilege = match setting {
         Setting::Niceness(_) => "a lower niceness than the server's own needs CAP_SYS_NICE",
         Setting::OomScoreAdj(_) => "a lower score than the server's own needs CAP_SYS_RESOURCE",

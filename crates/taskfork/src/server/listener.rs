@@ -17,7 +17,7 @@ use rustix::process::{geteuid, umask};
 
 use super::access::{Access, Origin};
 use super::error::ServerError;
-use super::socket_file::{Identity, LOCK_TIMEOUT, SocketFile, Spot};
+use super::socket_file::{Identity, LOCK_TIMEOUT, SocketFile, SocketPath};
 use crate::address::{Address, Place};
 use crate::sys;
 
@@ -98,7 +98,7 @@ impl Listener {
 
     /// What is at this path.
     pub(crate) fn file_at(path: &Path) -> Option<Identity> {
-        Spot::open(path).ok()?.stat().ok().map(|file| Identity::of(&file))
+        SocketPath::open(path).ok()?.stat().ok().map(|file| Identity::of(&file))
     }
 
     /// Where it listens, with the port that the kernel chose.
@@ -128,7 +128,7 @@ fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, 
     let refused =
         |errno: Errno| ServerError::Listen { address: address.to_string(), source: errno.into() };
     let name = SocketAddrUnix::new(path).map_err(refused)?;
-    let spot = Spot::open(path)?;
+    let spot = SocketPath::open(path)?;
     let _lock = spot.lock(lock_within)?;
     match spot.stat() {
         Err(Errno::NOENT) => {}

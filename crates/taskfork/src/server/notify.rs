@@ -11,8 +11,8 @@ use rustix::net::{
 };
 use sd_notify::NotifyState;
 
-use super::line_limit::LineLimit;
 use super::log;
+use super::log_limit::LogLimit;
 
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
@@ -27,7 +27,7 @@ pub(super) struct Notifier {
     waiting: Vec<String>,
     /// When it is tried again.
     again: Option<Instant>,
-    failures: LineLimit,
+    failures: LogLimit,
 }
 
 impl Notifier {
@@ -37,7 +37,7 @@ impl Notifier {
     }
 
     fn new(address: Option<SocketAddrUnix>) -> Self {
-        Self { address, waiting: Vec::new(), again: None, failures: LineLimit::new(1) }
+        Self { address, waiting: Vec::new(), again: None, failures: LogLimit::new(1) }
     }
 
     /// Sends this, now or later.

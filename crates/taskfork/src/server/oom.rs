@@ -7,21 +7,21 @@ use crate::sys::KernelFile;
 
 /// How many such kills are known of.
 #[derive(Debug)]
-pub(crate) struct OutOfMemory {
+pub(crate) struct OomKills {
     counters: KernelFile,
     known: Cell<u64>,
 }
 
-impl Default for OutOfMemory {
+impl Default for OomKills {
     fn default() -> Self {
         let counters = KernelFile::open("/proc/vmstat");
         Self { known: Cell::new(kills(&counters)), counters }
     }
 }
 
-impl OutOfMemory {
+impl OomKills {
     /// Whether there have been more since this was asked last.
-    pub(crate) fn has_struck(&self) -> bool {
+    pub(crate) fn check(&self) -> bool {
         let kills = kills(&self.counters);
         kills > self.known.replace(kills)
     }

@@ -4,9 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use super::access::Access;
-use super::control::Control;
+use super::control::ControlChannel;
 use super::error::ServerError;
-use super::handshake::HandshakeLimits;
+use super::handshakes::HandshakeLimits;
 use super::limits::{Recycling, WorkerLimits, default_max_workers};
 use super::parent::Parent;
 use super::status::StatusSocket;
@@ -46,30 +46,30 @@ pub(crate) struct Options {
     /// That process, or another that passes signals on to this server.
     pub(crate) parent: Option<Parent>,
     /// The line to the program that started this server.
-    pub(crate) control: Option<Control>,
-    pub(crate) given: Given,
+    pub(crate) control: Option<ControlChannel>,
+    pub(crate) given: SpawnData,
 }
 
 /// What the program that started this server by executing itself has given it.
 #[derive(Default)]
-pub(crate) struct Given {
+pub(crate) struct SpawnData {
     pub(crate) config: Option<Vec<u8>>,
     /// Where the server listened that this one replaces.
     pub(crate) previous: Option<String>,
 }
 
 /// Without the configuration, which may have secrets.
-impl fmt::Debug for Given {
+impl fmt::Debug for SpawnData {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.config.as_ref().map(Vec::len);
-        out.debug_struct("Given")
+        out.debug_struct("SpawnData")
             .field("config_bytes", &bytes)
             .field("previous", &self.previous)
             .finish()
     }
 }
 
-impl Given {
+impl SpawnData {
     /// Where to listen instead of at `address`: at the port that the kernel chose for the server that this one
     /// replaces.
     pub(crate) fn settle(&self, address: Address) -> Address {
@@ -144,7 +144,7 @@ impl Default for Options {
             keep_pid: false,
             parent: None,
             control: None,
-            given: Given::default(),
+            given: SpawnData::default(),
         }
     }
 }
@@ -155,11 +155,11 @@ mod tests {
 
     #[test]
     fn a_replacement_listens_at_the_port_that_the_kernel_chose() {
-        let given = Given { previous: Some("tcp:[::1]:81".to_owned()), ..Given::default() };
+        let given = SpawnData { previous: Some("tcp:[::1]:81".to_owned()), ..SpawnData::default() };
         assert_eq!(given.settle(Address::tcp("::1", 0)).to_string(), "tcp:[::1]:81");
         assert_eq!(given.settle(Address::tcp("::1", 5)).to_string(), "tcp:[::1]:5");
         assert_eq!(given.settle(Address::tcp("::2", 0)).to_string(), "tcp:[::2]:0");
-        let first = Given::default();
+        let first = SpawnData::default();
         assert_eq!(first.settle(Address::tcp("::1", 0)).to_string(), "tcp:[::1]:0");
     }
 }

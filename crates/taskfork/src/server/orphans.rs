@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
-use super::guardian::{Mark, Marked};
+use super::guardian::{Mark, MarkCheck};
 use crate::sys::KernelFile;
 
 /// How soon those that have been killed, or whose mark could not be read, are looked at again.
 pub(crate) const AGAIN: Duration = Duration::from_millis(5);
 
 /// A process whose mark could not be read so many times is no worker's.
-const MOST_LOOKS: u32 = 200;
+const MAX_MARK_READS: u32 = 200;
 
 /// The server's children that are no workers.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Orphans {
     own: HashSet<Pid>,
     /// Processes that the server has made for itself, and that end by themselves.
     helpers: HashSet<Pid>,
-    /// Others, and how many times their mark could not be read; `MOST_LOOKS` for those that are no worker's.
+    /// Others, and how many times their mark could not be read; `MAX_MARK_READS` for those that are no worker's.
     looks: HashMap<Pid, u32>,
     /// Whether some have been seen that may not be reaped yet.
     left: bool,
@@ -55,19 +55,19 @@ impl Orphans {
                 continue;
             }
             let looks = self.looks.entry(pid).or_default();
-            if *looks >= MOST_LOOKS {
+            if *looks >= MAX_MARK_READS {
                 continue;
             }
             match mark.look(pid) {
-                Marked::Yes => {
+                MarkCheck::Yes => {
                     let _ = kill_process(pid, Signal::KILL);
                     // It may take a moment to die, and its own children come to this process then.
                     self.left = true;
                 }
-                Marked::No => *looks = MOST_LOOKS,
-                Marked::Unknown => {
+                MarkCheck::No => *looks = MAX_MARK_READS,
+                MarkCheck::Unknown => {
                     *looks += 1;
-                    self.left |= *looks < MOST_LOOKS;
+                    self.left |= *looks < MAX_MARK_READS;
                 }
             }
         }
@@ -85,7 +85,7 @@ impl Orphans {
     }
 
     /// A process of the server's own, which goes its own way.
-    pub(crate) fn leave_alone(&mut self, pid: Pid) {
+    pub(crate) fn exclude(&mut self, pid: Pid) {
         self.own.insert(pid);
     }
 
@@ -102,7 +102,7 @@ impl Orphans {
     }
 
     /// Whether to look again before long.
-    pub(crate) fn are_left(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         self.left
     }
 }

@@ -20,11 +20,11 @@ use super::control;
 use super::error::ServerError;
 use super::event_loop::plain;
 use super::hangup::{Hangup, explain_shutdown};
-use super::link;
 use super::log;
 use super::orphans::become_subreaper;
 use super::service_variables;
 use super::signals::Signals;
+use super::spawned_server;
 use crate::error::End;
 use crate::log_output;
 use crate::sys::{self, ForkError, Forked, KernelFile, LONGEST_WORD, ThreadCount};
@@ -120,7 +120,7 @@ pub(super) fn keep_pid(
         .map_err(ServerError::system("cannot take signals over"))?;
     let (ours, theirs) =
         control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
-    let keeper = Keeper::new(signals, ours);
+    let keeper = ParentProcess::new(signals, ours);
     let this = std::process::id();
     sys::flush_stdio();
     // SAFETY: the child is the server, as the caller wants it, and leaves by `exit_now`.
@@ -137,7 +137,7 @@ pub(super) fn keep_pid(
             drop(threads);
             keeper.leave();
             log_output::lock().inherit();
-            link::close_inherited();
+            spawned_server::close_inherited();
             service_variables::rename(this);
             let parent = Parent { pid: this, line: Some(Arc::new(theirs)) };
             let reporter = parent.clone();
@@ -160,7 +160,7 @@ pub(super) fn keep_pid(
 }
 
 /// The parent process.
-struct Keeper {
+struct ParentProcess {
     signals: Signals,
     line: OwnedFd,
     /// The last one takes connections, the others finish what they have begun.
@@ -169,12 +169,12 @@ struct Keeper {
     /// Children that this process had before.
     own: HashSet<Pid>,
     /// No server has the other end of the line any more.
-    is_line_over: bool,
+    channel_closed: bool,
     /// What a server has said of its failure.
     failure: Option<ServerError>,
 }
 
-impl Keeper {
+impl ParentProcess {
     fn new(signals: Signals, line: OwnedFd) -> Self {
         become_subreaper();
         let children = KernelFile::open("/proc/thread-self/children");
@@ -185,7 +185,7 @@ impl Keeper {
             servers: Vec::new(),
             children,
             own,
-            is_line_over: false,
+            channel_closed: false,
             failure: None,
         }
     }
@@ -201,7 +201,7 @@ impl Keeper {
         loop {
             // A server that has been taken over from would lose what it is told.
             self.listen();
-            self.pass_signals_on();
+            self.forward_signals();
             let ended = self.reap();
             // What a server has said before its end has come by now.
             self.listen();
@@ -229,7 +229,7 @@ impl Keeper {
         let mut watched =
             [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.line, PollFlags::IN)];
         // A line that is over is always readable, and a server may do something else at its end.
-        let count = if self.is_line_over { 1 } else { 2 };
+        let count = if self.channel_closed { 1 } else { 2 };
         // Lines of the log that its reader has not taken yet.
         let timeout = log_output::lock().tend().map(timespec);
         match poll(&mut watched[..count], timeout.as_ref()) {
@@ -238,7 +238,7 @@ impl Keeper {
         }
     }
 
-    fn pass_signals_on(&mut self) {
+    fn forward_signals(&mut self) {
         while let Some(number) = self.signals.next() {
             match number {
                 Number::SIGCHLD => {}
@@ -304,8 +304,8 @@ impl Keeper {
     fn listen(&mut self) {
         let mut message = [0; LONGEST_WORD];
         while let Ok((_, length)) = recv(&self.line, &mut message, RecvFlags::DONTWAIT) {
-            self.is_line_over = length == 0;
-            if self.is_line_over {
+            self.channel_closed = length == 0;
+            if self.channel_closed {
                 return;
             }
             let text = String::from_utf8_lossy(&message[1..length]);

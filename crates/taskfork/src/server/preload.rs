@@ -13,7 +13,7 @@ use crate::sys::{self, Collapsed};
 use crate::worker::interface::BoxError;
 
 /// Loads, and keeps what it has loaded.
-pub(super) type Load = Box<dyn FnOnce() -> Result<(), Failure>>;
+pub(super) type PreloadFn = Box<dyn FnOnce() -> Result<(), Failure>>;
 
 /// A server that loads something for all of its workers, before it is known what each makes of it:
 /// [`setup`](Self::setup) says that.

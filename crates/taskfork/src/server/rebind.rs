@@ -10,9 +10,9 @@ use rustix::event::epoll::{self, EventFlags};
 
 use super::error::ServerError;
 use super::event_loop::{EventLoop, LISTENER, Mode, STATUS};
-use super::line_limit::LineLimit;
 use super::listener::{BACKLOG, Listener};
 use super::log;
+use super::log_limit::LogLimit;
 use super::socket_file::Identity;
 use crate::address::{Address, Place};
 
@@ -58,7 +58,7 @@ impl Missing {
         &mut self,
         listener: Option<&Listener>,
         (path, mode): (&Path, u32),
-        lines: &mut LineLimit,
+        lines: &mut LogLimit,
     ) -> Option<Listener> {
         if listener.is_some_and(Listener::has_its_file) {
             *self = Self::default();
@@ -125,7 +125,7 @@ impl EventLoop {
     fn restore_listener(&mut self) {
         let Some(listener) = &self.listener else { return };
         let Some(path) = listener.path() else { return };
-        let (place, lines) = ((path, self.options.socket_mode), &mut self.line_limits.files);
+        let (place, lines) = ((path, self.options.socket_mode), &mut self.log_limits.files);
         let Some(new) = self.files.listener.restore(Some(listener), place, lines) else { return };
         let flags = if self.accept_again.is_some() { EventFlags::empty() } else { EventFlags::IN };
         if let Err(error) = self.watch(new.as_fd(), LISTENER, flags) {
@@ -163,7 +163,7 @@ impl EventLoop {
 
     fn restore_status(&mut self) {
         let Some(path) = self.status_path() else { return };
-        let (status, lines) = (self.status.as_ref(), &mut self.line_limits.files);
+        let (status, lines) = (self.status.as_ref(), &mut self.log_limits.files);
         let Some(new) = self.files.status.restore(status, (&path, 0o600), lines) else { return };
         if let Err(error) = self.watch(new.as_fd(), STATUS, EventFlags::IN) {
             log::error!("the server cannot tell of itself by its new socket: {error}");

@@ -39,7 +39,7 @@ impl Refusal {
     }
 
     /// The same for a client that may have been told something before.
-    pub(crate) fn after_preamble(self, is_begun: bool) -> Self {
+    pub(crate) fn with_preamble_sent(self, is_begun: bool) -> Self {
         Self { is_begun, ..self }
     }
 }

@@ -45,7 +45,7 @@ const END_WITHIN: Duration = Duration::from_millis(100);
 
 /// What a server gets from the one that it takes over from.
 #[derive(Debug)]
-pub(crate) struct Inheritance {
+pub(crate) struct Inherited {
     listener: OwnedFd,
     /// The file of the listener, if it has one.
     file: Option<Identity>,
@@ -79,7 +79,7 @@ impl Predecessor {
     }
 }
 
-impl Inheritance {
+impl Inherited {
     /// Nothing if there is no server before this one.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(crate) fn take() -> Option<Self> {
@@ -225,7 +225,7 @@ impl ServiceManager {
         sockets.next().map(Address::inherited)
     }
 
-    pub(crate) fn is_ready(&mut self) {
+    pub(crate) fn notify_ready(&mut self) {
         match (self.is_own, self.knows_pid) {
             (true, true) => {
                 let pid = NotifyState::MainPid(std::process::id());
@@ -236,7 +236,7 @@ impl ServiceManager {
         }
     }
 
-    pub(crate) fn is_stopping(&mut self) {
+    pub(crate) fn notify_stopping(&mut self) {
         if self.is_own {
             self.notifier.tell(&[NotifyState::Stopping]);
         }
@@ -257,14 +257,14 @@ impl ServiceManager {
 
 impl EventLoop {
     /// Has a new server of this program take over; this one goes on until that is ready.
-    pub(super) fn hand_over(&mut self) {
+    pub(super) fn start_restart(&mut self) {
         match &self.successor {
             // It may have taken over already.
-            Some(successor) if successor.has_spoken() => return self.hear_successor(),
+            Some(successor) if successor.has_spoken() => return self.read_successor(),
             Some(successor) => {
                 let pid = successor.pid;
                 log::warn!("the new server {pid} is not ready yet, and is replaced by another");
-                self.give_up_successor();
+                self.cancel_successor();
             }
             None => {}
         }
@@ -280,7 +280,7 @@ impl EventLoop {
         self.status = None;
         let started = start_successor(listener, self.options.parent.as_ref());
         let watched = started.and_then(|successor| {
-            self.orphans.leave_alone(successor.pid);
+            self.orphans.exclude(successor.pid);
             match self.watch(successor.line.as_fd(), SUCCESSOR, EventFlags::IN) {
                 Ok(()) => Ok(successor),
                 Err(error) => {
@@ -293,20 +293,21 @@ impl EventLoop {
             Ok(successor) => self.successor = Some(successor),
             Err(reason) => {
                 log::error!("no new server, this one goes on: {reason}");
-                self.go_on();
+                self.reopen_status_socket();
             }
         }
     }
 
     /// Has the server that has taken over restart, where this one is told to.
-    pub(super) fn pass_restart_on(&self) {
-        if let Some(heir) = self.heir.filter(|_| self.signals.asks_for_restart()) {
+    pub(super) fn forward_restart(&self) {
+        if let Some(successor_pid) = self.successor_pid.filter(|_| self.signals.asks_for_restart())
+        {
             // It is a child that this process never reaps, so that the number is its own.
-            let _ = kill_process(heir, Signal::HUP);
+            let _ = kill_process(successor_pid, Signal::HUP);
         }
     }
 
-    pub(super) fn hear_successor(&mut self) {
+    pub(super) fn read_successor(&mut self) {
         let Some(mut successor) = self.unwatch_successor() else { return };
         match successor.outcome() {
             Outcome::Ready { is_listener_inherited } => {
@@ -316,28 +317,28 @@ impl EventLoop {
                 if let Some(listener) = self.listener.as_mut().filter(|_| is_listener_inherited) {
                     listener.leave_file();
                 }
-                self.heir = Some(successor.pid);
+                self.successor_pid = Some(successor.pid);
                 self.drain();
             }
             Outcome::Failed(reason) => {
                 let pid = successor.pid;
                 log::error!("the new server {pid} did not come up, this one goes on: {reason}");
-                self.end_successor(&successor);
-                self.go_on();
+                self.kill_successor(&successor);
+                self.reopen_status_socket();
             }
         }
     }
 
     /// Ends a new server that is not ready yet.
-    pub(super) fn give_up_successor(&mut self) {
+    pub(super) fn cancel_successor(&mut self) {
         if let Some(successor) = self.unwatch_successor() {
-            self.end_successor(&successor);
+            self.kill_successor(&successor);
         }
     }
 
-    fn end_successor(&mut self, successor: &Successor) {
+    fn kill_successor(&mut self, successor: &Successor) {
         self.orphans.forget(successor.pid);
-        self.end_orphans();
+        self.reap_orphans();
     }
 
     fn unwatch_successor(&mut self) -> Option<Successor> {
@@ -347,7 +348,7 @@ impl EventLoop {
     }
 
     /// Tells of itself again.
-    fn go_on(&mut self) {
+    fn reopen_status_socket(&mut self) {
         self.status = open_status(&self.options, self.listener.as_ref()).unwrap_or_else(|error| {
             log::error!("there is no status socket any more: {error}");
             None

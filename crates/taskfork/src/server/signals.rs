@@ -10,8 +10,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use rustix::process::getppid;
 
-use super::end_requests::EndRequests;
 use super::hangup::Hangup;
+use super::stop_requests::StopRequests;
 use crate::sys::{self, Disposition};
 
 /// SIGHUP comes to these if it is not ignored.
@@ -20,15 +20,15 @@ const WANTED: [Signal; 5] =
 
 /// Keeps the signals that only ask for something until the server can answer. By default they end a process.
 #[derive(Debug)]
-pub(crate) struct Held(SigSet);
+pub(crate) struct DeferredSignals(SigSet);
 
-impl Held {
+impl DeferredSignals {
     pub(crate) fn new() -> io::Result<Self> {
         sys::hold_back(&[Signal::SIGUSR1, Signal::SIGUSR2].into_iter().collect()).map(Self)
     }
 }
 
-impl Drop for Held {
+impl Drop for DeferredSignals {
     fn drop(&mut self) {
         // One that has come too late is forgotten when it is ignored for a moment.
         drop([Signal::SIGUSR1, Signal::SIGUSR2].map(Disposition::ignore));
@@ -49,7 +49,7 @@ pub(crate) struct Signals {
     reset: OnceCell<Vec<Signal>>,
     /// The process that passes signals on to this one.
     parent: Option<u32>,
-    ends: EndRequests,
+    ends: StopRequests,
     hangup: Hangup,
     /// The last signal came from the parent.
     is_from_parent: Cell<bool>,
@@ -75,14 +75,14 @@ impl Signals {
             _writes: writes,
             reset: OnceCell::new(),
             parent,
-            ends: EndRequests::default(),
+            ends: StopRequests::default(),
             hangup,
             is_from_parent: Cell::new(false),
         })
     }
 
     /// Finds out what workers will have to reset.
-    pub(crate) fn find_what_to_reset(&self) {
+    pub(crate) fn cache_changed_signals(&self) {
         self.reset.get_or_init(sys::changed_signals);
     }
 

@@ -24,13 +24,13 @@ pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A path, as an open folder and a name in it.
 #[derive(Debug)]
-pub(super) struct Spot {
+pub(super) struct SocketPath {
     folder: OwnedFd,
     name: OsString,
     path: PathBuf,
 }
 
-impl Spot {
+impl SocketPath {
     pub(super) fn open(path: &Path) -> Result<Self, ServerError> {
         let folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -140,7 +140,7 @@ fn is_unsupported(errno: Errno) -> bool {
 /// A lock on a path, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Lock<'s> {
-    spot: &'s Spot,
+    spot: &'s SocketPath,
     name: OsString,
     file: OwnedFd,
     is_held: bool,
@@ -227,7 +227,7 @@ impl Drop for SocketFile {
         if self.owner != std::process::id() {
             return;
         }
-        let Ok(spot) = Spot::open(&self.path) else { return };
+        let Ok(spot) = SocketPath::open(&self.path) else { return };
         // It keeps a new server from putting its own socket there in between.
         let _lock = spot.lock(LOCK_TIMEOUT);
         if spot.stat().is_ok_and(|file| Identity::of(&file) == self.identity) {
@@ -242,8 +242,8 @@ mod tests {
 
     use super::*;
 
-    fn spot(folder: &tempfile::TempDir) -> Spot {
-        Spot::open(&folder.path().join("s")).unwrap()
+    fn spot(folder: &tempfile::TempDir) -> SocketPath {
+        SocketPath::open(&folder.path().join("s")).unwrap()
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..20 {
-                        let spot = Spot::open(&path).unwrap();
+                        let spot = SocketPath::open(&path).unwrap();
                         let lock = spot.lock(LOCK_TIMEOUT).unwrap().unwrap();
                         assert_eq!(running.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
                         std::thread::yield_now();

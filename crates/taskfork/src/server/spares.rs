@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::builder::ServerBuilder;
-use super::children::{Child, Post};
+use super::child::{Child, Role};
 use super::event_loop::{EventLoop, Mode};
+use super::fair_share::ClientId;
 use super::log;
-use super::share::Holder;
 use crate::display::seconds;
 use crate::sys::ForkError;
 use crate::worker::{Connected, Socket};
@@ -17,16 +17,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A spare worker that has lived for so long has failed for a reason of its own.
-const OLD: Duration = Duration::from_secs(60);
+const STABLE_AGE: Duration = Duration::from_secs(60);
 
 /// For how long events that come one upon the other can put a fork off.
-const PATIENCE: Duration = Duration::from_millis(100);
+const MAX_DEFER: Duration = Duration::from_millis(100);
 
 /// How long the next one is put off when one has got a client, whose first answer a fork would delay.
-const FIRST_ANSWER: Duration = Duration::from_millis(1);
+const FIRST_ANSWER_DELAY: Duration = Duration::from_millis(1);
 
 /// How often a new one is looked at after a failure, to see whether it has come up.
-const LOOK: Duration = Duration::from_millis(20);
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// When the next spare worker is forked.
 #[derive(Debug, Default)]
@@ -34,20 +34,20 @@ pub(crate) struct Spares {
     /// After the last failure; none if the last one came up.
     pause: Duration,
     /// Not before then, after a failure.
-    not_before: Option<Instant>,
+    retry_at: Option<Instant>,
     /// Workers up to this number had been forked when it failed.
     tried: u64,
     /// Since when there have been too few.
     short_since: Option<Instant>,
     /// When one got a client.
-    employed: Option<Instant>,
+    last_assigned: Option<Instant>,
 }
 
 impl Spares {
     /// One has come up: the next failure is the first.
     fn succeeded(&mut self) {
-        let Self { short_since, employed, .. } = *self;
-        *self = Self { short_since, employed, ..Self::default() };
+        let Self { short_since, last_assigned, .. } = *self;
+        *self = Self { short_since, last_assigned, ..Self::default() };
     }
 
     /// One has failed, when workers up to `born` had been forked; gives for how long none will be,
@@ -56,16 +56,16 @@ impl Spares {
         if !self.wait(now).is_zero() {
             return None;
         }
-        let before = if age < OLD { self.pause } else { Duration::ZERO };
+        let before = if age < STABLE_AGE { self.pause } else { Duration::ZERO };
         self.pause = (2 * before).clamp(FIRST_PAUSE, LAST_PAUSE);
-        self.not_before = Some(now + self.pause);
+        self.retry_at = Some(now + self.pause);
         self.tried = born;
         Some(self.pause)
     }
 
     /// How long it takes until one may be forked.
     fn wait(&self, now: Instant) -> Duration {
-        self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+        self.retry_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
     /// The next one after a failure is tried alone.
@@ -76,11 +76,11 @@ impl Spares {
 
 impl EventLoop {
     /// In how long a spare worker is to be forked, if there are too few.
-    pub(super) fn next_spare(&mut self) -> Option<Duration> {
+    pub(super) fn update_spares(&mut self) -> Option<Duration> {
         let wanted = self.options.spare_workers;
         let is_short = self.mode == Mode::Serving
             && self.queue.is_empty()
-            && self.children.len() < self.most_workers()
+            && self.children.len() < self.worker_limit()
             && self.children.values().filter(|child| child.is_spare()).count() < wanted;
         if !is_short {
             self.spares.short_since = None;
@@ -90,36 +90,37 @@ impl EventLoop {
         self.spares.short_since.get_or_insert(now);
         if let Some(probe) = self.children.values().find(|child| self.spares.is_probe(child)) {
             if !probe.is_waiting() {
-                return Some(LOOK);
+                return Some(PROBE_INTERVAL);
             }
             self.spares.succeeded();
         }
-        let employed = self.spares.employed.map_or(FIRST_ANSWER, |at| now.duration_since(at));
-        Some(self.spares.wait(now).max(FIRST_ANSWER.saturating_sub(employed)))
+        let last_assigned =
+            self.spares.last_assigned.map_or(FIRST_ANSWER_DELAY, |at| now.duration_since(at));
+        Some(self.spares.wait(now).max(FIRST_ANSWER_DELAY.saturating_sub(last_assigned)))
     }
 
     /// Forks a spare worker that is due, if nothing else is to be done or that has been so for long.
-    pub(super) fn refill(&mut self, is_busy: bool) {
+    pub(super) fn fork_due_spare(&mut self, is_busy: bool) {
         let since = self.spares.short_since;
-        if is_busy && since.is_none_or(|since| since.elapsed() < PATIENCE) {
+        if is_busy && since.is_none_or(|since| since.elapsed() < MAX_DEFER) {
             return;
         }
-        if self.next_spare() != Some(Duration::ZERO) {
+        if self.update_spares() != Some(Duration::ZERO) {
             return;
         }
         let flags = SocketFlags::CLOEXEC;
         let line = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
         let forked =
             line.map_err(|errno| ForkError::Kernel(errno.into())).and_then(|(ours, theirs)| {
-                self.fork(Post::Spare(ours), Socket::Awaited(theirs)).map_err(|(_, error)| error)
+                self.fork(Role::Spare(ours), Socket::Awaited(theirs)).map_err(|(_, error)| error)
             });
         if let Err(error) = forked {
-            self.spare_failed(&error.to_string(), Duration::ZERO);
+            self.record_spare_failure(&error.to_string(), Duration::ZERO);
         }
     }
 
     /// One line for each, and none forked for a while, so that no failure becomes a storm.
-    pub(super) fn spare_failed(&mut self, reason: &str, age: Duration) {
+    pub(super) fn record_spare_failure(&mut self, reason: &str, age: Duration) {
         if let Some(pause) = self.spares.failed(age, self.born, Instant::now()) {
             let (name, pause) = (&self.options.name, seconds(pause));
             log::error!(name, "a spare worker failed, the next is forked in {pause}: {reason}");
@@ -128,23 +129,23 @@ impl EventLoop {
 
     /// Has a spare worker serve `client`; gives it back if there is none. One that is still
     /// being set up is chosen only if there can be no new worker.
-    pub(super) fn employ_spare(
+    pub(super) fn assign_spare(
         &mut self,
         mut client: Connected,
-        holder: Holder,
+        holder: ClientId,
     ) -> Option<Connected> {
         if self.options.spare_workers == 0 {
             return Some(client);
         }
-        let is_full = self.children.len() >= self.most_workers();
+        let is_full = self.children.len() >= self.worker_limit();
         let fit = |child: &&mut Child| child.is_waiting() || is_full && child.is_spare();
         for child in self.children.values_mut().filter(fit) {
             let number = child.number;
-            match child.employ(client) {
+            match child.assign_client(client) {
                 Ok(()) => {
                     child.holder = holder;
                     self.spares.succeeded();
-                    self.spares.employed = Some(Instant::now());
+                    self.spares.last_assigned = Some(Instant::now());
                     self.watch_client(number);
                     return None;
                 }
@@ -196,7 +197,7 @@ mod tests {
         let doubled = (0..9).map(|times| FIRST_PAUSE * 2_u32.pow(times));
         assert_eq!(pauses, doubled.chain([LAST_PAUSE]).collect::<Vec<_>>());
 
-        assert_eq!(spares.failed(OLD, 0, now), Some(FIRST_PAUSE));
+        assert_eq!(spares.failed(STABLE_AGE, 0, now), Some(FIRST_PAUSE));
         now += FIRST_PAUSE;
         spares.failed(Duration::ZERO, 0, now);
         spares.succeeded();

@@ -1,4 +1,4 @@
-//! Starting a server by executing this program again: its options, and what is checked first.
+//! StartingProcess a server by executing this program again: its options, and what is checked first.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::builder::Server;
 use super::entry;
 use super::error::ServerError;
 use super::handle::ServerHandle;
-use super::start::Launch;
+use super::launch::Launch;
 use crate::wire::args::encode_whole;
 
 /// How long a new server may take to start, unless [`Spawn::start_timeout`] is set.

@@ -100,7 +100,7 @@ pub struct WorkerStatus {
 
 /// What a server counts.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     pub(crate) refused: u64,
     pub(crate) deaths: BTreeMap<&'static str, u64>,
 }

@@ -126,10 +126,10 @@ impl EventLoop {
     pub(super) fn accept_status(&mut self) {
         let now = Instant::now();
         match self.status.as_ref().map(Listener::accept) {
-            Some(Ok(connection)) => self.tell_status_on(connection),
+            Some(Ok(connection)) => self.add_status_request(connection),
             None | Some(Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)) => {}
             Some(Err(errno)) => {
-                if self.line_limits.accept_status.allows(now) {
+                if self.log_limits.accept_status.allows(now) {
                     log::error!(
                         "cannot accept connections to the status socket for a while: {errno}"
                     );
@@ -141,9 +141,9 @@ impl EventLoop {
     }
 
     /// Answers whoever has the other end, once it has made its request.
-    pub(super) fn tell_status_on(&mut self, connection: OwnedFd) {
+    pub(super) fn add_status_request(&mut self, connection: OwnedFd) {
         self.status_requests.add(connection, Instant::now());
-        self.answer_status();
+        self.answer_status_requests();
     }
 
     fn watch_status(&self, flags: EventFlags) {
@@ -154,23 +154,23 @@ impl EventLoop {
     }
 
     /// Answers the connections whose request is complete or whose time is over.
-    pub(super) fn answer_status(&mut self) {
+    pub(super) fn answer_status_requests(&mut self) {
         for request in self.status_requests.take_complete(Instant::now()) {
             let number = status::dismissed(&request.said);
             if let Some(child) = number.and_then(|number| self.children.get_mut(&number)) {
                 child.retire(Retirement::Wish);
             }
-            self.tell_status(request.connection);
+            self.send_status(request.connection);
         }
     }
 
     /// Answers the connections that are due. Returns the time until the next one is.
-    pub(super) fn next_status_request(&mut self) -> Option<Duration> {
+    pub(super) fn run_status_timers(&mut self) -> Option<Duration> {
         if self.status_requests.rest_is_over(Instant::now()) {
             self.watch_status(EventFlags::IN);
         }
         if self.status_requests.next(Instant::now()) == Some(Duration::ZERO) {
-            self.answer_status();
+            self.answer_status_requests();
         }
         let now = Instant::now();
         let again = self.status_requests.again.map(|again| again.saturating_duration_since(now));

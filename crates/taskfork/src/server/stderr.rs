@@ -43,29 +43,29 @@ const LAST_TURNS: usize = 16;
 
 /// What a dead worker has written to standard error.
 #[derive(Debug, Default)]
-pub(crate) struct LastWords {
+pub(crate) struct StderrTail {
     /// The end of it.
     pub(crate) text: Option<String>,
     /// Rust's runtime said that there was no memory to be had. A stack that follows may have pushed
     /// that out of the end.
-    pub(crate) starved: bool,
+    pub(crate) allocation_failed: bool,
 }
 
 /// A worker's standard error as the server has it.
 #[derive(Debug)]
-pub(crate) struct Captured {
+pub(crate) struct CapturedStderr {
     /// Until the worker and all that it has started have closed the other end.
     pipe: Option<OwnedFd>,
-    tail: Tail,
+    tail: LineBuffer,
 }
 
-impl Captured {
+impl CapturedStderr {
     /// With it comes the end for the worker.
     pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
         let (pipe, worker) = pipe_with(PipeFlags::CLOEXEC)?;
         // Of the two ends the server's only must not wait.
         ioctl_fionbio(&pipe, true)?;
-        Ok((Self { pipe: Some(pipe), tail: Tail::default() }, worker))
+        Ok((Self { pipe: Some(pipe), tail: LineBuffer::default() }, worker))
     }
 
     /// What is to be watched, if there may be more to read.
@@ -75,14 +75,14 @@ impl Captured {
 
     /// Reads what is there, up to a turn's worth, and shows it as lines of process `pid`. Gives the
     /// pipe back once it has ended.
-    pub(crate) fn pass_on(&mut self, pid: u32, shown: &mut Shown) -> Option<OwnedFd> {
+    pub(crate) fn pass_on(&mut self, pid: u32, shown: &mut StderrOutput) -> Option<OwnedFd> {
         let ended = self.read(|line| shown.line(pid, line));
         shown.flush();
         self.pipe.take_if(|_| ended)
     }
 
     /// All that is left when the worker has died; gives the end of what it wrote.
-    pub(crate) fn last_words(mut self, pid: u32, shown: &mut Shown) -> LastWords {
+    pub(crate) fn finish(mut self, pid: u32, shown: &mut StderrOutput) -> StderrTail {
         for _ in 0..LAST_TURNS {
             let more = self.pipe.as_ref().is_some_and(|pipe| is_ready(pipe.as_fd(), PollFlags::IN));
             if !more || self.pass_on(pid, shown).is_some() {
@@ -91,7 +91,7 @@ impl Captured {
         }
         self.tail.end(|line| shown.line(pid, line));
         shown.flush();
-        LastWords { text: self.tail.text(), starved: self.tail.starved }
+        StderrTail { text: self.tail.text(), allocation_failed: self.tail.allocation_failed }
     }
 
     /// Reads a turn's worth; tells whether it was the last.
@@ -128,13 +128,13 @@ fn is_ready(descriptor: BorrowedFd<'_>, event: PollFlags) -> bool {
 
 /// The end of a stream of bytes, and the line that it is in.
 #[derive(Debug, Default)]
-struct Tail {
+struct LineBuffer {
     kept: Vec<u8>,
     line: Vec<u8>,
-    starved: bool,
+    allocation_failed: bool,
 }
 
-impl Tail {
+impl LineBuffer {
     fn take(&mut self, bytes: &[u8], mut show: impl FnMut(&[u8])) {
         self.kept.extend_from_slice(bytes);
         if self.kept.len() > 2 * KEPT {
@@ -149,7 +149,7 @@ impl Tail {
             }
             if self.line.last() == Some(&b'\n') {
                 self.line.pop();
-                self.starved |= self.line.starts_with(b"memory allocation of ");
+                self.allocation_failed |= self.line.starts_with(b"memory allocation of ");
                 show(&self.line);
                 self.line.clear();
             }
@@ -176,12 +176,12 @@ impl Tail {
 
 /// The server's log, to which workers' lines are added.
 #[derive(Debug, Default)]
-pub(crate) struct Shown {
+pub(crate) struct StderrOutput {
     /// Lines are events, and not written here.
     is_logged: bool,
 }
 
-impl Shown {
+impl StderrOutput {
     pub(crate) fn new(stderr: Stderr) -> Self {
         Self { is_logged: stderr == Stderr::Log }
     }
@@ -202,7 +202,7 @@ impl Shown {
     }
 }
 
-/// A line with what a terminal would obey escaped. One that becomes too long by that is cut.
+/// A line with what a terminal would handle_control escaped. One that becomes too long by that is cut.
 fn lines(pid: u32, line: &[u8], mut show: impl FnMut(Vec<u8>)) {
     let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
     let mut rest = &*line;
@@ -228,7 +228,7 @@ mod tests {
             text in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'a'), any::<u8>()], 0..9000),
             cuts in prop::collection::vec(1..500usize, 1..20),
         ) {
-            let mut tail = Tail::default();
+            let mut tail = LineBuffer::default();
             let mut lines: Vec<Vec<u8>> = Vec::new();
             let (mut rest, mut cuts) = (&text[..], cuts.into_iter().cycle());
             while !rest.is_empty() {
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_line_without_an_end_is_cut() {
-        let mut tail = Tail::default();
+        let mut tail = LineBuffer::default();
         let mut lines = Vec::new();
         tail.take(&[b'x'; 8000], |line| lines.push(line.len()));
         tail.end(|line| lines.push(line.len()));
@@ -273,12 +273,12 @@ mod tests {
 
     #[test]
     fn no_character_is_cut_in_two() {
-        let mut tail = Tail::default();
+        let mut tail = LineBuffer::default();
         let mut lines = Vec::new();
         tail.take("é".repeat(2000).as_bytes(), |line| lines.push(line.to_owned()));
         tail.take("a\n".as_bytes(), |line| lines.push(line.to_owned()));
         assert!(lines.iter().all(|line| std::str::from_utf8(line).is_ok()));
-        let mut tail = Tail::default();
+        let mut tail = LineBuffer::default();
         let mut lengths = Vec::new();
         tail.take(format!("x{}", "é".repeat(2000)).as_bytes(), |line| lengths.push(line.len()));
         assert_eq!(lengths, [3499]);

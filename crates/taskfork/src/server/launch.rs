@@ -1,4 +1,4 @@
-//! Starting the process of a server, giving it what it needs, and hearing how far it comes. What it writes before it
+//! StartingProcess the process of a server, giving it what it needs, and hearing how far it comes. What it writes before it
 //! calls `init` comes here first: it may be what a program says that does not know that it is to become a server.
 
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
-use super::control::{self, LONGEST_MESSAGE, Word};
+use super::control::{self, LONGEST_MESSAGE, ServerMessage};
 use super::entry::VARIABLE;
 use super::error::ServerError;
 use crate::address::Address;
@@ -28,11 +28,11 @@ use crate::error::End;
 use crate::sys;
 
 /// How much of a new process's output is held back, and how much of that an error has.
-const MOST_HELD: usize = 64 << 10;
-const MOST_TOLD: usize = 4 << 10;
+const MAX_BUFFERED: usize = 64 << 10;
+const MAX_REPORTED: usize = 4 << 10;
 
 /// How often a start looks whether it is wanted any more.
-const GLANCE: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// All that is needed to start a server, as often as it takes.
 pub(crate) struct Launch {
@@ -47,7 +47,7 @@ pub(crate) struct Launch {
 
 /// A server that serves.
 #[derive(Debug)]
-pub(crate) struct Started {
+pub(crate) struct RunningServer {
     pub(crate) pid: u32,
     pub(crate) pidfd: OwnedFd,
     /// The program's end of the line.
@@ -57,8 +57,8 @@ pub(crate) struct Started {
 }
 
 /// Waits for a server that has been forked.
-pub(crate) fn forked(pid: u32, line: OwnedFd) -> Result<Started, ServerError> {
-    Starting::new(pid, line, VecDeque::new(), Vec::new())?.wait(None, None, &|| false)
+pub(crate) fn forked(pid: u32, line: OwnedFd) -> Result<RunningServer, ServerError> {
+    StartingProcess::new(pid, line, VecDeque::new(), Vec::new())?.wait(None, None, &|| false)
 }
 
 impl Launch {
@@ -84,7 +84,7 @@ impl Launch {
         &self,
         previous: Option<&Address>,
         is_unwanted: &dyn Fn() -> bool,
-    ) -> Result<Started, ServerError> {
+    ) -> Result<RunningServer, ServerError> {
         let cannot = "cannot make a line to the server";
         let (line, theirs) = control::pair().map_err(ServerError::system(cannot))?;
         let outputs = [
@@ -111,7 +111,7 @@ impl Launch {
                 _ => command.stderr(writer),
             };
             messages.push_back(Message { bytes: vec![kind], descriptor: Some(for_child.into()) });
-            held.push(Held::new(reader, real));
+            held.push(BufferedOutput::new(reader, real));
         }
         let plain = |bytes| Message { bytes, descriptor: None };
         // An empty configuration is one all the same.
@@ -131,10 +131,11 @@ impl Launch {
             .map_err(ServerError::system("cannot execute this program again"))?;
         // It holds the other ends of the line and the pipes.
         drop(command);
-        let starting = Starting::new(child.id(), line, messages, held).inspect_err(|_| {
-            // Nobody could wait for it later. It may have ended already.
-            let _ = child.kill().and_then(|()| child.wait());
-        })?;
+        let starting =
+            StartingProcess::new(child.id(), line, messages, held).inspect_err(|_| {
+                // Nobody could wait for it later. It may have ended already.
+                let _ = child.kill().and_then(|()| child.wait());
+            })?;
         starting.wait(Some(&self.name), self.timeout, is_unwanted)
     }
 }
@@ -163,18 +164,18 @@ impl Output {
 
 /// What a new process has written before `init`.
 #[derive(Debug)]
-struct Held {
+struct BufferedOutput {
     /// Nothing once the other end is closed.
     reader: Option<File>,
     real: File,
     text: Vec<u8>,
     /// There was more than is held back, so that nothing is held back any more.
-    is_let_through: bool,
+    passes_through: bool,
 }
 
-impl Held {
+impl BufferedOutput {
     fn new(reader: OwnedFd, real: File) -> Self {
-        Self { reader: Some(reader.into()), real, text: Vec::new(), is_let_through: false }
+        Self { reader: Some(reader.into()), real, text: Vec::new(), passes_through: false }
     }
 
     /// Reads what there is.
@@ -193,19 +194,19 @@ impl Held {
 
     fn add(&mut self, piece: &[u8]) {
         self.text.extend_from_slice(piece);
-        if self.is_let_through {
+        if self.passes_through {
             let _ = self.real.write_all(piece);
-        } else if self.text.len() > MOST_HELD {
-            self.let_through();
+        } else if self.text.len() > MAX_BUFFERED {
+            self.pass_through();
         }
-        if self.is_let_through && self.text.len() > 2 * MOST_TOLD {
-            self.text.drain(..self.text.len() - MOST_TOLD);
+        if self.passes_through && self.text.len() > 2 * MAX_REPORTED {
+            self.text.drain(..self.text.len() - MAX_REPORTED);
         }
     }
 
     /// Writes what has been held back where it was meant to go.
-    fn let_through(&mut self) {
-        if !std::mem::replace(&mut self.is_let_through, true) {
+    fn pass_through(&mut self) {
+        if !std::mem::replace(&mut self.passes_through, true) {
             // An output that is closed or full is the program's own business.
             let _ = self.real.write_all(&self.text);
         }
@@ -213,14 +214,14 @@ impl Held {
 }
 
 /// A process that is to become a server.
-struct Starting {
+struct StartingProcess {
     pid: u32,
     pidfd: OwnedFd,
     line: OwnedFd,
     /// Its end of the line is open, as far as is known.
     is_open: bool,
     messages: VecDeque<Message>,
-    held: Vec<Held>,
+    held: Vec<BufferedOutput>,
     initialised: bool,
 }
 
@@ -230,12 +231,12 @@ enum Outcome {
     Error(ServerError),
 }
 
-impl Starting {
+impl StartingProcess {
     fn new(
         pid: u32,
         line: OwnedFd,
         messages: VecDeque<Message>,
-        held: Vec<Held>,
+        held: Vec<BufferedOutput>,
     ) -> Result<Self, ServerError> {
         let process = Pid::from_raw(pid.cast_signed()).ok_or(Errno::SRCH);
         let pidfd = process
@@ -249,16 +250,16 @@ impl Starting {
         name: Option<&str>,
         timeout: Option<Duration>,
         is_unwanted: &dyn Fn() -> bool,
-    ) -> Result<Started, ServerError> {
+    ) -> Result<RunningServer, ServerError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            self.held.iter_mut().for_each(Held::read);
+            self.held.iter_mut().for_each(BufferedOutput::read);
             match self.talk() {
                 Some(Outcome::Ready(address)) => {
-                    self.held.iter_mut().for_each(Held::read);
+                    self.held.iter_mut().for_each(BufferedOutput::read);
                     let address = address.map(|text| text.parse()).transpose();
                     let Self { pid, pidfd, line, .. } = self;
-                    return Ok(Started { pid, pidfd, line, address: address? });
+                    return Ok(RunningServer { pid, pidfd, line, address: address? });
                 }
                 Some(Outcome::Error(error)) => {
                     self.end();
@@ -283,9 +284,9 @@ impl Starting {
                     output: self.output(),
                 });
             }
-            if self.sleep(left.unwrap_or(GLANCE).min(GLANCE)) {
+            if self.sleep(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL)) {
                 // What it said last is there by now.
-                self.held.iter_mut().for_each(Held::read);
+                self.held.iter_mut().for_each(BufferedOutput::read);
                 if let Some(Outcome::Error(error)) = self.talk() {
                     self.end();
                     return Err(error);
@@ -319,17 +320,17 @@ impl Starting {
             }
         }
         while self.is_open {
-            match Word::hear(&self.line) {
-                Ok(Some(Word::Init)) => {
+            match ServerMessage::hear(&self.line) {
+                Ok(Some(ServerMessage::Init)) => {
                     self.initialised = true;
-                    self.held.iter_mut().for_each(Held::read);
-                    self.held.iter_mut().for_each(Held::let_through);
+                    self.held.iter_mut().for_each(BufferedOutput::read);
+                    self.held.iter_mut().for_each(BufferedOutput::pass_through);
                 }
-                Ok(Some(Word::Ready(address))) => return Some(Outcome::Ready(address)),
-                Ok(Some(Word::Misfit { expected, reason })) => {
+                Ok(Some(ServerMessage::Ready(address))) => return Some(Outcome::Ready(address)),
+                Ok(Some(ServerMessage::Misfit { expected, reason })) => {
                     return Some(Outcome::Error(ServerError::Misconfigured { expected, reason }));
                 }
-                Ok(Some(Word::Failed(message) | Word::Ended(message))) => {
+                Ok(Some(ServerMessage::Failed(message) | ServerMessage::Ended(message))) => {
                     return Some(Outcome::Error(ServerError::Startup { message }));
                 }
                 Ok(None) => {}
@@ -361,11 +362,11 @@ impl Starting {
     /// Kills the process if it lives, and reaps it.
     fn end(&mut self) -> End {
         // A failure may be told a moment before the process ends by itself.
-        if !self.sleeps_until_ended(GLANCE) {
+        if !self.sleeps_until_ended(POLL_INTERVAL) {
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
         let end = reap(&self.pidfd, WaitIdOptions::EXITED).unwrap_or_default();
-        self.held.iter_mut().for_each(Held::read);
+        self.held.iter_mut().for_each(BufferedOutput::read);
         end
     }
 
@@ -384,7 +385,7 @@ impl Starting {
     /// The end of what the process has written.
     fn output(&self) -> String {
         let texts = self.held.iter().map(|held| {
-            let from = held.text.len().saturating_sub(MOST_TOLD / self.held.len());
+            let from = held.text.len().saturating_sub(MAX_REPORTED / self.held.len());
             String::from_utf8_lossy(&held.text[from..]).trim_end().to_owned()
         });
         texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n")
@@ -447,14 +448,14 @@ fn describe(pid: u32) -> String {
 mod tests {
     use super::*;
 
-    fn held() -> (Held, File, File) {
+    fn held() -> (BufferedOutput, File, File) {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         let (shown, real) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         // With room for all that is written at once.
-        rustix::pipe::fcntl_setpipe_size(&real, 4 * MOST_HELD).unwrap();
+        rustix::pipe::fcntl_setpipe_size(&real, 4 * MAX_BUFFERED).unwrap();
         rustix::io::ioctl_fionbio(&shown, true).unwrap();
-        (Held::new(reader, real.into()), writer.into(), shown.into())
+        (BufferedOutput::new(reader, real.into()), writer.into(), shown.into())
     }
 
     fn all(shown: &mut File) -> Vec<u8> {
@@ -471,7 +472,7 @@ mod tests {
         writer.write_all(b"before").unwrap();
         held.read();
         assert_eq!(all(&mut shown), b"");
-        held.let_through();
+        held.pass_through();
         writer.write_all(b", after").unwrap();
         held.read();
         assert_eq!(all(&mut shown), b"before, after");
@@ -486,7 +487,7 @@ mod tests {
             held.read();
             seen.extend(all(&mut shown));
         }
-        assert!(held.text.len() <= 2 * MOST_TOLD);
+        assert!(held.text.len() <= 2 * MAX_REPORTED);
         assert_eq!(seen.len(), 100 * 4000);
     }
 }

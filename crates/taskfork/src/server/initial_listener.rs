@@ -18,14 +18,14 @@ use crate::address::{Address, Place};
 
 /// A server's listener.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct InitialListener {
     /// Nothing for a server that is reached only through its handle.
     pub(super) listener: Option<Listener>,
     /// It is the one of the server before this one.
     pub(super) is_inherited: bool,
 }
 
-impl Opened {
+impl InitialListener {
     /// Takes the listener of the server before this one if there is one and it listens where this server is to
     /// listen. Otherwise takes the service manager's socket, if no address is set, or opens one.
     pub(super) fn new(

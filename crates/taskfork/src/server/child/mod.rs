@@ -8,16 +8,18 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
-use super::burial::{Buried, News, WorkerEnd, cause, is_closed, why};
-use super::limits::{Recycling, WorkerLimits};
-use super::line_limit::LineLimit;
-use super::log;
-use super::oom::OutOfMemory;
-use super::share::{Held, Holder};
-use super::status::{self, WorkerStatus};
-use super::stderr::{Captured, LastWords, Shown};
 use crate::display::seconds;
 use crate::error::End;
+use crate::server::fair_share::{AssignedWorker, ClientId};
+use crate::server::limits::{Recycling, WorkerLimits};
+use crate::server::log;
+use crate::server::log_limit::LogLimit;
+use crate::server::oom::OomKills;
+use crate::server::status::{self, WorkerStatus};
+use crate::server::stderr::{CapturedStderr, StderrOutput, StderrTail};
+use crate::server::worker_exit::{
+    DeathNotification, ExitLogEntry, WorkerExit, cause, classify_exit, has_peer_closed,
+};
 use crate::sys;
 use crate::wire::notice::DeathNotice;
 use crate::worker::Connected;
@@ -30,15 +32,15 @@ pub(crate) struct Child {
     /// Its own until the server has reaped it, which nobody else does.
     pub(crate) pid: Pid,
     /// What the worker is there for.
-    post: Post,
+    role: Role,
     pub(crate) slot: ServerSlot,
     pub(crate) number: u64,
-    judgement: Option<Box<Judgement>>,
+    kill_reason: Option<Box<KillReason>>,
     /// It takes too long, and has been asked for its stack.
-    suspicion: Option<Box<Suspicion>>,
+    pending_kill: Option<Box<PendingKill>>,
     /// The last call, by its number, of which it was told that the time is over.
-    reminded: u64,
-    stderr: Option<Captured>,
+    alarmed_call: u64,
+    stderr: Option<CapturedStderr>,
     /// When it was forked, on the clock of the scoreboard.
     born: Duration,
     /// When it was told to leave once its checkout is done.
@@ -46,19 +48,19 @@ pub(crate) struct Child {
     /// When its client closed the connection.
     client_gone: Option<Duration>,
     /// Whose it is, unless it is a spare.
-    pub(crate) holder: Holder,
+    pub(crate) holder: ClientId,
 }
 
 /// What a worker is there for, by the server's own end of it.
 #[derive(Debug)]
-pub(crate) enum Post {
+pub(crate) enum Role {
     /// The client at the other end of this connection.
     Client(OwnedFd),
     /// Whoever comes: the worker waits at the other end of this line for a connection.
     Spare(OwnedFd),
 }
 
-impl Post {
+impl Role {
     /// The server's own end.
     pub(super) fn end(&self) -> &OwnedFd {
         let (Self::Client(end) | Self::Spare(end)) = self;
@@ -77,7 +79,7 @@ impl Post {
 
 /// Why a worker was killed, and what it was doing.
 #[derive(Debug)]
-struct Judgement {
+struct KillReason {
     view: View,
     reason: String,
     /// For how long it had been at it, if that was too long.
@@ -87,7 +89,7 @@ struct Judgement {
     no_stack: Option<String>,
 }
 
-impl Judgement {
+impl KillReason {
     fn new(view: View, reason: String, cause: &'static str) -> Self {
         Self { view, reason, ran: None, cause, no_stack: None }
     }
@@ -95,8 +97,8 @@ impl Judgement {
 
 /// Why a worker is about to be killed.
 #[derive(Debug)]
-struct Suspicion {
-    judgement: Judgement,
+struct PendingKill {
+    kill_reason: KillReason,
     /// Since when its stack is waited for.
     asked: Duration,
     /// It is killed without its stack then.
@@ -118,55 +120,55 @@ const FIRST_CALL_WITHIN: Duration = Duration::from_secs(1);
 const LEAST_SPARE: Duration = Duration::from_millis(100);
 
 /// In how long a worker is looked at again that is not set up yet.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const SETUP_POLL_INTERVAL: Duration = Duration::from_millis(20);
 const TIME_IS_OVER: &str = "its call's time was over";
 
 /// How long a worker's stack is waited for before it is killed.
 const STACK_WAIT: Duration = Duration::from_millis(100);
 
 /// The same for a worker that takes the signal, but has not had a core since.
-const LONGEST_STACK_WAIT: Duration = Duration::from_millis(600);
+const MAX_STACK_WAIT: Duration = Duration::from_millis(600);
 
 impl Child {
     pub(crate) fn new(
         pid: Pid,
-        post: Post,
+        role: Role,
         slot: ServerSlot,
         number: u64,
-        stderr: Option<Captured>,
+        stderr: Option<CapturedStderr>,
     ) -> Self {
         Self {
             pid,
-            post,
+            role,
             slot,
             number,
-            judgement: None,
-            suspicion: None,
-            reminded: 0,
+            kill_reason: None,
+            pending_kill: None,
+            alarmed_call: 0,
             stderr,
             born: now(),
             leaving: None,
             client_gone: None,
-            holder: Holder::default(),
+            holder: ClientId::default(),
         }
     }
 
     /// What a new worker closes of another's.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [self.post.end()].into_iter().chain(self.stderr()).map(AsFd::as_fd)
+        [self.role.end()].into_iter().chain(self.stderr()).map(AsFd::as_fd)
     }
 
     /// The server's own descriptor of the worker's connection, if it has one.
     pub(crate) fn connection(&self) -> Option<&OwnedFd> {
-        match &self.post {
-            Post::Client(connection) => Some(connection),
-            Post::Spare(_) => None,
+        match &self.role {
+            Role::Client(connection) => Some(connection),
+            Role::Spare(_) => None,
         }
     }
 
     /// Whether it waits for somebody to serve, or will.
     pub(crate) fn is_spare(&self) -> bool {
-        matches!(self.post, Post::Spare(_)) && self.leaving.is_none() && self.judgement.is_none()
+        matches!(self.role, Role::Spare(_)) && self.leaving.is_none() && self.kill_reason.is_none()
     }
 
     /// Whether it has been set up, and waits.
@@ -175,14 +177,14 @@ impl Child {
     }
 
     /// What it counts for where workers are shared; nothing if it serves nobody, or is about to leave.
-    pub(crate) fn held(&mut self, now: Duration) -> Option<Held> {
+    pub(crate) fn held(&mut self, now: Duration) -> Option<AssignedWorker> {
         self.connection()?;
         let view = self.look();
-        if self.leaving.is_some() || self.client_gone.is_some() || self.judgement.is_some() {
+        if self.leaving.is_some() || self.client_gone.is_some() || self.kill_reason.is_some() {
             return None;
         }
         let idle = (view.phase == Phase::Idle).then(|| now.saturating_sub(view.since));
-        Some(Held {
+        Some(AssignedWorker {
             worker: self.number,
             holder: self.holder,
             age: now.saturating_sub(self.born),
@@ -199,11 +201,11 @@ impl Child {
     }
 
     /// Gives a spare worker somebody to serve; gives the connection back if that cannot be.
-    pub(crate) fn employ(&mut self, client: Connected) -> Result<(), Connected> {
-        let Post::Spare(line) = &self.post else { return Err(client) };
+    pub(crate) fn assign_client(&mut self, client: Connected) -> Result<(), Connected> {
+        let Role::Spare(line) = &self.role else { return Err(client) };
         match sys::send_descriptor_with(line, client.socket.as_fd(), &client.to_text()) {
             Ok(()) => {
-                self.post = Post::Client(client.socket);
+                self.role = Role::Client(client.socket);
                 Ok(())
             }
             Err(_) => Err(client),
@@ -212,11 +214,11 @@ impl Child {
 
     /// The worker's standard error, if it is to be watched.
     pub(crate) fn stderr(&self) -> Option<&OwnedFd> {
-        self.stderr.as_ref().and_then(Captured::pipe)
+        self.stderr.as_ref().and_then(CapturedStderr::pipe)
     }
 
     /// Shows what the worker has written to standard error; gives it back once it has ended.
-    pub(crate) fn pass_stderr_on(&mut self, shown: &mut Shown) -> Option<OwnedFd> {
+    pub(crate) fn forward_stderr(&mut self, shown: &mut StderrOutput) -> Option<OwnedFd> {
         let pid = self.pid();
         self.stderr.as_mut()?.pass_on(pid, shown)
     }
@@ -227,13 +229,13 @@ impl Child {
 
     /// The client closed its end: kills the worker if it works for nobody now, and otherwise has it
     /// find out by itself.
-    pub(crate) fn client_left(&mut self) {
+    pub(crate) fn handle_client_gone(&mut self) {
         self.slot.client_is_gone();
         self.client_gone.get_or_insert_with(now);
         let view = self.look();
         if matches!(view.phase, Phase::Setup | Phase::Busy) {
             let reason = "its client went away".to_owned();
-            self.condemn(Judgement::new(view, reason, cause::CLIENT_GONE));
+            self.kill_if_unchanged(KillReason::new(view, reason, cause::CLIENT_GONE));
         }
     }
 
@@ -245,20 +247,20 @@ impl Child {
         };
         let view = self.slot.seen();
         let reason = corruption.to_string();
-        self.judgement
-            .get_or_insert_with(|| Box::new(Judgement::new(view, reason, cause::CORRUPT)));
+        self.kill_reason
+            .get_or_insert_with(|| Box::new(KillReason::new(view, reason, cause::CORRUPT)));
         self.kill();
         view
     }
 
     /// Kills the worker if it stays though there is nothing left for it to do; gives the time until that can be.
     /// All of that is known without a word from the worker.
-    pub(crate) fn judge_leaving(
+    pub(crate) fn enforce_leave_timeout(
         &mut self,
         now: Duration,
         timeout: Option<Duration>,
     ) -> Option<Duration> {
-        if self.judgement.is_some() {
+        if self.kill_reason.is_some() {
             return None;
         }
         let (told, gone) = (self.leaving, self.client_gone);
@@ -269,49 +271,49 @@ impl Child {
             Phase::Idle | Phase::Retired | Phase::Spare => true,
             Phase::Done => {
                 let within = timeout.unwrap_or(DONE_WITHIN).max(LEAVE_WITHIN);
-                return self.end_at(gone?.saturating_add(within), now);
+                return self.kill_at(gone?.saturating_add(within), now);
             }
             _ => false,
         };
         let since = gone.or(told.filter(|_| serves_nobody))?;
-        self.end_at(since.saturating_add(LEAVE_WITHIN), now)
+        self.kill_at(since.saturating_add(LEAVE_WITHIN), now)
     }
 
     /// What is to be said of a worker that SIGALRM has ended when its call's time was over. The server sends that signal
     /// then, and so may the call itself. It ends code that has reset the signal's action, and other programs.
-    fn timed_out(&self, view: View, end: End) -> Option<Judgement> {
+    fn timed_out(&self, view: View, end: End) -> Option<KillReason> {
         let is_alarm = end == End::Signaled(Signal::ALARM.as_raw());
-        let is_over = self.reminded == view.calls
+        let is_over = self.alarmed_call == view.calls
             || self.slot.deadline().is_some_and(|deadline| deadline <= now());
         if !is_alarm || view.phase != Phase::Busy || !is_over {
             return None;
         }
         let (reason, ran) = (TIME_IS_OVER.to_owned(), Some(now().saturating_sub(view.since)));
-        Some(Judgement { ran, ..Judgement::new(view, reason, cause::TIMED_OUT) })
+        Some(KillReason { ran, ..KillReason::new(view, reason, cause::TIMED_OUT) })
     }
 
     /// Kills the worker at this time; gives the time until then.
-    fn end_at(&mut self, due: Duration, now: Duration) -> Option<Duration> {
+    fn kill_at(&mut self, due: Duration, now: Duration) -> Option<Duration> {
         if due > now {
             return Some(due - now);
         }
         let reason = "it did not leave when there was nothing left to do".to_owned();
         let view = self.slot.seen();
-        self.judgement = Some(Box::new(Judgement::new(view, reason, cause::HUNG)));
+        self.kill_reason = Some(Box::new(KillReason::new(view, reason, cause::HUNG)));
         self.kill();
         None
     }
 
     /// Tells the worker when the time of its call is over; gives the time until that can be. A call
     /// that has ended counts as well, as the next one has most likely as much time.
-    pub(crate) fn judge_late(&mut self, now: Duration) -> Option<Duration> {
+    pub(crate) fn enforce_call_deadline(&mut self, now: Duration) -> Option<Duration> {
         let left = self.slot.deadline()?.saturating_sub(now);
         let view = self.look();
         if !left.is_zero() {
             return Some(left);
         }
-        if view.phase == Phase::Busy && view.calls != self.reminded && self.look() == view {
-            self.reminded = view.calls;
+        if view.phase == Phase::Busy && view.calls != self.alarmed_call && self.look() == view {
+            self.alarmed_call = view.calls;
             let _ = kill_process(self.pid, Signal::ALARM);
         }
         None
@@ -319,31 +321,31 @@ impl Child {
 
     /// Kills the worker if its call's time is over, or if it has been in one phase for longer than
     /// `timeout`, once it has told where it is; gives the time until that can be.
-    pub(crate) fn judge_hanging(
+    pub(crate) fn enforce_hang_timeout(
         &mut self,
         now: Duration,
         timeout: Option<Duration>,
     ) -> Option<Duration> {
-        if self.judgement.is_some() {
+        if self.kill_reason.is_some() {
             return None;
         }
         let view = self.look();
-        if self.judgement.is_some() {
+        if self.kill_reason.is_some() {
             return None;
         }
-        if let Some(suspicion) = self.suspicion.take_if(|it| it.judgement.view != view) {
+        if let Some(pending_kill) = self.pending_kill.take_if(|it| it.kill_reason.view != view) {
             // It was done in this instant.
-            drop(suspicion);
+            drop(pending_kill);
         }
-        if let Some(mut suspicion) = self.suspicion.take() {
+        if let Some(mut pending_kill) = self.pending_kill.take() {
             if self.slot.stack().is_none() {
-                let left = self.wait_for_stack(&mut suspicion, now);
+                let left = self.wait_for_stack(&mut pending_kill, now);
                 if left.is_some() {
-                    self.suspicion = Some(suspicion);
+                    self.pending_kill = Some(pending_kill);
                     return left;
                 }
             }
-            self.condemn(suspicion.judgement);
+            self.kill_if_unchanged(pending_kill.kill_reason);
             return None;
         }
         if !view.phase.can_hang() {
@@ -364,17 +366,17 @@ impl Child {
         };
         let ran = Some(now.saturating_sub(view.since));
         let cause = if timed_out { cause::TIMED_OUT } else { cause::HUNG };
-        let judgement = Judgement { ran, ..Judgement::new(view, reason, cause) };
+        let kill_reason = KillReason { ran, ..KillReason::new(view, reason, cause) };
         let until = now + STACK_WAIT;
-        self.suspicion = Some(Box::new(Suspicion { judgement, asked: now, until }));
+        self.pending_kill = Some(Box::new(PendingKill { kill_reason, asked: now, until }));
         self.slot.forget_stack();
         let _ = kill_process(self.pid, Signal::ALARM);
         Some(STACK_WAIT)
     }
 
     /// For how long a stack that is not there is still waited for; nothing if that is over.
-    fn wait_for_stack(&self, suspicion: &mut Suspicion, now: Duration) -> Option<Duration> {
-        let left = suspicion.until.saturating_sub(now);
+    fn wait_for_stack(&self, pending_kill: &mut PendingKill, now: Duration) -> Option<Duration> {
+        let left = pending_kill.until.saturating_sub(now);
         if !left.is_zero() {
             return Some(left);
         }
@@ -383,16 +385,16 @@ impl Child {
                 "the worker's code blocks SIGALRM, or has changed what it does".to_owned()
             }
             _ => {
-                let longest = suspicion.asked + LONGEST_STACK_WAIT;
-                if longest > suspicion.until {
-                    suspicion.until = longest;
+                let longest = pending_kill.asked + MAX_STACK_WAIT;
+                if longest > pending_kill.until {
+                    pending_kill.until = longest;
                     return Some(longest.saturating_sub(now));
                 }
-                let waited = seconds(LONGEST_STACK_WAIT);
+                let waited = seconds(MAX_STACK_WAIT);
                 format!("the worker did not get to run within {waited} after it was asked")
             }
         };
-        suspicion.judgement.no_stack = Some(reason);
+        pending_kill.kill_reason.no_stack = Some(reason);
         None
     }
 
@@ -414,25 +416,25 @@ impl Child {
 
     /// Has the worker leave if it is too old, or has been idle for too long; gives the time until it
     /// can be.
-    pub(crate) fn judge_age(&mut self, now: Duration, recycling: &Recycling) -> Option<Duration> {
+    pub(crate) fn enforce_age(&mut self, now: Duration, recycling: &Recycling) -> Option<Duration> {
         if self.leaving.is_some() {
             return None;
         }
         let view = self.look();
         let is_unused = self.connection().is_some() && view.calls == 0;
         // Otherwise a worker whose setup takes longer than its age would serve nobody, nor would its successors.
-        let not_before = match view.phase {
+        let retry_at = match view.phase {
             Phase::Idle if is_unused => view.since.saturating_add(FIRST_CALL_WITHIN),
             Phase::Spare => view.since.saturating_add(LEAST_SPARE),
-            Phase::Greeting | Phase::Setup => return Some(LOOK_AGAIN),
+            Phase::Greeting | Phase::Setup => return Some(SETUP_POLL_INTERVAL),
             _ => Duration::ZERO,
         };
-        let age = recycling.age_of(self.number).after_time(self.born);
+        let age = recycling.max_age_of(self.number).after_time(self.born);
         // One that is at work may be idle just after this, and is due at the earliest then.
         let since = if view.phase == Phase::Idle { view.since } else { now };
         let idle = recycling.max_idle.after_time(since);
         let due = [(age, Retirement::Age), (idle, Retirement::Idleness)];
-        let due = due.into_iter().filter_map(|(due, why)| Some((due?.max(not_before), why)));
+        let due = due.into_iter().filter_map(|(due, why)| Some((due?.max(retry_at), why)));
         let (due, why) = due.min_by_key(|(due, _)| *due)?;
         if due <= now {
             log::debug!(worker = self.number, pid = self.pid(), "replaced for its {why:?}");
@@ -443,9 +445,9 @@ impl Child {
     }
 
     /// Kills the worker if it is still where it was seen.
-    fn condemn(&mut self, judgement: Judgement) {
-        if self.slot.order(judgement.view, Order::Condemned) {
-            self.judgement = Some(Box::new(judgement));
+    fn kill_if_unchanged(&mut self, kill_reason: KillReason) {
+        if self.slot.order(kill_reason.view, Order::Condemned) {
+            self.kill_reason = Some(Box::new(kill_reason));
             self.kill();
         }
     }
@@ -453,9 +455,9 @@ impl Child {
     /// Kills the worker whatever it is doing.
     pub(crate) fn execute(&mut self, reason: &str) {
         self.look();
-        if self.judgement.is_none() {
+        if self.kill_reason.is_none() {
             let (view, reason) = (self.slot.seen(), reason.to_owned());
-            self.judgement = Some(Box::new(Judgement::new(view, reason, cause::SHUTDOWN)));
+            self.kill_reason = Some(Box::new(KillReason::new(view, reason, cause::SHUTDOWN)));
         }
         self.kill();
     }
@@ -474,9 +476,9 @@ impl Child {
             && self.slot.order(view, Order::Retired)
         {
             // Ends the wait for a message; a message that is there already finds the order.
-            let _ = match &self.post {
-                Post::Client(connection) => shutdown(connection, Shutdown::Read),
-                Post::Spare(line) => shutdown(line, Shutdown::Both),
+            let _ = match &self.role {
+                Role::Client(connection) => shutdown(connection, Shutdown::Read),
+                Role::Spare(line) => shutdown(line, Shutdown::Both),
             };
         }
     }
@@ -491,11 +493,11 @@ impl Child {
     /// is free after this.
     pub(crate) fn bury(
         mut self,
-        shown: &mut Shown,
-        lines: &mut LineLimit,
+        shown: &mut StderrOutput,
+        lines: &mut LogLimit,
         limits: &WorkerLimits,
-        out_of_memory: &OutOfMemory,
-    ) -> Buried {
+        out_of_memory: &OomKills,
+    ) -> WorkerExit {
         let status = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED);
         let end = match status.ok().flatten() {
             Some(status) => match (status.exit_status(), status.terminating_signal()) {
@@ -507,35 +509,37 @@ impl Child {
         };
         let pid = self.pid();
         let client = self.connection().and_then(sys::peer);
-        let stderr = self.stderr.take().map(|stderr| stderr.last_words(pid, shown));
-        let LastWords { text: stderr, starved } = stderr.unwrap_or_default();
-        let judgement = self.judgement.take().map(|judgement| *judgement);
-        let judgement = judgement.or(self.suspicion.take().map(|suspicion| suspicion.judgement));
+        let stderr = self.stderr.take().map(|stderr| stderr.finish(pid, shown));
+        let StderrTail { text: stderr, allocation_failed } = stderr.unwrap_or_default();
+        let kill_reason = self.kill_reason.take().map(|kill_reason| *kill_reason);
+        let kill_reason =
+            kill_reason.or(self.pending_kill.take().map(|pending_kill| pending_kill.kill_reason));
         let corruption = self.slot.look().err();
         let view = self.slot.seen();
-        let judgement = judgement.or_else(|| self.timed_out(view, end)).unwrap_or_else(|| {
-            let (cause, reason) = match (corruption, self.post.told()) {
+        let kill_reason = kill_reason.or_else(|| self.timed_out(view, end)).unwrap_or_else(|| {
+            let (cause, reason) = match (corruption, self.role.told()) {
                 (Some(corruption), _) => (cause::CORRUPT, corruption.to_string()),
                 (None, Some(failure)) => (cause::SETUP_FAILED, failure),
                 (None, None) => {
                     let left = self.slot.retirement();
-                    let (cause, reason) = why(end, left, starved, limits, out_of_memory);
+                    let (cause, reason) =
+                        classify_exit(end, left, allocation_failed, limits, out_of_memory);
                     (cause, reason.to_owned())
                 }
             };
-            Judgement::new(view, reason, cause)
+            KillReason::new(view, reason, cause)
         });
-        let Judgement { view, reason, ran, cause, no_stack } = judgement;
+        let KillReason { view, reason, ran, cause, no_stack } = kill_reason;
         let reason = Some(reason).filter(|reason| !reason.is_empty());
         let was_told = self.leaving.is_some() || self.slot.retirement().is_some();
         let is_over = was_told || view.phase == Phase::Retired || self.client_gone.is_some();
-        let is_unexpected = !is_over && !is_closed(self.post.end());
+        let is_unexpected = !is_over && !has_peer_closed(self.role.end());
         let method = self.slot.method();
         let (worker, phase) = (self.number, view.phase);
         let (method, reason_told) = (&*method, reason.as_deref());
         let is_regular = end == End::Exited(0) && reason.is_none() && !is_unexpected;
         if is_regular || lines.allows(Instant::now()) {
-            WorkerEnd {
+            ExitLogEntry {
                 worker,
                 pid,
                 client,
@@ -547,7 +551,7 @@ impl Child {
             }
             .log();
         }
-        let is_spare = matches!(self.post, Post::Spare(_));
+        let is_spare = matches!(self.role, Role::Spare(_));
         let failed = (is_spare && !(self.leaving.is_some() && end == End::Exited(0)))
             .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));
         // What a worker has begun whose slot is corrupt is not known: any call may have run.
@@ -574,9 +578,9 @@ impl Child {
                 timed_out: cause == cause::TIMED_OUT,
             }),
         };
-        let (Post::Client(connection) | Post::Spare(connection)) = self.post;
+        let (Role::Client(connection) | Role::Spare(connection)) = self.role;
         let stack = ran.and_then(|_| self.slot.stack());
-        let news = News { connection, notice };
-        Buried { slot: self.slot, news, stack, cause, failed_spare: failed }
+        let news = DeathNotification { connection, notice };
+        WorkerExit { slot: self.slot, news, stack, cause, spare_failure: failed }
     }
 }

@@ -8,36 +8,36 @@ use std::time::Instant;
 use rustix::event::epoll;
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
-use super::burial::{Buried, News};
-use super::children::Child;
-use super::entry::is_child_of;
-use super::event_loop::{EventLoop, Mode};
-use super::log;
-use super::status::{self, ServerStatus};
+use super::{EventLoop, Mode};
+use crate::server::child::Child;
+use crate::server::entry::is_child_of;
+use crate::server::log;
+use crate::server::status::{self, ServerStatus};
+use crate::server::worker_exit::{DeathNotification, WorkerExit};
 use crate::sys::{self, Forked};
 use crate::worker::scoreboard::now;
 
 /// No more helpers run at one time. Who asks for the status then is told all but the use of memory, and deaths are told without
 /// the names of what is on the stack.
-const MOST_HELPERS: usize = 64;
+const MAX_HELPERS: usize = 64;
 
 impl EventLoop {
     /// Buries all workers that have died, and reaps other children. The kernel says only that some child has died.
-    pub(super) fn bury_dead(&mut self) {
+    pub(in crate::server) fn reap_workers(&mut self) {
         while let Some(first) = sys::ended_child() {
             let is_it = |child: &&Child| child.pid == first;
             // What has died first may be no worker, and may stay for a while.
             let any = || self.children.values().find(|child| child.has_ended());
             let dead = self.children.values().find(is_it).or_else(any);
             let Some(number) = dead.map(|child| child.number) else {
-                self.end_orphans();
+                self.reap_orphans();
                 return;
             };
             self.bury(number);
         }
     }
 
-    pub(super) fn bury(&mut self, number: u64) {
+    pub(in crate::server) fn bury(&mut self, number: u64) {
         let Some(child) = self.children.remove(&number) else { return };
         // Closing them would not end the watch: a worker that has just been forked holds copies
         // for a moment. The kernel refuses only what is not watched anyway.
@@ -53,9 +53,9 @@ impl EventLoop {
         if !self.guardian.as_mut().is_none_or(|guardian| guardian.reaped(child.pid)) {
             self.replace_guardian();
         }
-        let Buried { slot, mut news, mut stack, cause, failed_spare } = child.bury(
+        let WorkerExit { slot, mut news, mut stack, cause, spare_failure } = child.bury(
             &mut self.shown,
-            &mut self.line_limits.deaths,
+            &mut self.log_limits.deaths,
             &self.options.limits,
             &self.out_of_memory,
         );
@@ -67,17 +67,17 @@ impl EventLoop {
         self.queue.freed(number);
         *self.tally.deaths.entry(cause).or_default() += 1;
         match stack {
-            Some(stack) if news.is_awaited() => self.tell_with(news, stack),
+            Some(stack) if news.has_notice() => self.tell_with(news, stack),
             _ => news.tell(),
         }
-        if let Some(reason) = failed_spare.filter(|_| self.mode == Mode::Serving) {
-            self.spare_failed(&reason, age);
+        if let Some(reason) = spare_failure.filter(|_| self.mode == Mode::Serving) {
+            self.record_spare_failure(&reason, age);
         }
-        self.end_orphans();
+        self.reap_orphans();
     }
 
     /// Has a process of its own find the names of what is on a stack, as that takes long.
-    fn tell_with(&mut self, news: News, stack: Vec<u64>) {
+    fn tell_with(&mut self, news: DeathNotification, stack: Vec<u64>) {
         if let Some(news) = self.help(news, |server, news| {
             server.children.clear();
             server.handshakes.forget();
@@ -89,7 +89,7 @@ impl EventLoop {
     }
 
     /// Tells of the server.
-    pub(super) fn tell_status(&mut self, connection: OwnedFd) {
+    pub(in crate::server) fn send_status(&mut self, connection: OwnedFd) {
         // Workers' slots are not mapped in the process that tells.
         let status = self.status();
         // One that does not read must not hold the server up, and memory takes long to find out.
@@ -119,7 +119,7 @@ impl EventLoop {
             pid: self.pid,
             seconds: now.saturating_sub(self.since).as_secs_f64(),
             accepting: self.mode == Mode::Serving,
-            max_workers: self.most_workers(),
+            max_workers: self.worker_limit(),
             forked: self.born,
             refused: self.tally.refused,
             handshakes: self.handshakes.len(),
@@ -150,7 +150,7 @@ impl EventLoop {
     /// with if there is none.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn help<T>(&mut self, with: T, task: impl FnOnce(&mut Self, T)) -> Option<T> {
-        if self.orphans.helpers() >= MOST_HELPERS {
+        if self.orphans.helpers() >= MAX_HELPERS {
             return Some(with);
         }
         // SAFETY: the helper writes to its own connection only, and leaves by `exit_now`.
@@ -173,7 +173,7 @@ impl EventLoop {
                 sys::exit_now(0);
             }
             Err(error) => {
-                if self.line_limits.helpers.allows(Instant::now()) {
+                if self.log_limits.helpers.allows(Instant::now()) {
                     log::warn!("the server cannot fork a helper: {error}");
                 }
                 Some(with)
@@ -181,10 +181,10 @@ impl EventLoop {
         }
     }
 
-    pub(super) fn end_orphans(&mut self) {
+    pub(in crate::server) fn reap_orphans(&mut self) {
         let pids: HashSet<_> = self.children.values().map(|child| child.pid).collect();
         self.orphans.end(&self.mark, |pid| pids.contains(&pid));
-        if !self.orphans.are_left() {
+        if !self.orphans.is_pending() {
             self.scoreboard.release();
         }
     }

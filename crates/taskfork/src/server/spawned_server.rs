@@ -15,9 +15,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
-use super::control::{self, Word};
+use super::control::{self, ServerMessage};
 use super::error::ServerError;
-use super::start::{Launch, Started, has_ended, reap};
+use super::launch::{Launch, RunningServer, has_ended, reap};
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::error::{End, FatalError};
@@ -37,9 +37,9 @@ const DEATH_SHOWS: Duration = Duration::from_millis(20);
 
 /// The program's end, shared by the server's handle and the clients of the server.
 #[derive(Clone)]
-pub(crate) struct Link(Arc<Line>);
+pub(crate) struct SpawnedServer(Arc<Shared>);
 
-struct Line {
+struct Shared {
     /// How the server is started again, if it is to be.
     launch: Option<Launch>,
     state: Mutex<State>,
@@ -53,7 +53,7 @@ struct State {
     address: Option<Address>,
     process: Process,
     since: Instant,
-    last_end: Option<(Instant, ServerEnd)>,
+    last_end: Option<(Instant, ServerExit)>,
     /// The server was told to shut down, so that it is not replaced.
     is_unwanted: bool,
     /// There is a thread that waits for its end.
@@ -66,19 +66,19 @@ enum Process {
     Runs(Arc<OwnedFd>),
     /// It died and is being replaced.
     Between,
-    Ended(ServerEnd),
+    Ended(ServerExit),
 }
 
 /// How a server's process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ServerEnd {
+pub(crate) struct ServerExit {
     pub(crate) pid: u32,
     pub(crate) end: End,
     /// What it said last.
     pub(crate) reason: Option<String>,
 }
 
-static LINES: Mutex<Vec<Weak<Line>>> = Mutex::new(Vec::new());
+static LINES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 /// There has been one. So that a worker of a server without any writes to nothing here.
 static ANY_LINE: AtomicBool = AtomicBool::new(false);
 
@@ -96,17 +96,17 @@ fn close_lines() {
         if let Some(line) = line.upgrade() {
             let mut state = lock(&line.state);
             state.socket = None;
-            let end = ServerEnd { pid: state.pid, end: End::Unknown, reason: None };
+            let end = ServerExit { pid: state.pid, end: End::Unknown, reason: None };
             // Its descriptor goes with that.
             state.process = Process::Ended(end);
         }
     }
 }
 
-impl Link {
+impl SpawnedServer {
     /// To a server that serves, and is started again by `launch` when it dies.
-    pub(crate) fn new(started: Started, launch: Option<Launch>) -> Result<Self, ServerError> {
-        let Started { pid, pidfd, line, address } = started;
+    pub(crate) fn new(started: RunningServer, launch: Option<Launch>) -> Result<Self, ServerError> {
+        let RunningServer { pid, pidfd, line, address } = started;
         let state = State {
             pid,
             socket: Some(line),
@@ -118,7 +118,7 @@ impl Link {
             is_watched: false,
             trouble: None,
         };
-        let line = Arc::new(Line { launch, state: Mutex::new(state), changed: Condvar::new() });
+        let line = Arc::new(Shared { launch, state: Mutex::new(state), changed: Condvar::new() });
         ANY_LINE.store(true, Ordering::SeqCst);
         {
             let mut lines = lock(&LINES);
@@ -178,7 +178,7 @@ impl Link {
     }
 
     /// How the server has ended, if it has and is not replaced.
-    pub(crate) fn end(&self) -> Option<ServerEnd> {
+    pub(crate) fn end(&self) -> Option<ServerExit> {
         match &self.0.look().process {
             Process::Ended(end) => Some(end.clone()),
             Process::Runs(_) | Process::Between => None,
@@ -192,7 +192,7 @@ impl Link {
     }
 
     /// How the server ended of a worker whose connection has just ended without a word, if it has. Waits for a moment.
-    pub(crate) fn recent_end(&self) -> Option<ServerEnd> {
+    pub(crate) fn recent_end(&self) -> Option<ServerExit> {
         let pidfd = match &lock(&self.0.state).process {
             Process::Runs(pidfd) => Some(pidfd.clone()),
             _ => None,
@@ -287,7 +287,7 @@ impl State {
     }
 }
 
-impl Line {
+impl Shared {
     fn is_at(&self, address: &Address) -> bool {
         let state = lock(&self.state);
         match (state.address.as_ref().map(|own| &own.0), &address.0) {
@@ -311,13 +311,14 @@ impl Line {
         let Process::Runs(pidfd) = &state.process else { return };
         let Some(end) = reap(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) else { return };
         let said = state.socket.take().and_then(|socket| last_word(&socket));
-        let is_told =
-            state.is_unwanted || end == End::Exited(0) || matches!(said, Some(Word::Ended(_)));
+        let is_told = state.is_unwanted
+            || end == End::Exited(0)
+            || matches!(said, Some(ServerMessage::Ended(_)));
         let reason = match said {
-            Some(Word::Failed(reason) | Word::Ended(reason)) => Some(reason),
+            Some(ServerMessage::Failed(reason) | ServerMessage::Ended(reason)) => Some(reason),
             _ => None,
         };
-        let ended = ServerEnd { pid: state.pid, end, reason };
+        let ended = ServerExit { pid: state.pid, end, reason };
         state.last_end = Some((Instant::now(), ended.clone()));
         state.trouble = None;
         if self.launch.is_some() && !is_told {
@@ -340,13 +341,13 @@ impl Line {
             (thread, &state.process, &state.last_end)
         {
             let reason = format!("it cannot be replaced, as no thread can be started: {error}");
-            state.process = Process::Ended(ServerEnd { reason: Some(reason), ..end.clone() });
+            state.process = Process::Ended(ServerExit { reason: Some(reason), ..end.clone() });
         }
     }
 
     /// Waits for the end of each process until there is no other.
     fn keep_watch(self: Arc<Self>) {
-        let mut delay = Delay::default();
+        let mut delay = Backoff::default();
         loop {
             let state = self.look();
             match &state.process {
@@ -374,7 +375,7 @@ impl Line {
     }
 
     /// Starts the server again, as often as it takes.
-    fn replace(self: &Arc<Self>, delay: &mut Delay, ran: Duration) {
+    fn replace(self: &Arc<Self>, delay: &mut Backoff, ran: Duration) {
         let Some(launch) = &self.launch else { return };
         let mut pause = delay.next(ran);
         loop {
@@ -391,7 +392,7 @@ impl Line {
             let is_unwanted = || lock(&self.state).is_unwanted;
             let started = launch.start(previous.as_ref(), &is_unwanted);
             let mut state = lock(&self.state);
-            let Started { pid, pidfd, line, address } = match started {
+            let RunningServer { pid, pidfd, line, address } = match started {
                 Ok(started) => started,
                 Err(_) if state.is_unwanted => return self.end_between(&mut state),
                 Err(error) => {
@@ -439,9 +440,9 @@ impl Line {
 
 /// How long to wait before a server is started again.
 #[derive(Debug, Default)]
-struct Delay(Duration);
+struct Backoff(Duration);
 
-impl Delay {
+impl Backoff {
     /// After one that ran for so long.
     fn next(&mut self, ran: Duration) -> Duration {
         self.0 = match ran >= STABLE {
@@ -453,9 +454,9 @@ impl Delay {
 }
 
 /// The last that a server has said.
-fn last_word(socket: &OwnedFd) -> Option<Word> {
+fn last_word(socket: &OwnedFd) -> Option<ServerMessage> {
     let mut last = None;
-    while let Ok(word) = Word::hear(socket) {
+    while let Ok(word) = ServerMessage::hear(socket) {
         last = word.or(last);
     }
     last
@@ -473,21 +474,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl From<ServerEnd> for FatalError {
-    fn from(ServerEnd { pid, end, reason }: ServerEnd) -> Self {
+impl From<ServerExit> for FatalError {
+    fn from(ServerExit { pid, end, reason }: ServerExit) -> Self {
         Self::ServerEnded { pid, end, reason }
     }
 }
 
-impl fmt::Display for ServerEnd {
+impl fmt::Display for ServerExit {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         FatalError::from(self.clone()).fmt(out)
     }
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for SpawnedServer {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Link({})", lock(&self.0.state).pid)
+        write!(out, "SpawnedServer({})", lock(&self.0.state).pid)
     }
 }
 
@@ -497,7 +498,7 @@ mod tests {
 
     #[test]
     fn a_server_that_dies_again_and_again_is_started_ever_more_seldom() {
-        let mut delay = Delay::default();
+        let mut delay = Backoff::default();
         let short = Duration::from_secs(1);
         let pauses: Vec<_> = (0..9).map(|_| delay.next(short).as_millis()).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);

@@ -17,7 +17,7 @@ const LEAST_PAUSE: Duration = Duration::from_micros(200);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
-pub(crate) struct Wake {
+pub(crate) struct WakePipe {
     reader: OwnedFd,
     writer: OwnedFd,
     /// When the server was woken whose work is not done yet.
@@ -26,7 +26,7 @@ pub(crate) struct Wake {
     again: Option<Instant>,
 }
 
-impl Wake {
+impl WakePipe {
     pub(crate) fn new() -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         Ok(Self { reader, writer, woken: None, again: None })
@@ -65,7 +65,7 @@ impl Wake {
     }
 }
 
-impl AsFd for Wake {
+impl AsFd for WakePipe {
     /// The server's end.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()

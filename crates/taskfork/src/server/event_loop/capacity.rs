@@ -1,19 +1,19 @@
 //! How many workers the limit of open files allows.
 
-use super::event_loop::EventLoop;
-use super::log;
-use super::stderr::Stderr;
+use super::EventLoop;
+use crate::server::log;
+use crate::server::stderr::Stderr;
 
 /// Descriptors that are open for a moment: of a client that is accepted, of a new worker's pipe, of requests.
 const RESERVE: u64 = 8;
 
 impl EventLoop {
     /// Says how many workers the limit of open files allows, if these are fewer than `max_workers`.
-    pub(super) fn warn_of_few_open_files(&self) {
+    pub(in crate::server) fn warn_of_few_open_files(&self) {
         let Some(most) = self.open_files.most() else { return };
         let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
         let allowed = allowed(most, open.count() as u64, self.options.stderr);
-        let max_workers = self.most_workers();
+        let max_workers = self.worker_limit();
         if allowed < max_workers as u64 {
             log::warn!(
                 name = self.options.name,

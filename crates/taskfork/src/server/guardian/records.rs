@@ -17,14 +17,14 @@ const RECORD: usize = size_of::<i32>();
 const ASK_AFTER: usize = 32 << 10;
 
 /// The pipe for records: the guardian's end and the server's.
-pub(crate) fn pipe() -> io::Result<(OwnedFd, Ledger)> {
+pub(crate) fn pipe() -> io::Result<(OwnedFd, RecordWriter)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    Ok((reader, Ledger { writer, unread: 0 }))
+    Ok((reader, RecordWriter { writer, unread: 0 }))
 }
 
 /// The server's end.
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub(crate) struct RecordWriter {
     writer: OwnedFd,
     /// How many bytes have been written since the guardian was last asked to read.
     unread: usize,
@@ -32,7 +32,7 @@ pub(crate) struct Ledger {
 
 /// The result of writing a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Noted {
+pub(crate) enum WriteOutcome {
     Yes,
     /// The guardian is to be asked to read.
     Ask,
@@ -40,32 +40,32 @@ pub(crate) enum Noted {
     No,
 }
 
-impl Ledger {
+impl RecordWriter {
     /// A worker has been forked.
-    pub(crate) fn forked(&mut self, worker: Pid) -> Noted {
+    pub(crate) fn forked(&mut self, worker: Pid) -> WriteOutcome {
         self.note(worker.as_raw_nonzero().get())
     }
 
     /// A worker is about to be reaped, after which its number can be another process's.
-    pub(crate) fn reaped(&mut self, worker: Pid) -> Noted {
+    pub(crate) fn reaped(&mut self, worker: Pid) -> WriteOutcome {
         self.note(-worker.as_raw_nonzero().get())
     }
 
-    fn note(&mut self, record: i32) -> Noted {
+    fn note(&mut self, record: i32) -> WriteOutcome {
         match retry_on_intr(|| write(&self.writer, &record.to_ne_bytes())) {
             Ok(RECORD) => {}
-            _ => return Noted::No,
+            _ => return WriteOutcome::No,
         }
         self.unread += RECORD;
         if self.unread < ASK_AFTER {
-            return Noted::Yes;
+            return WriteOutcome::Yes;
         }
         self.unread = 0;
-        Noted::Ask
+        WriteOutcome::Ask
     }
 }
 
-impl AsFd for Ledger {
+impl AsFd for RecordWriter {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.writer.as_fd()
     }
@@ -73,13 +73,13 @@ impl AsFd for Ledger {
 
 /// The groups of living workers, as the guardian knows them.
 #[derive(Debug)]
-pub(crate) struct Groups {
+pub(crate) struct ProcessGroups {
     known: HashSet<Pid>,
     /// Process ids that are never taken for a worker's.
     refused: [Option<Pid>; 3],
 }
 
-impl Groups {
+impl ProcessGroups {
     /// The groups of the workers that lived when the guardian was forked. Ids of at most 1 and those in `refused` are
     /// ignored.
     pub(crate) fn new(living: impl Iterator<Item = Pid>, refused: [Option<Pid>; 3]) -> Self {
@@ -135,8 +135,8 @@ mod tests {
     #[test]
     fn groups_are_those_of_the_workers_that_live() {
         let (reader, mut ledger) = pipe().unwrap();
-        let mut groups = Groups::new([pid(10)].into_iter(), [None; 3]);
-        assert_eq!(ledger.forked(pid(11)), Noted::Yes);
+        let mut groups = ProcessGroups::new([pid(10)].into_iter(), [None; 3]);
+        assert_eq!(ledger.forked(pid(11)), WriteOutcome::Yes);
         ledger.forked(pid(12));
         ledger.reaped(pid(10));
         ledger.reaped(pid(12));
@@ -148,7 +148,7 @@ mod tests {
     fn some_numbers_are_never_believed() {
         let (reader, mut ledger) = pipe().unwrap();
         let refused = [Some(pid(20)), Some(pid(21)), None];
-        let mut groups = Groups::new([pid(1), pid(20)].into_iter(), refused);
+        let mut groups = ProcessGroups::new([pid(1), pid(20)].into_iter(), refused);
         for record in [0, 1, -1, 20, 21, i32::MIN, 22] {
             ledger.note(record);
         }
@@ -160,8 +160,8 @@ mod tests {
     fn a_guardian_that_does_not_read_is_noticed_and_never_waited_for() {
         let (_reader, mut ledger) = pipe().unwrap();
         let noted: Vec<_> = (0..20_000).map(|_| ledger.forked(pid(5))).collect();
-        let asked = noted.iter().position(|&noted| noted == Noted::Ask).unwrap();
-        let full = noted.iter().position(|&noted| noted == Noted::No).unwrap();
+        let asked = noted.iter().position(|&noted| noted == WriteOutcome::Ask).unwrap();
+        let full = noted.iter().position(|&noted| noted == WriteOutcome::No).unwrap();
         assert!(asked < full, "{asked} {full}");
     }
 }

@@ -1,5 +1,11 @@
 //! The server's one thread: connections, deaths, signals and time, one event after the other.
 
+mod capacity;
+mod fork_worker;
+mod inspect;
+mod reaper;
+mod timers;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -11,33 +17,33 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::access::{Origin, Rules};
-use super::adoption::Opened;
-use super::builder::Program;
-use super::children::Child;
-use super::control::Wish;
-use super::error::ServerError;
-use super::guardian::{Guardian, Mark};
-use super::handshake::Handshakes;
-use super::hangup::{Hangup, explain_shutdown};
-use super::line_limit::LineLimits;
-use super::listener::Listener;
-use super::log;
-use super::oom::OutOfMemory;
-use super::options::Options;
-use super::orphans::Orphans;
-use super::parent::Parent;
-use super::rebind::Files;
-use super::restart::{Predecessor, ServiceManager, Successor};
-use super::signals::Signals;
-use super::socket_file::Identity;
-use super::spares::Spares;
-use super::status::{Tally, open_status};
-use super::status_requests::StatusRequests;
-use super::stderr::Shown;
-use super::waiting::Queue;
-use super::wake::Wake;
 use crate::log_output;
+use crate::server::access::{Origin, Rules};
+use crate::server::builder::Program;
+use crate::server::child::Child;
+use crate::server::client_queue::ClientQueue;
+use crate::server::control::ControlRequest;
+use crate::server::error::ServerError;
+use crate::server::guardian::{Guardian, Mark};
+use crate::server::handshakes::Handshakes;
+use crate::server::hangup::{Hangup, explain_shutdown};
+use crate::server::initial_listener::InitialListener;
+use crate::server::listener::Listener;
+use crate::server::log;
+use crate::server::log_limit::LogLimits;
+use crate::server::oom::OomKills;
+use crate::server::options::Options;
+use crate::server::orphans::Orphans;
+use crate::server::parent::Parent;
+use crate::server::rebind::Files;
+use crate::server::restart::{Predecessor, ServiceManager, Successor};
+use crate::server::signals::Signals;
+use crate::server::socket_file::Identity;
+use crate::server::spares::Spares;
+use crate::server::status::{Counters, open_status};
+use crate::server::status_requests::StatusRequests;
+use crate::server::stderr::StderrOutput;
+use crate::server::wake_pipe::WakePipe;
 use crate::sys::{self, OpenFiles, ThreadCount, Title};
 use crate::time_limit::timespec;
 use crate::worker::scoreboard::{Retirement, Scoreboard, now};
@@ -78,13 +84,13 @@ pub(crate) struct EventLoop {
     pub(super) nothing: OwnedFd,
     pub(super) threads: ThreadCount,
     /// Where what workers write to standard error is shown.
-    pub(super) shown: Shown,
+    pub(super) shown: StderrOutput,
     pub(super) listener: Option<Listener>,
     /// Who may connect.
     pub(super) rules: Rules,
     pub(super) handshakes: Handshakes,
-    pub(super) queue: Queue,
-    pub(super) line_limits: LineLimits,
+    pub(super) queue: ClientQueue,
+    pub(super) log_limits: LogLimits,
     pub(super) scoreboard: Scoreboard,
     /// By the worker's number, which no other worker ever has.
     pub(super) children: BTreeMap<u64, Child>,
@@ -98,17 +104,17 @@ pub(crate) struct EventLoop {
     /// Nobody, if it could not be had.
     pub(super) guardian: Option<Guardian>,
     /// That there is none has been said.
-    is_unguarded: bool,
+    guardian_failure_logged: bool,
     /// How many workers had to be killed at the end.
     pub(super) killed: usize,
-    pub(super) out_of_memory: OutOfMemory,
+    pub(super) out_of_memory: OomKills,
     /// Written to by workers whose time is over, or who have told where they are.
-    pub(super) wake: Wake,
+    pub(super) wake: WakePipe,
     /// Where the server tells of itself.
     pub(super) status: Option<Listener>,
     pub(super) status_requests: StatusRequests,
     pub(super) files: Files,
-    pub(super) tally: Tally,
+    pub(super) tally: Counters,
     /// How long the last look at all workers took.
     pub(super) took: Duration,
     pub(super) manager: ServiceManager,
@@ -117,7 +123,7 @@ pub(crate) struct EventLoop {
     /// Where the new server that is to take over says that it is ready.
     pub(super) successor: Option<Successor>,
     /// The new server that has taken over.
-    pub(super) heir: Option<Pid>,
+    pub(super) successor_pid: Option<Pid>,
     /// For each worker.
     pub(super) buffers: Buffers,
     /// What the next worker is called.
@@ -156,14 +162,14 @@ impl EventLoop {
             return Err(ServerError::Threads { threads });
         }
         log_output::lock().take_over();
-        options.limits.try_out(&thread_count)?;
+        options.limits.probe(&thread_count)?;
         let hangup = Hangup::of_this_process(options.restart_on_hangup);
         if hangup == Hangup::Ignored {
             log::info!("SIGHUP is ignored, as whoever started this server has set that");
         }
         let signals = Signals::take_over(hangup, options.parent.as_ref().map(Parent::pid))
             .map_err(ServerError::system("cannot take signals over"))?;
-        let Opened { listener, is_inherited } = Opened::new(&options, inherited)?;
+        let InitialListener { listener, is_inherited } = InitialListener::new(&options, inherited)?;
         let status = open_status(&options, listener.as_ref())?;
         let status_requests = StatusRequests::new()
             .map_err(ServerError::system("cannot make an epoll instance for the status socket"))?;
@@ -173,11 +179,11 @@ impl EventLoop {
             File::open("/dev/null").map_err(ServerError::system("cannot open /dev/null"))?;
         let scoreboard = Scoreboard::new()
             .map_err(ServerError::system("cannot map memory to share with workers"))?;
-        let wake = Wake::new().map_err(ServerError::system(
+        let wake = WakePipe::new().map_err(ServerError::system(
             "cannot make the pipe through which workers wake the server",
         ))?;
         let manager = ServiceManager::find(&options);
-        let shown = Shown::new(options.stderr);
+        let shown = StderrOutput::new(options.stderr);
         let mut server = Self {
             options,
             program,
@@ -190,8 +196,8 @@ impl EventLoop {
             listener,
             rules,
             handshakes,
-            queue: Queue::new()?,
-            line_limits: LineLimits::default(),
+            queue: ClientQueue::new()?,
+            log_limits: LogLimits::default(),
             children: BTreeMap::new(),
             born: 0,
             mode: Mode::Serving,
@@ -201,19 +207,19 @@ impl EventLoop {
             mark: Mark::set(&scoreboard),
             scoreboard,
             guardian: None,
-            is_unguarded: false,
+            guardian_failure_logged: false,
             killed: 0,
-            out_of_memory: OutOfMemory::default(),
+            out_of_memory: OomKills::default(),
             wake,
             status,
             status_requests,
             files: Files::default(),
-            tally: Tally::default(),
+            tally: Counters::default(),
             took: Duration::ZERO,
             manager,
             is_listener_inherited: is_inherited,
             successor: None,
-            heir: None,
+            successor_pid: None,
             buffers: Buffers::new(),
             title: Title::new(""),
             pid: std::process::id(),
@@ -241,7 +247,7 @@ impl EventLoop {
         let name = plain(&server.options.name);
         sys::set_title(&format!("taskfork-server:{name}"));
         server.title = Title::new(&format!("taskfork-worker:{name}"));
-        server.post_guardian();
+        server.start_guardian();
         Ok(server)
     }
 
@@ -255,11 +261,11 @@ impl EventLoop {
         if let Some(control) = &self.options.control {
             control.report_ready(address);
         }
-        self.manager.is_ready();
+        self.manager.notify_ready();
         if let Some(predecessor) = predecessor {
             predecessor.take_over(self.is_listener_inherited);
         }
-        self.signals.find_what_to_reset();
+        self.signals.cache_changed_signals();
         worker::prepare();
         sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
@@ -268,12 +274,12 @@ impl EventLoop {
             let timeout = planned.into_iter().chain(self.wake.pause()).min();
             let timeout = timeout.map(timespec);
             if let Err(errno) = self.wake.rest_is_over(&self.epoll, WAKE)
-                && self.line_limits.workers.allows(Instant::now())
+                && self.log_limits.workers.allows(Instant::now())
             {
                 log::error!("workers cannot wake the server any more: {errno}");
             }
-            if self.orphans.are_left() {
-                self.end_orphans();
+            if self.orphans.is_pending() {
+                self.reap_orphans();
             }
             let events = match epoll::wait(&self.epoll, &mut room, timeout.as_ref()) {
                 Ok((events, _)) => events,
@@ -294,8 +300,8 @@ impl EventLoop {
                 }
             }
             let is_busy = !events.is_empty();
-            self.serve_waiting();
-            self.refill(is_busy);
+            self.assign_free_workers();
+            self.fork_due_spare(is_busy);
         }
         if let Some(guardian) = self.guardian.take() {
             guardian.dismiss();
@@ -309,7 +315,7 @@ impl EventLoop {
     }
 
     fn is_over(&self) -> bool {
-        self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.are_left()
+        self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.is_pending()
     }
 
     fn handle(&mut self, token: u64) {
@@ -320,17 +326,17 @@ impl EventLoop {
                         && self.listener.is_some()
                         && self.signals.asks_for_restart();
                     match self.mode {
-                        _ if signal == Signal::SIGCHLD => self.bury_dead(),
+                        _ if signal == Signal::SIGCHLD => self.reap_workers(),
                         _ if signal == Signal::SIGUSR1 => self.reopen_log(),
                         _ if signal == Signal::SIGUSR2 => self.log_workers(),
-                        Mode::Serving if signal == Signal::SIGHUP && is_own => self.hand_over(),
+                        Mode::Serving if signal == Signal::SIGHUP && is_own => self.start_restart(),
                         Mode::Serving => {
                             if signal == Signal::SIGHUP && self.options.control.is_none() {
                                 explain_shutdown();
                             }
                             self.stop();
                         }
-                        _ if signal == Signal::SIGHUP => self.pass_restart_on(),
+                        _ if signal == Signal::SIGHUP => self.forward_restart(),
                         // It may have begun to end for another reason, such as a new server.
                         _ if !self.signals.is_second_request() => {}
                         _ => self.kill_all("the server was told to end at once"),
@@ -338,20 +344,20 @@ impl EventLoop {
                 }
             }
             LISTENER => self.accept(),
-            HANDSHAKES => self.hear_handshakes(),
-            QUEUE => self.see_who_left(),
-            CONTROL => self.obey(),
-            SUCCESSOR => self.hear_successor(),
-            PARENT => self.lose_parent(),
+            HANDSHAKES => self.read_handshakes(),
+            QUEUE => self.remove_disconnected(),
+            CONTROL => self.handle_control(),
+            SUCCESSOR => self.read_successor(),
+            PARENT => self.handle_parent_exit(),
             STATUS => self.accept_status(),
-            STATUS_REQUESTS => self.answer_status(),
-            GUARDIAN => self.lose_guardian(),
+            STATUS_REQUESTS => self.answer_status_requests(),
+            GUARDIAN => self.handle_guardian_exit(),
             token => {
                 let number = (token - CHILDREN) / TOKENS;
                 match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
-                    (0, Some(child)) => child.client_left(),
+                    (0, Some(child)) => child.handle_client_gone(),
                     (_, Some(child)) => {
-                        if let Some(ended) = child.pass_stderr_on(&mut self.shown) {
+                        if let Some(ended) = child.forward_stderr(&mut self.shown) {
                             let _ = epoll::delete(&self.epoll, &ended);
                         }
                     }
@@ -361,21 +367,21 @@ impl EventLoop {
         }
     }
 
-    fn obey(&mut self) {
+    fn handle_control(&mut self) {
         let Some(control) = &self.options.control else { return };
         match control.next() {
-            Ok(Some(Wish::Serve(connection))) if self.mode == Mode::Serving => {
+            Ok(Some(ControlRequest::Serve(connection))) if self.mode == Mode::Serving => {
                 self.admit(connection, Origin::Local);
             }
-            Ok(None | Some(Wish::Serve(_))) => {}
-            Ok(Some(Wish::Tell(connection))) => self.tell_status_on(connection),
-            Ok(Some(Wish::ShutDown)) => {
-                self.let_go_of_control();
+            Ok(None | Some(ControlRequest::Serve(_))) => {}
+            Ok(Some(ControlRequest::Tell(connection))) => self.add_status_request(connection),
+            Ok(Some(ControlRequest::ShutDown)) => {
+                self.close_control();
                 self.drain();
             }
             Err(error) => {
                 log::error!("the line to the parent process failed: {error}");
-                self.let_go_of_control();
+                self.close_control();
                 self.drain();
             }
         }
@@ -383,13 +389,13 @@ impl EventLoop {
 
     /// Shuts down gracefully.
     fn stop(&mut self) {
-        self.give_up_successor();
-        self.manager.is_stopping();
+        self.cancel_successor();
+        self.manager.notify_stopping();
         self.drain();
     }
 
     /// The parent process has been killed, which would pass on a wish to end.
-    fn lose_parent(&mut self) {
+    fn handle_parent_exit(&mut self) {
         if let Some(line) = self.options.parent.as_ref().and_then(Parent::line) {
             let _ = epoll::delete(&self.epoll, line);
         }
@@ -400,7 +406,7 @@ impl EventLoop {
     }
 
     /// There is nobody at the other end any more.
-    fn let_go_of_control(&mut self) {
+    fn close_control(&mut self) {
         if let Some(control) = self.options.control.take() {
             let _ = epoll::delete(&self.epoll, &control);
         }
@@ -438,7 +444,7 @@ impl EventLoop {
     }
 
     /// Has a process see to what this one could not end if it were killed.
-    pub(super) fn post_guardian(&mut self) {
+    pub(super) fn start_guardian(&mut self) {
         let name = plain(&self.options.name);
         let posted = Guardian::start(
             &name,
@@ -453,12 +459,12 @@ impl EventLoop {
         });
         match posted {
             Ok(guardian) => {
-                self.orphans.leave_alone(guardian.pid());
+                self.orphans.exclude(guardian.pid());
                 self.guardian = Some(guardian);
-                self.is_unguarded = false;
+                self.guardian_failure_logged = false;
             }
-            Err(error) if !self.is_unguarded => {
-                self.is_unguarded = true;
+            Err(error) if !self.guardian_failure_logged => {
+                self.guardian_failure_logged = true;
                 log::error!(
                     "without a guardian for now, what workers start outlives a killed server: {error}"
                 );
@@ -468,11 +474,11 @@ impl EventLoop {
     }
 
     /// The guardian has died.
-    fn lose_guardian(&mut self) {
+    fn handle_guardian_exit(&mut self) {
         let Some(guardian) = self.guardian.take() else { return };
         let _ = epoll::delete(&self.epoll, &guardian);
         self.orphans.forget(guardian.pid());
-        if self.line_limits.guardians.allows(Instant::now()) {
+        if self.log_limits.guardians.allows(Instant::now()) {
             log::warn!(name = self.options.name, "the guardian has died, and is replaced");
         }
     }
@@ -481,7 +487,7 @@ impl EventLoop {
     pub(super) fn replace_guardian(&mut self) {
         let Some(guardian) = self.guardian.take() else { return };
         let _ = epoll::delete(&self.epoll, &guardian);
-        if self.line_limits.guardians.allows(Instant::now()) {
+        if self.log_limits.guardians.allows(Instant::now()) {
             let name = &self.options.name;
             log::warn!(name, "the guardian does not answer, and is replaced");
         }
@@ -489,11 +495,11 @@ impl EventLoop {
         guardian.dismiss();
     }
 
-    pub(super) fn most_workers(&self) -> usize {
+    pub(super) fn worker_limit(&self) -> usize {
         self.options.max_workers.min(Scoreboard::CAPACITY)
     }
 
-    pub(super) fn pause_listener(&self, pause: bool) {
+    pub(super) fn set_listener_paused(&self, pause: bool) {
         let Some(listener) = &self.listener else { return };
         let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
         if let Err(errno) =

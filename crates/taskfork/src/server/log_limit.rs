@@ -11,7 +11,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Limits one kind of line.
 #[derive(Debug)]
-pub(crate) struct LineLimit {
+pub(crate) struct LogLimit {
     /// So many are logged in [`WINDOW`].
     most: u32,
     since: Option<Instant>,
@@ -19,7 +19,7 @@ pub(crate) struct LineLimit {
     omitted: u64,
 }
 
-impl LineLimit {
+impl LogLimit {
     pub(crate) const fn new(most: u32) -> Self {
         Self { most, since: None, logged: 0, omitted: 0 }
     }
@@ -51,35 +51,35 @@ impl LineLimit {
 
 /// The lines of a server that can repeat.
 #[derive(Debug)]
-pub(crate) struct LineLimits {
-    pub(super) refusals: LineLimit,
-    pub(super) deaths: LineLimit,
-    pub(super) accept: LineLimit,
-    pub(super) accept_status: LineLimit,
-    pub(super) helpers: LineLimit,
-    pub(super) guardians: LineLimit,
-    pub(super) workers: LineLimit,
-    pub(super) files: LineLimit,
+pub(crate) struct LogLimits {
+    pub(super) refusals: LogLimit,
+    pub(super) deaths: LogLimit,
+    pub(super) accept: LogLimit,
+    pub(super) accept_status: LogLimit,
+    pub(super) helpers: LogLimit,
+    pub(super) guardians: LogLimit,
+    pub(super) workers: LogLimit,
+    pub(super) files: LogLimit,
 }
 
-impl Default for LineLimits {
+impl Default for LogLimits {
     fn default() -> Self {
         Self {
-            refusals: LineLimit::new(10),
-            deaths: LineLimit::new(50),
-            accept: LineLimit::new(1),
-            accept_status: LineLimit::new(1),
-            helpers: LineLimit::new(1),
-            guardians: LineLimit::new(3),
-            workers: LineLimit::new(3),
-            files: LineLimit::new(10),
+            refusals: LogLimit::new(10),
+            deaths: LogLimit::new(50),
+            accept: LogLimit::new(1),
+            accept_status: LogLimit::new(1),
+            helpers: LogLimit::new(1),
+            guardians: LogLimit::new(3),
+            workers: LogLimit::new(3),
+            files: LogLimit::new(10),
         }
     }
 }
 
-impl LineLimits {
+impl LogLimits {
     /// All of them, with what the lines that were omitted say.
-    fn all(&mut self) -> [(&mut LineLimit, &'static str); 8] {
+    fn all(&mut self) -> [(&mut LogLimit, &'static str); 8] {
         [
             (&mut self.refusals, "refused more connections"),
             (&mut self.deaths, "more workers have died"),
@@ -90,7 +90,7 @@ impl LineLimits {
             ),
             (&mut self.helpers, "could not fork a helper more often"),
             (&mut self.guardians, "replaced the guardian more often"),
-            (&mut self.workers, "could not employ more workers"),
+            (&mut self.workers, "could not assign_client more workers"),
             (&mut self.files, "found more changes of the sockets' files"),
         ]
     }
@@ -110,7 +110,7 @@ impl EventLoop {
     fn report_omitted_at(&mut self, now: Instant) -> Option<Duration> {
         let name = &self.options.name;
         let mut next: Option<Duration> = None;
-        for (limit, what) in self.line_limits.all() {
+        for (limit, what) in self.log_limits.all() {
             if let Some(times) = limit.take_omitted(now) {
                 let seconds = WINDOW.as_secs();
                 log::warn!(name, times, "{what}: {times} times in the last {seconds} s");
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_lines_is_counted_and_not_logged_one_by_one() {
-        let (mut limit, start) = (LineLimit::new(10), Instant::now());
+        let (mut limit, start) = (LogLimit::new(10), Instant::now());
         assert_eq!(limit.left(start), None);
         assert_eq!((0..1000).filter(|_| limit.allows(start)).count(), 10);
         let before = start + WINDOW / 2;
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn each_line_is_logged_or_counted_however_late_the_number_is_asked_for() {
-        let (mut limit, start) = (LineLimit::new(2), Instant::now());
+        let (mut limit, start) = (LogLimit::new(2), Instant::now());
         let (mut logged, mut counted) = (0, 0);
         for step in 0..1000 {
             let now = start + step * WINDOW / 37;

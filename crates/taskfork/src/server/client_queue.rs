@@ -12,9 +12,9 @@ use rustix::net::{SendFlags, send};
 
 use super::error::ServerError;
 use super::event_loop::{EventLoop, Mode};
+use super::fair_share::{self, AssignedWorker, ClientId};
 use super::log;
 use super::refusal::Refusal;
-use super::share::{self, Held, Holder};
 use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::{Protocol, WireError, native};
 use crate::worker::Connected;
@@ -34,42 +34,42 @@ const REST_WITHIN: Duration = Duration::from_secs(5);
 
 /// All connections that wait.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(crate) struct ClientQueue {
     /// One descriptor for the event loop to watch for the end of any of them.
     epoll: OwnedFd,
     /// By numbers that grow: the first has waited longest.
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, QueuedClient>,
     next: u64,
     /// Room is looked for then.
     review_at: Duration,
     /// A worker that was asked to leave for one that has left the queue meanwhile, and when.
-    asked_in_vain: Option<(u64, Duration)>,
+    unused_eviction: Option<(u64, Duration)>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct QueuedClient {
     client: Connected,
     protocol: Protocol,
-    holder: Holder,
+    holder: ClientId,
     /// The worker that was asked last to leave for it, and when.
     asked: Option<(u64, Duration)>,
     /// That worker has left.
     is_next: bool,
 }
 
-impl Waiting {
+impl QueuedClient {
     /// Whether a worker is about to leave for it.
     fn is_hopeful(&self, now: Duration) -> bool {
         self.asked.is_some_and(|(_, at)| now < at.saturating_add(MORE_ROOM_AFTER))
     }
 }
 
-impl Queue {
+impl ClientQueue {
     pub(crate) fn new() -> Result<Self, ServerError> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .map_err(ServerError::system("cannot make an epoll instance for waiting clients"))?;
         let (waiting, review_at) = (BTreeMap::new(), Duration::ZERO);
-        Ok(Self { epoll, waiting, next: 0, review_at, asked_in_vain: None })
+        Ok(Self { epoll, waiting, next: 0, review_at, unused_eviction: None })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -98,7 +98,7 @@ impl Queue {
         }
     }
 
-    fn add(&mut self, mut waiting: Waiting) -> Result<u64, (Waiting, rustix::io::Errno)> {
+    fn add(&mut self, mut waiting: QueuedClient) -> Result<u64, (QueuedClient, rustix::io::Errno)> {
         let number = self.next;
         // The end of a connection is always told.
         let (data, flags) = (EventData::new_u64(number), EventFlags::RDHUP);
@@ -106,12 +106,12 @@ impl Queue {
             return Err((waiting, errno));
         }
         self.next += 1;
-        waiting.asked = self.asked_in_vain.take();
+        waiting.asked = self.unused_eviction.take();
         self.waiting.insert(number, waiting);
         Ok(number)
     }
 
-    fn take(&mut self, number: u64) -> Option<Waiting> {
+    fn take(&mut self, number: u64) -> Option<QueuedClient> {
         let waiting = self.waiting.remove(&number)?;
         // A worker that has just been forked may hold a copy, with which closing would not end the watch.
         let _ = epoll::delete(&self.epoll, &waiting.client.socket);
@@ -120,7 +120,7 @@ impl Queue {
 
     /// A worker has ended. Its place is for whom it was asked to leave.
     pub(crate) fn freed(&mut self, worker: u64) {
-        let left_for = |waiting: &&mut Waiting| {
+        let left_for = |waiting: &&mut QueuedClient| {
             !waiting.is_next && waiting.asked.is_some_and(|(asked, _)| asked == worker)
         };
         if let Some(waiting) = self.waiting.values_mut().find(left_for) {
@@ -129,14 +129,14 @@ impl Queue {
     }
 
     /// The one that gets the next free place.
-    fn pop(&mut self) -> Option<Waiting> {
+    fn pop(&mut self) -> Option<QueuedClient> {
         let next = self.waiting.iter().find(|(_, waiting)| waiting.is_next);
         let number = *next.or_else(|| self.waiting.first_key_value())?.0;
         self.take(number)
     }
 }
 
-impl AsFd for Queue {
+impl AsFd for ClientQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
@@ -144,33 +144,38 @@ impl AsFd for Queue {
 
 impl EventLoop {
     /// Has a connection wait for a worker, or refuses it if too many wait.
-    pub(super) fn let_wait(&mut self, mut client: Connected, protocol: Protocol, holder: Holder) {
-        let most = self.most_workers();
+    pub(super) fn enqueue_client(
+        &mut self,
+        mut client: Connected,
+        protocol: Protocol,
+        holder: ClientId,
+    ) {
+        let most = self.worker_limit();
         let reason = format!("it has all of its {most} workers (max_workers)");
         if self.queue.len() >= self.handshakes.most() {
-            self.turn_away(client.socket, Refusal::busy(protocol, reason));
+            self.refuse(client.socket, Refusal::busy(protocol, reason));
             return;
         }
         if protocol == Protocol::Native {
-            if !tell_to_wait(&client.socket, &reason) {
+            if !send_wait(&client.socket, &reason) {
                 // It is gone, or does not read.
                 return;
             }
             client.is_told = true;
         }
-        let waiting = Waiting { client, protocol, holder, asked: None, is_next: false };
+        let waiting = QueuedClient { client, protocol, holder, asked: None, is_next: false };
         match self.queue.add(waiting) {
-            Ok(number) => self.make_room(number),
+            Ok(number) => self.request_evictions(number),
             Err((waiting, errno)) => {
                 let refusal = Refusal::busy(protocol, format!("it cannot be watched: {errno}"));
-                let refusal = refusal.after_preamble(waiting.client.is_told);
-                self.turn_away(waiting.client.socket, refusal);
+                let refusal = refusal.with_preamble_sent(waiting.client.is_told);
+                self.refuse(waiting.client.socket, refusal);
             }
         }
     }
 
     /// Removes the connections that have ended.
-    pub(super) fn see_who_left(&mut self) {
+    pub(super) fn remove_disconnected(&mut self) {
         let mut room = [MaybeUninit::uninit(); 64];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let Ok((events, _)) = epoll::wait(&self.queue.epoll, &mut room, Some(&at_once)) else {
@@ -178,13 +183,13 @@ impl EventLoop {
         };
         for event in events.iter() {
             if let Some(left) = self.queue.take(event.data.u64()) {
-                self.queue.asked_in_vain = left.asked.filter(|_| !left.is_next);
+                self.queue.unused_eviction = left.asked.filter(|_| !left.is_next);
             }
         }
     }
 
     /// Looks for room if it is time, while somebody waits; gives the time until the next look.
-    pub(super) fn review_queue(&mut self) -> Option<Duration> {
+    pub(super) fn rebalance_queue(&mut self) -> Option<Duration> {
         if self.queue.is_empty() {
             return None;
         }
@@ -193,7 +198,7 @@ impl EventLoop {
         if !left.is_zero() {
             return Some(left);
         }
-        self.make_room(0);
+        self.request_evictions(0);
         let took = now().saturating_sub(begun);
         let pause = took.saturating_mul(PAUSE_SHARE).max(REVIEW);
         self.queue.review_at = now().saturating_add(pause);
@@ -201,25 +206,25 @@ impl EventLoop {
     }
 
     /// Asks workers to leave for those that wait and may have their places, from this number on.
-    fn make_room(&mut self, first: u64) {
+    fn request_evictions(&mut self, first: u64) {
         let now = now();
         let mut held: Vec<_> =
             self.children.values_mut().filter_map(|child| child.held(now)).collect();
         // What has been promised counts as theirs.
-        let promised = |waiting: &Waiting| waiting.is_next || waiting.is_hopeful(now);
+        let promised = |waiting: &QueuedClient| waiting.is_next || waiting.is_hopeful(now);
         let of_waiting = self.queue.waiting.values().filter(|waiting| promised(waiting));
-        held.extend(of_waiting.map(|waiting| Held::promised(waiting.holder)));
+        held.extend(of_waiting.map(|waiting| AssignedWorker::promised(waiting.holder)));
         let mut hopeless = BTreeSet::new();
         for (_, waiting) in self.queue.waiting.range_mut(first..) {
             if promised(waiting) || hopeless.contains(&waiting.holder) {
                 continue;
             }
-            let Some(number) = share::choose(&held, waiting.holder) else {
+            let Some(number) = fair_share::choose_eviction(&held, waiting.holder) else {
                 hopeless.insert(waiting.holder);
                 continue;
             };
             held.retain(|held| held.worker != number);
-            held.push(Held::promised(waiting.holder));
+            held.push(AssignedWorker::promised(waiting.holder));
             waiting.asked = Some((number, now));
             if let Some(child) = self.children.get_mut(&number) {
                 log::debug!(worker = number, "it makes room for another client");
@@ -229,21 +234,21 @@ impl EventLoop {
     }
 
     /// Gives places that have become free to those who wait.
-    pub(super) fn serve_waiting(&mut self) {
-        while self.mode == Mode::Serving && self.children.len() < self.most_workers() {
+    pub(super) fn assign_free_workers(&mut self) {
+        while self.mode == Mode::Serving && self.children.len() < self.worker_limit() {
             let Some(waiting) = self.queue.pop() else { return };
-            let Waiting { mut client, protocol, holder, .. } = waiting;
+            let QueuedClient { mut client, protocol, holder, .. } = waiting;
             // The client is not to blame for the time in the queue.
             client.until = client.until.map(|until| until.max(Instant::now() + REST_WITHIN));
-            if let Some(client) = self.employ_spare(client, holder) {
-                self.fork_for(client, protocol, holder);
+            if let Some(client) = self.assign_spare(client, holder) {
+                self.fork_for_client(client, protocol, holder);
             }
         }
     }
 }
 
 /// Tells a native client that it is in the queue; tells whether that could be said in one piece.
-fn tell_to_wait(connection: &OwnedFd, reason: &str) -> bool {
+fn send_wait(connection: &OwnedFd, reason: &str) -> bool {
     let mut out = PREAMBLE.to_vec();
     let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
         native::put_wait(out, reason);

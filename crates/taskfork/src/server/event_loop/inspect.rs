@@ -1,16 +1,16 @@
 //! What an operator asks of a running server by signals: to open its log file again, and to log what its
 //! workers do.
 
-use super::children::Child;
-use super::event_loop::EventLoop;
-use super::log;
+use super::EventLoop;
 use crate::log_output;
+use crate::server::child::Child;
+use crate::server::log;
 use crate::sys;
 use crate::worker::scoreboard::now;
 
 impl EventLoop {
     /// SIGUSR1: opens the log file again, which may have been renamed.
-    pub(super) fn reopen_log(&mut self) {
+    pub(in crate::server) fn reopen_log(&mut self) {
         let name = &self.options.name;
         let reopened = log_output::lock().reopen();
         match reopened {
@@ -24,7 +24,7 @@ impl EventLoop {
     }
 
     /// SIGUSR2: logs what each worker does.
-    pub(super) fn log_workers(&mut self) {
+    pub(in crate::server) fn log_workers(&mut self) {
         let (name, workers) = (&self.options.name, self.children.len());
         let handshakes = self.handshakes.len();
         log::info!(name, workers, handshakes, "SIGUSR2: the workers follow");

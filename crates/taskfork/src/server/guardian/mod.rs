@@ -2,6 +2,9 @@
 //! its workers are killed by the kernel, but not what they have started. The guardian sees the
 //! server's end by that of a line, and ends all of that.
 
+mod process_groups;
+mod records;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -15,9 +18,8 @@ use rustix::process::{
     pidfd_send_signal, setpgid, waitpid,
 };
 
-use super::entry::is_child_of;
-use super::group;
-use super::guardian_list::{self, Groups, Ledger, Noted};
+use self::records::{ProcessGroups, RecordWriter, WriteOutcome};
+use crate::server::entry::is_child_of;
 use crate::sys::{self, Forked, MappedFile, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
 
@@ -42,7 +44,7 @@ pub(crate) struct Guardian {
     pid: Pid,
     pidfd: OwnedFd,
     line: OwnedFd,
-    ledger: Ledger,
+    ledger: RecordWriter,
 }
 
 impl Guardian {
@@ -56,7 +58,7 @@ impl Guardian {
     ) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let (records, ledger) = guardian_list::pipe()?;
+        let (records, ledger) = records::pipe()?;
         let server = getpid();
         // SAFETY: the child closes all that it has but its line, and only reads what it shares with the server.
         match unsafe { sys::fork(threads) }.map_err(io::Error::other)? {
@@ -64,8 +66,8 @@ impl Guardian {
                 // Which leaves room for the descriptor of the process.
                 drop((theirs, records));
                 let pid = Pid::from_raw(child.as_raw()).ok_or(io::ErrorKind::NotFound)?;
-                let started =
-                    await_word(&ours).and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
+                let started = wait_until_ready(&ours)
+                    .and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
                 match started {
                     Ok(pidfd) => Ok(Self { pid, pidfd, line: ours, ledger }),
                     Err(error) => {
@@ -79,7 +81,7 @@ impl Guardian {
                 // It is 0 where the group's leader is outside of this namespace of processes.
                 let group = Pid::from_raw(nix::unistd::getpgrp().as_raw());
                 let refused = [Some(server), group, Some(getpid())];
-                let groups = Groups::new(workers, refused);
+                let groups = ProcessGroups::new(workers, refused);
                 let status = match guard(name, [theirs, records], server, mark, groups) {
                     Ok(()) => 0,
                     Err(_) => 1,
@@ -105,12 +107,12 @@ impl Guardian {
         self.is_noted(noted)
     }
 
-    fn is_noted(&self, noted: Noted) -> bool {
+    fn is_noted(&self, noted: WriteOutcome) -> bool {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         match noted {
-            Noted::Yes => true,
-            Noted::Ask => send(&self.line, b"r", flags).is_ok(),
-            Noted::No => false,
+            WriteOutcome::Yes => true,
+            WriteOutcome::Ask => send(&self.line, b"r", flags).is_ok(),
+            WriteOutcome::No => false,
         }
     }
 
@@ -135,7 +137,7 @@ impl AsFd for Guardian {
 }
 
 /// Waits until the guardian is on guard.
-fn await_word(line: &OwnedFd) -> io::Result<()> {
+fn wait_until_ready(line: &OwnedFd) -> io::Result<()> {
     match retry_on_intr(|| recv(line, &mut [0; 1], RecvFlags::empty())) {
         Ok((_, 1)) => Ok(()),
         _ => Err(io::Error::other("it did not come up")),
@@ -149,7 +151,7 @@ fn guard(
     descriptors: [OwnedFd; 2],
     server: Pid,
     mark: &Mark,
-    mut groups: Groups,
+    mut groups: ProcessGroups,
 ) -> io::Result<()> {
     let _ = setpgid(None, None);
     sys::hold_back(&nix::sys::signal::SigSet::all())?;
@@ -168,7 +170,7 @@ fn guard(
     let patience = Instant::now() + END_WITHIN;
     while Instant::now() < patience {
         if !is_child_of(server) {
-            end_all(mark, &groups, group::now());
+            end_all(mark, &groups, process_groups::now());
             break;
         }
         std::thread::sleep(PAUSE);
@@ -176,8 +178,8 @@ fn guard(
     Ok(())
 }
 
-fn end_all(mark: &Mark, groups: &Groups, ended: group::Ticks) {
-    let members = group::members();
+fn end_all(mark: &Mark, groups: &ProcessGroups, ended: process_groups::Ticks) {
+    let members = process_groups::members();
     for group in groups.iter() {
         // As long as the server lived, the number was this group's. After that it may have become another's.
         let mut own = members.iter().filter(|member| member.group == group);
@@ -233,28 +235,28 @@ impl Mark {
     }
 
     fn is_on(&self, pid: Pid) -> bool {
-        self.look(pid) == Marked::Yes
+        self.look(pid) == MarkCheck::Yes
     }
 
     /// Whether a process has the mark. The mappings come first: a copy of a worker that executes a program
     /// meanwhile has the mark in its environment then.
-    pub(crate) fn look(&self, pid: Pid) -> Marked {
+    pub(crate) fn look(&self, pid: Pid) -> MarkCheck {
         let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
         let maps = read("maps");
         if self.mapping.as_ref().is_some_and(|it| it.is_in(&String::from_utf8_lossy(&maps))) {
-            return Marked::Yes;
+            return MarkCheck::Yes;
         }
         let environment = read("environ");
         if environment.split(|&byte| byte == 0).any(|entry| entry == self.variable.as_bytes()) {
-            return Marked::Yes;
+            return MarkCheck::Yes;
         }
-        if maps.is_empty() || environment.is_empty() { Marked::Unknown } else { Marked::No }
+        if maps.is_empty() || environment.is_empty() { MarkCheck::Unknown } else { MarkCheck::No }
     }
 }
 
 /// Whether a process has the mark of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Marked {
+pub(crate) enum MarkCheck {
     Yes,
     No,
     /// It cannot be read: it is another user's, it has no environment, or it is about to execute a program.

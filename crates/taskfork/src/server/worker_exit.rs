@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::limits::{Limit, WorkerLimits};
 use super::log;
-use super::oom::OutOfMemory;
+use super::oom::OomKills;
 use super::stack;
 use crate::context::Peer;
 use crate::error::{Activity, End};
@@ -41,24 +41,24 @@ pub(super) mod cause {
 }
 
 /// What is left of a worker.
-pub(crate) struct Buried {
+pub(crate) struct WorkerExit {
     pub(crate) slot: ServerSlot,
-    pub(crate) news: News,
+    pub(crate) news: DeathNotification,
     /// Where it hung, if it was killed for that and has told.
     pub(crate) stack: Option<Vec<u64>>,
     /// Why it ended, as it is counted.
     pub(crate) cause: &'static str,
     /// It never served anybody, and this is why.
-    pub(crate) failed_spare: Option<String>,
+    pub(crate) spare_failure: Option<String>,
 }
 
 /// What is to be told to a dead worker's client.
-pub(crate) struct News {
+pub(crate) struct DeathNotification {
     pub(super) connection: OwnedFd,
     pub(super) notice: Option<DeathNotice>,
 }
 
-impl News {
+impl DeathNotification {
     pub(crate) fn tell(self) {
         if let Some(notice) = &self.notice {
             tell(&self.connection, notice);
@@ -88,19 +88,19 @@ impl News {
         self.tell();
     }
 
-    pub(crate) fn is_awaited(&self) -> bool {
+    pub(crate) fn has_notice(&self) -> bool {
         self.notice.is_some()
     }
 }
 
 /// Why a worker ended that the server did not kill, as it is counted, and in words where there is
 /// more to say.
-pub(super) fn why(
+pub(super) fn classify_exit(
     end: End,
     retirement: Option<Retirement>,
-    starved: bool,
+    allocation_failed: bool,
     limits: &WorkerLimits,
-    out_of_memory: &OutOfMemory,
+    out_of_memory: &OomKills,
 ) -> (&'static str, &'static str) {
     let signal = match end {
         End::Exited(0) => {
@@ -122,16 +122,16 @@ pub(super) fn why(
         Some(Signal::XCPU) if limits.has(Limit::CpuTime) => {
             (cause::LIMIT, "its limit of processor time was reached")
         }
-        Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && starved => {
+        Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && allocation_failed => {
             (cause::LIMIT, "its limit of address space was reached")
         }
-        Some(Signal::KILL) if out_of_memory.has_struck() => (cause::OUT_OF_MEMORY, "out of memory"),
+        Some(Signal::KILL) if out_of_memory.check() => (cause::OUT_OF_MEMORY, "out of memory"),
         _ => (cause::SIGNALED, ""),
     }
 }
 
 /// What the log says of a worker that has ended.
-pub(super) struct WorkerEnd<'a> {
+pub(super) struct ExitLogEntry<'a> {
     pub(super) worker: u64,
     pub(super) pid: u32,
     pub(super) client: Option<Peer>,
@@ -144,7 +144,7 @@ pub(super) struct WorkerEnd<'a> {
     pub(super) is_unexpected: bool,
 }
 
-impl WorkerEnd<'_> {
+impl ExitLogEntry<'_> {
     /// One line a death, with the worker's client, where that is known.
     pub(super) fn log(&self) {
         let &Self { worker, pid, client, end, phase, reason, is_unexpected, .. } = self;
@@ -173,7 +173,7 @@ impl WorkerEnd<'_> {
 }
 
 /// Whether the client has closed its end of a connection, or the half that it sends through.
-pub(super) fn is_closed(connection: &OwnedFd) -> bool {
+pub(super) fn has_peer_closed(connection: &OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut watched = [PollFd::new(connection, PollFlags::RDHUP)];
     poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
@@ -210,7 +210,7 @@ mod tests {
         while worker.write(&[0; 65536]).is_ok() {}
         let (done, is_done) = mpsc::channel();
         std::thread::spawn(move || {
-            News { connection: worker.into(), notice: None }.tell();
+            DeathNotification { connection: worker.into(), notice: None }.tell();
             done.send(())
         });
         is_done.recv_timeout(Duration::from_secs(30)).unwrap();

@@ -10,7 +10,7 @@ use crate::sys;
 
 /// A worker that serves a checkout is asked to leave at this age at the earliest, so that a worker is not forked
 /// for each checkout where there are fewer workers than clients.
-const TENURE: Duration = Duration::from_millis(250);
+const MIN_EVICTION_AGE: Duration = Duration::from_millis(250);
 
 /// A worker counts as idle after this time, and one that has not been called yet after the second.
 const IDLE_AFTER: Duration = Duration::from_millis(20);
@@ -18,7 +18,7 @@ const UNUSED_AFTER: Duration = Duration::from_millis(100);
 
 /// A client as the server tells it from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Holder {
+pub(crate) struct ClientId {
     peer: Peer,
     /// Its own number in its hello, which tells several clients of one program apart. 0 if it has said none.
     number: u64,
@@ -35,7 +35,7 @@ enum Peer {
     Host(IpAddr),
 }
 
-impl Holder {
+impl ClientId {
     pub(crate) fn of(connection: &impl AsFd, number: u64) -> Self {
         let peer = match sys::peer(connection) {
             Some(peer) if peer.pid != 0 => Peer::Process(peer.pid),
@@ -49,9 +49,9 @@ impl Holder {
 
 /// A worker that a client has got, and which has not been asked to leave.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Held {
+pub(crate) struct AssignedWorker {
     pub(crate) worker: u64,
-    pub(crate) holder: Holder,
+    pub(crate) holder: ClientId,
     pub(crate) age: Duration,
     /// For how long it has been in nobody's hands; nothing if it serves a checkout.
     pub(crate) idle: Option<Duration>,
@@ -61,9 +61,9 @@ pub(crate) struct Held {
     pub(crate) is_json: bool,
 }
 
-impl Held {
+impl AssignedWorker {
     /// What a client that waits will have.
-    pub(crate) fn promised(holder: Holder) -> Self {
+    pub(crate) fn promised(holder: ClientId) -> Self {
         Self {
             worker: u64::MAX,
             holder,
@@ -89,22 +89,22 @@ impl Held {
 /// A client gets room at the cost of one that has more. It never takes what makes it the one that has more,
 /// unless it has none at all. The workers of all clients of one process, or one address, count together, so that
 /// a client that calls itself by many numbers gains nothing.
-pub(crate) fn choose(all: &[Held], waiting: Holder) -> Option<u64> {
+pub(crate) fn choose_eviction(all: &[AssignedWorker], waiting: ClientId) -> Option<u64> {
     let (mut of_peer, mut of_client) = (BTreeMap::new(), BTreeMap::new());
     for held in all {
         *of_peer.entry(held.holder.peer).or_insert(0_usize) += 1;
         *of_client.entry(held.holder).or_insert(0_usize) += 1;
     }
-    let in_peer = |holder: Holder| of_peer.get(&holder.peer).copied().unwrap_or(0);
-    let in_client = |holder: Holder| of_client.get(&holder).copied().unwrap_or(0);
-    let may_lose = |held: &&Held| {
+    let in_peer = |holder: ClientId| of_peer.get(&holder.peer).copied().unwrap_or(0);
+    let in_client = |holder: ClientId| of_client.get(&holder).copied().unwrap_or(0);
+    let may_lose = |held: &&AssignedWorker| {
         let (theirs, own) = match held.holder.peer == waiting.peer {
             true => (in_client(held.holder), in_client(waiting)),
             false => (in_peer(held.holder), in_peer(waiting)),
         };
         let is_new = in_client(waiting) == 0;
         held.holder != waiting
-            && (held.is_idle() || held.is_used && held.age >= TENURE)
+            && (held.is_idle() || held.is_used && held.age >= MIN_EVICTION_AGE)
             && theirs >= if is_new { own.max(1) } else { own + 2 }
     };
     let chosen = all.iter().filter(may_lose).max_by_key(|held| {
@@ -123,13 +123,13 @@ mod tests {
 
     use super::*;
 
-    fn holder(process: u32, number: u64) -> Holder {
-        Holder { peer: Peer::Process(process), number }
+    fn holder(process: u32, number: u64) -> ClientId {
+        ClientId { peer: Peer::Process(process), number }
     }
 
     /// A worker that has been idle for so many seconds, or is busy with 0.
-    fn held(worker: u64, holder: Holder, idle: u64) -> Held {
-        Held {
+    fn held(worker: u64, holder: ClientId, idle: u64) -> AssignedWorker {
+        AssignedWorker {
             worker,
             holder,
             age: Duration::from_secs(100),
@@ -150,26 +150,27 @@ mod tests {
             held(4, many, 0),
             held(5, few, 0),
         ];
-        assert_eq!(choose(&all, new), Some(3));
+        assert_eq!(choose_eviction(&all, new), Some(3));
         // It has as many as the other then, and no right to more.
-        assert_eq!(choose(&all[..4], few), Some(3));
-        assert_eq!(choose(&all, few), None);
-        assert_eq!(choose(&all, many), None, "it would take from one that has less");
-        assert_eq!(choose(&[], new), None);
+        assert_eq!(choose_eviction(&all[..4], few), Some(3));
+        assert_eq!(choose_eviction(&all, few), None);
+        assert_eq!(choose_eviction(&all, many), None, "it would take from one that has less");
+        assert_eq!(choose_eviction(&[], new), None);
     }
 
     #[test]
     fn without_an_idle_worker_one_leaves_after_its_checkout() {
         let (many, new) = (holder(2, 1), holder(3, 1));
-        let quick = Held { checkouts: 1000, ..held(2, many, 0) };
-        let young = Held { age: TENURE / 2, checkouts: 2000, ..held(3, many, 0) };
-        assert_eq!(choose(&[held(1, many, 0), quick, young], new), Some(2));
-        assert_eq!(choose(&[young], new), None);
-        let unused = Held { is_used: false, ..held(5, many, 0) };
-        assert_eq!(choose(&[unused], new), None);
-        let json = Held { is_json: true, ..held(4, many, 50) };
-        assert_eq!(choose(&[json, quick], new), Some(2));
-        assert_eq!(choose(&[json], new), Some(4));
+        let quick = AssignedWorker { checkouts: 1000, ..held(2, many, 0) };
+        let young =
+            AssignedWorker { age: MIN_EVICTION_AGE / 2, checkouts: 2000, ..held(3, many, 0) };
+        assert_eq!(choose_eviction(&[held(1, many, 0), quick, young], new), Some(2));
+        assert_eq!(choose_eviction(&[young], new), None);
+        let unused = AssignedWorker { is_used: false, ..held(5, many, 0) };
+        assert_eq!(choose_eviction(&[unused], new), None);
+        let json = AssignedWorker { is_json: true, ..held(4, many, 50) };
+        assert_eq!(choose_eviction(&[json, quick], new), Some(2));
+        assert_eq!(choose_eviction(&[json], new), Some(4));
     }
 
     #[test]
@@ -178,9 +179,9 @@ mod tests {
         let all: Vec<_> =
             all.into_iter().chain((10..15).map(|n| held(n, holder(2, 1), 5))).collect();
         // An eleventh may take from none of the other process, which has less.
-        let chosen = choose(&all, holder(1, 99)).unwrap();
+        let chosen = choose_eviction(&all, holder(1, 99)).unwrap();
         assert!(chosen < 10, "{chosen}");
-        assert!(choose(&all, holder(3, 1)).unwrap() < 15);
+        assert!(choose_eviction(&all, holder(3, 1)).unwrap() < 15);
     }
 
     proptest! {
@@ -206,7 +207,7 @@ mod tests {
                     if has == 0 && all.len() < clients as usize {
                         continue;
                     }
-                    if let Some(worker) = choose(&all, holder(client, 1)) {
+                    if let Some(worker) = choose_eviction(&all, holder(client, 1)) {
                         let place = all.iter().position(|held| held.worker == worker).unwrap();
                         all[place].holder = holder(client, 1);
                         moved = true;

@@ -8,20 +8,20 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, set_parent_process_death_signal, setpgid};
 
-use super::children::{Child, Post};
-use super::entry::is_child_of;
-use super::error::ServerError;
-use super::event_loop::{EventLoop, token};
-use super::guardian::Guardian;
-use super::limits::Limit;
-use super::link;
-use super::log;
-use super::orphans::become_subreaper;
-use super::parent::Parent;
-use super::refusal::Refusal;
-use super::share::Holder;
-use super::stderr::{Captured, Stderr};
+use super::{EventLoop, token};
 use crate::log_output;
+use crate::server::child::{Child, Role};
+use crate::server::entry::is_child_of;
+use crate::server::error::ServerError;
+use crate::server::fair_share::ClientId;
+use crate::server::guardian::Guardian;
+use crate::server::limits::Limit;
+use crate::server::log;
+use crate::server::orphans::become_subreaper;
+use crate::server::parent::Parent;
+use crate::server::refusal::Refusal;
+use crate::server::spawned_server;
+use crate::server::stderr::{CapturedStderr, Stderr};
 use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::Protocol;
 use crate::worker::scoreboard::ServerSlot;
@@ -29,58 +29,67 @@ use crate::worker::{Connected, Limits, Seat, Socket};
 
 /// Which of the two processes is running now.
 #[derive(Debug)]
-pub(crate) enum Birth {
-    Parent(Pid, Option<Captured>),
+pub(crate) enum ForkSide {
+    Parent(Pid, Option<CapturedStderr>),
     /// With what is to be its standard error, if that is not the server's.
-    Worker(Option<OwnedFd>, Option<Captured>),
+    Worker(Option<OwnedFd>, Option<CapturedStderr>),
 }
 
 /// A new worker, which is still what its server is.
-struct Newborn {
+struct ChildInit {
     /// What is to be its standard error, if that is not the server's.
     stderr: Option<OwnedFd>,
     socket: Socket,
     slot: ServerSlot,
     number: u64,
-    leftover: Leftover,
+    leftover: InheritedFds,
 }
 
 /// The server's descriptors of a worker, in the worker itself.
 #[derive(Debug)]
-pub(crate) struct Leftover {
-    post: Post,
-    captured: Option<Captured>,
+pub(crate) struct InheritedFds {
+    role: Role,
+    captured: Option<CapturedStderr>,
 }
 
 impl EventLoop {
     /// Forks a worker for `client`, who speaks `protocol`, has it wait where there can be no more workers, or
     /// says that there is none.
-    pub(super) fn fork_for(&mut self, client: Connected, protocol: Protocol, holder: Holder) {
-        if self.children.len() >= self.most_workers() {
-            return self.let_wait(client, protocol, holder);
+    pub(in crate::server) fn fork_for_client(
+        &mut self,
+        client: Connected,
+        protocol: Protocol,
+        holder: ClientId,
+    ) {
+        if self.children.len() >= self.worker_limit() {
+            return self.enqueue_client(client, protocol, holder);
         }
         let is_told = client.is_told;
-        let busy = |reason| Refusal::busy(protocol, reason).after_preamble(is_told);
+        let busy = |reason| Refusal::busy(protocol, reason).with_preamble_sent(is_told);
         let own = match client.socket.try_clone() {
             Ok(own) => own,
             Err(error) => {
-                self.turn_away(client.socket, busy(ForkError::Kernel(error).to_string()));
+                self.refuse(client.socket, busy(ForkError::Kernel(error).to_string()));
                 return;
             }
         };
-        match self.fork(Post::Client(own), Socket::Connected(client)) {
+        match self.fork(Role::Client(own), Socket::Connected(client)) {
             Ok(()) => {
                 if let Some(child) = self.children.get_mut(&self.born) {
                     child.holder = holder;
                 }
             }
-            Err((socket, error)) => self.turn_away(socket.into_end(), busy(error.to_string())),
+            Err((socket, error)) => self.refuse(socket.into_end(), busy(error.to_string())),
         }
     }
 
     /// Forks a worker, for which there must be room; gives back what it was to serve if that cannot
     /// be. The new worker does not come back from here.
-    pub(super) fn fork(&mut self, post: Post, socket: Socket) -> Result<(), (Socket, ForkError)> {
+    pub(in crate::server) fn fork(
+        &mut self,
+        role: Role,
+        socket: Socket,
+    ) -> Result<(), (Socket, ForkError)> {
         let slot = match self.scoreboard.take() {
             Ok(slot) => slot,
             Err(error) => return Err((socket, ForkError::Kernel(error))),
@@ -89,26 +98,26 @@ impl EventLoop {
         let (threads, stderr) = (&self.threads, self.options.stderr);
         self.title.set_number(number);
         match fork_worker(threads, stderr) {
-            Ok(Birth::Parent(pid, stderr)) => {
+            Ok(ForkSide::Parent(pid, stderr)) => {
                 self.born = number;
                 if !self.guardian.as_mut().is_none_or(|guardian| guardian.forked(pid)) {
                     self.replace_guardian();
                 }
                 let kept = self.scoreboard.keep(&slot);
-                self.adopt(Child::new(pid, post, slot, number, stderr));
+                self.adopt(Child::new(pid, role, slot, number, stderr));
                 if let Err(error) = kept {
                     let what = "its slot cannot be kept from other workers";
-                    self.give_up_on(number, &ServerError::System { what, source: error });
+                    self.kill_unwatchable(number, &ServerError::System { what, source: error });
                 }
                 Ok(())
             }
-            Ok(Birth::Worker(stderr, captured)) => {
-                let leftover = Leftover { post, captured };
-                self.become_worker(Newborn { stderr, socket, slot, number, leftover })
+            Ok(ForkSide::Worker(stderr, captured)) => {
+                let leftover = InheritedFds { role, captured };
+                self.become_worker(ChildInit { stderr, socket, slot, number, leftover })
             }
             Err(error) => {
                 if let Err(error) = self.scoreboard.keep(&slot) {
-                    if self.line_limits.workers.allows(Instant::now()) {
+                    if self.log_limits.workers.allows(Instant::now()) {
                         log::error!(
                             "a slot cannot be kept from workers, and is not used again: {error}"
                         );
@@ -130,22 +139,22 @@ impl EventLoop {
         self.children.insert(number, child);
         match watched {
             Ok(()) => self.watch_client(number),
-            Err(error) => self.give_up_on(number, &error),
+            Err(error) => self.kill_unwatchable(number, &error),
         }
     }
 
     /// Watches the connection of a worker for its client's end.
-    pub(super) fn watch_client(&mut self, number: u64) {
+    pub(in crate::server) fn watch_client(&mut self, number: u64) {
         let Some(child) = self.children.get(&number) else { return };
         let Some(connection) = child.connection() else { return };
         let flags = EventFlags::RDHUP | EventFlags::ET;
         if let Err(error) = self.watch(connection.as_fd(), token(number, 0), flags) {
-            self.give_up_on(number, &error);
+            self.kill_unwatchable(number, &error);
         }
     }
 
-    fn give_up_on(&mut self, number: u64, error: &ServerError) {
-        if self.line_limits.workers.allows(Instant::now()) {
+    fn kill_unwatchable(&mut self, number: u64, error: &ServerError) {
+        if self.log_limits.workers.allows(Instant::now()) {
             log::error!(worker = number, "a worker is killed: {error}");
         }
         if let Some(child) = self.children.get_mut(&number) {
@@ -158,9 +167,10 @@ impl EventLoop {
     /// as it can of what it has of the server's memory: each page of that is copied then, which takes
     /// as long as several system calls.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-    fn become_worker(&self, born: Newborn) -> ! {
-        let Newborn { stderr, socket, slot, number, leftover: Leftover { post, captured } } = born;
-        link::close_inherited();
+    fn become_worker(&self, born: ChildInit) -> ! {
+        let ChildInit { stderr, socket, slot, number, leftover: InheritedFds { role, captured } } =
+            born;
+        spawned_server::close_inherited();
         let redirected = || {
             rustix::stdio::dup2_stdin(&self.nothing)?;
             stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)
@@ -200,11 +210,11 @@ impl EventLoop {
                 server_user: self.rules.own(),
             },
         };
-        let captured = captured.as_ref().and_then(Captured::pipe);
+        let captured = captured.as_ref().and_then(CapturedStderr::pipe);
         {
             let log = log_output::lock();
             let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
-            let of_worker = of_worker.chain([post.end()]).map(AsFd::as_fd).chain(log.descriptors());
+            let of_worker = of_worker.chain([role.end()]).map(AsFd::as_fd).chain(log.descriptors());
             // SAFETY: as above; what owns them is not used below.
             unsafe { sys::close_for_good(self.descriptors().chain(of_worker)) };
         }
@@ -246,10 +256,10 @@ impl EventLoop {
 /// Forks a worker.
 #[inline]
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-fn fork_worker(threads: &ThreadCount, stderr: Stderr) -> Result<Birth, ForkError> {
+fn fork_worker(threads: &ThreadCount, stderr: Stderr) -> Result<ForkSide, ForkError> {
     let (stderr, writer) = match stderr {
         Stderr::Capture | Stderr::Log => {
-            let (captured, writer) = Captured::new()?;
+            let (captured, writer) = CapturedStderr::new()?;
             (Some(captured), Some(writer))
         }
         Stderr::Inherit => (None, None),
@@ -265,7 +275,7 @@ fn fork_worker(threads: &ThreadCount, stderr: Stderr) -> Result<Birth, ForkError
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
             // Done on both sides, so that it holds before either goes on.
             let _ = setpgid(Some(pid), Some(pid));
-            Ok(Birth::Parent(pid, stderr))
+            Ok(ForkSide::Parent(pid, stderr))
         }
         Forked::Child => {
             let _ = setpgid(None, None);
@@ -275,7 +285,7 @@ fn fork_worker(threads: &ThreadCount, stderr: Stderr) -> Result<Birth, ForkError
                 sys::exit_now(1);
             }
             become_subreaper();
-            Ok(Birth::Worker(writer, stderr))
+            Ok(ForkSide::Worker(writer, stderr))
         }
     }
 }

@@ -6,14 +6,14 @@ use std::cell::Cell;
 
 /// How many requests have come, and by which of the two ways.
 #[derive(Debug, Default)]
-pub(crate) struct EndRequests {
+pub(crate) struct StopRequests {
     from_parent: Cell<u32>,
     from_others: Cell<u32>,
     /// The terminal has been closed, for example.
     hung_up: Cell<bool>,
 }
 
-impl EndRequests {
+impl StopRequests {
     /// Counts a signal. Tells whether it is a request of its own, and not one that has come the other way already.
     pub(crate) fn is_new(&self, is_from_parent: bool) -> bool {
         let before = self.count();
@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn a_request_that_comes_both_ways_counts_once() {
-        let requests = EndRequests::default();
+        let requests = StopRequests::default();
         assert!(requests.is_new(false));
         assert!(!requests.is_new(true));
         assert!(requests.is_new(true));
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn some_signals_are_a_request_only_at_first() {
-        let requests = EndRequests::default();
+        let requests = StopRequests::default();
         assert!(requests.is_first() && !requests.is_first());
         // A session that ends closes the terminal, and then ends the programs that are left.
         assert!(!requests.is_new(false));
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn repeated_requests_count_whichever_way_they_come() {
         for from_parent in [false, true] {
-            let requests = EndRequests::default();
+            let requests = StopRequests::default();
             assert!(requests.is_new(from_parent) && requests.is_new(from_parent));
         }
     }

@@ -16,9 +16,9 @@ use super::access::{Origin, Rules};
 use super::builder::ServerBuilder;
 use super::error::ServerError;
 use super::event_loop::{ACCEPT_PAUSE, EventLoop};
+use super::fair_share::ClientId;
 use super::log;
 use super::refusal::{self, Refusal};
-use super::share::Holder;
 use crate::display::seconds;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
@@ -73,7 +73,7 @@ pub(crate) struct Handshakes {
     /// One descriptor for the event loop to watch for all of them.
     epoll: OwnedFd,
     /// By numbers that grow: the first has waited longest.
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, PendingHandshake>,
     /// When they are closed.
     deadlines: BTreeSet<(Instant, u64)>,
     next: u64,
@@ -86,7 +86,7 @@ pub(crate) struct Handshakes {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct PendingHandshake {
     connection: OwnedFd,
     origin: Origin,
     received: Vec<u8>,
@@ -147,7 +147,7 @@ impl Handshakes {
         origin: Origin,
         is_silent: bool,
         rules: &Rules,
-    ) -> Result<(u64, Option<Waiting>), Errno> {
+    ) -> Result<(u64, Option<PendingHandshake>), Errno> {
         let number = self.next;
         epoll::add(&self.epoll, &connection, EventData::new_u64(number), EventFlags::IN)?;
         self.next += 1;
@@ -157,7 +157,7 @@ impl Handshakes {
         let is_kept =
             is_silent && self.keeps_own && origin == Origin::Local && rules.is_own(&connection);
         let (received, greeting) = (Vec::new(), Greeting::default());
-        let waiting = Waiting { connection, origin, received, greeting, deadline: None };
+        let waiting = PendingHandshake { connection, origin, received, greeting, deadline: None };
         self.waiting.insert(number, waiting);
         if !is_kept {
             self.set_deadline(number);
@@ -176,7 +176,7 @@ impl Handshakes {
     }
 
     /// Removes a connection and ends its watch.
-    fn take(&mut self, number: u64) -> Option<Waiting> {
+    fn take(&mut self, number: u64) -> Option<PendingHandshake> {
         let waiting = self.waiting.remove(&number)?;
         if let Some(deadline) = waiting.deadline {
             self.deadlines.remove(&(deadline, number));
@@ -188,22 +188,22 @@ impl Handshakes {
     }
 
     /// One whose time is over.
-    fn expired(&mut self, now: Instant) -> Option<Waiting> {
+    fn expired(&mut self, now: Instant) -> Option<PendingHandshake> {
         let &(deadline, number) = self.deadlines.first()?;
         if deadline > now { None } else { self.take(number) }
     }
 
     /// Reads from a connection, and returns how much of its first message has come.
-    fn hear(&mut self, number: u64, max_frame: usize) -> Heard {
+    fn hear(&mut self, number: u64, max_frame: usize) -> ReadOutcome {
         loop {
-            let Some(waiting) = self.waiting.get_mut(&number) else { return Heard::Nothing };
+            let Some(waiting) = self.waiting.get_mut(&number) else { return ReadOutcome::Nothing };
             let lacks = match waiting.greeting.look(&waiting.received, max_frame) {
                 Ok(Progress::Lacks(lacks)) => lacks,
-                Ok(Progress::Complete(protocol)) => return Heard::Greeted(protocol, None),
+                Ok(Progress::Complete(protocol)) => return ReadOutcome::Greeted(protocol, None),
                 Ok(Progress::Long(protocol)) => {
-                    return Heard::Greeted(protocol, waiting.deadline);
+                    return ReadOutcome::Greeted(protocol, waiting.deadline);
                 }
-                Err(error) => return Heard::Refused(error.to_string()),
+                Err(error) => return ReadOutcome::SettingError(error.to_string()),
             };
             let there = waiting.received.len();
             waiting.received.resize(there + lacks.min(READ), 0);
@@ -212,27 +212,27 @@ impl Handshakes {
             let length = read.map_or(0, |(_, length)| length);
             waiting.received.truncate(there + length);
             match read.map(|_| length) {
-                Ok(0) if there == 0 => return Heard::Left,
+                Ok(0) if there == 0 => return ReadOutcome::Left,
                 Ok(0) => {
                     let reason = "the client closed the connection in the middle of its greeting";
-                    return Heard::Refused(reason.to_owned());
+                    return ReadOutcome::SettingError(reason.to_owned());
                 }
                 Ok(_) => self.set_deadline(number),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Heard::Nothing,
-                Err(_) => return Heard::Left,
+                Err(Errno::AGAIN) => return ReadOutcome::Nothing,
+                Err(_) => return ReadOutcome::Left,
             }
         }
     }
 }
 
 /// The state of a connection after a read.
-enum Heard {
+enum ReadOutcome {
     Nothing,
     /// A first message, or, with the time until which the rest may come, a part of a long one.
     Greeted(Protocol, Option<Instant>),
     /// No first message, and this is why.
-    Refused(String),
+    SettingError(String),
     /// The client has gone without a word.
     Left,
 }
@@ -259,11 +259,11 @@ impl EventLoop {
                 Err(Errno::AGAIN) => return,
                 Err(errno) => {
                     let now = Instant::now();
-                    if self.line_limits.accept.allows(now) {
+                    if self.log_limits.accept.allows(now) {
                         log::error!("cannot accept connections for a while: {errno}");
                     }
                     self.accept_again = Some(now + ACCEPT_PAUSE);
-                    self.pause_listener(true);
+                    self.set_listener_paused(true);
                     return;
                 }
             }
@@ -278,7 +278,7 @@ impl EventLoop {
         let look = recv(&connection, &mut room, flags).map(|((there, _), _)| &*there);
         if let Some(reason) = self.rules.refusal(&connection) {
             let there = look.unwrap_or_default();
-            self.turn_away(connection, Refusal::access(greeting::protocol(there), reason));
+            self.refuse(connection, Refusal::access(greeting::protocol(there), reason));
             return false;
         }
         let there = match look {
@@ -289,16 +289,16 @@ impl EventLoop {
         };
         match Greeting::default().look(there, self.options.max_frame) {
             Ok(Progress::Complete(protocol)) => {
-                let holder = Holder::of(&connection, greeting::client_number(there));
+                let holder = ClientId::of(&connection, greeting::client_number(there));
                 let client = Connected::new(connection, Vec::new(), None);
-                self.welcome(client, protocol, origin, holder);
+                self.route_client(client, protocol, origin, holder);
                 return true;
             }
             Ok(Progress::Lacks(_) | Progress::Long(_)) => {}
             Err(error) => {
                 self.handshakes.failures += 1;
                 let protocol = greeting::protocol(there);
-                self.turn_away(connection, Refusal::handshake(protocol, error.to_string()));
+                self.refuse(connection, Refusal::handshake(protocol, error.to_string()));
                 return false;
             }
         }
@@ -309,12 +309,12 @@ impl EventLoop {
                     let most = self.handshakes.most;
                     let reason = format!("{most} others wait with it (max_handshakes)");
                     let protocol = greeting::protocol(&evicted.received);
-                    self.turn_away(evicted.connection, Refusal::handshake(protocol, reason));
+                    self.refuse(evicted.connection, Refusal::handshake(protocol, reason));
                 }
                 !there.is_empty() && self.hear(number)
             }
             Err(errno) => {
-                if self.line_limits.accept.allows(Instant::now()) {
+                if self.log_limits.accept.allows(Instant::now()) {
                     log::error!("a connection cannot be watched: {errno}");
                 }
                 false
@@ -323,7 +323,7 @@ impl EventLoop {
     }
 
     /// Reads from the connections that are readable, until one of them has got a worker.
-    pub(super) fn hear_handshakes(&mut self) {
+    pub(super) fn read_handshakes(&mut self) {
         let mut room = [MaybeUninit::uninit(); BATCH];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let Ok((events, _)) = epoll::wait(&self.handshakes.epoll, &mut room, Some(&at_once)) else {
@@ -339,44 +339,52 @@ impl EventLoop {
     /// Reads from one connection. Returns whether a worker has got it.
     fn hear(&mut self, number: u64) -> bool {
         match self.handshakes.hear(number, self.options.max_frame) {
-            Heard::Nothing => {}
-            Heard::Greeted(protocol, until) => {
-                let Some(Waiting { connection, received, origin, .. }) =
+            ReadOutcome::Nothing => {}
+            ReadOutcome::Greeted(protocol, until) => {
+                let Some(PendingHandshake { connection, received, origin, .. }) =
                     self.handshakes.take(number)
                 else {
                     return false;
                 };
-                let holder = Holder::of(&connection, greeting::client_number(&received));
+                let holder = ClientId::of(&connection, greeting::client_number(&received));
                 let client = Connected::new(connection, received, until);
-                self.welcome(client, protocol, origin, holder);
+                self.route_client(client, protocol, origin, holder);
                 return true;
             }
-            Heard::Refused(reason) => {
+            ReadOutcome::SettingError(reason) => {
                 self.handshakes.failures += 1;
-                if let Some(Waiting { connection, received, .. }) = self.handshakes.take(number) {
+                if let Some(PendingHandshake { connection, received, .. }) =
+                    self.handshakes.take(number)
+                {
                     let protocol = greeting::protocol(&received);
-                    self.turn_away(connection, Refusal::handshake(protocol, reason));
+                    self.refuse(connection, Refusal::handshake(protocol, reason));
                 }
             }
-            Heard::Left => drop(self.handshakes.take(number)),
+            ReadOutcome::Left => drop(self.handshakes.take(number)),
         }
         false
     }
 
     /// Gives a client with a complete first message to a worker, if it may speak this protocol, or has it wait
     /// for one.
-    fn welcome(&mut self, client: Connected, protocol: Protocol, origin: Origin, holder: Holder) {
+    fn route_client(
+        &mut self,
+        client: Connected,
+        protocol: Protocol,
+        origin: Origin,
+        holder: ClientId,
+    ) {
         if !self.rules.takes(protocol, origin) {
             let called = match protocol {
                 Protocol::Native => "native protocol",
                 Protocol::Perl => "JSON protocol",
             };
             let reason = format!("this server does not take the {called} here (protocols)");
-            self.turn_away(client.socket, Refusal::access(Some(protocol), reason));
+            self.refuse(client.socket, Refusal::access(Some(protocol), reason));
         } else if !self.queue.is_empty() {
-            self.let_wait(client, protocol, holder);
-        } else if let Some(client) = self.employ_spare(client, holder) {
-            self.fork_for(client, protocol, holder);
+            self.enqueue_client(client, protocol, holder);
+        } else if let Some(client) = self.assign_spare(client, holder) {
+            self.fork_for_client(client, protocol, holder);
         }
     }
 
@@ -388,14 +396,14 @@ impl EventLoop {
             let after = seconds(self.handshakes.timeout.get().unwrap_or_default());
             let reason = format!("its greeting was not complete after {after} (handshake_timeout)");
             let protocol = greeting::protocol(&waiting.received);
-            self.turn_away(waiting.connection, Refusal::handshake(protocol, reason));
+            self.refuse(waiting.connection, Refusal::handshake(protocol, reason));
         }
         self.handshakes.deadlines.first().map(|(deadline, _)| *deadline - now)
     }
 
     /// Refuses a client: tells it the reason, and logs it.
-    pub(super) fn turn_away(&mut self, connection: OwnedFd, refusal: Refusal) {
-        if self.line_limits.refusals.allows(Instant::now()) {
+    pub(super) fn refuse(&mut self, connection: OwnedFd, refusal: Refusal) {
+        if self.log_limits.refusals.allows(Instant::now()) {
             refusal::log(&self.options.name, &connection, &refusal.reason);
         }
         self.tally.refused += 1;
