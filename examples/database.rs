@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::Connection;
-use taskfork::{BoxError, Client, Methods, Server, ServerBuilder, ServerError, ServerHandle};
+use taskfork::server::ServerHandle;
+use taskfork::{BoxError, Client, Methods, Server, ServerBuilder, ServerError};
 
 fn database(server: ServerBuilder, path: PathBuf) -> Result<(), ServerError> {
     server
@@ -78,7 +79,7 @@ async fn run(server: &ServerHandle) -> Result<(), BoxError> {
         .address(server.address())
         .min_workers(1)
         .max_workers(1)
-        .dont_refork_after_error(true)
+        .reuse_after_error(true)
         .build()?;
 
     let checkout = client.checkout();

@@ -4,7 +4,7 @@
 //! In a crate of your own it needs:
 //!
 //! ```sh
-//! cargo add taskfork --features tracing
+//! cargo add taskfork --features spans
 //! cargo add rusqlite --features bundled
 //! cargo add tokio --features full
 //! ```

@@ -20,9 +20,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use taskfork::{
-    Arguments, BoxError, Limit, Methods, Server, ServerBuilder, Stderr, Value, context, logger,
-};
+use taskfork::client::Value;
+use taskfork::server::{Limit, Stderr};
+use taskfork::worker::{Arguments, context, logger};
+use taskfork::{BoxError, Methods, Server, ServerBuilder};
 
 /// A server whose methods fail, hang, die and leak on demand.
 #[derive(Debug, Parser)]
@@ -99,7 +100,7 @@ struct Worker {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(taskfork::LogWriter::new).init();
+    tracing_subscriber::fmt().with_writer(taskfork::server::LogWriter::new).init();
     match serve(Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

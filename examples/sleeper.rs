@@ -14,7 +14,8 @@
 use std::time::Duration;
 
 use log_defer::{JsonLines, Log};
-use taskfork::{BoxError, Client, Function, Server, ServerBuilder, ServerError, logger};
+use taskfork::worker::{Function, logger};
+use taskfork::{BoxError, Client, Server, ServerBuilder, ServerError};
 
 fn sleeper(server: ServerBuilder) -> Result<(), ServerError> {
     let interface = Function::new(|_: &mut (), _, _| {

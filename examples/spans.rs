@@ -4,7 +4,7 @@
 //! In a crate of your own it needs:
 //!
 //! ```sh
-//! cargo add taskfork --features tracing
+//! cargo add taskfork --features spans
 //! cargo add tracing
 //! cargo add tracing-subscriber
 //! cargo add tokio --features full

@@ -18,7 +18,9 @@ use std::path::Path;
 
 use log_defer::{Log, Style, timeline};
 use serde::Deserialize;
-use taskfork::{Blob, BlobMut, BoxError, Client, Executable, Server};
+use taskfork::blob::BlobMut;
+use taskfork::worker::Executable;
+use taskfork::{Blob, BoxError, Client, Server};
 
 #[derive(Debug, Deserialize)]
 struct Found {

@@ -69,7 +69,7 @@ def test_errors_drop_what_is_queued_and_keep_the_checkout(server: Any) -> None:
             # Replaced after an error.
             assert await client.call("pid") != first
         async with taskfork.Client(
-            server.address, max_workers=1, dont_refork_after_error=True
+            server.address, max_workers=1, reuse_after_error=True
         ) as client:
             first = await client.call("pid")
             with pytest.raises(taskfork.CallError):
@@ -230,7 +230,7 @@ def test_throw_fatal_error_ends_the_call_that_runs(server: Any) -> None:
             pid = await checkout.call("pid")
             call = checkout.call("hang")
             await asyncio.sleep(0.05)
-            checkout.throw_fatal_error("the user pressed stop")
+            checkout.abort("the user pressed stop")
             with pytest.raises(taskfork.Aborted, match="the user pressed stop"):
                 await call
             await happens("its end", lambda: is_gone(pid))

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use taskfork::BusyPoll;
+use taskfork::client::BusyPoll;
 
 use crate::floors;
 use crate::pools::{Blocking, Ours, Pool, Procspawn, Threads};

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
-use taskfork::{
-    Blob, BlobMut, BoxError, BusyPoll, Client, Methods, Server, ServerBuilder, ServerError,
-    ServerHandle,
-};
+use taskfork::blob::BlobMut;
+use taskfork::client::BusyPoll;
+use taskfork::server::ServerHandle;
+use taskfork::{Blob, BoxError, Client, Methods, Server, ServerBuilder, ServerError};
 use tokio::runtime::{Builder, Runtime};
 
 pub const COST: u32 = 8;
@@ -64,7 +64,7 @@ fn describe(server: ServerBuilder) -> ServerBuilder {
     server.max_frame(LIMIT)
 }
 
-pub const ENTRIES: &[(&str, taskfork::Entry)] = &[
+pub const ENTRIES: &[(&str, taskfork::server::Entry)] = &[
     ("plain", |server| describe(server).interface(methods::<()>()).run()),
     ("asleep", |server| describe(server).busy_poll(BusyPoll::Off).interface(methods::<()>()).run()),
     ("spares", |server| describe(server).spare_workers(2).interface(methods::<()>()).run()),

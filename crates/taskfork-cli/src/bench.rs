@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
-use taskfork::{Client, Value};
+use taskfork::Client;
+use taskfork::client::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::call::Target;

@@ -5,7 +5,8 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use log_defer::{Log, Message, Style, printable_bytes, printable_json, timeline};
-use taskfork::{Client, ClientBuilder, Value};
+use taskfork::Client;
+use taskfork::client::{ClientBuilder, Value};
 
 use crate::config::Language;
 use crate::failure::{Failure, beginning};
@@ -62,14 +63,14 @@ impl Target {
         timeout: Option<Duration>,
     ) -> Result<Client, Failure> {
         let protocol = match self.protocol {
-            Language::Native => taskfork::Protocol::Native,
-            Language::Json => taskfork::Protocol::Perl,
+            Language::Native => taskfork::client::Protocol::Native,
+            Language::Json => taskfork::client::Protocol::Perl,
         };
         let client: ClientBuilder = Client::builder()
             .address(self.address.address().map_err(Failure::usage)?)
             .name("taskfork")
             .protocol(protocol)
-            .hand_over(false)
+            .pass_descriptors(false)
             .min_workers(0)
             .max_workers(workers)
             .timeout(timeout);

@@ -64,7 +64,8 @@ impl Failure {
 
     /// Of a call's error, with what to do about its kind.
     pub(crate) fn of(error: &taskfork::Error) -> Self {
-        use taskfork::{CallError, Error, FatalError};
+        use taskfork::Error;
+        use taskfork::error::{CallError, FatalError};
 
         let failure = match error {
             Error::Call { error, .. } => {
@@ -161,9 +162,9 @@ pub(crate) fn beginning(text: &str, most: usize) -> String {
     format!("{shown}…\n  (the beginning of {} bytes; --full shows all of them)", text.len())
 }
 
-fn error_method(error: &taskfork::CallError) -> String {
+fn error_method(error: &taskfork::error::CallError) -> String {
     match error {
-        taskfork::CallError::UnknownMethod { method: Some(method), .. } => method.clone(),
+        taskfork::error::CallError::UnknownMethod { method: Some(method), .. } => method.clone(),
         _ => String::new(),
     }
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
-use taskfork::LogWriter;
+use taskfork::server::LogWriter;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -32,7 +32,7 @@ pub(crate) struct Options {
     log_format: Option<Format>,
 }
 
-/// The target of the events that are lines of workers' standard error, by [`taskfork::Stderr::Log`].
+/// The target of the events that are lines of workers' standard error, by [`taskfork::server::Stderr::Log`].
 const STDERR: &str = "taskfork::stderr";
 
 /// How something is written to standard error.

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer};
-use taskfork::{Address, AddressError};
+use taskfork::client::{Address, AddressError};
 
 /// An address as it was written. A path is any text with a slash in it, or the name of a file that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use taskfork::{
-    BusyPoll, Executable, Limit, LogWriter, Protocol, Server, ServerBuilder, ServerError, Stderr,
-};
+use taskfork::client::{BusyPoll, Protocol};
+use taskfork::server::{Limit, LogWriter, Stderr};
+use taskfork::worker::Executable;
+use taskfork::{Server, ServerBuilder, ServerError};
 
 use crate::config::{self, Pool};
 use crate::failure::Failure;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use log_defer::{printable, printable_json, printable_lines};
-use taskfork::ServerStatus;
+use taskfork::server::ServerStatus;
 
 use crate::failure::Failure;
 use crate::output;
@@ -134,7 +134,7 @@ pub(crate) fn headline(status: &ServerStatus) -> String {
 }
 
 /// A worker as a row of a table.
-pub(crate) fn row(worker: &taskfork::WorkerStatus) -> [String; 8] {
+pub(crate) fn row(worker: &taskfork::server::WorkerStatus) -> [String; 8] {
     [
         worker.number.to_string(),
         worker.pid.to_string(),

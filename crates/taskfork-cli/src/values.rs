@@ -9,7 +9,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json, json};
-use taskfork::Value;
+use taskfork::client::Value;
 
 use crate::failure::Failure;
 

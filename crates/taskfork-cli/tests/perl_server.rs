@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use log_defer::Log;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use taskfork::{Checkout, Client, Error, FatalError, Protocol};
+use taskfork::client::Protocol;
+use taskfork::error::FatalError;
+use taskfork::{Checkout, Client, Error};
 
 /// Which modules a program finds: the stand-ins and nothing that is not part of Perl, or AnyEvent and JSON::XS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +96,7 @@ impl Server {
 
     fn client(&self, protocol: Protocol) -> Client {
         let client = Client::builder().address(address(self.folder.path())).protocol(protocol);
-        let client = client.min_workers(0).max_workers(1).dont_refork_after_error(true);
+        let client = client.min_workers(0).max_workers(1).reuse_after_error(true);
         client.build().unwrap()
     }
 

@@ -51,7 +51,7 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         #[derive(Debug, Clone, Copy, Default)]
         #vis struct #server;
 
-        impl<S: #name + 'static> ::taskfork::Interface<S> for #server {
+        impl<S: #name + 'static> ::taskfork::worker::Interface<S> for #server {
             fn call(
                 &self,
                 __state: &mut S,
@@ -67,7 +67,7 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
 }
 
 fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
-    let caller = quote!(::taskfork::Caller);
+    let caller = quote!(::taskfork::client::Caller);
     let methods = interface.methods.iter().map(|method| {
         let (value, error) = types(method);
         method_of(method, &caller, &quote!(::taskfork::Call<#value, #error>))
@@ -139,7 +139,7 @@ fn method_of(method: &Method, caller: &TokenStream, output: &TokenStream) -> Tok
 
 fn types(method: &Method) -> (TokenStream, TokenStream) {
     match &method.output {
-        Output::Plain(value) => (quote!(#value), quote!(::taskfork::Failure)),
+        Output::Plain(value) => (quote!(#value), quote!(::taskfork::error::Failure)),
         Output::Fallible { value, error } => (quote!(#value), quote!(#error)),
     }
 }

@@ -18,7 +18,7 @@ const RESERVED: [&str; 10] = [
     "invoke",
     "ready",
     "stats",
-    "throw_fatal_error",
+    "abort",
     "timeout",
     "try_checkout",
     "typed",

@@ -31,14 +31,14 @@ const MAX_SOCKET_PATH: usize = 107;
 /// `unix-percent:PATH` otherwise, so that the text of every address but that of a handle can be read again.
 ///
 /// ```
-/// use taskfork::Address;
+/// use taskfork::client::Address;
 ///
 /// let address: Address = "unix:/run/passwords.sock".parse()?;
 /// assert_eq!(address.to_string(), "unix:/run/passwords.sock");
 ///
 /// let mistake = "passwords.sock".parse::<Address>().unwrap_err();
 /// assert!(mistake.to_string().contains("unix:PATH"));
-/// # Ok::<(), taskfork::AddressError>(())
+/// # Ok::<(), taskfork::client::AddressError>(())
 /// ```
 #[derive(Clone)]
 pub struct Address(pub(crate) Place);
@@ -120,8 +120,8 @@ impl Address {
     /// [`AddressError::PathTooLong`] for one that the kernel cannot take.
     ///
     /// ```
-    /// let address = taskfork::Address::unix("/run/passwords.sock")?;
-    /// # Ok::<(), taskfork::AddressError>(())
+    /// let address = taskfork::client::Address::unix("/run/passwords.sock")?;
+    /// # Ok::<(), taskfork::client::AddressError>(())
     /// ```
     pub fn unix(path: impl Into<PathBuf>) -> Result<Self, AddressError> {
         let path = path.into();
@@ -139,7 +139,7 @@ impl Address {
     /// TCP to or on `host` (a name or an IP address, IPv6 without brackets) and `port`.
     ///
     /// ```
-    /// assert_eq!(taskfork::Address::tcp("::1", 4000).to_string(), "tcp:[::1]:4000");
+    /// assert_eq!(taskfork::client::Address::tcp("::1", 4000).to_string(), "tcp:[::1]:4000");
     /// ```
     pub fn tcp(host: impl Into<String>, port: u16) -> Self {
         Self(Place::Tcp { host: host.into(), port })
@@ -149,7 +149,7 @@ impl Address {
     ///
     /// ```
     /// // The first descriptor that a service manager passes on.
-    /// assert_eq!(taskfork::Address::inherited(3).to_string(), "fd:3");
+    /// assert_eq!(taskfork::client::Address::inherited(3).to_string(), "fd:3");
     /// ```
     pub fn inherited(descriptor: RawFd) -> Self {
         Self(Place::Inherited(descriptor))

@@ -25,19 +25,19 @@ use crate::wire::parts::{self, Elsewhere};
 /// As an argument or a result, or anywhere in one, it is sent from where it lies, and one that arrives
 /// is a part of the message that was received. Below 16 KiB it is copied, which is faster. Clones
 /// share the bytes. The other side can take it as a `Blob`, as any other type for binary data, as those of
-/// `serde_bytes`, or as a [`Value`](crate::Value), up to the length that a message may have there; it can be made of a text or a list of numbers there.
+/// `serde_bytes`, or as a [`Value`](crate::client::Value), up to the length that a message may have there; it can be made of a text or a list of numbers there.
 ///
 /// Where both sides can share memory, which is through unix sockets, a long one need not even be sent:
 ///
 /// - One that was made of a [`BlobMut`] is mapped by the other side, in a time that does not depend on its
 ///   length. So is one that arrived that way and is sent on. How long it may be is set by
-///   [`ClientBuilder::max_blob`](crate::ClientBuilder::max_blob) and
+///   [`ClientBuilder::max_blob`](crate::client::ClientBuilder::max_blob) and
 ///   [`ServerBuilder::max_blob`](crate::ServerBuilder::max_blob) of the side that gets it.
 /// - Any other is copied into memory that is kept for its connection, from the third on: that is one copy, and
 ///   no new memory. One that arrives that way and goes back to where
 ///   it came from, as an image that a worker hands on unchanged, is not copied. How much memory is kept is set by
-///   [`ClientBuilder::lent_memory`](crate::ClientBuilder::lent_memory) and
-///   [`ServerBuilder::lent_memory`](crate::ServerBuilder::lent_memory). While a blob is alive that came in
+///   [`ClientBuilder::shared_memory`](crate::client::ClientBuilder::shared_memory) and
+///   [`ServerBuilder::shared_memory`](crate::ServerBuilder::shared_memory). While a blob is alive that came in
 ///   such memory, the other side cannot use that memory for the next one.
 ///
 /// One that arrives as a part of a message keeps the whole message in memory.
@@ -234,10 +234,11 @@ fn map(file: &OwnedFd, most: usize) -> Result<Bytes, String> {
 /// The memory is new: the first write to each of its pages takes as long as the kernel takes to give
 /// one. That pays where the bytes are made here anyway, as by decoding an image, or sent several
 /// times; bytes that exist already are sent sooner by `Blob::from`.
-/// [`Checkout::memory`](crate::Checkout::memory) gives memory that has been used before.
+/// [`Checkout::alloc_blob`](crate::Checkout::alloc_blob) gives memory that has been used before.
 ///
 /// ```
-/// use taskfork::{Blob, BlobMut};
+/// use taskfork::blob::BlobMut;
+/// use taskfork::Blob;
 ///
 /// # async fn example(client: taskfork::Client) -> Result<(), Box<dyn std::error::Error>> {
 /// let mut image = BlobMut::new(64 << 20)?;
@@ -330,7 +331,8 @@ impl DerefMut for BlobMut {
 /// is sent, and a result is an error of its call. At most 16 go with one call or answer.
 ///
 /// ```
-/// use taskfork::{Methods, OpenFile};
+/// use taskfork::blob::OpenFile;
+/// use taskfork::Methods;
 ///
 /// let methods = Methods::new().function("lines", |log: OpenFile| {
 ///     let log = std::fs::File::from(log.try_into_owned()?);

@@ -35,7 +35,7 @@ use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
 use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
 use crate::wire::answer::InterfaceError;
-use crate::wire::args::Args;
+use crate::wire::args::IntoArguments;
 
 /// A pool of connections to the workers of one server, for threads that may block.
 ///
@@ -92,7 +92,11 @@ impl Client {
     /// # Errors
     /// As for [`crate::Checkout::call`].
     #[track_caller]
-    pub fn call<T: DeserializeOwned>(&self, method: &str, args: impl Args) -> Result<T, Error> {
+    pub fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        args: impl IntoArguments,
+    ) -> Result<T, Error> {
         block_on(self.inner.call(method, args))
     }
 
@@ -101,7 +105,7 @@ impl Client {
     /// # Errors
     /// As for [`crate::Checkout::call`].
     #[track_caller]
-    pub fn invoke<T: DeserializeOwned>(&self, args: impl Args) -> Result<T, Error> {
+    pub fn invoke<T: DeserializeOwned>(&self, args: impl IntoArguments) -> Result<T, Error> {
         block_on(self.inner.invoke(args))
     }
 
@@ -134,7 +138,7 @@ impl Checkout {
     /// The trace that each call made from now on belongs to. See
     /// [`crate::Checkout::trace_context`].
     #[must_use = "it returns the checkout, which is released when it is dropped"]
-    pub fn trace_context(self, context: crate::TraceContext) -> Self {
+    pub fn trace_context(self, context: crate::trace_context::TraceContext) -> Self {
         Self { inner: self.inner.trace_context(context), ..self }
     }
 
@@ -143,7 +147,11 @@ impl Checkout {
     /// # Errors
     /// As for [`crate::Checkout::call`].
     #[track_caller]
-    pub fn call<T: DeserializeOwned>(&self, method: &str, args: impl Args) -> Result<T, Error> {
+    pub fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        args: impl IntoArguments,
+    ) -> Result<T, Error> {
         self.queue(method, args).wait()
     }
 
@@ -152,13 +160,13 @@ impl Checkout {
     /// # Errors
     /// As for [`crate::Checkout::call`].
     #[track_caller]
-    pub fn invoke<T: DeserializeOwned>(&self, args: impl Args) -> Result<T, Error> {
+    pub fn invoke<T: DeserializeOwned>(&self, args: impl IntoArguments) -> Result<T, Error> {
         block_on(self.inner.invoke(args))
     }
 
     /// Makes a call and does not wait for it.
     #[track_caller]
-    pub fn queue<T>(&self, method: &str, args: impl Args) -> Call<T> {
+    pub fn queue<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
         Call { inner: self.inner.call(method, args) }
     }
 
@@ -171,17 +179,22 @@ impl Checkout {
         block_on(self.inner.ready())
     }
 
-    /// Memory for an argument, to be filled in place. See [`crate::Checkout::memory`].
+    /// Memory for an argument, to be filled in place. See [`crate::Checkout::alloc_blob`].
     ///
     /// # Errors
     /// When the system has no memory or descriptor for it.
-    pub fn memory(&self, length: usize) -> io::Result<BlobMut> {
-        self.inner.memory(length)
+    pub fn alloc_blob(&self, length: usize) -> io::Result<BlobMut> {
+        self.inner.alloc_blob(length)
     }
 
     /// Ends the checkout and whatever runs in it.
+    pub fn abort(&self, message: impl Into<String>) {
+        self.inner.abort(message);
+    }
+
+    /// The same as [`abort`](Self::abort), under the name that AnyEvent::Task gives it.
     pub fn throw_fatal_error(&self, message: impl Into<String>) {
-        self.inner.throw_fatal_error(message);
+        self.abort(message);
     }
 }
 
@@ -207,7 +220,7 @@ pub trait Caller {
     /// Makes a call of a typed interface and waits for its result.
     #[doc(hidden)]
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError;
@@ -215,7 +228,7 @@ pub trait Caller {
 
 impl Caller for Checkout {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError,
@@ -226,7 +239,7 @@ impl Caller for Checkout {
 
 impl Caller for Client {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError,

@@ -11,7 +11,7 @@ use crate::worker::scoreboard::now;
 
 /// Whether a worker looks again and again for its next call, or a caller for its answer, before it
 /// goes to sleep for it, for [`ServerBuilder::busy_poll`](crate::ServerBuilder::busy_poll) and
-/// [`ClientBuilder::busy_poll`](crate::ClientBuilder::busy_poll).
+/// [`ClientBuilder::busy_poll`](crate::client::ClientBuilder::busy_poll).
 ///
 /// A call between two processes that both sleep in between takes mostly as long as waking them does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -38,7 +38,7 @@ pub struct Peer {
 /// When the time that the caller has given the call is over, the worker gets SIGALRM: a system call
 /// that blocks ends with `EINTR`, which Rust's own functions pass over and C's do not. Code that
 /// looks at [`is_cancelled`](Self::is_cancelled) can clean up, log, and return an error that the
-/// caller gets as any other. It has the client's [`grace`](crate::ClientBuilder::grace) for that;
+/// caller gets as any other. It has the client's [`grace`](crate::client::ClientBuilder::grace) for that;
 /// then the worker is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
@@ -48,7 +48,8 @@ pub struct Context {
 /// The call that runs in this worker. Outside of calls, and of workers, it has no deadline.
 ///
 /// ```
-/// use taskfork::{Methods, context};
+/// use taskfork::worker::context;
+/// use taskfork::Methods;
 ///
 /// let methods = Methods::new().function("count", |up_to: u64| {
 ///     for number in 0..up_to {
@@ -83,7 +84,8 @@ impl Context {
     /// belong to another one.
     ///
     /// ```
-    /// use taskfork::{Methods, context};
+    /// use taskfork::worker::context;
+    /// use taskfork::Methods;
     ///
     /// let methods = Methods::new().function("who_am_i", || match context().peer() {
     ///     Some(peer) => Ok(peer.uid),
@@ -99,7 +101,7 @@ impl Context {
     /// outside of workers. Who is behind the address is not known.
     ///
     /// ```
-    /// assert_eq!(taskfork::context().peer_address(), None);
+    /// assert_eq!(taskfork::worker::context().peer_address(), None);
     /// ```
     pub fn peer_address(&self) -> Option<SocketAddr> {
         sys::peer_address(CONNECTION.get()?)

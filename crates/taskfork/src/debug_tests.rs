@@ -5,7 +5,13 @@ use std::io;
 use std::time::Duration;
 
 use crate::blocking::BuildError;
-use crate::*;
+use crate::client::{AddressError, ConfigError};
+use crate::error::{
+    Activity, CallError, CallSite, Death, End, Error, Failure, FatalError, Hung, Location, Panic,
+    Stage,
+};
+use crate::server::ServerError;
+use crate::worker::ArgumentsError;
 
 fn reads_like_display<E: Debug + Display>(errors: impl IntoIterator<Item = E>) {
     for error in errors {

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 pub use crate::death::{Activity, Death, End, Hung};
 use crate::display::{debug_as_text, seconds};
-use crate::report::{self, CallSite, Report};
+use crate::report;
+pub use crate::report::{CallSite, Report};
+pub use crate::wire::answer::InterfaceError;
+pub use crate::worker::interface::BoxError;
 
 /// What a call on a worker can end with instead of its result.
 ///
@@ -14,7 +17,8 @@ use crate::report::{self, CallSite, Report};
 /// interface, [`Failure`] for an untyped one.
 ///
 /// ```
-/// use taskfork::{CallError, Error};
+/// use taskfork::error::CallError;
+/// use taskfork::Error;
 ///
 /// fn advice(error: &Error) -> &'static str {
 ///     match error {
@@ -109,7 +113,7 @@ pub enum FatalError {
     },
     /// The worker ended, or closed its connection.
     WorkerDied(Death),
-    /// [`throw_fatal_error`](crate::Checkout::throw_fatal_error) was called, or the client's
+    /// [`abort`](crate::Checkout::abort) was called, or the client's
     /// runtime is gone.
     Aborted {
         /// The message given.
@@ -136,7 +140,7 @@ pub enum FatalError {
         /// What it said last, if it failed.
         reason: Option<String>,
     },
-    /// As many checkouts waited as [`max_queue`](crate::ClientBuilder::max_queue) allows.
+    /// As many checkouts waited as [`max_queue`](crate::client::ClientBuilder::max_queue) allows.
     Overloaded {
         /// How many that is.
         queued: usize,
@@ -188,7 +192,7 @@ pub struct Location {
 /// many were left out.
 ///
 /// ```
-/// let failure = taskfork::Failure::new("cannot open the account").caused_by("disk full");
+/// let failure = taskfork::error::Failure::new("cannot open the account").caused_by("disk full");
 /// assert_eq!(failure.to_string(), "cannot open the account");
 /// assert_eq!(std::error::Error::source(&failure).unwrap().to_string(), "disk full");
 /// ```

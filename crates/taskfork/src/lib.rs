@@ -37,16 +37,16 @@
 compile_error!("taskfork forks, watches and ends processes by means that only Linux has");
 
 mod address;
-mod blob;
+pub mod blob;
 pub mod blocking;
 mod busy_poll;
-mod client;
+pub mod client;
 mod context;
 mod death;
 #[cfg(test)]
 mod debug_tests;
 mod display;
-mod error;
+pub mod error;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzz;
@@ -54,42 +54,24 @@ mod loans;
 mod log_output;
 mod report;
 mod ring;
-mod server;
+pub mod server;
 mod sys;
 mod time_limit;
-mod trace_context;
+pub mod trace_context;
 mod wire;
-mod worker;
+pub mod worker;
 
-pub use address::{Address, AddressError};
-pub use blob::{Blob, BlobMut, OpenFile};
-pub use busy_poll::BusyPoll;
-pub use client::{Call, Caller, Checkout, Client, ClientBuilder, ConfigError, Overload, Stats};
-pub use context::{Context, Peer, context};
-pub use error::{
-    Activity, CallError, Death, End, Error, Failure, FatalError, Hung, Location, Panic, Stage,
-};
+#[doc(inline)]
+pub use blob::Blob;
+#[doc(inline)]
+pub use client::{Call, Checkout, Client};
+#[doc(inline)]
+pub use error::Error;
 pub use log_defer;
-pub use log_output::LogWriter;
-pub use report::{CallSite, Report};
-pub use rmpv::Value;
-pub use server::{
-    Entry, Limit, Preloaded, Server, ServerBuilder, ServerError, ServerHandle, ServerStatus, Spawn,
-    Stderr, WorkerStatus, init,
-};
-pub use trace_context::{TraceContext, trace_context};
-pub use wire::Protocol;
-pub use wire::answer::InterfaceError;
-pub use wire::args::Args;
-pub use wire::request::{Arguments, ArgumentsError, FromArguments};
-pub use worker::executable::Executable;
-pub use worker::function::Function;
-pub use worker::interface::{BoxError, Interface};
-pub use worker::logger::logger;
-pub use worker::methods::{Method, Methods, Stateless};
-pub use worker::programs::default_signals;
-#[cfg(feature = "tracing")]
-pub use worker::tracer::tracing_layer;
+#[doc(inline)]
+pub use server::{Server, ServerBuilder, ServerError, init};
+#[doc(inline)]
+pub use worker::{BoxError, Methods};
 
 /// Makes a typed interface of a trait.
 ///

@@ -20,7 +20,7 @@ struct Inner {
     causes: Vec<String>,
     /// Where it was raised in the worker, if the worker has told.
     stack: Option<String>,
-    #[cfg(feature = "tracing")]
+    #[cfg(feature = "spans")]
     spans: tracing_error::SpanTrace,
 }
 
@@ -37,7 +37,7 @@ impl CallSite {
             location,
             causes: Vec::new(),
             stack: None,
-            #[cfg(feature = "tracing")]
+            #[cfg(feature = "spans")]
             spans: tracing_error::SpanTrace::capture(),
         }))
     }
@@ -75,7 +75,7 @@ impl CallSite {
 
     /// The `tracing` spans in which the error was told; empty unless the program has the `ErrorLayer`
     /// of the crate `tracing-error`.
-    #[cfg(feature = "tracing")]
+    #[cfg(feature = "spans")]
     pub fn spans(&self) -> &tracing_error::SpanTrace {
         &self.0.spans
     }
@@ -107,7 +107,7 @@ impl<E: fmt::Display> fmt::Display for Report<'_, E> {
             write!(out, "\n{}", stack.trim_end())?;
         }
         write!(out, "\n{site}\n  at {}", site.location())?;
-        #[cfg(feature = "tracing")]
+        #[cfg(feature = "spans")]
         if site.spans().status() == tracing_error::SpanTraceStatus::CAPTURED {
             write!(Indented(out), "\n{}", site.spans())?;
         }

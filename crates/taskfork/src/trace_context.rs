@@ -14,7 +14,7 @@ const MAX_STATE: usize = 512;
 /// [`trace_context`].
 ///
 /// ```
-/// use taskfork::TraceContext;
+/// use taskfork::trace_context::TraceContext;
 ///
 /// let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 /// let context = TraceContext::new(parent).unwrap().with_state("vendor=value");
@@ -101,7 +101,7 @@ impl TraceContext {
 ///
 /// # fn method() {
 /// let span = tracing::info_span!("method");
-/// if let Some(context) = taskfork::trace_context() {
+/// if let Some(context) = taskfork::trace_context::current() {
 ///     // It fails where no layer of OpenTelemetry is there to take it.
 ///     let _ = span.set_parent(context.into());
 /// }
@@ -135,7 +135,7 @@ impl From<TraceContext> for opentelemetry::Context {
 #[unsafe(link_section = "taskfork_worker")]
 static CURRENT: Mutex<Option<TraceContext>> = Mutex::new(None);
 
-fn current() -> MutexGuard<'static, Option<TraceContext>> {
+fn stored() -> MutexGuard<'static, Option<TraceContext>> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -143,15 +143,15 @@ fn current() -> MutexGuard<'static, Option<TraceContext>> {
 /// calls, or of a worker.
 ///
 /// ```
-/// assert_eq!(taskfork::trace_context(), None);
+/// assert_eq!(taskfork::trace_context::current(), None);
 /// ```
-pub fn trace_context() -> Option<TraceContext> {
-    current().clone()
+pub fn current() -> Option<TraceContext> {
+    stored().clone()
 }
 
 /// In a worker: a call of this trace begins, or it has ended.
 pub(crate) fn set(context: Option<TraceContext>) {
-    *current() = context;
+    *stored() = context;
 }
 
 #[cfg(test)]

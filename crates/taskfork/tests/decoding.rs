@@ -8,7 +8,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use taskfork::{Client, Protocol, Value};
+use taskfork::Client;
+use taskfork::client::{Protocol, Value};
 
 /// Counts what is allocated.
 struct Counting;

@@ -120,9 +120,12 @@ class Checkout:
         """Waits until a worker is there."""
         Queued(self._owner, self._owner._do(self._inner.ready)).wait()
 
-    def throw_fatal_error(self, message: str) -> None:
+    def abort(self, message: str) -> None:
         """Ends the checkout and the call that runs."""
-        self._owner._do(lambda: self._inner.throw_fatal_error(message))
+        self._owner._do(lambda: self._inner.abort(message))
+
+    #: The name that AnyEvent::Task gives to :meth:`abort`.
+    throw_fatal_error = abort
 
     def release(self) -> None:
         """Gives the worker back."""

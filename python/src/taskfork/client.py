@@ -71,7 +71,7 @@ class Client:
     ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT``. ``min_workers`` are kept connected, and never
     more than ``max_workers``. ``timeout`` are the seconds that each call has, counted from when it
     is made, None for no limit; after ``grace`` more its worker is killed. A worker is replaced after
-    ``max_checkouts``, and after any error unless ``dont_refork_after_error`` is set. With ``max_queue``
+    ``max_checkouts``, and after any error unless ``reuse_after_error`` is set. With ``max_queue``
     checkouts waiting, another one ends with ``Overloaded``.
 
     Make it where the event loop runs, and close it, or use it in an ``async with``.
@@ -88,7 +88,7 @@ class Client:
         grace: float = 0.1,
         max_checkouts: Optional[int] = None,
         max_queue: Optional[int] = None,
-        dont_refork_after_error: bool = False,
+        reuse_after_error: bool = False,
         connect_timeout: float = 5.0,
         max_frame: int = _wire.DEFAULT_LIMIT,
     ) -> None:
@@ -109,7 +109,7 @@ class Client:
         self._min, self._max = min_workers, max_workers
         self._timeout, self._grace = _limit("timeout", timeout), _limit("grace", grace)
         self._max_checkouts, self._max_queue = max_checkouts, max_queue
-        self._keep_after_error = dont_refork_after_error
+        self._keep_after_error = reuse_after_error
         self._connect_timeout = _limit("connect_timeout", connect_timeout)
         self._max_frame = max_frame
         if self._timeout == 0 or self._connect_timeout == 0:
@@ -403,10 +403,13 @@ class Checkout:
         """Waits, in turn with the calls, until a worker is there."""
         return self._make(None, None)
 
-    def throw_fatal_error(self, message: str) -> None:
+    def abort(self, message: str) -> None:
         """Ends the checkout: the call that runs and all others fail with ``message``, and the worker
         is killed if it runs a call."""
         self._end(Aborted(message, may_have_run=self._running is not None))
+
+    #: The name that AnyEvent::Task gives to :meth:`abort`.
+    throw_fatal_error = abort
 
     def release(self) -> None:
         """Gives the worker back once all calls that are awaited have ended."""

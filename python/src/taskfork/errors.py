@@ -150,7 +150,7 @@ class WorkerDied(FatalError):
 
 
 class Aborted(FatalError):
-    """``throw_fatal_error`` was called, or the client was closed."""
+    """``abort`` was called, or the client was closed."""
 
 
 class CannotConnect(FatalError):

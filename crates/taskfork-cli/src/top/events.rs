@@ -10,7 +10,7 @@ use std::time::Duration;
 use ratatui::crossterm::event::{self, Event, KeyEvent, KeyEventKind};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
-use taskfork::ServerStatus;
+use taskfork::server::ServerStatus;
 
 /// Something that `top` reacts to.
 #[derive(Debug)]

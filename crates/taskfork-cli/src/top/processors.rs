@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use taskfork::ServerStatus;
+use taskfork::server::ServerStatus;
 
 /// The processor time of all workers at the last two looks.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use taskfork::WorkerStatus;
+use taskfork::server::WorkerStatus;
 
 use super::processors::Processors;
 use crate::status::{self, COLUMNS};

@@ -13,7 +13,7 @@ use ratatui::style::{Modifier, Style, Stylize};
 use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Row, Table, TableState, Wrap};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use taskfork::{ServerStatus, WorkerStatus};
+use taskfork::server::{ServerStatus, WorkerStatus};
 
 use super::events::Wish;
 use super::processors::Processors;

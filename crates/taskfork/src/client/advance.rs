@@ -229,7 +229,7 @@ impl Lane {
         let idle = state.calls.head().is_none();
         match std::mem::replace(&mut state.holding, Holding::Released) {
             Holding::Worker(lease) => {
-                let keep = !state.tainted || self.core.config.dont_refork_after_error;
+                let keep = !state.tainted || self.core.config.reuse_after_error;
                 effects.workers.push(match (idle, keep) {
                     (true, true) => Change::Release(lease),
                     (true, false) => {

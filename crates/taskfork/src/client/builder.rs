@@ -20,7 +20,7 @@ use crate::server::SpawnedServer;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
-use crate::wire::args::Args;
+use crate::wire::args::IntoArguments;
 use crate::wire::frame::{DEFAULT_BLOB, DEFAULT_LIMIT};
 use crate::wire::hello::LEAST_FRAME;
 use crate::wire::native::DEFAULT_GRACE;
@@ -70,12 +70,12 @@ impl Client {
             grace: DEFAULT_GRACE,
             busy_poll: BusyPoll::default(),
             connect_timeout: TimeLimit::new(Duration::from_secs(5)),
-            dont_refork_after_error: false,
+            reuse_after_error: false,
             max_frame: DEFAULT_LIMIT,
             max_blob: DEFAULT_BLOB,
             protocol: Protocol::Native,
-            hand_over: true,
-            lent_memory: DEFAULT_LENT,
+            pass_descriptors: true,
+            shared_memory: DEFAULT_LENT,
         }
     }
 
@@ -106,7 +106,7 @@ impl Client {
     /// # Errors
     /// As for [`Checkout::call`].
     #[track_caller]
-    pub fn call<T>(&self, method: &str, args: impl Args) -> Call<T> {
+    pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
         self.checkout().call(method, args)
     }
 
@@ -115,7 +115,7 @@ impl Client {
     /// # Errors
     /// As for [`Checkout::call`].
     #[track_caller]
-    pub fn invoke<T>(&self, args: impl Args) -> Call<T> {
+    pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
         self.checkout().invoke(args)
     }
 
@@ -144,12 +144,12 @@ pub struct ClientBuilder {
     grace: TimeLimit,
     busy_poll: BusyPoll,
     connect_timeout: TimeLimit,
-    dont_refork_after_error: bool,
+    reuse_after_error: bool,
     max_frame: usize,
     max_blob: usize,
     protocol: Protocol,
-    hand_over: bool,
-    lent_memory: usize,
+    pass_descriptors: bool,
+    shared_memory: usize,
 }
 
 /// The options of a client, checked.
@@ -167,14 +167,14 @@ pub(crate) struct Config {
     /// How many cores there are.
     pub(crate) cores: usize,
     pub(crate) connect_timeout: TimeLimit,
-    pub(crate) dont_refork_after_error: bool,
+    pub(crate) reuse_after_error: bool,
     pub(crate) max_frame: usize,
     pub(crate) max_blob: usize,
     pub(crate) protocol: Protocol,
     /// Whether descriptors may go with messages.
-    pub(crate) hand_over: bool,
+    pub(crate) pass_descriptors: bool,
     /// How much memory each side of a connection keeps for the other.
-    pub(crate) lent_memory: usize,
+    pub(crate) shared_memory: usize,
 }
 
 impl Config {
@@ -265,7 +265,7 @@ debug_as_text!(ConfigError);
 
 impl ClientBuilder {
     /// Where the server is: `unix:PATH`, `tcp:HOST:PORT`, or the address of a
-    /// [`ServerHandle`](crate::ServerHandle). The server need not exist yet.
+    /// [`ServerHandle`](crate::server::ServerHandle). The server need not exist yet.
     pub fn address<A>(mut self, address: A) -> Self
     where
         A: TryInto<Address>,
@@ -275,22 +275,24 @@ impl ClientBuilder {
         self
     }
 
-    /// Where the server may be as well: for each new worker the addresses are tried in the order in
-    /// which they were given, each for up to the `connect_timeout`, and the first that answers
-    /// serves. Workers of one client may be of several servers.
+    /// Sets several addresses, in order of preference. They replace addresses set before.
+    ///
+    /// For each new worker the client tries the addresses in this order, each for at most
+    /// [`connect_timeout`](Self::connect_timeout), and uses the first that answers. The workers of
+    /// one client can belong to several servers.
     ///
     /// ```
     /// let client = taskfork::Client::builder()
-    ///     .address("unix:/run/adder.sock")
-    ///     .or_address("tcp:10.0.0.2:7000");
+    ///     .addresses(["unix:/run/adder.sock", "tcp:10.0.0.2:7000"]);
     /// # let _ = client;
     /// ```
-    pub fn or_address<A>(mut self, address: A) -> Self
+    pub fn addresses<A>(mut self, addresses: impl IntoIterator<Item = A>) -> Self
     where
         A: TryInto<Address>,
         A::Error: Into<AddressError>,
     {
-        self.addresses.push(address.try_into().map_err(Into::into));
+        let addresses = addresses.into_iter();
+        self.addresses = addresses.map(|address| address.try_into().map_err(Into::into)).collect();
         self
     }
 
@@ -320,11 +322,12 @@ impl ClientBuilder {
     }
 
     /// The most checkouts that wait for a worker; any number unless set. With more, one is refused
-    /// at once, with [`Overloaded`](crate::FatalError::Overloaded): the newest, unless
+    /// at once, with [`Overloaded`](crate::error::FatalError::Overloaded): the newest, unless
     /// [`overload`](Self::overload) says otherwise. With 0 none ever waits.
     ///
     /// ```
-    /// use taskfork::{Client, Overload};
+    /// use taskfork::client::Overload;
+    /// use taskfork::Client;
     /// let client = Client::builder().max_queue(100).overload(Overload::DropOldest);
     /// # let _ = client;
     /// ```
@@ -350,9 +353,9 @@ impl ClientBuilder {
 
     /// Whether the memory of a [`Blob`](crate::Blob) may be handed over or lent instead of being sent, and
     /// open files handed over, where that can be: it may unless this is set to false. For a client that does
-    /// not know what results are, and takes them as [`Value`](crate::Value), which has no place for an open file.
-    pub fn hand_over(mut self, may: bool) -> Self {
-        self.hand_over = may;
+    /// not know what results are, and takes them as [`Value`](crate::client::Value), which has no place for an open file.
+    pub fn pass_descriptors(mut self, may: bool) -> Self {
+        self.pass_descriptors = may;
         self
     }
 
@@ -365,18 +368,18 @@ impl ClientBuilder {
     /// through which they go while both sides are awake.
     ///
     /// ```
-    /// # fn build() -> Result<taskfork::Client, taskfork::ConfigError> {
-    /// let images = taskfork::Client::builder().address("unix:/run/images").lent_memory(256 << 20);
+    /// # fn build() -> Result<taskfork::Client, taskfork::client::ConfigError> {
+    /// let images = taskfork::Client::builder().address("unix:/run/images").shared_memory(256 << 20);
     /// # images.build()
     /// # }
     /// ```
-    pub fn lent_memory(mut self, bytes: usize) -> Self {
-        self.lent_memory = bytes;
+    pub fn shared_memory(mut self, bytes: usize) -> Self {
+        self.shared_memory = bytes;
         self
     }
 
     /// How long a call may go on after its time is over: 100 milliseconds unless set. At the
-    /// deadline the worker gets SIGALRM, and [`context`](crate::context) says that the call is
+    /// deadline the worker gets SIGALRM, and [`context`](crate::worker::context()) says that the call is
     /// cancelled; an answer within this time counts, be it an error. After it the worker is killed,
     /// and the error says where it was. 100 years and more are no limit; with 0 it is killed at the deadline.
     pub fn grace(mut self, grace: Duration) -> Self {
@@ -403,9 +406,16 @@ impl ClientBuilder {
 
     /// Keeps workers in which a call has failed. They are replaced unless this is set, since an
     /// error may have left their state half changed.
-    pub fn dont_refork_after_error(mut self, keep: bool) -> Self {
-        self.dont_refork_after_error = keep;
+    #[doc(alias = "refork")]
+    pub fn reuse_after_error(mut self, reuse: bool) -> Self {
+        self.reuse_after_error = reuse;
         self
+    }
+
+    /// The same as [`reuse_after_error`](Self::reuse_after_error), under the name that
+    /// AnyEvent::Task gives it.
+    pub fn dont_refork_after_error(self, reuse: bool) -> Self {
+        self.reuse_after_error(reuse)
     }
 
     /// The most bytes of one message in either direction, 64 MiB unless set. Less than 256 is an error of
@@ -417,7 +427,7 @@ impl ClientBuilder {
 
     /// The most bytes of one [`Blob`](crate::Blob) of a result that the worker hands over as memory: 256 MiB unless
     /// set. A worker is told, and its call fails with an error of the kind
-    /// [`CallError::Result`](crate::CallError::Result) if a result has a longer one that cannot be sent in a message
+    /// [`CallError::Result`](crate::error::CallError::Result) if a result has a longer one that cannot be sent in a message
     /// either; see [`max_frame`](Self::max_frame).
     ///
     /// To map a blob takes only addresses. But each page of it that is read becomes memory of the reader, also where
@@ -425,7 +435,7 @@ impl ClientBuilder {
     /// default is four times that of `max_frame`, as no buffer has to hold it.
     ///
     /// ```
-    /// # fn build() -> Result<taskfork::Client, taskfork::ConfigError> {
+    /// # fn build() -> Result<taskfork::Client, taskfork::client::ConfigError> {
     /// let films = taskfork::Client::builder().address("unix:/run/films").max_blob(2 << 30);
     /// # films.build()
     /// # }
@@ -440,7 +450,8 @@ impl ClientBuilder {
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-    /// use taskfork::{Client, Protocol};
+    /// use taskfork::client::Protocol;
+    /// use taskfork::Client;
     ///
     /// let client = Client::builder().address("unix:/run/task.sock").protocol(Protocol::Perl).build()?;
     /// let sum: i64 = client.call("add", (2, 3)).await?;
@@ -524,12 +535,12 @@ impl ClientBuilder {
             busy_poll: self.busy_poll,
             cores: sys::cores(),
             connect_timeout: self.connect_timeout,
-            dont_refork_after_error: self.dont_refork_after_error,
+            reuse_after_error: self.reuse_after_error,
             max_frame: self.max_frame,
             max_blob: self.max_blob,
             protocol: self.protocol,
-            hand_over: self.hand_over,
-            lent_memory: self.lent_memory,
+            pass_descriptors: self.pass_descriptors,
+            shared_memory: self.shared_memory,
         })
     }
 }

@@ -18,7 +18,7 @@ use crate::error::FatalError;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::TraceContext;
 use crate::wire::WireError;
-use crate::wire::args::{Args, EncodeError};
+use crate::wire::args::{EncodeError, IntoArguments};
 use crate::wire::frame;
 use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, NO_LIMIT};
 use crate::wire::parts::{Parted, Takes};
@@ -95,7 +95,7 @@ impl Checkout {
     }
 
     /// Has each call made from now on recorded in `log` as a timer named by its method, however it
-    /// ends, and with it what the worker logs through [`logger`](crate::logger). Workers leave out
+    /// ends, and with it what the worker logs through [`logger`](crate::worker::logger). Workers leave out
     /// what the log's verbosity excludes.
     ///
     /// The checkout holds a handle of the log until it is dropped and its calls are over.
@@ -124,7 +124,7 @@ impl Checkout {
     /// ```no_run
     /// # fn example(client: taskfork::Client, header: &str) {
     /// let mut checkout = client.checkout();
-    /// if let Some(context) = taskfork::TraceContext::new(header) {
+    /// if let Some(context) = taskfork::trace_context::TraceContext::new(header) {
     ///     checkout = checkout.trace_context(context);
     /// }
     /// # }
@@ -141,7 +141,7 @@ impl Checkout {
     /// The call's result is an [`Error`](crate::Error): a failed call, or a fatal one that ends the
     /// checkout, as when its time runs out or its worker dies.
     #[track_caller]
-    pub fn call<T>(&self, method: &str, args: impl Args) -> Call<T> {
+    pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
         self.make(Some(Cow::Owned(method.to_owned())), args)
     }
 
@@ -150,7 +150,7 @@ impl Checkout {
     /// # Errors
     /// As for [`call`](Self::call).
     #[track_caller]
-    pub fn invoke<T>(&self, args: impl Args) -> Call<T> {
+    pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
         self.make(None, args)
     }
 
@@ -177,14 +177,14 @@ impl Checkout {
     /// # async fn example(client: taskfork::Client) -> Result<(), Box<dyn std::error::Error>> {
     /// let checkout = client.checkout();
     /// for frame in 0..100 {
-    ///     let mut image = checkout.memory(8 << 20)?;
+    ///     let mut image = checkout.alloc_blob(8 << 20)?;
     ///     image.fill(frame);
     ///     let sum: u64 = checkout.call("sum", (image.freeze()?,)).await?;
     /// }
     /// # Ok(())
     /// # }
     /// ```
-    pub fn memory(&self, length: usize) -> io::Result<BlobMut> {
+    pub fn alloc_blob(&self, length: usize) -> io::Result<BlobMut> {
         match self.lane.memory(length) {
             Some(memory) => Ok(memory.into()),
             None => BlobMut::new(length),
@@ -198,16 +198,21 @@ impl Checkout {
     /// # async fn example(client: taskfork::Client) {
     /// let checkout = client.checkout();
     /// let call = checkout.call::<()>("hang", ());
-    /// checkout.throw_fatal_error("the user pressed stop");
+    /// checkout.abort("the user pressed stop");
     /// assert_eq!(call.await.unwrap_err().to_string(), "the user pressed stop");
     /// # }
     /// ```
-    pub fn throw_fatal_error(&self, message: impl Into<String>) {
+    pub fn abort(&self, message: impl Into<String>) {
         self.lane.fail(FatalError::Aborted { message: message.into() });
     }
 
+    /// The same as [`abort`](Self::abort), under the name that AnyEvent::Task gives it.
+    pub fn throw_fatal_error(&self, message: impl Into<String>) {
+        self.abort(message);
+    }
+
     #[track_caller]
-    fn make<T, E>(&self, method: MethodName, args: impl Args) -> Call<T, E> {
+    fn make<T, E>(&self, method: MethodName, args: impl IntoArguments) -> Call<T, E> {
         let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
         let trace = self.trace.as_ref().or(of_caller.as_ref());
         let replay = Replay::for_caller();
@@ -277,19 +282,19 @@ pub trait Caller {
     /// Makes a call of a typed interface.
     #[doc(hidden)]
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E>;
+    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E>;
 }
 
 impl Caller for Checkout {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E> {
+    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E> {
         self.make(Some(Cow::Borrowed(method)), args)
     }
 }
 
 impl Caller for crate::Client {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl Args) -> Call<T, E> {
+    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E> {
         self.checkout().typed(method, args)
     }
 }

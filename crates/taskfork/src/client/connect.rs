@@ -152,12 +152,12 @@ async fn reach_and_greet(
 
 /// How many files the client takes with a message through a unix socket.
 pub(crate) fn most_files(config: &Config) -> usize {
-    if config.hand_over { sys::MOST_FILES } else { 0 }
+    if config.pass_descriptors { sys::MOST_FILES } else { 0 }
 }
 
 /// How much memory that is lent it keeps, if it takes so many files.
 pub(crate) fn most_lent(config: &Config, files: usize) -> usize {
-    if files > 0 { config.lent_memory } else { 0 }
+    if files > 0 { config.shared_memory } else { 0 }
 }
 
 /// Connects, if it is to a unix socket, which is done at once or not at all.

@@ -23,12 +23,12 @@ mod outbox;
 mod perl;
 mod pool;
 mod queue;
-#[cfg_attr(not(feature = "tracing"), path = "replay_off.rs")]
+#[cfg_attr(not(feature = "spans"), path = "replay_off.rs")]
 mod replay;
 mod rings;
 mod send;
 mod signal;
-#[cfg(feature = "tracing")]
+#[cfg(feature = "spans")]
 mod sites;
 mod state;
 mod stats;
@@ -40,7 +40,13 @@ pub use builder::{Client, ClientBuilder, ConfigError};
 pub use call::Call;
 pub use checkout::{Caller, Checkout};
 pub use pool::Overload;
+pub use rmpv::Value;
 pub use stats::Stats;
+
+pub use crate::address::{Address, AddressError};
+pub use crate::busy_poll::BusyPoll;
+pub use crate::wire::Protocol;
+pub use crate::wire::args::IntoArguments;
 
 /// What fuzz targets call.
 #[cfg(fuzzing)]

@@ -26,7 +26,7 @@ pub(crate) struct Limits {
     pub(crate) overload: Overload,
 }
 
-/// Who is refused when [`max_queue`](crate::ClientBuilder::max_queue) checkouts wait already.
+/// Who is refused when [`max_queue`](crate::client::ClientBuilder::max_queue) checkouts wait already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Overload {

@@ -1,4 +1,4 @@
-//! What stands in for `replay` without the feature `tracing`: nothing is replayed.
+//! What stands in for `replay` without the feature `spans`: nothing is replayed.
 
 use std::sync::Arc;
 

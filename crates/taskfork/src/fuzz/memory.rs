@@ -14,14 +14,14 @@ use crate::loans::Loans;
 use crate::ring::{MOST, Put, Rings};
 use crate::sys::{self, Sealed, Words, Writable};
 use crate::wire::WireError;
-use crate::wire::args::{Args, encode_whole};
+use crate::wire::args::{IntoArguments, encode_whole};
 use crate::wire::enclosed::{self, Enclosed, within};
 use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
 use crate::wire::lending::{Home, Lent};
 use crate::wire::native::FromClient;
 use crate::wire::parts::{Elsewhere, Part, Parted, Takes};
 use crate::wire::request::{self, Arguments, Source};
-use crate::{Blob, OpenFile};
+use crate::blob::{Blob, OpenFile};
 
 /// Arguments with files and lent memory beside them, taken as several types.
 pub fn arguments(data: &[u8]) {
@@ -55,10 +55,10 @@ pub fn arguments(data: &[u8]) {
     if let Ok(values) = args().parse::<Vec<Value>>() {
         // A text that is none is taken as bytes, so that only from then on it is the same.
         let mut first = Vec::new();
-        if Args::encode(&values, &mut first).is_ok() {
+        if IntoArguments::encode(&values, &mut first).is_ok() {
             let again = request::decode::<Vec<Value>>(&first, Source::Native).unwrap();
             let mut second = Vec::new();
-            Args::encode(&again, &mut second).unwrap();
+            IntoArguments::encode(&again, &mut second).unwrap();
             assert_eq!(second, first);
         }
     }

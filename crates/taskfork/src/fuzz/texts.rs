@@ -1,6 +1,6 @@
 //! What people and other programs write: addresses, and what is said at a status socket.
 
-use crate::Address;
+use crate::address::Address;
 use crate::server::ServerStatus;
 use crate::server::fuzz::dismissed;
 

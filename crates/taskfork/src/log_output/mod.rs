@@ -26,7 +26,7 @@ use sink::Sink;
 /// which the server reads, and may wait for it.
 ///
 /// ```
-/// tracing_subscriber::fmt().with_ansi(false).with_writer(taskfork::LogWriter::new).init();
+/// tracing_subscriber::fmt().with_ansi(false).with_writer(taskfork::server::LogWriter::new).init();
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
@@ -37,7 +37,7 @@ impl LogWriter {
     ///
     /// ```
     /// use std::io::Write;
-    /// writeln!(taskfork::LogWriter::new(), "this never fails").unwrap();
+    /// writeln!(taskfork::server::LogWriter::new(), "this never fails").unwrap();
     /// ```
     pub fn new() -> Self {
         Self {}
@@ -53,7 +53,7 @@ impl LogWriter {
     /// ```
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("log");
-    /// taskfork::LogWriter::open(&path)?;
+    /// taskfork::server::LogWriter::open(&path)?;
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn open(path: impl Into<PathBuf>) -> io::Result<()> {

@@ -188,7 +188,7 @@ impl<S> ServerBuilder<S> {
     /// [`allow_groups`](Self::allow_groups). Unless one of the two is set, every client is served that
     /// the [`socket_mode`](Self::socket_mode) lets connect. The server's own user always is.
     ///
-    /// The kernel tells the user of a client ([`Context::peer`](crate::Context::peer)). A client
+    /// The kernel tells the user of a client ([`Context::peer`](crate::worker::Context::peer)). A client
     /// that is refused is told so, and no worker is forked for it. The socket's mode holds as well:
     /// set one that lets these users in.
     ///
@@ -229,7 +229,8 @@ impl<S> ServerBuilder<S> {
     /// An empty list is an error of [`run`](crate::Server::run).
     ///
     /// ```
-    /// use taskfork::{Protocol, Server};
+    /// use taskfork::client::Protocol;
+    /// use taskfork::Server;
     ///
     /// let server = Server::builder()
     ///     .listen("tcp:127.0.0.1:7000")

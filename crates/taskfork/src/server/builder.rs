@@ -68,7 +68,7 @@ impl Server {
     ///
     /// Workers ignore SIGTERM, SIGINT, SIGHUP and SIGQUIT, so that a service manager or a terminal, which sends them to all
     /// processes, ends no running call. Their code may install handlers. Programs that they start inherit that; see
-    /// [`default_signals`](crate::default_signals).
+    /// [`default_signals`](crate::worker::default_signals).
     ///
     /// The server raises its soft limit of open files to the hard one while it runs, and logs a warning if that allows
     /// fewer workers than [`max_workers`](ServerBuilder::max_workers). Workers have the limit that the program was started with.
@@ -85,7 +85,7 @@ impl Server {
     /// was started by [`Server::spawn`] or [`Server::fork`]. A restart changes the process id,
     /// unless [`keep_pid`](ServerBuilder::keep_pid) is set.
     ///
-    /// SIGUSR1 opens the file of [`LogWriter::open`](crate::LogWriter::open) again, and SIGUSR2 logs what each worker does.
+    /// SIGUSR1 opens the file of [`LogWriter::open`](crate::server::LogWriter::open) again, and SIGUSR2 logs what each worker does.
     /// SIGXFSZ and SIGPIPE are ignored while the server runs.
     ///
     /// Under systemd, a server without [`listen`](ServerBuilder::listen) listens on the first socket
@@ -188,7 +188,7 @@ impl ServerBuilder {
 
     /// Makes the state of each new worker, once, before its first call.
     ///
-    /// An error or a panic reaches the first call as [`Setup`](crate::CallError::Setup), shown as
+    /// An error or a panic reaches the first call as [`Setup`](crate::error::CallError::Setup), shown as
     /// `setup exception: …`; the next call on that worker runs `setup` again. Random generators
     /// that were seeded before the server started are the same in every worker: seed the worker's
     /// own here.
@@ -236,7 +236,7 @@ impl<S: 'static> ServerBuilder<S> {
     ///
     /// # Errors
     /// [`ServerError::NotConfigured`] if the server was started without a configuration, or otherwise than by
-    /// [`Server::spawn_with`] or [`Spawn`](crate::Spawn); [`ServerError::Misconfigured`] if it is not of this type.
+    /// [`Server::spawn_with`] or [`Spawn`](crate::server::Spawn); [`ServerError::Misconfigured`] if it is not of this type.
     /// The program that started the server gets the same error when the server returns it.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, ServerError> {
         let config = self.options.given.config.as_ref().ok_or(ServerError::NotConfigured)?;
@@ -301,7 +301,7 @@ impl<S: 'static> ServerBuilder<S> {
 
     /// The most bytes of one [`Blob`](crate::Blob) of an argument that a client hands over as memory: 256 MiB unless
     /// set. A client is told, and its call fails with an error of the kind
-    /// [`CallError::Arguments`](crate::CallError::Arguments) if an argument has a longer one that cannot be sent in a
+    /// [`CallError::Arguments`](crate::error::CallError::Arguments) if an argument has a longer one that cannot be sent in a
     /// message either; see [`max_frame`](Self::max_frame). One that hands over more all the same is disconnected.
     ///
     /// To map a blob takes only addresses. But each page of it that is read becomes memory of the worker, also where
@@ -319,16 +319,16 @@ impl<S: 'static> ServerBuilder<S> {
 
     /// How much memory each side of a connection keeps for long [`Blob`](crate::Blob)s that it sends to the
     /// other, in bytes: 64 MiB unless set, or less if the client has set less; 0 for none, nor any for short messages. See
-    /// [`ClientBuilder::lent_memory`](crate::ClientBuilder::lent_memory).
+    /// [`ClientBuilder::shared_memory`](crate::client::ClientBuilder::shared_memory).
     ///
     /// It is shared with clients of the server's own user only: whoever lends memory can still write to it.
     ///
     /// ```
-    /// let server = taskfork::Server::builder().lent_memory(256 << 20);
+    /// let server = taskfork::Server::builder().shared_memory(256 << 20);
     /// # let _ = server;
     /// ```
-    pub fn lent_memory(mut self, bytes: usize) -> Self {
-        self.options.lent_memory = bytes;
+    pub fn shared_memory(mut self, bytes: usize) -> Self {
+        self.options.shared_memory = bytes;
         self
     }
 
@@ -343,7 +343,8 @@ impl<S: 'static> ServerBuilder<S> {
     /// [`BusyPoll::Adaptive`] unless set.
     ///
     /// ```
-    /// use taskfork::{BusyPoll, Server};
+    /// use taskfork::client::BusyPoll;
+    /// use taskfork::Server;
     /// let server = Server::builder().busy_poll(BusyPoll::Off);
     /// # let _ = server;
     /// ```
@@ -355,7 +356,8 @@ impl<S: 'static> ServerBuilder<S> {
     /// What becomes of what workers write to standard error: [`Stderr::Capture`] unless set.
     ///
     /// ```
-    /// use taskfork::{Server, Stderr};
+    /// use taskfork::server::Stderr;
+    /// use taskfork::Server;
     /// let server = Server::builder().stderr(Stderr::Inherit);
     /// # let _ = server;
     /// ```
@@ -365,7 +367,7 @@ impl<S: 'static> ServerBuilder<S> {
     }
 
     /// Where the server tells of itself and its workers: a process that connects gets a
-    /// [`ServerStatus`](crate::ServerStatus) as JSON, in a line, after 20 milliseconds, or as soon as it has sent a
+    /// [`ServerStatus`](crate::server::ServerStatus) as JSON, in a line, after 20 milliseconds, or as soon as it has sent a
     /// line or ended its sending side. Beside a listening unix socket
     /// unless set, at its path with `.status` behind it; `None` for nowhere. Only the server's user
     /// may connect.

@@ -135,7 +135,7 @@ pub enum ServerError {
         /// The names that there are.
         known: Vec<String>,
     },
-    /// [`Spawn::config`](crate::Spawn::config) was given a value that cannot be serialized.
+    /// [`Spawn::config`](crate::server::Spawn::config) was given a value that cannot be serialized.
     #[error("the configuration of the server `{name}` cannot be passed: {reason}")]
     UnencodableConfig {
         /// The server that was to be started.
@@ -173,7 +173,7 @@ pub enum ServerError {
         /// The last that it wrote to standard output and standard error, up to 4 KiB.
         output: String,
     },
-    /// The new process took longer than its [`start_timeout`](crate::Spawn::start_timeout), and was killed.
+    /// The new process took longer than its [`start_timeout`](crate::server::Spawn::start_timeout), and was killed.
     #[error(
         "the server `{name}` did not start within {} (start_timeout): {process} {}{}",
         seconds(*after),

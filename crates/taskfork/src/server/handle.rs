@@ -16,8 +16,8 @@ use crate::error::End;
 /// shuts down when this program ends, however it ends.
 ///
 /// A server that dies is replaced, if [`Server::spawn`](crate::Server::spawn) started it and
-/// [`respawn`](crate::Spawn::respawn) is not off. Otherwise the clients of this program know: their calls fail at once with
-/// [`FatalError::ServerEnded`](crate::FatalError::ServerEnded), which says how the server ended.
+/// [`respawn`](crate::server::Spawn::respawn) is not off. Otherwise the clients of this program know: their calls fail at once with
+/// [`FatalError::ServerEnded`](crate::error::FatalError::ServerEnded), which says how the server ended.
 ///
 /// Once this program has another thread or builds a client of the server, a thread named `taskfork-server` takes the
 /// server's exit status and replaces it. Without that thread the exit status is taken when the handle is asked.
@@ -47,7 +47,7 @@ impl ServerHandle {
     /// Whether the server's process runs. False while a dead one is being replaced.
     ///
     /// ```no_run
-    /// # fn example(server: taskfork::ServerHandle) {
+    /// # fn example(server: taskfork::server::ServerHandle) {
     /// if !server.is_alive() {
     ///     println!("the server is down");
     /// }
@@ -58,10 +58,11 @@ impl ServerHandle {
     }
 
     /// Waits, blocking, until the server has ended and will not be replaced; says how it ended. That is when it was
-    /// shut down, by this handle or by a signal, or when it died and [`respawn`](crate::Spawn::respawn) is off.
+    /// shut down, by this handle or by a signal, or when it died and [`respawn`](crate::server::Spawn::respawn) is off.
     ///
     /// ```no_run
-    /// use taskfork::{ServerError, Spawn};
+    /// use taskfork::server::Spawn;
+    /// use taskfork::ServerError;
     ///
     /// # fn example() -> Result<(), ServerError> {
     /// let server = Spawn::new("adder").respawn(false).start()?;
@@ -80,7 +81,7 @@ impl ServerHandle {
     /// When the server has ended, is being replaced, or does not answer in time.
     ///
     /// ```no_run
-    /// # fn example(server: taskfork::ServerHandle) -> std::io::Result<()> {
+    /// # fn example(server: taskfork::server::ServerHandle) -> std::io::Result<()> {
     /// println!("{} workers", server.status()?.workers.len());
     /// # Ok(())
     /// # }

@@ -187,7 +187,8 @@ impl<S> ServerBuilder<S> {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use taskfork::{Limit, Server};
+    /// use taskfork::server::Limit;
+    /// use taskfork::Server;
     ///
     /// let server = Server::builder()
     ///     .max_workers(64)

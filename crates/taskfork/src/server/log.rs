@@ -1,6 +1,6 @@
 //! The lines that a server logs, through whatever subscriber the program has. A subscriber that panics, as one
 //! that cannot write to standard error may, does not end the server. A subscriber that does not write through a
-//! [`LogWriter`](crate::LogWriter) gets no line while standard error takes nothing, as it would wait.
+//! [`LogWriter`](crate::server::LogWriter) gets no line while standard error takes nothing, as it would wait.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

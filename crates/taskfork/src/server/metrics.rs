@@ -13,7 +13,7 @@ impl ServerStatus {
     /// that [reads](Self::read) them from time to time.
     ///
     /// ```no_run
-    /// taskfork::ServerStatus::read("/run/adder.sock.status")?.record_metrics();
+    /// taskfork::server::ServerStatus::read("/run/adder.sock.status")?.record_metrics();
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn record_metrics(&self) {

@@ -61,6 +61,8 @@ pub(crate) use spawned_server::SpawnedServer;
 pub use status::{ServerStatus, WorkerStatus};
 pub use stderr::Stderr;
 
+pub use crate::log_output::LogWriter;
+
 /// What fuzz targets call.
 #[cfg(fuzzing)]
 pub(crate) mod fuzz {

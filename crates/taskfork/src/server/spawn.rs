@@ -20,7 +20,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use taskfork::Spawn;
+/// use taskfork::server::Spawn;
 ///
 /// # fn example() -> Result<(), taskfork::ServerError> {
 /// let server = Spawn::new("adder")

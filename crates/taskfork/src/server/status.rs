@@ -26,7 +26,7 @@ use crate::worker::scoreboard::Phase;
 /// [status socket](crate::ServerBuilder::status_socket).
 ///
 /// ```no_run
-/// let status = taskfork::ServerStatus::read("/run/adder.sock.status")?;
+/// let status = taskfork::server::ServerStatus::read("/run/adder.sock.status")?;
 /// for worker in &status.workers {
 ///     println!("{} has been {} for {} s", worker.pid, worker.state, worker.seconds);
 /// }

@@ -18,7 +18,7 @@ use crate::log_output;
 pub enum Stderr {
     /// The server reads it and writes each line to its own standard error, with the worker's process id in front and
     /// control characters escaped (`\\x1b`), tabs excepted. It attaches the last 4 KiB, unescaped, to the worker's death.
-    /// The lines go where the server's log goes if that is written by a [`LogWriter`](crate::LogWriter). A worker never
+    /// The lines go where the server's log goes if that is written by a [`LogWriter`](crate::server::LogWriter). A worker never
     /// waits for it: lines that cannot be written are dropped and counted.
     #[default]
     Capture,

@@ -12,7 +12,7 @@ use super::parts::Gather;
 /// slice.
 ///
 /// ```
-/// fn takes(_: impl taskfork::Args) {}
+/// fn takes(_: impl taskfork::client::IntoArguments) {}
 ///
 /// takes(());
 /// takes((2, 3));
@@ -24,7 +24,7 @@ use super::parts::Gather;
     label = "write it as a tuple: `(value,)` for one argument, `()` for none",
     note = "a tuple of up to 12 serializable elements, a `Vec`, an array or a slice can be sent"
 )]
-pub trait Args {
+pub trait IntoArguments {
     /// Appends the arguments as a MessagePack array.
     #[doc(hidden)]
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError>;
@@ -58,33 +58,33 @@ fn serialize<T: Serialize + ?Sized>(value: &T, out: impl Write) -> Result<(), En
     depth::serialize(value, &mut serializer).map_err(|error| EncodeError(error.to_string()))
 }
 
-impl Args for () {
+impl IntoArguments for () {
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         put_array(out, 0);
         Ok(())
     }
 }
 
-impl<T: Serialize> Args for [T] {
+impl<T: Serialize> IntoArguments for [T] {
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         put_array(out, self.len() as u32);
         elements(self, out)
     }
 }
 
-impl<T: Serialize, const N: usize> Args for [T; N] {
+impl<T: Serialize, const N: usize> IntoArguments for [T; N] {
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        Args::encode(&self[..], out)
+        IntoArguments::encode(&self[..], out)
     }
 }
 
-impl<T: Serialize> Args for Vec<T> {
+impl<T: Serialize> IntoArguments for Vec<T> {
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        Args::encode(&self[..], out)
+        IntoArguments::encode(&self[..], out)
     }
 }
 
-impl<T: Args + ?Sized> Args for &T {
+impl<T: IntoArguments + ?Sized> IntoArguments for &T {
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         (**self).encode(out)
     }
@@ -103,7 +103,7 @@ fn element<T: Serialize>(index: usize, value: &T, out: &mut Vec<u8>) -> Result<(
 
 macro_rules! tuples {
     ($($count:literal: $($name:ident $index:tt)+;)+) => {$(
-        impl<$($name: Serialize),+> Args for ($($name,)+) {
+        impl<$($name: Serialize),+> IntoArguments for ($($name,)+) {
             fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
                 put_array(out, $count);
                 $(element($index + 1, &self.$index, out)?;)+

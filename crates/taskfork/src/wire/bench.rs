@@ -1,11 +1,11 @@
 //! The codec, for benchmarks to call.
 
-use super::args::Args;
+use super::args::IntoArguments;
 use super::native::{self, CallMeta, FromClient, FromWorker};
 use super::request::{self, FromArguments, Source};
 
 /// The body of a call's message.
-pub fn encode_call(out: &mut Vec<u8>, method: &str, args: impl Args) -> bool {
+pub fn encode_call(out: &mut Vec<u8>, method: &str, args: impl IntoArguments) -> bool {
     native::put_call(out, Some(method), CallMeta { timeout: Some(1), ..CallMeta::default() });
     args.encode(out).is_ok()
 }

@@ -20,7 +20,7 @@ mod pack;
 pub(crate) mod parts;
 pub(crate) mod perl;
 pub(crate) mod request;
-#[cfg(feature = "tracing")]
+#[cfg(feature = "spans")]
 pub(crate) mod trace;
 
 use std::io;
@@ -40,7 +40,7 @@ pub enum Protocol {
     ///
     /// Such a string is decoded to bytes where a type asks for bytes, as [`Blob`](crate::Blob) and the
     /// types of `serde_bytes` do; a character above U+00FF is an error of the call. A
-    /// [`Value`](crate::Value) holds it as a string. Inside of types that serde buffers first
+    /// [`Value`](crate::client::Value) holds it as a string. Inside of types that serde buffers first
     /// (`#[serde(untagged)]`, `#[serde(flatten)]`, `#[serde(tag = "…")]`) only a `Blob` is decoded so: the types
     /// of `serde_bytes` get the string's UTF-8 bytes there.
     Perl,

@@ -555,7 +555,7 @@ pub(super) fn put_log(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// The front of notes that hold this many records of a trace; they follow.
-#[cfg(feature = "tracing")]
+#[cfg(feature = "spans")]
 pub(crate) fn put_trace_notes(out: &mut Vec<u8>, records: u32) {
     put_array(out, 2);
     put_uint(out, NOTES);

@@ -197,7 +197,7 @@ pub(crate) fn put_float(out: &mut Vec<u8>, value: f64) {
     infallible!(write::write_f64(out, value));
 }
 
-#[cfg(feature = "tracing")]
+#[cfg(feature = "spans")]
 pub(crate) fn put_bin(out: &mut Vec<u8>, bytes: &[u8]) {
     infallible!(write::write_bin(out, bytes));
 }

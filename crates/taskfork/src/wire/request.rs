@@ -10,10 +10,10 @@ use super::pack::Reader;
 
 /// The arguments of a call, not decoded yet.
 ///
-/// A [`Function`](crate::Function) gets them as they came and decodes them to what it wants:
+/// A [`Function`](crate::worker::Function) gets them as they came and decodes them to what it wants:
 ///
 /// ```
-/// use taskfork::{Arguments, Function};
+/// use taskfork::worker::{Arguments, Function};
 ///
 /// let interface = Function::new(|_state: &mut (), method: Option<&str>, args: Arguments<'_>| {
 ///     let (a, b): (i64, i64) = args.parse()?;

@@ -24,7 +24,7 @@ use crate::context::context;
 use crate::error::Failure;
 use crate::sys;
 use crate::time_limit::TimeLimit;
-use crate::trace_context::{TraceContext, trace_context};
+use crate::trace_context::{self, TraceContext};
 use crate::wire::enclosed::{self, Enclosed};
 use crate::wire::frame::{self, DEFAULT_BLOB, DEFAULT_LIMIT, PREAMBLE};
 use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
@@ -50,7 +50,8 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// Go do, it should ignore them itself.
 ///
 /// ```no_run
-/// use taskfork::{Executable, Server};
+/// use taskfork::worker::Executable;
+/// use taskfork::Server;
 ///
 /// # fn main() -> Result<(), taskfork::ServerError> {
 /// Server::builder()
@@ -222,7 +223,7 @@ impl Running {
                 Err(reason) => return Reply(Err(Fault::arguments(&reason))),
             }
         } else {
-            let trace = trace_context();
+            let trace = trace_context::current();
             let meta = CallMeta {
                 log: notes::wanted_log().map(log_defer::Level::rounded_up),
                 timeout: TimeLimit::from(context().remaining()).microseconds(),

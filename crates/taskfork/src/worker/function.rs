@@ -11,10 +11,10 @@ use crate::wire::request::Arguments;
 /// call has one, and the arguments.
 ///
 /// ```
-/// use taskfork::{Arguments, Function};
+/// use taskfork::worker::{Arguments, Function};
 ///
 /// let echo = Function::new(|_: &mut (), _method: Option<&str>, args: Arguments<'_>| {
-///     Ok(args.parse::<Vec<taskfork::Value>>()?)
+///     Ok(args.parse::<Vec<taskfork::client::Value>>()?)
 /// });
 /// # let _ = echo;
 /// ```

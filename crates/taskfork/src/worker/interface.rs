@@ -9,11 +9,11 @@ use crate::wire::args::encode;
 use crate::wire::request::{Arguments, ArgumentsError, FromArguments};
 
 /// The error that functions of an untyped interface return: anything that is an error, or a text.
-/// Its message and those of its causes reach the caller as a [`Failure`](crate::Failure).
+/// Its message and those of its causes reach the caller as a [`Failure`](crate::error::Failure).
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a server's workers can be asked: [`Methods`](crate::Methods), a
-/// [`Function`](crate::Function), or what [`interface`](macro@crate::interface) makes of a trait.
+/// [`Function`](crate::worker::Function), or what [`interface`](macro@crate::interface) makes of a trait.
 ///
 /// `S` is the state that `setup` makes in each new worker.
 #[diagnostic::on_unimplemented(

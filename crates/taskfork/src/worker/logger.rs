@@ -25,7 +25,8 @@ const MAX_BYTES: usize = 1 << 20;
 /// Outside of a worker what it gives takes nothing.
 ///
 /// ```
-/// use taskfork::{Methods, logger};
+/// use taskfork::worker::logger;
+/// use taskfork::Methods;
 ///
 /// let methods = Methods::new().function("compute", |number: u64| {
 ///     logger().info(("about to compute", number));

@@ -17,14 +17,27 @@ mod panic;
 mod perl;
 mod phase;
 pub(crate) mod programs;
-#[cfg(feature = "tracing")]
+#[cfg(feature = "spans")]
 mod records;
 mod rings;
 pub(crate) mod scoreboard;
 mod seat;
 mod serve;
-#[cfg_attr(not(feature = "tracing"), path = "tracer_off.rs")]
+#[cfg_attr(not(feature = "spans"), path = "tracer_off.rs")]
 pub(crate) mod tracer;
+
+pub use executable::Executable;
+pub use function::Function;
+pub use interface::{BoxError, Interface};
+pub use logger::logger;
+pub use methods::{Method, Methods, Stateless};
+pub use programs::default_signals;
+pub use rmpv::Value;
+#[cfg(feature = "spans")]
+pub use tracer::tracing_layer;
+
+pub use crate::context::{Context, Peer, context};
+pub use crate::wire::request::{Arguments, ArgumentsError, FromArguments};
 
 pub(crate) use seat::{Buffers, Connected, Limits, Seat, Socket};
 pub(crate) use serve::{Handlers, prepare, serve};

@@ -76,7 +76,7 @@ pub(super) struct Wanted {
     /// Spans and events up to this level: 1 error, 5 trace.
     pub(super) trace: Option<u8>,
     /// The source files and lines of these.
-    #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "only these have places"))]
+    #[cfg_attr(not(feature = "spans"), expect(dead_code, reason = "only these have places"))]
     pub(super) places: bool,
 }
 

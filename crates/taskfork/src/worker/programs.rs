@@ -17,7 +17,7 @@ use crate::sys;
 /// // `timeout` ends the other program by SIGTERM.
 /// let mut command = Command::new("timeout");
 /// command.args(["0.1", "sleep", "60"]);
-/// let status = taskfork::default_signals(&mut command).status()?;
+/// let status = taskfork::worker::default_signals(&mut command).status()?;
 /// assert_eq!(status.code(), Some(124));
 /// # Ok(())
 /// # }

@@ -96,7 +96,7 @@ pub(crate) struct Limits {
     /// The longest blob that is taken as memory.
     pub(crate) max_blob: usize,
     /// How much memory each side of a connection keeps for the other.
-    pub(crate) lent_memory: usize,
+    pub(crate) shared_memory: usize,
     pub(crate) stall_timeout: TimeLimit,
     pub(crate) busy_poll: BusyPoll,
     /// How many cores there are.

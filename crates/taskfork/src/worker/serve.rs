@@ -254,7 +254,7 @@ impl<S: 'static> Worker<'_, S> {
         let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_BLOB);
         if self.interface.takes_lent() {
-            self.lending.ask(lent, self.limits.lent_memory);
+            self.lending.ask(lent, self.limits.shared_memory);
         }
         frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
             match &fault {

@@ -39,7 +39,7 @@ const MAX_VALUES: usize = MAX_RECORD - 100;
 ///
 /// fn server(server: ServerBuilder) -> Result<(), ServerError> {
 ///     let own = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-///     tracing_subscriber::registry().with(own).with(taskfork::tracing_layer()).init();
+///     tracing_subscriber::registry().with(own).with(taskfork::worker::tracing_layer()).init();
 ///     server.interface(Methods::<()>::new()).run()
 /// }
 /// ```

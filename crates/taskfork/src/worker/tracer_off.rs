@@ -1,4 +1,4 @@
-//! What stands in for `tracer` without the feature `tracing`: nothing is recorded.
+//! What stands in for `tracer` without the feature `spans`: nothing is recorded.
 
 /// No spans and no events.
 #[derive(Debug, Default)]

@@ -6,7 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use taskfork::{CallError, Client, Error, FatalError, Protocol};
+use taskfork::client::Protocol;
+use taskfork::error::{CallError, FatalError};
+use taskfork::{Client, Error};
 
 use crate::perl::message;
 use crate::support::raw::Raw;
@@ -144,7 +146,7 @@ async fn a_worker_knows_its_peer() {
     let (_server, client) = crate::support::start("spawned_peer");
     let seen: Seen = client.call("peer", ()).await.unwrap();
     assert_eq!(seen, (Some((own.0, own.1, std::process::id())), None));
-    assert_eq!(taskfork::context().peer(), None);
+    assert_eq!(taskfork::worker::context().peer(), None);
 }
 
 fn ask_in_json(port: u16) -> String {

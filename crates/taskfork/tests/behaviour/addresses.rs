@@ -1,6 +1,7 @@
 //! Configuration that cannot work, told before anything is tried, or by the server that tried.
 
-use taskfork::{Address, AddressError, Client, ConfigError};
+use taskfork::Client;
+use taskfork::client::{Address, AddressError, ConfigError};
 
 use crate::support::{roles, trials};
 

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use taskfork::{CallError, Checkout, Error, FatalError, Value};
+use taskfork::client::Value;
+use taskfork::error::{CallError, FatalError};
+use taskfork::{Checkout, Error};
 
 use crate::bad_peers::Logged;
 use crate::support::raw::{Raw, fake, greet_as, map, of_call, text};
@@ -193,7 +195,7 @@ async fn answers_stay_in_step_after_a_failure_in_a_long_queue() {
 
 async fn the_next_checkout_gets_its_own_answers_after_a_failure() {
     let (_server, client) =
-        start_with("faults", |client| client.max_workers(1).dont_refork_after_error(true));
+        start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
     let pid: u32 = client.call("pid", ()).await.unwrap();
     for number in 0..50_u64 {
         let checkout = client.checkout();
@@ -209,7 +211,7 @@ async fn the_next_checkout_gets_its_own_answers_after_a_failure() {
 
 async fn a_large_call_half_sent_behind_a_failed_one_harms_nothing() {
     let (_server, client) =
-        start_with("faults", |client| client.max_workers(1).dont_refork_after_error(true));
+        start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
     let checkout = client.checkout();
     let large = "x".repeat(20 << 20);
     let slow = checkout.call::<()>("sleep", (30,));

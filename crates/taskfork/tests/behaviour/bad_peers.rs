@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use taskfork::{Client, Error, FatalError, Value};
+use taskfork::client::Value;
+use taskfork::error::FatalError;
+use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, children};
 use crate::support::raw::{Raw, fake, frame, greet, greet_as, map, of_call, text};

@@ -4,7 +4,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use taskfork::{Blob, BlobMut, CallError, Client, Error, Value};
+use taskfork::blob::BlobMut;
+use taskfork::client::Value;
+use taskfork::error::CallError;
+use taskfork::{Blob, Client, Error};
 
 use crate::files::{announcement, echo_of_a_file, send_with};
 use crate::support::raw::{Raw, frame, greet_as, of_call};

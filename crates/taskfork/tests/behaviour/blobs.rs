@@ -1,7 +1,8 @@
 //! Long byte strings that are not copied on their way.
 
 use serde::{Deserialize, Serialize};
-use taskfork::{Blob, BoxError, Error, Methods, ServerBuilder, ServerError, Value};
+use taskfork::client::Value;
+use taskfork::{Blob, BoxError, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::{start, trials};
 
@@ -37,7 +38,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
         .method("kept", |kept: &mut Vec<Blob>| Ok(kept.clone()))
         .function("double", |blob: Blob| Ok(Blob::from([&blob[..], &blob[..]].concat())))
         .function("log", |blob: Blob| {
-            taskfork::logger().info("a blob is here");
+            taskfork::worker::logger().info("a blob is here");
             Ok(blob)
         });
     server.setup(|| Ok::<_, BoxError>(Vec::new())).max_frame(8 << 20).interface(methods).run()

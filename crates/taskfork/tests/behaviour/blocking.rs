@@ -18,7 +18,7 @@ async fn outside(test: impl FnOnce() + Send + 'static) {
     tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
 }
 
-fn start(entry: &str) -> (taskfork::ServerHandle, blocking::Client) {
+fn start(entry: &str) -> (taskfork::server::ServerHandle, blocking::Client) {
     let server = Server::spawn(entry).unwrap();
     let options =
         taskfork::Client::builder().address(server.address()).min_workers(0).max_workers(4);
@@ -37,7 +37,7 @@ async fn calls_and_checkouts_without_a_runtime() {
         let error = checkout.call::<()>("boom", ("no",)).unwrap_err();
         assert_eq!(error.to_string(), "no");
         assert_eq!(checkout.invoke::<Vec<u8>>((1, 2)).unwrap(), [1, 2]);
-        checkout.throw_fatal_error("enough");
+        checkout.abort("enough");
         assert_eq!(checkout.call::<()>("nothing", ()).unwrap_err().to_string(), "enough");
     })
     .await;
@@ -50,7 +50,8 @@ async fn typed_calls_without_a_runtime() {
         assert_eq!(checkout.add("20").unwrap(), 20);
         assert_eq!(checkout.add("22").unwrap(), 42);
         let error = checkout.add("x").unwrap_err();
-        let taskfork::Error::Call { error: taskfork::CallError::Interface(own), .. } = error else {
+        let taskfork::Error::Call { error: taskfork::error::CallError::Interface(own), .. } = error
+        else {
             panic!()
         };
         assert_eq!(own, NotANumber { text: "x".into() });

@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use taskfork::{
-    BoxError, CallError, Client, Error, Methods, Protocol, ServerBuilder, ServerError, Value,
-};
+use taskfork::client::{Protocol, Value};
+use taskfork::error::CallError;
+use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::bad_peers::Logged;
 use crate::support::raw::{Raw, fake, frame, greet, map};

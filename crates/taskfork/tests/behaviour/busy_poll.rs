@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use taskfork::{BusyPoll, Client, Server, Value};
+use taskfork::client::{BusyPoll, Value};
+use taskfork::{Client, Server};
 
 use crate::support::{start, start_with, trials};
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use taskfork::{CallError, Error, FatalError, Value};
+use taskfork::Error;
+use taskfork::client::Value;
+use taskfork::error::{CallError, FatalError};
 
 use crate::support::{start, start_with, trials};
 

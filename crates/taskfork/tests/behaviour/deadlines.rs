@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use taskfork::{
-    BoxError, CallError, Client, Error, FatalError, Hung, Methods, ServerBuilder, ServerError,
-    Stage, context,
-};
+use taskfork::error::{CallError, FatalError, Hung, Stage};
+use taskfork::worker::context;
+use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::is_gone;
 use crate::support::{address_in, start, start_with, trials, until};

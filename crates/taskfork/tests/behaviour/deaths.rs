@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use taskfork::{Activity, Client, Death, End, Error, FatalError};
+use taskfork::error::{Activity, Death, End, FatalError};
+use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, children, is_alive, signal};
 use crate::support::{address_in, roles, start, start_with, trials, until};

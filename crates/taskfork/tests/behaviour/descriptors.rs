@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use rustix::net::Shutdown;
-use taskfork::{Client, Value};
+use taskfork::Client;
+use taskfork::client::Value;
 
 use crate::files::{open_here, try_send_with};
 use crate::support::processes::children;

@@ -3,7 +3,9 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use taskfork::{CallError, Error, FatalError, Value};
+use taskfork::Error;
+use taskfork::client::Value;
+use taskfork::error::{CallError, FatalError};
 
 use crate::support::processes::is_alive;
 use crate::support::{start, start_with, trials, until};
@@ -118,7 +120,7 @@ async fn after_an_error_the_worker_is_replaced() {
 
 async fn after_an_error_the_worker_is_kept_if_so_configured() {
     let (_server, client) =
-        start_with("faults", |client| client.max_workers(1).dont_refork_after_error(true));
+        start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
     let pid: u32 = client.call("pid", ()).await.unwrap();
     client.call::<()>("boom", ("no",)).await.unwrap_err();
     client.call::<()>("panic", ("no",)).await.unwrap_err();
@@ -245,7 +247,7 @@ async fn a_fatal_error_can_be_thrown() {
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let hanging = checkout.call::<()>("hang", ());
-    checkout.throw_fatal_error("stop it");
+    checkout.abort("stop it");
     let error = hanging.await.unwrap_err();
     assert!(
         matches!(&error, Error::Fatal { cause: FatalError::Aborted { message }, .. } if message == "stop it")
@@ -261,7 +263,7 @@ async fn throwing_ends_a_checkout_that_waits() {
     busy.ready().await.unwrap();
     let waiting = client.checkout();
     let call = waiting.call::<()>("nothing", ());
-    waiting.throw_fatal_error("never mind");
+    waiting.abort("never mind");
     assert_eq!(call.await.unwrap_err().to_string(), "never mind");
     assert_eq!(client.stats().queued, 0);
 }

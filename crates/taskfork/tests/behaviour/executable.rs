@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use log_defer::Log;
 use serde_json::{Value, json};
-use taskfork::{
-    BlobMut, CallError, Client, End, Error, Executable, FatalError, OpenFile, Protocol,
-    ServerBuilder, ServerError, ServerStatus,
-};
+use taskfork::blob::{BlobMut, OpenFile};
+use taskfork::client::Protocol;
+use taskfork::error::{CallError, End, FatalError};
+use taskfork::server::ServerStatus;
+use taskfork::worker::Executable;
+use taskfork::{Client, Error, ServerBuilder, ServerError};
 
 use crate::support::processes::{children, is_gone, signal};
 use crate::support::raw::{Raw, greet_as, map, of_call};

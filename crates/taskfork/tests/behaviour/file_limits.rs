@@ -6,7 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use taskfork::{Blob, BlobMut, Client};
+use taskfork::blob::BlobMut;
+use taskfork::{Blob, Client};
 
 use crate::support::processes::{Program, set_limit, signal};
 use crate::support::{address_in, roles, trials, until};
@@ -37,7 +38,7 @@ const LONG: usize = 1 << 20;
 async fn exchange(client: &Client) {
     let checkout = client.checkout();
     for fill in 0..100 {
-        let mut memory = checkout.memory(LONG).unwrap();
+        let mut memory = checkout.alloc_blob(LONG).unwrap();
         memory.fill(fill);
         let blob = memory.freeze().unwrap();
         assert_eq!(checkout.call::<Blob>("echo", (blob,)).await.unwrap()[..], vec![fill; LONG]);

@@ -10,9 +10,9 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
-use taskfork::{
-    Blob, BlobMut, BoxError, Client, Error, Methods, OpenFile, ServerBuilder, ServerError, Value,
-};
+use taskfork::blob::{BlobMut, OpenFile};
+use taskfork::client::Value;
+use taskfork::{Blob, BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::raw::{Raw, frame, map, text};
 use crate::support::{address_in, roles, start, start_with, trials};
@@ -58,7 +58,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
         .function("make", |length: usize| {
             let mut blob = BlobMut::new(length)?;
             blob.fill(7);
-            taskfork::logger().info("it is made");
+            taskfork::worker::logger().info("it is made");
             Ok(blob.freeze()?)
         })
         .function("fail", |_: Blob, _: OpenFile| Err::<(), _>("no".into()))
@@ -218,7 +218,7 @@ async fn no_descriptor_is_left_whatever_becomes_of_the_calls() {
 /// The role of that process.
 pub(crate) async fn count_files() {
     let (_server, client) =
-        start_with("files", |client| client.max_workers(1).dont_refork_after_error(true));
+        start_with("files", |client| client.max_workers(1).reuse_after_error(true));
     let before: usize = client.call("open_files", ()).await.unwrap();
     let here = open_here();
     for _ in 0..50 {

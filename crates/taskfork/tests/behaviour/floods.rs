@@ -6,7 +6,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use log_defer::Log;
-use taskfork::{Client, ClientBuilder, Error, Protocol, Value};
+use taskfork::client::{ClientBuilder, Protocol, Value};
+use taskfork::{Client, Error};
 use tokio::runtime::Builder;
 
 use crate::rings::{agree, call_until_it_fails};

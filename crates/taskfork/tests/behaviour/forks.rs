@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use libc::pid_t;
 use rustix::net::{SocketType, sockopt};
+use taskfork::client::{BusyPoll, Protocol, Value};
+use taskfork::error::{Death, End, FatalError, Stage};
 use taskfork::log_defer::Log;
-use taskfork::{
-    BoxError, BusyPoll, Client, Death, End, Error, FatalError, Methods, Protocol, ServerBuilder,
-    ServerError, Stage, Value, logger,
-};
+use taskfork::worker::logger;
+use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::files::{receive_with, send_with};
 use crate::support::processes::{children, signal};

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use taskfork::{Client, Error, FatalError, Stage, Value};
+use taskfork::client::Value;
+use taskfork::error::{FatalError, Stage};
+use taskfork::{Client, Error};
 
 use crate::bad_peers::Logged;
 use crate::support::raw::{Raw, fake, frame, greet, map, of_call, text};

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use taskfork::{Client, Value};
+use taskfork::Client;
+use taskfork::client::Value;
 
 use crate::perl::message;
 use crate::support::processes::signal;

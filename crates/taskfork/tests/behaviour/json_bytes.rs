@@ -7,7 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
-use taskfork::{Blob, CallError, Client, Error, Methods, Protocol, ServerBuilder, ServerError};
+use taskfork::client::Protocol;
+use taskfork::error::CallError;
+use taskfork::{Blob, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::perl::message;
 use crate::support::{address_in, roles, start, start_with, trials, until};

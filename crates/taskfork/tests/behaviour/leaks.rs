@@ -26,7 +26,7 @@ async fn a_thousand_replaced_workers_leave_nothing() {
             2 => client.call::<()>("abort", ()).await.unwrap_err(),
             _ => {
                 let checkout = client.checkout();
-                checkout.throw_fatal_error("enough");
+                checkout.abort("enough");
                 checkout.ready().await.unwrap_err()
             }
         };

@@ -10,9 +10,9 @@ use nix::libc;
 use nix::unistd::{ForkResult, fork};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use serde_bytes::ByteBuf;
-use taskfork::{
-    Arguments, Blob, BoxError, Checkout, Client, Methods, Server, ServerBuilder, ServerError, Value,
-};
+use taskfork::client::Value;
+use taskfork::worker::Arguments;
+use taskfork::{Blob, BoxError, Checkout, Client, Methods, Server, ServerBuilder, ServerError};
 
 use crate::files::{open_here, send_with};
 use crate::support::raw::{Raw, agreed as agreed_on, frame, map, of_call, text};
@@ -83,7 +83,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
             Ok(same[0])
         })
         .function("log", |blob: Blob| {
-            taskfork::logger().info("a blob is here");
+            taskfork::worker::logger().info("a blob is here");
             Ok(blob)
         })
         .function("fail", |_: Blob| Err::<(), _>("no".into()))
@@ -247,21 +247,21 @@ async fn they_can_be_taken_as_bytes_of_any_kind() {
     let error = checkout.call::<u32>("make", (LONG, 3)).await.unwrap_err();
     assert!(error.to_string().contains("is not of the type asked for"), "{error}");
     // Memory that is handed over as well.
-    let mut filled = taskfork::BlobMut::new(LONG).unwrap();
+    let mut filled = taskfork::blob::BlobMut::new(LONG).unwrap();
     filled.fill(3);
     let filled = filled.freeze().unwrap();
     assert_eq!(checkout.call::<ByteBuf>("bytes", (&filled,)).await.unwrap(), bytes);
     assert_eq!(checkout.call::<Value>("value", (&filled,)).await.unwrap(), value);
     assert_eq!(checkout.call::<Value>("echo", (&filled,)).await.unwrap(), value);
     // But not more of it than a message may have; as what it is it may have any length.
-    let long = taskfork::BlobMut::new(9 << 20).unwrap().freeze().unwrap();
+    let long = taskfork::blob::BlobMut::new(9 << 20).unwrap().freeze().unwrap();
     let error = checkout.call::<ByteBuf>("bytes", (&long,)).await.unwrap_err();
     assert!(!error.is_fatal() && error.to_string().contains("only a `Blob`"), "{error}");
     assert_eq!(checkout.call::<Blob>("echo", (&long,)).await.unwrap().len(), 9 << 20);
 }
 
 async fn what_does_not_fit_is_sent() {
-    let (_server, client) = start_with("lending", |client| client.lent_memory(1 << 20));
+    let (_server, client) = start_with("lending", |client| client.shared_memory(1 << 20));
     let checkout = client.checkout();
     warm(&checkout).await;
     let longer = Blob::from(vec![1; 2 << 20]);
@@ -304,7 +304,7 @@ async fn they_stand_behind_what_a_call_logs() {
 
 async fn nothing_is_lent_where_it_cannot_be() {
     for (entry, memory) in [("lending_tcp", 1 << 20), ("lending_none", 1 << 20), ("lending", 0)] {
-        let (_server, client) = start_with(entry, |client| client.lent_memory(memory));
+        let (_server, client) = start_with(entry, |client| client.shared_memory(memory));
         let checkout = client.checkout();
         for fill in 0..10 {
             let lent: (bool, u8) = checkout.call("is_lent", (blob(fill),)).await.unwrap();
@@ -343,14 +343,14 @@ async fn memory_can_be_asked_for_and_filled_in_place() {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     // Without a worker, and before its first answer, it is as any other.
-    assert_eq!(checkout.memory(10).unwrap().len(), 10);
+    assert_eq!(checkout.alloc_blob(10).unwrap().len(), 10);
     checkout.ready().await.unwrap();
-    let blob = checkout.memory(LONG).unwrap().freeze().unwrap();
+    let blob = checkout.alloc_blob(LONG).unwrap().freeze().unwrap();
     let lent: (bool, u8) = checkout.call("is_lent", (&blob,)).await.unwrap();
     assert!(!lent.0);
     let mut places = Vec::new();
     for fill in 0..10 {
-        let mut memory = checkout.memory(LONG).unwrap();
+        let mut memory = checkout.alloc_blob(LONG).unwrap();
         assert_eq!(memory.len(), LONG);
         memory.fill(fill);
         let blob = memory.freeze().unwrap();
@@ -364,22 +364,22 @@ async fn memory_can_be_asked_for_and_filled_in_place() {
     // One that is new to the worker, and goes to it twice.
     let other = client.checkout();
     other.call::<usize>("mapped", ()).await.unwrap();
-    let mut memory = other.memory(LONG).unwrap();
+    let mut memory = other.alloc_blob(LONG).unwrap();
     memory.fill(66);
     let twice = memory.freeze().unwrap();
     let back: Vec<Blob> = other.call("several", ((&twice, &twice),)).await.unwrap();
     assert_eq!(back.len(), 2);
     assert!(back.iter().all(|blob| blob.as_ptr() == twice.as_ptr()), "it was sent after all");
     // One that is short, one that is not used, and one that goes to another worker.
-    let mut short = checkout.memory(100).unwrap();
+    let mut short = checkout.alloc_blob(100).unwrap();
     short.fill(1);
     let short = short.freeze().unwrap();
     assert_eq!(checkout.call::<(bool, u8)>("is_lent", (&short,)).await.unwrap(), (false, 1));
-    drop(checkout.memory(LONG).unwrap());
+    drop(checkout.alloc_blob(LONG).unwrap());
     // One that is longer than a message may be is handed over.
-    let long = checkout.memory(9 << 20).unwrap().freeze().unwrap();
+    let long = checkout.alloc_blob(9 << 20).unwrap().freeze().unwrap();
     assert_eq!(checkout.call::<Blob>("echo", (&long,)).await.unwrap().len(), 9 << 20);
-    let mut memory = checkout.memory(LONG).unwrap();
+    let mut memory = checkout.alloc_blob(LONG).unwrap();
     memory.fill(77);
     let blob = memory.freeze().unwrap();
     assert_eq!(other.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
@@ -389,7 +389,7 @@ async fn memory_can_be_asked_for_and_filled_in_place() {
 
 async fn a_failed_or_abandoned_call_loses_no_memory() {
     let (_server, client) = start_with("lending", |client| {
-        client.max_workers(1).lent_memory(1 << 20).dont_refork_after_error(true)
+        client.max_workers(1).shared_memory(1 << 20).reuse_after_error(true)
     });
     warm(&client.checkout()).await;
     for _ in 0..20 {
@@ -614,7 +614,7 @@ async fn a_worker_that_lends_what_it_must_not_is_left() {
     ];
     for (good, asks, said, file) in cases {
         let client = Client::builder().address(address_in(&folder)).min_workers(0);
-        let client = client.lent_memory(asks).build().unwrap();
+        let client = client.shared_memory(asks).build().unwrap();
         let listener = listener.try_clone().unwrap();
         let worker = tokio::task::spawn_blocking(move || answer_with(&listener, &said, file));
         let answer: Result<Blob, _> = client.call("anything", ()).await;

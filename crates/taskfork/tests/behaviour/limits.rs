@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use taskfork::{
-    BoxError, Client, Death, End, Error, FatalError, Limit, Methods, Server, ServerBuilder,
-    ServerError,
-};
+use taskfork::error::{Death, End, FatalError};
+use taskfork::server::Limit;
+use taskfork::{BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
 use crate::support::processes::{is_gone, signal};
 use crate::support::{address_in, roles, start, start_with, trials, until};

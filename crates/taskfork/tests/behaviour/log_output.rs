@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use taskfork::{Client, ServerStatus};
+use taskfork::Client;
+use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, is_gone, set_limit, signal};
 use crate::support::{address_in, roles, trials, until};

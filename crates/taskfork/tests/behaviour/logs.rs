@@ -4,8 +4,10 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use taskfork::client::Value;
 use taskfork::log_defer::{Level, Log, Message};
-use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, Value, blocking, logger};
+use taskfork::worker::logger;
+use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, blocking};
 
 use crate::support::processes::signal;
 use crate::support::raw::{Raw, frame, map, of_call, text};
@@ -157,7 +159,7 @@ async fn every_call_is_a_timer_however_it_ends() {
     checkout.invoke::<()>(()).await.unwrap_err();
     let hang = checkout.call::<()>("hang", ("hanging",));
     until("hanging", || lines(&log.message()).contains(&"hanging")).await;
-    checkout.throw_fatal_error("enough");
+    checkout.abort("enough");
     hang.await.unwrap_err();
     checkout.call::<()>("over", ()).await.unwrap_err();
 

@@ -57,7 +57,7 @@ mod sharing;
 mod shutdown;
 mod signals;
 mod socket_files;
-#[cfg(feature = "tracing")]
+#[cfg(feature = "spans")]
 mod spans;
 mod spares;
 mod spawned;
@@ -146,7 +146,7 @@ fn main() {
         socket_files::trials(),
         spares::trials(),
         spawned::trials(),
-        #[cfg(feature = "tracing")]
+        #[cfg(feature = "spans")]
         spans::trials(),
         status::trials(),
         stderr::trials(),

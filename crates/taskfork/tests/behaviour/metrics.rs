@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use taskfork::{Client, Overload, ServerStatus};
+use taskfork::Client;
+use taskfork::client::Overload;
+use taskfork::server::ServerStatus;
 
 use crate::support::{address_in, roles, start_with, trials, until};
 
@@ -48,7 +50,7 @@ async fn a_client_counts_checkouts_waits_calls_and_deaths() {
     let expected = expected.map(|(cause, count)| (cause.to_owned(), count));
     assert_eq!(stats.deaths, BTreeMap::from(expected));
     let text = serde_json::to_string(&stats).unwrap();
-    assert_eq!(serde_json::from_str::<taskfork::Stats>(&text).unwrap(), stats);
+    assert_eq!(serde_json::from_str::<taskfork::client::Stats>(&text).unwrap(), stats);
     server.close();
 }
 

@@ -191,7 +191,7 @@ async fn a_new_server_at_another_address_opens_it() {
     });
     until("the server", || first.exists()).await;
     until("its status", || folder.path().join("first.status").exists()).await;
-    let pid = taskfork::ServerStatus::read(folder.path().join("first.status")).unwrap().pid;
+    let pid = taskfork::server::ServerStatus::read(folder.path().join("first.status")).unwrap().pid;
     std::fs::write(&file, address_in(&folder)).unwrap();
     signal(pid, libc::SIGHUP);
     let server = server.await.unwrap();

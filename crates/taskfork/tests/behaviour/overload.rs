@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use taskfork::{Client, Error, FatalError, Overload, Server, Value};
+use taskfork::client::{Address, Overload, Value};
+use taskfork::error::FatalError;
+use taskfork::{Client, Error, Server};
 
 use crate::support::roles;
 use crate::support::{address_in, start_with, trials, until};
@@ -89,7 +91,8 @@ async fn a_checkout_whose_time_is_over_gets_no_worker() {
 
 async fn the_next_address_is_tried() {
     let server = Server::spawn("faults").unwrap();
-    let client = Client::builder().address("unix:/nonexistent/s").or_address(server.address());
+    let missing = Address::unix("/nonexistent/s").unwrap();
+    let client = Client::builder().addresses([missing, server.address()]);
     let client = client.max_workers(1).build().unwrap();
     assert_eq!(client.call::<Value>("echo", (1,)).await.unwrap(), Value::from(1));
 }
@@ -97,7 +100,7 @@ async fn the_next_address_is_tried() {
 async fn a_server_that_moved_is_found() {
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [here, there] = [0, 1].map(|index: usize| address_in(&folders[index]));
-    let client = Client::builder().address(&*here).or_address(&*there).min_workers(0);
+    let client = Client::builder().addresses([&*here, &*there]).min_workers(0);
     let client = client.max_workers(1).build().unwrap();
     let first = roles::start(&["serve", &here]);
     client.call::<()>("nothing", ()).await.unwrap();
@@ -108,7 +111,7 @@ async fn a_server_that_moved_is_found() {
 }
 
 async fn with_no_address_answering_all_are_named() {
-    let client = Client::builder().address("unix:/nonexistent/a").or_address("unix:/nonexistent/b");
+    let client = Client::builder().addresses(["unix:/nonexistent/a", "unix:/nonexistent/b"]);
     let client = client.timeout(Duration::from_millis(100)).build().unwrap();
     let error = client.call::<()>("nothing", ()).await.unwrap_err().to_string();
     assert!(error.contains("at unix:/nonexistent/a or unix:/nonexistent/b"), "{error}");

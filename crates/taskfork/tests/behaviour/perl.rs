@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use log_defer::Log;
 use serde_json::{Value, json};
-use taskfork::{
-    Arguments, BoxError, Client, Error, FatalError, Function, Methods, Protocol, ServerBuilder,
-    ServerError, logger,
-};
+use taskfork::client::Protocol;
+use taskfork::error::FatalError;
+use taskfork::worker::{Arguments, Function, logger};
+use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::{children, is_alive};
 use crate::support::{address_in, roles, start, start_with, trials, until};
@@ -61,8 +61,8 @@ pub(crate) fn recorded(scenario: &str) -> Vec<Recorded> {
 /// A server with the interface of the recorded one.
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     let methods = Methods::<u32>::new()
-        .function("echo", |value: taskfork::Value| Ok(value))
-        .variadic("args", |_, args| Ok(args.parse::<Vec<taskfork::Value>>()?))
+        .function("echo", |value: taskfork::client::Value| Ok(value))
+        .variadic("args", |_, args| Ok(args.parse::<Vec<taskfork::client::Value>>()?))
         .variadic("count", |_, args| Ok(args.len()))
         .function("add", |a: i64, b: i64| Ok(a + b))
         .function("nothing", || Ok(()))
@@ -110,7 +110,7 @@ pub(crate) fn coderef(server: ServerBuilder) -> Result<(), ServerError> {
     server
         .interface(Function::new(|_: &mut (), method: Option<&str>, args: Arguments<'_>| {
             assert_eq!(method, None);
-            let argv: Vec<taskfork::Value> = args.parse()?;
+            let argv: Vec<taskfork::client::Value> = args.parse()?;
             Ok(json!({"n": argv.len(), "argv": argv}))
         }))
         .run()
@@ -268,7 +268,7 @@ async fn the_server_takes_many_messages_at_once() {
     assert_eq!(answers, of(false));
 }
 
-fn both(entry: &str) -> (taskfork::ServerHandle, Client) {
+fn both(entry: &str) -> (taskfork::server::ServerHandle, Client) {
     start_with(entry, |client| client.protocol(Protocol::Perl))
 }
 
@@ -417,7 +417,7 @@ async fn a_call_that_is_no_json_is_answered() {
 async fn two_keys_that_json_cannot_tell_apart_are_an_error() {
     let (_server, client) = both("perl");
     let keys = |other: &str| {
-        taskfork::Value::Map(vec![(1.into(), "a".into()), (other.into(), "b".into())])
+        taskfork::client::Value::Map(vec![(1.into(), "a".into()), (other.into(), "b".into())])
     };
     let error = client.call::<Value>("echo", (keys("1"),)).await.unwrap_err();
     let said = "argument 1: two keys of a map are both \"1\" in JSON";

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use log_defer::Log;
 use serde_json::{Value, json};
-use taskfork::{Client, Error, Protocol};
+use taskfork::client::Protocol;
+use taskfork::{Client, Error};
 
 use crate::perl::{Recorded, recorded};
 use crate::support::{address_in, trials, until};
@@ -68,7 +69,7 @@ impl Played {
 
     fn client(
         &self,
-        options: impl FnOnce(taskfork::ClientBuilder) -> taskfork::ClientBuilder,
+        options: impl FnOnce(taskfork::client::ClientBuilder) -> taskfork::client::ClientBuilder,
     ) -> Client {
         let client = Client::builder().address(address_in(&self.folder)).protocol(Protocol::Perl);
         options(client.min_workers(0).max_workers(1)).build().unwrap()
@@ -287,7 +288,7 @@ async fn the_client_plays_abort() {
     let checkout = client.checkout();
     let call = checkout.call::<()>("hang", ());
     until("the call", || server.received.load(Ordering::Relaxed) == 1).await;
-    checkout.throw_fatal_error("manual abort");
+    checkout.abort("manual abort");
     assert_eq!(call.await.unwrap_err().to_string(), "manual abort");
     server.end().await;
 }

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use taskfork::{Client, Error, FatalError};
+use taskfork::error::FatalError;
+use taskfork::{Client, Error};
 
 use crate::support::processes::is_alive;
 use crate::support::{address_in, roles, start, start_with, trials, until};

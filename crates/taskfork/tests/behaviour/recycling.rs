@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use taskfork::{Client, Error, FatalError, Server, ServerStatus, Value};
+use taskfork::client::Value;
+use taskfork::error::FatalError;
+use taskfork::server::ServerStatus;
+use taskfork::{Client, Error, Server};
 
 use crate::support::processes::{children, is_gone};
 use crate::support::{address_in, roles, start, start_with, trials, until};

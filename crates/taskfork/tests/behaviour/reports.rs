@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::panic::Location;
 
-use taskfork::{CallError, Client, Error, blocking};
+use taskfork::error::CallError;
+use taskfork::{Client, Error, blocking};
 use tracing::Instrument;
 
 use crate::support::{start, start_with, trials};
@@ -60,7 +61,7 @@ async fn every_way_to_call_names_its_own_line() {
     let behind = (checkout.call::<()>("boom", ("x",)), checkout.call::<()>("nothing", ()));
     check(at.clone(), behind.1.await.unwrap_err());
     check(at, behind.0.await.unwrap_err());
-    checkout.throw_fatal_error("over");
+    checkout.abort("over");
     let at = next_line();
     check(at, checkout.ready().await.unwrap_err());
     let at = next_line();
@@ -149,7 +150,7 @@ async fn the_spans_around_the_caller_are_in_the_report() {
     };
     let error = error.instrument(outer).await;
     let report = error.report().to_string();
-    if cfg!(not(feature = "tracing")) {
+    if cfg!(not(feature = "spans")) {
         return assert!(!report.contains("payment"), "{report}");
     }
     let (payment, request) = (report.find("::payment"), report.find("::request"));

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use taskfork::{Client, ServerStatus};
+use taskfork::Client;
+use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, children, is_gone, signal};
 use crate::support::{address_in, roles, trials, until};

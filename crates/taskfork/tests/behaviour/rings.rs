@@ -10,9 +10,10 @@ use std::time::Duration;
 use log_defer::Log;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
+use taskfork::client::{BusyPoll, Value};
+use taskfork::error::CallError;
 use taskfork::{
-    Blob, BoxError, BusyPoll, CallError, Checkout, Client, Error, Methods, Server, ServerBuilder,
-    ServerError, Value,
+    Blob, BoxError, Checkout, Client, Error, Methods, Server, ServerBuilder, ServerError,
 };
 
 use crate::files::{open_here, send_with};
@@ -44,11 +45,11 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
         .function("blob", |blob: Blob| Ok(blob))
         .function("make", |length: usize| Ok("x".repeat(length)))
         .function("log", |line: String| {
-            taskfork::logger().info(line);
+            taskfork::worker::logger().info(line);
             Ok(())
         })
         .function("log_and_sleep", |milliseconds: u64| {
-            taskfork::logger().info("it takes long");
+            taskfork::worker::logger().info("it takes long");
             std::thread::sleep(Duration::from_millis(milliseconds));
             Ok(())
         })
@@ -75,7 +76,7 @@ fn mapped() -> usize {
 }
 
 /// One that looks for its answers for so long that it never sleeps over one.
-fn start_awake(entry: &str) -> (taskfork::ServerHandle, Client) {
+fn start_awake(entry: &str) -> (taskfork::server::ServerHandle, Client) {
     start_with(entry, |client| client.busy_poll(BusyPoll::Fixed(Duration::from_secs(5))))
 }
 
@@ -115,7 +116,7 @@ async fn a_connection_with_many_checkouts_has_them() {
 
 async fn there_are_none_where_they_cannot_be() {
     for (entry, memory) in [("rings_tcp", 1 << 20), ("rings_none", 1 << 20), ("rings", 0)] {
-        let (_server, client) = start_with(entry, |client| client.lent_memory(memory));
+        let (_server, client) = start_with(entry, |client| client.shared_memory(memory));
         let checkout = client.checkout();
         for n in 0..100 {
             assert_eq!(checkout.call::<u64>("echo", (n,)).await.unwrap(), n);

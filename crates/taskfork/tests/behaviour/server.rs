@@ -33,7 +33,7 @@ async fn it_serves_over_tcp_and_tells_its_port() {
     let address = server.address().to_string();
     assert!(address.starts_with("tcp:127.0.0.1:") && !address.ends_with(":0"), "{address}");
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
-    let blob: taskfork::Value = client.call("blob", (1_000_000,)).await.unwrap();
+    let blob: taskfork::client::Value = client.call("blob", (1_000_000,)).await.unwrap();
     assert_eq!(blob.as_slice().unwrap().len(), 1_000_000);
     client.call::<()>("abort", ()).await.unwrap_err();
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use taskfork::{Activity, CallError, Client, End, Error, FatalError};
+use taskfork::error::{Activity, CallError, End, FatalError};
+use taskfork::{Client, Error};
 
 use crate::support::raw::Raw;
 use crate::support::{address_in, roles, start, trials};

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use taskfork::{BoxError, Client, Error, FatalError, Methods, ServerBuilder, ServerError};
+use taskfork::error::FatalError;
+use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::{Program, children, guardian, is_gone, signal};
 use crate::support::{start_with, trials, until};

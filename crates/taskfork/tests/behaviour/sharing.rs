@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use taskfork::{Client, ServerStatus};
+use taskfork::Client;
+use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, signal};
 use crate::support::raw::{Raw, map, text};
@@ -216,7 +217,7 @@ async fn a_client_that_waits_is_told_so_on_the_wire() {
     held.call::<()>("nothing", ()).await.unwrap();
     let (mut raw, first) = Raw::greeted(&folder.path().join("s")).await;
     let reason = text("it has all of its 1 workers (max_workers)");
-    assert_eq!(first, taskfork::Value::Array(vec![9.into(), map(&[("reason", reason)])]));
+    assert_eq!(first, taskfork::client::Value::Array(vec![9.into(), map(&[("reason", reason)])]));
     drop(held);
     // The hello follows, without another preamble.
     let hello = raw.receive().unwrap();

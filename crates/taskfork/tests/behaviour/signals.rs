@@ -10,7 +10,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use taskfork::{BoxError, Client, Methods, Server, Stderr};
+use taskfork::server::Stderr;
+use taskfork::{BoxError, Client, Methods, Server};
 
 use crate::support::processes::{children, descendants, is_gone, signal};
 use crate::support::{address_in, roles, start, trials, until};
@@ -69,7 +70,7 @@ fn methods() -> Methods<()> {
             let mut other = Command::new("grep");
             Ok((
                 ignored_by(&mut Command::new("grep"))?,
-                ignored_by(taskfork::default_signals(&mut other))?,
+                ignored_by(taskfork::worker::default_signals(&mut other))?,
             ))
         })
         .function("print", |text: String| {
@@ -129,8 +130,8 @@ async fn a_call_of_a_program_goes_on_though_all_processes_get_a_signal() {
 async fn a_signal_that_comes_while_a_server_ends_kills_nobody() {
     let folder = tempfile::tempdir().unwrap();
     for ends in [
-        |server: &taskfork::ServerHandle| server.shutdown(),
-        |server: &taskfork::ServerHandle| signal(server.pid(), libc::SIGHUP),
+        |server: &taskfork::server::ServerHandle| server.shutdown(),
+        |server: &taskfork::server::ServerHandle| signal(server.pid(), libc::SIGHUP),
     ] {
         let (server, client) = start("faults");
         let (checkout, idle) = (client.checkout(), client.checkout());

@@ -4,7 +4,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use taskfork::{Client, ServerStatus};
+use taskfork::Client;
+use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, is_gone, signal};
 use crate::support::{roles, trials, until};

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, Value, blocking};
+use taskfork::client::Value;
+use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, blocking};
 use tracing::level_filters::LevelFilter;
 use tracing::{Instrument, Level};
 use tracing_subscriber::prelude::*;
@@ -98,7 +99,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
 /// Its workers write events to standard error as well.
 pub(crate) fn own_subscriber(own: ServerBuilder) -> Result<(), ServerError> {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    tracing_subscriber::registry().with(layer).with(taskfork::tracing_layer()).init();
+    tracing_subscriber::registry().with(layer).with(taskfork::worker::tracing_layer()).init();
     server(own)
 }
 
@@ -318,7 +319,8 @@ async fn calls_awaited_elsewhere_arrive_where_they_were_made() {
 }
 
 async fn the_blocking_facade_replays_too() {
-    let options = |address: taskfork::Address| Client::builder().address(address).max_workers(1);
+    let options =
+        |address: taskfork::client::Address| Client::builder().address(address).max_workers(1);
     let server = taskfork::Server::spawn("spans").unwrap();
     let address = server.address();
     let messages = tokio::task::spawn_blocking(move || {

@@ -5,9 +5,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use taskfork::log_defer::Log;
-use taskfork::{
-    BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError, ServerStatus,
-};
+use taskfork::server::ServerStatus;
+use taskfork::{BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
 use crate::support::processes::{Program, children, command_line, is_gone, signal};
 use crate::support::{address_in, roles, start, start_with, trials, until};
@@ -27,7 +26,7 @@ trials! {
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     server
         .setup(|| {
-            taskfork::logger().info("set up");
+            taskfork::worker::logger().info("set up");
             Ok::<_, BoxError>(Instant::now())
         })
         .interface(

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use taskfork::error::{End, FatalError};
+use taskfork::server::{ServerHandle, Spawn, WorkerStatus};
 use taskfork::{
-    Call, Checkout, Client, End, Error, FatalError, Methods, Server, ServerBuilder, ServerError,
-    ServerHandle, Spawn, WorkerStatus, blocking,
+    Call, Checkout, Client, Error, Methods, Server, ServerBuilder, ServerError, blocking,
 };
 
 use crate::support::processes::{command_line, is_alive, is_gone, signal};

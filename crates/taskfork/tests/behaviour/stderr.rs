@@ -5,7 +5,8 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use taskfork::{Client, Death, Error, FatalError};
+use taskfork::error::{Death, FatalError};
+use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, descriptors, is_gone, signal};
 use crate::support::{address_in, roles, start, trials, until};

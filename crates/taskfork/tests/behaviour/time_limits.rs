@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use taskfork::{Client, ClientBuilder, ConfigError, Server, ServerError, Value};
+use taskfork::client::{ClientBuilder, ConfigError, Value};
+use taskfork::{Client, Server, ServerError};
 
 use crate::support::processes::signal;
 use crate::support::raw::{Raw, map, text};
@@ -199,7 +200,7 @@ async fn a_grace_without_end_lets_a_late_call_finish() {
 async fn sizes_beyond_all_bounds_are_taken() {
     let most = usize::MAX;
     let (_server, client) = start_with("unbounded", |client| {
-        client.max_frame(most).max_blob(most).lent_memory(most).max_queue(most)
+        client.max_frame(most).max_blob(most).shared_memory(most).max_queue(most)
     });
     let bytes = vec![7_u8; 1 << 20];
     for _ in 0..50 {

@@ -3,7 +3,8 @@
 use opentelemetry::trace::{SpanId, TracerProvider};
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use serde::{Deserialize, Serialize};
-use taskfork::{BoxError, Error, Methods, ServerBuilder, ServerError, TraceContext, trace_context};
+use taskfork::trace_context::TraceContext;
+use taskfork::{BoxError, Error, Methods, ServerBuilder, ServerError, trace_context};
 use tracing::Instrument;
 use tracing_subscriber::prelude::*;
 
@@ -58,7 +59,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
             tracing::subscriber::with_default(exporter.subscriber(), || {
                 let span = tracing::info_span!("work in the worker");
                 #[cfg(feature = "opentelemetry")]
-                if let Some(context) = trace_context() {
+                if let Some(context) = trace_context::current() {
                     use tracing_opentelemetry::OpenTelemetrySpanExt;
                     span.set_parent(context.into()).unwrap();
                 }
@@ -69,7 +70,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
             Ok(spans.into_iter().map(Exported::from).collect::<Vec<_>>())
         })
         .function("context", || {
-            let context = trace_context();
+            let context = trace_context::current();
             Ok(context.map(|context| {
                 (context.traceparent().to_owned(), context.tracestate().map(str::to_owned))
             }))

@@ -1,7 +1,9 @@
 //! Typed interfaces.
 
 use serde::{Deserialize, Serialize};
-use taskfork::{BoxError, CallError, Error, ServerBuilder, ServerError, Value};
+use taskfork::client::Value;
+use taskfork::error::CallError;
+use taskfork::{BoxError, Error, ServerBuilder, ServerError};
 
 use crate::support::{start, trials};
 

@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use nix::libc;
-use taskfork::{BoxError, Methods, Server, ServerError, ServerStatus, Value};
+use taskfork::client::Value;
+use taskfork::server::ServerStatus;
+use taskfork::{BoxError, Methods, Server, ServerError};
 
 use crate::support::processes::{children, guardian, is_gone, signal};
 use crate::support::raw::{Raw, frame, map, text};

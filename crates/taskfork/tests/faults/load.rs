@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
-use taskfork::{Activity, Blob, CallError, Checkout, Client, Death, End, Error, FatalError};
+use taskfork::error::{Activity, CallError, Death, End, FatalError};
+use taskfork::{Blob, Checkout, Client, Error};
 
 use super::injure::Record;
 

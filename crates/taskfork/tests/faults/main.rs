@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use taskfork::{Client, ServerStatus};
+use taskfork::Client;
+use taskfork::server::ServerStatus;
 
 use injure::{Injuries, Record};
 use load::Counts;

@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::cgroup::Cgroup;
-use taskfork::{Blob, BoxError, Limit, Methods, Server, ServerError};
+use taskfork::server::Limit;
+use taskfork::{Blob, BoxError, Methods, Server, ServerError};
 
 const ADDRESS: &str = "TASKFORK_FAULT_ADDRESS";
 

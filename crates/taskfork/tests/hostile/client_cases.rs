@@ -1,6 +1,6 @@
 //! Clients that do not keep to the protocol.
 
-use taskfork::Value;
+use taskfork::client::Value;
 
 use crate::case::Expected::{Harmless, Refused, Served};
 use crate::case::Step::{

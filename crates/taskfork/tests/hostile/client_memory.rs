@@ -1,7 +1,7 @@
 //! Clients that pass descriptors, lend memory and offer rings as they must not.
 
 use rustix::fs::SealFlags;
-use taskfork::Value;
+use taskfork::client::Value;
 
 use crate::case::Expected::{Harmless, Refused, Served};
 use crate::case::Kind::{DevZero, Folder, Memory, Socket};

@@ -1,6 +1,6 @@
 //! Messages as bytes.
 
-use taskfork::Value;
+use taskfork::client::Value;
 
 pub(crate) const PREAMBLE: &[u8] = b"taskfork";
 

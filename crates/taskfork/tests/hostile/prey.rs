@@ -10,7 +10,8 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use taskfork::{BoxError, Client, Methods, Protocol, Server, Value};
+use taskfork::client::{Protocol, Value};
+use taskfork::{BoxError, Client, Methods, Server};
 
 use crate::case::{Case, Expected, PATIENCE, is_ended, take_steps};
 use crate::message::{PREAMBLE, call, client_hello, result_of, worker_hello};

@@ -200,7 +200,7 @@ impl EventLoop {
             limits: Limits {
                 max_frame: self.options.max_frame,
                 max_blob: self.options.max_blob,
-                lent_memory: self.options.lent_memory,
+                shared_memory: self.options.shared_memory,
                 stall_timeout: self.options.stall_timeout,
                 busy_poll: self.options.busy_poll,
                 cores: self.cores,

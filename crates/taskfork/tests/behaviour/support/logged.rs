@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use taskfork::ServerStatus;
+use taskfork::server::ServerStatus;
 
 use super::processes::{Program, is_gone, signal};
 use super::until;

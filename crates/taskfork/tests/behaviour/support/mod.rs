@@ -1,6 +1,6 @@
 //! What the tests share: servers to call, programs to run, and waiting for things to happen.
 
-#[cfg(feature = "tracing")]
+#[cfg(feature = "spans")]
 pub(crate) mod capture;
 pub(crate) mod logged;
 pub(crate) mod processes;
@@ -11,7 +11,9 @@ pub(crate) mod strangers;
 
 use std::time::Duration;
 
-use taskfork::{Client, ClientBuilder, Server, ServerHandle};
+use taskfork::client::ClientBuilder;
+use taskfork::server::ServerHandle;
+use taskfork::{Client, Server};
 
 /// No test takes that long unless something hangs.
 const LIMIT: Duration = Duration::from_secs(60);

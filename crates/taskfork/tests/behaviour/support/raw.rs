@@ -5,7 +5,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use taskfork::{Client, Value};
+use taskfork::Client;
+use taskfork::client::Value;
 
 use super::address_in;
 

@@ -112,7 +112,7 @@ pub(crate) fn plays() -> bool {
             print_error(servers::serve(Server::builder().listen(address)));
         }
         ["serve_logging_to", file, address] => {
-            taskfork::LogWriter::open(file).unwrap();
+            taskfork::server::LogWriter::open(file).unwrap();
             servers::log();
             print_error(servers::serve(Server::builder().listen(address)));
         }
@@ -143,7 +143,7 @@ pub(crate) fn plays() -> bool {
             print_error(crate::spares::failing(Server::builder().listen(address)));
         }
         ["serve_inheriting", address] => {
-            let server = Server::builder().stderr(taskfork::Stderr::Inherit);
+            let server = Server::builder().stderr(taskfork::server::Stderr::Inherit);
             print_error(servers::serve(server.listen(address)));
         }
         ["serve_as", users, spares, address] => {
@@ -205,7 +205,7 @@ pub(crate) fn plays() -> bool {
             print_error(servers::serve(Server::builder().listen("unix:/nonexistent/s")));
         }
         ["fork_and_call"] => fork_and_call(),
-        #[cfg(feature = "tracing")]
+        #[cfg(feature = "spans")]
         ["listen_at_info"] => crate::spans::listen_at_info(),
         #[cfg(feature = "metrics")]
         ["record", address, status] => crate::metrics::record(address, status),
@@ -323,9 +323,9 @@ fn fork_at_bytes(folder: &str) {
     use std::os::unix::ffi::OsStrExt;
 
     let path = std::path::Path::new(folder).join(std::ffi::OsStr::from_bytes(b"s\xff%"));
-    let address = taskfork::Address::unix(path).unwrap();
+    let address = taskfork::client::Address::unix(path).unwrap();
     let server = Server::fork(|server| servers::serve(server.listen(&address))).unwrap();
-    let client = |options: taskfork::ClientBuilder| {
+    let client = |options: taskfork::client::ClientBuilder| {
         taskfork::blocking::Client::build(options.max_workers(1)).unwrap()
     };
     let builder = taskfork::Client::builder;

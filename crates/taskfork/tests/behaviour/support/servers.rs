@@ -3,16 +3,17 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use taskfork::{
-    Arguments, BoxError, Entry, Failure, Function, Methods, Server, ServerBuilder, ServerError,
-    Value,
-};
+use taskfork::client::Value;
+use taskfork::error::Failure;
+use taskfork::server::Entry;
+use taskfork::worker::{Arguments, Function};
+use taskfork::{BoxError, Methods, Server, ServerBuilder, ServerError};
 
 pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("faults", |server| serve(server.name("faults"))),
     ("hung", |server| serve(server.hung_worker_timeout(Duration::from_millis(300)))),
     ("looking", |server| {
-        serve(server.busy_poll(taskfork::BusyPoll::Fixed(Duration::from_millis(2))))
+        serve(server.busy_poll(taskfork::client::BusyPoll::Fixed(Duration::from_millis(2))))
     }),
     ("long_name", |server| serve(server.name("é".repeat(300)))),
     ("short_grace", |server| serve(server.shutdown_grace(Duration::from_millis(200)))),
@@ -25,7 +26,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("max_memory", |server| serve(server.max_memory(200 << 20))),
     ("unbounded", |server| {
         let most = usize::MAX;
-        let server = server.max_frame(most).max_blob(most).lent_memory(most).max_workers(most);
+        let server = server.max_frame(most).max_blob(most).shared_memory(most).max_workers(most);
         serve(server.max_handshakes(most).max_calls(u64::MAX).max_memory(u64::MAX))
     }),
     ("max_workers", |server| serve(server.max_workers(2))),
@@ -47,17 +48,19 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("files_tcp", |server| crate::files::server(server.listen("tcp:127.0.0.1:0"))),
     ("lending", crate::lending::server),
     ("lending_tcp", |server| crate::lending::server(server.listen("tcp:127.0.0.1:0"))),
-    ("lending_none", |server| crate::lending::server(server.lent_memory(0))),
+    ("lending_none", |server| crate::lending::server(server.shared_memory(0))),
     ("rings", crate::rings::server),
     ("rings_awake", |server| {
-        crate::rings::server(server.busy_poll(taskfork::BusyPoll::Fixed(Duration::from_millis(2))))
+        crate::rings::server(
+            server.busy_poll(taskfork::client::BusyPoll::Fixed(Duration::from_millis(2))),
+        )
     }),
     ("rings_worn_out", |server| {
-        let awake = taskfork::BusyPoll::Fixed(Duration::from_millis(2));
+        let awake = taskfork::client::BusyPoll::Fixed(Duration::from_millis(2));
         crate::rings::server(server.busy_poll(awake).max_calls(50))
     }),
     ("rings_tcp", |server| crate::rings::server(server.listen("tcp:127.0.0.1:0"))),
-    ("rings_none", |server| crate::rings::server(server.lent_memory(0))),
+    ("rings_none", |server| crate::rings::server(server.shared_memory(0))),
     ("deadlines", crate::deadlines::server),
     ("deadlines_hung", |server| {
         crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))
@@ -70,7 +73,9 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("coderef", crate::perl::coderef),
     ("forks", crate::forks::server),
     ("forks_awake", |server| {
-        crate::forks::server(server.busy_poll(taskfork::BusyPoll::Fixed(Duration::from_millis(2))))
+        crate::forks::server(
+            server.busy_poll(taskfork::client::BusyPoll::Fixed(Duration::from_millis(2))),
+        )
     }),
     ("forks_around_calls", crate::forks::around_calls),
     ("forks_spare", |server| crate::forks::around_calls(server.spare_workers(1))),
@@ -87,9 +92,9 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("done_slow", done_slow),
     ("logs", crate::logs::server),
     ("logs_small_frames", |server| crate::logs::server(server.max_frame(1000))),
-    #[cfg(feature = "tracing")]
+    #[cfg(feature = "spans")]
     ("spans", crate::spans::server),
-    #[cfg(feature = "tracing")]
+    #[cfg(feature = "spans")]
     ("spans_own_subscriber", crate::spans::own_subscriber),
     ("traces", crate::traces::server),
     ("typed", crate::typed::server),
@@ -111,7 +116,7 @@ pub(crate) struct Worker {
 
 /// Has this process log as a server should.
 pub(crate) fn log() {
-    tracing_subscriber::fmt().with_ansi(false).with_writer(taskfork::LogWriter::new).init();
+    tracing_subscriber::fmt().with_ansi(false).with_writer(taskfork::server::LogWriter::new).init();
 }
 
 /// A server with the fault methods.

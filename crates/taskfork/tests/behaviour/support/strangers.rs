@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use taskfork::{
-    BoxError, Methods, Protocol, Server, ServerBuilder, ServerError, ServerStatus, context,
-};
+use taskfork::client::Protocol;
+use taskfork::server::ServerStatus;
+use taskfork::worker::context;
+use taskfork::{BoxError, Methods, Server, ServerBuilder, ServerError};
 
 use super::processes::Program;
 use super::{address_in, roles, servers, until};
