@@ -10,6 +10,7 @@ use bytes::Bytes;
 use rmpv::Value;
 
 use super::Input;
+use crate::blob::{Blob, OpenFile};
 use crate::loans::Loans;
 use crate::ring::{MOST, Put, Rings};
 use crate::sys::{self, Sealed, Words, Writable};
@@ -21,7 +22,6 @@ use crate::wire::lending::{Home, Lent};
 use crate::wire::native::FromClient;
 use crate::wire::parts::{Elsewhere, Part, Parted, Takes};
 use crate::wire::request::{self, Arguments, Source};
-use crate::blob::{Blob, OpenFile};
 
 /// Arguments with files and lent memory beside them, taken as several types.
 pub fn arguments(data: &[u8]) {
