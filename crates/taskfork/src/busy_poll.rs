@@ -45,7 +45,7 @@ const MOST_SKIPPED_WHEN_STARVED: u32 = 4096;
 
 /// Decides for one connection, by what has come of it before. Pure.
 #[derive(Debug)]
-pub(crate) struct Poller {
+pub(crate) struct SpinPolicy {
     mode: BusyPoll,
     longest: Duration,
     /// After so many short waits it is tried again.
@@ -58,7 +58,7 @@ pub(crate) struct Poller {
     shares_core: bool,
 }
 
-impl Poller {
+impl SpinPolicy {
     /// With the time that [`BusyPoll::Adaptive`] looks at most.
     pub(crate) fn new(mode: BusyPoll, longest: Duration) -> Self {
         // Nothing is known yet: the first wait is not looked through.
@@ -92,24 +92,24 @@ impl Poller {
     }
 
     /// It came while it was looked for.
-    pub(crate) fn paid(&mut self) {
+    pub(crate) fn record_success(&mut self) {
         (self.penalty, self.starved_penalty) = (1, SKIPPED_WHEN_STARVED);
     }
 
     /// It did not.
-    pub(crate) fn failed(&mut self) {
+    pub(crate) fn record_failure(&mut self) {
         self.skip = self.penalty;
         self.penalty = (2 * self.penalty).min(MOST_SKIPPED);
     }
 
     /// Others have had the core for long.
-    pub(crate) fn starved(&mut self) {
+    pub(crate) fn record_starvation(&mut self) {
         (self.skip, self.penalty) = (self.starved_penalty, MOST_SKIPPED);
         self.starved_penalty = (2 * self.starved_penalty).min(MOST_SKIPPED_WHEN_STARVED);
     }
 
     /// It came after so long, having been slept for.
-    pub(crate) fn slept(&mut self, wait: Duration) {
+    pub(crate) fn record_sleep(&mut self, wait: Duration) {
         if wait <= self.longest && self.skip <= MOST_SKIPPED {
             // A look would have found it.
             (self.skip, self.penalty) = (0, 1);
@@ -119,51 +119,51 @@ impl Poller {
     }
 }
 
-/// Where there is a ring, the socket is looked at as well once in so many glances, or in so few if the core is
+/// Where there is a ring, the socket is looked at as well once in so many spin_loop, or in so few if the core is
 /// given up in between.
-const GLANCES_A_SOCKET: u32 = 64;
-const GLANCES_A_SOCKET_GIVING_WAY: u32 = 2;
+const SPINS_PER_SOCKET_CHECK: u32 = 64;
+const SPINS_PER_SOCKET_CHECK_YIELDING: u32 = 2;
 
 /// A core that nobody else seems to need is given up after so long, and then so often: the kernel may have put there
 /// whoever is looked for.
-const FIRST_WAY: Duration = Duration::from_micros(2);
-const NEXT_WAY: Duration = Duration::from_micros(4);
+const FIRST_YIELD: Duration = Duration::from_micros(2);
+const NEXT_YIELD: Duration = Duration::from_micros(4);
 
 /// Nobody has had a core that was given up for less than this.
-const ALONE: Duration = Duration::from_micros(1);
+const UNCONTENDED: Duration = Duration::from_micros(1);
 
-/// When such a core was last not given back soon, in milliseconds of the scoreboard's clock. For so long no other is
+/// When such a core was last not given back soon, in milliseconds of the scoreboard's timer. For so long no other is
 /// given up.
-static TAKEN_AT: AtomicU64 = AtomicU64::new(0);
-const TAKEN_FOR: u64 = 100;
+static CORE_LOST_AT: AtomicU64 = AtomicU64::new(0);
+const CORE_LOST_PAUSE: u64 = 100;
 
 /// A time for which is looked.
 #[derive(Debug)]
-pub(crate) struct Glances {
+pub(crate) struct SpinLoop {
     /// Nothing if it goes on until something comes.
     end: Option<Instant>,
     /// When there was time for the last.
     last: Instant,
     /// The core is given up after each glance.
-    gives_way: bool,
+    yields_always: bool,
     /// It is given up at this time, if it is not anyway.
-    way_at: Option<Instant>,
-    taken_at: &'static AtomicU64,
+    next_yield: Option<Instant>,
+    core_lost_at: &'static AtomicU64,
     shares_core: bool,
     starved: bool,
     count: u32,
 }
 
-impl Glances {
-    /// For so long from now on. Whoever wants the core gets it now and then, with `gives_way` after each glance.
-    pub(crate) fn new(poller: &Poller, budget: Duration, gives_way: bool) -> Self {
+impl SpinLoop {
+    /// For so long from now on. Whoever wants the core gets it now and then, with `yields_always` after each glance.
+    pub(crate) fn new(policy: &SpinPolicy, budget: Duration, yields_always: bool) -> Self {
         let now = Instant::now();
         Self {
             end: TimeLimit::new(budget).after(now),
             last: now,
-            gives_way,
-            way_at: Some(if poller.shares_core { now } else { now + FIRST_WAY }),
-            taken_at: &TAKEN_AT,
+            yields_always,
+            next_yield: Some(if policy.shares_core { now } else { now + FIRST_YIELD }),
+            core_lost_at: &CORE_LOST_AT,
             shares_core: false,
             starved: false,
             count: 1,
@@ -171,36 +171,36 @@ impl Glances {
     }
 
     /// Whoever wants the core gets it after each glance.
-    pub(crate) fn give_way(&mut self) {
-        self.gives_way = true;
+    pub(crate) fn yield_always(&mut self) {
+        self.yields_always = true;
     }
 
     /// Whether this one is for the socket as well, where there is a ring.
-    pub(crate) fn is_for_socket(&self) -> bool {
-        self.count.is_multiple_of(match self.gives_way {
-            true => GLANCES_A_SOCKET_GIVING_WAY,
-            false => GLANCES_A_SOCKET,
+    pub(crate) fn checks_socket(&self) -> bool {
+        self.count.is_multiple_of(match self.yields_always {
+            true => SPINS_PER_SOCKET_CHECK_YIELDING,
+            false => SPINS_PER_SOCKET_CHECK,
         })
     }
 
     /// The last was in vain: waits for the next. Tells whether there is one.
-    pub(crate) fn go_on(&mut self) -> bool {
+    pub(crate) fn pause(&mut self) -> bool {
         self.count = self.count.wrapping_add(1);
-        let is_time = !self.gives_way && self.is_time_to_give_way();
-        match self.gives_way || is_time {
+        let is_time = !self.yields_always && self.take_yield_due();
+        match self.yields_always || is_time {
             true => thread::yield_now(),
             false => std::hint::spin_loop(),
         }
         let now = Instant::now();
         let away = now.saturating_duration_since(self.last);
         if is_time && away > STARVED {
-            self.taken_at.store(milliseconds(), Relaxed);
+            self.core_lost_at.store(milliseconds(), Relaxed);
         } else if is_time {
-            self.shares_core = away > ALONE;
-            self.way_at = Some(if self.shares_core { now } else { now + NEXT_WAY });
+            self.shares_core = away > UNCONTENDED;
+            self.next_yield = Some(if self.shares_core { now } else { now + NEXT_YIELD });
         }
-        if self.gives_way {
-            self.shares_core = away > ALONE;
+        if self.yields_always {
+            self.shares_core = away > UNCONTENDED;
             self.starved |= away > STARVED;
         }
         self.last = now;
@@ -208,18 +208,18 @@ impl Glances {
     }
 
     /// Whether a core that nobody else seems to need is to be given up now.
-    fn is_time_to_give_way(&mut self) -> bool {
-        self.way_at.take_if(|at| *at <= self.last).is_some()
-            && milliseconds() > self.taken_at.load(Relaxed) + TAKEN_FOR
+    fn take_yield_due(&mut self) -> bool {
+        self.next_yield.take_if(|at| *at <= self.last).is_some()
+            && milliseconds() > self.core_lost_at.load(Relaxed) + CORE_LOST_PAUSE
     }
 
     /// What came of it is to be known to the next who wants to look.
-    pub(crate) fn tell(&self, poller: &mut Poller, found: bool) {
-        poller.shares_core = self.shares_core;
+    pub(crate) fn report(&self, policy: &mut SpinPolicy, found: bool) {
+        policy.shares_core = self.shares_core;
         match found {
-            _ if self.starved => poller.starved(),
-            true => poller.paid(),
-            false => poller.failed(),
+            _ if self.starved => policy.record_starvation(),
+            true => policy.record_success(),
+            false => policy.record_failure(),
         }
     }
 }
@@ -237,26 +237,26 @@ mod tests {
     const LONGEST: Duration = Duration::from_micros(50);
 
     /// A look that lasts for as long as a test does.
-    fn glances(gives_way: bool) -> Glances {
-        let poller = Poller::new(BusyPoll::Adaptive, LONGEST);
-        Glances::new(&poller, Duration::from_secs(60), gives_way)
+    fn spin_loop(yields_always: bool) -> SpinLoop {
+        let policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
+        SpinLoop::new(&policy, Duration::from_secs(60), yields_always)
     }
 
     /// Goes through these waits; gives how much was looked in vain, and how often with success.
-    fn run(poller: &mut Poller, waits: impl IntoIterator<Item = Duration>) -> (Duration, u32) {
+    fn run(policy: &mut SpinPolicy, waits: impl IntoIterator<Item = Duration>) -> (Duration, u32) {
         let (mut vain, mut paid) = (Duration::ZERO, 0);
         for wait in waits {
-            match poller.budget() {
+            match policy.budget() {
                 Some(budget) if wait <= budget => {
-                    poller.paid();
+                    policy.record_success();
                     paid += 1;
                 }
                 Some(budget) => {
-                    poller.failed();
+                    policy.record_failure();
                     vain += budget;
-                    poller.slept(wait);
+                    policy.record_sleep(wait);
                 }
-                None => poller.slept(wait),
+                None => policy.record_sleep(wait),
             }
         }
         (vain, paid)
@@ -264,30 +264,30 @@ mod tests {
 
     #[test]
     fn short_waits_are_looked_through() {
-        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
-        let (vain, paid) = run(&mut poller, [Duration::from_micros(30); 100]);
+        let mut policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
+        let (vain, paid) = run(&mut policy, [Duration::from_micros(30); 100]);
         assert_eq!((vain, paid), (Duration::ZERO, 99));
         // However many were in vain, the first short one shows that it would pay again.
-        run(&mut poller, [Duration::from_micros(60); 1000]);
-        let (_, paid) = run(&mut poller, [Duration::from_micros(30); 100]);
+        run(&mut policy, [Duration::from_micros(60); 1000]);
+        let (_, paid) = run(&mut policy, [Duration::from_micros(30); 100]);
         assert_eq!(paid, 99);
     }
 
     #[test]
     fn who_waits_for_long_looks_once_at_most() {
-        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
-        run(&mut poller, [Duration::from_micros(30); 10]);
-        let (vain, _) = run(&mut poller, std::iter::repeat_n(Duration::from_millis(1), 100_000));
+        let mut policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
+        run(&mut policy, [Duration::from_micros(30); 10]);
+        let (vain, _) = run(&mut policy, std::iter::repeat_n(Duration::from_millis(1), 100_000));
         assert_eq!(vain, LONGEST);
     }
 
     #[test]
     fn who_was_starved_sleeps_for_longer_each_time() {
-        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
+        let mut policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
         let mut skipped = |times: usize| {
-            (0..times).for_each(|_| poller.starved());
+            (0..times).for_each(|_| policy.record_starvation());
             let waits = std::iter::repeat_n(Duration::from_micros(30), 5000);
-            waits.take_while(|&wait| run(&mut poller, [wait]).1 == 0).count()
+            waits.take_while(|&wait| run(&mut policy, [wait]).1 == 0).count()
         };
         // One that pays begins it anew. Among the last 64 a short wait ends it, as after any look in vain.
         let rest = MOST_SKIPPED as usize - 1;
@@ -297,66 +297,66 @@ mod tests {
     #[test]
     fn it_is_fixed_or_forbidden_if_so_configured() {
         let waits = [Duration::from_micros(1); 10];
-        assert_eq!(run(&mut Poller::new(BusyPoll::Off, LONGEST), waits).1, 0);
+        assert_eq!(run(&mut SpinPolicy::new(BusyPoll::Off, LONGEST), waits).1, 0);
         let fixed = BusyPoll::Fixed(Duration::from_micros(5));
-        assert_eq!(run(&mut Poller::new(fixed, LONGEST), waits).1, 10);
+        assert_eq!(run(&mut SpinPolicy::new(fixed, LONGEST), waits).1, 10);
     }
 
     #[test]
     fn who_gives_way_notices_when_the_core_is_not_given_back() {
-        let mut glances = glances(true);
-        glances.last -= Duration::from_millis(1);
-        assert!(!glances.go_on());
-        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
-        poller.slept(Duration::from_micros(1));
-        glances.tell(&mut poller, true);
-        assert_eq!(poller.skip, SKIPPED_WHEN_STARVED);
+        let mut spin_loop = spin_loop(true);
+        spin_loop.last -= Duration::from_millis(1);
+        assert!(!spin_loop.pause());
+        let mut policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
+        policy.record_sleep(Duration::from_micros(1));
+        spin_loop.report(&mut policy, true);
+        assert_eq!(policy.skip, SKIPPED_WHEN_STARVED);
         // Who keeps its core has nothing of the kind to notice.
-        let mut glances = self::glances(false);
-        glances.last -= Duration::from_millis(1);
-        assert!(glances.go_on());
+        let mut spin_loop = self::spin_loop(false);
+        spin_loop.last -= Duration::from_millis(1);
+        assert!(spin_loop.pause());
     }
 
     #[test]
     fn a_core_is_given_up_now_and_then_until_it_is_not_given_back() {
-        let taken_at: &AtomicU64 = Box::leak(Box::default());
-        let glances = || Glances { taken_at, ..glances(false) };
-        let is_given_up_again = |glances: &mut Glances| {
-            let before = glances.way_at;
-            assert!(glances.go_on());
-            glances.way_at.is_some() && glances.way_at != before
+        let core_lost_at: &AtomicU64 = Box::leak(Box::default());
+        let spin_loop = || SpinLoop { core_lost_at, ..spin_loop(false) };
+        let is_given_up_again = |spin_loop: &mut SpinLoop| {
+            let before = spin_loop.next_yield;
+            assert!(spin_loop.pause());
+            spin_loop.next_yield.is_some() && spin_loop.next_yield != before
         };
         // It is not time yet.
-        assert!(!is_given_up_again(&mut glances()));
+        assert!(!is_given_up_again(&mut spin_loop()));
         // Others may in fact need it at times.
         assert!((0..1000).any(|_| {
-            taken_at.store(0, Relaxed);
-            let mut glances = glances();
-            glances.way_at = Some(glances.last);
-            is_given_up_again(&mut glances)
+            core_lost_at.store(0, Relaxed);
+            let mut spin_loop = spin_loop();
+            spin_loop.next_yield = Some(spin_loop.last);
+            is_given_up_again(&mut spin_loop)
         }));
 
         // Whoever shares it gives it up at once from then on, in this look and in the next.
-        let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
+        let mut policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
         assert!((0..1000).any(|_| {
-            taken_at.store(0, Relaxed);
-            let mut glances = glances();
-            glances.last -= 10 * ALONE;
-            glances.way_at = Some(glances.last);
-            assert!(glances.go_on());
-            glances.tell(&mut poller, true);
-            glances.way_at == Some(glances.last)
+            core_lost_at.store(0, Relaxed);
+            let mut spin_loop = spin_loop();
+            spin_loop.last -= 10 * UNCONTENDED;
+            spin_loop.next_yield = Some(spin_loop.last);
+            assert!(spin_loop.pause());
+            spin_loop.report(&mut policy, true);
+            spin_loop.next_yield == Some(spin_loop.last)
         }));
-        let next = Glances::new(&poller, LONGEST, false);
-        assert_eq!(next.way_at, Some(next.last));
+        let next = SpinLoop::new(&policy, LONGEST, false);
+        assert_eq!(next.next_yield, Some(next.last));
 
-        let mut away = glances();
+        let mut away = spin_loop();
         away.last -= Duration::from_millis(1);
-        away.way_at = Some(away.last);
+        away.next_yield = Some(away.last);
         assert!(!is_given_up_again(&mut away));
-        assert_ne!(taken_at.load(Relaxed), 0);
-        let mut next = glances();
-        next.way_at = Some(next.last);
+        assert_ne!(core_lost_at.load(Relaxed), 0);
+        let mut next = spin_loop();
+        next.next_yield = Some(next.last);
         assert!(!is_given_up_again(&mut next));
     }
 
@@ -366,10 +366,10 @@ mod tests {
         fn what_is_looked_in_vain_is_bounded(
             waits in prop::collection::vec(51..10_000_u64, 1..5000),
         ) {
-            let mut poller = Poller::new(BusyPoll::Adaptive, LONGEST);
+            let mut policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
             let waits: Vec<_> = waits.into_iter().map(Duration::from_micros).collect();
             let count = waits.len() as u32;
-            let (vain, _) = run(&mut poller, waits);
+            let (vain, _) = run(&mut policy, waits);
             // 1 + 2 + 4 + … waits are skipped: one look more each time their number doubles.
             let looks = u32::BITS - count.leading_zeros() + count / MOST_SKIPPED;
             prop_assert!(vain <= LONGEST * looks, "{vain:?} in {count} waits");

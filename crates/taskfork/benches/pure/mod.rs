@@ -15,7 +15,7 @@ mod queue;
 use std::hint::black_box;
 use std::time::Instant;
 
-use pool::{CheckedOut, Lease, Limits, Overload, Pool, Released};
+use pool::{CheckedOut, Lease, Overload, Pool, PoolLimits, Released};
 use taskfork::__private::bench::{decode_answer, decode_call, encode_answer, encode_call};
 
 /// What client and worker encode and decode for one call of `echo`.
@@ -48,7 +48,7 @@ pub struct Turns {
 
 impl Turns {
     pub fn new(waiting: u64) -> Self {
-        let mut pool = Pool::new(Limits {
+        let mut pool = Pool::new(PoolLimits {
             min_workers: 0,
             max_workers: 1,
             max_checkouts: None,
@@ -57,7 +57,7 @@ impl Turns {
         });
         let now = Instant::now();
         for number in 0..=waiting {
-            assert!(matches!(pool.check_out(|| number), CheckedOut::Place(..)));
+            assert!(matches!(pool.check_out(|| number), CheckedOut::Queued(..)));
         }
         let permit = pool.permit(now).unwrap();
         let held = match pool.connected(permit, 0, now) {
@@ -75,7 +75,7 @@ impl Turns {
 
     /// One more waits.
     pub fn wait(&mut self) {
-        assert!(matches!(black_box(self.pool.check_out(|| 0)), CheckedOut::Place(..)));
+        assert!(matches!(black_box(self.pool.check_out(|| 0)), CheckedOut::Queued(..)));
     }
 
     /// The worker goes from one to the next.

@@ -3,66 +3,68 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::connect::late;
-use super::core::{Change, Effects};
+use super::connect::handshake_timeout;
+use super::core::{Effects, PoolCommand};
 use super::entries::Outcome;
-use super::lane::Lane;
 use super::log;
 use super::pool::{Loss, WorkerKey};
 use super::send::Sender;
-use super::state::{Holding, State};
+use super::session::Session;
+use super::state::{Assignment, State};
 use super::stats;
-use super::step::{Ending, Step, step};
+use super::step::{Disconnect, Step, step};
 use crate::error::{Death, FatalError, Stage};
 use crate::wire::native;
 
 /// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
-const MOST_SETUP_DEATHS: u32 = 3;
+const MAX_SETUP_DEATHS: u32 = 3;
 
 /// Whether a call has begun is known from the worker itself. When this many workers have died with
-/// the checkout's first call and denied having begun it, no further one is connected for it.
-const MOST_DENIALS: u32 = 10;
+/// the checkout's first call and is_unstarted having begun it, no further one is connected for it.
+const MAX_UNSTARTED_DEATHS: u32 = 10;
 
-impl Lane {
+impl Session {
     /// Sends and receives as much as can be without waiting.
     pub(super) fn advance(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
-        state.told = false;
-        if let Holding::Worker(lease) = &mut state.holding {
-            lease.connection.begin_turn();
+        state.driver_notified = false;
+        if let Assignment::Worker(lease) = &mut state.assignment {
+            lease.connection.begin_read();
         }
         loop {
-            let Holding::Worker(lease) = &mut state.holding else { return };
+            let Assignment::Worker(lease) = &mut state.assignment else { return };
             let connection = &mut lease.connection;
-            let alone = !state.used && connection.may_be_answering();
-            if state.sender.begins(&mut state.calls)
-                && let Some(waiting) = self.core.waiting()
+            let only_first = !state.used && connection.may_be_answering();
+            if state.sender.start_first_call(&mut state.calls)
+                && let Some(waiting) = self.core.take_queue_report()
             {
                 // If the connection is over, the next look at it tells.
-                let _ = connection.put_waiting(waiting);
+                let _ = connection.put_queue_length(waiting);
             }
-            if let Err(lost) = state.sender.send(&mut state.calls, connection, alone) {
+            if let Err(lost) = state.sender.send(&mut state.calls, connection, only_first) {
                 // What the server said about the worker may be waiting to be read.
-                let ending = Ending::of(connection.last_words(lost));
-                self.lost(state, effects, ending);
+                let disconnect = Disconnect::of(connection.read_last_message(lost));
+                self.handle_disconnect(state, effects, disconnect);
                 continue;
             }
             let more = state.calls.has_more_than_head();
             let Some((seq, entry)) = state.calls.head() else {
                 if state.open {
                     // Nobody waits: the driver is to hear of a death.
-                    connection.signal.wake_next(None, true);
-                    let ending = match connection.poll_message() {
-                        Poll::Ready(ended) => Ending::of(ended),
-                        Poll::Pending if connection.talks() => Ending::talks(),
+                    connection.notifier.set_task(None, true);
+                    let disconnect = match connection.poll_message() {
+                        Poll::Ready(ended) => Disconnect::of(ended),
+                        Poll::Pending if connection.sends_unsolicited() => {
+                            Disconnect::unsolicited()
+                        }
                         Poll::Pending => return,
                     };
-                    self.lost(state, effects, ending);
+                    self.handle_disconnect(state, effects, disconnect);
                 }
                 return;
             };
             // Whoever waits for this call comes when it is answered; the driver must see to the
             // rest, and to all of it if nobody waits.
-            connection.signal.wake_next(entry.waker.as_ref(), more || entry.waker.is_none());
+            connection.notifier.set_task(entry.waker.as_ref(), more || entry.waker.is_none());
             match step(connection, entry) {
                 Step::Wait => return,
                 Step::Next => {}
@@ -73,20 +75,20 @@ impl Lane {
                         state.finish(seq, outcome, effects);
                     }
                 }
-                Step::Answer { body, beside, failed } => {
+                Step::Answer { body, attachments, failed } => {
                     state.used = true;
                     connection.answered();
-                    self.core.tally.answered(entry.method.as_deref(), &entry.sent, failed);
-                    let outcome = Outcome::Answer(body, beside);
+                    self.core.counters.count_answer(entry.method.as_deref(), &entry.sent, failed);
+                    let outcome = Outcome::Answer(body, attachments);
                     if failed {
-                        state.tainted = true;
+                        state.call_failed = true;
                         state.fail_call(seq, outcome, effects);
                     } else {
                         state.finish(seq, outcome, effects);
                     }
                 }
                 Step::Notes(body) => {
-                    connection.noted(body.len());
+                    connection.count_notes(body.len());
                     let notes = native::notes(&body);
                     if let (Some(log), Some(encoded)) = (&state.log, notes.log) {
                         log::merge(log, encoded);
@@ -96,34 +98,43 @@ impl Lane {
                         effects.replays.push(replay.clone());
                     }
                 }
-                Step::Lost(ending) => self.lost(state, effects, ending),
+                Step::Disconnected(disconnect) => {
+                    self.handle_disconnect(state, effects, disconnect)
+                }
             }
         }
     }
 
     /// The worker is gone: another takes its place if it has begun nothing, or the checkout is over.
-    fn lost(self: &Arc<Self>, state: &mut State, effects: &mut Effects, ending: Ending) {
-        let Holding::Worker(lease) = &state.holding else { return };
+    fn handle_disconnect(
+        self: &Arc<Self>,
+        state: &mut State,
+        effects: &mut Effects,
+        disconnect: Disconnect,
+    ) {
+        let Assignment::Worker(lease) = &state.assignment else { return };
         let connection = &lease.connection;
-        if !matches!(ending, Ending::Ungreeted(_)) {
-            self.core.tally.died(stats::cause(&ending));
+        if !matches!(disconnect, Disconnect::NoHandshake(_)) {
+            self.core.counters.count_death(stats::cause(&disconnect));
         }
         let unanswered = state.calls.unanswered;
         let first = state.calls.head().and_then(|(_, head)| head.number());
-        let last_begun = first.map_or(0, |first| ending.begun(connection, first, unanswered));
-        let begun = first.is_some_and(|first| first <= last_begun);
-        if ending.is_in_setup() {
+        let last_started =
+            first.map_or(0, |first| disconnect.last_started(connection, first, unanswered));
+        let begun = first.is_some_and(|first| first <= last_started);
+        if disconnect.is_in_setup() {
             state.setup_deaths += 1;
         }
-        let denied = first == Some(1) && !matches!(ending, Ending::Ungreeted(_));
-        let hopeless = ending.is_judged_in_setup()
-            || state.setup_deaths == MOST_SETUP_DEATHS
-            || (denied && state.denials + 1 == MOST_DENIALS);
-        if begun || state.used || hopeless || matches!(ending, Ending::Broken(_)) {
-            let loss = if ending.is_in_setup() { Loss::Unused } else { Loss::Used };
-            let timed_out = ending.is_time_out();
-            let server = ending.is_silent().then(|| self.core.config.recent_end()).flatten();
-            let cause = match ending.cause(connection.pid) {
+        let is_unstarted = first == Some(1) && !matches!(disconnect, Disconnect::NoHandshake(_));
+        let hopeless = disconnect.is_killed_in_setup()
+            || state.setup_deaths == MAX_SETUP_DEATHS
+            || (is_unstarted && state.unstarted_deaths + 1 == MAX_UNSTARTED_DEATHS);
+        if begun || state.used || hopeless || matches!(disconnect, Disconnect::Protocol(_)) {
+            let loss = if disconnect.is_in_setup() { Loss::Unused } else { Loss::Used };
+            let timed_out = disconnect.is_timeout();
+            let server =
+                disconnect.is_without_notice().then(|| self.core.config.recent_end()).flatten();
+            let cause = match disconnect.cause(connection.pid) {
                 FatalError::WorkerDied(death) if server.is_some() => {
                     FatalError::WorkerDied(Death { reason: server, ..death })
                 }
@@ -136,24 +147,24 @@ impl Lane {
                 }
                 cause => cause,
             };
-            self.end_with(state, effects, cause, loss, last_begun);
+            self.end_with(state, effects, cause, loss, last_started);
             return;
         }
         let Some(lease) = state.take_lease() else { return };
-        effects.workers.push(match ending {
-            Ending::Ungreeted(reason) => Change::Fail(lease, reason),
-            _ => Change::Lose(lease, Loss::Unused),
+        effects.pool_commands.push(match disconnect {
+            Disconnect::NoHandshake(reason) => PoolCommand::FailHandshake(lease, reason),
+            _ => PoolCommand::Lose(lease, Loss::Unused),
         });
-        state.calls.send_again();
+        state.calls.requeue_sent();
         state.sender = Sender::default();
         // The dead worker still counts in the pool, so that this cannot be it.
         let taken = self.core.pool().check_out_again(self.clone());
         match taken {
-            Ok((_, lease)) => self.hold(state, lease),
+            Ok((_, lease)) => self.attach_worker(state, lease),
             Err(ticket) => {
                 // Idle workers that died together do not count.
-                state.denials += u32::from(denied);
-                self.wait(state, effects, ticket);
+                state.unstarted_deaths += u32::from(is_unstarted);
+                self.enter_queue(state, effects, ticket);
             }
         }
     }
@@ -165,9 +176,9 @@ impl Lane {
         cause: FatalError,
         loss: Loss,
     ) {
-        let begun = match &mut state.holding {
-            Holding::Worker(lease) => match lease.connection.is_greeted_after_all() {
-                true => lease.connection.calls(),
+        let begun = match &mut state.assignment {
+            Assignment::Worker(lease) => match lease.connection.abort_handshake() {
+                true => lease.connection.calls_sent(),
                 false => 0,
             },
             _ => 0,
@@ -176,18 +187,20 @@ impl Lane {
     }
 
     /// The worker has not greeted in time: another takes its place, unless it has begun in this instant.
-    pub(crate) fn give_up_greeting(self: &Arc<Self>, key: WorkerKey) {
-        self.change(|state, effects| {
+    pub(crate) fn time_out_handshake(self: &Arc<Self>, key: WorkerKey) {
+        self.update(|state, effects| {
             self.advance(state, effects);
-            let Holding::Worker(lease) = &mut state.holding else { return };
-            if lease.key() != key || lease.connection.is_greeted() {
+            let Assignment::Worker(lease) = &mut state.assignment else { return };
+            if lease.key() != key || lease.connection.is_established() {
                 return;
             }
-            let ending = match lease.connection.is_greeted_after_all() {
-                true => Ending::Closed,
-                false => Ending::Ungreeted(late(self.core.config.connect_timeout)),
+            let disconnect = match lease.connection.abort_handshake() {
+                true => Disconnect::Closed,
+                false => {
+                    Disconnect::NoHandshake(handshake_timeout(self.core.config.connect_timeout))
+                }
             };
-            self.lost(state, effects, ending);
+            self.handle_disconnect(state, effects, disconnect);
         });
     }
 
@@ -201,25 +214,25 @@ impl Lane {
         loss: Loss,
         begun: u64,
     ) {
-        match std::mem::replace(&mut state.holding, Holding::Failed(cause.clone())) {
-            Holding::Worker(lease) => effects.workers.push(Change::Lose(lease, loss)),
-            Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
-            Holding::Failed(first) => {
-                state.holding = Holding::Failed(first);
+        match std::mem::replace(&mut state.assignment, Assignment::Failed(cause.clone())) {
+            Assignment::Worker(lease) => effects.pool_commands.push(PoolCommand::Lose(lease, loss)),
+            Assignment::Waiting(ticket) => drop(self.core.pool().leave_queue(ticket)),
+            Assignment::Failed(first) => {
+                state.assignment = Assignment::Failed(first);
                 return;
             }
-            Holding::Released => {}
+            Assignment::Released => {}
         }
         state.finish_fatally(&cause, begun, effects);
     }
 
-    /// Gives everything back once nobody wants anything of the lane any more.
+    /// Gives everything back once nobody wants anything of the session any more.
     pub(super) fn finish_if_done(&self, state: &mut State, effects: &mut Effects) {
         if state.open || state.calls.is_awaited() {
             return;
         }
-        if let Some(alarm) = state.alarm.take() {
-            self.core.clear_alarm(alarm);
+        if let Some(timer) = state.timer.take() {
+            self.core.clear_timer(timer);
         }
         if let Some((_, head)) = state.calls.head() {
             head.timing.end();
@@ -227,24 +240,24 @@ impl Lane {
         effects.logs.extend(state.log.take());
         // A call that runs for nobody is ended with its worker.
         let idle = state.calls.head().is_none();
-        match std::mem::replace(&mut state.holding, Holding::Released) {
-            Holding::Worker(lease) => {
-                let keep = !state.tainted || self.core.config.reuse_after_error;
-                effects.workers.push(match (idle, keep) {
-                    (true, true) => Change::Release(lease),
+        match std::mem::replace(&mut state.assignment, Assignment::Released) {
+            Assignment::Worker(lease) => {
+                let keep = !state.call_failed || self.core.config.reuse_after_error;
+                effects.pool_commands.push(match (idle, keep) {
+                    (true, true) => PoolCommand::Release(lease),
                     (true, false) => {
                         let mut lease = lease;
-                        lease.connection.part();
-                        Change::Lose(lease, Loss::Used)
+                        lease.connection.send_done();
+                        PoolCommand::Lose(lease, Loss::Used)
                     }
                     (false, _) => {
-                        self.core.tally.died(stats::CANCELLED);
-                        Change::Lose(lease, Loss::Used)
+                        self.core.counters.count_death(stats::CANCELLED);
+                        PoolCommand::Lose(lease, Loss::Used)
                     }
                 });
             }
-            Holding::Waiting(ticket) => drop(self.core.pool().give_up(ticket)),
-            Holding::Failed(_) | Holding::Released => {}
+            Assignment::Waiting(ticket) => drop(self.core.pool().leave_queue(ticket)),
+            Assignment::Failed(_) | Assignment::Released => {}
         }
     }
 }

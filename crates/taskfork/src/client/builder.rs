@@ -9,7 +9,7 @@ use super::call::Call;
 use super::checkout::Checkout;
 use super::core::Core;
 use super::driver::drive;
-use super::pool::{Limits, Overload};
+use super::pool::{Overload, PoolLimits};
 use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
@@ -47,7 +47,7 @@ pub struct Client {
 
 /// Wakes the driver when the last client is gone, so that it can see that.
 #[derive(Debug)]
-struct DriverLease(Arc<super::core::Mailbox>);
+struct DriverLease(Arc<super::core::DriverQueue>);
 
 impl Drop for DriverLease {
     fn drop(&mut self) {
@@ -125,7 +125,7 @@ impl Client {
         let unreachable = pool.unreachable().map(|unreachable| unreachable.reason.clone());
         let counts = pool.counts();
         drop(pool);
-        self.core.tally.stats(counts, unreachable)
+        self.core.counters.stats(counts, unreachable)
     }
 }
 
@@ -160,7 +160,7 @@ pub(crate) struct Config {
     /// For each address the server there, if this program has started it.
     pub(crate) links: Vec<Option<SpawnedServer>>,
     pub(crate) name: String,
-    pub(crate) limits: Limits,
+    pub(crate) limits: PoolLimits,
     pub(crate) timeout: TimeLimit,
     pub(crate) grace: TimeLimit,
     pub(crate) busy_poll: BusyPoll,
@@ -474,9 +474,9 @@ impl ClientBuilder {
 
     pub(crate) fn build_on(self, runtime: &Handle) -> Result<Client, ConfigError> {
         let core = Arc::new(Core::new(self.check()?));
-        let mailbox = core.mailbox.clone();
-        runtime.spawn(drive(Arc::downgrade(&core), mailbox.clone()));
-        Ok(Client { core, _driver: Arc::new(DriverLease(mailbox)) })
+        let driver_queue = core.driver_queue.clone();
+        runtime.spawn(drive(Arc::downgrade(&core), driver_queue.clone()));
+        Ok(Client { core, _driver: Arc::new(DriverLease(driver_queue)) })
     }
 
     fn check(self) -> Result<Config, ConfigError> {
@@ -523,7 +523,7 @@ impl ClientBuilder {
             addresses,
             links,
             name: self.name,
-            limits: Limits {
+            limits: PoolLimits {
                 min_workers,
                 max_workers,
                 max_checkouts: self.max_checkouts,

@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::core::lock;
 use super::entries::{Outcome, Seq};
-use super::lane::Lane;
-use super::look::Looking;
+use super::reply_spin::SpinGuard;
+use super::session::Session;
 use crate::blob;
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
@@ -31,20 +31,20 @@ use crate::wire::request::{self, Source};
 /// worker.
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct Call<T, E = Failure> {
-    lane: Arc<Lane>,
+    session: Arc<Session>,
     seq: Seq,
     /// The line that made the call.
     made_at: &'static Location<'static>,
-    told: bool,
-    looking: Option<Looking>,
+    done: bool,
+    spin_guard: Option<SpinGuard>,
     result: PhantomData<fn() -> (T, E)>,
 }
 
 impl<T, E> Call<T, E> {
     #[track_caller]
-    pub(crate) fn new(lane: Arc<Lane>, seq: Seq) -> Self {
+    pub(crate) fn new(session: Arc<Session>, seq: Seq) -> Self {
         let (made_at, result) = (Location::caller(), PhantomData);
-        Self { lane, seq, made_at, told: false, looking: None, result }
+        Self { session, seq, made_at, done: false, spin_guard: None, result }
     }
 }
 
@@ -52,20 +52,20 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
     type Output = Result<T, Error<E>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        assert!(!self.told, "a call was polled after its result was taken");
+        assert!(!self.done, "a call was polled after its result was taken");
         let this = &mut *self;
-        let polled = this.lane.poll(this.seq, context, &mut this.looking);
+        let polled = this.session.poll(this.seq, context, &mut this.spin_guard);
         let (method, outcome) = ready!(polled);
-        this.told = true;
-        let site = || CallSite::new(self.lane.client_name(), method.as_deref(), self.made_at);
-        Poll::Ready(result(&outcome, self.lane.max_frame(), site))
+        this.done = true;
+        let site = || CallSite::new(self.session.client_name(), method.as_deref(), self.made_at);
+        Poll::Ready(result(&outcome, self.session.max_frame(), site))
     }
 }
 
 impl<T, E> Drop for Call<T, E> {
     fn drop(&mut self) {
-        if !self.told {
-            self.lane.abandon(self.seq);
+        if !self.done {
+            self.session.abandon(self.seq);
         }
     }
 }
@@ -111,16 +111,17 @@ where
         }
         Outcome::Fatal { cause, may_have_run } => Err(Failed::Fatal(cause.clone(), *may_have_run)),
     };
-    let (message, beside) = match outcome {
-        Outcome::Answer(body, beside) => {
-            (Some(body), beside.as_ref().map(|beside| std::mem::take(&mut *lock(beside))))
-        }
+    let (message, attachments) = match outcome {
+        Outcome::Answer(body, attachments) => (
+            Some(body),
+            attachments.as_ref().map(|attachments| std::mem::take(&mut *lock(attachments))),
+        ),
         _ => (None, None),
     };
     let source = message.map_or(Source::Native, |message| native::source_of_answer(message));
     let decoded = value.and_then(|value| {
         let decode = || enclosed::read(value, |value| request::decode(value, source));
-        blob::within(message, beside.unwrap_or_default(), decode)
+        blob::within(message, attachments.unwrap_or_default(), decode)
             .map_err(|message| Failed::Call(CallError::Decode { message }))
     });
     decoded.map_err(|failed| match failed {

@@ -10,9 +10,9 @@ use log_defer::{Level, Log};
 
 use super::call::Call;
 use super::core::Core;
-use super::entries::{MethodName, Work};
-use super::lane::Lane;
+use super::entries::{MethodName, Operation};
 use super::replay::Replay;
+use super::session::Session;
 use crate::blob::BlobMut;
 use crate::error::FatalError;
 use crate::time_limit::TimeLimit;
@@ -49,7 +49,7 @@ use crate::wire::{Protocol, perl};
 /// # }
 /// ```
 pub struct Checkout {
-    lane: Arc<Lane>,
+    session: Arc<Session>,
     max_frame: usize,
     /// Up to which level this checkout's log wants to have lines.
     log: Option<Level>,
@@ -63,17 +63,17 @@ pub struct Checkout {
 
 impl Checkout {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Self::of(core, Lane::new(core.clone()))
+        Self::of(core, Session::new(core.clone()))
     }
 
     pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
-        Some(Self::of(core, Lane::try_new(core.clone())?))
+        Some(Self::of(core, Session::try_new(core.clone())?))
     }
 
-    fn of(core: &Arc<Core>, lane: Arc<Lane>) -> Self {
+    fn of(core: &Arc<Core>, session: Arc<Session>) -> Self {
         let config = &core.config;
         Self {
-            lane,
+            session,
             max_frame: config.max_frame,
             log: None,
             trace: None,
@@ -90,7 +90,7 @@ impl Checkout {
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = TimeLimit::from(timeout.into());
         self.has_timeout = timeout != TimeLimit::NEVER;
-        self.lane.set_timeout(timeout);
+        self.session.set_timeout(timeout);
         self
     }
 
@@ -113,7 +113,7 @@ impl Checkout {
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn log(mut self, log: &Log) -> Self {
         self.log = Some(log.verbosity());
-        self.lane.set_log(log.clone());
+        self.session.set_log(log.clone());
         self
     }
 
@@ -160,7 +160,7 @@ impl Checkout {
     /// When the time runs out before there is one, or the checkout is over already.
     #[track_caller]
     pub fn ready(&self) -> Call<()> {
-        Call::new(self.lane.clone(), self.lane.make(None, Work::Ready, None))
+        Call::new(self.session.clone(), self.session.submit(None, Operation::WaitForWorker, None))
     }
 
     /// Memory for an argument, to be filled in place, of so many bytes. What they are is not defined.
@@ -185,7 +185,7 @@ impl Checkout {
     /// # }
     /// ```
     pub fn alloc_blob(&self, length: usize) -> io::Result<BlobMut> {
-        match self.lane.memory(length) {
+        match self.session.alloc_shared(length) {
             Some(memory) => Ok(memory.into()),
             None => BlobMut::new(length),
         }
@@ -203,7 +203,7 @@ impl Checkout {
     /// # }
     /// ```
     pub fn abort(&self, message: impl Into<String>) {
-        self.lane.fail(FatalError::Aborted { message: message.into() });
+        self.session.fail(FatalError::Aborted { message: message.into() });
     }
 
     /// The same as [`abort`](Self::abort), under the name that AnyEvent::Task gives it.
@@ -236,12 +236,12 @@ impl Checkout {
             Protocol::Native => Ok(()),
             Protocol::Perl => translate(&mut frame, self.max_frame),
         });
-        let work = match written {
-            Ok(()) => Work::Call(frame, None),
-            Err(EncodeError(reason)) => Work::Unsendable(reason),
+        let operation = match written {
+            Ok(()) => Operation::Call(frame, None),
+            Err(EncodeError(reason)) => Operation::Unsendable(reason),
         };
         let replay = replay.map(|(_, replay)| replay);
-        Call::new(self.lane.clone(), self.lane.make(method, work, replay))
+        Call::new(self.session.clone(), self.session.submit(method, operation, replay))
     }
 }
 
@@ -266,7 +266,7 @@ impl From<WireError> for EncodeError {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        self.lane.close();
+        self.session.close();
     }
 }
 

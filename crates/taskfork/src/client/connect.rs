@@ -13,8 +13,8 @@ use rustix::net::{
 use tokio::net::TcpStream;
 
 use super::builder::Config;
-use super::connection::Greeted;
-use super::look::Look;
+use super::connection::NewConnection;
+use super::reply_spin::ReplySpin;
 use super::stream::{Local, Stream};
 use crate::address::{Address, Place};
 use crate::display::seconds;
@@ -29,28 +29,28 @@ use crate::wire::{Protocol, WireError};
 type OnWait<'a> = &'a (dyn Fn(String) + Sync);
 
 /// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
-const MOST_AHEAD: usize = 64 << 10;
+const MAX_PIPELINE_WINDOW: usize = 64 << 10;
 
 /// What a worker says of itself that holds for all workers of its server.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Terms {
+pub(crate) struct PeerLimits {
     /// The longest frame that it takes.
     pub(crate) max_send: usize,
     /// The longest blob that it takes as memory.
     pub(crate) max_blob: usize,
     /// How many bytes of calls it takes before it has answered them.
-    pub(crate) ahead: usize,
+    pub(crate) pipeline_window: usize,
     /// How many files it takes with a message.
     pub(crate) files: usize,
 }
 
-impl Terms {
+impl PeerLimits {
     /// To a client that itself takes so many files.
     pub(crate) fn of(hello: &WorkerHello, config: &Config, files: usize) -> Self {
         Self {
             max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
             max_blob: hello.max_blob.unwrap_or(DEFAULT_BLOB),
-            ahead: hello.ahead.min(MOST_AHEAD),
+            pipeline_window: hello.ahead.min(MAX_PIPELINE_WINDOW),
             files: hello.files.min(files),
         }
     }
@@ -58,14 +58,14 @@ impl Terms {
 
 /// Connects one worker without waiting, for the client of that number; gives what is to be said first as
 /// well. Nothing where that cannot be, for whatever reason: [`connect`] finds it again.
-pub(crate) fn connect_at_once(config: &Config, client: u64) -> Option<(Stream, Vec<u8>)> {
+pub(crate) fn connect_without_waiting(config: &Config, client: u64) -> Option<(Stream, Vec<u8>)> {
     let [address] = &config.addresses[..] else { return None };
     if config.protocol != Protocol::Native {
         return None;
     }
-    let socket = reach_local(address)?.ok()?;
-    let greeting = greeting(config, most_files(config), client).ok()?;
-    Some((Stream::Local(Local::new(socket).ok()?), greeting))
+    let socket = connect_local(address)?.ok()?;
+    let hello = client_hello(config, max_files(config), client).ok()?;
+    Some((Stream::Local(Local::new(socket).ok()?), hello))
 }
 
 /// Connects one worker, for the client of that number; an error is the reason in words, for the caller whose time
@@ -75,7 +75,7 @@ pub(crate) async fn connect(
     config: &Config,
     client: u64,
     on_wait: &(dyn Fn(String) + Sync),
-) -> Result<Greeted, String> {
+) -> Result<NewConnection, String> {
     let limit = config.connect_timeout;
     let mut reasons = Vec::new();
     for (address, others) in config.addresses.iter().zip((0..config.addresses.len()).rev()) {
@@ -85,7 +85,7 @@ pub(crate) async fn connect(
             on_wait(reason);
         };
         let on_wait: Option<OnWait<'_>> = if others == 0 { Some(&wait) } else { None };
-        let mut attempt = std::pin::pin!(reach_and_greet(address, config, client, on_wait));
+        let mut attempt = std::pin::pin!(connect_and_handshake(address, config, client, on_wait));
         let reached = match limit.get() {
             Some(time) => match tokio::time::timeout(time, &mut attempt).await {
                 Err(_) if waits.load(Ordering::Relaxed) && config.addresses.len() == 1 => {
@@ -95,7 +95,7 @@ pub(crate) async fn connect(
             },
             None => Ok(attempt.await),
         };
-        match reached.unwrap_or_else(|_| Err(late(limit))) {
+        match reached.unwrap_or_else(|_| Err(handshake_timeout(limit))) {
             Ok(greeted) => return Ok(greeted),
             Err(reason) if config.addresses.len() == 1 => return Err(reason),
             Err(reason) => reasons.push(format!("{address}: {reason}")),
@@ -105,63 +105,69 @@ pub(crate) async fn connect(
 }
 
 /// Why an attempt ends that takes longer than this.
-pub(crate) fn late(limit: TimeLimit) -> String {
+pub(crate) fn handshake_timeout(limit: TimeLimit) -> String {
     format!("the server did not greet within {}", seconds(limit.get().unwrap_or_default()))
 }
 
-async fn reach_and_greet(
+async fn connect_and_handshake(
     address: &Address,
     config: &Config,
     client: u64,
     on_wait: Option<OnWait<'_>>,
-) -> Result<Greeted, String> {
+) -> Result<NewConnection, String> {
     if config.protocol == Protocol::Perl {
         // Neither side says anything before the first call.
-        let (stream, _) = reach(address, &[]).await.map_err(|error| error.to_string())?;
-        return Ok(Greeted {
+        let (stream, _) = connect_socket(address, &[]).await.map_err(|error| error.to_string())?;
+        return Ok(NewConnection {
             stream,
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
             pid: 0,
-            terms: Terms { max_send: config.max_frame, max_blob: 0, ahead: 0, files: 0 },
+            limits: PeerLimits {
+                max_send: config.max_frame,
+                max_blob: 0,
+                pipeline_window: 0,
+                files: 0,
+            },
             max_receive: config.max_frame,
             max_blob: config.max_blob,
-            most_lent: 0,
-            look: Look::new(config.busy_poll, config.cores),
+            max_shared: 0,
+            spin: ReplySpin::new(config.busy_poll, config.cores),
         });
     }
     let is_remote = matches!(address.0, Place::Tcp { .. });
-    let files = if is_remote { 0 } else { most_files(config) };
-    let greeting = greeting(config, files, client).map_err(|error| error.to_string())?;
-    let (mut stream, sent) = reach(address, &greeting).await.map_err(|error| error.to_string())?;
-    let rest = &greeting[sent..];
-    let greeted = greet(&mut stream, rest, on_wait).await;
+    let files = if is_remote { 0 } else { max_files(config) };
+    let hello = client_hello(config, files, client).map_err(|error| error.to_string())?;
+    let (mut stream, sent) =
+        connect_socket(address, &hello).await.map_err(|error| error.to_string())?;
+    let rest = &hello[sent..];
+    let greeted = handshake(&mut stream, rest, on_wait).await;
     let (hello, inbox) = greeted.map_err(|error| error.to_string())?;
-    Ok(Greeted {
+    Ok(NewConnection {
         stream,
         protocol: Protocol::Native,
         inbox,
         pid: hello.pid,
-        terms: Terms::of(&hello, config, files),
+        limits: PeerLimits::of(&hello, config, files),
         max_receive: config.max_frame,
         max_blob: config.max_blob,
-        most_lent: most_lent(config, files),
-        look: Look::new(config.busy_poll, config.cores),
+        max_shared: max_shared(config, files),
+        spin: ReplySpin::new(config.busy_poll, config.cores),
     })
 }
 
 /// How many files the client takes with a message through a unix socket.
-pub(crate) fn most_files(config: &Config) -> usize {
+pub(crate) fn max_files(config: &Config) -> usize {
     if config.pass_descriptors { sys::MOST_FILES } else { 0 }
 }
 
 /// How much memory that is lent it keeps, if it takes so many files.
-pub(crate) fn most_lent(config: &Config, files: usize) -> usize {
+pub(crate) fn max_shared(config: &Config, files: usize) -> usize {
     if files > 0 { config.shared_memory } else { 0 }
 }
 
 /// Connects, if it is to a unix socket, which is done at once or not at all.
-fn reach_local(address: &Address) -> Option<io::Result<OwnedFd>> {
+fn connect_local(address: &Address) -> Option<io::Result<OwnedFd>> {
     match &address.0 {
         Place::Unix(path) => Some(connect_unix(path)),
         Place::Handle(link) => Some(link.connect()),
@@ -171,8 +177,8 @@ fn reach_local(address: &Address) -> Option<io::Result<OwnedFd>> {
 
 /// Connects; gives how much of the greeting has been sent with that. A unix socket is connected at once or
 /// not at all, so that what is said first need not wait for the reactor.
-async fn reach(address: &Address, greeting: &[u8]) -> io::Result<(Stream, usize)> {
-    let stream = match (reach_local(address), &address.0) {
+async fn connect_socket(address: &Address, hello: &[u8]) -> io::Result<(Stream, usize)> {
+    let stream = match (connect_local(address), &address.0) {
         (Some(socket), _) => socket?,
         (None, Place::Tcp { host, port }) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
@@ -182,7 +188,7 @@ async fn reach(address: &Address, greeting: &[u8]) -> io::Result<(Stream, usize)
         (None, _) => return Err(io::ErrorKind::InvalidInput.into()),
     };
     // Whatever is in the way is found again with the rest.
-    let sent = send(&stream, greeting, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
+    let sent = send(&stream, hello, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
     Ok((Stream::Local(Local::new(stream)?), sent))
 }
 
@@ -195,7 +201,7 @@ fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
 
 /// Why there was no greeting.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum GreetError {
+pub(crate) enum HandshakeError {
     #[error("the server closed the connection before its greeting")]
     Closed,
     #[error(transparent)]
@@ -211,7 +217,7 @@ pub(crate) enum GreetError {
     Wait(String),
 }
 
-impl GreetError {
+impl HandshakeError {
     /// Of a read that failed.
     pub(crate) fn of(error: io::Error) -> Self {
         match WireError::of_read(&error) {
@@ -222,14 +228,14 @@ impl GreetError {
 }
 
 /// What a client says first.
-fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireError> {
+fn client_hello(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireError> {
     let hello = ClientHello {
         versions: VERSIONS.into(),
         name: &config.name,
         max_frame: Some(config.max_frame),
         max_blob: Some(config.max_blob),
         files,
-        lent: most_lent(config, files),
+        lent: max_shared(config, files),
         client,
     };
     let mut out = PREAMBLE.to_vec();
@@ -241,20 +247,20 @@ fn greeting(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireE
 }
 
 /// Sends the rest of the greeting, and takes the worker's.
-async fn greet(
+async fn handshake(
     stream: &mut Stream,
     rest: &[u8],
     on_wait: Option<OnWait<'_>>,
-) -> Result<(WorkerHello, BytesMut), GreetError> {
+) -> Result<(WorkerHello, BytesMut), HandshakeError> {
     // A server that refuses has said why before it closed the connection.
     let written = write_all(stream, rest).await;
 
-    let (mut inbox, mut hearing) = (BytesMut::with_capacity(4096), Hearing::default());
+    let (mut inbox, mut reader) = (BytesMut::with_capacity(4096), HandshakeReader::default());
     // None belong to a greeting: they are closed with this, and too many are an error.
     let mut files = Vec::new();
     loop {
-        match (hearing.hear(&mut inbox), on_wait) {
-            (Err(GreetError::Wait(reason)), Some(on_wait)) => {
+        match (reader.read(&mut inbox), on_wait) {
+            (Err(HandshakeError::Wait(reason)), Some(on_wait)) => {
                 on_wait(reason);
                 continue;
             }
@@ -273,13 +279,16 @@ async fn greet(
 
 /// How much of a greeting has been taken.
 #[derive(Debug, Default)]
-pub(crate) struct Hearing {
+pub(crate) struct HandshakeReader {
     preamble: bool,
 }
 
-impl Hearing {
+impl HandshakeReader {
     /// Takes a worker's greeting off what has been received, if all of it is there.
-    pub(crate) fn hear(&mut self, inbox: &mut BytesMut) -> Result<Option<WorkerHello>, GreetError> {
+    pub(crate) fn read(
+        &mut self,
+        inbox: &mut BytesMut,
+    ) -> Result<Option<WorkerHello>, HandshakeError> {
         self.preamble = self.preamble || frame::take_preamble(inbox)?;
         if !self.preamble {
             return Ok(None);
@@ -288,10 +297,10 @@ impl Hearing {
         match FromWorker::decode(&body)? {
             FromWorker::Hello(hello) => match hello.misfit() {
                 None => Ok(Some(hello)),
-                Some(why) => Err(GreetError::Misfit(why)),
+                Some(why) => Err(HandshakeError::Misfit(why)),
             },
-            FromWorker::Error { body, .. } => Err(GreetError::Refused(body.message.to_owned())),
-            FromWorker::Wait(reason) => Err(GreetError::Wait(reason.to_owned())),
+            FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
+            FromWorker::Wait(reason) => Err(HandshakeError::Wait(reason.to_owned())),
             _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
         }
     }
@@ -310,11 +319,11 @@ async fn read_more(
     stream: &mut Stream,
     inbox: &mut BytesMut,
     files: &mut Vec<OwnedFd>,
-) -> Result<(), GreetError> {
+) -> Result<(), HandshakeError> {
     inbox.reserve(frame::room_for_next_read(inbox));
     match poll_fn(|context| stream.poll_read(context, inbox, files)).await {
-        Ok(0) => Err(GreetError::Closed),
+        Ok(0) => Err(HandshakeError::Closed),
         Ok(_) => Ok(()),
-        Err(error) => Err(GreetError::of(error)),
+        Err(error) => Err(HandshakeError::of(error)),
     }
 }

@@ -1,4 +1,4 @@
-//! A connection to one worker, once it has been greeted: frames out, messages in, never blocking.
+//! A connection to one worker, once it has been parts: frames out, messages in, never blocking.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -9,15 +9,15 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
-use super::beside::Sharing;
-use super::connect::{GreetError, Hearing, Terms};
+use super::attachments::Sharing;
+use super::connect::{HandshakeError, HandshakeReader, PeerLimits};
 use super::core::Core;
-use super::look::{Look, Looking};
 use super::outbox::Outbox;
 use super::perl::Perl;
-use super::signal::Signal;
+use super::read_budget::ReadBudget;
+use super::reply_spin::{ReplySpin, SpinGuard};
 use super::stream::Stream;
-use super::turn::Turn;
+use super::waker::ConnectionWaker;
 use crate::loans::Loans;
 use crate::ring::Rings;
 use crate::sys;
@@ -37,7 +37,7 @@ pub(crate) struct Connection {
     pub(super) stream: Stream,
     pub(super) inbox: BytesMut,
     pub(super) outbox: Outbox,
-    pub(crate) signal: Arc<Signal>,
+    pub(crate) notifier: Arc<ConnectionWaker>,
     pub(super) waker: Waker,
     pub(crate) pid: u32,
     /// The longest frame to be sent, and to be taken.
@@ -47,45 +47,45 @@ pub(crate) struct Connection {
     pub(super) max_blob_sent: usize,
     pub(super) max_blob: usize,
     /// How many bytes of calls the worker takes before it has answered them.
-    pub(crate) ahead: usize,
+    pub(crate) pipeline_window: usize,
     /// How many files can go with a message, and come with one.
     pub(crate) files: usize,
     /// Those that have come and belong to messages to come, and how many of them to the next.
     pub(super) files_received: Vec<OwnedFd>,
-    pub(super) announced: usize,
+    pub(super) announced_files: usize,
     pub(super) sharing: Sharing,
     pub(super) loans: Loans,
     pub(super) rings: Option<Box<Rings>>,
     /// The worker has agreed to share memory, and they are offered after so many calls.
     pub(super) offers_rings_after: Option<u64>,
     /// Somebody looks for the next message.
-    pub(super) looks: bool,
+    pub(super) spinning: bool,
     /// How many of the next answers are those of calls that the worker has skipped, as one before
     /// them failed.
     to_skip: usize,
     /// How many calls have been answered.
     answered: u64,
     /// A part of a call has been sent, and its rest must come next.
-    pub(super) in_call: bool,
+    pub(super) mid_call: bool,
     /// Long messages have been sent.
-    is_wide: bool,
+    has_large_send_buffer: bool,
     /// What has been handled in this turn.
-    pub(super) turn: Turn,
+    pub(super) read_budget: ReadBudget,
     /// How many bytes have come since the last answer.
-    since_answer: usize,
+    bytes_since_answer: usize,
     /// The last answer was so long that the server tells of no death in the middle of it.
-    long: bool,
-    look: Look,
+    last_answer_long: bool,
+    spin: ReplySpin,
     /// What is needed to read the other protocol, if that is spoken.
     perl: Option<Perl>,
-    /// The worker has not greeted yet.
-    pub(super) greeting: Option<Greeting>,
+    /// The worker has not parts yet.
+    pub(super) greeting: Option<PendingHandshake>,
 }
 
 /// What is to be done when the worker greets.
 #[derive(Debug)]
-pub(crate) struct Greeting {
-    pub(crate) hearing: Hearing,
+pub(crate) struct PendingHandshake {
+    pub(crate) reader: HandshakeReader,
     /// When it was connected.
     pub(crate) since: Instant,
     /// A checkout has had it.
@@ -95,19 +95,19 @@ pub(crate) struct Greeting {
 
 /// What a greeting found out.
 #[derive(Debug)]
-pub(crate) struct Greeted {
+pub(crate) struct NewConnection {
     pub(crate) stream: Stream,
     pub(crate) protocol: Protocol,
     pub(crate) inbox: BytesMut,
     /// 0 if it is not known.
     pub(crate) pid: u32,
-    pub(crate) terms: Terms,
+    pub(crate) limits: PeerLimits,
     pub(crate) max_receive: usize,
     /// The longest blob that is taken as memory.
     pub(crate) max_blob: usize,
     /// How much of the worker's memory may be mapped here.
-    pub(crate) most_lent: usize,
-    pub(crate) look: Look,
+    pub(crate) max_shared: usize,
+    pub(crate) spin: ReplySpin,
 }
 
 /// Why a connection is over.
@@ -120,89 +120,98 @@ pub(crate) enum Lost {
     Io(io::Error),
     Wire(WireError),
     /// There was no greeting, so that nothing has begun; with the reason in words.
-    Ungreeted(String),
+    NoHandshake(String),
 }
 
 impl Connection {
-    pub(crate) fn new(greeted: Greeted, signal: Arc<Signal>) -> Self {
-        let Greeted { stream, protocol, inbox, pid, terms, max_receive, max_blob, most_lent, look } =
-            greeted;
-        let Terms { max_send, max_blob: max_blob_sent, ahead, files } = terms;
+    pub(crate) fn new(parts: NewConnection, notifier: Arc<ConnectionWaker>) -> Self {
+        let NewConnection {
+            stream,
+            protocol,
+            inbox,
+            pid,
+            limits,
+            max_receive,
+            max_blob,
+            max_shared,
+            spin,
+        } = parts;
+        let PeerLimits { max_send, max_blob: max_blob_sent, pipeline_window, files } = limits;
         let perl = (protocol == Protocol::Perl).then(Perl::default);
-        let waker = Waker::from(signal.clone());
+        let waker = Waker::from(notifier.clone());
         let outbox = Outbox::default();
-        let (to_skip, in_call, since_answer, long) = (0, false, 0, false);
+        let (to_skip, mid_call, bytes_since_answer, last_answer_long) = (0, false, 0, false);
         Self {
             stream,
             inbox,
             outbox,
-            signal,
+            notifier,
             waker,
             pid,
             max_send,
             max_receive,
             max_blob_sent,
             max_blob,
-            ahead,
+            pipeline_window,
             files,
             files_received: Vec::new(),
-            announced: 0,
-            sharing: if most_lent > 0 { Sharing::Asked { most_lent } } else { Sharing::No },
+            announced_files: 0,
+            sharing: if max_shared > 0 { Sharing::Asked { max_shared } } else { Sharing::No },
             // The worker keeps no memory before it has agreed to.
-            loans: Loans::new(0, most_lent, sys::user()),
+            loans: Loans::new(0, max_shared, sys::user()),
             rings: None,
             offers_rings_after: None,
-            looks: false,
+            spinning: false,
             to_skip,
             answered: 0,
-            in_call,
-            is_wide: false,
-            turn: Turn::default(),
-            since_answer,
-            long,
-            look,
+            mid_call,
+            has_large_send_buffer: false,
+            read_budget: ReadBudget::default(),
+            bytes_since_answer,
+            last_answer_long,
+            spin,
             perl,
             greeting: None,
         }
     }
 
-    /// One that is to be greeted yet, on the terms of another worker's greeting. What is said first
+    /// One that is to be parts yet, on the limits of another worker's greeting. What is said first
     /// goes with the first call.
-    pub(crate) fn ungreeted(
-        greeted: Greeted,
-        signal: Arc<Signal>,
+    pub(crate) fn before_handshake(
+        parts: NewConnection,
+        notifier: Arc<ConnectionWaker>,
         said: Vec<u8>,
-        greeting: Greeting,
+        greeting: PendingHandshake,
     ) -> Self {
-        let mut connection = Self::new(greeted, signal);
+        let mut connection = Self::new(parts, notifier);
         connection.outbox.bytes = said;
         connection.greeting = Some(greeting);
         connection
     }
 
     /// From here on as much is handled as belongs to one turn.
-    pub(crate) fn begin_turn(&mut self) {
-        self.turn.begin();
+    pub(crate) fn begin_read(&mut self) {
+        self.read_budget.begin();
     }
 
     /// Notes of so many bytes are handled in this turn.
-    pub(crate) fn noted(&mut self, bytes: usize) {
-        self.turn.noted(bytes);
+    pub(crate) fn count_notes(&mut self, bytes: usize) {
+        self.read_budget.noted(bytes);
     }
 
     /// Whether a whole turn was not enough for what has come, answers of calls that are not to be run aside. A worker
     /// has not so much to say while no call runs.
-    pub(crate) fn talks(&self) -> bool {
-        !self.is_skipping() && self.turn.is_over()
+    pub(crate) fn sends_unsolicited(&self) -> bool {
+        !self.is_skipping() && self.read_budget.is_over()
     }
 
     /// Whether the worker has sent more messages since its last answer than it has reason to.
-    pub(crate) fn is_flooded(&self) -> bool {
-        self.turn.is_flooded()
+    pub(crate) fn is_flooding(&self) -> bool {
+        self.read_budget.is_flooding()
     }
 
     /// How many calls have been sent in full.
-    pub(crate) fn calls(&self) -> u64 {
+    pub(crate) fn calls_sent(&self) -> u64 {
         self.outbox.calls
     }
 
@@ -216,15 +225,15 @@ impl Connection {
 
     /// Has a call sent with what is sent next; gives its number.
     pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
-        if self.outbox.calls > 0 && self.look.is_core_woken() {
-            self.stream.watch_room();
+        if self.outbox.calls > 0 && self.spin.has_other_cores() {
+            self.stream.watch_writable();
         }
         self.offer_rings();
         self.outbox.put_call(frame)
     }
 
     /// How many bytes are to be sent.
-    pub(crate) fn unsent(&self) -> usize {
+    pub(crate) fn unsent_bytes(&self) -> usize {
         self.outbox.bytes.len()
     }
 
@@ -234,8 +243,11 @@ impl Connection {
         frame: &Parted,
         sent: &mut usize,
     ) -> Poll<Result<u64, Lost>> {
-        if *sent == 0 && frame.is_long() && !std::mem::replace(&mut self.is_wide, true) {
-            self.stream.widen();
+        if *sent == 0
+            && frame.is_long()
+            && !std::mem::replace(&mut self.has_large_send_buffer, true)
+        {
+            self.stream.enlarge_send_buffer();
         }
         if *sent == 0 && !frame.files.is_empty() {
             // They go with the first of the call's own bytes.
@@ -249,18 +261,18 @@ impl Connection {
                 self.loans.sent(&frame.placed);
             }
             *sent += wrote;
-            self.in_call = *sent > 0;
+            self.mid_call = *sent > 0;
         }
-        self.in_call = false;
-        self.look.sent();
-        Poll::Ready(Ok(self.outbox.sent_call()))
+        self.mid_call = false;
+        self.spin.record_sent();
+        Poll::Ready(Ok(self.outbox.count_direct_call()))
     }
 
     /// Has the rest of a call sent whose beginning has been, and which will not be run.
     pub(crate) fn put_rest(&mut self, rest: &[u8]) {
-        self.in_call = false;
+        self.mid_call = false;
         self.outbox.put_call(rest);
-        self.outbox.put_for_socket(&[]);
+        self.outbox.put_socket_only(&[]);
     }
 
     /// So many calls that have been sent will not be run, as one before them failed.
@@ -275,7 +287,7 @@ impl Connection {
 
     /// Takes the number that an answer has. One that is not that of the next call to be answered is an error: the
     /// answer is another call's. The other protocol has no numbers.
-    pub(crate) fn take_number(&mut self, call: Option<u64>) -> Result<(), String> {
+    pub(crate) fn accept_answer_number(&mut self, call: Option<u64>) -> Result<(), String> {
         let expected = self.answered + 1;
         if self.is_native() && call != Some(expected) {
             let said = call.map_or("an answer without a number".to_owned(), |call| {
@@ -289,34 +301,34 @@ impl Connection {
 
     /// An answer has come.
     pub(crate) fn answered(&mut self) {
-        if self.looks {
-            self.look.found();
-            self.end_looking();
+        if self.spinning {
+            self.spin.record_found();
+            self.clear_spinning();
         }
-        self.turn.answered();
-        self.long = std::mem::take(&mut self.since_answer) > frame::SENT_WHOLE;
+        self.read_budget.answered();
+        self.last_answer_long = std::mem::take(&mut self.bytes_since_answer) > frame::SENT_WHOLE;
     }
 
     /// Whether a worker that dies now may still be taken to write its last answer, so that nobody
     /// tells how many calls it has begun: not more than one may be unread then, if another worker is
     /// to take its place.
     pub(crate) fn may_be_answering(&self) -> bool {
-        self.long
+        self.last_answer_long
     }
 
     /// Takes a call back that has been sent, if it has not begun, and if that can be said now.
-    pub(crate) fn forget(&mut self, call: u64) -> Result<(), Lost> {
-        if self.in_call {
+    pub(crate) fn cancel_call(&mut self, call: u64) -> Result<(), Lost> {
+        if self.mid_call {
             return Ok(());
         }
         self.put(|out| native::put_forget(out, call))?;
         // It is to be found while others before it have not been read.
-        self.outbox.put_for_socket(&[]);
+        self.outbox.put_socket_only(&[]);
         self.flush()
     }
 
     /// Has it said with what is sent next how many checkouts wait.
-    pub(crate) fn put_waiting(&mut self, checkouts: u64) -> Result<(), Lost> {
+    pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Lost> {
         match self.is_native() {
             true => self.put(|out| native::put_waiting(out, checkouts)),
             false => Ok(()),
@@ -334,7 +346,7 @@ impl Connection {
 
     /// Says that the checkout is over, before the connection is closed after an error in it. AnyEvent::Task
     /// does not say so then.
-    pub(crate) fn part(&mut self) {
+    pub(crate) fn send_done(&mut self) {
         if self.is_native() {
             // One that cannot be sent is not needed.
             let _ = self.put_done().and_then(|()| self.flush());
@@ -367,7 +379,7 @@ impl Connection {
             ready!(self.poll_write(&[], &[]))?;
         }
         if self.outbox.calls > calls {
-            self.look.sent();
+            self.spin.record_sent();
         }
         Poll::Ready(Ok(()))
     }
@@ -384,25 +396,25 @@ impl Connection {
         let first = usize::from(self.outbox.bytes.is_empty());
         let wrote = self.stream.poll_write(&mut context, &slices[first..=call.len()], files);
         let wrote = ready!(wrote).map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => self.closed(),
+            io::ErrorKind::BrokenPipe => self.close_reason(),
             io::ErrorKind::ConnectionReset => Lost::Unread,
             _ => Lost::Io(error),
         })?;
         self.rings.iter_mut().for_each(|rings| rings.sent(wrote));
-        Poll::Ready(Ok(self.outbox.sent(wrote)))
+        Poll::Ready(Ok(self.outbox.mark_sent(wrote)))
     }
 
     /// The message that is there already when a write has failed, whether the reactor has heard of
     /// it or not.
-    pub(crate) fn last_words(&mut self, lost: Lost) -> Result<Bytes, Lost> {
-        if !self.hear_at_once()? {
-            return Err(Lost::Ungreeted(GreetError::Closed.to_string()));
+    pub(crate) fn read_last_message(&mut self, lost: Lost) -> Result<Bytes, Lost> {
+        if !self.read_handshake_now()? {
+            return Err(Lost::NoHandshake(HandshakeError::Closed.to_string()));
         }
         let (mut messages, mut bytes) = (0, 0);
         while messages < MOST_LAST_MESSAGES && bytes < MOST_LAST_BYTES {
             match self.take_message() {
                 Ok(None) => {}
-                Ok(Some(body)) if self.passes(&body) || self.takes_in(&body)? => {
+                Ok(Some(body)) if self.discard_skipped(&body) || self.handle_control(&body)? => {
                     messages += 1;
                     continue;
                 }
@@ -412,7 +424,7 @@ impl Connection {
             match self.receive_now() {
                 Ok(length) if length > 0 => bytes += length,
                 Err(Errno::INTR) => {}
-                _ if self.is_in_ring() => {}
+                _ if self.has_ring_message() => {}
                 Ok(_) | Err(_) => return Err(lost),
             }
         }
@@ -432,37 +444,37 @@ impl Connection {
     pub(super) fn receive_now(&mut self) -> rustix::io::Result<usize> {
         self.reserve();
         let received = self.stream.receive_now(&mut self.inbox, &mut self.files_received)?;
-        self.received(received);
+        self.count_received(received);
         Ok(received)
     }
 
     /// Begins to look for an answer, if it is to be looked for.
-    pub(crate) fn begin_to_look(&mut self) -> Option<Looking> {
-        let looking = if self.is_greeted() { self.look.begin() } else { None };
-        if looking.is_some() {
-            self.begin_looking();
+    pub(crate) fn start_spin(&mut self) -> Option<SpinGuard> {
+        let spin_guard = if self.is_established() { self.spin.begin() } else { None };
+        if spin_guard.is_some() {
+            self.set_spinning();
         }
-        looking
+        spin_guard
     }
 
     /// Whether there is something now.
-    pub(crate) fn glance(&mut self, looking: &Looking) -> bool {
+    pub(crate) fn try_receive(&mut self, spin_guard: &SpinGuard) -> bool {
         match self.rings {
-            Some(_) if self.is_in_ring() => true,
-            Some(_) if !looking.is_for_socket() => false,
+            Some(_) if self.has_ring_message() => true,
+            Some(_) if !spin_guard.checks_socket() => false,
             // Whatever else it is, it comes again.
             _ => !matches!(self.receive_now(), Err(Errno::AGAIN | Errno::INTR)),
         }
     }
 
     /// A look is over, with what came of it.
-    pub(crate) fn looked(&mut self, looking: &Looking, found: bool) {
-        self.look.looked(looking, found);
-        self.end_looking();
+    pub(crate) fn finish_spin(&mut self, spin_guard: &SpinGuard, found: bool) {
+        self.spin.finish(spin_guard, found);
+        self.clear_spinning();
     }
 
     /// Whether a message is the answer of a call that is not to be run, for which nobody waits.
-    fn passes(&mut self, message: &[u8]) -> bool {
+    fn discard_skipped(&mut self, message: &[u8]) -> bool {
         if self.to_skip == 0 || native::skipped(message) != Some(self.answered + 1) {
             return false;
         }
@@ -481,19 +493,19 @@ impl Connection {
 
     /// The next message's body.
     pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Lost>> {
-        ready!(self.poll_greeting())?;
+        ready!(self.poll_handshake())?;
         loop {
-            ready!(self.poll_turn());
+            ready!(self.poll_read_budget());
             if let Some(body) = self.take_message().map_err(Lost::Wire)? {
-                self.turn.took();
-                self.since_answer += frame::HEADER + body.len();
-                if self.passes(&body) {
+                self.read_budget.took();
+                self.bytes_since_answer += frame::HEADER + body.len();
+                if self.discard_skipped(&body) {
                     continue;
                 }
-                if !self.takes_in(&body)? {
+                if !self.handle_control(&body)? {
                     return Poll::Ready(Ok(body));
                 }
-                self.turn.took_other();
+                self.read_budget.took_other();
                 continue;
             }
             self.reserve();
@@ -501,18 +513,18 @@ impl Connection {
             let read =
                 self.stream.poll_read(&mut context, &mut self.inbox, &mut self.files_received);
             let Poll::Ready(read) = read else {
-                match self.may_sleep() {
+                match self.prepare_sleep() {
                     true => return Poll::Pending,
                     false => continue,
                 }
             };
             match read {
-                Ok(0) if self.is_in_ring() => {}
-                Ok(0) => return Poll::Ready(Err(self.ended())),
+                Ok(0) if self.has_ring_message() => {}
+                Ok(0) => return Poll::Ready(Err(self.end_reason())),
                 Ok(length) => {
-                    self.received(length);
-                    self.turn.read(length);
-                    self.look.slept();
+                    self.count_received(length);
+                    self.read_budget.read(length);
+                    self.spin.record_sleep();
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Poll::Ready(Err(Lost::Unread));

@@ -12,75 +12,75 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::builder::Config;
-use super::connect::Terms;
+use super::connect::PeerLimits;
 use super::connection::{Connection, Lost};
-use super::deadlines::{Alarm, Deadlines};
-use super::lane::Lane;
+use super::deadlines::{Deadlines, TimerKey};
 use super::pool::{Lease, Loss, Pool, Released, WorkerKey};
 use super::replay::Replay;
-use super::stats::{self, Tally};
-use super::step::Ending;
+use super::session::Session;
+use super::stats::{self, Counters};
+use super::step::Disconnect;
 use crate::error::FatalError;
 
-pub(crate) type ClientPool = Pool<Box<Connection>, Arc<Lane>>;
+pub(crate) type ClientPool = Pool<Box<Connection>, Arc<Session>>;
 
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: Config,
     pool: Mutex<ClientPool>,
-    deadlines: Mutex<Deadlines<Weak<Lane>>>,
-    pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) tally: Tally,
+    deadlines: Mutex<Deadlines<Weak<Session>>>,
+    pub(crate) driver_queue: Arc<DriverQueue>,
+    pub(crate) counters: Counters,
     /// A number that no other client has.
     pub(crate) id: u64,
     /// How many checkouts waited when a worker was told last.
-    waiting: AtomicUsize,
-    /// On what terms workers greet, if the last one did so at once.
-    terms: Mutex<Option<Terms>>,
+    reported_waiting: AtomicUsize,
+    /// On what limits workers greet, if the last one did so at once.
+    expected_limits: Mutex<Option<PeerLimits>>,
     /// The runtime is gone, so that nothing will ever be connected.
     stopped: AtomicBool,
 }
 
 /// What "at once" is.
-const AT_ONCE: Duration = Duration::from_millis(5);
+const FAST_HANDSHAKE: Duration = Duration::from_millis(5);
 
 /// What the driver is to look at.
 #[derive(Debug)]
-pub(crate) enum Work {
+pub(crate) enum DriverEvent {
     Idle(WorkerKey),
-    Lane(Weak<Lane>),
+    Session(Weak<Session>),
     /// The server has no worker yet for a connection that is being made, for this reason.
-    Waits(String),
+    ServerBusy(String),
     /// It has a worker that has not greeted since then.
-    Ungreeted(Instant, WorkerKey, Weak<Lane>),
+    HandshakePending(Instant, WorkerKey, Weak<Session>),
 }
 
 /// Where work for the driver is left.
 #[derive(Debug, Default)]
-pub(crate) struct Mailbox {
-    work: Mutex<Vec<Work>>,
+pub(crate) struct DriverQueue {
+    events: Mutex<Vec<DriverEvent>>,
     pub(crate) notify: Notify,
 }
 
-impl Mailbox {
-    pub(crate) fn send(&self, work: Work) {
-        lock(&self.work).push(work);
+impl DriverQueue {
+    pub(crate) fn send(&self, event: DriverEvent) {
+        lock(&self.events).push(event);
         self.notify.notify_one();
     }
 
-    pub(crate) fn take(&self) -> Vec<Work> {
-        std::mem::take(&mut *lock(&self.work))
+    pub(crate) fn take(&self) -> Vec<DriverEvent> {
+        std::mem::take(&mut *lock(&self.events))
     }
 }
 
-/// What follows from a change of a lane, to be done once the lane is not locked any more.
+/// What follows from a change of a session, to be done once the session is not locked any more.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     /// One as a rule, so that it needs no memory of its own.
     pub(crate) wakers: SmallVec<[Waker; 1]>,
-    pub(crate) workers: Vec<Change>,
+    pub(crate) pool_commands: Vec<PoolCommand>,
     /// Who has lost its place in the queue to another.
-    pub(crate) turned_away: Vec<Arc<Lane>>,
+    pub(crate) evicted: Vec<Arc<Session>>,
     /// Logs that are let go of. The last handle of one calls what its user wants called.
     pub(crate) logs: Vec<Log>,
     /// What has spans and events to give to the user's subscriber, or is over.
@@ -89,23 +89,23 @@ pub(crate) struct Effects {
 
 /// A worker changes hands.
 #[derive(Debug)]
-pub(crate) enum Change {
+pub(crate) enum PoolCommand {
     /// A checkout is over and its worker as good as before.
     Release(Lease<Box<Connection>>),
     /// The worker is of no use any more.
     Lose(Lease<Box<Connection>>, Loss),
     /// It has never greeted, for this reason.
-    Fail(Lease<Box<Connection>>, String),
-    Assign(Arc<Lane>, Lease<Box<Connection>>),
+    FailHandshake(Lease<Box<Connection>>, String),
+    Assign(Arc<Session>, Lease<Box<Connection>>),
     /// The worker was not used, and is for the next one.
-    HandBack(Lease<Box<Connection>>),
+    Decline(Lease<Box<Connection>>),
 }
 
 impl Effects {
     /// As after most calls there is at most somebody to be woken.
-    fn are_few(&self) -> bool {
-        self.workers.is_empty()
-            && self.turned_away.is_empty()
+    fn is_only_wakers(&self) -> bool {
+        self.pool_commands.is_empty()
+            && self.evicted.is_empty()
             && self.logs.is_empty()
             && self.replays.is_empty()
     }
@@ -116,12 +116,12 @@ impl Core {
         Self {
             pool: Mutex::new(Pool::new(config.limits)),
             deadlines: Mutex::new(Deadlines::new(Instant::now())),
-            mailbox: Arc::default(),
-            tally: Tally::new(&config.name),
+            driver_queue: Arc::default(),
+            counters: Counters::new(&config.name),
             // Every language has integers of so many bits.
             id: u64::from(RandomState::new().build_hasher().finish() as u32).max(1),
-            waiting: AtomicUsize::new(0),
-            terms: Mutex::new(None),
+            reported_waiting: AtomicUsize::new(0),
+            expected_limits: Mutex::new(None),
             stopped: AtomicBool::new(false),
             config,
         }
@@ -131,17 +131,17 @@ impl Core {
         lock(&self.pool)
     }
 
-    /// Has `lane` looked at when the time has come.
-    pub(crate) fn set_alarm(&self, at: Instant, lane: &Arc<Lane>) -> Alarm {
-        let (alarm, asleep) = lock(&self.deadlines).set(at, Arc::downgrade(lane));
+    /// Has `session` looked at when the time has come.
+    pub(crate) fn set_timer(&self, at: Instant, session: &Arc<Session>) -> TimerKey {
+        let (timer, asleep) = lock(&self.deadlines).set(at, Arc::downgrade(session));
         if asleep {
-            self.mailbox.notify.notify_one();
+            self.driver_queue.notify.notify_one();
         }
-        alarm
+        timer
     }
 
-    pub(crate) fn clear_alarm(&self, alarm: Alarm) {
-        lock(&self.deadlines).clear(alarm);
+    pub(crate) fn clear_timer(&self, timer: TimerKey) {
+        lock(&self.deadlines).clear(timer);
     }
 
     /// The driver looks then, or only when it is told to.
@@ -149,97 +149,102 @@ impl Core {
         lock(&self.deadlines).awake_at(at);
     }
 
-    pub(crate) fn next_alarm(&self) -> Option<Instant> {
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
         lock(&self.deadlines).next()
     }
 
-    pub(crate) fn due(&self, now: Instant) -> Option<Weak<Lane>> {
+    pub(crate) fn due(&self, now: Instant) -> Option<Weak<Session>> {
         lock(&self.deadlines).due(now)
     }
 
-    /// Does what follows from a change, and what follows from that. No lane may be locked.
-    pub(crate) fn settle(&self, effects: Effects) {
-        if effects.are_few() {
+    /// Does what follows from a change, and what follows from that. No session may be locked.
+    pub(crate) fn apply(&self, effects: Effects) {
+        if effects.is_only_wakers() {
             effects.wakers.into_iter().for_each(Waker::wake);
         } else {
-            self.settle_all(effects);
+            self.apply_all(effects);
         }
     }
 
-    fn settle_all(&self, effects: Effects) {
+    fn apply_all(&self, effects: Effects) {
         let mut wakers = effects.wakers;
         drop(effects.logs);
         effects.replays.iter().for_each(|replay| replay.play());
         drop(effects.replays);
-        let mut changes = VecDeque::from(effects.workers);
+        let mut changes = VecDeque::from(effects.pool_commands);
         while let Some(change) = changes.pop_front() {
             let next = match change {
-                Change::Release(lease) => self.release(lease),
-                Change::Lose(lease, loss) => self.lose(lease, loss),
-                Change::Fail(lease, reason) => self.fail(lease, reason),
-                Change::HandBack(lease) => self.hand_back(lease),
-                Change::Assign(lane, lease) => match lane.assign(lease) {
+                PoolCommand::Release(lease) => self.release(lease),
+                PoolCommand::Lose(lease, loss) => self.lose(lease, loss),
+                PoolCommand::FailHandshake(lease, reason) => self.fail_handshake(lease, reason),
+                PoolCommand::Decline(lease) => self.decline(lease),
+                PoolCommand::Assign(session, lease) => match session.assign(lease) {
                     Ok(effects) => {
                         wakers.extend(effects.wakers);
-                        changes.extend(effects.workers);
+                        changes.extend(effects.pool_commands);
                         effects.replays.iter().for_each(|replay| replay.play());
                         None
                     }
                     // It gave up in this instant: the worker goes to the next one.
-                    Err(lease) => self.hand_back(lease),
+                    Err(lease) => self.decline(lease),
                 },
             };
             changes.extend(next);
         }
         wakers.into_iter().for_each(Waker::wake);
-        effects.turned_away.iter().for_each(|lane| lane.fail(self.overloaded()));
+        effects.evicted.iter().for_each(|session| session.fail(self.overloaded()));
     }
 
     /// The error of a checkout for which there is no place in the queue.
     pub(crate) fn overloaded(&self) -> FatalError {
-        self.tally.refused();
+        self.counters.count_refused();
         FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
     }
 
-    fn release(&self, mut lease: Lease<Box<Connection>>) -> Option<Change> {
-        if let Err(loss) = self.part(&mut lease) {
+    fn release(&self, mut lease: Lease<Box<Connection>>) -> Option<PoolCommand> {
+        if let Err(loss) = self.finish_checkout(&mut lease) {
             return self.lose(lease, loss);
         }
-        let (key, said) = (lease.key(), lease.connection.unsent() == 0);
+        let (key, said) = (lease.key(), lease.connection.unsent_bytes() == 0);
         let released = self.pool().release(lease);
-        self.see_off(key, said, &released);
-        self.released(released)
+        self.flush_idle(key, said, &released);
+        self.handle_released(released)
     }
 
     /// Sends the farewell that was to go with what the next one sends, if there is none after all.
-    fn see_off(&self, key: WorkerKey, said: bool, released: &Released<Box<Connection>, Arc<Lane>>) {
+    fn flush_idle(
+        &self,
+        key: WorkerKey,
+        said: bool,
+        released: &Released<Box<Connection>, Arc<Session>>,
+    ) {
         if let (Released::Idle, false) = (released, said) {
-            self.look_at_idle(key);
+            self.poll_idle(key);
         }
     }
 
     /// How many checkouts wait, if a worker is to be told: while there are any, and once when there are
     /// none any more.
-    pub(crate) fn waiting(&self) -> Option<u64> {
+    pub(crate) fn take_queue_report(&self) -> Option<u64> {
         let waiting = self.pool().counts().queued;
-        let before = self.waiting.swap(waiting, Ordering::Relaxed);
+        let before = self.reported_waiting.swap(waiting, Ordering::Relaxed);
         (waiting > 0 || before > 0).then_some(waiting as u64)
     }
 
     /// Has it said if a worker has been told otherwise.
-    fn tell_that_none_waits(&self, connection: &mut Connection) -> Result<(), Lost> {
-        match self.waiting.swap(0, Ordering::Relaxed) {
+    fn put_empty_queue(&self, connection: &mut Connection) -> Result<(), Lost> {
+        match self.reported_waiting.swap(0, Ordering::Relaxed) {
             0 => Ok(()),
-            _ => connection.put_waiting(0),
+            _ => connection.put_queue_length(0),
         }
     }
 
     /// Says goodbye at the end of a checkout, and has the driver look after the connection. Where
     /// somebody waits for the worker, the farewell goes with what the next one sends.
-    fn part(&self, lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
+    fn finish_checkout(&self, lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
         let said = lease.connection.put_done().and_then(|()| match self.pool().counts().queued {
             0 => {
-                self.tell_that_none_waits(&mut lease.connection)?;
+                self.put_empty_queue(&mut lease.connection)?;
                 lease.connection.flush()
             }
             _ => Ok(()),
@@ -248,91 +253,91 @@ impl Core {
         watch_idle(lease)
     }
 
-    fn hand_back(&self, mut lease: Lease<Box<Connection>>) -> Option<Change> {
+    fn decline(&self, mut lease: Lease<Box<Connection>>) -> Option<PoolCommand> {
         // Whoever was to have it has seen to nothing.
-        let _ = lease.connection.is_held();
+        let _ = lease.connection.mark_held();
         if self.pool().counts().queued == 0 {
             // If the connection is over, watching it tells.
-            let _ = self.tell_that_none_waits(&mut lease.connection);
+            let _ = self.put_empty_queue(&mut lease.connection);
         }
         if watch_idle(&mut lease).is_err() {
             return self.lose(lease, Loss::Unused);
         }
-        let (key, said) = (lease.key(), lease.connection.unsent() == 0);
+        let (key, said) = (lease.key(), lease.connection.unsent_bytes() == 0);
         let released = self.pool().decline(lease);
-        self.see_off(key, said, &released);
-        self.released(released)
+        self.flush_idle(key, said, &released);
+        self.handle_released(released)
     }
 
     /// Says what to do with a worker that has become free.
-    pub(crate) fn released(
+    pub(crate) fn handle_released(
         &self,
-        released: Released<Box<Connection>, Arc<Lane>>,
-    ) -> Option<Change> {
+        released: Released<Box<Connection>, Arc<Session>>,
+    ) -> Option<PoolCommand> {
         match released {
             Released::Idle => None,
-            Released::Assigned(lane, lease) => Some(Change::Assign(lane, lease)),
-            Released::Spent(mut connection) => {
+            Released::Assigned(session, lease) => Some(PoolCommand::Assign(session, lease)),
+            Released::Expired(mut connection) => {
                 // It is closed next; a farewell that cannot be sent is not needed.
                 let _ = connection.flush();
                 drop(connection);
-                self.mailbox.notify.notify_one();
+                self.driver_queue.notify.notify_one();
                 None
             }
         }
     }
 
-    fn lose(&self, lease: Lease<Box<Connection>>, loss: Loss) -> Option<Change> {
+    fn lose(&self, lease: Lease<Box<Connection>>, loss: Loss) -> Option<PoolCommand> {
         // Closed only after the lock is released: the kernel's work is not the pool's.
         let connection = self.pool().lose(lease, loss, Instant::now());
         drop(connection);
-        self.mailbox.notify.notify_one();
+        self.driver_queue.notify.notify_one();
         None
     }
 
-    fn fail(&self, lease: Lease<Box<Connection>>, reason: String) -> Option<Change> {
-        self.tell_failure(&reason);
-        let connection = self.pool().never_greeted(lease, reason, Instant::now());
+    fn fail_handshake(&self, lease: Lease<Box<Connection>>, reason: String) -> Option<PoolCommand> {
+        self.record_connect_failure(&reason);
+        let connection = self.pool().handshake_failed(lease, reason, Instant::now());
         drop(connection);
-        self.mailbox.notify.notify_one();
+        self.driver_queue.notify.notify_one();
         None
     }
 
     /// An attempt to connect a worker has failed.
-    pub(crate) fn tell_failure(&self, reason: &str) {
-        *lock(&self.terms) = None;
+    pub(crate) fn record_connect_failure(&self, reason: &str) {
+        *lock(&self.expected_limits) = None;
         tracing::debug!(address = self.config.addresses(), "cannot connect a worker: {reason}");
     }
 
     /// A worker has greeted, so long after it was connected.
-    pub(crate) fn greeted(&self, terms: Terms, after: Duration) {
-        self.tally.connected();
-        *lock(&self.terms) = (after < AT_ONCE).then_some(terms);
+    pub(crate) fn record_handshake(&self, limits: PeerLimits, after: Duration) {
+        self.counters.count_connected();
+        *lock(&self.expected_limits) = (after < FAST_HANDSHAKE).then_some(limits);
     }
 
-    /// The terms on which the next worker can be expected to greet at once.
-    pub(crate) fn terms(&self) -> Option<Terms> {
-        *lock(&self.terms)
+    /// The limits on which the next worker can be expected to greet at once.
+    pub(crate) fn expected_limits(&self) -> Option<PeerLimits> {
+        *lock(&self.expected_limits)
     }
 
     /// Looks at an idle worker on which something happened: it is dead, or nothing is to be done.
-    pub(crate) fn look_at_idle(&self, key: WorkerKey) {
+    pub(crate) fn poll_idle(&self, key: WorkerKey) {
         let mut pool = self.pool();
         let Some(connection) = pool.idle_mut(key) else { return };
-        connection.begin_turn();
+        connection.begin_read();
         let flushed = matches!(connection.poll_flush(), Poll::Pending | Poll::Ready(Ok(())));
-        let ending = match connection.poll_message() {
-            Poll::Ready(ended) => Ending::of(ended),
-            Poll::Pending if connection.talks() => Ending::talks(),
+        let disconnect = match connection.poll_message() {
+            Poll::Ready(ended) => Disconnect::of(ended),
+            Poll::Pending if connection.sends_unsolicited() => Disconnect::unsolicited(),
             Poll::Pending if flushed => return,
-            Poll::Pending => Ending::Closed,
+            Poll::Pending => Disconnect::Closed,
         };
         let connection = pool.lose_idle(key, Instant::now());
         drop(pool);
         drop(connection);
-        match ending {
-            Ending::Ungreeted(reason) => self.tell_failure(&reason),
-            ending => self.tally.died(stats::cause(&ending)),
+        match disconnect {
+            Disconnect::NoHandshake(reason) => self.record_connect_failure(&reason),
+            disconnect => self.counters.count_death(stats::cause(&disconnect)),
         }
     }
 
@@ -341,7 +346,7 @@ impl Core {
     }
 
     /// Ends all who wait if the server has ended, is not replaced, and cannot be reached.
-    pub(crate) fn turn_away_if_ended(&self) {
+    pub(crate) fn fail_waiting_if_server_ended(&self) {
         let is_hopeless = {
             let pool = self.pool();
             let counts = pool.counts();
@@ -352,8 +357,8 @@ impl Core {
         }
         let Some(cause) = self.config.ended() else { return };
         loop {
-            let Some(lane) = self.pool().turn_away() else { return };
-            lane.fail(cause.clone());
+            let Some(session) = self.pool().pop_waiting() else { return };
+            session.fail(cause.clone());
         }
     }
 
@@ -361,21 +366,21 @@ impl Core {
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         loop {
-            let Some(lane) = self.pool().turn_away() else { return };
-            lane.fail(runtime_is_gone());
+            let Some(session) = self.pool().pop_waiting() else { return };
+            session.fail(runtime_shut_down());
         }
     }
 }
 
-pub(crate) fn runtime_is_gone() -> FatalError {
+pub(crate) fn runtime_shut_down() -> FatalError {
     let message = "the tokio runtime in which the client was built has been shut down";
     FatalError::Aborted { message: message.to_owned() }
 }
 
 fn watch_idle(lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
     let key = lease.key();
-    lease.connection.signal.belongs_to_pool(key);
-    lease.connection.begin_turn();
+    lease.connection.notifier.set_idle(key);
+    lease.connection.begin_read();
     // Registers the waker as well, so that a death is noticed from here on.
     match lease.connection.poll_message() {
         Poll::Pending => Ok(()),

@@ -17,7 +17,7 @@ pub(crate) struct Deadlines<T> {
 
 /// One time that was set.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Alarm {
+pub(crate) struct TimerKey {
     tick: u64,
     ticket: Ticket,
 }
@@ -33,21 +33,21 @@ impl<T> Deadlines<T> {
     }
 
     /// Sets a time; says as well whether it comes before anybody looks.
-    pub(crate) fn set(&mut self, at: Instant, who: T) -> (Alarm, bool) {
+    pub(crate) fn set(&mut self, at: Instant, who: T) -> (TimerKey, bool) {
         // Rounded up: nothing is due before its time.
         let since = at.saturating_duration_since(self.start);
         let tick = u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         let asleep = self.awake_at.is_none_or(|awake_at| at < awake_at);
         let ticket = self.ticks.entry(tick).or_insert_with(Queue::new).push_back(who);
-        (Alarm { tick, ticket }, asleep)
+        (TimerKey { tick, ticket }, asleep)
     }
 
     /// Clears a time, unless it has come already.
-    pub(crate) fn clear(&mut self, alarm: Alarm) {
-        let Some(queue) = self.ticks.get_mut(&alarm.tick) else { return };
-        queue.remove(alarm.ticket);
+    pub(crate) fn clear(&mut self, timer: TimerKey) {
+        let Some(queue) = self.ticks.get_mut(&timer.tick) else { return };
+        queue.remove(timer.ticket);
         if queue.is_empty() {
-            self.ticks.remove(&alarm.tick);
+            self.ticks.remove(&timer.tick);
         }
     }
 
@@ -86,9 +86,9 @@ mod tests {
             let mut expected = Vec::new();
             for &(micros, cleared) in &times {
                 let at = start + Duration::from_micros(micros);
-                let (alarm, _) = deadlines.set(at, at);
+                let (timer, _) = deadlines.set(at, at);
                 if cleared {
-                    deadlines.clear(alarm);
+                    deadlines.clear(timer);
                 } else {
                     expected.push(at);
                 }

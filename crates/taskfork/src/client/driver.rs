@@ -11,130 +11,133 @@ use tokio::sync::Notify;
 use tokio::task::{JoinSet, coop};
 use tokio::time::{Sleep, sleep_until};
 
-use super::connect::{GreetError, Hearing, Terms, connect, connect_at_once, most_files, most_lent};
-use super::connection::{Connection, Greeted, Greeting};
-use super::core::{Core, Effects, Mailbox, Work};
-use super::lane::Lane;
-use super::look::Look;
+use super::connect::{
+    HandshakeError, HandshakeReader, PeerLimits, connect, connect_without_waiting, max_files,
+    max_shared,
+};
+use super::connection::{Connection, NewConnection, PendingHandshake};
+use super::core::{Core, DriverEvent, DriverQueue, Effects};
 use super::pool::{Permit, Released, WorkerKey};
-use super::signal::Signal;
+use super::reply_spin::ReplySpin;
+use super::session::Session;
+use super::waker::ConnectionWaker;
 
 /// An attempt to connect, and how long it took.
-type Attempt = (Permit, Result<Greeted, NoWorker>, Duration);
+type Attempt = (Permit, Result<NewConnection, AttemptError>, Duration);
 
 /// What came of an attempt to connect that has not succeeded.
-enum NoWorker {
+enum AttemptError {
     Failed(String),
     /// It was given up, as nobody needed it any more.
-    Withdrawn,
+    Cancelled,
 }
 
 /// Who has a worker that has not greeted, and until when it may; those that have come first are first.
-type Ungreeted = VecDeque<(Instant, WorkerKey, Weak<Lane>)>;
+type NoHandshake = VecDeque<(Instant, WorkerKey, Weak<Session>)>;
 
 /// Runs until the client and all its checkouts are dropped.
-pub(crate) fn drive(core: Weak<Core>, mailbox: Arc<Mailbox>) -> impl Future<Output = ()> {
+pub(crate) fn drive(core: Weak<Core>, driver_queue: Arc<DriverQueue>) -> impl Future<Output = ()> {
     // Made before the task is first run, as a runtime that ends may never run it.
     let stop = StopOnDrop(core.clone());
     async move {
         let _stop = stop;
-        run(core, mailbox).await;
+        run(core, driver_queue).await;
     }
 }
 
-async fn run(core: Weak<Core>, mailbox: Arc<Mailbox>) {
+async fn run(core: Weak<Core>, driver_queue: Arc<DriverQueue>) {
     let mut attempts = JoinSet::<Attempt>::new();
-    let mut clock = Clock::default();
-    let (mut ungreeted, withdrawn) = (Ungreeted::new(), Arc::<Notify>::default());
-    while look(&core, &mut attempts, &withdrawn, &mut ungreeted, &mut clock).is_some() {
+    let mut timer = Timer::default();
+    let (mut pending, cancelled) = (NoHandshake::new(), Arc::<Notify>::default());
+    while tick(&core, &mut attempts, &cancelled, &mut pending, &mut timer).is_some() {
         tokio::select! {
             biased;
             Some(attempt) = attempts.join_next() => {
                 let (Some(core), Ok(attempt)) = (core.upgrade(), attempt) else { return };
-                settle_attempt(&core, attempt);
+                finish_attempt(&core, attempt);
             }
-            () = mailbox.notify.notified() => {}
-            () = clock.ring() => {}
+            () = driver_queue.notify.notified() => {}
+            () = timer.fired() => {}
         }
         // A worker that never stops sending gives the driver something to do each time that it looks.
         coop::consume_budget().await;
     }
 }
 
-/// Does what is due, and has the clock ring when to look again; nothing if the client is gone.
-fn look(
+/// Does what is due, and has the timer ring when to look again; nothing if the client is gone.
+fn tick(
     core: &Weak<Core>,
     attempts: &mut JoinSet<Attempt>,
-    withdrawn: &Arc<Notify>,
-    ungreeted: &mut Ungreeted,
-    clock: &mut Clock,
+    cancelled: &Arc<Notify>,
+    pending: &mut NoHandshake,
+    timer: &mut Timer,
 ) -> Option<()> {
     let core = core.upgrade()?;
-    if clock.at.is_none() {
+    if timer.at.is_none() {
         core.awake_at(None);
     }
-    for work in core.mailbox.take() {
-        match work {
-            Work::Idle(key) => core.look_at_idle(key),
-            Work::Waits(reason) => {
-                core.pool().must_wait(GreetError::Wait(reason).to_string(), Instant::now())
+    for event in core.driver_queue.take() {
+        match event {
+            DriverEvent::Idle(key) => core.poll_idle(key),
+            DriverEvent::ServerBusy(reason) => {
+                core.pool().server_busy(HandshakeError::Wait(reason).to_string(), Instant::now())
             }
-            Work::Lane(lane) => {
-                if let Some(lane) = lane.upgrade() {
-                    lane.look();
+            DriverEvent::Session(session) => {
+                if let Some(session) = session.upgrade() {
+                    session.look();
                 }
             }
-            Work::Ungreeted(since, key, lane) => {
+            DriverEvent::HandshakePending(since, key, session) => {
                 let late = core.config.connect_timeout.after(since);
-                ungreeted.extend(late.map(|late| (late, key, lane)));
+                pending.extend(late.map(|late| (late, key, session)));
             }
         }
     }
     let now = Instant::now();
-    while let Some(lane) = core.due(now) {
-        if let Some(lane) = lane.upgrade() {
-            lane.expire(now);
+    while let Some(session) = core.due(now) {
+        if let Some(session) = session.upgrade() {
+            session.expire(now);
         }
     }
     while let Some(permit) = { core.pool().permit(now) } {
-        let Some(permit) = engage(&core, permit, ungreeted, now) else { continue };
-        let (config, mailbox) = (core.config.clone(), core.mailbox.clone());
-        let withdrawn = withdrawn.clone();
+        let Some(permit) = connect_optimistically(&core, permit, pending, now) else { continue };
+        let (config, driver_queue) = (core.config.clone(), core.driver_queue.clone());
+        let cancelled = cancelled.clone();
         let id = core.id;
         attempts.spawn(async move {
-            let on_wait = move |reason| mailbox.send(Work::Waits(reason));
+            let on_wait = move |reason| driver_queue.send(DriverEvent::ServerBusy(reason));
             let outcome = tokio::select! {
                 biased;
-                outcome = connect(&config, id, &on_wait) => outcome.map_err(NoWorker::Failed),
-                () = withdrawn.notified() => Err(NoWorker::Withdrawn),
+                outcome = connect(&config, id, &on_wait) => outcome.map_err(AttemptError::Failed),
+                () = cancelled.notified() => Err(AttemptError::Cancelled),
             };
             (permit, outcome, now.elapsed())
         });
     }
-    if core.pool().makes_too_many() {
-        withdrawn.notify_waiters();
+    if core.pool().has_surplus_attempt() {
+        cancelled.notify_waiters();
     }
-    core.turn_away_if_ended();
+    core.fail_waiting_if_server_ended();
     let late = loop {
-        match ungreeted.front() {
-            Some((_, _, lane)) if lane.strong_count() == 0 => {}
-            Some((late, key, lane)) if *late <= now => {
-                lane.upgrade().into_iter().for_each(|lane| lane.give_up_greeting(*key));
+        match pending.front() {
+            Some((_, _, session)) if session.strong_count() == 0 => {}
+            Some((late, key, session)) if *late <= now => {
+                session.upgrade().into_iter().for_each(|session| session.time_out_handshake(*key));
             }
             first => break first.map(|(late, ..)| *late),
         }
-        ungreeted.pop_front();
+        pending.pop_front();
     };
     let (retry, counts) = {
         let pool = core.pool();
         (pool.retry_at(), pool.counts())
     };
-    let show = core.tally.show(counts).map(|interval| now + interval);
-    if let Some(at) = [retry, late, core.next_alarm(), show].into_iter().flatten().min()
-        && clock.at.is_none_or(|set| at < set)
+    let show = core.counters.publish_gauges(counts).map(|interval| now + interval);
+    if let Some(at) = [retry, late, core.next_timer(), show].into_iter().flatten().min()
+        && timer.at.is_none_or(|set| at < set)
     {
-        clock.set(at);
-        core.awake_at(clock.at);
+        timer.set(at);
+        core.awake_at(timer.at);
     }
     Some(())
 }
@@ -142,12 +145,12 @@ fn look(
 /// It rings once at the time for which it is set. It is left as it is while that is early enough, as
 /// each time that is set makes the runtime look up.
 #[derive(Default)]
-struct Clock {
+struct Timer {
     at: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-impl Clock {
+impl Timer {
     fn set(&mut self, at: Instant) {
         self.at = Some(at);
         match &mut self.sleep {
@@ -156,7 +159,7 @@ impl Clock {
         }
     }
 
-    async fn ring(&mut self) {
+    async fn fired(&mut self) {
         match &mut self.sleep {
             Some(sleep) if self.at.is_some() => sleep.await,
             _ => std::future::pending().await,
@@ -167,32 +170,34 @@ impl Clock {
 
 /// Connects a worker whose greeting need not be waited for: who waits longest has it at once, and its first call
 /// goes with what is said first. Gives the permit back where that cannot be.
-fn engage(
+fn connect_optimistically(
     core: &Arc<Core>,
     permit: Permit,
-    ungreeted: &mut Ungreeted,
+    pending: &mut NoHandshake,
     now: Instant,
 ) -> Option<Permit> {
-    let Some(terms) = core.terms() else { return Some(permit) };
+    let Some(limits) = core.expected_limits() else { return Some(permit) };
     if core.pool().counts().queued == 0 {
         return Some(permit);
     }
-    let Some((stream, said)) = connect_at_once(&core.config, core.id) else { return Some(permit) };
-    let greeted = Greeted {
+    let Some((stream, said)) = connect_without_waiting(&core.config, core.id) else {
+        return Some(permit);
+    };
+    let greeted = NewConnection {
         stream,
         protocol: core.config.protocol,
         inbox: BytesMut::with_capacity(4096),
         pid: 0,
-        terms: Terms { ahead: 0, ..terms },
+        limits: PeerLimits { pipeline_window: 0, ..limits },
         max_receive: core.config.max_frame,
         max_blob: core.config.max_blob,
-        most_lent: most_lent(&core.config, most_files(&core.config)),
-        look: Look::new(core.config.busy_poll, core.config.cores),
+        max_shared: max_shared(&core.config, max_files(&core.config)),
+        spin: ReplySpin::new(core.config.busy_poll, core.config.cores),
     };
     let key = permit.key();
-    let (hearing, core_of_it) = (Hearing::default(), Arc::downgrade(core));
-    let greeting = Greeting { hearing, since: now, held: false, core: core_of_it };
-    let connection = Connection::ungreeted(greeted, signal(core, key), said, greeting);
+    let (reader, core_of_it) = (HandshakeReader::default(), Arc::downgrade(core));
+    let greeting = PendingHandshake { reader, since: now, held: false, core: core_of_it };
+    let connection = Connection::before_handshake(greeted, notifier(core, key), said, greeting);
     let connection = Box::new(connection);
     let mut pool = core.pool();
     if pool.counts().queued == 0 {
@@ -203,41 +208,41 @@ fn engage(
     }
     let released = pool.connected(permit, connection, now);
     drop(pool);
-    if let Released::Assigned(lane, _) = &released {
+    if let Released::Assigned(session, _) = &released {
         let late = core.config.connect_timeout.after(now);
-        ungreeted.extend(late.map(|late| (late, key, Arc::downgrade(lane))));
+        pending.extend(late.map(|late| (late, key, Arc::downgrade(session))));
     }
-    let workers = core.released(released).into_iter().collect();
-    core.settle(Effects { workers, ..Effects::default() });
+    let pool_commands = core.handle_released(released).into_iter().collect();
+    core.apply(Effects { pool_commands, ..Effects::default() });
     None
 }
 
 /// What tells of a new connection.
-fn signal(core: &Core, key: WorkerKey) -> Arc<Signal> {
-    let signal = Signal::new(core.mailbox.clone());
-    signal.belongs_to_pool(key);
-    signal
+fn notifier(core: &Core, key: WorkerKey) -> Arc<ConnectionWaker> {
+    let notifier = ConnectionWaker::new(core.driver_queue.clone());
+    notifier.set_idle(key);
+    notifier
 }
 
-fn settle_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
+fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
     match outcome {
         Ok(greeted) => {
-            core.greeted(greeted.terms, took);
+            core.record_handshake(greeted.limits, took);
             let key = permit.key();
-            let connection = Box::new(Connection::new(greeted, signal(core, key)));
+            let connection = Box::new(Connection::new(greeted, notifier(core, key)));
             let released = core.pool().connected(permit, connection, Instant::now());
-            let workers = core.released(released).into_iter().collect();
-            core.settle(Effects { workers, ..Effects::default() });
+            let pool_commands = core.handle_released(released).into_iter().collect();
+            core.apply(Effects { pool_commands, ..Effects::default() });
             // Registers the waker of one that nobody waited for.
-            core.look_at_idle(key);
+            core.poll_idle(key);
         }
-        Err(NoWorker::Withdrawn) => core.pool().withdrawn(permit),
-        Err(NoWorker::Failed(reason)) => {
+        Err(AttemptError::Cancelled) => core.pool().cancelled(permit),
+        Err(AttemptError::Failed(reason)) => {
             let reason = match core.config.trouble() {
                 Some(trouble) if !reason.contains(&trouble) => format!("{reason}: {trouble}"),
                 _ => reason,
             };
-            core.tell_failure(&reason);
+            core.record_connect_failure(&reason);
             core.pool().failed(permit, reason, Instant::now());
         }
     }

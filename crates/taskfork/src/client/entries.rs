@@ -28,7 +28,7 @@ const BYTES_OF_A_FILE: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) method: MethodName,
-    pub(crate) work: Work,
+    pub(crate) operation: Operation,
     pub(crate) progress: Progress,
     pub(crate) deadline: Option<Instant>,
     pub(crate) waker: Option<Waker>,
@@ -42,16 +42,16 @@ pub(crate) struct Entry {
 
 /// What a call that is over leaves: to be let go of once nothing is locked, as users' code may run
 /// then.
-pub(crate) type Left = Option<Arc<Replay>>;
+pub(crate) type FinishedReplay = Option<Arc<Replay>>;
 
 /// What is to be done for an entry.
 #[derive(Debug)]
-pub(crate) enum Work {
+pub(crate) enum Operation {
     /// Send this frame and wait for the answer. The second is what was made of it for the worker
     /// that it is sent to, if it cannot be sent as it is.
     Call(Parted, Option<Box<Parted>>),
     /// Nothing but wait for a worker.
-    Ready,
+    WaitForWorker,
     /// Fail: the arguments could not be encoded.
     Unsendable(String),
 }
@@ -65,17 +65,17 @@ pub(crate) enum Progress {
     Sent(u64),
     Done(Outcome),
     /// Done and told, or removed before it was sent.
-    Gone,
+    Removed,
 }
 
-/// What came beside an answer, until it is taken.
-pub(crate) type Beside = Option<Arc<Mutex<Enclosed>>>;
+/// What came attachments an answer, until it is taken.
+pub(crate) type Attachments = Option<Arc<Mutex<Enclosed>>>;
 
 /// How a call ended.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The worker's answer, encoded, and what came beside it.
-    Answer(Bytes, Beside),
+    /// The worker's answer, encoded, and what came attachments it.
+    Answer(Bytes, Attachments),
     Ready,
     Unsendable(String),
     Dropped {
@@ -89,7 +89,7 @@ pub(crate) enum Outcome {
 
 impl Entry {
     fn is_finished(&self) -> bool {
-        matches!(self.progress, Progress::Done(_) | Progress::Gone)
+        matches!(self.progress, Progress::Done(_) | Progress::Removed)
     }
 
     /// Its number on its connection, once it is on its way.
@@ -102,19 +102,19 @@ impl Entry {
 
     /// How much of what a worker takes before it answers this needs.
     fn bytes(&self) -> usize {
-        match &self.work {
-            Work::Call(frame, made) => {
-                let frame = made.as_deref().unwrap_or(frame);
+        match &self.operation {
+            Operation::Call(frame, fitted) => {
+                let frame = fitted.as_deref().unwrap_or(frame);
                 frame.len() + frame.files.len() * BYTES_OF_A_FILE
             }
-            Work::Ready | Work::Unsendable(_) => 0,
+            Operation::WaitForWorker | Operation::Unsendable(_) => 0,
         }
     }
 
     pub(crate) fn label(&self) -> String {
-        match (&self.method, &self.work) {
+        match (&self.method, &self.operation) {
             (Some(method), _) => format!("the call of `{method}`"),
-            (None, Work::Ready) => "the wait for a worker".to_owned(),
+            (None, Operation::WaitForWorker) => "the wait for a worker".to_owned(),
             (None, _) => "the call without a method".to_owned(),
         }
     }
@@ -145,7 +145,7 @@ impl Entries {
             self.list.reserve_exact(1);
         }
         self.list.push_back(entry);
-        self.settle();
+        self.compact();
         seq
     }
 
@@ -157,7 +157,9 @@ impl Entries {
 
     /// The first that is not finished and not yet on its way.
     pub(crate) fn next(&mut self) -> Option<&mut Entry> {
-        let passed = |entry: &Entry| entry.is_finished() || matches!(entry.work, Work::Ready);
+        let passed = |entry: &Entry| {
+            entry.is_finished() || matches!(entry.operation, Operation::WaitForWorker)
+        };
         while self.list.get(self.sent).is_some_and(passed) {
             self.sent += 1;
         }
@@ -165,7 +167,7 @@ impl Entries {
     }
 
     /// The one that [`next`](Self::next) gave is on its way.
-    pub(crate) fn sent(&mut self, number: u64) {
+    pub(crate) fn mark_sent(&mut self, number: u64) {
         let Some(entry) = self.list.get_mut(self.sent) else { return };
         entry.progress = Progress::Sent(number);
         self.unanswered += 1;
@@ -174,15 +176,15 @@ impl Entries {
     }
 
     /// What was on its way is to be sent again, to another worker.
-    pub(crate) fn send_again(&mut self) {
+    pub(crate) fn requeue_sent(&mut self) {
         for entry in self.list.iter_mut().skip(self.finished) {
             if matches!(entry.progress, Progress::Sending(_) | Progress::Sent(_)) {
-                entry.progress = if entry.abandoned { Progress::Gone } else { Progress::Queued };
+                entry.progress = if entry.abandoned { Progress::Removed } else { Progress::Queued };
             }
         }
         (self.unanswered, self.unanswered_bytes) = (0, 0);
         self.sent = self.finished;
-        self.settle();
+        self.compact();
     }
 
     /// The number of one that is on its way behind others.
@@ -206,7 +208,7 @@ impl Entries {
     }
 
     /// Ends one; gives who is to be woken, and what is left of it if nobody waits for it.
-    pub(crate) fn finish(&mut self, seq: Seq, outcome: Outcome) -> (Option<Waker>, Left) {
+    pub(crate) fn finish(&mut self, seq: Seq, outcome: Outcome) -> (Option<Waker>, FinishedReplay) {
         let Some(index) = self.index(seq) else { return (None, None) };
         let entry = &mut self.list[index];
         if entry.is_finished() {
@@ -220,36 +222,37 @@ impl Entries {
         }
         entry.timing.end();
         if entry.abandoned {
-            entry.progress = Progress::Gone;
+            entry.progress = Progress::Removed;
             left = entry.replay.take();
         } else {
             self.live -= 1;
             entry.progress = Progress::Done(outcome);
         }
         // Its bytes are not needed any more, while it waits to be asked for.
-        entry.work = Work::Ready;
-        self.settle();
+        entry.operation = Operation::WaitForWorker;
+        self.compact();
         (waker, left)
     }
 
     /// Takes the outcome, if there is one.
-    pub(crate) fn take(&mut self, seq: Seq) -> Option<(MethodName, Outcome, Left)> {
+    pub(crate) fn take(&mut self, seq: Seq) -> Option<(MethodName, Outcome, FinishedReplay)> {
         let index = self.index(seq)?;
         let entry = &mut self.list[index];
         if !matches!(entry.progress, Progress::Done(_)) {
             return None;
         }
         let method = entry.method.take();
-        let Progress::Done(outcome) = std::mem::replace(&mut entry.progress, Progress::Gone) else {
+        let Progress::Done(outcome) = std::mem::replace(&mut entry.progress, Progress::Removed)
+        else {
             return None;
         };
         let left = entry.replay.take();
-        self.settle();
+        self.compact();
         Some((method, outcome, left))
     }
 
     /// Nobody waits for it any more: removed, if no byte of it has been sent.
-    pub(crate) fn abandon(&mut self, seq: Seq) -> Left {
+    pub(crate) fn abandon(&mut self, seq: Seq) -> FinishedReplay {
         let index = self.index(seq)?;
         let entry = &mut self.list[index];
         if entry.abandoned {
@@ -260,11 +263,11 @@ impl Entries {
         entry.waker = None;
         let mut left = None;
         if matches!(entry.progress, Progress::Queued | Progress::Sending(0) | Progress::Done(_)) {
-            entry.progress = Progress::Gone;
+            entry.progress = Progress::Removed;
             entry.timing = Timing::Off;
             left = entry.replay.take();
         }
-        self.settle();
+        self.compact();
         left
     }
 
@@ -282,12 +285,12 @@ impl Entries {
     }
 
     /// Moves the head past what is finished, and forgets what is gone.
-    fn settle(&mut self) {
+    fn compact(&mut self) {
         while self.list.get(self.finished).is_some_and(Entry::is_finished) {
             self.finished += 1;
         }
         self.sent = self.sent.max(self.finished);
-        while matches!(self.list.front(), Some(Entry { progress: Progress::Gone, .. })) {
+        while matches!(self.list.front(), Some(Entry { progress: Progress::Removed, .. })) {
             self.list.pop_front();
             self.base += 1;
             self.finished -= 1;

@@ -70,7 +70,7 @@ impl Metrics {
             .increment(1);
     }
 
-    pub(crate) fn show(&self, counts: Counts) -> Option<Duration> {
+    pub(crate) fn publish_gauges(&self, counts: Counts) -> Option<Duration> {
         let workers = |state: &'static str, count: usize| {
             gauge!("taskfork_client_workers", "client" => self.client(), "state" => state)
                 .set(count as f64);

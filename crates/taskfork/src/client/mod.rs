@@ -3,7 +3,7 @@
 //! waits for, and keeps the time. It knows `wire` and `error`.
 
 mod advance;
-mod beside;
+mod attachments;
 mod builder;
 mod call;
 mod checkout;
@@ -13,28 +13,28 @@ mod core;
 mod deadlines;
 mod driver;
 mod entries;
-mod greeting;
-mod lane;
 mod log;
-mod look;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
 mod metrics;
+mod optimistic;
 mod outbox;
 mod perl;
 mod pool;
 mod queue;
+mod read_budget;
 #[cfg_attr(not(feature = "spans"), path = "replay_off.rs")]
 mod replay;
+mod reply_spin;
 mod rings;
 mod send;
-mod signal;
+mod session;
 #[cfg(feature = "spans")]
 mod sites;
 mod state;
 mod stats;
 mod step;
 mod stream;
-mod turn;
+mod waker;
 
 pub use builder::{Client, ClientBuilder, ConfigError};
 pub use call::Call;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// So much room is kept for what comes next.
-const KEPT: usize = 64 << 10;
+const KEPT_CAPACITY: usize = 64 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -13,7 +13,7 @@ pub(super) struct Outbox {
     /// How many bytes have been sent of all that has ever been in here.
     sent: u64,
     /// What is in `bytes` has to go through the socket.
-    for_socket: bool,
+    socket_only: bool,
     /// Where the calls end that are in `bytes`, counted as `sent` is.
     ends: VecDeque<u64>,
 }
@@ -27,13 +27,13 @@ impl Outbox {
     }
 
     /// Appends what has to go through the socket, with all that is here.
-    pub(super) fn put_for_socket(&mut self, bytes: &[u8]) {
+    pub(super) fn put_socket_only(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
-        self.for_socket = !self.bytes.is_empty();
+        self.socket_only = !self.bytes.is_empty();
     }
 
-    pub(super) fn is_for_socket(&self) -> bool {
-        self.for_socket
+    pub(super) fn is_socket_only(&self) -> bool {
+        self.socket_only
     }
 
     /// Whether there are any calls in here, or the rest of one.
@@ -42,14 +42,14 @@ impl Outbox {
     }
 
     /// So many bytes have been sent; gives how many of them were not in here.
-    pub(super) fn sent(&mut self, bytes: usize) -> usize {
+    pub(super) fn mark_sent(&mut self, bytes: usize) -> usize {
         let own = bytes.min(self.bytes.len());
         self.bytes.drain(..own);
         // The rest of what has been begun goes the same way.
-        self.for_socket |= own > 0;
+        self.socket_only |= own > 0;
         if self.bytes.is_empty() {
-            self.bytes.shrink_to(KEPT);
-            self.for_socket = false;
+            self.bytes.shrink_to(KEPT_CAPACITY);
+            self.socket_only = false;
         }
         self.sent += own as u64;
         while self.ends.front().is_some_and(|&end| end <= self.sent) {
@@ -60,7 +60,7 @@ impl Outbox {
     }
 
     /// A call that was never in here has been sent behind all that was; gives its number.
-    pub(super) fn sent_call(&mut self) -> u64 {
+    pub(super) fn count_direct_call(&mut self) -> u64 {
         self.calls += 1;
         self.calls
     }
@@ -89,7 +89,7 @@ mod tests {
             let mut sent = 0;
             for piece in pieces {
                 let most = put - sent;
-                prop_assert_eq!(outbox.sent(piece), piece.saturating_sub(most));
+                prop_assert_eq!(outbox.mark_sent(piece), piece.saturating_sub(most));
                 sent += piece.min(most);
                 let expected = ends.iter().filter(|&&end| end <= sent).count();
                 prop_assert_eq!(outbox.calls, expected as u64);

@@ -1,5 +1,5 @@
 //! Who holds which worker, who waits, and how many workers there must be. Pure: no I/O and no
-//! clock, so that random sequences of events can check its invariants. Every operation takes
+//! timer, so that random sequences of events can check its invariants. Every operation takes
 //! constant time whatever the queue's length.
 //!
 //! A right is a value: a [`Permit`] to connect must come back as `connected` or `failed`, a
@@ -11,13 +11,13 @@ use slab::Slab;
 
 use super::queue::{Queue, Ticket};
 
-const FIRST_RETRY: Duration = Duration::from_millis(5);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(5);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// A worker that dies unused before this age counts as a failed attempt.
-const YOUNG: Duration = Duration::from_secs(1);
+const EARLY_DEATH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct PoolLimits {
     pub(crate) min_workers: usize,
     pub(crate) max_workers: usize,
     pub(crate) max_checkouts: Option<u64>,
@@ -43,7 +43,7 @@ pub enum Overload {
 pub(crate) enum CheckedOut<C, W> {
     Worker(Lease<C>),
     /// A place in the queue, and who was turned away for it.
-    Place(Ticket, Option<W>),
+    Queued(Ticket, Option<W>),
     /// Nothing: as many wait as may.
     Refused,
 }
@@ -51,22 +51,22 @@ pub(crate) enum CheckedOut<C, W> {
 /// `C` is a connection to a worker, `W` who waits for one.
 #[derive(Debug)]
 pub(crate) struct Pool<C, W> {
-    limits: Limits,
+    limits: PoolLimits,
     workers: Slab<Worker<C>>,
     /// Indices of idle workers, the one used last at the end.
     idle: Vec<usize>,
     waiting: Queue<W>,
-    held: usize,
+    leased: usize,
     connecting: usize,
-    stamps: u64,
+    next_generation: u64,
     backoff: Backoff,
 }
 
 #[derive(Debug)]
 struct Worker<C> {
-    stamp: u64,
+    generation: u64,
     /// When it connected.
-    born: Option<Instant>,
+    connected_at: Option<Instant>,
     checkouts: u64,
     /// The connection, while nobody holds it.
     idle: Option<C>,
@@ -93,7 +93,7 @@ pub(crate) struct Unreachable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WorkerKey {
     index: usize,
-    stamp: u64,
+    generation: u64,
 }
 
 /// The right to connect one more worker.
@@ -132,7 +132,7 @@ pub(crate) enum Released<C, W> {
     /// It goes to who waited longest.
     Assigned(W, Lease<C>),
     /// It has served its `max_checkouts`.
-    Spent(C),
+    Expired(C),
 }
 
 /// How a lost worker counts.
@@ -153,15 +153,15 @@ pub(crate) struct Counts {
 }
 
 impl<C, W> Pool<C, W> {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: PoolLimits) -> Self {
         Self {
             limits,
             workers: Slab::new(),
             idle: Vec::new(),
             waiting: Queue::new(),
-            held: 0,
+            leased: 0,
             connecting: 0,
-            stamps: 0,
+            next_generation: 0,
             backoff: Backoff::default(),
         }
     }
@@ -169,7 +169,7 @@ impl<C, W> Pool<C, W> {
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             idle: self.idle.len(),
-            busy: self.held,
+            busy: self.leased,
             connecting: self.connecting,
             queued: self.waiting.len(),
         }
@@ -185,14 +185,14 @@ impl<C, W> Pool<C, W> {
             return CheckedOut::Worker(lease);
         }
         let full = self.limits.max_queue.is_some_and(|most| self.waiting.len() >= most);
-        let turned_away = match self.limits.overload {
+        let evicted = match self.limits.overload {
             Overload::DropOldest if full => self.waiting.pop_front(),
             _ => None,
         };
-        if full && turned_away.is_none() {
+        if full && evicted.is_none() {
             return CheckedOut::Refused;
         }
-        CheckedOut::Place(self.waiting.push_back(waiter()), turned_away)
+        CheckedOut::Queued(self.waiting.push_back(waiter()), evicted)
     }
 
     /// A worker at once, or nothing.
@@ -210,25 +210,25 @@ impl<C, W> Pool<C, W> {
     }
 
     /// Takes one out of the queue that has given up; nothing if it has been given a worker.
-    pub(crate) fn give_up(&mut self, ticket: Ticket) -> Option<W> {
+    pub(crate) fn leave_queue(&mut self, ticket: Ticket) -> Option<W> {
         self.waiting.remove(ticket)
     }
 
     /// The one that has waited longest, for when there is no hope for any.
-    pub(crate) fn turn_away(&mut self) -> Option<W> {
+    pub(crate) fn pop_waiting(&mut self) -> Option<W> {
         self.waiting.pop_front()
     }
 
     /// Takes a worker back after a checkout.
     pub(crate) fn release(&mut self, lease: Lease<C>) -> Released<C, W> {
         let Lease { key, connection } = lease;
-        self.held -= 1;
+        self.leased -= 1;
         self.backoff.delay = Duration::ZERO;
         let worker = &mut self.workers[key.index];
         worker.checkouts += 1;
         if self.limits.max_checkouts.is_some_and(|most| worker.checkouts >= most) {
             self.workers.remove(key.index);
-            return Released::Spent(connection);
+            return Released::Expired(connection);
         }
         worker.idle = Some(connection);
         self.make_available(key.index)
@@ -236,21 +236,21 @@ impl<C, W> Pool<C, W> {
 
     /// Takes a worker back that was never used after all.
     pub(crate) fn decline(&mut self, lease: Lease<C>) -> Released<C, W> {
-        self.held -= 1;
+        self.leased -= 1;
         self.workers[lease.key.index].idle = Some(lease.connection);
         self.make_available(lease.key.index)
     }
 
     /// A held worker is dead or of no use any more.
     pub(crate) fn lose(&mut self, lease: Lease<C>, loss: Loss, now: Instant) -> C {
-        self.held -= 1;
+        self.leased -= 1;
         self.remove(lease.key.index, loss, now);
         lease.connection
     }
 
     /// A worker was held before it had greeted, and never has: the attempt to connect it has failed.
-    pub(crate) fn never_greeted(&mut self, lease: Lease<C>, reason: String, now: Instant) -> C {
-        self.held -= 1;
+    pub(crate) fn handshake_failed(&mut self, lease: Lease<C>, reason: String, now: Instant) -> C {
+        self.leased -= 1;
         self.workers.remove(lease.key.index);
         self.cannot_connect(reason, now);
         lease.connection
@@ -259,7 +259,7 @@ impl<C, W> Pool<C, W> {
     /// The connection of a worker, if it is idle.
     pub(crate) fn idle_mut(&mut self, key: WorkerKey) -> Option<&mut C> {
         let worker = self.workers.get_mut(key.index)?;
-        if worker.stamp == key.stamp { worker.idle.as_mut() } else { None }
+        if worker.generation == key.generation { worker.idle.as_mut() } else { None }
     }
 
     /// An idle worker is dead.
@@ -273,19 +273,24 @@ impl<C, W> Pool<C, W> {
     pub(crate) fn permit(&mut self, now: Instant) -> Option<Permit> {
         let probing = self.backoff.next.is_some();
         let too_early = self.backoff.next.is_some_and(|next| now < next);
-        if !self.is_short() || too_early || (probing && self.connecting > 0) {
+        if !self.needs_worker() || too_early || (probing && self.connecting > 0) {
             return None;
         }
-        self.stamps += 1;
-        let stamp = self.stamps;
-        let index = self.workers.insert(Worker { stamp, born: None, checkouts: 0, idle: None });
+        self.next_generation += 1;
+        let generation = self.next_generation;
+        let index = self.workers.insert(Worker {
+            generation,
+            connected_at: None,
+            checkouts: 0,
+            idle: None,
+        });
         self.connecting += 1;
-        Some(Permit { key: WorkerKey { index, stamp }, waits: self.backoff.waits })
+        Some(Permit { key: WorkerKey { index, generation }, waits: self.backoff.waits })
     }
 
     /// When [`permit`](Self::permit) is to be asked again, if not after an event.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
-        self.backoff.next.filter(|_| self.is_short() && self.connecting == 0)
+        self.backoff.next.filter(|_| self.needs_worker() && self.connecting == 0)
     }
 
     pub(crate) fn connected(
@@ -302,7 +307,7 @@ impl<C, W> Pool<C, W> {
         }
         self.backoff.unreachable = None;
         let worker = &mut self.workers[key.index];
-        worker.born = Some(now);
+        worker.connected_at = Some(now);
         worker.idle = Some(connection);
         self.make_available(key.index)
     }
@@ -315,20 +320,20 @@ impl<C, W> Pool<C, W> {
 
     /// The server keeps a connection that is being made in its queue. More of them would gain nothing: one is made at
     /// a time until a worker has been connected.
-    pub(crate) fn must_wait(&mut self, reason: String, now: Instant) {
+    pub(crate) fn server_busy(&mut self, reason: String, now: Instant) {
         let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
         self.backoff.unreachable = Some(Unreachable { since, reason });
         self.backoff.next.get_or_insert(now);
     }
 
     /// Whether a connection that is being made, and takes long, is not needed any more.
-    pub(crate) fn makes_too_many(&self) -> bool {
+    pub(crate) fn has_surplus_attempt(&self) -> bool {
         let connected = self.workers.len() - self.connecting;
-        self.connecting > 0 && self.backoff.next.is_some() && connected >= self.wanted()
+        self.connecting > 0 && self.backoff.next.is_some() && connected >= self.target_size()
     }
 
     /// An attempt to connect has been given up, as nobody needs it.
-    pub(crate) fn withdrawn(&mut self, permit: Permit) {
+    pub(crate) fn cancelled(&mut self, permit: Permit) {
         self.connecting -= 1;
         self.workers.remove(permit.key.index);
     }
@@ -340,12 +345,12 @@ impl<C, W> Pool<C, W> {
     }
 
     /// Whether more workers are needed than there are.
-    fn is_short(&self) -> bool {
-        self.workers.len() < self.wanted()
+    fn needs_worker(&self) -> bool {
+        self.workers.len() < self.target_size()
     }
 
-    fn wanted(&self) -> usize {
-        let wanted = (self.held + self.waiting.len()).max(self.limits.min_workers);
+    fn target_size(&self) -> usize {
+        let wanted = (self.leased + self.waiting.len()).max(self.limits.min_workers);
         wanted.min(self.limits.max_workers)
     }
 
@@ -361,17 +366,19 @@ impl<C, W> Pool<C, W> {
 
     fn lease(&mut self, index: usize) -> Lease<C> {
         let worker = &mut self.workers[index];
-        let key = WorkerKey { index, stamp: worker.stamp };
+        let key = WorkerKey { index, generation: worker.generation };
         let Some(connection) = worker.idle.take() else {
             unreachable!("a worker is leased only while its connection is here");
         };
-        self.held += 1;
+        self.leased += 1;
         Lease { key, connection }
     }
 
     fn remove(&mut self, index: usize, loss: Loss, now: Instant) -> Option<C> {
         let worker = self.workers.remove(index);
-        let young = worker.born.is_some_and(|born| now.saturating_duration_since(born) < YOUNG);
+        let young = worker
+            .connected_at
+            .is_some_and(|connected_at| now.saturating_duration_since(connected_at) < EARLY_DEATH);
         if loss == Loss::Unused && worker.checkouts == 0 && young {
             self.backoff.wait(now);
         }
@@ -387,7 +394,7 @@ impl Backoff {
             return;
         }
         self.waits += 1;
-        self.delay = (self.delay * 2).clamp(FIRST_RETRY, LAST_RETRY);
+        self.delay = (self.delay * 2).clamp(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
         self.next = Some(now + self.delay);
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NO_LIMITS: Limits = Limits {
+const NO_LIMITS: PoolLimits = PoolLimits {
     min_workers: 0,
     max_workers: 1,
     max_checkouts: None,
@@ -22,7 +22,7 @@ fn worker<C, W>(checked_out: CheckedOut<C, W>) -> Lease<C> {
 }
 
 fn pool(min_workers: usize, max_workers: usize) -> Pool<u64, u64> {
-    Pool::new(Limits { min_workers, max_workers, ..NO_LIMITS })
+    Pool::new(PoolLimits { min_workers, max_workers, ..NO_LIMITS })
 }
 
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ enum Event {
     Decline(prop::sample::Index),
     Lose(prop::sample::Index),
     LoseAndWaitAgain(prop::sample::Index),
-    NeverGreeted(prop::sample::Index),
+    HandshakeFailed(prop::sample::Index),
     IdleDeath(prop::sample::Index),
     Later(u16),
 }
@@ -53,7 +53,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => index().prop_map(Event::Decline),
         1 => index().prop_map(Event::Lose),
         1 => index().prop_map(Event::LoseAndWaitAgain),
-        1 => index().prop_map(Event::NeverGreeted),
+        1 => index().prop_map(Event::HandshakeFailed),
         1 => index().prop_map(Event::IdleDeath),
         1 => (0u16..2000).prop_map(Event::Later),
     ]
@@ -62,7 +62,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// The pool with all rights it has given out, and who must be waiting in which order.
 struct Model {
     pool: Pool<u64, u64>,
-    limits: Limits,
+    limits: PoolLimits,
     now: Instant,
     permits: Vec<Permit>,
     leases: Vec<Lease<u64>>,
@@ -72,7 +72,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: PoolLimits) -> Self {
         Self {
             pool: Pool::new(limits),
             limits,
@@ -98,10 +98,10 @@ impl Model {
                     assert!(self.waiting.is_empty(), "overtook those who wait");
                     self.take(lease);
                 }
-                CheckedOut::Place(ticket, turned_away) => {
+                CheckedOut::Queued(ticket, evicted) => {
                     let full = self.is_full();
                     let oldest = full.then(|| self.waiting.pop_front()).flatten();
-                    assert_eq!(turned_away, oldest.map(|(_, waiter)| waiter));
+                    assert_eq!(evicted, oldest.map(|(_, waiter)| waiter));
                     assert!(!full || self.limits.overload == Overload::DropOldest);
                     self.waiting.push_back((ticket, serial));
                 }
@@ -114,8 +114,8 @@ impl Model {
             Event::GiveUp(index) if !self.waiting.is_empty() => {
                 let (ticket, waiter) =
                     self.waiting.remove(index.index(self.waiting.len())).unwrap();
-                assert_eq!(self.pool.give_up(ticket), Some(waiter));
-                assert_eq!(self.pool.give_up(ticket), None);
+                assert_eq!(self.pool.leave_queue(ticket), Some(waiter));
+                assert_eq!(self.pool.leave_queue(ticket), None);
             }
             Event::Permit => self.permits.extend(self.pool.permit(self.now)),
             Event::Connected(index) if !self.permits.is_empty() => {
@@ -153,9 +153,9 @@ impl Model {
                     Err(ticket) => self.waiting.push_front((ticket, serial)),
                 }
             }
-            Event::NeverGreeted(index) if !self.leases.is_empty() => {
+            Event::HandshakeFailed(index) if !self.leases.is_empty() => {
                 let lease = self.leases.swap_remove(index.index(self.leases.len()));
-                self.pool.never_greeted(lease, "no".into(), self.now);
+                self.pool.handshake_failed(lease, "no".into(), self.now);
                 assert!(self.pool.unreachable().is_some() && self.pool.permit(self.now).is_none());
             }
             Event::IdleDeath(index) if !self.idle.is_empty() => {
@@ -186,7 +186,7 @@ impl Model {
                 assert_eq!(waiter, first, "first come, first served");
                 self.take(lease);
             }
-            Released::Spent(_) => assert!(self.limits.max_checkouts.is_some()),
+            Released::Expired(_) => assert!(self.limits.max_checkouts.is_some()),
         }
     }
 
@@ -206,7 +206,7 @@ impl Model {
             if self.waiting.is_empty() {
                 return;
             }
-            self.now += LAST_RETRY;
+            self.now += MAX_RETRY_DELAY;
             self.apply(Event::Permit);
             match (self.permits.pop(), self.leases.pop()) {
                 (Some(permit), lease) => {
@@ -240,7 +240,7 @@ proptest! {
         let overload =
             if drop_oldest { Overload::DropOldest } else { Overload::RefuseNewest };
         let max_workers = min_workers + more;
-        let limits = Limits { min_workers, max_workers, max_checkouts, max_queue, overload };
+        let limits = PoolLimits { min_workers, max_workers, max_checkouts, max_queue, overload };
         let mut model = Model::new(limits);
         for event in events {
             model.apply(event);
@@ -283,7 +283,7 @@ fn while_nobody_answers_one_attempt_at_a_time_is_made() {
     let now = Instant::now();
     let mut pool = pool(0, 20);
     for number in 0..10 {
-        assert!(matches!(pool.check_out(|| number), CheckedOut::Place(_, None)));
+        assert!(matches!(pool.check_out(|| number), CheckedOut::Queued(_, None)));
     }
     let permit = pool.permit(now).unwrap();
     pool.failed(permit, "refused".into(), now);
@@ -314,7 +314,7 @@ fn workers_that_die_young_and_unused_slow_their_replacement_down() {
 
 #[test]
 fn an_attempt_under_way_does_not_end_the_wait_after_a_death() {
-    let limits = Limits {
+    let limits = PoolLimits {
         min_workers: 2,
         max_workers: 2,
         max_checkouts: None,
@@ -329,5 +329,5 @@ fn an_attempt_under_way_does_not_end_the_wait_after_a_death() {
     assert_eq!(pool.lose_idle(key, now), Some(1));
     assert!(matches!(pool.connected(second, 2, now), Released::Idle));
     assert!(pool.permit(now).is_none(), "the one that died young is waited for");
-    assert!(pool.permit(now + FIRST_RETRY).is_some());
+    assert!(pool.permit(now + MIN_RETRY_DELAY).is_some());
 }

@@ -6,7 +6,7 @@ use slab::Slab;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     index: usize,
-    stamp: u64,
+    generation: u64,
 }
 
 #[derive(Debug)]
@@ -14,20 +14,20 @@ pub(crate) struct Queue<T> {
     nodes: Slab<Node<T>>,
     first: Option<usize>,
     last: Option<usize>,
-    stamps: u64,
+    next_generation: u64,
 }
 
 #[derive(Debug)]
 struct Node<T> {
     value: T,
-    stamp: u64,
+    generation: u64,
     before: Option<usize>,
     after: Option<usize>,
 }
 
 impl<T> Queue<T> {
     pub(crate) fn new() -> Self {
-        Self { nodes: Slab::new(), first: None, last: None, stamps: 0 }
+        Self { nodes: Slab::new(), first: None, last: None, next_generation: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -57,10 +57,10 @@ impl<T> Queue<T> {
     }
 
     fn insert(&mut self, value: T, before: Option<usize>, after: Option<usize>) -> Ticket {
-        self.stamps += 1;
-        let stamp = self.stamps;
-        let index = self.nodes.insert(Node { value, stamp, before, after });
-        Ticket { index, stamp }
+        self.next_generation += 1;
+        let generation = self.next_generation;
+        let index = self.nodes.insert(Node { value, generation, before, after });
+        Ticket { index, generation }
     }
 
     pub(crate) fn pop_front(&mut self) -> Option<T> {
@@ -69,7 +69,7 @@ impl<T> Queue<T> {
 
     /// Takes an element from wherever it stands; nothing if it is gone already.
     pub(crate) fn remove(&mut self, ticket: Ticket) -> Option<T> {
-        let there = self.nodes.get(ticket.index)?.stamp == ticket.stamp;
+        let there = self.nodes.get(ticket.index)?.generation == ticket.generation;
         there.then(|| self.unlink(ticket.index))
     }
 

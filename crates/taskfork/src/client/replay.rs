@@ -14,7 +14,7 @@ use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, Event, Level, Span, dispatcher};
 
 use super::core::lock;
-use super::sites::{BUSY, CLOSED, ENTERED, NoSite, PID, Site, TIME};
+use super::sites::{BUSY, CLOSED, ENTERED, PID, Site, SiteError, TIME};
 use crate::wire::trace::{self, MAX_FIELDS, Record, Value, Values};
 
 /// The fields of a worker's span or event, and those of ours.
@@ -49,7 +49,7 @@ struct Player {
     /// The span that made the call.
     caller: Span,
     sites: HashMap<u64, &'static Site>,
-    open: HashMap<u64, Open>,
+    open: HashMap<u64, OpenSpan>,
     /// The spans that the subscriber has been told to enter and not to leave, in this order. A span
     /// stands here once for each entry.
     entered: Vec<u64>,
@@ -59,9 +59,9 @@ struct Player {
 }
 
 /// A span of the worker's that has not been closed.
-struct Open {
+struct OpenSpan {
     /// What stands for it here: nothing if nobody wants it.
-    here: Option<Here>,
+    here: Option<LocalSpan>,
     /// The nearest span around it that the subscriber knows.
     around: Option<u64>,
     /// How many spans that the subscriber knows lie around it.
@@ -74,7 +74,7 @@ struct Open {
     busy: Duration,
 }
 
-struct Here {
+struct LocalSpan {
     id: Id,
     site: &'static Site,
 }
@@ -159,8 +159,8 @@ impl Player {
             Record::Site { .. } if self.sites.len() >= MAX_SITES_OF_CALL => self.leave_out(pid),
             Record::Site { number, site } => match Site::of(site) {
                 Ok(site) => drop(self.sites.insert(number, site)),
-                Err(NoSite::OverLimit) => self.leave_out(pid),
-                Err(NoSite::Unreadable) => {}
+                Err(SiteError::OverLimit) => self.leave_out(pid),
+                Err(SiteError::Unreadable) => {}
             },
             Record::Span { span, site, parent, time, values } => {
                 self.open_span(pid, span, site, parent, time, &values);
@@ -172,7 +172,7 @@ impl Player {
                 });
             }),
             Record::Follows { span, other } => {
-                let Some(Here { id: other, .. }) =
+                let Some(LocalSpan { id: other, .. }) =
                     self.open.get(&other).and_then(|open| open.here.as_ref())
                 else {
                     return;
@@ -198,7 +198,7 @@ impl Player {
                 let Some(site) = self.sites.get(&site) else { return };
                 if self.dispatch.enabled(site.known()) && site.known().is_event() {
                     let parent = self.place(parent);
-                    let own = [(PID, Own::Number(pid)), (TIME, Own::Time(time))];
+                    let own = [(PID, OwnValue::Number(pid)), (TIME, OwnValue::Time(time))];
                     let is_current = self.is_current(parent.as_ref());
                     with_fields(site, &values, &own, |fields| {
                         self.dispatch.event(&match parent {
@@ -240,7 +240,7 @@ impl Player {
         let here = (is_wanted && depth < MAX_DEPTH).then(|| {
             let parent = self.place(parent);
             let is_current = self.is_current(parent.as_ref());
-            let own = [(PID, Own::Number(pid)), (TIME, Own::Time(time))];
+            let own = [(PID, OwnValue::Number(pid)), (TIME, OwnValue::Time(time))];
             let id = with_fields(site, values, &own, |fields| {
                 let attributes = match parent {
                     _ if is_current => Attributes::new(site.known(), fields),
@@ -249,10 +249,10 @@ impl Player {
                 };
                 self.dispatch.new_span(&attributes)
             });
-            Here { id, site }
+            LocalSpan { id, site }
         });
         let (inside, told, entered_at, busy) = (0, 0, 0, Duration::ZERO);
-        self.open.insert(span, Open { here, around, depth, inside, told, entered_at, busy });
+        self.open.insert(span, OpenSpan { here, around, depth, inside, told, entered_at, busy });
     }
 
     fn enter(&mut self, pid: u32, span: u64, time: u64) {
@@ -261,7 +261,7 @@ impl Player {
             open.entered_at = time;
         }
         if open.inside == 0 && open.busy.is_zero() {
-            open.say(&self.dispatch, &[(ENTERED, Own::Time(time))]);
+            open.say(&self.dispatch, &[(ENTERED, OwnValue::Time(time))]);
         }
         open.inside += 1;
         if open.here.is_none() {
@@ -309,7 +309,7 @@ impl Player {
         self.dispatch.current_span().id() == place
     }
 
-    fn with(&mut self, span: u64, change: impl FnOnce(&Dispatch, &mut Open)) {
+    fn with(&mut self, span: u64, change: impl FnOnce(&Dispatch, &mut OpenSpan)) {
         if let Some(open) = self.open.get_mut(&span) {
             change(&self.dispatch, open);
         }
@@ -340,7 +340,7 @@ impl Player {
     }
 }
 
-impl Open {
+impl OpenSpan {
     fn enter(&self, dispatch: &Dispatch) {
         if let Some(here) = &self.here {
             dispatch.enter(&here.id);
@@ -360,7 +360,7 @@ impl Open {
         }
     }
 
-    fn say(&self, dispatch: &Dispatch, own: &[(&'static str, Own)]) {
+    fn say(&self, dispatch: &Dispatch, own: &[(&'static str, OwnValue)]) {
         let Some(here) = &self.here else { return };
         with_fields(here.site, &Values::default(), own, |fields| {
             dispatch.record(&here.id, &SpanRecord::new(fields));
@@ -369,8 +369,8 @@ impl Open {
 
     fn close(self, dispatch: &Dispatch, time: Option<u64>) {
         if let Some(time) = time {
-            let busy = Own::Seconds(self.busy.as_secs_f64());
-            self.say(dispatch, &[(CLOSED, Own::Time(time)), (BUSY, busy)]);
+            let busy = OwnValue::Seconds(self.busy.as_secs_f64());
+            self.say(dispatch, &[(CLOSED, OwnValue::Time(time)), (BUSY, busy)]);
         }
         if let Some(here) = self.here {
             dispatch.try_close(here.id);
@@ -380,7 +380,7 @@ impl Open {
 
 /// A value of a field of ours.
 #[derive(Clone, Copy)]
-enum Own {
+enum OwnValue {
     Number(u32),
     Seconds(f64),
     /// In nanoseconds since 1970.
@@ -388,13 +388,13 @@ enum Own {
 }
 
 /// A value as `tracing` takes it.
-enum Held<'a> {
+enum FieldValue<'a> {
     Plain(Value<'a>),
     Shown(DisplayValue<&'a str>),
     Time(DisplayValue<humantime::Rfc3339Timestamp>),
 }
 
-impl Held<'_> {
+impl FieldValue<'_> {
     fn as_value(&self) -> &dyn tracing::Value {
         match self {
             Self::Plain(Value::Bool(value)) => value,
@@ -408,12 +408,12 @@ impl Held<'_> {
     }
 }
 
-impl From<Own> for Held<'_> {
-    fn from(own: Own) -> Self {
+impl From<OwnValue> for FieldValue<'_> {
+    fn from(own: OwnValue) -> Self {
         match own {
-            Own::Number(number) => Self::Plain(Value::Uint(number.into())),
-            Own::Seconds(seconds) => Self::Plain(Value::Float(seconds)),
-            Own::Time(nanoseconds) => {
+            OwnValue::Number(number) => Self::Plain(Value::Uint(number.into())),
+            OwnValue::Seconds(seconds) => Self::Plain(Value::Float(seconds)),
+            OwnValue::Time(nanoseconds) => {
                 let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds);
                 Self::Time(display(humantime::format_rfc3339_micros(time)))
             }
@@ -425,23 +425,23 @@ impl From<Own> for Held<'_> {
 fn with_fields<T>(
     site: &'static Site,
     values: &Values<'_>,
-    own: &[(&'static str, Own)],
+    own: &[(&'static str, OwnValue)],
     then: impl FnOnce(&ValueSet<'_>) -> T,
 ) -> T {
     let fields = site.known().fields();
     let names: Vec<Field> = fields.iter().collect();
-    let theirs = values.0.iter().filter_map(|&(index, value)| {
+    let worker_fields = values.0.iter().filter_map(|&(index, value)| {
         let value = match value {
-            Value::Shown(text) => Held::Shown(display(text)),
-            plain => Held::Plain(plain),
+            Value::Shown(text) => FieldValue::Shown(display(text)),
+            plain => FieldValue::Plain(plain),
         };
         Some((names.get(index)?, value))
     });
     let ours = own.iter().filter_map(|&(name, value)| {
-        let mut places = names.iter().skip(site.theirs());
-        Some((places.find(|field| field.name() == name)?, Held::from(value)))
+        let mut places = names.iter().skip(site.worker_fields());
+        Some((places.find(|field| field.name() == name)?, FieldValue::from(value)))
     });
-    let held: Vec<(&Field, Held<'_>)> = theirs.chain(ours).collect();
+    let held: Vec<(&Field, FieldValue<'_>)> = worker_fields.chain(ours).collect();
     let set: [(&Field, Option<&dyn tracing::Value>); FIELDS] =
         std::array::from_fn(|place| match held.get(place) {
             Some((field, value)) => (*field, Some(value.as_value())),

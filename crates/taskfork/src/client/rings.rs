@@ -17,7 +17,7 @@ use crate::wire::native;
 use crate::wire::parts::Attached;
 
 /// They are offered after so many calls, and tried again after as many more where there was no room for that.
-pub(super) const CALLS_WITHOUT: u64 = 32;
+pub(super) const CALLS_BEFORE_RINGS: u64 = 32;
 
 impl Connection {
     /// Offers rings to a worker that takes them, once there have been enough calls.
@@ -26,7 +26,7 @@ impl Connection {
             return;
         }
         // Their memory goes with the first byte of the offer.
-        if self.in_call || !matches!(self.poll_flush(), Poll::Ready(Ok(()))) {
+        if self.mid_call || !matches!(self.poll_flush(), Poll::Ready(Ok(()))) {
             return;
         }
         let mut offer = Vec::new();
@@ -41,15 +41,15 @@ impl Connection {
         match self.stream.poll_write(&mut context, &slices, &files) {
             Poll::Ready(Ok(sent)) if sent == offer.len() => self.rings = Some(Box::new(rings)),
             // It cannot be told then what was sent before the rings were there: they are not used.
-            Poll::Ready(Ok(sent)) => self.outbox.put_for_socket(&offer[sent..]),
-            Poll::Pending => self.offers_rings_after = Some(self.outbox.calls + CALLS_WITHOUT),
+            Poll::Ready(Ok(sent)) => self.outbox.put_socket_only(&offer[sent..]),
+            Poll::Pending => self.offers_rings_after = Some(self.outbox.calls + CALLS_BEFORE_RINGS),
             // It comes again.
             Poll::Ready(Err(_)) => {}
         }
     }
 
     /// The worker has them from here on.
-    pub(super) fn agree_on_rings(&mut self) {
+    pub(super) fn enable_rings(&mut self) {
         if let Some(rings) = &mut self.rings {
             rings.agree(self.inbox.len());
         }
@@ -58,7 +58,7 @@ impl Connection {
     /// Puts what waits in the outbox into the ring, if it may go there; tells whether it did.
     pub(super) fn poll_put_in_ring(&mut self) -> Poll<bool> {
         let Some(rings) = &mut self.rings else { return Poll::Ready(false) };
-        if self.in_call || self.outbox.is_for_socket() || !rings.is_other_awake() {
+        if self.mid_call || self.outbox.is_socket_only() || !rings.is_other_awake() {
             return Poll::Ready(false);
         }
         // It counts against the task's share of the runtime, as what goes through the socket does.
@@ -71,9 +71,9 @@ impl Connection {
         if self.outbox.has_calls() {
             rings.mark();
         }
-        self.outbox.sent(self.outbox.bytes.len());
+        self.outbox.mark_sent(self.outbox.bytes.len());
         if put == Put::Unseen {
-            self.outbox.put_for_socket(&DOORBELL);
+            self.outbox.put_socket_only(&DOORBELL);
         }
         Poll::Ready(true)
     }
@@ -89,12 +89,12 @@ impl Connection {
     }
 
     /// Whether all that a message is for is to wake this side.
-    pub(super) fn only_wakes(&self, message: &[u8]) -> bool {
+    pub(super) fn is_doorbell(&self, message: &[u8]) -> bool {
         message.is_empty() && self.rings.is_some()
     }
 
     /// So many bytes have come through the socket.
-    pub(super) fn received(&mut self, bytes: usize) {
+    pub(super) fn count_received(&mut self, bytes: usize) {
         if let Some(rings) = &mut self.rings {
             rings.received(bytes);
             rings.wake();
@@ -102,40 +102,40 @@ impl Connection {
     }
 
     /// Nobody looks for a while unless woken; tells whether that may be.
-    pub(super) fn may_sleep(&mut self) -> bool {
+    pub(super) fn prepare_sleep(&mut self) -> bool {
         match &mut self.rings {
-            Some(rings) if !self.looks => rings.sleep(self.inbox.len()),
+            Some(rings) if !self.spinning => rings.sleep(self.inbox.len()),
             _ => true,
         }
     }
 
     /// Waits until this task may handle more of what the worker sends: a worker may never stop, and other tasks are to
     /// have their turns.
-    pub(super) fn poll_turn(&mut self) -> Poll<()> {
+    pub(super) fn poll_read_budget(&mut self) -> Poll<()> {
         let mut context = Context::from_waker(&self.waker);
-        if self.turn.is_over() {
+        if self.read_budget.is_over() {
             // It has the runtime look at its timers and sockets, and then wake the task.
             let _ = pin!(tokio::task::yield_now()).poll(&mut context);
             return Poll::Pending;
         }
         let is_batch = self.rings.as_ref().is_some_and(|rings| rings.is_next(self.inbox.len()));
-        if is_batch || self.turn.owes() {
+        if is_batch || self.read_budget.owes() {
             ready!(coop::poll_proceed(&mut context)).made_progress();
-            self.turn.charge();
+            self.read_budget.charge();
         }
         Poll::Ready(())
     }
 
     /// Nothing more comes from the other side.
-    pub(super) fn ended(&self) -> Lost {
+    pub(super) fn end_reason(&self) -> Lost {
         match self.stream.has_unread() {
             true => Lost::Unread,
-            false => self.closed(),
+            false => self.close_reason(),
         }
     }
 
     /// The other side has closed the connection.
-    pub(super) fn closed(&self) -> Lost {
+    pub(super) fn close_reason(&self) -> Lost {
         match &self.rings {
             Some(rings) if rings.is_mark_unseen() => Lost::Unread,
             _ => Lost::Closed,
@@ -143,18 +143,18 @@ impl Connection {
     }
 
     /// Somebody looks for the next message again and again.
-    pub(super) fn begin_looking(&mut self) {
-        self.looks = true;
+    pub(super) fn set_spinning(&mut self) {
+        self.spinning = true;
         self.rings.iter_mut().for_each(|rings| rings.wake());
     }
 
     /// Nobody does any more: whoever waits is to look once more, and is woken after that.
-    pub(crate) fn end_looking(&mut self) {
-        self.looks = false;
+    pub(crate) fn clear_spinning(&mut self) {
+        self.spinning = false;
     }
 
     /// Whether something has come through the ring.
-    pub(super) fn is_in_ring(&self) -> bool {
+    pub(super) fn has_ring_message(&self) -> bool {
         self.rings.as_ref().is_some_and(|rings| rings.is_due(self.inbox.len()))
     }
 }
@@ -169,37 +169,37 @@ pub(super) mod tests {
 
     use super::*;
     use crate::busy_poll::BusyPoll;
-    use crate::client::connect::Terms;
-    use crate::client::connection::Greeted;
-    use crate::client::core::Mailbox;
-    use crate::client::look::Look;
-    use crate::client::signal::Signal;
+    use crate::client::connect::PeerLimits;
+    use crate::client::connection::NewConnection;
+    use crate::client::core::DriverQueue;
+    use crate::client::reply_spin::ReplySpin;
     use crate::client::stream::{Local, Stream};
+    use crate::client::waker::ConnectionWaker;
     use crate::ring::tests::frame;
     use crate::wire::Protocol;
 
     /// A connection with rings, and the worker's part of them.
     pub(crate) fn connect(socket: UnixStream) -> (Connection, Rings) {
         socket.set_nonblocking(true).unwrap();
-        let terms = Terms { max_send: 1000, max_blob: 1000, ahead: 0, files: 16 };
+        let limits = PeerLimits { max_send: 1000, max_blob: 1000, pipeline_window: 0, files: 16 };
         let mut connection = Connection::new(
-            Greeted {
+            NewConnection {
                 stream: Stream::Local(Local::new(socket.into()).unwrap()),
                 protocol: Protocol::Native,
                 inbox: BytesMut::new(),
                 pid: 1,
-                terms,
+                limits,
                 max_receive: 1000,
                 max_blob: 1000,
-                most_lent: 0,
-                look: Look::new(BusyPoll::Off, 2),
+                max_shared: 0,
+                spin: ReplySpin::new(BusyPoll::Off, 2),
             },
-            Signal::new(Arc::new(Mailbox::default())),
+            ConnectionWaker::new(Arc::new(DriverQueue::default())),
         );
         let (rings, file) = Rings::offer().unwrap();
         connection.rings = Some(Box::new(rings));
-        connection.agree_on_rings();
-        connection.begin_looking();
+        connection.enable_rings();
+        connection.set_spinning();
         let mut worker = Rings::accept(&file).unwrap();
         worker.agree(0);
         worker.wake();
@@ -221,7 +221,7 @@ pub(super) mod tests {
             there.write_all(&[&DOORBELL[..], &frame(b"second")].concat()).unwrap();
             for expected in ["first", "second"] {
                 let heard = poll_fn(|context| {
-                    connection.signal.wake_next(Some(context.waker()), false);
+                    connection.notifier.set_task(Some(context.waker()), false);
                     connection.poll_message()
                 });
                 assert_eq!(heard.await.unwrap(), expected);
@@ -235,8 +235,8 @@ pub(super) mod tests {
             for reads in [true, false] {
                 let (here, there) = UnixStream::pair().unwrap();
                 let (mut connection, _worker) = connect(here);
-                connection.end_looking();
-                connection.outbox.put_for_socket(b"call");
+                connection.clear_spinning();
+                connection.outbox.put_socket_only(b"call");
                 connection.flush().unwrap();
                 if reads {
                     (&there).read_exact(&mut [0; 4]).unwrap();
@@ -245,7 +245,7 @@ pub(super) mod tests {
                 there.shutdown(std::net::Shutdown::Both).unwrap();
                 drop(there);
                 let ended = poll_fn(|context| {
-                    connection.signal.wake_next(Some(context.waker()), false);
+                    connection.notifier.set_task(Some(context.waker()), false);
                     connection.poll_message()
                 });
                 let ended = ended.await.unwrap_err();

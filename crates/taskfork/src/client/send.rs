@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::connection::{Connection, Lost};
-use super::entries::{Entries, Entry, Progress, Work};
+use super::entries::{Entries, Entry, Operation, Progress};
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::HEADER;
 use crate::wire::native::{self, NO_LIMIT, Place};
@@ -21,67 +21,69 @@ const BATCH: usize = 32 << 10;
 pub(super) struct Sender {
     /// When the last call was sent that no other was before; the times of those behind it are
     /// counted from then. Nothing if that had no time.
-    anchor: Option<Instant>,
+    deadline_base: Option<Instant>,
     /// There was room for calls, and it has not been filled since.
     filling: bool,
     /// The worker takes no more.
-    closed: bool,
+    write_closed: bool,
     /// There has been a call.
-    begun: bool,
+    started: bool,
 }
 
 impl Sender {
     /// Whether the first call is about to be sent.
-    pub(super) fn begins(&mut self, calls: &mut Entries) -> bool {
-        !self.begun && calls.next().is_some() && !std::mem::replace(&mut self.begun, true)
+    pub(super) fn start_first_call(&mut self, calls: &mut Entries) -> bool {
+        !self.started && calls.next().is_some() && !std::mem::replace(&mut self.started, true)
     }
 
-    /// Sends what can be sent now, without waiting. With `alone` none is sent ahead.
+    /// Sends what can be sent now, without waiting. With `only_first` none is sent ahead.
     pub(super) fn send(
         &mut self,
         calls: &mut Entries,
         connection: &mut Connection,
-        alone: bool,
+        only_first: bool,
     ) -> Result<(), Lost> {
-        if self.closed {
+        if self.write_closed {
             return Ok(());
         }
-        let Poll::Ready(Err(lost)) = self.poll(calls, connection, alone) else { return Ok(()) };
+        let Poll::Ready(Err(lost)) = self.poll(calls, connection, only_first) else {
+            return Ok(());
+        };
         // What there is of answers is still to be read, also of what has just been sent.
         let first = calls.head().and_then(|(_, head)| head.number());
-        self.closed = first.is_some_and(|first| first <= connection.calls());
-        if self.closed { Ok(()) } else { Err(lost) }
+        self.write_closed = first.is_some_and(|first| first <= connection.calls_sent());
+        if self.write_closed { Ok(()) } else { Err(lost) }
     }
 
     fn poll(
         &mut self,
         calls: &mut Entries,
         connection: &mut Connection,
-        alone: bool,
+        only_first: bool,
     ) -> Poll<Result<(), Lost>> {
         loop {
             let place = if calls.unanswered == 0 { Place::First } else { Place::Behind };
             let bytes = calls.unanswered_bytes;
-            if bytes >= connection.ahead {
+            if bytes >= connection.pipeline_window {
                 self.filling = false;
-            } else if bytes <= connection.ahead / 2 {
+            } else if bytes <= connection.pipeline_window / 2 {
                 self.filling = true;
             }
-            let may_send = place == Place::First || self.filling && !alone;
+            let may_send = place == Place::First || self.filling && !only_first;
             let Some(entry) = calls.next() else { break };
             if matches!(entry.progress, Progress::Queued)
                 && !(may_send && self.prepare(entry, place, connection))
             {
                 break;
             }
-            let Work::Call(frame, made) = &entry.work else { break };
-            let frame = made.as_deref().unwrap_or(frame);
+            let Operation::Call(frame, fitted) = &entry.operation else { break };
+            let frame = fitted.as_deref().unwrap_or(frame);
             let number = match &mut entry.progress {
                 Progress::Sending(sent) => std::task::ready!(connection.poll_send(frame, sent))?,
                 _ => connection.put_call(&frame.bytes),
             };
-            calls.sent(number);
-            if connection.unsent() >= BATCH {
+            calls.mark_sent(number);
+            if connection.unsent_bytes() >= BATCH {
                 std::task::ready!(connection.poll_flush())?;
             }
         }
@@ -90,9 +92,9 @@ impl Sender {
 
     /// Makes a call ready to be sent, if it can be now.
     fn prepare(&mut self, entry: &mut Entry, place: Place, connection: &mut Connection) -> bool {
-        let Work::Call(frame, made) = &mut entry.work else { return false };
+        let Operation::Call(frame, fitted) = &mut entry.operation else { return false };
         if place == Place::First {
-            self.anchor = entry.deadline.map(|_| Instant::now());
+            self.deadline_base = entry.deadline.map(|_| Instant::now());
             // The worker may have begun before anybody looks here again.
             entry.timing.begin();
         }
@@ -100,22 +102,22 @@ impl Sender {
             native::set_place(&mut frame.bytes[HEADER..], place);
         }
         if let Some(deadline) = entry.deadline.filter(|_| connection.is_native()) {
-            let Some(anchor) = self.anchor else { return false };
-            let time = TimeLimit::new(deadline.saturating_duration_since(anchor));
+            let Some(deadline_base) = self.deadline_base else { return false };
+            let time = TimeLimit::new(deadline.saturating_duration_since(deadline_base));
             let time = time.microseconds().unwrap_or(NO_LIMIT);
             native::set_timeout(&mut frame.bytes[HEADER..], time);
         }
         let mut fits = Ok(());
-        *made = None;
+        *fitted = None;
         if !frame.files.is_empty() || !frame.parts.is_empty() {
-            let mut fitted = frame.clone();
-            fits = connection.fit(&mut fitted);
-            let differs = !frame.files.is_empty() || !fitted.placed.is_empty();
-            *made = differs.then(|| Box::new(fitted));
+            let mut copy = frame.clone();
+            fits = connection.fit(&mut copy);
+            let differs = !frame.files.is_empty() || !copy.placed.is_empty();
+            *fitted = differs.then(|| Box::new(copy));
         }
         // Before the call, as there may be no room for what it lends until something else is gone.
         connection.put_lending();
-        let frame = made.as_deref().unwrap_or(frame);
+        let frame = fitted.as_deref().unwrap_or(frame);
         let (length, limit) = (frame.len() - HEADER, connection.max_send);
         let fits = fits.and_then(|()| match length <= limit {
             true => Ok(()),
@@ -124,7 +126,7 @@ impl Sender {
             }
         });
         if let Err(reason) = fits {
-            entry.work = Work::Unsendable(reason);
+            entry.operation = Operation::Unsendable(reason);
             return false;
         }
         if frame.len() > SMALL || !frame.files.is_empty() || !frame.placed.is_empty() {
@@ -154,7 +156,7 @@ mod tests {
         let frame = Parted { bytes: frame(&body), files, ..Parted::default() };
         Entry {
             method: None,
-            work: Work::Call(frame, None),
+            operation: Operation::Call(frame, None),
             progress: Progress::Queued,
             deadline: None,
             waker: None,
@@ -172,13 +174,13 @@ mod tests {
             for (first, sent) in [(Vec::new(), 1), (file(), 0)] {
                 let (here, there) = UnixStream::pair().unwrap();
                 let (mut connection, _worker) = connect(here);
-                connection.ahead = 1 << 16;
+                connection.pipeline_window = 1 << 16;
                 let mut calls = Entries::default();
                 calls.push(call(first));
                 calls.push(call(file()));
                 drop(there);
                 let result = Sender::default().send(&mut calls, &mut connection, false);
-                assert_eq!((connection.calls(), result.is_ok()), (sent, sent > 0));
+                assert_eq!((connection.calls_sent(), result.is_ok()), (sent, sent > 0));
             }
         });
     }

@@ -29,7 +29,7 @@ static SITES: LazyLock<Mutex<HashMap<Vec<u8>, &'static Site>>> = LazyLock::new(M
 
 /// Why there is no site for a description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoSite {
+pub(crate) enum SiteError {
     Unreadable,
     /// It is too long, or too many are known.
     OverLimit,
@@ -40,22 +40,22 @@ pub(crate) enum NoSite {
 pub(crate) struct Site {
     metadata: OnceLock<Metadata<'static>>,
     /// How many of its fields are the worker's.
-    theirs: usize,
+    worker_fields: usize,
 }
 
 impl Site {
     /// The site of this encoded description.
-    pub(crate) fn of(encoded: &[u8]) -> Result<&'static Self, NoSite> {
+    pub(crate) fn of(encoded: &[u8]) -> Result<&'static Self, SiteError> {
         if encoded.len() > MAX_BYTES {
-            return Err(NoSite::OverLimit);
+            return Err(SiteError::OverLimit);
         }
         if let Some(known) = lock(&SITES).get(encoded) {
             return Ok(known);
         }
-        let described = trace::Site::read(encoded).map_err(|_| NoSite::Unreadable)?;
+        let described = trace::Site::read(encoded).map_err(|_| SiteError::Unreadable)?;
         let mut sites = lock(&SITES);
         if sites.len() >= MAX_SITES {
-            return Err(NoSite::OverLimit);
+            return Err(SiteError::OverLimit);
         }
         let mut is_new = false;
         let site = *sites.entry(encoded.to_owned()).or_insert_with(|| {
@@ -73,7 +73,7 @@ impl Site {
     fn leak(described: &trace::Site<'_>) -> &'static Self {
         let mut names: Vec<&'static str> =
             described.fields.iter().map(|&name| leak_text(name)).collect();
-        let theirs = names.len();
+        let worker_fields = names.len();
         // What comes from a worker's own workers says already where and when.
         if !names.contains(&PID) {
             names.extend([PID, TIME]);
@@ -81,7 +81,8 @@ impl Site {
                 names.extend([ENTERED, CLOSED, BUSY]);
             }
         }
-        let site: &'static Self = Box::leak(Box::new(Self { metadata: OnceLock::new(), theirs }));
+        let site: &'static Self =
+            Box::leak(Box::new(Self { metadata: OnceLock::new(), worker_fields }));
         site.metadata.get_or_init(|| {
             Metadata::new(
                 leak_text(described.name),
@@ -104,8 +105,8 @@ impl Site {
         metadata
     }
 
-    pub(crate) fn theirs(&self) -> usize {
-        self.theirs
+    pub(crate) fn worker_fields(&self) -> usize {
+        self.worker_fields
     }
 }
 

@@ -6,8 +6,8 @@ use log_defer::Log;
 
 use super::connection::Connection;
 use super::core::Effects;
-use super::deadlines::Alarm;
-use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
+use super::deadlines::TimerKey;
+use super::entries::{Entries, Entry, MethodName, Operation, Outcome, Progress, Seq};
 use super::pool::Lease;
 use super::queue::Ticket;
 use super::send::Sender;
@@ -16,33 +16,33 @@ use crate::time_limit::TimeLimit;
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) holding: Holding,
+    pub(super) assignment: Assignment,
     pub(super) calls: Entries,
     pub(super) sender: Sender,
     /// The driver has been told that there are calls to be sent.
-    pub(super) told: bool,
+    pub(super) driver_notified: bool,
     /// The user still has the checkout.
     pub(super) open: bool,
     /// The worker has begun a call of this checkout, so that no other can take its place.
     pub(super) used: bool,
     /// How many workers have died in `setup` before they could serve this checkout.
     pub(super) setup_deaths: u32,
-    /// How many workers have died with the first call, denied having begun it, and left none to
+    /// How many workers have died with the first call, is_unstarted having begun it, and left none to
     /// take their place.
-    pub(super) denials: u32,
+    pub(super) unstarted_deaths: u32,
     /// A call failed in the worker.
-    pub(super) tainted: bool,
+    pub(super) call_failed: bool,
     /// A failed call whose failure nobody has seen yet.
-    pub(super) unseen: Option<(Seq, String)>,
+    pub(super) unobserved_failure: Option<(Seq, String)>,
     pub(super) timeout: TimeLimit,
     /// Since when it waits for its first worker.
-    pub(super) asked: Option<Instant>,
-    pub(super) alarm: Option<Alarm>,
+    pub(super) waiting_since: Option<Instant>,
+    pub(super) timer: Option<TimerKey>,
     pub(super) log: Option<Log>,
 }
 
 #[derive(Debug)]
-pub(super) enum Holding {
+pub(super) enum Assignment {
     Waiting(Ticket),
     Worker(Lease<Box<Connection>>),
     Failed(FatalError),
@@ -52,38 +52,38 @@ pub(super) enum Holding {
 impl State {
     /// The connection on which this call runs.
     pub(super) fn connection_of(&mut self, seq: Seq) -> Option<&mut Connection> {
-        let Holding::Worker(lease) = &mut self.holding else { return None };
+        let Assignment::Worker(lease) = &mut self.assignment else { return None };
         let (head, entry) = self.calls.head()?;
-        let sent = lease.connection.calls();
+        let sent = lease.connection.calls_sent();
         (head == seq && entry.number().is_some_and(|number| number <= sent))
             .then_some(&mut lease.connection)
     }
 
     /// Takes a call back that is on its way behind others.
-    pub(super) fn forget(&mut self, seq: Seq) {
-        if let (Holding::Worker(lease), Some(number)) =
-            (&mut self.holding, self.calls.number_behind_head(seq))
+    pub(super) fn cancel_call(&mut self, seq: Seq) {
+        if let (Assignment::Worker(lease), Some(number)) =
+            (&mut self.assignment, self.calls.number_behind_head(seq))
         {
             // If the connection is over, the next look at it tells.
-            let _ = lease.connection.forget(number);
+            let _ = lease.connection.cancel_call(number);
         }
     }
 
     /// It has a worker that has not greeted yet.
-    pub(super) fn is_ungreeted(&self) -> bool {
-        matches!(&self.holding, Holding::Worker(lease) if !lease.connection.is_greeted())
+    pub(super) fn is_handshake_pending(&self) -> bool {
+        matches!(&self.assignment, Assignment::Worker(lease) if !lease.connection.is_established())
     }
 
     /// Its worker floods it with messages.
-    pub(super) fn is_flooded(&self) -> bool {
-        matches!(&self.holding, Holding::Worker(lease) if lease.connection.is_flooded())
+    pub(super) fn is_flooding(&self) -> bool {
+        matches!(&self.assignment, Assignment::Worker(lease) if lease.connection.is_flooding())
     }
 
     pub(super) fn take_lease(&mut self) -> Option<Lease<Box<Connection>>> {
-        match std::mem::replace(&mut self.holding, Holding::Released) {
-            Holding::Worker(lease) => Some(lease),
+        match std::mem::replace(&mut self.assignment, Assignment::Released) {
+            Assignment::Worker(lease) => Some(lease),
             other => {
-                self.holding = other;
+                self.assignment = other;
                 None
             }
         }
@@ -115,19 +115,19 @@ impl State {
     pub(super) fn fail_call(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
         let behind = self.calls.head().map(|(_, entry)| entry.label()).unwrap_or_default();
         if !self.calls.is_abandoned(seq) {
-            self.unseen = Some((seq, behind.clone()));
+            self.unobserved_failure = Some((seq, behind.clone()));
         }
         self.finish(seq, outcome, effects);
-        if let Holding::Worker(lease) = &mut self.holding {
+        if let Assignment::Worker(lease) = &mut self.assignment {
             lease.connection.skip(self.calls.unanswered);
             if let Some(Entry {
-                work: Work::Call(frame, made),
+                operation: Operation::Call(frame, fitted),
                 progress: Progress::Sending(sent),
                 ..
             }) = self.calls.next()
                 && *sent > 0
             {
-                lease.connection.put_rest(&made.as_deref().unwrap_or(frame).rest(*sent));
+                lease.connection.put_rest(&fitted.as_deref().unwrap_or(frame).rest(*sent));
                 lease.connection.skip(1);
             }
         }
@@ -142,11 +142,11 @@ impl State {
         let (method, outcome, left) = self.calls.take(seq)?;
         // What the worker recorded is replayed before its caller goes on.
         effects.replays.extend(left);
-        self.see(seq);
+        self.mark_observed(seq);
         Some((method, outcome))
     }
 
-    pub(super) fn see(&mut self, seq: Seq) {
-        self.unseen.take_if(|(failed, _)| *failed == seq);
+    pub(super) fn mark_observed(&mut self, seq: Seq) {
+        self.unobserved_failure.take_if(|(failed, _)| *failed == seq);
     }
 }

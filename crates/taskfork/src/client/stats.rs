@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::core::lock;
 use super::metrics::{Metrics, Stopwatch};
 use super::pool::Counts;
-use super::step::Ending;
+use super::step::Disconnect;
 use crate::error::End;
 
 /// How many workers and checkouts a client has, and what has become of those that it had.
@@ -56,7 +56,7 @@ pub struct Stats {
 
 /// Counts what happens.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     checkouts: AtomicU64,
     nanoseconds_waited: AtomicU64,
     longest_wait: AtomicU64,
@@ -67,7 +67,7 @@ pub(crate) struct Tally {
     metrics: Metrics,
 }
 
-impl Tally {
+impl Counters {
     pub(crate) fn new(client: &str) -> Self {
         Self {
             checkouts: AtomicU64::new(0),
@@ -82,7 +82,7 @@ impl Tally {
     }
 
     /// A checkout has got its first worker.
-    pub(crate) fn served(&self, waited: Duration) {
+    pub(crate) fn count_checkout(&self, waited: Duration) {
         self.checkouts.fetch_add(1, Relaxed);
         let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds_waited.fetch_add(nanoseconds, Relaxed);
@@ -90,30 +90,30 @@ impl Tally {
         self.metrics.waited(waited);
     }
 
-    pub(crate) fn refused(&self) {
+    pub(crate) fn count_refused(&self) {
         self.refused.fetch_add(1, Relaxed);
         self.metrics.refused();
     }
 
     /// A worker has answered.
-    pub(crate) fn answered(&self, method: Option<&str>, began: &Stopwatch, failed: bool) {
+    pub(crate) fn count_answer(&self, method: Option<&str>, began: &Stopwatch, failed: bool) {
         self.calls.fetch_add(1, Relaxed);
         self.metrics.answered(method, began, failed);
     }
 
-    pub(crate) fn connected(&self) {
+    pub(crate) fn count_connected(&self) {
         self.connected.fetch_add(1, Relaxed);
         self.metrics.connected();
     }
 
-    pub(crate) fn died(&self, cause: &'static str) {
+    pub(crate) fn count_death(&self, cause: &'static str) {
         *lock(&self.deaths).entry(cause).or_default() += 1;
         self.metrics.died(cause);
     }
 
     /// Shows how things are; gives how soon to do so again, if at all.
-    pub(crate) fn show(&self, counts: Counts) -> Option<Duration> {
-        self.metrics.show(counts)
+    pub(crate) fn publish_gauges(&self, counts: Counts) -> Option<Duration> {
+        self.metrics.publish_gauges(counts)
     }
 
     pub(crate) fn stats(&self, counts: Counts, unreachable: Option<String>) -> Stats {
@@ -141,17 +141,17 @@ pub(crate) const CANCELLED: &str = "cancelled";
 pub(crate) const TIMED_OUT: &str = "timed_out";
 
 /// How the end of a connection is counted.
-pub(crate) fn cause(ending: &Ending) -> &'static str {
-    match ending {
-        Ending::Told(notice) if notice.timed_out => TIMED_OUT,
-        Ending::Told(notice) if notice.reason.is_some() => "killed",
-        Ending::Told(notice) => match notice.end {
+pub(crate) fn cause(disconnect: &Disconnect) -> &'static str {
+    match disconnect {
+        Disconnect::Notified(notice) if notice.timed_out => TIMED_OUT,
+        Disconnect::Notified(notice) if notice.reason.is_some() => "killed",
+        Disconnect::Notified(notice) => match notice.end {
             End::Exited(0) => "finished",
             End::Exited(_) => "exited",
             End::Signaled(_) => "signaled",
             End::Unknown => "closed",
         },
-        Ending::Closed | Ending::Unread => "closed",
-        Ending::Broken(_) | Ending::Ungreeted(_) => "protocol",
+        Disconnect::Closed | Disconnect::Unread => "closed",
+        Disconnect::Protocol(_) | Disconnect::NoHandshake(_) => "protocol",
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection::{Connection, Lost};
-use super::entries::{Beside, Entry, Outcome, Progress, Work};
+use super::entries::{Attachments, Entry, Operation, Outcome, Progress};
 use crate::error::{Activity, Death, End, FatalError, Hung};
 use crate::wire::native::FromWorker;
 use crate::wire::notice::DeathNotice;
@@ -18,130 +18,137 @@ pub(crate) enum Step {
     Finish(Outcome),
     Answer {
         body: Bytes,
-        beside: Beside,
+        attachments: Attachments,
         failed: bool,
     },
     /// The worker recorded something, and goes on.
     Notes(Bytes),
-    Lost(Ending),
+    Disconnected(Disconnect),
 }
 
 /// Moves the first unfinished call on as far as can be without waiting, or says what is in the way.
 pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
-    match (&entry.work, &entry.progress) {
-        (Work::Ready, Progress::Queued) => {
-            return match connection.poll_greeting() {
+    match (&entry.operation, &entry.progress) {
+        (Operation::WaitForWorker, Progress::Queued) => {
+            return match connection.poll_handshake() {
                 Poll::Pending => Step::Wait,
                 Poll::Ready(Ok(())) => Step::Finish(Outcome::Ready),
-                Poll::Ready(Err(lost)) => Step::Lost(Ending::of(Err(lost))),
+                Poll::Ready(Err(lost)) => Step::Disconnected(Disconnect::of(Err(lost))),
             };
         }
-        (Work::Unsendable(reason), _) => {
+        (Operation::Unsendable(reason), _) => {
             return Step::Finish(Outcome::Unsendable(reason.clone()));
         }
         (_, Progress::Sent(_)) => {}
         (_, Progress::Queued | Progress::Sending(_)) => return Step::Wait,
-        (_, Progress::Done(_) | Progress::Gone) => return Step::Next,
+        (_, Progress::Done(_) | Progress::Removed) => return Step::Next,
     }
     entry.timing.begin();
     entry.sent.start();
     let body = match connection.poll_message() {
         Poll::Pending => return Step::Wait,
         Poll::Ready(Ok(body)) => body,
-        Poll::Ready(Err(lost)) => return Step::Lost(Ending::of(Err(lost))),
+        Poll::Ready(Err(lost)) => return Step::Disconnected(Disconnect::of(Err(lost))),
     };
     let (call, kind) = match FromWorker::decode(&body) {
         Ok(FromWorker::Ok { call, .. }) if !connection.is_skipping() => (call, Some(false)),
         Ok(FromWorker::Error { call, .. }) if !connection.is_skipping() => (call, Some(true)),
         Ok(FromWorker::Skipped { call }) if entry.abandoned => (call, None),
         Ok(FromWorker::Notes(_)) => return Step::Notes(body),
-        _ => return Step::Lost(Ending::of(Ok(body))),
+        _ => return Step::Disconnected(Disconnect::of(Ok(body))),
     };
-    if let Err(detail) = connection.take_number(call) {
-        return Step::Lost(Ending::Broken(detail));
+    if let Err(detail) = connection.accept_answer_number(call) {
+        return Step::Disconnected(Disconnect::Protocol(detail));
     }
     let Some(failed) = kind else { return Step::Finish(Outcome::Ready) };
-    match connection.take_enclosed() {
-        Ok(beside) => Step::Answer { body, beside, failed },
-        Err(lost) => Step::Lost(Ending::of(Err(lost))),
+    match connection.take_attachments() {
+        Ok(attachments) => Step::Answer { body, attachments, failed },
+        Err(lost) => Step::Disconnected(Disconnect::of(Err(lost))),
     }
 }
 
 /// How a connection ended.
 #[derive(Debug)]
-pub(crate) enum Ending {
+pub(crate) enum Disconnect {
     /// The server told of the worker's death.
-    Told(DeathNotice),
+    Notified(DeathNotice),
     Closed,
     /// Closed with what was sent last still unread.
     Unread,
     /// The peer broke the protocol.
-    Broken(String),
+    Protocol(String),
     /// Before the worker had greeted, so that nothing has begun.
-    Ungreeted(String),
+    NoHandshake(String),
 }
 
-impl Ending {
+impl Disconnect {
     /// Of a message that is no answer, or of the connection's end.
     pub(crate) fn of(what: Result<Bytes, Lost>) -> Self {
         match what {
             Ok(body) => match FromWorker::decode(&body) {
-                Ok(FromWorker::Death(notice)) => Self::Told(notice),
-                Ok(_) => Self::Broken("the worker sent an answer that nobody asked for".to_owned()),
-                Err(error) => Self::Broken(error.to_string()),
+                Ok(FromWorker::Death(notice)) => Self::Notified(notice),
+                Ok(_) => {
+                    Self::Protocol("the worker sent an answer that nobody asked for".to_owned())
+                }
+                Err(error) => Self::Protocol(error.to_string()),
             },
             Err(Lost::Closed) => Self::Closed,
             Err(Lost::Unread) => Self::Unread,
-            Err(Lost::Io(error)) => Self::Broken(error.to_string()),
-            Err(Lost::Wire(error)) => Self::Broken(error.to_string()),
-            Err(Lost::Ungreeted(reason)) => Self::Ungreeted(reason),
+            Err(Lost::Io(error)) => Self::Protocol(error.to_string()),
+            Err(Lost::Wire(error)) => Self::Protocol(error.to_string()),
+            Err(Lost::NoHandshake(reason)) => Self::NoHandshake(reason),
         }
     }
 
     /// Of a worker that sends a lot though no call runs.
-    pub(crate) fn talks() -> Self {
-        Self::Broken("the worker sends messages without end though no call runs".to_owned())
+    pub(crate) fn unsolicited() -> Self {
+        Self::Protocol("the worker sends messages without end though no call runs".to_owned())
     }
 
     /// The number of the last call that the worker can have begun, if `first` is the first of
     /// `unanswered` that it has not answered.
-    pub(crate) fn begun(&self, connection: &Connection, first: u64, unanswered: usize) -> u64 {
+    pub(crate) fn last_started(
+        &self,
+        connection: &Connection,
+        first: u64,
+        unanswered: usize,
+    ) -> u64 {
         let begun = match self {
-            Self::Told(notice) => notice.calls,
-            Self::Ungreeted(_) => 0,
+            Self::Notified(notice) => notice.calls,
+            Self::NoHandshake(_) => 0,
             Self::Unread if unanswered <= 1 => first.saturating_sub(1),
             // What a peer has begun that does not keep to the protocol is not known.
-            Self::Broken(_) => u64::MAX,
+            Self::Protocol(_) => u64::MAX,
             // What was sent to us may have been lost.
             _ if connection.is_tcp() => u64::MAX,
             _ => first,
         };
-        begun.min(connection.calls())
+        begun.min(connection.calls_sent())
     }
 
     /// Whether the server killed the worker as the call's time was over.
-    pub(crate) fn is_time_out(&self) -> bool {
-        matches!(self, Self::Told(DeathNotice { timed_out: true, .. }))
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Notified(DeathNotice { timed_out: true, .. }))
     }
 
     /// Whether the connection ended without a word about the worker.
-    pub(crate) fn is_silent(&self) -> bool {
+    pub(crate) fn is_without_notice(&self) -> bool {
         matches!(self, Self::Closed | Self::Unread)
     }
 
     pub(crate) fn is_in_setup(&self) -> bool {
-        matches!(self, Self::Told(DeathNotice { during: Some(Activity::Setup), .. }))
+        matches!(self, Self::Notified(DeathNotice { during: Some(Activity::Setup), .. }))
     }
 
     /// Whether the server killed the worker for what its `setup` does.
-    pub(crate) fn is_judged_in_setup(&self) -> bool {
-        let Self::Told(notice) = self else { return false };
+    pub(crate) fn is_killed_in_setup(&self) -> bool {
+        let Self::Notified(notice) = self else { return false };
         self.is_in_setup() && notice.reason.is_some()
     }
 
     pub(crate) fn cause(self, pid: u32) -> FatalError {
         match self {
-            Self::Told(notice) => {
+            Self::Notified(notice) => {
                 let hung = notice.ran.and_then(|ran| Duration::try_from_secs_f64(ran).ok());
                 let (stack, no_stack) = (notice.stack, notice.no_stack);
                 FatalError::WorkerDied(Death {
@@ -162,7 +169,7 @@ impl Ending {
                 stderr: None,
                 hung: None,
             }),
-            Self::Broken(detail) | Self::Ungreeted(detail) => FatalError::Protocol { detail },
+            Self::Protocol(detail) | Self::NoHandshake(detail) => FatalError::Protocol { detail },
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Local {
     /// Watched for something to read.
     socket: AsyncFd<OwnedFd>,
     /// A copy of the descriptor, watched for room.
-    room: Option<AsyncFd<OwnedFd>>,
+    writable: Option<AsyncFd<OwnedFd>>,
     runtime: Handle,
 }
 
@@ -43,7 +43,7 @@ impl Local {
     /// Of a socket that does not block, within a runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::watch(socket, Interest::READABLE)?;
-        Ok(Self { socket, room: None, runtime: Handle::current() })
+        Ok(Self { socket, writable: None, runtime: Handle::current() })
     }
 
     /// Tries, and waits for room if there is none.
@@ -55,14 +55,14 @@ impl Local {
         // What is sent counts against the task's share of the runtime, as with tokio's own sockets.
         let turn = ready!(coop::poll_proceed(context));
         loop {
-            let ready = match &self.room {
-                Some(room) => Some(ready!(room.poll_write_ready(context))?),
+            let ready = match &self.writable {
+                Some(writable) => Some(ready!(writable.poll_write_ready(context))?),
                 None => None,
             };
             match (send(self.socket.get_ref()), ready) {
                 (Err(Errno::INTR), _) => {}
                 (Err(Errno::AGAIN), Some(mut ready)) => ready.clear_ready(),
-                (Err(Errno::AGAIN), None) => self.room = Some(self.watch_room()?),
+                (Err(Errno::AGAIN), None) => self.writable = Some(self.watch_writable()?),
                 (sent, _) => {
                     turn.made_progress();
                     return Poll::Ready(Ok(sent?));
@@ -71,7 +71,7 @@ impl Local {
         }
     }
 
-    fn watch_room(&self) -> io::Result<AsyncFd<OwnedFd>> {
+    fn watch_writable(&self) -> io::Result<AsyncFd<OwnedFd>> {
         let copy = self.socket.get_ref().try_clone()?;
         // Whoever polls this need not be in the runtime.
         let _runtime = self.runtime.enter();
@@ -139,7 +139,7 @@ impl Stream {
     }
 
     /// The other side cannot send any more from here on. What it has sent can be read.
-    pub(crate) fn stop_reading(&self) {
+    pub(crate) fn shut_down_reading(&self) {
         if let Self::Local(local) = self {
             // It fails only where the other side has gone.
             let _ = shutdown(local.socket.get_ref(), Shutdown::Read);
@@ -147,7 +147,7 @@ impl Stream {
     }
 
     /// Long messages are sent from here on.
-    pub(crate) fn widen(&mut self) {
+    pub(crate) fn enlarge_send_buffer(&mut self) {
         if let Self::Local(local) = self {
             // It is only slower if it cannot be.
             let _ = set_socket_send_buffer_size(local.socket.get_ref(), BUFFER_FOR_LONG);
@@ -155,12 +155,12 @@ impl Stream {
     }
 
     /// Answers follow soon from here on.
-    pub(crate) fn watch_room(&mut self) {
+    pub(crate) fn watch_writable(&mut self) {
         if let Self::Local(local) = self
-            && local.room.is_none()
+            && local.writable.is_none()
         {
             // It is watched when there is none, if not now.
-            local.room = local.watch_room().ok();
+            local.writable = local.watch_writable().ok();
         }
     }
 

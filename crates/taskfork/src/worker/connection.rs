@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use super::notes;
 use super::scoreboard::WorkerSlot;
 use super::seat::Limits;
-use crate::busy_poll::{Glances, Poller};
+use crate::busy_poll::{SpinLoop, SpinPolicy};
 use crate::display::seconds;
 use crate::ring::Rings;
 use crate::sys::{self, User};
@@ -51,7 +51,7 @@ pub(crate) struct Connection {
     pub(super) rings: Option<Box<Rings>>,
     /// Long messages have been sent.
     is_wide: bool,
-    poller: Poller,
+    spin_policy: SpinPolicy,
     /// How many cores there are.
     pub(super) cores: usize,
     slot: WorkerSlot,
@@ -100,7 +100,7 @@ impl Connection {
         slot: WorkerSlot,
     ) -> Self {
         let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
-        let poller = Poller::new(busy_poll, LONGEST_LOOK);
+        let spin_policy = SpinPolicy::new(busy_poll, LONGEST_LOOK);
         let files = sys::takes_files(&socket).then(Vec::new);
         let (used, rests_after, greets_until) = (0, None, None);
         Self {
@@ -114,7 +114,7 @@ impl Connection {
             rests_after,
             rings: None,
             is_wide: false,
-            poller,
+            spin_policy,
             cores,
             slot,
         }
@@ -368,7 +368,7 @@ impl Connection {
         if !begun && (self.look() || !self.may_sleep()) {
             return Ok(true);
         }
-        let since = (!begun && self.poller.is_adaptive()).then(Instant::now);
+        let since = (!begun && self.spin_policy.is_adaptive()).then(Instant::now);
         if !begun && self.inbox.capacity() > KEPT && !self.is_readable_within(KEPT_FOR.into())? {
             self.inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
         }
@@ -380,7 +380,7 @@ impl Connection {
         };
         self.rings.iter_mut().for_each(|rings| rings.wake());
         if let Some(since) = since {
-            self.poller.slept(since.elapsed());
+            self.spin_policy.record_sleep(since.elapsed());
         }
         match read {
             Ok(0) | Err(Errno::CONNRESET) if begun => Err(Broken::Truncated),
@@ -393,34 +393,34 @@ impl Connection {
 
     /// Looks for the next frame for a moment, where that pays; tells whether some of it came.
     fn look(&mut self) -> bool {
-        let Some(budget) = self.poller.budget() else { return false };
+        let Some(budget) = self.spin_policy.budget() else { return false };
         // One of the cores is for the client. Which workers are busy is not known here, only how many there are.
-        let gives_way = self.slot.workers() >= self.cores || self.poller.shares_core();
-        let mut glances = Glances::new(&self.poller, budget, gives_way);
+        let gives_way = self.slot.workers() >= self.cores || self.spin_policy.shares_core();
+        let mut spin_loop = SpinLoop::new(&self.spin_policy, budget, gives_way);
         loop {
             let found = match &self.rings {
                 Some(rings) if rings.is_due(self.inbox.len() - self.used) => Ok(1),
-                Some(_) if !glances.is_for_socket() => Err(Errno::AGAIN),
+                Some(_) if !spin_loop.checks_socket() => Err(Errno::AGAIN),
                 _ => self.receive(false),
             };
             match found {
                 Ok(length) if length > 0 => {
-                    glances.tell(&mut self.poller, true);
+                    spin_loop.report(&mut self.spin_policy, true);
                     return true;
                 }
-                Err(Errno::AGAIN | Errno::INTR) if glances.go_on() => {}
+                Err(Errno::AGAIN | Errno::INTR) if spin_loop.pause() => {}
                 Err(Errno::AGAIN | Errno::INTR) => break,
                 // Whatever it is, it comes again.
                 Ok(_) | Err(_) => return false,
             }
         }
-        glances.tell(&mut self.poller, false);
+        spin_loop.report(&mut self.spin_policy, false);
         false
     }
 
     /// Whether it looks for the next frame before it sleeps.
     pub(super) fn is_to_look(&self) -> bool {
-        self.poller.budget().is_some()
+        self.spin_policy.budget().is_some()
     }
 
     fn wait(&self) -> Result<(), Broken> {

@@ -1,10 +1,10 @@
-//! What comes and goes beside the messages of a connection: files, and memory that is lent.
+//! What comes and goes attachments the messages of a connection: files, and memory that is lent.
 
 use std::sync::{Arc, Mutex};
 
 use super::connection::{Connection, Lost};
-use super::entries::Beside;
-use super::rings::CALLS_WITHOUT;
+use super::entries::Attachments;
+use super::rings::CALLS_BEFORE_RINGS;
 use crate::loans::Filling;
 use crate::wire::WireError;
 use crate::wire::enclosed::Enclosed;
@@ -18,18 +18,18 @@ pub(super) enum Sharing {
     No,
     /// The worker has not agreed, and may never; no more than so many bytes would be lent.
     Asked {
-        most_lent: usize,
+        max_shared: usize,
     },
     Agreed,
 }
 
 impl Connection {
-    /// What came beside the last message.
-    pub(crate) fn take_enclosed(&mut self) -> Result<Beside, Lost> {
-        if self.announced == 0 && !self.loans.is_heard() {
+    /// What came attachments the last message.
+    pub(crate) fn take_attachments(&mut self) -> Result<Attachments, Lost> {
+        if self.announced_files == 0 && !self.loans.is_heard() {
             return Ok(None);
         }
-        let count = std::mem::take(&mut self.announced);
+        let count = std::mem::take(&mut self.announced_files);
         if count > self.files_received.len() {
             return Err(Lost::Wire(WireError::Files));
         }
@@ -40,18 +40,18 @@ impl Connection {
     }
 
     /// Takes a message that is only about how others come; tells whether it is one.
-    pub(super) fn takes_in(&mut self, message: &[u8]) -> Result<bool, Lost> {
+    pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Lost> {
         if !native::is_about_others(message) {
-            return Ok(self.only_wakes(message));
+            return Ok(self.is_doorbell(message));
         }
         match FromWorker::decode(message) {
-            Ok(FromWorker::Files(count)) => self.announced = count,
-            Ok(FromWorker::Rings) => self.agree_on_rings(),
+            Ok(FromWorker::Files(count)) => self.announced_files = count,
+            Ok(FromWorker::Rings) => self.enable_rings(),
             Ok(FromWorker::Lending(said)) => {
-                self.hear_of_sharing(said.agreed).map_err(Lost::Wire)?;
+                self.accept_sharing(said.agreed).map_err(Lost::Wire)?;
                 let idle = said.idle;
                 self.loans.hear(said, &mut self.files_received).map_err(Lost::Wire)?;
-                if idle && !self.in_call {
+                if idle && !self.mid_call {
                     self.put_lending();
                     self.flush()?;
                 }
@@ -62,13 +62,13 @@ impl Connection {
     }
 
     /// Begins to share memory where the worker says so, and takes nothing about memory before.
-    fn hear_of_sharing(&mut self, agreed: Option<usize>) -> Result<(), WireError> {
+    fn accept_sharing(&mut self, agreed: Option<usize>) -> Result<(), WireError> {
         let what = match (self.sharing, agreed) {
             (Sharing::Agreed, None) => return Ok(()),
-            (Sharing::Asked { most_lent }, Some(bytes)) => {
+            (Sharing::Asked { max_shared }, Some(bytes)) => {
                 self.sharing = Sharing::Agreed;
-                self.loans.set_room(bytes.min(most_lent));
-                self.offers_rings_after = Some(CALLS_WITHOUT);
+                self.loans.set_room(bytes.min(max_shared));
+                self.offers_rings_after = Some(CALLS_BEFORE_RINGS);
                 return Ok(());
             }
             (Sharing::Agreed, Some(_)) => "the worker agreed twice to share memory",
@@ -94,7 +94,7 @@ impl Connection {
     }
 
     /// Memory that is shared with the worker, to be filled in place.
-    pub(crate) fn memory(&mut self, length: usize) -> Option<Filling> {
+    pub(crate) fn alloc_shared(&mut self, length: usize) -> Option<Filling> {
         // What could not be sent in its place is not lent either.
         if length < self.max_send { self.loans.fill(length) } else { None }
     }

@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 use log_defer::Log;
 
 use super::connection::Connection;
-use super::core::{Change, Core, Effects, Work as Task, lock, runtime_is_gone};
-use super::entries::{Entries, Entry, MethodName, Outcome, Progress, Seq, Work};
+use super::core::{Core, DriverEvent, Effects, PoolCommand, lock, runtime_shut_down};
+use super::entries::{Entries, Entry, MethodName, Operation, Outcome, Progress, Seq};
 use super::log::Timing;
-use super::look::Looking;
 use super::metrics::Stopwatch;
 use super::pool::{CheckedOut, Lease, Loss};
 use super::queue::Ticket;
 use super::replay::Replay;
+use super::reply_spin::SpinGuard;
 use super::send::Sender;
-use super::state::{Holding, State};
+use super::state::{Assignment, State};
 use super::stats;
 use crate::error::{FatalError, Stage};
 use crate::loans::Filling;
@@ -33,57 +33,59 @@ const NEWS_WAIT: TimeLimit = TimeLimit::new(Duration::from_secs(2));
 const NO_WAIT: Duration = Duration::ZERO;
 
 #[derive(Debug)]
-pub(crate) struct Lane {
+pub(crate) struct Session {
     pub(super) core: Arc<Core>,
     state: Mutex<State>,
 }
 
-impl Lane {
+impl Session {
     /// Takes a worker or a place in the queue.
     pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
-        let lane = Self::with(core, Holding::Released);
-        lane.change(|state, effects| {
-            let taken = lane.core.pool().check_out(|| lane.clone());
+        let session = Self::with(core, Assignment::Released);
+        session.update(|state, effects| {
+            let taken = session.core.pool().check_out(|| session.clone());
             match taken {
                 CheckedOut::Worker(lease) => {
-                    lane.core.tally.served(NO_WAIT);
-                    lane.hold(state, lease);
+                    session.core.counters.count_checkout(NO_WAIT);
+                    session.attach_worker(state, lease);
                 }
-                CheckedOut::Place(ticket, turned_away) => {
-                    state.asked = Some(Instant::now());
-                    effects.turned_away.extend(turned_away);
-                    lane.wait(state, effects, ticket);
+                CheckedOut::Queued(ticket, evicted) => {
+                    state.waiting_since = Some(Instant::now());
+                    effects.evicted.extend(evicted);
+                    session.enter_queue(state, effects, ticket);
                 }
-                CheckedOut::Refused => state.holding = Holding::Failed(lane.core.overloaded()),
+                CheckedOut::Refused => {
+                    state.assignment = Assignment::Failed(session.core.overloaded())
+                }
             }
         });
-        lane
+        session
     }
 
     /// Takes a worker if there is one now.
     pub(crate) fn try_new(core: Arc<Core>) -> Option<Arc<Self>> {
         let lease = core.pool().check_out_idle()?;
-        core.tally.served(NO_WAIT);
-        let lane = Self::with(core, Holding::Released);
-        lane.change(|state, _| lane.hold(state, lease));
-        Some(lane)
+        core.counters.count_checkout(NO_WAIT);
+        let session = Self::with(core, Assignment::Released);
+        session.update(|state, _| session.attach_worker(state, lease));
+        Some(session)
     }
 
-    fn with(core: Arc<Core>, holding: Holding) -> Arc<Self> {
+    fn with(core: Arc<Core>, assignment: Assignment) -> Arc<Self> {
         let state = State {
-            holding,
+            assignment,
             calls: Entries::default(),
             sender: Sender::default(),
-            told: false,
+            driver_notified: false,
             open: true,
             used: false,
             setup_deaths: 0,
-            denials: 0,
-            tainted: false,
-            unseen: None,
+            unstarted_deaths: 0,
+            call_failed: false,
+            unobserved_failure: None,
             timeout: core.config.timeout,
-            asked: None,
-            alarm: None,
+            waiting_since: None,
+            timer: None,
             log: None,
         };
         Arc::new(Self { core, state: Mutex::new(state) })
@@ -104,43 +106,43 @@ impl Lane {
 
     pub(crate) fn set_log(&self, log: Log) {
         let before = self.lock().log.replace(log);
-        // With the lane unlocked, as it may be the last handle.
+        // With the session unlocked, as it may be the last handle.
         drop(before);
     }
 
     /// Gives a call its place, and sends it if none is before it. Others are sent along with those
     /// that are made after them, by the first who waits for one, or else by the driver.
-    pub(crate) fn make(
+    pub(crate) fn submit(
         self: &Arc<Self>,
         method: MethodName,
-        work: Work,
+        operation: Operation,
         replay: Option<Arc<Replay>>,
     ) -> Seq {
         let mut state = self.lock();
-        let seq = self.queue(&mut state, method, work, replay);
+        let seq = self.enqueue(&mut state, method, operation, replay);
         if state.calls.has_more_than_head() {
-            let tell = matches!(state.holding, Holding::Worker(_)) && !state.told;
-            state.told |= tell;
+            let tell = matches!(state.assignment, Assignment::Worker(_)) && !state.driver_notified;
+            state.driver_notified |= tell;
             drop(state);
             if tell {
-                self.core.mailbox.send(Task::Lane(Arc::downgrade(self)));
+                self.core.driver_queue.send(DriverEvent::Session(Arc::downgrade(self)));
             }
             return seq;
         }
-        self.move_on(state, Effects::default());
+        self.advance_and_apply(state, Effects::default());
         seq
     }
 
-    fn queue(
+    fn enqueue(
         self: &Arc<Self>,
         state: &mut State,
         method: MethodName,
-        work: Work,
+        operation: Operation,
         replay: Option<Arc<Replay>>,
     ) -> Seq {
         let deadline = state.timeout.after(Instant::now());
-        let outcome = match (&state.holding, &state.unseen) {
-            (Holding::Failed(cause), _) => {
+        let outcome = match (&state.assignment, &state.unobserved_failure) {
+            (Assignment::Failed(cause), _) => {
                 Some(Outcome::Fatal { cause: cause.clone(), may_have_run: false })
             }
             (_, Some((_, behind))) => Some(Outcome::Dropped { behind: behind.clone() }),
@@ -148,8 +150,8 @@ impl Lane {
         };
         let progress = outcome.map_or(Progress::Queued, Progress::Done);
         let is_queued = matches!(progress, Progress::Queued);
-        let mut timing = match work {
-            Work::Ready => Timing::Off,
+        let mut timing = match operation {
+            Operation::WaitForWorker => Timing::Off,
             _ => Timing::new(state.log.as_ref(), method.as_deref()),
         };
         if !is_queued {
@@ -157,37 +159,37 @@ impl Lane {
         }
         let (waker, abandoned, sent) = (None, false, Stopwatch::new());
         let entry =
-            Entry { method, work, progress, deadline, waker, abandoned, timing, sent, replay };
+            Entry { method, operation, progress, deadline, waker, abandoned, timing, sent, replay };
         let seq = state.calls.push(entry);
-        if let (true, None, Some(at)) = (is_queued, state.alarm, deadline) {
-            state.alarm = Some(self.core.set_alarm(at, self));
+        if let (true, None, Some(at)) = (is_queued, state.timer, deadline) {
+            state.timer = Some(self.core.set_timer(at, self));
         }
         seq
     }
 
     /// The outcome of a call, or nothing yet: then the task is woken when there is one. While a look for it
-    /// goes on, that is kept in `looking`.
+    /// goes on, that is kept in `spin_guard`.
     pub(crate) fn poll(
         self: &Arc<Self>,
         seq: Seq,
         context: &mut Context<'_>,
-        looking: &mut Option<Looking>,
+        spin_guard: &mut Option<SpinGuard>,
     ) -> Poll<(MethodName, Outcome)> {
         let outcome = self.poll_once(seq, context.waker());
         if outcome.is_ready() {
-            *looking = None;
+            *spin_guard = None;
             return outcome;
         }
-        if looking.is_none() {
-            *looking = self.begin_to_look(seq);
+        if spin_guard.is_none() {
+            *spin_guard = self.start_spin(seq);
         }
-        let Some(look) = looking else { return outcome };
-        if look.is_shared() && look.go_on() {
-            look.after_others(context);
+        let Some(look) = spin_guard else { return outcome };
+        if look.is_shared() && look.pause() {
+            look.yield_to_runtime(context);
             return outcome;
         }
-        self.look_for(seq, look);
-        *looking = None;
+        self.spin(seq, look);
+        *spin_guard = None;
         self.poll_once(seq, context.waker())
     }
 
@@ -202,10 +204,10 @@ impl Lane {
             effects.wakers.retain(|woken| taken.is_none() || !woken.will_wake(waker));
         }
         self.finish_if_done(&mut state, &mut effects);
-        let is_flooded = taken.is_none() && state.is_flooded();
+        let is_flooding = taken.is_none() && state.is_flooding();
         drop(state);
-        self.core.settle(effects);
-        if is_flooded {
+        self.core.apply(effects);
+        if is_flooding {
             // This task is polled again at once, and could keep the lock for long from the thread that has a deadline
             // to enforce.
             std::thread::sleep(LOCK_PAUSE);
@@ -214,66 +216,66 @@ impl Lane {
     }
 
     /// Begins to look for the answer of a call, if it runs and that pays.
-    fn begin_to_look(&self, seq: Seq) -> Option<Looking> {
-        let looking = self.lock().connection_of(seq)?.begin_to_look()?;
+    fn start_spin(&self, seq: Seq) -> Option<SpinGuard> {
+        let spin_guard = self.lock().connection_of(seq)?.start_spin()?;
         // Other workers' answers are not to wait for this one.
         let (busy, cores) = (self.core.pool().counts().busy, self.core.config.cores);
-        Some(if busy > 1 { looking.shared(busy, cores) } else { looking })
+        Some(if busy > 1 { spin_guard.shared(busy, cores) } else { spin_guard })
     }
 
-    /// Looks for the answer of a call until the look is over. Others may use the lane meanwhile.
-    fn look_for(&self, seq: Seq, looking: &mut Looking) {
+    /// Looks for the answer of a call until the look is over. Others may use the session meanwhile.
+    fn spin(&self, seq: Seq, spin_guard: &mut SpinGuard) {
         loop {
             let mut state = self.lock();
             let Some(connection) = state.connection_of(seq) else { return };
-            if connection.glance(looking) {
-                return connection.looked(looking, true);
+            if connection.try_receive(spin_guard) {
+                return connection.finish_spin(spin_guard, true);
             }
             drop(state);
-            if looking.is_shared() || !looking.go_on() {
+            if spin_guard.is_shared() || !spin_guard.pause() {
                 break;
             }
         }
         if let Some(connection) = self.lock().connection_of(seq) {
-            connection.looked(looking, false);
+            connection.finish_spin(spin_guard, false);
         }
     }
 
     /// Memory that is shared with the worker, if there is one and it shares any.
-    pub(crate) fn memory(&self, length: usize) -> Option<Filling> {
-        match &mut self.lock().holding {
-            Holding::Worker(lease) => lease.connection.memory(length),
+    pub(crate) fn alloc_shared(&self, length: usize) -> Option<Filling> {
+        match &mut self.lock().assignment {
+            Assignment::Worker(lease) => lease.connection.alloc_shared(length),
             _ => None,
         }
     }
 
     /// Nobody waits for this call any more.
     pub(crate) fn abandon(self: &Arc<Self>, seq: Seq) {
-        self.change(|state, effects| {
-            state.see(seq);
-            state.forget(seq);
-            state.connection_of(seq).into_iter().for_each(Connection::end_looking);
+        self.update(|state, effects| {
+            state.mark_observed(seq);
+            state.cancel_call(seq);
+            state.connection_of(seq).into_iter().for_each(Connection::clear_spinning);
             effects.replays.extend(state.calls.abandon(seq));
         });
     }
 
     /// The user has dropped the checkout.
     pub(crate) fn close(self: &Arc<Self>) {
-        self.change(|state, _| state.open = false);
+        self.update(|state, _| state.open = false);
     }
 
     /// Ends the checkout and whatever runs in it.
     pub(crate) fn fail(self: &Arc<Self>, cause: FatalError) {
-        self.change(|state, effects| self.end(state, effects, cause, Loss::Used));
+        self.update(|state, effects| self.end(state, effects, cause, Loss::Used));
     }
 
-    /// Gives the lane a worker, unless it has given up in the meantime.
+    /// Gives the session a worker, unless it has given up in the meantime.
     pub(crate) fn assign(
         self: &Arc<Self>,
         lease: Lease<Box<Connection>>,
     ) -> Result<Effects, Lease<Box<Connection>>> {
         let mut state = self.lock();
-        if !matches!(state.holding, Holding::Waiting(_)) {
+        if !matches!(state.assignment, Assignment::Waiting(_)) {
             return Err(lease);
         }
         let mut effects = Effects::default();
@@ -282,52 +284,56 @@ impl Lane {
         if deadline.is_some_and(|deadline| deadline <= now) {
             // Too late for what it waited for. It is in the queue no more, and another may have the
             // worker.
-            let cause = self.out_of_time(&state, now);
-            state.holding = Holding::Released;
+            let cause = self.timeout_error(&state, now);
+            state.assignment = Assignment::Released;
             self.end(&mut state, &mut effects, cause, Loss::Used);
             self.finish_if_done(&mut state, &mut effects);
-            effects.workers.push(Change::HandBack(lease));
+            effects.pool_commands.push(PoolCommand::Decline(lease));
             return Ok(effects);
         }
-        if let Some(asked) = state.asked.take() {
-            self.core.tally.served(now.saturating_duration_since(asked));
+        if let Some(asked) = state.waiting_since.take() {
+            self.core.counters.count_checkout(now.saturating_duration_since(asked));
         }
-        self.hold(&mut state, lease);
+        self.attach_worker(&mut state, lease);
         self.advance(&mut state, &mut effects);
         self.finish_if_done(&mut state, &mut effects);
         Ok(effects)
     }
 
-    /// Takes a worker over. The lane is moved on after it, as what happened to the worker while it
+    /// Takes a worker over. The session is moved on after it, as what happened to the worker while it
     /// changed hands has told nobody.
-    pub(super) fn hold(self: &Arc<Self>, state: &mut State, mut lease: Lease<Box<Connection>>) {
-        if let Some(since) = lease.connection.is_held() {
-            let work = Task::Ungreeted(since, lease.key(), Arc::downgrade(self));
-            self.core.mailbox.send(work);
+    pub(super) fn attach_worker(
+        self: &Arc<Self>,
+        state: &mut State,
+        mut lease: Lease<Box<Connection>>,
+    ) {
+        if let Some(since) = lease.connection.mark_held() {
+            let event = DriverEvent::HandshakePending(since, lease.key(), Arc::downgrade(self));
+            self.core.driver_queue.send(event);
         }
-        lease.connection.signal.belongs_to_lane(self);
-        state.holding = Holding::Worker(lease);
+        lease.connection.notifier.set_session(self);
+        state.assignment = Assignment::Worker(lease);
     }
 
     /// Waits for a worker, unless none will ever come: the flag is looked at with the place in the
     /// queue taken, so that either this sees it, or whoever has set it sees the place.
-    pub(super) fn wait(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
-        state.holding = Holding::Waiting(ticket);
-        self.core.mailbox.notify.notify_one();
+    pub(super) fn enter_queue(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
+        state.assignment = Assignment::Waiting(ticket);
+        self.core.driver_queue.notify.notify_one();
         if self.core.is_stopped() {
-            self.end(state, effects, runtime_is_gone(), Loss::Used);
+            self.end(state, effects, runtime_shut_down(), Loss::Used);
         }
     }
 
-    /// Moves the lane on after something happened on its connection.
+    /// Moves the session on after something happened on its connection.
     pub(crate) fn look(self: &Arc<Self>) {
-        self.change(|_, _| {});
+        self.update(|_, _| {});
     }
 
-    /// A time that was set for this lane has come.
+    /// A time that was set for this session has come.
     pub(crate) fn expire(self: &Arc<Self>, now: Instant) {
-        self.change(|state, effects| {
-            state.alarm = None;
+        self.update(|state, effects| {
+            state.timer = None;
             // An answer that is there already counts.
             self.advance(state, effects);
             let Some((_, head)) = state.calls.head() else { return };
@@ -336,28 +342,28 @@ impl Lane {
             // where it was. One that floods this side with messages does not hang.
             let has_it = head.number().is_some()
                 && self.core.config.protocol == Protocol::Native
-                && !state.is_ungreeted()
-                && !state.is_flooded();
+                && !state.is_handshake_pending()
+                && !state.is_flooding();
             let wait = match has_it {
                 true => self.core.config.grace.plus(NEWS_WAIT),
                 false => TimeLimit::new(NO_WAIT),
             };
             let Some(end) = wait.after(deadline) else { return };
             if end > now {
-                state.alarm = Some(self.core.set_alarm(end, self));
+                state.timer = Some(self.core.set_timer(end, self));
                 return;
             }
-            let cause = self.out_of_time(state, now);
-            if matches!(state.holding, Holding::Worker(_)) && !state.is_ungreeted() {
-                self.core.tally.died(stats::TIMED_OUT);
+            let cause = self.timeout_error(state, now);
+            if matches!(state.assignment, Assignment::Worker(_)) && !state.is_handshake_pending() {
+                self.core.counters.count_death(stats::TIMED_OUT);
             }
             self.end(state, effects, cause, Loss::Used);
         });
     }
 
-    fn out_of_time(&self, state: &State, now: Instant) -> FatalError {
+    fn timeout_error(&self, state: &State, now: Instant) -> FatalError {
         let after = state.timeout.get().unwrap_or_default();
-        if !matches!(state.holding, Holding::Waiting(_)) && !state.is_ungreeted() {
+        if !matches!(state.assignment, Assignment::Waiting(_)) && !state.is_handshake_pending() {
             return FatalError::TimedOut { after, stage: Stage::Running, hung: None };
         }
         match self.core.pool().unreachable() {
@@ -376,21 +382,21 @@ impl Lane {
     }
 
     /// Changes the state, moves on, and does what follows.
-    pub(super) fn change<T>(
+    pub(super) fn update<T>(
         self: &Arc<Self>,
         change: impl FnOnce(&mut State, &mut Effects) -> T,
     ) -> T {
         let mut state = self.lock();
         let mut effects = Effects::default();
         let result = change(&mut state, &mut effects);
-        self.move_on(state, effects);
+        self.advance_and_apply(state, effects);
         result
     }
 
-    fn move_on(self: &Arc<Self>, mut state: MutexGuard<'_, State>, mut effects: Effects) {
+    fn advance_and_apply(self: &Arc<Self>, mut state: MutexGuard<'_, State>, mut effects: Effects) {
         self.advance(&mut state, &mut effects);
         self.finish_if_done(&mut state, &mut effects);
         drop(state);
-        self.core.settle(effects);
+        self.core.apply(effects);
     }
 }

@@ -1,4 +1,4 @@
-//! How much of what a worker sends is handled in one turn, before other tasks have theirs. Pure.
+//! How much of what a worker sends is handled in one turn, before other tasks have worker_fields. Pure.
 
 /// The most that is handled in one turn, in bytes read. Small enough that a turn of the slowest kind of message
 /// takes a few milliseconds in a debug build.
@@ -20,7 +20,7 @@ const FLOOD: usize = 2048;
 
 /// What has been handled in this turn.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(super) struct ReadBudget {
     spent: usize,
     /// How much of that the runtime's budget has been charged for.
     charged: usize,
@@ -28,7 +28,7 @@ pub(super) struct Turn {
     others: usize,
 }
 
-impl Turn {
+impl ReadBudget {
     pub(super) fn begin(&mut self) {
         (self.spent, self.charged) = (0, 0);
     }
@@ -65,7 +65,7 @@ impl Turn {
     }
 
     /// Whether more messages have come since the last answer than a worker has reason to send.
-    pub(super) fn is_flooded(&self) -> bool {
+    pub(super) fn is_flooding(&self) -> bool {
         self.others >= FLOOD
     }
 
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_turn_ends_after_many_messages_or_many_bytes() {
-        let mut turn = Turn::default();
+        let mut turn = ReadBudget::default();
         let mut messages = 0;
         while !turn.is_over() {
             turn.took();
@@ -106,15 +106,15 @@ mod tests {
 
     #[test]
     fn many_messages_without_an_answer_are_a_flood() {
-        let mut turn = Turn::default();
+        let mut turn = ReadBudget::default();
         for _ in 1..FLOOD {
             turn.took_other();
             turn.begin();
         }
-        assert!(!turn.is_flooded());
+        assert!(!turn.is_flooding());
         turn.noted(10);
-        assert!(turn.is_flooded());
+        assert!(turn.is_flooding());
         turn.answered();
-        assert!(!turn.is_flooded());
+        assert!(!turn.is_flooding());
     }
 }

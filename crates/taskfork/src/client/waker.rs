@@ -4,19 +4,19 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Wake, Waker};
 
-use super::core::{Mailbox, Work};
-use super::lane::Lane;
+use super::core::{DriverEvent, DriverQueue};
 use super::pool::WorkerKey;
+use super::session::Session;
 
 #[derive(Debug)]
-pub(crate) struct Signal {
+pub(crate) struct ConnectionWaker {
     target: Mutex<Target>,
-    mailbox: Arc<Mailbox>,
+    driver_queue: Arc<DriverQueue>,
 }
 
 #[derive(Debug, Default)]
 struct Target {
-    owner: Owner,
+    holder: Holder,
     /// Who waits for the call that runs.
     task: Option<Waker>,
     /// Whether the driver must look too, as the task may not come.
@@ -24,30 +24,30 @@ struct Target {
 }
 
 #[derive(Debug, Default)]
-enum Owner {
+enum Holder {
     #[default]
     Nobody,
     Idle(WorkerKey),
-    Lane(Weak<Lane>),
+    Session(Weak<Session>),
 }
 
-impl Signal {
-    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Arc<Self> {
-        Arc::new(Self { target: Mutex::default(), mailbox })
+impl ConnectionWaker {
+    pub(crate) fn new(driver_queue: Arc<DriverQueue>) -> Arc<Self> {
+        Arc::new(Self { target: Mutex::default(), driver_queue })
     }
 
     /// The connection is in nobody's hands: the driver looks after it.
-    pub(crate) fn belongs_to_pool(&self, key: WorkerKey) {
-        *self.lock() = Target { owner: Owner::Idle(key), task: None, driver: true };
+    pub(crate) fn set_idle(&self, key: WorkerKey) {
+        *self.lock() = Target { holder: Holder::Idle(key), task: None, driver: true };
     }
 
-    pub(crate) fn belongs_to_lane(&self, lane: &Arc<Lane>) {
+    pub(crate) fn set_session(&self, session: &Arc<Session>) {
         *self.lock() =
-            Target { owner: Owner::Lane(Arc::downgrade(lane)), task: None, driver: true };
+            Target { holder: Holder::Session(Arc::downgrade(session)), task: None, driver: true };
     }
 
     /// Sets who waits now.
-    pub(crate) fn wake_next(&self, task: Option<&Waker>, driver: bool) {
+    pub(crate) fn set_task(&self, task: Option<&Waker>, driver: bool) {
         let mut target = self.lock();
         target.driver = driver;
         match (task, &mut target.task) {
@@ -61,24 +61,24 @@ impl Signal {
     }
 }
 
-impl Wake for Signal {
+impl Wake for ConnectionWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let (task, work) = {
+        let (task, event) = {
             let mut target = self.lock();
-            let work = match &target.owner {
+            let event = match &target.holder {
                 _ if !target.driver => None,
-                Owner::Nobody => None,
-                Owner::Idle(key) => Some(Work::Idle(*key)),
-                Owner::Lane(lane) => Some(Work::Lane(lane.clone())),
+                Holder::Nobody => None,
+                Holder::Idle(key) => Some(DriverEvent::Idle(*key)),
+                Holder::Session(session) => Some(DriverEvent::Session(session.clone())),
             };
-            (target.task.take(), work)
+            (target.task.take(), event)
         };
-        if let Some(work) = work {
-            self.mailbox.send(work);
+        if let Some(event) = event {
+            self.driver_queue.send(event);
         }
         if let Some(task) = task {
             task.wake();

@@ -9,50 +9,50 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::connect::{GreetError, Terms, most_files};
+use super::connect::{HandshakeError, PeerLimits, max_files};
 use super::connection::{Connection, Lost};
 use crate::sys::TOO_MANY_FILES;
 
 impl Connection {
-    pub(crate) fn is_greeted(&self) -> bool {
+    pub(crate) fn is_established(&self) -> bool {
         self.greeting.is_none()
     }
 
     /// A checkout takes it over. Gives since when the greeting is waited for, if another has had it before: then
     /// nobody sees to it that it is not waited for too long.
-    pub(crate) fn is_held(&mut self) -> Option<Instant> {
+    pub(crate) fn mark_held(&mut self) -> Option<Instant> {
         let greeting = self.greeting.as_mut()?;
         std::mem::replace(&mut greeting.held, true).then_some(greeting.since)
     }
 
     /// Waits for the greeting, if it has not come.
-    pub(crate) fn poll_greeting(&mut self) -> Poll<Result<(), Lost>> {
-        if self.is_greeted() { Poll::Ready(Ok(())) } else { self.poll_until_greeted() }
+    pub(crate) fn poll_handshake(&mut self) -> Poll<Result<(), Lost>> {
+        if self.is_established() { Poll::Ready(Ok(())) } else { self.poll_until_established() }
     }
 
-    fn poll_until_greeted(&mut self) -> Poll<Result<(), Lost>> {
-        while !self.hear()? {
+    fn poll_until_established(&mut self) -> Poll<Result<(), Lost>> {
+        while !self.read_handshake()? {
             self.reserve();
             let mut context = Context::from_waker(&self.waker);
             let files = &mut self.files_received;
             let read = self.stream.poll_read(&mut context, &mut self.inbox, files);
             match ready!(read) {
-                Ok(0) => return Poll::Ready(Err(ungreeted(GreetError::Closed))),
+                Ok(0) => return Poll::Ready(Err(no_handshake(HandshakeError::Closed))),
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(ungreeted(GreetError::of(error)))),
+                Err(error) => return Poll::Ready(Err(no_handshake(HandshakeError::of(error)))),
             }
         }
         Poll::Ready(Ok(()))
     }
 
     /// Takes the greeting if it is there, whether the reactor has heard of it or not; tells whether it has come.
-    pub(crate) fn hear_at_once(&mut self) -> Result<bool, Lost> {
-        while !self.hear()? {
+    pub(crate) fn read_handshake_now(&mut self) -> Result<bool, Lost> {
+        while !self.read_handshake()? {
             match self.receive_now() {
                 Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
                 Err(TOO_MANY_FILES) => {
-                    return Err(ungreeted(GreetError::of(TOO_MANY_FILES.into())));
+                    return Err(no_handshake(HandshakeError::of(TOO_MANY_FILES.into())));
                 }
                 Ok(_) | Err(_) => return Ok(false),
             }
@@ -62,31 +62,31 @@ impl Connection {
 
     /// Has the worker greet nobody any more, if it has not yet, so that it begins nothing; tells whether it
     /// has. In any case the connection is of no use from here on.
-    pub(crate) fn is_greeted_after_all(&mut self) -> bool {
-        if !self.is_greeted() {
-            self.stream.stop_reading();
+    pub(crate) fn abort_handshake(&mut self) -> bool {
+        if !self.is_established() {
+            self.stream.shut_down_reading();
         }
-        matches!(self.hear_at_once(), Ok(true))
+        matches!(self.read_handshake_now(), Ok(true))
     }
 
     /// Takes the greeting off what has been received; tells whether it has come.
-    fn hear(&mut self) -> Result<bool, Lost> {
+    fn read_handshake(&mut self) -> Result<bool, Lost> {
         let Some(greeting) = &mut self.greeting else { return Ok(true) };
-        let Some(hello) = greeting.hearing.hear(&mut self.inbox).map_err(ungreeted)? else {
+        let Some(hello) = greeting.reader.read(&mut self.inbox).map_err(no_handshake)? else {
             return Ok(false);
         };
         self.pid = hello.pid;
         if let Some(core) = greeting.core.upgrade() {
-            let terms = Terms::of(&hello, &core.config, most_files(&core.config));
-            (self.max_send, self.max_blob_sent) = (terms.max_send, terms.max_blob);
-            (self.ahead, self.files) = (terms.ahead, terms.files);
-            core.greeted(terms, greeting.since.elapsed());
+            let limits = PeerLimits::of(&hello, &core.config, max_files(&core.config));
+            (self.max_send, self.max_blob_sent) = (limits.max_send, limits.max_blob);
+            (self.pipeline_window, self.files) = (limits.pipeline_window, limits.files);
+            core.record_handshake(limits, greeting.since.elapsed());
         }
         self.greeting = None;
         Ok(true)
     }
 }
 
-fn ungreeted(error: GreetError) -> Lost {
-    Lost::Ungreeted(error.to_string())
+fn no_handshake(error: HandshakeError) -> Lost {
+    Lost::NoHandshake(error.to_string())
 }
