@@ -15,10 +15,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::loans::Filling;
 use crate::sys::{Sealed, SealedError, Writable};
-use crate::wire::byte_text;
-use crate::wire::enclosed::{self, Enclosed, Found};
-use crate::wire::lending::Lent;
-use crate::wire::parts::{self, Elsewhere};
+use crate::wire::attachments::{self, Attachment, Attachments};
+use crate::wire::gather_frame::{self, Backing};
+use crate::wire::json_bytes;
+use crate::wire::shm::SharedBytes;
 
 /// Bytes that travel between client and worker without being copied.
 ///
@@ -60,7 +60,7 @@ use crate::wire::parts::{self, Elsewhere};
 #[derive(Clone, Default)]
 pub struct Blob {
     bytes: Bytes,
-    elsewhere: Elsewhere<Arc<OwnedFd>>,
+    backing: Backing<Arc<OwnedFd>>,
 }
 
 impl From<Vec<u8>> for Blob {
@@ -71,21 +71,21 @@ impl From<Vec<u8>> for Blob {
 
 impl From<Bytes> for Blob {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, elsewhere: Elsewhere::Nowhere }
+        Self { bytes, backing: Backing::Private }
     }
 }
 
-impl From<Lent> for Blob {
-    fn from(Lent { bytes, home }: Lent) -> Self {
-        Self { bytes, elsewhere: Elsewhere::Lent(home) }
+impl From<SharedBytes> for Blob {
+    fn from(SharedBytes { bytes, home }: SharedBytes) -> Self {
+        Self { bytes, backing: Backing::Shared(home) }
     }
 }
 
 impl Blob {
     /// All of this memory that came beside the message that is being read, if it is sealed and not too long.
     fn in_file(file: Arc<OwnedFd>) -> Result<Self, String> {
-        let bytes = map(&file, enclosed::max_blob())?;
-        Ok(Self { bytes, elsewhere: Elsewhere::File(file) })
+        let bytes = map(&file, attachments::max_blob())?;
+        Ok(Self { bytes, backing: Backing::Memfd(file) })
     }
 }
 
@@ -144,7 +144,7 @@ impl fmt::Debug for Blob {
 
 impl Serialize for Blob {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        parts::offer(&self.bytes, &self.elsewhere, || serializer.serialize_bytes(self))
+        gather_frame::offer_bytes(&self.bytes, &self.backing, || serializer.serialize_bytes(self))
     }
 }
 
@@ -164,7 +164,7 @@ impl<'de> Visitor<'de> for BlobVisitor {
     }
 
     fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Blob, E> {
-        Ok(enclosed::taken(bytes).into())
+        Ok(attachments::slice_or_copy(bytes).into())
     }
 
     fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
@@ -176,15 +176,15 @@ impl<'de> Visitor<'de> for BlobVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Blob, E> {
-        byte_text::blob_bytes(text).map(Blob::from)
+        json_bytes::blob_bytes(text).map(Blob::from)
     }
 
     /// An extension type, for a file that came with the message.
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Blob, D::Error> {
         match deserializer.deserialize_any(FoundVisitor)? {
-            Found::Open(_) => Err(D::Error::custom("expected bytes, got an open file")),
-            Found::Lent(lent) => Ok(lent.into()),
-            Found::Memory(file) => Blob::in_file(file).map_err(D::Error::custom),
+            Attachment::OpenFile(_) => Err(D::Error::custom("expected bytes, got an open file")),
+            Attachment::Shared(lent) => Ok(lent.into()),
+            Attachment::Memfd(file) => Blob::in_file(file).map_err(D::Error::custom),
         }
     }
 
@@ -200,9 +200,9 @@ impl<'de> Visitor<'de> for BlobVisitor {
 
 /// Appends values of the message that is being read to one that is written, and what came with it.
 pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-    enclosed::pass_on(values, out, |file, out| {
+    attachments::forward(values, out, |file, out| {
         let blob = Blob::in_file(file.clone())?;
-        parts::put(&blob.bytes, file, out)
+        gather_frame::put_memfd(&blob.bytes, file, out)
             .map_err(|error| format!("a blob cannot be used: {error}"))
     })
 }
@@ -210,10 +210,10 @@ pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
 /// Has blobs find their bytes in `message`, or in what came beside it, while `read` runs.
 pub(crate) fn within<T>(
     message: Option<&Bytes>,
-    enclosed: Enclosed,
+    attachments: Attachments,
     read: impl FnOnce() -> T,
 ) -> T {
-    enclosed::within(message, enclosed, map, read)
+    attachments::decode_with(message, attachments, map, read)
 }
 
 /// The bytes of memory that came beside a message, if it is sealed and has no more than `most`.
@@ -221,7 +221,7 @@ fn map(file: &OwnedFd, most: usize) -> Result<Bytes, String> {
     match Sealed::new(file, most) {
         Ok(memory) => Ok(Bytes::from_owner(memory)),
         Err(SealedError::TooLong { length }) => {
-            enclosed::refuse(length);
+            attachments::record_oversize(length);
             Err(format!("a blob has {length} bytes, and the limit is {most} (max_blob)"))
         }
         Err(SealedError::Unusable(error)) => Err(format!("a blob cannot be used: {error}")),
@@ -296,7 +296,7 @@ impl BlobMut {
             Memory::New(memory) => {
                 let (memory, file) = memory.seal()?;
                 let bytes = Bytes::from_owner(memory);
-                Ok(Blob { bytes, elsewhere: Elsewhere::File(file) })
+                Ok(Blob { bytes, backing: Backing::Memfd(file) })
             }
         }
     }
@@ -383,7 +383,7 @@ impl std::os::fd::AsFd for OpenFile {
 impl Serialize for OpenFile {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::Error;
-        let place = parts::attach(self.0.clone());
+        let place = gather_frame::attach_file(self.0.clone());
         let (kind, index) = place.ok_or_else(|| {
             S::Error::custom("an open file can be an argument or a result, and part of one, only")
         })?;
@@ -405,7 +405,7 @@ impl Serialize for Raw {
 impl<'de> Deserialize<'de> for OpenFile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match deserializer.deserialize_any(FoundVisitor)? {
-            Found::Open(file) => Ok(Self(file)),
+            Attachment::OpenFile(file) => Ok(Self(file)),
             _ => Err(D::Error::custom("expected an open file, got bytes")),
         }
     }
@@ -415,7 +415,7 @@ impl<'de> Deserialize<'de> for OpenFile {
 struct FoundVisitor;
 
 impl<'de> Visitor<'de> for FoundVisitor {
-    type Value = Found;
+    type Value = Attachment;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("an open file")
@@ -429,7 +429,7 @@ impl<'de> Visitor<'de> for FoundVisitor {
         let missing = || A::Error::custom("an extension type without its data");
         let kind = list.next_element()?.ok_or_else(missing)?;
         let index: Index = list.next_element()?.ok_or_else(missing)?;
-        enclosed::find(kind, &index.0).map_err(A::Error::custom)
+        attachments::take(kind, &index.0).map_err(A::Error::custom)
     }
 }
 

@@ -34,8 +34,8 @@ use crate::blob::BlobMut;
 use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
 use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
-use crate::wire::answer::InterfaceError;
-use crate::wire::args::IntoArguments;
+use crate::wire::arguments::IntoArguments;
+use crate::wire::call_error::InterfaceError;
 
 /// A pool of connections to the workers of one server, for threads that may block.
 ///

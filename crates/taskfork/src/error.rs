@@ -8,7 +8,7 @@ pub use crate::death::{Activity, Death, End, Hung};
 use crate::display::{debug_as_text, seconds};
 use crate::report;
 pub use crate::report::{CallSite, Report};
-pub use crate::wire::answer::InterfaceError;
+pub use crate::wire::call_error::InterfaceError;
 pub use crate::worker::interface::BoxError;
 
 /// What a call on a worker can end with instead of its result.

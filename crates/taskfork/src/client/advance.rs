@@ -87,9 +87,9 @@ impl Session {
                         state.finish(seq, outcome, effects);
                     }
                 }
-                Step::Notes(body) => {
+                Step::Telemetry(body) => {
                     connection.count_notes(body.len());
-                    let notes = native::notes(&body);
+                    let notes = native::telemetry(&body);
                     if let (Some(log), Some(encoded)) = (&state.log, notes.log) {
                         log::merge(log, encoded);
                     }

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex};
 
 use super::connection::{Connection, Lost};
-use super::entries::Attachments;
+use super::entries::SharedAttachments;
 use super::rings::CALLS_BEFORE_RINGS;
 use crate::loans::Filling;
 use crate::wire::WireError;
-use crate::wire::enclosed::Enclosed;
+use crate::wire::attachments::Attachments;
+use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
 use crate::wire::native::{self, FromWorker};
-use crate::wire::parts::{Parted, Takes};
 
 /// Whether memory is shared with the worker, that is memory that is lent, and rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) enum Sharing {
 
 impl Connection {
     /// What came attachments the last message.
-    pub(crate) fn take_attachments(&mut self) -> Result<Attachments, Lost> {
+    pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Lost> {
         if self.announced_files == 0 && !self.loans.is_heard() {
             return Ok(None);
         }
@@ -35,19 +35,20 @@ impl Connection {
         }
         let files = self.files_received.drain(..count).collect();
         let lent = self.loans.take_uses().map_err(Lost::Wire)?;
-        let enclosed = Enclosed { files, lent, max_blob: self.max_blob, most: self.max_receive };
-        Ok((!enclosed.is_empty()).then(|| Arc::new(Mutex::new(enclosed))))
+        let attachments =
+            Attachments { files, lent, max_blob: self.max_blob, most: self.max_receive };
+        Ok((!attachments.is_empty()).then(|| Arc::new(Mutex::new(attachments))))
     }
 
     /// Takes a message that is only about how others come; tells whether it is one.
     pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Lost> {
-        if !native::is_about_others(message) {
+        if !native::is_transport_message(message) {
             return Ok(self.is_doorbell(message));
         }
         match FromWorker::decode(message) {
             Ok(FromWorker::Files(count)) => self.announced_files = count,
             Ok(FromWorker::Rings) => self.enable_rings(),
-            Ok(FromWorker::Lending(said)) => {
+            Ok(FromWorker::Shm(said)) => {
                 self.accept_sharing(said.agreed).map_err(Lost::Wire)?;
                 let idle = said.idle;
                 self.loans.hear(said, &mut self.files_received).map_err(Lost::Wire)?;
@@ -86,11 +87,14 @@ impl Connection {
     }
 
     /// Makes a call what can be sent to this worker.
-    pub(crate) fn fit(&mut self, call: &mut Parted) -> Result<(), String> {
+    pub(crate) fn fit(&mut self, call: &mut GatherFrame) -> Result<(), String> {
         let loans = &mut self.loans;
-        let worker =
-            Takes { max_frame: self.max_send, max_blob: self.max_blob_sent, files: self.files };
-        call.fit_placing(worker, |bytes, home, may_add| loans.place(bytes, home, may_add))
+        let worker = ReceiverLimits {
+            max_frame: self.max_send,
+            max_blob: self.max_blob_sent,
+            files: self.files,
+        };
+        call.fit_with(worker, |bytes, home, may_add| loans.place(bytes, home, may_add))
     }
 
     /// Memory that is shared with the worker, to be filled in place.

@@ -20,9 +20,9 @@ use crate::server::SpawnedServer;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
-use crate::wire::args::IntoArguments;
-use crate::wire::frame::{DEFAULT_BLOB, DEFAULT_LIMIT};
-use crate::wire::hello::LEAST_FRAME;
+use crate::wire::arguments::IntoArguments;
+use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
+use crate::wire::hello::MIN_FRAME;
 use crate::wire::native::DEFAULT_GRACE;
 
 /// A pool of connections to the workers of one server.
@@ -71,8 +71,8 @@ impl Client {
             busy_poll: BusyPoll::default(),
             connect_timeout: TimeLimit::new(Duration::from_secs(5)),
             reuse_after_error: false,
-            max_frame: DEFAULT_LIMIT,
-            max_blob: DEFAULT_BLOB,
+            max_frame: DEFAULT_MAX_FRAME,
+            max_blob: DEFAULT_MAX_BLOB,
             protocol: Protocol::Native,
             pass_descriptors: true,
             shared_memory: DEFAULT_LENT,
@@ -509,9 +509,9 @@ impl ClientBuilder {
             let reason = "with 0, no server could answer in time: set a longer time";
             return wrong("connect_timeout", reason.to_owned());
         }
-        if self.max_frame < LEAST_FRAME {
+        if self.max_frame < MIN_FRAME {
             let reason = format!(
-                "{} bytes are too few for messages: set {LEAST_FRAME} or more",
+                "{} bytes are too few for messages: set {MIN_FRAME} or more",
                 self.max_frame
             );
             return wrong("max_frame", reason);

@@ -16,11 +16,11 @@ use super::session::Session;
 use crate::blob;
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
-use crate::wire::answer::InterfaceError;
+use crate::wire::attachments;
 use crate::wire::bounds;
-use crate::wire::enclosed;
+use crate::wire::call_error::InterfaceError;
 use crate::wire::native::{self, FromWorker};
-use crate::wire::request::{self, Source};
+use crate::wire::values::{self, ValueFormat};
 
 /// A call that has been made. Awaiting it gives its result.
 ///
@@ -118,9 +118,9 @@ where
         ),
         _ => (None, None),
     };
-    let source = message.map_or(Source::Native, |message| native::source_of_answer(message));
+    let source = message.map_or(ValueFormat::MessagePack, |message| native::answer_format(message));
     let decoded = value.and_then(|value| {
-        let decode = || enclosed::read(value, |value| request::decode(value, source));
+        let decode = || attachments::decode(value, |value| values::decode(value, source));
         blob::within(message, attachments.unwrap_or_default(), decode)
             .map_err(|message| Failed::Call(CallError::Decode { message }))
     });

@@ -18,10 +18,11 @@ use crate::error::FatalError;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::TraceContext;
 use crate::wire::WireError;
-use crate::wire::args::{EncodeError, IntoArguments};
+use crate::wire::arguments::IntoArguments;
 use crate::wire::frame;
+use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
 use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, NO_LIMIT};
-use crate::wire::parts::{Parted, Takes};
+use crate::wire::values::EncodeError;
 use crate::wire::{Protocol, perl};
 
 /// Holds one worker exclusively, or a place in the queue for one.
@@ -227,8 +228,8 @@ impl Checkout {
             tracestate: trace.and_then(TraceContext::tracestate),
             ..CallMeta::default()
         };
-        let mut frame = Parted { bytes: Vec::with_capacity(128), ..Parted::default() };
-        let written = frame::write_parted(&mut frame, self.max_frame, |out| {
+        let mut frame = GatherFrame { bytes: Vec::with_capacity(128), ..GatherFrame::default() };
+        let written = frame::write_gather(&mut frame, self.max_frame, |out| {
             native::put_call(out, method.as_deref(), meta);
             args.encode(out)
         });
@@ -246,15 +247,15 @@ impl Checkout {
 }
 
 /// Makes of a call of the native protocol one of the other.
-fn translate(frame: &mut Parted, max_frame: usize) -> Result<(), EncodeError> {
-    if frame.needs_files() {
+fn translate(frame: &mut GatherFrame, max_frame: usize) -> Result<(), EncodeError> {
+    if frame.requires_files() {
         return Err(EncodeError("open files cannot be sent to a server in Perl".to_owned()));
     }
-    frame.fit(Takes { max_frame, max_blob: 0, files: 0 }).map_err(EncodeError)?;
-    let body = frame.rest(frame::HEADER);
+    frame.fit(ReceiverLimits { max_frame, max_blob: 0, files: 0 }).map_err(EncodeError)?;
+    let body = frame.copy_from(frame::HEADER_LEN);
     let FromClient::Call { method, args, .. } = FromClient::decode(&body)? else { return Ok(()) };
-    let bytes = perl::call(method, args).map_err(EncodeError)?;
-    *frame = Parted { bytes, ..Parted::default() };
+    let bytes = perl::encode_call(method, args).map_err(EncodeError)?;
+    *frame = GatherFrame { bytes, ..GatherFrame::default() };
     Ok(())
 }
 

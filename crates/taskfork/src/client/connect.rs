@@ -20,8 +20,8 @@ use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::sys;
 use crate::time_limit::TimeLimit;
-use crate::wire::frame::{self, DEFAULT_BLOB, PREAMBLE};
-use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
+use crate::wire::frame::{self, DEFAULT_MAX_BLOB, PREAMBLE};
+use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
 use crate::wire::{Protocol, WireError};
 
@@ -48,8 +48,8 @@ impl PeerLimits {
     /// To a client that itself takes so many files.
     pub(crate) fn of(hello: &WorkerHello, config: &Config, files: usize) -> Self {
         Self {
-            max_send: hello.max_frame.unwrap_or(frame::DEFAULT_LIMIT).min(config.max_frame),
-            max_blob: hello.max_blob.unwrap_or(DEFAULT_BLOB),
+            max_send: hello.max_frame.unwrap_or(frame::DEFAULT_MAX_FRAME).min(config.max_frame),
+            max_blob: hello.max_blob.unwrap_or(DEFAULT_MAX_BLOB),
             pipeline_window: hello.ahead.min(MAX_PIPELINE_WINDOW),
             files: hello.files.min(files),
         }
@@ -239,7 +239,7 @@ fn client_hello(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, W
         client,
     };
     let mut out = PREAMBLE.to_vec();
-    frame::write::<WireError>(&mut out, frame::DEFAULT_LIMIT, |out| {
+    frame::write::<WireError>(&mut out, frame::DEFAULT_MAX_FRAME, |out| {
         hello.put(out);
         Ok(())
     })?;
@@ -293,14 +293,14 @@ impl HandshakeReader {
         if !self.preamble {
             return Ok(None);
         }
-        let Some(body) = frame::take(inbox, MOST_HELLO)? else { return Ok(None) };
+        let Some(body) = frame::take(inbox, MAX_HELLO)? else { return Ok(None) };
         match FromWorker::decode(&body)? {
-            FromWorker::Hello(hello) => match hello.misfit() {
+            FromWorker::Hello(hello) => match hello.incompatibility() {
                 None => Ok(Some(hello)),
                 Some(why) => Err(HandshakeError::Misfit(why)),
             },
             FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
-            FromWorker::Wait(reason) => Err(HandshakeError::Wait(reason.to_owned())),
+            FromWorker::Queued(reason) => Err(HandshakeError::Wait(reason.to_owned())),
             _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
         }
     }

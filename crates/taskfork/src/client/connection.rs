@@ -22,8 +22,8 @@ use crate::loans::Loans;
 use crate::ring::Rings;
 use crate::sys;
 use crate::wire::frame;
+use crate::wire::gather_frame::{GatherFrame, MAX_SLICES, OutgoingFile};
 use crate::wire::native;
-use crate::wire::parts::{Attached, Parted, SLICES};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
 
@@ -240,11 +240,11 @@ impl Connection {
     /// Sends a call, but for its first `sent` bytes; gives its number.
     pub(crate) fn poll_send(
         &mut self,
-        frame: &Parted,
+        frame: &GatherFrame,
         sent: &mut usize,
     ) -> Poll<Result<u64, Lost>> {
         if *sent == 0
-            && frame.is_long()
+            && frame.is_large()
             && !std::mem::replace(&mut self.has_large_send_buffer, true)
         {
             self.stream.enlarge_send_buffer();
@@ -258,7 +258,7 @@ impl Connection {
             let files = if *sent == 0 { &frame.files[..] } else { &[] };
             let wrote = ready!(self.poll_write(&slices[..count], files))?;
             if *sent == 0 && wrote > 0 {
-                self.loans.sent(&frame.placed);
+                self.loans.sent(&frame.references);
             }
             *sent += wrote;
             self.mid_call = *sent > 0;
@@ -306,7 +306,7 @@ impl Connection {
             self.clear_spinning();
         }
         self.read_budget.answered();
-        self.last_answer_long = std::mem::take(&mut self.bytes_since_answer) > frame::SENT_WHOLE;
+        self.last_answer_long = std::mem::take(&mut self.bytes_since_answer) > frame::ATOMIC_WRITE;
     }
 
     /// Whether a worker that dies now may still be taken to write its last answer, so that nobody
@@ -321,7 +321,7 @@ impl Connection {
         if self.mid_call {
             return Ok(());
         }
-        self.put(|out| native::put_forget(out, call))?;
+        self.put(|out| native::put_cancel(out, call))?;
         // It is to be found while others before it have not been read.
         self.outbox.put_socket_only(&[]);
         self.flush()
@@ -330,7 +330,7 @@ impl Connection {
     /// Has it said with what is sent next how many checkouts wait.
     pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Lost> {
         match self.is_native() {
-            true => self.put(|out| native::put_waiting(out, checkouts)),
+            true => self.put(|out| native::put_queue_length(out, checkouts)),
             false => Ok(()),
         }
     }
@@ -338,7 +338,7 @@ impl Connection {
     /// Has the end of the checkout said with what is sent next.
     pub(crate) fn put_done(&mut self) -> Result<(), Lost> {
         if !self.is_native() {
-            perl::done(&mut self.outbox.bytes);
+            perl::put_done(&mut self.outbox.bytes);
             return Ok(());
         }
         self.put(native::put_done)
@@ -354,10 +354,11 @@ impl Connection {
     }
 
     fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost> {
-        let said = frame::write::<WireError>(&mut self.outbox.bytes, frame::DEFAULT_LIMIT, |out| {
-            message(out);
-            Ok(())
-        });
+        let said =
+            frame::write::<WireError>(&mut self.outbox.bytes, frame::DEFAULT_MAX_FRAME, |out| {
+                message(out);
+                Ok(())
+            });
         said.map_err(Lost::Wire)
     }
 
@@ -388,10 +389,10 @@ impl Connection {
     fn poll_write(
         &mut self,
         call: &[IoSlice<'_>],
-        files: &[Attached],
+        files: &[OutgoingFile],
     ) -> Poll<Result<usize, Lost>> {
         let mut context = Context::from_waker(&self.waker);
-        let mut slices = [IoSlice::new(&self.outbox.bytes); 1 + SLICES];
+        let mut slices = [IoSlice::new(&self.outbox.bytes); 1 + MAX_SLICES];
         slices[1..=call.len()].copy_from_slice(call);
         let first = usize::from(self.outbox.bytes.is_empty());
         let wrote = self.stream.poll_write(&mut context, &slices[first..=call.len()], files);
@@ -475,7 +476,7 @@ impl Connection {
 
     /// Whether a message is the answer of a call that is not to be run, for which nobody waits.
     fn discard_skipped(&mut self, message: &[u8]) -> bool {
-        if self.to_skip == 0 || native::skipped(message) != Some(self.answered + 1) {
+        if self.to_skip == 0 || native::skipped_call(message) != Some(self.answered + 1) {
             return false;
         }
         self.to_skip -= 1;
@@ -498,7 +499,7 @@ impl Connection {
             ready!(self.poll_read_budget());
             if let Some(body) = self.take_message().map_err(Lost::Wire)? {
                 self.read_budget.took();
-                self.bytes_since_answer += frame::HEADER + body.len();
+                self.bytes_since_answer += frame::HEADER_LEN + body.len();
                 if self.discard_skipped(&body) {
                     continue;
                 }

@@ -13,8 +13,8 @@ use super::log::Timing;
 use super::metrics::Stopwatch;
 use super::replay::Replay;
 use crate::error::FatalError;
-use crate::wire::enclosed::Enclosed;
-use crate::wire::parts::Parted;
+use crate::wire::attachments::Attachments;
+use crate::wire::gather_frame::GatherFrame;
 
 /// A call's number within its checkout.
 pub(crate) type Seq = u64;
@@ -49,7 +49,7 @@ pub(crate) type FinishedReplay = Option<Arc<Replay>>;
 pub(crate) enum Operation {
     /// Send this frame and wait for the answer. The second is what was made of it for the worker
     /// that it is sent to, if it cannot be sent as it is.
-    Call(Parted, Option<Box<Parted>>),
+    Call(GatherFrame, Option<Box<GatherFrame>>),
     /// Nothing but wait for a worker.
     WaitForWorker,
     /// Fail: the arguments could not be encoded.
@@ -69,13 +69,13 @@ pub(crate) enum Progress {
 }
 
 /// What came attachments an answer, until it is taken.
-pub(crate) type Attachments = Option<Arc<Mutex<Enclosed>>>;
+pub(crate) type SharedAttachments = Option<Arc<Mutex<Attachments>>>;
 
 /// How a call ended.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     /// The worker's answer, encoded, and what came attachments it.
-    Answer(Bytes, Attachments),
+    Answer(Bytes, SharedAttachments),
     Ready,
     Unsendable(String),
     Dropped {

@@ -46,7 +46,7 @@ pub use stats::Stats;
 pub use crate::address::{Address, AddressError};
 pub use crate::busy_poll::BusyPoll;
 pub use crate::wire::Protocol;
-pub use crate::wire::args::IntoArguments;
+pub use crate::wire::arguments::IntoArguments;
 
 /// What fuzz targets call.
 #[cfg(fuzzing)]

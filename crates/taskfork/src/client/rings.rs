@@ -12,9 +12,9 @@ use tokio::task::coop;
 use super::connection::{Connection, Lost};
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT};
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
+use crate::wire::gather_frame::OutgoingFile;
 use crate::wire::native;
-use crate::wire::parts::Attached;
 
 /// They are offered after so many calls, and tried again after as many more where there was no room for that.
 pub(super) const CALLS_BEFORE_RINGS: u64 = 32;
@@ -30,13 +30,13 @@ impl Connection {
             return;
         }
         let mut offer = Vec::new();
-        let written = frame::write::<WireError>(&mut offer, DEFAULT_LIMIT, |out| {
+        let written = frame::write::<WireError>(&mut offer, DEFAULT_MAX_FRAME, |out| {
             native::put_rings(out);
             Ok(())
         });
         self.offers_rings_after = None;
         let (Ok(()), Ok((rings, file))) = (written, Rings::offer()) else { return };
-        let (slices, files) = ([IoSlice::new(&offer)], [Attached::new(Arc::new(file))]);
+        let (slices, files) = ([IoSlice::new(&offer)], [OutgoingFile::new(Arc::new(file))]);
         let mut context = Context::from_waker(&self.waker);
         match self.stream.poll_write(&mut context, &slices, &files) {
             Poll::Ready(Ok(sent)) if sent == offer.len() => self.rings = Some(Box::new(rings)),

@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::connection::{Connection, Lost};
 use super::entries::{Entries, Entry, Operation, Progress};
 use crate::time_limit::TimeLimit;
-use crate::wire::frame::HEADER;
-use crate::wire::native::{self, NO_LIMIT, Place};
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::native::{self, CallMode, NO_LIMIT};
 
 /// Calls up to this size are copied, to be sent with one write.
 const SMALL: usize = 4 << 10;
@@ -62,17 +62,18 @@ impl Sender {
         only_first: bool,
     ) -> Poll<Result<(), Lost>> {
         loop {
-            let place = if calls.unanswered == 0 { Place::First } else { Place::Behind };
+            let mode =
+                if calls.unanswered == 0 { CallMode::Sequential } else { CallMode::Pipelined };
             let bytes = calls.unanswered_bytes;
             if bytes >= connection.pipeline_window {
                 self.filling = false;
             } else if bytes <= connection.pipeline_window / 2 {
                 self.filling = true;
             }
-            let may_send = place == Place::First || self.filling && !only_first;
+            let may_send = mode == CallMode::Sequential || self.filling && !only_first;
             let Some(entry) = calls.next() else { break };
             if matches!(entry.progress, Progress::Queued)
-                && !(may_send && self.prepare(entry, place, connection))
+                && !(may_send && self.prepare(entry, mode, connection))
             {
                 break;
             }
@@ -91,34 +92,34 @@ impl Sender {
     }
 
     /// Makes a call ready to be sent, if it can be now.
-    fn prepare(&mut self, entry: &mut Entry, place: Place, connection: &mut Connection) -> bool {
+    fn prepare(&mut self, entry: &mut Entry, mode: CallMode, connection: &mut Connection) -> bool {
         let Operation::Call(frame, fitted) = &mut entry.operation else { return false };
-        if place == Place::First {
+        if mode == CallMode::Sequential {
             self.deadline_base = entry.deadline.map(|_| Instant::now());
             // The worker may have begun before anybody looks here again.
             entry.timing.begin();
         }
         if connection.is_native() {
-            native::set_place(&mut frame.bytes[HEADER..], place);
+            native::set_call_mode(&mut frame.bytes[HEADER_LEN..], mode);
         }
         if let Some(deadline) = entry.deadline.filter(|_| connection.is_native()) {
             let Some(deadline_base) = self.deadline_base else { return false };
             let time = TimeLimit::new(deadline.saturating_duration_since(deadline_base));
             let time = time.microseconds().unwrap_or(NO_LIMIT);
-            native::set_timeout(&mut frame.bytes[HEADER..], time);
+            native::set_timeout(&mut frame.bytes[HEADER_LEN..], time);
         }
         let mut fits = Ok(());
         *fitted = None;
-        if !frame.files.is_empty() || !frame.parts.is_empty() {
+        if !frame.files.is_empty() || !frame.segments.is_empty() {
             let mut copy = frame.clone();
             fits = connection.fit(&mut copy);
-            let differs = !frame.files.is_empty() || !copy.placed.is_empty();
+            let differs = !frame.files.is_empty() || !copy.references.is_empty();
             *fitted = differs.then(|| Box::new(copy));
         }
         // Before the call, as there may be no room for what it lends until something else is gone.
         connection.put_lending();
         let frame = fitted.as_deref().unwrap_or(frame);
-        let (length, limit) = (frame.len() - HEADER, connection.max_send);
+        let (length, limit) = (frame.len() - HEADER_LEN, connection.max_send);
         let fits = fits.and_then(|()| match length <= limit {
             true => Ok(()),
             false => {
@@ -129,7 +130,7 @@ impl Sender {
             entry.operation = Operation::Unsendable(reason);
             return false;
         }
-        if frame.len() > SMALL || !frame.files.is_empty() || !frame.placed.is_empty() {
+        if frame.len() > SMALL || !frame.files.is_empty() || !frame.references.is_empty() {
             entry.progress = Progress::Sending(0);
         }
         true
@@ -147,13 +148,13 @@ mod tests {
     use crate::client::metrics::Stopwatch;
     use crate::client::rings::tests::{connect, run};
     use crate::ring::tests::frame;
-    use crate::wire::parts::{Attached, Parted};
+    use crate::wire::gather_frame::{GatherFrame, OutgoingFile};
 
-    fn call(files: Vec<Attached>) -> Entry {
+    fn call(files: Vec<OutgoingFile>) -> Entry {
         let mut body = Vec::new();
         native::put_call(&mut body, None, native::CallMeta::default());
         native::put_count(&mut body, 0);
-        let frame = Parted { bytes: frame(&body), files, ..Parted::default() };
+        let frame = GatherFrame { bytes: frame(&body), files, ..GatherFrame::default() };
         Entry {
             method: None,
             operation: Operation::Call(frame, None),
@@ -170,7 +171,8 @@ mod tests {
     #[test]
     fn what_has_been_sent_may_be_answered_though_the_rest_cannot_be_sent() {
         run(async {
-            let file = || vec![Attached::new(Arc::new(File::open("/dev/null").unwrap().into()))];
+            let file =
+                || vec![OutgoingFile::new(Arc::new(File::open("/dev/null").unwrap().into()))];
             for (first, sent) in [(Vec::new(), 1), (file(), 0)] {
                 let (here, there) = UnixStream::pair().unwrap();
                 let (mut connection, _worker) = connect(here);

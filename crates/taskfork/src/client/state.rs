@@ -127,7 +127,7 @@ impl State {
             }) = self.calls.next()
                 && *sent > 0
             {
-                lease.connection.put_rest(&fitted.as_deref().unwrap_or(frame).rest(*sent));
+                lease.connection.put_rest(&fitted.as_deref().unwrap_or(frame).copy_from(*sent));
                 lease.connection.skip(1);
             }
         }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection::{Connection, Lost};
-use super::entries::{Attachments, Entry, Operation, Outcome, Progress};
+use super::entries::{Entry, Operation, Outcome, Progress, SharedAttachments};
 use crate::error::{Activity, Death, End, FatalError, Hung};
+use crate::wire::death_notice::DeathNotice;
 use crate::wire::native::FromWorker;
-use crate::wire::notice::DeathNotice;
 
 /// What came of trying to move a call on.
 pub(crate) enum Step {
@@ -18,11 +18,11 @@ pub(crate) enum Step {
     Finish(Outcome),
     Answer {
         body: Bytes,
-        attachments: Attachments,
+        attachments: SharedAttachments,
         failed: bool,
     },
     /// The worker recorded something, and goes on.
-    Notes(Bytes),
+    Telemetry(Bytes),
     Disconnected(Disconnect),
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         Ok(FromWorker::Ok { call, .. }) if !connection.is_skipping() => (call, Some(false)),
         Ok(FromWorker::Error { call, .. }) if !connection.is_skipping() => (call, Some(true)),
         Ok(FromWorker::Skipped { call }) if entry.abandoned => (call, None),
-        Ok(FromWorker::Notes(_)) => return Step::Notes(body),
+        Ok(FromWorker::Telemetry(_)) => return Step::Telemetry(body),
         _ => return Step::Disconnected(Disconnect::of(Ok(body))),
     };
     if let Err(detail) = connection.accept_answer_number(call) {

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::task::coop;
 
 use crate::sys;
-use crate::wire::parts::{Attached, BUFFER_FOR_LONG};
+use crate::wire::gather_frame::{LARGE_BUFFER, OutgoingFile};
 
 #[derive(Debug)]
 pub(crate) enum Stream {
@@ -114,7 +114,7 @@ impl Stream {
         &mut self,
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
-        files: &[Attached],
+        files: &[OutgoingFile],
     ) -> Poll<io::Result<usize>> {
         match (self, slices) {
             (Self::Local(local), [slice]) if files.is_empty() => {
@@ -150,7 +150,7 @@ impl Stream {
     pub(crate) fn enlarge_send_buffer(&mut self) {
         if let Self::Local(local) = self {
             // It is only slower if it cannot be.
-            let _ = set_socket_send_buffer_size(local.socket.get_ref(), BUFFER_FOR_LONG);
+            let _ = set_socket_send_buffer_size(local.socket.get_ref(), LARGE_BUFFER);
         }
     }
 

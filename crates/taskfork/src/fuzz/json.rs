@@ -3,10 +3,10 @@
 use rmpv::Value;
 
 use super::Input;
-use crate::wire::frame::DEFAULT_LIMIT;
+use crate::wire::arguments::Arguments;
+use crate::wire::frame::DEFAULT_MAX_FRAME;
 use crate::wire::native::{self, FromWorker};
 use crate::wire::perl::{self, FromClient, Scanner};
-use crate::wire::request::Arguments;
 
 /// Messages end at the same places however the stream is cut.
 pub fn json_scan(data: &[u8]) {
@@ -56,28 +56,29 @@ pub fn json_scan(data: &[u8]) {
 pub fn json(data: &[u8]) {
     let Ok(Some(place)) = Scanner::default().find(data, usize::MAX) else { return };
     let data = &data[place];
-    if let Ok(FromClient::Call(values)) = perl::from_client(data, DEFAULT_LIMIT) {
+    if let Ok(FromClient::Call(values)) = perl::from_client(data, DEFAULT_MAX_FRAME) {
         let encoded = encode(&values);
-        if let Ok(again) = perl::call(None, Arguments::new(values.len(), &encoded)) {
-            let Ok(FromClient::Call(again)) = perl::from_client(&again, DEFAULT_LIMIT) else {
+        if let Ok(again) = perl::encode_call(None, Arguments::new(values.len(), &encoded)) {
+            let Ok(FromClient::Call(again)) = perl::from_client(&again, DEFAULT_MAX_FRAME) else {
                 panic!("a call cannot be read again");
             };
             assert_eq!(encode(&again), encoded);
         }
     }
-    if let Ok((notes, answer)) = perl::from_worker(data, DEFAULT_LIMIT) {
-        assert!(notes.is_none_or(|notes| native::notes(&notes).log.is_some()));
+    if let Ok((notes, answer)) = perl::from_worker(data, DEFAULT_MAX_FRAME) {
+        assert!(notes.is_none_or(|notes| native::telemetry(&notes).log.is_some()));
         let mut out = Vec::new();
         match FromWorker::decode(&answer) {
-            Ok(FromWorker::Ok { value, .. }) => match perl::result(&mut out, None, value) {
+            Ok(FromWorker::Ok { value, .. }) => match perl::put_result(&mut out, None, value) {
                 Ok(()) => assert!(
-                    perl::from_worker(&out, DEFAULT_LIMIT).is_ok_and(|(_, again)| again == answer)
+                    perl::from_worker(&out, DEFAULT_MAX_FRAME)
+                        .is_ok_and(|(_, again)| again == answer)
                 ),
                 Err(_) => assert!(out.is_empty()),
             },
             Ok(FromWorker::Error { body, .. }) => {
-                perl::error(&mut out, None, body.message);
-                assert!(perl::from_worker(&out, DEFAULT_LIMIT).is_ok());
+                perl::put_error(&mut out, None, body.message);
+                assert!(perl::from_worker(&out, DEFAULT_MAX_FRAME).is_ok());
             }
             _ => panic!("it is no answer"),
         }

@@ -15,13 +15,14 @@ use crate::loans::Loans;
 use crate::ring::{MOST, Put, Rings};
 use crate::sys::{self, Sealed, Words, Writable};
 use crate::wire::WireError;
-use crate::wire::args::{IntoArguments, encode_whole};
-use crate::wire::enclosed::{self, Enclosed, within};
-use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
-use crate::wire::lending::{Home, Lent};
+use crate::wire::arguments::Arguments;
+use crate::wire::arguments::IntoArguments;
+use crate::wire::attachments::{self, Attachments, decode_with};
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
+use crate::wire::gather_frame::{Backing, GatherFrame, ReceiverLimits, Segment};
 use crate::wire::native::FromClient;
-use crate::wire::parts::{Elsewhere, Part, Parted, Takes};
-use crate::wire::request::{self, Arguments, Source};
+use crate::wire::shm::{Origin, SharedBytes};
+use crate::wire::values::{self, ValueFormat, encode, encode_to_vec};
 
 /// Arguments with files and lent memory beside them, taken as several types.
 pub fn arguments(data: &[u8]) {
@@ -32,7 +33,7 @@ pub fn arguments(data: &[u8]) {
     let count = usize::from(input.byte());
     let message = Bytes::copy_from_slice(input.0);
     let most = message.len() + (256 << 10);
-    let enclosed = || Enclosed {
+    let attachments = || Attachments {
         files: kinds.iter().filter_map(|&kind| file(kind)).collect(),
         lent: lengths.iter().enumerate().map(|(id, &length)| lend(id, length)).collect(),
         max_blob: 1 << 20,
@@ -42,27 +43,27 @@ pub fn arguments(data: &[u8]) {
         Sealed::new(file, most).map(Bytes::from_owner).map_err(|error| format!("{error:?}"))
     };
     let args = || Arguments::new(count, &message);
-    within(Some(&message), enclosed(), map, || {
+    decode_with(Some(&message), attachments(), map, || {
         let _ = args().parse::<(Blob, Blob)>();
         let _ = args().parse::<(String, Vec<u8>, BTreeMap<String, i64>)>();
         let _ = args().parse::<Vec<Vec<()>>>();
         let _ = args().parse::<Vec<Option<(u8, f32, char)>>>();
         let _ = args().parse::<(OpenFile,)>();
     });
-    within(Some(&message), enclosed(), map, || {
-        let _ = enclosed::pass_on(&message, &mut Vec::new(), |_, _| Ok(()));
+    decode_with(Some(&message), attachments(), map, || {
+        let _ = attachments::forward(&message, &mut Vec::new(), |_, _| Ok(()));
     });
     if let Ok(values) = args().parse::<Vec<Value>>() {
         // A text that is none is taken as bytes, so that only from then on it is the same.
         let mut first = Vec::new();
         if IntoArguments::encode(&values, &mut first).is_ok() {
-            let again = request::decode::<Vec<Value>>(&first, Source::Native).unwrap();
+            let again = values::decode::<Vec<Value>>(&first, ValueFormat::MessagePack).unwrap();
             let mut second = Vec::new();
             IntoArguments::encode(&again, &mut second).unwrap();
             assert_eq!(second, first);
         }
     }
-    let _ = request::decode::<Value>(&message, Source::Native);
+    let _ = values::decode::<Value>(&message, ValueFormat::MessagePack);
 }
 
 fn file(kind: u8) -> Option<OwnedFd> {
@@ -76,9 +77,9 @@ fn file(kind: u8) -> Option<OwnedFd> {
     }
 }
 
-fn lend(id: usize, length: u8) -> Lent {
-    let home = Home { link: 1, id: id as u32, own: length % 2 == 0 };
-    Lent { bytes: Bytes::from(vec![length; usize::from(length) << 8]), home }
+fn lend(id: usize, length: u8) -> SharedBytes {
+    let home = Origin { link: 1, id: id as u32, own: length % 2 == 0 };
+    SharedBytes { bytes: Bytes::from(vec![length; usize::from(length) << 8]), home }
 }
 
 /// Long byte strings of a message stay where they are, and the message is the same.
@@ -91,24 +92,24 @@ pub fn parts(data: &[u8]) {
     }
     let skip = usize::from(input.short());
     let limit = usize::from(input.short()) << 4;
-    let whole = encode_whole(&values).unwrap();
-    let mut out = Parted::default();
-    let written = frame::write_parted::<WireError>(&mut out, limit, |out| {
-        crate::wire::args::encode(&values, out).map_err(WireError::malformed)
+    let whole = encode_to_vec(&values).unwrap();
+    let mut out = GatherFrame::default();
+    let written = frame::write_gather::<WireError>(&mut out, limit, |out| {
+        encode(&values, out).map_err(WireError::malformed)
     });
     assert_eq!(written.is_ok(), whole.len() <= limit);
     if written.is_err() {
         assert_eq!(out.len(), 0);
         return;
     }
-    out.fit(Takes { max_frame: limit, max_blob: 0, files: 0 }).unwrap();
-    let all = out.rest(0);
-    assert_eq!(&all[HEADER..], &whole);
-    assert_eq!(frame::find(&all, DEFAULT_LIMIT).unwrap(), Some(HEADER..all.len()));
+    out.fit(ReceiverLimits { max_frame: limit, max_blob: 0, files: 0 }).unwrap();
+    let all = out.copy_from(0);
+    assert_eq!(&all[HEADER_LEN..], &whole);
+    assert_eq!(frame::find(&all, DEFAULT_MAX_FRAME).unwrap(), Some(HEADER_LEN..all.len()));
     let skip = skip.min(all.len());
     let (slices, count) = out.slices(skip);
     let sliced: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
-    assert!(all[skip..].starts_with(&sliced) && out.rest(skip) == all[skip..]);
+    assert!(all[skip..].starts_with(&sliced) && out.copy_from(skip) == all[skip..]);
 }
 
 /// A ring into whose memory another process writes what it likes.
@@ -133,7 +134,7 @@ pub fn rings(data: &[u8]) {
                 foreign[at].store(u64::from(input.short()), Relaxed);
             }
             2 | 3 => {
-                if let Ok(Some(place)) = side.take(unread, DEFAULT_LIMIT) {
+                if let Ok(Some(place)) = side.take(unread, DEFAULT_MAX_FRAME) {
                     let arrived = side.body(place);
                     assert!(arrived.len() <= 2048 * 8);
                 }
@@ -165,7 +166,7 @@ type Line = VecDeque<(Vec<u8>, Vec<OwnedFd>)>;
 struct Side {
     loans: Loans,
     /// What has come, and what it was when it came.
-    held: Vec<(Lent, u8)>,
+    held: Vec<(SharedBytes, u8)>,
 }
 
 /// Two sides that lend each other memory, one of which may say anything as well.
@@ -222,25 +223,23 @@ pub fn lending(data: &[u8]) {
 }
 
 impl Side {
-    fn send(&mut self, bytes: &Bytes, home: Option<Home>, line: &mut Line) {
-        let front = HEADER + 5;
-        let mut message = Parted { bytes: vec![0; front], ..Parted::default() };
-        let elsewhere = home.map_or_else(Default::default, Elsewhere::Lent);
-        message.parts.push(Part { at: front, bytes: bytes.clone(), elsewhere });
+    fn send(&mut self, bytes: &Bytes, home: Option<Origin>, line: &mut Line) {
+        let front = HEADER_LEN + 5;
+        let mut message = GatherFrame { bytes: vec![0; front], ..GatherFrame::default() };
+        let backing = home.map_or_else(Default::default, Backing::Shared);
+        message.segments.push(Segment { offset: front, bytes: bytes.clone(), backing });
         let loans = &mut self.loans;
-        let takes = Takes { max_frame: usize::MAX, max_blob: 0, files: 16 };
-        message
-            .fit_placing(takes, |bytes, home, may_add| loans.place(bytes, home, may_add))
-            .unwrap();
-        loans.sent(&message.placed);
+        let takes = ReceiverLimits { max_frame: usize::MAX, max_blob: 0, files: 16 };
+        message.fit_with(takes, |bytes, home, may_add| loans.place(bytes, home, may_add)).unwrap();
+        loans.sent(&message.references);
         let mut said = Vec::new();
         loans.say(&mut said);
         let files = message.files.iter().map(|file| file.as_fd().try_clone_to_owned().unwrap());
         let files = files.collect();
-        if !message.placed.is_empty() {
+        if !message.references.is_empty() {
             // Frames about others, up to the message itself.
             let mut at = 0;
-            while let Ok(Some(body)) = frame::find(&message.bytes[at..], DEFAULT_LIMIT) {
+            while let Ok(Some(body)) = frame::find(&message.bytes[at..], DEFAULT_MAX_FRAME) {
                 at += body.end;
             }
             said.extend_from_slice(&message.bytes[..at]);
@@ -252,11 +251,11 @@ impl Side {
     }
 
     fn hear(&mut self, mut frames: &[u8], mut files: Vec<OwnedFd>) -> Result<(), WireError> {
-        while let Some(body) = frame::find(frames, DEFAULT_LIMIT)? {
+        while let Some(body) = frame::find(frames, DEFAULT_MAX_FRAME)? {
             let (message, rest) = (&frames[body.clone()], &frames[body.end..]);
             frames = rest;
             match FromClient::decode(message) {
-                Ok(FromClient::Lending(said)) => self.loans.hear(said, &mut files)?,
+                Ok(FromClient::Shm(said)) => self.loans.hear(said, &mut files)?,
                 Ok(FromClient::Files(_)) => {}
                 _ => {
                     for lent in self.loans.take_uses()? {

@@ -9,23 +9,24 @@ use super::Input;
 use crate::error::{Death, Failure};
 use crate::report::CallSite;
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
+use crate::wire::death_notice::put_death;
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
 use crate::wire::native::{self, FromClient, FromWorker};
-use crate::wire::notice::put_death;
 use crate::wire::perl;
 
 /// A stream of frames gives the same frames however it is cut, and reserves no memory for what is not there.
 pub fn frames(data: &[u8]) {
     let mut input = Input(data);
     let piece = 1 + usize::from(input.short());
-    let limit = if input.byte() % 2 == 0 { 1000 } else { DEFAULT_LIMIT };
+    let limit = if input.byte() % 2 == 0 { 1000 } else { DEFAULT_MAX_FRAME };
     let stream = input.0;
 
     let mut inbox = BytesMut::from(stream);
     let mut whole = Vec::new();
     let end = take_all(&mut inbox, limit, &mut whole);
     assert!(
-        whole.iter().map(|body: &bytes::Bytes| body.len() + HEADER).sum::<usize>() <= stream.len()
+        whole.iter().map(|body: &bytes::Bytes| body.len() + HEADER_LEN).sum::<usize>()
+            <= stream.len()
     );
 
     let (mut inbox, mut cut) = (BytesMut::new(), Vec::new());
@@ -59,7 +60,7 @@ pub fn hellos(data: &[u8]) {
     if frame::take_preamble(&mut inbox) != Ok(true) {
         return;
     }
-    let Ok(Some(body)) = frame::take(&mut inbox, DEFAULT_LIMIT) else { return };
+    let Ok(Some(body)) = frame::take(&mut inbox, DEFAULT_MAX_FRAME) else { return };
     if let Ok(FromClient::Hello(hello)) = FromClient::decode(&body) {
         let mut out = Vec::new();
         hello.put(&mut out);
@@ -87,34 +88,34 @@ pub fn from_client(data: &[u8]) {
     let mut out = Vec::new();
     match message {
         FromClient::Hello(_) => return,
-        FromClient::Call { place, method, args, meta } => {
+        FromClient::Call { mode, method, args, meta } => {
             native::put_call(&mut out, method, meta);
             native::put_count(&mut out, args.len());
             out.extend_from_slice(args.encoded());
-            native::set_place(&mut out, place);
-            let Ok(FromClient::Call { place: again, method: name, args: same, meta: more }) =
+            native::set_call_mode(&mut out, mode);
+            let Ok(FromClient::Call { mode: again, method: name, args: same, meta: more }) =
                 FromClient::decode(&out)
             else {
                 panic!("a call cannot be read again");
             };
-            assert_eq!((again, name, more), (place, method, meta));
+            assert_eq!((again, name, more), (mode, method, meta));
             assert_eq!((same.len(), same.encoded()), (args.len(), args.encoded()));
             return;
         }
         FromClient::Done => native::put_done(&mut out),
-        FromClient::Waiting(count) => native::put_waiting(&mut out, count),
-        FromClient::Forget(call) => {
-            native::put_forget(&mut out, call);
-            assert_eq!(native::forgotten(&out), Some(call));
+        FromClient::QueueLength(count) => native::put_queue_length(&mut out, count),
+        FromClient::Cancel(call) => {
+            native::put_cancel(&mut out, call);
+            assert_eq!(native::cancelled_call(&out), Some(call));
         }
         FromClient::Files(count) => {
             assert!(count <= isize::MAX as usize);
             return;
         }
-        FromClient::Lending(ref said) => {
+        FromClient::Shm(ref said) => {
             let mut frame = Vec::new();
             said.put(&mut frame);
-            let Ok(FromClient::Lending(again)) = FromClient::decode(&frame[HEADER..]) else {
+            let Ok(FromClient::Shm(again)) = FromClient::decode(&frame[HEADER_LEN..]) else {
                 panic!("what is lent cannot be read again");
             };
             assert_eq!(&again, said);
@@ -133,21 +134,21 @@ pub fn from_worker(data: &[u8]) {
     let mut out = Vec::new();
     match &message {
         FromWorker::Ok { call, value } => {
-            native::put_ok(&mut out, *call, native::source_of_answer(data));
+            native::put_ok(&mut out, *call, native::answer_format(data));
             out.extend_from_slice(value);
         }
         FromWorker::Error { call, body } => native::put_error(&mut out, *call, body),
         FromWorker::Death(notice) => put_death(&mut out, notice),
         FromWorker::Skipped { call } => native::put_skipped(&mut out, *call),
         FromWorker::Rings => native::put_rings(&mut out),
-        FromWorker::Wait(reason) => native::put_wait(&mut out, reason),
-        FromWorker::Lending(said) => {
+        FromWorker::Queued(reason) => native::put_queued(&mut out, reason),
+        FromWorker::Shm(said) => {
             let mut frame = Vec::new();
             said.put(&mut frame);
-            out.extend_from_slice(&frame[HEADER..]);
+            out.extend_from_slice(&frame[HEADER_LEN..]);
         }
-        FromWorker::Notes(notes) => {
-            assert_eq!(native::notes(data), *notes);
+        FromWorker::Telemetry(notes) => {
+            assert_eq!(native::telemetry(data), *notes);
             return;
         }
         FromWorker::Hello(_) | FromWorker::Files(_) => return,
@@ -161,11 +162,11 @@ pub fn from_worker(data: &[u8]) {
 fn look_at_kind(data: &[u8]) {
     let mut copy = data.to_vec();
     native::set_timeout(&mut copy, 1);
-    if let Some(place) = native::place(data) {
-        native::set_place(&mut copy, place);
+    if let Some(mode) = native::call_mode(data) {
+        native::set_call_mode(&mut copy, mode);
     }
-    assert!(!(native::skipped(data).is_some() && native::is_about_others(data)));
-    let _ = native::forgotten(data);
+    assert!(!(native::skipped_call(data).is_some() && native::is_transport_message(data)));
+    let _ = native::cancelled_call(data);
 }
 
 /// A call's error and a worker's death, up to what a program shows of them.
@@ -173,7 +174,7 @@ pub fn errors(data: &[u8]) {
     let site = || CallSite::new("fuzz", Some("method"), Location::caller());
     match FromWorker::decode(data) {
         Ok(FromWorker::Error { body, .. }) => {
-            let text = perl::text(body.clone(), Some("method"));
+            let text = perl::error_text(body.clone(), Some("method"));
             // What is shown is made of what has come, each part at most twice.
             assert!(text.len() <= 1000 + 4 * data.len());
             let error = body.clone().into_error::<Failure>(site());

@@ -42,7 +42,7 @@ pub fn traces(data: &[u8]) {
 
 /// A message of notes, with the log in it merged into another.
 pub fn notes(data: &[u8]) {
-    let notes = native::notes(data);
+    let notes = native::telemetry(data);
     if let Some(encoded) = notes.log {
         let into = Log::new(drop);
         merge(&into, encoded);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{MOST, View, forks};
 use crate::sys::{self, Identity, User};
-use crate::wire::lending::{Id, Lending};
+use crate::wire::shm::{BufferId, ShmMessage};
 
 #[derive(Debug)]
 pub(super) struct Foreign {
@@ -18,7 +18,7 @@ pub(super) struct Foreign {
 
 #[derive(Debug)]
 struct Known {
-    id: Id,
+    id: BufferId,
     memory: Arc<sys::Foreign>,
     /// How many times it has been lent since it was last given back.
     times: u64,
@@ -37,19 +37,19 @@ impl Foreign {
         self.known.is_empty()
     }
 
-    pub(super) fn has(&self, id: Id) -> bool {
+    pub(super) fn has(&self, id: BufferId) -> bool {
         self.known.iter().any(|known| known.id == id)
     }
 
     /// Whether its owner has it as long as it is read here.
-    pub(super) fn can_go_back(&self, id: Id) -> bool {
+    pub(super) fn can_go_back(&self, id: BufferId) -> bool {
         self.known.iter().any(|known| known.id == id && !known.refused)
     }
 
     /// Takes memory that is new here. `is_own` tells whether it is this side's.
     pub(super) fn add(
         &mut self,
-        id: Id,
+        id: BufferId,
         file: &OwnedFd,
         is_own: impl Fn(Identity) -> bool,
     ) -> Result<(), String> {
@@ -78,7 +78,7 @@ impl Foreign {
     }
 
     /// The first bytes of memory that is lent once more.
-    pub(super) fn read(&mut self, id: Id, length: usize) -> Option<Bytes> {
+    pub(super) fn read(&mut self, id: BufferId, length: usize) -> Option<Bytes> {
         let known = self.known.iter_mut().find(|known| known.id == id)?;
         if length > known.memory.length() {
             return None;
@@ -90,12 +90,12 @@ impl Foreign {
         Some(Bytes::from_owner(View { memory: known.memory.clone(), length }))
     }
 
-    pub(super) fn remove(&mut self, id: Id) {
+    pub(super) fn remove(&mut self, id: BufferId) {
         self.known.retain(|known| known.id != id);
     }
 
     /// What is not read any more can be given back, but for what a child may read.
-    pub(super) fn look(&mut self, to_say: &mut Lending) {
+    pub(super) fn look(&mut self, to_say: &mut ShmMessage) {
         for known in self.known.iter_mut().filter(|known| known.times > 0 && !known.refused) {
             if Arc::get_mut(&mut known.memory).is_none() {
                 continue;

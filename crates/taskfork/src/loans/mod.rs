@@ -15,7 +15,10 @@ use bytes::Bytes;
 
 use crate::sys::{self, User};
 use crate::wire::WireError;
-use crate::wire::lending::{Home, Id, Lending, Lent, Link, MOST_USES, Owner, Placed, Use};
+use crate::wire::shm::{
+    BufferId, BufferOwner, BufferRef, MAX_BUFFER_REFS, Origin, PlacedBytes, PoolId, SharedBytes,
+    ShmMessage,
+};
 use foreign::Foreign;
 use own::Owned;
 
@@ -28,15 +31,15 @@ const MOST: usize = 16;
 /// What one side of a connection has lent and borrowed.
 #[derive(Debug)]
 pub(crate) struct Loans {
-    link: Link,
+    link: PoolId,
     own: Owned,
     foreign: Foreign,
     /// What the next message refers to.
-    uses: Vec<Lent>,
+    uses: Vec<SharedBytes>,
     /// What the other side has done with, once the next message has been read.
-    freed: Vec<(Id, u64)>,
+    freed: Vec<(BufferId, u64)>,
     /// What is to be said with the next message.
-    to_say: Lending,
+    to_say: ShmMessage,
 }
 
 impl Loans {
@@ -50,7 +53,7 @@ impl Loans {
             foreign: Foreign::new(most, user),
             uses: Vec::new(),
             freed: Vec::new(),
-            to_say: Lending::default(),
+            to_say: ShmMessage::default(),
         }
     }
 
@@ -64,14 +67,14 @@ impl Loans {
     pub(crate) fn place(
         &mut self,
         bytes: &Bytes,
-        home: Option<Home>,
+        home: Option<Origin>,
         may_add: bool,
-    ) -> Option<Placed> {
-        if let Some(Home { id, own, .. }) = home.filter(|home| home.link == self.link) {
+    ) -> Option<PlacedBytes> {
+        if let Some(Origin { id, own, .. }) = home.filter(|home| home.link == self.link) {
             let length = bytes.len();
             if !own && self.foreign.can_go_back(id) {
-                let place = Use { owner: Owner::Receiver, id, length };
-                return Some(Placed { place, bytes: bytes.clone(), new: None, held: None });
+                let place = BufferRef { owner: BufferOwner::Receiver, id, length };
+                return Some(PlacedBytes { place, bytes: bytes.clone(), new: None, held: None });
             }
             let there = if own { self.own.again(id, bytes, may_add) } else { None };
             if there.is_some() {
@@ -84,13 +87,13 @@ impl Loans {
     /// Memory to be filled in place.
     pub(crate) fn fill(&mut self, length: usize) -> Option<Filling> {
         let (id, memory) = self.own.fill(length)?;
-        Some(Filling { memory, home: Home { link: self.link, id, own: true } })
+        Some(Filling { memory, home: Origin { link: self.link, id, own: true } })
     }
 
     /// A message has been sent that refers to these.
-    pub(crate) fn sent(&mut self, placed: &[Placed]) {
-        for Placed { place, .. } in placed {
-            if place.owner == Owner::Sender {
+    pub(crate) fn sent(&mut self, placed: &[PlacedBytes]) {
+        for PlacedBytes { place, .. } in placed {
+            if place.owner == BufferOwner::Sender {
                 self.own.lend(place.id);
             }
         }
@@ -99,7 +102,7 @@ impl Loans {
     /// Takes what the other side says; the files of new memory are the first of those that have come.
     pub(crate) fn hear(
         &mut self,
-        said: Lending,
+        said: ShmMessage,
         files: &mut Vec<OwnedFd>,
     ) -> Result<(), WireError> {
         if files.len() < said.new.len() {
@@ -109,12 +112,12 @@ impl Loans {
             let added = self.foreign.add(id, &file, |identity| self.own.is_any(identity));
             added.map_err(WireError::Malformed)?;
         }
-        if said.uses.len() > MOST_USES || !self.uses.is_empty() && !said.uses.is_empty() {
+        if said.uses.len() > MAX_BUFFER_REFS || !self.uses.is_empty() && !said.uses.is_empty() {
             let what = "one message cannot refer to so much";
             return Err(WireError::Malformed(what.to_owned()));
         }
         for place in said.uses {
-            let own = place.owner == Owner::Receiver;
+            let own = place.owner == BufferOwner::Receiver;
             let bytes = match own {
                 true => self.own.lent(place.id, place.length),
                 false => self.foreign.read(place.id, place.length),
@@ -122,8 +125,8 @@ impl Loans {
             let bytes = bytes.ok_or_else(|| {
                 WireError::Malformed(format!("{place:?} is nothing that has been lent"))
             })?;
-            let home = Home { link: self.link, id: place.id, own };
-            self.uses.push(Lent { bytes, home });
+            let home = Origin { link: self.link, id: place.id, own };
+            self.uses.push(SharedBytes { bytes, home });
         }
         for (id, times) in said.free {
             // Of what is gone the other side could not know.
@@ -149,7 +152,7 @@ impl Loans {
     }
 
     /// What the message refers to that has just been read.
-    pub(crate) fn take_uses(&mut self) -> Result<Vec<Lent>, WireError> {
+    pub(crate) fn take_uses(&mut self) -> Result<Vec<SharedBytes>, WireError> {
         self.settle()?;
         Ok(std::mem::take(&mut self.uses))
     }
@@ -200,7 +203,7 @@ impl Loans {
 #[derive(Debug)]
 pub(crate) struct Filling {
     memory: sys::Filling,
-    home: Home,
+    home: Origin,
 }
 
 impl Filling {
@@ -213,9 +216,9 @@ impl Filling {
     }
 
     /// It stays as it is from here on, for as long as somebody has it.
-    pub(crate) fn done(self) -> Lent {
+    pub(crate) fn done(self) -> SharedBytes {
         let (memory, length) = self.memory.done();
-        Lent { bytes: Bytes::from_owner(View { memory, length }), home: self.home }
+        SharedBytes { bytes: Bytes::from_owner(View { memory, length }), home: self.home }
     }
 }
 

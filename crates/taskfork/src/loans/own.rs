@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{MOST, View, forks};
 use crate::sys::{self, Identity, User};
-use crate::wire::lending::{Id, Lending, Owner, Placed, Use};
+use crate::wire::shm::{BufferId, BufferOwner, BufferRef, PlacedBytes, ShmMessage};
 
 /// Before there is memory for them, so many pieces that there is none for are sent: new memory of 16 KiB
 /// costs as much as it saves in three uses, of 1 MiB and more as it saves in one.
@@ -24,18 +24,18 @@ pub(super) struct Owned {
     user: User,
     buffers: Vec<Buffer>,
     /// The number given last.
-    last: Id,
+    last: BufferId,
     /// How many pieces there has been no memory for.
     missed: u32,
     /// What the other side is to be told of.
-    gone: Vec<Id>,
+    gone: Vec<BufferId>,
     /// Counts what is taken.
     clock: u64,
 }
 
 #[derive(Debug)]
 struct Buffer {
-    id: Id,
+    id: BufferId,
     memory: Arc<sys::Own>,
     /// Until the other side has it.
     file: Option<Arc<OwnedFd>>,
@@ -70,11 +70,11 @@ impl Owned {
         !self.gone.is_empty()
     }
 
-    fn find(&mut self, id: Id) -> Option<&mut Buffer> {
+    fn find(&mut self, id: BufferId) -> Option<&mut Buffer> {
         self.buffers.iter_mut().find(|buffer| buffer.id == id)
     }
 
-    pub(super) fn has(&self, id: Id) -> bool {
+    pub(super) fn has(&self, id: BufferId) -> bool {
         self.buffers.iter().any(|buffer| buffer.id == id)
     }
 
@@ -83,14 +83,19 @@ impl Owned {
     }
 
     /// Bytes that lie in memory of that number already.
-    pub(super) fn again(&mut self, id: Id, bytes: &Bytes, may_add: bool) -> Option<Placed> {
+    pub(super) fn again(
+        &mut self,
+        id: BufferId,
+        bytes: &Bytes,
+        may_add: bool,
+    ) -> Option<PlacedBytes> {
         let buffer = self.find(id)?;
         (!buffer.unwanted && (may_add || buffer.file.is_none()))
             .then(|| buffer.placed(bytes.clone()))
     }
 
     /// Copies bytes to where they can be lent.
-    pub(super) fn put(&mut self, bytes: &[u8], may_add: bool) -> Option<Placed> {
+    pub(super) fn put(&mut self, bytes: &[u8], may_add: bool) -> Option<PlacedBytes> {
         let length = bytes.len();
         let buffer = self.take(length, may_add, false)?;
         Arc::get_mut(&mut buffer.memory)?.copy_from(bytes);
@@ -99,7 +104,7 @@ impl Owned {
     }
 
     /// Memory to be filled in place.
-    pub(super) fn fill(&mut self, length: usize) -> Option<(Id, sys::Filling)> {
+    pub(super) fn fill(&mut self, length: usize) -> Option<(BufferId, sys::Filling)> {
         let buffer = self.take(length, true, true)?;
         Some((buffer.id, sys::Filling::new(&mut buffer.memory, length)?))
     }
@@ -163,18 +168,18 @@ impl Owned {
     /// A child may read what was taken before it was made, so that nobody writes there again.
     fn retire(&mut self, forks: u64) {
         let old = self.buffers.iter_mut().filter(|buffer| buffer.forks != forks);
-        let old: Vec<Id> = old.filter_map(|old| old.is_free().then_some(old.id)).collect();
+        let old: Vec<BufferId> = old.filter_map(|old| old.is_free().then_some(old.id)).collect();
         old.into_iter().for_each(|id| self.remove(id));
     }
 
     /// The other side does not want it any more.
-    pub(super) fn give_up(&mut self, id: Id) {
+    pub(super) fn give_up(&mut self, id: BufferId) {
         if let Some(buffer) = self.find(id) {
             buffer.unwanted = true;
         }
     }
 
-    fn remove(&mut self, id: Id) {
+    fn remove(&mut self, id: BufferId) {
         if let Some(place) = self.buffers.iter().position(|buffer| buffer.id == id) {
             let buffer = self.buffers.swap_remove(place);
             // Of what the other side does not know it need not be told.
@@ -183,7 +188,7 @@ impl Owned {
     }
 
     /// The other side has been sent a reference to it.
-    pub(super) fn lend(&mut self, id: Id) {
+    pub(super) fn lend(&mut self, id: BufferId) {
         if let Some(buffer) = self.find(id) {
             buffer.lent += 1;
             buffer.file = None;
@@ -191,7 +196,7 @@ impl Owned {
     }
 
     /// What the other side sends back.
-    pub(super) fn lent(&mut self, id: Id, length: usize) -> Option<Bytes> {
+    pub(super) fn lent(&mut self, id: BufferId, length: usize) -> Option<Bytes> {
         let buffer = self.find(id)?;
         if buffer.lent == 0 || length > buffer.memory.length() {
             return None;
@@ -200,7 +205,7 @@ impl Owned {
     }
 
     /// The other side has done with it so many times; an error if it had it less often.
-    pub(super) fn free(&mut self, id: Id, times: u64) -> Result<(), ()> {
+    pub(super) fn free(&mut self, id: BufferId, times: u64) -> Result<(), ()> {
         let Some(buffer) = self.find(id) else { return Ok(()) };
         buffer.lent = buffer.lent.checked_sub(times).ok_or(())?;
         Ok(())
@@ -218,20 +223,20 @@ impl Owned {
             let is_held = Arc::get_mut(&mut buffer.held).is_none();
             (which(buffer) && !is_held).then_some(buffer.id)
         });
-        let removed: Vec<Id> = removed.collect();
+        let removed: Vec<BufferId> = removed.collect();
         removed.into_iter().for_each(|id| self.remove(id));
     }
 
-    pub(super) fn look(&mut self, to_say: &mut Lending) {
+    pub(super) fn look(&mut self, to_say: &mut ShmMessage) {
         self.remove_all(|buffer| buffer.unwanted);
         to_say.gone.append(&mut self.gone);
     }
 }
 
 impl Buffer {
-    fn placed(&self, bytes: Bytes) -> Placed {
-        let place = Use { owner: Owner::Sender, id: self.id, length: bytes.len() };
-        Placed { place, bytes, new: self.file.clone(), held: Some(self.held.clone()) }
+    fn placed(&self, bytes: Bytes) -> PlacedBytes {
+        let place = BufferRef { owner: BufferOwner::Sender, id: self.id, length: bytes.len() };
+        PlacedBytes { place, bytes, new: self.file.clone(), held: Some(self.held.clone()) }
     }
 
     /// Nobody reads it, here or elsewhere.

@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::frame::HEADER;
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::gather_frame::{GatherFrame, ReceiverLimits, Segment};
 use crate::wire::native::FromClient;
-use crate::wire::parts::{Part, Parted, Takes};
 
 const ROOM: usize = 2 << 20;
 
@@ -31,7 +31,7 @@ type Line = VecDeque<(Vec<u8>, Vec<OwnedFd>)>;
 struct Side {
     loans: Loans,
     /// What has come, and what it was when it came.
-    blobs: Vec<(Lent, u8)>,
+    blobs: Vec<(SharedBytes, u8)>,
 }
 
 impl Side {
@@ -40,26 +40,27 @@ impl Side {
     }
 
     /// Sends a blob; tells whether it need not be sent whole.
-    fn send(&mut self, bytes: &Bytes, home: Option<Home>, line: &mut Line) -> bool {
-        let mut message = Parted { bytes: vec![0; HEADER + 5], ..Parted::default() };
-        let elsewhere = home.map_or_else(Default::default, crate::wire::parts::Elsewhere::Lent);
-        message.parts.push(Part { at: HEADER + 5, bytes: bytes.clone(), elsewhere });
+    fn send(&mut self, bytes: &Bytes, home: Option<Origin>, line: &mut Line) -> bool {
+        let mut message = GatherFrame { bytes: vec![0; HEADER_LEN + 5], ..GatherFrame::default() };
+        let backing =
+            home.map_or_else(Default::default, crate::wire::gather_frame::Backing::Shared);
+        message.segments.push(Segment { offset: HEADER_LEN + 5, bytes: bytes.clone(), backing });
         let loans = &mut self.loans;
         message
-            .fit_placing(
-                Takes { max_frame: usize::MAX, max_blob: usize::MAX, files: 16 },
+            .fit_with(
+                ReceiverLimits { max_frame: usize::MAX, max_blob: usize::MAX, files: 16 },
                 |bytes, home, may_add| loans.place(bytes, home, may_add),
             )
             .unwrap();
-        loans.sent(&message.placed);
+        loans.sent(&message.references);
         let mut said = Vec::new();
         loans.say(&mut said);
         let file = |file: &_| std::os::fd::AsFd::as_fd(file).try_clone_to_owned().unwrap();
         let files = message.files.iter().map(file).collect();
-        let placed = !message.placed.is_empty();
+        let placed = !message.references.is_empty();
         if placed {
             let length = u32::from_le_bytes(*message.bytes.first_chunk().unwrap()) as usize;
-            said.extend_from_slice(&message.bytes[..HEADER + length]);
+            said.extend_from_slice(&message.bytes[..HEADER_LEN + length]);
         }
         line.push_back((said, files));
         placed
@@ -76,8 +77,8 @@ impl Side {
         let Some((mut frames, mut files)) = line.pop_front() else { return Ok(()) };
         while !frames.is_empty() {
             let length = u32::from_le_bytes(*frames.first_chunk().unwrap()) as usize;
-            let rest = frames.split_off(HEADER + length);
-            let FromClient::Lending(said) = FromClient::decode(&frames[HEADER..])? else {
+            let rest = frames.split_off(HEADER_LEN + length);
+            let FromClient::Shm(said) = FromClient::decode(&frames[HEADER_LEN..])? else {
                 panic!("another message");
             };
             self.loans.hear(said, &mut files)?;
@@ -103,7 +104,7 @@ impl Side {
 fn new_memory_is_nobodys_here() {
     let mut loans = Loans::new(ROOM, ROOM, sys::user());
     let mut hear = |id, file: &OwnedFd| {
-        let said = Lending { new: vec![id], ..Lending::default() };
+        let said = ShmMessage { new: vec![id], ..ShmMessage::default() };
         loans.hear(said, &mut vec![file.try_clone().unwrap()])
     };
     let (_theirs, file) = sys::Own::new(4096, 0).unwrap();
@@ -114,7 +115,7 @@ fn new_memory_is_nobodys_here() {
     assert!(same.contains("is that of the number 1"), "{same}");
     let bytes = Bytes::from(vec![1; 100_000]);
     let own = (0..3).find_map(|_| loans.place(&bytes, None, true)).unwrap();
-    let said = Lending { new: vec![4], ..Lending::default() };
+    let said = ShmMessage { new: vec![4], ..ShmMessage::default() };
     let file = own.new.unwrap().try_clone().unwrap();
     let own = loans.hear(said, &mut vec![file]).unwrap_err().to_string();
     assert!(own.contains("is the receiver's own"), "{own}");
@@ -314,7 +315,7 @@ fn what_a_message_refers_to_is_kept_until_it_is_sent() {
     here.say(&mut to);
     there.receive(&mut to).unwrap();
     let mut message = Vec::new();
-    Lending::of(&[placed]).put(&mut message);
+    ShmMessage::of(&[placed]).put(&mut message);
     to.push_back((message, Vec::new()));
     there.receive(&mut to).unwrap();
     assert_eq!(there.blobs.len(), 1);
@@ -328,21 +329,23 @@ fn what_was_not_lent_cannot_be_referred_to() {
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
     let known = there.blobs[0].0.home.id;
-    let uses =
-        |owner, id, length| Lending { uses: vec![Use { owner, id, length }], ..Lending::default() };
+    let uses = |owner, id, length| ShmMessage {
+        uses: vec![BufferRef { owner, id, length }],
+        ..ShmMessage::default()
+    };
     let mut hears = |said| there.loans.hear(said, &mut Vec::new());
-    assert!(hears(uses(Owner::Sender, known, 1 << 20)).is_ok());
-    assert!(hears(uses(Owner::Sender, known, 4 << 20)).is_err());
-    assert!(hears(uses(Owner::Sender, known + 9, 1)).is_err());
-    assert!(hears(uses(Owner::Receiver, known, 1)).is_err());
-    assert!(hears(Lending { new: vec![7], ..Lending::default() }).is_err());
+    assert!(hears(uses(BufferOwner::Sender, known, 1 << 20)).is_ok());
+    assert!(hears(uses(BufferOwner::Sender, known, 4 << 20)).is_err());
+    assert!(hears(uses(BufferOwner::Sender, known + 9, 1)).is_err());
+    assert!(hears(uses(BufferOwner::Receiver, known, 1)).is_err());
+    assert!(hears(ShmMessage { new: vec![7], ..ShmMessage::default() }).is_err());
     assert!(there.loans.take_uses().is_ok_and(|uses| uses.len() == 1));
-    let place = Use { owner: Owner::Sender, id: known, length: 1 };
-    let many = |count| Lending { uses: vec![place; count], ..Lending::default() };
-    assert!(there.loans.hear(many(MOST_USES + 1), &mut Vec::new()).is_err());
-    assert!(there.loans.hear(many(MOST_USES), &mut Vec::new()).is_ok());
+    let place = BufferRef { owner: BufferOwner::Sender, id: known, length: 1 };
+    let many = |count| ShmMessage { uses: vec![place; count], ..ShmMessage::default() };
+    assert!(there.loans.hear(many(MAX_BUFFER_REFS + 1), &mut Vec::new()).is_err());
+    assert!(there.loans.hear(many(MAX_BUFFER_REFS), &mut Vec::new()).is_ok());
     assert!(there.loans.hear(many(1), &mut Vec::new()).is_err());
-    let free = |times| Lending { free: vec![(known, times)], ..Lending::default() };
+    let free = |times| ShmMessage { free: vec![(known, times)], ..ShmMessage::default() };
     here.loans.hear(free(100), &mut Vec::new()).unwrap();
     assert!(here.loans.take_uses().is_err());
 }
@@ -352,7 +355,7 @@ fn no_more_is_mapped_than_was_agreed() {
     let mut side = Side::new();
     let offer = |id, length| {
         let (_, file) = sys::Own::new(length, 0).unwrap();
-        (Lending { new: vec![id], ..Lending::default() }, vec![file])
+        (ShmMessage { new: vec![id], ..ShmMessage::default() }, vec![file])
     };
     let mut hear = |id, length| {
         let (said, mut files) = offer(id, length);

@@ -24,7 +24,7 @@ use half::{Half, Incoming, Memory, Outgoing, WORDS};
 pub(crate) const MOST: usize = 4 << 10;
 
 /// What wakes a side that has gone to sleep: a frame with nothing in it.
-pub(crate) const DOORBELL: [u8; frame::HEADER] = [0; frame::HEADER];
+pub(crate) const DOORBELL: [u8; frame::HEADER_LEN] = [0; frame::HEADER_LEN];
 
 /// One side's part of the two rings, and what it needs to know of the socket beside them.
 #[derive(Debug)]

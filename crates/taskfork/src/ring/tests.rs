@@ -9,11 +9,11 @@ use proptest::prelude::*;
 
 use super::half::ROOM;
 use super::*;
-use crate::wire::frame::{self, DEFAULT_LIMIT, HEADER};
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
 
 pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+    frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
         out.extend_from_slice(body);
         Ok(())
     })
@@ -60,12 +60,12 @@ impl<M: Memory> Side<M> {
 
     /// Takes one message, if there is one.
     pub(super) fn take(&mut self) -> bool {
-        if let Some(place) = self.rings.take(self.inbox.len(), DEFAULT_LIMIT).unwrap() {
+        if let Some(place) = self.rings.take(self.inbox.len(), DEFAULT_MAX_FRAME).unwrap() {
             let body = self.rings.body(place).to_vec();
             self.heard.extend((!body.is_empty()).then_some(body));
             return true;
         }
-        let Some(body) = frame::find(&self.inbox, DEFAULT_LIMIT).unwrap() else { return false };
+        let Some(body) = frame::find(&self.inbox, DEFAULT_MAX_FRAME).unwrap() else { return false };
         if !body.is_empty() {
             self.heard.push(self.inbox[body.clone()].to_vec());
         }
@@ -156,7 +156,7 @@ proptest! {
         }
         for unread in [0, 100] {
             let _ = side.rings.is_due(unread);
-            while let Ok(Some(place)) = side.rings.take(unread, DEFAULT_LIMIT) {
+            while let Ok(Some(place)) = side.rings.take(unread, DEFAULT_MAX_FRAME) {
                 prop_assert!(side.rings.body(place).len() <= ROOM * 8);
             }
             let _ = (side.rings.put(&[0; 100]), side.rings.is_unseen(), side.rings.sleep(unread));
@@ -180,8 +180,8 @@ fn a_full_ring_takes_no_more_until_it_is_read() {
     assert!(!here.rings.outgoing.half.is_awake_still(&here.rings.words));
     there.receive(&socket);
     assert_eq!(here.send(&[7; 100], &mut socket), Put::Done);
-    assert_eq!(here.send(&[7; MOST - HEADER + 1], &mut socket), Put::Refused, "it is too long");
-    assert_eq!(here.send(&[7; MOST - HEADER], &mut socket), Put::Done);
+    assert_eq!(here.send(&[7; MOST - HEADER_LEN + 1], &mut socket), Put::Refused, "it is too long");
+    assert_eq!(here.send(&[7; MOST - HEADER_LEN], &mut socket), Put::Done);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn nothing_is_put_there_before_the_other_side_has_it() {
     there.wake();
     here.agree(0);
     assert_eq!(here.put(&frame(b"now")), Put::Done);
-    let place = there.take(0, DEFAULT_LIMIT).unwrap().unwrap();
+    let place = there.take(0, DEFAULT_MAX_FRAME).unwrap().unwrap();
     assert_eq!(there.body(place), b"now");
 }
 
@@ -208,7 +208,7 @@ fn a_record_is_whole_frames() {
     there.rings.wake();
     assert_eq!(here.rings.put(&two[..two.len() - 1]), Put::Done);
     assert!(there.take());
-    assert!(there.rings.take(0, DEFAULT_LIMIT).is_err());
+    assert!(there.rings.take(0, DEFAULT_MAX_FRAME).is_err());
     let [mut here, mut there] = pair();
     assert_eq!(here.rings.put(&frame(&[7; 100])), Put::Done);
     assert!(there.rings.take(0, 99).is_err(), "it is over the limit");
@@ -223,7 +223,7 @@ fn what_comes_through_the_ring_leaves_the_unread_bytes_of_the_socket_alone() {
     for number in 0..1000_u32 {
         assert_eq!(here.rings.put(&frame(&number.to_le_bytes())), Put::Done);
         // In the socket's order it stands behind nothing, as nothing had been sent through it.
-        let place = there.rings.take(there.inbox.len(), DEFAULT_LIMIT).unwrap().unwrap();
+        let place = there.rings.take(there.inbox.len(), DEFAULT_MAX_FRAME).unwrap().unwrap();
         assert_eq!(there.rings.body(place), number.to_le_bytes());
     }
     assert_eq!((there.inbox.as_ptr(), there.inbox.len()), (before, 4));

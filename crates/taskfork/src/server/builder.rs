@@ -25,7 +25,7 @@ use crate::address::{Address, AddressError};
 use crate::busy_poll::BusyPoll;
 use crate::error::Failure;
 use crate::sys;
-use crate::wire::request::{Source, decode};
+use crate::wire::values::{ValueFormat, decode};
 use crate::worker::executable::{Executable, Running};
 use crate::worker::interface::{BoxError, Interface};
 use crate::worker::{Handlers, Seat, serve};
@@ -240,7 +240,7 @@ impl<S: 'static> ServerBuilder<S> {
     /// The program that started the server gets the same error when the server returns it.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, ServerError> {
         let config = self.options.given.config.as_ref().ok_or(ServerError::NotConfigured)?;
-        decode(config, Source::Native).map_err(|reason| ServerError::Misconfigured {
+        decode(config, ValueFormat::MessagePack).map_err(|reason| ServerError::Misconfigured {
             expected: std::any::type_name::<T>().to_owned(),
             reason,
         })

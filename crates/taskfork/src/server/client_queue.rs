@@ -15,7 +15,7 @@ use super::event_loop::{EventLoop, Mode};
 use super::fair_share::{self, AssignedWorker, ClientId};
 use super::log;
 use super::refusal::Refusal;
-use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME, PREAMBLE};
 use crate::wire::{Protocol, WireError, native};
 use crate::worker::Connected;
 use crate::worker::scoreboard::{Retirement, now};
@@ -250,8 +250,8 @@ impl EventLoop {
 /// Tells a native client that it is in the queue; tells whether that could be said in one piece.
 fn send_wait(connection: &OwnedFd, reason: &str) -> bool {
     let mut out = PREAMBLE.to_vec();
-    let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-        native::put_wait(out, reason);
+    let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
+        native::put_queued(out, reason);
         Ok(())
     });
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;

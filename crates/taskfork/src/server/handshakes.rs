@@ -22,7 +22,7 @@ use super::refusal::{self, Refusal};
 use crate::display::seconds;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
-use crate::wire::greeting::{self, Greeting, Progress};
+use crate::wire::first_message::{self, FirstMessage, Progress};
 use crate::worker::Connected;
 
 const DEFAULT_TIMEOUT: TimeLimit = TimeLimit::new(Duration::from_secs(10));
@@ -90,7 +90,7 @@ struct PendingHandshake {
     connection: OwnedFd,
     origin: Origin,
     received: Vec<u8>,
-    greeting: Greeting,
+    greeting: FirstMessage,
     deadline: Option<Instant>,
 }
 
@@ -156,7 +156,7 @@ impl Handshakes {
         let evicted = oldest.and_then(|oldest| self.take(oldest));
         let is_kept =
             is_silent && self.keeps_own && origin == Origin::Local && rules.is_own(&connection);
-        let (received, greeting) = (Vec::new(), Greeting::default());
+        let (received, greeting) = (Vec::new(), FirstMessage::default());
         let waiting = PendingHandshake { connection, origin, received, greeting, deadline: None };
         self.waiting.insert(number, waiting);
         if !is_kept {
@@ -198,9 +198,9 @@ impl Handshakes {
         loop {
             let Some(waiting) = self.waiting.get_mut(&number) else { return ReadOutcome::Nothing };
             let lacks = match waiting.greeting.look(&waiting.received, max_frame) {
-                Ok(Progress::Lacks(lacks)) => lacks,
+                Ok(Progress::Needs(lacks)) => lacks,
                 Ok(Progress::Complete(protocol)) => return ReadOutcome::Greeted(protocol, None),
-                Ok(Progress::Long(protocol)) => {
+                Ok(Progress::TooLong(protocol)) => {
                     return ReadOutcome::Greeted(protocol, waiting.deadline);
                 }
                 Err(error) => return ReadOutcome::SettingError(error.to_string()),
@@ -278,7 +278,7 @@ impl EventLoop {
         let look = recv(&connection, &mut room, flags).map(|((there, _), _)| &*there);
         if let Some(reason) = self.rules.refusal(&connection) {
             let there = look.unwrap_or_default();
-            self.refuse(connection, Refusal::access(greeting::protocol(there), reason));
+            self.refuse(connection, Refusal::access(first_message::protocol(there), reason));
             return false;
         }
         let there = match look {
@@ -287,17 +287,17 @@ impl EventLoop {
             Err(Errno::AGAIN | Errno::INTR) => &[],
             Err(_) => return false,
         };
-        match Greeting::default().look(there, self.options.max_frame) {
+        match FirstMessage::default().look(there, self.options.max_frame) {
             Ok(Progress::Complete(protocol)) => {
-                let holder = ClientId::of(&connection, greeting::client_number(there));
+                let holder = ClientId::of(&connection, first_message::client_number(there));
                 let client = Connected::new(connection, Vec::new(), None);
                 self.route_client(client, protocol, origin, holder);
                 return true;
             }
-            Ok(Progress::Lacks(_) | Progress::Long(_)) => {}
+            Ok(Progress::Needs(_) | Progress::TooLong(_)) => {}
             Err(error) => {
                 self.handshakes.failures += 1;
-                let protocol = greeting::protocol(there);
+                let protocol = first_message::protocol(there);
                 self.refuse(connection, Refusal::handshake(protocol, error.to_string()));
                 return false;
             }
@@ -308,7 +308,7 @@ impl EventLoop {
                     self.handshakes.failures += 1;
                     let most = self.handshakes.most;
                     let reason = format!("{most} others wait with it (max_handshakes)");
-                    let protocol = greeting::protocol(&evicted.received);
+                    let protocol = first_message::protocol(&evicted.received);
                     self.refuse(evicted.connection, Refusal::handshake(protocol, reason));
                 }
                 !there.is_empty() && self.hear(number)
@@ -346,7 +346,7 @@ impl EventLoop {
                 else {
                     return false;
                 };
-                let holder = ClientId::of(&connection, greeting::client_number(&received));
+                let holder = ClientId::of(&connection, first_message::client_number(&received));
                 let client = Connected::new(connection, received, until);
                 self.route_client(client, protocol, origin, holder);
                 return true;
@@ -356,7 +356,7 @@ impl EventLoop {
                 if let Some(PendingHandshake { connection, received, .. }) =
                     self.handshakes.take(number)
                 {
-                    let protocol = greeting::protocol(&received);
+                    let protocol = first_message::protocol(&received);
                     self.refuse(connection, Refusal::handshake(protocol, reason));
                 }
             }
@@ -395,7 +395,7 @@ impl EventLoop {
             self.handshakes.failures += 1;
             let after = seconds(self.handshakes.timeout.get().unwrap_or_default());
             let reason = format!("its greeting was not complete after {after} (handshake_timeout)");
-            let protocol = greeting::protocol(&waiting.received);
+            let protocol = first_message::protocol(&waiting.received);
             self.refuse(waiting.connection, Refusal::handshake(protocol, reason));
         }
         self.handshakes.deadlines.first().map(|(deadline, _)| *deadline - now)

@@ -15,8 +15,8 @@ use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
 use crate::loans::DEFAULT_LENT;
 use crate::time_limit::TimeLimit;
-use crate::wire::frame::{DEFAULT_BLOB, DEFAULT_LIMIT};
-use crate::wire::hello::LEAST_FRAME;
+use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
+use crate::wire::hello::MIN_FRAME;
 
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -98,9 +98,9 @@ impl Options {
                 "with 0, no client could be served: set 1 or more".to_owned(),
             );
         }
-        if self.max_frame < LEAST_FRAME {
+        if self.max_frame < MIN_FRAME {
             let reason = format!(
-                "{} bytes are too few for messages: set {LEAST_FRAME} or more",
+                "{} bytes are too few for messages: set {MIN_FRAME} or more",
                 self.max_frame
             );
             return wrong("max_frame", reason);
@@ -126,8 +126,8 @@ impl Default for Options {
             hung_worker_timeout: TimeLimit::new(Duration::from_secs(300)),
             shutdown_grace: TimeLimit::new(Duration::from_secs(30)),
             socket_mode: 0o600,
-            max_frame: DEFAULT_LIMIT,
-            max_blob: DEFAULT_BLOB,
+            max_frame: DEFAULT_MAX_FRAME,
+            max_blob: DEFAULT_MAX_BLOB,
             shared_memory: DEFAULT_LENT,
             stall_timeout: TimeLimit::new(Duration::from_secs(30)),
             busy_poll: BusyPoll::default(),

@@ -7,7 +7,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use super::log;
 use crate::sys;
 use crate::wire::error_body::{ErrorBody, kind};
-use crate::wire::frame::{self, DEFAULT_LIMIT, PREAMBLE};
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME, PREAMBLE};
 use crate::wire::{Protocol, WireError, native, perl};
 
 /// The answer to a client that gets no worker.
@@ -49,14 +49,14 @@ pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
     let mut out = Vec::new();
     match refusal.protocol {
         None => {}
-        Some(Protocol::Perl) => perl::error(&mut out, None, &refusal.reason),
+        Some(Protocol::Perl) => perl::put_error(&mut out, None, &refusal.reason),
         Some(Protocol::Native) => {
             let body =
                 ErrorBody { kind: refusal.kind, message: &refusal.reason, ..ErrorBody::default() };
             if !refusal.is_begun {
                 out.extend_from_slice(PREAMBLE);
             }
-            let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+            let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
                 native::put_error(out, None, &body);
                 Ok(())
             });

@@ -10,7 +10,7 @@ use super::entry;
 use super::error::ServerError;
 use super::handle::ServerHandle;
 use super::launch::Launch;
-use crate::wire::args::encode_whole;
+use crate::wire::values::encode_to_vec;
 
 /// How long a new server may take to start, unless [`Spawn::start_timeout`] is set.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ impl Spawn {
     /// The server's configuration: any value that serde can serialize, of any size. The server takes it by
     /// [`ServerBuilder::config`](crate::ServerBuilder::config). None unless set. A replacement gets the same.
     pub fn config<T: Serialize + ?Sized>(mut self, config: &T) -> Self {
-        self.config = Some(encode_whole(config).map_err(|error| error.to_string()));
+        self.config = Some(encode_to_vec(config).map_err(|error| error.to_string()));
         self
     }
 

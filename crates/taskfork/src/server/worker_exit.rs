@@ -15,8 +15,8 @@ use super::stack;
 use crate::context::Peer;
 use crate::error::{Activity, End};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT};
-use crate::wire::notice::{self, DeathNotice};
+use crate::wire::death_notice::{self, DeathNotice};
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
 use crate::worker::scoreboard::{Phase, Retirement, ServerSlot};
 
 /// The causes of deaths, as they are counted.
@@ -181,8 +181,8 @@ pub(super) fn has_peer_closed(connection: &OwnedFd) -> bool {
 
 fn tell(connection: &OwnedFd, notice: &DeathNotice) {
     let mut out = Vec::new();
-    let written = frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
-        notice::put_death(out, notice);
+    let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
+        death_notice::put_death(out, notice);
         Ok(())
     });
     if written.is_ok() {

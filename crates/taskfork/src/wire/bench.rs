@@ -1,8 +1,8 @@
 //! The codec, for benchmarks to call.
 
-use super::args::IntoArguments;
+use super::arguments::{FromArguments, IntoArguments};
 use super::native::{self, CallMeta, FromClient, FromWorker};
-use super::request::{self, FromArguments, Source};
+use super::values::{self, ValueFormat};
 
 /// The body of a call's message.
 pub fn encode_call(out: &mut Vec<u8>, method: &str, args: impl IntoArguments) -> bool {
@@ -20,14 +20,14 @@ pub fn decode_call<T: FromArguments>(message: &[u8]) -> Option<T> {
 
 /// The body of an answer's message.
 pub fn encode_answer<T: serde::Serialize>(out: &mut Vec<u8>, value: &T) -> bool {
-    native::put_ok(out, Some(1), Source::Native);
-    super::args::encode(value, out).is_ok()
+    native::put_ok(out, Some(1), ValueFormat::MessagePack);
+    values::encode(value, out).is_ok()
 }
 
 /// The value of an answer's message.
 pub fn decode_answer<T: serde::de::DeserializeOwned>(message: &[u8]) -> Option<T> {
     match FromWorker::decode(message) {
-        Ok(FromWorker::Ok { value, .. }) => request::decode(value, Source::Native).ok(),
+        Ok(FromWorker::Ok { value, .. }) => values::decode(value, ValueFormat::MessagePack).ok(),
         _ => None,
     }
 }

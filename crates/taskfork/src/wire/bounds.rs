@@ -1,11 +1,11 @@
 //! Bounds on values of users: how deep they nest, and how many elements they have. They are checked
 //! on encoded bytes, before anything is built of them.
 
-use super::pack::Reader;
+use super::msgpack::Reader;
 
 /// The most levels of arrays and maps in a value. At this depth the recursion of decoders stays far
 /// below a stack of 2 MiB, also without optimization.
-pub(crate) const MOST_LEVELS: usize = 128;
+pub(crate) const MAX_DEPTH: usize = 128;
 
 /// A value that takes a byte can occupy this many in a decoded list, which grows by doubling.
 const BYTES_PER_ELEMENT: usize = 8;
@@ -15,13 +15,13 @@ pub(crate) const ELEMENTS_OF_A_LIST: usize = 4;
 
 /// Why a value is refused that nests deeper than [`MOST_LEVELS`].
 pub(crate) fn too_deep() -> String {
-    format!("it is nested deeper than {MOST_LEVELS} levels")
+    format!("it is nested deeper than {MAX_DEPTH} levels")
 }
 
 /// The most elements of values in a message: what is decoded of them occupies at most 16 times the
 /// limit of a frame then.
 pub(crate) fn most_elements(max_frame: usize) -> usize {
-    (max_frame / BYTES_PER_ELEMENT).max(MOST_LEVELS)
+    (max_frame / BYTES_PER_ELEMENT).max(MAX_DEPTH)
 }
 
 pub(crate) fn too_many(max_frame: usize) -> String {
@@ -36,13 +36,13 @@ pub(crate) fn too_many(max_frame: usize) -> String {
 /// bytes. Bytes that are no values are left for the decoder to refuse.
 pub(crate) fn check(values: &[u8], max_frame: usize) -> Result<(), String> {
     // So few bytes cannot exceed either limit.
-    if values.len() <= MOST_LEVELS {
+    if values.len() <= MAX_DEPTH {
         return Ok(());
     }
     let most = most_elements(max_frame) as u64;
     let mut reader = Reader::new(values);
     // How many values each open array or map still lacks.
-    let mut missing = [0u64; MOST_LEVELS];
+    let mut missing = [0u64; MAX_DEPTH];
     let (mut depth, mut elements) = (0, 0u64);
     loop {
         let plain = match depth {
@@ -69,7 +69,7 @@ pub(crate) fn check(values: &[u8], max_frame: usize) -> Result<(), String> {
         }
         if let Some(inside) = inside {
             elements += ELEMENTS_OF_A_LIST as u64 - 1;
-            if depth == MOST_LEVELS {
+            if depth == MAX_DEPTH {
                 return Err(too_deep());
             }
             missing[depth] = inside;
@@ -99,19 +99,19 @@ mod tests {
     fn arrays_and_maps_nest_up_to_the_limit() {
         for open in [&b"\x91"[..], b"\xdc\0\x01", b"\xdd\0\0\0\x01", b"\x81\x01", b"\xde\0\x01\xa0"]
         {
-            assert_eq!(check(&nested(MOST_LEVELS, open), LARGE), Ok(()));
-            let error = check(&nested(MOST_LEVELS + 1, open), LARGE).unwrap_err();
+            assert_eq!(check(&nested(MAX_DEPTH, open), LARGE), Ok(()));
+            let error = check(&nested(MAX_DEPTH + 1, open), LARGE).unwrap_err();
             assert_eq!(error, "it is nested deeper than 128 levels");
         }
         // An empty array is a level as well.
-        let mut empty = vec![0x91; MOST_LEVELS];
+        let mut empty = vec![0x91; MAX_DEPTH];
         empty.push(0x90);
         assert!(check(&empty, LARGE).is_err());
         // Arrays side by side are not.
         assert_eq!(check(&[0x91, 0xc0].repeat(100_000), LARGE), Ok(()));
         // Neither is the end of the bytes within a value, of whatever length.
-        assert_eq!(check(&[0xdd, 0xff, 0xff, 0xff, 0xff].repeat(MOST_LEVELS), LARGE), Ok(()));
-        assert!(check(&[0xdd, 0xff, 0xff, 0xff, 0xff].repeat(MOST_LEVELS + 1), LARGE).is_err());
+        assert_eq!(check(&[0xdd, 0xff, 0xff, 0xff, 0xff].repeat(MAX_DEPTH), LARGE), Ok(()));
+        assert!(check(&[0xdd, 0xff, 0xff, 0xff, 0xff].repeat(MAX_DEPTH + 1), LARGE).is_err());
         let mut claims = vec![0xdd, 0xff, 0xff, 0xff, 0xff];
         claims.resize(200, 0xc0);
         assert_eq!(check(&claims, LARGE), Ok(()));
@@ -170,7 +170,7 @@ mod tests {
                 rmpv::encode::write_value(&mut encoded, value).unwrap();
             }
             let elements: usize = values.iter().map(count).sum();
-            if encoded.len() > MOST_LEVELS && elements > MOST_LEVELS {
+            if encoded.len() > MAX_DEPTH && elements > MAX_DEPTH {
                 prop_assert!(check(&encoded, elements * BYTES_PER_ELEMENT).is_ok());
                 prop_assert!(check(&encoded, (elements - 1) * BYTES_PER_ELEMENT).is_err());
             }

@@ -5,11 +5,11 @@ use serde::ser::{
     SerializeTuple, SerializeTupleStruct, SerializeTupleVariant, Serializer,
 };
 
-use super::bounds::{MOST_LEVELS, too_deep};
+use super::bounds::{MAX_DEPTH, too_deep};
 
 /// The most calls of `serialize` within each other. Options and newtype structs are no levels of the
 /// encoded value, and recursion all the same.
-const MOST_STEPS: usize = 4 * MOST_LEVELS;
+const MAX_STEPS: usize = 4 * MAX_DEPTH;
 
 /// How deep a value stands.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,7 +22,7 @@ impl Depth {
     /// A value this many arrays or maps deeper.
     fn inside<E: Error>(self, levels: usize) -> Result<Self, E> {
         let depth = Self { levels: self.levels + levels, steps: self.steps + 1 };
-        if depth.levels > MOST_LEVELS || depth.steps > MOST_STEPS {
+        if depth.levels > MAX_DEPTH || depth.steps > MAX_STEPS {
             return Err(E::custom(too_deep()));
         }
         Ok(depth)
@@ -284,9 +284,9 @@ impl<C: SerializeMap> SerializeMap for Elements<C> {
 mod tests {
     use serde::{Deserialize, Serialize};
 
-    use crate::wire::args::encode_whole;
     use crate::wire::bounds;
-    use crate::wire::request::{self, Source};
+    use crate::wire::values::encode_to_vec;
+    use crate::wire::values::{self, ValueFormat};
 
     #[derive(Debug, Serialize, Deserialize)]
     enum Tree {
@@ -321,14 +321,14 @@ mod tests {
     {
         on_a_small_stack(move || {
             let most = 128 / each;
-            let encoded = encode_whole(&make(most)).unwrap();
+            let encoded = encode_to_vec(&make(most)).unwrap();
             assert_eq!(bounds::check(&encoded, 1 << 20), Ok(()));
-            request::decode::<T>(&encoded, Source::Native).unwrap();
+            values::decode::<T>(&encoded, ValueFormat::MessagePack).unwrap();
             let deep = make(most + 1);
-            let error = encode_whole(&deep).unwrap_err().to_string();
+            let error = encode_to_vec(&deep).unwrap_err().to_string();
             assert!(error.contains("deeper than 128 levels"), "{error}");
             let far_deeper = make(2000);
-            assert!(encode_whole(&far_deeper).is_err());
+            assert!(encode_to_vec(&far_deeper).is_err());
         });
     }
 
@@ -360,7 +360,7 @@ mod tests {
     fn options_and_newtypes_within_each_other_are_bounded_too() {
         on_a_small_stack(|| {
             let deep = fold(2000, Wrapped(None), |inside| Wrapped(Some(Box::new(inside))));
-            assert!(encode_whole(&deep).unwrap_err().to_string().contains("128 levels"));
+            assert!(encode_to_vec(&deep).unwrap_err().to_string().contains("128 levels"));
         });
     }
 }

@@ -1,8 +1,8 @@
 //! A call's error on the wire.
 
 use super::WireError;
+use super::msgpack::{Reader, put_array, put_map, put_str, put_uint};
 use super::native::{first, meta};
-use super::pack::{Reader, put_array, put_map, put_str, put_uint};
 use crate::error::MOST_CAUSES;
 
 /// A call's error as it stands in its message.
@@ -23,7 +23,7 @@ pub(crate) struct ErrorBody<'a> {
 }
 
 /// The most names of methods in an error: more than a person reads. Others are left out.
-pub(crate) const MOST_KNOWN: usize = 1000;
+pub(crate) const MAX_KNOWN_METHODS: usize = 1000;
 
 /// The kinds of a call's error on the wire.
 pub(crate) mod kind {
@@ -56,7 +56,7 @@ impl<'a> ErrorBody<'a> {
                     error.more_causes =
                         error.more_causes.saturating_add(reader.int::<u32>()?.into())
                 }
-                "known" => (error.known, _) = first(reader, MOST_KNOWN, Reader::str)?,
+                "known" => (error.known, _) = first(reader, MAX_KNOWN_METHODS, Reader::str)?,
                 "value" => error.value = Some(reader.value()?),
                 "stack" => error.stack = Some(reader.str()?),
                 "file" => file = Some(reader.str()?),
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn of_many_known_methods_the_first_are_kept() {
-        assert_eq!(read(&message(kind::METHOD, "known", 1_000_000)).known.len(), MOST_KNOWN);
+        assert_eq!(read(&message(kind::METHOD, "known", 1_000_000)).known.len(), MAX_KNOWN_METHODS);
     }
 
     #[test]

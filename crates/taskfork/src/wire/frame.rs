@@ -6,23 +6,23 @@ use std::ops::Range;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::WireError;
-use super::parts::{self, Parted};
+use super::gather_frame::{self, GatherFrame};
 
 /// What each side sends first. Its first byte tells the protocol from JSON, which begins with `[`.
 pub(crate) const PREAMBLE: &[u8; 8] = b"taskfork";
 
 /// The most bytes of a frame's body unless configured otherwise.
-pub(crate) const DEFAULT_LIMIT: usize = 64 << 20;
+pub(crate) const DEFAULT_MAX_FRAME: usize = 64 << 20;
 
 /// The most bytes of a blob that is handed over as memory unless configured otherwise: four times what could be sent.
-pub(crate) const DEFAULT_BLOB: usize = 4 * DEFAULT_LIMIT;
+pub(crate) const DEFAULT_MAX_BLOB: usize = 4 * DEFAULT_MAX_FRAME;
 
 /// Bytes of a frame before its body.
-pub(crate) const HEADER: usize = 4;
+pub(crate) const HEADER_LEN: usize = 4;
 
 /// The kernel takes so few bytes in one piece: a worker that is killed while it writes them has sent
 /// all or none.
-pub(crate) const SENT_WHOLE: usize = 4096;
+pub(crate) const ATOMIC_WRITE: usize = 4096;
 
 /// A body of so few bytes is copied out of what has been received, which costs less than new memory
 /// for what comes next.
@@ -35,12 +35,12 @@ pub(crate) fn write<E: From<WireError>>(
     body: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
 ) -> Result<(), E> {
     let start = out.len();
-    out.extend_from_slice(&[0; HEADER]);
+    out.extend_from_slice(&[0; HEADER_LEN]);
     let written = body(out).and_then(|()| {
-        let length = out.len() - start - HEADER;
+        let length = out.len() - start - HEADER_LEN;
         match u32::try_from(length) {
             Ok(header) if length <= limit => {
-                out[start..start + HEADER].copy_from_slice(&header.to_le_bytes());
+                out[start..start + HEADER_LEN].copy_from_slice(&header.to_le_bytes());
                 Ok(())
             }
             _ => Err(E::from(WireError::TooLarge { length, limit })),
@@ -54,15 +54,16 @@ pub(crate) fn write<E: From<WireError>>(
 
 /// The same, for a body with parts and files. What may be sent as files does not count against the
 /// limit.
-pub(crate) fn write_parted<E: From<WireError>>(
-    out: &mut Parted,
+pub(crate) fn write_gather<E: From<WireError>>(
+    out: &mut GatherFrame,
     limit: usize,
     body: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
 ) -> Result<(), E> {
     let start = out.bytes.len();
-    let (written, parts, files) = parts::collect(|| write(&mut out.bytes, limit, body));
+    let (written, parts, files) =
+        gather_frame::collect_segments(|| write(&mut out.bytes, limit, body));
     written?;
-    let own = out.bytes.len() - start - HEADER;
+    let own = out.bytes.len() - start - HEADER_LEN;
     let inline = parts.iter().filter(|part| !part.is_in_file());
     let length = own + inline.map(|part| part.bytes.len()).sum::<usize>();
     if length > limit {
@@ -70,9 +71,9 @@ pub(crate) fn write_parted<E: From<WireError>>(
         return Err(E::from(WireError::TooLarge { length, limit }));
     }
     // Too long for a header is over every limit that a peer can have.
-    let header = u32::try_from(own + parts::total(&parts)).unwrap_or(u32::MAX);
-    out.bytes[start..start + HEADER].copy_from_slice(&header.to_le_bytes());
-    (out.parts, out.files) = (parts, files);
+    let header = u32::try_from(own + gather_frame::total(&parts)).unwrap_or(u32::MAX);
+    out.bytes[start..start + HEADER_LEN].copy_from_slice(&header.to_le_bytes());
+    (out.segments, out.files) = (parts, files);
     Ok(())
 }
 
@@ -94,7 +95,7 @@ pub(crate) fn take_preamble(inbox: &mut BytesMut) -> Result<bool, WireError> {
 /// full. A length over `limit` is an error as soon as it is read.
 pub(crate) fn take(inbox: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, WireError> {
     let Some(body) = find(inbox, limit)? else { return Ok(None) };
-    inbox.advance(HEADER);
+    inbox.advance(HEADER_LEN);
     if body.len() <= COPIED {
         let copy = Bytes::copy_from_slice(&inbox[..body.len()]);
         inbox.advance(body.len());
@@ -109,7 +110,7 @@ pub(crate) fn find(received: &[u8], limit: usize) -> Result<Option<Range<usize>>
     if length > limit {
         return Err(WireError::TooLarge { length, limit });
     }
-    let body = HEADER..HEADER + length;
+    let body = HEADER_LEN..HEADER_LEN + length;
     Ok((received.len() >= body.end).then_some(body))
 }
 
@@ -120,12 +121,12 @@ pub(crate) fn room_for_next_read(inbox: &[u8]) -> usize {
     const LEAST: usize = 4 << 10;
     const UNPROVEN: usize = 64 << 10;
     let missing =
-        announced(inbox).map_or(0, |length| (HEADER + length).saturating_sub(inbox.len()));
+        announced(inbox).map_or(0, |length| (HEADER_LEN + length).saturating_sub(inbox.len()));
     missing.clamp(LEAST, UNPROVEN.max(inbox.len()))
 }
 
 fn announced(inbox: &[u8]) -> Option<usize> {
-    let header = inbox.first_chunk::<HEADER>()?;
+    let header = inbox.first_chunk::<HEADER_LEN>()?;
     Some(u32::from_le_bytes(*header) as usize)
 }
 
@@ -137,7 +138,7 @@ mod tests {
 
     fn frame(body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+        write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
             out.extend_from_slice(body);
             Ok(())
         })
@@ -154,7 +155,7 @@ mod tests {
             let stream: Vec<u8> = bodies.iter().flat_map(|body| frame(body)).collect();
             let (mut inbox, mut out, mut at) = (BytesMut::new(), Vec::new(), 0);
             for cut in cuts.iter().cycle() {
-                while let Some(body) = take(&mut inbox, DEFAULT_LIMIT).unwrap() {
+                while let Some(body) = take(&mut inbox, DEFAULT_MAX_FRAME).unwrap() {
                     out.push(body.to_vec());
                 }
                 if at == stream.len() {
@@ -171,7 +172,7 @@ mod tests {
         #[test]
         fn a_length_alone_reserves_little(length in any::<u32>(), received in 0usize..100_000) {
             let mut inbox = BytesMut::from(&length.to_le_bytes()[..]);
-            inbox.resize(HEADER + received, 0);
+            inbox.resize(HEADER_LEN + received, 0);
             prop_assert!(room_for_next_read(&inbox) <= (64 << 10).max(inbox.len()));
         }
     }

@@ -3,21 +3,21 @@
 use smallvec::SmallVec;
 
 use super::WireError;
+use super::msgpack::{Reader, put_array, put_map, put_str, put_uint};
 use super::native::{HELLO, VERSIONS, list, meta};
-use super::pack::{Reader, put_array, put_map, put_str, put_uint};
 
 /// The most protocol versions that a client may offer. There is one today.
-const MOST_VERSIONS: usize = 32;
+const MAX_VERSIONS: usize = 32;
 
 /// The most bytes of a hello, and of an error in its place. It comes from a stranger, and a few hundred
 /// are needed.
-pub(crate) const MOST_HELLO: usize = 16 << 10;
+pub(crate) const MAX_HELLO: usize = 16 << 10;
 
 /// The most bytes of a name in a hello. The sender cuts longer ones.
-const MOST_NAME: usize = 1024;
+const MAX_NAME: usize = 1024;
 
 /// The least limit of a frame that a peer may have, so that errors can be told to it.
-pub(crate) const LEAST_FRAME: usize = 256;
+pub(crate) const MIN_FRAME: usize = 256;
 
 /// Read without taking memory, as a new worker would have to have a page copied for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,7 +59,7 @@ impl<'a> ClientHello<'a> {
         let mut hello = Self::default();
         meta(reader, |key, reader| {
             match key {
-                "versions" => hello.versions = list(reader, key, MOST_VERSIONS, Reader::int)?,
+                "versions" => hello.versions = list(reader, key, MAX_VERSIONS, Reader::int)?,
                 "name" => hello.name = reader.str()?,
                 "max_frame" => hello.max_frame = Some(reader.size()?),
                 "max_blob" => hello.max_blob = Some(reader.size()?),
@@ -74,10 +74,10 @@ impl<'a> ClientHello<'a> {
     }
 
     /// Why this client cannot be served, if so.
-    pub(crate) fn misfit(&self) -> Option<String> {
-        let least = self.max_frame.filter(|&most| most < LEAST_FRAME)?;
+    pub(crate) fn incompatibility(&self) -> Option<String> {
+        let least = self.max_frame.filter(|&most| most < MIN_FRAME)?;
         Some(format!(
-            "the client `{}` takes frames of at most {least} bytes, and at least {LEAST_FRAME} are \
+            "the client `{}` takes frames of at most {least} bytes, and at least {MIN_FRAME} are \
              needed (max_frame)",
             self.name
         ))
@@ -130,7 +130,7 @@ impl WorkerHello {
     }
 
     /// Why this worker cannot be used, if so.
-    pub(crate) fn misfit(&self) -> Option<String> {
+    pub(crate) fn incompatibility(&self) -> Option<String> {
         if !VERSIONS.contains(&self.version) {
             return Some(format!(
                 "the server speaks version {} of the protocol, and this client offered {VERSIONS:?}: \
@@ -138,9 +138,9 @@ impl WorkerHello {
                 self.version
             ));
         }
-        let least = self.max_frame.filter(|&most| most < LEAST_FRAME)?;
+        let least = self.max_frame.filter(|&most| most < MIN_FRAME)?;
         Some(format!(
-            "the server takes frames of at most {least} bytes, and at least {LEAST_FRAME} are needed \
+            "the server takes frames of at most {least} bytes, and at least {MIN_FRAME} are needed \
              (max_frame)"
         ))
     }
@@ -183,7 +183,7 @@ fn put_limit(out: &mut Vec<u8>, key: &str, limit: Option<usize>) {
 
 /// The beginning of a name, if it is too long.
 fn cut(name: &str) -> &str {
-    &name[..name.floor_char_boundary(MOST_NAME)]
+    &name[..name.floor_char_boundary(MAX_NAME)]
 }
 
 #[cfg(test)]
@@ -196,7 +196,7 @@ mod tests {
         let name = format!("a{}", "é".repeat(1 << 20));
         let mut out = Vec::new();
         ClientHello { name: &name, ..ClientHello::default() }.put(&mut out);
-        assert!(out.len() < MOST_HELLO);
+        assert!(out.len() < MAX_HELLO);
         let Ok(FromClient::Hello(hello)) = FromClient::decode(&out) else { panic!("no hello") };
         assert_eq!((hello.name.len(), name.starts_with(hello.name)), (1023, true));
 

@@ -4,7 +4,7 @@ use log_defer::Message;
 use rmp::Marker;
 use serde::Deserialize;
 
-use super::bounds::{self, MOST_LEVELS};
+use super::bounds::{self, MAX_DEPTH};
 
 /// A worker's log that is longer than this is not read.
 const MAX_LOG: usize = 4 << 20;
@@ -29,7 +29,7 @@ pub(crate) fn read(encoded: &[u8]) -> Result<Message, String> {
     }
     bounds::check(encoded, MAX_LOG)?;
     let mut reader = rmp_serde::Deserializer::from_read_ref(encoded);
-    reader.set_max_depth(MOST_LEVELS);
+    reader.set_max_depth(MAX_DEPTH);
     Message::deserialize(&mut reader).map_err(|error| error.to_string())
 }
 

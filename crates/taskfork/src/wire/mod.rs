@@ -1,27 +1,27 @@
 //! Bytes ⇄ messages, pure: no I/O and no clock, so that properties, recorded sessions and fuzzing
 //! can drive it. `docs/PROTOCOL.md` is its specification. It knows no other room but `error`.
 
-pub(crate) mod answer;
-pub(crate) mod args;
+pub(crate) mod arguments;
+pub(crate) mod attachments;
 pub mod bench;
 pub(crate) mod bounds;
-pub(crate) mod byte_text;
+pub(crate) mod call_error;
+pub(crate) mod death_notice;
 mod depth;
-pub(crate) mod enclosed;
 pub(crate) mod error_body;
+pub(crate) mod first_message;
 pub(crate) mod frame;
-pub(crate) mod greeting;
+pub(crate) mod gather_frame;
 pub(crate) mod hello;
-pub(crate) mod lending;
+pub(crate) mod json_bytes;
 pub(crate) mod log;
+mod msgpack;
 pub(crate) mod native;
-pub(crate) mod notice;
-mod pack;
-pub(crate) mod parts;
 pub(crate) mod perl;
-pub(crate) mod request;
+pub(crate) mod shm;
 #[cfg(feature = "spans")]
 pub(crate) mod trace;
+pub(crate) mod values;
 
 use std::io;
 

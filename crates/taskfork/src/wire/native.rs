@@ -7,13 +7,14 @@ use log_defer::Message;
 use rmp::Marker;
 
 use super::WireError;
+use super::arguments::Arguments;
+use super::death_notice::DeathNotice;
 use super::error_body::ErrorBody;
-use super::frame::HEADER;
+use super::frame::HEADER_LEN;
 use super::hello::{ClientHello, WorkerHello};
-use super::lending::Lending;
-use super::notice::DeathNotice;
-use super::pack::{Reader, put_array, put_bool, put_map, put_nil, put_str, put_uint};
-use super::request::{Arguments, Source};
+use super::msgpack::{Reader, put_array, put_bool, put_map, put_nil, put_str, put_uint};
+use super::shm::ShmMessage;
+use super::values::ValueFormat;
 use crate::time_limit::TimeLimit;
 
 /// The protocol versions spoken here.
@@ -21,7 +22,7 @@ pub(crate) const VERSIONS: &[u32] = &[1];
 
 /// The most waiting checkouts that a client is believed to have, so that sums over clients cannot
 /// overflow.
-const MOST_WAITING: u64 = u32::MAX as u64;
+const MAX_QUEUE_LENGTH: u64 = u32::MAX as u64;
 
 /// How long a call may go on after its time is over, unless it says otherwise.
 pub(crate) const DEFAULT_GRACE: TimeLimit = TimeLimit::new(Duration::from_millis(100));
@@ -37,7 +38,7 @@ const FORGET: u64 = 4;
 const WAITING: u64 = 5;
 /// From either side.
 const FILES: u64 = 6;
-pub(super) const LENDING: u64 = 7;
+pub(super) const SHM: u64 = 7;
 const RINGS: u64 = 8;
 const WAIT: u64 = 9;
 
@@ -52,31 +53,31 @@ const SKIPPED: u64 = 5;
 pub(crate) enum FromClient<'a> {
     Hello(ClientHello<'a>),
     Call {
-        place: Place,
+        mode: CallMode,
         method: Option<&'a str>,
         args: Arguments<'a>,
         meta: CallMeta<'a>,
     },
     Done,
     /// So many checkouts of the client wait for a worker.
-    Waiting(u64),
+    QueueLength(u64),
     /// The call of this number is not wanted any more, if it has not begun.
-    Forget(u64),
+    Cancel(u64),
     /// So many files come with the next message.
     Files(usize),
     /// Of memory that is lent.
-    Lending(Lending),
+    Shm(ShmMessage),
     /// The memory of two rings has come with it; or, from the worker, has been taken.
     Rings,
 }
 
 /// When a call was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum CallMode {
     /// With every call before it answered, as far as it depends on them.
-    First,
+    Sequential,
     /// Before the answer to the one before it, of which it is not to survive a failure.
-    Behind,
+    Pipelined,
 }
 
 /// What a caller says beside its call.
@@ -111,9 +112,9 @@ pub(crate) enum FromWorker<'a> {
         body: ErrorBody<'a>,
     },
     Death(DeathNotice),
-    Notes(Notes<'a>),
+    Telemetry(Telemetry<'a>),
     /// From the server: there is no worker for this connection yet, for this reason; the hello comes later.
-    Wait(&'a str),
+    Queued(&'a str),
     /// The call of this number was not begun, as one before it failed or nobody wants it any more.
     Skipped {
         call: Option<u64>,
@@ -121,14 +122,14 @@ pub(crate) enum FromWorker<'a> {
     /// So many files come with the next message.
     Files(usize),
     /// Of memory that is lent.
-    Lending(Lending),
+    Shm(ShmMessage),
     /// The memory of two rings has come with it; or, from the worker, has been taken.
     Rings,
 }
 
 /// What was recorded while a call ran, each part still encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Notes<'a> {
+pub(crate) struct Telemetry<'a> {
     /// A message of Log::Defer.
     pub(crate) log: Option<&'a [u8]>,
     /// Spans and events of `tracing`.
@@ -157,22 +158,23 @@ impl<'a> FromClient<'a> {
                     Ok(true)
                 })?;
                 let method = reader.optional_str()?;
-                let place = if kind == CALL { Place::First } else { Place::Behind };
-                let args = Arguments::read(&mut reader)?.sent_as(Source::of(call.json));
-                Ok(Self::Call { place, method, args, meta: call })
+                let mode = if kind == CALL { CallMode::Sequential } else { CallMode::Pipelined };
+                let args = Arguments::read(&mut reader)?
+                    .with_format(ValueFormat::from_json_flag(call.json));
+                Ok(Self::Call { mode, method, args, meta: call })
             }
             (DONE, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Done),
             (WAITING, 3) => {
                 meta(&mut reader, |_, _| Ok(false))?;
                 let checkouts = reader.unsigned()?;
-                Ok(Self::Waiting(checkouts.min(MOST_WAITING)))
+                Ok(Self::QueueLength(checkouts.min(MAX_QUEUE_LENGTH)))
             }
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
-            (LENDING, 2) => Lending::read(&mut reader).map(Self::Lending),
+            (SHM, 2) => ShmMessage::read(&mut reader).map(Self::Shm),
             (RINGS, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Rings),
             (FORGET, 3) => {
                 meta(&mut reader, |_, _| Ok(false))?;
-                reader.int().map(Self::Forget)
+                reader.int().map(Self::Cancel)
             }
             (other, fields) => Err(unknown("client", other, fields)),
         }
@@ -195,7 +197,7 @@ impl<'a> FromWorker<'a> {
             }
             (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
             (NOTES, 2) => {
-                let mut notes = Notes::default();
+                let mut notes = Telemetry::default();
                 meta(&mut reader, |key, reader| {
                     match key {
                         "ld" => notes.log = Some(reader.value()?),
@@ -204,10 +206,10 @@ impl<'a> FromWorker<'a> {
                     }
                     Ok(true)
                 })?;
-                Ok(Self::Notes(notes))
+                Ok(Self::Telemetry(notes))
             }
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
-            (LENDING, 2) => Lending::read(&mut reader).map(Self::Lending),
+            (SHM, 2) => ShmMessage::read(&mut reader).map(Self::Shm),
             (RINGS, 2) => meta(&mut reader, |_, _| Ok(false)).map(|()| Self::Rings),
             (WAIT, 2) => {
                 let mut reason = "";
@@ -217,7 +219,7 @@ impl<'a> FromWorker<'a> {
                     }
                     Ok(key == "reason")
                 })?;
-                Ok(Self::Wait(reason))
+                Ok(Self::Queued(reason))
             }
             (SKIPPED, 2) => Ok(Self::Skipped { call: read_number(&mut reader)? }),
             (other, fields) => Err(unknown("worker", other, fields)),
@@ -250,10 +252,10 @@ fn put_number(out: &mut Vec<u8>, call: Option<u64>) {
 }
 
 /// What is in a message of notes; nothing is in any other.
-pub(crate) fn notes(body: &[u8]) -> Notes<'_> {
+pub(crate) fn telemetry(body: &[u8]) -> Telemetry<'_> {
     match FromWorker::decode(body) {
-        Ok(FromWorker::Notes(notes)) => notes,
-        _ => Notes::default(),
+        Ok(FromWorker::Telemetry(notes)) => notes,
+        _ => Telemetry::default(),
     }
 }
 
@@ -263,7 +265,7 @@ fn unknown(side: &str, kind: u64, fields: usize) -> WireError {
 
 /// The most entries of a map in a message. The largest that is sent has fewer than 20; the others
 /// are room for later versions.
-const MOST_KEYS: usize = 256;
+const MAX_META_KEYS: usize = 256;
 
 /// Reads a map, giving each key to `field`, which says whether it took the value; a value that
 /// nobody took is passed. A map of more than [`MOST_KEYS`] entries is an error.
@@ -272,9 +274,9 @@ pub(super) fn meta<'a>(
     mut field: impl FnMut(&'a str, &mut Reader<'a>) -> Result<bool, WireError>,
 ) -> Result<(), WireError> {
     let entries = reader.map()?;
-    if entries > MOST_KEYS {
+    if entries > MAX_META_KEYS {
         return Err(WireError::Malformed(format!(
-            "a map has {entries} entries, and the limit is {MOST_KEYS}"
+            "a map has {entries} entries, and the limit is {MAX_META_KEYS}"
         )));
     }
     for _ in 0..entries {
@@ -326,18 +328,18 @@ pub(super) fn first<'a, T>(
 /// A frame that says how many files come with the next message.
 pub(super) fn put_files(out: &mut Vec<u8>, count: usize) {
     let start = out.len();
-    out.extend_from_slice(&[0; HEADER]);
+    out.extend_from_slice(&[0; HEADER_LEN]);
     put_array(out, 3);
     put_uint(out, FILES);
     put_map(out, 0);
     put_uint(out, count as u64);
-    let length = (out.len() - start - HEADER) as u32;
-    out[start..start + HEADER].copy_from_slice(&length.to_le_bytes());
+    let length = (out.len() - start - HEADER_LEN) as u32;
+    out[start..start + HEADER_LEN].copy_from_slice(&length.to_le_bytes());
 }
 
 /// Whether a message is none for whoever waits for an answer, but about how others come.
-pub(crate) fn is_about_others(message: &[u8]) -> bool {
-    message.get(KIND_AT).is_some_and(|&kind| [FILES, LENDING, RINGS].contains(&u64::from(kind)))
+pub(crate) fn is_transport_message(message: &[u8]) -> bool {
+    message.get(KIND_AT).is_some_and(|&kind| [FILES, SHM, RINGS].contains(&u64::from(kind)))
 }
 
 fn read_files(reader: &mut Reader<'_>) -> Result<usize, WireError> {
@@ -400,7 +402,7 @@ fn put_json(out: &mut Vec<u8>) {
 }
 
 /// As what the result in an answer was sent first.
-pub(crate) fn source_of_answer(answer: &[u8]) -> Source {
+pub(crate) fn answer_format(answer: &[u8]) -> ValueFormat {
     let mut reader = Reader::new(answer);
     let mut is_json = false;
     let front = reader.array().and_then(|_| reader.int::<u64>());
@@ -413,7 +415,7 @@ pub(crate) fn source_of_answer(answer: &[u8]) -> Source {
             Ok(true)
         })
     });
-    Source::of(read.is_ok() && is_json)
+    ValueFormat::from_json_flag(read.is_ok() && is_json)
 }
 
 /// The front of so many arguments.
@@ -425,20 +427,20 @@ pub(crate) fn put_count(out: &mut Vec<u8>, count: usize) {
 const KIND_AT: usize = 1;
 
 /// When a call was sent, if the message is one.
-pub(crate) fn place(message: &[u8]) -> Option<Place> {
+pub(crate) fn call_mode(message: &[u8]) -> Option<CallMode> {
     match u64::from(*message.get(KIND_AT)?) {
-        CALL => Some(Place::First),
-        CALL_AHEAD => Some(Place::Behind),
+        CALL => Some(CallMode::Sequential),
+        CALL_AHEAD => Some(CallMode::Pipelined),
         _ => None,
     }
 }
 
 /// Changes when a call was sent, in its message.
-pub(crate) fn set_place(call: &mut [u8], place: Place) {
+pub(crate) fn set_call_mode(call: &mut [u8], mode: CallMode) {
     if let Some(kind) = call.get_mut(KIND_AT) {
-        *kind = match place {
-            Place::First => CALL,
-            Place::Behind => CALL_AHEAD,
+        *kind = match mode {
+            CallMode::Sequential => CALL,
+            CallMode::Pipelined => CALL_AHEAD,
         } as u8;
     }
 }
@@ -455,7 +457,7 @@ pub(crate) fn set_timeout(call: &mut [u8], microseconds: u64) {
     }
 }
 
-pub(crate) fn put_wait(out: &mut Vec<u8>, reason: &str) {
+pub(crate) fn put_queued(out: &mut Vec<u8>, reason: &str) {
     put_array(out, 2);
     put_uint(out, WAIT);
     put_map(out, 1);
@@ -475,14 +477,14 @@ pub(crate) fn put_done(out: &mut Vec<u8>) {
     put_map(out, 0);
 }
 
-pub(crate) fn put_waiting(out: &mut Vec<u8>, checkouts: u64) {
+pub(crate) fn put_queue_length(out: &mut Vec<u8>, checkouts: u64) {
     put_array(out, 3);
     put_uint(out, WAITING);
     put_map(out, 0);
     put_uint(out, checkouts);
 }
 
-pub(crate) fn put_forget(out: &mut Vec<u8>, call: u64) {
+pub(crate) fn put_cancel(out: &mut Vec<u8>, call: u64) {
     put_array(out, 3);
     put_uint(out, FORGET);
     put_map(out, 0);
@@ -490,18 +492,18 @@ pub(crate) fn put_forget(out: &mut Vec<u8>, call: u64) {
 }
 
 /// Which call a message takes back, if it is of that kind.
-pub(crate) fn forgotten(message: &[u8]) -> Option<u64> {
+pub(crate) fn cancelled_call(message: &[u8]) -> Option<u64> {
     if message.get(KIND_AT).copied().map(u64::from) != Some(FORGET) {
         return None;
     }
     match FromClient::decode(message) {
-        Ok(FromClient::Forget(call)) => Some(call),
+        Ok(FromClient::Cancel(call)) => Some(call),
         _ => None,
     }
 }
 
 /// The number of the call that a worker has not begun, if the message says that.
-pub(crate) fn skipped(message: &[u8]) -> Option<u64> {
+pub(crate) fn skipped_call(message: &[u8]) -> Option<u64> {
     if message.get(KIND_AT).copied().map(u64::from) != Some(SKIPPED) {
         return None;
     }
@@ -517,11 +519,11 @@ pub(crate) fn put_skipped(out: &mut Vec<u8>, call: Option<u64>) {
     put_number(out, call);
 }
 
-/// The front of the answer to the call of this number; its result follows, which was sent first as `source`.
-pub(crate) fn put_ok(out: &mut Vec<u8>, call: Option<u64>, source: Source) {
+/// The front of the answer to the call of this number; its result follows, which was first encoded in `format`.
+pub(crate) fn put_ok(out: &mut Vec<u8>, call: Option<u64>, format: ValueFormat) {
     put_array(out, 3);
     put_uint(out, OK);
-    let is_json = source == Source::Json;
+    let is_json = format == ValueFormat::Json;
     put_map(out, u32::from(call.is_some()) + u32::from(is_json));
     if let Some(call) = call {
         put_str(out, NUMBER);
@@ -539,14 +541,14 @@ pub(crate) fn put_error(out: &mut Vec<u8>, call: Option<u64>, error: &ErrorBody<
     error.write(out);
 }
 
-pub(crate) fn put_notes(out: &mut Vec<u8>, log: &Message) -> Result<(), WireError> {
+pub(crate) fn put_log(out: &mut Vec<u8>, log: &Message) -> Result<(), WireError> {
     let mut written = Ok(());
-    put_log(out, |out| written = rmp_serde::encode::write_named(out, log));
+    put_log_with(out, |out| written = rmp_serde::encode::write_named(out, log));
     written.map_err(|error| WireError::malformed(format!("it cannot be encoded: {error}")))
 }
 
 /// Notes that hold a log which `write` appends.
-pub(super) fn put_log(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn put_log_with(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     put_array(out, 2);
     put_uint(out, NOTES);
     put_map(out, 1);
@@ -556,7 +558,7 @@ pub(super) fn put_log(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 
 /// The front of notes that hold this many records of a trace; they follow.
 #[cfg(feature = "spans")]
-pub(crate) fn put_trace_notes(out: &mut Vec<u8>, records: u32) {
+pub(crate) fn put_trace_header(out: &mut Vec<u8>, records: u32) {
     put_array(out, 2);
     put_uint(out, NOTES);
     put_map(out, 1);
@@ -583,13 +585,13 @@ mod tests {
     #[test]
     fn an_absurd_number_of_waiting_checkouts_is_clamped() {
         for (said, heard) in
-            [(7, 7), (u64::from(u32::MAX) + 1, MOST_WAITING), (u64::MAX, MOST_WAITING)]
+            [(7, 7), (u64::from(u32::MAX) + 1, MAX_QUEUE_LENGTH), (u64::MAX, MAX_QUEUE_LENGTH)]
         {
             let mut out = Vec::new();
-            put_waiting(&mut out, said);
+            put_queue_length(&mut out, said);
             let read = FromClient::decode(&out);
             assert!(
-                matches!(read, Ok(FromClient::Waiting(checkouts)) if checkouts == heard),
+                matches!(read, Ok(FromClient::QueueLength(checkouts)) if checkouts == heard),
                 "{read:?}"
             );
         }

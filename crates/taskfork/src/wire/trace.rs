@@ -5,7 +5,7 @@
 use rmp::Marker;
 
 use super::WireError;
-use super::pack::{Reader, put_array, put_bin, put_bool, put_float, put_map, put_str, put_uint};
+use super::msgpack::{Reader, put_array, put_bin, put_bool, put_float, put_map, put_str, put_uint};
 
 /// More fields of a span or event are not sent.
 pub(crate) const MAX_FIELDS: usize = 32;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::wire::native::Place;
+use crate::wire::native::CallMode;
 
 /// How many bytes of calls a client may send before it has answers. All of them may have to be read
 /// to find out that one is not wanted any more.
@@ -30,8 +30,8 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// Whether it may have been taken back what this next call is, while the one before it ran.
-    pub(super) fn is_to_look(&self, place: Place, now: Duration) -> bool {
-        place == Place::Behind && now.saturating_sub(self.last) > SLOW
+    pub(super) fn is_to_look(&self, mode: CallMode, now: Duration) -> bool {
+        mode == CallMode::Pipelined && now.saturating_sub(self.last) > SLOW
     }
 
     pub(super) fn forget(&mut self, calls: impl Iterator<Item = u64>) {
@@ -40,8 +40,8 @@ impl Ahead {
     }
 
     /// Takes up the next call; gives when it was sent, or nothing if it is to be passed.
-    pub(super) fn take(&mut self, place: Place, now: Duration) -> Option<Duration> {
-        let is_first = place == Place::First || self.taken == 0;
+    pub(super) fn take(&mut self, mode: CallMode, now: Duration) -> Option<Duration> {
+        let is_first = mode == CallMode::Sequential || self.taken == 0;
         self.taken += 1;
         if is_first {
             self.failing = false;
@@ -71,27 +71,27 @@ mod tests {
     #[test]
     fn what_was_sent_behind_a_failed_call_is_passed_until_one_comes_that_was_not() {
         let mut ahead = Ahead::default();
-        assert_eq!(ahead.take(Place::First, NOW), Some(NOW));
+        assert_eq!(ahead.take(CallMode::Sequential, NOW), Some(NOW));
         ahead.failed();
-        assert_eq!(ahead.take(Place::Behind, NOW), None);
-        assert_eq!(ahead.take(Place::Behind, NOW), None);
-        assert_eq!(ahead.take(Place::First, LATER), Some(LATER));
-        assert_eq!(ahead.take(Place::Behind, LATER), Some(LATER));
+        assert_eq!(ahead.take(CallMode::Pipelined, NOW), None);
+        assert_eq!(ahead.take(CallMode::Pipelined, NOW), None);
+        assert_eq!(ahead.take(CallMode::Sequential, LATER), Some(LATER));
+        assert_eq!(ahead.take(CallMode::Pipelined, LATER), Some(LATER));
     }
 
     #[test]
     fn the_time_of_what_was_sent_ahead_counts_from_the_first() {
         let mut ahead = Ahead::default();
-        assert_eq!(ahead.take(Place::First, NOW), Some(NOW));
-        assert_eq!(ahead.take(Place::Behind, LATER), Some(NOW));
+        assert_eq!(ahead.take(CallMode::Sequential, NOW), Some(NOW));
+        assert_eq!(ahead.take(CallMode::Pipelined, LATER), Some(NOW));
     }
 
     #[test]
     fn only_what_was_taken_back_is_passed() {
         let mut ahead = Ahead::default();
-        ahead.take(Place::First, NOW);
+        ahead.take(CallMode::Sequential, NOW);
         ahead.forget([2, 4].into_iter());
-        let taken = [0; 4].map(|_| ahead.take(Place::Behind, NOW).is_some());
+        let taken = [0; 4].map(|_| ahead.take(CallMode::Pipelined, NOW).is_some());
         assert_eq!(taken, [false, true, false, true]);
     }
 }

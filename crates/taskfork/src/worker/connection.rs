@@ -21,9 +21,9 @@ use crate::sys::{self, User};
 use crate::time_limit::{TimeLimit, timespec};
 use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
-use crate::wire::hello::MOST_HELLO;
-use crate::wire::parts::{self, BUFFER_FOR_LONG, Parted};
-use crate::wire::{Protocol, greeting, perl};
+use crate::wire::gather_frame::{self, GatherFrame, LARGE_BUFFER};
+use crate::wire::hello::MAX_HELLO;
+use crate::wire::{Protocol, first_message, perl};
 
 /// A buffer above this size is given back once nothing has come for a while.
 const KEPT: usize = 1 << 20;
@@ -132,7 +132,7 @@ impl Connection {
                 let began = String::from_utf8_lossy(&self.inbox[..there]).into_owned();
                 return Err(WireError::Preamble { began }.into());
             }
-            if is_blank && self.inbox.len() >= greeting::MOST_BLANKS {
+            if is_blank && self.inbox.len() >= first_message::MAX_BLANKS {
                 return Err(WireError::Preamble { began: " ".to_owned() }.into());
             }
             if !is_blank && there == PREAMBLE.len() {
@@ -154,7 +154,7 @@ impl Connection {
 
     /// Waits for the client's hello, which is a short frame.
     pub(crate) fn read_hello(&mut self) -> Result<Frame, Broken> {
-        let max_frame = std::mem::replace(&mut self.max_frame, MOST_HELLO);
+        let max_frame = std::mem::replace(&mut self.max_frame, MAX_HELLO);
         let read = self.read_frame();
         self.max_frame = max_frame;
         read
@@ -297,7 +297,7 @@ impl Connection {
     /// Takes the body of the last frame that was read out of the buffer, if it is a long one.
     pub(crate) fn take_long(&mut self, frame: &Frame) -> Option<Bytes> {
         let place = &frame.place;
-        if frame.is_in_ring || place.len() < parts::LEAST {
+        if frame.is_in_ring || place.len() < gather_frame::MIN_SEGMENT {
             return None;
         }
         let behind = self.inbox[place.end..].to_vec();
@@ -317,7 +317,7 @@ impl Connection {
     }
 
     /// Sends all of it.
-    pub(crate) fn write(&mut self, message: &Parted) -> Result<(), Broken> {
+    pub(crate) fn write(&mut self, message: &GatherFrame) -> Result<(), Broken> {
         // A child shares the connection with its worker, and its rings.
         sys::leave_if_forked();
         if let Some(rings) = &mut self.rings {
@@ -327,13 +327,13 @@ impl Connection {
             return Ok(());
         }
         let is_unix = self.files.is_some();
-        if is_unix && message.is_long() && !std::mem::replace(&mut self.is_wide, true) {
+        if is_unix && message.is_large() && !std::mem::replace(&mut self.is_wide, true) {
             // It is only slower if it cannot be.
-            let _ = sockopt::set_socket_send_buffer_size(self.socket, BUFFER_FOR_LONG);
+            let _ = sockopt::set_socket_send_buffer_size(self.socket, LARGE_BUFFER);
         }
         let mut sent = 0;
         while sent < message.len() {
-            let once = || match &message.parts[..] {
+            let once = || match &message.segments[..] {
                 [] if message.files.is_empty() => {
                     send(self.socket, &message.bytes[sent..], SendFlags::NOSIGNAL)
                 }

@@ -25,13 +25,14 @@ use crate::error::Failure;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
-use crate::wire::enclosed::{self, Enclosed};
-use crate::wire::frame::{self, DEFAULT_BLOB, DEFAULT_LIMIT, PREAMBLE};
-use crate::wire::hello::{ClientHello, MOST_HELLO, WorkerHello};
+use crate::wire::arguments::Arguments;
+use crate::wire::attachments::{self, Attachments};
+use crate::wire::frame::{self, DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME, PREAMBLE};
+use crate::wire::gather_frame::{self, GatherFrame, ReceiverLimits};
+use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
 use crate::wire::native::{self, CallMeta, FromWorker, VERSIONS};
-use crate::wire::parts::{self, Parted, Takes};
 use crate::wire::perl::{self, Scanner};
-use crate::wire::request::{Arguments, Source};
+use crate::wire::values::ValueFormat;
 use crate::wire::{Protocol, WireError, log};
 
 /// The variable that tells a program the number of its descriptor.
@@ -78,8 +79,8 @@ impl Executable {
             args: Vec::new(),
             protocol: Protocol::Native,
             name: String::new(),
-            max_frame: DEFAULT_LIMIT,
-            max_blob: DEFAULT_BLOB,
+            max_frame: DEFAULT_MAX_FRAME,
+            max_blob: DEFAULT_MAX_BLOB,
         }
     }
 
@@ -171,7 +172,7 @@ impl Running {
             ..ClientHello::default()
         };
         let mut out = PREAMBLE.to_vec();
-        frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+        frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
             hello.put(out);
             Ok(())
         })?;
@@ -179,11 +180,11 @@ impl Running {
         while !frame::take_preamble(&mut self.inbox)? {
             self.receive(false)?;
         }
-        let max_frame = std::mem::replace(&mut self.max_frame, MOST_HELLO);
+        let max_frame = std::mem::replace(&mut self.max_frame, MAX_HELLO);
         let body = self.message()?;
         self.max_frame = max_frame;
         match FromWorker::decode(&body)? {
-            FromWorker::Hello(hello) => match hello.misfit() {
+            FromWorker::Hello(hello) => match hello.incompatibility() {
                 None => self.hello = hello,
                 Some(why) => return Err(format!("the program does not fit: {why}").into()),
             },
@@ -197,8 +198,8 @@ impl Running {
     pub(crate) fn checkout_done(&mut self) -> Result<(), Failure> {
         let mut out = Vec::new();
         match self.scanner {
-            Some(_) => perl::done(&mut out),
-            None => frame::write::<WireError>(&mut out, DEFAULT_LIMIT, |out| {
+            Some(_) => perl::put_done(&mut out),
+            None => frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
                 native::put_done(out);
                 Ok(())
             })
@@ -218,7 +219,7 @@ impl Running {
                 Ok(whole) => whole,
                 Err(reason) => return Reply(Err(Fault::arguments(&reason))),
             };
-            match perl::call(method, Arguments::new(args.len(), &whole)) {
+            match perl::encode_call(method, Arguments::new(args.len(), &whole)) {
                 Ok(call) => self.send(&[&call]),
                 Err(reason) => return Reply(Err(Fault::arguments(&reason))),
             }
@@ -229,17 +230,17 @@ impl Running {
                 timeout: TimeLimit::from(context().remaining()).microseconds(),
                 traceparent: trace.as_ref().map(TraceContext::traceparent),
                 tracestate: trace.as_ref().and_then(TraceContext::tracestate),
-                json: args.source() == Source::Json,
+                json: args.format() == ValueFormat::Json,
                 ..CallMeta::default()
             };
-            let limit = self.hello.max_frame.unwrap_or(DEFAULT_LIMIT).min(u32::MAX as usize);
-            let program = Takes {
+            let limit = self.hello.max_frame.unwrap_or(DEFAULT_MAX_FRAME).min(u32::MAX as usize);
+            let program = ReceiverLimits {
                 max_frame: limit,
-                max_blob: self.hello.max_blob.unwrap_or(DEFAULT_BLOB),
+                max_blob: self.hello.max_blob.unwrap_or(DEFAULT_MAX_BLOB),
                 files: self.hello.files,
             };
-            let mut message = Parted::default();
-            let written = frame::write_parted(&mut message, limit, |out| {
+            let mut message = GatherFrame::default();
+            let written = frame::write_gather(&mut message, limit, |out| {
                 native::put_call(out, method, meta);
                 native::put_count(out, args.len());
                 blob::pass_on(args.encoded(), out).map_err(Unsendable::Files)
@@ -266,15 +267,15 @@ impl Running {
                     }
                     let files = self.files.drain(..count).collect();
                     let max_blob = self.max_blob;
-                    let enclosed = Enclosed { files, max_blob, ..Enclosed::default() };
-                    return blob::within(None, enclosed, || request.passed_on(value));
+                    let attachments = Attachments { files, max_blob, ..Attachments::default() };
+                    return blob::within(None, attachments, || request.passed_on(value));
                 }
                 Ok(FromWorker::Files(count)) => self.announced = count,
                 Ok(FromWorker::Error { call, body }) => {
                     self.check_number(call);
                     return Reply(Err(Fault::received(&body)));
                 }
-                Ok(FromWorker::Notes(notes)) => take_over(notes.log),
+                Ok(FromWorker::Telemetry(notes)) => take_over(notes.log),
                 Ok(other) => self.give_up(&format!("{other:?} is no answer")),
                 Err(error) => self.give_up(&error),
             }
@@ -309,7 +310,7 @@ impl Running {
         }
     }
 
-    fn send_parted(&mut self, message: &Parted) {
+    fn send_parted(&mut self, message: &GatherFrame) {
         let mut sent = 0;
         while sent < message.len() {
             let (slices, count) = message.slices(sent);
@@ -429,20 +430,21 @@ enum Unsendable {
 
 /// Arguments with the bytes of blobs in place of their files.
 fn inline<'a>(args: Arguments<'a>, max_frame: usize) -> Result<Cow<'a, [u8]>, Failure> {
-    if !enclosed::is_any() {
+    if !attachments::is_any() {
         return Ok(Cow::Borrowed(args.encoded()));
     }
     let mut bytes = Vec::new();
-    let (passed, parts, files) = parts::collect(|| blob::pass_on(args.encoded(), &mut bytes));
-    let mut whole = Parted { bytes, parts, files, ..Parted::default() };
-    let program = Takes { max_frame, max_blob: 0, files: 0 };
+    let (passed, segments, files) =
+        gather_frame::collect_segments(|| blob::pass_on(args.encoded(), &mut bytes));
+    let mut whole = GatherFrame { bytes, segments, files, ..GatherFrame::default() };
+    let program = ReceiverLimits { max_frame, max_blob: 0, files: 0 };
     passed.and_then(|()| fit(&mut whole, program)).map_err(Failure::new)?;
-    Ok(Cow::Owned(whole.rest(0)))
+    Ok(Cow::Owned(whole.copy_from(0)))
 }
 
 /// Makes a message what a program takes.
-fn fit(message: &mut Parted, program: Takes) -> Result<(), String> {
-    if program.files == 0 && message.needs_files() {
+fn fit(message: &mut GatherFrame, program: ReceiverLimits) -> Result<(), String> {
+    if program.files == 0 && message.requires_files() {
         return Err("the program takes no open files".to_owned());
     }
     message.fit(program)

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::error::{Failure, Panic};
 use crate::sys;
-use crate::wire::args::encode_whole;
-use crate::wire::error_body::{ErrorBody, MOST_KNOWN, kind};
+use crate::wire::error_body::{ErrorBody, MAX_KNOWN_METHODS, kind};
+use crate::wire::values::encode_to_vec;
 
 /// An error of a call, owned. Boxed, as it is the rare outcome of functions that are called often.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Fault {
     }
 
     pub(crate) fn typed<E: Error + Serialize + 'static>(error: &E) -> Self {
-        match encode_whole(error) {
+        match encode_to_vec(error) {
             Ok(value) => {
                 let mut fault = Self::interface(error);
                 fault.0.value = Some(value);
@@ -66,7 +66,7 @@ impl Fault {
             None => "a call must name a method".to_owned(),
         };
         let mut fault = Self::new(kind::METHOD, Failure::new(message));
-        fault.0.known = known.into_iter().take(MOST_KNOWN).map(str::to_owned).collect();
+        fault.0.known = known.into_iter().take(MAX_KNOWN_METHODS).map(str::to_owned).collect();
         fault
     }
 
@@ -148,7 +148,7 @@ impl Fault {
                 .as_ref()
                 .and_then(|panic| panic.location.as_ref())
                 .map(|place| (place.file.as_str(), place.line, place.column)),
-            known: self.0.known.iter().map(String::as_str).take(MOST_KNOWN).collect(),
+            known: self.0.known.iter().map(String::as_str).take(MAX_KNOWN_METHODS).collect(),
             stack: self
                 .0
                 .panic

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::interface::{BoxError, Interface, Reply, Request};
-use crate::wire::request::Arguments;
+use crate::wire::arguments::Arguments;
 
 /// An untyped interface: one function that is given the worker's state, the method's name, if the
 /// call has one, and the arguments.

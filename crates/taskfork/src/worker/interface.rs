@@ -5,8 +5,8 @@ use serde::Serialize;
 use super::fault::Fault;
 use crate::blob;
 use crate::error::Failure;
-use crate::wire::args::encode;
-use crate::wire::request::{Arguments, ArgumentsError, FromArguments};
+use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
+use crate::wire::values::encode;
 
 /// The error that functions of an untyped interface return: anything that is an error, or a text.
 /// Its message and those of its causes reach the caller as a [`Failure`](crate::error::Failure).

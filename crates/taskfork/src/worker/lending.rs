@@ -10,8 +10,8 @@ use super::scoreboard::now;
 use crate::loans::Loans;
 use crate::sys::{self, User};
 use crate::wire::WireError;
-use crate::wire::lending::{Home, Lending as Said, Lent, Owner, Placed};
-use crate::wire::parts::Parted;
+use crate::wire::gather_frame::GatherFrame;
+use crate::wire::shm::{BufferOwner, Origin, PlacedBytes, SharedBytes, ShmMessage};
 
 /// After so long without use memory is given back.
 const KEPT_FOR: Duration = Duration::from_secs(5);
@@ -63,7 +63,7 @@ impl Lending {
         let Some(Asked { theirs, ours }) = self.asked.take() else { return };
         let Some(user) = connection.common_user() else { return };
         self.agreed = Some(Agreed { room: theirs.min(ours), most: ours, user });
-        Said { agreed: Some(ours), ..Said::default() }.put(out);
+        ShmMessage { agreed: Some(ours), ..ShmMessage::default() }.put(out);
     }
 
     /// Whether the client may offer rings: memory is shared, and this process still has the user that it had then.
@@ -85,11 +85,11 @@ impl Lending {
     pub(super) fn place(
         &mut self,
         bytes: &Bytes,
-        home: Option<Home>,
+        home: Option<Origin>,
         may_add: bool,
-    ) -> Option<Placed> {
+    ) -> Option<PlacedBytes> {
         let mut placed = self.loans()?.place(bytes, home, may_add)?;
-        if placed.place.owner == Owner::Receiver {
+        if placed.place.owner == BufferOwner::Receiver {
             // What is being answered is sent, so that it need not be kept until then.
             placed.bytes = Bytes::new();
         }
@@ -109,17 +109,21 @@ impl Lending {
     }
 
     /// An answer has been sent that refers to these.
-    pub(super) fn sent(&mut self, placed: &[Placed], connection: &mut Connection) {
+    pub(super) fn sent(&mut self, placed: &[PlacedBytes], connection: &mut Connection) {
         let Some(loans) = &mut self.loans else { return };
         loans.sent(placed);
         connection.rest_after((!self.resting && !loans.is_empty()).then_some(KEPT_FOR));
     }
 
-    pub(super) fn take_uses(&mut self) -> Result<Vec<Lent>, WireError> {
+    pub(super) fn take_uses(&mut self) -> Result<Vec<SharedBytes>, WireError> {
         self.loans.as_mut().map_or(Ok(Vec::new()), Loans::take_uses)
     }
 
-    pub(super) fn hear(&mut self, said: Said, connection: &mut Connection) -> Result<(), Broken> {
+    pub(super) fn hear(
+        &mut self,
+        said: ShmMessage,
+        connection: &mut Connection,
+    ) -> Result<(), Broken> {
         if said.agreed.is_some() {
             let what = "a client said that it agrees to share memory, which only a worker decides";
             return Err(WireError::Malformed(what.to_owned()).into());
@@ -151,7 +155,7 @@ impl Lending {
     }
 
     fn tell(&mut self, connection: &mut Connection) -> Result<(), Broken> {
-        let mut out = Parted::default();
+        let mut out = GatherFrame::default();
         self.loans.iter_mut().for_each(|loans| loans.say(&mut out.bytes));
         connection.write(&out)
     }

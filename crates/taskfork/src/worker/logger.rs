@@ -4,7 +4,7 @@ use log_defer::{Entry, Level, Log, Message};
 
 use super::notes::{self, Stage};
 use crate::wire::WireError;
-use crate::wire::frame::{self, SENT_WHOLE};
+use crate::wire::frame::{self, ATOMIC_WRITE};
 use crate::wire::native;
 
 /// About how many bytes of logs are kept until they are sent.
@@ -76,7 +76,7 @@ pub(super) fn write(out: &mut Vec<u8>, limit: usize, messages: Vec<Message>) {
 }
 
 fn write_one(out: &mut Vec<u8>, limit: usize, message: &Message) -> Result<(), WireError> {
-    frame::write(out, limit, |out| native::put_notes(out, message))
+    frame::write(out, limit, |out| native::put_log(out, message))
 }
 
 /// Cuts a message into frames that the kernel takes whole, so that a death between two of them can
@@ -86,7 +86,7 @@ pub(super) fn cut(message: Message, frames: &mut Vec<Vec<u8>>) -> Vec<Message> {
         return Vec::new();
     }
     let mut frame = Vec::new();
-    if write_one(&mut frame, SENT_WHOLE - frame::HEADER, &message).is_ok() {
+    if write_one(&mut frame, ATOMIC_WRITE - frame::HEADER_LEN, &message).is_ok() {
         frames.push(frame);
         return Vec::new();
     }
@@ -123,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::native::{FromWorker, Notes};
+    use crate::wire::native::{FromWorker, Telemetry};
 
     proptest! {
         #[test]
@@ -160,9 +160,9 @@ mod tests {
             let kept = cut(message.clone(), &mut frames);
             let mut whole = Message { start: 1.0, ..Message::default() };
             for frame in &frames {
-                prop_assert!(frame.len() <= SENT_WHOLE);
-                let Ok(FromWorker::Notes(Notes { log: Some(log), .. })) =
-                    FromWorker::decode(&frame[frame::HEADER..])
+                prop_assert!(frame.len() <= ATOMIC_WRITE);
+                let Ok(FromWorker::Telemetry(Telemetry { log: Some(log), .. })) =
+                    FromWorker::decode(&frame[frame::HEADER_LEN..])
                 else {
                     return Err(TestCaseError::fail("it is no message of notes"));
                 };

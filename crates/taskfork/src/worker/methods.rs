@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::interface::{BoxError, Interface, Reply, Request};
-use crate::wire::request::Arguments;
+use crate::wire::arguments::Arguments;
 
 type Entry<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;
 

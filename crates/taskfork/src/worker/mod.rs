@@ -37,7 +37,7 @@ pub use rmpv::Value;
 pub use tracer::tracing_layer;
 
 pub use crate::context::{Context, Peer, context};
-pub use crate::wire::request::{Arguments, ArgumentsError, FromArguments};
+pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
 pub(crate) use seat::{Buffers, Connected, Limits, Seat, Socket};
 pub(crate) use serve::{Handlers, prepare, serve};

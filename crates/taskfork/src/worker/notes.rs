@@ -14,7 +14,7 @@ use super::logger;
 
 use super::tracer::{self, Records};
 use crate::sys;
-use crate::wire::frame::{HEADER, SENT_WHOLE};
+use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
 
 /// How often a call that runs sends what it has.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -82,7 +82,7 @@ pub(super) struct Wanted {
 
 /// What a call has to say when it ends.
 #[derive(Default)]
-pub(super) struct Notes {
+pub(super) struct Telemetry {
     messages: Vec<Message>,
     records: Records,
 }
@@ -140,22 +140,22 @@ pub(super) fn wanted_log() -> Option<Level> {
 }
 
 /// The call has ended: gives what its caller has not been sent yet.
-pub(super) fn end() -> Notes {
+pub(super) fn end() -> Telemetry {
     // What the thread sends is sent before the answer.
     let _sending = lock_sending();
     let mut recorder = lock();
-    let Stage::Call(wanted) = recorder.stage else { return Notes::default() };
+    let Stage::Call(wanted) = recorder.stage else { return Telemetry::default() };
     recorder.stage = Stage::Between;
     recorder.calls += 1;
     let earlier = recorder.earlier.take();
     let log = recorder.log.take().filter(|_| wanted.log.is_some()).map(|log| log.close());
-    Notes {
+    Telemetry {
         messages: earlier.into_iter().chain(log).filter(|log| !logger::is_empty(log)).collect(),
         records: recorder.records.take(),
     }
 }
 
-impl Notes {
+impl Telemetry {
     /// What was logged, as one message; nothing if there is nothing.
     pub(super) fn into_log(self) -> Option<Message> {
         self.messages.into_iter().reduce(|mut all, message| {
@@ -192,7 +192,7 @@ fn send_regularly(out: BorrowedFd<'_>) {
             continue;
         }
         let log = recorder.log.clone();
-        let mut frames = recorder.records.frames(SENT_WHOLE - HEADER);
+        let mut frames = recorder.records.frames(ATOMIC_WRITE - HEADER_LEN);
         drop(recorder);
         if let Some(log) = log {
             let kept = logger::cut(log.take(), &mut frames);

@@ -9,11 +9,12 @@ use super::scoreboard::{Phase, now};
 use super::serve::{Leave, Worker};
 use crate::error::{CallError, Failure};
 use crate::wire::WireError;
-use crate::wire::frame::{HEADER, SENT_WHOLE};
+use crate::wire::arguments::Arguments;
+use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
+use crate::wire::gather_frame::GatherFrame;
 use crate::wire::native::FromWorker;
-use crate::wire::parts::Parted;
 use crate::wire::perl::{self, FromClient, Scanner};
-use crate::wire::request::{Arguments, Source};
+use crate::wire::values::ValueFormat;
 use crate::{context, trace_context};
 
 /// Clients do not say what they want to have of the log.
@@ -49,16 +50,16 @@ impl<S: 'static> Worker<'_, S> {
             FromClient::Refused(reason) => {
                 let mut answer = Vec::new();
                 let message = CallError::<Failure>::Arguments { message: reason }.to_string();
-                perl::error(&mut answer, None, &message);
+                perl::put_error(&mut answer, None, &message);
                 answer
             }
         };
         let phase = match answer.len() {
-            ..=SENT_WHOLE => Phase::Answering,
+            ..=ATOMIC_WRITE => Phase::Answering,
             _ => Phase::AnsweringAtLength,
         };
         self.slot.enter(phase)?;
-        connection.write(&Parted { bytes: answer, ..Parted::default() })?;
+        connection.write(&GatherFrame { bytes: answer, ..GatherFrame::default() })?;
         self.interface.answered();
         self.slot.enter(Phase::Held)?;
         Ok(false)
@@ -81,13 +82,13 @@ impl<S: 'static> Worker<'_, S> {
         notes::begin(Wanted { log: Some(EVERYTHING), trace: None, places: false });
         trace_context::set(None);
         context::set(None);
-        self.call(method, Arguments::new(args.len(), &encoded).sent_as(Source::Json))?;
+        self.call(method, Arguments::new(args.len(), &encoded).with_format(ValueFormat::Json))?;
         let log = notes::end().into_log();
-        let native = std::mem::take(&mut self.out).rest(HEADER);
+        let native = std::mem::take(&mut self.out).copy_from(HEADER_LEN);
         let mut answer = Vec::new();
         let written = match FromWorker::decode(&native)? {
-            FromWorker::Ok { value, .. } => perl::result(&mut answer, log.as_ref(), value),
-            FromWorker::Error { body, .. } => Err(perl::text(body, method)),
+            FromWorker::Ok { value, .. } => perl::put_result(&mut answer, log.as_ref(), value),
+            FromWorker::Error { body, .. } => Err(perl::error_text(body, method)),
             other => return Err(WireError::Malformed(format!("{other:?} is no answer")).into()),
         };
         let written = written.and_then(|()| match answer.len() <= self.max_answer {
@@ -99,7 +100,7 @@ impl<S: 'static> Worker<'_, S> {
             }
         });
         if let Err(message) = written {
-            perl::error(&mut answer, log.as_ref(), &message);
+            perl::put_error(&mut answer, log.as_ref(), &message);
         }
         Ok(answer)
     }

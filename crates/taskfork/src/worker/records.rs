@@ -6,7 +6,7 @@ use tracing::Metadata;
 
 use crate::wire::WireError;
 use crate::wire::frame;
-use crate::wire::native::put_trace_notes;
+use crate::wire::native::put_trace_header;
 use crate::wire::trace::{Record, Site};
 
 /// How many bytes of memory the records that are kept until they are sent occupy at most.
@@ -140,7 +140,7 @@ impl Records {
         let count = count + u32::from(dropped > 0);
         let mut out = Vec::new();
         let written = frame::write::<WireError>(&mut out, limit, |out| {
-            put_trace_notes(out, count);
+            put_trace_header(out, count);
             out.extend_from_slice(records);
             if dropped > 0 {
                 Record::Dropped { count: dropped }.write(out);
@@ -167,8 +167,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::frame::HEADER;
-    use crate::wire::native::{FromWorker, Notes};
+    use crate::wire::frame::HEADER_LEN;
+    use crate::wire::native::{FromWorker, Telemetry};
     use crate::wire::trace::{Value, Values, records};
 
     fn event(number: usize, text: &str) -> Record<'_> {
@@ -180,9 +180,9 @@ mod tests {
     fn read(frames: &[Vec<u8>], limit: usize) -> (Vec<u64>, u64) {
         let (mut times, mut gone) = (Vec::new(), 0);
         for frame in frames {
-            assert!(frame.len() <= limit + HEADER, "{}", frame.len());
-            let Ok(FromWorker::Notes(Notes { trace: Some(encoded), .. })) =
-                FromWorker::decode(&frame[HEADER..])
+            assert!(frame.len() <= limit + HEADER_LEN, "{}", frame.len());
+            let Ok(FromWorker::Telemetry(Telemetry { trace: Some(encoded), .. })) =
+                FromWorker::decode(&frame[HEADER_LEN..])
             else {
                 panic!("it is no message of notes");
             };

@@ -9,9 +9,9 @@ use super::connection::{Broken, Connection, Frame};
 use super::notes;
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_LIMIT};
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
+use crate::wire::gather_frame::GatherFrame;
 use crate::wire::native;
-use crate::wire::parts::Parted;
 
 impl Connection {
     /// Takes the rings that the client has made, whose memory has just come; without `takes` the memory is closed,
@@ -35,8 +35,8 @@ impl Connection {
             // It can do without.
             Err(_) => return Ok(()),
         };
-        let mut out = Parted::default();
-        frame::write::<WireError>(&mut out.bytes, DEFAULT_LIMIT, |out| {
+        let mut out = GatherFrame::default();
+        frame::write::<WireError>(&mut out.bytes, DEFAULT_MAX_FRAME, |out| {
             native::put_rings(out);
             Ok(())
         })?;
@@ -62,9 +62,9 @@ impl Connection {
     }
 
     /// Sends a message through the ring, if it may go there; tells whether it did.
-    pub(super) fn put_in_ring(&mut self, message: &Parted) -> bool {
+    pub(super) fn put_in_ring(&mut self, message: &GatherFrame) -> bool {
         let Some(rings) = &self.rings else { return false };
-        let is_plain = message.parts.is_empty() && message.files.is_empty();
+        let is_plain = message.segments.is_empty() && message.files.is_empty();
         // It would have to wake the client as soon as it sleeps.
         let stays_awake =
             || self.used < self.inbox.len() || rings.is_anything_there() || self.is_to_look();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::scoreboard::WorkerSlot;
 use crate::busy_poll::BusyPoll;
 use crate::time_limit::TimeLimit;
-use crate::wire::{frame, greeting};
+use crate::wire::{first_message, frame};
 
 /// What the server gives a new worker.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Connected {
     }
 
     /// The most bytes of [`to_text`](Self::to_text).
-    pub(crate) const LONGEST_TEXT: usize = greeting::MOST_JSON + greeting::MOST_BLANKS + 9;
+    pub(crate) const LONGEST_TEXT: usize = first_message::MAX_JSON + first_message::MAX_BLANKS + 9;
 
     /// All but the socket, for a worker that has been forked already.
     pub(crate) fn to_text(&self) -> Vec<u8> {

@@ -24,14 +24,15 @@ use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::Protocol;
 use crate::wire::WireError;
+use crate::wire::arguments::Arguments;
+use crate::wire::attachments::{self, Attachments};
 use crate::wire::bounds;
-use crate::wire::enclosed::{self, Enclosed};
-use crate::wire::frame::{self, DEFAULT_BLOB, DEFAULT_LIMIT, PREAMBLE, SENT_WHOLE};
+use crate::wire::frame::{self, ATOMIC_WRITE, DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME, PREAMBLE};
+use crate::wire::gather_frame::{self, GatherFrame, ReceiverLimits};
 use crate::wire::hello::{ClientHello, WorkerHello};
 use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, VERSIONS};
-use crate::wire::parts::{self, Parted, Takes};
 use crate::wire::perl::Scanner;
-use crate::wire::request::{Arguments, Source};
+use crate::wire::values::ValueFormat;
 use log_defer::Level;
 
 /// An answer's buffer above this size is given back.
@@ -85,7 +86,7 @@ impl From<WireError> for Leave {
 /// copied, and what the loader looks up is looked up in each.
 pub(crate) fn prepare() {
     remember_places();
-    parts::prepare();
+    gather_frame::init_thread_locals();
 }
 
 /// Serves one connection until it ends; gives the status to exit with.
@@ -109,12 +110,12 @@ pub(crate) fn serve<S: 'static>(
         setup_fault: None,
         limits: seat.limits,
         max_answer: seat.limits.max_frame,
-        max_blob: DEFAULT_BLOB,
+        max_blob: DEFAULT_MAX_BLOB,
         ahead: Ahead::default(),
         announced: 0,
         client_files: 0,
         lending: Lending::default(),
-        out: Parted { bytes: seat.buffers.outbox, ..Parted::default() },
+        out: GatherFrame { bytes: seat.buffers.outbox, ..GatherFrame::default() },
     };
     let mut hello = WorkerHello {
         version: VERSIONS[0],
@@ -169,7 +170,7 @@ pub(super) struct Worker<'a, S> {
     /// How many the client takes with an answer.
     client_files: usize,
     lending: Lending,
-    pub(super) out: Parted,
+    pub(super) out: GatherFrame,
 }
 
 impl<S: 'static> Worker<'_, S> {
@@ -252,11 +253,11 @@ impl<S: 'static> Worker<'_, S> {
         }
         let (fault, number) = (refusal(&client), client.client);
         let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
-        self.max_blob = client.max_blob.unwrap_or(DEFAULT_BLOB);
+        self.max_blob = client.max_blob.unwrap_or(DEFAULT_MAX_BLOB);
         if self.interface.takes_lent() {
             self.lending.ask(lent, self.limits.shared_memory);
         }
-        frame::write::<WireError>(&mut self.out.bytes, DEFAULT_LIMIT, |out| {
+        frame::write::<WireError>(&mut self.out.bytes, DEFAULT_MAX_FRAME, |out| {
             match &fault {
                 Some(fault) => native::put_error(out, None, &fault.body()),
                 None => hello.put(out),
@@ -272,7 +273,7 @@ impl<S: 'static> Worker<'_, S> {
             self.slot.enter(Phase::Retired)?;
             return Err(Leave::Quietly);
         }
-        self.max_answer = max_frame.unwrap_or(DEFAULT_LIMIT).min(self.max_answer);
+        self.max_answer = max_frame.unwrap_or(DEFAULT_MAX_FRAME).min(self.max_answer);
         self.client_files = files.min(hello.files);
         Ok(())
     }
@@ -301,24 +302,24 @@ impl<S: 'static> Worker<'_, S> {
         };
         // The clock is read once for all who want to know.
         let begun = now();
-        if native::place(connection.body(&frame))
-            .is_some_and(|place| self.ahead.is_to_look(place, begun))
+        if native::call_mode(connection.body(&frame))
+            .is_some_and(|mode| self.ahead.is_to_look(mode, begun))
         {
             connection.read_what_is_there(2 * ahead::WINDOW);
-            self.ahead.forget(connection.next_bodies().filter_map(native::forgotten));
+            self.ahead.forget(connection.next_bodies().filter_map(native::cancelled_call));
         }
         let files = connection.take_files(std::mem::take(&mut self.announced))?;
         let long = connection.take_long(&frame);
         let body = long.as_deref().unwrap_or_else(|| connection.body(&frame));
         match FromClient::decode(body)? {
-            FromClient::Call { place, method, args, meta } => {
+            FromClient::Call { mode, method, args, meta } => {
                 let lent = self.lending.take_uses()?;
                 let Limits { max_frame: most, max_blob, .. } = self.limits;
-                let enclosed = Enclosed { files, lent, max_blob, most };
-                match self.ahead.take(place, begun) {
-                    Some(sent) => blob::within(long.as_ref(), enclosed, || {
+                let attachments = Attachments { files, lent, max_blob, most };
+                match self.ahead.take(mode, begun) {
+                    Some(sent) => blob::within(long.as_ref(), attachments, || {
                         self.serve_call(method, args, &meta, begun, sent)?;
-                        enclosed::check().map_err(Leave::from)
+                        attachments::check_blob_limit().map_err(Leave::from)
                     })?,
                     None => self.skip_call()?,
                 }
@@ -329,31 +330,31 @@ impl<S: 'static> Worker<'_, S> {
                 if self.state.is_some() && self.lending.is_asked() {
                     self.put_in_front(|worker, out| worker.lending.agree(connection, out));
                 }
-                self.slot.enter(if self.out.len() <= SENT_WHOLE {
+                self.slot.enter(if self.out.len() <= ATOMIC_WRITE {
                     Phase::Answering
                 } else {
                     Phase::AnsweringAtLength
                 })?;
                 connection.write(&self.out)?;
-                self.lending.sent(&self.out.placed, connection);
+                self.lending.sent(&self.out.references, connection);
                 self.interface.answered();
                 self.slot.enter(Phase::Held)?;
-                self.out.let_go();
+                self.out.clear_attachments();
                 long.into_iter().for_each(|body| connection.reuse(body));
                 Ok(false)
             }
             FromClient::Done => self.end_checkout().map(|()| true),
-            FromClient::Waiting(checkouts) => {
+            FromClient::QueueLength(checkouts) => {
                 self.slot.hear_of_queue(checkouts, begun);
                 Ok(false)
             }
             // The call has been answered already.
-            FromClient::Forget(_) => Ok(false),
+            FromClient::Cancel(_) => Ok(false),
             FromClient::Files(count) => {
                 self.announced = count;
                 Ok(false)
             }
-            FromClient::Lending(said) => {
+            FromClient::Shm(said) => {
                 self.lending.hear(said, connection)?;
                 Ok(false)
             }
@@ -439,7 +440,7 @@ impl<S: 'static> Worker<'_, S> {
         let mut frames = Vec::new();
         write(self, &mut frames);
         if !frames.is_empty() {
-            self.out.parts.iter_mut().for_each(|part| part.at += frames.len());
+            self.out.segments.iter_mut().for_each(|segment| segment.offset += frames.len());
             self.out.bytes.splice(..0, frames);
         }
     }
@@ -459,24 +460,26 @@ impl<S: 'static> Worker<'_, S> {
             }
         };
         let (interface, number) = (self.interface, self.ahead.number());
-        frame::write_parted(&mut self.out, self.max_answer, |out| {
-            native::put_ok(out, number, Source::of(interface.gives_json()));
+        frame::write_gather(&mut self.out, self.max_answer, |out| {
+            native::put_ok(out, number, ValueFormat::from_json_flag(interface.gives_json()));
             guarded(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
         })?;
         let lending = &mut self.lending;
-        let client =
-            Takes { max_frame: self.max_answer, max_blob: self.max_blob, files: self.client_files };
-        let fits = self
-            .out
-            .fit_placing(client, |bytes, home, may_add| lending.place(bytes, home, may_add));
+        let client = ReceiverLimits {
+            max_frame: self.max_answer,
+            max_blob: self.max_blob,
+            files: self.client_files,
+        };
+        let fits =
+            self.out.fit_with(client, |bytes, home, may_add| lending.place(bytes, home, may_add));
         let length = self.out.len();
         let fault = match fits {
             Err(reason) => Fault::result(&reason),
-            Ok(()) if length - frame::HEADER <= self.max_answer => return Ok(()),
+            Ok(()) if length - frame::HEADER_LEN <= self.max_answer => return Ok(()),
             Ok(()) => Fault::result(&WireError::TooLarge { length, limit: self.max_answer }),
         };
-        self.out = Parted::default();
+        self.out = GatherFrame::default();
         Err(fault)
     }
 
@@ -554,7 +557,7 @@ fn write_fault(
 /// Why a client is not served, if so.
 fn refusal(client: &ClientHello<'_>) -> Option<Fault> {
     if client.versions.iter().any(|version| VERSIONS.contains(version)) {
-        return client.misfit().map(Fault::hello);
+        return client.incompatibility().map(Fault::hello);
     }
     let message = format!(
         "the client `{}` speaks the protocol versions {:?}, this server {VERSIONS:?}",

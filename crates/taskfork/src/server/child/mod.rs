@@ -21,7 +21,7 @@ use crate::server::worker_exit::{
     DeathNotification, ExitLogEntry, WorkerExit, cause, classify_exit, has_peer_closed,
 };
 use crate::sys;
-use crate::wire::notice::DeathNotice;
+use crate::wire::death_notice::DeathNotice;
 use crate::worker::Connected;
 use crate::worker::scoreboard::{MOST_COUNTED, Order, Phase, Retirement, ServerSlot, View, now};
 

@@ -1,9 +1,9 @@
 //! How deep a message nests and how many values it has, before anything is built of it.
 
-use crate::wire::bounds::{ELEMENTS_OF_A_LIST, MOST_LEVELS, most_elements, too_deep, too_many};
+use crate::wire::bounds::{ELEMENTS_OF_A_LIST, MAX_DEPTH, most_elements, too_deep, too_many};
 
 /// The array that a message is does not count.
-const LEVELS: usize = 1 + MOST_LEVELS;
+const LEVELS: usize = 1 + MAX_DEPTH;
 
 /// Checks a message of a peer whose messages have at most `max_frame` bytes. What is no JSON is left
 /// for the decoder to refuse.

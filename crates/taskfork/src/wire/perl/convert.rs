@@ -7,7 +7,7 @@ use rmpv::ValueRef;
 use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use crate::wire::bounds;
-use crate::wire::pack::Reader;
+use crate::wire::msgpack::Reader;
 
 /// Appends the first MessagePack value of `encoded` as JSON, and leaves the rest.
 pub(super) fn write(encoded: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {

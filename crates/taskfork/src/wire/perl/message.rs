@@ -10,9 +10,10 @@ use super::{FIRST, bounds, convert};
 use crate::error::Failure;
 use crate::report::CallSite;
 use crate::wire::WireError;
+use crate::wire::arguments::Arguments;
 use crate::wire::error_body::{ErrorBody, kind};
 use crate::wire::native;
-use crate::wire::request::{Arguments, Source};
+use crate::wire::values::ValueFormat;
 
 /// A message from a client.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub(crate) fn from_worker(
 ) -> Result<(Option<Vec<u8>>, Vec<u8>), WireError> {
     let mut out = Vec::new();
     if let Err(reason) = bounds::check(json, max_frame) {
-        put_error(&mut out, kind::RESULT, &reason);
+        put_native_error(&mut out, kind::RESULT, &reason);
         return Ok((None, out));
     }
     let Parts { kind, meta, rest } = parts(json)?;
@@ -60,12 +61,12 @@ pub(crate) fn from_worker(
     let log = meta.into_iter().find(|(key, log)| key.as_str() == Some("ld") && !log.is_nil());
     let notes = log.map(|(_, log)| {
         let mut out = Vec::new();
-        native::put_log(&mut out, |out| encode(out, &log));
+        native::put_log_with(&mut out, |out| encode(out, &log));
         out
     });
     let rest = match (kind.as_str(), rest) {
         ("ok" | "er", Err(invalid)) => {
-            put_error(&mut out, kind::RESULT, &invalid.to_string());
+            put_native_error(&mut out, kind::RESULT, &invalid.to_string());
             return Ok((notes, out));
         }
         (_, Err(_)) => return Err(unknown("worker", &kind)),
@@ -73,7 +74,7 @@ pub(crate) fn from_worker(
     };
     match (kind.as_str(), &rest[..]) {
         ("ok", [value]) => {
-            native::put_ok(&mut out, None, Source::Json);
+            native::put_ok(&mut out, None, ValueFormat::Json);
             encode(&mut out, value);
         }
         ("er", [error]) => {
@@ -82,8 +83,8 @@ pub(crate) fn from_worker(
                 None => error.to_string(),
             };
             match text.strip_prefix(SETUP) {
-                Some(message) => put_error(&mut out, kind::SETUP, message),
-                None => put_error(&mut out, kind::INTERFACE, &text),
+                Some(message) => put_native_error(&mut out, kind::SETUP, message),
+                None => put_native_error(&mut out, kind::INTERFACE, &text),
             }
         }
         _ => return Err(unknown("worker", &kind)),
@@ -91,12 +92,12 @@ pub(crate) fn from_worker(
     Ok((notes, out))
 }
 
-fn put_error(out: &mut Vec<u8>, kind: &str, message: &str) {
+fn put_native_error(out: &mut Vec<u8>, kind: &str, message: &str) {
     native::put_error(out, None, &ErrorBody { kind, message, ..ErrorBody::default() });
 }
 
 /// The call of a client, with its arguments as MessagePack.
-pub(crate) fn call(method: Option<&str>, args: Arguments<'_>) -> Result<Vec<u8>, String> {
+pub(crate) fn encode_call(method: Option<&str>, args: Arguments<'_>) -> Result<Vec<u8>, String> {
     let mut out = br#"["do",{}"#.to_vec();
     if let Some(method) = method {
         out.push(b',');
@@ -113,12 +114,12 @@ pub(crate) fn call(method: Option<&str>, args: Arguments<'_>) -> Result<Vec<u8>,
 }
 
 /// The end of a checkout.
-pub(crate) fn done(out: &mut Vec<u8>) {
+pub(crate) fn put_done(out: &mut Vec<u8>) {
     out.extend_from_slice(br#"["dn",{}]"#);
 }
 
 /// Appends a result, which is MessagePack. With an error, `out` is as it was.
-pub(crate) fn result(
+pub(crate) fn put_result(
     out: &mut Vec<u8>,
     log: Option<&Message>,
     mut encoded: &[u8],
@@ -134,7 +135,7 @@ pub(crate) fn result(
 }
 
 /// Appends an error.
-pub(crate) fn error(out: &mut Vec<u8>, log: Option<&Message>, message: &str) {
+pub(crate) fn put_error(out: &mut Vec<u8>, log: Option<&Message>, message: &str) {
     put_front(out, "er", log);
     // Writing text to memory cannot fail.
     let _ = serde_json::to_writer(&mut *out, message);
@@ -143,7 +144,7 @@ pub(crate) fn error(out: &mut Vec<u8>, log: Option<&Message>, message: &str) {
 
 /// What an error says, in the words in which it is known to a client of the crate's own. A newline at
 /// its end is kept: Perl's `die` adds the line of the program to a text that has none.
-pub(crate) fn text(body: ErrorBody<'_>, method: Option<&str>) -> String {
+pub(crate) fn error_text(body: ErrorBody<'_>, method: Option<&str>) -> String {
     let end = if body.message.ends_with('\n') { "\n" } else { "" };
     let site = CallSite::new("", method, Location::caller());
     let causes = body.failure().causes().collect::<Vec<_>>().join(": ");

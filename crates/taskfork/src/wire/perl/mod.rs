@@ -8,7 +8,9 @@ mod message;
 mod parse;
 mod scan;
 
-pub(crate) use message::{FromClient, call, done, error, from_client, from_worker, result, text};
+pub(crate) use message::{
+    FromClient, encode_call, error_text, from_client, from_worker, put_done, put_error, put_result,
+};
 pub(crate) use scan::Scanner;
 
 /// How a message of this protocol begins, blanks aside.

@@ -7,22 +7,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::WireError;
-use super::frame::HEADER;
-use super::native::{LENDING, list, meta};
-use super::pack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
+use super::frame::HEADER_LEN;
+use super::msgpack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
+use super::native::{SHM, list, meta};
 
 /// Names memory within its connection, among that of its owner.
-pub(crate) type Id = u32;
+pub(crate) type BufferId = u32;
 
 /// So many times a message may refer to memory.
-pub(crate) const MOST_USES: usize = 1024;
+pub(crate) const MAX_BUFFER_REFS: usize = 1024;
 
 /// The most ids in a list: many times what either side keeps mapped, which is 16 pieces.
-const MOST_IDS: usize = 1024;
+const MAX_IDS: usize = 1024;
 
 /// Who owns memory that a message is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Owner {
+pub(crate) enum BufferOwner {
     /// Who sends the message.
     Sender,
     /// Who gets it.
@@ -31,55 +31,55 @@ pub(crate) enum Owner {
 
 /// The beginning of a piece of memory in the place of so many bytes of the next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Use {
-    pub(crate) owner: Owner,
-    pub(crate) id: Id,
+pub(crate) struct BufferRef {
+    pub(crate) owner: BufferOwner,
+    pub(crate) id: BufferId,
     pub(crate) length: usize,
 }
 
 /// Names a connection for as long as this process and its children live.
-pub(crate) type Link = u64;
+pub(crate) type PoolId = u64;
 
 /// Where bytes are that need not be sent on the connection of that name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Home {
-    pub(crate) link: Link,
-    pub(crate) id: Id,
+pub(crate) struct Origin {
+    pub(crate) link: PoolId,
+    pub(crate) id: BufferId,
     /// It is this side's memory.
     pub(crate) own: bool,
 }
 
 /// Bytes that came without being sent.
 #[derive(Debug, Clone)]
-pub(crate) struct Lent {
+pub(crate) struct SharedBytes {
     pub(crate) bytes: Bytes,
-    pub(crate) home: Home,
+    pub(crate) home: Origin,
 }
 
 /// All of it may be nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Lending {
+pub(crate) struct ShmMessage {
     /// A worker shares memory from here on, and keeps so many bytes of the client's mapped.
     pub(crate) agreed: Option<usize>,
     /// Memory of the sender, each with a descriptor that comes with this message.
-    pub(crate) new: Vec<Id>,
+    pub(crate) new: Vec<BufferId>,
     /// What the next message refers to.
-    pub(crate) uses: Vec<Use>,
+    pub(crate) uses: Vec<BufferRef>,
     /// Memory of the receiver that the sender does not read any more, and how many times it was lent. That
     /// holds once the next message has been read.
-    pub(crate) free: Vec<(Id, u64)>,
+    pub(crate) free: Vec<(BufferId, u64)>,
     /// Memory of the sender that it will not use again.
-    pub(crate) gone: Vec<Id>,
+    pub(crate) gone: Vec<BufferId>,
     /// Memory of the receiver that it must not write to again.
-    pub(crate) unwanted: Vec<Id>,
+    pub(crate) unwanted: Vec<BufferId>,
     /// The sender has had nothing to do for a while.
     pub(crate) idle: bool,
 }
 
 /// Where bytes have been put that need not be sent.
 #[derive(Debug, Clone)]
-pub(crate) struct Placed {
-    pub(crate) place: Use,
+pub(crate) struct PlacedBytes {
+    pub(crate) place: BufferRef,
     /// They stay there as long as this.
     pub(crate) bytes: Bytes,
     /// The file of memory that the other side does not know yet.
@@ -89,13 +89,13 @@ pub(crate) struct Placed {
     pub(crate) held: Option<Arc<()>>,
 }
 
-impl Lending {
+impl ShmMessage {
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
     /// What is to be said of bytes that the next message refers to.
-    pub(crate) fn of(placed: &[Placed]) -> Self {
+    pub(crate) fn of(placed: &[PlacedBytes]) -> Self {
         let new = placed.iter().filter(|placed| placed.new.is_some());
         Self {
             new: new.map(|placed| placed.place.id).collect(),
@@ -107,9 +107,9 @@ impl Lending {
     /// Appends it as a frame.
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         let start = out.len();
-        out.extend_from_slice(&[0; HEADER]);
+        out.extend_from_slice(&[0; HEADER_LEN]);
         put_array(out, 2);
-        put_uint(out, LENDING);
+        put_uint(out, SHM);
         let absent = [
             self.agreed.is_none(),
             self.new.is_empty(),
@@ -130,7 +130,7 @@ impl Lending {
             put_array(out, self.uses.len() as u32);
             for place in &self.uses {
                 put_array(out, 3);
-                put_bool(out, place.owner == Owner::Receiver);
+                put_bool(out, place.owner == BufferOwner::Receiver);
                 put_uint(out, u64::from(place.id));
                 put_uint(out, place.length as u64);
             }
@@ -150,8 +150,8 @@ impl Lending {
             put_str(out, "idle");
             put_bool(out, true);
         }
-        let length = (out.len() - start - HEADER) as u32;
-        out[start..start + HEADER].copy_from_slice(&length.to_le_bytes());
+        let length = (out.len() - start - HEADER_LEN) as u32;
+        out[start..start + HEADER_LEN].copy_from_slice(&length.to_le_bytes());
     }
 
     /// Reads what follows the kind.
@@ -160,11 +160,11 @@ impl Lending {
         meta(reader, |key, reader| {
             match key {
                 "agreed" => said.agreed = Some(reader.size()?),
-                "new" => said.new = list(reader, key, MOST_IDS, Reader::int::<Id>)?,
-                "uses" => said.uses = list(reader, key, MOST_USES, read_use)?,
-                "free" => said.free = list(reader, key, MOST_IDS, read_free)?,
-                "gone" => said.gone = list(reader, key, MOST_IDS, Reader::int::<Id>)?,
-                "unwanted" => said.unwanted = list(reader, key, MOST_IDS, Reader::int::<Id>)?,
+                "new" => said.new = list(reader, key, MAX_IDS, Reader::int::<BufferId>)?,
+                "uses" => said.uses = list(reader, key, MAX_BUFFER_REFS, read_use)?,
+                "free" => said.free = list(reader, key, MAX_IDS, read_free)?,
+                "gone" => said.gone = list(reader, key, MAX_IDS, Reader::int::<BufferId>)?,
+                "unwanted" => said.unwanted = list(reader, key, MAX_IDS, Reader::int::<BufferId>)?,
                 "idle" => said.idle = reader.bool()?,
                 _ => return Ok(false),
             }
@@ -174,7 +174,7 @@ impl Lending {
     }
 }
 
-fn put_ids(out: &mut Vec<u8>, key: &str, ids: &[Id]) {
+fn put_ids(out: &mut Vec<u8>, key: &str, ids: &[BufferId]) {
     if !ids.is_empty() {
         put_str(out, key);
         put_array(out, ids.len() as u32);
@@ -182,13 +182,13 @@ fn put_ids(out: &mut Vec<u8>, key: &str, ids: &[Id]) {
     }
 }
 
-fn read_use(reader: &mut Reader<'_>) -> Result<Use, WireError> {
+fn read_use(reader: &mut Reader<'_>) -> Result<BufferRef, WireError> {
     expect(reader, 3)?;
-    let owner = if reader.bool()? { Owner::Receiver } else { Owner::Sender };
-    Ok(Use { owner, id: reader.int()?, length: reader.int()? })
+    let owner = if reader.bool()? { BufferOwner::Receiver } else { BufferOwner::Sender };
+    Ok(BufferRef { owner, id: reader.int()?, length: reader.int()? })
 }
 
-fn read_free(reader: &mut Reader<'_>) -> Result<(Id, u64), WireError> {
+fn read_free(reader: &mut Reader<'_>) -> Result<(BufferId, u64), WireError> {
     expect(reader, 2)?;
     Ok((reader.int()?, reader.int()?))
 }
@@ -207,15 +207,15 @@ mod tests {
     use super::*;
     use crate::wire::native::{FromClient, FromWorker};
 
-    fn use_of_any() -> impl Strategy<Value = Use> {
+    fn use_of_any() -> impl Strategy<Value = BufferRef> {
         (any::<bool>(), any::<u32>(), 0..usize::MAX >> 1).prop_map(|(theirs, id, length)| {
-            let owner = if theirs { Owner::Receiver } else { Owner::Sender };
-            Use { owner, id, length }
+            let owner = if theirs { BufferOwner::Receiver } else { BufferOwner::Sender };
+            BufferRef { owner, id, length }
         })
     }
 
-    fn ids() -> impl Strategy<Value = Vec<Id>> {
-        proptest::collection::vec(any::<Id>(), 0..3)
+    fn ids() -> impl Strategy<Value = Vec<BufferId>> {
+        proptest::collection::vec(any::<BufferId>(), 0..3)
     }
 
     proptest! {
@@ -223,19 +223,19 @@ mod tests {
         fn what_is_said_is_what_is_heard(
             (new, gone, unwanted) in (ids(), ids(), ids()),
             uses in proptest::collection::vec(use_of_any(), 0..3),
-            free in proptest::collection::vec((any::<Id>(), 0..u64::MAX >> 1), 0..3),
+            free in proptest::collection::vec((any::<BufferId>(), 0..u64::MAX >> 1), 0..3),
             (agreed, idle) in (proptest::option::of(0..usize::MAX >> 1), any::<bool>()),
         ) {
-            let said = Lending { agreed, new, uses, free, gone, unwanted, idle };
+            let said = ShmMessage { agreed, new, uses, free, gone, unwanted, idle };
             let mut frame = Vec::new();
             said.put(&mut frame);
-            let (header, body) = frame.split_at(HEADER);
+            let (header, body) = frame.split_at(HEADER_LEN);
             prop_assert_eq!(header, &(body.len() as u32).to_le_bytes()[..]);
-            let Ok(FromClient::Lending(heard)) = FromClient::decode(body) else {
+            let Ok(FromClient::Shm(heard)) = FromClient::decode(body) else {
                 return Err(TestCaseError::fail("a client's is none"));
             };
             prop_assert_eq!(&heard, &said);
-            let Ok(FromWorker::Lending(heard)) = FromWorker::decode(body) else {
+            let Ok(FromWorker::Shm(heard)) = FromWorker::decode(body) else {
                 return Err(TestCaseError::fail("a worker's is none"));
             };
             prop_assert_eq!(&heard, &said);
@@ -247,7 +247,7 @@ mod tests {
         let read = |key: &str, items: u32| {
             let mut body = Vec::new();
             put_array(&mut body, 2);
-            put_uint(&mut body, LENDING);
+            put_uint(&mut body, SHM);
             put_map(&mut body, 1);
             put_str(&mut body, key);
             put_array(&mut body, items);

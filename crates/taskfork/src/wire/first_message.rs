@@ -1,21 +1,21 @@
 //! How much of a client's first message has come, and in which protocol; and which client it is.
 
-use super::frame::{HEADER, PREAMBLE};
-use super::hello::MOST_HELLO;
+use super::frame::{HEADER_LEN, PREAMBLE};
+use super::hello::MAX_HELLO;
 use super::native::FromClient;
 use super::perl::{self, Scanner};
 use super::{Protocol, WireError};
 
 /// The most bytes of a first JSON message that the server reads; the worker reads the rest. A client on
 /// TCP can send about 64 KiB before anything is read.
-pub(crate) const MOST_JSON: usize = 32 << 10;
+pub(crate) const MAX_JSON: usize = 32 << 10;
 
 /// The most blanks before a first message.
-pub(crate) const MOST_BLANKS: usize = 4096;
+pub(crate) const MAX_BLANKS: usize = 4096;
 
 /// Follows the first message of one client.
 #[derive(Debug, Default)]
-pub(crate) struct Greeting {
+pub(crate) struct FirstMessage {
     scanner: Scanner,
 }
 
@@ -23,29 +23,29 @@ pub(crate) struct Greeting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// This many more bytes can be read without reading beyond a native hello.
-    Lacks(usize),
+    Needs(usize),
     /// All of it is there.
     Complete(Protocol),
     /// It is longer than the server reads.
-    Long(Protocol),
+    TooLong(Protocol),
 }
 
-impl Greeting {
+impl FirstMessage {
     /// `received` is everything that has come so far: it begins with what the last call got. `limit` is
     /// the longest frame.
     pub(crate) fn look(&mut self, received: &[u8], limit: usize) -> Result<Progress, WireError> {
         match protocol(received) {
-            None if received.len() >= MOST_BLANKS => {
+            None if received.len() >= MAX_BLANKS => {
                 Err(WireError::Preamble { began: " ".to_owned() })
             }
             // The preamble is shorter than any message.
-            None if received.is_empty() => Ok(Progress::Lacks(PREAMBLE.len())),
-            None => Ok(Progress::Lacks(MOST_BLANKS - received.len())),
-            Some(Protocol::Native) => look_for_hello(received, limit.min(MOST_HELLO)),
+            None if received.is_empty() => Ok(Progress::Needs(PREAMBLE.len())),
+            None => Ok(Progress::Needs(MAX_BLANKS - received.len())),
+            Some(Protocol::Native) => look_for_hello(received, limit.min(MAX_HELLO)),
             Some(Protocol::Perl) => Ok(match self.scanner.find(received, limit)? {
                 Some(_) => Progress::Complete(Protocol::Perl),
-                None if received.len() >= MOST_JSON => Progress::Long(Protocol::Perl),
-                None => Progress::Lacks(MOST_JSON - received.len()),
+                None if received.len() >= MAX_JSON => Progress::TooLong(Protocol::Perl),
+                None => Progress::Needs(MAX_JSON - received.len()),
             }),
         }
     }
@@ -64,7 +64,7 @@ pub(crate) fn protocol(received: &[u8]) -> Option<Protocol> {
 /// hello.
 pub(crate) fn client_number(received: &[u8]) -> u64 {
     let frame =
-        received.strip_prefix(PREAMBLE).and_then(|frame| frame.split_first_chunk::<HEADER>());
+        received.strip_prefix(PREAMBLE).and_then(|frame| frame.split_first_chunk::<HEADER_LEN>());
     let body = frame.and_then(|(length, rest)| rest.get(..u32::from_le_bytes(*length) as usize));
     match body.map(FromClient::decode) {
         Some(Ok(FromClient::Hello(hello))) => hello.client,
@@ -78,9 +78,9 @@ fn look_for_hello(received: &[u8], limit: usize) -> Result<Progress, WireError> 
         let began = String::from_utf8_lossy(&received[..there]).into_owned();
         return Err(WireError::Preamble { began });
     }
-    let before_body = PREAMBLE.len() + HEADER;
-    let Some(header) = received[there..].first_chunk::<HEADER>() else {
-        return Ok(Progress::Lacks(before_body - received.len()));
+    let before_body = PREAMBLE.len() + HEADER_LEN;
+    let Some(header) = received[there..].first_chunk::<HEADER_LEN>() else {
+        return Ok(Progress::Needs(before_body - received.len()));
     };
     let length = u32::from_le_bytes(*header) as usize;
     if length > limit {
@@ -88,7 +88,7 @@ fn look_for_hello(received: &[u8], limit: usize) -> Result<Progress, WireError> 
     }
     Ok(match (before_body + length).saturating_sub(received.len()) {
         0 => Progress::Complete(Protocol::Native),
-        lacks => Progress::Lacks(lacks),
+        lacks => Progress::Needs(lacks),
     })
 }
 
@@ -105,10 +105,10 @@ mod tests {
 
     /// What is read of a stream if as much is read as can be, and how that ends.
     fn read(stream: &[u8]) -> (usize, Result<Progress, WireError>) {
-        let (mut greeting, mut there) = (Greeting::default(), 0);
+        let (mut greeting, mut there) = (FirstMessage::default(), 0);
         loop {
             match greeting.look(&stream[..there], 1 << 20) {
-                Ok(Progress::Lacks(more)) if there < stream.len() => {
+                Ok(Progress::Needs(more)) if there < stream.len() => {
                     assert!(more > 0);
                     there = stream.len().min(there + more);
                 }
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn of_a_native_client_nothing_is_read_behind_its_hello() {
-        for length in [1, 100, MOST_HELLO] {
+        for length in [1, 100, MAX_HELLO] {
             let stream = [hello(length), b"a call".to_vec()].concat();
             let end = Ok(Progress::Complete(Protocol::Native));
             assert_eq!(read(&stream), (12 + length, end));
@@ -131,7 +131,7 @@ mod tests {
         let (there, end) = read(b" [\"do\",{},\"[\"][1");
         assert_eq!((there, end), (16, Ok(Progress::Complete(Protocol::Perl))));
         let long = format!("[\"{}", "x".repeat(100_000));
-        assert_eq!(read(long.as_bytes()), (MOST_JSON, Ok(Progress::Long(Protocol::Perl))));
+        assert_eq!(read(long.as_bytes()), (MAX_JSON, Ok(Progress::TooLong(Protocol::Perl))));
     }
 
     #[test]
@@ -140,9 +140,9 @@ mod tests {
             assert!(matches!(read(stream).1, Err(WireError::Preamble { .. })), "{stream:?}");
         }
         let (there, end) = read(&[b' '; 10_000]);
-        assert_eq!(there, MOST_BLANKS);
+        assert_eq!(there, MAX_BLANKS);
         assert!(matches!(end, Err(WireError::Preamble { .. })));
-        let (there, end) = read(&hello(MOST_HELLO + 1));
+        let (there, end) = read(&hello(MAX_HELLO + 1));
         assert_eq!(there, 12);
         assert!(matches!(end, Err(WireError::TooLarge { .. })));
     }
@@ -158,10 +158,10 @@ mod tests {
                 true => hello(length),
                 false => format!("  [\"do\",{{}},\"{}\"]", "]".repeat(length)).into_bytes(),
             };
-            let (mut greeting, mut there) = (Greeting::default(), 0);
+            let (mut greeting, mut there) = (FirstMessage::default(), 0);
             for cut in cuts.into_iter().cycle() {
                 let progress = greeting.look(&stream[..there], 1 << 20).unwrap();
-                let Progress::Lacks(more) = progress else { break };
+                let Progress::Needs(more) = progress else { break };
                 prop_assert!(there < stream.len());
                 there = stream.len().min(there + more.min(cut));
             }
@@ -170,7 +170,7 @@ mod tests {
 
         #[test]
         fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            let _ = Greeting::default().look(&bytes, 1 << 20);
+            let _ = FirstMessage::default().look(&bytes, 1 << 20);
         }
     }
 }

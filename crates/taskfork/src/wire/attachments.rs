@@ -9,22 +9,24 @@ use bytes::Bytes;
 use rmp::Marker;
 
 use super::WireError;
-use super::lending::Lent;
-use super::pack::{Reader, put_bin_header};
-use super::parts::{BLOB_FILE, LEAST, LENT, OPEN_FILE, Restore, attach};
+use super::gather_frame::{
+    BLOB_FILE, LENT, MIN_SEGMENT, OPEN_FILE, RestoreThreadLocal, attach_file,
+};
+use super::msgpack::{Reader, put_bin_header};
+use super::shm::SharedBytes;
 
 /// What comes beside the bytes of a message.
 #[derive(Debug, Default)]
-pub(crate) struct Enclosed {
+pub(crate) struct Attachments {
     pub(crate) files: Vec<OwnedFd>,
-    pub(crate) lent: Vec<Lent>,
+    pub(crate) lent: Vec<SharedBytes>,
     /// How long a blob in a file may be.
     pub(crate) max_blob: usize,
     /// How long the message may become when blobs are put into their places, as a few bytes can stand for many.
     pub(crate) most: usize,
 }
 
-impl Enclosed {
+impl Attachments {
     pub(crate) fn is_empty(&self) -> bool {
         self.files.is_empty() && self.lent.is_empty()
     }
@@ -32,11 +34,11 @@ impl Enclosed {
 
 /// What something stands for in a message.
 #[derive(Debug)]
-pub(crate) enum Found {
-    Open(Arc<OwnedFd>),
+pub(crate) enum Attachment {
+    OpenFile(Arc<OwnedFd>),
     /// Memory that is the bytes of a blob.
-    Memory(Arc<OwnedFd>),
-    Lent(Lent),
+    Memfd(Arc<OwnedFd>),
+    Shared(SharedBytes),
 }
 
 /// Gives the bytes of memory, if it can be mapped and there are no more than so many.
@@ -55,7 +57,7 @@ struct Source {
     /// The length of a blob that was over the limit.
     oversize: Option<usize>,
     /// Whether each has been found.
-    lent: Vec<(Lent, bool)>,
+    lent: Vec<(SharedBytes, bool)>,
 }
 
 struct File {
@@ -70,21 +72,21 @@ thread_local! {
 }
 
 /// Has the loader look up what a thread's first message needs.
-pub(super) fn prepare() {
+pub(super) fn init_thread_locals() {
     SOURCE.set(None);
 }
 
 /// Has [`taken`] find its bytes in `message` while `read` runs, and [`find`] what came beside it.
-pub(crate) fn within<T>(
+pub(crate) fn decode_with<T>(
     message: Option<&Bytes>,
-    enclosed: Enclosed,
+    attachments: Attachments,
     map: Map,
     read: impl FnOnce() -> T,
 ) -> T {
-    if message.is_none() && enclosed.is_empty() {
+    if message.is_none() && attachments.is_empty() {
         return read();
     }
-    let Enclosed { files, lent, max_blob, most } = enclosed;
+    let Attachments { files, lent, max_blob, most } = attachments;
     let file = |file| File { file: Some(Arc::new(file)), found: false, is_open: false };
     let source = Source {
         message: message.cloned(),
@@ -95,7 +97,7 @@ pub(crate) fn within<T>(
         oversize: None,
         lent: lent.into_iter().map(|lent| (lent, false)).collect(),
     };
-    let _restore = Restore(&SOURCE, SOURCE.replace(Some(source)));
+    let _restore = RestoreThreadLocal(&SOURCE, SOURCE.replace(Some(source)));
     read()
 }
 
@@ -109,12 +111,12 @@ pub(crate) fn max_blob() -> usize {
 }
 
 /// A blob of that length came beside the message that is being read, which is over the limit.
-pub(crate) fn refuse(length: usize) {
+pub(crate) fn record_oversize(length: usize) {
     with_source(|source| source.oversize = Some(length));
 }
 
 /// Whether the sender of the message that is being read has kept to the limit of blobs.
-pub(crate) fn check() -> Result<(), WireError> {
+pub(crate) fn check_blob_limit() -> Result<(), WireError> {
     match with_source(|source| source.oversize.map(|length| (length, source.max_blob))) {
         Some((length, limit)) => Err(WireError::BlobTooLarge { length, limit }),
         None => Ok(()),
@@ -127,19 +129,19 @@ pub(crate) fn is_any() -> bool {
 }
 
 /// What came beside the message that is being read, by what stands for it there. It is found once.
-pub(crate) fn find(kind: i8, index: &[u8]) -> Result<Found, &'static str> {
+pub(crate) fn take(kind: i8, index: &[u8]) -> Result<Attachment, &'static str> {
     let index =
         index.try_into().map(u32::from_be_bytes).map_err(|_| "a file's index is 4 bytes")?;
     let found = with_source(|source| {
         let index = usize::try_from(index).ok()?;
         if kind == LENT {
             let (lent, found) = source.lent.get_mut(index)?;
-            return (!std::mem::replace(found, true)).then(|| Found::Lent(lent.clone()));
+            return (!std::mem::replace(found, true)).then(|| Attachment::Shared(lent.clone()));
         }
         let file = source.files.get_mut(index)?;
         let found = file.file.clone().filter(|_| !file.found)?;
         (file.found, file.is_open) = (true, kind == OPEN_FILE);
-        Some(if file.is_open { Found::Open(found) } else { Found::Memory(found) })
+        Some(if file.is_open { Attachment::OpenFile(found) } else { Attachment::Memfd(found) })
     });
     match kind {
         BLOB_FILE | OPEN_FILE | LENT => found.ok_or("a file that did not come with its message"),
@@ -149,7 +151,7 @@ pub(crate) fn find(kind: i8, index: &[u8]) -> Result<Found, &'static str> {
 
 /// Decodes values of the message that is being read. A blob that came beside it, and which is wanted as bytes
 /// of another kind, is put into its place first, if the message does not become too long for that.
-pub(crate) fn read<T, E: From<String>>(
+pub(crate) fn decode<T, E: From<String>>(
     values: &[u8],
     decode: impl Fn(&[u8]) -> Result<T, E>,
 ) -> Result<T, E> {
@@ -231,7 +233,7 @@ fn reference(piece: &[u8]) -> Option<(i8, usize)> {
 
 /// Appends values of the message that is being read to one that is written. Files that came with it
 /// go on with that: `share` writes what stands for one that is the bytes of a blob.
-pub(crate) fn pass_on(
+pub(crate) fn forward(
     values: &[u8],
     out: &mut Vec<u8>,
     share: impl Fn(Arc<OwnedFd>, &mut Vec<u8>) -> Result<(), String>,
@@ -246,24 +248,24 @@ pub(crate) fn pass_on(
             out.extend_from_slice(piece);
             continue;
         };
-        match find(kind, &piece[2..])? {
-            Found::Memory(file) => share(file, out)?,
-            Found::Open(file) => {
-                if let Some((_, index)) = attach(file) {
+        match take(kind, &piece[2..])? {
+            Attachment::Memfd(file) => share(file, out)?,
+            Attachment::OpenFile(file) => {
+                if let Some((_, index)) = attach_file(file) {
                     out.extend_from_slice(&piece[..2]);
                     out.extend(index);
                 }
             }
-            Found::Lent(_) => {}
+            Attachment::Shared(_) => {}
         }
     }
     Ok(())
 }
 
 /// Bytes that were found in a message: as a part of it, if they are long.
-pub(crate) fn taken(found: &[u8]) -> Bytes {
+pub(crate) fn slice_or_copy(found: &[u8]) -> Bytes {
     let part = with_source(|source| {
-        let message = source.message.as_ref().filter(|_| found.len() >= LEAST)?;
+        let message = source.message.as_ref().filter(|_| found.len() >= MIN_SEGMENT)?;
         message.as_ptr_range().contains(&found.as_ptr()).then(|| message.slice_ref(found))
     });
     part.unwrap_or_else(|| Bytes::copy_from_slice(found))
@@ -271,21 +273,21 @@ pub(crate) fn taken(found: &[u8]) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parts::collect;
+    use super::super::gather_frame::collect_segments;
     use super::*;
 
     #[test]
     fn a_few_bytes_cannot_become_any_number() {
-        let lent = || Lent {
+        let lent = || SharedBytes {
             bytes: Bytes::from(vec![7; 100_000]),
-            home: super::super::lending::Home { link: 1, id: 1, own: false },
+            home: super::super::shm::Origin { link: 1, id: 1, own: false },
         };
         // The same one, three times.
         let values = b"\x93\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0";
         let length = |most| {
-            let enclosed = Enclosed { lent: vec![lent()], most, ..Enclosed::default() };
-            let read = || read(values, |values| Ok::<_, String>(values.len()));
-            within(None, enclosed, |_, _| Err(String::new()), read)
+            let attachments = Attachments { lent: vec![lent()], most, ..Attachments::default() };
+            let read = || decode(values, |values| Ok::<_, String>(values.len()));
+            decode_with(None, attachments, |_, _| Err(String::new()), read)
         };
         let error = length(299_999).unwrap_err();
         assert!(error.contains("the limit is 299999; only a `Blob`"), "{error}");
@@ -295,9 +297,9 @@ mod tests {
     #[test]
     fn what_stands_for_files_is_written_anew() {
         let open = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        let enclosed = |count| Enclosed {
+        let attachments = |count| Attachments {
             files: std::iter::repeat_with(open).take(count).collect(),
-            ..Enclosed::default()
+            ..Attachments::default()
         };
         // A list of a text, a file of bytes and an open file; then what only looks like one.
         let values = b"\x93\xa1a\xd6\x01\0\0\0\x01\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0";
@@ -306,12 +308,12 @@ mod tests {
             out.extend(b"\xc4\x01b");
             Ok(())
         };
-        let (passed, _, files) = collect(|| {
-            within(
+        let (passed, _, files) = collect_segments(|| {
+            decode_with(
                 None,
-                enclosed(2),
+                attachments(2),
                 |_, _| Err(String::new()),
-                || pass_on(values, &mut out, share),
+                || forward(values, &mut out, share),
             )
         });
         passed.unwrap();
@@ -319,16 +321,16 @@ mod tests {
         assert_eq!(files.len(), 1);
         // One file cannot be two.
         let twice = b"\xd6\x01\0\0\0\0\xd6\x01\0\0\0\0";
-        let again = within(
+        let again = decode_with(
             None,
-            enclosed(1),
+            attachments(1),
             |_, _| Err(String::new()),
-            || pass_on(twice, &mut Vec::new(), share),
+            || forward(twice, &mut Vec::new(), share),
         );
         assert_eq!(again, Err("a file that did not come with its message".to_owned()));
         // Nothing has come.
         let mut same = Vec::new();
-        pass_on(values, &mut same, share).unwrap();
+        forward(values, &mut same, share).unwrap();
         assert_eq!(same, values);
     }
 }

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use super::error_body::{ErrorBody, kind};
-use super::request::{self, Source};
+use super::values::{self, ValueFormat};
 use crate::error::{CallError, Error, Failure, FatalError, Location, Panic};
 use crate::report::CallSite;
 
@@ -33,7 +33,7 @@ impl<E: std::error::Error + DeserializeOwned> InterfaceError for E {
         let value = value.ok_or_else(|| {
             format!("the worker sent an error without its typed value: {message}")
         })?;
-        request::decode(value, Source::Native)
+        values::decode(value, ValueFormat::MessagePack)
             .map_err(|error| format!("the typed error `{message}`: {error}"))
     }
 }

@@ -1,12 +1,99 @@
-//! The arguments of a call as the worker sees them: encoded still, decoded to what a method wants.
+//! The arguments of a call: as the caller gives them, and as the worker sees them.
 
-use serde::Deserialize;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::WireError;
-use super::byte_text::{self, FromJson};
-use super::enclosed;
-use super::pack::Reader;
+use super::attachments;
+use super::json_bytes::{self, FromJson};
+use super::msgpack::{Reader, put_array};
+use super::values::{EncodeError, ValueFormat, encode};
+
+/// A list of arguments: a tuple with one serializable element an argument, a `Vec`, an array or a
+/// slice.
+///
+/// ```
+/// fn takes(_: impl taskfork::client::IntoArguments) {}
+///
+/// takes(());
+/// takes((2, 3));
+/// takes(("one",));
+/// takes(vec![1, 2, 3]);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no list of arguments",
+    label = "write it as a tuple: `(value,)` for one argument, `()` for none",
+    note = "a tuple of up to 12 serializable elements, a `Vec`, an array or a slice can be sent"
+)]
+pub trait IntoArguments {
+    /// Appends the arguments as a MessagePack array.
+    #[doc(hidden)]
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError>;
+}
+
+impl IntoArguments for () {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        put_array(out, 0);
+        Ok(())
+    }
+}
+
+impl<T: Serialize> IntoArguments for [T] {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        put_array(out, self.len() as u32);
+        elements(self, out)
+    }
+}
+
+impl<T: Serialize, const N: usize> IntoArguments for [T; N] {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        IntoArguments::encode(&self[..], out)
+    }
+}
+
+impl<T: Serialize> IntoArguments for Vec<T> {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        IntoArguments::encode(&self[..], out)
+    }
+}
+
+impl<T: IntoArguments + ?Sized> IntoArguments for &T {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        (**self).encode(out)
+    }
+}
+
+fn elements<T: Serialize>(values: &[T], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    for (index, value) in values.iter().enumerate() {
+        element(index + 1, value, out)?;
+    }
+    Ok(())
+}
+
+fn element<T: Serialize>(index: usize, value: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    encode(value, out).map_err(|error| EncodeError(format!("argument {index}: {error}")))
+}
+
+macro_rules! tuples {
+    ($($count:literal: $($name:ident $index:tt)+;)+) => {$(
+        impl<$($name: Serialize),+> IntoArguments for ($($name,)+) {
+            fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+                put_array(out, $count);
+                $(element($index + 1, &self.$index, out)?;)+
+                Ok(())
+            }
+        }
+    )+};
+}
+
+tuples! {
+    1: A 0; 2: A 0 B 1; 3: A 0 B 1 C 2; 4: A 0 B 1 C 2 D 3; 5: A 0 B 1 C 2 D 3 E 4;
+    6: A 0 B 1 C 2 D 3 E 4 F 5; 7: A 0 B 1 C 2 D 3 E 4 F 5 G 6;
+    8: A 0 B 1 C 2 D 3 E 4 F 5 G 6 H 7; 9: A 0 B 1 C 2 D 3 E 4 F 5 G 6 H 7 I 8;
+    10: A 0 B 1 C 2 D 3 E 4 F 5 G 6 H 7 I 8 J 9;
+    11: A 0 B 1 C 2 D 3 E 4 F 5 G 6 H 7 I 8 J 9 K 10;
+    12: A 0 B 1 C 2 D 3 E 4 F 5 G 6 H 7 I 8 J 9 K 10 L 11;
+}
 
 /// The arguments of a call, not decoded yet.
 ///
@@ -27,23 +114,7 @@ use super::pack::Reader;
 pub struct Arguments<'a> {
     count: usize,
     encoded: &'a [u8],
-    source: Source,
-}
-
-/// As what values were sent first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// MessagePack, which has binary data.
-    Native,
-    /// JSON, in which a string of one character for each byte stands for binary data.
-    Json,
-}
-
-impl Source {
-    /// JSON or not.
-    pub(crate) fn of(is_json: bool) -> Self {
-        if is_json { Self::Json } else { Self::Native }
-    }
+    format: ValueFormat,
 }
 
 /// What is wrong with a call's arguments: too many, too few, or one of the wrong type.
@@ -70,16 +141,16 @@ impl<'a> Arguments<'a> {
 
     /// Of so many values, encoded one behind the other.
     pub(crate) fn new(count: usize, encoded: &'a [u8]) -> Self {
-        Self { count, encoded, source: Source::Native }
+        Self { count, encoded, format: ValueFormat::MessagePack }
     }
 
     /// The same arguments, sent first as this.
-    pub(crate) fn sent_as(self, source: Source) -> Self {
-        Self { source, ..self }
+    pub(crate) fn with_format(self, format: ValueFormat) -> Self {
+        Self { format, ..self }
     }
 
-    pub(crate) fn source(&self) -> Source {
-        self.source
+    pub(crate) fn format(&self) -> ValueFormat {
+        self.format
     }
 
     pub(crate) fn encoded(&self) -> &'a [u8] {
@@ -103,7 +174,7 @@ impl<'a> Arguments<'a> {
     /// When their number or the type of one does not fit; the error says which.
     pub fn parse<T: FromArguments>(self) -> Result<T, ArgumentsError> {
         let decode = |encoded: &[u8]| T::from_arguments(Arguments { encoded, ..self });
-        enclosed::read(self.encoded, decode)
+        attachments::decode(self.encoded, decode)
     }
 }
 
@@ -137,7 +208,7 @@ impl FromArguments for () {
     }
 }
 
-macro_rules! tuples {
+macro_rules! decode_tuples {
     ($($count:literal: $($name:ident)+;)+) => {$(
         impl<$($name: DeserializeOwned),+> FromArguments for ($($name,)+) {
             fn from_arguments(args: Arguments<'_>) -> Result<Self, ArgumentsError> {
@@ -149,7 +220,7 @@ macro_rules! tuples {
     )+};
 }
 
-tuples! {
+decode_tuples! {
     1: A; 2: A B; 3: A B C; 4: A B C D; 5: A B C D E; 6: A B C D E F;
     7: A B C D E F G; 8: A B C D E F G H; 9: A B C D E F G H I; 10: A B C D E F G H I J;
     11: A B C D E F G H I J K; 12: A B C D E F G H I J K L;
@@ -167,36 +238,25 @@ fn expect(args: Arguments<'_>, count: usize) -> Result<(), ArgumentsError> {
 struct Decoder<'a> {
     inner: rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'a, [u8]>>,
     index: usize,
-    source: Source,
+    format: ValueFormat,
 }
 
 impl<'a> Decoder<'a> {
     fn new(args: Arguments<'a>) -> Self {
         let inner = rmp_serde::Deserializer::from_read_ref(args.encoded);
-        Self { inner, index: 0, source: args.source }
+        Self { inner, index: 0, format: args.format }
     }
 
     fn next<T: DeserializeOwned>(&mut self) -> Result<T, ArgumentsError> {
         self.index += 1;
-        let decoded = match self.source {
-            Source::Native => T::deserialize(&mut self.inner),
-            Source::Json => byte_text::within(|| T::deserialize(FromJson(&mut self.inner))),
+        let decoded = match self.format {
+            ValueFormat::MessagePack => T::deserialize(&mut self.inner),
+            ValueFormat::Json => {
+                json_bytes::with_json_strings(|| T::deserialize(FromJson(&mut self.inner)))
+            }
         };
         decoded.map_err(|error| ArgumentsError {
             message: format!("argument {}: {error}", self.index),
         })
     }
-}
-
-/// Decodes the whole of `encoded` as one value.
-pub(crate) fn decode<'a, T: Deserialize<'a>>(
-    encoded: &'a [u8],
-    source: Source,
-) -> Result<T, String> {
-    let mut decoder = rmp_serde::Deserializer::from_read_ref(encoded);
-    let decoded = match source {
-        Source::Native => T::deserialize(&mut decoder),
-        Source::Json => byte_text::within(|| T::deserialize(FromJson(&mut decoder))),
-    };
-    decoded.map_err(|error| error.to_string())
 }

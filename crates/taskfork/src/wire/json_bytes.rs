@@ -14,7 +14,7 @@ thread_local! {
 }
 
 /// Has [`blob_bytes`] take strings for JSON while `decode` runs.
-pub(super) fn within<T>(decode: impl FnOnce() -> T) -> T {
+pub(super) fn with_json_strings<T>(decode: impl FnOnce() -> T) -> T {
     let _restore = Restore(IS_JSON.replace(true));
     decode()
 }
@@ -304,10 +304,10 @@ mod tests {
     use serde_bytes::{ByteArray, ByteBuf};
 
     use crate::blob::Blob;
-    use crate::wire::request::{Source, decode};
+    use crate::wire::values::{ValueFormat, decode};
 
     fn decoded<T: for<'de> Deserialize<'de>>(value: impl Serialize) -> Result<T, String> {
-        decode(&rmp_serde::to_vec_named(&value).unwrap(), Source::Json)
+        decode(&rmp_serde::to_vec_named(&value).unwrap(), ValueFormat::Json)
     }
 
     #[derive(Debug, PartialEq, Deserialize)]
@@ -381,7 +381,7 @@ mod tests {
         struct Borrowed<'a>(#[serde(borrow, with = "serde_bytes")] Cow<'a, [u8]>);
         for (text, bytes, is_borrowed) in [("abc", &b"abc"[..], true), ("\u{ff}", b"\xff", false)] {
             let encoded = rmp_serde::to_vec(text).unwrap();
-            let Borrowed(found) = decode(&encoded, Source::Json).unwrap();
+            let Borrowed(found) = decode(&encoded, ValueFormat::Json).unwrap();
             assert_eq!((&*found, matches!(found, Cow::Borrowed(_))), (bytes, is_borrowed));
         }
     }
@@ -397,7 +397,7 @@ mod tests {
         let Untagged::Blob { blob } = decoded(&value).unwrap();
         assert_eq!(&blob[..], [0xe9]);
         let encoded = rmp_serde::to_vec_named(&value).unwrap();
-        let Untagged::Blob { blob } = decode(&encoded, Source::Native).unwrap();
+        let Untagged::Blob { blob } = decode(&encoded, ValueFormat::MessagePack).unwrap();
         assert_eq!(&blob[..], [0xc3, 0xa9]);
     }
 
@@ -419,7 +419,7 @@ mod tests {
     #[test]
     fn texts_of_the_native_protocol_keep_their_bytes() {
         let encoded = rmp_serde::to_vec("\u{e9}").unwrap();
-        assert_eq!(decode::<ByteBuf>(&encoded, Source::Native).unwrap(), [0xc3, 0xa9]);
+        assert_eq!(decode::<ByteBuf>(&encoded, ValueFormat::MessagePack).unwrap(), [0xc3, 0xa9]);
     }
 
     proptest! {

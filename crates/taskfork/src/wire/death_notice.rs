@@ -1,8 +1,8 @@
 //! The news of a worker's death.
 
 use super::WireError;
+use super::msgpack::{Reader, put_array, put_bool, put_float, put_int, put_map, put_str, put_uint};
 use super::native;
-use super::pack::{Reader, put_array, put_bool, put_float, put_int, put_map, put_str, put_uint};
 use crate::error::{Activity, End};
 
 /// What the server knows of a worker's end.

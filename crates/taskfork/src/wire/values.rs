@@ -1,0 +1,68 @@
+//! Values of users ⇄ MessagePack.
+
+use std::io::Write;
+
+use serde::{Deserialize, Serialize};
+
+use super::depth;
+use super::gather_frame::Gather;
+use super::json_bytes::{self, FromJson};
+
+/// As what values were sent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ValueFormat {
+    /// MessagePack, which has binary data.
+    MessagePack,
+    /// JSON, in which a string of one character for each byte stands for binary data.
+    Json,
+}
+
+impl ValueFormat {
+    /// JSON or not.
+    pub(crate) fn from_json_flag(is_json: bool) -> Self {
+        if is_json { Self::Json } else { Self::MessagePack }
+    }
+}
+
+/// Why a value cannot be encoded.
+#[doc(hidden)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct EncodeError(pub(crate) String);
+
+crate::display::debug_as_text!(EncodeError);
+
+/// Appends `value` as MessagePack, structs as maps so that fields may be added at either end. Long
+/// byte strings may stay where they are; see [`parts`](super::parts).
+pub(crate) fn encode<T: Serialize + ?Sized>(
+    value: &T,
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    serialize(value, Gather(out))
+}
+
+/// The same, with all of it copied.
+pub(crate) fn encode_to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EncodeError> {
+    let mut out = Vec::new();
+    serialize(value, &mut out).map(|()| out)
+}
+
+fn serialize<T: Serialize + ?Sized>(value: &T, out: impl Write) -> Result<(), EncodeError> {
+    let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
+    depth::serialize(value, &mut serializer).map_err(|error| EncodeError(error.to_string()))
+}
+
+/// Decodes the whole of `encoded` as one value.
+pub(crate) fn decode<'a, T: Deserialize<'a>>(
+    encoded: &'a [u8],
+    format: ValueFormat,
+) -> Result<T, String> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(encoded);
+    let decoded = match format {
+        ValueFormat::MessagePack => T::deserialize(&mut decoder),
+        ValueFormat::Json => {
+            json_bytes::with_json_strings(|| T::deserialize(FromJson(&mut decoder)))
+        }
+    };
+    decoded.map_err(|error| error.to_string())
+}
