@@ -401,7 +401,7 @@ impl Connection {
             io::ErrorKind::ConnectionReset => Lost::Unread,
             _ => Lost::Io(error),
         })?;
-        self.rings.iter_mut().for_each(|rings| rings.sent(wrote));
+        self.rings.iter_mut().for_each(|rings| rings.record_sent(wrote));
         Poll::Ready(Ok(self.outbox.mark_sent(wrote)))
     }
 

@@ -51,14 +51,14 @@ impl Connection {
     /// The worker has them from here on.
     pub(super) fn enable_rings(&mut self) {
         if let Some(rings) = &mut self.rings {
-            rings.agree(self.inbox.len());
+            rings.activate(self.inbox.len());
         }
     }
 
     /// Puts what waits in the outbox into the ring, if it may go there; tells whether it did.
     pub(super) fn poll_put_in_ring(&mut self) -> Poll<bool> {
         let Some(rings) = &mut self.rings else { return Poll::Ready(false) };
-        if self.mid_call || self.outbox.is_socket_only() || !rings.is_other_awake() {
+        if self.mid_call || self.outbox.is_socket_only() || !rings.is_peer_awake() {
             return Poll::Ready(false);
         }
         // It counts against the task's share of the runtime, as what goes through the socket does.
@@ -72,7 +72,7 @@ impl Connection {
             rings.mark();
         }
         self.outbox.mark_sent(self.outbox.bytes.len());
-        if put == Put::Unseen {
+        if put == Put::PeerAsleep {
             self.outbox.put_socket_only(&DOORBELL);
         }
         Poll::Ready(true)
@@ -96,15 +96,15 @@ impl Connection {
     /// So many bytes have come through the socket.
     pub(super) fn count_received(&mut self, bytes: usize) {
         if let Some(rings) = &mut self.rings {
-            rings.received(bytes);
-            rings.wake();
+            rings.record_received(bytes);
+            rings.set_awake();
         }
     }
 
     /// Nobody looks for a while unless woken; tells whether that may be.
     pub(super) fn prepare_sleep(&mut self) -> bool {
         match &mut self.rings {
-            Some(rings) if !self.spinning => rings.sleep(self.inbox.len()),
+            Some(rings) if !self.spinning => rings.prepare_sleep(self.inbox.len()),
             _ => true,
         }
     }
@@ -118,7 +118,8 @@ impl Connection {
             let _ = pin!(tokio::task::yield_now()).poll(&mut context);
             return Poll::Pending;
         }
-        let is_batch = self.rings.as_ref().is_some_and(|rings| rings.is_next(self.inbox.len()));
+        let is_batch =
+            self.rings.as_ref().is_some_and(|rings| rings.has_next_in_ring(self.inbox.len()));
         if is_batch || self.read_budget.owes() {
             ready!(coop::poll_proceed(&mut context)).made_progress();
             self.read_budget.charge();
@@ -137,7 +138,7 @@ impl Connection {
     /// The other side has closed the connection.
     pub(super) fn close_reason(&self) -> Lost {
         match &self.rings {
-            Some(rings) if rings.is_mark_unseen() => Lost::Unread,
+            Some(rings) if rings.is_mark_unread() => Lost::Unread,
             _ => Lost::Closed,
         }
     }
@@ -145,7 +146,7 @@ impl Connection {
     /// Somebody looks for the next message again and again.
     pub(super) fn set_spinning(&mut self) {
         self.spinning = true;
-        self.rings.iter_mut().for_each(|rings| rings.wake());
+        self.rings.iter_mut().for_each(|rings| rings.set_awake());
     }
 
     /// Nobody does any more: whoever waits is to look once more, and is woken after that.
@@ -155,7 +156,7 @@ impl Connection {
 
     /// Whether something has come through the ring.
     pub(super) fn has_ring_message(&self) -> bool {
-        self.rings.as_ref().is_some_and(|rings| rings.is_due(self.inbox.len()))
+        self.rings.as_ref().is_some_and(|rings| rings.has_next(self.inbox.len()))
     }
 }
 
@@ -201,8 +202,8 @@ pub(super) mod tests {
         connection.enable_rings();
         connection.set_spinning();
         let mut worker = Rings::accept(&file).unwrap();
-        worker.agree(0);
-        worker.wake();
+        worker.activate(0);
+        worker.set_awake();
         (connection, worker)
     }
 
@@ -216,7 +217,7 @@ pub(super) mod tests {
         run(async {
             let (here, mut there) = UnixStream::pair().unwrap();
             let (mut connection, mut worker) = connect(here);
-            worker.sent(DOORBELL.len());
+            worker.record_sent(DOORBELL.len());
             assert_eq!(worker.put(&frame(b"first")), Put::Done);
             there.write_all(&[&DOORBELL[..], &frame(b"second")].concat()).unwrap();
             for expected in ["first", "second"] {
@@ -261,7 +262,7 @@ pub(super) mod tests {
             let (mut connection, mut worker) = connect(here);
             connection.inbox.extend_from_slice(&[255; 900]);
             connection.inbox[..4].copy_from_slice(&900_u32.to_le_bytes());
-            connection.rings.as_mut().unwrap().received(900);
+            connection.rings.as_mut().unwrap().record_received(900);
             let before = connection.inbox.as_ptr();
             for _ in 0..100 {
                 assert_eq!(worker.put(&frame(b"more")), Put::Done);

@@ -12,7 +12,7 @@ use rmpv::Value;
 use super::Input;
 use crate::blob::{Blob, OpenFile};
 use crate::loans::Loans;
-use crate::ring::{MOST, Put, Rings};
+use crate::ring::{MAX_RECORD, Put, Rings};
 use crate::sys::{self, Sealed, Words, Writable};
 use crate::wire::WireError;
 use crate::wire::arguments::Arguments;
@@ -118,8 +118,8 @@ pub fn rings(data: &[u8]) {
     let Ok((mut first, file)) = Rings::offer() else { return };
     let Ok(foreign) = Words::map(&file, 4144) else { panic!("its own memory cannot be mapped") };
     let Ok(mut second) = Rings::accept(&file) else { panic!("its own memory cannot be mapped") };
-    first.agree(0);
-    second.agree(0);
+    first.activate(0);
+    second.activate(0);
     let mut steps = 0;
     while !input.is_empty() && steps < 10_000 {
         steps += 1;
@@ -140,22 +140,22 @@ pub fn rings(data: &[u8]) {
                 }
             }
             4 | 5 => {
-                let bytes = vec![step; usize::from(input.short()) % (MOST + 100)];
+                let bytes = vec![step; usize::from(input.short()) % (MAX_RECORD + 100)];
                 let put = side.put(&bytes);
-                assert!(bytes.len() <= MOST || put == Put::Refused);
+                assert!(bytes.len() <= MAX_RECORD || put == Put::Refused);
             }
             6 => {
-                let _ = side.sleep(unread);
+                let _ = side.prepare_sleep(unread);
             }
-            7 => side.wake(),
+            7 => side.set_awake(),
             8 => {
-                let _ = (side.is_due(unread), side.is_next(unread), side.is_anything_there());
-                let _ = (side.is_unseen(), side.is_mark_unseen(), side.is_other_awake());
+                let _ = (side.has_next(unread), side.has_next_in_ring(unread), side.has_records());
+                let _ = (side.has_unread(), side.is_mark_unread(), side.is_peer_awake());
                 side.mark();
             }
-            9 => side.received(usize::from(input.short())),
-            10 => side.sent(usize::from(input.short())),
-            _ => side.agree(unread),
+            9 => side.record_received(usize::from(input.short())),
+            10 => side.record_sent(usize::from(input.short())),
+            _ => side.activate(unread),
         }
     }
 }

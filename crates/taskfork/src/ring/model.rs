@@ -9,7 +9,7 @@ use loom::sync::atomic::{AtomicU64, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-use super::half::{Half, Memory, WORDS, Word};
+use super::spsc::{Memory, RingIndex, WORDS, Word};
 use super::tests::Side;
 use super::*;
 
@@ -101,8 +101,8 @@ impl Socket {
 /// Both sides, and the sockets to them.
 fn pair() -> ([Side<Shared>; 2], [Arc<Socket>; 2]) {
     let words = Shared::new();
-    let first = Rings::new(words.clone(), Half::First, Half::Second);
-    let second = Rings::new(words, Half::Second, Half::First);
+    let first = Rings::new(words.clone(), RingIndex::First, RingIndex::Second);
+    let second = Rings::new(words, RingIndex::Second, RingIndex::First);
     ([Side::new(first), Side::new(second)], [Arc::default(), Arc::default()])
 }
 
@@ -113,15 +113,15 @@ fn send(side: &mut Side<Shared>, to: &Socket, number: u8) {
 }
 
 /// Receives this many messages, and sleeps while there is none.
-fn hear(side: &mut Side<Shared>, from: &Socket, count: usize) {
-    while side.heard.len() < count {
+fn receive_all(side: &mut Side<Shared>, from: &Socket, count: usize) {
+    while side.received.len() < count {
         side.sleep();
-        if side.heard.len() < count && side.sleeps {
+        if side.received.len() < count && side.sleeps {
             side.receive(&from.wait());
         }
     }
     let expected: Vec<Vec<u8>> = (0..count).map(|number| vec![number as u8]).collect();
-    assert_eq!(side.heard, expected, "lost, doubled or out of order");
+    assert_eq!(side.received, expected, "lost, doubled or out of order");
 }
 
 fn check(preemptions: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
@@ -142,7 +142,7 @@ fn no_message_is_slept_over() {
                 send(&mut here, &socket, number);
             }
         });
-        hear(&mut there, &to_there, 3);
+        receive_all(&mut there, &to_there, 3);
         sender.join().unwrap();
     });
 }
@@ -154,11 +154,11 @@ fn both_sides_sleep_and_wake() {
         let ([mut here, mut there], [to_here, to_there]) = pair();
         let sockets = (to_here.clone(), to_there.clone());
         let worker = thread::spawn(move || {
-            hear(&mut there, &sockets.1, 1);
+            receive_all(&mut there, &sockets.1, 1);
             send(&mut there, &sockets.0, 0);
         });
         send(&mut here, &to_there, 0);
-        hear(&mut here, &to_here, 1);
+        receive_all(&mut here, &to_here, 1);
         worker.join().unwrap();
     });
 }
@@ -171,10 +171,10 @@ fn messages_cross() {
         let sockets = (to_here.clone(), to_there.clone());
         let worker = thread::spawn(move || {
             send(&mut there, &sockets.0, 0);
-            hear(&mut there, &sockets.1, 1);
+            receive_all(&mut there, &sockets.1, 1);
         });
         send(&mut here, &to_there, 0);
-        hear(&mut here, &to_here, 1);
+        receive_all(&mut here, &to_here, 1);
         worker.join().unwrap();
     });
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::half::ROOM;
+use super::spsc::CAPACITY;
 use super::*;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
 
@@ -25,15 +25,15 @@ pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
 pub(super) struct Side<M = Words> {
     pub(super) rings: Rings<M>,
     pub(super) inbox: Vec<u8>,
-    pub(super) heard: Vec<Vec<u8>>,
+    pub(super) received: Vec<Vec<u8>>,
     pub(super) sleeps: bool,
 }
 
 impl<M: Memory> Side<M> {
     pub(super) fn new(mut rings: Rings<M>) -> Self {
-        rings.agree(0);
-        rings.wake();
-        Self { rings, inbox: Vec::new(), heard: Vec::new(), sleeps: false }
+        rings.activate(0);
+        rings.set_awake();
+        Self { rings, inbox: Vec::new(), received: Vec::new(), sleeps: false }
     }
 
     pub(super) fn send(&mut self, body: &[u8], socket: &mut impl Extend<u8>) -> Put {
@@ -41,10 +41,10 @@ impl<M: Memory> Side<M> {
         let put = self.rings.put(&frame);
         let sent = match put {
             Put::Done => &[],
-            Put::Unseen => &DOORBELL[..],
+            Put::PeerAsleep => &DOORBELL[..],
             Put::Refused => &frame,
         };
-        self.rings.sent(sent.len());
+        self.rings.record_sent(sent.len());
         socket.extend(sent.iter().copied());
         put
     }
@@ -52,8 +52,8 @@ impl<M: Memory> Side<M> {
     pub(super) fn receive(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.inbox.extend_from_slice(bytes);
-            self.rings.received(bytes.len());
-            self.rings.wake();
+            self.rings.record_received(bytes.len());
+            self.rings.set_awake();
             self.sleeps = false;
         }
     }
@@ -62,12 +62,12 @@ impl<M: Memory> Side<M> {
     pub(super) fn take(&mut self) -> bool {
         if let Some(place) = self.rings.take(self.inbox.len(), DEFAULT_MAX_FRAME).unwrap() {
             let body = self.rings.body(place).to_vec();
-            self.heard.extend((!body.is_empty()).then_some(body));
+            self.received.extend((!body.is_empty()).then_some(body));
             return true;
         }
         let Some(body) = frame::find(&self.inbox, DEFAULT_MAX_FRAME).unwrap() else { return false };
         if !body.is_empty() {
-            self.heard.push(self.inbox[body.clone()].to_vec());
+            self.received.push(self.inbox[body.clone()].to_vec());
         }
         self.inbox.drain(..body.end);
         true
@@ -75,7 +75,7 @@ impl<M: Memory> Side<M> {
 
     pub(super) fn sleep(&mut self) {
         while self.take() {}
-        self.sleeps = self.rings.sleep(self.inbox.len());
+        self.sleeps = self.rings.prepare_sleep(self.inbox.len());
     }
 }
 
@@ -104,7 +104,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whichever way messages go, they are heard in order, and nobody sleeps over one.
+    /// Whichever way messages go, they are received in order, and nobody sleeps over one.
     #[test]
     fn messages_are_heard_in_order(steps in prop::collection::vec(step(), 1..400)) {
         let mut sides = pair();
@@ -135,8 +135,8 @@ proptest! {
             if !sides[side].sleeps {
                 while sides[side].take() {}
             }
-            prop_assert_eq!(&sides[side].heard, &said[1 - side]);
-            prop_assert_eq!(sides[1 - side].rings.is_unseen(), false);
+            prop_assert_eq!(&sides[side].received, &said[1 - side]);
+            prop_assert_eq!(sides[1 - side].rings.has_unread(), false);
         }
     }
 
@@ -155,12 +155,12 @@ proptest! {
             other.rings.words[at * 8].store(word, Relaxed);
         }
         for unread in [0, 100] {
-            let _ = side.rings.is_due(unread);
+            let _ = side.rings.has_next(unread);
             while let Ok(Some(place)) = side.rings.take(unread, DEFAULT_MAX_FRAME) {
-                prop_assert!(side.rings.body(place).len() <= ROOM * 8);
+                prop_assert!(side.rings.body(place).len() <= CAPACITY * 8);
             }
-            let _ = (side.rings.put(&[0; 100]), side.rings.is_unseen(), side.rings.sleep(unread));
-            side.rings.wake();
+            let _ = (side.rings.put(&[0; 100]), side.rings.has_unread(), side.rings.prepare_sleep(unread));
+            side.rings.set_awake();
         }
     }
 }
@@ -173,15 +173,19 @@ fn a_full_ring_takes_no_more_until_it_is_read() {
     while here.send(&[7; 100], &mut socket) == Put::Done {
         sent += 1;
     }
-    assert_eq!(sent, ROOM / (1 + 104_usize.div_ceil(8)));
+    assert_eq!(sent, CAPACITY / (1 + 104_usize.div_ceil(8)));
     there.sleep();
-    assert_eq!((there.heard.len(), there.sleeps), (sent, true));
+    assert_eq!((there.received.len(), there.sleeps), (sent, true));
     assert_eq!(here.send(&[7; 100], &mut socket), Put::Refused, "it sleeps");
-    assert!(!here.rings.outgoing.half.is_awake_still(&here.rings.words));
+    assert!(!here.rings.producer.ring.is_awake_after_put(&here.rings.words));
     there.receive(&socket);
     assert_eq!(here.send(&[7; 100], &mut socket), Put::Done);
-    assert_eq!(here.send(&[7; MOST - HEADER_LEN + 1], &mut socket), Put::Refused, "it is too long");
-    assert_eq!(here.send(&[7; MOST - HEADER_LEN], &mut socket), Put::Done);
+    assert_eq!(
+        here.send(&[7; MAX_RECORD - HEADER_LEN + 1], &mut socket),
+        Put::Refused,
+        "it is too long"
+    );
+    assert_eq!(here.send(&[7; MAX_RECORD - HEADER_LEN], &mut socket), Put::Done);
 }
 
 #[test]
@@ -189,10 +193,10 @@ fn nothing_is_put_there_before_the_other_side_has_it() {
     let (mut here, file) = Rings::offer().unwrap();
     assert_eq!(here.put(b"early"), Put::Refused);
     let mut there = Rings::accept(&file).unwrap();
-    there.agree(0);
+    there.activate(0);
     assert_eq!(there.put(b"early"), Put::Refused);
-    there.wake();
-    here.agree(0);
+    there.set_awake();
+    here.activate(0);
     assert_eq!(here.put(&frame(b"now")), Put::Done);
     let place = there.take(0, DEFAULT_MAX_FRAME).unwrap().unwrap();
     assert_eq!(there.body(place), b"now");
@@ -204,8 +208,8 @@ fn a_record_is_whole_frames() {
     let two = [frame(b"first"), frame(b"second")].concat();
     assert_eq!(here.rings.put(&two), Put::Done);
     there.sleep();
-    assert_eq!(there.heard, [&b"first"[..], b"second"]);
-    there.rings.wake();
+    assert_eq!(there.received, [&b"first"[..], b"second"]);
+    there.rings.set_awake();
     assert_eq!(here.rings.put(&two[..two.len() - 1]), Put::Done);
     assert!(there.take());
     assert!(there.rings.take(0, DEFAULT_MAX_FRAME).is_err());
@@ -251,16 +255,16 @@ fn nobody_sleeps_over_a_message() {
             }
         });
         let mut there = there;
-        while (there.heard.len() as u64) < MESSAGES {
+        while (there.received.len() as u64) < MESSAGES {
             there.sleep();
-            answered.store(there.heard.len() as u64, Relaxed);
-            if there.sleeps && (there.heard.len() as u64) < MESSAGES {
+            answered.store(there.received.len() as u64, Relaxed);
+            if there.sleeps && (there.received.len() as u64) < MESSAGES {
                 let mut bytes = [0; 4096];
                 let length = receiver.read(&mut bytes).expect("it is woken");
                 there.receive(&bytes[..length]);
             }
         }
         let said = (0..MESSAGES).map(|number| number.to_le_bytes().to_vec());
-        assert!(said.eq(there.heard));
+        assert!(said.eq(there.received));
     });
 }

@@ -290,7 +290,7 @@ impl Connection {
             return recv(self.socket, room, flags).map(|(_, length)| length);
         };
         let received = sys::receive_files(&self.socket, &mut self.inbox, files, wait)?;
-        self.rings.iter_mut().for_each(|rings| rings.received(received));
+        self.rings.iter_mut().for_each(|rings| rings.record_received(received));
         Ok(received)
     }
 
@@ -321,7 +321,7 @@ impl Connection {
         // A child shares the connection with its worker, and its rings.
         sys::leave_if_forked();
         if let Some(rings) = &mut self.rings {
-            rings.sent(notes::take_sent());
+            rings.record_sent(notes::take_sent());
         }
         if self.put_in_ring(message) {
             return Ok(());
@@ -346,7 +346,7 @@ impl Connection {
             match retry_on_intr(once) {
                 Ok(bytes) => {
                     sent += bytes;
-                    self.rings.iter_mut().for_each(|rings| rings.sent(bytes));
+                    self.rings.iter_mut().for_each(|rings| rings.record_sent(bytes));
                 }
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Broken::Closed),
                 Err(errno) => return Err(io::Error::from(errno).into()),
@@ -378,7 +378,7 @@ impl Connection {
                 read => break read,
             }
         };
-        self.rings.iter_mut().for_each(|rings| rings.wake());
+        self.rings.iter_mut().for_each(|rings| rings.set_awake());
         if let Some(since) = since {
             self.spin_policy.record_sleep(since.elapsed());
         }
@@ -399,7 +399,7 @@ impl Connection {
         let mut spin_loop = SpinLoop::new(&self.spin_policy, budget, gives_way);
         loop {
             let found = match &self.rings {
-                Some(rings) if rings.is_due(self.inbox.len() - self.used) => Ok(1),
+                Some(rings) if rings.has_next(self.inbox.len() - self.used) => Ok(1),
                 Some(_) if !spin_loop.checks_socket() => Err(Errno::AGAIN),
                 _ => self.receive(false),
             };

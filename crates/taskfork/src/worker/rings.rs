@@ -43,8 +43,8 @@ impl Connection {
         self.write(&out)?;
         // What was sent before does not count.
         notes::take_sent();
-        rings.agree(self.inbox.len() - self.used);
-        rings.wake();
+        rings.activate(self.inbox.len() - self.used);
+        rings.set_awake();
         self.rings = Some(Box::new(rings));
         Ok(())
     }
@@ -67,14 +67,14 @@ impl Connection {
         let is_plain = message.segments.is_empty() && message.files.is_empty();
         // It would have to wake the client as soon as it sleeps.
         let stays_awake =
-            || self.used < self.inbox.len() || rings.is_anything_there() || self.is_to_look();
-        if !is_plain || !rings.is_other_awake() || self.cores < 2 && !stays_awake() {
+            || self.used < self.inbox.len() || rings.has_records() || self.is_to_look();
+        if !is_plain || !rings.is_peer_awake() || self.cores < 2 && !stays_awake() {
             return false;
         }
         let Some(rings) = &mut self.rings else { return false };
         match rings.put(&message.bytes) {
             Put::Refused => return false,
-            Put::Unseen => self.wake_client(),
+            Put::PeerAsleep => self.wake_client(),
             Put::Done => {}
         }
         true
@@ -83,10 +83,10 @@ impl Connection {
     /// Whether it may sleep, as nothing has come. The client sees then what it has not seen.
     pub(super) fn may_sleep(&mut self) -> bool {
         let Some(rings) = &mut self.rings else { return true };
-        if !rings.sleep(self.inbox.len() - self.used) {
+        if !rings.prepare_sleep(self.inbox.len() - self.used) {
             return false;
         }
-        if rings.is_unseen() {
+        if rings.has_unread() {
             self.wake_client();
         }
         true
@@ -97,7 +97,7 @@ impl Connection {
         // Where there is no room for it the client has something to read, which wakes it as well; and that it is
         // gone is found out by the next who reads.
         if let (Ok(sent), Some(rings)) = (send(self.socket, &DOORBELL, flags), &mut self.rings) {
-            rings.sent(sent);
+            rings.record_sent(sent);
         }
     }
 }
