@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::loans::Filling;
+use crate::shm_pool::ShmBufferMut;
 use crate::sys::{Sealed, SealedError, Writable};
 use crate::wire::attachments::{self, Attachment, Attachments};
 use crate::wire::gather_frame::{self, Backing};
@@ -76,8 +76,8 @@ impl From<Bytes> for Blob {
 }
 
 impl From<SharedBytes> for Blob {
-    fn from(SharedBytes { bytes, home }: SharedBytes) -> Self {
-        Self { bytes, backing: Backing::Shared(home) }
+    fn from(SharedBytes { bytes, origin }: SharedBytes) -> Self {
+        Self { bytes, backing: Backing::Shared(origin) }
     }
 }
 
@@ -255,14 +255,14 @@ pub struct BlobMut(Memory);
 enum Memory {
     New(Writable),
     /// That of a connection.
-    Lent(Filling),
+    Lent(ShmBufferMut),
     /// This process's alone: its bytes are sent.
     Own(Vec<u8>),
 }
 
-impl From<Filling> for BlobMut {
-    fn from(filling: Filling) -> Self {
-        Self(Memory::Lent(filling))
+impl From<ShmBufferMut> for BlobMut {
+    fn from(buffer: ShmBufferMut) -> Self {
+        Self(Memory::Lent(buffer))
     }
 }
 
@@ -291,7 +291,7 @@ impl BlobMut {
     /// When the system refuses to seal or to map it.
     pub fn freeze(self) -> io::Result<Blob> {
         match self.0 {
-            Memory::Lent(filling) => Ok(filling.done().into()),
+            Memory::Lent(buffer) => Ok(buffer.freeze().into()),
             Memory::Own(bytes) => Ok(bytes.into()),
             Memory::New(memory) => {
                 let (memory, file) = memory.seal()?;

@@ -94,7 +94,7 @@ impl Context {
     /// # let _: Methods<()> = methods;
     /// ```
     pub fn peer(&self) -> Option<Peer> {
-        sys::peer(CONNECTION.get()?)
+        sys::peer_credentials(CONNECTION.get()?)
     }
 
     /// The address of the client of this worker on a TCP connection. Nothing on a unix socket, and

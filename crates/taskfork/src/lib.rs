@@ -50,11 +50,11 @@ pub mod error;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzz;
-mod loans;
 mod log_output;
 mod report;
 mod ring;
 pub mod server;
+mod shm_pool;
 mod sys;
 mod time_limit;
 pub mod trace_context;

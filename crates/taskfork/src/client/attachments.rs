@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::connection::{Connection, Lost};
 use super::entries::SharedAttachments;
 use super::rings::CALLS_BEFORE_RINGS;
-use crate::loans::Filling;
+use crate::shm_pool::ShmBufferMut;
 use crate::wire::WireError;
 use crate::wire::attachments::Attachments;
 use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
@@ -26,7 +26,7 @@ pub(super) enum Sharing {
 impl Connection {
     /// What came attachments the last message.
     pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Lost> {
-        if self.announced_files == 0 && !self.loans.is_heard() {
+        if self.announced_files == 0 && !self.shm_pool.has_received() {
             return Ok(None);
         }
         let count = std::mem::take(&mut self.announced_files);
@@ -34,7 +34,7 @@ impl Connection {
             return Err(Lost::Wire(WireError::Files));
         }
         let files = self.files_received.drain(..count).collect();
-        let lent = self.loans.take_uses().map_err(Lost::Wire)?;
+        let lent = self.shm_pool.take_received().map_err(Lost::Wire)?;
         let attachments =
             Attachments { files, lent, max_blob: self.max_blob, most: self.max_receive };
         Ok((!attachments.is_empty()).then(|| Arc::new(Mutex::new(attachments))))
@@ -51,7 +51,7 @@ impl Connection {
             Ok(FromWorker::Shm(said)) => {
                 self.accept_sharing(said.agreed).map_err(Lost::Wire)?;
                 let idle = said.idle;
-                self.loans.hear(said, &mut self.files_received).map_err(Lost::Wire)?;
+                self.shm_pool.handle_message(said, &mut self.files_received).map_err(Lost::Wire)?;
                 if idle && !self.mid_call {
                     self.put_lending();
                     self.flush()?;
@@ -68,7 +68,7 @@ impl Connection {
             (Sharing::Agreed, None) => return Ok(()),
             (Sharing::Asked { max_shared }, Some(bytes)) => {
                 self.sharing = Sharing::Agreed;
-                self.loans.set_room(bytes.min(max_shared));
+                self.shm_pool.set_capacity(bytes.min(max_shared));
                 self.offers_rings_after = Some(CALLS_BEFORE_RINGS);
                 return Ok(());
             }
@@ -83,23 +83,23 @@ impl Connection {
 
     /// Has it said with what is sent next what memory can be used again.
     pub(crate) fn put_lending(&mut self) {
-        self.loans.say(&mut self.outbox.bytes);
+        self.shm_pool.write_control(&mut self.outbox.bytes);
     }
 
     /// Makes a call what can be sent to this worker.
     pub(crate) fn fit(&mut self, call: &mut GatherFrame) -> Result<(), String> {
-        let loans = &mut self.loans;
+        let shm_pool = &mut self.shm_pool;
         let worker = ReceiverLimits {
             max_frame: self.max_send,
             max_blob: self.max_blob_sent,
             files: self.files,
         };
-        call.fit_with(worker, |bytes, home, may_add| loans.place(bytes, home, may_add))
+        call.fit_with(worker, |bytes, origin, may_add| shm_pool.store(bytes, origin, may_add))
     }
 
     /// Memory that is shared with the worker, to be filled in place.
-    pub(crate) fn alloc_shared(&mut self, length: usize) -> Option<Filling> {
+    pub(crate) fn alloc_shared(&mut self, length: usize) -> Option<ShmBufferMut> {
         // What could not be sent in its place is not lent either.
-        if length < self.max_send { self.loans.fill(length) } else { None }
+        if length < self.max_send { self.shm_pool.alloc(length) } else { None }
     }
 }

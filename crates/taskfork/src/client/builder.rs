@@ -15,8 +15,8 @@ use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
 use crate::display::debug_as_text;
 use crate::error::FatalError;
-use crate::loans::DEFAULT_LENT;
 use crate::server::SpawnedServer;
+use crate::shm_pool::DEFAULT_SHARED_MEMORY;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
@@ -75,7 +75,7 @@ impl Client {
             max_blob: DEFAULT_MAX_BLOB,
             protocol: Protocol::Native,
             pass_descriptors: true,
-            shared_memory: DEFAULT_LENT,
+            shared_memory: DEFAULT_SHARED_MEMORY,
         }
     }
 
@@ -533,7 +533,7 @@ impl ClientBuilder {
             timeout: self.timeout,
             grace: self.grace,
             busy_poll: self.busy_poll,
-            cores: sys::cores(),
+            cores: sys::available_cores(),
             connect_timeout: self.connect_timeout,
             reuse_after_error: self.reuse_after_error,
             max_frame: self.max_frame,

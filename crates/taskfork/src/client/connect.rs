@@ -158,7 +158,7 @@ async fn connect_and_handshake(
 
 /// How many files the client takes with a message through a unix socket.
 pub(crate) fn max_files(config: &Config) -> usize {
-    if config.pass_descriptors { sys::MOST_FILES } else { 0 }
+    if config.pass_descriptors { sys::MAX_FILES } else { 0 }
 }
 
 /// How much memory that is lent it keeps, if it takes so many files.

@@ -18,8 +18,8 @@ use super::read_budget::ReadBudget;
 use super::reply_spin::{ReplySpin, SpinGuard};
 use super::stream::Stream;
 use super::waker::ConnectionWaker;
-use crate::loans::Loans;
 use crate::ring::Rings;
+use crate::shm_pool::ShmPool;
 use crate::sys;
 use crate::wire::frame;
 use crate::wire::gather_frame::{GatherFrame, MAX_SLICES, OutgoingFile};
@@ -54,7 +54,7 @@ pub(crate) struct Connection {
     pub(super) files_received: Vec<OwnedFd>,
     pub(super) announced_files: usize,
     pub(super) sharing: Sharing,
-    pub(super) loans: Loans,
+    pub(super) shm_pool: ShmPool,
     pub(super) rings: Option<Box<Rings>>,
     /// The worker has agreed to share memory, and they are offered after so many calls.
     pub(super) offers_rings_after: Option<u64>,
@@ -158,7 +158,7 @@ impl Connection {
             announced_files: 0,
             sharing: if max_shared > 0 { Sharing::Asked { max_shared } } else { Sharing::No },
             // The worker keeps no memory before it has agreed to.
-            loans: Loans::new(0, max_shared, sys::user()),
+            shm_pool: ShmPool::new(0, max_shared, sys::effective_user()),
             rings: None,
             offers_rings_after: None,
             spinning: false,
@@ -258,7 +258,7 @@ impl Connection {
             let files = if *sent == 0 { &frame.files[..] } else { &[] };
             let wrote = ready!(self.poll_write(&slices[..count], files))?;
             if *sent == 0 && wrote > 0 {
-                self.loans.sent(&frame.references);
+                self.shm_pool.mark_sent(&frame.references);
             }
             *sent += wrote;
             self.mid_call = *sent > 0;

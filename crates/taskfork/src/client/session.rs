@@ -21,7 +21,7 @@ use super::send::Sender;
 use super::state::{Assignment, State};
 use super::stats;
 use crate::error::{FatalError, Stage};
-use crate::loans::Filling;
+use crate::shm_pool::ShmBufferMut;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 
@@ -242,7 +242,7 @@ impl Session {
     }
 
     /// Memory that is shared with the worker, if there is one and it shares any.
-    pub(crate) fn alloc_shared(&self, length: usize) -> Option<Filling> {
+    pub(crate) fn alloc_shared(&self, length: usize) -> Option<ShmBufferMut> {
         match &mut self.lock().assignment {
             Assignment::Worker(lease) => lease.connection.alloc_shared(length),
             _ => None,

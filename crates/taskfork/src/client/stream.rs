@@ -42,7 +42,7 @@ pub(crate) struct Local {
 impl Local {
     /// Of a socket that does not block, within a runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        let socket = sys::watch(socket, Interest::READABLE)?;
+        let socket = sys::register_with_reactor(socket, Interest::READABLE)?;
         Ok(Self { socket, writable: None, runtime: Handle::current() })
     }
 
@@ -75,7 +75,7 @@ impl Local {
         let copy = self.socket.get_ref().try_clone()?;
         // Whoever polls this need not be in the runtime.
         let _runtime = self.runtime.enter();
-        sys::watch(copy, Interest::WRITABLE)
+        sys::register_with_reactor(copy, Interest::WRITABLE)
     }
 
     fn poll_read(
@@ -135,7 +135,7 @@ impl Stream {
         let Self::Local(local) = self else { return false };
         let socket = local.socket.get_ref();
         // In this order: what is thrown away when the socket is closed has been told by the error before.
-        sys::is_unread(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))
+        sys::has_unread_data(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))
     }
 
     /// The other side cannot send any more from here on. What it has sent can be read.

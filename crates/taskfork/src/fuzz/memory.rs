@@ -11,8 +11,8 @@ use rmpv::Value;
 
 use super::Input;
 use crate::blob::{Blob, OpenFile};
-use crate::loans::Loans;
 use crate::ring::{MAX_RECORD, Put, Rings};
+use crate::shm_pool::ShmPool;
 use crate::sys::{self, Sealed, Words, Writable};
 use crate::wire::WireError;
 use crate::wire::arguments::Arguments;
@@ -78,8 +78,8 @@ fn file(kind: u8) -> Option<OwnedFd> {
 }
 
 fn lend(id: usize, length: u8) -> SharedBytes {
-    let home = Origin { link: 1, id: id as u32, own: length % 2 == 0 };
-    SharedBytes { bytes: Bytes::from(vec![length; usize::from(length) << 8]), home }
+    let origin = Origin { pool: 1, id: id as u32, is_local: length % 2 == 0 };
+    SharedBytes { bytes: Bytes::from(vec![length; usize::from(length) << 8]), origin }
 }
 
 /// Long byte strings of a message stay where they are, and the message is the same.
@@ -116,7 +116,9 @@ pub fn parts(data: &[u8]) {
 pub fn rings(data: &[u8]) {
     let mut input = Input(data);
     let Ok((mut first, file)) = Rings::offer() else { return };
-    let Ok(foreign) = Words::map(&file, 4144) else { panic!("its own memory cannot be mapped") };
+    let Ok(foreign) = SharedAtomics::map(&file, 4144) else {
+        panic!("its own memory cannot be mapped")
+    };
     let Ok(mut second) = Rings::accept(&file) else { panic!("its own memory cannot be mapped") };
     first.activate(0);
     second.activate(0);
@@ -164,7 +166,7 @@ pub fn rings(data: &[u8]) {
 type Line = VecDeque<(Vec<u8>, Vec<OwnedFd>)>;
 
 struct Side {
-    loans: Loans,
+    shm_pool: ShmPool,
     /// What has come, and what it was when it came.
     held: Vec<(SharedBytes, u8)>,
 }
@@ -173,7 +175,8 @@ struct Side {
 pub fn lending(data: &[u8]) {
     const ROOM: usize = 1 << 20;
     let mut input = Input(data);
-    let new = || Side { loans: Loans::new(ROOM, ROOM, sys::user()), held: Vec::new() };
+    let new =
+        || Side { shm_pool: ShmPool::new(ROOM, ROOM, sys::effective_user()), held: Vec::new() };
     let (mut sides, mut lines) = ([new(), new()], [Line::new(), Line::new()]);
     let mut lied = false;
     let mut steps = 0;
@@ -190,7 +193,7 @@ pub fn lending(data: &[u8]) {
             3 => {
                 // What came goes back.
                 let Some((lent, _)) = sides[from].held.last().cloned() else { continue };
-                sides[from].send(&lent.bytes, Some(lent.home), &mut lines[from]);
+                sides[from].send(&lent.bytes, Some(lent.origin), &mut lines[from]);
             }
             4 | 5 => {
                 let Some((frames, files)) = lines[from].pop_front() else { continue };
@@ -203,7 +206,7 @@ pub fn lending(data: &[u8]) {
             6 if step & 16 == 0 => {
                 sides[from].held.pop();
             }
-            6 => sides[from].loans.rest(),
+            6 => sides[from].shm_pool.trim(),
             _ => {
                 let length = usize::from(input.byte());
                 let body = input.take(length);
@@ -223,17 +226,19 @@ pub fn lending(data: &[u8]) {
 }
 
 impl Side {
-    fn send(&mut self, bytes: &Bytes, home: Option<Origin>, line: &mut Line) {
+    fn send(&mut self, bytes: &Bytes, origin: Option<Origin>, line: &mut Line) {
         let front = HEADER_LEN + 5;
         let mut message = GatherFrame { bytes: vec![0; front], ..GatherFrame::default() };
-        let backing = home.map_or_else(Default::default, Backing::Shared);
+        let backing = origin.map_or_else(Default::default, Backing::Shared);
         message.segments.push(Segment { offset: front, bytes: bytes.clone(), backing });
-        let loans = &mut self.loans;
+        let shm_pool = &mut self.shm_pool;
         let takes = ReceiverLimits { max_frame: usize::MAX, max_blob: 0, files: 16 };
-        message.fit_with(takes, |bytes, home, may_add| loans.place(bytes, home, may_add)).unwrap();
-        loans.sent(&message.references);
+        message
+            .fit_with(takes, |bytes, origin, may_add| shm_pool.store(bytes, origin, may_add))
+            .unwrap();
+        shm_pool.mark_sent(&message.references);
         let mut said = Vec::new();
-        loans.say(&mut said);
+        shm_pool.write_control(&mut said);
         let files = message.files.iter().map(|file| file.as_fd().try_clone_to_owned().unwrap());
         let files = files.collect();
         if !message.references.is_empty() {
@@ -255,10 +260,10 @@ impl Side {
             let (message, rest) = (&frames[body.clone()], &frames[body.end..]);
             frames = rest;
             match FromClient::decode(message) {
-                Ok(FromClient::Shm(said)) => self.loans.hear(said, &mut files)?,
+                Ok(FromClient::Shm(said)) => self.shm_pool.handle_message(said, &mut files)?,
                 Ok(FromClient::Files(_)) => {}
                 _ => {
-                    for lent in self.loans.take_uses()? {
+                    for lent in self.shm_pool.take_received()? {
                         let byte = lent.bytes.first().copied().unwrap_or_default();
                         self.held.push((lent, byte));
                     }

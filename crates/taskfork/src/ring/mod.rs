@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::{io, mem};
 
-use crate::sys::Words;
+use crate::sys::SharedAtomics;
 use crate::wire::WireError;
 use crate::wire::frame;
 use spsc::{Consumer, Memory, Producer, RingIndex, WORDS};
@@ -28,7 +28,7 @@ pub(crate) const DOORBELL: [u8; frame::HEADER_LEN] = [0; frame::HEADER_LEN];
 
 /// One side's part of the two rings, and what it needs to know of the socket beside them.
 #[derive(Debug)]
-pub(crate) struct Rings<M = Words> {
+pub(crate) struct Rings<M = SharedAtomics> {
     words: M,
     consumer: Consumer,
     producer: Producer,
@@ -56,7 +56,7 @@ pub(crate) enum Put {
     Refused,
 }
 
-impl Memory for Words {
+impl Memory for SharedAtomics {
     type Word = AtomicU64;
 }
 

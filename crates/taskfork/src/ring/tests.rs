@@ -22,7 +22,7 @@ pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
 }
 
 /// One side, with what a connection does around its rings.
-pub(super) struct Side<M = Words> {
+pub(super) struct Side<M = SharedAtomics> {
     pub(super) rings: Rings<M>,
     pub(super) inbox: Vec<u8>,
     pub(super) received: Vec<Vec<u8>>,

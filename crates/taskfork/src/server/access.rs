@@ -65,8 +65,8 @@ impl Access {
             (None, None) => None,
             (users, groups) => {
                 let (users, groups) = (users.as_deref(), groups.as_deref());
-                let users = ids("allow_users", "user", users, sys::user_named)?;
-                let groups = ids("allow_groups", "group", groups, sys::group_named)?;
+                let users = ids("allow_users", "user", users, sys::user_id_of)?;
+                let groups = ids("allow_groups", "group", groups, sys::group_id_of)?;
                 Some(Allowed { users, groups })
             }
         };
@@ -119,7 +119,7 @@ impl Rules {
     /// The reason to refuse the process at the other end of this connection, if there is one.
     pub(crate) fn refusal(&self, connection: &impl AsFd) -> Option<String> {
         let allowed = self.allowed.as_ref()?;
-        let Some(peer) = sys::peer(connection) else {
+        let Some(peer) = sys::peer_credentials(connection) else {
             return Some("the user of the client is not known (allow_users, allow_groups)".into());
         };
         let groups = || sys::peer_groups(connection);
@@ -140,7 +140,7 @@ impl Rules {
 
     /// Whether the client at the other end is a process of the server's own user.
     pub(crate) fn is_own(&self, connection: &impl AsFd) -> bool {
-        sys::peer(connection).is_some_and(|peer| peer.uid == self.own)
+        sys::peer_credentials(connection).is_some_and(|peer| peer.uid == self.own)
     }
 
     /// The server's own user.

@@ -28,7 +28,7 @@ use crate::sys;
 use crate::wire::values::{ValueFormat, decode};
 use crate::worker::executable::{Executable, Running};
 use crate::worker::interface::{BoxError, Interface};
-use crate::worker::{Handlers, Seat, serve};
+use crate::worker::{Handlers, WorkerInit, serve};
 
 /// A server, ready to [`run`](Self::run).
 ///
@@ -53,7 +53,7 @@ pub struct Server {
 }
 
 /// What a worker runs, with the types of the state and the interface forgotten.
-pub(crate) type Program = Box<dyn Fn(Seat) -> i32>;
+pub(crate) type Program = Box<dyn Fn(WorkerInit) -> i32>;
 
 impl Server {
     /// A server with every option at its default.
@@ -147,7 +147,7 @@ impl Server {
                 let loaded = load();
                 if getpid() != own {
                     // It would be a second server on the same socket.
-                    sys::leave();
+                    sys::exit_forked_child();
                 }
                 loaded.map_err(ServerError::Preload)?;
             }
@@ -401,7 +401,7 @@ impl<S: 'static> ServerBuilder<S> {
     /// Sets what the workers can be asked, and finishes the description.
     pub fn interface(self, interface: impl Interface<S>) -> Server {
         let handlers = self.handlers;
-        let program = Box::new(move |seat| serve(seat, &interface, &handlers));
+        let program = Box::new(move |init| serve(init, &interface, &handlers));
         Server { options: self.options, program, preload: self.preload }
     }
 }

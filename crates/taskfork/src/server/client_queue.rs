@@ -17,7 +17,7 @@ use super::log;
 use super::refusal::Refusal;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME, PREAMBLE};
 use crate::wire::{Protocol, WireError, native};
-use crate::worker::Connected;
+use crate::worker::AcceptedClient;
 use crate::worker::scoreboard::{Retirement, now};
 
 /// How often room is looked for while somebody waits, and how much longer than a look the pause after it is at
@@ -48,7 +48,7 @@ pub(crate) struct ClientQueue {
 
 #[derive(Debug)]
 struct QueuedClient {
-    client: Connected,
+    client: AcceptedClient,
     protocol: Protocol,
     holder: ClientId,
     /// The worker that was asked last to leave for it, and when.
@@ -146,7 +146,7 @@ impl EventLoop {
     /// Has a connection wait for a worker, or refuses it if too many wait.
     pub(super) fn enqueue_client(
         &mut self,
-        mut client: Connected,
+        mut client: AcceptedClient,
         protocol: Protocol,
         holder: ClientId,
     ) {
@@ -161,14 +161,14 @@ impl EventLoop {
                 // It is gone, or does not read.
                 return;
             }
-            client.is_told = true;
+            client.is_preamble_sent = true;
         }
         let waiting = QueuedClient { client, protocol, holder, asked: None, is_next: false };
         match self.queue.add(waiting) {
             Ok(number) => self.request_evictions(number),
             Err((waiting, errno)) => {
                 let refusal = Refusal::busy(protocol, format!("it cannot be watched: {errno}"));
-                let refusal = refusal.with_preamble_sent(waiting.client.is_told);
+                let refusal = refusal.with_preamble_sent(waiting.client.is_preamble_sent);
                 self.refuse(waiting.client.socket, refusal);
             }
         }
@@ -228,7 +228,7 @@ impl EventLoop {
             waiting.asked = Some((number, now));
             if let Some(child) = self.children.get_mut(&number) {
                 log::debug!(worker = number, "it makes room for another client");
-                child.retire(Retirement::Room);
+                child.retire(Retirement::Fairness);
             }
         }
     }
@@ -239,7 +239,8 @@ impl EventLoop {
             let Some(waiting) = self.queue.pop() else { return };
             let QueuedClient { mut client, protocol, holder, .. } = waiting;
             // The client is not to blame for the time in the queue.
-            client.until = client.until.map(|until| until.max(Instant::now() + REST_WITHIN));
+            client.deadline =
+                client.deadline.map(|deadline| deadline.max(Instant::now() + REST_WITHIN));
             if let Some(client) = self.assign_spare(client, holder) {
                 self.fork_for_client(client, protocol, holder);
             }

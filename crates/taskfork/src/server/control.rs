@@ -14,7 +14,7 @@ use rustix::net::{
 
 use super::error::ServerError;
 use crate::address::Address;
-use crate::sys::{self, LONGEST_WORD, Received};
+use crate::sys::{self, MAX_CHANNEL_TEXT, Received};
 
 /// What each message of the program begins with. All but `CONFIG`, `ADDRESS` and `BEGIN` have a descriptor.
 pub(crate) const STDOUT: u8 = b'o';
@@ -94,7 +94,7 @@ impl ControlChannel {
         let mut piece = vec![0; LONGEST_MESSAGE];
         loop {
             let (received, length) =
-                sys::receive_descriptor_with(&*self.0, RecvFlags::empty(), &mut piece)?;
+                sys::receive_descriptor(&*self.0, RecvFlags::empty(), &mut piece)?;
             let (kind, rest) = match piece[..length].split_first() {
                 Some((&kind, rest)) => (kind, rest),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -133,7 +133,7 @@ impl ControlChannel {
     }
 
     fn say(&self, word: &str, text: &str) {
-        let text = &text[..text.floor_char_boundary(LONGEST_WORD - word.len())];
+        let text = &text[..text.floor_char_boundary(MAX_CHANNEL_TEXT - word.len())];
         // A program that is gone needs no word.
         let _ = send(&*self.0, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
     }
@@ -141,9 +141,9 @@ impl ControlChannel {
     /// The next wish, or nothing while there is none.
     pub(crate) fn next(&self) -> io::Result<Option<ControlRequest>> {
         let mut kind = [0];
-        match sys::receive_descriptor_with(&*self.0, RecvFlags::DONTWAIT, &mut kind) {
+        match sys::receive_descriptor(&*self.0, RecvFlags::DONTWAIT, &mut kind) {
             Ok((Received::End, _)) => Ok(Some(ControlRequest::ShutDown)),
-            Ok((Received::Nothing, _)) => Ok(None),
+            Ok((Received::Other, _)) => Ok(None),
             Ok((Received::Descriptor(connection), _)) => Ok(match kind[0] {
                 CONNECTION => Some(ControlRequest::Serve(connection)),
                 STATUS => Some(ControlRequest::Tell(connection)),
@@ -166,7 +166,7 @@ impl ServerMessage {
     /// The next that a server has said through this line; nothing for what is no word. The end of the line is an
     /// error.
     pub(crate) fn hear(line: &OwnedFd) -> rustix::io::Result<Option<Self>> {
-        let mut text = [0; LONGEST_WORD];
+        let mut text = [0; MAX_CHANNEL_TEXT];
         loop {
             match recv(line, &mut text, RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return Err(Errno::PIPE),
@@ -232,7 +232,7 @@ mod tests {
         let killed = ServerError::Killed { workers: 2 };
         let ended = heard(|control| control.report_failure(&killed));
         assert_eq!(ended, Some(ServerMessage::Ended(killed.to_string())));
-        let long = ServerError::Startup { message: "ä".repeat(LONGEST_WORD) };
+        let long = ServerError::Startup { message: "ä".repeat(MAX_CHANNEL_TEXT) };
         assert!(matches!(
             heard(|control| control.report_failure(&long)),
             Some(ServerMessage::Failed(_))

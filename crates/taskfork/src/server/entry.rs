@@ -53,7 +53,7 @@ static INITIALISED: OnceLock<Initialised> = OnceLock::new();
 pub fn init(entries: &[(&str, Entry)]) {
     // Before its file is replaced.
     program_file::path();
-    let late = sys::threads().is_ok_and(|threads| threads > 1);
+    let late = sys::thread_count().is_ok_and(|threads| threads > 1);
     let names = entries.iter().map(|(name, _)| (*name).to_owned()).collect();
     // Only the first call counts: the programs of a second one could not be told from the first's.
     let _ = INITIALISED.set(Initialised { entries: names, late });

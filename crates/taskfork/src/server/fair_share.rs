@@ -37,7 +37,7 @@ enum Peer {
 
 impl ClientId {
     pub(crate) fn of(connection: &impl AsFd, number: u64) -> Self {
-        let peer = match sys::peer(connection) {
+        let peer = match sys::peer_credentials(connection) {
             Some(peer) if peer.pid != 0 => Peer::Process(peer.pid),
             Some(peer) => Peer::User(peer.uid),
             None => sys::peer_address(connection)

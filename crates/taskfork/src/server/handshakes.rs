@@ -23,7 +23,7 @@ use crate::display::seconds;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 use crate::wire::first_message::{self, FirstMessage, Progress};
-use crate::worker::Connected;
+use crate::worker::AcceptedClient;
 
 const DEFAULT_TIMEOUT: TimeLimit = TimeLimit::new(Duration::from_secs(10));
 const DEFAULT_MOST: usize = 1000;
@@ -290,7 +290,7 @@ impl EventLoop {
         match FirstMessage::default().look(there, self.options.max_frame) {
             Ok(Progress::Complete(protocol)) => {
                 let holder = ClientId::of(&connection, first_message::client_number(there));
-                let client = Connected::new(connection, Vec::new(), None);
+                let client = AcceptedClient::new(connection, Vec::new(), None);
                 self.route_client(client, protocol, origin, holder);
                 return true;
             }
@@ -347,7 +347,7 @@ impl EventLoop {
                     return false;
                 };
                 let holder = ClientId::of(&connection, first_message::client_number(&received));
-                let client = Connected::new(connection, received, until);
+                let client = AcceptedClient::new(connection, received, until);
                 self.route_client(client, protocol, origin, holder);
                 return true;
             }
@@ -369,7 +369,7 @@ impl EventLoop {
     /// for one.
     fn route_client(
         &mut self,
-        client: Connected,
+        client: AcceptedClient,
         protocol: Protocol,
         origin: Origin,
         holder: ClientId,

@@ -308,7 +308,7 @@ impl StartingProcess {
         while let (true, Some(message)) = (self.is_open, self.messages.front()) {
             let sent = match &message.descriptor {
                 Some(descriptor) => {
-                    sys::send_descriptor_with(&self.line, descriptor.as_fd(), &message.bytes)
+                    sys::send_descriptor(&self.line, descriptor.as_fd(), &message.bytes)
                 }
                 None => send(&self.line, &message.bytes, flags).map(drop).map_err(io::Error::from),
             };

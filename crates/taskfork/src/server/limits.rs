@@ -179,7 +179,7 @@ impl Recycling {
 
 /// The most workers unless set.
 pub(crate) fn default_max_workers() -> usize {
-    (4 * sys::cores()).max(64)
+    (4 * sys::available_cores()).max(64)
 }
 
 impl<S> ServerBuilder<S> {

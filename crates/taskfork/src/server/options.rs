@@ -13,7 +13,7 @@ use super::status::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
-use crate::loans::DEFAULT_LENT;
+use crate::shm_pool::DEFAULT_SHARED_MEMORY;
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::hello::MIN_FRAME;
@@ -128,7 +128,7 @@ impl Default for Options {
             socket_mode: 0o600,
             max_frame: DEFAULT_MAX_FRAME,
             max_blob: DEFAULT_MAX_BLOB,
-            shared_memory: DEFAULT_LENT,
+            shared_memory: DEFAULT_SHARED_MEMORY,
             stall_timeout: TimeLimit::new(Duration::from_secs(30)),
             busy_poll: BusyPoll::default(),
             huge_pages: true,

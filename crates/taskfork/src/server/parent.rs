@@ -27,7 +27,7 @@ use super::signals::Signals;
 use super::spawned_server;
 use crate::error::End;
 use crate::log_output;
-use crate::sys::{self, ForkError, Forked, KernelFile, LONGEST_WORD, ThreadCount};
+use crate::sys::{self, ForkError, Forked, KernelFile, MAX_CHANNEL_TEXT, ThreadCount};
 use crate::time_limit::timespec;
 
 /// Names the process that passes signals on to this one, and the descriptor of the line to it if there is one.
@@ -100,7 +100,8 @@ impl Parent {
     fn tell(&self, kind: u8, text: &str) {
         let Some(line) = &self.line else { return };
         let mut message = vec![kind];
-        message.extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(LONGEST_WORD - 1)]);
+        message
+            .extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(MAX_CHANNEL_TEXT - 1)]);
         // A parent that is gone needs no word.
         let _ = send(&**line, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
@@ -302,7 +303,7 @@ impl ParentProcess {
     }
 
     fn listen(&mut self) {
-        let mut message = [0; LONGEST_WORD];
+        let mut message = [0; MAX_CHANNEL_TEXT];
         while let Ok((_, length)) = recv(&self.line, &mut message, RecvFlags::DONTWAIT) {
             self.channel_closed = length == 0;
             if self.channel_closed {

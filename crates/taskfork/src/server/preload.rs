@@ -64,7 +64,7 @@ impl ServerBuilder {
 /// Makes forks of a large server cheap, and says what came of it.
 pub(super) fn use_huge_pages() {
     let start = Instant::now();
-    let Collapsed { large, huge } = sys::collapse();
+    let Collapsed { large, huge } = sys::collapse_huge_pages();
     if large > 0 {
         let (large, huge, time) = (large >> 20, huge >> 20, seconds(start.elapsed()));
         log::info!(

@@ -84,7 +84,7 @@ pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
 
 /// Logs that a connection was refused.
 pub(crate) fn log(name: &str, connection: &OwnedFd, reason: &str) {
-    match sys::peer(connection) {
+    match sys::peer_credentials(connection) {
         Some(peer) => log::warn!(
             name,
             uid = peer.uid,

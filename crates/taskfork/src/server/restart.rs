@@ -117,7 +117,7 @@ fn start_successor(listener: &Listener, parent: Option<&Parent>) -> Result<Succe
         without.push(guardian::VARIABLE);
         let keep = [Some(listener), Some(line.as_fd()), parent.and_then(Parent::line)];
         let keep: Vec<_> = keep.into_iter().flatten().collect();
-        let child = sys::execute_again(program, &with, &without, &keep)?;
+        let child = sys::spawn_with_own_arguments(program, &with, &without, &keep)?;
         let pid = Pid::from_raw(child.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
         Ok(Successor { pid, line: ready.into() })
     };

@@ -24,7 +24,7 @@ pub(crate) struct DeferredSignals(SigSet);
 
 impl DeferredSignals {
     pub(crate) fn new() -> io::Result<Self> {
-        sys::hold_back(&[Signal::SIGUSR1, Signal::SIGUSR2].into_iter().collect()).map(Self)
+        sys::block_signals(&[Signal::SIGUSR1, Signal::SIGUSR2].into_iter().collect()).map(Self)
     }
 }
 
@@ -63,8 +63,8 @@ impl Signals {
         if hangup != Hangup::Ignored {
             wanted.add(Signal::SIGHUP);
         }
-        let before = sys::hold_back(&wanted)?;
-        let changed = [Disposition::of_deaths()?, Disposition::of_output()?];
+        let before = sys::block_signals(&wanted)?;
+        let changed = [Disposition::default_sigchld()?, Disposition::ignore_sigttou()?];
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let descriptor = SignalFd::with_flags(&wanted, flags)?;
         let writes = [Disposition::ignore(Signal::SIGXFSZ)?, Disposition::ignore(Signal::SIGPIPE)?];
@@ -83,13 +83,13 @@ impl Signals {
 
     /// Finds out what workers will have to reset.
     pub(crate) fn cache_changed_signals(&self) {
-        self.reset.get_or_init(sys::changed_signals);
+        self.reset.get_or_init(sys::signals_to_reset);
     }
 
     /// In a new worker.
     #[inline]
     pub(crate) fn reset_for_worker(&self) -> io::Result<()> {
-        sys::reset_for_worker(self.reset.get_or_init(sys::changed_signals))
+        sys::reset_for_worker(self.reset.get_or_init(sys::signals_to_reset))
     }
 
     /// The next one that came. A request to end that has come twice, from the parent and from whoever has

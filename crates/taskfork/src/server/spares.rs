@@ -11,7 +11,7 @@ use super::fair_share::ClientId;
 use super::log;
 use crate::display::seconds;
 use crate::sys::ForkError;
-use crate::worker::{Connected, Socket};
+use crate::worker::{AcceptedClient, ClientSource};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
@@ -112,7 +112,8 @@ impl EventLoop {
         let line = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
         let forked =
             line.map_err(|errno| ForkError::Kernel(errno.into())).and_then(|(ours, theirs)| {
-                self.fork(Role::Spare(ours), Socket::Awaited(theirs)).map_err(|(_, error)| error)
+                self.fork(Role::Spare(ours), ClientSource::Channel(theirs))
+                    .map_err(|(_, error)| error)
             });
         if let Err(error) = forked {
             self.record_spare_failure(&error.to_string(), Duration::ZERO);
@@ -131,9 +132,9 @@ impl EventLoop {
     /// being set up is chosen only if there can be no new worker.
     pub(super) fn assign_spare(
         &mut self,
-        mut client: Connected,
+        mut client: AcceptedClient,
         holder: ClientId,
-    ) -> Option<Connected> {
+    ) -> Option<AcceptedClient> {
         if self.options.spare_workers == 0 {
             return Some(client);
         }

@@ -126,7 +126,7 @@ impl SpawnedServer {
             lines.push(Arc::downgrade(&line));
         }
         let link = Self(line);
-        if sys::threads().is_ok_and(|threads| threads > 1) {
+        if sys::thread_count().is_ok_and(|threads| threads > 1) {
             link.watch();
         }
         Ok(link)
@@ -169,7 +169,7 @@ impl SpawnedServer {
         let state = lock(&self.0.state);
         let gone = || io::Error::new(io::ErrorKind::NotConnected, state.why_gone());
         let socket = state.socket.as_ref().filter(|_| !state.is_unwanted).ok_or_else(gone)?;
-        sys::send_descriptor_with(socket, theirs.as_fd(), &[what])?;
+        sys::send_descriptor(socket, theirs.as_fd(), &[what])?;
         Ok(ours)
     }
 

@@ -201,14 +201,14 @@ pub(crate) fn dismissed(request: &[u8]) -> Option<u64> {
 /// How a phase is called.
 pub(crate) fn state(phase: Phase) -> &'static str {
     match phase {
-        Phase::Greeting => "greeting",
+        Phase::Handshake => "greeting",
         Phase::Setup => "setup",
         Phase::Idle => "idle",
         Phase::Held => "held",
         Phase::Busy => "busy",
-        Phase::Answering | Phase::AnsweringAtLength => "answering",
-        Phase::Done => "checkout_done",
-        Phase::Condemned => "killed",
+        Phase::Answering | Phase::AnsweringLong => "answering",
+        Phase::CheckoutDone => "checkout_done",
+        Phase::KillPending => "killed",
         Phase::Retired => "leaving",
         Phase::Spare => "spare",
     }

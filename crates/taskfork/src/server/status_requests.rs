@@ -158,7 +158,7 @@ impl EventLoop {
         for request in self.status_requests.take_complete(Instant::now()) {
             let number = status::dismissed(&request.said);
             if let Some(child) = number.and_then(|number| self.children.get_mut(&number)) {
-                child.retire(Retirement::Wish);
+                child.retire(Retirement::Requested);
             }
             self.send_status(request.connection);
         }

@@ -109,8 +109,8 @@ pub(super) fn classify_exit(
                 Some(Retirement::Idleness) => cause::MAX_IDLE,
                 Some(Retirement::Calls) => cause::MAX_CALLS,
                 Some(Retirement::Memory) => cause::MAX_MEMORY,
-                Some(Retirement::Wish) => cause::DISMISSED,
-                Some(Retirement::Room) => cause::MADE_ROOM,
+                Some(Retirement::Requested) => cause::DISMISSED,
+                Some(Retirement::Fairness) => cause::MADE_ROOM,
                 Some(Retirement::Shutdown) | None => cause::FINISHED,
             };
             return (cause, "");

@@ -11,22 +11,22 @@ use nix::libc::{self, c_int, siginfo_t};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::forked::is_forked;
-use super::signal::keeping_errno;
+use super::signal::preserving_errno;
 
 /// The most addresses of a stack.
-pub(crate) const STACK_WORDS: usize = 64;
+pub(crate) const MAX_STACK_FRAMES: usize = 64;
 
 /// Where a worker's stack goes: the addresses, innermost first, and one more than how many there are, once they are
 /// there.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Witness {
-    pub(crate) stack: &'static [AtomicU64; STACK_WORDS],
+pub(crate) struct StackSink {
+    pub(crate) stack: &'static [AtomicU64; MAX_STACK_FRAMES],
     pub(crate) ready: &'static AtomicU64,
 }
 
 /// This worker's own, if it has one.
 #[unsafe(link_section = "taskfork_worker")]
-static STACK: AtomicPtr<[AtomicU64; STACK_WORDS]> = AtomicPtr::new(null_mut());
+static STACK: AtomicPtr<[AtomicU64; MAX_STACK_FRAMES]> = AtomicPtr::new(null_mut());
 #[unsafe(link_section = "taskfork_worker")]
 static READY: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
 /// Written to, to wake the server; less than 0 where there is none.
@@ -38,7 +38,7 @@ static HIDDEN: AtomicBool = AtomicBool::new(false);
 
 /// Has SIGALRM tell `witness` of the stack, and wake the server. A system call that blocks ends with
 /// `EINTR`.
-pub(crate) fn watch_stack(witness: Witness, wake: OwnedFd) -> io::Result<()> {
+pub(crate) fn install_stack_handler(witness: StackSink, wake: OwnedFd) -> io::Result<()> {
     STACK.store(ptr::from_ref(witness.stack).cast_mut(), SeqCst);
     READY.store(ptr::from_ref(witness.ready).cast_mut(), SeqCst);
     // It stays open for as long as the worker lives.
@@ -50,10 +50,10 @@ pub(crate) fn watch_stack(witness: Witness, wake: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn witness() -> Option<Witness> {
+fn witness() -> Option<StackSink> {
     // SAFETY: what was stored, if anything was, lives as long as the process.
     let (stack, ready) = unsafe { (STACK.load(SeqCst).as_ref(), READY.load(SeqCst).as_ref()) };
-    Some(Witness { stack: stack?, ready: ready? })
+    Some(StackSink { stack: stack?, ready: ready? })
 }
 
 extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
@@ -61,7 +61,7 @@ extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
         // It would tell of itself where the worker does.
         return;
     }
-    keeping_errno(|| {
+    preserving_errno(|| {
         // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted state.
         unsafe { tell_stack(context.cast::<libc::ucontext_t>()) }
     });
@@ -122,7 +122,7 @@ unsafe fn interrupted_at(context: *const libc::ucontext_t) -> u64 {
 }
 
 /// From now on this process's own stack says nothing of where its work hangs.
-pub(crate) fn hide_stack() {
+pub(crate) fn disable_stack_capture() {
     HIDDEN.store(true, SeqCst);
 }
 
@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn the_handler_leaves_errno_as_it_was() {
-        static TOLD: [AtomicU64; STACK_WORDS] = [const { AtomicU64::new(0) }; STACK_WORDS];
+        static TOLD: [AtomicU64; MAX_STACK_FRAMES] =
+            [const { AtomicU64::new(0) }; MAX_STACK_FRAMES];
         static COUNT: AtomicU64 = AtomicU64::new(0);
         STACK.store(ptr::from_ref(&TOLD).cast_mut(), SeqCst);
         READY.store(ptr::from_ref(&COUNT).cast_mut(), SeqCst);

@@ -15,10 +15,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The most bytes of text on a line between two processes.
-pub(crate) const LONGEST_WORD: usize = 4096;
+pub(crate) const MAX_CHANNEL_TEXT: usize = 4096;
 
 /// Sends a descriptor to whoever reads from `line`, with some text of at least one byte, without waiting.
-pub(crate) fn send_descriptor_with(
+pub(crate) fn send_descriptor(
     line: &OwnedFd,
     descriptor: BorrowedFd<'_>,
     text: &[u8],
@@ -37,13 +37,13 @@ pub(crate) fn send_descriptor_with(
 pub(crate) enum Received {
     Descriptor(OwnedFd),
     /// Something else, which is ignored.
-    Nothing,
+    Other,
     /// The other side has closed it.
     End,
 }
 
-/// The next message that [`send_descriptor_with`] sent; gives how long its text is as well.
-pub(crate) fn receive_descriptor_with(
+/// The next message that [`send_descriptor`] sent; gives how long its text is as well.
+pub(crate) fn receive_descriptor(
     line: &impl AsFd,
     flags: RecvFlags,
     text: &mut [u8],
@@ -60,11 +60,14 @@ pub(crate) fn receive_descriptor_with(
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    Ok((descriptor.map_or(Received::Nothing, Received::Descriptor), message.bytes))
+    Ok((descriptor.map_or(Received::Other, Received::Descriptor), message.bytes))
 }
 
 /// Has the reactor of the runtime in which this runs watch a descriptor.
-pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register_with_reactor(
+    descriptor: OwnedFd,
+    interest: Interest,
+) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: what owns a descriptor keeps it open, and its number.
     let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
     watched.map_err(|error| error.into_parts().1)
@@ -90,13 +93,13 @@ pub(crate) unsafe fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
 ///
 /// # Safety
 /// What `owner` refers to is never used again in this process, and never dropped there.
-pub(crate) unsafe fn take_for_good<T>(owner: &T) -> T {
+pub(crate) unsafe fn move_out_unchecked<T>(owner: &T) -> T {
     // SAFETY: it is valid, and by the caller's word nobody else owns it from here on.
     unsafe { std::ptr::read(owner) }
 }
 
 /// Keeps a descriptor open for as long as the process lives.
-pub(crate) fn keep_open(descriptor: OwnedFd) -> BorrowedFd<'static> {
+pub(crate) fn leak_descriptor(descriptor: OwnedFd) -> BorrowedFd<'static> {
     // SAFETY: it is open, and nobody owns it any more who could close it.
     unsafe { BorrowedFd::borrow_raw(descriptor.into_raw_fd()) }
 }
@@ -106,7 +109,7 @@ pub(crate) fn keep_open(descriptor: OwnedFd) -> BorrowedFd<'static> {
 ///
 /// # Safety
 /// None of what owns these descriptors is ever used again in this process, or dropped there.
-pub(crate) unsafe fn close_for_good<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
+pub(crate) unsafe fn close_unchecked<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
     // A bit each: a new worker has no memory yet, and the code that sorts takes longer to come than
     // this.
     let mut low = [0_u64; 16];
@@ -131,7 +134,7 @@ pub(crate) unsafe fn close_for_good<'a>(descriptors: impl Iterator<Item = Borrow
 /// Closes these.
 ///
 /// # Safety
-/// As for [`close_for_good`].
+/// As for [`close_unchecked`].
 unsafe fn close_range(numbers: Range<u32>) {
     // SAFETY: by the caller's word.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, numbers.start, numbers.end - 1, 0) };
@@ -149,7 +152,9 @@ unsafe fn close_range(numbers: Range<u32>) {
 ///
 /// # Safety
 /// Nothing that owns a descriptor but `kept` is ever used again in this process, or dropped there.
-pub(crate) unsafe fn keep_only<const N: usize>(kept: [OwnedFd; N]) -> io::Result<[OwnedFd; N]> {
+pub(crate) unsafe fn close_all_except<const N: usize>(
+    kept: [OwnedFd; N],
+) -> io::Result<[OwnedFd; N]> {
     // None of them may stay where standard input or an output is.
     let mut moved = Vec::with_capacity(N);
     for descriptor in kept {

@@ -13,16 +13,16 @@ use rustix::net::{
 };
 
 /// The most descriptors with one message.
-pub(crate) const MOST_FILES: usize = 16;
+pub(crate) const MAX_FILES: usize = 16;
 
 /// The most descriptors of one connection that are kept until a message tells of them.
-pub(crate) const MOST_UNCLAIMED: usize = 4 * MOST_FILES;
+pub(crate) const MAX_UNCLAIMED_FILES: usize = 4 * MAX_FILES;
 
 /// The error of a read that could bring more than that. The kernel gives it to senders only.
 pub(crate) const TOO_MANY_FILES: Errno = Errno::TOOMANYREFS;
 
 /// Whether descriptors can be sent through this socket.
-pub(crate) fn takes_files(socket: &impl AsFd) -> bool {
+pub(crate) fn supports_descriptors(socket: &impl AsFd) -> bool {
     sockopt::socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn send_files(
     flags: SendFlags,
 ) -> rustix::io::Result<usize> {
     let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !files.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(&files));
@@ -44,7 +44,7 @@ pub(crate) fn send_files(
 
 /// Appends bytes to `inbox`, as far as it has room, and the descriptors that come with them to `files`;
 /// gives how many bytes came. Reads nothing, and is the error [`TOO_MANY_FILES`], while there could then be more than
-/// [`MOST_UNCLAIMED`] in `files`. Of more than [`MOST_FILES`] that come with one piece the kernel closes the rest, so
+/// [`MAX_UNCLAIMED_FILES`] in `files`. Of more than [`MAX_FILES`] that come with one piece the kernel closes the rest, so
 /// that a message which refers to them lacks them.
 pub(crate) fn receive_files(
     socket: &impl AsFd,
@@ -52,10 +52,10 @@ pub(crate) fn receive_files(
     files: &mut Vec<OwnedFd>,
     wait: bool,
 ) -> rustix::io::Result<usize> {
-    if files.len() + MOST_FILES > MOST_UNCLAIMED {
+    if files.len() + MAX_FILES > MAX_UNCLAIMED_FILES {
         return Err(TOO_MANY_FILES);
     }
-    const DESCRIPTORS: u32 = (MOST_FILES * size_of::<RawFd>()) as u32;
+    const DESCRIPTORS: u32 = (MAX_FILES * size_of::<RawFd>()) as u32;
     // SAFETY: it computes a length.
     const SPACE: usize = unsafe { libc::CMSG_SPACE(DESCRIPTORS) } as usize;
     #[repr(C, align(8))]

@@ -19,14 +19,14 @@ static MARK: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
 static WORKER: AtomicI32 = AtomicI32::new(0);
 
 /// With which a process ends that user code has forked and that came back from there, as `EX_SOFTWARE` of sysexits.
-pub(crate) const CAME_BACK: i32 = 70;
+pub(crate) const STRAY_CHILD_STATUS: i32 = 70;
 
 const SAID: &[u8] =
     b"taskfork: a process that user code has forked came back from that code. It is no worker, \
 answers nothing, and ends here. End such a process with _exit.\n";
 
 /// Remembers this process as the worker.
-pub(crate) fn remember_process() {
+pub(crate) fn remember_worker_process() {
     WORKER.store(getpid().as_raw_nonzero().get(), Relaxed);
     // A worker may run a server itself: then it is that of the worker from which this one descends.
     MARK.store(null_mut(), Relaxed);
@@ -64,17 +64,17 @@ fn is_other_process() -> bool {
 }
 
 /// Ends this process if a worker has forked it: it shares with the worker all that this could be seen by.
-pub(crate) fn leave_if_forked() {
+pub(crate) fn exit_if_forked() {
     if is_forked() {
-        leave();
+        exit_forked_child();
     }
 }
 
 /// Says so and ends, with nothing that another thread of the worker may have held when it forked.
 #[cold]
-pub(crate) fn leave() -> ! {
+pub(crate) fn exit_forked_child() -> ! {
     let _ = write(stderr(), SAID);
-    super::exit_now(CAME_BACK)
+    super::exit_now(STRAY_CHILD_STATUS)
 }
 
 #[cfg(test)]
@@ -94,7 +94,7 @@ mod tests {
             // SAFETY: the child makes system calls and ends.
             let worker = unsafe { libc::fork() };
             if worker == 0 {
-                remember_process();
+                remember_worker_process();
                 let has_page = !MARK.load(Relaxed).is_null();
                 if !by_page {
                     MARK.store(null_mut(), Relaxed);

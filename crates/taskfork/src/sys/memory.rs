@@ -7,7 +7,7 @@ use nix::libc;
 /// How much memory this process occupies, and the one that it stands for, what they share with others
 /// included; 0 if that cannot be known.
 pub(crate) fn resident_bytes() -> u64 {
-    let child = super::followed().map(|child| resident_bytes_of(&child.to_string()));
+    let child = super::mirrored_child().map(|child| resident_bytes_of(&child.to_string()));
     resident_bytes_of("self") + child.unwrap_or(0)
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct Collapsed {
 
 /// Puts this process's large private regions into huge pages, as far as the kernel has and can do
 /// that. A fork copies an entry a page: with huge ones, a five-hundredth of them.
-pub(crate) fn collapse() -> Collapsed {
+pub(crate) fn collapse_huge_pages() -> Collapsed {
     let [resident, not_private] = sizes_of("self");
     // The list of regions takes much longer.
     if resident.saturating_sub(not_private) < LEAST_USED as u64 {
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_mapping_is_known_by_its_file_and_not_by_a_name() {
-        let page = crate::sys::Published::new().unwrap().readable();
+        let page = crate::sys::PublishedPage::new().unwrap().readable();
         let mapped = MappedFile::at(page.as_ptr().addr()).unwrap();
         let list = std::fs::read_to_string("/proc/self/maps").unwrap();
         assert!(mapped.is_in(&list));
@@ -157,7 +157,7 @@ mod tests {
         // threads have beside it.
         let (full, block) = (vec![7_u8; 256 << 20], vec![7_u8; 1 << 20]);
         assert!(large_regions().any(|region| holds(&region, &full)));
-        let collapsed = collapse();
+        let collapsed = collapse_huge_pages();
         assert!(collapsed.large >= 256 << 20, "{collapsed:?}");
         assert!(full.chunks_exact(block.len()).all(|found| found == block));
         drop(full);

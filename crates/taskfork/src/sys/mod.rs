@@ -4,48 +4,58 @@
 
 mod alarm;
 mod descriptor;
+mod exit_mirror;
 mod files;
 mod forked;
-mod heir;
 mod kernel_file;
-mod lent;
 mod memory;
 mod memory_file;
-mod open_files;
+mod open_file_limit;
 mod pages;
 mod peer;
 mod process;
-mod shared;
+mod sealed_memory;
+mod shared_atomics;
+mod shared_buffer;
 mod signal;
 mod title;
-mod words;
 
-pub(crate) use alarm::{STACK_WORDS, Witness, hide_stack, wake_server, watch_stack};
+pub(crate) use alarm::{
+    MAX_STACK_FRAMES, StackSink, disable_stack_capture, install_stack_handler, wake_server,
+};
 pub(crate) use descriptor::{
-    LONGEST_WORD, Received, close_for_good, keep_only, keep_open, receive_descriptor_with,
-    send_descriptor_with, take_for_good, take_inherited, watch,
+    MAX_CHANNEL_TEXT, Received, close_all_except, close_unchecked, leak_descriptor,
+    move_out_unchecked, receive_descriptor, register_with_reactor, send_descriptor, take_inherited,
+};
+pub(crate) use exit_mirror::{
+    defer_mirroring, exit_if_child_exited, mirror_exit_of, mirrored_child, stop_mirroring,
 };
 pub(crate) use files::{
-    MOST_FILES, MOST_UNCLAIMED, TOO_MANY_FILES, receive_files, send_files, takes_files,
+    MAX_FILES, MAX_UNCLAIMED_FILES, TOO_MANY_FILES, receive_files, send_files, supports_descriptors,
 };
-pub(crate) use forked::{is_forked, leave, leave_if_forked, remember_process};
-pub(crate) use heir::{follow, follow_if_dead, follow_no_more, followed, waits};
+pub(crate) use forked::{exit_forked_child, exit_if_forked, is_forked, remember_worker_process};
 pub(crate) use kernel_file::KernelFile;
-#[cfg(not(test))]
-pub(crate) use lent::forks;
-pub(crate) use lent::{Filling, Foreign, Identity, Own, User, common_user, only_user, user};
-pub(crate) use memory::{Collapsed, MappedFile, collapse, resident_bytes};
-pub(crate) use open_files::OpenFiles;
-pub(crate) use pages::{Pages, Published, SharedWords};
-pub(crate) use peer::{group_named, is_unread, peer, peer_address, peer_groups, user_named};
-pub(crate) use process::{
-    ForkError, Forked, ThreadCount, cores, ended_child, execute_again, exit_now, flush_stdio, fork,
-    remove_variables, reseed_c_random, set_variable, take_variable, threads,
+pub(crate) use memory::{Collapsed, MappedFile, collapse_huge_pages, resident_bytes};
+pub(crate) use open_file_limit::OpenFileLimit;
+pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
+pub(crate) use peer::{
+    group_id_of, has_unread_data, peer_address, peer_credentials, peer_groups, user_id_of,
 };
-pub(crate) use shared::{Sealed, SealedError, Writable};
+pub(crate) use process::{
+    ForkError, Forked, ThreadCount, available_cores, exit_now, exited_child, flush_stdio, fork,
+    remove_variables, reseed_c_random, set_variable, spawn_with_own_arguments, take_variable,
+    thread_count,
+};
+pub(crate) use sealed_memory::{Sealed, SealedError, Writable};
+pub(crate) use shared_atomics::SharedAtomics;
+#[cfg(not(test))]
+pub(crate) use shared_buffer::fork_count;
+pub(crate) use shared_buffer::{
+    LocalBuffer, LocalBufferMut, MemoryId, RemoteBuffer, User, common_user, effective_user,
+    sole_user,
+};
 pub(crate) use signal::{
-    Disposition, changed_signals, hold_back, is_ignored, reset_for_worker, set_default_signals,
-    spawn_without_signals, with_mask,
+    Disposition, block_signals, is_ignored, reset_for_worker, set_default_signals,
+    signals_to_reset, spawn_without_signals, with_mask,
 };
 pub(crate) use title::{Title, set_title};
-pub(crate) use words::Words;

@@ -12,15 +12,15 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 
 use super::memory_file::memory_file;
 
-/// Words that are mapped for as long as the process lives, each read and written whole. Another process may
+/// SharedAtomics that are mapped for as long as the process lives, each read and written whole. Another process may
 /// write to them at any time.
-pub(crate) type SharedWords = &'static [AtomicU64];
+pub(crate) type AtomicWords = &'static [AtomicU64];
 
 /// Pages that are each a file of their own, as a process could remap a page of a file to any other page of it
 /// (`remap_file_pages`, `mremap`). A process that is forked has only the one that is given to it.
 #[derive(Debug, Default)]
 pub(crate) struct Pages {
-    made: Vec<SharedWords>,
+    made: Vec<AtomicWords>,
 }
 
 impl Pages {
@@ -30,18 +30,18 @@ impl Pages {
         let file = memory_file("taskfork-slots", bytes)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let words = map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
-        keep_from_children(words)?;
+        hide_from_children(words)?;
         self.made.push(words);
         Ok(())
     }
 
     /// One page, as this process has it mapped.
-    pub(crate) fn page(&self, index: usize) -> SharedWords {
+    pub(crate) fn page(&self, index: usize) -> AtomicWords {
         self.made[index]
     }
 
     /// Processes that are forked from here on have this page.
-    pub(crate) fn give_to_children(&self, index: usize) -> io::Result<()> {
+    pub(crate) fn share_with_children(&self, index: usize) -> io::Result<()> {
         let words = self.made[index];
         let start = words.as_ptr().cast_mut().cast();
         // SAFETY: it changes nothing for this process; a child gets a mapping that it may use as this one does.
@@ -50,25 +50,25 @@ impl Pages {
     }
 
     /// Processes that are forked from here on do not have this page.
-    pub(crate) fn keep_from_children(&self, index: usize) -> io::Result<()> {
-        keep_from_children(self.made[index])
+    pub(crate) fn hide_from_children(&self, index: usize) -> io::Result<()> {
+        hide_from_children(self.made[index])
     }
 }
 
-/// Words that this process writes, and that processes forked from it can only read.
+/// SharedAtomics that this process writes, and that processes forked from it can only read.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Published {
+pub(crate) struct PublishedPage {
     /// Not mapped in forked processes.
-    writable: SharedWords,
-    readable: SharedWords,
+    writable: AtomicWords,
+    readable: AtomicWords,
 }
 
-impl Published {
+impl PublishedPage {
     pub(crate) fn new() -> io::Result<Self> {
         let bytes = rustix::param::page_size();
         let file = memory_file("taskfork-server", bytes)?;
         let writable = map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
-        keep_from_children(writable)?;
+        hide_from_children(writable)?;
         // A mapping made from here on stays read-only: `mprotect` fails too.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&file, seals)?;
@@ -77,18 +77,18 @@ impl Published {
     }
 
     /// For the process that has made them.
-    pub(crate) fn writable(&self) -> SharedWords {
+    pub(crate) fn writable(&self) -> AtomicWords {
         self.writable
     }
 
     /// For all.
-    pub(crate) fn readable(&self) -> SharedWords {
+    pub(crate) fn readable(&self) -> AtomicWords {
         self.readable
     }
 }
 
 /// Maps whole pages of a file whose size is fixed, for as long as the process lives.
-fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<SharedWords> {
+fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<AtomicWords> {
     // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
     let start = unsafe { mmap(null_mut(), bytes, access, MapFlags::SHARED, file, 0) }?;
     // SAFETY: `bytes` are mapped, at the start of a page, and are never unmapped. The file has them and cannot
@@ -98,7 +98,7 @@ fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<SharedWord
 }
 
 /// Processes that are forked from here on do not have this mapping.
-fn keep_from_children(words: SharedWords) -> io::Result<()> {
+fn hide_from_children(words: AtomicWords) -> io::Result<()> {
     let start = words.as_ptr().cast_mut().cast();
     // SAFETY: nothing changes for this process. A child does not have the mapping, and uses no reference to it: it
     // takes its own from `readable`, or has a page that was given to it.
@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    fn make_writable(words: SharedWords) -> io::Result<()> {
+    fn make_writable(words: AtomicWords) -> io::Result<()> {
         let start = words.as_ptr().cast_mut().cast();
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a mapping of this test's own gets more rights at most.
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn published_words_can_be_read_and_never_be_made_writable() {
-        let published = Published::new().unwrap();
+        let published = PublishedPage::new().unwrap();
         published.writable()[0].store(9, SeqCst);
         assert_eq!(published.readable()[0].load(SeqCst), 9);
         let error = make_writable(published.readable()).unwrap_err();
@@ -153,15 +153,15 @@ mod tests {
     #[test]
     fn a_forked_process_inherits_no_mapping_that_is_kept_from_it() {
         let pages = two_pages();
-        pages.give_to_children(0).unwrap();
-        pages.keep_from_children(0).unwrap();
-        pages.give_to_children(1).unwrap();
-        let published = Published::new().unwrap();
+        pages.share_with_children(0).unwrap();
+        pages.hide_from_children(0).unwrap();
+        pages.share_with_children(1).unwrap();
+        let published = PublishedPage::new().unwrap();
         published.writable()[0].store(9, SeqCst);
         // SAFETY: the child makes system calls and ends.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            let is_mapped = |words: SharedWords| {
+            let is_mapped = |words: AtomicWords| {
                 let mut resident = [0_u8; 1];
                 let start = words.as_ptr().cast_mut().cast();
                 // SAFETY: it writes one byte for the one page that it is asked about.

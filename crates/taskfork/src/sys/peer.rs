@@ -12,7 +12,7 @@ use crate::context::Peer;
 const SO_PEERGROUPS: libc::c_int = 59;
 
 /// The process that connected a unix socket, or made a pair of them. Nothing for other sockets.
-pub(crate) fn peer(socket: &impl AsFd) -> Option<Peer> {
+pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Peer> {
     // The kernel leaves the fields as they are for a socket that has no peer.
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut size = size_of::<libc::ucred>() as libc::socklen_t;
@@ -31,7 +31,7 @@ pub(crate) fn peer(socket: &impl AsFd) -> Option<Peer> {
 }
 
 /// Whether the other end of a unix socket has not read all that was sent.
-pub(crate) fn is_unread(socket: &impl AsFd) -> bool {
+pub(crate) fn has_unread_data(socket: &impl AsFd) -> bool {
     let mut bytes: libc::c_int = 0;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the kernel writes one number.
@@ -71,11 +71,11 @@ pub(crate) fn peer_address(socket: &impl AsFd) -> Option<SocketAddr> {
 }
 
 /// The user with this name.
-pub(crate) fn user_named(name: &str) -> std::io::Result<Option<u32>> {
+pub(crate) fn user_id_of(name: &str) -> std::io::Result<Option<u32>> {
     Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw()))
 }
 
 /// The group with this name.
-pub(crate) fn group_named(name: &str) -> std::io::Result<Option<u32>> {
+pub(crate) fn group_id_of(name: &str) -> std::io::Result<Option<u32>> {
     Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }

@@ -55,12 +55,12 @@ impl AsFd for ThreadCount {
 }
 
 /// How many threads this process has.
-pub(crate) fn threads() -> io::Result<u64> {
+pub(crate) fn thread_count() -> io::Result<u64> {
     ThreadCount::of_this_process()?.get()
 }
 
 /// How many cores this process may use.
-pub(crate) fn cores() -> usize {
+pub(crate) fn available_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
@@ -86,7 +86,7 @@ pub(crate) unsafe fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
 }
 
 /// A child of this process that has died and has not been reaped, if there is any.
-pub(crate) fn ended_child() -> Option<rustix::process::Pid> {
+pub(crate) fn exited_child() -> Option<rustix::process::Pid> {
     let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     let mut status = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: it writes the status, and takes nothing away.
@@ -112,7 +112,7 @@ pub(crate) fn exit_now(status: i32) -> ! {
 
 /// Starts a program, this one or a new version of it, with the arguments that this one got, some more variables,
 /// some less, and these descriptors left open; gives its process id.
-pub(crate) fn execute_again(
+pub(crate) fn spawn_with_own_arguments(
     program: &Path,
     with: &[(&str, String)],
     without: &[&str],
@@ -146,7 +146,7 @@ pub(crate) fn execute_again(
             }
             // The server reads its signals from a descriptor, and so holds them back.
             SigSet::empty().thread_set_mask()?;
-            super::open_files::put_back();
+            super::open_file_limit::restore();
             // What the standard library calls has a shell read whatever the kernel takes for no program.
             let list = |texts: &[CString]| {
                 texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
@@ -166,7 +166,7 @@ fn terminated(text: &OsStr) -> io::Result<CString> {
 /// other threads about it stays where it is.
 pub(crate) fn take_variable(name: &str) -> Option<String> {
     let value = std::env::var(name).ok()?;
-    if threads().is_ok_and(|threads| threads == 1) {
+    if thread_count().is_ok_and(|threads| threads == 1) {
         // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
         unsafe { std::env::remove_var(name) };
     }
@@ -175,7 +175,7 @@ pub(crate) fn take_variable(name: &str) -> Option<String> {
 
 /// Sets a variable that all processes started from here on have. With other threads about it is left alone.
 pub(crate) fn set_variable(name: &str, value: &str) {
-    if threads().is_ok_and(|threads| threads == 1) {
+    if thread_count().is_ok_and(|threads| threads == 1) {
         // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
         unsafe { std::env::set_var(name, value) };
     }
@@ -184,7 +184,7 @@ pub(crate) fn set_variable(name: &str, value: &str) {
 /// Takes variables out of the environment of a process that was forked. With other threads about they stay where
 /// they are.
 pub(crate) fn remove_variables(names: &[&str]) {
-    if names.is_empty() || threads().is_ok_and(|threads| threads != 1) {
+    if names.is_empty() || thread_count().is_ok_and(|threads| threads != 1) {
         return;
     }
     for name in names {

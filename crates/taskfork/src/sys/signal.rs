@@ -41,7 +41,7 @@ fn action_of_worker(number: Signal) -> libc::sighandler_t {
 }
 
 /// Those of them that have other actions now than a worker is to have.
-pub(crate) fn changed_signals() -> Vec<Signal> {
+pub(crate) fn signals_to_reset() -> Vec<Signal> {
     let is_changed = |number: &Signal| {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY: without a new action it only writes the present one.
@@ -85,7 +85,7 @@ pub(crate) fn reset_for_worker(changed: &[Signal]) -> io::Result<()> {
 
 /// Runs a signal handler's work, and puts back the `errno` of what the signal has interrupted: it may be between a
 /// system call that failed and the look at why.
-pub(super) fn keeping_errno(handle: impl FnOnce()) {
+pub(super) fn preserving_errno(handle: impl FnOnce()) {
     // SAFETY: it gives the address of this thread's own variable, which lives as long as the thread.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above; nobody else writes to it.
@@ -124,12 +124,12 @@ pub(crate) struct Disposition(Signal, SigAction);
 
 impl Disposition {
     /// Has the deaths of children signalled: a process that ignores them is told of none.
-    pub(crate) fn of_deaths() -> io::Result<Self> {
+    pub(crate) fn default_sigchld() -> io::Result<Self> {
         Self::set(Signal::SIGCHLD, SigHandler::SigDfl)
     }
 
     /// Has a write to the terminal go on where the terminal would stop a program in the background.
-    pub(crate) fn of_output() -> io::Result<Self> {
+    pub(crate) fn ignore_sigttou() -> io::Result<Self> {
         Self::set(Signal::SIGTTOU, SigHandler::SigIgn)
     }
 
@@ -167,7 +167,7 @@ pub(crate) fn set_default_signals(command: &mut Command) {
 }
 
 /// Blocks `signals`, so that a signalfd can take them; gives the mask that stood before.
-pub(crate) fn hold_back(signals: &SigSet) -> io::Result<SigSet> {
+pub(crate) fn block_signals(signals: &SigSet) -> io::Result<SigSet> {
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), Some(&mut before))?;
     Ok(before)
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_handler_leaves_errno_as_it_was() {
         Errno::set_raw(libc::EAGAIN);
-        keeping_errno(|| {
+        preserving_errno(|| {
             // SAFETY: the kernel refuses the number.
             unsafe { libc::close(-1) };
             assert_eq!(Errno::last(), Errno::EBADF);

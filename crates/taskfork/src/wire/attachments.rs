@@ -280,7 +280,7 @@ mod tests {
     fn a_few_bytes_cannot_become_any_number() {
         let lent = || SharedBytes {
             bytes: Bytes::from(vec![7; 100_000]),
-            home: super::super::shm::Origin { link: 1, id: 1, own: false },
+            origin: super::super::shm::Origin { pool: 1, id: 1, is_local: false },
         };
         // The same one, three times.
         let values = b"\x93\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0";

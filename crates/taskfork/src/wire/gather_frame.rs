@@ -179,17 +179,17 @@ impl GatherFrame {
         }
         let (mut references, mut new) = (Vec::new(), Vec::new());
         for part in &self.segments {
-            let home = match part.backing {
+            let origin = match part.backing {
                 Backing::Memfd(index) => {
                     references.push(Some((BLOB_FILE, index)));
                     continue;
                 }
-                Backing::Shared(home) => Some(home),
+                Backing::Shared(origin) => Some(origin),
                 Backing::Private => None,
             };
             let may_add = self.files.len() + new.len() < files;
             let may_place = may_place && self.references.len() < MAX_BUFFER_REFS;
-            let placed = may_place.then(|| place(&part.bytes, home, may_add)).flatten();
+            let placed = may_place.then(|| place(&part.bytes, origin, may_add)).flatten();
             references.push(placed.map(|mut placed| {
                 // The other side is told once of what is new, though it stand here twice.
                 let is_same = |before: &PlacedBytes| {
@@ -412,7 +412,7 @@ impl Write for Gather<'_> {
                         collector.files.push(OutgoingFile { file, needed: false });
                         Backing::Memfd(collector.files.len() - 1)
                     }
-                    Backing::Shared(home) => Backing::Shared(home),
+                    Backing::Shared(origin) => Backing::Shared(origin),
                     Backing::Private => Backing::Private,
                 };
                 collector.segments.push(Segment { offset: self.0.len(), bytes, backing });

@@ -25,7 +25,7 @@ pub(crate) mod values;
 
 use std::io;
 
-use crate::sys::{MOST_UNCLAIMED, TOO_MANY_FILES};
+use crate::sys::{MAX_UNCLAIMED_FILES, TOO_MANY_FILES};
 
 /// Which of the two protocols is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,6 +71,6 @@ impl WireError {
     /// What the failure of a read says of the peer, if it is the peer's.
     pub(crate) fn of_read(error: &io::Error) -> Option<Self> {
         let is_files = error.raw_os_error() == Some(TOO_MANY_FILES.raw_os_error());
-        is_files.then_some(Self::TooManyFiles { limit: MOST_UNCLAIMED })
+        is_files.then_some(Self::TooManyFiles { limit: MAX_UNCLAIMED_FILES })
     }
 }

@@ -43,17 +43,17 @@ pub(crate) type PoolId = u64;
 /// Where bytes are that need not be sent on the connection of that name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {
-    pub(crate) link: PoolId,
+    pub(crate) pool: PoolId,
     pub(crate) id: BufferId,
     /// It is this side's memory.
-    pub(crate) own: bool,
+    pub(crate) is_local: bool,
 }
 
 /// Bytes that came without being sent.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedBytes {
     pub(crate) bytes: Bytes,
-    pub(crate) home: Origin,
+    pub(crate) origin: Origin,
 }
 
 /// All of it may be nothing.

@@ -11,9 +11,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
-use super::notes;
+use super::init::WorkerConfig;
 use super::scoreboard::WorkerSlot;
-use super::seat::Limits;
+use super::telemetry;
 use crate::busy_poll::{SpinLoop, SpinPolicy};
 use crate::display::seconds;
 use crate::ring::Rings;
@@ -26,31 +26,31 @@ use crate::wire::hello::MAX_HELLO;
 use crate::wire::{Protocol, first_message, perl};
 
 /// A buffer above this size is given back once nothing has come for a while.
-const KEPT: usize = 1 << 20;
-const KEPT_FOR: Duration = Duration::from_secs(1);
+const MAX_KEPT_BUFFER: usize = 1 << 20;
+const BUFFER_IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// For how long a worker looks for its next call at most, unless it is told otherwise.
-const LONGEST_LOOK: Duration = Duration::from_micros(50);
+const MAX_SPIN: Duration = Duration::from_micros(50);
 
 /// A connection to a client.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(super) socket: BorrowedFd<'static>,
     pub(super) inbox: Vec<u8>,
-    /// How much of `inbox` has been used.
-    pub(super) used: usize,
+    /// How much of `inbox` has been consumed.
+    pub(super) consumed: usize,
     pub(super) max_frame: usize,
     /// How long a peer may stop in the middle of a frame.
     stall_timeout: TimeLimit,
     /// Files that have come, and belong to messages to come; nothing if none can.
     files: Option<Vec<OwnedFd>>,
     /// Until when the client's first message has to be complete, if it is not yet.
-    greets_until: Option<Instant>,
+    handshake_deadline: Option<Instant>,
     /// How long it waits for the beginning of a frame.
-    rests_after: Option<Duration>,
+    idle_timeout: Option<Duration>,
     pub(super) rings: Option<Box<Rings>>,
     /// Long messages have been sent.
-    is_wide: bool,
+    has_large_send_buffer: bool,
     spin_policy: SpinPolicy,
     /// How many cores there are.
     pub(super) cores: usize,
@@ -66,7 +66,7 @@ pub(crate) struct Frame {
 
 /// Why a connection is over.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
+pub(crate) enum ConnectionError {
     #[error("the client is gone")]
     Closed,
     #[error("the client closed the connection in the middle of a frame")]
@@ -74,14 +74,14 @@ pub(crate) enum Broken {
     #[error("the client stopped for {} in the middle of a frame", seconds(*.0))]
     Stalled(Duration),
     #[error("the client's first message was not complete in time (handshake_timeout)")]
-    Ungreeted,
+    HandshakeTimeout,
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
 }
 
-impl Broken {
+impl ConnectionError {
     fn of_read(errno: Errno) -> Self {
         let error = io::Error::from(errno);
         match WireError::of_read(&error) {
@@ -96,24 +96,24 @@ impl Connection {
     pub(crate) fn new(
         socket: BorrowedFd<'static>,
         inbox: Vec<u8>,
-        limits: &Limits,
+        limits: &WorkerConfig,
         slot: WorkerSlot,
     ) -> Self {
-        let Limits { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
-        let spin_policy = SpinPolicy::new(busy_poll, LONGEST_LOOK);
-        let files = sys::takes_files(&socket).then(Vec::new);
-        let (used, rests_after, greets_until) = (0, None, None);
+        let WorkerConfig { max_frame, stall_timeout, busy_poll, cores, .. } = *limits;
+        let spin_policy = SpinPolicy::new(busy_poll, MAX_SPIN);
+        let files = sys::supports_descriptors(&socket).then(Vec::new);
+        let (consumed, idle_timeout, handshake_deadline) = (0, None, None);
         Self {
             socket,
             inbox,
-            used,
+            consumed,
             max_frame,
             stall_timeout,
             files,
-            greets_until,
-            rests_after,
+            handshake_deadline,
+            idle_timeout,
             rings: None,
-            is_wide: false,
+            has_large_send_buffer: false,
             spin_policy,
             cores,
             slot,
@@ -121,7 +121,7 @@ impl Connection {
     }
 
     /// Waits for the client to name the protocol.
-    pub(crate) fn read_preamble(&mut self) -> Result<Protocol, Broken> {
+    pub(crate) fn read_preamble(&mut self) -> Result<Protocol, ConnectionError> {
         loop {
             if perl::first_byte(&self.inbox) == Some(perl::FIRST) {
                 return Ok(Protocol::Perl);
@@ -136,7 +136,7 @@ impl Connection {
                 return Err(WireError::Preamble { began: " ".to_owned() }.into());
             }
             if !is_blank && there == PREAMBLE.len() {
-                self.used = there;
+                self.consumed = there;
                 return Ok(Protocol::Native);
             }
             self.read()?;
@@ -144,16 +144,16 @@ impl Connection {
     }
 
     /// Waits for a whole frame; its body is [`body`](Self::body) of what this gives.
-    pub(crate) fn read_frame(&mut self) -> Result<Frame, Broken> {
+    pub(crate) fn read_frame(&mut self) -> Result<Frame, ConnectionError> {
         loop {
-            if let Some(frame) = self.read_frame_soon()? {
+            if let Some(frame) = self.read_frame_or_idle()? {
                 return Ok(frame);
             }
         }
     }
 
     /// Waits for the client's hello, which is a short frame.
-    pub(crate) fn read_hello(&mut self) -> Result<Frame, Broken> {
+    pub(crate) fn read_hello(&mut self) -> Result<Frame, ConnectionError> {
         let max_frame = std::mem::replace(&mut self.max_frame, MAX_HELLO);
         let read = self.read_frame();
         self.max_frame = max_frame;
@@ -162,20 +162,20 @@ impl Connection {
 
     /// Waits for a frame as [`read_frame`](Self::read_frame) does; nothing if none has begun in the time that
     /// [`rest_after`](Self::rest_after) has set.
-    pub(crate) fn read_frame_soon(&mut self) -> Result<Option<Frame>, Broken> {
-        self.forget_what_is_used();
+    pub(crate) fn read_frame_or_idle(&mut self) -> Result<Option<Frame>, ConnectionError> {
+        self.discard_consumed();
         loop {
             if let Some(frame) = self.take_from_ring()? {
                 return Ok(Some(frame));
             }
-            if let Some(body) = frame::find(&self.inbox[self.used..], self.max_frame)? {
-                let place = self.used + body.start..self.used + body.end;
-                self.used = place.end;
+            if let Some(body) = frame::find(&self.inbox[self.consumed..], self.max_frame)? {
+                let place = self.consumed + body.start..self.consumed + body.end;
+                self.consumed = place.end;
                 if !place.is_empty() || self.rings.is_none() {
                     return Ok(Some(Frame { place, is_in_ring: false }));
                 }
                 // It was sent to wake this side only.
-                self.forget_what_is_used();
+                self.discard_consumed();
                 continue;
             }
             if !self.read()? {
@@ -184,19 +184,19 @@ impl Connection {
         }
     }
 
-    fn forget_what_is_used(&mut self) {
-        if self.used == self.inbox.len() {
+    fn discard_consumed(&mut self) {
+        if self.consumed == self.inbox.len() {
             self.inbox.clear();
-            self.used = 0;
+            self.consumed = 0;
         }
     }
 
     /// Sets how long to wait for the beginning of a frame; for ever unless set.
-    pub(crate) fn rest_after(&mut self, time: Option<Duration>) {
-        if self.rests_after != time {
+    pub(crate) fn set_idle_timeout(&mut self, time: Option<Duration>) {
+        if self.idle_timeout != time {
             // It is only a pity if it cannot be set.
             let _ = sockopt::set_socket_timeout(self.socket, sockopt::Timeout::Recv, time);
-            self.rests_after = time;
+            self.idle_timeout = time;
         }
     }
 
@@ -204,24 +204,24 @@ impl Connection {
     pub(crate) fn read_json(
         &mut self,
         scanner: &mut perl::Scanner,
-    ) -> Result<Range<usize>, Broken> {
-        self.forget_what_is_used();
+    ) -> Result<Range<usize>, ConnectionError> {
+        self.discard_consumed();
         loop {
-            if let Some(found) = scanner.find(&self.inbox[self.used..], self.max_frame)? {
-                let place = self.used + found.start..self.used + found.end;
-                self.used = place.end;
+            if let Some(found) = scanner.find(&self.inbox[self.consumed..], self.max_frame)? {
+                let place = self.consumed + found.start..self.consumed + found.end;
+                self.consumed = place.end;
                 return Ok(place);
             }
             // Between messages a client may be silent for ever.
-            self.used += scanner.pass_blanks();
+            self.consumed += scanner.pass_blanks();
             self.read()?;
         }
     }
 
     /// Reads what is there without waiting for more, up to `most` bytes behind the last frame.
-    pub(crate) fn read_what_is_there(&mut self, most: usize) {
-        while self.inbox.len() < self.used + most {
-            self.inbox.reserve(frame::room_for_next_read(&self.inbox[self.used..]));
+    pub(crate) fn read_available(&mut self, most: usize) {
+        while self.inbox.len() < self.consumed + most {
+            self.inbox.reserve(frame::room_for_next_read(&self.inbox[self.consumed..]));
             match self.receive(false) {
                 Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
@@ -232,8 +232,8 @@ impl Connection {
     }
 
     /// The bodies of the frames that are there behind the last.
-    pub(crate) fn next_bodies(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = &self.inbox[self.used..];
+    pub(crate) fn buffered_bodies(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.inbox[self.consumed..];
         std::iter::from_fn(move || {
             let body = frame::find(rest, self.max_frame).ok()??;
             let (frame, behind) = rest.split_at(body.end);
@@ -259,8 +259,8 @@ impl Connection {
     }
 
     /// How many files can come with a message.
-    pub(crate) fn most_files(&self) -> usize {
-        self.files.as_ref().map_or(0, |_| sys::MOST_FILES)
+    pub(crate) fn max_files(&self) -> usize {
+        self.files.as_ref().map_or(0, |_| sys::MAX_FILES)
     }
 
     /// The files that have come.
@@ -273,7 +273,7 @@ impl Connection {
         self.files.as_ref().and_then(|_| sys::common_user(&self.socket))
     }
 
-    /// Takes the next files that have come.
+    /// ReceiverLimits the next files that have come.
     pub(crate) fn take_files(&mut self, count: usize) -> Result<Vec<OwnedFd>, WireError> {
         match &mut self.files {
             _ if count == 0 => Ok(Vec::new()),
@@ -294,40 +294,43 @@ impl Connection {
         Ok(received)
     }
 
-    /// Takes the body of the last frame that was read out of the buffer, if it is a long one.
-    pub(crate) fn take_long(&mut self, frame: &Frame) -> Option<Bytes> {
+    /// ReceiverLimits the body of the last frame that was read out of the buffer, if it is a long one.
+    pub(crate) fn take_long_body(&mut self, frame: &Frame) -> Option<Bytes> {
         let place = &frame.place;
         if frame.is_in_ring || place.len() < gather_frame::MIN_SEGMENT {
             return None;
         }
         let behind = self.inbox[place.end..].to_vec();
         let inbox = std::mem::replace(&mut self.inbox, behind);
-        self.used = 0;
+        self.consumed = 0;
         Some(Bytes::from(inbox).slice(place.clone()))
     }
 
-    /// Takes back the memory of what [`take_long`](Self::take_long) gave, for the next one, unless
+    /// ReceiverLimits back the memory of what [`take_long`](Self::take_long) gave, for the next one, unless
     /// somebody has kept a part of it.
-    pub(crate) fn reuse(&mut self, body: Bytes) {
+    pub(crate) fn reuse_buffer(&mut self, body: Bytes) {
         let Ok(mut memory) = body.try_into_mut() else { return };
-        if self.used == self.inbox.len() {
+        if self.consumed == self.inbox.len() {
             memory.clear();
-            (self.inbox, self.used) = (memory.into(), 0);
+            (self.inbox, self.consumed) = (memory.into(), 0);
         }
     }
 
     /// Sends all of it.
-    pub(crate) fn write(&mut self, message: &GatherFrame) -> Result<(), Broken> {
+    pub(crate) fn write(&mut self, message: &GatherFrame) -> Result<(), ConnectionError> {
         // A child shares the connection with its worker, and its rings.
-        sys::leave_if_forked();
+        sys::exit_if_forked();
         if let Some(rings) = &mut self.rings {
-            rings.record_sent(notes::take_sent());
+            rings.record_sent(telemetry::take_sent_bytes());
         }
-        if self.put_in_ring(message) {
+        if self.try_send_in_ring(message) {
             return Ok(());
         }
         let is_unix = self.files.is_some();
-        if is_unix && message.is_large() && !std::mem::replace(&mut self.is_wide, true) {
+        if is_unix
+            && message.is_large()
+            && !std::mem::replace(&mut self.has_large_send_buffer, true)
+        {
             // It is only slower if it cannot be.
             let _ = sockopt::set_socket_send_buffer_size(self.socket, LARGE_BUFFER);
         }
@@ -348,7 +351,7 @@ impl Connection {
                     sent += bytes;
                     self.rings.iter_mut().for_each(|rings| rings.record_sent(bytes));
                 }
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Broken::Closed),
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(ConnectionError::Closed),
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }
         }
@@ -357,19 +360,22 @@ impl Connection {
 
     /// Waits for more bytes: as long as it takes for the first of a frame, or as has been set, not longer than
     /// the stall timeout in the middle of one. Tells whether any came.
-    fn read(&mut self) -> Result<bool, Broken> {
-        let begun = self.inbox.len() > self.used;
+    fn read(&mut self) -> Result<bool, ConnectionError> {
+        let begun = self.inbox.len() > self.consumed;
         if begun {
-            self.inbox.drain(..self.used);
-            self.used = 0;
+            self.inbox.drain(..self.consumed);
+            self.consumed = 0;
             self.wait()?;
         }
         self.inbox.reserve(frame::room_for_next_read(&self.inbox));
-        if !begun && (self.look() || !self.may_sleep()) {
+        if !begun && (self.spin() || !self.try_sleep()) {
             return Ok(true);
         }
         let since = (!begun && self.spin_policy.is_adaptive()).then(Instant::now);
-        if !begun && self.inbox.capacity() > KEPT && !self.is_readable_within(KEPT_FOR.into())? {
+        if !begun
+            && self.inbox.capacity() > MAX_KEPT_BUFFER
+            && !self.is_readable_within(BUFFER_IDLE_TIME.into())?
+        {
             self.inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
         }
         let read = loop {
@@ -383,23 +389,23 @@ impl Connection {
             self.spin_policy.record_sleep(since.elapsed());
         }
         match read {
-            Ok(0) | Err(Errno::CONNRESET) if begun => Err(Broken::Truncated),
-            Ok(0) | Err(Errno::CONNRESET) => Err(Broken::Closed),
+            Ok(0) | Err(Errno::CONNRESET) if begun => Err(ConnectionError::Truncated),
+            Ok(0) | Err(Errno::CONNRESET) => Err(ConnectionError::Closed),
             Ok(_) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),
-            Err(errno) => Err(Broken::of_read(errno)),
+            Err(errno) => Err(ConnectionError::of_read(errno)),
         }
     }
 
     /// Looks for the next frame for a moment, where that pays; tells whether some of it came.
-    fn look(&mut self) -> bool {
+    fn spin(&mut self) -> bool {
         let Some(budget) = self.spin_policy.budget() else { return false };
         // One of the cores is for the client. Which workers are busy is not known here, only how many there are.
         let gives_way = self.slot.workers() >= self.cores || self.spin_policy.shares_core();
         let mut spin_loop = SpinLoop::new(&self.spin_policy, budget, gives_way);
         loop {
             let found = match &self.rings {
-                Some(rings) if rings.has_next(self.inbox.len() - self.used) => Ok(1),
+                Some(rings) if rings.has_next(self.inbox.len() - self.consumed) => Ok(1),
                 Some(_) if !spin_loop.checks_socket() => Err(Errno::AGAIN),
                 _ => self.receive(false),
             };
@@ -419,31 +425,31 @@ impl Connection {
     }
 
     /// Whether it looks for the next frame before it sleeps.
-    pub(super) fn is_to_look(&self) -> bool {
+    pub(super) fn is_spinning(&self) -> bool {
         self.spin_policy.budget().is_some()
     }
 
-    fn wait(&self) -> Result<(), Broken> {
-        if let Some(until) = self.greets_until {
+    fn wait(&self) -> Result<(), ConnectionError> {
+        if let Some(until) = self.handshake_deadline {
             // Bytes that come one by one do not prolong it.
             let left = until.saturating_duration_since(Instant::now());
             return match !left.is_zero() && self.is_readable_within(left.into())? {
                 true => Ok(()),
-                false => Err(Broken::Ungreeted),
+                false => Err(ConnectionError::HandshakeTimeout),
             };
         }
         match self.is_readable_within(self.stall_timeout)? {
             true => Ok(()),
-            false => Err(Broken::Stalled(self.stall_timeout.get().unwrap_or_default())),
+            false => Err(ConnectionError::Stalled(self.stall_timeout.get().unwrap_or_default())),
         }
     }
 
     /// Until when the client's first message has to be complete, if that is not so yet.
-    pub(crate) fn greets_until(&mut self, until: Option<Instant>) {
-        self.greets_until = until;
+    pub(crate) fn set_handshake_deadline(&mut self, until: Option<Instant>) {
+        self.handshake_deadline = until;
     }
 
-    fn is_readable_within(&self, time: TimeLimit) -> Result<bool, Broken> {
+    fn is_readable_within(&self, time: TimeLimit) -> Result<bool, ConnectionError> {
         let deadline = time.after(Instant::now());
         loop {
             let left = deadline.map(|at| timespec(at.saturating_duration_since(Instant::now())));

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::fault::Fault;
 use super::interface::{BoxError, Interface, Reply, Request};
 use super::logger::logger;
-use super::notes;
+use super::telemetry;
 use crate::blob;
 use crate::context::context;
 use crate::error::Failure;
@@ -117,9 +117,9 @@ impl Executable {
             format!("cannot start the program {}: {error}", self.program.display())
         })?;
         drop(theirs);
-        sys::waits(true);
-        sys::hide_stack();
-        sys::follow(child.id(), &ours)?;
+        sys::defer_mirroring(true);
+        sys::disable_stack_capture();
+        sys::mirror_exit_of(child.id(), &ours)?;
         let mut running = Running {
             child,
             socket: ours,
@@ -136,7 +136,7 @@ impl Executable {
         if self.protocol == Protocol::Native {
             running.greet(&self.name)?;
         }
-        sys::waits(false);
+        sys::defer_mirroring(false);
         Ok(running)
     }
 }
@@ -168,7 +168,7 @@ impl Running {
             name,
             max_frame: Some(self.max_frame),
             max_blob: Some(self.max_blob),
-            files: sys::MOST_FILES,
+            files: sys::MAX_FILES,
             ..ClientHello::default()
         };
         let mut out = PREAMBLE.to_vec();
@@ -212,7 +212,7 @@ impl Running {
     fn call(&mut self, request: Request<'_>) -> Reply {
         let (method, args) = (request.method(), request.args());
         // Until the answer has been sent: a program may end right after it.
-        sys::waits(true);
+        sys::defer_mirroring(true);
         if self.scanner.is_some() {
             self.check_silence();
             let whole = match inline(args, self.max_frame) {
@@ -226,7 +226,7 @@ impl Running {
         } else {
             let trace = trace_context::current();
             let meta = CallMeta {
-                log: notes::wanted_log().map(log_defer::Level::rounded_up),
+                log: telemetry::requested_log_level().map(log_defer::Level::rounded_up),
                 timeout: TimeLimit::from(context().remaining()).microseconds(),
                 traceparent: trace.as_ref().map(TraceContext::traceparent),
                 tracestate: trace.as_ref().and_then(TraceContext::tracestate),
@@ -268,7 +268,7 @@ impl Running {
                     let files = self.files.drain(..count).collect();
                     let max_blob = self.max_blob;
                     let attachments = Attachments { files, max_blob, ..Attachments::default() };
-                    return blob::within(None, attachments, || request.passed_on(value));
+                    return blob::within(None, attachments, || request.forward(value));
                 }
                 Ok(FromWorker::Files(count)) => self.announced = count,
                 Ok(FromWorker::Error { call, body }) => {
@@ -385,7 +385,7 @@ impl Running {
     fn end_with_program(&mut self) -> ! {
         let until = Instant::now() + LEAVE;
         while Instant::now() < until {
-            sys::follow_if_dead();
+            sys::exit_if_child_exited();
             std::thread::sleep(Duration::from_millis(1));
         }
         self.give_up(&"it has closed its connection, and goes on as another program may that it has executed")
@@ -395,7 +395,7 @@ impl Running {
     fn give_up(&mut self, why: &dyn std::fmt::Display) -> ! {
         tracing::error!(pid = self.child.id(), "the program does not keep to the protocol: {why}");
         eprintln!("the program does not keep to the protocol: {why}");
-        sys::follow_no_more();
+        sys::stop_mirroring();
         let _ = self.child.kill();
         sys::exit_now(PROTOCOL_STATUS)
     }
@@ -407,8 +407,8 @@ const PROTOCOL_STATUS: i32 = 76;
 impl Drop for Running {
     /// Has the program end by itself, if it does so soon.
     fn drop(&mut self) {
-        sys::follow_no_more();
-        sys::waits(false);
+        sys::stop_mirroring();
+        sys::defer_mirroring(false);
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         let until = Instant::now() + LEAVE;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
@@ -470,16 +470,16 @@ impl Interface<Running> for Forward {
         running.call(request)
     }
 
-    fn answered(&self) {
-        sys::waits(false);
+    fn on_answer_sent(&self) {
+        sys::defer_mirroring(false);
     }
 
-    fn gives_json(&self) -> bool {
+    fn returns_json(&self) -> bool {
         self.protocol == Protocol::Perl
     }
 
     /// Arguments go on to another process.
-    fn takes_lent(&self) -> bool {
+    fn accepts_shared_memory(&self) -> bool {
         false
     }
 }

@@ -160,10 +160,10 @@ impl Fault {
 }
 
 /// Runs user code, which may panic, and may fork: a child that comes back from it ends here.
-pub(crate) fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, Panic> {
+pub(crate) fn catch_user_panic<T>(run: impl FnOnce() -> T) -> Result<T, Panic> {
     // The state that a panic left half changed is seen by the calls that follow on this checkout;
     // after it the worker is replaced, as after any error.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(run));
-    sys::leave_if_forked();
-    outcome.map_err(super::panic::describe)
+    sys::exit_if_forked();
+    outcome.map_err(super::panic::take_panic)
 }

@@ -46,7 +46,7 @@ where
         request.untyped(result)
     }
 
-    fn takes_for_method(&self, _first: &str) -> bool {
+    fn is_method_name(&self, _first: &str) -> bool {
         false
     }
 }

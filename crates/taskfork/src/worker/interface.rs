@@ -28,24 +28,24 @@ pub trait Interface<S>: 'static {
 
     /// The answer of a call has been sent.
     #[doc(hidden)]
-    fn answered(&self) {}
+    fn on_answer_sent(&self) {}
 
     /// Whether arguments may lie in memory that the client lends.
     #[doc(hidden)]
-    fn takes_lent(&self) -> bool {
+    fn accepts_shared_memory(&self) -> bool {
         true
     }
 
     /// Whether results were sent first as JSON, in which strings stand for binary data.
     #[doc(hidden)]
-    fn gives_json(&self) -> bool {
+    fn returns_json(&self) -> bool {
         false
     }
 
     /// Whether a call whose first argument is this text is a call of the method of that name, where
     /// the protocol does not tell the two apart.
     #[doc(hidden)]
-    fn takes_for_method(&self, _first: &str) -> bool {
+    fn is_method_name(&self, _first: &str) -> bool {
         true
     }
 }
@@ -103,7 +103,7 @@ impl<'a> Request<'a> {
     }
 
     /// Answers with a value that is encoded already, in the message that is being read.
-    pub(crate) fn passed_on(self, value: &[u8]) -> Reply {
+    pub(crate) fn forward(self, value: &[u8]) -> Reply {
         Reply(blob::pass_on(value, self.out).map_err(|reason| Fault::result(&Failure::new(reason))))
     }
 

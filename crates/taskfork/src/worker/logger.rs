@@ -2,7 +2,7 @@
 
 use log_defer::{Entry, Level, Log, Message};
 
-use super::notes::{self, Stage};
+use super::telemetry::{self, RecorderState};
 use crate::wire::WireError;
 use crate::wire::frame::{self, ATOMIC_WRITE};
 use crate::wire::native;
@@ -36,26 +36,26 @@ const MAX_BYTES: usize = 1 << 20;
 /// # let _: Methods<()> = methods;
 /// ```
 pub fn logger() -> Log {
-    let mut recorder = notes::lock();
+    let mut recorder = telemetry::lock();
     if let Some(log) = &recorder.log {
         return log.clone();
     }
-    let verbosity = match recorder.stage {
-        Stage::Elsewhere => None,
+    let verbosity = match recorder.state {
+        RecorderState::Inactive => None,
         // The call that gets them filters them.
-        Stage::Between => Some(Level::ALL),
-        Stage::Call(wanted) => wanted.log,
+        RecorderState::BetweenCalls => Some(Level::ALL),
+        RecorderState::InCall(wanted) => wanted.log,
     };
     let Some(verbosity) = verbosity else {
         let log = Log::builder().verbosity(Level::new(0)).start(drop);
         log.close();
         // Made once for this call.
-        recorder.log = matches!(recorder.stage, Stage::Call(_)).then(|| log.clone());
+        recorder.log = matches!(recorder.state, RecorderState::InCall(_)).then(|| log.clone());
         return log;
     };
     let log = Log::builder().verbosity(verbosity).max_bytes(MAX_BYTES).start(drop);
     recorder.log = Some(log.clone());
-    recorder.send_soon();
+    recorder.schedule_send();
     log
 }
 

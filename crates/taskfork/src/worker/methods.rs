@@ -105,7 +105,7 @@ impl<S: 'static> Interface<S> for Methods<S> {
         }
     }
 
-    fn takes_for_method(&self, first: &str) -> bool {
+    fn is_method_name(&self, first: &str) -> bool {
         self.unnamed.is_none() || self.entries.contains_key(first)
     }
 }

@@ -1,29 +1,31 @@
-//! What runs inside a worker process: read a call, run it, answer, blocking, until the client goes.
-//! It knows `wire` and `error`; it never sees the server that forked it but for its own slot of the
-//! scoreboard.
+//! What runs in a worker process: it reads a call, runs it, answers, and blocks until the next one.
+//!
+//! [`Methods`] and [`Function`] are untyped interfaces; [`interface`](macro@crate::interface) makes a
+//! typed one of a trait. [`Executable`] is a program in any language that serves as a worker. Code of
+//! a worker logs with [`logger`], and learns about its call from [`context`].
 
-mod ahead;
 mod connection;
-mod early;
 pub(crate) mod executable;
 mod fault;
 pub(crate) mod function;
+mod init;
 pub(crate) mod interface;
-mod lending;
 pub(crate) mod logger;
 pub(crate) mod methods;
-mod notes;
 mod panic;
 mod perl;
 mod phase;
-pub(crate) mod programs;
+mod pipeline;
+mod presetup;
 #[cfg(feature = "spans")]
 mod records;
 mod rings;
 pub(crate) mod scoreboard;
-mod seat;
 mod serve;
-#[cfg_attr(not(feature = "spans"), path = "tracer_off.rs")]
+mod shared_memory;
+mod subprocess;
+mod telemetry;
+#[cfg_attr(not(feature = "spans"), path = "tracer_disabled.rs")]
 pub(crate) mod tracer;
 
 pub use executable::Executable;
@@ -31,13 +33,13 @@ pub use function::Function;
 pub use interface::{BoxError, Interface};
 pub use logger::logger;
 pub use methods::{Method, Methods, Stateless};
-pub use programs::default_signals;
 pub use rmpv::Value;
+pub use subprocess::default_signals;
 #[cfg(feature = "spans")]
 pub use tracer::tracing_layer;
 
 pub use crate::context::{Context, Peer, context};
 pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
-pub(crate) use seat::{Buffers, Connected, Limits, Seat, Socket};
+pub(crate) use init::{AcceptedClient, ClientSource, IoBuffers, WorkerConfig, WorkerInit};
 pub(crate) use serve::{Handlers, prepare, serve};

@@ -20,7 +20,7 @@ struct Raised {
 }
 
 /// Has every panic remember its place, and then do what it did before.
-pub(crate) fn remember_places() {
+pub(crate) fn install_panic_hook() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         LAST.set(Some(Raised { place: place(info), stack: stack() }));
@@ -29,7 +29,7 @@ pub(crate) fn remember_places() {
 }
 
 /// What a caught panic said, and where.
-pub(crate) fn describe(payload: Box<dyn Any + Send>) -> Panic {
+pub(crate) fn take_panic(payload: Box<dyn Any + Send>) -> Panic {
     let message = match payload.downcast::<String>() {
         Ok(text) => *text,
         Err(payload) => match payload.downcast_ref::<&'static str>() {
@@ -112,7 +112,7 @@ mod tests {
    6: <core::panic::unwind_safe::AssertUnwindSafe<F> as core::ops::function::FnOnce<()>>::call_once
    7: std::panicking::catch_unwind
    8: std::panic::catch_unwind
-   9: taskfork::worker::fault::guarded
+   9: taskfork::worker::fault::catch_user_panic
   10: main
 ";
         let own = "   3: app::inner\n             at ./src/app.rs:3:3\n   4: app::method\n   \

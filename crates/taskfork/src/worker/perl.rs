@@ -3,10 +3,10 @@
 
 use rmpv::Value;
 
-use super::connection::{Broken, Connection};
-use super::notes::{self, Wanted};
+use super::connection::{Connection, ConnectionError};
 use super::scoreboard::{Phase, now};
-use super::serve::{Leave, Worker};
+use super::serve::{ExitReason, Worker};
+use super::telemetry::{self, RequestedTelemetry};
 use crate::error::{CallError, Failure};
 use crate::wire::WireError;
 use crate::wire::arguments::Arguments;
@@ -25,7 +25,7 @@ impl Connection {
     pub(super) fn read_json_message(
         &mut self,
         scanner: &mut Scanner,
-    ) -> Result<FromClient, Broken> {
+    ) -> Result<FromClient, ConnectionError> {
         let place = self.read_json(scanner)?;
         Ok(perl::from_client(self.text(place), self.max_frame())?)
     }
@@ -39,7 +39,7 @@ impl<S: 'static> Worker<'_, S> {
         connection: &mut Connection,
         scanner: &mut Scanner,
         first: &mut Option<FromClient>,
-    ) -> Result<bool, Leave> {
+    ) -> Result<bool, ExitReason> {
         let message = match first.take() {
             Some(first) => first,
             None => connection.read_json_message(scanner)?,
@@ -56,34 +56,38 @@ impl<S: 'static> Worker<'_, S> {
         };
         let phase = match answer.len() {
             ..=ATOMIC_WRITE => Phase::Answering,
-            _ => Phase::AnsweringAtLength,
+            _ => Phase::AnsweringLong,
         };
         self.slot.enter(phase)?;
         connection.write(&GatherFrame { bytes: answer, ..GatherFrame::default() })?;
-        self.interface.answered();
+        self.interface.on_answer_sent();
         self.slot.enter(Phase::Held)?;
         Ok(false)
     }
 
-    fn answer_json(&mut self, args: &[Value]) -> Result<Vec<u8>, Leave> {
+    fn answer_json(&mut self, args: &[Value]) -> Result<Vec<u8>, ExitReason> {
         let first = args.first().and_then(Value::as_str);
-        let method = first.filter(|first| self.interface.takes_for_method(first));
+        let method = first.filter(|first| self.interface.is_method_name(first));
         let args = &args[usize::from(method.is_some())..];
         let mut encoded = Vec::new();
         for value in args {
             // Writing to memory cannot fail.
             let _ = rmpv::encode::write_value(&mut encoded, value);
         }
-        self.slot.announce(method.unwrap_or_default(), None, None);
+        self.slot.set_call(method.unwrap_or_default(), None, None);
         self.slot.enter_at(Phase::Busy, Some(now()))?;
         if self.slot.is_client_gone() {
-            return Err(Leave::Quietly);
+            return Err(ExitReason::Finished);
         }
-        notes::begin(Wanted { log: Some(EVERYTHING), trace: None, places: false });
+        telemetry::begin_call(RequestedTelemetry {
+            log: Some(EVERYTHING),
+            trace: None,
+            places: false,
+        });
         trace_context::set(None);
         context::set(None);
         self.call(method, Arguments::new(args.len(), &encoded).with_format(ValueFormat::Json))?;
-        let log = notes::end().into_log();
+        let log = telemetry::end_call().into_log();
         let native = std::mem::take(&mut self.out).copy_from(HEADER_LEN);
         let mut answer = Vec::new();
         let written = match FromWorker::decode(&native)? {

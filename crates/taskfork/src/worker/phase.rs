@@ -7,7 +7,7 @@ use crate::error::Activity;
 #[repr(u8)]
 pub(crate) enum Phase {
     /// Waiting for its client to introduce itself.
-    Greeting = 1,
+    Handshake = 1,
     /// Running `setup` before the first call.
     Setup = 2,
     /// In nobody's hands.
@@ -19,29 +19,29 @@ pub(crate) enum Phase {
     /// Writing an answer so short that it is sent whole or not at all.
     Answering = 6,
     /// Running `checkout_done`.
-    Done = 7,
+    CheckoutDone = 7,
     /// About to be killed by the server: it must begin nothing.
-    Condemned = 8,
+    KillPending = 8,
     /// Asked by the server to leave: it must begin nothing, and ends by itself.
     Retired = 9,
     /// Writing an answer of which a part may have been sent.
-    AnsweringAtLength = 10,
+    AnsweringLong = 10,
     /// Set up, and without a client to serve.
     Spare = 11,
 }
 
 impl Phase {
     const ALL: [Self; 11] = [
-        Self::Greeting,
+        Self::Handshake,
         Self::Setup,
         Self::Idle,
         Self::Held,
         Self::Busy,
         Self::Answering,
-        Self::Done,
-        Self::Condemned,
+        Self::CheckoutDone,
+        Self::KillPending,
         Self::Retired,
-        Self::AnsweringAtLength,
+        Self::AnsweringLong,
         Self::Spare,
     ];
 
@@ -54,30 +54,32 @@ impl Phase {
     pub(crate) fn activity(self) -> Option<Activity> {
         match self {
             Self::Setup => Some(Activity::Setup),
-            Self::Greeting | Self::Idle | Self::Held | Self::Retired | Self::Spare => {
+            Self::Handshake | Self::Idle | Self::Held | Self::Retired | Self::Spare => {
                 Some(Activity::Idle)
             }
-            Self::Busy | Self::Answering | Self::AnsweringAtLength => Some(Activity::Call),
-            Self::Done => Some(Activity::CheckoutDone),
-            Self::Condemned => None,
+            Self::Busy | Self::Answering | Self::AnsweringLong => Some(Activity::Call),
+            Self::CheckoutDone => Some(Activity::CheckoutDone),
+            Self::KillPending => None,
         }
     }
 
     /// Whether time is counted from its beginning, and not from that of the call before it.
-    pub(super) fn begins_something(self) -> bool {
-        !matches!(self, Self::Answering | Self::AnsweringAtLength | Self::Held)
+    pub(super) fn resets_clock(self) -> bool {
+        !matches!(self, Self::Answering | Self::AnsweringLong | Self::Held)
     }
 
     /// Whether user code or a write can keep the worker in this phase for ever.
     pub(crate) fn can_hang(self) -> bool {
         match self {
-            Self::Setup | Self::Busy | Self::Answering | Self::AnsweringAtLength | Self::Done => {
-                true
-            }
-            Self::Greeting
+            Self::Setup
+            | Self::Busy
+            | Self::Answering
+            | Self::AnsweringLong
+            | Self::CheckoutDone => true,
+            Self::Handshake
             | Self::Idle
             | Self::Held
-            | Self::Condemned
+            | Self::KillPending
             | Self::Retired
             | Self::Spare => false,
         }

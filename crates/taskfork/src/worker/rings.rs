@@ -5,8 +5,8 @@ use std::io;
 
 use rustix::net::{SendFlags, send};
 
-use super::connection::{Broken, Connection, Frame};
-use super::notes;
+use super::connection::{Connection, ConnectionError, Frame};
+use super::telemetry;
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
@@ -14,12 +14,12 @@ use crate::wire::gather_frame::GatherFrame;
 use crate::wire::native;
 
 impl Connection {
-    /// Takes the rings that the client has made, whose memory has just come; without `takes` the memory is closed,
+    /// ReceiverLimits the rings that the client has made, whose memory has just come; without `takes` the memory is closed,
     /// and the client goes on without rings.
-    pub(super) fn accept_rings(&mut self, takes: bool) -> Result<(), Broken> {
+    pub(super) fn accept_rings(&mut self, takes: bool) -> Result<(), ConnectionError> {
         let files = self.take_files(1)?;
         let unusable = |what: String| {
-            Broken::from(WireError::malformed(format!("the memory of the rings: {what}")))
+            ConnectionError::from(WireError::malformed(format!("the memory of the rings: {what}")))
         };
         let (Some(file), None) = (files.first(), &self.rings) else {
             return Err(unusable("there is some already".to_owned()));
@@ -42,8 +42,8 @@ impl Connection {
         })?;
         self.write(&out)?;
         // What was sent before does not count.
-        notes::take_sent();
-        rings.activate(self.inbox.len() - self.used);
+        telemetry::take_sent_bytes();
+        rings.activate(self.inbox.len() - self.consumed);
         rings.set_awake();
         self.rings = Some(Box::new(rings));
         Ok(())
@@ -52,7 +52,7 @@ impl Connection {
     /// The next frame that has come through the ring, if its turn has come.
     pub(super) fn take_from_ring(&mut self) -> Result<Option<Frame>, WireError> {
         let Some(rings) = &mut self.rings else { return Ok(None) };
-        let unread = self.inbox.len() - self.used;
+        let unread = self.inbox.len() - self.consumed;
         while let Some(place) = rings.take(unread, self.max_frame)? {
             if !place.is_empty() {
                 return Ok(Some(Frame { place, is_in_ring: true }));
@@ -62,12 +62,12 @@ impl Connection {
     }
 
     /// Sends a message through the ring, if it may go there; tells whether it did.
-    pub(super) fn put_in_ring(&mut self, message: &GatherFrame) -> bool {
+    pub(super) fn try_send_in_ring(&mut self, message: &GatherFrame) -> bool {
         let Some(rings) = &self.rings else { return false };
         let is_plain = message.segments.is_empty() && message.files.is_empty();
         // It would have to wake the client as soon as it sleeps.
         let stays_awake =
-            || self.used < self.inbox.len() || rings.has_records() || self.is_to_look();
+            || self.consumed < self.inbox.len() || rings.has_records() || self.is_spinning();
         if !is_plain || !rings.is_peer_awake() || self.cores < 2 && !stays_awake() {
             return false;
         }
@@ -81,9 +81,9 @@ impl Connection {
     }
 
     /// Whether it may sleep, as nothing has come. The client sees then what it has not seen.
-    pub(super) fn may_sleep(&mut self) -> bool {
+    pub(super) fn try_sleep(&mut self) -> bool {
         let Some(rings) = &mut self.rings else { return true };
-        if !rings.prepare_sleep(self.inbox.len() - self.used) {
+        if !rings.prepare_sleep(self.inbox.len() - self.consumed) {
             return false;
         }
         if rings.has_unread() {

@@ -3,7 +3,7 @@
 //! judged, so that a late kill cannot hit the next call.
 //!
 //! A worker can write anything into its slot at any time. The server therefore reads a slot in one place
-//! ([`ServerSlot::look`]), takes nothing for true that cannot be, and never acts on a number from there that
+//! ([`ServerSlot::read`]), takes nothing for true that cannot be, and never acts on a number from there that
 //! names something else than this worker.
 
 use std::fmt;
@@ -14,12 +14,12 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use super::phase::Phase;
-use crate::sys::{self, Pages, Published, STACK_WORDS, SharedWords, Witness};
+use crate::sys::{self, AtomicWords, MAX_STACK_FRAMES, Pages, PublishedPage, StackSink};
 use crate::time_limit::nanoseconds;
 
 /// A worker's state at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct View {
+pub(crate) struct SlotView {
     pub(crate) phase: Phase,
     /// How many calls it has begun.
     pub(crate) calls: u64,
@@ -34,7 +34,7 @@ pub(crate) enum Corruption {
     /// No phase has this number.
     Phase(u8),
     /// Only the server sets this phase, and it has not.
-    Order(Phase),
+    UnorderedKill(Phase),
     /// Fewer calls have begun than before.
     Calls { before: u64, now: u64 },
     /// The phase began in the future.
@@ -52,7 +52,7 @@ impl fmt::Display for Corruption {
         out.write_str("its slot in shared memory is corrupt: ")?;
         match self {
             Self::Phase(number) => write!(out, "there is no phase {number}"),
-            Self::Order(phase) => write!(out, "the server did not set the phase {phase:?}"),
+            Self::UnorderedKill(phase) => write!(out, "the server did not set the phase {phase:?}"),
             Self::Calls { before, now } => write!(out, "{now} calls have begun after {before}"),
             Self::Future => out.write_str("it has begun something in the future"),
             Self::Stack(length) => write!(out, "its stack has {length} addresses"),
@@ -72,11 +72,11 @@ pub(crate) fn now() -> Duration {
 #[derive(Debug)]
 pub(crate) struct Scoreboard {
     pages: Pages,
-    published: Published,
+    published: PublishedPage,
     /// Slots that were used and are free again.
     free: Vec<usize>,
     /// Slots of dead workers whose descendants may live for a moment longer.
-    resting: Vec<usize>,
+    quarantined: Vec<usize>,
     /// How many slots have ever been used. The rest is not listed, as every page that a server has
     /// written to makes its forks slower.
     used: usize,
@@ -100,7 +100,7 @@ const METHOD_WORDS: usize = 8;
 /// When the time of the call that runs is over, as above.
 const DEADLINE: usize = 16;
 /// Its client cannot be told of its death.
-const UNTOLD: usize = 17;
+const DEATH_UNREPORTABLE: usize = 17;
 /// A number of its client's own, 0 if none was said.
 const CLIENT: usize = 18;
 /// How many checkouts of its client waited, and when that was, in nanoseconds on the clock of [`now`].
@@ -110,7 +110,7 @@ const WAITING_AT: usize = 20;
 const STACK: usize = 64;
 
 /// In the published words: when the server looks at the slots next, in nanoseconds on the clock of [`now`].
-const WAKES_AT: usize = 0;
+const WAKEUP: usize = 0;
 /// In the published words: how many workers there are.
 const WORKERS: usize = 1;
 
@@ -131,12 +131,12 @@ impl Scoreboard {
     pub(crate) const CAPACITY: usize = 16_384;
 
     pub(crate) fn new() -> io::Result<Self> {
-        let (pages, published) = (Pages::default(), Published::new()?);
-        Ok(Self { pages, published, free: Vec::new(), resting: Vec::new(), used: 0 })
+        let (pages, published) = (Pages::default(), PublishedPage::new()?);
+        Ok(Self { pages, published, free: Vec::new(), quarantined: Vec::new(), used: 0 })
     }
 
     /// A slot for a new worker, which has to be forked next. An error while all slots are taken.
-    pub(crate) fn take(&mut self) -> io::Result<ServerSlot> {
+    pub(crate) fn allocate(&mut self) -> io::Result<ServerSlot> {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.used < Self::CAPACITY => {
@@ -146,56 +146,56 @@ impl Scoreboard {
             }
             None => return Err(io::ErrorKind::StorageFull.into()),
         };
-        if let Err(error) = self.pages.give_to_children(index) {
+        if let Err(error) = self.pages.share_with_children(index) {
             self.free.push(index);
             return Err(error);
         }
         let words = self.pages.page(index);
         let counters = [CLIENT_GONE, RETIRE, HARD_DEADLINE, STACK_READY, CHECKOUTS, SKIPPED];
-        let rest = [METHOD, DEADLINE, UNTOLD, CLIENT, WAITING, WAITING_AT];
+        let rest = [METHOD, DEADLINE, DEATH_UNREPORTABLE, CLIENT, WAITING, WAITING_AT];
         for word in counters.into_iter().chain(rest) {
             words[word].store(0, SeqCst);
         }
         let since = now();
         words[SINCE].store(nanoseconds(since), SeqCst);
-        words[STATE].store(pack(Phase::Greeting, 0), SeqCst);
-        let seen = View { phase: Phase::Greeting, calls: 0, since };
-        Ok(ServerSlot { words, index, seen, ordered: None })
+        words[STATE].store(pack(Phase::Handshake, 0), SeqCst);
+        let last_read = SlotView { phase: Phase::Handshake, calls: 0, since };
+        Ok(ServerSlot { words, index, last_read, requested: None })
     }
 
     /// The worker of this slot has been forked, or could not be: nothing that is forked from here on has the slot.
-    pub(crate) fn keep(&self, slot: &ServerSlot) -> io::Result<()> {
-        self.pages.keep_from_children(slot.index)
+    pub(crate) fn hide_from_children(&self, slot: &ServerSlot) -> io::Result<()> {
+        self.pages.hide_from_children(slot.index)
     }
 
     /// Gives the slot of a worker back that has been reaped, or was never forked. It is used again once
-    /// [`release`](Self::release) says that nothing can write to it any more.
-    pub(crate) fn give_back(&mut self, slot: ServerSlot) {
-        self.resting.push(slot.index);
+    /// [(Self::release_quarantined) says that nothing can write to it any more.
+    pub(crate) fn quarantine(&mut self, slot: ServerSlot) {
+        self.quarantined.push(slot.index);
     }
 
     /// No process is left that a dead worker has forked, and that would still have its slot mapped.
-    pub(crate) fn release(&mut self) {
-        self.free.append(&mut self.resting);
+    pub(crate) fn release_quarantined(&mut self) {
+        self.free.append(&mut self.quarantined);
     }
 
     /// In a new worker: its own slot, which nothing else has mapped but the server.
-    pub(crate) fn of_worker(&self, slot: &ServerSlot) -> WorkerSlot {
+    pub(crate) fn worker_slot(&self, slot: &ServerSlot) -> WorkerSlot {
         WorkerSlot { words: slot.words, published: self.published.readable() }
     }
 
     /// Server: it looks at the slots again then, or at a word from a worker; gives what was said
     /// before. Whoever begins a call from here on whose time is over sooner gives that word; the
-    /// call of whoever has not seen this is seen by the next look.
-    pub(crate) fn wakes_at(&self, at: Option<Duration>) -> Option<Duration> {
+    /// call of whoever has not last_read this is last_read by the next look.
+    pub(crate) fn set_wakeup(&self, at: Option<Duration>) -> Option<Duration> {
         let before =
-            self.published.writable()[WAKES_AT].swap(at.map_or(u64::MAX, nanoseconds), SeqCst);
+            self.published.writable()[WAKEUP].swap(at.map_or(u64::MAX, nanoseconds), SeqCst);
         (before != u64::MAX).then(|| Duration::from_nanos(before))
     }
 
     /// Server: when it looks at the slots next, by what it has said.
-    pub(crate) fn promised(&self) -> Option<Duration> {
-        let at = self.published.writable()[WAKES_AT].load(SeqCst);
+    pub(crate) fn wakeup(&self) -> Option<Duration> {
+        let at = self.published.writable()[WAKEUP].load(SeqCst);
         (at != u64::MAX).then(|| Duration::from_nanos(at))
     }
 
@@ -205,7 +205,7 @@ impl Scoreboard {
     }
 
     /// Where memory lies that this process shares with all that is forked from it, and with nothing else.
-    pub(crate) fn address(&self) -> usize {
+    pub(crate) fn published_address(&self) -> usize {
         self.published.readable().as_ptr().addr()
     }
 }
@@ -213,19 +213,19 @@ impl Scoreboard {
 /// A worker's slot as its server has it.
 #[derive(Debug)]
 pub(crate) struct ServerSlot {
-    words: SharedWords,
+    words: AtomicWords,
     index: usize,
     /// What was there when it was last looked at.
-    seen: View,
+    last_read: SlotView,
     /// What the server has decided.
-    ordered: Option<Order>,
+    requested: Option<StopRequest>,
 }
 
 /// A worker's slot as the worker has it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WorkerSlot {
-    words: SharedWords,
-    published: SharedWords,
+    words: AtomicWords,
+    published: AtomicWords,
 }
 
 /// Why a worker leaves that has done nothing wrong.
@@ -239,9 +239,9 @@ pub(crate) enum Retirement {
     Calls = 4,
     Memory = 5,
     /// Somebody wanted that.
-    Wish = 6,
+    Requested = 6,
     /// Another client has none, or fewer.
-    Room = 7,
+    Fairness = 7,
 }
 
 impl Retirement {
@@ -251,41 +251,41 @@ impl Retirement {
         Self::Idleness,
         Self::Calls,
         Self::Memory,
-        Self::Wish,
-        Self::Room,
+        Self::Requested,
+        Self::Fairness,
     ];
 }
 
 /// The server wants the worker to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum StopRequest {
     /// A kill is on its way: wait for it.
-    Condemned,
-    /// Leave.
-    Retired,
+    Kill,
+    /// ExitReason.
+    Retire,
 }
 
-impl Order {
+impl StopRequest {
     fn phase(self) -> Phase {
         match self {
-            Self::Condemned => Phase::Condemned,
-            Self::Retired => Phase::Retired,
+            Self::Kill => Phase::KillPending,
+            Self::Retire => Phase::Retired,
         }
     }
 }
 
 impl ServerSlot {
     /// What the worker does now, if that can be.
-    pub(crate) fn look(&mut self) -> Result<View, Corruption> {
+    pub(crate) fn read(&mut self) -> Result<SlotView, Corruption> {
         let (state, since) = self.state();
-        let view = self.judge(state, since, now())?;
-        self.seen = view;
+        let view = self.validate(state, since, now())?;
+        self.last_read = view;
         Ok(view)
     }
 
     /// What the worker did when it was last looked at and made sense.
-    pub(crate) fn seen(&self) -> View {
-        self.seen
+    pub(crate) fn last_read(&self) -> SlotView {
+        self.last_read
     }
 
     /// Whether the worker says that it is in this phase.
@@ -308,21 +308,21 @@ impl ServerSlot {
     }
 
     /// All that is believed of a slot, and why not the rest.
-    fn judge(&self, state: u64, since: u64, now: Duration) -> Result<View, Corruption> {
+    fn validate(&self, state: u64, since: u64, now: Duration) -> Result<SlotView, Corruption> {
         let (number, calls) = (state as u8, state >> 8);
         let phase = Phase::of(number).ok_or(Corruption::Phase(number))?;
-        if phase == Phase::Condemned && self.ordered != Some(Order::Condemned) {
-            return Err(Corruption::Order(phase));
+        if phase == Phase::KillPending && self.requested != Some(StopRequest::Kill) {
+            return Err(Corruption::UnorderedKill(phase));
         }
-        if calls < self.seen.calls {
-            return Err(Corruption::Calls { before: self.seen.calls, now: calls });
+        if calls < self.last_read.calls {
+            return Err(Corruption::Calls { before: self.last_read.calls, now: calls });
         }
         let since = Duration::from_nanos(since);
         if since > now + CLOCK_ERROR {
             return Err(Corruption::Future);
         }
         let stack = self.words[STACK_READY].load(SeqCst);
-        if stack > STACK_WORDS as u64 + 1 {
+        if stack > MAX_STACK_FRAMES as u64 + 1 {
             return Err(Corruption::Stack(stack - 1));
         }
         let retirement = self.words[RETIRE].load(SeqCst);
@@ -334,26 +334,26 @@ impl ServerSlot {
                 return Err(Corruption::Counter(count));
             }
         }
-        Ok(View { phase, calls, since })
+        Ok(SlotView { phase, calls, since })
     }
 
     /// Forbids the worker to begin anything, if it is still where `view` saw it.
-    pub(crate) fn order(&mut self, view: View, order: Order) -> bool {
-        let (expected, wanted) = (pack(view.phase, view.calls), pack(order.phase(), view.calls));
+    pub(crate) fn try_stop(&mut self, view: SlotView, request: StopRequest) -> bool {
+        let (expected, wanted) = (pack(view.phase, view.calls), pack(request.phase(), view.calls));
         let is_there = self.words[STATE].compare_exchange(expected, wanted, SeqCst, SeqCst).is_ok();
         if is_there {
-            self.ordered = Some(order);
+            self.requested = Some(request);
         }
         is_there
     }
 
     /// The client will read no answer any more.
-    pub(crate) fn client_is_gone(&self) {
+    pub(crate) fn mark_client_gone(&self) {
         self.words[CLIENT_GONE].store(1, SeqCst);
     }
 
     /// The worker is to leave when its checkout is done.
-    pub(crate) fn retire_when_idle(&self, why: Retirement) {
+    pub(crate) fn request_retirement(&self, why: Retirement) {
         self.words[RETIRE].store(why as u64, SeqCst);
     }
 
@@ -379,14 +379,14 @@ impl ServerSlot {
     }
 
     /// Forgets what the worker has told of its stack.
-    pub(crate) fn forget_stack(&self) {
+    pub(crate) fn clear_stack(&self) {
         self.words[STACK_READY].store(0, SeqCst);
     }
 
     /// The stack of the worker, once it has told it.
     pub(crate) fn stack(&self) -> Option<Vec<u64>> {
         let length = self.words[STACK_READY].load(SeqCst).checked_sub(1)?;
-        let length = usize::try_from(length).unwrap_or(STACK_WORDS).min(STACK_WORDS);
+        let length = usize::try_from(length).unwrap_or(MAX_STACK_FRAMES).min(MAX_STACK_FRAMES);
         Some(self.words[STACK..STACK + length].iter().map(|word| word.load(SeqCst)).collect())
     }
 
@@ -410,12 +410,12 @@ impl ServerSlot {
     }
 
     /// Whether the client can be told of the worker's death.
-    pub(crate) fn can_be_told(&self) -> bool {
-        self.words[UNTOLD].load(SeqCst) == 0
+    pub(crate) fn is_death_reportable(&self) -> bool {
+        self.words[DEATH_UNREPORTABLE].load(SeqCst) == 0
     }
 
     /// Which client has said last that so many of its checkouts wait, and when.
-    pub(crate) fn queue(&self) -> Option<(u64, u64, u64)> {
+    pub(crate) fn reported_queue(&self) -> Option<(u64, u64, u64)> {
         let [client, waiting, at] =
             [CLIENT, WAITING, WAITING_AT].map(|word| self.words[word].load(SeqCst));
         (client != 0).then(|| (client, at.min(nanoseconds(now())), waiting.min(MOST_WAITING)))
@@ -429,14 +429,14 @@ impl WorkerSlot {
     }
 
     /// It leaves for this reason.
-    pub(crate) fn retires(&self, why: Retirement) {
+    pub(crate) fn set_retirement(&self, why: Retirement) {
         self.words[RETIRE].store(why as u64, SeqCst);
     }
 
     /// Where it is to leave its stack.
-    pub(crate) fn witness(&self) -> Option<Witness> {
-        let stack = self.words[STACK..].first_chunk::<STACK_WORDS>()?;
-        Some(Witness { stack, ready: &self.words[STACK_READY] })
+    pub(crate) fn stack_sink(&self) -> Option<StackSink> {
+        let stack = self.words[STACK..].first_chunk::<MAX_STACK_FRAMES>()?;
+        Some(StackSink { stack, ready: &self.words[STACK_READY] })
     }
 
     /// It passes a call.
@@ -446,17 +446,17 @@ impl WorkerSlot {
     }
 
     /// Whether its client's protocol has a word for deaths.
-    pub(crate) fn leaves_told(&self, told: bool) {
-        self.words[UNTOLD].store(u64::from(!told), SeqCst);
+    pub(crate) fn set_death_reportable(&self, told: bool) {
+        self.words[DEATH_UNREPORTABLE].store(u64::from(!told), SeqCst);
     }
 
     /// The number of its client.
-    pub(crate) fn serves(&self, client: u64) {
+    pub(crate) fn set_client(&self, client: u64) {
         self.words[CLIENT].store(client, Relaxed);
     }
 
     /// So many checkouts of its client wait now.
-    pub(crate) fn hear_of_queue(&self, waiting: u64, now: Duration) {
+    pub(crate) fn set_waiting(&self, waiting: u64, now: Duration) {
         self.words[WAITING].store(waiting.min(MOST_WAITING), Relaxed);
         self.words[WAITING_AT].store(nanoseconds(now), Relaxed);
     }
@@ -468,7 +468,7 @@ impl WorkerSlot {
     }
 
     /// What the call that begins next is, when its time is over, and when it is to be ended.
-    pub(crate) fn announce(&self, method: &str, over: Option<Duration>, end: Option<Duration>) {
+    pub(crate) fn set_call(&self, method: &str, over: Option<Duration>, end: Option<Duration>) {
         let words = &self.words[METHOD..METHOD + METHOD_WORDS];
         let bytes = method.as_bytes();
         for (place, word) in words.iter().enumerate() {
@@ -491,24 +491,28 @@ impl WorkerSlot {
     }
 
     /// Having begun a call: whether its time is over before the server wakes by itself.
-    pub(crate) fn is_over_before_server_wakes(&self, deadline: Duration) -> bool {
-        nanoseconds(deadline) < self.published[WAKES_AT].load(SeqCst)
+    pub(crate) fn is_before_wakeup(&self, deadline: Duration) -> bool {
+        nanoseconds(deadline) < self.published[WAKEUP].load(SeqCst)
     }
 
     /// Enters `phase`, unless the server has decided otherwise.
-    pub(crate) fn enter(&self, phase: Phase) -> Result<(), Order> {
-        self.enter_at(phase, phase.begins_something().then(now))
+    pub(crate) fn enter(&self, phase: Phase) -> Result<(), StopRequest> {
+        self.enter_at(phase, phase.resets_clock().then(now))
     }
 
     /// The same, with the time that is counted from if another is now.
-    pub(crate) fn enter_at(&self, phase: Phase, since: Option<Duration>) -> Result<(), Order> {
+    pub(crate) fn enter_at(
+        &self,
+        phase: Phase,
+        since: Option<Duration>,
+    ) -> Result<(), StopRequest> {
         // A child shares the slot with its worker.
-        sys::leave_if_forked();
+        sys::exit_if_forked();
         let state = self.words[STATE].load(SeqCst);
         // Stray writes of a worker's own bugs can leave anything here: nothing is begun then.
-        match Phase::of(state as u8).unwrap_or(Phase::Condemned) {
-            Phase::Condemned => return Err(Order::Condemned),
-            Phase::Retired => return Err(Order::Retired),
+        match Phase::of(state as u8).unwrap_or(Phase::KillPending) {
+            Phase::KillPending => return Err(StopRequest::Kill),
+            Phase::Retired => return Err(StopRequest::Retire),
             _ => {}
         }
         if let Some(since) = since {
@@ -529,7 +533,7 @@ impl WorkerSlot {
     }
 
     /// Having become idle: whether to leave. It or the server sees the other, as above.
-    pub(crate) fn is_to_retire(&self) -> bool {
+    pub(crate) fn should_retire(&self) -> bool {
         self.words[RETIRE].load(SeqCst) != 0
     }
 }
@@ -546,8 +550,8 @@ mod tests {
 
     /// Both sides of a new slot.
     fn slot(board: &mut Scoreboard) -> (ServerSlot, WorkerSlot) {
-        let server = board.take().unwrap();
-        let worker = board.of_worker(&server);
+        let server = board.allocate().unwrap();
+        let worker = board.worker_slot(&server);
         (server, worker)
     }
 
@@ -555,12 +559,12 @@ mod tests {
     fn a_kill_that_was_decided_for_one_call_cannot_hit_the_next() {
         let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
         worker.enter(Phase::Busy).unwrap();
-        let judged = server.look().unwrap();
+        let judged = server.read().unwrap();
         worker.enter(Phase::Answering).unwrap();
         worker.enter(Phase::Held).unwrap();
         worker.enter(Phase::Busy).unwrap();
 
-        assert!(!server.order(judged, Order::Condemned));
+        assert!(!server.try_stop(judged, StopRequest::Kill));
         assert_eq!(worker.enter(Phase::Answering), Ok(()));
     }
 
@@ -568,11 +572,11 @@ mod tests {
     fn a_condemned_worker_begins_nothing() {
         let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
         worker.enter(Phase::Idle).unwrap();
-        let view = server.look().unwrap();
-        assert!(server.order(view, Order::Condemned));
-        assert_eq!(worker.enter(Phase::Busy), Err(Order::Condemned));
-        let view = server.look().unwrap();
-        assert_eq!((view.phase, view.calls), (Phase::Condemned, 0));
+        let view = server.read().unwrap();
+        assert!(server.try_stop(view, StopRequest::Kill));
+        assert_eq!(worker.enter(Phase::Busy), Err(StopRequest::Kill));
+        let view = server.read().unwrap();
+        assert_eq!((view.phase, view.calls), (Phase::KillPending, 0));
     }
 
     #[test]
@@ -580,15 +584,15 @@ mod tests {
         let mut board = Scoreboard::new().unwrap();
         let (server, worker) = slot(&mut board);
         worker.enter(Phase::Busy).unwrap();
-        server.client_is_gone();
-        board.give_back(server);
+        server.mark_client_gone();
+        board.quarantine(server);
         let (other, _) = slot(&mut board);
         assert_eq!(board.used, 2, "its descendants may live");
-        board.give_back(other);
-        board.release();
+        board.quarantine(other);
+        board.release_quarantined();
 
         let (mut server, worker) = slot(&mut board);
-        assert_eq!(server.look().unwrap().phase, Phase::Greeting);
+        assert_eq!(server.read().unwrap().phase, Phase::Handshake);
         assert!(!worker.is_client_gone());
         assert_eq!((board.used, board.free.len()), (2, 1));
     }
@@ -598,7 +602,7 @@ mod tests {
         let mut board = Scoreboard::new().unwrap();
         let [(mut first, _), (_, other)] = [(); 2].map(|()| slot(&mut board));
         other.words.iter().for_each(|word| word.store(u64::MAX, SeqCst));
-        assert_eq!(first.look().unwrap().phase, Phase::Greeting);
+        assert_eq!(first.read().unwrap().phase, Phase::Handshake);
         assert_eq!((first.method(), first.checkouts()), (String::new(), 0));
     }
 
@@ -608,12 +612,15 @@ mod tests {
         let mut look = |word: usize, value: u64| {
             let (mut server, worker) = slot(&mut board);
             worker.enter(Phase::Busy).unwrap();
-            server.look().unwrap();
+            server.read().unwrap();
             worker.words[word].store(value, SeqCst);
-            server.look().unwrap_err()
+            server.read().unwrap_err()
         };
         assert_eq!(look(STATE, 1 << 8 | 77), Corruption::Phase(77));
-        assert_eq!(look(STATE, pack(Phase::Condemned, 1)), Corruption::Order(Phase::Condemned));
+        assert_eq!(
+            look(STATE, pack(Phase::KillPending, 1)),
+            Corruption::UnorderedKill(Phase::KillPending)
+        );
         assert_eq!(look(STATE, pack(Phase::Busy, 0)), Corruption::Calls { before: 1, now: 0 });
         assert_eq!(look(SINCE, u64::MAX), Corruption::Future);
         assert_eq!(look(STACK_READY, 1000), Corruption::Stack(999));
@@ -634,14 +641,14 @@ mod tests {
             for (word, &value) in worker.words.iter().zip(&words) {
                 word.store(value, SeqCst);
             }
-            if let Ok(view) = server.look() {
+            if let Ok(view) = server.read() {
                 prop_assert!(view.since <= now() + CLOCK_ERROR);
                 prop_assert!(view.calls <= MOST_COUNTED && server.skipped() <= MOST_COUNTED);
-                prop_assert_ne!(view.phase, Phase::Condemned);
+                prop_assert_ne!(view.phase, Phase::KillPending);
             }
-            prop_assert!(server.stack().is_none_or(|stack| stack.len() <= STACK_WORDS));
+            prop_assert!(server.stack().is_none_or(|stack| stack.len() <= MAX_STACK_FRAMES));
             prop_assert!(server.method().len() <= METHOD_WORDS * 8 * 3);
-            prop_assert!(server.queue().is_none_or(|(_, _, waiting)| waiting <= MOST_WAITING));
+            prop_assert!(server.reported_queue().is_none_or(|(_, _, waiting)| waiting <= MOST_WAITING));
             let _ = (server.deadline(), server.hard_deadline(), server.retirement());
             let _ = worker.enter(Phase::Busy);
         }

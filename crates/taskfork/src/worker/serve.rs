@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-use super::ahead::{self, Ahead};
-use super::connection::{Broken, Connection};
-use super::fault::{Fault, guarded};
+use super::connection::{Connection, ConnectionError};
+use super::fault::{Fault, catch_user_panic};
+use super::init::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
 use super::interface::{Interface, Request};
-use super::lending::Lending;
-use super::notes::{self, Wanted};
-use super::panic::remember_places;
-use super::scoreboard::{Order, Phase, Retirement, WorkerSlot, now};
-use super::seat::{Connected, Limits, Seat, Socket};
+use super::panic::install_panic_hook;
+use super::pipeline::{self, Pipeline};
+use super::scoreboard::{Phase, Retirement, StopRequest, WorkerSlot, now};
+use super::shared_memory::SharedMemory;
+use super::telemetry::{self, RequestedTelemetry};
 use crate::blob;
 use crate::context::{self, context};
 use crate::error::Failure;
@@ -48,106 +48,106 @@ pub(crate) struct Handlers<S> {
 }
 
 /// Why a worker ends by itself.
-pub(super) enum Leave {
+pub(super) enum ExitReason {
     /// There is nothing left to do.
-    Quietly,
+    Finished,
     /// The connection is of no use any more.
-    Broken(Broken),
+    Connection(ConnectionError),
     /// `checkout_done` failed, so that nobody else may get this worker.
-    Unclean(Fault),
+    CheckoutDoneFailed(Fault),
     /// It was to be set up for whoever would come, and could not be.
-    Useless,
+    PresetupFailed,
     /// The server wants it.
-    Ordered(Order),
+    Ordered(StopRequest),
 }
 
-impl From<Order> for Leave {
-    fn from(order: Order) -> Self {
+impl From<StopRequest> for ExitReason {
+    fn from(order: StopRequest) -> Self {
         Self::Ordered(order)
     }
 }
 
-impl From<Broken> for Leave {
-    fn from(broken: Broken) -> Self {
+impl From<ConnectionError> for ExitReason {
+    fn from(broken: ConnectionError) -> Self {
         match broken {
-            Broken::Closed => Self::Quietly,
-            other => Self::Broken(other),
+            ConnectionError::Closed => Self::Finished,
+            other => Self::Connection(other),
         }
     }
 }
 
-impl From<WireError> for Leave {
+impl From<WireError> for ExitReason {
     fn from(error: WireError) -> Self {
-        Self::Broken(error.into())
+        Self::Connection(error.into())
     }
 }
 
 /// Does in the server what every worker would have to do again: each page that a worker writes to is
 /// copied, and what the loader looks up is looked up in each.
 pub(crate) fn prepare() {
-    remember_places();
+    install_panic_hook();
     gather_frame::init_thread_locals();
 }
 
 /// Serves one connection until it ends; gives the status to exit with.
 pub(crate) fn serve<S: 'static>(
-    seat: Seat,
+    init: WorkerInit,
     interface: &dyn Interface<S>,
     handlers: &Handlers<S>,
 ) -> i32 {
-    let witness = seat.slot.witness().ok_or_else(|| io::ErrorKind::InvalidData.into());
-    sys::remember_process();
-    if let Err(error) = witness.and_then(|witness| sys::watch_stack(witness, seat.wake)) {
-        tracing::error!(worker = seat.number, "this worker's stack cannot be told: {error}");
+    let sink = init.slot.stack_sink().ok_or_else(|| io::ErrorKind::InvalidData.into());
+    sys::remember_worker_process();
+    if let Err(error) = sink.and_then(|sink| sys::install_stack_handler(sink, init.wake)) {
+        tracing::error!(worker = init.number, "this worker's stack cannot be told: {error}");
     }
-    let number = seat.number;
+    let number = init.number;
     let mut worker = Worker {
         number,
-        slot: seat.slot,
+        slot: init.slot,
         interface,
         handlers,
         state: None,
         setup_fault: None,
-        limits: seat.limits,
-        max_answer: seat.limits.max_frame,
+        config: init.config,
+        max_answer: init.config.max_frame,
         max_blob: DEFAULT_MAX_BLOB,
-        ahead: Ahead::default(),
+        pipeline: Pipeline::default(),
         announced: 0,
         client_files: 0,
-        lending: Lending::default(),
-        out: GatherFrame { bytes: seat.buffers.outbox, ..GatherFrame::default() },
+        shared_memory: SharedMemory::default(),
+        out: GatherFrame { bytes: init.buffers.outbox, ..GatherFrame::default() },
     };
     let mut hello = WorkerHello {
         version: VERSIONS[0],
         pid: rustix::process::getpid().as_raw_nonzero().get().unsigned_abs(),
         worker: number,
-        server: seat.server,
-        max_frame: Some(seat.limits.max_frame),
-        max_blob: Some(seat.limits.max_blob),
-        ahead: ahead::WINDOW,
+        server: init.server,
+        max_frame: Some(init.config.max_frame),
+        max_blob: Some(init.config.max_blob),
+        ahead: pipeline::WINDOW,
         files: 0,
         alarm: false,
     };
-    let Err(leave) = worker.live(seat.socket, seat.buffers.inbox, &mut hello);
+    let Err(leave) = worker.live(init.client, init.buffers.inbox, &mut hello);
     let status = match leave {
-        Leave::Quietly | Leave::Ordered(Order::Retired) => 0,
-        Leave::Broken(broken) => {
-            tracing::warn!(worker = number, "connection closed: {broken}");
+        ExitReason::Finished | ExitReason::Ordered(StopRequest::Retire) => 0,
+        ExitReason::Connection(error) => {
+            tracing::warn!(worker = number, "connection closed: {error}");
             0
         }
-        Leave::Useless => 1,
-        Leave::Unclean(fault) => {
+        ExitReason::PresetupFailed => 1,
+        ExitReason::CheckoutDoneFailed(fault) => {
             let message = fault.body().message.to_owned();
             tracing::error!(worker = number, "checkout_done failed, the worker ends: {message}");
             1
         }
-        Leave::Ordered(Order::Condemned) => loop {
+        ExitReason::Ordered(StopRequest::Kill) => loop {
             // SIGKILL is on its way.
             std::thread::park();
         },
     };
     // What the state owns is closed in order; a panic in it must not keep the worker from leaving.
-    let _ = guarded(move || drop(worker));
+    let _ = catch_user_panic(move || drop(worker));
     status
 }
 
@@ -160,49 +160,49 @@ pub(super) struct Worker<'a, S> {
     pub(super) state: Option<S>,
     /// Why it has not, until a call has been told.
     pub(super) setup_fault: Option<Fault>,
-    limits: Limits,
+    config: WorkerConfig,
     pub(super) max_answer: usize,
     /// The longest blob that the client takes as memory.
     max_blob: usize,
-    ahead: Ahead,
+    pipeline: Pipeline,
     /// How many files come with the next message.
     announced: usize,
     /// How many the client takes with an answer.
     client_files: usize,
-    lending: Lending,
+    shared_memory: SharedMemory,
     pub(super) out: GatherFrame,
 }
 
 impl<S: 'static> Worker<'_, S> {
     fn live(
         &mut self,
-        socket: Socket,
+        socket: ClientSource,
         inbox: Vec<u8>,
         hello: &mut WorkerHello,
-    ) -> Result<Infallible, Leave> {
-        let Connected { socket, received, until, is_told } = match socket {
-            Socket::Connected(client) => client,
-            Socket::Awaited(line) => self.wait_for_client(&line)?,
+    ) -> Result<Infallible, ExitReason> {
+        let AcceptedClient { socket, received, deadline, is_preamble_sent } = match socket {
+            ClientSource::Accepted(client) => client,
+            ClientSource::Channel(line) => self.wait_for_client(&line)?,
         };
         let inbox = if received.is_empty() { inbox } else { received };
-        let socket = sys::keep_open(socket);
+        let socket = sys::leak_descriptor(socket);
         context::serves(socket);
-        let mut connection = Connection::new(socket, inbox, &self.limits, self.slot);
-        connection.greets_until(until);
+        let mut connection = Connection::new(socket, inbox, &self.config, self.slot);
+        connection.set_handshake_deadline(deadline);
         match connection.read_preamble()? {
             Protocol::Native => {
-                notes::start(socket);
-                hello.files = connection.most_files();
-                self.greet(&mut connection, hello, is_told)?;
+                telemetry::start(socket);
+                hello.files = connection.max_files();
+                self.handshake(&mut connection, hello, is_preamble_sent)?;
                 self.run(|worker| worker.serve_message(&mut connection))
             }
             Protocol::Perl => {
-                notes::expect();
-                self.slot.leaves_told(false);
+                telemetry::record_for_first_call();
+                self.slot.set_death_reportable(false);
                 let mut scanner = Scanner::default();
                 // Nothing is set up for a client that may never say a whole message.
                 let mut first = Some(connection.read_json_message(&mut scanner)?);
-                connection.greets_until(None);
+                connection.set_handshake_deadline(None);
                 self.slot.enter(Phase::Setup)?;
                 self.run(|worker| worker.serve_json(&mut connection, &mut scanner, &mut first))
             }
@@ -213,10 +213,10 @@ impl<S: 'static> Worker<'_, S> {
     /// says; it tells whether that ended a checkout.
     fn run(
         &mut self,
-        mut serve: impl FnMut(&mut Self) -> Result<bool, Leave>,
-    ) -> Result<Infallible, Leave> {
+        mut serve: impl FnMut(&mut Self) -> Result<bool, ExitReason>,
+    ) -> Result<Infallible, ExitReason> {
         if self.slot.is_client_gone() {
-            return Err(Leave::Quietly);
+            return Err(ExitReason::Finished);
         }
         if self.state.is_none() && self.setup_fault.is_none() {
             self.setup_fault = self.set_up().err();
@@ -225,25 +225,25 @@ impl<S: 'static> Worker<'_, S> {
             }
         }
         loop {
-            self.become_idle()?;
+            self.enter_idle()?;
             // Until a checkout is done, the worker is in one client's hands.
             while !serve(self)? {}
-            if let Some(why) = self.wears_out() {
-                self.slot.retires(why);
+            if let Some(why) = self.retirement_reason() {
+                self.slot.set_retirement(why);
                 // Whoever sends a call now learns that it has not been begun.
                 self.slot.enter(Phase::Retired)?;
-                return Err(Leave::Quietly);
+                return Err(ExitReason::Finished);
             }
         }
     }
 
     /// Greets the client; after its server has sent the preamble, if `is_begun`.
-    fn greet(
+    fn handshake(
         &mut self,
         connection: &mut Connection,
         hello: &mut WorkerHello,
         is_begun: bool,
-    ) -> Result<(), Leave> {
+    ) -> Result<(), ExitReason> {
         let frame = connection.read_hello()?;
         let FromClient::Hello(client) = FromClient::decode(connection.body(&frame))? else {
             return Err(WireError::Malformed("the first message is no hello".into()).into());
@@ -254,8 +254,8 @@ impl<S: 'static> Worker<'_, S> {
         let (fault, number) = (refusal(&client), client.client);
         let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_MAX_BLOB);
-        if self.interface.takes_lent() {
-            self.lending.ask(lent, self.limits.shared_memory);
+        if self.interface.accepts_shared_memory() {
+            self.shared_memory.request(lent, self.config.shared_memory);
         }
         frame::write::<WireError>(&mut self.out.bytes, DEFAULT_MAX_FRAME, |out| {
             match &fault {
@@ -264,88 +264,89 @@ impl<S: 'static> Worker<'_, S> {
             }
             Ok(())
         })?;
-        self.slot.serves(number);
+        self.slot.set_client(number);
         // From the greeting on the client waits for calls, so that a death must be told to it.
         self.slot.enter(Phase::Setup)?;
         connection.write(&self.out)?;
         if fault.is_some() {
             // It ends as it should, and so that the server can tell that.
             self.slot.enter(Phase::Retired)?;
-            return Err(Leave::Quietly);
+            return Err(ExitReason::Finished);
         }
         self.max_answer = max_frame.unwrap_or(DEFAULT_MAX_FRAME).min(self.max_answer);
         self.client_files = files.min(hello.files);
         Ok(())
     }
 
-    fn wears_out(&self) -> Option<Retirement> {
-        if self.limits.max_calls.is_some_and(|most| self.slot.calls() >= most) {
+    fn retirement_reason(&self) -> Option<Retirement> {
+        if self.config.max_calls.is_some_and(|most| self.slot.calls() >= most) {
             return Some(Retirement::Calls);
         }
-        let grown = self.limits.max_memory.is_some_and(|most| sys::resident_bytes() > most);
+        let grown = self.config.max_memory.is_some_and(|most| sys::resident_bytes() > most);
         grown.then_some(Retirement::Memory)
     }
 
-    fn become_idle(&self) -> Result<(), Leave> {
+    fn enter_idle(&self) -> Result<(), ExitReason> {
         self.slot.enter(Phase::Idle)?;
-        if self.slot.is_to_retire() {
-            return Err(Leave::Quietly);
+        if self.slot.should_retire() {
+            return Err(ExitReason::Finished);
         }
         Ok(())
     }
 
     /// Waits for a message and does what it says; tells whether it ended a checkout.
-    fn serve_message(&mut self, connection: &mut Connection) -> Result<bool, Leave> {
-        let Some(frame) = connection.read_frame_soon()? else {
-            self.lending.rest(connection)?;
+    fn serve_message(&mut self, connection: &mut Connection) -> Result<bool, ExitReason> {
+        let Some(frame) = connection.read_frame_or_idle()? else {
+            self.shared_memory.trim(connection)?;
             return Ok(false);
         };
         // The clock is read once for all who want to know.
         let begun = now();
         if native::call_mode(connection.body(&frame))
-            .is_some_and(|mode| self.ahead.is_to_look(mode, begun))
+            .is_some_and(|order| self.pipeline.may_be_cancelled(order, begun))
         {
-            connection.read_what_is_there(2 * ahead::WINDOW);
-            self.ahead.forget(connection.next_bodies().filter_map(native::cancelled_call));
+            connection.read_available(2 * pipeline::WINDOW);
+            self.pipeline
+                .set_cancelled(connection.buffered_bodies().filter_map(native::cancelled_call));
         }
         let files = connection.take_files(std::mem::take(&mut self.announced))?;
-        let long = connection.take_long(&frame);
+        let long = connection.take_long_body(&frame);
         let body = long.as_deref().unwrap_or_else(|| connection.body(&frame));
         match FromClient::decode(body)? {
             FromClient::Call { mode, method, args, meta } => {
-                let lent = self.lending.take_uses()?;
-                let Limits { max_frame: most, max_blob, .. } = self.limits;
+                let lent = self.shared_memory.take_received()?;
+                let WorkerConfig { max_frame: most, max_blob, .. } = self.config;
                 let attachments = Attachments { files, lent, max_blob, most };
-                match self.ahead.take(mode, begun) {
+                match self.pipeline.begin(mode, begun) {
                     Some(sent) => blob::within(long.as_ref(), attachments, || {
                         self.serve_call(method, args, &meta, begun, sent)?;
-                        attachments::check_blob_limit().map_err(Leave::from)
+                        attachments::check_blob_limit().map_err(ExitReason::from)
                     })?,
                     None => self.skip_call()?,
                 }
-                if self.lending.has_begun() {
-                    self.put_in_front(|worker, out| worker.lending.say(begun, out));
+                if self.shared_memory.is_used() {
+                    self.prepend(|worker, out| worker.shared_memory.write_control(begun, out));
                 }
                 // `setup` may have changed the user of this process, which decides what it shares.
-                if self.state.is_some() && self.lending.is_asked() {
-                    self.put_in_front(|worker, out| worker.lending.agree(connection, out));
+                if self.state.is_some() && self.shared_memory.is_requested() {
+                    self.prepend(|worker, out| worker.shared_memory.negotiate(connection, out));
                 }
                 self.slot.enter(if self.out.len() <= ATOMIC_WRITE {
                     Phase::Answering
                 } else {
-                    Phase::AnsweringAtLength
+                    Phase::AnsweringLong
                 })?;
                 connection.write(&self.out)?;
-                self.lending.sent(&self.out.references, connection);
-                self.interface.answered();
+                self.shared_memory.mark_sent(&self.out.references, connection);
+                self.interface.on_answer_sent();
                 self.slot.enter(Phase::Held)?;
                 self.out.clear_attachments();
-                long.into_iter().for_each(|body| connection.reuse(body));
+                long.into_iter().for_each(|body| connection.reuse_buffer(body));
                 Ok(false)
             }
             FromClient::Done => self.end_checkout().map(|()| true),
             FromClient::QueueLength(checkouts) => {
-                self.slot.hear_of_queue(checkouts, begun);
+                self.slot.set_waiting(checkouts, begun);
                 Ok(false)
             }
             // The call has been answered already.
@@ -355,11 +356,13 @@ impl<S: 'static> Worker<'_, S> {
                 Ok(false)
             }
             FromClient::Shm(said) => {
-                self.lending.hear(said, connection)?;
+                self.shared_memory.handle_message(said, connection)?;
                 Ok(false)
             }
-            FromClient::Rings => match self.lending.takes_rings() {
-                Some(takes) => connection.accept_rings(takes).map(|()| false).map_err(Leave::from),
+            FromClient::Rings => match self.shared_memory.allows_rings() {
+                Some(takes) => {
+                    connection.accept_rings(takes).map(|()| false).map_err(ExitReason::from)
+                }
                 None => Err(WireError::Malformed("rings that were not asked for".into()).into()),
             },
             FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
@@ -374,42 +377,46 @@ impl<S: 'static> Worker<'_, S> {
         meta: &CallMeta<'_>,
         begun: Duration,
         sent: Duration,
-    ) -> Result<(), Leave> {
+    ) -> Result<(), ExitReason> {
         let grace = meta.grace.map_or(DEFAULT_GRACE, TimeLimit::from_microseconds);
         let time = meta.timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
         let deadline = time.after_time(sent);
         let end = deadline.and_then(|deadline| grace.after_time(deadline));
-        self.slot.announce(method.unwrap_or_default(), deadline, end);
+        self.slot.set_call(method.unwrap_or_default(), deadline, end);
         self.slot.enter_at(Phase::Busy, Some(begun))?;
-        if deadline.is_some_and(|deadline| self.slot.is_over_before_server_wakes(deadline)) {
+        if deadline.is_some_and(|deadline| self.slot.is_before_wakeup(deadline)) {
             sys::wake_server();
         }
         if self.slot.is_client_gone() {
-            return Err(Leave::Quietly);
+            return Err(ExitReason::Finished);
         }
         let places = meta.trace.is_some() && self.shows_details();
-        notes::begin(Wanted { log: meta.log.map(Level::new), trace: meta.trace, places });
+        telemetry::begin_call(RequestedTelemetry {
+            log: meta.log.map(Level::new),
+            trace: meta.trace,
+            places,
+        });
         trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
         context::set(deadline);
         let called = self.call(method, args);
         context::set(None);
         trace_context::set(None);
-        let notes = notes::end();
-        if !notes.is_empty() {
-            self.put_in_front(|worker, out| notes.write(out, worker.max_answer));
+        let telemetry = telemetry::end_call();
+        if !telemetry.is_empty() {
+            self.prepend(|worker, out| telemetry.write(out, worker.max_answer));
         }
-        called.map_err(Leave::from)
+        called.map_err(ExitReason::from)
     }
 
-    fn skip_call(&mut self) -> Result<(), Leave> {
+    fn skip_call(&mut self) -> Result<(), ExitReason> {
         self.slot.count_skipped();
-        let call = self.ahead.number();
+        let call = self.pipeline.number();
         self.out.bytes.clear();
         frame::write::<WireError>(&mut self.out.bytes, self.max_answer, |out| {
             native::put_skipped(out, call);
             Ok(())
         })
-        .map_err(Leave::from)
+        .map_err(ExitReason::from)
     }
 
     /// Runs a call and leaves its answer in `out`.
@@ -421,22 +428,22 @@ impl<S: 'static> Worker<'_, S> {
         self.out.bytes.clear();
         self.out.bytes.shrink_to(KEPT_BUFFER);
         let Err(fault) = self.try_call(method, args) else { return Ok(()) };
-        self.ahead.failed();
+        self.pipeline.set_failed();
         let fault = if self.shows_details() { fault } else { fault.without_details() };
-        write_fault(&mut self.out.bytes, self.max_answer, self.ahead.number(), &fault)
+        write_fault(&mut self.out.bytes, self.max_answer, self.pipeline.number(), &fault)
     }
 
     /// Whether the client learns what can tell of this machine.
     fn shows_details(&self) -> bool {
         let is_own = || {
             let peer = context().peer();
-            peer.is_some_and(|peer| peer.uid == self.limits.server_user)
+            peer.is_some_and(|peer| peer.uid == self.config.server_user)
         };
-        self.limits.share_details || is_own()
+        self.config.share_details || is_own()
     }
 
     /// Has something sent before the answer.
-    fn put_in_front(&mut self, write: impl FnOnce(&mut Self, &mut Vec<u8>)) {
+    fn prepend(&mut self, write: impl FnOnce(&mut Self, &mut Vec<u8>)) {
         let mut frames = Vec::new();
         write(self, &mut frames);
         if !frames.is_empty() {
@@ -449,7 +456,7 @@ impl<S: 'static> Worker<'_, S> {
         if let Some(fault) = self.setup_fault.take() {
             return Err(fault);
         }
-        bounds::check(args.encoded(), self.limits.max_frame)
+        bounds::check(args.encoded(), self.config.max_frame)
             .map_err(|reason| Fault::arguments(&reason))?;
         let state = match &mut self.state {
             Some(state) => state,
@@ -459,20 +466,21 @@ impl<S: 'static> Worker<'_, S> {
                 empty.insert(made?)
             }
         };
-        let (interface, number) = (self.interface, self.ahead.number());
+        let (interface, number) = (self.interface, self.pipeline.number());
         frame::write_gather(&mut self.out, self.max_answer, |out| {
-            native::put_ok(out, number, ValueFormat::from_json_flag(interface.gives_json()));
-            guarded(|| interface.call(state, Request::new(method, args, out)).0)
+            native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
+            catch_user_panic(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
         })?;
-        let lending = &mut self.lending;
+        let shared_memory = &mut self.shared_memory;
         let client = ReceiverLimits {
             max_frame: self.max_answer,
             max_blob: self.max_blob,
             files: self.client_files,
         };
-        let fits =
-            self.out.fit_with(client, |bytes, home, may_add| lending.place(bytes, home, may_add));
+        let fits = self
+            .out
+            .fit_with(client, |bytes, home, may_add| shared_memory.store(bytes, home, may_add));
         let length = self.out.len();
         let fault = match fits {
             Err(reason) => Fault::result(&reason),
@@ -488,16 +496,16 @@ impl<S: 'static> Worker<'_, S> {
         Ok(())
     }
 
-    pub(super) fn end_checkout(&mut self) -> Result<(), Leave> {
+    pub(super) fn end_checkout(&mut self) -> Result<(), ExitReason> {
         self.slot.count_checkout();
-        self.slot.enter(Phase::Done)?;
+        self.slot.enter(Phase::CheckoutDone)?;
         let (Some(state), Some(done)) = (&mut self.state, &self.handlers.checkout_done) else {
             return Ok(());
         };
-        match guarded(|| done(state)) {
+        match catch_user_panic(|| done(state)) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(failure)) => Err(Leave::Unclean(Fault::interface(&failure))),
-            Err(panic) => Err(Leave::Unclean(Fault::panic(panic))),
+            Ok(Err(failure)) => Err(ExitReason::CheckoutDoneFailed(Fault::interface(&failure))),
+            Err(panic) => Err(ExitReason::CheckoutDoneFailed(Fault::panic(panic))),
         }
     }
 }
@@ -509,8 +517,8 @@ fn log_setup(worker: u64, fault: &Fault) {
 
 fn set_up<S>(handlers: &Handlers<S>) -> Result<S, Fault> {
     let server = getppid();
-    let made = guarded(&handlers.setup);
-    end_with(server);
+    let made = catch_user_panic(&handlers.setup);
+    die_with_server(server);
     match made {
         Ok(made) => made.map_err(Fault::setup),
         Err(panic) => Err(Fault::setup(Failure::new(panic.to_string()))),
@@ -520,7 +528,7 @@ fn set_up<S>(handlers: &Handlers<S>) -> Result<S, Fault> {
 /// Has the kernel kill this worker when its server ends, and leaves if the server has ended already.
 ///
 /// The kernel forgets that request when a process changes its user or group, as `setup` may do.
-fn end_with(server: Option<Pid>) {
+fn die_with_server(server: Option<Pid>) {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
         tracing::error!(
             "prctl(PR_SET_PDEATHSIG) failed after `setup`, so that this worker may outlive a server that is killed: {error}"

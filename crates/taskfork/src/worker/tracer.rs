@@ -14,14 +14,14 @@ use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::{Layer, Registry};
 
-use super::notes::{self, Recorder, Stage};
 use super::records::MAX_RECORD;
 pub(super) use super::records::Records;
+use super::telemetry::{self, Recorder, RecorderState};
 use crate::wire::trace::{MAX_FIELDS, Record, Value, Values};
 
 /// Up to which level the callers of this worker want spans and events: 1 error, 5 trace, 0 none. It
 /// stays as it is between calls, since a change of it is dear.
-static WANTED: AtomicU8 = AtomicU8::new(0);
+static LEVEL: AtomicU8 = AtomicU8::new(0);
 
 /// The bytes of one record that its values may take.
 const MAX_VALUES: usize = MAX_RECORD - 100;
@@ -50,17 +50,17 @@ pub fn tracing_layer<S>() -> impl Layer<S> + Send + Sync + 'static
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    Recording.with_filter(WantedByCaller)
+    Recording.with_filter(CallerLevel)
 }
 
 /// The caller of the call that begins wants spans and events up to this level.
-pub(super) fn want(level: Option<u8>) {
+pub(super) fn set_level(level: Option<u8>) {
     static SUBSCRIBER: Once = Once::new();
     let level = level.unwrap_or(0);
-    if WANTED.load(Ordering::Relaxed) == level {
+    if LEVEL.load(Ordering::Relaxed) == level {
         return;
     }
-    WANTED.store(level, Ordering::Relaxed);
+    LEVEL.store(level, Ordering::Relaxed);
     // Nothing to do where there is one already.
     SUBSCRIBER.call_once(|| drop(dispatcher::set_global_default(subscriber())));
     callsite::rebuild_interest_cache();
@@ -71,11 +71,11 @@ fn subscriber() -> dispatcher::Dispatch {
 }
 
 /// What the callers of this worker want.
-struct WantedByCaller;
+struct CallerLevel;
 
-impl WantedByCaller {
+impl CallerLevel {
     fn level() -> LevelFilter {
-        match WANTED.load(Ordering::Relaxed) {
+        match LEVEL.load(Ordering::Relaxed) {
             0 => LevelFilter::OFF,
             1 => LevelFilter::ERROR,
             2 => LevelFilter::WARN,
@@ -86,7 +86,7 @@ impl WantedByCaller {
     }
 }
 
-impl<S> Filter<S> for WantedByCaller {
+impl<S> Filter<S> for CallerLevel {
     fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
         *metadata.level() <= Self::level()
     }
@@ -169,19 +169,25 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recording {
 
 /// Records something if a call runs whose caller wants it; gives the call as well.
 fn record<T>(record: impl FnOnce(u64, &mut Recorder) -> T) -> Option<T> {
-    let mut recorder = notes::lock();
-    let Stage::Call(notes::Wanted { trace: Some(_), .. }) = recorder.stage else { return None };
+    let mut recorder = telemetry::lock();
+    let RecorderState::InCall(telemetry::RequestedTelemetry { trace: Some(_), .. }) =
+        recorder.state
+    else {
+        return None;
+    };
     let was_empty = recorder.records.is_empty();
     let result = record(recorder.calls, &mut recorder);
     if was_empty && !recorder.records.is_empty() {
-        recorder.send_soon();
+        recorder.schedule_send();
     }
     Some(result)
 }
 
 /// The number of a site, with its source file only where the caller may learn that.
 fn site(recorder: &mut Recorder, metadata: &'static Metadata<'static>) -> Option<u64> {
-    let Stage::Call(notes::Wanted { places, .. }) = recorder.stage else { return None };
+    let RecorderState::InCall(telemetry::RequestedTelemetry { places, .. }) = recorder.state else {
+        return None;
+    };
     recorder.records.site(metadata, places)
 }
 
@@ -322,7 +328,7 @@ impl Visit for Fields {
     }
 }
 
-/// Takes so many bytes of text, and no more.
+/// ReceiverLimits so many bytes of text, and no more.
 struct Cut {
     text: String,
     room: usize,

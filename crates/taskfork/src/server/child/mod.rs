@@ -22,8 +22,10 @@ use crate::server::worker_exit::{
 };
 use crate::sys;
 use crate::wire::death_notice::DeathNotice;
-use crate::worker::Connected;
-use crate::worker::scoreboard::{MOST_COUNTED, Order, Phase, Retirement, ServerSlot, View, now};
+use crate::worker::AcceptedClient;
+use crate::worker::scoreboard::{
+    MOST_COUNTED, Phase, Retirement, ServerSlot, SlotView, StopRequest, now,
+};
 
 /// A worker process as its server knows it. It is kept small, as what changes in the server's memory is
 /// copied after each fork.
@@ -70,7 +72,7 @@ impl Role {
     /// Why a spare worker could not be set up, if it has said so.
     fn told(&self) -> Option<String> {
         let Self::Spare(line) = self else { return None };
-        let mut text = [0; sys::LONGEST_WORD];
+        let mut text = [0; sys::MAX_CHANNEL_TEXT];
         let (_, length) = recv(line, &mut text, RecvFlags::DONTWAIT).ok()?;
         let failure = String::from_utf8_lossy(&text[..length]);
         (length > 0).then(|| format!("its setup failed: {failure}"))
@@ -80,7 +82,7 @@ impl Role {
 /// Why a worker was killed, and what it was doing.
 #[derive(Debug)]
 struct KillReason {
-    view: View,
+    view: SlotView,
     reason: String,
     /// For how long it had been at it, if that was too long.
     ran: Option<Duration>,
@@ -90,7 +92,7 @@ struct KillReason {
 }
 
 impl KillReason {
-    fn new(view: View, reason: String, cause: &'static str) -> Self {
+    fn new(view: SlotView, reason: String, cause: &'static str) -> Self {
         Self { view, reason, ran: None, cause, no_stack: None }
     }
 }
@@ -191,7 +193,7 @@ impl Child {
             idle,
             is_used: view.calls > 0,
             checkouts: self.slot.checkouts(),
-            is_json: !self.slot.can_be_told(),
+            is_json: !self.slot.is_death_reportable(),
         })
     }
 
@@ -201,9 +203,9 @@ impl Child {
     }
 
     /// Gives a spare worker somebody to serve; gives the connection back if that cannot be.
-    pub(crate) fn assign_client(&mut self, client: Connected) -> Result<(), Connected> {
+    pub(crate) fn assign_client(&mut self, client: AcceptedClient) -> Result<(), AcceptedClient> {
         let Role::Spare(line) = &self.role else { return Err(client) };
-        match sys::send_descriptor_with(line, client.socket.as_fd(), &client.to_text()) {
+        match sys::send_descriptor(line, client.socket.as_fd(), &client.encode()) {
             Ok(()) => {
                 self.role = Role::Client(client.socket);
                 Ok(())
@@ -230,7 +232,7 @@ impl Child {
     /// The client closed its end: kills the worker if it works for nobody now, and otherwise has it
     /// find out by itself.
     pub(crate) fn handle_client_gone(&mut self) {
-        self.slot.client_is_gone();
+        self.slot.mark_client_gone();
         self.client_gone.get_or_insert_with(now);
         let view = self.look();
         if matches!(view.phase, Phase::Setup | Phase::Busy) {
@@ -240,12 +242,12 @@ impl Child {
     }
 
     /// What the worker does now. One whose slot says what cannot be is killed, and taken to do what it did before.
-    fn look(&mut self) -> View {
-        let corruption = match self.slot.look() {
+    fn look(&mut self) -> SlotView {
+        let corruption = match self.slot.read() {
             Ok(view) => return view,
             Err(corruption) => corruption,
         };
-        let view = self.slot.seen();
+        let view = self.slot.last_read();
         let reason = corruption.to_string();
         self.kill_reason
             .get_or_insert_with(|| Box::new(KillReason::new(view, reason, cause::CORRUPT)));
@@ -269,7 +271,7 @@ impl Child {
         }
         let serves_nobody = match self.look().phase {
             Phase::Idle | Phase::Retired | Phase::Spare => true,
-            Phase::Done => {
+            Phase::CheckoutDone => {
                 let within = timeout.unwrap_or(DONE_WITHIN).max(LEAVE_WITHIN);
                 return self.kill_at(gone?.saturating_add(within), now);
             }
@@ -281,7 +283,7 @@ impl Child {
 
     /// What is to be said of a worker that SIGALRM has ended when its call's time was over. The server sends that signal
     /// then, and so may the call itself. It ends code that has reset the signal's action, and other programs.
-    fn timed_out(&self, view: View, end: End) -> Option<KillReason> {
+    fn timed_out(&self, view: SlotView, end: End) -> Option<KillReason> {
         let is_alarm = end == End::Signaled(Signal::ALARM.as_raw());
         let is_over = self.alarmed_call == view.calls
             || self.slot.deadline().is_some_and(|deadline| deadline <= now());
@@ -298,7 +300,7 @@ impl Child {
             return Some(due - now);
         }
         let reason = "it did not leave when there was nothing left to do".to_owned();
-        let view = self.slot.seen();
+        let view = self.slot.last_read();
         self.kill_reason = Some(Box::new(KillReason::new(view, reason, cause::HUNG)));
         self.kill();
         None
@@ -369,7 +371,7 @@ impl Child {
         let kill_reason = KillReason { ran, ..KillReason::new(view, reason, cause) };
         let until = now + STACK_WAIT;
         self.pending_kill = Some(Box::new(PendingKill { kill_reason, asked: now, until }));
-        self.slot.forget_stack();
+        self.slot.clear_stack();
         let _ = kill_process(self.pid, Signal::ALARM);
         Some(STACK_WAIT)
     }
@@ -426,7 +428,7 @@ impl Child {
         let retry_at = match view.phase {
             Phase::Idle if is_unused => view.since.saturating_add(FIRST_CALL_WITHIN),
             Phase::Spare => view.since.saturating_add(LEAST_SPARE),
-            Phase::Greeting | Phase::Setup => return Some(SETUP_POLL_INTERVAL),
+            Phase::Handshake | Phase::Setup => return Some(SETUP_POLL_INTERVAL),
             _ => Duration::ZERO,
         };
         let age = recycling.max_age_of(self.number).after_time(self.born);
@@ -446,7 +448,7 @@ impl Child {
 
     /// Kills the worker if it is still where it was seen.
     fn kill_if_unchanged(&mut self, kill_reason: KillReason) {
-        if self.slot.order(kill_reason.view, Order::Condemned) {
+        if self.slot.try_stop(kill_reason.view, StopRequest::Kill) {
             self.kill_reason = Some(Box::new(kill_reason));
             self.kill();
         }
@@ -456,7 +458,7 @@ impl Child {
     pub(crate) fn execute(&mut self, reason: &str) {
         self.look();
         if self.kill_reason.is_none() {
-            let (view, reason) = (self.slot.seen(), reason.to_owned());
+            let (view, reason) = (self.slot.last_read(), reason.to_owned());
             self.kill_reason = Some(Box::new(KillReason::new(view, reason, cause::SHUTDOWN)));
         }
         self.kill();
@@ -470,10 +472,10 @@ impl Child {
     /// Has the worker leave as soon as it is in nobody's hands.
     pub(crate) fn retire(&mut self, why: Retirement) {
         self.leaving.get_or_insert_with(now);
-        self.slot.retire_when_idle(why);
+        self.slot.request_retirement(why);
         let view = self.look();
-        if matches!(view.phase, Phase::Greeting | Phase::Idle | Phase::Spare)
-            && self.slot.order(view, Order::Retired)
+        if matches!(view.phase, Phase::Handshake | Phase::Idle | Phase::Spare)
+            && self.slot.try_stop(view, StopRequest::Retire)
         {
             // Ends the wait for a message; a message that is there already finds the order.
             let _ = match &self.role {
@@ -508,14 +510,14 @@ impl Child {
             None => End::Unknown,
         };
         let pid = self.pid();
-        let client = self.connection().and_then(sys::peer);
+        let client = self.connection().and_then(sys::peer_credentials);
         let stderr = self.stderr.take().map(|stderr| stderr.finish(pid, shown));
         let StderrTail { text: stderr, allocation_failed } = stderr.unwrap_or_default();
         let kill_reason = self.kill_reason.take().map(|kill_reason| *kill_reason);
         let kill_reason =
             kill_reason.or(self.pending_kill.take().map(|pending_kill| pending_kill.kill_reason));
-        let corruption = self.slot.look().err();
-        let view = self.slot.seen();
+        let corruption = self.slot.read().err();
+        let view = self.slot.last_read();
         let kill_reason = kill_reason.or_else(|| self.timed_out(view, end)).unwrap_or_else(|| {
             let (cause, reason) = match (corruption, self.role.told()) {
                 (Some(corruption), _) => (cause::CORRUPT, corruption.to_string()),
@@ -562,9 +564,9 @@ impl Child {
         };
         let notice = match view.phase {
             // A spare has nobody to be told.
-            _ if is_spare || !self.slot.can_be_told() => None,
+            _ if is_spare || !self.slot.is_death_reportable() => None,
             // In the middle of an answer a notice would be taken for the rest of it.
-            Phase::AnsweringAtLength | Phase::Greeting | Phase::Spare if !is_corrupt => None,
+            Phase::AnsweringLong | Phase::Handshake | Phase::Spare if !is_corrupt => None,
             phase => Some(DeathNotice {
                 pid,
                 end,

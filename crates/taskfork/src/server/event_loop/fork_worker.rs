@@ -25,7 +25,7 @@ use crate::server::stderr::{CapturedStderr, Stderr};
 use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::Protocol;
 use crate::worker::scoreboard::ServerSlot;
-use crate::worker::{Connected, Limits, Seat, Socket};
+use crate::worker::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
 
 /// Which of the two processes is running now.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(crate) enum ForkSide {
 struct ChildInit {
     /// What is to be its standard error, if that is not the server's.
     stderr: Option<OwnedFd>,
-    socket: Socket,
+    socket: ClientSource,
     slot: ServerSlot,
     number: u64,
     leftover: InheritedFds,
@@ -57,14 +57,14 @@ impl EventLoop {
     /// says that there is none.
     pub(in crate::server) fn fork_for_client(
         &mut self,
-        client: Connected,
+        client: AcceptedClient,
         protocol: Protocol,
         holder: ClientId,
     ) {
         if self.children.len() >= self.worker_limit() {
             return self.enqueue_client(client, protocol, holder);
         }
-        let is_told = client.is_told;
+        let is_told = client.is_preamble_sent;
         let busy = |reason| Refusal::busy(protocol, reason).with_preamble_sent(is_told);
         let own = match client.socket.try_clone() {
             Ok(own) => own,
@@ -73,13 +73,13 @@ impl EventLoop {
                 return;
             }
         };
-        match self.fork(Role::Client(own), Socket::Connected(client)) {
+        match self.fork(Role::Client(own), ClientSource::Accepted(client)) {
             Ok(()) => {
                 if let Some(child) = self.children.get_mut(&self.born) {
                     child.holder = holder;
                 }
             }
-            Err((socket, error)) => self.refuse(socket.into_end(), busy(error.to_string())),
+            Err((socket, error)) => self.refuse(socket.into_fd(), busy(error.to_string())),
         }
     }
 
@@ -88,9 +88,9 @@ impl EventLoop {
     pub(in crate::server) fn fork(
         &mut self,
         role: Role,
-        socket: Socket,
-    ) -> Result<(), (Socket, ForkError)> {
-        let slot = match self.scoreboard.take() {
+        socket: ClientSource,
+    ) -> Result<(), (ClientSource, ForkError)> {
+        let slot = match self.scoreboard.allocate() {
             Ok(slot) => slot,
             Err(error) => return Err((socket, ForkError::Kernel(error))),
         };
@@ -103,7 +103,7 @@ impl EventLoop {
                 if !self.guardian.as_mut().is_none_or(|guardian| guardian.forked(pid)) {
                     self.replace_guardian();
                 }
-                let kept = self.scoreboard.keep(&slot);
+                let kept = self.scoreboard.hide_from_children(&slot);
                 self.adopt(Child::new(pid, role, slot, number, stderr));
                 if let Err(error) = kept {
                     let what = "its slot cannot be kept from other workers";
@@ -116,14 +116,14 @@ impl EventLoop {
                 self.become_worker(ChildInit { stderr, socket, slot, number, leftover })
             }
             Err(error) => {
-                if let Err(error) = self.scoreboard.keep(&slot) {
+                if let Err(error) = self.scoreboard.hide_from_children(&slot) {
                     if self.log_limits.workers.allows(Instant::now()) {
                         log::error!(
                             "a slot cannot be kept from workers, and is not used again: {error}"
                         );
                     }
                 } else {
-                    self.scoreboard.give_back(slot);
+                    self.scoreboard.quarantine(slot);
                 }
                 Err((socket, error))
             }
@@ -179,7 +179,7 @@ impl EventLoop {
             .map_err(io::Error::from)
             .and_then(|()| self.signals.reset_for_worker())
             .and_then(|()| self.options.limits.apply().map_err(io::Error::other))
-            .map(|()| self.scoreboard.of_worker(&slot));
+            .map(|()| self.scoreboard.worker_slot(&slot));
         let slot = match ready {
             Ok(slot) => slot,
             Err(error) => {
@@ -187,17 +187,17 @@ impl EventLoop {
                 sys::exit_now(1);
             }
         };
-        let seat = Seat {
+        let init = WorkerInit {
             // SAFETY: this process never returns into the server's code, which is all that uses or drops it.
-            wake: unsafe { sys::take_for_good(self.wake.writer()) },
-            socket,
+            wake: unsafe { sys::move_out_unchecked(self.wake.writer()) },
+            client: socket,
             slot,
             number,
             // SAFETY: as above.
-            server: unsafe { sys::take_for_good(&self.options.name) },
+            server: unsafe { sys::move_out_unchecked(&self.options.name) },
             // SAFETY: as above.
-            buffers: unsafe { sys::take_for_good(&self.buffers) },
-            limits: Limits {
+            buffers: unsafe { sys::move_out_unchecked(&self.buffers) },
+            config: WorkerConfig {
                 max_frame: self.options.max_frame,
                 max_blob: self.options.max_blob,
                 shared_memory: self.options.shared_memory,
@@ -216,16 +216,16 @@ impl EventLoop {
             let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
             let of_worker = of_worker.chain([role.end()]).map(AsFd::as_fd).chain(log.descriptors());
             // SAFETY: as above; what owns them is not used below.
-            unsafe { sys::close_for_good(self.descriptors().chain(of_worker)) };
+            unsafe { sys::close_unchecked(self.descriptors().chain(of_worker)) };
         }
         // Now there are few enough.
         if !self.options.limits.has(Limit::OpenFiles) {
-            self.open_files.put_back();
+            self.open_files.restore();
         }
         self.title.show();
         sys::reseed_c_random();
         sys::remove_variables(self.manager.variables());
-        let run = std::panic::AssertUnwindSafe(|| (self.program)(seat));
+        let run = std::panic::AssertUnwindSafe(|| (self.program)(init));
         let status = std::panic::catch_unwind(run).unwrap_or(101);
         sys::flush_stdio();
         sys::exit_now(status)

@@ -48,7 +48,7 @@ impl EventLoop {
 /// Who is at the other end of the worker's connection.
 fn client(child: &Child) -> Option<String> {
     let connection = child.connection()?;
-    match sys::peer(connection) {
+    match sys::peer_credentials(connection) {
         Some(peer) => Some(format!("process {} of user {}", peer.pid, peer.uid)),
         None => sys::peer_address(connection).map(|address| address.to_string()),
     }

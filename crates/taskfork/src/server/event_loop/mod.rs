@@ -44,10 +44,10 @@ use crate::server::status::{Counters, open_status};
 use crate::server::status_requests::StatusRequests;
 use crate::server::stderr::StderrOutput;
 use crate::server::wake_pipe::WakePipe;
-use crate::sys::{self, OpenFiles, ThreadCount, Title};
+use crate::sys::{self, OpenFileLimit, ThreadCount, Title};
 use crate::time_limit::timespec;
 use crate::worker::scoreboard::{Retirement, Scoreboard, now};
-use crate::worker::{self, Buffers};
+use crate::worker::{self, IoBuffers};
 
 const GUARDIAN: u64 = 0;
 pub(super) const LISTENER: u64 = 1;
@@ -79,7 +79,7 @@ pub(crate) struct EventLoop {
     pub(super) epoll: OwnedFd,
     pub(super) signals: Signals,
     /// How many descriptors the server may have.
-    pub(super) open_files: OpenFiles,
+    pub(super) open_files: OpenFileLimit,
     /// What workers get as standard input.
     pub(super) nothing: OwnedFd,
     pub(super) threads: ThreadCount,
@@ -125,7 +125,7 @@ pub(crate) struct EventLoop {
     /// The new server that has taken over.
     pub(super) successor_pid: Option<Pid>,
     /// For each worker.
-    pub(super) buffers: Buffers,
+    pub(super) buffers: IoBuffers,
     /// What the next worker is called.
     pub(super) title: Title,
     pub(super) pid: u32,
@@ -151,7 +151,7 @@ impl EventLoop {
         program: Program,
         inherited: Option<(OwnedFd, Option<Identity>)>,
     ) -> Result<Self, ServerError> {
-        let open_files = OpenFiles::raise();
+        let open_files = OpenFileLimit::raise();
         let rules = options.access.rules()?;
         let handshakes = Handshakes::new(&options.handshakes, &rules)?;
         let uncounted = "cannot count this process's threads";
@@ -220,10 +220,10 @@ impl EventLoop {
             is_listener_inherited: is_inherited,
             successor: None,
             successor_pid: None,
-            buffers: Buffers::new(),
+            buffers: IoBuffers::new(),
             title: Title::new(""),
             pid: std::process::id(),
-            cores: sys::cores(),
+            cores: sys::available_cores(),
             since: now(),
         };
         if let Some(status) = &server.status {

@@ -24,7 +24,7 @@ const MAX_HELPERS: usize = 64;
 impl EventLoop {
     /// Buries all workers that have died, and reaps other children. The kernel says only that some child has died.
     pub(in crate::server) fn reap_workers(&mut self) {
-        while let Some(first) = sys::ended_child() {
+        while let Some(first) = sys::exited_child() {
             let is_it = |child: &&Child| child.pid == first;
             // What has died first may be no worker, and may stay for a while.
             let any = || self.children.values().find(|child| child.has_ended());
@@ -63,7 +63,7 @@ impl EventLoop {
             news.omit_details();
             stack = None;
         }
-        self.scoreboard.give_back(slot);
+        self.scoreboard.quarantine(slot);
         self.queue.freed(number);
         *self.tally.deaths.entry(cause).or_default() += 1;
         match stack {
@@ -134,7 +134,9 @@ impl EventLoop {
     /// How many checkouts wait: of each client what it has said last.
     fn queued(&self) -> u64 {
         let mut last = BTreeMap::new();
-        for (client, at, waiting) in self.children.values().filter_map(|child| child.slot.queue()) {
+        for (client, at, waiting) in
+            self.children.values().filter_map(|child| child.slot.reported_queue())
+        {
             let known = last.entry(client).or_insert((at, waiting));
             *known = (*known).max((at, waiting));
         }
@@ -185,7 +187,7 @@ impl EventLoop {
         let pids: HashSet<_> = self.children.values().map(|child| child.pid).collect();
         self.orphans.end(&self.mark, |pid| pids.contains(&pid));
         if !self.orphans.is_pending() {
-            self.scoreboard.release();
+            self.scoreboard.release_quarantined();
         }
     }
 }

@@ -26,10 +26,10 @@ impl EventLoop {
             let left = self.run_due_timers();
             let now = now();
             let at = left.map(|left| now.saturating_add(left));
-            let promised = self.scoreboard.promised().filter(|&promised| promised > now);
+            let promised = self.scoreboard.wakeup().filter(|&promised| promised > now);
             let at = promised.into_iter().chain(at).min();
             let left = at.map(|at| at.saturating_sub(now));
-            let before = self.scoreboard.wakes_at(at);
+            let before = self.scoreboard.set_wakeup(at);
             let is_later = match (before, at) {
                 (Some(before), Some(at)) => at > before.saturating_add(MAX_WAKE_DELAY),
                 (Some(_), None) => true,

@@ -154,9 +154,9 @@ fn guard(
     mut groups: ProcessGroups,
 ) -> io::Result<()> {
     let _ = setpgid(None, None);
-    sys::hold_back(&nix::sys::signal::SigSet::all())?;
+    sys::block_signals(&nix::sys::signal::SigSet::all())?;
     // SAFETY: the guardian never returns into the server's code, and leaves by `exit_now`.
-    let [line, records] = unsafe { sys::keep_only(descriptors) }?;
+    let [line, records] = unsafe { sys::close_all_except(descriptors) }?;
     sys::set_title(&format!("taskfork-guardian:{name}"));
     send(&line, b"r", SendFlags::NOSIGNAL)?;
     // The server asks for room in the pipe, and its end is that of the line. One that ends by itself ends this
@@ -210,7 +210,7 @@ pub(crate) struct Mark {
 impl Mark {
     /// Marks what is forked and started by this process from here on.
     pub(crate) fn set(scoreboard: &Scoreboard) -> Self {
-        let mapping = MappedFile::at(scoreboard.address());
+        let mapping = MappedFile::at(scoreboard.published_address());
         // No two mappings of one machine have the same name, and no two processes at one time the
         // same number.
         let unique = mapping.as_ref().map(ToString::to_string).unwrap_or_default();

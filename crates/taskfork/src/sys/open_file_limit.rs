@@ -11,9 +11,9 @@ const NONE: u64 = u64::MAX;
 
 /// The raised limit; the one before holds again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct OpenFiles(());
+pub(crate) struct OpenFileLimit(());
 
-impl OpenFiles {
+impl OpenFileLimit {
     /// Raises the soft limit to the hard one. Where that is refused the limit stays.
     pub(crate) fn raise() -> Self {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -33,20 +33,20 @@ impl OpenFiles {
 
     /// Sets the limit again that was there before.
     #[inline]
-    pub(crate) fn put_back(&self) {
-        put_back();
+    pub(crate) fn restore(&self) {
+        restore();
     }
 }
 
-impl Drop for OpenFiles {
+impl Drop for OpenFileLimit {
     fn drop(&mut self) {
-        put_back();
+        restore();
         BEFORE.store(NONE, Relaxed);
     }
 }
 
 /// Sets the limit again that was there before. It makes system calls only.
-pub(super) fn put_back() {
+pub(super) fn restore() {
     let before = BEFORE.load(Relaxed);
     if before == NONE {
         return;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
 use nix::libc::{self, c_int};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use super::signal::keeping_errno;
+use super::signal::preserving_errno;
 
 /// The process that this one stands for; 0 for none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
@@ -18,7 +18,7 @@ static CONNECTION: AtomicI32 = AtomicI32::new(-1);
 
 /// From now on this process ends as `child` does, at once when that happens. While it [waits](waits), that ends
 /// `connection` instead, whoever else holds the other end: what the child has said can still be read there.
-pub(crate) fn follow(child: u32, connection: impl AsFd) -> io::Result<()> {
+pub(crate) fn mirror_exit_of(child: u32, connection: impl AsFd) -> io::Result<()> {
     CONNECTION.store(connection.as_fd().try_clone_to_owned()?.into_raw_fd(), SeqCst);
     CHILD.store(child.cast_signed(), SeqCst);
     let flags = SaFlags::SA_RESTART | SaFlags::SA_NOCLDSTOP;
@@ -26,18 +26,18 @@ pub(crate) fn follow(child: u32, connection: impl AsFd) -> io::Result<()> {
     // SAFETY: the handler makes system calls only.
     unsafe { sigaction(Signal::SIGCHLD, &action) }?;
     // It may have ended before.
-    follow_if_dead();
+    exit_if_child_exited();
     Ok(())
 }
 
 /// The process that this one stands for.
-pub(crate) fn followed() -> Option<u32> {
+pub(crate) fn mirrored_child() -> Option<u32> {
     let child = CHILD.load(SeqCst).unsigned_abs();
     (child != 0).then_some(child)
 }
 
 /// The child's end is expected, and of no importance.
-pub(crate) fn follow_no_more() {
+pub(crate) fn stop_mirroring() {
     CHILD.store(0, SeqCst);
     let connection = CONNECTION.swap(-1, SeqCst);
     if connection >= 0 {
@@ -49,10 +49,10 @@ pub(crate) fn follow_no_more() {
 
 /// Begins or ends a time in which the child's end is seen by whoever waits for what it says, once all
 /// of that has been read and passed on.
-pub(crate) fn waits(waits: bool) {
+pub(crate) fn defer_mirroring(waits: bool) {
     WAITS.store(waits, SeqCst);
     if !waits {
-        follow_if_dead();
+        exit_if_child_exited();
     }
 }
 
@@ -72,7 +72,7 @@ fn end_of_child(flags: c_int) -> Option<libc::siginfo_t> {
 }
 
 /// Ends this process as the child has ended; nothing if that lives.
-pub(crate) fn follow_if_dead() {
+pub(crate) fn exit_if_child_exited() {
     let Some(info) = end_of_child(0) else { return };
     // SAFETY: it was filled in for a child that has ended.
     let status = unsafe { info.si_status() };
@@ -94,10 +94,10 @@ pub(crate) fn follow_if_dead() {
 }
 
 extern "C" fn on_child(_: c_int) {
-    keeping_errno(|| {
+    preserving_errno(|| {
         if !WAITS.load(SeqCst) {
             // It goes on here if another child has ended, or if this one has only been looked at too early.
-            follow_if_dead();
+            exit_if_child_exited();
         } else if end_of_child(libc::WNOWAIT).is_some() {
             // Something that the child has started may hold the other end, and whoever reads would wait for it.
             // SAFETY: a system call on a descriptor of this module's own; a number below 0 is refused.

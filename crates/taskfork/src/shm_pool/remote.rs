@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{MOST, View, forks};
-use crate::sys::{self, Identity, User};
+use super::{BufferView, MAX_BUFFERS, fork_count};
+use crate::sys::{self, MemoryId, User};
 use crate::wire::shm::{BufferId, ShmMessage};
 
 #[derive(Debug)]
-pub(super) struct Foreign {
+pub(super) struct RemoteBuffers {
     most: usize,
     user: User,
     known: Vec<Known>,
@@ -19,7 +19,7 @@ pub(super) struct Foreign {
 #[derive(Debug)]
 struct Known {
     id: BufferId,
-    memory: Arc<sys::Foreign>,
+    memory: Arc<sys::RemoteBuffer>,
     /// How many times it has been lent since it was last given back.
     times: u64,
     /// How many forks there had been when it was lent.
@@ -28,7 +28,7 @@ struct Known {
     refused: bool,
 }
 
-impl Foreign {
+impl RemoteBuffers {
     pub(super) fn new(most: usize, user: User) -> Self {
         Self { most, user, known: Vec::new() }
     }
@@ -37,28 +37,29 @@ impl Foreign {
         self.known.is_empty()
     }
 
-    pub(super) fn has(&self, id: BufferId) -> bool {
+    pub(super) fn has_id(&self, id: BufferId) -> bool {
         self.known.iter().any(|known| known.id == id)
     }
 
     /// Whether its owner has it as long as it is read here.
-    pub(super) fn can_go_back(&self, id: BufferId) -> bool {
+    pub(super) fn is_returnable(&self, id: BufferId) -> bool {
         self.known.iter().any(|known| known.id == id && !known.refused)
     }
 
-    /// Takes memory that is new here. `is_own` tells whether it is this side's.
+    /// ReceiverLimits memory that is new here. `is_own` tells whether it is this side's.
     pub(super) fn add(
         &mut self,
         id: BufferId,
         file: &OwnedFd,
-        is_own: impl Fn(Identity) -> bool,
+        is_own: impl Fn(MemoryId) -> bool,
     ) -> Result<(), String> {
-        if self.has(id) {
+        if self.has_id(id) {
             return Err(format!("there is memory of the number {id} already"));
         }
         let mapped: usize = self.known.iter().map(|known| known.memory.length()).sum();
-        let left = if self.known.len() < MOST { self.most.saturating_sub(mapped) } else { 0 };
-        let memory = sys::Foreign::new(file, self.user, left)
+        let left =
+            if self.known.len() < MAX_BUFFERS { self.most.saturating_sub(mapped) } else { 0 };
+        let memory = sys::RemoteBuffer::new(file, self.user, left)
             .map_err(|why| format!("memory that is lent cannot be used: {why}"))?;
         // Whoever reads it would see this side write to it.
         if is_own(memory.identity()) {
@@ -73,7 +74,7 @@ impl Foreign {
             ));
         }
         let memory = Arc::new(memory);
-        self.known.push(Known { id, memory, times: 0, forks: forks(), refused: false });
+        self.known.push(Known { id, memory, times: 0, forks: fork_count(), refused: false });
         Ok(())
     }
 
@@ -84,10 +85,10 @@ impl Foreign {
             return None;
         }
         if known.times == 0 {
-            known.forks = forks();
+            known.forks = fork_count();
         }
         known.times += 1;
-        Some(Bytes::from_owner(View { memory: known.memory.clone(), length }))
+        Some(Bytes::from_owner(BufferView { memory: known.memory.clone(), length }))
     }
 
     pub(super) fn remove(&mut self, id: BufferId) {
@@ -95,16 +96,16 @@ impl Foreign {
     }
 
     /// What is not read any more can be given back, but for what a child may read.
-    pub(super) fn look(&mut self, to_say: &mut ShmMessage) {
+    pub(super) fn collect(&mut self, pending: &mut ShmMessage) {
         for known in self.known.iter_mut().filter(|known| known.times > 0 && !known.refused) {
             if Arc::get_mut(&mut known.memory).is_none() {
                 continue;
             }
-            if known.forks == forks() {
-                to_say.free.push((known.id, std::mem::take(&mut known.times)));
+            if known.forks == fork_count() {
+                pending.free.push((known.id, std::mem::take(&mut known.times)));
             } else {
                 known.refused = true;
-                to_say.unwanted.push(known.id);
+                pending.unwanted.push(known.id);
             }
         }
     }

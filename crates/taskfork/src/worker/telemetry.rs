@@ -23,30 +23,30 @@ const INTERVAL: Duration = Duration::from_millis(50);
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static RECORDER: Mutex<Recorder> = Mutex::new(Recorder {
-    stage: Stage::Elsewhere,
+    state: RecorderState::Inactive,
     calls: 0,
     log: None,
     earlier: None,
     records: Records::new(),
     out: None,
 });
-static RECORDED: Condvar = Condvar::new();
+static CHANGED: Condvar = Condvar::new();
 /// Held while something is sent during a call; taken before the recorder is locked.
 static SENDING: Mutex<()> = Mutex::new(());
 
 /// How many bytes have been sent during calls since that was last asked.
-static SENT: AtomicUsize = AtomicUsize::new(0);
+static SENT_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// How many bytes have been sent during calls since this was last asked.
-pub(super) fn take_sent() -> usize {
-    match SENT.load(Ordering::Relaxed) {
+pub(super) fn take_sent_bytes() -> usize {
+    match SENT_BYTES.load(Ordering::Relaxed) {
         0 => 0,
-        _ => SENT.swap(0, Ordering::Relaxed),
+        _ => SENT_BYTES.swap(0, Ordering::Relaxed),
     }
 }
 
 pub(super) struct Recorder {
-    pub(super) stage: Stage,
+    pub(super) state: RecorderState,
     /// How many calls have begun or ended.
     pub(super) calls: u64,
     /// What is logged now, in a call or before the next.
@@ -60,17 +60,17 @@ pub(super) struct Recorder {
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Stage {
+pub(super) enum RecorderState {
     /// This process is no worker.
-    Elsewhere,
+    Inactive,
     /// Between calls.
-    Between,
-    Call(Wanted),
+    BetweenCalls,
+    InCall(RequestedTelemetry),
 }
 
 /// What a caller wants to have of what its call records.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Wanted {
+pub(super) struct RequestedTelemetry {
     /// Lines up to this level.
     pub(super) log: Option<Level>,
     /// Spans and events up to this level: 1 error, 5 trace.
@@ -89,39 +89,39 @@ pub(super) struct Telemetry {
 
 impl Recorder {
     /// What has just begun to be recorded in a call is to be sent before long.
-    pub(super) fn send_soon(&mut self) {
-        if let Stage::Call(_) = self.stage {
+    pub(super) fn schedule_send(&mut self) {
+        if let RecorderState::InCall(_) = self.state {
             if let Some(out) = self.out.take() {
                 // Without the thread, all is sent at the end.
                 let _ = sys::spawn_without_signals("taskfork-notes", move || send_regularly(out));
             }
-            RECORDED.notify_one();
+            CHANGED.notify_one();
         }
     }
 
-    fn has_to_be_sent(&self) -> bool {
-        let Stage::Call(wanted) = self.stage else { return false };
+    fn needs_sending(&self) -> bool {
+        let RecorderState::InCall(wanted) = self.state else { return false };
         wanted.log.is_some() && self.log.is_some() || !self.records.is_empty()
     }
 }
 
 /// Has what is recorded kept for the first call, before there is anybody to send it to.
-pub(super) fn expect() {
-    lock().stage = Stage::Between;
+pub(super) fn record_for_first_call() {
+    lock().state = RecorderState::BetweenCalls;
 }
 
 /// Has what calls record sent to `out` while they run.
 pub(super) fn start(out: BorrowedFd<'static>) {
     let mut recorder = lock();
-    recorder.stage = Stage::Between;
+    recorder.state = RecorderState::BetweenCalls;
     recorder.out = Some(out);
 }
 
 /// A call begins.
-pub(super) fn begin(wanted: Wanted) {
-    tracer::want(wanted.trace);
+pub(super) fn begin_call(wanted: RequestedTelemetry) {
+    tracer::set_level(wanted.trace);
     let mut recorder = lock();
-    recorder.stage = Stage::Call(wanted);
+    recorder.state = RecorderState::InCall(wanted);
     recorder.calls += 1;
     let Some(log) = recorder.log.take() else { return };
     recorder.earlier = wanted.log.map(|wanted| {
@@ -132,20 +132,20 @@ pub(super) fn begin(wanted: Wanted) {
 }
 
 /// Up to which level the caller of the call that runs wants what is logged.
-pub(super) fn wanted_log() -> Option<Level> {
-    match lock().stage {
-        Stage::Call(wanted) => wanted.log,
+pub(super) fn requested_log_level() -> Option<Level> {
+    match lock().state {
+        RecorderState::InCall(wanted) => wanted.log,
         _ => None,
     }
 }
 
 /// The call has ended: gives what its caller has not been sent yet.
-pub(super) fn end() -> Telemetry {
+pub(super) fn end_call() -> Telemetry {
     // What the thread sends is sent before the answer.
     let _sending = lock_sending();
     let mut recorder = lock();
-    let Stage::Call(wanted) = recorder.stage else { return Telemetry::default() };
-    recorder.stage = Stage::Between;
+    let RecorderState::InCall(wanted) = recorder.state else { return Telemetry::default() };
+    recorder.state = RecorderState::BetweenCalls;
     recorder.calls += 1;
     let earlier = recorder.earlier.take();
     let log = recorder.log.take().filter(|_| wanted.log.is_some()).map(|log| log.close());
@@ -177,10 +177,10 @@ impl Telemetry {
 
 fn send_regularly(out: BorrowedFd<'_>) {
     loop {
-        let waited = RECORDED.wait_while(lock(), |recorder| !recorder.has_to_be_sent());
+        let waited = CHANGED.wait_while(lock(), |recorder| !recorder.needs_sending());
         let recorder = waited.unwrap_or_else(PoisonError::into_inner);
         let call = recorder.calls;
-        let waited = RECORDED.wait_timeout_while(recorder, INTERVAL, |now| now.calls == call);
+        let waited = CHANGED.wait_timeout_while(recorder, INTERVAL, |now| now.calls == call);
         drop(waited);
         if sys::is_forked() {
             // What a child says is nobody's.
@@ -201,7 +201,7 @@ fn send_regularly(out: BorrowedFd<'_>) {
         for frame in frames {
             // If it fails, the call's own answer will as well, and tell.
             let sent = retry_on_intr(|| send(out, &frame, SendFlags::NOSIGNAL)).unwrap_or(0);
-            SENT.fetch_add(sent, Ordering::Relaxed);
+            SENT_BYTES.fetch_add(sent, Ordering::Relaxed);
         }
     }
 }

@@ -13,7 +13,7 @@ use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 use rustix::mm::{Advice, madvise};
 
 use super::memory_file::memory_file;
-use super::shared::{Access, Mapping};
+use super::sealed_memory::{Access, Mapping};
 
 /// What holds for memory that is lent: it keeps its size, and is written to only where it was mapped first.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
@@ -23,13 +23,13 @@ const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlag
 pub(crate) struct User(u32);
 
 /// The user of this process.
-pub(crate) fn user() -> User {
+pub(crate) fn effective_user() -> User {
     User(rustix::process::geteuid().as_raw())
 }
 
 /// How many times this process has been forked since this was first asked. A child has whatever was mapped
 /// then, and nobody knows what it reads.
-pub(crate) fn forks() -> u64 {
+pub(crate) fn fork_count() -> u64 {
     static COUNTS: Once = Once::new();
     COUNTS.call_once(|| {
         // SAFETY: the function adds to a number, which can be done at any time.
@@ -46,26 +46,26 @@ unsafe extern "C" fn count_fork() {
 
 /// Which file of memory it is, of all that there are on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Identity {
+pub(crate) struct MemoryId {
     device: u64,
     inode: u64,
 }
 
-impl Identity {
+impl MemoryId {
     fn of(status: &rustix::fs::Stat) -> Self {
         Self { device: status.st_dev, inode: status.st_ino }
     }
 }
 
 /// Memory of this process, for another to read.
-pub(crate) struct Own {
+pub(crate) struct LocalBuffer {
     mapping: Mapping,
-    identity: Identity,
-    /// A [`Filling`] has it.
+    identity: MemoryId,
+    /// A [`LocalBufferMut`] has it.
     filling: AtomicBool,
 }
 
-impl Own {
+impl LocalBuffer {
     /// So many zeros, of which the first `soon` are to be written to at once; with the file that others map.
     pub(crate) fn new(length: usize, soon: usize) -> io::Result<(Self, OwnedFd)> {
         let file = memory_file("taskfork-buffer", length)?;
@@ -76,7 +76,7 @@ impl Own {
         let (start, soon) = (mapping.start.cast(), soon.min(length));
         // SAFETY: it changes nothing that can be seen.
         let _ = unsafe { madvise(start, soon, Advice::LinuxPopulateWrite) };
-        let identity = Identity::of(&fstat(&file)?);
+        let identity = MemoryId::of(&fstat(&file)?);
         Ok((Self { mapping, identity, filling: AtomicBool::new(false) }, file))
     }
 
@@ -84,7 +84,7 @@ impl Own {
         self.mapping.length
     }
 
-    pub(crate) fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> MemoryId {
         self.identity
     }
 
@@ -109,14 +109,14 @@ impl Own {
 }
 
 /// Memory that is written to in place.
-pub(crate) struct Filling {
-    memory: Arc<Own>,
+pub(crate) struct LocalBufferMut {
+    memory: Arc<LocalBuffer>,
     length: usize,
 }
 
-impl Filling {
+impl LocalBufferMut {
     /// The first `length` bytes of memory that nobody else has now.
-    pub(crate) fn new(memory: &mut Arc<Own>, length: usize) -> Option<Self> {
+    pub(crate) fn new(memory: &mut Arc<LocalBuffer>, length: usize) -> Option<Self> {
         *Arc::get_mut(memory).filter(|own| length <= own.length())?.filling.get_mut() = true;
         Some(Self { memory: memory.clone(), length })
     }
@@ -132,24 +132,24 @@ impl Filling {
     }
 
     /// The memory, to be read by anybody, and how many of its bytes are meant.
-    pub(crate) fn done(self) -> (Arc<Own>, usize) {
+    pub(crate) fn freeze(self) -> (Arc<LocalBuffer>, usize) {
         (self.memory.clone(), self.length)
     }
 }
 
-impl Drop for Filling {
+impl Drop for LocalBufferMut {
     fn drop(&mut self) {
         self.memory.filling.store(false, Ordering::Release);
     }
 }
 
 /// Memory of another process, to be read.
-pub(crate) struct Foreign {
+pub(crate) struct RemoteBuffer {
     mapping: Mapping,
-    identity: Identity,
+    identity: MemoryId,
 }
 
-impl Foreign {
+impl RemoteBuffer {
     /// Maps what a process of this user has sent, if it keeps its size and has no more than `most` bytes.
     pub(crate) fn new(file: &OwnedFd, of: User, most: usize) -> Result<Self, &'static str> {
         let seals = fcntl_get_seals(file).map_err(|_| "it is no memory")?;
@@ -166,14 +166,14 @@ impl Foreign {
         // and has agreed not to while it is lent. It is checked elsewhere that the maker is another process.
         let mapping = unsafe { Mapping::new(file, length, Access::Read) };
         let mapping = mapping.map_err(|_| "it cannot be mapped")?;
-        Ok(Self { mapping, identity: Identity::of(&status) })
+        Ok(Self { mapping, identity: MemoryId::of(&status) })
     }
 
     pub(crate) fn length(&self) -> usize {
         self.mapping.length
     }
 
-    pub(crate) fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> MemoryId {
         self.identity
     }
 
@@ -186,21 +186,21 @@ impl Foreign {
     }
 }
 
-impl fmt::Debug for Own {
+impl fmt::Debug for LocalBuffer {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Own({} bytes)", self.length())
+        write!(out, "LocalBuffer({} bytes)", self.length())
     }
 }
 
-impl fmt::Debug for Filling {
+impl fmt::Debug for LocalBufferMut {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Filling({} bytes)", self.length)
+        write!(out, "LocalBufferMut({} bytes)", self.length)
     }
 }
 
-impl fmt::Debug for Foreign {
+impl fmt::Debug for RemoteBuffer {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Foreign({} bytes)", self.length())
+        write!(out, "RemoteBuffer({} bytes)", self.length())
     }
 }
 
@@ -210,11 +210,11 @@ impl fmt::Debug for Foreign {
 /// again, and one that still has it as its real user can be traced by it.
 pub(crate) fn common_user(socket: &impl AsFd) -> Option<User> {
     let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
-    only_user().filter(|user| user.0 == peer.uid.as_raw())
+    sole_user().filter(|user| user.0 == peer.uid.as_raw())
 }
 
 /// The user of this process, if its real, effective and saved user are the same.
-pub(crate) fn only_user() -> Option<User> {
+pub(crate) fn sole_user() -> Option<User> {
     let (mut real, mut effective, mut saved) = (0, 0, 0);
     // SAFETY: the function writes one number to each of the three places, which are this function's own.
     let done = unsafe { libc::getresuid(&mut real, &mut effective, &mut saved) };
@@ -229,8 +229,8 @@ mod tests {
 
     #[test]
     fn only_its_maker_writes_to_it() {
-        let (mut own, file) = Own::new(10_000, 100).unwrap();
-        let foreign = Foreign::new(&file, user(), 10_000).unwrap();
+        let (mut own, file) = LocalBuffer::new(10_000, 100).unwrap();
+        let foreign = RemoteBuffer::new(&file, effective_user(), 10_000).unwrap();
         for fill in [3, 4] {
             own.copy_from(&[fill; 10_000]);
             assert!(foreign.bytes(10_000).iter().all(|&byte| byte == fill));
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn forks_are_counted() {
-        let before = forks();
+        let before = fork_count();
         // SAFETY: the child does nothing but end.
         let child = unsafe { libc::fork() };
         if child == 0 {
@@ -254,19 +254,19 @@ mod tests {
         }
         let child = rustix::process::Pid::from_raw(child).unwrap();
         rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
-        assert!(forks() > before);
+        assert!(fork_count() > before);
     }
 
     #[test]
     fn what_is_filled_is_read_by_nobody() {
-        let mut own = Arc::new(Own::new(10_000, 0).unwrap().0);
-        assert!(Filling::new(&mut own, 10_001).is_none());
-        let mut filling = Filling::new(&mut own, 5000).unwrap();
+        let mut own = Arc::new(LocalBuffer::new(10_000, 0).unwrap().0);
+        assert!(LocalBufferMut::new(&mut own, 10_001).is_none());
+        let mut filling = LocalBufferMut::new(&mut own, 5000).unwrap();
         filling.bytes_mut().fill(9);
-        assert!(Filling::new(&mut own, 10).is_none());
+        assert!(LocalBufferMut::new(&mut own, 10).is_none());
         let read = || std::panic::catch_unwind(|| own.bytes(1)[0]);
         assert!(read().is_err());
-        let (done, length) = filling.done();
+        let (done, length) = filling.freeze();
         assert_eq!((read().ok(), done.bytes(length)), (Some(9), &[9; 5000][..]));
     }
 
@@ -276,14 +276,14 @@ mod tests {
         for left_out in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::FUTURE_WRITE] {
             let file = open();
             fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();
-            assert!(Foreign::new(&file, user(), 4096).is_err(), "{left_out:?}");
+            assert!(RemoteBuffer::new(&file, effective_user(), 4096).is_err(), "{left_out:?}");
         }
         let file = open();
         fcntl_add_seals(&file, SEALS).unwrap();
-        assert!(Foreign::new(&file, user(), 4095).is_err());
-        assert!(Foreign::new(&file, User(user().0 + 1), 4096).is_err());
-        assert!(Foreign::new(&file, user(), 4096).is_ok());
+        assert!(RemoteBuffer::new(&file, effective_user(), 4095).is_err());
+        assert!(RemoteBuffer::new(&file, User(effective_user().0 + 1), 4096).is_err());
+        assert!(RemoteBuffer::new(&file, effective_user(), 4096).is_ok());
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(Foreign::new(&reader, user(), 4096).is_err());
+        assert!(RemoteBuffer::new(&reader, effective_user(), 4096).is_err());
     }
 }

@@ -10,15 +10,15 @@ use std::sync::atomic::AtomicU64;
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 
 use super::memory_file::memory_file;
-use super::shared::{Access, Mapping};
+use super::sealed_memory::{Access, Mapping};
 
 /// What holds for it: it keeps its size.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
 /// A number of words, each read and written whole. What is in them is the other process's to say as well.
-pub(crate) struct Words(Mapping);
+pub(crate) struct SharedAtomics(Mapping);
 
-impl Words {
+impl SharedAtomics {
     /// So many zeros, and the file that the other process maps.
     pub(crate) fn new(count: usize) -> io::Result<(Self, OwnedFd)> {
         let length = count * size_of::<AtomicU64>();
@@ -46,7 +46,7 @@ impl Words {
     }
 }
 
-impl Deref for Words {
+impl Deref for SharedAtomics {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
@@ -57,9 +57,9 @@ impl Deref for Words {
     }
 }
 
-impl fmt::Debug for Words {
+impl fmt::Debug for SharedAtomics {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Words({})", self.len())
+        write!(out, "SharedAtomics({})", self.len())
     }
 }
 
@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn both_sides_write_to_them() {
-        let (here, file) = Words::new(1000).unwrap();
-        let there = Words::map(&file, 1000).unwrap();
+        let (here, file) = SharedAtomics::new(1000).unwrap();
+        let there = SharedAtomics::map(&file, 1000).unwrap();
         here[0].store(1, Relaxed);
         there[999].store(2, Relaxed);
         assert_eq!((there[0].load(Relaxed), here[999].load(Relaxed)), (1, 2));
@@ -88,14 +88,14 @@ mod tests {
         for left_out in [SealFlags::SHRINK, SealFlags::GROW] {
             let file = open();
             fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();
-            assert!(Words::map(&file, 512).is_err(), "{left_out:?}");
+            assert!(SharedAtomics::map(&file, 512).is_err(), "{left_out:?}");
         }
         let file = open();
         fcntl_add_seals(&file, SEALS).unwrap();
-        assert!(Words::map(&file, 511).is_err());
-        assert!(Words::map(&file, 513).is_err());
-        assert!(Words::map(&file, 512).is_ok());
+        assert!(SharedAtomics::map(&file, 511).is_err());
+        assert!(SharedAtomics::map(&file, 513).is_err());
+        assert!(SharedAtomics::map(&file, 512).is_ok());
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(Words::map(&reader, 512).is_err());
+        assert!(SharedAtomics::map(&reader, 512).is_err());
     }
 }

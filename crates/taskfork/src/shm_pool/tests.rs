@@ -17,7 +17,7 @@ thread_local! {
 }
 
 /// The forks of this test's own process, if it had one.
-pub(super) fn forks() -> u64 {
+pub(super) fn fork_count() -> u64 {
     FORKS.get()
 }
 
@@ -29,32 +29,32 @@ fn count_fork() {
 type Line = VecDeque<(Vec<u8>, Vec<OwnedFd>)>;
 
 struct Side {
-    loans: Loans,
+    shm_pool: ShmPool,
     /// What has come, and what it was when it came.
     blobs: Vec<(SharedBytes, u8)>,
 }
 
 impl Side {
     fn new() -> Self {
-        Self { loans: Loans::new(ROOM, ROOM, sys::user()), blobs: Vec::new() }
+        Self { shm_pool: ShmPool::new(ROOM, ROOM, sys::effective_user()), blobs: Vec::new() }
     }
 
     /// Sends a blob; tells whether it need not be sent whole.
-    fn send(&mut self, bytes: &Bytes, home: Option<Origin>, line: &mut Line) -> bool {
+    fn send(&mut self, bytes: &Bytes, origin: Option<Origin>, line: &mut Line) -> bool {
         let mut message = GatherFrame { bytes: vec![0; HEADER_LEN + 5], ..GatherFrame::default() };
         let backing =
-            home.map_or_else(Default::default, crate::wire::gather_frame::Backing::Shared);
+            origin.map_or_else(Default::default, crate::wire::gather_frame::Backing::Shared);
         message.segments.push(Segment { offset: HEADER_LEN + 5, bytes: bytes.clone(), backing });
-        let loans = &mut self.loans;
+        let shm_pool = &mut self.shm_pool;
         message
             .fit_with(
                 ReceiverLimits { max_frame: usize::MAX, max_blob: usize::MAX, files: 16 },
-                |bytes, home, may_add| loans.place(bytes, home, may_add),
+                |bytes, origin, may_add| shm_pool.store(bytes, origin, may_add),
             )
             .unwrap();
-        loans.sent(&message.references);
+        shm_pool.mark_sent(&message.references);
         let mut said = Vec::new();
-        loans.say(&mut said);
+        shm_pool.write_control(&mut said);
         let file = |file: &_| std::os::fd::AsFd::as_fd(file).try_clone_to_owned().unwrap();
         let files = message.files.iter().map(file).collect();
         let placed = !message.references.is_empty();
@@ -68,11 +68,11 @@ impl Side {
 
     fn say(&mut self, line: &mut Line) {
         let mut said = Vec::new();
-        self.loans.say(&mut said);
+        self.shm_pool.write_control(&mut said);
         line.push_back((said, Vec::new()));
     }
 
-    /// Takes the next message, and keeps what it refers to.
+    /// ReceiverLimits the next message, and keeps what it refers to.
     fn receive(&mut self, line: &mut Line) -> Result<(), WireError> {
         let Some((mut frames, mut files)) = line.pop_front() else { return Ok(()) };
         while !frames.is_empty() {
@@ -81,11 +81,11 @@ impl Side {
             let FromClient::Shm(said) = FromClient::decode(&frames[HEADER_LEN..])? else {
                 panic!("another message");
             };
-            self.loans.hear(said, &mut files)?;
+            self.shm_pool.handle_message(said, &mut files)?;
             frames = rest;
         }
         assert!(files.is_empty());
-        for lent in self.loans.take_uses()? {
+        for lent in self.shm_pool.take_received()? {
             let fill = lent.bytes[0];
             self.blobs.push((lent, fill));
         }
@@ -102,22 +102,22 @@ impl Side {
 
 #[test]
 fn new_memory_is_nobodys_here() {
-    let mut loans = Loans::new(ROOM, ROOM, sys::user());
+    let mut shm_pool = ShmPool::new(ROOM, ROOM, sys::effective_user());
     let mut hear = |id, file: &OwnedFd| {
         let said = ShmMessage { new: vec![id], ..ShmMessage::default() };
-        loans.hear(said, &mut vec![file.try_clone().unwrap()])
+        shm_pool.handle_message(said, &mut vec![file.try_clone().unwrap()])
     };
-    let (_theirs, file) = sys::Own::new(4096, 0).unwrap();
-    let (_others, other) = sys::Own::new(4096, 0).unwrap();
+    let (_theirs, file) = sys::LocalBuffer::new(4096, 0).unwrap();
+    let (_others, other) = sys::LocalBuffer::new(4096, 0).unwrap();
     hear(1, &file).unwrap();
     hear(2, &other).unwrap();
     let same = hear(3, &file).unwrap_err().to_string();
     assert!(same.contains("is that of the number 1"), "{same}");
     let bytes = Bytes::from(vec![1; 100_000]);
-    let own = (0..3).find_map(|_| loans.place(&bytes, None, true)).unwrap();
+    let own = (0..3).find_map(|_| shm_pool.store(&bytes, None, true)).unwrap();
     let said = ShmMessage { new: vec![4], ..ShmMessage::default() };
     let file = own.new.unwrap().try_clone().unwrap();
-    let own = loans.hear(said, &mut vec![file]).unwrap_err().to_string();
+    let own = shm_pool.handle_message(said, &mut vec![file]).unwrap_err().to_string();
     assert!(own.contains("is the receiver's own"), "{own}");
 }
 
@@ -162,7 +162,7 @@ proptest! {
                 }
                 Step::SendBack(which) if !side.blobs.is_empty() => {
                     let (lent, _) = side.blobs[which % side.blobs.len()].clone();
-                    side.send(&lent.bytes, Some(lent.home), &mut lines[there]);
+                    side.send(&lent.bytes, Some(lent.origin), &mut lines[there]);
                 }
                 Step::Drop(which) if !side.blobs.is_empty() => {
                     let which = which % side.blobs.len();
@@ -171,7 +171,7 @@ proptest! {
                 Step::SendBack(_) | Step::Drop(_) => {}
                 Step::Receive => side.receive(&mut lines[here]).unwrap(),
                 Step::Rest => {
-                    side.loans.rest();
+                    side.shm_pool.trim();
                     side.say(&mut lines[there]);
                 }
                 // As far as the numbers are concerned: what a child reads must not change either.
@@ -208,7 +208,7 @@ fn memory_is_used_again_once_it_is_not_read_any_more() {
         here.receive(&mut back).unwrap();
         assert!(here.send(&vec![fill; 1 << 20].into(), None, &mut to));
         there.receive(&mut to).unwrap();
-        ids.extend(there.blobs.drain(..).map(|(lent, _)| lent.home.id));
+        ids.extend(there.blobs.drain(..).map(|(lent, _)| lent.origin.id));
     }
     assert!(ids.iter().all(|&id| id == ids[0]), "{ids:?}");
     // While it is read there must be more, as far as there is room.
@@ -231,16 +231,16 @@ fn what_goes_back_is_not_copied() {
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
     let (lent, _) = there.blobs.pop().unwrap();
-    let (bytes, home) = (lent.bytes.clone(), lent.home);
-    assert!(there.send(&bytes, Some(home), &mut back));
-    assert!(there.loans.own.is_empty());
+    let (bytes, origin) = (lent.bytes.clone(), lent.origin);
+    assert!(there.send(&bytes, Some(origin), &mut back));
+    assert!(there.shm_pool.local.is_empty());
     here.receive(&mut back).unwrap();
     let (lent, fill) = here.blobs.pop().unwrap();
-    assert!(lent.home.own && fill == 5 && lent.bytes.len() == 1 << 20);
+    assert!(lent.origin.is_local && fill == 5 && lent.bytes.len() == 1 << 20);
     // And once more, while it is there.
-    assert!(here.send(&lent.bytes, Some(lent.home), &mut to));
+    assert!(here.send(&lent.bytes, Some(lent.origin), &mut to));
     there.receive(&mut to).unwrap();
-    assert_eq!(there.blobs.pop().unwrap().0.home.id, home.id);
+    assert_eq!(there.blobs.pop().unwrap().0.origin.id, origin.id);
 }
 
 #[test]
@@ -250,15 +250,15 @@ fn what_a_child_may_read_is_not_written_to() {
     warm(&mut here, &mut there, &mut to);
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
-    let first = there.blobs[0].0.home.id;
+    let first = there.blobs[0].0.origin.id;
     count_fork();
     there.blobs.clear();
     there.say(&mut back);
     here.receive(&mut back).unwrap();
     here.send(&vec![6; 1 << 20].into(), None, &mut to);
     there.receive(&mut to).unwrap();
-    assert!(there.blobs.iter().all(|(lent, _)| lent.home.id != first));
-    assert!(!there.loans.foreign.has(first), "the owner has not said that it is gone");
+    assert!(there.blobs.iter().all(|(lent, _)| lent.origin.id != first));
+    assert!(!there.shm_pool.remote.has_id(first), "the owner has not said that it is gone");
 }
 
 #[test]
@@ -268,17 +268,17 @@ fn what_its_owner_gives_up_does_not_go_back() {
     warm(&mut here, &mut there, &mut to);
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
-    assert!(there.send(&there.blobs[0].0.bytes.clone(), Some(there.blobs[0].0.home), &mut back));
+    assert!(there.send(&there.blobs[0].0.bytes.clone(), Some(there.blobs[0].0.origin), &mut back));
     here.receive(&mut back).unwrap();
     // It is on its way once more when the other side asks its owner to give it up.
     let (lent, _) = here.blobs[0].clone();
-    assert!(here.send(&lent.bytes, Some(lent.home), &mut to));
+    assert!(here.send(&lent.bytes, Some(lent.origin), &mut to));
     there.blobs.clear();
     count_fork();
     there.say(&mut back);
     there.receive(&mut to).unwrap();
     let (lent, _) = there.blobs[0].clone();
-    there.send(&lent.bytes, Some(lent.home), &mut back);
+    there.send(&lent.bytes, Some(lent.origin), &mut back);
     here.receive(&mut back).unwrap();
     here.receive(&mut back).unwrap();
 }
@@ -288,16 +288,16 @@ fn at_rest_there_is_no_memory() {
     let (mut here, mut there) = (Side::new(), Side::new());
     let (mut to, mut back) = (Line::new(), Line::new());
     warm(&mut here, &mut there, &mut to);
-    there.loans.rest();
+    there.shm_pool.trim();
     there.say(&mut back);
     here.receive(&mut back).unwrap();
     here.say(&mut to);
     there.receive(&mut to).unwrap();
     // It is rested before it knows what was free, and goes on.
-    here.loans.go_on_resting().unwrap();
+    here.shm_pool.trim_again().unwrap();
     here.say(&mut to);
     there.receive(&mut to).unwrap();
-    assert!(here.loans.is_empty() && there.loans.is_empty());
+    assert!(here.shm_pool.is_empty() && there.shm_pool.is_empty());
 }
 
 #[test]
@@ -307,9 +307,9 @@ fn what_a_message_refers_to_is_kept_until_it_is_sent() {
     warm(&mut here, &mut there, &mut to);
     there.say(&mut back);
     here.receive(&mut back).unwrap();
-    let placed = here.loans.place(&vec![7; 1 << 20].into(), None, true).unwrap();
+    let placed = here.shm_pool.store(&vec![7; 1 << 20].into(), None, true).unwrap();
     // The other side rests before the message is sent.
-    there.loans.rest();
+    there.shm_pool.trim();
     there.say(&mut back);
     here.receive(&mut back).unwrap();
     here.say(&mut to);
@@ -328,38 +328,38 @@ fn what_was_not_lent_cannot_be_referred_to() {
     warm(&mut here, &mut there, &mut to);
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
-    let known = there.blobs[0].0.home.id;
+    let known = there.blobs[0].0.origin.id;
     let uses = |owner, id, length| ShmMessage {
         uses: vec![BufferRef { owner, id, length }],
         ..ShmMessage::default()
     };
-    let mut hears = |said| there.loans.hear(said, &mut Vec::new());
+    let mut hears = |said| there.shm_pool.handle_message(said, &mut Vec::new());
     assert!(hears(uses(BufferOwner::Sender, known, 1 << 20)).is_ok());
     assert!(hears(uses(BufferOwner::Sender, known, 4 << 20)).is_err());
     assert!(hears(uses(BufferOwner::Sender, known + 9, 1)).is_err());
     assert!(hears(uses(BufferOwner::Receiver, known, 1)).is_err());
     assert!(hears(ShmMessage { new: vec![7], ..ShmMessage::default() }).is_err());
-    assert!(there.loans.take_uses().is_ok_and(|uses| uses.len() == 1));
+    assert!(there.shm_pool.take_received().is_ok_and(|uses| uses.len() == 1));
     let place = BufferRef { owner: BufferOwner::Sender, id: known, length: 1 };
     let many = |count| ShmMessage { uses: vec![place; count], ..ShmMessage::default() };
-    assert!(there.loans.hear(many(MAX_BUFFER_REFS + 1), &mut Vec::new()).is_err());
-    assert!(there.loans.hear(many(MAX_BUFFER_REFS), &mut Vec::new()).is_ok());
-    assert!(there.loans.hear(many(1), &mut Vec::new()).is_err());
+    assert!(there.shm_pool.handle_message(many(MAX_BUFFER_REFS + 1), &mut Vec::new()).is_err());
+    assert!(there.shm_pool.handle_message(many(MAX_BUFFER_REFS), &mut Vec::new()).is_ok());
+    assert!(there.shm_pool.handle_message(many(1), &mut Vec::new()).is_err());
     let free = |times| ShmMessage { free: vec![(known, times)], ..ShmMessage::default() };
-    here.loans.hear(free(100), &mut Vec::new()).unwrap();
-    assert!(here.loans.take_uses().is_err());
+    here.shm_pool.handle_message(free(100), &mut Vec::new()).unwrap();
+    assert!(here.shm_pool.take_received().is_err());
 }
 
 #[test]
 fn no_more_is_mapped_than_was_agreed() {
     let mut side = Side::new();
     let offer = |id, length| {
-        let (_, file) = sys::Own::new(length, 0).unwrap();
+        let (_, file) = sys::LocalBuffer::new(length, 0).unwrap();
         (ShmMessage { new: vec![id], ..ShmMessage::default() }, vec![file])
     };
     let mut hear = |id, length| {
         let (said, mut files) = offer(id, length);
-        side.loans.hear(said, &mut files)
+        side.shm_pool.handle_message(said, &mut files)
     };
     assert!(hear(1, 1 << 20).is_ok());
     assert!(hear(1, 4096).is_err());

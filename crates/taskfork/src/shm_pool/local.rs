@@ -5,22 +5,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{MOST, View, forks};
-use crate::sys::{self, Identity, User};
+use super::{BufferView, MAX_BUFFERS, fork_count};
+use crate::sys::{self, MemoryId, User};
 use crate::wire::shm::{BufferId, BufferOwner, BufferRef, PlacedBytes, ShmMessage};
 
 /// Before there is memory for them, so many pieces that there is none for are sent: new memory of 16 KiB
 /// costs as much as it saves in three uses, of 1 MiB and more as it saves in one.
-const PATIENCE: u32 = 2;
+const MISSES_BEFORE_ALLOC: u32 = 2;
 
 /// The length of memory is a multiple of this, and of an eighth of itself, as what is to be put there next
 /// may be somewhat longer. Pages that nothing was written to take no room.
-const GRAIN: usize = 64 << 10;
+const GRANULARITY: usize = 64 << 10;
 
 #[derive(Debug)]
-pub(super) struct Owned {
+pub(super) struct LocalBuffers {
     /// How many bytes the other side keeps.
-    room: usize,
+    capacity: usize,
     user: User,
     buffers: Vec<Buffer>,
     /// The number given last.
@@ -28,15 +28,15 @@ pub(super) struct Owned {
     /// How many pieces there has been no memory for.
     missed: u32,
     /// What the other side is to be told of.
-    gone: Vec<BufferId>,
-    /// Counts what is taken.
+    removed: Vec<BufferId>,
+    /// Counts what is last_used.
     clock: u64,
 }
 
 #[derive(Debug)]
 struct Buffer {
     id: BufferId,
-    memory: Arc<sys::Own>,
+    memory: Arc<sys::LocalBuffer>,
     /// Until the other side has it.
     file: Option<Arc<OwnedFd>>,
     /// Others have this as long as a message refers to it that is not sent.
@@ -44,46 +44,46 @@ struct Buffer {
     /// The other side has asked for it not to be used again.
     unwanted: bool,
     /// How many messages that refer to it the other side has not done with.
-    lent: u64,
-    /// How many forks there had been when it was last taken.
+    references: u64,
+    /// How many forks there had been when it was last last_used.
     forks: u64,
     /// When that was.
-    taken: u64,
+    last_used: u64,
 }
 
-impl Owned {
-    pub(super) fn new(room: usize, user: User) -> Self {
-        let (buffers, gone) = (Vec::new(), Vec::new());
-        Self { room, user, buffers, last: 0, missed: 0, gone, clock: 0 }
+impl LocalBuffers {
+    pub(super) fn new(capacity: usize, user: User) -> Self {
+        let (buffers, removed) = (Vec::new(), Vec::new());
+        Self { capacity, user, buffers, last: 0, missed: 0, removed, clock: 0 }
     }
 
-    pub(super) fn set_room(&mut self, room: usize) {
-        self.room = room;
+    pub(super) fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity;
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.buffers.is_empty()
     }
 
-    /// Whether the other side has not been told of all that is gone.
-    pub(super) fn is_any_gone(&self) -> bool {
-        !self.gone.is_empty()
+    /// Whether the other side has not been told of all that is removed.
+    pub(super) fn has_removed(&self) -> bool {
+        !self.removed.is_empty()
     }
 
     fn find(&mut self, id: BufferId) -> Option<&mut Buffer> {
         self.buffers.iter_mut().find(|buffer| buffer.id == id)
     }
 
-    pub(super) fn has(&self, id: BufferId) -> bool {
+    pub(super) fn has_id(&self, id: BufferId) -> bool {
         self.buffers.iter().any(|buffer| buffer.id == id)
     }
 
-    pub(super) fn is_any(&self, identity: Identity) -> bool {
+    pub(super) fn contains(&self, identity: MemoryId) -> bool {
         self.buffers.iter().any(|buffer| buffer.memory.identity() == identity)
     }
 
     /// Bytes that lie in memory of that number already.
-    pub(super) fn again(
+    pub(super) fn reuse(
         &mut self,
         id: BufferId,
         bytes: &Bytes,
@@ -95,28 +95,28 @@ impl Owned {
     }
 
     /// Copies bytes to where they can be lent.
-    pub(super) fn put(&mut self, bytes: &[u8], may_add: bool) -> Option<PlacedBytes> {
+    pub(super) fn copy_in(&mut self, bytes: &[u8], may_add: bool) -> Option<PlacedBytes> {
         let length = bytes.len();
         let buffer = self.take(length, may_add, false)?;
         Arc::get_mut(&mut buffer.memory)?.copy_from(bytes);
-        let view = View { memory: buffer.memory.clone(), length };
+        let view = BufferView { memory: buffer.memory.clone(), length };
         Some(buffer.placed(Bytes::from_owner(view)))
     }
 
     /// Memory to be filled in place.
-    pub(super) fn fill(&mut self, length: usize) -> Option<(BufferId, sys::Filling)> {
+    pub(super) fn alloc(&mut self, length: usize) -> Option<(BufferId, sys::LocalBufferMut)> {
         let buffer = self.take(length, true, true)?;
-        Some((buffer.id, sys::Filling::new(&mut buffer.memory, length)?))
+        Some((buffer.id, sys::LocalBufferMut::new(&mut buffer.memory, length)?))
     }
 
-    /// Takes memory that nobody else uses. New memory is made only if there has been need of it often
+    /// ReceiverLimits memory that nobody else uses. New memory is made only if there has been need of it often
     /// enough, or if it is asked for.
     fn take(&mut self, length: usize, may_add: bool, asked: bool) -> Option<&mut Buffer> {
-        if length > self.room {
+        if length > self.capacity {
             return None;
         }
-        let forks = forks();
-        self.retire(forks);
+        let forks = fork_count();
+        self.remove_stale(forks);
         self.clock += 1;
         let free = self.buffers.iter_mut().enumerate().filter_map(|(place, buffer)| {
             let fits = buffer.memory.length() >= length && (may_add || buffer.file.is_none());
@@ -128,23 +128,32 @@ impl Owned {
             None => return None,
         };
         let buffer = &mut self.buffers[place];
-        (buffer.forks, buffer.taken) = (forks, self.clock);
+        (buffer.forks, buffer.last_used) = (forks, self.clock);
         Some(buffer)
     }
 
     /// Makes new memory, if it is time to.
     fn add(&mut self, length: usize, asked: bool) -> Option<usize> {
         self.missed = self.missed.saturating_add(1);
-        if !asked && self.missed <= PATIENCE || sys::user() != self.user {
+        if !asked && self.missed <= MISSES_BEFORE_ALLOC || sys::effective_user() != self.user {
             return None;
         }
-        let capacity = capacity(length).min(self.room);
+        let capacity = capacity(length).min(self.capacity);
         self.make_room(capacity)?;
         let id = self.last.checked_add(1)?;
-        let (memory, file) = sys::Own::new(capacity, length).ok()?;
+        let (memory, file) = sys::LocalBuffer::new(capacity, length).ok()?;
         let (memory, file) = (Arc::new(memory), Some(Arc::new(file)));
         let (held, unwanted) = (Arc::new(()), false);
-        self.buffers.push(Buffer { id, memory, file, held, unwanted, lent: 0, forks: 0, taken: 0 });
+        self.buffers.push(Buffer {
+            id,
+            memory,
+            file,
+            held,
+            unwanted,
+            references: 0,
+            forks: 0,
+            last_used: 0,
+        });
         self.last = id;
         Some(self.buffers.len() - 1)
     }
@@ -153,27 +162,27 @@ impl Owned {
     fn make_room(&mut self, length: usize) -> Option<()> {
         loop {
             let there: usize = self.buffers.iter().map(|buffer| buffer.memory.length()).sum();
-            if there + length <= self.room && self.buffers.len() < MOST {
+            if there + length <= self.capacity && self.buffers.len() < MAX_BUFFERS {
                 return Some(());
             }
             let free = self
                 .buffers
                 .iter_mut()
-                .filter_map(|buffer| buffer.is_free().then_some((buffer.taken, buffer.id)));
+                .filter_map(|buffer| buffer.is_free().then_some((buffer.last_used, buffer.id)));
             let (_, id) = free.min()?;
             self.remove(id);
         }
     }
 
-    /// A child may read what was taken before it was made, so that nobody writes there again.
-    fn retire(&mut self, forks: u64) {
+    /// A child may read what was last_used before it was made, so that nobody writes there again.
+    fn remove_stale(&mut self, forks: u64) {
         let old = self.buffers.iter_mut().filter(|buffer| buffer.forks != forks);
         let old: Vec<BufferId> = old.filter_map(|old| old.is_free().then_some(old.id)).collect();
         old.into_iter().for_each(|id| self.remove(id));
     }
 
     /// The other side does not want it any more.
-    pub(super) fn give_up(&mut self, id: BufferId) {
+    pub(super) fn mark_unwanted(&mut self, id: BufferId) {
         if let Some(buffer) = self.find(id) {
             buffer.unwanted = true;
         }
@@ -183,38 +192,38 @@ impl Owned {
         if let Some(place) = self.buffers.iter().position(|buffer| buffer.id == id) {
             let buffer = self.buffers.swap_remove(place);
             // Of what the other side does not know it need not be told.
-            self.gone.extend(buffer.file.is_none().then_some(id));
+            self.removed.extend(buffer.file.is_none().then_some(id));
         }
     }
 
     /// The other side has been sent a reference to it.
-    pub(super) fn lend(&mut self, id: BufferId) {
+    pub(super) fn add_reference(&mut self, id: BufferId) {
         if let Some(buffer) = self.find(id) {
-            buffer.lent += 1;
+            buffer.references += 1;
             buffer.file = None;
         }
     }
 
     /// What the other side sends back.
-    pub(super) fn lent(&mut self, id: BufferId, length: usize) -> Option<Bytes> {
+    pub(super) fn returned(&mut self, id: BufferId, length: usize) -> Option<Bytes> {
         let buffer = self.find(id)?;
-        if buffer.lent == 0 || length > buffer.memory.length() {
+        if buffer.references == 0 || length > buffer.memory.length() {
             return None;
         }
-        Some(Bytes::from_owner(View { memory: buffer.memory.clone(), length }))
+        Some(Bytes::from_owner(BufferView { memory: buffer.memory.clone(), length }))
     }
 
     /// The other side has done with it so many times; an error if it had it less often.
-    pub(super) fn free(&mut self, id: BufferId, times: u64) -> Result<(), ()> {
+    pub(super) fn release(&mut self, id: BufferId, times: u64) -> Result<(), ()> {
         let Some(buffer) = self.find(id) else { return Ok(()) };
-        buffer.lent = buffer.lent.checked_sub(times).ok_or(())?;
+        buffer.references = buffer.references.checked_sub(times).ok_or(())?;
         Ok(())
     }
 
     /// Gives up all that is not lent now, nor about to be.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn trim(&mut self) {
         self.missed = 0;
-        self.remove_all(|buffer| buffer.lent == 0);
+        self.remove_all(|buffer| buffer.references == 0);
     }
 
     /// Gives up all of these that no message refers to which has not been sent.
@@ -227,9 +236,9 @@ impl Owned {
         removed.into_iter().for_each(|id| self.remove(id));
     }
 
-    pub(super) fn look(&mut self, to_say: &mut ShmMessage) {
+    pub(super) fn collect(&mut self, pending: &mut ShmMessage) {
         self.remove_all(|buffer| buffer.unwanted);
-        to_say.gone.append(&mut self.gone);
+        pending.gone.append(&mut self.removed);
     }
 }
 
@@ -241,10 +250,10 @@ impl Buffer {
 
     /// Nobody reads it, here or elsewhere.
     fn is_free(&mut self) -> bool {
-        self.lent == 0 && !self.unwanted && Arc::get_mut(&mut self.memory).is_some()
+        self.references == 0 && !self.unwanted && Arc::get_mut(&mut self.memory).is_some()
     }
 }
 
 fn capacity(length: usize) -> usize {
-    length.next_multiple_of((length.next_power_of_two() / 8).max(GRAIN))
+    length.next_multiple_of((length.next_power_of_two() / 8).max(GRANULARITY))
 }

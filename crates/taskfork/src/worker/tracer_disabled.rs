@@ -22,4 +22,4 @@ impl Records {
     }
 }
 
-pub(super) fn want(_level: Option<u8>) {}
+pub(super) fn set_level(_level: Option<u8>) {}

@@ -1,0 +1,118 @@
+//! What a server passes to a new worker.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use super::scoreboard::WorkerSlot;
+use crate::busy_poll::BusyPoll;
+use crate::time_limit::TimeLimit;
+use crate::wire::{first_message, frame};
+
+/// Everything that a new worker inherits from its server.
+#[derive(Debug)]
+pub(crate) struct WorkerInit {
+    pub(crate) client: ClientSource,
+    pub(crate) slot: WorkerSlot,
+    pub(crate) number: u64,
+    pub(crate) server: String,
+    pub(crate) config: WorkerConfig,
+    /// The pipe that wakes the server.
+    pub(crate) wake: OwnedFd,
+    pub(crate) buffers: IoBuffers,
+}
+
+/// Buffers for the first messages. The server allocates them before the fork: an allocation in the
+/// worker writes to the allocator's pages, and the kernel copies each page that is written to.
+#[derive(Debug, Default)]
+pub(crate) struct IoBuffers {
+    pub(super) inbox: Vec<u8>,
+    pub(super) outbox: Vec<u8>,
+}
+
+impl IoBuffers {
+    pub(crate) fn new() -> Self {
+        let inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
+        Self { inbox, outbox: Vec::with_capacity(1 << 10) }
+    }
+}
+
+/// How a worker gets its client.
+#[derive(Debug)]
+pub(crate) enum ClientSource {
+    /// The server has accepted the client before the fork.
+    Accepted(AcceptedClient),
+    /// A spare worker receives its client on this channel after `setup`.
+    Channel(OwnedFd),
+}
+
+impl ClientSource {
+    /// The worker's descriptor: the client's connection or the channel.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        let (Self::Accepted(AcceptedClient { socket: fd, .. }) | Self::Channel(fd)) = self;
+        fd
+    }
+}
+
+/// A connection that the server has accepted.
+#[derive(Debug)]
+pub(crate) struct AcceptedClient {
+    pub(crate) socket: OwnedFd,
+    /// The bytes that the server has read from the socket. Empty if the whole first message is still
+    /// in the socket.
+    pub(crate) received: Vec<u8>,
+    /// When the first message must be complete. `None` if it is complete.
+    pub(crate) deadline: Option<Instant>,
+    /// The server has already sent the preamble and the message that the client has to wait.
+    pub(crate) is_preamble_sent: bool,
+}
+
+impl AcceptedClient {
+    pub(crate) fn new(socket: OwnedFd, received: Vec<u8>, deadline: Option<Instant>) -> Self {
+        Self { socket, received, deadline, is_preamble_sent: false }
+    }
+
+    /// The maximum length of [`encode`](Self::encode)'s result in bytes.
+    pub(crate) const MAX_ENCODED: usize = first_message::MAX_JSON + first_message::MAX_BLANKS + 9;
+
+    /// Encodes everything but the socket, for a spare worker. The time that is left travels instead
+    /// of the deadline.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let left = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let left =
+            left.map_or(u64::MAX, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        [&left.to_le_bytes()[..], &[u8::from(self.is_preamble_sent)], &self.received].concat()
+    }
+
+    pub(crate) fn decode(socket: OwnedFd, encoded: &[u8]) -> Self {
+        let (left, rest) = encoded.split_first_chunk().unwrap_or((&[0xff; 8], &[]));
+        let (is_preamble_sent, received) = rest.split_first().unwrap_or((&0, &[]));
+        let left = u64::from_le_bytes(*left);
+        let deadline = Instant::now().checked_add(Duration::from_millis(left));
+        let deadline = deadline.filter(|_| left < u64::MAX);
+        let (received, is_preamble_sent) = (received.to_vec(), *is_preamble_sent != 0);
+        Self { socket, received, deadline, is_preamble_sent }
+    }
+}
+
+/// The server's options that a worker needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerConfig {
+    /// The maximum length of a message in bytes.
+    pub(crate) max_frame: usize,
+    /// The maximum length in bytes of a blob that arrives as sealed memory.
+    pub(crate) max_blob: usize,
+    /// How many bytes of the other side's memory each side of a connection keeps mapped.
+    pub(crate) shared_memory: usize,
+    pub(crate) stall_timeout: TimeLimit,
+    pub(crate) busy_poll: BusyPoll,
+    /// The number of CPUs that this process may use.
+    pub(crate) cores: usize,
+    /// The worker exits after this number of calls.
+    pub(crate) max_calls: Option<u64>,
+    /// The worker exits when it occupies more bytes than this.
+    pub(crate) max_memory: Option<u64>,
+    /// Clients of every user get details of errors. Otherwise only clients of `server_user` do.
+    pub(crate) share_details: bool,
+    /// The server's effective user.
+    pub(crate) server_user: u32,
+}
