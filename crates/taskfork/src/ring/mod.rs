@@ -63,13 +63,13 @@ impl Memory for SharedAtomics {
 impl Rings {
     /// Makes them, for the other side to map what is in the file.
     pub(crate) fn offer() -> io::Result<(Self, OwnedFd)> {
-        let (words, file) = Words::new(2 * WORDS)?;
+        let (words, file) = SharedAtomics::new(2 * WORDS)?;
         Ok((Self::new(words, RingIndex::First, RingIndex::Second), file))
     }
 
     /// Takes what the other side has made.
     pub(crate) fn accept(file: &OwnedFd) -> io::Result<Self> {
-        Words::map(file, 2 * WORDS)
+        SharedAtomics::map(file, 2 * WORDS)
             .map(|words| Self::new(words, RingIndex::Second, RingIndex::First))
     }
 }
