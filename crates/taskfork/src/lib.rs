@@ -55,6 +55,7 @@ mod report;
 mod ring;
 pub mod server;
 mod shm_pool;
+mod sync;
 mod sys;
 mod time_limit;
 pub mod trace_context;
