@@ -84,8 +84,7 @@ class Encoder:
 
         def other(value: Any) -> Any:
             if isinstance(value, shared.Blob):
-                fits = len(files) < self.files and len(value.view) <= self.max_blob
-                if fits and value.is_shareable:
+                if len(files) < self.files and len(value.view) <= self.max_blob:
                     return attach(_BLOB, value.fileno())
                 return value.view
             if isinstance(value, shared.BlobMut):

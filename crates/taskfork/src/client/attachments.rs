@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::connection::{Connection, Sharing};
-use super::disconnect::Disconnect;
+use super::connection::{Connection, Lost};
 use super::entries::SharedAttachments;
 use super::rings::CALLS_BEFORE_RINGS;
 use crate::shm_pool::ShmBufferMut;
@@ -12,25 +11,41 @@ use crate::wire::attachments::Attachments;
 use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
 use crate::wire::native::{self, FromWorker};
 
+/// Whether memory is shared with the worker, that is memory that is lent, and rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// It was not asked for.
+    No,
+    /// The worker has not agreed, and may never; no more than so many bytes would be lent.
+    Asked {
+        max_shared: usize,
+    },
+    Agreed,
+}
+
 impl Connection {
     /// What came attachments the last message.
-    pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Disconnect> {
+    pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Lost> {
         if self.announced_files == 0 && !self.shm_pool.has_received() {
             return Ok(None);
         }
         let count = std::mem::take(&mut self.announced_files);
         if count > self.files_received.len() {
-            return Err(WireError::Files.into());
+            return Err(Lost::Wire(WireError::Files));
         }
         let files = self.files_received.drain(..count).collect();
-        let lent = self.shm_pool.take_received()?;
-        let attachments =
-            Attachments { files, lent, max_blob: self.max_blob, most: self.max_receive };
+        let lent = self.shm_pool.take_received().map_err(Lost::Wire)?;
+        let attachments = Attachments {
+            files,
+            shared: lent,
+            max_blob: self.max_blob,
+            max_inlined: self.max_receive,
+        };
         Ok((!attachments.is_empty()).then(|| Arc::new(Mutex::new(attachments))))
     }
 
     /// Takes a message that is only about how others come; tells whether it is one.
-    pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Disconnect> {
+    pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Lost> {
         if !native::is_transport_message(message) {
             return Ok(self.is_doorbell(message));
         }
@@ -38,9 +53,9 @@ impl Connection {
             Ok(FromWorker::Files(count)) => self.announced_files = count,
             Ok(FromWorker::Rings) => self.enable_rings(),
             Ok(FromWorker::Shm(said)) => {
-                self.accept_sharing(said.agreed)?;
+                self.accept_sharing(said.agreed).map_err(Lost::Wire)?;
                 let idle = said.idle;
-                self.shm_pool.handle_message(said, &mut self.files_received)?;
+                self.shm_pool.handle_message(said, &mut self.files_received).map_err(Lost::Wire)?;
                 if idle && !self.mid_call {
                     self.put_lending();
                     self.flush()?;
@@ -81,7 +96,7 @@ impl Connection {
         let worker = ReceiverLimits {
             max_frame: self.max_send,
             max_blob: self.max_blob_sent,
-            files: self.files,
+            max_files: self.files,
         };
         call.fit_with(worker, |bytes, origin, may_add| shm_pool.store(bytes, origin, may_add))
     }

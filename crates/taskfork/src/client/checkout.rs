@@ -10,7 +10,6 @@ use log_defer::{Level, Log};
 
 use super::call::Call;
 use super::core::Core;
-use super::effects::Waiter;
 use super::entries::{MethodName, Operation};
 use super::replay::Replay;
 use super::session::Session;
@@ -205,7 +204,7 @@ impl Checkout {
     /// # }
     /// ```
     pub fn abort(&self, message: impl Into<String>) {
-        self.session.clone().fail(FatalError::Aborted { message: message.into() });
+        self.session.fail(FatalError::Aborted { message: message.into() });
     }
 
     /// The same as [`abort`](Self::abort), under the name that AnyEvent::Task gives it.
@@ -230,7 +229,7 @@ impl Checkout {
             ..CallMeta::default()
         };
         let mut frame = GatherFrame { bytes: Vec::with_capacity(128), ..GatherFrame::default() };
-        let written = frame::write_gather(&mut frame, self.max_frame, |out| {
+        let written = frame.write(self.max_frame, |out| {
             native::put_call(out, method.as_deref(), meta);
             args.encode(out)
         });
@@ -252,7 +251,7 @@ fn translate(frame: &mut GatherFrame, max_frame: usize) -> Result<(), EncodeErro
     if frame.requires_files() {
         return Err(EncodeError("open files cannot be sent to a server in Perl".to_owned()));
     }
-    frame.fit(ReceiverLimits { max_frame, max_blob: 0, files: 0 }).map_err(EncodeError)?;
+    frame.fit(ReceiverLimits { max_frame, max_blob: 0, max_files: 0 }).map_err(EncodeError)?;
     let body = frame.copy_from(frame::HEADER_LEN);
     let FromClient::Call { method, args, .. } = FromClient::decode(&body)? else { return Ok(()) };
     let bytes = perl::encode_call(method, args).map_err(EncodeError)?;

@@ -2,14 +2,16 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
-use super::disconnect::Disconnect;
-use super::handshake::{HandshakeError, PeerLimits, PendingHandshake};
+use super::attachments::Sharing;
+use super::connect::{HandshakeError, HandshakeReader, PeerLimits};
+use super::core::Core;
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::read_budget::ReadBudget;
@@ -77,7 +79,18 @@ pub(crate) struct Connection {
     /// What is needed to read the other protocol, if that is spoken.
     perl: Option<Perl>,
     /// The worker has not parts yet.
-    pub(super) pending_handshake: Option<PendingHandshake>,
+    pub(super) greeting: Option<PendingHandshake>,
+}
+
+/// What is to be done when the worker greets.
+#[derive(Debug)]
+pub(crate) struct PendingHandshake {
+    pub(crate) reader: HandshakeReader,
+    /// When it was connected.
+    pub(crate) since: Instant,
+    /// A checkout has had it.
+    pub(crate) held: bool,
+    pub(crate) core: Weak<Core>,
 }
 
 /// What a greeting found out.
@@ -97,16 +110,17 @@ pub(crate) struct NewConnection {
     pub(crate) spin: ReplySpin,
 }
 
-/// Whether memory is shared with the worker, that is memory that is lent, and rings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sharing {
-    /// It was not asked for.
-    No,
-    /// The worker has not agreed, and may never; no more than so many bytes would be lent.
-    Asked {
-        max_shared: usize,
-    },
-    Agreed,
+/// Why a connection is over.
+#[derive(Debug)]
+pub(crate) enum Lost {
+    /// The other side closed it, having read everything.
+    Closed,
+    /// The other side closed it and left unread what was sent last.
+    Unread,
+    Io(io::Error),
+    Wire(WireError),
+    /// There was no greeting, so that nothing has begun; with the reason in words.
+    NoHandshake(String),
 }
 
 impl Connection {
@@ -157,7 +171,7 @@ impl Connection {
             last_answer_long,
             spin,
             perl,
-            pending_handshake: None,
+            greeting: None,
         }
     }
 
@@ -167,11 +181,11 @@ impl Connection {
         parts: NewConnection,
         notifier: Arc<ConnectionWaker>,
         said: Vec<u8>,
-        handshake: PendingHandshake,
+        greeting: PendingHandshake,
     ) -> Self {
         let mut connection = Self::new(parts, notifier);
         connection.outbox.bytes = said;
-        connection.pending_handshake = Some(handshake);
+        connection.greeting = Some(greeting);
         connection
     }
 
@@ -228,7 +242,7 @@ impl Connection {
         &mut self,
         frame: &GatherFrame,
         sent: &mut usize,
-    ) -> Poll<Result<u64, Disconnect>> {
+    ) -> Poll<Result<u64, Lost>> {
         if *sent == 0
             && frame.is_large()
             && !std::mem::replace(&mut self.has_large_send_buffer, true)
@@ -303,7 +317,7 @@ impl Connection {
     }
 
     /// Takes a call back that has been sent, if it has not begun, and if that can be said now.
-    pub(crate) fn cancel_call(&mut self, call: u64) -> Result<(), Disconnect> {
+    pub(crate) fn cancel_call(&mut self, call: u64) -> Result<(), Lost> {
         if self.mid_call {
             return Ok(());
         }
@@ -314,7 +328,7 @@ impl Connection {
     }
 
     /// Has it said with what is sent next how many checkouts wait.
-    pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Disconnect> {
+    pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Lost> {
         match self.is_native() {
             true => self.put(|out| native::put_queue_length(out, checkouts)),
             false => Ok(()),
@@ -322,7 +336,7 @@ impl Connection {
     }
 
     /// Has the end of the checkout said with what is sent next.
-    pub(crate) fn put_done(&mut self) -> Result<(), Disconnect> {
+    pub(crate) fn put_done(&mut self) -> Result<(), Lost> {
         if !self.is_native() {
             perl::put_done(&mut self.outbox.bytes);
             return Ok(());
@@ -339,17 +353,17 @@ impl Connection {
         }
     }
 
-    fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
+    fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost> {
         let said =
             frame::write::<WireError>(&mut self.outbox.bytes, frame::DEFAULT_MAX_FRAME, |out| {
                 message(out);
                 Ok(())
             });
-        said.map_err(Disconnect::from)
+        said.map_err(Lost::Wire)
     }
 
     /// Sends what waits in the outbox, as far as that can be without waiting.
-    pub(crate) fn flush(&mut self) -> Result<(), Disconnect> {
+    pub(crate) fn flush(&mut self) -> Result<(), Lost> {
         match self.poll_flush() {
             Poll::Ready(result) => result,
             Poll::Pending => Ok(()),
@@ -357,7 +371,7 @@ impl Connection {
     }
 
     /// Sends what waits in the outbox.
-    pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Disconnect>> {
+    pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Lost>> {
         let calls = self.outbox.calls;
         while !self.outbox.bytes.is_empty() {
             if ready!(self.poll_put_in_ring()) {
@@ -376,7 +390,7 @@ impl Connection {
         &mut self,
         call: &[IoSlice<'_>],
         files: &[OutgoingFile],
-    ) -> Poll<Result<usize, Disconnect>> {
+    ) -> Poll<Result<usize, Lost>> {
         let mut context = Context::from_waker(&self.waker);
         let mut slices = [IoSlice::new(&self.outbox.bytes); 1 + MAX_SLICES];
         slices[1..=call.len()].copy_from_slice(call);
@@ -384,8 +398,8 @@ impl Connection {
         let wrote = self.stream.poll_write(&mut context, &slices[first..=call.len()], files);
         let wrote = ready!(wrote).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => self.close_reason(),
-            io::ErrorKind::ConnectionReset => Disconnect::Unread,
-            _ => Disconnect::Protocol(error.to_string()),
+            io::ErrorKind::ConnectionReset => Lost::Unread,
+            _ => Lost::Io(error),
         })?;
         self.rings.iter_mut().for_each(|rings| rings.record_sent(wrote));
         Poll::Ready(Ok(self.outbox.mark_sent(wrote)))
@@ -393,9 +407,9 @@ impl Connection {
 
     /// The message that is there already when a write has failed, whether the reactor has heard of
     /// it or not.
-    pub(crate) fn read_last_message(&mut self, lost: Disconnect) -> Result<Bytes, Disconnect> {
+    pub(crate) fn read_last_message(&mut self, lost: Lost) -> Result<Bytes, Lost> {
         if !self.read_handshake_now()? {
-            return Err(Disconnect::NoHandshake(HandshakeError::Closed.to_string()));
+            return Err(Lost::NoHandshake(HandshakeError::Closed.to_string()));
         }
         let (mut messages, mut bytes) = (0, 0);
         while messages < MOST_LAST_MESSAGES && bytes < MOST_LAST_BYTES {
@@ -479,11 +493,11 @@ impl Connection {
     }
 
     /// The next message's body.
-    pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Disconnect>> {
+    pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Lost>> {
         ready!(self.poll_handshake())?;
         loop {
             ready!(self.poll_read_budget());
-            if let Some(body) = self.take_message()? {
+            if let Some(body) = self.take_message().map_err(Lost::Wire)? {
                 self.read_budget.took();
                 self.bytes_since_answer += frame::HEADER_LEN + body.len();
                 if self.discard_skipped(&body) {
@@ -514,10 +528,19 @@ impl Connection {
                     self.spin.record_sleep();
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Poll::Ready(Err(Disconnect::Unread));
+                    return Poll::Ready(Err(Lost::Unread));
                 }
-                Err(error) => return Poll::Ready(Err(Disconnect::of_read(&error))),
+                Err(error) => return Poll::Ready(Err(Lost::of(error))),
             }
+        }
+    }
+}
+
+impl Lost {
+    fn of(error: io::Error) -> Self {
+        match WireError::of_read(&error) {
+            Some(error) => Self::Wire(error),
+            None => Self::Io(error),
         }
     }
 }

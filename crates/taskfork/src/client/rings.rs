@@ -9,8 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::task::coop;
 
-use super::connection::Connection;
-use super::disconnect::Disconnect;
+use super::connection::{Connection, Lost};
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
@@ -129,18 +128,18 @@ impl Connection {
     }
 
     /// Nothing more comes from the other side.
-    pub(super) fn end_reason(&self) -> Disconnect {
+    pub(super) fn end_reason(&self) -> Lost {
         match self.stream.has_unread() {
-            true => Disconnect::Unread,
+            true => Lost::Unread,
             false => self.close_reason(),
         }
     }
 
     /// The other side has closed the connection.
-    pub(super) fn close_reason(&self) -> Disconnect {
+    pub(super) fn close_reason(&self) -> Lost {
         match &self.rings {
-            Some(rings) if rings.is_mark_unread() => Disconnect::Unread,
-            _ => Disconnect::Closed,
+            Some(rings) if rings.is_mark_unread() => Lost::Unread,
+            _ => Lost::Closed,
         }
     }
 
@@ -171,9 +170,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::busy_poll::BusyPoll;
+    use crate::client::connect::PeerLimits;
     use crate::client::connection::NewConnection;
-    use crate::client::driver_queue::DriverQueue;
-    use crate::client::handshake::PeerLimits;
+    use crate::client::core::DriverQueue;
     use crate::client::reply_spin::ReplySpin;
     use crate::client::stream::{Local, Stream};
     use crate::client::waker::ConnectionWaker;
@@ -251,7 +250,7 @@ pub(super) mod tests {
                     connection.poll_message()
                 });
                 let ended = ended.await.unwrap_err();
-                assert_eq!(matches!(ended, Disconnect::Unread), !reads, "{ended:?}");
+                assert_eq!(matches!(ended, Lost::Unread), !reads, "{ended:?}");
             }
         });
     }

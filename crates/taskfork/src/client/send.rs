@@ -4,8 +4,7 @@
 use std::task::Poll;
 use std::time::Instant;
 
-use super::connection::Connection;
-use super::disconnect::Disconnect;
+use super::connection::{Connection, Lost};
 use super::entries::{Entries, Entry, Operation, Progress};
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::HEADER_LEN;
@@ -43,7 +42,7 @@ impl Sender {
         calls: &mut Entries,
         connection: &mut Connection,
         only_first: bool,
-    ) -> Result<(), Disconnect> {
+    ) -> Result<(), Lost> {
         if self.write_closed {
             return Ok(());
         }
@@ -61,7 +60,7 @@ impl Sender {
         calls: &mut Entries,
         connection: &mut Connection,
         only_first: bool,
-    ) -> Poll<Result<(), Disconnect>> {
+    ) -> Poll<Result<(), Lost>> {
         loop {
             let mode =
                 if calls.unanswered == 0 { CallMode::Sequential } else { CallMode::Pipelined };
@@ -154,7 +153,7 @@ mod tests {
     fn call(files: Vec<OutgoingFile>) -> Entry {
         let mut body = Vec::new();
         native::put_call(&mut body, None, native::CallMeta::default());
-        native::put_count(&mut body, 0);
+        native::put_argument_count(&mut body, 0);
         let frame = GatherFrame { bytes: frame(&body), files, ..GatherFrame::default() };
         Entry {
             method: None,

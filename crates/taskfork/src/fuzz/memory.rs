@@ -13,7 +13,7 @@ use super::Input;
 use crate::blob::{Blob, OpenFile};
 use crate::ring::{MAX_RECORD, Put, Rings};
 use crate::shm_pool::ShmPool;
-use crate::sys::{self, Sealed, Words, Writable};
+use crate::sys::{self, Sealed, SharedAtomics, Writable};
 use crate::wire::WireError;
 use crate::wire::arguments::Arguments;
 use crate::wire::arguments::IntoArguments;
@@ -35,9 +35,9 @@ pub fn arguments(data: &[u8]) {
     let most = message.len() + (256 << 10);
     let attachments = || Attachments {
         files: kinds.iter().filter_map(|&kind| file(kind)).collect(),
-        lent: lengths.iter().enumerate().map(|(id, &length)| lend(id, length)).collect(),
+        shared: lengths.iter().enumerate().map(|(id, &length)| lend(id, length)).collect(),
         max_blob: 1 << 20,
-        most,
+        max_inlined: most,
     };
     let map = |file: &OwnedFd, most| {
         Sealed::new(file, most).map(Bytes::from_owner).map_err(|error| format!("{error:?}"))
@@ -94,15 +94,14 @@ pub fn parts(data: &[u8]) {
     let limit = usize::from(input.short()) << 4;
     let whole = encode_to_vec(&values).unwrap();
     let mut out = GatherFrame::default();
-    let written = frame::write_gather::<WireError>(&mut out, limit, |out| {
-        encode(&values, out).map_err(WireError::malformed)
-    });
+    let written =
+        out.write::<WireError>(limit, |out| encode(&values, out).map_err(WireError::malformed));
     assert_eq!(written.is_ok(), whole.len() <= limit);
     if written.is_err() {
         assert_eq!(out.len(), 0);
         return;
     }
-    out.fit(ReceiverLimits { max_frame: limit, max_blob: 0, files: 0 }).unwrap();
+    out.fit(ReceiverLimits { max_frame: limit, max_blob: 0, max_files: 0 }).unwrap();
     let all = out.copy_from(0);
     assert_eq!(&all[HEADER_LEN..], &whole);
     assert_eq!(frame::find(&all, DEFAULT_MAX_FRAME).unwrap(), Some(HEADER_LEN..all.len()));
@@ -232,7 +231,7 @@ impl Side {
         let backing = origin.map_or_else(Default::default, Backing::Shared);
         message.segments.push(Segment { offset: front, bytes: bytes.clone(), backing });
         let shm_pool = &mut self.shm_pool;
-        let takes = ReceiverLimits { max_frame: usize::MAX, max_blob: 0, files: 16 };
+        let takes = ReceiverLimits { max_frame: usize::MAX, max_blob: 0, max_files: 16 };
         message
             .fit_with(takes, |bytes, origin, may_add| shm_pool.store(bytes, origin, may_add))
             .unwrap();

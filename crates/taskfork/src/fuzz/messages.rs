@@ -9,7 +9,6 @@ use super::Input;
 use crate::error::{Death, Failure};
 use crate::report::CallSite;
 use crate::wire::WireError;
-use crate::wire::death_notice::put_death;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
 use crate::wire::native::{self, FromClient, FromWorker};
 use crate::wire::perl;
@@ -71,7 +70,7 @@ pub fn hellos(data: &[u8]) {
     }
     if let Ok(FromWorker::Hello(hello)) = FromWorker::decode(&body) {
         // Only programs that are workers send that one.
-        let hello = crate::wire::hello::WorkerHello { alarm: false, ..hello };
+        let hello = crate::wire::hello::WorkerHello { wants_alarm: false, ..hello };
         let mut out = Vec::new();
         hello.put(&mut out);
         let Ok(FromWorker::Hello(again)) = FromWorker::decode(&out) else {
@@ -90,7 +89,7 @@ pub fn from_client(data: &[u8]) {
         FromClient::Hello(_) => return,
         FromClient::Call { mode, method, args, meta } => {
             native::put_call(&mut out, method, meta);
-            native::put_count(&mut out, args.len());
+            native::put_argument_count(&mut out, args.len());
             out.extend_from_slice(args.encoded());
             native::set_call_mode(&mut out, mode);
             let Ok(FromClient::Call { mode: again, method: name, args: same, meta: more }) =
@@ -138,7 +137,7 @@ pub fn from_worker(data: &[u8]) {
             out.extend_from_slice(value);
         }
         FromWorker::Error { call, body } => native::put_error(&mut out, *call, body),
-        FromWorker::Death(notice) => put_death(&mut out, notice),
+        FromWorker::Death(notice) => notice.put(&mut out),
         FromWorker::Skipped { call } => native::put_skipped(&mut out, *call),
         FromWorker::Rings => native::put_rings(&mut out),
         FromWorker::Queued(reason) => native::put_queued(&mut out, reason),

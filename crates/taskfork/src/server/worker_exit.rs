@@ -15,7 +15,7 @@ use super::stack;
 use crate::context::Peer;
 use crate::error::{Activity, End};
 use crate::wire::WireError;
-use crate::wire::death_notice::{self, DeathNotice};
+use crate::wire::death_notice::DeathNotice;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
 use crate::worker::scoreboard::{Phase, Retirement, ServerSlot};
 
@@ -182,7 +182,7 @@ pub(super) fn has_peer_closed(connection: &OwnedFd) -> bool {
 fn tell(connection: &OwnedFd, notice: &DeathNotice) {
     let mut out = Vec::new();
     let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-        death_notice::put_death(out, notice);
+        notice.put(out);
         Ok(())
     });
     if written.is_ok() {

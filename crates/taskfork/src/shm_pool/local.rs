@@ -109,7 +109,7 @@ impl LocalBuffers {
         Some((buffer.id, sys::LocalBufferMut::new(&mut buffer.memory, length)?))
     }
 
-    /// ReceiverLimits memory that nobody else uses. New memory is made only if there has been need of it often
+    /// Takes memory that nobody else uses. New memory is made only if there has been need of it often
     /// enough, or if it is asked for.
     fn take(&mut self, length: usize, may_add: bool, asked: bool) -> Option<&mut Buffer> {
         if length > self.capacity {
@@ -244,8 +244,8 @@ impl LocalBuffers {
 
 impl Buffer {
     fn placed(&self, bytes: Bytes) -> PlacedBytes {
-        let place = BufferRef { owner: BufferOwner::Sender, id: self.id, length: bytes.len() };
-        PlacedBytes { place, bytes, new: self.file.clone(), held: Some(self.held.clone()) }
+        let buffer = BufferRef { owner: BufferOwner::Sender, id: self.id, length: bytes.len() };
+        PlacedBytes { buffer, bytes, new_file: self.file.clone(), guard: Some(self.held.clone()) }
     }
 
     /// Nobody reads it, here or elsewhere.

@@ -73,8 +73,13 @@ impl ShmPool {
         if let Some(Origin { id, is_local, .. }) = origin.filter(|origin| origin.pool == self.id) {
             let length = bytes.len();
             if !is_local && self.remote.is_returnable(id) {
-                let place = BufferRef { owner: BufferOwner::Receiver, id, length };
-                return Some(PlacedBytes { place, bytes: bytes.clone(), new: None, held: None });
+                let buffer = BufferRef { owner: BufferOwner::Receiver, id, length };
+                return Some(PlacedBytes {
+                    buffer,
+                    bytes: bytes.clone(),
+                    new_file: None,
+                    guard: None,
+                });
             }
             let there = if is_local { self.local.reuse(id, bytes, may_add) } else { None };
             if there.is_some() {
@@ -92,14 +97,14 @@ impl ShmPool {
 
     /// A message has been sent that refers to these.
     pub(crate) fn mark_sent(&mut self, placed: &[PlacedBytes]) {
-        for PlacedBytes { place, .. } in placed {
-            if place.owner == BufferOwner::Sender {
-                self.local.add_reference(place.id);
+        for PlacedBytes { buffer, .. } in placed {
+            if buffer.owner == BufferOwner::Sender {
+                self.local.add_reference(buffer.id);
             }
         }
     }
 
-    /// ReceiverLimits what the other side says; the files of new memory are the first of those that have come.
+    /// Handles a message of the other side. The files of its new buffers are the first of `files`.
     pub(crate) fn handle_message(
         &mut self,
         said: ShmMessage,
@@ -157,7 +162,7 @@ impl ShmPool {
         Ok(std::mem::take(&mut self.uses))
     }
 
-    /// ReceiverLimits back what the other side has done with.
+    /// Takes back what the other side has done with.
     pub(crate) fn apply_releases(&mut self) -> Result<(), WireError> {
         for (id, times) in self.releases.drain(..) {
             self.local.release(id, times).map_err(|()| {

@@ -46,7 +46,7 @@ impl RemoteBuffers {
         self.known.iter().any(|known| known.id == id && !known.refused)
     }
 
-    /// ReceiverLimits memory that is new here. `is_own` tells whether it is this side's.
+    /// Takes memory that is new here. `is_own` tells whether it is this side's.
     pub(super) fn add(
         &mut self,
         id: BufferId,

@@ -48,7 +48,7 @@ impl Side {
         let shm_pool = &mut self.shm_pool;
         message
             .fit_with(
-                ReceiverLimits { max_frame: usize::MAX, max_blob: usize::MAX, files: 16 },
+                ReceiverLimits { max_frame: usize::MAX, max_blob: usize::MAX, max_files: 16 },
                 |bytes, origin, may_add| shm_pool.store(bytes, origin, may_add),
             )
             .unwrap();
@@ -72,7 +72,7 @@ impl Side {
         line.push_back((said, Vec::new()));
     }
 
-    /// ReceiverLimits the next message, and keeps what it refers to.
+    /// Takes the next message, and keeps what it refers to.
     fn receive(&mut self, line: &mut Line) -> Result<(), WireError> {
         let Some((mut frames, mut files)) = line.pop_front() else { return Ok(()) };
         while !frames.is_empty() {
@@ -116,7 +116,7 @@ fn new_memory_is_nobodys_here() {
     let bytes = Bytes::from(vec![1; 100_000]);
     let own = (0..3).find_map(|_| shm_pool.store(&bytes, None, true)).unwrap();
     let said = ShmMessage { new: vec![4], ..ShmMessage::default() };
-    let file = own.new.unwrap().try_clone().unwrap();
+    let file = own.new_file.unwrap().try_clone().unwrap();
     let own = shm_pool.handle_message(said, &mut vec![file]).unwrap_err().to_string();
     assert!(own.contains("is the receiver's own"), "{own}");
 }

@@ -1,156 +1,163 @@
-//! What comes beside the bytes of a message, and what stands for it there: open files, and blobs in memory
-//! that is handed over or lent. Also blobs that are parts of the message itself.
+//! What accompanies a received message: open files, and blobs in memfds or shared-memory buffers. Also blobs that are
+//! slices of the message itself.
+//!
+//! Serde passes no context to `Deserialize`, so [`decode_with`] sets a thread-local variable while a message is decoded.
+//! A `Blob` or an `OpenFile` finds its bytes or file there, by the reference that represents it in the message.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rmp::Marker;
 
 use super::WireError;
-use super::gather_frame::{
-    BLOB_FILE, LENT, MIN_SEGMENT, OPEN_FILE, RestoreThreadLocal, attach_file,
-};
+use super::gather_frame::{MIN_SEGMENT, attach_file};
 use super::msgpack::{Reader, put_bin_header};
+use super::reference::{self, BLOB_FILE, OPEN_FILE, SHARED};
+use super::scoped_local;
 use super::shm::SharedBytes;
 
-/// What comes beside the bytes of a message.
+/// What accompanies a message.
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
     pub(crate) files: Vec<OwnedFd>,
-    pub(crate) lent: Vec<SharedBytes>,
-    /// How long a blob in a file may be.
+    pub(crate) shared: Vec<SharedBytes>,
+    /// The longest blob in a memfd, in bytes.
     pub(crate) max_blob: usize,
-    /// How long the message may become when blobs are put into their places, as a few bytes can stand for many.
-    pub(crate) most: usize,
+    /// The longest message with all blobs inlined, in bytes. A reference of a few bytes can stand for many.
+    pub(crate) max_inlined: usize,
 }
 
 impl Attachments {
     pub(crate) fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.lent.is_empty()
+        self.files.is_empty() && self.shared.is_empty()
     }
 }
 
-/// What something stands for in a message.
+/// What a reference stands for.
 #[derive(Debug)]
 pub(crate) enum Attachment {
     OpenFile(Arc<OwnedFd>),
-    /// Memory that is the bytes of a blob.
+    /// A memfd that contains the bytes of a blob.
     Memfd(Arc<OwnedFd>),
     Shared(SharedBytes),
 }
 
-/// Gives the bytes of memory, if it can be mapped and there are no more than so many.
-pub(crate) type Map = fn(&OwnedFd, usize) -> Result<Bytes, String>;
+/// Maps a memfd of at most this many bytes.
+pub(crate) type MapMemfd = fn(&OwnedFd, usize) -> Result<Bytes, String>;
 
-/// The message that is being read.
-struct Source {
+/// The message that is being decoded.
+struct Decoding {
     message: Option<Bytes>,
     files: Vec<File>,
-    /// Gives the bytes of a file that is memory.
-    map: Map,
-    /// See [`Enclosed::max_blob`].
+    shared: Vec<Shared>,
+    map: MapMemfd,
+    /// See [`Attachments::max_blob`].
     max_blob: usize,
-    /// See [`Enclosed::most`].
-    most: usize,
-    /// The length of a blob that was over the limit.
+    /// See [`Attachments::max_inlined`].
+    max_inlined: usize,
+    /// The length of a blob that exceeded `max_blob`.
     oversize: Option<usize>,
-    /// Whether each has been found.
-    lent: Vec<(SharedBytes, bool)>,
 }
 
 struct File {
     file: Option<Arc<OwnedFd>>,
-    found: bool,
-    /// It was found as an open file.
-    is_open: bool,
+    is_taken: bool,
+    /// It was taken as an open file.
+    is_open_file: bool,
+}
+
+struct Shared {
+    bytes: SharedBytes,
+    is_taken: bool,
 }
 
 thread_local! {
-    static SOURCE: RefCell<Option<Source>> = const { RefCell::new(None) };
+    static DECODING: RefCell<Option<Decoding>> = const { RefCell::new(None) };
 }
 
-/// Has the loader look up what a thread's first message needs.
-pub(super) fn init_thread_locals() {
-    SOURCE.set(None);
+/// Accesses the thread-local variable, so that the first message does not wait for the dynamic loader.
+pub(crate) fn init_thread_locals() {
+    DECODING.set(None);
 }
 
-/// Has [`taken`] find its bytes in `message` while `read` runs, and [`find`] what came beside it.
+/// Runs `decode`, which decodes `message`: [`slice_or_copy`] returns slices of it, and [`take`] its attachments.
 pub(crate) fn decode_with<T>(
     message: Option<&Bytes>,
     attachments: Attachments,
-    map: Map,
-    read: impl FnOnce() -> T,
+    map: MapMemfd,
+    decode: impl FnOnce() -> T,
 ) -> T {
     if message.is_none() && attachments.is_empty() {
-        return read();
+        return decode();
     }
-    let Attachments { files, lent, max_blob, most } = attachments;
-    let file = |file| File { file: Some(Arc::new(file)), found: false, is_open: false };
-    let source = Source {
+    let Attachments { files, shared, max_blob, max_inlined } = attachments;
+    let file = |file| File { file: Some(Arc::new(file)), is_taken: false, is_open_file: false };
+    let decoding = Decoding {
         message: message.cloned(),
         files: files.into_iter().map(file).collect(),
+        shared: shared.into_iter().map(|bytes| Shared { bytes, is_taken: false }).collect(),
         map,
         max_blob,
-        most,
+        max_inlined,
         oversize: None,
-        lent: lent.into_iter().map(|lent| (lent, false)).collect(),
     };
-    let _restore = RestoreThreadLocal(&SOURCE, SOURCE.replace(Some(source)));
-    read()
+    scoped_local::with(&DECODING, decoding, decode).0
 }
 
-fn with_source<T: Default>(look: impl FnOnce(&mut Source) -> T) -> T {
-    SOURCE.with_borrow_mut(|source| source.as_mut().map(look).unwrap_or_default())
+fn with_decoding<T: Default>(access: impl FnOnce(&mut Decoding) -> T) -> T {
+    DECODING.with_borrow_mut(|decoding| decoding.as_mut().map(access).unwrap_or_default())
 }
 
-/// How long a blob in a file may be that came beside the message that is being read.
+/// The longest blob in a memfd that the message being decoded may have, in bytes.
 pub(crate) fn max_blob() -> usize {
-    with_source(|source| source.max_blob)
+    with_decoding(|decoding| decoding.max_blob)
 }
 
-/// A blob of that length came beside the message that is being read, which is over the limit.
+/// Records that the message being decoded has a blob of this length, which exceeds the limit.
 pub(crate) fn record_oversize(length: usize) {
-    with_source(|source| source.oversize = Some(length));
+    with_decoding(|decoding| decoding.oversize = Some(length));
 }
 
-/// Whether the sender of the message that is being read has kept to the limit of blobs.
+/// Fails if the sender of the message being decoded has exceeded the limit of blobs.
 pub(crate) fn check_blob_limit() -> Result<(), WireError> {
-    match with_source(|source| source.oversize.map(|length| (length, source.max_blob))) {
+    match with_decoding(|decoding| decoding.oversize.map(|length| (length, decoding.max_blob))) {
         Some((length, limit)) => Err(WireError::BlobTooLarge { length, limit }),
         None => Ok(()),
     }
 }
 
-/// Whether anything came beside the message that is being read.
+/// Whether the message being decoded has attachments.
 pub(crate) fn is_any() -> bool {
-    with_source(|source| !source.files.is_empty() || !source.lent.is_empty())
+    with_decoding(|decoding| !decoding.files.is_empty() || !decoding.shared.is_empty())
 }
 
-/// What came beside the message that is being read, by what stands for it there. It is found once.
+const MISSING: &str = "a file that did not come with its message";
+
+/// Takes the attachment that a reference stands for. A second reference to it is an error.
 pub(crate) fn take(kind: i8, index: &[u8]) -> Result<Attachment, &'static str> {
     let index =
         index.try_into().map(u32::from_be_bytes).map_err(|_| "a file's index is 4 bytes")?;
-    let found = with_source(|source| {
+    let taken = with_decoding(|decoding| {
         let index = usize::try_from(index).ok()?;
-        if kind == LENT {
-            let (lent, found) = source.lent.get_mut(index)?;
-            return (!std::mem::replace(found, true)).then(|| Attachment::Shared(lent.clone()));
+        if kind == SHARED {
+            let shared = decoding.shared.get_mut(index)?;
+            let was_taken = std::mem::replace(&mut shared.is_taken, true);
+            return (!was_taken).then(|| Attachment::Shared(shared.bytes.clone()));
         }
-        let file = source.files.get_mut(index)?;
-        let found = file.file.clone().filter(|_| !file.found)?;
-        (file.found, file.is_open) = (true, kind == OPEN_FILE);
-        Some(if file.is_open { Attachment::OpenFile(found) } else { Attachment::Memfd(found) })
+        let entry = decoding.files.get_mut(index)?;
+        let file = entry.file.clone().filter(|_| !entry.is_taken)?;
+        (entry.is_taken, entry.is_open_file) = (true, kind == OPEN_FILE);
+        Some(if entry.is_open_file { Attachment::OpenFile(file) } else { Attachment::Memfd(file) })
     });
     match kind {
-        BLOB_FILE | OPEN_FILE | LENT => found.ok_or("a file that did not come with its message"),
+        BLOB_FILE | OPEN_FILE | SHARED => taken.ok_or(MISSING),
         _ => Err("an extension type that is not known"),
     }
 }
 
-/// Decodes values of the message that is being read. A blob that came beside it, and which is wanted as bytes
-/// of another kind, is put into its place first, if the message does not become too long for that.
+/// Decodes values of the message being decoded. If they fail, or do not take all attachments, the program may want
+/// a blob as another type of bytes: then they are decoded again with all blobs inlined.
 pub(crate) fn decode<T, E: From<String>>(
     values: &[u8],
     decode: impl Fn(&[u8]) -> Result<T, E>,
@@ -158,81 +165,75 @@ pub(crate) fn decode<T, E: From<String>>(
     if !is_any() {
         return decode(values);
     }
-    let once = |values: &[u8]| {
-        with_source(|source| {
-            source.files.iter_mut().for_each(|file| file.found = false);
-            source.lent.iter_mut().for_each(|(_, found)| *found = false);
+    let attempt = |values: &[u8]| {
+        with_decoding(|decoding| {
+            decoding.files.iter_mut().for_each(|file| file.is_taken = false);
+            decoding.shared.iter_mut().for_each(|shared| shared.is_taken = false);
         });
         decode(values)
     };
-    let mut decoded = once(values);
-    let all_found = with_source(|source| {
-        source.files.iter().all(|file| file.found) && source.lent.iter().all(|(_, found)| *found)
+    let mut decoded = attempt(values);
+    let all_taken = with_decoding(|decoding| {
+        decoding.files.iter().all(|file| file.is_taken)
+            && decoding.shared.iter().all(|shared| shared.is_taken)
     });
-    if !(decoded.is_ok() && all_found)
-        && let Some(whole) = whole(values).transpose()
+    if !(decoded.is_ok() && all_taken)
+        && let Some(inlined) = inline_blobs(values).transpose()
     {
-        decoded = once(&whole?);
+        decoded = attempt(&inlined?);
     }
     if decoded.is_ok() {
-        // Whoever has an open file is the only one to have it.
-        with_source(|source| {
-            let open = source.files.iter_mut().filter(|file| file.found && file.is_open);
+        // The value owns the open file alone.
+        with_decoding(|decoding| {
+            let open = decoding.files.iter_mut().filter(|file| file.is_taken && file.is_open_file);
             open.for_each(|file| file.file = None);
         });
     }
     decoded
 }
 
-/// The same values with the bytes of all blobs in their places; nothing if they are there already. An error if they
-/// cannot be, or would be too many.
-fn whole(values: &[u8]) -> Result<Option<Vec<u8>>, String> {
-    let (mut out, mut changed) = (Vec::with_capacity(values.len()), false);
-    let (most, max_blob) = with_source(|source| (source.most, source.max_blob));
-    let missing = || "a file that did not come with its message".to_owned();
+/// A copy of the values in which the bytes of blobs replace their references; `None` without such references.
+///
+/// # Errors
+/// If an attachment is missing or cannot be mapped, or if the copy would exceed [`Attachments::max_inlined`].
+fn inline_blobs(values: &[u8]) -> Result<Option<Vec<u8>>, String> {
+    let (mut out, mut is_changed) = (Vec::with_capacity(values.len()), false);
+    let (limit, max_blob) = with_decoding(|decoding| (decoding.max_inlined, decoding.max_blob));
     let mut values = Reader::new(values);
-    while let Some(piece) = values.piece().map_err(|error| error.to_string())? {
-        let bytes = match reference(piece) {
-            Some((LENT, index)) => {
-                with_source(|source| source.lent.get(index).map(|(lent, _)| lent.bytes.clone()))
-                    .ok_or_else(missing)?
-            }
+    while let Some(token) = values.token().map_err(|error| error.to_string())? {
+        let bytes = match reference::parse(token) {
+            Some((SHARED, index)) => with_decoding(|decoding| {
+                decoding.shared.get(index).map(|shared| shared.bytes.bytes.clone())
+            })
+            .ok_or(MISSING)?,
             Some((BLOB_FILE, index)) => {
-                let found = with_source(|source| {
-                    Some((source.map, source.files.get(index)?.file.clone()?))
+                let found = with_decoding(|decoding| {
+                    Some((decoding.map, decoding.files.get(index)?.file.clone()?))
                 });
-                let (map, file) = found.ok_or_else(missing)?;
+                let (map, file) = found.ok_or(MISSING)?;
                 map(&file, max_blob)?
             }
             _ => {
-                out.extend_from_slice(piece);
+                out.extend_from_slice(token);
                 continue;
             }
         };
         let length = out.len().saturating_add(bytes.len());
-        let header = u32::try_from(bytes.len()).ok().filter(|_| length <= most);
+        let header = u32::try_from(bytes.len()).ok().filter(|_| length <= limit);
         put_bin_header(&mut out, header.ok_or_else(|| {
             format!(
                 "with the bytes of blobs in their places the message has {length} bytes or more, and the limit is \
-                 {most}; only a `Blob` may be longer"
+                 {limit}; only a `Blob` may be longer"
             )
         })?);
         out.extend_from_slice(&bytes);
-        changed = true;
+        is_changed = true;
     }
-    Ok(changed.then_some(out))
+    Ok(is_changed.then_some(out))
 }
 
-/// What a piece of a message stands for, if it is a reference.
-fn reference(piece: &[u8]) -> Option<(i8, usize)> {
-    let (&[marker, kind], index) = piece.split_first_chunk()?;
-    let index = u32::from_be_bytes(index.try_into().ok()?);
-    (Marker::from_u8(marker) == Marker::FixExt4)
-        .then_some((kind.cast_signed(), usize::try_from(index).ok()?))
-}
-
-/// Appends values of the message that is being read to one that is written. Files that came with it
-/// go on with that: `share` writes what stands for one that is the bytes of a blob.
+/// Appends values of the message being decoded to one that is being written, together with their files. `share`
+/// appends the reference to a file that contains the bytes of a blob.
 pub(crate) fn forward(
     values: &[u8],
     out: &mut Vec<u8>,
@@ -243,16 +244,16 @@ pub(crate) fn forward(
         return Ok(());
     }
     let mut values = Reader::new(values);
-    while let Some(piece) = values.piece().map_err(|error| error.to_string())? {
-        let Some((kind @ (BLOB_FILE | OPEN_FILE), _)) = reference(piece) else {
-            out.extend_from_slice(piece);
+    while let Some(token) = values.token().map_err(|error| error.to_string())? {
+        let Some((kind @ (BLOB_FILE | OPEN_FILE), _)) = reference::parse(token) else {
+            out.extend_from_slice(token);
             continue;
         };
-        match take(kind, &piece[2..])? {
+        match take(kind, &token[2..])? {
             Attachment::Memfd(file) => share(file, out)?,
             Attachment::OpenFile(file) => {
                 if let Some((_, index)) = attach_file(file) {
-                    out.extend_from_slice(&piece[..2]);
+                    out.extend_from_slice(&token[..2]);
                     out.extend(index);
                 }
             }
@@ -262,13 +263,13 @@ pub(crate) fn forward(
     Ok(())
 }
 
-/// Bytes that were found in a message: as a part of it, if they are long.
+/// The bytes of a blob that were found in the message being decoded: a slice of it if they are long, else a copy.
 pub(crate) fn slice_or_copy(found: &[u8]) -> Bytes {
-    let part = with_source(|source| {
-        let message = source.message.as_ref().filter(|_| found.len() >= MIN_SEGMENT)?;
+    let slice = with_decoding(|decoding| {
+        let message = decoding.message.as_ref().filter(|_| found.len() >= MIN_SEGMENT)?;
         message.as_ptr_range().contains(&found.as_ptr()).then(|| message.slice_ref(found))
     });
-    part.unwrap_or_else(|| Bytes::copy_from_slice(found))
+    slice.unwrap_or_else(|| Bytes::copy_from_slice(found))
 }
 
 #[cfg(test)]
@@ -277,15 +278,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_few_bytes_cannot_become_any_number() {
-        let lent = || SharedBytes {
+    fn references_cannot_expand_a_message_beyond_its_limit() {
+        let shared = || SharedBytes {
             bytes: Bytes::from(vec![7; 100_000]),
             origin: super::super::shm::Origin { pool: 1, id: 1, is_local: false },
         };
-        // The same one, three times.
+        // Three references to the same bytes.
         let values = b"\x93\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0";
-        let length = |most| {
-            let attachments = Attachments { lent: vec![lent()], most, ..Attachments::default() };
+        let length = |max_inlined| {
+            let attachments =
+                Attachments { shared: vec![shared()], max_inlined, ..Attachments::default() };
             let read = || decode(values, |values| Ok::<_, String>(values.len()));
             decode_with(None, attachments, |_, _| Err(String::new()), read)
         };
@@ -295,13 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_for_files_is_written_anew() {
+    fn forwarded_files_get_new_references() {
         let open = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let attachments = |count| Attachments {
             files: std::iter::repeat_with(open).take(count).collect(),
             ..Attachments::default()
         };
-        // A list of a text, a file of bytes and an open file; then what only looks like one.
+        // A list of a string, a blob and an open file; then another extension type.
         let values = b"\x93\xa1a\xd6\x01\0\0\0\x01\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0";
         let mut out = b"before".to_vec();
         let share = |_, out: &mut Vec<u8>| {
@@ -319,7 +321,7 @@ mod tests {
         passed.unwrap();
         assert_eq!(out, b"before\x93\xa1a\xc4\x01b\xd6\x02\0\0\0\0\xd6\x05\0\0\0\0");
         assert_eq!(files.len(), 1);
-        // One file cannot be two.
+        // The same file twice.
         let twice = b"\xd6\x01\0\0\0\0\xd6\x01\0\0\0\0";
         let again = decode_with(
             None,
@@ -328,7 +330,7 @@ mod tests {
             || forward(twice, &mut Vec::new(), share),
         );
         assert_eq!(again, Err("a file that did not come with its message".to_owned()));
-        // Nothing has come.
+        // A message without attachments.
         let mut same = Vec::new();
         forward(values, &mut same, share).unwrap();
         assert_eq!(same, values);

@@ -46,8 +46,8 @@ pub(crate) fn check(values: &[u8], max_frame: usize) -> Result<(), String> {
     let (mut depth, mut elements) = (0, 0u64);
     loop {
         let plain = match depth {
-            0 => reader.pass_bytes_of_their_own(u64::MAX),
-            _ => reader.pass_bytes_of_their_own(missing[depth - 1]),
+            0 => reader.skip_single_byte_values(u64::MAX),
+            _ => reader.skip_single_byte_values(missing[depth - 1]),
         };
         elements += plain;
         if depth > 0 {

@@ -1,11 +1,12 @@
-//! The news of a worker's death.
+//! The message by which the server tells a client that its worker has died.
 
 use super::WireError;
-use super::msgpack::{Reader, put_array, put_bool, put_float, put_int, put_map, put_str, put_uint};
-use super::native;
+use super::fields::{MapWriter, read_map};
+use super::msgpack::{Reader, put_array, put_int, put_uint};
+use super::native::kind::DEATH;
 use crate::error::{Activity, End};
 
-/// What the server knows of a worker's end.
+/// What the server knows about a worker's exit.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct DeathNotice {
     pub(crate) pid: u32,
@@ -14,22 +15,23 @@ pub(crate) struct DeathNotice {
     pub(crate) during: Option<Activity>,
     /// How many calls of this connection the worker had begun or skipped.
     pub(crate) calls: u64,
-    /// The last that the worker wrote to standard error.
+    /// The end of what the worker wrote to standard error.
     pub(crate) stderr: Option<String>,
-    /// For how long it had been at it, in seconds, if it was killed for that.
+    /// How long the activity had taken, in seconds, if the worker was killed because it took too long.
     pub(crate) ran: Option<f64>,
-    /// Where it was then.
+    /// The worker's stack at that time.
     pub(crate) stack: Option<String>,
-    /// Why there is none.
+    /// Why the stack is missing.
     pub(crate) no_stack: Option<String>,
-    /// It was killed as the call's own time was over.
+    /// The worker was killed because the call's own timeout had passed.
     pub(crate) timed_out: bool,
 }
 
 impl DeathNotice {
+    /// Reads the part of the message after its kind.
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let mut notice = Self::default();
-        native::meta(reader, |key, reader| {
+        read_map(reader, |key, reader| {
             match key {
                 "pid" => notice.pid = reader.int()?,
                 "exit" => notice.end = End::Exited(reader.int()?),
@@ -48,6 +50,30 @@ impl DeathNotice {
         })?;
         Ok(notice)
     }
+
+    /// Appends the message.
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        put_array(out, 2);
+        put_uint(out, DEATH);
+        let mut map = MapWriter::new(out);
+        map.uint("pid", u64::from(self.pid));
+        map.uint("calls", self.calls);
+        match self.end {
+            End::Exited(status) => put_int(map.key("exit"), i64::from(status)),
+            End::Signaled(signal) => put_int(map.key("signal"), i64::from(signal)),
+            End::Unknown => {}
+        }
+        map.optional_float("ran", self.ran);
+        map.flag("timed_out", self.timed_out);
+        map.optional_str("reason", self.reason.as_deref());
+        map.optional_str("stderr", self.stderr.as_deref());
+        map.optional_str("stack", self.stack.as_deref());
+        map.optional_str("no_stack", self.no_stack.as_deref());
+        if let Some(during) = self.during {
+            let known = ACTIVITIES.iter().find(|(activity, _)| *activity == during);
+            map.str("during", known.map_or("", |(_, name)| name));
+        }
+    }
 }
 
 const ACTIVITIES: [(Activity, &str); 4] = [
@@ -59,58 +85,4 @@ const ACTIVITIES: [(Activity, &str); 4] = [
 
 fn activity(name: &str) -> Option<Activity> {
     ACTIVITIES.iter().find(|(_, known)| *known == name).map(|(activity, _)| *activity)
-}
-
-pub(crate) fn put_death(out: &mut Vec<u8>, notice: &DeathNotice) {
-    let end = match notice.end {
-        End::Exited(status) => Some(("exit", status)),
-        End::Signaled(signal) => Some(("signal", signal)),
-        End::Unknown => None,
-    };
-    let optional = [
-        end.is_some(),
-        notice.reason.is_some(),
-        notice.during.is_some(),
-        notice.stderr.is_some(),
-        notice.ran.is_some(),
-        notice.stack.is_some(),
-        notice.no_stack.is_some(),
-        notice.timed_out,
-    ];
-    put_array(out, 2);
-    put_uint(out, native::DEATH);
-    put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
-    put_str(out, "pid");
-    put_uint(out, u64::from(notice.pid));
-    put_str(out, "calls");
-    put_uint(out, notice.calls);
-    if let Some((key, number)) = end {
-        put_str(out, key);
-        put_int(out, i64::from(number));
-    }
-    if let Some(ran) = notice.ran {
-        put_str(out, "ran");
-        put_float(out, ran);
-    }
-    if notice.timed_out {
-        put_str(out, "timed_out");
-        put_bool(out, true);
-    }
-    let texts = [
-        ("reason", &notice.reason),
-        ("stderr", &notice.stderr),
-        ("stack", &notice.stack),
-        ("no_stack", &notice.no_stack),
-    ];
-    for (key, text) in texts {
-        if let Some(text) = text {
-            put_str(out, key);
-            put_str(out, text);
-        }
-    }
-    if let Some(during) = notice.during {
-        put_str(out, "during");
-        let known = ACTIVITIES.iter().find(|(activity, _)| *activity == during);
-        put_str(out, known.map_or("", |(_, name)| name));
-    }
 }

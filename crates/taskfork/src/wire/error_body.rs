@@ -1,31 +1,31 @@
-//! A call's error on the wire.
+//! The error of a call in its message.
 
 use super::WireError;
-use super::msgpack::{Reader, put_array, put_map, put_str, put_uint};
-use super::native::{first, meta};
+use super::fields::{MapWriter, read_first, read_map};
+use super::msgpack::{Reader, put_array, put_str};
 use crate::error::MOST_CAUSES;
 
-/// A call's error as it stands in its message.
+/// The error of a call. All texts borrow from the message.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ErrorBody<'a> {
     pub(crate) kind: &'a str,
     pub(crate) message: &'a str,
     pub(crate) causes: Vec<&'a str>,
-    /// How many further causes are left out.
+    /// How many causes were omitted.
     pub(crate) more_causes: u64,
-    /// A typed error, still encoded.
+    /// The encoded error of a typed interface.
     pub(crate) value: Option<&'a [u8]>,
     pub(crate) location: Option<(&'a str, u32, u32)>,
-    /// The methods that there are, or the first of them.
+    /// The names of the interface's methods, or the first of them.
     pub(crate) known: Vec<&'a str>,
-    /// The worker's stack at a panic, as text.
+    /// The worker's stack when the error was raised, as text.
     pub(crate) stack: Option<&'a str>,
 }
 
-/// The most names of methods in an error: more than a person reads. Others are left out.
+/// The most names of methods in an error. Others are omitted.
 pub(crate) const MAX_KNOWN_METHODS: usize = 1000;
 
-/// The kinds of a call's error on the wire.
+/// The values of [`ErrorBody::kind`].
 pub(crate) mod kind {
     pub(crate) const INTERFACE: &str = "interface";
     pub(crate) const PANIC: &str = "panic";
@@ -43,20 +43,20 @@ impl<'a> ErrorBody<'a> {
     pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let mut error = Self::default();
         let (mut file, mut line, mut column) = (None, 0, 0);
-        meta(reader, |key, reader| {
+        read_map(reader, |key, reader| {
             match key {
                 "kind" => error.kind = reader.str()?,
                 "message" => error.message = reader.str()?,
                 "causes" => {
                     let more;
-                    (error.causes, more) = first(reader, MOST_CAUSES, Reader::str)?;
+                    (error.causes, more) = read_first(reader, MOST_CAUSES, Reader::str)?;
                     error.more_causes = error.more_causes.saturating_add(more);
                 }
                 "more_causes" => {
                     error.more_causes =
                         error.more_causes.saturating_add(reader.int::<u32>()?.into())
                 }
-                "known" => (error.known, _) = first(reader, MAX_KNOWN_METHODS, Reader::str)?,
+                "known" => (error.known, _) = read_first(reader, MAX_KNOWN_METHODS, Reader::str)?,
                 "value" => error.value = Some(reader.value()?),
                 "stack" => error.stack = Some(reader.str()?),
                 "file" => file = Some(reader.str()?),
@@ -71,47 +71,25 @@ impl<'a> ErrorBody<'a> {
     }
 
     pub(super) fn write(&self, out: &mut Vec<u8>) {
-        let optional = [
-            !self.causes.is_empty(),
-            self.more_causes > 0,
-            !self.known.is_empty(),
-            self.value.is_some(),
-            self.stack.is_some(),
-            self.location.is_some(),
-            self.location.is_some(),
-            self.location.is_some(),
-        ];
-        put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
-        put_str(out, "kind");
-        put_str(out, self.kind);
-        put_str(out, "message");
-        put_str(out, self.message);
+        let mut map = MapWriter::new(out);
+        map.str("kind", self.kind);
+        map.str("message", self.message);
         for (key, texts) in [("causes", &self.causes), ("known", &self.known)] {
             if !texts.is_empty() {
-                put_str(out, key);
+                let out = map.key(key);
                 put_array(out, texts.len() as u32);
                 texts.iter().for_each(|text| put_str(out, text));
             }
         }
-        if self.more_causes > 0 {
-            put_str(out, "more_causes");
-            put_uint(out, self.more_causes.min(u32::MAX.into()));
-        }
+        map.nonzero("more_causes", self.more_causes.min(u32::MAX.into()));
         if let Some(value) = self.value {
-            put_str(out, "value");
-            out.extend_from_slice(value);
+            map.key("value").extend_from_slice(value);
         }
-        if let Some(stack) = self.stack {
-            put_str(out, "stack");
-            put_str(out, stack);
-        }
+        map.optional_str("stack", self.stack);
         if let Some((file, line, column)) = self.location {
-            put_str(out, "file");
-            put_str(out, file);
-            put_str(out, "line");
-            put_uint(out, u64::from(line));
-            put_str(out, "column");
-            put_uint(out, u64::from(column));
+            map.str("file", file);
+            map.uint("line", u64::from(line));
+            map.uint("column", u64::from(column));
         }
     }
 }
@@ -123,9 +101,10 @@ mod tests {
     use super::*;
     use crate::error::{CallError, Error};
     use crate::report::CallSite;
+    use crate::wire::msgpack::put_map;
     use crate::wire::native::{FromWorker, put_error};
 
-    /// A message of an error with so many empty texts in one list, in which no limit is kept.
+    /// A message of an error with a list of `length` empty texts, which may exceed the limit.
     fn message(kind: &str, list: &str, length: u32) -> Vec<u8> {
         let mut out = vec![0x93, 2, 0x80];
         put_map(&mut out, 3);
@@ -140,7 +119,7 @@ mod tests {
     fn read(message: &[u8]) -> ErrorBody<'_> {
         match FromWorker::decode(message) {
             Ok(FromWorker::Error { body, .. }) => body,
-            other => panic!("no error: {other:?}"),
+            other => panic!("it is not an error: {other:?}"),
         }
     }
 
@@ -150,7 +129,7 @@ mod tests {
             let message = message(kind, "causes", 1_000_000);
             let body = read(&message);
             assert_eq!((body.causes.len(), body.more_causes), (64, 999_936));
-            // On a small stack, as each cause is a level of recursion when the error is dropped.
+            // On a small stack, because dropping the error recurses over its causes.
             let run = || {
                 let site = CallSite::new("", None, Location::caller());
                 let error: Error = read(&message).into_error(site);
@@ -171,12 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn of_many_known_methods_the_first_are_kept() {
+    fn only_the_first_known_methods_are_kept() {
         assert_eq!(read(&message(kind::METHOD, "known", 1_000_000)).known.len(), MAX_KNOWN_METHODS);
     }
 
     #[test]
-    fn how_many_causes_are_left_out_is_sent_on() {
+    fn the_number_of_omitted_causes_is_forwarded() {
         let sent = ErrorBody { causes: vec!["a"; 64], more_causes: 936, ..ErrorBody::default() };
         let mut out = Vec::new();
         put_error(&mut out, Some(1), &sent);

@@ -67,7 +67,7 @@ pub(crate) fn client_number(received: &[u8]) -> u64 {
         received.strip_prefix(PREAMBLE).and_then(|frame| frame.split_first_chunk::<HEADER_LEN>());
     let body = frame.and_then(|(length, rest)| rest.get(..u32::from_le_bytes(*length) as usize));
     match body.map(FromClient::decode) {
-        Some(Ok(FromClient::Hello(hello))) => hello.client,
+        Some(Ok(FromClient::Hello(hello))) => hello.client_number,
         _ => 0,
     }
 }

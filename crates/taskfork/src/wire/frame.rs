@@ -1,34 +1,37 @@
-//! Where a message begins and ends in a stream: eight bytes that name the protocol, then frames of
-//! a 32-bit little-endian length and that many bytes.
+//! Where a message begins and ends in a stream. Each side sends eight bytes that name the protocol, and then frames:
+//! the length of the body in 32 bits, little-endian, and the body.
 
 use std::ops::Range;
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::WireError;
-use super::gather_frame::{self, GatherFrame};
 
-/// What each side sends first. Its first byte tells the protocol from JSON, which begins with `[`.
+/// What each side sends first. Its first byte differs from that of JSON messages, which begin with `[`.
 pub(crate) const PREAMBLE: &[u8; 8] = b"taskfork";
 
-/// The most bytes of a frame's body unless configured otherwise.
+/// The default limit of a frame's body, in bytes.
 pub(crate) const DEFAULT_MAX_FRAME: usize = 64 << 20;
 
-/// The most bytes of a blob that is handed over as memory unless configured otherwise: four times what could be sent.
+/// The default limit of a blob that is passed as a memfd, in bytes. It is larger than a frame, because the bytes are
+/// not sent.
 pub(crate) const DEFAULT_MAX_BLOB: usize = 4 * DEFAULT_MAX_FRAME;
 
-/// Bytes of a frame before its body.
+/// The bytes of a frame before its body.
 pub(crate) const HEADER_LEN: usize = 4;
 
-/// The kernel takes so few bytes in one piece: a worker that is killed while it writes them has sent
-/// all or none.
+/// The kernel takes a write of at most this many bytes as a whole: a worker that is killed during one has sent all
+/// or nothing.
 pub(crate) const ATOMIC_WRITE: usize = 4096;
 
-/// A body of so few bytes is copied out of what has been received, which costs less than new memory
-/// for what comes next.
-const COPIED: usize = 1 << 10;
+/// A body of at most this many bytes is copied out of the receive buffer: a copy costs less than new memory for the
+/// bytes that follow.
+const MAX_COPIED: usize = 1 << 10;
 
-/// Appends a frame whose body is what `body` writes. With an error, `out` is as it was.
+/// Appends a frame whose body `body` writes. After an error `out` is unchanged.
+///
+/// # Errors
+/// The error of `body`, or [`WireError::TooLarge`] if the body has more than `limit` bytes.
 pub(crate) fn write<E: From<WireError>>(
     out: &mut Vec<u8>,
     limit: usize,
@@ -40,7 +43,7 @@ pub(crate) fn write<E: From<WireError>>(
         let length = out.len() - start - HEADER_LEN;
         match u32::try_from(length) {
             Ok(header) if length <= limit => {
-                out[start..start + HEADER_LEN].copy_from_slice(&header.to_le_bytes());
+                set_length(out, start, header);
                 Ok(())
             }
             _ => Err(E::from(WireError::TooLarge { length, limit })),
@@ -52,51 +55,40 @@ pub(crate) fn write<E: From<WireError>>(
     written
 }
 
-/// The same, for a body with parts and files. What may be sent as files does not count against the
-/// limit.
-pub(crate) fn write_gather<E: From<WireError>>(
-    out: &mut GatherFrame,
-    limit: usize,
-    body: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-) -> Result<(), E> {
-    let start = out.bytes.len();
-    let (written, parts, files) =
-        gather_frame::collect_segments(|| write(&mut out.bytes, limit, body));
-    written?;
-    let own = out.bytes.len() - start - HEADER_LEN;
-    let inline = parts.iter().filter(|part| !part.is_in_file());
-    let length = own + inline.map(|part| part.bytes.len()).sum::<usize>();
-    if length > limit {
-        out.bytes.truncate(start);
-        return Err(E::from(WireError::TooLarge { length, limit }));
-    }
-    // Too long for a header is over every limit that a peer can have.
-    let header = u32::try_from(own + gather_frame::total(&parts)).unwrap_or(u32::MAX);
-    out.bytes[start..start + HEADER_LEN].copy_from_slice(&header.to_le_bytes());
-    (out.segments, out.files) = (parts, files);
-    Ok(())
+/// Appends a frame whose body `body` writes. For messages whose length is bounded by their kind.
+pub(crate) fn put(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    body(out);
+    let length = (out.len() - start - HEADER_LEN) as u32;
+    set_length(out, start, length);
 }
 
-/// Takes the preamble off the front of `inbox`. `false` while it is not there in full.
+/// Sets the header of the frame that begins at `start`.
+pub(super) fn set_length(out: &mut [u8], start: usize, length: u32) {
+    out[start..start + HEADER_LEN].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Removes the preamble from the front of `inbox`. Returns `false` while it is incomplete.
 pub(crate) fn take_preamble(inbox: &mut BytesMut) -> Result<bool, WireError> {
-    let there = inbox.len().min(PREAMBLE.len());
-    if inbox[..there] != PREAMBLE[..there] {
-        let began = String::from_utf8_lossy(&inbox[..there]).into_owned();
+    let received = inbox.len().min(PREAMBLE.len());
+    if inbox[..received] != PREAMBLE[..received] {
+        let began = String::from_utf8_lossy(&inbox[..received]).into_owned();
         return Err(WireError::Preamble { began });
     }
-    if there < PREAMBLE.len() {
+    if received < PREAMBLE.len() {
         return Ok(false);
     }
     inbox.advance(PREAMBLE.len());
     Ok(true)
 }
 
-/// Takes the body of the first frame off the front of `inbox`; nothing while it is not there in
-/// full. A length over `limit` is an error as soon as it is read.
+/// Removes the first frame from the front of `inbox` and returns its body; `None` while it is incomplete. A length
+/// over `limit` is an error as soon as the header has been received.
 pub(crate) fn take(inbox: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, WireError> {
     let Some(body) = find(inbox, limit)? else { return Ok(None) };
     inbox.advance(HEADER_LEN);
-    if body.len() <= COPIED {
+    if body.len() <= MAX_COPIED {
         let copy = Bytes::copy_from_slice(&inbox[..body.len()]);
         inbox.advance(body.len());
         return Ok(Some(copy));
@@ -104,9 +96,9 @@ pub(crate) fn take(inbox: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, 
     Ok(Some(inbox.split_to(body.len()).freeze()))
 }
 
-/// Where the body of the first frame lies in `received`, once it is there in full.
+/// The place of the first frame's body in `received`; `None` while the frame is incomplete.
 pub(crate) fn find(received: &[u8], limit: usize) -> Result<Option<Range<usize>>, WireError> {
-    let Some(length) = announced(received) else { return Ok(None) };
+    let Some(length) = announced_length(received) else { return Ok(None) };
     if length > limit {
         return Err(WireError::TooLarge { length, limit });
     }
@@ -114,18 +106,17 @@ pub(crate) fn find(received: &[u8], limit: usize) -> Result<Option<Range<usize>>
     Ok((received.len() >= body.end).then_some(body))
 }
 
-/// How many bytes to make room for before the next read: what the frame at the front still lacks,
-/// but never more than has been received already or 64 KiB, whichever is larger, so that a length
-/// field alone reserves no memory.
+/// How many bytes to reserve before the next read: the missing bytes of the first frame, but at most as many as have
+/// been received, or 64 KiB if these are fewer. So a length field alone reserves little memory.
 pub(crate) fn room_for_next_read(inbox: &[u8]) -> usize {
-    const LEAST: usize = 4 << 10;
+    const MIN: usize = 4 << 10;
     const UNPROVEN: usize = 64 << 10;
-    let missing =
-        announced(inbox).map_or(0, |length| (HEADER_LEN + length).saturating_sub(inbox.len()));
-    missing.clamp(LEAST, UNPROVEN.max(inbox.len()))
+    let missing = announced_length(inbox)
+        .map_or(0, |length| (HEADER_LEN + length).saturating_sub(inbox.len()));
+    missing.clamp(MIN, UNPROVEN.max(inbox.len()))
 }
 
-fn announced(inbox: &[u8]) -> Option<usize> {
+fn announced_length(inbox: &[u8]) -> Option<usize> {
     let header = inbox.first_chunk::<HEADER_LEN>()?;
     Some(u32::from_le_bytes(*header) as usize)
 }
@@ -148,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_come_out_whole_however_the_stream_is_cut(
+        fn frames_are_reassembled_from_any_fragments(
             bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..8),
             cuts in proptest::collection::vec(1usize..50, 1..40),
         ) {
@@ -170,7 +161,7 @@ mod tests {
         }
 
         #[test]
-        fn a_length_alone_reserves_little(length in any::<u32>(), received in 0usize..100_000) {
+        fn a_length_field_alone_reserves_little_memory(length in any::<u32>(), received in 0usize..100_000) {
             let mut inbox = BytesMut::from(&length.to_le_bytes()[..]);
             inbox.resize(HEADER_LEN + received, 0);
             prop_assert!(room_for_next_read(&inbox) <= (64 << 10).max(inbox.len()));
@@ -178,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_oversize_length_is_refused_before_its_bytes_arrive() {
+    fn an_oversize_length_is_refused_before_its_body_arrives() {
         let mut inbox = BytesMut::from(&1001u32.to_le_bytes()[..]);
         assert_eq!(take(&mut inbox, 1000), Err(WireError::TooLarge { length: 1001, limit: 1000 }));
     }
@@ -195,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn another_protocol_is_told_by_its_first_byte() {
+    fn another_protocol_is_recognized_by_its_first_byte() {
         assert_eq!(take_preamble(&mut BytesMut::from(&b"task"[..])), Ok(false));
         assert_eq!(take_preamble(&mut BytesMut::from(&b"taskfork"[..])), Ok(true));
         assert!(take_preamble(&mut BytesMut::from(&b"[\"do\""[..])).is_err());

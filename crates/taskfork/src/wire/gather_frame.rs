@@ -1,5 +1,9 @@
-//! Long byte strings of a message that stay where they are: on their way out they are sent from
-//! there, on their way in they are parts of what was received. Nothing of them is copied.
+//! Frames that are sent from several places: long byte strings stay where they are, and files accompany the frame.
+//!
+//! A [`GatherFrame`] is written in two steps. [`GatherFrame::write`] serializes the message; a `Blob` in it offers its
+//! bytes, and [`GatherWriter`] records a [`Segment`] instead of copying them. [`GatherFrame::fit_with`] then adapts the
+//! frame to its receiver: a segment is sent inline, or a reference replaces it and a descriptor or a shared-memory
+//! buffer carries the bytes.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Write};
@@ -7,59 +11,66 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rmp::Marker;
 
-use super::attachments;
-use super::frame::HEADER_LEN;
+use super::WireError;
+use super::frame::{self, HEADER_LEN};
 use super::msgpack::put_bin_header;
 use super::native::put_files;
+use super::reference::{self, BLOB_FILE, OPEN_FILE, SHARED};
+use super::scoped_local;
 use super::shm::{MAX_BUFFER_REFS, Origin, PlacedBytes, ShmMessage};
 
-/// Shorter ones are copied.
+/// Shorter byte strings are copied into the frame.
 pub(crate) const MIN_SEGMENT: usize = 16 << 10;
 
-/// Messages that are longer than this are sent through a larger buffer of the kernel: of this size, or as large
-/// as the system lets it be. Fewer changes between the two sides are needed then.
+/// Messages longer than this are sent through a larger socket buffer, so that the two sides alternate less often.
 const LARGE_MESSAGE: usize = 256 << 10;
+
+/// The requested size of that buffer, in bytes. The system may limit it.
 pub(crate) const LARGE_BUFFER: usize = 1 << 20;
 
-/// Bytes that stand in a message behind the first `at` of the others.
+/// The most slices of one vectored write.
+pub(crate) const MAX_SLICES: usize = 16;
+
+/// A byte string that is sent between the first `offset` bytes of its frame and the others.
 #[derive(Debug, Clone)]
 pub(crate) struct Segment {
     pub(crate) offset: usize,
     pub(crate) bytes: Bytes,
+    /// `Memfd` contains the index of the file in the frame.
     pub(crate) backing: Backing<usize>,
 }
 
-/// Where the bytes of a blob are as well, in a way that others can get at them.
+/// The kind of memory that contains the bytes of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Backing<F> {
+    /// Memory of this process only.
     #[default]
     Private,
-    /// In a file of memory that has these bytes and no others; of a part, which of its message's.
+    /// A memfd that contains these bytes and no others.
     Memfd(F),
-    /// On the connection of that name.
+    /// A shared-memory buffer of a connection.
     Shared(Origin),
 }
 
 impl Segment {
-    pub(super) fn is_in_file(&self) -> bool {
+    fn is_in_file(&self) -> bool {
         matches!(self.backing, Backing::Memfd(_))
     }
 }
 
-/// A file that goes with a message.
+/// A file that accompanies a frame.
 #[derive(Debug, Clone)]
 pub(crate) struct OutgoingFile {
     file: Arc<OwnedFd>,
-    /// There is nothing that could be sent in its place.
-    needed: bool,
+    /// The frame cannot be sent without it: no bytes can replace it.
+    is_required: bool,
 }
 
 impl OutgoingFile {
-    /// One that nothing could be sent in the place of.
+    /// A file that no bytes can replace.
     pub(crate) fn new(file: Arc<OwnedFd>) -> Self {
-        Self { file, needed: true }
+        Self { file, is_required: true }
     }
 }
 
@@ -69,107 +80,129 @@ impl AsFd for OutgoingFile {
     }
 }
 
-/// A frame, or several: its bytes, but for its parts.
+/// One or more frames: their bytes without those of the segments.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GatherFrame {
     pub(crate) bytes: Vec<u8>,
-    /// In order.
+    /// In the order of their offsets.
     pub(crate) segments: Vec<Segment>,
     pub(crate) files: Vec<OutgoingFile>,
-    /// What it refers to that is lent.
+    /// The buffers that it refers to.
     pub(crate) references: Vec<PlacedBytes>,
 }
 
-/// What the receiver of a message takes.
+/// What the receiver of a message accepts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReceiverLimits {
-    /// The longest body of a frame.
+    /// The longest body of a frame, in bytes.
     pub(crate) max_frame: usize,
-    /// The most bytes of one part in a file.
+    /// The longest blob in a memfd, in bytes.
     pub(crate) max_blob: usize,
     /// The most files with one message.
-    pub(crate) files: usize,
+    pub(crate) max_files: usize,
 }
-
-/// How a part that has a file is written in its place, as an extension type of MessagePack with the
-/// file's index.
-pub(super) const BLOB_FILE: i8 = 1;
-/// And a file that is none of these.
-pub(super) const OPEN_FILE: i8 = 2;
-/// And a part that has been placed, with the index of that.
-pub(super) const LENT: i8 = 3;
-
-/// So many pieces are sent at a time.
-pub(crate) const MAX_SLICES: usize = 16;
 
 impl GatherFrame {
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len() + total(&self.segments)
+        self.bytes.len() + total_len(&self.segments)
     }
 
+    /// Whether it should be sent through a larger socket buffer.
     pub(crate) fn is_large(&self) -> bool {
         self.len() > LARGE_MESSAGE
     }
 
-    /// Forgets all but its bytes.
+    /// Whether it can be sent only together with its files.
+    pub(crate) fn requires_files(&self) -> bool {
+        self.files.iter().any(|file| file.is_required)
+    }
+
+    /// Appends a frame whose body `body` writes; its segments and files replace those of `self`. Bytes in memfds do
+    /// not count against `limit`. After an error the bytes are unchanged.
+    ///
+    /// # Errors
+    /// The error of `body`, or [`WireError::TooLarge`] if the body has more than `limit` bytes.
+    pub(crate) fn write<E: From<WireError>>(
+        &mut self,
+        limit: usize,
+        body: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let start = self.bytes.len();
+        let (written, segments, files) =
+            collect_segments(|| frame::write(&mut self.bytes, limit, body));
+        written?;
+        let own = self.bytes.len() - start - HEADER_LEN;
+        let inline = segments.iter().filter(|segment| !segment.is_in_file());
+        let length = own + inline.map(|segment| segment.bytes.len()).sum::<usize>();
+        if length > limit {
+            self.bytes.truncate(start);
+            return Err(E::from(WireError::TooLarge { length, limit }));
+        }
+        // A length that does not fit the header is over the limit of every receiver.
+        let header = u32::try_from(own + total_len(&segments)).unwrap_or(u32::MAX);
+        frame::set_length(&mut self.bytes, start, header);
+        (self.segments, self.files) = (segments, files);
+        Ok(())
+    }
+
+    /// Removes everything but its bytes.
     pub(crate) fn clear_attachments(&mut self) {
         self.segments.clear();
         self.files.clear();
         self.references.clear();
     }
 
-    /// Whether it can only be sent with its files.
-    pub(crate) fn requires_files(&self) -> bool {
-        self.files.iter().any(|attached| attached.needed)
+    /// Adapts the frame to its receiver. Segments in memfds are sent inline if the receiver accepts no files, or no
+    /// blobs of that length; then they count against `max_frame`.
+    ///
+    /// # Errors
+    /// A text that says which limit is exceeded, if the receiver cannot get the frame in any form.
+    pub(crate) fn fit(&mut self, receiver: ReceiverLimits) -> Result<(), String> {
+        self.fit_with(receiver, |_, _, _| None)
     }
 
-    /// Makes it what a peer takes, if it can be sent to it. The bytes of a part are put in place of its file where the
-    /// peer takes no file, or none so long; they count against the limit of a frame then.
-    pub(crate) fn fit(&mut self, peer: ReceiverLimits) -> Result<(), String> {
-        self.fit_with(peer, |_, _, _| None)
-    }
-
-    /// The same, with parts placed where they need not be sent: `place` gets one, where it is already, and
-    /// whether a file may go with the message. A message that is over the limit without that stays so.
+    /// As [`fit`](Self::fit), and places segments in shared-memory buffers. `place` gets the bytes, their origin, and
+    /// whether the message may have one more file; it returns `None` for bytes that are to be sent. A frame that
+    /// exceeds the limit without that is left as it is.
     pub(crate) fn fit_with(
         &mut self,
-        peer: ReceiverLimits,
+        receiver: ReceiverLimits,
         mut place: impl FnMut(&Bytes, Option<Origin>, bool) -> Option<PlacedBytes>,
     ) -> Result<(), String> {
         if self.segments.is_empty() && self.files.is_empty() {
             return Ok(());
         }
-        let ReceiverLimits { max_frame, max_blob, files } = peer;
-        let is_too_long = |part: &Segment| part.is_in_file() && part.bytes.len() > max_blob;
-        let longest =
-            self.segments.iter().filter(|part| is_too_long(part)).map(|part| part.bytes.len());
-        let longest = longest.max();
+        let ReceiverLimits { max_frame, max_blob, max_files } = receiver;
+        let is_too_long =
+            |segment: &Segment| segment.is_in_file() && segment.bytes.len() > max_blob;
+        let too_long = self.segments.iter().filter(|segment| is_too_long(segment));
+        let longest = too_long.map(|segment| segment.bytes.len()).max();
         if longest.is_some() {
             self.inline_segments(is_too_long);
         }
         let count = self.files.len();
-        let has_too_many = count > files;
+        let has_too_many = count > max_files;
         if has_too_many {
             if self.requires_files() {
-                return Err(match files {
+                return Err(match max_files {
                     0 => "open files can be sent through unix sockets only".to_owned(),
-                    _ => format!("they have {count} files, and {files} can be sent"),
+                    _ => format!("they have {count} files, and {max_files} can be sent"),
                 });
             }
             self.inline_segments(Segment::is_in_file);
         }
-        let sent = self.segments.iter().filter(|part| !part.is_in_file());
-        let length = self.bytes.len() + sent.map(|part| part.bytes.len()).sum::<usize>();
+        let inline = self.segments.iter().filter(|segment| !segment.is_in_file());
+        let length = self.bytes.len() + inline.map(|segment| segment.bytes.len()).sum::<usize>();
         let body = length.saturating_sub(HEADER_LEN);
-        let may_place = body <= max_frame;
+        let fits = body <= max_frame;
         match longest {
-            Some(longest) if !may_place => {
+            Some(longest) if !fits => {
                 return Err(format!(
                     "a blob has {longest} bytes, and the other side takes {max_blob} of one as memory (max_blob) and \
                      {max_frame} in a message"
                 ));
             }
-            None if has_too_many && !may_place => {
+            None if has_too_many && !fits => {
                 return Err(format!(
                     "with the bytes of all blobs in their places it has {body} bytes, and the limit of a message is \
                      {max_frame}"
@@ -177,9 +210,9 @@ impl GatherFrame {
             }
             _ => {}
         }
-        let (mut references, mut new) = (Vec::new(), Vec::new());
-        for part in &self.segments {
-            let origin = match part.backing {
+        let (mut references, mut new_files) = (Vec::new(), Vec::new());
+        for segment in &self.segments {
+            let origin = match segment.backing {
                 Backing::Memfd(index) => {
                     references.push(Some((BLOB_FILE, index)));
                     continue;
@@ -187,85 +220,90 @@ impl GatherFrame {
                 Backing::Shared(origin) => Some(origin),
                 Backing::Private => None,
             };
-            let may_add = self.files.len() + new.len() < files;
-            let may_place = may_place && self.references.len() < MAX_BUFFER_REFS;
-            let placed = may_place.then(|| place(&part.bytes, origin, may_add)).flatten();
+            let may_add = self.files.len() + new_files.len() < max_files;
+            let may_place = fits && self.references.len() < MAX_BUFFER_REFS;
+            let placed = may_place.then(|| place(&segment.bytes, origin, may_add)).flatten();
             references.push(placed.map(|mut placed| {
-                // The other side is told once of what is new, though it stand here twice.
+                // A new buffer is announced once, even if the message refers to it twice.
                 let is_same = |before: &PlacedBytes| {
-                    before.new.is_some() && before.place.id == placed.place.id
+                    before.new_file.is_some() && before.buffer.id == placed.buffer.id
                 };
-                placed.new = placed.new.take().filter(|_| !self.references.iter().any(is_same));
-                new.extend(placed.new.clone());
+                placed.new_file =
+                    placed.new_file.take().filter(|_| !self.references.iter().any(is_same));
+                new_files.extend(placed.new_file.clone());
                 self.references.push(placed);
-                (LENT, self.references.len() - 1)
+                (SHARED, self.references.len() - 1)
             }));
         }
         if !self.files.is_empty() || !self.references.is_empty() {
-            self.insert_references(&references, new);
+            self.insert_references(&references, new_files);
         }
         Ok(())
     }
 
-    /// Has the bytes of these parts sent, and not the files in which they are.
-    fn inline_segments(&mut self, which: impl Fn(&Segment) -> bool) {
+    /// Sends the bytes of these segments, and not their files.
+    fn inline_segments(&mut self, is_selected: impl Fn(&Segment) -> bool) {
         let mut kept = vec![true; self.files.len()];
-        for part in self.segments.iter_mut().filter(|part| which(part)) {
-            if let Backing::Memfd(index) = std::mem::take(&mut part.backing) {
+        for segment in self.segments.iter_mut().filter(|segment| is_selected(segment)) {
+            if let Backing::Memfd(index) = std::mem::take(&mut segment.backing) {
                 kept[index] = false;
             }
         }
-        // Where a file is among those that stay.
-        let places: Vec<usize> = kept
+        let new_indices: Vec<usize> = kept
             .iter()
             .scan(0, |next, &kept| Some(std::mem::replace(next, *next + usize::from(kept))))
             .collect();
-        for part in &mut self.segments {
-            if let Backing::Memfd(index) = &mut part.backing {
-                *index = places[*index];
+        for segment in &mut self.segments {
+            if let Backing::Memfd(index) = &mut segment.backing {
+                *index = new_indices[*index];
             }
         }
         let mut kept = kept.into_iter();
         self.files.retain(|_| kept.next().unwrap_or(true));
     }
 
-    /// The same frame with references in the places of parts that need not be sent, and in front of it what
-    /// announces these.
-    fn insert_references(&mut self, references: &[Option<(i8, usize)>], new: Vec<Arc<OwnedFd>>) {
-        let (mut bytes, mut segments) = (Vec::with_capacity(self.bytes.len() + 128), Vec::new());
+    /// Replaces segments by their references, and puts the messages that announce these in front of the frame.
+    fn insert_references(
+        &mut self,
+        references: &[Option<(i8, usize)>],
+        new_files: Vec<Arc<OwnedFd>>,
+    ) {
+        let mut bytes = Vec::with_capacity(self.bytes.len() + 128);
+        let mut segments = Vec::new();
         if !self.references.is_empty() {
             ShmMessage::of(&self.references).put(&mut bytes);
         }
         if !self.files.is_empty() {
             put_files(&mut bytes, self.files.len());
         }
-        self.files.splice(..0, new.into_iter().map(OutgoingFile::new));
-        let (frame, mut from) = (bytes.len(), 0);
-        for (part, reference) in self.segments.drain(..).zip(references) {
+        self.files.splice(..0, new_files.into_iter().map(OutgoingFile::new));
+        let (start, mut copied) = (bytes.len(), 0);
+        for (segment, reference) in self.segments.drain(..).zip(references) {
             let Some((kind, index)) = *reference else {
-                bytes.extend_from_slice(&self.bytes[from..part.offset]);
-                from = part.offset;
-                segments.push(Segment { offset: bytes.len(), ..part });
+                bytes.extend_from_slice(&self.bytes[copied..segment.offset]);
+                copied = segment.offset;
+                segments.push(Segment { offset: bytes.len(), ..segment });
                 continue;
             };
-            bytes.extend_from_slice(&self.bytes[from..part.offset - bin_header(&part)]);
-            put_index(&mut bytes, kind, index);
-            from = part.offset;
+            bytes.extend_from_slice(&self.bytes[copied..segment.offset - bin_header_len(&segment)]);
+            reference::put(&mut bytes, kind, index);
+            copied = segment.offset;
         }
-        bytes.extend_from_slice(&self.bytes[from..]);
-        let length = bytes.len() - frame - HEADER_LEN + total(&segments);
+        bytes.extend_from_slice(&self.bytes[copied..]);
+        let length = bytes.len() - start - HEADER_LEN + total_len(&segments);
         let length = u32::try_from(length).unwrap_or(u32::MAX);
-        bytes[frame..frame + HEADER_LEN].copy_from_slice(&length.to_le_bytes());
+        frame::set_length(&mut bytes, start, length);
         (self.bytes, self.segments) = (bytes, segments);
     }
 
-    /// What comes behind the first `skip` bytes, or the beginning of it if it has many pieces.
+    /// The bytes after the first `skip`, as slices for a vectored write, and the number of slices. They end before
+    /// the last byte if there are more than [`MAX_SLICES`].
     pub(crate) fn slices(&self, skip: usize) -> ([IoSlice<'_>; MAX_SLICES], usize) {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let (mut count, mut skip) = (0, skip);
-        for piece in self.pieces() {
-            let left = piece.get(skip..).unwrap_or_default();
-            skip = skip.saturating_sub(piece.len());
+        for chunk in self.chunks() {
+            let left = chunk.get(skip..).unwrap_or_default();
+            skip = skip.saturating_sub(chunk.len());
             if !left.is_empty() && count < MAX_SLICES {
                 slices[count] = IoSlice::new(left);
                 count += 1;
@@ -274,85 +312,66 @@ impl GatherFrame {
         (slices, count)
     }
 
-    /// What comes behind the first `skip` bytes.
+    /// A copy of the bytes after the first `skip`.
     pub(crate) fn copy_from(&self, skip: usize) -> Vec<u8> {
         let mut skip = skip;
-        let mut rest = Vec::with_capacity(self.len().saturating_sub(skip));
-        for piece in self.pieces() {
-            rest.extend_from_slice(piece.get(skip..).unwrap_or_default());
-            skip = skip.saturating_sub(piece.len());
+        let mut copy = Vec::with_capacity(self.len().saturating_sub(skip));
+        for chunk in self.chunks() {
+            copy.extend_from_slice(chunk.get(skip..).unwrap_or_default());
+            skip = skip.saturating_sub(chunk.len());
         }
-        rest
+        copy
     }
 
-    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        let ends = self.segments.iter().map(|part| part.offset).chain([self.bytes.len()]);
-        let starts = [0].into_iter().chain(self.segments.iter().map(|part| part.offset));
+    /// The bytes of the frame and of its segments, in the order in which they are sent.
+    fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        let offsets = self.segments.iter().map(|segment| segment.offset);
+        let ends = offsets.clone().chain([self.bytes.len()]);
+        let starts = [0].into_iter().chain(offsets);
         let own = starts.zip(ends).map(|(start, end)| &self.bytes[start..end]);
-        let segments = self.segments.iter().map(|part| &part.bytes[..]).chain([&[][..]]);
-        own.zip(segments).flat_map(|(own, part)| [own, part])
+        let segments = self.segments.iter().map(|segment| &segment.bytes[..]).chain([&[][..]]);
+        own.zip(segments).flat_map(|(own, segment)| [own, segment])
     }
 }
 
-/// How many bytes MessagePack puts before these.
-fn bin_header(part: &Segment) -> usize {
-    if part.bytes.len() <= usize::from(u16::MAX) { 3 } else { 5 }
+/// The length of the MessagePack header in front of a segment.
+fn bin_header_len(segment: &Segment) -> usize {
+    if segment.bytes.len() <= usize::from(u16::MAX) { 3 } else { 5 }
 }
 
-fn put_index(out: &mut Vec<u8>, kind: i8, index: usize) {
-    out.push(Marker::FixExt4.to_u8());
-    out.extend_from_slice(&kind.to_be_bytes());
-    out.extend_from_slice(&(index as u32).to_be_bytes());
+fn total_len(segments: &[Segment]) -> usize {
+    segments.iter().map(|segment| segment.bytes.len()).sum()
 }
 
-/// How many bytes they have together.
-pub(crate) fn total(segments: &[Segment]) -> usize {
-    segments.iter().map(|part| part.bytes.len()).sum()
-}
-
+/// Collects the segments and files of the message that is being written.
 #[derive(Default)]
 struct Collector {
-    /// What is about to be written, if it may stay where it is, and where else it is.
+    /// The bytes that are about to be written, if they may become a segment.
     offered: Option<(Bytes, Backing<Arc<OwnedFd>>)>,
     segments: Vec<Segment>,
     files: Vec<OutgoingFile>,
 }
 
 thread_local! {
-    /// Where parts go while a message is written.
     static COLLECTOR: RefCell<Option<Collector>> = const { RefCell::new(None) };
 }
 
-/// Puts back what was in a thread's variable, also after a panic.
-pub(super) struct RestoreThreadLocal<T: 'static>(
-    pub(super) &'static std::thread::LocalKey<RefCell<Option<T>>>,
-    pub(super) Option<T>,
-);
-
-impl<T> Drop for RestoreThreadLocal<T> {
-    fn drop(&mut self) {
-        self.0.set(self.1.take());
-    }
-}
-
-/// Has the loader look up what a thread's first message needs.
+/// Accesses the thread-local variable, so that the first message does not wait for the dynamic loader.
 pub(crate) fn init_thread_locals() {
     COLLECTOR.set(None);
-    attachments::init_thread_locals();
 }
 
-/// Gives the parts of what `write` writes to a [`Gather`].
+/// Runs `write`, and returns the segments and files of what it wrote to a [`GatherWriter`].
 pub(crate) fn collect_segments<T>(
     write: impl FnOnce() -> T,
 ) -> (T, Vec<Segment>, Vec<OutgoingFile>) {
-    let _restore = RestoreThreadLocal(&COLLECTOR, COLLECTOR.replace(Some(Collector::default())));
-    let written = write();
-    let Collector { segments, files, .. } = COLLECTOR.take().unwrap_or_default();
+    let (written, collector) = scoped_local::with(&COLLECTOR, Collector::default(), write);
+    let Collector { segments, files, .. } = collector.unwrap_or_default();
     (written, segments, files)
 }
 
-/// Has a file sent with the message that is written; gives what stands for it there, or nothing if
-/// none is written.
+/// Adds a file to the message that is being written. Returns the kind and the data of the reference to it, or `None`
+/// outside a message.
 pub(crate) fn attach_file(file: Arc<OwnedFd>) -> Option<(i8, [u8; 4])> {
     COLLECTOR.with_borrow_mut(|collector| {
         let files = &mut collector.as_mut()?.files;
@@ -361,13 +380,13 @@ pub(crate) fn attach_file(file: Arc<OwnedFd>) -> Option<(i8, [u8; 4])> {
     })
 }
 
-/// Lets `bytes`, which `write` writes, stay where they are if they can.
+/// Runs `write`, which writes `bytes`; they become a segment if they are long enough.
 pub(crate) fn offer_bytes<T>(
     bytes: &Bytes,
     backing: &Backing<Arc<OwnedFd>>,
     write: impl FnOnce() -> T,
 ) -> T {
-    let change = |offered| {
+    let set_offered = |offered| {
         COLLECTOR.with_borrow_mut(|collector| {
             if let Some(collector) = collector {
                 collector.offered = offered;
@@ -377,48 +396,28 @@ pub(crate) fn offer_bytes<T>(
     if bytes.len() < MIN_SEGMENT {
         return write();
     }
-    change(Some((bytes.clone(), backing.clone())));
+    set_offered(Some((bytes.clone(), backing.clone())));
     let written = write();
-    change(None);
+    set_offered(None);
     written
 }
 
-/// Appends bytes as a value, and lets them stay in their file if they can.
+/// Appends bytes as a value; they become a segment in `file` if they are long enough.
 pub(crate) fn put_memfd(bytes: &Bytes, file: Arc<OwnedFd>, out: &mut Vec<u8>) -> io::Result<()> {
     put_bin_header(out, u32::try_from(bytes.len()).map_err(io::Error::other)?);
-    offer_bytes(bytes, &Backing::Memfd(file), || Gather(out).write_all(bytes))
+    offer_bytes(bytes, &Backing::Memfd(file), || GatherWriter(out).write_all(bytes))
 }
 
-/// Writes into memory, but for what is offered.
-pub(crate) struct Gather<'a>(pub(crate) &'a mut Vec<u8>);
+/// Copies everything that is written into a buffer, except offered bytes, which become segments.
+pub(crate) struct GatherWriter<'a>(pub(crate) &'a mut Vec<u8>);
 
-impl Write for Gather<'_> {
+impl Write for GatherWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_all(bytes).map(|()| bytes.len())
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let stays = bytes.len() >= MIN_SEGMENT
-            && COLLECTOR.with_borrow_mut(|collector| {
-                let Some(collector) = collector else { return false };
-                let Some((bytes, backing)) = collector
-                    .offered
-                    .take_if(|(offered, _)| std::ptr::eq(&raw const **offered, bytes))
-                else {
-                    return false;
-                };
-                let backing = match backing {
-                    Backing::Memfd(file) => {
-                        collector.files.push(OutgoingFile { file, needed: false });
-                        Backing::Memfd(collector.files.len() - 1)
-                    }
-                    Backing::Shared(origin) => Backing::Shared(origin),
-                    Backing::Private => Backing::Private,
-                };
-                collector.segments.push(Segment { offset: self.0.len(), bytes, backing });
-                true
-            });
-        if !stays {
+        if bytes.len() < MIN_SEGMENT || !add_segment(self.0.len(), bytes) {
             self.0.extend_from_slice(bytes);
         }
         Ok(())
@@ -429,6 +428,25 @@ impl Write for Gather<'_> {
     }
 }
 
+/// Adds a segment if `bytes` are the very bytes that were offered; returns whether it did.
+fn add_segment(offset: usize, bytes: &[u8]) -> bool {
+    COLLECTOR.with_borrow_mut(|collector| {
+        let Some(collector) = collector else { return false };
+        let is_same = |(offered, _): &mut (Bytes, _)| std::ptr::eq(&raw const **offered, bytes);
+        let Some((bytes, backing)) = collector.offered.take_if(is_same) else { return false };
+        let backing = match backing {
+            Backing::Memfd(file) => {
+                collector.files.push(OutgoingFile { file, is_required: false });
+                Backing::Memfd(collector.files.len() - 1)
+            }
+            Backing::Shared(origin) => Backing::Shared(origin),
+            Backing::Private => Backing::Private,
+        };
+        collector.segments.push(Segment { offset, bytes, backing });
+        true
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -437,61 +455,60 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_come_in_order_wherever_they_are_cut(
+        fn chunks_are_in_order_wherever_a_write_ends(
             pieces in proptest::collection::vec((0usize..5, 1usize..9), 0..12),
             end in 0usize..5,
             skip in 0usize..80,
         ) {
-            let (mut parted, mut whole) = (GatherFrame::default(), Vec::new());
-            for (own, part) in pieces {
-                parted.bytes.extend(vec![b'o'; own]);
-                let bytes = Bytes::from(vec![b'p'; part]);
+            let (mut frame, mut whole) = (GatherFrame::default(), Vec::new());
+            for (own, segment) in pieces {
+                frame.bytes.extend(vec![b'o'; own]);
+                let bytes = Bytes::from(vec![b'p'; segment]);
                 whole.extend(vec![b'o'; own]);
                 whole.extend(&bytes);
-                let at = parted.bytes.len();
-                parted.segments.push(Segment { offset: at, bytes, backing: Backing::Private });
+                let offset = frame.bytes.len();
+                frame.segments.push(Segment { offset, bytes, backing: Backing::Private });
             }
-            parted.bytes.extend(vec![b'e'; end]);
+            frame.bytes.extend(vec![b'e'; end]);
             whole.extend(vec![b'e'; end]);
-            prop_assert_eq!(parted.len(), whole.len());
+            prop_assert_eq!(frame.len(), whole.len());
             let expected = whole.get(skip..).unwrap_or_default();
-            prop_assert_eq!(&parted.copy_from(skip)[..], expected);
-            let (slices, count) = parted.slices(skip);
+            prop_assert_eq!(&frame.copy_from(skip)[..], expected);
+            let (slices, count) = frame.slices(skip);
             let sent: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
             prop_assert!(expected.starts_with(&sent) && (sent == expected || count == MAX_SLICES));
         }
     }
 
     proptest! {
-        /// Those that are too long are sent; the others keep their files.
         #[test]
-        fn files_stay_with_their_parts(longs in proptest::collection::vec(any::<bool>(), 1..10)) {
-            let mut parted = GatherFrame::default();
+        fn inlined_segments_lose_their_files_and_others_keep_theirs(longs in proptest::collection::vec(any::<bool>(), 1..10)) {
+            let mut frame = GatherFrame::default();
             for (index, &long) in longs.iter().enumerate() {
                 let bytes = Bytes::from(vec![index as u8; if long { 20 } else { 10 }]);
                 let file = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
-                parted.files.push(OutgoingFile { file, needed: false });
-                parted.segments.push(Segment { offset: 0, bytes, backing: Backing::Memfd(index) });
+                frame.files.push(OutgoingFile { file, is_required: false });
+                frame.segments.push(Segment { offset: 0, bytes, backing: Backing::Memfd(index) });
             }
-            let files: Vec<_> = parted.files.iter().map(|attached| attached.file.clone()).collect();
-            parted.inline_segments(|part| part.bytes.len() > 10);
-            for (part, &long) in parted.segments.iter().zip(&longs) {
-                prop_assert_eq!(part.is_in_file(), !long);
-                if let Backing::Memfd(index) = part.backing {
-                    let file = &files[usize::from(part.bytes[0])];
-                    prop_assert!(Arc::ptr_eq(&parted.files[index].file, file));
+            let files: Vec<_> = frame.files.iter().map(|attached| attached.file.clone()).collect();
+            frame.inline_segments(|segment| segment.bytes.len() > 10);
+            for (segment, &long) in frame.segments.iter().zip(&longs) {
+                prop_assert_eq!(segment.is_in_file(), !long);
+                if let Backing::Memfd(index) = segment.backing {
+                    let file = &files[usize::from(segment.bytes[0])];
+                    prop_assert!(Arc::ptr_eq(&frame.files[index].file, file));
                 }
             }
-            prop_assert_eq!(parted.files.len(), longs.iter().filter(|long| !**long).count());
+            prop_assert_eq!(frame.files.len(), longs.iter().filter(|long| !**long).count());
         }
     }
 
     #[test]
-    fn a_message_within_another_keeps_its_own_parts() {
+    fn a_message_within_another_collects_its_own_segments() {
         let long = Bytes::from(vec![1; MIN_SEGMENT]);
         let (mut outer, mut inner) = (Vec::new(), Vec::new());
         let put = |out: &mut Vec<u8>| {
-            offer_bytes(&long, &Backing::Private, || Gather(out).write_all(&long)).unwrap()
+            offer_bytes(&long, &Backing::Private, || GatherWriter(out).write_all(&long)).unwrap()
         };
         let ((), segments, _) = collect_segments(|| {
             let ((), segments, _) = collect_segments(|| put(&mut inner));

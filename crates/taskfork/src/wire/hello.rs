@@ -1,39 +1,42 @@
-//! What the two sides of a connection say first.
+//! The first message of each side, which negotiates version and limits.
 
 use smallvec::SmallVec;
 
 use super::WireError;
-use super::msgpack::{Reader, put_array, put_map, put_str, put_uint};
-use super::native::{HELLO, VERSIONS, list, meta};
+use super::fields::{MapWriter, read_list, read_map};
+use super::msgpack::{Reader, put_array, put_uint};
+use super::native::kind::HELLO;
 
-/// The most protocol versions that a client may offer. There is one today.
+/// The protocol versions that this crate speaks.
+pub(crate) const VERSIONS: &[u32] = &[1];
+
+/// The most versions that a client may offer.
 const MAX_VERSIONS: usize = 32;
 
-/// The most bytes of a hello, and of an error in its place. It comes from a stranger, and a few hundred
-/// are needed.
+/// The most bytes of a hello, and of an error in its place. A few hundred are needed; the peer may be anyone.
 pub(crate) const MAX_HELLO: usize = 16 << 10;
 
-/// The most bytes of a name in a hello. The sender cuts longer ones.
+/// The most bytes of a name in a hello. The sender cuts longer names.
 const MAX_NAME: usize = 1024;
 
-/// The least limit of a frame that a peer may have, so that errors can be told to it.
+/// The smallest `max_frame` that a peer may have, so that errors can be sent to it.
 pub(crate) const MIN_FRAME: usize = 256;
 
-/// Read without taking memory, as a new worker would have to have a page copied for it.
+/// A client's hello. Reading it allocates nothing: each page that a new worker writes to is copied for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ClientHello<'a> {
     pub(crate) versions: SmallVec<[u32; 4]>,
     pub(crate) name: &'a str,
-    /// The longest frame that the client takes; nothing said is the default limit.
+    /// The longest frame that the client receives, in bytes; `None` for the default.
     pub(crate) max_frame: Option<usize>,
-    /// The most bytes of a blob that it takes as memory; nothing said is the default.
+    /// The longest blob that it receives as a memfd, in bytes; `None` for the default.
     pub(crate) max_blob: Option<usize>,
-    /// How many files it takes with a message.
-    pub(crate) files: usize,
+    /// How many files it receives with a message.
+    pub(crate) max_files: usize,
     /// How many bytes of the worker's memory it keeps mapped.
-    pub(crate) lent: usize,
-    /// A number that no other client has; 0 if none is said.
-    pub(crate) client: u64,
+    pub(crate) shared_memory: usize,
+    /// A random number that identifies the client; 0 for none.
+    pub(crate) client_number: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -42,30 +45,31 @@ pub(crate) struct WorkerHello {
     pub(crate) pid: u32,
     pub(crate) worker: u64,
     pub(crate) server: String,
+    /// The longest frame that the worker receives, in bytes; `None` for the default.
     pub(crate) max_frame: Option<usize>,
-    /// How many bytes of calls may be sent to it before it has answered; none is one call at a time.
-    pub(crate) ahead: usize,
-    /// The most bytes of a blob that it takes as memory; nothing said is the default.
+    /// How many bytes of calls may be unanswered; 0 for one call at a time.
+    pub(crate) pipeline_window: usize,
+    /// The longest blob that it receives as a memfd, in bytes; `None` for the default.
     pub(crate) max_blob: Option<usize>,
-    /// How many files it takes with a message.
-    pub(crate) files: usize,
-    /// It is a program that wants SIGALRM when the time of a call is over.
-    pub(crate) alarm: bool,
+    /// How many files it receives with a message.
+    pub(crate) max_files: usize,
+    /// It is a program that wants SIGALRM when a call's time is over.
+    pub(crate) wants_alarm: bool,
 }
 
 impl<'a> ClientHello<'a> {
-    /// Reads what follows the kind.
+    /// Reads the part of the message after its kind.
     pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let mut hello = Self::default();
-        meta(reader, |key, reader| {
+        read_map(reader, |key, reader| {
             match key {
-                "versions" => hello.versions = list(reader, key, MAX_VERSIONS, Reader::int)?,
+                "versions" => hello.versions = read_list(reader, key, MAX_VERSIONS, Reader::int)?,
                 "name" => hello.name = reader.str()?,
                 "max_frame" => hello.max_frame = Some(reader.size()?),
                 "max_blob" => hello.max_blob = Some(reader.size()?),
-                "files" => hello.files = reader.size()?,
-                "lent" => hello.lent = reader.size()?,
-                "client" => hello.client = reader.int()?,
+                "files" => hello.max_files = reader.size()?,
+                "lent" => hello.shared_memory = reader.size()?,
+                "client" => hello.client_number = reader.int()?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -73,45 +77,37 @@ impl<'a> ClientHello<'a> {
         Ok(hello)
     }
 
-    /// Why this client cannot be served, if so.
+    /// Why this client cannot be served; `None` if it can.
     pub(crate) fn incompatibility(&self) -> Option<String> {
-        let least = self.max_frame.filter(|&most| most < MIN_FRAME)?;
+        let max_frame = self.max_frame.filter(|&limit| limit < MIN_FRAME)?;
         Some(format!(
-            "the client `{}` takes frames of at most {least} bytes, and at least {MIN_FRAME} are \
+            "the client `{}` takes frames of at most {max_frame} bytes, and at least {MIN_FRAME} are \
              needed (max_frame)",
             self.name
         ))
     }
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
-        let optional = [
-            self.max_frame.is_some(),
-            self.max_blob.is_some(),
-            self.files > 0,
-            self.lent > 0,
-            self.client > 0,
-        ];
         put_array(out, 2);
         put_uint(out, HELLO);
-        put_map(out, 2 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
-        put_str(out, "versions");
+        let mut map = MapWriter::new(out);
+        let out = map.key("versions");
         put_array(out, self.versions.len() as u32);
         self.versions.iter().for_each(|&version| put_uint(out, u64::from(version)));
-        put_str(out, "name");
-        put_str(out, cut(self.name));
-        put_limit(out, "max_frame", self.max_frame);
-        put_limit(out, "max_blob", self.max_blob);
-        put_number(out, "files", self.files as u64);
-        put_number(out, "lent", self.lent as u64);
-        put_number(out, "client", self.client);
+        map.str("name", truncated(self.name));
+        map.optional_uint("max_frame", self.max_frame.map(|limit| limit as u64));
+        map.optional_uint("max_blob", self.max_blob.map(|limit| limit as u64));
+        map.nonzero("files", self.max_files as u64);
+        map.nonzero("lent", self.shared_memory as u64);
+        map.nonzero("client", self.client_number);
     }
 }
 
 impl WorkerHello {
-    /// Reads what follows the kind.
+    /// Reads the part of the message after its kind.
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let mut hello = Self::default();
-        meta(reader, |key, reader| {
+        read_map(reader, |key, reader| {
             match key {
                 "version" => hello.version = reader.int()?,
                 "pid" => hello.pid = reader.int()?,
@@ -119,9 +115,9 @@ impl WorkerHello {
                 "server" => hello.server = reader.str()?.to_owned(),
                 "max_frame" => hello.max_frame = Some(reader.size()?),
                 "max_blob" => hello.max_blob = Some(reader.size()?),
-                "ahead" => hello.ahead = reader.size()?,
-                "files" => hello.files = reader.size()?,
-                "alarm" => hello.alarm = reader.bool()?,
+                "ahead" => hello.pipeline_window = reader.size()?,
+                "files" => hello.max_files = reader.size()?,
+                "alarm" => hello.wants_alarm = reader.bool()?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -129,7 +125,7 @@ impl WorkerHello {
         Ok(hello)
     }
 
-    /// Why this worker cannot be used, if so.
+    /// Why this worker cannot be used; `None` if it can.
     pub(crate) fn incompatibility(&self) -> Option<String> {
         if !VERSIONS.contains(&self.version) {
             return Some(format!(
@@ -138,9 +134,9 @@ impl WorkerHello {
                 self.version
             ));
         }
-        let least = self.max_frame.filter(|&most| most < MIN_FRAME)?;
+        let max_frame = self.max_frame.filter(|&limit| limit < MIN_FRAME)?;
         Some(format!(
-            "the server takes frames of at most {least} bytes, and at least {MIN_FRAME} are needed \
+            "the server takes frames of at most {max_frame} bytes, and at least {MIN_FRAME} are needed \
              (max_frame)"
         ))
     }
@@ -148,41 +144,20 @@ impl WorkerHello {
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_array(out, 2);
         put_uint(out, HELLO);
-        let optional =
-            [self.max_frame.is_some(), self.max_blob.is_some(), self.ahead > 0, self.files > 0];
-        put_map(out, 4 + optional.iter().map(|&there| u32::from(there)).sum::<u32>());
-        put_str(out, "version");
-        put_uint(out, u64::from(self.version));
-        put_str(out, "pid");
-        put_uint(out, u64::from(self.pid));
-        put_str(out, "worker");
-        put_uint(out, self.worker);
-        put_str(out, "server");
-        put_str(out, cut(&self.server));
-        put_limit(out, "max_frame", self.max_frame);
-        put_limit(out, "max_blob", self.max_blob);
-        put_number(out, "ahead", self.ahead as u64);
-        put_number(out, "files", self.files as u64);
+        let mut map = MapWriter::new(out);
+        map.uint("version", u64::from(self.version));
+        map.uint("pid", u64::from(self.pid));
+        map.uint("worker", self.worker);
+        map.str("server", truncated(&self.server));
+        map.optional_uint("max_frame", self.max_frame.map(|limit| limit as u64));
+        map.optional_uint("max_blob", self.max_blob.map(|limit| limit as u64));
+        map.nonzero("ahead", self.pipeline_window as u64);
+        map.nonzero("files", self.max_files as u64);
     }
 }
 
-/// A number that is left out if it is nothing.
-fn put_number(out: &mut Vec<u8>, key: &str, number: u64) {
-    if number > 0 {
-        put_str(out, key);
-        put_uint(out, number);
-    }
-}
-
-fn put_limit(out: &mut Vec<u8>, key: &str, limit: Option<usize>) {
-    if let Some(limit) = limit {
-        put_str(out, key);
-        put_uint(out, limit as u64);
-    }
-}
-
-/// The beginning of a name, if it is too long.
-fn cut(name: &str) -> &str {
+/// As much of a name as a hello may contain.
+fn truncated(name: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_NAME)]
 }
 
@@ -192,17 +167,21 @@ mod tests {
     use crate::wire::native::{FromClient, FromWorker};
 
     #[test]
-    fn long_names_are_cut_by_the_sender() {
+    fn the_sender_truncates_long_names() {
         let name = format!("a{}", "é".repeat(1 << 20));
         let mut out = Vec::new();
         ClientHello { name: &name, ..ClientHello::default() }.put(&mut out);
         assert!(out.len() < MAX_HELLO);
-        let Ok(FromClient::Hello(hello)) = FromClient::decode(&out) else { panic!("no hello") };
+        let Ok(FromClient::Hello(hello)) = FromClient::decode(&out) else {
+            panic!("it is not a hello")
+        };
         assert_eq!((hello.name.len(), name.starts_with(hello.name)), (1023, true));
 
         let mut out = Vec::new();
         WorkerHello { server: name.clone(), ..WorkerHello::default() }.put(&mut out);
-        let Ok(FromWorker::Hello(hello)) = FromWorker::decode(&out) else { panic!("no hello") };
+        let Ok(FromWorker::Hello(hello)) = FromWorker::decode(&out) else {
+            panic!("it is not a hello")
+        };
         assert_eq!((hello.server.len(), name.starts_with(&hello.server)), (1023, true));
     }
 

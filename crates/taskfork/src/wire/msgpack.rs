@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Passes a value as far as it has no others inside it, and gives its bytes; nothing at the end.
-    pub(crate) fn piece(&mut self) -> Result<Option<&'a [u8]>, WireError> {
+    pub(crate) fn token(&mut self) -> Result<Option<&'a [u8]>, WireError> {
         let start = self.rest;
         if start.is_empty() {
             return Ok(None);
@@ -93,7 +93,7 @@ impl<'a> Reader<'a> {
 
     /// Passes values of one byte each, at most so many; gives how many.
     #[inline]
-    pub(crate) fn pass_bytes_of_their_own(&mut self, most: u64) -> u64 {
+    pub(crate) fn skip_single_byte_values(&mut self, most: u64) -> u64 {
         let is_one_byte = |byte: u8| matches!(byte, 0..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..);
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.rest.len());
         let count = self.rest[..most].iter().take_while(|&&byte| is_one_byte(byte)).count();

@@ -1,5 +1,5 @@
-//! What the two sides of a connection say of memory that they lend each other: the message of kind 7, from
-//! either side.
+//! The message about shared-memory buffers, from either side. Each side owns buffers that the other maps, and puts
+//! long binary data there instead of sending it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,29 +7,30 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::WireError;
-use super::frame::HEADER_LEN;
-use super::msgpack::{Reader, put_array, put_bool, put_map, put_str, put_uint};
-use super::native::{SHM, list, meta};
+use super::fields::{MapWriter, read_list, read_map};
+use super::frame;
+use super::msgpack::{Reader, put_array, put_bool, put_uint};
+use super::native::kind::SHM;
 
-/// Names memory within its connection, among that of its owner.
+/// Identifies a buffer among those of its owner on one connection.
 pub(crate) type BufferId = u32;
 
-/// So many times a message may refer to memory.
+/// The most buffer references of one message.
 pub(crate) const MAX_BUFFER_REFS: usize = 1024;
 
-/// The most ids in a list: many times what either side keeps mapped, which is 16 pieces.
+/// The most ids in a list. Each side keeps at most 16 buffers mapped.
 const MAX_IDS: usize = 1024;
 
-/// Who owns memory that a message is about.
+/// The side that owns a buffer, as seen from a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BufferOwner {
-    /// Who sends the message.
+    /// The side that sends the message.
     Sender,
-    /// Who gets it.
+    /// The side that receives it.
     Receiver,
 }
 
-/// The beginning of a piece of memory in the place of so many bytes of the next message.
+/// A reference to the first `length` bytes of a buffer, which replaces these bytes in the next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BufferRef {
     pub(crate) owner: BufferOwner,
@@ -37,56 +38,56 @@ pub(crate) struct BufferRef {
     pub(crate) length: usize,
 }
 
-/// Names a connection for as long as this process and its children live.
+/// Identifies the buffer pool of one connection within this process and its children.
 pub(crate) type PoolId = u64;
 
-/// Where bytes are that need not be sent on the connection of that name.
+/// The buffer that contains some bytes, so that they need not be sent on the connection of that pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {
     pub(crate) pool: PoolId,
     pub(crate) id: BufferId,
-    /// It is this side's memory.
+    /// This side owns the buffer.
     pub(crate) is_local: bool,
 }
 
-/// Bytes that came without being sent.
+/// Bytes in a shared-memory buffer.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedBytes {
     pub(crate) bytes: Bytes,
     pub(crate) origin: Origin,
 }
 
-/// All of it may be nothing.
+/// The message. Each field may be empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ShmMessage {
-    /// A worker shares memory from here on, and keeps so many bytes of the client's mapped.
+    /// From the worker: memory is shared from here on, and the worker maps this many bytes of the client's.
     pub(crate) agreed: Option<usize>,
-    /// Memory of the sender, each with a descriptor that comes with this message.
+    /// New buffers of the sender. A descriptor of each accompanies this message.
     pub(crate) new: Vec<BufferId>,
-    /// What the next message refers to.
+    /// The references of the next message.
     pub(crate) uses: Vec<BufferRef>,
-    /// Memory of the receiver that the sender does not read any more, and how many times it was lent. That
-    /// holds once the next message has been read.
+    /// Buffers of the receiver that the sender no longer reads, and how many references each had. This takes effect
+    /// when the next message has been read.
     pub(crate) free: Vec<(BufferId, u64)>,
-    /// Memory of the sender that it will not use again.
+    /// Buffers of the sender that it will not use again.
     pub(crate) gone: Vec<BufferId>,
-    /// Memory of the receiver that it must not write to again.
+    /// Buffers of the receiver that it must not write to again.
     pub(crate) unwanted: Vec<BufferId>,
-    /// The sender has had nothing to do for a while.
+    /// The sender has been idle for some time.
     pub(crate) idle: bool,
 }
 
-/// Where bytes have been put that need not be sent.
+/// Bytes that have been placed in a buffer, and need not be sent.
 #[derive(Debug, Clone)]
 pub(crate) struct PlacedBytes {
-    pub(crate) place: BufferRef,
-    /// They stay there as long as this.
+    pub(crate) buffer: BufferRef,
+    /// The buffer contains them as long as this value exists.
     pub(crate) bytes: Bytes,
-    /// The file of memory that the other side does not know yet.
-    pub(crate) new: Option<Arc<OwnedFd>>,
-    /// Has the owner keep the memory until the message is sent.
-    #[expect(dead_code, reason = "it only has to be there")]
-    pub(crate) held: Option<Arc<()>>,
+    /// The memfd of a buffer that the other side does not know yet.
+    pub(crate) new_file: Option<Arc<OwnedFd>>,
+    /// Keeps the owner from reusing the buffer until the message has been sent.
+    #[expect(dead_code, reason = "only its existence matters")]
+    pub(crate) guard: Option<Arc<()>>,
 }
 
 impl ShmMessage {
@@ -94,106 +95,91 @@ impl ShmMessage {
         *self == Self::default()
     }
 
-    /// What is to be said of bytes that the next message refers to.
+    /// The message in front of one that refers to these buffers.
     pub(crate) fn of(placed: &[PlacedBytes]) -> Self {
-        let new = placed.iter().filter(|placed| placed.new.is_some());
+        let new = placed.iter().filter(|placed| placed.new_file.is_some());
         Self {
-            new: new.map(|placed| placed.place.id).collect(),
-            uses: placed.iter().map(|placed| placed.place).collect(),
+            new: new.map(|placed| placed.buffer.id).collect(),
+            uses: placed.iter().map(|placed| placed.buffer).collect(),
             ..Self::default()
         }
     }
 
-    /// Appends it as a frame.
+    /// Appends the message as a frame.
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.extend_from_slice(&[0; HEADER_LEN]);
-        put_array(out, 2);
-        put_uint(out, SHM);
-        let absent = [
-            self.agreed.is_none(),
-            self.new.is_empty(),
-            self.uses.is_empty(),
-            self.free.is_empty(),
-            self.gone.is_empty(),
-            self.unwanted.is_empty(),
-            !self.idle,
-        ];
-        put_map(out, absent.iter().map(|&absent| u32::from(!absent)).sum());
-        if let Some(bytes) = self.agreed {
-            put_str(out, "agreed");
-            put_uint(out, bytes as u64);
-        }
-        put_ids(out, "new", &self.new);
-        if !self.uses.is_empty() {
-            put_str(out, "uses");
-            put_array(out, self.uses.len() as u32);
-            for place in &self.uses {
-                put_array(out, 3);
-                put_bool(out, place.owner == BufferOwner::Receiver);
-                put_uint(out, u64::from(place.id));
-                put_uint(out, place.length as u64);
+        frame::put(out, |out| {
+            put_array(out, 2);
+            put_uint(out, SHM);
+            let mut map = MapWriter::new(out);
+            map.optional_uint("agreed", self.agreed.map(|bytes| bytes as u64));
+            put_ids(&mut map, "new", &self.new);
+            if !self.uses.is_empty() {
+                let out = map.key("uses");
+                put_array(out, self.uses.len() as u32);
+                for buffer in &self.uses {
+                    put_array(out, 3);
+                    put_bool(out, buffer.owner == BufferOwner::Receiver);
+                    put_uint(out, u64::from(buffer.id));
+                    put_uint(out, buffer.length as u64);
+                }
             }
-        }
-        if !self.free.is_empty() {
-            put_str(out, "free");
-            put_array(out, self.free.len() as u32);
-            for &(id, times) in &self.free {
-                put_array(out, 2);
-                put_uint(out, u64::from(id));
-                put_uint(out, times);
+            if !self.free.is_empty() {
+                let out = map.key("free");
+                put_array(out, self.free.len() as u32);
+                for &(id, times) in &self.free {
+                    put_array(out, 2);
+                    put_uint(out, u64::from(id));
+                    put_uint(out, times);
+                }
             }
-        }
-        put_ids(out, "gone", &self.gone);
-        put_ids(out, "unwanted", &self.unwanted);
-        if self.idle {
-            put_str(out, "idle");
-            put_bool(out, true);
-        }
-        let length = (out.len() - start - HEADER_LEN) as u32;
-        out[start..start + HEADER_LEN].copy_from_slice(&length.to_le_bytes());
+            put_ids(&mut map, "gone", &self.gone);
+            put_ids(&mut map, "unwanted", &self.unwanted);
+            map.flag("idle", self.idle);
+        });
     }
 
-    /// Reads what follows the kind.
+    /// Reads the part of the message after its kind.
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
-        let mut said = Self::default();
-        meta(reader, |key, reader| {
+        let mut message = Self::default();
+        read_map(reader, |key, reader| {
             match key {
-                "agreed" => said.agreed = Some(reader.size()?),
-                "new" => said.new = list(reader, key, MAX_IDS, Reader::int::<BufferId>)?,
-                "uses" => said.uses = list(reader, key, MAX_BUFFER_REFS, read_use)?,
-                "free" => said.free = list(reader, key, MAX_IDS, read_free)?,
-                "gone" => said.gone = list(reader, key, MAX_IDS, Reader::int::<BufferId>)?,
-                "unwanted" => said.unwanted = list(reader, key, MAX_IDS, Reader::int::<BufferId>)?,
-                "idle" => said.idle = reader.bool()?,
+                "agreed" => message.agreed = Some(reader.size()?),
+                "new" => message.new = read_list(reader, key, MAX_IDS, Reader::int::<BufferId>)?,
+                "uses" => message.uses = read_list(reader, key, MAX_BUFFER_REFS, read_use)?,
+                "free" => message.free = read_list(reader, key, MAX_IDS, read_free)?,
+                "gone" => message.gone = read_list(reader, key, MAX_IDS, Reader::int::<BufferId>)?,
+                "unwanted" => {
+                    message.unwanted = read_list(reader, key, MAX_IDS, Reader::int::<BufferId>)?;
+                }
+                "idle" => message.idle = reader.bool()?,
                 _ => return Ok(false),
             }
             Ok(true)
         })?;
-        Ok(said)
+        Ok(message)
     }
 }
 
-fn put_ids(out: &mut Vec<u8>, key: &str, ids: &[BufferId]) {
+fn put_ids(map: &mut MapWriter<'_>, key: &str, ids: &[BufferId]) {
     if !ids.is_empty() {
-        put_str(out, key);
+        let out = map.key(key);
         put_array(out, ids.len() as u32);
         ids.iter().for_each(|&id| put_uint(out, u64::from(id)));
     }
 }
 
 fn read_use(reader: &mut Reader<'_>) -> Result<BufferRef, WireError> {
-    expect(reader, 3)?;
+    expect_fields(reader, 3)?;
     let owner = if reader.bool()? { BufferOwner::Receiver } else { BufferOwner::Sender };
     Ok(BufferRef { owner, id: reader.int()?, length: reader.int()? })
 }
 
 fn read_free(reader: &mut Reader<'_>) -> Result<(BufferId, u64), WireError> {
-    expect(reader, 2)?;
+    expect_fields(reader, 2)?;
     Ok((reader.int()?, reader.int()?))
 }
 
-fn expect(reader: &mut Reader<'_>, fields: usize) -> Result<(), WireError> {
+fn expect_fields(reader: &mut Reader<'_>, fields: usize) -> Result<(), WireError> {
     match reader.array()? {
         there if there == fields => Ok(()),
         there => Err(WireError::malformed(format!("{there} fields instead of {fields}"))),
@@ -205,9 +191,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::frame::HEADER_LEN;
+    use crate::wire::msgpack::{put_map, put_str};
     use crate::wire::native::{FromClient, FromWorker};
 
-    fn use_of_any() -> impl Strategy<Value = BufferRef> {
+    fn any_reference() -> impl Strategy<Value = BufferRef> {
         (any::<bool>(), any::<u32>(), 0..usize::MAX >> 1).prop_map(|(theirs, id, length)| {
             let owner = if theirs { BufferOwner::Receiver } else { BufferOwner::Sender };
             BufferRef { owner, id, length }
@@ -220,30 +208,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_said_is_what_is_heard(
+        fn any_message_is_read_as_it_was_written(
             (new, gone, unwanted) in (ids(), ids(), ids()),
-            uses in proptest::collection::vec(use_of_any(), 0..3),
+            uses in proptest::collection::vec(any_reference(), 0..3),
             free in proptest::collection::vec((any::<BufferId>(), 0..u64::MAX >> 1), 0..3),
             (agreed, idle) in (proptest::option::of(0..usize::MAX >> 1), any::<bool>()),
         ) {
-            let said = ShmMessage { agreed, new, uses, free, gone, unwanted, idle };
+            let sent = ShmMessage { agreed, new, uses, free, gone, unwanted, idle };
             let mut frame = Vec::new();
-            said.put(&mut frame);
+            sent.put(&mut frame);
             let (header, body) = frame.split_at(HEADER_LEN);
             prop_assert_eq!(header, &(body.len() as u32).to_le_bytes()[..]);
-            let Ok(FromClient::Shm(heard)) = FromClient::decode(body) else {
-                return Err(TestCaseError::fail("a client's is none"));
+            let Ok(FromClient::Shm(received)) = FromClient::decode(body) else {
+                return Err(TestCaseError::fail("a client's message is another"));
             };
-            prop_assert_eq!(&heard, &said);
-            let Ok(FromWorker::Shm(heard)) = FromWorker::decode(body) else {
-                return Err(TestCaseError::fail("a worker's is none"));
+            prop_assert_eq!(&received, &sent);
+            let Ok(FromWorker::Shm(received)) = FromWorker::decode(body) else {
+                return Err(TestCaseError::fail("a worker's message is another"));
             };
-            prop_assert_eq!(&heard, &said);
+            prop_assert_eq!(&received, &sent);
         }
     }
 
     #[test]
-    fn a_list_that_is_too_long_is_named() {
+    fn a_list_that_is_too_long_is_named_in_the_error() {
         let read = |key: &str, items: u32| {
             let mut body = Vec::new();
             put_array(&mut body, 2);

@@ -5,7 +5,7 @@ use std::io::Write;
 use serde::{Deserialize, Serialize};
 
 use super::depth;
-use super::gather_frame::Gather;
+use super::gather_frame::GatherWriter;
 use super::json_bytes::{self, FromJson};
 
 /// As what values were sent first.
@@ -38,7 +38,7 @@ pub(crate) fn encode<T: Serialize + ?Sized>(
     value: &T,
     out: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
-    serialize(value, Gather(out))
+    serialize(value, GatherWriter(out))
 }
 
 /// The same, with all of it copied.

@@ -273,7 +273,7 @@ impl Connection {
         self.files.as_ref().and_then(|_| sys::common_user(&self.socket))
     }
 
-    /// ReceiverLimits the next files that have come.
+    /// Takes the next files that have come.
     pub(crate) fn take_files(&mut self, count: usize) -> Result<Vec<OwnedFd>, WireError> {
         match &mut self.files {
             _ if count == 0 => Ok(Vec::new()),
@@ -294,7 +294,7 @@ impl Connection {
         Ok(received)
     }
 
-    /// ReceiverLimits the body of the last frame that was read out of the buffer, if it is a long one.
+    /// Takes the body of the last frame that was read out of the buffer, if it is a long one.
     pub(crate) fn take_long_body(&mut self, frame: &Frame) -> Option<Bytes> {
         let place = &frame.place;
         if frame.is_in_ring || place.len() < gather_frame::MIN_SEGMENT {
@@ -306,7 +306,7 @@ impl Connection {
         Some(Bytes::from(inbox).slice(place.clone()))
     }
 
-    /// ReceiverLimits back the memory of what [`take_long`](Self::take_long) gave, for the next one, unless
+    /// Takes back the memory of what [`take_long`](Self::take_long) gave, for the next one, unless
     /// somebody has kept a part of it.
     pub(crate) fn reuse_buffer(&mut self, body: Bytes) {
         let Ok(mut memory) = body.try_into_mut() else { return };

@@ -168,7 +168,7 @@ impl Running {
             name,
             max_frame: Some(self.max_frame),
             max_blob: Some(self.max_blob),
-            files: sys::MAX_FILES,
+            max_files: sys::MAX_FILES,
             ..ClientHello::default()
         };
         let mut out = PREAMBLE.to_vec();
@@ -237,12 +237,12 @@ impl Running {
             let program = ReceiverLimits {
                 max_frame: limit,
                 max_blob: self.hello.max_blob.unwrap_or(DEFAULT_MAX_BLOB),
-                files: self.hello.files,
+                max_files: self.hello.max_files,
             };
             let mut message = GatherFrame::default();
-            let written = frame::write_gather(&mut message, limit, |out| {
+            let written = message.write(limit, |out| {
                 native::put_call(out, method, meta);
-                native::put_count(out, args.len());
+                native::put_argument_count(out, args.len());
                 blob::pass_on(args.encoded(), out).map_err(Unsendable::Files)
             });
             let written = written.map_err(|error| error.to_string());
@@ -326,7 +326,7 @@ impl Running {
 
     /// The next message's body, in the words of the native protocol.
     fn message(&mut self) -> Result<Vec<u8>, WireError> {
-        let deadline = context().deadline().filter(|_| self.hello.alarm);
+        let deadline = context().deadline().filter(|_| self.hello.wants_alarm);
         let mut told = false;
         if let Some(answer) = self.answer.take() {
             return Ok(answer);
@@ -437,14 +437,14 @@ fn inline<'a>(args: Arguments<'a>, max_frame: usize) -> Result<Cow<'a, [u8]>, Fa
     let (passed, segments, files) =
         gather_frame::collect_segments(|| blob::pass_on(args.encoded(), &mut bytes));
     let mut whole = GatherFrame { bytes, segments, files, ..GatherFrame::default() };
-    let program = ReceiverLimits { max_frame, max_blob: 0, files: 0 };
+    let program = ReceiverLimits { max_frame, max_blob: 0, max_files: 0 };
     passed.and_then(|()| fit(&mut whole, program)).map_err(Failure::new)?;
     Ok(Cow::Owned(whole.copy_from(0)))
 }
 
 /// Makes a message what a program takes.
 fn fit(message: &mut GatherFrame, program: ReceiverLimits) -> Result<(), String> {
-    if program.files == 0 && message.requires_files() {
+    if program.max_files == 0 && message.requires_files() {
         return Err("the program takes no open files".to_owned());
     }
     message.fit(program)

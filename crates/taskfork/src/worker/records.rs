@@ -110,7 +110,7 @@ impl Records {
         kept
     }
 
-    /// ReceiverLimits what there is out, in frames of at most so many bytes without their headers. What does
+    /// Takes what there is out, in frames of at most so many bytes without their headers. What does
     /// not fit any is counted as dropped.
     pub(crate) fn frames(&mut self, limit: usize) -> Vec<Vec<u8>> {
         let encoded = std::mem::take(&mut self.encoded);

@@ -14,7 +14,7 @@ use crate::wire::gather_frame::GatherFrame;
 use crate::wire::native;
 
 impl Connection {
-    /// ReceiverLimits the rings that the client has made, whose memory has just come; without `takes` the memory is closed,
+    /// Takes the rings that the client has made, whose memory has just come; without `takes` the memory is closed,
     /// and the client goes on without rings.
     pub(super) fn accept_rings(&mut self, takes: bool) -> Result<(), ConnectionError> {
         let files = self.take_files(1)?;

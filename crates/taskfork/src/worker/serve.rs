@@ -87,6 +87,7 @@ impl From<WireError> for ExitReason {
 pub(crate) fn prepare() {
     install_panic_hook();
     gather_frame::init_thread_locals();
+    attachments::init_thread_locals();
 }
 
 /// Serves one connection until it ends; gives the status to exit with.
@@ -124,9 +125,9 @@ pub(crate) fn serve<S: 'static>(
         server: init.server,
         max_frame: Some(init.config.max_frame),
         max_blob: Some(init.config.max_blob),
-        ahead: pipeline::WINDOW,
-        files: 0,
-        alarm: false,
+        pipeline_window: pipeline::WINDOW,
+        max_files: 0,
+        wants_alarm: false,
     };
     let Err(leave) = worker.live(init.client, init.buffers.inbox, &mut hello);
     let status = match leave {
@@ -192,7 +193,7 @@ impl<S: 'static> Worker<'_, S> {
         match connection.read_preamble()? {
             Protocol::Native => {
                 telemetry::start(socket);
-                hello.files = connection.max_files();
+                hello.max_files = connection.max_files();
                 self.handshake(&mut connection, hello, is_preamble_sent)?;
                 self.run(|worker| worker.serve_message(&mut connection))
             }
@@ -251,8 +252,8 @@ impl<S: 'static> Worker<'_, S> {
         if !is_begun {
             self.out.bytes.extend_from_slice(PREAMBLE);
         }
-        let (fault, number) = (refusal(&client), client.client);
-        let (max_frame, files, lent) = (client.max_frame, client.files, client.lent);
+        let (fault, number) = (refusal(&client), client.client_number);
+        let (max_frame, files, lent) = (client.max_frame, client.max_files, client.shared_memory);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_MAX_BLOB);
         if self.interface.accepts_shared_memory() {
             self.shared_memory.request(lent, self.config.shared_memory);
@@ -274,7 +275,7 @@ impl<S: 'static> Worker<'_, S> {
             return Err(ExitReason::Finished);
         }
         self.max_answer = max_frame.unwrap_or(DEFAULT_MAX_FRAME).min(self.max_answer);
-        self.client_files = files.min(hello.files);
+        self.client_files = files.min(hello.max_files);
         Ok(())
     }
 
@@ -316,7 +317,7 @@ impl<S: 'static> Worker<'_, S> {
             FromClient::Call { mode, method, args, meta } => {
                 let lent = self.shared_memory.take_received()?;
                 let WorkerConfig { max_frame: most, max_blob, .. } = self.config;
-                let attachments = Attachments { files, lent, max_blob, most };
+                let attachments = Attachments { files, shared: lent, max_blob, max_inlined: most };
                 match self.pipeline.begin(mode, begun) {
                     Some(sent) => blob::within(long.as_ref(), attachments, || {
                         self.serve_call(method, args, &meta, begun, sent)?;
@@ -467,7 +468,7 @@ impl<S: 'static> Worker<'_, S> {
             }
         };
         let (interface, number) = (self.interface, self.pipeline.number());
-        frame::write_gather(&mut self.out, self.max_answer, |out| {
+        self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
             catch_user_panic(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(Fault::panic(panic)))
@@ -476,7 +477,7 @@ impl<S: 'static> Worker<'_, S> {
         let client = ReceiverLimits {
             max_frame: self.max_answer,
             max_blob: self.max_blob,
-            files: self.client_files,
+            max_files: self.client_files,
         };
         let fits = self
             .out

@@ -90,7 +90,7 @@ impl SharedMemory {
         may_add: bool,
     ) -> Option<PlacedBytes> {
         let mut placed = self.pool()?.store(bytes, origin, may_add)?;
-        if placed.place.owner == BufferOwner::Receiver {
+        if placed.buffer.owner == BufferOwner::Receiver {
             // The worker sends the answer before anything else, so the bytes need not stay alive.
             placed.bytes = Bytes::new();
         }

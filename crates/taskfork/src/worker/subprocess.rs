@@ -7,7 +7,7 @@ use crate::sys;
 /// Has the program that `command` starts take SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE and SIGTTOU by default.
 ///
 /// A worker ignores these signals, and a program that it starts inherits that. So what a service manager or a
-/// terminal sends to all processes ends neither the worker nor the programs that its call waits for. BufferRef this for
+/// terminal sends to all processes ends neither the worker nor the programs that its call waits for. Use this for
 /// a program that is to be ended by one of these signals. SIGKILL ends a program in any case.
 ///
 /// ```

@@ -328,7 +328,7 @@ impl Visit for Fields {
     }
 }
 
-/// ReceiverLimits so many bytes of text, and no more.
+/// Takes so many bytes of text, and no more.
 struct Cut {
     text: String,
     room: usize,

@@ -72,7 +72,10 @@ pub(crate) async fn hold_few() {
         // The other side may still be about to notice the end.
         until(&format!("{when:?}: {error}"), || sent.load(SeqCst) >= MOST).await;
         if when != When::NotReading {
-            assert!(error.to_string().contains("more files came than messages"), "{error}");
+            assert!(
+                error.to_string().contains("differs from the number that messages announce"),
+                "{error}"
+            );
         }
     }
 }

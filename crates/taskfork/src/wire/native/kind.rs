@@ -1,0 +1,37 @@
+//! The numbers of the kinds of messages. A message is an array whose first element is its kind.
+
+// From both sides.
+pub(in crate::wire) const HELLO: u64 = 0;
+pub(super) const FILES: u64 = 6;
+pub(in crate::wire) const SHM: u64 = 7;
+pub(super) const RINGS: u64 = 8;
+
+// From the client.
+pub(super) const CALL: u64 = 1;
+pub(super) const DONE: u64 = 2;
+pub(super) const PIPELINED_CALL: u64 = 3;
+pub(super) const CANCEL: u64 = 4;
+pub(super) const QUEUE_LENGTH: u64 = 5;
+
+// From the worker, or from the server in its place.
+pub(super) const OK: u64 = 1;
+pub(super) const ERROR: u64 = 2;
+pub(in crate::wire) const DEATH: u64 = 3;
+pub(super) const TELEMETRY: u64 = 4;
+pub(super) const SKIPPED: u64 = 5;
+pub(super) const QUEUED: u64 = 9;
+
+/// Where the kind is in an encoded message: behind the header of the array, which is one byte.
+const KIND_OFFSET: usize = 1;
+
+/// The kind of an encoded message, without decoding it.
+pub(super) fn kind_of(message: &[u8]) -> Option<u64> {
+    message.get(KIND_OFFSET).copied().map(u64::from)
+}
+
+/// Replaces the kind of an encoded message.
+pub(super) fn set_kind(message: &mut [u8], kind: u64) {
+    if let Some(byte) = message.get_mut(KIND_OFFSET) {
+        *byte = kind as u8;
+    }
+}

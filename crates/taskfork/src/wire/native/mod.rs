@@ -1,0 +1,29 @@
+//! The messages of the native protocol, version 1. Each is an array of its kind, a map of metadata, and what the
+//! kind adds. Unknown keys of the map are ignored.
+
+mod client;
+pub(in crate::wire) mod kind;
+mod transport;
+mod worker;
+
+pub(crate) use client::{
+    CallMeta, CallMode, DEFAULT_GRACE, FromClient, NO_LIMIT, call_mode, cancelled_call,
+    put_argument_count, put_call, put_cancel, put_done, put_queue_length, set_call_mode,
+    set_timeout,
+};
+pub(in crate::wire) use transport::put_files;
+pub(crate) use transport::{is_transport_message, put_rings};
+pub(in crate::wire) use worker::put_log_with;
+#[cfg(feature = "spans")]
+pub(crate) use worker::put_trace_header;
+pub(crate) use worker::{
+    FromWorker, answer_format, put_error, put_log, put_ok, put_queued, put_skipped, skipped_call,
+    telemetry,
+};
+
+pub(crate) use super::hello::VERSIONS;
+#[cfg(test)]
+pub(crate) use worker::Telemetry;
+
+/// The key of the metadata that marks values which were JSON first.
+const JSON: &str = "json";

@@ -1,0 +1,209 @@
+//! Messages from a worker to its client, and from the server in the worker's place.
+
+use log_defer::Message;
+
+use super::JSON;
+use super::kind::{
+    DEATH, ERROR, FILES, HELLO, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
+};
+use super::transport::read_files;
+use crate::wire::WireError;
+use crate::wire::death_notice::DeathNotice;
+use crate::wire::error_body::ErrorBody;
+use crate::wire::fields::{MapWriter, read_map, skip_map};
+use crate::wire::hello::WorkerHello;
+use crate::wire::msgpack::{Reader, put_array, put_uint};
+use crate::wire::shm::ShmMessage;
+use crate::wire::values::ValueFormat;
+
+#[derive(Debug)]
+pub(crate) enum FromWorker<'a> {
+    Hello(WorkerHello),
+    /// The encoded result of the call with this number. The other protocol has no numbers.
+    Ok {
+        call: Option<u64>,
+        value: &'a [u8],
+    },
+    /// The error of the call with this number. Without a number, it is the error of the handshake or comes from the
+    /// other protocol.
+    Error {
+        call: Option<u64>,
+        body: ErrorBody<'a>,
+    },
+    Death(DeathNotice),
+    Telemetry(Telemetry<'a>),
+    /// From the server: this connection waits for a worker, for this reason. The hello follows later.
+    Queued(&'a str),
+    /// The call with this number was not begun, because an earlier one failed or because it was cancelled.
+    Skipped {
+        call: Option<u64>,
+    },
+    /// How many files accompany the next message.
+    Files(usize),
+    Shm(ShmMessage),
+    /// The worker uses the offered rings from here on.
+    Rings,
+}
+
+/// What a worker recorded while a call ran; each part is still encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Telemetry<'a> {
+    /// A message of Log::Defer.
+    pub(crate) log: Option<&'a [u8]>,
+    /// Spans and events of `tracing`.
+    pub(crate) trace: Option<&'a [u8]>,
+}
+
+impl<'a> FromWorker<'a> {
+    pub(crate) fn decode(body: &'a [u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(body);
+        let fields = reader.array()?;
+        match (reader.int::<u64>()?, fields) {
+            (HELLO, 2) => WorkerHello::read(&mut reader).map(Self::Hello),
+            (OK, 3) => {
+                let call = read_call_number(&mut reader)?;
+                Ok(Self::Ok { call, value: reader.rest() })
+            }
+            (ERROR, 3) => {
+                let call = read_call_number(&mut reader)?;
+                Ok(Self::Error { call, body: ErrorBody::read(&mut reader)? })
+            }
+            (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
+            (TELEMETRY, 2) => Telemetry::read(&mut reader).map(Self::Telemetry),
+            (FILES, 3) => read_files(&mut reader).map(Self::Files),
+            (SHM, 2) => ShmMessage::read(&mut reader).map(Self::Shm),
+            (RINGS, 2) => skip_map(&mut reader).map(|()| Self::Rings),
+            (QUEUED, 2) => {
+                let mut reason = "";
+                read_map(&mut reader, |key, reader| {
+                    if key == "reason" {
+                        reason = reader.str()?;
+                    }
+                    Ok(key == "reason")
+                })?;
+                Ok(Self::Queued(reason))
+            }
+            (SKIPPED, 2) => Ok(Self::Skipped { call: read_call_number(&mut reader)? }),
+            (kind, fields) => Err(WireError::malformed(format!(
+                "a worker sends no message of kind {kind} with {fields} fields"
+            ))),
+        }
+    }
+}
+
+impl<'a> Telemetry<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
+        let mut telemetry = Self::default();
+        read_map(reader, |key, reader| {
+            match key {
+                LOG => telemetry.log = Some(reader.value()?),
+                TRACE => telemetry.trace = Some(reader.value()?),
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        Ok(telemetry)
+    }
+}
+
+/// The telemetry in a message; empty for any other message.
+pub(crate) fn telemetry(body: &[u8]) -> Telemetry<'_> {
+    match FromWorker::decode(body) {
+        Ok(FromWorker::Telemetry(telemetry)) => telemetry,
+        _ => Telemetry::default(),
+    }
+}
+
+/// The key of the call's number in the metadata of an answer.
+const CALL_NUMBER: &str = "call";
+
+fn read_call_number(reader: &mut Reader<'_>) -> Result<Option<u64>, WireError> {
+    let mut call = None;
+    read_map(reader, |key, reader| {
+        if key == CALL_NUMBER {
+            call = Some(reader.int()?);
+        }
+        Ok(key == CALL_NUMBER)
+    })?;
+    Ok(call)
+}
+
+/// What the result in an answer was encoded in first.
+pub(crate) fn answer_format(answer: &[u8]) -> ValueFormat {
+    let mut reader = Reader::new(answer);
+    let mut is_json = false;
+    let front = reader.array().and_then(|_| reader.int::<u64>());
+    let read = front.and_then(|_| {
+        read_map(&mut reader, |key, reader| {
+            if key == JSON {
+                is_json = reader.bool()?;
+            }
+            Ok(key == JSON)
+        })
+    });
+    ValueFormat::from_json_flag(read.is_ok() && is_json)
+}
+
+/// The number of the call that a worker skipped; `None` for another message.
+pub(crate) fn skipped_call(message: &[u8]) -> Option<u64> {
+    if kind_of(message) != Some(SKIPPED) {
+        return None;
+    }
+    match FromWorker::decode(message) {
+        Ok(FromWorker::Skipped { call }) => call,
+        _ => None,
+    }
+}
+
+/// Appends the beginning of an answer. The caller appends the result, which was first encoded in `format`.
+pub(crate) fn put_ok(out: &mut Vec<u8>, call: Option<u64>, format: ValueFormat) {
+    put_array(out, 3);
+    put_uint(out, OK);
+    let mut map = MapWriter::new(out);
+    map.optional_uint(CALL_NUMBER, call);
+    map.flag(JSON, format == ValueFormat::Json);
+}
+
+pub(crate) fn put_error(out: &mut Vec<u8>, call: Option<u64>, error: &ErrorBody<'_>) {
+    put_array(out, 3);
+    put_uint(out, ERROR);
+    MapWriter::new(out).optional_uint(CALL_NUMBER, call);
+    error.write(out);
+}
+
+pub(crate) fn put_skipped(out: &mut Vec<u8>, call: Option<u64>) {
+    put_array(out, 2);
+    put_uint(out, SKIPPED);
+    MapWriter::new(out).optional_uint(CALL_NUMBER, call);
+}
+
+pub(crate) fn put_queued(out: &mut Vec<u8>, reason: &str) {
+    put_array(out, 2);
+    put_uint(out, QUEUED);
+    MapWriter::new(out).str("reason", reason);
+}
+
+const LOG: &str = "ld";
+const TRACE: &str = "trace";
+
+/// Appends telemetry that contains a log.
+pub(crate) fn put_log(out: &mut Vec<u8>, log: &Message) -> Result<(), WireError> {
+    let mut written = Ok(());
+    put_log_with(out, |out| written = rmp_serde::encode::write_named(out, log));
+    written.map_err(|error| WireError::malformed(format!("it cannot be encoded: {error}")))
+}
+
+/// Appends telemetry that contains a log, which `write` appends.
+pub(in crate::wire) fn put_log_with(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    put_array(out, 2);
+    put_uint(out, TELEMETRY);
+    write(MapWriter::new(out).key(LOG));
+}
+
+/// Appends the beginning of telemetry that contains a trace. The caller appends this many records.
+#[cfg(feature = "spans")]
+pub(crate) fn put_trace_header(out: &mut Vec<u8>, records: u32) {
+    put_array(out, 2);
+    put_uint(out, TELEMETRY);
+    put_array(MapWriter::new(out).key(TRACE), records);
+}
