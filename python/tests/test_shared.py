@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import os
+import resource
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import pytest
 from conftest import TASKFORK
@@ -48,6 +50,41 @@ def test_a_blob_over_the_limit_is_neither_mapped_nor_handed_over() -> None:
     frame, files = encoder.frame([1, {}, short])
     assert len(frame) < 100 and len(files) == 1
     _wire.close_all(files)
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """The most bytes that a file of this process may have."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = 1 << 20
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    yield most
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_memory_over_the_limit_of_file_sizes_is_sent(python_server: Any, small_files: int) -> None:
+    short, long = filled(small_files, 1), filled(small_files + 1, 2)
+    assert short.is_shareable and not long.is_shareable
+    assert len(long) == small_files + 1 and long.view.readonly
+    with pytest.raises(io.UnsupportedOperation):
+        long.fileno()
+    made = BlobMut(small_files + 1)
+    view = made.view
+    with pytest.raises(BufferError, match="a view of this memory is still there"):
+        made.freeze()
+    view.release()
+    made.freeze()
+    with pytest.raises(ValueError, match="frozen"):
+        made.view
+    server = python_server()
+
+    async def test() -> None:
+        async with taskfork.Client(server.address) as client:
+            kind, length, _, _ = await client.call("kind", long)
+            assert (kind, length) == ("bytes", small_files + 1)
+            assert await client.call("echo", [long, short]) == [long.view, short.view]
+
+    run(test())
 
 
 def test_memory_arrives_as_what_can_be_read(server: Any) -> None:

@@ -12,14 +12,15 @@ use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, set_child_subreaper,
     set_parent_process_death_signal, waitpid,
 };
+use taskfork::__private::{
+    Hangup, ServiceManager, block_signals_until_served, program_file, service_manager,
+};
 use taskfork::server::LogWriter;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config;
 use crate::failure::Failure;
-use crate::hangup::Hangup;
-use crate::notify::{self, Watchdog};
 
 /// The variable that tells the process of a pool which process passes signals on to it.
 const PARENT: &str = "TASKFORK_PARENT";
@@ -42,7 +43,7 @@ pub(crate) fn serve(
     log_file: Option<PathBuf>,
 ) -> Result<(), Failure> {
     // Before the file of this program is replaced: pools that are added later are of the new version.
-    taskfork::__private::program_file();
+    program_file();
     // A server whose pool's process has been killed is reaped here.
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -54,14 +55,15 @@ pub(crate) fn serve(
         waiting: BTreeMap::new(),
         is_ending: false,
         failure: None,
+        manager: service_manager(),
     };
     runtime.block_on(async {
         let mut signals = Signals::new(hangup)?;
         names.for_each(|name| pools.start(name, 0));
-        let mut watchdog = Watchdog::find();
-        notify::tell("READY=1");
+        pools.manager.notify_ready();
         while pools.are_left() {
-            let next = pools.next().into_iter().chain(watchdog.as_ref().map(Watchdog::next)).min();
+            let again = pools.manager.keep_alive().map(|left| Instant::now() + left);
+            let next = pools.next().into_iter().chain(again).min();
             let pause = async {
                 match next {
                     Some(next) => sleep_until(next).await,
@@ -81,9 +83,6 @@ pub(crate) fn serve(
                         pools.pass_on(signal);
                     }
                 },
-            }
-            if let Some(watchdog) = &mut watchdog {
-                watchdog.keep_alive();
             }
             pools.reap();
             pools.start_due();
@@ -163,6 +162,7 @@ struct Pools {
     is_ending: bool,
     /// How a pool ended that did not end well when it was told to.
     failure: Option<Failure>,
+    manager: ServiceManager,
 }
 
 struct Running {
@@ -181,7 +181,7 @@ struct Waiting {
 
 impl Pools {
     fn start(&mut self, name: String, deaths: u32) {
-        let mut command = Command::new(taskfork::__private::program_file());
+        let mut command = Command::new(program_file());
         // The options of this command are those of each pool too.
         command.args(std::env::args_os().skip(1).filter(|argument| argument != "--"));
         command.arg(format!("--pool={name}"));
@@ -192,8 +192,10 @@ impl Pools {
             command.env_remove(variable);
         });
         command.env(PARENT, std::process::id().to_string());
+        // All signals are passed on to it at once, though it is not ready for them yet.
+        let started = block_signals_until_served(&mut command).spawn();
         // It is reaped with all others.
-        let pid = command.spawn().map(|child| Pid::from_raw(child.id().cast_signed()));
+        let pid = started.map(|child| Pid::from_raw(child.id().cast_signed()));
         match pid {
             Ok(Some(pid)) => {
                 let since = Instant::now();
@@ -281,7 +283,7 @@ impl Pools {
 
     fn end(&mut self, signal: Signal) {
         if !self.is_ending {
-            notify::tell("STOPPING=1");
+            self.manager.notify_stopping();
         }
         self.is_ending = true;
         self.waiting.clear();

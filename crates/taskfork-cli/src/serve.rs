@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use taskfork::__private::meaning_of_hangup;
 use taskfork::client::{BusyPoll, Protocol};
 use taskfork::server::{Limit, LogWriter, Stderr};
 use taskfork::worker::Executable;
@@ -9,7 +10,6 @@ use taskfork::{Server, ServerBuilder, ServerError};
 
 use crate::config::{self, Pool};
 use crate::failure::Failure;
-use crate::hangup::Hangup;
 use crate::logging;
 use crate::pools;
 
@@ -81,7 +81,8 @@ pub(crate) fn run(options: Options, logging: &logging::Options) -> Result<(), Fa
             for pool in pools.values() {
                 check_program(pool)?;
             }
-            pools::serve(file, Hangup::of_this_process(restart_on_hangup), !keep_pid, log_file)
+            let hangup = meaning_of_hangup(restart_on_hangup.then_some(true));
+            pools::serve(file, hangup, !keep_pid, log_file)
         }
     }
 }

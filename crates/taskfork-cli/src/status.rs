@@ -34,14 +34,12 @@ impl Watched {
     /// The path of its status socket.
     pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
         let Some(path) = self.address.socket_path() else {
-            return match self.address.has_scheme() {
-                true => Err(Failure::usage(format!(
-                    "a server at {} tells of itself only at a status socket",
-                    self.address
-                ))
-                .hint("give the path that its --status-socket has")),
-                false => Ok(self.address.as_os_str().into()),
-            };
+            if !self.address.has_scheme() {
+                return Ok(self.address.as_os_str().into());
+            }
+            let address = self.address.address().map_err(Failure::usage)?;
+            let what = format!("a server at {address} tells of itself only at a status socket");
+            return Err(Failure::usage(what).hint("give the path that its --status-socket has"));
         };
         let mut status = path.clone().into_os_string();
         status.push(".status");

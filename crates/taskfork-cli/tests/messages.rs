@@ -295,3 +295,23 @@ fn colours_are_left_out_where_they_are_not_wanted() {
     assert!(colours(None) && colours(Some("")));
     assert!(!colours(Some("1")));
 }
+
+#[test]
+fn a_mistake_in_an_address_is_named_by_every_command() {
+    for command in ["status", "top", "call", "bench"] {
+        for (address, told) in [
+            ("unix-percent:%zz", "a `%` without two hexadecimal digits"),
+            ("unix-percent:%00", "names no usable socket path"),
+            ("tcp:host", "names no TCP port"),
+        ] {
+            let mut tried = taskfork();
+            tried.arg(command).arg(address);
+            if ["call", "bench"].contains(&command) {
+                tried.arg("x");
+            }
+            tried.assert().code(2).stderr(contains(told));
+        }
+    }
+    let told = "a server at tcp:host:80 tells of itself only at a status socket";
+    taskfork().args(["status", "tcp:host:80"]).assert().code(2).stderr(contains(told));
+}

@@ -279,6 +279,74 @@ fn the_service_manager_hears_of_the_command_and_not_of_its_pools() {
 }
 
 #[test]
+fn a_service_manager_that_reads_late_hears_what_it_has_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let other = UnixDatagram::unbound().unwrap();
+    other.set_nonblocking(true).unwrap();
+    let mut full = 0;
+    while other.send_to(b"FULL=1", &path).is_ok() {
+        full += 1;
+    }
+    let pools = Pools::start_by(&[("one", "")], |_, mut command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000");
+        command
+    });
+    pools.status("one");
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut message = [0; 500];
+    for _ in 0..full {
+        assert_eq!(manager.recv(&mut message).unwrap(), "FULL=1".len());
+    }
+    let length = manager.recv(&mut message).unwrap();
+    let heard = String::from_utf8_lossy(&message[..length]);
+    assert!(heard.contains("READY=1") && heard.contains("WATCHDOG=1"), "{heard}");
+}
+
+#[test]
+fn signals_that_come_while_a_pool_starts_are_handled_once_it_has() {
+    let pools = Pools::start_by(&[("one", "")], |folder, command| {
+        symlink(PROGRAM, folder.join("app")).unwrap();
+        let mut changed = Command::new(folder.join("app"));
+        changed.args(command.get_args());
+        changed
+    });
+    let one = pools.pid("one");
+    let folder = pools.folder.path();
+    // The program of pool `two` takes its time to start. A shell may unblock signals.
+    let (begun, go) = (folder.join("begun"), folder.join("go"));
+    let script = format!(
+        "#!/usr/bin/perl\n\
+         if (grep {{ $_ eq '--pool=two' }} @ARGV) {{\n\
+         open(my $file, '>', '{}');\n\
+         select(undef, undef, undef, 0.01) until -e '{}';\n\
+         }}\n\
+         exec '{PROGRAM}', @ARGV;\n",
+        begun.display(),
+        go.display(),
+    );
+    std::fs::write(folder.join("script"), script).unwrap();
+    std::fs::set_permissions(folder.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::rename(folder.join("script"), folder.join("app")).unwrap();
+    pools.rewrite(&[("one", ""), ("two", "name = \"second\"")]);
+    until("the start of the pool", || begun.exists());
+    until("a new server", || pools.try_status("one").is_some_and(|it| it["pid"] != one));
+    let one = pools.pid("one");
+    for signal in [Signal::USR1, Signal::USR2, Signal::HUP] {
+        pools.signal(signal);
+    }
+    // The first pool has got them all by the end of its restart.
+    until("another new server", || pools.try_status("one").is_some_and(|it| it["pid"] != one));
+    std::fs::write(&go, "").unwrap();
+    pools.works_once_up("two");
+    until("what the workers do", || {
+        pools.log().lines().any(|line| line.contains("workers follow") && line.contains("second"))
+    });
+    assert!(!pools.log().contains("killed by signal"), "{}", pools.log());
+}
+
+#[test]
 fn one_server_keeps_its_process_if_an_option_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");

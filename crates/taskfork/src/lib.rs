@@ -55,6 +55,7 @@ mod report;
 mod ring;
 pub mod server;
 mod shm_pool;
+mod sync;
 mod sys;
 mod time_limit;
 pub mod trace_context;
@@ -134,6 +135,25 @@ pub use taskfork_macros::interface;
 pub mod __private {
     pub use crate::wire::bench;
     pub use crate::worker::interface::{Reply, Request};
+
+    pub use crate::server::{Hangup, ServiceManager};
+
+    /// What SIGHUP means to this process. A server with `restart_on_hangup` set to `restart` takes it so.
+    pub fn meaning_of_hangup(restart: Option<bool>) -> Hangup {
+        crate::server::meaning_of_hangup(restart)
+    }
+
+    /// The service manager that has started this process, which is no server itself.
+    pub fn service_manager() -> ServiceManager {
+        crate::server::service_manager()
+    }
+
+    /// Has a server that `command` starts keep signals until it handles them.
+    pub fn block_signals_until_served(
+        command: &mut std::process::Command,
+    ) -> &mut std::process::Command {
+        crate::server::block_signals_until_served(command)
+    }
 
     /// The file from which this program is started again, for the command.
     pub fn program_file() -> &'static std::path::Path {

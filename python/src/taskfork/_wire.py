@@ -84,7 +84,8 @@ class Encoder:
 
         def other(value: Any) -> Any:
             if isinstance(value, shared.Blob):
-                if len(files) < self.files and len(value.view) <= self.max_blob:
+                fits = len(files) < self.files and len(value.view) <= self.max_blob
+                if fits and value.is_shareable:
                     return attach(_BLOB, value.fileno())
                 return value.view
             if isinstance(value, shared.BlobMut):

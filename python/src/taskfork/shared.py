@@ -17,6 +17,7 @@ import fcntl
 import io
 import mmap
 import os
+import resource
 from typing import Optional
 
 __all__ = ["Blob", "BlobMut"]
@@ -31,17 +32,19 @@ _ALL = _SHRINK | _GROW | _WRITE
 
 
 class BlobMut:
-    """So many bytes of memory, zeros at first, to be filled in place."""
+    """``length`` bytes of memory, zeros at first, to be filled in place.
+
+    The memory is a file to the kernel. Where the limit of file sizes (``RLIMIT_FSIZE``, ``ulimit -f``) is smaller,
+    it is memory of this process alone, which is sent as any other bytes."""
 
     def __init__(self, length: int) -> None:
         self._length = length
-        self._file = os.memfd_create("taskfork-blob", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._is_frozen = False
+        self._file = -1 if _is_over_limit(length) else _memory_file(length)
         try:
-            os.ftruncate(self._file, length)
             self._map: Optional[mmap.mmap] = mmap.mmap(self._file, length) if length else None
         except BaseException:
-            os.close(self._file)
-            self._file = -1
+            self._close()
             raise
 
     def __len__(self) -> int:
@@ -50,15 +53,17 @@ class BlobMut:
     @property
     def view(self) -> memoryview:
         """The memory, to be written to. Released, like all that was made of it, before ``freeze``."""
-        if self._file < 0:
+        if self._is_frozen:
             raise ValueError("this memory is frozen: nobody can write to it any more")
         return memoryview(self._map) if self._map is not None else memoryview(bytearray())
 
     def freeze(self) -> Blob:
         """Makes it what can be handed over. It cannot be written to from here on: a ``BufferError``
         says that a view, or an array that was made of one, is still there."""
-        if self._file < 0:
+        if self._is_frozen:
             raise ValueError("this memory is frozen already")
+        # Memory of this process cannot be sealed, so that its bytes are copied.
+        own = bytes(self._map or b"") if self._file < 0 else None
         if self._map is not None:
             try:
                 self._map.close()
@@ -66,22 +71,46 @@ class BlobMut:
                 said = "a view of this memory is still there: release it, and delete arrays made of it"
                 raise BufferError(said) from None
             self._map = None
+        self._is_frozen = True
+        if own is not None:
+            return Blob(-1, memoryview(own))
         fcntl.fcntl(self._file, _ADD_SEALS, _ALL | _SEAL)
         file, self._file = self._file, -1
         return Blob(file)
 
+    def _close(self) -> None:
+        file, self._file = getattr(self, "_file", -1), -1
+        if file >= 0:
+            os.close(file)
+
     def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
-            os.close(self._file)
+        self._close()
+
+
+def _is_over_limit(length: int) -> bool:
+    """Whether a file may not have so many bytes. To make one longer would end programs that take SIGXFSZ by default."""
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return most != resource.RLIM_INFINITY and length > most
+
+
+def _memory_file(length: int) -> int:
+    file = os.memfd_create("taskfork-blob", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(file, length)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 class Blob:
     """Bytes that stay as they are, and that the other side can map. Made by ``BlobMut.freeze``; it can
     be sent any number of times."""
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, own: Optional[memoryview] = None) -> None:
+        """``own`` are the bytes of a blob that has no file."""
         self._file = file
-        self._view = view_of(os.dup(file))
+        self._view = view_of(os.dup(file)) if own is None else own
 
     def __len__(self) -> int:
         return len(self._view)
@@ -92,8 +121,15 @@ class Blob:
         return self._view
 
     def fileno(self) -> int:
-        """The descriptor of the memory."""
+        """The descriptor of the memory. An ``io.UnsupportedOperation`` says that it has none."""
+        if self._file < 0:
+            raise io.UnsupportedOperation("this blob is memory of this process alone")
         return self._file
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether the other side can map it. Otherwise its bytes are sent."""
+        return self._file >= 0
 
     def __del__(self) -> None:
         if getattr(self, "_file", -1) >= 0:

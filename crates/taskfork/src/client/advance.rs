@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::connect::handshake_timeout;
-use super::core::{Effects, PoolCommand};
+use super::disconnect::Disconnect;
+use super::effects::{Effects, PoolCommand};
 use super::entries::Outcome;
 use super::log;
 use super::pool::{Loss, WorkerKey};
@@ -12,7 +13,7 @@ use super::send::Sender;
 use super::session::Session;
 use super::state::{Assignment, State};
 use super::stats;
-use super::step::{Disconnect, Step, step};
+use super::step::{Step, step};
 use crate::error::{Death, FatalError, Stage};
 use crate::wire::native;
 
@@ -115,12 +116,13 @@ impl Session {
         let Assignment::Worker(lease) = &state.assignment else { return };
         let connection = &lease.connection;
         if !matches!(disconnect, Disconnect::NoHandshake(_)) {
-            self.core.counters.count_death(stats::cause(&disconnect));
+            self.core.counters.count_death(stats::death_cause(&disconnect));
         }
         let unanswered = state.calls.unanswered;
         let first = state.calls.head().and_then(|(_, head)| head.number());
-        let last_started =
-            first.map_or(0, |first| disconnect.last_started(connection, first, unanswered));
+        let last_started = first.map_or(0, |first| {
+            disconnect.last_started(first, unanswered, connection.calls_sent(), connection.is_tcp())
+        });
         let begun = first.is_some_and(|first| first <= last_started);
         if disconnect.is_in_setup() {
             state.setup_deaths += 1;
@@ -134,7 +136,7 @@ impl Session {
             let timed_out = disconnect.is_timeout();
             let server =
                 disconnect.is_without_notice().then(|| self.core.config.recent_end()).flatten();
-            let cause = match disconnect.cause(connection.pid) {
+            let cause = match disconnect.into_error(connection.pid) {
                 FatalError::WorkerDied(death) if server.is_some() => {
                     FatalError::WorkerDied(Death { reason: server, ..death })
                 }
@@ -187,7 +189,7 @@ impl Session {
     }
 
     /// The worker has not greeted in time: another takes its place, unless it has begun in this instant.
-    pub(crate) fn time_out_handshake(self: &Arc<Self>, key: WorkerKey) {
+    pub(super) fn end_handshake(self: &Arc<Self>, key: WorkerKey) {
         self.update(|state, effects| {
             self.advance(state, effects);
             let Assignment::Worker(lease) = &mut state.assignment else { return };

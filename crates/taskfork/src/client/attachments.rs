@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::connection::{Connection, Lost};
+use super::connection::{Connection, Sharing};
+use super::disconnect::Disconnect;
 use super::entries::SharedAttachments;
 use super::rings::CALLS_BEFORE_RINGS;
 use crate::shm_pool::ShmBufferMut;
@@ -11,30 +12,18 @@ use crate::wire::attachments::Attachments;
 use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
 use crate::wire::native::{self, FromWorker};
 
-/// Whether memory is shared with the worker, that is memory that is lent, and rings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sharing {
-    /// It was not asked for.
-    No,
-    /// The worker has not agreed, and may never; no more than so many bytes would be lent.
-    Asked {
-        max_shared: usize,
-    },
-    Agreed,
-}
-
 impl Connection {
     /// What came attachments the last message.
-    pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Lost> {
+    pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Disconnect> {
         if self.announced_files == 0 && !self.shm_pool.has_received() {
             return Ok(None);
         }
         let count = std::mem::take(&mut self.announced_files);
         if count > self.files_received.len() {
-            return Err(Lost::Wire(WireError::Files));
+            return Err(WireError::Files.into());
         }
         let files = self.files_received.drain(..count).collect();
-        let lent = self.shm_pool.take_received().map_err(Lost::Wire)?;
+        let lent = self.shm_pool.take_received()?;
         let attachments = Attachments {
             files,
             shared: lent,
@@ -45,7 +34,7 @@ impl Connection {
     }
 
     /// Takes a message that is only about how others come; tells whether it is one.
-    pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Lost> {
+    pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Disconnect> {
         if !native::is_transport_message(message) {
             return Ok(self.is_doorbell(message));
         }
@@ -53,9 +42,9 @@ impl Connection {
             Ok(FromWorker::Files(count)) => self.announced_files = count,
             Ok(FromWorker::Rings) => self.enable_rings(),
             Ok(FromWorker::Shm(said)) => {
-                self.accept_sharing(said.agreed).map_err(Lost::Wire)?;
+                self.accept_sharing(said.agreed)?;
                 let idle = said.idle;
-                self.shm_pool.handle_message(said, &mut self.files_received).map_err(Lost::Wire)?;
+                self.shm_pool.handle_message(said, &mut self.files_received)?;
                 if idle && !self.mid_call {
                     self.put_lending();
                     self.flush()?;

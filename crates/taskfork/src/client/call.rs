@@ -9,13 +9,13 @@ use std::task::{Context, Poll, ready};
 
 use serde::de::DeserializeOwned;
 
-use super::core::lock;
 use super::entries::{Outcome, Seq};
 use super::reply_spin::SpinGuard;
 use super::session::Session;
 use crate::blob;
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
+use crate::sync::lock;
 use crate::wire::attachments;
 use crate::wire::bounds;
 use crate::wire::call_error::InterfaceError;

@@ -10,6 +10,7 @@ use log_defer::{Level, Log};
 
 use super::call::Call;
 use super::core::Core;
+use super::effects::Waiter;
 use super::entries::{MethodName, Operation};
 use super::replay::Replay;
 use super::session::Session;
@@ -204,7 +205,7 @@ impl Checkout {
     /// # }
     /// ```
     pub fn abort(&self, message: impl Into<String>) {
-        self.session.fail(FatalError::Aborted { message: message.into() });
+        self.session.clone().fail(FatalError::Aborted { message: message.into() });
     }
 
     /// The same as [`abort`](Self::abort), under the name that AnyEvent::Task gives it.

@@ -12,49 +12,22 @@ use rustix::net::{
 };
 use tokio::net::TcpStream;
 
-use super::builder::Config;
+use super::config::Config;
 use super::connection::NewConnection;
+use super::handshake::{
+    HandshakeError, HandshakeReader, PeerLimits, client_hello, max_files, max_shared,
+};
 use super::reply_spin::ReplySpin;
 use super::stream::{Local, Stream};
 use crate::address::{Address, Place};
 use crate::display::seconds;
-use crate::sys;
 use crate::time_limit::TimeLimit;
-use crate::wire::frame::{self, DEFAULT_MAX_BLOB, PREAMBLE};
-use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
-use crate::wire::native::{FromWorker, VERSIONS};
-use crate::wire::{Protocol, WireError};
+use crate::wire::Protocol;
+use crate::wire::frame;
+use crate::wire::hello::WorkerHello;
 
 /// Hears why a worker's greeting takes longer.
 type OnWait<'a> = &'a (dyn Fn(String) + Sync);
-
-/// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
-const MAX_PIPELINE_WINDOW: usize = 64 << 10;
-
-/// What a worker says of itself that holds for all workers of its server.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PeerLimits {
-    /// The longest frame that it takes.
-    pub(crate) max_send: usize,
-    /// The longest blob that it takes as memory.
-    pub(crate) max_blob: usize,
-    /// How many bytes of calls it takes before it has answered them.
-    pub(crate) pipeline_window: usize,
-    /// How many files it takes with a message.
-    pub(crate) files: usize,
-}
-
-impl PeerLimits {
-    /// To a client that itself takes so many files.
-    pub(crate) fn of(hello: &WorkerHello, config: &Config, files: usize) -> Self {
-        Self {
-            max_send: hello.max_frame.unwrap_or(frame::DEFAULT_MAX_FRAME).min(config.max_frame),
-            max_blob: hello.max_blob.unwrap_or(DEFAULT_MAX_BLOB),
-            pipeline_window: hello.pipeline_window.min(MAX_PIPELINE_WINDOW),
-            files: hello.max_files.min(files),
-        }
-    }
-}
 
 /// Connects one worker without waiting, for the client of that number; gives what is to be said first as
 /// well. Nothing where that cannot be, for whatever reason: [`connect`] finds it again.
@@ -148,22 +121,12 @@ async fn connect_and_handshake(
         protocol: Protocol::Native,
         inbox,
         pid: hello.pid,
-        limits: PeerLimits::of(&hello, config, files),
+        limits: PeerLimits::of(&hello, config.max_frame, files),
         max_receive: config.max_frame,
         max_blob: config.max_blob,
         max_shared: max_shared(config, files),
         spin: ReplySpin::new(config.busy_poll, config.cores),
     })
-}
-
-/// How many files the client takes with a message through a unix socket.
-pub(crate) fn max_files(config: &Config) -> usize {
-    if config.pass_descriptors { sys::MAX_FILES } else { 0 }
-}
-
-/// How much memory that is lent it keeps, if it takes so many files.
-pub(crate) fn max_shared(config: &Config, files: usize) -> usize {
-    if files > 0 { config.shared_memory } else { 0 }
 }
 
 /// Connects, if it is to a unix socket, which is done at once or not at all.
@@ -199,53 +162,6 @@ fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Why there was no greeting.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum HandshakeError {
-    #[error("the server closed the connection before its greeting")]
-    Closed,
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    #[error("{0}")]
-    Misfit(String),
-    #[error("the server refused: {0}")]
-    Refused(String),
-    /// The greeting comes later.
-    #[error("the server has no worker yet: {0}")]
-    Wait(String),
-}
-
-impl HandshakeError {
-    /// Of a read that failed.
-    pub(crate) fn of(error: io::Error) -> Self {
-        match WireError::of_read(&error) {
-            Some(error) => Self::Wire(error),
-            None => Self::Io(error),
-        }
-    }
-}
-
-/// What a client says first.
-fn client_hello(config: &Config, files: usize, client: u64) -> Result<Vec<u8>, WireError> {
-    let hello = ClientHello {
-        versions: VERSIONS.into(),
-        name: &config.name,
-        max_frame: Some(config.max_frame),
-        max_blob: Some(config.max_blob),
-        max_files: files,
-        shared_memory: max_shared(config, files),
-        client_number: client,
-    };
-    let mut out = PREAMBLE.to_vec();
-    frame::write::<WireError>(&mut out, frame::DEFAULT_MAX_FRAME, |out| {
-        hello.put(out);
-        Ok(())
-    })?;
-    Ok(out)
-}
-
 /// Sends the rest of the greeting, and takes the worker's.
 async fn handshake(
     stream: &mut Stream,
@@ -273,35 +189,6 @@ async fn handshake(
         if let Err(error) = read_more(stream, &mut inbox, &mut files).await {
             written?;
             return Err(error);
-        }
-    }
-}
-
-/// How much of a greeting has been taken.
-#[derive(Debug, Default)]
-pub(crate) struct HandshakeReader {
-    preamble: bool,
-}
-
-impl HandshakeReader {
-    /// Takes a worker's greeting off what has been received, if all of it is there.
-    pub(crate) fn read(
-        &mut self,
-        inbox: &mut BytesMut,
-    ) -> Result<Option<WorkerHello>, HandshakeError> {
-        self.preamble = self.preamble || frame::take_preamble(inbox)?;
-        if !self.preamble {
-            return Ok(None);
-        }
-        let Some(body) = frame::take(inbox, MAX_HELLO)? else { return Ok(None) };
-        match FromWorker::decode(&body)? {
-            FromWorker::Hello(hello) => match hello.incompatibility() {
-                None => Ok(Some(hello)),
-                Some(why) => Err(HandshakeError::Misfit(why)),
-            },
-            FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
-            FromWorker::Queued(reason) => Err(HandshakeError::Wait(reason.to_owned())),
-            _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
         }
     }
 }

@@ -2,16 +2,14 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
-use super::attachments::Sharing;
-use super::connect::{HandshakeError, HandshakeReader, PeerLimits};
-use super::core::Core;
+use super::disconnect::Disconnect;
+use super::handshake::{HandshakeError, PeerLimits, PendingHandshake};
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::read_budget::ReadBudget;
@@ -79,18 +77,7 @@ pub(crate) struct Connection {
     /// What is needed to read the other protocol, if that is spoken.
     perl: Option<Perl>,
     /// The worker has not parts yet.
-    pub(super) greeting: Option<PendingHandshake>,
-}
-
-/// What is to be done when the worker greets.
-#[derive(Debug)]
-pub(crate) struct PendingHandshake {
-    pub(crate) reader: HandshakeReader,
-    /// When it was connected.
-    pub(crate) since: Instant,
-    /// A checkout has had it.
-    pub(crate) held: bool,
-    pub(crate) core: Weak<Core>,
+    pub(super) pending_handshake: Option<PendingHandshake>,
 }
 
 /// What a greeting found out.
@@ -110,17 +97,16 @@ pub(crate) struct NewConnection {
     pub(crate) spin: ReplySpin,
 }
 
-/// Why a connection is over.
-#[derive(Debug)]
-pub(crate) enum Lost {
-    /// The other side closed it, having read everything.
-    Closed,
-    /// The other side closed it and left unread what was sent last.
-    Unread,
-    Io(io::Error),
-    Wire(WireError),
-    /// There was no greeting, so that nothing has begun; with the reason in words.
-    NoHandshake(String),
+/// Whether memory is shared with the worker, that is memory that is lent, and rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// It was not asked for.
+    No,
+    /// The worker has not agreed, and may never; no more than so many bytes would be lent.
+    Asked {
+        max_shared: usize,
+    },
+    Agreed,
 }
 
 impl Connection {
@@ -171,7 +157,7 @@ impl Connection {
             last_answer_long,
             spin,
             perl,
-            greeting: None,
+            pending_handshake: None,
         }
     }
 
@@ -181,11 +167,11 @@ impl Connection {
         parts: NewConnection,
         notifier: Arc<ConnectionWaker>,
         said: Vec<u8>,
-        greeting: PendingHandshake,
+        handshake: PendingHandshake,
     ) -> Self {
         let mut connection = Self::new(parts, notifier);
         connection.outbox.bytes = said;
-        connection.greeting = Some(greeting);
+        connection.pending_handshake = Some(handshake);
         connection
     }
 
@@ -242,7 +228,7 @@ impl Connection {
         &mut self,
         frame: &GatherFrame,
         sent: &mut usize,
-    ) -> Poll<Result<u64, Lost>> {
+    ) -> Poll<Result<u64, Disconnect>> {
         if *sent == 0
             && frame.is_large()
             && !std::mem::replace(&mut self.has_large_send_buffer, true)
@@ -317,7 +303,7 @@ impl Connection {
     }
 
     /// Takes a call back that has been sent, if it has not begun, and if that can be said now.
-    pub(crate) fn cancel_call(&mut self, call: u64) -> Result<(), Lost> {
+    pub(crate) fn cancel_call(&mut self, call: u64) -> Result<(), Disconnect> {
         if self.mid_call {
             return Ok(());
         }
@@ -328,7 +314,7 @@ impl Connection {
     }
 
     /// Has it said with what is sent next how many checkouts wait.
-    pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Lost> {
+    pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Disconnect> {
         match self.is_native() {
             true => self.put(|out| native::put_queue_length(out, checkouts)),
             false => Ok(()),
@@ -336,7 +322,7 @@ impl Connection {
     }
 
     /// Has the end of the checkout said with what is sent next.
-    pub(crate) fn put_done(&mut self) -> Result<(), Lost> {
+    pub(crate) fn put_done(&mut self) -> Result<(), Disconnect> {
         if !self.is_native() {
             perl::put_done(&mut self.outbox.bytes);
             return Ok(());
@@ -353,17 +339,17 @@ impl Connection {
         }
     }
 
-    fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost> {
+    fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
         let said =
             frame::write::<WireError>(&mut self.outbox.bytes, frame::DEFAULT_MAX_FRAME, |out| {
                 message(out);
                 Ok(())
             });
-        said.map_err(Lost::Wire)
+        said.map_err(Disconnect::from)
     }
 
     /// Sends what waits in the outbox, as far as that can be without waiting.
-    pub(crate) fn flush(&mut self) -> Result<(), Lost> {
+    pub(crate) fn flush(&mut self) -> Result<(), Disconnect> {
         match self.poll_flush() {
             Poll::Ready(result) => result,
             Poll::Pending => Ok(()),
@@ -371,7 +357,7 @@ impl Connection {
     }
 
     /// Sends what waits in the outbox.
-    pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Lost>> {
+    pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Disconnect>> {
         let calls = self.outbox.calls;
         while !self.outbox.bytes.is_empty() {
             if ready!(self.poll_put_in_ring()) {
@@ -390,7 +376,7 @@ impl Connection {
         &mut self,
         call: &[IoSlice<'_>],
         files: &[OutgoingFile],
-    ) -> Poll<Result<usize, Lost>> {
+    ) -> Poll<Result<usize, Disconnect>> {
         let mut context = Context::from_waker(&self.waker);
         let mut slices = [IoSlice::new(&self.outbox.bytes); 1 + MAX_SLICES];
         slices[1..=call.len()].copy_from_slice(call);
@@ -398,8 +384,8 @@ impl Connection {
         let wrote = self.stream.poll_write(&mut context, &slices[first..=call.len()], files);
         let wrote = ready!(wrote).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => self.close_reason(),
-            io::ErrorKind::ConnectionReset => Lost::Unread,
-            _ => Lost::Io(error),
+            io::ErrorKind::ConnectionReset => Disconnect::Unread,
+            _ => Disconnect::Protocol(error.to_string()),
         })?;
         self.rings.iter_mut().for_each(|rings| rings.record_sent(wrote));
         Poll::Ready(Ok(self.outbox.mark_sent(wrote)))
@@ -407,9 +393,9 @@ impl Connection {
 
     /// The message that is there already when a write has failed, whether the reactor has heard of
     /// it or not.
-    pub(crate) fn read_last_message(&mut self, lost: Lost) -> Result<Bytes, Lost> {
+    pub(crate) fn read_last_message(&mut self, lost: Disconnect) -> Result<Bytes, Disconnect> {
         if !self.read_handshake_now()? {
-            return Err(Lost::NoHandshake(HandshakeError::Closed.to_string()));
+            return Err(Disconnect::NoHandshake(HandshakeError::Closed.to_string()));
         }
         let (mut messages, mut bytes) = (0, 0);
         while messages < MOST_LAST_MESSAGES && bytes < MOST_LAST_BYTES {
@@ -493,11 +479,11 @@ impl Connection {
     }
 
     /// The next message's body.
-    pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Lost>> {
+    pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Disconnect>> {
         ready!(self.poll_handshake())?;
         loop {
             ready!(self.poll_read_budget());
-            if let Some(body) = self.take_message().map_err(Lost::Wire)? {
+            if let Some(body) = self.take_message()? {
                 self.read_budget.took();
                 self.bytes_since_answer += frame::HEADER_LEN + body.len();
                 if self.discard_skipped(&body) {
@@ -528,19 +514,10 @@ impl Connection {
                     self.spin.record_sleep();
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Poll::Ready(Err(Lost::Unread));
+                    return Poll::Ready(Err(Disconnect::Unread));
                 }
-                Err(error) => return Poll::Ready(Err(Lost::of(error))),
+                Err(error) => return Poll::Ready(Err(Disconnect::of_read(&error))),
             }
-        }
-    }
-}
-
-impl Lost {
-    fn of(error: io::Error) -> Self {
-        match WireError::of_read(&error) {
-            Some(error) => Self::Wire(error),
-            None => Self::Io(error),
         }
     }
 }

@@ -3,32 +3,29 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use log_defer::Log;
-use smallvec::SmallVec;
-use tokio::sync::Notify;
-
-use super::builder::Config;
-use super::connect::PeerLimits;
-use super::connection::{Connection, Lost};
+use super::config::Config;
+use super::connection::Connection;
 use super::deadlines::{Deadlines, TimerKey};
+use super::disconnect::Disconnect;
+use super::driver_queue::{Driven, DriverQueue};
+use super::effects::{Effects, PoolCommand, Waiter};
+use super::handshake::{HandshakeObserver, PeerLimits};
 use super::pool::{Lease, Loss, Pool, Released, WorkerKey};
-use super::replay::Replay;
-use super::session::Session;
 use super::stats::{self, Counters};
-use super::step::Disconnect;
 use crate::error::FatalError;
+use crate::sync::lock;
 
-pub(crate) type ClientPool = Pool<Box<Connection>, Arc<Session>>;
+pub(crate) type ClientPool = Pool<Box<Connection>, Arc<dyn Waiter>>;
 
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: Config,
     pool: Mutex<ClientPool>,
-    deadlines: Mutex<Deadlines<Weak<Session>>>,
+    deadlines: Mutex<Deadlines<Weak<dyn Driven>>>,
     pub(crate) driver_queue: Arc<DriverQueue>,
     pub(crate) counters: Counters,
     /// A number that no other client has.
@@ -43,73 +40,6 @@ pub(crate) struct Core {
 
 /// What "at once" is.
 const FAST_HANDSHAKE: Duration = Duration::from_millis(5);
-
-/// What the driver is to look at.
-#[derive(Debug)]
-pub(crate) enum DriverEvent {
-    Idle(WorkerKey),
-    Session(Weak<Session>),
-    /// The server has no worker yet for a connection that is being made, for this reason.
-    ServerBusy(String),
-    /// It has a worker that has not greeted since then.
-    HandshakePending(Instant, WorkerKey, Weak<Session>),
-}
-
-/// Where work for the driver is left.
-#[derive(Debug, Default)]
-pub(crate) struct DriverQueue {
-    events: Mutex<Vec<DriverEvent>>,
-    pub(crate) notify: Notify,
-}
-
-impl DriverQueue {
-    pub(crate) fn send(&self, event: DriverEvent) {
-        lock(&self.events).push(event);
-        self.notify.notify_one();
-    }
-
-    pub(crate) fn take(&self) -> Vec<DriverEvent> {
-        std::mem::take(&mut *lock(&self.events))
-    }
-}
-
-/// What follows from a change of a session, to be done once the session is not locked any more.
-#[derive(Debug, Default)]
-pub(crate) struct Effects {
-    /// One as a rule, so that it needs no memory of its own.
-    pub(crate) wakers: SmallVec<[Waker; 1]>,
-    pub(crate) pool_commands: Vec<PoolCommand>,
-    /// Who has lost its place in the queue to another.
-    pub(crate) evicted: Vec<Arc<Session>>,
-    /// Logs that are let go of. The last handle of one calls what its user wants called.
-    pub(crate) logs: Vec<Log>,
-    /// What has spans and events to give to the user's subscriber, or is over.
-    pub(crate) replays: Vec<Arc<Replay>>,
-}
-
-/// A worker changes hands.
-#[derive(Debug)]
-pub(crate) enum PoolCommand {
-    /// A checkout is over and its worker as good as before.
-    Release(Lease<Box<Connection>>),
-    /// The worker is of no use any more.
-    Lose(Lease<Box<Connection>>, Loss),
-    /// It has never greeted, for this reason.
-    FailHandshake(Lease<Box<Connection>>, String),
-    Assign(Arc<Session>, Lease<Box<Connection>>),
-    /// The worker was not used, and is for the next one.
-    Decline(Lease<Box<Connection>>),
-}
-
-impl Effects {
-    /// As after most calls there is at most somebody to be woken.
-    fn is_only_wakers(&self) -> bool {
-        self.pool_commands.is_empty()
-            && self.evicted.is_empty()
-            && self.logs.is_empty()
-            && self.replays.is_empty()
-    }
-}
 
 impl Core {
     pub(crate) fn new(config: Config) -> Self {
@@ -132,10 +62,10 @@ impl Core {
     }
 
     /// Has `session` looked at when the time has come.
-    pub(crate) fn set_timer(&self, at: Instant, session: &Arc<Session>) -> TimerKey {
-        let (timer, asleep) = lock(&self.deadlines).set(at, Arc::downgrade(session));
-        if asleep {
-            self.driver_queue.notify.notify_one();
+    pub(crate) fn set_timer(&self, at: Instant, session: Weak<dyn Driven>) -> TimerKey {
+        let (timer, must_wake) = lock(&self.deadlines).set(at, session);
+        if must_wake {
+            self.driver_queue.wake();
         }
         timer
     }
@@ -145,16 +75,16 @@ impl Core {
     }
 
     /// The driver looks then, or only when it is told to.
-    pub(crate) fn awake_at(&self, at: Option<Instant>) {
-        lock(&self.deadlines).awake_at(at);
+    pub(crate) fn set_driver_wakeup(&self, at: Option<Instant>) {
+        lock(&self.deadlines).set_driver_wakeup(at);
     }
 
     pub(crate) fn next_timer(&self) -> Option<Instant> {
         lock(&self.deadlines).next()
     }
 
-    pub(crate) fn due(&self, now: Instant) -> Option<Weak<Session>> {
-        lock(&self.deadlines).due(now)
+    pub(crate) fn pop_due(&self, now: Instant) -> Option<Weak<dyn Driven>> {
+        lock(&self.deadlines).pop_due(now)
     }
 
     /// Does what follows from a change, and what follows from that. No session may be locked.
@@ -192,7 +122,7 @@ impl Core {
             changes.extend(next);
         }
         wakers.into_iter().for_each(Waker::wake);
-        effects.evicted.iter().for_each(|session| session.fail(self.overloaded()));
+        effects.evicted.into_iter().for_each(|session| session.fail(self.overloaded()));
     }
 
     /// The error of a checkout for which there is no place in the queue.
@@ -216,7 +146,7 @@ impl Core {
         &self,
         key: WorkerKey,
         said: bool,
-        released: &Released<Box<Connection>, Arc<Session>>,
+        released: &Released<Box<Connection>, Arc<dyn Waiter>>,
     ) {
         if let (Released::Idle, false) = (released, said) {
             self.poll_idle(key);
@@ -232,7 +162,7 @@ impl Core {
     }
 
     /// Has it said if a worker has been told otherwise.
-    fn put_empty_queue(&self, connection: &mut Connection) -> Result<(), Lost> {
+    fn put_empty_queue(&self, connection: &mut Connection) -> Result<(), Disconnect> {
         match self.reported_waiting.swap(0, Ordering::Relaxed) {
             0 => Ok(()),
             _ => connection.put_queue_length(0),
@@ -249,7 +179,7 @@ impl Core {
             }
             _ => Ok(()),
         });
-        said.map_err(|_: Lost| Loss::Used)?;
+        said.map_err(|_| Loss::Used)?;
         watch_idle(lease)
     }
 
@@ -272,7 +202,7 @@ impl Core {
     /// Says what to do with a worker that has become free.
     pub(crate) fn handle_released(
         &self,
-        released: Released<Box<Connection>, Arc<Session>>,
+        released: Released<Box<Connection>, Arc<dyn Waiter>>,
     ) -> Option<PoolCommand> {
         match released {
             Released::Idle => None,
@@ -281,7 +211,7 @@ impl Core {
                 // It is closed next; a farewell that cannot be sent is not needed.
                 let _ = connection.flush();
                 drop(connection);
-                self.driver_queue.notify.notify_one();
+                self.driver_queue.wake();
                 None
             }
         }
@@ -291,7 +221,7 @@ impl Core {
         // Closed only after the lock is released: the kernel's work is not the pool's.
         let connection = self.pool().lose(lease, loss, Instant::now());
         drop(connection);
-        self.driver_queue.notify.notify_one();
+        self.driver_queue.wake();
         None
     }
 
@@ -299,7 +229,7 @@ impl Core {
         self.record_connect_failure(&reason);
         let connection = self.pool().handshake_failed(lease, reason, Instant::now());
         drop(connection);
-        self.driver_queue.notify.notify_one();
+        self.driver_queue.wake();
         None
     }
 
@@ -337,7 +267,7 @@ impl Core {
         drop(connection);
         match disconnect {
             Disconnect::NoHandshake(reason) => self.record_connect_failure(&reason),
-            disconnect => self.counters.count_death(stats::cause(&disconnect)),
+            disconnect => self.counters.count_death(stats::death_cause(&disconnect)),
         }
     }
 
@@ -372,6 +302,12 @@ impl Core {
     }
 }
 
+impl HandshakeObserver for Core {
+    fn handshake_completed(&self, limits: PeerLimits, took: Duration) {
+        self.record_handshake(limits, took);
+    }
+}
+
 pub(crate) fn runtime_shut_down() -> FatalError {
     let message = "the tokio runtime in which the client was built has been shut down";
     FatalError::Aborted { message: message.to_owned() }
@@ -386,8 +322,4 @@ fn watch_idle(lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
         Poll::Pending => Ok(()),
         Poll::Ready(_) => Err(Loss::Used),
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,7 +12,7 @@ pub(crate) struct Deadlines<T> {
     start: Instant,
     ticks: BTreeMap<u64, Queue<T>>,
     /// When somebody looks, whatever happens.
-    awake_at: Option<Instant>,
+    driver_wakeup: Option<Instant>,
 }
 
 /// One time that was set.
@@ -24,12 +24,12 @@ pub(crate) struct TimerKey {
 
 impl<T> Deadlines<T> {
     pub(crate) fn new(start: Instant) -> Self {
-        Self { start, ticks: BTreeMap::new(), awake_at: None }
+        Self { start, ticks: BTreeMap::new(), driver_wakeup: None }
     }
 
     /// Somebody looks then whatever happens, or only if something does.
-    pub(crate) fn awake_at(&mut self, at: Option<Instant>) {
-        self.awake_at = at;
+    pub(crate) fn set_driver_wakeup(&mut self, at: Option<Instant>) {
+        self.driver_wakeup = at;
     }
 
     /// Sets a time; says as well whether it comes before anybody looks.
@@ -37,9 +37,9 @@ impl<T> Deadlines<T> {
         // Rounded up: nothing is due before its time.
         let since = at.saturating_duration_since(self.start);
         let tick = u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        let asleep = self.awake_at.is_none_or(|awake_at| at < awake_at);
+        let must_wake = self.driver_wakeup.is_none_or(|wakeup| at < wakeup);
         let ticket = self.ticks.entry(tick).or_insert_with(Queue::new).push_back(who);
-        (TimerKey { tick, ticket }, asleep)
+        (TimerKey { tick, ticket }, must_wake)
     }
 
     /// Clears a time, unless it has come already.
@@ -57,7 +57,7 @@ impl<T> Deadlines<T> {
     }
 
     /// The next one whose time has come.
-    pub(crate) fn due(&mut self, now: Instant) -> Option<T> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<T> {
         if self.next()? > now {
             return None;
         }
@@ -95,7 +95,7 @@ mod tests {
             }
             let mut seen = Vec::new();
             while let Some(now) = deadlines.next() {
-                let at = deadlines.due(now).expect("something is due then");
+                let at = deadlines.pop_due(now).expect("something is due then");
                 prop_assert!(at <= now);
                 seen.push(at);
             }

@@ -11,15 +11,17 @@ use tokio::sync::Notify;
 use tokio::task::{JoinSet, coop};
 use tokio::time::{Sleep, sleep_until};
 
-use super::connect::{
-    HandshakeError, HandshakeReader, PeerLimits, connect, connect_without_waiting, max_files,
+use super::connect::{connect, connect_without_waiting};
+use super::connection::{Connection, NewConnection};
+use super::core::Core;
+use super::driver_queue::{Driven, DriverEvent, DriverQueue};
+use super::effects::Effects;
+use super::handshake::{
+    HandshakeError, HandshakeObserver, HandshakeReader, PeerLimits, PendingHandshake, max_files,
     max_shared,
 };
-use super::connection::{Connection, NewConnection, PendingHandshake};
-use super::core::{Core, DriverEvent, DriverQueue, Effects};
 use super::pool::{Permit, Released, WorkerKey};
 use super::reply_spin::ReplySpin;
-use super::session::Session;
 use super::waker::ConnectionWaker;
 
 /// An attempt to connect, and how long it took.
@@ -33,7 +35,7 @@ enum AttemptError {
 }
 
 /// Who has a worker that has not greeted, and until when it may; those that have come first are first.
-type NoHandshake = VecDeque<(Instant, WorkerKey, Weak<Session>)>;
+type PendingHandshakes = VecDeque<(Instant, WorkerKey, Weak<dyn Driven>)>;
 
 /// Runs until the client and all its checkouts are dropped.
 pub(crate) fn drive(core: Weak<Core>, driver_queue: Arc<DriverQueue>) -> impl Future<Output = ()> {
@@ -48,7 +50,7 @@ pub(crate) fn drive(core: Weak<Core>, driver_queue: Arc<DriverQueue>) -> impl Fu
 async fn run(core: Weak<Core>, driver_queue: Arc<DriverQueue>) {
     let mut attempts = JoinSet::<Attempt>::new();
     let mut timer = Timer::default();
-    let (mut pending, cancelled) = (NoHandshake::new(), Arc::<Notify>::default());
+    let (mut pending, cancelled) = (PendingHandshakes::new(), Arc::<Notify>::default());
     while tick(&core, &mut attempts, &cancelled, &mut pending, &mut timer).is_some() {
         tokio::select! {
             biased;
@@ -56,7 +58,7 @@ async fn run(core: Weak<Core>, driver_queue: Arc<DriverQueue>) {
                 let (Some(core), Ok(attempt)) = (core.upgrade(), attempt) else { return };
                 finish_attempt(&core, attempt);
             }
-            () = driver_queue.notify.notified() => {}
+            () = driver_queue.woken() => {}
             () = timer.fired() => {}
         }
         // A worker that never stops sending gives the driver something to do each time that it looks.
@@ -69,22 +71,22 @@ fn tick(
     core: &Weak<Core>,
     attempts: &mut JoinSet<Attempt>,
     cancelled: &Arc<Notify>,
-    pending: &mut NoHandshake,
+    pending: &mut PendingHandshakes,
     timer: &mut Timer,
 ) -> Option<()> {
     let core = core.upgrade()?;
     if timer.at.is_none() {
-        core.awake_at(None);
+        core.set_driver_wakeup(None);
     }
     for event in core.driver_queue.take() {
         match event {
-            DriverEvent::Idle(key) => core.poll_idle(key),
+            DriverEvent::IdleConnection(key) => core.poll_idle(key),
             DriverEvent::ServerBusy(reason) => {
                 core.pool().server_busy(HandshakeError::Wait(reason).to_string(), Instant::now())
             }
             DriverEvent::Session(session) => {
                 if let Some(session) = session.upgrade() {
-                    session.look();
+                    session.connection_event();
                 }
             }
             DriverEvent::HandshakePending(since, key, session) => {
@@ -94,9 +96,9 @@ fn tick(
         }
     }
     let now = Instant::now();
-    while let Some(session) = core.due(now) {
+    while let Some(session) = core.pop_due(now) {
         if let Some(session) = session.upgrade() {
-            session.expire(now);
+            session.timer_expired(now);
         }
     }
     while let Some(permit) = { core.pool().permit(now) } {
@@ -122,7 +124,7 @@ fn tick(
         match pending.front() {
             Some((_, _, session)) if session.strong_count() == 0 => {}
             Some((late, key, session)) if *late <= now => {
-                session.upgrade().into_iter().for_each(|session| session.time_out_handshake(*key));
+                session.upgrade().into_iter().for_each(|session| session.handshake_timed_out(*key));
             }
             first => break first.map(|(late, ..)| *late),
         }
@@ -137,7 +139,7 @@ fn tick(
         && timer.at.is_none_or(|set| at < set)
     {
         timer.set(at);
-        core.awake_at(timer.at);
+        core.set_driver_wakeup(timer.at);
     }
     Some(())
 }
@@ -173,17 +175,17 @@ impl Timer {
 fn connect_optimistically(
     core: &Arc<Core>,
     permit: Permit,
-    pending: &mut NoHandshake,
+    pending: &mut PendingHandshakes,
     now: Instant,
 ) -> Option<Permit> {
     let Some(limits) = core.expected_limits() else { return Some(permit) };
     if core.pool().counts().queued == 0 {
         return Some(permit);
     }
-    let Some((stream, said)) = connect_without_waiting(&core.config, core.id) else {
+    let Some((stream, hello)) = connect_without_waiting(&core.config, core.id) else {
         return Some(permit);
     };
-    let greeted = NewConnection {
+    let parts = NewConnection {
         stream,
         protocol: core.config.protocol,
         inbox: BytesMut::with_capacity(4096),
@@ -195,9 +197,15 @@ fn connect_optimistically(
         spin: ReplySpin::new(core.config.busy_poll, core.config.cores),
     };
     let key = permit.key();
-    let (reader, core_of_it) = (HandshakeReader::default(), Arc::downgrade(core));
-    let greeting = PendingHandshake { reader, since: now, held: false, core: core_of_it };
-    let connection = Connection::before_handshake(greeted, notifier(core, key), said, greeting);
+    let handshake = PendingHandshake {
+        reader: HandshakeReader::default(),
+        since: now,
+        held: false,
+        max_frame: core.config.max_frame,
+        files: max_files(&core.config),
+        observer: Arc::downgrade(core) as Weak<dyn HandshakeObserver>,
+    };
+    let connection = Connection::before_handshake(parts, notifier(core, key), hello, handshake);
     let connection = Box::new(connection);
     let mut pool = core.pool();
     if pool.counts().queued == 0 {
@@ -210,7 +218,9 @@ fn connect_optimistically(
     drop(pool);
     if let Released::Assigned(session, _) = &released {
         let late = core.config.connect_timeout.after(now);
-        pending.extend(late.map(|late| (late, key, Arc::downgrade(session))));
+        pending.extend(
+            late.map(|late| (late, key, Arc::downgrade(&(session.clone() as Arc<dyn Driven>)))),
+        );
     }
     let pool_commands = core.handle_released(released).into_iter().collect();
     core.apply(Effects { pool_commands, ..Effects::default() });

@@ -7,12 +7,17 @@ mod attachments;
 mod builder;
 mod call;
 mod checkout;
+mod config;
 mod connect;
 mod connection;
 mod core;
 mod deadlines;
+mod disconnect;
 mod driver;
+mod driver_queue;
+mod effects;
 mod entries;
+mod handshake;
 mod log;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
 mod metrics;

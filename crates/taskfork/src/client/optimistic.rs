@@ -9,28 +9,29 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::connect::{HandshakeError, PeerLimits, max_files};
-use super::connection::{Connection, Lost};
+use super::connection::Connection;
+use super::disconnect::Disconnect;
+use super::handshake::{HandshakeError, PeerLimits};
 use crate::sys::TOO_MANY_FILES;
 
 impl Connection {
     pub(crate) fn is_established(&self) -> bool {
-        self.greeting.is_none()
+        self.pending_handshake.is_none()
     }
 
     /// A checkout takes it over. Gives since when the greeting is waited for, if another has had it before: then
     /// nobody sees to it that it is not waited for too long.
     pub(crate) fn mark_held(&mut self) -> Option<Instant> {
-        let greeting = self.greeting.as_mut()?;
-        std::mem::replace(&mut greeting.held, true).then_some(greeting.since)
+        let pending = self.pending_handshake.as_mut()?;
+        std::mem::replace(&mut pending.held, true).then_some(pending.since)
     }
 
     /// Waits for the greeting, if it has not come.
-    pub(crate) fn poll_handshake(&mut self) -> Poll<Result<(), Lost>> {
+    pub(crate) fn poll_handshake(&mut self) -> Poll<Result<(), Disconnect>> {
         if self.is_established() { Poll::Ready(Ok(())) } else { self.poll_until_established() }
     }
 
-    fn poll_until_established(&mut self) -> Poll<Result<(), Lost>> {
+    fn poll_until_established(&mut self) -> Poll<Result<(), Disconnect>> {
         while !self.read_handshake()? {
             self.reserve();
             let mut context = Context::from_waker(&self.waker);
@@ -46,7 +47,7 @@ impl Connection {
     }
 
     /// Takes the greeting if it is there, whether the reactor has heard of it or not; tells whether it has come.
-    pub(crate) fn read_handshake_now(&mut self) -> Result<bool, Lost> {
+    pub(crate) fn read_handshake_now(&mut self) -> Result<bool, Disconnect> {
         while !self.read_handshake()? {
             match self.receive_now() {
                 Ok(length) if length > 0 => {}
@@ -70,23 +71,23 @@ impl Connection {
     }
 
     /// Takes the greeting off what has been received; tells whether it has come.
-    fn read_handshake(&mut self) -> Result<bool, Lost> {
-        let Some(greeting) = &mut self.greeting else { return Ok(true) };
-        let Some(hello) = greeting.reader.read(&mut self.inbox).map_err(no_handshake)? else {
+    fn read_handshake(&mut self) -> Result<bool, Disconnect> {
+        let Some(pending) = &mut self.pending_handshake else { return Ok(true) };
+        let Some(hello) = pending.reader.read(&mut self.inbox).map_err(no_handshake)? else {
             return Ok(false);
         };
         self.pid = hello.pid;
-        if let Some(core) = greeting.core.upgrade() {
-            let limits = PeerLimits::of(&hello, &core.config, max_files(&core.config));
-            (self.max_send, self.max_blob_sent) = (limits.max_send, limits.max_blob);
-            (self.pipeline_window, self.files) = (limits.pipeline_window, limits.files);
-            core.record_handshake(limits, greeting.since.elapsed());
+        let limits = PeerLimits::of(&hello, pending.max_frame, pending.files);
+        (self.max_send, self.max_blob_sent) = (limits.max_send, limits.max_blob);
+        (self.pipeline_window, self.files) = (limits.pipeline_window, limits.files);
+        if let Some(observer) = pending.observer.upgrade() {
+            observer.handshake_completed(limits, pending.since.elapsed());
         }
-        self.greeting = None;
+        self.pending_handshake = None;
         Ok(true)
     }
 }
 
-fn no_handshake(error: HandshakeError) -> Lost {
-    Lost::NoHandshake(error.to_string())
+fn no_handshake(error: HandshakeError) -> Disconnect {
+    Disconnect::NoHandshake(error.to_string())
 }

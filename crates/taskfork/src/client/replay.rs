@@ -13,8 +13,8 @@ use tracing::span::{Attributes, Id, Record as SpanRecord};
 use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, Event, Level, Span, dispatcher};
 
-use super::core::lock;
 use super::sites::{BUSY, CLOSED, ENTERED, PID, Site, SiteError, TIME};
+use crate::sync::{ignore_poison, lock};
 use crate::wire::trace::{self, MAX_FIELDS, Record, Value, Values};
 
 /// The fields of a worker's span or event, and those of ours.
@@ -120,7 +120,7 @@ impl Replay {
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        let player = self.player.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let player = ignore_poison(self.player.get_mut());
         let dispatch = player.dispatch.clone();
         dispatcher::with_default(&dispatch, || player.close_all());
     }

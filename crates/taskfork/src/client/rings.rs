@@ -9,7 +9,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::task::coop;
 
-use super::connection::{Connection, Lost};
+use super::connection::Connection;
+use super::disconnect::Disconnect;
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
@@ -128,18 +129,18 @@ impl Connection {
     }
 
     /// Nothing more comes from the other side.
-    pub(super) fn end_reason(&self) -> Lost {
+    pub(super) fn end_reason(&self) -> Disconnect {
         match self.stream.has_unread() {
-            true => Lost::Unread,
+            true => Disconnect::Unread,
             false => self.close_reason(),
         }
     }
 
     /// The other side has closed the connection.
-    pub(super) fn close_reason(&self) -> Lost {
+    pub(super) fn close_reason(&self) -> Disconnect {
         match &self.rings {
-            Some(rings) if rings.is_mark_unread() => Lost::Unread,
-            _ => Lost::Closed,
+            Some(rings) if rings.is_mark_unread() => Disconnect::Unread,
+            _ => Disconnect::Closed,
         }
     }
 
@@ -170,9 +171,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::busy_poll::BusyPoll;
-    use crate::client::connect::PeerLimits;
     use crate::client::connection::NewConnection;
-    use crate::client::core::DriverQueue;
+    use crate::client::driver_queue::DriverQueue;
+    use crate::client::handshake::PeerLimits;
     use crate::client::reply_spin::ReplySpin;
     use crate::client::stream::{Local, Stream};
     use crate::client::waker::ConnectionWaker;
@@ -250,7 +251,7 @@ pub(super) mod tests {
                     connection.poll_message()
                 });
                 let ended = ended.await.unwrap_err();
-                assert_eq!(matches!(ended, Lost::Unread), !reads, "{ended:?}");
+                assert_eq!(matches!(ended, Disconnect::Unread), !reads, "{ended:?}");
             }
         });
     }

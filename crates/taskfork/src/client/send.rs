@@ -4,7 +4,8 @@
 use std::task::Poll;
 use std::time::Instant;
 
-use super::connection::{Connection, Lost};
+use super::connection::Connection;
+use super::disconnect::Disconnect;
 use super::entries::{Entries, Entry, Operation, Progress};
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::HEADER_LEN;
@@ -42,7 +43,7 @@ impl Sender {
         calls: &mut Entries,
         connection: &mut Connection,
         only_first: bool,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), Disconnect> {
         if self.write_closed {
             return Ok(());
         }
@@ -60,7 +61,7 @@ impl Sender {
         calls: &mut Entries,
         connection: &mut Connection,
         only_first: bool,
-    ) -> Poll<Result<(), Lost>> {
+    ) -> Poll<Result<(), Disconnect>> {
         loop {
             let mode =
                 if calls.unanswered == 0 { CallMode::Sequential } else { CallMode::Pipelined };

@@ -2,18 +2,20 @@
 //! one after the other. Whoever touches it moves it on: the task that waits for the call that runs,
 //! the one that made a call, or the driver.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use log_defer::Log;
 
 use super::connection::Connection;
-use super::core::{Core, DriverEvent, Effects, PoolCommand, lock, runtime_shut_down};
+use super::core::{Core, runtime_shut_down};
+use super::driver_queue::{Driven, DriverEvent};
+use super::effects::{Effects, PoolCommand, Waiter};
 use super::entries::{Entries, Entry, MethodName, Operation, Outcome, Progress, Seq};
 use super::log::Timing;
 use super::metrics::Stopwatch;
-use super::pool::{CheckedOut, Lease, Loss};
+use super::pool::{CheckedOut, Lease, Loss, WorkerKey};
 use super::queue::Ticket;
 use super::replay::Replay;
 use super::reply_spin::SpinGuard;
@@ -22,6 +24,7 @@ use super::state::{Assignment, State};
 use super::stats;
 use crate::error::{FatalError, Stage};
 use crate::shm_pool::ShmBufferMut;
+use crate::sync::lock;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 
@@ -43,7 +46,7 @@ impl Session {
     pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
         let session = Self::with(core, Assignment::Released);
         session.update(|state, effects| {
-            let taken = session.core.pool().check_out(|| session.clone());
+            let taken = session.core.pool().check_out(|| session.clone() as Arc<dyn Waiter>);
             match taken {
                 CheckedOut::Worker(lease) => {
                     session.core.counters.count_checkout(NO_WAIT);
@@ -125,7 +128,7 @@ impl Session {
             state.driver_notified |= tell;
             drop(state);
             if tell {
-                self.core.driver_queue.send(DriverEvent::Session(Arc::downgrade(self)));
+                self.core.driver_queue.send(DriverEvent::Session(self.as_driven()));
             }
             return seq;
         }
@@ -162,7 +165,7 @@ impl Session {
             Entry { method, operation, progress, deadline, waker, abandoned, timing, sent, replay };
         let seq = state.calls.push(entry);
         if let (true, None, Some(at)) = (is_queued, state.timer, deadline) {
-            state.timer = Some(self.core.set_timer(at, self));
+            state.timer = Some(self.core.set_timer(at, self.as_driven()));
         }
         seq
     }
@@ -264,14 +267,78 @@ impl Session {
         self.update(|state, _| state.open = false);
     }
 
-    /// Ends the checkout and whatever runs in it.
-    pub(crate) fn fail(self: &Arc<Self>, cause: FatalError) {
-        self.update(|state, effects| self.end(state, effects, cause, Loss::Used));
+    /// Takes a worker over. The session is moved on after it, as what happened to the worker while it
+    /// changed hands has told nobody.
+    pub(super) fn attach_worker(
+        self: &Arc<Self>,
+        state: &mut State,
+        mut lease: Lease<Box<Connection>>,
+    ) {
+        if let Some(since) = lease.connection.mark_held() {
+            let event = DriverEvent::HandshakePending(since, lease.key(), self.as_driven());
+            self.core.driver_queue.send(event);
+        }
+        lease.connection.notifier.set_session(self.as_driven());
+        state.assignment = Assignment::Worker(lease);
     }
 
-    /// Gives the session a worker, unless it has given up in the meantime.
-    pub(crate) fn assign(
+    /// Waits for a worker, unless none will ever come: the flag is looked at with the place in the
+    /// queue taken, so that either this sees it, or whoever has set it sees the place.
+    pub(super) fn enter_queue(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
+        state.assignment = Assignment::Waiting(ticket);
+        self.core.driver_queue.wake();
+        if self.core.is_stopped() {
+            self.end(state, effects, runtime_shut_down(), Loss::Used);
+        }
+    }
+
+    fn timeout_error(&self, state: &State, now: Instant) -> FatalError {
+        let after = state.timeout.get().unwrap_or_default();
+        if !matches!(state.assignment, Assignment::Waiting(_)) && !state.is_handshake_pending() {
+            return FatalError::TimedOut { after, stage: Stage::Running, hung: None };
+        }
+        match self.core.pool().unreachable() {
+            Some(unreachable) => FatalError::CannotConnect {
+                address: self.core.config.addresses(),
+                reason: unreachable.reason.clone(),
+                unreachable_for: now.saturating_duration_since(unreachable.since),
+                after,
+            },
+            None => FatalError::TimedOut { after, stage: Stage::Waiting, hung: None },
+        }
+    }
+
+    fn as_driven(self: &Arc<Self>) -> Weak<dyn Driven> {
+        Arc::downgrade(self) as Weak<dyn Driven>
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Changes the state, moves on, and does what follows.
+    pub(super) fn update<T>(
         self: &Arc<Self>,
+        change: impl FnOnce(&mut State, &mut Effects) -> T,
+    ) -> T {
+        let mut state = self.lock();
+        let mut effects = Effects::default();
+        let result = change(&mut state, &mut effects);
+        self.advance_and_apply(state, effects);
+        result
+    }
+
+    fn advance_and_apply(self: &Arc<Self>, mut state: MutexGuard<'_, State>, mut effects: Effects) {
+        self.advance(&mut state, &mut effects);
+        self.finish_if_done(&mut state, &mut effects);
+        drop(state);
+        self.core.apply(effects);
+    }
+}
+
+impl Waiter for Session {
+    fn assign(
+        self: Arc<Self>,
         lease: Lease<Box<Connection>>,
     ) -> Result<Effects, Lease<Box<Connection>>> {
         let mut state = self.lock();
@@ -300,38 +367,17 @@ impl Session {
         Ok(effects)
     }
 
-    /// Takes a worker over. The session is moved on after it, as what happened to the worker while it
-    /// changed hands has told nobody.
-    pub(super) fn attach_worker(
-        self: &Arc<Self>,
-        state: &mut State,
-        mut lease: Lease<Box<Connection>>,
-    ) {
-        if let Some(since) = lease.connection.mark_held() {
-            let event = DriverEvent::HandshakePending(since, lease.key(), Arc::downgrade(self));
-            self.core.driver_queue.send(event);
-        }
-        lease.connection.notifier.set_session(self);
-        state.assignment = Assignment::Worker(lease);
+    fn fail(self: Arc<Self>, cause: FatalError) {
+        self.update(|state, effects| self.end(state, effects, cause, Loss::Used));
     }
+}
 
-    /// Waits for a worker, unless none will ever come: the flag is looked at with the place in the
-    /// queue taken, so that either this sees it, or whoever has set it sees the place.
-    pub(super) fn enter_queue(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
-        state.assignment = Assignment::Waiting(ticket);
-        self.core.driver_queue.notify.notify_one();
-        if self.core.is_stopped() {
-            self.end(state, effects, runtime_shut_down(), Loss::Used);
-        }
-    }
-
-    /// Moves the session on after something happened on its connection.
-    pub(crate) fn look(self: &Arc<Self>) {
+impl Driven for Session {
+    fn connection_event(self: Arc<Self>) {
         self.update(|_, _| {});
     }
 
-    /// A time that was set for this session has come.
-    pub(crate) fn expire(self: &Arc<Self>, now: Instant) {
+    fn timer_expired(self: Arc<Self>, now: Instant) {
         self.update(|state, effects| {
             state.timer = None;
             // An answer that is there already counts.
@@ -350,7 +396,7 @@ impl Session {
             };
             let Some(end) = wait.after(deadline) else { return };
             if end > now {
-                state.timer = Some(self.core.set_timer(end, self));
+                state.timer = Some(self.core.set_timer(end, self.as_driven()));
                 return;
             }
             let cause = self.timeout_error(state, now);
@@ -361,42 +407,7 @@ impl Session {
         });
     }
 
-    fn timeout_error(&self, state: &State, now: Instant) -> FatalError {
-        let after = state.timeout.get().unwrap_or_default();
-        if !matches!(state.assignment, Assignment::Waiting(_)) && !state.is_handshake_pending() {
-            return FatalError::TimedOut { after, stage: Stage::Running, hung: None };
-        }
-        match self.core.pool().unreachable() {
-            Some(unreachable) => FatalError::CannotConnect {
-                address: self.core.config.addresses(),
-                reason: unreachable.reason.clone(),
-                unreachable_for: now.saturating_duration_since(unreachable.since),
-                after,
-            },
-            None => FatalError::TimedOut { after, stage: Stage::Waiting, hung: None },
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    /// Changes the state, moves on, and does what follows.
-    pub(super) fn update<T>(
-        self: &Arc<Self>,
-        change: impl FnOnce(&mut State, &mut Effects) -> T,
-    ) -> T {
-        let mut state = self.lock();
-        let mut effects = Effects::default();
-        let result = change(&mut state, &mut effects);
-        self.advance_and_apply(state, effects);
-        result
-    }
-
-    fn advance_and_apply(self: &Arc<Self>, mut state: MutexGuard<'_, State>, mut effects: Effects) {
-        self.advance(&mut state, &mut effects);
-        self.finish_if_done(&mut state, &mut effects);
-        drop(state);
-        self.core.apply(effects);
+    fn handshake_timed_out(self: Arc<Self>, key: WorkerKey) {
+        self.end_handshake(key);
     }
 }

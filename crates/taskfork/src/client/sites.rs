@@ -10,7 +10,7 @@ use tracing::metadata::Kind;
 use tracing::subscriber::Interest;
 use tracing::{Level, Metadata};
 
-use super::core::lock;
+use crate::sync::lock;
 use crate::wire::trace;
 
 /// What a replayed span or event carries besides its own fields.

@@ -5,8 +5,8 @@ use std::time::Instant;
 use log_defer::Log;
 
 use super::connection::Connection;
-use super::core::Effects;
 use super::deadlines::TimerKey;
+use super::effects::Effects;
 use super::entries::{Entries, Entry, MethodName, Operation, Outcome, Progress, Seq};
 use super::pool::Lease;
 use super::queue::Ticket;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::core::lock;
+use super::disconnect::Disconnect;
 use super::metrics::{Metrics, Stopwatch};
 use super::pool::Counts;
-use super::step::Disconnect;
 use crate::error::End;
+use crate::sync::lock;
 
 /// How many workers and checkouts a client has, and what has become of those that it had.
 ///
@@ -141,7 +141,7 @@ pub(crate) const CANCELLED: &str = "cancelled";
 pub(crate) const TIMED_OUT: &str = "timed_out";
 
 /// How the end of a connection is counted.
-pub(crate) fn cause(disconnect: &Disconnect) -> &'static str {
+pub(crate) fn death_cause(disconnect: &Disconnect) -> &'static str {
     match disconnect {
         Disconnect::Notified(notice) if notice.timed_out => TIMED_OUT,
         Disconnect::Notified(notice) if notice.reason.is_some() => "killed",

@@ -1,12 +1,12 @@
 //! Who is to be told when something happens on a connection. A connection keeps one waker for its
 //! whole life, so that handing it from hand to hand registers nothing anew with the reactor.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Wake, Waker};
 
-use super::core::{DriverEvent, DriverQueue};
+use super::driver_queue::{Driven, DriverEvent, DriverQueue};
 use super::pool::WorkerKey;
-use super::session::Session;
+use crate::sync::lock;
 
 #[derive(Debug)]
 pub(crate) struct ConnectionWaker {
@@ -28,7 +28,7 @@ enum Holder {
     #[default]
     Nobody,
     Idle(WorkerKey),
-    Session(Weak<Session>),
+    Session(Weak<dyn Driven>),
 }
 
 impl ConnectionWaker {
@@ -38,26 +38,21 @@ impl ConnectionWaker {
 
     /// The connection is in nobody's hands: the driver looks after it.
     pub(crate) fn set_idle(&self, key: WorkerKey) {
-        *self.lock() = Target { holder: Holder::Idle(key), task: None, driver: true };
+        *lock(&self.target) = Target { holder: Holder::Idle(key), task: None, driver: true };
     }
 
-    pub(crate) fn set_session(&self, session: &Arc<Session>) {
-        *self.lock() =
-            Target { holder: Holder::Session(Arc::downgrade(session)), task: None, driver: true };
+    pub(crate) fn set_session(&self, session: Weak<dyn Driven>) {
+        *lock(&self.target) = Target { holder: Holder::Session(session), task: None, driver: true };
     }
 
     /// Sets who waits now.
     pub(crate) fn set_task(&self, task: Option<&Waker>, driver: bool) {
-        let mut target = self.lock();
+        let mut target = lock(&self.target);
         target.driver = driver;
         match (task, &mut target.task) {
             (Some(new), Some(old)) => old.clone_from(new),
             (new, old) => *old = new.cloned(),
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Target> {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,11 +63,11 @@ impl Wake for ConnectionWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         let (task, event) = {
-            let mut target = self.lock();
+            let mut target = lock(&self.target);
             let event = match &target.holder {
                 _ if !target.driver => None,
                 Holder::Nobody => None,
-                Holder::Idle(key) => Some(DriverEvent::Idle(*key)),
+                Holder::Idle(key) => Some(DriverEvent::IdleConnection(*key)),
                 Holder::Session(session) => Some(DriverEvent::Session(session.clone())),
             };
             (target.task.take(), event)

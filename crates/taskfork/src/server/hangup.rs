@@ -8,9 +8,10 @@ use crate::sys;
 
 /// What a SIGHUP asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hangup {
-    /// Whoever started this process has it ignore the signal, as `nohup` does.
+pub enum Hangup {
+    /// This process was started with the signal ignored, as by `nohup`.
     Ignored,
+    /// A new server is to take over.
     Restart,
     /// The terminal is gone: a graceful shutdown.
     Shutdown,

@@ -7,7 +7,7 @@ use super::event_loop::EventLoop;
 use super::log;
 
 /// So long are lines of a kind counted together.
-const WINDOW: Duration = Duration::from_secs(10);
+pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
 /// Limits one kind of line.
 #[derive(Debug)]
@@ -26,26 +26,36 @@ impl LogLimit {
 
     /// Whether a line is to be logged now. Counts it if not.
     pub(crate) fn allows(&mut self, now: Instant) -> bool {
+        self.allows_weighing(1, now)
+    }
+
+    /// The same for a line that counts for several.
+    pub(super) fn allows_weighing(&mut self, weight: u32, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= WINDOW) {
             (self.since, self.logged) = (Some(now), 0);
         }
         let is_allowed = self.logged < self.most;
         match is_allowed {
-            true => self.logged += 1,
+            true => self.logged = self.logged.saturating_add(weight),
             false => self.omitted += 1,
         }
         is_allowed
     }
 
     /// The time until the number of omitted lines is to be logged, if there are any.
-    fn left(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
         let since = self.since.filter(|_| self.omitted > 0)?;
         Some((since + WINDOW).saturating_duration_since(now))
     }
 
     /// How many lines were omitted, if that is to be logged now.
-    fn take_omitted(&mut self, now: Instant) -> Option<u64> {
+    pub(super) fn take_omitted(&mut self, now: Instant) -> Option<u64> {
         (self.left(now)? == Duration::ZERO).then(|| std::mem::take(&mut self.omitted))
+    }
+
+    /// How many lines were omitted and not told, if there are any.
+    pub(super) fn take_all_omitted(&mut self) -> Option<u64> {
+        Some(std::mem::take(&mut self.omitted)).filter(|omitted| *omitted > 0)
     }
 }
 

@@ -3,7 +3,7 @@
 //! took the path is left alone.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventFlags};
@@ -14,7 +14,7 @@ use super::listener::{BACKLOG, Listener};
 use super::log;
 use super::log_limit::LogLimit;
 use super::socket_file::Identity;
-use crate::address::{Address, Place};
+use super::status::status_path;
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
@@ -106,7 +106,8 @@ impl EventLoop {
         let has_path = self.listener.as_ref().is_some_and(|listener| listener.path().is_some());
         // A new server that takes over uses the same files.
         let is_to_look = self.mode == Mode::Serving && self.successor.is_none();
-        if !is_to_look || !has_path && self.status_path().is_none() {
+        if !is_to_look || !has_path && status_path(&self.options, self.listener.as_ref()).is_none()
+        {
             self.files.former = None;
             return None;
         }
@@ -152,17 +153,8 @@ impl EventLoop {
         }
     }
 
-    /// Where the server tells of itself.
-    fn status_path(&self) -> Option<PathBuf> {
-        let listener = self.listener.as_ref().map(Listener::address);
-        match self.options.status.address(listener)? {
-            Address(Place::Unix(path)) => Some(path),
-            _ => None,
-        }
-    }
-
     fn restore_status(&mut self) {
-        let Some(path) = self.status_path() else { return };
+        let Some(path) = status_path(&self.options, self.listener.as_ref()) else { return };
         let (status, lines) = (self.status.as_ref(), &mut self.log_limits.files);
         let Some(new) = self.files.status.restore(status, (&path, 0o600), lines) else { return };
         if let Err(error) = self.watch(new.as_fd(), STATUS, EventFlags::IN) {

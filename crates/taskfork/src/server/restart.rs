@@ -189,7 +189,7 @@ fn is_readable(what: &impl AsFd, within: Duration) -> bool {
 
 /// The service manager that has started this server, if there is one.
 #[derive(Debug)]
-pub(crate) struct ServiceManager {
+pub struct ServiceManager {
     /// How often it wants to hear of this server, and when next.
     watchdog: Option<(Duration, Instant)>,
     /// Whether it is this server's, and not that of the program that has started this server.
@@ -214,6 +214,18 @@ impl ServiceManager {
         }
     }
 
+    /// The manager of a program that has servers in processes of their own. It knows the program's process id.
+    pub(super) fn of_program() -> Self {
+        let interval = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+        Self {
+            watchdog: interval.map(|interval| (interval, Instant::now())),
+            is_own: true,
+            knows_pid: false,
+            variables: Vec::new(),
+            notifier: Notifier::find(),
+        }
+    }
+
     /// Those that workers must not have.
     pub(super) fn variables(&self) -> &[&'static str] {
         &self.variables
@@ -225,7 +237,8 @@ impl ServiceManager {
         sockets.next().map(Address::inherited)
     }
 
-    pub(crate) fn notify_ready(&mut self) {
+    /// Says that the service is ready.
+    pub fn notify_ready(&mut self) {
         match (self.is_own, self.knows_pid) {
             (true, true) => {
                 let pid = NotifyState::MainPid(std::process::id());
@@ -236,14 +249,16 @@ impl ServiceManager {
         }
     }
 
-    pub(crate) fn notify_stopping(&mut self) {
+    /// Says that the service ends.
+    pub fn notify_stopping(&mut self) {
         if self.is_own {
             self.notifier.tell(&[NotifyState::Stopping]);
         }
     }
 
-    /// Says that this server is alive if it is time; gives the time until there is something to say.
-    pub(crate) fn keep_alive(&mut self) -> Option<Duration> {
+    /// Says that this process is alive if it is time, and repeats what the manager has not taken. Returns the time
+    /// until there is something to say.
+    pub fn keep_alive(&mut self) -> Option<Duration> {
         let again = self.notifier.tend();
         let Some((interval, next)) = self.watchdog.as_mut() else { return again };
         let now = Instant::now();

@@ -171,19 +171,27 @@ pub(crate) enum StatusSocket {
     Off,
 }
 
-impl StatusSocket {
-    /// Its address, for a server that listens there.
-    pub(crate) fn address(&self, listener: Option<&Address>) -> Option<Address> {
-        match (self, listener) {
-            (Self::At(path), _) => Some(Address(Place::Unix(path.clone()))),
-            (Self::Beside, Some(Address(Place::Unix(path)))) => {
-                let mut name = path.clone().into_os_string();
-                name.push(".status");
-                Some(Address(Place::Unix(name.into())))
-            }
-            _ => None,
+/// The path of the status socket, if the server is to have one and there is a folder for it. The socket of a
+/// server whose listener comes from a service manager is in the runtime directory.
+pub(super) fn status_path(options: &Options, listener: Option<&Listener>) -> Option<PathBuf> {
+    match (&options.status, listener.map(Listener::address)) {
+        (StatusSocket::At(path), _) => Some(path.clone()),
+        (StatusSocket::Beside, Some(_)) if is_activated(options) => {
+            let name = plain(&options.name).replace('/', "?");
+            Some(runtime_directory()?.join(format!("{name}.status")))
         }
+        (StatusSocket::Beside, Some(Address(Place::Unix(path)))) => {
+            let mut name = path.clone().into_os_string();
+            name.push(".status");
+            Some(name.into())
+        }
+        _ => None,
     }
+}
+
+/// Whether a listener of this server comes from a service manager.
+fn is_activated(options: &Options) -> bool {
+    options.address.is_none()
 }
 
 /// What somebody says who wants a worker to leave, before its number.
@@ -291,35 +299,35 @@ pub(crate) fn answer_at_once(connection: &impl AsFd, status: &ServerStatus) {
     let _ = send(connection, &text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
 }
 
-/// The socket that tells of this server, if it is to have one and can.
+/// Opens the status socket. Returns nothing if the server is to have none, or can do without one that nobody asked
+/// for.
 pub(super) fn open_status(
     options: &Options,
     listener: Option<&Listener>,
 ) -> Result<Option<Listener>, ServerError> {
-    let mut address = options.status.address(listener.map(Listener::address));
-    let is_activated = options.address.is_none() && listener.is_some();
-    if let (StatusSocket::Beside, true) = (&options.status, is_activated) {
-        let Some(folder) = runtime_directory() else {
+    let is_in_runtime_directory = matches!(options.status, StatusSocket::Beside)
+        && listener.is_some()
+        && is_activated(options);
+    let Some(path) = status_path(options, listener) else {
+        if is_in_runtime_directory {
             log::warn!(
                 "there is no status socket, as neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR names a folder: \
                  set one of them, or `status_socket`"
             );
-            return Ok(None);
-        };
-        let name = plain(&options.name).replace('/', "?");
-        let path = folder.join(format!("{name}.status"));
-        log::info!(name = options.name, "the status socket is {}", path.display());
-        address = Some(Address(Place::Unix(path)));
-    }
-    match (&options.status, address) {
-        (StatusSocket::At(_), Some(address)) => {
-            Listener::open(&address, 0o600, &options.access).map(Some)
         }
-        // Nobody asked for it: a server can do without.
-        (_, Some(address)) => Ok(Listener::open(&address, 0o600, &options.access)
-            .inspect_err(|error| log::warn!("there is no status socket: {error}"))
-            .ok()),
-        _ => Ok(None),
+        return Ok(None);
+    };
+    if is_in_runtime_directory {
+        log::info!(name = options.name, "the status socket is {}", path.display());
+    }
+    let opened = Listener::open(&Address(Place::Unix(path)), 0o600, &options.access);
+    match (&options.status, opened) {
+        (StatusSocket::At(_), opened) => opened.map(Some),
+        (_, Ok(socket)) => Ok(Some(socket)),
+        (_, Err(error)) => {
+            log::warn!("there is no status socket: {error}");
+            Ok(None)
+        }
     }
 }
 

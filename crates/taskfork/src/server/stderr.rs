@@ -1,15 +1,19 @@
-//! What workers write to standard error: read as fast as they write it, shown line by line with
-//! their process ids, and the end of it kept for the news of a death.
+//! What workers write to standard error. The server reads it, shows it line by line with the workers' process ids, and
+//! keeps the end for the notice of a death. Both are bounded, so that no worker can occupy the server or fill its log.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use log_defer::printable_bytes;
+use rustix::event::epoll::{self, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::event_loop::{EventLoop, token};
 use super::log;
+use super::log_limit::{LogLimit, WINDOW};
 use crate::log_output;
 
 /// What becomes of what workers write to standard error.
@@ -19,10 +23,17 @@ pub enum Stderr {
     /// The server reads it and writes each line to its own standard error, with the worker's process id in front and
     /// control characters escaped (`\\x1b`), tabs excepted. It attaches the last 4 KiB, unescaped, to the worker's death.
     /// The lines go where the server's log goes if that is written by a [`LogWriter`](crate::server::LogWriter). A worker never
-    /// waits for it: lines that cannot be written are dropped and counted.
+    /// waits for the log: lines that cannot be written are dropped and counted.
+    ///
+    /// The server bounds what a worker can cost it:
+    ///
+    /// * It reads at most 256 KiB of a worker in 20 milliseconds, where each line counts as 100 bytes more. Workers
+    ///   that write more than that at the same time share it. A worker that writes faster waits in `write`.
+    /// * It shows at most 10,000 lines of a worker in 10 seconds, where 512 bytes of a longer line count as a line. It
+    ///   counts the other lines, and shows their number. When the worker ends, the server shows the last 4 KiB in any case.
     #[default]
     Capture,
-    /// As [`Capture`](Self::Capture), but each line becomes an event of the crate `tracing` with the level `INFO`, the
+    /// As [`Capture`](Self::Capture), with the same bounds, but each line becomes an event of the crate `tracing` with the level `INFO`, the
     /// target `taskfork::stderr`, and the worker's process id in the field `pid`.
     Log,
     /// Workers have the server's. Nothing is escaped, and deaths have no standard error.
@@ -37,6 +48,18 @@ const LONGEST: usize = 3500;
 
 /// How much is read before others have their turn.
 const TURN: usize = 64 << 10;
+
+/// How much of a worker is read in [`SLICE`], and how much each line counts besides its bytes.
+const MOST_IN_SLICE: usize = 256 << 10;
+const SLICE: Duration = Duration::from_millis(20);
+const COST_OF_LINE: usize = 100;
+
+/// The least of it that a worker has while others write too much as well.
+const LEAST_IN_SLICE: usize = 8 << 10;
+
+/// How many lines of a worker are shown in [`WINDOW`]. A longer line counts as one for so many bytes.
+const MOST_LINES: u32 = 10_000;
+const BYTES_OF_LINE: usize = 512;
 
 /// At its worker's death: descendants that have got away may go on writing for ever.
 const LAST_TURNS: usize = 16;
@@ -57,6 +80,42 @@ pub(crate) struct CapturedStderr {
     /// Until the worker and all that it has started have closed the other end.
     pipe: Option<OwnedFd>,
     tail: LineBuffer,
+    pace: Pace,
+    /// The lines that are shown.
+    lines: LogLimit,
+}
+
+/// What follows when a turn's worth has been read.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// There may be more.
+    Over,
+    /// There may be more, which is not read before this time.
+    Paused(Instant),
+    /// The worker, and all that it has started, have closed the other end.
+    Ended(OwnedFd),
+}
+
+/// How much has been read in the present time slice.
+#[derive(Debug, Default)]
+struct Pace {
+    since: Option<Instant>,
+    cost: usize,
+}
+
+impl Pace {
+    /// Counts what has been read. Returns until when nothing more is read, if that was `most` in a slice.
+    fn count(&mut self, cost: usize, most: usize, now: Instant) -> Option<Instant> {
+        let since = self.since.filter(|since| now.saturating_duration_since(*since) < SLICE);
+        if since.is_none() {
+            self.cost = 0;
+        }
+        let since = *self.since.insert(since.unwrap_or(now));
+        self.cost += cost;
+        // A piece may have been too much for one slice.
+        let slices = self.cost as f64 / most as f64;
+        (slices >= 1.0).then(|| since + SLICE.mul_f64(slices))
+    }
 }
 
 impl CapturedStderr {
@@ -65,7 +124,9 @@ impl CapturedStderr {
         let (pipe, worker) = pipe_with(PipeFlags::CLOEXEC)?;
         // Of the two ends the server's only must not wait.
         ioctl_fionbio(&pipe, true)?;
-        Ok((Self { pipe: Some(pipe), tail: LineBuffer::default() }, worker))
+        let (tail, pace, lines) =
+            (LineBuffer::default(), Pace::default(), LogLimit::new(MOST_LINES));
+        Ok((Self { pipe: Some(pipe), tail, pace, lines }, worker))
     }
 
     /// What is to be watched, if there may be more to read.
@@ -73,44 +134,139 @@ impl CapturedStderr {
         self.pipe.as_ref()
     }
 
-    /// Reads what is there, up to a turn's worth, and shows it as lines of process `pid`. Gives the
-    /// pipe back once it has ended.
-    pub(crate) fn pass_on(&mut self, pid: u32, shown: &mut StderrOutput) -> Option<OwnedFd> {
-        let ended = self.read(|line| shown.line(pid, line));
+    /// Reads what is there, up to a turn's worth or to `most` in a time slice, and shows it as lines of process `pid`.
+    pub(crate) fn pass_on(&mut self, pid: u32, shown: &mut StderrOutput, most: usize) -> Turn {
+        let now = Instant::now();
+        self.report_omitted(pid, shown, now);
+        let (is_over, paused) = self.read(pid, shown, most, now);
         shown.flush();
-        self.pipe.take_if(|_| ended)
+        match (self.pipe.take_if(|_| is_over), paused) {
+            (Some(ended), _) => Turn::Ended(ended),
+            (None, Some(until)) => Turn::Paused(until),
+            (None, None) => Turn::Over,
+        }
     }
 
-    /// All that is left when the worker has died; gives the end of what it wrote.
+    /// Reads all that is left when the worker has died. Returns the end of what it wrote.
     pub(crate) fn finish(mut self, pid: u32, shown: &mut StderrOutput) -> StderrTail {
         for _ in 0..LAST_TURNS {
             let more = self.pipe.as_ref().is_some_and(|pipe| is_ready(pipe.as_fd(), PollFlags::IN));
-            if !more || self.pass_on(pid, shown).is_some() {
+            if !more || matches!(self.pass_on(pid, shown, usize::MAX), Turn::Ended(_)) {
                 break;
             }
         }
-        self.tail.end(|line| shown.line(pid, line));
+        let Self { tail, lines, .. } = &mut self;
+        tail.end(|line| show(pid, line, shown, lines, Instant::now()));
+        let text = tail.text();
+        if let Some(omitted) = lines.take_all_omitted() {
+            shown.omitted(pid, omitted, "; the end of it follows");
+            text.iter()
+                .flat_map(|text| text.lines())
+                .for_each(|line| shown.line(pid, line.as_bytes()));
+        }
         shown.flush();
-        StderrTail { text: self.tail.text(), allocation_failed: self.tail.allocation_failed }
+        StderrTail { text, allocation_failed: self.tail.allocation_failed }
     }
 
-    /// Reads a turn's worth; tells whether it was the last.
-    fn read(&mut self, mut show: impl FnMut(&[u8])) -> bool {
-        let Some(pipe) = &self.pipe else { return true };
+    /// Shows how many lines were omitted if it is time. Returns the time until it is.
+    pub(crate) fn report_omitted(
+        &mut self,
+        pid: u32,
+        shown: &mut StderrOutput,
+        now: Instant,
+    ) -> Option<Duration> {
+        if let Some(omitted) = self.lines.take_omitted(now) {
+            shown.omitted(pid, omitted, "");
+            shown.flush();
+        }
+        self.lines.left(now)
+    }
+
+    /// Reads a turn's worth. Returns whether it was the last, and until when to read no more.
+    fn read(
+        &mut self,
+        pid: u32,
+        shown: &mut StderrOutput,
+        most: usize,
+        now: Instant,
+    ) -> (bool, Option<Instant>) {
+        let Self { pipe, tail, pace, lines } = self;
+        let Some(pipe) = pipe else { return (true, None) };
         let mut piece = [0; 4 << 10];
         let mut total = 0;
         while total < TURN {
-            match read(pipe, &mut piece) {
-                Ok(0) => return true,
+            match read(&*pipe, &mut piece) {
+                Ok(0) => return (true, None),
                 Ok(length) => {
+                    let mut cost = length;
+                    tail.take(&piece[..length], |line| {
+                        cost += COST_OF_LINE;
+                        show(pid, line, shown, lines, now);
+                    });
                     total += length;
-                    self.tail.take(&piece[..length], &mut show);
+                    let paused = pace.count(cost, most, now);
+                    if paused.is_some() {
+                        return (false, paused);
+                    }
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return false,
+                Err(_) => return (false, None),
             }
         }
-        false
+        (false, None)
+    }
+}
+
+/// Shows a line of a worker, or counts it.
+fn show(pid: u32, line: &[u8], shown: &mut StderrOutput, lines: &mut LogLimit, now: Instant) {
+    let weight = u32::try_from(line.len() / BYTES_OF_LINE).unwrap_or(MOST_LINES).max(1);
+    if lines.allows_weighing(weight, now) {
+        shown.line(pid, line);
+    }
+}
+
+/// The workers whose standard error is not read before a time.
+#[derive(Debug, Default)]
+pub(crate) struct Paused(Vec<(Instant, u64)>);
+
+impl EventLoop {
+    /// Reads what a worker has written to standard error.
+    pub(super) fn read_stderr(&mut self, number: u64) {
+        let Some(child) = self.children.get_mut(&number) else { return };
+        let most = (MOST_IN_SLICE / (self.paused.0.len() + 1)).max(LEAST_IN_SLICE);
+        match child.forward_stderr(&mut self.shown, most) {
+            None | Some(Turn::Over) => {}
+            Some(Turn::Ended(pipe)) => {
+                let _ = epoll::delete(&self.epoll, &pipe);
+            }
+            Some(Turn::Paused(until)) => {
+                // Without the watch its end, which is always told, does not wake the server again and again.
+                if let Some(pipe) = child.stderr() {
+                    let _ = epoll::delete(&self.epoll, pipe);
+                }
+                self.paused.0.push((until, number));
+            }
+        }
+    }
+
+    /// Reads those again whose pause is over, and shows how many lines were omitted. Returns the time until
+    /// there is something to do.
+    pub(super) fn resume_stderr(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let due: Vec<_> = self.paused.0.extract_if(.., |(until, _)| *until <= now).collect();
+        for (_, number) in due {
+            let Some(pipe) = self.children.get(&number).and_then(|child| child.stderr()) else {
+                continue;
+            };
+            if let Err(error) = self.watch(pipe.as_fd(), token(number, 1), EventFlags::IN) {
+                log::error!("what worker {number} writes to standard error is not read: {error}");
+                self.paused.0.push((now + WINDOW, number));
+            }
+        }
+        let next = self.paused.0.iter().map(|(until, _)| until.saturating_duration_since(now));
+        let omitted = self.children.values_mut();
+        let omitted = omitted.filter_map(|child| child.report_omitted(&mut self.shown, now));
+        next.chain(omitted).min()
     }
 }
 
@@ -197,6 +353,18 @@ impl StderrOutput {
         lines(pid, line, |line| log.push(line));
     }
 
+    /// Shows how many lines were not shown.
+    fn omitted(&mut self, pid: u32, lines: u64, then: &str) {
+        let seconds = WINDOW.as_secs();
+        let text = format!(
+            "{lines} lines of its standard error are left out, as there were more than {MOST_LINES} in {seconds} s{then}"
+        );
+        match self.is_logged {
+            true => log::warn!(target: "taskfork::stderr", pid, "{text}"),
+            false => self.line(pid, text.as_bytes()),
+        }
+    }
+
     fn flush(&mut self) {
         log_output::lock().flush();
     }
@@ -247,6 +415,19 @@ mod tests {
             prop_assert!(kept.len() <= KEPT);
             prop_assert!(String::from_utf8_lossy(&text).trim_end().ends_with(&kept));
         }
+    }
+
+    #[test]
+    fn what_is_read_in_a_time_slice_is_bounded() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        assert_eq!(pace.count(999, 1000, start), None);
+        assert_eq!(pace.count(1, 1000, start + SLICE / 2), Some(start + SLICE));
+        // What is too much for a slice takes from the next ones.
+        let later = start + SLICE;
+        assert_eq!(pace.count(2500, 1000, later), Some(later + SLICE * 5 / 2));
+        let later = later + SLICE * 3;
+        assert_eq!(pace.count(999, 1000, later), None);
+        assert_eq!(pace.count(999, 1000, later + SLICE), None);
     }
 
     #[test]

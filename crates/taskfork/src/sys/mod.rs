@@ -55,7 +55,7 @@ pub(crate) use shared_buffer::{
     sole_user,
 };
 pub(crate) use signal::{
-    Disposition, block_signals, is_ignored, reset_for_worker, set_default_signals,
-    signals_to_reset, spawn_without_signals, with_mask,
+    Disposition, block_signals, is_ignored, reset_for_worker, set_blocked_signals,
+    set_default_signals, signals_to_reset, spawn_without_signals, with_mask,
 };
 pub(crate) use title::{Title, set_title};

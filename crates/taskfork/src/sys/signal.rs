@@ -166,6 +166,17 @@ pub(crate) fn set_default_signals(command: &mut Command) {
     unsafe { command.pre_exec(reset) };
 }
 
+/// Has the program that `command` starts begin with these signals blocked. The standard library unblocks all of them
+/// before.
+pub(crate) fn set_blocked_signals(
+    command: &mut Command,
+    signals: impl IntoIterator<Item = Signal>,
+) {
+    let signals: SigSet = signals.into_iter().collect();
+    // SAFETY: between fork and execution it makes one system call.
+    unsafe { command.pre_exec(move || block_signals(&signals).map(drop)) };
+}
+
 /// Blocks `signals`, so that a signalfd can take them; gives the mask that stood before.
 pub(crate) fn block_signals(signals: &SigSet) -> io::Result<SigSet> {
     let mut before = SigSet::empty();

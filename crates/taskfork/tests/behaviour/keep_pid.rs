@@ -3,13 +3,16 @@
 use taskfork::Client;
 
 use crate::support::logged::Logged;
-use crate::support::processes::{all_children, command_line, is_gone, signal};
+use crate::support::processes::{Program, all_children, command_line, is_gone, signal};
 use crate::support::{address_in, roles, trials, until};
 
 trials! {
     restarts_keep_the_pid_without_a_failed_call,
     signals_that_come_twice_count_once,
     a_second_request_ends_it_at_once,
+    a_second_request_also_ends_a_server_that_has_been_replaced,
+    parent_and_server_write_to_the_log_file,
+    a_log_file_whose_folder_has_gone_is_kept,
     the_death_of_the_server_is_told,
     the_server_ends_gracefully_if_the_parent_is_killed,
     an_error_of_the_server_is_the_parents,
@@ -95,6 +98,89 @@ async fn a_second_request_ends_it_at_once() {
     assert_eq!(status.code(), Some(1));
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains("had to kill 1 of its workers"), "{log}");
+}
+
+async fn a_second_request_also_ends_a_server_that_has_been_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(&folder, &["grace=3600000"]).await;
+    let (old, new) = (client(&folder), client(&folder));
+    let mut hanging = Vec::new();
+    let mut replaced = server.server().unwrap();
+    for client in [&old, &new] {
+        let checkout = client.checkout();
+        checkout.call::<()>("nothing", ()).await.unwrap();
+        hanging.push((checkout.call::<()>("hang", ()), checkout));
+        server.is_busy().await;
+        if hanging.len() == 1 {
+            let before = replaced;
+            signal(server.pid(), libc::SIGHUP);
+            until("a new server", || server.server().is_some_and(|pid| pid != before)).await;
+            replaced = before;
+        }
+    }
+    let serving = server.server().unwrap();
+    assert!(!is_gone(replaced) && replaced != serving);
+    signal(server.pid(), libc::SIGTERM);
+    until("both servers shut down", || server.log().matches("shutting down").count() == 2).await;
+    signal(server.pid(), libc::SIGTERM);
+    let status = server.end().await;
+    assert_eq!(status.code(), Some(1));
+    for (call, _) in hanging {
+        call.await.unwrap_err();
+    }
+    assert!(is_gone(replaced) && is_gone(serving));
+}
+
+/// A server under a parent, whose log is `log` in this folder of the temporary one.
+async fn serve_to(folder: &tempfile::TempDir, inner: &str) -> (Program, std::path::PathBuf) {
+    let log = folder.path().join(inner).join("log");
+    std::fs::create_dir(log.parent().unwrap()).unwrap();
+    let role = ["serve_logging_to", log.to_str().unwrap(), &address_in(folder), "keep_pid"];
+    let server = Program::new(roles::detached(roles::command(&role)).spawn().unwrap());
+    until("the server", || logged(&log).contains("listening at")).await;
+    (server, log)
+}
+
+fn logged(log: &std::path::Path) -> String {
+    std::fs::read_to_string(log).unwrap_or_default()
+}
+
+async fn parent_and_server_write_to_the_log_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, log) = serve_to(&folder, "logs").await;
+    let old = log.with_extension("old");
+    std::fs::rename(&log, &old).unwrap();
+    signal(server.pid(), libc::SIGUSR1);
+    until("the new file", || logged(&log).contains("opened again")).await;
+    let has_open = |pid: u32, file: &std::path::Path| {
+        let mut open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        open.any(|entry| std::fs::read_link(entry.unwrap().path()).is_ok_and(|it| it == file))
+    };
+    let serving = all_children(server.pid())[0];
+    for pid in [server.pid(), serving] {
+        until("the new file of each process", || has_open(pid, &log)).await;
+        assert!(!has_open(pid, &old));
+    }
+    signal(server.pid(), libc::SIGTERM);
+    assert!(server.end().await.success());
+    assert!(logged(&log).contains("shutting down"));
+}
+
+async fn a_log_file_whose_folder_has_gone_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, log) = serve_to(&folder, "logs").await;
+    let moved = folder.path().join("moved");
+    std::fs::rename(log.parent().unwrap(), &moved).unwrap();
+    let log = moved.join("log");
+    signal(server.pid(), libc::SIGUSR1);
+    for told in ["the parent process cannot open the log file again", "still write to the old one"]
+    {
+        until(told, || logged(&log).contains(told)).await;
+    }
+    assert_eq!(client(&folder).call::<i64>("add", (2, 3)).await.unwrap(), 5);
+    signal(server.pid(), libc::SIGTERM);
+    assert!(server.end().await.success());
+    assert!(logged(&log).contains("shutting down"));
 }
 
 async fn the_death_of_the_server_is_told() {

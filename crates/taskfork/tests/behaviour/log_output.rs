@@ -24,6 +24,7 @@ trials! {
     what_each_worker_does_is_logged,
     a_service_manager_that_does_not_read_holds_nothing_up,
     a_line_that_repeats_is_counted,
+    the_status_socket_accepts_again_after_descriptors_ran_out,
 }
 
 /// A server in a program of its own that logs to this, and a client of it.
@@ -350,6 +351,23 @@ async fn a_line_that_repeats_is_counted() {
     set_limit(program.pid(), libc::RLIMIT_NOFILE, 1000);
     drop(other);
     client.call::<()>("nothing", ()).await.unwrap();
+    drop(client);
+    ends_well(program).await;
+}
+
+async fn the_status_socket_accepts_again_after_descriptors_ran_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, client, file) = serve_to(&folder);
+    client.call::<()>("nothing", ()).await.unwrap();
+    // The server has more open already, so that it cannot accept anybody.
+    set_limit(program.pid(), libc::RLIMIT_NOFILE, 5);
+    let path = folder.path().join("s.status");
+    let asked = tokio::task::spawn_blocking(move || ServerStatus::read(path));
+    let told = "cannot accept connections to the status socket for a while";
+    until(told, || text(&file).contains(told)).await;
+    set_limit(program.pid(), libc::RLIMIT_NOFILE, 1000);
+    assert_eq!(asked.await.unwrap().unwrap().pid, program.pid());
+    assert_eq!(status(&folder).pid, program.pid());
     drop(client);
     ends_well(program).await;
 }

@@ -12,12 +12,14 @@ use std::time::Duration;
 use taskfork::Client;
 use taskfork::server::ServerStatus;
 
+use crate::support::logged::Logged;
 use crate::support::processes::{Program, children, is_gone, signal};
 use crate::support::{address_in, roles, trials, until};
 
 trials! {
     a_new_server_takes_over_without_a_failed_call,
     a_new_server_that_does_not_come_up_leaves_the_old_one,
+    a_new_server_with_a_wrong_option_says_so_to_the_old_one,
     a_service_managers_socket_outlives_servers_without_a_failed_call,
     a_service_manager_hears_how_the_server_is,
 }
@@ -107,6 +109,28 @@ async fn a_new_server_that_does_not_come_up_leaves_the_old_one() {
     // It tells of itself again, and has buried the one that failed.
     until("the server's own status", || server_at(folder.path()) == Some(program.pid())).await;
     until("no corpse", || children(program.pid()).into_iter().all(|pid| !is_gone(pid))).await;
+}
+
+async fn a_new_server_with_a_wrong_option_says_so_to_the_old_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let most = folder.path().join("most");
+    std::fs::write(&most, "2").unwrap();
+    for keep_pid in [&[][..], &["keep_pid"]] {
+        let option = format!("max_workers_in={}", most.display());
+        let (address, options) = (address_in(&folder), [&option, "restart"]);
+        let role = [&["serve_logged", &*address], &options[..], keep_pid].concat();
+        let server = Logged::start(folder.path(), roles::detached(roles::command(&role))).await;
+        let before = server.server().unwrap();
+        std::fs::write(&most, "0").unwrap();
+        signal(server.pid(), libc::SIGHUP);
+        server.logs("did not come up, this one goes on: the option `max_workers`").await;
+        until("the status", || server.server() == Some(before)).await;
+        // With a right one it takes over.
+        std::fs::write(&most, "2").unwrap();
+        let next = server.restart().await;
+        signal(if keep_pid.is_empty() { next } else { server.pid() }, libc::SIGTERM);
+        until("its end", || is_gone(next) && !folder.path().join("s").exists()).await;
+    }
 }
 
 /// A server that finds its socket as systemd passes it.

@@ -17,6 +17,7 @@ trials! {
     a_restart_keeps_the_service_managers_socket,
     a_restart_that_keeps_the_pid_keeps_the_socket_too,
     a_status_socket_is_in_the_runtime_directory,
+    a_removed_status_socket_in_the_runtime_directory_is_bound_again,
     workers_have_none_of_the_variables,
     programs_as_workers_have_none_of_the_variables,
     a_new_server_has_the_watchdog_of_the_one_before,
@@ -83,6 +84,19 @@ async fn a_status_socket_is_in_the_runtime_directory() {
     // It goes with the server.
     signal(server.server().unwrap(), libc::SIGTERM);
     until("the end of the status socket", || !path.exists()).await;
+}
+
+async fn a_removed_status_socket_in_the_runtime_directory_is_bound_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Activated::start(&folder, &["serve_logged", "-"], &[]).await;
+    let server = &service.server;
+    let path = folder.path().join("taskfork.status");
+    let pid = server.server().unwrap();
+    for _ in 0..2 {
+        std::fs::remove_file(&path).unwrap();
+        until("the status", || server.server() == Some(pid)).await;
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }
 
 const VARIABLES: [&str; 6] = [

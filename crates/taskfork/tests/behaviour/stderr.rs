@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use taskfork::error::{Death, FatalError};
 use taskfork::{Client, Error};
@@ -17,6 +18,8 @@ trials! {
     of_much_the_last_four_kibibytes_are_attached,
     a_panic_that_kills_is_in_the_death,
     a_flood_that_nobody_reads_holds_no_worker_up,
+    what_is_read_of_a_worker_in_a_time_is_bounded,
+    lines_beyond_the_bound_are_counted_and_the_end_of_them_is_shown,
     it_can_be_inherited,
     a_worker_may_close_it,
     what_holds_a_workers_standard_error_open_ends_with_it,
@@ -98,7 +101,9 @@ async fn a_flood_that_nobody_reads_holds_no_worker_up() {
     let writer = File::from(std::os::fd::OwnedFd::from(writer));
     let (program, client) = serve("serve", &folder, writer);
     let checkout = client.checkout();
-    let flood = "a line of the flood\n".repeat(1 << 16);
+    // Few lines, as the server shows no more than 10,000 in 10 s.
+    let line_of_flood = format!("a line of the flood {}", "x".repeat(460));
+    let flood = format!("{line_of_flood}\n").repeat(1000);
     for _ in 0..4 {
         checkout.call::<()>("complain", (&flood,)).await.unwrap();
     }
@@ -122,11 +127,58 @@ async fn a_flood_that_nobody_reads_holds_no_worker_up() {
     let told = text.find("lost, as the log could not be written");
     assert!(told.is_some() && told < text.find("] one more\n"), "{}", text.len());
     let whole = |line: &str| {
-        line.ends_with("] a line of the flood")
+        line.ends_with(&format!("] {line_of_flood}"))
             || line.ends_with("] one more")
             || line.ends_with(" lost, as the log could not be written")
     };
     assert!(text.lines().all(whole), "a line was torn");
+}
+
+async fn what_is_read_of_a_worker_in_a_time_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = File::create(folder.path().join("log")).unwrap();
+    let (_program, client) = serve("serve", &folder, log);
+    let checkout = client.checkout();
+    checkout.call::<()>("complain", ("first\n",)).await.unwrap();
+    // At most 256 KiB in 20 ms, less what lines count, and what the pipe takes.
+    let flood = format!("{}\n", "x".repeat(1023)).repeat(8 << 10);
+    let start = Instant::now();
+    checkout.call::<()>("complain", (&flood,)).await.unwrap();
+    let slices = start.elapsed().as_secs_f64() / 0.02 + 1.0;
+    let most = slices * f64::from(256 << 10) + f64::from(64 << 10);
+    assert!(flood.len() as f64 <= most, "{} bytes in {slices} slices", flood.len());
+    // Another one does not wait for it.
+    let flooding = tokio::spawn(checkout.call::<()>("complain", (flood,)));
+    let other = client.checkout();
+    for number in 0..10 {
+        let line = format!("line {number}");
+        let pid: u32 = other.call("pid", ()).await.unwrap();
+        other.call::<()>("complain", (format!("{line}\n"),)).await.unwrap();
+        let path = folder.path().join("log");
+        until("its line", || lines(&path).iter().any(|it| *it == format!("[{pid}] {line}"))).await;
+    }
+    flooding.await.unwrap().unwrap();
+}
+
+async fn lines_beyond_the_bound_are_counted_and_the_end_of_them_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let (_program, client) = serve("serve", &folder, File::create(&path).unwrap());
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let flood: String = (0..12_000).map(|number| format!("line {number}\n")).collect();
+    checkout.call::<()>("complain", (&flood,)).await.unwrap();
+    let error = checkout.call::<()>("complain_and_abort", ("the end\n",)).await.unwrap_err();
+    assert!(death(error).stderr.unwrap().ends_with("line 11999\nthe end"));
+    let end = format!("[{pid}] the end");
+    until("the end", || lines(&path).contains(&end)).await;
+    let shown = lines(&path);
+    let notice = shown.iter().position(|line| line.contains("are left out")).unwrap();
+    assert!(shown[notice].starts_with(&format!("[{pid}] 2001 lines of its standard error")));
+    let of_worker = |line: &&String| line.starts_with(&format!("[{pid}] line "));
+    assert_eq!(shown[..notice].iter().filter(of_worker).count(), 10_000);
+    let after: usize = shown[notice + 1..].iter().filter(of_worker).map(String::len).sum();
+    assert!((1000..8192).contains(&after), "{after}");
 }
 
 async fn it_can_be_inherited() {

@@ -16,7 +16,7 @@ use crate::server::log;
 use crate::server::log_limit::LogLimit;
 use crate::server::oom::OomKills;
 use crate::server::status::{self, WorkerStatus};
-use crate::server::stderr::{CapturedStderr, StderrOutput, StderrTail};
+use crate::server::stderr::{CapturedStderr, StderrOutput, StderrTail, Turn};
 use crate::server::worker_exit::{
     DeathNotification, ExitLogEntry, WorkerExit, cause, classify_exit, has_peer_closed,
 };
@@ -219,10 +219,20 @@ impl Child {
         self.stderr.as_ref().and_then(CapturedStderr::pipe)
     }
 
-    /// Shows what the worker has written to standard error; gives it back once it has ended.
-    pub(crate) fn forward_stderr(&mut self, shown: &mut StderrOutput) -> Option<OwnedFd> {
+    /// Shows what the worker has written to standard error, up to `most` in a time slice.
+    pub(crate) fn forward_stderr(&mut self, shown: &mut StderrOutput, most: usize) -> Option<Turn> {
         let pid = self.pid();
-        self.stderr.as_mut()?.pass_on(pid, shown)
+        Some(self.stderr.as_mut()?.pass_on(pid, shown, most))
+    }
+
+    /// Shows how many lines of it were omitted if it is time. Returns the time until it is.
+    pub(crate) fn report_omitted(
+        &mut self,
+        shown: &mut StderrOutput,
+        now: Instant,
+    ) -> Option<Duration> {
+        let pid = self.pid();
+        self.stderr.as_mut()?.report_omitted(pid, shown, now)
     }
 
     pub(crate) fn pid(&self) -> u32 {

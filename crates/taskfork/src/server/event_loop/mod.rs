@@ -42,7 +42,7 @@ use crate::server::socket_file::Identity;
 use crate::server::spares::Spares;
 use crate::server::status::{Counters, open_status};
 use crate::server::status_requests::StatusRequests;
-use crate::server::stderr::StderrOutput;
+use crate::server::stderr::{Paused, StderrOutput};
 use crate::server::wake_pipe::WakePipe;
 use crate::sys::{self, OpenFileLimit, ThreadCount, Title};
 use crate::time_limit::timespec;
@@ -85,6 +85,7 @@ pub(crate) struct EventLoop {
     pub(super) threads: ThreadCount,
     /// Where what workers write to standard error is shown.
     pub(super) shown: StderrOutput,
+    pub(super) paused: Paused,
     pub(super) listener: Option<Listener>,
     /// Who may connect.
     pub(super) rules: Rules,
@@ -193,6 +194,7 @@ impl EventLoop {
             nothing: nothing.into(),
             threads: thread_count,
             shown,
+            paused: Paused::default(),
             listener,
             rules,
             handshakes,
@@ -356,11 +358,7 @@ impl EventLoop {
                 let number = (token - CHILDREN) / TOKENS;
                 match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
                     (0, Some(child)) => child.handle_client_gone(),
-                    (_, Some(child)) => {
-                        if let Some(ended) = child.forward_stderr(&mut self.shown) {
-                            let _ = epoll::delete(&self.epoll, &ended);
-                        }
-                    }
+                    (_, Some(_)) => self.read_stderr(number),
                     (_, None) => {}
                 }
             }

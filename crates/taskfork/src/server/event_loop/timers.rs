@@ -56,6 +56,7 @@ impl EventLoop {
                 at_most(guardian::AGAIN);
             }
         }
+        self.resume_stderr().into_iter().for_each(&mut at_most);
         self.run_status_timers().into_iter().for_each(&mut at_most);
         self.update_spares().into_iter().for_each(&mut at_most);
         self.rebalance_queue().into_iter().for_each(&mut at_most);

@@ -111,10 +111,10 @@ pub(crate) fn plays() -> bool {
             tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
             print_error(servers::serve(Server::builder().listen(address)));
         }
-        ["serve_logging_to", file, address] => {
+        ["serve_logging_to", file, address, ref options @ ..] => {
             taskfork::server::LogWriter::open(file).unwrap();
             servers::log();
-            print_error(servers::serve(Server::builder().listen(address)));
+            print_error(serve_logged(address, options));
         }
         ["blobs_without_files", address] => crate::file_limits::use_blobs(address),
         ["serve_ignoring_deaths", address] => {
@@ -258,6 +258,10 @@ fn serve_logged(address: &str, options: &[&str]) -> Result<(), ServerError> {
             // What a new server is told is in the file.
             Some(("listen_in", file)) => {
                 server.listen(std::fs::read_to_string(file).unwrap().trim())
+            }
+            Some(("max_workers_in", file)) => {
+                let most = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+                server.max_workers(most)
             }
             Some(("grace", milliseconds)) => {
                 let grace = milliseconds.parse().unwrap();

@@ -1,0 +1,136 @@
+//! Why a connection ended, and what that means for the calls on it.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::{Activity, Death, End, FatalError, Hung};
+use crate::wire::WireError;
+use crate::wire::death_notice::DeathNotice;
+use crate::wire::native::FromWorker;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) enum Disconnect {
+    /// The server told of the worker's death.
+    Notified(Box<DeathNotice>),
+    Closed,
+    /// Closed with what was sent last still unread.
+    Unread,
+    /// The peer broke the protocol.
+    Protocol(String),
+    /// Before the worker had greeted, so that nothing has begun.
+    NoHandshake(String),
+}
+
+impl Disconnect {
+    /// Classifies what a read found where no answer was expected: a notice of death, another message, or
+    /// the connection's end.
+    pub(crate) fn of(read: Result<Bytes, Self>) -> Self {
+        read.map_or_else(|reason| reason, |message| Self::from_message(&message))
+    }
+
+    /// Classifies a message that is no answer.
+    pub(crate) fn from_message(message: &[u8]) -> Self {
+        match FromWorker::decode(message) {
+            Ok(FromWorker::Death(notice)) => Self::Notified(Box::new(notice)),
+            Ok(_) => Self::Protocol("the worker sent an answer that nobody asked for".to_owned()),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Classifies an error of a read from the socket.
+    pub(crate) fn of_read(error: &io::Error) -> Self {
+        match WireError::of_read(error) {
+            Some(error) => error.into(),
+            None => Self::Protocol(error.to_string()),
+        }
+    }
+
+    /// Of a worker that sends a lot though no call runs.
+    pub(crate) fn unsolicited() -> Self {
+        Self::Protocol("the worker sends messages without end though no call runs".to_owned())
+    }
+
+    /// The number of the last call that the worker can have begun, if `first` is the first of
+    /// `unanswered` that it has not answered.
+    pub(crate) fn last_started(
+        &self,
+        first: u64,
+        unanswered: usize,
+        sent: u64,
+        is_tcp: bool,
+    ) -> u64 {
+        let begun = match self {
+            Self::Notified(notice) => notice.calls,
+            Self::NoHandshake(_) => 0,
+            Self::Unread if unanswered <= 1 => first.saturating_sub(1),
+            // What a peer has begun that does not keep to the protocol is not known.
+            Self::Protocol(_) => u64::MAX,
+            // What was sent to us may have been lost.
+            _ if is_tcp => u64::MAX,
+            _ => first,
+        };
+        begun.min(sent)
+    }
+
+    /// Whether the server killed the worker as the call's time was over.
+    pub(crate) fn is_timeout(&self) -> bool {
+        self.notice().is_some_and(|notice| notice.timed_out)
+    }
+
+    /// Whether the connection ended without a word about the worker.
+    pub(crate) fn is_without_notice(&self) -> bool {
+        matches!(self, Self::Closed | Self::Unread)
+    }
+
+    pub(crate) fn is_in_setup(&self) -> bool {
+        self.notice().is_some_and(|notice| notice.during == Some(Activity::Setup))
+    }
+
+    /// Whether the server killed the worker for what its `setup` does.
+    pub(crate) fn is_killed_in_setup(&self) -> bool {
+        self.is_in_setup() && self.notice().is_some_and(|notice| notice.reason.is_some())
+    }
+
+    fn notice(&self) -> Option<&DeathNotice> {
+        match self {
+            Self::Notified(notice) => Some(notice),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn into_error(self, pid: u32) -> FatalError {
+        match self {
+            Self::Notified(notice) => {
+                let hung = notice.ran.and_then(|ran| Duration::try_from_secs_f64(ran).ok());
+                let (stack, no_stack) = (notice.stack, notice.no_stack);
+                FatalError::WorkerDied(Death {
+                    pid: notice.pid,
+                    end: notice.end,
+                    reason: notice.reason,
+                    during: notice.during,
+                    stderr: notice.stderr,
+                    hung: hung
+                        .map(|ran_for| Box::new(Hung { ran_for, stack, no_stack, stderr: None })),
+                })
+            }
+            Self::Closed | Self::Unread => FatalError::WorkerDied(Death {
+                pid,
+                end: End::Unknown,
+                reason: None,
+                during: None,
+                stderr: None,
+                hung: None,
+            }),
+            Self::Protocol(detail) | Self::NoHandshake(detail) => FatalError::Protocol { detail },
+        }
+    }
+}
+
+impl From<WireError> for Disconnect {
+    fn from(error: WireError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}

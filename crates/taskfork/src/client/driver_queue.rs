@@ -1,0 +1,61 @@
+//! The queue of events for the driver, and what a checkout does when the driver calls it.
+
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use super::pool::WorkerKey;
+use crate::sync::lock;
+
+/// What the driver does for a session. A trait, so that the waker of a connection need not know what a
+/// session is.
+pub(crate) trait Driven: std::fmt::Debug + Send + Sync {
+    /// Something happened on the session's connection, or it has calls to send.
+    fn connection_event(self: Arc<Self>);
+
+    /// A timer that was set for the session has expired.
+    fn timer_expired(self: Arc<Self>, now: Instant);
+
+    /// The worker of this key has not sent its hello in time.
+    fn handshake_timed_out(self: Arc<Self>, key: WorkerKey);
+}
+
+#[derive(Debug)]
+pub(crate) enum DriverEvent {
+    /// Something happened on the connection of an idle worker.
+    IdleConnection(WorkerKey),
+    Session(Weak<dyn Driven>),
+    /// The server has no free worker yet for a connection that is being made, for this reason.
+    ServerBusy(String),
+    /// A session has a worker whose hello is due since the connection was made at this time.
+    HandshakePending(Instant, WorkerKey, Weak<dyn Driven>),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct DriverQueue {
+    events: Mutex<Vec<DriverEvent>>,
+    notify: Notify,
+}
+
+impl DriverQueue {
+    pub(crate) fn send(&self, event: DriverEvent) {
+        lock(&self.events).push(event);
+        self.wake();
+    }
+
+    /// Has the driver run once more, also without an event.
+    pub(crate) fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Waits for the next [`send`](Self::send) or [`wake`](Self::wake). A wake that came while nobody
+    /// waited is kept. Cancelling the wait loses none.
+    pub(crate) async fn woken(&self) {
+        self.notify.notified().await;
+    }
+
+    pub(crate) fn take(&self) -> Vec<DriverEvent> {
+        std::mem::take(&mut *lock(&self.events))
+    }
+}
