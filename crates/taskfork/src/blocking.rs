@@ -37,9 +37,9 @@ use crate::error::{Error, Failure};
 use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
 
-/// A pool of connections to the workers of one server, for threads that may block.
+/// A pool of connections to the workers of a server, for threads that may block.
 ///
-/// Clones share the pool.
+/// A client is cheap to clone, and all clones share one pool. See [`crate::Client`].
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: crate::Client,
@@ -70,24 +70,33 @@ impl Client {
         let inner = options.build_on(runtime.handle())?;
         let (stop, stopped) = oneshot::channel();
         thread::Builder::new().name("taskfork-client".to_owned()).spawn(move || {
-            // The other end is dropped, never used: both outcomes mean the end.
+            // The sender is only ever dropped: an error is the signal to stop.
             let _ = runtime.block_on(stopped);
         })?;
         Ok(Self { inner, _thread: Arc::new(RuntimeThread { _stop: stop }) })
     }
 
-    /// Takes a worker, or a place in the queue for one; does not wait.
+    /// Checks a worker out, or joins the queue for one. Does not wait.
+    ///
+    /// As [`crate::Client::checkout`].
     pub fn checkout(&self) -> Checkout {
         Checkout { inner: self.inner.checkout(), _thread: self._thread.clone() }
     }
 
-    /// Takes a worker if one is idle now, and no place in the queue otherwise.
+    /// Checks a worker out if one is idle now. Returns `None` otherwise, and never joins the queue.
     pub fn try_checkout(&self) -> Option<Checkout> {
         let inner = self.inner.try_checkout()?;
         Some(Checkout { inner, _thread: self._thread.clone() })
     }
 
-    /// A checkout of one call of an untyped interface.
+    /// Calls a method of an untyped interface, in a checkout of its own, and waits for its result.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let sum: i64 = client.call("add", (2, 3))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
@@ -100,7 +109,7 @@ impl Client {
         block_on(self.inner.call(method, args))
     }
 
-    /// A checkout of one call that names no method.
+    /// Makes a call that names no method, in a checkout of its own, and waits for its result.
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
@@ -109,13 +118,14 @@ impl Client {
         block_on(self.inner.invoke(args))
     }
 
-    /// How many workers and waiting checkouts there are now.
+    /// Returns the current numbers of workers and checkouts, and the totals since the client was
+    /// built.
     pub fn stats(&self) -> Stats {
         self.inner.stats()
     }
 }
 
-/// A worker held exclusively, for threads that may block. See [`crate::Checkout`].
+/// Holds one worker exclusively, for threads that may block. See [`crate::Checkout`].
 #[derive(Debug)]
 pub struct Checkout {
     inner: crate::Checkout,
@@ -123,19 +133,22 @@ pub struct Checkout {
 }
 
 impl Checkout {
-    /// The time that each call made from now on has; `None` for no limit.
+    /// Sets the time limit of each call that is made from now on. `None` means no limit. Defaults
+    /// to the client's timeout.
+    ///
+    /// See [`crate::Checkout::timeout`].
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         Self { inner: self.inner.timeout(timeout), ..self }
     }
 
-    /// Has each call recorded in `log`. See [`crate::Checkout::log`].
+    /// Records each call that is made from now on in `log`. See [`crate::Checkout::log`].
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn log(self, log: &log_defer::Log) -> Self {
         Self { inner: self.inner.log(log), ..self }
     }
 
-    /// The trace that each call made from now on belongs to. See
+    /// Sets the trace that each call made from now on belongs to. See
     /// [`crate::Checkout::trace_context`].
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn trace_context(self, context: crate::trace_context::TraceContext) -> Self {
@@ -164,30 +177,42 @@ impl Checkout {
         block_on(self.inner.invoke(args))
     }
 
-    /// Makes a call and does not wait for it.
+    /// Makes a call and returns at once. [`Call::wait`] returns its result.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// let first = checkout.queue::<i64>("add", (1, 1));
+    /// let second = checkout.queue::<i64>("add", (2, 2));
+    /// assert_eq!((first.wait()?, second.wait()?), (2, 4));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[track_caller]
     pub fn queue<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
         Call { inner: self.inner.call(method, args) }
     }
 
-    /// Waits, in turn with the calls, until a worker is there.
+    /// Waits until the checkout has a worker and the calls made before are over.
     ///
     /// # Errors
-    /// When the time runs out before there is one, or the checkout is over already.
+    /// A fatal error if the time runs out first, or if the checkout is over already.
     #[track_caller]
     pub fn ready(&self) -> Result<(), Error> {
         block_on(self.inner.ready())
     }
 
-    /// Memory for an argument, to be filled in place. See [`crate::Checkout::alloc_blob`].
+    /// Allocates memory for an argument, to be filled in place. See
+    /// [`crate::Checkout::alloc_blob`].
     ///
     /// # Errors
-    /// When the system has no memory or descriptor for it.
+    /// If the system has no memory or descriptor left.
     pub fn alloc_blob(&self, length: usize) -> io::Result<BlobMut> {
         self.inner.alloc_blob(length)
     }
 
-    /// Ends the checkout and whatever runs in it.
+    /// Ends the checkout: all its calls fail with `message`, those made later included. Call it
+    /// from another thread to end a call that blocks. See [`crate::Checkout::abort`].
     pub fn abort(&self, message: impl Into<String>) {
         self.inner.abort(message);
     }
@@ -198,7 +223,8 @@ impl Checkout {
     }
 }
 
-/// A call that has been made and can be waited for. See [`crate::Call`].
+/// A call that has been made and not waited for. See [`crate::Call`], also for what dropping it
+/// does.
 #[derive(Debug)]
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct Call<T, E = Failure> {
@@ -215,7 +241,7 @@ impl<T: DeserializeOwned, E: InterfaceError> Call<T, E> {
     }
 }
 
-/// What typed calls can be made on: a [`Checkout`] or a [`Client`].
+/// Makes typed calls: implemented by [`Checkout`] and [`Client`].
 pub trait Caller {
     /// Makes a call of a typed interface and waits for its result.
     #[doc(hidden)]
@@ -248,7 +274,7 @@ impl Caller for Client {
     }
 }
 
-/// The thread that drives a client; it ends once nothing of the client is left.
+/// The thread that runs a client's task. It ends when the client and all its checkouts are dropped.
 #[derive(Debug)]
 struct RuntimeThread {
     _stop: oneshot::Sender<()>,

@@ -1,4 +1,4 @@
-//! A client and its options.
+//! The client handle, the options from which it is built, and their errors.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +26,14 @@ use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::hello::MIN_FRAME;
 use crate::wire::native::DEFAULT_GRACE;
 
-/// A pool of connections to the workers of one server.
+/// A pool of connections to the workers of a server.
 ///
-/// Cloning is cheap, and all clones share the pool. The last clone to be dropped, with the last
-/// checkout and call, closes the connections.
+/// A client is cheap to clone, and all clones share one pool. The connections close when the last
+/// clone is dropped, together with the last [`Checkout`] and [`Call`].
+///
+/// All methods may be called from any thread and any task. A client needs the tokio runtime in
+/// which it was built: when that runtime shuts down, all checkouts that wait fail with
+/// [`FatalError::Aborted`](crate::error::FatalError::Aborted).
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,7 +50,7 @@ pub struct Client {
     _driver: Arc<DriverLease>,
 }
 
-/// Wakes the driver when the last client is gone, so that it can see that.
+/// Wakes the driver when the last client is dropped, so that the driver task can end.
 #[derive(Debug)]
 struct DriverLease(Arc<DriverQueue>);
 
@@ -57,7 +61,7 @@ impl Drop for DriverLease {
 }
 
 impl Client {
-    /// A client with every option but the address at its default.
+    /// Returns a builder with the default of every option. Only the address has no default.
     pub fn builder() -> ClientBuilder {
         ClientBuilder {
             addresses: Vec::new(),
@@ -80,14 +84,27 @@ impl Client {
         }
     }
 
-    /// Takes a worker, or a place in the queue for one; returns at once. Checkouts are served in
-    /// the order in which they are made.
+    /// Checks a worker out, or joins the queue for one. Returns at once.
+    ///
+    /// Checkouts are served in the order in which they are made. If the queue is full (see
+    /// [`ClientBuilder::max_queue`]), this checkout or the oldest one in the queue fails: its calls
+    /// return [`FatalError::Overloaded`](crate::error::FatalError::Overloaded).
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// checkout.call::<()>("begin", ()).await?;
+    /// checkout.call::<()>("commit", ()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn checkout(&self) -> Checkout {
         Checkout::new(&self.core)
     }
 
-    /// Takes a worker if one is idle now, and no place in the queue otherwise: for shedding load
-    /// instead of letting it wait.
+    /// Checks a worker out if one is idle now. Returns `None` otherwise, and never joins the queue.
+    ///
+    /// Use it to shed load instead of queueing it.
     ///
     /// ```no_run
     /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
@@ -102,25 +119,44 @@ impl Client {
         Checkout::try_new(&self.core)
     }
 
-    /// A checkout of one call of an untyped interface.
+    /// Calls a method of an untyped interface, in a checkout of its own.
+    ///
+    /// `args` is a tuple of the arguments. The checkout ends with the call, so two calls may run in
+    /// different workers. Use [`checkout`](Self::checkout) where several calls need the same
+    /// worker.
     ///
     /// # Errors
     /// As for [`Checkout::call`].
+    ///
+    /// # Cancellation
+    /// Dropping the call before it has begun takes it back. Dropping it while it runs kills its
+    /// worker, which the pool replaces.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let sum: i64 = client.call("add", (2, 3)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
         self.checkout().call(method, args)
     }
 
-    /// A checkout of one call that names no method.
+    /// Makes a call that names no method, in a checkout of its own.
     ///
     /// # Errors
     /// As for [`Checkout::call`].
+    ///
+    /// # Cancellation
+    /// As for [`call`](Self::call).
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
         self.checkout().invoke(args)
     }
 
-    /// How many workers and waiting checkouts there are now, and what there has been so far.
+    /// Returns the current numbers of workers and checkouts, and the totals since the client was
+    /// built.
     pub fn stats(&self) -> Stats {
         let pool = self.core.pool();
         let unreachable = pool.unreachable().map(|unreachable| unreachable.reason.clone());
@@ -130,7 +166,18 @@ impl Client {
     }
 }
 
-/// Collects the options of a [`Client`].
+/// Collects the options of a [`Client`]. Each setter replaces what was set before.
+///
+/// ```
+/// use std::time::Duration;
+/// use taskfork::Client;
+///
+/// let builder = Client::builder()
+///     .address("unix:/run/adder.sock")
+///     .max_workers(8)
+///     .timeout(Duration::from_secs(5));
+/// # let _ = builder;
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a client is made by `build`"]
 pub struct ClientBuilder {
@@ -157,15 +204,15 @@ pub struct ClientBuilder {
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// No address was given.
+    /// No address was set.
     #[error(
         "the client has no address: set one with `address`, as in address(\"unix:/run/app.sock\")"
     )]
     NoAddress,
-    /// The address given is none.
+    /// An address cannot be parsed.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// An inherited listener can be listened on only.
+    /// The address is an inherited listening descriptor, to which a client cannot connect.
     #[error(
         "{address} is a listening descriptor, to which a client cannot connect: use unix:PATH or tcp:HOST:PORT"
     )]
@@ -179,23 +226,23 @@ pub enum ConfigError {
     /// `max_workers` is below `min_workers`.
     #[error("max_workers is {max_workers}, which is less than min_workers, {min_workers}")]
     MaxBelowMin {
-        /// The least workers.
+        /// The value of `min_workers`.
         min_workers: usize,
-        /// The most workers.
+        /// The value of `max_workers`.
         max_workers: usize,
     },
     /// `max_checkouts` is 0.
     #[error("max_checkouts is 0, so that no worker could serve anything: set it to 1 or more")]
     NoCheckouts,
-    /// An option has a value with which no call could succeed.
+    /// An option has a value with which no call can succeed.
     #[error("the option `{option}` cannot be so: {reason}")]
     Option {
         /// The option's name.
         option: &'static str,
-        /// What is wrong with its value.
+        /// Why its value is not allowed.
         reason: String,
     },
-    /// There is no runtime for the client's task.
+    /// `build` was called outside a tokio runtime.
     #[error(
         "a client is built inside a tokio runtime: call `build` from async code, or use \
          `taskfork::blocking::Client` in a program without async"
@@ -206,8 +253,13 @@ pub enum ConfigError {
 debug_as_text!(ConfigError);
 
 impl ClientBuilder {
-    /// Where the server is: `unix:PATH`, `tcp:HOST:PORT`, or the address of a
-    /// [`ServerHandle`](crate::server::ServerHandle). The server need not exist yet.
+    /// Sets the address of the server: `unix:PATH`, `tcp:HOST:PORT`, or the address of a
+    /// [`ServerHandle`](crate::server::ServerHandle).
+    ///
+    /// It replaces all addresses that were set before. There is no default. The server need not
+    /// exist yet: the client retries until it does.
+    ///
+    /// An address that cannot be parsed is an error of [`build`](Self::build).
     pub fn address<A>(mut self, address: A) -> Self
     where
         A: TryInto<Address>,
@@ -217,11 +269,14 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets several addresses, in order of preference. They replace addresses set before.
+    /// Sets several addresses, in order of preference. They replace all addresses that were set
+    /// before.
     ///
-    /// For each new worker the client tries the addresses in this order, each for at most
-    /// [`connect_timeout`](Self::connect_timeout), and uses the first that answers. The workers of
-    /// one client can belong to several servers.
+    /// For each new worker the client tries the addresses in this order, each for up to the
+    /// [`connect_timeout`](Self::connect_timeout), and takes the first that answers. So the workers
+    /// of one client may belong to different servers.
+    ///
+    /// An address that cannot be parsed, or an empty list, is an error of [`build`](Self::build).
     ///
     /// ```
     /// let client = taskfork::Client::builder()
@@ -238,38 +293,50 @@ impl ClientBuilder {
         self
     }
 
-    /// What the client calls itself towards the server, for its logs. `taskfork` unless set.
+    /// Sets the name of this client. Servers show it in their logs, and reports and metrics show it
+    /// here.
+    ///
+    /// Defaults to `taskfork`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// How many workers are kept connected when nothing is to be done: 2 unless set, or
-    /// `max_workers` if that is less.
+    /// Sets how many workers stay connected while there is nothing to do.
+    ///
+    /// Defaults to 2, or to [`max_workers`](Self::max_workers) if that is less. A value above
+    /// `max_workers` is an error of [`build`](Self::build).
     pub fn min_workers(mut self, workers: usize) -> Self {
         self.min_workers = Some(workers);
         self
     }
 
-    /// The most workers at any time, 20 unless set. Further checkouts wait.
+    /// Sets how many workers the client has at most. Checkouts beyond that wait in the queue.
+    ///
+    /// Defaults to 20. 0 is an error of [`build`](Self::build).
     pub fn max_workers(mut self, workers: usize) -> Self {
         self.max_workers = workers;
         self
     }
 
-    /// After how many checkouts a worker is replaced; never unless set.
+    /// Sets after how many checkouts a worker is replaced. `None` means never.
+    ///
+    /// Defaults to `None`. 0 is an error of [`build`](Self::build).
     pub fn max_checkouts(mut self, checkouts: impl Into<Option<u64>>) -> Self {
         self.max_checkouts = checkouts.into();
         self
     }
 
-    /// The most checkouts that wait for a worker; any number unless set. With more, one is refused
-    /// at once, with [`Overloaded`](crate::error::FatalError::Overloaded): the newest, unless
-    /// [`overload`](Self::overload) says otherwise. With 0 none ever waits.
+    /// Sets how many checkouts may wait for a worker. `None` means any number.
+    ///
+    /// Defaults to `None`. With the queue full, one checkout fails at once with
+    /// [`FatalError::Overloaded`](crate::error::FatalError::Overloaded): which one,
+    /// [`overload`](Self::overload) says. With 0 no checkout waits.
     ///
     /// ```
-    /// use taskfork::client::Overload;
     /// use taskfork::Client;
+    /// use taskfork::client::Overload;
+    ///
     /// let client = Client::builder().max_queue(100).overload(Overload::DropOldest);
     /// # let _ = client;
     /// ```
@@ -278,36 +345,57 @@ impl ClientBuilder {
         self
     }
 
-    /// Who is refused when `max_queue` checkouts wait already: [`Overload::RefuseNewest`] unless
-    /// set.
+    /// Sets which checkout fails when the queue is full. It has no effect without
+    /// [`max_queue`](Self::max_queue).
+    ///
+    /// Defaults to [`Overload::RefuseNewest`].
     pub fn overload(mut self, overload: Overload) -> Self {
         self.overload = overload;
         self
     }
 
-    /// The time that a call has, counted from when it is made, waiting included; 30 seconds unless
-    /// set, `None`, or 100 years and more, for no limit. When it runs out, the worker is killed and the
-    /// checkout is over. 0 is an error of [`build`](Self::build).
+    /// Sets the time limit of each call, from when it is made to its answer. The wait for a worker
+    /// counts. `None` means no limit, and so does a limit of 100 years or more.
+    ///
+    /// Defaults to 30 seconds. 0 is an error of [`build`](Self::build). [`Checkout::timeout`] sets
+    /// another limit for one checkout.
+    ///
+    /// At the deadline the worker is told, and killed after [`grace`](Self::grace). The call fails
+    /// with [`FatalError::TimedOut`](crate::error::FatalError::TimedOut), and its checkout is over.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let client = taskfork::Client::builder().timeout(Duration::from_secs(5));
+    /// # let _ = client;
+    /// ```
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into().into();
         self
     }
 
-    /// Whether the memory of a [`Blob`](crate::Blob) may be handed over or lent instead of being sent, and
-    /// open files handed over, where that can be: it may unless this is set to false. For a client that does
-    /// not know what results are, and takes them as [`Value`](crate::client::Value), which has no place for an open file.
+    /// Allows passing open files, and the memory of [`Blob`](crate::Blob)s, as descriptors. They
+    /// pass only through unix sockets; elsewhere the bytes of a blob are sent.
+    ///
+    /// Defaults to true. Set it to false if the client takes results as
+    /// [`Value`](crate::client::Value)s: a `Value` cannot hold an open file.
     pub fn pass_descriptors(mut self, may: bool) -> Self {
         self.pass_descriptors = may;
         self
     }
 
-    /// How much memory each side of a connection keeps for long [`Blob`](crate::Blob)s that it sends to the
-    /// other, which has it mapped, in bytes: 64 MiB unless set, or less if the server has set less; 0 for
-    /// none. What does not fit is sent. There is as much as has been in use at a time; a worker that has had nothing of the
-    /// kind to do for 5 seconds sees to it that all is given back, but for what a blob holds.
+    /// Sets how much memory each side of a connection shares with the other for long
+    /// [`Blob`](crate::Blob)s, in bytes. Memory is shared only through unix sockets, and only
+    /// between processes of one user.
     ///
-    /// With 0 there is no memory for short messages either: 33 KiB for each connection that has had 32 calls,
-    /// through which they go while both sides are awake.
+    /// Defaults to 64 MiB. The lower of this and the server's limit applies. Blobs that do not fit
+    /// are sent. 0 shares nothing.
+    ///
+    /// The memory grows with use. A worker that has not used it for 5 seconds has all of it freed,
+    /// except what blobs still hold.
+    ///
+    /// The same option controls the memory for short messages: 33 KiB for each connection, from its
+    /// 33rd call on. 0 turns that off as well.
     ///
     /// ```
     /// # fn build() -> Result<taskfork::Client, taskfork::client::ConfigError> {
@@ -320,34 +408,45 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a call may go on after its time is over: 100 milliseconds unless set. At the
-    /// deadline the worker gets SIGALRM, and [`context`](crate::worker::context()) says that the call is
-    /// cancelled; an answer within this time counts, be it an error. After it the worker is killed,
-    /// and the error says where it was. 100 years and more are no limit; with 0 it is killed at the deadline.
+    /// Sets how long a call may go on after its deadline before its worker is killed.
+    ///
+    /// Defaults to 100 milliseconds. 0 kills the worker at the deadline. 100 years or more mean no
+    /// limit.
+    ///
+    /// At the deadline the worker gets SIGALRM, and [`context`](crate::worker::context) says that
+    /// the call is cancelled. An answer within the grace period counts, whether it is a result or
+    /// an error. After it the error says where the worker was.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace.into();
         self
     }
 
-    /// Whether a task looks for the answer of its call for a moment before it yields to the runtime:
-    /// [`BusyPoll::Adaptive`] unless set. After 128 calls that were answered at once a task yields
-    /// in any case, since each that is sent counts against tokio's budget.
+    /// Sets whether a task polls for the answer of its call for a moment before it yields to the
+    /// runtime. Polling saves the time that it takes to wake a sleeping CPU.
+    ///
+    /// Defaults to [`BusyPoll::Adaptive`]. A task yields after 128 calls that were answered at
+    /// once, whatever the mode is, because each call counts against tokio's budget.
     pub fn busy_poll(mut self, mode: BusyPoll) -> Self {
         self.busy_poll = mode;
         self
     }
 
-    /// The time for one attempt to connect, greetings included; 5 seconds unless set. Attempts are
-    /// repeated for as long as somebody waits. 100 years and more are no limit; 0 is an error of
-    /// [`build`](Self::build). A server that has no free worker says so; then an attempt takes as long as it is
-    /// needed, unless there is another address.
+    /// Sets the time limit of one attempt to connect, the handshake included.
+    ///
+    /// Defaults to 5 seconds. 0 is an error of [`build`](Self::build), and 100 years or more mean
+    /// no limit. The client repeats attempts as long as a checkout waits.
+    ///
+    /// With one address, an attempt may take longer while the server says that it has no free
+    /// worker.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout.into();
         self
     }
 
-    /// Keeps workers in which a call has failed. They are replaced unless this is set, since an
-    /// error may have left their state half changed.
+    /// Sets whether a worker stays in the pool after a call in it has failed.
+    ///
+    /// Defaults to false: the worker is replaced, because the error may have left its state half
+    /// changed.
     #[doc(alias = "refork")]
     pub fn reuse_after_error(mut self, reuse: bool) -> Self {
         self.reuse_after_error = reuse;
@@ -360,21 +459,27 @@ impl ClientBuilder {
         self.reuse_after_error(reuse)
     }
 
-    /// The most bytes of one message in either direction, 64 MiB unless set. Less than 256 is an error of
-    /// [`build`](Self::build).
+    /// Sets the length of the longest message in either direction, in bytes.
+    ///
+    /// Defaults to 64 MiB. Less than 256 is an error of [`build`](Self::build). Longer arguments
+    /// fail the call with [`CallError::Arguments`](crate::error::CallError::Arguments), and a
+    /// longer result with [`CallError::Result`](crate::error::CallError::Result).
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = bytes;
         self
     }
 
-    /// The most bytes of one [`Blob`](crate::Blob) of a result that the worker hands over as memory: 256 MiB unless
-    /// set. A worker is told, and its call fails with an error of the kind
-    /// [`CallError::Result`](crate::error::CallError::Result) if a result has a longer one that cannot be sent in a message
-    /// either; see [`max_frame`](Self::max_frame).
+    /// Sets the length of the longest [`Blob`](crate::Blob) in a result that the worker passes as
+    /// memory, in bytes.
     ///
-    /// To map a blob takes only addresses. But each page of it that is read becomes memory of the reader, also where
-    /// the worker has never written to it. So this is the most memory that one blob of a worker can take here. The
-    /// default is four times that of `max_frame`, as no buffer has to hold it.
+    /// Defaults to 256 MiB. If a result has a longer one that does not fit in a message either (see
+    /// [`max_frame`](Self::max_frame)), its call fails with
+    /// [`CallError::Result`](crate::error::CallError::Result).
+    ///
+    /// Mapping a blob takes address space only. But each page that is read becomes memory of the
+    /// reader, even if the worker has never written to it. So this bounds the memory that one blob
+    /// of a worker can take here. The default is four times that of `max_frame`, because no buffer
+    /// has to hold a blob.
     ///
     /// ```
     /// # fn build() -> Result<taskfork::Client, taskfork::client::ConfigError> {
@@ -387,13 +492,15 @@ impl ClientBuilder {
         self
     }
 
-    /// Which protocol the server speaks: [`Protocol::Native`] unless set. With [`Protocol::Perl`] the
-    /// server is a program with the Perl module AnyEvent::Task. A server of this crate speaks both.
+    /// Sets the protocol that the server speaks.
+    ///
+    /// Defaults to [`Protocol::Native`]. Use [`Protocol::Perl`] for a program with the Perl module
+    /// AnyEvent::Task. A server of this crate speaks both.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-    /// use taskfork::client::Protocol;
     /// use taskfork::Client;
+    /// use taskfork::client::Protocol;
     ///
     /// let client = Client::builder().address("unix:/run/task.sock").protocol(Protocol::Perl).build()?;
     /// let sum: i64 = client.call("add", (2, 3)).await?;
@@ -405,7 +512,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Checks the options and starts connecting.
+    /// Checks the options, starts the client's task in the current tokio runtime, and starts
+    /// connecting. Does not wait for a connection.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the option at fault, or says that there is no tokio runtime.
@@ -459,7 +567,7 @@ impl ClientBuilder {
             return wrong("max_frame", reason);
         }
         let links: Vec<_> = addresses.iter().map(SpawnedServer::find).collect();
-        // From here on this program has threads.
+        // This watches servers in threads: from here on the program cannot fork.
         links.iter().flatten().for_each(SpawnedServer::watch);
         Ok(Config {
             addresses,

@@ -1,4 +1,4 @@
-//! A call on its way: a future of its result.
+//! The future of a call's result, and the decoding of the answer.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -22,18 +22,35 @@ use crate::wire::call_error::InterfaceError;
 use crate::wire::native::{self, FromWorker};
 use crate::wire::values::{self, ValueFormat};
 
-/// A call that has been made. Awaiting it gives its result.
+/// The future of a call's result. Awaiting it returns the result.
 ///
 /// A call runs in its turn whether it is awaited or not, and its answer is kept until it is asked
-/// for. Dropping it before its turn has come removes it, as a rule: a call that follows a short one
-/// (less than 50 microseconds) may be in the worker already, and run. Dropping it while it runs lets
-/// it run on for the sake of its checkout, or, if the checkout has been dropped too, kills the
-/// worker.
+/// for.
+///
+/// # Cancellation
+/// Dropping a call before its turn takes it back. If it follows a call of less than 50
+/// microseconds, it may be in the worker already, and then it runs.
+///
+/// Dropping a call that runs lets it run on while its checkout exists. If the checkout is dropped
+/// as well, the worker is killed and replaced.
+///
+/// # Panics
+/// If it is polled again after it has returned its result.
+///
+/// ```no_run
+/// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+/// let checkout = client.checkout();
+/// let first = checkout.call::<i64>("add", (1, 1));
+/// let second = checkout.call::<i64>("add", (2, 2));
+/// assert_eq!((first.await?, second.await?), (2, 4));
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct Call<T, E = Failure> {
     session: Arc<Session>,
     seq: Seq,
-    /// The line that made the call.
+    /// The source line of the caller.
     made_at: &'static Location<'static>,
     done: bool,
     spin_guard: Option<SpinGuard>,
@@ -85,7 +102,7 @@ where
     T: DeserializeOwned,
     E: InterfaceError,
 {
-    /// What a wait for a worker gives: nothing, encoded.
+    /// The result of a wait for a worker: an encoded nil.
     const NIL: &[u8] = &[0xc0];
     let broken = |detail: String| Failed::Fatal(FatalError::Protocol { detail }, true);
     let checked = |value| match bounds::check(value, max_frame) {
@@ -130,7 +147,7 @@ where
     })
 }
 
-/// An error before it is known whose it is.
+/// An error whose call site has not been added yet.
 enum Failed<E> {
     Call(CallError<E>),
     Fatal(FatalError, bool),

@@ -1,4 +1,4 @@
-//! A worker held exclusively, as the user has it.
+//! The handle of a checkout, and the encoding of calls that are made on it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -28,16 +28,18 @@ use crate::wire::{Protocol, perl};
 
 /// Holds one worker exclusively, or a place in the queue for one.
 ///
-/// Calls take their place when they are made and run in that order on the same worker, however and
-/// wherever they are awaited, so a transaction or any other state of the worker lasts for the whole
-/// checkout. Methods take `&self`: share a checkout between tasks by reference or in an `Arc`.
+/// Calls run on the same worker, one after the other, in the order in which they are made. It does
+/// not matter in which order or in which task they are awaited. So a transaction, or any other
+/// state of the worker, lasts for the whole checkout. Methods take `&self`: share a checkout
+/// between tasks by reference or in an `Arc`.
 ///
-/// When a call fails, the calls already queued behind it are dropped unrun, and so are calls made
-/// before anybody has seen the failure; after that the checkout is usable again. A fatal error ends
-/// it for good.
+/// When a call fails, the calls queued behind it are dropped unrun. So are calls that are made
+/// before the failure has been returned. After that the checkout is usable again. A fatal error
+/// ends the checkout: every later call returns that error.
 ///
-/// Dropping a checkout releases its worker, after the calls that are still awaited; one that has
-/// not got a worker yet leaves the queue.
+/// Dropping a checkout releases its worker once the calls that are still awaited are answered. A
+/// checkout without a worker leaves the queue. If a call runs that nobody awaits, the worker is
+/// killed and replaced.
 ///
 /// ```no_run
 /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
@@ -53,11 +55,12 @@ use crate::wire::{Protocol, perl};
 pub struct Checkout {
     session: Arc<Session>,
     max_frame: usize,
-    /// Up to which level this checkout's log wants to have lines.
+    /// The most verbose level that the log of this checkout keeps.
     log: Option<Level>,
-    /// The trace that its calls belong to, whatever the caller's span.
+    /// The trace of its calls. It overrides the span of the caller.
     trace: Option<TraceContext>,
-    /// Whether its calls have a time, which is filled in when they are sent.
+    /// Whether calls have a time limit. The field in the message is filled in when the call is
+    /// sent.
     has_timeout: bool,
     grace: TimeLimit,
     protocol: Protocol,
@@ -85,9 +88,20 @@ impl Checkout {
         }
     }
 
-    /// The time that each call made from now on has, counted from when it is made; `None`, or 100 years
-    /// and more, for no limit. The client's `timeout` unless set. With 0 only an answer that
-    /// is there at once counts.
+    /// Sets the time limit of each call that is made from now on. It counts from when the call is
+    /// made. `None` means no limit, and so do 100 years or more.
+    ///
+    /// Defaults to the client's [`timeout`](crate::client::ClientBuilder::timeout). With 0, a call
+    /// succeeds only if its answer is there at once.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout().timeout(Duration::from_millis(200));
+    /// let page: String = checkout.call("render", ("page",)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = TimeLimit::from(timeout.into());
@@ -96,14 +110,15 @@ impl Checkout {
         self
     }
 
-    /// Has each call made from now on recorded in `log` as a timer named by its method, however it
-    /// ends, and with it what the worker logs through [`logger`](crate::worker::logger). Workers leave out
-    /// what the log's verbosity excludes.
+    /// Records each call that is made from now on in `log`: a timer with the method's name, however
+    /// the call ends, and what the worker logs through [`logger`](crate::worker::logger). Workers
+    /// leave out lines that the log's verbosity excludes.
     ///
-    /// The checkout holds a handle of the log until it is dropped and its calls are over.
+    /// Defaults to no log. The checkout holds a handle of the log until it is dropped and its calls
+    /// are over.
     ///
     /// ```no_run
-    /// use log_defer::{JsonLines, Log};
+    /// use taskfork::log_defer::{JsonLines, Log};
     /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
     /// let log = Log::new(JsonLines::new(std::io::stderr()).callback());
     /// log.info("request received");
@@ -119,9 +134,10 @@ impl Checkout {
         self
     }
 
-    /// The trace that each call made from now on belongs to. Without it, a call belongs to that of
-    /// the span in which it is made, if the feature `opentelemetry` is on and the program has a
-    /// layer of `tracing-opentelemetry`.
+    /// Sets the trace that each call made from now on belongs to.
+    ///
+    /// Defaults to the trace of the span in which a call is made, if the feature `opentelemetry` is
+    /// on and the program has a layer of `tracing-opentelemetry`. Otherwise there is none.
     ///
     /// ```no_run
     /// # fn example(client: taskfork::Client, header: &str) {
@@ -137,43 +153,68 @@ impl Checkout {
         self
     }
 
-    /// Calls a method of an untyped interface, with a tuple of its arguments.
+    /// Calls a method of an untyped interface. `args` is a tuple of the arguments.
+    ///
+    /// The call takes its turn now, also if it is awaited later or never.
     ///
     /// # Errors
-    /// The call's result is an [`Error`](crate::Error): a failed call, or a fatal one that ends the
-    /// checkout, as when its time runs out or its worker dies.
+    /// Awaiting the call returns an [`Error`](crate::Error). [`Error::Call`](crate::Error::Call)
+    /// means that the call failed and the checkout is usable. [`Error::Fatal`](crate::Error::Fatal)
+    /// ends the checkout, for example because the time ran out or the worker died.
+    ///
+    /// # Cancellation
+    /// See [`Call`].
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
         self.make(Some(Cow::Owned(method.to_owned())), args)
     }
 
-    /// Makes a call that names no method.
+    /// Makes a call that names no method, for an interface that is one function.
     ///
     /// # Errors
     /// As for [`call`](Self::call).
+    ///
+    /// # Cancellation
+    /// See [`Call`].
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
         self.make(None, args)
     }
 
-    /// Waits, in turn with the calls, until a worker is there.
+    /// Waits until the checkout has a worker and the calls made before are over. It runs nothing in
+    /// the worker.
     ///
     /// # Errors
-    /// When the time runs out before there is one, or the checkout is over already.
+    /// A fatal error if the time runs out first, or if the checkout is over already.
+    ///
+    /// # Cancellation
+    /// Dropping it has no effect on the checkout.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// checkout.ready().await?;
+    /// println!("a worker is assigned");
+    /// # Ok(())
+    /// # }
+    /// ```
     #[track_caller]
     pub fn ready(&self) -> Call<()> {
         Call::new(self.session.clone(), self.session.submit(None, Operation::WaitForWorker, None))
     }
 
-    /// Memory for an argument, to be filled in place, of so many bytes. What they are is not defined.
+    /// Allocates memory of `length` bytes for an argument, to be filled in place. Its content is
+    /// unspecified.
     ///
-    /// Once the checkout's worker has answered a call, of this checkout or another, it is memory that both have mapped,
-    /// if the two share any; it has its pages already where something of about that length has been lent before. A
-    /// [`Blob`](crate::Blob) that is made of it is neither sent nor copied when it goes to this worker, and
-    /// copied when it goes to another. Otherwise it is a [`BlobMut::new`].
+    /// Once the checkout's worker has answered a call of any checkout, the memory is shared with
+    /// it, if the connection shares memory (see
+    /// [`ClientBuilder::shared_memory`](crate::client::ClientBuilder::shared_memory)). A
+    /// [`Blob`](crate::Blob) made of it reaches this worker without being copied or sent. For
+    /// another worker it is copied. Memory that was used before has its pages already. Without
+    /// shared memory this is [`BlobMut::new`].
     ///
     /// # Errors
-    /// When the system has no memory or descriptor for it.
+    /// If the system has no memory or descriptor left.
     ///
     /// ```
     /// # async fn example(client: taskfork::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -193,8 +234,10 @@ impl Checkout {
         }
     }
 
-    /// Ends the checkout: the call that runs and all others fail with `message`, the worker is
-    /// killed if it runs a call, and is replaced.
+    /// Ends the checkout: all its calls fail with `message`, those made later included. The pool
+    /// replaces the worker, which is killed if it runs a call.
+    ///
+    /// It has no effect on a checkout that is over already.
     ///
     /// ```no_run
     /// # async fn example(client: taskfork::Client) {
@@ -247,7 +290,7 @@ impl Checkout {
     }
 }
 
-/// Makes of a call of the native protocol one of the other.
+/// Translates an encoded call of the native protocol to the Perl protocol.
 fn translate(frame: &mut GatherFrame, max_frame: usize) -> Result<(), EncodeError> {
     if frame.requires_files() {
         return Err(EncodeError("open files cannot be sent to a server in Perl".to_owned()));
@@ -278,7 +321,7 @@ impl fmt::Debug for Checkout {
     }
 }
 
-/// What typed calls can be made on: a [`Checkout`], or a [`Client`](crate::Client), which makes a
+/// Makes typed calls: implemented by [`Checkout`], and by [`Client`](crate::Client), which makes a
 /// checkout for each call.
 pub trait Caller {
     /// Makes a call of a typed interface.

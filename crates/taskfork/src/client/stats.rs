@@ -1,4 +1,4 @@
-//! What a client counts.
+//! The counters of a client, and the statistics that are made of them.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -13,7 +13,8 @@ use super::pool::Counts;
 use crate::error::End;
 use crate::sync::lock;
 
-/// How many workers and checkouts a client has, and what has become of those that it had.
+/// Numbers of workers and checkouts, and totals since the client was built. See
+/// [`Client::stats`](crate::Client::stats).
 ///
 /// ```no_run
 /// # fn example(client: taskfork::Client) {
@@ -25,36 +26,44 @@ use crate::sync::lock;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Workers in nobody's hands.
+    /// Workers that no checkout holds.
     pub idle: usize,
-    /// Workers held by a checkout.
+    /// Workers that a checkout holds.
     pub busy: usize,
-    /// Connections being made.
+    /// Attempts to connect in progress.
     pub connecting: usize,
-    /// Checkouts that wait for a worker.
+    /// Checkouts that wait for a worker now.
     pub queued: usize,
-    /// How many checkouts have got a worker.
+    /// Checkouts that got a worker.
     pub checkouts: u64,
-    /// For how many seconds they have waited for it, all together.
+    /// The sum of the times that checkouts waited for their workers, in seconds.
     pub seconds_waited: f64,
-    /// For how many seconds one of them has waited at most.
+    /// The longest of these times, in seconds.
     pub longest_wait: f64,
-    /// How many checkouts were refused, or lost their places in the queue, because too many waited.
+    /// Checkouts that failed because the queue was full.
     pub refused: u64,
-    /// How many calls workers have answered, errors included.
+    /// Calls that workers answered, with a result or an error.
     pub calls: u64,
-    /// How many workers have been connected.
+    /// Workers that were connected.
     pub connected: u64,
-    /// How many workers have been lost, by cause: `finished` (its server wanted it, or it had served
-    /// enough), `exited`, `signaled`, `killed` (by its server), `timed_out`, `cancelled` (nobody
-    /// waited for its call any more), `closed` (the connection ended without a word), `protocol`.
+    /// Workers that were lost, by cause:
+    ///
+    /// * `finished`: it exited with status 0, because its server ended it or it reached a limit
+    /// * `exited`: it exited with another status
+    /// * `signaled`: a signal ended it
+    /// * `killed`: its server killed it
+    /// * `timed_out`: a call's time ran out
+    /// * `cancelled`: a call ran that nobody awaited any more
+    /// * `closed`: the connection ended without a notice
+    /// * `protocol`: the worker broke the protocol
     pub deaths: BTreeMap<String, u64>,
-    /// Why the last attempt to connect a worker failed; nothing once an attempt has succeeded.
+    /// Why the last attempt to connect failed. `None` once an attempt has succeeded.
     #[serde(default)]
     pub unreachable: Option<String>,
 }
 
-/// Counts what happens.
+/// Counts events. Reading it for [`Stats`] takes no snapshot: the numbers may be of slightly
+/// different times.
 #[derive(Debug)]
 pub(crate) struct Counters {
     checkouts: AtomicU64,
@@ -81,7 +90,7 @@ impl Counters {
         }
     }
 
-    /// A checkout has got its first worker.
+    /// Counts a checkout that has got its first worker.
     pub(crate) fn count_checkout(&self, waited: Duration) {
         self.checkouts.fetch_add(1, Relaxed);
         let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
@@ -95,7 +104,6 @@ impl Counters {
         self.metrics.refused();
     }
 
-    /// A worker has answered.
     pub(crate) fn count_answer(&self, method: Option<&str>, began: &Stopwatch, failed: bool) {
         self.calls.fetch_add(1, Relaxed);
         self.metrics.answered(method, began, failed);
@@ -111,7 +119,8 @@ impl Counters {
         self.metrics.died(cause);
     }
 
-    /// Shows how things are; gives how soon to do so again, if at all.
+    /// Updates the gauges of the feature `metrics`. Returns after what time to do so again, if at
+    /// all.
     pub(crate) fn publish_gauges(&self, counts: Counts) -> Option<Duration> {
         self.metrics.publish_gauges(counts)
     }
@@ -136,11 +145,11 @@ impl Counters {
     }
 }
 
-/// The causes that are the client's own.
+/// Causes that the client itself decides.
 pub(crate) const CANCELLED: &str = "cancelled";
 pub(crate) const TIMED_OUT: &str = "timed_out";
 
-/// How the end of a connection is counted.
+/// The label under which the end of a connection is counted.
 pub(crate) fn death_cause(disconnect: &Disconnect) -> &'static str {
     match disconnect {
         Disconnect::Notified(notice) if notice.timed_out => TIMED_OUT,
