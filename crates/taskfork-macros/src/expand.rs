@@ -1,4 +1,4 @@
-//! What a trait becomes: the dispatch inside the worker, and typed calls outside it.
+//! Generates the dispatch in the worker and the typed calls of the client.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
@@ -10,7 +10,7 @@ use crate::model::{Interface, Method, Output, Parameter};
 pub(crate) fn expand(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let dispatch = dispatch(item, interface);
     let calls = calls(item, interface);
-    let blocking = calls_blocking(item, interface);
+    let blocking = blocking_calls(item, interface);
     quote! {
         #item
         #dispatch
@@ -31,7 +31,7 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         let types = method.parameters.iter().map(|parameter| &parameter.ty);
         let answer = match &method.output {
             Output::Plain(_) => quote!(__request.value(&__result)),
-            // Placed at the error's type, so that what is wrong with it is told there.
+            // This span makes the compiler report an unsuitable error type where the trait names it.
             Output::Fallible { error, .. } => {
                 quote_spanned!(error.span()=> __request.typed(__result))
             }
@@ -70,33 +70,33 @@ fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let caller = quote!(::taskfork::client::Caller);
     let methods = interface.methods.iter().map(|method| {
         let (value, error) = types(method);
-        method_of(method, &caller, &quote!(::taskfork::Call<#value, #error>))
+        call_method(method, &caller, &quote!(::taskfork::Call<#value, #error>))
     });
     let calls = format_ident!("{}Calls", item.ident);
-    let place = "on a [`Checkout`](::taskfork::Checkout) or a client";
-    extension(item, &calls, place, &caller, methods)
+    let where_used = "on a [`Checkout`](::taskfork::Checkout) or a client";
+    extension_trait(item, &calls, where_used, &caller, methods)
 }
 
-fn calls_blocking(item: &ItemTrait, interface: &Interface) -> TokenStream {
+fn blocking_calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let caller = quote!(::taskfork::blocking::Caller);
     let methods = interface.methods.iter().map(|method| {
         let (value, error) = types(method);
         let result = quote!(::core::result::Result<#value, ::taskfork::Error<#error>>);
-        method_of(method, &caller, &result)
+        call_method(method, &caller, &result)
     });
     let calls = format_ident!("{}BlockingCalls", item.ident);
-    extension(item, &calls, "in a program without async", &caller, methods)
+    extension_trait(item, &calls, "in a program without async", &caller, methods)
 }
 
-fn extension(
+fn extension_trait(
     item: &ItemTrait,
     calls: &Ident,
-    place: &str,
+    where_used: &str,
     caller: &TokenStream,
     methods: impl Iterator<Item = TokenStream>,
 ) -> TokenStream {
     let (vis, name) = (&item.vis, &item.ident);
-    let docs = format!("The methods of [`{name}`] {place}.");
+    let docs = format!("The methods of [`{name}`] {where_used}.");
     quote! {
         #[doc = #docs]
         #vis trait #calls: #caller {
@@ -107,7 +107,7 @@ fn extension(
     }
 }
 
-fn method_of(method: &Method, caller: &TokenStream, output: &TokenStream) -> TokenStream {
+fn call_method(method: &Method, caller: &TokenStream, output: &TokenStream) -> TokenStream {
     let (name, docs, text) = (&method.name, &method.docs, method_name(&method.name));
     let parameters = method.parameters.iter().map(|Parameter { name, ty }| {
         if is_string(ty) {
@@ -123,11 +123,11 @@ fn method_of(method: &Method, caller: &TokenStream, output: &TokenStream) -> Tok
             quote!(#name)
         }
     });
-    let place = match &method.output {
+    let span = match &method.output {
         Output::Plain(value) => value.span(),
         Output::Fallible { error, .. } => error.span(),
     };
-    let call = quote_spanned!(place=> #caller::typed(self, #text, (#(#arguments,)*)));
+    let call = quote_spanned!(span=> #caller::typed(self, #text, (#(#arguments,)*)));
     quote! {
         #(#docs)*
         #[track_caller]
@@ -144,12 +144,12 @@ fn types(method: &Method) -> (TokenStream, TokenStream) {
     }
 }
 
-/// Whether a text of any kind can be taken for it.
+/// Whether `ty` is `String`: then callers may pass any `AsRef<str>`.
 fn is_string(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.qself.is_none() && path.path.is_ident("String"))
 }
 
-/// The name on the wire: a raw identifier without its prefix.
+/// The method's name on the wire, which has no `r#` prefix.
 fn method_name(name: &Ident) -> LitStr {
     let text = name.to_string();
     LitStr::new(text.strip_prefix("r#").unwrap_or(&text), Span::call_site())

@@ -1,4 +1,4 @@
-//! What is read from a trait, and every mistake in it that can be seen.
+//! Parses the trait and reports every mistake in it.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,30 @@ use syn::{
     ReturnType, Signature, TraitItem, TraitItemFn, Type,
 };
 
-/// Methods that every checkout, client or future has already.
-const RESERVED: [&str; 10] = [
+/// Methods of clients and checkouts. They take precedence over the methods of the generated traits,
+/// so that an interface's method of the same name could not be called.
+const RESERVED: [&str; 18] = [
+    "abort",
+    "alloc_blob",
     "call",
     "checkout",
     "clone",
+    "close",
     "invoke",
+    "is_closed",
+    "log",
+    "queue",
     "ready",
     "stats",
-    "abort",
+    "throw_fatal_error",
     "timeout",
+    "trace_context",
     "try_checkout",
+    "type_id",
     "typed",
 ];
 
-/// The most parameters that a call can carry.
+/// `IntoArguments` is implemented for tuples of at most this length.
 const MOST_PARAMETERS: usize = 12;
 
 pub(crate) struct Interface {
@@ -44,19 +53,19 @@ pub(crate) struct Parameter {
 }
 
 pub(crate) enum Output {
-    /// A value that is always there.
+    /// The method cannot fail.
     Plain(Box<Type>),
-    /// A value or the interface's own error.
+    /// The method returns a `Result`.
     Fallible { value: Box<Type>, error: Box<Type> },
 }
 
-/// Collects mistakes, so that all are told at once.
+/// Collects mistakes, so that the compiler reports all of them at once.
 #[derive(Default)]
 struct Mistakes(Option<Error>);
 
 impl Mistakes {
-    fn add(&mut self, at: Span, message: impl std::fmt::Display) {
-        let error = Error::new(at, message);
+    fn add(&mut self, span: Span, message: impl std::fmt::Display) {
+        let error = Error::new(span, message);
         match &mut self.0 {
             Some(first) => first.combine(error),
             none => *none = Some(error),
@@ -90,12 +99,12 @@ impl Interface {
                 TraitItem::Fn(method) => methods.extend(Method::read(method, &mut mistakes)),
                 other => mistakes.add(
                     other.span(),
-                    "an interface has methods only: move this to another trait or to the \
+                    "an interface can only have methods: move this to another trait or to the \
                      implementing type",
                 ),
             }
         }
-        find_duplicates(&methods, &mut mistakes);
+        check_duplicates(&methods, &mut mistakes);
         match mistakes.0 {
             Some(error) => Err(error),
             None => Ok(Self { methods }),
@@ -103,14 +112,14 @@ impl Interface {
     }
 }
 
-fn find_duplicates(methods: &[Method], mistakes: &mut Mistakes) {
+fn check_duplicates(methods: &[Method], mistakes: &mut Mistakes) {
     let mut seen = BTreeMap::new();
     for method in methods {
         let name = method.name.to_string();
         if seen.insert(name.clone(), ()).is_some() {
             mistakes.add(
                 method.name.span(),
-                format!("there is a method `{name}` already: calls are told apart by name only, so rename one"),
+                format!("there is already a method `{name}`, and a call names its method by this name only: rename one"),
             );
         }
     }
@@ -168,7 +177,7 @@ fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
     if RESERVED.iter().any(|reserved| name == reserved) {
         mistakes.add(
             name.span(),
-            format!("`{name}` is a method that every client or checkout has: choose another name"),
+            format!("clients or checkouts already have a method `{name}`: choose another name"),
         );
     }
     if let Some(asyncness) = &signature.asyncness {
@@ -179,7 +188,7 @@ fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
     }
     if let Some(unsafety) = &signature.unsafety {
         mistakes
-            .add(unsafety.span(), "a method that is called from afar cannot be unsafe: remove it");
+            .add(unsafety.span(), "a caller in another process cannot uphold safety conditions: remove `unsafe`");
     }
     if !signature.generics.params.is_empty() || signature.generics.where_clause.is_some() {
         mistakes.add(
@@ -198,7 +207,7 @@ fn check_receiver(receiver: &Receiver, mistakes: &mut Mistakes) {
         && receiver.colon_token.is_none();
     if !fits {
         mistakes
-            .add(receiver.span(), "a method has its worker's state for itself: write `&mut self`");
+            .add(receiver.span(), "a method takes the worker's state by mutable reference: write `&mut self`");
     }
 }
 
@@ -208,7 +217,7 @@ fn parameter_name(pattern: &Pat, mistakes: &mut Mistakes) -> Option<Ident> {
             Some(name.ident.clone())
         }
         other => {
-            mistakes.add(other.span(), "a parameter needs a plain name: take it apart in the body");
+            mistakes.add(other.span(), "a parameter must be a plain name: destructure it in the method's body");
             None
         }
     }
@@ -244,7 +253,7 @@ impl Output {
             Err(_) => {
                 mistakes.add(
                     ty.span(),
-                    "the error type must be seen here, as it arrives at the caller: write \
+                    "the caller receives the error type, so that the signature must name it: write \
                      Result<Value, Error> with both types",
                 );
                 None
@@ -257,7 +266,7 @@ fn check_type(ty: &Type, mistakes: &mut Mistakes) {
     TypeCheck { mistakes }.visit_type(ty);
 }
 
-/// Finds what cannot cross from one process to another.
+/// Finds types that cannot be sent to another process.
 struct TypeCheck<'a> {
     mistakes: &'a mut Mistakes,
 }
@@ -266,17 +275,17 @@ impl<'ast> Visit<'ast> for TypeCheck<'_> {
     fn visit_type(&mut self, ty: &'ast Type) {
         let message = match ty {
             Type::Reference(reference) => Some(format!(
-                "a reference cannot cross to another process: take {} by value",
+                "a reference cannot be sent to another process: take {} by value",
                 owned(&reference.elem)
             )),
-            Type::Ptr(_) => Some("a pointer cannot cross to another process".to_owned()),
+            Type::Ptr(_) => Some("a pointer cannot be sent to another process".to_owned()),
             Type::ImplTrait(_) => Some(
-                "`impl Trait` has no type that the other process could know: name a concrete one"
+                "the other process must know the type behind `impl Trait`: name a concrete type"
                     .to_owned(),
             ),
-            Type::BareFn(_) => Some("a function cannot cross to another process".to_owned()),
+            Type::BareFn(_) => Some("a function cannot be sent to another process".to_owned()),
             Type::TraitObject(_) => Some(
-                "a trait object cannot cross to another process: name a concrete type".to_owned(),
+                "a trait object cannot be sent to another process: name a concrete type".to_owned(),
             ),
             _ => None,
         };
@@ -289,12 +298,12 @@ impl<'ast> Visit<'ast> for TypeCheck<'_> {
     fn visit_lifetime(&mut self, lifetime: &'ast syn::Lifetime) {
         self.mistakes.add(
             lifetime.span(),
-            "borrowed data cannot cross to another process: use a type that owns its data",
+            "borrowed data cannot be sent to another process: use a type that owns its data",
         );
     }
 }
 
-/// The owned type to take instead of a reference, as far as it is well known.
+/// What to take instead of a reference to `referent`, for the error message.
 fn owned(referent: &Type) -> String {
     match referent {
         Type::Path(path) if path.path.is_ident("str") => "`String`".to_owned(),

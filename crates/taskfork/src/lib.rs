@@ -1,9 +1,9 @@
-//! Exclusive checkouts of **forked worker processes** for async programs.
+//! Runs blocking, crashing, leaking or thread-unsafe code in forked worker processes.
 //!
-//! Some code blocks, crashes, leaks, hangs or is not thread-safe: C libraries, database drivers,
-//! image and PDF code, password hashing. A [`Server`] forks a worker process for each connection
-//! and runs such code there; a [`Client`] keeps a pool of connections and hands out [`Checkout`]s.
-//! Results, errors, panics and deaths arrive where the call is awaited, as if it had been local.
+//! C libraries, database drivers, image and PDF code and password hashing can block a thread, crash
+//! a process, leak memory or hang. With taskfork, such code runs in a worker process, and an async
+//! program calls it as if it were local. Results, errors, panics and crashes arrive where the call is
+//! awaited.
 //!
 //! ```sh
 //! cargo add taskfork
@@ -29,12 +29,65 @@
 //! }
 //! ```
 //!
-//! Where to look: [`macro@interface`] for typed interfaces, [`Methods`] and [`Function`] for untyped
-//! ones, [`Server::spawn`] and [`Server::fork`] for a server of one's own program, [`Error`] for
-//! what can go wrong, [`blocking`] for programs without async.
+//! # Model
+//!
+//! ```text
+//!  client's program                       server process            worker processes
+//!  ┌───────────────────────────┐          ┌───────────┐   fork     ┌──────────────────┐
+//!  │ Client: pool ─ Checkout ──┼── unix ──┤ Server    ├───────────►│ setup, state     │
+//!  │                 └─ Call   │  or tcp  │ (1 thread)│            │ one call at once │
+//!  └───────────────────────────┘          └───────────┘            └──────────────────┘
+//! ```
+//!
+//! - A [`Server`] has one thread. It forks a worker process for each connection that it accepts, and
+//!   watches the workers. [`Server::spawn`] starts one from any program that calls [`init`];
+//!   [`Server::run`] serves in the current process.
+//! - A worker runs `setup` once, keeps the state that it returns, and answers calls one at a time. A
+//!   trait with the attribute [`macro@interface`] defines typed calls; [`Methods`] and
+//!   [`worker::Function`] define untyped ones.
+//! - A [`Client`] keeps a pool of connections, each to one worker. A [`Checkout`] holds one worker
+//!   exclusively, so that a transaction and any other state lasts for the whole checkout. Dropping the
+//!   checkout returns the worker.
+//! - A [`Call`] is a future of one result. Each call has a deadline of 30 seconds unless
+//!   [`timeout`](client::ClientBuilder::timeout) sets another; the server kills a worker that misses it.
+//! - An [`Error`] says whether the checkout is still usable, whether the call may have run, and, if the
+//!   worker died, how.
+//!
+//! # Modules
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`client`] | the client's options, addresses, statistics, arguments of calls |
+//! | [`blocking`] | the client for programs without async |
+//! | [`server`] | the server's options, handles, status and log |
+//! | [`worker`] | interfaces, and what code in a worker can ask: context, logger, peer |
+//! | [`error`] | all errors of calls |
+//! | [`blob`] | long byte strings that are not copied, and open files |
+//! | [`trace_context`] | W3C Trace Context of calls |
+//!
+//! The [guide](https://github.com/taskfork/taskfork/tree/main/docs/guide/src) explains each subject at length;
+//! the [design notes](https://github.com/taskfork/taskfork/tree/main/docs/design) explain how it works.
+//!
+//! # Crate features
+//!
+//! All features are off by default. None of them changes what the rest of the crate does.
+//!
+//! | feature | effect |
+//! |---|---|
+//! | `spans` | Spans and events that workers record with `tracing` reach the caller's subscriber, and error reports list the spans around a call. Adds [`worker::tracing_layer`] |
+//! | `metrics` | Clients and servers publish their statistics through the recorder of the crate `metrics` |
+//! | `opentelemetry` | A call carries the trace of the caller's OpenTelemetry span. Adds conversions of [`trace_context::TraceContext`] |
+//!
+//! # Platforms
+//!
+//! Linux only, on any architecture with 64-bit atomics: the crate needs `epoll`, sealed `memfd`s, process groups
+//! and parent-death signals. Where a kernel lacks a newer system call, the crate uses an older one. Clients
+//! in other languages and on other systems can connect to a server through TCP.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("taskfork forks, watches and ends processes by means that only Linux has");
+compile_error!("taskfork needs Linux: it uses epoll, memfd and parent-death signals");
 
 mod address;
 pub mod blob;
@@ -74,19 +127,23 @@ pub use server::{Server, ServerBuilder, ServerError, init};
 #[doc(inline)]
 pub use worker::{BoxError, Methods};
 
-/// Makes a typed interface of a trait.
+/// Makes a typed interface from a trait.
 ///
-/// The trait's methods take `&mut self`, the state that each worker keeps between calls, and any
-/// number up to twelve of parameters that serde can carry; they return a value, or a `Result` whose
-/// error type arrives at the caller as that type.
+/// Each method takes `&mut self`, the state that a worker keeps between calls, and at most twelve
+/// parameters of types that serde can serialize and deserialize. It returns a value, or a `Result`
+/// whose error type reaches the caller unchanged.
 ///
-/// For a trait `Passwords` the attribute makes, with the trait's visibility:
+/// For a trait `Passwords`, the attribute defines these items with the trait's visibility:
 ///
-/// * `PasswordsInterface`, which is given to [`ServerBuilder::interface`] and serves whatever state
-///   implements the trait;
-/// * `PasswordsCalls`, which gives [`Checkout`] and [`Client`] the trait's methods, each returning
-///   a [`Call`]; a `String` parameter takes any text;
-/// * `PasswordsBlockingCalls`, the same for [`blocking`].
+/// * `PasswordsInterface`: pass it to [`ServerBuilder::interface`]. It serves any state that
+///   implements the trait.
+/// * `PasswordsCalls`: a trait that gives [`Checkout`] and [`Client`] the methods. Each returns a
+///   [`Call`]. A `String` parameter accepts any text.
+/// * `PasswordsBlockingCalls`: the same for [`blocking`].
+///
+/// A trait that cannot be an interface is a compile error that says what to write instead: a generic
+/// trait or method, a parameter that is a reference, a receiver other than `&mut self`, and a method
+/// with the name of a method of [`Checkout`] or [`Client`].
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -130,7 +187,7 @@ pub use worker::{BoxError, Methods};
 /// ```
 pub use taskfork_macros::interface;
 
-/// What the code made by [`macro@interface`] needs.
+/// For the code that [`macro@interface`] generates, for the command and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::wire::bench;
@@ -138,24 +195,24 @@ pub mod __private {
 
     pub use crate::server::{Hangup, ServiceManager};
 
-    /// What SIGHUP means to this process. A server with `restart_on_hangup` set to `restart` takes it so.
+    /// What SIGHUP does in this process, given the server's option `restart_on_hangup`.
     pub fn meaning_of_hangup(restart: Option<bool>) -> Hangup {
         crate::server::meaning_of_hangup(restart)
     }
 
-    /// The service manager that has started this process, which is no server itself.
+    /// The service manager that started this process.
     pub fn service_manager() -> ServiceManager {
         crate::server::service_manager()
     }
 
-    /// Has a server that `command` starts keep signals until it handles them.
+    /// Makes `command` start a server with signals blocked until the server handles them.
     pub fn block_signals_until_served(
         command: &mut std::process::Command,
     ) -> &mut std::process::Command {
         crate::server::block_signals_until_served(command)
     }
 
-    /// The file from which this program is started again, for the command.
+    /// The file that a server executes to start this program again.
     pub fn program_file() -> &'static std::path::Path {
         crate::server::program_file::path()
     }
@@ -166,7 +223,7 @@ pub mod __private {
 #[doc = include_str!("../../../README.md")]
 pub struct ReadmeDoctests;
 
-/// The programs in docs/COMING_FROM_PERL.md, likewise.
+/// The programs in docs/COMING_FROM_PERL.md, compiled as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/COMING_FROM_PERL.md")]
 pub struct ComingFromPerlDoctests;
