@@ -12,7 +12,7 @@ use syn::{
 
 /// Methods of clients and checkouts. They take precedence over the methods of the generated traits,
 /// so that an interface's method of the same name could not be called.
-const RESERVED: [&str; 18] = [
+const RESERVED: [&str; 17] = [
     "abort",
     "alloc_blob",
     "call",
@@ -29,7 +29,6 @@ const RESERVED: [&str; 18] = [
     "timeout",
     "trace_context",
     "try_checkout",
-    "type_id",
     "typed",
 ];
 

@@ -11,7 +11,7 @@ const MAX_STATE: usize = 512;
 /// With the feature `opentelemetry` every call made within a span of `tracing-opentelemetry` carries
 /// that span's; without it, or to pass on what came with a request, it is given to
 /// [`Checkout::trace_context`](crate::Checkout::trace_context). The worker finds it with
-/// [`trace_context`].
+/// [`current`].
 ///
 /// ```
 /// use taskfork::trace_context::TraceContext;
