@@ -186,8 +186,10 @@ fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
         );
     }
     if let Some(unsafety) = &signature.unsafety {
-        mistakes
-            .add(unsafety.span(), "a caller in another process cannot uphold safety conditions: remove `unsafe`");
+        mistakes.add(
+            unsafety.span(),
+            "a caller in another process cannot uphold safety conditions: remove `unsafe`",
+        );
     }
     if !signature.generics.params.is_empty() || signature.generics.where_clause.is_some() {
         mistakes.add(
@@ -205,8 +207,10 @@ fn check_receiver(receiver: &Receiver, mistakes: &mut Mistakes) {
         && receiver.mutability.is_some()
         && receiver.colon_token.is_none();
     if !fits {
-        mistakes
-            .add(receiver.span(), "a method takes the worker's state by mutable reference: write `&mut self`");
+        mistakes.add(
+            receiver.span(),
+            "a method takes the worker's state by mutable reference: write `&mut self`",
+        );
     }
 }
 
@@ -216,7 +220,10 @@ fn parameter_name(pattern: &Pat, mistakes: &mut Mistakes) -> Option<Ident> {
             Some(name.ident.clone())
         }
         other => {
-            mistakes.add(other.span(), "a parameter must be a plain name: destructure it in the method's body");
+            mistakes.add(
+                other.span(),
+                "a parameter must be a plain name: destructure it in the method's body",
+            );
             None
         }
     }
