@@ -192,7 +192,7 @@ impl Output {
     }
 
     /// Tries to write what waits, and to report what was lost, when it is time. Returns the time until the next try.
-    pub(crate) fn tend(&mut self) -> Option<Duration> {
+    pub(crate) fn retry(&mut self) -> Option<Duration> {
         if let Some((at, pause)) = self.failure {
             let now = Instant::now();
             if at > now {

@@ -7,7 +7,6 @@ use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
 use rustix::process::geteuid;
 
-use super::builder::ServerBuilder;
 use super::error::ServerError;
 use crate::context::Peer;
 use crate::sys;
@@ -16,10 +15,10 @@ use crate::wire::Protocol;
 /// The options of access, before names are looked up.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
-    users: Option<Vec<String>>,
-    groups: Option<Vec<String>>,
-    protocols: Option<Vec<Protocol>>,
-    network: bool,
+    pub(super) users: Option<Vec<String>>,
+    pub(super) groups: Option<Vec<String>>,
+    pub(super) protocols: Option<Vec<Protocol>>,
+    pub(super) network: bool,
     pub(crate) details: bool,
 }
 
@@ -131,7 +130,7 @@ impl Rules {
     }
 
     /// Whether clients of this origin may speak this protocol.
-    pub(crate) fn takes(&self, protocol: Protocol, origin: Origin) -> bool {
+    pub(crate) fn allows_protocol(&self, protocol: Protocol, origin: Origin) -> bool {
         match &self.protocols {
             Some(protocols) => protocols.contains(&protocol),
             None => protocol == Protocol::Native || origin == Origin::Local,
@@ -180,97 +179,6 @@ fn ids(
         Err(ServerError::Option { option, reason })
     };
     names.unwrap_or_default().iter().map(id).collect()
-}
-
-impl<S> ServerBuilder<S> {
-    /// Which users may connect to the server's unix socket, by names or numbers. A client is served
-    /// if its user is among these, or one of its groups among
-    /// [`allow_groups`](Self::allow_groups). Unless one of the two is set, every client is served that
-    /// the [`socket_mode`](Self::socket_mode) lets connect. The server's own user always is.
-    ///
-    /// The kernel tells the user of a client ([`Context::peer`](crate::worker::Context::peer)). A client
-    /// that is refused is told so, and no worker is forked for it. The socket's mode holds as well:
-    /// set one that lets these users in.
-    ///
-    /// An unknown name, and a listener of another kind than a unix socket, are errors of
-    /// [`run`](crate::Server::run).
-    ///
-    /// ```
-    /// let server = taskfork::Server::builder()
-    ///     .listen("unix:/run/adder.sock")
-    ///     .socket_mode(0o666)
-    ///     .allow_users(["www-data", "1000"])
-    ///     .allow_groups(["adm"]);
-    /// # let _ = server;
-    /// ```
-    pub fn allow_users(mut self, users: impl IntoIterator<Item: ToString>) -> Self {
-        let users = users.into_iter().map(|user| user.to_string());
-        self.options.access.users = Some(users.collect());
-        self
-    }
-
-    /// Which groups may connect to the server's unix socket, by names or numbers: the primary and
-    /// supplementary groups of a client count. See [`allow_users`](Self::allow_users).
-    ///
-    /// ```
-    /// let server = taskfork::Server::builder().allow_groups([100, 2000]);
-    /// # let _ = server;
-    /// ```
-    pub fn allow_groups(mut self, groups: impl IntoIterator<Item: ToString>) -> Self {
-        let groups = groups.into_iter().map(|group| group.to_string());
-        self.options.access.groups = Some(groups.collect());
-        self
-    }
-
-    /// Which protocols clients may speak. Unless set, both on unix sockets, and
-    /// [`Protocol::Native`] only on TCP. A client that speaks another is told so in its own
-    /// protocol, and no worker is forked for it.
-    ///
-    /// An empty list is an error of [`run`](crate::Server::run).
-    ///
-    /// ```
-    /// use taskfork::client::Protocol;
-    /// use taskfork::Server;
-    ///
-    /// let server = Server::builder()
-    ///     .listen("tcp:127.0.0.1:7000")
-    ///     .protocols([Protocol::Native, Protocol::Perl]);
-    /// # let _ = server;
-    /// ```
-    pub fn protocols(mut self, protocols: impl IntoIterator<Item = Protocol>) -> Self {
-        self.options.access.protocols = Some(protocols.into_iter().collect());
-        self
-    }
-
-    /// Whether the server may listen at an address that other machines can reach; `false` unless
-    /// set. Nothing is encrypted, and no client has to prove who it is: anyone who can reach such
-    /// an address can run every method. Without this, a listener that is neither a unix socket nor
-    /// bound to a loopback address is an error of [`run`](crate::Server::run).
-    ///
-    /// ```
-    /// let server = taskfork::Server::builder()
-    ///     .listen("tcp:0.0.0.0:7000")
-    ///     .allow_unauthenticated_network(true);
-    /// # let _ = server;
-    /// ```
-    pub fn allow_unauthenticated_network(mut self, allow: bool) -> Self {
-        self.options.access.network = allow;
-        self
-    }
-
-    /// Whether all clients get details of the server's machine: what a dead worker has
-    /// written to standard error, stacks, source files, and why `setup` has failed. `false` unless
-    /// set: then only clients on unix sockets that run as the server's own user do. All others
-    /// learn how a worker has ended, and the errors that methods return.
-    ///
-    /// ```
-    /// let server = taskfork::Server::builder().share_details(true);
-    /// # let _ = server;
-    /// ```
-    pub fn share_details(mut self, share: bool) -> Self {
-        self.options.access.details = share;
-        self
-    }
 }
 
 #[cfg(test)]
@@ -329,13 +237,13 @@ mod tests {
     #[test]
     fn json_has_to_be_named_on_the_network() {
         let rules = Access::default().rules().unwrap();
-        assert!(rules.takes(Protocol::Perl, Origin::Local));
-        assert!(!rules.takes(Protocol::Perl, Origin::Network));
-        assert!(rules.takes(Protocol::Native, Origin::Network));
+        assert!(rules.allows_protocol(Protocol::Perl, Origin::Local));
+        assert!(!rules.allows_protocol(Protocol::Perl, Origin::Network));
+        assert!(rules.allows_protocol(Protocol::Native, Origin::Network));
         let named = Access { protocols: Some(vec![Protocol::Perl]), ..Access::default() };
         let rules = named.rules().unwrap();
-        assert!(rules.takes(Protocol::Perl, Origin::Network));
-        assert!(!rules.takes(Protocol::Native, Origin::Local));
+        assert!(rules.allows_protocol(Protocol::Perl, Origin::Network));
+        assert!(!rules.allows_protocol(Protocol::Native, Origin::Local));
         let none = Access { protocols: Some(vec![]), ..Access::default() };
         assert!(none.rules().unwrap_err().to_string().contains("protocols"));
     }

@@ -34,7 +34,7 @@ pub(crate) const LONGEST_MESSAGE: usize = 32 << 10;
 const INIT: &str = "init";
 const READY: &str = "ready ";
 const FAILED: &str = "failed ";
-const MISFIT: &str = "misfit ";
+const MISCONFIGURED: &str = "misfit ";
 const ENDED: &str = "ended ";
 
 /// Both ends of a new line: the program's and the server's.
@@ -50,10 +50,10 @@ pub(crate) struct ControlChannel(Arc<OwnedFd>);
 /// What the program wants.
 #[derive(Debug)]
 pub(crate) enum ControlRequest {
-    Serve(OwnedFd),
+    Connection(OwnedFd),
     /// To be told the status.
-    Tell(OwnedFd),
-    ShutDown,
+    Status(OwnedFd),
+    Shutdown,
 }
 
 /// What the program sends before the server starts.
@@ -75,7 +75,7 @@ pub(crate) enum ServerMessage {
     Ready(Option<String>),
     Failed(String),
     /// Its configuration is not of the type that it expects.
-    Misfit {
+    Misconfigured {
         expected: String,
         reason: String,
     },
@@ -89,8 +89,8 @@ impl ControlChannel {
     }
 
     /// Takes what the program has sent, and says that `init` has been called.
-    pub(crate) fn supplies(&self) -> io::Result<StartupData> {
-        let mut supplies = StartupData::default();
+    pub(crate) fn receive_startup_data(&self) -> io::Result<StartupData> {
+        let mut data = StartupData::default();
         let mut piece = vec![0; LONGEST_MESSAGE];
         loop {
             let (received, length) =
@@ -100,57 +100,57 @@ impl ControlChannel {
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             };
             match (kind, received) {
-                (STDOUT, Received::Descriptor(stdout)) => supplies.stdout = Some(stdout),
-                (STDERR, Received::Descriptor(stderr)) => supplies.stderr = Some(stderr),
-                (CONFIG, _) => supplies.config.get_or_insert_default().extend_from_slice(rest),
-                (ADDRESS, _) => supplies.previous = String::from_utf8(rest.to_vec()).ok(),
+                (STDOUT, Received::Descriptor(stdout)) => data.stdout = Some(stdout),
+                (STDERR, Received::Descriptor(stderr)) => data.stderr = Some(stderr),
+                (CONFIG, _) => data.config.get_or_insert_default().extend_from_slice(rest),
+                (ADDRESS, _) => data.previous = String::from_utf8(rest.to_vec()).ok(),
                 (BEGIN, _) => break,
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
-        self.say(INIT, "");
-        Ok(supplies)
+        self.send(INIT, "");
+        Ok(data)
     }
 
     /// Says why the server does not come up, or why it ends.
     pub(crate) fn report_failure(&self, error: &ServerError) {
         match error {
             ServerError::Misconfigured { expected, reason } => {
-                self.say(MISFIT, &format!("{expected}\n{reason}"));
+                self.send(MISCONFIGURED, &format!("{expected}\n{reason}"));
             }
-            ServerError::Killed { .. } => self.say(ENDED, &error.to_string()),
-            error => self.say(FAILED, &error.to_string()),
+            ServerError::Killed { .. } => self.send(ENDED, &error.to_string()),
+            error => self.send(FAILED, &error.to_string()),
         }
     }
 
     pub(crate) fn report_panic(&self) {
-        self.say(FAILED, "it panicked");
+        self.send(FAILED, "it panicked");
     }
 
     /// Says that the server listens; without an address, that connections can be sent.
     pub(crate) fn report_ready(&self, address: Option<&Address>) {
-        self.say(READY, &address.map(Address::to_string).unwrap_or_default());
+        self.send(READY, &address.map(Address::to_string).unwrap_or_default());
     }
 
-    fn say(&self, word: &str, text: &str) {
+    fn send(&self, word: &str, text: &str) {
         let text = &text[..text.floor_char_boundary(MAX_CHANNEL_TEXT - word.len())];
         // A program that is gone needs no word.
         let _ = send(&*self.0, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
     }
 
     /// The next wish, or nothing while there is none.
-    pub(crate) fn next(&self) -> io::Result<Option<ControlRequest>> {
+    pub(crate) fn next_request(&self) -> io::Result<Option<ControlRequest>> {
         let mut kind = [0];
         match sys::receive_descriptor(&*self.0, RecvFlags::DONTWAIT, &mut kind) {
-            Ok((Received::End, _)) => Ok(Some(ControlRequest::ShutDown)),
+            Ok((Received::End, _)) => Ok(Some(ControlRequest::Shutdown)),
             Ok((Received::Other, _)) => Ok(None),
             Ok((Received::Descriptor(connection), _)) => Ok(match kind[0] {
-                CONNECTION => Some(ControlRequest::Serve(connection)),
-                STATUS => Some(ControlRequest::Tell(connection)),
+                CONNECTION => Some(ControlRequest::Connection(connection)),
+                STATUS => Some(ControlRequest::Status(connection)),
                 _ => None,
             }),
             Err(Errno::AGAIN) => Ok(None),
-            Err(Errno::CONNRESET) => Ok(Some(ControlRequest::ShutDown)),
+            Err(Errno::CONNRESET) => Ok(Some(ControlRequest::Shutdown)),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -165,12 +165,12 @@ impl AsFd for ControlChannel {
 impl ServerMessage {
     /// The next that a server has said through this line; nothing for what is no word. The end of the line is an
     /// error.
-    pub(crate) fn hear(line: &OwnedFd) -> rustix::io::Result<Option<Self>> {
+    pub(crate) fn receive(line: &OwnedFd) -> rustix::io::Result<Option<Self>> {
         let mut text = [0; MAX_CHANNEL_TEXT];
         loop {
             match recv(line, &mut text, RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return Err(Errno::PIPE),
-                Ok((_, length)) => return Ok(Self::read(&text[..length])),
+                Ok((_, length)) => return Ok(Self::parse(&text[..length])),
                 // The server ended before it had read all. That is told once, and before what it said.
                 Err(Errno::CONNRESET | Errno::INTR) => {}
                 Err(errno) => return Err(errno),
@@ -179,17 +179,20 @@ impl ServerMessage {
     }
 
     /// Nothing if it is none.
-    pub(crate) fn read(said: &[u8]) -> Option<Self> {
-        let text = String::from_utf8_lossy(said);
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(text);
         if text == INIT {
             return Some(Self::Init);
         }
         if let Some(address) = text.strip_prefix(READY) {
             return Some(Self::Ready(Some(address.to_owned()).filter(|text| !text.is_empty())));
         }
-        if let Some(text) = text.strip_prefix(MISFIT) {
+        if let Some(text) = text.strip_prefix(MISCONFIGURED) {
             let (expected, reason) = text.split_once('\n')?;
-            return Some(Self::Misfit { expected: expected.to_owned(), reason: reason.to_owned() });
+            return Some(Self::Misconfigured {
+                expected: expected.to_owned(),
+                reason: reason.to_owned(),
+            });
         }
         let failed = text.strip_prefix(FAILED).map(|text| Self::Failed(text.to_owned()));
         failed.or_else(|| text.strip_prefix(ENDED).map(|text| Self::Ended(text.to_owned())))
@@ -200,10 +203,10 @@ impl ServerMessage {
 mod tests {
     use super::*;
 
-    fn heard(said: impl FnOnce(&ControlChannel)) -> Option<ServerMessage> {
+    fn received(said: impl FnOnce(&ControlChannel)) -> Option<ServerMessage> {
         let (ours, theirs) = pair().unwrap();
         said(&ControlChannel::new(theirs));
-        ServerMessage::hear(&ours).unwrap()
+        ServerMessage::receive(&ours).unwrap()
     }
 
     #[test]
@@ -211,32 +214,32 @@ mod tests {
         let (ours, theirs) = pair().unwrap();
         send(&ours, b"c", SendFlags::NOSIGNAL).unwrap();
         ControlChannel::new(theirs).report_panic();
-        assert!(matches!(ServerMessage::hear(&ours), Ok(Some(ServerMessage::Failed(_)))));
-        assert_eq!(ServerMessage::hear(&ours), Err(Errno::PIPE));
+        assert!(matches!(ServerMessage::receive(&ours), Ok(Some(ServerMessage::Failed(_)))));
+        assert_eq!(ServerMessage::receive(&ours), Err(Errno::PIPE));
     }
 
     #[test]
     fn each_word_is_heard_as_it_was_said() {
-        let ready = heard(|control| control.report_ready(None));
+        let ready = received(|control| control.report_ready(None));
         assert_eq!(ready, Some(ServerMessage::Ready(None)));
         let address = Address::tcp("localhost", 80);
-        let ready = heard(|control| control.report_ready(Some(&address)));
+        let ready = received(|control| control.report_ready(Some(&address)));
         assert_eq!(ready, Some(ServerMessage::Ready(Some("tcp:localhost:80".to_owned()))));
-        let failed = heard(|control| control.report_failure(&ServerError::NoAddress));
+        let failed = received(|control| control.report_failure(&ServerError::NoAddress));
         assert_eq!(failed, Some(ServerMessage::Failed(ServerError::NoAddress.to_string())));
         let (expected, reason) = ("app::Config".to_owned(), "missing field\n`a`".to_owned());
         let error =
             ServerError::Misconfigured { expected: expected.clone(), reason: reason.clone() };
-        let misfit = heard(|control| control.report_failure(&error));
-        assert_eq!(misfit, Some(ServerMessage::Misfit { expected, reason }));
+        let misconfigured = received(|control| control.report_failure(&error));
+        assert_eq!(misconfigured, Some(ServerMessage::Misconfigured { expected, reason }));
         let killed = ServerError::Killed { workers: 2 };
-        let ended = heard(|control| control.report_failure(&killed));
+        let ended = received(|control| control.report_failure(&killed));
         assert_eq!(ended, Some(ServerMessage::Ended(killed.to_string())));
         let long = ServerError::Startup { message: "ä".repeat(MAX_CHANNEL_TEXT) };
         assert!(matches!(
-            heard(|control| control.report_failure(&long)),
+            received(|control| control.report_failure(&long)),
             Some(ServerMessage::Failed(_))
         ));
-        assert_eq!(ServerMessage::read(b"nonsense"), None);
+        assert_eq!(ServerMessage::parse(b"nonsense"), None);
     }
 }

@@ -3,24 +3,23 @@
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-use rustix::process::{Pid, getppid};
-
-use super::builder::{Server, ServerBuilder};
+use super::builder::ServerBuilder;
 use super::control::{self, ControlChannel, StartupData};
+use super::environment;
 use super::error::ServerError;
 use super::handle::ServerHandle;
 use super::launch;
 use super::log;
 use super::options::{Options, SpawnData};
 use super::program_file;
+use super::run::Server;
 use super::spawned_server;
 use crate::sys::{self, ForkError, Forked};
 
-/// Describes a server and runs it: what [`init`] is given under a name.
+/// Describes a server and runs it: what [`init`] is spawn_data under a name.
 pub type Entry = fn(ServerBuilder) -> Result<(), ServerError>;
 
 /// Names the server that an executed copy of this program is to become.
-pub(super) const VARIABLE: &str = "TASKFORK_SERVER";
 
 struct Initialised {
     entries: Vec<String>,
@@ -57,7 +56,7 @@ pub fn init(entries: &[(&str, Entry)]) {
     let names = entries.iter().map(|(name, _)| (*name).to_owned()).collect();
     // Only the first call counts: the programs of a second one could not be told from the first's.
     let _ = INITIALISED.set(Initialised { entries: names, late });
-    let Some(name) = sys::take_variable(VARIABLE) else { return };
+    let Some(name) = sys::take_variable(environment::SERVER) else { return };
     let entry = entries.iter().find(|(known, _)| *known == name).map(|(_, entry)| *entry);
     let status = become_server(name, entry);
     sys::flush_stdio();
@@ -65,17 +64,18 @@ pub fn init(entries: &[(&str, Entry)]) {
 }
 
 fn become_server(name: String, entry: Option<Entry>) -> i32 {
-    let taken = take_control().and_then(|control| Ok((control.supplies()?, control)));
-    let (supplies, control) = match taken {
+    let taken = take_control().and_then(|control| Ok((control.receive_startup_data()?, control)));
+    let (data, control) = match taken {
         Ok(taken) => taken,
         Err(error) => {
-            log::error!("{VARIABLE} is set, but there is no line to a parent: {error}");
+            let variable = environment::SERVER;
+            log::error!("{variable} is set, but there is no control channel to a parent: {error}");
             return 1;
         }
     };
-    let StartupData { stdout, stderr, config, previous } = supplies;
+    let StartupData { stdout, stderr, config, previous } = data;
     // Until here they led to the program, for its error if this process had not come so far.
-    if let Err(errno) = give_back(stdout, stderr) {
+    if let Err(errno) = restore_output(stdout, stderr) {
         log::error!("standard output or standard error cannot be set: {errno}");
     }
     let Some(entry) = entry else {
@@ -88,7 +88,7 @@ fn become_server(name: String, entry: Option<Entry>) -> i32 {
 }
 
 /// Has standard output and standard error lead where the program's do.
-fn give_back(stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> rustix::io::Result<()> {
+fn restore_output(stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> rustix::io::Result<()> {
     stdout.map_or(Ok(()), |stdout| rustix::stdio::dup2_stdout(&stdout))?;
     stderr.map_or(Ok(()), |stderr| rustix::stdio::dup2_stderr(&stderr))
 }
@@ -109,13 +109,13 @@ fn take_control() -> std::io::Result<ControlChannel> {
 /// In the server's process: describes and runs the server; gives the status to exit with.
 fn serve(
     control: ControlChannel,
-    given: SpawnData,
+    spawn_data: SpawnData,
     entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
 ) -> i32 {
     // A group of its own: what a terminal sends to the program is the program's to handle.
     let _ = rustix::process::setpgid(None, None);
     let reporter = control.clone();
-    let options = Options { control: Some(control), given, ..Options::default() };
+    let options = Options { control: Some(control), spawn_data, ..Options::default() };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         entry(ServerBuilder::with(options))
     })) {
@@ -195,9 +195,4 @@ impl Server {
             }
         }
     }
-}
-
-/// Whether the process that started this one is still its parent.
-pub(crate) fn is_child_of(parent: Pid) -> bool {
-    getppid() == Some(parent)
 }

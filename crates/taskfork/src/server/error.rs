@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::launch::how;
+use super::process::describe_end;
 use crate::address::AddressError;
 use crate::display::{debug_as_text, seconds};
 use crate::error::{End, Failure};
@@ -248,7 +248,7 @@ fn early_end(end: End, output: &str) -> String {
     };
     format!(
         "the new process {} before it called `taskfork::init`, which must be the first line of `main`: {why}",
-        how(end)
+        describe_end(end)
     )
 }
 

@@ -51,7 +51,7 @@ impl ClientId {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AssignedWorker {
     pub(crate) worker: u64,
-    pub(crate) holder: ClientId,
+    pub(crate) client: ClientId,
     pub(crate) age: Duration,
     /// For how long it has been in nobody's hands; nothing if it serves a checkout.
     pub(crate) idle: Option<Duration>,
@@ -63,10 +63,10 @@ pub(crate) struct AssignedWorker {
 
 impl AssignedWorker {
     /// What a client that waits will have.
-    pub(crate) fn promised(holder: ClientId) -> Self {
+    pub(crate) fn promised(client: ClientId) -> Self {
         Self {
             worker: u64::MAX,
-            holder,
+            client,
             age: Duration::ZERO,
             idle: None,
             is_used: false,
@@ -91,30 +91,37 @@ impl AssignedWorker {
 /// a client that calls itself by many numbers gains nothing.
 pub(crate) fn choose_eviction(all: &[AssignedWorker], waiting: ClientId) -> Option<u64> {
     let (mut of_peer, mut of_client) = (BTreeMap::new(), BTreeMap::new());
-    for held in all {
-        *of_peer.entry(held.holder.peer).or_insert(0_usize) += 1;
-        *of_client.entry(held.holder).or_insert(0_usize) += 1;
+    for assigned in all {
+        *of_peer.entry(assigned.client.peer).or_insert(0_usize) += 1;
+        *of_client.entry(assigned.client).or_insert(0_usize) += 1;
     }
-    let in_peer = |holder: ClientId| of_peer.get(&holder.peer).copied().unwrap_or(0);
-    let in_client = |holder: ClientId| of_client.get(&holder).copied().unwrap_or(0);
-    let may_lose = |held: &&AssignedWorker| {
-        let (theirs, own) = match held.holder.peer == waiting.peer {
-            true => (in_client(held.holder), in_client(waiting)),
-            false => (in_peer(held.holder), in_peer(waiting)),
+    let in_peer = |client: ClientId| of_peer.get(&client.peer).copied().unwrap_or(0);
+    let in_client = |client: ClientId| of_client.get(&client).copied().unwrap_or(0);
+    let may_lose = |assigned: &&AssignedWorker| {
+        let (theirs, own) = match assigned.client.peer == waiting.peer {
+            true => (in_client(assigned.client), in_client(waiting)),
+            false => (in_peer(assigned.client), in_peer(waiting)),
         };
         let is_new = in_client(waiting) == 0;
-        held.holder != waiting
-            && (held.is_idle() || held.is_used && held.age >= MIN_EVICTION_AGE)
+        assigned.client != waiting
+            && (assigned.is_idle() || assigned.is_used && assigned.age >= MIN_EVICTION_AGE)
             && theirs >= if is_new { own.max(1) } else { own + 2 }
     };
-    let chosen = all.iter().filter(may_lose).max_by_key(|held| {
-        let is_idle = held.is_idle();
-        let most = (in_peer(held.holder), in_client(held.holder));
-        let idle = held.idle.filter(|_| is_idle);
+    let chosen = all.iter().filter(may_lose).max_by_key(|assigned| {
+        let is_idle = assigned.is_idle();
+        let most = (in_peer(assigned.client), in_client(assigned.client));
+        let idle = assigned.idle.filter(|_| is_idle);
         // Of several that are equal in all, the oldest.
-        (!held.is_json, is_idle, most, idle, held.checkouts, std::cmp::Reverse(held.worker))
+        (
+            !assigned.is_json,
+            is_idle,
+            most,
+            idle,
+            assigned.checkouts,
+            std::cmp::Reverse(assigned.worker),
+        )
     });
-    chosen.map(|held| held.worker)
+    chosen.map(|assigned| assigned.worker)
 }
 
 #[cfg(test)]
@@ -123,15 +130,15 @@ mod tests {
 
     use super::*;
 
-    fn holder(process: u32, number: u64) -> ClientId {
+    fn client_id(process: u32, number: u64) -> ClientId {
         ClientId { peer: Peer::Process(process), number }
     }
 
     /// A worker that has been idle for so many seconds, or is busy with 0.
-    fn held(worker: u64, holder: ClientId, idle: u64) -> AssignedWorker {
+    fn assigned(worker: u64, client: ClientId, idle: u64) -> AssignedWorker {
         AssignedWorker {
             worker,
-            holder,
+            client,
             age: Duration::from_secs(100),
             idle: (idle > 0).then(|| Duration::from_secs(idle)),
             is_used: true,
@@ -142,13 +149,13 @@ mod tests {
 
     #[test]
     fn the_longest_idle_of_the_client_that_holds_most_makes_room() {
-        let (few, many, new) = (holder(1, 1), holder(2, 1), holder(3, 1));
+        let (few, many, new) = (client_id(1, 1), client_id(2, 1), client_id(3, 1));
         let all = [
-            held(1, few, 90),
-            held(2, many, 10),
-            held(3, many, 20),
-            held(4, many, 0),
-            held(5, few, 0),
+            assigned(1, few, 90),
+            assigned(2, many, 10),
+            assigned(3, many, 20),
+            assigned(4, many, 0),
+            assigned(5, few, 0),
         ];
         assert_eq!(choose_eviction(&all, new), Some(3));
         // It has as many as the other then, and no right to more.
@@ -160,28 +167,28 @@ mod tests {
 
     #[test]
     fn without_an_idle_worker_one_leaves_after_its_checkout() {
-        let (many, new) = (holder(2, 1), holder(3, 1));
-        let quick = AssignedWorker { checkouts: 1000, ..held(2, many, 0) };
+        let (many, new) = (client_id(2, 1), client_id(3, 1));
+        let quick = AssignedWorker { checkouts: 1000, ..assigned(2, many, 0) };
         let young =
-            AssignedWorker { age: MIN_EVICTION_AGE / 2, checkouts: 2000, ..held(3, many, 0) };
-        assert_eq!(choose_eviction(&[held(1, many, 0), quick, young], new), Some(2));
+            AssignedWorker { age: MIN_EVICTION_AGE / 2, checkouts: 2000, ..assigned(3, many, 0) };
+        assert_eq!(choose_eviction(&[assigned(1, many, 0), quick, young], new), Some(2));
         assert_eq!(choose_eviction(&[young], new), None);
-        let unused = AssignedWorker { is_used: false, ..held(5, many, 0) };
+        let unused = AssignedWorker { is_used: false, ..assigned(5, many, 0) };
         assert_eq!(choose_eviction(&[unused], new), None);
-        let json = AssignedWorker { is_json: true, ..held(4, many, 50) };
+        let json = AssignedWorker { is_json: true, ..assigned(4, many, 50) };
         assert_eq!(choose_eviction(&[json, quick], new), Some(2));
         assert_eq!(choose_eviction(&[json], new), Some(4));
     }
 
     #[test]
     fn many_numbers_of_one_process_gain_nothing() {
-        let all: Vec<_> = (0..10).map(|number| held(number, holder(1, number), 0)).collect();
+        let all: Vec<_> = (0..10).map(|number| assigned(number, client_id(1, number), 0)).collect();
         let all: Vec<_> =
-            all.into_iter().chain((10..15).map(|n| held(n, holder(2, 1), 5))).collect();
+            all.into_iter().chain((10..15).map(|n| assigned(n, client_id(2, 1), 5))).collect();
         // An eleventh may take from none of the other process, which has less.
-        let chosen = choose_eviction(&all, holder(1, 99)).unwrap();
+        let chosen = choose_eviction(&all, client_id(1, 99)).unwrap();
         assert!(chosen < 10, "{chosen}");
-        assert!(choose_eviction(&all, holder(3, 1)).unwrap() < 15);
+        assert!(choose_eviction(&all, client_id(3, 1)).unwrap() < 15);
     }
 
     proptest! {
@@ -194,7 +201,7 @@ mod tests {
             let mut all: Vec<_> = workers
                 .iter()
                 .zip(0..)
-                .map(|(client, number)| held(number, holder(client % clients, 1), 1))
+                .map(|(client, number)| assigned(number, client_id(client % clients, 1), 1))
                 .collect();
             let enough = all.len() * clients as usize + 1;
             let mut moved = true;
@@ -202,14 +209,14 @@ mod tests {
             while moved {
                 moved = false;
                 for client in 0..clients {
-                    let has = all.iter().filter(|held| held.holder == holder(client, 1)).count();
+                    let has = all.iter().filter(|assigned| assigned.client == client_id(client, 1)).count();
                     // With fewer workers than clients they go round, and that never ends.
                     if has == 0 && all.len() < clients as usize {
                         continue;
                     }
-                    if let Some(worker) = choose_eviction(&all, holder(client, 1)) {
-                        let place = all.iter().position(|held| held.worker == worker).unwrap();
-                        all[place].holder = holder(client, 1);
+                    if let Some(worker) = choose_eviction(&all, client_id(client, 1)) {
+                        let place = all.iter().position(|assigned| assigned.worker == worker).unwrap();
+                        all[place].client = client_id(client, 1);
                         moved = true;
                     }
                 }
@@ -218,7 +225,7 @@ mod tests {
             }
             if all.len() >= clients as usize {
                 let shares: Vec<_> = (0..clients)
-                    .map(|client| all.iter().filter(|it| it.holder == holder(client, 1)).count())
+                    .map(|client| all.iter().filter(|it| it.client == client_id(client, 1)).count())
                     .collect();
                 let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
                 prop_assert!(most - least <= 1 && *least > 0, "{:?}", shares);

@@ -23,25 +23,25 @@ use crate::error::End;
 /// server's exit status and replaces it. Without that thread the exit status is taken when the handle is asked.
 #[derive(Debug)]
 pub struct ServerHandle {
-    link: SpawnedServer,
+    server: SpawnedServer,
 }
 
 impl ServerHandle {
     /// Of a server that serves.
     pub(crate) fn new(started: RunningServer, launch: Option<Launch>) -> Result<Self, ServerError> {
-        Ok(Self { link: SpawnedServer::new(started, launch)? })
+        Ok(Self { server: SpawnedServer::new(started, launch)? })
     }
 
     /// The server's process id; that of the replacement, once there is one.
     pub fn pid(&self) -> u32 {
-        self.link.pid()
+        self.server.pid()
     }
 
     /// Where clients reach the server: the address that it listens on, with the port that the
     /// kernel chose, or, without one, a way through this handle that no other process has. It stays the same
     /// when the server is replaced.
     pub fn address(&self) -> Address {
-        self.link.address().unwrap_or_else(|| Address(Place::Handle(self.link.clone())))
+        self.server.address().unwrap_or_else(|| Address(Place::Handle(self.server.clone())))
     }
 
     /// Whether the server's process runs. False while a dead one is being replaced.
@@ -54,7 +54,7 @@ impl ServerHandle {
     /// # }
     /// ```
     pub fn is_alive(&self) -> bool {
-        self.link.is_alive()
+        self.server.is_alive()
     }
 
     /// Waits, blocking, until the server has ended and will not be replaced; says how it ended. That is when it was
@@ -71,7 +71,7 @@ impl ServerHandle {
     /// # }
     /// ```
     pub fn wait(&self) -> End {
-        self.link.wait()
+        self.server.wait()
     }
 
     /// What the server tells of itself and its workers. Needs no status socket. Blocks until the server has
@@ -87,30 +87,30 @@ impl ServerHandle {
     /// # }
     /// ```
     pub fn status(&self) -> io::Result<ServerStatus> {
-        ServerStatus::ask_on(self.link.connect_status()?.into(), "")
+        ServerStatus::request_on(self.server.connect_status()?.into(), "")
     }
 
     /// Asks the server to stop accepting, finish what runs and end. Does not wait. The server is not replaced.
     pub fn shutdown(&self) {
-        self.link.shut_down();
+        self.server.shut_down();
     }
 
     /// Shuts the server down gracefully and waits, blocking, until its process and all its workers
     /// have ended.
     pub fn close(self) {
-        self.link.shut_down();
-        self.link.wait();
+        self.server.shut_down();
+        self.server.wait();
     }
 
     /// Kills the server at once, and its workers with it, and waits for its end. The server is not replaced.
     pub fn kill(self) {
-        self.link.kill();
-        self.link.wait();
+        self.server.kill();
+        self.server.wait();
     }
 }
 
 impl Drop for ServerHandle {
     fn drop(&mut self) {
-        self.link.let_go();
+        self.server.release();
     }
 }

@@ -2,7 +2,6 @@
 
 use nix::sys::signal::Signal;
 
-use super::builder::ServerBuilder;
 use super::log;
 use crate::sys;
 
@@ -45,20 +44,4 @@ fn has_controlling_terminal() -> bool {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open("/dev/tty", flags, Mode::empty()).is_ok()
-}
-
-impl<S> ServerBuilder<S> {
-    /// Whether SIGHUP starts a new server, as [`run`](crate::Server::run) describes, or is a graceful shutdown as
-    /// SIGTERM is. Unless set, it starts a new server only if this one has no controlling terminal, since a terminal
-    /// that closes sends SIGHUP too. A server that was started with SIGHUP ignored, as by `nohup`, ignores it in
-    /// any case.
-    ///
-    /// ```
-    /// let server = taskfork::Server::builder().restart_on_hangup(true);
-    /// # let _ = server;
-    /// ```
-    pub fn restart_on_hangup(mut self, restart: impl Into<Option<bool>>) -> Self {
-        self.options.restart_on_hangup = restart.into();
-        self
-    }
 }

@@ -12,7 +12,7 @@ use super::error::ServerError;
 use super::listener::Listener;
 use super::log;
 use super::options::Options;
-use super::restart::ServiceManager;
+use super::service_manager::ServiceManager;
 use super::socket_file::Identity;
 use crate::address::{Address, Place};
 
@@ -28,12 +28,12 @@ pub(super) struct InitialListener {
 impl InitialListener {
     /// Takes the listener of the server before this one if there is one and it listens where this server is to
     /// listen. Otherwise takes the service manager's socket, if no address is set, or opens one.
-    pub(super) fn new(
+    pub(super) fn acquire(
         options: &Options,
         inherited: Option<(OwnedFd, Option<Identity>)>,
     ) -> Result<Self, ServerError> {
         let address = options.address.clone().transpose()?;
-        let address = address.map(|address| options.given.settle(address));
+        let address = address.map(|address| options.spawn_data.resolve_port(address));
         let is_inherited = inherited.is_some();
         let (listener, is_inherited) = match (address, inherited) {
             (Some(address), Some((socket, file))) if listens_at(&socket, &address) => {

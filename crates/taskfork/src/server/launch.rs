@@ -13,21 +13,20 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitIdOptions, pidfd_open, pidfd_send_signal};
 
 use super::control::{self, LONGEST_MESSAGE, ServerMessage};
-use super::entry::VARIABLE;
+use super::environment;
 use super::error::ServerError;
+use super::process::{describe_end, reap};
 use crate::address::Address;
 use crate::error::End;
 use crate::sys;
 
-/// How much of a new process's output is held back, and how much of that an error has.
+/// How much of a new process's output is outputs back, and how much of that an error has.
 const MAX_BUFFERED: usize = 64 << 10;
 const MAX_REPORTED: usize = 4 << 10;
 
@@ -50,15 +49,15 @@ pub(crate) struct Launch {
 pub(crate) struct RunningServer {
     pub(crate) pid: u32,
     pub(crate) pidfd: OwnedFd,
-    /// The program's end of the line.
-    pub(crate) line: OwnedFd,
+    /// The program's end of the channel.
+    pub(crate) channel: OwnedFd,
     /// Where it listens, if it does.
     pub(crate) address: Option<Address>,
 }
 
 /// Waits for a server that has been forked.
-pub(crate) fn forked(pid: u32, line: OwnedFd) -> Result<RunningServer, ServerError> {
-    StartingProcess::new(pid, line, VecDeque::new(), Vec::new())?.wait(None, None, &|| false)
+pub(crate) fn forked(pid: u32, channel: OwnedFd) -> Result<RunningServer, ServerError> {
+    StartingProcess::new(pid, channel, VecDeque::new(), Vec::new())?.wait(None, None, &|| false)
 }
 
 impl Launch {
@@ -83,11 +82,11 @@ impl Launch {
     pub(crate) fn start(
         &self,
         previous: Option<&Address>,
-        is_unwanted: &dyn Fn() -> bool,
+        is_cancelled: &dyn Fn() -> bool,
     ) -> Result<RunningServer, ServerError> {
-        let cannot = "cannot make a line to the server";
-        let (line, theirs) = control::pair().map_err(ServerError::system(cannot))?;
-        let outputs = [
+        let cannot = "cannot make a channel to the server";
+        let (channel, theirs) = control::pair().map_err(ServerError::system(cannot))?;
+        let pipes = [
             (control::STDOUT, Output::new(rustix::stdio::stdout())),
             (control::STDERR, Output::new(rustix::stdio::stderr())),
         ];
@@ -97,12 +96,12 @@ impl Launch {
             command.arg0(own);
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.env(VARIABLE, &self.name);
+        command.env(environment::SERVER, &self.name);
         if let Some(folder) = self.folder.as_ref().filter(|folder| folder.is_dir()) {
             command.current_dir(folder);
         }
-        let (mut messages, mut held) = (VecDeque::new(), Vec::new());
-        for (kind, output) in outputs {
+        let (mut messages, mut outputs) = (VecDeque::new(), Vec::new());
+        for (kind, output) in pipes {
             // Where it cannot be had, it is inherited as it is.
             let Ok(Output { real, reader, writer }) = output else { continue };
             let Ok(for_child) = real.try_clone() else { continue };
@@ -111,7 +110,7 @@ impl Launch {
                 _ => command.stderr(writer),
             };
             messages.push_back(Message { bytes: vec![kind], descriptor: Some(for_child.into()) });
-            held.push(BufferedOutput::new(reader, real));
+            outputs.push(BufferedOutput::new(reader, real));
         }
         let plain = |bytes| Message { bytes, descriptor: None };
         // An empty configuration is one all the same.
@@ -129,14 +128,14 @@ impl Launch {
 
         let mut child = sys::with_mask(self.mask.as_ref(), || command.spawn())
             .map_err(ServerError::system("cannot execute this program again"))?;
-        // It holds the other ends of the line and the pipes.
+        // It holds the other ends of the channel and the pipes.
         drop(command);
         let starting =
-            StartingProcess::new(child.id(), line, messages, held).inspect_err(|_| {
+            StartingProcess::new(child.id(), channel, messages, outputs).inspect_err(|_| {
                 // Nobody could wait for it later. It may have ended already.
                 let _ = child.kill().and_then(|()| child.wait());
             })?;
-        starting.wait(Some(&self.name), self.timeout, is_unwanted)
+        starting.wait(Some(&self.name), self.timeout, is_cancelled)
     }
 }
 
@@ -169,7 +168,7 @@ struct BufferedOutput {
     reader: Option<File>,
     real: File,
     text: Vec<u8>,
-    /// There was more than is held back, so that nothing is held back any more.
+    /// There was more than is outputs back, so that nothing is outputs back any more.
     passes_through: bool,
 }
 
@@ -204,7 +203,7 @@ impl BufferedOutput {
         }
     }
 
-    /// Writes what has been held back where it was meant to go.
+    /// Writes what has been outputs back where it was meant to go.
     fn pass_through(&mut self) {
         if !std::mem::replace(&mut self.passes_through, true) {
             // An output that is closed or full is the program's own business.
@@ -217,11 +216,11 @@ impl BufferedOutput {
 struct StartingProcess {
     pid: u32,
     pidfd: OwnedFd,
-    line: OwnedFd,
-    /// Its end of the line is open, as far as is known.
+    channel: OwnedFd,
+    /// Its end of the channel is open, as far as is known.
     is_open: bool,
     messages: VecDeque<Message>,
-    held: Vec<BufferedOutput>,
+    outputs: Vec<BufferedOutput>,
     initialised: bool,
 }
 
@@ -234,48 +233,48 @@ enum Outcome {
 impl StartingProcess {
     fn new(
         pid: u32,
-        line: OwnedFd,
+        channel: OwnedFd,
         messages: VecDeque<Message>,
-        held: Vec<BufferedOutput>,
+        outputs: Vec<BufferedOutput>,
     ) -> Result<Self, ServerError> {
         let process = Pid::from_raw(pid.cast_signed()).ok_or(Errno::SRCH);
         let pidfd = process
             .and_then(|process| pidfd_open(process, PidfdFlags::empty()))
             .map_err(ServerError::system("cannot watch the server's process"))?;
-        Ok(Self { pid, pidfd, line, is_open: true, messages, held, initialised: false })
+        Ok(Self { pid, pidfd, channel, is_open: true, messages, outputs, initialised: false })
     }
 
     fn wait(
         mut self,
         name: Option<&str>,
         timeout: Option<Duration>,
-        is_unwanted: &dyn Fn() -> bool,
+        is_cancelled: &dyn Fn() -> bool,
     ) -> Result<RunningServer, ServerError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            self.held.iter_mut().for_each(BufferedOutput::read);
-            match self.talk() {
+            self.outputs.iter_mut().for_each(BufferedOutput::read);
+            match self.exchange() {
                 Some(Outcome::Ready(address)) => {
-                    self.held.iter_mut().for_each(BufferedOutput::read);
+                    self.outputs.iter_mut().for_each(BufferedOutput::read);
                     let address = address.map(|text| text.parse()).transpose();
-                    let Self { pid, pidfd, line, .. } = self;
-                    return Ok(RunningServer { pid, pidfd, line, address: address? });
+                    let Self { pid, pidfd, channel, .. } = self;
+                    return Ok(RunningServer { pid, pidfd, channel, address: address? });
                 }
                 Some(Outcome::Error(error)) => {
-                    self.end();
+                    self.terminate();
                     return Err(error);
                 }
                 None => {}
             }
-            if is_unwanted() {
-                self.end();
+            if is_cancelled() {
+                self.terminate();
                 let message = "it was told to shut down before it served".to_owned();
                 return Err(ServerError::Startup { message });
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
                 let (process, after) = (describe(self.pid), timeout.unwrap_or_default());
-                self.end();
+                self.terminate();
                 return Err(ServerError::StartTimedOut {
                     name: name.unwrap_or_default().to_owned(),
                     after,
@@ -284,16 +283,17 @@ impl StartingProcess {
                     output: self.output(),
                 });
             }
-            if self.sleep(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL)) {
+            if self.wait_for_event(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL)) {
                 // What it said last is there by now.
-                self.held.iter_mut().for_each(BufferedOutput::read);
-                if let Some(Outcome::Error(error)) = self.talk() {
-                    self.end();
+                self.outputs.iter_mut().for_each(BufferedOutput::read);
+                if let Some(Outcome::Error(error)) = self.exchange() {
+                    self.terminate();
                     return Err(error);
                 }
-                let end = self.end();
+                let end = self.terminate();
                 let (Some(name), false) = (name, self.initialised) else {
-                    let message = format!("its process {} before it called `run`", how(end));
+                    let message =
+                        format!("its process {} before it called `run`", describe_end(end));
                     return Err(ServerError::Startup { message });
                 };
                 let (name, output) = (name.to_owned(), self.output());
@@ -303,14 +303,16 @@ impl StartingProcess {
     }
 
     /// Sends what there is room for, and hears what there is to hear.
-    fn talk(&mut self) -> Option<Outcome> {
+    fn exchange(&mut self) -> Option<Outcome> {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         while let (true, Some(message)) = (self.is_open, self.messages.front()) {
             let sent = match &message.descriptor {
                 Some(descriptor) => {
-                    sys::send_descriptor(&self.line, descriptor.as_fd(), &message.bytes)
+                    sys::send_descriptor(&self.channel, descriptor.as_fd(), &message.bytes)
                 }
-                None => send(&self.line, &message.bytes, flags).map(drop).map_err(io::Error::from),
+                None => {
+                    send(&self.channel, &message.bytes, flags).map(drop).map_err(io::Error::from)
+                }
             };
             match sent {
                 Ok(()) => drop(self.messages.pop_front()),
@@ -320,14 +322,14 @@ impl StartingProcess {
             }
         }
         while self.is_open {
-            match ServerMessage::hear(&self.line) {
+            match ServerMessage::receive(&self.channel) {
                 Ok(Some(ServerMessage::Init)) => {
                     self.initialised = true;
-                    self.held.iter_mut().for_each(BufferedOutput::read);
-                    self.held.iter_mut().for_each(BufferedOutput::pass_through);
+                    self.outputs.iter_mut().for_each(BufferedOutput::read);
+                    self.outputs.iter_mut().for_each(BufferedOutput::pass_through);
                 }
                 Ok(Some(ServerMessage::Ready(address))) => return Some(Outcome::Ready(address)),
-                Ok(Some(ServerMessage::Misfit { expected, reason })) => {
+                Ok(Some(ServerMessage::Misconfigured { expected, reason })) => {
                     return Some(Outcome::Error(ServerError::Misconfigured { expected, reason }));
                 }
                 Ok(Some(ServerMessage::Failed(message) | ServerMessage::Ended(message))) => {
@@ -342,16 +344,16 @@ impl StartingProcess {
     }
 
     /// Waits until there is something to do, for so long at most. Returns whether the process has ended.
-    fn sleep(&self, most: Duration) -> bool {
+    fn wait_for_event(&self, most: Duration) -> bool {
         let wanted = match self.messages.is_empty() {
             true => PollFlags::IN,
             false => PollFlags::IN | PollFlags::OUT,
         };
         let mut watched = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
         if self.is_open {
-            watched.push(PollFd::new(&self.line, wanted));
+            watched.push(PollFd::new(&self.channel, wanted));
         }
-        let readers = self.held.iter().filter_map(|held| held.reader.as_ref());
+        let readers = self.outputs.iter().filter_map(|outputs| outputs.reader.as_ref());
         watched.extend(readers.map(|reader| PollFd::new(reader, PollFlags::IN)));
         let most = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: most.subsec_nanos().into() };
         // What is interrupted or fails is tried again after a look at all there is.
@@ -360,17 +362,17 @@ impl StartingProcess {
     }
 
     /// Kills the process if it lives, and reaps it.
-    fn end(&mut self) -> End {
+    fn terminate(&mut self) -> End {
         // A failure may be told a moment before the process ends by itself.
-        if !self.sleeps_until_ended(POLL_INTERVAL) {
+        if !self.has_exited_within(POLL_INTERVAL) {
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
         let end = reap(&self.pidfd, WaitIdOptions::EXITED).unwrap_or_default();
-        self.held.iter_mut().for_each(BufferedOutput::read);
+        self.outputs.iter_mut().for_each(BufferedOutput::read);
         end
     }
 
-    fn sleeps_until_ended(&self, most: Duration) -> bool {
+    fn has_exited_within(&self, most: Duration) -> bool {
         let until = Instant::now() + most;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -384,48 +386,19 @@ impl StartingProcess {
 
     /// The end of what the process has written.
     fn output(&self) -> String {
-        let texts = self.held.iter().map(|held| {
-            let from = held.text.len().saturating_sub(MAX_REPORTED / self.held.len());
-            String::from_utf8_lossy(&held.text[from..]).trim_end().to_owned()
+        let texts = self.outputs.iter().map(|outputs| {
+            let from = outputs.text.len().saturating_sub(MAX_REPORTED / self.outputs.len());
+            String::from_utf8_lossy(&outputs.text[from..]).trim_end().to_owned()
         });
         texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n")
     }
 }
 
-/// How a child of this process has ended, if it has. With other flags than `NOHANG` this waits.
-pub(super) fn reap(pidfd: &OwnedFd, flags: WaitIdOptions) -> Option<End> {
-    match retry_on_intr(|| waitid(WaitId::PidFd(pidfd.as_fd()), flags)) {
-        Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => End::Exited(code),
-            (None, Some(signal)) => End::Signaled(signal),
-            (None, None) => End::Unknown,
-        }),
-        Ok(None) => None,
-        // The program has reaped it by itself, or ignores the deaths of children.
-        Err(_) => has_ended(pidfd).then_some(End::Unknown),
-    }
-}
-
-/// How a process ended, in words. It is not known where the program itself has reaped it.
-pub(super) fn how(end: End) -> String {
-    match end {
-        End::Unknown => "has ended".to_owned(),
-        end => end.to_string(),
-    }
-}
-
-/// Whether the process has ended, whoever has reaped it.
-pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
-    retry_on_intr(|| poll(&mut watched, Some(&now))).is_ok_and(|count| count > 0)
-}
-
 /// A process in words: `process 7 (/srv/app, sleeping in do_nanosleep)`.
 fn describe(pid: u32) -> String {
     let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-    let line = read("cmdline");
-    let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+    let channel = read("cmdline");
+    let channel = String::from_utf8_lossy(&channel).trim_end_matches('\0').replace('\0', " ");
     let stat = String::from_utf8_lossy(&read("stat")).into_owned();
     let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
     let place = String::from_utf8_lossy(&read("wchan")).into_owned();
@@ -441,14 +414,14 @@ fn describe(pid: u32) -> String {
         Some("t") => "stopped by a debugger".to_owned(),
         _ => "ended".to_owned(),
     };
-    format!("its process {pid} ({}, {state})", log_defer::printable(&line))
+    format!("its process {pid} ({}, {state})", log_defer::printable(&channel))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn held() -> (BufferedOutput, File, File) {
+    fn outputs() -> (BufferedOutput, File, File) {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         let (shown, real) = pipe_with(PipeFlags::CLOEXEC).unwrap();
@@ -468,26 +441,26 @@ mod tests {
 
     #[test]
     fn output_is_held_back_until_it_is_let_through_and_nothing_is_lost() {
-        let (mut held, mut writer, mut shown) = held();
+        let (mut outputs, mut writer, mut shown) = outputs();
         writer.write_all(b"before").unwrap();
-        held.read();
+        outputs.read();
         assert_eq!(all(&mut shown), b"");
-        held.pass_through();
+        outputs.pass_through();
         writer.write_all(b", after").unwrap();
-        held.read();
+        outputs.read();
         assert_eq!(all(&mut shown), b"before, after");
     }
 
     #[test]
     fn no_more_is_held_back_than_there_is_room_for() {
-        let (mut held, mut writer, mut shown) = held();
+        let (mut outputs, mut writer, mut shown) = outputs();
         let mut seen = Vec::new();
         for _ in 0..100 {
             writer.write_all(&[b'x'; 4000]).unwrap();
-            held.read();
+            outputs.read();
             seen.extend(all(&mut shown));
         }
-        assert!(held.text.len() <= 2 * MAX_REPORTED);
+        assert!(outputs.text.len() <= 2 * MAX_REPORTED);
         assert_eq!(seen.len(), 100 * 4000);
     }
 }

@@ -2,11 +2,9 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 
-use super::builder::ServerBuilder;
 use super::error::ServerError;
 use crate::sys;
 use crate::time_limit::TimeLimit;
@@ -163,7 +161,7 @@ impl Recycling {
     }
 
     /// Whether workers are replaced for their age, or as nobody uses them.
-    pub(crate) fn replaces_in_time(&self) -> bool {
+    pub(crate) fn has_time_limit(&self) -> bool {
         [self.max_age, self.max_idle].into_iter().any(|limit| limit != TimeLimit::NEVER)
     }
 
@@ -182,104 +180,10 @@ pub(crate) fn default_max_workers() -> usize {
     (4 * sys::available_cores()).max(64)
 }
 
-impl<S> ServerBuilder<S> {
-    /// After how many calls a worker is replaced, once its checkout is done; never unless set.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use taskfork::server::Limit;
-    /// use taskfork::Server;
-    ///
-    /// let server = Server::builder()
-    ///     .max_workers(64)
-    ///     .max_calls(10_000)
-    ///     .max_age(Duration::from_secs(3600))
-    ///     .max_memory(512 << 20)
-    ///     .limit(Limit::CpuTime, 600)
-    ///     .niceness(5);
-    /// # let _ = server;
-    /// ```
-    pub fn max_calls(mut self, calls: impl Into<Option<u64>>) -> Self {
-        self.options.recycling.max_calls = calls.into();
-        self
-    }
-
-    /// At which age a worker is replaced, give or take a tenth, once its checkout is done; never
-    /// unless set. A worker that a client has got serves that client's first checkout in any case, if its
-    /// first call comes within a second. 0 is an error of [`run`](crate::Server::run).
-    pub fn max_age(mut self, age: impl Into<Option<Duration>>) -> Self {
-        self.options.recycling.max_age = age.into().into();
-        self
-    }
-
-    /// After how long in nobody's hands a worker ends; never unless set. A client replaces those
-    /// that it wants to keep, its `min_workers`. A worker that has not been called yet is kept for at least
-    /// a second. 0 is an error of [`run`](crate::Server::run).
-    pub fn max_idle(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.options.recycling.max_idle = time.into().into();
-        self
-    }
-
-    /// A worker that occupies more bytes of memory than this after a checkout is replaced, what it
-    /// shares with the server included; none unless set.
-    pub fn max_memory(mut self, bytes: impl Into<Option<u64>>) -> Self {
-        self.options.recycling.max_memory = bytes.into();
-        self
-    }
-
-    /// The most workers for all clients together. Unless set: 64, or four for each core that the
-    /// server may use, if that is more; there can be 16,384. That is enough for three clients with
-    /// their default of 20 workers each, and programs of some 15 MiB each still fit a machine with
-    /// little memory.
-    ///
-    /// With that many, a new connection waits, and those that wait get workers in the order in which they
-    /// came. The server makes room for a client that has none or fewer: the longest idle worker of the client that
-    /// holds most leaves, or, if none is idle, one when its checkout is done. A client does not notice that, as
-    /// its pool connects another worker when it needs one. Workers of clients that speak JSON leave only where no
-    /// other can, since a call of AnyEvent::Task fails if the connection ends in the instant in which it is made.
-    ///
-    /// A client that waits goes on with the workers that it has, and names this as the reason if a checkout's
-    /// time runs out. As many connections wait as [`max_handshakes`](Self::max_handshakes); more are refused.
-    ///
-    /// 0 is an error of [`run`](crate::Server::run).
-    ///
-    /// ```
-    /// let server = taskfork::Server::builder().max_workers(200);
-    /// # let _ = server;
-    /// ```
-    pub fn max_workers(mut self, workers: usize) -> Self {
-        self.options.max_workers = workers;
-        self
-    }
-
-    /// Limits what each worker may use, soft and hard alike. A limit that this process may not set
-    /// is an error of [`run`](crate::Server::run).
-    pub fn limit(mut self, limit: Limit, value: u64) -> Self {
-        self.options.limits.limits.retain(|(known, _)| *known != limit);
-        self.options.limits.limits.push((limit, value));
-        self
-    }
-
-    /// The niceness of workers, from -20 to 19; the server's own unless set. A worker sets it before
-    /// [`setup`](Self::setup), which may drop the privilege that a lower niceness needs (CAP_SYS_NICE). A value that
-    /// this process may not set is an error of [`run`](crate::Server::run).
-    pub fn niceness(mut self, niceness: i32) -> Self {
-        self.options.limits.niceness = Some(niceness);
-        self
-    }
-
-    /// How soon the kernel chooses a worker when memory runs out, from -1000, never, to 1000; the
-    /// server's own unless set. A worker sets it before [`setup`](Self::setup), which may drop the privilege that
-    /// a lower score needs (CAP_SYS_RESOURCE). A value that this process may not set is an error of
-    /// [`run`](crate::Server::run).
-    pub fn oom_score_adj(mut self, score: i32) -> Self {
-        self.options.limits.oom_score_adj = Some(score);
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -67,9 +67,9 @@ impl Listener {
     }
 
     /// Has it leave its file, which is another's now.
-    pub(crate) fn leave_file(&mut self) {
+    pub(crate) fn disown_file(&mut self) {
         if let Some(file) = &mut self.file {
-            file.leave();
+            file.disown();
         }
     }
 

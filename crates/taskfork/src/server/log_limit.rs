@@ -3,9 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::event_loop::EventLoop;
-use super::log;
-
 /// So long are lines of a kind counted together.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
@@ -25,12 +22,7 @@ impl LogLimit {
     }
 
     /// Whether a line is to be logged now. Counts it if not.
-    pub(crate) fn allows(&mut self, now: Instant) -> bool {
-        self.allows_weighing(1, now)
-    }
-
-    /// The same for a line that counts for several.
-    pub(super) fn allows_weighing(&mut self, weight: u32, now: Instant) -> bool {
+    pub(crate) fn acquire(&mut self, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= WINDOW) {
             (self.since, self.logged) = (Some(now), 0);
         }
@@ -43,14 +35,14 @@ impl LogLimit {
     }
 
     /// The time until the number of omitted lines is to be logged, if there are any.
-    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn time_until_report(&self, now: Instant) -> Option<Duration> {
         let since = self.since.filter(|_| self.omitted > 0)?;
         Some((since + WINDOW).saturating_duration_since(now))
     }
 
     /// How many lines were omitted, if that is to be logged now.
     pub(super) fn take_omitted(&mut self, now: Instant) -> Option<u64> {
-        (self.left(now)? == Duration::ZERO).then(|| std::mem::take(&mut self.omitted))
+        (self.time_until_report(now)? == Duration::ZERO).then(|| std::mem::take(&mut self.omitted))
     }
 
     /// How many lines were omitted and not told, if there are any.
@@ -89,7 +81,7 @@ impl Default for LogLimits {
 
 impl LogLimits {
     /// All of them, with what the lines that were omitted say.
-    fn all(&mut self) -> [(&mut LogLimit, &'static str); 8] {
+    pub(super) fn all(&mut self) -> [(&mut LogLimit, &'static str); 8] {
         [
             (&mut self.refusals, "refused more connections"),
             (&mut self.deaths, "more workers have died"),
@@ -106,32 +98,6 @@ impl LogLimits {
     }
 }
 
-impl EventLoop {
-    /// Logs how many lines were omitted where it is time. Returns the time until that is due next.
-    pub(super) fn report_omitted(&mut self) -> Option<Duration> {
-        self.report_omitted_at(Instant::now())
-    }
-
-    /// The same for all that is left when the server ends.
-    pub(super) fn report_all_omitted(&mut self) {
-        self.report_omitted_at(Instant::now() + WINDOW);
-    }
-
-    fn report_omitted_at(&mut self, now: Instant) -> Option<Duration> {
-        let name = &self.options.name;
-        let mut next: Option<Duration> = None;
-        for (limit, what) in self.log_limits.all() {
-            if let Some(times) = limit.take_omitted(now) {
-                let seconds = WINDOW.as_secs();
-                log::warn!(name, times, "{what}: {times} times in the last {seconds} s");
-            } else if let Some(left) = limit.left(now) {
-                next = Some(next.map_or(left, |next| next.min(left)));
-            }
-        }
-        next
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,13 +105,16 @@ mod tests {
     #[test]
     fn a_flood_of_lines_is_counted_and_not_logged_one_by_one() {
         let (mut limit, start) = (LogLimit::new(10), Instant::now());
-        assert_eq!(limit.left(start), None);
-        assert_eq!((0..1000).filter(|_| limit.allows(start)).count(), 10);
+        assert_eq!(limit.time_until_report(start), None);
+        assert_eq!((0..1000).filter(|_| limit.acquire(start)).count(), 10);
         let before = start + WINDOW / 2;
-        assert_eq!((limit.take_omitted(before), limit.left(before)), (None, Some(WINDOW / 2)));
+        assert_eq!(
+            (limit.take_omitted(before), limit.time_until_report(before)),
+            (None, Some(WINDOW / 2))
+        );
         let end = start + WINDOW;
         assert_eq!((limit.take_omitted(end), limit.take_omitted(end)), (Some(990), None));
-        assert_eq!((0..1000).filter(|_| limit.allows(end)).count(), 10);
+        assert_eq!((0..1000).filter(|_| limit.acquire(end)).count(), 10);
     }
 
     #[test]
@@ -154,7 +123,7 @@ mod tests {
         let (mut logged, mut counted) = (0, 0);
         for step in 0..1000 {
             let now = start + step * WINDOW / 37;
-            logged += u64::from(limit.allows(now));
+            logged += u64::from(limit.acquire(now));
             if step % 50 == 0 {
                 counted += limit.take_omitted(now).unwrap_or(0);
             }

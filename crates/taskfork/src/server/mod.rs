@@ -4,12 +4,12 @@
 
 mod access;
 mod builder;
-mod check;
 mod child;
 mod client_queue;
 mod command;
 mod control;
 mod entry;
+mod environment;
 mod error;
 mod event_loop;
 mod fair_share;
@@ -17,6 +17,7 @@ mod guardian;
 mod handle;
 mod handshakes;
 mod hangup;
+mod huge_pages;
 mod initial_listener;
 mod launch;
 mod limits;
@@ -31,13 +32,14 @@ mod oom;
 mod options;
 mod orphans;
 mod parent;
-mod preload;
+mod proc_status;
+mod process;
 pub(crate) mod program_file;
-mod rebind;
 mod refusal;
 mod restart;
+mod run;
 mod runtime_directory;
-mod service_variables;
+mod service_manager;
 mod signals;
 mod socket_file;
 mod spares;
@@ -46,20 +48,21 @@ mod spawned_server;
 mod stack;
 mod status;
 mod status_requests;
+mod status_socket;
 mod stderr;
 mod stop_requests;
+mod titles;
 mod wake_pipe;
+mod watched_set;
 mod worker_exit;
 
-pub use builder::{Server, ServerBuilder};
-pub(crate) use command::{block_signals_until_served, meaning_of_hangup, service_manager};
+pub use builder::{Preloaded, ServerBuilder};
 pub use entry::{Entry, init};
 pub use error::ServerError;
 pub use handle::ServerHandle;
 pub use hangup::Hangup;
 pub use limits::Limit;
-pub use preload::Preloaded;
-pub use restart::ServiceManager;
+pub use run::Server;
 pub use spawn::Spawn;
 pub(crate) use spawned_server::SpawnedServer;
 pub use status::{ServerStatus, WorkerStatus};
@@ -70,5 +73,5 @@ pub use crate::log_output::LogWriter;
 /// What fuzz targets call.
 #[cfg(fuzzing)]
 pub(crate) mod fuzz {
-    pub(crate) use super::status::dismissed;
+    pub(crate) use super::status::parse_dismiss;
 }

@@ -41,7 +41,7 @@ impl Notifier {
     }
 
     /// Sends this, now or later.
-    pub(super) fn tell(&mut self, what: &[NotifyState<'_>]) {
+    pub(super) fn notify(&mut self, what: &[NotifyState<'_>]) {
         for state in what.iter().map(ToString::to_string) {
             let is_same = |other: &String| name(other) == name(&state);
             match self.waiting.iter_mut().find(|other| is_same(other)) {
@@ -53,7 +53,7 @@ impl Notifier {
     }
 
     /// Sends what waits if it is time. Returns the time until the next attempt.
-    pub(super) fn tend(&mut self) -> Option<Duration> {
+    pub(super) fn retry(&mut self) -> Option<Duration> {
         let again = self.again?;
         if again <= Instant::now() {
             self.send();
@@ -80,7 +80,7 @@ impl Notifier {
             }
             Err(errno) => {
                 self.waiting.clear();
-                if self.failures.allows(Instant::now()) {
+                if self.failures.acquire(Instant::now()) {
                     log::warn!("the service manager cannot be told: {errno}");
                 }
             }
@@ -114,12 +114,12 @@ mod tests {
         manager.set_nonblocking(true).unwrap();
         let mut notifier = Notifier::new(address(path.as_os_str().as_bytes()));
         let mut sent = 0;
-        while notifier.tend().is_none() {
-            notifier.tell(&[NotifyState::Watchdog]);
+        while notifier.retry().is_none() {
+            notifier.notify(&[NotifyState::Watchdog]);
             sent += 1;
         }
-        notifier.tell(&[NotifyState::Ready, NotifyState::MainPid(7)]);
-        notifier.tell(&[NotifyState::MainPid(8)]);
+        notifier.notify(&[NotifyState::Ready, NotifyState::MainPid(7)]);
+        notifier.notify(&[NotifyState::MainPid(8)]);
         let read = || {
             let mut text = [0; 100];
             let length = manager.recv(&mut text).ok()?;
@@ -127,10 +127,10 @@ mod tests {
         };
         assert_eq!(std::iter::from_fn(read).count(), sent - 1);
         std::thread::sleep(AGAIN);
-        assert_eq!(notifier.tend(), None);
+        assert_eq!(notifier.retry(), None);
         assert_eq!(read().unwrap(), "WATCHDOG=1\nREADY=1\nMAINPID=8");
         drop(manager);
-        notifier.tell(&[NotifyState::Watchdog]);
+        notifier.notify(&[NotifyState::Watchdog]);
         assert!(notifier.waiting.is_empty());
     }
 
@@ -141,7 +141,7 @@ mod tests {
         let own = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&own).unwrap();
         let mut notifier = Notifier::new(address(format!("@{name}").as_bytes()));
-        notifier.tell(&[NotifyState::Stopping]);
+        notifier.notify(&[NotifyState::Stopping]);
         let mut text = [0; 100];
         assert_eq!(manager.recv(&mut text).unwrap(), "STOPPING=1".len());
     }

@@ -20,10 +20,10 @@ impl Default for OomKills {
 }
 
 impl OomKills {
-    /// Whether there have been more since this was asked last.
-    pub(crate) fn check(&self) -> bool {
+    /// How many there have been since the last time that this was called.
+    pub(crate) fn count_new(&self) -> u64 {
         let kills = kills(&self.counters);
-        kills > self.known.replace(kills)
+        kills.saturating_sub(self.known.replace(kills))
     }
 
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {

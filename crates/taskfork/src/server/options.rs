@@ -9,15 +9,20 @@ use super::error::ServerError;
 use super::handshakes::HandshakeLimits;
 use super::limits::{Recycling, WorkerLimits, default_max_workers};
 use super::parent::Parent;
-use super::status::StatusSocket;
+use super::status_socket::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError, Place};
 use crate::busy_poll::BusyPoll;
+use crate::error::Failure;
 use crate::shm_pool::DEFAULT_SHARED_MEMORY;
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::hello::MIN_FRAME;
 
+/// Loads and keeps the value of [`preload`](crate::ServerBuilder::preload).
+pub(super) type PreloadFn = Box<dyn FnOnce() -> Result<(), Failure>>;
+
+/// The options of a server, with their defaults.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) address: Option<Result<Address, AddressError>>,
@@ -47,7 +52,7 @@ pub(crate) struct Options {
     pub(crate) parent: Option<Parent>,
     /// The line to the program that started this server.
     pub(crate) control: Option<ControlChannel>,
-    pub(crate) given: SpawnData,
+    pub(crate) spawn_data: SpawnData,
 }
 
 /// What the program that started this server by executing itself has given it.
@@ -72,7 +77,7 @@ impl fmt::Debug for SpawnData {
 impl SpawnData {
     /// Where to listen instead of at `address`: at the port that the kernel chose for the server that this one
     /// replaces.
-    pub(crate) fn settle(&self, address: Address) -> Address {
+    pub(crate) fn resolve_port(&self, address: Address) -> Address {
         let previous = self.previous.as_ref().and_then(|text| text.parse::<Address>().ok());
         match (&address.0, previous) {
             (Place::Tcp { host, port: 0 }, Some(Address(Place::Tcp { host: known, port })))
@@ -144,7 +149,7 @@ impl Default for Options {
             keep_pid: false,
             parent: None,
             control: None,
-            given: SpawnData::default(),
+            spawn_data: SpawnData::default(),
         }
     }
 }
@@ -156,10 +161,10 @@ mod tests {
     #[test]
     fn a_replacement_listens_at_the_port_that_the_kernel_chose() {
         let given = SpawnData { previous: Some("tcp:[::1]:81".to_owned()), ..SpawnData::default() };
-        assert_eq!(given.settle(Address::tcp("::1", 0)).to_string(), "tcp:[::1]:81");
-        assert_eq!(given.settle(Address::tcp("::1", 5)).to_string(), "tcp:[::1]:5");
-        assert_eq!(given.settle(Address::tcp("::2", 0)).to_string(), "tcp:[::2]:0");
+        assert_eq!(given.resolve_port(Address::tcp("::1", 0)).to_string(), "tcp:[::1]:81");
+        assert_eq!(given.resolve_port(Address::tcp("::1", 5)).to_string(), "tcp:[::1]:5");
+        assert_eq!(given.resolve_port(Address::tcp("::2", 0)).to_string(), "tcp:[::2]:0");
         let first = SpawnData::default();
-        assert_eq!(first.settle(Address::tcp("::1", 0)).to_string(), "tcp:[::1]:0");
+        assert_eq!(first.resolve_port(Address::tcp("::1", 0)).to_string(), "tcp:[::1]:0");
     }
 }

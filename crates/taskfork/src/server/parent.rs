@@ -11,27 +11,24 @@ use nix::sys::signal::Signal as Number;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getppid, kill_process, test_kill_process, waitpid,
-};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, test_kill_process, waitpid};
 
-use super::builder::ServerBuilder;
 use super::control;
+use super::environment;
 use super::error::ServerError;
-use super::event_loop::plain;
 use super::hangup::{Hangup, explain_shutdown};
 use super::log;
 use super::orphans::become_subreaper;
-use super::service_variables;
+use super::process::{end_of_wait, is_parent};
 use super::signals::Signals;
 use super::spawned_server;
+use super::titles::printable_name;
 use crate::error::End;
 use crate::log_output;
 use crate::sys::{self, ForkError, Forked, KernelFile, MAX_CHANNEL_TEXT, ThreadCount};
 use crate::time_limit::timespec;
 
-/// Names the process that passes signals on to this one, and the descriptor of the line to it if there is one.
-pub(super) const VARIABLE: &str = "TASKFORK_PARENT";
+/// Names the process that passes signals on to this one, and the descriptor of the channel to it if there is one.
 
 /// Messages to the parent: a server has taken over, a server could not start, a server had to kill workers.
 const SUCCESSOR: u8 = b's';
@@ -47,22 +44,23 @@ const LEFTOVERS_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) struct Parent {
     pid: u32,
     /// Nothing for a process that only gets its signals from there.
-    line: Option<Arc<OwnedFd>>,
+    channel: Option<Arc<OwnedFd>>,
 }
 
 impl Parent {
     /// The one that is named in the environment.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(super) fn take() -> Option<Self> {
-        let text = sys::take_variable(VARIABLE)?;
-        let (pid, line) = text.split_once(' ').unwrap_or((&text, ""));
+        let text = sys::take_variable(environment::PARENT)?;
+        let (pid, channel) = text.split_once(' ').unwrap_or((&text, ""));
         let pid = pid.parse().ok()?;
         // SAFETY: the server before this one left it open for this process, by a variable that is gone now.
-        let line = line.parse().ok().and_then(|line| unsafe { sys::take_inherited(line) }.ok());
-        if let Some(line) = &line {
-            rustix::io::fcntl_setfd(line, rustix::io::FdFlags::CLOEXEC).ok()?;
+        let channel =
+            channel.parse().ok().and_then(|channel| unsafe { sys::take_inherited(channel) }.ok());
+        if let Some(channel) = &channel {
+            rustix::io::fcntl_setfd(channel, rustix::io::FdFlags::CLOEXEC).ok()?;
         }
-        Some(Self { pid, line: line.map(Arc::new) })
+        Some(Self { pid, channel: channel.map(Arc::new) })
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -71,39 +69,39 @@ impl Parent {
 
     /// Whether it stays while servers take over from one another.
     pub(super) fn keeps_pid(&self) -> bool {
-        self.line.is_some()
+        self.channel.is_some()
     }
 
     /// Ends when the parent does.
-    pub(super) fn line(&self) -> Option<BorrowedFd<'_>> {
-        self.line.as_ref().map(|line| line.as_fd())
+    pub(super) fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(|channel| channel.as_fd())
     }
 
     /// How a new server finds it.
     pub(super) fn variable(&self) -> Option<(&'static str, String)> {
-        let line = self.line.as_ref()?;
-        Some((VARIABLE, format!("{} {}", self.pid, line.as_raw_fd())))
+        let channel = self.channel.as_ref()?;
+        Some((environment::PARENT, format!("{} {}", self.pid, channel.as_raw_fd())))
     }
 
     /// Says that another server has taken over from this one, whose end it is not.
     pub(super) fn announce(&self, successor: Pid) {
-        self.tell(SUCCESSOR, &successor.as_raw_nonzero().to_string());
+        self.send(SUCCESSOR, &successor.as_raw_nonzero().to_string());
     }
 
     fn report(&self, error: &ServerError) {
         match error {
-            ServerError::Killed { workers } => self.tell(KILLED, &workers.to_string()),
-            error => self.tell(FAILED, &error.to_string()),
+            ServerError::Killed { workers } => self.send(KILLED, &workers.to_string()),
+            error => self.send(FAILED, &error.to_string()),
         }
     }
 
-    fn tell(&self, kind: u8, text: &str) {
-        let Some(line) = &self.line else { return };
+    fn send(&self, kind: u8, text: &str) {
+        let Some(channel) = &self.channel else { return };
         let mut message = vec![kind];
         message
             .extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(MAX_CHANNEL_TEXT - 1)]);
         // A parent that is gone needs no word.
-        let _ = send(&**line, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        let _ = send(&**channel, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }
 
@@ -112,35 +110,35 @@ impl Parent {
 pub(super) fn keep_pid(
     name: &str,
     hangup: Hangup,
-    above: Option<&Parent>,
+    outer_parent: Option<&Parent>,
     serve: impl FnOnce(Parent) -> Result<(), ServerError>,
 ) -> Result<(), ServerError> {
     let threads = ThreadCount::of_this_process()
         .map_err(ServerError::system("cannot count this process's threads"))?;
-    let signals = Signals::take_over(hangup, above.map(Parent::pid))
+    let signals = Signals::take_over(hangup, outer_parent.map(Parent::pid))
         .map_err(ServerError::system("cannot take signals over"))?;
     let (ours, theirs) =
-        control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
-    let keeper = ParentProcess::new(signals, ours);
+        control::pair().map_err(ServerError::system("cannot make a channel to the server"))?;
+    let this_process = ParentProcess::new(signals, ours);
     let this = std::process::id();
     sys::flush_stdio();
     // SAFETY: the child is the server, as the caller wants it, and leaves by `exit_now`.
     match unsafe { sys::fork(&threads) } {
         Ok(Forked::Parent { child }) => {
             drop(theirs);
-            sys::set_title(&format!("taskfork-parent:{}", plain(name)));
+            sys::set_title(&format!("taskfork-parent:{}", printable_name(name)));
             match Pid::from_raw(child.as_raw()) {
-                Some(server) => keeper.run(server),
+                Some(server) => this_process.run(server),
                 None => Ok(()),
             }
         }
         Ok(Forked::Child) => {
             drop(threads);
-            keeper.leave();
+            this_process.leave();
             log_output::lock().inherit();
             spawned_server::close_inherited();
-            service_variables::rename(this);
-            let parent = Parent { pid: this, line: Some(Arc::new(theirs)) };
+            environment::replace_pid(this);
+            let parent = Parent { pid: this, channel: Some(Arc::new(theirs)) };
             let reporter = parent.clone();
             let status = match catch_unwind(AssertUnwindSafe(|| serve(parent))) {
                 Ok(Ok(())) => 0,
@@ -163,29 +161,29 @@ pub(super) fn keep_pid(
 /// The parent process.
 struct ParentProcess {
     signals: Signals,
-    line: OwnedFd,
+    channel: OwnedFd,
     /// The last one takes connections, the others finish what they have begun.
     servers: Vec<Pid>,
     children: KernelFile,
     /// Children that this process had before.
-    own: HashSet<Pid>,
-    /// No server has the other end of the line any more.
+    initial_children: HashSet<Pid>,
+    /// No server has the other end of the channel any more.
     channel_closed: bool,
     /// What a server has said of its failure.
     failure: Option<ServerError>,
 }
 
 impl ParentProcess {
-    fn new(signals: Signals, line: OwnedFd) -> Self {
+    fn new(signals: Signals, channel: OwnedFd) -> Self {
         become_subreaper();
         let children = KernelFile::open("/proc/thread-self/children");
-        let own = pids(&children).collect();
+        let initial_children = pids(&children).collect();
         Self {
             signals,
-            line,
+            channel,
             servers: Vec::new(),
             children,
-            own,
+            initial_children,
             channel_closed: false,
             failure: None,
         }
@@ -201,11 +199,11 @@ impl ParentProcess {
         let mut last = (server, End::Unknown);
         loop {
             // A server that has been taken over from would lose what it is told.
-            self.listen();
+            self.read_messages();
             self.forward_signals();
             let ended = self.reap();
             // What a server has said before its end has come by now.
-            self.listen();
+            self.read_messages();
             self.servers.retain(|pid| ended.iter().all(|(ended, _)| ended != pid));
             if !ended.is_empty() && !self.servers.is_empty() {
                 // It is not what the last one has come to.
@@ -213,9 +211,9 @@ impl ParentProcess {
             }
             for (pid, end) in ended {
                 last = (pid, end);
-                if let (Some(heir), false) = (self.servers.last(), end == End::Exited(0)) {
-                    let heir = heir.as_raw_nonzero();
-                    log::error!("the server process {pid} {end}, {heir} goes on");
+                if let (Some(current), false) = (self.servers.last(), end == End::Exited(0)) {
+                    let current = current.as_raw_nonzero();
+                    log::error!("the server process {pid} {end}, {current} goes on");
                 }
             }
             if self.servers.is_empty() {
@@ -228,11 +226,11 @@ impl ParentProcess {
     /// Waits for a signal or a message.
     fn wait(&self) -> Result<(), ServerError> {
         let mut watched =
-            [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.line, PollFlags::IN)];
-        // A line that is over is always readable, and a server may do something else at its end.
+            [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.channel, PollFlags::IN)];
+        // A channel that is over is always readable, and a server may do something else at its end.
         let count = if self.channel_closed { 1 } else { 2 };
         // Lines of the log that its reader has not taken yet.
-        let timeout = log_output::lock().tend().map(timespec);
+        let timeout = log_output::lock().retry().map(timespec);
         match poll(&mut watched[..count], timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(ServerError::System { what: "poll failed", source: errno.into() }),
@@ -283,7 +281,7 @@ impl ParentProcess {
     /// The servers that have ended. What else has lost its parent is reaped.
     fn reap(&self) -> Vec<(Pid, End)> {
         let reaped = |pid| match waitpid(Some(pid), WaitOptions::NOHANG) {
-            Ok(Some((_, status))) => Some(Ok(end_of(status))),
+            Ok(Some((_, status))) => Some(Ok(end_of_wait(status))),
             Ok(None) => None,
             Err(errno) => Some(Err(errno)),
         };
@@ -295,16 +293,16 @@ impl ParentProcess {
         });
         let ended = ended.collect();
         for pid in pids(&self.children) {
-            if !self.own.contains(&pid) && !self.servers.contains(&pid) {
+            if !self.initial_children.contains(&pid) && !self.servers.contains(&pid) {
                 let _ = reaped(pid);
             }
         }
         ended
     }
 
-    fn listen(&mut self) {
+    fn read_messages(&mut self) {
         let mut message = [0; MAX_CHANNEL_TEXT];
-        while let Ok((_, length)) = recv(&self.line, &mut message, RecvFlags::DONTWAIT) {
+        while let Ok((_, length)) = recv(&self.channel, &mut message, RecvFlags::DONTWAIT) {
             self.channel_closed = length == 0;
             if self.channel_closed {
                 return;
@@ -327,11 +325,11 @@ impl ParentProcess {
     /// All servers have ended, the last one so.
     fn finish(self, (pid, end): (Pid, End)) -> Result<(), ServerError> {
         log_output::lock().finish();
-        let Self { line, children, own, failure, .. } = self;
+        let Self { channel, children, initial_children, failure, .. } = self;
         // Has a server end that has not taken over yet.
-        drop(line);
+        drop(channel);
         let patience = Instant::now() + LEFTOVERS_WITHIN;
-        let left = || pids(&children).filter(|pid| !own.contains(pid));
+        let left = || pids(&children).filter(|pid| !initial_children.contains(pid));
         while left().count() > 0 && Instant::now() < patience {
             for pid in left() {
                 let _ = waitpid(Some(pid), WaitOptions::NOHANG);
@@ -357,16 +355,8 @@ impl ParentProcess {
 /// Whether a server has started this process to take over from it, by what stands in its environment.
 fn is_server(pid: Pid) -> bool {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    let mark = format!("{VARIABLE}={} ", std::process::id());
+    let mark = format!("{}={} ", environment::PARENT, std::process::id());
     environment.split(|&byte| byte == 0).any(|entry| entry.starts_with(mark.as_bytes()))
-}
-
-fn end_of(status: WaitStatus) -> End {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => End::Exited(code),
-        (None, Some(signal)) => End::Signaled(signal),
-        (None, None) => End::Unknown,
-    }
 }
 
 fn pids(children: &KernelFile) -> impl Iterator<Item = Pid> + use<> {
@@ -378,42 +368,7 @@ fn pids(children: &KernelFile) -> impl Iterator<Item = Pid> + use<> {
     pids.into_iter()
 }
 
-/// The parent if it is this process's parent still, for a process that was started with [`VARIABLE`].
+/// The parent if it is this process's parent still, for a process that was started with [`environment::PARENT`].
 pub(super) fn is_own(parent: &Parent) -> bool {
-    getppid().is_some_and(|own| own.as_raw_nonzero().get().unsigned_abs() == parent.pid)
-}
-
-impl<S> ServerBuilder<S> {
-    /// Whether restarts keep the process id, by which Docker, supervisord and other service managers know
-    /// a service; `false` unless set.
-    ///
-    /// [`run`](crate::Server::run) then forks the server and stays as its parent, without connections and without
-    /// what the server loads. The parent passes SIGTERM, SIGINT and SIGHUP on to the server, and adopts the new server
-    /// after a restart. `run` returns in the parent when the last server has ended. The parent remains the
-    /// version that was first started; a new version takes effect in the server and its workers. If the
-    /// parent is killed, the server shuts down gracefully.
-    ///
-    /// systemd needs no such option, as a new server tells it its id. With this option a service of the type `notify`
-    /// needs `NotifyAccess=all`. A server that was started by [`Server::spawn`](crate::Server::spawn) or
-    /// [`Server::fork`](crate::Server::fork) does not restart, and ignores this.
-    ///
-    /// ```no_run
-    /// use taskfork::{Methods, Server};
-    ///
-    /// # fn main() -> Result<(), taskfork::ServerError> {
-    /// Server::builder()
-    ///     .listen("unix:/run/adder.sock")
-    ///     .keep_pid(true)
-    ///     .interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b)))
-    ///     .run()
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// `run` gives [`ServerError::Died`] if the last server did not end by itself, and
-    /// [`ServerError::Startup`] if the first one cannot start.
-    pub fn keep_pid(mut self, keep: bool) -> Self {
-        self.options.keep_pid = keep;
-        self
-    }
+    is_parent(parent.pid)
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{self, RecvFlags, SendFlags, Shutdown, recv, shutdown};
 
 use super::log;
 use crate::sys;
@@ -45,7 +45,7 @@ impl Refusal {
 }
 
 /// Sends the refusal to the client, and ends the connection.
-pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
+pub(crate) fn send(connection: &OwnedFd, refusal: &Refusal) {
     let mut out = Vec::new();
     match refusal.protocol {
         None => {}
@@ -69,7 +69,7 @@ pub(crate) fn tell(connection: &OwnedFd, refusal: &Refusal) {
         return;
     }
     // A client that is gone needs no word.
-    let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    let _ = net::send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     let _ = shutdown(connection, Shutdown::Write);
     // If the connection is closed with bytes unread, the peer sees a reset, before or instead of the
     // refusal.

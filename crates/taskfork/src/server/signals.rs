@@ -8,9 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use rustix::process::getppid;
-
 use super::hangup::Hangup;
+use super::process::is_parent;
 use super::stop_requests::StopRequests;
 use crate::sys::{self, Disposition};
 
@@ -49,7 +48,7 @@ pub(crate) struct Signals {
     reset: OnceCell<Vec<Signal>>,
     /// The process that passes signals on to this one.
     parent: Option<u32>,
-    ends: StopRequests,
+    stop_requests: StopRequests,
     hangup: Hangup,
     /// The last signal came from the parent.
     is_from_parent: Cell<bool>,
@@ -75,14 +74,14 @@ impl Signals {
             _writes: writes,
             reset: OnceCell::new(),
             parent,
-            ends: StopRequests::default(),
+            stop_requests: StopRequests::default(),
             hangup,
             is_from_parent: Cell::new(false),
         })
     }
 
     /// Finds out what workers will have to reset.
-    pub(crate) fn cache_changed_signals(&self) {
+    pub(crate) fn cache_signals_to_reset(&self) {
         self.reset.get_or_init(sys::signals_to_reset);
     }
 
@@ -102,9 +101,9 @@ impl Signals {
             self.is_from_parent.set(is_from_parent);
             let is_wanted = match signal {
                 Signal::SIGTERM | Signal::SIGINT => {
-                    self.ends.is_new(is_from_parent || is_parent(info.ssi_pid))
+                    self.stop_requests.record(is_from_parent || is_parent(info.ssi_pid))
                 }
-                Signal::SIGHUP if !self.asks_for_restart() => self.ends.is_first(),
+                Signal::SIGHUP if !self.asks_for_restart() => self.stop_requests.record_hangup(),
                 _ => true,
             };
             if is_wanted {
@@ -115,7 +114,7 @@ impl Signals {
 
     /// Whether the server's end has been asked for twice.
     pub(crate) fn is_second_request(&self) -> bool {
-        self.ends.count() > 1
+        self.stop_requests.count() > 1
     }
 
     /// Whether the SIGHUP that [`next`](Self::next) gave last asks for a restart. The parent passes on only
@@ -128,11 +127,6 @@ impl Signals {
     pub(crate) fn leave_blocked(mut self) {
         self.before = SigSet::thread_get_mask().unwrap_or(self.before);
     }
-}
-
-/// Whether this process was started by that one, which may pass on what it got itself. A terminal has no process id.
-fn is_parent(pid: u32) -> bool {
-    getppid().is_some_and(|parent| parent.as_raw_nonzero().get().unsigned_abs() == pid)
 }
 
 impl AsFd for Signals {

@@ -216,7 +216,7 @@ impl SocketFile {
     }
 
     /// It is another's now.
-    pub(super) fn leave(&mut self) {
+    pub(super) fn disown(&mut self) {
         self.owner = 0;
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::builder::Server;
 use super::entry;
 use super::error::ServerError;
 use super::handle::ServerHandle;
 use super::launch::Launch;
+use super::run::Server;
 use crate::wire::values::encode_to_vec;
 
 /// How long a new server may take to start, unless [`Spawn::start_timeout`] is set.

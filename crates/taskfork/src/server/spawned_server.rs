@@ -1,4 +1,4 @@
-//! The program's end of a line to a server that it started, with the server's process: who it is, how it ended, and
+//! The program's end of a server to a server that it started, with the server's process: who it is, how it ended, and
 //! starting it again. Clients of the program find it by the server's address.
 //!
 //! A thread waits for the process's end. It is not started before it is needed, since a program with a thread cannot
@@ -17,23 +17,24 @@ use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
 use super::control::{self, ServerMessage};
 use super::error::ServerError;
-use super::launch::{Launch, RunningServer, has_ended, reap};
+use super::launch::{Launch, RunningServer};
+use super::process::{reap, wait_for};
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::error::{End, FatalError};
 use crate::sys;
 
 /// A server that has run for so long is replaced at once.
-const STABLE: Duration = Duration::from_secs(10);
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LAST_DELAY: Duration = Duration::from_secs(10);
+const STABLE_TIME: Duration = Duration::from_secs(10);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A connection that ended without a word ended because of its server, if that died no longer ago than this.
-const RECENT: Duration = Duration::from_secs(2);
+const RECENT_END: Duration = Duration::from_secs(2);
 
 /// How long the end of a server is waited for once a connection to its worker has ended without a word. The kernel
 /// kills the workers a moment before the end of the server shows.
-const DEATH_SHOWS: Duration = Duration::from_millis(20);
+const END_DELAY: Duration = Duration::from_millis(20);
 
 /// The program's end, shared by the server's handle and the clients of the server.
 #[derive(Clone)]
@@ -48,24 +49,24 @@ struct Shared {
 
 struct State {
     pid: u32,
-    socket: Option<OwnedFd>,
+    channel: Option<OwnedFd>,
     /// Where the server listens, if it does.
     address: Option<Address>,
     process: Process,
     since: Instant,
     last_end: Option<(Instant, ServerExit)>,
     /// The server was told to shut down, so that it is not replaced.
-    is_unwanted: bool,
+    is_shut_down: bool,
     /// There is a thread that waits for its end.
-    is_watched: bool,
+    has_watcher: bool,
     /// Why it could not be started again.
-    trouble: Option<String>,
+    restart_failure: Option<String>,
 }
 
 enum Process {
     Runs(Arc<OwnedFd>),
     /// It died and is being replaced.
-    Between,
+    Restarting,
     Ended(ServerExit),
 }
 
@@ -74,28 +75,28 @@ enum Process {
 pub(crate) struct ServerExit {
     pub(crate) pid: u32,
     pub(crate) end: End,
-    /// What it said last.
+    /// What it message last.
     pub(crate) reason: Option<String>,
 }
 
-static LINES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+static SERVERS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 /// There has been one. So that a worker of a server without any writes to nothing here.
-static ANY_LINE: AtomicBool = AtomicBool::new(false);
+static ANY_SERVER: AtomicBool = AtomicBool::new(false);
 
-/// In a forked process: closes all lines, which are its parent's, and would hide the parent's end
+/// In a forked process: closes all servers, which are its parent's, and would hide the parent's end
 /// from the other side.
 #[inline]
 pub(crate) fn close_inherited() {
-    if ANY_LINE.load(Ordering::SeqCst) {
-        close_lines();
+    if ANY_SERVER.load(Ordering::SeqCst) {
+        close_channels();
     }
 }
 
-fn close_lines() {
-    for line in lock(&LINES).drain(..) {
-        if let Some(line) = line.upgrade() {
-            let mut state = lock(&line.state);
-            state.socket = None;
+fn close_channels() {
+    for server in lock(&SERVERS).drain(..) {
+        if let Some(server) = server.upgrade() {
+            let mut state = lock(&server.state);
+            state.channel = None;
             let end = ServerExit { pid: state.pid, end: End::Unknown, reason: None };
             // Its descriptor goes with that.
             state.process = Process::Ended(end);
@@ -106,26 +107,26 @@ fn close_lines() {
 impl SpawnedServer {
     /// To a server that serves, and is started again by `launch` when it dies.
     pub(crate) fn new(started: RunningServer, launch: Option<Launch>) -> Result<Self, ServerError> {
-        let RunningServer { pid, pidfd, line, address } = started;
+        let RunningServer { pid, pidfd, channel, address } = started;
         let state = State {
             pid,
-            socket: Some(line),
+            channel: Some(channel),
             address,
             process: Process::Runs(Arc::new(pidfd)),
             since: Instant::now(),
             last_end: None,
-            is_unwanted: false,
-            is_watched: false,
-            trouble: None,
+            is_shut_down: false,
+            has_watcher: false,
+            restart_failure: None,
         };
-        let line = Arc::new(Shared { launch, state: Mutex::new(state), changed: Condvar::new() });
-        ANY_LINE.store(true, Ordering::SeqCst);
+        let server = Arc::new(Shared { launch, state: Mutex::new(state), changed: Condvar::new() });
+        ANY_SERVER.store(true, Ordering::SeqCst);
         {
-            let mut lines = lock(&LINES);
-            lines.retain(|line| line.strong_count() > 0);
-            lines.push(Arc::downgrade(&line));
+            let mut servers = lock(&SERVERS);
+            servers.retain(|server| server.strong_count() > 0);
+            servers.push(Arc::downgrade(&server));
         }
-        let link = Self(line);
+        let link = Self(server);
         if sys::thread_count().is_ok_and(|threads| threads > 1) {
             link.watch();
         }
@@ -137,13 +138,13 @@ impl SpawnedServer {
         if let Place::Handle(link) = &address.0 {
             return Some(link.clone());
         }
-        let lines = lock(&LINES);
-        let mut living = lines.iter().rev().filter_map(Weak::upgrade);
-        living.find(|line| line.is_at(address)).map(Self)
+        let servers = lock(&SERVERS);
+        let mut living = servers.iter().rev().filter_map(Weak::upgrade);
+        living.find(|server| server.listens_at(address)).map(Self)
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.0.look().pid
+        self.0.lock_refreshed().pid
     }
 
     pub(crate) fn address(&self) -> Option<Address> {
@@ -167,28 +168,28 @@ impl SpawnedServer {
             rustix::io::ioctl_fionbio(&ours, true)?;
         }
         let state = lock(&self.0.state);
-        let gone = || io::Error::new(io::ErrorKind::NotConnected, state.why_gone());
-        let socket = state.socket.as_ref().filter(|_| !state.is_unwanted).ok_or_else(gone)?;
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, state.describe_down());
+        let socket = state.channel.as_ref().filter(|_| !state.is_shut_down).ok_or_else(gone)?;
         sys::send_descriptor(socket, theirs.as_fd(), &[what])?;
         Ok(ours)
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        matches!(self.0.look().process, Process::Runs(_))
+        matches!(self.0.lock_refreshed().process, Process::Runs(_))
     }
 
     /// How the server has ended, if it has and is not replaced.
     pub(crate) fn end(&self) -> Option<ServerExit> {
-        match &self.0.look().process {
+        match &self.0.lock_refreshed().process {
             Process::Ended(end) => Some(end.clone()),
-            Process::Runs(_) | Process::Between => None,
+            Process::Runs(_) | Process::Restarting => None,
         }
     }
 
     /// What is wrong with the server, if it does not run.
     pub(crate) fn trouble(&self) -> Option<String> {
-        let state = self.0.look();
-        (!matches!(state.process, Process::Runs(_))).then(|| state.why_gone())
+        let state = self.0.lock_refreshed();
+        (!matches!(state.process, Process::Runs(_))).then(|| state.describe_down())
     }
 
     /// How the server ended of a worker whose connection has just ended without a word, if it has. Waits for a moment.
@@ -199,29 +200,29 @@ impl SpawnedServer {
         };
         let recent = |state: &State| {
             let (at, end) = state.last_end.as_ref()?;
-            (at.elapsed() < RECENT).then(|| end.clone())
+            (at.elapsed() < RECENT_END).then(|| end.clone())
         };
         if let Some(pidfd) = pidfd {
             if let Some(end) = recent(&lock(&self.0.state)) {
                 return Some(end);
             }
-            let most = Timespec { tv_sec: 0, tv_nsec: DEATH_SHOWS.subsec_nanos().into() };
+            let most = Timespec { tv_sec: 0, tv_nsec: END_DELAY.subsec_nanos().into() };
             let _ = poll(&mut [PollFd::new(&*pidfd, PollFlags::IN)], Some(&most));
         }
-        recent(&self.0.look())
+        recent(&self.0.lock_refreshed())
     }
 
     /// Waits until the server has ended for good.
     pub(crate) fn wait(&self) -> End {
-        let mut state = self.0.look();
+        let mut state = self.0.lock_refreshed();
         loop {
             state = match &state.process {
                 Process::Ended(ended) => return ended.end,
-                Process::Runs(pidfd) if !state.is_watched => {
+                Process::Runs(pidfd) if !state.has_watcher => {
                     let pidfd = pidfd.clone();
                     drop(state);
                     wait_for(&pidfd);
-                    self.0.look()
+                    self.0.lock_refreshed()
                 }
                 _ => self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
@@ -230,16 +231,16 @@ impl SpawnedServer {
 
     /// Asks the server to shut down gracefully, and has it not replaced.
     pub(crate) fn shut_down(&self) {
-        let mut state = self.0.look();
-        state.is_unwanted = true;
-        state.end_line();
+        let mut state = self.0.lock_refreshed();
+        state.is_shut_down = true;
+        state.close_channel();
         self.0.changed.notify_all();
     }
 
     /// Ends the server at once, and has it not replaced.
     pub(crate) fn kill(&self) {
-        let mut state = self.0.look();
-        state.is_unwanted = true;
+        let mut state = self.0.lock_refreshed();
+        state.is_shut_down = true;
         if let Process::Runs(pidfd) = &state.process {
             // It may have ended already.
             let _ = pidfd_send_signal(&**pidfd, Signal::KILL);
@@ -249,9 +250,9 @@ impl SpawnedServer {
 
     /// The handle is gone: the server shuts down, and somebody takes its exit status. Without a thread to spare a
     /// zombie stays until this program ends.
-    pub(crate) fn let_go(&self) {
+    pub(crate) fn release(&self) {
         self.shut_down();
-        if self.0.look().has_work() {
+        if self.0.lock_refreshed().is_process_left() {
             self.watch();
         }
     }
@@ -264,23 +265,23 @@ impl SpawnedServer {
 
 impl State {
     /// Nobody is at the other end any more, or is to be.
-    fn end_line(&self) {
-        if let Some(socket) = &self.socket {
+    fn close_channel(&self) {
+        if let Some(socket) = &self.channel {
             // It may have ended already.
             let _ = shutdown(socket, Shutdown::Write);
         }
     }
 
-    fn has_work(&self) -> bool {
+    fn is_process_left(&self) -> bool {
         !matches!(self.process, Process::Ended(_))
     }
 
-    fn why_gone(&self) -> String {
-        match (&self.process, &self.last_end, &self.trouble) {
+    fn describe_down(&self) -> String {
+        match (&self.process, &self.last_end, &self.restart_failure) {
             (Process::Ended(end), ..) => end.to_string(),
-            (Process::Between, Some((_, end)), None) => format!("{end}, and is being replaced"),
-            (Process::Between, Some((_, end)), Some(trouble)) => {
-                format!("{end}, and cannot be replaced so far: {trouble}")
+            (Process::Restarting, Some((_, end)), None) => format!("{end}, and is being replaced"),
+            (Process::Restarting, Some((_, end)), Some(failure)) => {
+                format!("{end}, and cannot be replaced so far: {failure}")
             }
             _ => "the server has been shut down".to_owned(),
         }
@@ -288,7 +289,7 @@ impl State {
 }
 
 impl Shared {
-    fn is_at(&self, address: &Address) -> bool {
+    fn listens_at(&self, address: &Address) -> bool {
         let state = lock(&self.state);
         match (state.address.as_ref().map(|own| &own.0), &address.0) {
             (Some(Place::Unix(own)), Place::Unix(path)) => own == path,
@@ -300,29 +301,29 @@ impl Shared {
     }
 
     /// The state as it is now.
-    fn look(self: &Arc<Self>) -> MutexGuard<'_, State> {
+    fn lock_refreshed(self: &Arc<Self>) -> MutexGuard<'_, State> {
         let mut state = lock(&self.state);
-        self.see(&mut state);
+        self.reap_if_ended(&mut state);
         state
     }
 
     /// Takes the exit status of a process that has ended.
-    fn see(self: &Arc<Self>, state: &mut State) {
+    fn reap_if_ended(self: &Arc<Self>, state: &mut State) {
         let Process::Runs(pidfd) = &state.process else { return };
         let Some(end) = reap(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) else { return };
-        let said = state.socket.take().and_then(|socket| last_word(&socket));
-        let is_told = state.is_unwanted
+        let message = state.channel.take().and_then(|socket| last_message(&socket));
+        let is_intended = state.is_shut_down
             || end == End::Exited(0)
-            || matches!(said, Some(ServerMessage::Ended(_)));
-        let reason = match said {
+            || matches!(message, Some(ServerMessage::Ended(_)));
+        let reason = match message {
             Some(ServerMessage::Failed(reason) | ServerMessage::Ended(reason)) => Some(reason),
             _ => None,
         };
         let ended = ServerExit { pid: state.pid, end, reason };
         state.last_end = Some((Instant::now(), ended.clone()));
-        state.trouble = None;
-        if self.launch.is_some() && !is_told {
-            state.process = Process::Between;
+        state.restart_failure = None;
+        if self.launch.is_some() && !is_intended {
+            state.process = Process::Restarting;
             self.watch(state);
         } else {
             state.process = Process::Ended(ended);
@@ -331,13 +332,13 @@ impl Shared {
     }
 
     fn watch(self: &Arc<Self>, state: &mut State) {
-        if state.is_watched || !state.has_work() {
+        if state.has_watcher || !state.is_process_left() {
             return;
         }
-        let line = self.clone();
-        let thread = sys::spawn_without_signals("taskfork-server", move || line.keep_watch());
-        state.is_watched = thread.is_ok();
-        if let (Err(error), Process::Between, Some((_, end))) =
+        let server = self.clone();
+        let thread = sys::spawn_without_signals("taskfork-server", move || server.watch_process());
+        state.has_watcher = thread.is_ok();
+        if let (Err(error), Process::Restarting, Some((_, end))) =
             (thread, &state.process, &state.last_end)
         {
             let reason = format!("it cannot be replaced, as no thread can be started: {error}");
@@ -346,17 +347,17 @@ impl Shared {
     }
 
     /// Waits for the end of each process until there is no other.
-    fn keep_watch(self: Arc<Self>) {
+    fn watch_process(self: Arc<Self>) {
         let mut delay = Backoff::default();
         loop {
-            let state = self.look();
+            let state = self.lock_refreshed();
             match &state.process {
                 Process::Runs(pidfd) => {
                     let pidfd = pidfd.clone();
                     drop(state);
                     wait_for(&pidfd);
                 }
-                Process::Between => {
+                Process::Restarting => {
                     let end = state.last_end.clone();
                     let ran = end.as_ref().map(|(at, _)| at.saturating_duration_since(state.since));
                     // A subscriber may call the server itself.
@@ -382,21 +383,21 @@ impl Shared {
             let name = launch.name();
             tracing::info!(name, "the server is started again after {}", seconds(pause));
             let state = lock(&self.state);
-            let waited = self.changed.wait_timeout_while(state, pause, |state| !state.is_unwanted);
+            let waited = self.changed.wait_timeout_while(state, pause, |state| !state.is_shut_down);
             let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            if state.is_unwanted {
-                return self.end_between(&mut state);
+            if state.is_shut_down {
+                return self.cancel_restart(&mut state);
             }
             let previous = state.address.clone();
             drop(state);
-            let is_unwanted = || lock(&self.state).is_unwanted;
-            let started = launch.start(previous.as_ref(), &is_unwanted);
+            let is_shut_down = || lock(&self.state).is_shut_down;
+            let started = launch.start(previous.as_ref(), &is_shut_down);
             let mut state = lock(&self.state);
-            let RunningServer { pid, pidfd, line, address } = match started {
+            let RunningServer { pid, pidfd, channel, address } = match started {
                 Ok(started) => started,
-                Err(_) if state.is_unwanted => return self.end_between(&mut state),
+                Err(_) if state.is_shut_down => return self.cancel_restart(&mut state),
                 Err(error) => {
-                    state.trouble = Some(error.to_string());
+                    state.restart_failure = Some(error.to_string());
                     drop(state);
                     tracing::error!(name, "the server cannot be started again: {error}");
                     pause = delay.next(Duration::ZERO);
@@ -407,17 +408,17 @@ impl Shared {
                 != previous.as_ref().map(Address::to_string);
             *state = State {
                 pid,
-                socket: Some(line),
+                channel: Some(channel),
                 address,
                 process: Process::Runs(Arc::new(pidfd)),
                 since: Instant::now(),
-                trouble: None,
+                restart_failure: None,
                 last_end: state.last_end.take(),
-                is_unwanted: state.is_unwanted,
-                is_watched: true,
+                is_shut_down: state.is_shut_down,
+                has_watcher: true,
             };
-            if state.is_unwanted {
-                state.end_line();
+            if state.is_shut_down {
+                state.close_channel();
             }
             self.changed.notify_all();
             drop(state);
@@ -430,7 +431,7 @@ impl Shared {
     }
 
     /// It is not to be replaced any more.
-    fn end_between(&self, state: &mut State) {
+    fn cancel_restart(&self, state: &mut State) {
         if let Some((_, end)) = &state.last_end {
             state.process = Process::Ended(end.clone());
         }
@@ -445,29 +446,21 @@ struct Backoff(Duration);
 impl Backoff {
     /// After one that ran for so long.
     fn next(&mut self, ran: Duration) -> Duration {
-        self.0 = match ran >= STABLE {
+        self.0 = match ran >= STABLE_TIME {
             true => Duration::ZERO,
-            false => (self.0 * 2).clamp(FIRST_DELAY, LAST_DELAY),
+            false => (self.0 * 2).clamp(FIRST_BACKOFF, MAX_BACKOFF),
         };
         self.0
     }
 }
 
-/// The last that a server has said.
-fn last_word(socket: &OwnedFd) -> Option<ServerMessage> {
+/// The last that a server has message.
+fn last_message(socket: &OwnedFd) -> Option<ServerMessage> {
     let mut last = None;
-    while let Ok(word) = ServerMessage::hear(socket) {
+    while let Ok(word) = ServerMessage::receive(socket) {
         last = word.or(last);
     }
     last
-}
-
-/// Waits until the process has ended.
-fn wait_for(pidfd: &OwnedFd) {
-    while !has_ended(pidfd) {
-        // What interrupts it is waited for again.
-        let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], None);
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -502,7 +495,7 @@ mod tests {
         let short = Duration::from_secs(1);
         let pauses: Vec<_> = (0..9).map(|_| delay.next(short).as_millis()).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(delay.next(STABLE), Duration::ZERO);
-        assert_eq!(delay.next(short), FIRST_DELAY);
+        assert_eq!(delay.next(STABLE_TIME), Duration::ZERO);
+        assert_eq!(delay.next(short), FIRST_BACKOFF);
     }
 }

@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// The functions and lines of a stack, innermost first, down to the worker's own loop, or why they
 /// are not known. It leaves a thread behind, and is for a process that ends next.
-pub(crate) fn describe(addresses: Vec<u64>, timed_out: bool) -> Result<String, String> {
+pub(crate) fn symbolize(addresses: Vec<u64>, timed_out: bool) -> Result<String, String> {
     let limit = if timed_out { AFTER_TIMEOUT } else { LIMIT };
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::Builder::new().spawn(move || sender.send(name(&addresses)));

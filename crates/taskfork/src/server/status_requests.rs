@@ -1,180 +1,126 @@
-//! Connections to the status socket whose requests are not complete. The server reads the requests itself, as
-//! only it can retire a worker. It waits for none of them.
+//! Connections to the status socket whose requests are not complete. The server itself reads the
+//! requests, because only it can retire a worker. It never blocks on a peer.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use super::event_loop::{ACCEPT_PAUSE, EventLoop, STATUS};
-use super::listener::Listener;
-use super::log;
-use super::status;
-use crate::worker::scoreboard::Retirement;
+use super::watched_set::WatchedSet;
 
-/// The most connections that wait. With more, the oldest are answered at once with the status.
-const MOST: usize = 64;
+/// The maximum number of pending requests. The oldest ones beyond it are answered at once with the
+/// status.
+const MAX_PENDING: usize = 64;
 
-/// The most bytes of a request.
-const LONGEST: usize = 64;
+/// The maximum length of a request, in bytes.
+const MAX_LENGTH: usize = 64;
 
 /// How long the server waits for a request.
-const WAIT: Duration = Duration::from_millis(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// Those that wait, the oldest first.
 #[derive(Debug)]
 pub(crate) struct StatusRequests {
-    /// Watches all of them.
-    epoll: OwnedFd,
-    waiting: VecDeque<Request>,
-    /// Nothing is accepted until then, as descriptors have run out.
-    again: Option<Instant>,
+    pending: WatchedSet<StatusRequest>,
+    /// No connection is accepted until then, because descriptors have run out.
+    accept_paused_until: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Request {
-    connection: OwnedFd,
-    said: Vec<u8>,
-    until: Instant,
+pub(super) struct StatusRequest {
+    pub(super) connection: OwnedFd,
+    pub(super) text: Vec<u8>,
+    deadline: Instant,
 }
 
 impl StatusRequests {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            waiting: VecDeque::new(),
-            again: None,
-        })
+        Ok(Self { pending: WatchedSet::new()?, accept_paused_until: None })
     }
 
-    fn add(&mut self, connection: OwnedFd, now: Instant) {
-        let watched = rustix::io::ioctl_fionbio(&connection, true).and_then(|()| {
-            let flags = EventFlags::IN | EventFlags::RDHUP;
-            epoll::add(&self.epoll, &connection, EventData::new_u64(0), flags)
-        });
-        // One that cannot be watched is answered at once.
-        let until = if watched.is_ok() { now + WAIT } else { now };
-        self.waiting.push_back(Request { connection, said: Vec::new(), until });
+    /// Adds a connection. Gives it back if the kernel cannot watch it.
+    pub(super) fn add(&mut self, connection: OwnedFd, now: Instant) -> Result<(), OwnedFd> {
+        if rustix::io::ioctl_fionbio(&connection, true).is_err() {
+            return Err(connection);
+        }
+        let request =
+            StatusRequest { connection, text: Vec::new(), deadline: now + REQUEST_TIMEOUT };
+        match self.pending.insert(request, EventFlags::IN | EventFlags::RDHUP) {
+            Ok(_) => Ok(()),
+            Err((request, _)) => Err(request.connection),
+        }
     }
 
-    /// Removes the connections whose request is complete or whose time is over.
-    fn take_complete(&mut self, now: Instant) -> Vec<Request> {
-        let surplus = self.waiting.len().saturating_sub(MOST);
+    /// Removes the requests that are complete, or whose time is over.
+    pub(super) fn take_complete(&mut self, now: Instant) -> Vec<StatusRequest> {
+        let surplus = self.pending.len().saturating_sub(MAX_PENDING);
         let mut complete = Vec::new();
-        for (place, mut request) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
-            if request.read() || place < surplus || request.until <= now {
-                let _ = epoll::delete(&self.epoll, &request.connection);
-                complete.push(request);
-            } else {
-                self.waiting.push_back(request);
+        for (place, (number, request)) in self.pending.iter_from(0).enumerate() {
+            if request.read() || place < surplus || request.deadline <= now {
+                complete.push(number);
             }
         }
-        complete
+        complete.into_iter().filter_map(|number| self.pending.remove(number)).collect()
     }
 
-    /// The time until the oldest is due.
-    fn next(&self, now: Instant) -> Option<Duration> {
-        self.waiting.front().map(|request| request.until.saturating_duration_since(now))
+    /// The time until the oldest request has to be answered.
+    pub(super) fn time_until_due(&self, now: Instant) -> Option<Duration> {
+        let (_, oldest) = self.pending.iter().next()?;
+        Some(oldest.deadline.saturating_duration_since(now))
     }
 
-    /// Whether connections are to be accepted again, after none could be for a while.
-    fn rest_is_over(&mut self, now: Instant) -> bool {
-        self.again.take_if(|again| *again <= now).is_some()
+    pub(super) fn pause_accepting(&mut self, until: Instant) {
+        self.accept_paused_until = Some(until);
     }
 
-    /// In a process that is forked from the server: closes its copies.
-    pub(crate) fn forget(&mut self) {
-        self.waiting.clear();
+    /// Ends a pause that is over. Returns whether one has ended.
+    pub(super) fn end_accept_pause(&mut self, now: Instant) -> bool {
+        self.accept_paused_until.take_if(|until| *until <= now).is_some()
     }
 
-    /// What a new worker closes.
+    /// The rest of a pause.
+    pub(super) fn accept_pause(&self, now: Instant) -> Option<Duration> {
+        self.accept_paused_until.map(|until| until.saturating_duration_since(now))
+    }
+
+    /// Closes this process's copies, in a process that was forked from the server.
+    pub(crate) fn close_copies(&mut self) {
+        self.pending.close_copies();
+    }
+
+    /// The descriptors that a worker must close.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let waiting = self.waiting.iter().map(|request| request.connection.as_fd());
-        [self.epoll.as_fd()].into_iter().chain(waiting)
+        self.pending.descriptors()
     }
 }
 
 impl AsFd for StatusRequests {
-    /// Readable when one of them has said something.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+        self.pending.as_fd()
     }
 }
 
-impl Request {
-    /// Reads what is there. Returns whether the request is complete.
+impl StatusRequest {
+    /// Reads what has arrived. Returns whether the request is complete.
     fn read(&mut self) -> bool {
-        let mut piece = [0; LONGEST];
+        let mut piece = [0; MAX_LENGTH];
         match recv(&self.connection, &mut piece, RecvFlags::empty()) {
             Ok((_, length)) if length > 0 => {
-                self.said.extend_from_slice(&piece[..length]);
-                self.said.contains(&b'\n') || self.said.len() >= LONGEST
+                self.text.extend_from_slice(&piece[..length]);
+                self.text.contains(&b'\n') || self.text.len() >= MAX_LENGTH
             }
             Err(Errno::AGAIN | Errno::INTR) => false,
-            // It has ended its side, or is of no use any more.
+            // The peer has shut down its sending side, or the connection has failed.
             Ok(_) | Err(_) => true,
         }
     }
 }
 
-impl EventLoop {
-    /// Accepts a connection to the status socket.
-    pub(super) fn accept_status(&mut self) {
-        let now = Instant::now();
-        match self.status.as_ref().map(Listener::accept) {
-            Some(Ok(connection)) => self.add_status_request(connection),
-            None | Some(Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)) => {}
-            Some(Err(errno)) => {
-                if self.log_limits.accept_status.allows(now) {
-                    log::error!(
-                        "cannot accept connections to the status socket for a while: {errno}"
-                    );
-                }
-                self.status_requests.again = Some(now + ACCEPT_PAUSE);
-                self.watch_status(EventFlags::empty());
-            }
-        }
-    }
-
-    /// Answers whoever has the other end, once it has made its request.
-    pub(super) fn add_status_request(&mut self, connection: OwnedFd) {
-        self.status_requests.add(connection, Instant::now());
-        self.answer_status_requests();
-    }
-
-    fn watch_status(&self, flags: EventFlags) {
-        let Some(status) = &self.status else { return };
-        if let Err(errno) = epoll::modify(&self.epoll, status, EventData::new_u64(STATUS), flags) {
-            log::error!("cannot change the watch on the status socket: {errno}");
-        }
-    }
-
-    /// Answers the connections whose request is complete or whose time is over.
-    pub(super) fn answer_status_requests(&mut self) {
-        for request in self.status_requests.take_complete(Instant::now()) {
-            let number = status::dismissed(&request.said);
-            if let Some(child) = number.and_then(|number| self.children.get_mut(&number)) {
-                child.retire(Retirement::Requested);
-            }
-            self.send_status(request.connection);
-        }
-    }
-
-    /// Answers the connections that are due. Returns the time until the next one is.
-    pub(super) fn run_status_timers(&mut self) -> Option<Duration> {
-        if self.status_requests.rest_is_over(Instant::now()) {
-            self.watch_status(EventFlags::IN);
-        }
-        if self.status_requests.next(Instant::now()) == Some(Duration::ZERO) {
-            self.answer_status_requests();
-        }
-        let now = Instant::now();
-        let again = self.status_requests.again.map(|again| again.saturating_duration_since(now));
-        self.status_requests.next(now).into_iter().chain(again).min()
+impl AsFd for StatusRequest {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
     }
 }
 
@@ -184,15 +130,16 @@ mod tests {
     use std::net::Shutdown;
     use std::os::unix::net::UnixStream;
 
+    use super::super::status::parse_dismiss;
     use super::*;
 
     #[test]
-    fn a_request_is_complete_with_its_line_its_end_or_its_time() {
+    fn a_request_is_complete_with_its_line_its_end_or_its_timeout() {
         let mut requests = StatusRequests::new().unwrap();
         let now = Instant::now();
         let [mut line, ended, _silent] = [(); 3].map(|()| {
             let (here, there) = UnixStream::pair().unwrap();
-            requests.add(there.into(), now);
+            requests.add(there.into(), now).unwrap();
             here
         });
         assert!(requests.take_complete(now).is_empty());
@@ -202,37 +149,38 @@ mod tests {
         ended.shutdown(Shutdown::Write).unwrap();
         let complete = requests.take_complete(now);
         assert_eq!(complete.len(), 2);
-        assert_eq!(status::dismissed(&complete[0].said), Some(7));
-        assert_eq!(requests.next(now), Some(WAIT));
-        assert_eq!(requests.take_complete(now + WAIT).len(), 1);
-        assert_eq!(requests.next(now), None);
+        assert_eq!(parse_dismiss(&complete[0].text), Some(7));
+        assert_eq!(requests.time_until_due(now), Some(REQUEST_TIMEOUT));
+        assert_eq!(requests.take_complete(now + REQUEST_TIMEOUT).len(), 1);
+        assert_eq!(requests.time_until_due(now), None);
     }
 
     #[test]
     fn a_pause_ends_once() {
         let mut requests = StatusRequests::new().unwrap();
-        let now = Instant::now();
-        assert!(!requests.rest_is_over(now));
-        requests.again = Some(now + ACCEPT_PAUSE);
-        assert!(!requests.rest_is_over(now));
-        assert!(requests.rest_is_over(now + ACCEPT_PAUSE));
-        assert!(!requests.rest_is_over(now + ACCEPT_PAUSE));
+        let (now, pause) = (Instant::now(), Duration::from_millis(100));
+        assert!(!requests.end_accept_pause(now));
+        requests.pause_accepting(now + pause);
+        assert!(!requests.end_accept_pause(now));
+        assert_eq!(requests.accept_pause(now), Some(pause));
+        assert!(requests.end_accept_pause(now + pause));
+        assert!(!requests.end_accept_pause(now + pause));
     }
 
     #[test]
-    fn more_than_can_wait_are_answered_at_once_and_long_ones_are_cut() {
+    fn surplus_requests_are_answered_at_once_and_long_ones_are_cut() {
         let mut requests = StatusRequests::new().unwrap();
         let now = Instant::now();
-        let mut peers: Vec<_> = (0..MOST + 3)
+        let mut peers: Vec<_> = (0..MAX_PENDING + 3)
             .map(|_| {
                 let (here, there) = UnixStream::pair().unwrap();
-                requests.add(there.into(), now);
+                requests.add(there.into(), now).unwrap();
                 here
             })
             .collect();
         assert_eq!(requests.take_complete(now).len(), 3);
         peers.last_mut().unwrap().write_all(&[b'x'; 5000]).unwrap();
         let complete = requests.take_complete(now);
-        assert_eq!((complete.len(), complete[0].said.len()), (1, LONGEST));
+        assert_eq!((complete.len(), complete[0].text.len()), (1, MAX_LENGTH));
     }
 }

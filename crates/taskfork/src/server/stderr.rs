@@ -134,38 +134,25 @@ impl CapturedStderr {
         self.pipe.as_ref()
     }
 
-    /// Reads what is there, up to a turn's worth or to `most` in a time slice, and shows it as lines of process `pid`.
-    pub(crate) fn pass_on(&mut self, pid: u32, shown: &mut StderrOutput, most: usize) -> Turn {
-        let now = Instant::now();
-        self.report_omitted(pid, shown, now);
-        let (is_over, paused) = self.read(pid, shown, most, now);
-        shown.flush();
-        match (self.pipe.take_if(|_| is_over), paused) {
-            (Some(ended), _) => Turn::Ended(ended),
-            (None, Some(until)) => Turn::Paused(until),
-            (None, None) => Turn::Over,
-        }
+    /// Reads what is there, up to a turn's worth, and shows it as lines of process `pid`. Gives the
+    /// pipe back once it has ended.
+    pub(crate) fn forward(&mut self, pid: u32, output: &mut StderrOutput) -> Option<OwnedFd> {
+        let ended = self.read(|line| output.line(pid, line));
+        output.flush();
+        self.pipe.take_if(|_| ended)
     }
 
-    /// Reads all that is left when the worker has died. Returns the end of what it wrote.
-    pub(crate) fn finish(mut self, pid: u32, shown: &mut StderrOutput) -> StderrTail {
+    /// All that is left when the worker has died; gives the end of what it wrote.
+    pub(crate) fn finish(mut self, pid: u32, output: &mut StderrOutput) -> StderrTail {
         for _ in 0..LAST_TURNS {
             let more = self.pipe.as_ref().is_some_and(|pipe| is_ready(pipe.as_fd(), PollFlags::IN));
-            if !more || matches!(self.pass_on(pid, shown, usize::MAX), Turn::Ended(_)) {
+            if !more || self.forward(pid, output).is_some() {
                 break;
             }
         }
-        let Self { tail, lines, .. } = &mut self;
-        tail.end(|line| show(pid, line, shown, lines, Instant::now()));
-        let text = tail.text();
-        if let Some(omitted) = lines.take_all_omitted() {
-            shown.omitted(pid, omitted, "; the end of it follows");
-            text.iter()
-                .flat_map(|text| text.lines())
-                .for_each(|line| shown.line(pid, line.as_bytes()));
-        }
-        shown.flush();
-        StderrTail { text, allocation_failed: self.tail.allocation_failed }
+        self.tail.end(|line| output.line(pid, line));
+        output.flush();
+        StderrTail { text: self.tail.text(), allocation_failed: self.tail.allocation_failed }
     }
 
     /// Shows how many lines were omitted if it is time. Returns the time until it is.
@@ -204,10 +191,7 @@ impl CapturedStderr {
                         show(pid, line, shown, lines, now);
                     });
                     total += length;
-                    let paused = pace.count(cost, most, now);
-                    if paused.is_some() {
-                        return (false, paused);
-                    }
+                    self.tail.push(&piece[..length], &mut show);
                 }
                 Err(Errno::INTR) => {}
                 Err(_) => return (false, None),
@@ -291,7 +275,7 @@ struct LineBuffer {
 }
 
 impl LineBuffer {
-    fn take(&mut self, bytes: &[u8], mut show: impl FnMut(&[u8])) {
+    fn push(&mut self, bytes: &[u8], mut show: impl FnMut(&[u8])) {
         self.kept.extend_from_slice(bytes);
         if self.kept.len() > 2 * KEPT {
             self.kept.drain(..self.kept.len() - KEPT);
@@ -402,7 +386,7 @@ mod tests {
             while !rest.is_empty() {
                 let cut = cuts.next().map_or(1, |cut| cut.min(rest.len()));
                 let (now, later) = rest.split_at(cut);
-                tail.take(now, |line| lines.push(line.to_owned()));
+                tail.push(now, |line| lines.push(line.to_owned()));
                 rest = later;
             }
             tail.end(|line| lines.push(line.to_owned()));
@@ -434,7 +418,7 @@ mod tests {
     fn a_line_without_an_end_is_cut() {
         let mut tail = LineBuffer::default();
         let mut lines = Vec::new();
-        tail.take(&[b'x'; 8000], |line| lines.push(line.len()));
+        tail.push(&[b'x'; 8000], |line| lines.push(line.len()));
         tail.end(|line| lines.push(line.len()));
         assert_eq!(lines, [3500, 3500, 1000]);
     }
@@ -456,12 +440,12 @@ mod tests {
     fn no_character_is_cut_in_two() {
         let mut tail = LineBuffer::default();
         let mut lines = Vec::new();
-        tail.take("é".repeat(2000).as_bytes(), |line| lines.push(line.to_owned()));
-        tail.take("a\n".as_bytes(), |line| lines.push(line.to_owned()));
+        tail.push("é".repeat(2000).as_bytes(), |line| lines.push(line.to_owned()));
+        tail.push("a\n".as_bytes(), |line| lines.push(line.to_owned()));
         assert!(lines.iter().all(|line| std::str::from_utf8(line).is_ok()));
         let mut tail = LineBuffer::default();
         let mut lengths = Vec::new();
-        tail.take(format!("x{}", "é".repeat(2000)).as_bytes(), |line| lengths.push(line.len()));
+        tail.push(format!("x{}", "é".repeat(2000)).as_bytes(), |line| lengths.push(line.len()));
         assert_eq!(lengths, [3499]);
     }
 }

@@ -15,7 +15,7 @@ pub(crate) struct StopRequests {
 
 impl StopRequests {
     /// Counts a signal. Tells whether it is a request of its own, and not one that has come the other way already.
-    pub(crate) fn is_new(&self, is_from_parent: bool) -> bool {
+    pub(crate) fn record(&self, is_from_parent: bool) -> bool {
         let before = self.count();
         let way = if is_from_parent { &self.from_parent } else { &self.from_others };
         way.set(way.get().saturating_add(1));
@@ -23,7 +23,7 @@ impl StopRequests {
     }
 
     /// The same for a signal that never is the second request.
-    pub(crate) fn is_first(&self) -> bool {
+    pub(crate) fn record_hangup(&self) -> bool {
         let before = self.count();
         self.hung_up.set(true);
         before == 0
@@ -42,28 +42,28 @@ mod tests {
     #[test]
     fn a_request_that_comes_both_ways_counts_once() {
         let requests = StopRequests::default();
-        assert!(requests.is_new(false));
-        assert!(!requests.is_new(true));
-        assert!(requests.is_new(true));
-        assert!(!requests.is_new(false));
-        assert!(requests.is_new(false));
+        assert!(requests.record(false));
+        assert!(!requests.record(true));
+        assert!(requests.record(true));
+        assert!(!requests.record(false));
+        assert!(requests.record(false));
     }
 
     #[test]
     fn some_signals_are_a_request_only_at_first() {
         let requests = StopRequests::default();
-        assert!(requests.is_first() && !requests.is_first());
+        assert!(requests.record_hangup() && !requests.record_hangup());
         // A session that ends closes the terminal, and then ends the programs that are left.
-        assert!(!requests.is_new(false));
-        assert!(!requests.is_new(true));
-        assert!(requests.is_new(true));
+        assert!(!requests.record(false));
+        assert!(!requests.record(true));
+        assert!(requests.record(true));
     }
 
     #[test]
     fn repeated_requests_count_whichever_way_they_come() {
         for from_parent in [false, true] {
             let requests = StopRequests::default();
-            assert!(requests.is_new(from_parent) && requests.is_new(from_parent));
+            assert!(requests.record(from_parent) && requests.record(from_parent));
         }
     }
 }

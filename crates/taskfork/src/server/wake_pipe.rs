@@ -43,13 +43,13 @@ impl WakePipe {
     }
 
     /// The pipe is readable, and has been since `woken`. What was written means nothing.
-    pub(crate) fn heard(&mut self, woken: Instant) {
+    pub(crate) fn drain(&mut self, woken: Instant) {
         let _: Result<_, Errno> = read(&self.reader, &mut [0; 4096]);
         self.woken = Some(woken);
     }
 
     /// All that a wake-up leads to is done: gives how long the pipe is left alone, if it is.
-    pub(crate) fn pause(&mut self) -> Option<Duration> {
+    pub(crate) fn finish_wakeup(&mut self) -> Option<Duration> {
         if let Some(woken) = self.woken.take() {
             self.again = Some(Instant::now() + pause_after(woken.elapsed()));
         }
@@ -57,7 +57,7 @@ impl WakePipe {
     }
 
     /// Watches the pipe again if it is time.
-    pub(crate) fn rest_is_over(&mut self, epoll: &OwnedFd, token: u64) -> rustix::io::Result<()> {
+    pub(crate) fn resume_if_due(&mut self, epoll: &OwnedFd, token: u64) -> rustix::io::Result<()> {
         match self.again.take_if(|again| *again <= Instant::now()) {
             Some(_) => epoll::modify(epoll, &self.reader, EventData::new_u64(token), flags()),
             None => Ok(()),

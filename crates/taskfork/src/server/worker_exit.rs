@@ -1,4 +1,4 @@
-//! What is known and told of a worker that has ended.
+//! How a worker exited: its cause, the log entry, and the notification of its client.
 
 use std::os::fd::OwnedFd;
 
@@ -19,7 +19,7 @@ use crate::wire::death_notice::DeathNotice;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
 use crate::worker::scoreboard::{Phase, Retirement, ServerSlot};
 
-/// The causes of deaths, as they are counted.
+/// The causes of exits, as [`ServerStatus::deaths`](crate::server::ServerStatus::deaths) counts them.
 pub(super) mod cause {
     pub(in crate::server) const TIMED_OUT: &str = "timed_out";
     pub(in crate::server) const HUNG: &str = "hung";
@@ -40,52 +40,52 @@ pub(super) mod cause {
     pub(in crate::server) const CORRUPT: &str = "corrupt";
 }
 
-/// What is left of a worker.
+/// A worker that has been reaped.
 pub(crate) struct WorkerExit {
     pub(crate) slot: ServerSlot,
-    pub(crate) news: DeathNotification,
-    /// Where it hung, if it was killed for that and has told.
+    pub(crate) notification: DeathNotification,
+    /// The addresses of its stack, if it was killed after a timeout and has reported them.
     pub(crate) stack: Option<Vec<u64>>,
-    /// Why it ended, as it is counted.
     pub(crate) cause: &'static str,
-    /// It never served anybody, and this is why.
+    /// Why a spare worker failed before it got a client.
     pub(crate) spare_failure: Option<String>,
 }
 
-/// What is to be told to a dead worker's client.
+/// What a dead worker's client is told.
 pub(crate) struct DeathNotification {
     pub(super) connection: OwnedFd,
     pub(super) notice: Option<DeathNotice>,
 }
 
 impl DeathNotification {
-    pub(crate) fn tell(self) {
+    /// Sends the notice, if there is one, and ends the connection.
+    pub(crate) fn send(self) {
         if let Some(notice) = &self.notice {
-            tell(&self.connection, notice);
+            send_notice(&self.connection, notice);
         }
-        // The end of a worker is that of its process, whoever else holds the connection: what the worker has started, or
-        // whom it has passed it to.
+        // The connection ends with the worker, even if other processes hold copies of it: processes
+        // that the worker has started, or that it has sent it to.
         let _ = shutdown(&self.connection, Shutdown::Both);
-        // A worker can have set it, and closing the connection would then wait for a client that does not read.
+        // The worker may have set SO_LINGER, with which closing waits for a client that does not read.
         let _ = set_socket_linger(&self.connection, None);
     }
 
-    /// Leaves out what can tell of the server's machine.
-    pub(crate) fn omit_details(&mut self) {
+    /// Sends the notice with the names of the functions on the stack. For a process that exits next.
+    pub(crate) fn send_with_stack(mut self, stack: Vec<u64>) {
         if let Some(notice) = &mut self.notice {
-            (notice.stderr, notice.stack, notice.no_stack) = (None, None, None);
-        }
-    }
-
-    /// In a process that does nothing else: with the names of what is on the stack.
-    pub(crate) fn tell_with(mut self, stack: Vec<u64>) {
-        if let Some(notice) = &mut self.notice {
-            match stack::describe(stack, notice.timed_out) {
+            match stack::symbolize(stack, notice.timed_out) {
                 Ok(stack) => notice.stack = Some(stack).filter(|stack| !stack.is_empty()),
                 Err(reason) => notice.no_stack = Some(reason),
             }
         }
-        self.tell();
+        self.send();
+    }
+
+    /// Removes the details of the server's machine.
+    pub(crate) fn omit_details(&mut self) {
+        if let Some(notice) = &mut self.notice {
+            (notice.stderr, notice.stack, notice.no_stack) = (None, None, None);
+        }
     }
 
     pub(crate) fn has_notice(&self) -> bool {
@@ -93,14 +93,26 @@ impl DeathNotification {
     }
 }
 
-/// Why a worker ended that the server did not kill, as it is counted, and in words where there is
-/// more to say.
+fn send_notice(connection: &OwnedFd, notice: &DeathNotice) {
+    let mut out = Vec::new();
+    let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
+        death_notice::put_death(out, notice);
+        Ok(())
+    });
+    if written.is_ok() {
+        // A client that is gone or does not read sees the end of the connection in any case.
+        let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+}
+
+/// Finds the cause of an exit that the server did not bring about, with a text if there is more to
+/// say.
 pub(super) fn classify_exit(
     end: End,
     retirement: Option<Retirement>,
     allocation_failed: bool,
     limits: &WorkerLimits,
-    out_of_memory: &OomKills,
+    oom_kills: &OomKills,
 ) -> (&'static str, &'static str) {
     let signal = match end {
         End::Exited(0) => {
@@ -125,27 +137,26 @@ pub(super) fn classify_exit(
         Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && allocation_failed => {
             (cause::LIMIT, "its limit of address space was reached")
         }
-        Some(Signal::KILL) if out_of_memory.check() => (cause::OUT_OF_MEMORY, "out of memory"),
+        Some(Signal::KILL) if oom_kills.count_new() > 0 => (cause::OUT_OF_MEMORY, "out of memory"),
         _ => (cause::SIGNALED, ""),
     }
 }
 
-/// What the log says of a worker that has ended.
+/// The log entry of a worker's exit.
 pub(super) struct ExitLogEntry<'a> {
     pub(super) worker: u64,
     pub(super) pid: u32,
     pub(super) client: Option<Peer>,
     pub(super) end: End,
     pub(super) phase: Phase,
-    /// The method that it ran, or had run last.
+    /// The method of its current or last call.
     pub(super) method: &'a str,
     pub(super) reason: Option<&'a str>,
-    /// It left though it was not told to, and its client was still there.
+    /// The worker was not told to leave, and its client was still connected.
     pub(super) is_unexpected: bool,
 }
 
 impl ExitLogEntry<'_> {
-    /// One line a death, with the worker's client, where that is known.
     pub(super) fn log(&self) {
         let &Self { worker, pid, client, end, phase, reason, is_unexpected, .. } = self;
         let activity = phase.activity();
@@ -172,23 +183,11 @@ impl ExitLogEntry<'_> {
     }
 }
 
-/// Whether the client has closed its end of a connection, or the half that it sends through.
+/// Whether the peer has closed its end of a connection, or has shut down its sending side.
 pub(super) fn has_peer_closed(connection: &OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut watched = [PollFd::new(connection, PollFlags::RDHUP)];
     poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
-}
-
-fn tell(connection: &OwnedFd, notice: &DeathNotice) {
-    let mut out = Vec::new();
-    let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-        notice.put(out);
-        Ok(())
-    });
-    if written.is_ok() {
-        // A client that is gone or does not read sees the end of the connection all the same.
-        let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-    }
 }
 
 #[cfg(test)]
@@ -201,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closing_a_connection_does_not_wait_for_the_client_as_its_worker_has_wished() {
+    fn closing_a_connection_does_not_linger_even_if_its_worker_has_set_that() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut worker, _) = listener.accept().unwrap();
@@ -210,7 +209,7 @@ mod tests {
         while worker.write(&[0; 65536]).is_ok() {}
         let (done, is_done) = mpsc::channel();
         std::thread::spawn(move || {
-            DeathNotification { connection: worker.into(), notice: None }.tell();
+            DeathNotification { connection: worker.into(), notice: None }.send();
             done.send(())
         });
         is_done.recv_timeout(Duration::from_secs(30)).unwrap();

@@ -9,7 +9,7 @@ const RESERVE: u64 = 8;
 
 impl EventLoop {
     /// Says how many workers the limit of open files allows, if these are fewer than `max_workers`.
-    pub(in crate::server) fn warn_of_few_open_files(&self) {
+    pub(super) fn warn_of_few_open_files(&self) {
         let Some(most) = self.open_files.most() else { return };
         let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
         let allowed = allowed(most, open.count() as u64, self.options.stderr);

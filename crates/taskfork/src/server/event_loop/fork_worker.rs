@@ -11,7 +11,6 @@ use rustix::process::{Pid, Signal, getpid, set_parent_process_death_signal, setp
 use super::{EventLoop, token};
 use crate::log_output;
 use crate::server::child::{Child, Role};
-use crate::server::entry::is_child_of;
 use crate::server::error::ServerError;
 use crate::server::fair_share::ClientId;
 use crate::server::guardian::Guardian;
@@ -19,6 +18,7 @@ use crate::server::limits::Limit;
 use crate::server::log;
 use crate::server::orphans::become_subreaper;
 use crate::server::parent::Parent;
+use crate::server::process::is_child_of;
 use crate::server::refusal::Refusal;
 use crate::server::spawned_server;
 use crate::server::stderr::{CapturedStderr, Stderr};
@@ -26,6 +26,9 @@ use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::Protocol;
 use crate::worker::scoreboard::ServerSlot;
 use crate::worker::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
+
+/// The code of a worker, with the types of its state and its interface erased. Returns the exit status.
+pub(crate) type Program = Box<dyn Fn(WorkerInit) -> i32>;
 
 /// Which of the two processes is running now.
 #[derive(Debug)]
@@ -42,7 +45,7 @@ struct ChildInit {
     socket: ClientSource,
     slot: ServerSlot,
     number: u64,
-    leftover: InheritedFds,
+    inherited: InheritedFds,
 }
 
 /// The server's descriptors of a worker, in the worker itself.
@@ -55,14 +58,14 @@ pub(crate) struct InheritedFds {
 impl EventLoop {
     /// Forks a worker for `client`, who speaks `protocol`, has it wait where there can be no more workers, or
     /// says that there is none.
-    pub(in crate::server) fn fork_for_client(
+    pub(super) fn fork_for_client(
         &mut self,
         client: AcceptedClient,
         protocol: Protocol,
-        holder: ClientId,
+        id: ClientId,
     ) {
         if self.children.len() >= self.worker_limit() {
-            return self.enqueue_client(client, protocol, holder);
+            return self.enqueue_client(client, protocol, id);
         }
         let is_told = client.is_preamble_sent;
         let busy = |reason| Refusal::busy(protocol, reason).with_preamble_sent(is_told);
@@ -73,10 +76,10 @@ impl EventLoop {
                 return;
             }
         };
-        match self.fork(Role::Client(own), ClientSource::Accepted(client)) {
+        match self.fork_worker(Role::Client(own), ClientSource::Accepted(client)) {
             Ok(()) => {
-                if let Some(child) = self.children.get_mut(&self.born) {
-                    child.holder = holder;
+                if let Some(child) = self.children.get_mut(&self.forked) {
+                    child.client_id = id;
                 }
             }
             Err((socket, error)) => self.refuse(socket.into_fd(), busy(error.to_string())),
@@ -85,7 +88,7 @@ impl EventLoop {
 
     /// Forks a worker, for which there must be room; gives back what it was to serve if that cannot
     /// be. The new worker does not come back from here.
-    pub(in crate::server) fn fork(
+    pub(super) fn fork_worker(
         &mut self,
         role: Role,
         socket: ClientSource,
@@ -94,17 +97,17 @@ impl EventLoop {
             Ok(slot) => slot,
             Err(error) => return Err((socket, ForkError::Kernel(error))),
         };
-        let number = self.born + 1;
+        let number = self.forked + 1;
         let (threads, stderr) = (&self.threads, self.options.stderr);
         self.title.set_number(number);
-        match fork_worker(threads, stderr) {
+        match fork_child(threads, stderr) {
             Ok(ForkSide::Parent(pid, stderr)) => {
-                self.born = number;
-                if !self.guardian.as_mut().is_none_or(|guardian| guardian.forked(pid)) {
+                self.forked = number;
+                if !self.guardian.as_mut().is_none_or(|guardian| guardian.record_fork(pid)) {
                     self.replace_guardian();
                 }
                 let kept = self.scoreboard.hide_from_children(&slot);
-                self.adopt(Child::new(pid, role, slot, number, stderr));
+                self.register(Child::new(pid, role, slot, number, stderr));
                 if let Err(error) = kept {
                     let what = "its slot cannot be kept from other workers";
                     self.kill_unwatchable(number, &ServerError::System { what, source: error });
@@ -112,12 +115,12 @@ impl EventLoop {
                 Ok(())
             }
             Ok(ForkSide::Worker(stderr, captured)) => {
-                let leftover = InheritedFds { role, captured };
-                self.become_worker(ChildInit { stderr, socket, slot, number, leftover })
+                let inherited = InheritedFds { role, captured };
+                self.become_worker(ChildInit { stderr, socket, slot, number, inherited })
             }
             Err(error) => {
                 if let Err(error) = self.scoreboard.hide_from_children(&slot) {
-                    if self.log_limits.workers.allows(Instant::now()) {
+                    if self.log_limits.workers.acquire(Instant::now()) {
                         log::error!(
                             "a slot cannot be kept from workers, and is not used again: {error}"
                         );
@@ -130,7 +133,7 @@ impl EventLoop {
         }
     }
 
-    fn adopt(&mut self, child: Child) {
+    fn register(&mut self, child: Child) {
         let number = child.number;
         let watched = match child.stderr() {
             Some(stderr) => self.watch(stderr.as_fd(), token(number, 1), EventFlags::IN),
@@ -144,7 +147,7 @@ impl EventLoop {
     }
 
     /// Watches the connection of a worker for its client's end.
-    pub(in crate::server) fn watch_client(&mut self, number: u64) {
+    pub(super) fn watch_client(&mut self, number: u64) {
         let Some(child) = self.children.get(&number) else { return };
         let Some(connection) = child.connection() else { return };
         let flags = EventFlags::RDHUP | EventFlags::ET;
@@ -154,25 +157,25 @@ impl EventLoop {
     }
 
     fn kill_unwatchable(&mut self, number: u64, error: &ServerError) {
-        if self.log_limits.workers.allows(Instant::now()) {
+        if self.log_limits.workers.acquire(Instant::now()) {
             log::error!(worker = number, "a worker is killed: {error}");
         }
         if let Some(child) = self.children.get_mut(&number) {
-            child.execute("the server could not watch it");
+            child.kill("the server could not watch it");
         }
-        self.bury(number);
+        self.reap_worker(number);
     }
 
     /// In a new worker: lets go of everything that is the server's, and serves. It writes to as little
     /// as it can of what it has of the server's memory: each page of that is copied then, which takes
     /// as long as several system calls.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-    fn become_worker(&self, born: ChildInit) -> ! {
-        let ChildInit { stderr, socket, slot, number, leftover: InheritedFds { role, captured } } =
-            born;
+    fn become_worker(&self, init: ChildInit) -> ! {
+        let ChildInit { stderr, socket, slot, number, inherited: InheritedFds { role, captured } } =
+            init;
         spawned_server::close_inherited();
         let redirected = || {
-            rustix::stdio::dup2_stdin(&self.nothing)?;
+            rustix::stdio::dup2_stdin(&self.dev_null)?;
             stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)
         };
         let ready = redirected()
@@ -214,7 +217,8 @@ impl EventLoop {
         {
             let log = log_output::lock();
             let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
-            let of_worker = of_worker.chain([role.end()]).map(AsFd::as_fd).chain(log.descriptors());
+            let of_worker =
+                of_worker.chain([role.descriptor()]).map(AsFd::as_fd).chain(log.descriptors());
             // SAFETY: as above; what owns them is not used below.
             unsafe { sys::close_unchecked(self.descriptors().chain(of_worker)) };
         }
@@ -224,7 +228,7 @@ impl EventLoop {
         }
         self.title.show();
         sys::reseed_c_random();
-        sys::remove_variables(self.manager.variables());
+        sys::remove_variables(self.service_manager.variables());
         let run = std::panic::AssertUnwindSafe(|| (self.program)(init));
         let status = std::panic::catch_unwind(run).unwrap_or(101);
         sys::flush_stdio();
@@ -233,14 +237,14 @@ impl EventLoop {
 
     /// All that it has open and workers have no use for.
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let own = [self.nothing.as_fd(), self.epoll.as_fd(), self.signals.as_fd()];
+        let own = [self.dev_null.as_fd(), self.epoll.as_fd(), self.signals.as_fd()];
         let children = self.children.values().flat_map(Child::descriptors);
         own.into_iter()
             .chain([self.threads.as_fd(), self.wake.as_fd()])
-            .chain(self.out_of_memory.descriptor())
+            .chain(self.oom_kills.descriptor())
             .chain(self.orphans.descriptor())
             .chain(self.options.control.as_ref().map(AsFd::as_fd))
-            .chain(self.options.parent.as_ref().and_then(Parent::line))
+            .chain(self.options.parent.as_ref().and_then(Parent::channel))
             .chain(self.listener.as_ref().map(AsFd::as_fd))
             .chain(self.status.as_ref().map(AsFd::as_fd))
             .chain(self.files.former().map(AsFd::as_fd))
@@ -256,7 +260,7 @@ impl EventLoop {
 /// Forks a worker.
 #[inline]
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-fn fork_worker(threads: &ThreadCount, stderr: Stderr) -> Result<ForkSide, ForkError> {
+fn fork_child(threads: &ThreadCount, stderr: Stderr) -> Result<ForkSide, ForkError> {
     let (stderr, writer) = match stderr {
         Stderr::Capture | Stderr::Log => {
             let (captured, writer) = CapturedStderr::new()?;

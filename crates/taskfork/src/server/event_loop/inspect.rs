@@ -10,7 +10,7 @@ use crate::worker::scoreboard::now;
 
 impl EventLoop {
     /// SIGUSR1: opens the log file again, which may have been renamed.
-    pub(in crate::server) fn reopen_log(&mut self) {
+    pub(super) fn reopen_log(&mut self) {
         let name = &self.options.name;
         let reopened = log_output::lock().reopen();
         match reopened {
@@ -24,7 +24,7 @@ impl EventLoop {
     }
 
     /// SIGUSR2: logs what each worker does.
-    pub(in crate::server) fn log_workers(&mut self) {
+    pub(super) fn log_workers(&mut self) {
         let (name, workers) = (&self.options.name, self.children.len());
         let handshakes = self.handshakes.len();
         log::info!(name, workers, handshakes, "SIGUSR2: the workers follow");

@@ -1,9 +1,19 @@
 //! The server's one thread: connections, deaths, signals and time, one event after the other.
 
+mod accept;
 mod capacity;
 mod fork_worker;
+mod guard;
+mod helpers;
 mod inspect;
+mod log_summary;
+mod queue;
 mod reaper;
+mod rebind;
+mod restart;
+mod shutdown;
+mod spares;
+mod status;
 mod timers;
 
 use std::collections::BTreeMap;
@@ -17,12 +27,13 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+pub(crate) use self::fork_worker::Program;
+use self::rebind::Files;
+use self::status::open_status;
 use crate::log_output;
-use crate::server::access::{Origin, Rules};
-use crate::server::builder::Program;
+use crate::server::access::Rules;
 use crate::server::child::Child;
 use crate::server::client_queue::ClientQueue;
-use crate::server::control::ControlRequest;
 use crate::server::error::ServerError;
 use crate::server::guardian::{Guardian, Mark};
 use crate::server::handshakes::Handshakes;
@@ -35,18 +46,19 @@ use crate::server::oom::OomKills;
 use crate::server::options::Options;
 use crate::server::orphans::Orphans;
 use crate::server::parent::Parent;
-use crate::server::rebind::Files;
-use crate::server::restart::{Predecessor, ServiceManager, Successor};
+use crate::server::restart::{Predecessor, Successor};
+use crate::server::service_manager::ServiceManager;
 use crate::server::signals::Signals;
 use crate::server::socket_file::Identity;
 use crate::server::spares::Spares;
-use crate::server::status::{Counters, open_status};
+use crate::server::status::Counters;
 use crate::server::status_requests::StatusRequests;
-use crate::server::stderr::{Paused, StderrOutput};
+use crate::server::stderr::StderrOutput;
+use crate::server::titles::printable_name;
 use crate::server::wake_pipe::WakePipe;
 use crate::sys::{self, OpenFileLimit, ThreadCount, Title};
 use crate::time_limit::timespec;
-use crate::worker::scoreboard::{Retirement, Scoreboard, now};
+use crate::worker::scoreboard::{Scoreboard, now};
 use crate::worker::{self, IoBuffers};
 
 const GUARDIAN: u64 = 0;
@@ -70,7 +82,7 @@ pub(super) fn token(worker: u64, what: u64) -> u64 {
     CHILDREN + TOKENS * worker + what
 }
 
-/// For how long nothing is accepted after descriptors or processes have run out.
+/// For how long dev_null is accepted after descriptors or processes have run out.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct EventLoop {
@@ -81,11 +93,10 @@ pub(crate) struct EventLoop {
     /// How many descriptors the server may have.
     pub(super) open_files: OpenFileLimit,
     /// What workers get as standard input.
-    pub(super) nothing: OwnedFd,
+    pub(super) dev_null: OwnedFd,
     pub(super) threads: ThreadCount,
-    /// Where what workers write to standard error is shown.
-    pub(super) shown: StderrOutput,
-    pub(super) paused: Paused,
+    /// Where what workers write to standard error is stderr_output.
+    pub(super) stderr_output: StderrOutput,
     pub(super) listener: Option<Listener>,
     /// Who may connect.
     pub(super) rules: Rules,
@@ -96,29 +107,29 @@ pub(crate) struct EventLoop {
     /// By the worker's number, which no other worker ever has.
     pub(super) children: BTreeMap<u64, Child>,
     /// How many workers have been forked.
-    pub(super) born: u64,
+    pub(super) forked: u64,
     pub(super) mode: Mode,
-    pub(super) accept_again: Option<Instant>,
+    pub(super) accept_paused_until: Option<Instant>,
     pub(super) orphans: Orphans,
     pub(super) spares: Spares,
     pub(super) mark: Mark,
     /// Nobody, if it could not be had.
     pub(super) guardian: Option<Guardian>,
     /// That there is none has been said.
-    guardian_failure_logged: bool,
+    pub(super) guardian_failure_logged: bool,
     /// How many workers had to be killed at the end.
     pub(super) killed: usize,
-    pub(super) out_of_memory: OomKills,
+    pub(super) oom_kills: OomKills,
     /// Written to by workers whose time is over, or who have told where they are.
     pub(super) wake: WakePipe,
     /// Where the server tells of itself.
     pub(super) status: Option<Listener>,
     pub(super) status_requests: StatusRequests,
     pub(super) files: Files,
-    pub(super) tally: Counters,
-    /// How long the last look at all workers took.
-    pub(super) took: Duration,
-    pub(super) manager: ServiceManager,
+    pub(super) counters: Counters,
+    /// How long the last look at all workers scan_time.
+    pub(super) scan_time: Duration,
+    pub(super) service_manager: ServiceManager,
     /// The listener is the one of the server before this one.
     is_listener_inherited: bool,
     /// Where the new server that is to take over says that it is ready.
@@ -133,7 +144,7 @@ pub(crate) struct EventLoop {
     /// How many cores there are for it.
     pub(super) cores: usize,
     /// When it started, on the clock of the scoreboard.
-    pub(super) since: Duration,
+    pub(super) started_at: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,55 +181,55 @@ impl EventLoop {
         }
         let signals = Signals::take_over(hangup, options.parent.as_ref().map(Parent::pid))
             .map_err(ServerError::system("cannot take signals over"))?;
-        let InitialListener { listener, is_inherited } = InitialListener::new(&options, inherited)?;
+        let InitialListener { listener, is_inherited } =
+            InitialListener::acquire(&options, inherited)?;
         let status = open_status(&options, listener.as_ref())?;
         let status_requests = StatusRequests::new()
             .map_err(ServerError::system("cannot make an epoll instance for the status socket"))?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .map_err(ServerError::system("cannot make an epoll instance"))?;
-        let nothing =
+        let dev_null =
             File::open("/dev/null").map_err(ServerError::system("cannot open /dev/null"))?;
         let scoreboard = Scoreboard::new()
             .map_err(ServerError::system("cannot map memory to share with workers"))?;
         let wake = WakePipe::new().map_err(ServerError::system(
             "cannot make the pipe through which workers wake the server",
         ))?;
-        let manager = ServiceManager::find(&options);
-        let shown = StderrOutput::new(options.stderr);
+        let service_manager = ServiceManager::find(&options);
+        let stderr_output = StderrOutput::new(options.stderr);
         let mut server = Self {
             options,
             program,
             epoll,
             signals,
             open_files,
-            nothing: nothing.into(),
+            dev_null: dev_null.into(),
             threads: thread_count,
-            shown,
-            paused: Paused::default(),
+            stderr_output,
             listener,
             rules,
             handshakes,
             queue: ClientQueue::new()?,
             log_limits: LogLimits::default(),
             children: BTreeMap::new(),
-            born: 0,
+            forked: 0,
             mode: Mode::Serving,
-            accept_again: None,
-            orphans: Orphans::adopt(),
+            accept_paused_until: None,
+            orphans: Orphans::new(),
             spares: Spares::default(),
             mark: Mark::set(&scoreboard),
             scoreboard,
             guardian: None,
             guardian_failure_logged: false,
             killed: 0,
-            out_of_memory: OomKills::default(),
+            oom_kills: OomKills::default(),
             wake,
             status,
             status_requests,
             files: Files::default(),
-            tally: Counters::default(),
-            took: Duration::ZERO,
-            manager,
+            counters: Counters::default(),
+            scan_time: Duration::ZERO,
+            service_manager,
             is_listener_inherited: is_inherited,
             successor: None,
             successor_pid: None,
@@ -226,7 +237,7 @@ impl EventLoop {
             title: Title::new(""),
             pid: std::process::id(),
             cores: sys::available_cores(),
-            since: now(),
+            started_at: now(),
         };
         if let Some(status) = &server.status {
             server.watch(status.as_fd(), STATUS, EventFlags::IN)?;
@@ -243,10 +254,10 @@ impl EventLoop {
         if let Some(control) = &server.options.control {
             server.watch(control.as_fd(), CONTROL, EventFlags::IN | EventFlags::RDHUP)?;
         }
-        if let Some(line) = server.options.parent.as_ref().and_then(Parent::line) {
-            server.watch(line, PARENT, EventFlags::RDHUP)?;
+        if let Some(channel) = server.options.parent.as_ref().and_then(Parent::channel) {
+            server.watch(channel, PARENT, EventFlags::RDHUP)?;
         }
-        let name = plain(&server.options.name);
+        let name = printable_name(&server.options.name);
         sys::set_title(&format!("taskfork-server:{name}"));
         server.title = Title::new(&format!("taskfork-worker:{name}"));
         server.start_guardian();
@@ -263,24 +274,24 @@ impl EventLoop {
         if let Some(control) = &self.options.control {
             control.report_ready(address);
         }
-        self.manager.notify_ready();
+        self.service_manager.notify_ready();
         if let Some(predecessor) = predecessor {
             predecessor.take_over(self.is_listener_inherited);
         }
-        self.signals.cache_changed_signals();
+        self.signals.cache_signals_to_reset();
         worker::prepare();
         sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
-        while !self.is_over() {
-            let planned = self.plan();
-            let timeout = planned.into_iter().chain(self.wake.pause()).min();
+        while !self.is_finished() {
+            let planned = self.run_timers();
+            let timeout = planned.into_iter().chain(self.wake.finish_wakeup()).min();
             let timeout = timeout.map(timespec);
-            if let Err(errno) = self.wake.rest_is_over(&self.epoll, WAKE)
-                && self.log_limits.workers.allows(Instant::now())
+            if let Err(errno) = self.wake.resume_if_due(&self.epoll, WAKE)
+                && self.log_limits.workers.acquire(Instant::now())
             {
                 log::error!("workers cannot wake the server any more: {errno}");
             }
-            if self.orphans.is_pending() {
+            if self.orphans.are_pending() {
                 self.reap_orphans();
             }
             let events = match epoll::wait(&self.epoll, &mut room, timeout.as_ref()) {
@@ -292,21 +303,21 @@ impl EventLoop {
             };
             let woken = Instant::now();
             // Deaths come before births, so that no event of a dead worker meets a new one that
-            // took its place.
+            // scan_time its place.
             events.sort_by_key(|event| std::cmp::Reverse(event.data.u64()));
             for event in events.iter() {
                 match event.data.u64() {
                     // What there is to do shows in the scoreboard, which is looked at before the next wait.
-                    WAKE => self.wake.heard(woken),
-                    token => self.handle(token),
+                    WAKE => self.wake.drain(woken),
+                    token => self.dispatch(token),
                 }
             }
             let is_busy = !events.is_empty();
-            self.assign_free_workers();
+            self.assign_free_places();
             self.fork_due_spare(is_busy);
         }
         if let Some(guardian) = self.guardian.take() {
-            guardian.dismiss();
+            guardian.stop();
         }
         self.report_all_omitted();
         log_output::lock().finish();
@@ -316,11 +327,11 @@ impl EventLoop {
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.is_pending()
+    fn is_finished(&self) -> bool {
+        self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.are_pending()
     }
 
-    fn handle(&mut self, token: u64) {
+    fn dispatch(&mut self, token: u64) {
         match token {
             SIGNALS => {
                 while let Some(signal) = self.signals.next() {
@@ -336,7 +347,7 @@ impl EventLoop {
                             if signal == Signal::SIGHUP && self.options.control.is_none() {
                                 explain_shutdown();
                             }
-                            self.stop();
+                            self.shut_down();
                         }
                         _ if signal == Signal::SIGHUP => self.forward_restart(),
                         // It may have begun to end for another reason, such as a new server.
@@ -347,7 +358,7 @@ impl EventLoop {
             }
             LISTENER => self.accept(),
             HANDSHAKES => self.read_handshakes(),
-            QUEUE => self.remove_disconnected(),
+            QUEUE => self.queue.remove_closed(),
             CONTROL => self.handle_control(),
             SUCCESSOR => self.read_successor(),
             PARENT => self.handle_parent_exit(),
@@ -358,76 +369,14 @@ impl EventLoop {
                 let number = (token - CHILDREN) / TOKENS;
                 match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
                     (0, Some(child)) => child.handle_client_gone(),
-                    (_, Some(_)) => self.read_stderr(number),
+                    (_, Some(child)) => {
+                        if let Some(ended) = child.forward_stderr(&mut self.stderr_output) {
+                            let _ = epoll::delete(&self.epoll, &ended);
+                        }
+                    }
                     (_, None) => {}
                 }
             }
-        }
-    }
-
-    fn handle_control(&mut self) {
-        let Some(control) = &self.options.control else { return };
-        match control.next() {
-            Ok(Some(ControlRequest::Serve(connection))) if self.mode == Mode::Serving => {
-                self.admit(connection, Origin::Local);
-            }
-            Ok(None | Some(ControlRequest::Serve(_))) => {}
-            Ok(Some(ControlRequest::Tell(connection))) => self.add_status_request(connection),
-            Ok(Some(ControlRequest::ShutDown)) => {
-                self.close_control();
-                self.drain();
-            }
-            Err(error) => {
-                log::error!("the line to the parent process failed: {error}");
-                self.close_control();
-                self.drain();
-            }
-        }
-    }
-
-    /// Shuts down gracefully.
-    fn stop(&mut self) {
-        self.cancel_successor();
-        self.manager.notify_stopping();
-        self.drain();
-    }
-
-    /// The parent process has been killed, which would pass on a wish to end.
-    fn handle_parent_exit(&mut self) {
-        if let Some(line) = self.options.parent.as_ref().and_then(Parent::line) {
-            let _ = epoll::delete(&self.epoll, line);
-        }
-        if self.mode == Mode::Serving {
-            log::error!("the parent process has ended, and so does this server");
-            self.stop();
-        }
-    }
-
-    /// There is nobody at the other end any more.
-    fn close_control(&mut self) {
-        if let Some(control) = self.options.control.take() {
-            let _ = epoll::delete(&self.epoll, &control);
-        }
-    }
-
-    pub(super) fn drain(&mut self) {
-        log::info!(name = self.options.name, workers = self.children.len(), "shutting down");
-        self.listener = None;
-        self.handshakes.close_all();
-        self.queue.close_all();
-        self.mode = Mode::Draining(self.options.shutdown_grace.after(Instant::now()));
-        for child in self.children.values_mut() {
-            child.retire(Retirement::Shutdown);
-        }
-    }
-
-    pub(super) fn kill_all(&mut self, reason: &str) {
-        if self.mode != Mode::Killing {
-            self.killed = self.children.len();
-        }
-        self.mode = Mode::Killing;
-        for child in self.children.values_mut() {
-            child.execute(reason);
         }
     }
 
@@ -439,58 +388,6 @@ impl EventLoop {
     ) -> Result<(), ServerError> {
         epoll::add(&self.epoll, what, EventData::new_u64(token), flags)
             .map_err(ServerError::system("cannot watch a descriptor"))
-    }
-
-    /// Has a process see to what this one could not end if it were killed.
-    pub(super) fn start_guardian(&mut self) {
-        let name = plain(&self.options.name);
-        let posted = Guardian::start(
-            &name,
-            &self.mark,
-            self.children.values().map(|it| it.pid),
-            &self.threads,
-        )
-        .map_err(ServerError::system("it cannot be forked"))
-        .and_then(|guardian| {
-            self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;
-            Ok(guardian)
-        });
-        match posted {
-            Ok(guardian) => {
-                self.orphans.exclude(guardian.pid());
-                self.guardian = Some(guardian);
-                self.guardian_failure_logged = false;
-            }
-            Err(error) if !self.guardian_failure_logged => {
-                self.guardian_failure_logged = true;
-                log::error!(
-                    "without a guardian for now, what workers start outlives a killed server: {error}"
-                );
-            }
-            Err(_) => {}
-        }
-    }
-
-    /// The guardian has died.
-    fn handle_guardian_exit(&mut self) {
-        let Some(guardian) = self.guardian.take() else { return };
-        let _ = epoll::delete(&self.epoll, &guardian);
-        self.orphans.forget(guardian.pid());
-        if self.log_limits.guardians.allows(Instant::now()) {
-            log::warn!(name = self.options.name, "the guardian has died, and is replaced");
-        }
-    }
-
-    /// The guardian does not take note of workers any more. The next one knows those that live when it is forked.
-    pub(super) fn replace_guardian(&mut self) {
-        let Some(guardian) = self.guardian.take() else { return };
-        let _ = epoll::delete(&self.epoll, &guardian);
-        if self.log_limits.guardians.allows(Instant::now()) {
-            let name = &self.options.name;
-            log::warn!(name, "the guardian does not answer, and is replaced");
-        }
-        self.orphans.forget(guardian.pid());
-        guardian.dismiss();
     }
 
     pub(super) fn worker_limit(&self) -> usize {
@@ -506,10 +403,4 @@ impl EventLoop {
             log::error!("cannot change the watch on the listener: {errno}");
         }
     }
-}
-
-/// The name without what would disturb a terminal or a line, in at most 64 bytes.
-pub(super) fn plain(name: &str) -> String {
-    let name = &name[..name.floor_char_boundary(64)];
-    name.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }

@@ -19,24 +19,24 @@ use rustix::process::{
 };
 
 use self::records::{ProcessGroups, RecordWriter, WriteOutcome};
-use crate::server::entry::is_child_of;
+use crate::server::environment;
+use crate::server::process::is_child_of;
 use crate::sys::{self, Forked, MappedFile, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
 
 /// What is started in a worker has this variable, with the server's own value.
-pub(crate) const VARIABLE: &str = "TASKFORK_SERVER_ID";
 
 /// How soon another is tried if one could not be forked.
-pub(crate) const AGAIN: Duration = Duration::from_millis(10);
+pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How often to look for more, at most: what is killed may just have started something.
-const ROUNDS: u32 = 200;
-const PAUSE: Duration = Duration::from_millis(5);
+const MAX_ROUNDS: u32 = 200;
+const ROUND_PAUSE: Duration = Duration::from_millis(5);
 /// So many times in a row nothing is found at the end.
 const EMPTY_ROUNDS: u32 = 3;
 
 /// How long the server's end is waited for once it has closed its end of the line.
-const END_WITHIN: Duration = Duration::from_secs(60);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The server's hold on its guardian.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub(crate) struct Guardian {
     pid: Pid,
     pidfd: OwnedFd,
     line: OwnedFd,
-    ledger: RecordWriter,
+    records: RecordWriter,
 }
 
 impl Guardian {
@@ -58,18 +58,18 @@ impl Guardian {
     ) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let (records, ledger) = records::pipe()?;
+        let (reader, records) = records::pipe()?;
         let server = getpid();
         // SAFETY: the child closes all that it has but its line, and only reads what it shares with the server.
         match unsafe { sys::fork(threads) }.map_err(io::Error::other)? {
             Forked::Parent { child } => {
                 // Which leaves room for the descriptor of the process.
-                drop((theirs, records));
+                drop((theirs, reader));
                 let pid = Pid::from_raw(child.as_raw()).ok_or(io::ErrorKind::NotFound)?;
                 let started = wait_until_ready(&ours)
                     .and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
                 match started {
-                    Ok(pidfd) => Ok(Self { pid, pidfd, line: ours, ledger }),
+                    Ok(pidfd) => Ok(Self { pid, pidfd, line: ours, records }),
                     Err(error) => {
                         let _ = kill_process(pid, Signal::KILL);
                         let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
@@ -82,7 +82,7 @@ impl Guardian {
                 let group = Pid::from_raw(nix::unistd::getpgrp().as_raw());
                 let refused = [Some(server), group, Some(getpid())];
                 let groups = ProcessGroups::new(workers, refused);
-                let status = match guard(name, [theirs, records], server, mark, groups) {
+                let status = match guardian_main(name, [theirs, reader], server, mark, groups) {
                     Ok(()) => 0,
                     Err(_) => 1,
                 };
@@ -96,28 +96,28 @@ impl Guardian {
     }
 
     /// A worker has been forked. Tells whether the guardian takes note of it.
-    pub(crate) fn forked(&mut self, worker: Pid) -> bool {
-        let noted = self.ledger.forked(worker);
-        self.is_noted(noted)
+    pub(crate) fn record_fork(&mut self, worker: Pid) -> bool {
+        let outcome = self.records.record_fork(worker);
+        self.is_recorded(outcome)
     }
 
     /// A worker is about to be reaped. Tells whether the guardian takes note of it.
-    pub(crate) fn reaped(&mut self, worker: Pid) -> bool {
-        let noted = self.ledger.reaped(worker);
-        self.is_noted(noted)
+    pub(crate) fn record_reap(&mut self, worker: Pid) -> bool {
+        let outcome = self.records.record_reap(worker);
+        self.is_recorded(outcome)
     }
 
-    fn is_noted(&self, noted: WriteOutcome) -> bool {
+    fn is_recorded(&self, outcome: WriteOutcome) -> bool {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        match noted {
-            WriteOutcome::Yes => true,
-            WriteOutcome::Ask => send(&self.line, b"r", flags).is_ok(),
-            WriteOutcome::No => false,
+        match outcome {
+            WriteOutcome::Written => true,
+            WriteOutcome::AskToRead => send(&self.line, b"r", flags).is_ok(),
+            WriteOutcome::Full => false,
         }
     }
 
     /// It has nothing to do where the server ends by itself.
-    pub(crate) fn dismiss(self) {
+    pub(crate) fn stop(self) {
         // It may be dead already, and it may be stopped.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
@@ -125,7 +125,7 @@ impl Guardian {
 
     /// What a new worker closes.
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
-        [self.pidfd.as_fd(), self.line.as_fd(), self.ledger.as_fd()]
+        [self.pidfd.as_fd(), self.line.as_fd(), self.records.as_fd()]
     }
 }
 
@@ -146,7 +146,7 @@ fn wait_until_ready(line: &OwnedFd) -> io::Result<()> {
 
 /// In the guardian: waits for the server's end.
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-fn guard(
+fn guardian_main(
     name: &str,
     descriptors: [OwnedFd; 2],
     server: Pid,
@@ -167,34 +167,34 @@ fn guard(
     groups.read(&records);
     // A process that ends closes its descriptors a moment before its children lose it. One that
     // lives has only let go of this guardian, and must not be harmed.
-    let patience = Instant::now() + END_WITHIN;
+    let patience = Instant::now() + EXIT_TIMEOUT;
     while Instant::now() < patience {
         if !is_child_of(server) {
-            end_all(mark, &groups, process_groups::now());
+            kill_all_workers(mark, &groups, process_groups::now());
             break;
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(ROUND_PAUSE);
     }
     Ok(())
 }
 
-fn end_all(mark: &Mark, groups: &ProcessGroups, ended: process_groups::Ticks) {
+fn kill_all_workers(mark: &Mark, groups: &ProcessGroups, ended: process_groups::Ticks) {
     let members = process_groups::members();
     for group in groups.iter() {
         // As long as the server lived, the number was this group's. After that it may have become another's.
         let mut own = members.iter().filter(|member| member.group == group);
-        if own.any(|member| member.started <= ended || mark.is_on(member.pid)) {
+        if own.any(|member| member.started <= ended || mark.is_marked(member.pid)) {
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
     // One that executes a program at this instant bears no mark that can be read.
     let mut empty = 0;
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         empty = if mark.kill_all() { 0 } else { empty + 1 };
         if empty == EMPTY_ROUNDS {
             return;
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(ROUND_PAUSE);
     }
 }
 
@@ -215,8 +215,8 @@ impl Mark {
         // same number.
         let unique = mapping.as_ref().map(ToString::to_string).unwrap_or_default();
         let value = format!("{}-{unique}", std::process::id());
-        sys::set_variable(VARIABLE, &value);
-        Self { variable: format!("{VARIABLE}={value}"), mapping }
+        sys::set_variable(environment::SERVER_ID, &value);
+        Self { variable: format!("{}={value}", environment::SERVER_ID), mapping }
     }
 
     /// Kills all that there are; tells whether there were any.
@@ -227,20 +227,20 @@ impl Mark {
         for pid in names.filter_map(Pid::from_raw).filter(|&pid| pid != getpid()) {
             // From here on the number can mean no other process.
             let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-            if self.is_on(pid) {
+            if self.is_marked(pid) {
                 any |= pidfd_send_signal(&pidfd, Signal::KILL).is_ok();
             }
         }
         any
     }
 
-    fn is_on(&self, pid: Pid) -> bool {
-        self.look(pid) == MarkCheck::Yes
+    fn is_marked(&self, pid: Pid) -> bool {
+        self.check(pid) == MarkCheck::Yes
     }
 
     /// Whether a process has the mark. The mappings come first: a copy of a worker that executes a program
     /// meanwhile has the mark in its environment then.
-    pub(crate) fn look(&self, pid: Pid) -> MarkCheck {
+    pub(crate) fn check(&self, pid: Pid) -> MarkCheck {
         let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
         let maps = read("maps");
         if self.mapping.as_ref().is_some_and(|it| it.is_in(&String::from_utf8_lossy(&maps))) {

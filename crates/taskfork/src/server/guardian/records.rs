@@ -33,35 +33,35 @@ pub(crate) struct RecordWriter {
 /// The result of writing a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WriteOutcome {
-    Yes,
+    Written,
     /// The guardian is to be asked to read.
-    Ask,
+    AskToRead,
     /// The pipe is full: the guardian does not read.
-    No,
+    Full,
 }
 
 impl RecordWriter {
     /// A worker has been forked.
-    pub(crate) fn forked(&mut self, worker: Pid) -> WriteOutcome {
-        self.note(worker.as_raw_nonzero().get())
+    pub(crate) fn record_fork(&mut self, worker: Pid) -> WriteOutcome {
+        self.write(worker.as_raw_nonzero().get())
     }
 
     /// A worker is about to be reaped, after which its number can be another process's.
-    pub(crate) fn reaped(&mut self, worker: Pid) -> WriteOutcome {
-        self.note(-worker.as_raw_nonzero().get())
+    pub(crate) fn record_reap(&mut self, worker: Pid) -> WriteOutcome {
+        self.write(-worker.as_raw_nonzero().get())
     }
 
-    fn note(&mut self, record: i32) -> WriteOutcome {
+    fn write(&mut self, record: i32) -> WriteOutcome {
         match retry_on_intr(|| write(&self.writer, &record.to_ne_bytes())) {
             Ok(RECORD) => {}
-            _ => return WriteOutcome::No,
+            _ => return WriteOutcome::Full,
         }
         self.unread += RECORD;
         if self.unread < ASK_AFTER {
-            return WriteOutcome::Yes;
+            return WriteOutcome::Written;
         }
         self.unread = 0;
-        WriteOutcome::Ask
+        WriteOutcome::AskToRead
     }
 }
 
@@ -134,23 +134,23 @@ mod tests {
 
     #[test]
     fn groups_are_those_of_the_workers_that_live() {
-        let (reader, mut ledger) = pipe().unwrap();
+        let (reader, mut records) = pipe().unwrap();
         let mut groups = ProcessGroups::new([pid(10)].into_iter(), [None; 3]);
-        assert_eq!(ledger.forked(pid(11)), WriteOutcome::Yes);
-        ledger.forked(pid(12));
-        ledger.reaped(pid(10));
-        ledger.reaped(pid(12));
+        assert_eq!(records.record_fork(pid(11)), WriteOutcome::Written);
+        records.record_fork(pid(12));
+        records.record_reap(pid(10));
+        records.record_reap(pid(12));
         groups.read(&reader);
         assert_eq!(groups.iter().collect::<Vec<_>>(), [pid(11)]);
     }
 
     #[test]
     fn some_numbers_are_never_believed() {
-        let (reader, mut ledger) = pipe().unwrap();
+        let (reader, mut records) = pipe().unwrap();
         let refused = [Some(pid(20)), Some(pid(21)), None];
         let mut groups = ProcessGroups::new([pid(1), pid(20)].into_iter(), refused);
         for record in [0, 1, -1, 20, 21, i32::MIN, 22] {
-            ledger.note(record);
+            records.write(record);
         }
         groups.read(&reader);
         assert_eq!(groups.iter().collect::<Vec<_>>(), [pid(22)]);
@@ -158,10 +158,10 @@ mod tests {
 
     #[test]
     fn a_guardian_that_does_not_read_is_noticed_and_never_waited_for() {
-        let (_reader, mut ledger) = pipe().unwrap();
-        let noted: Vec<_> = (0..20_000).map(|_| ledger.forked(pid(5))).collect();
-        let asked = noted.iter().position(|&noted| noted == WriteOutcome::Ask).unwrap();
-        let full = noted.iter().position(|&noted| noted == WriteOutcome::No).unwrap();
+        let (_reader, mut records) = pipe().unwrap();
+        let noted: Vec<_> = (0..20_000).map(|_| records.record_fork(pid(5))).collect();
+        let asked = noted.iter().position(|&noted| noted == WriteOutcome::AskToRead).unwrap();
+        let full = noted.iter().position(|&noted| noted == WriteOutcome::Full).unwrap();
         assert!(asked < full, "{asked} {full}");
     }
 }

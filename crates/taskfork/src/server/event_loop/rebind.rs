@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventFlags};
 
-use super::error::ServerError;
-use super::event_loop::{EventLoop, LISTENER, Mode, STATUS};
-use super::listener::{BACKLOG, Listener};
-use super::log;
-use super::log_limit::LogLimit;
-use super::socket_file::Identity;
-use super::status::status_path;
+use super::{EventLoop, LISTENER, Mode, STATUS};
+use crate::address::{Address, Place};
+use crate::server::error::ServerError;
+use crate::server::listener::{BACKLOG, Listener};
+use crate::server::log;
+use crate::server::log_limit::LogLimit;
+use crate::server::socket_file::Identity;
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
@@ -72,7 +72,7 @@ impl Missing {
         let shown = path.display();
         let error = match Listener::bind_again(path, mode) {
             Ok(new) => {
-                if lines.allows(now) {
+                if lines.acquire(now) {
                     log::warn!("the socket file {shown} was gone, and has been bound again");
                 }
                 *self = Self::default();
@@ -91,7 +91,7 @@ impl Missing {
             error => format!("the socket file {shown} is gone, and cannot be bound again: {error}"),
         };
         if self.told.as_ref() != Some(&text) {
-            if lines.allows(now) {
+            if lines.acquire(now) {
                 log::error!("{text}");
             }
             self.told = Some(text);
@@ -102,7 +102,7 @@ impl Missing {
 
 impl EventLoop {
     /// Looks for the files of the sockets if it is time. Returns the time until the next look.
-    pub(super) fn look_for_files(&mut self) -> Option<Duration> {
+    pub(super) fn check_socket_files(&mut self) -> Option<Duration> {
         let has_path = self.listener.as_ref().is_some_and(|listener| listener.path().is_some());
         // A new server that takes over uses the same files.
         let is_to_look = self.mode == Mode::Serving && self.successor.is_none();
@@ -128,7 +128,8 @@ impl EventLoop {
         let Some(path) = listener.path() else { return };
         let (place, lines) = ((path, self.options.socket_mode), &mut self.log_limits.files);
         let Some(new) = self.files.listener.restore(Some(listener), place, lines) else { return };
-        let flags = if self.accept_again.is_some() { EventFlags::empty() } else { EventFlags::IN };
+        let flags =
+            if self.accept_paused_until.is_some() { EventFlags::empty() } else { EventFlags::IN };
         if let Err(error) = self.watch(new.as_fd(), LISTENER, flags) {
             log::error!("the server cannot be reached by its new socket: {error}");
             return;
@@ -136,7 +137,7 @@ impl EventLoop {
         let former = self.listener.replace(new);
         if let Some(mut former) = former {
             let _ = epoll::delete(&self.epoll, &former);
-            former.leave_file();
+            former.disown_file();
             self.files.former = Some(former);
         }
         self.accept_former();
@@ -163,7 +164,7 @@ impl EventLoop {
         }
         if let Some(mut former) = self.status.replace(new) {
             let _ = epoll::delete(&self.epoll, &former);
-            former.leave_file();
+            former.disown_file();
         }
     }
 }

@@ -1,0 +1,122 @@
+//! Reaping a worker, and finding out why it exited.
+
+use std::time::Instant;
+
+use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
+
+use super::timeouts::DEADLINE_PASSED;
+use super::{Child, KillReason, Role};
+use crate::error::End;
+use crate::server::limits::WorkerLimits;
+use crate::server::log_limit::LogLimit;
+use crate::server::oom::OomKills;
+use crate::server::process;
+use crate::server::stderr::{StderrOutput, StderrTail};
+use crate::server::worker_exit::{
+    DeathNotification, ExitLogEntry, WorkerExit, cause, classify_exit, has_peer_closed,
+};
+use crate::sys;
+use crate::wire::death_notice::DeathNotice;
+use crate::worker::scoreboard::{MOST_COUNTED, Phase, SlotView, now};
+
+impl Child {
+    /// Takes a dead worker's exit status. Its process id may be reused after this, so its group must
+    /// have been killed before, and the guardian must have been told.
+    pub(crate) fn reap(
+        mut self,
+        output: &mut StderrOutput,
+        log_limit: &mut LogLimit,
+        limits: &WorkerLimits,
+        oom_kills: &OomKills,
+    ) -> WorkerExit {
+        let status = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED).ok().flatten();
+        let end = status.as_ref().map(process::end_of).unwrap_or_default();
+        let pid = self.pid();
+        let client = self.connection().and_then(sys::peer_credentials);
+        let stderr = self.stderr.take().map(|stderr| stderr.finish(pid, output));
+        let StderrTail { text: stderr, allocation_failed } = stderr.unwrap_or_default();
+        let kill_reason = self.kill_reason.take().map(|reason| *reason);
+        let kill_reason = kill_reason.or(self.pending_kill.take().map(|pending| pending.reason));
+        let corruption = self.slot.read().err();
+        let view = self.slot.last_read();
+        let reason = kill_reason.or_else(|| self.alarm_reason(view, end)).unwrap_or_else(|| {
+            let (cause, text) = match (corruption, self.role.setup_failure()) {
+                (Some(corruption), _) => (cause::CORRUPT, corruption.to_string()),
+                (None, Some(failure)) => (cause::SETUP_FAILED, failure),
+                (None, None) => {
+                    let retirement = self.slot.retirement();
+                    let (cause, text) =
+                        classify_exit(end, retirement, allocation_failed, limits, oom_kills);
+                    (cause, text.to_owned())
+                }
+            };
+            KillReason::new(view, text, cause)
+        });
+        let KillReason { view, text, ran, cause, no_stack } = reason;
+        let reason = Some(text).filter(|text| !text.is_empty());
+        let was_retired = self.retiring_since.is_some() || self.slot.retirement().is_some();
+        let is_over =
+            was_retired || view.phase == Phase::Retired || self.client_gone_since.is_some();
+        let is_unexpected = !is_over && !has_peer_closed(self.role.descriptor());
+        let method = self.slot.method();
+        let is_regular = end == End::Exited(0) && reason.is_none() && !is_unexpected;
+        if is_regular || log_limit.acquire(Instant::now()) {
+            ExitLogEntry {
+                worker: self.number,
+                pid,
+                client,
+                end,
+                phase: view.phase,
+                method: &method,
+                reason: reason.as_deref(),
+                is_unexpected,
+            }
+            .log();
+        }
+        let is_spare = matches!(self.role, Role::Spare(_));
+        let spare_failure = (is_spare && !(self.retiring_since.is_some() && end == End::Exited(0)))
+            .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));
+        // With a corrupt slot it is unknown which calls have begun. Any of them may have run.
+        let is_corrupt = cause == cause::CORRUPT;
+        let calls = match is_corrupt {
+            true => MOST_COUNTED,
+            false => view.calls.saturating_add(self.slot.skipped()),
+        };
+        let notice = match view.phase {
+            // A spare worker has no client.
+            _ if is_spare || !self.slot.is_death_reportable() => None,
+            // The client would take a notice in the middle of an answer for the rest of that answer.
+            Phase::AnsweringLong | Phase::Handshake | Phase::Spare if !is_corrupt => None,
+            phase => Some(DeathNotice {
+                pid,
+                end,
+                reason,
+                during: phase.activity().filter(|_| !is_corrupt),
+                calls,
+                stderr,
+                ran: ran.map(|ran| ran.as_secs_f64()),
+                stack: None,
+                no_stack,
+                timed_out: cause == cause::TIMED_OUT,
+            }),
+        };
+        let (Role::Client(connection) | Role::Spare(connection)) = self.role;
+        let stack = ran.and_then(|_| self.slot.stack());
+        let notification = DeathNotification { connection, notice };
+        WorkerExit { slot: self.slot, notification, stack, cause, spare_failure }
+    }
+
+    /// The reason for a worker that SIGALRM has ended at its call's deadline. The server sends that
+    /// signal, and so may the worker itself. It ends code that has reset the signal's action, and
+    /// programs that have been executed.
+    fn alarm_reason(&self, view: SlotView, end: End) -> Option<KillReason> {
+        let is_alarm = end == End::Signaled(Signal::ALARM.as_raw());
+        let has_passed = self.alarmed_call == view.calls
+            || self.slot.deadline().is_some_and(|deadline| deadline <= now());
+        if !is_alarm || view.phase != Phase::Busy || !has_passed {
+            return None;
+        }
+        let (text, ran) = (DEADLINE_PASSED.to_owned(), Some(now().saturating_sub(view.since)));
+        Some(KillReason { ran, ..KillReason::new(view, text, cause::TIMED_OUT) })
+    }
+}

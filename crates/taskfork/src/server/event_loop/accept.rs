@@ -1,0 +1,190 @@
+//! Accepting connections, and reading first messages until a client can be given to a worker.
+
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+
+use super::{ACCEPT_PAUSE, EventLoop};
+use crate::display::seconds;
+use crate::server::access::Origin;
+use crate::server::fair_share::ClientId;
+use crate::server::handshakes::{PendingHandshake, ReadOutcome};
+use crate::server::log;
+use crate::server::refusal::{self, Refusal};
+use crate::wire::Protocol;
+use crate::wire::first_message::{self, FirstMessage, Progress};
+use crate::worker::AcceptedClient;
+
+/// How many connections are accepted before other events get their turn.
+const BATCH: usize = 64;
+
+/// How many bytes are peeked at when a connection is accepted. The hello of this crate's client is
+/// shorter.
+const PEEK_SIZE: usize = 1024;
+
+impl EventLoop {
+    /// Accepts connections until a worker has got one, since a fork takes long, or until other events
+    /// get their turn.
+    pub(super) fn accept(&mut self) {
+        for _ in 0..BATCH {
+            let Some(listener) = &self.listener else { return };
+            let origin = listener.origin();
+            match listener.accept() {
+                Ok(connection) => {
+                    if self.admit(connection, origin) {
+                        return;
+                    }
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => return,
+                Err(errno) => {
+                    let now = Instant::now();
+                    if self.log_limits.accept.acquire(now) {
+                        log::error!("cannot accept connections for a while: {errno}");
+                    }
+                    self.accept_paused_until = Some(now + ACCEPT_PAUSE);
+                    self.set_listener_paused(true);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives a new connection to a worker if its first message has arrived, and otherwise waits for
+    /// that message. Returns whether a worker has got it.
+    pub(super) fn admit(&mut self, connection: OwnedFd, origin: Origin) -> bool {
+        let mut room = [MaybeUninit::uninit(); PEEK_SIZE];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = recv(&connection, &mut room, flags).map(|((bytes, _), _)| &*bytes);
+        if let Some(reason) = self.rules.refusal(&connection) {
+            let bytes = peeked.unwrap_or_default();
+            self.refuse(connection, Refusal::access(first_message::protocol(bytes), reason));
+            return false;
+        }
+        let bytes = match peeked {
+            Ok([]) => return false,
+            Ok(bytes) => bytes,
+            Err(Errno::AGAIN | Errno::INTR) => &[],
+            Err(_) => return false,
+        };
+        match FirstMessage::default().look(bytes, self.options.max_frame) {
+            Ok(Progress::Complete(protocol)) => {
+                let id = ClientId::of(&connection, first_message::client_number(bytes));
+                let client = AcceptedClient::new(connection, Vec::new(), None);
+                self.route_client(client, protocol, origin, id);
+                return true;
+            }
+            Ok(Progress::Needs(_) | Progress::TooLong(_)) => {}
+            Err(error) => {
+                self.handshakes.failures += 1;
+                let protocol = first_message::protocol(bytes);
+                self.refuse(connection, Refusal::handshake(protocol, error.to_string()));
+                return false;
+            }
+        }
+        match self.handshakes.add(connection, origin, bytes.is_empty(), &self.rules) {
+            Ok((number, evicted)) => {
+                if let Some(evicted) = evicted {
+                    self.handshakes.failures += 1;
+                    let limit = self.handshakes.limit();
+                    let reason = format!("{limit} others wait with it (max_handshakes)");
+                    let protocol = first_message::protocol(&evicted.received);
+                    self.refuse(evicted.connection, Refusal::handshake(protocol, reason));
+                }
+                !bytes.is_empty() && self.read_handshake(number)
+            }
+            Err(errno) => {
+                if self.log_limits.accept.acquire(Instant::now()) {
+                    log::error!("a connection cannot be watched: {errno}");
+                }
+                false
+            }
+        }
+    }
+
+    /// Reads from the connections that are readable, until a worker has got one of them.
+    pub(super) fn read_handshakes(&mut self) {
+        for number in self.handshakes.ready() {
+            if self.read_handshake(number) {
+                return;
+            }
+        }
+    }
+
+    /// Reads from one connection. Returns whether a worker has got it.
+    fn read_handshake(&mut self, number: u64) -> bool {
+        match self.handshakes.read(number, self.options.max_frame) {
+            ReadOutcome::Incomplete => {}
+            ReadOutcome::Greeted(protocol, until) => {
+                let Some(PendingHandshake { connection, received, origin, .. }) =
+                    self.handshakes.remove(number)
+                else {
+                    return false;
+                };
+                let id = ClientId::of(&connection, first_message::client_number(&received));
+                let client = AcceptedClient::new(connection, received, until);
+                self.route_client(client, protocol, origin, id);
+                return true;
+            }
+            ReadOutcome::Invalid(reason) => {
+                self.handshakes.failures += 1;
+                if let Some(PendingHandshake { connection, received, .. }) =
+                    self.handshakes.remove(number)
+                {
+                    let protocol = first_message::protocol(&received);
+                    self.refuse(connection, Refusal::handshake(protocol, reason));
+                }
+            }
+            ReadOutcome::Closed => drop(self.handshakes.remove(number)),
+        }
+        false
+    }
+
+    /// Gives a client with a complete first message to a worker, or puts it into the queue. Refuses it
+    /// if it may not speak its protocol here.
+    fn route_client(
+        &mut self,
+        client: AcceptedClient,
+        protocol: Protocol,
+        origin: Origin,
+        id: ClientId,
+    ) {
+        if !self.rules.allows_protocol(protocol, origin) {
+            let called = match protocol {
+                Protocol::Native => "native protocol",
+                Protocol::Perl => "JSON protocol",
+            };
+            let reason = format!("this server does not take the {called} here (protocols)");
+            self.refuse(client.socket, Refusal::access(Some(protocol), reason));
+        } else if !self.queue.is_empty() {
+            self.enqueue_client(client, protocol, id);
+        } else if let Some(client) = self.assign_spare(client, id) {
+            self.fork_for_client(client, protocol, id);
+        }
+    }
+
+    /// Closes connections whose first message is late. Returns the time until the next deadline.
+    pub(super) fn expire_handshakes(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        while let Some(expired) = self.handshakes.remove_expired(now) {
+            self.handshakes.failures += 1;
+            let after = seconds(self.handshakes.timeout().get().unwrap_or_default());
+            let reason = format!("its greeting was not complete after {after} (handshake_timeout)");
+            let protocol = first_message::protocol(&expired.received);
+            self.refuse(expired.connection, Refusal::handshake(protocol, reason));
+        }
+        self.handshakes.next_deadline().map(|deadline| deadline - now)
+    }
+
+    /// Sends a refusal to a client, and logs and counts it.
+    pub(super) fn refuse(&mut self, connection: OwnedFd, refusal: Refusal) {
+        if self.log_limits.refusals.acquire(Instant::now()) {
+            refusal::log(&self.options.name, &connection, &refusal.reason);
+        }
+        self.counters.refused += 1;
+        refusal::send(&connection, &refusal);
+    }
+}

@@ -1,0 +1,63 @@
+//! Starting and replacing the guardian process.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use rustix::event::epoll::{self, EventFlags};
+
+use super::{EventLoop, GUARDIAN};
+use crate::server::error::ServerError;
+use crate::server::guardian::Guardian;
+use crate::server::log;
+use crate::server::titles::printable_name;
+
+impl EventLoop {
+    /// Forks a guardian, which kills what this server would leave behind if it were killed itself.
+    pub(super) fn start_guardian(&mut self) {
+        let name = printable_name(&self.options.name);
+        let workers = self.children.values().map(|child| child.pid);
+        let started = Guardian::start(&name, &self.mark, workers, &self.threads)
+            .map_err(ServerError::system("it cannot be forked"))
+            .and_then(|guardian| {
+                self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;
+                Ok(guardian)
+            });
+        match started {
+            Ok(guardian) => {
+                self.orphans.exclude(guardian.pid());
+                self.guardian = Some(guardian);
+                self.guardian_failure_logged = false;
+            }
+            Err(error) if !self.guardian_failure_logged => {
+                self.guardian_failure_logged = true;
+                log::error!(
+                    "without a guardian for now, what workers start outlives a killed server: {error}"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// The guardian has exited. The next run of the timers starts another.
+    pub(super) fn handle_guardian_exit(&mut self) {
+        let Some(guardian) = self.guardian.take() else { return };
+        let _ = epoll::delete(&self.epoll, &guardian);
+        self.orphans.kill_excluded(guardian.pid());
+        if self.log_limits.guardians.acquire(Instant::now()) {
+            log::warn!(name = self.options.name, "the guardian has died, and is replaced");
+        }
+    }
+
+    /// Stops a guardian that does not read records any more. The next one gets a list of the workers
+    /// when it is forked.
+    pub(super) fn replace_guardian(&mut self) {
+        let Some(guardian) = self.guardian.take() else { return };
+        let _ = epoll::delete(&self.epoll, &guardian);
+        if self.log_limits.guardians.acquire(Instant::now()) {
+            let name = &self.options.name;
+            log::warn!(name, "the guardian does not answer, and is replaced");
+        }
+        self.orphans.kill_excluded(guardian.pid());
+        guardian.stop();
+    }
+}

@@ -1,0 +1,163 @@
+//! The status socket: opening it, accepting connections to it, and answering requests.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+
+use super::{ACCEPT_PAUSE, EventLoop, Mode, STATUS};
+use crate::address::{Address, Place};
+use crate::server::error::ServerError;
+use crate::server::listener::Listener;
+use crate::server::log;
+use crate::server::options::Options;
+use crate::server::proc_status;
+use crate::server::runtime_directory::runtime_directory;
+use crate::server::status::{ServerStatus, parse_dismiss};
+use crate::server::status_socket::{StatusSocket, send_at_once, send_within_timeout};
+use crate::server::titles::printable_name;
+use crate::worker::scoreboard::{Retirement, now};
+
+impl EventLoop {
+    /// Accepts a connection to the status socket.
+    pub(super) fn accept_status(&mut self) {
+        let now = Instant::now();
+        match self.status.as_ref().map(Listener::accept) {
+            Some(Ok(connection)) => self.add_status_request(connection),
+            None | Some(Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)) => {}
+            Some(Err(errno)) => {
+                if self.log_limits.accept_status.acquire(now) {
+                    log::error!(
+                        "cannot accept connections to the status socket for a while: {errno}"
+                    );
+                }
+                self.status_requests.pause_accepting(now + ACCEPT_PAUSE);
+                self.watch_status(EventFlags::empty());
+            }
+        }
+    }
+
+    /// Answers on this connection once its request is complete.
+    pub(super) fn add_status_request(&mut self, connection: OwnedFd) {
+        match self.status_requests.add(connection, Instant::now()) {
+            Ok(()) => self.answer_status_requests(),
+            Err(connection) => self.send_status(connection),
+        }
+    }
+
+    fn watch_status(&self, flags: EventFlags) {
+        let Some(status) = &self.status else { return };
+        if let Err(errno) = epoll::modify(&self.epoll, status, EventData::new_u64(STATUS), flags) {
+            log::error!("cannot change the watch on the status socket: {errno}");
+        }
+    }
+
+    /// Answers the requests that are complete, or whose time is over.
+    pub(super) fn answer_status_requests(&mut self) {
+        for request in self.status_requests.take_complete(Instant::now()) {
+            let number = parse_dismiss(&request.text);
+            if let Some(child) = number.and_then(|number| self.children.get_mut(&number)) {
+                child.retire(Retirement::Requested);
+            }
+            self.send_status(request.connection);
+        }
+    }
+
+    /// Answers the requests that are due. Returns the time until the next one is.
+    pub(super) fn run_status_timers(&mut self) -> Option<Duration> {
+        if self.status_requests.end_accept_pause(Instant::now()) {
+            self.watch_status(EventFlags::IN);
+        }
+        if self.status_requests.time_until_due(Instant::now()) == Some(Duration::ZERO) {
+            self.answer_status_requests();
+        }
+        let now = Instant::now();
+        let due = self.status_requests.time_until_due(now);
+        due.into_iter().chain(self.status_requests.accept_pause(now)).min()
+    }
+
+    /// Sends the status from a helper process, because a peer may read slowly, and because it takes
+    /// long to find out how much memory workers use.
+    fn send_status(&mut self, connection: OwnedFd) {
+        // Taken here, because a helper process does not map the workers' slots.
+        let status = self.server_status();
+        let unsent = self.run_in_helper((connection, status), |(connection, mut status)| {
+            for worker in &mut status.workers {
+                (worker.memory, worker.peak_memory) = proc_status::memory(worker.pid);
+            }
+            send_within_timeout(&connection, &status);
+        });
+        if let Some((connection, status)) = unsent {
+            send_at_once(&connection, &status);
+        }
+    }
+
+    fn server_status(&mut self) -> ServerStatus {
+        let now = now();
+        let children = self.children.values_mut();
+        let mut workers: Vec<_> = children.map(|child| child.status(now)).collect();
+        workers.sort_by_key(|worker| worker.number);
+        let deaths = self.counters.deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count));
+        ServerStatus {
+            name: self.options.name.clone(),
+            pid: self.pid,
+            seconds: now.saturating_sub(self.started_at).as_secs_f64(),
+            accepting: self.mode == Mode::Serving,
+            max_workers: self.worker_limit(),
+            forked: self.forked,
+            refused: self.counters.refused,
+            handshakes: self.handshakes.len(),
+            handshake_failures: self.handshakes.failures,
+            queued: self.queued_checkouts(),
+            waiting: self.queue.len(),
+            deaths: deaths.collect(),
+            workers,
+        }
+    }
+
+    /// How many checkouts wait: the sum of what each client has reported last.
+    fn queued_checkouts(&self) -> u64 {
+        let mut last = BTreeMap::new();
+        for (client, at, waiting) in
+            self.children.values().filter_map(|child| child.slot.reported_queue())
+        {
+            let known = last.entry(client).or_insert((at, waiting));
+            *known = (*known).max((at, waiting));
+        }
+        last.values().fold(0, |all, &(_, waiting)| all.saturating_add(waiting))
+    }
+}
+
+/// Opens the status socket, if the server is to have one. Fails only for a path that was set explicitly.
+pub(super) fn open_status(
+    options: &Options,
+    listener: Option<&Listener>,
+) -> Result<Option<Listener>, ServerError> {
+    let mut address = options.status.address(listener.map(Listener::address));
+    let is_activated = options.address.is_none() && listener.is_some();
+    if let (StatusSocket::Default, true) = (&options.status, is_activated) {
+        let Some(folder) = runtime_directory() else {
+            log::warn!(
+                "there is no status socket, as neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR names a folder: \
+                 set one of them, or `status_socket`"
+            );
+            return Ok(None);
+        };
+        let name = printable_name(&options.name).replace('/', "?");
+        let path = folder.join(format!("{name}.status"));
+        log::info!(name = options.name, "the status socket is {}", path.display());
+        address = Some(Address(Place::Unix(path)));
+    }
+    match (&options.status, address) {
+        (StatusSocket::At(_), Some(address)) => {
+            Listener::open(&address, 0o600, &options.access).map(Some)
+        }
+        // The default path is optional.
+        (_, Some(address)) => Ok(Listener::open(&address, 0o600, &options.access)
+            .inspect_err(|error| log::warn!("there is no status socket: {error}"))
+            .ok()),
+        _ => Ok(None),
+    }
+}
