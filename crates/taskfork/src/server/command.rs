@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use super::hangup::Hangup;
-use super::restart::ServiceManager;
+use super::service_manager::ServiceManager;
 use crate::sys;
 
 /// What SIGHUP means to this process, where `restart` is the option of

@@ -23,6 +23,11 @@ impl LogLimit {
 
     /// Whether a line is to be logged now. Counts it if not.
     pub(crate) fn acquire(&mut self, now: Instant) -> bool {
+        self.acquire_weighted(1, now)
+    }
+
+    /// Like [`acquire`](Self::acquire), for a line that counts as several.
+    pub(super) fn acquire_weighted(&mut self, weight: u32, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= WINDOW) {
             (self.since, self.logged) = (Some(now), 0);
         }
@@ -45,7 +50,7 @@ impl LogLimit {
         (self.time_until_report(now)? == Duration::ZERO).then(|| std::mem::take(&mut self.omitted))
     }
 
-    /// How many lines were omitted and not told, if there are any.
+    /// How many lines were omitted and not reported, if there are any.
     pub(super) fn take_all_omitted(&mut self) -> Option<u64> {
         Some(std::mem::take(&mut self.omitted)).filter(|omitted| *omitted > 0)
     }

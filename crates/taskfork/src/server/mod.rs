@@ -57,12 +57,14 @@ mod watched_set;
 mod worker_exit;
 
 pub use builder::{Preloaded, ServerBuilder};
+pub(crate) use command::{block_signals_until_served, meaning_of_hangup, service_manager};
 pub use entry::{Entry, init};
 pub use error::ServerError;
 pub use handle::ServerHandle;
 pub use hangup::Hangup;
 pub use limits::Limit;
 pub use run::Server;
+pub use service_manager::ServiceManager;
 pub use spawn::Spawn;
 pub(crate) use spawned_server::SpawnedServer;
 pub use status::{ServerStatus, WorkerStatus};

@@ -10,8 +10,9 @@ use super::options::Options;
 use super::parent::Parent;
 use crate::address::Address;
 
+/// The service manager that started this process, if there is one.
 #[derive(Debug)]
-pub(crate) struct ServiceManager {
+pub struct ServiceManager {
     /// The interval of watchdog messages, and when the next one is due.
     watchdog: Option<(Duration, Instant)>,
     /// Whether it started this server, and not the program that this server belongs to.
@@ -36,6 +37,19 @@ impl ServiceManager {
         }
     }
 
+    /// The manager of a program that runs servers in processes of their own. It knows the program's
+    /// process id.
+    pub(super) fn of_program() -> Self {
+        let interval = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+        Self {
+            watchdog: interval.map(|interval| (interval, Instant::now())),
+            is_own: true,
+            knows_pid: false,
+            variables: Vec::new(),
+            notifier: Notifier::find(),
+        }
+    }
+
     /// The variables that workers must not inherit.
     pub(super) fn variables(&self) -> &[&'static str] {
         &self.variables
@@ -47,7 +61,8 @@ impl ServiceManager {
         sockets.next().map(Address::inherited)
     }
 
-    pub(crate) fn notify_ready(&mut self) {
+    /// Reports that the service is ready.
+    pub fn notify_ready(&mut self) {
         match (self.is_own, self.knows_pid) {
             (true, true) => {
                 let pid = NotifyState::MainPid(std::process::id());
@@ -58,14 +73,16 @@ impl ServiceManager {
         }
     }
 
-    pub(crate) fn notify_stopping(&mut self) {
+    /// Reports that the service is stopping.
+    pub fn notify_stopping(&mut self) {
         if self.is_own {
             self.notifier.notify(&[NotifyState::Stopping]);
         }
     }
 
-    /// Sends what is due. Returns the time until something else is.
-    pub(crate) fn run_timers(&mut self) -> Option<Duration> {
+    /// Reports that this process is alive if that is due, and repeats messages that the manager has not
+    /// taken. Returns the time until something is due.
+    pub fn keep_alive(&mut self) -> Option<Duration> {
         let retry = self.notifier.retry();
         let Some((interval, next)) = self.watchdog.as_mut() else { return retry };
         let now = Instant::now();

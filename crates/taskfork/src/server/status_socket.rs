@@ -1,4 +1,4 @@
-//! The status socket of a server: where it is, and sending the status through a connection.
+//! The status socket of a server: its option, and sending the status through a connection.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use rustix::net::{SendFlags, send};
 
 use super::status::ServerStatus;
-use crate::address::{Address, Place};
 
 /// The option of the status socket's path.
 #[derive(Debug, Default)]
@@ -17,21 +16,6 @@ pub(crate) enum StatusSocket {
     Default,
     At(PathBuf),
     Off,
-}
-
-impl StatusSocket {
-    /// The address of the status socket of a server that listens at `listener`.
-    pub(crate) fn address(&self, listener: Option<&Address>) -> Option<Address> {
-        match (self, listener) {
-            (Self::At(path), _) => Some(Address(Place::Unix(path.clone()))),
-            (Self::Default, Some(Address(Place::Unix(path)))) => {
-                let mut name = path.clone().into_os_string();
-                name.push(".status");
-                Some(Address(Place::Unix(name.into())))
-            }
-            _ => None,
-        }
-    }
 }
 
 /// How long a status is sent to a peer that reads slowly.

@@ -6,12 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use log_defer::printable_bytes;
-use rustix::event::epoll::{self, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::event_loop::{EventLoop, token};
 use super::log;
 use super::log_limit::{LogLimit, WINDOW};
 use crate::log_output;
@@ -41,28 +39,28 @@ pub enum Stderr {
 }
 
 /// How much is kept for the news of a death.
-const KEPT: usize = 4096;
+const TAIL_SIZE: usize = 4096;
 
 /// A line is cut after so many bytes.
-const LONGEST: usize = 3500;
+const MAX_LINE: usize = 3500;
 
 /// How much is read before others have their turn.
-const TURN: usize = 64 << 10;
+const READ_SIZE: usize = 64 << 10;
 
-/// How much of a worker is read in [`SLICE`], and how much each line counts besides its bytes.
-const MOST_IN_SLICE: usize = 256 << 10;
-const SLICE: Duration = Duration::from_millis(20);
-const COST_OF_LINE: usize = 100;
+/// How much of a worker is read in [`TIME_SLICE`], and how much each line counts besides its bytes.
+pub(super) const MAX_BYTES_PER_SLICE: usize = 256 << 10;
+const TIME_SLICE: Duration = Duration::from_millis(20);
+const LINE_COST: usize = 100;
 
 /// The least of it that a worker has while others write too much as well.
-const LEAST_IN_SLICE: usize = 8 << 10;
+pub(super) const MIN_BYTES_PER_SLICE: usize = 8 << 10;
 
 /// How many lines of a worker are shown in [`WINDOW`]. A longer line counts as one for so many bytes.
-const MOST_LINES: u32 = 10_000;
-const BYTES_OF_LINE: usize = 512;
+const MAX_LINES: u32 = 10_000;
+const BYTES_PER_LINE: usize = 512;
 
 /// At its worker's death: descendants that have got away may go on writing for ever.
-const LAST_TURNS: usize = 16;
+const MAX_FINAL_READS: usize = 16;
 
 /// What a dead worker has written to standard error.
 #[derive(Debug, Default)]
@@ -80,16 +78,16 @@ pub(crate) struct CapturedStderr {
     /// Until the worker and all that it has started have closed the other end.
     pipe: Option<OwnedFd>,
     tail: LineBuffer,
-    pace: Pace,
+    rate: ReadRate,
     /// The lines that are shown.
     lines: LogLimit,
 }
 
 /// What follows when a turn's worth has been read.
 #[derive(Debug)]
-pub(crate) enum Turn {
+pub(crate) enum ReadOutcome {
     /// There may be more.
-    Over,
+    MayHaveMore,
     /// There may be more, which is not read before this time.
     Paused(Instant),
     /// The worker, and all that it has started, have closed the other end.
@@ -98,15 +96,15 @@ pub(crate) enum Turn {
 
 /// How much has been read in the present time slice.
 #[derive(Debug, Default)]
-struct Pace {
+struct ReadRate {
     since: Option<Instant>,
     cost: usize,
 }
 
-impl Pace {
+impl ReadRate {
     /// Counts what has been read. Returns until when nothing more is read, if that was `most` in a slice.
     fn count(&mut self, cost: usize, most: usize, now: Instant) -> Option<Instant> {
-        let since = self.since.filter(|since| now.saturating_duration_since(*since) < SLICE);
+        let since = self.since.filter(|since| now.saturating_duration_since(*since) < TIME_SLICE);
         if since.is_none() {
             self.cost = 0;
         }
@@ -114,7 +112,7 @@ impl Pace {
         self.cost += cost;
         // A piece may have been too much for one slice.
         let slices = self.cost as f64 / most as f64;
-        (slices >= 1.0).then(|| since + SLICE.mul_f64(slices))
+        (slices >= 1.0).then(|| since + TIME_SLICE.mul_f64(slices))
     }
 }
 
@@ -124,9 +122,9 @@ impl CapturedStderr {
         let (pipe, worker) = pipe_with(PipeFlags::CLOEXEC)?;
         // Of the two ends the server's only must not wait.
         ioctl_fionbio(&pipe, true)?;
-        let (tail, pace, lines) =
-            (LineBuffer::default(), Pace::default(), LogLimit::new(MOST_LINES));
-        Ok((Self { pipe: Some(pipe), tail, pace, lines }, worker))
+        let (tail, rate, lines) =
+            (LineBuffer::default(), ReadRate::default(), LogLimit::new(MAX_LINES));
+        Ok((Self { pipe: Some(pipe), tail, rate, lines }, worker))
     }
 
     /// What is to be watched, if there may be more to read.
@@ -134,64 +132,85 @@ impl CapturedStderr {
         self.pipe.as_ref()
     }
 
-    /// Reads what is there, up to a turn's worth, and shows it as lines of process `pid`. Gives the
-    /// pipe back once it has ended.
-    pub(crate) fn forward(&mut self, pid: u32, output: &mut StderrOutput) -> Option<OwnedFd> {
-        let ended = self.read(|line| output.line(pid, line));
+    /// Reads what is there, up to a turn's worth or to `most` in a time slice, and shows it as lines of process `pid`.
+    pub(crate) fn forward(
+        &mut self,
+        pid: u32,
+        output: &mut StderrOutput,
+        most: usize,
+    ) -> ReadOutcome {
+        let now = Instant::now();
+        self.report_omitted(pid, output, now);
+        let (is_over, paused) = self.read(pid, output, most, now);
         output.flush();
-        self.pipe.take_if(|_| ended)
+        match (self.pipe.take_if(|_| is_over), paused) {
+            (Some(ended), _) => ReadOutcome::Ended(ended),
+            (None, Some(until)) => ReadOutcome::Paused(until),
+            (None, None) => ReadOutcome::MayHaveMore,
+        }
     }
 
-    /// All that is left when the worker has died; gives the end of what it wrote.
+    /// Reads all that is left when the worker has died. Returns the end of what it wrote.
     pub(crate) fn finish(mut self, pid: u32, output: &mut StderrOutput) -> StderrTail {
-        for _ in 0..LAST_TURNS {
+        for _ in 0..MAX_FINAL_READS {
             let more = self.pipe.as_ref().is_some_and(|pipe| is_ready(pipe.as_fd(), PollFlags::IN));
-            if !more || self.forward(pid, output).is_some() {
+            if !more || matches!(self.forward(pid, output, usize::MAX), ReadOutcome::Ended(_)) {
                 break;
             }
         }
-        self.tail.end(|line| output.line(pid, line));
+        let Self { tail, lines, .. } = &mut self;
+        tail.end(|line| show(pid, line, output, lines, Instant::now()));
+        let text = tail.text();
+        if let Some(omitted) = lines.take_all_omitted() {
+            output.omitted(pid, omitted, "; the end of it follows");
+            text.iter()
+                .flat_map(|text| text.lines())
+                .for_each(|line| output.line(pid, line.as_bytes()));
+        }
         output.flush();
-        StderrTail { text: self.tail.text(), allocation_failed: self.tail.allocation_failed }
+        StderrTail { text, allocation_failed: self.tail.allocation_failed }
     }
 
     /// Shows how many lines were omitted if it is time. Returns the time until it is.
     pub(crate) fn report_omitted(
         &mut self,
         pid: u32,
-        shown: &mut StderrOutput,
+        output: &mut StderrOutput,
         now: Instant,
     ) -> Option<Duration> {
         if let Some(omitted) = self.lines.take_omitted(now) {
-            shown.omitted(pid, omitted, "");
-            shown.flush();
+            output.omitted(pid, omitted, "");
+            output.flush();
         }
-        self.lines.left(now)
+        self.lines.time_until_report(now)
     }
 
     /// Reads a turn's worth. Returns whether it was the last, and until when to read no more.
     fn read(
         &mut self,
         pid: u32,
-        shown: &mut StderrOutput,
+        output: &mut StderrOutput,
         most: usize,
         now: Instant,
     ) -> (bool, Option<Instant>) {
-        let Self { pipe, tail, pace, lines } = self;
+        let Self { pipe, tail, rate, lines } = self;
         let Some(pipe) = pipe else { return (true, None) };
         let mut piece = [0; 4 << 10];
         let mut total = 0;
-        while total < TURN {
+        while total < READ_SIZE {
             match read(&*pipe, &mut piece) {
                 Ok(0) => return (true, None),
                 Ok(length) => {
                     let mut cost = length;
-                    tail.take(&piece[..length], |line| {
-                        cost += COST_OF_LINE;
-                        show(pid, line, shown, lines, now);
+                    tail.push(&piece[..length], |line| {
+                        cost += LINE_COST;
+                        show(pid, line, output, lines, now);
                     });
                     total += length;
-                    self.tail.push(&piece[..length], &mut show);
+                    let paused = rate.count(cost, most, now);
+                    if paused.is_some() {
+                        return (false, paused);
+                    }
                 }
                 Err(Errno::INTR) => {}
                 Err(_) => return (false, None),
@@ -202,55 +221,10 @@ impl CapturedStderr {
 }
 
 /// Shows a line of a worker, or counts it.
-fn show(pid: u32, line: &[u8], shown: &mut StderrOutput, lines: &mut LogLimit, now: Instant) {
-    let weight = u32::try_from(line.len() / BYTES_OF_LINE).unwrap_or(MOST_LINES).max(1);
-    if lines.allows_weighing(weight, now) {
-        shown.line(pid, line);
-    }
-}
-
-/// The workers whose standard error is not read before a time.
-#[derive(Debug, Default)]
-pub(crate) struct Paused(Vec<(Instant, u64)>);
-
-impl EventLoop {
-    /// Reads what a worker has written to standard error.
-    pub(super) fn read_stderr(&mut self, number: u64) {
-        let Some(child) = self.children.get_mut(&number) else { return };
-        let most = (MOST_IN_SLICE / (self.paused.0.len() + 1)).max(LEAST_IN_SLICE);
-        match child.forward_stderr(&mut self.shown, most) {
-            None | Some(Turn::Over) => {}
-            Some(Turn::Ended(pipe)) => {
-                let _ = epoll::delete(&self.epoll, &pipe);
-            }
-            Some(Turn::Paused(until)) => {
-                // Without the watch its end, which is always told, does not wake the server again and again.
-                if let Some(pipe) = child.stderr() {
-                    let _ = epoll::delete(&self.epoll, pipe);
-                }
-                self.paused.0.push((until, number));
-            }
-        }
-    }
-
-    /// Reads those again whose pause is over, and shows how many lines were omitted. Returns the time until
-    /// there is something to do.
-    pub(super) fn resume_stderr(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        let due: Vec<_> = self.paused.0.extract_if(.., |(until, _)| *until <= now).collect();
-        for (_, number) in due {
-            let Some(pipe) = self.children.get(&number).and_then(|child| child.stderr()) else {
-                continue;
-            };
-            if let Err(error) = self.watch(pipe.as_fd(), token(number, 1), EventFlags::IN) {
-                log::error!("what worker {number} writes to standard error is not read: {error}");
-                self.paused.0.push((now + WINDOW, number));
-            }
-        }
-        let next = self.paused.0.iter().map(|(until, _)| until.saturating_duration_since(now));
-        let omitted = self.children.values_mut();
-        let omitted = omitted.filter_map(|child| child.report_omitted(&mut self.shown, now));
-        next.chain(omitted).min()
+fn show(pid: u32, line: &[u8], output: &mut StderrOutput, lines: &mut LogLimit, now: Instant) {
+    let weight = u32::try_from(line.len() / BYTES_PER_LINE).unwrap_or(MAX_LINES).max(1);
+    if lines.acquire_weighted(weight, now) {
+        output.line(pid, line);
     }
 }
 
@@ -277,13 +251,13 @@ struct LineBuffer {
 impl LineBuffer {
     fn push(&mut self, bytes: &[u8], mut show: impl FnMut(&[u8])) {
         self.kept.extend_from_slice(bytes);
-        if self.kept.len() > 2 * KEPT {
-            self.kept.drain(..self.kept.len() - KEPT);
+        if self.kept.len() > 2 * TAIL_SIZE {
+            self.kept.drain(..self.kept.len() - TAIL_SIZE);
         }
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
             self.line.extend_from_slice(part);
-            while self.line.len() > LONGEST {
-                let rest = self.line.split_off(boundary(&self.line, LONGEST));
+            while self.line.len() > MAX_LINE {
+                let rest = self.line.split_off(boundary(&self.line, MAX_LINE));
                 show(&self.line);
                 self.line = rest;
             }
@@ -305,10 +279,10 @@ impl LineBuffer {
 
     /// The last of it as text.
     fn text(&self) -> Option<String> {
-        let kept = &self.kept[self.kept.len().saturating_sub(KEPT)..];
+        let kept = &self.kept[self.kept.len().saturating_sub(TAIL_SIZE)..];
         let text = String::from_utf8_lossy(kept);
         // What could not be read as text takes more room than it did.
-        let start = text.ceil_char_boundary(text.len().saturating_sub(KEPT));
+        let start = text.ceil_char_boundary(text.len().saturating_sub(TAIL_SIZE));
         let text = text[start..].trim_end();
         (!text.is_empty()).then(|| text.to_owned())
     }
@@ -341,7 +315,7 @@ impl StderrOutput {
     fn omitted(&mut self, pid: u32, lines: u64, then: &str) {
         let seconds = WINDOW.as_secs();
         let text = format!(
-            "{lines} lines of its standard error are left out, as there were more than {MOST_LINES} in {seconds} s{then}"
+            "{lines} lines of its standard error are left out, as there were more than {MAX_LINES} in {seconds} s{then}"
         );
         match self.is_logged {
             true => log::warn!(target: "taskfork::stderr", pid, "{text}"),
@@ -359,7 +333,7 @@ fn lines(pid: u32, line: &[u8], mut show: impl FnMut(Vec<u8>)) {
     let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
     let mut rest = &*line;
     loop {
-        let (piece, more) = rest.split_at(rest.floor_char_boundary(LONGEST));
+        let (piece, more) = rest.split_at(rest.floor_char_boundary(MAX_LINE));
         show(format!("[{pid}] {piece}\n").into_bytes());
         rest = more;
         if rest.is_empty() {
@@ -396,22 +370,22 @@ mod tests {
                 .collect();
             prop_assert_eq!(&lines, &expected);
             let kept = tail.text().unwrap_or_default();
-            prop_assert!(kept.len() <= KEPT);
+            prop_assert!(kept.len() <= TAIL_SIZE);
             prop_assert!(String::from_utf8_lossy(&text).trim_end().ends_with(&kept));
         }
     }
 
     #[test]
     fn what_is_read_in_a_time_slice_is_bounded() {
-        let (mut pace, start) = (Pace::default(), Instant::now());
-        assert_eq!(pace.count(999, 1000, start), None);
-        assert_eq!(pace.count(1, 1000, start + SLICE / 2), Some(start + SLICE));
+        let (mut rate, start) = (ReadRate::default(), Instant::now());
+        assert_eq!(rate.count(999, 1000, start), None);
+        assert_eq!(rate.count(1, 1000, start + TIME_SLICE / 2), Some(start + TIME_SLICE));
         // What is too much for a slice takes from the next ones.
-        let later = start + SLICE;
-        assert_eq!(pace.count(2500, 1000, later), Some(later + SLICE * 5 / 2));
-        let later = later + SLICE * 3;
-        assert_eq!(pace.count(999, 1000, later), None);
-        assert_eq!(pace.count(999, 1000, later + SLICE), None);
+        let later = start + TIME_SLICE;
+        assert_eq!(rate.count(2500, 1000, later), Some(later + TIME_SLICE * 5 / 2));
+        let later = later + TIME_SLICE * 3;
+        assert_eq!(rate.count(999, 1000, later), None);
+        assert_eq!(rate.count(999, 1000, later + TIME_SLICE), None);
     }
 
     #[test]

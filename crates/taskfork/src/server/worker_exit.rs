@@ -96,7 +96,7 @@ impl DeathNotification {
 fn send_notice(connection: &OwnedFd, notice: &DeathNotice) {
     let mut out = Vec::new();
     let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-        death_notice::put_death(out, notice);
+        notice.put(out);
         Ok(())
     });
     if written.is_ok() {

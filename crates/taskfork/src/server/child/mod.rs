@@ -4,14 +4,14 @@ mod exit;
 mod timeouts;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::fair_share::{AssignedWorker, ClientId};
 use super::status::{self, WorkerStatus};
-use super::stderr::{CapturedStderr, StderrOutput};
+use super::stderr::{CapturedStderr, ReadOutcome, StderrOutput};
 use super::worker_exit::cause;
 use crate::sys;
 use crate::worker::AcceptedClient;
@@ -230,10 +230,25 @@ impl Child {
         }
     }
 
-    /// Forwards what the worker has written to standard error. Returns the pipe at its end.
-    pub(crate) fn forward_stderr(&mut self, output: &mut StderrOutput) -> Option<OwnedFd> {
+    /// Forwards what the worker has written to standard error, at most `limit` bytes in a time slice.
+    pub(crate) fn forward_stderr(
+        &mut self,
+        output: &mut StderrOutput,
+        limit: usize,
+    ) -> Option<ReadOutcome> {
         let pid = self.pid();
-        self.stderr.as_mut()?.forward(pid, output)
+        Some(self.stderr.as_mut()?.forward(pid, output, limit))
+    }
+
+    /// Reports how many lines of standard error were omitted, if it is time. Returns the time until it
+    /// is.
+    pub(crate) fn report_omitted_lines(
+        &mut self,
+        output: &mut StderrOutput,
+        now: Instant,
+    ) -> Option<Duration> {
+        let pid = self.pid();
+        self.stderr.as_mut()?.report_omitted(pid, output, now)
     }
 
     /// The client has closed its end. Kills the worker during `setup` or a call, because the result is

@@ -14,6 +14,7 @@ mod restart;
 mod shutdown;
 mod spares;
 mod status;
+mod stderr;
 mod timers;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use rustix::process::Pid;
 pub(crate) use self::fork_worker::Program;
 use self::rebind::Files;
 use self::status::open_status;
+use self::stderr::PausedStderr;
 use crate::log_output;
 use crate::server::access::Rules;
 use crate::server::child::Child;
@@ -97,6 +99,7 @@ pub(crate) struct EventLoop {
     pub(super) threads: ThreadCount,
     /// Where what workers write to standard error is stderr_output.
     pub(super) stderr_output: StderrOutput,
+    pub(super) paused_stderr: PausedStderr,
     pub(super) listener: Option<Listener>,
     /// Who may connect.
     pub(super) rules: Rules,
@@ -206,6 +209,7 @@ impl EventLoop {
             dev_null: dev_null.into(),
             threads: thread_count,
             stderr_output,
+            paused_stderr: PausedStderr::default(),
             listener,
             rules,
             handshakes,
@@ -369,11 +373,7 @@ impl EventLoop {
                 let number = (token - CHILDREN) / TOKENS;
                 match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
                     (0, Some(child)) => child.handle_client_gone(),
-                    (_, Some(child)) => {
-                        if let Some(ended) = child.forward_stderr(&mut self.stderr_output) {
-                            let _ = epoll::delete(&self.epoll, &ended);
-                        }
-                    }
+                    (_, Some(_)) => self.read_stderr(number),
                     (_, None) => {}
                 }
             }

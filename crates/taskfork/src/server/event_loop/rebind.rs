@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventFlags};
 
+use super::status::status_path;
 use super::{EventLoop, LISTENER, Mode, STATUS};
-use crate::address::{Address, Place};
 use crate::server::error::ServerError;
 use crate::server::listener::{BACKLOG, Listener};
 use crate::server::log;

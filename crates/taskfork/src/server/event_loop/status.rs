@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -130,34 +131,57 @@ impl EventLoop {
     }
 }
 
-/// Opens the status socket, if the server is to have one. Fails only for a path that was set explicitly.
+/// The path of the status socket. `None` if the server is to have none, or if there is no folder for
+/// it. A server on a service manager's socket has it in the runtime directory.
+pub(super) fn status_path(options: &Options, listener: Option<&Listener>) -> Option<PathBuf> {
+    match (&options.status, listener.map(Listener::address)) {
+        (StatusSocket::At(path), _) => Some(path.clone()),
+        (StatusSocket::Default, Some(_)) if is_socket_activated(options) => {
+            let name = printable_name(&options.name).replace('/', "?");
+            Some(runtime_directory()?.join(format!("{name}.status")))
+        }
+        (StatusSocket::Default, Some(Address(Place::Unix(path)))) => {
+            let mut name = path.clone().into_os_string();
+            name.push(".status");
+            Some(name.into())
+        }
+        _ => None,
+    }
+}
+
+/// Whether a listener of this server comes from a service manager.
+fn is_socket_activated(options: &Options) -> bool {
+    options.address.is_none()
+}
+
+/// Opens the status socket, if the server is to have one. Fails only for a path that was set
+/// explicitly.
 pub(super) fn open_status(
     options: &Options,
     listener: Option<&Listener>,
 ) -> Result<Option<Listener>, ServerError> {
-    let mut address = options.status.address(listener.map(Listener::address));
-    let is_activated = options.address.is_none() && listener.is_some();
-    if let (StatusSocket::Default, true) = (&options.status, is_activated) {
-        let Some(folder) = runtime_directory() else {
+    let is_in_runtime_directory = matches!(options.status, StatusSocket::Default)
+        && listener.is_some()
+        && is_socket_activated(options);
+    let Some(path) = status_path(options, listener) else {
+        if is_in_runtime_directory {
             log::warn!(
                 "there is no status socket, as neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR names a folder: \
                  set one of them, or `status_socket`"
             );
-            return Ok(None);
-        };
-        let name = printable_name(&options.name).replace('/', "?");
-        let path = folder.join(format!("{name}.status"));
-        log::info!(name = options.name, "the status socket is {}", path.display());
-        address = Some(Address(Place::Unix(path)));
-    }
-    match (&options.status, address) {
-        (StatusSocket::At(_), Some(address)) => {
-            Listener::open(&address, 0o600, &options.access).map(Some)
         }
-        // The default path is optional.
-        (_, Some(address)) => Ok(Listener::open(&address, 0o600, &options.access)
-            .inspect_err(|error| log::warn!("there is no status socket: {error}"))
-            .ok()),
-        _ => Ok(None),
+        return Ok(None);
+    };
+    if is_in_runtime_directory {
+        log::info!(name = options.name, "the status socket is {}", path.display());
+    }
+    let opened = Listener::open(&Address(Place::Unix(path)), 0o600, &options.access);
+    match (&options.status, opened) {
+        (StatusSocket::At(_), opened) => opened.map(Some),
+        (_, Ok(socket)) => Ok(Some(socket)),
+        (_, Err(error)) => {
+            log::warn!("there is no status socket: {error}");
+            Ok(None)
+        }
     }
 }

@@ -48,7 +48,7 @@ impl EventLoop {
     fn run_due_timers(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
-        self.service_manager.run_timers().into_iter().for_each(&mut at_most);
+        self.service_manager.keep_alive().into_iter().for_each(&mut at_most);
         self.check_socket_files().into_iter().for_each(&mut at_most);
         self.report_omitted().into_iter().for_each(&mut at_most);
         log_output::lock().retry().into_iter().for_each(&mut at_most);
@@ -58,6 +58,7 @@ impl EventLoop {
                 at_most(guardian::RETRY_INTERVAL);
             }
         }
+        self.resume_stderr().into_iter().for_each(&mut at_most);
         self.resume_stderr().into_iter().for_each(&mut at_most);
         self.run_status_timers().into_iter().for_each(&mut at_most);
         self.update_spares().into_iter().for_each(&mut at_most);
