@@ -24,7 +24,7 @@ impl Perl {
             return Ok(Some(answer));
         }
         let Some(place) = self.scanner.find(inbox, limit)? else {
-            inbox.advance(self.scanner.pass_blanks());
+            inbox.advance(self.scanner.skip_blanks());
             return Ok(None);
         };
         let message = inbox.split_to(place.end);

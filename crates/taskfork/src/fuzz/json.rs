@@ -44,7 +44,7 @@ pub fn json_scan(data: &[u8]) {
                 }
             }
         }
-        let blanks = scanner.pass_blanks();
+        let blanks = scanner.skip_blanks();
         inbox.drain(..blanks);
     }
     assert_eq!(whole, cut);

@@ -193,7 +193,7 @@ impl Handshakes {
             let Some(pending) = self.pending.get_mut(number) else {
                 return ReadOutcome::Incomplete;
             };
-            let lacks = match pending.first_message.look(&pending.received, max_frame) {
+            let lacks = match pending.first_message.scan(&pending.received, max_frame) {
                 Ok(Progress::Needs(lacks)) => lacks,
                 Ok(Progress::Complete(protocol)) => return ReadOutcome::Greeted(protocol, None),
                 Ok(Progress::TooLong(protocol)) => {

@@ -1,4 +1,4 @@
-//! The arguments of a call: as the caller gives them, and as the worker sees them.
+//! The arguments of a call: what a caller passes, and what a worker receives.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,8 +9,9 @@ use super::json_bytes::{self, FromJson};
 use super::msgpack::{Reader, put_array};
 use super::values::{EncodeError, ValueFormat, encode};
 
-/// A list of arguments: a tuple with one serializable element an argument, a `Vec`, an array or a
-/// slice.
+/// A caller's list of arguments: a tuple of up to 12 serializable values, a `Vec`, an array or a slice.
+///
+/// Write `(value,)` for one argument and `()` for none.
 ///
 /// ```
 /// fn takes(_: impl taskfork::client::IntoArguments) {}
@@ -21,7 +22,7 @@ use super::values::{EncodeError, ValueFormat, encode};
 /// takes(vec![1, 2, 3]);
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no list of arguments",
+    message = "`{Self}` is not a list of arguments",
     label = "write it as a tuple: `(value,)` for one argument, `()` for none",
     note = "a tuple of up to 12 serializable elements, a `Vec`, an array or a slice can be sent"
 )]
@@ -95,9 +96,9 @@ tuples! {
     12: A 0 B 1 C 2 D 3 E 4 F 5 G 6 H 7 I 8 J 9 K 10 L 11;
 }
 
-/// The arguments of a call, not decoded yet.
+/// The encoded arguments of a call, as a worker receives them.
 ///
-/// A [`Function`](crate::worker::Function) gets them as they came and decodes them to what it wants:
+/// A [`Function`](crate::worker::Function) decodes them to the types that it wants:
 ///
 /// ```
 /// use taskfork::worker::{Arguments, Function};
@@ -117,7 +118,7 @@ pub struct Arguments<'a> {
     format: ValueFormat,
 }
 
-/// What is wrong with a call's arguments: too many, too few, or one of the wrong type.
+/// The number of a call's arguments, or the type of one, does not match. The text says which.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ArgumentsError {
@@ -133,18 +134,18 @@ impl From<String> for ArgumentsError {
 }
 
 impl<'a> Arguments<'a> {
-    /// Reads an array that ends its message.
+    /// Reads the array of arguments at the end of a message.
     pub(crate) fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = reader.array()?;
         Ok(Self::new(count, reader.rest()))
     }
 
-    /// Of so many values, encoded one behind the other.
+    /// From a sequence of `count` encoded values.
     pub(crate) fn new(count: usize, encoded: &'a [u8]) -> Self {
         Self { count, encoded, format: ValueFormat::MessagePack }
     }
 
-    /// The same arguments, sent first as this.
+    /// The same arguments, first encoded in `format`.
     pub(crate) fn with_format(self, format: ValueFormat) -> Self {
         Self { format, ..self }
     }
@@ -157,37 +158,36 @@ impl<'a> Arguments<'a> {
         self.encoded
     }
 
-    /// How many arguments there are.
+    /// The number of arguments.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there are none.
+    /// Whether there are no arguments.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Decodes them as a tuple of as many elements as there must be arguments, or as a `Vec` of
-    /// however many there are.
+    /// Decodes the arguments as a tuple, whose length must be their number, or as a `Vec` of any length.
     ///
     /// # Errors
-    /// When their number or the type of one does not fit; the error says which.
+    /// Fails if the number of arguments or the type of one does not match. The error names the argument.
     pub fn parse<T: FromArguments>(self) -> Result<T, ArgumentsError> {
         let decode = |encoded: &[u8]| T::from_arguments(Arguments { encoded, ..self });
         attachments::decode(self.encoded, decode)
     }
 }
 
-/// What a call's arguments can be decoded to: a tuple or a `Vec`.
+/// A type that a worker can decode arguments to: a tuple of up to 12 deserializable values, or a `Vec`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no list of arguments",
+    message = "`{Self}` is not a list of arguments",
     note = "take a tuple with one deserializable element an argument, as in `(i64,)`, or a `Vec`"
 )]
 pub trait FromArguments: Sized {
     /// Decodes the arguments; see [`Arguments::parse`].
     ///
     /// # Errors
-    /// When their number or the type of one does not fit.
+    /// Fails if the number of arguments or the type of one does not match.
     fn from_arguments(args: Arguments<'_>) -> Result<Self, ArgumentsError>;
 }
 

@@ -1,47 +1,47 @@
-//! Bounds on values of users: how deep they nest, and how many elements they have. They are checked
-//! on encoded bytes, before anything is built of them.
+//! Limits of received values: how deep they nest, and how many elements they have. They are checked on the encoded
+//! bytes, before anything is built from them.
 
 use super::msgpack::Reader;
 
-/// The most levels of arrays and maps in a value. At this depth the recursion of decoders stays far
-/// below a stack of 2 MiB, also without optimization.
+/// The most levels of arrays and maps in a value. At this depth the recursion of decoders needs far less than a stack
+/// of 2 MiB, even without optimization.
 pub(crate) const MAX_DEPTH: usize = 128;
 
-/// A value that takes a byte can occupy this many in a decoded list, which grows by doubling.
+/// A value of one byte can occupy this many in a decoded list, which grows by doubling.
 const BYTES_PER_ELEMENT: usize = 8;
 
-/// An array or a map counts as this many elements: a decoded list has room for at least four.
-pub(crate) const ELEMENTS_OF_A_LIST: usize = 4;
+/// An array or a map counts as this many elements: a decoded list has a capacity of at least four.
+pub(crate) const CONTAINER_COST: usize = 4;
 
-/// Why a value is refused that nests deeper than [`MOST_LEVELS`].
+/// The error text for a value that nests deeper than [`MAX_DEPTH`].
 pub(crate) fn too_deep() -> String {
     format!("it is nested deeper than {MAX_DEPTH} levels")
 }
 
-/// The most elements of values in a message: what is decoded of them occupies at most 16 times the
-/// limit of a frame then.
-pub(crate) fn most_elements(max_frame: usize) -> usize {
+/// The most elements of all values in a message. So the decoded values occupy at most 16 times `max_frame`.
+pub(crate) fn max_elements(max_frame: usize) -> usize {
     (max_frame / BYTES_PER_ELEMENT).max(MAX_DEPTH)
 }
 
+/// The error text for values with more than [`max_elements`].
 pub(crate) fn too_many(max_frame: usize) -> String {
     format!(
         "it has more than {} elements, which is one for {BYTES_PER_ELEMENT} bytes of max_frame \
          ({max_frame}): raise that, or send long lists of bytes as a Blob",
-        most_elements(max_frame)
+        max_elements(max_frame)
     )
 }
 
-/// Checks encoded values, one behind the other, of a peer whose frames have at most `max_frame`
-/// bytes. Bytes that are no values are left for the decoder to refuse.
+/// Checks a sequence of encoded values against the limits for `max_frame`. Malformed bytes pass: the decoder refuses
+/// them.
 pub(crate) fn check(values: &[u8], max_frame: usize) -> Result<(), String> {
-    // So few bytes cannot exceed either limit.
+    // Fewer bytes cannot exceed either limit.
     if values.len() <= MAX_DEPTH {
         return Ok(());
     }
-    let most = most_elements(max_frame) as u64;
+    let most = max_elements(max_frame) as u64;
     let mut reader = Reader::new(values);
-    // How many values each open array or map still lacks.
+    // How many values are missing in each open array or map.
     let mut missing = [0u64; MAX_DEPTH];
     let (mut depth, mut elements) = (0, 0u64);
     loop {
@@ -68,7 +68,7 @@ pub(crate) fn check(values: &[u8], max_frame: usize) -> Result<(), String> {
             missing[depth - 1] -= 1;
         }
         if let Some(inside) = inside {
-            elements += ELEMENTS_OF_A_LIST as u64 - 1;
+            elements += CONTAINER_COST as u64 - 1;
             if depth == MAX_DEPTH {
                 return Err(too_deep());
             }
@@ -107,9 +107,9 @@ mod tests {
         let mut empty = vec![0x91; MAX_DEPTH];
         empty.push(0x90);
         assert!(check(&empty, LARGE).is_err());
-        // Arrays side by side are not.
+        // Arrays side by side are on the same level.
         assert_eq!(check(&[0x91, 0xc0].repeat(100_000), LARGE), Ok(()));
-        // Neither is the end of the bytes within a value, of whatever length.
+        // A value that claims more elements than there are bytes passes here.
         assert_eq!(check(&[0xdd, 0xff, 0xff, 0xff, 0xff].repeat(MAX_DEPTH), LARGE), Ok(()));
         assert!(check(&[0xdd, 0xff, 0xff, 0xff, 0xff].repeat(MAX_DEPTH + 1), LARGE).is_err());
         let mut claims = vec![0xdd, 0xff, 0xff, 0xff, 0xff];
@@ -125,7 +125,7 @@ mod tests {
             out.extend(of.repeat(count as usize));
             out
         };
-        let most = most_elements(1 << 20) as u32;
+        let most = max_elements(1 << 20) as u32;
         for (of, each) in [(&b"\xc0"[..], 1), (b"\x90", 4), (b"\x81\x01\x02", 6), (b"\xa1a", 1)] {
             assert_eq!(check(&list(of, (most - 4) / each), 1 << 20), Ok(()));
             let error = check(&list(of, most / each + 1), 1 << 20).unwrap_err();
@@ -164,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn as_many_elements_are_counted_as_values_have(values in proptest::collection::vec(value(), 10..20)) {
+        fn the_count_equals_the_elements_of_decoded_values(values in proptest::collection::vec(value(), 10..20)) {
             let mut encoded = Vec::new();
             for value in &values {
                 rmpv::encode::write_value(&mut encoded, value).unwrap();
@@ -177,7 +177,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_break_it(bytes in proptest::collection::vec(any::<u8>(), 129..400)) {
+        fn no_bytes_cause_a_panic(bytes in proptest::collection::vec(any::<u8>(), 129..400)) {
             let _ = check(&bytes, 1000);
         }
     }

@@ -1,4 +1,4 @@
-//! A call's error as a message and back: what the worker says becomes the caller's type.
+//! From the error in a message to the error type of the caller.
 
 use serde::de::DeserializeOwned;
 
@@ -7,16 +7,20 @@ use super::values::{self, ValueFormat};
 use crate::error::{CallError, Error, Failure, FatalError, Location, Panic};
 use crate::report::CallSite;
 
-/// The error that an interface itself returns, as it arrives: [`Failure`] from any interface, or
-/// the method's own error type from a typed one.
+/// The caller's type for errors that an interface returns: [`Failure`] for any interface, or the method's own error
+/// type for a typed one.
+///
+/// It is implemented for every error type that implements `serde::Deserialize`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot arrive as an interface's own error",
     note = "implement `std::error::Error` for it and derive `serde::Serialize` and \
             `serde::Deserialize`"
 )]
 pub trait InterfaceError: Sized {
-    /// Makes the error from its message with those of its causes and, from a typed interface, its
-    /// encoded value.
+    /// Makes the error from its messages and, for a typed interface, its encoded value.
+    ///
+    /// # Errors
+    /// A text that says why the value cannot be decoded.
     #[doc(hidden)]
     fn from_wire(failure: Failure, value: Option<&[u8]>) -> Result<Self, String>;
 }
@@ -39,12 +43,12 @@ impl<E: std::error::Error + DeserializeOwned> InterfaceError for E {
 }
 
 impl ErrorBody<'_> {
-    /// The error that the call at `site` ends with.
+    /// The error of the call at `site`.
     pub(crate) fn into_error<E: InterfaceError>(self, site: CallSite) -> Error<E> {
-        self.without_final_newlines().into_error_of_lines(site)
+        self.without_final_newlines().into_error_of_kind(site)
     }
 
-    /// An error is one line each; programs in Perl end it with a newline.
+    /// Removes newlines at the ends of messages, which programs in Perl add.
     fn without_final_newlines(mut self) -> Self {
         self.message = self.message.trim_end_matches(['\r', '\n']);
         for cause in &mut self.causes {
@@ -53,7 +57,7 @@ impl ErrorBody<'_> {
         self
     }
 
-    fn into_error_of_lines<E: InterfaceError>(self, site: CallSite) -> Error<E> {
+    fn into_error_of_kind<E: InterfaceError>(self, site: CallSite) -> Error<E> {
         let message = self.message.to_owned();
         let error = match self.kind {
             kind::INTERFACE => match E::from_wire(self.failure(), self.value) {
@@ -65,7 +69,7 @@ impl ErrorBody<'_> {
             },
             kind::PANIC => CallError::Panic(Panic {
                 message,
-                location: self.place(),
+                location: self.panic_location(),
                 stack: self.stack.map(str::to_owned),
             }),
             kind::METHOD => CallError::UnknownMethod {
@@ -84,12 +88,12 @@ impl ErrorBody<'_> {
         Error::Call { error, site }
     }
 
-    pub(crate) fn place(&self) -> Option<Location> {
+    pub(crate) fn panic_location(&self) -> Option<Location> {
         let (file, line, column) = self.location?;
         Some(Location { file: file.to_owned(), line, column })
     }
 
-    /// The error with the messages of its causes.
+    /// The messages of the error and of its causes.
     pub(crate) fn failure(&self) -> Failure {
         Failure::with_causes(self.message, self.causes.iter().copied(), self.more_causes)
     }

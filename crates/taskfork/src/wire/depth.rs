@@ -1,4 +1,4 @@
-//! A serializer that refuses values nested too deep before the recursion over them overflows a stack.
+//! A serializer that refuses values which nest too deeply, before the recursion over them overflows the stack.
 
 use serde::ser::{
     Error, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant,
@@ -7,11 +7,11 @@ use serde::ser::{
 
 use super::bounds::{MAX_DEPTH, too_deep};
 
-/// The most calls of `serialize` within each other. Options and newtype structs are no levels of the
-/// encoded value, and recursion all the same.
+/// The most nested calls of `serialize`. Options and newtype structs add no level to the encoded value, but they
+/// recurse as well.
 const MAX_STEPS: usize = 4 * MAX_DEPTH;
 
-/// How deep a value stands.
+/// The nesting of a value.
 #[derive(Debug, Clone, Copy, Default)]
 struct Depth {
     levels: usize,
@@ -19,7 +19,7 @@ struct Depth {
 }
 
 impl Depth {
-    /// A value this many arrays or maps deeper.
+    /// The nesting of a value inside of this many more arrays or maps.
     fn inside<E: Error>(self, levels: usize) -> Result<Self, E> {
         let depth = Self { levels: self.levels + levels, steps: self.steps + 1 };
         if depth.levels > MAX_DEPTH || depth.steps > MAX_STEPS {
@@ -29,7 +29,7 @@ impl Depth {
     }
 }
 
-/// Serializes a value with `serializer`, if it nests at most [`MOST_LEVELS`] deep.
+/// Serializes a value. It is an error if the value nests deeper than [`MAX_DEPTH`] levels.
 pub(super) fn serialize<S: Serializer>(
     value: &(impl Serialize + ?Sized),
     serializer: S,
@@ -42,7 +42,7 @@ struct Limited<S> {
     depth: Depth,
 }
 
-/// A value at this depth.
+/// A value with its nesting.
 struct At<'a, T: ?Sized> {
     value: &'a T,
     depth: Depth,
@@ -120,7 +120,7 @@ impl<S: Serializer> Serializer for Limited<S> {
         value: &T,
     ) -> Result<S::Ok, S::Error> {
         if name == rmp_serde::MSGPACK_EXT_STRUCT_NAME {
-            // An extension type has no values inside it.
+            // An extension type contains no values.
             return self.inner.serialize_newtype_struct(name, value);
         }
         self.inner.serialize_newtype_struct(name, &At { value, depth: self.depth.inside(0)? })
@@ -203,7 +203,7 @@ impl<S: Serializer> Serializer for Limited<S> {
     }
 }
 
-/// What is inside an array or a map.
+/// Serializes the elements of an array or a map.
 struct Elements<C> {
     inner: C,
     depth: Depth,
@@ -307,7 +307,7 @@ mod tests {
     #[derive(Debug, Serialize, Deserialize)]
     struct List(Vec<List>);
 
-    /// Runs on the stack that a thread has by default, with debug frames in tests.
+    /// Runs on a stack of 2 MiB, the default of a thread.
     fn on_a_small_stack(run: impl FnOnce() + Send) {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(2 << 20);

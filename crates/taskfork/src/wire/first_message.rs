@@ -1,4 +1,4 @@
-//! How much of a client's first message has come, and in which protocol; and which client it is.
+//! Following a client's first message: its protocol, its length, and the client's number.
 
 use super::frame::{HEADER_LEN, PREAMBLE};
 use super::hello::MAX_HELLO;
@@ -6,42 +6,42 @@ use super::native::FromClient;
 use super::perl::{self, Scanner};
 use super::{Protocol, WireError};
 
-/// The most bytes of a first JSON message that the server reads; the worker reads the rest. A client on
-/// TCP can send about 64 KiB before anything is read.
+/// The most bytes of a first JSON message that the server reads. The worker reads the rest. The kernel accepts about
+/// 64 KiB from a TCP client before anything is read.
 pub(crate) const MAX_JSON: usize = 32 << 10;
 
 /// The most blanks before a first message.
 pub(crate) const MAX_BLANKS: usize = 4096;
 
-/// Follows the first message of one client.
+/// Follows the first message of one client while it arrives.
 #[derive(Debug, Default)]
 pub(crate) struct FirstMessage {
     scanner: Scanner,
 }
 
-/// How much of the first message is there.
+/// How much of the first message has been received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// This many more bytes can be read without reading beyond a native hello.
+    /// It is incomplete. At most this many bytes can be read without reading beyond a native hello.
     Needs(usize),
-    /// All of it is there.
+    /// It is complete.
     Complete(Protocol),
-    /// It is longer than the server reads.
+    /// It is incomplete, and longer than the server reads.
     TooLong(Protocol),
 }
 
 impl FirstMessage {
-    /// `received` is everything that has come so far: it begins with what the last call got. `limit` is
+    /// Examines the received bytes. `received` contains all of them, including those of the previous call. `limit` is
     /// the longest frame.
-    pub(crate) fn look(&mut self, received: &[u8], limit: usize) -> Result<Progress, WireError> {
+    pub(crate) fn scan(&mut self, received: &[u8], limit: usize) -> Result<Progress, WireError> {
         match protocol(received) {
             None if received.len() >= MAX_BLANKS => {
                 Err(WireError::Preamble { began: " ".to_owned() })
             }
-            // The preamble is shorter than any message.
+            // Every message is at least as long as the preamble.
             None if received.is_empty() => Ok(Progress::Needs(PREAMBLE.len())),
             None => Ok(Progress::Needs(MAX_BLANKS - received.len())),
-            Some(Protocol::Native) => look_for_hello(received, limit.min(MAX_HELLO)),
+            Some(Protocol::Native) => scan_hello(received, limit.min(MAX_HELLO)),
             Some(Protocol::Perl) => Ok(match self.scanner.find(received, limit)? {
                 Some(_) => Progress::Complete(Protocol::Perl),
                 None if received.len() >= MAX_JSON => Progress::TooLong(Protocol::Perl),
@@ -51,8 +51,8 @@ impl FirstMessage {
     }
 }
 
-/// The protocol of a client, by its first byte that is not blank; `None` before that byte. Anything
-/// that does not begin JSON counts as native.
+/// The protocol of a client, by its first byte that is not blank; `None` before that byte. Any byte but the first of
+/// JSON means the native protocol.
 pub(crate) fn protocol(received: &[u8]) -> Option<Protocol> {
     match perl::first_byte(received)? {
         perl::FIRST => Some(Protocol::Perl),
@@ -60,8 +60,7 @@ pub(crate) fn protocol(received: &[u8]) -> Option<Protocol> {
     }
 }
 
-/// The number by which a native client tells itself from others; 0 if it says none. `received` begins with its
-/// hello.
+/// The number of a native client; 0 if it has none. `received` begins with its hello.
 pub(crate) fn client_number(received: &[u8]) -> u64 {
     let frame =
         received.strip_prefix(PREAMBLE).and_then(|frame| frame.split_first_chunk::<HEADER_LEN>());
@@ -72,14 +71,14 @@ pub(crate) fn client_number(received: &[u8]) -> u64 {
     }
 }
 
-fn look_for_hello(received: &[u8], limit: usize) -> Result<Progress, WireError> {
-    let there = received.len().min(PREAMBLE.len());
-    if received[..there] != PREAMBLE[..there] {
-        let began = String::from_utf8_lossy(&received[..there]).into_owned();
+fn scan_hello(received: &[u8], limit: usize) -> Result<Progress, WireError> {
+    let compared = received.len().min(PREAMBLE.len());
+    if received[..compared] != PREAMBLE[..compared] {
+        let began = String::from_utf8_lossy(&received[..compared]).into_owned();
         return Err(WireError::Preamble { began });
     }
     let before_body = PREAMBLE.len() + HEADER_LEN;
-    let Some(header) = received[there..].first_chunk::<HEADER_LEN>() else {
+    let Some(header) = received[compared..].first_chunk::<HEADER_LEN>() else {
         return Ok(Progress::Needs(before_body - received.len()));
     };
     let length = u32::from_le_bytes(*header) as usize;
@@ -88,7 +87,7 @@ fn look_for_hello(received: &[u8], limit: usize) -> Result<Progress, WireError> 
     }
     Ok(match (before_body + length).saturating_sub(received.len()) {
         0 => Progress::Complete(Protocol::Native),
-        lacks => Progress::Needs(lacks),
+        missing => Progress::Needs(missing),
     })
 }
 
@@ -103,11 +102,11 @@ mod tests {
         [&PREAMBLE[..], &header, &vec![0x90; length]].concat()
     }
 
-    /// What is read of a stream if as much is read as can be, and how that ends.
+    /// Reads as much of a stream as possible; returns the number of bytes and the result.
     fn read(stream: &[u8]) -> (usize, Result<Progress, WireError>) {
         let (mut greeting, mut there) = (FirstMessage::default(), 0);
         loop {
-            match greeting.look(&stream[..there], 1 << 20) {
+            match greeting.scan(&stream[..there], 1 << 20) {
                 Ok(Progress::Needs(more)) if there < stream.len() => {
                     assert!(more > 0);
                     there = stream.len().min(there + more);
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_native_client_nothing_is_read_behind_its_hello() {
+    fn nothing_is_read_beyond_a_native_hello() {
         for length in [1, 100, MAX_HELLO] {
             let stream = [hello(length), b"a call".to_vec()].concat();
             let end = Ok(Progress::Complete(Protocol::Native));
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_message_is_complete_or_long() {
+    fn a_json_message_is_complete_or_too_long() {
         let (there, end) = read(b" [\"do\",{},\"[\"][1");
         assert_eq!((there, end), (16, Ok(Progress::Complete(Protocol::Perl))));
         let long = format!("[\"{}", "x".repeat(100_000));
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_greeting_is_an_error_at_once() {
+    fn another_first_message_is_an_error_at_once() {
         for stream in [&b"GET / HTTP/1.1"[..], b"taskfurk", b"\0", b" taskfork", b"  {}"] {
             assert!(matches!(read(stream).1, Err(WireError::Preamble { .. })), "{stream:?}");
         }
@@ -149,7 +148,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_not_matter_how_a_greeting_is_cut(
+        fn a_first_message_may_arrive_in_any_fragments(
             is_native in any::<bool>(),
             length in 1usize..200,
             cuts in prop::collection::vec(1usize..50, 1..40),
@@ -160,7 +159,7 @@ mod tests {
             };
             let (mut greeting, mut there) = (FirstMessage::default(), 0);
             for cut in cuts.into_iter().cycle() {
-                let progress = greeting.look(&stream[..there], 1 << 20).unwrap();
+                let progress = greeting.scan(&stream[..there], 1 << 20).unwrap();
                 let Progress::Needs(more) = progress else { break };
                 prop_assert!(there < stream.len());
                 there = stream.len().min(there + more.min(cut));
@@ -169,8 +168,8 @@ mod tests {
         }
 
         #[test]
-        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            let _ = FirstMessage::default().look(&bytes, 1 << 20);
+        fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = FirstMessage::default().scan(&bytes, 1 << 20);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Decoding values that came as JSON. JSON has no binary data: a string stands for it, with one
-//! character for each byte. Only the type that is decoded tells which strings these are.
+//! Decoding values that were JSON first. JSON has no binary data: a string with one character for each byte represents
+//! it. Only the type that is decoded shows which strings these are.
 
 use std::cell::Cell;
 use std::fmt;
@@ -9,11 +9,11 @@ use serde::de::{
 };
 
 thread_local! {
-    /// What is being decoded came as JSON.
+    /// Whether the values being decoded were JSON first.
     static IS_JSON: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has [`blob_bytes`] take strings for JSON while `decode` runs.
+/// Runs `decode`; [`blob_bytes`] treats strings as JSON meanwhile.
 pub(super) fn with_json_strings<T>(decode: impl FnOnce() -> T) -> T {
     let _restore = Restore(IS_JSON.replace(true));
     decode()
@@ -27,8 +27,8 @@ impl Drop for Restore {
     }
 }
 
-/// The bytes of a blob in whose place there is a string. Serde gives it one also where it has buffered
-/// the value, so that [`FromJson`] has not seen what is wanted.
+/// The bytes of a blob that is represented by a string. [`FromJson`] does not see this case if serde has buffered the
+/// value.
 pub(crate) fn blob_bytes<E: Error>(text: &str) -> Result<Vec<u8>, E> {
     match IS_JSON.get() {
         true => bytes(text),
@@ -36,20 +36,20 @@ pub(crate) fn blob_bytes<E: Error>(text: &str) -> Result<Vec<u8>, E> {
     }
 }
 
-/// A part of a decoder, whose strings are decoded to bytes wherever bytes are wanted.
+/// Wraps a part of a decoder: where a type asks for bytes, strings are decoded to bytes.
 pub(super) struct FromJson<T>(pub(super) T);
 
-/// Passes on what is found. Where bytes are wanted, strings become bytes first.
-struct Found<V> {
+/// Forwards values to `visitor`. If it wants bytes, strings become bytes first.
+struct JsonVisitor<V> {
     visitor: V,
     wants_bytes: bool,
 }
 
-fn found<V>(visitor: V) -> Found<V> {
-    Found { visitor, wants_bytes: false }
+fn json_visitor<V>(visitor: V) -> JsonVisitor<V> {
+    JsonVisitor { visitor, wants_bytes: false }
 }
 
-/// The bytes for which a string's characters stand.
+/// The bytes that the characters of a string represent.
 fn bytes<E: Error>(text: &str) -> Result<Vec<u8>, E> {
     let mut bytes = Vec::with_capacity(text.len());
     for (index, character) in text.chars().enumerate() {
@@ -68,7 +68,7 @@ fn bytes<E: Error>(text: &str) -> Result<Vec<u8>, E> {
 macro_rules! deserialize {
     ($($method:ident($($arg:ident: $type:ty),*);)+) => {$(
         fn $method<V: Visitor<'de>>(self, $($arg: $type,)* visitor: V) -> Result<V::Value, D::Error> {
-            self.0.$method($($arg,)* found(visitor))
+            self.0.$method($($arg,)* json_visitor(visitor))
         }
     )+};
 }
@@ -109,11 +109,11 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for FromJson<D> {
     }
 
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_bytes(Found { visitor, wants_bytes: true })
+        self.0.deserialize_bytes(JsonVisitor { visitor, wants_bytes: true })
     }
 
     fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_byte_buf(Found { visitor, wants_bytes: true })
+        self.0.deserialize_byte_buf(JsonVisitor { visitor, wants_bytes: true })
     }
 
     fn is_human_readable(&self) -> bool {
@@ -129,7 +129,7 @@ macro_rules! visit {
     )+};
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Found<V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for JsonVisitor<V> {
     type Value = V::Value;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -166,7 +166,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Found<V> {
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<V::Value, E> {
         match self.wants_bytes {
-            // They are the same bytes, and need no copy.
+            // ASCII has the same bytes, and needs no copy.
             true if text.is_ascii() => self.visitor.visit_borrowed_bytes(text.as_bytes()),
             true => self.visitor.visit_byte_buf(bytes(text)?),
             false => self.visitor.visit_borrowed_str(text),
@@ -281,7 +281,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for FromJson<A> {
         length: usize,
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        self.0.tuple_variant(length, found(visitor))
+        self.0.tuple_variant(length, json_visitor(visitor))
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -289,7 +289,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for FromJson<A> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        self.0.struct_variant(fields, found(visitor))
+        self.0.struct_variant(fields, json_visitor(visitor))
     }
 }
 
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_found_at_every_place_and_texts_stay_texts() {
+    fn strings_become_bytes_wherever_a_type_asks_for_bytes() {
         let all = serde_json::json!({
             "list": "\u{e9}", "optional": "\u{80}", "array": "\u{0}\u{e9}",
             "wrapped": "\u{e9}", "c": "\u{e9}", "by_key": {"\u{e9}": [["\u{e8}", "\u{e8}"]]},
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn borrowed_bytes_are_copied_only_where_they_are_not_the_same() {
+    fn borrowed_bytes_are_copied_only_if_they_differ() {
         #[derive(Deserialize)]
         struct Borrowed<'a>(#[serde(borrow, with = "serde_bytes")] Cow<'a, [u8]>);
         for (text, bytes, is_borrowed) in [("abc", &b"abc"[..], true), ("\u{ff}", b"\xff", false)] {
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_is_no_byte_is_an_error() {
+    fn a_character_above_ff_is_an_error() {
         let error = decoded::<ByteBuf>("ab\u{141}").unwrap_err();
         assert!(error.contains("character 3 of this string is U+0141"), "{error}");
         for error in [
@@ -417,14 +417,14 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_the_native_protocol_keep_their_bytes() {
+    fn native_strings_keep_their_bytes() {
         let encoded = rmp_serde::to_vec("\u{e9}").unwrap();
         assert_eq!(decode::<ByteBuf>(&encoded, ValueFormat::MessagePack).unwrap(), [0xc3, 0xa9]);
     }
 
     proptest! {
         #[test]
-        fn any_bytes_come_back(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        fn any_bytes_survive_a_round_trip(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             let text: String = bytes.iter().map(|&byte| char::from(byte)).collect();
             prop_assert_eq!(&decoded::<ByteBuf>(&text).unwrap(), &bytes);
             prop_assert_eq!(&decoded::<Blob>(&text).unwrap()[..], &bytes);
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deepest_values_are_decoded_on_a_small_stack() {
+    fn values_of_the_greatest_depth_are_decoded_on_a_small_stack() {
         #[derive(Debug, Serialize, Deserialize)]
         enum Tree {
             Leaf,

@@ -1,4 +1,4 @@
-//! Reading what a worker has logged.
+//! Reading the log of a worker within limits.
 
 use log_defer::Message;
 use rmp::Marker;
@@ -6,15 +6,15 @@ use serde::Deserialize;
 
 use super::bounds::{self, MAX_DEPTH};
 
-/// A worker's log that is longer than this is not read.
+/// The longest encoded log, in bytes.
 const MAX_LOG: usize = 4 << 20;
 
-/// The most memory that a worker's log may occupy, as much as a log has by default. Small values take
-/// many times as much memory as bytes.
+/// The most memory that a decoded log may occupy, in bytes; the default limit of a log. Small values occupy many times
+/// their encoded size.
 const MAX_MEMORY: usize = 16 << 20;
 
-/// About what a value, a text's allocation and a node of a map occupy. A node has places for 11
-/// entries, also where it holds one, and at least 5 of them are taken where there are many.
+/// Approximate sizes of a value, of a string's allocation, and of a node of a map, in bytes. A node has room for 11
+/// entries; if there are several nodes, each holds at least 5.
 const VALUE: usize = 64;
 const TEXT: usize = 32;
 const NODE: usize = 800;
@@ -24,7 +24,7 @@ pub(crate) fn read(encoded: &[u8]) -> Result<Message, String> {
     if encoded.len() > MAX_LOG {
         return Err(format!("it takes {} bytes, and the limit is {MAX_LOG}", encoded.len()));
     }
-    if memory(encoded) > MAX_MEMORY {
+    if estimate_memory(encoded) > MAX_MEMORY {
         return Err(format!("it would occupy more than the limit of {MAX_MEMORY} bytes"));
     }
     bounds::check(encoded, MAX_LOG)?;
@@ -33,13 +33,13 @@ pub(crate) fn read(encoded: &[u8]) -> Result<Message, String> {
     Message::deserialize(&mut reader).map_err(|error| error.to_string())
 }
 
-/// About how many bytes of memory values occupy that are encoded here, one behind the other. What
-/// lists and maps hold counts where it stands, so nothing is recursive. Ends at what cannot be read.
-fn memory(encoded: &[u8]) -> usize {
+/// Estimates how many bytes of memory a sequence of encoded values occupies. It needs no recursion, because the
+/// contents of lists and maps follow their headers. It stops at malformed bytes.
+fn estimate_memory(encoded: &[u8]) -> usize {
     let mut rest = encoded;
     let mut sum: usize = 0;
     while let Some((&first, behind)) = rest.split_first() {
-        // The length of a number's or a text's own length, and what follows it.
+        // Reads the number that a length field of this size contains.
         let number = |length: usize| {
             let bytes = behind.get(..length).unwrap_or(behind);
             bytes.iter().fold(0_usize, |number, &byte| number << 8 | usize::from(byte))
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_would_fill_the_memory_is_refused() {
+    fn a_log_that_would_occupy_too_much_memory_is_refused() {
         for item in [json!({ "": null }), json!(null), json!([]), json!("ab")] {
             let mut line = vec![json!(0), json!(30)];
             line.extend(vec![item; 1_000_000]);
@@ -125,10 +125,10 @@ mod tests {
     }
 
     #[test]
-    fn all_bytes_are_counted_whatever_they_say() {
+    fn every_byte_is_counted_even_in_malformed_values() {
         for first in 0..=u8::MAX {
-            assert!(memory(&[first, 0xff, 0xff, 0xff, 0xff]) >= VALUE);
+            assert!(estimate_memory(&[first, 0xff, 0xff, 0xff, 0xff]) >= VALUE);
         }
-        assert_eq!(memory(&[0xc4, 2, 0xc0, 0xc0, 0xc0]), 4 * VALUE);
+        assert_eq!(estimate_memory(&[0xc4, 2, 0xc0, 0xc0, 0xc0]), 4 * VALUE);
     }
 }

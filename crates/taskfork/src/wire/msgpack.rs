@@ -1,5 +1,4 @@
-//! Reading and writing MessagePack by hand where a message's own shape is concerned; values of
-//! users go through serde.
+//! Reading and writing single values of MessagePack, for the messages themselves. Values of users go through serde.
 
 use rmp::Marker;
 use rmp::decode as read;
@@ -7,7 +6,7 @@ use rmp::encode as write;
 
 use super::WireError;
 
-/// A cursor over one message. Every string it gives out borrows from the message.
+/// A cursor over one message. The strings that it returns borrow from the message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
@@ -18,7 +17,7 @@ impl<'a> Reader<'a> {
         Self { rest: bytes }
     }
 
-    /// What has not been read yet.
+    /// The bytes that have not been read.
     pub(crate) fn rest(self) -> &'a [u8] {
         self.rest
     }
@@ -40,7 +39,7 @@ impl<'a> Reader<'a> {
         read::read_int(&mut self.rest).map_err(WireError::malformed)
     }
 
-    /// A number of bytes or things; more than this machine can count is as many as it can.
+    /// Reads a size. A value over `usize::MAX` is read as that.
     pub(crate) fn size(&mut self) -> Result<usize, WireError> {
         Ok(usize::try_from(self.unsigned()?).unwrap_or(usize::MAX))
     }
@@ -59,7 +58,7 @@ impl<'a> Reader<'a> {
         read::read_f64(&mut self.rest).map_err(WireError::malformed)
     }
 
-    /// A string, or nil for none.
+    /// Reads a string, or `None` for nil.
     pub(crate) fn optional_str(&mut self) -> Result<Option<&'a str>, WireError> {
         match self.rest.split_first() {
             Some((&marker, rest)) if Marker::from_u8(marker) == Marker::Null => {
@@ -70,8 +69,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes one value of any kind and gives its bytes. It uses no recursion, so that no depth of
-    /// nesting can exhaust the stack.
+    /// Skips one value of any kind and returns its bytes. It does not recurse, so no nesting can exhaust the stack.
     pub(crate) fn value(&mut self) -> Result<&'a [u8], WireError> {
         let start = self.rest;
         let mut values: u64 = 1;
@@ -81,7 +79,7 @@ impl<'a> Reader<'a> {
         Ok(&start[..start.len() - self.rest.len()])
     }
 
-    /// Passes a value as far as it has no others inside it, and gives its bytes; nothing at the end.
+    /// Skips one token and returns its bytes; `None` at the end. A token is a value, or the header of an array or map.
     pub(crate) fn token(&mut self) -> Result<Option<&'a [u8]>, WireError> {
         let start = self.rest;
         if start.is_empty() {
@@ -91,25 +89,24 @@ impl<'a> Reader<'a> {
         Ok(Some(&start[..start.len() - self.rest.len()]))
     }
 
-    /// Passes values of one byte each, at most so many; gives how many.
+    /// Skips up to `max` values of one byte each; returns how many it skipped.
     #[inline]
-    pub(crate) fn skip_single_byte_values(&mut self, most: u64) -> u64 {
+    pub(crate) fn skip_single_byte_values(&mut self, max: u64) -> u64 {
         let is_one_byte = |byte: u8| matches!(byte, 0..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..);
-        let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.rest.len());
-        let count = self.rest[..most].iter().take_while(|&&byte| is_one_byte(byte)).count();
+        let max = usize::try_from(max).unwrap_or(usize::MAX).min(self.rest.len());
+        let count = self.rest[..max].iter().take_while(|&&byte| is_one_byte(byte)).count();
         self.rest = &self.rest[count..];
         count as u64
     }
 
-    /// Passes a value as far as it has no others inside it; gives how many follow inside it, if it is
-    /// an array or a map, and nothing at the end.
+    /// Skips one token; `None` at the end. For an array or a map, it returns the number of values inside.
     pub(crate) fn enter(&mut self) -> Result<Option<Option<u64>>, WireError> {
         let Some(&first) = self.rest.first() else { return Ok(None) };
         let has_values = matches!(first, 0x80..=0x9f | 0xdc..=0xdf);
         self.header().map(|inside| Some(has_values.then_some(inside)))
     }
 
-    /// Passes a value's marker, length and plain bytes; says how many values follow inside it.
+    /// Skips a marker, its length field and plain bytes; returns how many values follow inside.
     fn header(&mut self) -> Result<u64, WireError> {
         let marker = Marker::from_u8(self.take(1)?[0]);
         let plain = match marker {
@@ -159,7 +156,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writing into memory cannot fail, which the encoder's types do not know.
+/// Writing into a `Vec` cannot fail, but the encoder's types do not express that.
 macro_rules! infallible {
     ($write:expr) => {
         match $write {
@@ -202,7 +199,7 @@ pub(crate) fn put_bin(out: &mut Vec<u8>, bytes: &[u8]) {
     infallible!(write::write_bin(out, bytes));
 }
 
-/// The front of so many bytes.
+/// Appends the header of a byte string.
 pub(crate) fn put_bin_header(out: &mut Vec<u8>, length: u32) {
     infallible!(write::write_bin_len(out, length));
 }
@@ -219,12 +216,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn passing_a_value_ends_where_decoding_it_ends(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn skipping_a_value_ends_where_decoding_it_ends(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let mut decoded = &bytes[..];
             let theirs = rmpv::decode::read_value(&mut decoded).map(|_| bytes.len() - decoded.len());
             let ours = Reader::new(&bytes).value().map(<[u8]>::len);
-            // Bytes that are no UTF-8 text are passed all the same: only their end matters. The
-            // other decoder takes 0xc1 for nil.
+            // Strings that are not UTF-8 are skipped as well. The other decoder reads 0xc1 as nil.
             if let Some(length) = theirs.ok().filter(|&length| !bytes[..length].contains(&0xc1)) {
                 prop_assert_eq!(ours, Ok(length));
             }
@@ -232,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_of_any_depth_is_passed_without_recursion() {
+    fn nesting_of_any_depth_is_skipped_without_recursion() {
         let mut deep = vec![0x91; 5_000_000];
         deep.push(0xc0);
         assert_eq!(Reader::new(&deep).value().map(<[u8]>::len), Ok(deep.len()));

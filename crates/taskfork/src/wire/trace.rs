@@ -1,13 +1,12 @@
-//! What `tracing` records in a worker, on its way to the caller: records, each an array, in the
-//! order in which they were made. A span's number counts from 1 within its call; times are in
-//! nanoseconds since 1970.
+//! Records of the spans and events of a worker, in the order in which they were made. Each is an array. Spans are
+//! numbered from 1 within their call. Times are nanoseconds since 1970.
 
 use rmp::Marker;
 
 use super::WireError;
 use super::msgpack::{Reader, put_array, put_bin, put_bool, put_float, put_map, put_str, put_uint};
 
-/// More fields of a span or event are not sent.
+/// The most fields of a span or event that are sent.
 pub(crate) const MAX_FIELDS: usize = 32;
 
 const SITE: u64 = 0;
@@ -22,7 +21,7 @@ const DROPPED: u64 = 8;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Record<'a> {
-    /// Where spans or events come from, still encoded: told before the first of them.
+    /// An encoded [`Site`]; it precedes the site's first span or event.
     Site {
         number: u64,
         site: &'a [u8],
@@ -61,15 +60,15 @@ pub(crate) enum Record<'a> {
         time: u64,
         values: Values<'a>,
     },
-    /// So many records were left out here.
+    /// The number of records that were omitted here.
     Dropped {
         count: u64,
     },
-    /// Of a later version.
+    /// A record of a later version.
     Unknown,
 }
 
-/// Values of fields, each with the number of its field.
+/// Values of fields, each with the index of its field.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Values<'a>(pub(crate) Vec<(usize, Value<'a>)>);
 
@@ -80,17 +79,17 @@ pub(crate) enum Value<'a> {
     Uint(u64),
     Float(f64),
     Str(&'a str),
-    /// What a value looks like, where that is all that is known of it.
+    /// The text of a value that is known only by its `Debug` output.
     Shown(&'a str),
 }
 
-/// Where spans or events come from.
+/// A place in the program that makes spans or events.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Site<'a> {
     pub(crate) is_span: bool,
     pub(crate) name: &'a str,
     pub(crate) target: &'a str,
-    /// 1 error to 5 trace.
+    /// 1 (error) to 5 (trace).
     pub(crate) level: u8,
     pub(crate) module: Option<&'a str>,
     pub(crate) file: Option<&'a str>,
@@ -136,7 +135,7 @@ impl<'a> Record<'a> {
         Ok(record)
     }
 
-    /// Appends the record; a record of an unknown kind cannot be made.
+    /// Appends the record. An unknown record appends nothing.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         let parent_number = |parent: &Option<u64>| parent.unwrap_or(0);
         match self {
@@ -166,7 +165,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The number of a span, 0 for none.
+/// Reads the number of a span; 0 means none.
 fn number(reader: &mut Reader<'_>) -> Result<Option<u64>, WireError> {
     reader.int().map(|number| Some(number).filter(|&number| number != 0))
 }
@@ -229,7 +228,7 @@ impl<'a> Value<'a> {
     fn write(self, out: &mut Vec<u8>) {
         match self {
             Self::Bool(value) => put_bool(out, value),
-            // In the widest form, so that it stays signed.
+            // In the widest encoding, which the reader recognizes as signed.
             Self::Int(value) => {
                 out.push(Marker::I64.to_u8());
                 out.extend_from_slice(&value.to_be_bytes());
@@ -350,7 +349,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(written in prop::collection::vec(record(), 0..20)) {
+        fn records_are_read_as_they_were_written(written in prop::collection::vec(record(), 0..20)) {
             let mut out = Vec::new();
             put_array(&mut out, written.len() as u32);
             written.iter().for_each(|record| record.write(&mut out));
@@ -358,7 +357,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_break_it(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(records) = records(&bytes) {
                 records.take(1000).for_each(drop);
             }

@@ -1,4 +1,4 @@
-//! Values of users ⇄ MessagePack.
+//! Encoding and decoding the values of users.
 
 use std::io::Write;
 
@@ -8,17 +8,16 @@ use super::depth;
 use super::gather_frame::GatherWriter;
 use super::json_bytes::{self, FromJson};
 
-/// As what values were sent first.
+/// What values were encoded in first, before the native protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ValueFormat {
     /// MessagePack, which has binary data.
     MessagePack,
-    /// JSON, in which a string of one character for each byte stands for binary data.
+    /// JSON, in which a string with one character for each byte represents binary data.
     Json,
 }
 
 impl ValueFormat {
-    /// JSON or not.
     pub(crate) fn from_json_flag(is_json: bool) -> Self {
         if is_json { Self::Json } else { Self::MessagePack }
     }
@@ -32,8 +31,8 @@ pub struct EncodeError(pub(crate) String);
 
 crate::display::debug_as_text!(EncodeError);
 
-/// Appends `value` as MessagePack, structs as maps so that fields may be added at either end. Long
-/// byte strings may stay where they are; see [`parts`](super::parts).
+/// Appends `value` as MessagePack. Structs become maps, so that either side may add fields. Long byte strings may
+/// become segments of the frame; see [`gather_frame`](super::gather_frame).
 pub(crate) fn encode<T: Serialize + ?Sized>(
     value: &T,
     out: &mut Vec<u8>,
@@ -41,7 +40,7 @@ pub(crate) fn encode<T: Serialize + ?Sized>(
     serialize(value, GatherWriter(out))
 }
 
-/// The same, with all of it copied.
+/// Encodes `value`, with all bytes copied.
 pub(crate) fn encode_to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EncodeError> {
     let mut out = Vec::new();
     serialize(value, &mut out).map(|()| out)
@@ -52,7 +51,7 @@ fn serialize<T: Serialize + ?Sized>(value: &T, out: impl Write) -> Result<(), En
     depth::serialize(value, &mut serializer).map_err(|error| EncodeError(error.to_string()))
 }
 
-/// Decodes the whole of `encoded` as one value.
+/// Decodes one value.
 pub(crate) fn decode<'a, T: Deserialize<'a>>(
     encoded: &'a [u8],
     format: ValueFormat,

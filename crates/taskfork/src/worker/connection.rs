@@ -213,7 +213,7 @@ impl Connection {
                 return Ok(place);
             }
             // Between messages a client may be silent for ever.
-            self.consumed += scanner.pass_blanks();
+            self.consumed += scanner.skip_blanks();
             self.read()?;
         }
     }

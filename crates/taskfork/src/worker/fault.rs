@@ -112,7 +112,7 @@ impl Fault {
         fault.0.stack = body.stack.map(str::to_owned);
         fault.0.panic = (body.kind == kind::PANIC).then(|| Panic {
             message: body.message.to_owned(),
-            location: body.place(),
+            location: body.panic_location(),
             stack: body.stack.map(str::to_owned),
         });
         fault

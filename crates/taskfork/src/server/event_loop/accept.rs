@@ -70,7 +70,7 @@ impl EventLoop {
             Err(Errno::AGAIN | Errno::INTR) => &[],
             Err(_) => return false,
         };
-        match FirstMessage::default().look(bytes, self.options.max_frame) {
+        match FirstMessage::default().scan(bytes, self.options.max_frame) {
             Ok(Progress::Complete(protocol)) => {
                 let id = ClientId::of(&connection, first_message::client_number(bytes));
                 let client = AcceptedClient::new(connection, Vec::new(), None);

@@ -1,27 +1,26 @@
-//! How deep a message nests and how many values it has, before anything is built of it.
+//! Limits of received messages: how deep they nest, and how many values they have.
 
-use crate::wire::bounds::{ELEMENTS_OF_A_LIST, MAX_DEPTH, most_elements, too_deep, too_many};
+use crate::wire::bounds::{CONTAINER_COST, MAX_DEPTH, max_elements, too_deep, too_many};
 
-/// The array that a message is does not count.
+/// The array of the message itself does not count.
 const LEVELS: usize = 1 + MAX_DEPTH;
 
-/// Checks a message of a peer whose messages have at most `max_frame` bytes. What is no JSON is left
-/// for the decoder to refuse.
+/// Checks a message against the limits for `max_frame`. Malformed JSON passes: the parser refuses it.
 pub(super) fn check(json: &[u8], max_frame: usize) -> Result<(), String> {
-    let most = most_elements(max_frame);
+    let limit = max_elements(max_frame);
     let (mut depth, mut elements) = (0usize, 0);
-    let (mut is_text, mut is_escaped) = (false, false);
+    let (mut is_string, mut is_escaped) = (false, false);
     for &byte in json {
-        if is_text {
-            is_text = is_escaped || byte != b'"';
+        if is_string {
+            is_string = is_escaped || byte != b'"';
             is_escaped = !is_escaped && byte == b'\\';
             continue;
         }
         match byte {
-            b'"' => is_text = true,
+            b'"' => is_string = true,
             b'[' | b'{' => {
                 depth += 1;
-                elements += ELEMENTS_OF_A_LIST;
+                elements += CONTAINER_COST;
                 if depth > LEVELS {
                     return Err(too_deep());
                 }
@@ -30,7 +29,7 @@ pub(super) fn check(json: &[u8], max_frame: usize) -> Result<(), String> {
             b',' | b':' => elements += 1,
             _ => {}
         }
-        if elements > most {
+        if elements > limit {
             return Err(too_many(max_frame));
         }
     }
@@ -42,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_and_values_are_counted_outside_texts() {
+    fn levels_and_values_are_counted_outside_strings() {
         let nested = |levels: usize, open: &str, close: &str| {
             format!("[{}1{}]", open.repeat(levels), close.repeat(levels))
         };

@@ -1,4 +1,4 @@
-//! MessagePack as JSON: binary data is a string of one character for each byte.
+//! Writing MessagePack as JSON. Binary data becomes a string with one character for each byte.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -9,7 +9,7 @@ use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 use crate::wire::bounds;
 use crate::wire::msgpack::Reader;
 
-/// Appends the first MessagePack value of `encoded` as JSON, and leaves the rest.
+/// Appends the first MessagePack value of `encoded` as JSON, and removes it from `encoded`.
 pub(super) fn write(encoded: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {
     let mut reader = Reader::new(encoded);
     let mut value = reader.value().map_err(|error| error.to_string())?;
@@ -19,7 +19,7 @@ pub(super) fn write(encoded: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String
     serde_json::to_writer(out, &Json(&value)).map_err(|error| error.to_string())
 }
 
-/// A value, whose depth has been checked.
+/// A value whose depth has been checked.
 struct Json<'a>(&'a ValueRef<'a>);
 
 impl Serialize for Json<'_> {
@@ -66,7 +66,7 @@ fn float<S: Serializer>(value: f64, serializer: S) -> Result<S::Ok, S::Error> {
     Err(S::Error::custom(format!("{value} is no number in JSON")))
 }
 
-/// Checks that no two keys of a map become the same: JSON has strings as keys only.
+/// Fails if two keys of a map become the same string: JSON has only strings as keys.
 fn check_keys(entries: &[(ValueRef<'_>, ValueRef<'_>)]) -> Result<(), String> {
     let mut keys = HashSet::with_capacity(if entries.len() > 1 { entries.len() } else { 0 });
     for (key, _) in entries.iter().filter(|_| entries.len() > 1) {
@@ -80,7 +80,7 @@ fn check_keys(entries: &[(ValueRef<'_>, ValueRef<'_>)]) -> Result<(), String> {
     Ok(())
 }
 
-/// The string that stands for a key; nothing for one that JSON cannot have, which is refused elsewhere.
+/// The string that a key becomes; `None` for a key that JSON cannot express, which the serializer refuses.
 fn key_text<'a>(key: &'a ValueRef<'_>) -> Option<Cow<'a, str>> {
     match key {
         ValueRef::String(text) => match text.as_str() {
@@ -117,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_of_64_bits_and_texts_are_exact(
+        fn numbers_of_64_bits_and_strings_are_exact(
             signed in any::<i64>(),
             unsigned in any::<u64>(),
             float in any::<f64>().prop_filter("numbers", |float| float.is_finite()),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_of_more_bits_are_texts() {
+    fn integers_of_more_than_64_bits_are_strings() {
         let json = r#"[18446744073709551615,18446744073709551616,-9223372036854775808,
             -9223372036854775809,1e30,"18446744073709551616","\"99999999999999999999"]"#;
         assert_eq!(
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn characters_beyond_the_basic_plane_and_escapes() {
+    fn escapes_and_characters_beyond_the_basic_plane_are_exact() {
         assert_eq!(there_and_back(r#""\u00e9\ud83d\ude00\u0001\n""#), "\"é😀\\u0001\\n\"");
         for wrong in [&b"\"\xff\""[..], br#""\ud83d""#, b"\"\n\"", b"[1,]", b"01", b"nan"] {
             assert!(read(wrong).is_err(), "{wrong:?}");
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_json_does_not_have() {
+    fn values_that_json_cannot_express_are_converted_or_refused() {
         let json = |value: Value| {
             let (mut encoded, mut out) = (Vec::new(), Vec::new());
             rmpv::encode::write_value(&mut encoded, &value).unwrap();

@@ -1,4 +1,4 @@
-//! What the messages say, and as what the native protocol says it.
+//! Translating messages to and from the native protocol.
 
 use std::panic::Location;
 
@@ -18,25 +18,25 @@ use crate::wire::values::ValueFormat;
 /// A message from a client.
 #[derive(Debug)]
 pub(crate) enum FromClient {
-    /// A call. Whether the first argument is a method's name the interface knows.
+    /// A call. The interface decides whether the first argument is a method's name.
     Call(Vec<Value>),
     Done,
-    /// A message that is not read, for this reason. It is answered with an error.
+    /// A message that cannot be read, for this reason. It is answered with an error.
     Refused(String),
 }
 
-/// What the original says before the error of a `setup`.
+/// How AnyEvent::Task begins the error of a `setup`.
 const SETUP: &str = "setup exception: ";
 
-/// Reads a message from a client, which has at most `max_frame` bytes.
+/// Reads a message from a client. `max_frame` is the longest one, in bytes.
 pub(crate) fn from_client(json: &[u8], max_frame: usize) -> Result<FromClient, WireError> {
     if let Err(reason) = bounds::check(json, max_frame) {
         return Ok(FromClient::Refused(reason));
     }
-    let Parts { kind, rest, .. } = parts(json)?;
+    let Envelope { kind, rest, .. } = read_envelope(json)?;
     match (kind.as_str(), rest) {
         ("do", Ok(args)) => Ok(FromClient::Call(args)),
-        // Its end is known, and so is what comes next.
+        // Its end is known, so the connection can continue.
         ("do", Err(invalid)) => Ok(FromClient::Refused(invalid.to_string())),
         ("dn", Ok(_)) => Ok(FromClient::Done),
         ("dn", Err(invalid)) => Err(WireError::malformed(invalid)),
@@ -44,9 +44,13 @@ pub(crate) fn from_client(json: &[u8], max_frame: usize) -> Result<FromClient, W
     }
 }
 
-/// Makes of a message from a worker the messages that a native worker would have sent: notes, if it
-/// has logged, and the answer. An answer of at most `max_frame` bytes that nests too deep, has too
-/// many values, or is not valid JSON is the error of its call.
+/// Translates a message from a worker to those that a native worker would have sent: telemetry, if it has logged, and
+/// the answer. `max_frame` is the longest message, in bytes.
+///
+/// An answer that exceeds the limits of values or is not valid JSON becomes the error of its call.
+///
+/// # Errors
+/// If the message is not an answer of this protocol.
 pub(crate) fn from_worker(
     json: &[u8],
     max_frame: usize,
@@ -56,10 +60,10 @@ pub(crate) fn from_worker(
         put_native_error(&mut out, kind::RESULT, &reason);
         return Ok((None, out));
     }
-    let Parts { kind, meta, rest } = parts(json)?;
-    // A program that has logged nothing may say so by null.
+    let Envelope { kind, meta, rest } = read_envelope(json)?;
+    // A program that has logged nothing may send null.
     let log = meta.into_iter().find(|(key, log)| key.as_str() == Some("ld") && !log.is_nil());
-    let notes = log.map(|(_, log)| {
+    let telemetry = log.map(|(_, log)| {
         let mut out = Vec::new();
         native::put_log_with(&mut out, |out| encode(out, &log));
         out
@@ -67,7 +71,7 @@ pub(crate) fn from_worker(
     let rest = match (kind.as_str(), rest) {
         ("ok" | "er", Err(invalid)) => {
             put_native_error(&mut out, kind::RESULT, &invalid.to_string());
-            return Ok((notes, out));
+            return Ok((telemetry, out));
         }
         (_, Err(_)) => return Err(unknown("worker", &kind)),
         (_, Ok(rest)) => rest,
@@ -89,14 +93,14 @@ pub(crate) fn from_worker(
         }
         _ => return Err(unknown("worker", &kind)),
     }
-    Ok((notes, out))
+    Ok((telemetry, out))
 }
 
 fn put_native_error(out: &mut Vec<u8>, kind: &str, message: &str) {
     native::put_error(out, None, &ErrorBody { kind, message, ..ErrorBody::default() });
 }
 
-/// The call of a client, with its arguments as MessagePack.
+/// Encodes a call, whose arguments are MessagePack.
 pub(crate) fn encode_call(method: Option<&str>, args: Arguments<'_>) -> Result<Vec<u8>, String> {
     let mut out = br#"["do",{}"#.to_vec();
     if let Some(method) = method {
@@ -113,19 +117,19 @@ pub(crate) fn encode_call(method: Option<&str>, args: Arguments<'_>) -> Result<V
     Ok(out)
 }
 
-/// The end of a checkout.
+/// Appends the message that ends a checkout.
 pub(crate) fn put_done(out: &mut Vec<u8>) {
     out.extend_from_slice(br#"["dn",{}]"#);
 }
 
-/// Appends a result, which is MessagePack. With an error, `out` is as it was.
+/// Appends a result, which is MessagePack. After an error `out` is unchanged.
 pub(crate) fn put_result(
     out: &mut Vec<u8>,
     log: Option<&Message>,
     mut encoded: &[u8],
 ) -> Result<(), String> {
     let start = out.len();
-    put_front(out, "ok", log);
+    put_header(out, "ok", log);
     let written = convert::write(&mut encoded, out);
     match written {
         Ok(()) => out.push(b']'),
@@ -134,16 +138,16 @@ pub(crate) fn put_result(
     written.map_err(|reason| format!("error JSON encoding interface output: {reason}"))
 }
 
-/// Appends an error.
+/// Appends the error of a call.
 pub(crate) fn put_error(out: &mut Vec<u8>, log: Option<&Message>, message: &str) {
-    put_front(out, "er", log);
-    // Writing text to memory cannot fail.
+    put_header(out, "er", log);
+    // Writing a string into a `Vec` cannot fail.
     let _ = serde_json::to_writer(&mut *out, message);
     out.push(b']');
 }
 
-/// What an error says, in the words in which it is known to a client of the crate's own. A newline at
-/// its end is kept: Perl's `die` adds the line of the program to a text that has none.
+/// The text of an error, as the native client shows it. A newline at its end is kept, because Perl's `die` adds the
+/// line of the program to a text without one.
 pub(crate) fn error_text(body: ErrorBody<'_>, method: Option<&str>) -> String {
     let end = if body.message.ends_with('\n') { "\n" } else { "" };
     let site = CallSite::new("", method, Location::caller());
@@ -152,12 +156,12 @@ pub(crate) fn error_text(body: ErrorBody<'_>, method: Option<&str>) -> String {
     if causes.is_empty() { text + end } else { format!("{text}: {causes}{end}") }
 }
 
-fn put_front(out: &mut Vec<u8>, kind: &str, log: Option<&Message>) {
+fn put_header(out: &mut Vec<u8>, kind: &str, log: Option<&Message>) {
     out.extend_from_slice(format!("[\"{kind}\",{{").as_bytes());
     if let Some(log) = log {
         let start = out.len();
         out.extend_from_slice(b"\"ld\":");
-        // What cannot be written as JSON is not worth an answer.
+        // The answer is sent without a log that JSON cannot express.
         if serde_json::to_writer(&mut *out, log).is_err() {
             out.truncate(start);
         }
@@ -165,16 +169,16 @@ fn put_front(out: &mut Vec<u8>, kind: &str, log: Option<&Message>) {
     out.extend_from_slice(b"},");
 }
 
-/// What every message consists of.
-struct Parts {
+/// The parts of every message.
+struct Envelope {
     kind: String,
     meta: Vec<(Value, Value)>,
-    /// What is wrong with it, if the message is not valid JSON.
+    /// The values after the map, or why the message is not valid JSON.
     rest: Result<Vec<Value>, Invalid>,
 }
 
-/// A message that says neither its kind nor has a map is none, whatever else is wrong with it.
-fn parts(json: &[u8]) -> Result<Parts, WireError> {
+/// Reads the kind and the map of a message. Without them it is not a message of this protocol, even if it is JSON.
+fn read_envelope(json: &[u8]) -> Result<Envelope, WireError> {
     let mut parser = Parser::new(json);
     let no_front = || WireError::malformed("it does not begin with a kind and a map");
     parser.expect(FIRST).map_err(WireError::malformed)?;
@@ -183,16 +187,16 @@ fn parts(json: &[u8]) -> Result<Parts, WireError> {
     if parser.expect(b',').is_err() || parser.peek() != Some(b'{') {
         return Err(no_front());
     }
-    // What a worker has logged may hold any number.
+    // The log of a worker may contain any number.
     let (meta, rest) = match parser.tolerant_value() {
         Ok(Value::Map(meta)) => (meta, rest(&mut parser)),
         Ok(_) => return Err(no_front()),
         Err(invalid) => (Vec::new(), Err(invalid)),
     };
-    Ok(Parts { kind, meta, rest })
+    Ok(Envelope { kind, meta, rest })
 }
 
-/// What follows the map.
+/// Reads the values after the map.
 fn rest(parser: &mut Parser<'_>) -> Result<Vec<Value>, Invalid> {
     let mut values = Vec::new();
     while parser.peek() == Some(b',') {
@@ -205,7 +209,7 @@ fn rest(parser: &mut Parser<'_>) -> Result<Vec<Value>, Invalid> {
 }
 
 fn encode(out: &mut Vec<u8>, value: &Value) {
-    // Writing to memory cannot fail.
+    // Writing into a `Vec` cannot fail.
     let _ = rmpv::encode::write_value(out, value);
 }
 
@@ -219,7 +223,7 @@ mod tests {
     use crate::wire::native::FromWorker;
 
     fn read(json: &str) -> Result<(bool, String), WireError> {
-        let (notes, answer) = from_worker(json.as_bytes(), 1 << 20)?;
+        let (telemetry, answer) = from_worker(json.as_bytes(), 1 << 20)?;
         let said = match FromWorker::decode(&answer).unwrap() {
             FromWorker::Ok { value, .. } => {
                 rmpv::decode::read_value(&mut &value[..]).unwrap().to_string()
@@ -227,11 +231,11 @@ mod tests {
             FromWorker::Error { body, .. } => format!("{}: {}", body.kind, body.message),
             other => panic!("{other:?}"),
         };
-        Ok((notes.is_some(), said))
+        Ok((telemetry.is_some(), said))
     }
 
     #[test]
-    fn a_message_is_an_answer_if_its_front_is_one() {
+    fn a_message_is_an_answer_if_its_kind_and_map_are_valid() {
         for (json, has_log, said) in [
             (r#"["ok",{"ld":null},5]"#, false, "5"),
             (r#" [ "ok" , {"ld":{}} , "a" ] "#, true, "\"a\""),

@@ -1,6 +1,6 @@
-//! The protocol of AnyEvent::Task: JSON arrays, one behind the other without anything between them.
-//! `scan` finds where they end, `bounds` refuses what is nested too deep or has too many values, `parse` reads
-//! their values, `convert` writes MessagePack as JSON, and `message` is what they say.
+//! The protocol of AnyEvent::Task: a sequence of JSON arrays without separators. `scan` finds where they end, `bounds`
+//! checks their limits, `parse` reads their values, `convert` writes MessagePack as JSON, and `message` translates
+//! whole messages to and from the native protocol.
 
 mod bounds;
 mod convert;
@@ -13,10 +13,10 @@ pub(crate) use message::{
 };
 pub(crate) use scan::Scanner;
 
-/// How a message of this protocol begins, blanks aside.
+/// The first byte of a message that is not blank.
 pub(crate) const FIRST: u8 = b'[';
 
-/// The first byte that is not blank, if there is one.
+/// The first byte that is not blank.
 pub(crate) fn first_byte(received: &[u8]) -> Option<u8> {
     received.iter().copied().find(|&byte| !is_blank(byte))
 }

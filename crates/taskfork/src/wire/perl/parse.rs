@@ -1,20 +1,20 @@
-//! Reading JSON values, as JSON::XS reads them: integers of 64 bits are exact, longer ones are texts, and
-//! a number beyond `f64` is infinity. What is wrong with a text that is no JSON is told with an excerpt.
+//! Reading JSON values as JSON::XS reads them: integers of 64 bits are exact, longer ones become strings, and a number
+//! beyond `f64` becomes infinity. An error contains an excerpt of the malformed message.
 
 use std::fmt;
 
 use rmpv::Value;
 
-/// How much of a message is shown before and after the place where it is wrong, in bytes.
+/// How many bytes of a message an error shows before and after the malformed place.
 const SHOWN: usize = 60;
 
-/// A part of a message that is no JSON.
+/// Why a message is not valid JSON.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Invalid {
-    /// Its place in the message, in bytes.
+    /// The offset of the malformed place, in bytes.
     at: usize,
     what: String,
-    /// The message around it.
+    /// The message around that place.
     excerpt: String,
 }
 
@@ -25,11 +25,11 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// Reads a message whose depth has been checked, from the front.
+/// Reads a message from its beginning. The message's depth must have been checked.
 pub(super) struct Parser<'a> {
     json: &'a [u8],
     at: usize,
-    /// Numbers that JSON does not have are texts, not errors.
+    /// Whether numbers that JSON cannot express become strings, and not errors.
     tolerant: bool,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Parser<'a> {
         Self { json, at: 0, tolerant: false }
     }
 
-    /// Reads a value in which infinities and NaN, as Perl prints them, and numbers beyond `f64` are texts.
+    /// Reads a value. Infinities and NaN, as Perl prints them, and numbers beyond `f64` become strings.
     pub(super) fn tolerant_value(&mut self) -> Result<Value, Invalid> {
         let before = std::mem::replace(&mut self.tolerant, true);
         let value = self.value();
@@ -74,14 +74,14 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The next byte that is not blank.
+    /// Skips blanks; returns the next byte.
     pub(super) fn peek(&mut self) -> Option<u8> {
         let rest = self.json.get(self.at..).unwrap_or_default();
         self.at += rest.iter().take_while(|&&byte| super::is_blank(byte)).count();
         self.json.get(self.at).copied()
     }
 
-    /// Passes the next byte that is not blank, which is to be this one.
+    /// Skips blanks and `byte`. Another byte is an error.
     pub(super) fn expect(&mut self, byte: u8) -> Result<(), Invalid> {
         if self.peek() == Some(byte) {
             self.at += 1;
@@ -97,7 +97,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Reads what lies between two brackets, separated by commas.
+    /// Reads items between brackets, separated by commas.
     fn items(
         &mut self,
         open: u8,
@@ -125,7 +125,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Reads a string, of which the first quote is next.
+    /// Reads a string. The next byte is its first quote.
     fn text(&mut self) -> Result<String, Invalid> {
         let start = self.at;
         let rest = self.json.get(start + 1..).unwrap_or_default();
@@ -154,12 +154,12 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Reads a number, or one of the three values that have names.
+    /// Reads a number, `null`, `true` or `false`.
     fn word(&mut self) -> Result<Value, Invalid> {
         let rest = self.json.get(self.at..).unwrap_or_default();
         let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-._#".contains(byte);
         let length = rest.iter().take_while(|byte| is_part(byte)).count();
-        // Only ASCII is taken.
+        // The bytes are ASCII.
         let word = std::str::from_utf8(&rest[..length]).unwrap_or_default();
         let value = match word {
             "null" => Value::Nil,
@@ -194,7 +194,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Whether a word is a number in the grammar of JSON.
+/// Whether a word is a number of JSON's grammar.
 fn is_number(word: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let word = word.strip_prefix('-').unwrap_or(word);
@@ -219,7 +219,7 @@ fn is_not_finite(word: &str) -> bool {
     ["inf", "infinity", "nan", "nanq", "1.#inf", "1.#ind", "1.#qnan"].contains(&word.as_str())
 }
 
-/// The value of a number in the grammar of JSON.
+/// The value of a number of JSON's grammar.
 fn number(word: &str, tolerant: bool) -> Value {
     if !word.contains(['.', 'e', 'E']) {
         return match (word, word.parse::<u64>(), word.parse::<i64>()) {
@@ -271,7 +271,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_json_is_read_as_another_parser_reads_it(value in json(), pretty in any::<bool>()) {
+        fn json_is_read_as_another_parser_reads_it(value in json(), pretty in any::<bool>()) {
             let text = match pretty {
                 true => serde_json::to_string_pretty(&value).unwrap(),
                 false => value.to_string(),
@@ -281,7 +281,7 @@ mod tests {
         }
 
         #[test]
-        fn what_another_parser_refuses_is_refused_but_for_numbers_that_are_too_large(
+        fn the_same_texts_are_refused_as_by_another_parser(
             text in "[\\[\\]{},:\"\\\\0-9eE.+\\-a-fltrunsi é\u{1}]{0,20}",
         ) {
             let theirs = serde_json::from_str::<serde_json::Value>(&text);
@@ -294,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_an_error_that_shows_a_bounded_part(
+        fn an_error_shows_a_bounded_excerpt(
             bytes in prop::collection::vec(any::<u8>(), 0..400),
         ) {
             if let Err(error) = read(&bytes) {
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_is_wrong_and_where() {
+    fn an_error_names_the_fault_and_its_place() {
         let said = |text: &[u8]| read(text).unwrap_err().to_string();
         assert_eq!(
             said(b"[1,nan]"),

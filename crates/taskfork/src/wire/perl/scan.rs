@@ -1,33 +1,33 @@
-//! Where one JSON array ends and the next begins. Nothing is decoded here.
+//! Finding the ends of JSON arrays in a stream, without decoding them.
 
 use std::ops::Range;
 
 use super::{FIRST, is_blank};
 use crate::wire::WireError;
 
-/// Looks at each byte of a stream once, however it is cut.
+/// Examines each byte of a stream once, however the stream is fragmented.
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
-    /// How many bytes have been looked at since the last message.
+    /// How many bytes since the last message have been examined.
     seen: usize,
-    /// Where the message begins, once it has.
+    /// Where the message begins; `None` before it.
     start: Option<usize>,
     depth: usize,
-    place: Place,
+    context: Context,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Context {
     #[default]
     Outside,
-    Text,
-    /// Behind a backslash in a text.
-    Escaped,
+    String,
+    /// After a backslash in a string.
+    Escape,
 }
 
 impl Scanner {
-    /// Where the first message in `received` lies, once it is there in full. `received` is what came
-    /// since the message before, as it was at the last call and maybe more.
+    /// The place of the first message in `received`; `None` while it is incomplete. `received` contains the bytes of the
+    /// previous call, unless that found a message, and later ones.
     pub(crate) fn find(
         &mut self,
         received: &[u8],
@@ -58,8 +58,8 @@ impl Scanner {
         Ok(None)
     }
 
-    /// Passes blanks in front of the next message: gives how many there were, if it has not begun.
-    pub(crate) fn pass_blanks(&mut self) -> usize {
+    /// Forgets blanks in front of the next message; returns how many the caller may remove.
+    pub(crate) fn skip_blanks(&mut self) -> usize {
         match self.start {
             Some(_) => 0,
             None => std::mem::take(&mut self.seen),
@@ -67,20 +67,20 @@ impl Scanner {
     }
 
     fn step(&mut self, byte: u8) {
-        self.place = match (self.place, byte) {
-            (Place::Outside, b'"') => Place::Text,
-            (Place::Outside, b'[' | b'{') => {
+        self.context = match (self.context, byte) {
+            (Context::Outside, b'"') => Context::String,
+            (Context::Outside, b'[' | b'{') => {
                 self.depth += 1;
-                Place::Outside
+                Context::Outside
             }
-            (Place::Outside, b']' | b'}') => {
+            (Context::Outside, b']' | b'}') => {
                 self.depth -= 1;
-                Place::Outside
+                Context::Outside
             }
-            (Place::Text, b'"') => Place::Outside,
-            (Place::Text, b'\\') => Place::Escaped,
-            (Place::Escaped, _) => Place::Text,
-            (place, _) => place,
+            (Context::String, b'"') => Context::Outside,
+            (Context::String, b'\\') => Context::Escape,
+            (Context::Escape, _) => Context::String,
+            (context, _) => context,
         };
     }
 }
@@ -93,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_come_out_whole_however_the_stream_is_cut(
+        fn messages_are_reassembled_from_any_fragments(
             texts in prop::collection::vec(any::<String>(), 1..6),
             blanks in "[ \t\r\n]{0,3}",
             cuts in prop::collection::vec(1usize..9, 1..40),
@@ -115,29 +115,29 @@ mod tests {
                 }
             }
             prop_assert_eq!(found, messages);
-            prop_assert_eq!(scanner.pass_blanks(), 0);
+            prop_assert_eq!(scanner.skip_blanks(), 0);
             prop_assert!(inbox.is_empty());
         }
 
         #[test]
-        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Scanner::default().find(&bytes, 100);
         }
     }
 
     #[test]
-    fn too_long_and_no_array_at_all() {
+    fn long_messages_and_other_values_are_refused() {
         let find = |text: &str| Scanner::default().find(text.as_bytes(), 2000);
         assert_eq!(find("  [1]["), Ok(Some(2..5)));
         let mut scanner = Scanner::default();
-        assert_eq!((scanner.find(b" \n", 9), scanner.pass_blanks()), (Ok(None), 2));
-        assert_eq!((scanner.find(b"[", 9), scanner.pass_blanks()), (Ok(None), 0));
+        assert_eq!((scanner.find(b" \n", 9), scanner.skip_blanks()), (Ok(None), 2));
+        assert_eq!((scanner.find(b"[", 9), scanner.skip_blanks()), (Ok(None), 0));
         assert!(matches!(find("{}"), Err(WireError::Preamble { .. })));
         assert!(matches!(
             find(&format!("[\"{}", "x".repeat(3000))),
             Err(WireError::TooLarge { .. })
         ));
-        // How deep it is nested is looked at once it is there in full, so that it can be answered.
+        // The depth is checked when the message is complete, so that it can be answered.
         assert_eq!(find(&"[".repeat(1500)), Ok(None));
     }
 }
