@@ -1,0 +1,59 @@
+//! Reading the standard error of workers, with pauses for those that write too much.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventFlags};
+
+use super::{EventLoop, token};
+use crate::server::log;
+use crate::server::log_limit::WINDOW;
+use crate::server::stderr::{MAX_BYTES_PER_SLICE, MIN_BYTES_PER_SLICE, ReadOutcome};
+
+/// The workers whose standard error is not read before a time.
+#[derive(Debug, Default)]
+pub(super) struct PausedStderr(Vec<(Instant, u64)>);
+
+impl EventLoop {
+    /// Reads what a worker has written to standard error.
+    pub(super) fn read_stderr(&mut self, number: u64) {
+        let Some(child) = self.children.get_mut(&number) else { return };
+        let limit =
+            (MAX_BYTES_PER_SLICE / (self.paused_stderr.0.len() + 1)).max(MIN_BYTES_PER_SLICE);
+        match child.forward_stderr(&mut self.stderr_output, limit) {
+            None | Some(ReadOutcome::MayHaveMore) => {}
+            Some(ReadOutcome::Ended(pipe)) => {
+                let _ = epoll::delete(&self.epoll, &pipe);
+            }
+            Some(ReadOutcome::Paused(until)) => {
+                // A watch without events would still report the end of the pipe, in a loop.
+                if let Some(pipe) = child.stderr() {
+                    let _ = epoll::delete(&self.epoll, pipe);
+                }
+                self.paused_stderr.0.push((until, number));
+            }
+        }
+    }
+
+    /// Ends the pauses that are over, and logs how many lines were omitted. Returns the time until
+    /// something is due.
+    pub(super) fn resume_stderr(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let due: Vec<_> = self.paused_stderr.0.extract_if(.., |(until, _)| *until <= now).collect();
+        for (_, number) in due {
+            let Some(pipe) = self.children.get(&number).and_then(|child| child.stderr()) else {
+                continue;
+            };
+            if let Err(error) = self.watch(pipe.as_fd(), token(number, 1), EventFlags::IN) {
+                log::error!("what worker {number} writes to standard error is not read: {error}");
+                self.paused_stderr.0.push((now + WINDOW, number));
+            }
+        }
+        let paused = self.paused_stderr.0.iter();
+        let next = paused.map(|(until, _)| until.saturating_duration_since(now));
+        let children = self.children.values_mut();
+        let omitted =
+            children.filter_map(|child| child.report_omitted_lines(&mut self.stderr_output, now));
+        next.chain(omitted).min()
+    }
+}
