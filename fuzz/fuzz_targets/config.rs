@@ -1,8 +1,8 @@
-//! A file of pools, as `taskfork serve --config` reads it.
+//! Reads a file of pools as `taskfork serve --config` does.
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a target fails by panicking")]
 
-// The command is a program and no library.
+// The command is a program, not a library, so its files are included.
 #[allow(dead_code)]
 #[path = "../../crates/taskfork-cli/src/config.rs"]
 mod config;

@@ -1,4 +1,4 @@
-//! What all targets share: the bounds on memory and time that hold for any input.
+//! The limits of memory and time that every target checks for every input.
 #![allow(clippy::unwrap_used, reason = "a target fails by panicking")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Counts what is allocated.
+/// Counts allocated bytes.
 struct Counting;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
@@ -21,7 +21,7 @@ fn add(bytes: usize) {
     PEAK.fetch_max(held, Relaxed);
 }
 
-// SAFETY: all is done by the system's allocator, with the arguments that came.
+// SAFETY: each method calls the system's allocator with its own arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
@@ -43,15 +43,15 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Bytes that any input may take, and bytes for each of its own.
+/// The memory that any input may take, in bytes.
 const MEMORY: usize = 8 << 20;
 
-/// Processor time that any input may take, and for each of its bytes: sanitizers make all of it about ten
-/// times as slow as in use.
+/// The processor time that any input may take, and that each of its bytes adds. The sanitizer makes code about ten times
+/// slower.
 const TIME: Duration = Duration::from_secs(2);
 const TIME_OF_BYTE: Duration = Duration::from_micros(20);
 
-/// Runs a target, whose input may take `factor` times its length of memory, and time in proportion to it.
+/// Runs a target. Its input may take `factor` bytes of memory for each byte, and time in proportion to its length.
 pub fn bounded(target: fn(&[u8]), factor: usize, data: &[u8]) {
     let before = HELD.load(Relaxed);
     PEAK.store(before, Relaxed);

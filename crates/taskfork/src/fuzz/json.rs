@@ -1,4 +1,4 @@
-//! The protocol of AnyEvent::Task.
+//! The messages of AnyEvent::Task's protocol.
 
 use rmpv::Value;
 
@@ -8,7 +8,7 @@ use crate::wire::frame::DEFAULT_MAX_FRAME;
 use crate::wire::native::{self, FromWorker};
 use crate::wire::perl::{self, FromClient, Scanner};
 
-/// Messages end at the same places however the stream is cut.
+/// The ends of messages do not depend on how the stream is fragmented.
 pub fn json_scan(data: &[u8]) {
     let mut input = Input(data);
     let piece = 1 + usize::from(input.short());
@@ -48,11 +48,11 @@ pub fn json_scan(data: &[u8]) {
         inbox.drain(..blanks);
     }
     assert_eq!(whole, cut);
-    // What a message began with is shown as far as it is there.
+    // The errors may differ: they show as much of a message as has been received.
     assert_eq!(end.is_ok(), cut_end.is_ok());
 }
 
-/// A message, from either side.
+/// Decodes a message as one from either side; encodes it and decodes it again.
 pub fn json(data: &[u8]) {
     let Ok(Some(place)) = Scanner::default().find(data, usize::MAX) else { return };
     let data = &data[place];
@@ -60,13 +60,13 @@ pub fn json(data: &[u8]) {
         let encoded = encode(&values);
         if let Ok(again) = perl::encode_call(None, Arguments::new(values.len(), &encoded)) {
             let Ok(FromClient::Call(again)) = perl::from_client(&again, DEFAULT_MAX_FRAME) else {
-                panic!("a call cannot be read again");
+                panic!("an encoded call cannot be decoded");
             };
             assert_eq!(encode(&again), encoded);
         }
     }
-    if let Ok((notes, answer)) = perl::from_worker(data, DEFAULT_MAX_FRAME) {
-        assert!(notes.is_none_or(|notes| native::telemetry(&notes).log.is_some()));
+    if let Ok((telemetry, answer)) = perl::from_worker(data, DEFAULT_MAX_FRAME) {
+        assert!(telemetry.is_none_or(|message| native::telemetry(&message).log.is_some()));
         let mut out = Vec::new();
         match FromWorker::decode(&answer) {
             Ok(FromWorker::Ok { value, .. }) => match perl::put_result(&mut out, None, value) {
@@ -80,7 +80,7 @@ pub fn json(data: &[u8]) {
                 perl::put_error(&mut out, None, body.message);
                 assert!(perl::from_worker(&out, DEFAULT_MAX_FRAME).is_ok());
             }
-            _ => panic!("it is no answer"),
+            _ => panic!("it is not an answer"),
         }
     }
 }

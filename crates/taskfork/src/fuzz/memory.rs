@@ -1,4 +1,4 @@
-//! What comes beside the bytes of messages: files, memory that is lent, rings.
+//! Attachments of messages, shared memory and rings.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -24,7 +24,7 @@ use crate::wire::native::FromClient;
 use crate::wire::shm::{Origin, SharedBytes};
 use crate::wire::values::{self, ValueFormat, encode, encode_to_vec};
 
-/// Arguments with files and lent memory beside them, taken as several types.
+/// Decodes arguments with files and shared bytes as several types.
 pub fn arguments(data: &[u8]) {
     let mut input = Input(data);
     let (files, lent) = (input.byte() % 4, input.byte() % 3);
@@ -54,7 +54,7 @@ pub fn arguments(data: &[u8]) {
         let _ = attachments::forward(&message, &mut Vec::new(), |_, _| Ok(()));
     });
     if let Ok(values) = args().parse::<Vec<Value>>() {
-        // A text that is none is taken as bytes, so that only from then on it is the same.
+        // The first decoding reads malformed strings as bytes; further ones change nothing.
         let mut first = Vec::new();
         if IntoArguments::encode(&values, &mut first).is_ok() {
             let again = values::decode::<Vec<Value>>(&first, ValueFormat::MessagePack).unwrap();
@@ -82,8 +82,8 @@ fn lend(id: usize, length: u8) -> SharedBytes {
     SharedBytes { bytes: Bytes::from(vec![length; usize::from(length) << 8]), origin }
 }
 
-/// Long byte strings of a message stay where they are, and the message is the same.
-pub fn parts(data: &[u8]) {
+/// A gather frame contains the same bytes as a frame into which all is copied.
+pub fn gather_frame(data: &[u8]) {
     let mut input = Input(data);
     let mut values = Vec::new();
     while !input.is_empty() && values.len() < 8 {
@@ -111,7 +111,7 @@ pub fn parts(data: &[u8]) {
     assert!(all[skip..].starts_with(&sliced) && out.copy_from(skip) == all[skip..]);
 }
 
-/// A ring into whose memory another process writes what it likes.
+/// Rings whose memory another process overwrites with anything.
 pub fn rings(data: &[u8]) {
     let mut input = Input(data);
     let Ok((mut first, file)) = Rings::offer() else { return };
@@ -130,7 +130,7 @@ pub fn rings(data: &[u8]) {
         match step >> 1 & 15 {
             0 => foreign[usize::from(input.short()) % foreign.len()].store(input.word(), Relaxed),
             1 => {
-                // The places of counters.
+                // The offsets of the counters.
                 let at = usize::from(input.byte() % 3) * 8 + usize::from(step >> 7) * 2072;
                 foreign[at].store(u64::from(input.short()), Relaxed);
             }
@@ -161,23 +161,23 @@ pub fn rings(data: &[u8]) {
     }
 }
 
-/// What is on its way: frames, and the files that go with them.
+/// Frames and their files, which have been sent and not received.
 type Line = VecDeque<(Vec<u8>, Vec<OwnedFd>)>;
 
 struct Side {
     shm_pool: ShmPool,
-    /// What has come, and what it was when it came.
+    /// The bytes that have been received, with their value at that time.
     held: Vec<(SharedBytes, u8)>,
 }
 
-/// Two sides that lend each other memory, one of which may say anything as well.
-pub fn lending(data: &[u8]) {
+/// Two sides that share memory, and may also send anything. Bytes must not change while they are held.
+pub fn shm(data: &[u8]) {
     const ROOM: usize = 1 << 20;
     let mut input = Input(data);
     let new =
         || Side { shm_pool: ShmPool::new(ROOM, ROOM, sys::effective_user()), held: Vec::new() };
     let (mut sides, mut lines) = ([new(), new()], [Line::new(), Line::new()]);
-    let mut lied = false;
+    let mut is_arbitrary = false;
     let mut steps = 0;
     while !input.is_empty() && steps < 64 {
         steps += 1;
@@ -190,15 +190,15 @@ pub fn lending(data: &[u8]) {
                 sides[from].send(&bytes, None, &mut lines[from]);
             }
             3 => {
-                // What came goes back.
+                // Sends received bytes back.
                 let Some((lent, _)) = sides[from].held.last().cloned() else { continue };
                 sides[from].send(&lent.bytes, Some(lent.origin), &mut lines[from]);
             }
             4 | 5 => {
                 let Some((frames, files)) = lines[from].pop_front() else { continue };
-                let heard = sides[1 - from].hear(&frames, files);
-                if heard.is_err() {
-                    assert!(lied, "{heard:?}");
+                let received = sides[1 - from].receive(&frames, files);
+                if received.is_err() {
+                    assert!(is_arbitrary, "{received:?}");
                     return;
                 }
             }
@@ -213,10 +213,10 @@ pub fn lending(data: &[u8]) {
                 let mut frame = (body.len() as u32).to_le_bytes().to_vec();
                 frame.extend_from_slice(body);
                 lines[from].push_back((frame, files.collect()));
-                lied = true;
+                is_arbitrary = true;
             }
         }
-        if !lied {
+        if !is_arbitrary {
             for (lent, byte) in sides.iter().flat_map(|side| &side.held) {
                 assert!(lent.bytes.iter().all(|there| there == byte), "it has changed");
             }
@@ -241,7 +241,7 @@ impl Side {
         let files = message.files.iter().map(|file| file.as_fd().try_clone_to_owned().unwrap());
         let files = files.collect();
         if !message.references.is_empty() {
-            // Frames about others, up to the message itself.
+            // The frames in front of the message.
             let mut at = 0;
             while let Ok(Some(body)) = frame::find(&message.bytes[at..], DEFAULT_MAX_FRAME) {
                 at += body.end;
@@ -254,7 +254,7 @@ impl Side {
         line.push_back((said, files));
     }
 
-    fn hear(&mut self, mut frames: &[u8], mut files: Vec<OwnedFd>) -> Result<(), WireError> {
+    fn receive(&mut self, mut frames: &[u8], mut files: Vec<OwnedFd>) -> Result<(), WireError> {
         while let Some(body) = frame::find(frames, DEFAULT_MAX_FRAME)? {
             let (message, rest) = (&frames[body.clone()], &frames[body.end..]);
             frames = rest;

@@ -1,4 +1,5 @@
-//! Frames and the messages of the native protocol. What can be decoded is encoded again and has to be the same.
+//! Frames and messages of the native protocol. A message that can be decoded is encoded and decoded again; the result
+//! must be the same.
 
 use std::error::Error as _;
 use std::panic::Location;
@@ -13,7 +14,7 @@ use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
 use crate::wire::native::{self, FromClient, FromWorker};
 use crate::wire::perl;
 
-/// A stream of frames gives the same frames however it is cut, and reserves no memory for what is not there.
+/// The frames of a stream do not depend on how it is fragmented. A length field alone reserves little memory.
 pub fn frames(data: &[u8]) {
     let mut input = Input(data);
     let piece = 1 + usize::from(input.short());
@@ -53,7 +54,7 @@ fn take_all(
     Ok(())
 }
 
-/// A preamble and a hello, from either side.
+/// Decodes a preamble and a hello, as one from either side.
 pub fn hellos(data: &[u8]) {
     let mut inbox = BytesMut::from(data);
     if frame::take_preamble(&mut inbox) != Ok(true) {
@@ -64,25 +65,25 @@ pub fn hellos(data: &[u8]) {
         let mut out = Vec::new();
         hello.put(&mut out);
         let Ok(FromClient::Hello(again)) = FromClient::decode(&out) else {
-            panic!("a client's hello cannot be read again");
+            panic!("an encoded client's hello cannot be decoded");
         };
         assert_eq!(again, hello);
     }
     if let Ok(FromWorker::Hello(hello)) = FromWorker::decode(&body) {
-        // Only programs that are workers send that one.
+        // This crate's own workers never encode `wants_alarm`.
         let hello = crate::wire::hello::WorkerHello { wants_alarm: false, ..hello };
         let mut out = Vec::new();
         hello.put(&mut out);
         let Ok(FromWorker::Hello(again)) = FromWorker::decode(&out) else {
-            panic!("a worker's hello cannot be read again");
+            panic!("an encoded worker's hello cannot be decoded");
         };
         assert_eq!(again, hello);
     }
 }
 
-/// A message from a client.
+/// Decodes a message from a client.
 pub fn from_client(data: &[u8]) {
-    look_at_kind(data);
+    inspect_undecoded(data);
     let Ok(message) = FromClient::decode(data) else { return };
     let mut out = Vec::new();
     match message {
@@ -95,7 +96,7 @@ pub fn from_client(data: &[u8]) {
             let Ok(FromClient::Call { mode: again, method: name, args: same, meta: more }) =
                 FromClient::decode(&out)
             else {
-                panic!("a call cannot be read again");
+                panic!("an encoded call cannot be decoded");
             };
             assert_eq!((again, name, more), (mode, method, meta));
             assert_eq!((same.len(), same.encoded()), (args.len(), args.encoded()));
@@ -111,13 +112,13 @@ pub fn from_client(data: &[u8]) {
             assert!(count <= isize::MAX as usize);
             return;
         }
-        FromClient::Shm(ref said) => {
+        FromClient::Shm(ref sent) => {
             let mut frame = Vec::new();
-            said.put(&mut frame);
+            sent.put(&mut frame);
             let Ok(FromClient::Shm(again)) = FromClient::decode(&frame[HEADER_LEN..]) else {
-                panic!("what is lent cannot be read again");
+                panic!("an encoded message cannot be decoded");
             };
-            assert_eq!(&again, said);
+            assert_eq!(&again, sent);
             return;
         }
         FromClient::Rings => native::put_rings(&mut out),
@@ -126,9 +127,9 @@ pub fn from_client(data: &[u8]) {
     assert_eq!(format!("{again:?}"), format!("{message:?}"));
 }
 
-/// A message from a worker.
+/// Decodes a message from a worker.
 pub fn from_worker(data: &[u8]) {
-    look_at_kind(data);
+    inspect_undecoded(data);
     let Ok(message) = FromWorker::decode(data) else { return };
     let mut out = Vec::new();
     match &message {
@@ -141,24 +142,24 @@ pub fn from_worker(data: &[u8]) {
         FromWorker::Skipped { call } => native::put_skipped(&mut out, *call),
         FromWorker::Rings => native::put_rings(&mut out),
         FromWorker::Queued(reason) => native::put_queued(&mut out, reason),
-        FromWorker::Shm(said) => {
+        FromWorker::Shm(sent) => {
             let mut frame = Vec::new();
-            said.put(&mut frame);
+            sent.put(&mut frame);
             out.extend_from_slice(&frame[HEADER_LEN..]);
         }
-        FromWorker::Telemetry(notes) => {
-            assert_eq!(native::telemetry(data), *notes);
+        FromWorker::Telemetry(telemetry) => {
+            assert_eq!(native::telemetry(data), *telemetry);
             return;
         }
         FromWorker::Hello(_) | FromWorker::Files(_) => return,
     }
     let again = FromWorker::decode(&out).unwrap();
-    // Compared as text, since NaN does not equal itself.
+    // Compared as text, because NaN does not equal itself.
     assert_eq!(format!("{again:?}"), format!("{message:?}"));
 }
 
-/// What is looked at before a message is decoded takes any bytes.
-fn look_at_kind(data: &[u8]) {
+/// The functions that inspect a message without decoding it accept any bytes.
+fn inspect_undecoded(data: &[u8]) {
     let mut copy = data.to_vec();
     native::set_timeout(&mut copy, 1);
     if let Some(mode) = native::call_mode(data) {
@@ -168,13 +169,13 @@ fn look_at_kind(data: &[u8]) {
     let _ = native::cancelled_call(data);
 }
 
-/// A call's error and a worker's death, up to what a program shows of them.
+/// The texts and reports of a call's error and of a worker's death are bounded by the input.
 pub fn errors(data: &[u8]) {
     let site = || CallSite::new("fuzz", Some("method"), Location::caller());
     match FromWorker::decode(data) {
         Ok(FromWorker::Error { body, .. }) => {
             let text = perl::error_text(body.clone(), Some("method"));
-            // What is shown is made of what has come, each part at most twice.
+            // The text consists of parts of the input, each at most twice.
             assert!(text.len() <= 1000 + 4 * data.len());
             let error = body.clone().into_error::<Failure>(site());
             let mut cause = error.source();

@@ -1,7 +1,7 @@
-//! What the fuzz targets in `fuzz/` call: one function for each target. Each checks properties of what it is
-//! given, and panics where one does not hold. It is built with `--cfg fuzzing` only.
+//! The functions of the fuzz targets in `fuzz/`, one for each target. Each checks properties of its input, and panics if
+//! one does not hold. This module exists only in builds with `--cfg fuzzing`.
 #![allow(clippy::unwrap_used, reason = "a target fails by panicking")]
-#![allow(missing_docs, reason = "nothing here is for users")]
+#![allow(missing_docs, reason = "users do not call these functions")]
 
 mod json;
 mod memory;
@@ -10,12 +10,12 @@ mod records;
 mod texts;
 
 pub use json::{json, json_scan};
-pub use memory::{arguments, lending, parts, rings};
+pub use memory::{arguments, gather_frame, rings, shm};
 pub use messages::{errors, frames, from_client, from_worker, hellos};
-pub use records::{log_messages, notes, traces};
+pub use records::{log_messages, telemetry, traces};
 pub use texts::{addresses, status};
 
-/// Reads numbers off the front of an input. Behind its end there are zeros.
+/// Reads numbers from the front of an input, and zeros after its end.
 #[derive(Debug)]
 struct Input<'a>(&'a [u8]);
 

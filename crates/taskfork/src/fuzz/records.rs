@@ -1,4 +1,4 @@
-//! What a worker records for its caller: logs, spans and events.
+//! The telemetry of workers: logs, spans and events.
 
 use std::sync::Once;
 
@@ -9,7 +9,7 @@ use super::Input;
 use crate::client::fuzz::{Replay, merge};
 use crate::wire::{log, native, trace};
 
-/// Records of spans and events, written again and replayed, in one piece and in several.
+/// Decodes records of spans and events, encodes them again, and replays them in one or more pieces.
 pub fn traces(data: &[u8]) {
     static SUBSCRIBER: Once = Once::new();
     SUBSCRIBER.call_once(|| {
@@ -33,24 +33,24 @@ pub fn traces(data: &[u8]) {
             assert_eq!(format!("{again:?}"), format!("{record:?}"));
         }
     }
-    let Some((_, replay)) = Replay::for_caller() else { panic!("nobody listens") };
+    let Some((_, replay)) = Replay::for_caller() else { panic!("there is no subscriber") };
     for _ in 0..times {
         replay.push(7, Bytes::copy_from_slice(encoded));
         replay.play();
     }
 }
 
-/// A message of notes, with the log in it merged into another.
-pub fn notes(data: &[u8]) {
-    let notes = native::telemetry(data);
-    if let Some(encoded) = notes.log {
+/// Decodes a message of telemetry, and merges its log into another.
+pub fn telemetry(data: &[u8]) {
+    let telemetry = native::telemetry(data);
+    if let Some(encoded) = telemetry.log {
         let into = Log::new(drop);
         merge(&into, encoded);
         drop(into.take());
     }
 }
 
-/// A message of Log::Defer, as MessagePack and as JSON, drawn and written again.
+/// Decodes a message of Log::Defer as MessagePack and as JSON, draws it and encodes it again.
 pub fn log_messages(data: &[u8]) {
     let read = [log::read(data).ok(), serde_json::from_slice::<Message>(data).ok()];
     for message in read.into_iter().flatten() {

@@ -1,10 +1,10 @@
-//! What people and other programs write: addresses, and what is said at a status socket.
+//! Texts of people and other programs: addresses, and messages at a status socket.
 
 use crate::address::Address;
 use crate::server::ServerStatus;
 use crate::server::fuzz::parse_dismiss;
 
-/// An address comes back as it was written.
+/// The text of an address is parsed as the same address.
 pub fn addresses(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match text.parse::<Address>() {
@@ -16,7 +16,7 @@ pub fn addresses(data: &[u8]) {
     }
 }
 
-/// What a server hears at its status socket, and what a program hears there.
+/// Requests and responses at a status socket.
 pub fn status(data: &[u8]) {
     if let Ok(status) = serde_json::from_slice::<ServerStatus>(data) {
         let written = serde_json::to_string(&status).unwrap();

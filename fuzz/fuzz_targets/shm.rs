@@ -3,4 +3,4 @@
 use libfuzzer_sys::fuzz_target;
 use taskfork_fuzz::bounded;
 
-fuzz_target!(|data: &[u8]| bounded(taskfork::fuzz::parts, 1024, data));
+fuzz_target!(|data: &[u8]| bounded(taskfork::fuzz::shm, 65536, data));

@@ -1,6 +1,0 @@
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
-use taskfork_fuzz::bounded;
-
-fuzz_target!(|data: &[u8]| bounded(taskfork::fuzz::lending, 65536, data));
