@@ -1,5 +1,5 @@
-//! The log of this process: lines that are written without ever waiting for a reader, and counted where
-//! they cannot be written.
+//! The log of this process. Writing never waits for a reader. Lines that cannot be written are
+//! counted.
 
 mod queue;
 mod sink;
@@ -14,16 +14,19 @@ use std::time::{Duration, Instant};
 use queue::{Queue, Written};
 use sink::Sink;
 
-/// Writes the log of a process that must neither wait for the log's reader nor end with it, as a server.
+/// A writer for the log of a process that must neither wait for the log's reader nor end with it,
+/// such as a server.
 ///
-/// Give it to a subscriber of the crate `tracing`. The log goes to standard error, or to the file of
-/// [`open`](Self::open). What workers print to standard error goes the same way.
+/// Pass it to a subscriber of the crate `tracing`. The log goes to standard error, or to the file
+/// of [`open`](Self::open). The lines that workers write to standard error go to the same place.
 ///
-/// Each write is taken for a line. It never fails and never waits. While the reader takes nothing, up to 256 KiB
-/// wait in memory. Lines beyond that are lost, and so are lines that cannot be written, for instance since the
-/// disk is full. Their number is the first line that is written when that is possible again. A server tries
-/// again by itself after 1 second, and later after up to 32. Workers write to their own standard error instead,
-/// which the server reads, and may wait for it.
+/// Each write is one line. It never fails and never blocks. While the reader takes nothing, up to
+/// 256 KiB wait in memory. Further lines are lost, and so are lines that cannot be written, for
+/// example because the disk is full. When writing works again, the number of lost lines comes
+/// first. A server tries again after 1 second, and later after up to 32 seconds.
+///
+/// In a worker the log goes to the worker's standard error. The server reads that, and the worker
+/// may wait for it.
 ///
 /// ```
 /// tracing_subscriber::fmt().with_ansi(false).with_writer(taskfork::server::LogWriter::new).init();
@@ -33,7 +36,7 @@ use sink::Sink;
 pub struct LogWriter {}
 
 impl LogWriter {
-    /// A writer of this process's log. All of them write to the same.
+    /// Returns a writer of this process's log. All writers write to the same log.
     ///
     /// ```
     /// use std::io::Write;
@@ -43,12 +46,14 @@ impl LogWriter {
         Self {}
     }
 
-    /// Appends the log to this file from here on, instead of writing it to standard error. The file is made if it
-    /// is not there, with the mode 0640 less the umask. A server opens the file again at SIGUSR1, so that a log can
-    /// be rotated.
+    /// Appends the log to this file from now on. Defaults to standard error. A missing file is
+    /// created with the mode 0640 less the umask. A server reopens the file at SIGUSR1, for log
+    /// rotation.
     ///
     /// # Errors
-    /// When the file cannot be opened for writing. The log then goes where it went before.
+    ///
+    /// Returns an error if the file cannot be opened for writing. The log then goes where it went
+    /// before.
     ///
     /// ```
     /// # let folder = tempfile::tempdir().unwrap();
@@ -77,15 +82,15 @@ impl io::Write for LogWriter {
     }
 }
 
-/// How often a reader that takes nothing is tried again.
+/// How soon a write is tried again if the reader takes nothing.
 const STALLED: Duration = Duration::from_millis(50);
 
-/// After a failure the log is tried again after this time, twice as long after each more, and at most after
-/// the other.
+/// How soon a write is tried again after a failure. The time doubles with each further failure, up
+/// to the second value.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(32);
 
-/// At the end of a server so much time is left for what waits.
+/// How long the end of a server waits for a slow reader.
 const LAST_WAIT: Duration = Duration::from_millis(200);
 
 static OUTPUT: Mutex<Output> = Mutex::new(Output {
@@ -98,17 +103,17 @@ static OUTPUT: Mutex<Output> = Mutex::new(Output {
 
 #[derive(Debug)]
 pub(crate) struct Output {
-    /// The process that writes what waits; a forked one has a copy of this.
+    /// The process that writes the queue. A forked process has a copy of it.
     owner: u32,
-    /// Standard error is a server's to read.
+    /// This process is a worker, so its server reads its standard error.
     is_worker: bool,
     queue: Queue,
     sink: Sink,
-    /// When the log is tried again, and how long that is after the failure.
+    /// When a failed write is tried again, and how long the pause was.
     failure: Option<(Instant, Duration)>,
 }
 
-/// Something writes to the log but the server itself: most likely the program's subscriber.
+/// Something other than the server writes to the log. Most likely that is the program's subscriber.
 static IS_SUBSCRIBERS: AtomicBool = AtomicBool::new(false);
 
 /// Whether the program's subscriber writes through a [`LogWriter`].
@@ -116,13 +121,13 @@ pub(crate) fn is_subscribers() -> bool {
     IS_SUBSCRIBERS.load(Relaxed)
 }
 
-/// The log of this process.
+/// Locks the log of this process.
 pub(crate) fn lock() -> MutexGuard<'static, Output> {
     OUTPUT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Output {
-    /// This process is a server, or any that is no worker: it has a log of its own.
+    /// Gives this process a log of its own. For every process that is not a worker.
     pub(crate) fn take_over(&mut self) {
         let own = std::process::id();
         if self.owner != own {
@@ -134,25 +139,26 @@ impl Output {
         if std::mem::take(&mut self.is_worker)
             && let Some(path) = self.sink.path().map(PathBuf::from)
         {
-            // Without it the log goes to standard error.
+            // If the file cannot be opened, the log goes to standard error.
             let _ = self.sink.open(path);
         }
     }
 
-    /// In a forked process that is no worker: the log goes where it went before. What waits is the other process's.
+    /// In a forked process that is not a worker: the log goes where it went before. The other
+    /// process writes the queue.
     pub(crate) fn inherit(&mut self) {
         self.queue.clear();
         (self.failure, self.is_worker, self.owner) = (None, false, std::process::id());
     }
 
-    /// In a forked process: what waits is the other one's.
+    /// In a forked process: the other process writes the queue.
     fn leave(&mut self) {
         self.queue.clear();
         self.sink.forget();
         (self.failure, self.is_worker) = (None, true);
     }
 
-    /// Writes a line, or has it wait.
+    /// Writes a line now or later.
     fn line(&mut self, bytes: &[u8]) {
         let own = std::process::id();
         if self.owner != own {
@@ -166,7 +172,7 @@ impl Output {
             text.push(b'\n');
         }
         if self.is_worker {
-            // Nobody can be told if it fails.
+            // There is no other place to report a failure.
             let _ = io::Write::write_all(&mut io::stderr(), &text);
             return;
         }
@@ -174,12 +180,12 @@ impl Output {
         self.flush();
     }
 
-    /// Has a line wait that ends with a newline, until [`flush`](Self::flush).
+    /// Adds a line, which ends with a newline, for the next [`flush`](Self::flush).
     pub(crate) fn push(&mut self, text: Vec<u8>) {
         self.queue.push(text);
     }
 
-    /// Writes what is taken at once.
+    /// Writes as much as the reader takes at once. Returns whether that was everything.
     pub(crate) fn flush(&mut self) -> bool {
         let Self { queue, sink, .. } = self;
         let written = queue.flush(|bytes| sink.write(bytes));
@@ -191,7 +197,8 @@ impl Output {
         written == Written::All
     }
 
-    /// Tries to write what waits, and to report what was lost, when it is time. Returns the time until the next try.
+    /// Writes the queue and reports lost lines, if it is time. Returns the time until the next
+    /// attempt.
     pub(crate) fn retry(&mut self) -> Option<Duration> {
         if let Some((at, pause)) = self.failure {
             let now = Instant::now();
@@ -211,7 +218,7 @@ impl Output {
         }
     }
 
-    /// Before this process ends: gives a reader that is slow a moment.
+    /// Writes the queue before this process ends. Waits a moment for a slow reader.
     pub(crate) fn finish(&mut self) {
         let until = Instant::now() + LAST_WAIT;
         while !self.flush() && self.failure.is_none() && Instant::now() < until {
@@ -227,7 +234,7 @@ impl Output {
         Ok(true)
     }
 
-    /// All that the log has open but standard error.
+    /// All descriptors of the log except standard error.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sink.descriptors()
     }

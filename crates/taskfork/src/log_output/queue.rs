@@ -1,47 +1,48 @@
-//! Lines of a log that wait to be written, in bounded memory, and the number of those that were lost.
+//! A bounded queue of log lines, which counts the lines that are lost.
 
 use std::collections::VecDeque;
 
 use rustix::io::Errno;
 
-/// The most bytes that wait. A line that does not fit is lost.
+/// The maximum number of bytes in the queue. A line that does not fit is lost.
 const MOST: usize = 256 << 10;
 
-/// After a loss nothing is queued until no more than this waits, so that not every second line is a notice.
+/// After a loss, lines are accepted again when the queue has shrunk to this size. Otherwise every
+/// second line would be a notice of loss.
 const FEW: usize = MOST / 4;
 
-/// A pipe takes so many bytes whole or not at all.
+/// A pipe takes up to this many bytes whole or not at all.
 const ATOMIC: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Queue {
     lines: VecDeque<Line>,
-    /// How many bytes wait.
+    /// The bytes in the queue.
     bytes: usize,
-    /// How many bytes of the first line have been written.
+    /// The bytes of the first line that have been written.
     written: usize,
     lost: u64,
-    /// The last line that was written lacks its end.
+    /// The end of the last written line is missing.
     is_torn: bool,
-    /// The log consists of JSON, so a notice does too.
+    /// The log consists of JSON, so notices do too.
     is_json: bool,
 }
 
 #[derive(Debug)]
 struct Line {
     text: Vec<u8>,
-    /// How many lines are lost if this one is: a notice stands for those that it counts.
+    /// How many lines are lost if this one is. A notice stands for the lines that it counts.
     stands_for: u64,
 }
 
-/// What has come of writing.
+/// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Written {
-    /// Nothing waits any more.
+    /// The queue is empty.
     All,
     /// The reader takes nothing now.
     Stalled,
-    /// What waited is lost.
+    /// The queue is lost.
     Failed,
 }
 
@@ -55,7 +56,7 @@ impl Queue {
         self.lines.is_empty()
     }
 
-    /// How many lines are lost and not reported.
+    /// The number of lost lines that have not been reported.
     pub(super) fn lost(&self) -> u64 {
         self.lost
     }
@@ -64,7 +65,7 @@ impl Queue {
     pub(super) fn push(&mut self, text: Vec<u8>) {
         match text.first() {
             Some(b'{') => self.is_json = true,
-            // What workers print, which is the same in either format.
+            // A line of a worker's standard error, which looks the same in both formats.
             Some(b'[') => {}
             _ => self.is_json = false,
         }
@@ -76,7 +77,7 @@ impl Queue {
         }
     }
 
-    /// Adds a notice of the lines that were lost, if there are any and there is room.
+    /// Adds a notice of lost lines, if there are any and there is room.
     pub(super) fn report(&mut self) {
         if self.lost == 0 || self.bytes > FEW {
             return;
@@ -99,7 +100,7 @@ impl Queue {
         self.lines.push_back(Line { text, stands_for });
     }
 
-    /// Writes what waits, in pieces that a pipe takes whole.
+    /// Writes the queue, in pieces that a pipe takes whole.
     pub(super) fn flush(
         &mut self,
         mut write: impl FnMut(&[u8]) -> rustix::io::Result<usize>,
@@ -120,7 +121,7 @@ impl Queue {
         Written::All
     }
 
-    /// Whole lines as far as they fit, or the beginning of one.
+    /// Fills the piece with whole lines that fit, or with the beginning of one line.
     fn fill(&self, piece: &mut Vec<u8>) {
         piece.clear();
         let mut skip = self.written;
@@ -146,12 +147,12 @@ impl Queue {
         }
     }
 
-    /// Counts all lines that wait as lost.
+    /// Counts all lines in the queue as lost.
     pub(super) fn lose_all(&mut self) {
         if let Some(first) = self.lines.front_mut() {
-            // What was to end a torn line begins with the newline.
+            // A line after a torn one begins with the missing newline.
             self.is_torn |= self.written > 0 || first.text.starts_with(b"\n");
-            // Only its newline is missing.
+            // Only the newline is missing.
             if self.written + 1 == first.text.len() {
                 first.stands_for = 0;
             }
@@ -160,7 +161,7 @@ impl Queue {
         (self.bytes, self.written) = (0, 0);
     }
 
-    /// Forgets all, as it is another process's to write.
+    /// Empties the queue, because another process writes it.
     pub(super) fn clear(&mut self) {
         *self = Self::new();
     }
@@ -172,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    /// What a reader does when it is written to.
+    /// The reaction of a reader to a write.
     #[derive(Debug, Clone)]
     enum Takes {
         All,

@@ -1,4 +1,4 @@
-//! Where a log goes: standard error or a file, written to without waiting for a reader.
+//! The destination of a log: standard error or a file. Writing never waits for a reader.
 
 use std::io;
 use std::io::IoSlice;
@@ -13,16 +13,17 @@ use rustix::process::{Resource, getrlimit};
 
 #[derive(Debug)]
 pub(super) struct Sink {
-    /// The log file, unless the log goes to standard error.
+    /// The log file. `None` for standard error.
     path: Option<PathBuf>,
     file: Option<OwnedFd>,
-    /// A description of standard error that does not wait, and which file that is of.
+    /// An open file description of standard error that does not block, with the identity of the
+    /// file.
     own: Option<(Identity, OwnedFd)>,
 }
 
 type Identity = (u64, u64, u64);
 
-/// As much is written to a terminal at a time if it cannot be opened anew.
+/// How many bytes are written at a time to a terminal that cannot be opened again.
 const SHORT: usize = 64;
 
 impl Sink {
@@ -34,7 +35,7 @@ impl Sink {
         self.path.as_deref()
     }
 
-    /// Writes to this file from here on.
+    /// Writes to this file from now on.
     pub(super) fn open(&mut self, path: PathBuf) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
         let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -43,18 +44,19 @@ impl Sink {
         Ok(())
     }
 
-    /// All that it has open but standard error.
+    /// All open descriptors except standard error.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let own = self.own.as_ref().map(|(_, own)| own);
         self.file.iter().chain(own).map(AsFd::as_fd)
     }
 
-    /// In a process that was forked: the descriptors are the other process's, or are closed.
+    /// In a forked process: forgets the descriptors, which belong to the other process or are
+    /// closed.
     pub(super) fn forget(&mut self) {
         std::mem::forget((self.file.take(), self.own.take()));
     }
 
-    /// Writes as much as is taken at once. Nothing is [`Errno::AGAIN`].
+    /// Writes as much as can be written at once. [`Errno::AGAIN`] means nothing.
     pub(super) fn write(&mut self, bytes: &[u8]) -> rustix::io::Result<usize> {
         if let Some(file) = &self.file {
             return write_to_file(file.as_fd(), &fstat(file)?, bytes);
@@ -63,7 +65,7 @@ impl Sink {
         let stat = fstat(stderr)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Socket => send(stderr, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
-            // The flag of a description is not this process's alone.
+            // O_NONBLOCK belongs to the open file description, which other processes share.
             FileType::Fifo => self.write_to_reader(&stat, bytes),
             FileType::CharacterDevice if rustix::termios::isatty(stderr) => {
                 self.write_to_reader(&stat, bytes)
@@ -80,7 +82,7 @@ impl Sink {
             match open("/proc/self/fd/2", flags, Mode::empty()) {
                 Ok(own) => self.own = Some((identity, own)),
                 Err(Errno::NXIO) => return Err(Errno::PIPE),
-                // Another user's, or there is no /proc.
+                // It belongs to another user, or there is no `/proc`.
                 Err(_) => return write_if_ready(bytes),
             }
         }
@@ -91,7 +93,7 @@ impl Sink {
     }
 }
 
-/// Writes to standard error, a pipe or a terminal, whose description may wait.
+/// Writes to a pipe or a terminal whose open file description may block.
 fn write_if_ready(bytes: &[u8]) -> rustix::io::Result<usize> {
     let stderr = rustix::stdio::stderr();
     match pwritev2(stderr, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
@@ -108,7 +110,8 @@ fn write_if_ready(bytes: &[u8]) -> rustix::io::Result<usize> {
     write(stderr, &bytes[..bytes.len().min(most)])
 }
 
-/// Writes to what never has anybody wait. Beyond the limit of file sizes that would be a signal.
+/// Writes to a file that never blocks. Checks the limit of file sizes first, because the kernel
+/// sends a signal beyond it.
 fn write_to_file(file: BorrowedFd<'_>, stat: &Stat, bytes: &[u8]) -> rustix::io::Result<usize> {
     if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
         && let Some(most) = getrlimit(Resource::Fsize).current

@@ -1,4 +1,5 @@
-//! Which clients may connect, in which protocol, and from which addresses a server can be reached.
+//! Access control: which clients are served, in which protocol, and at which addresses a server may
+//! listen.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -12,7 +13,7 @@ use crate::context::Peer;
 use crate::sys;
 use crate::wire::Protocol;
 
-/// The options of access, before names are looked up.
+/// The options of access control, before names are looked up.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
     pub(super) users: Option<Vec<String>>,
@@ -22,16 +23,15 @@ pub(crate) struct Access {
     pub(crate) details: bool,
 }
 
-/// Through which kind of socket a client has connected.
+/// The kind of socket through which a client has connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Through a unix socket, or a pair of sockets of the program that started this server.
+    /// A unix socket, or a socket pair from the program that started this server.
     Local,
     Network,
 }
 
 impl Origin {
-    /// The kind of this socket.
     pub(crate) fn of(socket: &impl AsFd) -> Self {
         match socket_domain(socket) {
             Ok(AddressFamily::UNIX) => Self::Local,
@@ -41,7 +41,7 @@ impl Origin {
     }
 }
 
-/// The rules that hold while a server runs.
+/// The rules of a running server.
 #[derive(Debug)]
 pub(crate) struct Rules {
     /// The server's own user.
@@ -58,7 +58,7 @@ struct Allowed {
 }
 
 impl Access {
-    /// The rules, once the names of users and groups have been looked up.
+    /// Looks up the names of users and groups.
     pub(crate) fn rules(&self) -> Result<Rules, ServerError> {
         let allowed = match (&self.users, &self.groups) {
             (None, None) => None,
@@ -76,7 +76,7 @@ impl Access {
         Ok(Rules { own: geteuid().as_raw(), allowed, protocols: self.protocols.clone() })
     }
 
-    /// Whether a server may listen at this address. `called` names it in an error.
+    /// Checks whether the server may listen at this address. `called` names it in an error.
     pub(crate) fn check_address(
         &self,
         address: SocketAddr,
@@ -88,7 +88,7 @@ impl Access {
         Err(ServerError::Network { address: called.to_string() })
     }
 
-    /// Whether a server may use this listening socket. `called` names it in an error.
+    /// Checks whether the server may use this listening socket. `called` names it in an error.
     pub(crate) fn check_listener(
         &self,
         socket: &impl AsFd,
@@ -115,7 +115,7 @@ impl Access {
 }
 
 impl Rules {
-    /// The reason to refuse the process at the other end of this connection, if there is one.
+    /// The reason to refuse the peer of this connection, if there is one.
     pub(crate) fn refusal(&self, connection: &impl AsFd) -> Option<String> {
         let allowed = self.allowed.as_ref()?;
         let Some(peer) = sys::peer_credentials(connection) else {
@@ -137,12 +137,11 @@ impl Rules {
         }
     }
 
-    /// Whether the client at the other end is a process of the server's own user.
+    /// Whether the peer is a process of the server's own user.
     pub(crate) fn is_own(&self, connection: &impl AsFd) -> bool {
         sys::peer_credentials(connection).is_some_and(|peer| peer.uid == self.own)
     }
 
-    /// The server's own user.
     pub(crate) fn own(&self) -> u32 {
         self.own
     }

@@ -1,5 +1,5 @@
-//! What the command line tool shares with servers. It serves the pools of a file, each in a process of its own, and
-//! treats signals and the service manager as a server does.
+//! What the command line tool shares with servers. It runs the pools of a configuration file in
+//! processes of their own, and treats signals and the service manager as a server does.
 
 use std::process::Command;
 
@@ -9,19 +9,19 @@ use super::hangup::Hangup;
 use super::service_manager::ServiceManager;
 use crate::sys;
 
-/// What SIGHUP means to this process, where `restart` is the option of
+/// The meaning of SIGHUP for this process. `restart` is the option
 /// [`restart_on_hangup`](crate::ServerBuilder::restart_on_hangup).
 pub(crate) fn meaning_of_hangup(restart: Option<bool>) -> Hangup {
     Hangup::of_this_process(restart)
 }
 
-/// The service manager that has started this process, which is no server itself.
+/// The service manager of this process, which is not a server itself.
 pub(crate) fn service_manager() -> ServiceManager {
     ServiceManager::of_program()
 }
 
-/// Has the program that `command` starts, a server, keep SIGHUP, SIGUSR1 and SIGUSR2 until it handles them. By
-/// default they would end it while it starts.
+/// Makes the server that `command` starts begin with SIGHUP, SIGUSR1 and SIGUSR2 blocked, until it
+/// handles them. By default these signals would end it while it starts.
 pub(crate) fn block_signals_until_served(command: &mut Command) -> &mut Command {
     sys::set_blocked_signals(command, [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]);
     command

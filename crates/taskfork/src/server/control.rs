@@ -1,7 +1,10 @@
-//! The server's end of the line between a program and the server that it started: a pair of sockets. The program
-//! sends what the server needs at its start, and later connections. The server sends how far its start has come,
-//! and why it ends. The end of the line is the wish for a graceful shutdown: as the kernel closes it with the
-//! program, no server outlives the program that started it. `link` has the program's end.
+//! The control channel between a server and the program that started it: a pair of sockets. The
+//! program sends what the server needs at its start, and connections later. The server reports how
+//! far its start has come, and why it ends.
+//!
+//! The end of the channel is a request to shut down gracefully. The kernel closes the channel with
+//! the program, so no server outlives the program that started it. `spawned_server` has the
+//! program's end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,14 +19,15 @@ use super::error::ServerError;
 use crate::address::Address;
 use crate::sys::{self, MAX_CHANNEL_TEXT, Received};
 
-/// What each message of the program begins with. All but `CONFIG`, `ADDRESS` and `BEGIN` have a descriptor.
+/// The first byte of each message of the program. All but `CONFIG`, `ADDRESS` and `BEGIN` come with
+/// a descriptor.
 pub(crate) const STDOUT: u8 = b'o';
 pub(crate) const STDERR: u8 = b'e';
 /// A piece of the configuration.
 pub(crate) const CONFIG: u8 = b'v';
-/// Where the server before this one listened.
+/// The address of the server that this one replaces.
 pub(crate) const ADDRESS: u8 = b'a';
-/// Ends what the server needs at its start.
+/// The end of the startup data.
 pub(crate) const BEGIN: u8 = b'b';
 pub(crate) const CONNECTION: u8 = b'c';
 pub(crate) const STATUS: u8 = b's';
@@ -37,21 +41,21 @@ const FAILED: &str = "failed ";
 const MISCONFIGURED: &str = "misfit ";
 const ENDED: &str = "ended ";
 
-/// Both ends of a new line: the program's and the server's.
+/// Creates a channel. Returns the program's end and the server's.
 pub(crate) fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
 }
 
-/// The server's end, which is closed when the last copy of this is dropped.
+/// The server's end. It is closed when its last clone is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlChannel(Arc<OwnedFd>);
 
-/// What the program wants.
+/// A request of the program.
 #[derive(Debug)]
 pub(crate) enum ControlRequest {
     Connection(OwnedFd),
-    /// To be told the status.
+    /// A connection on which to send the status.
     Status(OwnedFd),
     Shutdown,
 }
@@ -62,24 +66,25 @@ pub(crate) struct StartupData {
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
     pub(crate) config: Option<Vec<u8>>,
-    /// Where the server before this one listened.
+    /// The address of the server that this one replaces.
     pub(crate) previous: Option<String>,
 }
 
-/// What a server says of itself.
+/// A message of a server.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ServerMessage {
-    /// It has called `init`.
+    /// The server has called `init`.
     Init,
-    /// It listens there, or takes connections from the line.
+    /// The server listens at this address. Without an address, it takes connections from the
+    /// channel.
     Ready(Option<String>),
     Failed(String),
-    /// Its configuration is not of the type that it expects.
+    /// The configuration does not decode as the type that the server expects.
     Misconfigured {
         expected: String,
         reason: String,
     },
-    /// It has ended as it was told to, but not in peace.
+    /// The server has ended as it was told to, but had to kill workers.
     Ended(String),
 }
 
@@ -88,7 +93,7 @@ impl ControlChannel {
         Self(Arc::new(socket))
     }
 
-    /// Takes what the program has sent, and says that `init` has been called.
+    /// Receives the startup data, and reports that `init` has been called.
     pub(crate) fn receive_startup_data(&self) -> io::Result<StartupData> {
         let mut data = StartupData::default();
         let mut piece = vec![0; LONGEST_MESSAGE];
@@ -112,7 +117,7 @@ impl ControlChannel {
         Ok(data)
     }
 
-    /// Says why the server does not come up, or why it ends.
+    /// Reports why the server did not start, or why it ended.
     pub(crate) fn report_failure(&self, error: &ServerError) {
         match error {
             ServerError::Misconfigured { expected, reason } => {
@@ -127,18 +132,18 @@ impl ControlChannel {
         self.send(FAILED, "it panicked");
     }
 
-    /// Says that the server listens; without an address, that connections can be sent.
+    /// Reports that the server is ready.
     pub(crate) fn report_ready(&self, address: Option<&Address>) {
         self.send(READY, &address.map(Address::to_string).unwrap_or_default());
     }
 
     fn send(&self, word: &str, text: &str) {
         let text = &text[..text.floor_char_boundary(MAX_CHANNEL_TEXT - word.len())];
-        // A program that is gone needs no word.
+        // The program may have ended.
         let _ = send(&*self.0, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
     }
 
-    /// The next wish, or nothing while there is none.
+    /// The next request. `None` while there is none.
     pub(crate) fn next_request(&self) -> io::Result<Option<ControlRequest>> {
         let mut kind = [0];
         match sys::receive_descriptor(&*self.0, RecvFlags::DONTWAIT, &mut kind) {
@@ -163,22 +168,21 @@ impl AsFd for ControlChannel {
 }
 
 impl ServerMessage {
-    /// The next that a server has said through this line; nothing for what is no word. The end of the line is an
-    /// error.
+    /// The next message of a server. `None` if it is not valid. The end of the channel is an error.
     pub(crate) fn receive(line: &OwnedFd) -> rustix::io::Result<Option<Self>> {
         let mut text = [0; MAX_CHANNEL_TEXT];
         loop {
             match recv(line, &mut text, RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return Err(Errno::PIPE),
                 Ok((_, length)) => return Ok(Self::parse(&text[..length])),
-                // The server ended before it had read all. That is told once, and before what it said.
+                // The kernel reports a reset once, before the messages, if the server ended without
+                // reading everything.
                 Err(Errno::CONNRESET | Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
     }
 
-    /// Nothing if it is none.
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(text);
         if text == INIT {

@@ -1,4 +1,5 @@
-//! StartingProcess a server from within the client's own program: by forking it, or by executing it again.
+//! Starting a server from within a client's program, by forking it or by executing it again: the
+//! side of the new process.
 
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
@@ -16,10 +17,8 @@ use super::run::Server;
 use super::spawned_server;
 use crate::sys::{self, ForkError, Forked};
 
-/// Describes a server and runs it: what [`init`] is spawn_data under a name.
+/// A function that describes a server and runs it. [`init`] takes it with a name.
 pub type Entry = fn(ServerBuilder) -> Result<(), ServerError>;
-
-/// Names the server that an executed copy of this program is to become.
 
 struct Initialised {
     entries: Vec<String>,
@@ -28,8 +27,11 @@ struct Initialised {
 
 static INITIALISED: OnceLock<Initialised> = OnceLock::new();
 
-/// Makes [`Server::spawn`] possible. It must be the first line of `main`, before the runtime or any
-/// thread starts: in the copy of the program that is to become a server, it does not return.
+/// Registers the servers that [`Server::spawn`] can start. It must be the first line of `main`,
+/// before the runtime or any thread starts.
+///
+/// `Server::spawn` executes the program again. In that copy `init` runs the server and does not
+/// return.
 ///
 /// ```no_run
 /// use taskfork::{Client, Methods, Server, ServerBuilder, ServerError};
@@ -50,11 +52,11 @@ static INITIALISED: OnceLock<Initialised> = OnceLock::new();
 /// }
 /// ```
 pub fn init(entries: &[(&str, Entry)]) {
-    // Before its file is replaced.
+    // The path is resolved before a new version can replace the file.
     program_file::path();
     let late = sys::thread_count().is_ok_and(|threads| threads > 1);
     let names = entries.iter().map(|(name, _)| (*name).to_owned()).collect();
-    // Only the first call counts: the programs of a second one could not be told from the first's.
+    // Only the first call counts, because the names of a second one could be ambiguous.
     let _ = INITIALISED.set(Initialised { entries: names, late });
     let Some(name) = sys::take_variable(environment::SERVER) else { return };
     let entry = entries.iter().find(|(known, _)| *known == name).map(|(_, entry)| *entry);
@@ -74,12 +76,13 @@ fn become_server(name: String, entry: Option<Entry>) -> i32 {
         }
     };
     let StartupData { stdout, stderr, config, previous } = data;
-    // Until here they led to the program, for its error if this process had not come so far.
+    // Until now both led to the program, which adds the output to its error if this process ends
+    // before `init`.
     if let Err(errno) = restore_output(stdout, stderr) {
         log::error!("standard output or standard error cannot be set: {errno}");
     }
     let Some(entry) = entry else {
-        // The program has checked the name against its own call of `init`.
+        // The program has checked the name against its own call of `init`, so the two calls differ.
         let known = INITIALISED.get().map(|known| known.entries.clone()).unwrap_or_default();
         control.report_failure(&ServerError::UnknownEntry { name, known });
         return 1;
@@ -87,13 +90,13 @@ fn become_server(name: String, entry: Option<Entry>) -> i32 {
     serve(control, SpawnData { config, previous }, entry)
 }
 
-/// Has standard output and standard error lead where the program's do.
+/// Redirects standard output and standard error to those of the program.
 fn restore_output(stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> rustix::io::Result<()> {
     stdout.map_or(Ok(()), |stdout| rustix::stdio::dup2_stdout(&stdout))?;
     stderr.map_or(Ok(()), |stderr| rustix::stdio::dup2_stderr(&stderr))
 }
 
-/// Takes the line over that came as standard input.
+/// Takes over the control channel, which was passed as standard input.
 fn take_control() -> std::io::Result<ControlChannel> {
     let stdin = rustix::stdio::stdin();
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
@@ -106,13 +109,13 @@ fn take_control() -> std::io::Result<ControlChannel> {
     Ok(ControlChannel::new(control))
 }
 
-/// In the server's process: describes and runs the server; gives the status to exit with.
+/// Describes and runs the server in its own process. Returns the exit status.
 fn serve(
     control: ControlChannel,
     spawn_data: SpawnData,
     entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
 ) -> i32 {
-    // A group of its own: what a terminal sends to the program is the program's to handle.
+    // A process group of its own, because the program handles what its terminal sends.
     let _ = rustix::process::setpgid(None, None);
     let reporter = control.clone();
     let options = Options { control: Some(control), spawn_data, ..Options::default() };
@@ -131,7 +134,7 @@ fn serve(
     }
 }
 
-/// Whether this program can be executed again as the server `name`.
+/// Checks whether this program can be executed again as the server `name`.
 pub(super) fn check(name: &str) -> Result<(), ServerError> {
     let initialised =
         INITIALISED.get().ok_or_else(|| ServerError::NotInitialised { name: name.to_owned() })?;
@@ -146,9 +149,11 @@ pub(super) fn check(name: &str) -> Result<(), ServerError> {
 }
 
 impl Server {
-    /// Starts a server in a forked copy of this process, which must have no other thread yet: no
-    /// runtime may have been started. `entry` describes and runs the server in the copy, and shares
-    /// copy-on-write whatever this program has loaded.
+    /// Starts a server in a forked copy of this process. `entry` describes and runs the server
+    /// there. The server shares the memory of this program copy-on-write.
+    ///
+    /// This process must have a single thread, so no runtime may have been started.
+    /// [`Server::spawn`] has no such limit. The server is not replaced if it dies.
     ///
     /// ```no_run
     /// use taskfork::{Methods, Server};
@@ -164,8 +169,9 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// [`ServerError::Threads`] when there are threads, which [`Server::spawn`] does not mind;
-    /// [`ServerError::Startup`] with the server's own error when it does not come up.
+    ///
+    /// Returns [`ServerError::Threads`] if this process has further threads, and
+    /// [`ServerError::Startup`] with the server's own error if it cannot start.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub fn fork(
         entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
@@ -174,7 +180,8 @@ impl Server {
             control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
         let forked = sys::ThreadCount::of_this_process().map_err(Into::into).and_then(|count| {
             sys::flush_stdio();
-            // SAFETY: the child is a server of its own, as the caller wants it, and leaves by `exit_now`.
+            // SAFETY: the child is a server of its own, as the caller wants, and leaves by
+            // `exit_now`.
             unsafe { sys::fork(&count) }
         });
         match forked {

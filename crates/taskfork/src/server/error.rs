@@ -1,4 +1,4 @@
-//! What can keep a server from starting.
+//! The errors of starting and running a server.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,50 +9,50 @@ use crate::address::AddressError;
 use crate::display::{debug_as_text, seconds};
 use crate::error::{End, Failure};
 
-/// Why a server did not start, or stopped in a way it was not told to.
+/// The error of a server that did not start, or that did not end as it was told to.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// [`run`](crate::Server::run) was called without an address to listen on.
+    /// [`run`](crate::Server::run) was called without an address to listen at.
     #[error(
         "the server has no address: set one with `listen`, as in listen(\"unix:/run/app.sock\")"
     )]
     NoAddress,
-    /// The address given is none.
+    /// The address is invalid.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// Another server answers there.
+    /// Another server listens at the address.
     #[error("another server is listening at {address}: stop it first, or choose another address")]
     InUse {
         /// The address.
         address: String,
     },
-    /// Something that is no socket is in the way.
+    /// A file that is not a socket exists at the path.
     #[error("{} exists and is no socket: remove it, or choose another path", path.display())]
     NotASocket {
-        /// The path of the socket to be.
+        /// The path of the socket.
         path: PathBuf,
     },
-    /// The folder that the socket is to be in cannot be used.
+    /// The folder of the socket cannot be used.
     #[error("the folder {} of the socket cannot be used: {source}", folder.display())]
     Folder {
         /// The folder.
         folder: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// A socket without a server, of another user, is in the way.
+    /// A socket of another user exists at the path, and no server listens at it.
     #[error(
         "{} is a socket of the user {user}, who may come back to it: remove it, or choose another path",
         path.display()
     )]
     Foreign {
-        /// The path of the socket to be.
+        /// The path of the socket.
         path: PathBuf,
-        /// The user's id.
+        /// The id of the user.
         user: u32,
     },
-    /// The file that keeps two servers from starting at one path cannot be used.
+    /// The lock file, which keeps two servers from starting at one path, cannot be used.
     #[error(
         "the lock file {} cannot be used: {reason}: remove it if it is nobody's, or choose a path in a \
          folder of your own",
@@ -69,12 +69,12 @@ pub enum ServerError {
     Listen {
         /// The address.
         address: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// Other machines can reach the address, and
-    /// [`allow_unauthenticated_network`](crate::ServerBuilder::allow_unauthenticated_network) is not
-    /// set.
+    /// [`allow_unauthenticated_network`](crate::ServerBuilder::allow_unauthenticated_network) is
+    /// not set.
     #[error(
         "other machines can reach {address}, where whoever connects could run every method: listen \
          on a loopback address or a unix socket, or set `allow_unauthenticated_network` if all that \
@@ -87,41 +87,41 @@ pub enum ServerError {
     /// The inherited descriptor is not a listening socket.
     #[error("the inherited descriptor {descriptor} is no listening socket: {reason}")]
     Inherited {
-        /// Its number.
+        /// The number of the descriptor.
         descriptor: i32,
         /// What is wrong with it.
         reason: String,
     },
-    /// The process has threads, so that it cannot be forked.
+    /// The process has several threads, so it cannot be forked.
     #[error(
         "this process has {threads} threads and cannot fork workers: start the server before any \
          thread, or have `Server::spawn` start it in a process of its own"
     )]
     Threads {
-        /// How many.
+        /// The number of threads.
         threads: u64,
     },
-    /// An option has a value that cannot be.
+    /// An option has an invalid value.
     #[error("the option `{option}` cannot be so: {reason}")]
     Option {
-        /// The option's name.
+        /// The name of the option.
         option: &'static str,
         /// What is wrong with its value.
         reason: String,
     },
-    /// What [`preload`](crate::ServerBuilder::preload) was to load could not be loaded.
+    /// [`preload`](crate::ServerBuilder::preload) failed.
     #[error("cannot preload: {0}")]
     Preload(#[source] Failure),
-    /// [`Server::spawn`](crate::Server::spawn) was called, and [`init`](crate::init) was not.
+    /// [`Server::spawn`](crate::Server::spawn) was called before [`init`](crate::init).
     #[error(
         "cannot start the server `{name}` by executing this program again: the first line of \
          `main` must be `taskfork::init(&[(\"{name}\", …)]);`, before the runtime starts"
     )]
     NotInitialised {
-        /// The server that was to be started.
+        /// The name of the server.
         name: String,
     },
-    /// [`init`](crate::init) was called when there were threads already.
+    /// [`init`](crate::init) was called when the process had threads already.
     #[error(
         "`taskfork::init` was called when this process had threads already: make it the first line \
          of a `fn main` that is not async, and start the runtime after it"
@@ -130,33 +130,34 @@ pub enum ServerError {
     /// [`init`](crate::init) was not given a server of this name.
     #[error("`taskfork::init` knows no server `{name}`: it was given {}", known.join(", "))]
     UnknownEntry {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The names that there are.
+        /// The names that `init` was given.
         known: Vec<String>,
     },
     /// [`Spawn::config`](crate::server::Spawn::config) was given a value that cannot be serialized.
     #[error("the configuration of the server `{name}` cannot be passed: {reason}")]
     UnencodableConfig {
-        /// The server that was to be started.
+        /// The name of the server.
         name: String,
-        /// What cannot be serialized.
+        /// The reason.
         reason: String,
     },
-    /// [`ServerBuilder::config`](crate::ServerBuilder::config) was called in a server that was started without one.
+    /// [`ServerBuilder::config`](crate::ServerBuilder::config) was called in a server that was
+    /// started without a configuration.
     #[error(
         "this server has been started without a configuration: start it by `Server::spawn_with`, or do not call \
          `config`"
     )]
     NotConfigured,
-    /// The configuration is not of the type that the server expects.
+    /// The configuration does not decode as the type that the server expects.
     #[error(
         "the server expects a configuration of the type {expected}, and was given another: {reason}"
     )]
     Misconfigured {
-        /// The type's name.
+        /// The name of the type.
         expected: String,
-        /// What does not fit.
+        /// The reason.
         reason: String,
     },
     /// The new process ended before it called [`init`](crate::init).
@@ -166,11 +167,11 @@ pub enum ServerError {
         output_lines(output)
     )]
     NeverInitialised {
-        /// The server that was to be started.
+        /// The name of the server.
         name: String,
         /// How the process ended.
         end: End,
-        /// The last that it wrote to standard output and standard error, up to 4 KiB.
+        /// The end of its standard output and standard error, up to 4 KiB.
         output: String,
     },
     /// The new process took longer than its [`start_timeout`](crate::server::Spawn::start_timeout), and was killed.
@@ -186,45 +187,45 @@ pub enum ServerError {
         output_lines(output)
     )]
     StartTimedOut {
-        /// The server that was to be started.
+        /// The name of the server.
         name: String,
-        /// The time that it had.
+        /// The time limit.
         after: Duration,
-        /// Its process: id, command line and state, as they were then.
+        /// The process: its id, command line and state at that time.
         process: String,
-        /// Whether it had called `init`.
+        /// Whether the process had called `init`.
         initialised: bool,
-        /// The last that it wrote to standard output and standard error before `init`, up to 4 KiB.
+        /// The end of its standard output and standard error before `init`, up to 4 KiB.
         output: String,
     },
-    /// The server's process did not come up.
+    /// The process of the server did not become ready.
     #[error("the server did not start: {message}")]
     Startup {
-        /// What it said before it ended.
+        /// The error that it reported.
         message: String,
     },
-    /// The server has ended as it was told to, but not in peace: its
+    /// The server has ended as it was told to, but had to kill workers: its
     /// [`shutdown_grace`](crate::ServerBuilder::shutdown_grace) was over, or it was told twice.
     #[error("the server has ended, and had to kill {workers} of its workers")]
     Killed {
-        /// How many were killed.
+        /// The number of killed workers.
         workers: usize,
     },
-    /// The server's process has ended that [`keep_pid`](crate::ServerBuilder::keep_pid) had started, and no other has
-    /// taken over.
+    /// The server process of [`keep_pid`](crate::ServerBuilder::keep_pid) has died, and no other
+    /// server has taken over.
     #[error("the server process {pid} {end}")]
     Died {
-        /// Its process id.
+        /// The process id.
         pid: u32,
-        /// How it ended.
+        /// How the process ended.
         end: End,
     },
-    /// A system call failed that has no reason to.
+    /// A system call failed unexpectedly.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// What the server tried to do.
         what: &'static str,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -232,13 +233,13 @@ pub enum ServerError {
 debug_as_text!(ServerError);
 
 impl ServerError {
-    /// For `map_err`: names what was tried.
+    /// Makes a function for `map_err` that adds what was tried.
     pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::System { what, source: error.into() }
     }
 }
 
-/// Why a process ended before it called `init`, as far as its output tells.
+/// Why a process ended before it called `init`, as far as its output shows.
 fn early_end(end: End, output: &str) -> String {
     let why = match output.to_lowercase().contains("usage") {
         true => {
@@ -252,7 +253,7 @@ fn early_end(end: End, output: &str) -> String {
     )
 }
 
-/// What a process wrote, below the error.
+/// The output of a process, as it is shown below an error.
 fn output_lines(output: &str) -> String {
     let text = log_defer::printable_lines(output.trim_end());
     let lines = text.lines().map(|line| format!("\n    {line}")).collect::<String>();

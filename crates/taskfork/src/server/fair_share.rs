@@ -1,5 +1,5 @@
-//! How the workers of a server are shared among its clients when all of them are in use. Pure, but for finding
-//! out who a client is.
+//! Sharing workers fairly among clients when all workers are in use. All of it is pure, except
+//! finding out who a client is.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,29 +8,30 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// A worker that serves a checkout is asked to leave at this age at the earliest, so that a worker is not forked
-/// for each checkout where there are fewer workers than clients.
+/// The least age at which a worker that serves a checkout is asked to leave. Without it, a worker
+/// would be forked for each checkout if there are fewer workers than clients.
 const MIN_EVICTION_AGE: Duration = Duration::from_millis(250);
 
-/// A worker counts as idle after this time, and one that has not been called yet after the second.
+/// When a worker counts as idle. The second value is for a worker without a call so far.
 const IDLE_AFTER: Duration = Duration::from_millis(20);
 const UNUSED_AFTER: Duration = Duration::from_millis(100);
 
-/// A client as the server tells it from others.
+/// The identity of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct ClientId {
     peer: Peer,
-    /// Its own number in its hello, which tells several clients of one program apart. 0 if it has said none.
+    /// The client's own number from its hello, which distinguishes several clients of one program.
+    /// 0 if unknown.
     number: u64,
 }
 
-/// Where a client connects from, by the kernel's word.
+/// Where a client connects from, as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 enum Peer {
     #[default]
     Unknown,
     Process(u32),
-    /// Processes of a user in another namespace, which have no number here.
+    /// The processes of a user in another PID namespace, which have no process id here.
     User(u32),
     Host(IpAddr),
 }
@@ -47,22 +48,22 @@ impl ClientId {
     }
 }
 
-/// A worker that a client has got, and which has not been asked to leave.
+/// A worker with a client that has not been asked to leave.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AssignedWorker {
     pub(crate) worker: u64,
     pub(crate) client: ClientId,
     pub(crate) age: Duration,
-    /// For how long it has been in nobody's hands; nothing if it serves a checkout.
+    /// How long it has been without a checkout. `None` during a checkout.
     pub(crate) idle: Option<Duration>,
     pub(crate) is_used: bool,
     pub(crate) checkouts: u64,
-    /// Its client speaks AnyEvent::Task's protocol, in which a call that comes too late fails.
+    /// Its client speaks the protocol of AnyEvent::Task, in which a late call fails.
     pub(crate) is_json: bool,
 }
 
 impl AssignedWorker {
-    /// What a client that waits will have.
+    /// A place that is promised to a client in the queue.
     pub(crate) fn promised(client: ClientId) -> Self {
         Self {
             worker: u64::MAX,
@@ -81,14 +82,15 @@ impl AssignedWorker {
     }
 }
 
-/// Which worker is to make room for a client that waits, if one is. It is one of the client that holds most. One
-/// that is idle goes first, the longest idle before the others; otherwise one that leaves when its checkout is
-/// done, and of these the one that has served most checkouts. One that has not begun its first call, as it is being
-/// set up perhaps, stays.
+/// Chooses the worker that makes room for a client in the queue, if one has to.
 ///
-/// A client gets room at the cost of one that has more. It never takes what makes it the one that has more,
-/// unless it has none at all. The workers of all clients of one process, or one address, count together, so that
-/// a client that calls itself by many numbers gains nothing.
+/// The worker belongs to the client with the most workers. The one that has been idle longest is
+/// chosen. If none is idle, it is the one that has served the most checkouts, and it leaves after
+/// its current checkout. A worker before its first call stays, because its setup may still run.
+///
+/// A client gets room only from a client that has more workers. It never gets so many that it would
+/// have more itself, unless it has none. The workers of one process or one address count together,
+/// so a client gains nothing by using many client numbers.
 pub(crate) fn choose_eviction(all: &[AssignedWorker], waiting: ClientId) -> Option<u64> {
     let (mut of_peer, mut of_client) = (BTreeMap::new(), BTreeMap::new());
     for assigned in all {
@@ -111,7 +113,7 @@ pub(crate) fn choose_eviction(all: &[AssignedWorker], waiting: ClientId) -> Opti
         let is_idle = assigned.is_idle();
         let most = (in_peer(assigned.client), in_client(assigned.client));
         let idle = assigned.idle.filter(|_| is_idle);
-        // Of several that are equal in all, the oldest.
+        // Of several equal ones, the oldest is chosen.
         (
             !assigned.is_json,
             is_idle,
@@ -134,7 +136,7 @@ mod tests {
         ClientId { peer: Peer::Process(process), number }
     }
 
-    /// A worker that has been idle for so many seconds, or is busy with 0.
+    /// A worker that has been idle for this many seconds, or is busy if that is 0.
     fn assigned(worker: u64, client: ClientId, idle: u64) -> AssignedWorker {
         AssignedWorker {
             worker,
@@ -158,7 +160,7 @@ mod tests {
             assigned(5, few, 0),
         ];
         assert_eq!(choose_eviction(&all, new), Some(3));
-        // It has as many as the other then, and no right to more.
+        // Then it has as many as the other, and no right to more.
         assert_eq!(choose_eviction(&all[..4], few), Some(3));
         assert_eq!(choose_eviction(&all, few), None);
         assert_eq!(choose_eviction(&all, many), None, "it would take from one that has less");
@@ -185,15 +187,15 @@ mod tests {
         let all: Vec<_> = (0..10).map(|number| assigned(number, client_id(1, number), 0)).collect();
         let all: Vec<_> =
             all.into_iter().chain((10..15).map(|n| assigned(n, client_id(2, 1), 5))).collect();
-        // An eleventh may take from none of the other process, which has less.
+        // The eleventh client may not take a worker of the other process, which has fewer.
         let chosen = choose_eviction(&all, client_id(1, 99)).unwrap();
         assert!(chosen < 10, "{chosen}");
         assert!(choose_eviction(&all, client_id(3, 1)).unwrap() < 15);
     }
 
     proptest! {
-        /// Clients that always want more end with shares that differ by one at most, and then nobody loses
-        /// any more.
+        /// If all clients want more, the shares differ by one at most in the end, and no worker is
+        /// evicted any more.
         #[test]
         fn shares_become_even_and_stay_so(
             clients in 1..6_u32, workers in prop::collection::vec(0..6_u32, 1..30),
@@ -210,7 +212,7 @@ mod tests {
                 moved = false;
                 for client in 0..clients {
                     let has = all.iter().filter(|assigned| assigned.client == client_id(client, 1)).count();
-                    // With fewer workers than clients they go round, and that never ends.
+                    // With fewer workers than clients the evictions never end.
                     if has == 0 && all.len() < clients as usize {
                         continue;
                     }

@@ -1,4 +1,4 @@
-//! A program's hold on a server that it started.
+//! The handle of a server that this program has started.
 
 use std::io;
 
@@ -12,39 +12,43 @@ use crate::error::End;
 /// A server in a process of its own, started by [`Server::spawn`](crate::Server::spawn) or
 /// [`Server::fork`](crate::Server::fork).
 ///
-/// Dropping the handle shuts the server down gracefully without waiting for it. The server also
-/// shuts down when this program ends, however it ends.
+/// Dropping the handle shuts the server down gracefully, without waiting. The server also shuts
+/// down when this program ends, even if it is killed.
 ///
-/// A server that dies is replaced, if [`Server::spawn`](crate::Server::spawn) started it and
-/// [`respawn`](crate::server::Spawn::respawn) is not off. Otherwise the clients of this program know: their calls fail at once with
-/// [`FatalError::ServerEnded`](crate::error::FatalError::ServerEnded), which says how the server ended.
+/// A server that dies is replaced if [`Server::spawn`](crate::Server::spawn) started it and
+/// [`respawn`](crate::server::Spawn::respawn) is not turned off. Otherwise the calls of this
+/// program's clients fail at once with
+/// [`FatalError::ServerEnded`](crate::error::FatalError::ServerEnded), which says how the server
+/// ended.
 ///
-/// Once this program has another thread or builds a client of the server, a thread named `taskfork-server` takes the
-/// server's exit status and replaces it. Without that thread the exit status is taken when the handle is asked.
+/// A thread named `taskfork-server` reaps and replaces the server. It starts when this program has
+/// another thread, or builds a client of the server. Without that thread, methods of the handle
+/// reap the server.
 #[derive(Debug)]
 pub struct ServerHandle {
     server: SpawnedServer,
 }
 
 impl ServerHandle {
-    /// Of a server that serves.
     pub(crate) fn new(started: RunningServer, launch: Option<Launch>) -> Result<Self, ServerError> {
         Ok(Self { server: SpawnedServer::new(started, launch)? })
     }
 
-    /// The server's process id; that of the replacement, once there is one.
+    /// The server's process id. After a replacement, that of the new process.
     pub fn pid(&self) -> u32 {
         self.server.pid()
     }
 
-    /// Where clients reach the server: the address that it listens on, with the port that the
-    /// kernel chose, or, without one, a way through this handle that no other process has. It stays the same
-    /// when the server is replaced.
+    /// The address by which clients reach the server. It stays the same when the server is
+    /// replaced.
+    ///
+    /// This is the address that the server listens at, with the port that the kernel has chosen. A
+    /// server without an address has one that only this process can use.
     pub fn address(&self) -> Address {
         self.server.address().unwrap_or_else(|| Address(Place::Handle(self.server.clone())))
     }
 
-    /// Whether the server's process runs. False while a dead one is being replaced.
+    /// Whether the server's process runs. False while a dead server is being replaced.
     ///
     /// ```no_run
     /// # fn example(server: taskfork::server::ServerHandle) {
@@ -57,8 +61,10 @@ impl ServerHandle {
         self.server.is_alive()
     }
 
-    /// Waits, blocking, until the server has ended and will not be replaced; says how it ended. That is when it was
-    /// shut down, by this handle or by a signal, or when it died and [`respawn`](crate::server::Spawn::respawn) is off.
+    /// Blocks until the server has ended and will not be replaced. Returns how it ended.
+    ///
+    /// A server ends for good when it is shut down, by this handle or by a signal, or when it dies
+    /// and [`respawn`](crate::server::Spawn::respawn) is off.
     ///
     /// ```no_run
     /// use taskfork::server::Spawn;
@@ -74,11 +80,11 @@ impl ServerHandle {
         self.server.wait()
     }
 
-    /// What the server tells of itself and its workers. Needs no status socket. Blocks until the server has
-    /// answered, for 10 seconds at most.
+    /// Reads the status of the server. It needs no status socket. Blocks for at most 10 seconds.
     ///
     /// # Errors
-    /// When the server has ended, is being replaced, or does not answer in time.
+    ///
+    /// Returns an error if the server has ended, is being replaced, or does not answer in time.
     ///
     /// ```no_run
     /// # fn example(server: taskfork::server::ServerHandle) -> std::io::Result<()> {
@@ -90,19 +96,19 @@ impl ServerHandle {
         ServerStatus::request_on(self.server.connect_status()?.into(), "")
     }
 
-    /// Asks the server to stop accepting, finish what runs and end. Does not wait. The server is not replaced.
+    /// Asks the server to shut down gracefully. Does not wait. The server is not replaced.
     pub fn shutdown(&self) {
         self.server.shut_down();
     }
 
-    /// Shuts the server down gracefully and waits, blocking, until its process and all its workers
-    /// have ended.
+    /// Shuts the server down gracefully. Blocks until its process and all its workers have ended.
     pub fn close(self) {
         self.server.shut_down();
         self.server.wait();
     }
 
-    /// Kills the server at once, and its workers with it, and waits for its end. The server is not replaced.
+    /// Kills the server and its workers at once. Blocks until the server has ended. It is not
+    /// replaced.
     pub fn kill(self) {
         self.server.kill();
         self.server.wait();

@@ -1,4 +1,5 @@
-//! What SIGHUP means to a server. A terminal that closes sends it as well as an operator who wants a restart.
+//! The meaning of SIGHUP. It comes from an operator who wants a restart, and from a terminal that
+//! closes.
 
 use nix::sys::signal::Signal;
 
@@ -8,17 +9,17 @@ use crate::sys;
 /// What a SIGHUP asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hangup {
-    /// This process was started with the signal ignored, as by `nohup`.
+    /// Nothing: this process was started with the signal ignored, as by `nohup`.
     Ignored,
-    /// A new server is to take over.
+    /// A restart.
     Restart,
-    /// The terminal is gone: a graceful shutdown.
+    /// A graceful shutdown, because the terminal is gone.
     Shutdown,
 }
 
 impl Hangup {
-    /// As things are when the server starts. A terminal that closes is no controlling terminal any more when its
-    /// SIGHUP arrives.
+    /// Decides at the start of the server. When the SIGHUP of a terminal arrives, that terminal is
+    /// no controlling terminal any more.
     pub(crate) fn of_this_process(restart: Option<bool>) -> Self {
         if sys::is_ignored(Signal::SIGHUP) {
             return Self::Ignored;
@@ -32,14 +33,14 @@ impl Hangup {
     }
 }
 
-/// Logs why a SIGHUP is no restart.
+/// Logs why a SIGHUP does not restart the server.
 pub(super) fn explain_shutdown() {
     log::info!(
         "SIGHUP ends a server that has a controlling terminal: set `restart_on_hangup` for a restart"
     );
 }
 
-/// Only a process that has one can open it by this name.
+/// Only a process with a controlling terminal can open this path.
 fn has_controlling_terminal() -> bool {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;

@@ -1,4 +1,4 @@
-//! The listener of a server: one that another process has opened for it, or its own.
+//! The listener that a server starts with: inherited from another process, or opened by itself.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,18 +16,17 @@ use super::service_manager::ServiceManager;
 use super::socket_file::Identity;
 use crate::address::{Address, Place};
 
-/// A server's listener.
 #[derive(Debug)]
 pub(super) struct InitialListener {
-    /// Nothing for a server that is reached only through its handle.
+    /// `None` for a server that clients reach only through its handle.
     pub(super) listener: Option<Listener>,
-    /// It is the one of the server before this one.
+    /// It comes from the server before this one.
     pub(super) is_inherited: bool,
 }
 
 impl InitialListener {
-    /// Takes the listener of the server before this one if there is one and it listens where this server is to
-    /// listen. Otherwise takes the service manager's socket, if no address is set, or opens one.
+    /// Takes the inherited listener if it has the right address. Otherwise takes the service
+    /// manager's socket if no address is set, or opens the address.
     pub(super) fn acquire(
         options: &Options,
         inherited: Option<(OwnedFd, Option<Identity>)>,
@@ -39,7 +38,7 @@ impl InitialListener {
             (Some(address), Some((socket, file))) if listens_at(&socket, &address) => {
                 (Listener::adopt(socket, &address, file), true)
             }
-            // The server before this one had it from the service manager.
+            // The server before this one got it from the service manager.
             (None, Some((socket, file))) => {
                 let address = Address::inherited(socket.as_raw_fd());
                 (Listener::adopt(socket, &address, file), true)
@@ -73,19 +72,20 @@ fn listens_at(socket: &OwnedFd, address: &Address) -> bool {
             .is_ok_and(|name| name.path_bytes().is_some_and(|name| is_same_path(name, path))),
         Place::Tcp { host, port } => SocketAddr::try_from(name).is_ok_and(|name| {
             let resolved = (host.as_str(), *port).to_socket_addrs();
-            // The kernel has chosen the port if it was 0.
+            // With port 0, the kernel has chosen the port.
             let is_it = |one: SocketAddr| {
                 one.ip() == name.ip() && (*port == 0 || one.port() == name.port())
             };
             resolved.is_ok_and(|mut all| all.any(is_it))
         }),
-        // Its number is that of another process.
+        // The number belongs to the process before this one.
         Place::Inherited(_) => true,
         Place::Handle(_) => false,
     }
 }
 
-/// Whether a socket that was bound at `bound` is the one of `path`, also by another way to the same file.
+/// Whether a socket that was bound at `bound` is the one at `path`, even by another path to the
+/// same file.
 fn is_same_path(bound: &[u8], path: &Path) -> bool {
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
     let there = PathBuf::from(std::ffi::OsStr::from_bytes(bound));
@@ -111,7 +111,7 @@ mod tests {
         let other_way = folder.path().join("link");
         std::os::unix::fs::symlink(folder.path(), &other_way).unwrap();
         assert!(listens_at(&socket, &address(&other_way.join("s"))));
-        // A cleaner may have removed the file.
+        // A program that cleans the folder may have removed the file.
         std::fs::remove_file(&path).unwrap();
         assert!(listens_at(&socket, &address(&path)));
 

@@ -1,5 +1,6 @@
-//! StartingProcess the process of a server, giving it what it needs, and hearing how far it comes. What it writes before it
-//! calls `init` comes here first: it may be what a program says that does not know that it is to become a server.
+//! Starting the process of a server: executing the program, sending the startup data, and waiting
+//! until the server is ready. The output of the process before `init` is buffered, because it may
+//! come from a program that does not know that it becomes a server.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -26,42 +27,42 @@ use crate::address::Address;
 use crate::error::End;
 use crate::sys;
 
-/// How much of a new process's output is outputs back, and how much of that an error has.
+/// The most bytes of output that are buffered, and the most that an error contains.
 const MAX_BUFFERED: usize = 64 << 10;
 const MAX_REPORTED: usize = 4 << 10;
 
-/// How often a start looks whether it is wanted any more.
+/// How often a start checks whether it has been cancelled.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// All that is needed to start a server, as often as it takes.
+/// Everything that is needed to start a server, and to start it again.
 pub(crate) struct Launch {
     name: String,
     config: Option<Vec<u8>>,
     timeout: Option<Duration>,
-    /// What a replacement inherits as well.
+    /// A replacement inherits the environment, folder and signal mask of the first start.
     variables: Vec<(OsString, OsString)>,
     folder: Option<PathBuf>,
     mask: Option<SigSet>,
 }
 
-/// A server that serves.
+/// A server that is ready.
 #[derive(Debug)]
 pub(crate) struct RunningServer {
     pub(crate) pid: u32,
     pub(crate) pidfd: OwnedFd,
-    /// The program's end of the channel.
+    /// The program's end of the control channel.
     pub(crate) channel: OwnedFd,
-    /// Where it listens, if it does.
+    /// The address that it listens at, if there is one.
     pub(crate) address: Option<Address>,
 }
 
-/// Waits for a server that has been forked.
+/// Waits until a forked server is ready.
 pub(crate) fn forked(pid: u32, channel: OwnedFd) -> Result<RunningServer, ServerError> {
     StartingProcess::new(pid, channel, VecDeque::new(), Vec::new())?.wait(None, None, &|| false)
 }
 
 impl Launch {
-    /// Of a server that inherits what this process has now.
+    /// Describes a server that inherits the state of this process as it is now.
     pub(crate) fn new(name: String, config: Option<Vec<u8>>, timeout: Option<Duration>) -> Self {
         Self {
             name,
@@ -77,8 +78,8 @@ impl Launch {
         &self.name
     }
 
-    /// Starts a process and waits until it serves. It replaces a server that listened at `previous`, if there was
-    /// one. It is killed once it is not wanted any more.
+    /// Starts a process and waits until the server is ready. `previous` is the address of the
+    /// server that it replaces. Kills the process if the start is cancelled.
     pub(crate) fn start(
         &self,
         previous: Option<&Address>,
@@ -102,7 +103,7 @@ impl Launch {
         }
         let (mut messages, mut outputs) = (VecDeque::new(), Vec::new());
         for (kind, output) in pipes {
-            // Where it cannot be had, it is inherited as it is.
+            // Without a pipe, the process inherits the output.
             let Ok(Output { real, reader, writer }) = output else { continue };
             let Ok(for_child) = real.try_clone() else { continue };
             match kind {
@@ -113,7 +114,7 @@ impl Launch {
             outputs.push(BufferedOutput::new(reader, real));
         }
         let plain = |bytes| Message { bytes, descriptor: None };
-        // An empty configuration is one all the same.
+        // An empty configuration is sent too, because it differs from none.
         let config = self.config.iter().flat_map(|config| match config[..] {
             [] => vec![vec![control::CONFIG]],
             _ => config
@@ -132,7 +133,7 @@ impl Launch {
         drop(command);
         let starting =
             StartingProcess::new(child.id(), channel, messages, outputs).inspect_err(|_| {
-                // Nobody could wait for it later. It may have ended already.
+                // No other code would wait for the process. It may have ended already.
                 let _ = child.kill().and_then(|()| child.wait());
             })?;
         starting.wait(Some(&self.name), self.timeout, is_cancelled)
@@ -145,7 +146,7 @@ struct Message {
     descriptor: Option<OwnedFd>,
 }
 
-/// What becomes an output of a new process: a pipe, and where it leads after `init`.
+/// An output of a new process: the pipe that buffers it, and where it leads after `init`.
 struct Output {
     real: File,
     reader: OwnedFd,
@@ -161,14 +162,14 @@ impl Output {
     }
 }
 
-/// What a new process has written before `init`.
+/// The output of a new process before `init`.
 #[derive(Debug)]
 struct BufferedOutput {
-    /// Nothing once the other end is closed.
+    /// `None` after the other end has been closed.
     reader: Option<File>,
     real: File,
     text: Vec<u8>,
-    /// There was more than is outputs back, so that nothing is outputs back any more.
+    /// The output is no longer held back, because `init` was called or because there was too much.
     passes_through: bool,
 }
 
@@ -177,7 +178,7 @@ impl BufferedOutput {
         Self { reader: Some(reader.into()), real, text: Vec::new(), passes_through: false }
     }
 
-    /// Reads what there is.
+    /// Reads what has arrived.
     fn read(&mut self) {
         let mut piece = [0; 4096];
         while let Some(reader) = &mut self.reader {
@@ -203,10 +204,10 @@ impl BufferedOutput {
         }
     }
 
-    /// Writes what has been outputs back where it was meant to go.
+    /// Writes the buffered output to its destination, and passes on what follows.
     fn pass_through(&mut self) {
         if !std::mem::replace(&mut self.passes_through, true) {
-            // An output that is closed or full is the program's own business.
+            // An output that is closed or full is up to the program.
             let _ = self.real.write_all(&self.text);
         }
     }
@@ -217,14 +218,14 @@ struct StartingProcess {
     pid: u32,
     pidfd: OwnedFd,
     channel: OwnedFd,
-    /// Its end of the channel is open, as far as is known.
+    /// The channel may be open at the other end.
     is_open: bool,
     messages: VecDeque<Message>,
     outputs: Vec<BufferedOutput>,
     initialised: bool,
 }
 
-/// What has become of it.
+/// The result of a start.
 enum Outcome {
     Ready(Option<String>),
     Error(ServerError),
@@ -284,7 +285,7 @@ impl StartingProcess {
                 });
             }
             if self.wait_for_event(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL)) {
-                // What it said last is there by now.
+                // The process may have written or reported something right before its end.
                 self.outputs.iter_mut().for_each(BufferedOutput::read);
                 if let Some(Outcome::Error(error)) = self.exchange() {
                     self.terminate();
@@ -302,7 +303,7 @@ impl StartingProcess {
         }
     }
 
-    /// Sends what there is room for, and hears what there is to hear.
+    /// Sends what the channel has room for, and reads what has arrived.
     fn exchange(&mut self) -> Option<Outcome> {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         while let (true, Some(message)) = (self.is_open, self.messages.front()) {
@@ -317,7 +318,7 @@ impl StartingProcess {
             match sent {
                 Ok(()) => drop(self.messages.pop_front()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The other end is closed; the words that were sent before that are read below.
+                // The other end is closed. Messages that were sent before that are read below.
                 Err(_) => self.messages.clear(),
             }
         }
@@ -343,7 +344,7 @@ impl StartingProcess {
         None
     }
 
-    /// Waits until there is something to do, for so long at most. Returns whether the process has ended.
+    /// Waits for an event, for at most this time. Returns whether the process has ended.
     fn wait_for_event(&self, most: Duration) -> bool {
         let wanted = match self.messages.is_empty() {
             true => PollFlags::IN,
@@ -356,14 +357,14 @@ impl StartingProcess {
         let readers = self.outputs.iter().filter_map(|outputs| outputs.reader.as_ref());
         watched.extend(readers.map(|reader| PollFd::new(reader, PollFlags::IN)));
         let most = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: most.subsec_nanos().into() };
-        // What is interrupted or fails is tried again after a look at all there is.
+        // After an interruption or an error, the caller looks at everything again.
         let _ = poll(&mut watched, Some(&most));
         !watched[0].revents().is_empty()
     }
 
-    /// Kills the process if it lives, and reaps it.
+    /// Kills the process if it has not ended, and reaps it.
     fn terminate(&mut self) -> End {
-        // A failure may be told a moment before the process ends by itself.
+        // A process reports a failure a moment before it exits.
         if !self.has_exited_within(POLL_INTERVAL) {
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
@@ -384,7 +385,7 @@ impl StartingProcess {
         }
     }
 
-    /// The end of what the process has written.
+    /// The end of the output.
     fn output(&self) -> String {
         let texts = self.outputs.iter().map(|outputs| {
             let from = outputs.text.len().saturating_sub(MAX_REPORTED / self.outputs.len());
@@ -394,7 +395,7 @@ impl StartingProcess {
     }
 }
 
-/// A process in words: `process 7 (/srv/app, sleeping in do_nanosleep)`.
+/// Describes a process: `process 7 (/srv/app, sleeping in do_nanosleep)`.
 fn describe(pid: u32) -> String {
     let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
     let channel = read("cmdline");
@@ -425,7 +426,7 @@ mod tests {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         let (shown, real) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        // With room for all that is written at once.
+        // With room for everything that is written at once.
         rustix::pipe::fcntl_setpipe_size(&real, 4 * MAX_BUFFERED).unwrap();
         rustix::io::ioctl_fionbio(&shown, true).unwrap();
         (BufferedOutput::new(reader, real.into()), writer.into(), shown.into())

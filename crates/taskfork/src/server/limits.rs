@@ -1,4 +1,4 @@
-//! What a worker may use, and how long it may serve.
+//! The resource limits of workers, and when workers are replaced.
 
 use std::fmt;
 use std::io;
@@ -9,20 +9,20 @@ use super::error::ServerError;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 
-/// What a worker may use of one thing, for [`ServerBuilder::limit`].
+/// A resource that [`ServerBuilder::limit`](crate::ServerBuilder::limit) can limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Limit {
-    /// Bytes of address space, shared memory and mapped files included. An allocation beyond it
-    /// fails, which ends most programs.
+    /// The address space in bytes, including shared memory and mapped files. An allocation beyond
+    /// the limit fails, which ends most programs.
     AddressSpace,
-    /// Seconds of processor time over the worker's whole life. SIGXCPU ends it then.
+    /// The CPU time of a worker in seconds. SIGXCPU ends the worker at the limit.
     CpuTime,
-    /// Open descriptors.
+    /// The number of open descriptors.
     OpenFiles,
-    /// Bytes of a core file; 0 for none.
+    /// The size of a core file in bytes. 0 means none.
     CoreSize,
-    /// Processes and threads of the worker's user, the worker's and all others. It does not hold
+    /// The number of processes and threads of the worker's user, in all programs. It has no effect
     /// for root.
     Processes,
 }
@@ -39,7 +39,7 @@ impl Limit {
     }
 }
 
-/// What a new worker sets for itself.
+/// The limits that a new worker sets for itself.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerLimits {
     pub(super) limits: Vec<(Limit, u64)>,
@@ -48,7 +48,7 @@ pub(crate) struct WorkerLimits {
 }
 
 impl WorkerLimits {
-    /// What a worker sets, in this order.
+    /// All settings, in the order in which a worker applies them.
     pub(super) fn settings(&self) -> impl Iterator<Item = Setting> {
         let niceness = self.niceness.map(Setting::Niceness);
         let score = self.oom_score_adj.map(Setting::OomScoreAdj);
@@ -56,7 +56,7 @@ impl WorkerLimits {
         niceness.into_iter().chain(score).chain(limits)
     }
 
-    /// In a new worker.
+    /// Applies the settings in a new worker.
     #[inline]
     pub(crate) fn apply(&self) -> Result<(), SettingError> {
         match self {
@@ -76,7 +76,7 @@ impl WorkerLimits {
     }
 }
 
-/// One of the things that a new worker sets for itself.
+/// One setting of a new worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Setting {
     Niceness(i32),
@@ -92,7 +92,8 @@ impl Setting {
                 std::fs::write("/proc/self/oom_score_adj", score.to_string())
             }
             Self::Limit(limit, value) => {
-                // At the harder limit of processor time comes SIGKILL, which says nothing.
+                // At the hard limit of CPU time the kernel sends SIGKILL, which does not tell the
+                // reason.
                 let hard = value.saturating_add(u64::from(limit == Limit::CpuTime));
                 let both = Rlimit { current: Some(value), maximum: Some(hard) };
                 Ok(setrlimit(limit.resource(), both)?)
@@ -100,7 +101,7 @@ impl Setting {
         }
     }
 
-    /// The option that asks for it.
+    /// The name of the option.
     pub(super) fn option(self) -> &'static str {
         match self {
             Self::Niceness(_) => "niceness",
@@ -127,7 +128,7 @@ pub(crate) struct SettingError {
     pub(super) source: io::Error,
 }
 
-/// When a worker is replaced that does nothing wrong.
+/// When a healthy worker is replaced.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recycling {
     pub(crate) max_calls: Option<u64>,
@@ -160,22 +161,22 @@ impl Recycling {
         }
     }
 
-    /// Whether workers are replaced for their age, or as nobody uses them.
+    /// Whether workers are replaced for their age or for being idle.
     pub(crate) fn has_time_limit(&self) -> bool {
         [self.max_age, self.max_idle].into_iter().any(|limit| limit != TimeLimit::NEVER)
     }
 
-    /// The age at which this worker is replaced: a tenth more or less than what is set, so that
-    /// workers born together do not all go together.
+    /// The age at which this worker is replaced: the option, plus or minus up to 10 %. So workers
+    /// that were forked together are not replaced together.
     pub(crate) fn max_age_of(&self, number: u64) -> TimeLimit {
-        // Spreads neighbouring numbers over the whole range.
+        // Multiplying by the golden ratio spreads neighbouring numbers over the whole range.
         let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let share = spread as f64 / f64::from(u32::MAX);
         self.max_age.get().map(|age| age.mul_f64(0.9 + 0.2 * share)).into()
     }
 }
 
-/// The most workers unless set.
+/// The default of `max_workers`.
 pub(crate) fn default_max_workers() -> usize {
     (4 * sys::available_cores()).max(64)
 }

@@ -1,4 +1,4 @@
-//! Whether workers can set what they are to set, found out before there is any.
+//! Checking at startup whether workers can apply their settings.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ use super::limits::{Setting, SettingError, WorkerLimits};
 use crate::sys::{self, Forked, ThreadCount};
 
 impl WorkerLimits {
-    /// Whether the values are such that a worker could set them.
+    /// Checks whether the values are in their ranges.
     pub(crate) fn check(&self) -> Result<(), ServerError> {
         let wrong = |option, reason: String| Err(ServerError::Option { option, reason });
         if let Some(niceness) = self.niceness.filter(|value| !(-20..20).contains(value)) {
@@ -34,8 +34,9 @@ impl WorkerLimits {
         Ok(())
     }
 
-    /// Whether the system lets a worker set them: tried in a process that ends at once. That depends on privileges,
-    /// limits and the container, and a process cannot take all of it back.
+    /// Checks whether the system lets a worker apply the settings, by applying them in a process
+    /// that exits at once. The result depends on privileges, limits and the container. The server
+    /// cannot try it itself, because a process cannot undo all of them.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(crate) fn probe(&self, threads: &ThreadCount) -> Result<(), ServerError> {
         if self.settings().next().is_none() {
@@ -44,18 +45,18 @@ impl WorkerLimits {
         let cannot = "cannot try out the limits of workers";
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|errno| ServerError::System { what: cannot, source: errno.into() })?;
-        // SAFETY: the child writes to its pipe only, and leaves by `exit_now`.
+        // SAFETY: the child writes only to its pipe, and leaves by `exit_now`.
         match unsafe { sys::fork(threads) } {
             Ok(Forked::Parent { child }) => {
                 drop(writer);
                 let mut told = [0; 8];
                 let refused = File::from(reader).read_exact(&mut told);
                 if let Some(pid) = Pid::from_raw(child.as_raw()) {
-                    // There is nothing to reap where the program ignores the deaths of its children.
+                    // A program that ignores SIGCHLD has nothing to reap.
                     let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
                 }
                 let (index, errno) = split(told);
-                // A child without a complaint writes nothing.
+                // A child that could apply everything writes nothing.
                 match refused.ok().and_then(|()| self.settings().nth(index)) {
                     Some(setting) => {
                         let source = io::Error::from_raw_os_error(errno);
@@ -69,7 +70,7 @@ impl WorkerLimits {
                 if let Err(SettingError { setting, source }) = self.apply() {
                     let index = self.settings().position(|it| it == setting).unwrap_or_default();
                     let errno = source.raw_os_error().unwrap_or_default();
-                    // The server waits for it.
+                    // The server waits for this message.
                     let _ = File::from(writer).write_all(&join(index, errno));
                 }
                 sys::exit_now(0);

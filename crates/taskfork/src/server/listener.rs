@@ -1,5 +1,5 @@
-//! The socket that clients connect to: opening it without taking it from a living server, and
-//! leaving no file of it behind.
+//! The listening socket: opening it without replacing that of a running server, and removing its
+//! file in the end.
 
 use std::io;
 use std::net::ToSocketAddrs;
@@ -21,15 +21,14 @@ use super::socket_file::{Identity, LOCK_TIMEOUT, SocketFile, SocketPath};
 use crate::address::{Address, Place};
 use crate::sys;
 
-/// Connections that may wait to be accepted; the kernel lowers it to its own limit.
+/// How many connections may wait to be accepted. The kernel lowers it to its own limit.
 pub(super) const BACKLOG: i32 = 4096;
 
-/// A listening socket. Dropped by the process that made it, it removes its file.
+/// A listening socket. When the process that made it drops it, its file is removed.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
     address: Address,
-    /// How those come who connect.
     origin: Origin,
     file: Option<SocketFile>,
 }
@@ -46,8 +45,8 @@ impl Listener {
             }
         };
         if !matches!(address.0, Place::Unix(_)) {
-            // What is accepted over TCP, and inherits this, must not wait to fill packets, nor
-            // outlive a peer that vanished. Other sockets refuse it.
+            // Accepted TCP connections inherit these options. They must not wait to fill packets,
+            // and must end when the peer has vanished. Other kinds of sockets refuse them.
             let _ = sockopt::set_tcp_nodelay(&listener.socket, true);
             let _ = sockopt::set_socket_keepalive(&listener.socket, true);
         }
@@ -56,7 +55,7 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Takes over what another server has opened at this address, and its file, which may have gone meanwhile.
+    /// Takes over the socket of another server, and its file, which may be gone.
     pub(crate) fn adopt(socket: OwnedFd, address: &Address, file: Option<Identity>) -> Self {
         let file = match &address.0 {
             Place::Unix(path) => file.map(|file| SocketFile::taken_over(path, file)),
@@ -66,14 +65,15 @@ impl Listener {
         Self { socket, address: address.clone(), origin, file }
     }
 
-    /// Has it leave its file, which is another's now.
+    /// Leaves the file to another server: it is not removed here any more.
     pub(crate) fn disown_file(&mut self) {
         if let Some(file) = &mut self.file {
             file.disown();
         }
     }
 
-    /// Binds a unix socket anew whose file has gone. Does not wait for another server that starts or stops there.
+    /// Binds a new unix socket after the file is gone. Does not wait for another server that starts
+    /// or stops there.
     pub(crate) fn bind_again(path: &Path, mode: u32) -> Result<Self, ServerError> {
         open_unix(path, mode, Duration::ZERO)
     }
@@ -86,7 +86,7 @@ impl Listener {
         }
     }
 
-    /// The file that the socket was bound to.
+    /// The identity of its file.
     pub(crate) fn file(&self) -> Option<Identity> {
         self.file.as_ref().map(SocketFile::identity)
     }
@@ -96,22 +96,22 @@ impl Listener {
         self.file.is_some() && self.path().and_then(Self::file_at) == self.file()
     }
 
-    /// What is at this path.
+    /// The identity of the file at this path.
     pub(crate) fn file_at(path: &Path) -> Option<Identity> {
         SocketPath::open(path).ok()?.stat().ok().map(|file| Identity::of(&file))
     }
 
-    /// Where it listens, with the port that the kernel chose.
+    /// The address, with the port that the kernel has chosen.
     pub(crate) fn address(&self) -> &Address {
         &self.address
     }
 
-    /// How those come who connect.
+    /// Through which kind of socket clients connect.
     pub(crate) fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// The next waiting connection.
+    /// Accepts the next connection.
     pub(crate) fn accept(&self) -> rustix::io::Result<OwnedFd> {
         accept_with(&self.socket, SocketFlags::CLOEXEC)
     }
@@ -146,8 +146,8 @@ fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, 
     }
     let socket = unix_socket().map_err(refused)?;
     let mode = Mode::from_raw_mode(mode & 0o777);
-    // The file gets the mode of the socket, less the umask: it never has more permissions than it
-    // will end with, and nothing is changed by its path, which may lead elsewhere by then.
+    // The file gets the mode of the socket, less the umask. So it never has more permissions than
+    // in the end, and no call uses its path, which may lead elsewhere by then.
     fchmod(&socket, mode).map_err(refused)?;
     let before = umask(Mode::from_raw_mode(0o777) - mode);
     let bound = bind(&socket, &name);
@@ -158,11 +158,11 @@ fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, 
     Ok(Listener { socket, address, origin: Origin::Local, file: Some(file) })
 }
 
-/// Whether a server answers there; only a refused connection says that none does.
+/// Whether a server listens at the path. Only a refused connection proves that none does.
 fn is_live(name: &SocketAddrUnix) -> rustix::io::Result<bool> {
     match connect(unix_socket()?, name) {
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
-        // A full queue has an owner.
+        // A socket with a full queue has a server.
         Ok(()) | Err(Errno::AGAIN) => Ok(true),
         Err(errno) => Err(errno),
     }
@@ -188,7 +188,7 @@ fn open_tcp(
         access.check_address(one, address)?;
     }
     let listener = std::net::TcpListener::bind(&resolved[..]).map_err(refused)?;
-    // The standard library lets few connections wait, and the kernel drops what does not fit.
+    // The standard library sets a small backlog, and the kernel drops connections beyond it.
     listen(&listener, BACKLOG)
         .map_err(ServerError::system("cannot have more connections wait to be accepted"))?;
     let port = match listener.local_addr() {
@@ -202,7 +202,7 @@ fn open_tcp(
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn open_inherited(number: i32) -> Result<Listener, ServerError> {
     let unfit = |reason: String| ServerError::Inherited { descriptor: number, reason };
-    // SAFETY: the user who wrote the number into an address gave the descriptor away.
+    // SAFETY: the user has given the descriptor away by writing its number into an address.
     let socket = unsafe { sys::take_inherited(number) };
     let socket = socket.map_err(|error| unfit(error.to_string()))?;
     match sockopt::socket_acceptconn(&socket) {
@@ -220,7 +220,7 @@ fn open_inherited(number: i32) -> Result<Listener, ServerError> {
 mod tests {
     use super::*;
 
-    /// A process has one umask, and a server one thread.
+    /// The umask belongs to the process, and tests run in threads.
     static UMASK: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
     fn open_with(path: &Path, mode: u32) -> Result<Listener, ServerError> {
@@ -290,7 +290,7 @@ mod tests {
         std::fs::set_permissions(&target, PermissionsExt::from_mode(0o600)).unwrap();
         let is_over = AtomicBool::new(false);
         let opened = std::thread::scope(|scope| {
-            // A link takes the place of whatever is there, and makes way for the next socket.
+            // A link replaces whatever is there, and is removed for the next socket.
             scope.spawn(|| {
                 let link = folder.path().join("link");
                 while !is_over.load(SeqCst) {
@@ -299,7 +299,7 @@ mod tests {
                     let _ = std::fs::remove_file(&path);
                 }
             });
-            // Most find a link in the way, or in place of what they have bound.
+            // Most attempts find a link in the way, or in place of the bound socket.
             let opened = (0..5000).filter(|_| open_with(&path, 0o666).is_ok()).count();
             is_over.store(true, SeqCst);
             opened

@@ -1,6 +1,7 @@
-//! The lines that a server logs, through whatever subscriber the program has. A subscriber that panics, as one
-//! that cannot write to standard error may, does not end the server. A subscriber that does not write through a
-//! [`LogWriter`](crate::server::LogWriter) gets no line while standard error takes nothing, as it would wait.
+//! The log lines of a server, which go to the program's subscriber. A subscriber that panics does
+//! not end the server: one that cannot write to standard error may do so. A subscriber that does
+//! not write through a [`LogWriter`](crate::server::LogWriter) gets no lines while standard error
+//! takes none, because it would block.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::log_output;
 
-/// How many lines could not be logged.
+/// The number of lines that could not be logged.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Defines macros like those of the crate `tracing`.
@@ -26,10 +27,10 @@ macro_rules! levels {
 
 levels!($ error as log_error, warn as log_warn, info as log_info, debug as log_debug);
 
-/// Has the subscriber log a line.
+/// Passes a line to the subscriber.
 pub(crate) fn write(log: impl FnOnce()) {
     if log_output::is_subscribers() {
-        // It never fails and never waits.
+        // A [`LogWriter`](crate::server::LogWriter) never fails and never blocks.
         log();
     } else if !is_stderr_ready() {
         LOST.fetch_add(1, Relaxed);

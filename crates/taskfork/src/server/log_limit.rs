@@ -1,15 +1,15 @@
-//! Lines of the log that would repeat without limit, as while descriptors have run out: the first are logged,
-//! the rest are counted, and their number is logged.
+//! Rate limits for log lines that repeat, for example while descriptors have run out. The first
+//! lines are logged. The rest are counted, and their number is logged.
 
 use std::time::{Duration, Instant};
 
-/// So long are lines of a kind counted together.
+/// The time in which lines of one kind are counted together.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
-/// Limits one kind of line.
+/// The limit of one kind of line.
 #[derive(Debug)]
 pub(crate) struct LogLimit {
-    /// So many are logged in [`WINDOW`].
+    /// The number of lines that are logged in [`WINDOW`].
     most: u32,
     since: Option<Instant>,
     logged: u32,
@@ -21,7 +21,7 @@ impl LogLimit {
         Self { most, since: None, logged: 0, omitted: 0 }
     }
 
-    /// Whether a line is to be logged now. Counts it if not.
+    /// Returns whether a line may be logged now. Counts it as omitted otherwise.
     pub(crate) fn acquire(&mut self, now: Instant) -> bool {
         self.acquire_weighted(1, now)
     }
@@ -39,24 +39,24 @@ impl LogLimit {
         is_allowed
     }
 
-    /// The time until the number of omitted lines is to be logged, if there are any.
+    /// The time until the number of omitted lines has to be logged. `None` if there are none.
     pub(super) fn time_until_report(&self, now: Instant) -> Option<Duration> {
         let since = self.since.filter(|_| self.omitted > 0)?;
         Some((since + WINDOW).saturating_duration_since(now))
     }
 
-    /// How many lines were omitted, if that is to be logged now.
+    /// Returns the number of omitted lines, if it has to be logged now.
     pub(super) fn take_omitted(&mut self, now: Instant) -> Option<u64> {
         (self.time_until_report(now)? == Duration::ZERO).then(|| std::mem::take(&mut self.omitted))
     }
 
-    /// How many lines were omitted and not reported, if there are any.
+    /// Returns the number of omitted lines that have not been reported, if there are any.
     pub(super) fn take_all_omitted(&mut self) -> Option<u64> {
         Some(std::mem::take(&mut self.omitted)).filter(|omitted| *omitted > 0)
     }
 }
 
-/// The lines of a server that can repeat.
+/// The limits of the server's log lines.
 #[derive(Debug)]
 pub(crate) struct LogLimits {
     pub(super) refusals: LogLimit,
@@ -85,7 +85,7 @@ impl Default for LogLimits {
 }
 
 impl LogLimits {
-    /// All of them, with what the lines that were omitted say.
+    /// All limits, with the text for the number of omitted lines.
     pub(super) fn all(&mut self) -> [(&mut LogLimit, &'static str); 8] {
         [
             (&mut self.refusals, "refused more connections"),

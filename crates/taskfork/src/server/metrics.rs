@@ -1,16 +1,23 @@
-//! A server's figures for the recorder of the crate `metrics` of whatever program has asked for
-//! them: a server itself has no thread to spare for one.
+//! Recording a server's status as metrics of the crate `metrics`. A server itself has no thread for
+//! a recorder, so the program that reads the status records it.
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
 use super::status::{self, ServerStatus};
 
 impl ServerStatus {
-    /// Gives these figures to the program's recorder of the crate `metrics`, with the feature of
-    /// that name: `taskfork_server_workers` by `state`, `taskfork_server_deaths_total` by `cause`,
-    /// `taskfork_server_checkouts_queued`, `taskfork_server_workers_forked_total`,
-    /// `taskfork_server_connections_refused_total`; all with the server's name as `server`. For a program
-    /// that [reads](Self::read) them from time to time.
+    /// Records the status with the program's recorder of the crate `metrics`. Needs the feature
+    /// `metrics`. Call it after each [`read`](Self::read).
+    ///
+    /// | metric | kind | labels |
+    /// |---|---|---|
+    /// | `taskfork_server_workers` | gauge | `server`, `state` |
+    /// | `taskfork_server_checkouts_queued` | gauge | `server` |
+    /// | `taskfork_server_deaths_total` | counter | `server`, `cause` |
+    /// | `taskfork_server_workers_forked_total` | counter | `server` |
+    /// | `taskfork_server_connections_refused_total` | counter | `server` |
+    ///
+    /// The label `server` is the name of the server.
     ///
     /// ```no_run
     /// taskfork::server::ServerStatus::read("/run/adder.sock.status")?.record_metrics();

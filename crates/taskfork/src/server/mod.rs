@@ -1,6 +1,17 @@
-//! The supervisor: one thread, an epoll loop, no runtime. It forks a worker for each connection,
-//! watches them, buries them, and leaves nothing behind. It knows `worker`, into which it forks,
-//! and no client.
+//! The server: one thread with an epoll loop, no runtime. It forks a worker for each connection,
+//! supervises the workers, reaps them, and leaves no process, file or memory behind.
+//!
+//! * `run` starts a server, `builder` and `options` describe it.
+//! * `event_loop` handles all events. Everything below is independent of it.
+//! * Connections: `initial_listener`, `listener`, `socket_file`, `access`, `handshakes`,
+//!   `client_queue`, `fair_share`, `refusal`.
+//! * Workers: `child`, `worker_exit`, `spares`, `limits`, `stderr`, `orphans`, `guardian`.
+//! * Restarts and service managers: `restart`, `parent`, `signals`, `hangup`, `service_manager`,
+//!   `environment`.
+//! * The program that starts a server in a process of its own: `spawn`, `entry`, `launch`,
+//!   `spawned_server`, `handle`, and `control`, the channel between both.
+//!
+//! It knows `worker`, whose code a forked process runs, and no client.
 
 mod access;
 mod builder;

@@ -1,5 +1,5 @@
-//! What is told to the service manager that has started the server, through its socket. A manager that does not
-//! read is not waited for: what it is to know is kept and sent later.
+//! Notifications to the service manager, through its socket. The server never waits for a manager
+//! that does not read: it keeps the messages and sends them later.
 
 use std::env;
 use std::os::unix::ffi::OsStrExt;
@@ -16,22 +16,22 @@ use super::log_limit::LogLimit;
 
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// How often it is tried again to send what a manager has not taken.
+/// How often messages that the manager has not taken are sent again.
 const AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct Notifier {
-    /// Nothing if there is no manager.
+    /// `None` without a manager.
     address: Option<SocketAddrUnix>,
-    /// What is to be sent, as `NAME=VALUE`, each name once.
+    /// The messages to send, as `NAME=VALUE`. Each name occurs once.
     waiting: Vec<String>,
-    /// When it is tried again.
+    /// When they are sent again.
     again: Option<Instant>,
     failures: LogLimit,
 }
 
 impl Notifier {
-    /// The manager that the environment names.
+    /// Finds the manager that the environment names.
     pub(super) fn find() -> Self {
         Self::new(env::var_os(VARIABLE).and_then(|name| address(name.as_bytes())))
     }
@@ -40,7 +40,7 @@ impl Notifier {
         Self { address, waiting: Vec::new(), again: None, failures: LogLimit::new(1) }
     }
 
-    /// Sends this, now or later.
+    /// Sends these states, now or later.
     pub(super) fn notify(&mut self, what: &[NotifyState<'_>]) {
         for state in what.iter().map(ToString::to_string) {
             let is_same = |other: &String| name(other) == name(&state);
@@ -52,7 +52,7 @@ impl Notifier {
         self.send();
     }
 
-    /// Sends what waits if it is time. Returns the time until the next attempt.
+    /// Sends waiting messages if it is time. Returns the time until the next attempt.
     pub(super) fn retry(&mut self) -> Option<Duration> {
         let again = self.again?;
         if again <= Instant::now() {
@@ -92,7 +92,7 @@ fn name(state: &str) -> &str {
     state.split('=').next().unwrap_or(state)
 }
 
-/// A path, or a name that begins with `@` and is in no folder.
+/// A path, or an abstract name, which begins with `@`.
 fn address(name: &[u8]) -> Option<SocketAddrUnix> {
     match name {
         [b'@', rest @ ..] => SocketAddrUnix::new_abstract_name(rest).ok(),

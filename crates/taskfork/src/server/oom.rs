@@ -1,11 +1,11 @@
-//! Whether the kernel has killed for want of memory.
+//! Detecting that the kernel has killed processes because memory ran out.
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 
 use crate::sys::KernelFile;
 
-/// How many such kills are known of.
+/// The number of such kills that are known.
 #[derive(Debug)]
 pub(crate) struct OomKills {
     counters: KernelFile,
@@ -31,7 +31,7 @@ impl OomKills {
     }
 }
 
-/// How many processes the kernel has killed so, in this machine and all its groups of processes.
+/// The number of such kills since boot, on the whole machine.
 fn kills(counters: &KernelFile) -> u64 {
     let counters = counters.read();
     let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill "));

@@ -1,4 +1,4 @@
-//! What can be set on a server, with its defaults.
+//! The options of a server, with their defaults.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,7 +22,6 @@ use crate::wire::hello::MIN_FRAME;
 /// Loads and keeps the value of [`preload`](crate::ServerBuilder::preload).
 pub(super) type PreloadFn = Box<dyn FnOnce() -> Result<(), Failure>>;
 
-/// The options of a server, with their defaults.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) address: Option<Result<Address, AddressError>>,
@@ -44,26 +43,27 @@ pub(crate) struct Options {
     pub(crate) recycling: Recycling,
     pub(crate) access: Access,
     pub(crate) handshakes: HandshakeLimits,
-    /// What SIGHUP means; by the controlling terminal unless set.
+    /// Whether SIGHUP restarts the server. `None` means that it does without a controlling
+    /// terminal.
     pub(crate) restart_on_hangup: Option<bool>,
-    /// Whether a parent process keeps its id when servers take over from one another.
+    /// Whether a parent process keeps the process id over restarts.
     pub(crate) keep_pid: bool,
-    /// That process, or another that passes signals on to this server.
+    /// That parent process, or another one that forwards signals to this server.
     pub(crate) parent: Option<Parent>,
-    /// The line to the program that started this server.
+    /// The control channel to the program that started this server.
     pub(crate) control: Option<ControlChannel>,
     pub(crate) spawn_data: SpawnData,
 }
 
-/// What the program that started this server by executing itself has given it.
+/// What the program that started this server has passed to it.
 #[derive(Default)]
 pub(crate) struct SpawnData {
     pub(crate) config: Option<Vec<u8>>,
-    /// Where the server listened that this one replaces.
+    /// The address of the server that this one replaces.
     pub(crate) previous: Option<String>,
 }
 
-/// Without the configuration, which may have secrets.
+/// The configuration is left out because it may contain secrets.
 impl fmt::Debug for SpawnData {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.config.as_ref().map(Vec::len);
@@ -75,8 +75,8 @@ impl fmt::Debug for SpawnData {
 }
 
 impl SpawnData {
-    /// Where to listen instead of at `address`: at the port that the kernel chose for the server that this one
-    /// replaces.
+    /// The address to listen at. Port 0 becomes the port that the kernel chose for the server that
+    /// this one replaces.
     pub(crate) fn resolve_port(&self, address: Address) -> Address {
         let previous = self.previous.as_ref().and_then(|text| text.parse::<Address>().ok());
         match (&address.0, previous) {
@@ -91,7 +91,7 @@ impl SpawnData {
 }
 
 impl Options {
-    /// Refuses values with which nothing could be served.
+    /// Rejects values with which the server could not serve anything.
     pub(crate) fn check(&self) -> Result<(), ServerError> {
         let wrong = |option, reason: String| Err(ServerError::Option { option, reason });
         self.limits.check()?;

@@ -1,7 +1,9 @@
-//! Processes that lose their parents and so become children of the server. Workers and server are subreapers: a
-//! descendant of a worker that has pending its process group becomes a child of its worker, and of the server once the worker
-//! is dead. The server kills it. As process 1 of a container, or by a child that the program had before, the server
-//! also gets processes that have nothing to do with its workers. These it only reaps.
+//! Orphans: processes that have lost their parents and become children of the server. Workers and
+//! server are subreapers. A descendant of a worker that has left its process group becomes a child
+//! of that worker, and of the server once the worker is dead. The server kills it.
+//!
+//! The server may also get processes that do not come from its workers, as process 1 of a container
+//! or from children that the program had before. It only reaps these.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
@@ -12,24 +14,26 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreape
 use super::guardian::{Mark, MarkCheck};
 use crate::sys::KernelFile;
 
-/// How soon those that have been killed, or whose mark could not be read, are looked at again.
+/// How soon killed processes, and processes with an unreadable mark, are checked again.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A process whose mark could not be read so many times is no worker's.
+/// After this many failed reads of its mark, a process does not count as a worker's.
 const MAX_MARK_READS: u32 = 200;
 
-/// The server's children that are no workers.
+/// The children of the server that are not workers.
 #[derive(Debug)]
 pub(crate) struct Orphans {
-    /// All children of this process's only thread.
+    /// The list of this process's children.
     children: KernelFile,
-    /// Those that the program had before it became a server.
+    /// Children that are left alone: those that the program had before, the guardian and
+    /// successors.
     excluded: HashSet<Pid>,
-    /// Processes that the server has made for itself, and that end by themselves.
+    /// Helper processes, which are reaped and never killed.
     helpers: HashSet<Pid>,
-    /// Others, and how many times their mark could not be read; `MAX_MARK_READS` for those that are no worker's.
+    /// The number of failed reads of each other process's mark. `MAX_MARK_READS` stands for a
+    /// process that is not a worker's.
     mark_reads: HashMap<Pid, u32>,
-    /// Whether some have been seen that may not be reaped yet.
+    /// Some processes may not have been reaped yet.
     pending: bool,
 }
 
@@ -47,7 +51,8 @@ impl Orphans {
         }
     }
 
-    /// Reaps all children that `is_worker` does not know, and kills those that have the mark of this server.
+    /// Reaps all children that `is_worker` does not know, and kills those with the mark of this
+    /// server.
     pub(crate) fn reap_and_kill(&mut self, mark: &Mark, is_worker: impl Fn(Pid) -> bool) {
         self.helpers.retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
         self.pending = !self.helpers.is_empty();
@@ -55,7 +60,7 @@ impl Orphans {
             if self.excluded.contains(&pid) || is_worker(pid) || self.helpers.contains(&pid) {
                 continue;
             }
-            // It is this process's child, so that its number is its own until it is reaped.
+            // The number of a child cannot be reused before it is reaped.
             if !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
                 self.mark_reads.remove(&pid);
                 continue;
@@ -67,7 +72,8 @@ impl Orphans {
             match mark.check(pid) {
                 MarkCheck::Yes => {
                     let _ = kill_process(pid, Signal::KILL);
-                    // It may take a moment to die, and its own children come to this process then.
+                    // It may take a moment to die. Then its own children become children of this
+                    // process.
                     self.pending = true;
                 }
                 MarkCheck::No => *mark_reads = MAX_MARK_READS,
@@ -79,26 +85,26 @@ impl Orphans {
         }
     }
 
-    /// A process of the server's own, which is only reaped.
+    /// Adds a helper process.
     pub(crate) fn add_helper(&mut self, pid: Pid) {
         self.helpers.insert(pid);
         self.pending = true;
     }
 
-    /// How many such processes there are.
+    /// The number of helper processes.
     pub(crate) fn helpers(&self) -> usize {
         self.helpers.len()
     }
 
-    /// A process of the server's own, which goes its own way.
+    /// Leaves a child alone: it is neither reaped nor killed.
     pub(crate) fn exclude(&mut self, pid: Pid) {
         self.excluded.insert(pid);
     }
 
-    /// It is to go its own way no longer: it is killed if it lives, and reaped.
+    /// Kills an excluded child, and reaps it later.
     pub(crate) fn kill_excluded(&mut self, pid: Pid) {
         self.excluded.remove(&pid);
-        // It has not been reaped yet, so that the number is its own.
+        // The number of a child cannot be reused before it is reaped.
         let _ = kill_process(pid, Signal::KILL);
         self.pending = true;
     }
@@ -107,15 +113,15 @@ impl Orphans {
         self.children.as_fd()
     }
 
-    /// Whether to look again before long.
+    /// Whether some processes have to be checked again soon.
     pub(crate) fn are_pending(&self) -> bool {
         self.pending
     }
 }
 
-/// Has what loses its parent come to this process. It is no part of what a fork copies.
+/// Makes orphaned descendants children of this process. A fork does not inherit this.
 pub(crate) fn become_subreaper() {
-    // Every kernel that has descriptors of processes has this.
+    // Every kernel with pidfds supports this.
     let _ = set_child_subreaper(Some(rustix::process::getpid()));
 }
 

@@ -1,5 +1,5 @@
-//! A server whose process id outlives restarts: a small parent process has that id. It passes signals on to the
-//! server, and ends when the server and all that have taken over from it have ended.
+//! The parent process of `keep_pid`, whose process id outlives restarts. It forwards signals to the
+//! server. It ends when the server and all its successors have ended.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -28,33 +28,33 @@ use crate::log_output;
 use crate::sys::{self, ForkError, Forked, KernelFile, MAX_CHANNEL_TEXT, ThreadCount};
 use crate::time_limit::timespec;
 
-/// Names the process that passes signals on to this one, and the descriptor of the channel to it if there is one.
-
-/// Messages to the parent: a server has taken over, a server could not start, a server had to kill workers.
+/// Messages to the parent: a server has taken over, a server could not start, a server had to kill
+/// workers.
 const SUCCESSOR: u8 = b's';
 const FAILED: u8 = b'f';
 const KILLED: u8 = b'k';
 
-/// How long what dead servers have left may take to end by itself; their guardians end it.
+/// How long the descendants of dead servers may take to end. The guardians kill them.
 const LEFTOVERS_WITHIN: Duration = Duration::from_secs(5);
 const LEFTOVERS_PAUSE: Duration = Duration::from_millis(5);
 
-/// A server's hold on its parent.
+/// A server's view of its parent process.
 #[derive(Debug, Clone)]
 pub(crate) struct Parent {
     pid: u32,
-    /// Nothing for a process that only gets its signals from there.
+    /// `None` for a parent that only forwards signals.
     channel: Option<Arc<OwnedFd>>,
 }
 
 impl Parent {
-    /// The one that is named in the environment.
+    /// Takes over the parent that the environment names.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(super) fn take() -> Option<Self> {
         let text = sys::take_variable(environment::PARENT)?;
         let (pid, channel) = text.split_once(' ').unwrap_or((&text, ""));
         let pid = pid.parse().ok()?;
-        // SAFETY: the server before this one left it open for this process, by a variable that is gone now.
+        // SAFETY: the server before this one left it open for this process, named by a variable
+        // that has been removed now.
         let channel =
             channel.parse().ok().and_then(|channel| unsafe { sys::take_inherited(channel) }.ok());
         if let Some(channel) = &channel {
@@ -67,23 +67,24 @@ impl Parent {
         self.pid
     }
 
-    /// Whether it stays while servers take over from one another.
+    /// Whether it stays over restarts.
     pub(super) fn keeps_pid(&self) -> bool {
         self.channel.is_some()
     }
 
-    /// Ends when the parent does.
+    /// The channel to the parent. It ends with the parent.
     pub(super) fn channel(&self) -> Option<BorrowedFd<'_>> {
         self.channel.as_ref().map(|channel| channel.as_fd())
     }
 
-    /// How a new server finds it.
+    /// The variable by which a new server finds the parent.
     pub(super) fn variable(&self) -> Option<(&'static str, String)> {
         let channel = self.channel.as_ref()?;
         Some((environment::PARENT, format!("{} {}", self.pid, channel.as_raw_fd())))
     }
 
-    /// Says that another server has taken over from this one, whose end it is not.
+    /// Reports that another server has taken over, so that this server's end is not the service's
+    /// end.
     pub(super) fn announce(&self, successor: Pid) {
         self.send(SUCCESSOR, &successor.as_raw_nonzero().to_string());
     }
@@ -100,12 +101,13 @@ impl Parent {
         let mut message = vec![kind];
         message
             .extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(MAX_CHANNEL_TEXT - 1)]);
-        // A parent that is gone needs no word.
+        // The parent may have ended.
         let _ = send(&**channel, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }
 
-/// Forks a process in which `serve` runs. This one stays its parent, and gives what has come of it.
+/// Forks a process that runs `serve`, and becomes its parent. Returns the result of the last
+/// server.
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 pub(super) fn keep_pid(
     name: &str,
@@ -122,7 +124,7 @@ pub(super) fn keep_pid(
     let this_process = ParentProcess::new(signals, ours);
     let this = std::process::id();
     sys::flush_stdio();
-    // SAFETY: the child is the server, as the caller wants it, and leaves by `exit_now`.
+    // SAFETY: the child is the server, as the caller wants, and leaves by `exit_now`.
     match unsafe { sys::fork(&threads) } {
         Ok(Forked::Parent { child }) => {
             drop(theirs);
@@ -158,18 +160,18 @@ pub(super) fn keep_pid(
     }
 }
 
-/// The parent process.
+/// The state of the parent process.
 struct ParentProcess {
     signals: Signals,
     channel: OwnedFd,
-    /// The last one takes connections, the others finish what they have begun.
+    /// The last one accepts connections. The others finish their checkouts.
     servers: Vec<Pid>,
     children: KernelFile,
-    /// Children that this process had before.
+    /// Children that the program had before.
     initial_children: HashSet<Pid>,
-    /// No server has the other end of the channel any more.
+    /// No server holds the other end of the channel any more.
     channel_closed: bool,
-    /// What a server has said of its failure.
+    /// The failure that a server has reported.
     failure: Option<ServerError>,
 }
 
@@ -189,7 +191,7 @@ impl ParentProcess {
         }
     }
 
-    /// In the server's process.
+    /// In the server's process: leaves the signals blocked.
     fn leave(self) {
         self.signals.leave_blocked();
     }
@@ -198,15 +200,16 @@ impl ParentProcess {
         self.servers.push(server);
         let mut last = (server, End::Unknown);
         loop {
-            // A server that has been taken over from would lose what it is told.
+            // Messages come first, because a signal to a server that has been replaced would be
+            // lost.
             self.read_messages();
             self.forward_signals();
             let ended = self.reap();
-            // What a server has said before its end has come by now.
+            // The messages that a server sent before its end have arrived by now.
             self.read_messages();
             self.servers.retain(|pid| ended.iter().all(|(ended, _)| ended != pid));
             if !ended.is_empty() && !self.servers.is_empty() {
-                // It is not what the last one has come to.
+                // It is not the failure of the last server.
                 self.failure = None;
             }
             for (pid, end) in ended {
@@ -227,9 +230,9 @@ impl ParentProcess {
     fn wait(&self) -> Result<(), ServerError> {
         let mut watched =
             [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.channel, PollFlags::IN)];
-        // A channel that is over is always readable, and a server may do something else at its end.
+        // A closed channel is always readable, and would make this a busy loop.
         let count = if self.channel_closed { 1 } else { 2 };
-        // Lines of the log that its reader has not taken yet.
+        // The log may have lines that could not be written yet.
         let timeout = log_output::lock().retry().map(timespec);
         match poll(&mut watched[..count], timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -265,20 +268,20 @@ impl ParentProcess {
         }
     }
 
-    /// For the server that takes connections.
+    /// Sends a signal to the server that accepts connections.
     fn signal(&self, signal: Signal) {
         if let Some(&server) = self.servers.last() {
-            // One that has just ended needs no signal.
+            // The server may just have ended.
             let _ = kill_process(server, signal);
         }
     }
 
-    /// Also for servers that finish what they have begun.
+    /// Sends a signal to all servers.
     fn signal_all(&self, signal: Signal) {
         self.servers.iter().for_each(|&server| kill_process(server, signal).unwrap_or(()));
     }
 
-    /// The servers that have ended. What else has lost its parent is reaped.
+    /// Reaps the servers that have ended, and other children.
     fn reap(&self) -> Vec<(Pid, End)> {
         let reaped = |pid| match waitpid(Some(pid), WaitOptions::NOHANG) {
             Ok(Some((_, status))) => Some(Ok(end_of_wait(status))),
@@ -287,7 +290,7 @@ impl ParentProcess {
         };
         let ended = self.servers.iter().filter_map(|&pid| match reaped(pid)? {
             Ok(end) => Some((pid, end)),
-            // It is the child of the server before it as long as that lives.
+            // It is a child of the server before it as long as that one lives.
             Err(_) if test_kill_process(pid).is_ok() => None,
             Err(_) => Some((pid, End::Unknown)),
         });
@@ -322,11 +325,11 @@ impl ParentProcess {
         }
     }
 
-    /// All servers have ended, the last one so.
+    /// Ends the parent after the last server.
     fn finish(self, (pid, end): (Pid, End)) -> Result<(), ServerError> {
         log_output::lock().finish();
         let Self { channel, children, initial_children, failure, .. } = self;
-        // Has a server end that has not taken over yet.
+        // This ends a server that has not taken over yet.
         drop(channel);
         let patience = Instant::now() + LEFTOVERS_WITHIN;
         let left = || pids(&children).filter(|pid| !initial_children.contains(pid));
@@ -336,7 +339,7 @@ impl ParentProcess {
             }
             std::thread::sleep(LEFTOVERS_PAUSE);
         }
-        // Others may have come to this process from anywhere if it is the first of a container.
+        // In a container, the first process adopts processes from anywhere.
         for pid in left().filter(|&pid| is_server(pid)) {
             let _ = kill_process(pid, Signal::KILL);
             let _ = waitpid(Some(pid), WaitOptions::empty());
@@ -352,7 +355,7 @@ impl ParentProcess {
     }
 }
 
-/// Whether a server has started this process to take over from it, by what stands in its environment.
+/// Whether a server started this process as its successor, which its environment shows.
 fn is_server(pid: Pid) -> bool {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let mark = format!("{}={} ", environment::PARENT, std::process::id());
@@ -368,7 +371,8 @@ fn pids(children: &KernelFile) -> impl Iterator<Item = Pid> + use<> {
     pids.into_iter()
 }
 
-/// The parent if it is this process's parent still, for a process that was started with [`environment::PARENT`].
+/// Whether this is really the parent of this process, and not only named by an inherited
+/// [`environment::PARENT`].
 pub(super) fn is_own(parent: &Parent) -> bool {
     is_parent(parent.pid)
 }

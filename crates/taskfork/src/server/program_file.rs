@@ -1,5 +1,5 @@
-//! The file from which a restart starts this program again: the path by which the program was started,
-//! where a new version may lie by then.
+//! The file from which a restart executes this program again. It is the path by which the program
+//! was started, where a new version may be by then.
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,26 +10,27 @@ use std::sync::OnceLock;
 
 use rustix::fs::{Access, access};
 
-/// The running program, also when its file has been replaced or removed.
+/// The running program, even after its file has been replaced or removed.
 const RUNNING: &str = "/proc/self/exe";
 
-/// What the kernel puts behind the name of a file that has been removed.
+/// The suffix that the kernel appends to the name of a removed file.
 const DELETED: &[u8] = b" (deleted)";
 
 static PATH: OnceLock<PathBuf> = OnceLock::new();
 
-/// The path by which this program was started, as it was when this was called first. A relative path is
-/// taken from the working directory of that moment, so it should be called early.
+/// The path by which this program was started. It is resolved at the first call: a relative path
+/// depends on the working directory, so the first call should be early.
 pub(crate) fn path() -> &'static Path {
     PATH.get_or_init(resolve)
 }
 
-/// The path that the kernel was given, if it still leads to the running program. That path may go through
-/// symbolic links, which a new version may change. Otherwise the name of the running program's own file.
+/// Returns the path that the kernel was given, if it still leads to the running program. It may go
+/// through symbolic links, which a new version may change. Otherwise returns the name of the
+/// running program's own file.
 fn resolve() -> PathBuf {
     let given = OsStr::from_bytes(rustix::param::linux_execfn().to_bytes());
     let given = std::path::absolute(given).ok();
-    // These lead to the running program for ever, or only as long as a descriptor is open.
+    // These paths lead to the running program for ever, or only as long as a descriptor is open.
     let lasts = |path: &PathBuf| !path.starts_with("/proc") && !path.starts_with("/dev/fd");
     match given.filter(lasts).filter(|path| is_running(path)) {
         Some(path) => path,
@@ -39,7 +40,7 @@ fn resolve() -> PathBuf {
 
 fn without_deleted(path: PathBuf) -> PathBuf {
     match path.as_os_str().as_bytes().strip_suffix(DELETED) {
-        // A file can have this name.
+        // A file can really have this name.
         Some(name) if !is_running(&path) => {
             PathBuf::from(std::ffi::OsString::from_vec(name.into()))
         }
@@ -53,7 +54,7 @@ fn is_running(path: &Path) -> bool {
     identity(path).is_some_and(|file| Some(file) == identity(Path::new(RUNNING)))
 }
 
-/// Why the file cannot be started now, if it cannot.
+/// Checks whether the file can be executed now.
 pub(crate) fn check(path: &Path) -> Result<(), String> {
     let shown = path.display();
     let file = std::fs::metadata(path).map_err(|error| match error.kind() {
@@ -83,7 +84,7 @@ mod tests {
         let path = without_deleted("/opt/app (deleted)".into());
         assert_eq!(path, Path::new("/opt/app"));
         assert_eq!(without_deleted("/opt/app".into()), Path::new("/opt/app"));
-        // A running program with such a name.
+        // A running program whose name has the suffix.
         let folder = tempfile::tempdir().unwrap();
         let named = folder.path().join("app (deleted)");
         std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &named).unwrap();

@@ -1,4 +1,4 @@
-//! Telling a client that it is not served, in its own protocol, and the log.
+//! Refusing a client: the message in its own protocol, and the log entry.
 
 use std::os::fd::OwnedFd;
 
@@ -13,7 +13,7 @@ use crate::wire::{Protocol, WireError, native, perl};
 /// The answer to a client that gets no worker.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    /// The one that the client speaks, if it has said anything.
+    /// The client's protocol, if it has sent anything.
     protocol: Option<Protocol>,
     kind: &'static str,
     pub(crate) reason: String,
@@ -22,29 +22,30 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// The client may not use the server. If it has sent nothing, it most likely speaks the native protocol.
+    /// The client may not use the server. A client that has sent nothing most likely speaks the
+    /// native protocol.
     pub(crate) fn access(protocol: Option<Protocol>, reason: String) -> Self {
         let protocol = protocol.or(Some(Protocol::Native));
         Self { protocol, kind: kind::REFUSED, reason, is_begun: false }
     }
 
-    /// Its first message was wrong or late.
+    /// The first message was wrong or late.
     pub(crate) fn handshake(protocol: Option<Protocol>, reason: String) -> Self {
         Self { protocol, kind: kind::REFUSED, reason, is_begun: false }
     }
 
-    /// The server has no worker for it now.
+    /// The server has no worker for the client now.
     pub(crate) fn busy(protocol: Protocol, reason: String) -> Self {
         Self { protocol: Some(protocol), kind: kind::BUSY, reason, is_begun: false }
     }
 
-    /// The same for a client that may have been told something before.
+    /// Sets whether the client has been sent the preamble before.
     pub(crate) fn with_preamble_sent(self, is_begun: bool) -> Self {
         Self { is_begun, ..self }
     }
 }
 
-/// Sends the refusal to the client, and ends the connection.
+/// Sends the refusal, and ends the connection.
 pub(crate) fn send(connection: &OwnedFd, refusal: &Refusal) {
     let mut out = Vec::new();
     match refusal.protocol {
@@ -68,11 +69,11 @@ pub(crate) fn send(connection: &OwnedFd, refusal: &Refusal) {
     if out.is_empty() {
         return;
     }
-    // A client that is gone needs no word.
+    // The client may be gone.
     let _ = net::send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     let _ = shutdown(connection, Shutdown::Write);
-    // If the connection is closed with bytes unread, the peer sees a reset, before or instead of the
-    // refusal.
+    // If a connection is closed with unread bytes, the kernel sends a reset, and the peer may not
+    // see the refusal.
     let mut unread = [0; 4096];
     for _ in 0..16 {
         match recv(connection, &mut unread, RecvFlags::DONTWAIT) {

@@ -1,9 +1,9 @@
-//! Where a server puts a socket for which its address names no folder.
+//! The runtime directory, for sockets whose address has no folder.
 
 use std::path::PathBuf;
 
-/// The directory of the service (`RUNTIME_DIRECTORY`, the first if there are several), that of the user's
-/// session (`XDG_RUNTIME_DIR`, else `/run/user/UID` if it exists), or `/run` for root.
+/// Returns `RUNTIME_DIRECTORY` (the first one of several), else `XDG_RUNTIME_DIR`, else `/run` for
+/// root, else `/run/user/UID` if it exists.
 pub(super) fn runtime_directory() -> Option<PathBuf> {
     let user = rustix::process::geteuid();
     let of_user = PathBuf::from(format!("/run/user/{}", user.as_raw()));

@@ -1,5 +1,5 @@
-//! The signals that end a server or start it anew, have it say or reopen something, or tell of a worker's
-//! death, read from a descriptor while it runs.
+//! The signals of a server, which it reads from a descriptor: requests to end, to restart, to
+//! reopen the log and to log the workers, and SIGCHLD.
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -13,11 +13,11 @@ use super::process::is_parent;
 use super::stop_requests::StopRequests;
 use crate::sys::{self, Disposition};
 
-/// SIGHUP comes to these if it is not ignored.
+/// The signals that the server reads. SIGHUP is added if it is not ignored.
 const WANTED: [Signal; 5] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Keeps the signals that only ask for something until the server can answer. By default they end a process.
+/// Blocks SIGUSR1 and SIGUSR2 until the server can handle them. By default they end a process.
 #[derive(Debug)]
 pub(crate) struct DeferredSignals(SigSet);
 
@@ -29,24 +29,24 @@ impl DeferredSignals {
 
 impl Drop for DeferredSignals {
     fn drop(&mut self) {
-        // One that has come too late is forgotten when it is ignored for a moment.
+        // Ignoring the signals for a moment discards one that has arrived too late.
         drop([Signal::SIGUSR1, Signal::SIGUSR2].map(Disposition::ignore));
-        // The mask was valid when it was read.
+        // Setting a mask that was read before cannot fail.
         let _ = self.0.thread_set_mask();
     }
 }
 
-/// Blocks the signals for as long as it lives.
+/// The descriptor of the signals, which are blocked as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Signals {
     descriptor: SignalFd,
     before: SigSet,
     _changed: [Disposition; 2],
-    /// A write to a file or a reader that cannot be is an error, and not the server's end.
+    /// With these signals ignored, a failed write is an error and does not end the server.
     _writes: [Disposition; 2],
-    /// Those whose action workers must not have. Nothing in a server changes actions once it runs.
+    /// The signals whose action workers must reset. A server does not change actions once it runs.
     reset: OnceCell<Vec<Signal>>,
-    /// The process that passes signals on to this one.
+    /// The process that forwards signals to this one.
     parent: Option<u32>,
     stop_requests: StopRequests,
     hangup: Hangup,
@@ -55,10 +55,10 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// `parent` is the process that passes its signals on to this one, if there is one.
+    /// Blocks the signals. `parent` is the process that forwards its signals to this one.
     pub(crate) fn take_over(hangup: Hangup, parent: Option<u32>) -> io::Result<Self> {
         let mut wanted: SigSet = WANTED.into_iter().collect();
-        // The kernel keeps a signal that is blocked, also if it is ignored.
+        // The kernel keeps a blocked signal even if it is ignored.
         if hangup != Hangup::Ignored {
             wanted.add(Signal::SIGHUP);
         }
@@ -80,19 +80,19 @@ impl Signals {
         })
     }
 
-    /// Finds out what workers will have to reset.
+    /// Finds the signals that workers have to reset, before the first fork.
     pub(crate) fn cache_signals_to_reset(&self) {
         self.reset.get_or_init(sys::signals_to_reset);
     }
 
-    /// In a new worker.
+    /// Resets the signals in a new worker.
     #[inline]
     pub(crate) fn reset_for_worker(&self) -> io::Result<()> {
         sys::reset_for_worker(self.reset.get_or_init(sys::signals_to_reset))
     }
 
-    /// The next one that came. A request to end that has come twice, from the parent and from whoever has
-    /// signalled the parent as well, is given once.
+    /// Returns the next signal. A request to end that arrives twice, directly and through the
+    /// parent, is returned once.
     pub(crate) fn next(&self) -> Option<Signal> {
         loop {
             let info = self.descriptor.read_signal().ok().flatten()?;
@@ -112,18 +112,19 @@ impl Signals {
         }
     }
 
-    /// Whether the server's end has been asked for twice.
+    /// Whether the server has been asked to end twice.
     pub(crate) fn is_second_request(&self) -> bool {
         self.stop_requests.count() > 1
     }
 
-    /// Whether the SIGHUP that [`next`](Self::next) gave last asks for a restart. The parent passes on only
-    /// those that do.
+    /// Whether the SIGHUP that [`next`](Self::next) has returned asks for a restart. The parent
+    /// forwards only those that do.
     pub(crate) fn asks_for_restart(&self) -> bool {
         self.is_from_parent.get() || self.hangup == Hangup::Restart
     }
 
-    /// In a process that was forked and takes the signals over by itself: they stay blocked, so that none is lost.
+    /// In a forked process that takes over the signals itself: leaves them blocked, so that none is
+    /// lost.
     pub(crate) fn leave_blocked(mut self) {
         self.before = SigSet::thread_get_mask().unwrap_or(self.before);
     }
@@ -137,7 +138,7 @@ impl AsFd for Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        // The mask was valid when it was read.
+        // Setting a mask that was read before cannot fail.
         let _ = self.before.thread_set_mask();
     }
 }

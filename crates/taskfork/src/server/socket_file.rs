@@ -1,6 +1,6 @@
-//! The file of a unix socket, and the lock file beside it. All of it is done in a folder that is opened
-//! once and by names without a path, and nothing follows a symbolic link: another user may be able to
-//! write to the folder.
+//! The file of a unix socket, and the lock file beside it. All calls use a folder that is opened
+//! once, and names without a path. None of them follows a symbolic link. Another user may be able
+//! to write to the folder.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -19,7 +19,7 @@ use super::error::ServerError;
 use super::log;
 use crate::display::seconds;
 
-/// How long to wait for another server that is just starting or stopping at the same path.
+/// How long to wait for another server that is starting or stopping at the same path.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A path, as an open folder and a name in it.
@@ -44,7 +44,6 @@ impl SocketPath {
         Ok(Self { folder, name, path: path.to_owned() })
     }
 
-    /// What is there.
     pub(super) fn stat(&self) -> rustix::io::Result<Stat> {
         self.stat_of(&self.name)
     }
@@ -57,21 +56,21 @@ impl SocketPath {
         unlinkat(&self.folder, &self.name, AtFlags::empty())
     }
 
-    /// The socket that this process has just bound there.
+    /// Returns the socket that this process has just bound.
     pub(super) fn bound(&self) -> rustix::io::Result<SocketFile> {
         let file = self.stat()?;
-        // Otherwise the path leads to another folder by now.
+        // Otherwise the path leads to another folder now.
         if !is_own_socket(&file) {
             return Err(Errno::STALE);
         }
         Ok(SocketFile::taken_over(&self.path, Identity::of(&file)))
     }
 
-    /// Keeps other servers from this path, so that no two find it free. Nothing on file systems without
-    /// locks, where the one that binds its socket second fails. Waits for so long for a server that holds the lock.
+    /// Locks the path, so that no two servers find it free. Waits up to `within` for a server that
+    /// holds the lock. Returns `None` on file systems without locks, where the second `bind` fails.
     ///
-    /// The lock is a file of this user's own beside the socket, `PATH.lock`, with the mode 0600: no other
-    /// user can hold it. It exists only while a server starts or stops.
+    /// The lock is the file `PATH.lock` beside the socket. It belongs to this user and has the mode
+    /// 0600, so no other user can hold it. It exists only while a server starts or stops.
     pub(super) fn lock(&self, within: Duration) -> Result<Option<Lock<'_>>, ServerError> {
         let mut name = self.name.clone();
         name.push(".lock");
@@ -91,7 +90,8 @@ impl SocketPath {
             if opened.st_uid != geteuid().as_raw() {
                 return Err(failed(format!("it belongs to the user {}", opened.st_uid)));
             }
-            // Another name of some other file of this user's: whoever can read that could hold the lock.
+            // The file must have no other name. A process that can read a file under another name
+            // could hold the lock.
             let is_file = FileType::from_raw_mode(opened.st_mode) == FileType::RegularFile;
             if !is_file || opened.st_nlink > 1 {
                 return Err(failed("it is no file of its own".to_owned()));
@@ -116,7 +116,8 @@ impl SocketPath {
                     Err(errno) => return Err(unusable(errno)),
                 }
             }
-            // The server that held it before has removed it, and another may have made a new one.
+            // The server that held the lock before has removed the file, and another may have made
+            // a new one.
             lock.is_held = lock.is_there();
             if lock.is_held {
                 return Ok(Some(lock));
@@ -132,12 +133,12 @@ fn is_own_socket(file: &Stat) -> bool {
     FileType::from_raw_mode(file.st_mode) == FileType::Socket && file.st_uid == geteuid().as_raw()
 }
 
-/// That the file system has no such locks.
+/// Whether the file system has no locks.
 fn is_unsupported(errno: Errno) -> bool {
     matches!(errno, Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
 }
 
-/// A lock on a path, until this is dropped.
+/// A lock on a path, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock<'s> {
     spot: &'s SocketPath,
@@ -164,15 +165,16 @@ impl Lock<'_> {
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        // It is removed while it is held: a server that gets the lock next then finds that the name is gone.
+        // The file is removed while the lock is held. A server that gets the lock next then finds
+        // that the name is gone.
         if self.is_held {
             self.remove();
         }
     }
 }
 
-/// The file of a unix socket, by what no other file has. Dropped by the process that made it, it is
-/// removed.
+/// The file of a unix socket, known by its identity. When the process that made it drops it, the
+/// file is removed.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -180,7 +182,7 @@ pub(super) struct SocketFile {
     owner: u32,
 }
 
-/// Which file it is, of all that there are on this machine.
+/// The identity of a file on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Identity {
     device: u64,
@@ -192,7 +194,7 @@ impl Identity {
         Self { device: file.st_dev, inode: file.st_ino }
     }
 
-    /// Reads what its `Display` shows.
+    /// Parses what `Display` shows.
     pub(super) fn from_text(text: &str) -> Option<Self> {
         let (device, inode) = text.split_once(':')?;
         Some(Self { device: device.parse().ok()?, inode: inode.parse().ok()? })
@@ -206,7 +208,7 @@ impl fmt::Display for Identity {
 }
 
 impl SocketFile {
-    /// This process removes the file from here on.
+    /// A file that this process removes in the end.
     pub(super) fn taken_over(path: &Path, identity: Identity) -> Self {
         Self { path: path.to_owned(), identity, owner: std::process::id() }
     }
@@ -215,7 +217,7 @@ impl SocketFile {
         self.identity
     }
 
-    /// It is another's now.
+    /// Leaves the file to another server.
     pub(super) fn disown(&mut self) {
         self.owner = 0;
     }
@@ -228,7 +230,7 @@ impl Drop for SocketFile {
             return;
         }
         let Ok(spot) = SocketPath::open(&self.path) else { return };
-        // It keeps a new server from putting its own socket there in between.
+        // The lock keeps a new server from binding its socket in between.
         let _lock = spot.lock(LOCK_TIMEOUT);
         if spot.stat().is_ok_and(|file| Identity::of(&file) == self.identity) {
             let _ = spot.remove();
@@ -304,7 +306,7 @@ mod tests {
         let reader = open(folder.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
         let reader = reader.unwrap();
         flock(&reader, FlockOperation::LockExclusive).unwrap();
-        // It would wait and then fail.
+        // With a lock on the folder it would time out here.
         assert!(spot(&folder).lock(LOCK_TIMEOUT).unwrap().is_some());
     }
 }

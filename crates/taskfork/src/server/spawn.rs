@@ -1,4 +1,4 @@
-//! StartingProcess a server by executing this program again: its options, and what is checked first.
+//! Starting a server by executing this program again: the options, and the checks before.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::launch::Launch;
 use super::run::Server;
 use crate::wire::values::encode_to_vec;
 
-/// How long a new server may take to start, unless [`Spawn::start_timeout`] is set.
+/// The default of [`Spawn::start_timeout`].
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The options with which a program starts one of the servers of [`init`](crate::init) in a process of its own.
+/// Starts a server of [`init`](crate::init) in a process of its own, with options.
 /// [`Server::spawn`] and [`Server::spawn_with`] do the same with the defaults.
 ///
 /// ```no_run
@@ -33,19 +33,19 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// # }
 /// ```
 ///
-/// # What the new process has
+/// # The new process
 ///
 /// It executes the same file as this program, without arguments.
 ///
 /// | | |
 /// |---|---|
-/// | environment, working directory | as they are when the server is first started; a replacement has the same |
-/// | standard output, standard error | this program's; what is written before `init` is held back until `init` is reached, or is part of the error |
+/// | environment, working directory | those of this program when the server is first started; a replacement has the same |
+/// | standard output, standard error | those of this program. Output before `init` is held back until `init` is reached. If it is not reached, the output is part of the error |
 /// | standard input | `/dev/null` |
-/// | other descriptors | those without `FD_CLOEXEC`; everything that the standard library and this crate open has it |
-/// | signals that are ignored or blocked | as in the calling thread; those with handlers have their default action, as has SIGPIPE |
-/// | limits (`ulimit`), niceness, umask, user, groups, control group | this program's |
-/// | process group | one of its own, so that Ctrl-C at a terminal reaches this program only |
+/// | other descriptors | those without `FD_CLOEXEC`. Everything that the standard library and this crate open has it |
+/// | ignored and blocked signals | those of the calling thread. Signals with handlers, and SIGPIPE, have their default action |
+/// | limits (`ulimit`), niceness, umask, user, groups, control group | those of this program |
+/// | process group | its own, so that Ctrl-C at a terminal reaches only this program |
 #[derive(Clone)]
 #[must_use = "a server is started by `start`"]
 pub struct Spawn {
@@ -56,46 +56,58 @@ pub struct Spawn {
 }
 
 impl Spawn {
-    /// The server that [`init`](crate::init) knows by this name, with every option at its default.
+    /// Describes the server that [`init`](crate::init) knows by this name, with every option at its
+    /// default.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), config: None, start_timeout: Some(START_TIMEOUT), respawn: true }
     }
 
-    /// The server's configuration: any value that serde can serialize, of any size. The server takes it by
-    /// [`ServerBuilder::config`](crate::ServerBuilder::config). None unless set. A replacement gets the same.
+    /// Sets the server's configuration: any value that serde can serialize, of any size. Defaults
+    /// to none. The server reads it with [`ServerBuilder::config`](crate::ServerBuilder::config). A
+    /// replacement gets the same configuration.
+    ///
+    /// A value that cannot be serialized is an error of [`start`](Self::start).
     pub fn config<T: Serialize + ?Sized>(mut self, config: &T) -> Self {
         self.config = Some(encode_to_vec(config).map_err(|error| error.to_string()));
         self
     }
 
-    /// How long the new process may take until it serves, what it preloads included: 30 seconds unless set, `None`
-    /// for no limit. A process that takes longer is killed.
+    /// Sets how long the new process may take until the server is ready, including its preload. A
+    /// process that takes longer is killed. Defaults to 30 seconds. `None` means no limit.
     pub fn start_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.start_timeout = timeout.into();
         self
     }
 
-    /// Whether a server that dies is replaced: it is unless this is set to false.
+    /// Sets whether a server that dies is replaced. Defaults to true.
     ///
-    /// A server dies if a signal kills it or if it exits with another status than 0; one that was told to shut down
-    /// has ended. Its running calls get their errors. Checkouts that wait for a worker keep waiting and are served
-    /// by the new server, at the same address. A server that ran for at least 10 seconds is replaced at once.
-    /// Otherwise this program waits first: 100 milliseconds, then twice as long each time, up to 10 seconds. It
-    /// tries again without end.
+    /// A server dies if a signal kills it, or if it exits with a status other than 0. A server that
+    /// was told to shut down does not die. The running calls of a dead server fail. Checkouts that
+    /// wait for a worker keep waiting, and the new server serves them at the same address.
+    ///
+    /// A server that ran for at least 10 seconds is replaced at once. Otherwise the program waits
+    /// first: 100 milliseconds, doubled each time, up to 10 seconds. The number of attempts is not
+    /// limited.
     pub fn respawn(mut self, respawn: bool) -> Self {
         self.respawn = respawn;
         self
     }
 
-    /// Starts the server. Works whatever threads and runtimes this program has. Blocks until the server listens,
-    /// which takes milliseconds as a rule, and at most the [`start_timeout`](Self::start_timeout).
+    /// Starts the server. It works with any number of threads and with any runtime.
+    ///
+    /// Blocks until the server is ready, usually for some milliseconds, and at most for the
+    /// [`start_timeout`](Self::start_timeout).
     ///
     /// # Errors
-    /// [`ServerError::NotInitialised`], [`ServerError::InitialisedLate`] and [`ServerError::UnknownEntry`] when the
-    /// call of `init` is missing, late or does not know the name; [`ServerError::UnencodableConfig`] and
-    /// [`ServerError::Misconfigured`] for a configuration that cannot be passed, or is not what the server
-    /// expects; [`ServerError::NeverInitialised`] when the new process ended before it called `init`;
-    /// [`ServerError::StartTimedOut`]; [`ServerError::Startup`] with the server's own error.
+    ///
+    /// * [`ServerError::NotInitialised`], [`ServerError::InitialisedLate`] or
+    ///   [`ServerError::UnknownEntry`] if the call of `init` is missing, comes too late, or does
+    ///   not know the name.
+    /// * [`ServerError::UnencodableConfig`] or [`ServerError::Misconfigured`] if the configuration
+    ///   cannot be serialized, or does not decode as the type that the server expects.
+    /// * [`ServerError::NeverInitialised`] if the new process ended before it called `init`.
+    /// * [`ServerError::StartTimedOut`] if it took too long.
+    /// * [`ServerError::Startup`] with the server's own error.
     pub fn start(self) -> Result<ServerHandle, ServerError> {
         entry::check(&self.name)?;
         let name = &self.name;
@@ -108,7 +120,7 @@ impl Spawn {
     }
 }
 
-/// Without the configuration, which may have secrets.
+/// The configuration is left out because it may contain secrets.
 impl fmt::Debug for Spawn {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Spawn")
@@ -120,18 +132,22 @@ impl fmt::Debug for Spawn {
 }
 
 impl Server {
-    /// Starts the server `name` of [`init`](crate::init) in a process of its own, by executing this program
-    /// again. Works whatever threads and runtimes this program has. Blocks until the server listens, which takes
-    /// milliseconds as a rule and at most 30 seconds. A server that dies is replaced. [`Spawn`] has options for
-    /// both, and says what the new process has of this one.
+    /// Starts the server `name` of [`init`](crate::init) in a process of its own, by executing this
+    /// program again. It works with any number of threads and with any runtime. A server that dies
+    /// is replaced.
+    ///
+    /// Blocks until the server is ready, usually for some milliseconds, and at most for 30 seconds.
+    /// [`Spawn`] has options for both, and describes the new process.
     ///
     /// # Errors
-    /// As for [`Spawn::start`].
+    ///
+    /// Returns the errors of [`Spawn::start`].
     pub fn spawn(name: &str) -> Result<ServerHandle, ServerError> {
         Spawn::new(name).start()
     }
 
-    /// The same with a configuration: any value that serde can serialize, of any size. The server takes it by
+    /// Starts a server as [`spawn`](Self::spawn) does, with a configuration: any value that serde
+    /// can serialize, of any size. The server reads it with
     /// [`ServerBuilder::config`](crate::ServerBuilder::config).
     ///
     /// ```no_run
@@ -160,7 +176,8 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// As for [`Spawn::start`].
+    ///
+    /// Returns the errors of [`Spawn::start`].
     pub fn spawn_with<T: Serialize + ?Sized>(
         name: &str,
         config: &T,

@@ -1,8 +1,8 @@
-//! The program's end of a server to a server that it started, with the server's process: who it is, how it ended, and
-//! starting it again. Clients of the program find it by the server's address.
+//! A server in a process of its own, as the program that started it sees it: the process, the
+//! control channel, and starting it again. Clients of the program find it by the server's address.
 //!
-//! A thread waits for the process's end. It is not started before it is needed, since a program with a thread cannot
-//! fork any more: a program may fork one server after the other first.
+//! A thread waits for the end of the process. It is started as late as possible, because a program
+//! with a further thread cannot fork. A program may fork several servers first.
 
 use std::fmt;
 use std::io;
@@ -24,24 +24,25 @@ use crate::display::seconds;
 use crate::error::{End, FatalError};
 use crate::sys;
 
-/// A server that has run for so long is replaced at once.
+/// A server that has run for this long is replaced at once.
 const STABLE_TIME: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
-/// A connection that ended without a word ended because of its server, if that died no longer ago than this.
+/// A connection to a worker that ended without a message ended because of its server, if that died
+/// within this time.
 const RECENT_END: Duration = Duration::from_secs(2);
 
-/// How long the end of a server is waited for once a connection to its worker has ended without a word. The kernel
-/// kills the workers a moment before the end of the server shows.
+/// How long the end of a server is waited for after a connection to its worker has ended without a
+/// message. The kernel kills the workers a moment before the server can be reaped.
 const END_DELAY: Duration = Duration::from_millis(20);
 
-/// The program's end, shared by the server's handle and the clients of the server.
+/// The server, shared by its handle and the clients of the program.
 #[derive(Clone)]
 pub(crate) struct SpawnedServer(Arc<Shared>);
 
 struct Shared {
-    /// How the server is started again, if it is to be.
+    /// How to start the server again. `None` if it is not replaced.
     launch: Option<Launch>,
     state: Mutex<State>,
     changed: Condvar,
@@ -50,14 +51,14 @@ struct Shared {
 struct State {
     pid: u32,
     channel: Option<OwnedFd>,
-    /// Where the server listens, if it does.
+    /// The address that it listens at, if there is one.
     address: Option<Address>,
     process: Process,
     since: Instant,
     last_end: Option<(Instant, ServerExit)>,
-    /// The server was told to shut down, so that it is not replaced.
+    /// It was told to shut down, so it is not replaced.
     is_shut_down: bool,
-    /// There is a thread that waits for its end.
+    /// A thread waits for its end.
     has_watcher: bool,
     /// Why it could not be started again.
     restart_failure: Option<String>,
@@ -75,16 +76,17 @@ enum Process {
 pub(crate) struct ServerExit {
     pub(crate) pid: u32,
     pub(crate) end: End,
-    /// What it message last.
+    /// The error that it has reported.
     pub(crate) reason: Option<String>,
 }
 
 static SERVERS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
-/// There has been one. So that a worker of a server without any writes to nothing here.
+/// Whether there has ever been a server. A worker of another server reads only this flag, and
+/// writes to no page.
 static ANY_SERVER: AtomicBool = AtomicBool::new(false);
 
-/// In a forked process: closes all servers, which are its parent's, and would hide the parent's end
-/// from the other side.
+/// In a forked process: closes the copies of all channels. They belong to the parent, and would
+/// hide the parent's end from the servers.
 #[inline]
 pub(crate) fn close_inherited() {
     if ANY_SERVER.load(Ordering::SeqCst) {
@@ -98,14 +100,14 @@ fn close_channels() {
             let mut state = lock(&server.state);
             state.channel = None;
             let end = ServerExit { pid: state.pid, end: End::Unknown, reason: None };
-            // Its descriptor goes with that.
+            // This closes the pidfd.
             state.process = Process::Ended(end);
         }
     }
 }
 
 impl SpawnedServer {
-    /// To a server that serves, and is started again by `launch` when it dies.
+    /// Wraps a server that is ready. `launch` starts it again when it dies.
     pub(crate) fn new(started: RunningServer, launch: Option<Launch>) -> Result<Self, ServerError> {
         let RunningServer { pid, pidfd, channel, address } = started;
         let state = State {
@@ -133,7 +135,7 @@ impl SpawnedServer {
         Ok(link)
     }
 
-    /// To the server that this program has started last for this address.
+    /// Finds the last server that this program has started for this address.
     pub(crate) fn find(address: &Address) -> Option<Self> {
         if let Place::Handle(link) = &address.0 {
             return Some(link.clone());
@@ -151,12 +153,12 @@ impl SpawnedServer {
         lock(&self.0.state).address.clone()
     }
 
-    /// A new connection to the server.
+    /// Opens a new connection to the server.
     pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
         self.connect_for(control::CONNECTION, SocketFlags::NONBLOCK)
     }
 
-    /// A connection on which the server tells its status.
+    /// Opens a connection on which the server sends its status.
     pub(crate) fn connect_status(&self) -> io::Result<OwnedFd> {
         self.connect_for(control::STATUS, SocketFlags::empty())
     }
@@ -178,7 +180,7 @@ impl SpawnedServer {
         matches!(self.0.lock_refreshed().process, Process::Runs(_))
     }
 
-    /// How the server has ended, if it has and is not replaced.
+    /// How the server has ended for good. `None` if it has not, or is being replaced.
     pub(crate) fn end(&self) -> Option<ServerExit> {
         match &self.0.lock_refreshed().process {
             Process::Ended(end) => Some(end.clone()),
@@ -186,13 +188,14 @@ impl SpawnedServer {
         }
     }
 
-    /// What is wrong with the server, if it does not run.
+    /// Why the server does not run, if it does not.
     pub(crate) fn trouble(&self) -> Option<String> {
         let state = self.0.lock_refreshed();
         (!matches!(state.process, Process::Runs(_))).then(|| state.describe_down())
     }
 
-    /// How the server ended of a worker whose connection has just ended without a word, if it has. Waits for a moment.
+    /// How the server has ended, for a connection to its worker that has just ended without a
+    /// message. Waits for a moment.
     pub(crate) fn recent_end(&self) -> Option<ServerExit> {
         let pidfd = match &lock(&self.0.state).process {
             Process::Runs(pidfd) => Some(pidfd.clone()),
@@ -229,7 +232,7 @@ impl SpawnedServer {
         }
     }
 
-    /// Asks the server to shut down gracefully, and has it not replaced.
+    /// Asks the server to shut down gracefully. It is not replaced.
     pub(crate) fn shut_down(&self) {
         let mut state = self.0.lock_refreshed();
         state.is_shut_down = true;
@@ -237,7 +240,7 @@ impl SpawnedServer {
         self.0.changed.notify_all();
     }
 
-    /// Ends the server at once, and has it not replaced.
+    /// Kills the server. It is not replaced.
     pub(crate) fn kill(&self) {
         let mut state = self.0.lock_refreshed();
         state.is_shut_down = true;
@@ -248,8 +251,8 @@ impl SpawnedServer {
         self.0.changed.notify_all();
     }
 
-    /// The handle is gone: the server shuts down, and somebody takes its exit status. Without a thread to spare a
-    /// zombie stays until this program ends.
+    /// Shuts down the server after its handle was dropped, and has a thread reap it. If no thread
+    /// can be started, a zombie stays until this program ends.
     pub(crate) fn release(&self) {
         self.shut_down();
         if self.0.lock_refreshed().is_process_left() {
@@ -257,14 +260,14 @@ impl SpawnedServer {
         }
     }
 
-    /// Has a thread wait for the server's end.
+    /// Starts a thread that waits for the server's end.
     pub(crate) fn watch(&self) {
         self.0.watch(&mut lock(&self.0.state));
     }
 }
 
 impl State {
-    /// Nobody is at the other end any more, or is to be.
+    /// Shuts down the sending side of the channel, which asks the server to shut down.
     fn close_channel(&self) {
         if let Some(socket) = &self.channel {
             // It may have ended already.
@@ -300,14 +303,14 @@ impl Shared {
         }
     }
 
-    /// The state as it is now.
+    /// Locks the state after reaping a process that has ended.
     fn lock_refreshed(self: &Arc<Self>) -> MutexGuard<'_, State> {
         let mut state = lock(&self.state);
         self.reap_if_ended(&mut state);
         state
     }
 
-    /// Takes the exit status of a process that has ended.
+    /// Reaps the process if it has ended.
     fn reap_if_ended(self: &Arc<Self>, state: &mut State) {
         let Process::Runs(pidfd) = &state.process else { return };
         let Some(end) = reap(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) else { return };
@@ -346,7 +349,7 @@ impl Shared {
         }
     }
 
-    /// Waits for the end of each process until there is no other.
+    /// The thread: waits for the end of each process, until the server is not replaced any more.
     fn watch_process(self: Arc<Self>) {
         let mut delay = Backoff::default();
         loop {
@@ -360,7 +363,7 @@ impl Shared {
                 Process::Restarting => {
                     let end = state.last_end.clone();
                     let ran = end.as_ref().map(|(at, _)| at.saturating_duration_since(state.since));
-                    // A subscriber may call the server itself.
+                    // The lock is released first, because a subscriber may call the server.
                     drop(state);
                     end.into_iter().for_each(|(_, end)| tracing::error!("{end}"));
                     self.replace(&mut delay, ran.unwrap_or_default());
@@ -375,7 +378,7 @@ impl Shared {
         }
     }
 
-    /// Starts the server again, as often as it takes.
+    /// Starts the server again, as often as necessary.
     fn replace(self: &Arc<Self>, delay: &mut Backoff, ran: Duration) {
         let Some(launch) = &self.launch else { return };
         let mut pause = delay.next(ran);
@@ -430,7 +433,7 @@ impl Shared {
         }
     }
 
-    /// It is not to be replaced any more.
+    /// Ends the replacement, because the server was told to shut down.
     fn cancel_restart(&self, state: &mut State) {
         if let Some((_, end)) = &state.last_end {
             state.process = Process::Ended(end.clone());
@@ -439,12 +442,12 @@ impl Shared {
     }
 }
 
-/// How long to wait before a server is started again.
+/// The pause before a server is started again.
 #[derive(Debug, Default)]
 struct Backoff(Duration);
 
 impl Backoff {
-    /// After one that ran for so long.
+    /// The pause after a server that ran for this long.
     fn next(&mut self, ran: Duration) -> Duration {
         self.0 = match ran >= STABLE_TIME {
             true => Duration::ZERO,
@@ -454,7 +457,7 @@ impl Backoff {
     }
 }
 
-/// The last that a server has message.
+/// The last message of a server.
 fn last_message(socket: &OwnedFd) -> Option<ServerMessage> {
     let mut last = None;
     while let Ok(word) = ServerMessage::receive(socket) {

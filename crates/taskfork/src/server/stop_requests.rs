@@ -1,20 +1,21 @@
-//! Requests to end: the first one ends a server gracefully, the second one at once. One request can arrive as
-//! two signals: a terminal or a service manager signals every process of a service, and the server's parent
-//! passes on what it got itself.
+//! Requests to end. The first one shuts a server down gracefully, and the second one kills its
+//! workers. One request can arrive as two signals: a terminal or a service manager signals every
+//! process of a service, and the server's parent forwards its own signal.
 
 use std::cell::Cell;
 
-/// How many requests have come, and by which of the two ways.
+/// The number of requests that have arrived in each way.
 #[derive(Debug, Default)]
 pub(crate) struct StopRequests {
     from_parent: Cell<u32>,
     from_others: Cell<u32>,
-    /// The terminal has been closed, for example.
+    /// A SIGHUP asked for a shutdown, for example because the terminal has been closed.
     hung_up: Cell<bool>,
 }
 
 impl StopRequests {
-    /// Counts a signal. Tells whether it is a request of its own, and not one that has come the other way already.
+    /// Counts a signal. Returns whether it is a new request, and not one that has arrived the other
+    /// way already.
     pub(crate) fn record(&self, is_from_parent: bool) -> bool {
         let before = self.count();
         let way = if is_from_parent { &self.from_parent } else { &self.from_others };
@@ -22,14 +23,14 @@ impl StopRequests {
         self.count() > before
     }
 
-    /// The same for a signal that never is the second request.
+    /// Counts a SIGHUP, which is never the second request. Returns whether it is the first one.
     pub(crate) fn record_hangup(&self) -> bool {
         let before = self.count();
         self.hung_up.set(true);
         before == 0
     }
 
-    /// How many requests have come.
+    /// The number of requests.
     pub(crate) fn count(&self) -> u32 {
         self.from_parent.get().max(self.from_others.get()).max(u32::from(self.hung_up.get()))
     }
@@ -53,7 +54,7 @@ mod tests {
     fn some_signals_are_a_request_only_at_first() {
         let requests = StopRequests::default();
         assert!(requests.record_hangup() && !requests.record_hangup());
-        // A session that ends closes the terminal, and then ends the programs that are left.
+        // The end of a session closes the terminal and then ends the remaining programs.
         assert!(!requests.record(false));
         assert!(!requests.record(true));
         assert!(requests.record(true));

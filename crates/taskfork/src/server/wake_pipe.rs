@@ -1,6 +1,7 @@
-//! The pipe through which workers wake the server. All of them hold its writing end, so that none can read
-//! what another has written. One that writes without end costs the server only a part of its time: after each
-//! time that it was woken, the server leaves the pipe alone for a multiple of what that took.
+//! The pipe through which workers wake the server. All workers hold its writing end, so none can
+//! read what another has written. A worker that writes all the time costs the server only a part of
+//! its time: after each wake-up, the server ignores the pipe for a multiple of the time that the
+//! wake-up took.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,8 +11,8 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::{Errno, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// The pause after a wake-up is as many times as long as the wake-up took, which leaves at most a twenty-fifth of
-/// a core for wake-ups.
+/// The pause after a wake-up is this many times as long as the wake-up, so wake-ups take at most 4
+/// % of a CPU.
 const SHARE: u32 = 25;
 const LEAST_PAUSE: Duration = Duration::from_micros(200);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
@@ -20,9 +21,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct WakePipe {
     reader: OwnedFd,
     writer: OwnedFd,
-    /// When the server was woken whose work is not done yet.
+    /// The start of a wake-up that has not been handled completely.
     woken: Option<Instant>,
-    /// The pipe is watched again from then on.
+    /// When the pipe is watched again.
     again: Option<Instant>,
 }
 
@@ -32,23 +33,23 @@ impl WakePipe {
         Ok(Self { reader, writer, woken: None, again: None })
     }
 
-    /// What workers hold.
+    /// The end that workers hold.
     pub(crate) fn writer(&self) -> &OwnedFd {
         &self.writer
     }
 
-    /// Begins to watch the pipe. It is watched until the first event.
+    /// Begins to watch the pipe, until its first event.
     pub(crate) fn watch(&self, epoll: &OwnedFd, token: u64) -> rustix::io::Result<()> {
         epoll::add(epoll, &self.reader, EventData::new_u64(token), flags())
     }
 
-    /// The pipe is readable, and has been since `woken`. What was written means nothing.
+    /// Empties the pipe after an event at the time `woken`. The bytes have no meaning.
     pub(crate) fn drain(&mut self, woken: Instant) {
         let _: Result<_, Errno> = read(&self.reader, &mut [0; 4096]);
         self.woken = Some(woken);
     }
 
-    /// All that a wake-up leads to is done: gives how long the pipe is left alone, if it is.
+    /// Ends a wake-up. Returns how long the pipe is ignored, if it is.
     pub(crate) fn finish_wakeup(&mut self) -> Option<Duration> {
         if let Some(woken) = self.woken.take() {
             self.again = Some(Instant::now() + pause_after(woken.elapsed()));
@@ -56,7 +57,7 @@ impl WakePipe {
         self.again.map(|again| again.saturating_duration_since(Instant::now()))
     }
 
-    /// Watches the pipe again if it is time.
+    /// Watches the pipe again if the pause is over.
     pub(crate) fn resume_if_due(&mut self, epoll: &OwnedFd, token: u64) -> rustix::io::Result<()> {
         match self.again.take_if(|again| *again <= Instant::now()) {
             Some(_) => epoll::modify(epoll, &self.reader, EventData::new_u64(token), flags()),
@@ -72,7 +73,7 @@ impl AsFd for WakePipe {
     }
 }
 
-/// How long the server does not listen to workers after having done so for this long.
+/// How long the server ignores workers after a wake-up that took this long.
 pub(crate) fn pause_after(took: Duration) -> Duration {
     took.saturating_mul(SHARE).clamp(LEAST_PAUSE, LONGEST_PAUSE)
 }

@@ -4,11 +4,12 @@ use super::EventLoop;
 use crate::server::log;
 use crate::server::stderr::Stderr;
 
-/// Descriptors that are open for a moment: of a client that is accepted, of a new worker's pipe, of requests.
+/// Descriptors that are open for a moment: an accepted client, a new worker's pipe, status
+/// requests.
 const RESERVE: u64 = 8;
 
 impl EventLoop {
-    /// Says how many workers the limit of open files allows, if these are fewer than `max_workers`.
+    /// Logs how many workers the limit of open files allows, if that is less than `max_workers`.
     pub(super) fn warn_of_few_open_files(&self) {
         let Some(most) = self.open_files.most() else { return };
         let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
@@ -24,9 +25,10 @@ impl EventLoop {
     }
 }
 
-/// How many workers a server can have that may open `most` files, and has `open` of them without any worker.
+/// The number of workers of a server that may open `most` files and has `open` files without any
+/// worker.
 fn allowed(most: u64, open: u64, stderr: Stderr) -> u64 {
-    // The connection, and the worker's standard error.
+    // The connection, and the pipe of standard error.
     let each = 1 + u64::from(stderr != Stderr::Inherit);
     most.saturating_sub(open).saturating_sub(RESERVE) / each
 }

@@ -1,4 +1,4 @@
-//! Forking a worker, or saying that there is none.
+//! Forking a worker, and setting up the new process.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,20 +27,21 @@ use crate::wire::Protocol;
 use crate::worker::scoreboard::ServerSlot;
 use crate::worker::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
 
-/// The code of a worker, with the types of its state and its interface erased. Returns the exit status.
+/// The code of a worker, with the types of its state and its interface erased. Returns the exit
+/// status.
 pub(crate) type Program = Box<dyn Fn(WorkerInit) -> i32>;
 
-/// Which of the two processes is running now.
+/// The process that a fork returns in.
 #[derive(Debug)]
 pub(crate) enum ForkSide {
     Parent(Pid, Option<CapturedStderr>),
-    /// With what is to be its standard error, if that is not the server's.
+    /// With its standard error, unless it keeps the server's.
     Worker(Option<OwnedFd>, Option<CapturedStderr>),
 }
 
-/// A new worker, which is still what its server is.
+/// What a new worker process has before it becomes a worker.
 struct ChildInit {
-    /// What is to be its standard error, if that is not the server's.
+    /// Its standard error, unless it keeps the server's.
     stderr: Option<OwnedFd>,
     socket: ClientSource,
     slot: ServerSlot,
@@ -48,7 +49,7 @@ struct ChildInit {
     inherited: InheritedFds,
 }
 
-/// The server's descriptors of a worker, in the worker itself.
+/// The server's descriptors of the new worker, which the worker has to close.
 #[derive(Debug)]
 pub(crate) struct InheritedFds {
     role: Role,
@@ -56,8 +57,8 @@ pub(crate) struct InheritedFds {
 }
 
 impl EventLoop {
-    /// Forks a worker for `client`, who speaks `protocol`, has it wait where there can be no more workers, or
-    /// says that there is none.
+    /// Forks a worker for `client`. Puts the client into the queue if all workers are in use, and
+    /// refuses it if the fork fails.
     pub(super) fn fork_for_client(
         &mut self,
         client: AcceptedClient,
@@ -86,8 +87,8 @@ impl EventLoop {
         }
     }
 
-    /// Forks a worker, for which there must be room; gives back what it was to serve if that cannot
-    /// be. The new worker does not come back from here.
+    /// Forks a worker. There must be room for it. Gives back `socket` if the fork fails. In the new
+    /// worker this does not return.
     pub(super) fn fork_worker(
         &mut self,
         role: Role,
@@ -146,7 +147,7 @@ impl EventLoop {
         }
     }
 
-    /// Watches the connection of a worker for its client's end.
+    /// Watches a worker's connection for its client's end.
     pub(super) fn watch_client(&mut self, number: u64) {
         let Some(child) = self.children.get(&number) else { return };
         let Some(connection) = child.connection() else { return };
@@ -166,9 +167,9 @@ impl EventLoop {
         self.reap_worker(number);
     }
 
-    /// In a new worker: lets go of everything that is the server's, and serves. It writes to as little
-    /// as it can of what it has of the server's memory: each page of that is copied then, which takes
-    /// as long as several system calls.
+    /// In a new worker: closes everything of the server, and serves. It writes to as little of the
+    /// inherited memory as possible, because the kernel copies each page that is written to, which
+    /// takes as long as several system calls.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn become_worker(&self, init: ChildInit) -> ! {
         let ChildInit { stderr, socket, slot, number, inherited: InheritedFds { role, captured } } =
@@ -191,7 +192,8 @@ impl EventLoop {
             }
         };
         let init = WorkerInit {
-            // SAFETY: this process never returns into the server's code, which is all that uses or drops it.
+            // SAFETY: this process never returns into the server's code, which alone uses and drops
+            // the value.
             wake: unsafe { sys::move_out_unchecked(self.wake.writer()) },
             client: socket,
             slot,
@@ -219,10 +221,10 @@ impl EventLoop {
             let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
             let of_worker =
                 of_worker.chain([role.descriptor()]).map(AsFd::as_fd).chain(log.descriptors());
-            // SAFETY: as above; what owns them is not used below.
+            // SAFETY: as above. Nothing below uses the owners of these descriptors.
             unsafe { sys::close_unchecked(self.descriptors().chain(of_worker)) };
         }
-        // Now there are few enough.
+        // The limit can be restored only after the server's descriptors have been closed.
         if !self.options.limits.has(Limit::OpenFiles) {
             self.open_files.restore();
         }
@@ -235,7 +237,7 @@ impl EventLoop {
         sys::exit_now(status)
     }
 
-    /// All that it has open and workers have no use for.
+    /// All descriptors of the server that a worker must close.
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let own = [self.dev_null.as_fd(), self.epoll.as_fd(), self.signals.as_fd()];
         let children = self.children.values().flat_map(Child::descriptors);
@@ -257,7 +259,7 @@ impl EventLoop {
     }
 }
 
-/// Forks a worker.
+/// Forks the process, in its own process group and with its own standard error.
 #[inline]
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn fork_child(threads: &ThreadCount, stderr: Stderr) -> Result<ForkSide, ForkError> {
@@ -269,15 +271,17 @@ fn fork_child(threads: &ThreadCount, stderr: Stderr) -> Result<ForkSide, ForkErr
         Stderr::Inherit => (None, None),
     };
     let server = getpid();
-    // Since the server began to serve, nobody else can have left text that is not written.
+    // The standard streams of C and Rust must be empty, or both processes would write their
+    // buffers. Once the server runs, only a subscriber can have filled them.
     if tracing::dispatcher::has_been_set() {
         sys::flush_stdio();
     }
-    // SAFETY: the child becomes a worker, which lets go of all that is the server's, and leaves by `exit_now`.
+    // SAFETY: the child becomes a worker, which closes everything of the server, and leaves by
+    // `exit_now`.
     match unsafe { sys::fork(threads) }? {
         Forked::Parent { child } => {
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
-            // Done on both sides, so that it holds before either goes on.
+            // Both processes do this, so that it holds before either of them continues.
             let _ = setpgid(Some(pid), Some(pid));
             Ok(ForkSide::Parent(pid, stderr))
         }

@@ -1,5 +1,5 @@
-//! What an operator asks of a running server by signals: to open its log file again, and to log what its
-//! workers do.
+//! The signals of an operator: SIGUSR1 reopens the log file, and SIGUSR2 logs the state of each
+//! worker.
 
 use super::EventLoop;
 use crate::log_output;
@@ -9,7 +9,7 @@ use crate::sys;
 use crate::worker::scoreboard::now;
 
 impl EventLoop {
-    /// SIGUSR1: opens the log file again, which may have been renamed.
+    /// Handles SIGUSR1: reopens the log file, which may have been renamed.
     pub(super) fn reopen_log(&mut self) {
         let name = &self.options.name;
         let reopened = log_output::lock().reopen();
@@ -23,7 +23,7 @@ impl EventLoop {
         }
     }
 
-    /// SIGUSR2: logs what each worker does.
+    /// Handles SIGUSR2: logs the state of each worker.
     pub(super) fn log_workers(&mut self) {
         let (name, workers) = (&self.options.name, self.children.len());
         let handshakes = self.handshakes.len();
@@ -45,7 +45,7 @@ impl EventLoop {
     }
 }
 
-/// Who is at the other end of the worker's connection.
+/// Describes the peer of the worker's connection.
 fn client(child: &Child) -> Option<String> {
     let connection = child.connection()?;
     match sys::peer_credentials(connection) {

@@ -1,4 +1,6 @@
-//! The server's one thread: connections, deaths, signals and time, one event after the other.
+//! The server's one thread. It handles connections, exits of workers, signals and timers, one event
+//! after the other. Submodules handle the kinds of events; the types outside of this directory do
+//! not know the loop.
 
 mod accept;
 mod capacity;
@@ -72,95 +74,95 @@ pub(super) const SUCCESSOR: u64 = 5;
 pub(super) const STATUS_REQUESTS: u64 = 6;
 const HANDSHAKES: u64 = 7;
 const QUEUE: u64 = 8;
-/// After all that is of workers, and before new ones.
+/// After all events of workers that are running, and before those of new ones.
 const SIGNALS: u64 = 9;
 const PARENT: u64 = 10;
-/// A worker's tokens start here: its client's end, and what it writes to standard error.
+/// The first token of a worker. A worker has two: its client's connection, and its standard error.
 const CHILDREN: u64 = 11;
 const TOKENS: u64 = 2;
 
-/// The token of one of what is watched of a worker.
+/// The token of one of a worker's descriptors.
 pub(super) fn token(worker: u64, what: u64) -> u64 {
     CHILDREN + TOKENS * worker + what
 }
 
-/// For how long dev_null is accepted after descriptors or processes have run out.
+/// How long accepting is paused after descriptors or processes have run out.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct EventLoop {
-    pub(super) options: Options,
-    pub(super) program: Program,
-    pub(super) epoll: OwnedFd,
-    pub(super) signals: Signals,
-    /// How many descriptors the server may have.
-    pub(super) open_files: OpenFileLimit,
-    /// What workers get as standard input.
-    pub(super) dev_null: OwnedFd,
-    pub(super) threads: ThreadCount,
-    /// Where what workers write to standard error is stderr_output.
-    pub(super) stderr_output: StderrOutput,
-    pub(super) paused_stderr: PausedStderr,
-    pub(super) listener: Option<Listener>,
-    /// Who may connect.
-    pub(super) rules: Rules,
-    pub(super) handshakes: Handshakes,
-    pub(super) queue: ClientQueue,
-    pub(super) log_limits: LogLimits,
-    pub(super) scoreboard: Scoreboard,
-    /// By the worker's number, which no other worker ever has.
-    pub(super) children: BTreeMap<u64, Child>,
-    /// How many workers have been forked.
-    pub(super) forked: u64,
-    pub(super) mode: Mode,
-    pub(super) accept_paused_until: Option<Instant>,
-    pub(super) orphans: Orphans,
-    pub(super) spares: Spares,
-    pub(super) mark: Mark,
-    /// Nobody, if it could not be had.
-    pub(super) guardian: Option<Guardian>,
-    /// That there is none has been said.
-    pub(super) guardian_failure_logged: bool,
-    /// How many workers had to be killed at the end.
-    pub(super) killed: usize,
-    pub(super) oom_kills: OomKills,
-    /// Written to by workers whose time is over, or who have told where they are.
-    pub(super) wake: WakePipe,
-    /// Where the server tells of itself.
-    pub(super) status: Option<Listener>,
-    pub(super) status_requests: StatusRequests,
-    pub(super) files: Files,
-    pub(super) counters: Counters,
-    /// How long the last look at all workers scan_time.
-    pub(super) scan_time: Duration,
-    pub(super) service_manager: ServiceManager,
-    /// The listener is the one of the server before this one.
+    options: Options,
+    program: Program,
+    epoll: OwnedFd,
+    signals: Signals,
+    /// The limit of the server's descriptors.
+    open_files: OpenFileLimit,
+    /// The standard input of workers.
+    dev_null: OwnedFd,
+    threads: ThreadCount,
+    stderr_output: StderrOutput,
+    paused_stderr: PausedStderr,
+    listener: Option<Listener>,
+    rules: Rules,
+    handshakes: Handshakes,
+    queue: ClientQueue,
+    log_limits: LogLimits,
+    scoreboard: Scoreboard,
+    /// By worker number. Numbers are never reused.
+    children: BTreeMap<u64, Child>,
+    /// The number of workers that have been forked.
+    forked: u64,
+    mode: Mode,
+    accept_paused_until: Option<Instant>,
+    orphans: Orphans,
+    spares: Spares,
+    mark: Mark,
+    /// `None` if it could not be started.
+    guardian: Option<Guardian>,
+    /// The last failure to start a guardian has been logged.
+    guardian_failure_logged: bool,
+    /// The number of workers that had to be killed during shutdown.
+    killed: usize,
+    oom_kills: OomKills,
+    /// Workers write to it when their deadline has passed, or when they have reported their stack.
+    wake: WakePipe,
+    /// The status socket.
+    status: Option<Listener>,
+    status_requests: StatusRequests,
+    files: Files,
+    counters: Counters,
+    /// How long the last scan of all workers took.
+    scan_time: Duration,
+    service_manager: ServiceManager,
+    /// The listener comes from the server before this one.
     is_listener_inherited: bool,
-    /// Where the new server that is to take over says that it is ready.
-    pub(super) successor: Option<Successor>,
+    /// A new server that is not ready yet.
+    successor: Option<Successor>,
     /// The new server that has taken over.
-    pub(super) successor_pid: Option<Pid>,
-    /// For each worker.
-    pub(super) buffers: IoBuffers,
-    /// What the next worker is called.
-    pub(super) title: Title,
-    pub(super) pid: u32,
-    /// How many cores there are for it.
-    pub(super) cores: usize,
-    /// When it started, on the clock of the scoreboard.
-    pub(super) started_at: Duration,
+    successor_pid: Option<Pid>,
+    /// Each worker gets a copy.
+    buffers: IoBuffers,
+    /// The process title of the next worker.
+    title: Title,
+    pid: u32,
+    /// The number of CPUs that the server may use.
+    cores: usize,
+    /// When the server started, on the clock of the scoreboard.
+    started_at: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Serving,
-    /// Nothing new begins; what runs may go on until then, or for as long as it takes.
+    /// The listener is closed, and no new checkout begins. Running checkouts may continue until
+    /// this time, or without limit.
     Draining(Option<Instant>),
-    /// Everything has been killed.
+    /// All workers have been killed.
     Killing,
 }
 
 impl EventLoop {
-    /// `inherited` is the listener of the server before this one.
+    /// Opens the listener and everything else that the server needs. `inherited` is the listener of
+    /// the server before this one.
     pub(crate) fn start(
         options: Options,
         program: Program,
@@ -268,7 +270,7 @@ impl EventLoop {
         Ok(server)
     }
 
-    /// Serves until told to stop. Takes over from `predecessor` first.
+    /// Serves until it is told to stop. Takes over from `predecessor` first.
     pub(crate) fn run(mut self, predecessor: Option<Predecessor>) -> Result<(), ServerError> {
         let address = self.listener.as_ref().map(Listener::address);
         if let Some(address) = address {
@@ -306,12 +308,13 @@ impl EventLoop {
                 }
             };
             let woken = Instant::now();
-            // Deaths come before births, so that no event of a dead worker meets a new one that
-            // scan_time its place.
+            // Exits come before connections. So no event of a dead worker is taken for one of a new
+            // worker that has the same descriptor.
             events.sort_by_key(|event| std::cmp::Reverse(event.data.u64()));
             for event in events.iter() {
                 match event.data.u64() {
-                    // What there is to do shows in the scoreboard, which is looked at before the next wait.
+                    // The next run of the timers reads the scoreboard, so the pipe's content does
+                    // not matter.
                     WAKE => self.wake.drain(woken),
                     token => self.dispatch(token),
                 }
@@ -354,7 +357,7 @@ impl EventLoop {
                             self.shut_down();
                         }
                         _ if signal == Signal::SIGHUP => self.forward_restart(),
-                        // It may have begun to end for another reason, such as a new server.
+                        // The server may be shutting down for another reason, such as a new server.
                         _ if !self.signals.is_second_request() => {}
                         _ => self.kill_all("the server was told to end at once"),
                     }

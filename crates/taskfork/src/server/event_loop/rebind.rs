@@ -1,6 +1,6 @@
-//! The files of the server's unix sockets can be removed while it runs, as by something that cleans `/tmp`.
-//! The server looks for them twice a second, and binds again what has gone. A socket of another server that
-//! took the path is left alone.
+//! Restoring the files of unix sockets that were removed while the server runs, for example by a
+//! program that cleans `/tmp`. The server checks the files twice a second, and binds a new socket
+//! if one is gone. It leaves the socket of another server alone.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -18,42 +18,44 @@ use crate::server::socket_file::Identity;
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often it is asked whether a socket that another process has put there is still in use.
+/// How often a foreign socket at the path is asked whether it is still in use.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
-/// So many attempts may find the lock held: another server is just starting or stopping there.
+/// How many attempts may find the lock held before that is logged. Another server may be starting
+/// or stopping there.
 const LOCKED: u32 = 10;
 
-/// What is known of the files.
+/// The state of the socket files.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
-    /// When to look at them next.
+    /// When the files are checked next.
     next: Option<Instant>,
     listener: Missing,
     status: Missing,
-    /// A listener whose file had gone. Clients may have connected to it before that.
+    /// A listener whose file was gone. Clients may have connected to it before that.
     former: Option<Listener>,
 }
 
-/// A file that is not there, or has been replaced.
+/// A file that is missing, or has been replaced.
 #[derive(Debug, Default)]
 struct Missing {
     attempts: u32,
-    /// What was logged last, so that it is logged once.
+    /// The last logged text. The same text is not logged again.
     told: Option<String>,
-    /// A socket of another server's at the path, and when to ask for it again.
+    /// The socket of another server at the path, and when it is asked again.
     foreign: Option<(Identity, Instant)>,
 }
 
 impl Files {
-    /// What a new worker closes.
+    /// A new worker must close it.
     pub(crate) fn former(&self) -> Option<&Listener> {
         self.former.as_ref()
     }
 }
 
 impl Missing {
-    /// Binds a socket anew whose file has gone, or that could not be bound before. Returns the new one.
+    /// Binds a new socket if the file is gone, or if the socket could not be bound before. Returns
+    /// the new listener.
     fn restore(
         &mut self,
         listener: Option<&Listener>,
@@ -101,7 +103,7 @@ impl Missing {
 }
 
 impl EventLoop {
-    /// Looks for the files of the sockets if it is time. Returns the time until the next look.
+    /// Checks the files of the sockets if it is time. Returns the time until the next check.
     pub(super) fn check_socket_files(&mut self) -> Option<Duration> {
         let has_path = self.listener.as_ref().is_some_and(|listener| listener.path().is_some());
         // A new server that takes over uses the same files.
@@ -143,9 +145,10 @@ impl EventLoop {
         self.accept_former();
     }
 
-    /// Admits those who connected before the file had gone.
+    /// Admits the clients that connected before the file was gone.
     fn accept_former(&mut self) {
-        // As it is kept in the server, new workers close it.
+        // It stays in `self` while clients are admitted, so that workers that are forked for them
+        // close it.
         for _ in 0..BACKLOG {
             let Some(former) = &self.files.former else { return };
             let origin = former.origin();

@@ -1,6 +1,6 @@
-//! A process that outlives the server by a moment. A server that is killed can end nothing any more:
-//! its workers are killed by the kernel, but not what they have started. The guardian sees the
-//! server's end by that of a line, and ends all of that.
+//! The guardian: a process that outlives a killed server by a moment. The kernel kills the workers
+//! of a killed server, but not the processes that they have started. The guardian sees the server's
+//! end by the end of its channel, and kills these processes.
 
 mod process_groups;
 mod records;
@@ -24,21 +24,20 @@ use crate::server::process::is_child_of;
 use crate::sys::{self, Forked, MappedFile, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
 
-/// What is started in a worker has this variable, with the server's own value.
-
-/// How soon another is tried if one could not be forked.
+/// How soon a guardian that could not be forked is tried again.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How often to look for more, at most: what is killed may just have started something.
+/// The maximum number of searches for processes. A killed process may have started another right
+/// before.
 const MAX_ROUNDS: u32 = 200;
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
-/// So many times in a row nothing is found at the end.
+/// The search ends after this many searches in a row without a result.
 const EMPTY_ROUNDS: u32 = 3;
 
-/// How long the server's end is waited for once it has closed its end of the line.
+/// How long the guardian waits for the server's end after the channel has been closed.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The server's hold on its guardian.
+/// The server's view of its guardian.
 #[derive(Debug)]
 pub(crate) struct Guardian {
     pid: Pid,
@@ -48,7 +47,7 @@ pub(crate) struct Guardian {
 }
 
 impl Guardian {
-    /// Forks it, and waits until it is on guard.
+    /// Forks the guardian, and waits until it is ready.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(crate) fn start(
         name: &str,
@@ -60,10 +59,11 @@ impl Guardian {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let (reader, records) = records::pipe()?;
         let server = getpid();
-        // SAFETY: the child closes all that it has but its line, and only reads what it shares with the server.
+        // SAFETY: the child closes everything but its channel and pipe, only reads shared memory,
+        // and leaves by `exit_now`.
         match unsafe { sys::fork(threads) }.map_err(io::Error::other)? {
             Forked::Parent { child } => {
-                // Which leaves room for the descriptor of the process.
+                // This leaves room for the descriptor of the process.
                 drop((theirs, reader));
                 let pid = Pid::from_raw(child.as_raw()).ok_or(io::ErrorKind::NotFound)?;
                 let started = wait_until_ready(&ours)
@@ -78,7 +78,7 @@ impl Guardian {
                 }
             }
             Forked::Child => {
-                // It is 0 where the group's leader is outside of this namespace of processes.
+                // The id is 0 if the group's leader is outside of this PID namespace.
                 let group = Pid::from_raw(nix::unistd::getpgrp().as_raw());
                 let refused = [Some(server), group, Some(getpid())];
                 let groups = ProcessGroups::new(workers, refused);
@@ -95,13 +95,15 @@ impl Guardian {
         self.pid
     }
 
-    /// A worker has been forked. Tells whether the guardian takes note of it.
+    /// Records that a worker has been forked. Returns false if the guardian does not read records
+    /// any more.
     pub(crate) fn record_fork(&mut self, worker: Pid) -> bool {
         let outcome = self.records.record_fork(worker);
         self.is_recorded(outcome)
     }
 
-    /// A worker is about to be reaped. Tells whether the guardian takes note of it.
+    /// Records that a worker is about to be reaped. Returns false if the guardian does not read
+    /// records any more.
     pub(crate) fn record_reap(&mut self, worker: Pid) -> bool {
         let outcome = self.records.record_reap(worker);
         self.is_recorded(outcome)
@@ -116,27 +118,28 @@ impl Guardian {
         }
     }
 
-    /// It has nothing to do where the server ends by itself.
+    /// Kills the guardian of a server that ends regularly.
     pub(crate) fn stop(self) {
-        // It may be dead already, and it may be stopped.
+        // It may have died, and it may be stopped by SIGSTOP, so SIGKILL is the only signal that
+        // always works.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
     }
 
-    /// What a new worker closes.
+    /// The descriptors that a worker must close.
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
         [self.pidfd.as_fd(), self.line.as_fd(), self.records.as_fd()]
     }
 }
 
 impl AsFd for Guardian {
-    /// Readable when it has ended.
+    /// Readable when the guardian has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 }
 
-/// Waits until the guardian is on guard.
+/// Waits until the guardian is ready.
 fn wait_until_ready(line: &OwnedFd) -> io::Result<()> {
     match retry_on_intr(|| recv(line, &mut [0; 1], RecvFlags::empty())) {
         Ok((_, 1)) => Ok(()),
@@ -144,7 +147,7 @@ fn wait_until_ready(line: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// In the guardian: waits for the server's end.
+/// The main function of the guardian: waits for the server's end.
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn guardian_main(
     name: &str,
@@ -159,14 +162,14 @@ fn guardian_main(
     let [line, records] = unsafe { sys::close_all_except(descriptors) }?;
     sys::set_title(&format!("taskfork-guardian:{name}"));
     send(&line, b"r", SendFlags::NOSIGNAL)?;
-    // The server asks for room in the pipe, and its end is that of the line. One that ends by itself ends this
-    // process first.
+    // A message asks the guardian to read records. The end of the channel is the server's end. A
+    // server that ends regularly kills the guardian first.
     while let Ok((_, 1)) = retry_on_intr(|| recv(&line, &mut [0; 1], RecvFlags::empty())) {
         groups.read(&records);
     }
     groups.read(&records);
-    // A process that ends closes its descriptors a moment before its children lose it. One that
-    // lives has only let go of this guardian, and must not be harmed.
+    // A process closes its descriptors a moment before its children lose their parent. A server
+    // that still lives has only closed this channel, and its workers must not be killed.
     let patience = Instant::now() + EXIT_TIMEOUT;
     while Instant::now() < patience {
         if !is_child_of(server) {
@@ -181,13 +184,14 @@ fn guardian_main(
 fn kill_all_workers(mark: &Mark, groups: &ProcessGroups, ended: process_groups::Ticks) {
     let members = process_groups::members();
     for group in groups.iter() {
-        // As long as the server lived, the number was this group's. After that it may have become another's.
+        // The group existed as long as the server lived. After that its number may have been
+        // reused.
         let mut own = members.iter().filter(|member| member.group == group);
         if own.any(|member| member.started <= ended || mark.is_marked(member.pid)) {
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
-    // One that executes a program at this instant bears no mark that can be read.
+    // A process that is just executing a program has no readable mark for a moment.
     let mut empty = 0;
     for _ in 0..MAX_ROUNDS {
         empty = if mark.kill_all() { 0 } else { empty + 1 };
@@ -198,34 +202,35 @@ fn kill_all_workers(mark: &Mark, groups: &ProcessGroups, ended: process_groups::
     }
 }
 
-/// By what a process is known to come from a worker of this server.
+/// The mark of processes that come from a worker of this server.
 #[derive(Debug)]
 pub(crate) struct Mark {
-    /// If it runs another program: what stands in its environment.
+    /// The environment entry of processes that have executed another program.
     variable: String,
-    /// If it was only forked: the line in its list of mappings of memory that only this server's descendants have.
+    /// The memory mapping of processes that were only forked. Only descendants of this server have
+    /// it.
     mapping: Option<MappedFile>,
 }
 
 impl Mark {
-    /// Marks what is forked and started by this process from here on.
+    /// Marks all processes that this process forks and starts from now on.
     pub(crate) fn set(scoreboard: &Scoreboard) -> Self {
         let mapping = MappedFile::at(scoreboard.published_address());
-        // No two mappings of one machine have the same name, and no two processes at one time the
-        // same number.
+        // Two mappings never have the same name on one machine, and no two processes have the same
+        // id at one time.
         let unique = mapping.as_ref().map(ToString::to_string).unwrap_or_default();
         let value = format!("{}-{unique}", std::process::id());
         sys::set_variable(environment::SERVER_ID, &value);
         Self { variable: format!("{}={value}", environment::SERVER_ID), mapping }
     }
 
-    /// Kills all that there are; tells whether there were any.
+    /// Kills all marked processes. Returns whether there were any.
     fn kill_all(&self) -> bool {
         let mut any = false;
         let listed = std::fs::read_dir("/proc").into_iter().flatten();
         let names = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         for pid in names.filter_map(Pid::from_raw).filter(|&pid| pid != getpid()) {
-            // From here on the number can mean no other process.
+            // With a descriptor of the process, the number cannot be reused.
             let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
             if self.is_marked(pid) {
                 any |= pidfd_send_signal(&pidfd, Signal::KILL).is_ok();
@@ -238,8 +243,8 @@ impl Mark {
         self.check(pid) == MarkCheck::Yes
     }
 
-    /// Whether a process has the mark. The mappings come first: a copy of a worker that executes a program
-    /// meanwhile has the mark in its environment then.
+    /// Checks whether a process has the mark. The mappings are read first: if a copy of a worker
+    /// executes a program in between, its environment has the mark.
     pub(crate) fn check(&self, pid: Pid) -> MarkCheck {
         let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
         let maps = read("maps");
@@ -259,6 +264,7 @@ impl Mark {
 pub(crate) enum MarkCheck {
     Yes,
     No,
-    /// It cannot be read: it is another user's, it has no environment, or it is about to execute a program.
+    /// Neither can be read: the process belongs to another user, has no environment, or is
+    /// executing a program.
     Unknown,
 }

@@ -1,21 +1,20 @@
-//! Which processes are in which process group, and since when.
+//! Which processes are in which process group, and when they started.
 
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
-/// A time since the system's start, in the kernel's unit for the times of processes.
+/// A time since boot, in the kernel's unit for times of processes.
 pub(crate) type Ticks = u64;
 
-/// A process in its group.
+/// A process and its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) pid: Pid,
     pub(crate) group: Pid,
-    /// When the process started.
     pub(crate) started: Ticks,
 }
 
-/// All processes that can be seen.
+/// Lists all visible processes.
 pub(crate) fn members() -> Vec<Member> {
     let listed = std::fs::read_dir("/proc").into_iter().flatten();
     let names = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -27,15 +26,16 @@ fn member(pid: Pid) -> Option<Member> {
 }
 
 fn parse(pid: Pid, stat: &str) -> Option<Member> {
-    // The name of the program, in parentheses, can have blanks and parentheses in it. The state comes after it.
+    // The name of the program is in parentheses and can contain blanks and parentheses. The state
+    // follows it.
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
     let group = Pid::from_raw(fields.nth(2)?.parse().ok()?)?;
-    // The group is field 5, the start field 22.
+    // The group is field 5, the start time field 22.
     let started = fields.nth(16)?.parse().ok()?;
     Some(Member { pid, group, started })
 }
 
-/// The time now.
+/// The current time.
 pub(crate) fn now() -> Ticks {
     let time = clock_gettime(ClockId::Boottime);
     let each_second = rustix::param::clock_ticks_per_second();

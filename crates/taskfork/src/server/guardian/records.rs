@@ -1,6 +1,7 @@
-//! What a server tells its guardian: the process groups of its workers. The server writes a record for each
-//! worker that it has forked, and one before it reaps a worker. The guardian reads them when the server has
-//! ended, or asks it to make room. So neither waits for the other, and a new worker does not wake the guardian.
+//! The records that a server sends to its guardian: the process groups of its workers. The server
+//! writes a record for each forked worker, and another before it reaps a worker. The guardian reads
+//! them when the server has ended, or when the server asks for room in the pipe. So neither waits
+//! for the other, and a new worker does not wake the guardian.
 
 use std::collections::HashSet;
 use std::io;
@@ -10,13 +11,14 @@ use rustix::io::{Errno, read, retry_on_intr, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 
-/// A record: the process id of a worker, or its negative when the worker is about to be reaped.
+/// The length of a record: the process id of a worker, negative if the worker is about to be
+/// reaped.
 const RECORD: usize = size_of::<i32>();
 
 /// The guardian is asked to read after this many bytes. A pipe has room for twice as many.
 const ASK_AFTER: usize = 32 << 10;
 
-/// The pipe for records: the guardian's end and the server's.
+/// Creates the pipe. Returns the guardian's end and the server's.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, RecordWriter)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     Ok((reader, RecordWriter { writer, unread: 0 }))
@@ -26,7 +28,7 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, RecordWriter)> {
 #[derive(Debug)]
 pub(crate) struct RecordWriter {
     writer: OwnedFd,
-    /// How many bytes have been written since the guardian was last asked to read.
+    /// The bytes that have been written since the guardian was last asked to read.
     unread: usize,
 }
 
@@ -34,19 +36,19 @@ pub(crate) struct RecordWriter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WriteOutcome {
     Written,
-    /// The guardian is to be asked to read.
+    /// The record is written, and the guardian has to be asked to read.
     AskToRead,
-    /// The pipe is full: the guardian does not read.
+    /// The pipe is full, because the guardian does not read.
     Full,
 }
 
 impl RecordWriter {
-    /// A worker has been forked.
+    /// Records that a worker has been forked.
     pub(crate) fn record_fork(&mut self, worker: Pid) -> WriteOutcome {
         self.write(worker.as_raw_nonzero().get())
     }
 
-    /// A worker is about to be reaped, after which its number can be another process's.
+    /// Records that a worker is about to be reaped. Its number may be reused after that.
     pub(crate) fn record_reap(&mut self, worker: Pid) -> WriteOutcome {
         self.write(-worker.as_raw_nonzero().get())
     }
@@ -71,28 +73,29 @@ impl AsFd for RecordWriter {
     }
 }
 
-/// The groups of living workers, as the guardian knows them.
+/// The process groups of living workers, as the guardian knows them.
 #[derive(Debug)]
 pub(crate) struct ProcessGroups {
     known: HashSet<Pid>,
-    /// Process ids that are never taken for a worker's.
+    /// Process ids that never count as a worker's.
     refused: [Option<Pid>; 3],
 }
 
 impl ProcessGroups {
-    /// The groups of the workers that lived when the guardian was forked. Ids of at most 1 and those in `refused` are
-    /// ignored.
+    /// The groups of the workers that lived when the guardian was forked. Ignores ids of at most 1,
+    /// and those in `refused`.
     pub(crate) fn new(living: impl Iterator<Item = Pid>, refused: [Option<Pid>; 3]) -> Self {
         let mut groups = Self { known: HashSet::new(), refused };
         living.for_each(|pid| groups.take(pid.as_raw_nonzero().get()));
         groups
     }
 
-    /// Reads all records that are there.
+    /// Reads all records that have arrived.
     pub(crate) fn read(&mut self, reader: &OwnedFd) {
         let mut records = [0; 1024 * RECORD];
         loop {
-            // Every write is one record and the buffer holds whole ones, so that no read splits a record.
+            // Every write is one record, and the buffer holds whole records, so no read splits a
+            // record.
             match read(reader, &mut records) {
                 Ok(length) if length > 0 => {
                     let (whole, _) = records[..length].as_chunks::<RECORD>();
