@@ -1,5 +1,5 @@
-//! What a stack of addresses means. A worker is a copy of its server, so that the same code is at the
-//! same addresses.
+//! Resolving the addresses of a worker's stack. A worker is a copy of its server, so the same code
+//! has the same addresses.
 
 use std::fmt::Write;
 use std::sync::mpsc;
@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use crate::display::seconds;
 
-/// Reading the program's debugging information may take long. A client waits for so long whose call
-/// has timed out.
+/// Reading the program's debug information may take long. A client whose call has timed out waits
+/// for this time.
 const AFTER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Other clients have no time limit, or a later one.
+/// The limit for other clients, which have no time limit or a later one.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The functions and lines of a stack, innermost first, down to the worker's own loop, or why they
-/// are not known. It leaves a thread behind, and is for a process that ends next.
+/// Returns the functions and lines of a stack, innermost first, down to the worker's serve loop.
+/// Returns an error if that takes too long. Leaves a thread behind, so it is for a process that
+/// exits next.
 pub(crate) fn symbolize(addresses: Vec<u64>, timed_out: bool) -> Result<String, String> {
     let limit = if timed_out { AFTER_TIMEOUT } else { LIMIT };
     let (sender, receiver) = mpsc::channel();
@@ -31,7 +32,7 @@ fn name(addresses: &[u64]) -> String {
     let mut text = String::new();
     let (mut number, mut is_over) = (0, false);
     for (place, &address) in addresses.iter().enumerate() {
-        // All but the first are the addresses to return to, behind the calls.
+        // All addresses but the first are return addresses, which are behind the calls.
         let inside = address + u64::from(place == 0);
         backtrace::resolve(std::ptr::without_provenance_mut(inside as usize), |symbol| {
             let name = symbol.name().map(|name| format!("{name:#}")).unwrap_or_default();
@@ -42,7 +43,7 @@ fn name(addresses: &[u64]) -> String {
             let _ = writeln!(text, "{number:>4}: {name}");
             number += 1;
             if let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) {
-                // As short as in Rust's own stacks.
+                // Shortened as in backtraces of the standard library.
                 let place = match file.strip_prefix(&here) {
                     Ok(below) => format!("./{}", below.display()),
                     Err(_) => file.display().to_string(),

@@ -1,4 +1,4 @@
-//! What a server tells of itself and its workers.
+//! The status of a server, and reading it from the status socket.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::display::seconds;
 use crate::worker::scoreboard::Phase;
 
-/// What a server says of itself, as JSON, to whoever connects to its
-/// [status socket](crate::ServerBuilder::status_socket).
+/// The status of a server and its workers. A server sends it as JSON through its [status
+/// socket](crate::ServerBuilder::status_socket).
 ///
 /// ```no_run
 /// let status = taskfork::server::ServerStatus::read("/run/adder.sock.status")?;
@@ -25,70 +25,87 @@ use crate::worker::scoreboard::Phase;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ServerStatus {
-    /// Its name.
+    /// The name of the server.
     pub name: String,
     /// Its process id.
     pub pid: u32,
-    /// For how many seconds it has run.
+    /// The seconds since its start.
     pub seconds: f64,
-    /// Whether it takes connections: it does until it is told to shut down.
+    /// Whether it accepts connections. It does until it is told to shut down.
     pub accepting: bool,
-    /// The most workers at a time.
+    /// The maximum number of workers.
     pub max_workers: usize,
-    /// How many workers have been forked.
+    /// The number of workers that have been forked so far.
     pub forked: u64,
-    /// How many connections were refused: too many waited for a worker, the client was not allowed, or its first
-    /// message was wrong or late.
+    /// The number of refused connections: too many waited for a worker, the client was not allowed,
+    /// or its first message was wrong or late.
     pub refused: u64,
-    /// How many connections wait for their clients' first messages.
+    /// The number of connections whose first message is not complete.
     #[serde(default)]
     pub handshakes: usize,
-    /// How many connections were closed before their clients' first messages were complete.
+    /// The number of connections that were closed before their first message was complete.
     #[serde(default)]
     pub handshake_failures: u64,
-    /// How many checkouts wait for a worker, as far as clients have told: each tells when one of its
-    /// checkouts gets a worker. Those that speak AnyEvent::Task's protocol do not.
+    /// The number of checkouts that wait for a worker, as reported by clients. A client reports it
+    /// when one of its checkouts gets a worker. Clients that speak the protocol of AnyEvent::Task
+    /// do not.
     #[serde(default)]
     pub queued: u64,
-    /// How many connections wait for a worker, as there are `max_workers`.
+    /// The number of connections in the queue, because there are `max_workers` workers.
     #[serde(default)]
     pub waiting: usize,
-    /// How many workers have ended, by cause: `finished`, `exited`, `signaled`, `timed_out`, `hung`,
-    /// `client_gone`, `shutdown`, `limit`, `out_of_memory`, `setup_failed` (of spares), `corrupt` (the worker
-    /// wrote an impossible value into the memory that it shares with the server), and those that were replaced:
-    /// `max_calls`, `max_age`, `max_idle`, `max_memory`, `dismissed`, `made_room` (for another client).
+    /// The number of workers that have ended, by cause.
+    ///
+    /// | cause | meaning |
+    /// |---|---|
+    /// | `finished` | it exited with status 0 |
+    /// | `exited` | it exited with another status |
+    /// | `signaled` | a signal killed it |
+    /// | `timed_out` | the deadline of its call had passed |
+    /// | `hung` | it exceeded `hung_worker_timeout`, or did not leave |
+    /// | `client_gone` | its client went away during a call |
+    /// | `shutdown` | it was killed during the shutdown |
+    /// | `limit` | it reached one of its limits |
+    /// | `out_of_memory` | the kernel killed it because memory ran out |
+    /// | `setup_failed` | it was a spare worker, and its setup failed |
+    /// | `corrupt` | it wrote an impossible value into the memory that it shares with the server |
+    /// | `max_calls`, `max_age`, `max_idle`, `max_memory` | it was replaced |
+    /// | `dismissed` | [`dismiss`](Self::dismiss) replaced it |
+    /// | `made_room` | it made room for another client |
     pub deaths: BTreeMap<String, u64>,
-    /// Those that live, by their numbers.
+    /// The living workers, by number.
     pub workers: Vec<WorkerStatus>,
 }
 
-/// What a server says of a worker.
+/// The status of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerStatus {
-    /// The worker's number, which no other of this server ever has.
+    /// The number of the worker, which is unique among all workers of this server.
     pub number: u64,
     /// Its process id.
     pub pid: u32,
-    /// What it does: `spare` (set up and without a client), `greeting`, `setup`, `idle`, `held`
-    /// (between two calls of a checkout), `busy`, `answering`, `checkout_done`, `killed`, `leaving`.
+    /// What it does: `spare` (set up, without a client), `greeting`, `setup`, `idle`, `held`
+    /// (between two calls of a checkout), `busy`, `answering`, `checkout_done`, `killed`,
+    /// `leaving`.
     pub state: String,
-    /// For how many seconds; if it is `held` or `answering`, from the beginning of its last call.
+    /// The seconds since it does that. For `held` and `answering`, the seconds since the beginning
+    /// of its last call.
     pub seconds: f64,
-    /// The method that it runs or has run last, up to 64 bytes of its name.
+    /// The first 64 bytes of the name of its current or last method.
     pub method: Option<String>,
-    /// How many calls it has begun.
+    /// The number of calls that it has begun.
     pub calls: u64,
-    /// How many checkouts it has finished.
+    /// The number of checkouts that it has finished.
     pub checkouts: u64,
-    /// How many bytes of memory it and the processes that it has started occupy, what they share
-    /// included.
+    /// The resident memory of the worker and of the processes that it has started, in bytes,
+    /// including shared memory.
     pub memory: Option<u64>,
-    /// The most that each of them has ever occupied, added up.
+    /// The sum of the peaks of their resident memory, in bytes.
     pub peak_memory: Option<u64>,
 }
 
-/// What a server counts.
+/// The counters of a server.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) refused: u64,
@@ -96,19 +113,33 @@ pub(crate) struct Counters {
 }
 
 impl ServerStatus {
-    /// Asks the server whose status socket is at `path`. Blocks until it has answered, for 10 seconds at most.
+    /// Reads the status of the server whose status socket is at `path`. Blocks for at most 10
+    /// seconds.
     ///
     /// # Errors
-    /// When there is no such socket, this process may not use it, or what answers is no status.
+    ///
+    /// Returns an error if there is no such socket, if this process may not use it, or if the
+    /// answer is not a status.
     pub fn read(path: impl AsRef<Path>) -> io::Result<Self> {
         Self::request(path.as_ref(), "")
     }
 
-    /// Has a worker leave, by its number: at once if it is idle, and otherwise when its checkout is
-    /// done. Gives the status after that. Blocks until the server has answered, for 10 seconds at most.
+    /// Makes a worker leave, by its number. An idle worker leaves at once, and a busy one after its
+    /// checkout. Returns the status after that. Blocks for at most 10 seconds.
     ///
     /// # Errors
-    /// As for [`read`](Self::read).
+    ///
+    /// Returns the errors of [`read`](Self::read). An unknown number is not an error.
+    ///
+    /// ```no_run
+    /// use taskfork::server::ServerStatus;
+    ///
+    /// let path = "/run/adder.sock.status";
+    /// for worker in ServerStatus::read(path)?.workers.iter().filter(|it| it.state == "idle") {
+    ///     ServerStatus::dismiss(path, worker.number)?;
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn dismiss(path: impl AsRef<Path>, worker: u64) -> io::Result<Self> {
         Self::request(path.as_ref(), &format!("{DISMISS}{worker}\n"))
     }
@@ -117,16 +148,16 @@ impl ServerStatus {
         Self::request_on(UnixStream::connect(path)?, request)
     }
 
-    /// Asks the server that has the other end.
+    /// Sends a request to the server at the other end, and reads its status.
     pub(crate) fn request_on(mut stream: UnixStream, request: &str) -> io::Result<Self> {
         stream.write_all(request.as_bytes())?;
-        // So that the server does not wait for more.
+        // This tells the server that the request is complete.
         stream.shutdown(Shutdown::Write)?;
         Ok(serde_json::from_slice(&read_answer(stream, ANSWER_WAIT)?)?)
     }
 }
 
-/// All that comes until the end of the connection, within this time.
+/// Reads until the end of the connection, within this time.
 fn read_answer(mut stream: UnixStream, within: Duration) -> io::Result<Vec<u8>> {
     let (deadline, mut text, mut piece) = (Instant::now() + within, Vec::new(), [0; 16 << 10]);
     loop {
@@ -151,19 +182,19 @@ fn read_answer(mut stream: UnixStream, within: Duration) -> io::Result<Vec<u8>> 
     }
 }
 
-/// What somebody says who wants a worker to leave, before its number.
+/// The beginning of a request to dismiss a worker. The worker's number follows.
 const DISMISS: &str = "dismiss ";
 
-/// The number of the worker that a request dismisses.
+/// Returns the number of the worker that a request dismisses.
 pub(crate) fn parse_dismiss(request: &[u8]) -> Option<u64> {
     std::str::from_utf8(request).ok()?.strip_prefix(DISMISS)?.trim().parse().ok()
 }
 
-/// For how long an answer is waited for, and how many bytes it may have.
+/// How long an answer may take, and how many bytes it may have.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_ANSWER: usize = 64 << 20;
 
-/// How a phase is called.
+/// The name of a phase in the status.
 pub(crate) fn state_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Handshake => "greeting",
@@ -179,7 +210,7 @@ pub(crate) fn state_name(phase: Phase) -> &'static str {
     }
 }
 
-/// All that [`state`] can say.
+/// All results of [`state_name`].
 #[cfg(feature = "metrics")]
 pub(crate) const STATES: [&str; 10] = [
     "spare",

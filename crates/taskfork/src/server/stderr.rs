@@ -1,5 +1,6 @@
-//! What workers write to standard error. The server reads it, shows it line by line with the workers' process ids, and
-//! keeps the end for the notice of a death. Both are bounded, so that no worker can occupy the server or fill its log.
+//! The standard error of workers. The server reads it, writes it to the log line by line with the
+//! workers' process ids, and keeps the end for death notices. Reading and logging are bounded, so a
+//! worker can neither keep the server busy nor fill its log.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,87 +15,96 @@ use super::log;
 use super::log_limit::{LogLimit, WINDOW};
 use crate::log_output;
 
-/// What becomes of what workers write to standard error.
+/// What happens to the standard error of workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Stderr {
-    /// The server reads it and writes each line to its own standard error, with the worker's process id in front and
-    /// control characters escaped (`\\x1b`), tabs excepted. It attaches the last 4 KiB, unescaped, to the worker's death.
-    /// The lines go where the server's log goes if that is written by a [`LogWriter`](crate::server::LogWriter). A worker never
-    /// waits for the log: lines that cannot be written are dropped and counted.
+    /// The server reads it and writes each line to its own standard error, with the worker's
+    /// process id in front. Control characters except tabs are escaped (`\\x1b`). The last 4 KiB,
+    /// unescaped, are part of the error of a call whose worker dies.
     ///
-    /// The server bounds what a worker can cost it:
+    /// The lines go to the server's log if that is written by a
+    /// [`LogWriter`](crate::server::LogWriter). A worker never waits for the log: lines that cannot
+    /// be written are dropped and counted.
     ///
-    /// * It reads at most 256 KiB of a worker in 20 milliseconds, where each line counts as 100 bytes more. Workers
-    ///   that write more than that at the same time share it. A worker that writes faster waits in `write`.
-    /// * It shows at most 10,000 lines of a worker in 10 seconds, where 512 bytes of a longer line count as a line. It
-    ///   counts the other lines, and shows their number. When the worker ends, the server shows the last 4 KiB in any case.
+    /// The cost of a worker's output is limited:
+    ///
+    /// * The server reads at most 256 KiB of a worker in 20 milliseconds, and each line counts as
+    ///   100 bytes more. Workers that write more at the same time share this limit. A worker that
+    ///   writes faster blocks in `write`.
+    /// * The server shows at most 10,000 lines of a worker in 10 seconds, and each 512 bytes of a
+    ///   longer line count as a line. It counts further lines and shows their number. When the
+    ///   worker ends, the server shows the last 4 KiB in any case.
     #[default]
     Capture,
-    /// As [`Capture`](Self::Capture), with the same bounds, but each line becomes an event of the crate `tracing` with the level `INFO`, the
-    /// target `taskfork::stderr`, and the worker's process id in the field `pid`.
+    /// As [`Capture`](Self::Capture), with the same limits. But each line becomes an event of the
+    /// crate `tracing` with the level `INFO`, the target `taskfork::stderr`, and the worker's
+    /// process id in the field `pid`.
     Log,
-    /// Workers have the server's. Nothing is escaped, and deaths have no standard error.
+    /// Workers inherit the server's standard error. Nothing is escaped, and deaths have no standard
+    /// error.
     Inherit,
 }
 
-/// How much is kept for the news of a death.
+/// How many bytes are kept for a death notice.
 const TAIL_SIZE: usize = 4096;
 
-/// A line is cut after so many bytes.
+/// The maximum length of a line. Longer lines are split.
 const MAX_LINE: usize = 3500;
 
-/// How much is read before others have their turn.
+/// How many bytes are read before other events get their turn.
 const READ_SIZE: usize = 64 << 10;
 
-/// How much of a worker is read in [`TIME_SLICE`], and how much each line counts besides its bytes.
+/// How many bytes of a worker are read in a [`TIME_SLICE`], and how many bytes each line counts in
+/// addition.
 pub(super) const MAX_BYTES_PER_SLICE: usize = 256 << 10;
 const TIME_SLICE: Duration = Duration::from_millis(20);
 const LINE_COST: usize = 100;
 
-/// The least of it that a worker has while others write too much as well.
+/// The least that is read of a worker if others write too much as well.
 pub(super) const MIN_BYTES_PER_SLICE: usize = 8 << 10;
 
-/// How many lines of a worker are shown in [`WINDOW`]. A longer line counts as one for so many bytes.
+/// How many lines of a worker are shown in a [`WINDOW`]. Each piece of this many bytes of a longer
+/// line counts as one.
 const MAX_LINES: u32 = 10_000;
 const BYTES_PER_LINE: usize = 512;
 
-/// At its worker's death: descendants that have got away may go on writing for ever.
+/// The limit at a worker's death. Descendants that have got away may keep writing.
 const MAX_FINAL_READS: usize = 16;
 
-/// What a dead worker has written to standard error.
+/// The end of what a dead worker has written.
 #[derive(Debug, Default)]
 pub(crate) struct StderrTail {
-    /// The end of it.
+    /// The last bytes as text.
     pub(crate) text: Option<String>,
-    /// Rust's runtime said that there was no memory to be had. A stack that follows may have pushed
-    /// that out of the end.
+    /// The standard library has reported a failed allocation. The stack that follows may have
+    /// pushed that message out of the text.
     pub(crate) allocation_failed: bool,
 }
 
-/// A worker's standard error as the server has it.
+/// The server's side of a worker's standard error.
 #[derive(Debug)]
 pub(crate) struct CapturedStderr {
-    /// Until the worker and all that it has started have closed the other end.
+    /// `None` after the worker and its descendants have closed the other end.
     pipe: Option<OwnedFd>,
     tail: LineBuffer,
     rate: ReadRate,
-    /// The lines that are shown.
+    /// The limit of lines that are shown.
     lines: LogLimit,
 }
 
-/// What follows when a turn's worth has been read.
+/// The result of a read.
 #[derive(Debug)]
 pub(crate) enum ReadOutcome {
-    /// There may be more.
+    /// There may be more to read.
     MayHaveMore,
     /// There may be more, which is not read before this time.
     Paused(Instant),
-    /// The worker, and all that it has started, have closed the other end.
+    /// The worker and its descendants have closed the other end.
     Ended(OwnedFd),
 }
 
-/// How much has been read in the present time slice.
+/// How much has been read in the current time slice.
 #[derive(Debug, Default)]
 struct ReadRate {
     since: Option<Instant>,
@@ -102,7 +112,8 @@ struct ReadRate {
 }
 
 impl ReadRate {
-    /// Counts what has been read. Returns until when nothing more is read, if that was `most` in a slice.
+    /// Counts what has been read. Returns until when reading is paused, if that was `most` bytes in
+    /// a slice.
     fn count(&mut self, cost: usize, most: usize, now: Instant) -> Option<Instant> {
         let since = self.since.filter(|since| now.saturating_duration_since(*since) < TIME_SLICE);
         if since.is_none() {
@@ -110,29 +121,29 @@ impl ReadRate {
         }
         let since = *self.since.insert(since.unwrap_or(now));
         self.cost += cost;
-        // A piece may have been too much for one slice.
+        // A piece may be more than one slice's worth.
         let slices = self.cost as f64 / most as f64;
         (slices >= 1.0).then(|| since + TIME_SLICE.mul_f64(slices))
     }
 }
 
 impl CapturedStderr {
-    /// With it comes the end for the worker.
+    /// Creates the pipe. Returns the end for the worker too.
     pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
         let (pipe, worker) = pipe_with(PipeFlags::CLOEXEC)?;
-        // Of the two ends the server's only must not wait.
+        // Only the server's end must not block.
         ioctl_fionbio(&pipe, true)?;
         let (tail, rate, lines) =
             (LineBuffer::default(), ReadRate::default(), LogLimit::new(MAX_LINES));
         Ok((Self { pipe: Some(pipe), tail, rate, lines }, worker))
     }
 
-    /// What is to be watched, if there may be more to read.
+    /// The pipe, if there may be more to read.
     pub(crate) fn pipe(&self) -> Option<&OwnedFd> {
         self.pipe.as_ref()
     }
 
-    /// Reads what is there, up to a turn's worth or to `most` in a time slice, and shows it as lines of process `pid`.
+    /// Reads what has arrived, within the limits, and shows it as lines of process `pid`.
     pub(crate) fn forward(
         &mut self,
         pid: u32,
@@ -150,7 +161,7 @@ impl CapturedStderr {
         }
     }
 
-    /// Reads all that is left when the worker has died. Returns the end of what it wrote.
+    /// Reads the rest after the worker's death. Returns the end of what it wrote.
     pub(crate) fn finish(mut self, pid: u32, output: &mut StderrOutput) -> StderrTail {
         for _ in 0..MAX_FINAL_READS {
             let more = self.pipe.as_ref().is_some_and(|pipe| is_ready(pipe.as_fd(), PollFlags::IN));
@@ -185,7 +196,8 @@ impl CapturedStderr {
         self.lines.time_until_report(now)
     }
 
-    /// Reads a turn's worth. Returns whether it was the last, and until when to read no more.
+    /// Reads within the limits. Returns whether the end has been reached, and until when reading is
+    /// paused.
     fn read(
         &mut self,
         pid: u32,
@@ -220,7 +232,7 @@ impl CapturedStderr {
     }
 }
 
-/// Shows a line of a worker, or counts it.
+/// Shows a line, or counts it.
 fn show(pid: u32, line: &[u8], output: &mut StderrOutput, lines: &mut LogLimit, now: Instant) {
     let weight = u32::try_from(line.len() / BYTES_PER_LINE).unwrap_or(MAX_LINES).max(1);
     if lines.acquire_weighted(weight, now) {
@@ -228,7 +240,7 @@ fn show(pid: u32, line: &[u8], output: &mut StderrOutput, lines: &mut LogLimit, 
     }
 }
 
-/// The last place up to `most` where no character of UTF-8 is cut, if it is UTF-8.
+/// The last position up to `most` that does not split a character of UTF-8.
 fn boundary(bytes: &[u8], most: usize) -> usize {
     let is_boundary = |&at: &usize| bytes.get(at).is_none_or(|byte| byte & 0xc0 != 0x80);
     (most.saturating_sub(3)..=most).rev().find(is_boundary).unwrap_or(most)
@@ -240,7 +252,7 @@ fn is_ready(descriptor: BorrowedFd<'_>, event: PollFlags) -> bool {
     poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// The end of a stream of bytes, and the line that it is in.
+/// The end of a stream of bytes, and the current line.
 #[derive(Debug, Default)]
 struct LineBuffer {
     kept: Vec<u8>,
@@ -270,28 +282,28 @@ impl LineBuffer {
         }
     }
 
-    /// Shows the last line even if nothing ended it.
+    /// Shows the last line even without a newline.
     fn end(&mut self, show: impl FnOnce(&[u8])) {
         if !self.line.is_empty() {
             show(&std::mem::take(&mut self.line));
         }
     }
 
-    /// The last of it as text.
+    /// The kept bytes as text.
     fn text(&self) -> Option<String> {
         let kept = &self.kept[self.kept.len().saturating_sub(TAIL_SIZE)..];
         let text = String::from_utf8_lossy(kept);
-        // What could not be read as text takes more room than it did.
+        // Invalid bytes become longer when they are replaced.
         let start = text.ceil_char_boundary(text.len().saturating_sub(TAIL_SIZE));
         let text = text[start..].trim_end();
         (!text.is_empty()).then(|| text.to_owned())
     }
 }
 
-/// The server's log, to which workers' lines are added.
+/// The destination of workers' lines: the server's log, or events.
 #[derive(Debug, Default)]
 pub(crate) struct StderrOutput {
-    /// Lines are events, and not written here.
+    /// Lines become events.
     is_logged: bool,
 }
 
@@ -311,7 +323,7 @@ impl StderrOutput {
         lines(pid, line, |line| log.push(line));
     }
 
-    /// Shows how many lines were not shown.
+    /// Shows how many lines were omitted.
     fn omitted(&mut self, pid: u32, lines: u64, then: &str) {
         let seconds = WINDOW.as_secs();
         let text = format!(
@@ -328,7 +340,7 @@ impl StderrOutput {
     }
 }
 
-/// A line with what a terminal would handle_control escaped. One that becomes too long by that is cut.
+/// Formats a line with control characters escaped. A line that becomes too long by that is split.
 fn lines(pid: u32, line: &[u8], mut show: impl FnMut(Vec<u8>)) {
     let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
     let mut rest = &*line;
@@ -380,7 +392,7 @@ mod tests {
         let (mut rate, start) = (ReadRate::default(), Instant::now());
         assert_eq!(rate.count(999, 1000, start), None);
         assert_eq!(rate.count(1, 1000, start + TIME_SLICE / 2), Some(start + TIME_SLICE));
-        // What is too much for a slice takes from the next ones.
+        // What exceeds a slice counts in the next ones.
         let later = start + TIME_SLICE;
         assert_eq!(rate.count(2500, 1000, later), Some(later + TIME_SLICE * 5 / 2));
         let later = later + TIME_SLICE * 3;
@@ -405,7 +417,7 @@ mod tests {
         };
         let line = shown(b"\x1b[2J\tgr\xc3\xbcn \xff\xe2\x80\xae\r");
         assert_eq!(line, ["[7] \\x1b[2J\tgrün \\xff\\u{202e}\n".as_bytes()]);
-        // What becomes too long by that is cut, as each piece has to be written whole.
+        // Each piece is written whole, so a line that becomes too long is split.
         let lengths: Vec<usize> = shown(&[0x1b; 900]).iter().map(Vec::len).collect();
         assert_eq!(lengths, [4 + 3500 + 1, 4 + 100 + 1]);
     }
