@@ -97,7 +97,7 @@ impl LogLimits {
             ),
             (&mut self.helpers, "could not fork a helper more often"),
             (&mut self.guardians, "replaced the guardian more often"),
-            (&mut self.workers, "could not assign_client more workers"),
+            (&mut self.workers, "could not start more workers"),
             (&mut self.files, "found more changes of the sockets' files"),
         ]
     }

@@ -45,7 +45,7 @@ impl EventLoop {
                 continue;
             };
             if let Err(error) = self.watch(pipe.as_fd(), token(number, 1), EventFlags::IN) {
-                log::error!("what worker {number} writes to standard error is not read: {error}");
+                log::error!("the standard error of worker {number} cannot be read: {error}");
                 self.paused_stderr.0.push((now + WINDOW, number));
             }
         }
