@@ -1,4 +1,4 @@
-//! How much memory the parts of a message occupy, so that a message stays within a bound.
+//! Estimates of the memory that the parts of a message occupy.
 
 use std::mem::size_of;
 
@@ -6,28 +6,27 @@ use serde_json::Value;
 
 use crate::message::{Entry, TimerRecord};
 
-/// Values nested deeper than this are left out.
+/// The greatest depth of a value. Deeper values are omitted.
 pub(crate) const MAX_DEPTH: usize = 64;
 
-/// What an allocator takes for its own records, and its smallest piece.
+/// The bytes that an allocator adds to an allocation, and the size of its smallest block.
 const ALLOCATION: usize = 16;
 const MIN_ALLOCATION: usize = 32;
 
-/// A node of a `BTreeMap` has places for 11 entries, also where it holds one. Besides it has a link
-/// and two short numbers.
+/// A node of a `BTreeMap` has room for 11 entries, even if it holds one. It also has a pointer and two short integers.
 const PLACES: usize = 11;
 const NODE: usize = allocated(PLACES * (size_of::<String>() + size_of::<Value>()) + 16);
 
-/// Nodes other than the first hold at least so many entries.
+/// The fewest entries of a node, if a map has several nodes.
 const MIN_ENTRIES: usize = 5;
 
-/// Inner nodes are at most one to five leaves, and have links to their leaves.
+/// A node with its share of inner nodes, of which there is at most one for five leaves.
 const NODE_AND_SHARE: usize = NODE + NODE / 4;
 
-/// A list that grows by doubling has up to twice the room that it needs.
+/// The capacity of a list that grows by doubling, relative to its length.
 const GROWTH: usize = 2;
 
-/// What an allocation of so many bytes occupies.
+/// The memory that an allocation of this many bytes occupies.
 const fn allocated(bytes: usize) -> usize {
     match bytes + ALLOCATION {
         ALLOCATION => 0,
@@ -36,24 +35,24 @@ const fn allocated(bytes: usize) -> usize {
     }
 }
 
-/// How many bytes a line occupies; nothing if a value in it is nested too deeply.
+/// How many bytes a line occupies; `None` if a value in it is nested too deeply.
 pub(crate) fn size_of_entry(items: &Vec<Value>) -> Option<usize> {
     let list = GROWTH * size_of::<Entry>() + allocated(items.capacity() * size_of::<Value>());
     items.iter().try_fold(list, |sum, item| Some(sum + heap(item, MAX_DEPTH)?))
 }
 
-/// How many bytes a timer occupies: while it runs in a map, then in a list.
+/// How many bytes a timer occupies, in the map of timers or in the finished list, whichever is more.
 pub(crate) fn size_of_timer(name: &String) -> usize {
     let running = GROWTH * (size_of::<u64>() + size_of::<TimerRecord>());
     running.max(GROWTH * size_of::<TimerRecord>()) + allocated(name.capacity())
 }
 
-/// How many bytes a named value occupies; nothing if it is nested too deeply.
+/// How many bytes a named value occupies; `None` if it is nested too deeply.
 pub(crate) fn size_of_data(name: &String, value: &Value) -> Option<usize> {
     Some(NODE_AND_SHARE / MIN_ENTRIES + allocated(name.capacity()) + heap(value, MAX_DEPTH)?)
 }
 
-/// What a value occupies beside its own place. The depth bounds the recursion.
+/// The heap memory of a value. `depth` bounds the recursion.
 fn heap(value: &Value, depth: usize) -> Option<usize> {
     let depth = depth.checked_sub(1)?;
     match value {

@@ -1,15 +1,15 @@
-//! What a log line can be made of.
+//! The types that a log line can be made from.
 
 use std::fmt;
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// What a log line consists of: a text, a value, a tuple of up to eight values, or a closure that
-/// makes one of these and is called only if the line is wanted.
+/// The content of a log line: a text, a [`Value`], a tuple of up to eight serializable values, or a closure that returns
+/// one of these.
 ///
-/// A value that cannot be expressed in JSON, such as a map whose keys are maps, is replaced by a text
-/// that says why.
+/// The log calls a closure only if its verbosity includes the line. A value that JSON cannot express, such as a map
+/// whose keys are maps, is replaced by a text that says why.
 ///
 /// ```
 /// use serde_json::json;
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_json_cannot_express_is_told_in_words() {
+    fn a_value_that_json_cannot_express_becomes_a_text() {
         let odd = BTreeMap::from([(vec![1], "value")]);
         let items = ("before", odd, f64::NAN).into_items();
         assert_eq!(items[0], "before");

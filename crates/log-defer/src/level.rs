@@ -1,4 +1,4 @@
-//! How important a log line is.
+//! The levels of log lines.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::structure::Number;
 
-/// How important a log line is: the lower, the more. Any number is a level; four have names.
+/// How important a log line is. A lower number is more important. Any finite number is a level; four have names.
 ///
 /// ```
 /// use log_defer::Level;
@@ -24,35 +24,35 @@ pub struct Level(f64);
 impl Level {
     /// Something failed: 10.
     pub const ERROR: Self = Self(10.0);
-    /// Something is not as it should be: 20.
+    /// Something is unusual: 20.
     pub const WARN: Self = Self(20.0);
-    /// What happens: 30.
+    /// Normal operation: 30.
     pub const INFO: Self = Self(30.0);
-    /// What helps to find a mistake: 40.
+    /// Details for finding a fault: 40.
     pub const DEBUG: Self = Self(40.0);
-    /// As a verbosity: every line is kept, whatever its level.
+    /// As a verbosity, it includes lines of every level.
     pub const ALL: Self = Self::new(u32::MAX);
 
-    /// A level of one's own, between the named ones or beyond.
+    /// A level with this number.
     pub const fn new(number: u32) -> Self {
         // Exact for each u32; `From` is not const.
         Self(number as f64)
     }
 
-    /// A level that is any number, as Perl's Log::Defer has it; nothing for infinities and NaN.
+    /// A level with any number, as in Perl's Log::Defer. Returns `None` for infinities and NaN.
     pub fn from_number(number: f64) -> Option<Self> {
         // Negative zero becomes zero.
         number.is_finite().then_some(Self(number + 0.0))
     }
 
-    /// Its number.
+    /// The number of the level.
     pub const fn number(self) -> f64 {
         self.0
     }
 
-    /// The least whole number from 0 to `u32::MAX` that is not below it, or the nearest to it.
+    /// The number rounded up to an integer, and clamped to `u32`.
     ///
-    /// As a verbosity it keeps the same lines of whole levels.
+    /// As a verbosity, the result includes the same integer levels.
     pub const fn rounded_up(self) -> u32 {
         // The cast saturates.
         self.0.ceil() as u32
@@ -86,9 +86,9 @@ impl Hash for Level {
 }
 
 impl Serialize for Level {
-    /// Whole numbers as integers, others as floats.
+    /// Serializes whole numbers as integers, and others as floats.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // The cast saturates, so that what is too large is not equal.
+        // The cast saturates, so a number out of range differs from the result.
         let whole = self.0 as i64;
         match whole as f64 == self.0 && whole != i64::MAX {
             true => serializer.serialize_i64(whole),
@@ -100,7 +100,7 @@ impl Serialize for Level {
 impl<'de> Deserialize<'de> for Level {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Number(number) = Number::deserialize(deserializer)?;
-        // A number is finite.
+        // `Number` is finite.
         Ok(Self(number + 0.0))
     }
 }

@@ -1,9 +1,9 @@
 //! Structured logs of one request, gathered in memory and written as one message.
 //!
 //! A service that handles many requests at once mixes their log lines. Here each request has a
-//! [`Log`] of its own: lines with levels, timers, and data. When the last handle is dropped, one
-//! finished [`Message`] goes to a callback, which writes it wherever logs go. The message is that of
-//! Perl's Log::Defer, version 0.312, so programs in both languages can share their logs and tools.
+//! [`Log`] of its own: lines with levels, timers and data. When the last handle is dropped, a callback gets one
+//! finished [`Message`], and writes it where your logs go. The message has the structure of Perl's Log::Defer,
+//! version 0.312, so programs in both languages can share logs and tools.
 //!
 //! ```sh
 //! cargo add log-defer
@@ -32,7 +32,11 @@
 //! # }
 //! ```
 //!
-//! [`timeline`] draws messages for people, and [`chrome_trace`] for Perfetto and other viewers.
+//! [`timeline`] draws a message in a terminal. [`chrome_trace`] makes a file for Perfetto and other viewers.
+//!
+//! # Crate features
+//!
+//! - `tracing` (off by default): `emit` emits a message as an event of `tracing`.
 
 mod bounds;
 mod items;

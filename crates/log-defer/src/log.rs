@@ -1,4 +1,4 @@
-//! The handle that logs are written through while a request runs.
+//! The log of a request while the request runs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,13 +14,13 @@ use crate::items::{Items, to_value};
 use crate::level::Level;
 use crate::message::{Entry, Message, TimerRecord, sort_lines};
 
+/// The default of [`Builder::max_bytes`].
 const DEFAULT_MAX_BYTES: usize = 16 << 20;
 
-/// What is logged for one request. Clones are handles to the same message, cheap to make and to send
-/// to other threads; when the last one is dropped the message is finished and handed to the callback.
+/// The log of one request. Clones are cheap handles to the same message, and can be sent to other threads. When the last
+/// handle is dropped, the message is finished and passed to the callback.
 ///
-/// Times are taken from a clock that only goes forward, so a clock that is set back meanwhile gives
-/// no negative times.
+/// Times come from a monotonic clock, so setting the system's clock does not affect them.
 ///
 /// ```
 /// use log_defer::Log;
@@ -43,18 +43,18 @@ struct Inner {
 }
 
 struct State {
-    /// All but the timers.
+    /// The message without its timers.
     message: Message,
-    /// How many of the first lines were there at the last merge. These are sorted when somebody looks.
+    /// How many lines existed at the last merge. They are sorted when the message is read.
     to_sort: usize,
-    /// Timers by their numbers, in the order in which they were started or merged.
+    /// The timers by number, in the order in which they were started or merged.
     timers: BTreeMap<u64, TimerRecord>,
     next_timer: u64,
     bytes: usize,
-    /// How many lines, timers and values were left out.
+    /// How many lines, timers and values were omitted.
     left_out: u64,
     callback: Option<Box<dyn FnOnce(Message) + Send>>,
-    /// Nothing is taken any more.
+    /// Further lines, timers and values are ignored.
     closed: bool,
 }
 
@@ -67,22 +67,22 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Lines of this level and all more important ones are kept; all lines ([`Level::ALL`]) unless said
-    /// otherwise.
+    /// The least important level that is kept. Defaults to [`Level::ALL`].
     pub fn verbosity(mut self, verbosity: Level) -> Self {
         self.verbosity = verbosity;
         self
     }
 
-    /// About how many bytes of memory the message may occupy; 16 MiB unless said otherwise. What goes
-    /// beyond is left out, and a last line says how much. A short line occupies about 200 bytes, an
-    /// object about 650 bytes or more.
+    /// Approximately how many bytes of memory the message may occupy. Defaults to 16 MiB.
+    ///
+    /// Lines, timers and values beyond that are omitted, and a last line says how many. A short line occupies about
+    /// 200 bytes, and a JSON object at least about 650 bytes.
     pub fn max_bytes(mut self, max_bytes: usize) -> Self {
         self.max_bytes = max_bytes;
         self
     }
 
-    /// Begins a message, which `callback` will get. See [`Log::new`].
+    /// Begins a message. `callback` gets it when it is finished; see [`Log::new`].
     pub fn start(self, callback: impl FnOnce(Message) + Send + 'static) -> Log {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let start = since_epoch.as_micros() as f64 / 1e6;
@@ -106,13 +106,13 @@ impl Builder {
 }
 
 impl Log {
-    /// Begins a message. `callback` gets it, once, in the thread that drops the last handle; a panic
-    /// in it goes no further.
+    /// Begins a message with the default options. `callback` gets the finished message, once, in the thread that drops
+    /// the last handle. A panic of the callback is caught and ignored.
     pub fn new(callback: impl FnOnce(Message) + Send + 'static) -> Self {
         Self::builder().start(callback)
     }
 
-    /// Begins a message with other options than [`new`](Self::new).
+    /// Returns a builder for a message with other options.
     ///
     /// ```
     /// use log_defer::{Level, Log};
@@ -143,33 +143,33 @@ impl Log {
         self.log(Level::DEBUG, items);
     }
 
-    /// Adds a line of any level. Items that the verbosity excludes are not made: a closure is not
-    /// called, a value not serialised.
+    /// Adds a line of any level. If the verbosity excludes the line, closures are not called and values are not
+    /// serialized.
     pub fn log(&self, level: Level, items: impl Items) {
         if !self.is_enabled(level) {
             return;
         }
         let items = items.into_items();
         let mut state = self.0.lock();
-        // Taken under the lock, so that lines of several threads are in the order of their times.
+        // Read under the lock, so that lines of several threads are in the order of their times.
         let time = self.0.now();
-        if self.0.has_room(&mut state, bounds::size_of_entry(&items)) {
+        if self.0.reserve(&mut state, bounds::size_of_entry(&items)) {
             state.message.logs.push(Entry { time, level, items });
         }
     }
 
-    /// Whether a line of this level would be kept.
+    /// Whether the verbosity includes lines of this level.
     pub fn is_enabled(&self, level: Level) -> bool {
         level <= self.0.verbosity || self.0.verbosity == Level::ALL
     }
 
-    /// The verbosity given when it was begun.
+    /// The verbosity of the log.
     pub fn verbosity(&self) -> Level {
         self.0.verbosity
     }
 
-    /// Starts a timer, which is stopped by its drop. It does not keep the message open: one that
-    /// still runs when the message is finished ends with it. A timer takes at least a microsecond.
+    /// Starts a timer, which stops when it is dropped. A timer does not keep the message open: if it still runs when the
+    /// message is finished, it ends then. A timer takes at least a microsecond.
     ///
     /// ```
     /// # let log = log_defer::Log::new(drop);
@@ -183,12 +183,12 @@ impl Log {
         self.timer_at(name.into(), self.0.now())
     }
 
-    /// Starts a timer that counts from an earlier instant, at the earliest from the message's start.
+    /// Starts a timer at an earlier instant, at the earliest at the message's start.
     ///
     /// ```
     /// # let log = log_defer::Log::new(drop);
     /// let asked_for = std::time::Instant::now();
-    /// // ... only now it is known that it is worth a timer ...
+    /// // ... later it turns out that the time matters ...
     /// log.timer_since("waiting", asked_for).stop();
     /// ```
     pub fn timer_since(&self, name: impl Into<String>, since: Instant) -> Timer {
@@ -197,39 +197,39 @@ impl Log {
 
     fn timer_at(&self, name: String, from: f64) -> Timer {
         let mut state = self.0.lock();
-        if !self.0.has_room(&mut state, Some(bounds::size_of_timer(&name))) {
+        if !self.0.reserve(&mut state, Some(bounds::size_of_timer(&name))) {
             return Timer { log: Weak::new(), number: 0 };
         }
         let number = state.add_timer(TimerRecord { name, from, to: None });
         Timer { log: Arc::downgrade(&self.0), number }
     }
 
-    /// Sets a value, in place of one that had this name.
+    /// Sets a named value, and replaces an earlier one of this name.
     pub fn data(&self, name: impl Into<String>, value: impl Serialize) {
         let name = name.into();
         let value = to_value(&value);
         let mut state = self.0.lock();
-        if self.0.has_room_for_data(&mut state, &name, &value) {
+        if self.0.reserve_data(&mut state, &name, &value) {
             state.message.data.insert(name, value);
         }
     }
 
-    /// Adds what another message holds: see [`Message::merge`]. Lines that the verbosity excludes are left
-    /// out, and so is what exceeds the bound.
+    /// Adds the content of another message; see [`Message::merge`]. Lines that the verbosity excludes, and parts that
+    /// exceed the limit of memory, are omitted.
     pub fn merge(&self, mut other: Message) {
         let mut state = self.0.lock();
         other.logs.retain(|entry| {
             self.is_enabled(entry.level)
-                && self.0.has_room(&mut state, bounds::size_of_entry(&entry.items))
+                && self.0.reserve(&mut state, bounds::size_of_entry(&entry.items))
         });
         other
             .timers
-            .retain(|timer| self.0.has_room(&mut state, Some(bounds::size_of_timer(&timer.name))));
-        other.data.retain(|name, value| self.0.has_room_for_data(&mut state, name, value));
+            .retain(|timer| self.0.reserve(&mut state, Some(bounds::size_of_timer(&timer.name))));
+        other.data.retain(|name, value| self.0.reserve_data(&mut state, name, value));
         if state.closed {
             return;
         }
-        // Sorted once, when somebody looks.
+        // The lines are sorted once, when the message is read.
         state.message.append(other);
         state.to_sort = state.message.logs.len();
         for timer in std::mem::take(&mut state.message.timers) {
@@ -237,7 +237,7 @@ impl Log {
         }
     }
 
-    /// What has been gathered so far, without an end, as another process would send it.
+    /// A copy of the message so far, without an end.
     ///
     /// ```
     /// let log = log_defer::Log::new(drop);
@@ -249,13 +249,13 @@ impl Log {
         state.sort_lines();
         let mut message = state.message.clone();
         message.timers.extend(state.timers.values().cloned());
-        message.logs.extend(self.0.note_of_what_was_left_out(&mut state, false));
+        message.logs.extend(self.0.omission_notice(&mut state, false));
         message.sort_timers();
         message
     }
 
-    /// Takes out what has been gathered so far, so that it can be sent somewhere and merged there.
-    /// Timers that run go on, and are in what is taken after they were stopped.
+    /// Removes and returns the message so far, for sending and merging elsewhere. Running timers continue; a later call
+    /// returns them when they have stopped.
     ///
     /// ```
     /// let log = log_defer::Log::new(drop);
@@ -266,7 +266,7 @@ impl Log {
     pub fn take(&self) -> Message {
         let mut state = self.0.lock();
         let mut message = state.take_message();
-        message.logs.extend(self.0.note_of_what_was_left_out(&mut state, true));
+        message.logs.extend(self.0.omission_notice(&mut state, true));
         let all = std::mem::take(&mut state.timers);
         let (stopped, running) = all.into_iter().partition(|(_, timer)| timer.to.is_some());
         state.timers = running;
@@ -277,8 +277,7 @@ impl Log {
         message
     }
 
-    /// Finishes the message now, whatever handles there are, and gives it instead of handing it to
-    /// the callback. What is logged afterwards is lost.
+    /// Finishes the message now and returns it; the callback is not called. Later lines, timers and values are ignored.
     ///
     /// ```
     /// let log = log_defer::Log::new(|_| unreachable!());
@@ -299,14 +298,13 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seconds since the start, with microseconds.
+    /// Seconds since the start, with a precision of microseconds.
     fn now(&self) -> f64 {
         micros(self.started.elapsed())
     }
 
-    /// Takes room for so many bytes, or counts what is left out; what is nested too deeply has no
-    /// size.
-    fn has_room(&self, state: &mut State, size: Option<usize>) -> bool {
+    /// Reserves `size` bytes and returns true, or counts an omitted part. Values that nest too deeply have no size.
+    fn reserve(&self, state: &mut State, size: Option<usize>) -> bool {
         let bytes = size.and_then(|size| state.bytes.checked_add(size));
         match bytes {
             _ if state.closed => false,
@@ -321,21 +319,21 @@ impl Inner {
         }
     }
 
-    /// Takes room for a named value, and gives back the room of the one that it replaces.
-    fn has_room_for_data(&self, state: &mut State, name: &String, value: &Value) -> bool {
+    /// As `reserve`, for a named value; releases the bytes of the value that it replaces.
+    fn reserve_data(&self, state: &mut State, name: &String, value: &Value) -> bool {
         let replaced = state.message.data.get(name);
         let replaced = replaced.and_then(|old| bounds::size_of_data(name, old)).unwrap_or(0);
         let before = state.bytes;
         state.bytes = before.saturating_sub(replaced);
-        let has_room = self.has_room(state, bounds::size_of_data(name, value));
-        if !has_room {
+        let is_reserved = self.reserve(state, bounds::size_of_data(name, value));
+        if !is_reserved {
             state.bytes = before;
         }
-        has_room
+        is_reserved
     }
 
-    /// A line that says what was left out since the last one that was `told`.
-    fn note_of_what_was_left_out(&self, state: &mut State, told: bool) -> Option<Entry> {
+    /// A line with the number of omitted parts, if there are any. `reset` sets that number to 0.
+    fn omission_notice(&self, state: &mut State, reset: bool) -> Option<Entry> {
         if state.left_out == 0 {
             return None;
         }
@@ -347,7 +345,7 @@ impl Inner {
             bounds::MAX_DEPTH
         );
         let items = vec![Value::String(note)];
-        if told {
+        if reset {
             state.left_out = 0;
         }
         Some(Entry { time: self.now(), level: Level::WARN, items })
@@ -355,10 +353,10 @@ impl Inner {
 
     fn finish(&self, state: &mut State) -> Message {
         let mut message = state.take_message();
-        message.logs.extend(self.note_of_what_was_left_out(state, true));
+        message.logs.extend(self.omission_notice(state, true));
         message.timers.extend(std::mem::take(&mut state.timers).into_values());
         let now = self.now();
-        // Not those of a worker whose clock is ahead.
+        // Timers of a worker whose clock is ahead do not count.
         let running = |timer: &&TimerRecord| timer.to.is_none() && timer.from <= now;
         let ends = message.timers.iter().filter(running).map(|timer| after(timer.from));
         let end = ends.fold(now, f64::max);
@@ -372,7 +370,7 @@ impl Inner {
 }
 
 impl State {
-    /// Adds a timer behind all others; gives its number.
+    /// Adds a timer after all others; returns its number.
     fn add_timer(&mut self, timer: TimerRecord) -> u64 {
         let number = self.next_timer;
         self.next_timer += 1;
@@ -380,7 +378,7 @@ impl State {
         number
     }
 
-    /// Sorts the lines that were there at the last merge.
+    /// Sorts the lines that existed at the last merge.
     fn sort_lines(&mut self) {
         let to_sort = std::mem::take(&mut self.to_sort);
         if let Some(lines) = self.message.logs.get_mut(..to_sort) {
@@ -388,7 +386,7 @@ impl State {
         }
     }
 
-    /// Takes out all but the timers.
+    /// Removes and returns everything but the timers.
     fn take_message(&mut self) -> Message {
         self.sort_lines();
         let start = self.message.start;
@@ -396,8 +394,7 @@ impl State {
     }
 }
 
-/// The end of the shortest timer that begins at `from`: a microsecond later. Viewers divide by what
-/// timers take.
+/// The earliest end of a timer that began at `from`: a microsecond later. Viewers divide by the duration.
 fn after(from: f64) -> f64 {
     ((from * 1e6).round() + 1.0) / 1e6
 }
@@ -413,7 +410,7 @@ impl Drop for Inner {
         let message = self.finish(&mut state);
         drop(state);
         if let Some(callback) = callback {
-            // This is a drop, which may itself be part of a panic.
+            // The drop may be part of a panic; a second panic would abort the process.
             let _ = catch_unwind(AssertUnwindSafe(|| callback(message)));
         }
     }
@@ -428,15 +425,15 @@ impl fmt::Debug for Log {
     }
 }
 
-/// A running timer of a [`Log`], made by [`Log::timer`] and stopped by its drop.
-#[must_use = "a timer is stopped by its drop"]
+/// A running timer of a [`Log`], made by [`Log::timer`]. It stops when it is dropped.
+#[must_use = "a timer stops when it is dropped"]
 pub struct Timer {
     log: Weak<Inner>,
     number: u64,
 }
 
 impl Timer {
-    /// Stops it; the same as dropping it.
+    /// Stops the timer, as dropping it does.
     pub fn stop(self) {}
 }
 

@@ -29,7 +29,7 @@ fn the_message_is_finished_once_with_the_last_handle() {
 }
 
 #[test]
-fn what_the_verbosity_excludes_is_never_made() {
+fn excluded_lines_are_never_built() {
     let (log, messages) = log_with(Log::builder().verbosity(Level::WARN));
     log.info(|| -> String { panic!("was made") });
     log.log(Level::new(15), || ("between", 1));
@@ -56,7 +56,7 @@ fn timers_are_stopped_by_their_drop_and_at_the_latest_with_the_message() {
 }
 
 #[test]
-fn a_timer_stays_itself_when_earlier_ones_are_merged() {
+fn a_running_timer_survives_a_merge_of_earlier_ones() {
     let (log, messages) = log();
     let mut other = log.message();
     other.start -= 1.0;
@@ -83,7 +83,7 @@ fn later_data_replaces_earlier() {
 }
 
 #[test]
-fn a_million_lines_take_bounded_room_and_are_counted() {
+fn a_million_lines_occupy_bounded_memory_and_are_counted() {
     let (log, messages) = log_with(Log::builder().max_bytes(10_000));
     log.info("first");
     for number in 0..1_000_000 {
@@ -124,13 +124,13 @@ fn hostile_messages_are_merged_within_the_bounds() {
 }
 
 #[test]
-fn a_panic_of_the_callback_goes_no_further() {
+fn a_panic_of_the_callback_is_caught() {
     let log = Log::new(|_| panic!("as this test wants it"));
     drop(log);
 }
 
 #[test]
-fn what_is_taken_is_gone_and_running_timers_follow() {
+fn take_removes_the_message_and_running_timers_follow_later() {
     let (log, messages) = log();
     log.info("first");
     log.data("key", 1);
@@ -147,7 +147,7 @@ fn what_is_taken_is_gone_and_running_timers_follow() {
 }
 
 #[test]
-fn what_was_left_out_is_told_with_each_part() {
+fn each_part_reports_its_omissions() {
     let (log, _messages) = log_with(Log::builder().max_bytes(100));
     for _ in 0..2 {
         log.info("x".repeat(100));
@@ -158,7 +158,7 @@ fn what_was_left_out_is_told_with_each_part() {
 }
 
 #[test]
-fn a_closed_log_takes_nothing_and_calls_nobody() {
+fn a_closed_log_ignores_lines_and_calls_no_callback() {
     let (log, messages) = log();
     let other = log.clone();
     let timer = log.timer("open");
@@ -170,7 +170,7 @@ fn a_closed_log_takes_nothing_and_calls_nobody() {
 }
 
 #[test]
-fn a_timer_can_count_from_before() {
+fn a_timer_can_start_in_the_past() {
     let early = Instant::now();
     let (log, _messages) = log();
     let later = Instant::now();
@@ -183,7 +183,7 @@ fn a_timer_can_count_from_before() {
 }
 
 #[test]
-fn data_that_is_replaced_takes_no_more_room() {
+fn replaced_data_releases_its_memory() {
     let log = Log::builder().max_bytes(2000).start(drop);
     for number in 0..1000 {
         log.data("progress", number);
@@ -257,7 +257,7 @@ fn every_line_is_kept_unless_a_verbosity_is_set() {
 }
 
 #[test]
-fn the_verbosity_holds_for_what_is_merged() {
+fn the_verbosity_applies_to_merged_lines() {
     let (log, messages) = log_with(Log::builder().verbosity(Level::WARN));
     let mut other = log.message();
     other.logs = [-5.0, 20.0, 20.5, 40.0]

@@ -1,4 +1,4 @@
-//! The finished message.
+//! Finished messages.
 
 use std::fmt;
 
@@ -10,13 +10,15 @@ use crate::structure::Unchecked;
 
 /// Everything that was logged for one request.
 ///
-/// Times are seconds with microseconds: `start` since 1970 (UTC), all others since `start`. As JSON,
-/// and in any other format of serde, it has the structure of Perl's Log::Defer 0.312; the older form,
-/// in which `timers` is an object, is read as well.
+/// Times are seconds with a precision of microseconds: `start` since 1970 (UTC), all others since `start`. In JSON and
+/// in any other format of serde, a message has the structure of Perl's Log::Defer 0.312. The older form, in which
+/// `timers` is an object, is also accepted.
 ///
-/// What can be read of a message is read: numbers may be written as text, a level may be any number, and a
-/// timer may have no name. What cannot be read is left out and counted in `left_out`. A message without a
-/// `start` is an error.
+/// Deserializing is lenient: numbers may be strings, a level may be any number, and a timer may have no name. Parts that
+/// cannot be read are omitted and counted in `left_out`.
+///
+/// # Errors
+/// Deserializing fails if the message is not a map, or if its `start` is missing or is not a number.
 ///
 /// ```
 /// use log_defer::{Level, Message};
@@ -35,21 +37,21 @@ use crate::structure::Unchecked;
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked")]
 pub struct Message {
-    /// When it began.
+    /// When the message began.
     pub start: f64,
-    /// When it was finished; absent in the part of a message that another process sends.
+    /// When the message was finished. `None` for a part of a message, as [`Log::take`](crate::Log::take) returns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end: Option<f64>,
-    /// The lines. A merge puts them in the order of their times; lines that are added later follow.
+    /// The lines. A merge sorts them by time; later lines follow.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<Entry>,
     /// The timers, in the order in which they were started.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timers: Vec<TimerRecord>,
-    /// Values by name.
+    /// The values, by name.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub data: Map<String, Value>,
-    /// How many lines, timers and values could not be read and are left out.
+    /// How many lines, timers and values could not be read.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_out: u64,
 }
@@ -61,30 +63,30 @@ fn is_zero(count: &u64) -> bool {
 /// One line: in JSON the array `[time, level, item, …]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// When.
+    /// When the line was logged.
     pub time: f64,
-    /// How important.
+    /// The level of the line.
     pub level: Level,
-    /// What.
+    /// The content of the line.
     pub items: Vec<Value>,
 }
 
 /// One timer: in JSON the array `[name, from, to]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimerRecord {
-    /// What was timed.
+    /// The name of the timer.
     pub name: String,
     /// When it was started.
     pub from: f64,
-    /// When it was stopped; absent while it runs.
+    /// When it was stopped. `None` while it runs.
     pub to: Option<f64>,
 }
 
-/// Why something is no message.
+/// Why a value is not a message.
 #[derive(Clone, PartialEq, Eq)]
 pub struct InvalidMessage(pub(crate) String);
 
-/// Its text, as a `main` that returns an error shows it by `Debug`.
+/// The same text as `Display`, because a `main` that returns the error prints it by `Debug`.
 impl fmt::Debug for InvalidMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -100,12 +102,13 @@ impl fmt::Display for InvalidMessage {
 impl std::error::Error for InvalidMessage {}
 
 impl Message {
-    /// Adds what another message holds, its times counted from this one's start. Lines and timers
-    /// are then in the order of their times, and those of this message come first where times are equal.
-    /// Data of the other replaces that of the same name here.
+    /// Adds the content of another message, with its times relative to this message's start.
     ///
-    /// If the other message seems to have begun before this one, as its clock is behind, it counts as begun
-    /// at the same time. So durations stay as they are.
+    /// Lines and timers are sorted by time; for equal times those of this message come first. A value of the other
+    /// message replaces one of the same name here.
+    ///
+    /// If the other message began before this one, because its clock is behind, it is treated as begun at the same time.
+    /// So durations are preserved.
     ///
     /// ```
     /// use log_defer::Message;
@@ -123,7 +126,7 @@ impl Message {
         self.sort_timers();
     }
 
-    /// As `merge`, but the order is left for later.
+    /// As `merge`, without sorting.
     pub(crate) fn append(&mut self, other: Self) {
         let offset = (other.start - self.start).max(0.0);
         let shifted = |time: f64| time + offset;
@@ -143,7 +146,7 @@ impl Message {
         self.timers.sort_by(|left, right| left.from.total_cmp(&right.from));
     }
 
-    /// The last time in it: its end, or that of what it holds.
+    /// The latest time in the message.
     pub(crate) fn last_time(&self) -> f64 {
         let logs = self.logs.iter().map(|entry| entry.time);
         let timers = self.timers.iter().map(|timer| timer.to.unwrap_or(timer.from));
@@ -151,7 +154,7 @@ impl Message {
     }
 }
 
-/// Lines with the same time keep their order.
+/// Sorts lines by time. Lines with the same time keep their order.
 pub(crate) fn sort_lines(lines: &mut [Entry]) {
     lines.sort_by(|left, right| left.time.total_cmp(&right.time));
 }

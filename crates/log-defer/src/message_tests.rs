@@ -12,7 +12,7 @@ fn refused(json: Value) -> String {
 }
 
 #[test]
-fn what_the_first_users_printed_is_read() {
+fn messages_of_the_older_form_are_read() {
     // Timers as an object, times as texts.
     let message = read(json!({
         "start": "1363232705.96839",
@@ -32,7 +32,7 @@ fn what_the_first_users_printed_is_read() {
 }
 
 #[test]
-fn what_is_no_message_is_refused_with_the_reason() {
+fn other_values_are_refused_with_a_reason() {
     assert!(refused(json!([1, 2])).contains("it is no map but [1,2]"));
     assert!(refused(json!({"logs": []})).contains("it has no `start`"));
     assert!(refused(json!({"start": "soon"})).contains("the start is \"soon\", which is no time"));
@@ -47,7 +47,7 @@ fn what_is_no_message_is_refused_with_the_reason() {
 }
 
 #[test]
-fn what_perl_programs_write_is_read() {
+fn messages_of_perl_programs_are_read() {
     let message = read(json!({
         "start": "100.5", "end": null,
         "logs": [
@@ -76,7 +76,7 @@ fn what_perl_programs_write_is_read() {
 }
 
 #[test]
-fn what_cannot_be_read_is_left_out_and_counted() {
+fn unreadable_parts_are_omitted_and_counted() {
     let message = read(json!({
         "start": 1, "end": "soon",
         "logs": [
@@ -99,7 +99,7 @@ fn what_cannot_be_read_is_left_out_and_counted() {
 }
 
 #[test]
-fn what_json_does_not_have_costs_no_more_than_itself() {
+fn values_that_json_cannot_express_occupy_little_memory() {
     // A line with an extension type, NaN, binary data and a map, and data; keys of maps are no strings.
     let packed = b"\x83\xa5start\x01\xa4logs\x91\x96\xca\x3f\0\0\0\x1e\xd5\x05\x01\x02\
         \xcb\x7f\xf8\0\0\0\0\0\0\xc4\x02\x01\x02\x82\x01\x02\xc0\x03\
@@ -120,7 +120,7 @@ fn a_timer_that_runs_has_no_end() {
 }
 
 #[test]
-fn unknown_keys_are_passed_over() {
+fn unknown_keys_are_ignored() {
     assert_eq!(read(json!({"start": 1, "newer": {}})).start, 1.0);
 }
 
@@ -176,7 +176,7 @@ fn messages() -> impl Strategy<Value = Message> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_again(message in messages()) {
+    fn a_message_is_read_as_it_was_written(message in messages()) {
         let json = serde_json::to_string(&message).unwrap();
         prop_assert_eq!(&serde_json::from_str::<Message>(&json).unwrap(), &message);
         let packed = rmp_serde::to_vec_named(&message).unwrap();

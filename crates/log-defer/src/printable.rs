@@ -1,13 +1,13 @@
-//! Text of others on a terminal: without what would move the cursor, colour the screen, change the terminal's
-//! state, or show text in another order than it has.
+//! Escaping text from others for a terminal, so that it cannot move the cursor, change colours or the terminal's state,
+//! or reorder text.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// `text` in one line that a terminal shows as nothing but text.
+/// Returns `text` as one line that is safe to show in a terminal.
 ///
-/// Control characters, those of C1 and the ones that change the direction of text are escaped: `\n`, `\x1b`,
-/// `\u{202e}`. Tabs stay as they are. A text without any is not copied.
+/// It escapes control characters, including those of C1, and characters that change the direction of text: `\n`, `\x1b`,
+/// `\u{202e}`. Tabs are unchanged. Text without such characters is not copied.
 ///
 /// ```
 /// use log_defer::printable;
@@ -19,7 +19,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, |letter| is_harmful(letter) || letter == '\n')
 }
 
-/// The same with its lines as they are.
+/// As [`printable`], but keeps newlines.
 ///
 /// ```
 /// assert_eq!(log_defer::printable_lines("one\ntwo\r\n"), "one\ntwo\\r\n");
@@ -28,7 +28,7 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, is_harmful)
 }
 
-/// Bytes in one line, as [`printable`] has it. What is no UTF-8 is escaped byte by byte.
+/// As [`printable`], for bytes. Bytes that are not UTF-8 are escaped one by one.
 ///
 /// ```
 /// assert_eq!(log_defer::printable_bytes(b"caf\xc3\xa9 \xff\x07"), r"café \xff\x07");
@@ -45,14 +45,14 @@ pub fn printable_bytes(bytes: &[u8]) -> Cow<'_, str> {
     out.into()
 }
 
-/// JSON in which strings have escapes for what [`printable`] escapes: JSON itself has none for C1 and for
-/// the characters that change the direction of text. It stays the same JSON.
+/// Returns `json` with JSON's escapes for the characters that [`printable`] escapes. JSON itself allows C1 and characters
+/// that change the direction of text. The result represents the same value.
 ///
 /// ```
 /// assert_eq!(log_defer::printable_json("\"\u{202e}\u{9b}\""), r#""\u202e\u009b""#);
 /// ```
 pub fn printable_json(json: &str) -> Cow<'_, str> {
-    // Outside of strings there are no control characters but blanks.
+    // Outside of strings the only control characters are blanks.
     let is_harmful = |letter: char| is_harmful(letter) && letter != '\r';
     if !json.contains(is_harmful) {
         return json.into();
@@ -86,11 +86,11 @@ fn escaped(text: &str, wanted: impl Fn(char) -> bool) -> Cow<'_, str> {
 }
 
 fn put_byte(out: &mut String, byte: u8) {
-    // Writing to memory cannot fail.
+    // Writing into a `String` cannot fail.
     let _ = write!(out, "\\x{byte:02x}");
 }
 
-/// Whether a terminal takes it for more than text. Lines and tabs are text.
+/// Whether a terminal may interpret the character. Newlines and tabs are text.
 fn is_harmful(letter: char) -> bool {
     match letter {
         '\n' | '\t' => false,
@@ -116,7 +116,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_harmful_is_left_and_nothing_else_is_changed(
+        fn only_harmful_characters_are_escaped(
             bytes in prop::collection::vec(any::<u8>(), 0..80),
             text in "[a-zé漢\u{0}-\u{1f}\u{7f}-\u{9f}\u{200e}\u{202a}-\u{202e}\u{2066}-\u{2069}]{0,40}",
         ) {
@@ -126,7 +126,7 @@ mod tests {
             let lines = printable_lines(&text);
             prop_assert!(is_safe(&lines));
             prop_assert_eq!(lines.matches('\n').count(), text.matches('\n').count());
-            // What is safe is not touched again.
+            // Escaped text is not escaped again.
             prop_assert_eq!(printable(&shown), &*shown);
             let json = serde_json::to_string(&text).unwrap();
             let shown = printable_json(&json);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_terminals_obey_is_escaped() {
+    fn control_and_direction_characters_are_escaped() {
         let text = "\u{1b}[2J\u{7}\u{8}\u{7f}\u{9b}31m\r\u{202e}\u{2066}\u{2028}\u{200f}";
         assert_eq!(
             printable(text),

@@ -1,4 +1,4 @@
-//! Where finished messages go.
+//! Destinations of finished messages.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::message::Message;
 
-/// Writes messages as newline-separated JSON. Clones write to the same place, a whole line at a time.
+/// Writes messages as JSON, one a line. Clones share the writer; each writes whole lines.
 ///
 /// ```no_run
 /// use log_defer::{JsonLines, Log};
@@ -27,17 +27,17 @@ impl<W> Clone for JsonLines<W> {
 }
 
 impl JsonLines<std::fs::File> {
-    /// Writes to the end of a file, which is made if there is none.
+    /// Appends to a file, and creates it if it does not exist.
     ///
     /// # Errors
-    /// What the system says if the file cannot be opened.
+    /// Fails if the file cannot be opened or created.
     pub fn append(path: impl AsRef<Path>) -> io::Result<Self> {
         OpenOptions::new().create(true).append(true).open(path).map(Self::new)
     }
 }
 
 impl<W: Write> JsonLines<W> {
-    /// Writes to `writer`, with one call of its `write_all` a message.
+    /// Writes to `writer`, with one `write_all` and one `flush` for each message.
     pub fn new(writer: W) -> Self {
         Self(Arc::new(Mutex::new(writer)))
     }
@@ -45,7 +45,7 @@ impl<W: Write> JsonLines<W> {
     /// Writes one message.
     ///
     /// # Errors
-    /// What the writer says.
+    /// The error of the writer.
     pub fn write(&self, message: &Message) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
@@ -54,7 +54,7 @@ impl<W: Write> JsonLines<W> {
         writer.flush()
     }
 
-    /// The writer, if this is its last handle.
+    /// Returns the writer, or `None` while other clones or callbacks exist.
     pub fn into_inner(self) -> Option<W> {
         let writer = Arc::into_inner(self.0)?;
         Some(writer.into_inner().unwrap_or_else(PoisonError::into_inner))
@@ -62,14 +62,14 @@ impl<W: Write> JsonLines<W> {
 }
 
 impl<W: Write + Send + 'static> JsonLines<W> {
-    /// A callback for [`Log::new`](crate::Log::new). Where a message cannot be written, that and the
-    /// message are printed on standard error.
+    /// Returns a callback for [`Log::new`](crate::Log::new). If a message cannot be written, the callback prints the error
+    /// and the message to standard error.
     pub fn callback(&self) -> impl FnOnce(Message) + Send + 'static {
         let lines = self.clone();
         move |message| {
             if let Err(error) = lines.write(&message) {
                 let message = serde_json::to_string(&message).unwrap_or_default();
-                // With standard error gone as well, there is nowhere left to tell it.
+                // Standard error may be closed as well; there is no other place to report it.
                 let _ =
                     writeln!(io::stderr(), "a log message cannot be written: {error}: {message}");
             }
@@ -77,9 +77,10 @@ impl<W: Write + Send + 'static> JsonLines<W> {
     }
 }
 
-/// Emits a message as one `tracing` event: at the level of its most important line, with the fields
-/// `start`, `end` and `log`, which is the whole message as JSON. Levels beyond debug are trace, a
-/// message without a line is info.
+/// Emits a message as one event of `tracing`.
+///
+/// The event has the level of the message's most important line: trace for levels beyond debug, and info for a message
+/// without lines. Its fields are `start`, `end` and `log`, the whole message as JSON.
 ///
 /// ```
 /// let log = log_defer::Log::new(|message| log_defer::emit(&message));

@@ -1,6 +1,5 @@
-//! How a message is written and read in any format of serde. Lines and timers are arrays; timers in the
-//! older form are an object. Programs in Perl write numbers as text, and values that are none: what can
-//! be read is read, and the rest is counted.
+//! Serializing and deserializing messages. Lines and timers are arrays; in the older form timers are an object. Programs
+//! in Perl write some numbers as strings, and some invalid values: valid parts are read, and others are counted.
 
 use std::fmt;
 
@@ -12,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::level::Level;
 use crate::message::{Entry, InvalidMessage, Message, TimerRecord};
 
-/// A message as it was read.
+/// A message as deserialized, before validation.
 #[derive(Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Unchecked(Item);
@@ -44,7 +43,7 @@ impl TryFrom<Unchecked> for Message {
     }
 }
 
-/// Counts what cannot be read.
+/// Counts the parts that cannot be read.
 struct Reading<'a> {
     left_out: &'a mut u64,
 }
@@ -71,7 +70,7 @@ impl Reading<'_> {
             Value::Array(timers) => timers
                 .into_iter()
                 .filter_map(|timer| {
-                    // Of a timer that was stopped twice the first end is kept.
+                    // The timer was stopped more than once: the first end is kept.
                     if timer.as_array().is_some_and(|fields| fields.len() > 3) {
                         self.keep::<()>(None);
                     }
@@ -98,7 +97,7 @@ impl Reading<'_> {
     }
 }
 
-/// A finite number, also one written as text.
+/// Reads a finite number, which may be a string.
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Number(number) => number.as_f64(),
@@ -108,7 +107,7 @@ fn number(value: &Value) -> Option<f64> {
     .filter(|number: &f64| number.is_finite())
 }
 
-/// The beginning of a value, for an error.
+/// The beginning of a value, for an error text.
 fn shown(value: &Value) -> String {
     const SHOWN: usize = 40;
     let text = value.to_string();
@@ -141,7 +140,7 @@ impl TimerRecord {
             || InvalidMessage(format!("expected a timer, [name, from, to], got {}", shown(&timer)));
         let Value::Array(fields) = &timer else { return Err(no_timer()) };
         let name = match fields.first() {
-            // Perl writes that of a timer without a name as null.
+            // Programs in Perl write null for a timer without a name.
             Some(Value::Null) => String::new(),
             Some(Value::String(name)) => name.clone(),
             Some(name @ (Value::Number(_) | Value::Bool(_))) => name.to_string(),
@@ -157,7 +156,7 @@ impl TimerRecord {
     }
 }
 
-/// When a timer was started and, if it has been, stopped.
+/// The start of a timer, and its end if it was stopped.
 fn times(times: &[Value]) -> Option<(f64, Option<f64>)> {
     match times {
         [from] | [from, Value::Null] => Some((number(from)?, None)),
@@ -166,7 +165,7 @@ fn times(times: &[Value]) -> Option<(f64, Option<f64>)> {
     }
 }
 
-/// A finite number, also one written as text.
+/// A finite number, which may be a string.
 pub(crate) struct Number(pub(crate) f64);
 
 impl<'de> Deserialize<'de> for Number {
@@ -210,7 +209,8 @@ impl<'de> Deserialize<'de> for TimerRecord {
     }
 }
 
-/// Any value of any format, as JSON would have it: what JSON does not have costs no more than itself.
+/// A value of any format, converted to JSON. A value that JSON cannot express occupies no more memory than its encoding
+/// suggests.
 struct Item(Value);
 
 impl<'de> Deserialize<'de> for Item {
@@ -240,7 +240,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
         Ok(value.into())
     }
 
-    /// Infinities and NaN are the texts of their names.
+    /// Infinities and NaN become their names.
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
         Ok(match value.is_finite() {
             true => value.into(),
@@ -256,7 +256,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
         Ok(value.into())
     }
 
-    /// A list of numbers.
+    /// Bytes become a list of numbers.
     fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
         Ok(value.into())
     }
@@ -273,7 +273,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
         value.deserialize_any(self)
     }
 
-    /// An extension type, which nobody here can read.
+    /// An extension type becomes null.
     fn visit_newtype_struct<D: Deserializer<'de>>(self, value: D) -> Result<Value, D::Error> {
         value.deserialize_any(IgnoredAny)?;
         Ok(Value::Null)
@@ -287,7 +287,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
         Ok(Value::Array(values))
     }
 
-    /// Of two entries with the same key the last is kept.
+    /// The last of several entries with the same key is kept.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut entries = Map::new();
         while let Some((Key(key), Item(value))) = map.next_entry()? {
@@ -297,14 +297,14 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 }
 
-/// A key of a map, as text.
+/// A key of a map, converted to a string.
 struct Key(String);
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match deserializer.deserialize_any(ItemVisitor)? {
             Value::String(key) => Ok(Self(key)),
-            // As JSON it would double in length with each level of such keys.
+            // As JSON text, its length would double with each level of such keys.
             Value::Array(_) => Ok(Self("(a list)".to_owned())),
             Value::Object(_) => Ok(Self("(a map)".to_owned())),
             key => Ok(Self(key.to_string())),

@@ -1,10 +1,10 @@
-//! Messages drawn for people.
+//! Drawing messages in a terminal.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::{Duration, UNIX_EPOCH};
 
-use anstyle::{AnsiColor, Style as Look};
+use anstyle::{AnsiColor, Style as Ansi};
 use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -15,15 +15,15 @@ use crate::printable::printable;
 /// How a [`timeline`] is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// How many columns a line may take; at least 40 are taken.
+    /// The width of lines, in columns. Values below 40 are treated as 40.
     pub width: usize,
-    /// Whether colours are used.
+    /// Whether to use colours.
     pub color: bool,
 }
 
 impl Style {
-    /// Fit for standard output: its width, or 100 columns where it is no terminal; colours on a
-    /// terminal only, and not if the variable `NO_COLOR` is set.
+    /// The style for standard output. The width is that of the terminal, or 100 columns without one. Colours are used in
+    /// a terminal, unless the environment variable `NO_COLOR` is set.
     pub fn for_stdout() -> Self {
         let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
         let color = std::io::stdout().is_terminal()
@@ -32,11 +32,12 @@ impl Style {
     }
 }
 
-/// The least width that is drawn.
-const LEAST: usize = 40;
+/// The smallest width.
+const MIN_WIDTH: usize = 40;
 
-/// Draws a message: when it began and how long it took, a bar for each timer, its lines, its data.
-/// What does not fit the width is cut, with a mark.
+/// Draws a message: its start and duration, a bar for each timer, its lines, and its data.
+///
+/// Longer lines are cut, and end with `…`. Control characters are escaped as by [`printable`](crate::printable).
 ///
 /// ```
 /// use log_defer::{Message, Style, timeline};
@@ -49,15 +50,15 @@ const LEAST: usize = 40;
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 pub fn timeline(message: &Message, style: Style) -> String {
-    let width = style.width.max(LEAST);
+    let width = style.width.max(MIN_WIDTH);
     let end = message.last_time();
     let mut out = String::new();
     let head = format!("{}  {}", instant(message.start), duration(end));
-    add_line(&mut out, &[(Look::new().bold(), &head)], width, style.color);
+    add_line(&mut out, &[(Ansi::new().bold(), &head)], width, style.color);
 
     let names = message.timers.iter().map(|timer| one_line(&timer.name)).collect::<Vec<_>>();
     let name_width = names.iter().map(|name| name.width()).max().unwrap_or(0).min(width / 3);
-    // The bar gets what is left beside blanks, the name and the time taken.
+    // The rest of the line has blanks, the name and the duration.
     let bar_width = width.saturating_sub(name_width + 16);
     for (timer, name) in message.timers.iter().zip(&names) {
         let to = timer.to.unwrap_or(end);
@@ -65,33 +66,36 @@ pub fn timeline(message: &Message, style: Style) -> String {
         let bar = bar(timer.from, to, end, bar_width);
         let open = if timer.to.is_none() { "…" } else { "" };
         let took = format!("{:>10}{open}", duration((to - timer.from).max(0.0)));
-        let plain = Look::new();
+        let plain = Ansi::new();
         let parts =
-            [(plain, "  "), (plain, &name), (plain, " "), (look_of_bars(), &bar), (plain, &took)];
+            [(plain, "  "), (plain, &name), (plain, " "), (bar_style(), &bar), (plain, &took)];
         add_line(&mut out, &parts, width, style.color);
     }
     for entry in &message.logs {
         let time = format!("  {:>10}  ", duration(entry.time));
         let level = format!("{:<6}", entry.level);
         let text = one_line(&line_of(&entry.items));
-        let parts =
-            [(Look::new().dimmed(), &*time), (look_of(entry.level), &level), (Look::new(), &text)];
+        let parts = [
+            (Ansi::new().dimmed(), &*time),
+            (level_style(entry.level), &level),
+            (Ansi::new(), &text),
+        ];
         add_line(&mut out, &parts, width, style.color);
     }
     for (name, value) in &message.data {
         let name = one_line(name);
         let value = one_line(&format!(" = {value}"));
-        let parts = [(Look::new(), "  "), (Look::new().bold(), &*name), (Look::new(), &value)];
+        let parts = [(Ansi::new(), "  "), (Ansi::new().bold(), &*name), (Ansi::new(), &value)];
         add_line(&mut out, &parts, width, style.color);
     }
     if message.left_out > 0 {
         let note = format!("  {} lines, timers or values cannot be read", message.left_out);
-        add_line(&mut out, &[(look_of(Level::WARN), &note)], width, style.color);
+        add_line(&mut out, &[(level_style(Level::WARN), &note)], width, style.color);
     }
     out
 }
 
-/// The items of a line, texts as they are and values as JSON.
+/// The items of a line: texts unchanged, values as JSON.
 pub(crate) fn line_of(items: &[Value]) -> String {
     let texts: Vec<String> = items
         .iter()
@@ -100,20 +104,20 @@ pub(crate) fn line_of(items: &[Value]) -> String {
     texts.join(" ")
 }
 
-/// In a line of its own whose width is known.
+/// The text without characters of unknown width.
 fn one_line(text: &str) -> String {
     printable(text).replace('\t', " ")
 }
 
-fn add_line(out: &mut String, parts: &[(Look, &str)], width: usize, color: bool) {
+fn add_line(out: &mut String, parts: &[(Ansi, &str)], width: usize, color: bool) {
     let whole: usize = parts.iter().map(|(_, text)| text.width()).sum();
     let mut left = if whole > width { width - 1 } else { width };
     let mut line = String::new();
-    for (look, text) in parts {
+    for (ansi, text) in parts {
         let fitting = fitting(text, left);
         left -= fitting.width();
         if color && !fitting.is_empty() {
-            let _ = write!(line, "{look}{fitting}{look:#}");
+            let _ = write!(line, "{ansi}{fitting}{ansi:#}");
         } else {
             line.push_str(fitting);
         }
@@ -126,7 +130,7 @@ fn add_line(out: &mut String, parts: &[(Look, &str)], width: usize, color: bool)
     out.push('\n');
 }
 
-/// As much of the text as fits.
+/// The longest beginning of a text that fits the width.
 fn fitting(text: &str, width: usize) -> &str {
     let mut taken = 0;
     for (place, letter) in text.char_indices() {
@@ -138,7 +142,7 @@ fn fitting(text: &str, width: usize) -> &str {
     text
 }
 
-/// Filled up with blanks, or cut with a mark.
+/// The text padded with blanks, or cut and marked with `…`.
 fn padded(text: &str, width: usize) -> String {
     let long = text.width() > width;
     let mut out = fitting(text, width - usize::from(long && width > 0)).to_owned();
@@ -150,7 +154,7 @@ fn padded(text: &str, width: usize) -> String {
     out
 }
 
-/// A bar from its place to its end, at least one column long.
+/// A bar between two times, at least one column long.
 fn bar(from: f64, to: f64, end: f64, width: usize) -> String {
     if width == 0 {
         return String::new();
@@ -165,21 +169,21 @@ fn bar(from: f64, to: f64, end: f64, width: usize) -> String {
     format!("{before}{within}{}", " ".repeat(behind))
 }
 
-fn look_of_bars() -> Look {
+fn bar_style() -> Ansi {
     AnsiColor::Cyan.on_default()
 }
 
-fn look_of(level: Level) -> Look {
+fn level_style(level: Level) -> Ansi {
     match level {
         level if level <= Level::ERROR => AnsiColor::Red.on_default().bold(),
         level if level <= Level::WARN => AnsiColor::Yellow.on_default(),
         level if level <= Level::INFO => AnsiColor::Green.on_default(),
-        _ => Look::new().dimmed(),
+        _ => Ansi::new().dimmed(),
     }
 }
 
 fn instant(start: f64) -> String {
-    // What is beyond the calendar is shown as the number that it is.
+    // A time beyond the year 9999 is shown as a number.
     const LAST: f64 = 253_402_300_799.0;
     if !(0.0..=LAST).contains(&start) {
         return format!("{start}");
@@ -279,7 +283,7 @@ mod tests {
             let drawn = timeline(&message, Style { width, color: false });
             prop_assert_eq!(drawn.lines().count(), 1 + message.timers.len() + message.logs.len());
             for line in drawn.lines().skip(1) {
-                prop_assert!(line.width() <= width.max(LEAST), "{} > {}: {}", line.width(), width, line);
+                prop_assert!(line.width() <= width.max(MIN_WIDTH), "{} > {}: {}", line.width(), width, line);
             }
         }
     }

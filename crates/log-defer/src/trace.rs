@@ -1,13 +1,13 @@
-//! Messages as a file for trace viewers.
+//! Files for trace viewers.
 
 use serde_json::{Value, json};
 
 use crate::message::{Message, TimerRecord};
 
-/// Messages as JSON in the Trace Event Format, which Perfetto, `chrome://tracing` and other viewers
-/// read. Each message is a process of its own: its timers are slices, on further tracks where they
-/// overlap without one lying within the other, its lines are instants, its data are the arguments of
-/// the slice that spans it all.
+/// Returns messages as JSON in the Trace Event Format, for Perfetto, `chrome://tracing` and other viewers.
+///
+/// Each message is a process with one slice for all of it, whose arguments are the message's data. Timers are slices;
+/// timers that overlap without nesting are on separate tracks. Lines are instants.
 ///
 /// ```
 /// let message: log_defer::Message =
@@ -57,8 +57,8 @@ fn add(events: &mut Vec<Value>, pid: usize, message: &Message) {
     }
 }
 
-/// The first track on which the slice lies within, or behind, all that are there. Each track is the
-/// stack of the ends of what is open on it; slices come in the order of their starts.
+/// The first track on which the slice overlaps no other slice, or is nested in those that it overlaps. A track is a stack
+/// of the ends of its open slices. Slices come in the order of their starts.
 fn track_for(tracks: &mut Vec<Vec<f64>>, from: f64, to: f64) -> usize {
     for (number, open) in tracks.iter_mut().enumerate() {
         open.retain(|&end| end > from);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_of_a_track_lie_within_each_other_or_apart() {
+    fn slices_of_a_track_are_nested_or_disjoint() {
         let events = trace_of(json!({
             "start": 1_700_000_000.5, "end": 10,
             "timers": [["a", 0, 4], ["b", 1, 2], ["c", 1.5, 3], ["d", 5, 6], ["e", 0, 9]],
