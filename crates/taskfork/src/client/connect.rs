@@ -29,15 +29,16 @@ use crate::wire::hello::WorkerHello;
 /// Hears why a worker's greeting takes longer.
 type OnWait<'a> = &'a (dyn Fn(String) + Sync);
 
-/// Connects one worker without waiting, for the client of that number; gives what is to be said first as
-/// well. Nothing where that cannot be, for whatever reason: [`connect`] finds it again.
+/// Connects one worker without waiting, for the client with this number. Also returns the rest of the hello, which
+/// the caller sends. Returns `None` on any failure: [`connect`] finds the reason again.
 pub(crate) fn connect_without_waiting(config: &Config, client: u64) -> Option<(Stream, Vec<u8>)> {
     let [address] = &config.addresses[..] else { return None };
     if config.protocol != Protocol::Native {
         return None;
     }
-    let socket = connect_local(address)?.ok()?;
-    let hello = client_hello(config, max_files(config), client).ok()?;
+    let mut hello = client_hello(config, max_files(config), client).ok()?;
+    let (socket, sent) = connect_local(address, &hello)?.ok()?;
+    hello.drain(..sent);
     Some((Stream::Local(Local::new(socket).ok()?), hello))
 }
 
@@ -129,20 +130,21 @@ async fn connect_and_handshake(
     })
 }
 
-/// Connects, if it is to a unix socket, which is done at once or not at all.
-fn connect_local(address: &Address) -> Option<io::Result<OwnedFd>> {
+/// Connects to a unix socket, which never waits. Returns how many bytes of the hello have been sent as well, and
+/// `None` for addresses of other kinds.
+fn connect_local(address: &Address, hello: &[u8]) -> Option<io::Result<(OwnedFd, usize)>> {
     match &address.0 {
-        Place::Unix(path) => Some(connect_unix(path)),
-        Place::Handle(link) => Some(link.connect()),
+        Place::Unix(path) => Some(connect_unix(path).map(|socket| (socket, 0))),
+        Place::Handle(server) => Some(server.connect(hello)),
         Place::Tcp { .. } | Place::Inherited(_) => None,
     }
 }
 
-/// Connects; gives how much of the greeting has been sent with that. A unix socket is connected at once or
-/// not at all, so that what is said first need not wait for the reactor.
+/// Connects. Returns how many bytes of the hello have been sent. A unix socket connects without waiting, so the hello
+/// is sent before the reactor knows the socket.
 async fn connect_socket(address: &Address, hello: &[u8]) -> io::Result<(Stream, usize)> {
-    let stream = match (connect_local(address), &address.0) {
-        (Some(socket), _) => socket?,
+    let (stream, sent) = match (connect_local(address, hello), &address.0) {
+        (Some(connected), _) => connected?,
         (None, Place::Tcp { host, port }) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
@@ -150,9 +152,11 @@ async fn connect_socket(address: &Address, hello: &[u8]) -> io::Result<(Stream, 
         }
         (None, _) => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    // Whatever is in the way is found again with the rest.
-    let sent = send(&stream, hello, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
-    Ok((Stream::Local(Local::new(stream)?), sent))
+    let rest = &hello[sent..];
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    // The caller sends the rest, and meets an error again.
+    let more = if rest.is_empty() { 0 } else { send(&stream, rest, flags).unwrap_or(0) };
+    Ok((Stream::Local(Local::new(stream)?), sent + more))
 }
 
 fn connect_unix(path: &Path) -> io::Result<OwnedFd> {

@@ -64,7 +64,7 @@ impl LogWriter {
     pub fn open(path: impl Into<PathBuf>) -> io::Result<()> {
         let mut output = lock();
         output.take_over();
-        output.sink.open(path.into())
+        output.open(path.into())
     }
 }
 
@@ -113,6 +113,13 @@ pub(crate) struct Output {
     failure: Option<(Instant, Duration)>,
 }
 
+/// Lines wait, or the number of lost lines has not been reported. The server locks the log only then. The lock writes to
+/// a page that the server shares with the workers it has forked, and the kernel would copy this page.
+static IS_DUE: AtomicBool = AtomicBool::new(false);
+
+/// The log has a descriptor besides standard error.
+static HAS_DESCRIPTORS: AtomicBool = AtomicBool::new(false);
+
 /// Something other than the server writes to the log. Most likely that is the program's subscriber.
 static IS_SUBSCRIBERS: AtomicBool = AtomicBool::new(false);
 
@@ -124,6 +131,24 @@ pub(crate) fn is_subscribers() -> bool {
 /// Locks the log of this process.
 pub(crate) fn lock() -> MutexGuard<'static, Output> {
     OUTPUT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes the waiting lines and the number of lost lines if it is time for the next attempt. Returns the time until the
+/// next attempt.
+pub(crate) fn retry() -> Option<Duration> {
+    if IS_DUE.load(Relaxed) { lock().retry() } else { None }
+}
+
+/// Writes as many waiting lines as the output accepts without blocking.
+pub(crate) fn flush() {
+    if IS_DUE.load(Relaxed) {
+        lock().flush();
+    }
+}
+
+/// The log of this process, if it has a descriptor besides standard error.
+pub(crate) fn with_descriptors() -> Option<MutexGuard<'static, Output>> {
+    HAS_DESCRIPTORS.load(Relaxed).then(lock)
 }
 
 impl Output {
@@ -140,8 +165,14 @@ impl Output {
             && let Some(path) = self.sink.path().map(PathBuf::from)
         {
             // If the file cannot be opened, the log goes to standard error.
-            let _ = self.sink.open(path);
+            let _ = self.open(path);
         }
+    }
+
+    fn open(&mut self, path: PathBuf) -> io::Result<()> {
+        let opened = self.sink.open(path);
+        HAS_DESCRIPTORS.store(self.sink.descriptors().next().is_some(), Relaxed);
+        opened
     }
 
     /// In a forked process that is not a worker: the log goes where it went before. The other
@@ -149,6 +180,7 @@ impl Output {
     pub(crate) fn inherit(&mut self) {
         self.queue.clear();
         (self.failure, self.is_worker, self.owner) = (None, false, std::process::id());
+        self.note_due();
     }
 
     /// In a forked process: the other process writes the queue.
@@ -156,6 +188,8 @@ impl Output {
         self.queue.clear();
         self.sink.forget();
         (self.failure, self.is_worker) = (None, true);
+        HAS_DESCRIPTORS.store(false, Relaxed);
+        self.note_due();
     }
 
     /// Writes a line now or later.
@@ -183,10 +217,11 @@ impl Output {
     /// Adds a line, which ends with a newline, for the next [`flush`](Self::flush).
     pub(crate) fn push(&mut self, text: Vec<u8>) {
         self.queue.push(text);
+        IS_DUE.store(true, Relaxed);
     }
 
     /// Writes as much as the reader takes at once. Returns whether that was everything.
-    pub(crate) fn flush(&mut self) -> bool {
+    fn flush(&mut self) -> bool {
         let Self { queue, sink, .. } = self;
         let written = queue.flush(|bytes| sink.write(bytes));
         self.failure = match (written, self.failure) {
@@ -194,12 +229,18 @@ impl Output {
             (Written::Failed, failure) => failure,
             (Written::All | Written::Stalled, _) => None,
         };
+        HAS_DESCRIPTORS.store(sink.descriptors().next().is_some(), Relaxed);
+        self.note_due();
         written == Written::All
     }
 
-    /// Writes the queue and reports lost lines, if it is time. Returns the time until the next
-    /// attempt.
-    pub(crate) fn retry(&mut self) -> Option<Duration> {
+    fn note_due(&self) {
+        let is_empty = self.queue.is_empty() && self.queue.lost() == 0;
+        IS_DUE.store(!is_empty || self.failure.is_some(), Relaxed);
+    }
+
+    /// See [`retry`].
+    fn retry(&mut self) -> Option<Duration> {
         if let Some((at, pause)) = self.failure {
             let now = Instant::now();
             if at > now {
@@ -230,7 +271,7 @@ impl Output {
     pub(crate) fn reopen(&mut self) -> io::Result<bool> {
         let Some(path) = self.sink.path().map(PathBuf::from) else { return Ok(false) };
         self.flush();
-        self.sink.open(path)?;
+        self.open(path)?;
         Ok(true)
     }
 

@@ -35,7 +35,8 @@ pub(crate) fn write(log: impl FnOnce()) {
     } else if !is_stderr_ready() {
         LOST.fetch_add(1, Relaxed);
     } else {
-        let lost = LOST.swap(0, Relaxed);
+        // A write copies the page after each fork, so there is one only where there is something to report.
+        let lost = if LOST.load(Relaxed) == 0 { 0 } else { LOST.swap(0, Relaxed) };
         let report = || {
             if lost > 0 {
                 tracing::error!(lost, "lines of the log were lost, as it could not be written");

@@ -33,7 +33,5 @@ impl OomKills {
 
 /// The number of such kills since boot, on the whole machine.
 fn kills(counters: &KernelFile) -> u64 {
-    let counters = counters.read();
-    let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    counters.number("oom_kill ").unwrap_or(0)
 }

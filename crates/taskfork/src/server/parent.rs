@@ -233,7 +233,7 @@ impl ParentProcess {
         // A closed channel is always readable, and would make this a busy loop.
         let count = if self.channel_closed { 1 } else { 2 };
         // The log may have lines that could not be written yet.
-        let timeout = log_output::lock().retry().map(timespec);
+        let timeout = log_output::retry().map(timespec);
         match poll(&mut watched[..count], timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(ServerError::System { what: "poll failed", source: errno.into() }),

@@ -12,7 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
+use rustix::net::{
+    AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, send, shutdown, socketpair,
+};
 use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
 use super::control::{self, ServerMessage};
@@ -153,27 +155,31 @@ impl SpawnedServer {
         lock(&self.0.state).address.clone()
     }
 
-    /// Opens a new connection to the server.
-    pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
-        self.connect_for(control::CONNECTION, SocketFlags::NONBLOCK)
+    /// Makes a connection to the server. Returns how many bytes of `hello` have been sent.
+    ///
+    /// The hello is sent before the server gets its end, so that the server forks a worker at once. It would have to
+    /// wait for the hello otherwise.
+    pub(crate) fn connect(&self, hello: &[u8]) -> io::Result<(OwnedFd, usize)> {
+        let (ours, theirs) = connection_pair()?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        let sent = send(&ours, hello, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
+        self.pass(&theirs, control::CONNECTION)?;
+        Ok((ours, sent))
     }
 
-    /// Opens a connection on which the server sends its status.
+    /// Makes a connection on which the server sends its status.
     pub(crate) fn connect_status(&self) -> io::Result<OwnedFd> {
-        self.connect_for(control::STATUS, SocketFlags::empty())
+        let (ours, theirs) = connection_pair()?;
+        self.pass(&theirs, control::STATUS)?;
+        Ok(ours)
     }
 
-    fn connect_for(&self, what: u8, ours_only: SocketFlags) -> io::Result<OwnedFd> {
-        let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        if ours_only.contains(SocketFlags::NONBLOCK) {
-            rustix::io::ioctl_fionbio(&ours, true)?;
-        }
+    /// Sends the server its end of a connection. `kind` says what the connection is for.
+    fn pass(&self, connection: &OwnedFd, kind: u8) -> io::Result<()> {
         let state = lock(&self.0.state);
         let gone = || io::Error::new(io::ErrorKind::NotConnected, state.describe_down());
         let socket = state.channel.as_ref().filter(|_| !state.is_shut_down).ok_or_else(gone)?;
-        sys::send_descriptor(socket, theirs.as_fd(), &[what])?;
-        Ok(ours)
+        sys::send_descriptor(socket, connection.as_fd(), &[kind])
     }
 
     pub(crate) fn is_alive(&self) -> bool {
@@ -501,4 +507,8 @@ mod tests {
         assert_eq!(delay.next(STABLE_TIME), Duration::ZERO);
         assert_eq!(delay.next(short), FIRST_BACKOFF);
     }
+}
+
+fn connection_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }

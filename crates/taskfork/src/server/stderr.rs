@@ -336,7 +336,7 @@ impl StderrOutput {
     }
 
     fn flush(&mut self) {
-        log_output::lock().flush();
+        log_output::flush();
     }
 }
 

@@ -18,20 +18,49 @@ impl KernelFile {
     /// What it says now.
     pub(crate) fn read(&self) -> String {
         let Some(file) = &self.0 else { return String::new() };
-        let mut text = vec![0; 8 << 10];
-        let mut length = 0;
+        let mut text = Vec::new();
+        // Most such files are short. A long buffer on the heap would be pages that are copied after each fork.
+        let mut piece = [0; 1 << 10];
         loop {
-            match file.read_at(&mut text[length..], length as u64) {
+            match file.read_at(&mut piece, text.len() as u64) {
                 Ok(0) => break,
-                Ok(read) => length += read,
+                Ok(read) => text.extend_from_slice(&piece[..read]),
                 Err(_) => return String::new(),
             }
-            if length == text.len() {
-                text.resize(2 * length, 0);
-            }
         }
-        text.truncate(length);
         String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// The number behind `key` at the start of a line; nothing where there is no such line. It reads only as far as that
+    /// line: each read of `/proc/vmstat` has the kernel add up all of its counters, which takes some 20 µs.
+    pub(crate) fn number(&self, key: &str) -> Option<u64> {
+        let file = self.0.as_ref()?;
+        let mut piece = [0; 4 << 10];
+        // What is kept in front of a piece is a line whose end has not been read.
+        let (mut kept, mut offset) = (0, 0);
+        // The piece begins within a line that is longer than a piece, and is none with a number.
+        let mut is_cut = false;
+        loop {
+            let read = file.read_at(&mut piece[kept..], offset).ok()?;
+            let text = &piece[..kept + read];
+            let end = match text.iter().rposition(|&byte| byte == b'\n') {
+                Some(newline) => newline + 1,
+                // The last line has no newline.
+                None if read == 0 || text.len() == piece.len() => text.len(),
+                None => 0,
+            };
+            let mut lines = text[..end].split(|&byte| byte == b'\n').skip(usize::from(is_cut));
+            let value = lines.find_map(|line| line.strip_prefix(key.as_bytes()));
+            if let Some(value) = value {
+                return std::str::from_utf8(value).ok()?.trim().parse().ok();
+            }
+            if read == 0 {
+                return None;
+            }
+            is_cut = text[..end].last().map_or(is_cut, |&byte| byte != b'\n');
+            (kept, offset) = (text.len() - end, offset + read as u64);
+            piece.copy_within(end..end + kept, 0);
+        }
     }
 
     pub(crate) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -56,5 +85,25 @@ mod tests {
             assert_eq!(name.read(), format!("{text}\n"));
         }
         assert_eq!(KernelFile::open("/proc/no such file").read(), "");
+    }
+
+    #[test]
+    fn a_number_is_found_in_any_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("counters");
+        let long = format!("x{}", "last 4 ".repeat(2 << 10));
+        for lines in [0, 1, 300, 700] {
+            let many: String = (0..lines).map(|line| format!("counter_{line} {line}\n")).collect();
+            let text = format!(
+                "{long}\nfirst 1\n{many}middle 18446744073709551615\n{many}kept -1\nlast 3"
+            );
+            std::fs::write(&path, text).unwrap();
+            let file = KernelFile::open(path.to_str().unwrap());
+            let numbers = ["first ", "middle ", "last ", "kept ", "iddle ", "absent "]
+                .map(|key| file.number(key));
+            assert_eq!(numbers, [Some(1), Some(u64::MAX), Some(3), None, None, None]);
+        }
+        assert_eq!(KernelFile::open("/proc/no such file").number("first "), None);
+        assert!(KernelFile::open("/proc/vmstat").number("nr_free_pages ").is_some_and(|it| it > 0));
     }
 }

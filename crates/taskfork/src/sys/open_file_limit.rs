@@ -46,11 +46,15 @@ impl Drop for OpenFileLimit {
 }
 
 /// Sets the limit again that was there before. It makes system calls only.
+#[inline]
 pub(super) fn restore() {
     let before = BEFORE.load(Relaxed);
-    if before == NONE {
-        return;
+    if before != NONE {
+        set_soft_limit(before);
     }
+}
+
+fn set_soft_limit(before: u64) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // Somebody may have set a lower one meanwhile.
     if current.is_none_or(|current| current > before) {

@@ -27,12 +27,15 @@ pub(crate) struct WorkerInit {
 pub(crate) struct IoBuffers {
     pub(super) inbox: Vec<u8>,
     pub(super) outbox: Vec<u8>,
+    /// For frames that go before an answer.
+    pub(super) front: Vec<u8>,
 }
 
 impl IoBuffers {
     pub(crate) fn new() -> Self {
-        let inbox = Vec::with_capacity(frame::room_for_next_read(&[]));
-        Self { inbox, outbox: Vec::with_capacity(1 << 10) }
+        // The hello and the first call can arrive together, and more is read behind them.
+        let inbox = Vec::with_capacity(frame::room_for_next_read(&[]) + (1 << 10));
+        Self { inbox, outbox: Vec::with_capacity(1 << 10), front: Vec::with_capacity(1 << 8) }
     }
 }
 

@@ -117,6 +117,7 @@ pub(crate) fn serve<S: 'static>(
         client_files: 0,
         shared_memory: SharedMemory::default(),
         out: GatherFrame { bytes: init.buffers.outbox, ..GatherFrame::default() },
+        front: init.buffers.front,
     };
     let mut hello = WorkerHello {
         version: VERSIONS[0],
@@ -172,20 +173,22 @@ pub(super) struct Worker<'a, S> {
     client_files: usize,
     shared_memory: SharedMemory,
     pub(super) out: GatherFrame,
+    /// Empty except while frames are put in front of an answer.
+    front: Vec<u8>,
 }
 
 impl<S: 'static> Worker<'_, S> {
     fn live(
         &mut self,
         socket: ClientSource,
-        inbox: Vec<u8>,
+        mut inbox: Vec<u8>,
         hello: &mut WorkerHello,
     ) -> Result<Infallible, ExitReason> {
         let AcceptedClient { socket, received, deadline, is_preamble_sent } = match socket {
             ClientSource::Accepted(client) => client,
             ClientSource::Channel(line) => self.wait_for_client(&line)?,
         };
-        let inbox = if received.is_empty() { inbox } else { received };
+        inbox.extend_from_slice(&received);
         let socket = sys::leak_descriptor(socket);
         context::serves(socket);
         let mut connection = Connection::new(socket, inbox, &self.config, self.slot);
@@ -445,12 +448,14 @@ impl<S: 'static> Worker<'_, S> {
 
     /// Has something sent before the answer.
     fn prepend(&mut self, write: impl FnOnce(&mut Self, &mut Vec<u8>)) {
-        let mut frames = Vec::new();
+        let mut frames = std::mem::take(&mut self.front);
         write(self, &mut frames);
         if !frames.is_empty() {
             self.out.segments.iter_mut().for_each(|segment| segment.offset += frames.len());
-            self.out.bytes.splice(..0, frames);
+            self.out.bytes.splice(..0, frames.drain(..));
+            frames.shrink_to(KEPT_BUFFER);
         }
+        self.front = frames;
     }
 
     fn try_call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), Fault> {

@@ -217,10 +217,10 @@ impl EventLoop {
         };
         let captured = captured.as_ref().and_then(CapturedStderr::pipe);
         {
-            let log = log_output::lock();
+            let log = log_output::with_descriptors();
             let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
-            let of_worker =
-                of_worker.chain([role.descriptor()]).map(AsFd::as_fd).chain(log.descriptors());
+            let of_log = log.iter().flat_map(|log| log.descriptors());
+            let of_worker = of_worker.chain([role.descriptor()]).map(AsFd::as_fd).chain(of_log);
             // SAFETY: as above. Nothing below uses the owners of these descriptors.
             unsafe { sys::close_unchecked(self.descriptors().chain(of_worker)) };
         }

@@ -51,7 +51,7 @@ impl EventLoop {
         self.service_manager.keep_alive().into_iter().for_each(&mut at_most);
         self.check_socket_files().into_iter().for_each(&mut at_most);
         self.report_omitted().into_iter().for_each(&mut at_most);
-        log_output::lock().retry().into_iter().for_each(&mut at_most);
+        log_output::retry().into_iter().for_each(&mut at_most);
         if self.guardian.is_none() && self.mode == Mode::Serving {
             self.start_guardian();
             if self.guardian.is_none() {
