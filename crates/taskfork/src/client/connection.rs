@@ -340,11 +340,7 @@ impl Connection {
     }
 
     fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
-        let said =
-            frame::write::<WireError>(&mut self.outbox.bytes, frame::DEFAULT_MAX_FRAME, |out| {
-                message(out);
-                Ok(())
-            });
+        let said = frame::write_control(&mut self.outbox.bytes, |out| message(out));
         said.map_err(Disconnect::from)
     }
 

@@ -95,10 +95,7 @@ pub(crate) fn client_hello(
         client_number: client,
     };
     let mut out = PREAMBLE.to_vec();
-    frame::write::<WireError>(&mut out, frame::DEFAULT_MAX_FRAME, |out| {
-        hello.put(out);
-        Ok(())
-    })?;
+    frame::write_control(&mut out, |out| hello.put(out))?;
     Ok(out)
 }
 

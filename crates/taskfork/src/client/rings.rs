@@ -13,7 +13,7 @@ use super::connection::Connection;
 use super::disconnect::Disconnect;
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
+use crate::wire::frame;
 use crate::wire::gather_frame::OutgoingFile;
 use crate::wire::native;
 
@@ -31,10 +31,7 @@ impl Connection {
             return;
         }
         let mut offer = Vec::new();
-        let written = frame::write::<WireError>(&mut offer, DEFAULT_MAX_FRAME, |out| {
-            native::put_rings(out);
-            Ok(())
-        });
+        let written = frame::write_control(&mut offer, |out| native::put_rings(out));
         self.offers_rings_after = None;
         let (Ok(()), Ok((rings, file))) = (written, Rings::offer()) else { return };
         let (slices, files) = ([IoSlice::new(&offer)], [OutgoingFile::new(Arc::new(file))]);

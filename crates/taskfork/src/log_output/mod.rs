@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use queue::{Queue, Written};
+use queue::{Queue, WriteResult};
 use sink::Sink;
 
 /// A writer for the log of a process that must neither wait for the log's reader nor end with it,
@@ -71,7 +71,7 @@ impl LogWriter {
 impl io::Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !bytes.is_empty() {
-            IS_SUBSCRIBERS.store(true, Relaxed);
+            HAS_SUBSCRIBER.store(true, Relaxed);
             lock().line(bytes);
         }
         Ok(bytes.len())
@@ -83,15 +83,15 @@ impl io::Write for LogWriter {
 }
 
 /// How soon a write is tried again if the reader takes nothing.
-const STALLED: Duration = Duration::from_millis(50);
+const STALL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How soon a write is tried again after a failure. The time doubles with each further failure, up
 /// to the second value.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(32);
+const MAX_RETRY: Duration = Duration::from_secs(32);
 
 /// How long the end of a server waits for a slow reader.
-const LAST_WAIT: Duration = Duration::from_millis(200);
+const FINISH_TIMEOUT: Duration = Duration::from_millis(200);
 
 static OUTPUT: Mutex<Output> = Mutex::new(Output {
     owner: 0,
@@ -113,19 +113,19 @@ pub(crate) struct Output {
     failure: Option<(Instant, Duration)>,
 }
 
-/// Lines wait, or the number of lost lines has not been reported. The server locks the log only then. The lock writes to
-/// a page that the server shares with the workers it has forked, and the kernel would copy this page.
+/// Whether lines wait, or lost lines have not been reported. The server locks the log only then: a lock
+/// writes to a page that workers share, and the kernel would copy it.
 static IS_DUE: AtomicBool = AtomicBool::new(false);
 
 /// The log has a descriptor besides standard error.
 static HAS_DESCRIPTORS: AtomicBool = AtomicBool::new(false);
 
 /// Something other than the server writes to the log. Most likely that is the program's subscriber.
-static IS_SUBSCRIBERS: AtomicBool = AtomicBool::new(false);
+static HAS_SUBSCRIBER: AtomicBool = AtomicBool::new(false);
 
 /// Whether the program's subscriber writes through a [`LogWriter`].
-pub(crate) fn is_subscribers() -> bool {
-    IS_SUBSCRIBERS.load(Relaxed)
+pub(crate) fn has_subscriber() -> bool {
+    HAS_SUBSCRIBER.load(Relaxed)
 }
 
 /// Locks the log of this process.
@@ -157,7 +157,7 @@ impl Output {
         let own = std::process::id();
         if self.owner != own {
             if self.owner != 0 {
-                self.leave();
+                self.discard_copy();
             }
             self.owner = own;
         }
@@ -180,16 +180,16 @@ impl Output {
     pub(crate) fn inherit(&mut self) {
         self.queue.clear();
         (self.failure, self.is_worker, self.owner) = (None, false, std::process::id());
-        self.note_due();
+        self.update_due();
     }
 
     /// In a forked process: the other process writes the queue.
-    fn leave(&mut self) {
+    fn discard_copy(&mut self) {
         self.queue.clear();
         self.sink.forget();
         (self.failure, self.is_worker) = (None, true);
         HAS_DESCRIPTORS.store(false, Relaxed);
-        self.note_due();
+        self.update_due();
     }
 
     /// Writes a line now or later.
@@ -197,7 +197,7 @@ impl Output {
         let own = std::process::id();
         if self.owner != own {
             if self.owner != 0 {
-                self.leave();
+                self.discard_copy();
             }
             self.owner = own;
         }
@@ -225,16 +225,16 @@ impl Output {
         let Self { queue, sink, .. } = self;
         let written = queue.flush(|bytes| sink.write(bytes));
         self.failure = match (written, self.failure) {
-            (Written::Failed, None) => Some((Instant::now() + FIRST_RETRY, FIRST_RETRY)),
-            (Written::Failed, failure) => failure,
-            (Written::All | Written::Stalled, _) => None,
+            (WriteResult::Failed, None) => Some((Instant::now() + FIRST_RETRY, FIRST_RETRY)),
+            (WriteResult::Failed, failure) => failure,
+            (WriteResult::All | WriteResult::Stalled, _) => None,
         };
         HAS_DESCRIPTORS.store(sink.descriptors().next().is_some(), Relaxed);
-        self.note_due();
-        written == Written::All
+        self.update_due();
+        written == WriteResult::All
     }
 
-    fn note_due(&self) {
+    fn update_due(&self) {
         let is_empty = self.queue.is_empty() && self.queue.lost() == 0;
         IS_DUE.store(!is_empty || self.failure.is_some(), Relaxed);
     }
@@ -246,7 +246,7 @@ impl Output {
             if at > now {
                 return Some(at - now);
             }
-            let pause = (pause * 2).min(LAST_RETRY);
+            let pause = (pause * 2).min(MAX_RETRY);
             self.failure = Some((now + pause, pause));
         } else if self.queue.is_empty() && self.queue.lost() == 0 {
             return None;
@@ -255,13 +255,13 @@ impl Output {
         match (self.flush(), self.failure) {
             (true, _) => None,
             (false, Some((_, pause))) => Some(pause),
-            (false, None) => Some(STALLED),
+            (false, None) => Some(STALL_INTERVAL),
         }
     }
 
     /// Writes the queue before this process ends. Waits a moment for a slow reader.
     pub(crate) fn finish(&mut self) {
-        let until = Instant::now() + LAST_WAIT;
+        let until = Instant::now() + FINISH_TIMEOUT;
         while !self.flush() && self.failure.is_none() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use rustix::io::Errno;
 
 /// The maximum number of bytes in the queue. A line that does not fit is lost.
-const MOST: usize = 256 << 10;
+const MAX_BYTES: usize = 256 << 10;
 
 /// After a loss, lines are accepted again when the queue has shrunk to this size. Otherwise every
 /// second line would be a notice of loss.
-const FEW: usize = MOST / 4;
+const RESUME_BYTES: usize = MAX_BYTES / 4;
 
 /// A pipe takes up to this many bytes whole or not at all.
-const ATOMIC: usize = 4096;
+const ATOMIC_WRITE: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -37,7 +37,7 @@ struct Line {
 
 /// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Written {
+pub(super) enum WriteResult {
     /// The queue is empty.
     All,
     /// The reader takes nothing now.
@@ -70,7 +70,7 @@ impl Queue {
             _ => self.is_json = false,
         }
         self.report();
-        if self.lost > 0 || self.bytes + text.len() > MOST {
+        if self.lost > 0 || self.bytes + text.len() > MAX_BYTES {
             self.lost += 1;
         } else {
             self.add(text, 1);
@@ -79,7 +79,7 @@ impl Queue {
 
     /// Adds a notice of lost lines, if there are any and there is room.
     pub(super) fn report(&mut self) {
-        if self.lost == 0 || self.bytes > FEW {
+        if self.lost == 0 || self.bytes > RESUME_BYTES {
             return;
         }
         let lost = std::mem::take(&mut self.lost);
@@ -104,21 +104,21 @@ impl Queue {
     pub(super) fn flush(
         &mut self,
         mut write: impl FnMut(&[u8]) -> rustix::io::Result<usize>,
-    ) -> Written {
+    ) -> WriteResult {
         let mut piece = Vec::new();
         while !self.lines.is_empty() {
             self.fill(&mut piece);
             match write(&piece) {
                 Ok(length @ 1..) => self.advance(length.min(piece.len())),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Written::Stalled,
+                Err(Errno::AGAIN) => return WriteResult::Stalled,
                 Ok(0) | Err(_) => {
                     self.lose_all();
-                    return Written::Failed;
+                    return WriteResult::Failed;
                 }
             }
         }
-        Written::All
+        WriteResult::All
     }
 
     /// Fills the piece with whole lines that fit, or with the beginning of one line.
@@ -128,7 +128,7 @@ impl Queue {
         for line in &self.lines {
             let rest = &line.text[skip..];
             skip = 0;
-            let room = ATOMIC - piece.len();
+            let room = ATOMIC_WRITE - piece.len();
             if rest.len() > room && !piece.is_empty() {
                 return;
             }
@@ -175,32 +175,32 @@ mod tests {
 
     /// The reaction of a reader to a write.
     #[derive(Debug, Clone)]
-    enum Takes {
+    enum Reader {
         All,
         Some(usize),
         Nothing,
         Fails(Errno),
     }
 
-    fn takes() -> impl Strategy<Value = Takes> {
+    fn reader() -> impl Strategy<Value = Reader> {
         prop_oneof![
-            3 => Just(Takes::All),
-            2 => (1..5000_usize).prop_map(Takes::Some),
-            2 => Just(Takes::Nothing),
-            1 => Just(Takes::Fails(Errno::PIPE)),
-            1 => Just(Takes::Fails(Errno::NOSPC)),
+            3 => Just(Reader::All),
+            2 => (1..5000_usize).prop_map(Reader::Some),
+            2 => Just(Reader::Nothing),
+            1 => Just(Reader::Fails(Errno::PIPE)),
+            1 => Just(Reader::Fails(Errno::NOSPC)),
         ]
     }
 
-    fn write(queue: &mut Queue, out: &mut Vec<u8>, takes: &Takes) -> Written {
-        let mut rest = match takes {
-            Takes::Some(most) => *most,
+    fn write(queue: &mut Queue, out: &mut Vec<u8>, reader: &Reader) -> WriteResult {
+        let mut rest = match reader {
+            Reader::Some(most) => *most,
             _ => usize::MAX,
         };
-        queue.flush(|piece| match takes {
-            Takes::Fails(errno) => Err(*errno),
-            Takes::Nothing => Err(Errno::AGAIN),
-            Takes::All | Takes::Some(_) if rest > 0 => {
+        queue.flush(|piece| match reader {
+            Reader::Fails(errno) => Err(*errno),
+            Reader::Nothing => Err(Errno::AGAIN),
+            Reader::All | Reader::Some(_) if rest > 0 => {
                 let length = piece.len().min(rest);
                 rest -= length;
                 out.extend_from_slice(&piece[..length]);
@@ -213,21 +213,21 @@ mod tests {
     proptest! {
         #[test]
         fn each_line_arrives_or_is_counted_where_it_is_missing(
-            steps in prop::collection::vec((1..40_usize, 0..9000_usize, takes()), 1..60),
+            steps in prop::collection::vec((1..40_usize, 0..9000_usize, reader()), 1..60),
         ) {
             let (mut queue, mut out, mut number) = (Queue::new(), Vec::new(), 0_u64);
-            for (count, length, takes) in steps {
+            for (count, length, reader) in steps {
                 for _ in 0..count {
                     queue.push(format!("line {number} {}.\n", "x".repeat(length)).into_bytes());
                     number += 1;
                 }
-                write(&mut queue, &mut out, &takes);
-                prop_assert!(queue.bytes <= MOST + 200);
+                write(&mut queue, &mut out, &reader);
+                prop_assert!(queue.bytes <= MAX_BYTES + 200);
                 let bytes: usize = queue.lines.iter().map(|line| line.text.len()).sum();
                 prop_assert_eq!(queue.bytes, bytes);
             }
             while queue.lost() > 0 || !queue.is_empty() {
-                write(&mut queue, &mut out, &Takes::All);
+                write(&mut queue, &mut out, &Reader::All);
                 queue.report();
             }
             let mut next = 0;
@@ -251,11 +251,14 @@ mod tests {
         let (mut queue, mut out) = (Queue::new(), Vec::new());
         for _ in 0..3 {
             queue.push(b"a line\n".to_vec());
-            assert_eq!(write(&mut queue, &mut out, &Takes::Fails(Errno::NOSPC)), Written::Failed);
+            assert_eq!(
+                write(&mut queue, &mut out, &Reader::Fails(Errno::NOSPC)),
+                WriteResult::Failed
+            );
         }
         assert_eq!(queue.lost(), 3);
         queue.push(b"{\"level\":\"INFO\"}\n".to_vec());
-        assert_eq!(write(&mut queue, &mut out, &Takes::All), Written::All);
+        assert_eq!(write(&mut queue, &mut out, &Reader::All), WriteResult::All);
         let text = String::from_utf8(out).unwrap();
         assert_eq!(
             text,

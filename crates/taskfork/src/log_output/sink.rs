@@ -18,17 +18,17 @@ pub(super) struct Sink {
     file: Option<OwnedFd>,
     /// An open file description of standard error that does not block, with the identity of the
     /// file.
-    own: Option<(Identity, OwnedFd)>,
+    nonblocking_stderr: Option<(Identity, OwnedFd)>,
 }
 
 type Identity = (u64, u64, u64);
 
 /// How many bytes are written at a time to a terminal that cannot be opened again.
-const SHORT: usize = 64;
+const TERMINAL_PIECE: usize = 64;
 
 impl Sink {
     pub(super) const fn new() -> Self {
-        Self { path: None, file: None, own: None }
+        Self { path: None, file: None, nonblocking_stderr: None }
     }
 
     pub(super) fn path(&self) -> Option<&Path> {
@@ -46,14 +46,15 @@ impl Sink {
 
     /// All open descriptors except standard error.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let own = self.own.as_ref().map(|(_, own)| own);
-        self.file.iter().chain(own).map(AsFd::as_fd)
+        let nonblocking_stderr =
+            self.nonblocking_stderr.as_ref().map(|(_, nonblocking_stderr)| nonblocking_stderr);
+        self.file.iter().chain(nonblocking_stderr).map(AsFd::as_fd)
     }
 
     /// In a forked process: forgets the descriptors, which belong to the other process or are
     /// closed.
     pub(super) fn forget(&mut self) {
-        std::mem::forget((self.file.take(), self.own.take()));
+        std::mem::forget((self.file.take(), self.nonblocking_stderr.take()));
     }
 
     /// Writes as much as can be written at once. [`Errno::AGAIN`] means nothing.
@@ -77,17 +78,19 @@ impl Sink {
     /// Writes to a pipe or a terminal.
     fn write_to_reader(&mut self, stat: &Stat, bytes: &[u8]) -> rustix::io::Result<usize> {
         let identity = (stat.st_dev, stat.st_ino, stat.st_rdev);
-        if self.own.as_ref().is_none_or(|(of, _)| *of != identity) {
+        if self.nonblocking_stderr.as_ref().is_none_or(|(of, _)| *of != identity) {
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             match open("/proc/self/fd/2", flags, Mode::empty()) {
-                Ok(own) => self.own = Some((identity, own)),
+                Ok(nonblocking_stderr) => {
+                    self.nonblocking_stderr = Some((identity, nonblocking_stderr))
+                }
                 Err(Errno::NXIO) => return Err(Errno::PIPE),
                 // It belongs to another user, or there is no `/proc`.
                 Err(_) => return write_if_ready(bytes),
             }
         }
-        match &self.own {
-            Some((_, own)) => write(own, bytes),
+        match &self.nonblocking_stderr {
+            Some((_, nonblocking_stderr)) => write(nonblocking_stderr, bytes),
             None => write_if_ready(bytes),
         }
     }
@@ -106,7 +109,7 @@ fn write_if_ready(bytes: &[u8]) -> rustix::io::Result<usize> {
     if poll(&mut watched, Some(&now))? == 0 {
         return Err(Errno::AGAIN);
     }
-    let most = if rustix::termios::isatty(stderr) { SHORT } else { bytes.len() };
+    let most = if rustix::termios::isatty(stderr) { TERMINAL_PIECE } else { bytes.len() };
     write(stderr, &bytes[..bytes.len().min(most)])
 }
 

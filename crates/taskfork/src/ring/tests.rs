@@ -13,11 +13,7 @@ use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
 
 pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-        out.extend_from_slice(body);
-        Ok(())
-    })
-    .unwrap();
+    frame::write_control(&mut out, |out| out.extend_from_slice(body)).unwrap();
     out
 }
 

@@ -33,7 +33,7 @@ pub(crate) const CONNECTION: u8 = b'c';
 pub(crate) const STATUS: u8 = b's';
 
 /// The most bytes of one message of the program.
-pub(crate) const LONGEST_MESSAGE: usize = 32 << 10;
+pub(crate) const MAX_MESSAGE: usize = 32 << 10;
 
 const INIT: &str = "init";
 const READY: &str = "ready ";
@@ -96,7 +96,7 @@ impl ControlChannel {
     /// Receives the startup data, and reports that `init` has been called.
     pub(crate) fn receive_startup_data(&self) -> io::Result<StartupData> {
         let mut data = StartupData::default();
-        let mut piece = vec![0; LONGEST_MESSAGE];
+        let mut piece = vec![0; MAX_MESSAGE];
         loop {
             let (received, length) =
                 sys::receive_descriptor(&*self.0, RecvFlags::empty(), &mut piece)?;
@@ -169,10 +169,10 @@ impl AsFd for ControlChannel {
 
 impl ServerMessage {
     /// The next message of a server. `None` if it is not valid. The end of the channel is an error.
-    pub(crate) fn receive(line: &OwnedFd) -> rustix::io::Result<Option<Self>> {
+    pub(crate) fn receive(channel: &OwnedFd) -> rustix::io::Result<Option<Self>> {
         let mut text = [0; MAX_CHANNEL_TEXT];
         loop {
-            match recv(line, &mut text, RecvFlags::DONTWAIT) {
+            match recv(channel, &mut text, RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return Err(Errno::PIPE),
                 Ok((_, length)) => return Ok(Self::parse(&text[..length])),
                 // The kernel reports a reset once, before the messages, if the server ended without
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_of_a_server_that_has_not_read_all_is_heard() {
+    fn the_last_message_of_a_server_that_has_not_read_everything_arrives() {
         let (ours, theirs) = pair().unwrap();
         send(&ours, b"c", SendFlags::NOSIGNAL).unwrap();
         ControlChannel::new(theirs).report_panic();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn each_word_is_heard_as_it_was_said() {
+    fn each_message_arrives_as_it_was_sent() {
         let ready = received(|control| control.report_ready(None));
         assert_eq!(ready, Some(ServerMessage::Ready(None)));
         let address = Address::tcp("localhost", 80);

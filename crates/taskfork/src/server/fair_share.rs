@@ -14,7 +14,7 @@ const MIN_EVICTION_AGE: Duration = Duration::from_millis(250);
 
 /// When a worker counts as idle. The second value is for a worker without a call so far.
 const IDLE_AFTER: Duration = Duration::from_millis(20);
-const UNUSED_AFTER: Duration = Duration::from_millis(100);
+const UNUSED_IDLE_AFTER: Duration = Duration::from_millis(100);
 
 /// The identity of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -77,7 +77,7 @@ impl AssignedWorker {
     }
 
     fn is_idle(&self) -> bool {
-        let after = if self.is_used { IDLE_AFTER } else { UNUSED_AFTER };
+        let after = if self.is_used { IDLE_AFTER } else { UNUSED_IDLE_AFTER };
         self.idle.is_some_and(|idle| idle >= after)
     }
 }

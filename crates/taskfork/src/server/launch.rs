@@ -19,7 +19,7 @@ use rustix::net::{SendFlags, send};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitIdOptions, pidfd_open, pidfd_send_signal};
 
-use super::control::{self, LONGEST_MESSAGE, ServerMessage};
+use super::control::{self, MAX_MESSAGE, ServerMessage};
 use super::environment;
 use super::error::ServerError;
 use super::process::{describe_end, reap};
@@ -39,9 +39,9 @@ pub(crate) struct Launch {
     name: String,
     config: Option<Vec<u8>>,
     timeout: Option<Duration>,
-    /// A replacement inherits the environment, folder and signal mask of the first start.
+    /// A replacement inherits the environment, directory and signal mask of the first start.
     variables: Vec<(OsString, OsString)>,
-    folder: Option<PathBuf>,
+    directory: Option<PathBuf>,
     mask: Option<SigSet>,
 }
 
@@ -69,7 +69,7 @@ impl Launch {
             config,
             timeout,
             variables: std::env::vars_os().collect(),
-            folder: std::env::current_dir().ok(),
+            directory: std::env::current_dir().ok(),
             mask: SigSet::thread_get_mask().ok(),
         }
     }
@@ -98,8 +98,8 @@ impl Launch {
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.env(environment::SERVER, &self.name);
-        if let Some(folder) = self.folder.as_ref().filter(|folder| folder.is_dir()) {
-            command.current_dir(folder);
+        if let Some(directory) = self.directory.as_ref().filter(|directory| directory.is_dir()) {
+            command.current_dir(directory);
         }
         let (mut messages, mut outputs) = (VecDeque::new(), Vec::new());
         for (kind, output) in pipes {
@@ -117,10 +117,7 @@ impl Launch {
         // An empty configuration is sent too, because it differs from none.
         let config = self.config.iter().flat_map(|config| match config[..] {
             [] => vec![vec![control::CONFIG]],
-            _ => config
-                .chunks(LONGEST_MESSAGE - 1)
-                .map(|c| [&[control::CONFIG], c].concat())
-                .collect(),
+            _ => config.chunks(MAX_MESSAGE - 1).map(|c| [&[control::CONFIG], c].concat()).collect(),
         });
         messages.extend(config.map(plain));
         let previous = previous.map(|address| format!("{}{address}", char::from(control::ADDRESS)));

@@ -58,7 +58,7 @@ impl Listener {
     /// Takes over the socket of another server, and its file, which may be gone.
     pub(crate) fn adopt(socket: OwnedFd, address: &Address, file: Option<Identity>) -> Self {
         let file = match &address.0 {
-            Place::Unix(path) => file.map(|file| SocketFile::taken_over(path, file)),
+            Place::Unix(path) => file.map(|file| SocketFile::owned(path, file)),
             _ => None,
         };
         let origin = Origin::of(&socket);
@@ -128,9 +128,9 @@ fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, 
     let refused =
         |errno: Errno| ServerError::Listen { address: address.to_string(), source: errno.into() };
     let name = SocketAddrUnix::new(path).map_err(refused)?;
-    let spot = SocketPath::open(path)?;
-    let _lock = spot.lock(lock_within)?;
-    match spot.stat() {
+    let socket_path = SocketPath::open(path)?;
+    let _lock = socket_path.lock(lock_within)?;
+    match socket_path.stat() {
         Err(Errno::NOENT) => {}
         Err(errno) => return Err(refused(errno)),
         Ok(file) if FileType::from_raw_mode(file.st_mode) != FileType::Socket => {
@@ -142,7 +142,7 @@ fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, 
         Ok(file) if file.st_uid != geteuid().as_raw() => {
             return Err(ServerError::Foreign { path: path.to_owned(), user: file.st_uid });
         }
-        Ok(_) => spot.remove().map_err(refused)?,
+        Ok(_) => socket_path.remove().map_err(refused)?,
     }
     let socket = unix_socket().map_err(refused)?;
     let mode = Mode::from_raw_mode(mode & 0o777);
@@ -153,7 +153,7 @@ fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, 
     let bound = bind(&socket, &name);
     umask(before);
     bound.map_err(refused)?;
-    let file = spot.bound().map_err(refused)?;
+    let file = socket_path.bound().map_err(refused)?;
     listen(&socket, BACKLOG).map_err(refused)?;
     Ok(Listener { socket, address, origin: Origin::Local, file: Some(file) })
 }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successors_socketfile_is_left_alone() {
+    fn the_file_of_a_successor_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let first = open_at(&path).unwrap();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn thefile_has_the_mode_asked_for_whatever_the_umask() {
+    fn the_file_has_the_mode_asked_for_whatever_the_umask() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         for mode in [0o600, 0o666, 0o660] {

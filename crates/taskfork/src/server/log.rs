@@ -29,7 +29,7 @@ levels!($ error as log_error, warn as log_warn, info as log_info, debug as log_d
 
 /// Passes a line to the subscriber.
 pub(crate) fn write(log: impl FnOnce()) {
-    if log_output::is_subscribers() {
+    if log_output::has_subscriber() {
         // A [`LogWriter`](crate::server::LogWriter) never fails and never blocks.
         log();
     } else if !is_stderr_ready() {

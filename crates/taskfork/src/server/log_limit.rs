@@ -10,15 +10,15 @@ pub(super) const WINDOW: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct LogLimit {
     /// The number of lines that are logged in [`WINDOW`].
-    most: u32,
+    limit: u32,
     since: Option<Instant>,
     logged: u32,
     omitted: u64,
 }
 
 impl LogLimit {
-    pub(crate) const fn new(most: u32) -> Self {
-        Self { most, since: None, logged: 0, omitted: 0 }
+    pub(crate) const fn new(limit: u32) -> Self {
+        Self { limit, since: None, logged: 0, omitted: 0 }
     }
 
     /// Returns whether a line may be logged now. Counts it as omitted otherwise.
@@ -31,7 +31,7 @@ impl LogLimit {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= WINDOW) {
             (self.since, self.logged) = (Some(now), 0);
         }
-        let is_allowed = self.logged < self.most;
+        let is_allowed = self.logged < self.limit;
         match is_allowed {
             true => self.logged = self.logged.saturating_add(weight),
             false => self.omitted += 1,

@@ -17,7 +17,7 @@ use super::log_limit::LogLimit;
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
 /// How often messages that the manager has not taken are sent again.
-const AGAIN: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct Notifier {
@@ -26,7 +26,7 @@ pub(super) struct Notifier {
     /// The messages to send, as `NAME=VALUE`. Each name occurs once.
     waiting: Vec<String>,
     /// When they are sent again.
-    again: Option<Instant>,
+    retry_at: Option<Instant>,
     failures: LogLimit,
 }
 
@@ -37,7 +37,7 @@ impl Notifier {
     }
 
     fn new(address: Option<SocketAddrUnix>) -> Self {
-        Self { address, waiting: Vec::new(), again: None, failures: LogLimit::new(1) }
+        Self { address, waiting: Vec::new(), retry_at: None, failures: LogLimit::new(1) }
     }
 
     /// Sends these states, now or later.
@@ -54,15 +54,15 @@ impl Notifier {
 
     /// Sends waiting messages if it is time. Returns the time until the next attempt.
     pub(super) fn retry(&mut self) -> Option<Duration> {
-        let again = self.again?;
-        if again <= Instant::now() {
+        let retry_at = self.retry_at?;
+        if retry_at <= Instant::now() {
             self.send();
         }
-        self.again.map(|again| again.saturating_duration_since(Instant::now()))
+        self.retry_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     fn send(&mut self) {
-        self.again = None;
+        self.retry_at = None;
         let Some(address) = &self.address else {
             self.waiting.clear();
             return;
@@ -76,12 +76,12 @@ impl Notifier {
         match sent {
             Ok(_) => self.waiting.clear(),
             Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR | Errno::MFILE | Errno::NFILE) => {
-                self.again = Some(Instant::now() + AGAIN);
+                self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
             }
             Err(errno) => {
                 self.waiting.clear();
                 if self.failures.acquire(Instant::now()) {
-                    log::warn!("the service manager cannot be told: {errno}");
+                    log::warn!("the service manager cannot be notified: {errno}");
                 }
             }
         }
@@ -126,7 +126,7 @@ mod tests {
             Some(String::from_utf8_lossy(&text[..length]).into_owned())
         };
         assert_eq!(std::iter::from_fn(read).count(), sent - 1);
-        std::thread::sleep(AGAIN);
+        std::thread::sleep(RETRY_INTERVAL);
         assert_eq!(notifier.retry(), None);
         assert_eq!(read().unwrap(), "WATCHDOG=1\nREADY=1\nMAINPID=8");
         drop(manager);

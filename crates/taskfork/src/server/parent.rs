@@ -35,8 +35,8 @@ const FAILED: u8 = b'f';
 const KILLED: u8 = b'k';
 
 /// How long the descendants of dead servers may take to end. The guardians kill them.
-const LEFTOVERS_WITHIN: Duration = Duration::from_secs(5);
-const LEFTOVERS_PAUSE: Duration = Duration::from_millis(5);
+const DESCENDANTS_TIMEOUT: Duration = Duration::from_secs(5);
+const DESCENDANTS_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A server's view of its parent process.
 #[derive(Debug, Clone)]
@@ -121,7 +121,7 @@ pub(super) fn keep_pid(
         .map_err(ServerError::system("cannot take signals over"))?;
     let (ours, theirs) =
         control::pair().map_err(ServerError::system("cannot make a channel to the server"))?;
-    let this_process = ParentProcess::new(signals, ours);
+    let parent_process = ParentProcess::new(signals, ours);
     let this = std::process::id();
     sys::flush_stdio();
     // SAFETY: the child is the server, as the caller wants, and leaves by `exit_now`.
@@ -130,13 +130,13 @@ pub(super) fn keep_pid(
             drop(theirs);
             sys::set_title(&format!("taskfork-parent:{}", printable_name(name)));
             match Pid::from_raw(child.as_raw()) {
-                Some(server) => this_process.run(server),
+                Some(server) => parent_process.run(server),
                 None => Ok(()),
             }
         }
         Ok(Forked::Child) => {
             drop(threads);
-            this_process.leave();
+            parent_process.leave();
             log_output::lock().inherit();
             spawned_server::close_inherited();
             environment::replace_pid(this);
@@ -331,13 +331,13 @@ impl ParentProcess {
         let Self { channel, children, initial_children, failure, .. } = self;
         // This ends a server that has not taken over yet.
         drop(channel);
-        let patience = Instant::now() + LEFTOVERS_WITHIN;
+        let deadline = Instant::now() + DESCENDANTS_TIMEOUT;
         let left = || pids(&children).filter(|pid| !initial_children.contains(pid));
-        while left().count() > 0 && Instant::now() < patience {
+        while left().count() > 0 && Instant::now() < deadline {
             for pid in left() {
                 let _ = waitpid(Some(pid), WaitOptions::NOHANG);
             }
-            std::thread::sleep(LEFTOVERS_PAUSE);
+            std::thread::sleep(DESCENDANTS_INTERVAL);
         }
         // In a container, the first process adopts processes from anywhere.
         for pid in left().filter(|&pid| is_server(pid)) {

@@ -7,8 +7,8 @@ use rustix::net::{self, RecvFlags, SendFlags, Shutdown, recv, shutdown};
 use super::log;
 use crate::sys;
 use crate::wire::error_body::{ErrorBody, kind};
-use crate::wire::frame::{self, DEFAULT_MAX_FRAME, PREAMBLE};
-use crate::wire::{Protocol, WireError, native, perl};
+use crate::wire::frame::{self, PREAMBLE};
+use crate::wire::{Protocol, native, perl};
 
 /// The answer to a client that gets no worker.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Refusal {
     kind: &'static str,
     pub(crate) reason: String,
     /// The preamble has been sent.
-    is_begun: bool,
+    is_preamble_sent: bool,
 }
 
 impl Refusal {
@@ -26,22 +26,22 @@ impl Refusal {
     /// native protocol.
     pub(crate) fn access(protocol: Option<Protocol>, reason: String) -> Self {
         let protocol = protocol.or(Some(Protocol::Native));
-        Self { protocol, kind: kind::REFUSED, reason, is_begun: false }
+        Self { protocol, kind: kind::REFUSED, reason, is_preamble_sent: false }
     }
 
     /// The first message was wrong or late.
     pub(crate) fn handshake(protocol: Option<Protocol>, reason: String) -> Self {
-        Self { protocol, kind: kind::REFUSED, reason, is_begun: false }
+        Self { protocol, kind: kind::REFUSED, reason, is_preamble_sent: false }
     }
 
     /// The server has no worker for the client now.
     pub(crate) fn busy(protocol: Protocol, reason: String) -> Self {
-        Self { protocol: Some(protocol), kind: kind::BUSY, reason, is_begun: false }
+        Self { protocol: Some(protocol), kind: kind::BUSY, reason, is_preamble_sent: false }
     }
 
     /// Sets whether the client has been sent the preamble before.
-    pub(crate) fn with_preamble_sent(self, is_begun: bool) -> Self {
-        Self { is_begun, ..self }
+    pub(crate) fn with_preamble_sent(self, is_preamble_sent: bool) -> Self {
+        Self { is_preamble_sent, ..self }
     }
 }
 
@@ -54,13 +54,10 @@ pub(crate) fn send(connection: &OwnedFd, refusal: &Refusal) {
         Some(Protocol::Native) => {
             let body =
                 ErrorBody { kind: refusal.kind, message: &refusal.reason, ..ErrorBody::default() };
-            if !refusal.is_begun {
+            if !refusal.is_preamble_sent {
                 out.extend_from_slice(PREAMBLE);
             }
-            let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-                native::put_error(out, None, &body);
-                Ok(())
-            });
+            let written = frame::write_control(&mut out, |out| native::put_error(out, None, &body));
             if written.is_err() {
                 return;
             }

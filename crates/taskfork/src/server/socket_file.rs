@@ -63,7 +63,7 @@ impl SocketPath {
         if !is_own_socket(&file) {
             return Err(Errno::STALE);
         }
-        Ok(SocketFile::taken_over(&self.path, Identity::of(&file)))
+        Ok(SocketFile::owned(&self.path, Identity::of(&file)))
     }
 
     /// Locks the path, so that no two servers find it free. Waits up to `within` for a server that
@@ -96,7 +96,7 @@ impl SocketPath {
             if !is_file || opened.st_nlink > 1 {
                 return Err(failed("it is no file of its own".to_owned()));
             }
-            let mut lock = Lock { spot: self, name: name.clone(), file, is_held: false };
+            let mut lock = Lock { socket_path: self, name: name.clone(), file, is_held: false };
             loop {
                 match flock(&lock.file, FlockOperation::NonBlockingLockExclusive) {
                     Ok(()) => break,
@@ -123,7 +123,7 @@ impl SocketPath {
                 return Ok(Some(lock));
             }
             if Instant::now() >= deadline {
-                return Err(failed("somebody removes it again and again".to_owned()));
+                return Err(failed("it is removed again and again".to_owned()));
             }
         }
     }
@@ -141,7 +141,7 @@ fn is_unsupported(errno: Errno) -> bool {
 /// A lock on a path, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock<'s> {
-    spot: &'s SocketPath,
+    socket_path: &'s SocketPath,
     name: OsString,
     file: OwnedFd,
     is_held: bool,
@@ -150,7 +150,7 @@ pub(super) struct Lock<'s> {
 impl Lock<'_> {
     /// Whether the file still has its name.
     fn is_there(&self) -> bool {
-        match (fstat(&self.file), self.spot.stat_of(&self.name)) {
+        match (fstat(&self.file), self.socket_path.stat_of(&self.name)) {
             (Ok(own), Ok(there)) => Identity::of(&own) == Identity::of(&there),
             _ => false,
         }
@@ -158,7 +158,7 @@ impl Lock<'_> {
 
     fn remove(&self) {
         if self.is_there() {
-            let _ = unlinkat(&self.spot.folder, &self.name, AtFlags::empty());
+            let _ = unlinkat(&self.socket_path.folder, &self.name, AtFlags::empty());
         }
     }
 }
@@ -209,7 +209,7 @@ impl fmt::Display for Identity {
 
 impl SocketFile {
     /// A file that this process removes in the end.
-    pub(super) fn taken_over(path: &Path, identity: Identity) -> Self {
+    pub(super) fn owned(path: &Path, identity: Identity) -> Self {
         Self { path: path.to_owned(), identity, owner: std::process::id() }
     }
 
@@ -229,11 +229,11 @@ impl Drop for SocketFile {
         if self.owner != std::process::id() {
             return;
         }
-        let Ok(spot) = SocketPath::open(&self.path) else { return };
+        let Ok(socket_path) = SocketPath::open(&self.path) else { return };
         // The lock keeps a new server from binding its socket in between.
-        let _lock = spot.lock(LOCK_TIMEOUT);
-        if spot.stat().is_ok_and(|file| Identity::of(&file) == self.identity) {
-            let _ = spot.remove();
+        let _lock = socket_path.lock(LOCK_TIMEOUT);
+        if socket_path.stat().is_ok_and(|file| Identity::of(&file) == self.identity) {
+            let _ = socket_path.remove();
         }
     }
 }
@@ -244,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    fn spot(folder: &tempfile::TempDir) -> SocketPath {
+    fn socket_path(folder: &tempfile::TempDir) -> SocketPath {
         SocketPath::open(&folder.path().join("s")).unwrap()
     }
 
@@ -257,8 +257,8 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..20 {
-                        let spot = SocketPath::open(&path).unwrap();
-                        let lock = spot.lock(LOCK_TIMEOUT).unwrap().unwrap();
+                        let socket_path = SocketPath::open(&path).unwrap();
+                        let lock = socket_path.lock(LOCK_TIMEOUT).unwrap().unwrap();
                         assert_eq!(running.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
                         std::thread::yield_now();
                         running.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
@@ -273,15 +273,15 @@ mod tests {
     #[test]
     fn a_lock_is_for_its_user_alone_and_follows_no_link() {
         let folder = tempfile::tempdir().unwrap();
-        let spot = spot(&folder);
+        let socket_path = socket_path(&folder);
         let file = folder.path().join("s.lock");
-        let lock = spot.lock(LOCK_TIMEOUT).unwrap();
+        let lock = socket_path.lock(LOCK_TIMEOUT).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         drop(lock);
 
         let precious = folder.path().join("precious");
         std::os::unix::fs::symlink(&precious, &file).unwrap();
-        let error = spot.lock(LOCK_TIMEOUT).unwrap_err().to_string();
+        let error = socket_path.lock(LOCK_TIMEOUT).unwrap_err().to_string();
         assert!(error.contains("s.lock"), "{error}");
         assert!(!precious.exists());
     }
@@ -295,18 +295,18 @@ mod tests {
         let file = folder.path().join("s.lock");
         std::fs::write(&file, "").unwrap();
         std::os::unix::fs::chown(&file, Some(65_534), Some(65_534)).unwrap();
-        let error = spot(&folder).lock(LOCK_TIMEOUT).unwrap_err().to_string();
+        let error = socket_path(&folder).lock(LOCK_TIMEOUT).unwrap_err().to_string();
         assert!(error.contains("belongs to the user 65534"), "{error}");
         assert!(file.exists());
     }
 
     #[test]
-    fn whoever_can_read_the_folder_delays_nothing() {
+    fn a_lock_on_the_folder_does_not_delay_a_server() {
         let folder = tempfile::tempdir().unwrap();
         let reader = open(folder.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
         let reader = reader.unwrap();
         flock(&reader, FlockOperation::LockExclusive).unwrap();
         // With a lock on the folder it would time out here.
-        assert!(spot(&folder).lock(LOCK_TIMEOUT).unwrap().is_some());
+        assert!(socket_path(&folder).lock(LOCK_TIMEOUT).unwrap().is_some());
     }
 }

@@ -13,9 +13,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 /// The pause after a wake-up is this many times as long as the wake-up, so wake-ups take at most 4
 /// % of a CPU.
-const SHARE: u32 = 25;
-const LEAST_PAUSE: Duration = Duration::from_micros(200);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_FACTOR: u32 = 25;
+const MIN_PAUSE: Duration = Duration::from_micros(200);
+const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct WakePipe {
@@ -24,13 +24,13 @@ pub(crate) struct WakePipe {
     /// The start of a wake-up that has not been handled completely.
     woken: Option<Instant>,
     /// When the pipe is watched again.
-    again: Option<Instant>,
+    resume_at: Option<Instant>,
 }
 
 impl WakePipe {
     pub(crate) fn new() -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        Ok(Self { reader, writer, woken: None, again: None })
+        Ok(Self { reader, writer, woken: None, resume_at: None })
     }
 
     /// The end that workers hold.
@@ -52,14 +52,14 @@ impl WakePipe {
     /// Ends a wake-up. Returns how long the pipe is ignored, if it is.
     pub(crate) fn finish_wakeup(&mut self) -> Option<Duration> {
         if let Some(woken) = self.woken.take() {
-            self.again = Some(Instant::now() + pause_after(woken.elapsed()));
+            self.resume_at = Some(Instant::now() + pause_after(woken.elapsed()));
         }
-        self.again.map(|again| again.saturating_duration_since(Instant::now()))
+        self.resume_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     /// Watches the pipe again if the pause is over.
     pub(crate) fn resume_if_due(&mut self, epoll: &OwnedFd, token: u64) -> rustix::io::Result<()> {
-        match self.again.take_if(|again| *again <= Instant::now()) {
+        match self.resume_at.take_if(|at| *at <= Instant::now()) {
             Some(_) => epoll::modify(epoll, &self.reader, EventData::new_u64(token), flags()),
             None => Ok(()),
         }
@@ -75,7 +75,7 @@ impl AsFd for WakePipe {
 
 /// How long the server ignores workers after a wake-up that took this long.
 pub(crate) fn pause_after(took: Duration) -> Duration {
-    took.saturating_mul(SHARE).clamp(LEAST_PAUSE, LONGEST_PAUSE)
+    took.saturating_mul(PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE)
 }
 
 fn flags() -> EventFlags {

@@ -14,9 +14,8 @@ use super::oom::OomKills;
 use super::stack;
 use crate::context::Peer;
 use crate::error::{Activity, End};
-use crate::wire::WireError;
 use crate::wire::death_notice::DeathNotice;
-use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
+use crate::wire::frame;
 use crate::worker::scoreboard::{Phase, Retirement, ServerSlot};
 
 /// The causes of exits, as [`ServerStatus::deaths`](crate::server::ServerStatus::deaths) counts them.
@@ -95,10 +94,7 @@ impl DeathNotification {
 
 fn send_notice(connection: &OwnedFd, notice: &DeathNotice) {
     let mut out = Vec::new();
-    let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-        notice.put(out);
-        Ok(())
-    });
+    let written = frame::write_control(&mut out, |out| notice.put(out));
     if written.is_ok() {
         // A client that is gone or does not read sees the end of the connection in any case.
         let _ = send(connection, &out, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);

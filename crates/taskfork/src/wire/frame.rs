@@ -28,6 +28,20 @@ pub(crate) const ATOMIC_WRITE: usize = 4096;
 /// bytes that follow.
 const MAX_COPIED: usize = 1 << 10;
 
+/// Appends the frame of a control message, which has no values of the program. The default limit applies.
+///
+/// # Errors
+/// [`WireError::TooLarge`], after which `out` is unchanged.
+pub(crate) fn write_control(
+    out: &mut Vec<u8>,
+    body: impl FnOnce(&mut Vec<u8>),
+) -> Result<(), WireError> {
+    write(out, DEFAULT_MAX_FRAME, |out| {
+        body(out);
+        Ok(())
+    })
+}
+
 /// Appends a frame whose body `body` writes. After an error `out` is unchanged.
 ///
 /// # Errors

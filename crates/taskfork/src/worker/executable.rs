@@ -172,10 +172,7 @@ impl Running {
             ..ClientHello::default()
         };
         let mut out = PREAMBLE.to_vec();
-        frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-            hello.put(out);
-            Ok(())
-        })?;
+        frame::write_control(&mut out, |out| hello.put(out))?;
         self.send(&[&out]);
         while !frame::take_preamble(&mut self.inbox)? {
             self.receive(false)?;
@@ -199,11 +196,8 @@ impl Running {
         let mut out = Vec::new();
         match self.scanner {
             Some(_) => perl::put_done(&mut out),
-            None => frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-                native::put_done(out);
-                Ok(())
-            })
-            .map_err(|error| Failure::new(error.to_string()))?,
+            None => frame::write_control(&mut out, |out| native::put_done(out))
+                .map_err(|error| Failure::new(error.to_string()))?,
         }
         self.send(&[&out]);
         Ok(())

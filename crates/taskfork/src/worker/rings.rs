@@ -9,7 +9,7 @@ use super::connection::{Connection, ConnectionError, Frame};
 use super::telemetry;
 use crate::ring::{DOORBELL, Put, Rings};
 use crate::wire::WireError;
-use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
+use crate::wire::frame;
 use crate::wire::gather_frame::GatherFrame;
 use crate::wire::native;
 
@@ -36,10 +36,7 @@ impl Connection {
             Err(_) => return Ok(()),
         };
         let mut out = GatherFrame::default();
-        frame::write::<WireError>(&mut out.bytes, DEFAULT_MAX_FRAME, |out| {
-            native::put_rings(out);
-            Ok(())
-        })?;
+        frame::write_control(&mut out.bytes, |out| native::put_rings(out))?;
         self.write(&out)?;
         // What was sent before does not count.
         telemetry::take_sent_bytes();

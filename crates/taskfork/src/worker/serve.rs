@@ -261,12 +261,9 @@ impl<S: 'static> Worker<'_, S> {
         if self.interface.accepts_shared_memory() {
             self.shared_memory.request(lent, self.config.shared_memory);
         }
-        frame::write::<WireError>(&mut self.out.bytes, DEFAULT_MAX_FRAME, |out| {
-            match &fault {
-                Some(fault) => native::put_error(out, None, &fault.body()),
-                None => hello.put(out),
-            }
-            Ok(())
+        frame::write_control(&mut self.out.bytes, |out| match &fault {
+            Some(fault) => native::put_error(out, None, &fault.body()),
+            None => hello.put(out),
         })?;
         self.slot.set_client(number);
         // From the greeting on the client waits for calls, so that a death must be told to it.

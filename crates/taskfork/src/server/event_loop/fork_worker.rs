@@ -33,7 +33,7 @@ pub(crate) type Program = Box<dyn Fn(WorkerInit) -> i32>;
 
 /// The process that a fork returns in.
 #[derive(Debug)]
-pub(crate) enum ForkSide {
+enum ForkSide {
     Parent(Pid, Option<CapturedStderr>),
     /// With its standard error, unless it keeps the server's.
     Worker(Option<OwnedFd>, Option<CapturedStderr>),
@@ -51,7 +51,7 @@ struct ChildInit {
 
 /// The server's descriptors of the new worker, which the worker has to close.
 #[derive(Debug)]
-pub(crate) struct InheritedFds {
+struct InheritedFds {
     role: Role,
     captured: Option<CapturedStderr>,
 }

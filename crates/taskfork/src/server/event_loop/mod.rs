@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 pub(crate) use self::fork_worker::Program;
-use self::rebind::Files;
+use self::rebind::SocketFiles;
 use self::status::open_status;
 use self::stderr::PausedStderr;
 use crate::log_output;
@@ -66,12 +66,12 @@ use crate::worker::scoreboard::{Scoreboard, now};
 use crate::worker::{self, IoBuffers};
 
 const GUARDIAN: u64 = 0;
-pub(super) const LISTENER: u64 = 1;
+const LISTENER: u64 = 1;
 const CONTROL: u64 = 2;
 const WAKE: u64 = 3;
-pub(super) const STATUS: u64 = 4;
-pub(super) const SUCCESSOR: u64 = 5;
-pub(super) const STATUS_REQUESTS: u64 = 6;
+const STATUS: u64 = 4;
+const SUCCESSOR: u64 = 5;
+const STATUS_REQUESTS: u64 = 6;
 const HANDSHAKES: u64 = 7;
 const QUEUE: u64 = 8;
 /// After all events of workers that are running, and before those of new ones.
@@ -82,12 +82,12 @@ const CHILDREN: u64 = 11;
 const TOKENS: u64 = 2;
 
 /// The token of one of a worker's descriptors.
-pub(super) fn token(worker: u64, what: u64) -> u64 {
+fn token(worker: u64, what: u64) -> u64 {
     CHILDREN + TOKENS * worker + what
 }
 
 /// How long accepting is paused after descriptors or processes have run out.
-pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct EventLoop {
     options: Options,
@@ -128,7 +128,7 @@ pub(crate) struct EventLoop {
     /// The status socket.
     status: Option<Listener>,
     status_requests: StatusRequests,
-    files: Files,
+    files: SocketFiles,
     counters: Counters,
     /// How long the last scan of all workers took.
     scan_time: Duration,
@@ -151,7 +151,7 @@ pub(crate) struct EventLoop {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+enum Mode {
     Serving,
     /// The listener is closed, and no new checkout begins. Running checkouts may continue until
     /// this time, or without limit.
@@ -232,7 +232,7 @@ impl EventLoop {
             wake,
             status,
             status_requests,
-            files: Files::default(),
+            files: SocketFiles::default(),
             counters: Counters::default(),
             scan_time: Duration::ZERO,
             service_manager,

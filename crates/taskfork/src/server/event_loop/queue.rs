@@ -12,8 +12,8 @@ use crate::server::client_queue::{Eviction, QueuedClient};
 use crate::server::fair_share::{self, AssignedWorker, ClientId};
 use crate::server::log;
 use crate::server::refusal::Refusal;
-use crate::wire::frame::{self, DEFAULT_MAX_FRAME, PREAMBLE};
-use crate::wire::{Protocol, WireError, native};
+use crate::wire::frame::{self, PREAMBLE};
+use crate::wire::{Protocol, native};
 use crate::worker::AcceptedClient;
 use crate::worker::scoreboard::{Retirement, now};
 
@@ -119,10 +119,7 @@ impl EventLoop {
 /// Tells a native client that it is in the queue. Returns whether the message could be sent whole.
 fn send_wait(connection: &OwnedFd, reason: &str) -> bool {
     let mut out = PREAMBLE.to_vec();
-    let written = frame::write::<WireError>(&mut out, DEFAULT_MAX_FRAME, |out| {
-        native::put_queued(out, reason);
-        Ok(())
-    });
+    let written = frame::write_control(&mut out, |out| native::put_queued(out, reason));
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     written.is_ok() && send(connection, &out, flags) == Ok(out.len())
 }

@@ -16,44 +16,44 @@ use crate::server::log;
 use crate::server::log_limit::LogLimit;
 use crate::server::socket_file::Identity;
 
-const INTERVAL: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often a foreign socket at the path is asked whether it is still in use.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+const FOREIGN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many attempts may find the lock held before that is logged. Another server may be starting
 /// or stopping there.
-const LOCKED: u32 = 10;
+const MAX_LOCKED_ATTEMPTS: u32 = 10;
 
 /// The state of the socket files.
 #[derive(Debug, Default)]
-pub(crate) struct Files {
+pub(super) struct SocketFiles {
     /// When the files are checked next.
     next: Option<Instant>,
-    listener: Missing,
-    status: Missing,
+    listener: MissingFile,
+    status: MissingFile,
     /// A listener whose file was gone. Clients may have connected to it before that.
     former: Option<Listener>,
 }
 
 /// A file that is missing, or has been replaced.
 #[derive(Debug, Default)]
-struct Missing {
+struct MissingFile {
     attempts: u32,
     /// The last logged text. The same text is not logged again.
-    told: Option<String>,
+    logged: Option<String>,
     /// The socket of another server at the path, and when it is asked again.
     foreign: Option<(Identity, Instant)>,
 }
 
-impl Files {
+impl SocketFiles {
     /// A new worker must close it.
-    pub(crate) fn former(&self) -> Option<&Listener> {
+    pub(super) fn former(&self) -> Option<&Listener> {
         self.former.as_ref()
     }
 }
 
-impl Missing {
+impl MissingFile {
     /// Binds a new socket if the file is gone, or if the socket could not be bound before. Returns
     /// the new listener.
     fn restore(
@@ -84,19 +84,19 @@ impl Missing {
         };
         let text = match error {
             ServerError::InUse { .. } => {
-                self.foreign = there.map(|file| (file, now + ASK_AGAIN));
+                self.foreign = there.map(|file| (file, now + FOREIGN_INTERVAL));
                 format!(
                     "another server listens at {shown} now, and this one cannot be reached there"
                 )
             }
-            ServerError::Lock { .. } if self.attempts < LOCKED => return None,
+            ServerError::Lock { .. } if self.attempts < MAX_LOCKED_ATTEMPTS => return None,
             error => format!("the socket file {shown} is gone, and cannot be bound again: {error}"),
         };
-        if self.told.as_ref() != Some(&text) {
+        if self.logged.as_ref() != Some(&text) {
             if lines.acquire(now) {
                 log::error!("{text}");
             }
-            self.told = Some(text);
+            self.logged = Some(text);
         }
         None
     }
@@ -107,9 +107,8 @@ impl EventLoop {
     pub(super) fn check_socket_files(&mut self) -> Option<Duration> {
         let has_path = self.listener.as_ref().is_some_and(|listener| listener.path().is_some());
         // A new server that takes over uses the same files.
-        let is_to_look = self.mode == Mode::Serving && self.successor.is_none();
-        if !is_to_look || !has_path && status_path(&self.options, self.listener.as_ref()).is_none()
-        {
+        let is_active = self.mode == Mode::Serving && self.successor.is_none();
+        if !is_active || !has_path && status_path(&self.options, self.listener.as_ref()).is_none() {
             self.files.former = None;
             return None;
         }
@@ -117,12 +116,12 @@ impl EventLoop {
         if let Some(next) = self.files.next.filter(|next| *next > now) {
             return Some(next - now);
         }
-        self.files.next = Some(now + INTERVAL);
+        self.files.next = Some(now + CHECK_INTERVAL);
         self.accept_former();
         self.files.former = None;
         self.restore_listener();
         self.restore_status();
-        Some(INTERVAL)
+        Some(CHECK_INTERVAL)
     }
 
     fn restore_listener(&mut self) {
@@ -133,7 +132,7 @@ impl EventLoop {
         let flags =
             if self.accept_paused_until.is_some() { EventFlags::empty() } else { EventFlags::IN };
         if let Err(error) = self.watch(new.as_fd(), LISTENER, flags) {
-            log::error!("the server cannot be reached by its new socket: {error}");
+            log::error!("the new listener cannot be watched: {error}");
             return;
         }
         let former = self.listener.replace(new);
@@ -162,7 +161,7 @@ impl EventLoop {
         let (status, lines) = (self.status.as_ref(), &mut self.log_limits.files);
         let Some(new) = self.files.status.restore(status, (&path, 0o600), lines) else { return };
         if let Err(error) = self.watch(new.as_fd(), STATUS, EventFlags::IN) {
-            log::error!("the server cannot tell of itself by its new socket: {error}");
+            log::error!("the new status socket cannot be watched: {error}");
             return;
         }
         if let Some(mut former) = self.status.replace(new) {

@@ -42,7 +42,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Guardian {
     pid: Pid,
     pidfd: OwnedFd,
-    line: OwnedFd,
+    channel: OwnedFd,
     records: RecordWriter,
 }
 
@@ -69,7 +69,7 @@ impl Guardian {
                 let started = wait_until_ready(&ours)
                     .and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
                 match started {
-                    Ok(pidfd) => Ok(Self { pid, pidfd, line: ours, records }),
+                    Ok(pidfd) => Ok(Self { pid, pidfd, channel: ours, records }),
                     Err(error) => {
                         let _ = kill_process(pid, Signal::KILL);
                         let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
@@ -113,7 +113,7 @@ impl Guardian {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         match outcome {
             WriteOutcome::Written => true,
-            WriteOutcome::AskToRead => send(&self.line, b"r", flags).is_ok(),
+            WriteOutcome::AskToRead => send(&self.channel, b"r", flags).is_ok(),
             WriteOutcome::Full => false,
         }
     }
@@ -128,7 +128,7 @@ impl Guardian {
 
     /// The descriptors that a worker must close.
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
-        [self.pidfd.as_fd(), self.line.as_fd(), self.records.as_fd()]
+        [self.pidfd.as_fd(), self.channel.as_fd(), self.records.as_fd()]
     }
 }
 
@@ -140,10 +140,10 @@ impl AsFd for Guardian {
 }
 
 /// Waits until the guardian is ready.
-fn wait_until_ready(line: &OwnedFd) -> io::Result<()> {
-    match retry_on_intr(|| recv(line, &mut [0; 1], RecvFlags::empty())) {
+fn wait_until_ready(channel: &OwnedFd) -> io::Result<()> {
+    match retry_on_intr(|| recv(channel, &mut [0; 1], RecvFlags::empty())) {
         Ok((_, 1)) => Ok(()),
-        _ => Err(io::Error::other("it did not come up")),
+        _ => Err(io::Error::other("it did not become ready")),
     }
 }
 
@@ -159,19 +159,19 @@ fn guardian_main(
     let _ = setpgid(None, None);
     sys::block_signals(&nix::sys::signal::SigSet::all())?;
     // SAFETY: the guardian never returns into the server's code, and leaves by `exit_now`.
-    let [line, records] = unsafe { sys::close_all_except(descriptors) }?;
+    let [channel, records] = unsafe { sys::close_all_except(descriptors) }?;
     sys::set_title(&format!("taskfork-guardian:{name}"));
-    send(&line, b"r", SendFlags::NOSIGNAL)?;
+    send(&channel, b"r", SendFlags::NOSIGNAL)?;
     // A message asks the guardian to read records. The end of the channel is the server's end. A
     // server that ends regularly kills the guardian first.
-    while let Ok((_, 1)) = retry_on_intr(|| recv(&line, &mut [0; 1], RecvFlags::empty())) {
+    while let Ok((_, 1)) = retry_on_intr(|| recv(&channel, &mut [0; 1], RecvFlags::empty())) {
         groups.read(&records);
     }
     groups.read(&records);
     // A process closes its descriptors a moment before its children lose their parent. A server
     // that still lives has only closed this channel, and its workers must not be killed.
-    let patience = Instant::now() + EXIT_TIMEOUT;
-    while Instant::now() < patience {
+    let deadline = Instant::now() + EXIT_TIMEOUT;
+    while Instant::now() < deadline {
         if !is_child_of(server) {
             kill_all_workers(mark, &groups, process_groups::now());
             break;
