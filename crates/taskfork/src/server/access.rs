@@ -215,8 +215,8 @@ mod tests {
         assert!(has(8, 20, vec![]));
         assert!(has(8, 1, vec![5, 21]));
         assert!(!has(8, 7, vec![5]));
-        let nobody = Allowed { users: vec![], groups: vec![] };
-        assert!(!nobody.has(Peer { uid: 7, gid: 1, pid: 1 }, Vec::new));
+        let no_one = Allowed { users: vec![], groups: vec![] };
+        assert!(!no_one.has(Peer { uid: 7, gid: 1, pid: 1 }, Vec::new));
     }
 
     #[test]

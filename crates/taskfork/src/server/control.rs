@@ -137,10 +137,10 @@ impl ControlChannel {
         self.send(READY, &address.map(Address::to_string).unwrap_or_default());
     }
 
-    fn send(&self, word: &str, text: &str) {
-        let text = &text[..text.floor_char_boundary(MAX_CHANNEL_TEXT - word.len())];
+    fn send(&self, kind: &str, text: &str) {
+        let text = &text[..text.floor_char_boundary(MAX_CHANNEL_TEXT - kind.len())];
         // The program may have ended.
-        let _ = send(&*self.0, format!("{word}{text}").as_bytes(), SendFlags::NOSIGNAL);
+        let _ = send(&*self.0, format!("{kind}{text}").as_bytes(), SendFlags::NOSIGNAL);
     }
 
     /// The next request. `None` while there is none.
@@ -207,9 +207,9 @@ impl ServerMessage {
 mod tests {
     use super::*;
 
-    fn received(said: impl FnOnce(&ControlChannel)) -> Option<ServerMessage> {
+    fn received(report: impl FnOnce(&ControlChannel)) -> Option<ServerMessage> {
         let (ours, theirs) = pair().unwrap();
-        said(&ControlChannel::new(theirs));
+        report(&ControlChannel::new(theirs));
         ServerMessage::receive(&ours).unwrap()
     }
 

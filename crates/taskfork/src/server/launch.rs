@@ -342,20 +342,21 @@ impl StartingProcess {
     }
 
     /// Waits for an event, for at most this time. Returns whether the process has ended.
-    fn wait_for_event(&self, most: Duration) -> bool {
-        let wanted = match self.messages.is_empty() {
+    fn wait_for_event(&self, timeout: Duration) -> bool {
+        let events = match self.messages.is_empty() {
             true => PollFlags::IN,
             false => PollFlags::IN | PollFlags::OUT,
         };
         let mut watched = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
         if self.is_open {
-            watched.push(PollFd::new(&self.channel, wanted));
+            watched.push(PollFd::new(&self.channel, events));
         }
         let readers = self.outputs.iter().filter_map(|outputs| outputs.reader.as_ref());
         watched.extend(readers.map(|reader| PollFd::new(reader, PollFlags::IN)));
-        let most = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: most.subsec_nanos().into() };
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         // After an interruption or an error, the caller looks at everything again.
-        let _ = poll(&mut watched, Some(&most));
+        let _ = poll(&mut watched, Some(&timeout));
         !watched[0].revents().is_empty()
     }
 
@@ -370,8 +371,8 @@ impl StartingProcess {
         end
     }
 
-    fn has_exited_within(&self, most: Duration) -> bool {
-        let until = Instant::now() + most;
+    fn has_exited_within(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
@@ -438,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn output_is_held_back_until_it_is_let_through_and_nothing_is_lost() {
+    fn output_is_buffered_until_it_passes_through_and_nothing_is_lost() {
         let (mut outputs, mut writer, mut shown) = outputs();
         writer.write_all(b"before").unwrap();
         outputs.read();
@@ -450,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_held_back_than_there_is_room_for() {
+    fn the_buffered_output_is_bounded() {
         let (mut outputs, mut writer, mut shown) = outputs();
         let mut seen = Vec::new();
         for _ in 0..100 {

@@ -49,13 +49,13 @@ impl WorkerLimits {
         match unsafe { sys::fork(threads) } {
             Ok(Forked::Parent { child }) => {
                 drop(writer);
-                let mut told = [0; 8];
-                let refused = File::from(reader).read_exact(&mut told);
+                let mut message = [0; 8];
+                let refused = File::from(reader).read_exact(&mut message);
                 if let Some(pid) = Pid::from_raw(child.as_raw()) {
                     // A program that ignores SIGCHLD has nothing to reap.
                     let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
                 }
-                let (index, errno) = split(told);
+                let (index, errno) = decode(message);
                 // A child that could apply everything writes nothing.
                 match refused.ok().and_then(|()| self.settings().nth(index)) {
                     Some(setting) => {
@@ -71,7 +71,7 @@ impl WorkerLimits {
                     let index = self.settings().position(|it| it == setting).unwrap_or_default();
                     let errno = source.raw_os_error().unwrap_or_default();
                     // The server waits for this message.
-                    let _ = File::from(writer).write_all(&join(index, errno));
+                    let _ = File::from(writer).write_all(&encode(index, errno));
                 }
                 sys::exit_now(0);
             }
@@ -82,14 +82,14 @@ impl WorkerLimits {
     }
 }
 
-fn join(index: usize, errno: i32) -> [u8; 8] {
+fn encode(index: usize, errno: i32) -> [u8; 8] {
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&(index as u32).to_ne_bytes());
     bytes[4..].copy_from_slice(&errno.to_ne_bytes());
     bytes
 }
 
-fn split([a, b, c, d, e, f, g, h]: [u8; 8]) -> (usize, i32) {
+fn decode([a, b, c, d, e, f, g, h]: [u8; 8]) -> (usize, i32) {
     (u32::from_ne_bytes([a, b, c, d]) as usize, i32::from_ne_bytes([e, f, g, h]))
 }
 
@@ -111,9 +111,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_child_tells_arrives() {
-        for told in [(0, 0), (3, 13), (1 << 20, i32::MAX), (0, -1)] {
-            assert_eq!(split(join(told.0, told.1)), told);
+    fn a_report_of_the_child_is_decoded() {
+        for message in [(0, 0), (3, 13), (1 << 20, i32::MAX), (0, -1)] {
+            assert_eq!(decode(encode(message.0, message.1)), message);
         }
     }
 }

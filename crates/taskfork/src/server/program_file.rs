@@ -95,10 +95,10 @@ mod tests {
     fn what_cannot_be_started_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("app");
-        let said = || check(&file).unwrap_err();
-        assert!(said().contains("app is missing"), "{}", said());
+        let reason = || check(&file).unwrap_err();
+        assert!(reason().contains("app is missing"), "{}", reason());
         std::fs::write(&file, "").unwrap();
-        assert!(said().contains("app is not executable"), "{}", said());
+        assert!(reason().contains("app is not executable"), "{}", reason());
         let folder_itself = check(folder.path()).unwrap_err();
         assert!(folder_itself.contains("is no file"), "{folder_itself}");
     }

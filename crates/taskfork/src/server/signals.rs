@@ -14,7 +14,7 @@ use super::stop_requests::StopRequests;
 use crate::sys::{self, Disposition};
 
 /// The signals that the server reads. SIGHUP is added if it is not ignored.
-const WANTED: [Signal; 5] =
+const SIGNALS: [Signal; 5] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Blocks SIGUSR1 and SIGUSR2 until the server can handle them. By default they end a process.
@@ -40,7 +40,7 @@ impl Drop for DeferredSignals {
 #[derive(Debug)]
 pub(crate) struct Signals {
     descriptor: SignalFd,
-    before: SigSet,
+    previous_mask: SigSet,
     _changed: [Disposition; 2],
     /// With these signals ignored, a failed write is an error and does not end the server.
     _writes: [Disposition; 2],
@@ -57,19 +57,19 @@ pub(crate) struct Signals {
 impl Signals {
     /// Blocks the signals. `parent` is the process that forwards its signals to this one.
     pub(crate) fn take_over(hangup: Hangup, parent: Option<u32>) -> io::Result<Self> {
-        let mut wanted: SigSet = WANTED.into_iter().collect();
+        let mut signals: SigSet = SIGNALS.into_iter().collect();
         // The kernel keeps a blocked signal even if it is ignored.
         if hangup != Hangup::Ignored {
-            wanted.add(Signal::SIGHUP);
+            signals.add(Signal::SIGHUP);
         }
-        let before = sys::block_signals(&wanted)?;
+        let previous_mask = sys::block_signals(&signals)?;
         let changed = [Disposition::default_sigchld()?, Disposition::ignore_sigttou()?];
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let descriptor = SignalFd::with_flags(&wanted, flags)?;
+        let descriptor = SignalFd::with_flags(&signals, flags)?;
         let writes = [Disposition::ignore(Signal::SIGXFSZ)?, Disposition::ignore(Signal::SIGPIPE)?];
         Ok(Self {
             descriptor,
-            before,
+            previous_mask,
             _changed: changed,
             _writes: writes,
             reset: OnceCell::new(),
@@ -126,7 +126,7 @@ impl Signals {
     /// In a forked process that takes over the signals itself: leaves them blocked, so that none is
     /// lost.
     pub(crate) fn leave_blocked(mut self) {
-        self.before = SigSet::thread_get_mask().unwrap_or(self.before);
+        self.previous_mask = SigSet::thread_get_mask().unwrap_or(self.previous_mask);
     }
 }
 
@@ -139,6 +139,6 @@ impl AsFd for Signals {
 impl Drop for Signals {
     fn drop(&mut self) {
         // Setting a mask that was read before cannot fail.
-        let _ = self.before.thread_set_mask();
+        let _ = self.previous_mask.thread_set_mask();
     }
 }

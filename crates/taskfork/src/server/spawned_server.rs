@@ -177,8 +177,8 @@ impl SpawnedServer {
     /// Sends the server its end of a connection. `kind` says what the connection is for.
     fn pass(&self, connection: &OwnedFd, kind: u8) -> io::Result<()> {
         let state = lock(&self.0.state);
-        let gone = || io::Error::new(io::ErrorKind::NotConnected, state.describe_down());
-        let socket = state.channel.as_ref().filter(|_| !state.is_shut_down).ok_or_else(gone)?;
+        let down = || io::Error::new(io::ErrorKind::NotConnected, state.describe_down());
+        let socket = state.channel.as_ref().filter(|_| !state.is_shut_down).ok_or_else(down)?;
         sys::send_descriptor(socket, connection.as_fd(), &[kind])
     }
 
@@ -466,8 +466,8 @@ impl Backoff {
 /// The last message of a server.
 fn last_message(socket: &OwnedFd) -> Option<ServerMessage> {
     let mut last = None;
-    while let Ok(word) = ServerMessage::receive(socket) {
-        last = word.or(last);
+    while let Ok(message) = ServerMessage::receive(socket) {
+        last = message.or(last);
     }
     last
 }

@@ -153,7 +153,7 @@ impl ServerStatus {
         stream.write_all(request.as_bytes())?;
         // This tells the server that the request is complete.
         stream.shutdown(Shutdown::Write)?;
-        Ok(serde_json::from_slice(&read_answer(stream, ANSWER_WAIT)?)?)
+        Ok(serde_json::from_slice(&read_answer(stream, ANSWER_TIMEOUT)?)?)
     }
 }
 
@@ -163,7 +163,7 @@ fn read_answer(mut stream: UnixStream, within: Duration) -> io::Result<Vec<u8>> 
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let what = format!("the server did not tell its status within {}", seconds(within));
+            let what = format!("the server did not send its status within {}", seconds(within));
             return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
         stream.set_read_timeout(Some(left))?;
@@ -175,8 +175,8 @@ fn read_answer(mut stream: UnixStream, within: Duration) -> io::Result<Vec<u8>> 
                 _ => return Err(error),
             },
         }
-        if text.len() > LONGEST_ANSWER {
-            let what = format!("the status has more than {LONGEST_ANSWER} bytes");
+        if text.len() > MAX_ANSWER {
+            let what = format!("the status has more than {MAX_ANSWER} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
     }
@@ -191,8 +191,8 @@ pub(crate) fn parse_dismiss(request: &[u8]) -> Option<u64> {
 }
 
 /// How long an answer may take, and how many bytes it may have.
-const ANSWER_WAIT: Duration = Duration::from_secs(10);
-const LONGEST_ANSWER: usize = 64 << 20;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_ANSWER: usize = 64 << 20;
 
 /// The name of a phase in the status.
 pub(crate) fn state_name(phase: Phase) -> &'static str {
@@ -230,16 +230,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_without_end_is_given_up() {
-        let read = |said: &'static [u8], pause| {
+    fn reading_an_endless_answer_times_out() {
+        let read = |text: &'static [u8], pause| {
             let (here, mut there) = UnixStream::pair().unwrap();
-            let says = std::thread::spawn(move || {
-                while there.write_all(said).is_ok() {
+            let writer = std::thread::spawn(move || {
+                while there.write_all(text).is_ok() {
                     std::thread::sleep(pause);
                 }
             });
             let error = read_answer(here, Duration::from_millis(100)).unwrap_err();
-            says.join().unwrap();
+            writer.join().unwrap();
             error
         };
         let error = read(b" ", Duration::from_millis(5));

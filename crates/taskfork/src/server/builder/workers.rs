@@ -123,7 +123,7 @@ impl<S> ServerBuilder<S> {
     /// [`run`](crate::Server::run).
     ///
     /// The kill does not depend on the worker's code, which may be stuck in native code. The call
-    /// fails with [`FatalError::Hung`](crate::error::FatalError::Hung).
+    /// fails with [`FatalError::WorkerDied`](crate::error::FatalError::WorkerDied).
     ///
     /// ```
     /// use std::time::Duration;

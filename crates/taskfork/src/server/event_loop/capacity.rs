@@ -11,26 +11,26 @@ const RESERVE: u64 = 8;
 impl EventLoop {
     /// Logs how many workers the limit of open files allows, if that is less than `max_workers`.
     pub(super) fn warn_of_few_open_files(&self) {
-        let Some(most) = self.open_files.most() else { return };
+        let Some(limit) = self.open_files.most() else { return };
         let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
-        let allowed = allowed(most, open.count() as u64, self.options.stderr);
+        let allowed = allowed(limit, open.count() as u64, self.options.stderr);
         let max_workers = self.worker_limit();
         if allowed < max_workers as u64 {
             log::warn!(
                 name = self.options.name,
-                "the hard limit of {most} open files allows {allowed} workers, fewer than max_workers ({max_workers}): \
+                "the hard limit of {limit} open files allows {allowed} workers, fewer than max_workers ({max_workers}): \
                  raise it (ulimit -Hn, LimitNOFILE of systemd), or set max_workers to {allowed}"
             );
         }
     }
 }
 
-/// The number of workers of a server that may open `most` files and has `open` files without any
+/// The number of workers of a server that may open `limit` files and has `open` files without any
 /// worker.
-fn allowed(most: u64, open: u64, stderr: Stderr) -> u64 {
+fn allowed(limit: u64, open: u64, stderr: Stderr) -> u64 {
     // The connection, and the pipe of standard error.
     let each = 1 + u64::from(stderr != Stderr::Inherit);
-    most.saturating_sub(open).saturating_sub(RESERVE) / each
+    limit.saturating_sub(open).saturating_sub(RESERVE) / each
 }
 
 #[cfg(test)]
