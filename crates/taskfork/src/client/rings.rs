@@ -31,7 +31,7 @@ impl Connection {
             return;
         }
         let mut offer = Vec::new();
-        let written = frame::write_control(&mut offer, |out| native::put_rings(out));
+        let written = frame::write_control(&mut offer, native::put_rings);
         self.offers_rings_after = None;
         let (Ok(()), Ok((rings, file))) = (written, Rings::offer()) else { return };
         let (slices, files) = ([IoSlice::new(&offer)], [OutgoingFile::new(Arc::new(file))]);

@@ -494,6 +494,10 @@ impl fmt::Debug for SpawnedServer {
     }
 }
 
+fn connection_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -507,8 +511,4 @@ mod tests {
         assert_eq!(delay.next(STABLE_TIME), Duration::ZERO);
         assert_eq!(delay.next(short), FIRST_BACKOFF);
     }
-}
-
-fn connection_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }

@@ -196,7 +196,7 @@ impl Running {
         let mut out = Vec::new();
         match self.scanner {
             Some(_) => perl::put_done(&mut out),
-            None => frame::write_control(&mut out, |out| native::put_done(out))
+            None => frame::write_control(&mut out, native::put_done)
                 .map_err(|error| Failure::new(error.to_string()))?,
         }
         self.send(&[&out]);

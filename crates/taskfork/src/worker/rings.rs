@@ -36,7 +36,7 @@ impl Connection {
             Err(_) => return Ok(()),
         };
         let mut out = GatherFrame::default();
-        frame::write_control(&mut out.bytes, |out| native::put_rings(out))?;
+        frame::write_control(&mut out.bytes, native::put_rings)?;
         self.write(&out)?;
         // What was sent before does not count.
         telemetry::take_sent_bytes();
