@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
+mod circles;
 mod documents;
 mod names;
 mod source;
@@ -69,6 +70,15 @@ fn modules_import_what_the_table_allows() {
         }
     }
     assert_none(complaints);
+}
+
+#[test]
+fn files_import_each_other_in_no_circle() {
+    let source = Source::read();
+    let modules = Document::read("ARCHITECTURE.md").names_under("## Modules without circles");
+    assert!(!modules.is_empty());
+    let circles = modules.iter().flat_map(|module| circles::circles(source.files(module)));
+    assert_none(circles.map(|file| format!("`{file}` imports itself through others")).collect());
 }
 
 #[test]

@@ -59,6 +59,12 @@ impl Source {
         imports
     }
 
+    /// The files of a module with their code.
+    pub(crate) fn files(&self, module: &str) -> impl Iterator<Item = (&str, &str)> {
+        let files = self.files.iter().filter(move |(file, _)| module_of(file) == module);
+        files.map(|(file, code)| (&**file, &**code))
+    }
+
     /// The code of a file.
     pub(crate) fn code(&self, file: &str) -> Option<&str> {
         self.files.get(file).map(String::as_str)
