@@ -259,7 +259,7 @@ impl Blocking {
         let client = Client::builder().address(server.address()).min_workers(0);
         let client =
             client.max_workers(workers).max_frame(LIMIT).busy_poll(busy_poll).timeout(None);
-        let client = taskfork::blocking::Client::build(client).expect("a client");
+        let client = client.build_blocking().expect("a client");
         Self { client, _server: server, workers }
     }
 }

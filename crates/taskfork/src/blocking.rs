@@ -9,7 +9,7 @@
 //! use taskfork::blocking::Client;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let client = Client::build(taskfork::Client::builder().address("unix:/run/adder.sock"))?;
+//! let client = Client::builder().address("unix:/run/adder.sock").build_blocking()?;
 //! let sum: i64 = client.call("add", (2, 3))?;
 //!
 //! let checkout = client.checkout();
@@ -61,11 +61,13 @@ pub enum BuildError {
 debug_as_text!(BuildError);
 
 impl Client {
-    /// Builds a client of these options. There need be no tokio runtime.
-    ///
-    /// # Errors
-    /// When an option is wrong, or when the client's thread cannot be started.
-    pub fn build(options: ClientBuilder) -> Result<Self, BuildError> {
+    /// Returns the builder of clients, with every option but the address at its default. Finish it with
+    /// [`build_blocking`](ClientBuilder::build_blocking).
+    pub fn builder() -> ClientBuilder {
+        crate::Client::builder()
+    }
+
+    pub(crate) fn with_options(options: ClientBuilder) -> Result<Self, BuildError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inner = options.build_on(runtime.handle())?;
         let (stop, stopped) = oneshot::channel();
@@ -118,6 +120,19 @@ impl Client {
         block_on(self.inner.invoke(args))
     }
 
+    /// Closes the client, and waits until its last connection is closed. See [`crate::Client::close`].
+    ///
+    /// The method waits for other threads' checkouts. It never returns while the calling thread holds
+    /// one.
+    pub fn close(&self) {
+        block_on(self.inner.close());
+    }
+
+    /// Whether [`close`](Self::close) has been called on this client or a clone of it.
+    pub fn is_closed(&self) -> bool {
+        self.inner.is_closed()
+    }
+
     /// Returns the current numbers of workers and checkouts, and the totals since the client was
     /// built.
     pub fn stats(&self) -> Stats {
@@ -127,6 +142,7 @@ impl Client {
 
 /// Holds one worker exclusively, for threads that may block. See [`crate::Checkout`].
 #[derive(Debug)]
+#[must_use = "a checkout is released when it is dropped"]
 pub struct Checkout {
     inner: crate::Checkout,
     _thread: Arc<RuntimeThread>,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 /// How a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Death {
     /// The worker's process id; 0 where the protocol does not tell it.
     pub pid: u32,

@@ -145,6 +145,8 @@ pub enum FatalError {
         /// How many that is.
         queued: usize,
     },
+    /// [`Client::close`](crate::Client::close) was called before the checkout had a worker.
+    ClientClosed,
     /// The peer sent something that is no message of the protocol.
     Protocol {
         /// What is wrong with it.
@@ -164,6 +166,7 @@ pub enum Stage {
 
 /// A panic in a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Panic {
     /// The panic's message.
     pub message: String,
@@ -176,6 +179,7 @@ pub struct Panic {
 
 /// A place in a program's source.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Location {
     /// The source file as the compiler saw it.
     pub file: String,
@@ -419,6 +423,7 @@ impl fmt::Display for FatalError {
             }
             Self::WorkerDied(death) => write!(out, "worker connection suddenly died: {death}"),
             Self::Aborted { message } => out.write_str(message),
+            Self::ClientClosed => out.write_str("the client is closed: `close` was called on it"),
             Self::CannotConnect { address, reason, unreachable_for, after } => write!(
                 out,
                 "timed out after {}: no server answered at {address} for the last {} ({reason})",

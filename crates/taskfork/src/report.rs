@@ -1,7 +1,7 @@
 //! Which call an error belongs to, and the error with all that is known about it.
 
 use std::fmt::{self, Write};
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 
 use crate::display::seconds;
 use crate::error::{CallError, Death, Error, Failure, FatalError, Panic};
@@ -9,6 +9,11 @@ use crate::error::{CallError, Death, Error, Failure, FatalError, Panic};
 /// Which call an error belongs to: who made it, of which method, and where in the program.
 #[derive(Debug, Clone)]
 pub struct CallSite(Box<Inner>);
+
+// Nothing can be changed through a `CallSite`, so that a panic cannot leave it half changed. Without
+// these lines the trace of the feature `spans` would make errors lose the two traits.
+impl UnwindSafe for CallSite {}
+impl RefUnwindSafe for CallSite {}
 
 #[derive(Debug, Clone)]
 struct Inner {

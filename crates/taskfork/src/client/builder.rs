@@ -1,5 +1,6 @@
 //! The client handle, the options from which it is built, and their errors.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::driver_queue::DriverQueue;
 use super::pool::{Overload, PoolLimits};
 use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
+use crate::blocking;
 use crate::busy_poll::BusyPoll;
 use crate::display::debug_as_text;
 use crate::server::SpawnedServer;
@@ -44,7 +46,7 @@ use crate::wire::native::DEFAULT_GRACE;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Client {
     core: Arc<Core>,
     _driver: Arc<DriverLease>,
@@ -57,6 +59,24 @@ struct DriverLease(Arc<DriverQueue>);
 impl Drop for DriverLease {
     fn drop(&mut self) {
         self.0.wake();
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (counts, closed) = {
+            let pool = self.core.pool();
+            (pool.counts(), pool.is_closed())
+        };
+        out.debug_struct("Client")
+            .field("name", &self.core.config.name)
+            .field("addresses", &self.core.config.addresses)
+            .field("idle", &counts.idle)
+            .field("busy", &counts.busy)
+            .field("connecting", &counts.connecting)
+            .field("queued", &counts.queued)
+            .field("closed", &closed)
+            .finish()
     }
 }
 
@@ -153,6 +173,35 @@ impl Client {
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
         self.checkout().invoke(args)
+    }
+
+    /// Closes the client, and waits until its last connection is closed.
+    ///
+    /// The client is closed as soon as this method is called, even if the future is dropped: new
+    /// checkouts and checkouts that wait for a worker fail with
+    /// [`ClientClosed`](crate::error::FatalError::ClientClosed), [`try_checkout`](Self::try_checkout)
+    /// returns `None`, and idle connections are closed. A checkout that holds a worker goes on, and
+    /// its connection is closed when it ends. So the future does not resolve while the task that awaits
+    /// it holds a checkout.
+    ///
+    /// All clones of the client are closed. Further calls of this method wait in the same way.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// client.close().await;
+    /// assert!(client.is_closed());
+    /// assert!(client.call::<i64>("add", (2, 3)).await.is_err());
+    /// # }
+    /// ```
+    pub fn close(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.core.close();
+        let core = self.core.clone();
+        async move { core.wait_drained().await }
+    }
+
+    /// Whether [`close`](Self::close) has been called on this client or a clone of it.
+    pub fn is_closed(&self) -> bool {
+        self.core.pool().is_closed()
     }
 
     /// Returns the current numbers of workers and checkouts, and the totals since the client was
@@ -520,6 +569,26 @@ impl ClientBuilder {
     pub fn build(self) -> Result<Client, ConfigError> {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
         self.build_on(&runtime)
+    }
+
+    /// Checks the options and builds a client for programs without async. It needs no tokio runtime:
+    /// the client has a thread of its own.
+    ///
+    /// # Errors
+    /// A [`BuildError`](crate::blocking::BuildError) that names the option at fault, or says why the
+    /// thread could not be started.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = taskfork::blocking::Client::builder()
+    ///     .address("unix:/run/adder.sock")
+    ///     .build_blocking()?;
+    /// let sum: i64 = client.call("add", (2, 3))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn build_blocking(self) -> Result<blocking::Client, blocking::BuildError> {
+        blocking::Client::with_options(self)
     }
 
     pub(crate) fn build_on(self, runtime: &Handle) -> Result<Client, ConfigError> {

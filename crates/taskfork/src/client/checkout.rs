@@ -52,6 +52,7 @@ use crate::wire::{Protocol, perl};
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "a checkout is released when it is dropped"]
 pub struct Checkout {
     session: Arc<Session>,
     max_frame: usize,
@@ -317,7 +318,12 @@ impl Drop for Checkout {
 
 impl fmt::Debug for Checkout {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("Checkout")
+        let (state, unfinished) = self.session.summary();
+        out.debug_struct("Checkout")
+            .field("client", &self.session.client_name())
+            .field("state", &state)
+            .field("calls", &unfinished)
+            .finish_non_exhaustive()
     }
 }
 

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::config::Config;
 use super::connection::Connection;
 use super::deadlines::{Deadlines, TimerKey};
@@ -36,6 +38,8 @@ pub(crate) struct Core {
     expected_limits: Mutex<Option<PeerLimits>>,
     /// The runtime is gone, so that nothing will ever be connected.
     stopped: AtomicBool,
+    /// Notified when the last connection of a closed pool may have been closed.
+    drained: Notify,
 }
 
 /// What "at once" is.
@@ -53,6 +57,7 @@ impl Core {
             reported_waiting: AtomicUsize::new(0),
             expected_limits: Mutex::new(None),
             stopped: AtomicBool::new(false),
+            drained: Notify::new(),
             config,
         }
     }
@@ -211,7 +216,7 @@ impl Core {
                 // It is closed next; a farewell that cannot be sent is not needed.
                 let _ = connection.flush();
                 drop(connection);
-                self.driver_queue.wake();
+                self.worker_removed();
                 None
             }
         }
@@ -221,7 +226,7 @@ impl Core {
         // Closed only after the lock is released: the kernel's work is not the pool's.
         let connection = self.pool().lose(lease, loss, Instant::now());
         drop(connection);
-        self.driver_queue.wake();
+        self.worker_removed();
         None
     }
 
@@ -229,7 +234,7 @@ impl Core {
         self.record_connect_failure(&reason);
         let connection = self.pool().handshake_failed(lease, reason, Instant::now());
         drop(connection);
-        self.driver_queue.wake();
+        self.worker_removed();
         None
     }
 
@@ -265,14 +270,56 @@ impl Core {
         let connection = pool.lose_idle(key, Instant::now());
         drop(pool);
         drop(connection);
+        self.drained.notify_waiters();
         match disconnect {
             Disconnect::NoHandshake(reason) => self.record_connect_failure(&reason),
             disconnect => self.counters.count_death(stats::death_cause(&disconnect)),
         }
     }
 
-    pub(crate) fn is_stopped(&self) -> bool {
+    /// Wakes the driver, which may have to connect another worker, and those who wait until the
+    /// client is closed.
+    pub(crate) fn worker_removed(&self) {
+        self.driver_queue.wake();
+        self.drained.notify_waiters();
+    }
+
+    /// Why no checkout can get a worker any more, if the client is closed or its runtime is gone.
+    pub(crate) fn unavailable(&self) -> Option<FatalError> {
+        if self.pool().is_closed() {
+            return Some(FatalError::ClientClosed);
+        }
+        self.is_stopped().then(runtime_shut_down)
+    }
+
+    fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Closes the pool and its idle connections, and fails the checkouts that wait.
+    pub(crate) fn close(&self) {
+        let idle = self.pool().close();
+        drop(idle);
+        self.worker_removed();
+        self.fail_waiting(&FatalError::ClientClosed);
+    }
+
+    /// Waits until the pool is closed and has no connection.
+    pub(crate) async fn wait_drained(&self) {
+        loop {
+            // Created before the check: otherwise a notification between the check and the wait
+            // would be lost.
+            let notified = self.drained.notified();
+            // Attempts to connect end with the runtime, and give no permit back.
+            let is_drained = {
+                let pool = self.pool();
+                pool.is_drained() || (self.is_stopped() && pool.counts().busy == 0)
+            };
+            if is_drained {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Ends all who wait if the server has ended, is not replaced, and cannot be reached.
@@ -285,7 +332,12 @@ impl Core {
         if !is_hopeless {
             return;
         }
-        let Some(cause) = self.config.ended() else { return };
+        if let Some(cause) = self.config.ended() {
+            self.fail_waiting(&cause);
+        }
+    }
+
+    fn fail_waiting(&self, cause: &FatalError) {
         loop {
             let Some(session) = self.pool().pop_waiting() else { return };
             session.fail(cause.clone());
@@ -295,10 +347,8 @@ impl Core {
     /// Ends all who wait: there is nobody left to connect a worker for them.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        loop {
-            let Some(session) = self.pool().pop_waiting() else { return };
-            session.fail(runtime_shut_down());
-        }
+        self.fail_waiting(&runtime_shut_down());
+        self.drained.notify_waiters();
     }
 }
 
@@ -308,7 +358,7 @@ impl HandshakeObserver for Core {
     }
 }
 
-pub(crate) fn runtime_shut_down() -> FatalError {
+fn runtime_shut_down() -> FatalError {
     let message = "the tokio runtime in which the client was built has been shut down";
     FatalError::Aborted { message: message.to_owned() }
 }

@@ -104,14 +104,15 @@ fn tick(
     while let Some(permit) = { core.pool().permit(now) } {
         let Some(permit) = connect_optimistically(&core, permit, pending, now) else { continue };
         let (config, driver_queue) = (core.config.clone(), core.driver_queue.clone());
-        let cancelled = cancelled.clone();
+        // Created here: otherwise an attempt whose task has not run yet would miss the notification.
+        let cancelled = cancelled.clone().notified_owned();
         let id = core.id;
         attempts.spawn(async move {
             let on_wait = move |reason| driver_queue.send(DriverEvent::ServerBusy(reason));
             let outcome = tokio::select! {
                 biased;
                 outcome = connect(&config, id, &on_wait) => outcome.map_err(AttemptError::Failed),
-                () = cancelled.notified() => Err(AttemptError::Cancelled),
+                () = cancelled => Err(AttemptError::Cancelled),
             };
             (permit, outcome, now.elapsed())
         });
@@ -246,7 +247,10 @@ fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
             // Registers the waker of one that nobody waited for.
             core.poll_idle(key);
         }
-        Err(AttemptError::Cancelled) => core.pool().cancelled(permit),
+        Err(AttemptError::Cancelled) => {
+            core.pool().cancelled(permit);
+            core.worker_removed();
+        }
         Err(AttemptError::Failed(reason)) => {
             let reason = match core.config.trouble() {
                 Some(trouble) if !reason.contains(&trouble) => format!("{reason}: {trouble}"),
@@ -254,6 +258,7 @@ fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
             };
             core.record_connect_failure(&reason);
             core.pool().failed(permit, reason, Instant::now());
+            core.worker_removed();
         }
     }
 }

@@ -137,6 +137,10 @@ pub(crate) struct Entries {
 }
 
 impl Entries {
+    pub(crate) fn unfinished(&self) -> usize {
+        self.list.iter().filter(|entry| !entry.is_finished()).count()
+    }
+
     pub(crate) fn push(&mut self, entry: Entry) -> Seq {
         let seq = self.base + self.list.len() as u64;
         self.live += usize::from(!entry.is_finished());

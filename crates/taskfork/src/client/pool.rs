@@ -46,6 +46,8 @@ pub(crate) enum CheckedOut<C, W> {
     Queued(Ticket, Option<W>),
     /// Nothing: as many wait as may.
     Refused,
+    /// Nothing: the pool is closed.
+    Closed,
 }
 
 /// `C` is a connection to a worker, `W` who waits for one.
@@ -60,6 +62,7 @@ pub(crate) struct Pool<C, W> {
     connecting: usize,
     next_generation: u64,
     backoff: Backoff,
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -131,7 +134,7 @@ pub(crate) enum Released<C, W> {
     Idle,
     /// It goes to who waited longest.
     Assigned(W, Lease<C>),
-    /// It has served its `max_checkouts`.
+    /// It has served its `max_checkouts`, or the pool is closed.
     Expired(C),
 }
 
@@ -163,6 +166,7 @@ impl<C, W> Pool<C, W> {
             connecting: 0,
             next_generation: 0,
             backoff: Backoff::default(),
+            closed: false,
         }
     }
 
@@ -179,8 +183,28 @@ impl<C, W> Pool<C, W> {
         self.backoff.unreachable.as_ref()
     }
 
+    /// Closes the pool and removes its idle workers, whose connections it returns. Leased workers
+    /// stay until they come back; no worker is connected or given out any more.
+    pub(crate) fn close(&mut self) -> Vec<C> {
+        self.closed = true;
+        let idle = std::mem::take(&mut self.idle);
+        idle.into_iter().filter_map(|index| self.workers.remove(index).idle).collect()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether the pool is closed and has no connection left, not even one that is being made.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.closed && self.workers.is_empty()
+    }
+
     /// A worker at once, or a place in the queue if there is one.
     pub(crate) fn check_out(&mut self, waiter: impl FnOnce() -> W) -> CheckedOut<C, W> {
+        if self.closed {
+            return CheckedOut::Closed;
+        }
         if let Some(lease) = self.check_out_idle() {
             return CheckedOut::Worker(lease);
         }
@@ -329,7 +353,8 @@ impl<C, W> Pool<C, W> {
     /// Whether a connection that is being made, and takes long, is not needed any more.
     pub(crate) fn has_surplus_attempt(&self) -> bool {
         let connected = self.workers.len() - self.connecting;
-        self.connecting > 0 && self.backoff.next.is_some() && connected >= self.target_size()
+        let one_at_a_time = self.backoff.next.is_some() || self.closed;
+        self.connecting > 0 && one_at_a_time && connected >= self.target_size()
     }
 
     /// An attempt to connect has been given up, as nobody needs it.
@@ -350,11 +375,20 @@ impl<C, W> Pool<C, W> {
     }
 
     fn target_size(&self) -> usize {
+        if self.closed {
+            return 0;
+        }
         let wanted = (self.leased + self.waiting.len()).max(self.limits.min_workers);
         wanted.min(self.limits.max_workers)
     }
 
     fn make_available(&mut self, index: usize) -> Released<C, W> {
+        if self.closed {
+            let Some(connection) = self.workers.remove(index).idle else {
+                unreachable!("a worker becomes available only while its connection is here");
+            };
+            return Released::Expired(connection);
+        }
         match self.waiting.pop_front() {
             Some(waiter) => Released::Assigned(waiter, self.lease(index)),
             None => {

@@ -110,6 +110,7 @@ impl Model {
                     let drops = self.limits.overload == Overload::DropOldest;
                     assert!(!drops || self.waiting.is_empty());
                 }
+                CheckedOut::Closed => panic!("the pool is open"),
             },
             Event::GiveUp(index) if !self.waiting.is_empty() => {
                 let (ticket, waiter) =
@@ -247,6 +248,31 @@ proptest! {
         }
         model.drain();
     }
+}
+
+#[test]
+fn a_closed_pool_connects_and_lends_nothing_and_is_drained_when_all_have_come_back() {
+    let now = Instant::now();
+    let mut pool = pool(3, 4);
+    let mut connect = |number| {
+        let permit = pool.permit(now).unwrap();
+        assert!(matches!(pool.connected(permit, number, now), Released::Idle));
+    };
+    connect(1);
+    connect(2);
+    let late = pool.permit(now).unwrap();
+    let (held, cancelled) = (worker(pool.check_out(|| 0)), pool.permit(now).unwrap());
+
+    assert_eq!(pool.close(), [1]);
+    assert!(matches!(pool.check_out(|| 0), CheckedOut::Closed));
+    assert!(pool.check_out_idle().is_none() && pool.permit(now).is_none());
+    assert!(pool.has_surplus_attempt() && pool.retry_at().is_none());
+
+    assert!(matches!(pool.connected(late, 3, now), Released::Expired(3)));
+    pool.cancelled(cancelled);
+    assert!(!pool.has_surplus_attempt() && !pool.is_drained());
+    assert!(matches!(pool.release(held), Released::Expired(2)));
+    assert!(pool.is_drained());
 }
 
 #[test]

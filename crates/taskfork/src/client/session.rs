@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use log_defer::Log;
 
 use super::connection::Connection;
-use super::core::{Core, runtime_shut_down};
+use super::core::Core;
 use super::driver_queue::{Driven, DriverEvent};
 use super::effects::{Effects, PoolCommand, Waiter};
 use super::entries::{Entries, Entry, MethodName, Operation, Outcome, Progress, Seq};
@@ -60,6 +60,9 @@ impl Session {
                 CheckedOut::Refused => {
                     state.assignment = Assignment::Failed(session.core.overloaded())
                 }
+                CheckedOut::Closed => {
+                    state.assignment = Assignment::Failed(FatalError::ClientClosed);
+                }
             }
         });
         session
@@ -97,6 +100,18 @@ impl Session {
     /// The longest frame that the client takes.
     pub(crate) fn max_frame(&self) -> usize {
         self.core.config.max_frame
+    }
+
+    /// The state of the assignment and the number of unfinished calls, for `Debug`.
+    pub(crate) fn summary(&self) -> (&'static str, usize) {
+        let state = self.lock();
+        let assignment = match &state.assignment {
+            Assignment::Waiting(_) => "waiting for a worker",
+            Assignment::Worker(_) => "holding a worker",
+            Assignment::Failed(_) => "failed",
+            Assignment::Released => "released",
+        };
+        (assignment, state.calls.unfinished())
     }
 
     pub(crate) fn client_name(&self) -> &str {
@@ -287,8 +302,8 @@ impl Session {
     pub(super) fn enter_queue(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
         state.assignment = Assignment::Waiting(ticket);
         self.core.driver_queue.wake();
-        if self.core.is_stopped() {
-            self.end(state, effects, runtime_shut_down(), Loss::Used);
+        if let Some(cause) = self.core.unavailable() {
+            self.end(state, effects, cause, Loss::Used);
         }
     }
 

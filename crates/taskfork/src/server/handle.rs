@@ -25,6 +25,7 @@ use crate::error::End;
 /// another thread, or builds a client of the server. Without that thread, methods of the handle
 /// reap the server.
 #[derive(Debug)]
+#[must_use = "the server shuts down when its handle is dropped"]
 pub struct ServerHandle {
     server: SpawnedServer,
 }

@@ -37,6 +37,7 @@ use crate::sys;
 ///     .run()
 /// # }
 /// ```
+#[must_use = "a server is started by `run`"]
 pub struct Server {
     pub(super) options: Options,
     pub(super) program: Program,

@@ -62,6 +62,7 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[must_use = "a program is started when it is passed to `ServerBuilder::executable`"]
 pub struct Executable {
     program: OsString,
     args: Vec<OsString>,

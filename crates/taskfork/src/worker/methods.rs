@@ -30,6 +30,7 @@ type Entry<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;
 ///     });
 /// # let _ = interface;
 /// ```
+#[must_use = "methods are served when they are passed to `ServerBuilder::interface`"]
 pub struct Methods<S> {
     entries: BTreeMap<String, Entry<S>>,
     unnamed: Option<Entry<S>>,

@@ -10,6 +10,7 @@ trials! {
     typed_calls_without_a_runtime,
     many_threads_share_a_client,
     a_checkout_outlives_its_client,
+    closing_waits_for_checkouts_of_other_threads,
 }
 
 /// Runs where there is no runtime.
@@ -20,9 +21,8 @@ async fn outside(test: impl FnOnce() + Send + 'static) {
 
 fn start(entry: &str) -> (taskfork::server::ServerHandle, blocking::Client) {
     let server = Server::spawn(entry).unwrap();
-    let options =
-        taskfork::Client::builder().address(server.address()).min_workers(0).max_workers(4);
-    let client = blocking::Client::build(options).unwrap();
+    let options = blocking::Client::builder().address(server.address());
+    let client = options.min_workers(0).max_workers(4).build_blocking().unwrap();
     (server, client)
 }
 
@@ -85,6 +85,27 @@ async fn a_checkout_outlives_its_client() {
         let checkout = client.checkout();
         drop(client);
         assert_eq!(checkout.call::<i64>("add", (2, 3)).unwrap(), 5);
+    })
+    .await;
+}
+
+async fn closing_waits_for_checkouts_of_other_threads() {
+    outside(|| {
+        let (_server, client) = start("faults");
+        let checkout = client.checkout();
+        checkout.ready().unwrap();
+        let closing = std::thread::spawn({
+            let client = client.clone();
+            move || client.close()
+        });
+        while !client.is_closed() {
+            std::thread::yield_now();
+        }
+        assert_eq!(checkout.call::<i64>("add", (2, 3)).unwrap(), 5);
+        assert!(!closing.is_finished());
+        drop(checkout);
+        closing.join().unwrap();
+        assert!(client.try_checkout().is_none());
     })
     .await;
 }

@@ -309,7 +309,7 @@ async fn a_flood_keeps_no_thread_of_the_blocking_client() {
     let address = address_in(&folder);
     let called = tokio::task::spawn_blocking(move || {
         let client = Client::builder().address(address).min_workers(0).timeout(TIMEOUT);
-        let client = taskfork::blocking::Client::build(client).unwrap();
+        let client = client.build_blocking().unwrap();
         let start = Instant::now();
         let error = client.call::<Value>("anything", ()).unwrap_err();
         (error, start.elapsed())

@@ -273,7 +273,7 @@ pub(crate) fn serve_with_a_child() {
 
 pub(crate) fn call_and_stop(address: &str, server: u32) {
     let options = Client::builder().address(address).max_workers(1).max_checkouts(1);
-    let client = taskfork::blocking::Client::build(options).unwrap();
+    let client = options.build_blocking().unwrap();
     for _ in 0..3 {
         let _ = client.call::<()>("abort", ()).unwrap_err();
     }

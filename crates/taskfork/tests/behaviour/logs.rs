@@ -7,7 +7,7 @@ use std::time::Duration;
 use taskfork::client::Value;
 use taskfork::log_defer::{Level, Log, Message};
 use taskfork::worker::logger;
-use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, blocking};
+use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::signal;
 use crate::support::raw::{Raw, frame, map, of_call, text};
@@ -358,7 +358,7 @@ async fn the_blocking_facade_logs_too() {
     let address = server.address();
     let work = move || {
         let log = Log::new(drop);
-        let client = blocking::Client::build(Client::builder().address(address)).unwrap();
+        let client = Client::builder().address(address).build_blocking().unwrap();
         client.checkout().log(&log).call::<usize>("work", ("x",)).unwrap();
         log.message()
     };

@@ -26,6 +26,10 @@ trials! {
     clients_do_not_disturb_each_other,
     a_client_dropped_closes_its_workers,
     a_client_whose_runtime_is_gone_says_so,
+    a_closed_client_refuses_checkouts_and_ends_its_workers,
+    closing_a_client_fails_waiting_checkouts_and_waits_for_held_ones,
+    closing_a_client_stops_attempts_to_connect,
+    a_client_is_closed_although_the_future_is_dropped,
 }
 
 async fn checkouts_are_served_in_the_order_they_were_made() {
@@ -235,4 +239,55 @@ async fn a_client_whose_runtime_is_gone_says_so() {
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("runtime"), "{error}");
     assert!(!error.may_have_run());
+}
+
+fn is_closed_error(error: &Error) -> bool {
+    matches!(error, Error::Fatal { cause: FatalError::ClientClosed, may_have_run: false, .. })
+}
+
+async fn a_closed_client_refuses_checkouts_and_ends_its_workers() {
+    let (server, client) = start_with("faults", |client| client.min_workers(2));
+    until("two idle workers", || client.stats().idle == 2).await;
+    client.clone().close().await;
+    assert!(client.is_closed());
+    assert!(client.try_checkout().is_none());
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert!(is_closed_error(&error), "{error}");
+    let stats = client.stats();
+    assert_eq!((stats.idle, stats.busy, stats.connecting, stats.queued), (0, 0, 0, 0));
+    let pid = server.pid();
+    until("the workers' end", || crate::support::processes::children(pid).is_empty()).await;
+    client.close().await;
+}
+
+async fn closing_a_client_fails_waiting_checkouts_and_waits_for_held_ones() {
+    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let held = client.checkout();
+    held.call::<()>("remember", ("before",)).await.unwrap();
+    let waiting = client.call::<()>("nothing", ());
+    let closing = tokio::spawn(client.close());
+    let error = waiting.await.unwrap_err();
+    assert!(is_closed_error(&error), "{error}");
+    assert_eq!(held.call::<String>("note", ()).await.unwrap(), "before");
+    assert!(!closing.is_finished());
+    drop(held);
+    closing.await.unwrap();
+}
+
+async fn closing_a_client_stops_attempts_to_connect() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp:{}", listener.local_addr().unwrap());
+    let timeout = Duration::from_secs(600);
+    let client = Client::builder().address(address).connect_timeout(timeout).build().unwrap();
+    until("attempts to connect", || client.stats().connecting > 0).await;
+    tokio::time::timeout(Duration::from_secs(60), client.close()).await.unwrap();
+}
+
+async fn a_client_is_closed_although_the_future_is_dropped() {
+    let (_server, client) = start("faults");
+    let held = client.checkout();
+    held.ready().await.unwrap();
+    drop(client.close());
+    assert!(is_closed_error(&client.call::<()>("nothing", ()).await.unwrap_err()));
+    held.call::<()>("nothing", ()).await.unwrap();
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::panic::Location;
 
 use taskfork::error::CallError;
-use taskfork::{Client, Error, blocking};
+use taskfork::{Client, Error};
 use tracing::Instrument;
 
 use crate::support::{start, start_with, trials};
@@ -72,7 +72,7 @@ async fn every_way_to_call_names_its_own_line() {
 
     let options = Client::builder().address(server.address());
     let work = move || {
-        let client = blocking::Client::build(options).unwrap();
+        let client = options.build_blocking().unwrap();
         let at = next_line();
         let error = client.call::<()>("boom", ("x",)).unwrap_err();
         assert!(error.report().to_string().contains(&at), "{error:#} lacks {at}");

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use taskfork::client::Value;
-use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError, blocking};
+use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError};
 use tracing::level_filters::LevelFilter;
 use tracing::{Instrument, Level};
 use tracing_subscriber::prelude::*;
@@ -195,7 +195,7 @@ pub(crate) fn listen_at_info() {
     tracing_subscriber::registry().with(layer).init();
     let server = taskfork::Server::spawn("spans").unwrap();
     let options = Client::builder().address(server.address()).max_workers(1);
-    let client = blocking::Client::build(options).unwrap();
+    let client = options.build_blocking().unwrap();
     let enabled: (bool, bool) = client.call("is_enabled", ()).unwrap();
     client.call::<u32>("work", (1_u64,)).unwrap();
     println!("{enabled:?} {:?}", capture.messages());
@@ -324,7 +324,7 @@ async fn the_blocking_facade_replays_too() {
     let server = taskfork::Server::spawn("spans").unwrap();
     let address = server.address();
     let messages = tokio::task::spawn_blocking(move || {
-        let client = blocking::Client::build(options(address)).unwrap();
+        let client = options(address).build_blocking().unwrap();
         let (seen, _guard) = listen();
         client.call::<u32>("work", (1_u64,)).unwrap();
         seen.messages()

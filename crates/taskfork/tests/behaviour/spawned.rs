@@ -7,9 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use taskfork::error::{End, FatalError};
 use taskfork::server::{ServerHandle, Spawn, WorkerStatus};
-use taskfork::{
-    Call, Checkout, Client, Error, Methods, Server, ServerBuilder, ServerError, blocking,
-};
+use taskfork::{Call, Checkout, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
 use crate::support::processes::{command_line, is_alive, is_gone, signal};
 use crate::support::{address_in, roles, servers, start, trials, until};
@@ -197,7 +195,7 @@ async fn without_respawn_a_thread_that_waits_is_told_as_well() {
     let told = tokio::task::spawn_blocking(|| {
         let server = without_respawn("faults");
         let options = Client::builder().address(server.address()).timeout(None).max_workers(1);
-        let client = blocking::Client::build(options).unwrap();
+        let client = options.build_blocking().unwrap();
         let checkout = client.checkout();
         checkout.ready().unwrap();
         let running = checkout.queue::<()>("hang", ());
@@ -361,7 +359,7 @@ async fn forked_servers_are_known_as_well() {
 pub(crate) fn fork_and_kill() {
     let server = Server::fork(servers::serve).unwrap();
     let options = Client::builder().address(server.address()).timeout(None).min_workers(0);
-    let client = blocking::Client::build(options).unwrap();
+    let client = options.build_blocking().unwrap();
     client.call::<()>("nothing", ()).unwrap();
     let pid = kill(&server);
     while !is_gone(pid) {
@@ -476,7 +474,7 @@ pub(crate) fn spawns_what_does_not_start() {
     match spawn.start() {
         Ok(server) => {
             let options = Client::builder().address(server.address());
-            let client = blocking::Client::build(options).unwrap();
+            let client = options.build_blocking().unwrap();
             println!("{}", client.call::<i64>("add", (2, 3)).unwrap());
             drop(client);
             server.close();
@@ -544,7 +542,7 @@ pub(crate) fn inherit() {
     let server = Server::spawn("faults").unwrap();
     set("second", Path::new("/"));
     let options = Client::builder().address(server.address());
-    let client = blocking::Client::build(options).unwrap();
+    let client = options.build_blocking().unwrap();
     for _ in 0..2 {
         let variables: Vec<String> = client.call("variables", ()).unwrap();
         assert!(variables.contains(&"TASKFORK_TEST_VALUE".to_owned()));

@@ -315,7 +315,7 @@ fn fork_and_call() {
     let server = Server::fork(servers::serve).unwrap();
     let pid = server.pid();
     let options = taskfork::Client::builder().address(server.address()).max_workers(1);
-    let client = taskfork::blocking::Client::build(options).unwrap();
+    let client = options.build_blocking().unwrap();
     let sum: i64 = client.call("add", (2, 3)).unwrap();
     drop(client);
     server.close();
@@ -329,9 +329,8 @@ fn fork_at_bytes(folder: &str) {
     let path = std::path::Path::new(folder).join(std::ffi::OsStr::from_bytes(b"s\xff%"));
     let address = taskfork::client::Address::unix(path).unwrap();
     let server = Server::fork(|server| servers::serve(server.listen(&address))).unwrap();
-    let client = |options: taskfork::client::ClientBuilder| {
-        taskfork::blocking::Client::build(options.max_workers(1)).unwrap()
-    };
+    let client =
+        |options: taskfork::client::ClientBuilder| options.max_workers(1).build_blocking().unwrap();
     let builder = taskfork::Client::builder;
     let text = server.address().to_string();
     for client in [client(builder().address(server.address())), client(builder().address(&text))] {

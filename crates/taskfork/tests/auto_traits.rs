@@ -1,0 +1,92 @@
+//! Which public types are `Send`, `Sync`, `Unpin`, `UnwindSafe` and `RefUnwindSafe`. A private field can
+//! change that unnoticed.
+
+use std::panic::{RefUnwindSafe, UnwindSafe};
+
+use taskfork::blob::{BlobMut, OpenFile};
+use taskfork::client::{
+    Address, AddressError, BusyPoll, ClientBuilder, ConfigError, Overload, Protocol, Stats,
+};
+use taskfork::error::{
+    Activity, CallError, CallSite, Death, End, Failure, FatalError, Hung, Location, Panic, Report,
+    Stage,
+};
+use taskfork::server::{
+    Entry, Limit, LogWriter, ServerHandle, ServerStatus, Spawn, Stderr, WorkerStatus,
+};
+use taskfork::trace_context::TraceContext;
+use taskfork::worker::{ArgumentsError, Context, Executable, Function, Peer};
+use taskfork::{Blob, Call, Checkout, Client, Error, ServerError, blocking};
+
+fn send_sync_unpin<T: Send + Sync + Unpin>() {}
+fn unwind_safe<T: UnwindSafe + RefUnwindSafe>() {}
+
+macro_rules! assert_all {
+    ($($type:ty),+ $(,)?) => {$(
+        send_sync_unpin::<$type>();
+        unwind_safe::<$type>();
+    )+};
+}
+
+macro_rules! assert_send_sync_unpin {
+    ($($type:ty),+ $(,)?) => {$( send_sync_unpin::<$type>(); )+};
+}
+
+#[test]
+fn values_and_errors_cross_threads_and_unwinding() {
+    assert_all!(
+        Activity,
+        Address,
+        AddressError,
+        ArgumentsError,
+        BusyPoll,
+        CallError,
+        CallSite,
+        ClientBuilder,
+        ConfigError,
+        Death,
+        End,
+        Entry,
+        Error,
+        Failure,
+        FatalError,
+        Function<fn()>,
+        Hung,
+        Limit,
+        Location,
+        Overload,
+        Panic,
+        Peer,
+        Protocol,
+        Report<'_, Failure>,
+        ServerStatus,
+        Stage,
+        Stats,
+        Stderr,
+        TraceContext,
+        WorkerStatus,
+    );
+}
+
+#[test]
+fn handles_cross_threads() {
+    assert_send_sync_unpin!(
+        Blob,
+        Call<i64>,
+        Call<std::rc::Rc<i64>>,
+        Checkout,
+        Client,
+        Context,
+        Executable,
+        LogWriter,
+        OpenFile,
+        ServerError,
+        ServerHandle,
+        Spawn,
+        blocking::BuildError,
+        blocking::Call<i64>,
+        blocking::Checkout,
+        blocking::Client,
+        BlobMut,
+    );
+}
