@@ -253,7 +253,7 @@ proptest! {
 #[test]
 fn a_closed_pool_connects_and_lends_nothing_and_is_drained_when_all_have_come_back() {
     let now = Instant::now();
-    let mut pool = pool(3, 4);
+    let mut pool = pool(4, 4);
     let mut connect = |number| {
         let permit = pool.permit(now).unwrap();
         assert!(matches!(pool.connected(permit, number, now), Released::Idle));

@@ -520,7 +520,7 @@ async fn a_missing_or_wrong_configuration_is_named() {
     let error = Server::spawn_with("configured", &tree).unwrap_err();
     assert!(matches!(error, ServerError::UnencodableConfig { .. }), "{error}");
     // A server that does not ask for it does not mind.
-    Server::spawn_with("faults", &1).unwrap();
+    let _ = Server::spawn_with("faults", &1).unwrap();
 }
 
 async fn a_replacement_inherits_what_the_first_one_did() {

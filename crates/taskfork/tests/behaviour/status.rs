@@ -82,7 +82,7 @@ async fn it_tells_how_many_checkouts_wait() {
     drop(of_other);
     while !waiting.is_empty() {
         waiting[0].call::<()>("nothing", ()).await.unwrap();
-        waiting.remove(0);
+        drop(waiting.remove(0));
     }
     until("nobody waits", || queued() == 0).await;
 }
