@@ -217,13 +217,3 @@ pub mod __private {
         crate::server::program_file::path()
     }
 }
-
-/// The programs in README.md, compiled as documentation tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-pub struct ReadmeDoctests;
-
-/// The programs in docs/COMING_FROM_PERL.md, compiled as documentation tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/COMING_FROM_PERL.md")]
-pub struct ComingFromPerlDoctests;
