@@ -4,7 +4,7 @@ package AnyEvent::Task::Server;
 # serves as a worker of taskfork:
 #     taskfork serve --protocol json --listen unix:/tmp/ledger.sock -- \
 #         perl -Iexamples/perl_server/lib -MAnyEvent::Task::Server examples/perl_server/ledger.pl
-# taskfork listens, and starts the whole program for each worker. docs/COMING_FROM_PERL.md says what differs.
+# taskfork listens, and starts the whole program for each worker. docs/guide/perl.md says what differs.
 use strict;
 use warnings;
 
