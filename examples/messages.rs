@@ -223,7 +223,6 @@ async fn calls(folder: &Path) -> Result<(), BoxError> {
     show_call(call).await;
     busy.abort("the user pressed stop");
     show_call(busy.call::<i64>("add", (1, 2))).await;
-    // CLOSE
 
     let nowhere = format!("unix:{}/nowhere.sock", folder.display());
     let client =

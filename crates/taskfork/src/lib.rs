@@ -65,7 +65,7 @@
 //! | [`blob`] | long byte strings that are not copied, and open files |
 //! | [`trace_context`] | W3C Trace Context of calls |
 //!
-//! The [guide](https://github.com/taskfork/taskfork/tree/main/docs/guide/src) explains each subject at length;
+//! The [guide](https://github.com/taskfork/taskfork/tree/main/docs/guide) explains each subject at length;
 //! the [design notes](https://github.com/taskfork/taskfork/tree/main/docs/design) explain how it works.
 //!
 //! # Crate features
