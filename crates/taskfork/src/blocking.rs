@@ -67,7 +67,7 @@ impl Client {
         crate::Client::builder()
     }
 
-    pub(crate) fn with_options(options: ClientBuilder) -> Result<Self, BuildError> {
+    fn with_options(options: ClientBuilder) -> Result<Self, BuildError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inner = options.build_on(runtime.handle())?;
         let (stop, stopped) = oneshot::channel();
@@ -137,6 +137,28 @@ impl Client {
     /// built.
     pub fn stats(&self) -> Stats {
         self.inner.stats()
+    }
+}
+
+// Here and not beside its other methods, so that the client knows nothing of this module.
+impl ClientBuilder {
+    /// Checks the options and builds a client for programs without async. It needs no tokio runtime:
+    /// the client has a thread of its own.
+    ///
+    /// # Errors
+    /// A [`BuildError`] that names the option at fault, or says why the thread could not be started.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = taskfork::blocking::Client::builder()
+    ///     .address("unix:/run/adder.sock")
+    ///     .build_blocking()?;
+    /// let sum: i64 = client.call("add", (2, 3))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn build_blocking(self) -> Result<Client, BuildError> {
+        Client::with_options(self)
     }
 }
 

@@ -15,7 +15,6 @@ use super::driver_queue::DriverQueue;
 use super::pool::{Overload, PoolLimits};
 use super::stats::Stats;
 use crate::address::{Address, AddressError, Place};
-use crate::blocking;
 use crate::busy_poll::BusyPoll;
 use crate::display::debug_as_text;
 use crate::server::SpawnedServer;
@@ -569,26 +568,6 @@ impl ClientBuilder {
     pub fn build(self) -> Result<Client, ConfigError> {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
         self.build_on(&runtime)
-    }
-
-    /// Checks the options and builds a client for programs without async. It needs no tokio runtime:
-    /// the client has a thread of its own.
-    ///
-    /// # Errors
-    /// A [`BuildError`](crate::blocking::BuildError) that names the option at fault, or says why the
-    /// thread could not be started.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let client = taskfork::blocking::Client::builder()
-    ///     .address("unix:/run/adder.sock")
-    ///     .build_blocking()?;
-    /// let sum: i64 = client.call("add", (2, 3))?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn build_blocking(self) -> Result<blocking::Client, blocking::BuildError> {
-        blocking::Client::with_options(self)
     }
 
     pub(crate) fn build_on(self, runtime: &Handle) -> Result<Client, ConfigError> {
