@@ -1,5 +1,4 @@
-//! Where a server listens and a client connects. Parsing and naming only; the sockets are opened
-//! by `server::listener` and `client::connect`.
+//! Parses and formats addresses. `server::listener` and `client::connect` open the sockets.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -12,23 +11,24 @@ use std::str::FromStr;
 use crate::display::debug_as_text;
 use crate::server::SpawnedServer;
 
-/// Before a path whose bytes may be given by numbers.
+/// Prefix of a path with percent-encoded bytes.
 const PERCENT: &str = "unix-percent:";
 
-/// The longest path that fits a `sockaddr_un`, its closing zero byte left out.
+/// The longest path that fits a `sockaddr_un`, without the terminating zero byte.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Where a server listens and a client connects.
+/// The address on which a server listens, or to which a client connects.
 ///
 /// | text | meaning |
 /// |---|---|
 /// | `unix:PATH` | a unix socket in the file system |
-/// | `unix-percent:PATH` | the same, where `%` and two hexadecimal digits stand for a byte |
-/// | `tcp:HOST:PORT` | TCP; an IPv6 host stands in brackets, port 0 lets the kernel choose |
+/// | `unix-percent:PATH` | a unix socket; `%` and two hexadecimal digits stand for a byte |
+/// | `tcp:HOST:PORT` | TCP; write an IPv6 host in brackets; with port 0 the kernel chooses one |
 /// | `fd:NUMBER` | a listening socket inherited from the parent process (servers only) |
 ///
-/// An address is shown as it is written here; a unix socket as `unix:PATH` if its path is UTF-8, and as
-/// `unix-percent:PATH` otherwise, so that the text of every address but that of a handle can be read again.
+/// `Display` writes the same forms: `unix:PATH` if the path is UTF-8, `unix-percent:PATH` otherwise.
+/// All texts can be parsed again, except that of a [`ServerHandle`](crate::server::ServerHandle)'s
+/// address.
 ///
 /// ```
 /// use taskfork::client::Address;
@@ -43,7 +43,7 @@ const MAX_SOCKET_PATH: usize = 107;
 #[derive(Clone)]
 pub struct Address(pub(crate) Place);
 
-/// What an [`Address`] stands for.
+/// The kinds of addresses.
 #[derive(Clone)]
 pub(crate) enum Place {
     Unix(PathBuf),
@@ -52,28 +52,28 @@ pub(crate) enum Place {
         port: u16,
     },
     Inherited(RawFd),
-    /// A server of this very program that has no name in the file system: connections are made
+    /// A server that this program started, without a socket in the file system. Clients connect
     /// through its control socket.
     Handle(SpawnedServer),
 }
 
-/// Why a text or a value is no usable address.
+/// Why a text or a path is not a valid address.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// The text has none of the known forms.
+    /// The text has an unknown form.
     #[error("`{text}` is not an address: write unix:PATH, tcp:HOST:PORT or fd:NUMBER")]
     Unknown {
         /// The text as it was given.
         text: String,
     },
-    /// `unix:` without a path, or a path with a zero byte in it.
+    /// The path is empty or contains a zero byte.
     #[error("`{text}` names no usable socket path: write unix:PATH, as in unix:/run/app.sock")]
     Path {
         /// The text as it was given.
         text: String,
     },
-    /// `unix-percent:` with a percent sign that two hexadecimal digits do not follow.
+    /// Two hexadecimal digits must follow each percent sign.
     #[error(
         "`{text}` has a `%` without two hexadecimal digits: write %25 for the percent sign itself"
     )]
@@ -81,7 +81,7 @@ pub enum AddressError {
         /// The text as it was given.
         text: String,
     },
-    /// The path does not fit the kernel's socket address.
+    /// The path is too long for the kernel's socket address.
     #[error(
         "the socket path {} is {length} bytes long and the kernel takes at most {max}: \
          use a shorter one, or a relative path", path.display()
@@ -94,7 +94,7 @@ pub enum AddressError {
         /// The most bytes that fit.
         max: usize,
     },
-    /// `tcp:` without host or port, or with a port that is no number up to 65535.
+    /// The host or the port is missing, or the port is not a number up to 65535.
     #[error(
         "`{text}` names no TCP port: write tcp:HOST:PORT, as in tcp:127.0.0.1:4000 or tcp:[::1]:4000"
     )]
@@ -102,7 +102,7 @@ pub enum AddressError {
         /// The text as it was given.
         text: String,
     },
-    /// `fd:` without a descriptor number.
+    /// The number of the descriptor is missing.
     #[error("`{text}` names no descriptor: write fd:NUMBER, as in fd:3")]
     Descriptor {
         /// The text as it was given.
@@ -113,11 +113,11 @@ pub enum AddressError {
 debug_as_text!(AddressError);
 
 impl Address {
-    /// A unix socket in the file system.
+    /// Returns the address of a unix socket in the file system.
     ///
     /// # Errors
-    /// [`AddressError::Path`] for an empty path or one with a zero byte in it,
-    /// [`AddressError::PathTooLong`] for one that the kernel cannot take.
+    /// [`AddressError::Path`] if the path is empty or contains a zero byte,
+    /// [`AddressError::PathTooLong`] if it has more than 107 bytes.
     ///
     /// ```
     /// let address = taskfork::client::Address::unix("/run/passwords.sock")?;
@@ -136,7 +136,7 @@ impl Address {
         Ok(Self(Place::Unix(path)))
     }
 
-    /// TCP to or on `host` (a name or an IP address, IPv6 without brackets) and `port`.
+    /// Returns a TCP address. `host` is a name or an IP address, IPv6 without brackets.
     ///
     /// ```
     /// assert_eq!(taskfork::client::Address::tcp("::1", 4000).to_string(), "tcp:[::1]:4000");
@@ -145,7 +145,7 @@ impl Address {
         Self(Place::Tcp { host: host.into(), port })
     }
 
-    /// A listening socket that this process inherited, by its descriptor's number.
+    /// Returns the address of a listening socket that this process inherited as this descriptor.
     ///
     /// ```
     /// // The first descriptor that a service manager passes on.
@@ -155,7 +155,7 @@ impl Address {
         Self(Place::Inherited(descriptor))
     }
 
-    /// The path of a unix socket, or nothing for every other address.
+    /// The path of a unix socket, or `None` for other addresses.
     pub fn path(&self) -> Option<&Path> {
         match &self.0 {
             Place::Unix(path) => Some(path),
@@ -189,7 +189,7 @@ impl FromStr for Address {
     }
 }
 
-/// The bytes that a text with percent signs stands for.
+/// Decodes a percent-encoded path.
 fn decoded(text: &str) -> Option<Vec<u8>> {
     let mut pieces = text.as_bytes().split(|&byte| byte == b'%');
     let mut path = pieces.next()?.to_owned();
@@ -203,7 +203,7 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
     Some(path)
 }
 
-/// A path as it stands in an address.
+/// Writes a path as part of an address.
 fn show_path(path: &Path, out: &mut fmt::Formatter<'_>) -> fmt::Result {
     if let Some(text) = path.to_str() {
         return write!(out, "unix:{text}");
@@ -250,7 +250,7 @@ impl TryFrom<&String> for Address {
     }
 }
 
-/// The text of an address, whose path need not be UTF-8.
+/// Parses an address whose path need not be UTF-8.
 impl TryFrom<&OsStr> for Address {
     type Error = AddressError;
 
@@ -265,7 +265,7 @@ impl TryFrom<&OsStr> for Address {
     }
 }
 
-/// The text of an address, whose path need not be UTF-8.
+/// Parses an address whose path need not be UTF-8.
 impl TryFrom<OsString> for Address {
     type Error = AddressError;
 
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_comes_back_as_it_was_written() {
+    fn every_form_is_displayed_as_it_was_parsed() {
         for text in ["unix:/run/a.sock", "unix:a.sock", "tcp:localhost:80", "tcp:[::1]:0", "fd:3"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
@@ -323,7 +323,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_path_comes_back_whatever_its_bytes_are(
+        fn every_path_survives_display_and_parse(
             path in prop::collection::vec(prop_oneof![1..=255_u8, Just(b'%')], 1..=MAX_SOCKET_PATH),
         ) {
             let path = PathBuf::from(OsString::from_vec(path));
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_percent_sign_means_something_only_where_that_is_said() {
+    fn percent_signs_are_decoded_only_after_unix_percent() {
         let path = |text: &str| text.parse::<Address>().unwrap().path().map(Path::to_owned);
         assert_eq!(path("unix:/run/a%20b"), Some("/run/a%20b".into()));
         assert_eq!(path("unix-percent:/run/a%20b"), Some("/run/a b".into()));
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_named_with_the_form_to_write() {
+    fn an_error_names_the_form_to_write() {
         assert!(error_of("/run/a.sock").contains("unix:PATH"));
         assert!(error_of("unix:").contains("unix:PATH"));
         assert!(error_of("fd:x").contains("fd:NUMBER"));

@@ -1,4 +1,4 @@
-//! Long byte strings and open files as arguments and results.
+//! Arguments and results that are not copied: byte strings and open files.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -20,27 +20,29 @@ use crate::wire::gather_frame::{self, Backing};
 use crate::wire::json_bytes;
 use crate::wire::shm::SharedBytes;
 
-/// Bytes that travel between client and worker without being copied.
+/// A byte string that client and worker exchange without copying it.
 ///
-/// As an argument or a result, or anywhere in one, it is sent from where it lies, and one that arrives
-/// is a part of the message that was received. Below 16 KiB it is copied, which is faster. Clones
-/// share the bytes. The other side can take it as a `Blob`, as any other type for binary data, as those of
-/// `serde_bytes`, or as a [`Value`](crate::client::Value), up to the length that a message may have there; it can be made of a text or a list of numbers there.
+/// A blob can be an argument, a result, or any part of one. The sender writes it to the socket from
+/// where it lies, and a received blob is a slice of the received message. A blob of less than 16 KiB
+/// is copied, because that is faster. Clones share the bytes.
 ///
-/// Where both sides can share memory, which is through unix sockets, a long one need not even be sent:
+/// The other side can also receive it as another type for binary data, such as those of `serde_bytes`,
+/// or as a [`Value`](crate::client::Value). A text or a list of numbers can be received as a blob.
 ///
-/// - One that was made of a [`BlobMut`] is mapped by the other side, in a time that does not depend on its
-///   length. So is one that arrived that way and is sent on. How long it may be is set by
+/// Through unix sockets both sides can share memory, and long blobs are not sent at all:
+///
+/// - A blob made from a [`BlobMut`] is mapped by the other side, in constant time. So is a received
+///   blob of this kind that is sent on. The receiver limits its length by
 ///   [`ClientBuilder::max_blob`](crate::client::ClientBuilder::max_blob) and
-///   [`ServerBuilder::max_blob`](crate::ServerBuilder::max_blob) of the side that gets it.
-/// - Any other is copied into memory that is kept for its connection, from the third on: that is one copy, and
-///   no new memory. One that arrives that way and goes back to where
-///   it came from, as an image that a worker hands on unchanged, is not copied. How much memory is kept is set by
+///   [`ServerBuilder::max_blob`](crate::ServerBuilder::max_blob).
+/// - Any other long blob is copied once, into memory that the connection keeps and reuses. This
+///   begins with the third long blob of a connection. A blob received in this way is not copied when it
+///   returns to its sender. The amount of memory is limited by
 ///   [`ClientBuilder::shared_memory`](crate::client::ClientBuilder::shared_memory) and
-///   [`ServerBuilder::shared_memory`](crate::ServerBuilder::shared_memory). While a blob is alive that came in
-///   such memory, the other side cannot use that memory for the next one.
+///   [`ServerBuilder::shared_memory`](crate::ServerBuilder::shared_memory). The sender cannot reuse the
+///   memory of a received blob until the blob is dropped.
 ///
-/// One that arrives as a part of a message keeps the whole message in memory.
+/// A blob that is a slice of a message keeps the whole message in memory.
 ///
 /// ```
 /// use taskfork::{Blob, Methods};
@@ -82,7 +84,7 @@ impl From<SharedBytes> for Blob {
 }
 
 impl Blob {
-    /// All of this memory that came beside the message that is being read, if it is sealed and not too long.
+    /// Maps a memfd received with the message, if it is sealed and not too long.
     fn in_file(file: Arc<OwnedFd>) -> Result<Self, String> {
         let bytes = map(&file, attachments::max_blob())?;
         Ok(Self { bytes, backing: Backing::Memfd(file) })
@@ -96,7 +98,7 @@ impl From<Blob> for Bytes {
 }
 
 impl From<Blob> for Vec<u8> {
-    /// Copies the bytes, unless nobody else has them.
+    /// Takes the bytes, or copies them if they are shared.
     fn from(blob: Blob) -> Self {
         blob.bytes.into()
     }
@@ -228,13 +230,12 @@ fn map(file: &OwnedFd, most: usize) -> Result<Bytes, String> {
     }
 }
 
-/// Memory to be filled in place, and then handed to a worker or a caller as a [`Blob`] that is not
-/// sent.
+/// Memory to fill in place and then pass to the other side as a [`Blob`], which maps it.
 ///
-/// The memory is new: the first write to each of its pages takes as long as the kernel takes to give
-/// one. That pays where the bytes are made here anyway, as by decoding an image, or sent several
-/// times; bytes that exist already are sent sooner by `Blob::from`.
-/// [`Checkout::alloc_blob`](crate::Checkout::alloc_blob) gives memory that has been used before.
+/// [`new`](Self::new) allocates new memory, so that the first write to each page causes a page fault.
+/// That pays for bytes that the program produces anyway, for example by decoding an image, and for
+/// bytes sent several times. `Blob::from` is faster for bytes that exist already.
+/// [`Checkout::alloc_blob`](crate::Checkout::alloc_blob) returns memory that was used before.
 ///
 /// ```
 /// use taskfork::blob::BlobMut;
@@ -254,9 +255,9 @@ pub struct BlobMut(Memory);
 #[derive(Debug)]
 enum Memory {
     New(Writable),
-    /// That of a connection.
+    /// Memory of a connection's pool.
     Lent(ShmBufferMut),
-    /// This process's alone: its bytes are sent.
+    /// Private memory, whose bytes are sent through the socket.
     Own(Vec<u8>),
 }
 
@@ -267,11 +268,11 @@ impl From<ShmBufferMut> for BlobMut {
 }
 
 impl BlobMut {
-    /// So many zeros. Where the limit of file sizes (`ulimit -f`) allows no shared memory of that length, the memory
-    /// is this process's own, and its bytes are sent like those of `Blob::from`.
+    /// Allocates `length` zero bytes. If the limit of file sizes (`ulimit -f`) allows no shared memory
+    /// of this length, the memory is private, and the bytes are sent like those of `Blob::from`.
     ///
     /// # Errors
-    /// When the system has no memory or descriptor for it.
+    /// If the system has no memory or file descriptor left.
     pub fn new(length: usize) -> io::Result<Self> {
         match Writable::new(length) {
             Ok(memory) => Ok(Self(Memory::New(memory))),
@@ -285,10 +286,10 @@ impl BlobMut {
         }
     }
 
-    /// Makes it a blob, which nobody can change any more.
+    /// Converts the memory to a blob, which is immutable.
     ///
     /// # Errors
-    /// When the system refuses to seal or to map it.
+    /// If the system cannot seal or map the memory.
     pub fn freeze(self) -> io::Result<Blob> {
         match self.0 {
             Memory::Lent(buffer) => Ok(buffer.freeze().into()),
@@ -324,11 +325,11 @@ impl DerefMut for BlobMut {
     }
 }
 
-/// An open file, socket or pipe as an argument or a result: the other side gets a descriptor of the same
-/// open file, as by `dup`.
+/// An open file, socket or pipe as an argument or a result. The other side receives a descriptor of the
+/// same open file, as by `dup`.
 ///
-/// That works through unix sockets. A call with one that would go through another is refused before it
-/// is sent, and a result is an error of its call. At most 16 go with one call or answer.
+/// This needs a unix socket. On another connection, a call with an open file fails before it is sent,
+/// and a result with one is an error of the call. One call or answer carries at most 16 open files.
 ///
 /// ```
 /// use taskfork::blob::OpenFile;
@@ -350,10 +351,10 @@ impl DerefMut for BlobMut {
 pub struct OpenFile(Arc<OwnedFd>);
 
 impl OpenFile {
-    /// A descriptor of its own.
+    /// Returns the descriptor, or a duplicate of it if clones share it.
     ///
     /// # Errors
-    /// When the process has as many as it may.
+    /// If the process has reached its limit of open files.
     pub fn try_into_owned(self) -> io::Result<OwnedFd> {
         match Arc::try_unwrap(self.0) {
             Ok(file) => Ok(file),
@@ -391,7 +392,7 @@ impl Serialize for OpenFile {
     }
 }
 
-/// What makes of a newtype struct an extension type.
+/// Serialized as an extension type of MessagePack.
 const EXTENSION: &str = rmp_serde::MSGPACK_EXT_STRUCT_NAME;
 
 struct Raw([u8; 4]);
@@ -411,7 +412,7 @@ impl<'de> Deserialize<'de> for OpenFile {
     }
 }
 
-/// Takes what came beside the message.
+/// Looks up the attachment that an extension type stands for.
 struct FoundVisitor;
 
 impl<'de> Visitor<'de> for FoundVisitor {

@@ -1,4 +1,4 @@
-//! In a worker: the time that the call that runs has, and who has made it.
+//! What code in a worker can ask about the current call: its deadline and its client.
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -10,18 +10,18 @@ use crate::sys;
 use crate::time_limit::nanoseconds;
 use crate::worker::scoreboard::now;
 
-/// The worker's connection, which is open for as long as the worker lives.
+/// The worker's connection, which stays open until the worker exits.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static CONNECTION: OnceLock<BorrowedFd<'static>> = OnceLock::new();
 
-/// When the call's time is over, in nanoseconds on the clock of the scoreboard; 0 for never.
+/// The current call's deadline in nanoseconds of the scoreboard's clock, or 0 if it has none.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static DEADLINE: AtomicU64 = AtomicU64::new(0);
 
-/// The process at the other end of a worker's unix socket, as the kernel has recorded it when the
-/// socket was connected. See [`Context::peer`].
+/// The process that connected to a worker's unix socket, as the kernel recorded it at that time. See
+/// [`Context::peer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Peer {
@@ -29,23 +29,23 @@ pub struct Peer {
     pub uid: u32,
     /// Its effective group id.
     pub gid: u32,
-    /// Its process id, or 0 if the worker's PID namespace does not show that process.
+    /// Its process id, or 0 if the process is not visible in the worker's PID namespace.
     pub pid: u32,
 }
 
-/// The call that runs in this worker, as [`context`] gives it.
+/// The current call of this worker. Returned by [`context`].
 ///
-/// When the time that the caller has given the call is over, the worker gets SIGALRM: a system call
-/// that blocks ends with `EINTR`, which Rust's own functions pass over and C's do not. Code that
-/// looks at [`is_cancelled`](Self::is_cancelled) can clean up, log, and return an error that the
-/// caller gets as any other. It has the client's [`grace`](crate::client::ClientBuilder::grace) for that;
-/// then the worker is killed.
+/// At the call's deadline the worker gets SIGALRM. A blocking system call then fails with `EINTR`;
+/// most functions of Rust's standard library retry it, and C functions return the error. Code that
+/// checks [`is_cancelled`](Self::is_cancelled) can clean up, log, and return an error, which reaches
+/// the caller as usual. The server kills the worker after the client's
+/// [`grace`](crate::client::ClientBuilder::grace), which defaults to 100 milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
     deadline: Option<Duration>,
 }
 
-/// The call that runs in this worker. Outside of calls, and of workers, it has no deadline.
+/// Returns the current call of this worker. Outside of calls and workers, the result has no deadline.
 ///
 /// ```
 /// use taskfork::worker::context;
@@ -67,21 +67,20 @@ pub fn context() -> Context {
 }
 
 impl Context {
-    /// When the call's time is over; nothing if it has no limit.
+    /// The call's deadline, or `None` if it has no time limit.
     pub fn deadline(&self) -> Option<Instant> {
         Instant::now().checked_add(self.remaining()?)
     }
 
-    /// How much of the call's time is left, zero once it is over; nothing if it has no limit.
+    /// The time until the deadline, zero after it, or `None` if the call has no time limit.
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_sub(now()))
     }
 
-    /// The process that has connected to this worker. Nothing on a TCP connection, and outside of
-    /// workers.
+    /// The process that connected to this worker, or `None` on a TCP connection and outside of workers.
     ///
-    /// The user and group ids can be relied upon. The process may have ended since, and its id may
-    /// belong to another one.
+    /// The kernel vouches for the user and group ids. The process may have ended meanwhile, and its
+    /// process id may belong to another process.
     ///
     /// ```
     /// use taskfork::worker::context;
@@ -97,8 +96,8 @@ impl Context {
         sys::peer_credentials(CONNECTION.get()?)
     }
 
-    /// The address of the client of this worker on a TCP connection. Nothing on a unix socket, and
-    /// outside of workers. Who is behind the address is not known.
+    /// The client's address on a TCP connection, or `None` on a unix socket and outside of workers. The
+    /// address does not authenticate the client.
     ///
     /// ```
     /// assert_eq!(taskfork::worker::context().peer_address(), None);
@@ -107,19 +106,18 @@ impl Context {
         sys::peer_address(CONNECTION.get()?)
     }
 
-    /// Whether nobody wants the call's result any more, as its time is over.
+    /// Whether the call's deadline has passed.
     pub fn is_cancelled(&self) -> bool {
         self.remaining().is_some_and(|left| left.is_zero())
     }
 }
 
-/// In a worker: a call begins whose time is over then, on the clock of the scoreboard, or it has
-/// ended.
+/// Sets the deadline of the call that begins, on the scoreboard's clock, or clears it after a call.
 pub(crate) fn set(deadline: Option<Duration>) {
     DEADLINE.store(deadline.map_or(0, nanoseconds), Ordering::Relaxed);
 }
 
-/// In a worker: it serves this connection.
+/// Sets the connection that this worker serves.
 pub(crate) fn serves(connection: BorrowedFd<'static>) {
     // A worker serves one connection.
     let _ = CONNECTION.set(connection);

@@ -1,4 +1,4 @@
-//! How and why workers end.
+//! How and why a worker ended.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,33 +7,32 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Death {
-    /// The worker's process id; 0 where the protocol does not tell it.
+    /// The worker's process id, or 0 if the protocol does not transmit it.
     pub pid: u32,
-    /// The exit status or the signal, as far as it is known.
+    /// The exit status or the signal, if it is known.
     pub end: End,
-    /// Why the server killed the worker, where it did, or which of its limits the worker has met,
-    /// where that is known.
+    /// Why the server killed the worker, or which limit the worker exceeded, if that is known.
     pub reason: Option<String>,
-    /// What the worker was doing, as far as it is known.
+    /// What the worker was doing when it ended, if that is known.
     pub during: Option<Activity>,
-    /// The last that it wrote to standard error, up to 4 KiB.
+    /// The end of its standard error, at most 4 KiB, if the server captures it.
     pub stderr: Option<String>,
-    /// Where it hung, if the server killed it for that.
+    /// Where it hung, if the server killed it because its call took too long.
     pub hung: Option<Box<Hung>>,
 }
 
-/// Where a worker was when it was killed for taking too long.
+/// Where a worker was when the server killed it because its call took too long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hung {
-    /// For how long it had run the call, or its `setup` or `checkout_done`.
+    /// How long it had run the call, `setup` or `checkout_done`.
     pub ran_for: Duration,
-    /// The functions that it was in, innermost first, with files and lines as far as the program
-    /// was built with them.
+    /// The worker's stack, innermost function first. It has files and lines if the program was built
+    /// with debug information.
     pub stack: Option<String>,
-    /// Why there is no stack, where that is known.
+    /// Why there is no stack, if that is known.
     pub no_stack: Option<String>,
-    /// The last that it wrote to standard error, if it was killed as its call's time was over.
+    /// The end of its standard error, at most 4 KiB, if the server captures it.
     pub stderr: Option<String>,
 }
 
@@ -45,7 +44,7 @@ pub enum End {
     Exited(i32),
     /// This signal ended it.
     Signaled(i32),
-    /// The connection ended and nothing said why: the server is gone too, for example.
+    /// The connection ended without a notice from the server, for example because the server ended too.
     #[default]
     Unknown,
 }
@@ -101,7 +100,7 @@ impl fmt::Display for Activity {
     }
 }
 
-/// `SIGKILL` and its kin; a real-time signal by its number.
+/// The name of a signal, as in `SIGKILL`. Real-time signals have none, and are shown by number.
 fn signal_name(signal: i32) -> String {
     match nix::sys::signal::Signal::try_from(signal) {
         Ok(known) => known.as_str().to_owned(),

@@ -151,3 +151,26 @@ fn debug_says_more_than_display_where_more_is_known() {
     let error = ServerError::Preload(Failure::new("top").caused_by("below"));
     assert_eq!(format!("{error:?}"), "cannot preload: top\ncaused by: below");
 }
+
+#[test]
+fn the_sources_of_an_error_lead_to_its_first_cause() {
+    fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+        let chain = std::iter::successors(Some(error), |error| error.source());
+        chain.last().map(ToString::to_string).unwrap_or_default()
+    }
+    let cause = || io::Error::other("the first cause");
+    let failure = || Failure::new("above").caused_by("the first cause");
+    let (folder, address) = ("/run/a".into(), "unix:/run/a".to_owned());
+    let with_sources: [Box<dyn std::error::Error>; 7] = [
+        Box::new(ServerError::Folder { folder, source: cause() }),
+        Box::new(ServerError::Listen { address, source: cause() }),
+        Box::new(ServerError::System { what: "cannot fork", source: cause() }),
+        Box::new(ServerError::Preload(failure())),
+        Box::new(BuildError::from(cause())),
+        Box::new(CallError::<Failure>::Setup { failure: failure() }),
+        Box::new(CallError::Interface(failure())),
+    ];
+    for error in with_sources {
+        assert_eq!(innermost(&*error), "the first cause", "{error}");
+    }
+}

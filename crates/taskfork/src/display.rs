@@ -1,10 +1,11 @@
-//! How times stand in messages, and errors as `Debug`.
+//! Formats durations for messages, and errors for `Debug`.
 
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-/// `Debug` of errors as their text and their causes: a `main` that returns an error shows it by `Debug`.
+/// Implements `Debug` of errors as their text and causes, because a `main` that returns an error prints it
+/// by `Debug`.
 macro_rules! debug_as_text {
     ($($error:ty),*) => {$(
         impl std::fmt::Debug for $error {
@@ -16,10 +17,10 @@ macro_rules! debug_as_text {
 }
 pub(crate) use debug_as_text;
 
-/// The most causes that are shown, as a chain may be endless.
+/// A chain of sources can be endless. No more than this many are shown.
 const MOST_CAUSES: usize = 64;
 
-/// An error's text, and each cause whose text is not part of what is shown already, in a line of its own.
+/// Writes the error's text, and a line for each cause whose text the line before does not contain.
 pub(crate) fn text_with_causes(
     error: &(dyn Error + 'static),
     out: &mut fmt::Formatter<'_>,
@@ -36,7 +37,7 @@ pub(crate) fn text_with_causes(
     Ok(())
 }
 
-/// `30 seconds`, `1 second`, `0.25 seconds`: at most three decimals, no more than are needed.
+/// Formats a duration with at most three decimals: `30 seconds`, `1 second`, `0.25 seconds`.
 pub(crate) fn seconds(time: Duration) -> String {
     let rounded = format!("{:.3}", time.as_secs_f64());
     let number = rounded.trim_end_matches('0').trim_end_matches('.');
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn decimals_stand_only_where_they_say_something() {
+    fn decimals_have_no_trailing_zeros() {
         assert_eq!(seconds(Duration::from_secs(30)), "30 seconds");
         assert_eq!(seconds(Duration::from_secs(1)), "1 second");
         assert_eq!(seconds(Duration::from_millis(250)), "0.25 seconds");

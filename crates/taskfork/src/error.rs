@@ -1,5 +1,8 @@
-//! Every error that a caller of a worker can meet. What went wrong is in fields; the sentences are
-//! made from them. How an error travels is in `wire::native`.
+//! The errors of calls.
+//!
+//! An [`Error`] is one of two kinds. [`Error::Call`] leaves the checkout usable; [`Error::Fatal`] ends
+//! it. The fields of [`CallError`] and [`FatalError`] say what went wrong, and their texts are made
+//! from the fields.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,10 +14,10 @@ pub use crate::report::{CallSite, Report};
 pub use crate::wire::call_error::InterfaceError;
 pub use crate::worker::interface::BoxError;
 
-/// What a call on a worker can end with instead of its result.
+/// The error of a call.
 ///
-/// `E` is the error that the interface itself returns: the error type of the method for a typed
-/// interface, [`Failure`] for an untyped one.
+/// `E` is the error that the interface itself returns: the method's error type for a typed interface,
+/// [`Failure`] for an untyped one.
 ///
 /// ```
 /// use taskfork::error::CallError;
@@ -30,28 +33,27 @@ pub use crate::worker::interface::BoxError;
 /// }
 /// ```
 ///
-/// As text it is one line; as `{:#}`, or through [`report`](Self::report), everything that is known:
-/// the causes in the worker, where a panic was raised, which call of whom it was, and where in the
-/// program that was made. `Debug` is the same, since a `main` that returns an error shows it by `Debug`.
+/// `Display` writes one line. `{:#}` and [`report`](Self::report) add the causes in the worker, the
+/// stack, the call, and the line of the program that made it. `Debug` writes the same report, because
+/// a `main` that returns an error prints it by `Debug`.
 #[non_exhaustive]
 pub enum Error<E = Failure> {
-    /// The call failed. The checkout stays usable: further calls reach the same worker.
+    /// The call failed. The checkout stays usable, and further calls reach the same worker.
     #[non_exhaustive]
     Call {
         /// What went wrong.
         error: CallError<E>,
-        /// Which call it was.
+        /// The call that failed.
         site: CallSite,
     },
-    /// The checkout is over. Every later call on it ends with the same cause at once.
+    /// The checkout has ended. Every later call on it fails at once with the same cause.
     #[non_exhaustive]
     Fatal {
         /// What ended the checkout.
         cause: FatalError,
-        /// Whether a worker can have taken this very call up: `false` means that trying it again
-        /// cannot make anything happen twice.
+        /// Whether a worker may have begun this call. If `false`, a retry cannot run it twice.
         may_have_run: bool,
-        /// Which call it was.
+        /// The call that failed.
         site: CallSite,
     },
 }
@@ -65,35 +67,35 @@ pub enum CallError<E = Failure> {
     Panic(Panic),
     /// The server's interface has no such method.
     UnknownMethod {
-        /// The method asked for; nothing when the call was made without one.
+        /// The requested method, or `None` if the call named none.
         method: Option<String>,
-        /// The methods that the interface has, as far as it knows them.
+        /// The interface's methods, if it can list them.
         known: Vec<String>,
     },
-    /// The arguments could not be encoded, or do not fit the method's parameters.
+    /// The arguments cannot be encoded, or they do not fit the method's parameters. The method did not run.
     Arguments {
         /// What does not fit, and where.
         message: String,
     },
-    /// The method's result could not be encoded. The method has run.
+    /// The method ran, and its result cannot be encoded.
     Result {
-        /// What could not be encoded.
+        /// What cannot be encoded.
         message: String,
     },
-    /// The answer is not of the type that the caller asked for. The method has run.
+    /// The method ran, and its result does not fit the type that the caller asked for.
     Decode {
         /// What does not fit, and where.
         message: String,
     },
-    /// The worker's `setup` failed or panicked, so the call was not run. The next call tries it
+    /// The worker's `setup` failed or panicked, so that the call did not run. The next call runs `setup`
     /// again.
     Setup {
         /// The error of `setup`, with its causes.
         failure: Failure,
     },
-    /// A call before this one on the same checkout failed, so this one was not run.
+    /// An earlier call on the same checkout failed, so that this one did not run.
     Dropped {
-        /// The call that failed, as it is shown in messages.
+        /// A description of the call that failed.
         behind: String,
     },
 }
@@ -102,65 +104,64 @@ pub enum CallError<E = Failure> {
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FatalError {
-    /// The time of a call ran out, counted from when it was made.
+    /// The call missed its deadline, which counts from when the call was made.
     TimedOut {
-        /// The time that the call had.
+        /// The call's time limit.
         after: Duration,
-        /// What it was doing when its time ran out.
+        /// What the call was doing at the deadline.
         stage: Stage,
-        /// Where the worker was when it was killed.
+        /// Where the worker was when the server killed it.
         hung: Option<Box<Hung>>,
     },
     /// The worker ended, or closed its connection.
     WorkerDied(Death),
-    /// [`abort`](crate::Checkout::abort) was called, or the client's
-    /// runtime is gone.
+    /// [`abort`](crate::Checkout::abort) was called, or the client's runtime was shut down.
     Aborted {
-        /// The message given.
+        /// The message passed to `abort`.
         message: String,
     },
-    /// No server answered before the time ran out.
+    /// No server answered before the deadline.
     CannotConnect {
-        /// The address tried.
+        /// The addresses that the client tried.
         address: String,
         /// Why the last attempt failed.
         reason: String,
-        /// For how long no attempt has succeeded.
+        /// How long no attempt has succeeded.
         unreachable_for: Duration,
-        /// The time that the call had.
+        /// The call's time limit.
         after: Duration,
     },
-    /// No worker can be had: the server, which this program started by [`Server::spawn`](crate::Server::spawn) or
+    /// There are no workers: the server, which this program started by [`Server::spawn`](crate::Server::spawn) or
     /// [`Server::fork`](crate::Server::fork), has ended and is not replaced.
     ServerEnded {
         /// The server's process id.
         pid: u32,
         /// How its process ended.
         end: End,
-        /// What it said last, if it failed.
+        /// The server's error, if it failed.
         reason: Option<String>,
     },
-    /// As many checkouts waited as [`max_queue`](crate::client::ClientBuilder::max_queue) allows.
+    /// The queue had the length that [`max_queue`](crate::client::ClientBuilder::max_queue) allows.
     Overloaded {
-        /// How many that is.
+        /// The number of waiting checkouts.
         queued: usize,
     },
     /// [`Client::close`](crate::Client::close) was called before the checkout had a worker.
     ClientClosed,
-    /// The peer sent something that is no message of the protocol.
+    /// The peer violated the protocol.
     Protocol {
-        /// What is wrong with it.
+        /// The violation.
         detail: String,
     },
 }
 
-/// Where a call was when its time ran out.
+/// What a call was doing at its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stage {
-    /// Its checkout waited for a worker.
+    /// Waiting for a worker.
     Waiting,
-    /// It had been sent to a worker.
+    /// Running in a worker, or on its way there.
     Running,
 }
 
@@ -172,12 +173,12 @@ pub struct Panic {
     pub message: String,
     /// Where it was raised.
     pub location: Option<Location>,
-    /// The worker's stack when it was raised, with the names of functions, if the worker's
-    /// environment asks for that with `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE`.
+    /// The worker's stack at the panic, if `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` is set in the
+    /// worker's environment.
     pub stack: Option<String>,
 }
 
-/// A place in a program's source.
+/// A line in a source file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Location {
@@ -189,11 +190,11 @@ pub struct Location {
     pub column: u32,
 }
 
-/// An error of an untyped interface: its message and those of its causes, as they stood in the
-/// worker. [`source`](std::error::Error::source) walks the causes.
+/// An error of an untyped interface: its message and those of its causes, as texts from the worker.
+/// [`source`](std::error::Error::source) returns the next cause.
 ///
-/// It has at most 64 causes. Of a longer chain it keeps the nearest 64, and one more that says how
-/// many were left out.
+/// A failure keeps the nearest 64 causes. After a longer chain, one more cause states the number of
+/// causes left out.
 ///
 /// ```
 /// let failure = taskfork::error::Failure::new("cannot open the account").caused_by("disk full");
@@ -209,27 +210,27 @@ pub struct Failure {
     left_out: u64,
 }
 
-/// The most causes of an error that are kept. A longer chain explains nothing more, and each cause
-/// is a level of recursion when the error is dropped, compared or shown.
+/// The number of causes that an error keeps. Dropping, comparing and formatting an error recurse once
+/// for each cause.
 pub(crate) const MOST_CAUSES: usize = 64;
 
-/// The most causes of a chain that are counted, as a chain may be endless.
+/// A chain of sources can be endless. Counting stops here.
 const MOST_COUNTED: usize = 100_000;
 
-/// What stands in the place of causes that were left out.
+/// The text that stands for causes left out.
 pub(crate) fn left_out(causes: u64) -> String {
     let plural = if causes == 1 { " is" } else { "s are" };
     format!("{causes} more cause{plural} left out")
 }
 
 impl<E> Error<E> {
-    /// Whether the checkout is over.
+    /// Whether the error ends the checkout.
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Fatal { .. })
     }
 
-    /// Whether a worker can have run the call, wholly or in part. `false` means that trying the
-    /// call again cannot make anything happen twice.
+    /// Whether a worker may have run the call, completely or in part. If `false`, a retry cannot run it
+    /// twice.
     pub fn may_have_run(&self) -> bool {
         match self {
             Self::Call { error, .. } => error.may_have_run(),
@@ -237,14 +238,14 @@ impl<E> Error<E> {
         }
     }
 
-    /// Which call it was.
+    /// The call that the error belongs to.
     pub fn site(&self) -> &CallSite {
         match self {
             Self::Call { site, .. } | Self::Fatal { site, .. } => site,
         }
     }
 
-    /// The error with all that is known about it, in several lines; the same as `{:#}`.
+    /// Returns a detailed report in several lines, the same as `{:#}`.
     ///
     /// ```no_run
     /// # async fn example(client: taskfork::Client) {
@@ -271,13 +272,12 @@ impl<E> CallError<E> {
 }
 
 impl Failure {
-    /// A failure with this message and no cause.
+    /// Creates a failure without a cause.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None, left_out: 0 }
     }
 
-    /// The same failure with one more cause at the end of its chain, if that has fewer than 64;
-    /// otherwise the cause is counted only.
+    /// Appends a cause to the end of the chain. After 64 causes, further ones are only counted.
     #[must_use]
     pub fn caused_by(mut self, message: impl Into<String>) -> Self {
         let mut length = 0;
@@ -295,7 +295,7 @@ impl Failure {
         self
     }
 
-    /// A failure with the first of these causes, of which `more` have been left out already.
+    /// Creates a failure with the first of these causes. `more` were left out before.
     pub(crate) fn with_causes<C: Into<String>>(
         message: impl Into<String>,
         causes: impl IntoIterator<Item = C>,
@@ -330,7 +330,7 @@ impl Failure {
         &self.message
     }
 
-    /// The messages of the causes, nearest first. If some were left out, the last says how many.
+    /// The messages of the causes, nearest first. If some were left out, the last one states their number.
     pub fn causes(&self) -> impl Iterator<Item = &str> {
         self.links().map(|cause| cause.message.as_str())
     }

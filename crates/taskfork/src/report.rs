@@ -1,4 +1,4 @@
-//! Which call an error belongs to, and the error with all that is known about it.
+//! The call that an error belongs to, and the detailed report of an error.
 
 use std::fmt::{self, Write};
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
@@ -6,7 +6,7 @@ use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use crate::display::seconds;
 use crate::error::{CallError, Death, Error, Failure, FatalError, Panic};
 
-/// Which call an error belongs to: who made it, of which method, and where in the program.
+/// The call that an error belongs to: its client, method, and the line that made it.
 #[derive(Debug, Clone)]
 pub struct CallSite(Box<Inner>);
 
@@ -20,17 +20,17 @@ struct Inner {
     client: String,
     method: Option<String>,
     location: &'static Location<'static>,
-    /// The causes of the interface's own error, as they stood in the worker: an error that travels
-    /// as a value may not bring them along.
+    /// The causes of the interface's own error, as texts from the worker. A typed error is serialized
+    /// as a value, which need not contain its sources.
     causes: Vec<String>,
-    /// Where it was raised in the worker, if the worker has told.
+    /// The worker's stack where the error was raised, if the worker sent it.
     stack: Option<String>,
     #[cfg(feature = "spans")]
     spans: tracing_error::SpanTrace,
 }
 
 impl CallSite {
-    /// Of an error that is told now, in the task that waits for the call.
+    /// Captures the current spans. Must be called in the task that awaits the call.
     pub(crate) fn new(
         client: &str,
         method: Option<&str>,
@@ -57,8 +57,8 @@ impl CallSite {
         self
     }
 
-    /// Where in the worker the interface's own error was raised, in lines, where the worker's language
-    /// knows: the traceback of an exception in Python.
+    /// The stack of the worker where the interface's own error was raised, in several lines, if the
+    /// worker sent one. Workers in Python send the traceback of the exception.
     pub fn stack(&self) -> Option<&str> {
         self.0.stack.as_deref()
     }
@@ -68,7 +68,7 @@ impl CallSite {
         &self.0.client
     }
 
-    /// The method called, if the call named one.
+    /// The method, or `None` if the call named none.
     pub fn method(&self) -> Option<&str> {
         self.0.method.as_deref()
     }
@@ -78,8 +78,8 @@ impl CallSite {
         self.0.location
     }
 
-    /// The `tracing` spans in which the error was told; empty unless the program has the `ErrorLayer`
-    /// of the crate `tracing-error`.
+    /// The `tracing` spans around the task that awaited the call. Empty unless the subscriber has the
+    /// `ErrorLayer` of the crate `tracing-error`.
     #[cfg(feature = "spans")]
     pub fn spans(&self) -> &tracing_error::SpanTrace {
         &self.0.spans
@@ -92,9 +92,10 @@ impl fmt::Display for CallSite {
     }
 }
 
-/// An error with all that is known about it, innermost first: what happened, its causes in the
-/// worker, the worker's stack at a panic, then the boundary between the processes, the line that made
-/// the call, and the spans of `tracing` around it. Made by [`Error::report`].
+/// A detailed report of an error, in several lines. Returned by [`Error::report`].
+///
+/// It begins with the error's text, its causes in the worker, and the worker's stack if there is one.
+/// Then follow the call, the line that made it, and the `tracing` spans around it.
 pub struct Report<'a, E>(pub(crate) &'a Error<E>);
 
 impl<E: fmt::Display> fmt::Display for Report<'_, E> {
@@ -126,7 +127,7 @@ impl<E> fmt::Debug for Report<'_, E> {
     }
 }
 
-/// What an error of a call says besides its text.
+/// Writes the details of an error of a call after its text.
 pub(crate) fn details_of_call<E>(
     error: &CallError<E>,
     out: &mut fmt::Formatter<'_>,
@@ -140,7 +141,7 @@ pub(crate) fn details_of_call<E>(
     }
 }
 
-/// What the end of a checkout says besides its text.
+/// Writes the details of a fatal error after its text.
 pub(crate) fn details_of_end(cause: &FatalError, out: &mut fmt::Formatter<'_>) -> fmt::Result {
     match cause {
         FatalError::WorkerDied(Death { stderr: Some(text), hung: None, .. }) => {
@@ -191,7 +192,7 @@ impl<E: std::error::Error + 'static> std::error::Error for Error<E> {
     }
 }
 
-/// Writes what follows a line's end two columns further in.
+/// Indents all lines but the first by two columns.
 struct Indented<'a, W>(&'a mut W);
 
 impl<W: Write> Write for Indented<'_, W> {

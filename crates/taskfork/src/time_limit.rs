@@ -1,12 +1,12 @@
-//! How long something may take. All options that are times, and the times of messages, become this type where
-//! they enter, so that no later sum, product or conversion can overflow.
+//! Time limits of options and messages. Each duration is converted to [`TimeLimit`] where it enters, so that
+//! no later sum or conversion can overflow.
 
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 
-/// A longer limit is no limit: 100 years. The sum of a few such times and of a clock of this machine fits
-/// 64 bits of nanoseconds.
+/// 100 years. A limit of this length or more means no limit. The sum of a few such durations and the
+/// uptime, in nanoseconds, fits 64 bits.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A time limit, or none.
@@ -34,22 +34,22 @@ impl TimeLimit {
         self.0 == Some(Duration::ZERO)
     }
 
-    /// When it is over if it begins at `start`.
+    /// The end of a limit that begins at `start`.
     pub(crate) fn after(self, start: Instant) -> Option<Instant> {
         start.checked_add(self.0?)
     }
 
-    /// The same on a clock that counts from its own beginning.
+    /// The end of a limit that begins at `start`, on a clock that counts from its own epoch.
     pub(crate) fn after_time(self, start: Duration) -> Option<Duration> {
         Some(start.saturating_add(self.0?))
     }
 
-    /// Both, one after the other.
+    /// The sum of two limits; no limit if one of them is none.
     pub(crate) fn plus(self, more: Self) -> Self {
         Self::from(self.0.zip(more.0).map(|(one, other)| one.saturating_add(other)))
     }
 
-    /// For messages.
+    /// The limit as messages encode it.
     pub(crate) fn microseconds(self) -> Option<u64> {
         u64::try_from(self.0?.as_micros()).ok()
     }
@@ -67,13 +67,13 @@ impl From<Option<Duration>> for TimeLimit {
     }
 }
 
-/// A time for the kernel, which takes the longest for a time that is longer.
+/// Converts a duration for a system call, capped at `LONGEST`.
 pub(crate) fn timespec(time: Duration) -> Timespec {
     let tv_sec = i64::try_from(time.min(LONGEST).as_secs()).unwrap_or(i64::MAX);
     Timespec { tv_sec, tv_nsec: time.subsec_nanos().into() }
 }
 
-/// A time as it stands in memory that is shared, the longest for one that is longer.
+/// Converts a duration to the nanoseconds of the scoreboard, capped at `u64::MAX`.
 pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -84,7 +84,7 @@ mod tests {
 
     use super::*;
 
-    /// Durations of every size, the ends included.
+    /// Durations of all magnitudes, including both extremes.
     fn durations() -> impl Strategy<Value = Duration> {
         let any_size = (any::<u64>(), 0..64_u32, 0..1_000_000_000_u32);
         prop_oneof![
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_time_overflows_what_it_is_added_to_or_becomes(
+        fn no_sum_or_conversion_overflows(
             first in durations(), second in durations(), wire in any::<u64>(), uptime in 0..4_000_000_000_u64,
         ) {
             let (now, clock) = (Instant::now(), Duration::from_secs(uptime));
@@ -110,7 +110,7 @@ mod tests {
                 prop_assert_eq!(limit.microseconds().is_some(), is_limit);
                 if let (Some(end), Some(time)) = (limit.after_time(clock), limit.get()) {
                     prop_assert_eq!(u128::from(nanoseconds(end)), (clock + time).as_nanos());
-                    // What was not cut short comes back.
+                    // A limit that was not capped survives the conversion.
                     let sent = limit.microseconds().map(TimeLimit::from_microseconds);
                     let kept = sent.and_then(TimeLimit::get).map(|time| time.as_micros());
                     prop_assert_eq!(kept, Some(time.as_micros()));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_lives_to_see_is_no_limit() {
+    fn a_hundred_years_or_more_are_no_limit() {
         assert_eq!(TimeLimit::new(Duration::MAX), TimeLimit::NEVER);
         assert_eq!(TimeLimit::from_microseconds(u64::MAX), TimeLimit::NEVER);
         assert_eq!(TimeLimit::from(None), TimeLimit::NEVER);

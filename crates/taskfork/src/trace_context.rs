@@ -1,17 +1,19 @@
-//! Which trace a call belongs to, as W3C's Trace Context writes it, on its way from the caller to the
-//! worker.
+//! W3C Trace Context of calls: which distributed trace a call belongs to.
+//!
+//! With the feature `opentelemetry`, a call carries the context of the caller's span. Without the feature,
+//! [`Checkout::trace_context`](crate::Checkout::trace_context) sets one. In the worker, [`current`]
+//! returns it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// W3C allows no more.
+/// The longest `tracestate`, in bytes. W3C requires support for 512.
 const MAX_STATE: usize = 512;
 
-/// Which trace a call belongs to: the `traceparent` and `tracestate` of W3C's Trace Context.
+/// A W3C Trace Context: the headers `traceparent` and `tracestate`.
 ///
-/// With the feature `opentelemetry` every call made within a span of `tracing-opentelemetry` carries
-/// that span's; without it, or to pass on what came with a request, it is given to
-/// [`Checkout::trace_context`](crate::Checkout::trace_context). The worker finds it with
-/// [`current`].
+/// With the feature `opentelemetry`, every call made within a span of `tracing-opentelemetry` carries
+/// the span's context. To set another context, for example that of an incoming request, pass it to
+/// [`Checkout::trace_context`](crate::Checkout::trace_context). In the worker, [`current`] returns it.
 ///
 /// ```
 /// use taskfork::trace_context::TraceContext;
@@ -28,8 +30,8 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// From the header `traceparent` of version 00; nothing if it is not of that form or names no
-    /// trace.
+    /// Parses the header `traceparent` of version 00. Returns `None` for any other text, and if the
+    /// trace id or the parent id is zero.
     pub fn new(traceparent: &str) -> Option<Self> {
         let hex = |part: &str, length: usize| {
             let digits = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -46,7 +48,7 @@ impl TraceContext {
         valid.then(|| Self { traceparent: traceparent.to_owned(), tracestate: None })
     }
 
-    /// With the header `tracestate`; one of more than 512 bytes is left out.
+    /// Sets the header `tracestate`. An empty one, and one of more than 512 bytes, is removed.
     #[must_use]
     pub fn with_state(mut self, tracestate: &str) -> Self {
         let fits = (1..=MAX_STATE).contains(&tracestate.len());
@@ -64,13 +66,13 @@ impl TraceContext {
         self.tracestate.as_deref()
     }
 
-    /// What arrived with a call; what is no trace context is as if it had not been there.
+    /// Parses the headers of a received call. An invalid `traceparent` counts as none.
     pub(crate) fn received(traceparent: Option<&str>, tracestate: Option<&str>) -> Option<Self> {
         let context = Self::new(traceparent?)?;
         Some(tracestate.map_or(context.clone(), |state| context.with_state(state)))
     }
 
-    /// That of the caller's span, if the program has one that OpenTelemetry knows.
+    /// The context of the current span, if OpenTelemetry records it.
     #[cfg(feature = "opentelemetry")]
     pub(crate) fn of_caller() -> Option<Self> {
         use opentelemetry::trace::TraceContextExt;
@@ -94,7 +96,7 @@ impl TraceContext {
     }
 }
 
-/// As the parent of a worker's own spans, so that they continue the caller's trace:
+/// Converts the context to a parent of the worker's spans, which continue the caller's trace:
 ///
 /// ```
 /// use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -102,7 +104,7 @@ impl TraceContext {
 /// # fn method() {
 /// let span = tracing::info_span!("method");
 /// if let Some(context) = taskfork::trace_context::current() {
-///     // It fails where no layer of OpenTelemetry is there to take it.
+///     // Fails if the subscriber has no OpenTelemetry layer.
 ///     let _ = span.set_parent(context.into());
 /// }
 /// # }
@@ -139,8 +141,8 @@ fn stored() -> MutexGuard<'static, Option<TraceContext>> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// In a worker: which trace the call that runs belongs to, if its caller said so. Nothing outside of
-/// calls, or of a worker.
+/// Returns the trace context of the call that this worker runs. Returns `None` outside of calls and
+/// workers, and if the caller sent none.
 ///
 /// ```
 /// assert_eq!(taskfork::trace_context::current(), None);
@@ -149,7 +151,7 @@ pub fn current() -> Option<TraceContext> {
     stored().clone()
 }
 
-/// In a worker: a call of this trace begins, or it has ended.
+/// Sets the context of the call that begins, or clears it after a call.
 pub(crate) fn set(context: Option<TraceContext>) {
     *stored() = context;
 }
@@ -161,7 +163,7 @@ mod tests {
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn what_is_no_trace_parent_is_refused() {
+    fn an_invalid_traceparent_is_refused() {
         assert!(TraceContext::new(PARENT).is_some());
         let wrong = [
             "",
