@@ -70,7 +70,7 @@ def test_memory_over_the_limit_of_file_sizes_is_sent(python_server: Any, small_f
         long.fileno()
     made = BlobMut(small_files + 1)
     view = made.view
-    with pytest.raises(BufferError, match="a view of this memory is still there"):
+    with pytest.raises(BufferError, match="a view of this memory still exists"):
         made.freeze()
     view.release()
     made.freeze()
@@ -161,7 +161,7 @@ def test_nothing_is_left_open(python_server: Any) -> None:
 
 def test_what_is_still_written_to_is_not_handed_over(python_server: Any) -> None:
     with taskfork.blocking.Client(python_server().address) as client:
-        with pytest.raises(taskfork.InterfaceError, match="a view of this memory is still there"):
+        with pytest.raises(taskfork.InterfaceError, match="a view of this memory still exists"):
             client.call("still_viewed")
         with pytest.raises(taskfork.ArgumentsError, match="cannot be sent before it is frozen"):
             client.call("echo", BlobMut(10))

@@ -29,8 +29,8 @@ def test_messages_come_out_whole_however_the_stream_is_cut(step: int) -> None:
         (b"GET / HTTP/1.1", "does not speak this protocol"),
         (_wire.PREAMBLE + b"\xff\xff\xff\xff", "over the limit"),
         (_wire.PREAMBLE + b"\x01\0\0\0\xc1", "malformed"),
-        (_wire.PREAMBLE + _wire.frame(_wire.encode("text")), "no array"),
-        (_wire.PREAMBLE + _wire.frame(_wire.encode(["kind", {}])), "no array"),
+        (_wire.PREAMBLE + _wire.frame(_wire.encode("text")), "not an array"),
+        (_wire.PREAMBLE + _wire.frame(_wire.encode(["kind", {}])), "not an array"),
     ],
 )
 def test_garbage_is_told_as_such(data: bytes, said: str) -> None:
@@ -142,10 +142,10 @@ def test_a_large_message_with_few_elements_is_decoded() -> None:
     [
         ({"version": 2}, "speaks version 2 of the protocol, and this client version 1"),
         ({}, "speaks version None"),
-        ({"version": 1, "pid": []}, "`pid` in the hello is no number"),
-        ({"version": 1, "max_frame": -1}, "`max_frame` in the hello is no number"),
-        ({"version": 1, "files": "x" * 1000}, "`files` in the hello is no number"),
-        ({"version": 1, "max_blob": None}, "`max_blob` in the hello is no number"),
+        ({"version": 1, "pid": []}, "`pid` in the hello is not a valid number"),
+        ({"version": 1, "max_frame": -1}, "`max_frame` in the hello is not a valid number"),
+        ({"version": 1, "files": "x" * 1000}, "`files` in the hello is not a valid number"),
+        ({"version": 1, "max_blob": None}, "`max_blob` in the hello is not a valid number"),
     ],
 )
 def test_a_hello_that_makes_no_sense_is_refused(hello: dict[str, object], said: str) -> None:
@@ -155,10 +155,10 @@ def test_a_hello_that_makes_no_sense_is_refused(hello: dict[str, object], said: 
 
     async def test() -> None:
         connection = Connection(1 << 20, True)
-        connection._greeting = asyncio.get_running_loop().create_future()
+        connection._hello = asyncio.get_running_loop().create_future()
         connection.data_received(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
         with pytest.raises(ConnectionError, match=said):
-            await connection._greeting
+            await connection._hello
         assert connection.ended
 
     asyncio.run(test())

@@ -1,7 +1,7 @@
 """Exclusive checkouts of forked worker processes.
 
-``taskfork.worker.serve`` makes a worker of Python functions, ``taskfork.Client`` calls workers
-from asyncio, and ``taskfork.blocking.Client`` from programs without it.
+``taskfork.worker.serve`` turns Python functions into a worker. ``taskfork.Client`` calls workers from asyncio, and
+``taskfork.blocking.Client`` from threads.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Workers start faster without asyncio.
+    # Imported on first use: workers start faster without asyncio.
     if name in ("Checkout", "Client", "Stats"):
         from . import client
 

@@ -1,4 +1,4 @@
-"""A connection to one worker: messages out, answers in, its end noticed at once."""
+"""A connection to one worker."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .errors import (
 )
 
 
-#: The most causes and names of methods that an error keeps.
+#: The most causes, and the most names of methods, of an error.
 MAX_CAUSES, MAX_KNOWN = 64, 1000
 
 
 class Address:
-    """``unix:PATH``, ``unix-percent:PATH``, where ``%`` and two hexadecimal digits stand for a byte, or
-    ``tcp:HOST:PORT``."""
+    """``unix:PATH``, ``unix-percent:PATH`` or ``tcp:HOST:PORT``. In ``unix-percent``, ``%`` and two hexadecimal digits
+    represent a byte."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -51,15 +51,15 @@ class Address:
 
 
 class Connection:
-    """What is sent and received on one connection. ``notice`` is what the server said of the
-    worker's death."""
+    """A connection to one worker. After its end, ``notice`` is the server's notice of the worker's death, and
+    ``broken`` the violation of the protocol that ended it."""
 
     def __init__(self, max_frame: int, is_unix: bool) -> None:
         self._is_unix = is_unix
         self._decoder = _wire.Decoder(max_frame)
         self._encoder = _wire.Encoder(max_frame)
         self._transport: Optional[Socket] = None
-        self._greeting: Optional[asyncio.Future[None]] = None
+        self._hello: Optional[asyncio.Future[None]] = None
         self._answer: Optional[asyncio.Future[Any]] = None
         self._on_note: Optional[Callable[[dict[str, Any]], None]] = None
         self._on_wait: Callable[[str], None] = lambda reason: None
@@ -68,7 +68,7 @@ class Connection:
         self.notice: Optional[dict[str, Any]] = None
         self.broken: Optional[str] = None
         self.ended = False
-        #: What was sent last was not read by the worker.
+        #: The worker has not read everything that was sent.
         self.unread = False
         self.checkouts = 0
         #: How many calls have been sent.
@@ -83,13 +83,13 @@ class Connection:
         max_frame: int,
         on_wait: Callable[[str], None] = lambda reason: None,
     ) -> Connection:
-        """Connects, and exchanges greetings with the new worker. ``on_wait`` is told if the server has none yet."""
+        """Connects, and exchanges hellos with the worker. ``on_wait`` gets the reason if the server has no free worker."""
         loop = asyncio.get_running_loop()
         connection = cls(max_frame, address.path is not None)
-        connection._greeting = loop.create_future()
+        connection._hello = loop.create_future()
         connection._on_wait = on_wait
-        # Whoever has given up asks no more.
-        connection._greeting.add_done_callback(lambda it: it.cancelled() or it.exception())
+        # Retrieves the exception, so that asyncio does not log it after a cancellation.
+        connection._hello.add_done_callback(lambda it: it.cancelled() or it.exception())
         if address.path is not None:
             connection._transport = await Socket.connect(address.path, connection)
         else:
@@ -97,10 +97,10 @@ class Connection:
             connection._transport = await Socket.connect_tcp(host, port, connection)
         hello = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame, "client": number}
         if address.path is not None:
-            hello["files"] = _wire.MOST_FILES
+            hello["files"] = _wire.MAX_FILES
         try:
             connection._write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
-            await connection._greeting
+            await connection._hello
         except BaseException:
             connection.close()
             raise
@@ -113,8 +113,8 @@ class Connection:
     def send_call(
         self, frame: tuple[bytes, list[int]], on_note: Optional[Callable[[dict[str, Any]], None]]
     ) -> asyncio.Future[Any]:
-        """Sends a call that was encoded; gives its result, or a CallError. At the connection's end the
-        future is cancelled, and says nothing: see ``notice`` and ``broken``."""
+        """Sends an encoded call. The future gets its result or a CallError. If the connection ends, it is cancelled; see
+        ``notice`` and ``broken``."""
         self._answer = asyncio.get_running_loop().create_future()
         self._on_note = on_note
         self.calls += 1
@@ -123,12 +123,12 @@ class Connection:
             self._answer.cancel()
         return self._answer
 
-    def send_waiting(self, checkouts: int) -> None:
-        """Says how many checkouts wait."""
-        self._write(_wire.frame(_wire.encode([_wire.WAITING, {}, checkouts])))
+    def send_queue_length(self, checkouts: int) -> None:
+        """Reports how many checkouts wait."""
+        self._write(_wire.frame(_wire.encode([_wire.QUEUE_LENGTH, {}, checkouts])))
 
     def send_done(self) -> None:
-        """Says that the checkout is over."""
+        """Ends the checkout."""
         self._write(_wire.frame(_wire.encode([_wire.DONE, {}])))
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class Connection:
             self._transport.abort()
 
     def _write(self, data: bytes, files: Sequence[int] = ()) -> bool:
-        """Sends something, unless the connection is over."""
+        """Sends data; returns False if the connection is over."""
         if self.ended or self._transport is None or self._transport.is_closing():
             _wire.close_all(files)
             return False
@@ -152,17 +152,17 @@ class Connection:
                 message = self._decoder.next()
                 if message is None:
                     return
-                self._take(message)
+                self._handle(message)
         except _wire.WireError as error:
-            self._break(str(error))
+            self._fail(str(error))
 
     def connection_lost(self, error: Optional[Exception]) -> None:
         self.ended = True
-        # Through TCP an answer may have been lost with that.
+        # A reset of TCP may also have discarded an answer.
         is_reset = isinstance(error, (ConnectionResetError, BrokenPipeError))
         self.unread = self.unread or self._is_unix and is_reset
-        if self._greeting is not None and not self._greeting.done():
-            self._greeting.set_exception(
+        if self._hello is not None and not self._hello.done():
+            self._hello.set_exception(
                 ConnectionError("the server closed the connection before its greeting")
             )
         if self._answer is not None and not self._answer.done():
@@ -170,15 +170,15 @@ class Connection:
         if self.on_end is not None:
             self.on_end(self)
 
-    def _break(self, why: str) -> None:
+    def _fail(self, why: str) -> None:
         self.broken = why
-        if self._greeting is not None and not self._greeting.done():
-            self._greeting.set_exception(ConnectionError(why))
+        if self._hello is not None and not self._hello.done():
+            self._hello.set_exception(ConnectionError(why))
         self.close()
 
-    def _take(self, message: list[Any]) -> None:
+    def _handle(self, message: list[Any]) -> None:
         kind, meta = message[0], message[1]
-        if self._greeting is not None and not self._greeting.done():
+        if self._hello is not None and not self._hello.done():
             if kind == _wire.HELLO:
                 version = meta.get("version")
                 if version != _wire.VERSION:
@@ -186,41 +186,41 @@ class Connection:
                         f"the worker speaks version {version!r:.100} of the protocol, "
                         f"and this client version {_wire.VERSION}"
                     )
-                self.pid = _wire.number(meta, "pid", 0)
-                limit = min(self._encoder.limit, _wire.number(meta, "max_frame", self._encoder.limit))
-                files = _wire.number(meta, "files", 0) if self._is_unix else 0
-                max_blob = _wire.number(meta, "max_blob", MAX_BLOB)
-                self._encoder = _wire.Encoder(limit, min(files, _wire.MOST_FILES), max_blob)
-                self._greeting.set_result(None)
-            elif kind == _wire.WAIT:
+                self.pid = _wire.size(meta, "pid", 0)
+                limit = min(self._encoder.limit, _wire.size(meta, "max_frame", self._encoder.limit))
+                files = _wire.size(meta, "files", 0) if self._is_unix else 0
+                max_blob = _wire.size(meta, "max_blob", MAX_BLOB)
+                self._encoder = _wire.Encoder(limit, min(files, _wire.MAX_FILES), max_blob)
+                self._hello.set_result(None)
+            elif kind == _wire.QUEUED:
                 self._on_wait(str(meta.get("reason", "")))
             elif kind == _wire.ERROR and len(message) == 3 and isinstance(message[2], dict):
                 said = message[2].get("message", "no reason")
-                self._greeting.set_exception(ConnectionError(f"the server refused: {said}"))
+                self._hello.set_exception(ConnectionError(f"the server refused: {said}"))
             else:
-                self._break("the first message is no hello")
+                self._fail("the first message is no hello")
         elif kind == _wire.DEATH:
             self.notice = meta
             self.close()
-        elif kind == _wire.NOTES:
+        elif kind == _wire.TELEMETRY:
             if self._on_note is not None and isinstance(meta.get("ld"), dict):
                 self._on_note(meta["ld"])
         elif kind in (_wire.OK, _wire.ERROR) and len(message) == 3:
             if self._answer is None or self._answer.done():
-                self._break("the worker sent an answer that nobody asked for")
+                self._fail("the worker sent an answer that nobody asked for")
             elif meta.get("call") != self.calls or isinstance(meta.get("call"), bool):
                 said = f"the answer to call {meta['call']!r:.100}" if "call" in meta else "an answer without a number"
-                self._break(f"the worker sent {said} where that to call {self.calls} was due")
+                self._fail(f"the worker sent {said} where that to call {self.calls} was due")
             elif kind == _wire.OK:
                 self._answer.set_result(message[2])
             else:
                 self._answer.set_exception(error_of(message[2]))
         else:
-            self._break(f"no message of kind {kind} is expected")
+            self._fail(f"no message of kind {kind} is expected")
 
 
 def _texts(body: dict[str, Any], key: str, most: int) -> list[str]:
-    """The first texts of a list, and how many more there are."""
+    """The first texts of a list, and a note of how many more there are."""
     values = body.get(key, [])
     if not isinstance(values, list):
         return []
@@ -229,10 +229,10 @@ def _texts(body: dict[str, Any], key: str, most: int) -> list[str]:
 
 
 def error_of(body: Any) -> Exception:
-    """The error that a message tells of."""
+    """The exception for the error in a message."""
     if not isinstance(body, dict):
-        return ProtocolError("an error that is no map")
-    # Programs in Perl end an error with a newline.
+        return ProtocolError("an error is not a map")
+    # Programs in Perl end errors with a newline.
     message = str(body.get("message", "")).rstrip("\r\n")
     causes = _texts(body, "causes", MAX_CAUSES)
     kind, stack = body.get("kind"), body.get("stack")

@@ -1,5 +1,5 @@
-"""A socket in the event loop. Unlike asyncio's own it carries descriptors, and goes on reading when nothing
-can be sent any more: what the other side has said before its end is there to be read."""
+"""A socket in the event loop. Unlike asyncio's transports, it sends and receives descriptors, and continues to read
+after a write has failed, because the peer may have sent messages before it ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import _wire
 
 
 class Peer(Protocol):
-    """Whoever is told what comes."""
+    """The receiver of a socket's events."""
 
     def data_received(self, data: bytes, files: Sequence[int] = ...) -> None: ...
 
@@ -24,23 +24,23 @@ class Peer(Protocol):
 
 
 class Socket:
-    """Sends and receives, as far as can be without waiting, and goes on when it can."""
+    """A connected socket that does not block."""
 
     def __init__(self, connected: socket.socket, peer: Peer) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = connected
         self._peer = peer
         self._outbox: Deque[tuple[memoryview, Sequence[int]]] = deque()
-        #: Nothing more is taken, neither to be sent nor from the other side.
+        #: Further data is neither sent nor received.
         self._closing = False
         self._closed = False
-        #: Why nothing can be sent any more.
+        #: Why a write failed; nothing is sent after that.
         self._failed: Optional[Exception] = None
         self._loop.add_reader(connected, self._readable)
 
     @classmethod
     async def connect(cls, path: str, peer: Peer) -> Socket:
-        """Connects to a server."""
+        """Connects to a unix socket. ``OSError`` if that fails."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             made.setblocking(False)
@@ -52,7 +52,7 @@ class Socket:
 
     @classmethod
     async def connect_tcp(cls, host: str, port: int, peer: Peer) -> Socket:
-        """Connects to a server, at the first of its addresses that answers."""
+        """Connects to the first address of a host that accepts. ``OSError`` if none does."""
         loop = asyncio.get_running_loop()
         failure: OSError = OSError(f"{host} has no address")
         for family, kind, protocol, _, place in await loop.getaddrinfo(
@@ -73,7 +73,7 @@ class Socket:
         raise failure
 
     def write(self, data: bytes, files: Sequence[int] = ()) -> None:
-        """Sends bytes, and with the first of them descriptors, which it takes over."""
+        """Queues bytes, and descriptors that are sent with the first byte. It closes the descriptors."""
         if self._closing or self._failed is not None:
             _wire.close_all(files)
             return
@@ -82,11 +82,11 @@ class Socket:
             self._flush()
 
     def is_closing(self) -> bool:
-        """Whether it is of no use any more."""
+        """Whether it is closed or being closed."""
         return self._closing
 
     def close(self) -> None:
-        """Closes it once all has been sent."""
+        """Closes it when everything queued has been sent."""
         if not self._closing:
             self._closing = True
             self._loop.remove_reader(self._socket)
@@ -94,7 +94,7 @@ class Socket:
                 self._end(None)
 
     def abort(self) -> None:
-        """Closes it now."""
+        """Closes it at once."""
         self._closing = True
         self._end(None)
 
@@ -119,7 +119,7 @@ class Socket:
             self._drop_outbox()
             if self._closing:
                 self._end(error)
-            # What the other side has said before is still read.
+            # Messages that the peer sent before are still read.
             self._failed = error
             return
         self._loop.remove_writer(self._socket)
@@ -129,7 +129,7 @@ class Socket:
     def _readable(self) -> None:
         try:
             data, files, _, _ = socket.recv_fds(
-                self._socket, 1 << 18, _wire.MOST_FILES, socket.MSG_CMSG_CLOEXEC
+                self._socket, 1 << 18, _wire.MAX_FILES, socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, InterruptedError):
             return
@@ -144,14 +144,14 @@ class Socket:
             self._end(self._failed or self._reset())
 
     def _reset(self) -> Optional[Exception]:
-        """At the other side's end: an error if it has left unread what was sent last. If somebody else holds its
-        socket, there is no reset that says so."""
+        """At the end of the connection: an error if the peer has not read everything that was sent. The kernel sends no
+        reset while another process holds the peer's socket, so the unread bytes are counted as well."""
         if self._socket.family != socket.AF_UNIX:
             return None
         unread = int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        # In this order: what is thrown away when the socket is closed has been told by the error before.
+        # In this order: a close discards unread bytes, but sets the error before.
         reset = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
-        return ConnectionResetError(errno.ECONNRESET, "what was sent last was not read") if unread or reset else None
+        return ConnectionResetError(errno.ECONNRESET, "the last bytes sent were not read") if unread or reset else None
 
     def _drop_outbox(self) -> None:
         while self._outbox:
@@ -165,7 +165,7 @@ class Socket:
         self._loop.remove_writer(self._socket)
         self._drop_outbox()
         self._socket.close()
-        # As with asyncio's own, never from within a call of the peer's.
+        # Called later, as asyncio's transports do, and not from within a call by the peer.
         self._loop.call_soon(self._lost, error)
 
     def _lost(self, error: Any) -> None:

@@ -1,4 +1,4 @@
-"""The native protocol, version 1: bytes, and descriptors that come with them, to messages and back."""
+"""The native protocol, version 1: messages to bytes and descriptors, and back. No I/O."""
 
 from __future__ import annotations
 
@@ -17,72 +17,72 @@ PREAMBLE = b"taskfork"
 VERSION = 1
 DEFAULT_LIMIT = 64 << 20
 
-HELLO, CALL, DONE, WAITING = 0, 1, 2, 5
-#: From either side: so many descriptors come with the next message.
+HELLO, CALL, DONE, QUEUE_LENGTH = 0, 1, 2, 5
+#: From either side: the number of descriptors that accompany the next message.
 FILES = 6
-WAIT = 9
-#: The most of them with one message, and the most that may have come untold.
-MOST_FILES, _UNCLAIMED = 16, 64
+QUEUED = 9
+#: The most descriptors of one message, and the most that may arrive before a message announces them.
+MAX_FILES, _MAX_UNCLAIMED = 16, 64
 
-#: Extension types of MessagePack for what came as a descriptor.
+#: Extension types of MessagePack that refer to a descriptor.
 _BLOB, _OPEN_FILE = 1, 2
-OK, ERROR, DEATH, NOTES = 1, 2, 3, 4
+OK, ERROR, DEATH, TELEMETRY = 1, 2, 3, 4
 
-#: How deep a value may be nested, and a message, whose arguments lie in two more lists.
+#: The greatest depth of a value, and of a message, whose arguments are inside two more lists.
 MAX_DEPTH = 128
 _MESSAGE_DEPTH = MAX_DEPTH + 2
 _TOO_DEEP = f"a value is nested deeper than the limit of {MAX_DEPTH} levels"
 
-#: A message has at most one element for so many bytes of the frame limit. An element occupies up to
-#: about 90 bytes, so a message occupies at most 16 times the frame limit.
-_BYTES_OF_AN_ELEMENT = 6
+#: A message has at most one element for this many bytes of the frame limit. An element occupies up to about
+#: 90 bytes, so a message occupies at most 16 times the frame limit.
+_BYTES_PER_ELEMENT = 6
 
-#: The bytes that begin a list or a map.
+#: The first bytes of lists and maps.
 _CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 
 _LENGTH = struct.Struct("<I")
 
 
 class WireError(Exception):
-    """The peer does not keep to the protocol."""
+    """The peer violates the protocol."""
 
 
 class EncodeError(Exception):
     """A value cannot be encoded."""
 
 
-def number(meta: dict[str, Any], key: str, default: int) -> int:
-    """A number that is not negative, of what a peer says of itself."""
+def size(meta: dict[str, Any], key: str, default: int) -> int:
+    """A non-negative integer of a hello, or ``default`` if the key is missing."""
     value = meta.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise WireError(f"`{key}` in the hello is no number: {value!r:.100}")
+        raise WireError(f"`{key}` in the hello is not a valid number: {value!r:.100}")
     return value
 
 
 class Encoder:
-    """Makes frames, and collects the descriptors that go with them: those of whoever takes so many.
-    They are copies, which belong to whoever gets the frame."""
+    """Encodes messages as frames with descriptors, within the limits of the receiver: the length of a frame, the
+    number of descriptors, and the length of a blob in a memfd. The descriptors are copies that the caller must close."""
 
     def __init__(self, limit: int = DEFAULT_LIMIT, files: int = 0, max_blob: int = MAX_BLOB) -> None:
         self.limit, self.files, self.max_blob = limit, files, max_blob
 
     def frame(self, message: list[Any]) -> tuple[bytes, list[int]]:
-        """A message with its length in front, and with the word of what comes with it."""
+        """The frame of a message, behind one that announces its descriptors; and these descriptors."""
         files: list[int] = []
         try:
-            body = frame(self._pack(message, files), self.limit)
+            body = frame(self._pack_message(message, files), self.limit)
             front = frame(encode([FILES, {}, len(files)])) if files else b""
             return front + body, files
         except BaseException:
             close_all(files)
             raise
 
-    def _pack(self, message: list[Any], files: list[int]) -> bytes:
+    def _pack_message(self, message: list[Any], files: list[int]) -> bytes:
         def attach(kind: int, file: int) -> Any:
             files.append(os.dup(file))
             return msgpack.ExtType(kind, (len(files) - 1).to_bytes(4, "big"))
 
-        def other(value: Any) -> Any:
+        def default(value: Any) -> Any:
             if isinstance(value, shared.Blob):
                 fits = len(files) < self.files and len(value.view) <= self.max_blob
                 if fits and value.is_shareable:
@@ -95,13 +95,13 @@ class Encoder:
                     said = f"{self.files} with one message" if self.files else "through unix sockets only"
                     raise EncodeError(f"open files can be sent {said}")
                 return attach(_OPEN_FILE, value.fileno())
-            return _other(value)
+            return _buffer(value)
 
-        return _packed(message, other)
+        return _pack(message, default)
 
 
-def _other(value: Any) -> Any:
-    """What has a buffer, as arrays of numpy have, travels as its bytes."""
+def _buffer(value: Any) -> Any:
+    """The bytes of an object that has a buffer, as arrays of NumPy have."""
     try:
         return memoryview(value).cast("B")
     except TypeError:
@@ -110,26 +110,26 @@ def _other(value: Any) -> Any:
 
 def encode(value: Any) -> bytes:
     """A value as MessagePack."""
-    return _packed(value, _other)
+    return _pack(value, _buffer)
 
 
-def _packed(value: Any, other: Callable[[Any], Any]) -> bytes:
+def _pack(value: Any, default: Callable[[Any], Any]) -> bytes:
     try:
-        packed: bytes = msgpack.packb(value, use_bin_type=True, default=other)
+        packed: bytes = msgpack.packb(value, use_bin_type=True, default=default)
         if _is_deep(packed, value):
             raise EncodeError(_TOO_DEEP)
         return packed
     except EncodeError:
         raise
     except (TypeError, ValueError, OverflowError, OSError) as error:
-        # What is far deeper, or contains itself, cannot be packed at all.
+        # A far deeper value, or one that contains itself, exceeds the recursion limit of msgpack.
         said = _TOO_DEEP if "recursion limit" in str(error) else str(error)
         raise EncodeError(said) from error
 
 
 def _is_deep(packed: bytes, value: Any) -> bool:
-    """Whether a value is nested too deeply, of which these are the bytes."""
-    # Most messages have too few lists and maps for that, which their bytes tell quickly.
+    """Whether ``value``, whose encoding is ``packed``, nests too deeply."""
+    # Fast path: a value with few bytes that may begin lists or maps cannot nest that deeply.
     if len(packed) - len(packed.translate(None, _CONTAINERS)) <= _MESSAGE_DEPTH:
         return False
     level = [value] if isinstance(value, (list, tuple, dict)) else []
@@ -145,9 +145,9 @@ def _is_deep(packed: bytes, value: Any) -> bool:
     return True
 
 
-def _unpacked(body: bytes, limit: int, ext_hook: Callable[[int, bytes], Any]) -> Any:
-    """The value of a message, within the limits of elements and of depth."""
-    elements = max(limit // _BYTES_OF_AN_ELEMENT, 1)
+def _unpack(body: bytes, limit: int, ext_hook: Callable[[int, bytes], Any]) -> Any:
+    """Decodes a message within the limits of elements and depth."""
+    elements = max(limit // _BYTES_PER_ELEMENT, 1)
     hooks: dict[str, Any] = {}
     if len(body) > elements:
         left = elements
@@ -162,7 +162,7 @@ def _unpacked(body: bytes, limit: int, ext_hook: Callable[[int, bytes], Any]) ->
         known = ext_hook
 
         def extension(kind: int, data: bytes) -> Any:
-            # It takes as much as two other elements.
+            # An extension occupies as much memory as two other elements.
             count(())
             return known(kind, data)
 
@@ -192,52 +192,53 @@ def close_all(files: Iterable[int]) -> None:
 
 
 def frame(body: bytes, limit: int = DEFAULT_LIMIT) -> bytes:
-    """A body with its length in front."""
+    """The frame of a body."""
     if len(body) > limit:
         raise EncodeError(f"a frame of {len(body)} bytes is over the limit of {limit}")
     return _LENGTH.pack(len(body)) + body
 
 
 class Decoder:
-    """Makes messages of what arrives, however it is cut."""
+    """Decodes messages from bytes and descriptors, which may arrive in any fragments."""
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self._limit = limit
         self._inbox = bytearray()
-        self._greeted = False
+        self._has_preamble = False
         self._files: deque[int] = deque()
-        #: How many of them belong to the next message.
+        #: How many descriptors belong to the next message.
         self._announced = 0
 
     def feed(self, data: bytes, files: Iterable[int] = ()) -> None:
+        """Adds received bytes, and descriptors, which the decoder owns from here on."""
         self._inbox += data
         self._files.extend(files)
-        if len(self._files) > _UNCLAIMED:
-            raise WireError("more descriptors came than messages tell of")
+        if len(self._files) > _MAX_UNCLAIMED:
+            raise WireError("more descriptors arrived than messages announce")
 
     def __del__(self) -> None:
         close_all(getattr(self, "_files", ()))
 
     def next(self) -> Optional[list[Any]]:
-        """The next message; nothing while it is not there in full."""
+        """The next message; None while it is incomplete. ``WireError`` for a violation of the protocol."""
         while True:
             message = self._next()
             if message is None or message[0] != FILES:
                 return message
             count = message[2] if len(message) == 3 else None
             if not isinstance(count, int) or not 0 <= count <= len(self._files):
-                raise WireError("fewer descriptors came than a message tells of")
+                raise WireError("fewer descriptors arrived than a message announces")
             self._announced = count
 
     def _next(self) -> Optional[list[Any]]:
-        if not self._greeted:
-            there = bytes(self._inbox[: len(PREAMBLE)])
-            if not PREAMBLE.startswith(there):
-                raise WireError(f"the peer does not speak this protocol: it began with {there!r}")
-            if len(there) < len(PREAMBLE):
+        if not self._has_preamble:
+            received = bytes(self._inbox[: len(PREAMBLE)])
+            if not PREAMBLE.startswith(received):
+                raise WireError(f"the peer does not speak this protocol: it began with {received!r}")
+            if len(received) < len(PREAMBLE):
                 return None
             del self._inbox[: len(PREAMBLE)]
-            self._greeted = True
+            self._has_preamble = True
         if len(self._inbox) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._inbox)
@@ -261,7 +262,7 @@ class Decoder:
             return shared.view_of(file, MAX_BLOB) if kind == _BLOB else shared.opened(file)
 
         try:
-            message = _unpacked(body, self._limit, extension if files else msgpack.ExtType)
+            message = _unpack(body, self._limit, extension if files else msgpack.ExtType)
         except Exception as error:
             raise WireError(f"a message is malformed: {error or type(error).__name__}") from error
         finally:
@@ -272,5 +273,5 @@ class Decoder:
             or not isinstance(message[0], int)
             or not isinstance(message[1], dict)
         ):
-            raise WireError("a message is no array of a kind, a map and what the kind adds")
+            raise WireError("a message is not an array of a kind, a map and further elements")
         return message

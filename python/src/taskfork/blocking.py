@@ -1,4 +1,4 @@
-"""The same pool for programs without asyncio. The event loop runs in a thread of its own."""
+"""The client for programs without asyncio. Its event loop runs in a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 
 class Client:
-    """A pool of connections to the workers of one server; the options are those of
-    :class:`taskfork.Client`. Close it, or use it in a ``with``."""
+    """A pool of connections to the workers of one server. The options are those of :class:`taskfork.Client`.
+
+    Close it, or use it in a ``with``. All methods may be called from any thread."""
 
     def __init__(self, address: str, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -23,7 +24,7 @@ class Client:
         )
         self._thread.start()
         try:
-            self._inner = self._do(lambda: _client.Client(address, **options))
+            self._inner = self._run_in_loop(lambda: _client.Client(address, **options))
         except BaseException:
             self._stop()
             raise
@@ -35,30 +36,30 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends all checkouts, closes all connections and ends the thread."""
+        """Ends all checkouts, closes all connections, and ends the thread."""
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._inner.close(), self._loop).result()
             self._stop()
 
     def checkout(self, *, timeout: Timeout = _UNSET, log: Optional[OnLog] = None) -> Checkout:
-        """Takes a worker, or a place in the queue for one; does not wait."""
-        return Checkout(self, self._do(lambda: self._inner.checkout(timeout=timeout, log=log)))
+        """Begins a checkout: requests a worker, and returns without waiting for it."""
+        return Checkout(self, self._run_in_loop(lambda: self._inner.checkout(timeout=timeout, log=log)))
 
     def call(self, method: str, *args: Any) -> Any:
-        """A checkout of one call; waits for its result."""
+        """Makes one call in a checkout of its own, and returns its result. Raises a ``taskfork.Error``."""
         with self.checkout() as checkout:
             return checkout.call(method, *args)
 
     def invoke(self, *args: Any) -> Any:
-        """A checkout of one call that names no method."""
+        """As ``call``, without a method's name."""
         with self.checkout() as checkout:
             return checkout.invoke(*args)
 
     def stats(self) -> Stats:
-        """How many workers and waiting checkouts there are now."""
-        return self._do(self._inner.stats)
+        """The current numbers of workers and of waiting checkouts."""
+        return self._run_in_loop(self._inner.stats)
 
-    def _do(self, what: Callable[[], T]) -> T:
+    def _run_in_loop(self, what: Callable[[], T]) -> T:
         async def run() -> T:
             return what()
 
@@ -71,13 +72,13 @@ class Client:
 
 
 class Queued:
-    """A call that has been made; see :meth:`Checkout.queue`."""
+    """A call that :meth:`Checkout.queue` has made."""
 
     def __init__(self, owner: Client, inner: _client.Call[Any]) -> None:
         self._owner, self._inner = owner, inner
 
     def wait(self) -> Any:
-        """Waits for its result."""
+        """Waits for the result and returns it. Raises a ``taskfork.Error``."""
 
         async def result() -> Any:
             return await self._inner
@@ -86,14 +87,14 @@ class Queued:
         try:
             return waiting.result()
         except BaseException:
-            # As a KeyboardInterrupt, after which nobody wants it any more.
+            # After a KeyboardInterrupt, for example, the result is not wanted.
             if not waiting.done():
                 self._owner._loop.call_soon_threadsafe(self._inner.cancel)
             raise
 
 
 class Checkout:
-    """Holds one worker exclusively until it is released, or to the end of a ``with``."""
+    """Exclusive use of one worker until ``release``, or the end of a ``with``."""
 
     def __init__(self, owner: Client, inner: _client.Checkout) -> None:
         self._owner, self._inner = owner, inner
@@ -105,28 +106,28 @@ class Checkout:
         self.release()
 
     def call(self, method: str, *args: Any) -> Any:
-        """Calls a method and waits for its result."""
+        """Calls a method and returns its result. Raises a ``taskfork.Error``."""
         return self.queue(method, *args).wait()
 
     def invoke(self, *args: Any) -> Any:
-        """Makes a call that names no method, and waits for its result."""
-        return Queued(self._owner, self._owner._do(lambda: self._inner.invoke(*args))).wait()
+        """As ``call``, without a method's name."""
+        return Queued(self._owner, self._owner._run_in_loop(lambda: self._inner.invoke(*args))).wait()
 
     def queue(self, method: str, *args: Any) -> Queued:
-        """Makes a call without waiting for it; it runs in its turn."""
-        return Queued(self._owner, self._owner._do(lambda: self._inner.call(method, *args)))
+        """Makes a call without waiting for it. Calls run in the order in which they are made."""
+        return Queued(self._owner, self._owner._run_in_loop(lambda: self._inner.call(method, *args)))
 
     def ready(self) -> None:
-        """Waits until a worker is there."""
-        Queued(self._owner, self._owner._do(self._inner.ready)).wait()
+        """Waits until the checkout has a worker."""
+        Queued(self._owner, self._owner._run_in_loop(self._inner.ready)).wait()
 
     def abort(self, message: str) -> None:
-        """Ends the checkout and the call that runs."""
-        self._owner._do(lambda: self._inner.abort(message))
+        """Ends the checkout. The running call and all others fail with ``message``."""
+        self._owner._run_in_loop(lambda: self._inner.abort(message))
 
     #: The name that AnyEvent::Task gives to :meth:`abort`.
     throw_fatal_error = abort
 
     def release(self) -> None:
-        """Gives the worker back."""
-        self._owner._do(self._inner.release)
+        """Returns the worker to the pool when its calls have ended."""
+        self._owner._run_in_loop(self._inner.release)

@@ -1,4 +1,4 @@
-"""Calls from asyncio."""
+"""The client for asyncio."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from .errors import (
 )
 
 _FIRST_RETRY, _LAST_RETRY = 0.005, 1.0
-#: For how long after its end a call waits for the news of its worker's death.
-_NEWS_WAIT = 1.0
-#: After so many deaths in ``setup`` a checkout is told.
+#: How long a call waits for the notice of its worker's death after its timeout and grace, in seconds.
+_DEATH_NOTICE_WAIT = 1.0
+#: After this many deaths during ``setup`` a checkout fails.
 _MOST_SETUP_DEATHS = 3
 
-#: A longer time is no limit: 100 years.
+#: A longer time, 100 years in seconds, means no limit.
 _LONGEST = 100 * 365 * 86400.0
 
 T = TypeVar("T")
 
 
 def _limit(option: str, seconds: Optional[float]) -> Optional[float]:
-    """A time limit in seconds, None for no limit."""
+    """Checks a time limit in seconds; None means no limit."""
     if seconds is None or seconds >= _LONGEST:
         return None
     if not seconds >= 0:
@@ -57,7 +57,7 @@ OnLog = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Stats:
-    """How many workers and waiting checkouts there are now."""
+    """The current numbers of idle, busy and connecting workers, and of waiting checkouts."""
 
     idle: int
     busy: int
@@ -68,13 +68,20 @@ class Stats:
 class Client:
     """A pool of connections to the workers of one server.
 
-    ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT``. ``min_workers`` are kept connected, and never
-    more than ``max_workers``. ``timeout`` are the seconds that each call has, counted from when it
-    is made, None for no limit; after ``grace`` more its worker is killed. A worker is replaced after
-    ``max_checkouts``, and after any error unless ``reuse_after_error`` is set. With ``max_queue``
-    checkouts waiting, another one ends with ``Overloaded``.
+    Create it where the event loop runs. Close it, or use it in an ``async with``. Times are in seconds, and None means
+    no limit. ``ValueError`` if an option is invalid.
 
-    Make it where the event loop runs, and close it, or use it in an ``async with``.
+    - ``address``: ``unix:PATH``, ``unix-percent:PATH`` or ``tcp:HOST:PORT``.
+    - ``name``: the client's name in the server's log. Defaults to ``taskfork``.
+    - ``min_workers``: how many workers are kept connected. Defaults to 2, or ``max_workers`` if that is less.
+    - ``max_workers``: the most workers at a time. Defaults to 20.
+    - ``timeout``: the time limit of each call, from making it. Defaults to 30.
+    - ``grace``: how long a call may continue after its timeout before its worker is killed. Defaults to 0.1.
+    - ``max_checkouts``: after how many checkouts a worker is replaced. Defaults to None, for never.
+    - ``max_queue``: how many checkouts may wait; another one fails with ``Overloaded``. Defaults to None, for any number.
+    - ``reuse_after_error``: keeps workers after a call has failed, instead of replacing them. Defaults to False.
+    - ``connect_timeout``: the time limit of connecting and exchanging hellos. Defaults to 5.
+    - ``max_frame``: the longest message in bytes. Defaults to 64 MiB.
     """
 
     def __init__(
@@ -102,10 +109,10 @@ class Client:
             raise ValueError("max_checkouts is 0: a worker serves one checkout at least")
         self._address = Address(address)
         self._name = name
-        #: No other client has it, most likely.
+        #: Identifies this client at the server.
         self._number = random.getrandbits(32) or 1
-        #: How many checkouts waited when a worker was told last.
-        self._told_waiting = 0
+        #: The queue length that was reported last.
+        self._reported_queue_length = 0
         self._min, self._max = min_workers, max_workers
         self._timeout, self._grace = _limit("timeout", timeout), _limit("grace", grace)
         self._max_checkouts, self._max_queue = max_checkouts, max_queue
@@ -126,7 +133,7 @@ class Client:
         self._retry: Optional[asyncio.TimerHandle] = None
         self._unreachable: Optional[tuple[float, str]] = None
         self._closed = False
-        self._fill()
+        self._connect_missing()
 
     async def __aenter__(self) -> Client:
         return self
@@ -135,7 +142,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Ends all checkouts and closes all connections."""
+        """Ends all checkouts, whose calls fail with ``Aborted``, and closes all connections."""
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
@@ -150,27 +157,29 @@ class Client:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def checkout(self, *, timeout: Timeout = _UNSET, log: Optional[OnLog] = None) -> Checkout:
-        """Takes a worker, or a place in the queue for one; returns at once. ``timeout`` is that of
-        each of its calls. ``log`` is given each Log::Defer message of the worker, as a dict."""
+        """Begins a checkout: requests a worker, and returns without waiting for it.
+
+        ``timeout`` is the time limit of each of its calls and defaults to that of the client. ``log`` is called with
+        each Log::Defer message of the worker, a dict."""
         limit = self._timeout if isinstance(timeout, _Unset) else _limit("timeout", timeout)
         return Checkout(self, limit, log)
 
     def call(self, method: str, *args: Any) -> Call[Any]:
-        """A checkout of one call."""
+        """Makes one call in a checkout of its own."""
         checkout = self.checkout()
         call = checkout.call(method, *args)
         checkout.release()
         return call
 
     def invoke(self, *args: Any) -> Call[Any]:
-        """A checkout of one call that names no method."""
+        """As ``call``, without a method's name."""
         checkout = self.checkout()
         call = checkout.invoke(*args)
         checkout.release()
         return call
 
     def stats(self) -> Stats:
-        """How many workers and waiting checkouts there are now."""
+        """The current numbers of workers and of waiting checkouts."""
         return Stats(len(self._idle), len(self._held), self._connecting, len(self._waiting))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -179,8 +188,8 @@ class Client:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _ask(self, first: bool = False) -> asyncio.Future[Connection]:
-        """A worker, now or in turn."""
+    def _request_worker(self, first: bool = False) -> asyncio.Future[Connection]:
+        """Requests a worker. The future gets one at once if one is idle, or in turn."""
         worker: asyncio.Future[Connection] = self._loop.create_future()
         if self._closed:
             worker.set_exception(Aborted("the client is closed", may_have_run=False))
@@ -189,7 +198,7 @@ class Client:
             connection = self._idle.pop()
             if not connection.ended:
                 self._held.add(connection)
-                self._tell(connection)
+                self._report_queue_length(connection)
                 worker.set_result(connection)
                 return worker
         if self._max_queue is not None and len(self._waiting) >= self._max_queue:
@@ -198,69 +207,69 @@ class Client:
         self._waiting[worker] = None
         if first:
             self._waiting.move_to_end(worker, last=False)
-        self._fill()
+        self._connect_missing()
         return worker
 
-    def _give_up(self, worker: asyncio.Future[Connection]) -> None:
-        """Whoever waited does so no more; a worker that it was given in this instant goes on."""
+    def _cancel_request(self, worker: asyncio.Future[Connection]) -> None:
+        """Cancels a request. A worker that it has already got goes to the next one."""
         if self._waiting.pop(worker, _UNSET) is _UNSET:
             if worker.done() and not worker.cancelled() and worker.exception() is None:
-                self._offer(worker.result())
+                self._assign_or_idle(worker.result())
         else:
             worker.cancel()
 
     def _release(self, connection: Connection, keep: bool) -> None:
-        """A checkout is over."""
+        """Takes back the worker of a checkout that is over."""
         if not connection.ended:
             connection.send_done()
         connection.checkouts += 1
         spent = self._max_checkouts is not None and connection.checkouts >= self._max_checkouts
         if not keep or spent or connection.ended or self._closed:
-            self._lose(connection)
+            self._drop_connection(connection)
         else:
             self._delay = 0.0
-            self._offer(connection)
+            self._assign_or_idle(connection)
 
-    def _offer(self, connection: Connection) -> None:
+    def _assign_or_idle(self, connection: Connection) -> None:
         self._held.discard(connection)
         while self._waiting:
             waiter, _ = self._waiting.popitem(last=False)
             if not waiter.done():
                 self._held.add(connection)
-                self._tell(connection)
+                self._report_queue_length(connection)
                 waiter.set_result(connection)
                 return
-        self._tell(connection)
+        self._report_queue_length(connection)
         self._idle.append(connection)
 
-    def _tell(self, connection: Connection) -> None:
-        """Says how many checkouts wait: while there are any, and once when there are none any more."""
-        waiting, told = len(self._waiting), self._told_waiting
-        if waiting or told:
-            self._told_waiting = waiting
-            connection.send_waiting(waiting)
+    def _report_queue_length(self, connection: Connection) -> None:
+        """Reports how many checkouts wait: while there are any, and once when there are none left."""
+        waiting, reported = len(self._waiting), self._reported_queue_length
+        if waiting or reported:
+            self._reported_queue_length = waiting
+            connection.send_queue_length(waiting)
 
-    def _lose(self, connection: Connection) -> None:
+    def _drop_connection(self, connection: Connection) -> None:
         self._held.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         if connection._transport is not None and not connection.ended:
-            # What was said last is still sent.
+            # Queued messages are still sent.
             connection.ended = True
             connection._transport.close()
         else:
             connection.close()
-        self._fill()
+        self._connect_missing()
 
-    def _ended(self, connection: Connection) -> None:
+    def _on_connection_end(self, connection: Connection) -> None:
         if connection in self._idle:
             self._idle.remove(connection)
             if connection.checkouts == 0:
-                self._failed("its workers end before they are used")
-        self._fill()
+                self._record_failure("its workers end before they are used")
+        self._connect_missing()
 
-    def _fill(self) -> None:
-        """Connects as many workers as are needed."""
+    def _connect_missing(self) -> None:
+        """Starts connecting as many workers as are needed."""
         if self._closed:
             return
         now = self._loop.time()
@@ -274,14 +283,14 @@ class Client:
                     return
                 if now < self._retry_at:
                     if self._retry is None or self._retry.cancelled():
-                        self._retry = self._loop.call_at(self._retry_at, self._again)
+                        self._retry = self._loop.call_at(self._retry_at, self._on_retry)
                     return
             self._connecting += 1
             self._spawn(self._connect())
 
-    def _again(self) -> None:
+    def _on_retry(self) -> None:
         self._retry = None
-        self._fill()
+        self._connect_missing()
 
     async def _connect(self) -> None:
         waits = False
@@ -290,7 +299,7 @@ class Client:
             # One connection in the server's queue is enough.
             nonlocal waits
             waits = True
-            self._failed(f"the server has no worker yet: {reason}")
+            self._record_failure(f"the server has no worker yet: {reason}")
 
         opening = self._loop.create_task(
             Connection.open(self._address, self._name, self._number, self._max_frame, on_wait)
@@ -302,23 +311,23 @@ class Client:
             connection = await opening
         except asyncio.TimeoutError:
             opening.cancel()
-            self._failed(f"the server did not greet within {self._connect_timeout:g} seconds")
+            self._record_failure(f"the server did not greet within {self._connect_timeout:g} seconds")
         except (OSError, _wire.WireError) as error:
-            self._failed(str(error))
+            self._record_failure(str(error))
         except BaseException:
             opening.cancel()
             raise
         else:
             self._unreachable, self._delay = None, 0.0
             self._connecting -= 1
-            connection.on_end = self._ended
-            self._offer(connection)
-            self._fill()
+            connection.on_end = self._on_connection_end
+            self._assign_or_idle(connection)
+            self._connect_missing()
             return
         self._connecting -= 1
-        self._fill()
+        self._connect_missing()
 
-    def _failed(self, reason: str) -> None:
+    def _record_failure(self, reason: str) -> None:
         since = time.monotonic() if self._unreachable is None else self._unreachable[0]
         self._unreachable = (since, reason)
         self._delay = min(max(self._delay * 2, _FIRST_RETRY), _LAST_RETRY)
@@ -326,8 +335,10 @@ class Client:
 
 
 class Call(Generic[T]):
-    """A call that has been made; awaiting it gives its result. It runs whether it is awaited or not.
-    ``cancel`` removes it if its turn has not come."""
+    """A call that has been made. Awaiting it returns its result or raises an ``Error``.
+
+    It runs whether it is awaited or not. Cancelling it removes it from the queue if it has not begun; a running call
+    continues."""
 
     def __init__(self, future: asyncio.Future[T], label: str) -> None:
         self._future = future
@@ -337,11 +348,11 @@ class Call(Generic[T]):
         return self._future.__await__()
 
     def cancel(self) -> None:
-        """Nobody wants it any more."""
+        """Cancels the call; see the class."""
         self._future.cancel()
 
     def done(self) -> bool:
-        """Whether there is a result, or an error."""
+        """Whether the call has a result or an error."""
         return self._future.done()
 
 
@@ -360,12 +371,12 @@ class _Entry:
 
 
 class Checkout:
-    """Holds one worker exclusively, or a place in the queue for one, until it is released: by
-    ``release``, or at the end of an ``async with``. Calls run in the order in which they are made.
+    """Exclusive use of one worker, or a place in the queue for one, until ``release`` or the end of an ``async with``.
+    Calls run in the order in which they are made.
 
-    When a call fails, those queued behind it are dropped unrun, and the checkout is usable again. A
-    fatal error ends it: every later call has that error. A checkout released while a call runs lets
-    it finish, if somebody still waits for it, and otherwise has it end with its worker.
+    When a call fails, the calls queued behind it fail with ``Dropped`` without running; then the checkout is usable
+    again. A fatal error ends the checkout: every later call has that error. If the checkout is released while a call
+    runs, the call finishes; if it was cancelled, its worker is killed.
     """
 
     def __init__(self, client: Client, timeout: Optional[float], log: Optional[OnLog]) -> None:
@@ -378,11 +389,11 @@ class Checkout:
         self._fatal: Optional[FatalError] = None
         self._running: Optional[_Entry] = None
         self._connection: Optional[Connection] = None
-        self._tainted = self._used = False
-        # The place is taken now, and not when the first call is made.
-        self._worker: Optional[asyncio.Future[Connection]] = client._ask()
+        self._had_error = self._used = False
+        # The checkout takes its place in the queue now, not with its first call.
+        self._worker: Optional[asyncio.Future[Connection]] = client._request_worker()
         self._task = client._spawn(self._run())
-        self._task.add_done_callback(lambda _: self._over())
+        self._task.add_done_callback(lambda _: self._on_task_done())
         client._checkouts.add(self)
 
     async def __aenter__(self) -> Checkout:
@@ -392,36 +403,36 @@ class Checkout:
         self.release()
 
     def call(self, method: str, *args: Any) -> Call[Any]:
-        """Calls a method. The call takes its place in the queue now."""
+        """Calls a method. The call is queued now."""
         return self._make(method, args)
 
     def invoke(self, *args: Any) -> Call[Any]:
-        """Makes a call that names no method."""
+        """As ``call``, without a method's name."""
         return self._make(None, args)
 
     def ready(self) -> Call[None]:
-        """Waits, in turn with the calls, until a worker is there."""
+        """Waits until the checkout has a worker and the calls before have ended."""
         return self._make(None, None)
 
     def abort(self, message: str) -> None:
-        """Ends the checkout: the call that runs and all others fail with ``message``, and the worker
-        is killed if it runs a call."""
+        """Ends the checkout. The running call and all others fail with ``Aborted(message)``. The worker is killed if it
+        runs a call."""
         self._end(Aborted(message, may_have_run=self._running is not None))
 
     #: The name that AnyEvent::Task gives to :meth:`abort`.
     throw_fatal_error = abort
 
     def release(self) -> None:
-        """Gives the worker back once all calls that are awaited have ended."""
+        """Returns the worker to the pool when all calls have ended."""
         self._open = False
-        # One that nobody waits for any more ends with its worker.
+        # A cancelled call that runs ends with its worker.
         if self._running is not None and self._running.future.cancelled():
             self._end(Aborted("the checkout was released", may_have_run=True))
         self._wake.set()
 
     def _make(self, method: Optional[str], args: Optional[tuple[Any, ...]]) -> Call[Any]:
         future: asyncio.Future[Any] = self._client._loop.create_future()
-        # An error that nobody asks for is nobody's.
+        # Retrieves the exception, so that asyncio does not log one that is never awaited.
         future.add_done_callback(lambda it: None if it.cancelled() else it.exception())
         deadline = None
         if self._timeout is not None:
@@ -436,10 +447,10 @@ class Checkout:
         if deadline is not None:
             handle = self._client._loop.call_at(deadline, self._expire, entry)
             future.add_done_callback(lambda _: handle.cancel())
-        future.add_done_callback(lambda it: self._dropped(entry) if it.cancelled() else None)
+        future.add_done_callback(lambda it: self._on_cancelled(entry) if it.cancelled() else None)
         return call
 
-    def _dropped(self, entry: _Entry) -> None:
+    def _on_cancelled(self, entry: _Entry) -> None:
         if entry is self._running:
             if not self._open:
                 self._end(Aborted("the call was cancelled", may_have_run=True))
@@ -447,23 +458,23 @@ class Checkout:
             self._wake.set()
 
     def _expire(self, entry: _Entry) -> None:
-        """The time of a call is over: one that has a worker is waited for until that is dead."""
+        """Handles the timeout of a call. A running call gets the grace, and then waits for the notice of the death."""
         if entry.future.done():
             return
         if entry is self._running:
             if self._client._grace is not None:
-                wait = self._client._grace + _NEWS_WAIT
-                self._client._loop.call_later(wait, self._give_up_on, entry)
+                wait = self._client._grace + _DEATH_NOTICE_WAIT
+                self._client._loop.call_later(wait, self._on_grace_over, entry)
         elif self._connection is None:
-            self._end(self._too_late())
+            self._end(self._queue_timeout())
         elif self._running is None or self._running.deadline is None:
             self._end(self._timed_out(False))
 
-    def _give_up_on(self, entry: _Entry) -> None:
+    def _on_grace_over(self, entry: _Entry) -> None:
         if not entry.future.done():
             self._end(self._timed_out(True))
 
-    def _too_late(self) -> FatalError:
+    def _queue_timeout(self) -> FatalError:
         after = self._timeout or 0.0
         unreachable = self._client._unreachable
         if unreachable is not None:
@@ -484,7 +495,7 @@ class Checkout:
         )
 
     def _end(self, fatal: FatalError) -> None:
-        """Ends the checkout with an error."""
+        """Ends the checkout with a fatal error."""
         if self._fatal is not None:
             return
         self._fatal = fatal
@@ -497,22 +508,22 @@ class Checkout:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             connection.close()
-            self._client._lose(connection)
+            self._client._drop_connection(connection)
         self._leave_queue()
         self._task.cancel()
 
     def _leave_queue(self) -> None:
         if self._worker is not None:
             worker, self._worker = self._worker, None
-            self._client._give_up(worker)
+            self._client._cancel_request(worker)
 
-    def _over(self) -> None:
-        """The task has ended, however that was."""
+    def _on_task_done(self) -> None:
+        """Cleans up after the task has ended for any reason."""
         self._client._checkouts.discard(self)
         self._leave_queue()
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            keep = not self._tainted or self._client._keep_after_error
+            keep = not self._had_error or self._client._keep_after_error
             self._client._release(connection, keep)
         if self._fatal is None and self._client._closed:
             self._fatal = Aborted("the client is closed", may_have_run=False)
@@ -536,10 +547,10 @@ class Checkout:
             ending = await self._serve(self._connection)
             if ending is None or self._fatal is not None:
                 return
-            # The worker is gone: another takes its place if it has begun nothing.
+            # The worker has ended. Another one replaces it if no call has begun.
             connection, self._connection = self._connection, None
             assert connection is not None
-            self._client._lose(connection)
+            self._client._drop_connection(connection)
             notice = connection.notice
             if notice is not None and notice.get("during") == "setup":
                 setup_deaths += 1
@@ -550,7 +561,7 @@ class Checkout:
                 if self._running is not None:
                     self._entries.appendleft(self._running)
                     self._running = None
-                self._worker = self._client._ask(first=True)
+                self._worker = self._client._request_worker(first=True)
                 continue
             if connection.broken is not None:
                 self._end(ProtocolError(connection.broken))
@@ -562,8 +573,8 @@ class Checkout:
             return
 
     async def _serve(self, connection: Connection) -> Optional[bool]:
-        """Runs calls until nobody wants any more. When the worker ends, tells whether that was in
-        a call."""
+        """Runs calls until the checkout is released, and returns None. If the worker ends, returns whether that was
+        during a call."""
         while True:
             while not self._entries:
                 if not self._open:
@@ -602,7 +613,7 @@ class Checkout:
                     entry.future.set_result(result)
 
     async def _wait_for_call(self, connection: Connection) -> bool:
-        """Waits for a call, or for the connection's end; tells whether that has come."""
+        """Waits for a call or for the connection's end; returns whether the connection has ended."""
         on_end = connection.on_end
 
         def wake(ended: Connection) -> None:
@@ -626,7 +637,7 @@ class Checkout:
             grace = self._client._grace
             meta["grace"] = (1 << 63) - 1 if grace is None else int(grace * 1e6)
         if self._log is not None:
-            # Every line, whatever its level.
+            # Lines of every level.
             meta["log"] = 0xFFFFFFFF
         try:
             return connection.encode([_wire.CALL, meta, entry.method, list(entry.args or ())])
@@ -635,9 +646,9 @@ class Checkout:
             return None
 
     def _fail(self, entry: _Entry, error: CallError, ran: bool = True) -> None:
-        """A call has failed: those behind it are dropped unrun."""
+        """Fails a call, and drops those behind it."""
         self._running = None
-        self._tainted = self._tainted or ran
+        self._had_error = self._had_error or ran
         entries, self._entries = self._entries, deque()
         if not entry.future.done():
             entry.future.set_exception(error)

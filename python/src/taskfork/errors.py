@@ -1,4 +1,4 @@
-"""What a call can end with instead of its result."""
+"""The errors of calls."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, Optional, Sequence
 
 
 class Error(Exception):
-    """Any error of a call. ``fatal`` tells whether its checkout is over, ``may_have_run`` whether
-    trying the call again could make something happen twice."""
+    """The base of all errors of calls.
+
+    ``fatal`` is true if the checkout is over. ``may_have_run`` is false if the call has certainly not begun, so that it
+    can be repeated."""
 
     fatal = False
 
@@ -19,12 +21,12 @@ class Error(Exception):
 
 
 class CallError(Error):
-    """The call failed; its checkout stays usable."""
+    """The call failed; its checkout remains usable."""
 
 
 class InterfaceError(CallError):
-    """The interface's own error: ``causes`` are the messages of what caused it, ``value`` the error
-    itself if a typed interface sent it, ``stack`` where in the worker it was raised."""
+    """The interface's own error. ``causes`` has the messages of its causes, ``value`` the error itself if the interface is
+    typed, and ``stack`` the worker's stack when it was raised."""
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class InterfaceError(CallError):
 
 
 class PanicError(CallError):
-    """The worker's code panicked, at ``location`` (file, line, column) if that is known."""
+    """The worker's code panicked. ``location`` is (file, line, column), or None."""
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class PanicError(CallError):
 
 
 class UnknownMethod(CallError):
-    """The interface has no such method; ``known`` are those that it has."""
+    """The interface has no such method. ``known`` has the names of its methods."""
 
     def __init__(self, message: str, known: Sequence[str] = ()) -> None:
         there = f": there is {', '.join(known)}" if known else ""
@@ -64,14 +66,14 @@ class UnknownMethod(CallError):
 
 
 class ArgumentsError(CallError):
-    """The arguments do not fit, or cannot be encoded."""
+    """The arguments do not match the method, or cannot be encoded."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"bad arguments: {message}", may_have_run=False)
 
 
 class ResultError(CallError):
-    """The method has run, and its result cannot be encoded."""
+    """The method has run, but its result cannot be encoded."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"the result cannot be sent: {message}")
@@ -86,7 +88,7 @@ class SetupError(CallError):
 
 
 class Dropped(CallError):
-    """A call before this one on the same checkout failed, so this one was not run."""
+    """The call was not run because an earlier call of the checkout failed."""
 
     def __init__(self, behind: str) -> None:
         super().__init__(f"not run because {behind} failed before it", may_have_run=False)
@@ -99,8 +101,8 @@ class FatalError(Error):
 
 
 class TimedOut(FatalError):
-    """The time of a call ran out, counted from when it was made. ``stack`` is where its worker was
-    when it was killed, if the server has told."""
+    """The timeout of a call passed; it counts from making the call. ``after`` is the timeout in seconds. ``stack`` is the
+    worker's stack when it was killed, and ``stderr`` the end of its standard error, if the server reported them."""
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class TimedOut(FatalError):
 
 
 class WorkerDied(FatalError):
-    """The worker ended: with ``exit``, its status, or ``signal``, or nobody knows how."""
+    """The worker ended. ``exit`` is its status and ``signal`` its signal; both are None if the cause is unknown."""
 
     def __init__(self, pid: int, notice: Optional[dict[str, Any]], *, may_have_run: bool) -> None:
         notice = notice or {}
@@ -154,7 +156,7 @@ class Aborted(FatalError):
 
 
 class CannotConnect(FatalError):
-    """No server answered before the time ran out."""
+    """No server answered before the timeout."""
 
     def __init__(self, address: str, reason: str, unreachable_for: float, after: float) -> None:
         super().__init__(
@@ -168,7 +170,7 @@ class CannotConnect(FatalError):
 
 
 class Overloaded(FatalError):
-    """As many checkouts waited as ``max_queue`` allows."""
+    """The queue has ``max_queue`` checkouts already."""
 
     def __init__(self, queued: int) -> None:
         super().__init__(
@@ -178,13 +180,13 @@ class Overloaded(FatalError):
 
 
 class ProtocolError(FatalError):
-    """The peer sent something that is no message of the protocol."""
+    """The peer violated the protocol."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"protocol broken: {detail}")
 
 
 def seconds(time: float) -> str:
-    """A time in words."""
+    """A duration as text."""
     text = f"{time:.3f}".rstrip("0").rstrip(".")
     return f"{text} second" if text == "1" else f"{text} seconds"

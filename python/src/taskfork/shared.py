@@ -1,4 +1,4 @@
-"""Memory that is handed over instead of being sent.
+"""Memory that is passed to the peer as a descriptor instead of being sent.
 
 ::
 
@@ -6,9 +6,9 @@
     numpy.frombuffer(image.view, dtype="u1")[:] = 255
     total = await client.call("sum", image.freeze())
 
-The other side maps it, in a time that does not depend on its length. It arrives as a read-only
-``memoryview``, from which ``numpy.frombuffer`` makes an array without copying. Where memory cannot be
-handed over, as through TCP, it is sent as any other bytes.
+The peer maps the memory, in a time that does not depend on its length. It gets a read-only ``memoryview``, from which
+``numpy.frombuffer`` makes an array without copying. Through TCP, and to peers that do not accept descriptors, the bytes
+are sent.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Optional
 
 __all__ = ["Blob", "BlobMut"]
 
-#: The most bytes of one blob that is mapped, as the protocol has it unless a hello says otherwise.
+#: The longest blob in a memfd, in bytes: the default of the protocol.
 MAX_BLOB = 256 << 20
 
-# As in the kernel's <linux/fcntl.h>, of which not every Python knows them all.
+# From <linux/fcntl.h>. Older versions of Python lack some of them.
 _ADD_SEALS, _GET_SEALS = 1033, 1034
 _SEAL, _SHRINK, _GROW, _WRITE = 1, 2, 4, 8
 _ALL = _SHRINK | _GROW | _WRITE
@@ -34,8 +34,8 @@ _ALL = _SHRINK | _GROW | _WRITE
 class BlobMut:
     """``length`` bytes of memory, zeros at first, to be filled in place.
 
-    The memory is a file to the kernel. Where the limit of file sizes (``RLIMIT_FSIZE``, ``ulimit -f``) is smaller,
-    it is memory of this process alone, which is sent as any other bytes."""
+    The kernel treats the memory as a file. If the limit of file sizes (``RLIMIT_FSIZE``, ``ulimit -f``) is smaller than
+    ``length``, the memory is private to this process and its bytes are sent."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -52,23 +52,26 @@ class BlobMut:
 
     @property
     def view(self) -> memoryview:
-        """The memory, to be written to. Released, like all that was made of it, before ``freeze``."""
+        """The writable memory. Release it, and everything made from it, before ``freeze``.
+
+        ``ValueError`` if the memory is frozen."""
         if self._is_frozen:
-            raise ValueError("this memory is frozen: nobody can write to it any more")
+            raise ValueError("this memory is frozen and cannot be written to")
         return memoryview(self._map) if self._map is not None else memoryview(bytearray())
 
     def freeze(self) -> Blob:
-        """Makes it what can be handed over. It cannot be written to from here on: a ``BufferError``
-        says that a view, or an array that was made of one, is still there."""
+        """Seals the memory, and returns it as a ``Blob`` that can be sent. Nothing can write to it afterwards.
+
+        ``BufferError`` if a view, or an array made from one, still exists; ``ValueError`` if it is frozen already."""
         if self._is_frozen:
             raise ValueError("this memory is frozen already")
-        # Memory of this process cannot be sealed, so that its bytes are copied.
+        # Private memory cannot be sealed, so its bytes are copied.
         own = bytes(self._map or b"") if self._file < 0 else None
         if self._map is not None:
             try:
                 self._map.close()
             except BufferError:
-                said = "a view of this memory is still there: release it, and delete arrays made of it"
+                said = "a view of this memory still exists: release it, and delete arrays made from it"
                 raise BufferError(said) from None
             self._map = None
         self._is_frozen = True
@@ -88,7 +91,7 @@ class BlobMut:
 
 
 def _is_over_limit(length: int) -> bool:
-    """Whether a file may not have so many bytes. To make one longer would end programs that take SIGXFSZ by default."""
+    """Whether the limit of file sizes forbids this length. Exceeding it would raise SIGXFSZ, which ends a program."""
     most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return most != resource.RLIM_INFINITY and length > most
 
@@ -104,11 +107,10 @@ def _memory_file(length: int) -> int:
 
 
 class Blob:
-    """Bytes that stay as they are, and that the other side can map. Made by ``BlobMut.freeze``; it can
-    be sent any number of times."""
+    """Immutable bytes that the peer can map. Made by ``BlobMut.freeze``; it can be sent any number of times."""
 
     def __init__(self, file: int, own: Optional[memoryview] = None) -> None:
-        """``own`` are the bytes of a blob that has no file."""
+        """``own`` contains the bytes of a blob without a file."""
         self._file = file
         self._view = view_of(os.dup(file)) if own is None else own
 
@@ -121,14 +123,14 @@ class Blob:
         return self._view
 
     def fileno(self) -> int:
-        """The descriptor of the memory. An ``io.UnsupportedOperation`` says that it has none."""
+        """The descriptor of the memory. ``io.UnsupportedOperation`` if the memory is private to this process."""
         if self._file < 0:
             raise io.UnsupportedOperation("this blob is memory of this process alone")
         return self._file
 
     @property
     def is_shareable(self) -> bool:
-        """Whether the other side can map it. Otherwise its bytes are sent."""
+        """Whether the peer can map the memory. Otherwise its bytes are sent."""
         return self._file >= 0
 
     def __del__(self) -> None:
@@ -137,12 +139,12 @@ class Blob:
 
 
 def view_of(file: int, most: Optional[int] = None) -> memoryview:
-    """The bytes of memory that nobody can change, if there are no more than so many. The descriptor is taken over."""
+    """Maps a sealed memfd of at most ``most`` bytes, and closes the descriptor. ``ValueError`` for another file."""
     try:
         try:
             seals = fcntl.fcntl(file, _GET_SEALS)
         except OSError:
-            raise ValueError("a blob is no memory") from None
+            raise ValueError("a blob is not a memfd") from None
         if seals & _ALL != _ALL:
             raise ValueError("a blob is not sealed against changes")
         length = os.fstat(file).st_size
@@ -156,6 +158,6 @@ def view_of(file: int, most: Optional[int] = None) -> memoryview:
 
 
 def opened(file: int) -> io.FileIO:
-    """An open file of this descriptor."""
+    """A file object that owns the descriptor."""
     access = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
     return io.FileIO(file, {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(access, "r+"))

@@ -10,7 +10,7 @@ A program that calls :func:`serve` is a worker of ``taskfork serve``::
 
     serve([digest])
 
-and is started by ``taskfork serve --listen unix:/run/digests.sock -- python3 digests.py``.
+It is started by ``taskfork serve --listen unix:/run/digests.sock -- python3 digests.py``.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from .shared import MAX_BLOB
 
 __all__ = ["DeadlineExceeded", "Log", "Timer", "default_signals", "logger", "remaining", "serve"]
 
-#: Bytes to be sent, and descriptors that go with the first of them.
+#: Bytes to send, and descriptors that accompany the first byte.
 _Frame = tuple[bytes, list[int]]
 
 Interface = Union[Mapping[str, Callable[..., Any]], Iterable[Callable[..., Any]], object]
 
 ERROR, WARN, INFO, DEBUG = 10, 20, 30, 40
 
-#: What a process says, and with which status it ends, that user code has forked and that came back from there.
-_CAME_BACK = (
+#: The message and the exit status of a child that user code has forked and that returns from it.
+_CHILD_RETURNED = (
     b"taskfork: a process that user code has forked came back from that code. It is no worker, "
     b"answers nothing, and ends here. End such a process with os._exit.\n"
 )
-_CAME_BACK_STATUS = 70
+_CHILD_RETURNED_STATUS = 70
 
-#: Frames of notes are no longer than this, so that a death between two of them can be told.
-_MOST_NOTES = 4096
+#: The longest frame of telemetry: the kernel takes it as a whole, so the server can report a death after it.
+_MAX_TELEMETRY = 4096
 
 
 class DeadlineExceeded(Exception):
-    """Raised within a call when its time is over. The call may clean up, and has the caller's grace
-    for that, 0.1 seconds unless set; then the worker is killed."""
+    """Raised in a call when its time is over. The call may clean up within the caller's grace, which defaults to
+    0.1 seconds. Then the worker is killed."""
 
 
 def serve(
@@ -62,18 +62,25 @@ def serve(
 ) -> None:
     """Serves calls until the connection ends.
 
-    ``interface`` is a mapping from names to functions, a list of functions, a function that is given
-    the method's name (or None) and the arguments of every call, or an object whose public methods can
-    be called; a class is instantiated, with what ``setup`` returns if there is one. ``setup`` runs
-    once before the first call; its error is that of the first call, and the next one tries again.
-    ``checkout_done`` runs whenever a checkout is over; an object may have a method of that name instead.
+    ``interface`` is one of these:
 
-    A process that one of these has forked, and that returns from it, answers nothing: it ends with status 70. Its
-    ``sys.exit`` ends it with the status that is given.
+    - a mapping from names to functions;
+    - a list of functions;
+    - one function, which gets the method's name (or None) and the arguments of every call;
+    - an object, whose public methods can be called;
+    - a class, which is instantiated with the value that ``setup`` returns, if there is a ``setup``.
 
-    An exception is the error of its call, with its causes and its traceback. Records of ``logging``,
-    and what is written to :func:`logger`, arrive in the caller's log. Without a connection in the
-    variable ``TASKFORK_FD`` a message says how to start the program, and it exits with status 2.
+    ``setup`` runs once before the first call. If it fails, the first call fails with its error, and the next call runs
+    it again. ``checkout_done`` runs at the end of each checkout; an object may have a method of that name instead.
+
+    An exception is the error of its call, with causes and traceback. Records of ``logging``, and lines written to
+    :func:`logger`, are sent to the caller's log.
+
+    A child that one of these functions forks, and that returns from it, sends nothing and exits with status 70. After
+    ``sys.exit`` it exits with that status.
+
+    Without a connection in the variable ``TASKFORK_FD``, the function prints how to start the program, and exits with
+    status 2.
     """
     descriptor = os.environ.pop("TASKFORK_FD", "")
     if not descriptor.isdigit():
@@ -86,17 +93,17 @@ def serve(
     connection.set_inheritable(False)
     worker = _Worker(connection, interface, setup, checkout_done)
     try:
-        worker.live()
+        worker.run()
     except (BrokenPipeError, ConnectionResetError):
         pass
 
 
 def default_signals() -> None:
-    """Has this process take SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTTOU by default.
+    """Sets SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTTOU to their default actions.
 
-    A worker ignores these signals, and a process that it starts inherits that. So what a service manager or a
-    terminal sends to all processes ends neither the worker nor what its call waits for. Use this in a process that
-    is to be ended by one of these signals::
+    A worker ignores these signals, and processes that it starts inherit that. So a signal that a service manager or a
+    terminal sends to all processes ends neither the worker nor the processes of its call. Call this function in a
+    process that such a signal should end::
 
         multiprocessing.Pool(2, initializer=default_signals)  # `terminate` sends SIGTERM
         subprocess.Popen(command, preexec_fn=default_signals)
@@ -106,52 +113,52 @@ def default_signals() -> None:
 
 
 def logger() -> Log:
-    """The log of the call that runs, for more than records of ``logging`` can say."""
+    """The log of the running call, for lines with values, timers and data."""
     return _log
 
 
 def remaining() -> Optional[float]:
-    """How many seconds the call that runs has left; None without a limit, or outside of calls."""
+    """The remaining seconds of the running call; None without a limit, and outside of calls."""
     if _deadline is None:
         return None
     return max(0.0, _deadline - time.monotonic())
 
 
 class Log:
-    """Writes to the log of the call that runs; takes nothing where its caller has none."""
+    """The log of the running call. It ignores everything if the caller has no log."""
 
     def __init__(self) -> None:
         self.level = 0
         self._send: Optional[Callable[[dict[str, Any]], None]] = None
 
     def error(self, *items: Any) -> None:
-        """Says something at the level of errors."""
+        """Adds a line of level 10."""
         self.log(ERROR, *items)
 
     def warn(self, *items: Any) -> None:
-        """Says something at the level of warnings."""
+        """Adds a line of level 20."""
         self.log(WARN, *items)
 
     def info(self, *items: Any) -> None:
-        """Says something at the level of information."""
+        """Adds a line of level 30."""
         self.log(INFO, *items)
 
     def debug(self, *items: Any) -> None:
-        """Says something for debugging."""
+        """Adds a line of level 40."""
         self.log(DEBUG, *items)
 
     def log(self, level: int, *items: Any) -> None:
-        """Says something at a level of one's own: the lower, the more important."""
+        """Adds a line of any level. Lower levels are more important."""
         if self.level > 0 and level <= self.level:
             self._note({"logs": [[0.0, level, *items]]})
 
     def data(self, name: str, value: Any) -> None:
-        """Adds a value to the log's data."""
+        """Sets a named value."""
         if self.level > 0:
             self._note({"data": {name: value}})
 
     def timer(self, name: str) -> Timer:
-        """Measures until it is stopped, or the end of a ``with``; at least a microsecond."""
+        """Starts a timer, which runs until ``stop`` or the end of a ``with``. A timer takes at least a microsecond."""
         return Timer(self, name)
 
     def _note(self, message: dict[str, Any], start: Optional[float] = None) -> None:
@@ -160,7 +167,7 @@ class Log:
 
 
 class Timer:
-    """A time that is measured; see :meth:`Log.timer`."""
+    """A running timer; see :meth:`Log.timer`."""
 
     def __init__(self, log: Log, name: str) -> None:
         self._log, self._name = log, name
@@ -168,9 +175,9 @@ class Timer:
         self._running = True
 
     def stop(self) -> None:
-        """Ends the measurement."""
+        """Stops the timer."""
         if self._running and self._log.level > 0:
-            # Viewers divide by it.
+            # Viewers divide by the duration.
             took = max(time.monotonic() - self._since, 1e-6)
             self._log._note({"timers": [[self._name, 0.0, took]]}, self._start)
         self._running = False
@@ -187,7 +194,7 @@ _deadline: Optional[float] = None
 
 
 class _Records(logging.Handler):
-    """Passes records of ``logging`` on to the caller's log."""
+    """Sends records of ``logging`` to the caller's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = DEBUG
@@ -213,19 +220,19 @@ class _Worker:
         self._given = interface
         self._setup = setup
         self._checkout_done = checkout_done
-        self._interface: Optional[_Calls] = None
+        self._interface: Optional[_Methods] = None
         self._setup_error: Optional[BaseException] = None
         self._decoder = _wire.Decoder()
         self._encoder = _wire.Encoder()
         self._in_call = False
         self._pid = os.getpid()
-        #: How many calls have come.
+        #: The number of received calls.
         self._calls = 0
 
-    def live(self) -> None:
+    def run(self) -> None:
         faulthandler.enable()
         signal.signal(signal.SIGALRM, self._on_alarm)
-        # Shows where the program is when its time is over, also if it is not in Python's own code.
+        # Prints the stack at the timeout, even if the program is in native code.
         faulthandler.register(signal.SIGALRM, all_threads=False, chain=True)
         handler = _Records()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
@@ -234,9 +241,9 @@ class _Worker:
         hello = self._receive()
         if hello is None:
             return
-        self._encoder.limit = min(_wire.DEFAULT_LIMIT, _wire.number(hello[1], "max_frame", _wire.DEFAULT_LIMIT))
-        self._encoder.files = min(_wire.MOST_FILES, _wire.number(hello[1], "files", 0))
-        self._encoder.max_blob = _wire.number(hello[1], "max_blob", MAX_BLOB)
+        self._encoder.limit = min(_wire.DEFAULT_LIMIT, _wire.size(hello[1], "max_frame", _wire.DEFAULT_LIMIT))
+        self._encoder.files = min(_wire.MAX_FILES, _wire.size(hello[1], "files", 0))
+        self._encoder.max_blob = _wire.size(hello[1], "max_blob", MAX_BLOB)
         versions = hello[1].get("versions")
         if hello[0] != _wire.HELLO or not isinstance(versions, list) or _wire.VERSION not in versions:
             message = f"the program speaks version {_wire.VERSION} of the protocol"
@@ -244,7 +251,7 @@ class _Worker:
             self._send([_wire.ERROR, {}, {"kind": "version", "message": message}])
             return
         try:
-            self._guarded(self._set_up)
+            self._run_user_code(self._set_up)
         except Exception as error:
             self._setup_error = error
         self._connection.sendall(_wire.PREAMBLE)
@@ -255,7 +262,7 @@ class _Worker:
             "server": "python",
             "max_frame": _wire.DEFAULT_LIMIT,
             "alarm": True,
-            "files": _wire.MOST_FILES,
+            "files": _wire.MAX_FILES,
         }
         self._send([_wire.HELLO, meta])
         while True:
@@ -265,25 +272,25 @@ class _Worker:
             if received[0] == _wire.CALL and len(received) == 4:
                 self._serve(received)
             elif received[0] == _wire.DONE:
-                self._guarded(self._clean_up)
+                self._run_user_code(self._clean_up)
             else:
                 raise _wire.WireError(f"no message of kind {received[0]} is expected")
 
-    def _guarded(self, run: Callable[[], Any]) -> Any:
-        """Runs user code. A child that it has forked, and that comes back from it, ends here: it shares the
-        connection with the worker, and what surrounds this code is the worker's."""
+    def _run_user_code(self, run: Callable[[], Any]) -> Any:
+        """Runs user code. A child that it forks, and that returns from it, exits here: it shares the connection with the
+        worker."""
         try:
             return run()
         finally:
             if os.getpid() != self._pid:
-                _leave(sys.exc_info()[1])
+                _exit_child(sys.exc_info()[1])
 
     def _set_up(self) -> None:
         made = self._setup() if self._setup is not None else None
         given: Any = self._given
         if inspect.isclass(given):
             given = given(*([made] if self._setup is not None else []))
-        self._interface = _Calls(given)
+        self._interface = _Methods(given)
 
     def _clean_up(self) -> None:
         if self._interface is None:
@@ -307,7 +314,7 @@ class _Worker:
         if _log.level >= INFO and before > level:
             root.setLevel(level)
         try:
-            answer = self._guarded(lambda: self._answer(method, args))
+            answer = self._run_user_code(lambda: self._answer(method, args))
         finally:
             root.setLevel(before)
             _log.level, _log._send, _deadline = 0, None, None
@@ -315,7 +322,7 @@ class _Worker:
 
     def _answer(self, method: Optional[str], args: list[Any]) -> _Frame:
         try:
-            # The deadline's exception may come anywhere in here.
+            # DeadlineExceeded may be raised anywhere in this block.
             try:
                 self._in_call = True
                 if self._setup_error is not None:
@@ -333,43 +340,43 @@ class _Worker:
         except DeadlineExceeded as error:
             return self._fault("interface", error)
 
-    def _run(self, interface: _Calls, method: Optional[str], args: list[Any]) -> _Frame:
+    def _run(self, interface: _Methods, method: Optional[str], args: list[Any]) -> _Frame:
         call, known = interface.find(method)
         if call is None:
             said = "a call must name a method" if method is None else f"unknown method `{method}`"
             body = {"kind": "method", "message": said, "known": known}
-            return self._answered(_wire.ERROR, body)
-        wrong = _misfit(call, args)
+            return self._answer_frame(_wire.ERROR, body)
+        wrong = _argument_error(call, args)
         if wrong is not None:
-            return self._answered(_wire.ERROR, {"kind": "arguments", "message": wrong})
+            return self._answer_frame(_wire.ERROR, {"kind": "arguments", "message": wrong})
         try:
             result = call(*args)
         except Exception as error:
             return self._fault("interface", error)
         try:
-            return self._answered(_wire.OK, result)
+            return self._answer_frame(_wire.OK, result)
         except _wire.EncodeError as error:
-            return self._answered(_wire.ERROR, {"kind": "result", "message": str(error)})
+            return self._answer_frame(_wire.ERROR, {"kind": "result", "message": str(error)})
 
     def _fault(self, kind: str, error: BaseException) -> _Frame:
         causes: list[str] = []
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         while cause is not None and len(causes) < 20:
-            causes.append(_line(cause))
+            causes.append(_error_text(cause))
             cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
         raised = error.__traceback__
         while raised is not None and raised.tb_frame.f_code.co_filename == __file__:
-            # What is the interface's own begins behind this.
+            # The interface's own frames follow those of this file.
             raised = raised.tb_next
         stack = "".join(traceback.format_tb(raised)[-30:])
-        body = {"kind": kind, "message": _line(error), "causes": causes, "stack": stack}
+        body = {"kind": kind, "message": _error_text(error), "causes": causes, "stack": stack}
         try:
-            return self._answered(_wire.ERROR, body)
+            return self._answer_frame(_wire.ERROR, body)
         except _wire.EncodeError as problem:
-            return self._answered(_wire.ERROR, {"kind": "result", "message": str(problem)})
+            return self._answer_frame(_wire.ERROR, {"kind": "result", "message": str(problem)})
 
-    def _answered(self, kind: int, value: Any) -> _Frame:
-        """The answer to the call that has come last."""
+    def _answer_frame(self, kind: int, value: Any) -> _Frame:
+        """The answer to the last call."""
         return self._frame([kind, {"call": self._calls}, value])
 
     def _frame(self, message: list[Any]) -> _Frame:
@@ -381,7 +388,7 @@ class _Worker:
     def _write(self, frame: _Frame) -> None:
         data, files = frame
         if os.getpid() != self._pid:
-            _leave(None)
+            _exit_child(None)
         if not files:
             self._connection.sendall(data)
             return
@@ -393,17 +400,17 @@ class _Worker:
 
     def _note(self, message: dict[str, Any]) -> None:
         if os.getpid() != self._pid:
-            # What a child says is nobody's.
+            # A child sends nothing.
             return
         try:
-            note = self._frame([_wire.NOTES, {"ld": message}])
+            note = self._frame([_wire.TELEMETRY, {"ld": message}])
         except _wire.EncodeError:
-            note = self._frame([_wire.NOTES, {"ld": _readable(message)}])
-        # The kernel takes short ones whole; a long one would keep a death from being told.
-        if len(note[0]) > _MOST_NOTES:
-            text = repr(message)[: _MOST_NOTES // 2]
+            note = self._frame([_wire.TELEMETRY, {"ld": _encodable(message)}])
+        # After a longer frame, which may be incomplete, the server could not report a death.
+        if len(note[0]) > _MAX_TELEMETRY:
+            text = repr(message)[: _MAX_TELEMETRY // 2]
             cut = {"start": message["start"], "logs": [[0.0, WARN, f"cut: {text}"]]}
-            note = self._frame([_wire.NOTES, {"ld": cut}])
+            note = self._frame([_wire.TELEMETRY, {"ld": cut}])
         self._write(note)
 
     def _receive(self) -> Optional[list[Any]]:
@@ -412,7 +419,7 @@ class _Worker:
             if message is not None:
                 return message
             data, files, _, _ = socket.recv_fds(
-                self._connection, 1 << 16, _wire.MOST_FILES, socket.MSG_CMSG_CLOEXEC
+                self._connection, 1 << 16, _wire.MAX_FILES, socket.MSG_CMSG_CLOEXEC
             )
             if not data:
                 return None
@@ -424,8 +431,8 @@ class _Worker:
             raise DeadlineExceeded("the call's time is over")
 
 
-def _leave(error: Optional[BaseException]) -> NoReturn:
-    """Ends a process that user code has forked, without what the worker would do at its end."""
+def _exit_child(error: Optional[BaseException]) -> NoReturn:
+    """Ends a child that user code has forked, without the exit handlers of the worker."""
     if isinstance(error, SystemExit):
         code = error.code
         if code is not None and not isinstance(code, int):
@@ -435,18 +442,18 @@ def _leave(error: Optional[BaseException]) -> NoReturn:
             try:
                 stream.flush()
             except (AttributeError, OSError, ValueError):
-                # It is closed, or nobody reads it.
+                # The stream is closed or has no reader.
                 pass
         os._exit((code or 0) & 0xFF)
     try:
-        os.write(2, _CAME_BACK)
+        os.write(2, _CHILD_RETURNED)
     except OSError:
         pass
-    os._exit(_CAME_BACK_STATUS)
+    os._exit(_CHILD_RETURNED_STATUS)
 
 
-class _Calls:
-    """What can be called."""
+class _Methods:
+    """The callable methods of an interface."""
 
     def __init__(self, given: Any) -> None:
         self._any: Optional[Callable[..., Any]] = None
@@ -472,29 +479,29 @@ class _Calls:
         return self._named.get("" if method is None else method), known
 
 
-def _misfit(call: Callable[..., Any], args: list[Any]) -> Optional[str]:
-    """Why the arguments do not fit, as far as that can be known before the call."""
+def _argument_error(call: Callable[..., Any], args: list[Any]) -> Optional[str]:
+    """Why the arguments do not match the signature; None if they do, or if there is no signature."""
     try:
         inspect.signature(call).bind(*args)
     except TypeError as error:
         return str(error)
     except ValueError:
-        # A function of C that does not tell.
+        # A native function without a signature.
         return None
     return None
 
 
-def _line(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     name, text = type(error).__name__, str(error)
     return f"{name}: {text}" if text else name
 
 
-def _readable(value: Any) -> Any:
-    """The same with texts for what cannot be encoded."""
+def _encodable(value: Any) -> Any:
+    """A copy in which texts replace values that cannot be encoded."""
     if isinstance(value, dict):
-        return {str(key): _readable(item) for key, item in value.items()}
+        return {str(key): _encodable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_readable(item) for item in value]
+        return [_encodable(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
     return repr(value)
