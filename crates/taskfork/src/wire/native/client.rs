@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use rmp::Marker;
 
-use super::JSON;
 use super::kind::{
-    CALL, CANCEL, DONE, FILES, HELLO, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM, kind_of, set_kind,
+    CALL, CANCEL, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM, kind_of,
+    set_kind,
 };
 use super::transport::read_files;
 use crate::time_limit::TimeLimit;

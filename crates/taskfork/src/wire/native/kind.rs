@@ -1,4 +1,4 @@
-//! The numbers of the kinds of messages. A message is an array whose first element is its kind.
+//! The numbers of the kinds of messages, and what calls and answers have in common. A message is an array whose first element is its kind.
 
 // From both sides.
 pub(in crate::wire) const HELLO: u64 = 0;
@@ -20,6 +20,9 @@ pub(in crate::wire) const DEATH: u64 = 3;
 pub(super) const TELEMETRY: u64 = 4;
 pub(super) const SKIPPED: u64 = 5;
 pub(super) const QUEUED: u64 = 9;
+
+/// The key of the metadata that marks values which were JSON first.
+pub(super) const JSON: &str = "json";
 
 /// Where the kind is in an encoded message: behind the header of the array, which is one byte.
 const KIND_OFFSET: usize = 1;

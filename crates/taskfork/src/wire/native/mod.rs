@@ -24,6 +24,3 @@ pub(crate) use worker::{
 pub(crate) use super::hello::VERSIONS;
 #[cfg(test)]
 pub(crate) use worker::Telemetry;
-
-/// The key of the metadata that marks values which were JSON first.
-const JSON: &str = "json";

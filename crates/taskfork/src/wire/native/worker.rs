@@ -2,9 +2,8 @@
 
 use log_defer::Message;
 
-use super::JSON;
 use super::kind::{
-    DEATH, ERROR, FILES, HELLO, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
+    DEATH, ERROR, FILES, HELLO, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
 };
 use super::transport::read_files;
 use crate::wire::WireError;
