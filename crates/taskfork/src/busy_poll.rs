@@ -1,5 +1,6 @@
-//! Whether to look for what comes next for a moment before going to sleep for it: waking a core that
-//! sleeps takes longer than a short call does.
+//! Busy polling before a sleep: whether it pays (`SpinPolicy`), and the loop itself (`SpinLoop`).
+//!
+//! Waking a sleeping CPU takes longer than a short call does.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
@@ -9,59 +10,70 @@ use crate::time_limit::TimeLimit;
 
 use crate::worker::scoreboard::now;
 
-/// Whether a worker looks again and again for its next call, or a caller for its answer, before it
-/// goes to sleep for it, for [`ServerBuilder::busy_poll`](crate::ServerBuilder::busy_poll) and
+/// Whether a worker polls for its next call, and a caller for its answer, for a moment before it
+/// sleeps. See [`ServerBuilder::busy_poll`](crate::ServerBuilder::busy_poll) and
 /// [`ClientBuilder::busy_poll`](crate::client::ClientBuilder::busy_poll).
 ///
-/// A call between two processes that both sleep in between takes mostly as long as waking them does.
+/// If two processes sleep between their messages, most of the time of a short call is the time that
+/// it takes to wake them.
+///
+/// ```
+/// use taskfork::Client;
+/// use taskfork::client::BusyPoll;
+///
+/// let client = Client::builder().address("unix:/run/adder.sock").busy_poll(BusyPoll::Off);
+/// # let _ = client;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum BusyPoll {
-    /// For as long as it pays. A look takes at most 50 microseconds of processor time; one that was
-    /// in vain is followed by none for the next 1, 2, 4 … 64 short
-    /// waits, and waits of more than 200 microseconds never bring one about. Of the
-    /// threads of a client, one less looks at a time than there are cores. A process that looks gives its core up every
-    /// few microseconds to any other that is ready to run there. It does not do so for 100 milliseconds after it did not
-    /// get the core back within 200 microseconds. Where there is no core to spare, as on a single core, it gives the core
-    /// up after each glance. If it then does not get the core back within 200 microseconds, it does not look in the next 128
-    /// short waits, and in twice as many, up to 4,096, each time that this happens again.
+    /// Polls while it pays, for at most 50 microseconds of CPU time before a sleep.
+    ///
+    /// * After a poll without success it skips the next 1, 2, 4, … 64 short waits. A short wait
+    ///   takes at most 200 microseconds. Longer waits never start it again.
+    /// * A client polls in at most one thread fewer than there are CPUs.
+    /// * While it polls, a process yields its CPU every few microseconds. If it gets the CPU back
+    ///   later than 200 microseconds after that, it stops these yields for 100 milliseconds.
+    /// * Without a spare CPU it yields after each poll. If it then gets the CPU back late, it skips
+    ///   the next 128 short waits. The number doubles up to 4,096 each time that this happens
+    ///   again.
     #[default]
     Adaptive,
-    /// Never.
+    /// Never polls.
     Off,
-    /// Each time, for so long.
+    /// Polls before each sleep, for this long.
     Fixed(Duration),
 }
 
-/// Only what comes this soon could have been looked for.
+/// Waits that take longer than this tell nothing about polling.
 const SHORT: Duration = Duration::from_micros(200);
 const MOST_SKIPPED: u32 = 64;
 
-/// Who has given its core up for longer than this would have been woken sooner, had it slept.
+/// A thread that gets its CPU back later than this would have been woken sooner, had it slept.
 const STARVED: Duration = Duration::from_micros(200);
-/// After so many short waits it is tried again then, and after twice as many each time that it was so again.
+/// The number of short waits that are skipped after that. It doubles up to the maximum.
 const SKIPPED_WHEN_STARVED: u32 = 128;
 const MOST_SKIPPED_WHEN_STARVED: u32 = 4096;
 
-/// Decides for one connection, by what has come of it before. Pure.
+/// Decides for one connection whether to poll, from earlier results. Pure.
 #[derive(Debug)]
 pub(crate) struct SpinPolicy {
     mode: BusyPoll,
     longest: Duration,
-    /// After so many short waits it is tried again.
+    /// How many short waits to skip before the next attempt.
     skip: u32,
-    /// How many will be skipped after the next failure.
+    /// How many to skip after the next attempt that fails.
     penalty: u32,
-    /// How many will be skipped the next time that others have had the core for long.
+    /// How many to skip the next time that the CPU comes back late.
     starved_penalty: u32,
-    /// Somebody had the core when it was given up last, most likely whoever was looked for.
+    /// Another process ran when the CPU was last yielded, most likely the peer.
     shares_core: bool,
 }
 
 impl SpinPolicy {
-    /// With the time that [`BusyPoll::Adaptive`] looks at most.
+    /// `longest` is the time limit of one poll in the mode [`BusyPoll::Adaptive`].
     pub(crate) fn new(mode: BusyPoll, longest: Duration) -> Self {
-        // Nothing is known yet: the first wait is not looked through.
+        // Nothing is known yet, so the first wait is a sleep.
         Self {
             mode,
             longest,
@@ -72,7 +84,7 @@ impl SpinPolicy {
         }
     }
 
-    /// For how long to look now, if at all.
+    /// Returns for how long to poll now, or `None` to sleep at once.
     pub(crate) fn budget(&self) -> Option<Duration> {
         match self.mode {
             BusyPoll::Adaptive => (self.skip == 0).then_some(self.longest),
@@ -81,37 +93,37 @@ impl SpinPolicy {
         }
     }
 
-    /// Whether somebody else had the core when it was last given up.
+    /// Whether another process ran when the CPU was last yielded.
     pub(crate) fn shares_core(&self) -> bool {
         self.shares_core
     }
 
-    /// Whether it wants to know how long waits are.
+    /// Whether the policy needs to know how long waits are.
     pub(crate) fn is_adaptive(&self) -> bool {
         self.mode == BusyPoll::Adaptive
     }
 
-    /// It came while it was looked for.
+    /// Records a poll that found something.
     pub(crate) fn record_success(&mut self) {
         (self.penalty, self.starved_penalty) = (1, SKIPPED_WHEN_STARVED);
     }
 
-    /// It did not.
+    /// Records a poll that found nothing.
     pub(crate) fn record_failure(&mut self) {
         self.skip = self.penalty;
         self.penalty = (2 * self.penalty).min(MOST_SKIPPED);
     }
 
-    /// Others have had the core for long.
+    /// Records that the CPU came back late.
     pub(crate) fn record_starvation(&mut self) {
         (self.skip, self.penalty) = (self.starved_penalty, MOST_SKIPPED);
         self.starved_penalty = (2 * self.starved_penalty).min(MOST_SKIPPED_WHEN_STARVED);
     }
 
-    /// It came after so long, having been slept for.
+    /// Records a wait that was a sleep.
     pub(crate) fn record_sleep(&mut self, wait: Duration) {
         if wait <= self.longest && self.skip <= MOST_SKIPPED {
-            // A look would have found it.
+            // A poll would have found it.
             (self.skip, self.penalty) = (0, 1);
         } else if wait <= SHORT {
             self.skip = self.skip.saturating_sub(1);
@@ -119,34 +131,34 @@ impl SpinPolicy {
     }
 }
 
-/// Where there is a ring, the socket is looked at as well once in so many spin_loop, or in so few if the core is
-/// given up in between.
+/// With a ring, every 64th poll also checks the socket: every second one if the CPU is yielded
+/// after each, because a yield costs more than the check.
 const SPINS_PER_SOCKET_CHECK: u32 = 64;
 const SPINS_PER_SOCKET_CHECK_YIELDING: u32 = 2;
 
-/// A core that nobody else seems to need is given up after so long, and then so often: the kernel may have put there
-/// whoever is looked for.
+/// When the loop first yields its CPU, and how often after that. The scheduler may have put the
+/// peer on this CPU.
 const FIRST_YIELD: Duration = Duration::from_micros(2);
 const NEXT_YIELD: Duration = Duration::from_micros(4);
 
-/// Nobody has had a core that was given up for less than this.
+/// If the CPU came back sooner than this, no other process ran.
 const UNCONTENDED: Duration = Duration::from_micros(1);
 
-/// When such a core was last not given back soon, in milliseconds of the scoreboard's timer. For so long no other is
-/// given up.
+/// When a yielded CPU last came back late, in milliseconds of the monotonic clock. For a while
+/// after that no loop of this process yields.
 static CORE_LOST_AT: AtomicU64 = AtomicU64::new(0);
 const CORE_LOST_PAUSE: u64 = 100;
 
-/// A time for which is looked.
+/// One loop of polls before a sleep.
 #[derive(Debug)]
 pub(crate) struct SpinLoop {
-    /// Nothing if it goes on until something comes.
+    /// `None` if the loop runs until something comes.
     end: Option<Instant>,
-    /// When there was time for the last.
+    /// The time of the last poll.
     last: Instant,
-    /// The core is given up after each glance.
+    /// The loop yields the CPU after each poll.
     yields_always: bool,
-    /// It is given up at this time, if it is not anyway.
+    /// When the loop yields next, if it does not do so anyway.
     next_yield: Option<Instant>,
     core_lost_at: &'static AtomicU64,
     shares_core: bool,
@@ -155,7 +167,7 @@ pub(crate) struct SpinLoop {
 }
 
 impl SpinLoop {
-    /// For so long from now on. Whoever wants the core gets it now and then, with `yields_always` after each glance.
+    /// Starts a loop of `budget`. With `yields_always` it yields the CPU after each poll.
     pub(crate) fn new(policy: &SpinPolicy, budget: Duration, yields_always: bool) -> Self {
         let now = Instant::now();
         Self {
@@ -170,12 +182,12 @@ impl SpinLoop {
         }
     }
 
-    /// Whoever wants the core gets it after each glance.
+    /// Makes the loop yield the CPU after each poll.
     pub(crate) fn yield_always(&mut self) {
         self.yields_always = true;
     }
 
-    /// Whether this one is for the socket as well, where there is a ring.
+    /// Whether this poll also checks the socket, if there is a ring.
     pub(crate) fn checks_socket(&self) -> bool {
         self.count.is_multiple_of(match self.yields_always {
             true => SPINS_PER_SOCKET_CHECK_YIELDING,
@@ -183,7 +195,7 @@ impl SpinLoop {
         })
     }
 
-    /// The last was in vain: waits for the next. Tells whether there is one.
+    /// Pauses after a poll that found nothing. Returns whether to poll again.
     pub(crate) fn pause(&mut self) -> bool {
         self.count = self.count.wrapping_add(1);
         let is_time = !self.yields_always && self.take_yield_due();
@@ -207,13 +219,13 @@ impl SpinLoop {
         self.end.is_none_or(|end| now < end) && !self.starved
     }
 
-    /// Whether a core that nobody else seems to need is to be given up now.
+    /// Takes the time of the next yield if that has come. Returns whether to yield now.
     fn take_yield_due(&mut self) -> bool {
         self.next_yield.take_if(|at| *at <= self.last).is_some()
             && milliseconds() > self.core_lost_at.load(Relaxed) + CORE_LOST_PAUSE
     }
 
-    /// What came of it is to be known to the next who wants to look.
+    /// Passes the result of the loop to the policy.
     pub(crate) fn report(&self, policy: &mut SpinPolicy, found: bool) {
         policy.shares_core = self.shares_core;
         match found {
@@ -236,13 +248,14 @@ mod tests {
 
     const LONGEST: Duration = Duration::from_micros(50);
 
-    /// A look that lasts for as long as a test does.
+    /// A loop that lasts longer than any test.
     fn spin_loop(yields_always: bool) -> SpinLoop {
         let policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
         SpinLoop::new(&policy, Duration::from_secs(60), yields_always)
     }
 
-    /// Goes through these waits; gives how much was looked in vain, and how often with success.
+    /// Runs through these waits. Returns the time of polls that found nothing, and the number of
+    /// those that found something.
     fn run(policy: &mut SpinPolicy, waits: impl IntoIterator<Item = Duration>) -> (Duration, u32) {
         let (mut vain, mut paid) = (Duration::ZERO, 0);
         for wait in waits {
@@ -267,7 +280,7 @@ mod tests {
         let mut policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
         let (vain, paid) = run(&mut policy, [Duration::from_micros(30); 100]);
         assert_eq!((vain, paid), (Duration::ZERO, 99));
-        // However many were in vain, the first short one shows that it would pay again.
+        // After any number of failures, the first short wait shows that polling would pay again.
         run(&mut policy, [Duration::from_micros(60); 1000]);
         let (_, paid) = run(&mut policy, [Duration::from_micros(30); 100]);
         assert_eq!(paid, 99);
@@ -289,7 +302,8 @@ mod tests {
             let waits = std::iter::repeat_n(Duration::from_micros(30), 5000);
             waits.take_while(|&wait| run(&mut policy, [wait]).1 == 0).count()
         };
-        // One that pays begins it anew. Among the last 64 a short wait ends it, as after any look in vain.
+        // A success starts anew. Within the last 64, a short wait ends the pause, as after any
+        // failure.
         let rest = MOST_SKIPPED as usize - 1;
         assert_eq!([1, 1, 2, 3, 9].map(|times| skipped(times) + rest), [128, 128, 256, 512, 4096]);
     }
@@ -311,7 +325,7 @@ mod tests {
         policy.record_sleep(Duration::from_micros(1));
         spin_loop.report(&mut policy, true);
         assert_eq!(policy.skip, SKIPPED_WHEN_STARVED);
-        // Who keeps its core has nothing of the kind to notice.
+        // A loop that keeps its CPU does not look for that.
         let mut spin_loop = self::spin_loop(false);
         spin_loop.last -= Duration::from_millis(1);
         assert!(spin_loop.pause());
@@ -328,7 +342,7 @@ mod tests {
         };
         // It is not time yet.
         assert!(!is_given_up_again(&mut spin_loop()));
-        // Others may in fact need it at times.
+        // Other processes may need the CPU at times, so this is tried often.
         assert!((0..1000).any(|_| {
             core_lost_at.store(0, Relaxed);
             let mut spin_loop = spin_loop();
@@ -336,7 +350,8 @@ mod tests {
             is_given_up_again(&mut spin_loop)
         }));
 
-        // Whoever shares it gives it up at once from then on, in this look and in the next.
+        // If another process shares the CPU, the loop yields at once from then on, and so does the
+        // next loop.
         let mut policy = SpinPolicy::new(BusyPoll::Adaptive, LONGEST);
         assert!((0..1000).any(|_| {
             core_lost_at.store(0, Relaxed);
@@ -361,7 +376,7 @@ mod tests {
     }
 
     proptest! {
-        /// Between two successes, what is looked in vain stays small against the waits themselves.
+        /// Between two successes, the time of failed polls is small compared with the waits.
         #[test]
         fn what_is_looked_in_vain_is_bounded(
             waits in prop::collection::vec(51..10_000_u64, 1..5000),
@@ -370,7 +385,7 @@ mod tests {
             let waits: Vec<_> = waits.into_iter().map(Duration::from_micros).collect();
             let count = waits.len() as u32;
             let (vain, _) = run(&mut policy, waits);
-            // 1 + 2 + 4 + … waits are skipped: one look more each time their number doubles.
+            // 1 + 2 + 4 + … waits are skipped: one more poll each time that their number doubles.
             let looks = u32::BITS - count.leading_zeros() + count / MOST_SKIPPED;
             prop_assert!(vain <= LONGEST * looks, "{vain:?} in {count} waits");
         }

@@ -8,10 +8,10 @@ use crate::server::SpawnedServer;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 
-/// The options of a client, checked.
+/// The options of a client after all checks.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
-    /// In the order in which they are tried, at least one.
+    /// At least one, in order of preference.
     pub(crate) addresses: Vec<Address>,
     /// For each address the server there, if this program has started it.
     pub(crate) links: Vec<Option<SpawnedServer>>,
@@ -20,46 +20,47 @@ pub(crate) struct Config {
     pub(crate) timeout: TimeLimit,
     pub(crate) grace: TimeLimit,
     pub(crate) busy_poll: BusyPoll,
-    /// How many cores there are.
+    /// The number of CPUs.
     pub(crate) cores: usize,
     pub(crate) connect_timeout: TimeLimit,
     pub(crate) reuse_after_error: bool,
     pub(crate) max_frame: usize,
     pub(crate) max_blob: usize,
     pub(crate) protocol: Protocol,
-    /// Whether descriptors may go with messages.
+    /// Whether descriptors may be passed with messages.
     pub(crate) pass_descriptors: bool,
-    /// How much memory each side of a connection keeps for the other.
+    /// How much memory each side of a connection shares with the other.
     pub(crate) shared_memory: usize,
 }
 
 impl Config {
-    /// All addresses, for messages.
+    /// All addresses as text, for messages.
     pub(crate) fn addresses(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().map(Address::to_string).collect();
         addresses.join(" or ")
     }
 
-    /// How the servers have ended, if this program has started the servers of all addresses, and all have ended and
-    /// are not replaced: the first of them.
+    /// Returns how the first server ended, if this program has started the servers of all
+    /// addresses, and all of them have ended for good.
     pub(crate) fn ended(&self) -> Option<FatalError> {
         let links = self.addresses.iter().zip(&self.links);
         let mut ends = links.map(|(address, known)| {
-            // Another may have been started at the same address since.
+            // The program may have started another server at the same address since.
             SpawnedServer::find(address).as_ref().or(known.as_ref())?.end()
         });
         let first = ends.next()??;
         ends.all(|end| end.is_some()).then(|| first.into())
     }
 
-    /// What is wrong with the server, if it is the only one, was started by this program, and does not run.
+    /// Returns what is wrong with the server, if there is one address and this program has started
+    /// its server.
     pub(crate) fn trouble(&self) -> Option<String> {
         let [address] = &self.addresses[..] else { return None };
         SpawnedServer::find(address)?.trouble()
     }
 
-    /// How the server ended of a worker whose connection has just ended without a word, if it is the only one and
-    /// was started by this program.
+    /// Returns how the server has just ended, if there is one address and this program has started
+    /// its server. For connections that ended without a notice.
     pub(crate) fn recent_end(&self) -> Option<String> {
         let [address] = &self.addresses[..] else { return None };
         let link = SpawnedServer::find(address).or_else(|| self.links.first()?.clone());

@@ -1,4 +1,6 @@
-//! What all checkouts of a client share, and the one place where workers change hands.
+//! What all checkouts of a client share, and the one place that applies pool commands.
+//!
+//! Lock order: a session may lock the pool. Code that holds the pool never locks a session.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -30,19 +32,20 @@ pub(crate) struct Core {
     deadlines: Mutex<Deadlines<Weak<dyn Driven>>>,
     pub(crate) driver_queue: Arc<DriverQueue>,
     pub(crate) counters: Counters,
-    /// A number that no other client has.
+    /// A random number by which servers tell clients apart.
     pub(crate) id: u64,
-    /// How many checkouts waited when a worker was told last.
+    /// The queue length that was last reported to a worker.
     reported_waiting: AtomicUsize,
-    /// On what limits workers greet, if the last one did so at once.
+    /// The limits of the last worker, if its handshake was fast. The next one is expected to have
+    /// the same.
     expected_limits: Mutex<Option<PeerLimits>>,
-    /// The runtime is gone, so that nothing will ever be connected.
+    /// The runtime has shut down, so nothing will ever be connected.
     stopped: AtomicBool,
     /// Notified when the last connection of a closed pool may have been closed.
     drained: Notify,
 }
 
-/// What "at once" is.
+/// A handshake that takes less than this makes the next one optimistic.
 const FAST_HANDSHAKE: Duration = Duration::from_millis(5);
 
 impl Core {
@@ -52,7 +55,7 @@ impl Core {
             deadlines: Mutex::new(Deadlines::new(Instant::now())),
             driver_queue: Arc::default(),
             counters: Counters::new(&config.name),
-            // Every language has integers of so many bits.
+            // 32 bits, because every language has integers of that size.
             id: u64::from(RandomState::new().build_hasher().finish() as u32).max(1),
             reported_waiting: AtomicUsize::new(0),
             expected_limits: Mutex::new(None),
@@ -66,7 +69,7 @@ impl Core {
         lock(&self.pool)
     }
 
-    /// Has `session` looked at when the time has come.
+    /// Sets a timer for a session.
     pub(crate) fn set_timer(&self, at: Instant, session: Weak<dyn Driven>) -> TimerKey {
         let (timer, must_wake) = lock(&self.deadlines).set(at, session);
         if must_wake {
@@ -79,7 +82,7 @@ impl Core {
         lock(&self.deadlines).clear(timer);
     }
 
-    /// The driver looks then, or only when it is told to.
+    /// Sets when the driver wakes in any case. `None` if it wakes for events only.
     pub(crate) fn set_driver_wakeup(&self, at: Option<Instant>) {
         lock(&self.deadlines).set_driver_wakeup(at);
     }
@@ -92,7 +95,7 @@ impl Core {
         lock(&self.deadlines).pop_due(now)
     }
 
-    /// Does what follows from a change, and what follows from that. No session may be locked.
+    /// Applies the effects of a change, and the effects of those. No session may be locked.
     pub(crate) fn apply(&self, effects: Effects) {
         if effects.is_only_wakers() {
             effects.wakers.into_iter().for_each(Waker::wake);
@@ -120,7 +123,7 @@ impl Core {
                         effects.replays.iter().for_each(|replay| replay.play());
                         None
                     }
-                    // It gave up in this instant: the worker goes to the next one.
+                    // It gave up at this moment: the worker goes to the next one.
                     Err(lease) => self.decline(lease),
                 },
             };
@@ -130,7 +133,7 @@ impl Core {
         effects.evicted.into_iter().for_each(|session| session.fail(self.overloaded()));
     }
 
-    /// The error of a checkout for which there is no place in the queue.
+    /// Returns the error of a checkout for which the queue has no room.
     pub(crate) fn overloaded(&self) -> FatalError {
         self.counters.count_refused();
         FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
@@ -146,7 +149,8 @@ impl Core {
         self.handle_released(released)
     }
 
-    /// Sends the farewell that was to go with what the next one sends, if there is none after all.
+    /// Sends an end-of-checkout message that was left in the outbox for the next holder, if there
+    /// is no next holder.
     fn flush_idle(
         &self,
         key: WorkerKey,
@@ -158,15 +162,15 @@ impl Core {
         }
     }
 
-    /// How many checkouts wait, if a worker is to be told: while there are any, and once when there are
-    /// none any more.
+    /// Returns the queue length if a worker should be told: while checkouts wait, and once when no
+    /// checkout waits any more.
     pub(crate) fn take_queue_report(&self) -> Option<u64> {
         let waiting = self.pool().counts().queued;
         let before = self.reported_waiting.swap(waiting, Ordering::Relaxed);
         (waiting > 0 || before > 0).then_some(waiting as u64)
     }
 
-    /// Has it said if a worker has been told otherwise.
+    /// Queues a report of an empty queue, if the last report said otherwise.
     fn put_empty_queue(&self, connection: &mut Connection) -> Result<(), Disconnect> {
         match self.reported_waiting.swap(0, Ordering::Relaxed) {
             0 => Ok(()),
@@ -174,8 +178,8 @@ impl Core {
         }
     }
 
-    /// Says goodbye at the end of a checkout, and has the driver look after the connection. Where
-    /// somebody waits for the worker, the farewell goes with what the next one sends.
+    /// Sends the end-of-checkout message and makes the connection idle. If a checkout waits for the
+    /// worker, the message stays in the outbox and goes out with the next call, in one write.
     fn finish_checkout(&self, lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
         let said = lease.connection.put_done().and_then(|()| match self.pool().counts().queued {
             0 => {
@@ -189,10 +193,11 @@ impl Core {
     }
 
     fn decline(&self, mut lease: Lease<Box<Connection>>) -> Option<PoolCommand> {
-        // Whoever was to have it has seen to nothing.
+        // The checkout that was to have it may not have reported the pending handshake, so the next
+        // holder must.
         let _ = lease.connection.mark_held();
         if self.pool().counts().queued == 0 {
-            // If the connection is over, watching it tells.
+            // If the connection has ended, `watch_idle` finds that.
             let _ = self.put_empty_queue(&mut lease.connection);
         }
         if watch_idle(&mut lease).is_err() {
@@ -204,7 +209,7 @@ impl Core {
         self.handle_released(released)
     }
 
-    /// Says what to do with a worker that has become free.
+    /// Returns the command that follows from a released worker.
     pub(crate) fn handle_released(
         &self,
         released: Released<Box<Connection>, Arc<dyn Waiter>>,
@@ -213,7 +218,7 @@ impl Core {
             Released::Idle => None,
             Released::Assigned(session, lease) => Some(PoolCommand::Assign(session, lease)),
             Released::Expired(mut connection) => {
-                // It is closed next; a farewell that cannot be sent is not needed.
+                // The connection is closed next, so it does not matter if this cannot be sent.
                 let _ = connection.flush();
                 drop(connection);
                 self.worker_removed();
@@ -223,7 +228,7 @@ impl Core {
     }
 
     fn lose(&self, lease: Lease<Box<Connection>>, loss: Loss) -> Option<PoolCommand> {
-        // Closed only after the lock is released: the kernel's work is not the pool's.
+        // Dropped after the pool is unlocked, because closing a socket can take the kernel a while.
         let connection = self.pool().lose(lease, loss, Instant::now());
         drop(connection);
         self.worker_removed();
@@ -238,24 +243,26 @@ impl Core {
         None
     }
 
-    /// An attempt to connect a worker has failed.
+    /// Records a failed attempt to connect: the next handshake is not optimistic.
     pub(crate) fn record_connect_failure(&self, reason: &str) {
         *lock(&self.expected_limits) = None;
         tracing::debug!(address = self.config.addresses(), "cannot connect a worker: {reason}");
     }
 
-    /// A worker has greeted, so long after it was connected.
+    /// Records a completed handshake, `after` the connection was made.
     pub(crate) fn record_handshake(&self, limits: PeerLimits, after: Duration) {
         self.counters.count_connected();
         *lock(&self.expected_limits) = (after < FAST_HANDSHAKE).then_some(limits);
     }
 
-    /// The limits on which the next worker can be expected to greet at once.
+    /// Returns the limits that the next worker is expected to have, if its handshake may be
+    /// optimistic.
     pub(crate) fn expected_limits(&self) -> Option<PeerLimits> {
         *lock(&self.expected_limits)
     }
 
-    /// Looks at an idle worker on which something happened: it is dead, or nothing is to be done.
+    /// Handles an event on the connection of an idle worker. If the worker is dead, it leaves the
+    /// pool.
     pub(crate) fn poll_idle(&self, key: WorkerKey) {
         let mut pool = self.pool();
         let Some(connection) = pool.idle_mut(key) else { return };
@@ -322,7 +329,7 @@ impl Core {
         }
     }
 
-    /// Ends all who wait if the server has ended, is not replaced, and cannot be reached.
+    /// Fails all waiting checkouts if the servers have ended for good.
     pub(crate) fn fail_waiting_if_server_ended(&self) {
         let is_hopeless = {
             let pool = self.pool();
@@ -344,7 +351,7 @@ impl Core {
         }
     }
 
-    /// Ends all who wait: there is nobody left to connect a worker for them.
+    /// Fails all waiting checkouts, because the driver has stopped.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.fail_waiting(&runtime_shut_down());
@@ -367,7 +374,7 @@ fn watch_idle(lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
     let key = lease.key();
     lease.connection.notifier.set_idle(key);
     lease.connection.begin_read();
-    // Registers the waker as well, so that a death is noticed from here on.
+    // This also registers the waker, so that a death is noticed from here on.
     match lease.connection.poll_message() {
         Poll::Pending => Ok(()),
         Poll::Ready(_) => Err(Loss::Used),

@@ -1,6 +1,7 @@
-//! Who is to be looked at when. Pure. Setting and clearing a time takes as long with one waiting as
-//! with a hundred thousand: times are kept to the millisecond, so that their number is bounded by
-//! the timeouts' length.
+//! The timers of all sessions of a client. Pure.
+//!
+//! Setting and clearing a timer takes as long with one timer as with a hundred thousand. Times are
+//! rounded up to milliseconds, so their number is bounded by the length of the longest timeout.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,11 +12,11 @@ use super::queue::{Queue, Ticket};
 pub(crate) struct Deadlines<T> {
     start: Instant,
     ticks: BTreeMap<u64, Queue<T>>,
-    /// When somebody looks, whatever happens.
+    /// When the driver wakes in any case. `None` if it wakes for events only.
     driver_wakeup: Option<Instant>,
 }
 
-/// One time that was set.
+/// One timer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TimerKey {
     tick: u64,
@@ -27,14 +28,14 @@ impl<T> Deadlines<T> {
         Self { start, ticks: BTreeMap::new(), driver_wakeup: None }
     }
 
-    /// Somebody looks then whatever happens, or only if something does.
+    /// Sets when the driver wakes in any case. `None` if it wakes for events only.
     pub(crate) fn set_driver_wakeup(&mut self, at: Option<Instant>) {
         self.driver_wakeup = at;
     }
 
-    /// Sets a time; says as well whether it comes before anybody looks.
+    /// Sets a timer. Also returns whether it is due before the driver wakes.
     pub(crate) fn set(&mut self, at: Instant, who: T) -> (TimerKey, bool) {
-        // Rounded up: nothing is due before its time.
+        // Rounded up, so that no timer fires early.
         let since = at.saturating_duration_since(self.start);
         let tick = u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         let must_wake = self.driver_wakeup.is_none_or(|wakeup| at < wakeup);
@@ -42,7 +43,7 @@ impl<T> Deadlines<T> {
         (TimerKey { tick, ticket }, must_wake)
     }
 
-    /// Clears a time, unless it has come already.
+    /// Clears a timer, unless it has fired.
     pub(crate) fn clear(&mut self, timer: TimerKey) {
         let Some(queue) = self.ticks.get_mut(&timer.tick) else { return };
         queue.remove(timer.ticket);
@@ -56,7 +57,7 @@ impl<T> Deadlines<T> {
         self.start.checked_add(Duration::from_millis(tick))
     }
 
-    /// The next one whose time has come.
+    /// Removes and returns one timer that is due.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<T> {
         if self.next()? > now {
             return None;

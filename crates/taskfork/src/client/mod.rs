@@ -1,6 +1,6 @@
-//! The client: a pool of connections to workers, checkouts of them, calls. The caller's own task
-//! writes and reads the socket; the one task of a client, its driver, connects, watches what nobody
-//! waits for, and keeps the time. It knows `wire` and `error`.
+//! The client: a pool of connections to workers, checkouts of workers, and calls.
+//!
+//! Build a [`Client`] with [`Client::builder`]. [`ClientBuilder`] lists the options.
 
 mod advance;
 mod attachments;

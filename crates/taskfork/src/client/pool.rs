@@ -1,9 +1,11 @@
-//! Who holds which worker, who waits, and how many workers there must be. Pure: no I/O and no
-//! timer, so that random sequences of events can check its invariants. Every operation takes
-//! constant time whatever the queue's length.
+//! Which checkout holds which worker, which checkouts wait, and how many workers are needed.
 //!
-//! A right is a value: a [`Permit`] to connect must come back as `connected` or `failed`, a
-//! [`Lease`] of a worker as `release` or `lose`, so that no count can drift.
+//! Pure: no I/O, no clock. So random sequences of events can check its invariants. Every operation
+//! takes constant time, whatever the length of the queue, except the loss of an idle worker.
+//!
+//! A right is a value: a [`Permit`] to connect comes back through `connected`, `failed` or
+//! `cancelled`, and a [`Lease`] of a worker through `release`, `decline`, `lose` or
+//! `handshake_failed`. So no count can drift.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,8 @@ use super::queue::{Queue, Ticket};
 
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(5);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// A worker that dies unused before this age counts as a failed attempt.
+/// A worker that dies before this age, without having been used, counts as a failed attempt to
+/// connect.
 const EARLY_DEATH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -21,41 +24,50 @@ pub(crate) struct PoolLimits {
     pub(crate) min_workers: usize,
     pub(crate) max_workers: usize,
     pub(crate) max_checkouts: Option<u64>,
-    /// The most that wait.
+    /// The length limit of the queue.
     pub(crate) max_queue: Option<usize>,
     pub(crate) overload: Overload,
 }
 
-/// Who is refused when [`max_queue`](crate::client::ClientBuilder::max_queue) checkouts wait already.
+/// Which checkout fails when [`max_queue`](crate::client::ClientBuilder::max_queue) checkouts wait
+/// already.
+///
+/// ```
+/// use taskfork::Client;
+/// use taskfork::client::Overload;
+///
+/// let client = Client::builder().max_queue(100).overload(Overload::DropOldest);
+/// # let _ = client;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Overload {
-    /// The checkout that comes last: those that wait keep their places.
+    /// The new checkout fails. Those in the queue keep their places.
     #[default]
     RefuseNewest,
-    /// The checkout that has waited longest, whose user may have given up: the one that comes takes
-    /// the last place.
+    /// The checkout that has waited longest fails, because its caller may have given up. The new
+    /// checkout joins the end of the queue.
     DropOldest,
 }
 
-/// What a checkout gets.
+/// The result of a request for a worker.
 #[derive(Debug)]
 pub(crate) enum CheckedOut<C, W> {
     Worker(Lease<C>),
-    /// A place in the queue, and who was turned away for it.
+    /// A place in the queue, and the checkout that lost its own place for it.
     Queued(Ticket, Option<W>),
-    /// Nothing: as many wait as may.
+    /// The queue is full.
     Refused,
     /// Nothing: the pool is closed.
     Closed,
 }
 
-/// `C` is a connection to a worker, `W` who waits for one.
+/// `C` is a connection to a worker, `W` a waiting checkout.
 #[derive(Debug)]
 pub(crate) struct Pool<C, W> {
     limits: PoolLimits,
     workers: Slab<Worker<C>>,
-    /// Indices of idle workers, the one used last at the end.
+    /// Indices of idle workers. The most recently used one is the last.
     idle: Vec<usize>,
     waiting: Queue<W>,
     leased: usize,
@@ -68,31 +80,30 @@ pub(crate) struct Pool<C, W> {
 #[derive(Debug)]
 struct Worker<C> {
     generation: u64,
-    /// When it connected.
     connected_at: Option<Instant>,
     checkouts: u64,
-    /// The connection, while nobody holds it.
+    /// The connection, while no checkout holds it.
     idle: Option<C>,
 }
 
 #[derive(Debug, Default)]
 struct Backoff {
     delay: Duration,
-    /// While set, one attempt at a time is made, and none before.
+    /// While this is set, one attempt is made at a time, and none before that time.
     next: Option<Instant>,
-    /// How many there have been.
+    /// How often the delay has been set.
     waits: u64,
     unreachable: Option<Unreachable>,
 }
 
-/// Since when no attempt to connect has succeeded, and why the last one failed.
+/// When the attempts to connect began to fail, and why the last one did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unreachable {
     pub(crate) since: Instant,
     pub(crate) reason: String,
 }
 
-/// Names one worker for as long as it lives, and none after it.
+/// Identifies one worker. It is never used for another one, even after its worker is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WorkerKey {
     index: usize,
@@ -104,7 +115,7 @@ pub(crate) struct WorkerKey {
 #[must_use = "a permit comes back as `connected` or `failed`"]
 pub(crate) struct Permit {
     key: WorkerKey,
-    /// How many waits there had been when it was given.
+    /// The number of delays at the time when it was given.
     waits: u64,
 }
 
@@ -128,25 +139,24 @@ impl<C> Lease<C> {
     }
 }
 
-/// What came of a released worker.
+/// What happened to a released worker.
 #[derive(Debug)]
 pub(crate) enum Released<C, W> {
     Idle,
-    /// It goes to who waited longest.
+    /// It goes to the checkout that has waited longest.
     Assigned(W, Lease<C>),
-    /// It has served its `max_checkouts`, or the pool is closed.
+    /// It has reached `max_checkouts`, or the pool is closed.
     Expired(C),
 }
 
-/// How a lost worker counts.
+/// Whether a lost worker counts as a failed attempt to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// It died by itself before anything was asked of it.
+    /// It died before anything was asked of it.
     Unused,
     Used,
 }
 
-/// How many workers and checkouts there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) idle: usize,
@@ -200,7 +210,7 @@ impl<C, W> Pool<C, W> {
         self.closed && self.workers.is_empty()
     }
 
-    /// A worker at once, or a place in the queue if there is one.
+    /// Takes an idle worker, or else a place in the queue.
     pub(crate) fn check_out(&mut self, waiter: impl FnOnce() -> W) -> CheckedOut<C, W> {
         if self.closed {
             return CheckedOut::Closed;
@@ -219,13 +229,13 @@ impl<C, W> Pool<C, W> {
         CheckedOut::Queued(self.waiting.push_back(waiter()), evicted)
     }
 
-    /// A worker at once, or nothing.
+    /// Takes an idle worker.
     pub(crate) fn check_out_idle(&mut self) -> Option<Lease<C>> {
         self.idle.pop().map(|index| self.lease(index))
     }
 
-    /// Another worker for one that had a dead one and got nothing from it: at once, or before all
-    /// others that wait.
+    /// Takes another worker in place of one that died unused: an idle one, or else the first place
+    /// in the queue.
     pub(crate) fn check_out_again(&mut self, waiter: W) -> Result<(W, Lease<C>), Ticket> {
         match self.check_out_idle() {
             Some(lease) => Ok((waiter, lease)),
@@ -233,12 +243,12 @@ impl<C, W> Pool<C, W> {
         }
     }
 
-    /// Takes one out of the queue that has given up; nothing if it has been given a worker.
+    /// Removes a checkout from the queue. Returns `None` if it has been given a worker.
     pub(crate) fn leave_queue(&mut self, ticket: Ticket) -> Option<W> {
         self.waiting.remove(ticket)
     }
 
-    /// The one that has waited longest, for when there is no hope for any.
+    /// Removes the checkout that has waited longest.
     pub(crate) fn pop_waiting(&mut self) -> Option<W> {
         self.waiting.pop_front()
     }
@@ -258,21 +268,21 @@ impl<C, W> Pool<C, W> {
         self.make_available(key.index)
     }
 
-    /// Takes a worker back that was never used after all.
+    /// Takes a worker back that was not used.
     pub(crate) fn decline(&mut self, lease: Lease<C>) -> Released<C, W> {
         self.leased -= 1;
         self.workers[lease.key.index].idle = Some(lease.connection);
         self.make_available(lease.key.index)
     }
 
-    /// A held worker is dead or of no use any more.
+    /// Removes a held worker that is dead or must not be used again.
     pub(crate) fn lose(&mut self, lease: Lease<C>, loss: Loss, now: Instant) -> C {
         self.leased -= 1;
         self.remove(lease.key.index, loss, now);
         lease.connection
     }
 
-    /// A worker was held before it had greeted, and never has: the attempt to connect it has failed.
+    /// Removes a held worker that never completed its handshake: the attempt to connect has failed.
     pub(crate) fn handshake_failed(&mut self, lease: Lease<C>, reason: String, now: Instant) -> C {
         self.leased -= 1;
         self.workers.remove(lease.key.index);
@@ -280,20 +290,21 @@ impl<C, W> Pool<C, W> {
         lease.connection
     }
 
-    /// The connection of a worker, if it is idle.
+    /// Returns the connection of a worker if it is idle.
     pub(crate) fn idle_mut(&mut self, key: WorkerKey) -> Option<&mut C> {
         let worker = self.workers.get_mut(key.index)?;
         if worker.generation == key.generation { worker.idle.as_mut() } else { None }
     }
 
-    /// An idle worker is dead.
+    /// Removes an idle worker that is dead.
     pub(crate) fn lose_idle(&mut self, key: WorkerKey, now: Instant) -> Option<C> {
         self.idle_mut(key)?;
         self.idle.retain(|&index| index != key.index);
         self.remove(key.index, Loss::Unused, now)
     }
 
-    /// The right to connect one more worker, if one is needed and an attempt may be made now.
+    /// Returns the right to connect one more worker, if one is needed and an attempt may be made
+    /// now.
     pub(crate) fn permit(&mut self, now: Instant) -> Option<Permit> {
         let probing = self.backoff.next.is_some();
         let too_early = self.backoff.next.is_some_and(|next| now < next);
@@ -312,7 +323,7 @@ impl<C, W> Pool<C, W> {
         Some(Permit { key: WorkerKey { index, generation }, waits: self.backoff.waits })
     }
 
-    /// When [`permit`](Self::permit) is to be asked again, if not after an event.
+    /// Returns when to ask [`permit`](Self::permit) again, if not after an event.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         self.backoff.next.filter(|_| self.needs_worker() && self.connecting == 0)
     }
@@ -325,7 +336,7 @@ impl<C, W> Pool<C, W> {
     ) -> Released<C, W> {
         let key = permit.key;
         self.connecting -= 1;
-        // An attempt that was under way already when another failed is no sign of better times.
+        // An attempt that began before another one failed does not show that the server is back.
         if permit.waits == self.backoff.waits {
             self.backoff.next = None;
         }
@@ -342,22 +353,22 @@ impl<C, W> Pool<C, W> {
         self.cannot_connect(reason, now);
     }
 
-    /// The server keeps a connection that is being made in its queue. More of them would gain nothing: one is made at
-    /// a time until a worker has been connected.
+    /// Records that the server has no free worker for a connection that is being made. More
+    /// connections would gain nothing, so one is made at a time until one has completed.
     pub(crate) fn server_busy(&mut self, reason: String, now: Instant) {
         let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
         self.backoff.unreachable = Some(Unreachable { since, reason });
         self.backoff.next.get_or_insert(now);
     }
 
-    /// Whether a connection that is being made, and takes long, is not needed any more.
+    /// Whether a connection that is being made is no longer needed.
     pub(crate) fn has_surplus_attempt(&self) -> bool {
         let connected = self.workers.len() - self.connecting;
         let one_at_a_time = self.backoff.next.is_some() || self.closed;
         self.connecting > 0 && one_at_a_time && connected >= self.target_size()
     }
 
-    /// An attempt to connect has been given up, as nobody needs it.
+    /// Takes the permit of an attempt back that was cancelled.
     pub(crate) fn cancelled(&mut self, permit: Permit) {
         self.connecting -= 1;
         self.workers.remove(permit.key.index);
@@ -369,7 +380,6 @@ impl<C, W> Pool<C, W> {
         self.backoff.wait(now);
     }
 
-    /// Whether more workers are needed than there are.
     fn needs_worker(&self) -> bool {
         self.workers.len() < self.target_size()
     }
@@ -421,8 +431,7 @@ impl<C, W> Pool<C, W> {
 }
 
 impl Backoff {
-    /// Nothing is tried for a while, longer each time; failures that come while nothing is tried
-    /// count once.
+    /// Delays the next attempt, longer each time. Failures during the delay count once.
     fn wait(&mut self, now: Instant) {
         if self.next.is_some_and(|next| now < next) {
             return;

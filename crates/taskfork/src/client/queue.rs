@@ -1,8 +1,8 @@
-//! A first-in, first-out queue from whose middle an element can be taken in constant time.
+//! A first-in, first-out queue from which any element can be removed in constant time.
 
 use slab::Slab;
 
-/// Where an element stands. It never names another element, even after its own is gone.
+/// Identifies an element. It is never used for another one, even after its element is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     index: usize,
@@ -67,7 +67,7 @@ impl<T> Queue<T> {
         self.first.map(|index| self.unlink(index))
     }
 
-    /// Takes an element from wherever it stands; nothing if it is gone already.
+    /// Removes an element from any position. Returns `None` if it is gone already.
     pub(crate) fn remove(&mut self, ticket: Ticket) -> Option<T> {
         let there = self.nodes.get(ticket.index)?.generation == ticket.generation;
         there.then(|| self.unlink(ticket.index))

@@ -1,6 +1,8 @@
-//! The core of a checkout: its place in the queue or its worker, and its calls, sent and answered
-//! one after the other. Whoever touches it moves it on: the task that waits for the call that runs,
-//! the one that made a call, or the driver.
+//! The state of a checkout behind its lock: a place in the queue or a worker, and its calls.
+//!
+//! No task owns a session. The task that awaits the running call, a task that makes a call, or the
+//! driver advances it: each locks the state, calls `advance`, and applies the effects once the
+//! state is unlocked.
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
@@ -28,10 +30,10 @@ use crate::sync::lock;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 
-/// How long a task leaves the lock to others between two turns while its worker floods it.
+/// How long a task leaves the lock to others between two reads while its worker floods it.
 const LOCK_PAUSE: Duration = Duration::from_micros(50);
 
-/// How long after its end a call waits for the news of its worker's death.
+/// How long after its end a call waits for the notice of its worker's death.
 const NEWS_WAIT: TimeLimit = TimeLimit::new(Duration::from_secs(2));
 const NO_WAIT: Duration = Duration::ZERO;
 
@@ -42,7 +44,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Takes a worker or a place in the queue.
+    /// Starts a checkout with an idle worker or a place in the queue.
     pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
         let session = Self::with(core, Assignment::Released);
         session.update(|state, effects| {
@@ -68,7 +70,7 @@ impl Session {
         session
     }
 
-    /// Takes a worker if there is one now.
+    /// Starts a checkout if a worker is idle.
     pub(crate) fn try_new(core: Arc<Core>) -> Option<Arc<Self>> {
         let lease = core.pool().check_out_idle()?;
         core.counters.count_checkout(NO_WAIT);
@@ -97,7 +99,6 @@ impl Session {
         Arc::new(Self { core, state: Mutex::new(state) })
     }
 
-    /// The longest frame that the client takes.
     pub(crate) fn max_frame(&self) -> usize {
         self.core.config.max_frame
     }
@@ -124,12 +125,12 @@ impl Session {
 
     pub(crate) fn set_log(&self, log: Log) {
         let before = self.lock().log.replace(log);
-        // With the session unlocked, as it may be the last handle.
+        // Dropped while the session is unlocked, because the last handle of a log runs users' code.
         drop(before);
     }
 
-    /// Gives a call its place, and sends it if none is before it. Others are sent along with those
-    /// that are made after them, by the first who waits for one, or else by the driver.
+    /// Appends a call, and sends it if no call is before it. Calls behind another one are sent
+    /// together later, by the first task that awaits one of them, or else by the driver.
     pub(crate) fn submit(
         self: &Arc<Self>,
         method: MethodName,
@@ -185,8 +186,7 @@ impl Session {
         seq
     }
 
-    /// The outcome of a call, or nothing yet: then the task is woken when there is one. While a look for it
-    /// goes on, that is kept in `spin_guard`.
+    /// Polls the outcome of a call. While a spin for it is in progress, `spin_guard` holds it.
     pub(crate) fn poll(
         self: &Arc<Self>,
         seq: Seq,
@@ -226,22 +226,22 @@ impl Session {
         drop(state);
         self.core.apply(effects);
         if is_flooding {
-            // This task is polled again at once, and could keep the lock for long from the thread that has a deadline
-            // to enforce.
+            // This task is polled again at once. Without the pause it could keep the lock from the
+            // driver, which enforces the deadline.
             std::thread::sleep(LOCK_PAUSE);
         }
         taken.map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Begins to look for the answer of a call, if it runs and that pays.
+    /// Starts a spin for the answer of a call, if the call runs and the policy allows it.
     fn start_spin(&self, seq: Seq) -> Option<SpinGuard> {
         let spin_guard = self.lock().connection_of(seq)?.start_spin()?;
-        // Other workers' answers are not to wait for this one.
+        // Answers of other workers must not wait for this one.
         let (busy, cores) = (self.core.pool().counts().busy, self.core.config.cores);
         Some(if busy > 1 { spin_guard.shared(busy, cores) } else { spin_guard })
     }
 
-    /// Looks for the answer of a call until the look is over. Others may use the session meanwhile.
+    /// Spins until the answer comes or the spin is over. The state is unlocked between polls.
     fn spin(&self, seq: Seq, spin_guard: &mut SpinGuard) {
         loop {
             let mut state = self.lock();
@@ -259,7 +259,7 @@ impl Session {
         }
     }
 
-    /// Memory that is shared with the worker, if there is one and it shares any.
+    /// Allocates memory that is shared with the worker, if there is any.
     pub(crate) fn alloc_shared(&self, length: usize) -> Option<ShmBufferMut> {
         match &mut self.lock().assignment {
             Assignment::Worker(lease) => lease.connection.alloc_shared(length),
@@ -267,7 +267,7 @@ impl Session {
         }
     }
 
-    /// Nobody waits for this call any more.
+    /// The caller has dropped the call.
     pub(crate) fn abandon(self: &Arc<Self>, seq: Seq) {
         self.update(|state, effects| {
             state.mark_observed(seq);
@@ -282,8 +282,8 @@ impl Session {
         self.update(|state, _| state.open = false);
     }
 
-    /// Takes a worker over. The session is moved on after it, as what happened to the worker while it
-    /// changed hands has told nobody.
+    /// Takes a worker over. The caller must advance the session after it, because events on the
+    /// connection before this have woken nothing.
     pub(super) fn attach_worker(
         self: &Arc<Self>,
         state: &mut State,
@@ -297,8 +297,8 @@ impl Session {
         state.assignment = Assignment::Worker(lease);
     }
 
-    /// Waits for a worker, unless none will ever come: the flag is looked at with the place in the
-    /// queue taken, so that either this sees it, or whoever has set it sees the place.
+    /// Records the place in the queue, or fails if no worker will ever come. The flag is read after
+    /// the place is taken. So either this sees the flag, or the thread that sets it sees the place.
     pub(super) fn enter_queue(&self, state: &mut State, effects: &mut Effects, ticket: Ticket) {
         state.assignment = Assignment::Waiting(ticket);
         self.core.driver_queue.wake();
@@ -331,7 +331,7 @@ impl Session {
         lock(&self.state)
     }
 
-    /// Changes the state, moves on, and does what follows.
+    /// Changes the state, advances the session, and applies the effects.
     pub(super) fn update<T>(
         self: &Arc<Self>,
         change: impl FnOnce(&mut State, &mut Effects) -> T,
@@ -364,8 +364,8 @@ impl Waiter for Session {
         let now = Instant::now();
         let deadline = state.calls.head().and_then(|(_, head)| head.deadline);
         if deadline.is_some_and(|deadline| deadline <= now) {
-            // Too late for what it waited for. It is in the queue no more, and another may have the
-            // worker.
+            // The worker comes too late. The session has left the queue, so another one may have
+            // the worker.
             let cause = self.timeout_error(&state, now);
             state.assignment = Assignment::Released;
             self.end(&mut state, &mut effects, cause, Loss::Used);
@@ -395,12 +395,13 @@ impl Driven for Session {
     fn timer_expired(self: Arc<Self>, now: Instant) {
         self.update(|state, effects| {
             state.timer = None;
-            // An answer that is there already counts.
+            // An answer that has arrived in time counts.
             self.advance(state, effects);
             let Some((_, head)) = state.calls.head() else { return };
             let Some(deadline) = head.deadline else { return };
-            // A worker that has the call may go on for the grace; then its server ends it, and says
-            // where it was. One that floods this side with messages does not hang.
+            // A worker that has the call may go on for the grace period. Then its server kills it,
+            // and the notice says where it was. A worker that floods this side with messages does
+            // not hang.
             let has_it = head.number().is_some()
                 && self.core.config.protocol == Protocol::Native
                 && !state.is_handshake_pending()
