@@ -20,8 +20,8 @@ use crate::wire::native;
 /// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
 const MAX_SETUP_DEATHS: u32 = 3;
 
-/// Whether a call has begun is known from the worker itself. When this many workers have died with
-/// the checkout's first call and is_unstarted having begun it, no further one is connected for it.
+/// The worker itself says whether a call has begun. When this many workers have died with the
+/// checkout's first call unstarted, no further one is connected for it.
 const MAX_UNSTARTED_DEATHS: u32 = 10;
 
 impl Session {

@@ -1,4 +1,4 @@
-//! What comes and goes attachments the messages of a connection: files, and memory that is lent.
+//! What comes and goes beside the messages of a connection: files, and shared memory.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,7 @@ use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
 use crate::wire::native::{self, FromWorker};
 
 impl Connection {
-    /// What came attachments the last message.
+    /// Returns what came beside the last message.
     pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Disconnect> {
         if self.announced_files == 0 && !self.shm_pool.has_received() {
             return Ok(None);
@@ -33,7 +33,7 @@ impl Connection {
         Ok((!attachments.is_empty()).then(|| Arc::new(Mutex::new(attachments))))
     }
 
-    /// Takes a message that is only about how others come; tells whether it is one.
+    /// Handles a message that is only about how others come. Returns whether it was one.
     pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Disconnect> {
         if !native::is_transport_message(message) {
             return Ok(self.is_doorbell(message));

@@ -1,4 +1,4 @@
-//! A connection to one worker, once it has been parts: frames out, messages in, never blocking.
+//! A connection to one worker: frames out, messages in, never blocking.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -76,11 +76,11 @@ pub(crate) struct Connection {
     spin: ReplySpin,
     /// What is needed to read the other protocol, if that is spoken.
     perl: Option<Perl>,
-    /// The worker has not parts yet.
+    /// Set until the worker has sent its hello.
     pub(super) pending_handshake: Option<PendingHandshake>,
 }
 
-/// What a greeting found out.
+/// What a new connection is made of.
 #[derive(Debug)]
 pub(crate) struct NewConnection {
     pub(crate) stream: Stream,
@@ -161,8 +161,8 @@ impl Connection {
         }
     }
 
-    /// One that is to be parts yet, on the limits of another worker's greeting. What is said first
-    /// goes with the first call.
+    /// Makes a connection whose handshake is pending, with the expected limits. The hello goes with
+    /// the first call.
     pub(crate) fn before_handshake(
         parts: NewConnection,
         notifier: Arc<ConnectionWaker>,

@@ -66,7 +66,7 @@ async fn run(core: Weak<Core>, driver_queue: Arc<DriverQueue>) {
     }
 }
 
-/// Does what is due, and has the timer ring when to look again; nothing if the client is gone.
+/// Does what is due, and sets the timer for the next tick. Returns `None` if the client is gone.
 fn tick(
     core: &Weak<Core>,
     attempts: &mut JoinSet<Attempt>,
@@ -145,8 +145,8 @@ fn tick(
     Some(())
 }
 
-/// It rings once at the time for which it is set. It is left as it is while that is early enough, as
-/// each time that is set makes the runtime look up.
+/// A timer that fires once. It is left as it is if it is early enough, because each reset wakes the
+/// runtime.
 #[derive(Default)]
 struct Timer {
     at: Option<Instant>,

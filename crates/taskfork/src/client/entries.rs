@@ -40,7 +40,7 @@ pub(crate) struct Entry {
     pub(crate) replay: Option<Arc<Replay>>,
 }
 
-/// What a call that is over leaves: to be let go of once nothing is locked, as users' code may run
+/// What a finished call leaves. It is dropped once no lock is held, because users' code may run
 /// then.
 pub(crate) type FinishedReplay = Option<Arc<Replay>>;
 
@@ -68,13 +68,13 @@ pub(crate) enum Progress {
     Removed,
 }
 
-/// What came attachments an answer, until it is taken.
+/// What came beside an answer, until it is taken.
 pub(crate) type SharedAttachments = Option<Arc<Mutex<Attachments>>>;
 
 /// How a call ended.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The worker's answer, encoded, and what came attachments it.
+    /// The encoded answer, and what came beside it.
     Answer(Bytes, SharedAttachments),
     Ready,
     Unsendable(String),

@@ -1,4 +1,4 @@
-//! SpinGuard for an answer for a moment before the task that waits for it yields.
+//! Spinning for an answer for a moment before the task that awaits it yields.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

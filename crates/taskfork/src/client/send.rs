@@ -37,7 +37,7 @@ impl Sender {
         !self.started && calls.next().is_some() && !std::mem::replace(&mut self.started, true)
     }
 
-    /// Sends what can be sent now, without waiting. With `only_first` none is sent ahead.
+    /// Sends what can be sent now, without waiting. With `only_first`, no call is pipelined.
     pub(super) fn send(
         &mut self,
         calls: &mut Entries,

@@ -27,8 +27,8 @@ pub(super) struct State {
     pub(super) used: bool,
     /// How many workers have died in `setup` before they could serve this checkout.
     pub(super) setup_deaths: u32,
-    /// How many workers have died with the first call, is_unstarted having begun it, and left none to
-    /// take their place.
+    /// How many workers have died with the first call unstarted, with no idle worker to take their
+    /// place.
     pub(super) unstarted_deaths: u32,
     /// A call failed in the worker.
     pub(super) call_failed: bool,
