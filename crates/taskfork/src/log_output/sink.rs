@@ -46,9 +46,8 @@ impl Sink {
 
     /// All open descriptors except standard error.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let nonblocking_stderr =
-            self.nonblocking_stderr.as_ref().map(|(_, nonblocking_stderr)| nonblocking_stderr);
-        self.file.iter().chain(nonblocking_stderr).map(AsFd::as_fd)
+        let stderr = self.nonblocking_stderr.as_ref().map(|(_, descriptor)| descriptor);
+        self.file.iter().chain(stderr).map(AsFd::as_fd)
     }
 
     /// In a forked process: forgets the descriptors, which belong to the other process or are
@@ -81,16 +80,14 @@ impl Sink {
         if self.nonblocking_stderr.as_ref().is_none_or(|(of, _)| *of != identity) {
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             match open("/proc/self/fd/2", flags, Mode::empty()) {
-                Ok(nonblocking_stderr) => {
-                    self.nonblocking_stderr = Some((identity, nonblocking_stderr))
-                }
+                Ok(descriptor) => self.nonblocking_stderr = Some((identity, descriptor)),
                 Err(Errno::NXIO) => return Err(Errno::PIPE),
                 // It belongs to another user, or there is no `/proc`.
                 Err(_) => return write_if_ready(bytes),
             }
         }
         match &self.nonblocking_stderr {
-            Some((_, nonblocking_stderr)) => write(nonblocking_stderr, bytes),
+            Some((_, descriptor)) => write(descriptor, bytes),
             None => write_if_ready(bytes),
         }
     }
