@@ -223,6 +223,9 @@ async fn calls(folder: &Path) -> Result<(), BoxError> {
     show_call(call).await;
     busy.abort("the user pressed stop");
     show_call(busy.call::<i64>("add", (1, 2))).await;
+    drop((busy, waits));
+    one.close().await;
+    show_call(one.call::<i64>("add", (1, 2))).await;
 
     let nowhere = format!("unix:{}/nowhere.sock", folder.display());
     let client =
