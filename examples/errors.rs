@@ -7,6 +7,9 @@
 //! cargo add taskfork --features spans
 //! cargo add rusqlite --features bundled
 //! cargo add tokio --features full
+//! cargo add tracing
+//! cargo add tracing-error
+//! cargo add tracing-subscriber
 //! ```
 
 use std::time::Duration;
