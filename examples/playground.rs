@@ -12,6 +12,7 @@
 //! ```sh
 //! cargo add taskfork
 //! cargo add clap --features derive
+//! cargo add tracing-subscriber
 //! ```
 
 use std::path::PathBuf;
