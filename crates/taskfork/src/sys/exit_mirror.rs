@@ -12,7 +12,7 @@ use super::signal::preserving_errno;
 /// The process that this one stands for; 0 for none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 /// Its end is not followed at once.
-static WAITS: AtomicBool = AtomicBool::new(false);
+static IS_DEFERRED: AtomicBool = AtomicBool::new(false);
 /// A copy of this process's end of a connection to it; less than 0 for none.
 static CONNECTION: AtomicI32 = AtomicI32::new(-1);
 
@@ -49,15 +49,15 @@ pub(crate) fn stop_mirroring() {
 
 /// Begins or ends a time in which the child's end is seen by whoever waits for what it says, once all
 /// of that has been read and passed on.
-pub(crate) fn defer_mirroring(waits: bool) {
-    WAITS.store(waits, SeqCst);
-    if !waits {
+pub(crate) fn defer_mirroring(is_deferred: bool) {
+    IS_DEFERRED.store(is_deferred, SeqCst);
+    if !is_deferred {
         exit_if_child_exited();
     }
 }
 
 /// How the child has ended; nothing if it lives, or if there is none. `flags` are those of `waitid`.
-fn end_of_child(flags: c_int) -> Option<libc::siginfo_t> {
+fn exit_of_child(flags: c_int) -> Option<libc::siginfo_t> {
     let child = CHILD.load(SeqCst);
     if child == 0 {
         return None;
@@ -73,7 +73,7 @@ fn end_of_child(flags: c_int) -> Option<libc::siginfo_t> {
 
 /// Ends this process as the child has ended; nothing if that lives.
 pub(crate) fn exit_if_child_exited() {
-    let Some(info) = end_of_child(0) else { return };
+    let Some(info) = exit_of_child(0) else { return };
     // SAFETY: it was filled in for a child that has ended.
     let status = unsafe { info.si_status() };
     if info.si_code == libc::CLD_EXITED {
@@ -95,10 +95,10 @@ pub(crate) fn exit_if_child_exited() {
 
 extern "C" fn on_child(_: c_int) {
     preserving_errno(|| {
-        if !WAITS.load(SeqCst) {
+        if !IS_DEFERRED.load(SeqCst) {
             // It goes on here if another child has ended, or if this one has only been looked at too early.
             exit_if_child_exited();
-        } else if end_of_child(libc::WNOWAIT).is_some() {
+        } else if exit_of_child(libc::WNOWAIT).is_some() {
             // Something that the child has started may hold the other end, and whoever reads would wait for it.
             // SAFETY: a system call on a descriptor of this module's own; a number below 0 is refused.
             unsafe { libc::shutdown(CONNECTION.load(SeqCst), libc::SHUT_RDWR) };

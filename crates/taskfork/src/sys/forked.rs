@@ -82,44 +82,35 @@ mod tests {
     use nix::libc;
 
     use super::*;
+    use crate::sys::test_support::{in_child, wait_for};
 
     #[test]
-    fn a_process_that_is_no_worker_is_not_forked_from_one() {
+    fn an_ordinary_process_is_not_a_child_of_a_worker() {
         assert!(!is_forked());
     }
 
     #[test]
-    fn a_forked_process_is_told_from_its_parent_with_a_page_and_without() {
-        let is_told = |by_page: bool| {
-            // SAFETY: the child makes system calls and ends.
-            let worker = unsafe { libc::fork() };
-            if worker == 0 {
+    fn a_child_is_recognized_with_a_wiped_page_and_without() {
+        let is_recognized = |has_page: bool| {
+            let status = in_child(|| {
                 remember_worker_process();
-                let has_page = !MARK.load(Relaxed).is_null();
-                if !by_page {
+                let is_mapped = !MARK.load(Relaxed).is_null();
+                if !has_page {
                     MARK.store(null_mut(), Relaxed);
                 }
-                let before = is_forked();
-                // SAFETY: as above, by the system call alone.
+                let was_forked = is_forked();
+                // `in_child` would call glibc's `fork`; `clone` alone must be recognized as well.
+                // SAFETY: the child only makes system calls and exits.
                 let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
                 if child == 0 {
                     // SAFETY: it ends this process.
                     unsafe { libc::_exit(i32::from(is_forked())) }
                 }
-                let told = wait_for(child as i32) == 1 && has_page && !before;
-                // SAFETY: as above.
-                unsafe { libc::_exit(i32::from(told)) }
-            }
-            wait_for(worker) == 1
+                i32::from(wait_for(child as i32) == 1 && is_mapped && !was_forked)
+            });
+            status == 1
         };
-        assert!(is_told(true));
-        assert!(is_told(false));
-    }
-
-    fn wait_for(child: i32) -> i32 {
-        let mut status = -1;
-        // SAFETY: it waits for a child of this process.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
-        libc::WEXITSTATUS(status)
+        assert!(is_recognized(true));
+        assert!(is_recognized(false));
     }
 }

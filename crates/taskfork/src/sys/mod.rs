@@ -6,8 +6,10 @@ mod alarm;
 mod descriptor;
 mod exit_mirror;
 mod files;
+mod fork_count;
 mod forked;
 mod kernel_file;
+mod mapping;
 mod memory;
 mod memory_file;
 mod open_file_limit;
@@ -18,7 +20,10 @@ mod sealed_memory;
 mod shared_atomics;
 mod shared_buffer;
 mod signal;
+#[cfg(test)]
+mod test_support;
 mod title;
+mod user;
 
 pub(crate) use alarm::{
     MAX_STACK_FRAMES, StackSink, disable_stack_capture, install_stack_handler, wake_server,
@@ -33,6 +38,8 @@ pub(crate) use exit_mirror::{
 pub(crate) use files::{
     MAX_FILES, MAX_UNCLAIMED_FILES, TOO_MANY_FILES, receive_files, send_files, supports_descriptors,
 };
+#[cfg(not(test))]
+pub(crate) use fork_count::fork_count;
 pub(crate) use forked::{exit_forked_child, exit_if_forked, is_forked, remember_worker_process};
 pub(crate) use kernel_file::KernelFile;
 pub(crate) use memory::{Collapsed, MappedFile, collapse_huge_pages, resident_bytes};
@@ -48,14 +55,10 @@ pub(crate) use process::{
 };
 pub(crate) use sealed_memory::{Sealed, SealedError, Writable};
 pub(crate) use shared_atomics::SharedAtomics;
-#[cfg(not(test))]
-pub(crate) use shared_buffer::fork_count;
-pub(crate) use shared_buffer::{
-    LocalBuffer, LocalBufferMut, MemoryId, RemoteBuffer, User, common_user, effective_user,
-    sole_user,
-};
+pub(crate) use shared_buffer::{LocalBuffer, LocalBufferMut, MemoryId, RemoteBuffer};
 pub(crate) use signal::{
     Disposition, block_signals, is_ignored, reset_for_worker, set_blocked_signals,
     set_default_signals, signals_to_reset, spawn_without_signals, with_mask,
 };
 pub(crate) use title::{Title, set_title};
+pub(crate) use user::{User, common_user, effective_user, sole_user};

@@ -113,6 +113,7 @@ mod tests {
     use nix::libc;
 
     use super::*;
+    use crate::sys::test_support::in_child;
 
     fn make_writable(words: AtomicWords) -> io::Result<()> {
         let start = words.as_ptr().cast_mut().cast();
@@ -158,30 +159,23 @@ mod tests {
         pages.share_with_children(1).unwrap();
         let published = PublishedPage::new().unwrap();
         published.writable()[0].store(9, SeqCst);
-        // SAFETY: the child makes system calls and ends.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
+        let status = in_child(|| {
             let is_mapped = |words: AtomicWords| {
                 let mut resident = [0_u8; 1];
                 let start = words.as_ptr().cast_mut().cast();
                 // SAFETY: it writes one byte for the one page that it is asked about.
                 unsafe { libc::mincore(start, 1, resident.as_mut_ptr()) == 0 }
             };
-            // In this order, as what is mapped next may get the address of what is not.
+            // The absent pages come first: a later mapping may get the address of one of them.
             let wrong = [
                 is_mapped(pages.page(0)),
                 is_mapped(published.writable()),
                 published.readable()[0].load(SeqCst) != 9,
                 pages.page(1)[0].swap(1, SeqCst) != 0,
             ];
-            let code = wrong.iter().rposition(|&wrong| wrong).map_or(0, |place| place + 1);
-            // SAFETY: it ends this process.
-            unsafe { libc::_exit(code as i32) };
-        }
-        let mut status = -1;
-        // SAFETY: it waits for this test's own child.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert_eq!(libc::WEXITSTATUS(status), 0, "{status}");
+            wrong.iter().rposition(|&wrong| wrong).map_or(0, |index| index as i32 + 1)
+        });
+        assert_eq!(status, 0);
         assert_eq!(pages.page(1)[0].load(SeqCst), 1);
     }
 }

@@ -3,46 +3,20 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::slice;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::libc;
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 use rustix::mm::{Advice, madvise};
 
+use super::mapping::{Access, Mapping};
 use super::memory_file::memory_file;
-use super::sealed_memory::{Access, Mapping};
+use super::user::User;
 
 /// What holds for memory that is lent: it keeps its size, and is written to only where it was mapped first.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
-
-/// A user, as the owner of what a process makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct User(u32);
-
-/// The user of this process.
-pub(crate) fn effective_user() -> User {
-    User(rustix::process::geteuid().as_raw())
-}
-
-/// How many times this process has been forked since this was first asked. A child has whatever was mapped
-/// then, and nobody knows what it reads.
-pub(crate) fn fork_count() -> u64 {
-    static COUNTS: Once = Once::new();
-    COUNTS.call_once(|| {
-        // SAFETY: the function adds to a number, which can be done at any time.
-        unsafe { libc::pthread_atfork(Some(count_fork), None, None) };
-    });
-    FORKS.load(Ordering::SeqCst)
-}
-
-static FORKS: AtomicU64 = AtomicU64::new(0);
-
-unsafe extern "C" fn count_fork() {
-    FORKS.fetch_add(1, Ordering::SeqCst);
-}
 
 /// Which file of memory it is, of all that there are on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +131,7 @@ impl RemoteBuffer {
             return Err("its size can change, or others can write to it");
         }
         let status = fstat(file).map_err(|_| "it is of no use")?;
-        if User(status.st_uid) != of {
+        if User::of_file(&status) != of {
             return Err("it is another user's");
         }
         let length = usize::try_from(status.st_size).ok().filter(|&length| length <= most);
@@ -204,28 +178,13 @@ impl fmt::Debug for RemoteBuffer {
     }
 }
 
-/// The user of this process, if the process at the other end of this unix socket had the same one when it connected.
-///
-/// The real, effective and saved user must be the same: a process that has kept another one can become that user
-/// again, and one that still has it as its real user can be traced by it.
-pub(crate) fn common_user(socket: &impl AsFd) -> Option<User> {
-    let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
-    sole_user().filter(|user| user.0 == peer.uid.as_raw())
-}
-
-/// The user of this process, if its real, effective and saved user are the same.
-pub(crate) fn sole_user() -> Option<User> {
-    let (mut real, mut effective, mut saved) = (0, 0, 0);
-    // SAFETY: the function writes one number to each of the three places, which are this function's own.
-    let done = unsafe { libc::getresuid(&mut real, &mut effective, &mut saved) };
-    (done == 0 && real == effective && effective == saved).then_some(User(effective))
-}
-
 #[cfg(test)]
 mod tests {
     use rustix::fs::ftruncate;
 
     use super::*;
+    use crate::sys::effective_user;
+    use crate::sys::test_support::assert_refuses_missing_seals;
 
     #[test]
     fn only_its_maker_writes_to_it() {
@@ -244,20 +203,6 @@ mod tests {
     }
 
     #[test]
-    fn forks_are_counted() {
-        let before = fork_count();
-        // SAFETY: the child does nothing but end.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            // SAFETY: it ends this process.
-            unsafe { libc::_exit(0) };
-        }
-        let child = rustix::process::Pid::from_raw(child).unwrap();
-        rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
-        assert!(fork_count() > before);
-    }
-
-    #[test]
     fn what_is_filled_is_read_by_nobody() {
         let mut own = Arc::new(LocalBuffer::new(10_000, 0).unwrap().0);
         assert!(LocalBufferMut::new(&mut own, 10_001).is_none());
@@ -273,15 +218,13 @@ mod tests {
     #[test]
     fn what_could_change_its_size_is_not_taken() {
         let open = || memory_file("test", 4096).unwrap();
-        for left_out in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::FUTURE_WRITE] {
-            let file = open();
-            fcntl_add_seals(&file, SEALS.difference(left_out)).unwrap();
-            assert!(RemoteBuffer::new(&file, effective_user(), 4096).is_err(), "{left_out:?}");
-        }
+        assert_refuses_missing_seals(SEALS, |file| {
+            RemoteBuffer::new(file, effective_user(), 4096).is_err()
+        });
         let file = open();
         fcntl_add_seals(&file, SEALS).unwrap();
         assert!(RemoteBuffer::new(&file, effective_user(), 4095).is_err());
-        assert!(RemoteBuffer::new(&file, User(effective_user().0 + 1), 4096).is_err());
+        assert!(RemoteBuffer::new(&file, effective_user().other(), 4096).is_err());
         assert!(RemoteBuffer::new(&file, effective_user(), 4096).is_ok());
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         assert!(RemoteBuffer::new(&reader, effective_user(), 4096).is_err());
