@@ -14,21 +14,7 @@ use crate::perl::message;
 use crate::support::raw::Raw;
 use crate::support::strangers::{Guarded, Seen, as_user, block_on};
 use crate::support::until;
-use crate::support::{address_in, roles, trials};
-
-trials! {
-    users_that_are_allowed_are_served_and_others_are_told,
-    groups_that_are_allowed_are_served,
-    names_that_do_not_exist_keep_a_server_from_starting,
-    a_worker_knows_its_peer,
-    json_has_to_be_named_on_tcp,
-    a_native_client_is_told_that_its_protocol_is_not_taken,
-    an_address_of_the_network_has_to_be_allowed,
-    a_listener_of_the_network_that_was_inherited_has_to_be_allowed,
-    a_client_on_tcp_learns_no_details,
-    a_client_of_another_user_learns_no_details,
-    details_can_be_shared,
-}
+use crate::support::{address_in, roles, trial};
 
 const NOBODY: u32 = 65_534;
 const STRANGER: u32 = 54_321;
@@ -52,7 +38,7 @@ async fn reason(client: &Client) -> String {
     reason.clone()
 }
 
-async fn users_that_are_allowed_are_served_and_others_are_told() {
+trial!(users_that_are_allowed_are_served_and_others_are_told, async || {
     if !is_root() {
         return;
     }
@@ -90,9 +76,9 @@ async fn users_that_are_allowed_are_served_and_others_are_told() {
     assert!(status.refused < 20, "{}", status.refused);
     let log = server.log();
     assert!(log.contains("uid=54321"), "{log}");
-}
+});
 
-async fn groups_that_are_allowed_are_served() {
+trial!(groups_that_are_allowed_are_served, async || {
     if !is_root() {
         return;
     }
@@ -113,9 +99,9 @@ async fn groups_that_are_allowed_are_served() {
     let refused = move || block_on(async { reason(&client_of(&address)).await });
     let reason = as_user(STRANGER, 4713, &[4710], refused).await;
     assert!(reason.contains("may not use this server"), "{reason}");
-}
+});
 
-async fn names_that_do_not_exist_keep_a_server_from_starting() {
+trial!(names_that_do_not_exist_keep_a_server_from_starting, async || {
     let folder = tempfile::tempdir().unwrap();
     for (option, name) in [("allow_users", "no-such-user"), ("allow_groups", "no-such-group")] {
         let option = format!("{option}={name}");
@@ -124,9 +110,9 @@ async fn names_that_do_not_exist_keep_a_server_from_starting() {
     }
     let said = roles::output(&["serve_guarded", "tcp:127.0.0.1:0", "allow_users=0"]);
     assert!(said.contains("allow_users") && said.contains("no unix socket"), "{said}");
-}
+});
 
-async fn a_worker_knows_its_peer() {
+trial!(a_worker_knows_its_peer, async || {
     let server = Guarded::start(&["mode=666"]).await;
     let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let seen: Seen = client_of(&server.address()).call("peer", ()).await.unwrap();
@@ -147,7 +133,7 @@ async fn a_worker_knows_its_peer() {
     let seen: Seen = client.call("peer", ()).await.unwrap();
     assert_eq!(seen, (Some((own.0, own.1, std::process::id())), None));
     assert_eq!(taskfork::worker::context().peer(), None);
-}
+});
 
 fn ask_in_json(port: u16) -> String {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -165,7 +151,7 @@ fn ask_in_json(port: u16) -> String {
     String::from_utf8(said).unwrap()
 }
 
-async fn json_has_to_be_named_on_tcp() {
+trial!(json_has_to_be_named_on_tcp, async || {
     let (server, port) = Guarded::start_tcp(&[]).await;
     let said = ask_in_json(port);
     assert!(said.starts_with("[\"er\",{},\"this server does not take the JSON"), "{said}");
@@ -176,9 +162,9 @@ async fn json_has_to_be_named_on_tcp() {
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     let client = client_of(&format!("tcp:127.0.0.1:{port}"));
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
-}
+});
 
-async fn a_native_client_is_told_that_its_protocol_is_not_taken() {
+trial!(a_native_client_is_told_that_its_protocol_is_not_taken, async || {
     let server = Guarded::start(&["protocols=json"]).await;
     let reason = reason(&client_of(&server.address())).await;
     assert!(reason.contains("does not take the native protocol here (protocols)"), "{reason}");
@@ -186,9 +172,9 @@ async fn a_native_client_is_told_that_its_protocol_is_not_taken() {
     let mut raw = Raw::connect(&server.path()).await;
     raw.send(b"[\"do\",{},\"add\",1,2]");
     assert_eq!(message(&mut raw.0).unwrap(), b"[\"ok\",{},3]");
-}
+});
 
-async fn an_address_of_the_network_has_to_be_allowed() {
+trial!(an_address_of_the_network_has_to_be_allowed, async || {
     for address in ["tcp:0.0.0.0:0", "tcp:[::]:0", "tcp:192.0.2.1:0"] {
         let said = roles::output(&["serve", address]);
         assert!(said.contains("other machines can reach tcp:"), "{said}");
@@ -198,9 +184,9 @@ async fn an_address_of_the_network_has_to_be_allowed() {
     let _server = roles::start(&["serve_guarded", &format!("tcp:0.0.0.0:{port}"), "network=true"]);
     let client = Client::builder().address(format!("tcp:127.0.0.1:{port}")).build().unwrap();
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
-}
+});
 
-async fn a_listener_of_the_network_that_was_inherited_has_to_be_allowed() {
+trial!(a_listener_of_the_network_that_was_inherited_has_to_be_allowed, async || {
     for (address, is_refused) in [("0.0.0.0:0", true), ("[::]:0", true), ("127.0.0.1:0", false)] {
         let listener = TcpListener::bind(address).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -216,7 +202,7 @@ async fn a_listener_of_the_network_that_was_inherited_has_to_be_allowed() {
         let client = Client::builder().address(format!("tcp:127.0.0.1:{port}")).build().unwrap();
         assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     }
-}
+});
 
 /// What a client learns of a death and of a panic, shown in full.
 async fn details(address: &str) -> (String, String) {
@@ -250,7 +236,7 @@ async fn hung_error(address: &str) -> String {
     format!("{error:?}")
 }
 
-async fn a_client_on_tcp_learns_no_details() {
+trial!(a_client_on_tcp_learns_no_details, async || {
     let (_server, port) = Guarded::start_tcp(&[]).await;
     let address = format!("tcp:127.0.0.1:{port}");
     assert_hidden(details(&address).await);
@@ -260,9 +246,9 @@ async fn a_client_on_tcp_learns_no_details() {
     let error = setup_error(&format!("tcp:127.0.0.1:{port}")).await;
     assert!(error.contains("share_details") && !error.contains("/secret"), "{error}");
     until("the reason in the log", || server.log().contains("/secret/file")).await;
-}
+});
 
-async fn a_client_of_another_user_learns_no_details() {
+trial!(a_client_of_another_user_learns_no_details, async || {
     if !is_root() {
         return;
     }
@@ -278,9 +264,9 @@ async fn a_client_of_another_user_learns_no_details() {
     assert!(!error.contains("/secret"), "{error}");
     // The server's own user is told.
     assert!(setup_error(&server.address()).await.contains("/secret/file"));
-}
+});
 
-async fn details_can_be_shared() {
+trial!(details_can_be_shared, async || {
     let (_server, port) = Guarded::start_tcp(&["share_details=true"]).await;
     let address = format!("tcp:127.0.0.1:{port}");
     let (death, panic) = details(&address).await;
@@ -290,4 +276,4 @@ async fn details_can_be_shared() {
     while !hung_error(&address).await.contains("park") {}
     let (_server, port) = Guarded::start_tcp(&["setup_fails=true", "share_details=true"]).await;
     assert!(setup_error(&format!("tcp:127.0.0.1:{port}")).await.contains("/secret/file"));
-}
+});

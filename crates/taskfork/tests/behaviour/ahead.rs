@@ -9,24 +9,7 @@ use taskfork::{Checkout, Error};
 
 use crate::bad_peers::Logged;
 use crate::support::raw::{Raw, fake, greet_as, map, of_call, text};
-use crate::support::{start, start_with, trials};
-
-trials! {
-    queued_calls_are_sent_before_answers_come,
-    a_worker_that_takes_none_ahead_gets_one_at_a_time,
-    no_more_is_sent_ahead_than_the_worker_takes,
-    a_worker_skips_what_was_sent_behind_a_failed_call,
-    a_worker_skips_what_was_taken_back,
-    the_time_of_a_call_sent_ahead_is_that_since_it_was_made,
-    answers_stay_in_step_after_a_failure_in_a_long_queue,
-    the_next_checkout_gets_its_own_answers_after_a_failure,
-    a_large_call_half_sent_behind_a_failed_one_harms_nothing,
-    large_calls_and_large_answers_do_not_stop_each_other,
-    calls_behind_a_death_have_not_run,
-    calls_that_nobody_awaits_are_sent_as_well,
-    several_tasks_share_the_queue,
-    a_worker_that_answers_what_it_was_to_skip_breaks_the_checkout,
-}
+use crate::support::{start, start_with, trial};
 
 /// The kinds of calls on the wire.
 const FIRST: u64 = 1;
@@ -55,7 +38,7 @@ async fn three(checkout: &Checkout) -> [Result<u64, Error>; 3] {
     [first.await, second.await, third.await]
 }
 
-async fn queued_calls_are_sent_before_answers_come() {
+trial!(queued_calls_are_sent_before_answers_come, async || {
     let folder = tempfile::tempdir().unwrap();
     let kinds = Arc::new(Mutex::new(Vec::new()));
     let seen = kinds.clone();
@@ -70,9 +53,9 @@ async fn queued_calls_are_sent_before_answers_come() {
     let answers = three(&checkout).await.map(Result::unwrap);
     assert_eq!(answers, [1, 2, 3]);
     assert_eq!(*kinds.lock().unwrap(), [FIRST, BEHIND, BEHIND]);
-}
+});
 
-async fn a_worker_that_takes_none_ahead_gets_one_at_a_time() {
+trial!(a_worker_that_takes_none_ahead_gets_one_at_a_time, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet_as(&mut raw, &[]);
@@ -87,9 +70,9 @@ async fn a_worker_that_takes_none_ahead_gets_one_at_a_time() {
     });
     let checkout = client.checkout();
     assert_eq!(three(&checkout).await.map(Result::unwrap), [1, 2, 3]);
-}
+});
 
-async fn no_more_is_sent_ahead_than_the_worker_takes() {
+trial!(no_more_is_sent_ahead_than_the_worker_takes, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         // The second call fills this.
@@ -108,9 +91,9 @@ async fn no_more_is_sent_ahead_than_the_worker_takes() {
     });
     let checkout = client.checkout();
     assert_eq!(three(&checkout).await.map(Result::unwrap), [1, 0, 0]);
-}
+});
 
-async fn a_worker_skips_what_was_sent_behind_a_failed_call() {
+trial!(a_worker_skips_what_was_sent_behind_a_failed_call, async || {
     let server = Logged::start();
     let (mut raw, hello) = Raw::greeted(&server.path()).await;
     let ahead = hello.as_array().unwrap()[1].as_map().unwrap();
@@ -129,9 +112,9 @@ async fn a_worker_skips_what_was_sent_behind_a_failed_call() {
     let notice = raw.receive().unwrap();
     let notice = notice.as_array().unwrap()[1].as_map().unwrap();
     assert!(notice.contains(&(text("calls"), 6.into())), "{notice:?}");
-}
+});
 
-async fn a_worker_skips_what_was_taken_back() {
+trial!(a_worker_skips_what_was_taken_back, async || {
     let server = Logged::start();
     let (mut raw, _) = Raw::greeted(&server.path()).await;
     raw.call("sleep", vec![50.into()]);
@@ -145,9 +128,9 @@ async fn a_worker_skips_what_was_taken_back() {
     raw.send_message(vec![4.into(), map(&[]), 3.into()]);
     raw.call("nothing", vec![]);
     assert_eq!(raw.receive().unwrap(), Value::Array(ok(4, Value::Nil)));
-}
+});
 
-async fn the_time_of_a_call_sent_ahead_is_that_since_it_was_made() {
+trial!(the_time_of_a_call_sent_ahead_is_that_since_it_was_made, async || {
     let (_server, client) = start("deadlines");
     let checkout = client.checkout().timeout(Duration::from_secs(100));
     let slow = checkout.call::<bool>("late", (300,));
@@ -163,9 +146,9 @@ async fn the_time_of_a_call_sent_ahead_is_that_since_it_was_made() {
     assert!(!slow.await.unwrap());
     let error = interrupted.await.unwrap_err();
     assert_eq!(error.to_string().lines().next().unwrap(), "interrupted, and cleaned up");
-}
+});
 
-async fn answers_stay_in_step_after_a_failure_in_a_long_queue() {
+trial!(answers_stay_in_step_after_a_failure_in_a_long_queue, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     for round in 0..20 {
@@ -191,9 +174,9 @@ async fn answers_stay_in_step_after_a_failure_in_a_long_queue() {
         }
         assert_eq!(checkout.call::<u64>("echo", (round,)).await.unwrap(), round);
     }
-}
+});
 
-async fn the_next_checkout_gets_its_own_answers_after_a_failure() {
+trial!(the_next_checkout_gets_its_own_answers_after_a_failure, async || {
     let (_server, client) =
         start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
     let pid: u32 = client.call("pid", ()).await.unwrap();
@@ -207,9 +190,9 @@ async fn the_next_checkout_gets_its_own_answers_after_a_failure() {
         assert_eq!(client.call::<u64>("echo", (number,)).await.unwrap(), number);
     }
     assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn a_large_call_half_sent_behind_a_failed_one_harms_nothing() {
+trial!(a_large_call_half_sent_behind_a_failed_one_harms_nothing, async || {
     let (_server, client) =
         start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
     let checkout = client.checkout();
@@ -223,9 +206,9 @@ async fn a_large_call_half_sent_behind_a_failed_one_harms_nothing() {
     assert_eq!(checkout.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     drop(checkout);
     assert_eq!(client.call::<String>("echo", (&large,)).await.unwrap(), large);
-}
+});
 
-async fn large_calls_and_large_answers_do_not_stop_each_other() {
+trial!(large_calls_and_large_answers_do_not_stop_each_other, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let text = "x".repeat(50_000);
@@ -243,9 +226,9 @@ async fn large_calls_and_large_answers_do_not_stop_each_other() {
             (answer, _) => assert_eq!(answer, Value::from(text.as_str())),
         }
     }
-}
+});
 
-async fn calls_behind_a_death_have_not_run() {
+trial!(calls_behind_a_death_have_not_run, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let before = checkout.call::<i64>("add", (1, 2));
@@ -260,9 +243,9 @@ async fn calls_behind_a_death_have_not_run() {
         let error = call.await.unwrap_err();
         assert!(error.is_fatal() && !error.may_have_run(), "{error}");
     }
-}
+});
 
-async fn calls_that_nobody_awaits_are_sent_as_well() {
+trial!(calls_that_nobody_awaits_are_sent_as_well, async || {
     let (_server, client) = start("faults");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
@@ -274,9 +257,9 @@ async fn calls_that_nobody_awaits_are_sent_as_well() {
         std::fs::read_to_string(&file).is_ok_and(|text| text == "abcd")
     })
     .await;
-}
+});
 
-async fn several_tasks_share_the_queue() {
+trial!(several_tasks_share_the_queue, async || {
     let (_server, client) = start("faults");
     let checkout = Arc::new(client.checkout());
     let tasks: Vec<_> = (0..50_u64)
@@ -293,9 +276,9 @@ async fn several_tasks_share_the_queue() {
     for task in tasks {
         task.await.unwrap();
     }
-}
+});
 
-async fn a_worker_that_answers_what_it_was_to_skip_breaks_the_checkout() {
+trial!(a_worker_that_answers_what_it_was_to_skip_breaks_the_checkout, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet_as(&mut raw, &[("ahead", 1000.into())]);
@@ -314,4 +297,4 @@ async fn a_worker_that_answers_what_it_was_to_skip_breaks_the_checkout() {
     }
     let error = checkout.call::<u64>("number", ()).await.unwrap_err();
     assert!(matches!(error, Error::Fatal { cause: FatalError::Protocol { .. }, .. }), "{error}");
-}
+});

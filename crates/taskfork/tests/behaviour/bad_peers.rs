@@ -10,25 +10,7 @@ use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, children};
 use crate::support::raw::{Raw, fake, frame, greet, greet_as, map, of_call, text};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    the_protocol_can_be_spoken_from_its_description,
-    unknown_meta_keys_are_ignored,
-    a_death_is_told_at_the_end_of_the_connection,
-    a_client_of_another_version_is_told,
-    garbage_closes_that_connection_and_no_other,
-    an_oversize_frame_closes_that_connection_and_no_other,
-    a_frame_cut_short_closes_that_connection_and_no_other,
-    a_peer_that_stops_in_a_frame_is_closed,
-    a_garbage_server_is_told_as_such,
-    a_server_that_never_greets_is_given_up,
-    garbage_in_an_answer_breaks_the_checkout,
-    an_oversize_answer_breaks_the_checkout,
-    an_answer_nobody_asked_for_costs_that_worker_only,
-    a_call_that_every_worker_denies_is_not_repeated_for_ever,
-    the_answer_to_another_call_breaks_the_checkout,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// A server in a program of its own, with what it logs.
 pub(crate) struct Logged {
@@ -86,7 +68,7 @@ impl Logged {
     }
 }
 
-async fn the_protocol_can_be_spoken_from_its_description() {
+trial!(the_protocol_can_be_spoken_from_its_description, async || {
     let server = Logged::start();
     let (mut raw, hello) = Raw::greeted(&server.path()).await;
     let hello = hello.as_array().unwrap();
@@ -110,9 +92,9 @@ async fn the_protocol_can_be_spoken_from_its_description() {
     assert_eq!(raw.receive().unwrap(), Value::Array(vec![1.into(), of_call(4), 1.into()]));
     raw.call("pid", vec![]);
     assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], meta("pid"));
-}
+});
 
-async fn unknown_meta_keys_are_ignored() {
+trial!(unknown_meta_keys_are_ignored, async || {
     let server = Logged::start();
     let (mut raw, _) = Raw::greeted(&server.path()).await;
     let deep =
@@ -128,9 +110,9 @@ async fn unknown_meta_keys_are_ignored() {
     raw.send_message(vec![2.into(), meta]);
     raw.call("checkouts", vec![]);
     assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], 1.into());
-}
+});
 
-async fn a_death_is_told_at_the_end_of_the_connection() {
+trial!(a_death_is_told_at_the_end_of_the_connection, async || {
     let server = Logged::start();
     let (mut raw, _) = Raw::greeted(&server.path()).await;
     raw.call("exit", vec![9.into()]);
@@ -142,9 +124,9 @@ async fn a_death_is_told_at_the_end_of_the_connection() {
         assert!(meta.contains(&(text(key), value)), "{key}: {meta:?}");
     }
     assert!(raw.receive().is_none());
-}
+});
 
-async fn a_client_of_another_version_is_told() {
+trial!(a_client_of_another_version_is_told, async || {
     let server = Logged::start();
     let mut raw = Raw::connect(&server.path()).await;
     raw.send(b"taskfork");
@@ -154,9 +136,9 @@ async fn a_client_of_another_version_is_told() {
     ]);
     let said = String::from_utf8_lossy(&raw.drain()).into_owned();
     assert!(said.contains("`new` speaks the protocol versions [99], this server [1]"), "{said}");
-}
+});
 
-async fn garbage_closes_that_connection_and_no_other() {
+trial!(garbage_closes_that_connection_and_no_other, async || {
     let server = Logged::start();
     server
         .reject(
@@ -176,9 +158,9 @@ async fn garbage_closes_that_connection_and_no_other() {
         .await;
     server.reject(true, &frame(vec![77.into(), map(&[])]), false, "no message of kind 77").await;
     server.reject(true, &[3, 0, 0, 0, 0xc1, 0xc1, 0xc1], false, "malformed").await;
-}
+});
 
-async fn an_oversize_frame_closes_that_connection_and_no_other() {
+trial!(an_oversize_frame_closes_that_connection_and_no_other, async || {
     let server = Logged::start();
     server
         .reject(
@@ -188,14 +170,14 @@ async fn an_oversize_frame_closes_that_connection_and_no_other() {
             "a frame of 4294967295 bytes is over the limit of 67108864",
         )
         .await;
-}
+});
 
-async fn a_frame_cut_short_closes_that_connection_and_no_other() {
+trial!(a_frame_cut_short_closes_that_connection_and_no_other, async || {
     let server = Logged::start();
     server.reject(true, &[100, 0, 0, 0, 1, 2], true, "in the middle of a frame").await;
-}
+});
 
-async fn a_peer_that_stops_in_a_frame_is_closed() {
+trial!(a_peer_that_stops_in_a_frame_is_closed, async || {
     let server = Logged::start();
     server
         .reject(
@@ -205,9 +187,9 @@ async fn a_peer_that_stops_in_a_frame_is_closed() {
             "the client stopped for 0.2 seconds in the middle of a frame",
         )
         .await;
-}
+});
 
-async fn a_garbage_server_is_told_as_such() {
+trial!(a_garbage_server_is_told_as_such, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         raw.send(b"SSH-2.0-OpenSSH");
@@ -219,17 +201,17 @@ async fn a_garbage_server_is_told_as_such() {
         "{error}"
     );
     assert!(error.to_string().contains("began with \"SSH-2.0-\""), "{error}");
-}
+});
 
-async fn a_server_that_never_greets_is_given_up() {
+trial!(a_server_that_never_greets_is_given_up, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut kept = Vec::new();
     let client = fake(&folder, move |raw| kept.push(raw));
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("did not greet within 0.1 seconds"), "{error}");
-}
+});
 
-async fn garbage_in_an_answer_breaks_the_checkout() {
+trial!(garbage_in_an_answer_breaks_the_checkout, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet(&mut raw, 1);
@@ -244,9 +226,9 @@ async fn garbage_in_an_answer_breaks_the_checkout() {
         ),
         "{error}"
     );
-}
+});
 
-async fn an_oversize_answer_breaks_the_checkout() {
+trial!(an_oversize_answer_breaks_the_checkout, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet(&mut raw, 1);
@@ -255,9 +237,9 @@ async fn an_oversize_answer_breaks_the_checkout() {
     });
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("over the limit of 67108864"), "{error}");
-}
+});
 
-async fn an_answer_nobody_asked_for_costs_that_worker_only() {
+trial!(an_answer_nobody_asked_for_costs_that_worker_only, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut first = true;
     let client = fake(&folder, move |mut raw| {
@@ -274,9 +256,9 @@ async fn an_answer_nobody_asked_for_costs_that_worker_only() {
     assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
     // The answer that came on its own is never taken for this call's.
     assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
-}
+});
 
-async fn a_call_that_every_worker_denies_is_not_repeated_for_ever() {
+trial!(a_call_that_every_worker_denies_is_not_repeated_for_ever, async || {
     let folder = tempfile::tempdir().unwrap();
     let tried = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&tried);
@@ -289,10 +271,10 @@ async fn a_call_that_every_worker_denies_is_not_repeated_for_ever() {
     let error = client.checkout().timeout(None).call::<()>("x", ()).await.unwrap_err();
     assert!(error.is_fatal() && error.to_string().contains("7"), "{error}");
     assert_eq!(tried.load(Ordering::Relaxed), 10);
-}
+});
 
-/// As of a process that a call has forked, and that has answered too.
-async fn the_answer_to_another_call_breaks_the_checkout() {
+// As of a process that a call has forked, and that has answered too.
+trial!(the_answer_to_another_call_breaks_the_checkout, async || {
     let answers = [
         (of_call(1), "the answer to call 1"),
         (of_call(3), "the answer to call 3"),
@@ -321,4 +303,4 @@ async fn the_answer_to_another_call_breaks_the_checkout() {
         }
         until("the worker to be left", || client.stats().busy + client.stats().idle == 0).await;
     }
-}
+});

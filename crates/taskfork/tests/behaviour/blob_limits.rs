@@ -11,17 +11,7 @@ use taskfork::{Blob, Client, Error};
 
 use crate::files::{announcement, echo_of_a_file, send_with};
 use crate::support::raw::{Raw, frame, greet_as, of_call};
-use crate::support::{address_in, roles, start, start_with, trials};
-
-trials! {
-    a_longer_blob_than_the_server_takes_is_an_error_of_its_call,
-    a_longer_blob_than_the_client_takes_is_an_error_of_its_call,
-    a_blob_over_the_limit_is_sent_where_a_message_may_be_so_long,
-    a_client_that_hands_over_more_is_left,
-    a_worker_that_hands_over_more_is_an_error_of_the_call,
-    bytes_of_another_kind_than_a_blob_count_against_the_frame,
-    a_program_gets_no_more_than_a_frame,
-}
+use crate::support::{address_in, roles, start, start_with, trial};
 
 /// Memory without pages, as it was never written to.
 fn sparse(length: usize) -> Blob {
@@ -37,7 +27,7 @@ fn sealed(length: u64) -> OwnedFd {
     file
 }
 
-async fn a_longer_blob_than_the_server_takes_is_an_error_of_its_call() {
+trial!(a_longer_blob_than_the_server_takes_is_an_error_of_its_call, async || {
     let (_server, client) = start("files");
     let checkout = client.checkout();
     // More than the default.
@@ -53,17 +43,17 @@ async fn a_longer_blob_than_the_server_takes_is_an_error_of_its_call() {
     let (_server, client) = start("files_small_blobs");
     let error = client.call::<Blob>("echo", (sparse(10 << 20),)).await.unwrap_err();
     assert!(error.to_string().contains("takes 1048576 of one as memory"), "{error}");
-}
+});
 
-async fn a_longer_blob_than_the_client_takes_is_an_error_of_its_call() {
+trial!(a_longer_blob_than_the_client_takes_is_an_error_of_its_call, async || {
     let (_server, client) = start_with("files", |client| client.max_blob(1 << 20));
     let checkout = client.checkout();
     let error = checkout.call::<Blob>("make", (10 << 20,)).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");
     assert!(error.to_string().contains("takes 1048576 of one as memory"), "{error}");
-}
+});
 
-async fn a_blob_over_the_limit_is_sent_where_a_message_may_be_so_long() {
+trial!(a_blob_over_the_limit_is_sent_where_a_message_may_be_so_long, async || {
     let (_server, client) = start_with("files_small_blobs", |client| client.max_blob(1 << 20));
     for (length, is_shared) in [(1 << 20, true), (2 << 20, false)] {
         let (there, maps) =
@@ -74,9 +64,9 @@ async fn a_blob_over_the_limit_is_sent_where_a_message_may_be_so_long() {
     // One of each.
     let pair: Vec<Blob> = client.call("both", (sparse(1 << 20), sparse(2 << 20))).await.unwrap();
     assert_eq!(pair.iter().map(|blob| blob.len()).collect::<Vec<_>>(), [1 << 20, 2 << 20]);
-}
+});
 
-async fn a_client_that_hands_over_more_is_left() {
+trial!(a_client_that_hands_over_more_is_left, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = roles::start(&["serve_files", &address_in(&folder)]);
     for length in [(256 << 20) + 1, 400 << 20, 1 << 40] {
@@ -88,9 +78,9 @@ async fn a_client_that_hands_over_more_is_left() {
     }
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert_eq!(client.call::<Blob>("echo", (sparse(100_000),)).await.unwrap().len(), 100_000);
-}
+});
 
-async fn a_worker_that_hands_over_more_is_an_error_of_the_call() {
+trial!(a_worker_that_hands_over_more_is_an_error_of_the_call, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     std::thread::spawn(move || {
@@ -109,9 +99,9 @@ async fn a_worker_that_hands_over_more_is_an_error_of_the_call() {
     assert!(error.to_string().contains("and the limit is 268435456 (max_blob)"), "{error}");
     let error = checkout.call::<Value>("any", ()).await.unwrap_err();
     assert!(error.to_string().contains("and the limit is 268435456 (max_blob)"), "{error}");
-}
+});
 
-async fn bytes_of_another_kind_than_a_blob_count_against_the_frame() {
+trial!(bytes_of_another_kind_than_a_blob_count_against_the_frame, async || {
     let (_server, client) = start("files");
     let checkout = client.checkout();
     assert_eq!(checkout.call::<usize>("value", (sparse(1 << 20),)).await.unwrap(), 1 << 20);
@@ -121,11 +111,11 @@ async fn bytes_of_another_kind_than_a_blob_count_against_the_frame() {
     let (_server, client) = start_with("files", |client| client.max_frame(1 << 20));
     let error = client.call::<Value>("make", (2 << 20,)).await.unwrap_err();
     assert!(error.to_string().contains("the limit is 1048576; only a `Blob`"), "{error}");
-}
+});
 
-async fn a_program_gets_no_more_than_a_frame() {
+trial!(a_program_gets_no_more_than_a_frame, async || {
     let (_server, client) = start("executable");
     let error = client.call::<Value>("echo", (sparse(100 << 20),)).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Arguments { .. }, .. }), "{error}");
     assert!(error.to_string().contains("67108864 in a message"), "{error}");
-}
+});

@@ -4,19 +4,7 @@ use serde::{Deserialize, Serialize};
 use taskfork::client::Value;
 use taskfork::{Blob, BoxError, Error, Methods, ServerBuilder, ServerError};
 
-use crate::support::{start, trials};
-
-trials! {
-    blobs_of_all_sizes_come_back_as_they_were,
-    several_in_one_value_keep_their_places,
-    they_are_the_same_on_the_wire_as_other_bytes,
-    one_that_a_worker_keeps_stays_as_it_is,
-    one_that_a_client_keeps_stays_as_it_is,
-    one_over_the_limit_is_refused_before_it_is_sent,
-    an_answer_over_the_limit_is_an_error_of_the_call,
-    they_stand_in_front_of_what_a_call_logs,
-    they_travel_over_tcp_as_well,
-}
+use crate::support::{start, trial};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Page {
@@ -49,16 +37,16 @@ fn pattern(length: usize, seed: u8) -> Vec<u8> {
     (0..length).map(|place| (place / 251 + place) as u8 ^ seed).collect()
 }
 
-async fn blobs_of_all_sizes_come_back_as_they_were() {
+trial!(blobs_of_all_sizes_come_back_as_they_were, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     for length in [0, 1, 4000, 4096, 16_383, 16_384, 16_385, 65_536, 1_000_000, 8_000_000, 10] {
         let blob = Blob::from(pattern(length, 3));
         assert_eq!(checkout.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
     }
-}
+});
 
-async fn several_in_one_value_keep_their_places() {
+trial!(several_in_one_value_keep_their_places, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     for length in [10, 20_000, 300_000] {
@@ -72,9 +60,9 @@ async fn several_in_one_value_keep_their_places() {
         };
         assert_eq!(checkout.call::<Page>("page", (&page,)).await.unwrap(), page);
     }
-}
+});
 
-async fn they_are_the_same_on_the_wire_as_other_bytes() {
+trial!(they_are_the_same_on_the_wire_as_other_bytes, async || {
     let (_server, client) = start("blobs");
     let bytes = pattern(100_000, 9);
     let value = Value::Binary(bytes.clone());
@@ -84,9 +72,9 @@ async fn they_are_the_same_on_the_wire_as_other_bytes() {
     assert_eq!(*client.call::<Blob>("echo", ([1, 2, 255],)).await.unwrap(), [1, 2, 255]);
     let error = client.call::<Blob>("echo", ([1, 256],)).await.unwrap_err();
     assert!(error.to_string().contains("argument 1: "), "{error}");
-}
+});
 
-async fn one_that_a_worker_keeps_stays_as_it_is() {
+trial!(one_that_a_worker_keeps_stays_as_it_is, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     for seed in 0..20 {
@@ -98,9 +86,9 @@ async fn one_that_a_worker_keeps_stays_as_it_is() {
     for (seed, blob) in (0..20).zip(kept) {
         assert_eq!(*blob, pattern(100_000, seed));
     }
-}
+});
 
-async fn one_that_a_client_keeps_stays_as_it_is() {
+trial!(one_that_a_client_keeps_stays_as_it_is, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     let mut kept: Vec<Blob> = Vec::new();
@@ -111,27 +99,27 @@ async fn one_that_a_client_keeps_stays_as_it_is() {
     for (seed, blob) in (0..20).zip(kept) {
         assert_eq!(*blob, pattern(100_000, seed));
     }
-}
+});
 
-async fn one_over_the_limit_is_refused_before_it_is_sent() {
+trial!(one_over_the_limit_is_refused_before_it_is_sent, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     let error = checkout.call::<Blob>("echo", (Blob::from(vec![0; 9 << 20]),)).await.unwrap_err();
     assert!(!error.is_fatal() && !error.may_have_run(), "{error}");
     assert!(error.to_string().contains("the limit of a message is 8388608"), "{error}");
     assert!(checkout.call::<Blob>("echo", (Blob::default(),)).await.unwrap().is_empty());
-}
+});
 
-async fn an_answer_over_the_limit_is_an_error_of_the_call() {
+trial!(an_answer_over_the_limit_is_an_error_of_the_call, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     let error = checkout.call::<Blob>("double", (Blob::from(vec![0; 5 << 20]),)).await.unwrap_err();
     assert!(matches!(&error, Error::Call { .. }), "{error}");
     assert!(error.to_string().contains("over the limit of 8388608"), "{error}");
     assert!(checkout.call::<Blob>("echo", (Blob::default(),)).await.unwrap().is_empty());
-}
+});
 
-async fn they_stand_in_front_of_what_a_call_logs() {
+trial!(they_stand_in_front_of_what_a_call_logs, async || {
     let (_server, client) = start("blobs");
     let (send, messages) = std::sync::mpsc::channel();
     let log = log_defer::Log::new(move |message| send.send(message).unwrap());
@@ -140,12 +128,12 @@ async fn they_stand_in_front_of_what_a_call_logs() {
     assert_eq!(checkout.call::<Blob>("log", (&blob,)).await.unwrap(), blob);
     drop((checkout, log));
     assert_eq!(messages.recv().unwrap().logs.len(), 1);
-}
+});
 
-async fn they_travel_over_tcp_as_well() {
+trial!(they_travel_over_tcp_as_well, async || {
     let (_server, client) = start("blobs_tcp");
     for length in [100, 5_000_000] {
         let blob = Blob::from(pattern(length, 8));
         assert_eq!(client.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
     }
-}
+});

@@ -2,16 +2,8 @@
 
 use taskfork::{Server, blocking};
 
-use crate::support::trials;
+use crate::support::trial;
 use crate::typed::{AdderBlockingCalls, NotANumber};
-
-trials! {
-    calls_and_checkouts_without_a_runtime,
-    typed_calls_without_a_runtime,
-    many_threads_share_a_client,
-    a_checkout_outlives_its_client,
-    closing_waits_for_checkouts_of_other_threads,
-}
 
 /// Runs where there is no runtime.
 async fn outside(test: impl FnOnce() + Send + 'static) {
@@ -26,7 +18,7 @@ fn start(entry: &str) -> (taskfork::server::ServerHandle, blocking::Client) {
     (server, client)
 }
 
-async fn calls_and_checkouts_without_a_runtime() {
+trial!(calls_and_checkouts_without_a_runtime, async || {
     outside(|| {
         let (_server, client) = start("faults");
         assert_eq!(client.call::<i64>("add", (2, 3)).unwrap(), 5);
@@ -41,9 +33,9 @@ async fn calls_and_checkouts_without_a_runtime() {
         assert_eq!(checkout.call::<()>("nothing", ()).unwrap_err().to_string(), "enough");
     })
     .await;
-}
+});
 
-async fn typed_calls_without_a_runtime() {
+trial!(typed_calls_without_a_runtime, async || {
     outside(|| {
         let (_server, client) = start("typed");
         let checkout = client.checkout();
@@ -57,9 +49,9 @@ async fn typed_calls_without_a_runtime() {
         assert_eq!(own, NotANumber { text: "x".into() });
     })
     .await;
-}
+});
 
-async fn many_threads_share_a_client() {
+trial!(many_threads_share_a_client, async || {
     outside(|| {
         let (_server, client) = start("faults");
         std::thread::scope(|scope| {
@@ -77,9 +69,9 @@ async fn many_threads_share_a_client() {
         });
     })
     .await;
-}
+});
 
-async fn a_checkout_outlives_its_client() {
+trial!(a_checkout_outlives_its_client, async || {
     outside(|| {
         let (_server, client) = start("faults");
         let checkout = client.checkout();
@@ -87,9 +79,9 @@ async fn a_checkout_outlives_its_client() {
         assert_eq!(checkout.call::<i64>("add", (2, 3)).unwrap(), 5);
     })
     .await;
-}
+});
 
-async fn closing_waits_for_checkouts_of_other_threads() {
+trial!(closing_waits_for_checkouts_of_other_threads, async || {
     outside(|| {
         let (_server, client) = start("faults");
         let checkout = client.checkout();
@@ -108,4 +100,4 @@ async fn closing_waits_for_checkouts_of_other_threads() {
         assert!(client.try_checkout().is_none());
     })
     .await;
-}
+});

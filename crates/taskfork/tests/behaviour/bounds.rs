@@ -9,19 +9,7 @@ use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::bad_peers::Logged;
 use crate::support::raw::{Raw, fake, frame, greet, map};
-use crate::support::{address_in, start, trials};
-
-trials! {
-    values_nest_to_128_levels_in_both_directions,
-    a_worker_answers_arguments_that_nest_deeper_and_goes_on,
-    a_client_refuses_results_that_nest_deeper_and_goes_on,
-    json_nests_to_128_levels_and_a_worker_goes_on,
-    a_client_refuses_json_that_nests_deeper_and_goes_on,
-    a_long_chain_of_causes_arrives_as_its_beginning,
-    a_million_causes_of_a_peer_are_one_error,
-    values_of_too_many_elements_are_errors_of_their_call,
-    lists_that_are_too_long_break_the_connection_with_their_name,
-}
+use crate::support::{address_in, start, trial};
 
 const TOO_DEEP: &str = "nested deeper than 128 levels";
 
@@ -74,7 +62,7 @@ fn chain(causes: usize) -> Chain {
     (0..causes).rev().fold(Chain(causes, None), |cause, number| Chain(number, Some(cause.into())))
 }
 
-async fn values_nest_to_128_levels_in_both_directions() {
+trial!(values_nest_to_128_levels_in_both_directions, async || {
     let (_server, client) = start("bounds");
     let checkout = client.checkout();
     assert_eq!(checkout.call::<Value>("echo", (nested(128),)).await.unwrap(), nested(128));
@@ -87,9 +75,9 @@ async fn values_nest_to_128_levels_in_both_directions() {
     assert!(matches!(&error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");
     assert!(error.to_string().contains(TOO_DEEP), "{error}");
     assert_eq!(checkout.call::<Value>("nested", (1,)).await.unwrap(), nested(1));
-}
+});
 
-async fn a_worker_answers_arguments_that_nest_deeper_and_goes_on() {
+trial!(a_worker_answers_arguments_that_nest_deeper_and_goes_on, async || {
     let server = Logged::start();
     let (mut raw, _) = Raw::greeted(&server.path()).await;
     for (levels, is_refused) in [(128, false), (129, true), (100_000, true), (1, false)] {
@@ -104,9 +92,9 @@ async fn a_worker_answers_arguments_that_nest_deeper_and_goes_on() {
             assert!(said.contains("arguments") && said.contains(TOO_DEEP), "{said}");
         }
     }
-}
+});
 
-async fn a_client_refuses_results_that_nest_deeper_and_goes_on() {
+trial!(a_client_refuses_results_that_nest_deeper_and_goes_on, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet(&mut raw, 0);
@@ -130,9 +118,9 @@ async fn a_client_refuses_results_that_nest_deeper_and_goes_on() {
     }
     let one = checkout.call::<Value>("x", ()).await.unwrap();
     assert_eq!(one, Value::Array(vec![Value::Nil]));
-}
+});
 
-async fn json_nests_to_128_levels_and_a_worker_goes_on() {
+trial!(json_nests_to_128_levels_and_a_worker_goes_on, async || {
     let server = Logged::start();
     // Until it listens.
     Raw::connect(&server.path()).await;
@@ -148,9 +136,9 @@ async fn json_nests_to_128_levels_and_a_worker_goes_on() {
         socket.read_exact(&mut answer).unwrap();
         assert_eq!(String::from_utf8(answer).unwrap(), expected);
     }
-}
+});
 
-async fn a_client_refuses_json_that_nests_deeper_and_goes_on() {
+trial!(a_client_refuses_json_that_nests_deeper_and_goes_on, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let thread = std::thread::spawn(move || {
@@ -177,9 +165,9 @@ async fn a_client_refuses_json_that_nests_deeper_and_goes_on() {
     assert!(error.to_string().contains(TOO_DEEP), "{error}");
     drop((checkout, client));
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
-}
+});
 
-async fn a_long_chain_of_causes_arrives_as_its_beginning() {
+trial!(a_long_chain_of_causes_arrives_as_its_beginning, async || {
     let (_server, client) = start("bounds");
     let checkout = client.checkout();
     let error = checkout.call::<()>("fail", (1000,)).await.unwrap_err();
@@ -190,9 +178,9 @@ async fn a_long_chain_of_causes_arrives_as_its_beginning() {
     assert_eq!((failure.message(), causes.len(), causes[63]), ("cause 0", 65, "cause 64"));
     assert_eq!(causes[64], "936 more causes are left out");
     assert!(error.report().to_string().contains("caused by: 936 more causes are left out"));
-}
+});
 
-async fn a_million_causes_of_a_peer_are_one_error() {
+trial!(a_million_causes_of_a_peer_are_one_error, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet(&mut raw, 1);
@@ -207,9 +195,9 @@ async fn a_million_causes_of_a_peer_are_one_error() {
     let checkout = client.checkout().timeout(None);
     let error = checkout.call::<()>("x", ()).await.unwrap_err();
     assert!(error.report().to_string().contains("999936 more causes are left out"));
-}
+});
 
-async fn values_of_too_many_elements_are_errors_of_their_call() {
+trial!(values_of_too_many_elements_are_errors_of_their_call, async || {
     let server = Logged::start();
     let (mut raw, _) = Raw::greeted(&server.path()).await;
     let list = |elements: u32| {
@@ -224,9 +212,9 @@ async fn values_of_too_many_elements_are_errors_of_their_call() {
     assert!(answer.contains("more than 8388608 elements"), "{answer}");
     raw.call("echo", vec![7.into()]);
     assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], 7.into());
-}
+});
 
-async fn lists_that_are_too_long_break_the_connection_with_their_name() {
+trial!(lists_that_are_too_long_break_the_connection_with_their_name, async || {
     let server = Logged::start();
     let ids = Value::Array(vec![1.into(); 1025]);
     for key in ["gone", "unwanted", "new"] {
@@ -238,4 +226,4 @@ async fn lists_that_are_too_long_break_the_connection_with_their_name() {
     let many: Vec<_> = many.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
     let done = frame(vec![2.into(), map(&many)]);
     server.reject(true, &done, false, "a map has 300 entries, and the limit is 256").await;
-}
+});

@@ -7,16 +7,9 @@ use std::time::Duration;
 use taskfork::client::{BusyPoll, Value};
 use taskfork::{Client, Server};
 
-use crate::support::{start, start_with, trials};
+use crate::support::{start, start_with, trial};
 
-trials! {
-    everything_is_as_it_is_without,
-    an_idle_pool_takes_no_processor_time,
-    other_tasks_have_their_turns,
-    what_others_answer_does_not_wait_for_it,
-}
-
-async fn everything_is_as_it_is_without() {
+trial!(everything_is_as_it_is_without, async || {
     for entry in ["faults", "looking"] {
         let budget = BusyPoll::Fixed(Duration::from_millis(2));
         let (_server, client) = start_with(entry, |client| client.busy_poll(budget).max_workers(2));
@@ -39,7 +32,7 @@ async fn everything_is_as_it_is_without() {
         let late = late.call::<()>("hang", ()).await.unwrap_err().to_string();
         assert!(late.contains("timed out after 0.03 seconds"), "{late}");
     }
-}
+});
 
 /// What a process has used so far, in the kernel's ticks of ten milliseconds.
 fn ticks(pid: u32) -> u64 {
@@ -48,7 +41,7 @@ fn ticks(pid: u32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-async fn an_idle_pool_takes_no_processor_time() {
+trial!(an_idle_pool_takes_no_processor_time, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -59,7 +52,7 @@ async fn an_idle_pool_takes_no_processor_time() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let used = ticks(pid) - before;
     assert!(used <= 2, "{used} of 50 ticks");
-}
+});
 
 /// Runs this on a runtime of one thread, with a client that looks for so long that an answer is always there
 /// before it is over.
@@ -81,7 +74,7 @@ async fn alone<T: Send + 'static, F: Future<Output = T>>(
     done.await.unwrap()
 }
 
-async fn other_tasks_have_their_turns() {
+trial!(other_tasks_have_their_turns, async || {
     // The worker looks as well, so that no call waits for anything.
     let turns = alone("looking", |client| async move {
         let checkout = client.checkout();
@@ -102,9 +95,9 @@ async fn other_tasks_have_their_turns() {
     });
     let turns = turns.await;
     assert!(turns >= 10, "{turns} turns in 2000 calls");
-}
+});
 
-async fn what_others_answer_does_not_wait_for_it() {
+trial!(what_others_answer_does_not_wait_for_it, async || {
     let answered = alone("faults", |client| async move {
         let (slow, quick) = (client.checkout(), client.checkout());
         slow.ready().await.unwrap();
@@ -121,4 +114,4 @@ async fn what_others_answer_does_not_wait_for_it() {
         answered.load(Ordering::Relaxed)
     });
     assert_eq!(answered.await, 50);
-}
+});

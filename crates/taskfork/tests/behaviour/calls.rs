@@ -6,34 +6,14 @@ use taskfork::Error;
 use taskfork::client::Value;
 use taskfork::error::{CallError, FatalError};
 
-use crate::support::{start, start_with, trials};
+use crate::support::{start, start_with, trial};
 
-trials! {
-    a_call_goes_there_and_back,
-    values_of_all_kinds_come_back_as_they_were,
-    a_call_without_a_method_runs_too,
-    one_function_can_be_the_whole_interface,
-    calls_run_in_the_order_they_were_made_however_they_are_awaited,
-    calls_wait_for_a_worker_that_is_not_there_yet,
-    a_call_not_awaited_runs_all_the_same,
-    a_call_dropped_before_it_was_sent_does_not_run,
-    a_call_dropped_while_it_runs_harms_no_other,
-    a_call_outlives_its_checkout,
-    dropping_a_running_call_and_its_checkout_kills_the_worker,
-    a_checkout_is_shared_between_tasks,
-    a_checkout_keeps_its_worker_and_its_state,
-    large_messages_cross_whole,
-    waiting_for_the_worker_alone,
-    a_wait_for_the_worker_stands_in_turn,
-    an_unawaited_answer_is_kept,
-}
-
-async fn a_call_goes_there_and_back() {
+trial!(a_call_goes_there_and_back, async || {
     let (_server, client) = start("faults");
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
-}
+});
 
-async fn values_of_all_kinds_come_back_as_they_were() {
+trial!(values_of_all_kinds_come_back_as_they_were, async || {
     let (_server, client) = start("faults");
     let list = Value::Array(vec![
         Value::Nil,
@@ -47,24 +27,24 @@ async fn values_of_all_kinds_come_back_as_they_were() {
     ]);
     assert_eq!(client.call::<Value>("echo", (&list,)).await.unwrap(), list);
     assert_eq!(client.call::<Vec<i64>>("args", vec![1, 2]).await.unwrap(), [1, 2]);
-}
+});
 
-async fn a_call_without_a_method_runs_too() {
+trial!(a_call_without_a_method_runs_too, async || {
     let (_server, client) = start("faults");
     let back: (i64, String) = client.invoke((1, "two")).await.unwrap();
     assert_eq!(back, (1, "two".to_owned()));
-}
+});
 
-async fn one_function_can_be_the_whole_interface() {
+trial!(one_function_can_be_the_whole_interface, async || {
     let (_server, client) = start("function");
     assert_eq!(client.call::<i64>("double", (4,)).await.unwrap(), 8);
     assert_eq!(client.invoke::<i64>((4,)).await.unwrap(), 4);
     assert_eq!(client.call::<i64>("sing", (4,)).await.unwrap_err().to_string(), "cannot sing");
     let error = client.invoke::<i64>(("four",)).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Arguments { .. }, .. }), "{error}");
-}
+});
 
-async fn calls_run_in_the_order_they_were_made_however_they_are_awaited() {
+trial!(calls_run_in_the_order_they_were_made_however_they_are_awaited, async || {
     let (_server, client) = start("faults");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("order").display().to_string();
@@ -77,9 +57,9 @@ async fn calls_run_in_the_order_they_were_made_however_they_are_awaited() {
         call.await.unwrap();
     }
     assert_eq!(std::fs::read_to_string(file).unwrap(), "abcd");
-}
+});
 
-async fn calls_wait_for_a_worker_that_is_not_there_yet() {
+trial!(calls_wait_for_a_worker_that_is_not_there_yet, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let first = client.checkout();
     first.ready().await.unwrap();
@@ -88,16 +68,16 @@ async fn calls_wait_for_a_worker_that_is_not_there_yet() {
     assert_eq!(client.stats().queued, 1);
     drop(first);
     assert_eq!((calls.0.await.unwrap(), calls.1.await.unwrap()), (2, 4));
-}
+});
 
-async fn a_call_not_awaited_runs_all_the_same() {
+trial!(a_call_not_awaited_runs_all_the_same, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let _kept = checkout.call::<()>("remember", ("written",));
     assert_eq!(checkout.call::<String>("note", ()).await.unwrap(), "written");
-}
+});
 
-async fn a_call_dropped_before_it_was_sent_does_not_run() {
+trial!(a_call_dropped_before_it_was_sent_does_not_run, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let slow = checkout.call::<()>("sleep", (50,));
@@ -105,18 +85,18 @@ async fn a_call_dropped_before_it_was_sent_does_not_run() {
     let note = checkout.call::<String>("note", ());
     slow.await.unwrap();
     assert_eq!(note.await.unwrap(), "");
-}
+});
 
-async fn a_call_dropped_while_it_runs_harms_no_other() {
+trial!(a_call_dropped_while_it_runs_harms_no_other, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let slow = checkout.call::<()>("sleep", (50,));
     drop(slow);
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn a_call_outlives_its_checkout() {
+trial!(a_call_outlives_its_checkout, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let (first, second) =
@@ -124,9 +104,9 @@ async fn a_call_outlives_its_checkout() {
     drop(checkout);
     first.await.unwrap();
     assert_eq!(second.await.unwrap(), 3);
-}
+});
 
-async fn dropping_a_running_call_and_its_checkout_kills_the_worker() {
+trial!(dropping_a_running_call_and_its_checkout_kills_the_worker, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -135,9 +115,9 @@ async fn dropping_a_running_call_and_its_checkout_kills_the_worker() {
     drop(hanging);
     crate::support::until("the worker's end", || !crate::support::processes::is_alive(pid)).await;
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn a_checkout_is_shared_between_tasks() {
+trial!(a_checkout_is_shared_between_tasks, async || {
     let (_server, client) = start("faults");
     let checkout = std::sync::Arc::new(client.checkout());
     let tasks: Vec<_> = (0..8)
@@ -154,9 +134,9 @@ async fn a_checkout_is_shared_between_tasks() {
     for task in tasks {
         task.await.unwrap();
     }
-}
+});
 
-async fn a_checkout_keeps_its_worker_and_its_state() {
+trial!(a_checkout_keeps_its_worker_and_its_state, async || {
     let (_server, client) = start("faults");
     let (one, two) = (client.checkout(), client.checkout());
     one.call::<()>("remember", ("one",)).await.unwrap();
@@ -165,36 +145,36 @@ async fn a_checkout_keeps_its_worker_and_its_state() {
     assert_eq!(two.call::<String>("note", ()).await.unwrap(), "two");
     let pids = (one.call::<u32>("pid", ()), two.call::<u32>("pid", ()));
     assert_ne!(pids.0.await.unwrap(), pids.1.await.unwrap());
-}
+});
 
-async fn large_messages_cross_whole() {
+trial!(large_messages_cross_whole, async || {
     let (_server, client) = start("faults");
     let bytes = serde_bytes::ByteBuf::from((0..5_000_000u32).map(|n| n as u8).collect::<Vec<_>>());
     let back: serde_bytes::ByteBuf = client.call("echo", (&bytes,)).await.unwrap();
     assert!(back == bytes);
     let blob: serde_bytes::ByteBuf = client.call("blob", (60 << 20,)).await.unwrap();
     assert_eq!(blob.len(), 60 << 20);
-}
+});
 
-async fn waiting_for_the_worker_alone() {
+trial!(waiting_for_the_worker_alone, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let first = client.checkout();
     first.ready().await.unwrap();
     let second = client.checkout().timeout(Duration::from_millis(50));
     let error = second.ready().await.unwrap_err();
     assert!(matches!(error, Error::Fatal { cause: FatalError::TimedOut { .. }, .. }), "{error}");
-}
+});
 
-async fn a_wait_for_the_worker_stands_in_turn() {
+trial!(a_wait_for_the_worker_stands_in_turn, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let call = checkout.call::<()>("remember", ("first",));
     checkout.ready().await.unwrap();
     drop(call);
     assert_eq!(checkout.call::<String>("note", ()).await.unwrap(), "first");
-}
+});
 
-async fn an_unawaited_answer_is_kept() {
+trial!(an_unawaited_answer_is_kept, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let kept = checkout.call::<i64>("add", (20, 22));
@@ -202,4 +182,4 @@ async fn an_unawaited_answer_is_kept() {
         checkout.call::<()>("nothing", ()).await.unwrap();
     }
     assert_eq!(kept.await.unwrap(), 42);
-}
+});

@@ -7,21 +7,7 @@ use taskfork::worker::context;
 use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::is_gone;
-use crate::support::{address_in, start, start_with, trials, until};
-
-trials! {
-    a_time_that_is_set_after_the_last_has_come_is_kept,
-    a_worker_knows_how_much_time_is_left,
-    a_system_call_that_blocks_is_interrupted,
-    a_loop_that_asks_may_end_by_itself,
-    the_grace_can_be_longer,
-    the_error_says_where_it_hung,
-    a_worker_hung_by_the_servers_measure_says_so_too,
-    a_worker_that_cannot_tell_is_killed_all_the_same,
-    a_worker_that_hangs_while_it_allocates_tells_where,
-    a_late_alarm_does_not_reach_the_next_call,
-    a_worker_that_knows_no_deadline_is_given_up,
-}
+use crate::support::{address_in, start, start_with, trial, until};
 
 #[inline(never)]
 fn hang_in_this_function() {
@@ -90,7 +76,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
 
 pub(crate) type Left = (Option<Duration>, Option<Duration>, bool);
 
-async fn a_worker_knows_how_much_time_is_left() {
+trial!(a_worker_knows_how_much_time_is_left, async || {
     assert_eq!((context().remaining(), context().is_cancelled()), (None, false));
     let (_server, client) = start_with("deadlines", |client| client.max_workers(1));
     let time = Duration::from_secs(20);
@@ -109,9 +95,9 @@ async fn a_worker_knows_how_much_time_is_left() {
 
     let checkout = client.checkout().timeout(None);
     assert_eq!(checkout.call::<Left>("left", ()).await.unwrap(), (None, None, false));
-}
+});
 
-async fn a_system_call_that_blocks_is_interrupted() {
+trial!(a_system_call_that_blocks_is_interrupted, async || {
     let (_server, client) = start_with("deadlines", |client| client.grace(Duration::from_secs(20)));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -120,24 +106,24 @@ async fn a_system_call_that_blocks_is_interrupted() {
     assert_eq!(error.to_string(), "interrupted, and cleaned up");
     assert!(!error.is_fatal());
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn a_loop_that_asks_may_end_by_itself() {
+trial!(a_loop_that_asks_may_end_by_itself, async || {
     let (_server, client) = start_with("deadlines", |client| client.grace(Duration::from_secs(20)));
     let checkout = client.checkout();
     let _: u32 = checkout.call("pid", ()).await.unwrap();
     let checkout = checkout.timeout(Duration::from_millis(50));
     let error = checkout.call::<()>("loop", ()).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Interface(_), .. }), "{error}");
-}
+});
 
-async fn the_grace_can_be_longer() {
+trial!(the_grace_can_be_longer, async || {
     let (_server, client) = start_with("deadlines", |client| client.grace(Duration::from_secs(10)));
     let checkout = client.checkout();
     let _: u32 = checkout.call("pid", ()).await.unwrap();
     let checkout = checkout.timeout(Duration::from_millis(50));
     assert!(checkout.call::<bool>("late", (500_u64,)).await.unwrap());
-}
+});
 
 /// Where a call hung whose time was over. On a busy machine the server may not have told that in time, or not
 /// have found the stack; then it says why.
@@ -164,7 +150,7 @@ async fn until_told<T>(mut attempt: impl AsyncFnMut() -> (bool, T)) -> T {
     }
 }
 
-async fn the_error_says_where_it_hung() {
+trial!(the_error_says_where_it_hung, async || {
     let (_server, client) = start("deadlines");
     let (pid, error) = until_told(async || {
         let checkout = client.checkout();
@@ -185,9 +171,9 @@ async fn the_error_says_where_it_hung() {
     let report = format!("{error:#}");
     assert!(report.contains("hang_in_this_function") && report.contains("it had run for"));
     until("the worker is gone", || is_gone(pid)).await;
-}
+});
 
-async fn a_worker_hung_by_the_servers_measure_says_so_too() {
+trial!(a_worker_hung_by_the_servers_measure_says_so_too, async || {
     let (_server, client) = start_with("deadlines_hung", |client| client.timeout(None));
     let stack = until_told(async || {
         let error = client.call::<()>("hang", ()).await.unwrap_err();
@@ -202,9 +188,9 @@ async fn a_worker_hung_by_the_servers_measure_says_so_too() {
     })
     .await;
     assert!(stack.unwrap().contains("hang_in_this_function"));
-}
+});
 
-async fn a_worker_that_cannot_tell_is_killed_all_the_same() {
+trial!(a_worker_that_cannot_tell_is_killed_all_the_same, async || {
     let (_server, client) = start_with("deadlines_hung", |client| client.timeout(None));
     let error = client.call::<()>("block_signals", ()).await.unwrap_err();
     let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = &error else {
@@ -214,9 +200,9 @@ async fn a_worker_that_cannot_tell_is_killed_all_the_same() {
     let reason = "the worker's code blocks SIGALRM, or has changed what it does";
     assert_eq!((hung.stack.as_deref(), hung.no_stack.as_deref()), (None, Some(reason)));
     assert!(format!("{error:#}").contains("its stack is not known: the worker's code blocks"));
-}
+});
 
-async fn a_worker_that_hangs_while_it_allocates_tells_where() {
+trial!(a_worker_that_hangs_while_it_allocates_tells_where, async || {
     let (_server, client) = start("deadlines");
     // Each worker tells, whatever lock it holds: none that has had a core is without a stack.
     for _ in 0..4 {
@@ -232,9 +218,9 @@ async fn a_worker_that_hangs_while_it_allocates_tells_where() {
         })
         .await;
     }
-}
+});
 
-async fn a_late_alarm_does_not_reach_the_next_call() {
+trial!(a_late_alarm_does_not_reach_the_next_call, async || {
     let (_server, client) = start("deadlines");
     for _ in 0..50 {
         let checkout = client.checkout().timeout(Duration::from_millis(20));
@@ -246,9 +232,9 @@ async fn a_late_alarm_does_not_reach_the_next_call() {
             Err(error) => panic!("{error}"),
         }
     }
-}
+});
 
-async fn a_worker_that_knows_no_deadline_is_given_up() {
+trial!(a_worker_that_knows_no_deadline_is_given_up, async || {
     use std::io::Read;
     use std::os::unix::net::UnixListener;
 
@@ -279,10 +265,10 @@ async fn a_worker_that_knows_no_deadline_is_given_up() {
     let call = worker.join().unwrap();
     assert_eq!(call[1]["grace"], 7000.into());
     assert!((1..=50_000).contains(&call[1]["timeout"].as_u64().unwrap()), "{call}");
-}
+});
 
-/// The client's one clock has rung for the first, and is set again though nothing else happens.
-async fn a_time_that_is_set_after_the_last_has_come_is_kept() {
+// The client's one clock has rung for the first, and is set again though nothing else happens.
+trial!(a_time_that_is_set_after_the_last_has_come_is_kept, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let holder = client.checkout().timeout(None);
     let _: u32 = holder.call("pid", ()).await.unwrap();
@@ -297,4 +283,4 @@ async fn a_time_that_is_set_after_the_last_has_come_is_kept() {
         );
         assert!(waited, "{error}");
     }
-}
+});

@@ -6,26 +6,7 @@ use taskfork::error::{Activity, Death, End, FatalError};
 use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, children, is_alive, signal};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    a_death_in_a_call_says_how_and_of_whom,
-    a_killed_worker_is_told_by_its_signal,
-    deaths_are_told_also_where_the_program_ignores_its_childrens,
-    all_calls_of_a_dead_worker_end,
-    a_worker_that_dies_idle_is_replaced_and_nobody_sees_it,
-    a_worker_that_dies_between_two_calls_ends_the_checkout,
-    a_worker_that_dies_before_the_first_call_is_replaced_unseen,
-    a_worker_that_dies_while_cleaning_up_is_replaced_unseen,
-    many_idle_deaths_under_load_lose_no_call,
-    with_one_worker_deaths_never_make_two,
-    one_death_harms_no_other_checkout,
-    a_hung_worker_is_killed_whatever_it_does,
-    a_worker_below_the_limit_is_not_hung,
-    a_worker_whose_client_times_out_is_killed_inside_its_call,
-    what_a_worker_started_dies_with_it,
-    the_server_logs_one_line_a_death,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
     match outcome.unwrap_err() {
@@ -36,7 +17,7 @@ fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
     }
 }
 
-async fn a_death_in_a_call_says_how_and_of_whom() {
+trial!(a_death_in_a_call_says_how_and_of_whom, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -53,9 +34,9 @@ async fn a_death_in_a_call_says_how_and_of_whom() {
     let error = client.call::<()>("segv", ()).await.unwrap_err().to_string();
     assert!(error.starts_with("worker connection suddenly died: worker "), "{error}");
     assert!(error.ends_with("was killed by SIGSEGV during a call"), "{error}");
-}
+});
 
-async fn a_killed_worker_is_told_by_its_signal() {
+trial!(a_killed_worker_is_told_by_its_signal, async || {
     let (_server, client) = start("faults");
     for number in [libc::SIGUSR1, libc::SIGRTMIN()] {
         let checkout = client.checkout();
@@ -64,19 +45,19 @@ async fn a_killed_worker_is_told_by_its_signal() {
         signal(pid, number);
         assert_eq!(death(hanging.await).0.end, End::Signaled(number));
     }
-}
+});
 
-/// The kernel reaps the children of a process that ignores their deaths, and tells it nothing.
-async fn deaths_are_told_also_where_the_program_ignores_its_childrens() {
+// The kernel reaps the children of a process that ignores their deaths, and tells it nothing.
+trial!(deaths_are_told_also_where_the_program_ignores_its_childrens, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve_ignoring_deaths", &address]);
     let client = Client::builder().address(address).min_workers(0).build().unwrap();
     let (exited, _) = death(client.call::<()>("exit", (3,)).await);
     assert_eq!(exited.end, End::Exited(3));
-}
+});
 
-async fn all_calls_of_a_dead_worker_end() {
+trial!(all_calls_of_a_dead_worker_end, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let calls = [(); 3].map(|()| checkout.call::<()>("abort", ()));
@@ -88,9 +69,9 @@ async fn all_calls_of_a_dead_worker_end() {
         ran
     };
     assert_eq!(ran, [true, false, false]);
-}
+});
 
-async fn a_worker_that_dies_idle_is_replaced_and_nobody_sees_it() {
+trial!(a_worker_that_dies_idle_is_replaced_and_nobody_sees_it, async || {
     let (_server, client) = start_with("faults", |client| client.min_workers(1).max_workers(1));
     for _ in 0..5 {
         let pid: u32 = client.call("pid", ()).await.unwrap();
@@ -103,9 +84,9 @@ async fn a_worker_that_dies_idle_is_replaced_and_nobody_sees_it() {
     until("the worker's end", || !is_alive(pid)).await;
     until("another worker", || client.stats().idle == 1).await;
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn a_worker_that_dies_between_two_calls_ends_the_checkout() {
+trial!(a_worker_that_dies_between_two_calls_ends_the_checkout, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -120,9 +101,9 @@ async fn a_worker_that_dies_between_two_calls_ends_the_checkout() {
     until("the worker's end", || !is_alive(pid)).await;
     until("the death to be noticed", || client.stats().busy == 0).await;
     assert_eq!(death(checkout.ready().await).0.pid, pid);
-}
+});
 
-async fn a_worker_that_dies_before_the_first_call_is_replaced_unseen() {
+trial!(a_worker_that_dies_before_the_first_call_is_replaced_unseen, async || {
     let (server, client) = start_with("faults", |client| client.max_workers(1));
     let checkout = client.checkout();
     checkout.ready().await.unwrap();
@@ -132,9 +113,9 @@ async fn a_worker_that_dies_before_the_first_call_is_replaced_unseen() {
 
     let checkout = client.checkout();
     drop(checkout);
-}
+});
 
-async fn a_worker_that_dies_while_cleaning_up_is_replaced_unseen() {
+trial!(a_worker_that_dies_while_cleaning_up_is_replaced_unseen, async || {
     let (_server, client) = start_with("done_fails", |client| client.max_workers(1));
     let mut pids = Vec::new();
     for _ in 0..10 {
@@ -142,9 +123,9 @@ async fn a_worker_that_dies_while_cleaning_up_is_replaced_unseen() {
     }
     pids.dedup();
     assert_eq!(pids.len(), 10, "an unclean worker was used again");
-}
+});
 
-async fn many_idle_deaths_under_load_lose_no_call() {
+trial!(many_idle_deaths_under_load_lose_no_call, async || {
     let (server, client) = start("faults");
     let callers: Vec<_> = (0..4)
         .map(|_| {
@@ -175,9 +156,9 @@ async fn many_idle_deaths_under_load_lose_no_call() {
     for caller in callers {
         assert_eq!(caller.await.unwrap(), 0, "calls that had not run were lost");
     }
-}
+});
 
-async fn with_one_worker_deaths_never_make_two() {
+trial!(with_one_worker_deaths_never_make_two, async || {
     let (server, client) = start_with("faults", |client| client.max_workers(1));
     for _ in 0..5 {
         client.call::<()>("abort", ()).await.unwrap_err();
@@ -189,9 +170,9 @@ async fn with_one_worker_deaths_never_make_two() {
         }
     }
     until("the dead to be buried", || children(server.pid()).len() <= 1).await;
-}
+});
 
-async fn one_death_harms_no_other_checkout() {
+trial!(one_death_harms_no_other_checkout, async || {
     let (_server, client) = start("faults");
     let other = client.checkout();
     other.call::<()>("remember", ("kept",)).await.unwrap();
@@ -201,9 +182,9 @@ async fn one_death_harms_no_other_checkout() {
     }
     slow.await.unwrap();
     assert_eq!(other.call::<String>("note", ()).await.unwrap(), "kept");
-}
+});
 
-async fn a_hung_worker_is_killed_whatever_it_does() {
+trial!(a_hung_worker_is_killed_whatever_it_does, async || {
     let (_server, client) = start("hung");
     for method in ["hang", "spin"] {
         let (killed, may_have_run) = death(client.call::<()>(method, ()).await);
@@ -213,9 +194,9 @@ async fn a_hung_worker_is_killed_whatever_it_does() {
         assert_eq!(reason, "hung for more than 0.3 seconds (hung_worker_timeout)");
         assert!(may_have_run);
     }
-}
+});
 
-async fn a_worker_below_the_limit_is_not_hung() {
+trial!(a_worker_below_the_limit_is_not_hung, async || {
     let (_server, client) = start("hung");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -223,27 +204,27 @@ async fn a_worker_below_the_limit_is_not_hung() {
         checkout.call::<()>("sleep", (100,)).await.unwrap();
     }
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn a_worker_whose_client_times_out_is_killed_inside_its_call() {
+trial!(a_worker_whose_client_times_out_is_killed_inside_its_call, async || {
     let (_server, client) =
         start_with("faults", |client| client.timeout(Duration::from_millis(100)));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     checkout.call::<()>("hang", ()).await.unwrap_err();
     until("the worker's end", || !is_alive(pid)).await;
-}
+});
 
-async fn what_a_worker_started_dies_with_it() {
+trial!(what_a_worker_started_dies_with_it, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let grandchild: u32 = checkout.call("start_child", ()).await.unwrap();
     assert!(is_alive(grandchild));
     checkout.call::<()>("abort", ()).await.unwrap_err();
     until("the end of what it started", || crate::support::processes::is_gone(grandchild)).await;
-}
+});
 
-async fn the_server_logs_one_line_a_death() {
+trial!(the_server_logs_one_line_a_death, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut command = roles::command(&["serve_logging", &address_in(&folder)]);
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
@@ -272,4 +253,4 @@ async fn the_server_logs_one_line_a_death() {
         let about: Vec<_> = lines.filter(|line| line.contains(&format!("pid={pid}"))).collect();
         assert!(about.len() == 1 && about[0].contains(end), "{pid}: {about:#?} in {text}");
     }
-}
+});

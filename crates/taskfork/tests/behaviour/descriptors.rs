@@ -13,20 +13,15 @@ use taskfork::client::Value;
 use crate::files::{open_here, try_send_with};
 use crate::support::processes::children;
 use crate::support::raw::{Raw, agreed, frame, greet, map};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_client_holds_few_descriptors_of_a_worker,
-    a_worker_holds_few_descriptors_of_a_client,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// The most unclaimed descriptors of one connection.
 const MOST: usize = 64;
 
-async fn a_client_holds_few_descriptors_of_a_worker() {
+trial!(a_client_holds_few_descriptors_of_a_worker, async || {
     // In a process of its own, as other tests open and close files meanwhile.
     roles::run("few_descriptors").await;
-}
+});
 
 /// When a worker sends them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +109,7 @@ fn send_many(mut raw: Raw, when: When) -> usize {
     sent
 }
 
-async fn a_worker_holds_few_descriptors_of_a_client() {
+trial!(a_worker_holds_few_descriptors_of_a_client, async || {
     let folder = tempfile::tempdir().unwrap();
     let program = roles::start(&["serve_files", &address_in(&folder)]);
     for first in [&b""[..], b"taskfork\xff\x3f\0\0", b"[\"do\", {}, \""] {
@@ -140,4 +135,4 @@ async fn a_worker_holds_few_descriptors_of_a_client() {
         // It has a few of its own.
         assert!(most <= MOST + 16, "{most} after {sent} to {:?}", String::from_utf8_lossy(first));
     }
-}
+});

@@ -8,33 +8,9 @@ use taskfork::client::Value;
 use taskfork::error::{CallError, FatalError};
 
 use crate::support::processes::is_alive;
-use crate::support::{start, start_with, trials, until};
+use crate::support::{start, start_with, trial, until};
 
-trials! {
-    an_error_arrives_with_its_causes,
-    an_error_is_caught_and_the_call_tried_again,
-    a_panic_arrives_with_its_message_and_place,
-    calls_behind_a_failed_one_are_dropped_unrun,
-    calls_made_before_the_failure_is_seen_are_dropped_too,
-    the_checkout_is_usable_after_an_error_and_keeps_its_state,
-    after_an_error_the_worker_is_replaced,
-    after_an_error_the_worker_is_kept_if_so_configured,
-    an_unknown_method_is_named_with_those_there_are,
-    arguments_that_do_not_fit_are_told_with_their_place,
-    a_result_that_cannot_be_encoded_is_an_error_and_no_death,
-    arguments_that_cannot_be_encoded_are_an_error,
-    arguments_beyond_the_size_limit_are_an_error,
-    a_result_beyond_the_size_limit_is_an_error,
-    an_answer_of_another_type_is_told,
-    a_timeout_kills_the_worker_and_names_the_time,
-    the_timeout_covers_the_wait_and_belongs_to_the_checkout,
-    no_timeout_is_possible,
-    a_fatal_error_sticks_to_the_checkout,
-    a_fatal_error_can_be_thrown,
-    throwing_ends_a_checkout_that_waits,
-}
-
-async fn an_error_arrives_with_its_causes() {
+trial!(an_error_arrives_with_its_causes, async || {
     let (_server, client) = start("faults");
     let error = client.call::<()>("chain", ()).await.unwrap_err();
     assert_eq!(error.to_string(), "outer");
@@ -45,9 +21,9 @@ async fn an_error_arrives_with_its_causes() {
         ("inner", "innermost")
     );
     assert!(!error.is_fatal() && error.may_have_run());
-}
+});
 
-async fn an_error_is_caught_and_the_call_tried_again() {
+trial!(an_error_is_caught_and_the_call_tried_again, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let outcome = async {
@@ -59,9 +35,9 @@ async fn an_error_is_caught_and_the_call_tried_again() {
         matches!(&error, Error::Call { error: CallError::Interface(failure), .. } if failure.message() == "first")
     );
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
-}
+});
 
-async fn a_panic_arrives_with_its_message_and_place() {
+trial!(a_panic_arrives_with_its_message_and_place, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -71,9 +47,9 @@ async fn a_panic_arrives_with_its_message_and_place() {
     let place = panic.location.as_ref().unwrap();
     assert!(place.file.ends_with("servers.rs") && place.line > 1, "{place:?}");
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn calls_behind_a_failed_one_are_dropped_unrun() {
+trial!(calls_behind_a_failed_one_are_dropped_unrun, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let failing = checkout.call::<()>("boom", ("no",));
@@ -86,9 +62,9 @@ async fn calls_behind_a_failed_one_are_dropped_unrun() {
         assert!(!error.may_have_run());
     }
     assert_eq!(checkout.call::<String>("note", ()).await.unwrap(), "");
-}
+});
 
-async fn calls_made_before_the_failure_is_seen_are_dropped_too() {
+trial!(calls_made_before_the_failure_is_seen_are_dropped_too, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let failing = checkout.call::<()>("boom", ("no",));
@@ -98,17 +74,17 @@ async fn calls_made_before_the_failure_is_seen_are_dropped_too() {
     failing.await.unwrap_err();
     assert!(matches!(behind.await, Err(Error::Call { error: CallError::Dropped { .. }, .. })));
     assert_eq!(checkout.call::<String>("note", ()).await.unwrap(), "");
-}
+});
 
-async fn the_checkout_is_usable_after_an_error_and_keeps_its_state() {
+trial!(the_checkout_is_usable_after_an_error_and_keeps_its_state, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     checkout.call::<()>("remember", ("kept",)).await.unwrap();
     checkout.call::<()>("boom", ("no",)).await.unwrap_err();
     assert_eq!(checkout.call::<String>("note", ()).await.unwrap(), "kept");
-}
+});
 
-async fn after_an_error_the_worker_is_replaced() {
+trial!(after_an_error_the_worker_is_replaced, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -116,18 +92,18 @@ async fn after_an_error_the_worker_is_replaced() {
     drop(checkout);
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
     until("the old worker's end", || !is_alive(pid)).await;
-}
+});
 
-async fn after_an_error_the_worker_is_kept_if_so_configured() {
+trial!(after_an_error_the_worker_is_kept_if_so_configured, async || {
     let (_server, client) =
         start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
     let pid: u32 = client.call("pid", ()).await.unwrap();
     client.call::<()>("boom", ("no",)).await.unwrap_err();
     client.call::<()>("panic", ("no",)).await.unwrap_err();
     assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn an_unknown_method_is_named_with_those_there_are() {
+trial!(an_unknown_method_is_named_with_those_there_are, async || {
     let (_server, client) = start("faults");
     let error = client.call::<()>("fly", ()).await.unwrap_err();
     let Error::Call { error: CallError::UnknownMethod { method, known }, .. } = &error else {
@@ -137,18 +113,18 @@ async fn an_unknown_method_is_named_with_those_there_are() {
     assert!(known.iter().any(|name| name == "echo"));
     assert!(error.to_string().starts_with("unknown method `fly`: there is abort, add"), "{error}");
     assert!(!error.may_have_run());
-}
+});
 
-async fn arguments_that_do_not_fit_are_told_with_their_place() {
+trial!(arguments_that_do_not_fit_are_told_with_their_place, async || {
     let (_server, client) = start("faults");
     let few = client.call::<i64>("add", (1,)).await.unwrap_err();
     assert_eq!(few.to_string(), "bad arguments: expected 2 arguments, got 1");
     let wrong = client.call::<i64>("add", (1, "two")).await.unwrap_err();
     assert!(wrong.to_string().starts_with("bad arguments: argument 2:"), "{wrong}");
     assert!(!wrong.may_have_run() && !wrong.is_fatal());
-}
+});
 
-async fn a_result_that_cannot_be_encoded_is_an_error_and_no_death() {
+trial!(a_result_that_cannot_be_encoded_is_an_error_and_no_death, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -156,9 +132,9 @@ async fn a_result_that_cannot_be_encoded_is_an_error_and_no_death() {
     assert!(matches!(error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");
     assert!(error.to_string().contains("a handle of this process"), "{error}");
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn arguments_that_cannot_be_encoded_are_an_error() {
+trial!(arguments_that_cannot_be_encoded_are_an_error, async || {
     struct Stubborn;
     impl serde::Serialize for Stubborn {
         fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
@@ -170,35 +146,35 @@ async fn arguments_that_cannot_be_encoded_are_an_error() {
     let error = checkout.call::<()>("echo", (1, Stubborn)).await.unwrap_err();
     assert_eq!(error.to_string(), "bad arguments: argument 2: will not travel");
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
-}
+});
 
-async fn arguments_beyond_the_size_limit_are_an_error() {
+trial!(arguments_beyond_the_size_limit_are_an_error, async || {
     let (_server, client) = start("small_frames");
     let checkout = client.checkout();
     let error = checkout.call::<()>("echo", ("x".repeat(1000),)).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Arguments { .. }, .. }), "{error}");
     assert!(error.to_string().contains("limit of a message is 1000"), "{error}");
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
-}
+});
 
-async fn a_result_beyond_the_size_limit_is_an_error() {
+trial!(a_result_beyond_the_size_limit_is_an_error, async || {
     let (_server, client) = start("small_frames");
     let checkout = client.checkout();
     let error = checkout.call::<Value>("blob", (1000,)).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");
     assert!(error.to_string().contains("limit of 1000"), "{error}");
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
-}
+});
 
-async fn an_answer_of_another_type_is_told() {
+trial!(an_answer_of_another_type_is_told, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let error = checkout.call::<u32>("echo", ("text",)).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Decode { .. }, .. }), "{error}");
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
-}
+});
 
-async fn a_timeout_kills_the_worker_and_names_the_time() {
+trial!(a_timeout_kills_the_worker_and_names_the_time, async || {
     let (_server, client) =
         start_with("faults", |client| client.timeout(Duration::from_millis(250)).max_workers(1));
     let checkout = client.checkout();
@@ -208,9 +184,9 @@ async fn a_timeout_kills_the_worker_and_names_the_time() {
     assert!(error.is_fatal() && error.may_have_run());
     until("the worker's end", || !is_alive(pid)).await;
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
-}
+});
 
-async fn the_timeout_covers_the_wait_and_belongs_to_the_checkout() {
+trial!(the_timeout_covers_the_wait_and_belongs_to_the_checkout, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let busy = client.checkout();
     busy.ready().await.unwrap();
@@ -220,16 +196,16 @@ async fn the_timeout_covers_the_wait_and_belongs_to_the_checkout() {
     assert!(!error.may_have_run());
     assert_eq!(client.stats().queued, 0);
     busy.call::<()>("sleep", (150,)).await.unwrap();
-}
+});
 
-async fn no_timeout_is_possible() {
+trial!(no_timeout_is_possible, async || {
     let (_server, client) =
         start_with("faults", |client| client.timeout(Duration::from_millis(50)));
     let checkout = client.checkout().timeout(None);
     checkout.call::<()>("sleep", (150,)).await.unwrap();
-}
+});
 
-async fn a_fatal_error_sticks_to_the_checkout() {
+trial!(a_fatal_error_sticks_to_the_checkout, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let dying = checkout.call::<()>("exit", (3,));
@@ -240,9 +216,9 @@ async fn a_fatal_error_sticks_to_the_checkout() {
         assert_eq!(later.to_string(), first.to_string());
         assert!(later.is_fatal() && !later.may_have_run());
     }
-}
+});
 
-async fn a_fatal_error_can_be_thrown() {
+trial!(a_fatal_error_can_be_thrown, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -255,9 +231,9 @@ async fn a_fatal_error_can_be_thrown() {
     until("the worker's end", || !is_alive(pid)).await;
     assert_eq!(checkout.call::<()>("nothing", ()).await.unwrap_err().to_string(), "stop it");
     client.call::<()>("nothing", ()).await.unwrap();
-}
+});
 
-async fn throwing_ends_a_checkout_that_waits() {
+trial!(throwing_ends_a_checkout_that_waits, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let busy = client.checkout();
     busy.ready().await.unwrap();
@@ -266,4 +242,4 @@ async fn throwing_ends_a_checkout_that_waits() {
     waiting.abort("never mind");
     assert_eq!(call.await.unwrap_err().to_string(), "never mind");
     assert_eq!(client.stats().queued, 0);
-}
+});

@@ -16,27 +16,7 @@ use taskfork::{Client, Error, ServerBuilder, ServerError};
 
 use crate::support::processes::{children, is_gone, signal};
 use crate::support::raw::{Raw, greet_as, map, of_call};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    a_program_answers_in_another_protocol_than_the_client_speaks,
-    errors_and_logs_of_a_program_arrive,
-    errors_of_a_program_are_one_line_for_all_but_clients_in_perl,
-    a_program_that_ends_is_a_worker_that_ends_so,
-    a_program_that_dies_between_calls_is_replaced_unseen,
-    the_last_answer_of_a_program_that_ends_arrives,
-    a_program_that_hangs_is_killed_at_its_calls_deadline,
-    a_program_ends_with_its_client,
-    a_program_that_is_not_there_is_a_failed_setup,
-    a_program_that_ends_before_its_greeting_says_why,
-    a_program_that_breaks_the_protocol_ends,
-    a_program_that_answers_twice_ends,
-    a_program_that_answers_another_call_ends,
-    a_programs_death_is_told_while_its_child_holds_the_connection,
-    a_checkouts_end_is_told_to_the_program,
-    a_worker_can_be_dismissed,
-    a_program_that_takes_no_files_gets_the_bytes_of_blobs,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 fn this_program(role: &str) -> Executable {
     let path = std::env::current_exe().unwrap();
@@ -145,7 +125,7 @@ pub(crate) fn work() {
     }
 }
 
-async fn a_program_answers_in_another_protocol_than_the_client_speaks() {
+trial!(a_program_answers_in_another_protocol_than_the_client_speaks, async || {
     let (_server, client) = start("executable");
     let long = "x".repeat(200_000);
     assert_eq!(client.call::<String>("echo", (&long,)).await.unwrap(), long);
@@ -156,9 +136,9 @@ async fn a_program_answers_in_another_protocol_than_the_client_speaks() {
     }
     let (_server, client) = start_with("executable", |client| client.protocol(Protocol::Perl));
     assert_eq!(client.call::<String>("echo", ("text",)).await.unwrap(), "text");
-}
+});
 
-async fn errors_and_logs_of_a_program_arrive() {
+trial!(errors_and_logs_of_a_program_arrive, async || {
     let (_server, client) = start("executable");
     let log = Log::new(drop);
     let checkout = client.checkout().log(&log);
@@ -167,9 +147,9 @@ async fn errors_and_logs_of_a_program_arrive() {
     let lines = log.message().logs;
     assert_eq!(lines[0].items, ["careful"]);
     assert_eq!(checkout.call::<String>("echo", ("still here",)).await.unwrap(), "still here");
-}
+});
 
-async fn errors_of_a_program_are_one_line_for_all_but_clients_in_perl() {
+trial!(errors_of_a_program_are_one_line_for_all_but_clients_in_perl, async || {
     let (_server, client) = start("executable");
     let answer = r#"["er",{},"ouch at worker.pl line 5.\n"]"#;
     let said = |error: Error| error.to_string();
@@ -189,9 +169,9 @@ async fn errors_of_a_program_are_one_line_for_all_but_clients_in_perl() {
     let call = json!(["do", {}, "raw", answer]).to_string();
     socket.write_all(call.as_bytes()).unwrap();
     assert_eq!(crate::perl::message(&mut socket).unwrap(), answer.as_bytes());
-}
+});
 
-async fn a_program_that_ends_is_a_worker_that_ends_so() {
+trial!(a_program_that_ends_is_a_worker_that_ends_so, async || {
     let (_server, client) = start("executable");
     for (method, end) in [("exit", End::Exited(7)), ("abort", End::Signaled(libc::SIGABRT))] {
         let error = client.call::<()>(method, ()).await.unwrap_err();
@@ -200,9 +180,9 @@ async fn a_program_that_ends_is_a_worker_that_ends_so() {
         };
         assert_eq!((death.end, may_have_run), (end, true));
     }
-}
+});
 
-async fn a_program_that_dies_between_calls_is_replaced_unseen() {
+trial!(a_program_that_dies_between_calls_is_replaced_unseen, async || {
     let (_server, client) = start_with("executable", |client| client.max_workers(1));
     for _ in 0..5 {
         let pid: u32 = client.call("pid", ()).await.unwrap();
@@ -210,9 +190,9 @@ async fn a_program_that_dies_between_calls_is_replaced_unseen() {
         until("its end", || is_gone(pid)).await;
         assert_eq!(client.call::<String>("echo", ("next",)).await.unwrap(), "next");
     }
-}
+});
 
-async fn the_last_answer_of_a_program_that_ends_arrives() {
+trial!(the_last_answer_of_a_program_that_ends_arrives, async || {
     let (_server, client) = start("executable");
     for _ in 0..20 {
         let checkout = client.checkout();
@@ -222,18 +202,18 @@ async fn the_last_answer_of_a_program_that_ends_arrives() {
         // A call that comes just before its end would be lost with it.
         until("its end", || is_gone(pid)).await;
     }
-}
+});
 
-async fn a_program_that_hangs_is_killed_at_its_calls_deadline() {
+trial!(a_program_that_hangs_is_killed_at_its_calls_deadline, async || {
     let (_server, client) = start("executable");
     let checkout = client.checkout().timeout(Duration::from_millis(200));
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let error = checkout.call::<()>("hang", ()).await.unwrap_err();
     assert!(error.to_string().starts_with("timed out after 0.2 seconds"), "{error}");
     until("the program's end", || is_gone(pid)).await;
-}
+});
 
-async fn a_program_ends_with_its_client() {
+trial!(a_program_ends_with_its_client, async || {
     let (_server, client) = start("executable");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -244,17 +224,17 @@ async fn a_program_ends_with_its_client() {
     let pid: u32 = client.call("pid", ()).await.unwrap();
     drop(client);
     until("the idle program's end", || is_gone(pid)).await;
-}
+});
 
-async fn a_program_that_is_not_there_is_a_failed_setup() {
+trial!(a_program_that_is_not_there_is_a_failed_setup, async || {
     let (_server, client) = start("executable_missing");
     let error = client.call::<()>("echo", ()).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Setup { .. }, .. }), "{error}");
     let said = "setup exception: cannot start the program /nonexistent/program: No such file";
     assert!(error.to_string().starts_with(said), "{error}");
-}
+});
 
-async fn a_program_that_ends_before_its_greeting_says_why() {
+trial!(a_program_that_ends_before_its_greeting_says_why, async || {
     let (_server, client) = start("executable_silent");
     let error = client.call::<()>("echo", ()).await.unwrap_err();
     let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
@@ -262,9 +242,9 @@ async fn a_program_that_ends_before_its_greeting_says_why() {
     };
     assert_eq!(death.end, End::Exited(3));
     assert_eq!(death.stderr.as_deref(), Some("no such module"));
-}
+});
 
-async fn a_program_that_breaks_the_protocol_ends() {
+trial!(a_program_that_breaks_the_protocol_ends, async || {
     let (_server, client) = start("executable");
     let error = client.call::<()>("garbage", ()).await.unwrap_err();
     let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
@@ -273,10 +253,10 @@ async fn a_program_that_breaks_the_protocol_ends() {
     assert_eq!(death.end, End::Exited(76));
     let said = death.stderr.unwrap();
     assert!(said.contains("does not keep to the protocol"), "{said}");
-}
+});
 
-/// JSON has no numbers: an answer that has come before its call would be taken for that call's.
-async fn a_program_that_answers_twice_ends() {
+// JSON has no numbers: an answer that has come before its call would be taken for that call's.
+trial!(a_program_that_answers_twice_ends, async || {
     let (_server, client) = start_with("executable", |client| client.max_workers(1));
     let checkout = client.checkout();
     assert_eq!(checkout.call::<u64>("answer_twice", ()).await.unwrap(), 1);
@@ -289,9 +269,9 @@ async fn a_program_that_answers_twice_ends() {
     assert!(said.contains("it said something between two calls"), "{said}");
     drop(checkout);
     assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
-}
+});
 
-async fn a_program_that_answers_another_call_ends() {
+trial!(a_program_that_answers_another_call_ends, async || {
     let (_server, client) = start_with("executable_native", |client| client.max_workers(1));
     for (method, said) in [
         ("before", "the answer to call 1 came where that to call 2 was due"),
@@ -307,9 +287,9 @@ async fn a_program_that_answers_another_call_ends() {
         let stderr = death.stderr.unwrap();
         assert!(stderr.contains(said), "{stderr}");
     }
-}
+});
 
-async fn a_programs_death_is_told_while_its_child_holds_the_connection() {
+trial!(a_programs_death_is_told_while_its_child_holds_the_connection, async || {
     let (_server, client) = start_with("executable", |client| client.max_workers(1));
     let checkout = client.checkout().timeout(None);
     let error = checkout.call::<()>("abort_with_holder", ()).await.unwrap_err();
@@ -318,16 +298,16 @@ async fn a_programs_death_is_told_while_its_child_holds_the_connection() {
     };
     assert_eq!(death.end, End::Signaled(libc::SIGABRT));
     assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
-}
+});
 
-async fn a_checkouts_end_is_told_to_the_program() {
+trial!(a_checkouts_end_is_told_to_the_program, async || {
     let (_server, client) = start_with("executable", |client| client.max_workers(1));
     for done in 0..3 {
         assert_eq!(client.call::<u64>("done", ()).await.unwrap(), done);
     }
-}
+});
 
-async fn a_worker_can_be_dismissed() {
+trial!(a_worker_can_be_dismissed, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let program = roles::start(&["serve_executable", &address]);
@@ -350,9 +330,9 @@ async fn a_worker_can_be_dismissed() {
     until("the other one's end", || is_gone(in_use)).await;
     until("both in the count", || read().deaths.get("dismissed") == Some(&2)).await;
     until("nothing left", || children(program.pid()).is_empty()).await;
-}
+});
 
-async fn a_program_that_takes_no_files_gets_the_bytes_of_blobs() {
+trial!(a_program_that_takes_no_files_gets_the_bytes_of_blobs, async || {
     let (_server, client) = start_with("executable", |client| client.max_workers(1));
     let mut blob = BlobMut::new(100_000).unwrap();
     blob.fill(b'x');
@@ -365,4 +345,4 @@ async fn a_program_that_takes_no_files_gets_the_bytes_of_blobs() {
     let error = checkout.call::<Value>("echo", (file,)).await.unwrap_err();
     assert!(error.to_string().contains("the program takes no open files"), "{error}");
     assert_eq!(checkout.call::<u32>("echo", (7,)).await.unwrap(), 7);
-}
+});

@@ -10,14 +10,7 @@ use taskfork::blob::BlobMut;
 use taskfork::{Blob, Client};
 
 use crate::support::processes::{Program, set_limit, signal};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_client_that_may_share_no_memory_sends_instead,
-    a_server_whose_workers_may_share_no_memory_has_them_send,
-    a_server_that_can_have_no_memory_says_why,
-    a_log_that_has_reached_the_limit_ends_nothing,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// The program's files may have so many bytes.
 fn limit(command: &mut Command, bytes: u64) {
@@ -61,25 +54,25 @@ pub(crate) fn use_blobs(address: &str) {
     });
 }
 
-async fn a_client_that_may_share_no_memory_sends_instead() {
+trial!(a_client_that_may_share_no_memory_sends_instead, async || {
     let folder = tempfile::tempdir().unwrap();
     let _server = roles::start(&["serve_lending", &address_in(&folder)]);
     let mut command = roles::command(&["blobs_without_files", &address_in(&folder)]);
     limit(&mut command, 0);
     let done = tokio::task::spawn_blocking(move || command.status().unwrap());
     assert!(done.await.unwrap().success());
-}
+});
 
-async fn a_server_whose_workers_may_share_no_memory_has_them_send() {
+trial!(a_server_whose_workers_may_share_no_memory_has_them_send, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut command = roles::command(&["serve_lending", &address_in(&folder)]);
     limit(&mut command, 8192);
     let _server = Program::new(command.spawn().unwrap());
     let client = Client::builder().address(address_in(&folder)).max_workers(1).build().unwrap();
     exchange(&client).await;
-}
+});
 
-async fn a_server_that_can_have_no_memory_says_why() {
+trial!(a_server_that_can_have_no_memory_says_why, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut command = roles::command(&["serve", &address_in(&folder)]);
     limit(&mut command, 100);
@@ -90,13 +83,13 @@ async fn a_server_that_can_have_no_memory_says_why() {
         told.contains("the limit of file sizes (RLIMIT_FSIZE, `ulimit -f`) is 100 bytes"),
         "{told}"
     );
-}
+});
 
 fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
-async fn a_log_that_has_reached_the_limit_ends_nothing() {
+trial!(a_log_that_has_reached_the_limit_ends_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
     for role in ["serve_logging", "serve_logging_to"] {
         let (path, address) = (folder.path().join(role), address_in(&folder));
@@ -127,4 +120,4 @@ async fn a_log_that_has_reached_the_limit_ends_nothing() {
         signal(server.pid(), libc::SIGTERM);
         assert!(server.end().await.success());
     }
-}
+});

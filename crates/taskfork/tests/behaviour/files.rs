@@ -15,23 +15,7 @@ use taskfork::client::Value;
 use taskfork::{Blob, BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::raw::{Raw, frame, map, text};
-use crate::support::{address_in, roles, start, start_with, trials};
-
-trials! {
-    a_shared_blob_is_mapped_and_not_sent,
-    a_shared_blob_is_as_long_as_it_likes,
-    a_shared_blob_is_sent_where_it_cannot_be_mapped,
-    shared_and_other_blobs_stand_in_one_value,
-    shared_blobs_stand_behind_what_a_call_logs,
-    open_files_go_both_ways,
-    open_files_are_refused_where_they_cannot_go,
-    too_many_open_files_are_refused,
-    calls_with_files_are_sent_ahead_as_well,
-    no_descriptor_is_left_whatever_becomes_of_the_calls,
-    memory_that_could_change_is_refused,
-    files_that_no_message_tells_of_end_the_connection,
-    a_file_that_did_not_come_is_an_error_of_the_call,
-}
+use crate::support::{address_in, roles, start, start_with, trial};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Mixed {
@@ -83,7 +67,7 @@ fn open(path: &str) -> OpenFile {
     std::fs::File::open(path).unwrap().into()
 }
 
-async fn a_shared_blob_is_mapped_and_not_sent() {
+trial!(a_shared_blob_is_mapped_and_not_sent, async || {
     let (_server, client) = start("files");
     let checkout = client.checkout();
     let (length, maps) = checkout.call("shares", (shared(1 << 20, 3),)).await.unwrap();
@@ -96,9 +80,9 @@ async fn a_shared_blob_is_mapped_and_not_sent() {
     let (length, maps) = checkout.call("shares", (&blob,)).await.unwrap();
     assert_eq!((length, maps), (1 << 20, true));
     assert_eq!(checkout.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
-}
+});
 
-async fn a_shared_blob_is_as_long_as_it_likes() {
+trial!(a_shared_blob_is_as_long_as_it_likes, async || {
     let (_server, client) = start("files");
     let blob = shared(40 << 20, 9);
     assert_eq!(client.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
@@ -107,18 +91,18 @@ async fn a_shared_blob_is_as_long_as_it_likes() {
     assert!(error.to_string().contains("the limit of a message is 8388608"), "{error}");
     let error = client.call::<Blob>("make", (40 << 20,)).await.unwrap_err();
     assert!(error.to_string().contains("the limit of a message is 8388608"), "{error}");
-}
+});
 
-async fn a_shared_blob_is_sent_where_it_cannot_be_mapped() {
+trial!(a_shared_blob_is_sent_where_it_cannot_be_mapped, async || {
     let (_server, client) = start("files_tcp");
     let blob = shared(1 << 20, 5);
     let (length, maps): (usize, bool) = client.call("shares", (&blob,)).await.unwrap();
     assert_eq!((length, maps), (1 << 20, false));
     assert_eq!(client.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
     assert_eq!(client.call::<Blob>("make", (100_000,)).await.unwrap(), shared(100_000, 7));
-}
+});
 
-async fn shared_and_other_blobs_stand_in_one_value() {
+trial!(shared_and_other_blobs_stand_in_one_value, async || {
     let (_server, client) = start("files");
     let checkout = client.checkout();
     for length in [10, 16_384, 65_535, 65_536, 1_000_000] {
@@ -135,9 +119,9 @@ async fn shared_and_other_blobs_stand_in_one_value() {
         let number = |file: &OpenFile| rustix::fs::fstat(file.as_fd()).unwrap().st_ino;
         assert_eq!(number(&back.file), number(&mixed.file));
     }
-}
+});
 
-async fn shared_blobs_stand_behind_what_a_call_logs() {
+trial!(shared_blobs_stand_behind_what_a_call_logs, async || {
     let (_server, client) = start("files");
     let (send, messages) = std::sync::mpsc::channel();
     let log = log_defer::Log::new(move |message| send.send(message).unwrap());
@@ -145,9 +129,9 @@ async fn shared_blobs_stand_behind_what_a_call_logs() {
     assert_eq!(checkout.call::<Blob>("make", (100_000,)).await.unwrap(), shared(100_000, 7));
     drop((checkout, log));
     assert_eq!(messages.recv().unwrap().logs.len(), 1);
-}
+});
 
-async fn open_files_go_both_ways() {
+trial!(open_files_go_both_ways, async || {
     let (_server, client) = start("files");
     let (reader, mut writer) = std::io::pipe().unwrap();
     writer.write_all(b"through a pipe").unwrap();
@@ -165,9 +149,9 @@ async fn open_files_go_both_ways() {
     assert!(error.to_string().contains(expected), "{error}");
     let error = client.call::<Blob>("echo", (open("/dev/null"),)).await.unwrap_err();
     assert!(error.to_string().contains("expected bytes, got an open file"), "{error}");
-}
+});
 
-async fn open_files_are_refused_where_they_cannot_go() {
+trial!(open_files_are_refused_where_they_cannot_go, async || {
     let (_server, client) = start("files_tcp");
     let checkout = client.checkout();
     let error = checkout.call::<String>("read", (open("/dev/null"),)).await.unwrap_err();
@@ -177,9 +161,9 @@ async fn open_files_are_refused_where_they_cannot_go() {
     assert!(!error.is_fatal(), "{error}");
     assert!(error.to_string().contains("open files can be sent through unix sockets only"));
     assert!(checkout.call::<Blob>("echo", (Blob::default(),)).await.unwrap().is_empty());
-}
+});
 
-async fn too_many_open_files_are_refused() {
+trial!(too_many_open_files_are_refused, async || {
     let (_server, client) = start("files");
     let file = open("/dev/null");
     let error = client.call::<()>("read", vec![file; 17]).await.unwrap_err();
@@ -188,9 +172,9 @@ async fn too_many_open_files_are_refused() {
     let blobs: Vec<_> = (0..17).map(|_| shared(20_000, 1)).collect();
     let error = client.call::<()>("echo", &blobs).await.unwrap_err();
     assert!(error.to_string().contains("expected 1 argument, got 17"), "{error}");
-}
+});
 
-async fn calls_with_files_are_sent_ahead_as_well() {
+trial!(calls_with_files_are_sent_ahead_as_well, async || {
     let (_server, client) = start("files");
     let checkout = client.checkout();
     let calls: Vec<_> = (0..100_usize)
@@ -203,17 +187,17 @@ async fn calls_with_files_are_sent_ahead_as_well() {
         let length = if number % 3 == 0 { number } else { 20_000 };
         assert_eq!(call.await.unwrap().len(), length);
     }
-}
+});
 
 pub(crate) fn open_here() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-async fn no_descriptor_is_left_whatever_becomes_of_the_calls() {
+trial!(no_descriptor_is_left_whatever_becomes_of_the_calls, async || {
     // In a process of its own, as other tests open and close files meanwhile.
     let done = tokio::task::spawn_blocking(|| roles::command(&["count_files"]).status());
     assert!(done.await.unwrap().unwrap().success());
-}
+});
 
 /// The role of that process.
 pub(crate) async fn count_files() {
@@ -288,7 +272,7 @@ pub(crate) fn announcement() -> Vec<u8> {
     frame(vec![6.into(), map(&[]), 1.into()])
 }
 
-async fn memory_that_could_change_is_refused() {
+trial!(memory_that_could_change_is_refused, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_program, mut raw) = raw(&folder).await;
     let file = memfd_create("loose", MemfdFlags::ALLOW_SEALING).unwrap();
@@ -300,9 +284,9 @@ async fn memory_that_could_change_is_refused() {
     send_with(&raw, &[announcement(), echo_of_a_file()].concat(), &[device.into()]);
     let answer = raw.receive().unwrap().to_string();
     assert!(answer.contains("it is no memory"), "{answer}");
-}
+});
 
-async fn files_that_no_message_tells_of_end_the_connection() {
+trial!(files_that_no_message_tells_of_end_the_connection, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_program, mut raw) = raw(&folder).await;
     let call = frame(vec![1.into(), map(&[]), text("open_files"), Value::Array(vec![])]);
@@ -318,9 +302,9 @@ async fn files_that_no_message_tells_of_end_the_connection() {
     }
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     client.call::<usize>("open_files", ()).await.unwrap();
-}
+});
 
-async fn a_file_that_did_not_come_is_an_error_of_the_call() {
+trial!(a_file_that_did_not_come_is_an_error_of_the_call, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_program, mut raw) = raw(&folder).await;
     raw.send(&echo_of_a_file());
@@ -332,4 +316,4 @@ async fn a_file_that_did_not_come_is_an_error_of_the_call() {
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let error: Result<Blob, Error> = client.call("echo", (Blob::default(),)).await;
     error.unwrap();
-}
+});

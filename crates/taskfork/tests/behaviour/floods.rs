@@ -12,26 +12,7 @@ use tokio::runtime::Builder;
 
 use crate::rings::{agree, call_until_it_fails};
 use crate::support::raw::{Raw, agreed, frame, greet, greet_as, map, of_call, text};
-use crate::support::{address_in, trials, until};
-
-trials! {
-    a_flood_of_messages_without_content_keeps_no_runtime,
-    a_flood_from_a_worker_that_does_not_read_keeps_no_runtime,
-    a_flood_of_notes_keeps_no_runtime,
-    a_flood_of_spans_keeps_no_runtime,
-    a_flood_of_skipped_answers_keeps_no_runtime,
-    a_flood_through_a_ring_keeps_no_runtime,
-    a_flood_of_wake_ups_keeps_no_runtime,
-    a_frame_without_end_keeps_no_runtime,
-    a_flood_of_blanks_keeps_no_runtime,
-    a_flood_before_the_greeting_keeps_no_runtime,
-    a_flood_on_an_idle_connection_keeps_no_runtime,
-    a_flood_keeps_no_thread_of_the_blocking_client,
-    a_call_that_is_dropped_ends_a_flood,
-    a_frame_that_trickles_does_not_outlive_the_timeout,
-    a_greeting_that_trickles_does_not_outlive_the_timeout,
-    a_worker_that_never_reads_does_not_outlive_the_timeout,
-}
+use crate::support::{address_in, trial, until};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -149,15 +130,15 @@ async fn flooded(then: impl Fn(&mut Raw) + Clone + Send + 'static) {
     .await;
 }
 
-async fn a_flood_of_messages_without_content_keeps_no_runtime() {
+trial!(a_flood_of_messages_without_content_keeps_no_runtime, async || {
     flooded(|raw| {
         raw.receive();
         flood_of_nothing(raw);
     })
     .await;
-}
+});
 
-async fn a_flood_from_a_worker_that_does_not_read_keeps_no_runtime() {
+trial!(a_flood_from_a_worker_that_does_not_read_keeps_no_runtime, async || {
     flooded(|raw| {
         raw.0.shutdown(Shutdown::Read).unwrap();
         flood_of_nothing(raw);
@@ -169,9 +150,9 @@ async fn a_flood_from_a_worker_that_does_not_read_keeps_no_runtime() {
         flood_of_nothing(raw);
     })
     .await;
-}
+});
 
-async fn a_flood_of_notes_keeps_no_runtime() {
+trial!(a_flood_of_notes_keeps_no_runtime, async || {
     let line = Value::Array(vec![0.5.into(), 30.into(), text("line")]);
     let logs = Value::Array(vec![line; 20]);
     let log = map(&[("start", 1.5e9.into()), ("logs", logs)]);
@@ -183,9 +164,9 @@ async fn a_flood_of_notes_keeps_no_runtime() {
         })
         .await;
     }
-}
+});
 
-async fn a_flood_of_spans_keeps_no_runtime() {
+trial!(a_flood_of_spans_keeps_no_runtime, async || {
     let record = Value::Array(vec![4.into(), 1.into(), 1.into()]);
     let trace = map(&[("trace", Value::Array(vec![record; 100]))]);
     let notes = frame(vec![4.into(), trace]);
@@ -194,15 +175,15 @@ async fn a_flood_of_spans_keeps_no_runtime() {
         flood(raw, &notes);
     })
     .await;
-}
+});
 
-async fn a_flood_of_skipped_answers_keeps_no_runtime() {
+trial!(a_flood_of_skipped_answers_keeps_no_runtime, async || {
     flooded(|raw| {
         raw.receive();
         flood(raw, &frame(vec![5.into(), of_call(1)]));
     })
     .await;
-}
+});
 
 /// Calls a server that has agreed on rings, and then does this, on both runtimes.
 async fn flooded_with_rings(then: impl Fn(Raw, crate::rings::Rings) + Clone + Send + 'static) {
@@ -224,7 +205,7 @@ async fn flooded_with_rings(then: impl Fn(Raw, crate::rings::Rings) + Clone + Se
     .await;
 }
 
-async fn a_flood_through_a_ring_keeps_no_runtime() {
+trial!(a_flood_through_a_ring_keeps_no_runtime, async || {
     flooded_with_rings(|mut raw, rings| {
         rings.fill_for_ever(&nothing(), || {
             raw.0.set_nonblocking(true).unwrap();
@@ -232,22 +213,22 @@ async fn a_flood_through_a_ring_keeps_no_runtime() {
         });
     })
     .await;
-}
+});
 
-async fn a_flood_of_wake_ups_keeps_no_runtime() {
+trial!(a_flood_of_wake_ups_keeps_no_runtime, async || {
     flooded_with_rings(|mut raw, _| flood(&mut raw, &[0; 4])).await;
-}
+});
 
-async fn a_frame_without_end_keeps_no_runtime() {
+trial!(a_frame_without_end_keeps_no_runtime, async || {
     flooded(|raw| {
         raw.receive();
         raw.send(&(64_u32 << 20).to_le_bytes());
         flood(raw, &[7; 1024]);
     })
     .await;
-}
+});
 
-async fn a_flood_of_blanks_keeps_no_runtime() {
+trial!(a_flood_of_blanks_keeps_no_runtime, async || {
     on_both_runtimes(|| async {
         let folder = tempfile::tempdir().unwrap();
         serve(&folder, |socket| flood(&mut Raw(socket), b" \n\t"));
@@ -255,9 +236,9 @@ async fn a_flood_of_blanks_keeps_no_runtime() {
         fails_in_time(&client).await;
     })
     .await;
-}
+});
 
-async fn a_flood_before_the_greeting_keeps_no_runtime() {
+trial!(a_flood_before_the_greeting_keeps_no_runtime, async || {
     for first in [&b"taskfork"[..], b"taskfork\xff\xff\xff\x03", b""] {
         on_both_runtimes(move || async move {
             let folder = tempfile::tempdir().unwrap();
@@ -272,9 +253,9 @@ async fn a_flood_before_the_greeting_keeps_no_runtime() {
         })
         .await;
     }
-}
+});
 
-async fn a_flood_on_an_idle_connection_keeps_no_runtime() {
+trial!(a_flood_on_an_idle_connection_keeps_no_runtime, async || {
     for keeps_checkout in [false, true] {
         on_both_runtimes(move || async move {
             let folder = tempfile::tempdir().unwrap();
@@ -297,9 +278,9 @@ async fn a_flood_on_an_idle_connection_keeps_no_runtime() {
         })
         .await;
     }
-}
+});
 
-async fn a_flood_keeps_no_thread_of_the_blocking_client() {
+trial!(a_flood_keeps_no_thread_of_the_blocking_client, async || {
     let folder = tempfile::tempdir().unwrap();
     serve(&folder, |socket| {
         let mut raw = Raw(socket);
@@ -316,9 +297,9 @@ async fn a_flood_keeps_no_thread_of_the_blocking_client() {
     });
     let (error, elapsed) = called.await.unwrap();
     assert!(error.is_fatal() && elapsed < PATIENCE, "{elapsed:?}: {error}");
-}
+});
 
-async fn a_call_that_is_dropped_ends_a_flood() {
+trial!(a_call_that_is_dropped_ends_a_flood, async || {
     on_both_runtimes(|| async {
         let folder = tempfile::tempdir().unwrap();
         let (ended, end) = std::sync::mpsc::channel();
@@ -334,7 +315,7 @@ async fn a_call_that_is_dropped_ends_a_flood() {
         until("the connection's end", || end.try_recv().is_ok()).await;
     })
     .await;
-}
+});
 
 /// Sends a byte now and then until the other side has gone.
 fn trickle(raw: &mut Raw) {
@@ -343,7 +324,7 @@ fn trickle(raw: &mut Raw) {
     }
 }
 
-async fn a_frame_that_trickles_does_not_outlive_the_timeout() {
+trial!(a_frame_that_trickles_does_not_outlive_the_timeout, async || {
     let folder = tempfile::tempdir().unwrap();
     serve(&folder, |socket| {
         let mut raw = Raw(socket);
@@ -356,9 +337,9 @@ async fn a_frame_that_trickles_does_not_outlive_the_timeout() {
     let error = client.call::<Value>("anything", ()).await.unwrap_err();
     assert!(start.elapsed() < PATIENCE, "{error}");
     assert!(error.to_string().contains("timed out after 0.5 seconds"), "{error}");
-}
+});
 
-async fn a_greeting_that_trickles_does_not_outlive_the_timeout() {
+trial!(a_greeting_that_trickles_does_not_outlive_the_timeout, async || {
     for first in [&b"task"[..], b"taskfork\x00\x10\x00\x00"] {
         let folder = tempfile::tempdir().unwrap();
         serve(&folder, move |socket| {
@@ -373,9 +354,9 @@ async fn a_greeting_that_trickles_does_not_outlive_the_timeout() {
         let client = options(&folder).build().unwrap();
         fails_in_time(&client).await;
     }
-}
+});
 
-async fn a_worker_that_never_reads_does_not_outlive_the_timeout() {
+trial!(a_worker_that_never_reads_does_not_outlive_the_timeout, async || {
     on_both_runtimes(|| async {
         let folder = tempfile::tempdir().unwrap();
         let (end, ended) = std::sync::mpsc::channel::<()>();
@@ -397,4 +378,4 @@ async fn a_worker_that_never_reads_does_not_outlive_the_timeout() {
         drop(end);
     })
     .await;
-}
+});

@@ -17,21 +17,7 @@ use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 use crate::files::{receive_with, send_with};
 use crate::support::processes::{children, signal};
 use crate::support::raw::Raw;
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    a_child_that_returns_from_a_call_answers_nothing,
-    a_child_that_returns_while_rings_are_used_answers_nothing,
-    a_child_ends_however_it_comes_back_from_a_call,
-    a_child_that_returns_from_setup_or_checkout_done_ends,
-    a_child_that_logs_sends_nothing,
-    a_child_that_returns_from_preload_is_no_server,
-    a_death_is_told_while_a_child_holds_the_connection,
-    a_death_within_a_long_answer_is_told_whoever_holds_the_connection,
-    a_call_that_has_reset_its_alarm_times_out,
-    a_call_that_executes_another_program_times_out,
-    an_alarm_of_the_users_own_is_told_as_such,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 /// With which a process ends that a call has forked and that came back from it.
 const CAME_BACK: i32 = 70;
@@ -205,7 +191,7 @@ async fn check_answers(client: &Client) {
     }
 }
 
-async fn a_child_that_returns_from_a_call_answers_nothing() {
+trial!(a_child_that_returns_from_a_call_answers_nothing, async || {
     for protocol in [Protocol::Native, Protocol::Perl] {
         let (server, client) =
             start_with("forks", |client| client.max_workers(1).protocol(protocol));
@@ -216,9 +202,9 @@ async fn a_child_that_returns_from_a_call_answers_nothing() {
         }
         assert_eq!(children(server.pid()).len(), 1);
     }
-}
+});
 
-async fn a_child_that_returns_while_rings_are_used_answers_nothing() {
+trial!(a_child_that_returns_while_rings_are_used_answers_nothing, async || {
     let (_server, client) = start_with("forks_awake", |client| {
         client.max_workers(1).busy_poll(BusyPoll::Fixed(Duration::from_secs(1)))
     });
@@ -232,9 +218,9 @@ async fn a_child_that_returns_while_rings_are_used_answers_nothing() {
             assert_eq!(checkout.call::<u32>("echo", (number,)).await.unwrap(), number);
         }
     }
-}
+});
 
-async fn a_child_ends_however_it_comes_back_from_a_call() {
+trial!(a_child_ends_however_it_comes_back_from_a_call, async || {
     let (_server, client) = start_with("forks", |client| client.max_workers(1));
     for how in ["fork", "clone"] {
         for (what, status) in
@@ -245,9 +231,9 @@ async fn a_child_ends_however_it_comes_back_from_a_call() {
             check_answers(&client).await;
         }
     }
-}
+});
 
-async fn a_child_that_returns_from_setup_or_checkout_done_ends() {
+trial!(a_child_that_returns_from_setup_or_checkout_done_ends, async || {
     for entry in ["forks_around_calls", "forks_spare"] {
         let (_server, client) = start_with(entry, |client| client.max_workers(1));
         for in_done in [0, CAME_BACK] {
@@ -255,9 +241,9 @@ async fn a_child_that_returns_from_setup_or_checkout_done_ends() {
             assert_eq!(statuses, (CAME_BACK, in_done), "{entry}");
         }
     }
-}
+});
 
-async fn a_child_that_logs_sends_nothing() {
+trial!(a_child_that_logs_sends_nothing, async || {
     let (_server, client) = start_with("forks", |client| client.max_workers(1));
     let log = Log::new(drop);
     let checkout = client.checkout().log(&log);
@@ -265,16 +251,16 @@ async fn a_child_that_logs_sends_nothing() {
     assert_eq!(checkout.call::<u32>("echo", (7,)).await.unwrap(), 7);
     let said = format!("{:?}", log.message().logs);
     assert!(!said.contains("said by the child"), "{said}");
-}
+});
 
-/// A child that comes back from `preload` would be another server on the same socket.
-async fn a_child_that_returns_from_preload_is_no_server() {
+// A child that comes back from `preload` would be another server on the same socket.
+trial!(a_child_that_returns_from_preload_is_no_server, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = roles::start(&["serve_forking_preload", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let parents: Vec<u32> = client.call("parent_and_status", ()).await.unwrap();
     assert_eq!(parents, [server.pid(), CAME_BACK as u32]);
-}
+});
 
 pub(crate) fn preloading(address: &str) -> Result<(), ServerError> {
     let methods = Methods::new().method("parent_and_status", |status: &mut u32| {
@@ -291,7 +277,7 @@ pub(crate) fn preloading(address: &str) -> Result<(), ServerError> {
         .run()
 }
 
-async fn a_death_is_told_while_a_child_holds_the_connection() {
+trial!(a_death_is_told_while_a_child_holds_the_connection, async || {
     for protocol in [Protocol::Native, Protocol::Perl] {
         let (_server, client) =
             start_with("forks", |client| client.protocol(protocol).max_workers(1));
@@ -312,10 +298,10 @@ async fn a_death_is_told_while_a_child_holds_the_connection() {
         signal(pid, libc::SIGKILL);
         until("its end", || client.stats().idle == 0).await;
     }
-}
+});
 
-/// Nobody can be told in the middle of an answer, and here somebody else has the worker's end.
-async fn a_death_within_a_long_answer_is_told_whoever_holds_the_connection() {
+// Nobody can be told in the middle of an answer, and here somebody else has the worker's end.
+trial!(a_death_within_a_long_answer_is_told_whoever_holds_the_connection, async || {
     let folder = tempfile::tempdir().unwrap();
     let _server = roles::start(&["serve_forks", &address_in(&folder)]);
     let path = folder.path().join("holder");
@@ -337,7 +323,7 @@ async fn a_death_within_a_long_answer_is_told_whoever_holds_the_connection() {
     }
     assert!(rest.len() < 8 << 20, "{}", rest.len());
     drop(holder.unwrap());
-}
+});
 
 #[track_caller]
 fn assert_timed_out(outcome: Result<(), Error>) {
@@ -348,7 +334,7 @@ fn assert_timed_out(outcome: Result<(), Error>) {
     assert!(hung.as_ref().unwrap().ran_for > Duration::ZERO, "{error}");
 }
 
-async fn a_call_that_has_reset_its_alarm_times_out() {
+trial!(a_call_that_has_reset_its_alarm_times_out, async || {
     let (_server, client) = start_with("forks", |client| client.grace(Duration::from_secs(20)));
     let checkout = client.checkout().timeout(Duration::from_millis(100));
     assert_timed_out(checkout.call("reset_alarm", ()).await);
@@ -359,20 +345,20 @@ async fn a_call_that_has_reset_its_alarm_times_out() {
         death.reason.as_deref(),
         Some("hung for more than 0.2 seconds (hung_worker_timeout)")
     );
-}
+});
 
-async fn a_call_that_executes_another_program_times_out() {
+trial!(a_call_that_executes_another_program_times_out, async || {
     let (_server, client) = start_with("forks", |client| client.grace(Duration::from_secs(20)));
     let checkout = client.checkout().timeout(Duration::from_millis(100));
     assert_timed_out(checkout.call("execute", ()).await);
-}
+});
 
-async fn an_alarm_of_the_users_own_is_told_as_such() {
+trial!(an_alarm_of_the_users_own_is_told_as_such, async || {
     let (_server, client) = start("forks");
     let checkout = client.checkout().timeout(Duration::from_secs(50));
     let death = death(checkout.call::<()>("own_alarm", ()).await);
     assert_eq!((death.end, death.reason), (End::Signaled(libc::SIGALRM), None));
-}
+});
 
 /// Where this server is in a program of its own.
 pub(crate) fn listening(address: &str) -> Result<(), ServerError> {

@@ -12,23 +12,7 @@ use taskfork::{Client, Error};
 
 use crate::bad_peers::Logged;
 use crate::support::raw::{Raw, fake, frame, greet, map, of_call, text};
-use crate::support::{start_with, trials, until};
-
-trials! {
-    a_first_call_goes_with_the_hello,
-    a_call_is_tried_again_if_there_was_no_greeting,
-    a_refusal_in_place_of_a_greeting_is_the_reason,
-    a_worker_of_another_version_is_refused,
-    a_worker_that_takes_hardly_a_byte_is_refused,
-    a_greeting_of_a_frame_that_is_too_long_is_refused,
-    a_client_that_takes_hardly_a_byte_is_told,
-    a_hello_that_is_too_long_closes_its_connection,
-    a_long_client_name_is_cut,
-    a_worker_that_greets_too_late_begins_nothing,
-    the_next_checkout_waits_no_longer_for_it,
-    a_call_whose_time_is_over_before_the_greeting_has_not_run,
-    waiting_for_a_worker_is_waiting_for_its_greeting,
-}
+use crate::support::{start_with, trial, until};
 
 /// A client that expects workers to greet at once, of a server that does with each connection what `next` does.
 async fn after_a_greeting(
@@ -78,7 +62,7 @@ fn say_hello(raw: &mut Raw) -> std::io::Result<()> {
     raw.0.write_all(&[b"taskfork", &hello[..]].concat())
 }
 
-async fn a_first_call_goes_with_the_hello() {
+trial!(a_first_call_goes_with_the_hello, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = after_a_greeting(&folder, |mut raw| {
         hear_call(&mut raw);
@@ -89,9 +73,9 @@ async fn a_first_call_goes_with_the_hello() {
     .await;
     let checkout = client.checkout();
     assert_eq!(checkout.call::<i32>("x", ()).await.unwrap(), 2);
-}
+});
 
-async fn a_call_is_tried_again_if_there_was_no_greeting() {
+trial!(a_call_is_tried_again_if_there_was_no_greeting, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut count = 1;
     let client = after_a_greeting(&folder, move |mut raw| {
@@ -109,9 +93,9 @@ async fn a_call_is_tried_again_if_there_was_no_greeting() {
     let before = client.stats().connected;
     assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
     assert_eq!(client.stats().connected, before + 1);
-}
+});
 
-async fn a_refusal_in_place_of_a_greeting_is_the_reason() {
+trial!(a_refusal_in_place_of_a_greeting_is_the_reason, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = after_a_greeting(&folder, |mut raw| {
         raw.send(b"taskfork");
@@ -125,9 +109,9 @@ async fn a_refusal_in_place_of_a_greeting_is_the_reason() {
     };
     assert!(reason.contains("no room here"), "{reason}");
     assert!(!error.may_have_run());
-}
+});
 
-async fn a_worker_that_greets_too_late_begins_nothing() {
+trial!(a_worker_that_greets_too_late_begins_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
     let (tell, told) = mpsc::channel();
     let mut late = None;
@@ -146,9 +130,9 @@ async fn a_worker_that_greets_too_late_begins_nothing() {
     .await;
     assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
     assert_eq!(told.recv().unwrap(), Err(std::io::ErrorKind::BrokenPipe));
-}
+});
 
-async fn the_next_checkout_waits_no_longer_for_it() {
+trial!(the_next_checkout_waits_no_longer_for_it, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut late = None;
     let client = after_a_greeting(&folder, move |mut raw| {
@@ -167,9 +151,9 @@ async fn the_next_checkout_waits_no_longer_for_it() {
     drop(checkout);
     until("it is given back", || client.stats().idle == 1).await;
     assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
-}
+});
 
-async fn a_call_whose_time_is_over_before_the_greeting_has_not_run() {
+trial!(a_call_whose_time_is_over_before_the_greeting_has_not_run, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut kept = Vec::new();
     let client = after_a_greeting(&folder, move |mut raw| {
@@ -184,9 +168,9 @@ async fn a_call_whose_time_is_over_before_the_greeting_has_not_run() {
     };
     assert_eq!(*stage, Stage::Waiting);
     assert!(!error.may_have_run());
-}
+});
 
-async fn waiting_for_a_worker_is_waiting_for_its_greeting() {
+trial!(waiting_for_a_worker_is_waiting_for_its_greeting, async || {
     let folder = tempfile::tempdir().unwrap();
     let (tell, told) = mpsc::channel();
     let client = after_a_greeting(&folder, move |mut raw| {
@@ -200,7 +184,7 @@ async fn waiting_for_a_worker_is_waiting_for_its_greeting() {
     let checkout = client.checkout();
     checkout.ready().await.unwrap();
     assert!(told.try_recv().is_ok());
-}
+});
 
 /// Why a client has no worker whose first bytes are these.
 async fn reason(greeting: impl Fn() -> Vec<u8> + Send + 'static) -> String {
@@ -221,25 +205,25 @@ fn hello(meta: &[(&str, Value)]) -> Vec<u8> {
     [b"taskfork", &frame(vec![0.into(), map(meta)])[..]].concat()
 }
 
-async fn a_worker_of_another_version_is_refused() {
+trial!(a_worker_of_another_version_is_refused, async || {
     let reason = reason(|| hello(&[("version", 99.into()), ("pid", 1.into())])).await;
     let expected = "the server speaks version 99 of the protocol, and this client offered [1]";
     assert!(reason.contains(expected), "{reason}");
-}
+});
 
-async fn a_worker_that_takes_hardly_a_byte_is_refused() {
+trial!(a_worker_that_takes_hardly_a_byte_is_refused, async || {
     let reason = reason(|| hello(&[("version", 1.into()), ("max_frame", 0.into())])).await;
     let expected = "takes frames of at most 0 bytes, and at least 256 are needed";
     assert!(reason.contains(expected), "{reason}");
-}
+});
 
-async fn a_greeting_of_a_frame_that_is_too_long_is_refused() {
+trial!(a_greeting_of_a_frame_that_is_too_long_is_refused, async || {
     let reason = reason(|| [&b"taskfork"[..], &(1_u32 << 20).to_le_bytes()].concat()).await;
     let expected = "a frame of 1048576 bytes is over the limit of 16384";
     assert!(reason.contains(expected), "{reason}");
-}
+});
 
-async fn a_client_that_takes_hardly_a_byte_is_told() {
+trial!(a_client_that_takes_hardly_a_byte_is_told, async || {
     let server = Logged::start();
     let mut raw = Raw::connect(&server.path()).await;
     let known = [("versions", Value::Array(vec![1.into()])), ("name", text("tiny"))];
@@ -247,18 +231,18 @@ async fn a_client_that_takes_hardly_a_byte_is_told() {
     let said = String::from_utf8_lossy(&raw.drain()).into_owned();
     let expected = "`tiny` takes frames of at most 10 bytes, and at least 256 are needed";
     assert!(said.contains(expected), "{said}");
-}
+});
 
-async fn a_hello_that_is_too_long_closes_its_connection() {
+trial!(a_hello_that_is_too_long_closes_its_connection, async || {
     let server = Logged::start();
     let name = text(&"x".repeat(20_000));
     let known = [("versions", Value::Array(vec![1.into()])), ("name", name)];
     let expected = "bytes is over the limit of 16384";
     server.reject(false, &hello(&known), false, expected).await;
-}
+});
 
-async fn a_long_client_name_is_cut() {
+trial!(a_long_client_name_is_cut, async || {
     let name = "n".repeat(1 << 20);
     let (_server, client) = start_with("faults", |client| client.name(name));
     client.call::<u32>("pid", ()).await.unwrap();
-}
+});

@@ -3,17 +3,9 @@
 use taskfork::Server;
 
 use crate::support::processes::{all_children, children, descriptors, guardian, is_gone, signal};
-use crate::support::{start, trials, until};
+use crate::support::{start, trial, until};
 
-trials! {
-    what_workers_have_started_ends_with_a_killed_server,
-    a_guardian_that_dies_is_replaced,
-    a_guardian_that_cannot_be_had_harms_nobody,
-    a_guardian_goes_with_its_server,
-    other_servers_are_left_alone,
-}
-
-async fn what_workers_have_started_ends_with_a_killed_server() {
+trial!(what_workers_have_started_ends_with_a_killed_server, async || {
     let (server, client) = start("faults");
     let checkout = client.checkout();
     let mut started: Vec<u32> = checkout.call("start_daemons", ()).await.unwrap();
@@ -27,9 +19,9 @@ async fn what_workers_have_started_ends_with_a_killed_server() {
     signal(server.pid(), libc::SIGKILL);
     until("all are gone", || started.iter().all(|&pid| is_gone(pid))).await;
     until("the guardian is gone", || is_gone(guardian)).await;
-}
+});
 
-async fn a_guardian_that_dies_is_replaced() {
+trial!(a_guardian_that_dies_is_replaced, async || {
     let (server, client) = start("faults");
     let first = guardian(server.pid()).unwrap();
     signal(first, libc::SIGKILL);
@@ -38,11 +30,11 @@ async fn a_guardian_that_dies_is_replaced() {
     let started: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
     signal(server.pid(), libc::SIGKILL);
     until("all are gone", || started.iter().all(|&pid| is_gone(pid))).await;
-}
+});
 
-/// The server has only so many descriptors left when its guardian dies, so that forking another
-/// fails at one point or the other.
-async fn a_guardian_that_cannot_be_had_harms_nobody() {
+// The server has only so many descriptors left when its guardian dies, so that forking another
+// fails at one point or the other.
+trial!(a_guardian_that_cannot_be_had_harms_nobody, async || {
     let (server, client) = start("faults");
     let checkout = client.checkout();
     let worker: u32 = checkout.call("pid", ()).await.unwrap();
@@ -68,9 +60,9 @@ async fn a_guardian_that_cannot_be_had_harms_nobody() {
         assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), worker);
     }
     assert_eq!(all_children(server.pid()).len(), 2, "a worker and a guardian");
-}
+});
 
-async fn a_guardian_goes_with_its_server() {
+trial!(a_guardian_goes_with_its_server, async || {
     let server = Server::spawn("faults").unwrap();
     let guardian = guardian(server.pid()).unwrap();
     // What a terminal or a service manager sends to all is not for it.
@@ -80,9 +72,9 @@ async fn a_guardian_goes_with_its_server() {
     assert_eq!(all_children(server.pid()), [guardian]);
     server.close();
     assert!(is_gone(guardian));
-}
+});
 
-async fn other_servers_are_left_alone() {
+trial!(other_servers_are_left_alone, async || {
     let (first, _) = start("faults");
     let (_second, client) = start("faults");
     let started: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
@@ -94,4 +86,4 @@ async fn other_servers_are_left_alone() {
     signal(first.pid(), libc::SIGKILL);
     until("the guardian has done its work", || is_gone(own)).await;
     assert!(!is_gone(worker) && !is_gone(child));
-}
+});

@@ -15,22 +15,7 @@ use crate::perl::message;
 use crate::support::processes::signal;
 use crate::support::raw::{Raw, frame, map, text};
 use crate::support::strangers::Guarded;
-use crate::support::{trials, until};
-
-trials! {
-    five_thousand_silent_connections_delay_nobody,
-    five_thousand_silent_connections_on_tcp_are_closed_in_the_end,
-    a_greeting_that_trickles_in_is_no_greeting,
-    what_is_no_greeting_gets_no_worker,
-    half_a_greeting_is_given_up,
-    a_silent_client_of_the_servers_own_user_is_kept,
-    a_time_that_is_set_holds_for_the_servers_own_user,
-    the_oldest_connection_makes_room_for_a_new_one,
-    a_greeting_in_pieces_is_served,
-    a_greeting_in_pieces_is_served_by_a_spare_worker,
-    a_long_first_message_is_read_by_a_worker_that_is_not_set_up,
-    a_shutdown_waits_for_no_greeting,
-}
+use crate::support::{trial, until};
 
 /// The sockets that this process opens, and some more.
 const DESCRIPTORS: u64 = 6000;
@@ -78,7 +63,7 @@ async fn flood<T: Send + 'static>(
     (silent.join().unwrap(), calls)
 }
 
-async fn five_thousand_silent_connections_delay_nobody() {
+trial!(five_thousand_silent_connections_delay_nobody, async || {
     let server = Guarded::start(&[]).await;
     let path = server.path();
     let (silent, calls) = flood(server.address(), move || UnixStream::connect(&path)).await;
@@ -93,9 +78,9 @@ async fn five_thousand_silent_connections_delay_nobody() {
     server.until_waiting(0).await;
     let lines = server.log().lines().count();
     assert!(lines < 1000, "{lines} lines");
-}
+});
 
-async fn five_thousand_silent_connections_on_tcp_are_closed_in_the_end() {
+trial!(five_thousand_silent_connections_on_tcp_are_closed_in_the_end, async || {
     let (server, port) = Guarded::start_tcp(&[]).await;
     let connect = move || TcpStream::connect(("127.0.0.1", port));
     let (silent, calls) = flood(format!("tcp:127.0.0.1:{port}"), connect).await;
@@ -110,7 +95,7 @@ async fn five_thousand_silent_connections_on_tcp_are_closed_in_the_end() {
     assert!(workers.contains(&server.set_ups()));
     let log = server.log();
     assert!(log.contains("was not complete after 10 seconds (handshake_timeout)"), "{log}");
-}
+});
 
 fn hello() -> Vec<u8> {
     let known =
@@ -118,7 +103,7 @@ fn hello() -> Vec<u8> {
     [&b"taskfork"[..], &frame(vec![0.into(), map(&known)])].concat()
 }
 
-async fn a_greeting_that_trickles_in_is_no_greeting() {
+trial!(a_greeting_that_trickles_in_is_no_greeting, async || {
     let server = Guarded::start(&["handshake_timeout=500"]).await;
     let json = format!("[\"do\",{{}},\"echo\",\"{}\"]", "x".repeat(200)).into_bytes();
     for (stream, answer) in [(hello(), &b"taskfork"[..]), (json, b"[\"er\",{},")] {
@@ -143,9 +128,9 @@ async fn a_greeting_that_trickles_in_is_no_greeting() {
     }
     server.assert_untouched();
     assert_eq!(server.status().handshake_failures, 2);
-}
+});
 
-async fn what_is_no_greeting_gets_no_worker() {
+trial!(what_is_no_greeting_gets_no_worker, async || {
     let server = Guarded::start(&[]).await;
     let over = [&b"taskfork"[..], &(16_385_u32.to_le_bytes())].concat();
     let cases = [
@@ -165,9 +150,9 @@ async fn what_is_no_greeting_gets_no_worker() {
         assert_eq!(server.status().handshake_failures, count as u64 + 1);
     }
     server.assert_untouched();
-}
+});
 
-async fn half_a_greeting_is_given_up() {
+trial!(half_a_greeting_is_given_up, async || {
     let server = Guarded::start(&["handshake_timeout=200"]).await;
     for part in [&hello()[..5], &hello()[..12], &hello()[..50], b"[\"do\",{},\"add\",1,"] {
         let mut raw = Raw::connect(&server.path()).await;
@@ -185,9 +170,9 @@ async fn half_a_greeting_is_given_up() {
     until("the log line", || server.log().contains("closed the connection in the middle of its"))
         .await;
     assert_eq!(server.status().handshake_failures, 8);
-}
+});
 
-async fn a_silent_client_of_the_servers_own_user_is_kept() {
+trial!(a_silent_client_of_the_servers_own_user_is_kept, async || {
     let server = Guarded::start(&[]).await;
     let (mut silent, mut spoken) =
         (Raw::connect(&server.path()).await, Raw::connect(&server.path()).await);
@@ -200,9 +185,9 @@ async fn a_silent_client_of_the_servers_own_user_is_kept() {
     silent.send(b"[\"do\",{},\"add\",1,2]");
     assert_eq!(message(&mut silent.0).unwrap(), b"[\"ok\",{},3]");
     assert_eq!(server.set_ups(), 1);
-}
+});
 
-async fn a_time_that_is_set_holds_for_the_servers_own_user() {
+trial!(a_time_that_is_set_holds_for_the_servers_own_user, async || {
     let server = Guarded::start(&["handshake_timeout=100"]).await;
     assert!(Raw::connect(&server.path()).await.drain().is_empty());
     server.assert_untouched();
@@ -212,9 +197,9 @@ async fn a_time_that_is_set_holds_for_the_servers_own_user() {
     server.until_waiting(1).await;
     assert!(silent.drain().is_empty());
     server.assert_untouched();
-}
+});
 
-async fn the_oldest_connection_makes_room_for_a_new_one() {
+trial!(the_oldest_connection_makes_room_for_a_new_one, async || {
     let server = Guarded::start(&["max_handshakes=2"]).await;
     let mut silent = Vec::new();
     for number in 0..3 {
@@ -230,7 +215,7 @@ async fn the_oldest_connection_makes_room_for_a_new_one() {
     let (mut good, _) = Raw::greeted(&server.path()).await;
     good.call("add", vec![1.into(), 2.into()]);
     assert_eq!(good.receive().unwrap().as_array().unwrap()[2], 3.into());
-}
+});
 
 async fn pieces(server: &Guarded) {
     // With the first call right behind the hello.
@@ -263,11 +248,11 @@ async fn pieces(server: &Guarded) {
     assert_eq!(message(&mut raw.0).unwrap().len(), 2000 + br#"["ok",{},""]"#.len());
 }
 
-async fn a_greeting_in_pieces_is_served() {
+trial!(a_greeting_in_pieces_is_served, async || {
     pieces(&Guarded::start(&[]).await).await;
-}
+});
 
-async fn a_greeting_in_pieces_is_served_by_a_spare_worker() {
+trial!(a_greeting_in_pieces_is_served_by_a_spare_worker, async || {
     let server = Guarded::start(&["spare_workers=1"]).await;
     let is_spare =
         |server: &Guarded| server.status().workers.iter().any(|worker| worker.state == "spare");
@@ -279,9 +264,9 @@ async fn a_greeting_in_pieces_is_served_by_a_spare_worker() {
     silent.send(b"[\"do\",{},\"add\",1,2]");
     assert_eq!(message(&mut silent.0).unwrap(), b"[\"ok\",{},3]");
     pieces(&server).await;
-}
+});
 
-async fn a_long_first_message_is_read_by_a_worker_that_is_not_set_up() {
+trial!(a_long_first_message_is_read_by_a_worker_that_is_not_set_up, async || {
     for spare in ["spare_workers=0", "spare_workers=1"] {
         let server = Guarded::start(&["handshake_timeout=1500", spare]).await;
         let long = format!("[\"do\",{{}},\"echo\",\"{}\"]", "x".repeat(300_000)).into_bytes();
@@ -304,7 +289,7 @@ async fn a_long_first_message_is_read_by_a_worker_that_is_not_set_up() {
             assert_eq!(server.set_ups(), before);
         }
     }
-}
+});
 
 /// So many bytes.
 fn message_of(socket: &mut UnixStream, length: usize) -> Vec<u8> {
@@ -313,7 +298,7 @@ fn message_of(socket: &mut UnixStream, length: usize) -> Vec<u8> {
     all
 }
 
-async fn a_shutdown_waits_for_no_greeting() {
+trial!(a_shutdown_waits_for_no_greeting, async || {
     let server = Guarded::start(&[]).await;
     let mut silent = Raw::connect(&server.path()).await;
     let mut half = Raw::connect(&server.path()).await;
@@ -329,4 +314,4 @@ async fn a_shutdown_waits_for_no_greeting() {
     let left: Vec<PathBuf> =
         std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(left, [folder.path().join("log")]);
-}
+});

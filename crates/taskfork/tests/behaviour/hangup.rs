@@ -9,14 +9,7 @@ use taskfork::Client;
 
 use crate::support::logged::Logged;
 use crate::support::processes::{is_gone, signal};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_terminal_that_closes_ends_the_server,
-    a_terminal_that_closes_ends_a_server_that_keeps_its_pid,
-    a_server_with_a_terminal_restarts_if_an_option_says_so,
-    a_server_under_nohup_outlives_its_terminal_with_its_calls,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// A terminal; it is closed when the first of these is dropped.
 fn terminal() -> (File, File) {
@@ -51,13 +44,13 @@ fn in_terminal(mut command: Command, terminal: &File) -> Command {
     command
 }
 
-async fn a_terminal_that_closes_ends_the_server() {
+trial!(a_terminal_that_closes_ends_the_server, async || {
     ends_with_its_terminal(&[]).await;
-}
+});
 
-async fn a_terminal_that_closes_ends_a_server_that_keeps_its_pid() {
+trial!(a_terminal_that_closes_ends_a_server_that_keeps_its_pid, async || {
     ends_with_its_terminal(&["keep_pid"]).await;
-}
+});
 
 async fn ends_with_its_terminal(options: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
@@ -87,7 +80,7 @@ async fn ends_with_its_terminal(options: &[&str]) {
     assert!(!folder.path().join("s").exists());
 }
 
-async fn a_server_with_a_terminal_restarts_if_an_option_says_so() {
+trial!(a_server_with_a_terminal_restarts_if_an_option_says_so, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_ours, theirs) = terminal();
     let template = roles::command(&["serve_logged", &address_in(&folder), "restart"]);
@@ -101,9 +94,9 @@ async fn a_server_with_a_terminal_restarts_if_an_option_says_so() {
     let first = server.server().unwrap();
     signal(first, libc::SIGHUP);
     server.takes_over_from(first).await;
-}
+});
 
-async fn a_server_under_nohup_outlives_its_terminal_with_its_calls() {
+trial!(a_server_under_nohup_outlives_its_terminal_with_its_calls, async || {
     let folder = tempfile::tempdir().unwrap();
     let (ours, theirs) = terminal();
     let address = address_in(&folder);
@@ -127,4 +120,4 @@ async fn a_server_under_nohup_outlives_its_terminal_with_its_calls() {
     running.await.unwrap().unwrap();
     assert_eq!(server.server(), Some(pid));
     assert!(server.log().contains("SIGHUP is ignored"), "{}", server.log());
-}
+});

@@ -12,16 +12,7 @@ use taskfork::error::CallError;
 use taskfork::{Blob, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::perl::message;
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    a_server_in_perl_gives_bytes,
-    bytes_come_back_as_they_were_sent,
-    a_program_that_speaks_json_gives_bytes_to_a_native_client,
-    a_client_in_perl_gives_bytes_to_a_worker,
-    a_client_in_perl_and_a_program_that_speaks_json_pass_strings_on,
-    a_character_that_is_no_byte_is_the_error_of_its_call,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 /// Bytes in every place where arguments can have them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,7 +68,7 @@ fn answering(folder: &tempfile::TempDir, answers: Vec<String>) {
     });
 }
 
-async fn a_server_in_perl_gives_bytes() {
+trial!(a_server_in_perl_gives_bytes, async || {
     let folder = tempfile::tempdir().unwrap();
     let answer = |value: Value| json!(["ok", {}, value]).to_string();
     let list = json!([as_text(), {"key": as_text()}]);
@@ -92,9 +83,9 @@ async fn a_server_in_perl_gives_bytes() {
         .await
         .unwrap();
     assert_eq!((blob.to_vec(), map["key"].to_vec()), (every_byte(), every_byte()));
-}
+});
 
-async fn bytes_come_back_as_they_were_sent() {
+trial!(bytes_come_back_as_they_were_sent, async || {
     let (_server, client) = start_with("json_bytes", |client| client.protocol(Protocol::Perl));
     let checkout = client.checkout();
     let bytes = ByteBuf::from(every_byte());
@@ -105,9 +96,9 @@ async fn bytes_come_back_as_they_were_sent() {
     assert_eq!(lengths, [256, 256, 1]);
     assert_eq!(checkout.call::<ByteBuf>("bytes", ()).await.unwrap(), bytes);
     assert_eq!(checkout.call::<Picture>("picture", (picture(),)).await.unwrap(), picture());
-}
+});
 
-async fn a_program_that_speaks_json_gives_bytes_to_a_native_client() {
+trial!(a_program_that_speaks_json_gives_bytes_to_a_native_client, async || {
     let (_server, client) = start("executable");
     let checkout = client.checkout();
     let bytes = ByteBuf::from(every_byte());
@@ -116,7 +107,7 @@ async fn a_program_that_speaks_json_gives_bytes_to_a_native_client() {
     assert_eq!(blob.to_vec(), every_byte());
     assert_eq!(checkout.call::<String>("echo", (&bytes,)).await.unwrap(), as_text());
     assert_eq!(checkout.call::<Picture>("echo", (picture(),)).await.unwrap(), picture());
-}
+});
 
 /// A server in the role, and a connection to it.
 async fn connect(
@@ -142,7 +133,7 @@ fn call(socket: &mut UnixStream, args: Value) -> Value {
     serde_json::from_slice(&message(socket).unwrap()).unwrap()
 }
 
-async fn a_client_in_perl_gives_bytes_to_a_worker() {
+trial!(a_client_in_perl_gives_bytes_to_a_worker, async || {
     let (_folder, _program, mut socket) = connect("serve_json_bytes").await;
     for method in ["numbers", "numbers_of_blob"] {
         let answer = call(&mut socket, json!([method, as_text()]));
@@ -155,15 +146,15 @@ async fn a_client_in_perl_gives_bytes_to_a_worker() {
     assert!(said.starts_with("bad arguments: argument 1: "), "{said}");
     assert!(said.contains("character 2 of this string is U+0142"), "{said}");
     assert_eq!(call(&mut socket, json!(["lengths"])), json!(["ok", {}, []]));
-}
+});
 
-async fn a_client_in_perl_and_a_program_that_speaks_json_pass_strings_on() {
+trial!(a_client_in_perl_and_a_program_that_speaks_json_pass_strings_on, async || {
     let (_folder, _program, mut socket) = connect("serve_executable").await;
     let text = format!("{} Ł", as_text());
     assert_eq!(call(&mut socket, json!(["echo", text])), json!(["ok", {}, text]));
-}
+});
 
-async fn a_character_that_is_no_byte_is_the_error_of_its_call() {
+trial!(a_character_that_is_no_byte_is_the_error_of_its_call, async || {
     let (_server, client) = start("executable");
     let checkout = client.checkout();
     let error = checkout.call::<ByteBuf>("echo", ("caf\u{e9} \u{1f600}",)).await.unwrap_err();
@@ -179,4 +170,4 @@ async fn a_character_that_is_no_byte_is_the_error_of_its_call() {
     assert!(error.to_string().contains("U+0100, which is above U+00FF"), "{error}");
     assert!(!error.is_fatal());
     assert_eq!(checkout.call::<Vec<u8>>("numbers", ("\u{ff}",)).await.unwrap(), [255]);
-}
+});

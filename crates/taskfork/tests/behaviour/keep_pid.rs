@@ -4,22 +4,7 @@ use taskfork::Client;
 
 use crate::support::logged::Logged;
 use crate::support::processes::{Program, all_children, command_line, is_gone, signal};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    restarts_keep_the_pid_without_a_failed_call,
-    signals_that_come_twice_count_once,
-    a_second_request_ends_it_at_once,
-    a_second_request_also_ends_a_server_that_has_been_replaced,
-    parent_and_server_write_to_the_log_file,
-    a_log_file_whose_folder_has_gone_is_kept,
-    the_death_of_the_server_is_told,
-    the_server_ends_gracefully_if_the_parent_is_killed,
-    an_error_of_the_server_is_the_parents,
-    the_parent_holds_and_loads_nothing,
-    a_successor_that_has_not_taken_over_ends_with_the_server,
-    the_parent_sleeps_while_a_server_does_something_else_at_its_end,
-}
+use crate::support::{address_in, roles, trial, until};
 
 async fn serve(folder: &tempfile::TempDir, options: &[&str]) -> Logged {
     let address = address_in(folder);
@@ -31,7 +16,7 @@ fn client(folder: &tempfile::TempDir) -> Client {
     Client::builder().address(address_in(folder)).min_workers(0).max_workers(1).build().unwrap()
 }
 
-async fn restarts_keep_the_pid_without_a_failed_call() {
+trial!(restarts_keep_the_pid_without_a_failed_call, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &[]).await;
     let client = client(&folder);
@@ -57,10 +42,10 @@ async fn restarts_keep_the_pid_without_a_failed_call() {
     let status = server.end().await;
     assert!(status.success() && is_gone(serving), "{status}");
     assert!(!folder.path().join("s").exists());
-}
+});
 
-/// As with systemd's control groups, and with Ctrl-C.
-async fn signals_that_come_twice_count_once() {
+// As with systemd's control groups, and with Ctrl-C.
+trial!(signals_that_come_twice_count_once, async || {
     for number in [libc::SIGTERM, libc::SIGINT] {
         let folder = tempfile::tempdir().unwrap();
         let server = serve(&folder, &[]).await;
@@ -79,9 +64,9 @@ async fn signals_that_come_twice_count_once() {
         let status = server.end().await;
         assert!(status.success(), "{status}");
     }
-}
+});
 
-async fn a_second_request_ends_it_at_once() {
+trial!(a_second_request_ends_it_at_once, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &[]).await;
     let client = client(&folder);
@@ -98,9 +83,9 @@ async fn a_second_request_ends_it_at_once() {
     assert_eq!(status.code(), Some(1));
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains("had to kill 1 of its workers"), "{log}");
-}
+});
 
-async fn a_second_request_also_ends_a_server_that_has_been_replaced() {
+trial!(a_second_request_also_ends_a_server_that_has_been_replaced, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &["grace=3600000"]).await;
     let (old, new) = (client(&folder), client(&folder));
@@ -129,7 +114,7 @@ async fn a_second_request_also_ends_a_server_that_has_been_replaced() {
         call.await.unwrap_err();
     }
     assert!(is_gone(replaced) && is_gone(serving));
-}
+});
 
 /// A server under a parent, whose log is `log` in this folder of the temporary one.
 async fn serve_to(folder: &tempfile::TempDir, inner: &str) -> (Program, std::path::PathBuf) {
@@ -145,7 +130,7 @@ fn logged(log: &std::path::Path) -> String {
     std::fs::read_to_string(log).unwrap_or_default()
 }
 
-async fn parent_and_server_write_to_the_log_file() {
+trial!(parent_and_server_write_to_the_log_file, async || {
     let folder = tempfile::tempdir().unwrap();
     let (server, log) = serve_to(&folder, "logs").await;
     let old = log.with_extension("old");
@@ -164,9 +149,9 @@ async fn parent_and_server_write_to_the_log_file() {
     signal(server.pid(), libc::SIGTERM);
     assert!(server.end().await.success());
     assert!(logged(&log).contains("shutting down"));
-}
+});
 
-async fn a_log_file_whose_folder_has_gone_is_kept() {
+trial!(a_log_file_whose_folder_has_gone_is_kept, async || {
     let folder = tempfile::tempdir().unwrap();
     let (server, log) = serve_to(&folder, "logs").await;
     let moved = folder.path().join("moved");
@@ -181,9 +166,9 @@ async fn a_log_file_whose_folder_has_gone_is_kept() {
     signal(server.pid(), libc::SIGTERM);
     assert!(server.end().await.success());
     assert!(logged(&log).contains("shutting down"));
-}
+});
 
-async fn the_death_of_the_server_is_told() {
+trial!(the_death_of_the_server_is_told, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &[]).await;
     let client = client(&folder);
@@ -197,9 +182,9 @@ async fn the_death_of_the_server_is_told() {
     let told = format!("the server process {serving} was killed by SIGKILL");
     assert!(log.contains(&told), "{log}");
     assert!(is_gone(worker) && is_gone(parent));
-}
+});
 
-async fn the_server_ends_gracefully_if_the_parent_is_killed() {
+trial!(the_server_ends_gracefully_if_the_parent_is_killed, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &[]).await;
     server.restart().await;
@@ -214,18 +199,18 @@ async fn the_server_ends_gracefully_if_the_parent_is_killed() {
     drop((checkout, client));
     until("the server's end", || is_gone(serving)).await;
     assert!(!folder.path().join("s").exists());
-}
+});
 
-async fn an_error_of_the_server_is_the_parents() {
+trial!(an_error_of_the_server_is_the_parents, async || {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("s");
     std::fs::write(&file, "").unwrap();
     let said = roles::output(&["serve_logged", &address_in(&folder), "keep_pid"]);
     let expected = format!("the server did not start: {} exists and is no socket", file.display());
     assert!(said.contains(&expected), "{said}");
-}
+});
 
-async fn the_parent_holds_and_loads_nothing() {
+trial!(the_parent_holds_and_loads_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &[]).await;
     assert_eq!(command_line(server.pid()), "taskfork-parent:taskfork");
@@ -241,10 +226,10 @@ async fn the_parent_holds_and_loads_nothing() {
     let mut of_worker: Vec<String> = client(&folder).call("descriptors", ()).await.unwrap();
     of_worker.retain(|target| target.starts_with("socket:") || target.contains("signalfd"));
     assert_eq!(of_worker.len(), 1, "more than its connection: {of_worker:?}");
-}
+});
 
-/// It would serve though nobody passes signals on to it.
-async fn a_successor_that_has_not_taken_over_ends_with_the_server() {
+// It would serve though nobody passes signals on to it.
+trial!(a_successor_that_has_not_taken_over_ends_with_the_server, async || {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");
     std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &app).unwrap();
@@ -267,9 +252,9 @@ async fn a_successor_that_has_not_taken_over_ends_with_the_server() {
     signal(serving, libc::SIGKILL);
     assert_eq!(server.end().await.code(), Some(1));
     assert!(is_gone(successor));
-}
+});
 
-async fn the_parent_sleeps_while_a_server_does_something_else_at_its_end() {
+trial!(the_parent_sleeps_while_a_server_does_something_else_at_its_end, async || {
     let folder = tempfile::tempdir().unwrap();
     let done = folder.path().join("done");
     let server = serve(&folder, &[&format!("at_end={}", done.display())]).await;
@@ -289,4 +274,4 @@ async fn the_parent_sleeps_while_a_server_does_something_else_at_its_end() {
     }
     signal(serving, libc::SIGKILL);
     server.end().await;
-}
+});

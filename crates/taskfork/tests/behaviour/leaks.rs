@@ -3,13 +3,9 @@
 use taskfork::Client;
 
 use crate::support::processes::{children, command_line, descriptors, is_gone};
-use crate::support::{address_in, roles, trials, until};
+use crate::support::{address_in, roles, trial, until};
 
-trials! {
-    a_thousand_replaced_workers_leave_nothing,
-}
-
-async fn a_thousand_replaced_workers_leave_nothing() {
+trial!(a_thousand_replaced_workers_leave_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let program = roles::start(&["serve", &address]);
@@ -46,7 +42,7 @@ async fn a_thousand_replaced_workers_leave_nothing() {
         std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["s", "s.status"]);
-}
+});
 
 /// The number in `taskfork-worker:NAME(NUMBER)`.
 fn number_of(worker: u32) -> u64 {

@@ -16,27 +16,7 @@ use taskfork::{Blob, BoxError, Checkout, Client, Methods, Server, ServerBuilder,
 
 use crate::files::{open_here, send_with};
 use crate::support::raw::{Raw, agreed as agreed_on, frame, map, of_call, text};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    long_blobs_are_lent_once_there_have_been_a_few,
-    the_same_memory_is_used_again,
-    what_a_worker_keeps_stays_as_it_is,
-    what_a_client_keeps_stays_as_it_is,
-    what_a_child_has_stays_as_it_is,
-    they_can_be_taken_as_bytes_of_any_kind,
-    what_does_not_fit_is_sent,
-    one_that_is_too_long_is_refused_all_the_same,
-    they_stand_behind_what_a_call_logs,
-    nothing_is_lent_where_it_cannot_be,
-    nothing_is_lent_to_another_user,
-    memory_can_be_asked_for_and_filled_in_place,
-    a_failed_or_abandoned_call_loses_no_memory,
-    at_rest_memory_is_given_back,
-    no_memory_and_no_descriptor_is_left_of_what_is_over,
-    a_client_that_lends_what_it_must_not_is_left,
-    a_worker_that_lends_what_it_must_not_is_left,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 const LONG: usize = 300_000;
 
@@ -148,7 +128,7 @@ async fn warm(checkout: &Checkout) {
     panic!("nothing is lent");
 }
 
-async fn long_blobs_are_lent_once_there_have_been_a_few() {
+trial!(long_blobs_are_lent_once_there_have_been_a_few, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     let first: (bool, u8) = checkout.call("is_lent", (blob(7),)).await.unwrap();
@@ -175,9 +155,9 @@ async fn long_blobs_are_lent_once_there_have_been_a_few() {
     assert!(is_lent(&back) && back == sent);
     let again: Blob = checkout.call("echo", (&back,)).await.unwrap();
     assert_eq!(again.as_ptr(), back.as_ptr());
-}
+});
 
-async fn the_same_memory_is_used_again() {
+trial!(the_same_memory_is_used_again, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     warm(&checkout).await;
@@ -191,9 +171,9 @@ async fn the_same_memory_is_used_again() {
         assert_eq!(made, blob(fill));
     }
     assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 2);
-}
+});
 
-async fn what_a_worker_keeps_stays_as_it_is() {
+trial!(what_a_worker_keeps_stays_as_it_is, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     warm(&checkout).await;
@@ -203,9 +183,9 @@ async fn what_a_worker_keeps_stays_as_it_is() {
     }
     let kept: Vec<Blob> = checkout.call("kept", ()).await.unwrap();
     assert_eq!(kept, (0..20).map(blob).collect::<Vec<_>>());
-}
+});
 
-async fn what_a_client_keeps_stays_as_it_is() {
+trial!(what_a_client_keeps_stays_as_it_is, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     let mut kept: Vec<Blob> = Vec::new();
@@ -218,9 +198,9 @@ async fn what_a_client_keeps_stays_as_it_is() {
     drop(checkout);
     drop(client);
     assert_eq!(kept, (0..20).flat_map(|fill| [blob(fill), blob(fill)]).collect::<Vec<_>>());
-}
+});
 
-async fn what_a_child_has_stays_as_it_is() {
+trial!(what_a_child_has_stays_as_it_is, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     warm(&checkout).await;
@@ -230,9 +210,9 @@ async fn what_a_child_has_stays_as_it_is() {
     }
     assert_eq!(checkout.call::<u8>("of_child", ()).await.unwrap(), 1);
     warm(&checkout).await;
-}
+});
 
-async fn they_can_be_taken_as_bytes_of_any_kind() {
+trial!(they_can_be_taken_as_bytes_of_any_kind, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     warm(&checkout).await;
@@ -258,9 +238,9 @@ async fn they_can_be_taken_as_bytes_of_any_kind() {
     let error = checkout.call::<ByteBuf>("bytes", (&long,)).await.unwrap_err();
     assert!(!error.is_fatal() && error.to_string().contains("only a `Blob`"), "{error}");
     assert_eq!(checkout.call::<Blob>("echo", (&long,)).await.unwrap().len(), 9 << 20);
-}
+});
 
-async fn what_does_not_fit_is_sent() {
+trial!(what_does_not_fit_is_sent, async || {
     let (_server, client) = start_with("lending", |client| client.shared_memory(1 << 20));
     let checkout = client.checkout();
     warm(&checkout).await;
@@ -276,9 +256,9 @@ async fn what_does_not_fit_is_sent() {
     }
     assert_eq!(back, (0..30).map(blob).collect::<Vec<_>>());
     assert!(back.iter().any(|blob| is_lent(blob)) && !back.iter().all(|blob| is_lent(blob)));
-}
+});
 
-async fn one_that_is_too_long_is_refused_all_the_same() {
+trial!(one_that_is_too_long_is_refused_all_the_same, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     warm(&checkout).await;
@@ -289,9 +269,9 @@ async fn one_that_is_too_long_is_refused_all_the_same() {
         let error = checkout.call::<Blob>("make", (9 << 20, 1)).await.unwrap_err();
         assert!(error.to_string().contains("over the limit of 8388608"), "{error}");
     }
-}
+});
 
-async fn they_stand_behind_what_a_call_logs() {
+trial!(they_stand_behind_what_a_call_logs, async || {
     let (_server, client) = start("lending");
     let (send, messages) = std::sync::mpsc::channel();
     let log = log_defer::Log::new(move |message| send.send(message).unwrap());
@@ -300,9 +280,9 @@ async fn they_stand_behind_what_a_call_logs() {
     assert_eq!(checkout.call::<Blob>("log", (blob(4),)).await.unwrap(), blob(4));
     drop((checkout, log));
     assert_eq!(messages.recv().unwrap().logs.len(), 1);
-}
+});
 
-async fn nothing_is_lent_where_it_cannot_be() {
+trial!(nothing_is_lent_where_it_cannot_be, async || {
     for (entry, memory) in [("lending_tcp", 1 << 20), ("lending_none", 1 << 20), ("lending", 0)] {
         let (_server, client) = start_with(entry, |client| client.shared_memory(memory));
         let checkout = client.checkout();
@@ -312,9 +292,9 @@ async fn nothing_is_lent_where_it_cannot_be() {
             assert!(!is_lent(&checkout.call::<Blob>("make", (LONG, fill)).await.unwrap()));
         }
     }
-}
+});
 
-async fn nothing_is_lent_to_another_user() {
+trial!(nothing_is_lent_to_another_user, async || {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -337,9 +317,9 @@ async fn nothing_is_lent_to_another_user() {
         .unwrap()
     });
     assert_eq!(agreed.await.unwrap(), None);
-}
+});
 
-async fn memory_can_be_asked_for_and_filled_in_place() {
+trial!(memory_can_be_asked_for_and_filled_in_place, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
     // Without a worker, and before its first answer, it is as any other.
@@ -385,9 +365,9 @@ async fn memory_can_be_asked_for_and_filled_in_place() {
     assert_eq!(other.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
     assert_eq!(checkout.call::<Blob>("echo", (&blob,)).await.unwrap(), blob);
     assert_eq!(*blob, vec![77; LONG]);
-}
+});
 
-async fn a_failed_or_abandoned_call_loses_no_memory() {
+trial!(a_failed_or_abandoned_call_loses_no_memory, async || {
     let (_server, client) = start_with("lending", |client| {
         client.max_workers(1).shared_memory(1 << 20).reuse_after_error(true)
     });
@@ -410,12 +390,12 @@ async fn a_failed_or_abandoned_call_loses_no_memory() {
     let checkout = client.checkout();
     let _: Blob = checkout.call("make", (LONG, 6)).await.unwrap();
     assert!(is_lent(&checkout.call::<Blob>("make", (LONG, 6)).await.unwrap()));
-}
+});
 
-async fn at_rest_memory_is_given_back() {
+trial!(at_rest_memory_is_given_back, async || {
     // Other tests lend memory and open files meanwhile.
     roles::run("lending_rests").await;
-}
+});
 
 /// The role of that test's process.
 pub(crate) async fn rests() {
@@ -470,10 +450,10 @@ fn server_has_given_up() -> bool {
     })
 }
 
-async fn no_memory_and_no_descriptor_is_left_of_what_is_over() {
+trial!(no_memory_and_no_descriptor_is_left_of_what_is_over, async || {
     // Other tests lend memory and open files meanwhile.
     roles::run("lending_leaves_nothing").await;
-}
+});
 
 /// The role of that test's process.
 pub(crate) async fn leaves_nothing() {
@@ -530,7 +510,7 @@ fn lends_and_calls(id: u32, length: usize) -> Vec<u8> {
     [lend(id, length), frame(call)].concat()
 }
 
-async fn a_client_that_lends_what_it_must_not_is_left() {
+trial!(a_client_that_lends_what_it_must_not_is_left, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = roles::start(&["serve_lending", &address_in(&folder)]);
     let path = folder.path().join("s");
@@ -569,7 +549,7 @@ async fn a_client_that_lends_what_it_must_not_is_left() {
     assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()));
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert_eq!(client.call::<Blob>("echo", (blob(1),)).await.unwrap(), blob(1));
-}
+});
 
 /// A worker that greets, and answers the first call with this.
 fn answer_with(listener: &std::os::unix::net::UnixListener, said: &[u8], file: OwnedFd) {
@@ -591,7 +571,7 @@ fn answer_with(listener: &std::os::unix::net::UnixListener, said: &[u8], file: O
     assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 2.into()));
 }
 
-async fn a_worker_that_lends_what_it_must_not_is_left() {
+trial!(a_worker_that_lends_what_it_must_not_is_left, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -625,7 +605,7 @@ async fn a_worker_that_lends_what_it_must_not_is_left() {
         drop(client);
         worker.await.unwrap();
     }
-}
+});
 
 /// The role of a program that serves.
 pub(crate) fn serve(address: &str) -> Result<(), ServerError> {

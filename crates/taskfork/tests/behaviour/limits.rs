@@ -8,19 +8,7 @@ use taskfork::server::Limit;
 use taskfork::{BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
 use crate::support::processes::{is_gone, signal};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    workers_have_the_limits_that_are_set,
-    a_limit_that_is_met_is_named_in_the_death,
-    a_worker_killed_for_want_of_memory_says_so,
-    options_that_cannot_be_keep_the_server_from_starting,
-    an_option_that_the_system_refuses_keeps_the_server_from_starting,
-    privileges_can_be_dropped_after_the_options_are_set,
-    children_that_left_the_group_die_with_their_worker,
-    children_die_with_a_call_that_timed_out,
-    what_the_program_had_started_before_lives_on,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 fn settings(methods: Methods<()>) -> Methods<()> {
     methods.function("settings", || {
@@ -61,7 +49,7 @@ fn death(error: Error) -> Death {
     }
 }
 
-async fn workers_have_the_limits_that_are_set() {
+trial!(workers_have_the_limits_that_are_set, async || {
     let (_server, client) = start("limited");
     let (limits, nice, score) =
         client.call::<(String, String, String)>("settings", ()).await.unwrap();
@@ -76,9 +64,9 @@ async fn workers_have_the_limits_that_are_set() {
     assert_eq!(values("Max open files"), "100 100");
     assert_eq!(values("Max core file size"), "0 0");
     assert_eq!(values("Max processes"), "5000 5000");
-}
+});
 
-async fn a_limit_that_is_met_is_named_in_the_death() {
+trial!(a_limit_that_is_met_is_named_in_the_death, async || {
     let (_server, client) = start("limited");
     let spun = death(client.call::<()>("spin", ()).await.unwrap_err());
     assert_eq!(spun.end, End::Signaled(libc::SIGXCPU));
@@ -86,7 +74,7 @@ async fn a_limit_that_is_met_is_named_in_the_death() {
     let grown = death(client.call::<usize>("allocate", (8_u64 << 30,)).await.unwrap_err());
     assert_eq!(grown.end, End::Signaled(libc::SIGABRT));
     assert_eq!(grown.reason.as_deref(), Some("its limit of address space was reached"));
-}
+});
 
 /// A group of processes with little memory, where one may be made.
 struct SmallGroup(PathBuf);
@@ -114,7 +102,7 @@ impl Drop for SmallGroup {
     }
 }
 
-async fn a_worker_killed_for_want_of_memory_says_so() {
+trial!(a_worker_killed_for_want_of_memory_says_so, async || {
     let Some(group) = SmallGroup::new() else {
         eprintln!("not tried: no group of processes with limited memory can be made here");
         return;
@@ -133,9 +121,9 @@ async fn a_worker_killed_for_want_of_memory_says_so() {
     let call = checkout.call::<()>("hang", ());
     signal(pid, libc::SIGKILL);
     assert_eq!(death(call.await.unwrap_err()).reason, None);
-}
+});
 
-async fn options_that_cannot_be_keep_the_server_from_starting() {
+trial!(options_that_cannot_be_keep_the_server_from_starting, async || {
     let wrong = [
         ("`niceness` cannot be so: 20 is not between", Server::builder().niceness(20)),
         ("`oom_score_adj` cannot be so: -1001 is", Server::builder().oom_score_adj(-1001)),
@@ -144,7 +132,7 @@ async fn options_that_cannot_be_keep_the_server_from_starting() {
         let error = server.interface(Methods::new()).run().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-}
+});
 
 /// A server whose workers set this, in a program that drops its privileges before it runs the server, or in `setup`.
 pub(crate) fn serve_limited(option: &str, value: i64, drops: &str, address: &str) {
@@ -178,7 +166,7 @@ fn drop_privileges() -> std::io::Result<()> {
     }
 }
 
-async fn an_option_that_the_system_refuses_keeps_the_server_from_starting() {
+trial!(an_option_that_the_system_refuses_keeps_the_server_from_starting, async || {
     // No process may have more open files than that.
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap();
     let too_many = (most.trim().parse::<u64>().unwrap() + 1).to_string();
@@ -205,9 +193,9 @@ async fn an_option_that_the_system_refuses_keeps_the_server_from_starting() {
         assert_eq!(error.lines().count(), 1, "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
-}
+});
 
-async fn privileges_can_be_dropped_after_the_options_are_set() {
+trial!(privileges_can_be_dropped_after_the_options_are_set, async || {
     for (option, value, script) in [
         ("niceness", "-5", "renice -n -5 $$"),
         ("oom_score_adj", "-500", "echo -500 > /proc/self/oom_score_adj"),
@@ -225,9 +213,9 @@ async fn privileges_can_be_dropped_after_the_options_are_set() {
             client.call::<(String, String, String)>("settings", ()).await.unwrap();
         assert_eq!(if option == "niceness" { nice } else { score }, value);
     }
-}
+});
 
-async fn children_that_left_the_group_die_with_their_worker() {
+trial!(children_that_left_the_group_die_with_their_worker, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     let worker: u32 = checkout.call("pid", ()).await.unwrap();
@@ -239,9 +227,9 @@ async fn children_that_left_the_group_die_with_their_worker() {
     for pid in away {
         until("a descendant is gone", || is_gone(pid)).await;
     }
-}
+});
 
-async fn children_die_with_a_call_that_timed_out() {
+trial!(children_die_with_a_call_that_timed_out, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let away: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
     let checkout = client.checkout().timeout(Duration::from_millis(50));
@@ -249,11 +237,11 @@ async fn children_die_with_a_call_that_timed_out() {
     for pid in away {
         until("a descendant is gone", || is_gone(pid)).await;
     }
-}
+});
 
-async fn what_the_program_had_started_before_lives_on() {
+trial!(what_the_program_had_started_before_lives_on, async || {
     assert_eq!(roles::output(&["serve_with_a_child"]), "the child lives\n");
-}
+});
 
 /// A server in a program that has a child of its own.
 pub(crate) fn serve_with_a_child() {

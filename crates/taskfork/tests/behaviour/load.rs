@@ -5,17 +5,9 @@ use std::time::Duration;
 
 use taskfork::Client;
 
-use crate::support::{address_in, roles, start_with, trials};
+use crate::support::{address_in, roles, start_with, trial};
 
-trials! {
-    a_surge_of_200_checkouts_over_20_workers,
-    ten_thousand_checkouts_wait_their_turn,
-    cancelling_in_the_middle_of_a_long_queue,
-    a_server_killed_and_started_again_under_load_loses_no_call_that_was_not_running,
-    calls_time_out_one_by_one_while_others_go_on,
-}
-
-async fn a_surge_of_200_checkouts_over_20_workers() {
+trial!(a_surge_of_200_checkouts_over_20_workers, async || {
     let (_server, client) = start_with("faults", |client| client.min_workers(2).max_workers(20));
     let calls: Vec<_> = (0..200)
         .map(|_| {
@@ -31,17 +23,17 @@ async fn a_surge_of_200_checkouts_over_20_workers() {
         assert!(stats.idle + stats.busy + stats.connecting <= 20, "{stats:?}");
     }
     assert!(pids.len() <= 20, "{}", pids.len());
-}
+});
 
-async fn ten_thousand_checkouts_wait_their_turn() {
+trial!(ten_thousand_checkouts_wait_their_turn, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(2).timeout(None));
     let calls: Vec<_> = (0..10_000).map(|number| client.call::<i64>("add", (number, 1))).collect();
     for (number, call) in calls.into_iter().enumerate() {
         assert_eq!(call.await.unwrap(), number as i64 + 1);
     }
-}
+});
 
-async fn cancelling_in_the_middle_of_a_long_queue() {
+trial!(cancelling_in_the_middle_of_a_long_queue, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1).timeout(None));
     let busy = client.checkout();
     busy.ready().await.unwrap();
@@ -57,40 +49,43 @@ async fn cancelling_in_the_middle_of_a_long_queue() {
             assert_eq!(call.await.unwrap(), number as i64);
         }
     }
-}
+});
 
-async fn a_server_killed_and_started_again_under_load_loses_no_call_that_was_not_running() {
-    let folder = tempfile::tempdir().unwrap();
-    let address = address_in(&folder);
-    let mut program = roles::start(&["serve", &address]);
-    let client = Client::builder().address(&address).max_workers(4).build().unwrap();
-    let callers: Vec<_> = (0..8)
-        .map(|_| {
-            let client = client.clone();
-            tokio::spawn(async move {
-                let (mut answered, mut lost) = (0, Vec::new());
-                for _ in 0..200 {
-                    match client.call::<i64>("add", (1, 1)).await {
-                        Ok(_) => answered += 1,
-                        Err(error) if error.may_have_run() => answered += 1,
-                        Err(error) => lost.push(error.to_string()),
+trial!(
+    a_server_killed_and_started_again_under_load_loses_no_call_that_was_not_running,
+    async || {
+        let folder = tempfile::tempdir().unwrap();
+        let address = address_in(&folder);
+        let mut program = roles::start(&["serve", &address]);
+        let client = Client::builder().address(&address).max_workers(4).build().unwrap();
+        let callers: Vec<_> = (0..8)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let (mut answered, mut lost) = (0, Vec::new());
+                    for _ in 0..200 {
+                        match client.call::<i64>("add", (1, 1)).await {
+                            Ok(_) => answered += 1,
+                            Err(error) if error.may_have_run() => answered += 1,
+                            Err(error) => lost.push(error.to_string()),
+                        }
                     }
-                }
-                (answered, lost)
+                    (answered, lost)
+                })
             })
-        })
-        .collect();
-    for _ in 0..5 {
-        tokio::time::sleep(Duration::from_millis(30)).await;
-        program.kill().await;
-        program = roles::start(&["serve", &address]);
+            .collect();
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            program.kill().await;
+            program = roles::start(&["serve", &address]);
+        }
+        for caller in callers {
+            assert_eq!(caller.await.unwrap(), (200, Vec::new()));
+        }
     }
-    for caller in callers {
-        assert_eq!(caller.await.unwrap(), (200, Vec::new()));
-    }
-}
+);
 
-async fn calls_time_out_one_by_one_while_others_go_on() {
+trial!(calls_time_out_one_by_one_while_others_go_on, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(5));
     let calls: Vec<_> = (0..12)
         .map(|number| {
@@ -101,4 +96,4 @@ async fn calls_time_out_one_by_one_while_others_go_on() {
     for (number, call) in calls.into_iter().enumerate() {
         assert_eq!(call.await.is_ok(), number % 3 != 0, "call {number}");
     }
-}
+});

@@ -10,22 +10,7 @@ use taskfork::Client;
 use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, is_gone, set_limit, signal};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_server_outlives_the_reader_of_its_log,
-    a_server_outlives_a_full_disk,
-    a_server_waits_for_no_reader_of_its_log,
-    a_subscriber_that_fails_or_would_wait_ends_nothing,
-    lost_lines_are_reported_when_the_log_can_be_written_again,
-    a_log_file_is_opened_again,
-    a_log_file_that_cannot_be_opened_again_is_kept,
-    signals_that_ask_for_something_end_nothing,
-    what_each_worker_does_is_logged,
-    a_service_manager_that_does_not_read_holds_nothing_up,
-    a_line_that_repeats_is_counted,
-    the_status_socket_accepts_again_after_descriptors_ran_out,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// A server in a program of its own that logs to this, and a client of it.
 fn serve(folder: &tempfile::TempDir, stderr: impl Into<std::process::Stdio>) -> (Program, Client) {
@@ -56,7 +41,7 @@ async fn ends_well(program: Program) {
     assert!(program.end().await.success());
 }
 
-async fn a_server_outlives_the_reader_of_its_log() {
+trial!(a_server_outlives_the_reader_of_its_log, async || {
     let folder = tempfile::tempdir().unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let (program, client) = serve(&folder, OwnedFd::from(writer));
@@ -66,9 +51,9 @@ async fn a_server_outlives_the_reader_of_its_log() {
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     assert_eq!(status(&folder).pid, program.pid());
     ends_well(program).await;
-}
+});
 
-async fn a_server_outlives_a_full_disk() {
+trial!(a_server_outlives_a_full_disk, async || {
     let folder = tempfile::tempdir().unwrap();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (program, client) = serve(&folder, full);
@@ -76,7 +61,7 @@ async fn a_server_outlives_a_full_disk() {
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     assert_eq!(status(&folder).pid, program.pid());
     ends_well(program).await;
-}
+});
 
 /// Fills what a pipe or a socket takes.
 fn fill(writer: &OwnedFd) {
@@ -108,7 +93,7 @@ mod plain {
     }
 }
 
-async fn a_server_waits_for_no_reader_of_its_log() {
+trial!(a_server_waits_for_no_reader_of_its_log, async || {
     let pipe = std::io::pipe().map(|(reader, writer)| (reader.into(), writer.into())).unwrap();
     let socket = std::os::unix::net::UnixStream::pair().unwrap();
     let pairs: [(OwnedFd, OwnedFd); 2] = [pipe, (socket.0.into(), socket.1.into())];
@@ -146,9 +131,9 @@ async fn a_server_waits_for_no_reader_of_its_log() {
         assert!(shown + lost >= 1 << 16 && shown + lost < (1 << 16) + 20, "{shown} and {lost}");
         ends_well(program).await;
     }
-}
+});
 
-async fn a_subscriber_that_fails_or_would_wait_ends_nothing() {
+trial!(a_subscriber_that_fails_or_would_wait_ends_nothing, async || {
     for is_gone in [true, false] {
         let folder = tempfile::tempdir().unwrap();
         let (reader, writer) = std::io::pipe().unwrap();
@@ -183,9 +168,9 @@ async fn a_subscriber_that_fails_or_would_wait_ends_nothing() {
         signal(program.pid(), libc::SIGTERM);
         assert!(program.end().await.code().is_some());
     }
-}
+});
 
-async fn lost_lines_are_reported_when_the_log_can_be_written_again() {
+trial!(lost_lines_are_reported_when_the_log_can_be_written_again, async || {
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
@@ -213,7 +198,7 @@ async fn lost_lines_are_reported_when_the_log_can_be_written_again() {
     let notice = text.lines().last().unwrap().strip_prefix("taskfork: ").unwrap();
     assert!(notice.split_once(' ').unwrap().0.parse::<u64>().unwrap() >= 3, "{text}");
     ends_well(program).await;
-}
+});
 
 /// A server that logs to a file.
 fn serve_to(folder: &tempfile::TempDir) -> (Program, Client, std::path::PathBuf) {
@@ -223,7 +208,7 @@ fn serve_to(folder: &tempfile::TempDir) -> (Program, Client, std::path::PathBuf)
     (program, client, file)
 }
 
-async fn a_log_file_is_opened_again() {
+trial!(a_log_file_is_opened_again, async || {
     let folder = tempfile::tempdir().unwrap();
     let (program, client, file) = serve_to(&folder);
     client.call::<()>("complain", ("first\n",)).await.unwrap();
@@ -239,9 +224,9 @@ async fn a_log_file_is_opened_again() {
     assert!(text(&file).contains("] second") && before.contains("listening at"));
     assert_eq!(text(&old), before);
     ends_well(program).await;
-}
+});
 
-async fn a_log_file_that_cannot_be_opened_again_is_kept() {
+trial!(a_log_file_that_cannot_be_opened_again_is_kept, async || {
     let folder = tempfile::tempdir().unwrap();
     let (program, client, file) = serve_to(&folder);
     client.call::<()>("nothing", ()).await.unwrap();
@@ -253,9 +238,9 @@ async fn a_log_file_that_cannot_be_opened_again_is_kept() {
     client.call::<()>("abort", ()).await.unwrap_err();
     until("the death", || text(&old).contains("SIGABRT")).await;
     ends_well(program).await;
-}
+});
 
-async fn signals_that_ask_for_something_end_nothing() {
+trial!(signals_that_ask_for_something_end_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
     let listen = address_in(&folder);
     let program = roles::start(&["serve", &listen]);
@@ -277,9 +262,9 @@ async fn signals_that_ask_for_something_end_nothing() {
     drop((checkout, client));
     assert!(program.end().await.success());
     assert!(is_gone(pid));
-}
+});
 
-async fn what_each_worker_does_is_logged() {
+trial!(what_each_worker_does_is_logged, async || {
     let folder = tempfile::tempdir().unwrap();
     let (program, client, file) = serve_to(&folder);
     let (busy, held) = (client.checkout(), client.checkout());
@@ -302,9 +287,9 @@ async fn what_each_worker_does_is_logged() {
     assert!(busy_line.contains("seconds=0."), "{busy_line}");
     drop((hanging, busy, held, client));
     ends_well(program).await;
-}
+});
 
-async fn a_service_manager_that_does_not_read_holds_nothing_up() {
+trial!(a_service_manager_that_does_not_read_holds_nothing_up, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
@@ -335,9 +320,9 @@ async fn a_service_manager_that_does_not_read_holds_nothing_up() {
     let own = format!("MAINPID={}", program.pid());
     assert!(["READY=1", &own, "WATCHDOG=1"].iter().all(|word| heard.contains(word)), "{heard}");
     ends_well(program).await;
-}
+});
 
-async fn a_line_that_repeats_is_counted() {
+trial!(a_line_that_repeats_is_counted, async || {
     let folder = tempfile::tempdir().unwrap();
     let (program, client, file) = serve_to(&folder);
     client.call::<()>("nothing", ()).await.unwrap();
@@ -353,9 +338,9 @@ async fn a_line_that_repeats_is_counted() {
     client.call::<()>("nothing", ()).await.unwrap();
     drop(client);
     ends_well(program).await;
-}
+});
 
-async fn the_status_socket_accepts_again_after_descriptors_ran_out() {
+trial!(the_status_socket_accepts_again_after_descriptors_ran_out, async || {
     let folder = tempfile::tempdir().unwrap();
     let (program, client, file) = serve_to(&folder);
     client.call::<()>("nothing", ()).await.unwrap();
@@ -370,4 +355,4 @@ async fn the_status_socket_accepts_again_after_descriptors_ran_out() {
     assert_eq!(status(&folder).pid, program.pid());
     drop(client);
     ends_well(program).await;
-}
+});

@@ -11,27 +11,7 @@ use taskfork::{BoxError, Client, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::signal;
 use crate::support::raw::{Raw, frame, map, of_call, text};
-use crate::support::{address_in, start, start_with, trials, until};
-
-trials! {
-    a_workers_log_arrives_within_its_call,
-    what_was_logged_survives_an_error_and_a_panic,
-    every_call_is_a_timer_however_it_ends,
-    a_call_whose_turn_never_comes_is_a_timer_too,
-    the_verbosity_travels_with_the_call,
-    without_a_log_nothing_is_recorded,
-    the_message_is_finished_with_the_checkout,
-    a_killed_workers_last_words_are_there,
-    long_calls_send_many_lines_once_each,
-    setup_and_checkout_done_log_to_the_next_call,
-    floods_are_bounded_and_harm_no_result,
-    logs_too_long_for_the_connection_are_told,
-    the_blocking_facade_logs_too,
-    setup_logs_what_the_next_call_wants,
-    what_perl_programs_log_is_filtered_and_keeps_its_durations,
-    logs_can_be_read_by_hand,
-    hostile_logs_harm_no_result,
-}
+use crate::support::{address_in, start, start_with, trial, until};
 
 /// What each worker does that logs.
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
@@ -108,7 +88,7 @@ fn timers(message: &Message) -> Vec<&str> {
     message.timers.iter().map(|timer| &*timer.name).collect()
 }
 
-async fn a_workers_log_arrives_within_its_call() {
+trial!(a_workers_log_arrives_within_its_call, async || {
     let (_server, client) = start("logs");
     let (log, finished) = new_log();
     let checkout = client.checkout().log(&log);
@@ -130,9 +110,9 @@ async fn a_workers_log_arrives_within_its_call() {
     assert!(inner.from >= outer.from - slack, "{message:?}");
     assert!(inner.to.unwrap() <= outer.to.unwrap() + slack, "{message:?}");
     assert!(inner.to.unwrap() - inner.from >= 0.002, "{message:?}");
-}
+});
 
-async fn what_was_logged_survives_an_error_and_a_panic() {
+trial!(what_was_logged_survives_an_error_and_a_panic, async || {
     let (_server, client) = start("logs");
     let (log, _) = new_log();
     for method in ["fail", "panic"] {
@@ -141,9 +121,9 @@ async fn what_was_logged_survives_an_error_and_a_panic() {
     let message = log.message();
     assert!(lines(&message).contains(&"it will fail"), "{message:?}");
     assert!(lines(&message).contains(&"it will panic"), "{message:?}");
-}
+});
 
-async fn every_call_is_a_timer_however_it_ends() {
+trial!(every_call_is_a_timer_however_it_ends, async || {
     let (_server, client) = start("logs");
     let (log, _) = new_log();
     let checkout = client.checkout().log(&log);
@@ -170,9 +150,9 @@ async fn every_call_is_a_timer_however_it_ends() {
     let expected = ["->()", "behind", "fail", "hang", "no_such_method", "over", "work"];
     assert_eq!(names, expected);
     assert!(message.timers.iter().all(|timer| timer.to.is_some()), "{message:?}");
-}
+});
 
-async fn a_call_whose_turn_never_comes_is_a_timer_too() {
+trial!(a_call_whose_turn_never_comes_is_a_timer_too, async || {
     let (_server, client) = start_with("logs", |client| client.max_workers(1));
     let (log, finished) = new_log();
     let holder = client.checkout();
@@ -186,9 +166,9 @@ async fn a_call_whose_turn_never_comes_is_a_timer_too() {
     let message = finished.lock().unwrap().take().unwrap();
     assert_eq!(timers(&message), ["work"]);
     assert!(message.timers[0].to.unwrap() - message.timers[0].from >= 0.029, "{message:?}");
-}
+});
 
-async fn the_verbosity_travels_with_the_call() {
+trial!(the_verbosity_travels_with_the_call, async || {
     let (_server, client) = start("logs");
     for (level, expected, debug) in [
         (Level::WARN, &["custom"][..], false),
@@ -203,9 +183,9 @@ async fn the_verbosity_travels_with_the_call() {
         lines.retain(|line| expected.contains(line) || level < Level::INFO);
         assert_eq!(lines, expected);
     }
-}
+});
 
-async fn without_a_log_nothing_is_recorded() {
+trial!(without_a_log_nothing_is_recorded, async || {
     let (_server, client) = start("logs");
     let checkout = client.checkout();
     assert!(!checkout.call::<bool>("levels", ()).await.unwrap());
@@ -214,9 +194,9 @@ async fn without_a_log_nothing_is_recorded() {
     let log = Log::builder().verbosity(Level::DEBUG).start(drop);
     checkout.log(&log).call::<u32>("pid", ()).await.unwrap();
     assert!(log.message().logs.is_empty(), "{log:?}");
-}
+});
 
-async fn the_message_is_finished_with_the_checkout() {
+trial!(the_message_is_finished_with_the_checkout, async || {
     let (_server, client) = start("logs");
     let (log, finished) = new_log();
     let checkout = client.checkout().log(&log);
@@ -237,9 +217,9 @@ async fn the_message_is_finished_with_the_checkout() {
     drop(checkout);
     let message = finished.lock().unwrap().take().unwrap();
     assert_eq!(timers(&message), ["hang"]);
-}
+});
 
-async fn a_killed_workers_last_words_are_there() {
+trial!(a_killed_workers_last_words_are_there, async || {
     let (_server, client) = start("logs");
     let (log, finished) = new_log();
     let checkout = client.checkout().log(&log);
@@ -253,9 +233,9 @@ async fn a_killed_workers_last_words_are_there() {
     let message = finished.lock().unwrap().take().unwrap();
     assert_eq!(timers(&message), ["pid", "hang"]);
     assert_eq!(lines(&message).iter().filter(|line| **line == "last words").count(), 1);
-}
+});
 
-async fn long_calls_send_many_lines_once_each() {
+trial!(long_calls_send_many_lines_once_each, async || {
     let (_server, client) = start("logs");
     let (log, _) = new_log();
     let checkout = client.checkout().log(&log);
@@ -270,9 +250,9 @@ async fn long_calls_send_many_lines_once_each() {
         assert_eq!(count, 1, "{number}");
     }
     assert_eq!(lines(&message).iter().filter(|line| line.len() == 5000).count(), 60);
-}
+});
 
-async fn setup_and_checkout_done_log_to_the_next_call() {
+trial!(setup_and_checkout_done_log_to_the_next_call, async || {
     let (_server, client) = start("logs");
     let (log, _) = new_log();
     let checkout = client.checkout().log(&log);
@@ -284,14 +264,14 @@ async fn setup_and_checkout_done_log_to_the_next_call() {
     let checkout = client.checkout().log(&log);
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
     assert_eq!(lines(&log.message()), ["cleaned up"]);
-}
+});
 
-async fn setup_logs_what_the_next_call_wants() {
+trial!(setup_logs_what_the_next_call_wants, async || {
     let (_server, client) = start("logs");
     let log = Log::builder().verbosity(Level::INFO).start(drop);
     client.checkout().log(&log).call::<u32>("pid", ()).await.unwrap();
     assert_eq!(lines(&log.message()), ["set up"]);
-}
+});
 
 /// What Perl programs write, of a worker whose clock is far behind.
 const FROM_PERL: &str = r#"["ok",{"ld":{"start":"1.5","data":null,
@@ -317,7 +297,7 @@ fn check_what_perl_logged(message: &Message) {
     assert_eq!(message.left_out, 2);
 }
 
-async fn what_perl_programs_log_is_filtered_and_keeps_its_durations() {
+trial!(what_perl_programs_log_is_filtered_and_keeps_its_durations, async || {
     // Through a worker of ours, and straight from a server.
     let (_server, native) = start("executable");
     let (_folder, perl) = crate::perl::answered_with([FROM_PERL.to_owned()]);
@@ -328,9 +308,9 @@ async fn what_perl_programs_log_is_filtered_and_keeps_its_durations() {
         assert_eq!(done, "done");
         check_what_perl_logged(&log.message());
     }
-}
+});
 
-async fn floods_are_bounded_and_harm_no_result() {
+trial!(floods_are_bounded_and_harm_no_result, async || {
     let (_server, client) = start("logs");
     let (log, _) = new_log();
     let checkout = client.checkout().log(&log);
@@ -341,9 +321,9 @@ async fn floods_are_bounded_and_harm_no_result() {
     let told = lines(&message).iter().any(|line| line.contains("were left out: a message takes"));
     assert!(told, "{:?}", message.logs.last());
     assert_eq!(checkout.call::<usize>("work", ("still",)).await.unwrap(), 5);
-}
+});
 
-async fn logs_too_long_for_the_connection_are_told() {
+trial!(logs_too_long_for_the_connection_are_told, async || {
     let (_server, client) = start("logs_small_frames");
     let (log, _) = new_log();
     let checkout = client.checkout().log(&log);
@@ -351,9 +331,9 @@ async fn logs_too_long_for_the_connection_are_told() {
     let message = log.message();
     let told = lines(&message).iter().any(|line| line.contains("could not be sent"));
     assert!(told, "{message:?}");
-}
+});
 
-async fn the_blocking_facade_logs_too() {
+trial!(the_blocking_facade_logs_too, async || {
     let (server, _) = start("logs");
     let address = server.address();
     let work = move || {
@@ -365,9 +345,9 @@ async fn the_blocking_facade_logs_too() {
     let message = tokio::task::spawn_blocking(work).await.unwrap();
     assert!(lines(&message).contains(&"x"), "{message:?}");
     drop(server);
-}
+});
 
-async fn logs_can_be_read_by_hand() {
+trial!(logs_can_be_read_by_hand, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let listen = address_in(&folder);
@@ -387,7 +367,7 @@ async fn logs_can_be_read_by_hand() {
     let log: Message = rmpv::ext::from_value(notes[1]["ld"].clone()).unwrap();
     assert_eq!((log.logs[0].level, log.end), (Level::INFO, None));
     assert_eq!(raw.receive().unwrap()[0], 1.into());
-}
+});
 
 /// A server whose one worker sends these bytes before it answers 42.
 /// Takes one call, sends these frames, and answers 42.
@@ -408,7 +388,7 @@ pub(crate) fn impostor(folder: &tempfile::TempDir, notes: Vec<Vec<u8>>) {
     });
 }
 
-async fn hostile_logs_harm_no_result() {
+trial!(hostile_logs_harm_no_result, async || {
     let notes = |log: Value| frame(vec![4.into(), map(&[("ld", log)])]);
     let start = ("start", Value::from(1.0));
     let mut deep = vec![0x92, 0x04, 0x81, 0xa2, b'l', b'd', 0x82];
@@ -447,4 +427,4 @@ async fn hostile_logs_harm_no_result() {
         assert!(line.starts_with("what the worker logged cannot be read: "), "{line}");
         assert!(line.contains(reason), "{line} lacks {reason}");
     }
-}
+});

@@ -1,5 +1,5 @@
-//! Behaviour, tried on real processes. The binary has a `main` of its own, since a program that
-//! starts servers by executing itself needs a first line in `main`, and so do these tests.
+//! Tests of behaviour with real processes. The binary has its own `main`: these tests start servers
+//! by executing the binary again, and such a program must call `taskfork::init` first in `main`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
@@ -70,9 +70,12 @@ mod typed;
 mod users;
 mod workers;
 
-/// Tests may run under `nohup`, or in something like it. What they start would not react to SIGHUP then.
-fn hear_hangups() {
-    // SAFETY: no handler is set.
+use support::trial;
+
+/// Restores the default action of SIGHUP. Under `nohup`, the programs that tests start would inherit
+/// that it is ignored.
+fn restore_sighup() {
+    // SAFETY: `SIG_DFL` installs no handler.
     #[allow(unsafe_code)]
     unsafe {
         libc::signal(libc::SIGHUP, libc::SIG_DFL)
@@ -87,74 +90,23 @@ fn main() {
     if support::roles::plays() {
         return;
     }
-    hear_hangups();
+    restore_sighup();
     let arguments = libtest_mimic::Arguments::from_args();
-    let trials = [
-        access::trials(),
-        addresses::trials(),
-        ahead::trials(),
-        bad_peers::trials(),
-        blob_limits::trials(),
-        blobs::trials(),
-        blocking::trials(),
-        bounds::trials(),
-        busy_poll::trials(),
-        calls::trials(),
-        deadlines::trials(),
-        deaths::trials(),
-        descriptors::trials(),
-        errors::trials(),
-        executable::trials(),
-        file_limits::trials(),
-        files::trials(),
-        floods::trials(),
-        forks::trials(),
-        greeting::trials(),
-        guardian::trials(),
-        handles::trials(),
-        handshake::trials(),
-        json_bytes::trials(),
-        leaks::trials(),
-        lending::trials(),
-        rings::trials(),
-        limits::trials(),
-        load::trials(),
-        log_output::trials(),
-        logs::trials(),
-        #[cfg(feature = "metrics")]
-        metrics::trials(),
-        open_files::trials(),
-        orphans::trials(),
-        overload::trials(),
-        perl::trials(),
-        perl_client::trials(),
-        pool::trials(),
-        preload::trials(),
-        recycling::trials(),
-        reports::trials(),
-        hangup::trials(),
-        keep_pid::trials(),
-        new_version::trials(),
-        service_manager::trials(),
-        restart::trials(),
-        server::trials(),
-        setup::trials(),
-        shared_memory::trials(),
-        sharing::trials(),
-        shutdown::trials(),
-        signals::trials(),
-        socket_files::trials(),
-        spares::trials(),
-        spawned::trials(),
-        #[cfg(feature = "spans")]
-        spans::trials(),
-        status::trials(),
-        stderr::trials(),
-        time_limits::trials(),
-        traces::trials(),
-        typed::trials(),
-        users::trials(),
-        workers::trials(),
-    ];
-    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
+    libtest_mimic::run(&arguments, support::trials()).exit();
 }
+
+// The compiler ignores a file that no `mod` declares, and the tests in it would not run.
+trial!(each_file_is_a_module, async || {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/behaviour");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Some(module) = name.strip_suffix(".rs").filter(|module| *module != "main") else {
+            continue;
+        };
+        let declaration = format!("\nmod {module};\n");
+        assert!(
+            include_str!("main.rs").contains(&declaration),
+            "main.rs does not declare {module}"
+        );
+    }
+});

@@ -7,14 +7,9 @@ use taskfork::Client;
 use taskfork::client::Overload;
 use taskfork::server::ServerStatus;
 
-use crate::support::{address_in, roles, start_with, trials, until};
+use crate::support::{address_in, roles, start_with, trial, until};
 
-trials! {
-    a_client_counts_checkouts_waits_calls_and_deaths,
-    a_recorder_has_the_figures_of_clients_and_servers,
-}
-
-async fn a_client_counts_checkouts_waits_calls_and_deaths() {
+trial!(a_client_counts_checkouts_waits_calls_and_deaths, async || {
     let (server, client) = start_with("faults", |client| {
         client.max_workers(1).max_queue(1).overload(Overload::RefuseNewest)
     });
@@ -52,9 +47,9 @@ async fn a_client_counts_checkouts_waits_calls_and_deaths() {
     let text = serde_json::to_string(&stats).unwrap();
     assert_eq!(serde_json::from_str::<taskfork::client::Stats>(&text).unwrap(), stats);
     server.close();
-}
+});
 
-async fn a_recorder_has_the_figures_of_clients_and_servers() {
+trial!(a_recorder_has_the_figures_of_clients_and_servers, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let program = roles::start(&["serve", &address]);
@@ -77,7 +72,7 @@ async fn a_recorder_has_the_figures_of_clients_and_servers() {
         assert!(text.contains(line), "no {line} in\n{text}");
     }
     drop(program);
-}
+});
 
 /// Prints what a recorder has after some calls.
 pub(crate) fn record(address: &str, status: &str) {

@@ -7,18 +7,7 @@ use taskfork::Client;
 
 use crate::support::logged::Logged;
 use crate::support::processes::signal;
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_file_that_was_replaced_takes_over,
-    a_link_that_was_changed_takes_over,
-    a_program_found_by_path_from_another_folder_is_found_again,
-    a_file_that_cannot_be_started_leaves_the_old_server,
-    a_program_that_is_no_server_leaves_the_old_one,
-    a_server_that_has_been_taken_over_from_passes_restarts_on,
-    the_reason_of_a_new_server_that_fails_is_told,
-    a_new_server_at_another_address_opens_it,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// A new version: it leaves a mark, and then is this program.
 fn new_version(folder: &Path) -> PathBuf {
@@ -52,7 +41,7 @@ async fn works(folder: &tempfile::TempDir) {
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
 }
 
-async fn a_file_that_was_replaced_takes_over() {
+trial!(a_file_that_was_replaced_takes_over, async || {
     let folder = tempfile::tempdir().unwrap();
     let app = old_version(folder.path());
     let server = serve(&folder, &app).await;
@@ -60,9 +49,9 @@ async fn a_file_that_was_replaced_takes_over() {
     server.restart().await;
     assert!(folder.path().join("mark").exists(), "the old version was started again");
     works(&folder).await;
-}
+});
 
-async fn a_link_that_was_changed_takes_over() {
+trial!(a_link_that_was_changed_takes_over, async || {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");
     symlink(std::env::current_exe().unwrap(), &app).unwrap();
@@ -72,9 +61,9 @@ async fn a_link_that_was_changed_takes_over() {
     std::fs::rename(next, &app).unwrap();
     server.restart().await;
     assert!(folder.path().join("mark").exists(), "the old version was started again");
-}
+});
 
-async fn a_program_found_by_path_from_another_folder_is_found_again() {
+trial!(a_program_found_by_path_from_another_folder_is_found_again, async || {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");
     symlink(std::env::current_exe().unwrap(), &app).unwrap();
@@ -86,9 +75,9 @@ async fn a_program_found_by_path_from_another_folder_is_found_again() {
     std::fs::rename(new_version(folder.path()), &app).unwrap();
     server.restart().await;
     assert!(folder.path().join("mark").exists(), "the old version was started again");
-}
+});
 
-async fn a_file_that_cannot_be_started_leaves_the_old_server() {
+trial!(a_file_that_cannot_be_started_leaves_the_old_server, async || {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");
     symlink(std::env::current_exe().unwrap(), &app).unwrap();
@@ -113,9 +102,9 @@ async fn a_file_that_cannot_be_started_leaves_the_old_server() {
     std::fs::rename(new_version(folder.path()), &app).unwrap();
     server.restart().await;
     works(&folder).await;
-}
+});
 
-async fn a_program_that_is_no_server_leaves_the_old_one() {
+trial!(a_program_that_is_no_server_leaves_the_old_one, async || {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");
     symlink(std::env::current_exe().unwrap(), &app).unwrap();
@@ -140,9 +129,9 @@ async fn a_program_that_is_no_server_leaves_the_old_one() {
     server.takes_over_from(pid).await;
     server.logs("is not ready yet, and is replaced by another").await;
     works(&folder).await;
-}
+});
 
-async fn a_server_that_has_been_taken_over_from_passes_restarts_on() {
+trial!(a_server_that_has_been_taken_over_from_passes_restarts_on, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &std::env::current_exe().unwrap()).await;
     let first = server.server().unwrap();
@@ -161,9 +150,9 @@ async fn a_server_that_has_been_taken_over_from_passes_restarts_on() {
         servers.push(server.server().unwrap());
     }
     call.abort();
-}
+});
 
-async fn the_reason_of_a_new_server_that_fails_is_told() {
+trial!(the_reason_of_a_new_server_that_fails_is_told, async || {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("address");
     std::fs::write(&file, address_in(&folder)).unwrap();
@@ -176,9 +165,9 @@ async fn the_reason_of_a_new_server_that_fails_is_told() {
     server.logs("did not come up, this one goes on: `nowhere` is not an address").await;
     until("the old server", || server.server() == Some(pid)).await;
     works(&folder).await;
-}
+});
 
-async fn a_new_server_at_another_address_opens_it() {
+trial!(a_new_server_at_another_address_opens_it, async || {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("address");
     let first = folder.path().join("first");
@@ -198,4 +187,4 @@ async fn a_new_server_at_another_address_opens_it() {
     works(&folder).await;
     assert_ne!(server.server(), Some(pid));
     until("the first socket's end", || !first.exists()).await;
-}
+});

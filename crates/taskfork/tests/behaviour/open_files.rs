@@ -7,12 +7,7 @@ use taskfork::Client;
 use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, is_gone, signal};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_server_raises_its_limit_and_workers_have_the_one_before,
-    a_server_says_how_many_workers_its_limit_allows,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// Ends a server that is no child of this process.
 struct Next(u32);
@@ -45,7 +40,7 @@ fn limits(pid: u32) -> (String, String) {
     (values.next().unwrap_or_default(), values.next().unwrap_or_default())
 }
 
-async fn a_server_raises_its_limit_and_workers_have_the_one_before() {
+trial!(a_server_raises_its_limit_and_workers_have_the_one_before, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let limits_are = "ulimit -S -n 40 && ulimit -H -n 300";
@@ -74,9 +69,9 @@ async fn a_server_raises_its_limit_and_workers_have_the_one_before() {
     drop(client);
     signal(next.0, libc::SIGTERM);
     until("the end of the next server", || is_gone(next.0)).await;
-}
+});
 
-async fn a_server_says_how_many_workers_its_limit_allows() {
+trial!(a_server_says_how_many_workers_its_limit_allows, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let mut command = limited("ulimit -n 60", &["serve_logging", &address]);
@@ -102,4 +97,4 @@ async fn a_server_says_how_many_workers_its_limit_allows() {
     }
     drop(checkouts);
     drop(program);
-}
+});

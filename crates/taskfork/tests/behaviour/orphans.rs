@@ -7,12 +7,7 @@ use std::time::Duration;
 use taskfork::{Client, Server};
 
 use crate::support::processes::{Program, all_children, command_line, is_alive, is_gone, signal};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_process_that_is_no_workers_lives_on_and_is_reaped,
-    process_1_of_a_container_kills_what_its_workers_started_only,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// A server in a program whose child starts a process and ends, once there is a file in the folder.
 pub(crate) fn serve(folder: &str, address: &str) {
@@ -38,7 +33,7 @@ async fn workers_die(client: &Client) {
     client.call::<()>("nothing", ()).await.unwrap();
 }
 
-async fn a_process_that_is_no_workers_lives_on_and_is_reaped() {
+trial!(a_process_that_is_no_workers_lives_on_and_is_reaped, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display().to_string();
     let program = roles::start(&["serve_with_an_orphan", &path, &address_in(&folder)]);
@@ -60,7 +55,7 @@ async fn a_process_that_is_no_workers_lives_on_and_is_reaped() {
     drop(client);
     signal(program.pid(), libc::SIGTERM);
     assert!(program.end().await.success());
-}
+});
 
 /// Runs the program in a namespace of processes of its own, as process 1.
 fn contained(command: &Command) -> Command {
@@ -74,7 +69,7 @@ fn contained(command: &Command) -> Command {
     contained
 }
 
-async fn process_1_of_a_container_kills_what_its_workers_started_only() {
+trial!(process_1_of_a_container_kills_what_its_workers_started_only, async || {
     let tried = contained(&Command::new("true")).output();
     if !tried.is_ok_and(|tried| tried.status.success()) {
         eprintln!("not tried: no namespace of processes can be made here");
@@ -105,4 +100,4 @@ async fn process_1_of_a_container_kills_what_its_workers_started_only() {
     drop(client);
     signal(init, libc::SIGTERM);
     assert!(program.end().await.success());
-}
+});

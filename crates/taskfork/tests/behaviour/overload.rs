@@ -7,17 +7,7 @@ use taskfork::error::FatalError;
 use taskfork::{Client, Error, Server};
 
 use crate::support::roles;
-use crate::support::{address_in, start_with, trials, until};
-
-trials! {
-    with_the_queue_full_the_newest_is_refused,
-    with_the_queue_full_the_oldest_makes_room,
-    without_a_queue_nobody_waits,
-    a_checkout_whose_time_is_over_gets_no_worker,
-    the_next_address_is_tried,
-    a_server_that_moved_is_found,
-    with_no_address_answering_all_are_named,
-}
+use crate::support::{address_in, start_with, trial, until};
 
 fn queued(error: &Error) -> usize {
     match error {
@@ -28,7 +18,7 @@ fn queued(error: &Error) -> usize {
     }
 }
 
-async fn with_the_queue_full_the_newest_is_refused() {
+trial!(with_the_queue_full_the_newest_is_refused, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1).max_queue(2));
     let held = client.checkout();
     held.ready().await.unwrap();
@@ -41,9 +31,9 @@ async fn with_the_queue_full_the_newest_is_refused() {
         assert_eq!(call.await.unwrap(), number);
     }
     client.call::<i64>("add", (4, 0)).await.unwrap();
-}
+});
 
-async fn with_the_queue_full_the_oldest_makes_room() {
+trial!(with_the_queue_full_the_oldest_makes_room, async || {
     let (_server, client) = start_with("faults", |client| {
         client.max_workers(1).max_queue(2).overload(Overload::DropOldest)
     });
@@ -53,9 +43,9 @@ async fn with_the_queue_full_the_oldest_makes_room() {
     assert_eq!(queued(&first.await.unwrap_err()), 2);
     drop(held);
     assert_eq!((second.await.unwrap(), third.await.unwrap()), (2, 3));
-}
+});
 
-async fn without_a_queue_nobody_waits() {
+trial!(without_a_queue_nobody_waits, async || {
     for overload in [Overload::RefuseNewest, Overload::DropOldest] {
         let (_server, client) = start_with("faults", |client| {
             client.min_workers(1).max_workers(1).max_queue(0).overload(overload)
@@ -65,9 +55,9 @@ async fn without_a_queue_nobody_waits() {
         held.call::<()>("nothing", ()).await.unwrap();
         assert_eq!(queued(&client.call::<()>("nothing", ()).await.unwrap_err()), 0);
     }
-}
+});
 
-async fn a_checkout_whose_time_is_over_gets_no_worker() {
+trial!(a_checkout_whose_time_is_over_gets_no_worker, async || {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ran").display().to_string();
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
@@ -87,17 +77,17 @@ async fn a_checkout_whose_time_is_over_gets_no_worker() {
     client.call::<()>("nothing", ()).await.unwrap();
     let written = std::fs::read_to_string(&file).unwrap_or_default().len();
     assert!(written <= ran, "{written} ran, and {ran} were told so");
-}
+});
 
-async fn the_next_address_is_tried() {
+trial!(the_next_address_is_tried, async || {
     let server = Server::spawn("faults").unwrap();
     let missing = Address::unix("/nonexistent/s").unwrap();
     let client = Client::builder().addresses([missing, server.address()]);
     let client = client.max_workers(1).build().unwrap();
     assert_eq!(client.call::<Value>("echo", (1,)).await.unwrap(), Value::from(1));
-}
+});
 
-async fn a_server_that_moved_is_found() {
+trial!(a_server_that_moved_is_found, async || {
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [here, there] = [0, 1].map(|index: usize| address_in(&folders[index]));
     let client = Client::builder().addresses([&*here, &*there]).min_workers(0);
@@ -108,13 +98,13 @@ async fn a_server_that_moved_is_found() {
     let _second = roles::start(&["serve", &there]);
     until("the connection's end is seen", || client.stats().idle == 0).await;
     client.call::<()>("nothing", ()).await.unwrap();
-}
+});
 
-async fn with_no_address_answering_all_are_named() {
+trial!(with_no_address_answering_all_are_named, async || {
     let client = Client::builder().addresses(["unix:/nonexistent/a", "unix:/nonexistent/b"]);
     let client = client.timeout(Duration::from_millis(100)).build().unwrap();
     let error = client.call::<()>("nothing", ()).await.unwrap_err().to_string();
     assert!(error.contains("at unix:/nonexistent/a or unix:/nonexistent/b"), "{error}");
     assert!(error.contains("unix:/nonexistent/a: No such file"), "{error}");
     assert!(error.contains("unix:/nonexistent/b: No such file"), "{error}");
-}
+});

@@ -15,24 +15,7 @@ use taskfork::worker::{Arguments, Function, logger};
 use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::{children, is_alive};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    the_server_answers_recorded_clients_as_the_original_did,
-    the_server_answers_an_interface_that_is_one_function_as_the_original_did,
-    the_server_takes_messages_cut_at_every_byte,
-    the_server_takes_many_messages_at_once,
-    a_client_and_a_server_of_ours_speak_it_with_each_other,
-    results_that_json_does_not_have_are_errors,
-    numbers_that_no_float_holds_are_infinity,
-    an_answer_that_is_no_json_is_the_error_of_its_call,
-    a_program_that_answers_no_json_lives_on,
-    a_call_that_is_no_json_is_answered,
-    two_keys_that_json_cannot_tell_apart_are_an_error,
-    broken_messages_close_that_connection_with_a_clear_line,
-    a_worker_dies_with_the_client_that_it_works_for,
-    an_answer_that_is_none_breaks_the_checkout,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 /// One read of a recorded session.
 #[derive(Debug, Clone)]
@@ -184,7 +167,7 @@ async fn play_client(scenario: &str, path: &Path) {
     }
 }
 
-async fn the_server_answers_recorded_clients_as_the_original_did() {
+trial!(the_server_answers_recorded_clients_as_the_original_did, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let program = roles::start(&["serve_perl", &address_in(&folder)]);
@@ -213,15 +196,15 @@ async fn the_server_answers_recorded_clients_as_the_original_did() {
     let _program = crate::support::processes::Program::new(command.spawn().unwrap());
     until("the server", || UnixStream::connect(&path).is_ok()).await;
     play_client("setup", &path).await;
-}
+});
 
-async fn the_server_answers_an_interface_that_is_one_function_as_the_original_did() {
+trial!(the_server_answers_an_interface_that_is_one_function_as_the_original_did, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let _program = roles::start(&["serve_coderef", &address_in(&folder)]);
     until("the server", || UnixStream::connect(&path).is_ok()).await;
     play_client("coderef", &path).await;
-}
+});
 
 /// A server of these tests and a connection to it.
 async fn connect() -> (tempfile::TempDir, crate::support::processes::Program, UnixStream) {
@@ -240,7 +223,7 @@ async fn connect() -> (tempfile::TempDir, crate::support::processes::Program, Un
     (folder, program, socket)
 }
 
-async fn the_server_takes_messages_cut_at_every_byte() {
+trial!(the_server_takes_messages_cut_at_every_byte, async || {
     let (_folder, _program, mut socket) = connect().await;
     for read in recorded("calls") {
         match (read.from_client, read.bytes) {
@@ -253,9 +236,9 @@ async fn the_server_takes_messages_cut_at_every_byte() {
             _ => {}
         }
     }
-}
+});
 
-async fn the_server_takes_many_messages_at_once() {
+trial!(the_server_takes_many_messages_at_once, async || {
     let (_folder, _program, mut socket) = connect().await;
     let all = recorded("calls");
     let of = |from_client| {
@@ -266,13 +249,13 @@ async fn the_server_takes_many_messages_at_once() {
     let mut answers = vec![0; of(false).len()];
     socket.read_exact(&mut answers).unwrap();
     assert_eq!(answers, of(false));
-}
+});
 
 fn both(entry: &str) -> (taskfork::server::ServerHandle, Client) {
     start_with(entry, |client| client.protocol(Protocol::Perl))
 }
 
-async fn a_client_and_a_server_of_ours_speak_it_with_each_other() {
+trial!(a_client_and_a_server_of_ours_speak_it_with_each_other, async || {
     let (_server, client) = both("perl");
     let checkout = client.checkout();
     assert_eq!(checkout.call::<i64>("add", (2, 3)).await.unwrap(), 5);
@@ -299,9 +282,9 @@ async fn a_client_and_a_server_of_ours_speak_it_with_each_other() {
     assert!(matches!(error, Error::Fatal { cause: FatalError::WorkerDied(_), .. }), "{error}");
     let (_server, client) = both("coderef");
     assert_eq!(client.call::<Value>("a", (1,)).await.unwrap(), json!({"n": 2, "argv": ["a", 1]}));
-}
+});
 
-async fn results_that_json_does_not_have_are_errors() {
+trial!(results_that_json_does_not_have_are_errors, async || {
     let (_server, client) = both("perl");
     let checkout = client.checkout();
     let error = checkout.call::<f64>("not_a_number", ()).await.unwrap_err();
@@ -314,12 +297,12 @@ async fn results_that_json_does_not_have_are_errors() {
     let error = checkout.call::<Value>("echo", (deep,)).await.unwrap_err();
     assert!(error.to_string().contains("deeper than 128"), "{error}");
     assert!(!error.may_have_run());
-}
+});
 
 /// What Perl prints for the largest number, which is larger.
 const LARGEST: &str = "1.79769313486232e+308";
 
-async fn numbers_that_no_float_holds_are_infinity() {
+trial!(numbers_that_no_float_holds_are_infinity, async || {
     let (_folder, client) = answered_with([
         format!(r#"["ok",{{}},{LARGEST}]"#),
         r#"["ok",{},[-1e999,1.7976931348623157e308]]"#.to_owned(),
@@ -337,7 +320,7 @@ async fn numbers_that_no_float_holds_are_infinity() {
     let text = format!(r#"["ok",{{}},[{LARGEST},-1e400]]"#);
     let numbers = client.call::<[f64; 2]>("raw", (text,)).await.unwrap();
     assert_eq!(numbers, [f64::INFINITY, f64::NEG_INFINITY]);
-}
+});
 
 /// A client of a server that gives these answers on one connection, and no others.
 pub(crate) fn answered_with<const N: usize>(answers: [String; N]) -> (tempfile::TempDir, Client) {
@@ -367,7 +350,7 @@ const NO_JSON: [(&str, &str); 7] = [
     (r#"["er",{},"a" "b"]"#, "`]` was expected"),
 ];
 
-async fn an_answer_that_is_no_json_is_the_error_of_its_call() {
+trial!(an_answer_that_is_no_json_is_the_error_of_its_call, async || {
     let mut answers = NO_JSON.map(|(answer, _)| answer.to_owned()).to_vec();
     answers.push(r#"["ok",{},"next"]"#.to_owned());
     let (_folder, client) = answered_with::<8>(answers.try_into().unwrap());
@@ -378,9 +361,9 @@ async fn an_answer_that_is_no_json_is_the_error_of_its_call() {
         assert!(error.to_string().contains(said), "{error} lacks {said}");
     }
     assert_eq!(checkout.call::<String>("any", ()).await.unwrap(), "next");
-}
+});
 
-async fn a_program_that_answers_no_json_lives_on() {
+trial!(a_program_that_answers_no_json_lives_on, async || {
     let (_server, client) = start("executable");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -393,9 +376,9 @@ async fn a_program_that_answers_no_json_lives_on() {
     // What may be no answer at all is no answer.
     let error = checkout.call::<Value>("raw", (r#"["debug",{},nan]"#,)).await.unwrap_err();
     assert!(error.is_fatal(), "{error}");
-}
+});
 
-async fn a_call_that_is_no_json_is_answered() {
+trial!(a_call_that_is_no_json_is_answered, async || {
     let (_folder, _program, mut socket) = connect().await;
     for (call, said) in [
         (&br#"["do",{},"number",nan]"#[..], "`nan` is no number of JSON"),
@@ -412,9 +395,9 @@ async fn a_call_that_is_no_json_is_answered() {
     }
     socket.write_all(b"[\"do\",{},\"nothing\"]").unwrap();
     assert_eq!(message(&mut socket).unwrap(), b"[\"ok\",{},null]");
-}
+});
 
-async fn two_keys_that_json_cannot_tell_apart_are_an_error() {
+trial!(two_keys_that_json_cannot_tell_apart_are_an_error, async || {
     let (_server, client) = both("perl");
     let keys = |other: &str| {
         taskfork::client::Value::Map(vec![(1.into(), "a".into()), (other.into(), "b".into())])
@@ -424,9 +407,9 @@ async fn two_keys_that_json_cannot_tell_apart_are_an_error() {
     assert!(error.to_string().contains(said) && !error.may_have_run(), "{error}");
     let map = client.call::<Value>("echo", (keys("2"),)).await.unwrap();
     assert_eq!(map, json!({"1": "a", "2": "b"}));
-}
+});
 
-async fn broken_messages_close_that_connection_with_a_clear_line() {
+trial!(broken_messages_close_that_connection_with_a_clear_line, async || {
     let server = crate::bad_peers::Logged::start();
     for (sent, logged) in [
         (&b"[\"dn\",{\"x\":nan},nan]"[..], "`nan` is no number of JSON"),
@@ -445,9 +428,9 @@ async fn broken_messages_close_that_connection_with_a_clear_line() {
     socket.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(message(&mut socket), None);
     until("the log line", || server.log().contains("in the middle of a frame")).await;
-}
+});
 
-async fn a_worker_dies_with_the_client_that_it_works_for() {
+trial!(a_worker_dies_with_the_client_that_it_works_for, async || {
     let (_folder, _program, mut socket) = connect().await;
     socket.write_all(b"[\"do\",{},\"pid\"][\"do\",{},\"hang\"]").unwrap();
     let pid = serde_json::from_slice::<Value>(&message(&mut socket).unwrap()).unwrap();
@@ -455,9 +438,9 @@ async fn a_worker_dies_with_the_client_that_it_works_for() {
     assert!(is_alive(pid));
     drop(socket);
     until("the worker's end", || !is_alive(pid)).await;
-}
+});
 
-async fn an_answer_that_is_none_breaks_the_checkout() {
+trial!(an_answer_that_is_none_breaks_the_checkout, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let thread = std::thread::spawn(move || {
@@ -477,4 +460,4 @@ async fn an_answer_that_is_none_breaks_the_checkout() {
         assert!(is_broken, "{error}");
     }
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
-}
+});

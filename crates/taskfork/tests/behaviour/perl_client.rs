@@ -13,22 +13,7 @@ use taskfork::client::Protocol;
 use taskfork::{Client, Error};
 
 use crate::perl::{Recorded, recorded};
-use crate::support::{address_in, trials, until};
-
-trials! {
-    the_client_plays_calls,
-    the_client_plays_coderef,
-    the_client_plays_errors,
-    the_client_plays_queue_cleared,
-    the_client_plays_log,
-    the_client_plays_died,
-    the_client_plays_hung,
-    the_client_plays_timeout,
-    the_client_plays_max_checkouts,
-    the_client_plays_setup,
-    the_client_plays_standby,
-    the_client_plays_abort,
-}
+use crate::support::{address_in, trial, until};
 
 /// A server that plays what workers of the original have sent, and what it was sent.
 struct Played {
@@ -110,7 +95,7 @@ fn play_worker(
     }
 }
 
-async fn the_client_plays_calls() {
+trial!(the_client_plays_calls, async || {
     let server = Played::start("calls");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -137,9 +122,9 @@ async fn the_client_plays_calls() {
     }
     drop((checkout, client));
     server.end().await;
-}
+});
 
-async fn the_client_plays_coderef() {
+trial!(the_client_plays_coderef, async || {
     let server = Played::start("coderef");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -149,9 +134,9 @@ async fn the_client_plays_coderef() {
     assert_eq!(n(checkout.call("meth", ("x",))).await, 2);
     drop((checkout, client));
     server.end().await;
-}
+});
 
-async fn the_client_plays_errors() {
+trial!(the_client_plays_errors, async || {
     let server = Played::start("errors");
     let client = server.client(|client| client);
     let said = [
@@ -170,9 +155,9 @@ async fn the_client_plays_errors() {
     }
     drop(client);
     server.end().await;
-}
+});
 
-async fn the_client_plays_queue_cleared() {
+trial!(the_client_plays_queue_cleared, async || {
     let server = Played::start("queue_cleared");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -191,9 +176,9 @@ async fn the_client_plays_queue_cleared() {
     assert_eq!(checkout.call::<String>("echo", ("after",)).await.unwrap(), "after");
     drop((checkout, client));
     server.end().await;
-}
+});
 
-async fn the_client_plays_log() {
+trial!(the_client_plays_log, async || {
     let server = Played::start("log");
     let client = server.client(|client| client);
     let log = Log::new(drop);
@@ -208,9 +193,9 @@ async fn the_client_plays_log() {
     assert_eq!(message.data["k"], "v");
     drop((checkout, client));
     server.end().await;
-}
+});
 
-async fn the_client_plays_died() {
+trial!(the_client_plays_died, async || {
     let server = Played::start("died");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -224,27 +209,27 @@ async fn the_client_plays_died() {
     assert_eq!(again, "new worker");
     drop((checkout, client));
     server.end().await;
-}
+});
 
-async fn the_client_plays_hung() {
+trial!(the_client_plays_hung, async || {
     let server = Played::start("hung");
     let client = server.client(|client| client);
     let error = client.call::<()>("hang", ()).await.unwrap_err();
     assert!(error.to_string().starts_with("worker connection suddenly died"), "{error}");
     drop(client);
     server.end().await;
-}
+});
 
-async fn the_client_plays_timeout() {
+trial!(the_client_plays_timeout, async || {
     let server = Played::start("timeout");
     let client = server.client(|client| client);
     let checkout = client.checkout().timeout(Duration::from_millis(300));
     let error = checkout.call::<()>("hang", ()).await.unwrap_err();
     assert!(error.to_string().starts_with("timed out after 0.3 seconds"), "{error}");
     server.end().await;
-}
+});
 
-async fn the_client_plays_max_checkouts() {
+trial!(the_client_plays_max_checkouts, async || {
     let server = Played::start("max_checkouts");
     let client = server.client(|client| client.max_checkouts(2));
     for number in (0..5).rev() {
@@ -252,9 +237,9 @@ async fn the_client_plays_max_checkouts() {
     }
     drop(client);
     server.end().await;
-}
+});
 
-async fn the_client_plays_setup() {
+trial!(the_client_plays_setup, async || {
     let server = Played::start("setup");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -265,9 +250,9 @@ async fn the_client_plays_setup() {
     assert_eq!(checkout.call::<String>("echo", (text,)).await.unwrap(), text);
     drop((checkout, client));
     server.end().await;
-}
+});
 
-async fn the_client_plays_standby() {
+trial!(the_client_plays_standby, async || {
     let server = Played::start("standby");
     let client = server.client(|client| client.max_workers(2));
     let first = client.checkout();
@@ -280,9 +265,9 @@ async fn the_client_plays_standby() {
     }
     drop((checkouts, client));
     server.end().await;
-}
+});
 
-async fn the_client_plays_abort() {
+trial!(the_client_plays_abort, async || {
     let server = Played::start("abort");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -291,4 +276,4 @@ async fn the_client_plays_abort() {
     checkout.abort("manual abort");
     assert_eq!(call.await.unwrap_err().to_string(), "manual abort");
     server.end().await;
-}
+});

@@ -7,32 +7,9 @@ use taskfork::error::FatalError;
 use taskfork::{Client, Error};
 
 use crate::support::processes::is_alive;
-use crate::support::{address_in, roles, start, start_with, trials, until};
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
-trials! {
-    checkouts_are_served_in_the_order_they_were_made,
-    min_workers_are_connected_ahead,
-    a_worker_is_replaced_after_max_checkouts,
-    a_released_worker_is_used_again,
-    checkout_done_runs_after_every_checkout,
-    checkout_done_runs_also_where_others_wait,
-    a_checkout_that_gave_up_leaves_the_queue,
-    a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost,
-    load_can_be_shed_instead_of_queued,
-    a_slow_clean_up_delays_no_other_worker,
-    checkouts_may_be_made_before_the_server_exists,
-    with_no_server_the_error_says_so_and_since_when,
-    a_server_that_comes_back_is_found,
-    clients_do_not_disturb_each_other,
-    a_client_dropped_closes_its_workers,
-    a_client_whose_runtime_is_gone_says_so,
-    a_closed_client_refuses_checkouts_and_ends_its_workers,
-    closing_a_client_fails_waiting_checkouts_and_waits_for_held_ones,
-    closing_a_client_stops_attempts_to_connect,
-    a_client_is_closed_although_the_future_is_dropped,
-}
-
-async fn checkouts_are_served_in_the_order_they_were_made() {
+trial!(checkouts_are_served_in_the_order_they_were_made, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("order").display().to_string();
@@ -43,16 +20,16 @@ async fn checkouts_are_served_in_the_order_they_were_made() {
         call.await.unwrap();
     }
     assert_eq!(std::fs::read_to_string(file).unwrap(), "abcdefghijklmnopqrstuvwxyz");
-}
+});
 
-async fn min_workers_are_connected_ahead() {
+trial!(min_workers_are_connected_ahead, async || {
     let (_server, client) = start_with("faults", |client| client.min_workers(3));
     until("three idle workers", || client.stats().idle == 3).await;
     let stats = client.stats();
     assert_eq!((stats.busy, stats.connecting, stats.queued), (0, 0, 0));
-}
+});
 
-async fn a_worker_is_replaced_after_max_checkouts() {
+trial!(a_worker_is_replaced_after_max_checkouts, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1).max_checkouts(3));
     let mut pids = Vec::new();
     for _ in 0..9 {
@@ -62,25 +39,25 @@ async fn a_worker_is_replaced_after_max_checkouts() {
         assert!(run.iter().all(|pid| *pid == run[0]), "{pids:?}");
     }
     assert_eq!(pids.iter().collect::<HashSet<_>>().len(), 3, "{pids:?}");
-}
+});
 
-async fn a_released_worker_is_used_again() {
+trial!(a_released_worker_is_used_again, async || {
     let (_server, client) = start("faults");
     let pid: u32 = client.call("pid", ()).await.unwrap();
     for _ in 0..20 {
         assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), pid);
     }
-}
+});
 
-async fn checkout_done_runs_after_every_checkout() {
+trial!(checkout_done_runs_after_every_checkout, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     client.call::<()>("remember", ("left behind",)).await.unwrap();
     assert_eq!(client.call::<String>("note", ()).await.unwrap(), "");
     client.checkout().ready().await.unwrap();
     assert_eq!(client.call::<u64>("checkouts", ()).await.unwrap(), 3);
-}
+});
 
-async fn checkout_done_runs_also_where_others_wait() {
+trial!(checkout_done_runs_also_where_others_wait, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let file = folder.path().join("done").display().to_string();
@@ -100,9 +77,9 @@ async fn checkout_done_runs_also_where_others_wait() {
     done.sort_unstable();
     pids.sort_unstable();
     assert_eq!(done, pids);
-}
+});
 
-async fn a_checkout_that_gave_up_leaves_the_queue() {
+trial!(a_checkout_that_gave_up_leaves_the_queue, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let busy = client.checkout();
     busy.ready().await.unwrap();
@@ -113,9 +90,9 @@ async fn a_checkout_that_gave_up_leaves_the_queue() {
     assert_eq!(client.stats().queued, 1);
     drop(call);
     assert_eq!(client.stats().queued, 0);
-}
+});
 
-async fn a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost() {
+trial!(a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     client.call::<()>("nothing", ()).await.unwrap();
     for round in 0..300 {
@@ -133,9 +110,9 @@ async fn a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost() {
     }
     client.call::<()>("nothing", ()).await.unwrap();
     assert!(client.stats().busy + client.stats().idle <= 1);
-}
+});
 
-async fn load_can_be_shed_instead_of_queued() {
+trial!(load_can_be_shed_instead_of_queued, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     assert!(client.try_checkout().is_none(), "there is no worker yet");
     client.call::<()>("nothing", ()).await.unwrap();
@@ -145,9 +122,9 @@ async fn load_can_be_shed_instead_of_queued() {
     assert_eq!(checkout.call::<i64>("add", (2, 3)).await.unwrap(), 5);
     drop(checkout);
     assert!(client.try_checkout().is_some());
-}
+});
 
-async fn a_slow_clean_up_delays_no_other_worker() {
+trial!(a_slow_clean_up_delays_no_other_worker, async || {
     let (_server, client) = start_with("done_slow", |client| client.max_workers(2));
     let (one, two) = (client.checkout(), client.checkout());
     let pid: u32 = two.call("pid", ()).await.unwrap();
@@ -157,9 +134,9 @@ async fn a_slow_clean_up_delays_no_other_worker() {
     assert_eq!(two.call::<u32>("pid", ()).await.unwrap(), pid);
     let stats = client.stats();
     assert_eq!((stats.idle, stats.busy), (1, 1));
-}
+});
 
-async fn checkouts_may_be_made_before_the_server_exists() {
+trial!(checkouts_may_be_made_before_the_server_exists, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let client = Client::builder().address(&address).build().unwrap();
@@ -168,9 +145,9 @@ async fn checkouts_may_be_made_before_the_server_exists() {
     for (number, call) in calls.into_iter().enumerate() {
         assert_eq!(call.await.unwrap(), number as i64 + 1);
     }
-}
+});
 
-async fn with_no_server_the_error_says_so_and_since_when() {
+trial!(with_no_server_the_error_says_so_and_since_when, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let timeout = Duration::from_millis(200);
@@ -193,9 +170,9 @@ async fn with_no_server_the_error_says_so_and_since_when() {
         .unwrap();
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
-}
+});
 
-async fn a_server_that_comes_back_is_found() {
+trial!(a_server_that_comes_back_is_found, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let program = roles::start(&["serve", &address]);
@@ -206,26 +183,26 @@ async fn a_server_that_comes_back_is_found() {
     let call = client.call::<u32>("pid", ());
     let _program = roles::start(&["serve", &address]);
     assert_ne!(call.await.unwrap(), pid);
-}
+});
 
-async fn clients_do_not_disturb_each_other() {
+trial!(clients_do_not_disturb_each_other, async || {
     let (server, one) = start("faults");
     let two = Client::builder().address(server.address()).build().unwrap();
     one.call::<()>("abort", ()).await.unwrap_err();
     assert_eq!(two.call::<i64>("add", (1, 1)).await.unwrap(), 2);
     drop(one);
     assert_eq!(two.call::<i64>("add", (1, 1)).await.unwrap(), 2);
-}
+});
 
-async fn a_client_dropped_closes_its_workers() {
+trial!(a_client_dropped_closes_its_workers, async || {
     let (server, client) = start_with("faults", |client| client.min_workers(3));
     until("three idle workers", || client.stats().idle == 3).await;
     drop(client);
     let pid = server.pid();
     until("the workers' end", || crate::support::processes::children(pid).is_empty()).await;
-}
+});
 
-async fn a_client_whose_runtime_is_gone_says_so() {
+trial!(a_client_whose_runtime_is_gone_says_so, async || {
     let (server, _client) = start("faults");
     let address = server.address();
     let other = tokio::task::spawn_blocking(move || {
@@ -239,13 +216,13 @@ async fn a_client_whose_runtime_is_gone_says_so() {
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("runtime"), "{error}");
     assert!(!error.may_have_run());
-}
+});
 
 fn is_closed_error(error: &Error) -> bool {
     matches!(error, Error::Fatal { cause: FatalError::ClientClosed, may_have_run: false, .. })
 }
 
-async fn a_closed_client_refuses_checkouts_and_ends_its_workers() {
+trial!(a_closed_client_refuses_checkouts_and_ends_its_workers, async || {
     let (server, client) = start_with("faults", |client| client.min_workers(2));
     until("two idle workers", || client.stats().idle == 2).await;
     client.clone().close().await;
@@ -258,9 +235,9 @@ async fn a_closed_client_refuses_checkouts_and_ends_its_workers() {
     let pid = server.pid();
     until("the workers' end", || crate::support::processes::children(pid).is_empty()).await;
     client.close().await;
-}
+});
 
-async fn closing_a_client_fails_waiting_checkouts_and_waits_for_held_ones() {
+trial!(closing_a_client_fails_waiting_checkouts_and_waits_for_held_ones, async || {
     let (_server, client) = start_with("faults", |client| client.max_workers(1));
     let held = client.checkout();
     held.call::<()>("remember", ("before",)).await.unwrap();
@@ -272,22 +249,22 @@ async fn closing_a_client_fails_waiting_checkouts_and_waits_for_held_ones() {
     assert!(!closing.is_finished());
     drop(held);
     closing.await.unwrap();
-}
+});
 
-async fn closing_a_client_stops_attempts_to_connect() {
+trial!(closing_a_client_stops_attempts_to_connect, async || {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp:{}", listener.local_addr().unwrap());
     let timeout = Duration::from_secs(600);
     let client = Client::builder().address(address).connect_timeout(timeout).build().unwrap();
     until("attempts to connect", || client.stats().connecting > 0).await;
     tokio::time::timeout(Duration::from_secs(60), client.close()).await.unwrap();
-}
+});
 
-async fn a_client_is_closed_although_the_future_is_dropped() {
+trial!(a_client_is_closed_although_the_future_is_dropped, async || {
     let (_server, client) = start("faults");
     let held = client.checkout();
     held.ready().await.unwrap();
     drop(client.close());
     assert!(is_closed_error(&client.call::<()>("nothing", ()).await.unwrap_err()));
     held.call::<()>("nothing", ()).await.unwrap();
-}
+});

@@ -2,12 +2,7 @@
 
 use taskfork::{BoxError, Methods, Server, ServerBuilder, ServerError};
 
-use crate::support::{start, trials};
-
-trials! {
-    what_is_loaded_once_reaches_every_worker,
-    a_load_that_fails_keeps_the_server_from_starting,
-}
+use crate::support::{start, trial};
 
 struct Table {
     loaded_by: u32,
@@ -41,7 +36,7 @@ pub(crate) fn failing(server: ServerBuilder) -> Result<(), ServerError> {
     preloaded.setup(|()| Ok::<_, BoxError>(())).interface(Methods::new()).run()
 }
 
-async fn what_is_loaded_once_reaches_every_worker() {
+trial!(what_is_loaded_once_reaches_every_worker, async || {
     let (server, client) = start("preloaded");
     let both = [client.checkout(), client.checkout()];
     let mut places = Vec::new();
@@ -52,9 +47,9 @@ async fn what_is_loaded_once_reaches_every_worker() {
     }
     // The same memory, as nobody has copied it.
     assert_eq!(places[0], places[1]);
-}
+});
 
-async fn a_load_that_fails_keeps_the_server_from_starting() {
+trial!(a_load_that_fails_keeps_the_server_from_starting, async || {
     let error = Server::spawn("preload_fails").unwrap_err().to_string();
     assert!(error.contains("cannot preload: no such table"), "{error}");
-}
+});

@@ -9,20 +9,9 @@ use taskfork::server::ServerStatus;
 use taskfork::{Client, Error, Server};
 
 use crate::support::processes::{children, is_gone};
-use crate::support::{address_in, roles, start, start_with, trials, until};
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
-trials! {
-    a_worker_is_replaced_after_max_calls_and_its_checkout,
-    no_call_is_lost_to_a_worker_that_leaves,
-    an_old_worker_is_replaced_between_checkouts,
-    an_idle_worker_ends,
-    a_worker_that_has_grown_is_replaced,
-    more_clients_than_workers_are_told_and_served_in_turn,
-    replaced_workers_are_counted_by_reason,
-    a_server_whose_workers_could_serve_nothing_does_not_start,
-}
-
-async fn a_worker_is_replaced_after_max_calls_and_its_checkout() {
+trial!(a_worker_is_replaced_after_max_calls_and_its_checkout, async || {
     let (_server, client) = start_with("max_calls", |client| client.max_workers(1));
     let mut pids = Vec::new();
     for _ in 0..3 {
@@ -40,17 +29,17 @@ async fn a_worker_is_replaced_after_max_calls_and_its_checkout() {
         pids.push(client.call::<u32>("pid", ()).await.unwrap());
     }
     assert_eq!(pids[3..].iter().collect::<HashSet<_>>().len(), 1, "{pids:?}");
-}
+});
 
-async fn no_call_is_lost_to_a_worker_that_leaves() {
+trial!(no_call_is_lost_to_a_worker_that_leaves, async || {
     let (_server, client) = start("max_calls");
     let calls: Vec<_> = (0..300).map(|n| client.call::<i64>("add", (n, 1))).collect();
     for (number, call) in calls.into_iter().enumerate() {
         assert_eq!(call.await.unwrap(), number as i64 + 1);
     }
-}
+});
 
-async fn an_old_worker_is_replaced_between_checkouts() {
+trial!(an_old_worker_is_replaced_between_checkouts, async || {
     let (_server, client) = start_with("max_age", |client| client.max_workers(1));
     let checkout = client.checkout();
     let first: u32 = checkout.call("pid", ()).await.unwrap();
@@ -60,9 +49,9 @@ async fn an_old_worker_is_replaced_between_checkouts() {
     drop(checkout);
     until("the old worker is gone", || is_gone(first)).await;
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), first);
-}
+});
 
-async fn an_idle_worker_ends() {
+trial!(an_idle_worker_ends, async || {
     let (server, client) = start_with("max_idle", |client| client.max_workers(1));
     let began = Instant::now();
     let pid: u32 = client.call("pid", ()).await.unwrap();
@@ -74,18 +63,18 @@ async fn an_idle_worker_ends() {
     let checkout = client.checkout();
     checkout.call::<()>("sleep", (300,)).await.unwrap();
     checkout.call::<()>("nothing", ()).await.unwrap();
-}
+});
 
-async fn a_worker_that_has_grown_is_replaced() {
+trial!(a_worker_that_has_grown_is_replaced, async || {
     let (_server, client) = start_with("max_memory", |client| client.max_workers(1));
     let small: u32 = client.call("pid", ()).await.unwrap();
     assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), small);
     client.call::<()>("leak", (300_u64 << 20,)).await.unwrap();
     until("the grown worker is gone", || is_gone(small)).await;
     client.call::<()>("nothing", ()).await.unwrap();
-}
+});
 
-async fn more_clients_than_workers_are_told_and_served_in_turn() {
+trial!(more_clients_than_workers_are_told_and_served_in_turn, async || {
     let server = Server::spawn("max_workers").unwrap();
     let client = |timeout: u64| {
         let options = Client::builder().address(server.address()).min_workers(0).max_workers(4);
@@ -109,14 +98,14 @@ async fn more_clients_than_workers_are_told_and_served_in_turn() {
     drop(first);
     until("there is room", || children(server.pid()).is_empty()).await;
     second.call::<Value>("echo", (1,)).await.unwrap();
-}
+});
 
-async fn a_server_whose_workers_could_serve_nothing_does_not_start() {
+trial!(a_server_whose_workers_could_serve_nothing_does_not_start, async || {
     let error = Server::spawn("max_calls_none").unwrap_err().to_string();
     assert!(error.contains("the option `max_calls` cannot be so"), "{error}");
-}
+});
 
-async fn replaced_workers_are_counted_by_reason() {
+trial!(replaced_workers_are_counted_by_reason, async || {
     let folder = tempfile::tempdir().unwrap();
     let program = roles::start(&["serve_recycling", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
@@ -141,4 +130,4 @@ async fn replaced_workers_are_counted_by_reason() {
     counted("max_age").await;
     assert_eq!(deaths().values().sum::<u64>(), 4, "{:?}", deaths());
     drop(program);
-}
+});

@@ -7,21 +7,8 @@ use taskfork::error::CallError;
 use taskfork::{Client, Error};
 use tracing::Instrument;
 
-use crate::support::{start, start_with, trials};
+use crate::support::{start, start_with, trial};
 use crate::typed::AdderCalls;
-
-trials! {
-    a_report_names_the_boundary_and_the_callers_line,
-    every_way_to_call_names_its_own_line,
-    the_workers_causes_are_in_the_report,
-    a_report_of_a_panic_has_its_place,
-    a_panic_has_the_workers_stack_where_that_is_asked_for,
-    a_report_of_a_death_names_the_call,
-    the_spans_around_the_caller_are_in_the_report,
-    an_error_in_one_line_is_one_line,
-    task_locals_are_what_they_were,
-    the_span_is_what_it_was,
-}
 
 fn lines_of(error: &Error) -> Vec<String> {
     let report = error.report().to_string();
@@ -36,7 +23,7 @@ fn next_line() -> String {
     format!("  at {}:{}:", here.file(), here.line() + 1)
 }
 
-async fn a_report_names_the_boundary_and_the_callers_line() {
+trial!(a_report_names_the_boundary_and_the_callers_line, async || {
     let (_server, client) = start_with("faults", |client| client.name("shop"));
     let at = next_line();
     let call = client.checkout().call::<()>("boom", ("it went wrong",));
@@ -44,9 +31,9 @@ async fn a_report_names_the_boundary_and_the_callers_line() {
     assert_eq!(lines[..2], ["it went wrong", "shop -> boom"]);
     assert!(lines[2].starts_with(&at), "{lines:?} {at}");
     assert_eq!(lines.len(), 3);
-}
+});
 
-async fn every_way_to_call_names_its_own_line() {
+trial!(every_way_to_call_names_its_own_line, async || {
     let (server, client) = start("faults");
     let check = |at: String, error: Error| {
         assert!(error.report().to_string().contains(&at), "{error:#} lacks {at}");
@@ -84,9 +71,9 @@ async fn every_way_to_call_names_its_own_line() {
     let error = client.add("one").await.unwrap_err();
     assert!(error.report().to_string().contains(&at), "{error:#} lacks {at}");
     assert_eq!(error.site().method(), Some("add"));
-}
+});
 
-async fn the_workers_causes_are_in_the_report() {
+trial!(the_workers_causes_are_in_the_report, async || {
     let (_server, client) = start("faults");
     let error = client.call::<()>("chain", ()).await.unwrap_err();
     let lines = lines_of(&error);
@@ -96,17 +83,17 @@ async fn the_workers_causes_are_in_the_report() {
     let (_server, client) = start("setup_second_time");
     let error = client.call::<()>("any", ()).await.unwrap_err();
     assert!(lines_of(&error)[0].starts_with("setup exception: "), "{error:#}");
-}
+});
 
-async fn a_report_of_a_panic_has_its_place() {
+trial!(a_report_of_a_panic_has_its_place, async || {
     let (_server, client) = start("faults");
     let error = client.call::<()>("panic", ("what now",)).await.unwrap_err();
     let lines = lines_of(&error);
     assert!(lines[0].starts_with("panicked: what now (crates/taskfork/tests/"), "{lines:?}");
     assert!(lines.contains(&"taskfork -> panic".to_owned()), "{lines:?}");
-}
+});
 
-async fn a_panic_has_the_workers_stack_where_that_is_asked_for() {
+trial!(a_panic_has_the_workers_stack_where_that_is_asked_for, async || {
     for (asked, expected) in [("1", true), ("0", false)] {
         let folder = tempfile::tempdir().unwrap();
         let listen = crate::support::address_in(&folder);
@@ -126,9 +113,9 @@ async fn a_panic_has_the_workers_stack_where_that_is_asked_for() {
             assert!(!report.contains(noise), "{report}");
         }
     }
-}
+});
 
-async fn a_report_of_a_death_names_the_call() {
+trial!(a_report_of_a_death_names_the_call, async || {
     let (_server, client) = start("faults");
     let at = next_line();
     let error = client.call::<()>("segv", ()).await.unwrap_err();
@@ -136,9 +123,9 @@ async fn a_report_of_a_death_names_the_call() {
     assert!(lines[0].contains("SIGSEGV during a call"), "{lines:?}");
     assert_eq!(lines[1], "taskfork -> segv");
     assert!(lines[2].starts_with(&at), "{lines:?}");
-}
+});
 
-async fn the_spans_around_the_caller_are_in_the_report() {
+trial!(the_spans_around_the_caller_are_in_the_report, async || {
     use tracing_subscriber::prelude::*;
     let spans = tracing_subscriber::registry().with(tracing_error::ErrorLayer::default());
     let _guard = tracing::subscriber::set_default(spans);
@@ -157,21 +144,21 @@ async fn the_spans_around_the_caller_are_in_the_report() {
     assert!(payment.is_some() && payment < request, "{report}");
     assert!(report.contains("with user=17"), "{report}");
     assert!(report.find("taskfork -> boom") < payment, "{report}");
-}
+});
 
-async fn an_error_in_one_line_is_one_line() {
+trial!(an_error_in_one_line_is_one_line, async || {
     let (_server, client) = start("faults");
     for method in ["chain", "segv", "no_such_method"] {
         let error = client.call::<()>(method, ()).await.unwrap_err();
         assert_eq!(error.to_string().lines().count(), 1, "{error}");
     }
-}
+});
 
 tokio::task_local! {
     static REQUEST: Cell<u32>;
 }
 
-async fn task_locals_are_what_they_were() {
+trial!(task_locals_are_what_they_were, async || {
     let (_server, client) = start("faults");
     let tasks = (0..20u32).map(|number| {
         let client = client.clone();
@@ -196,9 +183,9 @@ async fn task_locals_are_what_they_were() {
         (back, REQUEST.with(Cell::get))
     });
     assert_eq!(tokio::spawn(waiting).await.unwrap(), (7, 2));
-}
+});
 
-async fn the_span_is_what_it_was() {
+trial!(the_span_is_what_it_was, async || {
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry());
     let (_server, client) = start("faults");
     let checkout = client.checkout();
@@ -216,4 +203,4 @@ async fn the_span_is_what_it_was() {
     .instrument(inner)
     .await;
     assert!(tracing::Span::current().is_none());
-}
+});

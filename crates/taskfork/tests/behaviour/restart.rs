@@ -14,15 +14,7 @@ use taskfork::server::ServerStatus;
 
 use crate::support::logged::Logged;
 use crate::support::processes::{Program, children, is_gone, signal};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_new_server_takes_over_without_a_failed_call,
-    a_new_server_that_does_not_come_up_leaves_the_old_one,
-    a_new_server_with_a_wrong_option_says_so_to_the_old_one,
-    a_service_managers_socket_outlives_servers_without_a_failed_call,
-    a_service_manager_hears_how_the_server_is,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// Ends a server that is no child of this process.
 struct Server(u32);
@@ -62,7 +54,7 @@ fn server_at(folder: &Path) -> Option<u32> {
     ServerStatus::read(folder.join("s.status")).ok().map(|status| status.pid)
 }
 
-async fn a_new_server_takes_over_without_a_failed_call() {
+trial!(a_new_server_takes_over_without_a_failed_call, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let program = roles::start_detached(&["serve", &address]);
@@ -89,9 +81,9 @@ async fn a_new_server_takes_over_without_a_failed_call() {
     signal(server.0, libc::SIGTERM);
     until("the last server is gone", || is_gone(server.0)).await;
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-}
+});
 
-async fn a_new_server_that_does_not_come_up_leaves_the_old_one() {
+trial!(a_new_server_that_does_not_come_up_leaves_the_old_one, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let flag = folder.path().join("flag");
@@ -109,9 +101,9 @@ async fn a_new_server_that_does_not_come_up_leaves_the_old_one() {
     // It tells of itself again, and has buried the one that failed.
     until("the server's own status", || server_at(folder.path()) == Some(program.pid())).await;
     until("no corpse", || children(program.pid()).into_iter().all(|pid| !is_gone(pid))).await;
-}
+});
 
-async fn a_new_server_with_a_wrong_option_says_so_to_the_old_one() {
+trial!(a_new_server_with_a_wrong_option_says_so_to_the_old_one, async || {
     let folder = tempfile::tempdir().unwrap();
     let most = folder.path().join("most");
     std::fs::write(&most, "2").unwrap();
@@ -131,7 +123,7 @@ async fn a_new_server_with_a_wrong_option_says_so_to_the_old_one() {
         signal(if keep_pid.is_empty() { next } else { server.pid() }, libc::SIGTERM);
         until("its end", || is_gone(next) && !folder.path().join("s").exists()).await;
     }
-}
+});
 
 /// A server that finds its socket as systemd passes it.
 fn activated(listener: &UnixListener, variables: &[(&str, &str)]) -> Program {
@@ -165,7 +157,7 @@ pub(crate) fn activated_as(
     command
 }
 
-async fn a_service_managers_socket_outlives_servers_without_a_failed_call() {
+trial!(a_service_managers_socket_outlives_servers_without_a_failed_call, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let mut program = activated(&listener, &[]);
@@ -185,9 +177,9 @@ async fn a_service_managers_socket_outlives_servers_without_a_failed_call() {
     }
     drop(program);
     assert!(folder.path().join("s").exists(), "the socket's file is the service manager's");
-}
+});
 
-async fn a_service_manager_hears_how_the_server_is() {
+trial!(a_service_manager_hears_how_the_server_is, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let path = folder.path().join("notify");
@@ -210,4 +202,4 @@ async fn a_service_manager_hears_how_the_server_is() {
     }
     signal(program.pid(), libc::SIGTERM);
     heard("STOPPING=1");
-}
+});

@@ -18,26 +18,7 @@ use taskfork::{
 
 use crate::files::{open_here, send_with};
 use crate::support::raw::{Raw, agreed, frame, greet_as, map, of_call, text};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    a_connection_with_many_calls_has_them,
-    a_connection_with_many_checkouts_has_them,
-    there_are_none_where_they_cannot_be,
-    messages_keep_their_order_whichever_way_they_go,
-    what_is_said_during_a_call_has_its_place,
-    a_call_that_fails_takes_those_behind_it_with_it,
-    what_is_not_wanted_is_taken_back,
-    an_answer_does_not_wait_for_the_next_call,
-    a_death_is_told_behind_the_answers,
-    a_call_that_a_worker_has_left_there_goes_to_another,
-    whoever_sleeps_is_woken,
-    nothing_is_left_of_them,
-    a_worker_answers_through_a_ring_while_the_client_is_awake,
-    a_client_that_offers_what_it_must_not_is_left,
-    a_worker_that_puts_nonsense_there_is_left,
-    a_worker_that_never_stops_keeps_no_task,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     let methods = Methods::new()
@@ -91,7 +72,7 @@ async fn warm(checkout: &Checkout) {
     panic!("there are none");
 }
 
-async fn a_connection_with_many_calls_has_them() {
+trial!(a_connection_with_many_calls_has_them, async || {
     let (_server, client) = start("rings");
     let checkout = client.checkout();
     for _ in 0..20 {
@@ -101,10 +82,10 @@ async fn a_connection_with_many_calls_has_them() {
     drop(checkout);
     // The connection keeps them for the next checkout.
     assert_eq!(client.call::<usize>("mapped", ()).await.unwrap(), 1);
-}
+});
 
-/// Also where each call is a checkout's only one, whose end is said along with the next one's call.
-async fn a_connection_with_many_checkouts_has_them() {
+// Also where each call is a checkout's only one, whose end is said along with the next one's call.
+trial!(a_connection_with_many_checkouts_has_them, async || {
     let (_server, client) = start_with("rings", |client| client.max_workers(1));
     let calls: Vec<_> = (0..200).map(|n: u64| client.call::<u64>("echo", (n,))).collect();
     let mapped = client.call::<usize>("mapped", ());
@@ -112,9 +93,9 @@ async fn a_connection_with_many_checkouts_has_them() {
         assert_eq!(call.await.unwrap(), n as u64);
     }
     assert_eq!(mapped.await.unwrap(), 1);
-}
+});
 
-async fn there_are_none_where_they_cannot_be() {
+trial!(there_are_none_where_they_cannot_be, async || {
     for (entry, memory) in [("rings_tcp", 1 << 20), ("rings_none", 1 << 20), ("rings", 0)] {
         let (_server, client) = start_with(entry, |client| client.shared_memory(memory));
         let checkout = client.checkout();
@@ -123,9 +104,9 @@ async fn there_are_none_where_they_cannot_be() {
         }
         assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 0, "{entry}");
     }
-}
+});
 
-async fn messages_keep_their_order_whichever_way_they_go() {
+trial!(messages_keep_their_order_whichever_way_they_go, async || {
     for entry in ["rings", "rings_awake"] {
         let (_server, client) = start_awake(entry);
         let (messages, logged) = std::sync::mpsc::channel();
@@ -158,10 +139,10 @@ async fn messages_keep_their_order_whichever_way_they_go() {
             assert!(format!("{line:?}").contains(&format!("{:?}", n.to_string())), "{line:?}");
         }
     }
-}
+});
 
-/// What a call logs is sent while it runs, through the socket.
-async fn what_is_said_during_a_call_has_its_place() {
+// What a call logs is sent while it runs, through the socket.
+trial!(what_is_said_during_a_call_has_its_place, async || {
     let (_server, client) = start_with("rings_awake", |client| {
         client.busy_poll(BusyPoll::Fixed(Duration::from_secs(5))).timeout(Duration::from_secs(5))
     });
@@ -175,9 +156,9 @@ async fn what_is_said_during_a_call_has_its_place() {
     }
     drop((checkout, log));
     assert_eq!(logged.recv().unwrap().logs.len(), 1);
-}
+});
 
-async fn a_call_that_fails_takes_those_behind_it_with_it() {
+trial!(a_call_that_fails_takes_those_behind_it_with_it, async || {
     let (_server, client) = start_awake("rings_awake");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file").display().to_string();
@@ -196,9 +177,9 @@ async fn a_call_that_fails_takes_those_behind_it_with_it() {
     }
     assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 1);
     assert!(!std::fs::exists(file).unwrap());
-}
+});
 
-async fn what_is_not_wanted_is_taken_back() {
+trial!(what_is_not_wanted_is_taken_back, async || {
     let (_server, client) = start_awake("rings_awake");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file").display().to_string();
@@ -214,10 +195,10 @@ async fn what_is_not_wanted_is_taken_back() {
     slow.await.unwrap();
     last.await.unwrap();
     assert_eq!(std::fs::read_to_string(file).unwrap(), "first, last");
-}
+});
 
-/// An answer that comes while its caller sleeps is heard at once, whatever the worker does next.
-async fn an_answer_does_not_wait_for_the_next_call() {
+// An answer that comes while its caller sleeps is heard at once, whatever the worker does next.
+trial!(an_answer_does_not_wait_for_the_next_call, async || {
     let (_server, client) = start_with("rings_awake", |client| client.busy_poll(BusyPoll::Off));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
@@ -234,9 +215,9 @@ async fn an_answer_does_not_wait_for_the_next_call() {
         last.await.unwrap();
         std::fs::remove_file(&file).unwrap();
     }
-}
+});
 
-async fn a_death_is_told_behind_the_answers() {
+trial!(a_death_is_told_behind_the_answers, async || {
     for entry in ["rings", "rings_awake"] {
         let (_server, client) = start_awake(entry);
         for before in [0, 1, 50, 500] {
@@ -255,17 +236,17 @@ async fn a_death_is_told_behind_the_answers() {
             assert!(behind.is_fatal() && !behind.may_have_run(), "{behind}");
         }
     }
-}
+});
 
-async fn a_call_that_a_worker_has_left_there_goes_to_another() {
+trial!(a_call_that_a_worker_has_left_there_goes_to_another, async || {
     let (_server, client) = start_awake("rings_worn_out");
     for n in 0..2000_u64 {
         assert_eq!(client.call::<u64>("echo", (n,)).await.unwrap(), n);
     }
-}
+});
 
-/// Both sides go to sleep, for longer and for shorter times, and always hear of what comes.
-async fn whoever_sleeps_is_woken() {
+// Both sides go to sleep, for longer and for shorter times, and always hear of what comes.
+trial!(whoever_sleeps_is_woken, async || {
     let (_server, client) = start("rings");
     let (one, other) = (client.checkout(), client.checkout());
     warm(&one).await;
@@ -288,12 +269,12 @@ async fn whoever_sleeps_is_woken() {
     let kept = ["a", "b", "c"].map(|text| one.call::<()>("append", (name.clone(), text)));
     until("all to have run", || std::fs::read_to_string(&file).is_ok_and(|it| it == "abc")).await;
     drop(kept);
-}
+});
 
-async fn nothing_is_left_of_them() {
+trial!(nothing_is_left_of_them, async || {
     // Other tests have rings and open files meanwhile.
     roles::run("rings_leave_nothing").await;
-}
+});
 
 /// The role of that test's process.
 pub(crate) async fn leave_nothing() {
@@ -402,7 +383,7 @@ async fn serve(
     (program, folder.path().join("s"))
 }
 
-async fn a_worker_answers_through_a_ring_while_the_client_is_awake() {
+trial!(a_worker_answers_through_a_ring_while_the_client_is_awake, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_program, path) = serve(&folder).await;
     let (mut raw, agreed) = Raw::sharing(&path, 1000, "mapped").await;
@@ -436,7 +417,7 @@ async fn a_worker_answers_through_a_ring_while_the_client_is_awake() {
     raw.send(&[0; 4]);
     assert_eq!(raw.receive(), Some(Value::Array(answer(6))));
     assert_eq!(rings.0[8].load(SeqCst), 1 + sent.div_ceil(8));
-}
+});
 
 /// Whether the connection ends, and that not by the worker's death.
 fn ends(raw: &mut Raw) -> bool {
@@ -447,7 +428,7 @@ fn ends(raw: &mut Raw) -> bool {
     !died && matches!(end, Ok(_) | Err(std::io::ErrorKind::ConnectionReset))
 }
 
-async fn a_client_that_offers_what_it_must_not_is_left() {
+trial!(a_client_that_offers_what_it_must_not_is_left, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_program, path) = serve(&folder).await;
     let good = || Rings::new(WORDS * 8, SEALS).1;
@@ -482,7 +463,7 @@ async fn a_client_that_offers_what_it_must_not_is_left() {
     }
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
-}
+});
 
 /// A worker that greets and answers calls until the client offers rings, and takes them; with the number of the next call.
 pub(crate) fn agree(listener: &UnixListener) -> (Raw, Rings, u64) {
@@ -518,7 +499,7 @@ pub(crate) async fn call_until_it_fails(client: &Client) -> Error {
     }
 }
 
-async fn a_worker_that_puts_nonsense_there_is_left() {
+trial!(a_worker_that_puts_nonsense_there_is_left, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let client = Client::builder().address(address_in(&folder)).min_workers(0);
@@ -535,10 +516,10 @@ async fn a_worker_that_puts_nonsense_there_is_left() {
     let error = call_until_it_fails(&client).await;
     assert!(error.is_fatal() && error.to_string().contains("ring"), "{error}");
     worker.await.unwrap();
-}
+});
 
-/// What comes without end is taken without end, but not in one go: whoever waits for it can stop.
-async fn a_worker_that_never_stops_keeps_no_task() {
+// What comes without end is taken without end, but not in one go: whoever waits for it can stop.
+trial!(a_worker_that_never_stops_keeps_no_task, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let client = Client::builder().address(address_in(&folder)).min_workers(0);
@@ -556,7 +537,7 @@ async fn a_worker_that_never_stops_keeps_no_task() {
     assert!(error.to_string().contains("timed out"), "{error}");
     drop(client);
     worker.await.unwrap();
-}
+});
 
 /// The role of a program that serves.
 pub(crate) fn serve_at(address: &str) -> Result<(), ServerError> {

@@ -7,28 +7,18 @@ use std::process::Stdio;
 use taskfork::Client;
 
 use crate::support::processes::{Program, is_alive, signal};
-use crate::support::{address_in, roles, start, trials, until};
+use crate::support::{address_in, roles, start, trial, until};
 
-trials! {
-    it_serves_at_a_unix_socket_of_its_owner_only,
-    it_serves_over_tcp_and_tells_its_port,
-    it_serves_at_an_inherited_listener,
-    a_stale_socket_file_is_replaced,
-    a_live_servers_address_is_refused,
-    a_dying_worker_leaves_the_socket_file_alone,
-    one_connection_one_worker,
-}
-
-async fn it_serves_at_a_unix_socket_of_its_owner_only() {
+trial!(it_serves_at_a_unix_socket_of_its_owner_only, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = roles::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     let mode = std::fs::metadata(folder.path().join("s")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-}
+});
 
-async fn it_serves_over_tcp_and_tells_its_port() {
+trial!(it_serves_over_tcp_and_tells_its_port, async || {
     let (server, client) = start("tcp");
     let address = server.address().to_string();
     assert!(address.starts_with("tcp:127.0.0.1:") && !address.ends_with(":0"), "{address}");
@@ -37,9 +27,9 @@ async fn it_serves_over_tcp_and_tells_its_port() {
     assert_eq!(blob.as_slice().unwrap().len(), 1_000_000);
     client.call::<()>("abort", ()).await.unwrap_err();
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
-}
+});
 
-async fn it_serves_at_an_inherited_listener() {
+trial!(it_serves_at_an_inherited_listener, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let mut command = roles::command(&["serve_inherited"]);
@@ -51,9 +41,9 @@ async fn it_serves_at_an_inherited_listener() {
     signal(program.pid(), libc::SIGTERM);
     assert!(program.end().await.success());
     assert!(folder.path().join("s").exists(), "whoever made the socket removes its file");
-}
+});
 
-async fn a_stale_socket_file_is_replaced() {
+trial!(a_stale_socket_file_is_replaced, async || {
     let folder = tempfile::tempdir().unwrap();
     let program = roles::start(&["serve", &address_in(&folder)]);
     until("the socket", || folder.path().join("s").exists()).await;
@@ -64,9 +54,9 @@ async fn a_stale_socket_file_is_replaced() {
 
     let _program = roles::start(&["serve", &address_in(&folder)]);
     client.call::<()>("nothing", ()).await.unwrap();
-}
+});
 
-async fn a_live_servers_address_is_refused() {
+trial!(a_live_servers_address_is_refused, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = roles::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
@@ -74,9 +64,9 @@ async fn a_live_servers_address_is_refused() {
     let said = roles::output(&["serve", &address_in(&folder)]);
     assert!(said.starts_with("another server is listening at unix:"), "{said}");
     client.call::<()>("nothing", ()).await.unwrap();
-}
+});
 
-async fn a_dying_worker_leaves_the_socket_file_alone() {
+trial!(a_dying_worker_leaves_the_socket_file_alone, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = roles::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
@@ -88,9 +78,9 @@ async fn a_dying_worker_leaves_the_socket_file_alone() {
     drop(client);
     until("the worker's end", || !is_alive(pid)).await;
     assert!(folder.path().join("s").exists());
-}
+});
 
-async fn one_connection_one_worker() {
+trial!(one_connection_one_worker, async || {
     let (server, client) = start("faults");
     let checkouts: Vec<_> = (0..4).map(|_| client.checkout()).collect();
     let mut pids = Vec::new();
@@ -101,4 +91,4 @@ async fn one_connection_one_worker() {
     let mut children = crate::support::processes::children(server.pid());
     children.sort_unstable();
     assert_eq!(pids, children);
-}
+});

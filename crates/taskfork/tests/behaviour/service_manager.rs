@@ -11,17 +11,7 @@ use taskfork::Client;
 use crate::restart::activated_as;
 use crate::support::logged::Logged;
 use crate::support::processes::signal;
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_restart_keeps_the_service_managers_socket,
-    a_restart_that_keeps_the_pid_keeps_the_socket_too,
-    a_status_socket_is_in_the_runtime_directory,
-    a_removed_status_socket_in_the_runtime_directory_is_bound_again,
-    workers_have_none_of_the_variables,
-    programs_as_workers_have_none_of_the_variables,
-    a_new_server_has_the_watchdog_of_the_one_before,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// A server that a service manager has started, with its runtime directory.
 struct Activated {
@@ -46,7 +36,7 @@ fn client(folder: &tempfile::TempDir) -> Client {
     Client::builder().address(address_in(folder)).min_workers(0).max_workers(1).build().unwrap()
 }
 
-async fn a_restart_keeps_the_service_managers_socket() {
+trial!(a_restart_keeps_the_service_managers_socket, async || {
     let folder = tempfile::tempdir().unwrap();
     let service = Activated::start(&folder, &["serve_logged", "-"], &[]).await;
     let server = &service.server;
@@ -60,9 +50,9 @@ async fn a_restart_keeps_the_service_managers_socket() {
     signal(pid, libc::SIGTERM);
     until("the server's end", || server.server().is_none()).await;
     assert!(folder.path().join("s").exists());
-}
+});
 
-async fn a_restart_that_keeps_the_pid_keeps_the_socket_too() {
+trial!(a_restart_that_keeps_the_pid_keeps_the_socket_too, async || {
     let folder = tempfile::tempdir().unwrap();
     let service = Activated::start(&folder, &["serve_logged", "-", "keep_pid"], &[]).await;
     let server = service.server;
@@ -72,9 +62,9 @@ async fn a_restart_that_keeps_the_pid_keeps_the_socket_too() {
     }
     signal(server.pid(), libc::SIGTERM);
     assert!(server.end().await.success());
-}
+});
 
-async fn a_status_socket_is_in_the_runtime_directory() {
+trial!(a_status_socket_is_in_the_runtime_directory, async || {
     let folder = tempfile::tempdir().unwrap();
     let service = Activated::start(&folder, &["serve_logged", "-"], &[]).await;
     let server = &service.server;
@@ -84,9 +74,9 @@ async fn a_status_socket_is_in_the_runtime_directory() {
     // It goes with the server.
     signal(server.server().unwrap(), libc::SIGTERM);
     until("the end of the status socket", || !path.exists()).await;
-}
+});
 
-async fn a_removed_status_socket_in_the_runtime_directory_is_bound_again() {
+trial!(a_removed_status_socket_in_the_runtime_directory_is_bound_again, async || {
     let folder = tempfile::tempdir().unwrap();
     let service = Activated::start(&folder, &["serve_logged", "-"], &[]).await;
     let server = &service.server;
@@ -97,7 +87,7 @@ async fn a_removed_status_socket_in_the_runtime_directory_is_bound_again() {
         until("the status", || server.server() == Some(pid)).await;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
-}
+});
 
 const VARIABLES: [&str; 6] = [
     "LISTEN_PID",
@@ -127,7 +117,7 @@ fn hear(manager: &UnixDatagram, wanted: &str) -> String {
     }
 }
 
-async fn workers_have_none_of_the_variables() {
+trial!(workers_have_none_of_the_variables, async || {
     let folder = tempfile::tempdir().unwrap();
     let (manager, path) = manager(folder.path());
     let variables =
@@ -145,9 +135,9 @@ async fn workers_have_none_of_the_variables() {
         assert!(ready.contains(&format!("MAINPID={pid}")), "{ready}");
         server.restart().await;
     }
-}
+});
 
-async fn programs_as_workers_have_none_of_the_variables() {
+trial!(programs_as_workers_have_none_of_the_variables, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_manager, path) = manager(folder.path());
     let address = address_in(&folder);
@@ -157,9 +147,9 @@ async fn programs_as_workers_have_none_of_the_variables() {
     let has: Vec<String> = client(&folder).call("variables", ()).await.unwrap();
     let left: Vec<_> = has.iter().filter(|name| VARIABLES.contains(&&***name)).collect();
     assert!(left.is_empty(), "{left:?}");
-}
+});
 
-async fn a_new_server_has_the_watchdog_of_the_one_before() {
+trial!(a_new_server_has_the_watchdog_of_the_one_before, async || {
     let folder = tempfile::tempdir().unwrap();
     let (manager, path) = manager(folder.path());
     let address = address_in(&folder);
@@ -179,4 +169,4 @@ async fn a_new_server_has_the_watchdog_of_the_one_before() {
     while manager.recv(&mut [0; 500]).is_ok() {}
     manager.set_nonblocking(false).unwrap();
     hear(&manager, "WATCHDOG=1");
-}
+});

@@ -6,17 +6,9 @@ use taskfork::error::{Activity, CallError, End, FatalError};
 use taskfork::{Client, Error};
 
 use crate::support::raw::Raw;
-use crate::support::{address_in, roles, start, trials};
+use crate::support::{address_in, roles, start, trial};
 
-trials! {
-    a_failed_setup_reaches_the_first_call_and_the_next_tries_again,
-    a_panic_in_setup_is_an_error_of_the_call,
-    a_death_in_setup_is_told_to_the_caller,
-    a_hang_in_setup_ends,
-    a_setup_that_always_dies_is_no_boot_loop,
-}
-
-async fn a_failed_setup_reaches_the_first_call_and_the_next_tries_again() {
+trial!(a_failed_setup_reaches_the_first_call_and_the_next_tries_again, async || {
     let (_server, client) = start("setup_second_time");
     let checkout = client.checkout();
     let error = checkout.call::<u32>("tries", ()).await.unwrap_err();
@@ -25,18 +17,18 @@ async fn a_failed_setup_reaches_the_first_call_and_the_next_tries_again() {
     assert!(!error.may_have_run() && !error.is_fatal());
     assert_eq!(checkout.call::<u32>("tries", ()).await.unwrap(), 1);
     assert_eq!(checkout.call::<u32>("tries", ()).await.unwrap(), 1);
-}
+});
 
-async fn a_panic_in_setup_is_an_error_of_the_call() {
+trial!(a_panic_in_setup_is_an_error_of_the_call, async || {
     let (_server, client) = start("setup_panics");
     let error = client.call::<u32>("pid", ()).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Setup { .. }, .. }), "{error}");
     let text = error.to_string();
     assert!(text.starts_with("setup exception: panicked: no driver ("), "{text}");
     assert!(text.contains("servers.rs:"), "{text}");
-}
+});
 
-async fn a_death_in_setup_is_told_to_the_caller() {
+trial!(a_death_in_setup_is_told_to_the_caller, async || {
     let (_server, client) = start("setup_dies");
     let error = client.call::<u32>("pid", ()).await.unwrap_err();
     let Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } = &error else {
@@ -44,15 +36,15 @@ async fn a_death_in_setup_is_told_to_the_caller() {
     };
     assert_eq!((death.end, death.during), (End::Exited(7), Some(Activity::Setup)));
     assert!(!may_have_run);
-}
+});
 
-async fn a_hang_in_setup_ends() {
+trial!(a_hang_in_setup_ends, async || {
     let (_server, client) = start("setup_hangs");
     let error = client.call::<u32>("pid", ()).await.unwrap_err().to_string();
     assert!(error.contains("during setup: hung for more than 0.2 seconds"), "{error}");
-}
+});
 
-async fn a_setup_that_always_dies_is_no_boot_loop() {
+trial!(a_setup_that_always_dies_is_no_boot_loop, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve_dying_setup", &address]);
@@ -65,4 +57,4 @@ async fn a_setup_that_always_dies_is_no_boot_loop() {
     let (_, born) = meta.iter().find(|(key, _)| key.as_str() == Some("worker")).unwrap();
     let born = born.as_u64().unwrap();
     assert!((4..100).contains(&born), "{born} workers in 0.7 seconds");
-}
+});

@@ -12,17 +12,7 @@ use taskfork::error::FatalError;
 use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::{Program, children, guardian, is_gone, signal};
-use crate::support::{start_with, trials, until};
-
-trials! {
-    a_worker_that_overwrites_all_shared_memory_harms_nobody_else,
-    another_users_worker_that_overwrites_all_shared_memory_harms_nobody_else,
-    an_impossible_phase_ends_the_worker_and_is_named,
-    a_call_that_hides_its_deadline_ends_with_its_client,
-    a_worker_has_nobody_elses_slot,
-    a_worker_cannot_map_more_of_the_memory_of_slots,
-    a_worker_that_signals_without_end_costs_the_server_little,
-}
+use crate::support::{start_with, trial, until};
 
 /// Where the phase stands in a slot, and which word a guardian could once be misled by.
 const STATE: usize = 0;
@@ -258,14 +248,14 @@ async fn overwriting_harms_nobody_else(entry: &'static str, seeds: std::ops::Ran
     assert!(!is_gone(stranger.pid()), "a process was ended that has nothing to do with the server");
 }
 
-async fn a_worker_that_overwrites_all_shared_memory_harms_nobody_else() {
+trial!(a_worker_that_overwrites_all_shared_memory_harms_nobody_else, async || {
     tokio::join!(
         overwriting_harms_nobody_else("scribbling", 0..5),
         overwriting_harms_nobody_else("scribbling", 5..10),
     );
-}
+});
 
-async fn another_users_worker_that_overwrites_all_shared_memory_harms_nobody_else() {
+trial!(another_users_worker_that_overwrites_all_shared_memory_harms_nobody_else, async || {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -273,9 +263,9 @@ async fn another_users_worker_that_overwrites_all_shared_memory_harms_nobody_els
         overwriting_harms_nobody_else("scribbling_as_nobody", 10..15),
         overwriting_harms_nobody_else("scribbling_as_nobody", 15..20),
     );
-}
+});
 
-async fn an_impossible_phase_ends_the_worker_and_is_named() {
+trial!(an_impossible_phase_ends_the_worker_and_is_named, async || {
     let (_server, client) = start_with("scribbling", |client| client.min_workers(0));
     let checkout = client.checkout().timeout(Duration::from_secs(60));
     // The server looks when the call of another client is due.
@@ -289,9 +279,9 @@ async fn an_impossible_phase_ends_the_worker_and_is_named() {
     let text = format!("{error:#}");
     assert!(text.contains("its slot in shared memory is corrupt: there is no phase 77"), "{text}");
     assert!(matches!(error, Error::Fatal { may_have_run: true, .. }), "{text}");
-}
+});
 
-async fn a_call_that_hides_its_deadline_ends_with_its_client() {
+trial!(a_call_that_hides_its_deadline_ends_with_its_client, async || {
     let (server, client) = start_with("scribbling", |client| client.min_workers(0));
     let checkout = client.checkout().timeout(Duration::from_millis(200));
     // The words of both deadlines.
@@ -299,23 +289,23 @@ async fn a_call_that_hides_its_deadline_ends_with_its_client() {
     let error = checkout.call::<()>("scribble", (1, 60_000, vec![0])).await.unwrap_err();
     assert!(matches!(error, Error::Fatal { .. }), "{error}");
     until("its worker is gone", || children(server.pid()).is_empty()).await;
-}
+});
 
-async fn a_worker_has_nobody_elses_slot() {
+trial!(a_worker_has_nobody_elses_slot, async || {
     let (_server, client) = start_with("scribbling", |client| client.min_workers(3));
     let checkouts: Vec<_> = (0..3).map(|_| client.checkout()).collect();
     for checkout in &checkouts {
         assert_eq!(checkout.call::<usize>("slots", ()).await.unwrap(), 1);
     }
-}
+});
 
-async fn a_worker_cannot_map_more_of_the_memory_of_slots() {
+trial!(a_worker_cannot_map_more_of_the_memory_of_slots, async || {
     let (_server, client) = start_with("scribbling", |client| client.min_workers(3));
     let checkouts: Vec<_> = (0..3).map(|_| client.checkout()).collect();
     for checkout in &checkouts {
         assert_eq!(checkout.call::<usize>("pages_of_slots", ()).await.unwrap(), 1);
     }
-}
+});
 
 /// The processor time that a process has used.
 fn processor_time(pid: u32) -> Duration {
@@ -325,7 +315,7 @@ fn processor_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
-async fn a_worker_that_signals_without_end_costs_the_server_little() {
+trial!(a_worker_that_signals_without_end_costs_the_server_little, async || {
     let (server, client) = start_with("scribbling", |client| client.min_workers(0));
     let flooding = client.checkout();
     let (before, began) = (processor_time(server.pid()), Instant::now());
@@ -348,4 +338,4 @@ async fn a_worker_that_signals_without_end_costs_the_server_little() {
     let (used, took) = (processor_time(server.pid()) - before, began.elapsed());
     // Part of it is for the workers that were killed and forked meanwhile.
     assert!(used < took / 10, "{used:?} of {took:?}");
-}
+});

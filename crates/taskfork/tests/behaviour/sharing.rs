@@ -11,19 +11,7 @@ use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, signal};
 use crate::support::raw::{Raw, map, text};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_client_that_idles_makes_room_for_another,
-    a_program_that_idles_makes_room_for_another,
-    who_waits_is_served_in_the_order_of_coming,
-    of_three_greedy_clients_nobody_starves,
-    a_json_client_waits_as_well,
-    who_leaves_the_queue_is_forgotten,
-    a_server_that_is_told_to_end_does_not_wait_for_the_queue,
-    a_client_that_waits_is_told_so_on_the_wire,
-    a_spare_worker_goes_to_whom_waits,
-}
+use crate::support::{address_in, roles, trial, until};
 
 /// A server with so many workers, and where it tells of itself.
 fn server(folder: &tempfile::TempDir, options: &[&str]) -> Program {
@@ -50,7 +38,7 @@ async fn hold_idle(client: &Client, workers: usize) {
     until("all are idle", || client.stats().idle == workers).await;
 }
 
-async fn a_client_that_idles_makes_room_for_another() {
+trial!(a_client_that_idles_makes_room_for_another, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=2"]);
     let (first, second) = (client(&folder, 2), client(&folder, 2));
@@ -63,7 +51,7 @@ async fn a_client_that_idles_makes_room_for_another() {
         assert_eq!(first.call::<i64>("add", (number, 1)).await.unwrap(), number + 1);
         assert_eq!(second.call::<i64>("add", (number, 2)).await.unwrap(), number + 2);
     }
-}
+});
 
 /// The role of a client that holds workers and does nothing with them.
 pub(crate) fn idle(address: &str, workers: usize) {
@@ -76,7 +64,7 @@ pub(crate) fn idle(address: &str, workers: usize) {
     });
 }
 
-async fn a_program_that_idles_makes_room_for_another() {
+trial!(a_program_that_idles_makes_room_for_another, async || {
     let folder = tempfile::tempdir().unwrap();
     let _server = server(&folder, &["max_workers=3"]);
     let _idle = roles::start(&["idle_client", &address_in(&folder), "3"]);
@@ -87,9 +75,9 @@ async fn a_program_that_idles_makes_room_for_another() {
     until("it holds all workers", all_idle).await;
     let client = client(&folder, 3);
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
-}
+});
 
-async fn who_waits_is_served_in_the_order_of_coming() {
+trial!(who_waits_is_served_in_the_order_of_coming, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=1"]);
     let file = folder.path().join("order").display().to_string();
@@ -110,9 +98,9 @@ async fn who_waits_is_served_in_the_order_of_coming() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "abcde");
     let status = status(&folder).unwrap();
     assert_eq!((status.waiting, status.refused), (0, 0));
-}
+});
 
-async fn of_three_greedy_clients_nobody_starves() {
+trial!(of_three_greedy_clients_nobody_starves, async || {
     const PARTS: usize = 4;
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=3"]);
@@ -150,9 +138,9 @@ async fn of_three_greedy_clients_nobody_starves() {
     for task in tasks {
         task.await.unwrap();
     }
-}
+});
 
-async fn a_json_client_waits_as_well() {
+trial!(a_json_client_waits_as_well, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=1"]);
     let client = client(&folder, 1);
@@ -173,9 +161,9 @@ async fn a_json_client_waits_as_well() {
     (&stream).write_all(br#"["dn",{}]"#).unwrap();
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
     drop(stream);
-}
+});
 
-async fn who_leaves_the_queue_is_forgotten() {
+trial!(who_leaves_the_queue_is_forgotten, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=1"]);
     let holder = client(&folder, 1);
@@ -193,9 +181,9 @@ async fn who_leaves_the_queue_is_forgotten() {
     assert!(error.contains("it has all of its 1 workers (max_workers)"), "{error}");
     until("it has left", || status(&folder).is_some_and(|it| it.waiting == 0)).await;
     drop(checkout);
-}
+});
 
-async fn a_server_that_is_told_to_end_does_not_wait_for_the_queue() {
+trial!(a_server_that_is_told_to_end_does_not_wait_for_the_queue, async || {
     let folder = tempfile::tempdir().unwrap();
     let program = server(&folder, &["max_workers=1"]);
     let holder = client(&folder, 1);
@@ -207,9 +195,9 @@ async fn a_server_that_is_told_to_end_does_not_wait_for_the_queue() {
     signal(program.pid(), libc::SIGTERM);
     drop(held);
     assert!(program.end().await.success());
-}
+});
 
-async fn a_client_that_waits_is_told_so_on_the_wire() {
+trial!(a_client_that_waits_is_told_so_on_the_wire, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=1"]);
     let holder = client(&folder, 1);
@@ -224,9 +212,9 @@ async fn a_client_that_waits_is_told_so_on_the_wire() {
     assert_eq!(hello[0], 0.into());
     raw.call("add", vec![2.into(), 3.into()]);
     assert_eq!(raw.receive().unwrap()[2], 5.into());
-}
+});
 
-async fn a_spare_worker_goes_to_whom_waits() {
+trial!(a_spare_worker_goes_to_whom_waits, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=2", "spare_workers=1"]);
     let clients = [0; 3].map(|_| client(&folder, 2));
@@ -235,4 +223,4 @@ async fn a_spare_worker_goes_to_whom_waits() {
             assert_eq!(client.call::<i64>("add", (round, 1)).await.unwrap(), round + 1);
         }
     }
-}
+});

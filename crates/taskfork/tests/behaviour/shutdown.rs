@@ -5,21 +5,9 @@ use std::time::Duration;
 use taskfork::Client;
 
 use crate::support::processes::{children, is_alive, signal};
-use crate::support::{address_in, roles, start, start_with, trials, until};
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
-trials! {
-    running_checkouts_finish_and_nothing_is_left,
-    every_signal_that_ends_a_program_is_graceful,
-    a_second_signal_ends_it_at_once,
-    the_grace_period_has_an_end,
-    idle_workers_end_at_once,
-    nothing_new_is_accepted_while_it_drains,
-    a_server_that_waits_for_a_call_sleeps,
-    workers_end_with_a_killed_server,
-    a_call_handed_to_an_idle_worker_at_the_end_is_tried_again,
-}
-
-async fn running_checkouts_finish_and_nothing_is_left() {
+trial!(running_checkouts_finish_and_nothing_is_left, async || {
     let folder = tempfile::tempdir().unwrap();
     let program = roles::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
@@ -34,9 +22,9 @@ async fn running_checkouts_finish_and_nothing_is_left() {
     drop(checkout);
     assert!(program.end().await.success());
     assert!(workers.iter().all(|worker| !is_alive(*worker)));
-}
+});
 
-async fn every_signal_that_ends_a_program_is_graceful() {
+trial!(every_signal_that_ends_a_program_is_graceful, async || {
     for number in [libc::SIGTERM, libc::SIGINT] {
         let folder = tempfile::tempdir().unwrap();
         let program = roles::start(&["serve", &address_in(&folder)]);
@@ -46,9 +34,9 @@ async fn every_signal_that_ends_a_program_is_graceful() {
         assert!(program.end().await.success(), "signal {number}");
         assert!(!folder.path().join("s").exists());
     }
-}
+});
 
-async fn a_second_signal_ends_it_at_once() {
+trial!(a_second_signal_ends_it_at_once, async || {
     let folder = tempfile::tempdir().unwrap();
     let program = roles::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
@@ -61,9 +49,9 @@ async fn a_second_signal_ends_it_at_once() {
     assert_eq!(program.end().await.code(), Some(1), "it says that something was killed");
     let error = hanging.await.unwrap_err().to_string();
     assert!(error.contains("SIGKILL") && error.contains("told to end at once"), "{error}");
-}
+});
 
-async fn the_grace_period_has_an_end() {
+trial!(the_grace_period_has_an_end, async || {
     let (server, client) = start("short_grace");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -72,17 +60,17 @@ async fn the_grace_period_has_an_end() {
     assert!(!is_alive(pid));
     let error = hanging.await.unwrap_err().to_string();
     assert!(error.contains("shutdown_grace"), "{error}");
-}
+});
 
-async fn idle_workers_end_at_once() {
+trial!(idle_workers_end_at_once, async || {
     let (server, client) = start_with("faults", |client| client.min_workers(4));
     until("four idle workers", || client.stats().idle == 4).await;
     let workers = children(server.pid());
     tokio::task::spawn_blocking(move || server.close()).await.unwrap();
     assert!(workers.iter().all(|worker| !is_alive(*worker)));
-}
+});
 
-async fn nothing_new_is_accepted_while_it_drains() {
+trial!(nothing_new_is_accepted_while_it_drains, async || {
     let (server, client) =
         start_with("faults", |client| client.max_workers(2).timeout(Duration::from_millis(300)));
     let held = client.checkout();
@@ -92,9 +80,9 @@ async fn nothing_new_is_accepted_while_it_drains() {
     assert!(error.is_fatal() && !error.may_have_run(), "{error}");
     // What was running goes on.
     held.call::<()>("nothing", ()).await.unwrap();
-}
+});
 
-async fn a_server_that_waits_for_a_call_sleeps() {
+trial!(a_server_that_waits_for_a_call_sleeps, async || {
     let (server, client) = start_with("faults", |client| client.max_workers(1));
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
@@ -107,9 +95,9 @@ async fn a_server_that_waits_for_a_call_sleeps() {
     assert!(nanoseconds < 250_000_000, "it ran for {nanoseconds} ns");
     drop(checkout);
     closing.await.unwrap();
-}
+});
 
-async fn workers_end_with_a_killed_server() {
+trial!(workers_end_with_a_killed_server, async || {
     let (server, client) = start_with("faults", |client| client.min_workers(3));
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
@@ -119,9 +107,9 @@ async fn workers_end_with_a_killed_server() {
     server.kill();
     hanging.await.unwrap_err();
     until("the workers' end", || workers.iter().all(|worker| !is_alive(*worker))).await;
-}
+});
 
-async fn a_call_handed_to_an_idle_worker_at_the_end_is_tried_again() {
+trial!(a_call_handed_to_an_idle_worker_at_the_end_is_tried_again, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = Client::builder().address(address_in(&folder)).max_workers(2).build().unwrap();
     for _ in 0..10 {
@@ -142,4 +130,4 @@ async fn a_call_handed_to_an_idle_worker_at_the_end_is_tried_again() {
         signal(next.pid(), libc::SIGTERM);
         next.end().await;
     }
-}
+});

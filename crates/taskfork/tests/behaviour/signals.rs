@@ -14,16 +14,7 @@ use taskfork::server::Stderr;
 use taskfork::{BoxError, Client, Methods, Server};
 
 use crate::support::processes::{children, descendants, is_gone, signal};
-use crate::support::{address_in, roles, start, trials, until};
-
-trials! {
-    a_call_goes_on_though_all_processes_get_a_signal,
-    a_call_of_a_program_goes_on_though_all_processes_get_a_signal,
-    a_signal_that_comes_while_a_server_ends_kills_nobody,
-    code_of_a_worker_can_handle_signals,
-    a_program_that_a_worker_starts_ignores_what_its_worker_does_unless_told_otherwise,
-    a_terminal_stops_neither_server_nor_workers_in_the_background,
-}
+use crate::support::{address_in, roles, start, trial, until};
 
 /// Says that it has begun, by a file, and waits for another file.
 pub(crate) fn wait_for(path: &str) -> io::Result<()> {
@@ -114,20 +105,20 @@ async fn a_call_goes_on(role: &str, number: i32) {
     until("nothing is left", || below.iter().all(|&one| is_gone(one))).await;
 }
 
-async fn a_call_goes_on_though_all_processes_get_a_signal() {
+trial!(a_call_goes_on_though_all_processes_get_a_signal, async || {
     for number in [libc::SIGTERM, libc::SIGINT] {
         a_call_goes_on("serve_signals", number).await;
     }
-}
+});
 
-async fn a_call_of_a_program_goes_on_though_all_processes_get_a_signal() {
+trial!(a_call_of_a_program_goes_on_though_all_processes_get_a_signal, async || {
     for number in [libc::SIGTERM, libc::SIGINT] {
         a_call_goes_on("serve_executable", number).await;
     }
-}
+});
 
-/// A service manager signals a program and the server that the program has started, and the program ends its server.
-async fn a_signal_that_comes_while_a_server_ends_kills_nobody() {
+// A service manager signals a program and the server that the program has started, and the program ends its server.
+trial!(a_signal_that_comes_while_a_server_ends_kills_nobody, async || {
     let folder = tempfile::tempdir().unwrap();
     for ends in [
         |server: &taskfork::server::ServerHandle| server.shutdown(),
@@ -151,7 +142,7 @@ async fn a_signal_that_comes_while_a_server_ends_kills_nobody() {
         drop(checkout);
         until("the server's end", || is_gone(server_pid)).await;
     }
-}
+});
 
 fn is_pending(pid: u32, number: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -160,28 +151,31 @@ fn is_pending(pid: u32, number: i32) -> bool {
     pending.is_some_and(|pending| pending & 1 << (number - 1) != 0)
 }
 
-async fn code_of_a_worker_can_handle_signals() {
+trial!(code_of_a_worker_can_handle_signals, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = roles::start(&["serve_signals", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert!(client.call::<bool>("handle", ()).await.unwrap());
-}
+});
 
-async fn a_program_that_a_worker_starts_ignores_what_its_worker_does_unless_told_otherwise() {
-    let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve_signals", &address_in(&folder)]);
-    let client = Client::builder().address(address_in(&folder)).build().unwrap();
-    let (as_worker, told) =
-        client.call::<(String, String)>("ignored_by_programs", ()).await.unwrap();
-    let ignores = |line: &str, number: i32| {
-        let mask = u64::from_str_radix(line.trim_start_matches("SigIgn:").trim(), 16).unwrap();
-        mask & 1 << (number - 1) != 0
-    };
-    for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTTOU] {
-        assert!(ignores(&as_worker, number), "{number}: {as_worker}");
-        assert!(!ignores(&told, number), "{number}: {told}");
+trial!(
+    a_program_that_a_worker_starts_ignores_what_its_worker_does_unless_told_otherwise,
+    async || {
+        let folder = tempfile::tempdir().unwrap();
+        let _program = roles::start(&["serve_signals", &address_in(&folder)]);
+        let client = Client::builder().address(address_in(&folder)).build().unwrap();
+        let (as_worker, told) =
+            client.call::<(String, String)>("ignored_by_programs", ()).await.unwrap();
+        let ignores = |line: &str, number: i32| {
+            let mask = u64::from_str_radix(line.trim_start_matches("SigIgn:").trim(), 16).unwrap();
+            mask & 1 << (number - 1) != 0
+        };
+        for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTTOU] {
+            assert!(ignores(&as_worker, number), "{number}: {as_worker}");
+            assert!(!ignores(&told, number), "{number}: {told}");
+        }
     }
-}
+);
 
 /// A pseudo terminal: the end of the one who looks at it, and the path of the programs' end.
 #[allow(unsafe_code)]
@@ -221,7 +215,7 @@ pub(crate) fn serve_in_background(terminal: &str, address: &str) {
     server.spawn().unwrap().wait().unwrap();
 }
 
-async fn a_terminal_stops_neither_server_nor_workers_in_the_background() {
+trial!(a_terminal_stops_neither_server_nor_workers_in_the_background, async || {
     let folder = tempfile::tempdir().unwrap();
     let (mut end, path) = terminal();
     let leader = roles::start(&["serve_in_background", &path, &address_in(&folder)]);
@@ -246,4 +240,4 @@ async fn a_terminal_stops_neither_server_nor_workers_in_the_background() {
     let shown = shows.join().unwrap();
     assert_eq!(shown.matches("printed by a worker").count(), 4, "{shown}");
     assert_eq!(shown.matches("SIGABRT").count(), 2, "{shown}");
-}
+});

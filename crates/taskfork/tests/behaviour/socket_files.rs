@@ -8,15 +8,7 @@ use taskfork::Client;
 use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, is_gone, signal};
-use crate::support::{roles, trials, until};
-
-trials! {
-    files_that_were_removed_are_bound_again,
-    a_folder_that_was_made_anew_has_the_socket_again,
-    a_new_server_binds_a_file_that_was_gone_before,
-    who_connected_before_the_file_had_gone_is_served,
-    another_servers_socket_is_left_alone,
-}
+use crate::support::{roles, trial, until};
 
 struct Place {
     _folder: tempfile::TempDir,
@@ -65,7 +57,7 @@ async fn ends_well(program: Program, place: &Place) {
     assert!(!place.socket.exists() && !place.status.exists());
 }
 
-async fn files_that_were_removed_are_bound_again() {
+trial!(files_that_were_removed_are_bound_again, async || {
     let place = Place::new();
     let program = place.serve().await;
     for _ in 0..2 {
@@ -83,9 +75,9 @@ async fn files_that_were_removed_are_bound_again() {
     };
     assert_eq!((told(&place.socket), told(&place.status)), (2, 2), "{log}");
     ends_well(program, &place).await;
-}
+});
 
-async fn a_folder_that_was_made_anew_has_the_socket_again() {
+trial!(a_folder_that_was_made_anew_has_the_socket_again, async || {
     let place = Place::new();
     let program = place.serve().await;
     let folder = place.socket.parent().unwrap();
@@ -99,9 +91,9 @@ async fn a_folder_that_was_made_anew_has_the_socket_again() {
     let told = log.lines().filter(|line| line.contains(&format!("{socket} is gone,")));
     assert_eq!(told.count(), 1, "{log}");
     ends_well(program, &place).await;
-}
+});
 
-async fn a_new_server_binds_a_file_that_was_gone_before() {
+trial!(a_new_server_binds_a_file_that_was_gone_before, async || {
     let place = Place::new();
     let program = place.serve().await;
     // Without its folder, the old server cannot bind the file itself meanwhile.
@@ -117,7 +109,7 @@ async fn a_new_server_binds_a_file_that_was_gone_before() {
     place.call().await;
     signal(new.0, libc::SIGTERM);
     until("its end", || is_gone(new.0) && !place.socket.exists()).await;
-}
+});
 
 /// A server that is no child of this process, and ends with the test.
 struct Successor(u32);
@@ -130,7 +122,7 @@ impl Drop for Successor {
     }
 }
 
-async fn who_connected_before_the_file_had_gone_is_served() {
+trial!(who_connected_before_the_file_had_gone_is_served, async || {
     let place = Place::new();
     let program = place.serve().await;
     // A server that is stopped accepts nobody: the connection waits in the old socket.
@@ -152,9 +144,9 @@ async fn who_connected_before_the_file_had_gone_is_served() {
     call.await.unwrap().unwrap();
     until("the file", || place.socket.exists()).await;
     ends_well(program, &place).await;
-}
+});
 
-async fn another_servers_socket_is_left_alone() {
+trial!(another_servers_socket_is_left_alone, async || {
     let place = Place::new();
     let program = place.serve().await;
     let other = place.socket.with_file_name("other");
@@ -172,4 +164,4 @@ async fn another_servers_socket_is_left_alone() {
     until("the server's own file", || place.socket.exists()).await;
     place.call().await;
     ends_well(program, &place).await;
-}
+});

@@ -12,25 +12,7 @@ use tracing_subscriber::{Layer, filter};
 use crate::support::capture::{Capture, Seen, capture, listen};
 use crate::support::processes::signal;
 use crate::support::raw::{frame, map, text};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    spans_and_events_arrive_within_the_span_of_the_call,
-    values_keep_their_types,
-    the_callers_level_travels_with_the_call,
-    without_a_listener_nothing_is_recorded,
-    it_arrives_with_failed_calls_too,
-    a_killed_workers_last_events_are_there,
-    what_the_caller_does_not_want_is_left_out_and_its_events_kept,
-    a_flood_is_bounded_and_counted,
-    long_values_are_cut,
-    threads_of_a_worker_are_heard_too,
-    a_worker_with_a_subscriber_of_its_own_adds_the_layer,
-    spans_left_open_are_closed_here,
-    calls_awaited_elsewhere_arrive_where_they_were_made,
-    the_blocking_facade_replays_too,
-    hostile_records_harm_no_result,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 /// Its workers record.
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
@@ -103,7 +85,7 @@ pub(crate) fn own_subscriber(own: ServerBuilder) -> Result<(), ServerError> {
     server(own)
 }
 
-async fn spans_and_events_arrive_within_the_span_of_the_call() {
+trial!(spans_and_events_arrive_within_the_span_of_the_call, async || {
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
     let before = SystemTime::now();
@@ -149,7 +131,7 @@ async fn spans_and_events_arrive_within_the_span_of_the_call() {
     assert!(tracing::Span::current().is_none());
     drop(request);
     assert!(!seen.one("request").open);
-}
+});
 
 fn humantime(text: &str) -> SystemTime {
     let text = text.strip_suffix('Z').unwrap_or_else(|| panic!("no time: {text}"));
@@ -161,7 +143,7 @@ fn humantime(text: &str) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(today * 86400) + Duration::from_secs_f64(seconds)
 }
 
-async fn values_keep_their_types() {
+trial!(values_keep_their_types, async || {
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
     client.call::<()>("values", ()).await.unwrap();
@@ -182,12 +164,12 @@ async fn values_keep_their_types() {
     }
     // Nobody's span.
     assert_eq!(event.parent, None);
-}
+});
 
-async fn the_callers_level_travels_with_the_call() {
+trial!(the_callers_level_travels_with_the_call, async || {
     // In a process of its own, as a program's level is that of all its subscribers together.
     assert_eq!(roles::output(&["listen_at_info"]), "(true, false) [\"it is late\"]\n");
-}
+});
 
 pub(crate) fn listen_at_info() {
     let capture = Capture::default();
@@ -201,7 +183,7 @@ pub(crate) fn listen_at_info() {
     println!("{enabled:?} {:?}", capture.messages());
 }
 
-async fn without_a_listener_nothing_is_recorded() {
+trial!(without_a_listener_nothing_is_recorded, async || {
     let (_server, client) = start_with("spans", |client| client.max_workers(1));
     let enabled = async || client.call::<(bool, bool)>("is_enabled", ()).await.unwrap();
     assert_eq!(enabled().await, (false, false));
@@ -209,18 +191,18 @@ async fn without_a_listener_nothing_is_recorded() {
     assert!(enabled().await.0);
     drop(guard);
     assert_eq!(enabled().await, (false, false));
-}
+});
 
-async fn it_arrives_with_failed_calls_too() {
+trial!(it_arrives_with_failed_calls_too, async || {
     let (_server, client) = start("spans");
     for panics in [false, true] {
         let (seen, _guard) = listen();
         client.call::<()>("fail", (panics,)).await.unwrap_err();
         assert_eq!(seen.messages(), ["it will fail"]);
     }
-}
+});
 
-async fn a_killed_workers_last_events_are_there() {
+trial!(a_killed_workers_last_events_are_there, async || {
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
     let checkout = client.checkout();
@@ -235,9 +217,9 @@ async fn a_killed_workers_last_events_are_there() {
     let all = seen.all();
     let count = |what| all.iter().filter(|seen| seen.what == what).count();
     assert_eq!(count("enter"), count("exit"));
-}
+});
 
-async fn what_the_caller_does_not_want_is_left_out_and_its_events_kept() {
+trial!(what_the_caller_does_not_want_is_left_out_and_its_events_kept, async || {
     let (_server, client) = start("spans");
     let seen = Capture::default();
     let targets = filter::Targets::new().with_target("elsewhere", Level::INFO);
@@ -250,9 +232,9 @@ async fn what_the_caller_does_not_want_is_left_out_and_its_events_kept() {
     assert_eq!(seen.messages(), ["it is late"]);
     assert_eq!(seen.one("it is late").parent.as_deref(), Some("request"), "{:?}", seen.all());
     assert!(seen.all().iter().all(|seen| seen.name != "working"));
-}
+});
 
-async fn a_flood_is_bounded_and_counted() {
+trial!(a_flood_is_bounded_and_counted, async || {
     const MANY: u64 = 200_000;
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
@@ -270,9 +252,9 @@ async fn a_flood_is_bounded_and_counted() {
     assert!(dropped > 0);
     assert!(kept.is_sorted());
     assert_eq!(kept.len() as u64 + dropped, MANY);
-}
+});
 
-async fn long_values_are_cut() {
+trial!(long_values_are_cut, async || {
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
     client.call::<()>("long", (1_000_000,)).await.unwrap();
@@ -280,16 +262,16 @@ async fn long_values_are_cut() {
     let text = event.field("text").strip_prefix("str ").unwrap();
     assert!((2000..4000).contains(&text.len()), "{}", text.len());
     assert!(text.ends_with("é…"));
-}
+});
 
-async fn threads_of_a_worker_are_heard_too() {
+trial!(threads_of_a_worker_are_heard_too, async || {
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
     client.call::<()>("thread", ()).await.unwrap();
     assert_eq!(seen.messages(), ["from a thread"]);
-}
+});
 
-async fn a_worker_with_a_subscriber_of_its_own_adds_the_layer() {
+trial!(a_worker_with_a_subscriber_of_its_own_adds_the_layer, async || {
     let (_server, client) = start("spans_own_subscriber");
     let (seen, _guard) = listen();
     client.call::<u32>("work", (1_u64,)).await.unwrap();
@@ -297,17 +279,17 @@ async fn a_worker_with_a_subscriber_of_its_own_adds_the_layer() {
     // Its own has been told as well.
     let call = client.checkout().timeout(Duration::from_millis(300)).call::<()>("hang", ());
     call.await.unwrap_err();
-}
+});
 
-async fn spans_left_open_are_closed_here() {
+trial!(spans_left_open_are_closed_here, async || {
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
     client.call::<()>("leave_open", ()).await.unwrap();
     assert!(!seen.one("left open").open);
     assert!(tracing::Span::current().is_none());
-}
+});
 
-async fn calls_awaited_elsewhere_arrive_where_they_were_made() {
+trial!(calls_awaited_elsewhere_arrive_where_they_were_made, async || {
     let (_server, client) = start("spans");
     let (seen, dispatch) = capture();
     let checkout = client.checkout();
@@ -316,9 +298,9 @@ async fn calls_awaited_elsewhere_arrive_where_they_were_made() {
     });
     tokio::spawn(call).await.unwrap().unwrap();
     assert_eq!(seen.one("working").parent.as_deref(), Some("request"));
-}
+});
 
-async fn the_blocking_facade_replays_too() {
+trial!(the_blocking_facade_replays_too, async || {
     let options =
         |address: taskfork::client::Address| Client::builder().address(address).max_workers(1);
     let server = taskfork::Server::spawn("spans").unwrap();
@@ -330,9 +312,9 @@ async fn the_blocking_facade_replays_too() {
         seen.messages()
     });
     assert_eq!(messages.await.unwrap(), ["it is late", "deep"]);
-}
+});
 
-async fn hostile_records_harm_no_result() {
+trial!(hostile_records_harm_no_result, async || {
     let array = |values: &[Value]| Value::Array(values.to_vec());
     let numbers = |values: &[u64]| Value::Array(values.iter().map(|&n| n.into()).collect());
     let site =
@@ -376,4 +358,4 @@ async fn hostile_records_harm_no_result() {
     assert_eq!(all.iter().filter(|seen| seen.what == "span").count(), 2);
     assert!(all.iter().all(|seen| !seen.open));
     assert!(tracing::Span::current().is_none());
-}
+});

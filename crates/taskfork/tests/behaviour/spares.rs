@@ -9,18 +9,7 @@ use taskfork::server::ServerStatus;
 use taskfork::{BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
 use crate::support::processes::{Program, children, command_line, is_gone, signal};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    a_client_gets_a_worker_that_has_been_set_up,
-    every_spare_that_is_taken_or_dies_is_replaced,
-    spares_are_used_when_there_can_be_no_other_worker,
-    a_spare_that_is_too_old_is_replaced,
-    spares_end_with_their_server,
-    one_that_is_set_up_while_its_server_shuts_down_ends_with_it,
-    a_spare_is_like_any_other_worker,
-    a_setup_that_fails_is_tried_again_later_and_later,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 /// Its workers tell who they are, and whether they were spares when they were set up.
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
@@ -80,7 +69,7 @@ async fn workers(server: u32, count: usize) -> Vec<u32> {
     children(server)
 }
 
-async fn a_client_gets_a_worker_that_has_been_set_up() {
+trial!(a_client_gets_a_worker_that_has_been_set_up, async || {
     let server = Server::spawn("spares").unwrap();
     let spares = workers(server.pid(), 2).await;
     // Long enough for a setup at the first call to be told from one before it.
@@ -92,9 +81,9 @@ async fn a_client_gets_a_worker_that_has_been_set_up() {
     let asked = asked.elapsed().as_millis();
     assert!(u128::from(age) > asked, "set up {age} ms ago, asked for {asked} ms ago");
     assert!(spares.contains(&client.call::<u32>("pid", ()).await.unwrap()));
-}
+});
 
-async fn every_spare_that_is_taken_or_dies_is_replaced() {
+trial!(every_spare_that_is_taken_or_dies_is_replaced, async || {
     let (server, client) = start_with("spares", |client| client.max_workers(3));
     let first = workers(server.pid(), 2).await;
     let held: Vec<_> = (0..3).map(|_| client.checkout()).collect();
@@ -115,9 +104,9 @@ async fn every_spare_that_is_taken_or_dies_is_replaced() {
     // Those that had clients go, and spares stay.
     let left = workers(server.pid(), 2).await;
     assert!(left.iter().all(|pid| !taken.contains(pid)));
-}
+});
 
-async fn spares_are_used_when_there_can_be_no_other_worker() {
+trial!(spares_are_used_when_there_can_be_no_other_worker, async || {
     let server = Server::spawn("spares_two_workers").unwrap();
     let client = Client::builder().address(server.address()).min_workers(0).max_workers(2);
     let client = client.build().unwrap();
@@ -129,9 +118,9 @@ async fn spares_are_used_when_there_can_be_no_other_worker() {
         }
     }
     workers(server.pid(), 2).await;
-}
+});
 
-async fn a_spare_that_is_too_old_is_replaced() {
+trial!(a_spare_that_is_too_old_is_replaced, async || {
     let server = Server::spawn("spares_aged").unwrap();
     let first = workers(server.pid(), 1).await;
     until("the old one is gone", || is_gone(first[0])).await;
@@ -139,9 +128,9 @@ async fn a_spare_that_is_too_old_is_replaced() {
     assert_ne!(first, second);
     let client = Client::builder().address(server.address()).max_workers(1).build().unwrap();
     client.call::<u32>("pid", ()).await.unwrap();
-}
+});
 
-async fn spares_end_with_their_server() {
+trial!(spares_end_with_their_server, async || {
     for end in [libc::SIGTERM, libc::SIGKILL] {
         let server = Server::spawn("spares").unwrap();
         let spares = workers(server.pid(), 2).await;
@@ -149,9 +138,9 @@ async fn spares_end_with_their_server() {
         until("all are gone", || spares.iter().all(|&pid| is_gone(pid))).await;
         server.close();
     }
-}
+});
 
-async fn one_that_is_set_up_while_its_server_shuts_down_ends_with_it() {
+trial!(one_that_is_set_up_while_its_server_shuts_down_ends_with_it, async || {
     let folder = tempfile::tempdir().unwrap();
     let (address, file) = (address_in(&folder), folder.path().join("go"));
     let program = roles::start(&["serve_slow_spares", &address, &file.display().to_string()]);
@@ -165,9 +154,9 @@ async fn one_that_is_set_up_while_its_server_shuts_down_ends_with_it() {
     until("the shutdown", || read().is_none_or(|status| !status.accepting)).await;
     std::fs::write(file, "").unwrap();
     assert!(program.end().await.success());
-}
+});
 
-async fn a_spare_is_like_any_other_worker() {
+trial!(a_spare_is_like_any_other_worker, async || {
     let (_server, client) = start("spares");
     let (sender, message) = std::sync::mpsc::channel();
     let log = Log::new(move |message| sender.send(message).unwrap());
@@ -187,9 +176,9 @@ async fn a_spare_is_like_any_other_worker() {
     // A death is told.
     let error = client.call::<()>("abort", ()).await.unwrap_err().to_string();
     assert!(error.contains("was killed by SIGABRT during a call"), "{error}");
-}
+});
 
-async fn a_setup_that_fails_is_tried_again_later_and_later() {
+trial!(a_setup_that_fails_is_tried_again_later_and_later, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let mut command = roles::command(&["serve_failing_spares", &address]);
@@ -219,4 +208,4 @@ async fn a_setup_that_fails_is_tried_again_later_and_later() {
     assert!(status.deaths["setup_failed"] >= 4, "{status:?}");
     // Three at first, then one at a time, and one for the caller.
     assert!(status.forked <= 3 + 4 + 1, "{status:?}");
-}
+});

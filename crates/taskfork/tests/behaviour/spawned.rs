@@ -10,34 +10,7 @@ use taskfork::server::{ServerHandle, Spawn, WorkerStatus};
 use taskfork::{Call, Checkout, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
 use crate::support::processes::{command_line, is_alive, is_gone, signal};
-use crate::support::{address_in, roles, servers, start, trials, until};
-
-trials! {
-    a_killed_server_is_replaced_at_its_address,
-    a_call_of_a_killed_server_says_so,
-    without_respawn_calls_fail_at_once_and_say_how_the_server_died,
-    without_respawn_a_thread_that_waits_is_told_as_well,
-    a_client_of_a_server_that_has_ended_is_told_at_once,
-    another_server_at_the_same_path_serves_the_old_ones_clients,
-    a_server_that_ends_as_it_is_told_is_not_replaced,
-    a_server_that_cannot_be_replaced_says_why_until_it_can,
-    a_server_that_is_being_replaced_can_be_closed,
-    a_server_that_fails_tells_its_error_at_its_end,
-    a_killed_server_leaves_no_zombie,
-    a_handle_waits_for_the_end,
-    a_handle_tells_the_status_without_a_path,
-    forked_servers_are_known_as_well,
-    a_program_can_still_fork_after_it_has_spawned,
-    a_process_that_never_calls_init_is_given_up_and_described,
-    an_argument_parser_before_init_is_detected,
-    an_end_before_init_is_told,
-    what_is_written_before_init_is_shown,
-    a_server_that_never_serves_is_given_up,
-    a_configuration_of_any_size_arrives_also_after_a_replacement,
-    a_missing_or_wrong_configuration_is_named,
-    a_replacement_inherits_what_the_first_one_did,
-    a_main_that_returns_an_error_shows_its_text,
-}
+use crate::support::{address_in, roles, servers, start, trial, until};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Config {
@@ -103,7 +76,7 @@ fn kill(server: &ServerHandle) -> u32 {
     pid
 }
 
-async fn a_killed_server_is_replaced_at_its_address() {
+trial!(a_killed_server_is_replaced_at_its_address, async || {
     let folder = tempfile::tempdir().unwrap();
     let at_path = Config { listen: Some(address_in(&folder)), ..Config::new() };
     let started = [
@@ -139,9 +112,9 @@ async fn a_killed_server_is_replaced_at_its_address() {
         assert_eq!(late.call::<i64>("add", (3, 4)).await.unwrap(), 7);
         assert_eq!(client.call::<i64>("add", (4, 4)).await.unwrap(), 8);
     }
-}
+});
 
-async fn a_call_of_a_killed_server_says_so() {
+trial!(a_call_of_a_killed_server_says_so, async || {
     for entry in ["faults", "tcp"] {
         let server = Server::spawn(entry).unwrap();
         let client = client_of(&server);
@@ -153,7 +126,7 @@ async fn a_call_of_a_killed_server_says_so() {
         let reason = format!("the server, process {pid}, was killed by SIGKILL");
         assert!(error.contains(&reason), "{error}");
     }
-}
+});
 
 fn server_ended(error: &Error) -> (u32, End) {
     let Error::Fatal { cause, may_have_run: false, .. } = error else { panic!("{error}") };
@@ -161,7 +134,7 @@ fn server_ended(error: &Error) -> (u32, End) {
     (*pid, *end)
 }
 
-async fn without_respawn_calls_fail_at_once_and_say_how_the_server_died() {
+trial!(without_respawn_calls_fail_at_once_and_say_how_the_server_died, async || {
     let folder = tempfile::tempdir().unwrap();
     let at_path = Config { listen: Some(address_in(&folder)), ..Config::new() };
     let started = [
@@ -189,9 +162,9 @@ async fn without_respawn_calls_fail_at_once_and_say_how_the_server_died() {
         assert!(!server.is_alive() && !is_alive(pid));
         assert!(server.status().unwrap_err().to_string().contains("SIGKILL"));
     }
-}
+});
 
-async fn without_respawn_a_thread_that_waits_is_told_as_well() {
+trial!(without_respawn_a_thread_that_waits_is_told_as_well, async || {
     let told = tokio::task::spawn_blocking(|| {
         let server = without_respawn("faults");
         let options = Client::builder().address(server.address()).timeout(None).max_workers(1);
@@ -205,9 +178,9 @@ async fn without_respawn_a_thread_that_waits_is_told_as_well() {
         assert_eq!(server_ended(&error), (pid, End::Signaled(libc::SIGKILL)));
     });
     told.await.unwrap();
-}
+});
 
-async fn a_client_of_a_server_that_has_ended_is_told_at_once() {
+trial!(a_client_of_a_server_that_has_ended_is_told_at_once, async || {
     let (server, client) = start("faults");
     let (pid, address) = (server.pid(), server.address());
     tokio::task::spawn_blocking(move || server.close()).await.unwrap();
@@ -216,9 +189,9 @@ async fn a_client_of_a_server_that_has_ended_is_told_at_once() {
         let error = client.call::<()>("nothing", ()).await.unwrap_err();
         assert_eq!(server_ended(&error), (pid, End::Exited(0)));
     }
-}
+});
 
-async fn another_server_at_the_same_path_serves_the_old_ones_clients() {
+trial!(another_server_at_the_same_path_serves_the_old_ones_clients, async || {
     let folder = tempfile::tempdir().unwrap();
     let config = Config { listen: Some(address_in(&folder)), ..Config::new() };
     let first = Server::spawn_with("configured", &config).unwrap();
@@ -232,9 +205,9 @@ async fn another_server_at_the_same_path_serves_the_old_ones_clients() {
     kill(&second);
     client.call::<()>("nothing", ()).await.unwrap();
     assert!(second.is_alive());
-}
+});
 
-async fn a_server_that_ends_as_it_is_told_is_not_replaced() {
+trial!(a_server_that_ends_as_it_is_told_is_not_replaced, async || {
     let server = Server::spawn("faults").unwrap();
     signal(server.pid(), libc::SIGTERM);
     let end = tokio::task::spawn_blocking(move || server.wait()).await.unwrap();
@@ -252,9 +225,9 @@ async fn a_server_that_ends_as_it_is_told_is_not_replaced() {
     assert_eq!(end, End::Exited(1));
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("had to kill 1 of its workers"), "{error}");
-}
+});
 
-async fn a_server_that_cannot_be_replaced_says_why_until_it_can() {
+trial!(a_server_that_cannot_be_replaced_says_why_until_it_can, async || {
     let folder = tempfile::tempdir().unwrap();
     let obstacle = folder.path().join("obstacle");
     for listen in [None, Some(address_in(&folder))] {
@@ -279,9 +252,9 @@ async fn a_server_that_cannot_be_replaced_says_why_until_it_can() {
         until("the replacement", || server.is_alive()).await;
         client_of(&server).call::<()>("nothing", ()).await.unwrap();
     }
-}
+});
 
-async fn a_server_that_is_being_replaced_can_be_closed() {
+trial!(a_server_that_is_being_replaced_can_be_closed, async || {
     let folder = tempfile::tempdir().unwrap();
     let obstacle = folder.path().join("obstacle");
     let config = Config { obstacle: Some(obstacle.clone()), ..Config::new() };
@@ -296,9 +269,9 @@ async fn a_server_that_is_being_replaced_can_be_closed() {
         assert_eq!(server_ended(&error), (pid, End::Signaled(libc::SIGKILL)));
         std::fs::remove_file(&obstacle).unwrap();
     }
-}
+});
 
-async fn a_server_that_fails_tells_its_error_at_its_end() {
+trial!(a_server_that_fails_tells_its_error_at_its_end, async || {
     let server = without_respawn("panics_later");
     let client = client_of(&server);
     client.call::<u32>("pid", ()).await.unwrap();
@@ -307,17 +280,17 @@ async fn a_server_that_fails_tells_its_error_at_its_end() {
     assert_eq!(end, End::Exited(101));
     let error = client.call::<u32>("pid", ()).await.unwrap_err().to_string();
     assert!(error.ends_with("exited with status 101: it panicked"), "{error}");
-}
+});
 
-async fn a_killed_server_leaves_no_zombie() {
+trial!(a_killed_server_leaves_no_zombie, async || {
     // Nobody asks the handles, and there is no client.
     for server in [Server::spawn("faults").unwrap(), without_respawn("faults")] {
         let pid = kill(&server);
         until("the server's end, reaped", || !is_alive(pid)).await;
     }
-}
+});
 
-async fn a_handle_waits_for_the_end() {
+trial!(a_handle_waits_for_the_end, async || {
     let server = std::sync::Arc::new(without_respawn("faults"));
     let waits = server.clone();
     let waiting = tokio::task::spawn_blocking(move || waits.wait());
@@ -335,9 +308,9 @@ async fn a_handle_waits_for_the_end() {
     assert!(!waiting.is_finished());
     server.shutdown();
     assert_eq!(waiting.await.unwrap(), End::Exited(0));
-}
+});
 
-async fn a_handle_tells_the_status_without_a_path() {
+trial!(a_handle_tells_the_status_without_a_path, async || {
     let server = Server::spawn("faults").unwrap();
     let client = client_of(&server);
     let checkout = client.checkout();
@@ -347,13 +320,13 @@ async fn a_handle_tells_the_status_without_a_path() {
     let status = tokio::task::spawn_blocking(move || asked.status()).await.unwrap().unwrap();
     assert_eq!((status.pid, &status.name[..], status.forked), (server.pid(), "faults", 1));
     assert_eq!(status.workers.iter().map(|worker| worker.pid).collect::<Vec<_>>(), [worker]);
-}
+});
 
-async fn forked_servers_are_known_as_well() {
+trial!(forked_servers_are_known_as_well, async || {
     let said = roles::output(&["fork_and_kill"]);
     let expected = "the server was killed by SIGKILL\nfalse\ntrue\n";
     assert_eq!(said, expected);
-}
+});
 
 /// A program without threads.
 pub(crate) fn fork_and_kill() {
@@ -371,9 +344,9 @@ pub(crate) fn fork_and_kill() {
     println!("{}", server.wait() == End::Signaled(libc::SIGKILL) && !is_alive(pid));
 }
 
-async fn a_program_can_still_fork_after_it_has_spawned() {
+trial!(a_program_can_still_fork_after_it_has_spawned, async || {
     assert_eq!(roles::output(&["spawn_and_fork"]), "true false true\n");
-}
+});
 
 pub(crate) fn spawn_and_fork() {
     let spawned = Server::spawn("faults").unwrap();
@@ -392,7 +365,7 @@ pub(crate) fn spawn_and_fork() {
     spawned.close();
 }
 
-async fn a_process_that_never_calls_init_is_given_up_and_described() {
+trial!(a_process_that_never_calls_init_is_given_up_and_described, async || {
     let said = roles::output(&["before_init", "hang"]);
     let own = std::env::current_exe().unwrap().display().to_string();
     assert!(said.contains("`faults` did not start within 0.5 seconds (start_timeout)"), "{said}");
@@ -400,17 +373,17 @@ async fn a_process_that_never_calls_init_is_given_up_and_described() {
     assert!(said.contains("sleeping") && said.contains(&own), "{said}");
     assert!(said.contains("it wrote:\n    loading the tables"), "{said}");
     assert!(said.ends_with("\nnothing is left\n"), "{said}");
-}
+});
 
-async fn an_argument_parser_before_init_is_detected() {
+trial!(an_argument_parser_before_init_is_detected, async || {
     let said = roles::output(&["before_init", "parse"]);
     assert!(said.contains("exited with status 2 before it called `taskfork::init`"), "{said}");
     assert!(said.contains("argument parser"), "{said}");
     assert!(said.contains("\n    Usage: app <FILE>\n    error: <FILE> is missing"), "{said}");
     assert_eq!(said.matches("Usage").count(), 1, "it is shown with the error only: {said}");
-}
+});
 
-async fn an_end_before_init_is_told() {
+trial!(an_end_before_init_is_told, async || {
     let said = roles::output(&["before_init", "abort"]);
     assert!(said.contains("was killed by SIGABRT before it called `taskfork::init`"), "{said}");
     assert!(!said.contains("argument parser"), "{said}");
@@ -419,12 +392,12 @@ async fn an_end_before_init_is_told() {
     assert!(said.contains("did not start within 0.5 seconds"), "{said}");
     let said = roles::output(&["before_init", "flood"]);
     assert!(said.contains("did not start within 0.5 seconds"), "{}", said.len());
-}
+});
 
-async fn what_is_written_before_init_is_shown() {
+trial!(what_is_written_before_init_is_shown, async || {
     let said = roles::output(&["before_init", "write"]);
     assert!(said.contains("a line before init\n") && said.contains("5\n"), "{said}");
-}
+});
 
 /// What the copy of this program does that is to become a server, before it calls `init`.
 pub(crate) fn before_init(what: &str) {
@@ -486,7 +459,7 @@ pub(crate) fn spawns_what_does_not_start() {
     println!("{}", if left.is_empty() { "nothing is left" } else { &left });
 }
 
-async fn a_server_that_never_serves_is_given_up() {
+trial!(a_server_that_never_serves_is_given_up, async || {
     let spawn = Spawn::new("never_serves").start_timeout(Duration::from_millis(300));
     let error = tokio::task::spawn_blocking(|| spawn.start()).await.unwrap().unwrap_err();
     let ServerError::StartTimedOut { process, initialised: true, .. } = &error else {
@@ -495,9 +468,9 @@ async fn a_server_that_never_serves_is_given_up() {
     let pid: u32 = process.split_whitespace().nth(2).unwrap().parse().unwrap();
     assert!(!is_alive(pid), "{}", command_line(pid));
     assert!(error.to_string().contains("raise `start_timeout`"), "{error}");
-}
+});
 
-async fn a_configuration_of_any_size_arrives_also_after_a_replacement() {
+trial!(a_configuration_of_any_size_arrives_also_after_a_replacement, async || {
     for length in [0, 1 << 10, 5 << 20] {
         let config = Config { long: "ü".repeat(length), ..Config::new() };
         let server = Server::spawn_with("configured", &config).unwrap();
@@ -507,9 +480,9 @@ async fn a_configuration_of_any_size_arrives_also_after_a_replacement() {
         until("the server's end", || !server.is_alive()).await;
         assert!(client.call::<Config>("config", ()).await.unwrap() == config);
     }
-}
+});
 
-async fn a_missing_or_wrong_configuration_is_named() {
+trial!(a_missing_or_wrong_configuration_is_named, async || {
     let error = Server::spawn("configured").unwrap_err().to_string();
     assert!(error.contains("without a configuration"), "{error}");
     let wrong = BTreeMap::from([("listen", 1)]);
@@ -521,12 +494,12 @@ async fn a_missing_or_wrong_configuration_is_named() {
     assert!(matches!(error, ServerError::UnencodableConfig { .. }), "{error}");
     // A server that does not ask for it does not mind.
     let _ = Server::spawn_with("faults", &1).unwrap();
-}
+});
 
-async fn a_replacement_inherits_what_the_first_one_did() {
+trial!(a_replacement_inherits_what_the_first_one_did, async || {
     let said = roles::output(&["inherit"]);
     assert_eq!(said, "first /usr\nfirst /usr\n");
-}
+});
 
 /// A program without threads, which changes what it has after it has started a server.
 pub(crate) fn inherit() {
@@ -557,10 +530,10 @@ pub(crate) fn inherit() {
     server.close();
 }
 
-async fn a_main_that_returns_an_error_shows_its_text() {
+trial!(a_main_that_returns_an_error_shows_its_text, async || {
     let output = tokio::task::spawn_blocking(|| {
         roles::command(&["return_error"]).stderr(std::process::Stdio::piped()).output().unwrap()
     });
     let said = String::from_utf8(output.await.unwrap().stderr).unwrap();
     assert!(said.starts_with("Error: `taskfork::init` knows no server `nobody`"), "{said}");
-}
+});

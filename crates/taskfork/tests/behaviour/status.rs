@@ -6,15 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use taskfork::Client;
 use taskfork::server::ServerStatus;
 
-use crate::support::{address_in, roles, trials, until};
+use crate::support::{address_in, roles, trial, until};
 
-trials! {
-    a_server_tells_what_its_workers_do,
-    it_tells_how_many_checkouts_wait,
-    whoever_does_not_read_holds_nobody_up,
-}
-
-async fn a_server_tells_what_its_workers_do() {
+trial!(a_server_tells_what_its_workers_do, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let program = roles::start(&["serve", &address]);
@@ -54,9 +48,9 @@ async fn a_server_tells_what_its_workers_do() {
     })
     .await;
     drop(program);
-}
+});
 
-async fn it_tells_how_many_checkouts_wait() {
+trial!(it_tells_how_many_checkouts_wait, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve", &address]);
@@ -85,9 +79,9 @@ async fn it_tells_how_many_checkouts_wait() {
         drop(waiting.remove(0));
     }
     until("nobody waits", || queued() == 0).await;
-}
+});
 
-async fn whoever_does_not_read_holds_nobody_up() {
+trial!(whoever_does_not_read_holds_nobody_up, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve", &address]);
@@ -99,4 +93,4 @@ async fn whoever_does_not_read_holds_nobody_up() {
     client.call::<()>("nothing", ()).await.unwrap();
     assert_eq!(ServerStatus::read(&path).unwrap().workers.len(), 1);
     drop(silent);
-}
+});

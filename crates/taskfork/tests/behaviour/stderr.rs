@@ -10,20 +10,7 @@ use taskfork::error::{Death, FatalError};
 use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, descriptors, is_gone, signal};
-use crate::support::{address_in, roles, start, trials, until};
-
-trials! {
-    each_line_is_shown_with_the_workers_process_id,
-    the_end_of_it_is_attached_to_a_death,
-    of_much_the_last_four_kibibytes_are_attached,
-    a_panic_that_kills_is_in_the_death,
-    a_flood_that_nobody_reads_holds_no_worker_up,
-    what_is_read_of_a_worker_in_a_time_is_bounded,
-    lines_beyond_the_bound_are_counted_and_the_end_of_them_is_shown,
-    it_can_be_inherited,
-    a_worker_may_close_it,
-    what_holds_a_workers_standard_error_open_ends_with_it,
-}
+use crate::support::{address_in, roles, start, trial, until};
 
 /// A server in a program of its own whose standard error is this file.
 fn serve(role: &str, folder: &tempfile::TempDir, stderr: File) -> (Program, Client) {
@@ -46,7 +33,7 @@ fn death(error: Error) -> Death {
     }
 }
 
-async fn each_line_is_shown_with_the_workers_process_id() {
+trial!(each_line_is_shown_with_the_workers_process_id, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let (_program, client) = serve("serve", &folder, File::create(&path).unwrap());
@@ -61,9 +48,9 @@ async fn each_line_is_shown_with_the_workers_process_id() {
             lines(&path).into_iter().filter(|line| line.contains(&format!("[{pid}]"))).collect();
         assert_eq!(own, shown);
     }
-}
+});
 
-async fn the_end_of_it_is_attached_to_a_death() {
+trial!(the_end_of_it_is_attached_to_a_death, async || {
     let (_server, client) = start("faults");
     let error =
         client.call::<()>("complain_and_abort", ("one\nmalloc(): corrupted",)).await.unwrap_err();
@@ -77,25 +64,25 @@ async fn the_end_of_it_is_attached_to_a_death() {
 
     let silent = client.call::<()>("abort", ()).await.unwrap_err();
     assert_eq!(death(silent).stderr, None);
-}
+});
 
-async fn of_much_the_last_four_kibibytes_are_attached() {
+trial!(of_much_the_last_four_kibibytes_are_attached, async || {
     let (_server, client) = start("faults");
     let text: String = (0..2000).map(|number| format!("line {number}\n")).collect();
     let error = client.call::<()>("complain_and_abort", (&text,)).await.unwrap_err();
     let kept = death(error).stderr.unwrap();
     assert!((4000..=4096).contains(&kept.len()), "{}", kept.len());
     assert!(text.trim_end().ends_with(&kept));
-}
+});
 
-async fn a_panic_that_kills_is_in_the_death() {
+trial!(a_panic_that_kills_is_in_the_death, async || {
     let (_server, client) = start("faults");
     let error = client.call::<()>("panic_twice", ()).await.unwrap_err();
     let stderr = death(error).stderr.unwrap();
     assert!(stderr.contains("panicked at"), "{stderr}");
-}
+});
 
-async fn a_flood_that_nobody_reads_holds_no_worker_up() {
+trial!(a_flood_that_nobody_reads_holds_no_worker_up, async || {
     let folder = tempfile::tempdir().unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let writer = File::from(std::os::fd::OwnedFd::from(writer));
@@ -132,9 +119,9 @@ async fn a_flood_that_nobody_reads_holds_no_worker_up() {
             || line.ends_with(" lost, as the log could not be written")
     };
     assert!(text.lines().all(whole), "a line was torn");
-}
+});
 
-async fn what_is_read_of_a_worker_in_a_time_is_bounded() {
+trial!(what_is_read_of_a_worker_in_a_time_is_bounded, async || {
     let folder = tempfile::tempdir().unwrap();
     let log = File::create(folder.path().join("log")).unwrap();
     let (_program, client) = serve("serve", &folder, log);
@@ -158,9 +145,9 @@ async fn what_is_read_of_a_worker_in_a_time_is_bounded() {
         until("its line", || lines(&path).iter().any(|it| *it == format!("[{pid}] {line}"))).await;
     }
     flooding.await.unwrap().unwrap();
-}
+});
 
-async fn lines_beyond_the_bound_are_counted_and_the_end_of_them_is_shown() {
+trial!(lines_beyond_the_bound_are_counted_and_the_end_of_them_is_shown, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let (_program, client) = serve("serve", &folder, File::create(&path).unwrap());
@@ -179,18 +166,18 @@ async fn lines_beyond_the_bound_are_counted_and_the_end_of_them_is_shown() {
     assert_eq!(shown[..notice].iter().filter(of_worker).count(), 10_000);
     let after: usize = shown[notice + 1..].iter().filter(of_worker).map(String::len).sum();
     assert!((1000..8192).contains(&after), "{after}");
-}
+});
 
-async fn it_can_be_inherited() {
+trial!(it_can_be_inherited, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let (_program, client) = serve("serve_inheriting", &folder, File::create(&path).unwrap());
     let error = client.call::<()>("complain_and_abort", ("as it is\n",)).await.unwrap_err();
     assert_eq!(death(error).stderr, None);
     assert_eq!(lines(&path), ["as it is"]);
-}
+});
 
-async fn a_worker_may_close_it() {
+trial!(a_worker_may_close_it, async || {
     let (server, client) = start("faults");
     let checkout = client.checkout();
     checkout.call::<()>("complain", ("before\n",)).await.unwrap();
@@ -200,9 +187,9 @@ async fn a_worker_may_close_it() {
     assert_eq!(checkout.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     drop(checkout);
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
-}
+});
 
-async fn what_holds_a_workers_standard_error_open_ends_with_it() {
+trial!(what_holds_a_workers_standard_error_open_ends_with_it, async || {
     let (server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -213,4 +200,4 @@ async fn what_holds_a_workers_standard_error_open_ends_with_it() {
     until("what it had started to be gone", || is_gone(survivor)).await;
     drop((checkout, client));
     server.close();
-}
+});

@@ -8,19 +8,7 @@ use taskfork::{Client, Server, ServerError};
 
 use crate::support::processes::signal;
 use crate::support::raw::{Raw, map, text};
-use crate::support::{address_in, roles, start, start_with, trials, until};
-
-trials! {
-    a_server_serves_with_times_of_every_size,
-    a_long_shutdown_grace_lets_a_call_finish,
-    a_server_refuses_options_with_which_nothing_could_be_served,
-    a_worker_older_than_its_age_after_setup_serves_all_the_same,
-    a_client_calls_with_times_of_every_size,
-    a_grace_without_end_lets_a_late_call_finish,
-    sizes_beyond_all_bounds_are_taken,
-    a_client_refuses_options_with_which_nothing_could_be_served,
-    a_worker_takes_times_of_every_size_from_the_wire,
-}
+use crate::support::{address_in, roles, start, start_with, trial, until};
 
 /// All but 0.
 const EXTREMES: [(&str, Duration); 3] = [
@@ -64,7 +52,7 @@ pub(crate) fn serve_slow_setup(address: &str) -> Result<(), ServerError> {
         .run()
 }
 
-async fn a_server_serves_with_times_of_every_size() {
+trial!(a_server_serves_with_times_of_every_size, async || {
     let options = [
         "hung_worker_timeout",
         "shutdown_grace",
@@ -98,9 +86,9 @@ async fn a_server_serves_with_times_of_every_size() {
             assert!(ended.success() || may_kill, "{option} {value}: {ended}");
         }
     }
-}
+});
 
-async fn a_long_shutdown_grace_lets_a_call_finish() {
+trial!(a_long_shutdown_grace_lets_a_call_finish, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let program = roles::start(&["serve_with", "shutdown_grace", "max", &address]);
@@ -113,9 +101,9 @@ async fn a_long_shutdown_grace_lets_a_call_finish() {
     assert!(!running.await.unwrap());
     drop(checkout);
     assert!(program.end().await.success());
-}
+});
 
-async fn a_server_refuses_options_with_which_nothing_could_be_served() {
+trial!(a_server_refuses_options_with_which_nothing_could_be_served, async || {
     let options = [
         "hung_worker_timeout",
         "stall_timeout",
@@ -132,9 +120,9 @@ async fn a_server_refuses_options_with_which_nothing_could_be_served() {
         let said = roles::output(&["serve_with", option, "zero", &address_in(&folder)]);
         assert!(said.contains(&format!("the option `{option}` cannot be so: ")), "{said}");
     }
-}
+});
 
-async fn a_worker_older_than_its_age_after_setup_serves_all_the_same() {
+trial!(a_worker_older_than_its_age_after_setup_serves_all_the_same, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve_slow_setup", &address]);
@@ -143,9 +131,9 @@ async fn a_worker_older_than_its_age_after_setup_serves_all_the_same() {
     for _ in 0..3 {
         client.call::<()>("nothing", ()).await.unwrap();
     }
-}
+});
 
-async fn a_client_calls_with_times_of_every_size() {
+trial!(a_client_calls_with_times_of_every_size, async || {
     type Set = fn(ClientBuilder, Duration) -> ClientBuilder;
     let options: [(&str, Set); 3] = [
         ("timeout", |client, time| client.timeout(time)),
@@ -184,9 +172,9 @@ async fn a_client_calls_with_times_of_every_size() {
     // 30,000 years, which no 64 bits of nanoseconds hold.
     let long = client.checkout().timeout(Duration::from_secs(1_000_000_000_000));
     assert_eq!(long.call::<super::deadlines::Left>("left", ()).await.unwrap(), (None, None, false));
-}
+});
 
-async fn a_grace_without_end_lets_a_late_call_finish() {
+trial!(a_grace_without_end_lets_a_late_call_finish, async || {
     let (_server, client) =
         start_with("deadlines", |client| client.grace(Duration::MAX).max_workers(2));
     let checkout = client.checkout();
@@ -195,9 +183,9 @@ async fn a_grace_without_end_lets_a_late_call_finish() {
     assert!(checkout.call::<bool>("late", (1500_u64,)).await.unwrap());
     // What connects workers and keeps the time goes on.
     assert!(!client.call::<bool>("late", (0_u64,)).await.unwrap());
-}
+});
 
-async fn sizes_beyond_all_bounds_are_taken() {
+trial!(sizes_beyond_all_bounds_are_taken, async || {
     let most = usize::MAX;
     let (_server, client) = start_with("unbounded", |client| {
         client.max_frame(most).max_blob(most).shared_memory(most).max_queue(most)
@@ -207,9 +195,9 @@ async fn sizes_beyond_all_bounds_are_taken() {
         let value = Value::Binary(bytes.clone());
         assert_eq!(client.call::<Value>("echo", (&value,)).await.unwrap(), value);
     }
-}
+});
 
-async fn a_client_refuses_options_with_which_nothing_could_be_served() {
+trial!(a_client_refuses_options_with_which_nothing_could_be_served, async || {
     let client = || Client::builder().address("unix:/nonexistent/s");
     let option_of = |client: ClientBuilder| match client.build() {
         Err(ConfigError::Option { option, .. }) => option,
@@ -220,9 +208,9 @@ async fn a_client_refuses_options_with_which_nothing_could_be_served() {
     assert_eq!(option_of(client().max_frame(255)), "max_frame");
     let error = client().timeout(Duration::ZERO).build().unwrap_err().to_string();
     assert!(error.starts_with("the option `timeout` cannot be so: with 0, "), "{error}");
-}
+});
 
-async fn a_worker_takes_times_of_every_size_from_the_wire() {
+trial!(a_worker_takes_times_of_every_size_from_the_wire, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program =
         roles::start(&["serve_with", "hung_worker_timeout", "max", &address_in(&folder)]);
@@ -238,4 +226,4 @@ async fn a_worker_takes_times_of_every_size_from_the_wire() {
             assert_eq!(answer[2], Value::from(false), "{timeout} {grace}: {answer}");
         }
     }
-}
+});

@@ -8,13 +8,7 @@ use taskfork::{BoxError, Error, Methods, ServerBuilder, ServerError, trace_conte
 use tracing::Instrument;
 use tracing_subscriber::prelude::*;
 
-use crate::support::{start, trials};
-
-trials! {
-    a_worker_continues_its_callers_trace,
-    a_trace_context_can_be_given,
-    it_belongs_to_one_call,
-}
+use crate::support::{start, trial};
 
 /// What a worker has exported, as text.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -78,7 +72,7 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     server.setup(|| Ok::<_, BoxError>(Exporter::new())).interface(methods).run()
 }
 
-async fn a_worker_continues_its_callers_trace() {
+trial!(a_worker_continues_its_callers_trace, async || {
     let exporter = Exporter::new();
     let _guard = tracing::subscriber::set_default(exporter.subscriber());
     let (_server, client) = start("traces");
@@ -96,20 +90,20 @@ async fn a_worker_continues_its_callers_trace() {
     assert_eq!((&part.trace, &work.trace), (&trace, &trace));
     assert_eq!(work.parent, request.span_context.span_id().to_string());
     assert_ne!(part.parent, SpanId::INVALID.to_string());
-}
+});
 
 type Context = Option<(String, Option<String>)>;
 
-async fn a_trace_context_can_be_given() {
+trial!(a_trace_context_can_be_given, async || {
     let (_server, client) = start("traces");
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let context = TraceContext::new(parent).unwrap().with_state("vendor=1");
     let checkout = client.checkout().trace_context(context);
     let seen: Context = checkout.call("context", ()).await.unwrap();
     assert_eq!(seen, Some((parent.to_owned(), Some("vendor=1".to_owned()))));
-}
+});
 
-async fn it_belongs_to_one_call() {
+trial!(it_belongs_to_one_call, async || {
     let (_server, client) = start("traces");
     let exporter = Exporter::new();
     let guard = tracing::subscriber::set_default(exporter.subscriber());
@@ -122,4 +116,4 @@ async fn it_belongs_to_one_call() {
     assert_eq!(outside.await.unwrap(), None);
     drop(guard);
     assert_eq!(checkout.call::<Context>("context", ()).await.unwrap(), None);
-}
+});

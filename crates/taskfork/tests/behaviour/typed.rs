@@ -5,17 +5,7 @@ use taskfork::client::Value;
 use taskfork::error::CallError;
 use taskfork::{BoxError, Error, ServerBuilder, ServerError};
 
-use crate::support::{start, trials};
-
-trials! {
-    typed_calls_on_a_checkout_and_on_a_client,
-    the_interfaces_own_error_arrives_as_its_type,
-    structs_and_enums_cross,
-    plain_results_need_no_error_type,
-    a_typed_interface_can_be_called_untyped,
-    question_marks_carry_errors_through_nested_handlers,
-    an_error_that_cannot_be_encoded_is_told,
-}
+use crate::support::{start, trial};
 
 #[derive(Debug, PartialEq, thiserror::Error, Serialize, Deserialize)]
 #[error("{text} is not a number")]
@@ -82,15 +72,15 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     server.setup(|| Ok::<_, BoxError>(Sum(0))).interface(AdderInterface).run()
 }
 
-async fn typed_calls_on_a_checkout_and_on_a_client() {
+trial!(typed_calls_on_a_checkout_and_on_a_client, async || {
     let (_server, client) = start("typed");
     let checkout = client.checkout();
     let calls = (checkout.add("1"), checkout.add(String::from("2")), checkout.r#move(3));
     assert_eq!((calls.0.await.unwrap(), calls.1.await.unwrap(), calls.2.await.unwrap()), (1, 3, 6));
     assert_eq!(client.add("5").await.unwrap(), 5);
-}
+});
 
-async fn the_interfaces_own_error_arrives_as_its_type() {
+trial!(the_interfaces_own_error_arrives_as_its_type, async || {
     let (_server, client) = start("typed");
     match client.add("five").await {
         Err(Error::Call { error: CallError::Interface(NotANumber { text }), .. }) => {
@@ -98,34 +88,34 @@ async fn the_interfaces_own_error_arrives_as_its_type() {
         }
         other => panic!("{other:?}"),
     }
-}
+});
 
-async fn structs_and_enums_cross() {
+trial!(structs_and_enums_cross, async || {
     let (_server, client) = start("typed");
     let shapes =
         vec![Shape::Point, Shape::Circle { radius: 1.5 }, Shape::Polygon(vec![(1, 2), (-3, 4)])];
     let (count, back, name) = client.shapes(shapes.clone(), Some("all".into())).await.unwrap();
     assert_eq!((count, back, name), (3, shapes, "all".to_owned()));
-}
+});
 
-async fn plain_results_need_no_error_type() {
+trial!(plain_results_need_no_error_type, async || {
     let (_server, client) = start("typed");
     let checkout = client.checkout();
     checkout.add("7").await.unwrap();
     checkout.reset().await.unwrap();
     assert_eq!(checkout.sum().await.unwrap(), 0);
-}
+});
 
-async fn a_typed_interface_can_be_called_untyped() {
+trial!(a_typed_interface_can_be_called_untyped, async || {
     let (_server, client) = start("typed");
     assert_eq!(client.call::<i64>("add", ("4",)).await.unwrap(), 4);
     let error = client.call::<i64>("add", ("four",)).await.unwrap_err();
     assert_eq!(error.to_string(), "four is not a number");
     let error = client.call::<Value>("subtract", ("4",)).await.unwrap_err().to_string();
     assert_eq!(error, "unknown method `subtract`: there is add, sum, reset, shapes, secret, move");
-}
+});
 
-async fn question_marks_carry_errors_through_nested_handlers() {
+trial!(question_marks_carry_errors_through_nested_handlers, async || {
     let (_server, client) = start("typed");
     let checkout = client.checkout();
     let inner = async |text: &str| Ok::<_, Error<NotANumber>>(checkout.add(text).await? + 1);
@@ -134,14 +124,14 @@ async fn question_marks_carry_errors_through_nested_handlers() {
         other => other,
     };
     assert_eq!(outer("x").await.unwrap(), 2);
-}
+});
 
-async fn an_error_that_cannot_be_encoded_is_told() {
+trial!(an_error_that_cannot_be_encoded_is_told, async || {
     let (_server, client) = start("typed");
     let error = client.secret().await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");
     assert!(error.to_string().contains("must not leave"), "{error}");
-}
+});
 
 /// All that a trait may have, which only has to compile.
 mod everything_allowed {

@@ -10,15 +10,7 @@ use taskfork::{BoxError, Methods, Server, ServerError};
 
 use crate::support::processes::{children, guardian, is_gone, signal};
 use crate::support::raw::{Raw, frame, map, text};
-use crate::support::{address_in, roles, trials, until};
-
-trials! {
-    a_worker_shares_memory_with_its_own_user_alone,
-    a_client_of_another_user_is_served_without_shared_memory,
-    a_worker_agrees_once_its_setup_has_succeeded,
-    a_worker_that_has_changed_its_user_in_a_call_takes_no_rings,
-    a_worker_that_has_changed_its_user_ends_with_its_server,
-}
+use crate::support::{address_in, roles, trial, until};
 
 const OTHER: libc::uid_t = 65_534;
 
@@ -90,7 +82,7 @@ async fn agrees_with_ungreeted(path: &Path) -> Option<u64> {
     raw.receive_agreed()
 }
 
-async fn a_worker_shares_memory_with_its_own_user_alone() {
+trial!(a_worker_shares_memory_with_its_own_user_alone, async || {
     if !is_root() {
         return;
     }
@@ -115,9 +107,9 @@ async fn a_worker_shares_memory_with_its_own_user_alone() {
             assert_eq!(Raw::sharing(&path, 0, "pid").await.1, None, "{users}");
         }
     }
-}
+});
 
-async fn a_client_of_another_user_is_served_without_shared_memory() {
+trial!(a_client_of_another_user_is_served_without_shared_memory, async || {
     if !is_root() {
         return;
     }
@@ -129,18 +121,18 @@ async fn a_client_of_another_user_is_served_without_shared_memory() {
     for _ in 0..100 {
         checkout.call::<u32>("pid", ()).await.unwrap();
     }
-}
+});
 
-async fn a_worker_agrees_once_its_setup_has_succeeded() {
+trial!(a_worker_agrees_once_its_setup_has_succeeded, async || {
     let folder = tempfile::tempdir().unwrap();
     let _server = roles::start(&["serve_as", "!---", "0", &address_in(&folder)]);
     let (mut raw, agreed) = Raw::sharing(&folder.path().join("s"), 1000, "pid").await;
     assert_eq!(agreed, None, "it is not set up");
     raw.call("pid", vec![]);
     assert!(raw.receive_agreed().is_some());
-}
+});
 
-async fn a_worker_that_has_changed_its_user_in_a_call_takes_no_rings() {
+trial!(a_worker_that_has_changed_its_user_in_a_call_takes_no_rings, async || {
     if !is_root() {
         return;
     }
@@ -156,7 +148,7 @@ async fn a_worker_that_has_changed_its_user_in_a_call_takes_no_rings() {
         let next = raw.receive().unwrap();
         assert_eq!(next.as_array().unwrap()[0] == 8.into(), takes, "{users}: {next}");
     }
-}
+});
 
 /// Continues a process that has been stopped.
 struct Stopped(u32);
@@ -167,7 +159,7 @@ impl Drop for Stopped {
     }
 }
 
-async fn a_worker_that_has_changed_its_user_ends_with_its_server() {
+trial!(a_worker_that_has_changed_its_user_ends_with_its_server, async || {
     if !is_root() {
         return;
     }
@@ -191,4 +183,4 @@ async fn a_worker_that_has_changed_its_user_ends_with_its_server() {
         drop(stopped);
         until("the guardian's end", || is_gone(guardian)).await;
     }
-}
+});

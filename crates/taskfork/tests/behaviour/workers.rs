@@ -3,25 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::support::processes::{command_line, descriptors};
-use crate::support::{address_in, roles, start, start_with, trials};
+use crate::support::{address_in, roles, start, start_with, trial};
 
-trials! {
-    server_and_workers_are_named_in_ps,
-    a_long_name_is_cut_at_a_letter,
-    a_worker_holds_no_descriptor_of_anybody_else,
-    a_worker_of_a_listening_server_does_not_hold_the_listener,
-    a_connection_over_tcp_neither_waits_nor_outlives_its_peer,
-    signals_are_those_of_a_worker_whatever_the_server_had_set,
-    a_write_to_a_closed_pipe_is_an_error,
-    the_random_generator_of_c_differs_between_workers,
-    what_a_worker_prints_never_reaches_the_wire,
-    what_the_server_had_buffered_is_written_once,
-    standard_input_is_empty,
-    each_worker_leads_a_process_group,
-    a_program_started_by_a_worker_is_not_told_to_become_a_server,
-}
-
-async fn server_and_workers_are_named_in_ps() {
+trial!(server_and_workers_are_named_in_ps, async || {
     let (server, client) = start("faults");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -29,16 +13,16 @@ async fn server_and_workers_are_named_in_ps() {
     assert_eq!(command_line(pid), "taskfork-worker:faults(1)");
     let status: String = checkout.call("status", ()).await.unwrap();
     assert!(status.starts_with("Name:\ttaskfork-worker\n"), "{status}");
-}
+});
 
-async fn a_long_name_is_cut_at_a_letter() {
+trial!(a_long_name_is_cut_at_a_letter, async || {
     let (server, client) = start("long_name");
     let pid: u32 = client.call("pid", ()).await.unwrap();
     assert_eq!(command_line(server.pid()), format!("taskfork-server:{}", "é".repeat(32)));
     assert_eq!(command_line(pid), format!("taskfork-worker:{}(1)", "é".repeat(32)));
-}
+});
 
-async fn a_worker_holds_no_descriptor_of_anybody_else() {
+trial!(a_worker_holds_no_descriptor_of_anybody_else, async || {
     let (_server, client) = start_with("faults", |client| client.min_workers(4));
     // What this program was started with goes to whatever it starts.
     let inherited: HashSet<String> = std::fs::read_dir("/proc/self/fd")
@@ -65,29 +49,29 @@ async fn a_worker_holds_no_descriptor_of_anybody_else() {
     let mut holders: Vec<_> = pipes.into_values().collect();
     holders.sort_unstable();
     assert_eq!(holders, [1, 1, 1, 1, 4], "only what wakes the server is held by all");
-}
+});
 
-async fn a_worker_of_a_listening_server_does_not_hold_the_listener() {
+trial!(a_worker_of_a_listening_server_does_not_hold_the_listener, async || {
     let (server, client) = start("tcp");
     let checkout = client.checkout();
     let open: Vec<String> = checkout.call("descriptors", ()).await.unwrap();
     let sockets = open.iter().filter(|target| target.starts_with("socket:")).count();
     assert_eq!(sockets, 1, "{open:?}");
     assert!(descriptors(server.pid()) > open.len());
-}
+});
 
-async fn a_connection_over_tcp_neither_waits_nor_outlives_its_peer() {
+trial!(a_connection_over_tcp_neither_waits_nor_outlives_its_peer, async || {
     let (_server, client) = start("tcp");
     let options: Vec<(bool, bool)> = client.call("tcp_options", ()).await.unwrap();
     assert_eq!(options, [(true, true)]);
-}
+});
 
 fn mask(status: &str, field: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     u64::from_str_radix(line.trim(), 16).unwrap()
 }
 
-async fn signals_are_those_of_a_worker_whatever_the_server_had_set() {
+trial!(signals_are_those_of_a_worker_whatever_the_server_had_set, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve_masked", &address]);
@@ -102,29 +86,29 @@ async fn signals_are_those_of_a_worker_whatever_the_server_had_set() {
     let caught = mask(&status, "SigCgt:") & !(1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1));
     // By which it tells where it hangs.
     assert_eq!(caught, 1 << (libc::SIGALRM - 1), "{caught:x}");
-}
+});
 
-async fn a_write_to_a_closed_pipe_is_an_error() {
+trial!(a_write_to_a_closed_pipe_is_an_error, async || {
     let (_server, client) = start("faults");
     let kind: String = client.call("write_to_closed_pipe", ()).await.unwrap();
     assert_eq!(kind, "broken pipe");
-}
+});
 
-async fn the_random_generator_of_c_differs_between_workers() {
+trial!(the_random_generator_of_c_differs_between_workers, async || {
     let (_server, client) = start("faults");
     let (one, two) = (client.checkout(), client.checkout());
     let (one, two) = (one.call::<Vec<i32>>("random", ()), two.call::<Vec<i32>>("random", ()));
     assert_ne!(one.await.unwrap(), two.await.unwrap());
-}
+});
 
-async fn what_a_worker_prints_never_reaches_the_wire() {
+trial!(what_a_worker_prints_never_reaches_the_wire, async || {
     let (_server, client) = start("faults");
     let checkout = client.checkout();
     checkout.call::<()>("print", ("printed by a worker",)).await.unwrap();
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
-}
+});
 
-async fn what_the_server_had_buffered_is_written_once() {
+trial!(what_the_server_had_buffered_is_written_once, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let output = folder.path().join("output");
@@ -142,23 +126,23 @@ async fn what_the_server_had_buffered_is_written_once() {
     let output = std::fs::read_to_string(output).unwrap();
     assert_eq!(output.matches("buffered by the server;").count(), 1, "{output}");
     assert_eq!(output.matches("ww\n").count(), 9, "{output}");
-}
+});
 
-async fn standard_input_is_empty() {
+trial!(standard_input_is_empty, async || {
     let (_server, client) = start("faults");
     assert_eq!(client.call::<String>("read_stdin", ()).await.unwrap(), "");
-}
+});
 
-async fn each_worker_leads_a_process_group() {
+trial!(each_worker_leads_a_process_group, async || {
     let (_server, client) = start("faults");
     let pid: u32 = client.call("pid", ()).await.unwrap();
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let group = stat.rsplit(')').next().unwrap().split_whitespace().nth(2).unwrap();
     assert_eq!(group, pid.to_string());
-}
+});
 
-async fn a_program_started_by_a_worker_is_not_told_to_become_a_server() {
+trial!(a_program_started_by_a_worker_is_not_told_to_become_a_server, async || {
     let (_server, client) = start("faults");
     let variables: Vec<String> = client.call("variables", ()).await.unwrap();
     assert!(!variables.contains(&"TASKFORK_SERVER".to_owned()), "{variables:?}");
-}
+});

@@ -1,4 +1,4 @@
-//! What the tests share: servers to call, programs to run, and waiting for things to happen.
+//! Code that the tests share: servers to call, programs to run, and waiting for conditions.
 
 #[cfg(feature = "spans")]
 pub(crate) mod capture;
@@ -15,23 +15,48 @@ use taskfork::client::ClientBuilder;
 use taskfork::server::ServerHandle;
 use taskfork::{Client, Server};
 
-/// No test takes that long unless something hangs.
+/// The time limit of a test. A test that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Turns functions into trials; an `async fn` runs in a runtime of its own.
-macro_rules! trials {
-    ($($name:ident,)*) => {
-        pub(crate) fn trials() -> Vec<libtest_mimic::Trial> {
-            vec![$(
-                libtest_mimic::Trial::test(
-                    concat!(module_path!(), "::", stringify!($name)).replacen("behaviour::", "", 1),
-                    || crate::support::run($name),
-                ),
-            )*]
-        }
+/// A test of this binary.
+pub(crate) struct Behaviour {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn() -> Result<(), libtest_mimic::Failed>,
+}
+
+/// All tests. The linker collects what [`trial!`] declares.
+#[linkme::distributed_slice]
+pub(crate) static BEHAVIOURS: [Behaviour];
+
+/// Declares a test: its name and its body, which runs in a runtime of its own.
+///
+/// A macro, because a binary with its own `main` cannot use `#[test]`. The form of a call lets
+/// rustfmt format the body.
+macro_rules! trial {
+    ($name:ident, async || $body:block) => {
+        async fn $name() $body
+
+        const _: () = {
+            #[linkme::distributed_slice(crate::support::BEHAVIOURS)]
+            #[allow(unsafe_code, reason = "the attribute names a section of the program")]
+            static TRIAL: crate::support::Behaviour = crate::support::Behaviour {
+                name: concat!(module_path!(), "::", stringify!($name)),
+                run: || crate::support::run($name),
+            };
+        };
     };
 }
-pub(crate) use trials;
+pub(crate) use trial;
+
+/// All tests, in the order of their names.
+pub(crate) fn trials() -> Vec<libtest_mimic::Trial> {
+    let mut tests: Vec<_> = BEHAVIOURS.iter().collect();
+    tests.sort_unstable_by_key(|test| test.name);
+    let trial = |test: &Behaviour| {
+        libtest_mimic::Trial::test(test.name.replacen("behaviour::", "", 1), test.run)
+    };
+    tests.into_iter().map(trial).collect()
+}
 
 pub(crate) fn run<F: Future<Output = ()>>(test: fn() -> F) -> Result<(), libtest_mimic::Failed> {
     let runtime =
@@ -41,7 +66,7 @@ pub(crate) fn run<F: Future<Output = ()>>(test: fn() -> F) -> Result<(), libtest
     outcome.map_err(|_| format!("not done after {LIMIT:?}").into())
 }
 
-/// A server of `servers::ENTRIES` and a client of it with few workers.
+/// Starts the server `entry` of `servers::ENTRIES`, and a client of it with at most 4 workers.
 pub(crate) fn start(entry: &str) -> (ServerHandle, Client) {
     start_with(entry, |client| client)
 }
@@ -56,12 +81,12 @@ pub(crate) fn start_with(
     (server, client)
 }
 
-/// Where a test's own server listens.
+/// The address of a unix socket in `folder`.
 pub(crate) fn address_in(folder: &tempfile::TempDir) -> String {
     format!("unix:{}", folder.path().join("s").display())
 }
 
-/// Waits until `condition` holds, by looking again and again.
+/// Polls `condition` every 2 milliseconds until it holds. Panics after 30 seconds.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let waited = async {
         while !condition() {
@@ -69,6 +94,6 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         }
     };
     if tokio::time::timeout(Duration::from_secs(30), waited).await.is_err() {
-        panic!("waited in vain for {what}");
+        panic!("timed out waiting for {what}");
     }
 }
