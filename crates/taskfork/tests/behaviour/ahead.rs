@@ -149,7 +149,7 @@ trial!(the_time_of_a_call_sent_ahead_is_that_since_it_was_made, async || {
 });
 
 trial!(answers_stay_in_step_after_a_failure_in_a_long_queue, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     for round in 0..20 {
         let failing = round * 13 % 200;
@@ -178,7 +178,7 @@ trial!(answers_stay_in_step_after_a_failure_in_a_long_queue, async || {
 
 trial!(the_next_checkout_gets_its_own_answers_after_a_failure, async || {
     let (_server, client) =
-        start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
+        start_with("general", |client| client.max_workers(1).reuse_after_error(true));
     let pid: u32 = client.call("pid", ()).await.unwrap();
     for number in 0..50_u64 {
         let checkout = client.checkout();
@@ -194,7 +194,7 @@ trial!(the_next_checkout_gets_its_own_answers_after_a_failure, async || {
 
 trial!(a_large_call_half_sent_behind_a_failed_one_harms_nothing, async || {
     let (_server, client) =
-        start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
+        start_with("general", |client| client.max_workers(1).reuse_after_error(true));
     let checkout = client.checkout();
     let large = "x".repeat(20 << 20);
     let slow = checkout.call::<()>("sleep", (30,));
@@ -209,7 +209,7 @@ trial!(a_large_call_half_sent_behind_a_failed_one_harms_nothing, async || {
 });
 
 trial!(large_calls_and_large_answers_do_not_stop_each_other, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let text = "x".repeat(50_000);
     let mut calls = Vec::new();
@@ -229,7 +229,7 @@ trial!(large_calls_and_large_answers_do_not_stop_each_other, async || {
 });
 
 trial!(calls_behind_a_death_have_not_run, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let before = checkout.call::<i64>("add", (1, 2));
     let slow = checkout.call::<()>("sleep", (20,));
@@ -246,7 +246,7 @@ trial!(calls_behind_a_death_have_not_run, async || {
 });
 
 trial!(calls_that_nobody_awaits_are_sent_as_well, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     let checkout = client.checkout();
@@ -260,7 +260,7 @@ trial!(calls_that_nobody_awaits_are_sent_as_well, async || {
 });
 
 trial!(several_tasks_share_the_queue, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = Arc::new(client.checkout());
     let tasks: Vec<_> = (0..50_u64)
         .map(|task| {

@@ -20,7 +20,7 @@ fn start(entry: &str) -> (taskfork::server::ServerHandle, blocking::Client) {
 
 trial!(calls_and_checkouts_without_a_runtime, async || {
     outside(|| {
-        let (_server, client) = start("faults");
+        let (_server, client) = start("general");
         assert_eq!(client.call::<i64>("add", (2, 3)).unwrap(), 5);
         let checkout = client.checkout();
         checkout.ready().unwrap();
@@ -53,7 +53,7 @@ trial!(typed_calls_without_a_runtime, async || {
 
 trial!(many_threads_share_a_client, async || {
     outside(|| {
-        let (_server, client) = start("faults");
+        let (_server, client) = start("general");
         std::thread::scope(|scope| {
             for number in 0..8 {
                 let client = client.clone();
@@ -73,7 +73,7 @@ trial!(many_threads_share_a_client, async || {
 
 trial!(a_checkout_outlives_its_client, async || {
     outside(|| {
-        let (_server, client) = start("faults");
+        let (_server, client) = start("general");
         let checkout = client.checkout();
         drop(client);
         assert_eq!(checkout.call::<i64>("add", (2, 3)).unwrap(), 5);
@@ -83,7 +83,7 @@ trial!(a_checkout_outlives_its_client, async || {
 
 trial!(closing_waits_for_checkouts_of_other_threads, async || {
     outside(|| {
-        let (_server, client) = start("faults");
+        let (_server, client) = start("general");
         let checkout = client.checkout();
         checkout.ready().unwrap();
         let closing = std::thread::spawn({

@@ -10,7 +10,7 @@ use taskfork::{Client, Server};
 use crate::support::{start, start_with, trial};
 
 trial!(everything_is_as_it_is_without, async || {
-    for entry in ["faults", "looking"] {
+    for entry in ["general", "looking"] {
         let budget = BusyPoll::Fixed(Duration::from_millis(2));
         let (_server, client) = start_with(entry, |client| client.busy_poll(budget).max_workers(2));
         let calls: Vec<_> = (0..20).map(|n: u64| (n, client.call::<Value>("echo", (n,)))).collect();
@@ -42,7 +42,7 @@ fn ticks(pid: u32) -> u64 {
 }
 
 trial!(an_idle_pool_takes_no_processor_time, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     for _ in 0..500 {
@@ -98,7 +98,7 @@ trial!(other_tasks_have_their_turns, async || {
 });
 
 trial!(what_others_answer_does_not_wait_for_it, async || {
-    let answered = alone("faults", |client| async move {
+    let answered = alone("general", |client| async move {
         let (slow, quick) = (client.checkout(), client.checkout());
         slow.ready().await.unwrap();
         quick.ready().await.unwrap();

@@ -9,12 +9,12 @@ use taskfork::error::{CallError, FatalError};
 use crate::support::{start, start_with, trial};
 
 trial!(a_call_goes_there_and_back, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
 });
 
 trial!(values_of_all_kinds_come_back_as_they_were, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let list = Value::Array(vec![
         Value::Nil,
         true.into(),
@@ -30,7 +30,7 @@ trial!(values_of_all_kinds_come_back_as_they_were, async || {
 });
 
 trial!(a_call_without_a_method_runs_too, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let back: (i64, String) = client.invoke((1, "two")).await.unwrap();
     assert_eq!(back, (1, "two".to_owned()));
 });
@@ -45,7 +45,7 @@ trial!(one_function_can_be_the_whole_interface, async || {
 });
 
 trial!(calls_run_in_the_order_they_were_made_however_they_are_awaited, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("order").display().to_string();
     let checkout = client.checkout();
@@ -60,7 +60,7 @@ trial!(calls_run_in_the_order_they_were_made_however_they_are_awaited, async || 
 });
 
 trial!(calls_wait_for_a_worker_that_is_not_there_yet, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let first = client.checkout();
     first.ready().await.unwrap();
     let second = client.checkout();
@@ -71,14 +71,14 @@ trial!(calls_wait_for_a_worker_that_is_not_there_yet, async || {
 });
 
 trial!(a_call_not_awaited_runs_all_the_same, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let _kept = checkout.call::<()>("remember", ("written",));
     assert_eq!(checkout.call::<String>("note", ()).await.unwrap(), "written");
 });
 
 trial!(a_call_dropped_before_it_was_sent_does_not_run, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let slow = checkout.call::<()>("sleep", (50,));
     drop(checkout.call::<()>("remember", ("never",)));
@@ -88,7 +88,7 @@ trial!(a_call_dropped_before_it_was_sent_does_not_run, async || {
 });
 
 trial!(a_call_dropped_while_it_runs_harms_no_other, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let slow = checkout.call::<()>("sleep", (50,));
@@ -97,7 +97,7 @@ trial!(a_call_dropped_while_it_runs_harms_no_other, async || {
 });
 
 trial!(a_call_outlives_its_checkout, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let (first, second) =
         (checkout.call::<()>("sleep", (20,)), checkout.call::<i64>("add", (1, 2)));
@@ -107,7 +107,7 @@ trial!(a_call_outlives_its_checkout, async || {
 });
 
 trial!(dropping_a_running_call_and_its_checkout_kills_the_worker, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let hanging = checkout.call::<()>("hang", ());
@@ -118,7 +118,7 @@ trial!(dropping_a_running_call_and_its_checkout_kills_the_worker, async || {
 });
 
 trial!(a_checkout_is_shared_between_tasks, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = std::sync::Arc::new(client.checkout());
     let tasks: Vec<_> = (0..8)
         .map(|number| {
@@ -137,7 +137,7 @@ trial!(a_checkout_is_shared_between_tasks, async || {
 });
 
 trial!(a_checkout_keeps_its_worker_and_its_state, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let (one, two) = (client.checkout(), client.checkout());
     one.call::<()>("remember", ("one",)).await.unwrap();
     two.call::<()>("remember", ("two",)).await.unwrap();
@@ -148,7 +148,7 @@ trial!(a_checkout_keeps_its_worker_and_its_state, async || {
 });
 
 trial!(large_messages_cross_whole, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let bytes = serde_bytes::ByteBuf::from((0..5_000_000u32).map(|n| n as u8).collect::<Vec<_>>());
     let back: serde_bytes::ByteBuf = client.call("echo", (&bytes,)).await.unwrap();
     assert!(back == bytes);
@@ -157,7 +157,7 @@ trial!(large_messages_cross_whole, async || {
 });
 
 trial!(waiting_for_the_worker_alone, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let first = client.checkout();
     first.ready().await.unwrap();
     let second = client.checkout().timeout(Duration::from_millis(50));
@@ -166,7 +166,7 @@ trial!(waiting_for_the_worker_alone, async || {
 });
 
 trial!(a_wait_for_the_worker_stands_in_turn, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let call = checkout.call::<()>("remember", ("first",));
     checkout.ready().await.unwrap();
@@ -175,7 +175,7 @@ trial!(a_wait_for_the_worker_stands_in_turn, async || {
 });
 
 trial!(an_unawaited_answer_is_kept, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let kept = checkout.call::<i64>("add", (20, 22));
     for _ in 0..100 {

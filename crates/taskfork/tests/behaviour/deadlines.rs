@@ -269,7 +269,7 @@ trial!(a_worker_that_knows_no_deadline_is_given_up, async || {
 
 // The client's one clock has rung for the first, and is set again though nothing else happens.
 trial!(a_time_that_is_set_after_the_last_has_come_is_kept, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let holder = client.checkout().timeout(None);
     let _: u32 = holder.call("pid", ()).await.unwrap();
     for _ in 0..2 {

@@ -18,7 +18,7 @@ fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
 }
 
 trial!(a_death_in_a_call_says_how_and_of_whom, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let (exited, may_have_run) = death(checkout.call::<()>("exit", (3,)).await);
@@ -37,7 +37,7 @@ trial!(a_death_in_a_call_says_how_and_of_whom, async || {
 });
 
 trial!(a_killed_worker_is_told_by_its_signal, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     for number in [libc::SIGUSR1, libc::SIGRTMIN()] {
         let checkout = client.checkout();
         let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -58,7 +58,7 @@ trial!(deaths_are_told_also_where_the_program_ignores_its_childrens, async || {
 });
 
 trial!(all_calls_of_a_dead_worker_end, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let calls = [(); 3].map(|()| checkout.call::<()>("abort", ()));
     let ran: Vec<_> = {
@@ -72,7 +72,7 @@ trial!(all_calls_of_a_dead_worker_end, async || {
 });
 
 trial!(a_worker_that_dies_idle_is_replaced_and_nobody_sees_it, async || {
-    let (_server, client) = start_with("faults", |client| client.min_workers(1).max_workers(1));
+    let (_server, client) = start_with("general", |client| client.min_workers(1).max_workers(1));
     for _ in 0..5 {
         let pid: u32 = client.call("pid", ()).await.unwrap();
         signal(pid, libc::SIGKILL);
@@ -87,7 +87,7 @@ trial!(a_worker_that_dies_idle_is_replaced_and_nobody_sees_it, async || {
 });
 
 trial!(a_worker_that_dies_between_two_calls_ends_the_checkout, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     signal(pid, libc::SIGKILL);
@@ -104,7 +104,7 @@ trial!(a_worker_that_dies_between_two_calls_ends_the_checkout, async || {
 });
 
 trial!(a_worker_that_dies_before_the_first_call_is_replaced_unseen, async || {
-    let (server, client) = start_with("faults", |client| client.max_workers(1));
+    let (server, client) = start_with("general", |client| client.max_workers(1));
     let checkout = client.checkout();
     checkout.ready().await.unwrap();
     let pid = children(server.pid())[0];
@@ -126,7 +126,7 @@ trial!(a_worker_that_dies_while_cleaning_up_is_replaced_unseen, async || {
 });
 
 trial!(many_idle_deaths_under_load_lose_no_call, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let callers: Vec<_> = (0..4)
         .map(|_| {
             let client = client.clone();
@@ -159,7 +159,7 @@ trial!(many_idle_deaths_under_load_lose_no_call, async || {
 });
 
 trial!(with_one_worker_deaths_never_make_two, async || {
-    let (server, client) = start_with("faults", |client| client.max_workers(1));
+    let (server, client) = start_with("general", |client| client.max_workers(1));
     for _ in 0..5 {
         client.call::<()>("abort", ()).await.unwrap_err();
         let calls: Vec<_> = (0..5).map(|_| client.call::<()>("nothing", ())).collect();
@@ -173,7 +173,7 @@ trial!(with_one_worker_deaths_never_make_two, async || {
 });
 
 trial!(one_death_harms_no_other_checkout, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let other = client.checkout();
     other.call::<()>("remember", ("kept",)).await.unwrap();
     let slow = other.call::<()>("sleep", (100,));
@@ -208,7 +208,7 @@ trial!(a_worker_below_the_limit_is_not_hung, async || {
 
 trial!(a_worker_whose_client_times_out_is_killed_inside_its_call, async || {
     let (_server, client) =
-        start_with("faults", |client| client.timeout(Duration::from_millis(100)));
+        start_with("general", |client| client.timeout(Duration::from_millis(100)));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     checkout.call::<()>("hang", ()).await.unwrap_err();
@@ -216,7 +216,7 @@ trial!(a_worker_whose_client_times_out_is_killed_inside_its_call, async || {
 });
 
 trial!(what_a_worker_started_dies_with_it, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let grandchild: u32 = checkout.call("start_child", ()).await.unwrap();
     assert!(is_alive(grandchild));

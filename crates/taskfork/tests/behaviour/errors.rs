@@ -11,7 +11,7 @@ use crate::support::processes::is_alive;
 use crate::support::{start, start_with, trial, until};
 
 trial!(an_error_arrives_with_its_causes, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let error = client.call::<()>("chain", ()).await.unwrap_err();
     assert_eq!(error.to_string(), "outer");
     let inner = error.source().unwrap();
@@ -24,7 +24,7 @@ trial!(an_error_arrives_with_its_causes, async || {
 });
 
 trial!(an_error_is_caught_and_the_call_tried_again, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let outcome = async {
         checkout.call::<()>("boom", ("first",)).await?;
@@ -38,7 +38,7 @@ trial!(an_error_is_caught_and_the_call_tried_again, async || {
 });
 
 trial!(a_panic_arrives_with_its_message_and_place, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let error = checkout.call::<()>("panic", ("at the disco",)).await.unwrap_err();
@@ -50,7 +50,7 @@ trial!(a_panic_arrives_with_its_message_and_place, async || {
 });
 
 trial!(calls_behind_a_failed_one_are_dropped_unrun, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let failing = checkout.call::<()>("boom", ("no",));
     let behind = [checkout.call::<()>("remember", ("ran",)), checkout.call::<()>("nothing", ())];
@@ -65,7 +65,7 @@ trial!(calls_behind_a_failed_one_are_dropped_unrun, async || {
 });
 
 trial!(calls_made_before_the_failure_is_seen_are_dropped_too, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let failing = checkout.call::<()>("boom", ("no",));
     // It has failed once this is answered, and nobody has seen it.
@@ -77,7 +77,7 @@ trial!(calls_made_before_the_failure_is_seen_are_dropped_too, async || {
 });
 
 trial!(the_checkout_is_usable_after_an_error_and_keeps_its_state, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     checkout.call::<()>("remember", ("kept",)).await.unwrap();
     checkout.call::<()>("boom", ("no",)).await.unwrap_err();
@@ -85,7 +85,7 @@ trial!(the_checkout_is_usable_after_an_error_and_keeps_its_state, async || {
 });
 
 trial!(after_an_error_the_worker_is_replaced, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     checkout.call::<()>("boom", ("no",)).await.unwrap_err();
@@ -96,7 +96,7 @@ trial!(after_an_error_the_worker_is_replaced, async || {
 
 trial!(after_an_error_the_worker_is_kept_if_so_configured, async || {
     let (_server, client) =
-        start_with("faults", |client| client.max_workers(1).reuse_after_error(true));
+        start_with("general", |client| client.max_workers(1).reuse_after_error(true));
     let pid: u32 = client.call("pid", ()).await.unwrap();
     client.call::<()>("boom", ("no",)).await.unwrap_err();
     client.call::<()>("panic", ("no",)).await.unwrap_err();
@@ -104,7 +104,7 @@ trial!(after_an_error_the_worker_is_kept_if_so_configured, async || {
 });
 
 trial!(an_unknown_method_is_named_with_those_there_are, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let error = client.call::<()>("fly", ()).await.unwrap_err();
     let Error::Call { error: CallError::UnknownMethod { method, known }, .. } = &error else {
         panic!("{error}")
@@ -116,7 +116,7 @@ trial!(an_unknown_method_is_named_with_those_there_are, async || {
 });
 
 trial!(arguments_that_do_not_fit_are_told_with_their_place, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let few = client.call::<i64>("add", (1,)).await.unwrap_err();
     assert_eq!(few.to_string(), "bad arguments: expected 2 arguments, got 1");
     let wrong = client.call::<i64>("add", (1, "two")).await.unwrap_err();
@@ -125,7 +125,7 @@ trial!(arguments_that_do_not_fit_are_told_with_their_place, async || {
 });
 
 trial!(a_result_that_cannot_be_encoded_is_an_error_and_no_death, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let error = checkout.call::<Value>("unencodable", ()).await.unwrap_err();
@@ -141,7 +141,7 @@ trial!(arguments_that_cannot_be_encoded_are_an_error, async || {
             Err(serde::ser::Error::custom("will not travel"))
         }
     }
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let error = checkout.call::<()>("echo", (1, Stubborn)).await.unwrap_err();
     assert_eq!(error.to_string(), "bad arguments: argument 2: will not travel");
@@ -167,7 +167,7 @@ trial!(a_result_beyond_the_size_limit_is_an_error, async || {
 });
 
 trial!(an_answer_of_another_type_is_told, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let error = checkout.call::<u32>("echo", ("text",)).await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Decode { .. }, .. }), "{error}");
@@ -176,7 +176,7 @@ trial!(an_answer_of_another_type_is_told, async || {
 
 trial!(a_timeout_kills_the_worker_and_names_the_time, async || {
     let (_server, client) =
-        start_with("faults", |client| client.timeout(Duration::from_millis(250)).max_workers(1));
+        start_with("general", |client| client.timeout(Duration::from_millis(250)).max_workers(1));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let error = checkout.call::<()>("hang", ()).await.unwrap_err();
@@ -187,7 +187,7 @@ trial!(a_timeout_kills_the_worker_and_names_the_time, async || {
 });
 
 trial!(the_timeout_covers_the_wait_and_belongs_to_the_checkout, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let busy = client.checkout();
     busy.ready().await.unwrap();
     let waiting = client.checkout().timeout(Duration::from_millis(100));
@@ -200,13 +200,13 @@ trial!(the_timeout_covers_the_wait_and_belongs_to_the_checkout, async || {
 
 trial!(no_timeout_is_possible, async || {
     let (_server, client) =
-        start_with("faults", |client| client.timeout(Duration::from_millis(50)));
+        start_with("general", |client| client.timeout(Duration::from_millis(50)));
     let checkout = client.checkout().timeout(None);
     checkout.call::<()>("sleep", (150,)).await.unwrap();
 });
 
 trial!(a_fatal_error_sticks_to_the_checkout, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let dying = checkout.call::<()>("exit", (3,));
     let behind = checkout.call::<()>("nothing", ());
@@ -219,7 +219,7 @@ trial!(a_fatal_error_sticks_to_the_checkout, async || {
 });
 
 trial!(a_fatal_error_can_be_thrown, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let hanging = checkout.call::<()>("hang", ());
@@ -234,7 +234,7 @@ trial!(a_fatal_error_can_be_thrown, async || {
 });
 
 trial!(throwing_ends_a_checkout_that_waits, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let busy = client.checkout();
     busy.ready().await.unwrap();
     let waiting = client.checkout();

@@ -243,6 +243,6 @@ trial!(a_hello_that_is_too_long_closes_its_connection, async || {
 
 trial!(a_long_client_name_is_cut, async || {
     let name = "n".repeat(1 << 20);
-    let (_server, client) = start_with("faults", |client| client.name(name));
+    let (_server, client) = start_with("general", |client| client.name(name));
     client.call::<u32>("pid", ()).await.unwrap();
 });

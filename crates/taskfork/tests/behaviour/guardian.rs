@@ -6,7 +6,7 @@ use crate::support::processes::{all_children, children, descriptors, guardian, i
 use crate::support::{start, trial, until};
 
 trial!(what_workers_have_started_ends_with_a_killed_server, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let checkout = client.checkout();
     let mut started: Vec<u32> = checkout.call("start_daemons", ()).await.unwrap();
     started.push(checkout.call("start_child", ()).await.unwrap());
@@ -22,7 +22,7 @@ trial!(what_workers_have_started_ends_with_a_killed_server, async || {
 });
 
 trial!(a_guardian_that_dies_is_replaced, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let first = guardian(server.pid()).unwrap();
     signal(first, libc::SIGKILL);
     until("another", || guardian(server.pid()).is_some_and(|next| next != first)).await;
@@ -35,7 +35,7 @@ trial!(a_guardian_that_dies_is_replaced, async || {
 // The server has only so many descriptors left when its guardian dies, so that forking another
 // fails at one point or the other.
 trial!(a_guardian_that_cannot_be_had_harms_nobody, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let checkout = client.checkout();
     let worker: u32 = checkout.call("pid", ()).await.unwrap();
     let limit = |most: u64| {
@@ -63,7 +63,7 @@ trial!(a_guardian_that_cannot_be_had_harms_nobody, async || {
 });
 
 trial!(a_guardian_goes_with_its_server, async || {
-    let server = Server::spawn("faults").unwrap();
+    let server = Server::spawn("general").unwrap();
     let guardian = guardian(server.pid()).unwrap();
     // What a terminal or a service manager sends to all is not for it.
     for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
@@ -75,8 +75,8 @@ trial!(a_guardian_goes_with_its_server, async || {
 });
 
 trial!(other_servers_are_left_alone, async || {
-    let (first, _) = start("faults");
-    let (_second, client) = start("faults");
+    let (first, _) = start("general");
+    let (_second, client) = start("general");
     let started: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
     let checkout = client.checkout();
     let worker: u32 = checkout.call("pid", ()).await.unwrap();

@@ -6,7 +6,7 @@ use crate::support::processes::{is_alive, is_gone};
 use crate::support::{roles, start, trial, until};
 
 trial!(a_spawned_server_is_reached_through_its_handle_only, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     assert!(server.address().path().is_none());
     assert_eq!(server.address().to_string(), format!("the server in process {}", server.pid()));
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
@@ -15,7 +15,7 @@ trial!(a_spawned_server_is_reached_through_its_handle_only, async || {
 });
 
 trial!(closing_waits_for_the_end, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let worker: u32 = client.call("pid", ()).await.unwrap();
     let pid = server.pid();
     tokio::task::spawn_blocking(move || server.close()).await.unwrap();
@@ -23,7 +23,7 @@ trial!(closing_waits_for_the_end, async || {
 });
 
 trial!(dropping_shuts_down_without_waiting, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
     let running = checkout.call::<()>("sleep", (100,));
@@ -35,7 +35,7 @@ trial!(dropping_shuts_down_without_waiting, async || {
 });
 
 trial!(killing_ends_it_at_once, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let checkout = client.checkout();
     let worker: u32 = checkout.call("pid", ()).await.unwrap();
     let hanging = checkout.call::<()>("hang", ());
@@ -85,7 +85,7 @@ trial!(a_late_line_in_main_is_named, async || {
 
 trial!(an_unknown_entry_is_named_with_those_there_are, async || {
     let error = Server::spawn("nobody").unwrap_err().to_string();
-    assert!(error.contains("`nobody`") && error.contains("faults, hung"), "{error}");
+    assert!(error.contains("`nobody`") && error.contains("general, hung"), "{error}");
 });
 
 trial!(a_server_that_does_not_come_up_says_why, async || {

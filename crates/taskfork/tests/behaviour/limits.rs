@@ -107,7 +107,7 @@ trial!(a_worker_killed_for_want_of_memory_says_so, async || {
         eprintln!("not tried: no group of processes with limited memory can be made here");
         return;
     };
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     std::fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
@@ -216,7 +216,7 @@ trial!(privileges_can_be_dropped_after_the_options_are_set, async || {
 });
 
 trial!(children_that_left_the_group_die_with_their_worker, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let worker: u32 = checkout.call("pid", ()).await.unwrap();
     // One whose parent has ended, in a session of its own, and the child of such a one.
@@ -230,7 +230,7 @@ trial!(children_that_left_the_group_die_with_their_worker, async || {
 });
 
 trial!(children_die_with_a_call_that_timed_out, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let away: Vec<u32> = client.call("start_daemons", ()).await.unwrap();
     let checkout = client.checkout().timeout(Duration::from_millis(50));
     checkout.call::<()>("hang", ()).await.unwrap_err();

@@ -8,7 +8,7 @@ use taskfork::Client;
 use crate::support::{address_in, roles, start_with, trial};
 
 trial!(a_surge_of_200_checkouts_over_20_workers, async || {
-    let (_server, client) = start_with("faults", |client| client.min_workers(2).max_workers(20));
+    let (_server, client) = start_with("general", |client| client.min_workers(2).max_workers(20));
     let calls: Vec<_> = (0..200)
         .map(|_| {
             let checkout = client.checkout();
@@ -26,7 +26,7 @@ trial!(a_surge_of_200_checkouts_over_20_workers, async || {
 });
 
 trial!(ten_thousand_checkouts_wait_their_turn, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(2).timeout(None));
+    let (_server, client) = start_with("general", |client| client.max_workers(2).timeout(None));
     let calls: Vec<_> = (0..10_000).map(|number| client.call::<i64>("add", (number, 1))).collect();
     for (number, call) in calls.into_iter().enumerate() {
         assert_eq!(call.await.unwrap(), number as i64 + 1);
@@ -34,7 +34,7 @@ trial!(ten_thousand_checkouts_wait_their_turn, async || {
 });
 
 trial!(cancelling_in_the_middle_of_a_long_queue, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1).timeout(None));
+    let (_server, client) = start_with("general", |client| client.max_workers(1).timeout(None));
     let busy = client.checkout();
     busy.ready().await.unwrap();
     let mut calls: Vec<_> =
@@ -86,7 +86,7 @@ trial!(
 );
 
 trial!(calls_time_out_one_by_one_while_others_go_on, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(5));
+    let (_server, client) = start_with("general", |client| client.max_workers(5));
     let calls: Vec<_> = (0..12)
         .map(|number| {
             let checkout = client.checkout().timeout(Duration::from_millis(500));

@@ -10,7 +10,7 @@ use taskfork::server::ServerStatus;
 use crate::support::{address_in, roles, start_with, trial, until};
 
 trial!(a_client_counts_checkouts_waits_calls_and_deaths, async || {
-    let (server, client) = start_with("faults", |client| {
+    let (server, client) = start_with("general", |client| {
         client.max_workers(1).max_queue(1).overload(Overload::RefuseNewest)
     });
     let first = client.checkout();

@@ -19,7 +19,7 @@ fn queued(error: &Error) -> usize {
 }
 
 trial!(with_the_queue_full_the_newest_is_refused, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1).max_queue(2));
+    let (_server, client) = start_with("general", |client| client.max_workers(1).max_queue(2));
     let held = client.checkout();
     held.ready().await.unwrap();
     let waiting = [1, 2].map(|number| client.call::<i64>("add", (number, 0)));
@@ -34,7 +34,7 @@ trial!(with_the_queue_full_the_newest_is_refused, async || {
 });
 
 trial!(with_the_queue_full_the_oldest_makes_room, async || {
-    let (_server, client) = start_with("faults", |client| {
+    let (_server, client) = start_with("general", |client| {
         client.max_workers(1).max_queue(2).overload(Overload::DropOldest)
     });
     let held = client.checkout();
@@ -47,7 +47,7 @@ trial!(with_the_queue_full_the_oldest_makes_room, async || {
 
 trial!(without_a_queue_nobody_waits, async || {
     for overload in [Overload::RefuseNewest, Overload::DropOldest] {
-        let (_server, client) = start_with("faults", |client| {
+        let (_server, client) = start_with("general", |client| {
             client.min_workers(1).max_workers(1).max_queue(0).overload(overload)
         });
         until("a worker is there", || client.stats().idle == 1).await;
@@ -60,7 +60,7 @@ trial!(without_a_queue_nobody_waits, async || {
 trial!(a_checkout_whose_time_is_over_gets_no_worker, async || {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ran").display().to_string();
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let late: Vec<_> = (0..50)
         .map(|number| {
             let checkout = client.checkout().timeout(Duration::from_millis(number % 20));
@@ -80,7 +80,7 @@ trial!(a_checkout_whose_time_is_over_gets_no_worker, async || {
 });
 
 trial!(the_next_address_is_tried, async || {
-    let server = Server::spawn("faults").unwrap();
+    let server = Server::spawn("general").unwrap();
     let missing = Address::unix("/nonexistent/s").unwrap();
     let client = Client::builder().addresses([missing, server.address()]);
     let client = client.max_workers(1).build().unwrap();

@@ -10,7 +10,7 @@ use crate::support::processes::is_alive;
 use crate::support::{address_in, roles, start, start_with, trial, until};
 
 trial!(checkouts_are_served_in_the_order_they_were_made, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("order").display().to_string();
     let calls: Vec<_> = (b'a'..=b'z')
@@ -23,14 +23,14 @@ trial!(checkouts_are_served_in_the_order_they_were_made, async || {
 });
 
 trial!(min_workers_are_connected_ahead, async || {
-    let (_server, client) = start_with("faults", |client| client.min_workers(3));
+    let (_server, client) = start_with("general", |client| client.min_workers(3));
     until("three idle workers", || client.stats().idle == 3).await;
     let stats = client.stats();
     assert_eq!((stats.busy, stats.connecting, stats.queued), (0, 0, 0));
 });
 
 trial!(a_worker_is_replaced_after_max_checkouts, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1).max_checkouts(3));
+    let (_server, client) = start_with("general", |client| client.max_workers(1).max_checkouts(3));
     let mut pids = Vec::new();
     for _ in 0..9 {
         pids.push(client.call::<u32>("pid", ()).await.unwrap());
@@ -42,7 +42,7 @@ trial!(a_worker_is_replaced_after_max_checkouts, async || {
 });
 
 trial!(a_released_worker_is_used_again, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let pid: u32 = client.call("pid", ()).await.unwrap();
     for _ in 0..20 {
         assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), pid);
@@ -50,7 +50,7 @@ trial!(a_released_worker_is_used_again, async || {
 });
 
 trial!(checkout_done_runs_after_every_checkout, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     client.call::<()>("remember", ("left behind",)).await.unwrap();
     assert_eq!(client.call::<String>("note", ()).await.unwrap(), "");
     client.checkout().ready().await.unwrap();
@@ -80,7 +80,7 @@ trial!(checkout_done_runs_also_where_others_wait, async || {
 });
 
 trial!(a_checkout_that_gave_up_leaves_the_queue, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let busy = client.checkout();
     busy.ready().await.unwrap();
     let waiting: Vec<_> = (0..10).map(|_| client.checkout()).collect();
@@ -93,7 +93,7 @@ trial!(a_checkout_that_gave_up_leaves_the_queue, async || {
 });
 
 trial!(a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     client.call::<()>("nothing", ()).await.unwrap();
     for round in 0..300 {
         let held = client.checkout();
@@ -113,7 +113,7 @@ trial!(a_worker_handed_over_in_the_instant_of_giving_up_is_not_lost, async || {
 });
 
 trial!(load_can_be_shed_instead_of_queued, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     assert!(client.try_checkout().is_none(), "there is no worker yet");
     client.call::<()>("nothing", ()).await.unwrap();
     let checkout = client.try_checkout().unwrap();
@@ -186,7 +186,7 @@ trial!(a_server_that_comes_back_is_found, async || {
 });
 
 trial!(clients_do_not_disturb_each_other, async || {
-    let (server, one) = start("faults");
+    let (server, one) = start("general");
     let two = Client::builder().address(server.address()).build().unwrap();
     one.call::<()>("abort", ()).await.unwrap_err();
     assert_eq!(two.call::<i64>("add", (1, 1)).await.unwrap(), 2);
@@ -195,7 +195,7 @@ trial!(clients_do_not_disturb_each_other, async || {
 });
 
 trial!(a_client_dropped_closes_its_workers, async || {
-    let (server, client) = start_with("faults", |client| client.min_workers(3));
+    let (server, client) = start_with("general", |client| client.min_workers(3));
     until("three idle workers", || client.stats().idle == 3).await;
     drop(client);
     let pid = server.pid();
@@ -203,7 +203,7 @@ trial!(a_client_dropped_closes_its_workers, async || {
 });
 
 trial!(a_client_whose_runtime_is_gone_says_so, async || {
-    let (server, _client) = start("faults");
+    let (server, _client) = start("general");
     let address = server.address();
     let other = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -223,7 +223,7 @@ fn is_closed_error(error: &Error) -> bool {
 }
 
 trial!(a_closed_client_refuses_checkouts_and_ends_its_workers, async || {
-    let (server, client) = start_with("faults", |client| client.min_workers(2));
+    let (server, client) = start_with("general", |client| client.min_workers(2));
     until("two idle workers", || client.stats().idle == 2).await;
     client.clone().close().await;
     assert!(client.is_closed());
@@ -238,7 +238,7 @@ trial!(a_closed_client_refuses_checkouts_and_ends_its_workers, async || {
 });
 
 trial!(closing_a_client_fails_waiting_checkouts_and_waits_for_held_ones, async || {
-    let (_server, client) = start_with("faults", |client| client.max_workers(1));
+    let (_server, client) = start_with("general", |client| client.max_workers(1));
     let held = client.checkout();
     held.call::<()>("remember", ("before",)).await.unwrap();
     let waiting = client.call::<()>("nothing", ());
@@ -261,7 +261,7 @@ trial!(closing_a_client_stops_attempts_to_connect, async || {
 });
 
 trial!(a_client_is_closed_although_the_future_is_dropped, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let held = client.checkout();
     held.ready().await.unwrap();
     drop(client.close());

@@ -24,7 +24,7 @@ fn next_line() -> String {
 }
 
 trial!(a_report_names_the_boundary_and_the_callers_line, async || {
-    let (_server, client) = start_with("faults", |client| client.name("shop"));
+    let (_server, client) = start_with("general", |client| client.name("shop"));
     let at = next_line();
     let call = client.checkout().call::<()>("boom", ("it went wrong",));
     let lines = lines_of(&call.await.unwrap_err());
@@ -34,7 +34,7 @@ trial!(a_report_names_the_boundary_and_the_callers_line, async || {
 });
 
 trial!(every_way_to_call_names_its_own_line, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let check = |at: String, error: Error| {
         assert!(error.report().to_string().contains(&at), "{error:#} lacks {at}");
         assert_eq!(error.site().location().file(), file!());
@@ -74,7 +74,7 @@ trial!(every_way_to_call_names_its_own_line, async || {
 });
 
 trial!(the_workers_causes_are_in_the_report, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let error = client.call::<()>("chain", ()).await.unwrap_err();
     let lines = lines_of(&error);
     let chain = ["outer", "  caused by: inner", "  caused by: innermost", "taskfork -> chain"];
@@ -86,7 +86,7 @@ trial!(the_workers_causes_are_in_the_report, async || {
 });
 
 trial!(a_report_of_a_panic_has_its_place, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let error = client.call::<()>("panic", ("what now",)).await.unwrap_err();
     let lines = lines_of(&error);
     assert!(lines[0].starts_with("panicked: what now (crates/taskfork/tests/"), "{lines:?}");
@@ -116,7 +116,7 @@ trial!(a_panic_has_the_workers_stack_where_that_is_asked_for, async || {
 });
 
 trial!(a_report_of_a_death_names_the_call, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let at = next_line();
     let error = client.call::<()>("segv", ()).await.unwrap_err();
     let lines = lines_of(&error);
@@ -129,7 +129,7 @@ trial!(the_spans_around_the_caller_are_in_the_report, async || {
     use tracing_subscriber::prelude::*;
     let spans = tracing_subscriber::registry().with(tracing_error::ErrorLayer::default());
     let _guard = tracing::subscriber::set_default(spans);
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let outer = tracing::info_span!("request", user = 17);
     let error = async {
         let inner = tracing::info_span!("payment");
@@ -147,7 +147,7 @@ trial!(the_spans_around_the_caller_are_in_the_report, async || {
 });
 
 trial!(an_error_in_one_line_is_one_line, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     for method in ["chain", "segv", "no_such_method"] {
         let error = client.call::<()>(method, ()).await.unwrap_err();
         assert_eq!(error.to_string().lines().count(), 1, "{error}");
@@ -159,7 +159,7 @@ tokio::task_local! {
 }
 
 trial!(task_locals_are_what_they_were, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let tasks = (0..20u32).map(|number| {
         let client = client.clone();
         tokio::spawn(REQUEST.scope(Cell::new(number), async move {
@@ -187,7 +187,7 @@ trial!(task_locals_are_what_they_were, async || {
 
 trial!(the_span_is_what_it_was, async || {
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry());
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     let outer = tracing::info_span!("outer");
     let made = outer.in_scope(|| checkout.call::<()>("sleep", (5,)));

@@ -81,7 +81,7 @@ trial!(a_dying_worker_leaves_the_socket_file_alone, async || {
 });
 
 trial!(one_connection_one_worker, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let checkouts: Vec<_> = (0..4).map(|_| client.checkout()).collect();
     let mut pids = Vec::new();
     for checkout in &checkouts {

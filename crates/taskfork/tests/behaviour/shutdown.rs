@@ -63,7 +63,7 @@ trial!(the_grace_period_has_an_end, async || {
 });
 
 trial!(idle_workers_end_at_once, async || {
-    let (server, client) = start_with("faults", |client| client.min_workers(4));
+    let (server, client) = start_with("general", |client| client.min_workers(4));
     until("four idle workers", || client.stats().idle == 4).await;
     let workers = children(server.pid());
     tokio::task::spawn_blocking(move || server.close()).await.unwrap();
@@ -72,7 +72,7 @@ trial!(idle_workers_end_at_once, async || {
 
 trial!(nothing_new_is_accepted_while_it_drains, async || {
     let (server, client) =
-        start_with("faults", |client| client.max_workers(2).timeout(Duration::from_millis(300)));
+        start_with("general", |client| client.max_workers(2).timeout(Duration::from_millis(300)));
     let held = client.checkout();
     held.call::<()>("nothing", ()).await.unwrap();
     server.shutdown();
@@ -83,7 +83,7 @@ trial!(nothing_new_is_accepted_while_it_drains, async || {
 });
 
 trial!(a_server_that_waits_for_a_call_sleeps, async || {
-    let (server, client) = start_with("faults", |client| client.max_workers(1));
+    let (server, client) = start_with("general", |client| client.max_workers(1));
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
     let pid = server.pid();
@@ -98,7 +98,7 @@ trial!(a_server_that_waits_for_a_call_sleeps, async || {
 });
 
 trial!(workers_end_with_a_killed_server, async || {
-    let (server, client) = start_with("faults", |client| client.min_workers(3));
+    let (server, client) = start_with("general", |client| client.min_workers(3));
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
     let hanging = checkout.call::<()>("hang", ());

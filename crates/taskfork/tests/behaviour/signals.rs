@@ -124,7 +124,7 @@ trial!(a_signal_that_comes_while_a_server_ends_kills_nobody, async || {
         |server: &taskfork::server::ServerHandle| server.shutdown(),
         |server: &taskfork::server::ServerHandle| signal(server.pid(), libc::SIGHUP),
     ] {
-        let (server, client) = start("faults");
+        let (server, client) = start("general");
         let (checkout, idle) = (client.checkout(), client.checkout());
         let pid: u32 = checkout.call("pid", ()).await.unwrap();
         let other: u32 = idle.call("pid", ()).await.unwrap();

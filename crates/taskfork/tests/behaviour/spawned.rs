@@ -80,7 +80,7 @@ trial!(a_killed_server_is_replaced_at_its_address, async || {
     let folder = tempfile::tempdir().unwrap();
     let at_path = Config { listen: Some(address_in(&folder)), ..Config::new() };
     let started = [
-        Server::spawn("faults").unwrap(),
+        Server::spawn("general").unwrap(),
         Server::spawn("tcp").unwrap(),
         Server::spawn_with("configured", &at_path).unwrap(),
     ];
@@ -115,7 +115,7 @@ trial!(a_killed_server_is_replaced_at_its_address, async || {
 });
 
 trial!(a_call_of_a_killed_server_says_so, async || {
-    for entry in ["faults", "tcp"] {
+    for entry in ["general", "tcp"] {
         let server = Server::spawn(entry).unwrap();
         let client = client_of(&server);
         let checkout = client.checkout();
@@ -138,7 +138,7 @@ trial!(without_respawn_calls_fail_at_once_and_say_how_the_server_died, async || 
     let folder = tempfile::tempdir().unwrap();
     let at_path = Config { listen: Some(address_in(&folder)), ..Config::new() };
     let started = [
-        without_respawn("faults"),
+        without_respawn("general"),
         without_respawn("tcp"),
         Spawn::new("configured").config(&at_path).respawn(false).start().unwrap(),
     ];
@@ -166,7 +166,7 @@ trial!(without_respawn_calls_fail_at_once_and_say_how_the_server_died, async || 
 
 trial!(without_respawn_a_thread_that_waits_is_told_as_well, async || {
     let told = tokio::task::spawn_blocking(|| {
-        let server = without_respawn("faults");
+        let server = without_respawn("general");
         let options = Client::builder().address(server.address()).timeout(None).max_workers(1);
         let client = options.build_blocking().unwrap();
         let checkout = client.checkout();
@@ -181,7 +181,7 @@ trial!(without_respawn_a_thread_that_waits_is_told_as_well, async || {
 });
 
 trial!(a_client_of_a_server_that_has_ended_is_told_at_once, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let (pid, address) = (server.pid(), server.address());
     tokio::task::spawn_blocking(move || server.close()).await.unwrap();
     let late = Client::builder().address(address).timeout(None).build().unwrap();
@@ -208,7 +208,7 @@ trial!(another_server_at_the_same_path_serves_the_old_ones_clients, async || {
 });
 
 trial!(a_server_that_ends_as_it_is_told_is_not_replaced, async || {
-    let server = Server::spawn("faults").unwrap();
+    let server = Server::spawn("general").unwrap();
     signal(server.pid(), libc::SIGTERM);
     let end = tokio::task::spawn_blocking(move || server.wait()).await.unwrap();
     assert_eq!(end, End::Exited(0));
@@ -284,14 +284,14 @@ trial!(a_server_that_fails_tells_its_error_at_its_end, async || {
 
 trial!(a_killed_server_leaves_no_zombie, async || {
     // Nobody asks the handles, and there is no client.
-    for server in [Server::spawn("faults").unwrap(), without_respawn("faults")] {
+    for server in [Server::spawn("general").unwrap(), without_respawn("general")] {
         let pid = kill(&server);
         until("the server's end, reaped", || !is_alive(pid)).await;
     }
 });
 
 trial!(a_handle_waits_for_the_end, async || {
-    let server = std::sync::Arc::new(without_respawn("faults"));
+    let server = std::sync::Arc::new(without_respawn("general"));
     let waits = server.clone();
     let waiting = tokio::task::spawn_blocking(move || waits.wait());
     assert!(server.is_alive() && !waiting.is_finished());
@@ -300,7 +300,7 @@ trial!(a_handle_waits_for_the_end, async || {
     assert_eq!(server.wait(), End::Signaled(libc::SIGKILL));
 
     // One that is replaced has not ended; shutting it down ends it.
-    let server = std::sync::Arc::new(Server::spawn("faults").unwrap());
+    let server = std::sync::Arc::new(Server::spawn("general").unwrap());
     let waits = server.clone();
     let waiting = tokio::task::spawn_blocking(move || waits.wait());
     let before = kill(&server);
@@ -311,14 +311,14 @@ trial!(a_handle_waits_for_the_end, async || {
 });
 
 trial!(a_handle_tells_the_status_without_a_path, async || {
-    let server = Server::spawn("faults").unwrap();
+    let server = Server::spawn("general").unwrap();
     let client = client_of(&server);
     let checkout = client.checkout();
     let worker: u32 = checkout.call("pid", ()).await.unwrap();
     let server = std::sync::Arc::new(server);
     let asked = server.clone();
     let status = tokio::task::spawn_blocking(move || asked.status()).await.unwrap().unwrap();
-    assert_eq!((status.pid, &status.name[..], status.forked), (server.pid(), "faults", 1));
+    assert_eq!((status.pid, &status.name[..], status.forked), (server.pid(), "general", 1));
     assert_eq!(status.workers.iter().map(|worker| worker.pid).collect::<Vec<_>>(), [worker]);
 });
 
@@ -349,7 +349,7 @@ trial!(a_program_can_still_fork_after_it_has_spawned, async || {
 });
 
 pub(crate) fn spawn_and_fork() {
-    let spawned = Server::spawn("faults").unwrap();
+    let spawned = Server::spawn("general").unwrap();
     let first = kill(&spawned);
     let forked = Server::fork(servers::serve).unwrap();
     while !is_gone(first) {
@@ -368,7 +368,7 @@ pub(crate) fn spawn_and_fork() {
 trial!(a_process_that_never_calls_init_is_given_up_and_described, async || {
     let said = roles::output(&["before_init", "hang"]);
     let own = std::env::current_exe().unwrap().display().to_string();
-    assert!(said.contains("`faults` did not start within 0.5 seconds (start_timeout)"), "{said}");
+    assert!(said.contains("`general` did not start within 0.5 seconds (start_timeout)"), "{said}");
     assert!(said.contains("has not called `taskfork::init`"), "{said}");
     assert!(said.contains("sleeping") && said.contains(&own), "{said}");
     assert!(said.contains("it wrote:\n    loading the tables"), "{said}");
@@ -439,7 +439,7 @@ fn replace_stdin(file: &std::fs::File) {
 
 /// What the program itself does.
 pub(crate) fn spawns_what_does_not_start() {
-    let spawn = Spawn::new("faults").start_timeout(Duration::from_millis(500));
+    let spawn = Spawn::new("general").start_timeout(Duration::from_millis(500));
     let spawn = match roles::is("write") {
         true => spawn.start_timeout(None),
         false => spawn,
@@ -493,7 +493,7 @@ trial!(a_missing_or_wrong_configuration_is_named, async || {
     let error = Server::spawn_with("configured", &tree).unwrap_err();
     assert!(matches!(error, ServerError::UnencodableConfig { .. }), "{error}");
     // A server that does not ask for it does not mind.
-    let _ = Server::spawn_with("faults", &1).unwrap();
+    let _ = Server::spawn_with("general", &1).unwrap();
 });
 
 trial!(a_replacement_inherits_what_the_first_one_did, async || {
@@ -512,7 +512,7 @@ pub(crate) fn inherit() {
         std::env::set_current_dir(folder).unwrap();
     };
     set("first", Path::new("/usr"));
-    let server = Server::spawn("faults").unwrap();
+    let server = Server::spawn("general").unwrap();
     set("second", Path::new("/"));
     let options = Client::builder().address(server.address());
     let client = options.build_blocking().unwrap();

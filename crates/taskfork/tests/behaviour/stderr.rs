@@ -51,7 +51,7 @@ trial!(each_line_is_shown_with_the_workers_process_id, async || {
 });
 
 trial!(the_end_of_it_is_attached_to_a_death, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let error =
         client.call::<()>("complain_and_abort", ("one\nmalloc(): corrupted",)).await.unwrap_err();
     let report = error.report().to_string();
@@ -67,7 +67,7 @@ trial!(the_end_of_it_is_attached_to_a_death, async || {
 });
 
 trial!(of_much_the_last_four_kibibytes_are_attached, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let text: String = (0..2000).map(|number| format!("line {number}\n")).collect();
     let error = client.call::<()>("complain_and_abort", (&text,)).await.unwrap_err();
     let kept = death(error).stderr.unwrap();
@@ -76,7 +76,7 @@ trial!(of_much_the_last_four_kibibytes_are_attached, async || {
 });
 
 trial!(a_panic_that_kills_is_in_the_death, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let error = client.call::<()>("panic_twice", ()).await.unwrap_err();
     let stderr = death(error).stderr.unwrap();
     assert!(stderr.contains("panicked at"), "{stderr}");
@@ -178,7 +178,7 @@ trial!(it_can_be_inherited, async || {
 });
 
 trial!(a_worker_may_close_it, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let checkout = client.checkout();
     checkout.call::<()>("complain", ("before\n",)).await.unwrap();
     let before = descriptors(server.pid());
@@ -190,7 +190,7 @@ trial!(a_worker_may_close_it, async || {
 });
 
 trial!(what_holds_a_workers_standard_error_open_ends_with_it, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let survivor: u32 = checkout.call("escape", ()).await.unwrap();

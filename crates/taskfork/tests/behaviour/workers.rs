@@ -6,11 +6,11 @@ use crate::support::processes::{command_line, descriptors};
 use crate::support::{address_in, roles, start, start_with, trial};
 
 trial!(server_and_workers_are_named_in_ps, async || {
-    let (server, client) = start("faults");
+    let (server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
-    assert_eq!(command_line(server.pid()), "taskfork-server:faults");
-    assert_eq!(command_line(pid), "taskfork-worker:faults(1)");
+    assert_eq!(command_line(server.pid()), "taskfork-server:general");
+    assert_eq!(command_line(pid), "taskfork-worker:general(1)");
     let status: String = checkout.call("status", ()).await.unwrap();
     assert!(status.starts_with("Name:\ttaskfork-worker\n"), "{status}");
 });
@@ -23,7 +23,7 @@ trial!(a_long_name_is_cut_at_a_letter, async || {
 });
 
 trial!(a_worker_holds_no_descriptor_of_anybody_else, async || {
-    let (_server, client) = start_with("faults", |client| client.min_workers(4));
+    let (_server, client) = start_with("general", |client| client.min_workers(4));
     // What this program was started with goes to whatever it starts.
     let inherited: HashSet<String> = std::fs::read_dir("/proc/self/fd")
         .unwrap()
@@ -89,20 +89,20 @@ trial!(signals_are_those_of_a_worker_whatever_the_server_had_set, async || {
 });
 
 trial!(a_write_to_a_closed_pipe_is_an_error, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let kind: String = client.call("write_to_closed_pipe", ()).await.unwrap();
     assert_eq!(kind, "broken pipe");
 });
 
 trial!(the_random_generator_of_c_differs_between_workers, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let (one, two) = (client.checkout(), client.checkout());
     let (one, two) = (one.call::<Vec<i32>>("random", ()), two.call::<Vec<i32>>("random", ()));
     assert_ne!(one.await.unwrap(), two.await.unwrap());
 });
 
 trial!(what_a_worker_prints_never_reaches_the_wire, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let checkout = client.checkout();
     checkout.call::<()>("print", ("printed by a worker",)).await.unwrap();
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
@@ -129,12 +129,12 @@ trial!(what_the_server_had_buffered_is_written_once, async || {
 });
 
 trial!(standard_input_is_empty, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     assert_eq!(client.call::<String>("read_stdin", ()).await.unwrap(), "");
 });
 
 trial!(each_worker_leads_a_process_group, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let pid: u32 = client.call("pid", ()).await.unwrap();
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let group = stat.rsplit(')').next().unwrap().split_whitespace().nth(2).unwrap();
@@ -142,7 +142,7 @@ trial!(each_worker_leads_a_process_group, async || {
 });
 
 trial!(a_program_started_by_a_worker_is_not_told_to_become_a_server, async || {
-    let (_server, client) = start("faults");
+    let (_server, client) = start("general");
     let variables: Vec<String> = client.call("variables", ()).await.unwrap();
     assert!(!variables.contains(&"TASKFORK_SERVER".to_owned()), "{variables:?}");
 });

@@ -59,12 +59,12 @@ pub(crate) fn detached(mut command: Command) -> Command {
 /// Roles of programs that lack the line in `main`, or have it too late.
 pub(crate) fn plays_before_init() -> bool {
     match role().iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["spawn_without_init"] => print_error(Server::spawn("faults")),
+        ["spawn_without_init"] => print_error(Server::spawn("general")),
         ["spawn_with_late_init"] => {
             let (_keep, wait) = std::sync::mpsc::channel::<()>();
             std::thread::spawn(move || wait.recv());
             taskfork::init(servers::ENTRIES);
-            print_error(Server::spawn("faults"));
+            print_error(Server::spawn("general"));
         }
         ["before_init", what] => {
             crate::spawned::before_init(what);
@@ -227,7 +227,7 @@ pub(crate) fn plays() -> bool {
         ["orphan_server", how] => {
             let server = match how {
                 "fork" => Server::fork(servers::serve).unwrap(),
-                _ => Server::spawn("faults").unwrap(),
+                _ => Server::spawn("general").unwrap(),
             };
             println!("{}", server.pid());
             // SAFETY: it ends this process, without a chance to do anything about it.

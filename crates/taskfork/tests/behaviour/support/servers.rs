@@ -10,7 +10,7 @@ use taskfork::worker::{Arguments, Function};
 use taskfork::{BoxError, Methods, Server, ServerBuilder, ServerError};
 
 pub(crate) const ENTRIES: &[(&str, Entry)] = &[
-    ("faults", |server| serve(server.name("faults"))),
+    ("general", |server| serve(server.name("general"))),
     ("hung", |server| serve(server.hung_worker_timeout(Duration::from_millis(300)))),
     ("looking", |server| {
         serve(server.busy_poll(taskfork::client::BusyPoll::Fixed(Duration::from_millis(2))))
@@ -107,19 +107,19 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("refuses", |_| Err(ServerError::NoAddress)),
 ];
 
-/// What a worker remembers.
+/// The state of a worker.
 #[derive(Default)]
 pub(crate) struct Worker {
     checkouts: u64,
     note: String,
 }
 
-/// Has this process log as a server should.
+/// Writes the log of this process to the log output of the server.
 pub(crate) fn log() {
     tracing_subscriber::fmt().with_ansi(false).with_writer(taskfork::server::LogWriter::new).init();
 }
 
-/// A server with the fault methods.
+/// Runs a server with the general-purpose methods of [`methods`].
 pub(crate) fn serve(server: ServerBuilder) -> Result<(), ServerError> {
     describe(server).run()
 }
@@ -144,7 +144,7 @@ impl serde::Serialize for Unencodable {
 }
 
 pub(crate) fn methods() -> Methods<Worker> {
-    inspection(faults(Methods::new()))
+    inspection(failures(Methods::new()))
         .without_method(|_, arguments| Ok(arguments.parse::<Vec<Value>>()?))
         .variadic("args", |_, arguments| Ok(arguments.parse::<Vec<Value>>()?))
         .function("echo", |value: Value| Ok(value))
@@ -170,7 +170,7 @@ pub(crate) fn methods() -> Methods<Worker> {
         })
 }
 
-fn faults(methods: Methods<Worker>) -> Methods<Worker> {
+fn failures(methods: Methods<Worker>) -> Methods<Worker> {
     methods
         .function("boom", |message: String| Err::<(), _>(message.into()))
         .function("chain", || {
@@ -187,7 +187,7 @@ fn faults(methods: Methods<Worker>) -> Methods<Worker> {
             std::process::abort()
         })
         .function("close_stderr", || {
-            // SAFETY: nobody else in this process owns the descriptor.
+            // SAFETY: no other code of this process owns the descriptor.
             #[allow(unsafe_code)]
             Ok(unsafe { libc::close(2) })
         })
@@ -242,7 +242,7 @@ fn panic_far_below(depth: u32) {
 #[error("outer")]
 struct Outer(#[source] std::io::Error);
 
-/// What a worker's process looks like from within.
+/// Adds methods that report on the worker's process or start others.
 fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
     methods
         .function("pid", || Ok(std::process::id()))
