@@ -38,7 +38,7 @@ async fn reason(client: &Client) -> String {
     reason.clone()
 }
 
-trial!(users_that_are_allowed_are_served_and_others_are_told, async || {
+trial!(allowed_users_are_served_and_others_get_an_error, async || {
     if !is_root() {
         return;
     }
@@ -78,7 +78,7 @@ trial!(users_that_are_allowed_are_served_and_others_are_told, async || {
     assert!(log.contains("uid=54321"), "{log}");
 });
 
-trial!(groups_that_are_allowed_are_served, async || {
+trial!(allowed_groups_are_served, async || {
     if !is_root() {
         return;
     }
@@ -101,7 +101,7 @@ trial!(groups_that_are_allowed_are_served, async || {
     assert!(reason.contains("may not use this server"), "{reason}");
 });
 
-trial!(names_that_do_not_exist_keep_a_server_from_starting, async || {
+trial!(a_server_refuses_to_start_with_unknown_users_or_groups, async || {
     let folder = tempfile::tempdir().unwrap();
     for (option, name) in [("allow_users", "no-such-user"), ("allow_groups", "no-such-group")] {
         let option = format!("{option}={name}");
@@ -151,7 +151,7 @@ fn ask_in_json(port: u16) -> String {
     String::from_utf8(said).unwrap()
 }
 
-trial!(json_has_to_be_named_on_tcp, async || {
+trial!(json_on_tcp_must_be_enabled, async || {
     let (server, port) = Guarded::start_tcp(&[]).await;
     let said = ask_in_json(port);
     assert!(said.starts_with("[\"er\",{},\"this server does not take the JSON"), "{said}");
@@ -164,7 +164,7 @@ trial!(json_has_to_be_named_on_tcp, async || {
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
 });
 
-trial!(a_native_client_is_told_that_its_protocol_is_not_taken, async || {
+trial!(a_native_client_gets_an_error_if_its_protocol_is_disabled, async || {
     let server = Guarded::start(&["protocols=json"]).await;
     let reason = reason(&client_of(&server.address())).await;
     assert!(reason.contains("does not take the native protocol here (protocols)"), "{reason}");
@@ -174,7 +174,7 @@ trial!(a_native_client_is_told_that_its_protocol_is_not_taken, async || {
     assert_eq!(message(&mut raw.0).unwrap(), b"[\"ok\",{},3]");
 });
 
-trial!(an_address_of_the_network_has_to_be_allowed, async || {
+trial!(a_network_address_must_be_allowed, async || {
     for address in ["tcp:0.0.0.0:0", "tcp:[::]:0", "tcp:192.0.2.1:0"] {
         let said = roles::output(&["serve", address]);
         assert!(said.contains("other machines can reach tcp:"), "{said}");
@@ -186,7 +186,7 @@ trial!(an_address_of_the_network_has_to_be_allowed, async || {
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
 });
 
-trial!(a_listener_of_the_network_that_was_inherited_has_to_be_allowed, async || {
+trial!(an_inherited_network_listener_must_be_allowed, async || {
     for (address, is_refused) in [("0.0.0.0:0", true), ("[::]:0", true), ("127.0.0.1:0", false)] {
         let listener = TcpListener::bind(address).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -236,7 +236,7 @@ async fn hung_error(address: &str) -> String {
     format!("{error:?}")
 }
 
-trial!(a_client_on_tcp_learns_no_details, async || {
+trial!(a_client_on_tcp_gets_no_details, async || {
     let (_server, port) = Guarded::start_tcp(&[]).await;
     let address = format!("tcp:127.0.0.1:{port}");
     assert_hidden(details(&address).await);
@@ -248,7 +248,7 @@ trial!(a_client_on_tcp_learns_no_details, async || {
     until("the reason in the log", || server.log().contains("/secret/file")).await;
 });
 
-trial!(a_client_of_another_user_learns_no_details, async || {
+trial!(a_client_of_another_user_gets_no_details, async || {
     if !is_root() {
         return;
     }

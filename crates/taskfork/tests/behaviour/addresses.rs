@@ -5,7 +5,7 @@ use taskfork::client::{Address, AddressError, ConfigError};
 
 use crate::support::{roles, trial};
 
-trial!(a_socket_path_that_is_too_long, async || {
+trial!(a_too_long_socket_path_is_an_error, async || {
     let address = format!("unix:/tmp/{}", "long/".repeat(30));
     let said = roles::output(&["serve", &address]);
     assert!(said.contains("155 bytes long") && said.contains("at most 107"), "{said}");
@@ -13,7 +13,7 @@ trial!(a_socket_path_that_is_too_long, async || {
     assert!(matches!(error, ConfigError::Address(AddressError::PathTooLong { .. })), "{error}");
 });
 
-trial!(a_socket_path_that_is_no_text, async || {
+trial!(a_socket_path_that_is_not_utf8_works, async || {
     let folder = tempfile::tempdir().unwrap();
     let said = roles::output(&["fork_at_bytes", folder.path().to_str().unwrap()]);
     let (sum, address) = said.trim().split_once(' ').unwrap();
@@ -37,7 +37,7 @@ trial!(a_socket_path_in_a_missing_folder, async || {
     assert!(said.contains("/missing of the socket cannot be used: No such file"), "{said}");
 });
 
-trial!(an_address_that_is_none, async || {
+trial!(an_invalid_address_is_an_error, async || {
     let said = roles::output(&["serve", "/tmp/s"]);
     assert!(said.contains("`/tmp/s` is not an address: write unix:PATH"), "{said}");
     let error = Client::builder().address("/tmp/s").build().unwrap_err();
@@ -53,7 +53,7 @@ trial!(a_client_without_an_address, async || {
     assert_eq!(Client::builder().build().unwrap_err(), ConfigError::NoAddress);
 });
 
-trial!(workers_that_do_not_add_up, async || {
+trial!(contradictory_worker_counts_are_an_error, async || {
     let client = Client::builder().address("unix:/nonexistent/s");
     assert_eq!(client.clone().max_workers(0).build().unwrap_err(), ConfigError::NoWorkers);
     let error = client.clone().min_workers(5).max_workers(4).build().unwrap_err();

@@ -55,7 +55,7 @@ trial!(queued_calls_are_sent_before_answers_come, async || {
     assert_eq!(*kinds.lock().unwrap(), [FIRST, BEHIND, BEHIND]);
 });
 
-trial!(a_worker_that_takes_none_ahead_gets_one_at_a_time, async || {
+trial!(a_worker_without_pipelining_gets_one_call_at_a_time, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet_as(&mut raw, &[]);
@@ -72,7 +72,7 @@ trial!(a_worker_that_takes_none_ahead_gets_one_at_a_time, async || {
     assert_eq!(three(&checkout).await.map(Result::unwrap), [1, 2, 3]);
 });
 
-trial!(no_more_is_sent_ahead_than_the_worker_takes, async || {
+trial!(the_client_pipelines_no_more_than_the_worker_accepts, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         // The second call fills this.
@@ -93,7 +93,7 @@ trial!(no_more_is_sent_ahead_than_the_worker_takes, async || {
     assert_eq!(three(&checkout).await.map(Result::unwrap), [1, 0, 0]);
 });
 
-trial!(a_worker_skips_what_was_sent_behind_a_failed_call, async || {
+trial!(a_worker_skips_calls_pipelined_after_a_failed_call, async || {
     let server = Logged::start();
     let (mut raw, hello) = Raw::greeted(&server.path()).await;
     let ahead = hello.as_array().unwrap()[1].as_map().unwrap();
@@ -114,7 +114,7 @@ trial!(a_worker_skips_what_was_sent_behind_a_failed_call, async || {
     assert!(notice.contains(&(text("calls"), 6.into())), "{notice:?}");
 });
 
-trial!(a_worker_skips_what_was_taken_back, async || {
+trial!(a_worker_skips_cancelled_calls, async || {
     let server = Logged::start();
     let (mut raw, _) = Raw::greeted(&server.path()).await;
     raw.call("sleep", vec![50.into()]);
@@ -130,7 +130,7 @@ trial!(a_worker_skips_what_was_taken_back, async || {
     assert_eq!(raw.receive().unwrap(), Value::Array(ok(4, Value::Nil)));
 });
 
-trial!(the_time_of_a_call_sent_ahead_is_that_since_it_was_made, async || {
+trial!(the_timeout_of_a_pipelined_call_starts_when_it_is_made, async || {
     let (_server, client) = start("deadlines");
     let checkout = client.checkout().timeout(Duration::from_secs(100));
     let slow = checkout.call::<bool>("late", (300,));
@@ -148,7 +148,7 @@ trial!(the_time_of_a_call_sent_ahead_is_that_since_it_was_made, async || {
     assert_eq!(error.to_string().lines().next().unwrap(), "interrupted, and cleaned up");
 });
 
-trial!(answers_stay_in_step_after_a_failure_in_a_long_queue, async || {
+trial!(answers_match_their_calls_after_a_failure_in_a_long_queue, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     for round in 0..20 {
@@ -192,7 +192,7 @@ trial!(the_next_checkout_gets_its_own_answers_after_a_failure, async || {
     assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), pid);
 });
 
-trial!(a_large_call_half_sent_behind_a_failed_one_harms_nothing, async || {
+trial!(a_large_call_half_sent_after_a_failed_one_is_harmless, async || {
     let (_server, client) =
         start_with("general", |client| client.max_workers(1).reuse_after_error(true));
     let checkout = client.checkout();
@@ -208,7 +208,7 @@ trial!(a_large_call_half_sent_behind_a_failed_one_harms_nothing, async || {
     assert_eq!(client.call::<String>("echo", (&large,)).await.unwrap(), large);
 });
 
-trial!(large_calls_and_large_answers_do_not_stop_each_other, async || {
+trial!(large_calls_and_large_answers_do_not_deadlock, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let text = "x".repeat(50_000);
@@ -228,7 +228,7 @@ trial!(large_calls_and_large_answers_do_not_stop_each_other, async || {
     }
 });
 
-trial!(calls_behind_a_death_have_not_run, async || {
+trial!(calls_queued_when_a_worker_dies_do_not_run, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let before = checkout.call::<i64>("add", (1, 2));
@@ -245,7 +245,7 @@ trial!(calls_behind_a_death_have_not_run, async || {
     }
 });
 
-trial!(calls_that_nobody_awaits_are_sent_as_well, async || {
+trial!(calls_that_are_not_awaited_are_sent, async || {
     let (_server, client) = start("general");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
@@ -278,7 +278,7 @@ trial!(several_tasks_share_the_queue, async || {
     }
 });
 
-trial!(a_worker_that_answers_what_it_was_to_skip_breaks_the_checkout, async || {
+trial!(an_answer_to_a_skipped_call_breaks_the_checkout, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         greet_as(&mut raw, &[("ahead", 1000.into())]);

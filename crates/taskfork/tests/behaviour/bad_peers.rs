@@ -68,7 +68,7 @@ impl Logged {
     }
 }
 
-trial!(the_protocol_can_be_spoken_from_its_description, async || {
+trial!(a_client_written_from_the_protocol_document_works, async || {
     let server = Logged::start();
     let (mut raw, hello) = Raw::greeted(&server.path()).await;
     let hello = hello.as_array().unwrap();
@@ -112,7 +112,7 @@ trial!(unknown_meta_keys_are_ignored, async || {
     assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], 1.into());
 });
 
-trial!(a_death_is_told_at_the_end_of_the_connection, async || {
+trial!(a_death_is_reported_at_the_end_of_the_connection, async || {
     let server = Logged::start();
     let (mut raw, _) = Raw::greeted(&server.path()).await;
     raw.call("exit", vec![9.into()]);
@@ -126,7 +126,7 @@ trial!(a_death_is_told_at_the_end_of_the_connection, async || {
     assert!(raw.receive().is_none());
 });
 
-trial!(a_client_of_another_version_is_told, async || {
+trial!(a_client_of_another_version_gets_an_error, async || {
     let server = Logged::start();
     let mut raw = Raw::connect(&server.path()).await;
     raw.send(b"taskfork");
@@ -138,7 +138,7 @@ trial!(a_client_of_another_version_is_told, async || {
     assert!(said.contains("`new` speaks the protocol versions [99], this server [1]"), "{said}");
 });
 
-trial!(garbage_closes_that_connection_and_no_other, async || {
+trial!(garbage_closes_only_its_connection, async || {
     let server = Logged::start();
     server
         .reject(
@@ -160,7 +160,7 @@ trial!(garbage_closes_that_connection_and_no_other, async || {
     server.reject(true, &[3, 0, 0, 0, 0xc1, 0xc1, 0xc1], false, "malformed").await;
 });
 
-trial!(an_oversize_frame_closes_that_connection_and_no_other, async || {
+trial!(an_oversize_frame_closes_only_its_connection, async || {
     let server = Logged::start();
     server
         .reject(
@@ -172,7 +172,7 @@ trial!(an_oversize_frame_closes_that_connection_and_no_other, async || {
         .await;
 });
 
-trial!(a_frame_cut_short_closes_that_connection_and_no_other, async || {
+trial!(a_truncated_frame_closes_only_its_connection, async || {
     let server = Logged::start();
     server.reject(true, &[100, 0, 0, 0, 1, 2], true, "in the middle of a frame").await;
 });
@@ -189,7 +189,7 @@ trial!(a_peer_that_stops_in_a_frame_is_closed, async || {
         .await;
 });
 
-trial!(a_garbage_server_is_told_as_such, async || {
+trial!(a_server_that_sends_garbage_is_reported, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
         raw.send(b"SSH-2.0-OpenSSH");
@@ -203,7 +203,7 @@ trial!(a_garbage_server_is_told_as_such, async || {
     assert!(error.to_string().contains("began with \"SSH-2.0-\""), "{error}");
 });
 
-trial!(a_server_that_never_greets_is_given_up, async || {
+trial!(a_server_that_sends_no_greeting_times_out, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut kept = Vec::new();
     let client = fake(&folder, move |raw| kept.push(raw));
@@ -239,7 +239,7 @@ trial!(an_oversize_answer_breaks_the_checkout, async || {
     assert!(error.to_string().contains("over the limit of 67108864"), "{error}");
 });
 
-trial!(an_answer_nobody_asked_for_costs_that_worker_only, async || {
+trial!(an_unsolicited_answer_closes_only_its_connection, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut first = true;
     let client = fake(&folder, move |mut raw| {
@@ -258,7 +258,7 @@ trial!(an_answer_nobody_asked_for_costs_that_worker_only, async || {
     assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
 });
 
-trial!(a_call_that_every_worker_denies_is_not_repeated_for_ever, async || {
+trial!(a_call_that_every_worker_refuses_is_not_retried_forever, async || {
     let folder = tempfile::tempdir().unwrap();
     let tried = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&tried);

@@ -66,7 +66,7 @@ trial!(a_blob_over_the_limit_is_sent_where_a_message_may_be_so_long, async || {
     assert_eq!(pair.iter().map(|blob| blob.len()).collect::<Vec<_>>(), [1 << 20, 2 << 20]);
 });
 
-trial!(a_client_that_hands_over_more_is_left, async || {
+trial!(a_client_that_exceeds_the_blob_limit_is_disconnected, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = roles::start(&["serve_files", &address_in(&folder)]);
     for length in [(256 << 20) + 1, 400 << 20, 1 << 40] {
@@ -80,7 +80,7 @@ trial!(a_client_that_hands_over_more_is_left, async || {
     assert_eq!(client.call::<Blob>("echo", (sparse(100_000),)).await.unwrap().len(), 100_000);
 });
 
-trial!(a_worker_that_hands_over_more_is_an_error_of_the_call, async || {
+trial!(a_worker_that_exceeds_the_blob_limit_fails_the_call, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     std::thread::spawn(move || {

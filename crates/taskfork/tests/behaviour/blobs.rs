@@ -130,7 +130,7 @@ trial!(they_stand_in_front_of_what_a_call_logs, async || {
     assert_eq!(messages.recv().unwrap().logs.len(), 1);
 });
 
-trial!(they_travel_over_tcp_as_well, async || {
+trial!(blobs_work_over_tcp, async || {
     let (_server, client) = start("blobs_tcp");
     for length in [100, 5_000_000] {
         let blob = Blob::from(pattern(length, 8));

@@ -9,7 +9,7 @@ use taskfork::{Client, Server};
 
 use crate::support::{start, start_with, trial};
 
-trial!(everything_is_as_it_is_without, async || {
+trial!(results_are_the_same_as_without_busy_polling, async || {
     for entry in ["general", "looking"] {
         let budget = BusyPoll::Fixed(Duration::from_millis(2));
         let (_server, client) = start_with(entry, |client| client.busy_poll(budget).max_workers(2));
@@ -74,7 +74,7 @@ async fn alone<T: Send + 'static, F: Future<Output = T>>(
     done.await.unwrap()
 }
 
-trial!(other_tasks_have_their_turns, async || {
+trial!(other_tasks_run_while_a_call_polls, async || {
     // The worker looks as well, so that no call waits for anything.
     let turns = alone("looking", |client| async move {
         let checkout = client.checkout();

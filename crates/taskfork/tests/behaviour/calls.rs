@@ -8,7 +8,7 @@ use taskfork::error::{CallError, FatalError};
 
 use crate::support::{start, start_with, trial};
 
-trial!(a_call_goes_there_and_back, async || {
+trial!(a_call_returns_its_result, async || {
     let (_server, client) = start("general");
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
 });
@@ -29,7 +29,7 @@ trial!(values_of_all_kinds_come_back_as_they_were, async || {
     assert_eq!(client.call::<Vec<i64>>("args", vec![1, 2]).await.unwrap(), [1, 2]);
 });
 
-trial!(a_call_without_a_method_runs_too, async || {
+trial!(a_call_without_a_method_runs, async || {
     let (_server, client) = start("general");
     let back: (i64, String) = client.invoke((1, "two")).await.unwrap();
     assert_eq!(back, (1, "two".to_owned()));
@@ -70,7 +70,7 @@ trial!(calls_wait_for_a_worker_that_is_not_there_yet, async || {
     assert_eq!((calls.0.await.unwrap(), calls.1.await.unwrap()), (2, 4));
 });
 
-trial!(a_call_not_awaited_runs_all_the_same, async || {
+trial!(a_call_that_is_not_awaited_runs, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let _kept = checkout.call::<()>("remember", ("written",));
@@ -87,7 +87,7 @@ trial!(a_call_dropped_before_it_was_sent_does_not_run, async || {
     assert_eq!(note.await.unwrap(), "");
 });
 
-trial!(a_call_dropped_while_it_runs_harms_no_other, async || {
+trial!(a_call_dropped_while_it_runs_does_not_affect_others, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -147,7 +147,7 @@ trial!(a_checkout_keeps_its_worker_and_its_state, async || {
     assert_ne!(pids.0.await.unwrap(), pids.1.await.unwrap());
 });
 
-trial!(large_messages_cross_whole, async || {
+trial!(large_messages_arrive_complete, async || {
     let (_server, client) = start("general");
     let bytes = serde_bytes::ByteBuf::from((0..5_000_000u32).map(|n| n as u8).collect::<Vec<_>>());
     let back: serde_bytes::ByteBuf = client.call("echo", (&bytes,)).await.unwrap();
@@ -165,7 +165,7 @@ trial!(waiting_for_the_worker_alone, async || {
     assert!(matches!(error, Error::Fatal { cause: FatalError::TimedOut { .. }, .. }), "{error}");
 });
 
-trial!(a_wait_for_the_worker_stands_in_turn, async || {
+trial!(waiting_for_the_worker_keeps_the_order_of_the_queue, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let call = checkout.call::<()>("remember", ("first",));

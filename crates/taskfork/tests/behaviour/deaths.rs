@@ -17,7 +17,7 @@ fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
     }
 }
 
-trial!(a_death_in_a_call_says_how_and_of_whom, async || {
+trial!(a_death_in_a_call_reports_its_cause_and_process, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -36,7 +36,7 @@ trial!(a_death_in_a_call_says_how_and_of_whom, async || {
     assert!(error.ends_with("was killed by SIGSEGV during a call"), "{error}");
 });
 
-trial!(a_killed_worker_is_told_by_its_signal, async || {
+trial!(a_killed_worker_is_reported_with_its_signal, async || {
     let (_server, client) = start("general");
     for number in [libc::SIGUSR1, libc::SIGRTMIN()] {
         let checkout = client.checkout();
@@ -48,7 +48,7 @@ trial!(a_killed_worker_is_told_by_its_signal, async || {
 });
 
 // The kernel reaps the children of a process that ignores their deaths, and tells it nothing.
-trial!(deaths_are_told_also_where_the_program_ignores_its_childrens, async || {
+trial!(deaths_are_reported_if_the_program_ignores_sigchld, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve_ignoring_deaths", &address]);
@@ -71,7 +71,7 @@ trial!(all_calls_of_a_dead_worker_end, async || {
     assert_eq!(ran, [true, false, false]);
 });
 
-trial!(a_worker_that_dies_idle_is_replaced_and_nobody_sees_it, async || {
+trial!(a_worker_that_dies_idle_is_replaced_without_an_error, async || {
     let (_server, client) = start_with("general", |client| client.min_workers(1).max_workers(1));
     for _ in 0..5 {
         let pid: u32 = client.call("pid", ()).await.unwrap();
@@ -103,7 +103,7 @@ trial!(a_worker_that_dies_between_two_calls_ends_the_checkout, async || {
     assert_eq!(death(checkout.ready().await).0.pid, pid);
 });
 
-trial!(a_worker_that_dies_before_the_first_call_is_replaced_unseen, async || {
+trial!(a_worker_that_dies_before_the_first_call_is_replaced_without_an_error, async || {
     let (server, client) = start_with("general", |client| client.max_workers(1));
     let checkout = client.checkout();
     checkout.ready().await.unwrap();
@@ -115,7 +115,7 @@ trial!(a_worker_that_dies_before_the_first_call_is_replaced_unseen, async || {
     drop(checkout);
 });
 
-trial!(a_worker_that_dies_while_cleaning_up_is_replaced_unseen, async || {
+trial!(a_worker_that_dies_while_cleaning_up_is_replaced_without_an_error, async || {
     let (_server, client) = start_with("done_fails", |client| client.max_workers(1));
     let mut pids = Vec::new();
     for _ in 0..10 {

@@ -218,7 +218,7 @@ trial!(a_fatal_error_sticks_to_the_checkout, async || {
     }
 });
 
-trial!(a_fatal_error_can_be_thrown, async || {
+trial!(abort_fails_the_checkout, async || {
     let (_server, client) = start_with("general", |client| client.max_workers(1));
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -233,7 +233,7 @@ trial!(a_fatal_error_can_be_thrown, async || {
     client.call::<()>("nothing", ()).await.unwrap();
 });
 
-trial!(throwing_ends_a_checkout_that_waits, async || {
+trial!(abort_ends_a_checkout_that_waits, async || {
     let (_server, client) = start_with("general", |client| client.max_workers(1));
     let busy = client.checkout();
     busy.ready().await.unwrap();

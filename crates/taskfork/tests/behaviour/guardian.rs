@@ -34,7 +34,7 @@ trial!(a_guardian_that_dies_is_replaced, async || {
 
 // The server has only so many descriptors left when its guardian dies, so that forking another
 // fails at one point or the other.
-trial!(a_guardian_that_cannot_be_had_harms_nobody, async || {
+trial!(workers_run_if_the_guardian_cannot_be_started, async || {
     let (server, client) = start("general");
     let checkout = client.checkout();
     let worker: u32 = checkout.call("pid", ()).await.unwrap();

@@ -63,7 +63,7 @@ async fn flood<T: Send + 'static>(
     (silent.join().unwrap(), calls)
 }
 
-trial!(five_thousand_silent_connections_delay_nobody, async || {
+trial!(five_thousand_silent_connections_delay_no_client, async || {
     let server = Guarded::start(&[]).await;
     let path = server.path();
     let (silent, calls) = flood(server.address(), move || UnixStream::connect(&path)).await;

@@ -294,7 +294,7 @@ trial!(nothing_is_lent_where_it_cannot_be, async || {
     }
 });
 
-trial!(nothing_is_lent_to_another_user, async || {
+trial!(no_memory_is_shared_with_another_user, async || {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -392,7 +392,7 @@ trial!(a_failed_or_abandoned_call_loses_no_memory, async || {
     assert!(is_lent(&checkout.call::<Blob>("make", (LONG, 6)).await.unwrap()));
 });
 
-trial!(at_rest_memory_is_given_back, async || {
+trial!(idle_memory_is_returned, async || {
     // Other tests lend memory and open files meanwhile.
     roles::run("lending_rests").await;
 });
@@ -510,7 +510,7 @@ fn lends_and_calls(id: u32, length: usize) -> Vec<u8> {
     [lend(id, length), frame(call)].concat()
 }
 
-trial!(a_client_that_lends_what_it_must_not_is_left, async || {
+trial!(a_client_that_shares_invalid_memory_is_disconnected, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = roles::start(&["serve_lending", &address_in(&folder)]);
     let path = folder.path().join("s");
@@ -571,7 +571,7 @@ fn answer_with(listener: &std::os::unix::net::UnixListener, said: &[u8], file: O
     assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 2.into()));
 }
 
-trial!(a_worker_that_lends_what_it_must_not_is_left, async || {
+trial!(a_worker_that_shares_invalid_memory_is_disconnected, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();

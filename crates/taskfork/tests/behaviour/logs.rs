@@ -219,7 +219,7 @@ trial!(the_message_is_finished_with_the_checkout, async || {
     assert_eq!(timers(&message), ["hang"]);
 });
 
-trial!(a_killed_workers_last_words_are_there, async || {
+trial!(a_killed_workers_last_log_lines_arrive, async || {
     let (_server, client) = start("logs");
     let (log, finished) = new_log();
     let checkout = client.checkout().log(&log);

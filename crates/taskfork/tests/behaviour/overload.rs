@@ -45,7 +45,7 @@ trial!(with_the_queue_full_the_oldest_makes_room, async || {
     assert_eq!((second.await.unwrap(), third.await.unwrap()), (2, 3));
 });
 
-trial!(without_a_queue_nobody_waits, async || {
+trial!(without_a_queue_checkouts_fail_at_once, async || {
     for overload in [Overload::RefuseNewest, Overload::DropOldest] {
         let (_server, client) = start_with("general", |client| {
             client.min_workers(1).max_workers(1).max_queue(0).overload(overload)

@@ -95,7 +95,7 @@ fn play_worker(
     }
 }
 
-trial!(the_client_plays_calls, async || {
+trial!(the_client_handles_recorded_calls, async || {
     let server = Played::start("calls");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -124,7 +124,7 @@ trial!(the_client_plays_calls, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_coderef, async || {
+trial!(the_client_handles_recorded_coderef, async || {
     let server = Played::start("coderef");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -136,7 +136,7 @@ trial!(the_client_plays_coderef, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_errors, async || {
+trial!(the_client_handles_recorded_errors, async || {
     let server = Played::start("errors");
     let client = server.client(|client| client);
     let said = [
@@ -157,7 +157,7 @@ trial!(the_client_plays_errors, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_queue_cleared, async || {
+trial!(the_client_handles_recorded_queue_cleared, async || {
     let server = Played::start("queue_cleared");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -178,7 +178,7 @@ trial!(the_client_plays_queue_cleared, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_log, async || {
+trial!(the_client_handles_recorded_log, async || {
     let server = Played::start("log");
     let client = server.client(|client| client);
     let log = Log::new(drop);
@@ -195,7 +195,7 @@ trial!(the_client_plays_log, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_died, async || {
+trial!(the_client_handles_recorded_died, async || {
     let server = Played::start("died");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -211,7 +211,7 @@ trial!(the_client_plays_died, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_hung, async || {
+trial!(the_client_handles_recorded_hung, async || {
     let server = Played::start("hung");
     let client = server.client(|client| client);
     let error = client.call::<()>("hang", ()).await.unwrap_err();
@@ -220,7 +220,7 @@ trial!(the_client_plays_hung, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_timeout, async || {
+trial!(the_client_handles_recorded_timeout, async || {
     let server = Played::start("timeout");
     let client = server.client(|client| client);
     let checkout = client.checkout().timeout(Duration::from_millis(300));
@@ -229,7 +229,7 @@ trial!(the_client_plays_timeout, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_max_checkouts, async || {
+trial!(the_client_handles_recorded_max_checkouts, async || {
     let server = Played::start("max_checkouts");
     let client = server.client(|client| client.max_checkouts(2));
     for number in (0..5).rev() {
@@ -239,7 +239,7 @@ trial!(the_client_plays_max_checkouts, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_setup, async || {
+trial!(the_client_handles_recorded_setup, async || {
     let server = Played::start("setup");
     let client = server.client(|client| client);
     let checkout = client.checkout();
@@ -252,7 +252,7 @@ trial!(the_client_plays_setup, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_standby, async || {
+trial!(the_client_handles_recorded_standby, async || {
     let server = Played::start("standby");
     let client = server.client(|client| client.max_workers(2));
     let first = client.checkout();
@@ -267,7 +267,7 @@ trial!(the_client_plays_standby, async || {
     server.end().await;
 });
 
-trial!(the_client_plays_abort, async || {
+trial!(the_client_handles_recorded_abort, async || {
     let server = Played::start("abort");
     let client = server.client(|client| client);
     let checkout = client.checkout();

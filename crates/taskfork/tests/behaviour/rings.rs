@@ -246,7 +246,7 @@ trial!(a_call_that_a_worker_has_left_there_goes_to_another, async || {
 });
 
 // Both sides go to sleep, for longer and for shorter times, and always hear of what comes.
-trial!(whoever_sleeps_is_woken, async || {
+trial!(sleeping_peers_are_woken, async || {
     let (_server, client) = start("rings");
     let (one, other) = (client.checkout(), client.checkout());
     warm(&one).await;
@@ -271,7 +271,7 @@ trial!(whoever_sleeps_is_woken, async || {
     drop(kept);
 });
 
-trial!(nothing_is_left_of_them, async || {
+trial!(no_memory_or_descriptor_of_rings_is_left, async || {
     // Other tests have rings and open files meanwhile.
     roles::run("rings_leave_nothing").await;
 });
@@ -428,7 +428,7 @@ fn ends(raw: &mut Raw) -> bool {
     !died && matches!(end, Ok(_) | Err(std::io::ErrorKind::ConnectionReset))
 }
 
-trial!(a_client_that_offers_what_it_must_not_is_left, async || {
+trial!(a_client_that_offers_invalid_rings_is_disconnected, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_program, path) = serve(&folder).await;
     let good = || Rings::new(WORDS * 8, SEALS).1;
@@ -499,7 +499,7 @@ pub(crate) async fn call_until_it_fails(client: &Client) -> Error {
     }
 }
 
-trial!(a_worker_that_puts_nonsense_there_is_left, async || {
+trial!(a_worker_that_writes_invalid_data_to_a_ring_is_disconnected, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let client = Client::builder().address(address_in(&folder)).min_workers(0);

@@ -248,14 +248,14 @@ async fn overwriting_harms_nobody_else(entry: &'static str, seeds: std::ops::Ran
     assert!(!is_gone(stranger.pid()), "a process was ended that has nothing to do with the server");
 }
 
-trial!(a_worker_that_overwrites_all_shared_memory_harms_nobody_else, async || {
+trial!(a_worker_that_overwrites_all_shared_memory_affects_no_other, async || {
     tokio::join!(
         overwriting_harms_nobody_else("scribbling", 0..5),
         overwriting_harms_nobody_else("scribbling", 5..10),
     );
 });
 
-trial!(another_users_worker_that_overwrites_all_shared_memory_harms_nobody_else, async || {
+trial!(another_users_worker_that_overwrites_all_shared_memory_affects_no_other, async || {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -291,7 +291,7 @@ trial!(a_call_that_hides_its_deadline_ends_with_its_client, async || {
     until("its worker is gone", || children(server.pid()).is_empty()).await;
 });
 
-trial!(a_worker_has_nobody_elses_slot, async || {
+trial!(a_worker_maps_only_its_own_slot, async || {
     let (_server, client) = start_with("scribbling", |client| client.min_workers(3));
     let checkouts: Vec<_> = (0..3).map(|_| client.checkout()).collect();
     for checkout in &checkouts {

@@ -77,7 +77,7 @@ trial!(a_program_that_idles_makes_room_for_another, async || {
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
 });
 
-trial!(who_waits_is_served_in_the_order_of_coming, async || {
+trial!(waiting_clients_are_served_in_order_of_arrival, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=1"]);
     let file = folder.path().join("order").display().to_string();
@@ -100,7 +100,7 @@ trial!(who_waits_is_served_in_the_order_of_coming, async || {
     assert_eq!((status.waiting, status.refused), (0, 0));
 });
 
-trial!(of_three_greedy_clients_nobody_starves, async || {
+trial!(three_busy_clients_all_make_progress, async || {
     const PARTS: usize = 4;
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=3"]);
@@ -163,7 +163,7 @@ trial!(a_json_client_waits_as_well, async || {
     drop(stream);
 });
 
-trial!(who_leaves_the_queue_is_forgotten, async || {
+trial!(clients_that_leave_the_queue_are_removed, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=1"]);
     let holder = client(&folder, 1);
@@ -214,7 +214,7 @@ trial!(a_client_that_waits_is_told_so_on_the_wire, async || {
     assert_eq!(raw.receive().unwrap()[2], 5.into());
 });
 
-trial!(a_spare_worker_goes_to_whom_waits, async || {
+trial!(a_spare_worker_serves_a_waiting_client, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=2", "spare_workers=1"]);
     let clients = [0; 3].map(|_| client(&folder, 2));

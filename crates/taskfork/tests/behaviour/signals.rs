@@ -118,7 +118,7 @@ trial!(a_call_of_a_program_goes_on_though_all_processes_get_a_signal, async || {
 });
 
 // A service manager signals a program and the server that the program has started, and the program ends its server.
-trial!(a_signal_that_comes_while_a_server_ends_kills_nobody, async || {
+trial!(a_signal_during_shutdown_kills_no_worker, async || {
     let folder = tempfile::tempdir().unwrap();
     for ends in [
         |server: &taskfork::server::ServerHandle| server.shutdown(),
@@ -159,7 +159,7 @@ trial!(code_of_a_worker_can_handle_signals, async || {
 });
 
 trial!(
-    a_program_that_a_worker_starts_ignores_what_its_worker_does_unless_told_otherwise,
+    a_program_started_by_a_worker_inherits_ignored_signals_by_default,
     async || {
         let folder = tempfile::tempdir().unwrap();
         let _program = roles::start(&["serve_signals", &address_in(&folder)]);

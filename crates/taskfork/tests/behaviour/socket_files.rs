@@ -122,7 +122,7 @@ impl Drop for Successor {
     }
 }
 
-trial!(who_connected_before_the_file_had_gone_is_served, async || {
+trial!(clients_connected_before_the_socket_file_was_removed_are_served, async || {
     let place = Place::new();
     let program = place.serve().await;
     // A server that is stopped accepts nobody: the connection waits in the old socket.

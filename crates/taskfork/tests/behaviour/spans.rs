@@ -193,7 +193,7 @@ trial!(without_a_listener_nothing_is_recorded, async || {
     assert_eq!(enabled().await, (false, false));
 });
 
-trial!(it_arrives_with_failed_calls_too, async || {
+trial!(spans_of_failed_calls_arrive, async || {
     let (_server, client) = start("spans");
     for panics in [false, true] {
         let (seen, _guard) = listen();

@@ -164,7 +164,7 @@ trial!(without_respawn_calls_fail_at_once_and_say_how_the_server_died, async || 
     }
 });
 
-trial!(without_respawn_a_thread_that_waits_is_told_as_well, async || {
+trial!(without_respawn_a_waiting_thread_gets_the_error, async || {
     let told = tokio::task::spawn_blocking(|| {
         let server = without_respawn("general");
         let options = Client::builder().address(server.address()).timeout(None).max_workers(1);
@@ -383,7 +383,7 @@ trial!(an_argument_parser_before_init_is_detected, async || {
     assert_eq!(said.matches("Usage").count(), 1, "it is shown with the error only: {said}");
 });
 
-trial!(an_end_before_init_is_told, async || {
+trial!(a_death_before_init_is_reported, async || {
     let said = roles::output(&["before_init", "abort"]);
     assert!(said.contains("was killed by SIGABRT before it called `taskfork::init`"), "{said}");
     assert!(!said.contains("argument parser"), "{said}");

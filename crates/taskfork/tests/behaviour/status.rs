@@ -81,7 +81,7 @@ trial!(it_tells_how_many_checkouts_wait, async || {
     until("nobody waits", || queued() == 0).await;
 });
 
-trial!(whoever_does_not_read_holds_nobody_up, async || {
+trial!(a_status_reader_that_does_not_read_blocks_no_other, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let _program = roles::start(&["serve", &address]);

@@ -82,7 +82,7 @@ trial!(a_panic_that_kills_is_in_the_death, async || {
     assert!(stderr.contains("panicked at"), "{stderr}");
 });
 
-trial!(a_flood_that_nobody_reads_holds_no_worker_up, async || {
+trial!(a_flood_of_unread_stderr_blocks_no_worker, async || {
     let folder = tempfile::tempdir().unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let writer = File::from(std::os::fd::OwnedFd::from(writer));
@@ -168,7 +168,7 @@ trial!(lines_beyond_the_bound_are_counted_and_the_end_of_them_is_shown, async ||
     assert!((1000..8192).contains(&after), "{after}");
 });
 
-trial!(it_can_be_inherited, async || {
+trial!(stderr_can_be_inherited, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let (_program, client) = serve("serve_inheriting", &folder, File::create(&path).unwrap());
@@ -177,7 +177,7 @@ trial!(it_can_be_inherited, async || {
     assert_eq!(lines(&path), ["as it is"]);
 });
 
-trial!(a_worker_may_close_it, async || {
+trial!(a_worker_may_close_its_stderr, async || {
     let (server, client) = start("general");
     let checkout = client.checkout();
     checkout.call::<()>("complain", ("before\n",)).await.unwrap();
