@@ -51,39 +51,36 @@ trial!(cancelling_in_the_middle_of_a_long_queue, async || {
     }
 });
 
-trial!(
-    a_server_killed_and_started_again_under_load_loses_no_call_that_was_not_running,
-    async || {
-        let folder = tempfile::tempdir().unwrap();
-        let address = address_in(&folder);
-        let mut program = roles::start(&["serve", &address]);
-        let client = Client::builder().address(&address).max_workers(4).build().unwrap();
-        let callers: Vec<_> = (0..8)
-            .map(|_| {
-                let client = client.clone();
-                tokio::spawn(async move {
-                    let (mut answered, mut lost) = (0, Vec::new());
-                    for _ in 0..200 {
-                        match client.call::<i64>("add", (1, 1)).await {
-                            Ok(_) => answered += 1,
-                            Err(error) if error.may_have_run() => answered += 1,
-                            Err(error) => lost.push(error.to_string()),
-                        }
+trial!(a_server_restarted_under_load_loses_only_running_calls, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let mut program = roles::start(&["serve", &address]);
+    let client = Client::builder().address(&address).max_workers(4).build().unwrap();
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let (mut answered, mut lost) = (0, Vec::new());
+                for _ in 0..200 {
+                    match client.call::<i64>("add", (1, 1)).await {
+                        Ok(_) => answered += 1,
+                        Err(error) if error.may_have_run() => answered += 1,
+                        Err(error) => lost.push(error.to_string()),
                     }
-                    (answered, lost)
-                })
+                }
+                (answered, lost)
             })
-            .collect();
-        for _ in 0..5 {
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            program.kill().await;
-            program = roles::start(&["serve", &address]);
-        }
-        for caller in callers {
-            assert_eq!(caller.await.unwrap(), (200, Vec::new()));
-        }
+        })
+        .collect();
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        program.kill().await;
+        program = roles::start(&["serve", &address]);
     }
-);
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), (200, Vec::new()));
+    }
+});
 
 trial!(calls_time_out_one_by_one_while_others_go_on, async || {
     let (_server, client) = start_with("general", |client| client.max_workers(5));

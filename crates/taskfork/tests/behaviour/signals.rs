@@ -158,24 +158,21 @@ trial!(code_of_a_worker_can_handle_signals, async || {
     assert!(client.call::<bool>("handle", ()).await.unwrap());
 });
 
-trial!(
-    a_program_started_by_a_worker_inherits_ignored_signals_by_default,
-    async || {
-        let folder = tempfile::tempdir().unwrap();
-        let _program = roles::start(&["serve_signals", &address_in(&folder)]);
-        let client = Client::builder().address(address_in(&folder)).build().unwrap();
-        let (as_worker, told) =
-            client.call::<(String, String)>("ignored_by_programs", ()).await.unwrap();
-        let ignores = |line: &str, number: i32| {
-            let mask = u64::from_str_radix(line.trim_start_matches("SigIgn:").trim(), 16).unwrap();
-            mask & 1 << (number - 1) != 0
-        };
-        for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTTOU] {
-            assert!(ignores(&as_worker, number), "{number}: {as_worker}");
-            assert!(!ignores(&told, number), "{number}: {told}");
-        }
+trial!(a_program_started_by_a_worker_inherits_ignored_signals_by_default, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let _program = roles::start(&["serve_signals", &address_in(&folder)]);
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
+    let (as_worker, told) =
+        client.call::<(String, String)>("ignored_by_programs", ()).await.unwrap();
+    let ignores = |line: &str, number: i32| {
+        let mask = u64::from_str_radix(line.trim_start_matches("SigIgn:").trim(), 16).unwrap();
+        mask & 1 << (number - 1) != 0
+    };
+    for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTTOU] {
+        assert!(ignores(&as_worker, number), "{number}: {as_worker}");
+        assert!(!ignores(&told, number), "{number}: {told}");
     }
-);
+});
 
 /// A pseudo terminal: the end of the one who looks at it, and the path of the programs' end.
 #[allow(unsafe_code)]
