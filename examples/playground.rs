@@ -40,19 +40,19 @@ struct Options {
     /// How long running checkouts may go on at a shutdown [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
     shutdown_grace: Option<Duration>,
-    /// Keep so many workers forked and set up before anybody wants them
+    /// Keep this number of spare workers, forked and set up
     #[arg(long, default_value_t = 0)]
     spare_workers: usize,
     /// The most workers for all clients together [default: 16384]
     #[arg(long)]
     max_workers: Option<usize>,
-    /// Replace workers after so many calls
+    /// Replace workers after this number of calls
     #[arg(long)]
     max_calls: Option<u64>,
     /// Replace workers at this age
     #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
     max_age: Option<Duration>,
-    /// End workers that nobody has used for so long
+    /// End workers that have been idle for this time
     #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
     max_idle: Option<Duration>,
     /// Replace workers that occupy more than this after a checkout

@@ -15,11 +15,11 @@ pub const COST: u32 = 8;
 pub trait Pool {
     /// One call after the other, of 64 bytes each way.
     fn latencies(&mut self, calls: usize) -> Vec<Duration>;
-    /// So many calls of 64 bytes at once.
+    /// The number of concurrent calls of 64 bytes.
     fn outstanding(&mut self, calls: usize);
     /// So many bytes there and back.
     fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String>;
-    /// So many hashes at once.
+    /// The number of concurrent hashes.
     fn hash(&mut self, tasks: usize);
     /// The worker that answers next, if there are processes.
     fn pid(&mut self) -> Option<u32>;

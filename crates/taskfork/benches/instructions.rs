@@ -83,8 +83,8 @@ struct Stepped {
 }
 
 impl Stepped {
-    /// Lets it make one step, if it is not in the middle of one. One that was moving is waited for
-    /// for a moment: it blocks if nothing comes of it.
+    /// Makes the process execute one instruction, unless it is executing one. Waits 50 microseconds
+    /// for a process that is executing. If it has not stopped by then, it is blocked in the kernel.
     fn step(&mut self) -> bool {
         let until = Instant::now() + Duration::from_micros(if self.runs { 50 } else { 0 });
         while !self.ended {

@@ -40,7 +40,7 @@ impl Codec {
     }
 }
 
-/// A pool of one worker for which so many wait.
+/// A pool of one worker with this number of waiting checkouts.
 pub struct Turns {
     pool: Pool<u64, u64>,
     held: Option<Lease<u64>>,

@@ -288,7 +288,7 @@ trial!(a_death_is_told_while_a_child_holds_the_connection, async || {
         assert_eq!(aborted.end, ended(End::Signaled(libc::SIGABRT)));
         let exited = death(checkout().call::<()>("exit_with_holder", (3,)).await);
         assert_eq!(exited.end, ended(End::Exited(3)));
-        // Between calls, and in nobody's hands.
+        // The worker dies between two calls of its checkout.
         let held = checkout();
         let pid: u32 = held.call("start_holder", ()).await.unwrap();
         signal(pid, libc::SIGKILL);

@@ -84,7 +84,7 @@ trial!(a_call_is_tried_again_if_there_was_no_greeting, async || {
             hear_call(&mut raw);
             return;
         }
-        // Nobody counts on a greeting after that.
+        // No caller expects a greeting after that.
         greet(&mut raw, 1);
         answer(&mut raw, count);
         raw.drain();

@@ -291,7 +291,7 @@ trial!(a_long_first_message_is_read_by_a_worker_that_is_not_set_up, async || {
     }
 });
 
-/// So many bytes.
+/// Reads a message of `length` bytes.
 fn message_of(socket: &mut UnixStream, length: usize) -> Vec<u8> {
     let mut all = vec![0; length];
     socket.read_exact(&mut all).unwrap();

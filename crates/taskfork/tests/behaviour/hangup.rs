@@ -28,7 +28,7 @@ fn terminal() -> (File, File) {
     }
 }
 
-/// Has a program start as the foreground program of a terminal.
+/// Starts a program as the foreground program of a terminal.
 fn in_terminal(mut command: Command, terminal: &File) -> Command {
     let number = terminal.as_raw_fd();
     // SAFETY: it makes system calls only.

@@ -115,7 +115,7 @@ trial!(a_worker_killed_for_want_of_memory_says_so, async || {
     assert_eq!(died.end, End::Signaled(libc::SIGKILL));
     assert_eq!(died.reason.as_deref(), Some("out of memory"));
     until("the worker is reaped", || is_gone(pid)).await;
-    // A kill by somebody else has no reason that could be known.
+    // The server does not know the reason of a kill by another process.
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let call = checkout.call::<()>("hang", ());

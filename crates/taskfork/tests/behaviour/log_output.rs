@@ -21,7 +21,7 @@ fn serve(folder: &tempfile::TempDir, stderr: impl Into<std::process::Stdio>) -> 
     (program, client)
 }
 
-/// Has the server log so many lines, each about the death of a worker.
+/// Makes the server log this number of lines, each about the death of a worker.
 async fn deaths(client: &Client, count: usize) {
     for _ in 0..count {
         client.call::<()>("abort", ()).await.unwrap_err();

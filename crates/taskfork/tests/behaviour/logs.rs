@@ -207,7 +207,7 @@ trial!(the_message_is_finished_with_the_checkout, async || {
     let message = finished.lock().unwrap().take().unwrap();
     assert_eq!(timers(&message), ["work", "inner"]);
 
-    // A call that nobody waits for any more is ended, and its timer with it.
+    // A dropped call ends, and its timer ends with it.
     let (log, finished) = new_log();
     let checkout = client.checkout().log(&log);
     let call = checkout.call::<()>("hang", ("hanging",));

@@ -45,7 +45,7 @@ trial!(what_is_loaded_once_reaches_every_worker, async || {
         assert_eq!(checkout.call::<(u32, u64)>("next", ()).await.unwrap().1, 1024);
         places.push(checkout.call::<u64>("place", ()).await.unwrap());
     }
-    // The same memory, as nobody has copied it.
+    // The memory is shared, because no process has written to it.
     assert_eq!(places[0], places[1]);
 });
 

@@ -57,7 +57,7 @@ trial!(an_idle_worker_ends, async || {
     let pid: u32 = client.call("pid", ()).await.unwrap();
     until("the idle worker is gone", || is_gone(pid)).await;
     assert!(began.elapsed() >= Duration::from_millis(100));
-    // Nobody asked for another. This one may wait to be reaped.
+    // No other worker was requested. This one may wait to be reaped.
     assert!(children(server.pid()).iter().all(|&child| child == pid));
     // Work keeps one alive, whatever it takes.
     let checkout = client.checkout();

@@ -262,7 +262,7 @@ trial!(sleeping_peers_are_woken, async || {
         }
         slow.await.unwrap();
     }
-    // A call that nobody awaits runs, and so does the one behind it.
+    // Calls that are not awaited run too.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     let name = file.display().to_string();

@@ -13,7 +13,7 @@ use crate::support::processes::{Program, signal};
 use crate::support::raw::{Raw, map, text};
 use crate::support::{address_in, roles, trial, until};
 
-/// A server with so many workers, and where it tells of itself.
+/// Starts a server with `options` at a socket in `folder`.
 fn server(folder: &tempfile::TempDir, options: &[&str]) -> Program {
     let address = address_in(folder);
     roles::start(&[&["serve_guarded", &*address], options].concat())
@@ -28,7 +28,7 @@ fn client(folder: &tempfile::TempDir, workers: usize) -> Client {
     client.build().unwrap()
 }
 
-/// Has a client hold so many workers, all of them idle.
+/// Makes a client hold this number of idle workers.
 async fn hold_idle(client: &Client, workers: usize) {
     let checkouts: Vec<_> = (0..workers).map(|_| client.checkout()).collect();
     for checkout in &checkouts {

@@ -162,7 +162,7 @@ trial!(values_keep_their_types, async || {
     for (name, value) in expected {
         assert_eq!(event.field(name), value, "{name}");
     }
-    // Nobody's span.
+    // The event is in no span.
     assert_eq!(event.parent, None);
 });
 

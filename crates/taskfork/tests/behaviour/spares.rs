@@ -59,7 +59,7 @@ pub(crate) fn slow(server: ServerBuilder, file: &str) -> Result<(), ServerError>
         .run()
 }
 
-/// Waits until there are so many workers; gives them.
+/// Waits until this number of workers exists, and returns their process ids.
 async fn workers(server: u32, count: usize) -> Vec<u32> {
     until("the workers", || {
         let workers = children(server);

@@ -430,7 +430,7 @@ pub(crate) fn before_init(what: &str) {
 
 fn replace_stdin(file: &std::fs::File) {
     use std::os::fd::AsRawFd;
-    // SAFETY: nobody else uses the descriptor.
+    // SAFETY: no other code uses the descriptor.
     #[allow(unsafe_code)]
     unsafe {
         libc::dup2(file.as_raw_fd(), 0);

@@ -78,7 +78,7 @@ trial!(signals_are_those_of_a_worker_whatever_the_server_had_set, async || {
     let client = taskfork::Client::builder().address(&address).build().unwrap();
     let status: String = client.call("status", ()).await.unwrap();
     assert_eq!(mask(&status, "SigBlk:"), 0);
-    // Without those that the C library keeps for itself.
+    // Signals that the C library reserves are excluded.
     let ignored = mask(&status, "SigIgn:") & !(0b11 << 31);
     let expected =
         [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE, libc::SIGTTOU];

@@ -107,7 +107,7 @@ impl Program {
         super::injure::signal(self.pid(), signal);
     }
 
-    /// Has it end gracefully, and waits for that.
+    /// Shuts the server down gracefully, and waits for its end.
     pub(crate) fn stop(&mut self) {
         self.signal(libc::SIGTERM);
         assert!(self.child.take().unwrap().wait().unwrap().success());

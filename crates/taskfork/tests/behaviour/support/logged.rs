@@ -55,7 +55,7 @@ impl Logged {
         until("a busy worker", busy).await;
     }
 
-    /// Has a new server take over; gives its process id.
+    /// Starts a new server that takes over, and returns its process id.
     pub(crate) async fn restart(&self) -> u32 {
         let before = self.server().unwrap();
         signal(if is_gone(self.pid()) { before } else { self.pid() }, libc::SIGHUP);

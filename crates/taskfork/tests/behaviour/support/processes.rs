@@ -1,4 +1,4 @@
-//! Looking at processes and ending those that a test has started.
+//! Functions that inspect processes and end those that a test has started.
 
 use std::process::{Child, ExitStatus};
 

@@ -42,7 +42,7 @@ pub(crate) fn start_detached(role: &[&str]) -> Program {
     Program::new(detached(command(role)).spawn().unwrap())
 }
 
-/// Has a program start in a session of its own.
+/// Starts a program in its own session.
 pub(crate) fn detached(mut command: Command) -> Command {
     use std::os::unix::process::CommandExt;
     // SAFETY: it makes one system call.
