@@ -86,14 +86,12 @@ impl Executable {
     }
 
     /// One more argument.
-    #[must_use]
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
     }
 
     /// Which protocol the program speaks: [`Protocol::Native`] unless set.
-    #[must_use]
     pub fn protocol(mut self, protocol: Protocol) -> Self {
         self.protocol = protocol;
         self

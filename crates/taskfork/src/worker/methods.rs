@@ -44,13 +44,11 @@ impl<S: 'static> Methods<S> {
 
     /// Adds a function of the worker's state and up to eight deserializable parameters, which
     /// returns a serializable value or any error. A name given twice means the later function.
-    #[must_use]
     pub fn method<A: 'static>(self, name: impl Into<String>, method: impl Method<S, A>) -> Self {
         self.entry(name.into(), Box::new(move |state, request| method.run(state, request)))
     }
 
     /// Adds a function of up to eight deserializable parameters that needs no state.
-    #[must_use]
     pub fn function<A: 'static>(
         self,
         name: impl Into<String>,
@@ -60,7 +58,6 @@ impl<S: 'static> Methods<S> {
     }
 
     /// Adds a function that takes its arguments as they came, whatever their number and types.
-    #[must_use]
     pub fn variadic<T: Serialize>(
         self,
         name: impl Into<String>,
@@ -70,7 +67,6 @@ impl<S: 'static> Methods<S> {
     }
 
     /// Sets what runs for a call that names no method; without it such a call is an error.
-    #[must_use]
     pub fn without_method<T: Serialize>(
         mut self,
         function: impl Fn(&mut S, Arguments<'_>) -> Result<T, BoxError> + 'static,

@@ -133,7 +133,8 @@ trial!(an_error_that_cannot_be_encoded_is_told, async || {
     assert!(error.to_string().contains("must not leave"), "{error}");
 });
 
-/// All that a trait may have, which only has to compile.
+/// Everything that an interface's trait may contain. It only has to compile.
+#[expect(dead_code, unreachable_pub, unused_qualifications, reason = "written as users write it")]
 mod everything_allowed {
     use serde::{Deserialize, Serialize};
 
