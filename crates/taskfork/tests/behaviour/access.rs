@@ -55,6 +55,9 @@ trial!(allowed_users_are_served_and_others_get_an_error, async || {
     let refused = move || block_on(async { reason(&client_of(&address)).await });
     let reason = as_user(STRANGER, STRANGER, &[7], refused).await;
     assert!(reason.contains("the user 54321 may not use this server (allow_users"), "{reason}");
+    // The client has waited longer after each refusal.
+    let refused = server.status().refused;
+    assert!(refused < 20, "{refused}");
     let path = server.path();
     let said = as_user(STRANGER, STRANGER, &[], move || {
         loop {
@@ -70,10 +73,7 @@ trial!(allowed_users_are_served_and_others_get_an_error, async || {
     });
     let said = String::from_utf8(said.await).unwrap();
     assert!(said.starts_with("[\"er\",{},\"the user 54321 may not"), "{said}");
-    let status = server.status();
-    assert_eq!(status.forked, forked);
-    // The client has waited longer after each refusal.
-    assert!(status.refused < 20, "{}", status.refused);
+    assert_eq!(server.status().forked, forked);
     let log = server.log();
     assert!(log.contains("uid=54321"), "{log}");
 });
