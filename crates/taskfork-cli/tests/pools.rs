@@ -21,6 +21,14 @@ fn worker() -> PathBuf {
     Path::new(PROGRAM).parent().unwrap().join("examples/plain_worker")
 }
 
+/// Runs the command through the link `app` in the folder, which a test can replace by another program.
+fn by_link(folder: &Path, command: Command) -> Command {
+    symlink(PROGRAM, folder.join("app")).unwrap();
+    let mut changed = Command::new(folder.join("app"));
+    changed.args(command.get_args());
+    changed
+}
+
 /// A command that serves a file of pools, and ends with the test.
 struct Pools {
     folder: tempfile::TempDir,
@@ -215,12 +223,7 @@ fn a_file_with_a_mistake_changes_nothing() {
 
 #[test]
 fn a_new_version_of_the_command_takes_over() {
-    let pools = Pools::start_by(&[("one", "")], |folder, command| {
-        symlink(PROGRAM, folder.join("app")).unwrap();
-        let mut changed = Command::new(folder.join("app"));
-        changed.args(command.get_args());
-        changed
-    });
+    let pools = Pools::start_by(&[("one", "")], by_link);
     let one = pools.pid("one");
     let folder = pools.folder.path();
     let script = folder.join("script");
@@ -306,12 +309,7 @@ fn a_service_manager_that_reads_late_hears_what_it_has_missed() {
 
 #[test]
 fn signals_that_come_while_a_pool_starts_are_handled_once_it_has() {
-    let pools = Pools::start_by(&[("one", "")], |folder, command| {
-        symlink(PROGRAM, folder.join("app")).unwrap();
-        let mut changed = Command::new(folder.join("app"));
-        changed.args(command.get_args());
-        changed
-    });
+    let pools = Pools::start_by(&[("one", "")], by_link);
     let one = pools.pid("one");
     let folder = pools.folder.path();
     // The program of pool `two` takes its time to start. A shell may unblock signals.

@@ -4,7 +4,9 @@
 //! [`Checkout::trace_context`](crate::Checkout::trace_context) sets one. In the worker, [`current`]
 //! returns it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::sync;
 
 /// The longest `tracestate`, in bytes. W3C requires support for 512.
 const MAX_STATE: usize = 512;
@@ -138,7 +140,7 @@ impl From<TraceContext> for opentelemetry::Context {
 static CURRENT: Mutex<Option<TraceContext>> = Mutex::new(None);
 
 fn stored() -> MutexGuard<'static, Option<TraceContext>> {
-    CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&CURRENT)
 }
 
 /// Returns the trace context of the call that this worker runs. Returns `None` outside of calls and

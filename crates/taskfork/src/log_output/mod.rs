@@ -8,11 +8,13 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use queue::{Queue, WriteResult};
 use sink::Sink;
+
+use crate::sync;
 
 /// A writer for the log of a process that must neither wait for the log's reader nor end with it,
 /// such as a server.
@@ -130,7 +132,7 @@ pub(crate) fn has_subscriber() -> bool {
 
 /// Locks the log of this process.
 pub(crate) fn lock() -> MutexGuard<'static, Output> {
-    OUTPUT.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&OUTPUT)
 }
 
 /// Writes the waiting lines and the number of lost lines if it is time for the next attempt. Returns the time until the

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +24,7 @@ use super::process::{reap, wait_for};
 use crate::address::{Address, Place};
 use crate::display::seconds;
 use crate::error::{End, FatalError};
+use crate::sync::{ignore_poison, lock};
 use crate::sys;
 
 /// A server that has run for this long is replaced at once.
@@ -233,7 +234,7 @@ impl SpawnedServer {
                     wait_for(&pidfd);
                     self.0.lock_refreshed()
                 }
-                _ => self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                _ => ignore_poison(self.0.changed.wait(state)),
             };
         }
     }
@@ -393,7 +394,7 @@ impl Shared {
             tracing::info!(name, "the server is started again after {}", seconds(pause));
             let state = lock(&self.state);
             let waited = self.changed.wait_timeout_while(state, pause, |state| !state.is_shut_down);
-            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let (mut state, _) = ignore_poison(waited);
             if state.is_shut_down {
                 return self.cancel_restart(&mut state);
             }
@@ -470,10 +471,6 @@ fn last_message(socket: &OwnedFd) -> Option<ServerMessage> {
         last = message.or(last);
     }
     last
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl From<ServerExit> for FatalError {

@@ -3,7 +3,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use log_defer::{Level, Log, Message};
@@ -13,8 +13,8 @@ use rustix::net::{SendFlags, send};
 use super::logger;
 
 use super::tracer::{self, Records};
-use crate::sys;
 use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
+use crate::{sync, sys};
 
 /// How often a call that runs sends what it has.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -178,7 +178,7 @@ impl Telemetry {
 fn send_regularly(out: BorrowedFd<'_>) {
     loop {
         let waited = CHANGED.wait_while(lock(), |recorder| !recorder.needs_sending());
-        let recorder = waited.unwrap_or_else(PoisonError::into_inner);
+        let recorder = sync::ignore_poison(waited);
         let call = recorder.calls;
         let waited = CHANGED.wait_timeout_while(recorder, INTERVAL, |now| now.calls == call);
         drop(waited);
@@ -207,9 +207,9 @@ fn send_regularly(out: BorrowedFd<'_>) {
 }
 
 pub(super) fn lock() -> MutexGuard<'static, Recorder> {
-    RECORDER.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&RECORDER)
 }
 
 fn lock_sending() -> MutexGuard<'static, ()> {
-    SENDING.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&SENDING)
 }

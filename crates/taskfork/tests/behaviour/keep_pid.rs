@@ -114,6 +114,9 @@ trial!(a_second_request_also_ends_a_server_that_has_been_replaced, async || {
         call.await.unwrap_err();
     }
     assert!(is_gone(replaced) && is_gone(serving));
+    // The parent would kill a server that it had not told, and no worker of that server would be in the log.
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    assert_eq!(log.matches("the server was told to end at once").count(), 2, "{log}");
 });
 
 /// A server under a parent, whose log is `log` in this folder of the temporary one.
