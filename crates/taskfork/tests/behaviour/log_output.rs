@@ -222,6 +222,15 @@ fn serve_to(folder: &tempfile::TempDir) -> (Program, Client, std::path::PathBuf)
     (program, client, file)
 }
 
+trial!(a_worker_does_not_inherit_the_log_file, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, client, file) = serve_to(&folder);
+    let open: Vec<String> = client.call("descriptors", ()).await.unwrap();
+    let file = file.display().to_string();
+    assert!(!open.is_empty() && !open.iter().any(|target| target.contains(&file)), "{open:?}");
+    ends_well(program).await;
+});
+
 trial!(a_log_file_is_opened_again, async || {
     let folder = tempfile::tempdir().unwrap();
     let (program, client, file) = serve_to(&folder);
