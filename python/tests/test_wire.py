@@ -164,10 +164,34 @@ def test_a_hello_that_makes_no_sense_is_refused(hello: dict[str, object], said: 
     asyncio.run(test())
 
 
+@pytest.mark.parametrize(
+    "count, more, said",
+    [
+        (100_000, None, "99936 more causes are left out"),
+        (64, 900, "900 more causes are left out"),
+        (65, 900, "901 more causes are left out"),
+        (0, 1, "1 more cause is left out"),
+        (64, 0, ""),
+        (64, -1, ""),
+        (64, True, ""),
+        (64, 1 << 32, ""),
+        (64, "9", ""),
+    ],
+)
+def test_an_error_states_how_many_causes_are_left_out(count: int, more: object, said: str) -> None:
+    from taskfork._connection import error_of
+
+    body: dict[str, object] = {"kind": "interface", "message": "m", "causes": [""] * count}
+    if more is not None:
+        body["more_causes"] = more
+    error = error_of(body)
+    assert error.causes == [""] * min(count, 64) + ([said] if said else [])  # type: ignore[attr-defined]
+
+
 def test_an_error_keeps_a_bounded_part_of_its_lists() -> None:
     from taskfork._connection import error_of
 
-    error = error_of({"kind": "interface", "message": "m", "causes": [""] * 100_000})
-    assert len(error.causes) == 65 and error.causes[-1] == "(99936 more)"  # type: ignore[attr-defined]
+    error = error_of({"kind": "method", "message": "m", "known": ["m"] * 100_000})
+    assert len(error.known) == 1001 and error.known[-1] == "(99000 more)"  # type: ignore[attr-defined]
     assert str(error_of({"kind": "interface", "message": "from Perl\n"})) == "from Perl"
     assert "method" in str(error_of({"kind": "method", "message": "no method", "known": 7}))

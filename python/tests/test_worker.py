@@ -44,6 +44,13 @@ def test_errors_have_their_causes_and_their_traceback(server: Any) -> None:
                 await checkout.call("boom", "no")
             assert str(caught.value) == "ValueError: no"
             assert caught.value.causes == ["KeyError: 'key'"]
+            with pytest.raises(taskfork.InterfaceError, match="ValueError: 100") as long:
+                await checkout.call("chain", 100)
+            assert long.value.causes[0] == "ValueError: 99" and len(long.value.causes) == 65
+            assert long.value.causes[-1] == "36 more causes are left out"
+            with pytest.raises(taskfork.InterfaceError, match="ValueError: 0") as endless:
+                await checkout.call("cycle")
+            assert endless.value.causes == ["ValueError: 1"]
             assert "in boom" in (caught.value.stack or "")
             # The checkout is still good.
             assert await checkout.call("add", 2, 3) == 5

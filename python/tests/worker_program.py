@@ -43,6 +43,21 @@ def boom(message: str) -> None:
         raise ValueError(message) from error
 
 
+def chain(causes: int) -> None:
+    error: Exception = ValueError("0")
+    for number in range(1, causes + 1):
+        following = ValueError(str(number))
+        following.__cause__ = error
+        error = following
+    raise error
+
+
+def cycle() -> None:
+    error, other = ValueError("0"), ValueError("1")
+    error.__cause__, other.__cause__ = other, error
+    raise error
+
+
 def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
@@ -187,7 +202,7 @@ def descriptors() -> int:
 
 FUNCTIONS = [
     kind, shared, still_viewed, read, opened, descriptors,
-    echo, add, pid, checkouts, boom, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
+    echo, add, pid, checkouts, boom, chain, cycle, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
     terminated,
     buffer, unencodable, return_twice, status_of_child, crash_with_holder, reset_alarm, execute,
 ]  # fmt: skip

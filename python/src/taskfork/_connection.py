@@ -11,6 +11,7 @@ from . import _wire
 from ._socket import Socket
 from .shared import MAX_BLOB
 from .errors import (
+    MAX_CAUSES,
     ArgumentsError,
     CallError,
     InterfaceError,
@@ -22,8 +23,8 @@ from .errors import (
 )
 
 
-#: The most causes, and the most names of methods, of an error.
-MAX_CAUSES, MAX_KNOWN = 64, 1000
+#: The most names of methods in an error.
+MAX_KNOWN = 1000
 
 
 class Address:
@@ -219,13 +220,28 @@ class Connection:
             self._fail(f"no message of kind {kind} is expected")
 
 
-def _texts(body: dict[str, Any], key: str, most: int) -> list[str]:
-    """The first texts of a list, and a note of how many more there are."""
+def _texts(body: dict[str, Any], key: str, most: int) -> tuple[list[str], int]:
+    """The first texts of a list, and the number of the others."""
     values = body.get(key, [])
     if not isinstance(values, list):
-        return []
-    more = [f"({len(values) - most} more)"] if len(values) > most else []
-    return [str(value) for value in values[:most]] + more
+        return [], 0
+    return [str(value) for value in values[:most]], max(0, len(values) - most)
+
+
+def _causes(body: dict[str, Any]) -> list[str]:
+    """The messages of the causes. If some were left out, the last text states their number."""
+    causes, omitted = _texts(body, "causes", MAX_CAUSES)
+    more = body.get("more_causes", 0)
+    if isinstance(more, int) and not isinstance(more, bool) and 0 <= more < 1 << 32:
+        omitted += more
+    if omitted:
+        causes.append("1 more cause is left out" if omitted == 1 else f"{omitted} more causes are left out")
+    return causes
+
+
+def _known_methods(body: dict[str, Any]) -> list[str]:
+    known, omitted = _texts(body, "known", MAX_KNOWN)
+    return known + [f"({omitted} more)"] if omitted else known
 
 
 def error_of(body: Any) -> Exception:
@@ -234,7 +250,7 @@ def error_of(body: Any) -> Exception:
         return ProtocolError("an error is not a map")
     # Programs in Perl end errors with a newline.
     message = str(body.get("message", "")).rstrip("\r\n")
-    causes = _texts(body, "causes", MAX_CAUSES)
+    causes = _causes(body)
     kind, stack = body.get("kind"), body.get("stack")
     made: CallError
     if kind == "interface":
@@ -243,7 +259,7 @@ def error_of(body: Any) -> Exception:
         place = (str(body["file"]), body.get("line", 0), body.get("column", 0)) if "file" in body else None
         made = PanicError(message, place, stack)
     elif kind == "method":
-        made = UnknownMethod(message, _texts(body, "known", MAX_KNOWN))
+        made = UnknownMethod(message, _known_methods(body))
     elif kind == "arguments":
         made = ArgumentsError(message)
     elif kind == "result":

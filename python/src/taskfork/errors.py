@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal as _signal
 from typing import Any, Optional, Sequence
 
+#: The most causes that an error keeps.
+MAX_CAUSES = 64
+
 
 class Error(Exception):
     """The base of all errors of calls.
@@ -25,8 +28,9 @@ class CallError(Error):
 
 
 class InterfaceError(CallError):
-    """The interface's own error. ``causes`` has the messages of its causes, ``value`` the error itself if the interface is
-    typed, and ``stack`` the worker's stack when it was raised."""
+    """The interface's own error. ``causes`` has the messages of its causes, nearest first: at most 64, and a text that
+    states the number of the others. ``value`` is the error itself if the interface is typed. ``stack`` is the worker's
+    stack when it was raised."""
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ import traceback
 from typing import Any, Callable, Iterable, Mapping, NoReturn, Optional, Union
 
 from . import _wire
+from .errors import MAX_CAUSES
 from .shared import MAX_BLOB
 
 __all__ = ["DeadlineExceeded", "Log", "Timer", "default_signals", "logger", "remaining", "serve"]
@@ -359,17 +360,15 @@ class _Worker:
             return self._answer_frame(_wire.ERROR, {"kind": "result", "message": str(error)})
 
     def _fault(self, kind: str, error: BaseException) -> _Frame:
-        causes: list[str] = []
-        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        while cause is not None and len(causes) < 20:
-            causes.append(_error_text(cause))
-            cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+        causes, omitted = _causes_of(error)
         raised = error.__traceback__
         while raised is not None and raised.tb_frame.f_code.co_filename == __file__:
             # The interface's own frames follow those of this file.
             raised = raised.tb_next
         stack = "".join(traceback.format_tb(raised)[-30:])
-        body = {"kind": kind, "message": _error_text(error), "causes": causes, "stack": stack}
+        body: dict[str, Any] = {"kind": kind, "message": _error_text(error), "causes": causes, "stack": stack}
+        if omitted:
+            body["more_causes"] = omitted
         try:
             return self._answer_frame(_wire.ERROR, body)
         except _wire.EncodeError as problem:
@@ -489,6 +488,24 @@ def _argument_error(call: Callable[..., Any], args: list[Any]) -> Optional[str]:
         # A native function without a signature.
         return None
     return None
+
+
+def _causes_of(error: BaseException) -> tuple[list[str], int]:
+    """The messages of the nearest causes of an exception, and the number of the others. A chain can contain itself, by
+    ``__cause__``: it ends where it repeats."""
+    texts: list[str] = []
+    seen = {id(error)}
+    cause = _cause(error)
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if len(texts) < MAX_CAUSES:
+            texts.append(_error_text(cause))
+        cause = _cause(cause)
+    return texts, len(seen) - 1 - len(texts)
+
+
+def _cause(error: BaseException) -> Optional[BaseException]:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _error_text(error: BaseException) -> str:
