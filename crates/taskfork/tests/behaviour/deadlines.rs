@@ -162,8 +162,7 @@ trial!(the_error_says_where_it_hung, async || {
     })
     .await;
     let hung = hung(&error).unwrap();
-    let time = Duration::from_millis(195)..Duration::from_secs(10);
-    assert!(time.contains(&hung.ran_for), "{hung:?}");
+    assert!(hung.ran_for >= Duration::from_millis(195), "{hung:?}");
     let stack = hung.stack.as_deref().unwrap();
     assert!(stack.contains("hang_in_this_function"), "{stack}");
     assert!(stack.contains("tests/behaviour/deadlines.rs:"), "{stack}");

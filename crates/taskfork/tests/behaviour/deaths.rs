@@ -1,5 +1,7 @@
 //! Workers that die: in every state, by every means.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use taskfork::error::{Activity, Death, End, FatalError};
@@ -127,9 +129,10 @@ trial!(a_worker_that_dies_while_cleaning_up_is_replaced_without_an_error, async 
 
 trial!(many_idle_deaths_under_load_lose_no_call, async || {
     let (server, client) = start("general");
+    let returned = Arc::new(AtomicU32::new(0));
     let callers: Vec<_> = (0..4)
         .map(|_| {
-            let client = client.clone();
+            let (client, returned) = (client.clone(), returned.clone());
             tokio::spawn(async move {
                 let mut unrun = 0;
                 for _ in 0..150 {
@@ -138,12 +141,22 @@ trial!(many_idle_deaths_under_load_lose_no_call, async || {
                         // A call that was running is lost with its worker; no other may be.
                         Err(error) => unrun += usize::from(!error.may_have_run()),
                     }
+                    returned.fetch_add(1, Ordering::Relaxed);
                 }
                 unrun
             })
         })
         .collect();
+    // A call gives up after ten workers that ended before they began it, so that on a busy machine
+    // deaths must not come faster than calls return.
+    let mut killed_at = u32::MAX;
     while !callers.iter().all(tokio::task::JoinHandle::is_finished) {
+        let now = returned.load(Ordering::Relaxed);
+        if now == killed_at {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            continue;
+        }
+        killed_at = now;
         for pid in children(server.pid()).into_iter().take(1) {
             // SAFETY: a plain system call; the process may be gone already.
             #[allow(unsafe_code)]
@@ -151,7 +164,6 @@ trial!(many_idle_deaths_under_load_lose_no_call, async || {
                 libc::kill(pid as i32, libc::SIGKILL);
             }
         }
-        tokio::time::sleep(Duration::from_millis(3)).await;
     }
     for caller in callers {
         assert_eq!(caller.await.unwrap(), 0, "calls that had not run were lost");

@@ -204,7 +204,8 @@ trial!(another_server_at_the_same_path_serves_the_old_ones_clients, async || {
     // It is the one that counts, also while it is being replaced.
     kill(&second);
     client.call::<()>("nothing", ()).await.unwrap();
-    assert!(second.is_alive());
+    // A worker of the killed server may have answered: it lives a little longer.
+    until("the second server's replacement", || second.is_alive()).await;
 });
 
 trial!(a_server_that_ends_as_it_is_told_is_not_replaced, async || {

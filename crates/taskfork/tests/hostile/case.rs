@@ -88,7 +88,7 @@ pub(crate) fn case(name: impl Into<String>, steps: Vec<Step>, expected: Expected
 }
 
 /// No step waits longer, and no peer is given longer to end.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Carries out the steps, as far as the other side lets the peer.
 pub(crate) fn take_steps(stream: &mut UnixStream, steps: &[Step]) {
