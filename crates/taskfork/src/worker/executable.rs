@@ -15,7 +15,7 @@ use rustix::io::{Errno, FdFlags, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::fault::Fault;
+use super::error_reply::ErrorReply;
 use super::interface::{BoxError, Interface, Reply, Request};
 use super::logger::logger;
 use super::telemetry;
@@ -210,11 +210,11 @@ impl Running {
             self.check_silence();
             let whole = match inline(args, self.max_frame) {
                 Ok(whole) => whole,
-                Err(reason) => return Reply(Err(Fault::arguments(&reason))),
+                Err(reason) => return Reply(Err(ErrorReply::arguments(&reason))),
             };
             match perl::encode_call(method, Arguments::new(args.len(), &whole)) {
                 Ok(call) => self.send(&[&call]),
-                Err(reason) => return Reply(Err(Fault::arguments(&reason))),
+                Err(reason) => return Reply(Err(ErrorReply::arguments(&reason))),
             }
         } else {
             let trace = trace_context::current();
@@ -241,7 +241,7 @@ impl Running {
             let written = written.map_err(|error| error.to_string());
             let fits = written.and_then(|()| fit(&mut message, program));
             if let Err(reason) = fits {
-                return Reply(Err(Fault::arguments(&Failure::new(reason))));
+                return Reply(Err(ErrorReply::arguments(&Failure::new(reason))));
             }
             self.send_parted(&message);
         }
@@ -266,7 +266,7 @@ impl Running {
                 Ok(FromWorker::Files(count)) => self.announced = count,
                 Ok(FromWorker::Error { call, body }) => {
                     self.check_number(call);
-                    return Reply(Err(Fault::received(&body)));
+                    return Reply(Err(ErrorReply::received(&body)));
                 }
                 Ok(FromWorker::Telemetry(notes)) => take_over(notes.log),
                 Ok(other) => self.give_up(&format!("{other:?} is no answer")),

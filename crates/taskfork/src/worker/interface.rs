@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::fault::Fault;
+use super::error_reply::ErrorReply;
 use crate::blob;
 use crate::error::Failure;
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
@@ -63,7 +63,7 @@ pub struct Request<'a> {
 /// What came of a request.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct Reply(pub(crate) Result<(), Fault>);
+pub struct Reply(pub(crate) Result<(), ErrorReply>);
 
 impl<'a> Request<'a> {
     pub(crate) fn new(method: Option<&'a str>, args: Arguments<'a>, out: &'a mut Vec<u8>) -> Self {
@@ -82,12 +82,12 @@ impl<'a> Request<'a> {
 
     /// Decodes the arguments, or says in the reply why they do not fit.
     pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
-        self.args.parse().map_err(|error| Reply(Err(Fault::arguments(&error))))
+        self.args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
     }
 
     /// Answers with a value.
     pub fn value<T: Serialize + ?Sized>(self, value: &T) -> Reply {
-        Reply(encode(value, self.out).map_err(|error| Fault::result(&error)))
+        Reply(encode(value, self.out).map_err(|error| ErrorReply::result(&error)))
     }
 
     /// Answers with a value or with an error that keeps its type.
@@ -98,13 +98,16 @@ impl<'a> Request<'a> {
     {
         match result {
             Ok(value) => self.value(&value),
-            Err(error) => Reply(Err(Fault::typed(&error))),
+            Err(error) => Reply(Err(ErrorReply::typed(&error))),
         }
     }
 
     /// Answers with a value that is encoded already, in the message that is being read.
     pub(crate) fn forward(self, value: &[u8]) -> Reply {
-        Reply(blob::pass_on(value, self.out).map_err(|reason| Fault::result(&Failure::new(reason))))
+        Reply(
+            blob::pass_on(value, self.out)
+                .map_err(|reason| ErrorReply::result(&Failure::new(reason))),
+        )
     }
 
     /// Answers with a value or with any error.
@@ -112,14 +115,14 @@ impl<'a> Request<'a> {
         match result {
             Ok(value) => self.value(&value),
             Err(error) => Reply(Err(match error.downcast_ref::<ArgumentsError>() {
-                Some(misfit) => Fault::arguments(misfit),
-                None => Fault::interface(&*error),
+                Some(misfit) => ErrorReply::arguments(misfit),
+                None => ErrorReply::interface(&*error),
             })),
         }
     }
 
     /// Answers that there is no such method.
     pub fn unknown_method<'n>(&self, known: impl IntoIterator<Item = &'n str>) -> Reply {
-        Reply(Err(Fault::method(self.method, known)))
+        Reply(Err(ErrorReply::method(self.method, known)))
     }
 }

@@ -4,12 +4,16 @@
 //! typed one of a trait. [`Executable`] is a program in any language that serves as a worker. Code of
 //! a worker logs with [`logger`], and learns about its call from [`context`].
 
+mod call;
 mod connection;
+mod error_reply;
 pub(crate) mod executable;
-mod fault;
 pub(crate) mod function;
+mod handlers;
+mod handshake;
 mod init;
 pub(crate) mod interface;
+mod log_frames;
 pub(crate) mod logger;
 pub(crate) mod methods;
 mod panic;
@@ -17,16 +21,18 @@ mod perl;
 mod phase;
 mod pipeline;
 mod presetup;
-#[cfg(feature = "spans")]
+#[cfg_attr(not(feature = "spans"), path = "records_disabled.rs")]
 mod records;
 mod rings;
 pub(crate) mod scoreboard;
 mod serve;
 mod shared_memory;
+mod state;
 mod subprocess;
 mod telemetry;
-#[cfg_attr(not(feature = "spans"), path = "tracer_disabled.rs")]
+#[cfg(feature = "spans")]
 pub(crate) mod tracer;
+mod user_code;
 
 pub use executable::Executable;
 pub use function::Function;
@@ -41,5 +47,6 @@ pub use tracer::tracing_layer;
 pub use crate::context::{Context, Peer, context};
 pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
+pub(crate) use handlers::Handlers;
 pub(crate) use init::{AcceptedClient, ClientSource, IoBuffers, WorkerConfig, WorkerInit};
-pub(crate) use serve::{Handlers, prepare, serve};
+pub(crate) use serve::{prepare, serve};

@@ -112,7 +112,7 @@ mod tests {
    6: <core::panic::unwind_safe::AssertUnwindSafe<F> as core::ops::function::FnOnce<()>>::call_once
    7: std::panicking::catch_unwind
    8: std::panic::catch_unwind
-   9: taskfork::worker::fault::catch_user_panic
+   9: taskfork::worker::fault::catch_panic
   10: main
 ";
         let own = "   3: app::inner\n             at ./src/app.rs:3:3\n   4: app::method\n   \

@@ -5,7 +5,7 @@ use rmpv::Value;
 
 use super::connection::{Connection, ConnectionError};
 use super::scoreboard::{Phase, now};
-use super::serve::{ExitReason, Worker};
+use super::state::{ExitReason, Worker};
 use super::telemetry::{self, RequestedTelemetry};
 use crate::error::{CallError, Failure};
 use crate::wire::WireError;

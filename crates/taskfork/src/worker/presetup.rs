@@ -6,7 +6,7 @@ use rustix::net::{RecvFlags, SendFlags, send};
 
 use super::init::AcceptedClient;
 use super::scoreboard::Phase;
-use super::serve::{ExitReason, Worker};
+use super::state::{ExitReason, Worker};
 use super::telemetry;
 use crate::sys::{self, Received};
 
@@ -18,12 +18,15 @@ impl<S: 'static> Worker<'_, S> {
     ) -> Result<AcceptedClient, ExitReason> {
         telemetry::record_for_first_call();
         self.slot.enter(Phase::Setup)?;
-        if let Err(fault) = self.set_up() {
-            let text = fault.body().message;
-            let text = &text[..text.floor_char_boundary(sys::MAX_CHANNEL_TEXT)];
-            // This fails only if the server has exited, which then needs no report.
-            let _ = send(channel, text.as_bytes(), SendFlags::NOSIGNAL);
-            return Err(ExitReason::PresetupFailed);
+        match self.handlers.set_up() {
+            Ok(state) => self.state = Some(state),
+            Err(error) => {
+                let text = error.body().message;
+                let text = &text[..text.floor_char_boundary(sys::MAX_CHANNEL_TEXT)];
+                // This fails only if the server has exited, which then needs no report.
+                let _ = send(channel, text.as_bytes(), SendFlags::NOSIGNAL);
+                return Err(ExitReason::PresetupFailed);
+            }
         }
         self.slot.enter(Phase::Spare)?;
         if self.slot.should_retire() {

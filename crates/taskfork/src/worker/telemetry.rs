@@ -10,9 +10,8 @@ use log_defer::{Level, Log, Message};
 use rustix::io::retry_on_intr;
 use rustix::net::{SendFlags, send};
 
-use super::logger;
-
-use super::tracer::{self, Records};
+use super::log_frames;
+use super::records::Records;
 use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
 use crate::{sync, sys};
 
@@ -74,9 +73,10 @@ pub(super) struct RequestedTelemetry {
     /// Lines up to this level.
     pub(super) log: Option<Level>,
     /// Spans and events up to this level: 1 error, 5 trace.
+    #[cfg_attr(not(feature = "spans"), expect(dead_code, reason = "there are no spans"))]
     pub(super) trace: Option<u8>,
     /// The source files and lines of these.
-    #[cfg_attr(not(feature = "spans"), expect(dead_code, reason = "only these have places"))]
+    #[cfg_attr(not(feature = "spans"), expect(dead_code, reason = "there are no spans"))]
     pub(super) places: bool,
 }
 
@@ -119,7 +119,6 @@ pub(super) fn start(out: BorrowedFd<'static>) {
 
 /// A call begins.
 pub(super) fn begin_call(wanted: RequestedTelemetry) {
-    tracer::set_level(wanted.trace);
     let mut recorder = lock();
     recorder.state = RecorderState::InCall(wanted);
     recorder.calls += 1;
@@ -150,7 +149,7 @@ pub(super) fn end_call() -> Telemetry {
     let earlier = recorder.earlier.take();
     let log = recorder.log.take().filter(|_| wanted.log.is_some()).map(|log| log.close());
     Telemetry {
-        messages: earlier.into_iter().chain(log).filter(|log| !logger::is_empty(log)).collect(),
+        messages: earlier.into_iter().chain(log).filter(|log| !log_frames::is_empty(log)).collect(),
         records: recorder.records.take(),
     }
 }
@@ -170,7 +169,7 @@ impl Telemetry {
 
     /// Appends frames with these notes.
     pub(super) fn write(mut self, out: &mut Vec<u8>, limit: usize) {
-        logger::write(out, limit, self.messages);
+        log_frames::write(out, limit, self.messages);
         self.records.frames(limit).iter().for_each(|frame| out.extend_from_slice(frame));
     }
 }
@@ -195,7 +194,7 @@ fn send_regularly(out: BorrowedFd<'_>) {
         let mut frames = recorder.records.frames(ATOMIC_WRITE - HEADER_LEN);
         drop(recorder);
         if let Some(log) = log {
-            let kept = logger::cut(log.take(), &mut frames);
+            let kept = log_frames::cut(log.take(), &mut frames);
             kept.into_iter().for_each(|message| log.merge(message));
         }
         for frame in frames {

@@ -15,7 +15,6 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::{Layer, Registry};
 
 use super::records::MAX_RECORD;
-pub(super) use super::records::Records;
 use super::telemetry::{self, Recorder, RecorderState};
 use crate::wire::trace::{MAX_FIELDS, Record, Value, Values};
 

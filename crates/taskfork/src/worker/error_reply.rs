@@ -1,18 +1,16 @@
 //! What goes wrong with a call inside a worker, on its way to the caller.
 
 use std::error::Error;
-use std::panic::AssertUnwindSafe;
 
 use serde::Serialize;
 
 use crate::error::{Failure, Panic};
-use crate::sys;
 use crate::wire::error_body::{ErrorBody, MAX_KNOWN_METHODS, kind};
 use crate::wire::values::encode_to_vec;
 
 /// An error of a call, owned. Boxed, as it is the rare outcome of functions that are called often.
 #[derive(Debug)]
-pub(crate) struct Fault(Box<Details>);
+pub(crate) struct ErrorReply(Box<Details>);
 
 #[derive(Debug)]
 struct Details {
@@ -25,7 +23,7 @@ struct Details {
     stack: Option<String>,
 }
 
-impl Fault {
+impl ErrorReply {
     fn new(kind: &'static str, failure: Failure) -> Self {
         let (value, panic, known, stack) = (None, None, Vec::new(), None);
         Self(Box::new(Details { kind, failure, value, panic, known, stack }))
@@ -46,9 +44,9 @@ impl Fault {
     pub(crate) fn typed<E: Error + Serialize + 'static>(error: &E) -> Self {
         match encode_to_vec(error) {
             Ok(value) => {
-                let mut fault = Self::interface(error);
-                fault.0.value = Some(value);
-                fault
+                let mut reply = Self::interface(error);
+                reply.0.value = Some(value);
+                reply
             }
             Err(problem) => Self::new(
                 kind::RESULT,
@@ -65,15 +63,15 @@ impl Fault {
             Some(method) => format!("unknown method `{method}`"),
             None => "a call must name a method".to_owned(),
         };
-        let mut fault = Self::new(kind::METHOD, Failure::new(message));
-        fault.0.known = known.into_iter().take(MAX_KNOWN_METHODS).map(str::to_owned).collect();
-        fault
+        let mut reply = Self::new(kind::METHOD, Failure::new(message));
+        reply.0.known = known.into_iter().take(MAX_KNOWN_METHODS).map(str::to_owned).collect();
+        reply
     }
 
     pub(crate) fn panic(panic: Panic) -> Self {
-        let mut fault = Self::new(kind::PANIC, Failure::new(panic.message.clone()));
-        fault.0.panic = Some(panic);
-        fault
+        let mut reply = Self::new(kind::PANIC, Failure::new(panic.message.clone()));
+        reply.0.panic = Some(panic);
+        reply
     }
 
     pub(crate) fn setup(failure: Failure) -> Self {
@@ -106,16 +104,16 @@ impl Fault {
             kind::SETUP,
         ];
         let known = KINDS.into_iter().find(|known| *known == body.kind);
-        let mut fault = Self::new(known.unwrap_or(kind::INTERFACE), body.failure());
-        fault.0.value = body.value.map(<[u8]>::to_vec);
-        fault.0.known = body.known.iter().map(|&name| name.to_owned()).collect();
-        fault.0.stack = body.stack.map(str::to_owned);
-        fault.0.panic = (body.kind == kind::PANIC).then(|| Panic {
+        let mut reply = Self::new(known.unwrap_or(kind::INTERFACE), body.failure());
+        reply.0.value = body.value.map(<[u8]>::to_vec);
+        reply.0.known = body.known.iter().map(|&name| name.to_owned()).collect();
+        reply.0.stack = body.stack.map(str::to_owned);
+        reply.0.panic = (body.kind == kind::PANIC).then(|| Panic {
             message: body.message.to_owned(),
             location: body.panic_location(),
             stack: body.stack.map(str::to_owned),
         });
-        fault
+        reply
     }
 
     /// The same without source files, stacks, and what `setup` has said. The log has all of that.
@@ -157,13 +155,4 @@ impl Fault {
                 .or(self.0.stack.as_deref()),
         }
     }
-}
-
-/// Runs user code, which may panic, and may fork: a child that comes back from it ends here.
-pub(crate) fn catch_user_panic<T>(run: impl FnOnce() -> T) -> Result<T, Panic> {
-    // The state that a panic left half changed is seen by the calls that follow on this checkout;
-    // after it the worker is replaced, as after any error.
-    let outcome = std::panic::catch_unwind(AssertUnwindSafe(run));
-    sys::exit_if_forked();
-    outcome.map_err(super::panic::take_panic)
 }

@@ -1,0 +1,184 @@
+//! Running a call, and writing its answer.
+
+use std::time::Duration;
+
+use log_defer::Level;
+
+use super::error_reply::ErrorReply;
+use super::handlers::log_setup_error;
+use super::interface::Request;
+use super::scoreboard::Phase;
+use super::state::{ExitReason, Worker};
+use super::telemetry::{self, RequestedTelemetry};
+#[cfg(feature = "spans")]
+use super::tracer;
+use super::user_code::catch_panic;
+use crate::context::{self, context};
+use crate::sys;
+use crate::time_limit::TimeLimit;
+use crate::trace_context::{self, TraceContext};
+use crate::wire::WireError;
+use crate::wire::arguments::Arguments;
+use crate::wire::bounds;
+use crate::wire::frame;
+use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
+use crate::wire::native::{self, CallMeta, DEFAULT_GRACE};
+use crate::wire::values::ValueFormat;
+
+/// An answer's buffer above this size is freed.
+const KEPT_BUFFER: usize = 1 << 20;
+
+impl<S: 'static> Worker<'_, S> {
+    /// Runs a call and leaves its telemetry and its answer in `out`.
+    ///
+    /// `begun` is the current time. `sent` is when the client sent the call, from which its timeout
+    /// counts.
+    pub(super) fn serve_call(
+        &mut self,
+        method: Option<&str>,
+        args: Arguments<'_>,
+        meta: &CallMeta<'_>,
+        begun: Duration,
+        sent: Duration,
+    ) -> Result<(), ExitReason> {
+        let grace = meta.grace.map_or(DEFAULT_GRACE, TimeLimit::from_microseconds);
+        let timeout = meta.timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
+        let deadline = timeout.after_time(sent);
+        let hard_deadline = deadline.and_then(|deadline| grace.after_time(deadline));
+        self.slot.set_call(method.unwrap_or_default(), deadline, hard_deadline);
+        self.slot.enter_at(Phase::Busy, Some(begun))?;
+        if deadline.is_some_and(|deadline| self.slot.is_before_wakeup(deadline)) {
+            sys::wake_server();
+        }
+        if self.slot.is_client_gone() {
+            return Err(ExitReason::Finished);
+        }
+        let places = meta.trace.is_some() && self.shows_details();
+        #[cfg(feature = "spans")]
+        tracer::set_level(meta.trace);
+        telemetry::begin_call(RequestedTelemetry {
+            log: meta.log.map(Level::new),
+            trace: meta.trace,
+            places,
+        });
+        trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
+        context::set(deadline);
+        let result = self.call(method, args);
+        context::set(None);
+        trace_context::set(None);
+        let telemetry = telemetry::end_call();
+        if !telemetry.is_empty() {
+            self.prepend(|worker, out| telemetry.write(out, worker.max_answer));
+        }
+        result.map_err(ExitReason::from)
+    }
+
+    /// Answers a call that must not run.
+    pub(super) fn skip_call(&mut self) -> Result<(), ExitReason> {
+        self.slot.count_skipped();
+        let call = self.pipeline.number();
+        self.out.bytes.clear();
+        frame::write::<WireError>(&mut self.out.bytes, self.max_answer, |out| {
+            native::put_skipped(out, call);
+            Ok(())
+        })
+        .map_err(ExitReason::from)
+    }
+
+    /// Runs a call and leaves its answer in `out`.
+    pub(super) fn call(
+        &mut self,
+        method: Option<&str>,
+        args: Arguments<'_>,
+    ) -> Result<(), WireError> {
+        self.out.bytes.clear();
+        self.out.bytes.shrink_to(KEPT_BUFFER);
+        let Err(error) = self.try_call(method, args) else { return Ok(()) };
+        self.pipeline.set_failed();
+        let error = if self.shows_details() { error } else { error.without_details() };
+        write_error(&mut self.out.bytes, self.max_answer, self.pipeline.number(), &error)
+    }
+
+    /// Whether the client gets source files, stacks and errors of `setup`.
+    fn shows_details(&self) -> bool {
+        let is_same_user = || {
+            let peer = context().peer();
+            peer.is_some_and(|peer| peer.uid == self.config.server_user)
+        };
+        self.config.share_details || is_same_user()
+    }
+
+    /// Puts frames in front of the answer.
+    pub(super) fn prepend(&mut self, write: impl FnOnce(&mut Self, &mut Vec<u8>)) {
+        let mut frames = std::mem::take(&mut self.front);
+        write(self, &mut frames);
+        if !frames.is_empty() {
+            self.out.segments.iter_mut().for_each(|segment| segment.offset += frames.len());
+            self.out.bytes.splice(..0, frames.drain(..));
+            frames.shrink_to(KEPT_BUFFER);
+        }
+        self.front = frames;
+    }
+
+    /// Runs a call and writes its result. An error is not written yet.
+    fn try_call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), ErrorReply> {
+        if let Some(error) = self.setup_error.take() {
+            return Err(error);
+        }
+        bounds::check(args.encoded(), self.config.max_frame)
+            .map_err(|reason| ErrorReply::arguments(&reason))?;
+        let state = match &mut self.state {
+            Some(state) => state,
+            empty => {
+                let state = self.handlers.set_up();
+                empty.insert(state.inspect_err(|error| log_setup_error(self.number, error))?)
+            }
+        };
+        let (interface, number) = (self.interface, self.pipeline.number());
+        self.out.write(self.max_answer, |out| {
+            native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
+            catch_panic(|| interface.call(state, Request::new(method, args, out)).0)
+                .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
+        })?;
+        let shared_memory = &mut self.shared_memory;
+        let client = ReceiverLimits {
+            max_frame: self.max_answer,
+            max_blob: self.max_blob,
+            max_files: self.client_files,
+        };
+        let fits = self
+            .out
+            .fit_with(client, |bytes, home, may_add| shared_memory.store(bytes, home, may_add));
+        let length = self.out.len();
+        let error = match fits {
+            Err(reason) => ErrorReply::result(&reason),
+            Ok(()) if length - frame::HEADER_LEN <= self.max_answer => return Ok(()),
+            Ok(()) => ErrorReply::result(&WireError::TooLarge { length, limit: self.max_answer }),
+        };
+        self.out = GatherFrame::default();
+        Err(error)
+    }
+}
+
+impl From<WireError> for ErrorReply {
+    /// For an answer. The only error in writing a frame is its size.
+    fn from(error: WireError) -> Self {
+        Self::result(&error)
+    }
+}
+
+fn write_error(
+    out: &mut Vec<u8>,
+    limit: usize,
+    call: Option<u64>,
+    error: &ErrorReply,
+) -> Result<(), WireError> {
+    let write = |out: &mut Vec<u8>, error: &ErrorReply| {
+        frame::write::<WireError>(out, limit, |out| {
+            native::put_error(out, call, &error.body());
+            Ok(())
+        })
+    };
+    // An error that is too long is replaced by a short one that says so.
+    write(out, error).or_else(|error| write(out, &ErrorReply::result(&error)))
+}

@@ -1,0 +1,59 @@
+//! The user's code around the calls: `setup` and `checkout_done`.
+
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+use super::error_reply::ErrorReply;
+use super::user_code::catch_panic;
+use crate::error::Failure;
+use crate::sys;
+
+type Setup<S> = Box<dyn Fn() -> Result<S, Failure>>;
+type CheckoutDone<S> = Box<dyn Fn(&mut S) -> Result<(), Failure>>;
+
+pub(crate) struct Handlers<S> {
+    pub(crate) setup: Setup<S>,
+    pub(crate) checkout_done: Option<CheckoutDone<S>>,
+}
+
+impl<S> Handlers<S> {
+    /// Runs `setup` and returns the worker's state.
+    pub(super) fn set_up(&self) -> Result<S, ErrorReply> {
+        let server = getppid();
+        let result = catch_panic(&self.setup);
+        exit_with_server(server);
+        match result {
+            Ok(result) => result.map_err(ErrorReply::setup),
+            Err(panic) => Err(ErrorReply::setup(Failure::new(panic.to_string()))),
+        }
+    }
+
+    /// Runs `checkout_done`, if there is one.
+    pub(super) fn end_checkout(&self, state: &mut S) -> Result<(), ErrorReply> {
+        let Some(checkout_done) = &self.checkout_done else { return Ok(()) };
+        match catch_panic(|| checkout_done(state)) {
+            Ok(result) => result.map_err(|failure| ErrorReply::interface(&failure)),
+            Err(panic) => Err(ErrorReply::panic(panic)),
+        }
+    }
+}
+
+/// Logs that `setup` failed. The client may make no call, and another user's client does not get the
+/// reason.
+pub(super) fn log_setup_error(worker: u64, error: &ErrorReply) {
+    tracing::error!(worker, "the setup of a worker failed: {}", error.setup_reason());
+}
+
+/// Asks the kernel to kill this worker when its server ends. Exits if the server has ended already.
+///
+/// The worker asks again after `setup`, because the kernel drops the request when a process changes its
+/// user or group.
+fn exit_with_server(server: Option<Pid>) {
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        tracing::error!(
+            "prctl(PR_SET_PDEATHSIG) failed after `setup`, so that this worker may outlive a server that is killed: {error}"
+        );
+    }
+    if getppid() != server {
+        sys::exit_now(0);
+    }
+}

@@ -1,0 +1,63 @@
+//! The worker's part in the handshake of the native protocol.
+
+use super::connection::Connection;
+use super::error_reply::ErrorReply;
+use super::scoreboard::Phase;
+use super::state::{ExitReason, Worker};
+use crate::wire::WireError;
+use crate::wire::frame::{self, DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME, PREAMBLE};
+use crate::wire::hello::{ClientHello, WorkerHello};
+use crate::wire::native::{self, FromClient, VERSIONS};
+
+impl<S: 'static> Worker<'_, S> {
+    /// Reads the client's hello and answers with the worker's, or with an error.
+    pub(super) fn handshake(
+        &mut self,
+        connection: &mut Connection,
+        hello: &mut WorkerHello,
+        is_preamble_sent: bool,
+    ) -> Result<(), ExitReason> {
+        let frame = connection.read_hello()?;
+        let FromClient::Hello(client) = FromClient::decode(connection.body(&frame))? else {
+            return Err(WireError::Malformed("the first message is no hello".into()).into());
+        };
+        if !is_preamble_sent {
+            self.out.bytes.extend_from_slice(PREAMBLE);
+        }
+        let (accepted, number) = (check_client(&client), client.client_number);
+        let (max_frame, files, shared) = (client.max_frame, client.max_files, client.shared_memory);
+        self.max_blob = client.max_blob.unwrap_or(DEFAULT_MAX_BLOB);
+        if self.interface.accepts_shared_memory() {
+            self.shared_memory.request(shared, self.config.shared_memory);
+        }
+        frame::write_control(&mut self.out.bytes, |out| match &accepted {
+            Ok(()) => hello.put(out),
+            Err(error) => native::put_error(out, None, &error.body()),
+        })?;
+        self.slot.set_client(number);
+        // The client waits for the worker after this message. So the server must report a death from
+        // here on.
+        self.slot.enter(Phase::Setup)?;
+        connection.write(&self.out)?;
+        if accepted.is_err() {
+            // The phase shows the server that this exit is intended.
+            self.slot.enter(Phase::Retired)?;
+            return Err(ExitReason::Finished);
+        }
+        self.max_answer = max_frame.unwrap_or(DEFAULT_MAX_FRAME).min(self.max_answer);
+        self.client_files = files.min(hello.max_files);
+        Ok(())
+    }
+}
+
+/// Checks that this worker can serve the client.
+fn check_client(client: &ClientHello<'_>) -> Result<(), ErrorReply> {
+    if client.versions.iter().any(|version| VERSIONS.contains(version)) {
+        return client.incompatibility().map_or(Ok(()), |reason| Err(ErrorReply::hello(reason)));
+    }
+    let message = format!(
+        "the client `{}` speaks the protocol versions {:?}, this server {VERSIONS:?}",
+        client.name, client.versions
+    );
+    Err(ErrorReply::version(message))
+}
