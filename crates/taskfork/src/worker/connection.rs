@@ -1,4 +1,5 @@
-//! A worker's side of its connection: blocking, interrupted by nothing, bounded in what it stores.
+//! A worker's side of its connection. Reads and writes block, signals do not interrupt them, and the
+//! buffers are limited.
 
 use std::io;
 use std::ops::Range;
@@ -25,11 +26,11 @@ use crate::wire::gather_frame::{self, GatherFrame, LARGE_BUFFER};
 use crate::wire::hello::MAX_HELLO;
 use crate::wire::{Protocol, first_message, perl};
 
-/// A buffer above this size is given back once nothing has come for a while.
+/// A buffer above this size is freed after `BUFFER_IDLE_TIME` without a message.
 const MAX_KEPT_BUFFER: usize = 1 << 20;
 const BUFFER_IDLE_TIME: Duration = Duration::from_secs(1);
 
-/// For how long a worker looks for its next call at most, unless it is told otherwise.
+/// The default maximum time of spinning for the next call.
 const MAX_SPIN: Duration = Duration::from_micros(50);
 
 /// A connection to a client.
@@ -37,34 +38,34 @@ const MAX_SPIN: Duration = Duration::from_micros(50);
 pub(crate) struct Connection {
     pub(super) socket: BorrowedFd<'static>,
     pub(super) inbox: Vec<u8>,
-    /// How much of `inbox` has been consumed.
+    /// How many bytes of `inbox` have been consumed.
     pub(super) consumed: usize,
     pub(super) max_frame: usize,
-    /// How long a peer may stop in the middle of a frame.
+    /// How long the client may stop in the middle of a frame.
     stall_timeout: TimeLimit,
-    /// Files that have come, and belong to messages to come; nothing if none can.
+    /// Descriptors that have arrived for later messages. `None` if the socket cannot transfer any.
     files: Option<Vec<OwnedFd>>,
-    /// Until when the client's first message has to be complete, if it is not yet.
+    /// When the client's first message must be complete. `None` if it is complete.
     handshake_deadline: Option<Instant>,
-    /// How long it waits for the beginning of a frame.
+    /// How long to wait for the beginning of a frame. `None` is for ever.
     idle_timeout: Option<Duration>,
     pub(super) rings: Option<Box<Rings>>,
-    /// Long messages have been sent.
+    /// The socket has a larger buffer, because a long message has been sent.
     has_large_send_buffer: bool,
     spin_policy: SpinPolicy,
-    /// How many cores there are.
+    /// The number of CPUs that this process may use.
     pub(super) cores: usize,
     slot: WorkerSlot,
 }
 
-/// Where the body of a frame lies that has been read.
+/// The place of the body of a frame that has been read.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     pub(super) place: Range<usize>,
     pub(super) is_in_ring: bool,
 }
 
-/// Why a connection is over.
+/// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectionError {
     #[error("the client is gone")]
@@ -92,7 +93,7 @@ impl ConnectionError {
 }
 
 impl Connection {
-    /// Through a socket that is closed when the worker ends.
+    /// A connection through a socket that stays open until the worker exits.
     pub(crate) fn new(
         socket: BorrowedFd<'static>,
         inbox: Vec<u8>,
@@ -120,7 +121,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the client to name the protocol.
+    /// Waits for the first bytes, which show the protocol.
     pub(crate) fn read_preamble(&mut self) -> Result<Protocol, ConnectionError> {
         loop {
             if perl::first_byte(&self.inbox) == Some(perl::FIRST) {
@@ -143,7 +144,7 @@ impl Connection {
         }
     }
 
-    /// Waits for a whole frame; its body is [`body`](Self::body) of what this gives.
+    /// Waits for a whole frame. [`body`](Self::body) returns its body.
     pub(crate) fn read_frame(&mut self) -> Result<Frame, ConnectionError> {
         loop {
             if let Some(frame) = self.read_frame_or_idle()? {
@@ -160,8 +161,8 @@ impl Connection {
         read
     }
 
-    /// Waits for a frame as [`read_frame`](Self::read_frame) does; nothing if none has begun in the time that
-    /// [`rest_after`](Self::rest_after) has set.
+    /// Waits for a whole frame. `None` if none has begun in the time that
+    /// [`set_idle_timeout`](Self::set_idle_timeout) has set.
     pub(crate) fn read_frame_or_idle(&mut self) -> Result<Option<Frame>, ConnectionError> {
         self.discard_consumed();
         loop {
@@ -174,7 +175,7 @@ impl Connection {
                 if !place.is_empty() || self.rings.is_none() {
                     return Ok(Some(Frame { place, is_in_ring: false }));
                 }
-                // It was sent to wake this side only.
+                // An empty frame only wakes this side.
                 self.discard_consumed();
                 continue;
             }
@@ -191,16 +192,16 @@ impl Connection {
         }
     }
 
-    /// Sets how long to wait for the beginning of a frame; for ever unless set.
+    /// Sets how long to wait for the beginning of a frame. Defaults to for ever.
     pub(crate) fn set_idle_timeout(&mut self, time: Option<Duration>) {
         if self.idle_timeout != time {
-            // It is only a pity if it cannot be set.
+            // If this fails, idle memory is freed later.
             let _ = sockopt::set_socket_timeout(self.socket, sockopt::Timeout::Recv, time);
             self.idle_timeout = time;
         }
     }
 
-    /// Waits for a whole message of AnyEvent::Task's protocol.
+    /// Waits for a whole message of the JSON protocol.
     pub(crate) fn read_json(
         &mut self,
         scanner: &mut perl::Scanner,
@@ -212,26 +213,26 @@ impl Connection {
                 self.consumed = place.end;
                 return Ok(place);
             }
-            // Between messages a client may be silent for ever.
+            // A client may be silent between messages, but not within one.
             self.consumed += scanner.skip_blanks();
             self.read()?;
         }
     }
 
-    /// Reads what is there without waiting for more, up to `most` bytes behind the last frame.
+    /// Reads without waiting, up to `most` bytes behind the last frame.
     pub(crate) fn read_available(&mut self, most: usize) {
         while self.inbox.len() < self.consumed + most {
             self.inbox.reserve(frame::room_for_next_read(&self.inbox[self.consumed..]));
             match self.receive(false) {
                 Ok(length) if length > 0 => {}
                 Err(Errno::INTR) => {}
-                // Whatever it is, it comes again.
+                // The next read gets the same error.
                 Ok(_) | Err(_) => return,
             }
         }
     }
 
-    /// The bodies of the frames that are there behind the last.
+    /// The bodies of the whole frames behind the last one.
     pub(crate) fn buffered_bodies(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.inbox[self.consumed..];
         std::iter::from_fn(move || {
@@ -253,27 +254,27 @@ impl Connection {
         }
     }
 
-    /// What [`read_json`](Self::read_json) has found.
+    /// The text of a message that [`read_json`](Self::read_json) has found.
     pub(crate) fn text(&self, place: Range<usize>) -> &[u8] {
         &self.inbox[place]
     }
 
-    /// How many files can come with a message.
+    /// The maximum number of files with a message.
     pub(crate) fn max_files(&self) -> usize {
         self.files.as_ref().map_or(0, |_| sys::MAX_FILES)
     }
 
-    /// The files that have come.
+    /// The files that have arrived.
     pub(crate) fn files(&mut self) -> &mut Vec<OwnedFd> {
         self.files.get_or_insert_default()
     }
 
-    /// The user of this process and of the client, between whom memory can be shared then.
+    /// The user of this process and of the client, if both have the same, so that they may share memory.
     pub(crate) fn common_user(&self) -> Option<User> {
         self.files.as_ref().and_then(|_| sys::common_user(&self.socket))
     }
 
-    /// Takes the next files that have come.
+    /// Takes the files of the next message. Fails if fewer have arrived.
     pub(crate) fn take_files(&mut self, count: usize) -> Result<Vec<OwnedFd>, WireError> {
         match &mut self.files {
             _ if count == 0 => Ok(Vec::new()),
@@ -282,7 +283,7 @@ impl Connection {
         }
     }
 
-    /// Receives what there is room for, or waits for it.
+    /// Receives bytes into the free part of the buffer. With `wait`, waits for the first.
     fn receive(&mut self, wait: bool) -> rustix::io::Result<usize> {
         let Some(files) = &mut self.files else {
             let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
@@ -294,7 +295,7 @@ impl Connection {
         Ok(received)
     }
 
-    /// Takes the body of the last frame that was read out of the buffer, if it is a long one.
+    /// Takes the body of the last frame without a copy, if it is long.
     pub(crate) fn take_long_body(&mut self, frame: &Frame) -> Option<Bytes> {
         let place = &frame.place;
         if frame.is_in_ring || place.len() < gather_frame::MIN_SEGMENT {
@@ -306,8 +307,8 @@ impl Connection {
         Some(Bytes::from(inbox).slice(place.clone()))
     }
 
-    /// Takes back the memory of what [`take_long`](Self::take_long) gave, for the next one, unless
-    /// somebody has kept a part of it.
+    /// Reuses the memory of a body from [`take_long_body`](Self::take_long_body), unless user code has
+    /// kept a part of it.
     pub(crate) fn reuse_buffer(&mut self, body: Bytes) {
         let Ok(mut memory) = body.try_into_mut() else { return };
         if self.consumed == self.inbox.len() {
@@ -316,9 +317,9 @@ impl Connection {
         }
     }
 
-    /// Sends all of it.
+    /// Sends a whole message.
     pub(crate) fn write(&mut self, message: &GatherFrame) -> Result<(), ConnectionError> {
-        // A child shares the connection with its worker, and its rings.
+        // A process that user code has forked shares the connection and the rings with its worker.
         sys::exit_if_forked();
         if let Some(rings) = &mut self.rings {
             rings.record_sent(telemetry::take_sent_bytes());
@@ -331,7 +332,7 @@ impl Connection {
             && message.is_large()
             && !std::mem::replace(&mut self.has_large_send_buffer, true)
         {
-            // It is only slower if it cannot be.
+            // If this fails, sending is slower.
             let _ = sockopt::set_socket_send_buffer_size(self.socket, LARGE_BUFFER);
         }
         let mut sent = 0;
@@ -358,8 +359,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for more bytes: as long as it takes for the first of a frame, or as has been set, not longer than
-    /// the stall timeout in the middle of one. Tells whether any came.
+    /// Waits for more bytes. Returns false if the idle timeout is over and no frame has begun.
+    ///
+    /// The stall timeout limits the wait in the middle of a frame.
     fn read(&mut self) -> Result<bool, ConnectionError> {
         let begun = self.inbox.len() > self.consumed;
         if begun {
@@ -397,10 +399,10 @@ impl Connection {
         }
     }
 
-    /// Looks for the next frame for a moment, where that pays; tells whether some of it came.
+    /// Spins for the next frame, if the policy allows it. Returns whether bytes have arrived.
     fn spin(&mut self) -> bool {
         let Some(budget) = self.spin_policy.budget() else { return false };
-        // One of the cores is for the client. Which workers are busy is not known here, only how many there are.
+        // The client needs one of the cores. The number of busy workers is unknown here, so this counts all.
         let gives_way = self.slot.workers() >= self.cores || self.spin_policy.shares_core();
         let mut spin_loop = SpinLoop::new(&self.spin_policy, budget, gives_way);
         loop {
@@ -416,7 +418,7 @@ impl Connection {
                 }
                 Err(Errno::AGAIN | Errno::INTR) if spin_loop.pause() => {}
                 Err(Errno::AGAIN | Errno::INTR) => break,
-                // Whatever it is, it comes again.
+                // The next read gets the same error.
                 Ok(_) | Err(_) => return false,
             }
         }
@@ -424,14 +426,15 @@ impl Connection {
         false
     }
 
-    /// Whether it looks for the next frame before it sleeps.
+    /// Whether the worker spins for the next frame before it sleeps.
     pub(super) fn is_spinning(&self) -> bool {
         self.spin_policy.budget().is_some()
     }
 
+    /// Waits for the rest of a frame.
     fn wait(&self) -> Result<(), ConnectionError> {
         if let Some(until) = self.handshake_deadline {
-            // Bytes that come one by one do not prolong it.
+            // Bytes that arrive one by one do not extend it.
             let left = until.saturating_duration_since(Instant::now());
             return match !left.is_zero() && self.is_readable_within(left.into())? {
                 true => Ok(()),
@@ -444,7 +447,7 @@ impl Connection {
         }
     }
 
-    /// Until when the client's first message has to be complete, if that is not so yet.
+    /// Sets when the client's first message must be complete. `None` if it is complete.
     pub(crate) fn set_handshake_deadline(&mut self, until: Option<Instant>) {
         self.handshake_deadline = until;
     }

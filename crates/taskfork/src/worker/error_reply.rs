@@ -1,4 +1,4 @@
-//! What goes wrong with a call inside a worker, on its way to the caller.
+//! The error that a worker sends instead of a result.
 
 use std::error::Error;
 
@@ -8,7 +8,7 @@ use crate::error::{Failure, Panic};
 use crate::wire::error_body::{ErrorBody, MAX_KNOWN_METHODS, kind};
 use crate::wire::values::encode_to_vec;
 
-/// An error of a call, owned. Boxed, as it is the rare outcome of functions that are called often.
+/// An error reply. It is boxed to keep the results of frequent functions small.
 #[derive(Debug)]
 pub(crate) struct ErrorReply(Box<Details>);
 
@@ -18,8 +18,9 @@ struct Details {
     failure: Failure,
     value: Option<Vec<u8>>,
     panic: Option<Panic>,
+    /// The methods that exist, for an unknown method.
     known: Vec<String>,
-    /// Where another language raised it.
+    /// The stack of an error that a program in another language raised.
     stack: Option<String>,
 }
 
@@ -86,14 +87,14 @@ impl ErrorReply {
         Self::new(kind::HELLO, Failure::new(message))
     }
 
-    /// What went wrong in `setup`, with its causes.
+    /// The message of an error of `setup`, followed by its causes.
     pub(crate) fn setup_reason(&self) -> String {
         let (causes, _) = self.0.failure.kept_causes();
         let causes = causes.into_iter().map(|cause| format!(": {cause}"));
         [self.0.failure.message().to_owned()].into_iter().chain(causes).collect()
     }
 
-    /// An error that came as a message's body.
+    /// An error that a program has sent.
     pub(crate) fn received(body: &ErrorBody<'_>) -> Self {
         const KINDS: [&str; 6] = [
             kind::INTERFACE,
@@ -116,22 +117,22 @@ impl ErrorReply {
         reply
     }
 
-    /// The same without source files, stacks, and what `setup` has said. The log has all of that.
+    /// Removes source files, stacks, and the message of an error of `setup`. The log contains them.
     pub(crate) fn without_details(mut self) -> Self {
         let details = &mut self.0;
         if details.kind == kind::SETUP {
-            let told = "it failed, and the server's log says why (share_details)";
-            details.failure = Failure::new(told);
+            let message = "it failed, and the server's log says why (share_details)";
+            details.failure = Failure::new(message);
         }
         details.stack = None;
         if let Some(panic) = &mut details.panic {
-            // The hook has written them to standard error.
+            // The panic hook has written them to standard error.
             (panic.location, panic.stack) = (None, None);
         }
         self
     }
 
-    /// The error as a message's body.
+    /// The body of the message that contains this error.
     pub(crate) fn body(&self) -> ErrorBody<'_> {
         let (causes, more_causes) = self.0.failure.kept_causes();
         ErrorBody {

@@ -1,4 +1,4 @@
-//! An interface that is one function.
+//! An untyped interface: one function.
 
 use std::fmt;
 
@@ -7,8 +7,11 @@ use serde::Serialize;
 use super::interface::{BoxError, Interface, Reply, Request};
 use crate::wire::arguments::Arguments;
 
-/// An untyped interface: one function that is given the worker's state, the method's name, if the
-/// call has one, and the arguments.
+/// An untyped interface: one function for all calls. It gets the worker's state, the method's name if
+/// the call has one, and the arguments.
+///
+/// An error reaches the caller as from [`Methods`](crate::Methods). A panic fails the call and does not
+/// end the worker.
 ///
 /// ```
 /// use taskfork::worker::{Arguments, Function};
@@ -19,14 +22,28 @@ use crate::wire::arguments::Arguments;
 /// # let _ = echo;
 /// ```
 ///
-/// Clients that are Perl programs do not tell a method's name from a first argument: from them, all is
-/// arguments.
+/// In the JSON protocol a method's name is the first argument. So calls of such clients have no method
+/// here, and the name is among the arguments.
 pub struct Function<F> {
     function: F,
 }
 
 impl<F> Function<F> {
     /// An interface that runs `function` for every call.
+    ///
+    /// ```
+    /// use taskfork::worker::{Arguments, Function};
+    ///
+    /// let dispatch = |count: &mut u64, method: Option<&str>, args: Arguments<'_>| match method {
+    ///     Some("count") => {
+    ///         *count += args.parse::<(u64,)>()?.0;
+    ///         Ok(*count)
+    ///     }
+    ///     other => Err(format!("there is no method {other:?}").into()),
+    /// };
+    /// let interface = Function::new(dispatch);
+    /// # let _ = interface;
+    /// ```
     pub fn new<S, T>(function: F) -> Self
     where
         F: Fn(&mut S, Option<&str>, Arguments<'_>) -> Result<T, BoxError> + 'static,

@@ -1,4 +1,4 @@
-//! What a worker can be asked, as the serve loop sees it: a request in, an encoded reply out.
+//! The trait that the main loop of a worker calls: it takes a request and writes an encoded reply.
 
 use serde::Serialize;
 
@@ -8,14 +8,42 @@ use crate::error::Failure;
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 use crate::wire::values::encode;
 
-/// The error that functions of an untyped interface return: anything that is an error, or a text.
+/// The error that functions of an untyped interface return. `?` converts any error to it, and `into`
+/// converts a text.
+///
 /// Its message and those of its causes reach the caller as a [`Failure`](crate::error::Failure).
+///
+/// ```
+/// use taskfork::BoxError;
+///
+/// fn port(text: &str) -> Result<u16, BoxError> {
+///     if text.is_empty() {
+///         return Err("there is no port".into());
+///     }
+///     Ok(text.parse()?)
+/// }
+/// # assert!(port("").is_err() && port("80").is_ok());
+/// ```
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a server's workers can be asked: [`Methods`](crate::Methods), a
-/// [`Function`](crate::worker::Function), or what [`interface`](macro@crate::interface) makes of a trait.
+/// The calls that a server's workers answer: [`Methods`](crate::Methods), a
+/// [`Function`](crate::worker::Function), or the type that [`interface`](macro@crate::interface) defines
+/// for a trait.
 ///
-/// `S` is the state that `setup` makes in each new worker.
+/// `S` is the state that `setup` returns in each new worker. The methods of this trait are for the crate
+/// only.
+///
+/// ```
+/// use taskfork::worker::Interface;
+/// use taskfork::{BoxError, Methods, Server};
+///
+/// fn server(interface: impl Interface<Vec<String>>) -> Server {
+///     Server::builder().setup(|| Ok::<_, BoxError>(Vec::new())).interface(interface)
+/// }
+///
+/// let server = server(Methods::new().method("len", |lines: &mut Vec<String>| Ok(lines.len())));
+/// # let _ = server;
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no interface of a worker whose state is `{S}`",
     note = "use `Methods`, `Function`, or the `…Interface` that `#[taskfork::interface]` made; the \
@@ -26,24 +54,24 @@ pub trait Interface<S>: 'static {
     #[doc(hidden)]
     fn call(&self, state: &mut S, request: Request<'_>) -> Reply;
 
-    /// The answer of a call has been sent.
+    /// Runs after the answer of a call has been sent.
     #[doc(hidden)]
     fn on_answer_sent(&self) {}
 
-    /// Whether arguments may lie in memory that the client lends.
+    /// Whether arguments may be in memory that the client shares.
     #[doc(hidden)]
     fn accepts_shared_memory(&self) -> bool {
         true
     }
 
-    /// Whether results were sent first as JSON, in which strings stand for binary data.
+    /// Whether results come from JSON, which has no type for binary data and uses strings.
     #[doc(hidden)]
     fn returns_json(&self) -> bool {
         false
     }
 
-    /// Whether a call whose first argument is this text is a call of the method of that name, where
-    /// the protocol does not tell the two apart.
+    /// Whether this first argument is a method's name. Only the JSON protocol does not distinguish the
+    /// two.
     #[doc(hidden)]
     fn is_method_name(&self, _first: &str) -> bool {
         true
@@ -56,11 +84,11 @@ pub trait Interface<S>: 'static {
 pub struct Request<'a> {
     method: Option<&'a str>,
     args: Arguments<'a>,
-    /// Where an encoded result goes.
+    /// The buffer for the encoded result.
     out: &'a mut Vec<u8>,
 }
 
-/// What came of a request.
+/// The outcome of a request. A value has been written to its buffer.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Reply(pub(crate) Result<(), ErrorReply>);
@@ -70,17 +98,17 @@ impl<'a> Request<'a> {
         Self { method, args, out }
     }
 
-    /// The method asked for.
+    /// The method that the call names.
     pub fn method(&self) -> Option<&'a str> {
         self.method
     }
 
-    /// The arguments as they came.
+    /// The undecoded arguments.
     pub(crate) fn args(&self) -> Arguments<'a> {
         self.args
     }
 
-    /// Decodes the arguments, or says in the reply why they do not fit.
+    /// Decodes the arguments. The error is a reply that says why they do not fit.
     pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
         self.args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
     }
@@ -102,7 +130,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Answers with a value that is encoded already, in the message that is being read.
+    /// Answers with an encoded value from the message that is being decoded.
     pub(crate) fn forward(self, value: &[u8]) -> Reply {
         Reply(
             blob::pass_on(value, self.out)
@@ -115,7 +143,7 @@ impl<'a> Request<'a> {
         match result {
             Ok(value) => self.value(&value),
             Err(error) => Reply(Err(match error.downcast_ref::<ArgumentsError>() {
-                Some(misfit) => ErrorReply::arguments(misfit),
+                Some(error) => ErrorReply::arguments(error),
                 None => ErrorReply::interface(&*error),
             })),
         }

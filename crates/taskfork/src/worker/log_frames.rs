@@ -6,17 +6,17 @@ use crate::wire::WireError;
 use crate::wire::frame::{self, ATOMIC_WRITE};
 use crate::wire::native;
 
-/// Appends frames with these messages; one that is too long is replaced by a line that says so.
+/// Appends frames with these messages. A line replaces a message that is too long.
 pub(super) fn write(out: &mut Vec<u8>, limit: usize, messages: Vec<Message>) {
     for mut message in messages {
-        // A part of the caller's message has no end of its own.
+        // This is a part of the caller's message, which has its own end.
         let end = message.end.take();
         if let Err(error) = write_one(out, limit, &message) {
             let note = format!("what the worker logged could not be sent: {error}");
             let time = end.unwrap_or_default();
             let entry = Entry { time, level: Level::WARN, items: vec![note.into()] };
             let note = Message { start: message.start, logs: vec![entry], ..Message::default() };
-            // A limit that leaves no room for this line leaves none for anything.
+            // A limit below the length of this line allows no other message.
             let _ = write_one(out, limit, &note);
         }
     }
@@ -26,9 +26,9 @@ fn write_one(out: &mut Vec<u8>, limit: usize, message: &Message) -> Result<(), W
     frame::write(out, limit, |out| native::put_log(out, message))
 }
 
-/// Cuts a message into frames that the kernel takes whole, so that a death between two of them can
-/// be told on the same connection; gives back what cannot be cut.
-pub(super) fn cut(message: Message, frames: &mut Vec<Vec<u8>>) -> Vec<Message> {
+/// Splits a message into frames that the kernel sends whole. So the server can send a death notice after
+/// any of them. Returns the parts that are too long for such a frame.
+pub(super) fn split(message: Message, frames: &mut Vec<Vec<u8>>) -> Vec<Message> {
     if is_empty(&message) {
         return Vec::new();
     }
@@ -54,7 +54,7 @@ pub(super) fn cut(message: Message, frames: &mut Vec<Vec<u8>>) -> Vec<Message> {
     } else {
         return vec![Message { logs, timers, data, left_out, ..part() }];
     };
-    halves.into_iter().flat_map(|half| cut(half, frames)).collect()
+    halves.into_iter().flat_map(|half| split(half, frames)).collect()
 }
 
 pub(super) fn is_empty(message: &Message) -> bool {
@@ -74,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cut_loses_nothing_and_fits(
+        fn split_messages_fit_and_lose_nothing(
             lines in prop::collection::vec(0..6000usize, 0..40),
             timers in prop::collection::vec(0..6000usize, 0..10),
             data in prop::collection::vec(0..6000usize, 0..10),
@@ -104,14 +104,14 @@ mod tests {
                 left_out,
             };
             let mut frames = Vec::new();
-            let kept = cut(message.clone(), &mut frames);
+            let kept = split(message.clone(), &mut frames);
             let mut whole = Message { start: 1.0, ..Message::default() };
             for frame in &frames {
                 prop_assert!(frame.len() <= ATOMIC_WRITE);
                 let Ok(FromWorker::Telemetry(Telemetry { log: Some(log), .. })) =
                     FromWorker::decode(&frame[frame::HEADER_LEN..])
                 else {
-                    return Err(TestCaseError::fail("it is no message of notes"));
+                    return Err(TestCaseError::fail("this is no telemetry"));
                 };
                 whole.merge(rmp_serde::from_slice(log).unwrap());
             }

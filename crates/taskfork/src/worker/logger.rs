@@ -4,22 +4,22 @@ use log_defer::{Level, Log};
 
 use super::telemetry::{self, RecorderState};
 
-/// About how many bytes of logs are kept until they are sent.
+/// About how many bytes of a log are kept until they are sent.
 const MAX_BYTES: usize = 1 << 20;
 
-/// The log of the call that runs in this worker. What is written to it arrives in the log that the
-/// caller gave to [`Checkout::log`](crate::Checkout::log), with the times at which it happened here,
-/// also if the call fails. Calls that run for long send it on the way, about every 50 milliseconds,
-/// so that it is not lost when they are killed; a line of more than about 4 KiB goes with the answer.
+/// Returns the log of this worker's current call. Its lines, timers and data arrive in the log that the
+/// caller has passed to [`Checkout::log`](crate::Checkout::log), with the times at which they were
+/// recorded here. They arrive even if the call fails.
 ///
-/// It is made on demand, with the verbosity of the caller's log; where the caller has none it takes
-/// nothing. `setup` and `checkout_done` log to the call that comes next, which takes what its caller wants. About 1 MiB is kept until
-/// it is sent, and a line says what was left out. Handles kept beyond the call take nothing.
+/// The log has the verbosity of the caller's log. It records nothing if the caller has none, and outside
+/// of workers. A handle that is kept after the call records nothing either. `setup` and `checkout_done`
+/// log to the next call.
 ///
-/// The first use in a call whose caller has a log starts a thread in the worker, which blocks all
-/// signals.
+/// While a call runs, its log is sent about every 50 milliseconds, so that it arrives even if the worker
+/// is killed. A line of more than about 4 KiB is sent with the answer. About 1 MiB is kept until it is
+/// sent; a further line says how much was left out.
 ///
-/// Outside of a worker what it gives takes nothing.
+/// The first use in a call whose caller has a log starts a thread, which blocks all signals.
 ///
 /// ```
 /// use taskfork::worker::logger;
@@ -39,14 +39,14 @@ pub fn logger() -> Log {
     }
     let verbosity = match recorder.state {
         RecorderState::Inactive => None,
-        // The call that gets them filters them.
+        // The next call filters them.
         RecorderState::BetweenCalls => Some(Level::ALL),
-        RecorderState::InCall(wanted) => wanted.log,
+        RecorderState::InCall(requested) => requested.log,
     };
     let Some(verbosity) = verbosity else {
         let log = Log::builder().verbosity(Level::new(0)).start(drop);
         log.close();
-        // Made once for this call.
+        // Later uses in this call return the same handle.
         recorder.log = matches!(recorder.state, RecorderState::InCall(_)).then(|| log.clone());
         return log;
     };
@@ -62,9 +62,9 @@ mod tests {
     use crate::worker::log_frames;
 
     #[test]
-    fn outside_of_a_worker_nothing_is_taken() {
+    fn outside_of_workers_nothing_is_recorded() {
         let log = logger();
-        log.error("nobody hears this");
+        log.error("this is not recorded");
         assert!(log_frames::is_empty(&log.message()));
     }
 }

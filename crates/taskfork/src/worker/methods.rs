@@ -1,4 +1,4 @@
-//! An interface that is a map from names to functions.
+//! An untyped interface: a map from names to functions.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,17 @@ use crate::wire::arguments::Arguments;
 
 type Entry<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;
 
-/// An untyped interface: named functions with ordinary parameters.
+/// An untyped interface: functions by name, with ordinary parameters.
+///
+/// Parameters and results are values that serde can deserialize and serialize. Each function returns a
+/// `Result` whose error is a [`BoxError`]. The caller gets its message and those of its causes as
+/// [`CallError::Interface`](crate::error::CallError::Interface).
+///
+/// A call of an unknown method, or with arguments that do not fit, fails without running anything. A
+/// panic fails the call and does not end the worker. For errors that keep their type, use
+/// [`interface`](macro@crate::interface).
+///
+/// `S` is the worker's state, which `setup` returns. It is `()` without `setup`.
 ///
 /// ```
 /// use taskfork::Methods;
@@ -37,18 +47,41 @@ pub struct Methods<S> {
 }
 
 impl<S: 'static> Methods<S> {
-    /// An interface without any method.
+    /// An interface without methods: every call fails.
+    ///
+    /// ```
+    /// let interface = taskfork::Methods::<()>::new();
+    /// # let _ = interface;
+    /// ```
     pub fn new() -> Self {
         Self { entries: BTreeMap::new(), unnamed: None }
     }
 
-    /// Adds a function of the worker's state and up to eight deserializable parameters, which
-    /// returns a serializable value or any error. A name given twice means the later function.
+    /// Adds a function of the worker's state and up to eight parameters. It replaces an earlier function
+    /// with this name.
+    ///
+    /// ```
+    /// use taskfork::Methods;
+    ///
+    /// let interface = Methods::new().method("append", |log: &mut Vec<String>, line: String| {
+    ///     log.push(line);
+    ///     Ok(log.len())
+    /// });
+    /// # let _ = interface;
+    /// ```
     pub fn method<A: 'static>(self, name: impl Into<String>, method: impl Method<S, A>) -> Self {
         self.entry(name.into(), Box::new(move |state, request| method.run(state, request)))
     }
 
-    /// Adds a function of up to eight deserializable parameters that needs no state.
+    /// Adds a function of up to eight parameters that does not use the worker's state. It replaces an
+    /// earlier function with this name.
+    ///
+    /// ```
+    /// use taskfork::Methods;
+    ///
+    /// let interface = Methods::<()>::new().function("parse", |text: String| Ok(text.parse::<f64>()?));
+    /// # let _ = interface;
+    /// ```
     pub fn function<A: 'static>(
         self,
         name: impl Into<String>,
@@ -57,7 +90,17 @@ impl<S: 'static> Methods<S> {
         self.entry(name.into(), Box::new(move |_, request| function.run(request)))
     }
 
-    /// Adds a function that takes its arguments as they came, whatever their number and types.
+    /// Adds a function that gets its arguments undecoded, of any number and types. It replaces an earlier
+    /// function with this name.
+    ///
+    /// ```
+    /// use taskfork::Methods;
+    ///
+    /// let interface = Methods::<()>::new().variadic("sum", |_, args| {
+    ///     Ok(args.parse::<Vec<i64>>()?.into_iter().sum::<i64>())
+    /// });
+    /// # let _ = interface;
+    /// ```
     pub fn variadic<T: Serialize>(
         self,
         name: impl Into<String>,
@@ -66,7 +109,17 @@ impl<S: 'static> Methods<S> {
         self.entry(name.into(), variadic(function))
     }
 
-    /// Sets what runs for a call that names no method; without it such a call is an error.
+    /// Sets the function for calls that name no method. By default such a call fails.
+    ///
+    /// In the JSON protocol a method's name is the first argument. With this function set, a first
+    /// argument that names no method belongs to a call without a method.
+    ///
+    /// ```
+    /// use taskfork::Methods;
+    ///
+    /// let interface = Methods::<()>::new().without_method(|_, args| Ok(args.len()));
+    /// # let _ = interface;
+    /// ```
     pub fn without_method<T: Serialize>(
         mut self,
         function: impl Fn(&mut S, Arguments<'_>) -> Result<T, BoxError> + 'static,
@@ -119,7 +172,24 @@ impl<S> fmt::Debug for Methods<S> {
     }
 }
 
-/// A function of a worker's state that [`Methods::method`] takes. `A` stands for its parameters.
+/// A function that [`Methods::method`] accepts. `A` represents its parameters.
+///
+/// Every `Fn(&mut S, …) -> Result<T, BoxError>` with up to eight parameters implements it.
+///
+/// ```
+/// use taskfork::Methods;
+/// use taskfork::worker::Method;
+///
+/// fn with_add<A: 'static>(add: impl Method<i64, A>) -> Methods<i64> {
+///     Methods::new().method("add", add)
+/// }
+///
+/// let interface = with_add(|sum: &mut i64, number: i64| {
+///     *sum += number;
+///     Ok(*sum)
+/// });
+/// # let _ = interface;
+/// ```
 #[diagnostic::on_unimplemented(
     message = "this is no function of a worker's state",
     note = "write `|state: &mut State, a: i64, b: String| Ok(…)`: the state first, then up to \
@@ -132,7 +202,21 @@ pub trait Method<S, A>: 'static {
     fn run(&self, state: &mut S, request: Request<'_>) -> Reply;
 }
 
-/// A function without state that [`Methods::function`] takes. `A` stands for its parameters.
+/// A function that [`Methods::function`] accepts. `A` represents its parameters.
+///
+/// Every `Fn(…) -> Result<T, BoxError>` with up to eight parameters implements it.
+///
+/// ```
+/// use taskfork::Methods;
+/// use taskfork::worker::Stateless;
+///
+/// fn with_parse<A: 'static>(parse: impl Stateless<A>) -> Methods<()> {
+///     Methods::new().function("parse", parse)
+/// }
+///
+/// let interface = with_parse(|text: String| Ok(text.parse::<u16>()?));
+/// # let _ = interface;
+/// ```
 #[diagnostic::on_unimplemented(
     message = "this is no function that a worker can run",
     note = "write `|a: i64, b: String| Ok(…)`: up to eight deserializable parameters, the result a \

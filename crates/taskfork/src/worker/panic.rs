@@ -1,4 +1,4 @@
-//! Where a panic was raised and how the program got there, which only the panic hook is told.
+//! The location and the stack of a panic, which only the panic hook gets.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -7,7 +7,7 @@ use std::panic::PanicHookInfo;
 
 use crate::error::{Location, Panic};
 
-/// A stack that is longer as text is cut.
+/// The maximum length of a stack as text, in bytes.
 const MAX_STACK: usize = 32 << 10;
 
 thread_local! {
@@ -19,7 +19,7 @@ struct Raised {
     stack: Option<String>,
 }
 
-/// Has every panic remember its place, and then do what it did before.
+/// Makes each panic record its location and stack before it runs the previous hook.
 pub(crate) fn install_panic_hook() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -28,7 +28,7 @@ pub(crate) fn install_panic_hook() {
     }));
 }
 
-/// What a caught panic said, and where.
+/// The message of a caught panic, with the location and stack that the hook has recorded.
 pub(crate) fn take_panic(payload: Box<dyn Any + Send>) -> Panic {
     let message = match payload.downcast::<String>() {
         Ok(text) => *text,
@@ -37,7 +37,7 @@ pub(crate) fn take_panic(payload: Box<dyn Any + Send>) -> Panic {
             None => "a value that is no text".to_owned(),
         },
     };
-    // A panic that is resumed comes without the hook.
+    // `resume_unwind` does not run the hook.
     let raised = LAST.take().unwrap_or(Raised { place: None, stack: None });
     Panic { message, location: raised.place, stack: raised.stack }
 }
@@ -47,8 +47,8 @@ fn place(info: &PanicHookInfo<'_>) -> Option<Location> {
     Some(Location { file: place.file().to_owned(), line: place.line(), column: place.column() })
 }
 
-/// The stack as text, if the environment asks for it: without the frames of the panic itself and of
-/// the worker's loop, unless it asks for all.
+/// The stack as text, if `RUST_BACKTRACE` asks for it. Frames of the panic and of the worker's loop are
+/// left out, unless its value is `full`.
 fn stack() -> Option<String> {
     let stack = Backtrace::capture();
     if stack.status() != BacktraceStatus::Captured {
@@ -61,8 +61,8 @@ fn stack() -> Option<String> {
     Some(text)
 }
 
-/// The frames between the panic's and the worker's. Each begins with its number and its name; the
-/// line with its place follows.
+/// The frames of user code, which are between those of the panic and those of the worker. A frame starts
+/// with a line that has a number and a name. A line with its source location may follow.
 fn own_frames(stack: &str) -> String {
     let mut frames: Vec<Vec<&str>> = Vec::new();
     for line in stack.lines() {
@@ -77,7 +77,7 @@ fn own_frames(stack: &str) -> String {
         is(frame, &["taskfork::worker::"]) && !is(frame, &["taskfork::worker::panic::"])
     });
     frames.truncate(end.unwrap_or(frames.len()));
-    // What a caught panic passes on its way to user code.
+    // The frames between `catch_panic` and user code.
     if end.is_some() {
         const CATCHING: [&str; 4] =
             ["std::panic::catch_unwind", "std::panicking::", "__rust_try", "AssertUnwindSafe"];

@@ -1,5 +1,5 @@
-//! Serving a client that speaks the protocol of AnyEvent::Task. Calls are run as all others are, and
-//! what a native client would get is said in the other's words.
+//! Serves a client that speaks JSON, the protocol of AnyEvent::Task. The answer is encoded for the native
+//! protocol first and then translated.
 
 use rmpv::Value;
 
@@ -17,7 +17,7 @@ use crate::wire::perl::{self, FromClient, Scanner};
 use crate::wire::values::ValueFormat;
 use crate::{context, trace_context};
 
-/// Clients do not say what they want to have of the log.
+/// The protocol has no way to request a level.
 const EVERYTHING: log_defer::Level = log_defer::Level::ALL;
 
 impl Connection {
@@ -32,8 +32,8 @@ impl Connection {
 }
 
 impl<S: 'static> Worker<'_, S> {
-    /// Waits for a message, unless the first has been read, and does what it says; tells whether it ended
-    /// a checkout.
+    /// Handles the first message, if it has been read, or waits for a message. Returns whether it ended a
+    /// checkout.
     pub(super) fn serve_json(
         &mut self,
         connection: &mut Connection,

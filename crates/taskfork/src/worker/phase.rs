@@ -1,8 +1,8 @@
-//! The phases of a worker's life, as its slot of the scoreboard has them.
+//! The phases of a worker, which its slot of the scoreboard contains.
 
 use crate::error::Activity;
 
-/// What a worker is doing.
+/// What a worker does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Phase {
@@ -10,23 +10,23 @@ pub(crate) enum Phase {
     Handshake = 1,
     /// Running `setup` before the first call.
     Setup = 2,
-    /// In nobody's hands.
+    /// Waiting for a checkout.
     Idle = 3,
-    /// Between two calls of a checkout.
+    /// Waiting for the next call of a checkout.
     Held = 4,
     /// Running a call.
     Busy = 5,
-    /// Writing an answer so short that it is sent whole or not at all.
+    /// Writing an answer that the kernel sends whole or not at all.
     Answering = 6,
     /// Running `checkout_done`.
     CheckoutDone = 7,
-    /// About to be killed by the server: it must begin nothing.
+    /// Waiting for the SIGKILL that the server sends. The worker begins no call.
     KillPending = 8,
     /// Asked by the server to leave: it must begin nothing, and ends by itself.
     Retired = 9,
-    /// Writing an answer of which a part may have been sent.
+    /// Writing a long answer, of which a part may have been sent.
     AnsweringLong = 10,
-    /// Set up, and without a client to serve.
+    /// Waiting for a client after `setup`.
     Spare = 11,
 }
 
@@ -45,12 +45,12 @@ impl Phase {
         Self::Spare,
     ];
 
-    /// The phase of this number, if there is one.
+    /// The phase with this number.
     pub(super) fn of(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|&phase| phase as u8 == number)
     }
 
-    /// How the phase is called in errors.
+    /// What errors call this phase.
     pub(crate) fn activity(self) -> Option<Activity> {
         match self {
             Self::Setup => Some(Activity::Setup),
@@ -63,12 +63,13 @@ impl Phase {
         }
     }
 
-    /// Whether time is counted from its beginning, and not from that of the call before it.
+    /// Whether the time counts from the beginning of this phase. Otherwise it counts from the beginning
+    /// of the last call.
     pub(super) fn resets_clock(self) -> bool {
         !matches!(self, Self::Answering | Self::AnsweringLong | Self::Held)
     }
 
-    /// Whether user code or a write can keep the worker in this phase for ever.
+    /// Whether user code or a write can take an unlimited time in this phase.
     pub(crate) fn can_hang(self) -> bool {
         match self {
             Self::Setup

@@ -1,4 +1,4 @@
-//! The spans and events of one call, kept encoded, within bounds, until they are sent.
+//! The encoded spans and events of one call, until they are sent. Their number of bytes is limited.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use crate::wire::frame;
 use crate::wire::native::put_trace_header;
 use crate::wire::trace::{Record, Site};
 
-/// How many bytes of memory the records that are kept until they are sent occupy at most.
+/// The maximum number of bytes that records occupy until they are sent.
 const MAX_BYTES: usize = 1 << 20;
 
-/// The most bytes of one record, so that it can be sent while the call runs.
+/// The maximum length of one record, so that it can be sent while the call runs.
 pub(super) const MAX_RECORD: usize = 3 << 10;
 
-/// What a frame holds beside its records: the front of the notes, and how many were dropped.
+/// The bytes of a frame beside its records: its header, and how many records were dropped.
 const OVERHEAD: usize = 40;
 
 #[derive(Debug, Default)]
@@ -23,9 +23,9 @@ pub(crate) struct Records {
     encoded: Vec<u8>,
     /// Where each record in `encoded` ends.
     ends: Vec<usize>,
-    /// How many were left out since the last that was sent.
+    /// How many records were dropped since the last frame.
     dropped: u64,
-    /// The sites told of in this call, by the addresses of their metadata.
+    /// The numbers of the call sites that have been recorded, by the addresses of their metadata.
     sites: BTreeMap<usize, u64>,
     spans: u64,
 }
@@ -39,7 +39,7 @@ impl Records {
         self.ends.is_empty() && self.dropped == 0
     }
 
-    /// What there is, at the end of the call.
+    /// Takes all records at the end of the call.
     pub(crate) fn take(&mut self) -> Self {
         std::mem::take(self)
     }
@@ -50,8 +50,8 @@ impl Records {
         self.spans
     }
 
-    /// The number of a site, which is told of if it has not been, with its source file if `places`.
-    /// Nothing if there is no room.
+    /// The number of a call site. Its first use records the site, with its source file if `places`.
+    /// `None` if there is no room.
     pub(super) fn site(
         &mut self,
         metadata: &'static Metadata<'static>,
@@ -81,21 +81,21 @@ impl Records {
         Some(number)
     }
 
-    /// Adds a record if there is room for it, else counts it.
+    /// Adds a record. Counts it as dropped if there is no room.
     pub(super) fn push(&mut self, record: &Record<'_>) -> bool {
         let kept = self.keep(record);
         self.dropped += u64::from(!kept);
         kept
     }
 
-    /// One record could not even be tried.
+    /// Counts a record that cannot be added.
     pub(super) fn drop_one(&mut self) {
         self.dropped += 1;
     }
 
     fn keep(&mut self, record: &Record<'_>) -> bool {
         let before = self.encoded.len();
-        // A list grows by doubling; the records' own room doubles to no more than the rest.
+        // Both lists double their capacity when they grow.
         let ends = 2 * (self.ends.len() + 1) * size_of::<usize>();
         if before + ends + MAX_RECORD <= MAX_BYTES {
             record.write(&mut self.encoded);
@@ -110,8 +110,8 @@ impl Records {
         kept
     }
 
-    /// Takes what there is out, in frames of at most so many bytes without their headers. What does
-    /// not fit any is counted as dropped.
+    /// Takes all records, as frames of at most `limit` bytes without their headers. Records that are too
+    /// long for a frame count as dropped.
     pub(crate) fn frames(&mut self, limit: usize) -> Vec<Vec<u8>> {
         let encoded = std::mem::take(&mut self.encoded);
         let room = limit.saturating_sub(OVERHEAD);
@@ -134,7 +134,7 @@ impl Records {
         frames
     }
 
-    /// A frame of these records, and of how many have been dropped; nothing if there are none.
+    /// A frame of these records and of the number of dropped ones. `None` if there are neither.
     fn frame(&mut self, limit: usize, records: &[u8], count: u32) -> Option<Vec<u8>> {
         let dropped = std::mem::take(&mut self.dropped);
         let count = count + u32::from(dropped > 0);
@@ -151,7 +151,7 @@ impl Records {
     }
 }
 
-/// A level as the wire has it.
+/// The number of a level in the protocol.
 fn number_of(level: tracing::Level) -> u8 {
     match level {
         tracing::Level::ERROR => 1,
@@ -176,7 +176,7 @@ mod tests {
         Record::Event { site: 1, parent: None, time: number as u64, values }
     }
 
-    /// The records in frames, and how many are said to have been dropped.
+    /// The times of the events in frames, and the number of dropped records.
     fn read(frames: &[Vec<u8>], limit: usize) -> (Vec<u64>, u64) {
         let (mut times, mut gone) = (Vec::new(), 0);
         for frame in frames {
@@ -184,7 +184,7 @@ mod tests {
             let Ok(FromWorker::Telemetry(Telemetry { trace: Some(encoded), .. })) =
                 FromWorker::decode(&frame[HEADER_LEN..])
             else {
-                panic!("it is no message of notes");
+                panic!("this is no telemetry");
             };
             for record in records(encoded).unwrap() {
                 match record {

@@ -1,5 +1,5 @@
-//! A worker's part in the rings of its connection: it takes what the client has made, and uses it for as long as
-//! the client is awake and the worker itself is not about to sleep.
+//! A worker's use of the rings that its client has created. A message goes through a ring while the client
+//! is awake and the worker does not have to sleep.
 
 use std::io;
 
@@ -14,9 +14,9 @@ use crate::wire::gather_frame::GatherFrame;
 use crate::wire::native;
 
 impl Connection {
-    /// Takes the rings that the client has made, whose memory has just come; without `takes` the memory is closed,
-    /// and the client goes on without rings.
-    pub(super) fn accept_rings(&mut self, takes: bool) -> Result<(), ConnectionError> {
+    /// Maps the rings that the client has created and whose memory has arrived. If `accepts` is not set,
+    /// closes the memory, and the client goes on without rings.
+    pub(super) fn accept_rings(&mut self, accepts: bool) -> Result<(), ConnectionError> {
         let files = self.take_files(1)?;
         let unusable = |what: String| {
             ConnectionError::from(WireError::malformed(format!("the memory of the rings: {what}")))
@@ -24,7 +24,7 @@ impl Connection {
         let (Some(file), None) = (files.first(), &self.rings) else {
             return Err(unusable("there is some already".to_owned()));
         };
-        if !takes {
+        if !accepts {
             return Ok(());
         }
         let mut rings = match Rings::accept(file) {
@@ -32,13 +32,13 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 return Err(unusable(error.to_string()));
             }
-            // It can do without.
+            // The connection works without rings.
             Err(_) => return Ok(()),
         };
         let mut out = GatherFrame::default();
         frame::write_control(&mut out.bytes, native::put_rings)?;
         self.write(&out)?;
-        // What was sent before does not count.
+        // The rings count bytes of the socket from here on.
         telemetry::take_sent_bytes();
         rings.activate(self.inbox.len() - self.consumed);
         rings.set_awake();
@@ -46,7 +46,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The next frame that has come through the ring, if its turn has come.
+    /// Takes the next frame from the ring. `None` if there is none, or if bytes of the socket precede it.
     pub(super) fn take_from_ring(&mut self) -> Result<Option<Frame>, WireError> {
         let Some(rings) = &mut self.rings else { return Ok(None) };
         let unread = self.inbox.len() - self.consumed;
@@ -58,11 +58,11 @@ impl Connection {
         Ok(None)
     }
 
-    /// Sends a message through the ring, if it may go there; tells whether it did.
+    /// Sends a message through the ring, if it may. Returns whether it did.
     pub(super) fn try_send_in_ring(&mut self, message: &GatherFrame) -> bool {
         let Some(rings) = &self.rings else { return false };
         let is_plain = message.segments.is_empty() && message.files.is_empty();
-        // It would have to wake the client as soon as it sleeps.
+        // On one core, a worker that sleeps right after this would have to wake the client by the socket.
         let stays_awake =
             || self.consumed < self.inbox.len() || rings.has_records() || self.is_spinning();
         if !is_plain || !rings.is_peer_awake() || self.cores < 2 && !stays_awake() {
@@ -77,7 +77,8 @@ impl Connection {
         true
     }
 
-    /// Whether it may sleep, as nothing has come. The client sees then what it has not seen.
+    /// Prepares the worker to sleep. Returns false if a message has arrived. Wakes the client if it has
+    /// not read all messages.
     pub(super) fn try_sleep(&mut self) -> bool {
         let Some(rings) = &mut self.rings else { return true };
         if !rings.prepare_sleep(self.inbox.len() - self.consumed) {
@@ -91,8 +92,8 @@ impl Connection {
 
     fn wake_client(&mut self) {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        // Where there is no room for it the client has something to read, which wakes it as well; and that it is
-        // gone is found out by the next who reads.
+        // If the socket is full, its bytes wake the client as well. If the client has left, the next read
+        // shows that.
         if let (Ok(sent), Some(rings)) = (send(self.socket, &DOORBELL, flags), &mut self.rings) {
             rings.record_sent(sent);
         }

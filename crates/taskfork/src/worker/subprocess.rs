@@ -1,14 +1,16 @@
-//! Programs that code of a worker starts.
+//! Programs that user code in a worker starts.
 
 use std::process::Command;
 
 use crate::sys;
 
-/// Has the program that `command` starts take SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE and SIGTTOU by default.
+/// Resets SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE and SIGTTOU to their default actions in the program
+/// that `command` starts. Returns `command`.
 ///
-/// A worker ignores these signals, and a program that it starts inherits that. So what a service manager or a
-/// terminal sends to all processes ends neither the worker nor the programs that its call waits for. Use this for
-/// a program that is to be ended by one of these signals. SIGKILL ends a program in any case.
+/// A worker ignores these signals, and programs that it starts inherit that. So a signal that a service
+/// manager or a terminal sends to all processes ends neither the worker nor a program that a call waits
+/// for. Use this function for a program that one of these signals must be able to end. SIGKILL ends any
+/// program.
 ///
 /// ```
 /// use std::process::Command;

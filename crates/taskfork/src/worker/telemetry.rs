@@ -1,5 +1,5 @@
-//! What a call that runs has to say beside its answer: sent in front of the answer, and meanwhile by
-//! a thread of its own, so that a worker's last words survive it.
+//! What a call records for its caller. It is sent in front of the answer. While the call runs, a thread
+//! sends it, so that it arrives even if the worker is killed.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,10 +15,10 @@ use super::records::Records;
 use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
 use crate::{sync, sys};
 
-/// How often a call that runs sends what it has.
+/// How often the thread sends what the call has recorded.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// It lies with the others that each worker writes to, so that one page is copied for all of them.
+/// All statics that each worker writes to are in one section, so that few pages are copied.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static RECORDER: Mutex<Recorder> = Mutex::new(Recorder {
@@ -29,14 +29,15 @@ static RECORDER: Mutex<Recorder> = Mutex::new(Recorder {
     records: Records::new(),
     out: None,
 });
+/// Notified when there is something to send.
 static CHANGED: Condvar = Condvar::new();
-/// Held while something is sent during a call; taken before the recorder is locked.
+/// Held while the thread sends. It is locked before the recorder.
 static SENDING: Mutex<()> = Mutex::new(());
 
-/// How many bytes have been sent during calls since that was last asked.
+/// How many bytes the thread has sent since [`take_sent_bytes`].
 static SENT_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// How many bytes have been sent during calls since this was last asked.
+/// Returns how many bytes the thread has sent since the last call of this function.
 pub(super) fn take_sent_bytes() -> usize {
     match SENT_BYTES.load(Ordering::Relaxed) {
         0 => 0,
@@ -48,39 +49,39 @@ pub(super) struct Recorder {
     pub(super) state: RecorderState,
     /// How many calls have begun or ended.
     pub(super) calls: u64,
-    /// What is logged now, in a call or before the next.
+    /// The log of the current call, or the log between two calls.
     pub(super) log: Option<Log>,
-    /// What was logged before the call.
+    /// What was logged before the current call.
     earlier: Option<Message>,
-    /// Spans and events of the call that runs.
+    /// Spans and events of the current call.
     pub(super) records: Records,
-    /// Where to send what a call has while it runs, until the thread that does it has taken it.
+    /// The connection, until the thread takes it.
     out: Option<BorrowedFd<'static>>,
 }
 
 #[derive(Clone, Copy)]
 pub(super) enum RecorderState {
-    /// This process is no worker.
+    /// This process is not a worker.
     Inactive,
     /// Between calls.
     BetweenCalls,
     InCall(RequestedTelemetry),
 }
 
-/// What a caller wants to have of what its call records.
+/// What the caller has requested of a call's records.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RequestedTelemetry {
-    /// Lines up to this level.
+    /// Log lines up to this level.
     pub(super) log: Option<Level>,
     /// Spans and events up to this level: 1 error, 5 trace.
     #[cfg_attr(not(feature = "spans"), expect(dead_code, reason = "there are no spans"))]
     pub(super) trace: Option<u8>,
-    /// The source files and lines of these.
+    /// Whether spans and events include their source files and lines.
     #[cfg_attr(not(feature = "spans"), expect(dead_code, reason = "there are no spans"))]
     pub(super) places: bool,
 }
 
-/// What a call has to say when it ends.
+/// What a call has recorded and the thread has not sent.
 #[derive(Default)]
 pub(super) struct Telemetry {
     messages: Vec<Message>,
@@ -88,11 +89,11 @@ pub(super) struct Telemetry {
 }
 
 impl Recorder {
-    /// What has just begun to be recorded in a call is to be sent before long.
+    /// Makes the thread send the current call's records soon. Starts the thread at the first use.
     pub(super) fn schedule_send(&mut self) {
         if let RecorderState::InCall(_) = self.state {
             if let Some(out) = self.out.take() {
-                // Without the thread, all is sent at the end.
+                // Without the thread, everything is sent with the answer.
                 let _ = sys::spawn_without_signals("taskfork-notes", move || send_regularly(out));
             }
             CHANGED.notify_one();
@@ -100,54 +101,54 @@ impl Recorder {
     }
 
     fn needs_sending(&self) -> bool {
-        let RecorderState::InCall(wanted) = self.state else { return false };
-        wanted.log.is_some() && self.log.is_some() || !self.records.is_empty()
+        let RecorderState::InCall(requested) = self.state else { return false };
+        requested.log.is_some() && self.log.is_some() || !self.records.is_empty()
     }
 }
 
-/// Has what is recorded kept for the first call, before there is anybody to send it to.
+/// Starts recording for the first call, before the worker has a client.
 pub(super) fn record_for_first_call() {
     lock().state = RecorderState::BetweenCalls;
 }
 
-/// Has what calls record sent to `out` while they run.
+/// Starts recording. The thread sends to `out`.
 pub(super) fn start(out: BorrowedFd<'static>) {
     let mut recorder = lock();
     recorder.state = RecorderState::BetweenCalls;
     recorder.out = Some(out);
 }
 
-/// A call begins.
-pub(super) fn begin_call(wanted: RequestedTelemetry) {
+/// Begins the records of a call.
+pub(super) fn begin_call(requested: RequestedTelemetry) {
     let mut recorder = lock();
-    recorder.state = RecorderState::InCall(wanted);
+    recorder.state = RecorderState::InCall(requested);
     recorder.calls += 1;
     let Some(log) = recorder.log.take() else { return };
-    recorder.earlier = wanted.log.map(|wanted| {
+    recorder.earlier = requested.log.map(|requested| {
         let mut message = log.close();
-        message.logs.retain(|entry| entry.level <= wanted);
+        message.logs.retain(|entry| entry.level <= requested);
         message
     });
 }
 
-/// Up to which level the caller of the call that runs wants what is logged.
+/// The log level that the current call's caller has requested.
 pub(super) fn requested_log_level() -> Option<Level> {
     match lock().state {
-        RecorderState::InCall(wanted) => wanted.log,
+        RecorderState::InCall(requested) => requested.log,
         _ => None,
     }
 }
 
-/// The call has ended: gives what its caller has not been sent yet.
+/// Ends the records of a call. Returns those that have not been sent.
 pub(super) fn end_call() -> Telemetry {
-    // What the thread sends is sent before the answer.
+    // This waits until the thread has sent its frames, which must precede the answer.
     let _sending = lock_sending();
     let mut recorder = lock();
-    let RecorderState::InCall(wanted) = recorder.state else { return Telemetry::default() };
+    let RecorderState::InCall(requested) = recorder.state else { return Telemetry::default() };
     recorder.state = RecorderState::BetweenCalls;
     recorder.calls += 1;
     let earlier = recorder.earlier.take();
-    let log = recorder.log.take().filter(|_| wanted.log.is_some()).map(|log| log.close());
+    let log = recorder.log.take().filter(|_| requested.log.is_some()).map(|log| log.close());
     Telemetry {
         messages: earlier.into_iter().chain(log).filter(|log| !log_frames::is_empty(log)).collect(),
         records: recorder.records.take(),
@@ -155,7 +156,7 @@ pub(super) fn end_call() -> Telemetry {
 }
 
 impl Telemetry {
-    /// What was logged, as one message; nothing if there is nothing.
+    /// Merges the log into one message. `None` if it is empty.
     pub(super) fn into_log(self) -> Option<Message> {
         self.messages.into_iter().reduce(|mut all, message| {
             all.merge(message);
@@ -167,7 +168,7 @@ impl Telemetry {
         self.messages.is_empty() && self.records.is_empty()
     }
 
-    /// Appends frames with these notes.
+    /// Appends frames with these records.
     pub(super) fn write(mut self, out: &mut Vec<u8>, limit: usize) {
         log_frames::write(out, limit, self.messages);
         self.records.frames(limit).iter().for_each(|frame| out.extend_from_slice(frame));
@@ -182,7 +183,7 @@ fn send_regularly(out: BorrowedFd<'_>) {
         let waited = CHANGED.wait_timeout_while(recorder, INTERVAL, |now| now.calls == call);
         drop(waited);
         if sys::is_forked() {
-            // What a child says is nobody's.
+            // A process that user code has forked must not send on the worker's connection.
             return;
         }
         let _sending = lock_sending();
@@ -194,11 +195,11 @@ fn send_regularly(out: BorrowedFd<'_>) {
         let mut frames = recorder.records.frames(ATOMIC_WRITE - HEADER_LEN);
         drop(recorder);
         if let Some(log) = log {
-            let kept = log_frames::cut(log.take(), &mut frames);
+            let kept = log_frames::split(log.take(), &mut frames);
             kept.into_iter().for_each(|message| log.merge(message));
         }
         for frame in frames {
-            // If it fails, the call's own answer will as well, and tell.
+            // If this fails, sending the answer fails as well.
             let sent = retry_on_intr(|| send(out, &frame, SendFlags::NOSIGNAL)).unwrap_or(0);
             SENT_BYTES.fetch_add(sent, Ordering::Relaxed);
         }

@@ -1,4 +1,4 @@
-//! What records a worker's spans and events for the caller of the call that runs.
+//! Records a worker's spans and events for the caller of the current call.
 
 use std::fmt;
 use std::sync::Once;
@@ -18,19 +18,19 @@ use super::records::MAX_RECORD;
 use super::telemetry::{self, Recorder, RecorderState};
 use crate::wire::trace::{MAX_FIELDS, Record, Value, Values};
 
-/// Up to which level the callers of this worker want spans and events: 1 error, 5 trace, 0 none. It
-/// stays as it is between calls, since a change of it is dear.
+/// The level that the last caller has requested: 1 error, 5 trace, 0 none. It stays between calls,
+/// because a change is expensive.
 static LEVEL: AtomicU8 = AtomicU8::new(0);
 
-/// The bytes of one record that its values may take.
+/// The maximum length of the values of one record, in bytes.
 const MAX_VALUES: usize = MAX_RECORD - 100;
 
-/// A layer that records the spans and events of the call that runs in this worker, for its caller's
-/// subscriber, up to the level that the caller's takes. Outside of calls, and of workers, it takes
-/// nothing.
+/// Returns a layer that records the spans and events of this worker's current call for the subscriber of
+/// its caller, up to the level of that subscriber. It records nothing outside of calls and workers.
 ///
-/// A worker in which no subscriber is set gets one with this layer by itself. One that has its own,
-/// set before [`run`](crate::Server::run) or in `setup`, has to add it:
+/// A worker without a subscriber gets one with this layer, as its global default, at the first call that
+/// requests spans. A program that sets its own subscriber, before [`run`](crate::Server::run) or in
+/// `setup`, must add the layer:
 ///
 /// ```no_run
 /// use taskfork::{Methods, ServerBuilder, ServerError};
@@ -43,8 +43,8 @@ const MAX_VALUES: usize = MAX_RECORD - 100;
 /// }
 /// ```
 ///
-/// About 1 MiB is kept until it is sent, 3 KiB of a span or event, and an event says how many were
-/// left out.
+/// A span or an event has at most 3 KiB; longer values are cut. About 1 MiB is kept until it is sent;
+/// an event reports how many more were left out.
 pub fn tracing_layer<S>() -> impl Layer<S> + Send + Sync + 'static
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -52,7 +52,7 @@ where
     Recording.with_filter(CallerLevel)
 }
 
-/// The caller of the call that begins wants spans and events up to this level.
+/// Sets the level that the caller of the next call has requested.
 pub(super) fn set_level(level: Option<u8>) {
     static SUBSCRIBER: Once = Once::new();
     let level = level.unwrap_or(0);
@@ -60,7 +60,7 @@ pub(super) fn set_level(level: Option<u8>) {
         return;
     }
     LEVEL.store(level, Ordering::Relaxed);
-    // Nothing to do where there is one already.
+    // This fails if the program has a subscriber.
     SUBSCRIBER.call_once(|| drop(dispatcher::set_global_default(subscriber())));
     callsite::rebuild_interest_cache();
 }
@@ -69,7 +69,7 @@ fn subscriber() -> dispatcher::Dispatch {
     Registry::default().with(tracing_layer()).into()
 }
 
-/// What the callers of this worker want.
+/// Enables spans and events up to the level that the caller has requested.
 struct CallerLevel;
 
 impl CallerLevel {
@@ -99,9 +99,9 @@ impl<S> Filter<S> for CallerLevel {
     }
 }
 
-/// Found at a span that has been recorded.
+/// An extension of each span that has been recorded.
 struct Recorded {
-    /// In which call.
+    /// The call that has recorded the span.
     call: u64,
     number: u64,
 }
@@ -166,7 +166,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recording {
     }
 }
 
-/// Records something if a call runs whose caller wants it; gives the call as well.
+/// Runs `record` with the number of the current call, if its caller has requested spans.
 fn record<T>(record: impl FnOnce(u64, &mut Recorder) -> T) -> Option<T> {
     let mut recorder = telemetry::lock();
     let RecorderState::InCall(telemetry::RequestedTelemetry { trace: Some(_), .. }) =
@@ -182,7 +182,7 @@ fn record<T>(record: impl FnOnce(u64, &mut Recorder) -> T) -> Option<T> {
     Some(result)
 }
 
-/// The number of a site, with its source file only where the caller may learn that.
+/// The number of a call site. `None` if it cannot be recorded.
 fn site(recorder: &mut Recorder, metadata: &'static Metadata<'static>) -> Option<u64> {
     let RecorderState::InCall(telemetry::RequestedTelemetry { places, .. }) = recorder.state else {
         return None;
@@ -190,7 +190,7 @@ fn site(recorder: &mut Recorder, metadata: &'static Metadata<'static>) -> Option
     recorder.records.site(metadata, places)
 }
 
-/// Records something of a span that this call has made.
+/// Records a change of a span, if the current call has recorded the span.
 fn of_span<'a, S>(context: &Context<'_, S>, id: &Id, what: impl FnOnce(u64) -> Record<'a>)
 where
     S: Subscriber + for<'b> LookupSpan<'b>,
@@ -213,7 +213,7 @@ where
     Some(Recorded { call, number })
 }
 
-/// The innermost span that this call has made.
+/// The innermost span that this call has recorded.
 fn recorded_in<'a, S>(mut scope: Scope<'a, S>, call: u64) -> Option<u64>
 where
     S: LookupSpan<'a>,
@@ -229,7 +229,7 @@ fn now() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The values of a span's or an event's fields, cut where they take too much room.
+/// The values of a span's or an event's fields, at most `MAX_VALUES` bytes of them.
 #[derive(Default)]
 struct Fields {
     found: Vec<(usize, Found)>,
@@ -264,7 +264,8 @@ impl Fields {
     }
 
     fn push(&mut self, field: &Field, found: Found) {
-        /// A field's number, a value's marker, and a length or a number.
+        /// The maximum length of an encoded value without its text: a field's number, a marker, and a
+        /// number.
         const PLAIN: usize = 11;
         if field.index() < MAX_FIELDS && self.bytes + PLAIN <= MAX_VALUES {
             self.bytes += PLAIN;
@@ -272,14 +273,14 @@ impl Fields {
         }
     }
 
-    /// What there is room for, of a text.
+    /// A writer for a text of as many bytes as are left.
     fn cut(&mut self) -> Cut {
         Cut { text: String::new(), room: MAX_VALUES.saturating_sub(self.bytes + 20), full: false }
     }
 
     fn text(&mut self, text: fmt::Arguments<'_>) -> String {
         let mut cut = self.cut();
-        // It ends with an error where the text is cut, and where a value's own code fails.
+        // This fails if the text is cut, or if the code of the value fails.
         let _ = fmt::write(&mut cut, text);
         self.bytes += cut.text.len();
         cut.text
@@ -317,7 +318,7 @@ impl Visit for Fields {
         let mut cut = self.cut();
         let mut written = fmt::write(&mut cut, format_args!("{value}"));
         let mut cause = value.source();
-        // A full text ends a chain that is long or leads back to itself.
+        // A chain may be endless. It ends here when the text is full.
         while let (Ok(()), Some(error)) = (written, cause) {
             written = fmt::write(&mut cut, format_args!(": {error}"));
             cause = error.source();
@@ -327,7 +328,7 @@ impl Visit for Fields {
     }
 }
 
-/// Takes so many bytes of text, and no more.
+/// Text that is cut at a maximum length.
 struct Cut {
     text: String,
     room: usize,
@@ -355,7 +356,7 @@ impl fmt::Write for Cut {
 mod tests {
     use super::*;
 
-    /// An error that is its own cause.
+    /// An error that is its own source.
     #[derive(Debug)]
     struct Endless;
 

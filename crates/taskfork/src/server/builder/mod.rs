@@ -17,7 +17,7 @@ use super::options::{Options, PreloadFn};
 use super::run::Server;
 use crate::error::Failure;
 use crate::wire::values::{ValueFormat, decode};
-use crate::worker::executable::{Executable, Running};
+use crate::worker::executable::{Executable, Program};
 use crate::worker::interface::{BoxError, Interface};
 use crate::worker::{Handlers, serve};
 
@@ -105,11 +105,11 @@ impl ServerBuilder {
     /// ```
     pub fn executable(self, executable: Executable) -> Server {
         let Options { name, max_frame, max_blob, .. } = &self.options;
-        let executable = executable.of_server(name, *max_frame, *max_blob);
-        let forward = executable.forward();
+        let executable = executable.with_options(name, *max_frame, *max_blob);
+        let interface = executable.interface();
         self.setup(move || executable.start())
-            .checkout_done(Running::checkout_done)
-            .interface(forward)
+            .checkout_done(Program::checkout_done)
+            .interface(interface)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::server::worker_exit::{
 };
 use crate::sys;
 use crate::wire::death_notice::DeathNotice;
-use crate::worker::scoreboard::{MOST_COUNTED, Phase, SlotView, now};
+use crate::worker::scoreboard::{MAX_COUNT, Phase, SlotView, now};
 
 impl Child {
     /// Takes a dead worker's exit status. Its process id may be reused after this, so its group must
@@ -79,7 +79,7 @@ impl Child {
         // With a corrupt slot it is unknown which calls have begun. Any of them may have run.
         let is_corrupt = cause == cause::CORRUPT;
         let calls = match is_corrupt {
-            true => MOST_COUNTED,
+            true => MAX_COUNT,
             false => view.calls.saturating_add(self.slot.skipped()),
         };
         let notice = match view.phase {

@@ -1,0 +1,141 @@
+//! Workers that are programs in any language.
+//!
+//! The forked worker starts the program, passes it one end of a socket pair, and acts as its client. To
+//! the server and to the real client, it is a worker like any other: it has a slot of the scoreboard,
+//! deadlines and limits. It exits as the program exits.
+
+mod program;
+mod translate;
+
+use std::ffi::OsString;
+
+pub(crate) use program::Program;
+
+use super::interface::{BoxError, Interface, Reply, Request};
+use crate::sys;
+use crate::wire::Protocol;
+use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
+
+/// A program that serves as worker, for [`ServerBuilder::executable`](crate::ServerBuilder::executable).
+///
+/// Each worker starts the program once, in the worker's process group and with its limits. The
+/// environment variable `TASKFORK_FD` contains the number of a descriptor, which is one end of a stream
+/// socket. The program speaks the worker's side of the [native protocol](Protocol::Native) there, or of
+/// [JSON](Protocol::Perl) if [`protocol`](Self::protocol) says so. Clients may speak either protocol.
+///
+/// The program starts with SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTTOU ignored. Runtimes that reset
+/// this, such as those of Node and Go, should ignore them again. When the worker ends, it closes the
+/// socket, and kills the program after one second.
+///
+/// A program that cannot be started, or that fails the handshake, is an error of `setup`, which the
+/// first call returns. The worker exits with the status or the signal of its program.
+///
+/// ```no_run
+/// use taskfork::worker::Executable;
+/// use taskfork::Server;
+///
+/// # fn main() -> Result<(), taskfork::ServerError> {
+/// Server::builder()
+///     .listen("unix:/run/pictures.sock")
+///     .executable(Executable::new("python3").arg("pictures.py"))
+///     .run()
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a program is started when it is passed to `ServerBuilder::executable`"]
+pub struct Executable {
+    program: OsString,
+    args: Vec<OsString>,
+    protocol: Protocol,
+    name: String,
+    max_frame: usize,
+    max_blob: usize,
+}
+
+impl Executable {
+    /// A program without arguments, which speaks the native protocol. A name without a slash is searched
+    /// for in `PATH`.
+    ///
+    /// ```
+    /// use taskfork::worker::Executable;
+    ///
+    /// let executable = Executable::new("/usr/local/bin/pictures");
+    /// # let _ = executable;
+    /// ```
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            protocol: Protocol::Native,
+            name: String::new(),
+            max_frame: DEFAULT_MAX_FRAME,
+            max_blob: DEFAULT_MAX_BLOB,
+        }
+    }
+
+    /// Adds an argument. No shell interprets it.
+    ///
+    /// ```
+    /// use taskfork::worker::Executable;
+    ///
+    /// let executable = Executable::new("node").arg("pictures.js").arg("--verbose");
+    /// # let _ = executable;
+    /// ```
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Sets the protocol that the program speaks. Defaults to [`Protocol::Native`].
+    ///
+    /// ```
+    /// use taskfork::client::Protocol;
+    /// use taskfork::worker::Executable;
+    ///
+    /// let executable = Executable::new("perl").arg("pictures.pl").protocol(Protocol::Perl);
+    /// # let _ = executable;
+    /// ```
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Sets what the server's options determine: its name, and the maximum lengths of a message and of a
+    /// blob in bytes.
+    pub(crate) fn with_options(self, name: &str, max_frame: usize, max_blob: usize) -> Self {
+        Self { name: name.to_owned(), max_frame, max_blob, ..self }
+    }
+
+    /// The interface of a server whose workers are this program.
+    pub(crate) fn interface(&self) -> ProgramInterface {
+        ProgramInterface { protocol: self.protocol }
+    }
+
+    pub(crate) fn start(&self) -> Result<Program, BoxError> {
+        Program::start(self)
+    }
+}
+
+/// Passes calls on to the program.
+pub(crate) struct ProgramInterface {
+    protocol: Protocol,
+}
+
+impl Interface<Program> for ProgramInterface {
+    fn call(&self, program: &mut Program, request: Request<'_>) -> Reply {
+        program.call(request)
+    }
+
+    fn on_answer_sent(&self) {
+        sys::defer_mirroring(false);
+    }
+
+    fn returns_json(&self) -> bool {
+        self.protocol == Protocol::Perl
+    }
+
+    /// The arguments travel on to another process, which does not map the client's memory.
+    fn accepts_shared_memory(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,323 @@
+//! A running program and the worker's connection to it.
+
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use rustix::io::{Errno, FdFlags, retry_on_intr};
+use rustix::net::{RecvFlags, SendFlags, recv};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Executable;
+use super::translate;
+use crate::blob;
+use crate::context::context;
+use crate::error::Failure;
+use crate::sys;
+use crate::wire::attachments::Attachments;
+use crate::wire::frame::{self, PREAMBLE};
+use crate::wire::gather_frame::GatherFrame;
+use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
+use crate::wire::native::{self, FromWorker, VERSIONS};
+use crate::wire::perl::{self, Scanner};
+use crate::wire::{Protocol, WireError};
+use crate::worker::error_reply::ErrorReply;
+use crate::worker::interface::{BoxError, Reply, Request};
+
+/// The environment variable with the number of the program's descriptor.
+const FD_VARIABLE: &str = "TASKFORK_FD";
+
+/// How long a program may take to exit once its connection is closed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The exit status of a worker whose program broke the protocol: `EX_PROTOCOL` of sysexits.
+const PROTOCOL_STATUS: i32 = 76;
+
+#[derive(Debug)]
+pub(crate) struct Program {
+    child: Child,
+    socket: UnixStream,
+    inbox: BytesMut,
+    max_frame: usize,
+    max_blob: usize,
+    /// Finds the ends of the program's messages if these are JSON.
+    scanner: Option<Scanner>,
+    hello: WorkerHello,
+    /// Descriptors that have arrived, and how many of them belong to the next message.
+    files: Vec<OwnedFd>,
+    announced_files: usize,
+    /// An answer whose log is handled first, because one JSON message contains both.
+    pending_answer: Option<Vec<u8>>,
+    /// How many calls the program has been sent.
+    calls: u64,
+}
+
+impl Program {
+    pub(super) fn start(executable: &Executable) -> Result<Self, BoxError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // No other program inherits this, because the worker's only thread is here.
+        rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
+        let mut command = Command::new(&executable.program);
+        command.args(&executable.args).env(FD_VARIABLE, theirs.as_raw_fd().to_string());
+        let child = command.spawn().map_err(|error| {
+            format!("cannot start the program {}: {error}", executable.program.display())
+        })?;
+        drop(theirs);
+        sys::defer_mirroring(true);
+        sys::disable_stack_capture();
+        sys::mirror_exit_of(child.id(), &ours)?;
+        let mut program = Self {
+            child,
+            socket: ours,
+            inbox: BytesMut::new(),
+            max_frame: executable.max_frame,
+            max_blob: executable.max_blob,
+            scanner: (executable.protocol == Protocol::Perl).then(Scanner::default),
+            hello: WorkerHello::default(),
+            files: Vec::new(),
+            announced_files: 0,
+            pending_answer: None,
+            calls: 0,
+        };
+        if executable.protocol == Protocol::Native {
+            program.handshake(&executable.name)?;
+        }
+        sys::defer_mirroring(false);
+        Ok(program)
+    }
+
+    fn handshake(&mut self, name: &str) -> Result<(), BoxError> {
+        let hello = ClientHello {
+            versions: VERSIONS.into(),
+            name,
+            max_frame: Some(self.max_frame),
+            max_blob: Some(self.max_blob),
+            max_files: sys::MAX_FILES,
+            ..ClientHello::default()
+        };
+        let mut out = PREAMBLE.to_vec();
+        frame::write_control(&mut out, |out| hello.put(out))?;
+        self.send(&out);
+        while !frame::take_preamble(&mut self.inbox)? {
+            self.receive(false)?;
+        }
+        let max_frame = std::mem::replace(&mut self.max_frame, MAX_HELLO);
+        let body = self.read_message()?;
+        self.max_frame = max_frame;
+        match FromWorker::decode(&body)? {
+            FromWorker::Hello(hello) => match hello.incompatibility() {
+                None => self.hello = hello,
+                Some(why) => return Err(format!("the program does not fit: {why}").into()),
+            },
+            FromWorker::Error { body, .. } => return Err(body.message.to_owned().into()),
+            _ => return Err("the program's first message is no hello".into()),
+        }
+        Ok(())
+    }
+
+    /// Tells the program that the checkout is done.
+    pub(crate) fn checkout_done(&mut self) -> Result<(), Failure> {
+        let mut out = Vec::new();
+        match self.scanner {
+            Some(_) => perl::put_done(&mut out),
+            None => frame::write_control(&mut out, native::put_done)
+                .map_err(|error| Failure::new(error.to_string()))?,
+        }
+        self.send(&out);
+        Ok(())
+    }
+
+    pub(super) fn call(&mut self, request: Request<'_>) -> Reply {
+        // The program may exit right after its answer. Then this process exits too, but only after the
+        // answer is sent.
+        sys::defer_mirroring(true);
+        if let Err(reason) = self.send_call(&request) {
+            return Reply(Err(ErrorReply::arguments(&reason)));
+        }
+        self.calls += 1;
+        loop {
+            let body = match self.read_message() {
+                Ok(body) => body,
+                Err(error) => self.fail(&error),
+            };
+            match FromWorker::decode(&body) {
+                Ok(FromWorker::Ok { call, value }) => {
+                    self.check_number(call);
+                    let count = std::mem::take(&mut self.announced_files);
+                    if self.files.len() < count {
+                        self.fail(&WireError::Files);
+                    }
+                    let files = self.files.drain(..count).collect();
+                    let max_blob = self.max_blob;
+                    let attachments = Attachments { files, max_blob, ..Attachments::default() };
+                    return blob::within(None, attachments, || request.forward(value));
+                }
+                Ok(FromWorker::Files(count)) => self.announced_files = count,
+                Ok(FromWorker::Error { call, body }) => {
+                    self.check_number(call);
+                    return Reply(Err(ErrorReply::received(&body)));
+                }
+                Ok(FromWorker::Telemetry(telemetry)) => translate::merge_log(telemetry.log),
+                Ok(other) => self.fail(&format!("{other:?} is no answer")),
+                Err(error) => self.fail(&error),
+            }
+        }
+    }
+
+    /// Sends a call. Fails if the program does not accept its arguments.
+    fn send_call(&mut self, request: &Request<'_>) -> Result<(), String> {
+        let (method, args) = (request.method(), request.args());
+        if self.scanner.is_some() {
+            self.check_no_input();
+            let call = translate::json_call(method, args, self.max_frame)?;
+            self.send(&call);
+        } else {
+            let call = translate::native_call(method, args, &self.hello)?;
+            self.send_gathered(&call);
+        }
+        Ok(())
+    }
+
+    /// Checks that an answer has the number of the current call.
+    fn check_number(&mut self, call: Option<u64>) {
+        if self.scanner.is_none() && call != Some(self.calls) {
+            let received = call.map_or("an answer without a number".to_owned(), |call| {
+                format!("the answer to call {call}")
+            });
+            self.fail(&format!("{received} came where that to call {} was due", self.calls));
+        }
+    }
+
+    /// Checks that the program has sent nothing between two calls. Answers in JSON have no numbers, so it
+    /// would count as the answer to the next call.
+    fn check_no_input(&mut self) {
+        let mut buffer = [0; 256];
+        let peeked = recv(&self.socket, &mut buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        let available = peeked.map_or(0, |(_, length)| length.min(buffer.len()));
+        if perl::first_byte(&self.inbox).or(perl::first_byte(&buffer[..available])).is_some() {
+            self.fail(&"it said something between two calls; has a call forked?");
+        }
+    }
+
+    /// Sends all bytes. A program that reads no more has exited, or is about to exit.
+    fn send(&mut self, bytes: &[u8]) {
+        if self.socket.write_all(bytes).is_err() {
+            self.exit_with_program();
+        }
+    }
+
+    fn send_gathered(&mut self, message: &GatherFrame) {
+        let mut sent = 0;
+        while sent < message.len() {
+            let (slices, count) = message.slices(sent);
+            let files = if sent == 0 { &message.files[..] } else { &[] };
+            let send =
+                || sys::send_files(&self.socket, &slices[..count], files, SendFlags::empty());
+            match retry_on_intr(send) {
+                Ok(bytes) => sent += bytes,
+                Err(_) => self.exit_with_program(),
+            }
+        }
+    }
+
+    /// Waits for a message. Returns its body in the encoding of the native protocol.
+    ///
+    /// At the deadline of the current call, the program gets SIGALRM if its hello asks for that.
+    fn read_message(&mut self) -> Result<Vec<u8>, WireError> {
+        let deadline = context().deadline().filter(|_| self.hello.wants_alarm);
+        let mut is_alarm_sent = false;
+        if let Some(answer) = self.pending_answer.take() {
+            return Ok(answer);
+        }
+        loop {
+            match &mut self.scanner {
+                None => {
+                    if let Some(body) = frame::take(&mut self.inbox, self.max_frame)? {
+                        return Ok(body.into());
+                    }
+                }
+                Some(scanner) => {
+                    if let Some(place) = scanner.find(&self.inbox, self.max_frame)? {
+                        let message = self.inbox.split_to(place.end);
+                        let (log, answer) =
+                            perl::from_worker(&message[place.start..], self.max_frame)?;
+                        let Some(log) = log else { return Ok(answer) };
+                        self.pending_answer = Some(answer);
+                        return Ok(log);
+                    }
+                }
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if !is_alarm_sent && left.is_some_and(|left| left.is_zero()) {
+                is_alarm_sent = true;
+                if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+                    // This fails only if the program has exited, which the next read shows.
+                    let _ = kill_process(pid, Signal::ALARM);
+                }
+            }
+            // The worker's own SIGALRM may arrive just before the wait. The read timeout ends the wait
+            // then.
+            let wait = left.filter(|left| !is_alarm_sent && !left.is_zero());
+            let _ = self.socket.set_read_timeout(wait);
+            self.receive(wait.is_some())?;
+        }
+    }
+
+    /// Waits for bytes and receives them. With `has_timeout`, none may arrive.
+    fn receive(&mut self, has_timeout: bool) -> Result<(), WireError> {
+        let room = frame::room_for_next_read(&self.inbox).max(self.inbox.len().min(1 << 20));
+        self.inbox.reserve(room);
+        match sys::receive_files(&self.socket, &mut self.inbox, &mut self.files, true) {
+            Ok(length) if length > 0 => {}
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if has_timeout => {}
+            Err(errno) => match WireError::of_read(&errno.into()) {
+                Some(error) => self.fail(&error),
+                None => self.exit_with_program(),
+            },
+            Ok(_) => self.exit_with_program(),
+        }
+        Ok(())
+    }
+
+    /// Exits as the program exits, after the program has closed its end.
+    fn exit_with_program(&mut self) -> ! {
+        let until = Instant::now() + EXIT_TIMEOUT;
+        while Instant::now() < until {
+            sys::exit_if_child_exited();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.fail(&"it has closed its connection, and goes on as another program may that it has executed")
+    }
+
+    /// Kills a program that broke the protocol, and exits. Its next message could be the answer to any
+    /// call.
+    fn fail(&mut self, reason: &dyn std::fmt::Display) -> ! {
+        tracing::error!(
+            pid = self.child.id(),
+            "the program does not keep to the protocol: {reason}"
+        );
+        eprintln!("the program does not keep to the protocol: {reason}");
+        sys::stop_mirroring();
+        let _ = self.child.kill();
+        sys::exit_now(PROTOCOL_STATUS)
+    }
+}
+
+impl Drop for Program {
+    /// Closes the connection and waits for the program, which is killed after `EXIT_TIMEOUT`.
+    fn drop(&mut self) {
+        sys::stop_mirroring();
+        sys::defer_mirroring(false);
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        let until = Instant::now() + EXIT_TIMEOUT;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,115 @@
+//! All slots of a server, and the page that it publishes to its workers.
+
+use std::io;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use super::clock::now;
+use super::layout::{
+    CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, METHOD, RETIRE,
+    SINCE, SKIPPED, STACK_READY, STATE, WAITING, WAITING_AT, WAKEUP, WORKERS, pack,
+};
+use super::server_slot::ServerSlot;
+use super::worker_slot::WorkerSlot;
+use crate::sys::{Pages, PublishedPage};
+use crate::time_limit::nanoseconds;
+use crate::worker::phase::Phase;
+
+#[derive(Debug)]
+pub(crate) struct Scoreboard {
+    pages: Pages,
+    published: PublishedPage,
+    /// Slots that have been used and are free again.
+    pub(super) free: Vec<usize>,
+    /// Slots of dead workers. Processes that such a worker has forked may still write to its slot.
+    quarantined: Vec<usize>,
+    /// How many slots have been used so far. Unused slots are in no list, because each page that the
+    /// server has written to makes its forks slower.
+    pub(super) used: usize,
+}
+
+impl Scoreboard {
+    /// The maximum number of workers of a server.
+    pub(crate) const CAPACITY: usize = 16_384;
+
+    pub(crate) fn new() -> io::Result<Self> {
+        let (pages, published) = (Pages::default(), PublishedPage::new()?);
+        Ok(Self { pages, published, free: Vec::new(), quarantined: Vec::new(), used: 0 })
+    }
+
+    /// Allocates a slot for the worker that is forked next. Fails if all slots are in use.
+    pub(crate) fn allocate(&mut self) -> io::Result<ServerSlot> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.used < Self::CAPACITY => {
+                self.pages.add()?;
+                self.used += 1;
+                self.used - 1
+            }
+            None => return Err(io::ErrorKind::StorageFull.into()),
+        };
+        if let Err(error) = self.pages.share_with_children(index) {
+            self.free.push(index);
+            return Err(error);
+        }
+        let words = self.pages.page(index);
+        let counters = [CLIENT_GONE, RETIRE, HARD_DEADLINE, STACK_READY, CHECKOUTS, SKIPPED];
+        let rest = [METHOD, DEADLINE, DEATH_UNREPORTABLE, CLIENT, WAITING, WAITING_AT];
+        for word in counters.into_iter().chain(rest) {
+            words[word].store(0, SeqCst);
+        }
+        let since = now();
+        words[SINCE].store(nanoseconds(since), SeqCst);
+        words[STATE].store(pack(Phase::Handshake, 0), SeqCst);
+        Ok(ServerSlot::new(words, index, since))
+    }
+
+    /// Ends the sharing after the fork, so that processes forked later do not get the slot.
+    pub(crate) fn hide_from_children(&self, slot: &ServerSlot) -> io::Result<()> {
+        self.pages.hide_from_children(slot.index())
+    }
+
+    /// Returns the slot of a worker that has been reaped or was never forked. The slot is not reused
+    /// before [`release_quarantined`](Self::release_quarantined).
+    pub(crate) fn quarantine(&mut self, slot: ServerSlot) {
+        self.quarantined.push(slot.index());
+    }
+
+    /// Frees the quarantined slots, once no process that a dead worker has forked is left.
+    pub(crate) fn release_quarantined(&mut self) {
+        self.free.append(&mut self.quarantined);
+    }
+
+    /// The worker's side of a slot, for the process that has just been forked.
+    pub(crate) fn worker_slot(&self, slot: &ServerSlot) -> WorkerSlot {
+        WorkerSlot::new(slot.words(), self.published.readable())
+    }
+
+    /// Publishes when the server scans the slots next, unless a worker wakes it. `None` is never.
+    /// Returns what was published before.
+    ///
+    /// A worker that begins a call with an earlier deadline, and has seen this time, wakes the server. A
+    /// worker that has not seen it is found by a scan that follows this.
+    pub(crate) fn set_wakeup(&self, at: Option<Duration>) -> Option<Duration> {
+        let before =
+            self.published.writable()[WAKEUP].swap(at.map_or(u64::MAX, nanoseconds), SeqCst);
+        (before != u64::MAX).then(|| Duration::from_nanos(before))
+    }
+
+    /// The published time of the next scan.
+    pub(crate) fn wakeup(&self) -> Option<Duration> {
+        let at = self.published.writable()[WAKEUP].load(SeqCst);
+        (at != u64::MAX).then(|| Duration::from_nanos(at))
+    }
+
+    /// Publishes the number of workers.
+    pub(crate) fn publish_workers(&self, workers: usize) {
+        self.published.writable()[WORKERS].store(workers as u64, Relaxed);
+    }
+
+    /// The address of the published page. Only this process and the processes forked from it have memory
+    /// of this server there.
+    pub(crate) fn published_address(&self) -> usize {
+        self.published.readable().as_ptr().addr()
+    }
+}

@@ -1,0 +1,53 @@
+//! What the words of a slot and of the published page mean. Times are in nanoseconds on the clock of
+//! [`now`](super::now).
+
+use crate::worker::phase::Phase;
+
+/// See [`pack`].
+pub(super) const STATE: usize = 0;
+/// When the worker entered its phase, or began the call that it answers or has answered.
+pub(super) const SINCE: usize = 1;
+/// 1 if the client has closed the connection. Written by the server.
+pub(super) const CLIENT_GONE: usize = 2;
+/// The number of a [`Retirement`](super::Retirement), or 0. Written by both sides.
+pub(super) const RETIRE: usize = 3;
+/// When the server kills the current call, or 0 for never.
+pub(super) const HARD_DEADLINE: usize = 4;
+/// The number of addresses at [`STACK`] plus 1, or 0 if the stack has not been reported.
+pub(super) const STACK_READY: usize = 5;
+/// How many checkouts have ended.
+pub(super) const CHECKOUTS: usize = 6;
+/// How many calls were skipped, because they were cancelled or a call before them had failed.
+pub(super) const SKIPPED: usize = 7;
+/// The first 64 bytes of the method that runs or has run last.
+pub(super) const METHOD: usize = 8;
+pub(super) const METHOD_WORDS: usize = 8;
+/// When the timeout of the current call is over, or 0 for never.
+pub(super) const DEADLINE: usize = 16;
+/// 1 if the client's protocol has no message that reports a worker's death.
+pub(super) const DEATH_UNREPORTABLE: usize = 17;
+/// The number that the client has chosen for itself, or 0.
+pub(super) const CLIENT: usize = 18;
+/// How many checkouts of the client wait for a worker.
+pub(super) const WAITING: usize = 19;
+/// When the client reported [`WAITING`].
+pub(super) const WAITING_AT: usize = 20;
+/// The addresses of the worker's stack.
+pub(super) const STACK: usize = 64;
+
+/// In the published page: when the server scans the slots next.
+pub(super) const WAKEUP: usize = 0;
+/// In the published page: the number of workers.
+pub(super) const WORKERS: usize = 1;
+
+/// The largest value that is accepted at [`WAITING`]. Larger ones count as this.
+pub(super) const MAX_WAITING: u64 = 1 << 32;
+
+/// The largest count of calls or checkouts that is possible. A worker that counts one in each nanosecond
+/// reaches it after a day.
+pub(crate) const MAX_COUNT: u64 = 1 << 47;
+
+/// The value of [`STATE`]: a compare-and-swap on it covers both the phase and the call.
+pub(super) fn pack(phase: Phase, calls: u64) -> u64 {
+    calls << 8 | phase as u64
+}

@@ -1,0 +1,24 @@
+//! What each worker does, in memory that it shares with the server alone. A worker moves its slot from
+//! phase to phase. The server reads the slot, and kills a worker only in the phase and call that it has
+//! judged. So a late kill cannot hit the next call.
+//!
+//! A worker can write any value to its slot at any time. So the server reads the state in one place,
+//! [`ServerSlot::read`], and rejects impossible values there. No value in a slot names another process
+//! or another slot.
+
+mod board;
+mod clock;
+mod layout;
+mod server_slot;
+mod stop;
+#[cfg(test)]
+mod tests;
+mod worker_slot;
+
+pub(crate) use super::phase::Phase;
+pub(crate) use board::Scoreboard;
+pub(crate) use clock::now;
+pub(crate) use layout::MAX_COUNT;
+pub(crate) use server_slot::{ServerSlot, SlotView};
+pub(crate) use stop::{Retirement, StopRequest};
+pub(crate) use worker_slot::WorkerSlot;

@@ -1,0 +1,148 @@
+//! The worker's side of a slot.
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use super::clock::now;
+use super::layout::{
+    CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_WAITING,
+    METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, WAITING, WAITING_AT,
+    WAKEUP, WORKERS, pack,
+};
+use super::stop::{Retirement, StopRequest};
+use crate::sys::{self, AtomicWords, MAX_STACK_FRAMES, StackSink};
+use crate::time_limit::nanoseconds;
+use crate::worker::phase::Phase;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerSlot {
+    pub(super) words: AtomicWords,
+    /// The page that the server writes for all workers.
+    published: AtomicWords,
+}
+
+impl WorkerSlot {
+    pub(super) fn new(words: AtomicWords, published: AtomicWords) -> Self {
+        Self { words, published }
+    }
+
+    /// How many calls have begun.
+    pub(crate) fn calls(&self) -> u64 {
+        self.words[STATE].load(SeqCst) >> 8
+    }
+
+    /// Records why the worker leaves.
+    pub(crate) fn set_retirement(&self, why: Retirement) {
+        self.words[RETIRE].store(why as u64, SeqCst);
+    }
+
+    /// Where the handler of SIGALRM writes the stack.
+    pub(crate) fn stack_sink(&self) -> Option<StackSink> {
+        let stack = self.words[STACK..].first_chunk::<MAX_STACK_FRAMES>()?;
+        Some(StackSink { stack, ready: &self.words[STACK_READY] })
+    }
+
+    /// Counts a call that is skipped.
+    pub(crate) fn count_skipped(&self) {
+        let skipped = self.words[SKIPPED].load(Relaxed);
+        self.words[SKIPPED].store(skipped + 1, SeqCst);
+    }
+
+    /// Sets whether the client's protocol has a message that reports the worker's death.
+    pub(crate) fn set_death_reportable(&self, is_reportable: bool) {
+        self.words[DEATH_UNREPORTABLE].store(u64::from(!is_reportable), SeqCst);
+    }
+
+    /// Sets the client's number.
+    pub(crate) fn set_client(&self, client: u64) {
+        self.words[CLIENT].store(client, Relaxed);
+    }
+
+    /// Sets how many checkouts of the client wait for a worker.
+    pub(crate) fn set_waiting(&self, waiting: u64, now: Duration) {
+        self.words[WAITING].store(waiting.min(MAX_WAITING), Relaxed);
+        self.words[WAITING_AT].store(nanoseconds(now), Relaxed);
+    }
+
+    /// Counts a checkout that has ended.
+    pub(crate) fn count_checkout(&self) {
+        let checkouts = self.words[CHECKOUTS].load(Relaxed);
+        self.words[CHECKOUTS].store(checkouts + 1, Relaxed);
+    }
+
+    /// Describes the call that begins next.
+    pub(crate) fn set_call(
+        &self,
+        method: &str,
+        deadline: Option<Duration>,
+        hard_deadline: Option<Duration>,
+    ) {
+        let words = &self.words[METHOD..METHOD + METHOD_WORDS];
+        let bytes = method.as_bytes();
+        for (place, word) in words.iter().enumerate() {
+            let rest = bytes.get(place * 8..).unwrap_or_default();
+            let mut eight = [0; 8];
+            let length = rest.len().min(8);
+            eight[..length].copy_from_slice(&rest[..length]);
+            word.store(u64::from_ne_bytes(eight), Relaxed);
+            if length < 8 {
+                break;
+            }
+        }
+        self.words[DEADLINE].store(deadline.map_or(0, nanoseconds), Relaxed);
+        self.words[HARD_DEADLINE].store(hard_deadline.map_or(0, nanoseconds), Relaxed);
+    }
+
+    /// The published number of workers.
+    pub(crate) fn workers(&self) -> usize {
+        usize::try_from(self.published[WORKERS].load(Relaxed)).unwrap_or(usize::MAX)
+    }
+
+    /// Whether a call that has begun is due before the server's next scan.
+    pub(crate) fn is_before_wakeup(&self, deadline: Duration) -> bool {
+        nanoseconds(deadline) < self.published[WAKEUP].load(SeqCst)
+    }
+
+    /// Enters `phase` now. Fails if the server has stopped the worker.
+    pub(crate) fn enter(&self, phase: Phase) -> Result<(), StopRequest> {
+        self.enter_at(phase, phase.resets_clock().then(now))
+    }
+
+    /// Enters `phase`, which began at `since`. `None` keeps the time of the call before.
+    pub(crate) fn enter_at(
+        &self,
+        phase: Phase,
+        since: Option<Duration>,
+    ) -> Result<(), StopRequest> {
+        // A process that user code has forked shares the slot with its worker.
+        sys::exit_if_forked();
+        let state = self.words[STATE].load(SeqCst);
+        // An unknown phase comes from a bug in the worker's own code. The worker begins nothing then.
+        match Phase::of(state as u8).unwrap_or(Phase::KillPending) {
+            Phase::KillPending => return Err(StopRequest::Kill),
+            Phase::Retired => return Err(StopRequest::Retire),
+            _ => {}
+        }
+        if let Some(since) = since {
+            self.words[SINCE].store(nanoseconds(since), SeqCst);
+        }
+        let calls = (state >> 8) + u64::from(phase == Phase::Busy);
+        match self.words[STATE].compare_exchange(state, pack(phase, calls), SeqCst, SeqCst) {
+            Ok(_) => Ok(()),
+            // Only the server changes the state meanwhile.
+            Err(_) => self.enter_at(phase, since),
+        }
+    }
+
+    /// Whether the client has closed the connection. A worker asks after it has entered a phase. The
+    /// order of the writes makes sure that the server sees the phase or the worker sees this.
+    pub(crate) fn is_client_gone(&self) -> bool {
+        self.words[CLIENT_GONE].load(SeqCst) != 0
+    }
+
+    /// Whether the server has told the worker to leave. A worker asks after it has become idle, for the
+    /// same reason.
+    pub(crate) fn should_retire(&self) -> bool {
+        self.words[RETIRE].load(SeqCst) != 0
+    }
+}
