@@ -8,7 +8,7 @@ mod model;
 use proc_macro::TokenStream;
 use syn::{ItemTrait, parse_macro_input};
 
-/// Makes a typed interface from a trait. See `taskfork::interface`.
+/// Defines a typed interface for the methods of a trait. See `taskfork::interface`.
 #[proc_macro_attribute]
 pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as ItemTrait);

@@ -22,6 +22,15 @@ static DEADLINE: AtomicU64 = AtomicU64::new(0);
 
 /// The process that connected to a worker's unix socket, as the kernel recorded it at that time. See
 /// [`Context::peer`].
+///
+/// ```
+/// use taskfork::worker::Peer;
+///
+/// fn is_root(peer: Peer) -> bool {
+///     peer.uid == 0
+/// }
+/// # let _ = is_root;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Peer {
@@ -68,11 +77,31 @@ pub fn context() -> Context {
 
 impl Context {
     /// The call's deadline, or `None` if it has no time limit.
+    ///
+    /// ```
+    /// use std::time::Instant;
+    /// use taskfork::worker::context;
+    ///
+    /// let late = context().deadline().is_some_and(|deadline| deadline <= Instant::now());
+    /// # assert!(!late);
+    /// ```
     pub fn deadline(&self) -> Option<Instant> {
         Instant::now().checked_add(self.remaining()?)
     }
 
     /// The time until the deadline, zero after it, or `None` if the call has no time limit.
+    ///
+    /// ```
+    /// use taskfork::worker::context;
+    /// use taskfork::Methods;
+    ///
+    /// let methods = Methods::<()>::new().function("fetch", |host: String| {
+    ///     let stream = std::net::TcpStream::connect(host)?;
+    ///     stream.set_read_timeout(context().remaining().filter(|left| !left.is_zero()))?;
+    ///     Ok(std::io::read_to_string(stream)?)
+    /// });
+    /// # let _ = methods;
+    /// ```
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_sub(now()))
     }
@@ -106,7 +135,11 @@ impl Context {
         sys::peer_address(CONNECTION.get()?)
     }
 
-    /// Whether the call's deadline has passed.
+    /// Whether the call's deadline has passed. Always false for a call without a time limit.
+    ///
+    /// ```
+    /// assert!(!taskfork::worker::context().is_cancelled());
+    /// ```
     pub fn is_cancelled(&self) -> bool {
         self.remaining().is_some_and(|left| left.is_zero())
     }

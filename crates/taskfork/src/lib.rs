@@ -127,7 +127,7 @@ pub use server::{Server, ServerBuilder, ServerError, init};
 #[doc(inline)]
 pub use worker::{BoxError, Methods};
 
-/// Makes a typed interface from a trait.
+/// Defines a typed interface for the methods of a trait.
 ///
 /// Each method takes `&mut self`, the state that a worker keeps between calls, and at most twelve
 /// parameters of types that serde can serialize and deserialize. It returns a value, or a `Result`
@@ -135,15 +135,18 @@ pub use worker::{BoxError, Methods};
 ///
 /// For a trait `Passwords`, the attribute defines these items with the trait's visibility:
 ///
-/// * `PasswordsInterface`: pass it to [`ServerBuilder::interface`]. It serves any state that
-///   implements the trait.
-/// * `PasswordsCalls`: a trait that gives [`Checkout`] and [`Client`] the methods. Each returns a
-///   [`Call`]. A `String` parameter accepts any text.
+/// * `PasswordsInterface`: the interface, for [`ServerBuilder::interface`]. Its workers' state may be any type
+///   that implements the trait.
+/// * `PasswordsCalls`: a trait with the methods for [`Checkout`] and [`Client`]. Each method returns a
+///   [`Call`]. A `String` parameter accepts any text. Documentation of the trait's methods is copied.
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
 ///
-/// A trait that cannot be an interface is a compile error that says what to write instead: a generic
-/// trait or method, a parameter that is a reference, a receiver other than `&mut self`, and a method
-/// with the name of a method of [`Checkout`] or [`Client`].
+/// A method that does not return a `Result` cannot fail by itself. Its call can still fail, for example
+/// by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
+///
+/// The attribute takes no arguments. A trait that cannot be an interface is a compile error, which says
+/// what to write instead: a generic or unsafe trait, a generic method, a parameter that is a reference, a
+/// receiver other than `&mut self`, and a method with the name of a method of [`Checkout`] or [`Client`].
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};

@@ -119,6 +119,19 @@ pub struct Arguments<'a> {
 }
 
 /// The number of a call's arguments, or the type of one, does not match. The text says which.
+///
+/// A function that returns it as its error fails the call with
+/// [`CallError::Arguments`](crate::error::CallError::Arguments).
+///
+/// ```
+/// use taskfork::worker::{Arguments, ArgumentsError};
+///
+/// fn width(args: Arguments<'_>) -> Result<u32, ArgumentsError> {
+///     let (width, _height): (u32, u32) = args.parse()?;
+///     Ok(width)
+/// }
+/// # let _ = width;
+/// ```
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ArgumentsError {
@@ -159,11 +172,30 @@ impl<'a> Arguments<'a> {
     }
 
     /// The number of arguments.
+    ///
+    /// ```
+    /// use taskfork::Methods;
+    ///
+    /// let interface = Methods::<()>::new().variadic("count", |_, args| Ok(args.len()));
+    /// # let _ = interface;
+    /// ```
     pub fn len(&self) -> usize {
         self.count
     }
 
     /// Whether there are no arguments.
+    ///
+    /// ```
+    /// use taskfork::Methods;
+    ///
+    /// let interface = Methods::<()>::new().variadic("sum", |_, args| {
+    ///     if args.is_empty() {
+    ///         return Err("there is nothing to add".into());
+    ///     }
+    ///     Ok(args.parse::<Vec<i64>>()?.into_iter().sum::<i64>())
+    /// });
+    /// # let _ = interface;
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -172,6 +204,16 @@ impl<'a> Arguments<'a> {
     ///
     /// # Errors
     /// Fails if the number of arguments or the type of one does not match. The error names the argument.
+    ///
+    /// ```
+    /// use taskfork::Methods;
+    ///
+    /// let interface = Methods::<()>::new().variadic("join", |_, args| {
+    ///     let parts: Vec<String> = args.parse()?;
+    ///     Ok(parts.concat())
+    /// });
+    /// # let _ = interface;
+    /// ```
     pub fn parse<T: FromArguments>(self) -> Result<T, ArgumentsError> {
         let decode = |encoded: &[u8]| T::from_arguments(Arguments { encoded, ..self });
         attachments::decode(self.encoded, decode)
@@ -179,6 +221,16 @@ impl<'a> Arguments<'a> {
 }
 
 /// A type that a worker can decode arguments to: a tuple of up to 12 deserializable values, or a `Vec`.
+///
+/// ```
+/// use taskfork::worker::{Arguments, ArgumentsError, FromArguments};
+///
+/// /// Any arguments that fit `T`.
+/// fn decode<T: FromArguments>(args: Arguments<'_>) -> Result<T, ArgumentsError> {
+///     args.parse()
+/// }
+/// # let _ = decode::<(u8, String)>;
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a list of arguments",
     note = "take a tuple with one deserializable element an argument, as in `(i64,)`, or a `Vec`"

@@ -1,8 +1,11 @@
-//! What runs in a worker process: it reads a call, runs it, answers, and blocks until the next one.
+//! What runs in a worker process: interfaces, and what code in a worker can use.
 //!
-//! [`Methods`] and [`Function`] are untyped interfaces; [`interface`](macro@crate::interface) makes a
-//! typed one of a trait. [`Executable`] is a program in any language that serves as a worker. Code of
-//! a worker logs with [`logger`], and learns about its call from [`context`].
+//! A worker waits for a call, runs it on its only thread, and sends the answer.
+//!
+//! - Interfaces: [`interface`](macro@crate::interface) defines a typed one for a trait. [`Methods`] and
+//!   [`Function`] are untyped ones. An [`Executable`] is a program in any language that serves as worker.
+//! - In a call: [`context`] returns its deadline and its client, and [`logger`] the log that travels to
+//!   the caller. With the feature `spans`, `tracing_layer` does the same for `tracing`.
 
 mod call;
 mod connection;
@@ -39,6 +42,16 @@ pub use function::Function;
 pub use interface::{BoxError, Interface};
 pub use logger::logger;
 pub use methods::{Method, Methods, Stateless};
+/// A value of any type, as serde can decode it from a call or a result.
+///
+/// ```
+/// use taskfork::Methods;
+/// use taskfork::worker::Value;
+///
+/// let echo = Methods::<()>::new().function("echo", |value: Value| Ok(value));
+/// # let _ = echo;
+/// ```
+#[doc(inline)]
 pub use rmpv::Value;
 pub use subprocess::default_signals;
 #[cfg(feature = "spans")]

@@ -22,7 +22,8 @@ pub(crate) enum Phase {
     CheckoutDone = 7,
     /// Waiting for the SIGKILL that the server sends. The worker begins no call.
     KillPending = 8,
-    /// Asked by the server to leave: it must begin nothing, and ends by itself.
+    /// Exiting in order, at the request of the server or after the client has left. The worker begins no
+    /// call, and drops the user's state.
     Retired = 9,
     /// Writing a long answer, of which a part may have been sent.
     AnsweringLong = 10,

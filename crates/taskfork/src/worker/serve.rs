@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 
-use super::connection::Connection;
+use super::connection::{Connection, ConnectionError};
 use super::handlers::{Handlers, log_setup_error};
 use super::init::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
 use super::interface::Interface;
@@ -76,7 +76,7 @@ pub(crate) fn serve<S: 'static>(
         wants_alarm: false,
     };
     let Err(reason) = worker.serve_client(init.client, init.buffers.inbox, &mut hello);
-    let status = match reason {
+    let status = match worker.begin_exit(reason) {
         ExitReason::Finished | ExitReason::Ordered(StopRequest::Retire) => 0,
         ExitReason::Connection(error) => {
             tracing::warn!(worker = number, "connection closed: {error}");
@@ -134,6 +134,17 @@ impl<S: 'static> Worker<'_, S> {
                     worker.serve_json(&mut connection, &mut scanner, &mut first)
                 })
             }
+        }
+    }
+
+    /// Enters the last phase after the client has left. So the server sees that the worker has noticed it
+    /// and now drops the user's state.
+    fn begin_exit(&self, reason: ExitReason) -> ExitReason {
+        match reason {
+            ExitReason::Finished | ExitReason::Connection(ConnectionError::Truncated) => {
+                self.slot.enter(Phase::Retired).err().map_or(reason, ExitReason::Ordered)
+            }
+            other => other,
         }
     }
 

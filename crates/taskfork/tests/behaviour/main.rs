@@ -30,6 +30,7 @@ mod hangup;
 mod json_bytes;
 mod keep_pid;
 mod leaks;
+mod leaving;
 mod lending;
 mod limits;
 mod load;

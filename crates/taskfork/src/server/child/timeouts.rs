@@ -11,13 +11,16 @@ use crate::server::limits::Recycling;
 use crate::server::log;
 use crate::server::proc_status;
 use crate::server::worker_exit::cause;
-use crate::worker::scoreboard::{Phase, Retirement};
+use crate::worker::scoreboard::{Phase, Retirement, SlotView};
 
-/// How long a worker may stay without a client, or after it was told to leave and is idle. It closes
-/// its descriptors in that time.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a worker may take to notice that its client has left, or that it must leave. An intact worker
+/// needs one turn of a processor. So this is for a machine that is busy or short of memory.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The same for a worker that runs `checkout_done`, if there is no `hung_worker_timeout`.
+/// How long a worker that has noticed it may take to exit. It drops the user's state in that time.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long `checkout_done` may run without a client, if there is no `hung_worker_timeout`.
 const CHECKOUT_DONE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A worker with a new client is not replaced before its first call, if that arrives in this time.
@@ -135,7 +138,7 @@ impl Child {
         None
     }
 
-    /// Kills a worker that stays although it has nothing left to do. Returns the time until then.
+    /// Kills a worker that stays without a client or does not leave. Returns the time until then.
     pub(crate) fn enforce_leave_timeout(
         &mut self,
         now: Duration,
@@ -148,16 +151,8 @@ impl Child {
         if retiring.is_none() && gone.is_none() {
             return None;
         }
-        let is_unused = match self.view_or_kill().phase {
-            Phase::Idle | Phase::Retired | Phase::Spare => true,
-            Phase::CheckoutDone => {
-                let within = timeout.unwrap_or(CHECKOUT_DONE_TIMEOUT).max(LEAVE_TIMEOUT);
-                return self.kill_at(gone?.saturating_add(within), now);
-            }
-            _ => false,
-        };
-        let since = gone.or(retiring.filter(|_| is_unused))?;
-        self.kill_at(since.saturating_add(LEAVE_TIMEOUT), now)
+        let due = leave_deadline(self.view_or_kill(), gone, retiring, timeout)?;
+        self.kill_at(due, now)
     }
 
     fn kill_at(&mut self, due: Duration, now: Duration) -> Option<Duration> {
@@ -199,5 +194,84 @@ impl Child {
             return None;
         }
         Some(due - now)
+    }
+}
+
+/// When a worker must have exited whose client has left at `gone`, or which was told to leave at `retiring`.
+///
+/// The worker sets its phase and its time itself. So the last limit counts from `gone` alone.
+fn leave_deadline(
+    view: SlotView,
+    gone: Option<Duration>,
+    retiring: Option<Duration>,
+    timeout: Option<Duration>,
+) -> Option<Duration> {
+    let checkout_done = timeout.unwrap_or(CHECKOUT_DONE_TIMEOUT).max(EXIT_TIMEOUT);
+    let limit = match view.phase {
+        Phase::CheckoutDone => checkout_done,
+        Phase::Retired => EXIT_TIMEOUT,
+        _ => NOTICE_TIMEOUT,
+    };
+    let due = |since: Duration| since.max(view.since).saturating_add(limit);
+    match gone {
+        Some(gone) => {
+            let last = gone.saturating_add(checkout_done).saturating_add(EXIT_TIMEOUT);
+            Some(due(gone).min(last))
+        }
+        // A checkout may take any time, so a worker leaves only when it has none.
+        None if matches!(view.phase, Phase::Idle | Phase::Retired | Phase::Spare) => {
+            retiring.map(due)
+        }
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn view(phase: Phase, since: u64) -> SlotView {
+        SlotView { phase, calls: 1, since: seconds(since) }
+    }
+
+    #[test]
+    fn a_worker_that_does_not_notice_its_clients_end_is_killed_sooner_than_one_that_exits() {
+        let due = |phase| leave_deadline(view(phase, 50), Some(seconds(100)), None, None);
+        for phase in [Phase::Idle, Phase::Held, Phase::Busy, Phase::Answering, Phase::Handshake] {
+            assert_eq!(due(phase), Some(seconds(105)), "{phase:?}");
+        }
+        assert_eq!(due(Phase::Retired), Some(seconds(130)));
+        assert_eq!(due(Phase::CheckoutDone), Some(seconds(400)));
+    }
+
+    #[test]
+    fn time_counts_from_the_phase_that_a_worker_entered_later() {
+        let due = |phase| leave_deadline(view(phase, 300), Some(seconds(100)), None, None);
+        assert_eq!(due(Phase::Idle), Some(seconds(305)));
+        assert_eq!(due(Phase::Retired), Some(seconds(330)));
+        let due = leave_deadline(view(Phase::Retired, 300), None, Some(seconds(100)), None);
+        assert_eq!(due, Some(seconds(330)));
+    }
+
+    #[test]
+    fn a_worker_that_renews_its_time_is_killed_nevertheless() {
+        for phase in [Phase::Idle, Phase::Held, Phase::Retired, Phase::CheckoutDone] {
+            let due =
+                |timeout| leave_deadline(view(phase, 10_000), Some(seconds(100)), None, timeout);
+            assert_eq!(due(None), Some(seconds(100 + 300 + 30)), "{phase:?}");
+            assert_eq!(due(Some(seconds(1))), Some(seconds(100 + 30 + 30)), "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn a_worker_with_a_checkout_need_not_leave() {
+        let due = |phase| leave_deadline(view(phase, 50), None, Some(seconds(100)), None);
+        assert_eq!(due(Phase::Held), None);
+        assert_eq!(due(Phase::Busy), None);
+        assert_eq!(due(Phase::Idle), Some(seconds(105)));
     }
 }

@@ -46,6 +46,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("files", crate::files::server),
     ("files_small_blobs", |server| crate::files::server(server.max_blob(1 << 20))),
     ("files_tcp", |server| crate::files::server(server.listen("tcp:127.0.0.1:0"))),
+    ("leaving", crate::leaving::server),
     ("lending", crate::lending::server),
     ("lending_tcp", |server| crate::lending::server(server.listen("tcp:127.0.0.1:0"))),
     ("lending_none", |server| crate::lending::server(server.shared_memory(0))),
