@@ -134,7 +134,7 @@ impl Origin {
                      it may"
                 ))
             }
-            ServerError::Option { option, reason } => {
+            ServerError::Option { option, reason, .. } => {
                 Failure::usage(format!("{} cannot be so: {reason}", self.name(option)))
                     .hint("`taskfork serve --help` says what each option takes")
             }

@@ -38,19 +38,19 @@ fn server_errors() -> Vec<ServerError> {
         ServerError::NotASocket { path: text().into() },
         ServerError::Folder { folder: text().into(), source: denied() },
         ServerError::Foreign { path: text().into(), user: 7 },
-        ServerError::Lock { path: text().into(), reason: text() },
+        ServerError::Lock { path: text().into(), source: denied() },
         ServerError::Listen { address: text(), source: denied() },
         ServerError::Network { address: text() },
-        ServerError::Inherited { descriptor: 3, reason: text() },
+        ServerError::Inherited { descriptor: 3, source: denied() },
         ServerError::Threads { threads: 2 },
-        ServerError::Option { option: "max_age", reason: text() },
+        ServerError::Option { option: "max_age", reason: text(), source: None },
         ServerError::Preload(Failure::new("top").caused_by("below")),
         ServerError::NotInitialised { name: text() },
         ServerError::InitialisedLate,
         ServerError::UnknownEntry { name: text(), known: vec![text()] },
-        ServerError::UnencodableConfig { name: text(), reason: text() },
+        ServerError::UnencodableConfig { name: text(), source: Failure::new("deep") },
         ServerError::NotConfigured,
-        ServerError::Misconfigured { expected: text(), reason: text() },
+        ServerError::Misconfigured { expected: text(), source: Failure::new("no field") },
         ServerError::NeverInitialised { name: text(), end: End::Exited(2), output: text() },
         ServerError::StartTimedOut {
             name: text(),
@@ -59,7 +59,7 @@ fn server_errors() -> Vec<ServerError> {
             initialised: false,
             output: text(),
         },
-        ServerError::Startup { message: text() },
+        ServerError::Startup { source: Failure::new("top").caused_by("below") },
         ServerError::Killed { workers: 1 },
         ServerError::System { what: "cannot fork", source: denied() },
     ]
@@ -89,7 +89,11 @@ fn fatal_errors() -> Vec<FatalError> {
             unreachable_for: after,
             after,
         },
-        FatalError::ServerEnded { pid: 7, end: End::Signaled(9), reason: Some(text()) },
+        FatalError::ServerEnded {
+            pid: 7,
+            end: End::Signaled(9),
+            reason: Some(Failure::new("top").caused_by("below")),
+        },
         FatalError::Overloaded { queued: 3 },
         FatalError::Protocol { detail: text() },
     ]
@@ -161,7 +165,15 @@ fn the_sources_of_an_error_lead_to_its_first_cause() {
     let cause = || io::Error::other("the first cause");
     let failure = || Failure::new("above").caused_by("the first cause");
     let (folder, address) = ("/run/a".into(), "unix:/run/a".to_owned());
-    let with_sources: [Box<dyn std::error::Error>; 7] = [
+    let (descriptor, option) = (3, "niceness");
+    let with_sources: [Box<dyn std::error::Error>; 14] = [
+        Box::new(ServerError::Lock { path: "/run/a.lock".into(), source: cause() }),
+        Box::new(ServerError::Inherited { descriptor, source: cause() }),
+        Box::new(ServerError::Option { option, reason: text(), source: Some(cause()) }),
+        Box::new(ServerError::UnencodableConfig { name: text(), source: failure() }),
+        Box::new(ServerError::Misconfigured { expected: text(), source: failure() }),
+        Box::new(ServerError::Startup { source: failure() }),
+        Box::new(FatalError::ServerEnded { pid: 7, end: End::Unknown, reason: Some(failure()) }),
         Box::new(ServerError::Folder { folder, source: cause() }),
         Box::new(ServerError::Listen { address, source: cause() }),
         Box::new(ServerError::System { what: "cannot fork", source: cause() }),

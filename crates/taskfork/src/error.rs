@@ -138,8 +138,8 @@ pub enum FatalError {
         pid: u32,
         /// How its process ended.
         end: End,
-        /// The server's error, if it failed.
-        reason: Option<String>,
+        /// The server's error with its causes, if it failed.
+        reason: Option<Failure>,
     },
     /// The queue had the length that [`max_queue`](crate::client::ClientBuilder::max_queue) allows.
     Overloaded {
@@ -446,7 +446,14 @@ impl fmt::Display for FatalError {
     }
 }
 
-impl std::error::Error for FatalError {}
+impl std::error::Error for FatalError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::ServerEnded { reason, .. } => reason.as_ref().map(|reason| reason as _),
+            _ => None,
+        }
+    }
+}
 
 impl fmt::Display for Panic {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {

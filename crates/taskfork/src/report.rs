@@ -160,6 +160,7 @@ pub(crate) fn details_of_end(cause: &FatalError, out: &mut fmt::Formatter<'_>) -
                 None => Ok(()),
             }
         }
+        FatalError::ServerEnded { reason: Some(failure), .. } => causes(out, failure.causes()),
         _ => Ok(()),
     }
 }
@@ -187,7 +188,7 @@ impl<E: std::error::Error + 'static> std::error::Error for Error<E> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Call { error, .. } => error.source(),
-            Self::Fatal { .. } => None,
+            Self::Fatal { cause, .. } => cause.source(),
         }
     }
 }

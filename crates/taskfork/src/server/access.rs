@@ -58,7 +58,7 @@ struct Allowed {
 }
 
 impl Access {
-    /// Looks up the names of users and groups.
+    /// Resolves the names of users and groups to ids.
     pub(crate) fn rules(&self) -> Result<Rules, ServerError> {
         let allowed = match (&self.users, &self.groups) {
             (None, None) => None,
@@ -70,8 +70,8 @@ impl Access {
             }
         };
         if self.protocols.as_ref().is_some_and(Vec::is_empty) {
-            let reason = "with none, no client could be served".to_owned();
-            return Err(ServerError::Option { option: "protocols", reason });
+            let reason = "with none, no client could be served";
+            return Err(ServerError::option("protocols", reason));
         }
         Ok(Rules { own: geteuid().as_raw(), allowed, protocols: self.protocols.clone() })
     }
@@ -102,7 +102,7 @@ impl Access {
             let reason = format!(
                 "{called} is no unix socket, and only a unix socket tells the users of its clients"
             );
-            return Err(ServerError::Option { option, reason });
+            return Err(ServerError::option(option, reason));
         }
         let name = rustix::net::getsockname(socket)
             .map_err(ServerError::system("cannot read the listener's own address"))?;
@@ -170,12 +170,14 @@ fn ids(
         if let Ok(id) = name.parse() {
             return Ok(id);
         }
-        let reason = match find(name) {
-            Ok(Some(id)) => return Ok(id),
-            Ok(None) => format!("there is no {what} `{name}`"),
-            Err(error) => format!("the {what} `{name}` cannot be looked up: {error}"),
-        };
-        Err(ServerError::Option { option, reason })
+        match find(name) {
+            Ok(Some(id)) => Ok(id),
+            Ok(None) => Err(ServerError::option(option, format!("there is no {what} `{name}`"))),
+            Err(source) => {
+                let reason = format!("the {what} `{name}` cannot be looked up: {source}");
+                Err(ServerError::Option { option, reason, source: Some(source) })
+            }
+        }
     };
     names.unwrap_or_default().iter().map(id).collect()
 }

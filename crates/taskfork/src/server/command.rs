@@ -20,8 +20,8 @@ pub(crate) fn service_manager() -> ServiceManager {
     ServiceManager::of_program()
 }
 
-/// Makes the server that `command` starts begin with SIGHUP, SIGUSR1 and SIGUSR2 blocked, until it
-/// handles them. By default these signals would end it while it starts.
+/// Blocks SIGHUP, SIGUSR1 and SIGUSR2 in the server that `command` starts, until it handles them. Their
+/// default action would end the server while it starts.
 pub(crate) fn block_signals_until_served(command: &mut Command) -> &mut Command {
     sys::set_blocked_signals(command, [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]);
     command

@@ -16,7 +16,9 @@ use rustix::net::{
 };
 
 use super::error::ServerError;
+use super::failure_text;
 use crate::address::Address;
+use crate::error::Failure;
 use crate::sys::{self, MAX_CHANNEL_TEXT, Received};
 
 /// The first byte of each message of the program. All but `CONFIG`, `ADDRESS` and `BEGIN` come with
@@ -78,14 +80,14 @@ pub(crate) enum ServerMessage {
     /// The server listens at this address. Without an address, it takes connections from the
     /// channel.
     Ready(Option<String>),
-    Failed(String),
+    Failed(Failure),
     /// The configuration does not decode as the type that the server expects.
     Misconfigured {
         expected: String,
-        reason: String,
+        source: Failure,
     },
-    /// The server has ended as it was told to, but had to kill workers.
-    Ended(String),
+    /// The server has shut down, but had to kill workers.
+    Ended(Failure),
 }
 
 impl ControlChannel {
@@ -120,21 +122,26 @@ impl ControlChannel {
     /// Reports why the server did not start, or why it ended.
     pub(crate) fn report_failure(&self, error: &ServerError) {
         match error {
-            ServerError::Misconfigured { expected, reason } => {
-                self.send(MISCONFIGURED, &format!("{expected}\n{reason}"));
+            ServerError::Misconfigured { expected, source } => {
+                let failure = failure_text::encode(source);
+                self.send(MISCONFIGURED, &format!("{expected}\n{failure}"));
             }
-            ServerError::Killed { .. } => self.send(ENDED, &error.to_string()),
-            error => self.send(FAILED, &error.to_string()),
+            ServerError::Killed { .. } => self.send_failure(ENDED, error),
+            error => self.send_failure(FAILED, error),
         }
     }
 
     pub(crate) fn report_panic(&self) {
-        self.send(FAILED, "it panicked");
+        self.send(FAILED, &failure_text::encode(&Failure::new("it panicked")));
     }
 
     /// Reports that the server is ready.
     pub(crate) fn report_ready(&self, address: Option<&Address>) {
         self.send(READY, &address.map(Address::to_string).unwrap_or_default());
+    }
+
+    fn send_failure(&self, kind: &str, error: &ServerError) {
+        self.send(kind, &failure_text::encode(&Failure::of(error)));
     }
 
     fn send(&self, kind: &str, text: &str) {
@@ -192,14 +199,14 @@ impl ServerMessage {
             return Some(Self::Ready(Some(address.to_owned()).filter(|text| !text.is_empty())));
         }
         if let Some(text) = text.strip_prefix(MISCONFIGURED) {
-            let (expected, reason) = text.split_once('\n')?;
-            return Some(Self::Misconfigured {
-                expected: expected.to_owned(),
-                reason: reason.to_owned(),
-            });
+            let (expected, failure) = text.split_once('\n')?;
+            let source = failure_text::decode(failure);
+            return Some(Self::Misconfigured { expected: expected.to_owned(), source });
         }
-        let failed = text.strip_prefix(FAILED).map(|text| Self::Failed(text.to_owned()));
-        failed.or_else(|| text.strip_prefix(ENDED).map(|text| Self::Ended(text.to_owned())))
+        let failed = text.strip_prefix(FAILED).map(|text| Self::Failed(failure_text::decode(text)));
+        failed.or_else(|| {
+            text.strip_prefix(ENDED).map(|text| Self::Ended(failure_text::decode(text)))
+        })
     }
 }
 
@@ -229,17 +236,18 @@ mod tests {
         let address = Address::tcp("localhost", 80);
         let ready = received(|control| control.report_ready(Some(&address)));
         assert_eq!(ready, Some(ServerMessage::Ready(Some("tcp:localhost:80".to_owned()))));
-        let failed = received(|control| control.report_failure(&ServerError::NoAddress));
-        assert_eq!(failed, Some(ServerMessage::Failed(ServerError::NoAddress.to_string())));
-        let (expected, reason) = ("app::Config".to_owned(), "missing field\n`a`".to_owned());
+        let preload = ServerError::Preload(Failure::new("no model").caused_by("no such file"));
+        let failed = received(|control| control.report_failure(&preload));
+        assert_eq!(failed, Some(ServerMessage::Failed(Failure::of(&preload))));
+        let (expected, source) = ("app::Config".to_owned(), Failure::new("missing field\n`a`"));
         let error =
-            ServerError::Misconfigured { expected: expected.clone(), reason: reason.clone() };
+            ServerError::Misconfigured { expected: expected.clone(), source: source.clone() };
         let misconfigured = received(|control| control.report_failure(&error));
-        assert_eq!(misconfigured, Some(ServerMessage::Misconfigured { expected, reason }));
+        assert_eq!(misconfigured, Some(ServerMessage::Misconfigured { expected, source }));
         let killed = ServerError::Killed { workers: 2 };
         let ended = received(|control| control.report_failure(&killed));
-        assert_eq!(ended, Some(ServerMessage::Ended(killed.to_string())));
-        let long = ServerError::Startup { message: "ä".repeat(MAX_CHANNEL_TEXT) };
+        assert_eq!(ended, Some(ServerMessage::Ended(Failure::of(&killed))));
+        let long = ServerError::startup("ä".repeat(MAX_CHANNEL_TEXT));
         assert!(matches!(
             received(|control| control.report_failure(&long)),
             Some(ServerMessage::Failed(_))

@@ -17,7 +17,19 @@ use super::run::Server;
 use super::spawned_server;
 use crate::sys::{self, ForkError, Forked};
 
-/// A function that describes a server and runs it. [`init`] takes it with a name.
+/// A function that describes a server and runs it. [`init`] registers it by a name.
+///
+/// ```
+/// use taskfork::{Methods, ServerBuilder, ServerError};
+/// use taskfork::server::Entry;
+///
+/// fn adder(server: ServerBuilder) -> Result<(), ServerError> {
+///     server.interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b))).run()
+/// }
+///
+/// let servers: [(&str, Entry); 1] = [("adder", adder)];
+/// # let _ = servers;
+/// ```
 pub type Entry = fn(ServerBuilder) -> Result<(), ServerError>;
 
 struct Initialised {
@@ -177,7 +189,7 @@ impl Server {
         entry: impl FnOnce(ServerBuilder) -> Result<(), ServerError>,
     ) -> Result<ServerHandle, ServerError> {
         let (ours, theirs) =
-            control::pair().map_err(ServerError::system("cannot make a line to the server"))?;
+            control::pair().map_err(ServerError::system("cannot make a channel to the server"))?;
         let forked = sys::ThreadCount::of_this_process().map_err(Into::into).and_then(|count| {
             sys::flush_stdio();
             // SAFETY: the child is a server of its own, as the caller wants, and leaves by

@@ -41,8 +41,8 @@ pub(super) fn not_for_workers() -> Vec<&'static str> {
     NOT_FOR_WORKERS.into_iter().filter(|name| std::env::var_os(name).is_some()).collect()
 }
 
-/// Makes the service manager's variables name this process instead of `before`, the process that this
-/// one was forked from.
+/// Replaces the process id `before` by that of this process in the service manager's variables. This
+/// process was forked from `before`.
 pub(super) fn replace_pid(before: u32) {
     let is_named = |name| std::env::var(name).is_ok_and(|pid| pid == before.to_string());
     for name in [LISTEN_PID, WATCHDOG_PID] {

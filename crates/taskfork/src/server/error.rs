@@ -9,7 +9,24 @@ use crate::address::AddressError;
 use crate::display::{debug_as_text, seconds};
 use crate::error::{End, Failure};
 
-/// The error of a server that did not start, or that did not end as it was told to.
+/// The error of starting or running a server.
+///
+/// [`source`](std::error::Error::source) returns the cause, where there is one: the system's error, or
+/// the error of the server's own process. `Debug` writes the text and all causes, because a `main` that
+/// returns an error prints it by `Debug`.
+///
+/// ```
+/// use taskfork::{Server, ServerError, Methods};
+///
+/// fn main() -> Result<(), ServerError> {
+///     let server = Server::builder().max_workers(0).interface(Methods::<()>::new());
+///     match server.check() {
+///         Err(ServerError::Option { option, .. }) => assert_eq!(option, "max_workers"),
+///         other => other?,
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
@@ -54,15 +71,15 @@ pub enum ServerError {
     },
     /// The lock file, which keeps two servers from starting at one path, cannot be used.
     #[error(
-        "the lock file {} cannot be used: {reason}: remove it if it is nobody's, or choose a path in a \
+        "the lock file {} cannot be used: {source}: remove it if it is nobody's, or choose a path in a \
          folder of your own",
         path.display()
     )]
     Lock {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
+        /// The system's error, or what is wrong with the file.
+        source: io::Error,
     },
     /// The system refused the address.
     #[error("cannot listen at {address}: {source}")]
@@ -85,12 +102,12 @@ pub enum ServerError {
         address: String,
     },
     /// The inherited descriptor is not a listening socket.
-    #[error("the inherited descriptor {descriptor} is no listening socket: {reason}")]
+    #[error("the inherited descriptor {descriptor} is no listening socket: {source}")]
     Inherited {
         /// The number of the descriptor.
         descriptor: i32,
-        /// What is wrong with it.
-        reason: String,
+        /// The system's error, or what is wrong with the descriptor.
+        source: io::Error,
     },
     /// The process has several threads, so it cannot be forked.
     #[error(
@@ -108,6 +125,8 @@ pub enum ServerError {
         option: &'static str,
         /// What is wrong with its value.
         reason: String,
+        /// The system's error, if the system has refused the value.
+        source: Option<io::Error>,
     },
     /// [`preload`](crate::ServerBuilder::preload) failed.
     #[error("cannot preload: {0}")]
@@ -136,12 +155,12 @@ pub enum ServerError {
         known: Vec<String>,
     },
     /// [`Spawn::config`](crate::server::Spawn::config) was given a value that cannot be serialized.
-    #[error("the configuration of the server `{name}` cannot be passed: {reason}")]
+    #[error("the configuration of the server `{name}` cannot be passed: {source}")]
     UnencodableConfig {
         /// The name of the server.
         name: String,
-        /// The reason.
-        reason: String,
+        /// What cannot be serialized.
+        source: Failure,
     },
     /// [`ServerBuilder::config`](crate::ServerBuilder::config) was called in a server that was
     /// started without a configuration.
@@ -152,13 +171,13 @@ pub enum ServerError {
     NotConfigured,
     /// The configuration does not decode as the type that the server expects.
     #[error(
-        "the server expects a configuration of the type {expected}, and was given another: {reason}"
+        "the server expects a configuration of the type {expected}, and was given another: {source}"
     )]
     Misconfigured {
         /// The name of the type.
         expected: String,
-        /// The reason.
-        reason: String,
+        /// What does not fit the type.
+        source: Failure,
     },
     /// The new process ended before it called [`init`](crate::init).
     #[error(
@@ -199,13 +218,13 @@ pub enum ServerError {
         output: String,
     },
     /// The process of the server did not become ready.
-    #[error("the server did not start: {message}")]
+    #[error("the server did not start: {source}")]
     Startup {
-        /// The error that it reported.
-        message: String,
+        /// The error that it reported, with its causes.
+        source: Failure,
     },
-    /// The server has ended as it was told to, but had to kill workers: its
-    /// [`shutdown_grace`](crate::ServerBuilder::shutdown_grace) was over, or it was told twice.
+    /// The server has shut down, but had to kill workers: its
+    /// [`shutdown_grace`](crate::ServerBuilder::shutdown_grace) was over, or a second signal came.
     #[error("the server has ended, and had to kill {workers} of its workers")]
     Killed {
         /// The number of killed workers.
@@ -233,7 +252,17 @@ pub enum ServerError {
 debug_as_text!(ServerError);
 
 impl ServerError {
-    /// Makes a function for `map_err` that adds what was tried.
+    /// The error of an option whose value is wrong in itself.
+    pub(crate) fn option(option: &'static str, reason: impl Into<String>) -> Self {
+        Self::Option { option, reason: reason.into(), source: None }
+    }
+
+    /// The error of a server's process that ended, or was ended, before it was ready.
+    pub(super) fn startup(message: impl Into<String>) -> Self {
+        Self::Startup { source: Failure::new(message) }
+    }
+
+    /// Returns a function for `map_err` that adds what was tried.
     pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::System { what, source: error.into() }
     }

@@ -88,9 +88,9 @@ impl AssignedWorker {
 /// chosen. If none is idle, it is the one that has served the most checkouts, and it leaves after
 /// its current checkout. A worker before its first call stays, because its setup may still run.
 ///
-/// A client gets room only from a client that has more workers. It never gets so many that it would
-/// have more itself, unless it has none. The workers of one process or one address count together,
-/// so a client gains nothing by using many client numbers.
+/// A client gets room only from a client that has more workers. A client with workers gets another
+/// only if it then still has at most as many as the other client. The workers of one process or one
+/// address count together, so a client gains nothing by using many client numbers.
 pub(crate) fn choose_eviction(all: &[AssignedWorker], waiting: ClientId) -> Option<u64> {
     let (mut of_peer, mut of_client) = (BTreeMap::new(), BTreeMap::new());
     for assigned in all {

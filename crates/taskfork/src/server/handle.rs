@@ -1,10 +1,12 @@
 //! The handle of a server that this program has started.
 
+use std::fmt;
 use std::io;
 
 use super::error::ServerError;
-use super::launch::{Launch, RunningServer};
+use super::launch::Launch;
 use super::spawned_server::SpawnedServer;
+use super::starting_process::RunningServer;
 use super::status::ServerStatus;
 use crate::address::{Address, Place};
 use crate::error::End;
@@ -24,7 +26,6 @@ use crate::error::End;
 /// A thread named `taskfork-server` reaps and replaces the server. It starts when this program has
 /// another thread, or builds a client of the server. Without that thread, methods of the handle
 /// reap the server.
-#[derive(Debug)]
 #[must_use = "the server shuts down when its handle is dropped"]
 pub struct ServerHandle {
     server: SpawnedServer,
@@ -36,6 +37,12 @@ impl ServerHandle {
     }
 
     /// The server's process id. After a replacement, that of the new process.
+    ///
+    /// ```no_run
+    /// # fn example(server: taskfork::server::ServerHandle) {
+    /// println!("process {} listens at {}", server.pid(), server.address());
+    /// # }
+    /// ```
     pub fn pid(&self) -> u32 {
         self.server.pid()
     }
@@ -45,6 +52,16 @@ impl ServerHandle {
     ///
     /// This is the address that the server listens at, with the port that the kernel has chosen. A
     /// server without an address has one that only this process can use.
+    ///
+    /// ```no_run
+    /// use taskfork::{Client, Server};
+    ///
+    /// # fn example() -> Result<(), taskfork::BoxError> {
+    /// let server = Server::spawn("adder")?;
+    /// let client = Client::builder().address(server.address()).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn address(&self) -> Address {
         self.server.address().unwrap_or_else(|| Address(Place::Handle(self.server.clone())))
     }
@@ -98,11 +115,27 @@ impl ServerHandle {
     }
 
     /// Asks the server to shut down gracefully. Does not wait. The server is not replaced.
+    ///
+    /// ```no_run
+    /// # fn example(first: taskfork::server::ServerHandle, second: taskfork::server::ServerHandle) {
+    /// // Both shut down at the same time.
+    /// first.shutdown();
+    /// second.shutdown();
+    /// println!("the first server {}, the second {}", first.wait(), second.wait());
+    /// # }
+    /// ```
     pub fn shutdown(&self) {
         self.server.shut_down();
     }
 
     /// Shuts the server down gracefully. Blocks until its process and all its workers have ended.
+    ///
+    /// ```no_run
+    /// # fn example(server: taskfork::server::ServerHandle) {
+    /// server.close();
+    /// // No process of the server is left.
+    /// # }
+    /// ```
     pub fn close(self) {
         self.server.shut_down();
         self.server.wait();
@@ -110,9 +143,25 @@ impl ServerHandle {
 
     /// Kills the server and its workers at once. Blocks until the server has ended. It is not
     /// replaced.
+    ///
+    /// ```no_run
+    /// # fn example(server: taskfork::server::ServerHandle) {
+    /// server.kill();
+    /// # }
+    /// ```
     pub fn kill(self) {
         self.server.kill();
         self.server.wait();
+    }
+}
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("ServerHandle")
+            .field("pid", &self.pid())
+            .field("address", &self.server.address())
+            .field("is_alive", &self.is_alive())
+            .finish()
     }
 }
 

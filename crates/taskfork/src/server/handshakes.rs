@@ -33,8 +33,7 @@ pub(crate) struct HandshakeLimits {
 
 impl HandshakeLimits {
     pub(crate) fn check(&self) -> Result<(), ServerError> {
-        let wrong =
-            |option, reason: &str| Err(ServerError::Option { option, reason: reason.to_owned() });
+        let wrong = |option, reason: &str| Err(ServerError::option(option, reason));
         if self.timeout.is_some_and(TimeLimit::is_zero) {
             return wrong("handshake_timeout", "with 0, no client on TCP could be served");
         }

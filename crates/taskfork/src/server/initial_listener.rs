@@ -1,4 +1,4 @@
-//! The listener that a server starts with: inherited from another process, or opened by itself.
+//! The first listener of a server: one that it inherits from another process, or one that it opens.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,8 +25,8 @@ pub(super) struct InitialListener {
 }
 
 impl InitialListener {
-    /// Takes the inherited listener if it has the right address. Otherwise takes the service
-    /// manager's socket if no address is set, or opens the address.
+    /// Uses the inherited listener if it has the right address. Otherwise uses the service manager's
+    /// socket if no address is set, or opens the address.
     pub(super) fn acquire(
         options: &Options,
         inherited: Option<(OwnedFd, Option<Identity>)>,

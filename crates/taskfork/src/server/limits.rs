@@ -10,6 +10,15 @@ use crate::sys;
 use crate::time_limit::TimeLimit;
 
 /// A resource that [`ServerBuilder::limit`](crate::ServerBuilder::limit) can limit.
+///
+/// ```
+/// use taskfork::Server;
+/// use taskfork::server::Limit;
+///
+/// // 2 GiB for each worker, and no core files.
+/// let server = Server::builder().limit(Limit::AddressSpace, 2 << 30).limit(Limit::CoreSize, 0);
+/// # let _ = server;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Limit {
@@ -152,11 +161,10 @@ impl Recycling {
             ("max_idle", self.max_idle.is_zero()),
         ];
         match zeros.into_iter().find(|(_, is_zero)| *is_zero) {
-            Some((option, _)) => Err(ServerError::Option {
+            Some((option, _)) => Err(ServerError::option(
                 option,
-                reason: "with 0, no worker could serve anything: set more, or `None` for no limit"
-                    .to_owned(),
-            }),
+                "with 0, no worker could serve anything: set more, or `None` for no limit",
+            )),
             None => Ok(()),
         }
     }

@@ -14,7 +14,7 @@ use crate::sys::{self, Forked, ThreadCount};
 impl WorkerLimits {
     /// Checks whether the values are in their ranges.
     pub(crate) fn check(&self) -> Result<(), ServerError> {
-        let wrong = |option, reason: String| Err(ServerError::Option { option, reason });
+        let wrong = |option, reason: String| Err(ServerError::option(option, reason));
         if let Some(niceness) = self.niceness.filter(|value| !(-20..20).contains(value)) {
             return wrong("niceness", format!("{niceness} is not between -20 and 19"));
         }
@@ -60,7 +60,7 @@ impl WorkerLimits {
                 match refused.ok().and_then(|()| self.settings().nth(index)) {
                     Some(setting) => {
                         let source = io::Error::from_raw_os_error(errno);
-                        Err(explain(&SettingError { setting, source }))
+                        Err(explain(SettingError { setting, source }))
                     }
                     None => Ok(()),
                 }
@@ -93,7 +93,7 @@ fn decode([a, b, c, d, e, f, g, h]: [u8; 8]) -> (usize, i32) {
     (u32::from_ne_bytes([a, b, c, d]) as usize, i32::from_ne_bytes([e, f, g, h]))
 }
 
-fn explain(SettingError { setting, source }: &SettingError) -> ServerError {
+fn explain(SettingError { setting, source }: SettingError) -> ServerError {
     let privilege = match setting {
         Setting::Niceness(_) => "a lower niceness than the server's own needs CAP_SYS_NICE",
         Setting::OomScoreAdj(_) => "a lower score than the server's own needs CAP_SYS_RESOURCE",
@@ -103,7 +103,7 @@ fn explain(SettingError { setting, source }: &SettingError) -> ServerError {
         "a worker may not set {setting} ({source}): {privilege}; if the program drops its privileges, it should do that \
          in `setup`, which comes later"
     );
-    ServerError::Option { option: setting.option(), reason }
+    ServerError::Option { option: setting.option(), reason, source: Some(source) }
 }
 
 #[cfg(test)]

@@ -201,14 +201,17 @@ fn open_tcp(
 
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 fn open_inherited(number: i32) -> Result<Listener, ServerError> {
-    let unfit = |reason: String| ServerError::Inherited { descriptor: number, reason };
+    let unfit = |source: io::Error| ServerError::Inherited { descriptor: number, source };
     // SAFETY: the user has given the descriptor away by writing its number into an address.
     let socket = unsafe { sys::take_inherited(number) };
-    let socket = socket.map_err(|error| unfit(error.to_string()))?;
+    let socket = socket.map_err(unfit)?;
     match sockopt::socket_acceptconn(&socket) {
         Ok(true) => {}
-        Ok(false) => return Err(unfit("it does not listen".to_owned())),
-        Err(errno) => return Err(unfit(io::Error::from(errno).to_string())),
+        Ok(false) => {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it does not listen");
+            return Err(unfit(source));
+        }
+        Err(errno) => return Err(unfit(errno.into())),
     }
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)
         .map_err(ServerError::system("cannot mark the listener close-on-exec"))?;

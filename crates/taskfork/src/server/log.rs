@@ -30,7 +30,7 @@ levels!($ error as log_error, warn as log_warn, info as log_info, debug as log_d
 /// Passes a line to the subscriber.
 pub(crate) fn write(log: impl FnOnce()) {
     if log_output::has_subscriber() {
-        // A [`LogWriter`](crate::server::LogWriter) never fails and never blocks.
+        // A [`LogWriter`](crate::server::LogWriter) can neither fail nor block.
         log();
     } else if !is_stderr_ready() {
         LOST.fetch_add(1, Relaxed);

@@ -9,7 +9,8 @@
 //! * Restarts and service managers: `restart`, `parent`, `signals`, `hangup`, `service_manager`,
 //!   `environment`.
 //! * The program that starts a server in a process of its own: `spawn`, `entry`, `launch`,
-//!   `spawned_server`, `handle`, and `control`, the channel between both.
+//!   `starting_process`, `startup_output`, `spawned_server`, `handle`, and `control`, the channel
+//!   between both.
 //!
 //! It knows `worker`, whose code a forked process runs, and no client.
 
@@ -23,6 +24,7 @@ mod entry;
 mod environment;
 mod error;
 mod event_loop;
+mod failure_text;
 mod fair_share;
 mod guardian;
 mod handle;
@@ -57,6 +59,8 @@ mod spares;
 mod spawn;
 mod spawned_server;
 mod stack;
+mod starting_process;
+mod startup_output;
 mod status;
 mod status_requests;
 mod status_socket;

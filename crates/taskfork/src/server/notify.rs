@@ -1,5 +1,5 @@
-//! Notifications to the service manager, through its socket. The server never waits for a manager
-//! that does not read: it keeps the messages and sends them later.
+//! Notifications to the service manager, through its socket. If the manager does not read,
+//! the server keeps the messages and sends them later, without waiting.
 
 use std::env;
 use std::os::unix::ffi::OsStrExt;

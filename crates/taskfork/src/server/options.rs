@@ -93,7 +93,7 @@ impl SpawnData {
 impl Options {
     /// Rejects values with which the server could not serve anything.
     pub(crate) fn check(&self) -> Result<(), ServerError> {
-        let wrong = |option, reason: String| Err(ServerError::Option { option, reason });
+        let wrong = |option, reason: String| Err(ServerError::option(option, reason));
         self.limits.check()?;
         self.recycling.check()?;
         self.handshakes.check()?;

@@ -25,8 +25,8 @@ const MAX_MARK_READS: u32 = 200;
 pub(crate) struct Orphans {
     /// The list of this process's children.
     children: KernelFile,
-    /// Children that are left alone: those that the program had before, the guardian and
-    /// successors.
+    /// Children that the server does not reap here: the children of the program from before the server
+    /// started, the guardian, and successors.
     excluded: HashSet<Pid>,
     /// Helper processes, which are reaped and never killed.
     helpers: HashSet<Pid>,

@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, test_kill_process,
 use super::control;
 use super::environment;
 use super::error::ServerError;
+use super::failure_text;
 use super::hangup::{Hangup, explain_shutdown};
 use super::log;
 use super::orphans::become_subreaper;
@@ -23,7 +24,7 @@ use super::process::{end_of_wait, is_parent};
 use super::signals::Signals;
 use super::spawned_server;
 use super::titles::printable_name;
-use crate::error::End;
+use crate::error::{End, Failure};
 use crate::log_output;
 use crate::sys::{self, ForkError, Forked, KernelFile, MAX_CHANNEL_TEXT, ThreadCount};
 use crate::time_limit::timespec;
@@ -92,7 +93,7 @@ impl Parent {
     fn report(&self, error: &ServerError) {
         match error {
             ServerError::Killed { workers } => self.send(KILLED, &workers.to_string()),
-            error => self.send(FAILED, &error.to_string()),
+            error => self.send(FAILED, &failure_text::encode(&Failure::of(error))),
         }
     }
 
@@ -318,7 +319,8 @@ impl ParentProcess {
                     self.failure = Some(ServerError::Killed { workers });
                 }
                 FAILED => {
-                    self.failure = Some(ServerError::Startup { message: text.into_owned() });
+                    let source = failure_text::decode(&text);
+                    self.failure = Some(ServerError::Startup { source });
                 }
                 _ => {}
             }

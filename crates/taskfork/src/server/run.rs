@@ -75,8 +75,8 @@ impl Server {
     /// server that is configured for another address opens that address, and the old server closes
     /// its own.
     ///
-    /// The old server logs a failure and keeps serving if the file is missing or not executable, or
-    /// if the new server does not become ready. A second SIGHUP before the new server is ready
+    /// If the file is missing or not executable, or if the new server ends before it is ready, the old
+    /// server logs that and keeps serving. A second SIGHUP before the new server is ready
     /// replaces it by another one. A restart changes the process id, unless
     /// [`keep_pid`](crate::ServerBuilder::keep_pid) is set.
     ///
@@ -100,9 +100,14 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// Returns a [`ServerError`] if the server cannot start: no address, a bad one or one in use; a
-    /// process with threads; an invalid option or one that the system does not let workers set; a
-    /// failed preload. Returns [`ServerError::Killed`] if a shutdown had to kill workers.
+    /// Returns a [`ServerError`] if the server cannot start:
+    ///
+    /// * the address is missing, invalid, or in use;
+    /// * the process has threads;
+    /// * an option is invalid, or the system does not let workers set it;
+    /// * preload failed.
+    ///
+    /// Returns [`ServerError::Killed`] if a shutdown had to kill workers.
     pub fn run(self) -> Result<(), ServerError> {
         let _deferred = DeferredSignals::new()
             .map_err(ServerError::system("cannot block SIGUSR1 and SIGUSR2"))?;

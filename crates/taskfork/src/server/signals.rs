@@ -118,7 +118,7 @@ impl Signals {
     }
 
     /// Whether the SIGHUP that [`next`](Self::next) has returned asks for a restart. The parent
-    /// forwards only those that do.
+    /// forwards a SIGHUP only if it asks for a restart.
     pub(crate) fn asks_for_restart(&self) -> bool {
         self.is_from_parent.get() || self.hangup == Hangup::Restart
     }

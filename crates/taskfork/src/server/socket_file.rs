@@ -4,6 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -75,12 +76,13 @@ impl SocketPath {
         let mut name = self.name.clone();
         name.push(".lock");
         let deadline = Instant::now() + within;
-        let failed = |reason: String| {
+        let failed = |source: io::Error| {
             let mut path = self.path.clone();
             path.set_file_name(&name);
-            ServerError::Lock { path, reason }
+            ServerError::Lock { path, source }
         };
-        let unusable = |errno: Errno| failed(std::io::Error::from(errno).to_string());
+        let refused = |kind, reason: String| Err(failed(io::Error::new(kind, reason)));
+        let unusable = |errno: Errno| failed(errno.into());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         loop {
             let mode = Mode::RUSR | Mode::WUSR;
@@ -88,13 +90,15 @@ impl SocketPath {
             let file = file.map_err(unusable)?;
             let opened = fstat(&file).map_err(unusable)?;
             if opened.st_uid != geteuid().as_raw() {
-                return Err(failed(format!("it belongs to the user {}", opened.st_uid)));
+                let reason = format!("it belongs to the user {}", opened.st_uid);
+                return refused(ErrorKind::PermissionDenied, reason);
             }
             // The file must have no other name. A process that can read a file under another name
             // could hold the lock.
             let is_file = FileType::from_raw_mode(opened.st_mode) == FileType::RegularFile;
             if !is_file || opened.st_nlink > 1 {
-                return Err(failed("it is no file of its own".to_owned()));
+                let reason = "it is no regular file, or it has another name".to_owned();
+                return refused(ErrorKind::InvalidInput, reason);
             }
             let mut lock = Lock { socket_path: self, name: name.clone(), file, is_held: false };
             loop {
@@ -105,7 +109,8 @@ impl SocketPath {
                     }
                     Err(Errno::WOULDBLOCK) => {
                         let held = seconds(within);
-                        return Err(failed(format!("another server has held it for {held}")));
+                        let reason = format!("another server has held it for {held}");
+                        return refused(ErrorKind::TimedOut, reason);
                     }
                     Err(errno) if is_unsupported(errno) => {
                         let path = self.path.display();
@@ -123,7 +128,8 @@ impl SocketPath {
                 return Ok(Some(lock));
             }
             if Instant::now() >= deadline {
-                return Err(failed("it is removed again and again".to_owned()));
+                let reason = "other servers remove it again and again".to_owned();
+                return refused(ErrorKind::TimedOut, reason);
             }
         }
     }

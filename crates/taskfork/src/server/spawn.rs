@@ -10,6 +10,7 @@ use super::error::ServerError;
 use super::handle::ServerHandle;
 use super::launch::Launch;
 use super::run::Server;
+use crate::error::Failure;
 use crate::wire::values::encode_to_vec;
 
 /// The default of [`Spawn::start_timeout`].
@@ -50,7 +51,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 #[must_use = "a server is started by `start`"]
 pub struct Spawn {
     name: String,
-    config: Option<Result<Vec<u8>, String>>,
+    config: Option<Result<Vec<u8>, Failure>>,
     start_timeout: Option<Duration>,
     respawn: bool,
 }
@@ -58,6 +59,11 @@ pub struct Spawn {
 impl Spawn {
     /// Describes the server that [`init`](crate::init) knows by this name, with every option at its
     /// default.
+    ///
+    /// ```no_run
+    /// let server = taskfork::server::Spawn::new("adder").start()?;
+    /// # Ok::<(), taskfork::ServerError>(())
+    /// ```
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), config: None, start_timeout: Some(START_TIMEOUT), respawn: true }
     }
@@ -67,13 +73,26 @@ impl Spawn {
     /// replacement gets the same configuration.
     ///
     /// A value that cannot be serialized is an error of [`start`](Self::start).
+    ///
+    /// ```
+    /// let spawn = taskfork::server::Spawn::new("adder").config(&("/srv/data", 2));
+    /// # let _ = spawn;
+    /// ```
     pub fn config<T: Serialize + ?Sized>(mut self, config: &T) -> Self {
-        self.config = Some(encode_to_vec(config).map_err(|error| error.to_string()));
+        self.config = Some(encode_to_vec(config).map_err(|error| Failure::of(&error)));
         self
     }
 
     /// Sets how long the new process may take until the server is ready, including its preload. A
     /// process that takes longer is killed. Defaults to 30 seconds. `None` means no limit.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use taskfork::server::Spawn;
+    ///
+    /// let spawn = Spawn::new("adder").start_timeout(Duration::from_secs(300));
+    /// # let _ = spawn;
+    /// ```
     pub fn start_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.start_timeout = timeout.into();
         self
@@ -88,6 +107,11 @@ impl Spawn {
     /// A server that ran for at least 10 seconds is replaced at once. Otherwise the program waits
     /// first: 100 milliseconds, doubled each time, up to 10 seconds. The number of attempts is not
     /// limited.
+    ///
+    /// ```
+    /// let spawn = taskfork::server::Spawn::new("adder").respawn(false);
+    /// # let _ = spawn;
+    /// ```
     pub fn respawn(mut self, respawn: bool) -> Self {
         self.respawn = respawn;
         self
@@ -108,12 +132,23 @@ impl Spawn {
     /// * [`ServerError::NeverInitialised`] if the new process ended before it called `init`.
     /// * [`ServerError::StartTimedOut`] if it took too long.
     /// * [`ServerError::Startup`] with the server's own error.
+    ///
+    /// ```no_run
+    /// use taskfork::ServerError;
+    /// use taskfork::server::Spawn;
+    ///
+    /// match Spawn::new("adder").start() {
+    ///     Ok(server) => println!("process {} serves", server.pid()),
+    ///     Err(ServerError::Startup { source }) => println!("the server's own error: {source}"),
+    ///     Err(error) => println!("{error}"),
+    /// }
+    /// ```
     pub fn start(self) -> Result<ServerHandle, ServerError> {
         entry::check(&self.name)?;
         let name = &self.name;
         let config = self.config.transpose();
         let config = config
-            .map_err(|reason| ServerError::UnencodableConfig { name: name.clone(), reason })?;
+            .map_err(|source| ServerError::UnencodableConfig { name: name.clone(), source })?;
         let launch = Launch::new(self.name, config, self.start_timeout);
         let started = launch.start(None, &|| false)?;
         ServerHandle::new(started, self.respawn.then_some(launch))
@@ -142,6 +177,12 @@ impl Server {
     /// # Errors
     ///
     /// Returns the errors of [`Spawn::start`].
+    ///
+    /// ```no_run
+    /// let server = taskfork::Server::spawn("adder")?;
+    /// println!("clients connect to {}", server.address());
+    /// # Ok::<(), taskfork::ServerError>(())
+    /// ```
     pub fn spawn(name: &str) -> Result<ServerHandle, ServerError> {
         Spawn::new(name).start()
     }

@@ -118,13 +118,21 @@ impl ServerStatus {
     ///
     /// # Errors
     ///
-    /// Returns an error if there is no such socket, if this process may not use it, or if the
+    /// Returns an error if the socket does not exist, if this process may not use it, or if the
     /// answer is not a status.
+    ///
+    /// ```no_run
+    /// use taskfork::server::ServerStatus;
+    ///
+    /// let status = ServerStatus::read("/run/adder.sock.status")?;
+    /// println!("{} workers, {} clients wait", status.workers.len(), status.waiting);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn read(path: impl AsRef<Path>) -> io::Result<Self> {
         Self::request(path.as_ref(), "")
     }
 
-    /// Makes a worker leave, by its number. An idle worker leaves at once, and a busy one after its
+    /// Replaces the worker with this number. An idle worker leaves at once, and a busy one after its
     /// checkout. Returns the status after that. Blocks for at most 10 seconds.
     ///
     /// # Errors

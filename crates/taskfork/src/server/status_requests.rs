@@ -40,7 +40,7 @@ impl StatusRequests {
         Ok(Self { pending: WatchedSet::new()?, accept_paused_until: None })
     }
 
-    /// Adds a connection. Gives it back if the kernel cannot watch it.
+    /// Adds a connection. Returns it if the kernel cannot watch it.
     pub(super) fn add(&mut self, connection: OwnedFd, now: Instant) -> Result<(), OwnedFd> {
         if rustix::io::ioctl_fionbio(&connection, true).is_err() {
             return Err(connection);

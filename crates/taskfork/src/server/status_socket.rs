@@ -21,7 +21,7 @@ pub(crate) enum StatusSocket {
 /// How long a status is sent to a peer that reads slowly.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Sends a status. Gives up after [`SEND_TIMEOUT`].
+/// Sends a status, for at most [`SEND_TIMEOUT`].
 pub(crate) fn send_within_timeout(connection: &impl AsFd, status: &ServerStatus) {
     use rustix::net::sockopt::{Timeout, set_socket_timeout};
 

@@ -27,8 +27,7 @@ impl<T: AsFd> WatchedSet<T> {
         Ok(Self { epoll, entries: BTreeMap::new(), next: 0 })
     }
 
-    /// Adds a connection and returns its number. Gives the connection back if the kernel cannot watch
-    /// it.
+    /// Adds a connection and returns its number. Returns the connection if the kernel cannot watch it.
     pub(crate) fn insert(&mut self, entry: T, events: EventFlags) -> Result<u64, (T, Errno)> {
         let number = self.next;
         if let Err(errno) = epoll::add(&self.epoll, &entry, EventData::new_u64(number), events) {

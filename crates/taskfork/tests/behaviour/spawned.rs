@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use taskfork::error::{End, FatalError};
+use taskfork::error::{End, Failure, FatalError};
 use taskfork::server::{ServerHandle, Spawn, WorkerStatus};
 use taskfork::{Call, Checkout, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
@@ -31,7 +31,7 @@ impl Config {
 pub(crate) fn configured(server: ServerBuilder) -> Result<(), ServerError> {
     let config: Config = server.config()?;
     if config.obstacle.as_ref().is_some_and(|path| path.exists()) {
-        return Err(ServerError::Startup { message: "there is an obstacle".to_owned() });
+        return Err(ServerError::Startup { source: Failure::new("there is an obstacle") });
     }
     let server = match &config.listen {
         Some(address) => server.listen(address),
@@ -488,8 +488,8 @@ trial!(a_missing_or_wrong_configuration_is_named, async || {
     assert!(error.contains("without a configuration"), "{error}");
     let wrong = BTreeMap::from([("listen", 1)]);
     let error = Server::spawn_with("configured", &wrong).unwrap_err();
-    let ServerError::Misconfigured { expected, reason } = &error else { panic!("{error}") };
-    assert!(expected.ends_with("Config") && !reason.is_empty(), "{error}");
+    let ServerError::Misconfigured { expected, source } = &error else { panic!("{error}") };
+    assert!(expected.ends_with("Config") && !source.message().is_empty(), "{error}");
     let tree = (0..1000).fold(serde_json::Value::Null, |inner, _| serde_json::json!([inner]));
     let error = Server::spawn_with("configured", &tree).unwrap_err();
     assert!(matches!(error, ServerError::UnencodableConfig { .. }), "{error}");

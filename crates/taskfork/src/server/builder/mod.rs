@@ -157,18 +157,28 @@ impl<S: 'static> ServerBuilder<S> {
 
     /// Decodes the configuration that was passed to [`Server::spawn_with`] or
     /// [`Spawn::config`](crate::server::Spawn::config). `T` may be another type of the same shape.
-    /// See [`Server::spawn_with`] for an example.
     ///
     /// # Errors
     ///
     /// Returns [`ServerError::NotConfigured`] if the server was started without a configuration, and
     /// [`ServerError::Misconfigured`] if the configuration does not decode as `T`. If the entry
     /// function returns that error, the program that started the server gets the same error.
+    ///
+    /// ```
+    /// use taskfork::{Methods, ServerBuilder, ServerError};
+    ///
+    /// fn greeter(server: ServerBuilder) -> Result<(), ServerError> {
+    ///     let greeting: String = server.config()?;
+    ///     let greet = move |name: String| Ok(format!("{greeting}, {name}"));
+    ///     server.interface(Methods::new().function("greet", greet)).run()
+    /// }
+    /// # let _ = greeter;
+    /// ```
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, ServerError> {
         let config = self.options.spawn_data.config.as_ref().ok_or(ServerError::NotConfigured)?;
-        decode(config, ValueFormat::MessagePack).map_err(|reason| ServerError::Misconfigured {
+        decode(config, ValueFormat::MessagePack).map_err(|text| ServerError::Misconfigured {
             expected: std::any::type_name::<T>().to_owned(),
-            reason,
+            source: Failure::new(text),
         })
     }
 }

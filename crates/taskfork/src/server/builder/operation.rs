@@ -93,8 +93,8 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Keeps the process id over restarts, for Docker, supervisord and other service managers that
-    /// know a service by its process id. Defaults to false.
+    /// Sets whether the process id stays the same over restarts, for Docker, supervisord and other
+    /// service managers that identify a service by its process id. Defaults to false.
     ///
     /// [`run`](crate::Server::run) then forks the server and stays as its parent, without connections
     /// and without the server's preloaded data. The parent forwards SIGTERM, SIGINT and SIGHUP, and

@@ -59,6 +59,16 @@ impl ServerBuilder {
 impl<P: 'static> Preloaded<P> {
     /// Sets the function that makes the state of a worker from the loaded value. Errors and panics
     /// are handled as in [`ServerBuilder::setup`].
+    ///
+    /// ```
+    /// use taskfork::{BoxError, Methods, Server};
+    ///
+    /// let server = Server::builder()
+    ///     .preload(|| Ok::<_, BoxError>("a large model".to_owned()))
+    ///     .setup(|model: &'static String| Ok::<_, BoxError>(model.len()))
+    ///     .interface(Methods::new().method("size", |size: &mut usize| Ok(*size)));
+    /// # let _ = server;
+    /// ```
     pub fn setup<S: 'static, E: Into<BoxError>>(
         self,
         setup: impl Fn(&'static P) -> Result<S, E> + 'static,

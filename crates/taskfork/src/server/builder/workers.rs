@@ -189,7 +189,8 @@ impl<S> ServerBuilder<S> {
     ///
     /// A fork copies one entry for each page, so a fork of a large process takes about a thirtieth of
     /// the time with huge pages. The move takes up to two seconds for each GiB when the server
-    /// starts. It has no effect if the kernel has no huge pages.
+    /// starts. A kernel without huge pages
+    /// ignores this.
     ///
     /// ```
     /// let server = taskfork::Server::builder().huge_pages(false);

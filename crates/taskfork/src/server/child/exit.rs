@@ -20,8 +20,8 @@ use crate::wire::death_notice::DeathNotice;
 use crate::worker::scoreboard::{MAX_COUNT, Phase, SlotView, now};
 
 impl Child {
-    /// Takes a dead worker's exit status. Its process id may be reused after this, so its group must
-    /// have been killed before, and the guardian must have been told.
+    /// Reaps a dead worker. The kernel may reuse its process id after this. So the caller must kill
+    /// its group first, and must tell the guardian first.
     pub(crate) fn reap(
         mut self,
         output: &mut StderrOutput,

@@ -218,7 +218,7 @@ impl Child {
         })
     }
 
-    /// Sends a client's connection to a spare worker. Gives the client back if that fails.
+    /// Sends a client's connection to a spare worker. Returns the client if that fails.
     pub(crate) fn assign_client(&mut self, client: AcceptedClient) -> Result<(), AcceptedClient> {
         let Role::Spare(socket) = &self.role else { return Err(client) };
         match sys::send_descriptor(socket, client.socket.as_fd(), &client.encode()) {
@@ -263,7 +263,7 @@ impl Child {
         }
     }
 
-    /// Makes the worker leave as soon as no checkout uses it.
+    /// Asks the worker to leave as soon as no checkout uses it.
     pub(crate) fn retire(&mut self, why: Retirement) {
         self.retiring_since.get_or_insert_with(now);
         self.slot.request_retirement(why);

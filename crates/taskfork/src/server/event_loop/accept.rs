@@ -53,8 +53,8 @@ impl EventLoop {
         }
     }
 
-    /// Gives a new connection to a worker if its first message has arrived, and otherwise waits for
-    /// that message. Returns whether a worker has got it.
+    /// Passes a new connection to a worker if its first message has arrived. Otherwise it becomes a
+    /// pending handshake. Returns whether a worker has the connection.
     pub(super) fn admit(&mut self, connection: OwnedFd, origin: Origin) -> bool {
         let mut room = [MaybeUninit::uninit(); PEEK_SIZE];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -143,8 +143,8 @@ impl EventLoop {
         false
     }
 
-    /// Gives a client with a complete first message to a worker, or puts it into the queue. Refuses it
-    /// if it may not speak its protocol here.
+    /// Passes a client with a complete first message to a worker, or puts it into the queue. Refuses
+    /// the client if `protocols` does not allow its protocol.
     fn route_client(
         &mut self,
         client: AcceptedClient,

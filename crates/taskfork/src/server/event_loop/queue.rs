@@ -116,7 +116,8 @@ impl EventLoop {
     }
 }
 
-/// Tells a native client that it is in the queue. Returns whether the message could be sent whole.
+/// Sends a native client the message that it is in the queue. Returns whether the kernel took the
+/// whole message.
 fn send_wait(connection: &OwnedFd, reason: &str) -> bool {
     let mut out = PREAMBLE.to_vec();
     let written = frame::write_control(&mut out, |out| native::put_queued(out, reason));

@@ -1,4 +1,4 @@
-//! Reading the standard error of workers, with pauses for those that write too much.
+//! Reading the standard error of workers. The server pauses for workers that write too much.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};

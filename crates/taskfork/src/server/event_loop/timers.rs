@@ -96,9 +96,9 @@ impl EventLoop {
 
     /// Enforces the time limits of all workers. Returns the time until the next one is due.
     ///
-    /// A worker does not report the beginning of a call, unless its deadline is near. A call that
-    /// begins right after this scan is due after the whole `hung_worker_timeout`, and the next scan
-    /// comes before that.
+    /// A worker reports the beginning of a call only if its deadline is near. A call that begins
+    /// right after this scan is due after the whole `hung_worker_timeout`, and the next scan comes
+    /// before that.
     fn enforce_timeouts(&mut self) -> Option<Duration> {
         let (now, timeout) = (now(), self.options.hung_worker_timeout.get());
         // Workers set their own deadlines. One that is due all the time must not take the server's

@@ -216,8 +216,7 @@ impl Mark {
     /// Marks all processes that this process forks and starts from now on.
     pub(crate) fn set(scoreboard: &Scoreboard) -> Self {
         let mapping = MappedFile::at(scoreboard.published_address());
-        // Two mappings never have the same name on one machine, and no two processes have the same
-        // id at one time.
+        // The name of a mapping is unique on one machine, and so is the id of a living process.
         let unique = mapping.as_ref().map(ToString::to_string).unwrap_or_default();
         let value = format!("{}-{unique}", std::process::id());
         sys::set_variable(environment::SERVER_ID, &value);

@@ -1,8 +1,10 @@
 //! A server in a process of its own, as the program that started it sees it: the process, the
 //! control channel, and starting it again. Clients of the program find it by the server's address.
 //!
-//! A thread waits for the end of the process. It is started as late as possible, because a program
-//! with a further thread cannot fork. A program may fork several servers first.
+//! A thread waits for the end of the process, see `watcher`. It starts as late as possible, because a
+//! program with a further thread cannot fork. A program may fork several servers first.
+
+mod watcher;
 
 use std::fmt;
 use std::io;
@@ -17,20 +19,15 @@ use rustix::net::{
 };
 use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
-use super::control::{self, ServerMessage};
-use super::error::ServerError;
-use super::launch::{Launch, RunningServer};
-use super::process::{reap, wait_for};
 use crate::address::{Address, Place};
-use crate::display::seconds;
-use crate::error::{End, FatalError};
+use crate::error::{End, Failure, FatalError};
+use crate::server::control::{self, ServerMessage};
+use crate::server::error::ServerError;
+use crate::server::launch::Launch;
+use crate::server::process::{reap, wait_for};
+use crate::server::starting_process::RunningServer;
 use crate::sync::{ignore_poison, lock};
 use crate::sys;
-
-/// A server that has run for this long is replaced at once.
-const STABLE_TIME: Duration = Duration::from_secs(10);
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A connection to a worker that ended without a message ended because of its server, if that died
 /// within this time.
@@ -80,7 +77,7 @@ pub(crate) struct ServerExit {
     pub(crate) pid: u32,
     pub(crate) end: End,
     /// The error that it has reported.
-    pub(crate) reason: Option<String>,
+    pub(crate) reason: Option<Failure>,
 }
 
 static SERVERS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
@@ -156,10 +153,10 @@ impl SpawnedServer {
         lock(&self.0.state).address.clone()
     }
 
-    /// Makes a connection to the server. Returns how many bytes of `hello` have been sent.
+    /// Connects to the server. Returns the number of bytes of `hello` that have been sent.
     ///
-    /// The hello is sent before the server gets its end, so that the server forks a worker at once. It would have to
-    /// wait for the hello otherwise.
+    /// The hello goes first, before the server gets its end of the connection. So the server can fork
+    /// a worker at once, and need not wait for the hello.
     pub(crate) fn connect(&self, hello: &[u8]) -> io::Result<(OwnedFd, usize)> {
         let (ours, theirs) = connection_pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
@@ -168,7 +165,7 @@ impl SpawnedServer {
         Ok((ours, sent))
     }
 
-    /// Makes a connection on which the server sends its status.
+    /// Opens a connection on which the server sends its status.
     pub(crate) fn connect_status(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) = connection_pair()?;
         self.pass(&theirs, control::STATUS)?;
@@ -195,7 +192,7 @@ impl SpawnedServer {
         }
     }
 
-    /// Why the server does not run, if it does not.
+    /// The reason why the server is down. `None` while it runs.
     pub(crate) fn trouble(&self) -> Option<String> {
         let state = self.0.lock_refreshed();
         (!matches!(state.process, Process::Runs(_))).then(|| state.describe_down())
@@ -352,115 +349,9 @@ impl Shared {
             (thread, &state.process, &state.last_end)
         {
             let reason = format!("it cannot be replaced, as no thread can be started: {error}");
-            state.process = Process::Ended(ServerExit { reason: Some(reason), ..end.clone() });
+            let reason = Some(Failure::new(reason));
+            state.process = Process::Ended(ServerExit { reason, ..end.clone() });
         }
-    }
-
-    /// The thread: waits for the end of each process, until the server is not replaced any more.
-    fn watch_process(self: Arc<Self>) {
-        let mut delay = Backoff::default();
-        loop {
-            let state = self.lock_refreshed();
-            match &state.process {
-                Process::Runs(pidfd) => {
-                    let pidfd = pidfd.clone();
-                    drop(state);
-                    wait_for(&pidfd);
-                }
-                Process::Restarting => {
-                    let end = state.last_end.clone();
-                    let ran = end.as_ref().map(|(at, _)| at.saturating_duration_since(state.since));
-                    // The lock is released first, because a subscriber may call the server.
-                    drop(state);
-                    end.into_iter().for_each(|(_, end)| tracing::error!("{end}"));
-                    self.replace(&mut delay, ran.unwrap_or_default());
-                }
-                Process::Ended(end) => {
-                    let end = end.clone();
-                    drop(state);
-                    tracing::info!("{end}");
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Starts the server again, as often as necessary.
-    fn replace(self: &Arc<Self>, delay: &mut Backoff, ran: Duration) {
-        let Some(launch) = &self.launch else { return };
-        let mut pause = delay.next(ran);
-        loop {
-            let name = launch.name();
-            tracing::info!(name, "the server is started again after {}", seconds(pause));
-            let state = lock(&self.state);
-            let waited = self.changed.wait_timeout_while(state, pause, |state| !state.is_shut_down);
-            let (mut state, _) = ignore_poison(waited);
-            if state.is_shut_down {
-                return self.cancel_restart(&mut state);
-            }
-            let previous = state.address.clone();
-            drop(state);
-            let is_shut_down = || lock(&self.state).is_shut_down;
-            let started = launch.start(previous.as_ref(), &is_shut_down);
-            let mut state = lock(&self.state);
-            let RunningServer { pid, pidfd, channel, address } = match started {
-                Ok(started) => started,
-                Err(_) if state.is_shut_down => return self.cancel_restart(&mut state),
-                Err(error) => {
-                    state.restart_failure = Some(error.to_string());
-                    drop(state);
-                    tracing::error!(name, "the server cannot be started again: {error}");
-                    pause = delay.next(Duration::ZERO);
-                    continue;
-                }
-            };
-            let is_elsewhere = address.as_ref().map(Address::to_string)
-                != previous.as_ref().map(Address::to_string);
-            *state = State {
-                pid,
-                channel: Some(channel),
-                address,
-                process: Process::Runs(Arc::new(pidfd)),
-                since: Instant::now(),
-                restart_failure: None,
-                last_end: state.last_end.take(),
-                is_shut_down: state.is_shut_down,
-                has_watcher: true,
-            };
-            if state.is_shut_down {
-                state.close_channel();
-            }
-            self.changed.notify_all();
-            drop(state);
-            tracing::info!(name, "the server runs again, as process {pid}");
-            if is_elsewhere {
-                tracing::error!(name, "the new server listens at another address");
-            }
-            return;
-        }
-    }
-
-    /// Ends the replacement, because the server was told to shut down.
-    fn cancel_restart(&self, state: &mut State) {
-        if let Some((_, end)) = &state.last_end {
-            state.process = Process::Ended(end.clone());
-        }
-        self.changed.notify_all();
-    }
-}
-
-/// The pause before a server is started again.
-#[derive(Debug, Default)]
-struct Backoff(Duration);
-
-impl Backoff {
-    /// The pause after a server that ran for this long.
-    fn next(&mut self, ran: Duration) -> Duration {
-        self.0 = match ran >= STABLE_TIME {
-            true => Duration::ZERO,
-            false => (self.0 * 2).clamp(FIRST_BACKOFF, MAX_BACKOFF),
-        };
-        self.0
     }
 }
 
@@ -493,19 +384,4 @@ impl fmt::Debug for SpawnedServer {
 
 fn connection_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_dies_again_and_again_is_started_ever_more_seldom() {
-        let mut delay = Backoff::default();
-        let short = Duration::from_secs(1);
-        let pauses: Vec<_> = (0..9).map(|_| delay.next(short).as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(delay.next(STABLE_TIME), Duration::ZERO);
-        assert_eq!(delay.next(short), FIRST_BACKOFF);
-    }
 }
