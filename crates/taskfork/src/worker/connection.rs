@@ -274,7 +274,7 @@ impl Connection {
         self.files.as_ref().and_then(|_| sys::common_user(&self.socket))
     }
 
-    /// Takes the files of the next message. Fails if fewer have arrived.
+    /// Removes and returns the files of the next message. Fails if fewer have arrived.
     pub(crate) fn take_files(&mut self, count: usize) -> Result<Vec<OwnedFd>, WireError> {
         match &mut self.files {
             _ if count == 0 => Ok(Vec::new()),
@@ -295,7 +295,7 @@ impl Connection {
         Ok(received)
     }
 
-    /// Takes the body of the last frame without a copy, if it is long.
+    /// Removes the body of the last frame from the buffer without a copy, if it is long.
     pub(crate) fn take_long_body(&mut self, frame: &Frame) -> Option<Bytes> {
         let place = &frame.place;
         if frame.is_in_ring || place.len() < gather_frame::MIN_SEGMENT {

@@ -10,8 +10,8 @@ use crate::wire::arguments::Arguments;
 /// An untyped interface: one function for all calls. It gets the worker's state, the method's name if
 /// the call has one, and the arguments.
 ///
-/// An error reaches the caller as from [`Methods`](crate::Methods). A panic fails the call and does not
-/// end the worker.
+/// An error reaches the caller as from [`Methods`](crate::Methods). A panic fails the call, and the
+/// worker continues.
 ///
 /// ```
 /// use taskfork::worker::{Arguments, Function};

@@ -37,7 +37,7 @@ impl<S> Handlers<S> {
     }
 }
 
-/// Logs that `setup` failed. The client may make no call, and another user's client does not get the
+/// Logs that `setup` failed. A client without a call, and the client of another user, do not learn the
 /// reason.
 pub(super) fn log_setup_error(worker: u64, error: &ErrorReply) {
     tracing::error!(worker, "the setup of a worker failed: {}", error.setup_reason());

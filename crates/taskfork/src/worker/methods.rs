@@ -17,8 +17,8 @@ type Entry<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;
 /// `Result` whose error is a [`BoxError`]. The caller gets its message and those of its causes as
 /// [`CallError::Interface`](crate::error::CallError::Interface).
 ///
-/// A call of an unknown method, or with arguments that do not fit, fails without running anything. A
-/// panic fails the call and does not end the worker. For errors that keep their type, use
+/// A call of an unknown method, or with arguments of other types, fails before any function runs. A panic
+/// fails the call, and the worker continues. For errors that keep their type, use
 /// [`interface`](macro@crate::interface).
 ///
 /// `S` is the worker's state, which `setup` returns. It is `()` without `setup`.
@@ -111,8 +111,8 @@ impl<S: 'static> Methods<S> {
 
     /// Sets the function for calls that name no method. By default such a call fails.
     ///
-    /// In the JSON protocol a method's name is the first argument. With this function set, a first
-    /// argument that names no method belongs to a call without a method.
+    /// In the JSON protocol a method's name is the first argument. With this function set, a call
+    /// whose first argument is another value names no method.
     ///
     /// ```
     /// use taskfork::Methods;

@@ -46,7 +46,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes the next frame from the ring. `None` if there is none, or if bytes of the socket precede it.
+    /// Reads the next frame from the ring. `None` if there is none, or if bytes of the socket precede it.
     pub(super) fn take_from_ring(&mut self) -> Result<Option<Frame>, WireError> {
         let Some(rings) = &mut self.rings else { return Ok(None) };
         let unread = self.inbox.len() - self.consumed;

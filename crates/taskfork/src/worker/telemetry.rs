@@ -89,7 +89,7 @@ pub(super) struct Telemetry {
 }
 
 impl Recorder {
-    /// Makes the thread send the current call's records soon. Starts the thread at the first use.
+    /// Wakes the thread, which then sends the current call's records soon. The first use starts it.
     pub(super) fn schedule_send(&mut self) {
         if let RecorderState::InCall(_) = self.state {
             if let Some(out) = self.out.take() {

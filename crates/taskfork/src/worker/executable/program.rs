@@ -118,7 +118,7 @@ impl Program {
         Ok(())
     }
 
-    /// Tells the program that the checkout is done.
+    /// Informs the program that the checkout is done.
     pub(crate) fn checkout_done(&mut self) -> Result<(), Failure> {
         let mut out = Vec::new();
         match self.scanner {

@@ -163,12 +163,12 @@ impl ServerSlot {
         is_unchanged
     }
 
-    /// Tells the worker that its client has closed the connection.
+    /// Informs the worker that its client has closed the connection.
     pub(crate) fn mark_client_gone(&self) {
         self.words[CLIENT_GONE].store(1, SeqCst);
     }
 
-    /// Tells the worker to leave after the current checkout.
+    /// Orders the worker to leave after the current checkout.
     pub(crate) fn request_retirement(&self, why: Retirement) {
         self.words[RETIRE].store(why as u64, SeqCst);
     }
