@@ -1,15 +1,18 @@
 //! Parses and formats addresses. `server::listener` and `client::connect` open the sockets.
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::display::debug_as_text;
-use crate::server::SpawnedServer;
 
 /// Prefix of a path with percent-encoded bytes.
 const PERCENT: &str = "unix-percent:";
@@ -41,11 +44,11 @@ const MAX_SOCKET_PATH: usize = 107;
 /// # Ok::<(), taskfork::client::AddressError>(())
 /// ```
 #[derive(Clone)]
-pub struct Address(pub(crate) Place);
+pub struct Address(pub(crate) AddressKind);
 
 /// The kinds of addresses.
 #[derive(Clone)]
-pub(crate) enum Place {
+pub(crate) enum AddressKind {
     Unix(PathBuf),
     Tcp {
         host: String,
@@ -54,7 +57,20 @@ pub(crate) enum Place {
     Inherited(RawFd),
     /// A server that this program started, without a socket in the file system. Clients connect
     /// through its control socket.
-    Handle(SpawnedServer),
+    Spawned(Arc<dyn LocalServer>),
+}
+
+/// A server that this program started. The trait lets an address refer to one without knowing the module `server`,
+/// which parses addresses itself.
+pub(crate) trait LocalServer: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
+    /// Returns the id of the server's process.
+    fn pid(&self) -> u32;
+
+    /// Makes a connection to the server. Returns how many bytes of `hello` have been sent.
+    ///
+    /// # Errors
+    /// If the server does not run, or the system has no file descriptor left.
+    fn connect(&self, hello: &[u8]) -> io::Result<(OwnedFd, usize)>;
 }
 
 /// Why a text or a path is not a valid address.
@@ -133,7 +149,7 @@ impl Address {
             let length = bytes.len();
             return Err(AddressError::PathTooLong { path, length, max: MAX_SOCKET_PATH });
         }
-        Ok(Self(Place::Unix(path)))
+        Ok(Self(AddressKind::Unix(path)))
     }
 
     /// Returns a TCP address. `host` is a name or an IP address, IPv6 without brackets.
@@ -142,7 +158,7 @@ impl Address {
     /// assert_eq!(taskfork::client::Address::tcp("::1", 4000).to_string(), "tcp:[::1]:4000");
     /// ```
     pub fn tcp(host: impl Into<String>, port: u16) -> Self {
-        Self(Place::Tcp { host: host.into(), port })
+        Self(AddressKind::Tcp { host: host.into(), port })
     }
 
     /// Returns the address of a listening socket that this process inherited as this descriptor.
@@ -152,13 +168,13 @@ impl Address {
     /// assert_eq!(taskfork::client::Address::inherited(3).to_string(), "fd:3");
     /// ```
     pub fn inherited(descriptor: RawFd) -> Self {
-        Self(Place::Inherited(descriptor))
+        Self(AddressKind::Inherited(descriptor))
     }
 
     /// The path of a unix socket, or `None` for other addresses.
     pub fn path(&self) -> Option<&Path> {
         match &self.0 {
-            Place::Unix(path) => Some(path),
+            AddressKind::Unix(path) => Some(path),
             _ => None,
         }
     }
@@ -289,11 +305,13 @@ impl From<Infallible> for AddressError {
 impl fmt::Display for Address {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Place::Unix(path) => show_path(path, out),
-            Place::Tcp { host, port } if host.contains(':') => write!(out, "tcp:[{host}]:{port}"),
-            Place::Tcp { host, port } => write!(out, "tcp:{host}:{port}"),
-            Place::Inherited(descriptor) => write!(out, "fd:{descriptor}"),
-            Place::Handle(link) => write!(out, "the server in process {}", link.pid()),
+            AddressKind::Unix(path) => show_path(path, out),
+            AddressKind::Tcp { host, port } if host.contains(':') => {
+                write!(out, "tcp:[{host}]:{port}")
+            }
+            AddressKind::Tcp { host, port } => write!(out, "tcp:{host}:{port}"),
+            AddressKind::Inherited(descriptor) => write!(out, "fd:{descriptor}"),
+            AddressKind::Spawned(server) => write!(out, "the server in process {}", server.pid()),
         }
     }
 }

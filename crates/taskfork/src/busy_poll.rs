@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::time_limit::TimeLimit;
 
-use crate::worker::scoreboard::now;
+use crate::clock::now;
 
 /// Whether a worker polls for its next call, and a caller for its answer, for a moment before it
 /// sleeps. See [`ServerBuilder::busy_poll`](crate::ServerBuilder::busy_poll) and

@@ -6,41 +6,19 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::sys;
+use crate::clock::now;
+use crate::sys::{self, Peer};
 use crate::time_limit::nanoseconds;
-use crate::worker::scoreboard::now;
 
 /// The worker's connection, which stays open until the worker exits.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static CONNECTION: OnceLock<BorrowedFd<'static>> = OnceLock::new();
 
-/// The current call's deadline in nanoseconds of the scoreboard's clock, or 0 if it has none.
+/// The current call's deadline in nanoseconds of [`now`], or 0 if it has none.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static DEADLINE: AtomicU64 = AtomicU64::new(0);
-
-/// The process that connected to a worker's unix socket, as the kernel recorded it at that time. See
-/// [`Context::peer`].
-///
-/// ```
-/// use taskfork::worker::Peer;
-///
-/// fn is_root(peer: Peer) -> bool {
-///     peer.uid == 0
-/// }
-/// # let _ = is_root;
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Peer {
-    /// Its effective user id.
-    pub uid: u32,
-    /// Its effective group id.
-    pub gid: u32,
-    /// Its process id, or 0 if the process is not visible in the worker's PID namespace.
-    pub pid: u32,
-}
 
 /// The current call of this worker. Returned by [`context`].
 ///
@@ -145,7 +123,7 @@ impl Context {
     }
 }
 
-/// Sets the deadline of the call that begins, on the scoreboard's clock, or clears it after a call.
+/// Sets the deadline of the call that begins, on the clock of [`now`], or clears it after a call.
 pub(crate) fn set(deadline: Option<Duration>) {
     DEADLINE.store(deadline.map_or(0, nanoseconds), Ordering::Relaxed);
 }

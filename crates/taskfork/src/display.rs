@@ -18,7 +18,7 @@ macro_rules! debug_as_text {
 pub(crate) use debug_as_text;
 
 /// A chain of sources can be endless. No more than this many are shown.
-const MOST_CAUSES: usize = 64;
+const MAX_CAUSES: usize = 64;
 
 /// Writes the error's text, and a line for each cause whose text the line before does not contain.
 pub(crate) fn text_with_causes(
@@ -28,7 +28,7 @@ pub(crate) fn text_with_causes(
     let mut shown = error.to_string();
     out.write_str(&shown)?;
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    for text in causes.take(MOST_CAUSES).map(ToString::to_string) {
+    for text in causes.take(MAX_CAUSES).map(ToString::to_string) {
         if !shown.contains(&text) {
             write!(out, "\ncaused by: {}", text.replace('\n', "\n  "))?;
             shown = text;

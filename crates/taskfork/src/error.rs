@@ -212,7 +212,7 @@ pub struct Failure {
 
 /// The number of causes that an error keeps. Dropping, comparing and formatting an error recurse once
 /// for each cause.
-pub(crate) const MOST_CAUSES: usize = 64;
+pub(crate) const MAX_CAUSES: usize = 64;
 
 /// A chain of sources can be endless. Counting stops here.
 const MOST_COUNTED: usize = 100_000;
@@ -290,7 +290,7 @@ impl Failure {
             length += 1;
             last = &mut cause.source;
         }
-        let cause = if length < MOST_CAUSES { Self::new(message) } else { Self::more(1) };
+        let cause = if length < MAX_CAUSES { Self::new(message) } else { Self::more(1) };
         *last = Some(Box::new(cause));
         self
     }
@@ -302,7 +302,7 @@ impl Failure {
         more: u64,
     ) -> Self {
         let mut causes = causes.into_iter();
-        let kept: Vec<Self> = causes.by_ref().take(MOST_CAUSES).map(Self::new).collect();
+        let kept: Vec<Self> = causes.by_ref().take(MAX_CAUSES).map(Self::new).collect();
         let more = more.saturating_add(causes.take(MOST_COUNTED).count() as u64);
         let mut source = (more > 0).then(|| Box::new(Self::more(more)));
         for mut cause in kept.into_iter().rev() {
@@ -320,8 +320,8 @@ impl Failure {
     /// The messages of `error` and its causes.
     pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
         let sources = std::iter::successors(error.source(), |error| error.source());
-        let mut sources = sources.take(MOST_CAUSES + MOST_COUNTED);
-        let causes: Vec<_> = sources.by_ref().take(MOST_CAUSES).map(ToString::to_string).collect();
+        let mut sources = sources.take(MAX_CAUSES + MOST_COUNTED);
+        let causes: Vec<_> = sources.by_ref().take(MAX_CAUSES).map(ToString::to_string).collect();
         Self::with_causes(error.to_string(), causes, sources.count() as u64)
     }
 
@@ -539,7 +539,7 @@ mod tests {
             failure = failure.caused_by(number.to_string());
         }
         let causes: Vec<_> = failure.causes().collect();
-        assert_eq!((causes.len(), causes[0], causes[63]), (MOST_CAUSES + 1, "0", "63"));
+        assert_eq!((causes.len(), causes[0], causes[63]), (MAX_CAUSES + 1, "0", "63"));
         assert_eq!(causes[64], "936 more causes are left out");
         let at_once = Failure::with_causes("top", (0..1000).map(|number| number.to_string()), 0);
         assert_eq!(at_once, failure);
@@ -563,7 +563,7 @@ mod tests {
             }
         }
         let failure = Failure::of(&Cycle);
-        assert_eq!(failure.causes().count(), MOST_CAUSES + 1);
+        assert_eq!(failure.causes().count(), MAX_CAUSES + 1);
         assert_eq!(failure.kept_causes().1, MOST_COUNTED as u64);
     }
 }

@@ -94,6 +94,7 @@ pub mod blob;
 pub mod blocking;
 mod busy_poll;
 pub mod client;
+mod clock;
 mod context;
 mod death;
 #[cfg(test)]

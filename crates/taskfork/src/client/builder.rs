@@ -14,7 +14,7 @@ use super::driver::drive;
 use super::driver_queue::DriverQueue;
 use super::pool::{Overload, PoolLimits};
 use super::stats::Stats;
-use crate::address::{Address, AddressError, Place};
+use crate::address::{Address, AddressError, AddressKind};
 use crate::busy_poll::BusyPoll;
 use crate::display::debug_as_text;
 use crate::server::SpawnedServer;
@@ -582,7 +582,7 @@ impl ClientBuilder {
         if addresses.is_empty() {
             return Err(ConfigError::NoAddress);
         }
-        let is_inherited = |address: &&Address| matches!(address.0, Place::Inherited(_));
+        let is_inherited = |address: &&Address| matches!(address.0, AddressKind::Inherited(_));
         if let Some(address) = addresses.iter().find(is_inherited) {
             return Err(ConfigError::NotConnectable { address: address.to_string() });
         }

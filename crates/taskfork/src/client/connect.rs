@@ -19,7 +19,7 @@ use super::handshake::{
 };
 use super::reply_spin::ReplySpin;
 use super::stream::{Local, Stream};
-use crate::address::{Address, Place};
+use crate::address::{Address, AddressKind};
 use crate::display::seconds;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
@@ -109,7 +109,7 @@ async fn connect_and_handshake(
             spin: ReplySpin::new(config.busy_poll, config.cores),
         });
     }
-    let is_remote = matches!(address.0, Place::Tcp { .. });
+    let is_remote = matches!(address.0, AddressKind::Tcp { .. });
     let files = if is_remote { 0 } else { max_files(config) };
     let hello = client_hello(config, files, client).map_err(|error| error.to_string())?;
     let (mut stream, sent) =
@@ -134,9 +134,9 @@ async fn connect_and_handshake(
 /// `None` for addresses of other kinds.
 fn connect_local(address: &Address, hello: &[u8]) -> Option<io::Result<(OwnedFd, usize)>> {
     match &address.0 {
-        Place::Unix(path) => Some(connect_unix(path).map(|socket| (socket, 0))),
-        Place::Handle(server) => Some(server.connect(hello)),
-        Place::Tcp { .. } | Place::Inherited(_) => None,
+        AddressKind::Unix(path) => Some(connect_unix(path).map(|socket| (socket, 0))),
+        AddressKind::Spawned(server) => Some(server.connect(hello)),
+        AddressKind::Tcp { .. } | AddressKind::Inherited(_) => None,
     }
 }
 
@@ -145,7 +145,7 @@ fn connect_local(address: &Address, hello: &[u8]) -> Option<io::Result<(OwnedFd,
 async fn connect_socket(address: &Address, hello: &[u8]) -> io::Result<(Stream, usize)> {
     let (stream, sent) = match (connect_local(address, hello), &address.0) {
         (Some(connected), _) => connected?,
-        (None, Place::Tcp { host, port }) => {
+        (None, AddressKind::Tcp { host, port }) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
             return Ok((Stream::Tcp(stream), 0));

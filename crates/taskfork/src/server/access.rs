@@ -9,8 +9,7 @@ use rustix::net::sockopt::socket_domain;
 use rustix::process::geteuid;
 
 use super::error::ServerError;
-use crate::context::Peer;
-use crate::sys;
+use crate::sys::{self, Peer};
 use crate::wire::Protocol;
 
 /// The options of access control, before names are looked up.

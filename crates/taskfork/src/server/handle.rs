@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use super::error::ServerError;
 use super::launch::Launch;
 use super::spawned_server::SpawnedServer;
 use super::starting_process::RunningServer;
 use super::status::ServerStatus;
-use crate::address::{Address, Place};
+use crate::address::{Address, AddressKind, LocalServer};
 use crate::error::End;
 
 /// A server in a process of its own, started by [`Server::spawn`](crate::Server::spawn) or
@@ -63,7 +64,9 @@ impl ServerHandle {
     /// # }
     /// ```
     pub fn address(&self) -> Address {
-        self.server.address().unwrap_or_else(|| Address(Place::Handle(self.server.clone())))
+        self.server
+            .address()
+            .unwrap_or_else(|| Address(AddressKind::Spawned(Arc::new(self.server.clone()))))
     }
 
     /// Whether the server's process runs. False while a dead server is being replaced.

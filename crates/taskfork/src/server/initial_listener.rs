@@ -14,7 +14,7 @@ use super::log;
 use super::options::Options;
 use super::service_manager::ServiceManager;
 use super::socket_file::Identity;
-use crate::address::{Address, Place};
+use crate::address::{Address, AddressKind};
 
 #[derive(Debug)]
 pub(super) struct InitialListener {
@@ -68,9 +68,9 @@ impl InitialListener {
 fn listens_at(socket: &OwnedFd, address: &Address) -> bool {
     let Ok(name) = rustix::net::getsockname(socket) else { return false };
     match &address.0 {
-        Place::Unix(path) => SocketAddrUnix::try_from(name)
+        AddressKind::Unix(path) => SocketAddrUnix::try_from(name)
             .is_ok_and(|name| name.path_bytes().is_some_and(|name| is_same_path(name, path))),
-        Place::Tcp { host, port } => SocketAddr::try_from(name).is_ok_and(|name| {
+        AddressKind::Tcp { host, port } => SocketAddr::try_from(name).is_ok_and(|name| {
             let resolved = (host.as_str(), *port).to_socket_addrs();
             // With port 0, the kernel has chosen the port.
             let is_it = |one: SocketAddr| {
@@ -79,8 +79,8 @@ fn listens_at(socket: &OwnedFd, address: &Address) -> bool {
             resolved.is_ok_and(|mut all| all.any(is_it))
         }),
         // The number belongs to the process before this one.
-        Place::Inherited(_) => true,
-        Place::Handle(_) => false,
+        AddressKind::Inherited(_) => true,
+        AddressKind::Spawned(_) => false,
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::process::{geteuid, umask};
 use super::access::{Access, Origin};
 use super::error::ServerError;
 use super::socket_file::{Identity, LOCK_TIMEOUT, SocketFile, SocketPath};
-use crate::address::{Address, Place};
+use crate::address::{Address, AddressKind};
 use crate::sys;
 
 /// How many connections may wait to be accepted. The kernel lowers it to its own limit.
@@ -36,15 +36,15 @@ pub(crate) struct Listener {
 impl Listener {
     pub(crate) fn open(address: &Address, mode: u32, access: &Access) -> Result<Self, ServerError> {
         let listener = match &address.0 {
-            Place::Unix(path) => open_unix(path, mode, LOCK_TIMEOUT)?,
-            Place::Tcp { host, port } => open_tcp(address, host, *port, access)?,
-            Place::Inherited(number) => open_inherited(*number)?,
-            Place::Handle(_) => {
+            AddressKind::Unix(path) => open_unix(path, mode, LOCK_TIMEOUT)?,
+            AddressKind::Tcp { host, port } => open_tcp(address, host, *port, access)?,
+            AddressKind::Inherited(number) => open_inherited(*number)?,
+            AddressKind::Spawned(_) => {
                 let source = io::Error::from(io::ErrorKind::InvalidInput);
                 return Err(ServerError::Listen { address: address.to_string(), source });
             }
         };
-        if !matches!(address.0, Place::Unix(_)) {
+        if !matches!(address.0, AddressKind::Unix(_)) {
             // Accepted TCP connections inherit these options. They must not wait to fill packets,
             // and must end when the peer has vanished. Other kinds of sockets refuse them.
             let _ = sockopt::set_tcp_nodelay(&listener.socket, true);
@@ -58,7 +58,7 @@ impl Listener {
     /// Takes over the socket of another server, and its file, which may be gone.
     pub(crate) fn adopt(socket: OwnedFd, address: &Address, file: Option<Identity>) -> Self {
         let file = match &address.0 {
-            Place::Unix(path) => file.map(|file| SocketFile::owned(path, file)),
+            AddressKind::Unix(path) => file.map(|file| SocketFile::owned(path, file)),
             _ => None,
         };
         let origin = Origin::of(&socket);
@@ -81,7 +81,7 @@ impl Listener {
     /// The path of its file, if it is a unix socket that a server has bound.
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.address.0 {
-            Place::Unix(path) => Some(path),
+            AddressKind::Unix(path) => Some(path),
             _ => None,
         }
     }
@@ -124,7 +124,7 @@ impl AsFd for Listener {
 }
 
 fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, ServerError> {
-    let address = Address(Place::Unix(path.to_owned()));
+    let address = Address(AddressKind::Unix(path.to_owned()));
     let refused =
         |errno: Errno| ServerError::Listen { address: address.to_string(), source: errno.into() };
     let name = SocketAddrUnix::new(path).map_err(refused)?;

@@ -11,7 +11,7 @@ use super::limits::{Recycling, WorkerLimits, default_max_workers};
 use super::parent::Parent;
 use super::status_socket::StatusSocket;
 use super::stderr::Stderr;
-use crate::address::{Address, AddressError, Place};
+use crate::address::{Address, AddressError, AddressKind};
 use crate::busy_poll::BusyPoll;
 use crate::error::Failure;
 use crate::shm_pool::DEFAULT_SHARED_MEMORY;
@@ -80,11 +80,10 @@ impl SpawnData {
     pub(crate) fn resolve_port(&self, address: Address) -> Address {
         let previous = self.previous.as_ref().and_then(|text| text.parse::<Address>().ok());
         match (&address.0, previous) {
-            (Place::Tcp { host, port: 0 }, Some(Address(Place::Tcp { host: known, port })))
-                if *host == known =>
-            {
-                Address::tcp(known, port)
-            }
+            (
+                AddressKind::Tcp { host, port: 0 },
+                Some(Address(AddressKind::Tcp { host: known, port })),
+            ) if *host == known => Address::tcp(known, port),
             _ => address,
         }
     }

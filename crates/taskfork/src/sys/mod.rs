@@ -45,6 +45,7 @@ pub(crate) use kernel_file::KernelFile;
 pub(crate) use memory::{Collapsed, MappedFile, collapse_huge_pages, resident_bytes};
 pub(crate) use open_file_limit::OpenFileLimit;
 pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
+pub use peer::Peer;
 pub(crate) use peer::{
     group_id_of, has_unread_data, peer_address, peer_credentials, peer_groups, user_id_of,
 };

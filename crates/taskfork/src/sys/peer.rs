@@ -6,7 +6,27 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
 
-use crate::context::Peer;
+/// The process that connected to a worker's unix socket, as the kernel recorded it at that time. See
+/// [`Context::peer`](crate::worker::Context::peer).
+///
+/// ```
+/// use taskfork::worker::Peer;
+///
+/// fn is_root(peer: Peer) -> bool {
+///     peer.uid == 0
+/// }
+/// # let _ = is_root;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Peer {
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its effective group id.
+    pub gid: u32,
+    /// Its process id, or 0 if the process is not visible in the worker's PID namespace.
+    pub pid: u32,
+}
 
 /// The option of a socket that tells the groups of its peer, on all architectures but PA-RISC and SPARC.
 const SO_PEERGROUPS: libc::c_int = 59;

@@ -3,7 +3,7 @@
 use super::WireError;
 use super::fields::{MapWriter, read_first, read_map};
 use super::msgpack::{Reader, put_array, put_str};
-use crate::error::MOST_CAUSES;
+use crate::error::MAX_CAUSES;
 
 /// The error of a call. All texts borrow from the message.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -49,7 +49,7 @@ impl<'a> ErrorBody<'a> {
                 "message" => error.message = reader.str()?,
                 "causes" => {
                     let more;
-                    (error.causes, more) = read_first(reader, MOST_CAUSES, Reader::str)?;
+                    (error.causes, more) = read_first(reader, MAX_CAUSES, Reader::str)?;
                     error.more_causes = error.more_causes.saturating_add(more);
                 }
                 "more_causes" => {

@@ -57,7 +57,8 @@ pub use subprocess::default_signals;
 #[cfg(feature = "spans")]
 pub use tracer::tracing_layer;
 
-pub use crate::context::{Context, Peer, context};
+pub use crate::context::{Context, context};
+pub use crate::sys::Peer;
 pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
 pub(crate) use handlers::Handlers;

@@ -4,9 +4,10 @@
 use rmpv::Value;
 
 use super::connection::{Connection, ConnectionError};
-use super::scoreboard::{Phase, now};
+use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
 use super::telemetry::{self, RequestedTelemetry};
+use crate::clock::now;
 use crate::error::{CallError, Failure};
 use crate::wire::WireError;
 use crate::wire::arguments::Arguments;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection::{Connection, ConnectionError};
-use super::scoreboard::now;
+use crate::clock::now;
 use crate::shm_pool::ShmPool;
 use crate::sys::{self, User};
 use crate::wire::WireError;

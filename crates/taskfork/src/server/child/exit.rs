@@ -6,6 +6,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 
 use super::timeouts::DEADLINE_PASSED;
 use super::{Child, KillReason, Role};
+use crate::clock::now;
 use crate::error::End;
 use crate::server::limits::WorkerLimits;
 use crate::server::log_limit::LogLimit;
@@ -17,7 +18,7 @@ use crate::server::worker_exit::{
 };
 use crate::sys;
 use crate::wire::death_notice::DeathNotice;
-use crate::worker::scoreboard::{MAX_COUNT, Phase, SlotView, now};
+use crate::worker::scoreboard::{MAX_COUNT, Phase, SlotView};
 
 impl Child {
     /// Reaps a dead worker. The kernel may reuse its process id after this. So the caller must kill

@@ -13,9 +13,10 @@ use super::fair_share::{AssignedWorker, ClientId};
 use super::status::{self, WorkerStatus};
 use super::stderr::{CapturedStderr, ReadOutcome, StderrOutput};
 use super::worker_exit::cause;
+use crate::clock::now;
 use crate::sys;
 use crate::worker::AcceptedClient;
-use crate::worker::scoreboard::{Phase, Retirement, ServerSlot, SlotView, StopRequest, now};
+use crate::worker::scoreboard::{Phase, Retirement, ServerSlot, SlotView, StopRequest};
 
 /// A worker process. It is kept small, because each fork copies the pages of the server's memory that
 /// change.

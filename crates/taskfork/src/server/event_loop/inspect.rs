@@ -2,11 +2,11 @@
 //! worker.
 
 use super::EventLoop;
+use crate::clock::now;
 use crate::log_output;
 use crate::server::child::Child;
 use crate::server::log;
 use crate::sys;
-use crate::worker::scoreboard::now;
 
 impl EventLoop {
     /// Handles SIGUSR1: reopens the log file, which may have been renamed.

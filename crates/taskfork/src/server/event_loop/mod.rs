@@ -34,6 +34,7 @@ pub(crate) use self::fork_worker::Program;
 use self::rebind::SocketFiles;
 use self::status::open_status;
 use self::stderr::PausedStderr;
+use crate::clock::now;
 use crate::log_output;
 use crate::server::access::Rules;
 use crate::server::child::Child;
@@ -62,7 +63,7 @@ use crate::server::titles::printable_name;
 use crate::server::wake_pipe::WakePipe;
 use crate::sys::{self, OpenFileLimit, ThreadCount, Title};
 use crate::time_limit::timespec;
-use crate::worker::scoreboard::{Scoreboard, now};
+use crate::worker::scoreboard::Scoreboard;
 use crate::worker::{self, IoBuffers};
 
 const GUARDIAN: u64 = 0;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{SendFlags, send};
 
 use super::{EventLoop, Mode};
+use crate::clock::now;
 use crate::server::client_queue::{Eviction, QueuedClient};
 use crate::server::fair_share::{self, AssignedWorker, ClientId};
 use crate::server::log;
@@ -15,7 +16,7 @@ use crate::server::refusal::Refusal;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::{Protocol, native};
 use crate::worker::AcceptedClient;
-use crate::worker::scoreboard::{Retirement, now};
+use crate::worker::scoreboard::Retirement;
 
 /// The least time between two reviews of the queue. A review that took long is followed by a pause of
 /// this many times its duration.

@@ -9,7 +9,8 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
 use super::{ACCEPT_PAUSE, EventLoop, Mode, STATUS};
-use crate::address::{Address, Place};
+use crate::address::{Address, AddressKind};
+use crate::clock::now;
 use crate::server::error::ServerError;
 use crate::server::listener::Listener;
 use crate::server::log;
@@ -19,7 +20,7 @@ use crate::server::runtime_directory::runtime_directory;
 use crate::server::status::{ServerStatus, parse_dismiss};
 use crate::server::status_socket::{StatusSocket, send_at_once, send_within_timeout};
 use crate::server::titles::printable_name;
-use crate::worker::scoreboard::{Retirement, now};
+use crate::worker::scoreboard::Retirement;
 
 impl EventLoop {
     /// Accepts a connection to the status socket.
@@ -140,7 +141,7 @@ pub(super) fn status_path(options: &Options, listener: Option<&Listener>) -> Opt
             let name = printable_name(&options.name).replace('/', "?");
             Some(runtime_directory()?.join(format!("{name}.status")))
         }
-        (StatusSocket::Default, Some(Address(Place::Unix(path)))) => {
+        (StatusSocket::Default, Some(Address(AddressKind::Unix(path)))) => {
             let mut name = path.clone().into_os_string();
             name.push(".status");
             Some(name.into())
@@ -175,7 +176,7 @@ pub(super) fn open_status(
     if is_in_runtime_directory {
         log::info!(name = options.name, "the status socket is {}", path.display());
     }
-    let opened = Listener::open(&Address(Place::Unix(path)), 0o600, &options.access);
+    let opened = Listener::open(&Address(AddressKind::Unix(path)), 0o600, &options.access);
     match (&options.status, opened) {
         (StatusSocket::At(_), opened) => opened.map(Some),
         (_, Ok(socket)) => Ok(Some(socket)),

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::{EventLoop, Mode};
+use crate::clock::now;
 use crate::log_output;
 use crate::server::wake_pipe::pause_after;
 use crate::server::{guardian, orphans};
-use crate::worker::scoreboard::now;
 
 /// How late a worker may learn that the time of its call is over.
 const DEADLINE_TOLERANCE: Duration = Duration::from_millis(1);

@@ -6,6 +6,7 @@
 
 mod watcher;
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +20,7 @@ use rustix::net::{
 };
 use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
-use crate::address::{Address, Place};
+use crate::address::{Address, AddressKind, LocalServer};
 use crate::error::{End, Failure, FatalError};
 use crate::server::control::{self, ServerMessage};
 use crate::server::error::ServerError;
@@ -137,32 +138,17 @@ impl SpawnedServer {
 
     /// Finds the last server that this program has started for this address.
     pub(crate) fn find(address: &Address) -> Option<Self> {
-        if let Place::Handle(link) = &address.0 {
-            return Some(link.clone());
+        if let AddressKind::Spawned(server) = &address.0 {
+            let server: &dyn Any = &**server;
+            return server.downcast_ref::<Self>().cloned();
         }
         let servers = lock(&SERVERS);
         let mut living = servers.iter().rev().filter_map(Weak::upgrade);
         living.find(|server| server.listens_at(address)).map(Self)
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.0.lock_refreshed().pid
-    }
-
     pub(crate) fn address(&self) -> Option<Address> {
         lock(&self.0.state).address.clone()
-    }
-
-    /// Connects to the server. Returns the number of bytes of `hello` that have been sent.
-    ///
-    /// The hello goes first, before the server gets its end of the connection. So the server can fork
-    /// a worker at once, and need not wait for the hello.
-    pub(crate) fn connect(&self, hello: &[u8]) -> io::Result<(OwnedFd, usize)> {
-        let (ours, theirs) = connection_pair()?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        let sent = send(&ours, hello, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
-        self.pass(&theirs, control::CONNECTION)?;
-        Ok((ours, sent))
     }
 
     /// Opens a connection on which the server sends its status.
@@ -270,6 +256,22 @@ impl SpawnedServer {
     }
 }
 
+impl LocalServer for SpawnedServer {
+    fn pid(&self) -> u32 {
+        self.0.lock_refreshed().pid
+    }
+
+    /// The hello goes first, before the server gets its end of the connection. So the server can fork
+    /// a worker at once, and need not wait for the hello.
+    fn connect(&self, hello: &[u8]) -> io::Result<(OwnedFd, usize)> {
+        let (ours, theirs) = connection_pair()?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        let sent = send(&ours, hello, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
+        self.pass(&theirs, control::CONNECTION)?;
+        Ok((ours, sent))
+    }
+}
+
 impl State {
     /// Shuts down the sending side of the channel, which asks the server to shut down.
     fn close_channel(&self) {
@@ -299,10 +301,11 @@ impl Shared {
     fn listens_at(&self, address: &Address) -> bool {
         let state = lock(&self.state);
         match (state.address.as_ref().map(|own| &own.0), &address.0) {
-            (Some(Place::Unix(own)), Place::Unix(path)) => own == path,
-            (Some(Place::Tcp { host, port }), Place::Tcp { host: other, port: number }) => {
-                host == other && port == number
-            }
+            (Some(AddressKind::Unix(own)), AddressKind::Unix(path)) => own == path,
+            (
+                Some(AddressKind::Tcp { host, port }),
+                AddressKind::Tcp { host: other, port: number },
+            ) => host == other && port == number,
             _ => false,
         }
     }

@@ -4,13 +4,13 @@ use std::io;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use super::clock::now;
 use super::layout::{
     CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, METHOD, RETIRE,
     SINCE, SKIPPED, STACK_READY, STATE, WAITING, WAITING_AT, WAKEUP, WORKERS, pack,
 };
 use super::server_slot::ServerSlot;
 use super::worker_slot::WorkerSlot;
+use crate::clock::now;
 use crate::sys::{Pages, PublishedPage};
 use crate::time_limit::nanoseconds;
 use crate::worker::phase::Phase;

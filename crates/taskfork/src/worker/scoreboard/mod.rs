@@ -7,7 +7,6 @@
 //! or another slot.
 
 mod board;
-mod clock;
 mod layout;
 mod server_slot;
 mod stop;
@@ -17,7 +16,6 @@ mod worker_slot;
 
 pub(crate) use super::phase::Phase;
 pub(crate) use board::Scoreboard;
-pub(crate) use clock::now;
 pub(crate) use layout::MAX_COUNT;
 pub(crate) use server_slot::{ServerSlot, SlotView};
 pub(crate) use stop::{Retirement, StopRequest};

@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use super::clock::now;
 use super::layout::{
     CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_COUNT,
     MAX_WAITING, METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, WAITING,
     WAITING_AT, pack,
 };
 use super::stop::{Retirement, StopRequest};
+use crate::clock::now;
 use crate::sys::{AtomicWords, MAX_STACK_FRAMES};
 use crate::time_limit::nanoseconds;
 use crate::worker::phase::Phase;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::layout::{MAX_WAITING, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK_READY, STATE, pack};
 use super::server_slot::{CLOCK_TOLERANCE, Corruption};
 use super::*;
+use crate::clock::now;
 use crate::sys::MAX_STACK_FRAMES;
 
 /// Both sides of a new slot.

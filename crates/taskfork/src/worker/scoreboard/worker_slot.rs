@@ -3,13 +3,13 @@
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use super::clock::now;
 use super::layout::{
     CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_WAITING,
     METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, WAITING, WAITING_AT,
     WAKEUP, WORKERS, pack,
 };
 use super::stop::{Retirement, StopRequest};
+use crate::clock::now;
 use crate::sys::{self, AtomicWords, MAX_STACK_FRAMES, StackSink};
 use crate::time_limit::nanoseconds;
 use crate::worker::phase::Phase;
