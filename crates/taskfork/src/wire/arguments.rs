@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use super::WireError;
 use super::attachments;
 use super::json_bytes::{self, FromJson};
+use super::mismatch;
 use super::msgpack::{Reader, put_array};
 use super::values::{EncodeError, ValueFormat, encode};
 
@@ -116,6 +117,8 @@ pub struct Arguments<'a> {
     count: usize,
     encoded: &'a [u8],
     format: ValueFormat,
+    /// The method that they are for, which errors name.
+    method: Option<&'a str>,
 }
 
 /// The number of a call's arguments, or the type of one, does not match. The text says which.
@@ -155,12 +158,17 @@ impl<'a> Arguments<'a> {
 
     /// From a sequence of `count` encoded values.
     pub(crate) fn new(count: usize, encoded: &'a [u8]) -> Self {
-        Self { count, encoded, format: ValueFormat::MessagePack }
+        Self { count, encoded, format: ValueFormat::MessagePack, method: None }
     }
 
     /// The same arguments, first encoded in `format`.
     pub(crate) fn with_format(self, format: ValueFormat) -> Self {
         Self { format, ..self }
+    }
+
+    /// The same arguments, as those of `method`.
+    pub(crate) fn of_method(self, method: Option<&'a str>) -> Self {
+        Self { method, ..self }
     }
 
     pub(crate) fn format(&self) -> ValueFormat {
@@ -203,7 +211,8 @@ impl<'a> Arguments<'a> {
     /// Decodes the arguments as a tuple, whose length must be their number, or as a `Vec` of any length.
     ///
     /// # Errors
-    /// Fails if the number of arguments or the type of one does not match. The error names the argument.
+    /// Fails if the number of arguments or the type of one does not match. The error names the argument, the type
+    /// that was expected and the type that came.
     ///
     /// ```
     /// use taskfork::Methods;
@@ -289,26 +298,42 @@ fn expect(args: Arguments<'_>, count: usize) -> Result<(), ArgumentsError> {
 
 struct Decoder<'a> {
     inner: rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'a, [u8]>>,
+    /// The number of the argument that was decoded last, from 1.
     index: usize,
-    format: ValueFormat,
+    args: Arguments<'a>,
 }
 
 impl<'a> Decoder<'a> {
     fn new(args: Arguments<'a>) -> Self {
         let inner = rmp_serde::Deserializer::from_read_ref(args.encoded);
-        Self { inner, index: 0, format: args.format }
+        Self { inner, index: 0, args }
     }
 
     fn next<T: DeserializeOwned>(&mut self) -> Result<T, ArgumentsError> {
         self.index += 1;
-        let decoded = match self.format {
+        let decoded = match self.args.format {
             ValueFormat::MessagePack => T::deserialize(&mut self.inner),
             ValueFormat::Json => {
                 json_bytes::with_json_strings(|| T::deserialize(FromJson(&mut self.inner)))
             }
         };
-        decoded.map_err(|error| ArgumentsError {
-            message: format!("argument {}: {error}", self.index),
-        })
+        decoded.map_err(|error| self.error::<T>(&error))
+    }
+
+    /// The error of the argument that was decoded last.
+    #[cold]
+    fn error<T: DeserializeOwned>(&self, error: &rmp_serde::decode::Error) -> ArgumentsError {
+        let mut values = Reader::new(self.args.encoded);
+        let value = (0..self.index).map(|_| values.value()).last();
+        let reason = match value {
+            Some(Ok(value)) => mismatch::describe::<T>(value, error),
+            _ => error.to_string(),
+        };
+        let index = self.index;
+        let message = match self.args.method {
+            Some(method) => format!("argument {index} of `{method}`: {reason}"),
+            None => format!("argument {index}: {reason}"),
+        };
+        ArgumentsError { message }
     }
 }

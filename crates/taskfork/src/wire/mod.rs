@@ -5,7 +5,8 @@
 //! - Messages of the native protocol: `native`, and the larger ones in files of their own: `hello`, `error_body`,
 //!   `death_notice`, `shm`, `trace`.
 //! - Messages of the other protocol: `perl`, which translates to and from native ones.
-//! - Values of users: `arguments`, `values`, `call_error`, `log`; their limits: `bounds`, `depth`.
+//! - Values of users: `arguments`, `values`, `call_error`, `log`; their limits: `bounds`, `depth`; texts of errors about
+//!   their types: `mismatch`.
 //! - Bytes that are not copied into a message: `gather_frame` (sending), `attachments` (receiving), `reference` (what
 //!   represents them in the message).
 //! - MessagePack itself: `msgpack` (single values), `fields` (maps and lists).
@@ -25,6 +26,7 @@ pub(crate) mod gather_frame;
 pub(crate) mod hello;
 pub(crate) mod json_bytes;
 pub(crate) mod log;
+mod mismatch;
 mod msgpack;
 pub(crate) mod native;
 pub(crate) mod perl;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::depth;
 use super::gather_frame::GatherWriter;
 use super::json_bytes::{self, FromJson};
+use super::mismatch;
 
 /// What values were encoded in first, before the native protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,5 +64,5 @@ pub(crate) fn decode<'a, T: Deserialize<'a>>(
             json_bytes::with_json_strings(|| T::deserialize(FromJson(&mut decoder)))
         }
     };
-    decoded.map_err(|error| error.to_string())
+    decoded.map_err(|error| mismatch::describe::<T>(encoded, &error))
 }

@@ -95,7 +95,7 @@ pub struct Reply(pub(crate) Result<(), ErrorReply>);
 
 impl<'a> Request<'a> {
     pub(crate) fn new(method: Option<&'a str>, args: Arguments<'a>, out: &'a mut Vec<u8>) -> Self {
-        Self { method, args, out }
+        Self { method, args: args.of_method(method), out }
     }
 
     /// The method that the call names.

@@ -145,7 +145,7 @@ trial!(open_files_go_both_ways, async || {
     std::fs::remove_file(&path).unwrap();
     assert_eq!(client.call::<String>("read", (file,)).await.unwrap(), "from a file");
     let error = client.call::<String>("read", (shared(100_000, 1),)).await.unwrap_err();
-    let expected = "argument 1: invalid type: byte array, expected an open file";
+    let expected = "argument 1 of `read`: expected an open file, got bytes";
     assert!(error.to_string().contains(expected), "{error}");
     let error = client.call::<Blob>("echo", (open("/dev/null"),)).await.unwrap_err();
     assert!(error.to_string().contains("expected bytes, got an open file"), "{error}");
