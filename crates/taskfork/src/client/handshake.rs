@@ -46,9 +46,12 @@ pub(crate) fn max_files(config: &Config) -> usize {
     if config.pass_descriptors { sys::MAX_FILES } else { 0 }
 }
 
-/// How much memory that is lent it keeps, if it takes so many files.
+/// The most memory of a worker that the client maps, in bytes. `files` is how many files it takes with a message.
+///
+/// A client whose user id can stand for several users shares nothing: it could not tell another user's memory.
 pub(crate) fn max_shared(config: &Config, files: usize) -> usize {
-    if files > 0 { config.shared_memory } else { 0 }
+    let is_unique = || sys::is_unique_user(rustix::process::geteuid().as_raw());
+    if files > 0 && config.shared_memory > 0 && is_unique() { config.shared_memory } else { 0 }
 }
 
 /// Why there was no greeting.

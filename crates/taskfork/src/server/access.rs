@@ -43,8 +43,8 @@ impl Origin {
 /// The rules of a running server.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    /// The server's own user.
-    own: u32,
+    /// The server's own user. `None` if its id can stand for others as well, who must not pass for it.
+    own: Option<u32>,
     /// `None` if every client that can connect is served.
     allowed: Option<Allowed>,
     protocols: Option<Vec<Protocol>>,
@@ -65,6 +65,8 @@ impl Access {
                 let (users, groups) = (users.as_deref(), groups.as_deref());
                 let users = ids("allow_users", "user", users, sys::user_id_of)?;
                 let groups = ids("allow_groups", "group", groups, sys::group_id_of)?;
+                check_unique("allow_users", "user", &users, sys::is_unique_user)?;
+                check_unique("allow_groups", "group", &groups, sys::is_unique_group)?;
                 Some(Allowed { users, groups })
             }
         };
@@ -72,7 +74,9 @@ impl Access {
             let reason = "with none, no client could be served";
             return Err(ServerError::option("protocols", reason));
         }
-        Ok(Rules { own: geteuid().as_raw(), allowed, protocols: self.protocols.clone() })
+        let own = geteuid().as_raw();
+        let own = sys::is_unique_user(own).then_some(own);
+        Ok(Rules { own, allowed, protocols: self.protocols.clone() })
     }
 
     /// Checks whether the server may listen at this address. `called` names it in an error.
@@ -121,7 +125,7 @@ impl Rules {
             return Some("the user of the client is not known (allow_users, allow_groups)".into());
         };
         let groups = || sys::peer_groups(connection);
-        if peer.uid == self.own || allowed.has(peer, groups) {
+        if Some(peer.uid) == self.own || allowed.has(peer, groups) {
             return None;
         }
         let Peer { uid, .. } = peer;
@@ -138,10 +142,11 @@ impl Rules {
 
     /// Whether the peer is a process of the server's own user.
     pub(crate) fn is_own(&self, connection: &impl AsFd) -> bool {
-        sys::peer_credentials(connection).is_some_and(|peer| peer.uid == self.own)
+        sys::peer_credentials(connection).is_some_and(|peer| Some(peer.uid) == self.own)
     }
 
-    pub(crate) fn own(&self) -> u32 {
+    /// The server's own user, if its id stands for no other.
+    pub(crate) fn own(&self) -> Option<u32> {
         self.own
     }
 }
@@ -179,6 +184,20 @@ fn ids(
         }
     };
     names.unwrap_or_default().iter().map(id).collect()
+}
+
+/// Fails if one of the ids stands for several users or groups, because then it admits more than it says.
+fn check_unique(
+    option: &'static str,
+    what: &str,
+    ids: &[u32],
+    is_unique: impl Fn(u32) -> bool,
+) -> Result<(), ServerError> {
+    let Some(id) = ids.iter().copied().find(|&id| !is_unique(id)) else { return Ok(()) };
+    let reason = format!(
+        "in this user namespace the {what} {id} stands for every {what} without an id in it"
+    );
+    Err(ServerError::option(option, reason))
 }
 
 #[cfg(test)]

@@ -62,4 +62,6 @@ pub(crate) use signal::{
     set_default_signals, signals_to_reset, spawn_without_signals, with_mask,
 };
 pub(crate) use title::{Title, set_title};
-pub(crate) use user::{User, common_user, effective_user, sole_user};
+pub(crate) use user::{
+    User, common_user, effective_user, is_unique_group, is_unique_user, sole_user,
+};

@@ -84,7 +84,16 @@ impl Error for Mismatch {
 fn is_integer(name: &str) -> bool {
     matches!(
         name,
-        "i8" | "i16" | "i32" | "i64" | "i128" | "isize" | "u8" | "u16" | "u32" | "u64" | "u128"
+        "i8" | "i16"
+            | "i32"
+            | "i64"
+            | "i128"
+            | "isize"
+            | "u8"
+            | "u16"
+            | "u32"
+            | "u64"
+            | "u128"
             | "usize"
     )
 }
@@ -348,8 +357,7 @@ impl<'de, 'k, A: EnumAccess<'de>> EnumAccess<'de> for Explained<'k, A> {
         self,
         seed: S,
     ) -> Result<(S::Value, Self::Variant), Mismatch> {
-        let (name, variant) =
-            self.inner.variant_seed(explained(seed)).map_err(Mismatch::custom)?;
+        let (name, variant) = self.inner.variant_seed(explained(seed)).map_err(Mismatch::custom)?;
         Ok((name, explained(variant)))
     }
 }
@@ -433,9 +441,7 @@ mod tests {
 
     #[test]
     fn the_place_inside_of_a_value_is_named() {
-        let image = |width: serde_json::Value, tags: serde_json::Value, scale| {
-            serde_json::json!({"width": width, "tags": tags, "scale": scale})
-        };
+        let image = |width: serde_json::Value, tags: serde_json::Value, scale| serde_json::json!({"width": width, "tags": tags, "scale": scale});
         let (one, none) = (serde_json::json!(1), serde_json::json!(null));
         check::<Image>(
             image("x".into(), serde_json::json!([]), none.clone()),

@@ -103,7 +103,7 @@ impl<S: 'static> Worker<'_, S> {
     fn shows_details(&self) -> bool {
         let is_same_user = || {
             let peer = context().peer();
-            peer.is_some_and(|peer| peer.uid == self.config.server_user)
+            peer.is_some_and(|peer| Some(peer.uid) == self.config.server_user)
         };
         self.config.share_details || is_same_user()
     }

@@ -116,6 +116,6 @@ pub(crate) struct WorkerConfig {
     pub(crate) max_memory: Option<u64>,
     /// Clients of every user get details of errors. Otherwise only clients of `server_user` do.
     pub(crate) share_details: bool,
-    /// The server's effective user.
-    pub(crate) server_user: u32,
+    /// The server's effective user, if its id stands for no other.
+    pub(crate) server_user: Option<u32>,
 }

@@ -78,6 +78,40 @@ trial!(allowed_users_are_served_and_others_get_an_error, async || {
     assert!(log.contains("uid=54321"), "{log}");
 });
 
+trial!(a_user_whom_a_namespace_does_not_map_is_another_user, async || {
+    // A kernel or a container can forbid user namespaces.
+    let unshare = || std::process::Command::new("unshare");
+    let probe = unshare().args(["--user", "true"]).status();
+    if !is_root() || !probe.is_ok_and(|status| status.success()) {
+        return;
+    }
+    // Inside, the server's user has the id that the kernel also shows for everybody else.
+    let start = async |options: &[&str]| {
+        Guarded::start_with(options, |server| {
+            let mut command = unshare();
+            command.args(["--user", "--map-user=65534", "--map-group=65534", "--"]);
+            command
+                .arg(server.get_program())
+                .envs(server.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command
+        })
+        .await
+    };
+    let server = start(&["mode=666", "allow_users=1"]).await;
+    let address = server.address();
+    let refused = move || block_on(async { reason(&client_of(&address)).await });
+    let reason = as_user(STRANGER, STRANGER, &[], refused).await;
+    assert!(reason.contains("the user 65534 may not use this server"), "{reason}");
+
+    let server = start(&["mode=666", "setup_fails=true"]).await;
+    let address = server.address();
+    let failed = move || {
+        block_on(async { client_of(&address).call::<i64>("add", (1, 2)).await.unwrap_err() })
+    };
+    let error = as_user(STRANGER, STRANGER, &[], failed).await.to_string();
+    assert!(error.contains("setup") && !error.contains("secret"), "{error}");
+});
+
 trial!(allowed_groups_are_served, async || {
     if !is_root() {
         return;

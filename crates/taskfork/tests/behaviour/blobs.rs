@@ -71,7 +71,8 @@ trial!(they_are_the_same_on_the_wire_as_other_bytes, async || {
     assert_eq!(*client.call::<Blob>("echo", ("text",)).await.unwrap(), *b"text");
     assert_eq!(*client.call::<Blob>("echo", ([1, 2, 255],)).await.unwrap(), [1, 2, 255]);
     let error = client.call::<Blob>("echo", ([1, 256],)).await.unwrap_err();
-    let expected = "argument 1 of `echo`: element 2: expected an integer of the type u8, got the integer 256";
+    let expected =
+        "argument 1 of `echo`: element 2: expected an integer of the type u8, got the integer 256";
     assert!(error.to_string().contains(expected), "{error}");
 });
 

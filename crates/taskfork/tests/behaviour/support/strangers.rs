@@ -1,6 +1,7 @@
 //! A server in a program of its own whose access is set by a test, and peers of other users.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use taskfork::client::Protocol;
@@ -83,9 +84,14 @@ pub(crate) struct Guarded {
 impl Guarded {
     /// At a unix socket.
     pub(crate) async fn start(options: &[&str]) -> Self {
+        Self::start_with(options, |command| command).await
+    }
+
+    /// At a unix socket, started by the command that `wrap` makes of the usual one.
+    pub(crate) async fn start_with(options: &[&str], wrap: impl Fn(Command) -> Command) -> Self {
         let folder = Self::folder();
         let address = address_in(&folder);
-        Self::start_at(folder, &address, options).await
+        Self::start_at(folder, &address, options, wrap).await
     }
 
     /// At a port of the loopback interface; gives it as well.
@@ -95,7 +101,7 @@ impl Guarded {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let address = format!("tcp:127.0.0.1:{port}");
-        (Self::start_at(Self::folder(), &address, options).await, port)
+        (Self::start_at(Self::folder(), &address, options, |command| command).await, port)
     }
 
     fn folder() -> tempfile::TempDir {
@@ -105,11 +111,16 @@ impl Guarded {
         folder
     }
 
-    async fn start_at(folder: tempfile::TempDir, address: &str, options: &[&str]) -> Self {
+    async fn start_at(
+        folder: tempfile::TempDir,
+        address: &str,
+        options: &[&str],
+        wrap: impl Fn(Command) -> Command,
+    ) -> Self {
         let status = format!("status={}", folder.path().join("s.status").display());
         let set_up = format!("set_up={}", folder.path().join("set_up").display());
         let role = [&["serve_guarded", address, &status, &set_up], options].concat();
-        let mut command = roles::command(&role);
+        let mut command = wrap(roles::command(&role));
         command.stderr(std::fs::File::create(folder.path().join("log")).unwrap());
         let program = Program::new(command.spawn().unwrap());
         let server = Self { folder, program };
