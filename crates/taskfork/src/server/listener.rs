@@ -222,6 +222,7 @@ fn open_inherited(number: i32) -> Result<Listener, ServerError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::socket_file::without_locks;
 
     /// The umask belongs to the process, and tests run in threads.
     static UMASK: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -233,6 +234,29 @@ mod tests {
 
     fn open_at(path: &Path) -> Result<Listener, ServerError> {
         open_with(path, 0o600)
+    }
+
+    #[test]
+    fn a_server_starts_and_stops_on_a_file_system_without_locks() {
+        let names = |folder: &tempfile::TempDir| std::fs::read_dir(folder.path()).unwrap().count();
+        for errno in [Errno::OPNOTSUPP, Errno::NOLCK, Errno::NOSYS, Errno::INVAL] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("s");
+            // A server that was killed has left its socket.
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            without_locks::run(errno, || {
+                let listener = open_at(&path).unwrap();
+                assert_eq!(names(&folder), 1, "the lock file is left");
+                std::os::unix::net::UnixStream::connect(&path).unwrap();
+                assert!(matches!(open_at(&path), Err(ServerError::InUse { .. })));
+                drop(listener);
+                assert_eq!(names(&folder), 0);
+            });
+        }
+        // Another error could mean that the lock is held.
+        let folder = tempfile::tempdir().unwrap();
+        let opened = without_locks::run(Errno::IO, || open_at(&folder.path().join("s")));
+        assert!(matches!(opened, Err(ServerError::Lock { .. })));
     }
 
     #[test]

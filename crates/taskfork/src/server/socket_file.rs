@@ -9,9 +9,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+#[cfg(not(test))]
+use rustix::fs::flock;
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, open, openat, statat,
-    unlinkat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, fstat, open, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -19,6 +20,8 @@ use rustix::process::geteuid;
 use super::error::ServerError;
 use super::log;
 use crate::display::seconds;
+#[cfg(test)]
+use without_locks::flock;
 
 /// How long to wait for another server that is starting or stopping at the same path.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,7 +71,8 @@ impl SocketPath {
     }
 
     /// Locks the path, so that no two servers find it free. Waits up to `within` for a server that
-    /// holds the lock. Returns `None` on file systems without locks, where the second `bind` fails.
+    /// holds the lock. Returns `None` on file systems without locks. There, two servers that start at
+    /// the same time can both take the path if a dead server has left its socket.
     ///
     /// The lock is the file `PATH.lock` beside the socket. It belongs to this user and has the mode
     /// 0600, so no other user can hold it. It exists only while a server starts or stops.
@@ -114,7 +118,10 @@ impl SocketPath {
                     }
                     Err(errno) if is_unsupported(errno) => {
                         let path = self.path.display();
-                        log::warn!("the file system of {path} has no locks: {errno}");
+                        log::warn!(
+                            "the file system of {path} has no locks ({errno}): do not start two \
+                             servers there at the same time"
+                        );
                         lock.remove();
                         return Ok(None);
                     }
@@ -240,6 +247,35 @@ impl Drop for SocketFile {
         let _lock = socket_path.lock(LOCK_TIMEOUT);
         if socket_path.stat().is_ok_and(|file| Identity::of(&file) == self.identity) {
             let _ = socket_path.remove();
+        }
+    }
+}
+
+/// Stands for `flock(2)` in tests, as no file system of an ordinary machine lacks it.
+#[cfg(test)]
+pub(super) mod without_locks {
+    use std::cell::Cell;
+    use std::os::fd::AsFd;
+
+    use rustix::fs::FlockOperation;
+    use rustix::io::{Errno, Result};
+
+    thread_local! {
+        static ERROR: Cell<Option<Errno>> = const { Cell::new(None) };
+    }
+
+    /// Runs `test` while every `flock` of this thread fails with this error.
+    pub(in crate::server) fn run<T>(error: Errno, test: impl FnOnce() -> T) -> T {
+        ERROR.set(Some(error));
+        let result = test();
+        ERROR.set(None);
+        result
+    }
+
+    pub(in crate::server) fn flock(file: impl AsFd, operation: FlockOperation) -> Result<()> {
+        match ERROR.get() {
+            Some(error) => Err(error),
+            None => rustix::fs::flock(file, operation),
         }
     }
 }
