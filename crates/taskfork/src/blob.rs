@@ -79,7 +79,7 @@ impl From<Bytes> for Blob {
 
 impl From<SharedBytes> for Blob {
     fn from(SharedBytes { bytes, origin }: SharedBytes) -> Self {
-        Self { bytes, backing: Backing::Shared(origin) }
+        Self { bytes, backing: origin.map_or(Backing::Private, Backing::Shared) }
     }
 }
 

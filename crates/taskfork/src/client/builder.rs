@@ -100,6 +100,7 @@ impl Client {
             protocol: Protocol::Native,
             pass_descriptors: true,
             shared_memory: DEFAULT_SHARED_MEMORY,
+            copy_shared_memory: false,
         }
     }
 
@@ -246,6 +247,7 @@ pub struct ClientBuilder {
     protocol: Protocol,
     pass_descriptors: bool,
     shared_memory: usize,
+    copy_shared_memory: bool,
 }
 
 /// Why a client cannot be built.
@@ -442,6 +444,9 @@ impl ClientBuilder {
     /// The memory grows with use. A worker that has not used it for 5 seconds has all of it freed,
     /// except what blobs still hold.
     ///
+    /// A worker that is taken over by its input can change such a blob while the client reads it. If you do
+    /// not trust the workers' code, set [`copy_shared_memory`](Self::copy_shared_memory).
+    ///
     /// The same option controls the memory for short messages: 33 KiB for each connection, from its
     /// 33rd call on. 0 turns that off as well.
     ///
@@ -453,6 +458,28 @@ impl ClientBuilder {
     /// ```
     pub fn shared_memory(mut self, bytes: usize) -> Self {
         self.shared_memory = bytes;
+        self
+    }
+
+    /// Sets whether the client copies the bytes of a result that arrives in shared memory, before it
+    /// hands them out as a [`Blob`](crate::Blob) or another type.
+    ///
+    /// Defaults to false: a `Blob` then refers to memory that a worker of the same user could still
+    /// write to. A worker of taskfork does not, but one that runs an attacker's code can. Code that
+    /// relies on the `&[u8]` of a blob to stay the same has undefined behaviour in that case. With
+    /// true, no result changes after it has arrived. Sealed memory, which a
+    /// [`BlobMut`](crate::blob::BlobMut) becomes, cannot change and is not copied in either case.
+    ///
+    /// The copy takes about as long as to read the bytes twice. A copy is not passed back in place.
+    ///
+    /// ```
+    /// # fn build() -> Result<taskfork::Client, taskfork::client::ConfigError> {
+    /// let decoders = taskfork::Client::builder().address("unix:/run/decoders").copy_shared_memory(true);
+    /// # decoders.build()
+    /// # }
+    /// ```
+    pub fn copy_shared_memory(mut self, copy: bool) -> Self {
+        self.copy_shared_memory = copy;
         self
     }
 
@@ -639,6 +666,7 @@ impl ClientBuilder {
             protocol: self.protocol,
             pass_descriptors: self.pass_descriptors,
             shared_memory: self.shared_memory,
+            copy_shared_memory: self.copy_shared_memory,
         })
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) pass_descriptors: bool,
     /// How much memory each side of a connection shares with the other.
     pub(crate) shared_memory: usize,
+    /// Whether bytes that arrive in shared memory are copied.
+    pub(crate) copy_shared_memory: bool,
 }
 
 impl Config {

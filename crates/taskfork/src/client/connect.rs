@@ -106,6 +106,7 @@ async fn connect_and_handshake(
             max_receive: config.max_frame,
             max_blob: config.max_blob,
             max_shared: 0,
+            copy_shared_memory: false,
             spin: ReplySpin::new(config.busy_poll, config.cores),
         });
     }
@@ -126,6 +127,7 @@ async fn connect_and_handshake(
         max_receive: config.max_frame,
         max_blob: config.max_blob,
         max_shared: max_shared(config, files),
+        copy_shared_memory: config.copy_shared_memory,
         spin: ReplySpin::new(config.busy_poll, config.cores),
     })
 }

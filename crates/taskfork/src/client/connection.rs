@@ -94,6 +94,8 @@ pub(crate) struct NewConnection {
     pub(crate) max_blob: usize,
     /// How much of the worker's memory may be mapped here.
     pub(crate) max_shared: usize,
+    /// Whether bytes that arrive in shared memory are copied.
+    pub(crate) copy_shared_memory: bool,
     pub(crate) spin: ReplySpin,
 }
 
@@ -120,6 +122,7 @@ impl Connection {
             max_receive,
             max_blob,
             max_shared,
+            copy_shared_memory,
             spin,
         } = parts;
         let PeerLimits { max_send, max_blob: max_blob_sent, pipeline_window, files } = limits;
@@ -144,7 +147,8 @@ impl Connection {
             announced_files: 0,
             sharing: if max_shared > 0 { Sharing::Asked { max_shared } } else { Sharing::No },
             // The worker keeps no memory before it has agreed to.
-            shm_pool: ShmPool::new(0, max_shared, sys::effective_user()),
+            shm_pool: ShmPool::new(0, max_shared, sys::effective_user())
+                .copying(copy_shared_memory),
             rings: None,
             offers_rings_after: None,
             spinning: false,

@@ -195,6 +195,7 @@ fn connect_optimistically(
         max_receive: core.config.max_frame,
         max_blob: core.config.max_blob,
         max_shared: max_shared(&core.config, max_files(&core.config)),
+        copy_shared_memory: core.config.copy_shared_memory,
         spin: ReplySpin::new(core.config.busy_poll, core.config.cores),
     };
     let key = permit.key();

@@ -191,6 +191,7 @@ pub(super) mod tests {
                 max_receive: 1000,
                 max_blob: 1000,
                 max_shared: 0,
+                copy_shared_memory: false,
                 spin: ReplySpin::new(BusyPoll::Off, 2),
             },
             ConnectionWaker::new(Arc::new(DriverQueue::default())),

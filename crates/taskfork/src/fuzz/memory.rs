@@ -79,7 +79,7 @@ fn file(kind: u8) -> Option<OwnedFd> {
 
 fn lend(id: usize, length: u8) -> SharedBytes {
     let origin = Origin { pool: 1, id: id as u32, is_local: length % 2 == 0 };
-    SharedBytes { bytes: Bytes::from(vec![length; usize::from(length) << 8]), origin }
+    SharedBytes { bytes: Bytes::from(vec![length; usize::from(length) << 8]), origin: Some(origin) }
 }
 
 /// A gather frame contains the same bytes as a frame into which all is copied.
@@ -192,7 +192,7 @@ pub fn shm(data: &[u8]) {
             3 => {
                 // Sends received bytes back.
                 let Some((lent, _)) = sides[from].held.last().cloned() else { continue };
-                sides[from].send(&lent.bytes, Some(lent.origin), &mut lines[from]);
+                sides[from].send(&lent.bytes, lent.origin, &mut lines[from]);
             }
             4 | 5 => {
                 let Some((frames, files)) = lines[from].pop_front() else { continue };

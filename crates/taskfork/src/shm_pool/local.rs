@@ -78,6 +78,11 @@ impl LocalBuffers {
         self.buffers.iter().any(|buffer| buffer.id == id)
     }
 
+    #[cfg(test)]
+    pub(super) fn ids(&self) -> Vec<BufferId> {
+        self.buffers.iter().map(|buffer| buffer.id).collect()
+    }
+
     pub(super) fn contains(&self, identity: MemoryId) -> bool {
         self.buffers.iter().any(|buffer| buffer.memory.identity() == identity)
     }

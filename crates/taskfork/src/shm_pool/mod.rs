@@ -40,6 +40,8 @@ pub(crate) struct ShmPool {
     releases: Vec<(BufferId, u64)>,
     /// What is to be said with the next message.
     pending: ShmMessage,
+    /// Whether bytes that come in the other side's buffers are copied.
+    copies: bool,
 }
 
 impl ShmPool {
@@ -54,7 +56,14 @@ impl ShmPool {
             uses: Vec::new(),
             releases: Vec::new(),
             pending: ShmMessage::default(),
+            copies: false,
         }
+    }
+
+    /// Sets whether bytes that come in the other side's buffers are copied. If not, the other side can
+    /// change them while they are read.
+    pub(crate) fn copying(self, copies: bool) -> Self {
+        Self { copies, ..self }
     }
 
     /// The other side takes so many bytes after all.
@@ -121,6 +130,7 @@ impl ShmPool {
             let what = "one message cannot refer to so much";
             return Err(WireError::Malformed(what.to_owned()));
         }
+        let copies = if self.copies { self.remote.copies(&said.uses) } else { Vec::new() };
         for place in said.uses {
             let is_local = place.owner == BufferOwner::Receiver;
             let bytes = match is_local {
@@ -130,8 +140,14 @@ impl ShmPool {
             let bytes = bytes.ok_or_else(|| {
                 WireError::Malformed(format!("{place:?} is nothing that has been lent"))
             })?;
-            let origin = Origin { pool: self.id, id: place.id, is_local };
-            self.uses.push(SharedBytes { bytes, origin });
+            let copy = copies.iter().find(|(id, _)| !is_local && *id == place.id);
+            self.uses.push(match copy {
+                Some((_, copy)) => SharedBytes { bytes: copy.slice(..place.length), origin: None },
+                None => {
+                    let origin = Origin { pool: self.id, id: place.id, is_local };
+                    SharedBytes { bytes, origin: Some(origin) }
+                }
+            });
         }
         for (id, times) in said.free {
             // Of what is gone the other side could not know.
@@ -223,7 +239,8 @@ impl ShmBufferMut {
     /// It stays as it is from here on, for as long as somebody has it.
     pub(crate) fn freeze(self) -> SharedBytes {
         let (memory, length) = self.memory.freeze();
-        SharedBytes { bytes: Bytes::from_owner(BufferView { memory, length }), origin: self.origin }
+        let bytes = Bytes::from_owner(BufferView { memory, length });
+        SharedBytes { bytes, origin: Some(self.origin) }
     }
 }
 

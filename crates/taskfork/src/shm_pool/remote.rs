@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{BufferView, MAX_BUFFERS, fork_count};
 use crate::sys::{self, MemoryId, User};
-use crate::wire::shm::{BufferId, ShmMessage};
+use crate::wire::shm::{BufferId, BufferOwner, BufferRef, ShmMessage};
 
 #[derive(Debug)]
 pub(super) struct RemoteBuffers {
@@ -89,6 +89,20 @@ impl RemoteBuffers {
         }
         known.times += 1;
         Some(Bytes::from_owner(BufferView { memory: known.memory.clone(), length }))
+    }
+
+    /// Copies the bytes of each buffer that a message refers to. There is one copy for each buffer, so that a
+    /// message of many references cannot make this side allocate more than the buffers have.
+    pub(super) fn copies(&self, uses: &[BufferRef]) -> Vec<(BufferId, Bytes)> {
+        let longest = |id| {
+            let of_buffer = |place: &&BufferRef| place.owner == BufferOwner::Sender && place.id == id;
+            uses.iter().filter(of_buffer).map(|place| place.length).max()
+        };
+        let copy = |known: &Known| {
+            let length = longest(known.id).filter(|&length| length <= known.memory.length())?;
+            Some((known.id, known.memory.copy(length).into()))
+        };
+        self.known.iter().filter_map(copy).collect()
     }
 
     pub(super) fn remove(&mut self, id: BufferId) {

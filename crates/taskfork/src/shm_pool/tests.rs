@@ -162,7 +162,7 @@ proptest! {
                 }
                 Step::SendBack(which) if !side.blobs.is_empty() => {
                     let (lent, _) = side.blobs[which % side.blobs.len()].clone();
-                    side.send(&lent.bytes, Some(lent.origin), &mut lines[there]);
+                    side.send(&lent.bytes, lent.origin, &mut lines[there]);
                 }
                 Step::Drop(which) if !side.blobs.is_empty() => {
                     let which = which % side.blobs.len();
@@ -208,7 +208,7 @@ fn memory_is_used_again_once_it_is_not_read_any_more() {
         here.receive(&mut back).unwrap();
         assert!(here.send(&vec![fill; 1 << 20].into(), None, &mut to));
         there.receive(&mut to).unwrap();
-        ids.extend(there.blobs.drain(..).map(|(lent, _)| lent.origin.id));
+        ids.extend(there.blobs.drain(..).map(|(lent, _)| lent.origin.unwrap().id));
     }
     assert!(ids.iter().all(|&id| id == ids[0]), "{ids:?}");
     // While it is read there must be more, as far as there is room.
@@ -232,15 +232,59 @@ fn what_goes_back_is_not_copied() {
     there.receive(&mut to).unwrap();
     let (lent, _) = there.blobs.pop().unwrap();
     let (bytes, origin) = (lent.bytes.clone(), lent.origin);
-    assert!(there.send(&bytes, Some(origin), &mut back));
+    assert!(there.send(&bytes, origin, &mut back));
     assert!(there.shm_pool.local.is_empty());
     here.receive(&mut back).unwrap();
     let (lent, fill) = here.blobs.pop().unwrap();
-    assert!(lent.origin.is_local && fill == 5 && lent.bytes.len() == 1 << 20);
+    assert!(lent.origin.unwrap().is_local && fill == 5 && lent.bytes.len() == 1 << 20);
     // And once more, while it is there.
-    assert!(here.send(&lent.bytes, Some(lent.origin), &mut to));
+    assert!(here.send(&lent.bytes, lent.origin, &mut to));
     there.receive(&mut to).unwrap();
-    assert_eq!(there.blobs.pop().unwrap().0.origin.id, origin.id);
+    assert_eq!(there.blobs.pop().unwrap().0.origin.unwrap().id, origin.unwrap().id);
+}
+
+#[test]
+fn a_copy_stays_as_it_was_when_the_other_side_writes_to_its_buffer() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    there.shm_pool = there.shm_pool.copying(true);
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
+    there.receive(&mut to).unwrap();
+    let (copy, _) = there.blobs.pop().unwrap();
+    // The other side may use the buffer again at once, although the copy lives.
+    there.say(&mut back);
+    here.receive(&mut back).unwrap();
+    assert!(here.send(&vec![6; 1 << 20].into(), None, &mut to));
+    assert!(copy.bytes.len() == 1 << 20 && copy.bytes.iter().all(|&byte| byte == 5));
+    assert!(copy.origin.is_none());
+    assert_eq!(here.shm_pool.local.ids().len(), 1);
+    // It goes back in a buffer of this side.
+    there.receive(&mut to).unwrap();
+    warm(&mut there, &mut here, &mut back);
+    assert!(there.send(&copy.bytes, copy.origin, &mut back));
+    here.receive(&mut back).unwrap();
+    assert!(!here.blobs.pop().unwrap().0.origin.unwrap().is_local);
+}
+
+#[test]
+fn many_references_to_one_buffer_are_copied_once() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    there.shm_pool = there.shm_pool.copying(true);
+    let mut to = Line::new();
+    warm(&mut here, &mut there, &mut to);
+    assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
+    let id = here.shm_pool.local.ids()[0];
+    there.receive(&mut to).unwrap();
+    let place = |length| BufferRef { owner: BufferOwner::Sender, id, length };
+    let uses = (1..=MAX_BUFFER_REFS).map(place).collect();
+    let said = ShmMessage { uses, ..ShmMessage::default() };
+    there.shm_pool.handle_message(said, &mut Vec::new()).unwrap();
+    let copies = there.shm_pool.take_received().unwrap();
+    let first = copies[0].bytes.as_ptr();
+    for (index, copy) in copies.iter().enumerate() {
+        assert_eq!((copy.bytes.as_ptr(), copy.bytes.len()), (first, index + 1));
+    }
 }
 
 #[test]
@@ -250,14 +294,14 @@ fn what_a_child_may_read_is_not_written_to() {
     warm(&mut here, &mut there, &mut to);
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
-    let first = there.blobs[0].0.origin.id;
+    let first = there.blobs[0].0.origin.unwrap().id;
     count_fork();
     there.blobs.clear();
     there.say(&mut back);
     here.receive(&mut back).unwrap();
     here.send(&vec![6; 1 << 20].into(), None, &mut to);
     there.receive(&mut to).unwrap();
-    assert!(there.blobs.iter().all(|(lent, _)| lent.origin.id != first));
+    assert!(there.blobs.iter().all(|(lent, _)| lent.origin.unwrap().id != first));
     assert!(!there.shm_pool.remote.has_id(first), "the owner has not said that it is gone");
 }
 
@@ -268,17 +312,17 @@ fn what_its_owner_gives_up_does_not_go_back() {
     warm(&mut here, &mut there, &mut to);
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
-    assert!(there.send(&there.blobs[0].0.bytes.clone(), Some(there.blobs[0].0.origin), &mut back));
+    assert!(there.send(&there.blobs[0].0.bytes.clone(), there.blobs[0].0.origin, &mut back));
     here.receive(&mut back).unwrap();
     // It is on its way once more when the other side asks its owner to give it up.
     let (lent, _) = here.blobs[0].clone();
-    assert!(here.send(&lent.bytes, Some(lent.origin), &mut to));
+    assert!(here.send(&lent.bytes, lent.origin, &mut to));
     there.blobs.clear();
     count_fork();
     there.say(&mut back);
     there.receive(&mut to).unwrap();
     let (lent, _) = there.blobs[0].clone();
-    there.send(&lent.bytes, Some(lent.origin), &mut back);
+    there.send(&lent.bytes, lent.origin, &mut back);
     here.receive(&mut back).unwrap();
     here.receive(&mut back).unwrap();
 }
@@ -328,7 +372,7 @@ fn what_was_not_lent_cannot_be_referred_to() {
     warm(&mut here, &mut there, &mut to);
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
-    let known = there.blobs[0].0.origin.id;
+    let known = there.blobs[0].0.origin.unwrap().id;
     let uses = |owner, id, length| ShmMessage {
         uses: vec![BufferRef { owner, id, length }],
         ..ShmMessage::default()

@@ -10,9 +10,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Write,
-    /// What others write is seen.
+    /// Another process may write, and this one sees what it writes.
     Read,
-    /// Nobody writes any more.
+    /// The file is sealed against writing.
     ReadSealed,
 }
 
@@ -22,17 +22,19 @@ pub(super) struct Mapping {
     pub(super) length: usize,
 }
 
-// SAFETY: it is memory that belongs to this value alone, or that nobody can write to.
+// SAFETY: the mapping belongs to this value, which owns the only pointer to it that unmaps it. No thread has a
+// special relation to a mapping.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; whoever has only a reference can only read.
+// SAFETY: through a shared reference the memory can only be read.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the first `length` bytes of a file.
     ///
     /// # Safety
-    /// The file has so many bytes for as long as the mapping lives. Nobody writes to them meanwhile, here or elsewhere,
-    /// but through this value, or as words that are read and written at once; or its maker has agreed not to.
+    /// The file must have at least `length` bytes for as long as the mapping exists; reading beyond the end of a file
+    /// raises SIGBUS. While a reference from [`bytes`](Self::bytes) exists, no process may write to these bytes.
+    /// A caller that only uses atomic or volatile accesses needs only the first condition.
     pub(super) unsafe fn new(file: &impl AsFd, length: usize, access: Access) -> io::Result<Self> {
         if length == 0 {
             return Ok(Self { start: ptr::NonNull::dangling().as_ptr(), length });
@@ -40,19 +42,19 @@ impl Mapping {
         let (access, flags) = match access {
             Access::Write => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
             Access::Read => (ProtFlags::READ, MapFlags::SHARED),
-            // Older kernels refuse to share what is sealed; nothing is ever copied.
+            // Older kernels refuse a shared mapping of a sealed file. A private one that is never written to has
+            // the same pages.
             Access::ReadSealed => (ProtFlags::READ, MapFlags::PRIVATE),
         };
-        // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
+        // SAFETY: the kernel chooses a free range of addresses, so no other mapping changes.
         let start = unsafe { mmap(ptr::null_mut(), length, access, flags, file, 0) }?;
         Ok(Self { start: start.cast(), length })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: so many bytes are mapped for as long as this value lives. The file cannot become
-        // shorter: it is this process's own until it is sealed, and sealed then. Nobody writes to
-        // it meanwhile: that takes this value mutably, or is kept from all by the seals, or is agreed
-        // with its maker, who is of the same user and could write anywhere in this process.
+        // SAFETY: `length` bytes are mapped until this value is dropped, and the reference borrows it. The caller
+        // of `new` has promised that the file keeps its length, and that no process writes while the reference
+        // exists. A mapping of no bytes has a dangling pointer, which is valid for an empty slice.
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
     }
 }
@@ -60,7 +62,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.length > 0 {
-            // SAFETY: nothing refers to it any more.
+            // SAFETY: this value made the mapping, and every reference into it has borrowed this value.
             let _ = unsafe { munmap(self.start.cast(), self.length) };
         }
     }

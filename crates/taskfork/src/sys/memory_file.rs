@@ -6,8 +6,11 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::process::{Resource, getrlimit};
 
-/// A file of so many zeros that can be sealed. Beyond the limit of file sizes it is an error, as the kernel would
-/// send SIGXFSZ, which ends a process by default.
+/// Makes a file of `length` zeros that can be sealed.
+///
+/// # Errors
+/// If the length exceeds the limit of file sizes: the kernel would send SIGXFSZ, which ends a process by default. If
+/// the system has no descriptor left.
 pub(super) fn memory_file(name: &str, length: usize) -> io::Result<OwnedFd> {
     let length = length as u64;
     if let Some(most) = getrlimit(Resource::Fsize).current.filter(|most| length > *most) {

@@ -1,5 +1,5 @@
-//! Memory that a server shares with its workers: pages of which each worker gets one of its own, and words
-//! that all of them can read and only the server can write.
+//! Memory that a server shares with its workers: a page for each worker, and a page that all workers can read and
+//! only the server can write.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,19 +12,18 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 
 use super::memory_file::memory_file;
 
-/// SharedAtomics that are mapped for as long as the process lives, each read and written whole. Another process may
-/// write to them at any time.
+/// Words that stay mapped until the process ends. Another process may write to them at any time, so they are atomics.
 pub(crate) type AtomicWords = &'static [AtomicU64];
 
-/// Pages that are each a file of their own, as a process could remap a page of a file to any other page of it
-/// (`remap_file_pages`, `mremap`). A process that is forked has only the one that is given to it.
+/// Pages of which a forked process inherits only its own. Each page is a file of its own: a process that has one page
+/// of a file could map the others (`mremap(2)`, `remap_file_pages(2)`).
 #[derive(Debug, Default)]
 pub(crate) struct Pages {
     made: Vec<AtomicWords>,
 }
 
 impl Pages {
-    /// Makes one more page. Its index is the number of those before it.
+    /// Makes one more page. Its index is the number of pages made before.
     pub(crate) fn add(&mut self) -> io::Result<()> {
         let bytes = rustix::param::page_size();
         let file = memory_file("taskfork-slots", bytes)?;
@@ -35,30 +34,31 @@ impl Pages {
         Ok(())
     }
 
-    /// One page, as this process has it mapped.
+    /// Returns the page with this index, as this process has it mapped.
     pub(crate) fn page(&self, index: usize) -> AtomicWords {
         self.made[index]
     }
 
-    /// Processes that are forked from here on have this page.
+    /// Lets processes that are forked from now on inherit this page.
     pub(crate) fn share_with_children(&self, index: usize) -> io::Result<()> {
         let words = self.made[index];
         let start = words.as_ptr().cast_mut().cast();
-        // SAFETY: it changes nothing for this process; a child gets a mapping that it may use as this one does.
+        // SAFETY: the range is a mapping that is never removed. The advice changes nothing in this process, and a child
+        // gets the same mapping of atomics.
         unsafe { madvise(start, size_of_val(words), Advice::LinuxDoFork) }?;
         Ok(())
     }
 
-    /// Processes that are forked from here on do not have this page.
+    /// Keeps this page from processes that are forked from now on.
     pub(crate) fn hide_from_children(&self, index: usize) -> io::Result<()> {
         hide_from_children(self.made[index])
     }
 }
 
-/// SharedAtomics that this process writes, and that processes forked from it can only read.
+/// Words that this process writes. Processes forked from it can only read them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PublishedPage {
-    /// Not mapped in forked processes.
+    /// Forked processes do not inherit this mapping.
     writable: AtomicWords,
     readable: AtomicWords,
 }
@@ -76,12 +76,12 @@ impl PublishedPage {
         Ok(Self { writable, readable })
     }
 
-    /// For the process that has made them.
+    /// Returns the words for the process that made them.
     pub(crate) fn writable(&self) -> AtomicWords {
         self.writable
     }
 
-    /// For all.
+    /// Returns the words for reading, also in forked processes. To store to them raises SIGSEGV.
     pub(crate) fn readable(&self) -> AtomicWords {
         self.readable
     }
@@ -89,19 +89,20 @@ impl PublishedPage {
 
 /// Maps whole pages of a file whose size is fixed, for as long as the process lives.
 fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<AtomicWords> {
-    // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
+    // SAFETY: the kernel chooses a free range of addresses, so no other mapping changes.
     let start = unsafe { mmap(null_mut(), bytes, access, MapFlags::SHARED, file, 0) }?;
-    // SAFETY: `bytes` are mapped, at the start of a page, and are never unmapped. The file has them and cannot
-    // become shorter. Every value is a valid word, and words are only ever reached through atomics; those of a
-    // read-only mapping are only loaded by the callers of this module.
+    // SAFETY: the mapping has `bytes` bytes, begins at a page, and is never removed. The caller passes a file of that
+    // length, whose size it has sealed or seals before it shares the file. Every bit pattern is a valid `AtomicU64`, and
+    // no process accesses the words otherwise than atomically. `PublishedPage::readable` documents that a read-only
+    // mapping is only loaded from.
     Ok(unsafe { slice::from_raw_parts(start.cast::<AtomicU64>(), bytes / size_of::<AtomicU64>()) })
 }
 
-/// Processes that are forked from here on do not have this mapping.
+/// Keeps this mapping from processes that are forked from now on.
 fn hide_from_children(words: AtomicWords) -> io::Result<()> {
     let start = words.as_ptr().cast_mut().cast();
-    // SAFETY: nothing changes for this process. A child does not have the mapping, and uses no reference to it: it
-    // takes its own from `readable`, or has a page that was given to it.
+    // SAFETY: the advice changes nothing in this process. A child has no memory at these addresses, and does not use
+    // them: it reads published words through `readable`, and its own page was shared with it before the fork.
     unsafe { madvise(start, size_of_val(words), Advice::LinuxDontFork) }?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Memory that is filled by one process and then handed to others, which can rely on it to stay as it
-//! is: sealed, so that nobody can write to it, or shorten it under somebody who reads it.
+//! Memory that one process fills, seals and then passes to others. No process can write to sealed memory
+//! or shorten it, so a receiver can read it even if the sender is hostile.
 
 use std::fmt;
 use std::io;
@@ -11,20 +11,20 @@ use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 use super::mapping::{Access, Mapping};
 use super::memory_file::memory_file;
 
-/// What holds for memory that is handed over.
+/// Neither the size nor the contents can change.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
 
-/// Memory to be filled.
+/// New memory that this process fills.
 pub(crate) struct Writable {
     file: OwnedFd,
     mapping: Mapping,
 }
 
 impl Writable {
-    /// So many zeros.
+    /// Makes memory of `length` zeros.
     pub(crate) fn new(length: usize) -> io::Result<Self> {
         let file = memory_file("taskfork-blob", length)?;
-        // SAFETY: the file is new, has that length, and nobody else has it.
+        // SAFETY: the file is new and has that length, and no other process has a descriptor of it.
         let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         Ok(Self { file, mapping })
     }
@@ -34,29 +34,30 @@ impl Writable {
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for reading; and the file is in nobody else's hands.
+        // SAFETY: the mapping has that length and allows writing. `&mut self` excludes every other reference, and no
+        // other process has a descriptor of the file before `seal`.
         unsafe { std::slice::from_raw_parts_mut(self.mapping.start, self.mapping.length) }
     }
 
-    /// Nobody can write to it from here on.
+    /// Seals the memory against every change. Returns it for reading, and the file to send to others.
     pub(crate) fn seal(self) -> io::Result<(Sealed, Arc<OwnedFd>)> {
         let Self { file, mapping } = self;
         let length = mapping.length;
         drop(mapping);
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
-        // SAFETY: it has that length, and has just been sealed.
+        // SAFETY: the file has that length, and the line above has sealed it.
         let sealed = unsafe { Sealed::map(&file, length) }?;
         Ok((sealed, Arc::new(file)))
     }
 }
 
-/// Memory that stays as it is.
+/// Sealed memory, mapped for reading.
 pub(crate) struct Sealed(Mapping);
 
-/// Why memory that somebody has sent is not mapped.
+/// Why a received file is not mapped.
 #[derive(Debug)]
 pub(crate) enum SealedError {
-    /// It has so many bytes, more than were asked for.
+    /// It has `length` bytes, more than the limit.
     TooLong {
         length: usize,
     },
@@ -70,7 +71,7 @@ impl<E: Into<io::Error>> From<E> for SealedError {
 }
 
 impl Sealed {
-    /// Maps what somebody has sent, if it is sealed and has no more than `most` bytes.
+    /// Maps a received file, if it is sealed and has at most `most` bytes.
     pub(crate) fn new(file: &OwnedFd, most: usize) -> Result<Self, SealedError> {
         let wrong = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
         let seals = fcntl_get_seals(file).map_err(|_| wrong("it is no memory"))?;
@@ -81,14 +82,14 @@ impl Sealed {
         if length > most {
             return Err(SealedError::TooLong { length });
         }
-        // SAFETY: the seals keep the length that it has, and everybody from writing to it.
+        // SAFETY: `fstat` returned this length, and the seals keep every process from changing length or contents.
         Ok(unsafe { Self::map(file, length) }?)
     }
 
     /// # Safety
-    /// The file has that length, and is sealed against every change.
+    /// The file must have that length, and all of [`SEALS`].
     unsafe fn map(file: &OwnedFd, length: usize) -> io::Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has promised that the length is right and the file is sealed.
         unsafe { Mapping::new(file, length, Access::ReadSealed) }.map(Self)
     }
 }
@@ -120,7 +121,7 @@ mod tests {
         assert_eq!((sealed.as_ref().len(), sealed.as_ref()[9_999]), (10_000, 7));
         assert!(ftruncate(&*file, 10).is_err());
         assert!(rustix::io::pwrite(&*file, b"x", 0).is_err());
-        // SAFETY: it is refused.
+        // SAFETY: the seals make the call fail, so there is no mapping.
         assert!(unsafe { Mapping::new(&*file, 10_000, Access::Write) }.is_err());
     }
 

@@ -1,5 +1,7 @@
-//! Memory that one process fills again and again for another, which reads it. Only its maker can write to
-//! it, and nobody can make it shorter. That it stays as it is while it is read is agreed between the two.
+//! Buffers that one process fills again and again, and another process reads.
+//!
+//! Seals fix the size of a buffer, and keep every process but its maker from writing to it. No seal keeps
+//! the maker from writing while the other process reads: the two processes agree on that.
 
 use std::fmt;
 use std::io;
@@ -15,10 +17,10 @@ use super::mapping::{Access, Mapping};
 use super::memory_file::memory_file;
 use super::user::User;
 
-/// What holds for memory that is lent: it keeps its size, and is written to only where it was mapped first.
+/// The size is fixed, and no mapping made from then on can be written to.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
 
-/// Which file of memory it is, of all that there are on this machine.
+/// Identifies a memory file on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoryId {
     device: u64,
@@ -31,24 +33,27 @@ impl MemoryId {
     }
 }
 
-/// Memory of this process, for another to read.
+/// A buffer of this process, which another process can map.
 pub(crate) struct LocalBuffer {
     mapping: Mapping,
     identity: MemoryId,
-    /// A [`LocalBufferMut`] has it.
+    /// Whether a [`LocalBufferMut`] exists for it.
     filling: AtomicBool,
 }
 
 impl LocalBuffer {
-    /// So many zeros, of which the first `soon` are to be written to at once; with the file that others map.
+    /// Makes a buffer of `length` zeros, and the file that the other process maps. The caller is about to write
+    /// to the first `soon` bytes.
     pub(crate) fn new(length: usize, soon: usize) -> io::Result<(Self, OwnedFd)> {
         let file = memory_file("taskfork-buffer", length)?;
-        // SAFETY: the file is new and has that length, and the seals that follow let nobody else write to it.
+        // SAFETY: the file is new, has that length, and no other process has it. The seals added below keep the
+        // length, and let no other mapping write.
         let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
-        // At once takes half as long as page by page, which is what comes of it where the kernel refuses.
+        // To populate the pages at once takes half as long as a page fault for each. If the kernel refuses, the
+        // page faults happen.
         let (start, soon) = (mapping.start.cast(), soon.min(length));
-        // SAFETY: it changes nothing that can be seen.
+        // SAFETY: the range is part of the mapping above. The advice changes no contents.
         let _ = unsafe { madvise(start, soon, Advice::LinuxPopulateWrite) };
         let identity = MemoryId::of(&fstat(&file)?);
         Ok((Self { mapping, identity, filling: AtomicBool::new(false) }, file))
@@ -62,34 +67,36 @@ impl LocalBuffer {
         self.identity
     }
 
-    /// The first `length` bytes.
+    /// Returns the first `length` bytes.
     ///
     /// # Panics
-    /// When there are fewer, or while they are being filled.
+    /// If the buffer is shorter, or while a [`LocalBufferMut`] exists.
     pub(crate) fn bytes(&self, length: usize) -> &[u8] {
         assert!(!self.filling.load(Ordering::Acquire), "the memory is being filled");
         &self.mapping.bytes()[..length]
     }
 
-    /// Copies these to its beginning.
+    /// Copies `bytes` to the start of the buffer.
     ///
     /// # Panics
-    /// When there is less room.
+    /// If the buffer is shorter.
     pub(crate) fn copy_from(&mut self, bytes: &[u8]) {
-        // SAFETY: this process has no other reference to it.
+        // SAFETY: the mapping has that length and allows writing. `&mut self` excludes every other reference of
+        // this process, and other processes cannot write.
         let all = unsafe { slice::from_raw_parts_mut(self.mapping.start, self.mapping.length) };
         all[..bytes.len()].copy_from_slice(bytes);
     }
 }
 
-/// Memory that is written to in place.
+/// Exclusive access to a buffer, for filling it in place.
 pub(crate) struct LocalBufferMut {
     memory: Arc<LocalBuffer>,
     length: usize,
 }
 
 impl LocalBufferMut {
-    /// The first `length` bytes of memory that nobody else has now.
+    /// Returns the first `length` bytes of the buffer for writing. `None` if the buffer is shorter, or if the `Arc`
+    /// has a clone.
     pub(crate) fn new(memory: &mut Arc<LocalBuffer>, length: usize) -> Option<Self> {
         *Arc::get_mut(memory).filter(|own| length <= own.length())?.filling.get_mut() = true;
         Some(Self { memory: memory.clone(), length })
@@ -100,12 +107,13 @@ impl LocalBufferMut {
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: so many bytes are there. This was made when nobody else had them, and until it is dropped
-        // nobody else is given any.
+        // SAFETY: `new` checked that the mapping has at least `length` bytes, and that no clone of the `Arc`
+        // existed. As long as this value exists, `filling` is set, so `LocalBuffer::bytes` panics and gives out
+        // no reference. `&mut self` excludes those that this value gives out. Other processes cannot write.
         unsafe { slice::from_raw_parts_mut(self.memory.mapping.start, self.length) }
     }
 
-    /// The memory, to be read by anybody, and how many of its bytes are meant.
+    /// Ends the exclusive access. Returns the buffer and the number of bytes that were taken for writing.
     pub(crate) fn freeze(self) -> (Arc<LocalBuffer>, usize) {
         (self.memory.clone(), self.length)
     }
@@ -117,14 +125,20 @@ impl Drop for LocalBufferMut {
     }
 }
 
-/// Memory of another process, to be read.
+/// A buffer of another process, mapped for reading.
+///
+/// Its maker has promised not to write to it while this process reads, but is able to. So [`bytes`](Self::bytes)
+/// is sound only if the maker keeps its promise, and [`copy`](Self::copy) is sound in any case.
 pub(crate) struct RemoteBuffer {
     mapping: Mapping,
     identity: MemoryId,
 }
 
 impl RemoteBuffer {
-    /// Maps what a process of this user has sent, if it keeps its size and has no more than `most` bytes.
+    /// Maps a file that a process of the user `of` has sent.
+    ///
+    /// # Errors
+    /// A text, if the size of the file is not sealed or exceeds `most`, or if the file is another user's.
     pub(crate) fn new(file: &OwnedFd, of: User, most: usize) -> Result<Self, &'static str> {
         let seals = fcntl_get_seals(file).map_err(|_| "it is no memory")?;
         if !seals.contains(SEALS) {
@@ -136,8 +150,10 @@ impl RemoteBuffer {
         }
         let length = usize::try_from(status.st_size).ok().filter(|&length| length <= most);
         let length = length.ok_or("it is longer than what was agreed")?;
-        // SAFETY: the seals keep the length that it has, and let its maker alone write to it, who is of the same user
-        // and has agreed not to while it is lent. It is checked elsewhere that the maker is another process.
+        // SAFETY: the seals fix the length, and only the maker can write. The maker has the same user as this process
+        // and has agreed not to write while this process reads. A maker that breaks the agreement could as well
+        // change any memory of this process through ptrace(2); where it could not, the client is to use `copy`.
+        // The caller checks that the file is not a `LocalBuffer` of this process.
         let mapping = unsafe { Mapping::new(file, length, Access::Read) };
         let mapping = mapping.map_err(|_| "it cannot be mapped")?;
         Ok(Self { mapping, identity: MemoryId::of(&status) })
@@ -151,12 +167,32 @@ impl RemoteBuffer {
         self.identity
     }
 
-    /// The first `length` bytes.
+    /// Returns the first `length` bytes.
     ///
     /// # Panics
-    /// When there are fewer.
+    /// If the buffer is shorter.
     pub(crate) fn bytes(&self, length: usize) -> &[u8] {
         &self.mapping.bytes()[..length]
+    }
+
+    /// Copies the first `length` bytes. If the maker writes at the same time, the copy has a mixture of old and
+    /// new words, and does not change afterwards.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    pub(crate) fn copy(&self, length: usize) -> Vec<u8> {
+        const WORD: usize = size_of::<u64>();
+        assert!(length <= self.mapping.length, "the buffer is shorter");
+        let mut copy = vec![0; length.next_multiple_of(WORD)];
+        for (index, word) in copy.chunks_exact_mut(WORD).enumerate() {
+            // SAFETY: the mapping starts at a page, so the word is aligned. Its first byte is one of the first
+            // `length` bytes, and the kernel maps whole pages, so the word is mapped to its end. The read is
+            // volatile and creates no reference, so another process may write at the same time.
+            let value = unsafe { self.mapping.start.cast::<u64>().add(index).read_volatile() };
+            word.copy_from_slice(&value.to_ne_bytes());
+        }
+        copy.truncate(length);
+        copy
     }
 }
 
@@ -195,11 +231,26 @@ mod tests {
             assert!(foreign.bytes(10_000).iter().all(|&byte| byte == fill));
             assert_eq!(own.bytes(10_000), foreign.bytes(10_000));
         }
-        // SAFETY: it is refused.
+        // SAFETY: the seals make the call fail, so there is no mapping.
         assert!(unsafe { Mapping::new(&file, 10_000, Access::Write) }.is_err());
         assert!(rustix::io::pwrite(&file, b"x", 0).is_err());
         assert!(ftruncate(&file, 10).is_err());
         assert!(ftruncate(&file, 20_000).is_err());
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_of_any_length_and_does_not_change() {
+        let (mut own, file) = LocalBuffer::new(10_001, 0).unwrap();
+        let foreign = RemoteBuffer::new(&file, effective_user(), 10_001).unwrap();
+        let pattern: Vec<u8> = (0..10_001_u32).map(|index| (index % 251) as u8).collect();
+        own.copy_from(&pattern);
+        let lengths = [0, 1, 7, 8, 9, 4096, 10_000, 10_001];
+        let copies = lengths.map(|length| foreign.copy(length));
+        own.copy_from(&[0; 10_001]);
+        for (length, copy) in lengths.into_iter().zip(copies) {
+            assert_eq!(copy, pattern[..length]);
+        }
+        assert!(std::panic::catch_unwind(|| foreign.copy(10_002)).is_err());
     }
 
     #[test]

@@ -50,11 +50,12 @@ pub(crate) struct Origin {
     pub(crate) is_local: bool,
 }
 
-/// Bytes in a shared-memory buffer.
+/// Bytes that came in a shared-memory buffer, or that will go in one.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedBytes {
     pub(crate) bytes: Bytes,
-    pub(crate) origin: Origin,
+    /// The buffer that has them, or `None` for a copy.
+    pub(crate) origin: Option<Origin>,
 }
 
 /// The message. Each field may be empty.

@@ -157,6 +157,18 @@ trial!(long_blobs_are_lent_once_there_have_been_a_few, async || {
     assert_eq!(again.as_ptr(), back.as_ptr());
 });
 
+trial!(results_in_shared_memory_are_copied_if_the_client_says_so, async || {
+    let (_server, client) = start_with("lending", |client| client.copy_shared_memory(true));
+    let checkout = client.checkout();
+    for fill in 0..10 {
+        let made: Blob = checkout.call("make", (LONG, fill)).await.unwrap();
+        assert!(!is_lent(&made) && made == blob(fill));
+        assert_eq!(checkout.call::<Blob>("echo", (&made,)).await.unwrap(), made);
+    }
+    // The results have come in memory that is lent.
+    assert!(checkout.call::<usize>("mapped", ()).await.unwrap() > 0);
+});
+
 trial!(the_same_memory_is_used_again, async || {
     let (_server, client) = start("lending");
     let checkout = client.checkout();
