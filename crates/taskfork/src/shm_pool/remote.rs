@@ -95,7 +95,8 @@ impl RemoteBuffers {
     /// message of many references cannot make this side allocate more than the buffers have.
     pub(super) fn copies(&self, uses: &[BufferRef]) -> Vec<(BufferId, Bytes)> {
         let longest = |id| {
-            let of_buffer = |place: &&BufferRef| place.owner == BufferOwner::Sender && place.id == id;
+            let of_buffer =
+                |place: &&BufferRef| place.owner == BufferOwner::Sender && place.id == id;
             uses.iter().filter(of_buffer).map(|place| place.length).max()
         };
         let copy = |known: &Known| {

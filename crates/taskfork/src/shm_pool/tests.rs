@@ -249,6 +249,8 @@ fn a_copy_stays_as_it_was_when_the_other_side_writes_to_its_buffer() {
     there.shm_pool = there.shm_pool.copying(true);
     let (mut to, mut back) = (Line::new(), Line::new());
     warm(&mut here, &mut there, &mut to);
+    there.say(&mut back);
+    here.receive(&mut back).unwrap();
     assert!(here.send(&vec![5; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
     let (copy, _) = there.blobs.pop().unwrap();

@@ -1,5 +1,5 @@
-//! SIGALRM in workers: the server sends it when a call's time is over, and when it wants to know what
-//! a worker is doing. Either way the handler leaves the stack where the server finds it.
+//! SIGALRM in workers. The server sends it at the deadline of a call, and when it inspects what a worker
+//! is doing. In both cases the handler stores the stack in shared memory, where the server reads it.
 
 use std::ffi::c_void;
 use std::io;
@@ -16,99 +16,102 @@ use super::signal::preserving_errno;
 /// The most addresses of a stack.
 pub(crate) const MAX_STACK_FRAMES: usize = 64;
 
-/// Where a worker's stack goes: the addresses, innermost first, and one more than how many there are, once they are
-/// there.
+/// Where the handler stores a worker's stack: the addresses, innermost first, and then their number plus one in
+/// `ready`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StackSink {
     pub(crate) stack: &'static [AtomicU64; MAX_STACK_FRAMES],
     pub(crate) ready: &'static AtomicU64,
 }
 
-/// This worker's own, if it has one.
+/// The parts of this worker's [`StackSink`]. Null before [`install_stack_handler`].
 #[unsafe(link_section = "taskfork_worker")]
 static STACK: AtomicPtr<[AtomicU64; MAX_STACK_FRAMES]> = AtomicPtr::new(null_mut());
 #[unsafe(link_section = "taskfork_worker")]
 static READY: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
-/// Written to, to wake the server; less than 0 where there is none.
+/// The pipe that wakes the server, or a negative number if there is none.
 #[unsafe(link_section = "taskfork_worker")]
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// The stack is not told.
+/// Whether the handler stores an empty stack.
 static HIDDEN: AtomicBool = AtomicBool::new(false);
 
-/// Has SIGALRM tell `witness` of the stack, and wake the server. A system call that blocks ends with
-/// `EINTR`.
-pub(crate) fn install_stack_handler(witness: StackSink, wake: OwnedFd) -> io::Result<()> {
-    STACK.store(ptr::from_ref(witness.stack).cast_mut(), SeqCst);
-    READY.store(ptr::from_ref(witness.ready).cast_mut(), SeqCst);
-    // It stays open for as long as the worker lives.
+/// Installs a handler for SIGALRM that stores the stack in `sink` and wakes the server. A blocking system
+/// call fails with `EINTR`, because the handler is installed without SA_RESTART.
+pub(crate) fn install_stack_handler(sink: StackSink, wake: OwnedFd) -> io::Result<()> {
+    STACK.store(ptr::from_ref(sink.stack).cast_mut(), SeqCst);
+    READY.store(ptr::from_ref(sink.ready).cast_mut(), SeqCst);
+    // The handler uses the descriptor until the process ends.
     WAKE.store(wake.into_raw_fd(), SeqCst);
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
     let action = SigAction::new(SigHandler::SigAction(on_alarm), flags, SigSet::empty());
-    // SAFETY: the handler does only what is safe at any instant: see there.
+    // SAFETY: the handler takes no lock and allocates nothing, see `store_stack`; it keeps `errno`.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
     Ok(())
 }
 
-fn witness() -> Option<StackSink> {
-    // SAFETY: what was stored, if anything was, lives as long as the process.
+fn stack_sink() -> Option<StackSink> {
+    // SAFETY: each pointer is null, or was made of a `'static` reference.
     let (stack, ready) = unsafe { (STACK.load(SeqCst).as_ref(), READY.load(SeqCst).as_ref()) };
     Some(StackSink { stack: stack?, ready: ready? })
 }
 
 extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
     if is_forked() {
-        // It would tell of itself where the worker does.
+        // The stack would be that of a child process, in the slot of the worker.
         return;
     }
     preserving_errno(|| {
-        // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted state.
-        unsafe { tell_stack(context.cast::<libc::ucontext_t>()) }
+        // SAFETY: the kernel passes the interrupted context to a handler with SA_SIGINFO.
+        unsafe { store_stack(context.cast::<libc::ucontext_t>()) }
     });
 }
 
-/// It allocates nothing and takes no lock: it walks the stack by tables that the loader finds without
-/// locks, stores to shared memory and writes to a descriptor.
+/// Stores the interrupted stack and wakes the server.
+///
+/// This is safe in a signal handler. It allocates nothing and takes no lock: the unwinder finds its tables
+/// without locks, and the rest are atomic stores and system calls.
 ///
 /// # Safety
-/// `context` is what the kernel gave to a handler.
-unsafe fn tell_stack(context: *const libc::ucontext_t) {
-    let Some(witness) = witness() else { return };
+/// `context` must be the third argument of a handler with SA_SIGINFO.
+unsafe fn store_stack(context: *const libc::ucontext_t) {
+    let Some(sink) = stack_sink() else { return };
     if HIDDEN.load(SeqCst) {
-        witness.ready.store(1, SeqCst);
+        sink.ready.store(1, SeqCst);
         wake_server();
         return;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller has promised that `context` is that of a handler.
     let at = unsafe { interrupted_at(context) };
     let (mut count, mut found) = (0, false);
-    // SAFETY: unsynchronised only as to the crate's own lock, which nothing else here takes.
+    // SAFETY: the lock that this function omits protects the lookup of symbols, and Windows' debug library. Here only
+    // addresses are collected, by `_Unwind_Backtrace`, which keeps no state between calls.
     unsafe {
         backtrace::trace_unsynchronized(|frame| {
             let address = frame.ip().addr() as u64;
-            // What comes before is this handler.
+            // The frames before this address are those of the handler.
             found |= address == at;
-            if found && count < witness.stack.len() {
-                witness.stack[count].store(address, SeqCst);
+            if found && count < sink.stack.len() {
+                sink.stack[count].store(address, SeqCst);
                 count += 1;
             }
-            count < witness.stack.len()
+            count < sink.stack.len()
         });
     }
     if count == 0 && at != 0 {
-        witness.stack[0].store(at, SeqCst);
+        sink.stack[0].store(at, SeqCst);
         count = 1;
     }
-    witness.ready.store(count as u64 + 1, SeqCst);
+    sink.ready.store(count as u64 + 1, SeqCst);
     wake_server();
 }
 
-/// The address of the instruction at which a signal came; 0 where that is not known how to find.
+/// Returns the address of the interrupted instruction, or 0 on other architectures than these two.
 ///
 /// # Safety
-/// `context` is what the kernel gave to a handler.
+/// `context` must be the third argument of a handler with SA_SIGINFO.
 unsafe fn interrupted_at(context: *const libc::ucontext_t) -> u64 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller has promised that `context` is that of a handler, so it points to a `ucontext_t`.
     let machine = unsafe { &(*context).uc_mcontext };
     #[cfg(target_arch = "x86_64")]
     return machine.gregs[libc::REG_RIP as usize] as u64;
@@ -121,28 +124,29 @@ unsafe fn interrupted_at(context: *const libc::ucontext_t) -> u64 {
     }
 }
 
-/// From now on this process's own stack says nothing of where its work hangs.
+/// Makes the handler store an empty stack from now on. For a process whose work runs elsewhere, so that its own stack
+/// does not show where that hangs.
 pub(crate) fn disable_stack_capture() {
     HIDDEN.store(true, SeqCst);
 }
 
-/// In a worker: has the server look at the scoreboard. It never waits, whatever other workers have done to the
-/// pipe that they share: have it filled, or set to wait.
+/// In a worker: wakes the server, which then reads the scoreboard. It never blocks, even if another worker has filled
+/// the shared pipe or set it to blocking mode.
 pub(crate) fn wake_server() {
     let pipe = WAKE.load(SeqCst);
     let byte = 1_u8;
     let piece = libc::iovec { iov_base: (&raw const byte).cast_mut().cast(), iov_len: 1 };
-    // SAFETY: it reads one byte that is there; a number below 0 is refused.
+    // SAFETY: the kernel reads one byte of a local variable. A negative descriptor only returns EBADF.
     let sent = unsafe { libc::pwritev2(pipe, &raw const piece, 1, -1, libc::RWF_NOWAIT) };
-    // SAFETY: the address is that of this thread's own variable.
+    // SAFETY: the function returns the address of a variable of this thread.
     if sent < 0 && unsafe { *libc::__errno_location() } == libc::EOPNOTSUPP {
-        // A kernel before 6.4. The pipe may have been set to wait, and filled: then the server wakes anyway.
+        // The kernel is older than 6.4. If the pipe is full, the server wakes anyway, so nothing needs to be written.
         let mut ready = libc::pollfd { fd: pipe, events: libc::POLLOUT, revents: 0 };
-        // SAFETY: it reads and writes one entry that is there.
+        // SAFETY: the kernel reads and writes one local `pollfd`.
         if unsafe { libc::poll(&raw mut ready, 1, 0) } < 1 {
             return;
         }
-        // SAFETY: as above.
+        // SAFETY: the kernel reads one byte of a local variable.
         unsafe { libc::write(pipe, (&raw const byte).cast(), 1) };
     }
 }

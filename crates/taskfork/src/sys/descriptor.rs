@@ -1,4 +1,4 @@
-//! Descriptors: those that came with the process, many at once, and sending one to another process.
+//! Descriptors: inherited ones, closing many at once, and sending one to another process.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,10 +14,10 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The most bytes of text on a line between two processes.
+/// The most bytes of text in a message between two processes.
 pub(crate) const MAX_CHANNEL_TEXT: usize = 4096;
 
-/// Sends a descriptor to whoever reads from `line`, with some text of at least one byte, without waiting.
+/// Sends a descriptor, with a text of at least one byte, to the process at the other end of `line`. Does not block.
 pub(crate) fn send_descriptor(
     line: &OwnedFd,
     descriptor: BorrowedFd<'_>,
@@ -32,17 +32,17 @@ pub(crate) fn send_descriptor(
     Ok(())
 }
 
-/// What came on a line.
+/// A message received by [`receive_descriptor`].
 #[derive(Debug)]
 pub(crate) enum Received {
     Descriptor(OwnedFd),
-    /// Something else, which is ignored.
+    /// A message without a descriptor, which the callers ignore.
     Other,
-    /// The other side has closed it.
+    /// The other side has closed its end.
     End,
 }
 
-/// The next message that [`send_descriptor`] sent; gives how long its text is as well.
+/// Receives the next message of [`send_descriptor`]. Also returns the length of its text.
 pub(crate) fn receive_descriptor(
     line: &impl AsFd,
     flags: RecvFlags,
@@ -63,12 +63,12 @@ pub(crate) fn receive_descriptor(
     Ok((descriptor.map_or(Received::Other, Received::Descriptor), message.bytes))
 }
 
-/// Has the reactor of the runtime in which this runs watch a descriptor.
+/// Registers a descriptor with the reactor of the current runtime.
 pub(crate) fn register_with_reactor(
     descriptor: OwnedFd,
     interest: Interest,
 ) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: what owns a descriptor keeps it open, and its number.
+    // SAFETY: an `OwnedFd` stays open with the same number until it is dropped, and `AsyncFd` owns it.
     let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
     watched.map_err(|error| error.into_parts().1)
 }
@@ -76,48 +76,47 @@ pub(crate) fn register_with_reactor(
 /// Takes over the descriptor with this number, which the process inherited open.
 ///
 /// # Safety
-/// Nobody in this process owns the descriptor of that number: it was open when the process began, and is taken over
-/// once.
+/// No value in this process may own the descriptor: it was open when the process began, and the caller takes it over
+/// only once.
 pub(crate) unsafe fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: the borrow ends with this statement; a number that is not open answers EBADF.
+    // SAFETY: the borrow ends with this statement. If the number is not open, the call only returns EBADF.
     rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
-    // SAFETY: it is open, and by the caller's word nobody else owns it.
+    // SAFETY: the line above has found it open, and the caller has promised that no other value owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// What `owner` owns, without a word of it written, for a process that never again uses or drops it
-/// there.
+/// Moves a value out of `owner` without writing to it, for a process that neither uses nor drops `owner` again.
 ///
 /// # Safety
-/// What `owner` refers to is never used again in this process, and never dropped there.
+/// After the call, this process must neither use `owner` nor drop it.
 pub(crate) unsafe fn move_out_unchecked<T>(owner: &T) -> T {
-    // SAFETY: it is valid, and by the caller's word nobody else owns it from here on.
+    // SAFETY: a reference points to a valid value, and the caller has promised not to use or drop that one again.
     unsafe { std::ptr::read(owner) }
 }
 
-/// Keeps a descriptor open for as long as the process lives.
+/// Keeps a descriptor open until the process ends.
 pub(crate) fn leak_descriptor(descriptor: OwnedFd) -> BorrowedFd<'static> {
-    // SAFETY: it is open, and nobody owns it any more who could close it.
+    // SAFETY: it is open, and `into_raw_fd` has ended its ownership, so no value closes it.
     unsafe { BorrowedFd::borrow_raw(descriptor.into_raw_fd()) }
 }
 
-/// Closes all of these, neighbours with one system call, whoever owns them. For a process that never
-/// again uses or drops what owns them.
+/// Closes descriptors, adjacent numbers with one system call. For a process that neither uses nor drops
+/// the values that own them.
 ///
 /// # Safety
-/// None of what owns these descriptors is ever used again in this process, or dropped there.
+/// After the call, this process must neither use nor drop a value that owns one of these descriptors.
 pub(crate) unsafe fn close_unchecked<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
-    // A bit each: a new worker has no memory yet, and the code that sorts takes longer to come than
-    // this.
+    // A bitmap needs no allocation and no sorting. In a new worker, each page that is touched first costs a
+    // page fault.
     let mut low = [0_u64; 16];
     for descriptor in descriptors {
         let number = descriptor.as_raw_fd().unsigned_abs();
         match low.get_mut(number as usize / 64) {
             Some(word) => *word |= 1 << (number % 64),
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller has promised that no value uses the descriptor again.
             None => unsafe { close_range(number..number + 1) },
         }
     }
@@ -126,20 +125,20 @@ pub(crate) unsafe fn close_unchecked<'a>(descriptors: impl Iterator<Item = Borro
     let mut from = 0;
     while let Some(first) = (from..end).find(|&number| is_set(number)) {
         from = (first..end).find(|&number| !is_set(number)).unwrap_or(end);
-        // SAFETY: the caller's promise.
+        // SAFETY: as above; only numbers of the iterator are in the range.
         unsafe { close_range(first..from) };
     }
 }
 
-/// Closes these.
+/// Closes the descriptors with these numbers.
 ///
 /// # Safety
 /// As for [`close_unchecked`].
 unsafe fn close_range(numbers: Range<u32>) {
-    // SAFETY: by the caller's word.
+    // SAFETY: the call reads no memory, and the caller has promised that no value uses the descriptors again.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, numbers.start, numbers.end - 1, 0) };
     if closed != 0 {
-        // A kernel before 5.9 has no such call.
+        // Kernels before 5.9 do not have the call.
         for number in numbers {
             // SAFETY: as above.
             unsafe { libc::close(number.cast_signed()) };
@@ -147,15 +146,15 @@ unsafe fn close_range(numbers: Range<u32>) {
     }
 }
 
-/// Closes all descriptors but these, whoever owned them, and has nothing as standard input and
-/// outputs; gives those that are left. For a process that will run nothing but its caller.
+/// Closes all descriptors except `kept`, and redirects the standard streams to `/dev/null`. Returns `kept`
+/// under new numbers. For a forked process that runs only its caller's code from then on.
 ///
 /// # Safety
-/// Nothing that owns a descriptor but `kept` is ever used again in this process, or dropped there.
+/// After the call, this process must neither use nor drop any other value that owns a descriptor.
 pub(crate) unsafe fn close_all_except<const N: usize>(
     kept: [OwnedFd; N],
 ) -> io::Result<[OwnedFd; N]> {
-    // None of them may stay where standard input or an output is.
+    // The numbers 0 to 2 are about to be redirected, so none of `kept` may stay there.
     let mut moved = Vec::with_capacity(N);
     for descriptor in kept {
         moved.push(rustix::io::fcntl_dupfd_cloexec(descriptor, 3)?);
@@ -165,8 +164,8 @@ pub(crate) unsafe fn close_all_except<const N: usize>(
         listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     let is_kept = |number: RawFd| moved.iter().any(|kept| kept.as_raw_fd() == number);
     for number in numbers.into_iter().filter(|&number| number > 2 && !is_kept(number)) {
-        // SAFETY: nothing that owned it will run in this process again, by the caller's word; the
-        // one of the listing itself is closed already, which the kernel refuses.
+        // SAFETY: the caller has promised that no value uses the descriptor again. The descriptor of the
+        // listing is closed already, and closing it again only returns EBADF.
         unsafe { libc::close(number) };
     }
     let nothing = std::fs::File::options().read(true).write(true).open("/dev/null")?;

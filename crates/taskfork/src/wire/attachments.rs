@@ -279,10 +279,7 @@ mod tests {
 
     #[test]
     fn references_cannot_expand_a_message_beyond_its_limit() {
-        let shared = || SharedBytes {
-            bytes: Bytes::from(vec![7; 100_000]),
-            origin: None,
-        };
+        let shared = || SharedBytes { bytes: Bytes::from(vec![7; 100_000]), origin: None };
         // Three references to the same bytes.
         let values = b"\x93\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0";
         let length = |max_inlined| {
