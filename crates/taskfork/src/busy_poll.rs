@@ -182,7 +182,7 @@ impl SpinLoop {
         }
     }
 
-    /// Makes the loop yield the CPU after each poll.
+    /// Sets that the loop yields the CPU after each poll.
     pub(crate) fn yield_always(&mut self) {
         self.yields_always = true;
     }

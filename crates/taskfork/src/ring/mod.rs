@@ -1,12 +1,12 @@
-//! Two rings in memory that the two sides of a connection share, one each way, through which short messages go
-//! while the side that gets them is awake: neither takes a system call for it then.
+//! Two rings in memory that the two sides of a connection share, one for each direction. Short messages go
+//! through them without a system call while the receiver is awake.
 //!
-//! The socket stays what it was: what is long, what comes with files, and what is for a side that sleeps goes
-//! through it, and its end is the end of the connection. Each record of a ring says how many bytes had been sent
-//! through the socket before it, so that the order of messages is always known, whichever way they go.
+//! Long messages, messages with files and messages to a side that sleeps go through the socket. The end of the
+//! socket is the end of the connection. Each record of a ring states how many bytes had been sent through the
+//! socket before it. So the receiver knows the order of all messages.
 //!
-//! A side that is about to sleep says so in the ring, and looks at it once more. Who has put a record there looks
-//! whether the other has said so, and sends it an empty frame then, so that it wakes up.
+//! A side that is about to sleep announces that in the ring, and then checks the ring once more. After a side has
+//! put a record into the ring, it checks whether the other side sleeps. If so, it sends an empty frame to wake it.
 
 mod spsc;
 
@@ -20,39 +20,39 @@ use crate::wire::WireError;
 use crate::wire::frame;
 use spsc::{Consumer, Memory, Producer, RingIndex, WORDS};
 
-/// The longest that goes through a ring at once, in bytes.
+/// The most bytes of one record.
 pub(crate) const MAX_RECORD: usize = 4 << 10;
 
-/// What wakes a side that has gone to sleep: a frame with nothing in it.
+/// An empty frame, which wakes a side that sleeps.
 pub(crate) const DOORBELL: [u8; frame::HEADER_LEN] = [0; frame::HEADER_LEN];
 
-/// One side's part of the two rings, and what it needs to know of the socket beside them.
+/// One side's state of the two rings, and of the socket beside them.
 #[derive(Debug)]
 pub(crate) struct Rings<M = SharedAtomics> {
     words: M,
     consumer: Consumer,
     producer: Producer,
-    /// The other side has them too, so that something can be put there.
+    /// Whether the other side has mapped the rings.
     active: bool,
-    /// How many bytes have been sent, and received, through the socket since the rings are there.
+    /// The bytes that have been sent and received through the socket since the rings became active.
     sent: u64,
     received: u64,
     asleep: bool,
-    /// Where in the ring the last message ends that matters if it is not taken.
+    /// The position in the ring at which the last message ends that must not be lost.
     marked_end: u64,
-    /// The last records that have been taken out of the ring, and how much of them has been read.
+    /// The records that were last taken from the ring, and how many of their bytes have been read.
     buffered: Vec<u8>,
     buffered_read: usize,
 }
 
-/// What came of putting a message into a ring.
+/// The result of putting a message into a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Put {
-    /// It is there, and will be seen.
+    /// The message is in the ring, and the other side will see it.
     Done,
-    /// It is there, and the other side sleeps: it has to be woken.
+    /// The message is in the ring. The other side sleeps and must be woken.
     PeerAsleep,
-    /// It has to go through the socket.
+    /// The message must go through the socket.
     Refused,
 }
 
@@ -61,13 +61,13 @@ impl Memory for SharedAtomics {
 }
 
 impl Rings {
-    /// Makes them, for the other side to map what is in the file.
+    /// Makes the rings. The other side maps the file.
     pub(crate) fn offer() -> io::Result<(Self, OwnedFd)> {
         let (words, file) = SharedAtomics::new(2 * WORDS)?;
         Ok((Self::new(words, RingIndex::First, RingIndex::Second), file))
     }
 
-    /// Takes what the other side has made.
+    /// Maps the rings that the other side has made.
     pub(crate) fn accept(file: &OwnedFd) -> io::Result<Self> {
         SharedAtomics::map(file, 2 * WORDS)
             .map(|words| Self::new(words, RingIndex::Second, RingIndex::First))
@@ -90,28 +90,29 @@ impl<M: Memory> Rings<M> {
         }
     }
 
-    /// From here on the other side's bytes count, of which so many have been received and not been read.
+    /// Begins to count received bytes. `unread` bytes after this point of the stream have been received
+    /// already.
     pub(crate) fn activate(&mut self, unread: usize) {
         self.active = true;
         self.received = unread as u64;
     }
 
-    /// So many bytes have been sent through the socket.
+    /// Counts bytes that have been sent through the socket.
     pub(crate) fn record_sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
     }
 
-    /// So many bytes have come through the socket.
+    /// Counts bytes that have been received through the socket.
     pub(crate) fn record_received(&mut self, bytes: usize) {
         self.received += bytes as u64;
     }
 
-    /// Whether the other side looks into its ring before it sleeps.
+    /// Whether the other side reads its ring before it sleeps.
     pub(crate) fn is_peer_awake(&self) -> bool {
         self.active && self.producer.ring.is_awake(&self.words)
     }
 
-    /// Puts whole frames into the ring, if they may go there.
+    /// Puts whole frames into the ring, if they fit and the other side is awake.
     pub(crate) fn put(&mut self, frames: &[u8]) -> Put {
         if frames.len() > MAX_RECORD || !self.is_peer_awake() {
             return Put::Refused;
@@ -125,7 +126,7 @@ impl<M: Memory> Rings<M> {
         }
     }
 
-    /// Whether the other side has not taken all that was put there.
+    /// Whether the ring has records that the other side has not taken.
     pub(crate) fn has_unread(&self) -> bool {
         self.producer.read_position(&self.words) < self.producer.written()
     }
@@ -199,13 +200,13 @@ impl<M: Memory> Rings<M> {
         Ok(Some(place))
     }
 
-    /// What [`take`](Self::take) has found last.
+    /// Returns the body that [`take`](Self::take) found last.
     pub(crate) fn body(&self, place: Range<usize>) -> &[u8] {
         &self.buffered[place]
     }
 
-    /// This side is about to sleep, with so many bytes of the socket's unread; tells whether it may, as there is nothing to be
-    /// taken.
+    /// Announces that this side is about to sleep. Returns false if a message can be taken, so that it must
+    /// not. `unread` is the number of received bytes of the socket that have not been read.
     pub(crate) fn prepare_sleep(&mut self, unread: usize) -> bool {
         if !self.active {
             return true;
@@ -220,7 +221,7 @@ impl<M: Memory> Rings<M> {
         true
     }
 
-    /// It is awake, and will look into the ring.
+    /// Announces that this side is awake and reads the ring.
     pub(crate) fn set_awake(&mut self) {
         if self.active && mem::take(&mut self.asleep) {
             self.consumer.ring.set_awake(&self.words);

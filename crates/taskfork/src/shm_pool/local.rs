@@ -1,4 +1,4 @@
-//! Memory of this side: what of it can be written to, when there is to be more, and when less.
+//! The buffers of this side: which of them can be filled, and when to make or remove one.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,27 +9,27 @@ use super::{BufferView, MAX_BUFFERS, fork_count};
 use crate::sys::{self, MemoryId, User};
 use crate::wire::shm::{BufferId, BufferOwner, BufferRef, PlacedBytes, ShmMessage};
 
-/// Before there is memory for them, so many pieces that there is none for are sent: new memory of 16 KiB
-/// costs as much as it saves in three uses, of 1 MiB and more as it saves in one.
+/// The number of byte strings that find no buffer before a new one is made. A new buffer of 16 KiB costs as
+/// much as it saves in three uses, and one of 1 MiB or more as much as it saves in one.
 const MISSES_BEFORE_ALLOC: u32 = 2;
 
-/// The length of memory is a multiple of this, and of an eighth of itself, as what is to be put there next
-/// may be somewhat longer. Pages that nothing was written to take no room.
+/// The length of a buffer is a multiple of this, and of an eighth of itself, because the next byte string may
+/// be somewhat longer. Pages that were never written to occupy no memory.
 const GRANULARITY: usize = 64 << 10;
 
 #[derive(Debug)]
 pub(super) struct LocalBuffers {
-    /// How many bytes the other side keeps.
+    /// The most bytes of this side's buffers that the other side maps.
     capacity: usize,
     user: User,
     buffers: Vec<Buffer>,
-    /// The number given last.
+    /// The id of the newest buffer.
     last: BufferId,
-    /// How many pieces there has been no memory for.
+    /// The number of byte strings that found no buffer.
     missed: u32,
-    /// What the other side is to be told of.
+    /// The removed buffers that the next message names.
     removed: Vec<BufferId>,
-    /// Counts what is last_used.
+    /// Counts the uses of buffers.
     clock: u64,
 }
 
@@ -37,17 +37,17 @@ pub(super) struct LocalBuffers {
 struct Buffer {
     id: BufferId,
     memory: Arc<sys::LocalBuffer>,
-    /// Until the other side has it.
+    /// The file, until the other side has mapped it.
     file: Option<Arc<OwnedFd>>,
-    /// Others have this as long as a message refers to it that is not sent.
+    /// A message that refers to the buffer has a clone until it is sent.
     held: Arc<()>,
-    /// The other side has asked for it not to be used again.
+    /// The other side has asked not to use the buffer again.
     unwanted: bool,
-    /// How many messages that refer to it the other side has not done with.
+    /// The number of references that the other side has not released.
     references: u64,
-    /// How many forks there had been when it was last last_used.
+    /// The number of forks at the last use.
     forks: u64,
-    /// When that was.
+    /// The value of `clock` at the last use.
     last_used: u64,
 }
 
@@ -65,7 +65,7 @@ impl LocalBuffers {
         self.buffers.is_empty()
     }
 
-    /// Whether the other side has not been told of all that is removed.
+    /// Whether the next message must name removed buffers.
     pub(super) fn has_removed(&self) -> bool {
         !self.removed.is_empty()
     }
@@ -87,7 +87,7 @@ impl LocalBuffers {
         self.buffers.iter().any(|buffer| buffer.memory.identity() == identity)
     }
 
-    /// Bytes that lie in memory of that number already.
+    /// Refers to bytes that are in that buffer already.
     pub(super) fn reuse(
         &mut self,
         id: BufferId,
@@ -99,7 +99,7 @@ impl LocalBuffers {
             .then(|| buffer.placed(bytes.clone()))
     }
 
-    /// Copies bytes to where they can be lent.
+    /// Copies bytes into a buffer.
     pub(super) fn copy_in(&mut self, bytes: &[u8], may_add: bool) -> Option<PlacedBytes> {
         let length = bytes.len();
         let buffer = self.take(length, may_add, false)?;
@@ -108,14 +108,14 @@ impl LocalBuffers {
         Some(buffer.placed(Bytes::from_owner(view)))
     }
 
-    /// Memory to be filled in place.
+    /// Returns a buffer to fill in place.
     pub(super) fn alloc(&mut self, length: usize) -> Option<(BufferId, sys::LocalBufferMut)> {
         let buffer = self.take(length, true, true)?;
         Some((buffer.id, sys::LocalBufferMut::new(&mut buffer.memory, length)?))
     }
 
-    /// Takes memory that nobody else uses. New memory is made only if there has been need of it often
-    /// enough, or if it is asked for.
+    /// Returns a free buffer. Makes a new one only if buffers were missing often enough, or if the caller asks
+    /// for one.
     fn take(&mut self, length: usize, may_add: bool, asked: bool) -> Option<&mut Buffer> {
         if length > self.capacity {
             return None;
@@ -137,7 +137,7 @@ impl LocalBuffers {
         Some(buffer)
     }
 
-    /// Makes new memory, if it is time to.
+    /// Makes a new buffer, if buffers were missing often enough.
     fn add(&mut self, length: usize, asked: bool) -> Option<usize> {
         self.missed = self.missed.saturating_add(1);
         if !asked && self.missed <= MISSES_BEFORE_ALLOC || sys::effective_user() != self.user {
@@ -163,7 +163,7 @@ impl LocalBuffers {
         Some(self.buffers.len() - 1)
     }
 
-    /// Gives up what is too short, the one longest unused first, until there is room for so much.
+    /// Removes free buffers, the least recently used first, until a buffer of `length` bytes fits.
     fn make_room(&mut self, length: usize) -> Option<()> {
         loop {
             let there: usize = self.buffers.iter().map(|buffer| buffer.memory.length()).sum();
@@ -179,14 +179,15 @@ impl LocalBuffers {
         }
     }
 
-    /// A child may read what was last_used before it was made, so that nobody writes there again.
+    /// Removes free buffers that were used before the last fork. A child may still read them, so they must not
+    /// be filled again.
     fn remove_stale(&mut self, forks: u64) {
         let old = self.buffers.iter_mut().filter(|buffer| buffer.forks != forks);
         let old: Vec<BufferId> = old.filter_map(|old| old.is_free().then_some(old.id)).collect();
         old.into_iter().for_each(|id| self.remove(id));
     }
 
-    /// The other side does not want it any more.
+    /// Records that the other side asks not to use the buffer again.
     pub(super) fn mark_unwanted(&mut self, id: BufferId) {
         if let Some(buffer) = self.find(id) {
             buffer.unwanted = true;
@@ -196,12 +197,12 @@ impl LocalBuffers {
     fn remove(&mut self, id: BufferId) {
         if let Some(place) = self.buffers.iter().position(|buffer| buffer.id == id) {
             let buffer = self.buffers.swap_remove(place);
-            // Of what the other side does not know it need not be told.
+            // A buffer whose file was never sent is unknown to the other side.
             self.removed.extend(buffer.file.is_none().then_some(id));
         }
     }
 
-    /// The other side has been sent a reference to it.
+    /// Counts a reference that has been sent.
     pub(super) fn add_reference(&mut self, id: BufferId) {
         if let Some(buffer) = self.find(id) {
             buffer.references += 1;
@@ -209,7 +210,7 @@ impl LocalBuffers {
         }
     }
 
-    /// What the other side sends back.
+    /// Returns the bytes of a buffer of this side that the other side refers to.
     pub(super) fn returned(&mut self, id: BufferId, length: usize) -> Option<Bytes> {
         let buffer = self.find(id)?;
         if buffer.references == 0 || length > buffer.memory.length() {
@@ -218,20 +219,20 @@ impl LocalBuffers {
         Some(Bytes::from_owner(BufferView { memory: buffer.memory.clone(), length }))
     }
 
-    /// The other side has done with it so many times; an error if it had it less often.
+    /// Releases references of the other side. Fails if it had fewer.
     pub(super) fn release(&mut self, id: BufferId, times: u64) -> Result<(), ()> {
         let Some(buffer) = self.find(id) else { return Ok(()) };
         buffer.references = buffer.references.checked_sub(times).ok_or(())?;
         Ok(())
     }
 
-    /// Gives up all that is not lent now, nor about to be.
+    /// Removes all buffers without references, except those of a message that has not been sent.
     pub(super) fn trim(&mut self) {
         self.missed = 0;
         self.remove_all(|buffer| buffer.references == 0);
     }
 
-    /// Gives up all of these that no message refers to which has not been sent.
+    /// Removes the buffers for which `which` is true, except those of a message that has not been sent.
     fn remove_all(&mut self, which: impl Fn(&Buffer) -> bool) {
         let removed = self.buffers.iter_mut().filter_map(|buffer| {
             let is_held = Arc::get_mut(&mut buffer.held).is_none();
@@ -253,7 +254,7 @@ impl Buffer {
         PlacedBytes { buffer, bytes, new_file: self.file.clone(), guard: Some(self.held.clone()) }
     }
 
-    /// Nobody reads it, here or elsewhere.
+    /// Whether neither side reads the buffer.
     fn is_free(&mut self) -> bool {
         self.references == 0 && !self.unwanted && Arc::get_mut(&mut self.memory).is_some()
     }

@@ -1,8 +1,9 @@
-//! Memory that the two sides of a connection lend each other, filled again and again, so that long bytes
-//! are copied once on their way and take no new pages.
+//! Buffers in memory that both sides of a connection have mapped. A side fills its buffers again and again, so that
+//! long byte strings are copied once on their way and need no new pages.
 //!
-//! Whoever owns memory writes to it only while it is lent to nobody and nobody in its own process reads it.
-//! The other side says when it has done with it, along with a message that it sends anyway.
+//! A side fills a buffer only if the other side has no reference to it and no value in its own process refers to
+//! it. The other side releases its references in a message that accompanies its next one. The owner of a buffer is
+//! able to break this rule, see [`copying`](ShmPool::copying).
 
 mod local;
 mod remote;
@@ -25,28 +26,28 @@ use remote::RemoteBuffers;
 /// How much memory each side keeps for the other unless configured otherwise.
 pub(crate) const DEFAULT_SHARED_MEMORY: usize = 64 << 20;
 
-/// So many pieces of memory of one owner are known to the other side at most.
+/// The most buffers of one side that the other side maps.
 const MAX_BUFFERS: usize = 16;
 
-/// What one side of a connection has lent and borrowed.
+/// The buffers of both sides, as one side of a connection uses them.
 #[derive(Debug)]
 pub(crate) struct ShmPool {
     id: PoolId,
     local: LocalBuffers,
     remote: RemoteBuffers,
-    /// What the next message refers to.
+    /// The bytes to which the next message refers.
     uses: Vec<SharedBytes>,
-    /// What the other side has done with, once the next message has been read.
+    /// The references that the other side releases, in effect when the next message has been read.
     releases: Vec<(BufferId, u64)>,
-    /// What is to be said with the next message.
+    /// What to send with the next message.
     pending: ShmMessage,
     /// Whether bytes that come in the other side's buffers are copied.
     copies: bool,
 }
 
 impl ShmPool {
-    /// Of a connection whose other side keeps `room` bytes of this one's memory, and gets to keep `most`
-    /// bytes of its own here; both sides are this user's.
+    /// Makes the pool of a connection between processes of `user`. The other side maps at most `room` bytes of
+    /// this side, and this side at most `most` bytes of the other.
     pub(crate) fn new(room: usize, most: usize, user: User) -> Self {
         static POOL_IDS: AtomicU64 = AtomicU64::new(1);
         Self {
@@ -66,13 +67,13 @@ impl ShmPool {
         Self { copies, ..self }
     }
 
-    /// The other side takes so many bytes after all.
+    /// Sets how many bytes of this side's buffers the other side maps.
     pub(crate) fn set_capacity(&mut self, room: usize) {
         self.local.set_capacity(room);
     }
 
-    /// Puts bytes where they need not be sent, if that pays; with `may_add` it can be memory that the other
-    /// side does not know yet.
+    /// Places bytes in a buffer, so that they need not be sent, if that is faster. With `may_add`, the buffer
+    /// may be one that the other side has not mapped yet.
     pub(crate) fn store(
         &mut self,
         bytes: &Bytes,
@@ -98,13 +99,13 @@ impl ShmPool {
         self.local.copy_in(bytes, may_add)
     }
 
-    /// Memory to be filled in place.
+    /// Returns a buffer to fill in place.
     pub(crate) fn alloc(&mut self, length: usize) -> Option<ShmBufferMut> {
         let (id, memory) = self.local.alloc(length)?;
         Some(ShmBufferMut { memory, origin: Origin { pool: self.id, id, is_local: true } })
     }
 
-    /// A message has been sent that refers to these.
+    /// Records that a message with these references has been sent.
     pub(crate) fn mark_sent(&mut self, placed: &[PlacedBytes]) {
         for PlacedBytes { buffer, .. } in placed {
             if buffer.owner == BufferOwner::Sender {
@@ -150,7 +151,7 @@ impl ShmPool {
             });
         }
         for (id, times) in said.free {
-            // Of what is gone the other side could not know.
+            // The other side may not know yet that the buffer is removed.
             if !self.local.has_id(id) {
                 continue;
             }
@@ -167,18 +168,18 @@ impl ShmPool {
         Ok(())
     }
 
-    /// Whether something has been heard that is to be considered once the next message has been read.
+    /// Whether references or releases have been received that the next message brings into effect.
     pub(crate) fn has_received(&self) -> bool {
         !self.uses.is_empty() || !self.releases.is_empty()
     }
 
-    /// What the message refers to that has just been read.
+    /// Returns the bytes to which the message refers that was just read.
     pub(crate) fn take_received(&mut self) -> Result<Vec<SharedBytes>, WireError> {
         self.apply_releases()?;
         Ok(std::mem::take(&mut self.uses))
     }
 
-    /// Takes back what the other side has done with.
+    /// Applies the releases of the other side.
     pub(crate) fn apply_releases(&mut self) -> Result<(), WireError> {
         for (id, times) in self.releases.drain(..) {
             self.local.release(id, times).map_err(|()| {
@@ -189,7 +190,7 @@ impl ShmPool {
         Ok(())
     }
 
-    /// Appends what there is to be said, to go with the next message.
+    /// Appends the control message that goes with the next message, if there is something to say.
     pub(crate) fn write_control(&mut self, out: &mut Vec<u8>) {
         if self.is_empty() && !self.local.has_removed() && !self.pending.idle {
             return;
@@ -201,18 +202,19 @@ impl ShmPool {
         }
     }
 
-    /// Whether there is any memory to be given back when there is nothing to do.
+    /// Whether neither side has a buffer.
     pub(crate) fn is_empty(&self) -> bool {
         self.local.is_empty() && self.remote.is_empty()
     }
 
-    /// Nothing has been lent for a while: gives up what is not in use, and has the other side do so.
+    /// Removes buffers that are not in use, and asks the other side to do the same. For a connection that has
+    /// been idle.
     pub(crate) fn trim(&mut self) {
         self.local.trim();
         self.pending.idle = true;
     }
 
-    /// The other side is at rest, and gets to know what else can be given up.
+    /// Removes buffers that have become free since [`trim`](Self::trim). For an answer to an idle peer.
     pub(crate) fn trim_again(&mut self) -> Result<(), WireError> {
         self.apply_releases()?;
         self.local.trim();
@@ -220,7 +222,7 @@ impl ShmPool {
     }
 }
 
-/// Memory that is being filled, by the only one who has it.
+/// A buffer that this process fills. No other value refers to it.
 #[derive(Debug)]
 pub(crate) struct ShmBufferMut {
     memory: sys::LocalBufferMut,
@@ -236,7 +238,7 @@ impl ShmBufferMut {
         self.memory.bytes_mut()
     }
 
-    /// It stays as it is from here on, for as long as somebody has it.
+    /// Ends the filling. The bytes stay unchanged as long as the returned value or a clone of it exists.
     pub(crate) fn freeze(self) -> SharedBytes {
         let (memory, length) = self.memory.freeze();
         let bytes = Bytes::from_owner(BufferView { memory, length });
@@ -244,7 +246,7 @@ impl ShmBufferMut {
     }
 }
 
-/// Reads memory for as long as it is there.
+/// Bytes of a buffer, which keep the buffer mapped.
 #[derive(Debug)]
 struct BufferView<M> {
     memory: Arc<M>,

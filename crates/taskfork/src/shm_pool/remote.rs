@@ -1,4 +1,4 @@
-//! Memory of the other side that is read here.
+//! The buffers of the other side that this side reads.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ pub(super) struct RemoteBuffers {
 struct Known {
     id: BufferId,
     memory: Arc<sys::RemoteBuffer>,
-    /// How many times it has been lent since it was last given back.
+    /// The number of references received since the buffer was last released.
     times: u64,
-    /// How many forks there had been when it was lent.
+    /// The number of forks at the first of these references.
     forks: u64,
-    /// The owner has been told to leave it alone.
+    /// The owner has been asked not to use the buffer again.
     refused: bool,
 }
 
@@ -41,12 +41,12 @@ impl RemoteBuffers {
         self.known.iter().any(|known| known.id == id)
     }
 
-    /// Whether its owner has it as long as it is read here.
+    /// Whether the buffer can be named in a message instead of sending its bytes.
     pub(super) fn is_returnable(&self, id: BufferId) -> bool {
         self.known.iter().any(|known| known.id == id && !known.refused)
     }
 
-    /// Takes memory that is new here. `is_own` tells whether it is this side's.
+    /// Maps a new buffer. `is_own` says whether a file belongs to a buffer of this side.
     pub(super) fn add(
         &mut self,
         id: BufferId,
@@ -61,7 +61,7 @@ impl RemoteBuffers {
             if self.known.len() < MAX_BUFFERS { self.most.saturating_sub(mapped) } else { 0 };
         let memory = sys::RemoteBuffer::new(file, self.user, left)
             .map_err(|why| format!("memory that is lent cannot be used: {why}"))?;
-        // Whoever reads it would see this side write to it.
+        // This side would write to the bytes while it reads them.
         if is_own(memory.identity()) {
             return Err(format!("the new memory of the number {id} is the receiver's own"));
         }
@@ -78,7 +78,7 @@ impl RemoteBuffers {
         Ok(())
     }
 
-    /// The first bytes of memory that is lent once more.
+    /// Returns the first bytes of a buffer to which a message refers.
     pub(super) fn read(&mut self, id: BufferId, length: usize) -> Option<Bytes> {
         let known = self.known.iter_mut().find(|known| known.id == id)?;
         if length > known.memory.length() {
@@ -110,7 +110,8 @@ impl RemoteBuffers {
         self.known.retain(|known| known.id != id);
     }
 
-    /// What is not read any more can be given back, but for what a child may read.
+    /// Releases the buffers that this process no longer reads. If a child may read one, the owner must not use
+    /// it again.
     pub(super) fn collect(&mut self, pending: &mut ShmMessage) {
         for known in self.known.iter_mut().filter(|known| known.times > 0 && !known.refused) {
             if Arc::get_mut(&mut known.memory).is_none() {

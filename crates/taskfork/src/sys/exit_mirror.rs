@@ -1,4 +1,4 @@
-//! A process that stands for another: when that one ends, it ends in the same way.
+//! Makes a process end in the same way as its child, when that ends.
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -9,46 +9,47 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use super::signal::preserving_errno;
 
-/// The process that this one stands for; 0 for none.
+/// The child, or 0 if there is none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
-/// Its end is not followed at once.
+/// Whether this process waits for the output of the child before it ends like it.
 static IS_DEFERRED: AtomicBool = AtomicBool::new(false);
-/// A copy of this process's end of a connection to it; less than 0 for none.
+/// A duplicate of this process's end of the connection to the child, or a negative number if there is none.
 static CONNECTION: AtomicI32 = AtomicI32::new(-1);
 
-/// From now on this process ends as `child` does, at once when that happens. While it [waits](waits), that ends
-/// `connection` instead, whoever else holds the other end: what the child has said can still be read there.
+/// From now on, when `child` ends, this process ends in the same way. While that is [deferred](defer_mirroring), it only shuts
+/// `connection` down: what the child has sent before can still be read, and the end is seen even if a
+/// grandchild holds the other end.
 pub(crate) fn mirror_exit_of(child: u32, connection: impl AsFd) -> io::Result<()> {
     CONNECTION.store(connection.as_fd().try_clone_to_owned()?.into_raw_fd(), SeqCst);
     CHILD.store(child.cast_signed(), SeqCst);
     let flags = SaFlags::SA_RESTART | SaFlags::SA_NOCLDSTOP;
     let action = SigAction::new(SigHandler::Handler(on_child), flags, SigSet::empty());
-    // SAFETY: the handler makes system calls only.
+    // SAFETY: the handler only reads atomics and makes system calls, which are async-signal-safe.
     unsafe { sigaction(Signal::SIGCHLD, &action) }?;
-    // It may have ended before.
+    // The child may have ended before the handler was installed.
     exit_if_child_exited();
     Ok(())
 }
 
-/// The process that this one stands for.
+/// Returns the child's process id, if there is one.
 pub(crate) fn mirrored_child() -> Option<u32> {
     let child = CHILD.load(SeqCst).unsigned_abs();
     (child != 0).then_some(child)
 }
 
-/// The child's end is expected, and of no importance.
+/// Stops following the child, whose end is expected.
 pub(crate) fn stop_mirroring() {
     CHILD.store(0, SeqCst);
     let connection = CONNECTION.swap(-1, SeqCst);
     if connection >= 0 {
-        // SAFETY: the number is that of a copy made here, which nobody else closes. Only the handler uses it, which
-        // cannot get it any more.
+        // SAFETY: this module made the duplicate, so no other value owns it. The swap above has taken the
+        // number from the handler.
         drop(unsafe { OwnedFd::from_raw_fd(connection) });
     }
 }
 
-/// Begins or ends a time in which the child's end is seen by whoever waits for what it says, once all
-/// of that has been read and passed on.
+/// Sets whether this process outlives the child for a while. A process does so to read and pass on all that the
+/// child has sent.
 pub(crate) fn defer_mirroring(is_deferred: bool) {
     IS_DEFERRED.store(is_deferred, SeqCst);
     if !is_deferred {
@@ -56,13 +57,13 @@ pub(crate) fn defer_mirroring(is_deferred: bool) {
     }
 }
 
-/// How the child has ended; nothing if it lives, or if there is none. `flags` are those of `waitid`.
+/// Returns how the child has ended, or `None` if it lives or there is none. `flags` are those of `waitid`.
 fn exit_of_child(flags: c_int) -> Option<libc::siginfo_t> {
     let child = CHILD.load(SeqCst);
     if child == 0 {
         return None;
     }
-    // SAFETY: the kernel writes to the structure, all of whose bytes may be zero.
+    // SAFETY: all zeros are a valid `siginfo_t`, and the kernel writes only to that local variable.
     unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
         let (id, flags) = (child.unsigned_abs(), flags | libc::WEXITED | libc::WNOHANG);
@@ -71,15 +72,15 @@ fn exit_of_child(flags: c_int) -> Option<libc::siginfo_t> {
     }
 }
 
-/// Ends this process as the child has ended; nothing if that lives.
+/// Ends this process as the child has ended. Returns if the child lives.
 pub(crate) fn exit_if_child_exited() {
     let Some(info) = exit_of_child(0) else { return };
-    // SAFETY: it was filled in for a child that has ended.
+    // SAFETY: `waitid` has filled the structure in for a child that has ended, so these fields are set.
     let status = unsafe { info.si_status() };
     if info.si_code == libc::CLD_EXITED {
         super::exit_now(status);
     }
-    // SAFETY: system calls on this process alone. The signal ends it, and leaves no file.
+    // SAFETY: the system calls concern this process alone: they end it, without a core file.
     unsafe {
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
@@ -96,11 +97,11 @@ pub(crate) fn exit_if_child_exited() {
 extern "C" fn on_child(_: c_int) {
     preserving_errno(|| {
         if !IS_DEFERRED.load(SeqCst) {
-            // It goes on here if another child has ended, or if this one has only been looked at too early.
+            // The process goes on if another child has ended, or if the child cannot be reaped yet.
             exit_if_child_exited();
         } else if exit_of_child(libc::WNOWAIT).is_some() {
-            // Something that the child has started may hold the other end, and whoever reads would wait for it.
-            // SAFETY: a system call on a descriptor of this module's own; a number below 0 is refused.
+            // A grandchild may hold the other end. Without a shutdown, a read would wait for it.
+            // SAFETY: the call reads no memory. A negative descriptor only returns EBADF.
             unsafe { libc::shutdown(CONNECTION.load(SeqCst), libc::SHUT_RDWR) };
         }
     });

@@ -18,7 +18,7 @@ pub(crate) const MAX_FILES: usize = 16;
 /// The most descriptors of one connection that are kept until a message tells of them.
 pub(crate) const MAX_UNCLAIMED_FILES: usize = 4 * MAX_FILES;
 
-/// The error of a read that could bring more than that. The kernel gives it to senders only.
+/// The error of a read that could exceed that number. The kernel itself returns it to senders only.
 pub(crate) const TOO_MANY_FILES: Errno = Errno::TOOMANYREFS;
 
 /// Whether descriptors can be sent through this socket.
@@ -26,7 +26,7 @@ pub(crate) fn supports_descriptors(socket: &impl AsFd) -> bool {
     sockopt::socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
 }
 
-/// Sends some of these bytes, and all of these descriptors with them.
+/// Sends some of the bytes, and all of the descriptors with them.
 pub(crate) fn send_files(
     socket: &impl AsFd,
     bytes: &[IoSlice<'_>],
@@ -42,10 +42,12 @@ pub(crate) fn send_files(
     sendmsg(socket, bytes, &mut ancillary, flags | SendFlags::NOSIGNAL)
 }
 
-/// Appends bytes to `inbox`, as far as it has room, and the descriptors that come with them to `files`;
-/// gives how many bytes came. Reads nothing, and is the error [`TOO_MANY_FILES`], while there could then be more than
-/// [`MAX_UNCLAIMED_FILES`] in `files`. Of more than [`MAX_FILES`] that come with one piece the kernel closes the rest, so
-/// that a message which refers to them lacks them.
+/// Appends received bytes to `inbox`, as far as it has room, and received descriptors to `files`. Returns the
+/// number of bytes. If the peer sends more than [`MAX_FILES`] descriptors at once, the kernel closes the rest,
+/// and the message that refers to them is invalid.
+///
+/// # Errors
+/// [`TOO_MANY_FILES`], without reading, if `files` could exceed [`MAX_UNCLAIMED_FILES`].
 pub(crate) fn receive_files(
     socket: &impl AsFd,
     inbox: &mut impl BufMut,
@@ -56,7 +58,7 @@ pub(crate) fn receive_files(
         return Err(TOO_MANY_FILES);
     }
     const DESCRIPTORS: u32 = (MAX_FILES * size_of::<RawFd>()) as u32;
-    // SAFETY: it computes a length.
+    // SAFETY: the function only computes a length from its argument.
     const SPACE: usize = unsafe { libc::CMSG_SPACE(DESCRIPTORS) } as usize;
     #[repr(C, align(8))]
     struct Control([u8; SPACE]);
@@ -65,7 +67,7 @@ pub(crate) fn receive_files(
     let room = inbox.chunk_mut();
     let mut bytes =
         libc::iovec { iov_base: room.as_mut_ptr().cast::<libc::c_void>(), iov_len: room.len() };
-    // SAFETY: all zeros are a message header with nothing in it.
+    // SAFETY: all zeros are a valid `msghdr` with null pointers.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut bytes;
     message.msg_iovlen = 1;
@@ -74,24 +76,26 @@ pub(crate) fn receive_files(
     let wait = if wait { 0 } else { libc::MSG_DONTWAIT };
     let flags = libc::MSG_CMSG_CLOEXEC | wait;
     let socket = socket.as_fd().as_raw_fd();
-    // SAFETY: all that the header points to lives until after the call, and is as long as it says.
+    // SAFETY: the header points to `inbox` and to local buffers with the lengths that it states, and all of
+    // them outlive the call.
     let received = unsafe { libc::recvmsg(socket, &raw mut message, flags) };
     let received = usize::try_from(received)
         .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))?;
-    // SAFETY: so many bytes have been written there.
+    // SAFETY: the kernel has written this number of bytes to the spare capacity.
     unsafe { inbox.advance_mut(received) };
-    // SAFETY: the kernel has filled the header in, and these functions walk what it has written.
+    // SAFETY: the kernel has filled in `control` and its length, and the functions stay within them.
     let mut part = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !part.is_null() {
-        // SAFETY: the part lies within `control`, as the walk has found it there.
+        // SAFETY: the functions return only pointers to complete headers within `control`.
         let header = unsafe { ptr::read(part) };
         if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
-            // SAFETY: as above; such a part has as many descriptors as fit its length.
+            // SAFETY: as above; the length of the header says how many descriptors follow it.
             let (first, length) =
                 unsafe { (libc::CMSG_DATA(part).cast::<RawFd>(), libc::CMSG_LEN(0) as usize) };
             let count = (header.cmsg_len as usize - length) / size_of::<RawFd>();
             files.extend((0..count).map(|place| {
-                // SAFETY: the kernel has opened it for this process, and nobody else knows of it.
+                // SAFETY: the kernel has just opened the descriptor for this message, so no other value owns
+                // it.
                 unsafe { OwnedFd::from_raw_fd(ptr::read_unaligned(first.add(place))) }
             }));
         }

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::libc;
 
-/// How many times this process has been forked since this was first asked. A child has whatever was mapped
-/// then, and nobody knows what it reads.
+/// Returns how many times this process has forked since the first call. A child inherits the mappings, so
+/// memory that it may read must not be reused.
 pub(crate) fn fork_count() -> u64 {
     static COUNTS: Once = Once::new();
     COUNTS.call_once(|| {
-        // SAFETY: the function adds to a number, which can be done at any time.
+        // SAFETY: the handler only adds to an atomic, which is safe at any instant.
         unsafe { libc::pthread_atfork(Some(count_fork), None, None) };
     });
     FORKS.load(Ordering::SeqCst)

@@ -9,48 +9,49 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use rustix::process::getpid;
 use rustix::stdio::stderr;
 
-/// Of a page that the kernel fills with zeros in each process that is forked from this one, whichever system call does
-/// that. So a look at it costs no system call. There is none in a process that is no worker, and where the kernel is
-/// older than 4.14.
+/// A word of a page that the kernel fills with zeros in each forked process, whichever system call forks it. So
+/// the check costs no system call. Null outside of workers, and on kernels before 4.14.
 #[unsafe(link_section = "taskfork_worker")]
 static MARK: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
-/// The worker's process id; 0 in a process that is no worker.
+/// The worker's process id, or 0 outside of workers.
 #[unsafe(link_section = "taskfork_worker")]
 static WORKER: AtomicI32 = AtomicI32::new(0);
 
-/// With which a process ends that user code has forked and that came back from there, as `EX_SOFTWARE` of sysexits.
+/// The exit status of a process that user code has forked and that returns to the worker's loop: `EX_SOFTWARE`.
 pub(crate) const STRAY_CHILD_STATUS: i32 = 70;
 
 const SAID: &[u8] =
     b"taskfork: a process that user code has forked came back from that code. It is no worker, \
 answers nothing, and ends here. End such a process with _exit.\n";
 
-/// Remembers this process as the worker.
+/// Records this process as the worker.
 pub(crate) fn remember_worker_process() {
     WORKER.store(getpid().as_raw_nonzero().get(), Relaxed);
-    // A worker may run a server itself: then it is that of the worker from which this one descends.
+    // A worker may run a server itself. Then the page is that of the worker from which this one descends.
     MARK.store(null_mut(), Relaxed);
     let bytes = rustix::param::page_size();
     let access = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: an address of the kernel's choice cannot overlap any other mapping.
+    // SAFETY: the kernel chooses a free range of addresses, so no other mapping changes.
     let Ok(page) = (unsafe { mmap_anonymous(null_mut(), bytes, access, MapFlags::PRIVATE) }) else {
         return;
     };
-    // SAFETY: it changes nothing for this process; a child finds zeros, of which a word may consist.
+    // SAFETY: the range is the mapping above. The advice changes nothing in this process, and zeros are a valid
+    // word.
     if unsafe { madvise(page, bytes, Advice::LinuxWipeOnFork) }.is_err() {
-        // SAFETY: nobody has been told of it.
+        // SAFETY: this function made the mapping, and no pointer to it has left the function.
         let _ = unsafe { munmap(page, bytes) };
         return;
     }
     let word = page.cast::<AtomicU64>();
-    // SAFETY: the page is there, at an address that suits a word, and is never unmapped from here on.
+    // SAFETY: the page is mapped and never unmapped, its start is aligned for a word, and a word is only
+    // accessed atomically.
     unsafe { &*word }.store(1, Relaxed);
     MARK.store(word, Relaxed);
 }
 
 /// Whether a worker has forked this process. It is safe in a signal handler.
 pub(crate) fn is_forked() -> bool {
-    // SAFETY: what was stored, if anything was, is mapped for as long as the process lives.
+    // SAFETY: the pointer is null, or points to a page that is never unmapped.
     match unsafe { MARK.load(Relaxed).as_ref() } {
         Some(word) => word.load(Relaxed) == 0,
         None => is_other_process(),
@@ -63,14 +64,15 @@ fn is_other_process() -> bool {
     worker != 0 && worker != getpid().as_raw_nonzero().get()
 }
 
-/// Ends this process if a worker has forked it: it shares with the worker all that this could be seen by.
+/// Ends this process if a worker has forked it. It must not use the connections that it shares with the worker.
 pub(crate) fn exit_if_forked() {
     if is_forked() {
         exit_forked_child();
     }
 }
 
-/// Says so and ends, with nothing that another thread of the worker may have held when it forked.
+/// Writes a message and exits. It takes no lock, because another thread of the worker may have held it at the
+/// fork.
 #[cold]
 pub(crate) fn exit_forked_child() -> ! {
     let _ = write(stderr(), SAID);

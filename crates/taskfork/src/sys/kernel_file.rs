@@ -1,25 +1,26 @@
-//! What the kernel tells in files.
+//! Files whose contents the kernel makes when they are read, such as those in `/proc`.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
-/// A file that the kernel makes anew each time that it is read from the start. It stays open, as finding it takes
-/// longer than reading it.
+/// A file whose contents are new at each read from the start. It stays open, because opening it takes longer
+/// than reading it.
 #[derive(Debug)]
 pub(crate) struct KernelFile(Option<File>);
 
 impl KernelFile {
-    /// Where there is no such file, there is nothing in it.
+    /// Opens the file. A file that does not exist reads as empty.
     pub(crate) fn open(path: &str) -> Self {
         Self(File::open(path).ok())
     }
 
-    /// What it says now.
+    /// Returns the present contents.
     pub(crate) fn read(&self) -> String {
         let Some(file) = &self.0 else { return String::new() };
         let mut text = Vec::new();
-        // Most such files are short. A long buffer on the heap would be pages that are copied after each fork.
+        // Most such files are short. A long buffer on the heap would have pages that are copied after each
+        // fork.
         let mut piece = [0; 1 << 10];
         loop {
             match file.read_at(&mut piece, text.len() as u64) {
@@ -31,14 +32,14 @@ impl KernelFile {
         String::from_utf8(text).unwrap_or_default()
     }
 
-    /// The number behind `key` at the start of a line; nothing where there is no such line. It reads only as far as that
-    /// line: each read of `/proc/vmstat` has the kernel add up all of its counters, which takes some 20 µs.
+    /// Returns the number after `key` at the start of a line, or `None` without such a line. It reads only up
+    /// to that line: for each read of `/proc/vmstat` the kernel adds up all counters, which takes some 20 µs.
     pub(crate) fn number(&self, key: &str) -> Option<u64> {
         let file = self.0.as_ref()?;
         let mut piece = [0; 4 << 10];
-        // What is kept in front of a piece is a line whose end has not been read.
+        // The start of a line whose end has not been read is kept for the next piece.
         let (mut kept, mut offset) = (0, 0);
-        // The piece begins within a line that is longer than a piece, and is none with a number.
+        // The piece begins within a line that is longer than a piece. Such a line has no number.
         let mut is_cut = false;
         loop {
             let read = file.read_at(&mut piece[kept..], offset).ok()?;

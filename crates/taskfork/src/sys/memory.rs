@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use nix::libc;
 
-/// How much memory this process occupies, and the one that it stands for, what they share with others
-/// included; 0 if that cannot be known.
+/// Returns the resident memory of this process and of the child that it mirrors, in bytes, including shared
+/// pages. 0 if the system does not say.
 pub(crate) fn resident_bytes() -> u64 {
     let child = super::mirrored_child().map(|child| resident_bytes_of(&child.to_string()));
     resident_bytes_of("self") + child.unwrap_or(0)
@@ -16,19 +16,20 @@ fn resident_bytes_of(process: &str) -> u64 {
     resident
 }
 
-/// How much memory a process occupies, and how much of that belongs to files or is shared, in bytes.
+/// Returns the resident memory of a process, and how much of it is shared or belongs to files, in bytes.
 fn sizes_of(process: &str) -> [u64; 2] {
     let sizes = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
     let pages = |at| sizes.split_whitespace().nth(at).and_then(|pages| pages.parse::<u64>().ok());
     [1, 2].map(|at| pages(at).unwrap_or(0) * rustix::param::page_size() as u64)
 }
 
-/// What a mapping is of, as the kernel lists it: the device and the inode. No two pieces of shared memory have the same.
+/// The device and the inode of a mapped file, as the kernel lists them. Each memory file has an inode of its
+/// own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MappedFile(String, String);
 
 impl MappedFile {
-    /// That of the mapping which begins at this address of this process.
+    /// Returns the file of the mapping that begins at this address in this process.
     pub(crate) fn at(address: usize) -> Option<Self> {
         let list = std::fs::read_to_string("/proc/self/maps").ok()?;
         let line = list.lines().find(|line| line.starts_with(&format!("{address:x}-")))?;
@@ -36,7 +37,8 @@ impl MappedFile {
         Some(Self(device.to_owned(), inode.to_owned()))
     }
 
-    /// Whether a process's list of mappings has it. A file can have any name, which does not count.
+    /// Whether a process has mapped the file, by its list of mappings. The name is not compared, as a process
+    /// can choose it.
     pub(crate) fn is_in(&self, list: &str) -> bool {
         list.lines().filter_map(Self::fields).any(|fields| fields == (&*self.0, &*self.1))
     }
@@ -53,30 +55,30 @@ impl std::fmt::Display for MappedFile {
     }
 }
 
-/// The size of a huge page where they matter here.
+/// The size of a huge page on x86-64 and on most aarch64 machines.
 const HUGE: usize = 2 << 20;
 
-/// Of a region of two of them so much must be used at least.
+/// The least share of a region that must be in use, for a region of two huge pages.
 const LEAST_USED: usize = used_of(2 * HUGE);
 
 const fn used_of(length: usize) -> usize {
     length / 4 * 3
 }
 
-/// What has come of putting memory into huge pages, in bytes.
+/// The result of [`collapse_huge_pages`], in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Collapsed {
-    /// Private memory in regions that are large and mostly used.
+    /// Private memory in regions that are large and mostly in use.
     pub(crate) large: usize,
     /// How much of it is in huge pages now.
     pub(crate) huge: usize,
 }
 
-/// Puts this process's large private regions into huge pages, as far as the kernel has and can do
-/// that. A fork copies an entry a page: with huge ones, a five-hundredth of them.
+/// Moves this process's large private regions into huge pages, as far as the kernel supports that. A fork
+/// copies one page-table entry for each page: with huge pages, a five-hundredth of them.
 pub(crate) fn collapse_huge_pages() -> Collapsed {
     let [resident, not_private] = sizes_of("self");
-    // The list of regions takes much longer.
+    // To read the list of regions takes much longer than this check.
     if resident.saturating_sub(not_private) < LEAST_USED as u64 {
         return Collapsed::default();
     }
@@ -84,8 +86,8 @@ pub(crate) fn collapse_huge_pages() -> Collapsed {
     for Region { range, .. } in &large {
         let (start, end) = (range.start.next_multiple_of(HUGE), range.end / HUGE * HUGE);
         for advice in [libc::MADV_HUGEPAGE, libc::MADV_COLLAPSE] {
-            // SAFETY: neither changes what is in memory; a range that has changed since it was
-            // listed, and a kernel that does not know the advice, are refused.
+            // SAFETY: neither advice changes the contents of memory. If the range has been unmapped since it
+            // was listed, or the kernel does not know the advice, the call only returns an error.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
         }
     }
@@ -97,15 +99,15 @@ pub(crate) fn collapse_huge_pages() -> Collapsed {
     }
 }
 
-/// A mapping of memory that is this process's own.
+/// A private mapping.
 struct Region {
     range: Range<usize>,
     resident: usize,
     huge: usize,
 }
 
-/// Those of at least two huge pages of which most is in use: where little is, huge pages would take
-/// much more room.
+/// Returns the mappings of at least two huge pages that are mostly in use. In the others, huge pages would
+/// occupy much more memory.
 fn large_regions() -> impl Iterator<Item = Region> {
     let list = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
     let mut regions: Vec<Region> = Vec::new();

@@ -1,20 +1,21 @@
-//! The limit of open files. A server raises its own, since it has some descriptors for each worker. Workers get the
-//! limit back that the program was started with: `select` takes descriptors below 1024 only.
+//! The limit of open files. A server raises its own, because it has some descriptors for each worker. Workers
+//! get back the limit with which the program was started, because `select(2)` takes only descriptors below
+//! 1024.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The soft limit before it was raised; `NONE` where it was not.
+/// The soft limit before it was raised, or `NONE` if it was not.
 static BEFORE: AtomicU64 = AtomicU64::new(NONE);
 const NONE: u64 = u64::MAX;
 
-/// The raised limit; the one before holds again when this is dropped.
+/// A raised limit. Dropping this restores the one from before.
 #[derive(Debug)]
 pub(crate) struct OpenFileLimit(());
 
 impl OpenFileLimit {
-    /// Raises the soft limit to the hard one. Where that is refused the limit stays.
+    /// Raises the soft limit to the hard one. If the system refuses that, the limit stays.
     pub(crate) fn raise() -> Self {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         if current != maximum
@@ -26,12 +27,12 @@ impl OpenFileLimit {
         Self(())
     }
 
-    /// How many files may be open; nothing where there is no limit.
+    /// Returns the number of files that may be open, or `None` without a limit.
     pub(crate) fn most(&self) -> Option<u64> {
         getrlimit(Resource::Nofile).current
     }
 
-    /// Sets the limit again that was there before.
+    /// Restores the limit from before.
     #[inline]
     pub(crate) fn restore(&self) {
         restore();
@@ -45,7 +46,7 @@ impl Drop for OpenFileLimit {
     }
 }
 
-/// Sets the limit again that was there before. It makes system calls only.
+/// Restores the limit from before. It only makes system calls, so it is safe after a fork.
 #[inline]
 pub(super) fn restore() {
     let before = BEFORE.load(Relaxed);
@@ -56,9 +57,9 @@ pub(super) fn restore() {
 
 fn set_soft_limit(before: u64) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // Somebody may have set a lower one meanwhile.
+    // User code may have set a lower limit in the meantime.
     if current.is_none_or(|current| current > before) {
-        // A lower soft limit is never refused.
+        // The kernel never refuses a lower soft limit.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(before), maximum });
     }
 }

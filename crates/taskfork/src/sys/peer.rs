@@ -1,4 +1,4 @@
-//! Who is at the other end of a socket, as the kernel tells.
+//! The process at the other end of a socket, as the kernel reports it.
 
 use std::mem::size_of;
 use std::net::SocketAddr;
@@ -28,21 +28,22 @@ pub struct Peer {
     pub pid: u32,
 }
 
-/// The option of a socket that tells the groups of its peer, on all architectures but PA-RISC and SPARC.
+/// The socket option for the groups of a peer. It has this number on all architectures except PA-RISC and
+/// SPARC.
 const SO_PEERGROUPS: libc::c_int = 59;
 
-/// The process that connected a unix socket, or made a pair of them. Nothing for other sockets.
+/// Returns the process that connected a unix socket or made a socket pair. `None` for other sockets.
 pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Peer> {
-    // The kernel leaves the fields as they are for a socket that has no peer.
+    // If the socket has no peer, the kernel does not change the fields.
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut size = size_of::<libc::ucred>() as libc::socklen_t;
     let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: the kernel writes at most `size` bytes to `peer`, any of which are valid there.
+    // SAFETY: the kernel writes at most `size` bytes, the size of `peer`, whose fields are integers.
     let done = unsafe {
         let place = (&raw mut peer).cast();
         libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut size)
     };
-    // Other kinds of sockets answer with a user that does not exist.
+    // For other kinds of sockets the kernel returns the user id -1, which no user has.
     (done == 0 && peer.uid != u32::MAX).then(|| Peer {
         uid: peer.uid,
         gid: peer.gid,
@@ -50,25 +51,26 @@ pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Peer> {
     })
 }
 
-/// Whether the other end of a unix socket has not read all that was sent.
+/// Whether some sent bytes have not been read at the other end of a unix socket.
 pub(crate) fn has_unread_data(socket: &impl AsFd) -> bool {
     let mut bytes: libc::c_int = 0;
     let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: the kernel writes one number.
+    // SAFETY: the kernel writes one `int`, to a local variable.
     let done = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
     done == 0 && bytes > 0
 }
 
-/// The supplementary groups that the process at the other end of a unix socket had when it connected.
+/// Returns the supplementary groups that the peer of a unix socket had when it connected.
 pub(crate) fn peer_groups(socket: &impl AsFd) -> Vec<u32> {
-    /// As many as a process can have.
+    /// The most groups that a process can have.
     const MOST: usize = 65_536;
     let fd = socket.as_fd().as_raw_fd();
     let mut room = 64;
     while room <= MOST {
         let mut groups = vec![0_u32; room];
         let mut size = (room * size_of::<u32>()) as libc::socklen_t;
-        // SAFETY: the kernel writes at most `size` bytes to `groups`, any of which are valid there.
+        // SAFETY: the kernel writes at most `size` bytes, the size of the elements of `groups`, which are
+        // integers.
         let done = unsafe {
             let place = groups.as_mut_ptr().cast();
             libc::getsockopt(fd, libc::SOL_SOCKET, SO_PEERGROUPS, place, &raw mut size)
@@ -85,17 +87,17 @@ pub(crate) fn peer_groups(socket: &impl AsFd) -> Vec<u32> {
     Vec::new()
 }
 
-/// The address of the other end of a TCP connection.
+/// Returns the address of the other end of a TCP connection.
 pub(crate) fn peer_address(socket: &impl AsFd) -> Option<SocketAddr> {
     SocketAddr::try_from(rustix::net::getpeername(socket).ok()??).ok()
 }
 
-/// The user with this name.
+/// Looks up the id of a user by name.
 pub(crate) fn user_id_of(name: &str) -> std::io::Result<Option<u32>> {
     Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw()))
 }
 
-/// The group with this name.
+/// Looks up the id of a group by name.
 pub(crate) fn group_id_of(name: &str) -> std::io::Result<Option<u32>> {
     Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }

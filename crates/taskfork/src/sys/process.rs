@@ -1,4 +1,4 @@
-//! Forking and leaving.
+//! Forking, starting programs and exiting.
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid};
 use rustix::fs::{Mode, OFlags};
 
-/// Which of the two processes a fork returned in.
+/// The process in which a fork has returned.
 #[derive(Debug)]
 pub(crate) enum Forked {
     Parent { child: Pid },
@@ -31,8 +31,8 @@ pub(crate) enum ForkError {
 /// Counts this process's threads.
 #[derive(Debug)]
 pub(crate) struct ThreadCount {
-    /// The directory that has one entry a thread, kept open as looking it up takes longer than all
-    /// the rest.
+    /// `/proc/self/task`, which has one entry for each thread. It stays open, because opening it takes longer
+    /// than the rest.
     tasks: OwnedFd,
 }
 
@@ -54,30 +54,28 @@ impl AsFd for ThreadCount {
     }
 }
 
-/// How many threads this process has.
+/// Returns the number of threads of this process.
 pub(crate) fn thread_count() -> io::Result<u64> {
     ThreadCount::of_this_process()?.get()
 }
 
-/// How many cores this process may use.
+/// Returns the number of CPUs that this process may use.
 pub(crate) fn available_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Forks this process, which must have one thread only; more are an error. Text that waits in a buffer is written by
-/// both processes.
+/// Forks this process. It is an error if the process has more than one thread. Both processes write out text that is
+/// buffered.
 ///
 /// # Safety
-/// The child uses nothing that only one process may use at a time: it does not write to memory that is shared with
-/// others, nor through descriptors, but where the parent is meant to see that.
+/// The child must not write to shared memory or through inherited descriptors, except where the parent expects it.
 pub(crate) unsafe fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
     let threads = threads.get()?;
     if threads != 1 {
         return Err(ForkError::Threads { threads });
     }
-    // SAFETY: this is the only thread, as was just counted, so no lock of the allocator, of stdio
-    // or of anything else can be held by a thread that does not exist in the child. The child may
-    // therefore go on as any program does.
+    // SAFETY: the count above has found no other thread. So no lock, of the allocator or of stdio, is held by a
+    // thread that does not exist in the child, and the child may call any function.
     match unsafe { nix::unistd::fork() } {
         Ok(ForkResult::Parent { child }) => Ok(Forked::Parent { child }),
         Ok(ForkResult::Child) => Ok(Forked::Child),
@@ -85,33 +83,33 @@ pub(crate) unsafe fn fork(threads: &ThreadCount) -> Result<Forked, ForkError> {
     }
 }
 
-/// A child of this process that has died and has not been reaped, if there is any.
+/// Returns a child of this process that has ended and has not been reaped, if there is one.
 pub(crate) fn exited_child() -> Option<rustix::process::Pid> {
     let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     let mut status = MaybeUninit::<libc::siginfo_t>::zeroed();
-    // SAFETY: it writes the status, and takes nothing away.
+    // SAFETY: the kernel writes only to the local variable. With WNOWAIT it reaps no child.
     let looked = unsafe { libc::waitid(libc::P_ALL, 0, status.as_mut_ptr(), look) };
-    // SAFETY: zeroed before, which is a valid value, and of a child if there is one.
+    // SAFETY: all zeros are a valid `siginfo_t`, and the kernel fills in the process id if a child has ended.
     let pid = unsafe { status.assume_init_ref().si_pid() };
     rustix::process::Pid::from_raw(pid).filter(|_| looked == 0)
 }
 
-/// Writes out what Rust's and C's standard output hold back.
+/// Flushes the buffers of Rust's and C's standard output.
 pub(crate) fn flush_stdio() {
-    // A closed or full output is no reason to fail: nobody is left to read it.
+    // If the output is closed or full, the text is lost.
     let _ = io::stdout().flush();
-    // SAFETY: a null stream means all streams; C's own locks guard them.
+    // SAFETY: a null pointer means all streams, and the C library locks each of them.
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
-/// Leaves at once: no `atexit` handler runs, as those belong to the process that was forked.
+/// Exits at once, without `atexit` handlers, which belong to the process that was forked.
 pub(crate) fn exit_now(status: i32) -> ! {
-    // SAFETY: `_exit` touches nothing of this process's memory.
+    // SAFETY: `_exit` accesses no memory and does not return.
     unsafe { libc::_exit(status) }
 }
 
-/// Starts a program, this one or a new version of it, with the arguments that this one got, some more variables,
-/// some less, and these descriptors left open; gives its process id.
+/// Starts a program, usually a new version of this one, with this program's arguments and the given descriptors
+/// open. Sets and removes variables of its environment. Returns its process id.
 pub(crate) fn spawn_with_own_arguments(
     program: &Path,
     with: &[(&str, String)],
@@ -144,10 +142,11 @@ pub(crate) fn spawn_with_own_arguments(
                 let descriptor = BorrowedFd::borrow_raw(number);
                 rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
             }
-            // The server reads its signals from a descriptor, and so holds them back.
+            // The server has its signals blocked, because it reads them from a descriptor.
             SigSet::empty().thread_set_mask()?;
             super::open_file_limit::restore();
-            // What the standard library calls has a shell read whatever the kernel takes for no program.
+            // The function that the standard library uses would run a file without a known format as a shell
+            // script.
             let list = |texts: &[CString]| {
                 texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
             };
@@ -162,45 +161,45 @@ fn terminated(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(Into::into)
 }
 
-/// Takes a variable out of the environment, so that no program started from here on finds it. With
-/// other threads about it stays where it is.
+/// Removes a variable from the environment, so that programs started later do not have it. Does nothing if this
+/// process has other threads.
 pub(crate) fn take_variable(name: &str) -> Option<String> {
     let value = std::env::var(name).ok()?;
     if thread_count().is_ok_and(|threads| threads == 1) {
-        // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
+        // SAFETY: this is the only thread, so no other reads the environment at the same time.
         unsafe { std::env::remove_var(name) };
     }
     Some(value)
 }
 
-/// Sets a variable that all processes started from here on have. With other threads about it is left alone.
+/// Sets a variable for all programs started later. Does nothing if this process has other threads.
 pub(crate) fn set_variable(name: &str, value: &str) {
     if thread_count().is_ok_and(|threads| threads == 1) {
-        // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
+        // SAFETY: this is the only thread, so no other reads the environment at the same time.
         unsafe { std::env::set_var(name, value) };
     }
 }
 
-/// Takes variables out of the environment of a process that was forked. With other threads about they stay where
-/// they are.
+/// Removes variables from the environment of a forked process. Does nothing if the process has other threads.
 pub(crate) fn remove_variables(names: &[&str]) {
     if names.is_empty() || thread_count().is_ok_and(|threads| threads != 1) {
         return;
     }
     for name in names {
-        // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
+        // SAFETY: this is the only thread, so no other reads the environment at the same time.
         unsafe { std::env::remove_var(name) };
     }
 }
 
-/// Gives C's generators a state of their own, as fork has copied the parent's into every worker.
+/// Seeds the random generators of the C library anew, because a fork copies the parent's state into every
+/// worker.
 pub(crate) fn reseed_c_random() {
     let mut seed = [0; 4];
     if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).is_err() {
         return;
     }
     let seed = u32::from_ne_bytes(seed);
-    // SAFETY: it writes only C's own generator state, which no other thread uses; in glibc it is
-    // that of `random` as well.
+    // SAFETY: the function writes only the generator's state, which no other thread uses. In glibc, `random`
+    // has the same state.
     unsafe { libc::srand(seed) };
 }

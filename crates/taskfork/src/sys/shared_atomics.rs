@@ -1,4 +1,4 @@
-//! Memory of numbers that two processes share, both of which write to it.
+//! Words of memory that two processes share and both write to.
 
 use std::fmt;
 use std::io;
@@ -12,25 +12,28 @@ use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 use super::mapping::{Access, Mapping};
 use super::memory_file::memory_file;
 
-/// What holds for it: it keeps its size.
+/// The size is fixed.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
-/// A number of words, each read and written whole. What is in them is the other process's to say as well.
+/// Words that this process and another one load and store atomically. Their values cannot be trusted.
 pub(crate) struct SharedAtomics(Mapping);
 
 impl SharedAtomics {
-    /// So many zeros, and the file that the other process maps.
+    /// Makes `length` words that are zero, and the file that the other process maps.
     pub(crate) fn new(count: usize) -> io::Result<(Self, OwnedFd)> {
         let length = count * size_of::<AtomicU64>();
         let file = memory_file("taskfork-ring", length)?;
-        // SAFETY: the file is new and has that length, and is only ever reached as words.
+        // SAFETY: the file is new and has that length, which the seals below keep. The words are only accessed
+        // atomically.
         let mapping = unsafe { Mapping::new(&file, length, Access::Write) }?;
         fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
         Ok((Self(mapping), file))
     }
 
-    /// Maps what another process has sent, which has to have so many words and to keep them: that it does not is
-    /// an error of the kind [`InvalidData`](io::ErrorKind::InvalidData).
+    /// Maps a file of `length` words that another process has sent.
+    ///
+    /// # Errors
+    /// Of the kind [`InvalidData`](io::ErrorKind::InvalidData) if the length differs or is not sealed.
     pub(crate) fn map(file: &OwnedFd, count: usize) -> io::Result<Self> {
         let wrong = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
         let seals = fcntl_get_seals(file).map_err(|_| wrong("it is no memory"))?;
@@ -41,7 +44,8 @@ impl SharedAtomics {
         if fstat(file)?.st_size != length as i64 {
             return Err(wrong("it has another size than was agreed"));
         }
-        // SAFETY: the seals keep the length that it has, and it is only ever reached as words here.
+        // SAFETY: the seals fix the length, which was compared above. This process accesses the words only
+        // atomically.
         unsafe { Mapping::new(file, length, Access::Write) }.map(Self)
     }
 }
@@ -51,8 +55,9 @@ impl Deref for SharedAtomics {
 
     fn deref(&self) -> &[AtomicU64] {
         let count = self.0.length / size_of::<AtomicU64>();
-        // SAFETY: so many words are mapped, at the beginning of a page, for as long as this value lives, and the
-        // file keeps its size. Whoever writes to them, here or in the other process, writes whole words at once.
+        // SAFETY: the mapping has these words until the value is dropped, begins at a page, and its file has a
+        // sealed size. Every bit pattern is a valid `AtomicU64`. This process only makes atomic accesses; other
+        // processes are outside of Rust's memory model, and their stores appear as atomic ones.
         unsafe { slice::from_raw_parts(self.0.start.cast::<AtomicU64>(), count) }
     }
 }

@@ -7,11 +7,11 @@ use super::memory_file::memory_file;
 
 /// Forks, runs `run` in the child, and returns the status that the child exits with.
 pub(super) fn in_child(run: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: `run` only makes system calls and touches memory of the test's own.
+    // SAFETY: `run` only makes system calls and accesses memory of its test.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let status = run();
-        // SAFETY: it ends this process.
+        // SAFETY: the function accesses no memory and does not return.
         unsafe { libc::_exit(status) }
     }
     wait_for(child)
@@ -20,7 +20,7 @@ pub(super) fn in_child(run: impl FnOnce() -> i32) -> i32 {
 /// Waits until a child of this process exits, and returns its status.
 pub(super) fn wait_for(child: i32) -> i32 {
     let mut status = -1;
-    // SAFETY: it writes one number.
+    // SAFETY: the kernel writes one `int`, to a local variable.
     unsafe { libc::waitpid(child, &raw mut status, 0) };
     libc::WEXITSTATUS(status)
 }

@@ -7,30 +7,31 @@ use std::sync::OnceLock;
 
 use nix::libc;
 
-/// Shows `title` in `ps`, as the command line where the kernel allows it and as the process's name,
-/// which holds 15 bytes, in any case.
+/// Shows `title` in `ps`: as the process's name, cut to 15 bytes, and as the command line if the kernel allows
+/// that.
 pub(crate) fn set_title(title: &str) {
     let short = &title[..title.floor_char_boundary(15)];
     let Ok(name) = CString::new(short) else { return };
-    // A process that cannot be named works all the same.
+    // The title is only for people, so an error is ignored.
     let _ = rustix::thread::set_name(&name);
     let Ok(line) = CString::new(title) else { return };
-    // For as long as the process lives.
+    // The kernel reads the text until the process ends.
     set_command_line(Box::leak(line.into_boxed_c_str()).to_bytes_with_nul());
 }
 
-/// The title of a worker to come, so that the worker itself, which shows it, has nothing to write.
+/// The title of a worker that will be forked. It is prepared before the fork, so that the worker writes to no
+/// page for it.
 pub(crate) struct Title {
-    /// What fits in a process's name, which is here as well so that no other page need be looked at.
+    /// The part that fits in a process's name, stored here so that the worker reads no other page.
     short: CString,
-    /// Ends with zeros.
+    /// The command line, which ends with zeros.
     text: [u8; 128],
-    /// Where the number stands.
+    /// The position of the number.
     at: usize,
 }
 
 impl Title {
-    /// At most 80 bytes of it are shown.
+    /// At most 80 bytes of `prefix` are shown.
     pub(crate) fn new(prefix: &str) -> Self {
         let prefix = &prefix[..prefix.floor_char_boundary(80)];
         let short = CString::new(&prefix[..prefix.floor_char_boundary(15)]).unwrap_or_default();
@@ -39,14 +40,14 @@ impl Title {
         Self { short, text, at: prefix.len() }
     }
 
-    /// Puts the number in brackets behind the name.
+    /// Appends the number in brackets to the name.
     pub(crate) fn set_number(&mut self, number: u64) {
         let mut rest = &mut self.text[self.at..];
-        // There is room for the longest.
+        // There is room for the longest number.
         let _ = write!(rest, "({number})\0");
     }
 
-    /// Shows it for as long as it stays where it is.
+    /// Shows the title, as long as this value is not moved or dropped.
     pub(crate) fn show(&self) {
         let _ = rustix::thread::set_name(&self.short);
         let length = self.text.iter().position(|&byte| byte == 0).unwrap_or(0) + 1;
@@ -73,10 +74,11 @@ struct MemoryMap {
     exe_fd: u32,
 }
 
-/// Points the kernel at `line` instead of the arguments that the program was started with. The
-/// arguments themselves stay as they are. The kernel reads it whenever somebody asks.
+/// Makes the kernel show `line` as the command line. The program's own arguments do not change. The kernel
+/// reads the memory each time that a process asks for the command line.
 fn set_command_line(line: &[u8]) -> Option<()> {
-    // A worker's memory is laid out as its server's is, and reading this takes longer than a fork.
+    // A worker's memory has the layout of its server's. To read the layout takes longer than a fork, so it is
+    // kept.
     static LAYOUT: OnceLock<Option<Layout>> = OnceLock::new();
     let layout = LAYOUT.get_or_init(Layout::read).as_ref()?;
     let (start, length) = (line.as_ptr().addr() as u64, line.len() as u64);
@@ -86,7 +88,7 @@ fn set_command_line(line: &[u8]) -> Option<()> {
         start_data: layout.data.0,
         end_data: layout.data.1,
         start_brk: layout.start_brk,
-        // SAFETY: asking for a growth of nothing only reads the current end.
+        // SAFETY: `sbrk(0)` only returns the current end.
         brk: unsafe { libc::sbrk(0) } as u64,
         start_stack: layout.start_stack,
         arg_start: start,
@@ -98,15 +100,16 @@ fn set_command_line(line: &[u8]) -> Option<()> {
         exe_fd: u32::MAX,
     };
     let (what, which) = (libc::PR_SET_MM as libc::c_long, libc::PR_SET_MM_MAP as libc::c_long);
-    // SAFETY: the kernel copies the structure and checks every address in it; all but the two of
-    // the arguments are what it has already.
+    // SAFETY: the kernel copies the structure and checks every address in it. All values except the two of the
+    // arguments are those that it has already.
     unsafe {
         libc::syscall(libc::SYS_prctl, what, which, &raw const map, size_of_val(&map), 0_usize)
     };
     Some(())
 }
 
-/// Where the parts of this process lie, of which all but the arguments must be set to what they are.
+/// Reads the addresses of the parts of this process. The kernel sets all of them at once, so all but the
+/// arguments must be set to their present values.
 struct Layout {
     code: (u64, u64),
     data: (u64, u64),
@@ -118,8 +121,8 @@ struct Layout {
 impl Layout {
     fn read() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // The process's name stands in brackets and may itself hold brackets and blanks; fields are
-        // counted from the third, which follows it.
+        // The process's name is in brackets and can itself have brackets and blanks. The third field follows
+        // the last bracket.
         let (_, fields) = stat.rsplit_once(')')?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
