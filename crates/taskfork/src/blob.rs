@@ -39,8 +39,14 @@ use crate::wire::shm::SharedBytes;
 ///   begins with the third long blob of a connection. A blob received in this way is not copied when it
 ///   returns to its sender. The amount of memory is limited by
 ///   [`ClientBuilder::shared_memory`](crate::client::ClientBuilder::shared_memory) and
-///   [`ServerBuilder::shared_memory`](crate::ServerBuilder::shared_memory). The sender cannot reuse the
+///   [`ServerBuilder::shared_memory`](crate::ServerBuilder::shared_memory). The sender does not reuse the
 ///   memory of a received blob until the blob is dropped.
+///
+/// Memory of the second kind is shared only between processes of one user, and the kernel does not keep
+/// the sender from writing to it. If the sender runs an attacker's code, the bytes of a received blob
+/// can change, and code that reads them as `&[u8]` has undefined behaviour. For such workers set
+/// [`ClientBuilder::copy_shared_memory`](crate::client::ClientBuilder::copy_shared_memory). Memory of the
+/// first kind is sealed and cannot change.
 ///
 /// A blob that is a slice of a message keeps the whole message in memory.
 ///

@@ -73,7 +73,7 @@ pub(crate) struct SpinPolicy {
 impl SpinPolicy {
     /// `longest` is the time limit of one poll in the mode [`BusyPoll::Adaptive`].
     pub(crate) fn new(mode: BusyPoll, longest: Duration) -> Self {
-        // Nothing is known yet, so the first wait is a sleep.
+        // Without measurements, the first wait is a sleep.
         Self {
             mode,
             longest,
@@ -123,7 +123,7 @@ impl SpinPolicy {
     /// Records a wait that was a sleep.
     pub(crate) fn record_sleep(&mut self, wait: Duration) {
         if wait <= self.longest && self.skip <= MOST_SKIPPED {
-            // A poll would have found it.
+            // A poll would have found the data.
             (self.skip, self.penalty) = (0, 1);
         } else if wait <= SHORT {
             self.skip = self.skip.saturating_sub(1);
@@ -325,7 +325,7 @@ mod tests {
         policy.record_sleep(Duration::from_micros(1));
         spin_loop.report(&mut policy, true);
         assert_eq!(policy.skip, SKIPPED_WHEN_STARVED);
-        // A loop that keeps its CPU does not look for that.
+        // A loop that keeps its CPU does not check that.
         let mut spin_loop = self::spin_loop(false);
         spin_loop.last -= Duration::from_millis(1);
         assert!(spin_loop.pause());
@@ -340,7 +340,7 @@ mod tests {
             assert!(spin_loop.pause());
             spin_loop.next_yield.is_some() && spin_loop.next_yield != before
         };
-        // It is not time yet.
+        // The next yield is not due yet.
         assert!(!is_given_up_again(&mut spin_loop()));
         // Other processes may need the CPU at times, so this is tried often.
         assert!((0..1000).any(|_| {

@@ -1,6 +1,6 @@
-//! All interleavings of two sides that send each other a few messages through rings, and sleep in between, as the
-//! memory model of the language allows them. A side that sleeps although a message is there waits for ever, and the checker reports
-//! that.
+//! A model check of the rings. Two sides send each other a few messages and sleep in between, in all
+//! interleavings that the memory model of the language allows. If a side sleeps although a message is there, it
+//! never wakes, and the checker reports that.
 
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
@@ -13,10 +13,10 @@ use super::spsc::{Memory, RingIndex, WORDS, Word};
 use super::tests::Side;
 use super::*;
 
-/// The words of records in each ring. The tests need no more.
+/// The number of words for records in each ring, as many as the tests need.
 const USED: usize = 8;
 
-/// A word of the checker's. Most words of a ring are never used here; they would cost time, and are left out.
+/// A word of the checker. Words that the tests do not use are left out, because they would cost time.
 enum Checked {
     Used(AtomicU64),
     Unused,
@@ -74,7 +74,7 @@ impl Memory for Shared {
     type Word = Checked;
 }
 
-/// What is on its way through a socket in one direction.
+/// The messages in a socket, in one direction.
 #[derive(Default)]
 struct Socket {
     bytes: Mutex<Vec<u8>>,
@@ -98,7 +98,7 @@ impl Socket {
     }
 }
 
-/// Both sides, and the sockets to them.
+/// Both sides and their sockets.
 fn pair() -> ([Side<Shared>; 2], [Arc<Socket>; 2]) {
     let words = Shared::new();
     let first = Rings::new(words.clone(), RingIndex::First, RingIndex::Second);
@@ -112,7 +112,7 @@ fn send(side: &mut Side<Shared>, to: &Socket, number: u8) {
     to.write(&sent);
 }
 
-/// Receives this many messages, and sleeps while there is none.
+/// Receives this number of messages, and sleeps while there is none.
 fn receive_all(side: &mut Side<Shared>, from: &Socket, count: usize) {
     while side.received.len() < count {
         side.sleep();
@@ -131,7 +131,7 @@ fn check(preemptions: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
     checker.check(model);
 }
 
-/// One side sends, the other takes and sleeps. With all interleavings of three messages it would take minutes.
+/// One side sends, and the other receives and sleeps. Three messages would take minutes.
 #[test]
 fn no_message_is_slept_over() {
     check(Some(3), || {
@@ -147,7 +147,7 @@ fn no_message_is_slept_over() {
     });
 }
 
-/// A call and its answer: each side sends once and sleeps until the other has.
+/// A call and its answer: each side sends once, and sleeps until it has received.
 #[test]
 fn both_sides_sleep_and_wake() {
     check(None, || {
@@ -163,7 +163,7 @@ fn both_sides_sleep_and_wake() {
     });
 }
 
-/// Both sides send before they look.
+/// Both sides send before they receive.
 #[test]
 fn messages_cross() {
     check(None, || {

@@ -1,5 +1,5 @@
-//! One ring: who puts records there, who takes them, and what they tell each other. All of it can be written
-//! to by the other process at any time, so that each number is read once, and believed as far as it can be true.
+//! One ring with one producer and one consumer in different processes. The other process can write to all of
+//! the memory at any time. So this side reads each number once and checks it before use.
 
 use std::ops::Deref;
 use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release, SeqCst};
@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, fence};
 
 use super::MAX_RECORD;
 
-/// A word of shared memory. The model check of the rings has a word of its own.
+/// A word of shared memory. The model check of the rings uses a type of its own.
 pub(crate) trait Word {
     fn load(&self, order: Ordering) -> u64;
     fn store(&self, value: u64, order: Ordering);
-    /// Orders what comes before it and what comes after it.
+    /// A sequentially consistent fence: no access before it is reordered with one after it.
     fn full_fence();
 }
 
@@ -34,28 +34,29 @@ pub(crate) trait Memory: Deref<Target = [Self::Word]> {
     type Word: Word;
 }
 
-/// How many words of records a ring has.
+/// The number of words for records in a ring.
 pub(super) const CAPACITY: usize = 2048;
 
-/// The words of a cache line. What one side writes and what the other does lie in different ones.
+/// The number of words in a cache line. Words that different sides write are in different lines.
 const CACHE_LINE: usize = 8;
 
-/// How many words a ring takes.
+/// The number of words of a ring.
 pub(super) const WORDS: usize = 3 * CACHE_LINE + CAPACITY;
 
-/// How many words have been put there, and taken, since the beginning, and whether who takes them is awake.
+/// The words of a ring's header: how many words were put and taken since the start, and whether the consumer is
+/// awake.
 const WRITE_POSITION: usize = 0;
 const READ_POSITION: usize = CACHE_LINE;
 const AWAKE: usize = 2 * CACHE_LINE;
 const RECORDS: usize = 3 * CACHE_LINE;
 
-/// A record's first word: its length, and above that what was sent through the socket before it. The length does
-/// not take more bits than this.
+/// The bits of the length in the first word of a record. The bits above them are the number of bytes sent
+/// through the socket before the record.
 const LENGTH_BITS: u32 = 16;
 
 const WORD: usize = size_of::<u64>();
 
-/// Which of the two rings: the one of what the maker of the memory sends, or of what it gets.
+/// One of the two rings. The maker of the memory sends through the first and receives from the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RingIndex {
     First,
@@ -78,8 +79,8 @@ impl RingIndex {
         self.word(words, AWAKE).load(Relaxed) == 1
     }
 
-    /// The same, after something was put there: either this sees that the other sleeps, or the other, before it
-    /// does, what was put there.
+    /// Whether the consumer is awake, after a record was put. The fence guarantees that either this side sees
+    /// that the consumer sleeps, or the consumer sees the record before it sleeps.
     pub(super) fn is_awake_after_put<W: Word>(self, words: &[W]) -> bool {
         W::full_fence();
         self.is_awake(words)
@@ -95,12 +96,12 @@ impl RingIndex {
     }
 }
 
-/// The end of who puts records there.
+/// The producer's state of a ring.
 #[derive(Debug)]
 pub(super) struct Producer {
     pub(super) ring: RingIndex,
     written: u64,
-    /// How many words the other side has taken, as far as has been seen.
+    /// The number of words that the other side has taken, when this side last looked.
     read: u64,
 }
 
@@ -109,7 +110,7 @@ impl Producer {
         Self { ring, written: 0, read: 0 }
     }
 
-    /// Puts these bytes there as one record, if there is room; tells whether there was.
+    /// Puts the bytes as one record, if there is room. Returns whether there was.
     pub(super) fn put<W: Word>(&mut self, words: &[W], bytes: &[u8], sent: u64) -> bool {
         let need = 1 + bytes.len().div_ceil(WORD) as u64;
         if !self.has_room(need) {
@@ -136,23 +137,23 @@ impl Producer {
         true
     }
 
-    /// There is none either where the other side says that it has taken what was never put there.
+    /// If the other side claims to have taken more than was put, there is no room either.
     fn has_room(&self, need: u64) -> bool {
         self.written.checked_sub(self.read).is_some_and(|there| there + need <= CAPACITY as u64)
     }
 
-    /// How many words have been put there.
+    /// The number of words that have been put.
     pub(super) fn written(&self) -> u64 {
         self.written
     }
 
-    /// How many of them the other side says that it has taken.
+    /// The number of words that the other side claims to have taken.
     pub(super) fn read_position<W: Word>(&self, words: &[W]) -> u64 {
         self.ring.word(words, READ_POSITION).load(Acquire)
     }
 }
 
-/// The end of who takes them.
+/// The consumer's state of a ring.
 #[derive(Debug)]
 pub(super) struct Consumer {
     pub(super) ring: RingIndex,
@@ -168,20 +169,22 @@ impl Consumer {
         self.ring.word(words, WRITE_POSITION).load(Relaxed) != self.read
     }
 
-    /// Whether there is one whose turn it is.
+    /// Whether a record can be taken now.
     pub(super) fn has_next<W: Word>(&self, words: &[W], read: u64) -> bool {
         self.ring.word(words, WRITE_POSITION).load(Acquire) != self.read && self.next(words, read).1
     }
 
-    /// How long the next record is, and whether its turn has come.
+    /// The length of the next record, and whether it can be taken now.
     fn next<W: Word>(&self, words: &[W], read: u64) -> (usize, bool) {
         let first = self.ring.record(words, self.read).load(Relaxed);
         let (length, sent) = (first & ((1 << LENGTH_BITS) - 1), first >> LENGTH_BITS);
         (length as usize, sent == read & (u64::MAX >> LENGTH_BITS))
     }
 
-    /// Appends all whose turn it is when so much of what came through the socket has been read. An error is that
-    /// what is there cannot have been put there.
+    /// Appends all records that can be taken after `read` bytes of the socket have been read.
+    ///
+    /// # Errors
+    /// If no correct producer can have put what the ring has.
     pub(super) fn take<W: Word>(
         &mut self,
         words: &[W],

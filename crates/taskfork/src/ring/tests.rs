@@ -17,7 +17,7 @@ pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// One side, with what a connection does around its rings.
+/// One side: rings, and what a connection does around them.
 pub(super) struct Side<M = SharedAtomics> {
     pub(super) rings: Rings<M>,
     pub(super) inbox: Vec<u8>,
@@ -100,7 +100,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whichever way messages go, they are received in order, and nobody sleeps over one.
+    /// Messages through rings and sockets are received in order, and no side sleeps while a message is there.
     #[test]
     fn messages_are_heard_in_order(steps in prop::collection::vec(step(), 1..400)) {
         let mut sides = pair();
@@ -112,7 +112,7 @@ proptest! {
         };
         for (number, step) in steps.into_iter().enumerate() {
             match step {
-                // Who sleeps does nothing.
+                // A side that sleeps does nothing.
                 Step::Send(side, _) | Step::Take(side) | Step::Sleep(side) if sides[side].sleeps => {}
                 Step::Send(side, length) => {
                     let body = vec![number as u8; length];
@@ -136,7 +136,7 @@ proptest! {
         }
     }
 
-    /// What the other process writes there is never followed out of the ring, nor for ever.
+    /// Whatever the other process writes, this side neither leaves the ring nor loops without end.
     #[test]
     fn no_word_of_the_others_does_harm(
         words in prop::collection::vec((0..2 * WORDS, any::<u64>()), 1..50),
@@ -214,7 +214,7 @@ fn a_record_is_whole_frames() {
     assert!(there.rings.take(0, 99).is_err(), "it is over the limit");
 }
 
-/// A frame that goes on for ever in the socket is not touched by what comes through the ring meanwhile.
+/// A frame of the socket that is incomplete is not mixed with records of the ring.
 #[test]
 fn what_comes_through_the_ring_leaves_the_unread_bytes_of_the_socket_alone() {
     let [mut here, mut there] = pair();
@@ -222,14 +222,14 @@ fn what_comes_through_the_ring_leaves_the_unread_bytes_of_the_socket_alone() {
     let before = there.inbox.as_ptr();
     for number in 0..1000_u32 {
         assert_eq!(here.rings.put(&frame(&number.to_le_bytes())), Put::Done);
-        // In the socket's order it stands behind nothing, as nothing had been sent through it.
+        // The record comes first, because nothing had been sent through the socket before it.
         let place = there.rings.take(there.inbox.len(), DEFAULT_MAX_FRAME).unwrap().unwrap();
         assert_eq!(there.rings.body(place), number.to_le_bytes());
     }
     assert_eq!((there.inbox.as_ptr(), there.inbox.len()), (before, 4));
 }
 
-/// A thread that sends, and one that sleeps again and again, by the socket between them.
+/// One thread sends, and another one receives and sleeps again and again, with a socket between them.
 #[test]
 fn nobody_sleeps_over_a_message() {
     const MESSAGES: u64 = 100_000;
@@ -244,7 +244,7 @@ fn nobody_sleeps_over_a_message() {
                 let mut socket = Vec::new();
                 here.send(&number.to_le_bytes(), &mut socket);
                 sender.write_all(&socket).unwrap();
-                // So that the other has nothing to do now and then.
+                // The other side gets time to fall asleep.
                 while number % 4 == 0 && answered.load(Relaxed) < number {
                     std::hint::spin_loop();
                 }

@@ -1,4 +1,4 @@
-//! Two sides of a connection, with a line of messages between them.
+//! Two sides of a connection with a queue of messages in each direction.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ thread_local! {
     static FORKS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The forks of this test's own process, if it had one.
+/// The number of forks that a test pretends.
 pub(super) fn fork_count() -> u64 {
     FORKS.get()
 }
@@ -25,12 +25,12 @@ fn count_fork() {
     FORKS.set(FORKS.get() + 1);
 }
 
-/// What is on its way: frames, and the files that go with them.
+/// Messages that have been sent and not received: frames and their files.
 type Line = VecDeque<(Vec<u8>, Vec<OwnedFd>)>;
 
 struct Side {
     shm_pool: ShmPool,
-    /// What has come, and what it was when it came.
+    /// The blobs that have been received, with their first byte at that time.
     blobs: Vec<(SharedBytes, u8)>,
 }
 
@@ -39,7 +39,7 @@ impl Side {
         Self { shm_pool: ShmPool::new(ROOM, ROOM, sys::effective_user()), blobs: Vec::new() }
     }
 
-    /// Sends a blob; tells whether it need not be sent whole.
+    /// Sends a blob. Returns whether it is in a buffer, so that its bytes are not sent.
     fn send(&mut self, bytes: &Bytes, origin: Option<Origin>, line: &mut Line) -> bool {
         let mut message = GatherFrame { bytes: vec![0; HEADER_LEN + 5], ..GatherFrame::default() };
         let backing =
@@ -72,7 +72,7 @@ impl Side {
         line.push_back((said, Vec::new()));
     }
 
-    /// Takes the next message, and keeps what it refers to.
+    /// Receives the next message and keeps the blobs to which it refers.
     fn receive(&mut self, line: &mut Line) -> Result<(), WireError> {
         let Some((mut frames, mut files)) = line.pop_front() else { return Ok(()) };
         while !frames.is_empty() {
@@ -123,9 +123,9 @@ fn new_memory_is_nobodys_here() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// A new blob of so many KiB.
+    /// Sends a new blob of this number of KiB.
     Send(usize),
-    /// One that has come.
+    /// Sends a received blob.
     SendBack(usize),
     Drop(usize),
     Receive,
@@ -174,7 +174,7 @@ proptest! {
                     side.shm_pool.trim();
                     side.say(&mut lines[there]);
                 }
-                // As far as the numbers are concerned: what a child reads must not change either.
+                // Only counts a fork: bytes that a child reads must not change either.
                 Step::Fork => count_fork(),
             }
             sides[0].check()?;
@@ -183,7 +183,7 @@ proptest! {
     }
 }
 
-/// Sends until there is memory for it.
+/// Sends blobs until one is in a buffer.
 fn warm(from: &mut Side, to: &mut Side, line: &mut Line) {
     let bytes = Bytes::from(vec![1; 1 << 20]);
     for sent in 1.. {
@@ -211,7 +211,7 @@ fn memory_is_used_again_once_it_is_not_read_any_more() {
         ids.extend(there.blobs.drain(..).map(|(lent, _)| lent.origin.unwrap().id));
     }
     assert!(ids.iter().all(|&id| id == ids[0]), "{ids:?}");
-    // While it is read there must be more, as far as there is room.
+    // While the buffer is read, a second one is made, and then there is no room.
     assert!(here.send(&vec![20; 1 << 20].into(), None, &mut to));
     assert!(!here.send(&vec![21; 1 << 20].into(), None, &mut to));
     there.receive(&mut to).unwrap();
@@ -237,7 +237,7 @@ fn what_goes_back_is_not_copied() {
     here.receive(&mut back).unwrap();
     let (lent, fill) = here.blobs.pop().unwrap();
     assert!(lent.origin.unwrap().is_local && fill == 5 && lent.bytes.len() == 1 << 20);
-    // And once more, while it is there.
+    // The blob can be sent again while it exists.
     assert!(here.send(&lent.bytes, lent.origin, &mut to));
     there.receive(&mut to).unwrap();
     assert_eq!(there.blobs.pop().unwrap().0.origin.unwrap().id, origin.unwrap().id);
@@ -316,7 +316,7 @@ fn what_its_owner_gives_up_does_not_go_back() {
     there.receive(&mut to).unwrap();
     assert!(there.send(&there.blobs[0].0.bytes.clone(), there.blobs[0].0.origin, &mut back));
     here.receive(&mut back).unwrap();
-    // It is on its way once more when the other side asks its owner to give it up.
+    // A reference has been sent when the other side asks not to use the buffer again.
     let (lent, _) = here.blobs[0].clone();
     assert!(here.send(&lent.bytes, lent.origin, &mut to));
     there.blobs.clear();
@@ -339,7 +339,7 @@ fn at_rest_there_is_no_memory() {
     here.receive(&mut back).unwrap();
     here.say(&mut to);
     there.receive(&mut to).unwrap();
-    // It is rested before it knows what was free, and goes on.
+    // This side has trimmed before it knew of the released buffer, so it trims again.
     here.shm_pool.trim_again().unwrap();
     here.say(&mut to);
     there.receive(&mut to).unwrap();
@@ -354,7 +354,7 @@ fn what_a_message_refers_to_is_kept_until_it_is_sent() {
     there.say(&mut back);
     here.receive(&mut back).unwrap();
     let placed = here.shm_pool.store(&vec![7; 1 << 20].into(), None, true).unwrap();
-    // The other side rests before the message is sent.
+    // The other side trims before the message is sent.
     there.shm_pool.trim();
     there.say(&mut back);
     here.receive(&mut back).unwrap();

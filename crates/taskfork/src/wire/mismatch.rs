@@ -103,6 +103,7 @@ fn general_name(expected: &str) -> &str {
     match expected {
         "f32" | "f64" => "a number",
         "a sequence" => "a list",
+        "byte array" | "a byte array" => "bytes",
         "unit" => "nil",
         other => other,
     }
@@ -433,6 +434,7 @@ mod tests {
         check::<f64>(true, "expected a number, got a boolean");
         check::<bool>([1], "expected a boolean, got a list");
         check::<String>(7, "expected a string, got the integer 7");
+        check::<ByteBuf>(7, "expected bytes, got the integer 7");
         check::<i64>((), "expected an integer, got nil");
         check::<i64>(ByteBuf::from([1]), "expected an integer, got bytes");
         check::<Vec<u8>>(BTreeMap::from([("a", 1)]), "expected a list, got a map");

@@ -146,7 +146,7 @@ trial!(a_client_in_perl_gives_bytes_to_a_worker, async || {
     assert!(said.starts_with("bad arguments: argument 1 of `numbers`: "), "{said}");
     assert!(said.contains("character 2 of this string is U+0142"), "{said}");
     let answer = call(&mut socket, json!(["numbers", 7]));
-    let said = "bad arguments: argument 1 of `numbers`: expected a byte array, got the integer 7";
+    let said = "bad arguments: argument 1 of `numbers`: expected bytes, got the integer 7";
     assert_eq!(answer[2], said);
     assert_eq!(call(&mut socket, json!(["lengths"])), json!(["ok", {}, []]));
 });
