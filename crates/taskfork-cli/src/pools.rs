@@ -192,7 +192,7 @@ impl Pools {
             command.env_remove(variable);
         });
         command.env(PARENT, std::process::id().to_string());
-        // All signals are passed on to it at once, though it is not ready for them yet.
+        // It may receive signals before it handles them.
         let started = block_signals_until_served(&mut command).spawn();
         // It is reaped with all others.
         let pid = started.map(|child| Pid::from_raw(child.id().cast_signed()));

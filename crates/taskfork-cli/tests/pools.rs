@@ -307,41 +307,91 @@ fn a_service_manager_that_reads_late_hears_what_it_has_missed() {
     assert!(heard.contains("READY=1") && heard.contains("WATCHDOG=1"), "{heard}");
 }
 
+/// A pool `two` that is added to the pool `one`, and whose process starts only once it is allowed to.
+struct SlowStart {
+    pools: Pools,
+    /// The first pool's server after the restart that has added the second pool.
+    one: u64,
+    /// The process of the second pool.
+    starting: u64,
+}
+
+impl SlowStart {
+    fn begin() -> Self {
+        let pools = Pools::start_by(&[("one", "")], by_link);
+        let before = pools.pid("one");
+        let folder = pools.folder.path();
+        // The link is replaced by a script. It is in Perl, because a shell may unblock signals.
+        let begun = folder.join("begun");
+        let script = format!(
+            "#!/usr/bin/perl\n\
+             if (grep {{ $_ eq '--pool=two' }} @ARGV) {{\n\
+             open(my $file, '>', '{begun}.new'); print $file $$; close($file);\n\
+             rename('{begun}.new', '{begun}');\n\
+             select(undef, undef, undef, 0.01) until -e '{go}';\n\
+             }}\n\
+             exec '{PROGRAM}', @ARGV;\n",
+            begun = begun.display(),
+            go = folder.join("go").display(),
+        );
+        std::fs::write(folder.join("script"), script).unwrap();
+        std::fs::set_permissions(folder.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::rename(folder.join("script"), folder.join("app")).unwrap();
+        pools.rewrite(&[("one", ""), ("two", "name = \"second\"")]);
+        until("the start of the pool", || begun.exists());
+        until("a new server", || pools.try_status("one").is_some_and(|it| it["pid"] != before));
+        let starting = std::fs::read_to_string(&begun).unwrap().parse().unwrap();
+        Self { one: pools.pid("one"), starting, pools }
+    }
+
+    /// Waits until the signal has arrived at the process that starts, or has ended it.
+    fn arrives(&self, signal: Signal) {
+        let status = format!("/proc/{}/status", self.starting);
+        until("the signal", || {
+            let status = std::fs::read_to_string(&status).unwrap_or_default();
+            let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+            let Some(pending) = pending else { return true };
+            u64::from_str_radix(pending.trim(), 16).unwrap() & (1 << (signal.as_raw() - 1)) != 0
+        });
+    }
+
+    fn go_on(&self) {
+        std::fs::write(self.pools.folder.path().join("go"), "").unwrap();
+    }
+}
+
 #[test]
 fn signals_that_come_while_a_pool_starts_are_handled_once_it_has() {
-    let pools = Pools::start_by(&[("one", "")], by_link);
-    let one = pools.pid("one");
-    let folder = pools.folder.path();
-    // The program of pool `two` takes its time to start. A shell may unblock signals.
-    let (begun, go) = (folder.join("begun"), folder.join("go"));
-    let script = format!(
-        "#!/usr/bin/perl\n\
-         if (grep {{ $_ eq '--pool=two' }} @ARGV) {{\n\
-         open(my $file, '>', '{}');\n\
-         select(undef, undef, undef, 0.01) until -e '{}';\n\
-         }}\n\
-         exec '{PROGRAM}', @ARGV;\n",
-        begun.display(),
-        go.display(),
-    );
-    std::fs::write(folder.join("script"), script).unwrap();
-    std::fs::set_permissions(folder.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
-    std::fs::rename(folder.join("script"), folder.join("app")).unwrap();
-    pools.rewrite(&[("one", ""), ("two", "name = \"second\"")]);
-    until("the start of the pool", || begun.exists());
-    until("a new server", || pools.try_status("one").is_some_and(|it| it["pid"] != one));
-    let one = pools.pid("one");
+    let start = SlowStart::begin();
+    let pools = &start.pools;
     for signal in [Signal::USR1, Signal::USR2, Signal::HUP] {
         pools.signal(signal);
+        start.arrives(signal);
     }
-    // The first pool has got them all by the end of its restart.
-    until("another new server", || pools.try_status("one").is_some_and(|it| it["pid"] != one));
-    std::fs::write(&go, "").unwrap();
+    until("another new server", || {
+        pools.try_status("one").is_some_and(|status| status["pid"] != start.one)
+    });
+    start.go_on();
     pools.works_once_up("two");
     until("what the workers do", || {
         pools.log().lines().any(|line| line.contains("workers follow") && line.contains("second"))
     });
     assert!(!pools.log().contains("killed by signal"), "{}", pools.log());
+}
+
+#[test]
+fn a_request_to_end_that_comes_while_a_pool_starts_shuts_it_down_gracefully() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut start = SlowStart::begin();
+        start.pools.signal(signal);
+        start.arrives(signal);
+        start.go_on();
+        let status = start.pools.program.wait().unwrap();
+        let log = start.pools.log();
+        assert!(status.success(), "{status}: {log}");
+        let is_shutdown = |line: &str| line.contains("shutting down") && line.contains("second");
+        assert!(log.lines().any(is_shutdown), "{log}");
+    }
 }
 
 #[test]

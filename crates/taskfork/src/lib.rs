@@ -209,7 +209,7 @@ pub mod __private {
         crate::server::service_manager()
     }
 
-    /// Makes `command` start a server with signals blocked until the server handles them.
+    /// Makes `command` start a server with its signals blocked until the server handles them.
     pub fn block_signals_until_served(
         command: &mut std::process::Command,
     ) -> &mut std::process::Command {

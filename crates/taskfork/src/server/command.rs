@@ -20,9 +20,13 @@ pub(crate) fn service_manager() -> ServiceManager {
     ServiceManager::of_program()
 }
 
-/// Blocks SIGHUP, SIGUSR1 and SIGUSR2 in the server that `command` starts, until it handles them. Their
-/// default action would end the server while it starts.
+/// The signals that a server keeps while it starts. Their default action would end it.
+const KEPT_SIGNALS: [Signal; 5] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Blocks the signals in the server that `command` starts, until it handles them. A signal that
+/// arrives before stays pending, so a request to end is a graceful shutdown at any time.
 pub(crate) fn block_signals_until_served(command: &mut Command) -> &mut Command {
-    sys::set_blocked_signals(command, [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]);
+    sys::set_blocked_signals(command, KEPT_SIGNALS);
     command
 }
