@@ -1,5 +1,5 @@
-//! SQLite behind an untyped interface. A checkout is a connection of one's own, so that it can hold
-//! a transaction; what a checkout leaves open is rolled back before the next one gets the worker.
+//! SQLite behind an untyped interface. A checkout has a database connection of its own, so it can hold
+//! a transaction. An open transaction is rolled back before the next checkout gets the worker.
 //!
 //! In a crate of your own it needs:
 //!
@@ -66,7 +66,7 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
 fn main() -> Result<(), BoxError> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("accounts.sqlite");
-    // Forked before the runtime starts, the server has all that this program has prepared.
+    // The server is forked before the runtime starts, and inherits the state of this program.
     let server = Server::fork(|server| database(server, path))?;
     tokio::runtime::Runtime::new()?.block_on(run(&server))?;
     server.close();
@@ -74,7 +74,7 @@ fn main() -> Result<(), BoxError> {
 }
 
 async fn run(server: &ServerHandle) -> Result<(), BoxError> {
-    // One worker, kept after errors, so that the second checkout gets the connection of the first.
+    // The client keeps its one worker after errors, so the second checkout gets the connection of the first.
     let client = Client::builder()
         .address(server.address())
         .min_workers(1)

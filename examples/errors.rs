@@ -1,5 +1,5 @@
-//! What errors look like and what can be done after them: a handler that tries again, a rollback on
-//! the checkout in which a call failed, and the reports of a panic, a segfault and a timeout.
+//! What errors look like, and what a program can do after them. One handler repeats a call, and another
+//! rolls back on the checkout in which a call failed. A panic, a segfault and a timeout have reports.
 //!
 //! In a crate of your own it needs:
 //!
@@ -27,7 +27,7 @@ fn accounts(server: ServerBuilder) -> Result<(), ServerError> {
                 .query_row("SELECT count(*) FROM account", (), |row| row.get::<_, i64>(0))?)
         })
         .method("now_and_then", |database: &mut Connection| {
-            // Fails twice, then works: a lock that another holds, say.
+            // Fails twice and then works, as with a lock that another process holds.
             database.execute("UPDATE attempt SET number = number + 1", ())?;
             let number =
                 database.query_row("SELECT number FROM attempt", (), |row| row.get::<_, i64>(0))?;
@@ -37,7 +37,7 @@ fn accounts(server: ServerBuilder) -> Result<(), ServerError> {
             panic!("{amount} is more than there is")
         })
         .function("segfault", || -> Result<(), BoxError> {
-            // SAFETY: there is none: this is what a bug in a C library does.
+            // SAFETY: none. It does what a bug in a C library does.
             #[allow(unsafe_code)]
             unsafe {
                 std::hint::black_box(std::ptr::without_provenance_mut::<u8>(8)).write_volatile(1);
@@ -66,7 +66,7 @@ fn accounts(server: ServerBuilder) -> Result<(), ServerError> {
 fn main() -> Result<(), BoxError> {
     taskfork::init(&[("accounts", accounts)]);
     use tracing_subscriber::prelude::*;
-    // It gives reports the spans in which an error was told.
+    // This layer adds the spans in which an error was made to its report.
     tracing_subscriber::registry().with(tracing_error::ErrorLayer::default()).init();
     tokio::runtime::Runtime::new()?.block_on(run())
 }
@@ -88,7 +88,7 @@ async fn run() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A call's own error leaves the checkout usable, so the call is made again on the same worker.
+/// After a call's own error the checkout is usable, so this repeats the call on the same worker.
 async fn retried(checkout: &Checkout) -> Result<i64, Error> {
     loop {
         match checkout.call("now_and_then", ()).await {
@@ -98,7 +98,7 @@ async fn retried(checkout: &Checkout) -> Result<i64, Error> {
     }
 }
 
-/// An error in the middle of a transaction is answered with a rollback on the checkout that holds it.
+/// After an error in a transaction, this rolls back on the checkout that holds the transaction.
 async fn rolled_back(client: &Client) -> Result<(), Error> {
     let checkout = client.checkout();
     let execute = |statement| checkout.call::<usize>("execute", (statement,));

@@ -1,5 +1,5 @@
-//! Shows logs of Log::Defer: reads one JSON message a line from standard input and draws each as a
-//! timeline, or writes all of them as a trace for Perfetto.
+//! Shows logs of Log::Defer. It reads one JSON message a line from standard input, and draws each as a
+//! timeline or writes all of them as a trace for Perfetto.
 //!
 //!     cargo run --example log_view < requests.ndjson
 //!     cargo run --example log_view -- --trace trace.json < requests.ndjson
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Hands each message to `take`; tells whether all lines were messages.
+/// Calls `take` with each message. Returns whether all lines were messages.
 fn each(mut take: impl FnMut(Message) -> io::Result<()>) -> io::Result<bool> {
     let mut all = true;
     for (number, line) in io::stdin().lock().lines().enumerate() {

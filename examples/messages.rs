@@ -1,4 +1,4 @@
-//! Makes the errors happen that the guide's chapter about troubleshooting explains, and prints their messages.
+//! Causes the errors that the guide's chapter about troubleshooting explains, and prints their messages.
 //!
 //! In a crate of your own it needs:
 //!
@@ -21,7 +21,7 @@ use taskfork::server::{Limit, Spawn};
 use taskfork::worker::Executable;
 use taskfork::{BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
-/// Says in which way a copy of this program goes wrong.
+/// The variable that names the fault of a copy of this program.
 const FAULT: &str = "MESSAGES_FAULT";
 
 fn faults(server: ServerBuilder) -> Result<(), ServerError> {
@@ -82,7 +82,7 @@ fn no_program(server: ServerBuilder) -> Result<(), ServerError> {
 
 fn main() -> Result<(), BoxError> {
     let fault = std::env::var(FAULT).unwrap_or_default();
-    // A server is started without arguments.
+    // `Server::spawn` starts a copy without arguments.
     if fault == "never" && std::env::args().len() == 1 {
         eprintln!("usage: app FILE");
         std::process::exit(2);
@@ -116,7 +116,7 @@ fn main() -> Result<(), BoxError> {
     tokio::runtime::Runtime::new()?.block_on(calls(folder.path()))
 }
 
-/// What a server logs that may open few files, and whose client speaks a protocol that it does not serve.
+/// Runs a server that may open few files, with a client of a protocol that it does not serve.
 fn logged() -> Result<(), BoxError> {
     tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(std::io::stdout).init();
     let server = Server::fork(|server| {
@@ -130,7 +130,7 @@ fn logged() -> Result<(), BoxError> {
     })
 }
 
-/// Prints the error that there must be.
+/// Prints the expected error.
 fn show<T, E: Display>(result: Result<T, E>) {
     match result {
         Ok(_) => println!("it worked, and should not have"),

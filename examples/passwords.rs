@@ -1,5 +1,5 @@
-//! Hashes passwords in worker processes: bcrypt takes tens of milliseconds of a core, which no
-//! async task should. The server is started by this very program.
+//! Hashes passwords in worker processes. bcrypt takes tens of milliseconds of a core, which would
+//! block an async task's thread. This program starts the server itself.
 //!
 //! In a crate of your own it needs:
 //!
@@ -52,7 +52,7 @@ fn passwords(server: ServerBuilder) -> Result<(), ServerError> {
 }
 
 fn main() -> Result<(), BoxError> {
-    // In the copy of this program that is to be the server, this line does not return.
+    // In the server's process, this line does not return.
     taskfork::init(&[("passwords", passwords)]);
     tokio::runtime::Runtime::new()?.block_on(run())
 }
@@ -76,7 +76,7 @@ async fn run() -> Result<(), BoxError> {
     }
     drop(checkout);
 
-    // Two calls of the client itself run in two workers, side by side.
+    // Two calls of the client, and not of one checkout, run in two workers at the same time.
     let start = Instant::now();
     let (first, second) = tokio::join!(client.hash("one"), client.hash("two"));
     first?;

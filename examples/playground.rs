@@ -76,7 +76,7 @@ struct Options {
     /// Have the setup of every worker fail with this message
     #[arg(long, value_name = "MESSAGE")]
     setup_fails: Option<String>,
-    /// Where the server tells of itself [default: beside the listener, with .status behind it]
+    /// The path of the status socket [default: the listener's path with .status appended]
     #[arg(long, value_name = "PATH")]
     status_socket: Option<PathBuf>,
     /// Leave workers the server's own standard error
@@ -93,7 +93,7 @@ struct Options {
     stall_timeout: Option<Duration>,
 }
 
-/// What a worker remembers.
+/// The state of a worker.
 struct Worker {
     checkouts: u64,
     leaked: Vec<Vec<u8>>,
@@ -136,7 +136,7 @@ fn limit_of(text: &str) -> Result<(Limit, u64), BoxError> {
 fn serve(options: Options) -> Result<(), BoxError> {
     let (mebibytes, takes, fails) =
         (options.preload, options.setup_takes, options.setup_fails.clone());
-    describe(options)
+    build(options)
         .preload(move || touched(mebibytes))
         .setup(move |table| {
             thread::sleep(takes);
@@ -154,11 +154,11 @@ fn serve(options: Options) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The server with all options that were given.
-fn describe(options: Options) -> ServerBuilder {
+/// Builds the server from the options.
+fn build(options: Options) -> ServerBuilder {
     let mut server = Server::builder()
         .listen(&*options.address)
-        // It is for trying things out: whoever calls it sees all of its errors, through TCP as well.
+        // Every client sees all details of errors, also over TCP: this server is for experiments.
         .share_details(true)
         .name(options.name)
         .spare_workers(options.spare_workers)
@@ -172,19 +172,19 @@ fn describe(options: Options) -> ServerBuilder {
     for (limit, value) in options.limit {
         server = server.limit(limit, value);
     }
-    server = given(server, options.hung_after, ServerBuilder::hung_worker_timeout);
-    server = given(server, options.shutdown_grace, ServerBuilder::shutdown_grace);
-    server = given(server, options.max_workers, ServerBuilder::max_workers);
-    server = given(server, options.niceness, ServerBuilder::niceness);
-    server = given(server, options.oom_score_adj, ServerBuilder::oom_score_adj);
-    server = given(server, options.status_socket, ServerBuilder::status_socket);
-    server = given(server, options.socket_mode, ServerBuilder::socket_mode);
-    server = given(server, options.max_frame, ServerBuilder::max_frame);
-    given(server, options.stall_timeout, ServerBuilder::stall_timeout)
+    server = set_if_some(server, options.hung_after, ServerBuilder::hung_worker_timeout);
+    server = set_if_some(server, options.shutdown_grace, ServerBuilder::shutdown_grace);
+    server = set_if_some(server, options.max_workers, ServerBuilder::max_workers);
+    server = set_if_some(server, options.niceness, ServerBuilder::niceness);
+    server = set_if_some(server, options.oom_score_adj, ServerBuilder::oom_score_adj);
+    server = set_if_some(server, options.status_socket, ServerBuilder::status_socket);
+    server = set_if_some(server, options.socket_mode, ServerBuilder::socket_mode);
+    server = set_if_some(server, options.max_frame, ServerBuilder::max_frame);
+    set_if_some(server, options.stall_timeout, ServerBuilder::stall_timeout)
 }
 
-/// Sets what was given.
-fn given<T>(
+/// Sets an option that has a value.
+fn set_if_some<T>(
     server: ServerBuilder,
     value: Option<T>,
     set: impl FnOnce(ServerBuilder, T) -> ServerBuilder,
@@ -299,7 +299,7 @@ fn memory(methods: Methods<Worker>) -> Methods<Worker> {
         })
 }
 
-/// Memory that the kernel had to give, not only to promise.
+/// Memory that is written, so that the kernel has really allocated it.
 fn touched(mebibytes: usize) -> Result<Vec<u8>, BoxError> {
     let bytes = mebibytes.checked_mul(1 << 20).ok_or("that many bytes cannot be counted")?;
     let mut memory = Vec::new();

@@ -1,6 +1,6 @@
-//! A table of 256 MiB, loaded once by the server and shared copy-on-write by eight workers. Prints
-//! how much memory each worker takes: proportionally, where what several processes share counts a
-//! part for each, and what of that is not the table.
+//! A table of 256 MiB, loaded once by the server and shared copy-on-write by eight workers. It
+//! prints how much memory each worker occupies, in total and without the table. Memory that several
+//! processes share counts in equal parts for each.
 //!
 //! In a crate of your own it needs:
 //!
@@ -36,8 +36,8 @@ fn tables(server: ServerBuilder) -> Result<(), ServerError> {
         .run()
 }
 
-/// The proportional size in KiB of all that is mapped, and of what is mapped from `address` on: the
-/// table's huge pages and its ends are mappings of their own.
+/// The proportional size in KiB of all mappings, and of those from `address` on. The table consists of
+/// several mappings, because its huge pages are separate from its ends.
 fn proportional(maps: &str, address: usize) -> (u64, u64) {
     let (mut all, mut there, mut is_there) = (0, 0, false);
     for line in maps.lines() {

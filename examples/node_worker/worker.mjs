@@ -24,8 +24,8 @@ if (!process.env.TASKFORK_FD) {
     console.error('start it by: taskfork serve --protocol json --listen unix:PATH -- node worker.mjs');
     process.exit(2);
 }
-// Only the server ends a worker. Node has reset what the program was started with: to ignore what a terminal or a
-// service manager sends to all processes.
+// Only the server ends a worker. taskfork starts the program with these signals ignored, because a terminal or a
+// service manager sends them to all processes. Node resets that, so the worker ignores them again.
 for (const signal of ['SIGHUP', 'SIGINT', 'SIGQUIT', 'SIGTERM']) process.on(signal, () => {});
 
 const connection = new Socket({ fd: Number(process.env.TASKFORK_FD), readable: true, writable: true });

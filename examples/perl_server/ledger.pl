@@ -1,5 +1,5 @@
 #!/usr/bin/env perl
-# A server of AnyEvent::Task, with nothing in it that knows of taskfork:
+# A server of AnyEvent::Task, whose code does not depend on taskfork:
 #     taskfork serve --protocol json --listen unix:/tmp/ledger.sock -- \
 #         perl -Iexamples/perl_server/lib -MAnyEvent::Task::Server examples/perl_server/ledger.pl
 #     taskfork call unix:/tmp/ledger.sock add coffee 3 --log
@@ -17,7 +17,7 @@ AnyEvent::Task::Server->new(
     setup  => sub { $ledger = { coffee => 10 } },
 
     interface => {
-        # Written when it is committed.
+        # `commit` applies the entry.
         add => sub {
             my ( $name, $amount ) = @_;
             die "$amount is no amount\n" unless $amount =~ /\A-?\d+\z/;
@@ -37,6 +37,6 @@ AnyEvent::Task::Server->new(
         pid     => sub { $$ },
     },
 
-    # What has not been committed is rolled back.
+    # Roll back what the checkout has not committed.
     checkout_done => sub { @pending = () },
 )->run;

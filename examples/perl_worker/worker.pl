@@ -41,7 +41,7 @@ sub answer {
         my $code = $interface{ $method // '' } or die "no method $method\n";
         $code->(@arguments);
     };
-    # A child that comes back from a method would answer too, on the same connection.
+    # A child that the method has forked, and that returns from it, must not answer on the same connection.
     POSIX::_exit(70) if $$ != $worker;
     my $meta = @lines ? { ld => { start => $start, logs => \@lines } } : {};
     my $answer = $json->encode( $@ ? [ 'er', $meta, $@ ] : [ 'ok', $meta, $value ] );
@@ -53,7 +53,7 @@ sub answer {
 
 my ( $text, $at, $depth, $quoted ) = ( '', 0, 0, 0 );
 while ( sysread $connection, $text, 65536, length $text ) {
-    # A message ends where its outermost bracket closes, however the stream is cut.
+    # A message ends where its outermost bracket closes. A read can end anywhere in it.
     pos($text) = $at;
     while ( $text =~ /\G(?:[^][{}"\\]++|\\.|(")|([[{])|([]}]))/gcs ) {
         $quoted = !$quoted if $1;

@@ -30,7 +30,7 @@ struct Found {
 
 fn main() -> Result<(), BoxError> {
     let worker = Path::new(env!("CARGO_MANIFEST_DIR")).join("python_worker/worker.py");
-    // Before any thread: the server is a copy of this process, and starts a Python for each worker.
+    // A process with threads cannot be forked safely. The server starts a Python for each worker.
     let server = Server::fork(|server| {
         let python = Executable::new("python3").arg(worker);
         server.name("documents").spare_workers(1).executable(python).run()
@@ -49,7 +49,7 @@ fn main() -> Result<(), BoxError> {
             let digest: String = checkout.call("put", (name, data)).await?;
             println!("{name}: {digest}");
         }
-        // Memory that Python maps, whatever its length.
+        // Python maps this memory, so its length does not matter.
         let mut large = BlobMut::new(8 << 20)?;
         large.fill(7);
         let digest: String = checkout.call("put", ("large", large.freeze()?)).await?;
@@ -57,7 +57,7 @@ fn main() -> Result<(), BoxError> {
         checkout.call::<()>("commit", ()).await?;
         drop((checkout, log));
 
-        // What was not committed is rolled back when the checkout ends.
+        // The end of the checkout rolls back what was not committed.
         let checkout = client.checkout();
         checkout.call::<()>("begin", ()).await?;
         checkout.call::<String>("put", ("four", "not for long")).await?;

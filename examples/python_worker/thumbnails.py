@@ -1,4 +1,4 @@
-"""Thumbnails by Pillow, whose code is C and takes what anybody sends. It needs `pip install pillow`.
+"""Thumbnails by Pillow, whose C code decodes pictures from untrusted sources. It needs `pip install pillow`.
 
     taskfork serve --listen unix:/tmp/thumbnails.sock --limit address-space=1GiB \\
         -- python3 examples/python_worker/thumbnails.py
@@ -16,7 +16,7 @@ def info(image: bytes) -> dict:
 
 
 def thumbnail(image: bytes, longest: int) -> bytes:
-    """The same picture as PNG, no side longer than that."""
+    """The same picture as PNG, no side longer than `longest`."""
     with Image.open(io.BytesIO(image)) as opened:
         opened.thumbnail((longest, longest))
         out = io.BytesIO()
@@ -25,7 +25,7 @@ def thumbnail(image: bytes, longest: int) -> bytes:
 
 
 def gradient(width: int, height: int) -> bytes:
-    """A picture to try the others with."""
+    """A picture for trying the other functions."""
     out = io.BytesIO()
     Image.linear_gradient("L").resize((width, height)).save(out, "PNG")
     return out.getvalue()

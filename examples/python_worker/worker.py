@@ -1,4 +1,4 @@
-"""A store of documents in SQLite: what a Python program would run in its own process, as workers.
+"""A store of documents in SQLite. Each worker is a Python process with a database connection of its own.
 
     taskfork serve --listen unix:/tmp/documents.sock -- python3 examples/python_worker/worker.py
     taskfork call unix:/tmp/documents.sock put greeting hello
@@ -33,7 +33,7 @@ class Documents:
         self._database.execute("COMMIT")
 
     def put(self, name: str, data: Union[bytes, str]) -> str:
-        """Stores a document, in place of one of the same name; gives its SHA-256."""
+        """Stores a document, and replaces one of the same name. Returns its SHA-256."""
         data = data.encode() if isinstance(data, str) else data
         digest = hashlib.sha256(data).hexdigest()
         logging.info("%s has %d bytes", name, len(data))
@@ -54,7 +54,7 @@ class Documents:
         self._database.execute("DELETE FROM document")
 
     def checkout_done(self) -> None:
-        # What a checkout has left open is not for the next one.
+        # The next checkout must not get an open transaction.
         if self._database.in_transaction:
             self._database.execute("ROLLBACK")
 

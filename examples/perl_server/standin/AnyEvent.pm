@@ -1,8 +1,8 @@
 package AnyEvent;
 
-# Stands in for AnyEvent where that is not installed, as far as a server program of AnyEvent::Task needs
-# it: condition variables, whose `recv` serves, and watchers. These never fire in a worker, which
-# does one call after the other; neither do those of the real AnyEvent there.
+# Replaces AnyEvent where it is not installed, as far as a server program of AnyEvent::Task needs it:
+# condition variables, whose `recv` serves, and watchers. A worker runs one call after the other, so
+# watchers never fire there, with the real AnyEvent as well.
 use strict;
 use warnings;
 

@@ -1,6 +1,6 @@
 package AnyEvent::Socket;
 
-# Stands in where AnyEvent is not installed, for programs that load this module and call none of it.
+# Replaces the module where AnyEvent is not installed, for programs that load it without calling it.
 use strict;
 use warnings;
 

@@ -1,6 +1,6 @@
 package AnyEvent::Task;
 
-# Stands in where AnyEvent::Task is not installed: the original's module of this name is documentation.
+# Replaces the module where AnyEvent::Task is not installed. The original has only documentation.
 use strict;
 use warnings;
 

@@ -1,7 +1,7 @@
 package Log::Defer;
 
-# Stands in for Log::Defer where that is not installed: lines, timers and data of one request, given to
-# a function as one message when the last holder of the object lets go.
+# Replaces Log::Defer where it is not installed. It collects lines, timers and data of one request, and
+# passes them to a function as one message when the last reference to the object is dropped.
 use strict;
 use warnings;
 
@@ -32,7 +32,7 @@ sub add_log {
     push @{ $self->{msg}{logs} }, [ $time, $level, @items ];
 }
 
-# It runs until the last holder of what is returned lets go.
+# It runs until the last reference to the returned object is dropped.
 sub timer {
     my ( $self, $name ) = @_;
     my $timer = [ $name, since( $self->{msg} ) ];

@@ -1,6 +1,6 @@
 package common::sense;
 
-# Stands in for common::sense where that is not installed: how strict Perl is with the program.
+# Replaces common::sense where it is not installed. It sets how strict Perl is with the program.
 use strict;
 use warnings;
 

@@ -1,7 +1,7 @@
 package AnyEvent::Task::Logger;
 
-# Takes the place of AnyEvent::Task's module of this name: `logger` is a Log::Defer object for the call
-# that runs, made on demand. What it holds goes with the answer.
+# Replaces AnyEvent::Task's module of this name. `logger` returns a Log::Defer object for the running
+# call, made on demand. The answer carries its log.
 use strict;
 use warnings;
 

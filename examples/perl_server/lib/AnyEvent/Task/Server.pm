@@ -1,7 +1,7 @@
 package AnyEvent::Task::Server;
 
-# Takes the place of AnyEvent::Task's module of this name, so that an unchanged server program
-# serves as a worker of taskfork:
+# Replaces AnyEvent::Task's module of this name. An unchanged server program then serves as a worker
+# of taskfork:
 #     taskfork serve --protocol json --listen unix:/tmp/ledger.sock -- \
 #         perl -Iexamples/perl_server/lib -MAnyEvent::Task::Server examples/perl_server/ledger.pl
 # taskfork listens, and starts the whole program for each worker. docs/guide/perl.md says what differs.
@@ -17,13 +17,13 @@ our $VERSION = '0.805';
 my ( $connection, $unconnected, $command );
 
 BEGIN {
-    # At the end of the list: modules that are installed come before their stand-ins.
+    # At the end of the list, so that Perl prefers installed modules to these substitutes.
     push @INC, Cwd::abs_path( dirname(__FILE__) . '/../../../standin' );
 
-    # Before the program changes its title or its arguments.
+    # Read this before the program changes its title or its arguments.
     if ( open my $line, '<', '/proc/self/cmdline' ) { local $/; $command = <$line> }
 
-    # Before the program starts others, which are to know nothing of the connection.
+    # Hide the connection before the program starts other programs.
     my $descriptor = delete $ENV{TASKFORK_FD};
     if ( !defined $descriptor ) { $unconnected = 'taskfork has not started it' }
     elsif ( $descriptor !~ /\A[0-9]+\z/ || !open $connection, '+<&=', $descriptor ) {
@@ -35,7 +35,7 @@ BEGIN {
 use AnyEvent;
 use AnyEvent::Task::Server::Worker;
 
-# The process that taskfork has started, and the server of the program that it serves.
+# The process that taskfork has started, and the program's server that it serves.
 my $process = $$;
 my ( $serving, $main_loop );
 
@@ -52,7 +52,7 @@ sub new {
         setup         => $option{setup}         || sub { },
         checkout_done => $option{checkout_done} || sub { },
         interface     => $kind eq 'CODE' ? $interface : sub { dispatch( $interface, @_ ) },
-        # taskfork has a limit of its own, also where the program sets none.
+        # taskfork has a limit of its own, even if the program sets none.
         hung_worker_timeout => $option{hung_worker_timeout},
     }, $class;
 
@@ -65,19 +65,19 @@ sub new {
         $0 = "AET-Worker:$option{name}" if defined $option{name};
     }
 
-    # Whichever main loop the program enters, and whether or not it has kept the object.
+    # This serves in every main loop, and even if the program has not kept the object.
     $main_loop ||= AE::timer( 0, 0, \&run );
     return $self;
 }
 
-# Whether this one of the program's servers is to be served.
+# Whether a worker serves the server with these options. A program may make several.
 sub is_wanted {
     my (%option) = @_;
     my $wanted = $ENV{TASKFORK_SERVER} // return 1;
     return scalar grep { defined && $_ eq $wanted } $option{name}, $option{listen}[1];
 }
 
-# Does not return, whichever of the program's servers it is asked of. A main loop may catch what is thrown here.
+# Serves the wanted server, and does not return. It does not throw, because a main loop may catch exceptions.
 sub run {
     my $wanted = $ENV{TASKFORK_SERVER};
     my $reason =
@@ -89,7 +89,7 @@ sub run {
     AnyEvent::Task::Server::Worker::serve( $serving, $connection );
 }
 
-# Serves in this process, which taskfork has forked. So the client that follows in the program does not run.
+# Serves in this process, which taskfork has forked, so the program does not go on to its client.
 sub fork_task_server {
     my $self = __PACKAGE__->new(@_);
     $self->run if $serving && $serving == $self;
@@ -105,7 +105,7 @@ sub dispatch {
     die "unknown method `$method`: there is $known\n";
 }
 
-# How to start the program, in words for a shell.
+# The command that starts the program, quoted for a shell.
 sub instructions {
     my (%option) = @_;
     my ( $host, $service ) = @{ $option{listen} };
@@ -113,7 +113,7 @@ sub instructions {
     my @words = ( 'taskfork', 'serve', '--protocol', 'json', '--listen' );
     if ( $host eq 'unix/' ) { push @words, "unix:$service" }
     else {
-        # On TCP a server speaks JSON only if it is told to.
+        # On TCP a server speaks JSON only with this option.
         push @words, "tcp:$host:$service", '--protocols', 'native,json';
         push @words, '--allow-unauthenticated-network' unless $host =~ /\A(?:127\.|::1\z|localhost\z)/;
     }

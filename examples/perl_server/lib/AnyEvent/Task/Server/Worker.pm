@@ -1,6 +1,6 @@
 package AnyEvent::Task::Server::Worker;
 
-# The life of a worker: reads calls from its connection, runs them one at a time, and answers. The
+# A worker reads calls from its connection, runs them one at a time, and answers. The
 # protocol is that of docs/PROTOCOL.md, "The other protocol: JSON".
 use strict;
 use warnings;
@@ -13,24 +13,24 @@ use Time::HiRes  ();
 
 use AnyEvent::Task::Logger;
 
-# One of these is compiled C; JSON::PP comes with Perl.
+# The first two are compiled C and faster; JSON::PP comes with Perl.
 my ($json_class) = grep { eval "require $_" } qw(JSON::XS Cpanel::JSON::XS JSON::PP);
 my $json = $json_class->new->utf8->allow_nonref->max_depth(512);
 
-# taskfork leaves out what nests deeper than 64 levels in a log.
+# taskfork drops values that nest deeper than 64 levels in a log.
 my $deepest_log = 60;
 my $log_json    = $json_class->new->utf8->allow_nonref->max_depth($deepest_log);
 
 my ( $connection, $pid, $is_set_up );
 
-# Serves a connection to its end. Does not return.
+# Serves a connection until it ends. Does not return.
 sub serve {
     ( my $server, $connection ) = @_;
     $pid = $$;
     binmode $connection;
     $connection->blocking(1);
 
-    # The program's handlers are those of a server. Workers are ended by taskfork alone.
+    # The program has set handlers for a server. Only taskfork ends workers.
     $SIG{$_} = 'IGNORE' for qw(TERM INT HUP QUIT);
     eval {
         while ( defined( my $message = next_message() ) ) {
@@ -49,7 +49,7 @@ sub answer {
         STDOUT->flush;
     }
     elsif ( $command eq 'dn' ) {
-        # `last` in the program's code leaves the inner block, and not the worker's loop.
+        # With the inner block, `last` in the program's code does not leave the worker's loop.
         my $is_done = eval { { $server->{checkout_done}->() } 1 };
         leave(70) if $$ != $pid;
         leave( 1, 'checkout_done: ' . text_of($@) ) unless $is_done;
@@ -57,14 +57,14 @@ sub answer {
     else { die "unknown command: $command\n" }
 }
 
-# Runs a call; gives the answer to it.
+# Runs a call and returns the answer.
 sub call {
     my ( $server, @arguments ) = @_;
     local $AnyEvent::Task::Logger::log_defer_object;
     local $_;
     my ( $value, $has_returned );
     my $is_done = eval {
-        # Left by `last`, as above.
+        # `last` leaves this block, as above.
         {
             if ( !$is_set_up ) {
                 $server->{setup}->();
@@ -77,7 +77,7 @@ sub call {
     };
     my $error = $@;
 
-    # A child that comes back from a function would answer too, on the same connection.
+    # A child that the function has forked, and that returns from it, must not answer on the same connection.
     leave(70) if $$ != $pid;
 
     # What fails from here on is dealt with here, whatever the program does about errors.
@@ -101,12 +101,12 @@ sub error {
     return qq(["er",$meta,) . $json->encode( unicode($text) ) . ']';
 }
 
-# What goes with an answer: what the call has logged.
+# The part of an answer with the log of the call.
 sub meta {
     my $log = $AnyEvent::Task::Logger::log_defer_object or return '{}';
     my %message = %{ $log->{msg} };
     if ( $message{timers} ) {
-        # A timer that runs on has no end yet.
+        # A running timer has no end yet.
         my $now = Time::HiRes::time() - $message{start};
         $message{timers} = [ map { [ @$_ == 2 ? ( @$_, $now ) : @$_ ] } @{ $message{timers} } ];
     }
@@ -114,7 +114,7 @@ sub meta {
     return qq({"ld":$encoded});
 }
 
-# A value as JSON; dies if JSON, or UTF-8, does not have it.
+# A value as JSON. Dies if JSON or UTF-8 cannot represent it.
 sub encode {
     my ( $encoder, $value ) = @_;
     my $text = $encoder->encode($value);
@@ -124,13 +124,13 @@ sub encode {
         $rest =~ s/"[^"]*"//g;
         die "infinity and NaN are no numbers in JSON\n" if $rest =~ /inf|nan/i;
     }
-    # Halves of surrogate pairs, and characters above U+10FFFF.
+    # These bytes encode surrogates and characters above U+10FFFF.
     die "a string has a character that Unicode does not have\n"
       if $text =~ /\xed[\xa0-\xbf]|\xf4[\x90-\xbf]|[\xf5-\xff]/;
     return $text;
 }
 
-# A copy of a value in which text stands for whatever JSON does not have.
+# A copy of a value in which text replaces everything that JSON cannot represent.
 sub plain {
     my ( $value, $depth ) = @_;
     my $kind = blessed $value ? '' : ref $value;
@@ -141,7 +141,7 @@ sub plain {
     return unicode( ref $value && !blessed $value ? "$value" : text_of($value) );
 }
 
-# An error as text, whatever has been thrown.
+# A thrown value as text.
 sub text_of {
     my ($error) = @_;
     my $text =
@@ -157,7 +157,7 @@ sub unicode {
     return $text;
 }
 
-# Runs something within the program's hung_worker_timeout.
+# Runs code within the program's hung_worker_timeout.
 sub limited {
     my ( $server, $code ) = @_;
     my $limit = $server->{hung_worker_timeout};
@@ -168,7 +168,7 @@ sub limited {
     Time::HiRes::alarm(0);
 }
 
-# Ends the process without what a program does at its end, which is the server's to do.
+# Ends the process without END blocks and destructors, which belong to the program's server.
 sub leave {
     my ( $status, $reason ) = @_;
     if ( defined $reason ) {
@@ -182,8 +182,8 @@ sub leave {
 
 my ( $received, $at, $depth, $is_quoted ) = ( '', 0, 0, 0 );
 
-# The next message; nothing at the end of the connection. A message ends where its outermost bracket
-# closes, however the stream is cut.
+# The next message; undef at the end of the connection. A message ends where its outermost bracket
+# closes. A read can end anywhere in it.
 sub next_message {
     while (1) {
         pos($received) = $at;
