@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --example playground -- unix:/tmp/playground.sock
-//! cargo run --example playground -- tcp:127.0.0.1:4000 --name faults --hung-after 2.5
+//! cargo run --example playground -- tcp:127.0.0.1:4000 --name faults --hung-worker-timeout 2.5
 //! cargo run --example playground -- unix:/tmp/playground.sock --spare-workers 2 --max-calls 10
 //! cargo run --example playground -- --help
 //! ```
@@ -36,7 +36,7 @@ struct Options {
     name: String,
     /// Kill workers that have been in one call for longer than this [default: 300]
     #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
-    hung_after: Option<Duration>,
+    hung_worker_timeout: Option<Duration>,
     /// How long running checkouts may go on at a shutdown [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
     shutdown_grace: Option<Duration>,
@@ -172,7 +172,7 @@ fn build(options: Options) -> ServerBuilder {
     for (limit, value) in options.limit {
         server = server.limit(limit, value);
     }
-    server = set_if_some(server, options.hung_after, ServerBuilder::hung_worker_timeout);
+    server = set_if_some(server, options.hung_worker_timeout, ServerBuilder::hung_worker_timeout);
     server = set_if_some(server, options.shutdown_grace, ServerBuilder::shutdown_grace);
     server = set_if_some(server, options.max_workers, ServerBuilder::max_workers);
     server = set_if_some(server, options.niceness, ServerBuilder::niceness);

@@ -149,7 +149,7 @@ def test_nothing_is_left_open(python_server: Any) -> None:
                 before = await checkout.call("descriptors"), len(os.listdir("/proc/self/fd"))
                 for _ in range(50):
                     await checkout.call("echo", blob)
-                    # Nobody takes what came with a call that fails.
+                    # The worker must close the descriptors of a call that fails.
                     with pytest.raises(taskfork.ArgumentsError):
                         await checkout.call("pid", blob)
                 gc.collect()

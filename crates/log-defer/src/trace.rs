@@ -57,8 +57,8 @@ fn add(events: &mut Vec<Value>, pid: usize, message: &Message) {
     }
 }
 
-/// The first track on which the slice overlaps no other slice, or is nested in those that it overlaps. A track is a stack
-/// of the ends of its open slices. Slices come in the order of their starts.
+/// The first track where the slice overlaps no other slice, or is nested in every slice that it overlaps.
+/// A track is a stack of the ends of its open slices. Slices come in the order of their starts.
 fn track_for(tracks: &mut Vec<Vec<f64>>, from: f64, to: f64) -> usize {
     for (number, open) in tracks.iter_mut().enumerate() {
         open.retain(|&end| end > from);

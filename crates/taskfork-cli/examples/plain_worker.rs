@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 
 #[allow(unsafe_code)]
 fn connection(descriptor: RawFd) -> UnixStream {
-    // SAFETY: whoever has set the variable has opened the descriptor for this program alone.
+    // SAFETY: the server has opened the descriptor that the variable names for this program alone.
     unsafe { UnixStream::from_raw_fd(descriptor) }
 }
 

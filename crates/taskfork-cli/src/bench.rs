@@ -13,12 +13,11 @@ use taskfork::client::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::call::Target;
-use crate::failure::Failure;
-use crate::units::Time;
-use crate::values::Words;
-use crate::{logging, output, waiting};
+use crate::error::CommandError;
+use crate::values::CallArguments;
+use crate::{logging, output, wait_notices};
 
-/// Which load.
+/// The load.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -26,83 +25,83 @@ pub(crate) struct Options {
     /// The method
     method: String,
     #[command(flatten)]
-    args: Words,
-    /// How many calls
+    args: CallArguments,
+    /// How many calls to make
     #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
     calls: usize,
-    /// How many of them at a time, and workers
+    /// How many calls run at the same time, each on its own worker
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     concurrency: usize,
-    /// The time that each call has, 0 for no limit
-    #[arg(long, value_name = "TIME", default_value = "30s", allow_negative_numbers = true)]
-    timeout: Time,
-    /// The results as JSON, and nothing else, on standard output
+    /// Print the results as JSON, and nothing else, on standard output
     #[arg(long)]
     json: bool,
 }
 
-pub(crate) fn run(options: Options, logging: &logging::Options) -> Result<(), Failure> {
+pub(crate) fn run(options: Options, logging: &logging::Options) -> Result<(), CommandError> {
     if options.concurrency == 0 || options.calls == 0 {
-        return Err(Failure::usage("there is nothing to do with 0 calls, or 0 at a time"));
+        return Err(CommandError::usage("there is nothing to do with 0 calls, or 0 at a time"));
     }
     let args = Arc::new(options.args.values()?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(load(&options, args, logging))?;
+    let measurement = runtime.block_on(load(&options, args, logging))?;
     if options.json {
-        output::line(&outcome.json())?;
+        output::line(&measurement.json())?;
     } else {
-        output::text(&outcome.text())?;
+        output::text(&measurement.text())?;
     }
-    match outcome.first_error {
-        None if outcome.is_interrupted => Err(Failure::interrupted(format!(
+    match measurement.first_error {
+        None if measurement.is_interrupted => Err(CommandError::interrupted(format!(
             "interrupted after {} of {} calls",
-            outcome.times.len(),
+            measurement.times.len(),
             options.calls
         ))),
         None => Ok(()),
-        Some(error) => {
-            Err(Failure::call(format!("{} calls failed; the first: {error}", outcome.failed)))
-        }
+        Some(error) => Err(CommandError::call(format!(
+            "{} calls failed; the first: {error}",
+            measurement.failed
+        ))),
     }
 }
 
-/// What came of a load.
-struct Outcome {
+/// The result of a load.
+struct Measurement {
     times: Histogram<u64>,
     took: Duration,
     failed: usize,
     first_error: Option<String>,
-    /// It was ended by a signal before all calls were made.
+    /// A signal ended it before all calls were made.
     is_interrupted: bool,
 }
 
-/// Times are counted in nanoseconds, up to an hour.
-const LONGEST: u64 = 3_600_000_000_000;
+/// The longest time that is counted, in nanoseconds: an hour.
+const MAX_TIME: u64 = 3_600_000_000_000;
 
 async fn load(
     options: &Options,
     args: Arc<Vec<Value>>,
     logging: &logging::Options,
-) -> Result<Outcome, Failure> {
-    let (place, timeout) = (&options.target.address, options.timeout.limit());
-    let client = options.target.client(options.concurrency, timeout)?;
-    // The first call of each worker, which waits for its start, is not counted.
+) -> Result<Measurement, CommandError> {
+    let (address, timeout) = (&options.target.address, options.target.timeout());
+    let client = options.target.client(options.concurrency)?;
+    // The first call of each worker waits for its start, so it is not counted.
     let warm = warm_up(&client, options, &args);
-    waiting::watched(&client, place, timeout, logging, warm).await?;
-    // Until here a signal ends this program as any other.
+    wait_notices::with_wait_notices(&client, address, timeout, logging, warm).await?;
+    // A signal before this point has its default effect, since there is nothing to print yet.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let progress = progress(options);
-    let left = AtomicUsize::new(options.calls);
-    let times =
-        std::cell::RefCell::new(Histogram::new_with_bounds(1, LONGEST, 3).map_err(Failure::fatal)?);
+    let progress = progress_bar(options);
+    let remaining = AtomicUsize::new(options.calls);
+    let times = std::cell::RefCell::new(
+        Histogram::new_with_bounds(1, MAX_TIME, 3).map_err(CommandError::fatal)?,
+    );
     let (failed, first_error) = (AtomicUsize::new(0), std::cell::RefCell::new(None));
     let start = Instant::now();
     let caller = || async {
-        while left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+        while remaining.fetch_update(Relaxed, Relaxed, |remaining| remaining.checked_sub(1)).is_ok()
+        {
             let begun = Instant::now();
             let outcome = client.call::<Value>(&options.method, &*args).await;
-            let nanoseconds = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(LONGEST);
+            let nanoseconds = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(MAX_TIME);
             times.borrow_mut().saturating_record(nanoseconds);
             if let Err(error) = outcome {
                 failed.fetch_add(1, Relaxed);
@@ -114,13 +113,13 @@ async fn load(
     let callers: Vec<_> = (0..options.concurrency).map(|_| caller()).collect();
     let is_interrupted = tokio::select! {
         biased;
-        () = all(callers) => false,
+        () = join_all(callers) => false,
         _ = interrupt.recv() => true,
         _ = terminate.recv() => true,
     };
     let took = start.elapsed();
     progress.finish_and_clear();
-    Ok(Outcome {
+    Ok(Measurement {
         took,
         failed: failed.into_inner(),
         first_error: first_error.take(),
@@ -129,19 +128,19 @@ async fn load(
     })
 }
 
-async fn warm_up(client: &Client, options: &Options, args: &[Value]) -> Result<(), Failure> {
+async fn warm_up(client: &Client, options: &Options, args: &[Value]) -> Result<(), CommandError> {
     let checkouts: Vec<_> = (0..options.concurrency).map(|_| client.checkout()).collect();
     for checkout in &checkouts {
         match checkout.call::<Value>(&options.method, args).await {
-            Err(error) if error.is_fatal() => return Err(Failure::of(&error)),
+            Err(error) if error.is_fatal() => return Err(CommandError::of(&error)),
             _ => {}
         }
     }
     Ok(())
 }
 
-/// Runs all of them in this task.
-async fn all(futures: Vec<impl Future<Output = ()>>) {
+/// Runs all futures in this task.
+async fn join_all(futures: Vec<impl Future<Output = ()>>) {
     let mut futures: Vec<_> = futures.into_iter().map(|one| (Box::pin(one), false)).collect();
     std::future::poll_fn(|context| {
         for (future, done) in &mut futures {
@@ -155,7 +154,7 @@ async fn all(futures: Vec<impl Future<Output = ()>>) {
     .await;
 }
 
-fn progress(options: &Options) -> ProgressBar {
+fn progress_bar(options: &Options) -> ProgressBar {
     let bar = ProgressBar::new(options.calls as u64);
     if options.json || !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -168,7 +167,7 @@ fn progress(options: &Options) -> ProgressBar {
 const PERCENTILES: [(f64, &str); 5] =
     [(50.0, "p50"), (90.0, "p90"), (99.0, "p99"), (99.9, "p99.9"), (100.0, "max")];
 
-impl Outcome {
+impl Measurement {
     fn rate(&self) -> f64 {
         self.times.len() as f64 / self.took.as_secs_f64().max(1e-9)
     }
@@ -198,14 +197,14 @@ impl Outcome {
         );
         for (percentile, name) in PERCENTILES {
             let time = self.times.value_at_percentile(percentile);
-            out += &format!("{name:>6}  {}\n", shown(time as f64));
+            out += &format!("{name:>6}  {}\n", format_time(time as f64));
         }
         out.push('\n');
-        out + &self.drawn()
+        out + &self.histogram()
     }
 
-    /// The times as bars: each reaches from one time to twice of it.
-    fn drawn(&self) -> String {
+    /// The times as bars. Each covers the times from its label up to twice that.
+    fn histogram(&self) -> String {
         const WIDTH: f64 = 50.0;
         let mut bars: Vec<(u64, u64)> = Vec::new();
         let mut from = self.times.min().max(1).next_power_of_two() / 2;
@@ -217,14 +216,14 @@ impl Outcome {
         bars.iter()
             .map(|(from, count)| {
                 let bar = "█".repeat((*count as f64 / most as f64 * WIDTH).ceil() as usize);
-                format!("{:>9}  {bar} {count}\n", shown(*from as f64))
+                format!("{:>9}  {bar} {count}\n", format_time(*from as f64))
             })
             .collect()
     }
 }
 
-/// A time in the unit that fits it.
-fn shown(nanoseconds: f64) -> String {
+/// A time in a suitable unit.
+fn format_time(nanoseconds: f64) -> String {
     match nanoseconds {
         ..1e3 => format!("{nanoseconds:.0} ns"),
         ..1e6 => format!("{:.1} µs", nanoseconds / 1e3),

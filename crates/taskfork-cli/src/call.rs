@@ -1,4 +1,4 @@
-//! `taskfork call`: a method called, its result printed.
+//! `taskfork call`: calls a method and prints its result.
 
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::Receiver;
@@ -8,14 +8,14 @@ use log_defer::{Log, Message, Style, printable_bytes, printable_json, timeline};
 use taskfork::Client;
 use taskfork::client::{ClientBuilder, Value};
 
-use crate::config::Language;
-use crate::failure::{Failure, beginning};
-use crate::place::Place;
+use crate::config::ProtocolName;
+use crate::error::{CommandError, truncated};
+use crate::server_address::ServerAddress;
 use crate::units::Time;
-use crate::values::{self, Words};
-use crate::{logging, output, waiting};
+use crate::values::{self, CallArguments};
+use crate::{logging, output, wait_notices};
 
-/// Whom to call, and how.
+/// What to call, and how.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 for a result, 1 if the call failed, 2 for a mistake in the \
@@ -24,70 +24,76 @@ use crate::{logging, output, waiting};
 pub(crate) struct Options {
     #[command(flatten)]
     target: Target,
-    /// The method; none for a call that names no method
+    /// The method; without it the call names no method
     method: Option<String>,
     #[command(flatten)]
-    args: Words,
-    /// The time that each call has, 0 for no limit
-    #[arg(long, value_name = "TIME", default_value = "30s", allow_negative_numbers = true)]
-    timeout: Time,
+    args: CallArguments,
     /// Show what the worker logs as a timeline, on standard error
     #[arg(long)]
     log: bool,
-    /// Call so many times, each on a checkout of its own
+    /// How often to call, each time on a checkout of its own
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     repeat: usize,
-    /// Have so many of these run at a time
+    /// How many of these calls run at the same time
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     concurrency: usize,
-    /// Print text and bytes as they are, or on a terminal without what it would obey
+    /// Print text and bytes as they are; on a terminal, control characters are escaped
     #[arg(long)]
     raw: bool,
 }
 
-/// Which server.
+/// The server, and how to call it: the options that `call` and `bench` share.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
     /// Where the server listens: unix:PATH, PATH or tcp:HOST:PORT
-    pub(crate) address: Place,
+    pub(crate) address: ServerAddress,
     /// Which protocol to speak
     #[arg(long, default_value = "native")]
-    pub(crate) protocol: Language,
+    protocol: ProtocolName,
+    /// The time limit of each call, 0 for none
+    #[arg(long, value_name = "TIME", default_value = "30s", allow_negative_numbers = true)]
+    timeout: Time,
 }
 
 impl Target {
-    /// A client of that server with so many workers.
-    pub(crate) fn client(
-        &self,
-        workers: usize,
-        timeout: Option<Duration>,
-    ) -> Result<Client, Failure> {
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout.limit()
+    }
+
+    /// A client of that server with at most this many workers.
+    pub(crate) fn client(&self, workers: usize) -> Result<Client, CommandError> {
         let protocol = match self.protocol {
-            Language::Native => taskfork::client::Protocol::Native,
-            Language::Json => taskfork::client::Protocol::Perl,
+            ProtocolName::Native => taskfork::client::Protocol::Native,
+            ProtocolName::Json => taskfork::client::Protocol::Perl,
         };
         let client: ClientBuilder = Client::builder()
-            .address(self.address.address().map_err(Failure::usage)?)
+            .address(self.address.parse().map_err(CommandError::usage)?)
             .name("taskfork")
             .protocol(protocol)
             .pass_descriptors(false)
             .min_workers(0)
             .max_workers(workers)
-            .timeout(timeout);
-        client.build().map_err(Failure::usage)
+            .timeout(self.timeout());
+        client.build().map_err(CommandError::usage)
     }
 }
 
-pub(crate) fn run(options: Options, full: bool, logging: &logging::Options) -> Result<(), Failure> {
+pub(crate) fn run(
+    options: Options,
+    full: bool,
+    logging: &logging::Options,
+) -> Result<(), CommandError> {
     if options.concurrency == 0 {
-        return Err(Failure::usage("--concurrency is 0").hint("at least one call runs at a time"));
+        return Err(
+            CommandError::usage("--concurrency is 0").hint("at least one call runs at a time")
+        );
     }
     let args = options.args.values()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = options.target.client(options.concurrency, options.timeout.limit())?;
+        let client = options.target.client(options.concurrency)?;
         let calls = (0..options.repeat).map(|_| {
-            let log = options.log.then(gathered);
+            let log = options.log.then(log_channel);
             let mut checkout = client.checkout();
             if let Some((log, _)) = &log {
                 checkout = checkout.log(log);
@@ -99,7 +105,7 @@ pub(crate) fn run(options: Options, full: bool, logging: &logging::Options) -> R
             drop(checkout);
             (call, log)
         });
-        // All are made before the first is awaited, so that they run beside each other.
+        // All calls are made before the first is awaited, so that they run at the same time.
         let calls: Vec<_> = calls.collect();
         let done = async {
             let mut failed = None;
@@ -115,28 +121,28 @@ pub(crate) fn run(options: Options, full: bool, logging: &logging::Options) -> R
                 }
                 match outcome {
                     Ok(value) => print(&value, options.raw, full)?,
-                    Err(error) => failed = failed.or(Some(Failure::of(&error))),
+                    Err(error) => failed = failed.or(Some(CommandError::of(&error))),
                 }
             }
             failed.map_or(Ok(()), Err)
         };
-        let (place, timeout) = (&options.target.address, options.timeout.limit());
-        waiting::watched(&client, place, timeout, logging, done).await
+        let (address, timeout) = (&options.target.address, options.target.timeout());
+        wait_notices::with_wait_notices(&client, address, timeout, logging, done).await
     })
 }
 
-/// A log, and where its message arrives once nobody holds it.
-fn gathered() -> (Log, Receiver<Message>) {
+/// A log, and the receiver of its message, which arrives when the last handle is dropped.
+fn log_channel() -> (Log, Receiver<Message>) {
     let (sender, receiver) = std::sync::mpsc::channel();
-    // Nobody misses a message whose receiver is gone.
+    // Without a receiver the message is not needed.
     (Log::new(move |message| sender.send(message).unwrap_or(())), receiver)
 }
 
-/// On a terminal, a longer result is not shown in full unless it is asked for.
-const MOST: usize = 64 << 10;
+/// The most bytes of a result on a terminal, without `--full`.
+const MAX_SHOWN: usize = 64 << 10;
 
-/// Prints a result in a line, or laid out for a terminal.
-fn print(value: &Value, raw: bool, full: bool) -> Result<(), Failure> {
+/// Prints a result in one line, or indented on a terminal.
+fn print(value: &Value, raw: bool, full: bool) -> Result<(), CommandError> {
     let is_terminal = std::io::stdout().is_terminal();
     let bytes = match value {
         Value::String(text) if raw => Some(text.as_bytes()),
@@ -155,12 +161,12 @@ fn print(value: &Value, raw: bool, full: bool) -> Result<(), Failure> {
                 None if is_terminal => format!("{:#}", values::json(value)),
                 None => values::json(value).to_string(),
             };
-            let most = if is_terminal && !full { MOST } else { usize::MAX };
+            let most = if is_terminal && !full { MAX_SHOWN } else { usize::MAX };
             match bytes {
-                Some(_) => writeln!(out, "{}", beginning(&text, most)),
-                // It is JSON still, if it is not cut.
+                Some(_) => writeln!(out, "{}", truncated(&text, most)),
+                // JSON that is not cut stays valid JSON.
                 None if text.len() <= most => writeln!(out, "{}", printable_json(&text)),
-                None => writeln!(out, "{}", beginning(&printable_json(&text), most)),
+                None => writeln!(out, "{}", truncated(&printable_json(&text), most)),
             }
         }
     })

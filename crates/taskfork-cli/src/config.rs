@@ -11,36 +11,36 @@ use clap::ValueEnum;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::failure::{Failure, nearest};
-use crate::place::Place;
+use crate::error::{CommandError, nearest};
+use crate::server_address::ServerAddress;
 use crate::units::{Size, Time};
 
-/// What a server of one program can be told.
+/// The options of a server of one program.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Pool {
+pub(crate) struct PoolOptions {
     /// Where to listen: unix:PATH, PATH, tcp:HOST:PORT or fd:NUMBER [default: the service manager's socket]
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Option<Place>,
+    pub(crate) listen: Option<ServerAddress>,
     /// The name in `ps` and in logs [default: taskfork, or the pool's name]
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Which protocol the program speaks [default: native]
     #[arg(long)]
-    pub(crate) protocol: Option<Language>,
+    pub(crate) protocol: Option<ProtocolName>,
     /// Which protocols clients may speak: native, json [default: both on unix sockets, native on TCP]
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
-    pub(crate) protocols: Option<Vec<Language>>,
+    pub(crate) protocols: Option<Vec<ProtocolName>>,
     /// Serve only these users, by name or number, besides the server's own (unix sockets only; see
-    /// --socket-mode) [default: all whom the socket's mode lets in]
+    /// --socket-mode) [default: all that the mode of the socket admits]
     #[arg(long, value_name = "USER", value_delimiter = ',')]
-    #[serde(deserialize_with = "names")]
+    #[serde(deserialize_with = "deserialize_names")]
     pub(crate) allow_users: Option<Vec<String>>,
     /// Serve only users of these groups, by name or number, and those of --allow-users
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
-    #[serde(deserialize_with = "names")]
+    #[serde(deserialize_with = "deserialize_names")]
     pub(crate) allow_groups: Option<Vec<String>>,
-    /// Listen at an address that other machines can reach, though whoever connects can call everything
+    /// Listen at an address that other machines can reach, although every client there can call every method
     #[arg(long)]
     pub(crate) allow_unauthenticated_network: bool,
     /// Tell all clients what dead workers wrote to standard error, stacks, and why the setup failed
@@ -64,19 +64,19 @@ pub(crate) struct Pool {
     /// How long a client may stop in the middle of a message [default: 30s]
     #[arg(long, value_name = "TIME")]
     pub(crate) stall_timeout: Option<Time>,
-    /// Keep so many workers started and set up before anybody wants them [default: 0]
+    /// Keep this number of spare workers, started and set up [default: 0]
     #[arg(long, value_name = "COUNT")]
     pub(crate) spare_workers: Option<usize>,
     /// The most workers for all clients together [default: 64, or 4 for each core if that is more]
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_workers: Option<usize>,
-    /// Replace workers after so many calls
+    /// Replace workers after this number of calls
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_calls: Option<u64>,
     /// Replace workers at this age
     #[arg(long, value_name = "TIME")]
     pub(crate) max_age: Option<Time>,
-    /// End workers that nobody has used for so long
+    /// End workers that have been idle for this time
     #[arg(long, value_name = "TIME")]
     pub(crate) max_idle: Option<Time>,
     /// Replace workers that occupy more than this after a checkout
@@ -84,8 +84,8 @@ pub(crate) struct Pool {
     pub(crate) max_memory: Option<Size>,
     /// Limit what each worker may use: address-space, cpu-time, open-files, core-size or processes
     #[arg(long, value_name = "NAME=VALUE")]
-    #[serde(deserialize_with = "limits")]
-    pub(crate) limit: Vec<LimitOf>,
+    #[serde(deserialize_with = "deserialize_limits")]
+    pub(crate) limit: Vec<WorkerLimit>,
     /// The niceness of workers
     #[arg(long, allow_hyphen_values = true)]
     pub(crate) niceness: Option<i32>,
@@ -101,15 +101,15 @@ pub(crate) struct Pool {
     /// The most bytes of a blob that a client hands over as memory [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_blob: Option<Size>,
-    /// Where the server tells of itself, or none [default: beside the listener, with .status behind it]
+    /// The path of the status socket, or none [default: the path of the listener with .status appended]
     #[arg(long, value_name = "PATH")]
     pub(crate) status_socket: Option<PathBuf>,
-    /// What becomes of what workers write to standard error [default: capture]
+    /// Where the standard error of workers goes [default: capture]
     #[arg(long)]
-    pub(crate) stderr: Option<StandardError>,
-    /// Whether workers look for the next call before they sleep [default: adaptive]
+    pub(crate) stderr: Option<StderrMode>,
+    /// Whether workers poll for the next call before they sleep [default: adaptive]
     #[arg(long)]
-    pub(crate) busy_poll: Option<Polling>,
+    pub(crate) busy_poll: Option<BusyPollMode>,
     /// The program and its arguments, in files only.
     #[arg(skip)]
     pub(crate) command: Vec<String>,
@@ -118,28 +118,28 @@ pub(crate) struct Pool {
 /// Which protocol a program speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Language {
+pub(crate) enum ProtocolName {
     /// Length-prefixed MessagePack
     Native,
-    /// JSON, as AnyEvent::Task has it
+    /// JSON, the protocol of AnyEvent::Task
     Json,
 }
 
-/// What becomes of standard error.
+/// Where the standard error of workers goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum StandardError {
-    /// Shown line by line with the worker's process id, the end of it attached to its death
+pub(crate) enum StderrMode {
+    /// Show each line with the process id of the worker, and report the last lines with its death
     Capture,
-    /// The server's own
+    /// Write to the standard error of the server
     Inherit,
 }
 
-/// Whether workers look before they sleep.
+/// Whether workers poll before they sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Polling {
-    /// As long as it pays
+pub(crate) enum BusyPollMode {
+    /// While polling saves time
     Adaptive,
     /// Never
     Off,
@@ -160,7 +160,7 @@ impl FromStr for Mode {
 
 impl<'de> Deserialize<'de> for Mode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // A number would be taken for a decimal one.
+        // A TOML number would be decimal.
         match toml::Value::deserialize(deserializer)? {
             toml::Value::String(text) => text.parse().map_err(de::Error::custom),
             other => Err(de::Error::custom(format!("write the mode as text, such as \"{other}\""))),
@@ -168,14 +168,14 @@ impl<'de> Deserialize<'de> for Mode {
     }
 }
 
-/// A limit and its value.
+/// A limit of a resource of each worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LimitOf {
+pub(crate) struct WorkerLimit {
     pub(crate) name: LimitName,
     pub(crate) value: u64,
 }
 
-/// What can be limited.
+/// A resource that can be limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LimitName {
     AddressSpace,
@@ -197,8 +197,8 @@ impl LimitName {
     }
 }
 
-impl LimitOf {
-    /// With a name of either spelling: files have underscores in other keys.
+impl WorkerLimit {
+    /// Accepts hyphens and underscores in the name, because other keys of files have underscores.
     fn new(name: &str, value: &str) -> Result<Self, String> {
         let name = LimitName::from_str(&name.replace('_', "-"), false).map_err(|_| {
             let known = LimitName::value_variants().iter().filter_map(ValueEnum::to_possible_value);
@@ -212,7 +212,7 @@ impl LimitOf {
     }
 }
 
-impl FromStr for LimitOf {
+impl FromStr for WorkerLimit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -221,8 +221,10 @@ impl FromStr for LimitOf {
     }
 }
 
-/// Names, or numbers, as a list of a file.
-fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+/// Reads a list of names or numbers.
+fn deserialize_names<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Name {
@@ -236,12 +238,14 @@ fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String
     Ok(Some(names.collect()))
 }
 
-/// Limits as on the command line, one or a list of them, or as a table.
-fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LimitOf>, D::Error> {
+/// Reads limits: one as on the command line, a list of these, or a table.
+fn deserialize_limits<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<WorkerLimit>, D::Error> {
     struct Limits;
 
     impl<'de> Visitor<'de> for Limits {
-        type Value = Vec<LimitOf>;
+        type Value = Vec<WorkerLimit>;
 
         fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
             out.write_str("a list such as [\"cpu-time=60\", \"open-files=100\"]")
@@ -266,7 +270,7 @@ fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LimitOf>, D:
                     toml::Value::String(text) => text,
                     other => other.to_string(),
                 };
-                limits.push(LimitOf::new(&name, &text).map_err(de::Error::custom)?);
+                limits.push(WorkerLimit::new(&name, &text).map_err(de::Error::custom)?);
             }
             Ok(limits)
         }
@@ -282,45 +286,46 @@ const MAX_FILE: u64 = 1 << 20;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Pools {
-    pool: BTreeMap<String, Pool>,
+    pool: BTreeMap<String, PoolOptions>,
 }
 
 /// Reads the pools of a file. Each is named by its table unless it has a name of its own.
-pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Pool>, Failure> {
+pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, PoolOptions>, CommandError> {
     let shown = path.display();
     let mut text = String::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text))
-        .map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
+        .map_err(|error| CommandError::usage(format!("cannot read {shown}: {error}")))?;
     if text.len() as u64 > MAX_FILE {
-        return Err(Failure::usage(format!(
+        return Err(CommandError::usage(format!(
             "{shown} is longer than the limit of {MAX_FILE} bytes"
         ))
         .hint("divide it into several files, and serve each with a command of its own"));
     }
-    let Pools { mut pool } = toml::from_str(&text).map_err(|error| mistake(path, &text, &error))?;
+    let Pools { mut pool } =
+        toml::from_str(&text).map_err(|error| parse_error(path, &text, &error))?;
     if pool.is_empty() {
-        return Err(Failure::usage(format!("{shown} has no pool"))
+        return Err(CommandError::usage(format!("{shown} has no pool"))
             .hint("write a table [pool.NAME] with listen and command"));
     }
     for (name, pool) in &mut pool {
         pool.name.get_or_insert_with(|| name.clone());
         let missing = [("listen", pool.listen.is_none()), ("command", pool.command.is_empty())];
         if let Some((key, _)) = missing.into_iter().find(|(_, missing)| *missing) {
-            return Err(Failure::usage(format!("{shown}: pool.{name} has no `{key}`"))
+            return Err(CommandError::usage(format!("{shown}: pool.{name} has no `{key}`"))
                 .hint(format!("add `{key}` to the table [pool.{name}]")));
         }
     }
     Ok(pool)
 }
 
-/// A mistake in a file: where it is, and the nearest right key for a wrong one.
-fn mistake(path: &Path, text: &str, error: &toml::de::Error) -> Failure {
+/// The error for an invalid file, with the line, and with the nearest key for an unknown one.
+fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> CommandError {
     let line = error
         .span()
         .map_or(1, |span| text.get(..span.start).unwrap_or(text).matches('\n').count() + 1);
     let message = error.message();
-    let failure = Failure::usage(format!("{}:{line}: {message}", path.display()));
+    let failure = CommandError::usage(format!("{}:{line}: {message}", path.display()));
     let mut quoted = message.split('`').skip(1).step_by(2);
     match (message.starts_with("unknown"), quoted.next()) {
         (true, Some(wrong)) => match nearest(wrong, quoted) {
@@ -338,7 +343,7 @@ mod tests {
     #[test]
     fn limits_are_written_as_on_the_command_line() {
         let limits = |text: &str| {
-            let pool: Result<Pool, _> = toml::from_str(&format!("limit = {text}"));
+            let pool: Result<PoolOptions, _> = toml::from_str(&format!("limit = {text}"));
             pool.map(|pool| pool.limit).map_err(|error| error.message().to_owned())
         };
         let both = ["cpu-time=60".parse().unwrap(), "address-space=4GiB".parse().unwrap()];
@@ -357,7 +362,7 @@ mod tests {
     fn a_file_that_is_too_long_is_refused_at_the_limit() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), " ".repeat(MAX_FILE as usize + 1)).unwrap();
-        // One of these has no end.
+        // The second file is endless.
         for path in [file.path(), Path::new("/dev/zero")] {
             let failure = read(path).unwrap_err();
             let told = format!("{failure:?}");

@@ -1,4 +1,4 @@
-//! `taskfork config`: a file of pools, checked without serving it, or an example of one.
+//! `taskfork config`: checks a file of pools without serving it, or prints an example of one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -6,19 +6,19 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::config::{self, Pool};
-use crate::failure::Failure;
+use crate::config::{self, PoolOptions};
+use crate::error::CommandError;
 use crate::{output, serve};
 
 /// What to do with a file of pools.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(subcommand)]
-    what: What,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum Action {
     /// Check a file as `taskfork serve --config FILE` reads it: keys and values, programs, users and addresses.
     /// Nothing is started. The exit status is 2 if there is a mistake
     Check {
@@ -29,21 +29,21 @@ enum What {
     Example,
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    match options.what {
-        What::Check { file } => check(&file),
-        What::Example => output::text(&example()),
+pub(crate) fn run(options: Options) -> Result<(), CommandError> {
+    match options.action {
+        Action::Check { file } => check(&file),
+        Action::Example => output::text(&example()),
     }
 }
 
-fn check(file: &std::path::Path) -> Result<(), Failure> {
+fn check(file: &std::path::Path) -> Result<(), CommandError> {
     let pools = config::read(file)?;
     let names = pools.keys().cloned().collect::<Vec<_>>().join(", ");
-    let mut listening: BTreeMap<&OsStr, &str> = BTreeMap::new();
+    let mut addresses: BTreeMap<&OsStr, &str> = BTreeMap::new();
     for (name, pool) in &pools {
         let Some(listen) = &pool.listen else { continue };
-        if let Some(other) = listening.insert(listen.as_os_str(), name) {
-            return Err(Failure::usage(format!(
+        if let Some(other) = addresses.insert(listen.as_os_str(), name) {
+            return Err(CommandError::usage(format!(
                 "the pools {other} and {name} both listen at {listen}"
             ))
             .hint("give each pool an address of its own"));
@@ -57,7 +57,7 @@ fn check(file: &std::path::Path) -> Result<(), Failure> {
     output::line(&format!("{}: {pools}: {names}", file.display()))
 }
 
-/// A file that can be served, with the keys that need not be there as comments.
+/// A valid file, with the optional keys as comments.
 fn example() -> String {
     let mut out = "# Pools of workers. `taskfork serve --config FILE` serves them, `taskfork config check FILE`\n\
                    # checks them. Each table is a server of its own, named by its key.\n\n\
@@ -65,22 +65,22 @@ fn example() -> String {
                    # The program to start for each connection, and its arguments.\n\
                    command = [\"cat\"]\n"
         .to_owned();
-    let described = Pool::augment_args(clap::Command::new("pool"));
+    let described = PoolOptions::augment_args(clap::Command::new("pool"));
     for option in described.get_arguments() {
         let Some(key) = option.get_long().map(|long| long.replace('-', "_")) else { continue };
         let help = option.get_help().map(ToString::to_string).unwrap_or_default();
         out.push('\n');
-        for line in wrapped(&help) {
+        for line in wrap(&help) {
             out += &format!("# {line}\n");
         }
         let mark = if key == "listen" { "" } else { "# " };
-        out += &format!("{mark}{key} = {}\n", value(&key));
+        out += &format!("{mark}{key} = {}\n", example_value(&key));
     }
     out
 }
 
-/// An example of a key's value.
-fn value(key: &str) -> &'static str {
+/// An example for the value of a key.
+fn example_value(key: &str) -> &'static str {
     match key {
         "listen" => "\"unix:/tmp/example.sock\"",
         "name" => "\"example\"",
@@ -104,13 +104,13 @@ fn value(key: &str) -> &'static str {
         "max_calls" | "max_handshakes" => "1000",
         "max_workers" => "64",
         "spare_workers" => "2",
-        // A test sees to it that there is no other.
+        // A test checks that there is no other key.
         _ => "",
     }
 }
 
-/// Lines of a comment.
-fn wrapped(text: &str) -> Vec<String> {
+/// The text in lines that fit a comment.
+fn wrap(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         match lines.last_mut() {
@@ -128,7 +128,7 @@ fn wrapped(text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<BTreeMap<String, Pool>, Failure> {
+    fn read(text: &str) -> Result<BTreeMap<String, PoolOptions>, CommandError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         config::read(file.path())
@@ -154,11 +154,11 @@ mod tests {
         let pools = read(&all).unwrap();
         let pool = &pools["example"];
         assert_eq!((pool.max_workers, pool.limit.len(), pool.niceness), (Some(64), 2, Some(5)));
-        let described = Pool::augment_args(clap::Command::new("pool"));
+        let described = PoolOptions::augment_args(clap::Command::new("pool"));
         for option in described.get_arguments() {
             let key = option.get_long().unwrap().replace('-', "_");
             assert!(all.contains(&format!("\n{key} = ")), "{key}");
-            assert!(!value(&key).is_empty(), "{key}");
+            assert!(!example_value(&key).is_empty(), "{key}");
         }
     }
 }

@@ -1,30 +1,35 @@
-//! Completions and the manual page, made of the command's own description.
+//! Completions and the manual page, generated from the options.
 
 use std::io;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::failure::Failure;
+use crate::error::CommandError;
 use crate::output;
 
-/// Which shell.
+/// The options of `completions`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Completions {
     /// The shell
     shell: Shell,
 }
 
-pub(crate) fn completions(options: &Completions) -> Result<(), Failure> {
+pub(crate) fn completions(options: &Completions) -> Result<(), CommandError> {
     let mut out = Vec::new();
-    clap_complete::generate(options.shell, &mut crate::Command::command(), "taskfork", &mut out);
+    clap_complete::generate(
+        options.shell,
+        &mut crate::CommandLine::command(),
+        "taskfork",
+        &mut out,
+    );
     output::write(|to| io::Write::write_all(to, &out))
 }
 
-/// The page of the command and, behind it, those of its subcommands.
-pub(crate) fn man() -> Result<(), Failure> {
+/// Prints the page of the command, followed by those of its subcommands.
+pub(crate) fn man() -> Result<(), CommandError> {
     let mut out = Vec::new();
-    let command = crate::Command::command();
+    let command = crate::CommandLine::command();
     clap_mangen::Man::new(command.clone()).render(&mut out)?;
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let name = format!("taskfork-{}", sub.get_name());

@@ -1,4 +1,4 @@
-//! What the command says on standard error: the log, notices and failures, as text or as JSON.
+//! The command's standard error: the log, notices and errors, as text or as JSON.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -18,24 +18,24 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::failure::Failure;
+use crate::error::CommandError;
 
-/// What to log, and how.
+/// The options of the log.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Options {
-    /// Log events of this level and above: off, error, warn, info, debug or trace [default: what RUST_LOG
-    /// says, and without that info for `serve`, warn for the others]
+    /// Log events of this level and above: off, error, warn, info, debug or trace [default: RUST_LOG;
+    /// without it, info for `serve` and warn for the others]
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<LevelFilter>,
-    /// How the log, notices and errors are written to standard error [default: text]
+    /// The format of the log, notices and errors on standard error [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<Format>,
 }
 
-/// The target of the events that are lines of workers' standard error, by [`taskfork::server::Stderr::Log`].
+/// The target of events that [`taskfork::server::Stderr::Log`] makes from lines of workers' standard error.
 const STDERR: &str = "taskfork::stderr";
 
-/// How something is written to standard error.
+/// The format of standard error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// A line of text, coloured on a terminal unless NO_COLOR is set
@@ -50,8 +50,8 @@ impl Options {
         self.log_format == Some(Format::Json)
     }
 
-    /// What is logged: the option comes first, then `--verbose`, then the variable, then the default. Lines that
-    /// workers write to standard error are shown whatever the level, as they are where they are not logged.
+    /// The filter of the log. The option takes precedence, then `--verbose`, the variable and the default. Workers'
+    /// standard error is shown at every level, as it is when it does not go through the log.
     fn filter(&self, verbose: bool, default: LevelFilter) -> Targets {
         let all = |level| Targets::new().with_default(level).with_target(STDERR, LevelFilter::INFO);
         if let Some(level) = self.log_level.or(verbose.then_some(LevelFilter::DEBUG)) {
@@ -63,13 +63,13 @@ impl Options {
             Ok(filter) if wanted.contains(STDERR) => filter,
             Ok(filter) => filter.with_target(STDERR, LevelFilter::INFO),
             Err(error) => {
-                self.say(&format!("RUST_LOG is ignored: {error}"));
+                self.notice(&format!("RUST_LOG is ignored: {error}"));
                 all(default)
             }
         }
     }
 
-    /// Logs from here on.
+    /// Starts the log.
     pub(crate) fn start(
         &self,
         verbose: bool,
@@ -77,7 +77,7 @@ impl Options {
         is_server: bool,
         on_stderr: bool,
     ) {
-        // A server never waits for the reader of its log. Others lose no line, and do without a reader that has gone.
+        // A server must not wait for the reader of its log. Other commands wait, so that all lines are written.
         let writer = move || -> Box<dyn Write> {
             match is_server {
                 true => Box::new(LogWriter::new()),
@@ -95,45 +95,45 @@ impl Options {
         tracing_subscriber::registry().with(layer.with_filter(filter)).init();
     }
 
-    /// Tells something that is neither a result nor a failure.
-    pub(crate) fn say(&self, message: &str) {
+    /// Writes a message that is neither a result nor an error.
+    pub(crate) fn notice(&self, message: &str) {
         if self.log_level.is_some_and(|level| level < LevelFilter::WARN) {
             return;
         }
         let text = match self.is_json() {
-            true => line(Level::WARN, fields(message)),
+            true => json_line(Level::WARN, fields(message)),
             false => format!("taskfork: {message}"),
         };
-        // Nobody may read it.
+        // Standard error may be closed. The command continues.
         let _ = writeln!(io::stderr(), "{text}");
     }
 
-    /// Says why the command has failed; gives the status to exit with.
-    pub(crate) fn fail(&self, failure: &Failure, verbose: bool, full: bool) -> ExitCode {
-        // The status says that it failed, also where nobody reads why.
-        let _ = io::stderr().write_all(self.text(failure, verbose, full).as_bytes());
-        failure.status()
+    /// Writes the command's error. Returns the status to exit with.
+    pub(crate) fn report(&self, error: &CommandError, verbose: bool, full: bool) -> ExitCode {
+        // Without a reader, the status still reports the failure.
+        let _ = io::stderr().write_all(self.text(error, verbose, full).as_bytes());
+        error.status()
     }
 
-    /// Says it in a server's log, which is not waited for.
-    pub(crate) fn log_failure(&self, failure: &Failure, verbose: bool, full: bool) {
-        let _ = LogWriter::new().write_all(self.text(failure, verbose, full).as_bytes());
+    /// Writes the error to a server's log, without waiting for its reader.
+    pub(crate) fn log_error(&self, error: &CommandError, verbose: bool, full: bool) {
+        let _ = LogWriter::new().write_all(self.text(error, verbose, full).as_bytes());
     }
 
-    fn text(&self, failure: &Failure, verbose: bool, full: bool) -> String {
+    fn text(&self, error: &CommandError, verbose: bool, full: bool) -> String {
         if !self.is_json() {
-            return failure.text(verbose, full);
+            return error.text(verbose, full);
         }
-        let mut fields = fields(failure.what());
-        let more = [("hint", failure.hint_text()), ("report", failure.report())];
+        let mut fields = fields(error.message());
+        let more = [("hint", error.hint_text()), ("report", error.report())];
         fields.extend(
             more.into_iter().filter_map(|(name, text)| Some((name.to_owned(), json!(text?)))),
         );
-        format!("{}\n", line(Level::ERROR, fields))
+        format!("{}\n", json_line(Level::ERROR, fields))
     }
 }
 
-/// Whether what is written there may have colours.
+/// Whether text on this stream may have colours.
 pub(crate) fn colors(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
@@ -142,17 +142,17 @@ fn fields(message: &str) -> Map<String, Value> {
     Map::from_iter([("message".to_owned(), json!(message))])
 }
 
-/// One line of JSON.
-fn line(level: Level, fields: Map<String, Value>) -> String {
+/// A message of the log as one line of JSON.
+fn json_line(level: Level, fields: Map<String, Value>) -> String {
     let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
     let head = [("timestamp", timestamp), ("level", level.to_string())];
     let head = head.map(|(name, value)| (name.to_owned(), Value::String(value)));
     let line = Value::Object(head.into_iter().chain(fields).collect()).to_string();
-    // What a terminal would obey is escaped: it may be shown on one.
+    // The line may be shown on a terminal, which must not interpret its text.
     log_defer::printable_json(&line).into_owned()
 }
 
-/// Writes events as lines of JSON, with the fields of each beside its message.
+/// Writes each event as a line of JSON that contains its message and fields.
 struct Json;
 
 impl<S, N> FormatEvent<S, N> for Json
@@ -170,7 +170,7 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         fields.0.insert("target".to_owned(), json!(metadata.target()));
-        writeln!(writer, "{}", line(*metadata.level(), fields.0))
+        writeln!(writer, "{}", json_line(*metadata.level(), fields.0))
     }
 }
 

@@ -1,4 +1,4 @@
-//! `taskfork logs`: Log::Defer messages for people, or for a trace viewer.
+//! `taskfork logs`: draws Log::Defer messages, or converts them for a trace viewer.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -6,23 +6,23 @@ use std::path::PathBuf;
 
 use log_defer::{Message, Style, chrome_trace, timeline};
 
-use crate::failure::Failure;
+use crate::error::CommandError;
 
-/// Which messages, and how to show them.
+/// The messages, and how to show them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// A file with a message in each line, standard input without one
+    /// A file with a message in each line [default: standard input]
     file: Option<PathBuf>,
-    /// Write all of them as a trace for Perfetto or chrome://tracing instead
+    /// Write all messages to this file as a trace for Perfetto or chrome://tracing instead
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
+pub(crate) fn run(options: Options) -> Result<(), CommandError> {
     let mut input: Box<dyn BufRead> = match &options.file {
         None => Box::new(io::stdin().lock()),
         Some(path) => Box::new(BufReader::new(File::open(path).map_err(|error| {
-            Failure::usage(format!("cannot read {}: {error}", path.display()))
+            CommandError::usage(format!("cannot read {}: {error}", path.display()))
         })?)),
     };
     let mut messages = Vec::new();
@@ -41,7 +41,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         match serde_json::from_slice::<Message>(&line) {
             Ok(message) if options.trace.is_some() => messages.push(message),
             Ok(message) => match writeln!(out, "{}", timeline(&message, style)) {
-                // Whoever reads has seen enough.
+                // The reader has closed the pipe.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 written => written?,
             },
@@ -49,12 +49,13 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         }
     }
     if let Some(path) = &options.trace {
-        std::fs::write(path, chrome_trace(&messages).to_string())
-            .map_err(|error| Failure::usage(format!("cannot write {}: {error}", path.display())))?;
+        std::fs::write(path, chrome_trace(&messages).to_string()).map_err(|error| {
+            CommandError::usage(format!("cannot write {}: {error}", path.display()))
+        })?;
     }
     match wrong.first() {
         None => Ok(()),
-        Some(first) => Err(Failure::call(format!(
+        Some(first) => Err(CommandError::call(format!(
             "{} of the lines are no Log::Defer messages; {first}",
             wrong.len()
         ))

@@ -1,37 +1,36 @@
-//! The `taskfork` command. Each subcommand is a file; `units` reads times and sizes, `place` addresses, `values`
-//! arguments. `output` is standard output, `logging` standard error, `failure` how everything ends that does not
-//! succeed.
+//! The `taskfork` command. Each subcommand has a file. `units` parses times and sizes, `server_address` addresses,
+//! and `values` arguments. `output` is standard output, `logging` standard error, and `error` the error of a command.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod call;
 mod config;
 mod config_command;
-mod failure;
+mod error;
 mod generate;
 mod logging;
 mod logs;
 mod output;
-mod place;
 mod pools;
 mod serve;
+mod server_address;
 mod status;
 mod top;
 mod units;
 mod values;
-mod waiting;
+mod wait_notices;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Exclusive checkouts of forked worker processes: serves programs of any language as workers, calls
 /// them, watches and measures them.
 #[derive(Debug, Parser)]
 #[command(name = "taskfork", version, propagate_version = true)]
-struct Command {
-    /// Say more: logs of the command itself, and all that is known of an error
+struct CommandLine {
+    /// Log more, and show the full report of an error
     #[arg(long, global = true)]
     verbose: bool,
     /// Show long errors, and long results on a terminal, in full
@@ -40,11 +39,11 @@ struct Command {
     #[command(flatten)]
     logging: logging::Options,
     #[command(subcommand)]
-    what: What,
+    subcommand: Subcommand,
 }
 
-#[derive(Debug, Subcommand)]
-enum What {
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
     /// Serve a program as workers, one process for each connection
     Serve(Box<serve::Options>),
     /// Call a method and print its result as JSON
@@ -66,41 +65,41 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    let Command { verbose, full, logging, what } = Command::parse();
+    let CommandLine { verbose, full, logging, subcommand } = CommandLine::parse();
     let (mut is_server, mut log_file) = (false, false);
-    match &what {
-        What::Serve(options) => {
-            if let Err(failure) = options.open_log() {
-                return logging.fail(&failure, verbose, full);
+    match &subcommand {
+        Subcommand::Serve(options) => {
+            if let Err(error) = options.open_log() {
+                return logging.report(&error, verbose, full);
             }
             log_file = options.log_file.is_some();
             is_server = true;
             logging.start(verbose, LevelFilter::INFO, true, !log_file);
         }
-        // A line of the log would stand in the middle of the screen.
-        What::Top(options) if !options.once => {}
+        // A line of the log would overwrite the screen.
+        Subcommand::Top(options) if !options.once => {}
         _ => logging.start(verbose, LevelFilter::WARN, false, true),
     }
-    let done = match what {
-        What::Serve(options) => serve::run(*options, &logging),
-        What::Call(options) => call::run(options, full, &logging),
-        What::Top(options) => top::run(options),
-        What::Status(options) => status::run(options),
-        What::Bench(options) => bench::run(options, &logging),
-        What::Config(options) => config_command::run(options),
-        What::Logs(options) => logs::run(options),
-        What::Completions(options) => generate::completions(&options),
-        What::Man => generate::man(),
+    let done = match subcommand {
+        Subcommand::Serve(options) => serve::run(*options, &logging),
+        Subcommand::Call(options) => call::run(options, full, &logging),
+        Subcommand::Top(options) => top::run(options),
+        Subcommand::Status(options) => status::run(options),
+        Subcommand::Bench(options) => bench::run(options, &logging),
+        Subcommand::Config(options) => config_command::run(options),
+        Subcommand::Logs(options) => logs::run(options),
+        Subcommand::Completions(options) => generate::completions(&options),
+        Subcommand::Man => generate::man(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
+        Err(error) => {
             if is_server {
-                logging.log_failure(&failure, verbose, full);
+                logging.log_error(&error, verbose, full);
             }
             match is_server && !log_file {
-                true => failure.status(),
-                false => logging.fail(&failure, verbose, full),
+                true => error.status(),
+                false => logging.report(&error, verbose, full),
             }
         }
     }

@@ -1,6 +1,6 @@
-//! `taskfork serve --config`: the pools of a file. Each is a server of its own, in a process that keeps its id
-//! when servers take over from one another. This process starts them, starts dead ones again, passes signals on,
-//! and reads the file again at SIGHUP.
+//! `taskfork serve --config`: the pools of a file. Each pool has a process that keeps its id when a new server
+//! replaces the old one. This process starts the pools, restarts a pool that ends, forwards signals, and reads
+//! the file again at SIGHUP.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -20,31 +20,31 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config;
-use crate::failure::Failure;
+use crate::error::CommandError;
 
-/// The variable that tells the process of a pool which process passes signals on to it.
+/// The variable with the id of the process that forwards signals to the process of a pool.
 const PARENT: &str = "TASKFORK_PARENT";
 
-/// A pool that has died is started again after the first of these, which doubles each time up to the second.
-const SOONEST: Duration = Duration::from_millis(100);
-const LATEST: Duration = Duration::from_secs(30);
+/// The delays before a pool that has ended is started again: the first one, and the limit of its doubling.
+const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 
-/// A pool that has lived for so long starts with the first again.
-const STEADY: Duration = Duration::from_secs(60);
+/// After this time without an end, the next delay of a pool is the first one again.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// What the service manager tells this process and no other.
+/// The variables by which the service manager addresses this process only.
 const OWN_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
-/// Serves the pools of a file until told to end.
+/// Serves the pools of a file until SIGTERM or SIGINT arrives.
 pub(crate) fn serve(
     file: PathBuf,
     hangup: Hangup,
     add_keep_pid: bool,
     log_file: Option<PathBuf>,
-) -> Result<(), Failure> {
-    // Before the file of this program is replaced: pools that are added later are of the new version.
+) -> Result<(), CommandError> {
+    // The path is resolved before a new version replaces the file, so that later pools run the new version.
     program_file();
-    // A server whose pool's process has been killed is reaped here.
+    // If the process of a pool is killed, this process adopts and reaps its server.
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let names = config::read(&file)?.into_keys();
@@ -52,8 +52,8 @@ pub(crate) fn serve(
         file,
         add_keep_pid,
         running: HashMap::new(),
-        waiting: BTreeMap::new(),
-        is_ending: false,
+        pending_restarts: BTreeMap::new(),
+        is_shutting_down: false,
         failure: None,
         manager: service_manager(),
     };
@@ -61,26 +61,26 @@ pub(crate) fn serve(
         let mut signals = Signals::new(hangup)?;
         names.for_each(|name| pools.start(name, 0));
         pools.manager.notify_ready();
-        while pools.are_left() {
+        while pools.is_active() {
             let again = pools.manager.keep_alive().map(|left| Instant::now() + left);
-            let next = pools.next().into_iter().chain(again).min();
-            let pause = async {
+            let next = pools.next_restart().into_iter().chain(again).min();
+            let delay = async {
                 match next {
                     Some(next) => sleep_until(next).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = pause => {}
+                () = delay => {}
                 event = signals.next() => match event {
                     Event::Child => {}
                     Event::Restart => pools.reload(),
-                    Event::End(signal) => pools.end(signal),
-                    Event::PassOn(signal) => {
+                    Event::Shutdown(signal) => pools.shut_down(signal),
+                    Event::Forward(signal) => {
                         if signal == Signal::USR1 {
                             reopen(log_file.as_deref());
                         }
-                        pools.pass_on(signal);
+                        pools.forward(signal);
                     }
                 },
             }
@@ -98,24 +98,24 @@ fn reopen(log_file: Option<&Path>) {
     }
 }
 
-/// What comes to this process.
+/// An event of this process.
 enum Event {
     /// A child has ended.
     Child,
     Restart,
-    End(Signal),
-    PassOn(Signal),
+    Shutdown(Signal),
+    Forward(Signal),
 }
 
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
-    /// Nothing if it is ignored. To listen for it would end that.
+    /// `None` if SIGHUP is ignored, because a handler would replace that.
     hangup: Option<tokio::signal::unix::Signal>,
     restarts: bool,
     child: tokio::signal::unix::Signal,
-    first_of_user: tokio::signal::unix::Signal,
-    second_of_user: tokio::signal::unix::Signal,
+    user1: tokio::signal::unix::Signal,
+    user2: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -127,8 +127,8 @@ impl Signals {
             hangup: if is_ignored { None } else { Some(signal(SignalKind::hangup())?) },
             restarts: hangup == Hangup::Restart,
             child: signal(SignalKind::child())?,
-            first_of_user: signal(SignalKind::user_defined1())?,
-            second_of_user: signal(SignalKind::user_defined2())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -141,40 +141,40 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = self.terminate.recv() => Event::End(Signal::TERM),
-            _ = self.interrupt.recv() => Event::End(Signal::INT),
-            _ = hangup => if *restarts { Event::Restart } else { Event::End(Signal::TERM) },
+            _ = self.terminate.recv() => Event::Shutdown(Signal::TERM),
+            _ = self.interrupt.recv() => Event::Shutdown(Signal::INT),
+            _ = hangup => if *restarts { Event::Restart } else { Event::Shutdown(Signal::TERM) },
             _ = self.child.recv() => Event::Child,
-            _ = self.first_of_user.recv() => Event::PassOn(Signal::USR1),
-            _ = self.second_of_user.recv() => Event::PassOn(Signal::USR2),
+            _ = self.user1.recv() => Event::Forward(Signal::USR1),
+            _ = self.user2.recv() => Event::Forward(Signal::USR2),
         }
     }
 }
 
 struct Pools {
     file: PathBuf,
-    /// The command line does not have the option yet.
+    /// Whether to add `--keep-pid` for each pool, as the command line does not have it.
     add_keep_pid: bool,
-    /// By process id.
+    /// The running pools by process id.
     running: HashMap<Pid, Running>,
-    /// Those that have died, by name.
-    waiting: BTreeMap<String, Waiting>,
-    is_ending: bool,
-    /// How a pool ended that did not end well when it was told to.
-    failure: Option<Failure>,
+    /// The pools that have ended, by name.
+    pending_restarts: BTreeMap<String, PendingRestart>,
+    is_shutting_down: bool,
+    /// The first pool that failed during the shutdown.
+    failure: Option<CommandError>,
     manager: ServiceManager,
 }
 
 struct Running {
     name: String,
     since: Instant,
-    /// How often in a row it has died before.
+    /// How often in a row the pool has ended.
     deaths: u32,
-    /// It is in the file no longer, and has been told to end.
+    /// The pool is no longer in the file, and has received SIGTERM.
     is_removed: bool,
 }
 
-struct Waiting {
+struct PendingRestart {
     until: Instant,
     deaths: u32,
 }
@@ -182,7 +182,7 @@ struct Waiting {
 impl Pools {
     fn start(&mut self, name: String, deaths: u32) {
         let mut command = Command::new(program_file());
-        // The options of this command are those of each pool too.
+        // Each pool gets the options of this command.
         command.args(std::env::args_os().skip(1).filter(|argument| argument != "--"));
         command.arg(format!("--pool={name}"));
         if self.add_keep_pid {
@@ -194,7 +194,7 @@ impl Pools {
         command.env(PARENT, std::process::id().to_string());
         // It may receive signals before it handles them.
         let started = block_signals_until_served(&mut command).spawn();
-        // It is reaped with all others.
+        // `reap` waits for all children by process id, so the handle is not needed.
         let pid = started.map(|child| Pid::from_raw(child.id().cast_signed()));
         match pid {
             Ok(Some(pid)) => {
@@ -204,27 +204,32 @@ impl Pools {
             Ok(None) => {}
             Err(error) => {
                 let program = command.get_program().display();
-                self.put_off(name, deaths, &format!("cannot be started by {program}: {error}"));
+                self.schedule_restart(
+                    name,
+                    deaths,
+                    &format!("cannot be started by {program}: {error}"),
+                );
             }
         }
     }
 
-    fn put_off(&mut self, name: String, deaths: u32, why: &str) {
-        let pause = SOONEST.saturating_mul(1 << deaths.min(20)).min(LATEST);
-        tracing::error!("pool `{name}` {why}; it is started again in {} s", pause.as_secs_f64());
-        self.waiting.insert(name, Waiting { until: Instant::now() + pause, deaths: deaths + 1 });
+    fn schedule_restart(&mut self, name: String, deaths: u32, why: &str) {
+        let delay = MIN_RESTART_DELAY.saturating_mul(1 << deaths.min(20)).min(MAX_RESTART_DELAY);
+        tracing::error!("pool `{name}` {why}; it is started again in {} s", delay.as_secs_f64());
+        self.pending_restarts
+            .insert(name, PendingRestart { until: Instant::now() + delay, deaths: deaths + 1 });
     }
 
-    /// When the next dead one is to be started.
-    fn next(&self) -> Option<Instant> {
-        self.waiting.values().map(|waiting| waiting.until).min()
+    /// When the next pool is due for a restart.
+    fn next_restart(&self) -> Option<Instant> {
+        self.pending_restarts.values().map(|restart| restart.until).min()
     }
 
     fn start_due(&mut self) {
         let now = Instant::now();
-        let due = self.waiting.extract_if(.., |_, waiting| waiting.until <= now);
-        for (name, waiting) in due.collect::<Vec<_>>() {
-            self.start(name, waiting.deaths);
+        let due = self.pending_restarts.extract_if(.., |_, restart| restart.until <= now);
+        for (name, restart) in due.collect::<Vec<_>>() {
+            self.start(name, restart.deaths);
         }
     }
 
@@ -232,24 +237,24 @@ impl Pools {
         while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
             let Some(ended) = self.running.remove(&pid) else { continue };
             let Running { name, since, deaths, is_removed } = ended;
-            let how = how(status);
-            if self.is_ending {
+            let how = failure_of(status);
+            if self.is_shutting_down {
                 if let Some(how) = how.filter(|_| self.failure.is_none()) {
-                    let failure = Failure::fatal(format!("pool `{name}` {how}"));
+                    let failure = CommandError::fatal(format!("pool `{name}` {how}"));
                     self.failure = Some(failure.hint("its own message stands above"));
                 }
             } else if is_removed {
                 tracing::info!("pool `{name}` has ended");
             } else {
-                let deaths = if since.elapsed() > STEADY { 0 } else { deaths };
-                self.put_off(name, deaths, how.as_deref().unwrap_or("has ended"));
+                let deaths = if since.elapsed() > STABLE_AFTER { 0 } else { deaths };
+                self.schedule_restart(name, deaths, how.as_deref().unwrap_or("has ended"));
             }
         }
     }
 
-    /// Reads the file again. What cannot be read changes nothing.
+    /// Reads the file again. An invalid file changes nothing.
     fn reload(&mut self) {
-        if self.is_ending {
+        if self.is_shutting_down {
             return;
         }
         let pools = match config::read(&self.file) {
@@ -259,53 +264,53 @@ impl Pools {
                 return;
             }
         };
-        self.waiting.retain(|name, _| pools.contains_key(name));
+        self.pending_restarts.retain(|name, _| pools.contains_key(name));
         for (&pid, running) in &mut self.running {
             let is_there = pools.contains_key(&running.name);
             if !is_there && !running.is_removed {
                 let name = &running.name;
                 tracing::info!("pool `{name}` is not in {} any more", self.file.display());
                 running.is_removed = true;
-                tell(pid, Signal::TERM);
+                send_signal(pid, Signal::TERM);
             }
         }
         for name in pools.into_keys() {
             let mut running = self.running.iter();
             match running.find(|(_, running)| running.name == name && !running.is_removed) {
-                Some((&pid, _)) => tell(pid, Signal::HUP),
+                Some((&pid, _)) => send_signal(pid, Signal::HUP),
                 None => {
-                    self.waiting.remove(&name);
+                    self.pending_restarts.remove(&name);
                     self.start(name, 0);
                 }
             }
         }
     }
 
-    fn end(&mut self, signal: Signal) {
-        if !self.is_ending {
+    fn shut_down(&mut self, signal: Signal) {
+        if !self.is_shutting_down {
             self.manager.notify_stopping();
         }
-        self.is_ending = true;
-        self.waiting.clear();
-        self.pass_on(signal);
+        self.is_shutting_down = true;
+        self.pending_restarts.clear();
+        self.forward(signal);
     }
 
-    fn pass_on(&self, signal: Signal) {
-        self.running.keys().for_each(|&pid| tell(pid, signal));
+    fn forward(&self, signal: Signal) {
+        self.running.keys().for_each(|&pid| send_signal(pid, signal));
     }
 
-    fn are_left(&self) -> bool {
-        !self.is_ending || !self.running.is_empty()
+    fn is_active(&self) -> bool {
+        !self.is_shutting_down || !self.running.is_empty()
     }
 }
 
-fn tell(pid: Pid, signal: Signal) {
-    // One that has just ended needs no signal.
+fn send_signal(pid: Pid, signal: Signal) {
+    // The process may just have ended.
     let _ = kill_process(pid, signal);
 }
 
-/// In what way a pool has ended, if not well.
-fn how(status: WaitStatus) -> Option<String> {
+/// How a pool has failed. `None` for exit status 0.
+fn failure_of(status: WaitStatus) -> Option<String> {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(0), _) => None,
         (Some(code), _) => Some(format!("exited with status {code}")),
@@ -313,7 +318,7 @@ fn how(status: WaitStatus) -> Option<String> {
     }
 }
 
-/// Has the process of a pool end with the command that has started it.
+/// In the process of a pool: requests SIGTERM at the end of the command that has started it.
 pub(crate) fn end_with_parent() -> io::Result<()> {
     let parent = std::env::var(PARENT).ok().and_then(|pid| pid.parse().ok());
     if parent.is_some() && parent == getppid().map(|parent| parent.as_raw_nonzero().get()) {

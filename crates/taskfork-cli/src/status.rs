@@ -1,4 +1,4 @@
-//! `taskfork status`: what a server and its workers do, once.
+//! `taskfork status`: prints the status of a server and its workers once.
 
 use std::path::{Path, PathBuf};
 
@@ -6,64 +6,66 @@ use bytesize::ByteSize;
 use log_defer::{printable, printable_json, printable_lines};
 use taskfork::server::ServerStatus;
 
-use crate::failure::Failure;
+use crate::error::CommandError;
 use crate::output;
-use crate::place::Place;
+use crate::server_address::ServerAddress;
 
-/// Which server, and how to show it.
+/// The server, and the format of its status.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    server: Watched,
-    /// As JSON
+    server: StatusAddress,
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// As figures for Prometheus
+    /// Print metrics for Prometheus
     #[arg(long, conflicts_with = "json")]
     metrics: bool,
 }
 
-/// The server that is looked at.
+/// The server whose status is read.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Watched {
+pub(crate) struct StatusAddress {
     /// Where the server listens, unix:PATH or PATH, or the path of its status socket
-    address: Place,
+    address: ServerAddress,
 }
 
-impl Watched {
-    /// The path of its status socket.
-    pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
+impl StatusAddress {
+    /// The path of the server's status socket.
+    pub(crate) fn socket(&self) -> Result<PathBuf, CommandError> {
         let Some(path) = self.address.socket_path() else {
             if !self.address.has_scheme() {
                 return Ok(self.address.as_os_str().into());
             }
-            let address = self.address.address().map_err(Failure::usage)?;
+            let address = self.address.parse().map_err(CommandError::usage)?;
             let what = format!("a server at {address} tells of itself only at a status socket");
-            return Err(Failure::usage(what).hint("give the path that its --status-socket has"));
+            return Err(
+                CommandError::usage(what).hint("give the path that its --status-socket has")
+            );
         };
         let mut status = path.clone().into_os_string();
         status.push(".status");
-        // A path without `unix:` is that of either socket.
+        // A path without `unix:` can name the listener or the status socket.
         match self.address.has_scheme() || Path::new(&status).exists() {
             true => Ok(status.into()),
             false => Ok(path),
         }
     }
 
-    /// What the server says now.
-    pub(crate) fn read(&self) -> Result<ServerStatus, Failure> {
+    /// Reads the current status.
+    pub(crate) fn read(&self) -> Result<ServerStatus, CommandError> {
         let socket = self.socket()?;
-        ServerStatus::read(&socket).map_err(|error| unanswered(&socket, &error))
+        ServerStatus::read(&socket).map_err(|error| no_answer(&socket, &error))
     }
 }
 
-/// Nobody tells anything at that socket.
-fn unanswered(socket: &Path, error: &std::io::Error) -> Failure {
-    Failure::fatal(format!("no server tells of itself at {}: {error}", socket.display()))
+/// The error for a status socket that does not answer.
+fn no_answer(socket: &Path, error: &std::io::Error) -> CommandError {
+    CommandError::fatal(format!("no server tells of itself at {}: {error}", socket.display()))
         .hint("start the server, or check the address and who may use the socket")
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
+pub(crate) fn run(options: Options) -> Result<(), CommandError> {
     let status = options.server.read()?;
     if options.json {
         output::line(&json(&status)?)
@@ -74,20 +76,20 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     }
 }
 
-/// One line of JSON.
-pub(crate) fn json(status: &ServerStatus) -> Result<String, Failure> {
-    let json = serde_json::to_string(status).map_err(Failure::fatal)?;
+/// The status as one line of JSON.
+pub(crate) fn json(status: &ServerStatus) -> Result<String, CommandError> {
+    let json = serde_json::to_string(status).map_err(CommandError::fatal)?;
     Ok(printable_json(&json).into_owned())
 }
 
-fn metrics(status: &ServerStatus) -> Result<String, Failure> {
+fn metrics(status: &ServerStatus) -> Result<String, CommandError> {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     metrics::with_local_recorder(&recorder, || status.record_metrics());
     Ok(handle.render())
 }
 
-/// For people.
+/// The status as text, with a table of the workers.
 fn text(status: &ServerStatus) -> String {
     let mut out = format!("{}\n", headline(status));
     let rows: Vec<[String; 8]> =
@@ -102,11 +104,11 @@ fn text(status: &ServerStatus) -> String {
     out
 }
 
-/// The heads of the columns of [`row`].
+/// The headers of the columns of [`row`].
 pub(crate) const COLUMNS: [&str; 8] =
     ["worker", "pid", "state", "for", "method", "calls", "checkouts", "memory"];
 
-/// The server in a line.
+/// The status of the server in one line.
 pub(crate) fn headline(status: &ServerStatus) -> String {
     let busy = status.workers.iter().filter(|worker| worker.state == "busy").count();
     let deaths: Vec<String> = status
@@ -148,7 +150,7 @@ pub(crate) fn row(worker: &taskfork::server::WorkerStatus) -> [String; 8] {
     ]
 }
 
-/// Seconds, the less exact the more there are.
+/// A duration. Longer durations are shown with less precision.
 fn time(seconds: f64) -> String {
     let whole = seconds as u64;
     match whole {

@@ -1,4 +1,4 @@
-//! Times and sizes as people write them, in the command line and in files.
+//! Times and sizes in the command line and in files.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// A time: a number of seconds, or a text such as `500ms` or `5m`. One that is too long to be told, `inf` among
-/// them, is the longest.
+/// A time: a number of seconds, or a text such as `500ms` or `5m`. A time beyond the range, such as `inf`, becomes
+/// the longest possible one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Time(pub(crate) Duration);
 
 impl Time {
-    /// Where 0 stands for no limit.
+    /// The time as a limit, where 0 means no limit.
     pub(crate) fn limit(self) -> Option<Duration> {
         Some(self.0).filter(|time| !time.is_zero())
     }

@@ -11,105 +11,105 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json, json};
 use taskfork::client::Value;
 
-use crate::failure::Failure;
+use crate::error::CommandError;
 
 /// The arguments of a call.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Words {
-    /// Its arguments. JSON such as 7, true, '[1, 2]' or '"7"' is that value, {"base64": "…"} in it is
-    /// bytes; any other word is a string. @FILE is the bytes of a file, - what standard input has. A string
-    /// that begins with @, {, [ or a quotation mark is written as JSON: '"@home"'
+pub(crate) struct CallArguments {
+    /// The arguments of the call. JSON such as 7, true, '[1, 2]' or '"7"' is that value, and {"base64": "…"} in
+    /// it is bytes; any other word is a string. @FILE is the bytes of a file, - the content of standard input. Write
+    /// a string that begins with @, {, [ or a quotation mark as JSON: '"@home"'
     #[arg(value_name = "ARG", allow_negative_numbers = true)]
     args: Vec<OsString>,
-    /// Pass each argument as the bytes that it is written with, and not as JSON; @FILE and - stand for the
-    /// bytes that they have
+    /// Pass the bytes of each argument instead of parsing it as JSON. @FILE and - are the bytes of the file and
+    /// of standard input
     #[arg(long)]
     bytes: bool,
 }
 
-/// No message can have more.
-const MOST: u64 = 64 << 20;
+/// The most bytes of an argument, because no message can be longer.
+const MAX_INPUT: u64 = 64 << 20;
 
-impl Words {
-    /// The values that are meant.
-    pub(crate) fn values(&self) -> Result<Vec<Value>, Failure> {
+impl CallArguments {
+    /// The values of all arguments.
+    pub(crate) fn values(&self) -> Result<Vec<Value>, CommandError> {
         if self.args.iter().filter(|word| *word == "-" || *word == "@-").count() > 1 {
-            return Err(Failure::usage("only one argument can be read from standard input")
+            return Err(CommandError::usage("only one argument can be read from standard input")
                 .hint("give the others as JSON, or as @FILE"));
         }
         self.args.iter().map(|word| self.value(word)).collect()
     }
 
-    fn value(&self, word: &OsStr) -> Result<Value, Failure> {
+    fn value(&self, word: &OsStr) -> Result<Value, CommandError> {
         if word == "-" {
-            let bytes = all_of(io::stdin().lock(), "standard input")?;
+            let bytes = read_limited(io::stdin().lock(), "standard input")?;
             return match self.bytes {
                 true => Ok(Value::Binary(bytes)),
                 false => text_or_bytes(bytes),
             };
         }
         match word.as_bytes() {
-            b"@-" => all_of(io::stdin().lock(), "standard input").map(Value::Binary),
+            b"@-" => read_limited(io::stdin().lock(), "standard input").map(Value::Binary),
             [b'@', path @ ..] => {
                 let path = Path::new(OsStr::from_bytes(path));
                 let shown = path.display().to_string();
                 let file = File::open(path).map_err(|error| {
-                    Failure::usage(format!("cannot read {shown}: {error}"))
+                    CommandError::usage(format!("cannot read {shown}: {error}"))
                         .hint("a string that begins with @ is written as JSON, as in '\"@home\"'")
                 })?;
-                all_of(file, &shown).map(Value::Binary)
+                read_limited(file, &shown).map(Value::Binary)
             }
             bytes if self.bytes => Ok(Value::Binary(bytes.to_vec())),
             bytes => match std::str::from_utf8(bytes) {
                 Ok(text) => json_or_text(text, "the argument"),
-                Err(_) => Err(Failure::usage("an argument is not UTF-8")
+                Err(_) => Err(CommandError::usage("an argument is not UTF-8")
                     .hint("--bytes passes arguments as bytes, whatever they are")),
             },
         }
     }
 }
 
-/// Reads all that there is.
-fn all_of(from: impl Read, what: &str) -> Result<Vec<u8>, Failure> {
+/// Reads everything, up to the limit.
+fn read_limited(from: impl Read, what: &str) -> Result<Vec<u8>, CommandError> {
     let mut bytes = Vec::new();
-    from.take(MOST + 1)
+    from.take(MAX_INPUT + 1)
         .read_to_end(&mut bytes)
-        .map_err(|error| Failure::usage(format!("cannot read {what}: {error}")))?;
-    if bytes.len() as u64 > MOST {
-        return Err(Failure::usage(format!(
-            "{what} has more than the {MOST} bytes that a call can carry"
+        .map_err(|error| CommandError::usage(format!("cannot read {what}: {error}")))?;
+    if bytes.len() as u64 > MAX_INPUT {
+        return Err(CommandError::usage(format!(
+            "{what} has more than the {MAX_INPUT} bytes that a call can carry"
         )));
     }
     Ok(bytes)
 }
 
-/// What standard input has: JSON, or text, or bytes.
-fn text_or_bytes(bytes: Vec<u8>) -> Result<Value, Failure> {
+/// The content of standard input: JSON, other text, or bytes.
+fn text_or_bytes(bytes: Vec<u8>) -> Result<Value, CommandError> {
     match String::from_utf8(bytes) {
         Ok(text) => json_or_text(&text, "standard input"),
         Err(other) => Ok(Value::Binary(other.into_bytes())),
     }
 }
 
-/// JSON, or a text that stands for itself. What can only be meant as JSON has to be JSON.
-fn json_or_text(text: &str, what: &str) -> Result<Value, Failure> {
+/// Parses JSON. Other text is a string, unless it begins like JSON: then it is an error.
+fn json_or_text(text: &str, what: &str) -> Result<Value, CommandError> {
     let error = match serde_json::from_str(text) {
-        Ok(value) => return decoded(value),
+        Ok(value) => return decode_base64(value),
         Err(error) => error,
     };
-    // A number that is too large is a number nevertheless.
+    // A number that is too large must not become a string.
     let is_number = error.to_string().starts_with("number out of range");
     if text.trim_start().starts_with(['{', '[', '"']) || is_number {
         let shown: String = text.chars().take(60).collect();
-        return Err(Failure::usage(format!("{what} `{shown}` is broken JSON: {error}")).hint(
+        return Err(CommandError::usage(format!("{what} `{shown}` is broken JSON: {error}")).hint(
             "write a string that begins so as JSON, as in '\"[1\"', or pass it with --bytes",
         ));
     }
     Ok(text.into())
 }
 
-/// The value with bytes in place of each `{"base64": …}`.
-fn decoded(value: Value) -> Result<Value, Failure> {
+/// Replaces each `{"base64": …}` by its bytes.
+fn decode_base64(value: Value) -> Result<Value, CommandError> {
     match value {
         Value::Map(entries) => {
             if let [(Value::String(key), Value::String(text))] = &entries[..]
@@ -117,21 +117,23 @@ fn decoded(value: Value) -> Result<Value, Failure> {
             {
                 let bytes = STANDARD.decode(text.as_bytes());
                 return bytes.map(Value::Binary).map_err(|error| {
-                    Failure::usage(format!("what stands after \"base64\" is no base64: {error}"))
+                    CommandError::usage(format!(
+                        "what stands after \"base64\" is no base64: {error}"
+                    ))
                 });
             }
-            let entries = entries.into_iter().map(|(key, value)| Ok((key, decoded(value)?)));
+            let entries = entries.into_iter().map(|(key, value)| Ok((key, decode_base64(value)?)));
             entries.collect::<Result<_, _>>().map(Value::Map)
         }
         Value::Array(values) => {
-            values.into_iter().map(decoded).collect::<Result<_, _>>().map(Value::Array)
+            values.into_iter().map(decode_base64).collect::<Result<_, _>>().map(Value::Array)
         }
         other => Ok(other),
     }
 }
 
 /// A result as JSON. Binary data is text if it is UTF-8, and `{"base64": …}` otherwise. Infinities and NaN are
-/// text. Of two keys that are the same text the later is told apart by its number.
+/// text. If two keys have the same text, the later one gets a number.
 pub(crate) fn json(value: &Value) -> Json {
     match value {
         Value::Nil => Json::Null,
@@ -178,8 +180,8 @@ fn bytes(data: &[u8]) -> Json {
 mod tests {
     use super::*;
 
-    fn read(word: &str) -> Result<Value, Failure> {
-        Words { args: vec![word.into()], bytes: false }.value(OsStr::new(word))
+    fn read(word: &str) -> Result<Value, CommandError> {
+        CallArguments { args: vec![word.into()], bytes: false }.value(OsStr::new(word))
     }
 
     #[test]
@@ -190,7 +192,7 @@ mod tests {
         assert_eq!(read("\"7\""), json!("7"));
         assert_eq!(read("[1, {\"a\": null}]"), json!([1, {"a": null}]));
         assert_eq!(read("18446744073709551615"), json!(u64::MAX));
-        // What is no JSON, and was not meant to be.
+        // Words that do not begin like JSON.
         for word in ["", "nul", "1.2.3", "01234", "-", "7x", "a{", "é"] {
             assert!(word == "-" || read(word) == json!(word), "{word}");
         }
@@ -212,13 +214,14 @@ mod tests {
         let empty = Value::Map(vec![("a".into(), Value::Binary(Vec::new()))]);
         assert_eq!(nested, Value::Array(vec![bytes, empty]));
         assert!(format!("{:?}", read(r#"{"base64": "?"}"#).unwrap_err()).contains("no base64"));
-        // Something else that has such a key.
+        // A map with such a key, whose value is not text.
         assert_eq!(json(&read(r#"{"base64": 7}"#).unwrap()), json!({"base64": 7}));
     }
 
     #[test]
     fn with_bytes_nothing_is_json() {
-        let words = |word: &[u8]| Words { args: vec![OsStr::from_bytes(word).into()], bytes: true };
+        let words =
+            |word: &[u8]| CallArguments { args: vec![OsStr::from_bytes(word).into()], bytes: true };
         for word in [&b"7"[..], b"{\"a\"", b"\xff\xfe", b""] {
             assert_eq!(words(word).values().unwrap(), [Value::Binary(word.to_vec())]);
         }

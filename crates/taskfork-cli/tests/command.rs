@@ -1,4 +1,4 @@
-//! The command as people and scripts use it, on servers of its own.
+//! The subcommands, with real servers and workers.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
@@ -45,7 +45,7 @@ fn bytes_are_passed_as_they_are() {
     let bytes: Vec<u8> = (0..=255).collect();
     std::fs::write(&file, &bytes).unwrap();
     let file = format!("@{}", file.display());
-    // The worker speaks JSON, in which each byte is a character.
+    // The worker's protocol is JSON, in which each byte becomes a character.
     let kind = |words: &[&str]| server.call(&["kind"]).args(words).assert().success();
     let characters: String = bytes.iter().map(|&byte| char::from(byte)).collect();
     let echoed = server.call(&["echo", &file]).output().unwrap();
@@ -63,7 +63,7 @@ fn bytes_are_passed_as_they_are() {
 }
 
 #[test]
-fn exit_statuses_tell_errors_apart() {
+fn each_kind_of_error_has_an_exit_status() {
     let server = Server::start(&[]);
     let error = server.call(&["nothing"]).assert().code(1);
     error.stdout("").stderr("taskfork: no method nothing\n");
@@ -84,14 +84,14 @@ fn exit_statuses_tell_errors_apart() {
 }
 
 #[test]
-fn text_of_workers_is_shown_as_text_only() {
+fn text_of_workers_is_escaped_for_a_terminal() {
     let server = Server::start(&[]);
     let nasty = "\u{1b}[2J\u{9b}31m\u{202e}";
     let shown = r"no method \x1b[2J\u{9b}31m\u{202e}";
     server.call(&[nasty]).assert().code(1).stderr(contains(shown));
     server.call(&["--verbose", nasty]).assert().code(1).stderr(contains(shown));
     server.call(&["echo", nasty]).assert().stdout("\"\\u001b[2J\\u009b31m\\u202e\"\n");
-    // What is no terminal gets what is asked for.
+    // Without a terminal, `--raw` writes all bytes.
     server.call(&["--raw", "echo", nasty]).assert().stdout(nasty);
 
     let long = "x".repeat(100_000);
@@ -101,7 +101,7 @@ fn text_of_workers_is_shown_as_text_only() {
 }
 
 #[test]
-fn the_report_says_all_that_is_known() {
+fn verbose_shows_the_full_report() {
     let server = Server::start(&[]);
     let error = server.call(&["nothing", "--verbose"]).assert().code(1);
     error.stderr(contains("taskfork -> nothing"));
@@ -115,7 +115,7 @@ fn logs_are_drawn_on_standard_error() {
 }
 
 #[test]
-fn calls_are_repeated_by_many_at_a_time() {
+fn repeated_calls_run_concurrently() {
     let server = Server::start(&[]);
     let words = ["pid", "--repeat", "20", "--concurrency", "4"];
     let out = server.call(&words).output().unwrap();
@@ -240,7 +240,7 @@ fn a_file_says_who_may_connect() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_told_at_once() {
+fn a_missing_program_is_an_error_at_the_start() {
     let mut command = taskfork();
     command.args(["serve", "--listen", "unix:/tmp/never", "--", "no-such-program"]);
     command.assert().code(2).stderr(contains("there is no program `no-such-program`"));
@@ -282,7 +282,7 @@ fn a_file_has_several_pools() {
         "#,
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
-    // So that it also restarts where the tests run in a terminal.
+    // The tests may run in a terminal, where SIGHUP would end the server.
     command.args(["serve", "--restart-on-hangup", "--config", &file]);
     let mut server = Server::run(folder, command);
     let two = format!("unix:{}", server.folder.path().join("t").display());
@@ -293,7 +293,7 @@ fn a_file_has_several_pools() {
         (&server.status()["name"], &server.status()["max_workers"]),
         (&"one".into(), &3.into())
     );
-    // Each hands over to a new server, with the command still there.
+    // Each pool starts a new server, and the command keeps running.
     let pid = rustix::process::Pid::from_raw(server.program.id().cast_signed()).unwrap();
     let first = server.status()["pid"].clone();
     rustix::process::kill_process(pid, Signal::HUP).unwrap();
@@ -305,7 +305,7 @@ fn a_file_has_several_pools() {
     server.call(&["echo", "1"]).assert().success();
     taskfork().args(["call", &two, "echo", "2"]).assert().success().stdout("2\n");
     assert!(server.program.try_wait().unwrap().is_none());
-    // Both end with the command.
+    // Both servers end with the command.
     let pid = rustix::process::Pid::from_raw(server.program.id().cast_signed()).unwrap();
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
     assert!(server.program.wait().unwrap().success());
@@ -315,7 +315,7 @@ fn a_file_has_several_pools() {
 }
 
 #[test]
-fn mistakes_in_a_file_are_told_with_their_place() {
+fn mistakes_in_a_file_are_reported_with_their_line() {
     let folder = tempfile::tempdir().unwrap();
     for (text, said) in [
         (
@@ -344,7 +344,7 @@ fn mistakes_in_a_file_are_told_with_their_place() {
 }
 
 #[test]
-fn a_load_is_measured() {
+fn bench_measures_a_load() {
     let server = Server::start(&[]);
     let words = ["bench", &server.address(), "echo", "x", "--calls", "200", "--json"];
     let out = taskfork().args(words).output().unwrap();
@@ -366,7 +366,7 @@ fn a_load_is_measured() {
 }
 
 #[test]
-fn a_load_that_is_interrupted_is_measured_so_far() {
+fn an_interrupted_bench_prints_its_results_so_far() {
     let server = Server::start(&[]);
     for (signal, format) in [(Signal::INT, "--json"), (Signal::TERM, "--calls=100000")] {
         let mut bench = Command::new(env!("CARGO_BIN_EXE_taskfork"));
@@ -374,7 +374,7 @@ fn a_load_that_is_interrupted_is_measured_so_far() {
         let bench =
             bench.args(["--concurrency", "1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let bench = bench.spawn().unwrap();
-        // Its first call is not counted.
+        // The first call of a worker is not counted.
         until("some calls", || {
             server.status()["workers"][0]["calls"].as_u64().is_some_and(|calls| calls > 3)
         });
@@ -397,7 +397,7 @@ fn a_load_that_is_interrupted_is_measured_so_far() {
 }
 
 #[test]
-fn messages_of_log_defer_are_drawn_or_made_a_trace() {
+fn logs_draws_messages_or_writes_a_trace() {
     let folder = tempfile::tempdir().unwrap();
     let message =
         r#"{"start":1700000000,"end":0.1,"timers":[["query",0.05,0.1]],"logs":[[0.01,30,"go"]]}"#;
@@ -410,7 +410,7 @@ fn messages_of_log_defer_are_drawn_or_made_a_trace() {
     assert!(written["traceEvents"].as_array().is_some_and(|events| !events.is_empty()));
     let wrong = taskfork().arg("logs").write_stdin("{}\nno\n").assert().code(1);
     wrong.stderr(contains("of the lines are no Log::Defer messages; line 1: "));
-    // What can be read of a message of a Perl program is shown, and so is the message behind a line that is no text.
+    // The valid parts of a message from Perl are shown. The message after a line in another encoding is shown as well.
     let odd = [
         &br#"{"start":"1","data":null,"logs":[[-4.9,12.5,"early"],["x"]],"timers":[[null,0,"1"]]}"#
             [..],
@@ -432,7 +432,7 @@ fn times_of_every_size_can_be_given() {
     let server = Server::start(&["--hung-worker-timeout", "inf", "--shutdown-grace", "1e300"]);
     for time in ["1e15", "inf", "1e300", "18446744073709551615", "0", "1e-9"] {
         let called = server.call(&["--timeout", time, "echo", "5"]).output().unwrap();
-        // It is late with the least time.
+        // The shortest time has passed before the call begins.
         let is_answered = called.stdout == b"5\n";
         assert!(is_answered || time == "1e-9", "{time}: {called:?}");
     }
@@ -448,7 +448,7 @@ fn times_of_every_size_can_be_given() {
 }
 
 #[test]
-fn an_address_need_not_be_text() {
+fn an_address_may_have_any_bytes() {
     use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::OsStrExt;
 

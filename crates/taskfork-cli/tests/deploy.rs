@@ -1,4 +1,4 @@
-//! The files of `examples/deploy`, and servers as service managers and terminals treat them.
+//! The files of `examples/deploy`, and servers under the signals of service managers and terminals.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
@@ -21,7 +21,7 @@ fn example(name: &str) -> String {
     std::fs::read_to_string(folder.join(name)).unwrap()
 }
 
-/// Whether a program is installed; says so if it is not.
+/// Whether a program is installed. Prints a note if it is not.
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
     if !found {
@@ -38,7 +38,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A program that does not outlive the test.
+/// A program that ends with the test.
 struct Program(Child);
 
 impl Program {
@@ -49,7 +49,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have been ended by the test.
+        // The test may have ended it.
         let _ = kill_process(self.pid(), Signal::TERM);
         self.0.wait().unwrap();
     }
@@ -66,7 +66,7 @@ fn descendants(pid: Pid) -> Vec<Pid> {
     children.flat_map(|pid| [vec![pid], descendants(pid)].concat()).collect()
 }
 
-/// A call that takes a while, and is running.
+/// Starts a long call, and waits until it runs.
 fn running_call(address: &str, status: &Path) -> Child {
     let mut call = Command::new(TASKFORK);
     call.args(["call", address, "sleep", "2000"]);
@@ -101,7 +101,7 @@ fn systemd_takes_the_units() {
     verify.args(["taskfork.socket", "taskfork.service"].map(|name| folder.path().join(name)));
     let Output { status, stderr, .. } = verify.output().unwrap();
     let said = String::from_utf8_lossy(&stderr);
-    // It also reads other units of this machine, about which it may complain.
+    // It also reads other units of this machine, which may have mistakes.
     assert!(status.success() && !said.contains("taskfork."), "{status}: {said}");
 }
 
@@ -121,7 +121,7 @@ fn a_call_of_an_activated_server_survives_the_signals_of_a_stop() {
     let address = format!("unix:{}", socket.display());
     // The first client starts the server.
     let call = running_call(&address, &status);
-    // As `KillMode=control-group` does, to all processes of the service.
+    // `KillMode=control-group` signals all processes of the service.
     let below = descendants(server.pid());
     assert!(below.len() >= 3, "the guardian, a worker and its program: {below:?}");
     for pid in below.into_iter().chain([server.pid()]) {
@@ -148,7 +148,7 @@ fn a_call_survives_one_interrupt_at_the_terminal_of_several_pools() {
     let mut server = Program(command.spawn().unwrap());
     until("both servers", || at("one.status").exists() && at("two.status").exists());
     let call = running_call(&format!("unix:{}", at("one").display()), &at("one.status"));
-    // As a terminal does, to all processes in the foreground, of which the first passes it on to the others as well.
+    // A terminal signals all processes in the foreground, and the command forwards its own signal as well.
     let servers = children(server.pid());
     assert_eq!(servers.len(), 2);
     servers.into_iter().for_each(|pid| kill_process(pid, Signal::INT).unwrap());
@@ -158,7 +158,7 @@ fn a_call_survives_one_interrupt_at_the_terminal_of_several_pools() {
     assert!(server.0.wait().unwrap().success());
 }
 
-/// The words of a command, in a shell's or JSON's way of writing.
+/// The words of a command in the syntax of a shell or of JSON.
 fn words(command: &str) -> Vec<String> {
     if command.starts_with('[') {
         return serde_json::from_str(command).unwrap();
@@ -166,7 +166,7 @@ fn words(command: &str) -> Vec<String> {
     command.split_whitespace().map(str::to_owned).collect()
 }
 
-/// What follows this in a file.
+/// The text after `start`.
 fn after<'a>(text: &'a str, start: &str) -> &'a str {
     let rest = text.split_once(start).unwrap_or_else(|| panic!("there is no {start}")).1;
     rest.lines().next().unwrap().trim()
@@ -177,7 +177,7 @@ fn seconds(time: &str) -> u64 {
 }
 
 #[test]
-fn the_examples_name_options_that_there_are_and_give_a_server_time_to_end() {
+fn the_examples_have_valid_options_and_give_a_server_time_to_end() {
     let (service, image, pod) =
         (example("taskfork.service"), example("Dockerfile"), example("kubernetes.yaml"));
     for (command, stop) in [
@@ -193,7 +193,7 @@ fn the_examples_name_options_that_there_are_and_give_a_server_time_to_end() {
         let at = words.iter().position(|word| word == "--").unwrap();
         let grace = words.iter().position(|word| word == "--shutdown-grace").unwrap();
         assert!(seconds(stop) >= seconds(&words[grace + 1]) + 10, "{command}");
-        // All options are read before the program is looked for.
+        // The command parses all options before it searches for the program.
         let mut options = words[..=at].to_vec();
         options.push("no-such-program".to_owned());
         let tried = Command::new(TASKFORK).args(&options).output().unwrap();

@@ -1,13 +1,16 @@
-//! The log of the command's servers, and output that nobody reads.
+//! The log file of the command's servers, and output that cannot be written.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+mod common;
 
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{until, worker};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 /// A server that ends with the test.
 struct Server(Child);
@@ -42,18 +45,6 @@ fn taskfork(words: &[&str]) -> Command {
     command
 }
 
-fn worker() -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_taskfork")).parent().unwrap().join("examples/plain_worker")
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 fn count(file: &Path, what: &str) -> usize {
     std::fs::read_to_string(file).unwrap_or_default().matches(what).count()
 }
@@ -82,10 +73,18 @@ fn all_pools_write_to_the_log_file_and_open_it_again() {
     until("the new file", || count(&log, "opened again") == 2);
     server.signal(Signal::USR2);
     until("what the workers do", || count(&log, "the workers follow") == 2);
+    assert_eq!(std::fs::read_to_string(&stderr).unwrap(), "");
+    // The command itself, which logs the end of a pool, has opened the new file too.
+    let status = folder.path().join("one.status");
+    let status = taskfork(&["status", status.to_str().unwrap(), "--json"]).output().unwrap();
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let one = Pid::from_raw(status["pid"].as_i64().unwrap().try_into().unwrap()).unwrap();
+    kill_process(one, Signal::KILL).unwrap();
+    until("the end of the pool", || count(&log, "pool `one` exited with status 3") == 1);
+    until("the pool's new server", || count(&log, "listening at") == 1);
     assert_eq!((count(&old, "listening at"), count(&old, "opened again")), (2, 0));
     server.end();
     assert_eq!(count(&log, "shutting down"), 2);
-    assert_eq!(std::fs::read_to_string(&stderr).unwrap(), "");
 }
 
 #[test]

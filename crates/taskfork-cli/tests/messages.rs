@@ -1,4 +1,4 @@
-//! What the command says on standard error: what it waits for, why it failed, and the server's log.
+//! The command's standard error: notices while it waits, errors, and the server's log.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
@@ -12,8 +12,8 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-/// Starts the command and gives what it has said on standard error once that contains `text`.
-fn said(words: &[&str], text: &str) -> String {
+/// Starts the command, and returns its standard error once that contains `text`.
+fn stderr_with(words: &[&str], text: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stderr");
     let file = std::fs::File::create(&path).unwrap();
@@ -28,20 +28,21 @@ fn said(words: &[&str], text: &str) -> String {
 }
 
 #[test]
-fn what_a_call_waits_for_is_said() {
+fn a_call_writes_what_it_waits_for() {
     let folder = tempfile::tempdir().unwrap();
     let address = address(folder.path());
     for command in ["call", "bench"] {
         let words = [command, &address, "x", "--timeout", "10m"];
-        let told = said(&words, "waiting for a server at");
+        let told = stderr_with(&words, "waiting for a server at");
         assert!(told.contains("No such file"), "{told}");
         assert!(told.contains("for 10m at most"), "{told}");
         assert_eq!(told.lines().count(), 1, "{told}");
     }
-    // Somebody listens, and says nothing.
+    // This listener never answers.
     let _listener = UnixListener::bind(folder.path().join("s")).unwrap();
-    said(&["call", &address, "x", "--timeout", "0"], "waiting for the server at");
-    let line = said(&["call", &address, "x", "--log-format", "json"], "waiting for the server");
+    stderr_with(&["call", &address, "x", "--timeout", "0"], "waiting for the server at");
+    let line =
+        stderr_with(&["call", &address, "x", "--log-format", "json"], "waiting for the server");
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["level"], "WARN");
 }
@@ -53,13 +54,13 @@ fn a_call_that_takes_long_is_not_waiting_for_a_server() {
 }
 
 #[test]
-fn a_server_that_may_not_be_used_is_told_at_once() {
+fn a_server_that_may_not_be_used_is_an_error_at_once() {
     let server = Server::start(&["--protocols", "json"]);
-    // Without a limit it would wait for ever.
+    // Without a time limit, only this check ends the wait.
     let native = server.call(&["echo", "1", "--timeout", "0"]).assert().code(3);
     native.stderr(contains("does not take the native protocol"));
 
-    // Root is refused nothing by the file system.
+    // For root the file system checks no permissions.
     let denied = if rustix::process::geteuid().is_root() {
         use std::os::unix::process::CommandExt;
 
@@ -95,7 +96,7 @@ fn serve_explains_its_own_options() {
         .stderr(contains("--allow-unauthenticated-network").and(contains('`').not()));
 }
 
-/// A server with these options, and the words before them; its log once it has had these calls.
+/// Starts a server with these options, makes the calls, and returns the log once it contains `text`.
 fn log_of(options: &[&str], calls: &[&[&str]], text: &str) -> String {
     let server = Server::start(options);
     for words in calls {
@@ -109,12 +110,12 @@ fn log_of(options: &[&str], calls: &[&[&str]], text: &str) -> String {
 fn the_log_names_the_method_of_a_call_that_died() {
     log_of(&[], &[&["abort"]], "was killed by SIGABRT during a call of `abort`");
     log_of(&["--hung-worker-timeout=300ms"], &[&["sleep", "60000"]], "a call of `sleep`: hung");
-    // It may be named anything.
+    // A client can send any name.
     let nasty = "exited with status 0 during a call of `exit \\x1b[2J`";
     log_of(&[], &[&["exit \u{1b}[2J"]], nasty);
 }
 
-/// A server of another program; its log once it contains this after a call.
+/// Starts a server of another program, makes a call, and returns the log once it contains `text`.
 fn log_of_program(program: &[&str], text: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
@@ -128,7 +129,7 @@ fn log_of_program(program: &[&str], text: &str) -> String {
 #[test]
 fn the_log_names_programs_that_exit_with_0_and_setups_that_fail() {
     log_of_program(&["true"], "exited with status 0 during setup");
-    // A worker that speaks no protocol at all.
+    // This worker implements no protocol.
     let setup = log_of_program(
         &["sh", "-c", "echo oops >&$TASKFORK_FD; sleep 60"],
         "the setup of a worker failed: ",
@@ -137,7 +138,7 @@ fn the_log_names_programs_that_exit_with_0_and_setups_that_fail() {
 }
 
 #[test]
-fn a_worker_that_is_done_is_not_in_the_log() {
+fn a_worker_that_ends_normally_is_not_in_the_log() {
     let server = Server::start(&["--max-calls=1", "--log-level=info"]);
     (0..3).for_each(|_| drop(server.call(&["echo", "1"]).assert().success()));
     until("their ends", || server.status()["deaths"]["max_calls"] == 3);
@@ -167,7 +168,7 @@ fn a_log_in_json_has_nothing_but_json() {
     assert_eq!(said["target"], "taskfork::stderr");
     assert!(said["pid"].as_u64().is_some() && said["timestamp"].as_str().is_some());
 
-    // Errors too, of all commands.
+    // Errors of all commands are JSON as well.
     for words in [
         &["status", "/nonexistent/s"][..],
         &["call", "/nonexistent/s", "x", "--timeout=50ms"],
@@ -198,7 +199,7 @@ fn the_level_of_the_log_is_chosen_by_an_option_or_the_environment() {
     call().arg("--verbose").assert().stderr(debug());
     call().env("RUST_LOG", "taskfork=debug").assert().stderr(debug());
     call().env("RUST_LOG", "other=debug").assert().stderr(debug().not());
-    // The option counts more.
+    // The option takes precedence.
     call().env("RUST_LOG", "debug").arg("--log-level=error").assert().stderr(debug().not());
     call().arg("--log-level=loud").assert().code(2);
     call().env("RUST_LOG", "a=b=c").assert().stderr(contains("RUST_LOG is ignored"));
@@ -257,7 +258,7 @@ fn a_file_is_checked_without_being_served() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_reader_that_closes_the_pipe_is_no_error() {
     let server = Server::start(&[]);
     for words in [&["status"][..], &["top", "--once"], &["call", "--raw"]] {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -274,7 +275,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 
 #[test]
 fn colours_are_left_out_where_they_are_not_wanted() {
-    // On a terminal; `script` is not everywhere, and a terminal can be had without it.
+    // The test opens a pseudo-terminal itself, because `script` may not be installed.
     let colours = |wanted: Option<&str>| {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 

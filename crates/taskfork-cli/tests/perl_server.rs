@@ -18,14 +18,14 @@ use taskfork::client::Protocol;
 use taskfork::error::FatalError;
 use taskfork::{Checkout, Client, Error};
 
-/// Which modules a program finds: the stand-ins and nothing that is not part of Perl, or AnyEvent and JSON::XS.
+/// The modules that a program finds: Perl's own and the replacements, or AnyEvent and JSON::XS as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Modules {
     StandIns,
     Installed,
 }
 
-/// Those that can be tried here. Where the project is checked, all must be.
+/// The sets of modules that are installed here. In CI all must be.
 fn modules() -> Vec<Modules> {
     let found = |module: &str| {
         let tried = Command::new("perl").args([module, "-e", "1"]).stderr(Stdio::null()).status();
@@ -54,7 +54,7 @@ fn program(name: &str) -> PathBuf {
     }
 }
 
-/// The words that start a program with the module. `folder` is for what hides modules.
+/// The command that starts a program with the module. `folder` gets files that hide installed modules.
 fn perl(modules: Modules, program: &Path, folder: &Path) -> Vec<PathBuf> {
     let mut words = vec![PathBuf::from("perl")];
     let mut include = |path: &Path| words.push(format!("-I{}", path.display()).into());
@@ -87,7 +87,7 @@ impl Server {
         command.env_remove("TASKFORK_SERVER").envs(environment.iter().copied());
         let command = command.stdin(Stdio::piped()).stdout(file("out")).stderr(file("log"));
         let mut program = command.spawn().unwrap();
-        // What the program's functions must not be able to read.
+        // The program's functions must not be able to read this.
         program.stdin.as_mut().unwrap().write_all(b"a line for the server\n").unwrap();
         let server = Self { folder, program };
         until("the server", || server.log().contains("listening at"));
@@ -118,7 +118,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let pid = Pid::from_raw(self.program.id().cast_signed()).unwrap();
-        // It may have ended.
+        // The test may have ended it.
         let _ = kill_process(pid, Signal::TERM);
         self.program.wait().unwrap();
     }
@@ -148,7 +148,7 @@ async fn called(checkout: &Checkout, method: &str) -> Value {
     checkout.call(method, ()).await.unwrap()
 }
 
-/// The next message on a socket; nothing at its end.
+/// The next message on a socket, or `None` at its end.
 fn message(socket: &mut UnixStream) -> Option<Vec<u8>> {
     let mut text = Vec::new();
     loop {
@@ -164,14 +164,14 @@ fn message(socket: &mut UnixStream) -> Option<Vec<u8>> {
     }
 }
 
-/// What a recorded client has sent and was answered.
+/// The messages of a recorded client, and the answers to them.
 fn recorded(scenario: &str) -> Vec<Value> {
     let file = root().join(format!("crates/taskfork/tests/recorded/{scenario}.jsonl"));
     let text = std::fs::read_to_string(file).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// What of an answer depends neither on times and addresses nor on the words of a module.
+/// The part of an answer that does not depend on times, addresses and texts of modules.
 fn comparable(message: &[u8]) -> Value {
     let mut message: Value = serde_json::from_slice(message).unwrap();
     if let Some(text) = message[2].as_str() {
@@ -196,18 +196,18 @@ fn comparable(message: &[u8]) -> Value {
     message
 }
 
-/// Plays what a client of the original has sent.
+/// Sends the recorded messages of a client of the original.
 fn play(server: &Server, scenario: &str) {
     let mut connections = BTreeMap::new();
     for read in recorded(scenario) {
         let number = read["conn"].as_u64().unwrap();
         let socket = connections.entry(number).or_insert_with(|| server.connect());
-        // Octets are recorded as characters.
+        // The recording has each byte as a character.
         let bytes = read["bytes"].as_str();
         let bytes = bytes.map(|text| text.chars().map(|octet| octet as u8).collect::<Vec<_>>());
         match (read["from"] == "client", bytes) {
             (true, Some(bytes)) => socket.write_all(&bytes).unwrap(),
-            // The server may have seen its worker's death already.
+            // The server may have closed the connection after its worker's death.
             (true, None) => drop(socket.shutdown(std::net::Shutdown::Write)),
             (false, None) => assert_eq!(message(socket), None, "{scenario}"),
             (false, Some(bytes)) => {
@@ -258,7 +258,7 @@ async fn the_example_works_as_it_stands() {
         assert_eq!(checkout.call::<u64>("add", ("tea", 4)).await.unwrap(), 1);
         drop(checkout);
         let checkout = client.checkout();
-        // The same worker, whose `checkout_done` has run.
+        // The same worker continues after its `checkout_done`.
         assert_eq!(called(&checkout, "pending").await, json!(0));
         assert_eq!(checkout.call::<u64>("total", ("tea",)).await.unwrap(), 3);
         let error = checkout.call::<u64>("total", ("milk",)).await.unwrap_err();
@@ -283,7 +283,7 @@ async fn setup_runs_once_before_the_first_call_and_checkout_done_after_each_chec
             assert_eq!(message_of(&error), "setup exception: no database", "{error:?}");
             let pid = called(&checkout, "pid").await;
             assert_eq!(called(&checkout, "setups").await, 2);
-            // What setup has logged goes with the call before which it ran.
+            // The log of setup is part of the call before which setup ran.
             assert_eq!(log.message().logs.len(), 2, "{:?}", log.message());
             assert_eq!(value(&checkout, "keep", "row").await, 1);
             drop(checkout);
@@ -376,7 +376,7 @@ async fn logs_arrive_whatever_is_in_them() {
         assert_eq!((&of("late")[1], &of("late")[3]), (&json!(20), &json!(1)));
         assert_eq!(of("before dying")[1], 10);
         assert!(message.data["handle"].as_str().unwrap().starts_with("GLOB("));
-        // A timer that nobody has stopped ends with its call.
+        // A running timer ends with its call.
         let timer = message.timers.iter().find(|timer| timer.name == "runs on").unwrap();
         assert!(timer.to >= Some(timer.from), "{timer:?}");
     }
@@ -460,7 +460,7 @@ async fn a_program_with_several_servers_serves_the_one_that_is_named() {
             let client = server.client(Protocol::Native);
             assert_eq!(client.call::<String>("which", ()).await.unwrap(), answer, "{named:?}");
             if answer == "two" {
-                // Within the program's own limit.
+                // The program's own limit ends this.
                 let error = client.call::<()>("hang", ()).await.unwrap_err();
                 let said = format!("{error:#}");
                 assert!(said.contains("hung_worker_timeout is 0.3 seconds"), "{said}");
@@ -469,7 +469,7 @@ async fn a_program_with_several_servers_serves_the_one_that_is_named() {
     }
 }
 
-/// A program and the other end of its connection, without a server in between.
+/// A program and the other end of its connection, without a server.
 fn direct(modules: Modules, program: &Path, folder: &Path) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -483,7 +483,7 @@ fn called_directly(socket: &mut UnixStream, method: &str) -> Value {
     serde_json::from_slice(&message(socket).unwrap()).unwrap()
 }
 
-/// A program that nobody has given a connection.
+/// A program without a connection.
 fn start(modules: Modules, program: &Path, folder: &Path) -> Command {
     let words = perl(modules, program, folder);
     let mut command = Command::new(&words[0]);
@@ -492,7 +492,7 @@ fn start(modules: Modules, program: &Path, folder: &Path) -> Command {
     command
 }
 
-/// With which status a program has ended, and what it has said of that.
+/// The exit status of a program, and its standard error.
 fn end(program: Child) -> (Option<i32>, String) {
     let output = program.wait_with_output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -520,14 +520,14 @@ fn messages_may_be_cut_anywhere_and_come_together() {
         socket.read_exact(&mut received).unwrap();
         assert_eq!(String::from_utf8_lossy(&received), String::from_utf8_lossy(&expected));
 
-        // Programs that it starts do not have the connection, whichever number that has.
+        // Programs that it starts do not inherit the connection, whatever its number.
         let answer = called_directly(&mut socket, "descriptors");
         assert_eq!(answer[2], "0");
-        // A timer ends when its holder lets go, before the next line.
+        // A timer ends when its last reference is dropped, before the next line.
         let answer = called_directly(&mut socket, "log");
         let log = &answer[1]["ld"];
         assert!(log["timers"][0][2].as_f64() <= log["logs"][1][0].as_f64(), "{answer}");
-        // One that runs on is sent with an end.
+        // A running timer is sent with an end.
         let answer = called_directly(&mut socket, "log_runs_on");
         let timer = &answer[1]["ld"]["timers"][0];
         assert!(timer[2].is_f64() && timer[2].as_f64() >= timer[1].as_f64(), "{answer}");
@@ -564,7 +564,7 @@ fn a_program_started_by_hand_says_how_to_start_it() {
             "--listen tcp:0.0.0.0:4000 --protocols native,json --allow-unauthenticated-network --";
         assert!(said.contains(options), "{said}");
 
-        // What it says is a command that works, but for the address.
+        // The message contains a command that works, except for the address.
         let (_, said) = end(start(modules, &program("everything"), folder.path()).spawn().unwrap());
         let line = said.lines().find(|line| line.starts_with("    taskfork serve ")).unwrap();
         assert!(line.contains("--name everything --hung-worker-timeout 30 -- "), "{line}");
@@ -647,7 +647,7 @@ fn the_commands_of_the_chapter_work_as_they_stand() {
         shell
     };
 
-    // The chapter keeps what the program says in a file, to show it.
+    // The chapter redirects the program's output to a file, and shows that.
     let by_hand = by_hand.lines().find(|line| line.contains("ledger")).unwrap();
     let (by_hand, _) = by_hand.split_once(" 2>").unwrap();
     let said = shell(by_hand).output().unwrap();

@@ -1,4 +1,4 @@
-//! `taskfork serve --config`: the pools of a file, each by itself.
+//! `taskfork serve --config`: the pools of a file, each with a server of its own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
@@ -16,12 +16,12 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_taskfork");
 
-/// The worker of these tests, which is built with them.
+/// The worker of these tests, an example that is built with them.
 fn worker() -> PathBuf {
     Path::new(PROGRAM).parent().unwrap().join("examples/plain_worker")
 }
 
-/// Runs the command through the link `app` in the folder, which a test can replace by another program.
+/// Runs the command by the link `app` in the folder. A test can replace the link by another program.
 fn by_link(folder: &Path, command: Command) -> Command {
     symlink(PROGRAM, folder.join("app")).unwrap();
     let mut changed = Command::new(folder.join("app"));
@@ -44,11 +44,11 @@ impl Pools {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), pools);
         let mut command = Command::new(PROGRAM);
-        // So that it also restarts where the tests run in a terminal.
+        // The tests may run in a terminal, where SIGHUP would end the server.
         command.args(["serve", "--restart-on-hangup", "--config"]).arg(file(folder.path()));
         let mut command = change(folder.path(), command);
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        common::hear_hangups();
+        common::reset_sighup();
         let program = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
         Self { folder, program }
     }
@@ -61,7 +61,7 @@ impl Pools {
         until(&format!("`{text}`"), || self.log().contains(text));
     }
 
-    /// What the server at this socket says of itself, once there is one.
+    /// The status of the server at this socket. It waits for a server.
     fn status(&self, socket: &str) -> Value {
         let mut status = None;
         until(&format!("a server at {socket}"), || {
@@ -129,7 +129,7 @@ fn write(folder: &Path, pools: &[(&str, &str)]) {
         let worker = worker().display().to_string();
         format!("[pool.{name}]\n{listen}protocol = \"json\"\ncommand = [{worker:?}]\n{options}\n")
     };
-    // A reader never sees half of it.
+    // The rename replaces the whole file at once.
     let text: String = pools.iter().map(pool).collect();
     std::fs::write(folder.join("new"), text).unwrap();
     std::fs::rename(folder.join("new"), file(folder)).unwrap();
@@ -192,7 +192,7 @@ fn the_file_is_read_again_at_a_restart() {
     let (same, gone) = (pools.pid("same"), pools.pid("gone"));
     let changed = "max_workers = 7\nlisten = \"unix:FOLDER/moved\"";
     pools.rewrite(&[("same", ""), ("changed", changed), ("added", "")]);
-    // The added one, the changed one at its new address, and a new server of the one that is the same.
+    // Expect the added pool, the changed pool at its new address, and a new server of the unchanged pool.
     pools.works_once_up("added");
     assert_eq!(pools.status("moved")["max_workers"], 7);
     pools.works("moved");
@@ -216,7 +216,7 @@ fn a_file_with_a_mistake_changes_nothing() {
     pools.works("one");
     assert_eq!(pools.pid("one"), one);
     assert!(pools.program.try_wait().unwrap().is_none());
-    // A single pool can become several.
+    // A valid file adds a pool.
     pools.rewrite(&[("one", ""), ("two", "")]);
     pools.works_once_up("two");
 }
@@ -250,7 +250,7 @@ fn a_hangup_is_ignored_under_nohup() {
     });
     let one = pools.pid("one");
     pools.rewrite(&[("one", ""), ("two", "")]);
-    // As a shell does at logout.
+    // A shell sends SIGHUP to all processes at logout.
     send(one, Signal::HUP);
     pools.works("one");
     assert_eq!(pools.pid("one"), one);
@@ -402,7 +402,7 @@ fn one_server_keeps_its_process_if_an_option_says_so() {
     command.args(["serve", "--keep-pid", "--restart-on-hangup", "--protocol", "json", "--listen"]);
     command.arg(format!("unix:{}", socket.display())).arg("--").arg(worker());
     let log = std::fs::File::create(folder.path().join("log")).unwrap();
-    common::hear_hangups();
+    common::reset_sighup();
     let program = command.stderr(log).stdin(Stdio::null()).process_group(0).spawn().unwrap();
     let mut pools = Pools { folder, program };
     let first = pools.pid("s");

@@ -1,4 +1,4 @@
-//! The full-screen view on a terminal of its own, and what it leaves behind.
+//! The full-screen view on a pseudo-terminal, and the state in which it leaves the terminal.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
@@ -20,7 +20,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 struct Top {
     server: Server,
     program: Child,
-    /// The side of the person in front of it.
+    /// The controlling side of the terminal.
     person: File,
     terminal: File,
     shown: Arc<Mutex<Vec<u8>>>,
@@ -29,7 +29,7 @@ struct Top {
 impl Top {
     fn start() -> Self {
         let server = Server::start(&["--name", "plain", "--spare-workers", "1"]);
-        // The screen is not drawn again for an hour.
+        // With this interval, only events redraw the screen.
         until("the spare worker", || {
             server.status()["workers"].as_array().is_some_and(|workers| workers.len() == 1)
         });
@@ -59,12 +59,12 @@ impl Top {
         top
     }
 
-    /// Whether something without spaces was shown: in place of spaces the cursor is moved.
+    /// Whether the output contains a word. Spaces are not in the output, as the cursor moves instead.
     fn shows(&self, word: &str) -> bool {
         String::from_utf8_lossy(&self.shown.lock().unwrap()).contains(word)
     }
 
-    /// Whether the terminal neither collects lines nor shows what is typed.
+    /// Whether the terminal neither buffers lines nor echoes input.
     fn is_raw(&self) -> bool {
         let modes = tcgetattr(&self.terminal).unwrap().local_modes;
         let lines = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
@@ -77,7 +77,7 @@ impl Top {
         kill_process(pid, signal).unwrap();
     }
 
-    /// Waits for the end, and for the terminal to be as it was.
+    /// Waits for the end, and checks that the terminal is restored.
     fn end(&mut self) -> ExitStatus {
         let status = self.program.wait().unwrap();
         assert!(!self.is_raw(), "the terminal is raw");
@@ -89,14 +89,14 @@ impl Top {
 
 impl Drop for Top {
     fn drop(&mut self) {
-        // It has ended already, unless the test has failed.
+        // If the test has failed, it is still running.
         let _ = self.program.kill();
         let _ = self.program.wait();
     }
 }
 
 #[test]
-fn the_terminal_is_given_back_whichever_signal_ends_it() {
+fn every_signal_that_ends_it_restores_the_terminal() {
     for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT] {
         let mut top = Top::start();
         top.signal(signal);
@@ -105,11 +105,11 @@ fn the_terminal_is_given_back_whichever_signal_ends_it() {
 }
 
 #[test]
-fn signals_and_keys_count_also_while_the_server_does_not_answer() {
+fn signals_and_keys_work_while_the_server_does_not_answer() {
     let mut top = Top::start();
     let server = Pid::from_raw(top.server.program.id().cast_signed()).unwrap();
     kill_process(server, Signal::STOP).unwrap();
-    // It asks the stopped server, which would take ten seconds to be given up.
+    // The stopped server does not answer, and the request would time out after ten seconds.
     top.person.write_all(b"d").unwrap();
     until("the question", || top.shows("told"));
     top.person.write_all(b"q").unwrap();
@@ -119,7 +119,7 @@ fn signals_and_keys_count_also_while_the_server_does_not_answer() {
 }
 
 #[test]
-fn the_terminal_is_given_back_while_it_is_stopped() {
+fn the_terminal_is_restored_while_it_is_stopped() {
     let mut top = Top::start();
     let stat = format!("/proc/{}/stat", top.program.id());
     let is_stopped = || std::fs::read_to_string(&stat).unwrap().contains(") T ");
@@ -140,7 +140,7 @@ fn the_terminal_is_given_back_while_it_is_stopped() {
 }
 
 #[test]
-fn what_is_no_terminal_is_refused() {
+fn without_a_terminal_top_is_an_error() {
     let server = Server::start(&[]);
     let tried = common::taskfork().args(["top", &server.address()]).assert().code(2);
     tried.stderr(predicates::str::contains("standard output is no terminal"));

@@ -432,7 +432,7 @@ class Checkout:
 
     def _make(self, method: Optional[str], args: Optional[tuple[Any, ...]]) -> Call[Any]:
         future: asyncio.Future[Any] = self._client._loop.create_future()
-        # Retrieves the exception, so that asyncio does not log one that is never awaited.
+        # Retrieves the exception. asyncio logs exceptions that are not retrieved.
         future.add_done_callback(lambda it: None if it.cancelled() else it.exception())
         deadline = None
         if self._timeout is not None:

@@ -1,5 +1,5 @@
-//! What `top` waits for: keys, signals and the server's answers. Each comes from a thread of its own, so that
-//! a server that does not answer holds up neither keys nor signals.
+//! The events of `top`: keys, signals and answers of the server. Each kind has a thread, so keys and signals work
+//! while the server does not answer.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,36 +12,36 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 use taskfork::server::ServerStatus;
 
-/// Something that `top` reacts to.
+/// An event that `top` handles.
 #[derive(Debug)]
-pub(super) enum Happened {
+pub(super) enum TopEvent {
     Key(KeyEvent),
-    /// The terminal has another size.
+    /// The size of the terminal has changed.
     Resized,
     /// A signal that ends, stops or continues this process.
     Signal(i32),
-    /// The server was asked for its status.
-    Looked(io::Result<ServerStatus>),
-    /// The server was asked to dismiss a worker.
+    /// The answer to a request for the status.
+    StatusRead(io::Result<ServerStatus>),
+    /// The answer to a request to dismiss a worker.
     Dismissed(u64, io::Result<ServerStatus>),
     /// The terminal cannot be read.
     Unreadable(io::Error),
 }
 
-/// What the thread that asks the server is to do at once.
+/// A request to the thread that talks to the server.
 #[derive(Debug)]
-pub(super) enum Wish {
-    Look,
+pub(super) enum Request {
+    Status,
     Dismiss(u64),
 }
 
-/// Catches the signals that would leave the terminal as it is.
-pub(super) fn catch_signals(sender: &Sender<Happened>) -> io::Result<()> {
+/// Catches the signals that would end or stop this process without restoring the terminal.
+pub(super) fn catch_signals(sender: &Sender<TopEvent>) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGCONT])?;
     let sender = sender.clone();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
-            if sender.send(Happened::Signal(signal)).is_err() {
+            if sender.send(TopEvent::Signal(signal)).is_err() {
                 return;
             }
         }
@@ -49,22 +49,22 @@ pub(super) fn catch_signals(sender: &Sender<Happened>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the terminal.
-pub(super) fn read_keys(sender: &Sender<Happened>) -> io::Result<()> {
+/// Reads keys from the terminal.
+pub(super) fn read_keys(sender: &Sender<TopEvent>) -> io::Result<()> {
     let sender = sender.clone();
     thread::Builder::new().name("keys".to_owned()).spawn(move || {
         loop {
-            let happened = match event::read() {
-                Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => Happened::Key(key),
-                Ok(Event::Resize(..)) => Happened::Resized,
+            let event = match event::read() {
+                Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => TopEvent::Key(key),
+                Ok(Event::Resize(..)) => TopEvent::Resized,
                 Ok(_) => continue,
                 Err(error) => {
-                    // There is nobody to tell once the view has ended.
-                    let _ = sender.send(Happened::Unreadable(error));
+                    // The view may have ended.
+                    let _ = sender.send(TopEvent::Unreadable(error));
                     return;
                 }
             };
-            if sender.send(happened).is_err() {
+            if sender.send(event).is_err() {
                 return;
             }
         }
@@ -72,29 +72,29 @@ pub(super) fn read_keys(sender: &Sender<Happened>) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks the server for its status each time that `interval` is over, and at once for each wish.
+/// Requests the status after each `interval`, and at once on request.
 pub(super) fn ask_server(
-    sender: &Sender<Happened>,
+    sender: &Sender<TopEvent>,
     socket: PathBuf,
     interval: Duration,
-) -> io::Result<Sender<Wish>> {
-    let (wishes, wished): (_, Receiver<Wish>) = channel();
+) -> io::Result<Sender<Request>> {
+    let (requests, receiver): (_, Receiver<Request>) = channel();
     let sender = sender.clone();
     thread::Builder::new().name("status".to_owned()).spawn(move || {
         loop {
-            let happened = match wished.recv_timeout(interval) {
-                Ok(Wish::Look) | Err(RecvTimeoutError::Timeout) => {
-                    Happened::Looked(ServerStatus::read(&socket))
+            let event = match receiver.recv_timeout(interval) {
+                Ok(Request::Status) | Err(RecvTimeoutError::Timeout) => {
+                    TopEvent::StatusRead(ServerStatus::read(&socket))
                 }
-                Ok(Wish::Dismiss(worker)) => {
-                    Happened::Dismissed(worker, ServerStatus::dismiss(&socket, worker))
+                Ok(Request::Dismiss(worker)) => {
+                    TopEvent::Dismissed(worker, ServerStatus::dismiss(&socket, worker))
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if sender.send(happened).is_err() {
+            if sender.send(event).is_err() {
                 return;
             }
         }
     })?;
-    Ok(wishes)
+    Ok(requests)
 }

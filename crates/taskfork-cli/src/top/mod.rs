@@ -1,8 +1,8 @@
-//! `taskfork top`: a server's workers, live, in the whole terminal. `events` is what it waits for, `view` what
-//! it shows and what keys do, `table` the columns.
+//! `taskfork top`: a live view of a server's workers. `events` has its inputs, `view` the screen and the effects
+//! of keys, `table` the columns.
 
+mod cpu_usage;
 mod events;
-mod processors;
 mod table;
 mod view;
 
@@ -17,14 +17,14 @@ use ratatui::crossterm::terminal::{EnterAlternateScreen, disable_raw_mode, enabl
 use signal_hook::consts::{SIGCONT, SIGTSTP};
 use signal_hook::low_level::emulate_default_handler;
 
-use self::events::Happened;
-use self::view::{Next, View};
-use crate::failure::Failure;
+use self::events::TopEvent;
+use self::view::{KeyEffect, View};
+use crate::error::CommandError;
 use crate::output;
-use crate::status::{self, Watched};
+use crate::status::{self, StatusAddress};
 use crate::units::Time;
 
-/// Which server, and how often to look.
+/// The server, and how often to read its status.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Keys: arrows, page keys, Home and End choose a worker and scroll; s sorts by the \
@@ -33,22 +33,22 @@ use crate::units::Time;
 )]
 pub(crate) struct Options {
     #[command(flatten)]
-    server: Watched,
-    /// How often to look
+    server: StatusAddress,
+    /// How often to read the status
     #[arg(long, value_name = "TIME", default_value = "1s")]
     interval: Time,
-    /// Look once and print it
+    /// Read the status once and print it
     #[arg(long)]
     pub(crate) once: bool,
-    /// Print JSON, a line a look
+    /// Print JSON, one line for each status
     #[arg(long, requires = "once")]
     json: bool,
 }
 
-/// The server is not asked more often.
-const SHORTEST: Duration = Duration::from_millis(50);
+/// The shortest interval, to limit the load on the server.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
+pub(crate) fn run(options: Options) -> Result<(), CommandError> {
     let status = options.server.read()?;
     if options.once {
         return output::line(&match options.json {
@@ -57,29 +57,30 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         });
     }
     if !stdout().is_terminal() {
-        return Err(Failure::usage("standard output is no terminal")
+        return Err(CommandError::usage("standard output is no terminal")
             .hint("--once prints what the server says now, --once --json for programs"));
     }
-    let (sender, happened) = channel();
-    // Before the terminal is changed: a signal between the two would leave it changed.
+    let (sender, events_received) = channel();
+    // Handlers come before the change of the terminal. A signal in between would leave the terminal changed.
     events::catch_signals(&sender)?;
     let mut terminal = ratatui::try_init().map_err(|error| {
         ratatui::restore();
-        Failure::usage(format!("this is no terminal: {error}")).hint("--once --json prints instead")
+        CommandError::usage(format!("this is no terminal: {error}"))
+            .hint("--once --json prints instead")
     })?;
-    let interval = options.interval.0.max(SHORTEST);
+    let interval = options.interval.0.max(MIN_INTERVAL);
     let started = options.server.socket().and_then(|socket| {
         events::read_keys(&sender)?;
         Ok(events::ask_server(&sender, socket, interval)?)
     });
     drop(sender);
-    let done = started.and_then(|wishes| {
-        let mut view = View::new(status, wishes);
-        live(&mut view, &mut terminal, &happened)
+    let done = started.and_then(|requests| {
+        let mut view = View::new(status, requests);
+        event_loop(&mut view, &mut terminal, &events_received)
     });
-    give_back(&mut terminal);
+    restore_terminal(&mut terminal);
     if let Some(signal) = done? {
-        // Whoever waits for this process learns which signal has ended it.
+        // The exit status must name this signal for the process that waits.
         emulate_default_handler(signal)?;
     }
     Ok(())
@@ -87,58 +88,58 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
 
 type Screen = Terminal<CrosstermBackend<io::Stdout>>;
 
-/// Shows the view until it is left; gives the signal that ends this process, if one does.
-fn live(
+/// Shows the view until the user quits or a signal ends it. Returns that signal.
+fn event_loop(
     view: &mut View,
     terminal: &mut Screen,
-    happened: &Receiver<Happened>,
-) -> Result<Option<i32>, Failure> {
+    events_received: &Receiver<TopEvent>,
+) -> Result<Option<i32>, CommandError> {
     loop {
         terminal.draw(|frame| view.draw(frame))?;
-        let next = match happened.recv() {
-            Ok(Happened::Key(key)) => view.key(key),
-            Ok(Happened::Looked(looked)) => {
-                view.looked(looked);
-                Next::Stay
+        let effect = match events_received.recv() {
+            Ok(TopEvent::Key(key)) => view.key(key),
+            Ok(TopEvent::StatusRead(status)) => {
+                view.update(status);
+                KeyEffect::None
             }
-            Ok(Happened::Dismissed(worker, answer)) => {
+            Ok(TopEvent::Dismissed(worker, answer)) => {
                 view.dismissed(worker, answer);
-                Next::Stay
+                KeyEffect::None
             }
-            Ok(Happened::Resized) => Next::Stay,
-            Ok(Happened::Signal(SIGTSTP)) => Next::Stop,
-            Ok(Happened::Signal(SIGCONT)) => {
-                *terminal = take_terminal()?;
-                Next::Stay
+            Ok(TopEvent::Resized) => KeyEffect::None,
+            Ok(TopEvent::Signal(SIGTSTP)) => KeyEffect::Suspend,
+            Ok(TopEvent::Signal(SIGCONT)) => {
+                *terminal = set_up_terminal()?;
+                KeyEffect::None
             }
-            Ok(Happened::Signal(signal)) => return Ok(Some(signal)),
-            Ok(Happened::Unreadable(error)) => {
-                return Err(Failure::fatal(format!("the terminal cannot be read: {error}")));
+            Ok(TopEvent::Signal(signal)) => return Ok(Some(signal)),
+            Ok(TopEvent::Unreadable(error)) => {
+                return Err(CommandError::fatal(format!("the terminal cannot be read: {error}")));
             }
-            // No thread is left that could say anything.
-            Err(_) => Next::Leave,
+            // All threads have ended.
+            Err(_) => KeyEffect::Quit,
         };
-        match next {
-            Next::Stay => {}
-            Next::Leave => return Ok(None),
-            Next::Stop => {
-                give_back(terminal);
+        match effect {
+            KeyEffect::None => {}
+            KeyEffect::Quit => return Ok(None),
+            KeyEffect::Suspend => {
+                restore_terminal(terminal);
                 emulate_default_handler(SIGTSTP)?;
-                *terminal = take_terminal()?;
+                *terminal = set_up_terminal()?;
             }
         }
     }
 }
 
-/// Leaves the terminal as it was.
-fn give_back(terminal: &mut Screen) {
-    // If it is gone, there is nothing to be left in order.
+/// Restores the terminal.
+fn restore_terminal(terminal: &mut Screen) {
+    // The terminal may have been closed.
     let _ = terminal.show_cursor();
     ratatui::restore();
 }
 
-/// Takes the terminal again after this process was stopped, whatever the shell has done with it meanwhile.
-fn take_terminal() -> io::Result<Screen> {
+/// Sets the terminal up again after this process was stopped, since the shell may have changed its modes.
+fn set_up_terminal() -> io::Result<Screen> {
     disable_raw_mode()?;
     enable_raw_mode()?;
     execute!(stdout(), EnterAlternateScreen)?;

@@ -4,19 +4,19 @@ use std::cmp::Ordering;
 
 use taskfork::server::WorkerStatus;
 
-use super::processors::Processors;
+use super::cpu_usage::CpuUsage;
 use crate::status::{self, COLUMNS};
 
-/// How many columns there are: those of `status`, and the processor's.
+/// The number of columns: those of `status`, and the use of the processor.
 pub(super) const COUNT: usize = COLUMNS.len() + 1;
 
-/// The head of the last column, which `status` does not have.
+/// The header of the last column, which `status` does not have.
 const CPU: &str = "cpu";
 
-/// No column is wider.
-const WIDEST: usize = 24;
+/// The greatest width of a column.
+const MAX_WIDTH: usize = 24;
 
-/// By which column the workers are sorted.
+/// The column by which workers are sorted, and the direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Order {
     pub(super) column: usize,
@@ -24,7 +24,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// By the next column: from the largest if it has times, counts or sizes.
+    /// The order by the next column. It begins with the largest value for times, counts and sizes.
     pub(super) fn next(self) -> Self {
         let column = (self.column + 1) % COUNT;
         Self {
@@ -37,9 +37,9 @@ impl Order {
         Self { descending: !self.descending, ..self }
     }
 
-    /// How two workers stand to each other. Those that are equal stay in the order of their numbers.
-    pub(super) fn compare(self, cpu: &Processors, a: &WorkerStatus, b: &WorkerStatus) -> Ordering {
-        let share = |worker: &WorkerStatus| cpu.share(worker.pid).unwrap_or(-1.0);
+    /// Compares two workers. Equal workers are in the order of their numbers.
+    pub(super) fn compare(self, cpu: &CpuUsage, a: &WorkerStatus, b: &WorkerStatus) -> Ordering {
+        let share = |worker: &WorkerStatus| cpu.percent(worker.pid).unwrap_or(-1.0);
         let order = match name(self.column) {
             "pid" => a.pid.cmp(&b.pid),
             "state" => a.state.cmp(&b.state),
@@ -60,8 +60,8 @@ pub(super) fn name(column: usize) -> &'static str {
     COLUMNS.get(column).copied().unwrap_or(CPU)
 }
 
-/// The heads of all columns; an arrow marks the one that the workers are sorted by, unless it is their number.
-pub(super) fn heads(order: Order) -> [String; COUNT] {
+/// The headers of all columns. An arrow marks the column of the order, except in the default order.
+pub(super) fn headers(order: Order) -> [String; COUNT] {
     std::array::from_fn(|column| {
         let is_marked = order.column == column && order != Order::default();
         let arrow = match (is_marked, order.descending) {
@@ -74,25 +74,29 @@ pub(super) fn heads(order: Order) -> [String; COUNT] {
 }
 
 /// A worker as a row of the table.
-pub(super) fn row(worker: &WorkerStatus, cpu: &Processors) -> [String; COUNT] {
+pub(super) fn row(worker: &WorkerStatus, cpu: &CpuUsage) -> [String; COUNT] {
     let mut cells = status::row(worker).into_iter();
-    let share = cpu.share(worker.pid).map(|share| format!("{share:.0}%")).unwrap_or_default();
+    let share = cpu.percent(worker.pid).map(|share| format!("{share:.0}%")).unwrap_or_default();
     std::array::from_fn(|_| cells.next().unwrap_or_else(|| share.clone()))
 }
 
-/// The columns that are shown in a room so wide, with their widths: the worker's number, and as many others as
-/// fit from `first` on. The first of `rows` are the heads.
-pub(super) fn fitting(rows: &[[String; COUNT]], first: usize, room: u16) -> Vec<(usize, u16)> {
+/// The visible columns and their widths: the worker's number, and the columns from `first` on that fit the screen.
+/// The first of `rows` has the headers.
+pub(super) fn visible_columns(
+    rows: &[[String; COUNT]],
+    first: usize,
+    screen_width: u16,
+) -> Vec<(usize, u16)> {
     let width = |column: usize| {
         let widest = rows.iter().map(|row| row[column].chars().count()).max();
-        u16::try_from(widest.unwrap_or(0).min(WIDEST)).unwrap_or(u16::MAX)
+        u16::try_from(widest.unwrap_or(0).min(MAX_WIDTH)).unwrap_or(u16::MAX)
     };
-    let mut left = room;
+    let mut left = screen_width;
     let mut shown = Vec::new();
     for column in [0].into_iter().chain(first.max(1)..COUNT) {
-        // Between two columns is a space.
+        // A space separates two columns.
         let needed = width(column) + u16::from(!shown.is_empty());
-        // The first of the others is shown even where it is cut.
+        // The first column after the number is always shown, even if it is cut.
         if needed > left && shown.len() > 1 {
             break;
         }

@@ -1,4 +1,4 @@
-//! What `top` shows, and what its keys do.
+//! The screen of `top`, and the effects of its keys.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,24 +15,24 @@ use ratatui::widgets::{Paragraph, Row, Table, TableState, Wrap};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use taskfork::server::{ServerStatus, WorkerStatus};
 
-use super::events::Wish;
-use super::processors::Processors;
+use super::cpu_usage::CpuUsage;
+use super::events::Request;
 use super::table::{self, COUNT, Order};
 use crate::status;
 
-/// What comes after a key.
+/// What a key does to the program.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    Stay,
-    Leave,
-    /// Stop this process, as Ctrl-Z does elsewhere.
-    Stop,
+pub(super) enum KeyEffect {
+    None,
+    Quit,
+    /// Stop this process, as the terminal does at Ctrl-Z.
+    Suspend,
 }
 
-/// A worker that is killed if the answer is yes. The descriptor stays the worker's where its process id is used
-/// again.
+/// A worker that is killed if the user confirms it. The descriptor refers to the worker even if its process id is
+/// used again.
 #[derive(Debug)]
-struct Victim {
+struct PendingKill {
     number: u64,
     pid: u32,
     process: OwnedFd,
@@ -40,28 +40,28 @@ struct Victim {
 
 pub(super) struct View {
     status: ServerStatus,
-    wishes: Sender<Wish>,
-    /// Calls of all workers at the look before, and when that was.
+    requests: Sender<Request>,
+    /// The calls of all workers at the last status, and the time of that status.
     before: Option<(u64, Instant)>,
     rate: f64,
-    cpu: Processors,
+    cpu: CpuUsage,
     order: Order,
-    /// The first column that is shown beside the worker's number.
+    /// The first column beside the worker's number.
     first: usize,
-    /// The number of the worker that is chosen.
-    chosen: Option<u64>,
+    /// The number of the selected worker.
+    selected: Option<u64>,
     table: TableState,
     /// How many workers fit the screen.
     page: usize,
-    /// Who is to be killed.
-    victim: Option<Victim>,
+    /// The worker to kill, until the user answers.
+    pending_kill: Option<PendingKill>,
     /// The first line of the list of keys, if it is shown.
     help: Option<u16>,
-    /// What has just been done, or went wrong.
-    said: String,
+    /// The result of the last action.
+    message: String,
 }
 
-/// What the keys do, for the list of them.
+/// The list of keys.
 const KEYS: [&str; 11] = [
     "↑ ↓       choose",
     "PgUp PgDn a page",
@@ -76,35 +76,36 @@ const KEYS: [&str; 11] = [
     "q quit",
 ];
 
-/// Below this height the head and the foot have one line each.
-const LOW: u16 = 10;
+/// Below this height the header and the footer have one line each.
+const MIN_FULL_HEIGHT: u16 = 10;
 
 impl View {
-    pub(super) fn new(status: ServerStatus, wishes: Sender<Wish>) -> Self {
+    pub(super) fn new(status: ServerStatus, requests: Sender<Request>) -> Self {
         let mut view = Self {
             status: status.clone(),
-            wishes,
+            requests,
             before: None,
             rate: 0.0,
-            cpu: Processors::default(),
+            cpu: CpuUsage::default(),
             order: Order::default(),
             first: 1,
-            chosen: None,
+            selected: None,
             table: TableState::default(),
             page: 1,
-            victim: None,
+            pending_kill: None,
             help: None,
-            said: String::new(),
+            message: String::new(),
         };
-        view.take(status);
+        view.show(status);
         view
     }
 
-    pub(super) fn looked(&mut self, looked: io::Result<ServerStatus>) {
-        match looked {
-            Ok(status) => self.take(status),
+    pub(super) fn update(&mut self, answer: io::Result<ServerStatus>) {
+        match answer {
+            Ok(status) => self.show(status),
             Err(error) => {
-                self.said = printable(&format!("the server does not answer: {error}")).into_owned();
+                self.message =
+                    printable(&format!("the server does not answer: {error}")).into_owned();
             }
         }
     }
@@ -112,22 +113,22 @@ impl View {
     pub(super) fn dismissed(&mut self, number: u64, answer: io::Result<ServerStatus>) {
         match answer {
             Ok(status) => {
-                self.said = format!("worker {number} leaves when its checkout is done");
-                self.take(status);
+                self.message = format!("worker {number} leaves when its checkout is done");
+                self.show(status);
             }
-            Err(error) => self.said = format!("worker {number} cannot be dismissed: {error}"),
+            Err(error) => self.message = format!("worker {number} cannot be dismissed: {error}"),
         }
     }
 
-    fn take(&mut self, status: ServerStatus) {
+    fn show(&mut self, status: ServerStatus) {
         let calls = status.workers.iter().map(|worker| worker.calls).sum();
         if let Some((before, since)) = self.before {
             let time = since.elapsed().as_secs_f64().max(0.001);
-            // A worker that has ended takes its calls with it.
+            // The calls of workers that have ended are missing in the sum.
             self.rate = u64::saturating_sub(calls, before) as f64 / time;
         }
         self.before = Some((calls, Instant::now()));
-        self.cpu.look(&status);
+        self.cpu.update(&status);
         self.status = status;
         self.sort();
     }
@@ -135,124 +136,125 @@ impl View {
     fn sort(&mut self) {
         let (order, cpu) = (self.order, &self.cpu);
         self.status.workers.sort_by(|a, b| order.compare(cpu, a, b));
-        let at = self.place();
-        self.choose(at);
+        let at = self.selected_row();
+        self.select(at);
     }
 
-    /// The row of the worker that is chosen; where that has ended, the row that it had.
-    fn place(&self) -> usize {
-        let number = |worker: &WorkerStatus| Some(worker.number) == self.chosen;
-        let place = self.status.workers.iter().position(number);
-        place.or(self.table.selected()).unwrap_or(0)
+    /// The row of the selected worker, or its last row if the worker has ended.
+    fn selected_row(&self) -> usize {
+        let number = |worker: &WorkerStatus| Some(worker.number) == self.selected;
+        let row = self.status.workers.iter().position(number);
+        row.or(self.table.selected()).unwrap_or(0)
     }
 
-    /// Chooses the worker of this row, or of the last.
-    fn choose(&mut self, row: usize) {
+    /// Selects the worker of this row, or of the last row if there are fewer.
+    fn select(&mut self, row: usize) {
         let row = row.min(self.status.workers.len().saturating_sub(1));
-        self.chosen = self.status.workers.get(row).map(|worker| worker.number);
-        self.table.select(self.chosen.map(|_| row));
+        self.selected = self.status.workers.get(row).map(|worker| worker.number);
+        self.table.select(self.selected.map(|_| row));
     }
 
-    pub(super) fn key(&mut self, key: KeyEvent) -> Next {
+    pub(super) fn key(&mut self, key: KeyEvent) -> KeyEffect {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         match key.code {
-            KeyCode::Char('c') if control => return Next::Leave,
-            KeyCode::Char('z') if control => return Next::Stop,
-            _ if control => return Next::Stay,
+            KeyCode::Char('c') if control => return KeyEffect::Quit,
+            KeyCode::Char('z') if control => return KeyEffect::Suspend,
+            _ if control => return KeyEffect::None,
             _ => {}
         }
-        if let Some(victim) = self.victim.take() {
+        if let Some(pending_kill) = self.pending_kill.take() {
             match key.code {
-                KeyCode::Char('y' | 'Y') => self.kill(&victim),
-                _ => self.said = format!("worker {} was not killed", victim.number),
+                KeyCode::Char('y' | 'Y') => self.kill(&pending_kill),
+                _ => self.message = format!("worker {} was not killed", pending_kill.number),
             }
-            return Next::Stay;
+            return KeyEffect::None;
         }
         if let Some(line) = self.help {
             let last = KEYS.len() as u16 - 1;
             self.help = match key.code {
                 KeyCode::Down | KeyCode::PageDown => Some((line + 1).min(last)),
                 KeyCode::Up | KeyCode::PageUp => Some(line.saturating_sub(1)),
-                KeyCode::Char('q') => return Next::Leave,
+                KeyCode::Char('q') => return KeyEffect::Quit,
                 _ => None,
             };
-            return Next::Stay;
+            return KeyEffect::None;
         }
-        let row = self.place();
+        let row = self.selected_row();
         match key.code {
-            KeyCode::Char('q') | KeyCode::Esc => return Next::Leave,
-            KeyCode::Down | KeyCode::Char('j') => self.choose(row + 1),
-            KeyCode::Up => self.choose(row.saturating_sub(1)),
-            KeyCode::PageDown => self.choose(row + self.page),
-            KeyCode::PageUp => self.choose(row.saturating_sub(self.page)),
-            KeyCode::Home | KeyCode::Char('g') => self.choose(0),
-            KeyCode::End | KeyCode::Char('G') => self.choose(usize::MAX),
+            KeyCode::Char('q') | KeyCode::Esc => return KeyEffect::Quit,
+            KeyCode::Down | KeyCode::Char('j') => self.select(row + 1),
+            KeyCode::Up => self.select(row.saturating_sub(1)),
+            KeyCode::PageDown => self.select(row + self.page),
+            KeyCode::PageUp => self.select(row.saturating_sub(self.page)),
+            KeyCode::Home | KeyCode::Char('g') => self.select(0),
+            KeyCode::End | KeyCode::Char('G') => self.select(usize::MAX),
             KeyCode::Right => self.first = (self.first + 1).min(COUNT - 1),
             KeyCode::Left => self.first = (self.first - 1).max(1),
             KeyCode::Char('s') => self.order_by(self.order.next()),
             KeyCode::Char('r') => self.order_by(self.order.reversed()),
-            KeyCode::Char('k') => self.ask(),
+            KeyCode::Char('k') => self.ask_before_kill(),
             KeyCode::Char('d') => self.dismiss(),
             KeyCode::Char('?' | 'h') => self.help = Some(0),
             _ => {}
         }
-        Next::Stay
+        KeyEffect::None
     }
 
     fn order_by(&mut self, order: Order) {
         self.order = order;
         let direction = if order.descending { "largest first" } else { "smallest first" };
-        self.said = format!("by {}, {direction}", table::name(order.column));
+        self.message = format!("by {}, {direction}", table::name(order.column));
         self.sort();
     }
 
-    fn selected(&self) -> Option<&WorkerStatus> {
-        self.status.workers.iter().find(|worker| Some(worker.number) == self.chosen)
+    fn selected_worker(&self) -> Option<&WorkerStatus> {
+        self.status.workers.iter().find(|worker| Some(worker.number) == self.selected)
     }
 
-    /// Asks whether to kill the worker that is chosen.
-    fn ask(&mut self) {
-        let Some((number, pid)) = self.selected().map(|worker| (worker.number, worker.pid)) else {
+    /// Asks whether to kill the selected worker.
+    fn ask_before_kill(&mut self) {
+        let Some((number, pid)) = self.selected_worker().map(|worker| (worker.number, worker.pid))
+        else {
             return;
         };
         let Some(process) = Pid::from_raw(pid.cast_signed()) else { return };
         match pidfd_open(process, PidfdFlags::empty()) {
-            Ok(process) => self.victim = Some(Victim { number, pid, process }),
-            Err(error) => self.said = format!("worker {number} cannot be killed: {error}"),
+            Ok(process) => self.pending_kill = Some(PendingKill { number, pid, process }),
+            Err(error) => self.message = format!("worker {number} cannot be killed: {error}"),
         }
-        // If the worker had ended and its process id had been used again before the descriptor was opened,
-        // the answer to this shows that it is gone.
-        self.wish(Wish::Look);
+        // The worker may have ended before the descriptor was opened, and its process id may be in use again.
+        // The new status shows this before the user answers.
+        self.request(Request::Status);
     }
 
-    fn kill(&mut self, Victim { number, pid, process }: &Victim) {
+    fn kill(&mut self, PendingKill { number, pid, process }: &PendingKill) {
         let is_there = |worker: &WorkerStatus| (worker.number, worker.pid) == (*number, *pid);
         if !self.status.workers.iter().any(is_there) {
-            self.said = format!("worker {number} has ended already");
+            self.message = format!("worker {number} has ended already");
             return;
         }
-        self.said = match pidfd_send_signal(process, Signal::KILL) {
+        self.message = match pidfd_send_signal(process, Signal::KILL) {
             Ok(()) => format!("worker {number} was killed (process {pid})"),
             Err(error) => format!("worker {number} cannot be killed: {error}"),
         };
-        self.wish(Wish::Look);
+        self.request(Request::Status);
     }
 
     fn dismiss(&mut self) {
-        let Some(number) = self.chosen else { return };
-        self.said = format!("worker {number} is told to leave");
-        self.wish(Wish::Dismiss(number));
+        let Some(number) = self.selected else { return };
+        self.message = format!("worker {number} is told to leave");
+        self.request(Request::Dismiss(number));
     }
 
-    fn wish(&mut self, wish: Wish) {
-        if self.wishes.send(wish).is_err() {
-            self.said = "the server is asked no more".to_owned();
+    fn request(&mut self, request: Request) {
+        if self.requests.send(request).is_err() {
+            self.message = "the server is asked no more".to_owned();
         }
     }
 
     pub(super) fn draw(&mut self, frame: &mut Frame<'_>) {
         let area = frame.area();
-        let (head, foot) = if area.height < LOW { (1, 1) } else { (3, 2) };
+        let (head, foot) = if area.height < MIN_FULL_HEIGHT { (1, 1) } else { (3, 2) };
         let [head, body, foot] = Layout::vertical([
             Constraint::Length(head),
             Constraint::Fill(1),
@@ -277,7 +279,7 @@ impl View {
             let busy = self.status.workers.iter().filter(|worker| worker.state == "busy").count();
             let workers = self.status.workers.len();
             let (queued, name) = (self.status.queued, printable(&self.status.name));
-            // What matters most first: the end may be cut.
+            // The end may be cut, so the most important part comes first.
             format!("{busy}/{workers} busy, {queued} wait  {:.0}/s  {name}", self.rate)
         };
         let head = Paragraph::new(text);
@@ -289,8 +291,8 @@ impl View {
         self.page = usize::from(area.height.saturating_sub(1)).max(1);
         let workers = &self.status.workers;
         let cells = workers.iter().map(|worker| table::row(worker, &self.cpu));
-        let cells: Vec<_> = [table::heads(self.order)].into_iter().chain(cells).collect();
-        let columns = table::fitting(&cells, self.first, area.width);
+        let cells: Vec<_> = [table::headers(self.order)].into_iter().chain(cells).collect();
+        let columns = table::visible_columns(&cells, self.first, area.width);
         let shown = |cells: &[String; COUNT]| {
             Row::new(columns.iter().map(|(column, _)| cells[*column].clone()).collect::<Vec<_>>())
         };
@@ -300,25 +302,25 @@ impl View {
                 "idle" | "spare" => shown(cells).style(Style::new().dim()),
                 _ => shown(cells),
             });
-        let heads = shown(&cells[0]);
+        let headers = shown(&cells[0]);
         let widths = columns.iter().map(|(_, width)| Constraint::Length(*width));
         let table = Table::new(rows, widths)
-            .header(heads.style(Style::new().add_modifier(Modifier::UNDERLINED)))
+            .header(headers.style(Style::new().add_modifier(Modifier::UNDERLINED)))
             .row_highlight_style(Style::new().reversed());
         frame.render_stateful_widget(table, area, &mut self.table);
     }
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
         let fits = |text: &String| text.chars().count() <= usize::from(area.width);
-        let said = match &self.victim {
-            Some(Victim { number, pid, .. }) => {
+        let said = match &self.pending_kill {
+            Some(PendingKill { number, pid, .. }) => {
                 let long = format!(
                     "kill worker {number} (process {pid})? y kills it, any other key does not"
                 );
                 let short = format!("kill {number}? y/n");
                 Some(long).filter(fits).unwrap_or(short)
             }
-            None => self.said.clone(),
+            None => self.message.clone(),
         };
         let keys =
             "↑↓ choose a worker   k kill it   d dismiss it   s sort   ? keys   q quit".to_owned();
@@ -356,30 +358,34 @@ mod tests {
         )
     }
 
-    struct Tried {
+    struct TestTop {
         view: View,
-        wished: Receiver<Wish>,
+        requested: Receiver<Request>,
         terminal: Terminal<TestBackend>,
     }
 
-    impl Tried {
+    impl TestTop {
         fn new(width: u16, height: u16, workers: &[String]) -> Self {
-            let (wishes, wished) = channel();
-            let view = View::new(status(&workers.join(",")), wishes);
-            Self { view, wished, terminal: Terminal::new(TestBackend::new(width, height)).unwrap() }
-        }
-
-        fn press(&mut self, code: KeyCode) -> Next {
-            self.view.key(KeyEvent::new(code, KeyModifiers::NONE))
-        }
-
-        fn press_often(&mut self, times: usize, code: KeyCode) {
-            for _ in 0..times {
-                assert_eq!(self.press(code), Next::Stay);
+            let (requests, requested) = channel();
+            let view = View::new(status(&workers.join(",")), requests);
+            Self {
+                view,
+                requested,
+                terminal: Terminal::new(TestBackend::new(width, height)).unwrap(),
             }
         }
 
-        fn screen(&mut self) -> Vec<String> {
+        fn press(&mut self, code: KeyCode) -> KeyEffect {
+            self.view.key(KeyEvent::new(code, KeyModifiers::NONE))
+        }
+
+        fn press_repeatedly(&mut self, times: usize, code: KeyCode) {
+            for _ in 0..times {
+                assert_eq!(self.press(code), KeyEffect::None);
+            }
+        }
+
+        fn lines(&mut self) -> Vec<String> {
             self.terminal.draw(|frame| self.view.draw(frame)).unwrap();
             let buffer = self.terminal.backend().buffer();
             let width = usize::from(buffer.area.width);
@@ -396,9 +402,9 @@ mod tests {
     fn a_small_screen_has_a_head_workers_and_a_foot() {
         // The longest process ids that Linux has.
         let workers = [worker(1, 4_194_303, "idle", 1), worker(2, 7, "busy", 2)];
-        let mut tried = Tried::new(20, 5, &workers);
+        let mut top = TestTop::new(20, 5, &workers);
         assert_eq!(
-            tried.screen(),
+            top.lines(),
             [
                 "1/2 busy, 0 wait  0/",
                 "worker pid     state",
@@ -407,64 +413,64 @@ mod tests {
                 "? keys  q quit"
             ]
         );
-        // All columns can be brought there.
-        tried.press(KeyCode::Right);
-        tried.press(KeyCode::Right);
-        assert_eq!(tried.screen()[1], "worker for  method");
-        tried.press_often(20, KeyCode::Right);
-        assert_eq!(tried.screen()[1], "worker cpu");
+        // Every column can be scrolled there.
+        top.press(KeyCode::Right);
+        top.press(KeyCode::Right);
+        assert_eq!(top.lines()[1], "worker for  method");
+        top.press_repeatedly(20, KeyCode::Right);
+        assert_eq!(top.lines()[1], "worker cpu");
     }
 
     #[test]
     fn a_screen_of_any_size_is_drawn() {
         for (width, height) in [(1, 1), (2, 2), (3, 1), (1, 40), (500, 3), (20, 4)] {
-            let mut tried = Tried::new(width, height, &many());
-            tried.screen();
-            tried.press(KeyCode::Char('?'));
-            tried.screen();
+            let mut top = TestTop::new(width, height, &many());
+            top.lines();
+            top.press(KeyCode::Char('?'));
+            top.lines();
         }
     }
 
     #[test]
     fn the_table_scrolls_to_the_worker_that_is_chosen() {
-        let mut tried = Tried::new(20, 5, &many());
-        tried.press_often(4, KeyCode::Down);
-        assert_eq!(tried.screen()[3], "5      1005 idle");
-        tried.press(KeyCode::End);
-        assert_eq!(tried.screen()[3], "9      1009 idle");
-        tried.press(KeyCode::Down);
-        tried.press(KeyCode::PageUp);
-        assert_eq!(tried.view.chosen, Some(7));
-        tried.press(KeyCode::Home);
-        assert_eq!(tried.screen()[2], "1      1001 idle");
-        // The worker stays chosen, wherever it is in a later list, until it has ended.
-        tried.press(KeyCode::Down);
-        tried.view.looked(Ok(status(&many()[1..].join(","))));
-        assert_eq!((tried.view.chosen, tried.view.table.selected()), (Some(2), Some(0)));
-        tried.view.looked(Ok(status(&many()[2..].join(","))));
-        assert_eq!((tried.view.chosen, tried.view.table.selected()), (Some(3), Some(0)));
-        tried.view.looked(Ok(status("")));
-        assert_eq!((tried.view.chosen, tried.view.table.selected()), (None, None));
-        tried.screen();
+        let mut top = TestTop::new(20, 5, &many());
+        top.press_repeatedly(4, KeyCode::Down);
+        assert_eq!(top.lines()[3], "5      1005 idle");
+        top.press(KeyCode::End);
+        assert_eq!(top.lines()[3], "9      1009 idle");
+        top.press(KeyCode::Down);
+        top.press(KeyCode::PageUp);
+        assert_eq!(top.view.selected, Some(7));
+        top.press(KeyCode::Home);
+        assert_eq!(top.lines()[2], "1      1001 idle");
+        // The worker stays selected in later lists until it has ended.
+        top.press(KeyCode::Down);
+        top.view.update(Ok(status(&many()[1..].join(","))));
+        assert_eq!((top.view.selected, top.view.table.selected()), (Some(2), Some(0)));
+        top.view.update(Ok(status(&many()[2..].join(","))));
+        assert_eq!((top.view.selected, top.view.table.selected()), (Some(3), Some(0)));
+        top.view.update(Ok(status("")));
+        assert_eq!((top.view.selected, top.view.table.selected()), (None, None));
+        top.lines();
     }
 
     #[test]
     fn workers_are_sorted_by_each_column_both_ways() {
-        let mut tried = Tried::new(100, 20, &many());
+        let mut top = TestTop::new(100, 20, &many());
         // Process id, state, time, method.
-        tried.press_often(5, KeyCode::Char('s'));
-        let screen = tried.screen();
+        top.press_repeatedly(5, KeyCode::Char('s'));
+        let screen = top.lines();
         assert!(screen[3].contains("calls▼"), "{screen:?}");
         assert!(screen[4].starts_with("1 ") && screen[12].starts_with("9 "), "{screen:?}");
-        tried.press(KeyCode::Char('r'));
-        let screen = tried.screen();
+        top.press(KeyCode::Char('r'));
+        let screen = top.lines();
         assert!(screen[3].contains("calls▲"), "{screen:?}");
         assert!(screen[4].starts_with("9 ") && screen[12].starts_with("1 "), "{screen:?}");
-        // The worker that was chosen is still that, not its row.
-        assert_eq!((tried.view.chosen, tried.view.table.selected()), (Some(1), Some(8)));
+        // The selection follows the worker, not the row.
+        assert_eq!((top.view.selected, top.view.table.selected()), (Some(1), Some(8)));
         for column in 6..=COUNT {
-            tried.press(KeyCode::Char('s'));
-            assert_eq!(tried.view.order.column, column % COUNT);
+            top.press(KeyCode::Char('s'));
+            assert_eq!(top.view.order.column, column % COUNT);
         }
     }
 
@@ -472,27 +478,27 @@ mod tests {
     fn a_worker_is_killed_only_after_a_yes() {
         let mut process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let worker = worker(3, process.id(), "busy", 1);
-        let mut tried = Tried::new(20, 5, std::slice::from_ref(&worker));
+        let mut top = TestTop::new(20, 5, std::slice::from_ref(&worker));
         for answer in [KeyCode::Char('n'), KeyCode::Esc, KeyCode::Enter, KeyCode::Char('k')] {
-            tried.press(KeyCode::Char('k'));
-            assert_eq!(tried.screen()[4], "kill 3? y/n");
-            assert_eq!(tried.press(answer), Next::Stay);
-            assert_eq!(tried.screen()[4], "worker 3 was not kil");
+            top.press(KeyCode::Char('k'));
+            assert_eq!(top.lines()[4], "kill 3? y/n");
+            assert_eq!(top.press(answer), KeyEffect::None);
+            assert_eq!(top.lines()[4], "worker 3 was not kil");
         }
-        // It ended in between: its process id may be somebody else's.
-        tried.press(KeyCode::Char('k'));
-        tried.view.looked(Ok(status("")));
-        tried.press(KeyCode::Char('y'));
-        assert_eq!(tried.view.said, "worker 3 has ended already");
+        // The worker has ended in between, and another process may have its process id.
+        top.press(KeyCode::Char('k'));
+        top.view.update(Ok(status("")));
+        top.press(KeyCode::Char('y'));
+        assert_eq!(top.view.message, "worker 3 has ended already");
         assert!(process.try_wait().unwrap().is_none());
 
-        tried.view.looked(Ok(status(&worker)));
-        tried.press(KeyCode::Char('k'));
+        top.view.update(Ok(status(&worker)));
+        top.press(KeyCode::Char('k'));
         assert!(process.try_wait().unwrap().is_none());
-        tried.press(KeyCode::Char('y'));
-        assert!(tried.screen()[4].starts_with("worker 3 was killed"));
+        top.press(KeyCode::Char('y'));
+        assert!(top.lines()[4].starts_with("worker 3 was killed"));
         let ended = std::os::unix::process::ExitStatusExt::signal(&process.wait().unwrap());
         assert_eq!(ended, Some(9));
-        assert!(matches!(tried.wished.try_iter().last(), Some(Wish::Look)));
+        assert!(matches!(top.requested.try_iter().last(), Some(Request::Status)));
     }
 }

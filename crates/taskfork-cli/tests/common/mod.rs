@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use assert_cmd::Command as Tried;
+use assert_cmd::Command as TestCommand;
 use serde_json::Value;
 
-/// Tests may run under `nohup`, or in something like it. What they start would not react to SIGHUP then.
-pub fn hear_hangups() {
+/// Sets SIGHUP to its default action. Tests may run under `nohup`, and their servers would inherit that SIGHUP is
+/// ignored.
+pub fn reset_sighup() {
     // SAFETY: no handler is set.
     #[allow(unsafe_code)]
     unsafe {
@@ -17,14 +18,14 @@ pub fn hear_hangups() {
     };
 }
 
-pub fn taskfork() -> Tried {
-    hear_hangups();
-    let mut command = Tried::new(env!("CARGO_BIN_EXE_taskfork"));
+pub fn taskfork() -> TestCommand {
+    reset_sighup();
+    let mut command = TestCommand::new(env!("CARGO_BIN_EXE_taskfork"));
     command.env_remove("RUST_LOG");
     command
 }
 
-/// The worker of these tests, which is built with them.
+/// The worker of these tests, an example that is built with them.
 pub fn worker() -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_taskfork")).parent().unwrap();
     folder.join("examples/plain_worker")
@@ -48,7 +49,7 @@ impl Server {
     pub fn run(folder: tempfile::TempDir, mut command: Command) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         command.env_remove("RUST_LOG");
-        hear_hangups();
+        reset_sighup();
         let program = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
         let server = Self { folder, program };
         until("the server", || server.log().contains("listening at"));
@@ -63,7 +64,7 @@ impl Server {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    pub fn call(&self, words: &[&str]) -> Tried {
+    pub fn call(&self, words: &[&str]) -> TestCommand {
         let mut command = taskfork();
         command.arg("call").arg(self.address()).args(words);
         command
@@ -79,7 +80,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let pid = rustix::process::Pid::from_raw(self.program.id().cast_signed()).unwrap();
-        // It may have been ended by the test.
+        // The test may have ended it.
         for signal in [rustix::process::Signal::TERM, rustix::process::Signal::CONT] {
             let _ = rustix::process::kill_process(pid, signal);
         }

@@ -1,4 +1,4 @@
-//! Where a server listens, as people write it: an address, or the bare path of its socket.
+//! The address of a server in the command line and in files, where a path needs no scheme.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserialize, Deserializer};
 use taskfork::client::{Address, AddressError};
 
-/// An address as it was written. A path is any text with a slash in it, or the name of a file that exists.
+/// An address before parsing. Text without a scheme is a path if it contains a slash or names an existing file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place(OsString);
+pub(crate) struct ServerAddress(OsString);
 
-impl Place {
-    /// The address that is meant.
-    pub(crate) fn address(&self) -> Result<Address, AddressError> {
+impl ServerAddress {
+    /// Parses the address.
+    pub(crate) fn parse(&self) -> Result<Address, AddressError> {
         if let Some(path) = self.socket_path() {
             return Address::unix(path);
         }
@@ -35,7 +35,7 @@ impl Place {
         is_path.then(|| PathBuf::from(&self.0))
     }
 
-    /// Whether it says that it is a unix socket, TCP or a descriptor.
+    /// Whether the text begins with the scheme of a unix socket, TCP or a descriptor.
     pub(crate) fn has_scheme(&self) -> bool {
         let bytes = self.0.as_bytes();
         [&b"unix:"[..], b"unix-percent:", b"tcp:", b"fd:"]
@@ -48,19 +48,19 @@ impl Place {
     }
 }
 
-impl From<OsString> for Place {
+impl From<OsString> for ServerAddress {
     fn from(text: OsString) -> Self {
         Self(text)
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ServerAddress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.display().fmt(out)
     }
 }
 
-impl<'de> Deserialize<'de> for Place {
+impl<'de> Deserialize<'de> for ServerAddress {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self(String::deserialize(deserializer)?.into()))
     }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     fn shown(text: &str) -> Result<String, AddressError> {
-        Ok(Place(text.into()).address()?.to_string())
+        Ok(ServerAddress(text.into()).parse()?.to_string())
     }
 
     #[test]
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_path_may_have_any_bytes() {
-        let place = Place(OsString::from_vec(b"unix:/tmp/\xff".to_vec()));
-        assert_eq!(place.address().unwrap().path().unwrap().as_os_str().as_bytes(), b"/tmp/\xff");
+        let address = ServerAddress(OsString::from_vec(b"unix:/tmp/\xff".to_vec()));
+        assert_eq!(address.parse().unwrap().path().unwrap().as_os_str().as_bytes(), b"/tmp/\xff");
     }
 }

@@ -1,6 +1,5 @@
-//! How a command ends that does not succeed: what went wrong in a line, what to do in another, and an
-//! exit status that scripts can tell apart. What comes from a peer is shown as text and nothing else, and
-//! the beginning of it if it is long.
+//! The error of a command: a line that says what failed, a hint, and an exit status for scripts. Text from
+//! a peer is escaped, and is cut if it is long.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -8,61 +7,61 @@ use std::process::ExitCode;
 
 use log_defer::printable_lines;
 
-/// Exit statuses; 2 is also what a mistake in the command line gives.
+/// Exit statuses. clap also exits with 2 for a mistake in the command line.
 const CALL: u8 = 1;
 const USAGE: u8 = 2;
 const FATAL: u8 = 3;
-/// As of a program that SIGINT has ended.
+/// As a shell reports a program that SIGINT has ended.
 const INTERRUPTED: u8 = 130;
 
 /// Why a command failed.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct CommandError {
     status: u8,
-    what: String,
-    /// What to do about it.
+    message: String,
+    /// What the user can do.
     hint: Option<String>,
-    /// All that is known, for those who want it.
+    /// The full report, for `--verbose`.
     report: Option<String>,
 }
 
-impl Failure {
-    /// The call itself failed: the server, its worker and the checkout are well.
-    pub(crate) fn call(what: impl Display) -> Self {
-        Self::new(CALL, what)
+impl CommandError {
+    /// The call itself failed. The server, its worker and the checkout are usable.
+    pub(crate) fn call(message: impl Display) -> Self {
+        Self::new(CALL, message)
     }
 
     /// The command cannot be carried out as it was given.
-    pub(crate) fn usage(what: impl Display) -> Self {
-        Self::new(USAGE, what)
+    pub(crate) fn usage(message: impl Display) -> Self {
+        Self::new(USAGE, message)
     }
 
-    /// A server or a worker is not there, or has ended.
-    pub(crate) fn fatal(what: impl Display) -> Self {
-        Self::new(FATAL, what)
+    /// A server or a worker does not exist, or has ended.
+    pub(crate) fn fatal(message: impl Display) -> Self {
+        Self::new(FATAL, message)
     }
 
     /// The command was interrupted before it was done.
-    pub(crate) fn interrupted(what: impl Display) -> Self {
-        Self::new(INTERRUPTED, what)
+    pub(crate) fn interrupted(message: impl Display) -> Self {
+        Self::new(INTERRUPTED, message)
     }
 
-    fn new(status: u8, what: impl Display) -> Self {
-        Self { status, what: what.to_string(), hint: None, report: None }
+    fn new(status: u8, message: impl Display) -> Self {
+        Self { status, message: message.to_string(), hint: None, report: None }
     }
 
-    /// Adds what to do.
+    /// Adds a hint.
     pub(crate) fn hint(mut self, hint: impl Display) -> Self {
         self.hint = Some(hint.to_string());
         self
     }
 
-    /// Says in what the mistake is.
-    pub(crate) fn within(self, what: &str) -> Self {
-        Self { what: format!("{what}: {}", self.what), ..self }
+    /// Names the part in which the mistake is.
+    pub(crate) fn within(self, context: &str) -> Self {
+        Self { message: format!("{context}: {}", self.message), ..self }
     }
 
-    /// Of a call's error, with what to do about its kind.
+    /// The error of a call, with a hint for its kind.
     pub(crate) fn of(error: &taskfork::Error) -> Self {
         use taskfork::Error;
         use taskfork::error::{CallError, FatalError};
@@ -112,8 +111,8 @@ impl Failure {
         Self { report: Some(error.report().to_string()), ..failure }
     }
 
-    pub(crate) fn what(&self) -> &str {
-        &self.what
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     pub(crate) fn hint_text(&self) -> Option<&str> {
@@ -129,32 +128,32 @@ impl Failure {
         ExitCode::from(self.status)
     }
 
-    /// It as text. Long texts are shown in full only if they are to be.
+    /// The error as text. `full` shows long texts without a cut.
     pub(crate) fn text(&self, verbose: bool, full: bool) -> String {
-        let most = if full { usize::MAX } else { MOST };
-        let mut text = format!("taskfork: {}\n", beginning(&self.what, most));
+        let most = if full { usize::MAX } else { MAX_SHOWN };
+        let mut text = format!("taskfork: {}\n", truncated(&self.message, most));
         match (&self.report, &self.hint) {
-            (Some(report), _) if verbose => text += &format!("{}\n", beginning(report, most)),
-            (_, Some(hint)) => text += &format!("  {}\n", beginning(hint, most)),
+            (Some(report), _) if verbose => text += &format!("{}\n", truncated(report, most)),
+            (_, Some(hint)) => text += &format!("  {}\n", truncated(hint, most)),
             (_, None) => {}
         }
         text
     }
 }
 
-/// What went wrong and what to do about it, in a line.
-impl Display for Failure {
+/// The message and the hint in one line.
+impl Display for CommandError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hint = self.hint.as_deref().map(|hint| format!(": {hint}")).unwrap_or_default();
-        out.write_str(&beginning(&format!("{}{hint}", self.what), MOST))
+        out.write_str(&truncated(&format!("{}{hint}", self.message), MAX_SHOWN))
     }
 }
 
-/// A longer text of an error is not shown in full unless it is asked for.
-const MOST: usize = 4 << 10;
+/// The most bytes of a text, without `--full`.
+const MAX_SHOWN: usize = 4 << 10;
 
-/// The first `most` bytes of a text as a terminal can show them, and how much more there is.
-pub(crate) fn beginning(text: &str, most: usize) -> String {
+/// The first `most` bytes of a text, escaped for a terminal, and the full length if that is more.
+pub(crate) fn truncated(text: &str, most: usize) -> String {
     let shown = printable_lines(&text[..text.floor_char_boundary(most)]);
     if text.len() <= most {
         return shown.into_owned();
@@ -169,14 +168,14 @@ fn error_method(error: &taskfork::error::CallError) -> String {
     }
 }
 
-/// The known name that is most like this one, if one is.
+/// The known name that is most similar to this one, if one is similar.
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let with_distance = known.map(|known| (strsim::osa_distance(name, known), known));
     let (distance, nearest) = with_distance.min()?;
     (distance <= 1 + name.chars().count() / 3).then_some(nearest)
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> Self {
         Self::fatal(error)
     }
@@ -189,10 +188,10 @@ mod tests {
     #[test]
     fn a_long_text_is_shown_as_its_beginning() {
         let text = "é".repeat(25 << 20);
-        let shown = beginning(&text, 101);
+        let shown = truncated(&text, 101);
         assert!(shown.starts_with(&"é".repeat(50)) && shown.len() < 300);
         assert!(shown.ends_with("(the beginning of 52428800 bytes; --full shows all of them)"));
-        assert_eq!(beginning("short\n\u{1b}[2J", 101), "short\n\\x1b[2J");
-        assert_eq!(beginning(&text, usize::MAX), text);
+        assert_eq!(truncated("short\n\u{1b}[2J", 101), "short\n\\x1b[2J");
+        assert_eq!(truncated(&text, usize::MAX), text);
     }
 }
