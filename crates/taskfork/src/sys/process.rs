@@ -134,8 +134,9 @@ pub(crate) fn spawn_with_own_arguments(
     });
     let variables = variables.collect::<io::Result<Vec<_>>>()?;
     let mut command = std::process::Command::new(program);
-    // SAFETY: between fork and execution it makes system calls only, on descriptors that the
-    // parent has open, and builds the lists for the last of them, which one thread may do.
+    // SAFETY: the descriptors in `keep` are borrowed until this function returns, so they are open in the child.
+    // Apart from system calls, the closure only allocates the lists for execve(2). Only a server calls this
+    // function, and a server has one thread, so no thread can hold the allocator's lock during the fork.
     unsafe {
         command.pre_exec(move || {
             for &number in &keep {
