@@ -30,7 +30,7 @@ const MAX_MESSAGE: usize = 4096;
 /// How long a new server that has closed its pipe may take to exit.
 const EXIT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// What a server inherits from the one that it takes over from.
+/// What a server inherits from its predecessor.
 #[derive(Debug)]
 pub(crate) struct Inherited {
     listener: OwnedFd,

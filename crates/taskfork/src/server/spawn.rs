@@ -101,7 +101,7 @@ impl Spawn {
     /// Sets whether a server that dies is replaced. Defaults to true.
     ///
     /// A server dies if a signal kills it, or if it exits with a status other than 0. A server that
-    /// was told to shut down does not die. The running calls of a dead server fail. Checkouts that
+    /// shuts down on request does not die. The running calls of a dead server fail. Checkouts that
     /// wait for a worker keep waiting, and the new server serves them at the same address.
     ///
     /// A server that ran for at least 10 seconds is replaced at once. Otherwise the program waits

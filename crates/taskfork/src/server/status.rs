@@ -31,7 +31,7 @@ pub struct ServerStatus {
     pub pid: u32,
     /// The seconds since its start.
     pub seconds: f64,
-    /// Whether it accepts connections. It does until it is told to shut down.
+    /// Whether it accepts connections. It stops when a shutdown begins.
     pub accepting: bool,
     /// The maximum number of workers.
     pub max_workers: usize,

@@ -50,7 +50,7 @@ pub(crate) struct WorkerExit {
     pub(crate) spare_failure: Option<String>,
 }
 
-/// What a dead worker's client is told.
+/// What the server reports to a dead worker's client.
 pub(crate) struct DeathNotification {
     pub(super) connection: OwnedFd,
     pub(super) notice: Option<DeathNotice>,
@@ -148,7 +148,7 @@ pub(super) struct ExitLogEntry<'a> {
     /// The method of its current or last call.
     pub(super) method: &'a str,
     pub(super) reason: Option<&'a str>,
-    /// The worker was not told to leave, and its client was still connected.
+    /// The server had not asked the worker to leave, and its client was still connected.
     pub(super) is_unexpected: bool,
 }
 

@@ -37,6 +37,9 @@ async fn exchange(client: &Client) {
         assert_eq!(checkout.call::<Blob>("echo", (blob,)).await.unwrap()[..], vec![fill; LONG]);
         let blob = Blob::from(vec![fill; LONG]);
         assert_eq!(checkout.call::<Blob>("echo", (blob,)).await.unwrap()[..], vec![fill; LONG]);
+        // The worker answers an echo in the client's memory. This blob needs memory of its own.
+        let made = checkout.call::<Blob>("make", (LONG, fill)).await.unwrap();
+        assert_eq!(made[..], vec![fill; LONG]);
     }
     let mut memory = BlobMut::new(LONG).unwrap();
     memory[LONG - 1] = 7;

@@ -37,7 +37,7 @@ pub(crate) struct Child {
     stderr: Option<CapturedStderr>,
     /// The time of the fork. This and the times below are on the scoreboard's clock.
     forked_at: Duration,
-    /// When the worker was told to leave after its checkout.
+    /// When the server asked the worker to leave after its checkout.
     retiring_since: Option<Duration>,
     /// When the client closed the connection.
     client_gone_since: Option<Duration>,

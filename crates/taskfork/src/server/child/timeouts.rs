@@ -197,7 +197,8 @@ impl Child {
     }
 }
 
-/// When a worker must have exited whose client has left at `gone`, or which was told to leave at `retiring`.
+/// The time by which a worker must have exited. Its client left at `gone`, or the server asked it to leave
+/// at `retiring`.
 ///
 /// The worker sets its phase and its time itself. So the last limit counts from `gone` alone.
 fn leave_deadline(

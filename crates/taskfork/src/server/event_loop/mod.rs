@@ -271,7 +271,7 @@ impl EventLoop {
         Ok(server)
     }
 
-    /// Serves until it is told to stop. Takes over from `predecessor` first.
+    /// Serves until the shutdown is complete. Takes over from `predecessor` first.
     pub(crate) fn run(mut self, predecessor: Option<Predecessor>) -> Result<(), ServerError> {
         let address = self.listener.as_ref().map(Listener::address);
         if let Some(address) = address {

@@ -26,7 +26,7 @@ impl EventLoop {
         }
     }
 
-    /// Reaps a worker that has exited or was killed, and tells its client.
+    /// Reaps a worker that has exited or was killed, and sends its client a death notice.
     pub(super) fn reap_worker(&mut self, number: u64) {
         let Some(child) = self.children.remove(&number) else { return };
         // Closing the descriptors would not end the watches: a worker that has just been forked holds

@@ -57,7 +57,7 @@ struct State {
     process: Process,
     since: Instant,
     last_end: Option<(Instant, ServerExit)>,
-    /// It was told to shut down, so it is not replaced.
+    /// Its program has requested a shutdown, so it is not replaced.
     is_shut_down: bool,
     /// A thread waits for its end.
     has_watcher: bool,

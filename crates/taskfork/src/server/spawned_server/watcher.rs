@@ -100,7 +100,7 @@ impl Shared {
         }
     }
 
-    /// Ends the replacement, because the server was told to shut down.
+    /// Ends the replacement, because of a request to shut the server down.
     fn cancel_restart(&self, state: &mut State) {
         if let Some((_, end)) = &state.last_end {
             state.process = Process::Ended(end.clone());
