@@ -325,14 +325,14 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> CommandError
         .span()
         .map_or(1, |span| text.get(..span.start).unwrap_or(text).matches('\n').count() + 1);
     let message = error.message();
-    let failure = CommandError::usage(format!("{}:{line}: {message}", path.display()));
+    let command_error = CommandError::usage(format!("{}:{line}: {message}", path.display()));
     let mut quoted = message.split('`').skip(1).step_by(2);
     match (message.starts_with("unknown"), quoted.next()) {
         (true, Some(wrong)) => match nearest(wrong, quoted) {
-            Some(near) => failure.hint(format!("did you mean `{near}`?")),
-            None => failure,
+            Some(near) => command_error.hint(format!("did you mean `{near}`?")),
+            None => command_error,
         },
-        _ => failure.hint("`taskfork serve --help` says what each option takes"),
+        _ => command_error.hint("`taskfork serve --help` says what each option takes"),
     }
 }
 
@@ -364,9 +364,9 @@ mod tests {
         std::fs::write(file.path(), " ".repeat(MAX_FILE as usize + 1)).unwrap();
         // The second file is endless.
         for path in [file.path(), Path::new("/dev/zero")] {
-            let failure = read(path).unwrap_err();
-            let told = format!("{failure:?}");
-            assert!(told.contains("is longer than the limit of 1048576 bytes"), "{told}");
+            let error = read(path).unwrap_err();
+            let text = format!("{error:?}");
+            assert!(text.contains("is longer than the limit of 1048576 bytes"), "{text}");
         }
     }
 }

@@ -51,7 +51,7 @@ fn check(file: &std::path::Path) -> Result<(), CommandError> {
     }
     let count = pools.len();
     for (name, pool) in pools {
-        serve::check(pool).map_err(|failure| failure.within(&format!("pool.{name}")))?;
+        serve::check(pool).map_err(|error| error.within(&format!("pool.{name}")))?;
     }
     let pools = if count == 1 { "1 pool" } else { &format!("{count} pools") };
     output::line(&format!("{}: {pools}: {names}", file.display()))

@@ -66,49 +66,47 @@ impl CommandError {
         use taskfork::Error;
         use taskfork::error::{CallError, FatalError};
 
-        let failure = match error {
+        let command_error = match error {
             Error::Call { error, .. } => {
-                let failure = Self::call(error);
+                let command_error = Self::call(error);
                 match error {
                     CallError::UnknownMethod { known, .. } if !known.is_empty() => {
                         let method = error_method(error);
                         match nearest(&method, known.iter().map(String::as_str)) {
-                            Some(near) => failure.hint(format!("did you mean `{near}`?")),
-                            None => failure.hint("call one of these"),
+                            Some(near) => command_error.hint(format!("did you mean `{near}`?")),
+                            None => command_error.hint("call one of these"),
                         }
                     }
                     CallError::Arguments { .. } => {
-                        failure.hint("arguments are JSON; a bare word is a string")
+                        command_error.hint("arguments are JSON; a bare word is a string")
                     }
                     CallError::Setup { .. } => {
-                        failure.hint("the server's own setup failed: see its log")
+                        command_error.hint("the server's own setup failed: see its log")
                     }
-                    _ => failure,
+                    _ => command_error,
                 }
             }
             Error::Fatal { cause, .. } => {
-                let failure = Self::fatal(cause);
+                let command_error = Self::fatal(cause);
                 match cause {
                     FatalError::CannotConnect { .. } => {
-                        failure.hint("start the server, or check the address")
+                        command_error.hint("start the server, or check the address")
                     }
-                    FatalError::TimedOut { .. } => {
-                        failure.hint("give it more time with --timeout, or none with --timeout 0")
-                    }
+                    FatalError::TimedOut { .. } => command_error
+                        .hint("give it more time with --timeout, or none with --timeout 0"),
                     FatalError::WorkerDied(death) => match &death.stderr {
-                        Some(stderr) => {
-                            failure.hint(format!("its last words were:\n{}", stderr.trim_end()))
-                        }
-                        None => failure.hint("the server's log says more"),
+                        Some(stderr) => command_error
+                            .hint(format!("its last words were:\n{}", stderr.trim_end())),
+                        None => command_error.hint("the server's log says more"),
                     },
-                    FatalError::Protocol { .. } => failure
+                    FatalError::Protocol { .. } => command_error
                         .hint("is this a server of taskfork? --protocol sets another protocol"),
-                    _ => failure,
+                    _ => command_error,
                 }
             }
             _ => Self::fatal(error),
         };
-        Self { report: Some(error.report().to_string()), ..failure }
+        Self { report: Some(error.report().to_string()), ..command_error }
     }
 
     pub(crate) fn message(&self) -> &str {

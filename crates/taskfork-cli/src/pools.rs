@@ -259,8 +259,8 @@ impl Pools {
         }
         let pools = match config::read(&self.file) {
             Ok(pools) => pools,
-            Err(failure) => {
-                tracing::error!("all pools go on as they are: {failure}");
+            Err(error) => {
+                tracing::error!("all pools go on as they are: {error}");
                 return;
             }
         };

@@ -201,8 +201,8 @@ mod tests {
     #[test]
     fn broken_json_is_an_error() {
         for word in ["{\"a\": 1", "[1,", "\"open", " [1}", "{a: 1}", "1e999", &"[".repeat(1000)] {
-            let told = format!("{:?}", read(word).unwrap_err());
-            assert!(told.contains("is broken JSON"), "{word}: {told}");
+            let text = format!("{:?}", read(word).unwrap_err());
+            assert!(text.contains("is broken JSON"), "{word}: {text}");
         }
     }
 
@@ -230,8 +230,8 @@ mod tests {
     #[test]
     fn a_file_is_read_up_to_what_a_call_can_carry() {
         assert!(format!("{:?}", read("@/dev/zero").unwrap_err()).contains("67108864 bytes"));
-        let told = format!("{:?}", read("@/nonexistent").unwrap_err());
-        assert!(told.contains("cannot read /nonexistent") && told.contains("@home"), "{told}");
+        let text = format!("{:?}", read("@/nonexistent").unwrap_err());
+        assert!(text.contains("cannot read /nonexistent") && text.contains("@home"), "{text}");
         let own = read(concat!("@", env!("CARGO_MANIFEST_DIR"), "/src/values.rs")).unwrap();
         assert_eq!(own, Value::Binary(include_bytes!("values.rs").to_vec()));
     }

@@ -29,7 +29,7 @@ pub(crate) async fn with_wait_notices<T>(
     tokio::select! {
         biased;
         outcome = task => outcome,
-        failure = watch(client, address, timeout, logging) => Err(failure),
+        error = watch(client, address, timeout, logging) => Err(error),
     }
 }
 

@@ -390,8 +390,8 @@ fn an_interrupted_bench_prints_its_results_so_far() {
         } else {
             assert!(text.contains("p99.9") && text.contains(" calls in "), "{text}");
         }
-        let told = String::from_utf8(out.stderr).unwrap();
-        assert!(told.contains("interrupted after"), "{told}");
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert!(stderr.contains("interrupted after"), "{stderr}");
         until("its worker's end", || server.status()["workers"] == Value::Array(Vec::new()));
     }
 }

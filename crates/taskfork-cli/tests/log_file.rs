@@ -88,17 +88,17 @@ fn all_pools_write_to_the_log_file_and_open_it_again() {
 }
 
 #[test]
-fn a_log_file_that_cannot_be_opened_is_told() {
+fn a_log_file_that_cannot_be_opened_is_an_error() {
     let words =
         ["serve", "--log-file", "/nonexistent/log", "--listen", "unix:/nonexistent/s", "--"];
     let out = taskfork(&words).arg(worker()).output().unwrap();
-    let told = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(2), "{told}");
-    assert!(told.contains("cannot open the log file /nonexistent/log"), "{told}");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("cannot open the log file /nonexistent/log"), "{stderr}");
 }
 
 #[test]
-fn output_that_cannot_be_written_ends_no_server_and_is_no_panic() {
+fn output_that_cannot_be_written_neither_ends_a_server_nor_panics() {
     for stderr in ["a full disk", "no reader"] {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("unix:{}", folder.path().join("s").display());

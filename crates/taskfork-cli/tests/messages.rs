@@ -212,7 +212,7 @@ fn the_level_of_the_log_is_chosen_by_an_option_or_the_environment() {
 }
 
 #[test]
-fn pools_of_a_file_log_as_the_command_is_told() {
+fn pools_of_a_file_have_the_log_options_of_the_command() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pools.toml");
     let pool = |name: &str| {

@@ -312,7 +312,7 @@ impl View {
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
         let fits = |text: &String| text.chars().count() <= usize::from(area.width);
-        let said = match &self.pending_kill {
+        let message = match &self.pending_kill {
             Some(PendingKill { number, pid, .. }) => {
                 let long = format!(
                     "kill worker {number} (process {pid})? y kills it, any other key does not"
@@ -325,9 +325,9 @@ impl View {
         let keys =
             "↑↓ choose a worker   k kill it   d dismiss it   s sort   ? keys   q quit".to_owned();
         let keys = Some(keys).filter(fits).unwrap_or_else(|| "? keys  q quit".to_owned());
-        let lines = match (area.height > 1, said.is_empty()) {
-            (true, _) => vec![Line::from(said), Line::from(keys).dim()],
-            (false, false) => vec![Line::from(said)],
+        let lines = match (area.height > 1, message.is_empty()) {
+            (true, _) => vec![Line::from(message), Line::from(keys).dim()],
+            (false, false) => vec![Line::from(message)],
             (false, true) => vec![Line::from(keys).dim()],
         };
         frame.render_widget(Paragraph::new(lines), area);
