@@ -29,6 +29,8 @@ mod queue;
 mod read_budget;
 #[cfg_attr(not(feature = "spans"), path = "replay_off.rs")]
 mod replay;
+#[cfg(feature = "spans")]
+mod replay_fields;
 mod reply_spin;
 mod rings;
 mod send;

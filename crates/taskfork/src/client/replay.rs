@@ -1,128 +1,138 @@
-//! What a worker recorded of its spans and events, given to the subscriber of the call's caller,
-//! within the span that made the call.
+//! Replaying what a worker recorded of its spans and events: the subscriber of the call's caller gets
+//! them, within the span that made the call.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tracing::field::{DisplayValue, Field, ValueSet, display};
 use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 use tracing::span::{Attributes, Id, Record as SpanRecord};
 use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, Event, Level, Span, dispatcher};
 
+use super::replay_fields::{OwnValue, memory_of, with_fields};
 use super::sites::{BUSY, CLOSED, ENTERED, PID, Site, SiteError, TIME};
 use crate::sync::{ignore_poison, lock};
-use crate::wire::trace::{self, MAX_FIELDS, Record, Value, Values};
+use crate::wire::trace::{self, Record, Values};
 
-/// The fields of a worker's span or event, and those of ours.
-const FIELDS: usize = MAX_FIELDS + 5;
-
-/// So many spans of one call can be open.
+/// The most open spans of one call.
 const MAX_OPEN: usize = 10_000;
 
 /// The most sites that the records of one call name.
 const MAX_SITES_OF_CALL: usize = 10_000;
 
-/// The most entries into spans that last at one time. Each piece of records enters them again, so
-/// this bounds what a small piece costs.
+/// The most entries into spans at one time. Each piece of records enters them again, so this bounds
+/// the cost of a small piece.
 const MAX_ENTERED: usize = 128;
 
-/// The most spans within each other. Subscribers walk outwards from a span for each event, and
+/// The most spans within each other. For each event subscribers visit all ancestors of its span, and
 /// `tracing-subscriber` closes parents recursively.
 const MAX_DEPTH: usize = 128;
 
-/// So many bytes of records are read at a time.
+/// The longest piece of records, in bytes.
 const MAX_RECORDS: usize = 4 << 20;
 
-/// The replay of one call. What it has begun is ended when it is dropped.
+/// The most memory that the values of a call's open spans may occupy in a subscriber, in bytes.
+/// Subscribers keep them until a span is closed.
+const MAX_VALUES: usize = 16 << 20;
+
+/// What a relation to another span occupies in a subscriber, in bytes.
+const RELATION: usize = 64;
+
+/// The replay of one call. Dropping it closes the spans that are still open.
 pub(crate) struct Replay {
-    /// What has arrived, with the worker's process id.
-    arrived: Mutex<VecDeque<(u32, Bytes)>>,
-    player: Mutex<Player>,
+    /// Pieces that have not been replayed, each with the process id of its worker.
+    pending: Mutex<VecDeque<(u32, Bytes)>>,
+    state: Mutex<State>,
 }
 
-struct Player {
+struct State {
     dispatch: Dispatch,
     /// The span that made the call.
     caller: Span,
     sites: HashMap<u64, &'static Site>,
     open: HashMap<u64, OpenSpan>,
-    /// The spans that the subscriber has been told to enter and not to leave, in this order. A span
-    /// stands here once for each entry.
+    /// The spans that the subscriber has entered and not exited, in this order; once for each entry.
     entered: Vec<u64>,
-    /// How many spans, entries and sites were over a limit, and the worker that sent the last one.
-    left_out: u64,
-    left_out_by: u32,
+    /// About how many bytes the values of open spans occupy in the subscriber.
+    value_bytes: usize,
+    /// How many spans, entries, values and sites exceeded a limit.
+    omitted: u64,
+    /// The worker that sent the last of them.
+    omitted_by: u32,
 }
 
-/// A span of the worker's that has not been closed.
+/// A span of the worker that has not been closed.
 struct OpenSpan {
-    /// What stands for it here: nothing if nobody wants it.
-    here: Option<LocalSpan>,
-    /// The nearest span around it that the subscriber knows.
-    around: Option<u64>,
-    /// How many spans that the subscriber knows lie around it.
+    /// Its counterpart in this process; `None` if the subscriber does not want it.
+    local: Option<LocalSpan>,
+    /// The nearest ancestor that has a counterpart.
+    known_parent: Option<u64>,
+    /// How many ancestors have a counterpart.
     depth: usize,
-    /// How often it has been entered and not left.
-    inside: usize,
+    /// How often the worker has entered it and not exited.
+    entries: usize,
     /// How many of these entries the subscriber knows.
-    told: usize,
-    entered_at: u64,
+    known_entries: usize,
+    /// When the worker entered it last while it had no other entry.
+    entered_at: Option<u64>,
     busy: Duration,
+    /// Its part of [`State::value_bytes`].
+    value_bytes: usize,
 }
 
+#[derive(Clone)]
 struct LocalSpan {
     id: Id,
     site: &'static Site,
 }
 
 impl Replay {
-    /// For a call that is made now, and the level up to which its caller wants to have the worker's
-    /// spans and events; nothing if nobody listens.
+    /// Begins the replay of a call that this thread makes. Also returns the level up to which its
+    /// subscriber wants spans and events. `None` if there is no subscriber.
     pub(crate) fn for_caller() -> Option<(u8, Arc<Self>)> {
         let level = LevelFilter::current().min(STATIC_MAX_LEVEL).into_level()?;
         let dispatch = dispatcher::get_default(Clone::clone);
         if dispatch.is::<NoSubscriber>() {
             return None;
         }
-        let player = Player {
+        let state = State {
             dispatch,
             caller: Span::current(),
             sites: HashMap::new(),
             open: HashMap::new(),
             entered: Vec::new(),
-            left_out: 0,
-            left_out_by: 0,
+            value_bytes: 0,
+            omitted: 0,
+            omitted_by: 0,
         };
-        let replay = Self { arrived: Mutex::default(), player: Mutex::new(player) };
-        Some((number_of(level), Arc::new(replay)))
+        let replay = Self { pending: Mutex::default(), state: Mutex::new(state) };
+        Some((level_number(level), Arc::new(replay)))
     }
 
-    /// Keeps records of a worker until they are played.
+    /// Keeps records of a worker until [`play`](Self::play) replays them.
     pub(crate) fn push(&self, pid: u32, records: Bytes) {
-        lock(&self.arrived).push_back((pid, records));
+        lock(&self.pending).push_back((pid, records));
     }
 
-    /// Gives the subscriber what has arrived. When it returns, all that had arrived before has been
-    /// given, whoever did it.
+    /// Replays all pending records. Waits for another thread that replays some of them.
     pub(crate) fn play(&self) {
-        let mut player = lock(&self.player);
-        let dispatch = player.dispatch.clone();
+        let mut state = lock(&self.state);
+        let dispatch = state.dispatch.clone();
         loop {
-            let Some((pid, records)) = lock(&self.arrived).pop_front() else { return };
-            dispatcher::with_default(&dispatch, || player.play(pid, &records));
+            let Some((pid, records)) = lock(&self.pending).pop_front() else { return };
+            dispatcher::with_default(&dispatch, || state.play(pid, &records));
         }
     }
 }
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        let player = ignore_poison(self.player.get_mut());
-        let dispatch = player.dispatch.clone();
-        dispatcher::with_default(&dispatch, || player.close_all());
+        let state = ignore_poison(self.state.get_mut());
+        let dispatch = state.dispatch.clone();
+        dispatcher::with_default(&dispatch, || state.close_all());
     }
 }
 
@@ -132,10 +142,10 @@ impl fmt::Debug for Replay {
     }
 }
 
-impl Player {
+impl State {
     fn play(&mut self, pid: u32, records: &[u8]) {
-        // A thread's spans are its own: none stays entered here, as the next records may be
-        // replayed by another thread.
+        // Each thread has its own current span, and another thread may replay the next records. So
+        // all entries are made again for each piece.
         let caller = self.caller.id().filter(|id| self.dispatch.current_span().id() != Some(id));
         caller.iter().for_each(|id| self.dispatch.enter(id));
         for span in &self.entered {
@@ -156,48 +166,46 @@ impl Player {
 
     fn replay(&mut self, pid: u32, record: Record<'_>) {
         match record {
-            Record::Site { .. } if self.sites.len() >= MAX_SITES_OF_CALL => self.leave_out(pid),
+            Record::Site { .. } if self.sites.len() >= MAX_SITES_OF_CALL => self.omit(pid),
             Record::Site { number, site } => match Site::of(site) {
                 Ok(site) => drop(self.sites.insert(number, site)),
-                Err(SiteError::OverLimit) => self.leave_out(pid),
+                Err(SiteError::OverLimit) => self.omit(pid),
                 Err(SiteError::Unreadable) => {}
             },
             Record::Span { span, site, parent, time, values } => {
                 self.open_span(pid, span, site, parent, time, &values);
             }
-            Record::Values { span, values } => self.with(span, |dispatch, open| {
-                let Some(here) = &open.here else { return };
-                with_fields(here.site, &values, &[], |fields| {
-                    dispatch.record(&here.id, &SpanRecord::new(fields));
-                });
-            }),
+            Record::Values { span, values } => {
+                let Some(LocalSpan { id, site }) = self.local(span) else { return };
+                if self.reserve(pid, span, memory_of(site, &values)) {
+                    with_fields(site, &values, &[], |fields| {
+                        self.dispatch.record(&id, &SpanRecord::new(fields));
+                    });
+                }
+            }
             Record::Follows { span, other } => {
-                let Some(LocalSpan { id: other, .. }) =
-                    self.open.get(&other).and_then(|open| open.here.as_ref())
-                else {
+                let (Some(local), Some(other)) = (self.local(span), self.local(other)) else {
                     return;
                 };
-                let other = other.clone();
-                self.with(span, |dispatch, open| {
-                    if let Some(here) = &open.here {
-                        dispatch.record_follows_from(&here.id, &other);
-                    }
-                });
+                if self.reserve(pid, span, RELATION) {
+                    self.dispatch.record_follows_from(&local.id, &other.id);
+                }
             }
             Record::Enter { span, time } => self.enter(pid, span, time),
             Record::Exit { span, time } => self.exit(span, time),
             Record::Close { span, time } => {
                 let Some(open) = self.open.remove(&span) else { return };
-                if open.told > 0 {
+                self.value_bytes -= open.value_bytes;
+                if open.known_entries > 0 {
                     self.entered.retain(|entered| *entered != span);
-                    (0..open.told).for_each(|_| open.exit(&self.dispatch));
+                    (0..open.known_entries).for_each(|_| open.exit(&self.dispatch));
                 }
                 open.close(&self.dispatch, Some(time));
             }
             Record::Event { site, parent, time, values } => {
                 let Some(site) = self.sites.get(&site) else { return };
                 if self.dispatch.enabled(site.known()) && site.known().is_event() {
-                    let parent = self.place(parent);
+                    let parent = self.local_parent(parent);
                     let own = [(PID, OwnValue::Number(pid)), (TIME, OwnValue::Time(time))];
                     let is_current = self.is_current(parent.as_ref());
                     with_fields(site, &values, &own, |fields| {
@@ -229,16 +237,21 @@ impl Player {
             return;
         }
         if self.open.len() >= MAX_OPEN {
-            return self.leave_out(pid);
+            return self.omit(pid);
         }
-        let around = self.nearest(parent);
-        let depth = around.and_then(|span| self.open.get(&span)).map_or(0, |open| open.depth + 1);
+        let known_parent = self.nearest_known(parent);
+        let depth = known_parent.and_then(|span| self.open.get(&span));
+        let depth = depth.map_or(0, |open| open.depth + 1);
         let is_wanted = self.dispatch.enabled(site.known());
         if is_wanted && depth >= MAX_DEPTH {
-            self.leave_out(pid);
+            self.omit(pid);
         }
-        let here = (is_wanted && depth < MAX_DEPTH).then(|| {
-            let parent = self.place(parent);
+        let value_bytes = memory_of(site, values);
+        let has_room = self.value_bytes.saturating_add(value_bytes) <= MAX_VALUES;
+        let (value_bytes, values) =
+            if has_room { (value_bytes, values) } else { (0, &Values::default()) };
+        let local = (is_wanted && depth < MAX_DEPTH).then(|| {
+            let parent = self.local_parent(parent);
             let is_current = self.is_current(parent.as_ref());
             let own = [(PID, OwnValue::Number(pid)), (TIME, OwnValue::Time(time))];
             let id = with_fields(site, values, &own, |fields| {
@@ -251,76 +264,110 @@ impl Player {
             });
             LocalSpan { id, site }
         });
-        let (inside, told, entered_at, busy) = (0, 0, 0, Duration::ZERO);
-        self.open.insert(span, OpenSpan { here, around, depth, inside, told, entered_at, busy });
+        let value_bytes = if local.is_some() { value_bytes } else { 0 };
+        self.value_bytes += value_bytes;
+        if local.is_some() && !has_room {
+            self.omit(pid);
+        }
+        self.open.insert(
+            span,
+            OpenSpan {
+                local,
+                known_parent,
+                depth,
+                entries: 0,
+                known_entries: 0,
+                entered_at: None,
+                busy: Duration::ZERO,
+                value_bytes,
+            },
+        );
     }
 
     fn enter(&mut self, pid: u32, span: u64, time: u64) {
         let Some(open) = self.open.get_mut(&span) else { return };
-        if open.inside == 0 {
-            open.entered_at = time;
+        if open.entered_at.is_none() {
+            // Only once, because a subscriber may append each value.
+            open.record_own(&self.dispatch, &[(ENTERED, OwnValue::Time(time))]);
         }
-        if open.inside == 0 && open.busy.is_zero() {
-            open.say(&self.dispatch, &[(ENTERED, OwnValue::Time(time))]);
+        if open.entries == 0 {
+            open.entered_at = Some(time);
         }
-        open.inside += 1;
-        if open.here.is_none() {
+        open.entries += 1;
+        if open.local.is_none() {
             return;
         }
         if self.entered.len() >= MAX_ENTERED {
-            return self.leave_out(pid);
+            return self.omit(pid);
         }
-        open.told += 1;
+        open.known_entries += 1;
         open.enter(&self.dispatch);
         self.entered.push(span);
     }
 
     fn exit(&mut self, span: u64, time: u64) {
         let Some(open) = self.open.get_mut(&span) else { return };
-        if open.inside == 0 {
+        if open.entries == 0 {
             return;
         }
-        open.leave(time);
-        // The entries that were left out are the inner ones.
-        if open.told > open.inside {
-            open.told -= 1;
+        open.count_exit(time);
+        // The omitted entries are the inner ones, so they end first.
+        if open.known_entries > open.entries {
+            open.known_entries -= 1;
             open.exit(&self.dispatch);
-            if let Some(place) = self.entered.iter().rposition(|entered| *entered == span) {
-                self.entered.remove(place);
+            if let Some(index) = self.entered.iter().rposition(|entered| *entered == span) {
+                self.entered.remove(index);
             }
         }
     }
 
-    /// The span here that stands for one of the worker's, or for the nearest around it.
-    fn place(&self, span: Option<u64>) -> Option<Id> {
-        let known = self.nearest(span).and_then(|span| self.open.get(&span)?.here.as_ref());
-        known.map(|here| here.id.clone()).or_else(|| self.caller.id())
+    /// The counterpart of a span of the worker, or of its nearest ancestor that has one, or else the
+    /// span that made the call.
+    fn local_parent(&self, span: Option<u64>) -> Option<Id> {
+        let known = self.nearest_known(span).and_then(|span| self.local(span));
+        known.map(|local| local.id).or_else(|| self.caller.id())
     }
 
-    /// A span if the subscriber knows it, else the nearest around it that the subscriber knows.
-    fn nearest(&self, span: Option<u64>) -> Option<u64> {
+    /// The span itself if it has a counterpart, else its nearest ancestor that has one.
+    fn nearest_known(&self, span: Option<u64>) -> Option<u64> {
         let open = self.open.get(&span?)?;
-        if open.here.is_some() { span } else { open.around }
+        if open.local.is_some() { span } else { open.known_parent }
     }
 
-    /// Whether this thread is in this span, or in none: a span or event within it needs not be told
-    /// where it belongs then, which subscribers with filters know better.
-    fn is_current(&self, place: Option<&Id>) -> bool {
-        self.dispatch.current_span().id() == place
+    /// The counterpart of an open span.
+    fn local(&self, span: u64) -> Option<LocalSpan> {
+        self.open.get(&span)?.local.clone()
     }
 
-    fn with(&mut self, span: u64, change: impl FnOnce(&Dispatch, &mut OpenSpan)) {
-        if let Some(open) = self.open.get_mut(&span) {
-            change(&self.dispatch, open);
+    /// Whether this is the thread's current span. Then a new span or event names no parent: filtered
+    /// layers find the next enabled ancestor only of the current span.
+    fn is_current(&self, parent: Option<&Id>) -> bool {
+        self.dispatch.current_span().id() == parent
+    }
+
+    /// Reserves memory for values of an open span and returns true, or counts an omission.
+    fn reserve(&mut self, pid: u32, span: u64, bytes: usize) -> bool {
+        let total = self.value_bytes.saturating_add(bytes);
+        match self.open.get_mut(&span) {
+            Some(open) if total <= MAX_VALUES => {
+                self.value_bytes = total;
+                open.value_bytes += bytes;
+                true
+            }
+            _ => {
+                self.omit(pid);
+                false
+            }
         }
     }
 
-    fn leave_out(&mut self, pid: u32) {
-        self.left_out += 1;
-        self.left_out_by = pid;
+    /// Counts something that exceeded a limit.
+    fn omit(&mut self, pid: u32) {
+        self.omitted += 1;
+        self.omitted_by = pid;
     }
 
-    /// Closes all spans, inner ones first, and reports what was left out.
+    /// Closes all spans, inner ones first, and reports how much was omitted.
     fn close_all(&mut self) {
         let mut spans: Vec<u64> = self.open.keys().copied().collect();
         spans.sort_unstable();
@@ -329,9 +376,10 @@ impl Player {
                 open.close(&self.dispatch, None);
             }
         }
-        if self.left_out > 0 {
-            let what = "spans, entries into spans or call sites were over a limit and left out";
-            self.caller.in_scope(|| self.warn(self.left_out_by, what, Some(self.left_out)));
+        if self.omitted > 0 {
+            let what = "spans, their values, entries into spans or call sites exceeded a limit and \
+                        were omitted";
+            self.caller.in_scope(|| self.warn(self.omitted_by, what, Some(self.omitted)));
         }
     }
 
@@ -342,116 +390,46 @@ impl Player {
 
 impl OpenSpan {
     fn enter(&self, dispatch: &Dispatch) {
-        if let Some(here) = &self.here {
-            dispatch.enter(&here.id);
+        if let Some(local) = &self.local {
+            dispatch.enter(&local.id);
         }
     }
 
     fn exit(&self, dispatch: &Dispatch) {
-        if let Some(here) = &self.here {
-            dispatch.exit(&here.id);
+        if let Some(local) = &self.local {
+            dispatch.exit(&local.id);
         }
     }
 
-    fn leave(&mut self, time: u64) {
-        self.inside -= 1;
-        if self.inside == 0 {
-            self.busy += Duration::from_nanos(time.saturating_sub(self.entered_at));
+    fn count_exit(&mut self, time: u64) {
+        self.entries -= 1;
+        if let (0, Some(entered_at)) = (self.entries, self.entered_at) {
+            let spent = Duration::from_nanos(time.saturating_sub(entered_at));
+            self.busy = self.busy.saturating_add(spent);
         }
     }
 
-    fn say(&self, dispatch: &Dispatch, own: &[(&'static str, OwnValue)]) {
-        let Some(here) = &self.here else { return };
-        with_fields(here.site, &Values::default(), own, |fields| {
-            dispatch.record(&here.id, &SpanRecord::new(fields));
+    /// Records values of fields that the client adds.
+    fn record_own(&self, dispatch: &Dispatch, own: &[(&'static str, OwnValue)]) {
+        let Some(local) = &self.local else { return };
+        with_fields(local.site, &Values::default(), own, |fields| {
+            dispatch.record(&local.id, &SpanRecord::new(fields));
         });
     }
 
     fn close(self, dispatch: &Dispatch, time: Option<u64>) {
         if let Some(time) = time {
             let busy = OwnValue::Seconds(self.busy.as_secs_f64());
-            self.say(dispatch, &[(CLOSED, OwnValue::Time(time)), (BUSY, busy)]);
+            self.record_own(dispatch, &[(CLOSED, OwnValue::Time(time)), (BUSY, busy)]);
         }
-        if let Some(here) = self.here {
-            dispatch.try_close(here.id);
-        }
-    }
-}
-
-/// A value of a field of ours.
-#[derive(Clone, Copy)]
-enum OwnValue {
-    Number(u32),
-    Seconds(f64),
-    /// In nanoseconds since 1970.
-    Time(u64),
-}
-
-/// A value as `tracing` takes it.
-enum FieldValue<'a> {
-    Plain(Value<'a>),
-    Shown(DisplayValue<&'a str>),
-    Time(DisplayValue<humantime::Rfc3339Timestamp>),
-}
-
-impl FieldValue<'_> {
-    fn as_value(&self) -> &dyn tracing::Value {
-        match self {
-            Self::Plain(Value::Bool(value)) => value,
-            Self::Plain(Value::Int(value)) => value,
-            Self::Plain(Value::Uint(value)) => value,
-            Self::Plain(Value::Float(value)) => value,
-            Self::Plain(Value::Str(value) | Value::Shown(value)) => value,
-            Self::Shown(value) => value,
-            Self::Time(value) => value,
+        if let Some(local) = self.local {
+            dispatch.try_close(local.id);
         }
     }
 }
 
-impl From<OwnValue> for FieldValue<'_> {
-    fn from(own: OwnValue) -> Self {
-        match own {
-            OwnValue::Number(number) => Self::Plain(Value::Uint(number.into())),
-            OwnValue::Seconds(seconds) => Self::Plain(Value::Float(seconds)),
-            OwnValue::Time(nanoseconds) => {
-                let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds);
-                Self::Time(display(humantime::format_rfc3339_micros(time)))
-            }
-        }
-    }
-}
-
-/// Gives `then` the values of a worker's fields, and of ours.
-fn with_fields<T>(
-    site: &'static Site,
-    values: &Values<'_>,
-    own: &[(&'static str, OwnValue)],
-    then: impl FnOnce(&ValueSet<'_>) -> T,
-) -> T {
-    let fields = site.known().fields();
-    let names: Vec<Field> = fields.iter().collect();
-    let worker_fields = values.0.iter().filter_map(|&(index, value)| {
-        let value = match value {
-            Value::Shown(text) => FieldValue::Shown(display(text)),
-            plain => FieldValue::Plain(plain),
-        };
-        Some((names.get(index)?, value))
-    });
-    let ours = own.iter().filter_map(|&(name, value)| {
-        let mut places = names.iter().skip(site.worker_fields());
-        Some((places.find(|field| field.name() == name)?, FieldValue::from(value)))
-    });
-    let held: Vec<(&Field, FieldValue<'_>)> = worker_fields.chain(ours).collect();
-    let set: [(&Field, Option<&dyn tracing::Value>); FIELDS] =
-        std::array::from_fn(|place| match held.get(place) {
-            Some((field, value)) => (*field, Some(value.as_value())),
-            None => (&names[0], None),
-        });
-    then(&fields.value_set(&set))
-}
-
-/// A level as the wire has it.
-fn number_of(level: Level) -> u8 {
+/// The number of a level on the wire.
+fn level_number(level: Level) -> u8 {
     match level {
         Level::ERROR => 1,
         Level::WARN => 2,

@@ -1,10 +1,10 @@
-//! What stands in for `replay` without the feature `spans`: nothing is replayed.
+//! Replaces `replay` without the feature `spans`: nothing is replayed.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// There is none.
+/// There is never one.
 #[derive(Debug)]
 pub(crate) enum Replay {}
 
