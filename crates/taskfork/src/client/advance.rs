@@ -1,4 +1,4 @@
-//! How a checkout moves on: its calls sent, their answers taken, its worker lost or given back.
+//! The state machine of a checkout: it sends calls, takes answers, replaces a lost worker, and returns the worker.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -17,15 +17,15 @@ use super::step::{Step, step};
 use crate::error::{Death, FatalError, Stage};
 use crate::wire::native;
 
-/// After so many deaths in `setup` a checkout is told, instead of being given yet another worker.
+/// After this many deaths in `setup` a checkout fails instead of getting another worker.
 const MAX_SETUP_DEATHS: u32 = 3;
 
-/// The worker itself says whether a call has begun. When this many workers have died with the
-/// checkout's first call unstarted, no further one is connected for it.
+/// After this many deaths with the first call unstarted, no further worker is connected for the checkout. The
+/// workers themselves say whether a call has begun, so this bounds what a lie can cause.
 const MAX_UNSTARTED_DEATHS: u32 = 10;
 
 impl Session {
-    /// Sends and receives as much as can be without waiting.
+    /// Sends and receives as much as possible without waiting.
     pub(super) fn advance(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
         state.driver_notified = false;
         if let Assignment::Worker(lease) = &mut state.assignment {
@@ -38,11 +38,11 @@ impl Session {
             if state.sender.start_first_call(&mut state.calls)
                 && let Some(waiting) = self.core.take_queue_report()
             {
-                // If the connection is over, the next look at it tells.
+                // If the connection has ended, the next read finds that.
                 let _ = connection.put_queue_length(waiting);
             }
             if let Err(lost) = state.sender.send(&mut state.calls, connection, only_first) {
-                // What the server said about the worker may be waiting to be read.
+                // The server's notice of the worker's death may be unread.
                 let disconnect = Disconnect::of(connection.read_last_message(lost));
                 self.handle_disconnect(state, effects, disconnect);
                 continue;
@@ -50,7 +50,7 @@ impl Session {
             let more = state.calls.has_more_than_head();
             let Some((seq, entry)) = state.calls.head() else {
                 if state.open {
-                    // Nobody waits: the driver is to hear of a death.
+                    // No task waits, so the driver must notice a death.
                     connection.notifier.set_task(None, true);
                     let disconnect = match connection.poll_message() {
                         Poll::Ready(ended) => Disconnect::of(ended),
@@ -63,8 +63,8 @@ impl Session {
                 }
                 return;
             };
-            // Whoever waits for this call comes when it is answered; the driver must see to the
-            // rest, and to all of it if nobody waits.
+            // The task that waits for this call is woken by its answer. The driver must handle all
+            // other calls, and this one if no task waits.
             connection.notifier.set_task(entry.waker.as_ref(), more || entry.waker.is_none());
             match step(connection, entry) {
                 Step::Wait => return,
@@ -78,7 +78,7 @@ impl Session {
                 }
                 Step::Answer { body, attachments, failed } => {
                     state.used = true;
-                    connection.answered();
+                    connection.record_answer();
                     self.core.counters.count_answer(entry.method.as_deref(), &entry.sent, failed);
                     let outcome = Outcome::Answer(body, attachments);
                     if failed {
@@ -89,7 +89,7 @@ impl Session {
                     }
                 }
                 Step::Telemetry(body) => {
-                    connection.count_notes(body.len());
+                    connection.count_telemetry(body.len());
                     let notes = native::telemetry(&body);
                     if let (Some(log), Some(encoded)) = (&state.log, notes.log) {
                         log::merge(log, encoded);
@@ -106,7 +106,8 @@ impl Session {
         }
     }
 
-    /// The worker is gone: another takes its place if it has begun nothing, or the checkout is over.
+    /// Handles the end of the worker's connection. If the worker has begun nothing for this checkout, another one
+    /// replaces it; otherwise the checkout fails.
     fn handle_disconnect(
         self: &Arc<Self>,
         state: &mut State,
@@ -159,12 +160,12 @@ impl Session {
         });
         state.calls.requeue_sent();
         state.sender = Sender::default();
-        // The dead worker still counts in the pool, so that this cannot be it.
+        // The pool still counts the dead worker as held, so it cannot return the same one.
         let taken = self.core.pool().check_out_again(self.clone());
         match taken {
             Ok((_, lease)) => self.attach_worker(state, lease),
             Err(ticket) => {
-                // Idle workers that died together do not count.
+                // Deaths are not counted while idle workers replace the dead ones.
                 state.unstarted_deaths += u32::from(is_unstarted);
                 self.enter_queue(state, effects, ticket);
             }
@@ -188,7 +189,7 @@ impl Session {
         self.end_with(state, effects, cause, loss, begun);
     }
 
-    /// The worker has not greeted in time: another takes its place, unless it has begun in this instant.
+    /// Replaces a worker whose hello is late, unless the hello arrives at this moment.
     pub(super) fn end_handshake(self: &Arc<Self>, key: WorkerKey) {
         self.update(|state, effects| {
             self.advance(state, effects);
@@ -206,8 +207,8 @@ impl Session {
         });
     }
 
-    /// Ends the checkout: the call that runs, all behind it, and all that will be made. Those up to
-    /// `begun` on their connection may have run.
+    /// Fails the checkout with all of its calls, also later ones. Those up to the number `begun` on their
+    /// connection may have run.
     fn end_with(
         &self,
         state: &mut State,
@@ -228,7 +229,7 @@ impl Session {
         state.finish_fatally(&cause, begun, effects);
     }
 
-    /// Gives everything back once nobody wants anything of the session any more.
+    /// Returns the worker, the timer and the log once the checkout is dropped and no call is awaited.
     pub(super) fn finish_if_done(&self, state: &mut State, effects: &mut Effects) {
         if state.open || state.calls.is_awaited() {
             return;
@@ -240,7 +241,7 @@ impl Session {
             head.timing.end();
         }
         effects.logs.extend(state.log.take());
-        // A call that runs for nobody is ended with its worker.
+        // If a call still runs, its result is unwanted, and its worker is lost.
         let idle = state.calls.head().is_none();
         match std::mem::replace(&mut state.assignment, Assignment::Released) {
             Assignment::Worker(lease) => {

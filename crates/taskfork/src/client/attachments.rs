@@ -1,4 +1,4 @@
-//! What comes and goes beside the messages of a connection: files, and shared memory.
+//! What accompanies the messages of a connection: files and shared memory.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,7 @@ use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
 use crate::wire::native::{self, FromWorker};
 
 impl Connection {
-    /// Returns what came beside the last message.
+    /// Takes what accompanied the last message.
     pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Disconnect> {
         if self.announced_files == 0 && !self.shm_pool.has_received() {
             return Ok(None);
@@ -23,17 +23,13 @@ impl Connection {
             return Err(WireError::Files.into());
         }
         let files = self.files_received.drain(..count).collect();
-        let lent = self.shm_pool.take_received()?;
-        let attachments = Attachments {
-            files,
-            shared: lent,
-            max_blob: self.max_blob,
-            max_inlined: self.max_receive,
-        };
+        let shared = self.shm_pool.take_received()?;
+        let attachments =
+            Attachments { files, shared, max_blob: self.max_blob, max_inlined: self.max_receive };
         Ok((!attachments.is_empty()).then(|| Arc::new(Mutex::new(attachments))))
     }
 
-    /// Handles a message that is only about how others come. Returns whether it was one.
+    /// Handles a message that concerns only the transport of others. Returns whether it was one.
     pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Disconnect> {
         if !native::is_transport_message(message) {
             return Ok(self.is_doorbell(message));
@@ -41,12 +37,12 @@ impl Connection {
         match FromWorker::decode(message) {
             Ok(FromWorker::Files(count)) => self.announced_files = count,
             Ok(FromWorker::Rings) => self.enable_rings(),
-            Ok(FromWorker::Shm(said)) => {
-                self.accept_sharing(said.agreed)?;
-                let idle = said.idle;
-                self.shm_pool.handle_message(said, &mut self.files_received)?;
+            Ok(FromWorker::Shm(message)) => {
+                self.accept_sharing(message.agreed)?;
+                let idle = message.idle;
+                self.shm_pool.handle_message(message, &mut self.files_received)?;
                 if idle && !self.mid_call {
-                    self.put_lending();
+                    self.put_shm_control();
                     self.flush()?;
                 }
             }
@@ -55,31 +51,34 @@ impl Connection {
         Ok(true)
     }
 
-    /// Begins to share memory where the worker says so, and takes nothing about memory before.
+    /// Begins to share memory when the worker agrees.
+    ///
+    /// # Errors
+    /// If the worker agrees without a request or twice, or sends another message about memory before.
     fn accept_sharing(&mut self, agreed: Option<usize>) -> Result<(), WireError> {
         let what = match (self.sharing, agreed) {
             (Sharing::Agreed, None) => return Ok(()),
-            (Sharing::Asked { max_shared }, Some(bytes)) => {
+            (Sharing::Requested { max_shared }, Some(bytes)) => {
                 self.sharing = Sharing::Agreed;
                 self.shm_pool.set_capacity(bytes.min(max_shared));
                 self.offers_rings_after = Some(CALLS_BEFORE_RINGS);
                 return Ok(());
             }
             (Sharing::Agreed, Some(_)) => "the worker agreed twice to share memory",
-            (Sharing::No, Some(_)) => "the worker agreed to share memory, which was not asked for",
-            (Sharing::No | Sharing::Asked { .. }, None) => {
+            (Sharing::Off, Some(_)) => "the worker agreed to share memory, which was not asked for",
+            (Sharing::Off | Sharing::Requested { .. }, None) => {
                 "the worker spoke of memory that is lent, but has not agreed to share any"
             }
         };
         Err(WireError::malformed(what))
     }
 
-    /// Has it said with what is sent next what memory can be used again.
-    pub(crate) fn put_lending(&mut self) {
+    /// Appends to the outbox which shared memory each side may reuse.
+    pub(crate) fn put_shm_control(&mut self) {
         self.shm_pool.write_control(&mut self.outbox.bytes);
     }
 
-    /// Makes a call what can be sent to this worker.
+    /// Changes a call so that this worker can receive it: its blobs and files become what the worker accepts.
     pub(crate) fn fit(&mut self, call: &mut GatherFrame) -> Result<(), String> {
         let shm_pool = &mut self.shm_pool;
         let worker = ReceiverLimits {
@@ -90,9 +89,9 @@ impl Connection {
         call.fit_with(worker, |bytes, origin, may_add| shm_pool.store(bytes, origin, may_add))
     }
 
-    /// Memory that is shared with the worker, to be filled in place.
+    /// Allocates memory that is shared with the worker, for bytes that are written in place.
     pub(crate) fn alloc_shared(&mut self, length: usize) -> Option<ShmBufferMut> {
-        // What could not be sent in its place is not lent either.
+        // Bytes that are too long for a message could not be sent to another worker by copying.
         if length < self.max_send { self.shm_pool.alloc(length) } else { None }
     }
 }

@@ -1,4 +1,4 @@
-//! Making a connection: reaching the server, and exchanging greetings with the new worker.
+//! Making a connection: connecting to the server, and the handshake with the new worker.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -26,7 +26,7 @@ use crate::wire::Protocol;
 use crate::wire::frame;
 use crate::wire::hello::WorkerHello;
 
-/// Hears why a worker's greeting takes longer.
+/// Called with the reason if the server has no free worker yet.
 type OnWait<'a> = &'a (dyn Fn(String) + Sync);
 
 /// Connects one worker without waiting, for the client with this number. Also returns the rest of the hello, which
@@ -42,9 +42,11 @@ pub(crate) fn connect_without_waiting(config: &Config, client: u64) -> Option<(S
     Some((Stream::Local(Local::new(socket).ok()?), hello))
 }
 
-/// Connects one worker, for the client of that number; an error is the reason in words, for the caller whose time
-/// runs out. A server that has no worker to give yet says so, and `on_wait` is told: then the attempt may take any
-/// time, unless there are other addresses.
+/// Connects one worker, for the client with this number. If the server has no free worker yet, this calls
+/// `on_wait` with the server's reason. Then the attempt has no time limit, unless there are other addresses.
+///
+/// # Errors
+/// A text with the reason at each address, for the error of a call whose time runs out.
 pub(crate) async fn connect(
     config: &Config,
     client: u64,
@@ -70,7 +72,7 @@ pub(crate) async fn connect(
             None => Ok(attempt.await),
         };
         match reached.unwrap_or_else(|_| Err(handshake_timeout(limit))) {
-            Ok(greeted) => return Ok(greeted),
+            Ok(parts) => return Ok(parts),
             Err(reason) if config.addresses.len() == 1 => return Err(reason),
             Err(reason) => reasons.push(format!("{address}: {reason}")),
         }
@@ -78,7 +80,7 @@ pub(crate) async fn connect(
     Err(reasons.join("; "))
 }
 
-/// Why an attempt ends that takes longer than this.
+/// The reason of an attempt that exceeds the time limit of the handshake.
 pub(crate) fn handshake_timeout(limit: TimeLimit) -> String {
     format!("the server did not greet within {}", seconds(limit.get().unwrap_or_default()))
 }
@@ -90,7 +92,7 @@ async fn connect_and_handshake(
     on_wait: Option<OnWait<'_>>,
 ) -> Result<NewConnection, String> {
     if config.protocol == Protocol::Perl {
-        // Neither side says anything before the first call.
+        // This protocol has no handshake.
         let (stream, _) = connect_socket(address, &[]).await.map_err(|error| error.to_string())?;
         return Ok(NewConnection {
             stream,
@@ -116,8 +118,8 @@ async fn connect_and_handshake(
     let (mut stream, sent) =
         connect_socket(address, &hello).await.map_err(|error| error.to_string())?;
     let rest = &hello[sent..];
-    let greeted = handshake(&mut stream, rest, on_wait).await;
-    let (hello, inbox) = greeted.map_err(|error| error.to_string())?;
+    let established = handshake(&mut stream, rest, on_wait).await;
+    let (hello, inbox) = established.map_err(|error| error.to_string())?;
     Ok(NewConnection {
         stream,
         protocol: Protocol::Native,
@@ -156,7 +158,7 @@ async fn connect_socket(address: &Address, hello: &[u8]) -> io::Result<(Stream, 
     };
     let rest = &hello[sent..];
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    // The caller sends the rest, and meets an error again.
+    // The caller sends the rest, and gets an error again.
     let more = if rest.is_empty() { 0 } else { send(&stream, rest, flags).unwrap_or(0) };
     Ok((Stream::Local(Local::new(stream)?), sent + more))
 }
@@ -168,26 +170,26 @@ fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Sends the rest of the greeting, and takes the worker's.
+/// Sends the rest of the client's hello, and receives the worker's. Returns it with the bytes behind it.
 async fn handshake(
     stream: &mut Stream,
     rest: &[u8],
     on_wait: Option<OnWait<'_>>,
 ) -> Result<(WorkerHello, BytesMut), HandshakeError> {
-    // A server that refuses has said why before it closed the connection.
+    // If the server refuses, the write may fail, but the reason can still be read.
     let written = write_all(stream, rest).await;
 
     let (mut inbox, mut reader) = (BytesMut::with_capacity(4096), HandshakeReader::default());
-    // None belong to a greeting: they are closed with this, and too many are an error.
+    // A hello has no files. Any that come are closed at the end, and too many are an error.
     let mut files = Vec::new();
     loop {
         match (reader.read(&mut inbox), on_wait) {
-            (Err(HandshakeError::Wait(reason)), Some(on_wait)) => {
+            (Err(HandshakeError::ServerBusy(reason)), Some(on_wait)) => {
                 on_wait(reason);
                 continue;
             }
-            (heard, _) => {
-                if let Some(hello) = heard? {
+            (read, _) => {
+                if let Some(hello) = read? {
                     return Ok((hello, inbox));
                 }
             }

@@ -1,4 +1,4 @@
-//! A connection to one worker: frames out, messages in, never blocking.
+//! A connection to one worker: it sends frames and receives messages, and never blocks.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -25,8 +25,8 @@ use crate::wire::native;
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
 
-/// The most messages, and bytes, that are read to find what a worker said before its connection failed. A buffer of
-/// the kernel holds fewer, so that only a worker that goes on sending reaches this.
+/// The most messages and bytes that are read after a failed write, to find the worker's last message. A buffer
+/// of the kernel holds fewer, so only a worker that continues to send reaches these limits.
 const MOST_LAST_MESSAGES: usize = 4096;
 const MOST_LAST_BYTES: usize = 4 << 20;
 
@@ -38,74 +38,75 @@ pub(crate) struct Connection {
     pub(crate) notifier: Arc<ConnectionWaker>,
     pub(super) waker: Waker,
     pub(crate) pid: u32,
-    /// The longest frame to be sent, and to be taken.
+    /// The longest frame that the worker accepts, and the longest that this side accepts.
     pub(crate) max_send: usize,
     pub(super) max_receive: usize,
-    /// The longest blob that the worker takes as memory, and that is taken as such.
+    /// The longest blob in a memfd that the worker accepts, and the longest that this side accepts.
     pub(super) max_blob_sent: usize,
     pub(super) max_blob: usize,
-    /// How many bytes of calls the worker takes before it has answered them.
+    /// How many bytes of unanswered calls the worker accepts.
     pub(crate) pipeline_window: usize,
-    /// How many files can go with a message, and come with one.
+    /// The most files that a message in either direction may have.
     pub(crate) files: usize,
-    /// Those that have come and belong to messages to come, and how many of them to the next.
+    /// Received files whose messages have not been taken, and how many of them belong to the next message.
     pub(super) files_received: Vec<OwnedFd>,
     pub(super) announced_files: usize,
     pub(super) sharing: Sharing,
     pub(super) shm_pool: ShmPool,
     pub(super) rings: Option<Box<Rings>>,
-    /// The worker has agreed to share memory, and they are offered after so many calls.
+    /// After how many calls rings are offered. `None` unless the worker has agreed to share memory.
     pub(super) offers_rings_after: Option<u64>,
-    /// Somebody looks for the next message.
+    /// A task spins for the next message.
     pub(super) spinning: bool,
-    /// How many of the next answers are those of calls that the worker has skipped, as one before
-    /// them failed.
-    to_skip: usize,
+    /// How many of the next answers belong to calls that the worker skips, because a call before them
+    /// failed.
+    skipped_answers_due: usize,
     /// How many calls have been answered.
     answered: u64,
-    /// A part of a call has been sent, and its rest must come next.
+    /// A part of a call has been sent, and its rest must be sent next.
     pub(super) mid_call: bool,
-    /// Long messages have been sent.
+    /// A long message has been sent, so the socket's send buffer is large.
     has_large_send_buffer: bool,
-    /// What has been handled in this turn.
+    /// How much has been handled in this turn.
     pub(super) read_budget: ReadBudget,
-    /// How many bytes have come since the last answer.
+    /// How many bytes have been received since the last answer.
     bytes_since_answer: usize,
-    /// The last answer was so long that the server tells of no death in the middle of it.
+    /// The last answer exceeded an atomic write. A worker that dies in such a write gets no notice of its death.
     last_answer_long: bool,
     spin: ReplySpin,
-    /// What is needed to read the other protocol, if that is spoken.
+    /// The state of reading the protocol of AnyEvent::Task; `None` for the native protocol.
     perl: Option<Perl>,
     /// Set until the worker has sent its hello.
     pub(super) pending_handshake: Option<PendingHandshake>,
 }
 
-/// What a new connection is made of.
+/// The parts of a new connection.
 #[derive(Debug)]
 pub(crate) struct NewConnection {
     pub(crate) stream: Stream,
     pub(crate) protocol: Protocol,
     pub(crate) inbox: BytesMut,
-    /// 0 if it is not known.
+    /// The worker's process id; 0 if it is not known yet.
     pub(crate) pid: u32,
     pub(crate) limits: PeerLimits,
     pub(crate) max_receive: usize,
-    /// The longest blob that is taken as memory.
+    /// The longest blob in a memfd that this side accepts, in bytes.
     pub(crate) max_blob: usize,
-    /// How much of the worker's memory may be mapped here.
+    /// The most bytes of the worker's shared memory that may be mapped here.
     pub(crate) max_shared: usize,
     /// Whether bytes that arrive in shared memory are copied.
     pub(crate) copy_shared_memory: bool,
     pub(crate) spin: ReplySpin,
 }
 
-/// Whether memory is shared with the worker, that is memory that is lent, and rings.
+/// Whether both sides use shared memory, for long blobs and for rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sharing {
-    /// It was not asked for.
-    No,
-    /// The worker has not agreed, and may never; no more than so many bytes would be lent.
-    Asked {
+    /// The client did not request it.
+    Off,
+    /// The client requested it, and the worker has not agreed yet.
+    Requested {
+        /// The most bytes that this side keeps for it.
         max_shared: usize,
     },
     Agreed,
@@ -129,7 +130,7 @@ impl Connection {
         let perl = (protocol == Protocol::Perl).then(Perl::default);
         let waker = Waker::from(notifier.clone());
         let outbox = Outbox::default();
-        let (to_skip, mid_call, bytes_since_answer, last_answer_long) = (0, false, 0, false);
+        let (mid_call, bytes_since_answer, last_answer_long) = (false, 0, false);
         Self {
             stream,
             inbox,
@@ -145,14 +146,14 @@ impl Connection {
             files,
             files_received: Vec::new(),
             announced_files: 0,
-            sharing: if max_shared > 0 { Sharing::Asked { max_shared } } else { Sharing::No },
-            // The worker keeps no memory before it has agreed to.
+            sharing: if max_shared > 0 { Sharing::Requested { max_shared } } else { Sharing::Off },
+            // The capacity is 0 until the worker agrees.
             shm_pool: ShmPool::new(0, max_shared, sys::effective_user())
                 .copying(copy_shared_memory),
             rings: None,
             offers_rings_after: None,
             spinning: false,
-            to_skip,
+            skipped_answers_due: 0,
             answered: 0,
             mid_call,
             has_large_send_buffer: false,
@@ -165,37 +166,37 @@ impl Connection {
         }
     }
 
-    /// Makes a connection whose handshake is pending, with the expected limits. The hello goes with
-    /// the first call.
+    /// Creates a connection whose handshake is pending, with the expected limits. The outbox begins with
+    /// `hello`, so that it goes out with the first call.
     pub(crate) fn before_handshake(
         parts: NewConnection,
         notifier: Arc<ConnectionWaker>,
-        said: Vec<u8>,
+        hello: Vec<u8>,
         handshake: PendingHandshake,
     ) -> Self {
         let mut connection = Self::new(parts, notifier);
-        connection.outbox.bytes = said;
+        connection.outbox.bytes = hello;
         connection.pending_handshake = Some(handshake);
         connection
     }
 
-    /// From here on as much is handled as belongs to one turn.
+    /// Begins a turn of reading. See [`ReadBudget`].
     pub(crate) fn begin_read(&mut self) {
         self.read_budget.begin();
     }
 
-    /// Notes of so many bytes are handled in this turn.
-    pub(crate) fn count_notes(&mut self, bytes: usize) {
-        self.read_budget.noted(bytes);
+    /// Counts telemetry of this length as handled in this turn.
+    pub(crate) fn count_telemetry(&mut self, bytes: usize) {
+        self.read_budget.count_telemetry(bytes);
     }
 
-    /// Whether a whole turn was not enough for what has come, answers of calls that are not to be run aside. A worker
-    /// has not so much to say while no call runs.
+    /// Whether a whole turn was too short for what the worker sent while no call runs. Answers of skipped calls
+    /// do not count.
     pub(crate) fn sends_unsolicited(&self) -> bool {
-        !self.is_skipping() && self.read_budget.is_over()
+        !self.is_skipped_answer_due() && self.read_budget.is_over()
     }
 
-    /// Whether the worker has sent more messages since its last answer than it has reason to.
+    /// Whether the worker has sent too many messages since its last answer.
     pub(crate) fn is_flooding(&self) -> bool {
         self.read_budget.is_flooding()
     }
@@ -213,7 +214,7 @@ impl Connection {
         self.stream.is_tcp()
     }
 
-    /// Has a call sent with what is sent next; gives its number.
+    /// Appends a call to the outbox. Returns the call's number.
     pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
         if self.outbox.calls > 0 && self.spin.has_other_cores() {
             self.stream.watch_writable();
@@ -222,12 +223,12 @@ impl Connection {
         self.outbox.put_call(frame)
     }
 
-    /// How many bytes are to be sent.
+    /// How many bytes the outbox holds.
     pub(crate) fn unsent_bytes(&self) -> usize {
         self.outbox.bytes.len()
     }
 
-    /// Sends a call, but for its first `sent` bytes; gives its number.
+    /// Sends a call whose first `sent` bytes have been sent. Returns the call's number.
     pub(crate) fn poll_send(
         &mut self,
         frame: &GatherFrame,
@@ -240,7 +241,7 @@ impl Connection {
             self.stream.enlarge_send_buffer();
         }
         if *sent == 0 && !frame.files.is_empty() {
-            // They go with the first of the call's own bytes.
+            // The files accompany the first byte of this call, so no other bytes may precede it in the write.
             ready!(self.poll_flush())?;
         }
         while *sent < frame.len() {
@@ -258,66 +259,70 @@ impl Connection {
         Poll::Ready(Ok(self.outbox.count_direct_call()))
     }
 
-    /// Has the rest of a call sent whose beginning has been, and which will not be run.
+    /// Appends the rest of a partly sent call, which the worker will skip.
     pub(crate) fn put_rest(&mut self, rest: &[u8]) {
         self.mid_call = false;
         self.outbox.put_call(rest);
         self.outbox.put_socket_only(&[]);
     }
 
-    /// So many calls that have been sent will not be run, as one before them failed.
-    pub(crate) fn skip(&mut self, calls: usize) {
-        self.to_skip += calls;
+    /// Expects answers of this many sent calls that the worker skips, because a call before them failed.
+    pub(crate) fn expect_skipped(&mut self, calls: usize) {
+        self.skipped_answers_due += calls;
     }
 
-    /// Whether the next answer is that of a call which is not to be run.
-    pub(crate) fn is_skipping(&self) -> bool {
-        self.to_skip > 0
+    /// Whether the next answer belongs to a skipped call.
+    pub(crate) fn is_skipped_answer_due(&self) -> bool {
+        self.skipped_answers_due > 0
     }
 
-    /// Takes the number that an answer has. One that is not that of the next call to be answered is an error: the
-    /// answer is another call's. The other protocol has no numbers.
+    /// Accepts the number in an answer.
+    ///
+    /// # Errors
+    /// If it is not the number of the next call that is due: then the answer belongs to another call. The protocol
+    /// of AnyEvent::Task has no numbers.
     pub(crate) fn accept_answer_number(&mut self, call: Option<u64>) -> Result<(), String> {
         let expected = self.answered + 1;
         if self.is_native() && call != Some(expected) {
-            let said = call.map_or("an answer without a number".to_owned(), |call| {
+            let received = call.map_or("an answer without a number".to_owned(), |call| {
                 format!("the answer to call {call}")
             });
-            return Err(format!("the worker sent {said} where that to call {expected} was due"));
+            return Err(format!(
+                "the worker sent {received} where that to call {expected} was due"
+            ));
         }
         self.answered = expected;
         Ok(())
     }
 
-    /// An answer has come.
-    pub(crate) fn answered(&mut self) {
+    /// Records that an answer was received.
+    pub(crate) fn record_answer(&mut self) {
         if self.spinning {
             self.spin.record_found();
             self.clear_spinning();
         }
-        self.read_budget.answered();
+        self.read_budget.record_answer();
         self.last_answer_long = std::mem::take(&mut self.bytes_since_answer) > frame::ATOMIC_WRITE;
     }
 
-    /// Whether a worker that dies now may still be taken to write its last answer, so that nobody
-    /// tells how many calls it has begun: not more than one may be unread then, if another worker is
-    /// to take its place.
+    /// Whether the worker may still write its last answer. If it dies then, its notice has no count of begun calls.
+    /// So at most one call may be unread, or no other worker can take over.
     pub(crate) fn may_be_answering(&self) -> bool {
         self.last_answer_long
     }
 
-    /// Takes a call back that has been sent, if it has not begun, and if that can be said now.
+    /// Asks the worker to skip a sent call if it has not begun it. Does nothing while another call is partly sent.
     pub(crate) fn cancel_call(&mut self, call: u64) -> Result<(), Disconnect> {
         if self.mid_call {
             return Ok(());
         }
         self.put(|out| native::put_cancel(out, call))?;
-        // It is to be found while others before it have not been read.
+        // Through the socket, so that the worker can find it before it has read the calls in front.
         self.outbox.put_socket_only(&[]);
         self.flush()
     }
 
-    /// Has it said with what is sent next how many checkouts wait.
+    /// Appends the number of waiting checkouts to the outbox.
     pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Disconnect> {
         match self.is_native() {
             true => self.put(|out| native::put_queue_length(out, checkouts)),
@@ -325,7 +330,7 @@ impl Connection {
         }
     }
 
-    /// Has the end of the checkout said with what is sent next.
+    /// Appends the end of the checkout to the outbox.
     pub(crate) fn put_done(&mut self) -> Result<(), Disconnect> {
         if !self.is_native() {
             perl::put_done(&mut self.outbox.bytes);
@@ -334,21 +339,21 @@ impl Connection {
         self.put(native::put_done)
     }
 
-    /// Says that the checkout is over, before the connection is closed after an error in it. AnyEvent::Task
-    /// does not say so then.
+    /// Sends the end of the checkout before the connection is closed after an error. AnyEvent::Task sends none
+    /// then.
     pub(crate) fn send_done(&mut self) {
         if self.is_native() {
-            // One that cannot be sent is not needed.
+            // If it cannot be sent, the connection has ended, which tells the worker the same.
             let _ = self.put_done().and_then(|()| self.flush());
         }
     }
 
     fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
-        let said = frame::write_control(&mut self.outbox.bytes, |out| message(out));
-        said.map_err(Disconnect::from)
+        let written = frame::write_control(&mut self.outbox.bytes, |out| message(out));
+        written.map_err(Disconnect::from)
     }
 
-    /// Sends what waits in the outbox, as far as that can be without waiting.
+    /// Sends as much of the outbox as it can without waiting.
     pub(crate) fn flush(&mut self) -> Result<(), Disconnect> {
         match self.poll_flush() {
             Poll::Ready(result) => result,
@@ -356,7 +361,7 @@ impl Connection {
         }
     }
 
-    /// Sends what waits in the outbox.
+    /// Sends the outbox.
     pub(crate) fn poll_flush(&mut self) -> Poll<Result<(), Disconnect>> {
         let calls = self.outbox.calls;
         while !self.outbox.bytes.is_empty() {
@@ -371,7 +376,7 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends some of what waits, and of `call` behind it; gives how much of that.
+    /// Sends some bytes of the outbox followed by `call`. Returns how many bytes of `call` it sent.
     fn poll_write(
         &mut self,
         call: &[IoSlice<'_>],
@@ -391,8 +396,8 @@ impl Connection {
         Poll::Ready(Ok(self.outbox.mark_sent(wrote)))
     }
 
-    /// The message that is there already when a write has failed, whether the reactor has heard of
-    /// it or not.
+    /// Reads the worker's last message after a failed write. It asks the socket itself, because the reactor
+    /// may not have reported the message yet.
     pub(crate) fn read_last_message(&mut self, lost: Disconnect) -> Result<Bytes, Disconnect> {
         if !self.read_handshake_now()? {
             return Err(Disconnect::NoHandshake(HandshakeError::Closed.to_string()));
@@ -418,7 +423,7 @@ impl Connection {
         Err(lost)
     }
 
-    /// Makes room for the next read.
+    /// Reserves capacity for the next read.
     pub(super) fn reserve(&mut self) {
         let room = match &self.perl {
             None => frame::room_for_next_read(&self.inbox),
@@ -427,7 +432,7 @@ impl Connection {
         self.inbox.reserve(room);
     }
 
-    /// Takes what is there, without asking the reactor.
+    /// Receives what the socket has, without asking the reactor.
     pub(super) fn receive_now(&mut self) -> rustix::io::Result<usize> {
         self.reserve();
         let received = self.stream.receive_now(&mut self.inbox, &mut self.files_received)?;
@@ -435,7 +440,7 @@ impl Connection {
         Ok(received)
     }
 
-    /// Begins to look for an answer, if it is to be looked for.
+    /// Starts to spin for an answer, if the policy allows it.
     pub(crate) fn start_spin(&mut self) -> Option<SpinGuard> {
         let spin_guard = if self.is_established() { self.spin.begin() } else { None };
         if spin_guard.is_some() {
@@ -444,33 +449,34 @@ impl Connection {
         spin_guard
     }
 
-    /// Whether there is something now.
+    /// Whether a message, or the end of the connection, can be read now.
     pub(crate) fn try_receive(&mut self, spin_guard: &SpinGuard) -> bool {
         match self.rings {
             Some(_) if self.has_ring_message() => true,
             Some(_) if !spin_guard.checks_socket() => false,
-            // Whatever else it is, it comes again.
+            // The next read returns any other error again.
             _ => !matches!(self.receive_now(), Err(Errno::AGAIN | Errno::INTR)),
         }
     }
 
-    /// A look is over, with what came of it.
+    /// Ends a spin. `found` says whether the answer came.
     pub(crate) fn finish_spin(&mut self, spin_guard: &SpinGuard, found: bool) {
         self.spin.finish(spin_guard, found);
         self.clear_spinning();
     }
 
-    /// Whether a message is the answer of a call that is not to be run, for which nobody waits.
+    /// Discards a message if it is the answer of a skipped call. Returns whether it was one.
     fn discard_skipped(&mut self, message: &[u8]) -> bool {
-        if self.to_skip == 0 || native::skipped_call(message) != Some(self.answered + 1) {
+        if !self.is_skipped_answer_due() || native::skipped_call(message) != Some(self.answered + 1)
+        {
             return false;
         }
-        self.to_skip -= 1;
+        self.skipped_answers_due -= 1;
         self.answered += 1;
         true
     }
 
-    /// Takes the next message off what has been received, in the words of the native protocol.
+    /// Takes the next received message, translated to the native protocol.
     fn take_message(&mut self) -> Result<Option<Bytes>, WireError> {
         match &mut self.perl {
             None => self.take_native(),
@@ -478,13 +484,13 @@ impl Connection {
         }
     }
 
-    /// The next message's body.
+    /// Receives the body of the next message.
     pub(crate) fn poll_message(&mut self) -> Poll<Result<Bytes, Disconnect>> {
         ready!(self.poll_handshake())?;
         loop {
             ready!(self.poll_read_budget());
             if let Some(body) = self.take_message()? {
-                self.read_budget.took();
+                self.read_budget.count_message();
                 self.bytes_since_answer += frame::HEADER_LEN + body.len();
                 if self.discard_skipped(&body) {
                     continue;
@@ -492,7 +498,7 @@ impl Connection {
                 if !self.handle_control(&body)? {
                     return Poll::Ready(Ok(body));
                 }
-                self.read_budget.took_other();
+                self.read_budget.count_other();
                 continue;
             }
             self.reserve();
@@ -510,7 +516,7 @@ impl Connection {
                 Ok(0) => return Poll::Ready(Err(self.end_reason())),
                 Ok(length) => {
                     self.count_received(length);
-                    self.read_budget.read(length);
+                    self.read_budget.count_bytes(length);
                     self.spin.record_sleep();
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {

@@ -13,20 +13,21 @@ use crate::wire::native::FromWorker;
 /// How a connection ended.
 #[derive(Debug)]
 pub(crate) enum Disconnect {
-    /// The server told of the worker's death.
+    /// The server sent a notice of the worker's death.
     Notified(Box<DeathNotice>),
+    /// It was closed without a notice.
     Closed,
-    /// Closed with what was sent last still unread.
+    /// It was closed without a notice, before the worker had read all that was sent.
     Unread,
     /// The peer broke the protocol.
     Protocol(String),
-    /// Before the worker had greeted, so that nothing has begun.
+    /// It ended before the worker sent its hello, so no call has begun.
     NoHandshake(String),
 }
 
 impl Disconnect {
-    /// Classifies what a read found where no answer was expected: a notice of death, another message, or
-    /// the connection's end.
+    /// Classifies the result of a read while no answer was expected: a notice of death, another message, or the end
+    /// of the connection.
     pub(crate) fn of(read: Result<Bytes, Self>) -> Self {
         read.map_or_else(|reason| reason, |message| Self::from_message(&message))
     }
@@ -48,13 +49,13 @@ impl Disconnect {
         }
     }
 
-    /// Of a worker that sends a lot though no call runs.
+    /// The end of a connection whose worker floods it while no call runs.
     pub(crate) fn unsolicited() -> Self {
         Self::Protocol("the worker sends messages without end though no call runs".to_owned())
     }
 
-    /// The number of the last call that the worker can have begun, if `first` is the first of
-    /// `unanswered` that it has not answered.
+    /// The number of the last call that the worker may have begun. `first` is the first of `unanswered` calls, and
+    /// `sent` the last that was sent in full.
     pub(crate) fn last_started(
         &self,
         first: u64,
@@ -66,21 +67,21 @@ impl Disconnect {
             Self::Notified(notice) => notice.calls,
             Self::NoHandshake(_) => 0,
             Self::Unread if unanswered <= 1 => first.saturating_sub(1),
-            // What a peer has begun that does not keep to the protocol is not known.
+            // A peer that violates the protocol may have begun any call.
             Self::Protocol(_) => u64::MAX,
-            // What was sent to us may have been lost.
+            // TCP may have lost answers.
             _ if is_tcp => u64::MAX,
             _ => first,
         };
         begun.min(sent)
     }
 
-    /// Whether the server killed the worker as the call's time was over.
+    /// Whether the server killed the worker because the call's time was over.
     pub(crate) fn is_timeout(&self) -> bool {
         self.notice().is_some_and(|notice| notice.timed_out)
     }
 
-    /// Whether the connection ended without a word about the worker.
+    /// Whether the connection ended without a notice of the worker's death.
     pub(crate) fn is_without_notice(&self) -> bool {
         matches!(self, Self::Closed | Self::Unread)
     }
@@ -89,7 +90,7 @@ impl Disconnect {
         self.notice().is_some_and(|notice| notice.during == Some(Activity::Setup))
     }
 
-    /// Whether the server killed the worker for what its `setup` does.
+    /// Whether the server killed the worker during its `setup`, for example at a time limit.
     pub(crate) fn is_killed_in_setup(&self) -> bool {
         self.is_in_setup() && self.notice().is_some_and(|notice| notice.reason.is_some())
     }

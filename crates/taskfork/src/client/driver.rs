@@ -1,5 +1,5 @@
-//! The one task of a client: it connects workers, looks at connections that nobody waits on, and
-//! keeps the time. It takes no part in a call that somebody awaits.
+//! The driver, the one task of a client: it connects workers, watches connections that no task waits on,
+//! and fires timers. It takes no part in a call that a task awaits.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -27,19 +27,20 @@ use super::waker::ConnectionWaker;
 /// An attempt to connect, and how long it took.
 type Attempt = (Permit, Result<NewConnection, AttemptError>, Duration);
 
-/// What came of an attempt to connect that has not succeeded.
+/// Why an attempt to connect did not succeed.
 enum AttemptError {
     Failed(String),
-    /// It was given up, as nobody needed it any more.
+    /// No checkout needed it any more.
     Cancelled,
 }
 
-/// Who has a worker that has not greeted, and until when it may; those that have come first are first.
+/// Sessions whose workers have not sent their hellos, each with the time limit of the handshake, in order
+/// of their arrival.
 type PendingHandshakes = VecDeque<(Instant, WorkerKey, Weak<dyn Driven>)>;
 
 /// Runs until the client and all its checkouts are dropped.
 pub(crate) fn drive(core: Weak<Core>, driver_queue: Arc<DriverQueue>) -> impl Future<Output = ()> {
-    // Made before the task is first run, as a runtime that ends may never run it.
+    // Created before the task first runs, because a runtime that shuts down may never run it.
     let stop = StopOnDrop(core.clone());
     async move {
         let _stop = stop;
@@ -61,12 +62,12 @@ async fn run(core: Weak<Core>, driver_queue: Arc<DriverQueue>) {
             () = driver_queue.woken() => {}
             () = timer.fired() => {}
         }
-        // A worker that never stops sending gives the driver something to do each time that it looks.
+        // A worker that sends without end gives the driver something to do at each tick, so other tasks need this.
         coop::consume_budget().await;
     }
 }
 
-/// Does what is due, and sets the timer for the next tick. Returns `None` if the client is gone.
+/// Handles events and timers, connects workers, and sets the timer for the next tick. Returns `None` if the client is gone.
 fn tick(
     core: &Weak<Core>,
     attempts: &mut JoinSet<Attempt>,
@@ -81,9 +82,9 @@ fn tick(
     for event in core.driver_queue.take() {
         match event {
             DriverEvent::IdleConnection(key) => core.poll_idle(key),
-            DriverEvent::ServerBusy(reason) => {
-                core.pool().server_busy(HandshakeError::Wait(reason).to_string(), Instant::now())
-            }
+            DriverEvent::ServerBusy(reason) => core
+                .pool()
+                .server_busy(HandshakeError::ServerBusy(reason).to_string(), Instant::now()),
             DriverEvent::Session(session) => {
                 if let Some(session) = session.upgrade() {
                     session.connection_event();
@@ -171,8 +172,8 @@ impl Timer {
     }
 }
 
-/// Connects a worker whose greeting need not be waited for: who waits longest has it at once, and its first call
-/// goes with what is said first. Gives the permit back where that cannot be.
+/// Connects a worker without waiting for its hello. The checkout that has waited longest gets it at once, and
+/// sends its first call with the client's hello. Returns the permit if this is not possible now.
 fn connect_optimistically(
     core: &Arc<Core>,
     permit: Permit,
@@ -211,7 +212,7 @@ fn connect_optimistically(
     let connection = Box::new(connection);
     let mut pool = core.pool();
     if pool.counts().queued == 0 {
-        // Whoever waited has another worker, and nobody would wait for the greeting.
+        // The checkout that waited has another worker, and no other would wait for the hello.
         drop(pool);
         drop(connection);
         return Some(permit);
@@ -229,7 +230,7 @@ fn connect_optimistically(
     None
 }
 
-/// What tells of a new connection.
+/// The waker of a new connection.
 fn notifier(core: &Core, key: WorkerKey) -> Arc<ConnectionWaker> {
     let notifier = ConnectionWaker::new(core.driver_queue.clone());
     notifier.set_idle(key);
@@ -238,14 +239,14 @@ fn notifier(core: &Core, key: WorkerKey) -> Arc<ConnectionWaker> {
 
 fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
     match outcome {
-        Ok(greeted) => {
-            core.record_handshake(greeted.limits, took);
+        Ok(parts) => {
+            core.record_handshake(parts.limits, took);
             let key = permit.key();
-            let connection = Box::new(Connection::new(greeted, notifier(core, key)));
+            let connection = Box::new(Connection::new(parts, notifier(core, key)));
             let released = core.pool().connected(permit, connection, Instant::now());
             let pool_commands = core.handle_released(released).into_iter().collect();
             core.apply(Effects { pool_commands, ..Effects::default() });
-            // Registers the waker of one that nobody waited for.
+            // If no checkout waited, this registers the connection's waker.
             core.poll_idle(key);
         }
         Err(AttemptError::Cancelled) => {

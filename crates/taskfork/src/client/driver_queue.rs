@@ -44,13 +44,13 @@ impl DriverQueue {
         self.wake();
     }
 
-    /// Has the driver run once more, also without an event.
+    /// Wakes the driver without an event.
     pub(crate) fn wake(&self) {
         self.notify.notify_one();
     }
 
-    /// Waits for the next [`send`](Self::send) or [`wake`](Self::wake). A wake that came while nobody
-    /// waited is kept. Cancelling the wait loses none.
+    /// Waits for the next [`send`](Self::send) or [`wake`](Self::wake). A wake before the wait ends it at
+    /// once. Cancelling the wait loses no wake.
     pub(crate) async fn woken(&self) {
         self.notify.notified().await;
     }

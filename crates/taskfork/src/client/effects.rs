@@ -1,5 +1,5 @@
-//! What follows from a change of a session. A session collects it while it is locked, and the core applies
-//! it once no session is locked.
+//! The effects of a change of a session. A session collects them while it is locked, and the core applies
+//! them once no session is locked.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -13,48 +13,48 @@ use super::pool::{Lease, Loss};
 use super::replay::Replay;
 use crate::error::FatalError;
 
-/// What a pool hands workers to. A trait, so that the core need not know what a session is.
+/// A checkout to which the pool assigns workers. A trait, so that the core need not know what a session is.
 pub(crate) trait Waiter: Driven {
-    /// Gives it the worker that it waited for. It returns the worker if it has given up.
+    /// Assigns the worker that it waited for. Returns the worker if it does not wait any more.
     fn assign(
         self: Arc<Self>,
         lease: Lease<Box<Connection>>,
     ) -> Result<Effects, Lease<Box<Connection>>>;
 
-    /// Ends it, and all calls of it.
+    /// Fails the checkout and all of its calls.
     fn fail(self: Arc<Self>, cause: FatalError);
 }
 
-/// What follows from a change of a session, to be done once the session is not locked any more.
+/// The effects of a change of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    /// One as a rule, so that it needs no memory of its own.
+    /// Usually there is one, which needs no allocation.
     pub(crate) wakers: SmallVec<[Waker; 1]>,
     pub(crate) pool_commands: Vec<PoolCommand>,
-    /// Who has lost its place in the queue to another.
+    /// Checkouts that lost their places in the queue to others.
     pub(crate) evicted: Vec<Arc<dyn Waiter>>,
-    /// Logs that are let go of. The last handle of one calls what its user wants called.
+    /// Logs to drop. Dropping the last handle of a log calls the user's callback.
     pub(crate) logs: Vec<Log>,
-    /// What has spans and events to give to the user's subscriber, or is over.
+    /// Replays that have pending records, or are finished.
     pub(crate) replays: Vec<Arc<Replay>>,
 }
 
 /// A worker changes hands.
 #[derive(Debug)]
 pub(crate) enum PoolCommand {
-    /// A checkout is over and its worker as good as before.
+    /// The checkout has ended, and its worker can be used again.
     Release(Lease<Box<Connection>>),
-    /// The worker is of no use any more.
+    /// The worker is dead or must not be used again.
     Lose(Lease<Box<Connection>>, Loss),
-    /// It has never greeted, for this reason.
+    /// The worker never sent its hello, for this reason.
     FailHandshake(Lease<Box<Connection>>, String),
     Assign(Arc<dyn Waiter>, Lease<Box<Connection>>),
-    /// The worker was not used, and is for the next one.
+    /// The checkout did not use the worker, so the next one may have it.
     Decline(Lease<Box<Connection>>),
 }
 
 impl Effects {
-    /// As after most calls there is at most somebody to be woken.
+    /// Whether there is nothing but tasks to wake, as after most calls.
     pub(crate) fn is_only_wakers(&self) -> bool {
         self.pool_commands.is_empty()
             && self.evicted.is_empty()

@@ -1,5 +1,4 @@
-//! The calls of one checkout in the order in which they were made. Pure bookkeeping: nothing here
-//! sends or wakes.
+//! The calls of one checkout in the order in which they were made. Pure: it sends nothing and wakes no task.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -22,7 +21,7 @@ pub(crate) type Seq = u64;
 /// A method's name, or none.
 pub(crate) type MethodName = Option<Cow<'static, str>>;
 
-/// A file counts as so many bytes, as a process can have few of them open.
+/// A file counts as this many bytes, because a process can have few of them open.
 const BYTES_OF_A_FILE: usize = 4096;
 
 #[derive(Debug)]
@@ -32,7 +31,7 @@ pub(crate) struct Entry {
     pub(crate) progress: Progress,
     pub(crate) deadline: Option<Instant>,
     pub(crate) waker: Option<Waker>,
-    /// Nobody waits for it any more.
+    /// Its future has been dropped.
     pub(crate) abandoned: bool,
     pub(crate) timing: Timing,
     pub(crate) sent: Stopwatch,
@@ -40,17 +39,16 @@ pub(crate) struct Entry {
     pub(crate) replay: Option<Arc<Replay>>,
 }
 
-/// What a finished call leaves. It is dropped once no lock is held, because users' code may run
-/// then.
+/// The replay of a finished call. It must be dropped while no lock is held, because that may run users' code.
 pub(crate) type FinishedReplay = Option<Arc<Replay>>;
 
-/// What is to be done for an entry.
+/// What an entry asks for.
 #[derive(Debug)]
 pub(crate) enum Operation {
-    /// Send this frame and wait for the answer. The second is what was made of it for the worker
-    /// that it is sent to, if it cannot be sent as it is.
+    /// Send this frame and wait for the answer. The second frame is the one for the current worker, if it
+    /// must differ from the first.
     Call(GatherFrame, Option<Box<GatherFrame>>),
-    /// Nothing but wait for a worker.
+    /// Only wait for a worker.
     WaitForWorker,
     /// Fail: the arguments could not be encoded.
     Unsendable(String),
@@ -61,14 +59,14 @@ pub(crate) enum Progress {
     Queued,
     /// This many bytes have been sent.
     Sending(usize),
-    /// It is on its way to the worker, or there, as the call of this number on its connection.
+    /// Sent, or in the outbox, as the call of this number on its connection.
     Sent(u64),
     Done(Outcome),
-    /// Done and told, or removed before it was sent.
+    /// Its outcome was taken, or it was removed.
     Removed,
 }
 
-/// What came beside an answer, until it is taken.
+/// What accompanied an answer, until it is taken.
 pub(crate) type SharedAttachments = Option<Arc<Mutex<Attachments>>>;
 
 /// How a call ended.
@@ -92,7 +90,7 @@ impl Entry {
         matches!(self.progress, Progress::Done(_) | Progress::Removed)
     }
 
-    /// Its number on its connection, once it is on its way.
+    /// Its number on its connection, once it is sent.
     pub(crate) fn number(&self) -> Option<u64> {
         match self.progress {
             Progress::Sent(number) => Some(number),
@@ -100,7 +98,7 @@ impl Entry {
         }
     }
 
-    /// How much of what a worker takes before it answers this needs.
+    /// How much of the worker's window for unanswered calls it takes.
     fn bytes(&self) -> usize {
         match &self.operation {
             Operation::Call(frame, fitted) => {
@@ -129,9 +127,9 @@ pub(crate) struct Entries {
     finished: usize,
     /// How many are unfinished and waited for.
     live: usize,
-    /// How many at the front of `list` are on their way, or need not be sent.
+    /// How many at the front of `list` are sent, or need not be sent.
     sent: usize,
-    /// How many are on their way and have no answer, and their bytes.
+    /// How many sent calls have no answer, and their bytes.
     pub(super) unanswered: usize,
     pub(super) unanswered_bytes: usize,
 }
@@ -153,13 +151,13 @@ impl Entries {
         seq
     }
 
-    /// The first that is not finished.
+    /// The first unfinished entry.
     pub(crate) fn head(&mut self) -> Option<(Seq, &mut Entry)> {
         let seq = self.base + self.finished as u64;
         self.list.get_mut(self.finished).map(|entry| (seq, entry))
     }
 
-    /// The first that is not finished and not yet on its way.
+    /// The first unfinished call that is not yet sent.
     pub(crate) fn next(&mut self) -> Option<&mut Entry> {
         let passed = |entry: &Entry| {
             entry.is_finished() || matches!(entry.operation, Operation::WaitForWorker)
@@ -170,7 +168,7 @@ impl Entries {
         self.list.get_mut(self.sent)
     }
 
-    /// The one that [`next`](Self::next) gave is on its way.
+    /// Marks the entry that [`next`](Self::next) returned as sent.
     pub(crate) fn mark_sent(&mut self, number: u64) {
         let Some(entry) = self.list.get_mut(self.sent) else { return };
         entry.progress = Progress::Sent(number);
@@ -179,7 +177,7 @@ impl Entries {
         self.sent += 1;
     }
 
-    /// What was on its way is to be sent again, to another worker.
+    /// Marks all unanswered calls as unsent, because another worker will get them.
     pub(crate) fn requeue_sent(&mut self) {
         for entry in self.list.iter_mut().skip(self.finished) {
             if matches!(entry.progress, Progress::Sending(_) | Progress::Sent(_)) {
@@ -191,18 +189,18 @@ impl Entries {
         self.compact();
     }
 
-    /// The number of one that is on its way behind others.
+    /// The number of a sent call, if it is not the head.
     pub(crate) fn number_behind_head(&self, seq: Seq) -> Option<u64> {
         let index = self.index(seq)?;
         self.list[index].number().filter(|_| index > self.finished)
     }
 
-    /// Whether any stands behind the head.
+    /// Whether any entry is behind the head.
     pub(crate) fn has_more_than_head(&self) -> bool {
         self.list.len() > self.finished + 1
     }
 
-    /// Whether anybody waits for one that is not finished.
+    /// Whether the future of an unfinished entry exists.
     pub(crate) fn is_awaited(&self) -> bool {
         self.live > 0
     }
@@ -211,7 +209,7 @@ impl Entries {
         self.index(seq).is_none_or(|index| self.list[index].abandoned)
     }
 
-    /// Ends one; gives who is to be woken, and what is left of it if nobody waits for it.
+    /// Finishes an entry. Returns the waker of the task that waits for it, and its replay if it was abandoned.
     pub(crate) fn finish(&mut self, seq: Seq, outcome: Outcome) -> (Option<Waker>, FinishedReplay) {
         let Some(index) = self.index(seq) else { return (None, None) };
         let entry = &mut self.list[index];
@@ -219,7 +217,7 @@ impl Entries {
             return (None, None);
         }
         let waker = entry.waker.take();
-        let mut left = None;
+        let mut replay = None;
         if entry.number().is_some() {
             self.unanswered -= 1;
             self.unanswered_bytes -= entry.bytes();
@@ -227,15 +225,15 @@ impl Entries {
         entry.timing.end();
         if entry.abandoned {
             entry.progress = Progress::Removed;
-            left = entry.replay.take();
+            replay = entry.replay.take();
         } else {
             self.live -= 1;
             entry.progress = Progress::Done(outcome);
         }
-        // Its bytes are not needed any more, while it waits to be asked for.
+        // This frees the call's bytes, which are not needed while the outcome waits to be taken.
         entry.operation = Operation::WaitForWorker;
         self.compact();
-        (waker, left)
+        (waker, replay)
     }
 
     /// Takes the outcome, if there is one.
@@ -250,12 +248,13 @@ impl Entries {
         else {
             return None;
         };
-        let left = entry.replay.take();
+        let replay = entry.replay.take();
         self.compact();
-        Some((method, outcome, left))
+        Some((method, outcome, replay))
     }
 
-    /// Nobody waits for it any more: removed, if no byte of it has been sent.
+    /// Records that the future of an entry was dropped. Removes the entry if no byte of it was sent, or if it is
+    /// done. Returns its replay then.
     pub(crate) fn abandon(&mut self, seq: Seq) -> FinishedReplay {
         let index = self.index(seq)?;
         let entry = &mut self.list[index];
@@ -265,14 +264,14 @@ impl Entries {
         self.live -= usize::from(!entry.is_finished());
         entry.abandoned = true;
         entry.waker = None;
-        let mut left = None;
+        let mut replay = None;
         if matches!(entry.progress, Progress::Queued | Progress::Sending(0) | Progress::Done(_)) {
             entry.progress = Progress::Removed;
             entry.timing = Timing::Off;
-            left = entry.replay.take();
+            replay = entry.replay.take();
         }
         self.compact();
-        left
+        replay
     }
 
     pub(crate) fn set_waker(&mut self, seq: Seq, waker: &Waker) {
@@ -288,7 +287,7 @@ impl Entries {
         (index < self.list.len()).then_some(index)
     }
 
-    /// Moves the head past what is finished, and forgets what is gone.
+    /// Moves the head past finished entries, and frees removed ones at the front.
     fn compact(&mut self) {
         while self.list.get(self.finished).is_some_and(Entry::is_finished) {
             self.finished += 1;

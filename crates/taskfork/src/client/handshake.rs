@@ -1,4 +1,4 @@
-//! The handshake: what each side says first, and the limits that follow from it. No I/O.
+//! The handshake: the hellos of both sides, and the limits that follow from them. It does no I/O.
 
 use std::io;
 use std::sync::Weak;
@@ -13,24 +13,24 @@ use crate::wire::frame::{self, DEFAULT_MAX_BLOB, PREAMBLE};
 use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
 
-/// So many bytes of calls are sent at most before they are answered, whatever the worker takes.
+/// The most bytes of unanswered calls that are sent, even if the worker accepts more.
 const MAX_PIPELINE_WINDOW: usize = 64 << 10;
 
-/// What a worker says of itself that holds for all workers of its server.
+/// The limits in a worker's hello. They are the same for all workers of a server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerLimits {
-    /// The longest frame that it takes.
+    /// The longest frame that it accepts, in bytes.
     pub(crate) max_send: usize,
-    /// The longest blob that it takes as memory.
+    /// The longest blob in a memfd that it accepts, in bytes.
     pub(crate) max_blob: usize,
-    /// How many bytes of calls it takes before it has answered them.
+    /// How many bytes of unanswered calls it accepts.
     pub(crate) pipeline_window: usize,
-    /// How many files it takes with a message.
+    /// The most files that a message may have.
     pub(crate) files: usize,
 }
 
 impl PeerLimits {
-    /// To a client that itself takes so many files.
+    /// The limits of a connection to a client with these limits of its own.
     pub(crate) fn of(hello: &WorkerHello, max_frame: usize, files: usize) -> Self {
         Self {
             max_send: hello.max_frame.unwrap_or(frame::DEFAULT_MAX_FRAME).min(max_frame),
@@ -41,7 +41,7 @@ impl PeerLimits {
     }
 }
 
-/// How many files the client takes with a message through a unix socket.
+/// The most files that a message through a unix socket may have.
 pub(crate) fn max_files(config: &Config) -> usize {
     if config.pass_descriptors { sys::MAX_FILES } else { 0 }
 }
@@ -54,7 +54,7 @@ pub(crate) fn max_shared(config: &Config, files: usize) -> usize {
     if files > 0 && config.shared_memory > 0 && is_unique() { config.shared_memory } else { 0 }
 }
 
-/// Why there was no greeting.
+/// Why the worker's hello did not arrive or cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
     #[error("the server closed the connection before its greeting")]
@@ -64,16 +64,16 @@ pub(crate) enum HandshakeError {
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("{0}")]
-    Misfit(String),
+    Incompatible(String),
     #[error("the server refused: {0}")]
     Refused(String),
-    /// The greeting comes later.
+    /// The server has no free worker; the hello follows later.
     #[error("the server has no worker yet: {0}")]
-    Wait(String),
+    ServerBusy(String),
 }
 
 impl HandshakeError {
-    /// Of a read that failed.
+    /// Classifies a failed read.
     pub(crate) fn of(error: io::Error) -> Self {
         match WireError::of_read(&error) {
             Some(error) => Self::Wire(error),
@@ -82,7 +82,7 @@ impl HandshakeError {
     }
 }
 
-/// What a client says first.
+/// Encodes the client's first message.
 pub(crate) fn client_hello(
     config: &Config,
     files: usize,
@@ -102,44 +102,44 @@ pub(crate) fn client_hello(
     Ok(out)
 }
 
-/// How much of a greeting has been taken.
+/// Reads the preamble and the hello of a worker, which may arrive in pieces.
 #[derive(Debug, Default)]
 pub(crate) struct HandshakeReader {
-    preamble: bool,
+    has_preamble: bool,
 }
 
 impl HandshakeReader {
-    /// Takes a worker's greeting off what has been received, if all of it is there.
+    /// Takes the worker's hello from `inbox`. Returns `None` until all of it has been received.
     pub(crate) fn read(
         &mut self,
         inbox: &mut BytesMut,
     ) -> Result<Option<WorkerHello>, HandshakeError> {
-        self.preamble = self.preamble || frame::take_preamble(inbox)?;
-        if !self.preamble {
+        self.has_preamble = self.has_preamble || frame::take_preamble(inbox)?;
+        if !self.has_preamble {
             return Ok(None);
         }
         let Some(body) = frame::take(inbox, MAX_HELLO)? else { return Ok(None) };
         match FromWorker::decode(&body)? {
             FromWorker::Hello(hello) => match hello.incompatibility() {
                 None => Ok(Some(hello)),
-                Some(why) => Err(HandshakeError::Misfit(why)),
+                Some(why) => Err(HandshakeError::Incompatible(why)),
             },
             FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
-            FromWorker::Queued(reason) => Err(HandshakeError::Wait(reason.to_owned())),
+            FromWorker::Queued(reason) => Err(HandshakeError::ServerBusy(reason.to_owned())),
             _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
         }
     }
 }
 
-/// What is to be done when the worker greets.
+/// The state of a handshake on a connection in use.
 #[derive(Debug)]
 pub(crate) struct PendingHandshake {
     pub(crate) reader: HandshakeReader,
-    /// When it was connected.
+    /// When the connection was made.
     pub(crate) since: Instant,
-    /// A checkout has had it.
+    /// A checkout has held the connection.
     pub(crate) held: bool,
-    /// The longest frame, and how many files with one, that this side takes.
+    /// The longest frame, and the most files with one, that this side accepts.
     pub(crate) max_frame: usize,
     pub(crate) files: usize,
     pub(crate) observer: Weak<dyn HandshakeObserver>,

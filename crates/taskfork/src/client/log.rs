@@ -9,7 +9,7 @@ use crate::wire::log;
 /// The timer of one call.
 #[derive(Debug, Default)]
 pub(crate) enum Timing {
-    /// Nobody wants to know.
+    /// The checkout has no log.
     #[default]
     Off,
     /// The call waits for its turn.
@@ -21,12 +21,12 @@ pub(crate) enum Timing {
 impl Timing {
     pub(crate) fn new(log: Option<&Log>, method: Option<&str>) -> Self {
         let Some(log) = log else { return Self::Off };
-        // The name that the first users know for a call without a method.
+        // AnyEvent::Task names a call without a method like this.
         let name = method.unwrap_or("->()").to_owned();
         Self::Waiting { log: log.clone(), name, since: Instant::now() }
     }
 
-    /// The call's turn has come.
+    /// Records that the call is handed to its worker.
     pub(crate) fn begin(&mut self) {
         if let Self::Waiting { log, name, .. } = self {
             let timer = log.timer(std::mem::take(name));
@@ -34,7 +34,7 @@ impl Timing {
         }
     }
 
-    /// The call is over; one whose turn never came took all the time that it waited.
+    /// Records the end of the call. If it was never sent, its timer covers the time that it waited.
     pub(crate) fn end(&mut self) {
         match std::mem::take(self) {
             Self::Off => {}
@@ -44,7 +44,7 @@ impl Timing {
     }
 }
 
-/// Adds what a worker has logged; where it cannot be read, a line that says so.
+/// Merges a worker's log, or adds a warning if it cannot be read.
 pub(crate) fn merge(into: &Log, encoded: &[u8]) {
     match log::read(encoded) {
         Ok(message) => into.merge(message),

@@ -1,8 +1,8 @@
-//! The worker's greeting on a connection that is in use already: where another worker has greeted at once,
-//! the first call goes with what the client says first, and the greeting comes before the answer.
+//! The handshake on a connection that is already in use. If the last worker sent its hello quickly, the first
+//! call is sent with the client's hello, and the worker's hello is read before the answer.
 //!
-//! A worker greets before it begins anything, and what it has said can be read though it has died. So nothing has
-//! begun on a connection that has ended without a greeting.
+//! A worker sends its hello before it begins a call, and the hello can be read after the worker's death. So on a
+//! connection that ended without a hello, no call has begun.
 
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -19,14 +19,14 @@ impl Connection {
         self.pending_handshake.is_none()
     }
 
-    /// A checkout takes it over. Gives since when the greeting is waited for, if another has had it before: then
-    /// nobody sees to it that it is not waited for too long.
+    /// Records that a checkout holds the connection. If another one held it before, returns since when the
+    /// handshake is pending: the new holder must set its time limit again.
     pub(crate) fn mark_held(&mut self) -> Option<Instant> {
         let pending = self.pending_handshake.as_mut()?;
         std::mem::replace(&mut pending.held, true).then_some(pending.since)
     }
 
-    /// Waits for the greeting, if it has not come.
+    /// Waits for the worker's hello.
     pub(crate) fn poll_handshake(&mut self) -> Poll<Result<(), Disconnect>> {
         if self.is_established() { Poll::Ready(Ok(())) } else { self.poll_until_established() }
     }
@@ -46,7 +46,7 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes the greeting if it is there, whether the reactor has heard of it or not; tells whether it has come.
+    /// Reads the worker's hello without asking the reactor. Returns whether the handshake is complete.
     pub(crate) fn read_handshake_now(&mut self) -> Result<bool, Disconnect> {
         while !self.read_handshake()? {
             match self.receive_now() {
@@ -61,8 +61,8 @@ impl Connection {
         Ok(true)
     }
 
-    /// Has the worker greet nobody any more, if it has not yet, so that it begins nothing; tells whether it
-    /// has. In any case the connection is of no use from here on.
+    /// Prevents the worker from sending its hello, so that it begins no call. Returns whether it had sent the
+    /// hello before. The connection cannot be used after this.
     pub(crate) fn abort_handshake(&mut self) -> bool {
         if !self.is_established() {
             self.stream.shut_down_reading();
@@ -70,7 +70,7 @@ impl Connection {
         matches!(self.read_handshake_now(), Ok(true))
     }
 
-    /// Takes the greeting off what has been received; tells whether it has come.
+    /// Takes the worker's hello from the inbox. Returns whether the handshake is complete.
     fn read_handshake(&mut self) -> Result<bool, Disconnect> {
         let Some(pending) = &mut self.pending_handshake else { return Ok(true) };
         let Some(hello) = pending.reader.read(&mut self.inbox).map_err(no_handshake)? else {

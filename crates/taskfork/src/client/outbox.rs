@@ -1,8 +1,8 @@
-//! What is to be sent on a connection before anything else, and how many calls have been sent.
+//! The bytes that a connection sends next, and the number of calls that it has sent.
 
 use std::collections::VecDeque;
 
-/// So much room is kept for what comes next.
+/// The capacity that an empty outbox keeps, in bytes.
 const KEPT_CAPACITY: usize = 64 << 10;
 
 #[derive(Debug, Default)]
@@ -10,23 +10,23 @@ pub(super) struct Outbox {
     pub(super) bytes: Vec<u8>,
     /// How many calls have been sent in full.
     pub(super) calls: u64,
-    /// How many bytes have been sent of all that has ever been in here.
+    /// How many bytes of this outbox have ever been sent.
     sent: u64,
-    /// What is in `bytes` has to go through the socket.
+    /// The bytes must go through the socket, not through a ring.
     socket_only: bool,
-    /// Where the calls end that are in `bytes`, counted as `sent` is.
+    /// The ends of the calls in `bytes`, on the scale of `sent`.
     ends: VecDeque<u64>,
 }
 
 impl Outbox {
-    /// Appends a call; gives its number, from 1.
+    /// Appends a call. Returns its number, from 1.
     pub(super) fn put_call(&mut self, frame: &[u8]) -> u64 {
         self.bytes.extend_from_slice(frame);
         self.ends.push_back(self.sent + self.bytes.len() as u64);
         self.calls + self.ends.len() as u64
     }
 
-    /// Appends what has to go through the socket, with all that is here.
+    /// Appends bytes that must go through the socket. All bytes before them go there too.
     pub(super) fn put_socket_only(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         self.socket_only = !self.bytes.is_empty();
@@ -36,16 +36,16 @@ impl Outbox {
         self.socket_only
     }
 
-    /// Whether there are any calls in here, or the rest of one.
+    /// Whether the outbox holds a call, or the rest of one.
     pub(super) fn has_calls(&self) -> bool {
         !self.ends.is_empty()
     }
 
-    /// So many bytes have been sent; gives how many of them were not in here.
+    /// Removes this many sent bytes. Returns by how many they exceed the outbox.
     pub(super) fn mark_sent(&mut self, bytes: usize) -> usize {
         let own = bytes.min(self.bytes.len());
         self.bytes.drain(..own);
-        // The rest of what has been begun goes the same way.
+        // The rest of a partly sent message must go the same way.
         self.socket_only |= own > 0;
         if self.bytes.is_empty() {
             self.bytes.shrink_to(KEPT_CAPACITY);
@@ -59,7 +59,7 @@ impl Outbox {
         bytes - own
     }
 
-    /// A call that was never in here has been sent behind all that was; gives its number.
+    /// Counts a call that was sent without the outbox, after all of its calls. Returns the call's number.
     pub(super) fn count_direct_call(&mut self) -> u64 {
         self.calls += 1;
         self.calls
@@ -74,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_call_counts_as_sent_once_its_last_byte_is(
+        fn a_call_counts_as_sent_with_its_last_byte(
             calls in proptest::collection::vec((0usize..5, 1usize..20), 1..20),
             pieces in proptest::collection::vec(1usize..30, 1..40),
         ) {

@@ -1,20 +1,20 @@
-//! What a worker says in the protocol of AnyEvent::Task, taken in the words of the native one. Pure.
+//! Reads a worker's messages in the protocol of AnyEvent::Task and translates them to the native one. Pure.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::wire::WireError;
 use crate::wire::perl::{self, Scanner};
 
-/// Where the next message ends, and what is still to be told of the last one.
+/// The search for the end of the next message, and the rest of the last one.
 #[derive(Debug, Default)]
 pub(super) struct Perl {
     scanner: Scanner,
-    /// The answer that came with a log, which is told first.
+    /// The answer of a message that had a log too. The log is returned first.
     answer: Option<Bytes>,
 }
 
 impl Perl {
-    /// Takes the next message off the front of `inbox`; nothing while it is not there in full.
+    /// Takes the next message from `inbox`. Returns `None` until all of it has been received.
     pub(super) fn take(
         &mut self,
         inbox: &mut BytesMut,
@@ -28,14 +28,15 @@ impl Perl {
             return Ok(None);
         };
         let message = inbox.split_to(place.end);
-        let (notes, answer) = perl::from_worker(&message[place.start..], limit)?;
+        let (telemetry, answer) = perl::from_worker(&message[place.start..], limit)?;
         let answer = Bytes::from(answer);
-        let Some(notes) = notes else { return Ok(Some(answer)) };
+        let Some(telemetry) = telemetry else { return Ok(Some(answer)) };
         self.answer = Some(answer);
-        Ok(Some(Bytes::from(notes)))
+        Ok(Some(Bytes::from(telemetry)))
     }
 
-    /// Messages do not say how long they are: as much room as there is already, within bounds.
+    /// The capacity to reserve for the next read. Messages do not state their lengths, so it doubles the inbox, within
+    /// bounds.
     pub(super) fn room_for_next_read(inbox: &[u8]) -> usize {
         inbox.len().clamp(4 << 10, 1 << 20)
     }

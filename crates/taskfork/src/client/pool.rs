@@ -1,6 +1,6 @@
 //! Which checkout holds which worker, which checkouts wait, and how many workers are needed.
 //!
-//! Pure: no I/O, no clock. So random sequences of events can check its invariants. Every operation
+//! It is pure: it does no I/O and reads no clock. So random sequences of events can check its invariants. Every operation
 //! takes constant time, whatever the length of the queue, except the loss of an idle worker.
 //!
 //! A right is a value: a [`Permit`] to connect comes back through `connected`, `failed` or
@@ -58,7 +58,7 @@ pub(crate) enum CheckedOut<C, W> {
     Queued(Ticket, Option<W>),
     /// The queue is full.
     Refused,
-    /// Nothing: the pool is closed.
+    /// The pool is closed.
     Closed,
 }
 
@@ -152,7 +152,7 @@ pub(crate) enum Released<C, W> {
 /// Whether a lost worker counts as a failed attempt to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// It died before anything was asked of it.
+    /// It died before a checkout sent it anything.
     Unused,
     Used,
 }
@@ -205,12 +205,12 @@ impl<C, W> Pool<C, W> {
         self.closed
     }
 
-    /// Whether the pool is closed and has no connection left, not even one that is being made.
+    /// Whether the pool is closed, and has neither connections nor attempts to connect.
     pub(crate) fn is_drained(&self) -> bool {
         self.closed && self.workers.is_empty()
     }
 
-    /// Takes an idle worker, or else a place in the queue.
+    /// Leases an idle worker, or else adds a waiter to the queue.
     pub(crate) fn check_out(&mut self, waiter: impl FnOnce() -> W) -> CheckedOut<C, W> {
         if self.closed {
             return CheckedOut::Closed;
@@ -229,13 +229,13 @@ impl<C, W> Pool<C, W> {
         CheckedOut::Queued(self.waiting.push_back(waiter()), evicted)
     }
 
-    /// Takes an idle worker.
+    /// Leases an idle worker.
     pub(crate) fn check_out_idle(&mut self) -> Option<Lease<C>> {
         self.idle.pop().map(|index| self.lease(index))
     }
 
-    /// Takes another worker in place of one that died unused: an idle one, or else the first place
-    /// in the queue.
+    /// Replaces a worker that died unused: leases an idle worker, or else adds the waiter to the front
+    /// of the queue.
     pub(crate) fn check_out_again(&mut self, waiter: W) -> Result<(W, Lease<C>), Ticket> {
         match self.check_out_idle() {
             Some(lease) => Ok((waiter, lease)),
@@ -253,7 +253,7 @@ impl<C, W> Pool<C, W> {
         self.waiting.pop_front()
     }
 
-    /// Takes a worker back after a checkout.
+    /// Makes a worker available again after a checkout.
     pub(crate) fn release(&mut self, lease: Lease<C>) -> Released<C, W> {
         let Lease { key, connection } = lease;
         self.leased -= 1;
@@ -268,7 +268,7 @@ impl<C, W> Pool<C, W> {
         self.make_available(key.index)
     }
 
-    /// Takes a worker back that was not used.
+    /// Makes a worker available again that its checkout did not use.
     pub(crate) fn decline(&mut self, lease: Lease<C>) -> Released<C, W> {
         self.leased -= 1;
         self.workers[lease.key.index].idle = Some(lease.connection);
@@ -368,7 +368,7 @@ impl<C, W> Pool<C, W> {
         self.connecting > 0 && one_at_a_time && connected >= self.target_size()
     }
 
-    /// Takes the permit of an attempt back that was cancelled.
+    /// Ends an attempt that was cancelled.
     pub(crate) fn cancelled(&mut self, permit: Permit) {
         self.connecting -= 1;
         self.workers.remove(permit.key.index);

@@ -201,7 +201,7 @@ impl Model {
         assert_eq!(self.pool.workers.len(), stats.busy + stats.connecting + stats.idle);
     }
 
-    /// Whoever waits is served once connections succeed: nothing can be stuck.
+    /// Every waiting checkout gets a worker once connections succeed.
     fn drain(mut self) {
         for _ in 0..10_000 {
             if self.waiting.is_empty() {

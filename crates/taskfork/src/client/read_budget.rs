@@ -1,30 +1,30 @@
-//! How much of what a worker sends is handled in one turn, before other tasks have worker_fields. Pure.
+//! How much of what a worker sends is handled in one turn, before other tasks run. Pure.
 
-/// The most that is handled in one turn, in bytes read. Small enough that a turn of the slowest kind of message
-/// takes a few milliseconds in a debug build.
+/// The most that one turn handles, in bytes read. With the slowest kind of message a turn takes a few
+/// milliseconds in a debug build.
 const TURN: usize = 1 << 20;
 
-/// The turn charges one unit of the task's budget of the runtime for this much. So a task that polls many calls has
-/// one limit for all of them.
+/// A turn charges the task's budget of the runtime one unit for this many bytes. So a task that polls many
+/// calls has one limit for all of them.
 const SHARE: usize = 64 << 10;
 
-/// What a message costs beyond its bytes: each is decoded, however short it is.
+/// What a message costs beyond its bytes, because even a short one is decoded.
 const MESSAGE: usize = 1 << 10;
 
-/// What a byte of notes costs: it is decoded, and merged into a log.
-const NOTE: usize = 8;
+/// What a byte of telemetry costs, because it is decoded and merged into a log.
+const TELEMETRY: usize = 8;
 
-/// A worker that has sent this many messages other than answers, since its last answer, counts as flooding. If they hold
-/// notes, these are more than a log takes.
+/// A worker that has sent this many messages since its last answer counts as flooding. As telemetry they
+/// would exceed the limit of a log.
 const FLOOD: usize = 2048;
 
-/// What has been handled in this turn.
+/// How much has been handled in this turn.
 #[derive(Debug, Default)]
 pub(super) struct ReadBudget {
     spent: usize,
-    /// How much of that the runtime's budget has been charged for.
+    /// The part of `spent` for which the runtime's budget has been charged.
     charged: usize,
-    /// How many messages have come since the last answer.
+    /// How many messages were received since the last answer.
     others: usize,
 }
 
@@ -34,43 +34,43 @@ impl ReadBudget {
     }
 
     /// Counts bytes that have been read.
-    pub(super) fn read(&mut self, bytes: usize) {
+    pub(super) fn count_bytes(&mut self, bytes: usize) {
         self.spent = self.spent.saturating_add(bytes);
     }
 
     /// Counts a message.
-    pub(super) fn took(&mut self) {
-        self.read(MESSAGE);
+    pub(super) fn count_message(&mut self) {
+        self.count_bytes(MESSAGE);
     }
 
     /// Counts a message other than an answer.
-    pub(super) fn took_other(&mut self) {
+    pub(super) fn count_other(&mut self) {
         self.others = self.others.saturating_add(1);
     }
 
-    /// Counts bytes of notes.
-    pub(super) fn noted(&mut self, bytes: usize) {
-        self.read(bytes.saturating_mul(NOTE));
-        self.took_other();
+    /// Counts a message with this many bytes of telemetry.
+    pub(super) fn count_telemetry(&mut self, bytes: usize) {
+        self.count_bytes(bytes.saturating_mul(TELEMETRY));
+        self.count_other();
     }
 
-    /// An answer has come.
-    pub(super) fn answered(&mut self) {
+    /// Records an answer.
+    pub(super) fn record_answer(&mut self) {
         self.others = 0;
     }
 
-    /// Whether the rest must wait for the next turn.
+    /// Whether the turn is over, so that further messages wait for the next one.
     pub(super) fn is_over(&self) -> bool {
         self.spent >= TURN
     }
 
-    /// Whether more messages have come since the last answer than a worker has reason to send.
+    /// Whether the worker has sent more messages since its last answer than it has reason to.
     pub(super) fn is_flooding(&self) -> bool {
         self.others >= FLOOD
     }
 
     /// Whether a unit of the runtime's budget is due.
-    pub(super) fn owes(&self) -> bool {
+    pub(super) fn is_charge_due(&self) -> bool {
         self.spent - self.charged >= SHARE
     }
 
@@ -88,33 +88,33 @@ mod tests {
         let mut turn = ReadBudget::default();
         let mut messages = 0;
         while !turn.is_over() {
-            turn.took();
+            turn.count_message();
             messages += 1;
         }
         assert_eq!(messages, TURN / MESSAGE);
-        assert!(turn.owes());
+        assert!(turn.is_charge_due());
         turn.begin();
-        turn.read(TURN - 1);
+        turn.count_bytes(TURN - 1);
         assert!(!turn.is_over());
-        turn.noted(1);
+        turn.count_telemetry(1);
         assert!(turn.is_over());
-        turn.noted(usize::MAX);
+        turn.count_telemetry(usize::MAX);
         assert!(turn.is_over());
         turn.charge();
-        assert!(!turn.owes());
+        assert!(!turn.is_charge_due());
     }
 
     #[test]
     fn many_messages_without_an_answer_are_a_flood() {
         let mut turn = ReadBudget::default();
         for _ in 1..FLOOD {
-            turn.took_other();
+            turn.count_other();
             turn.begin();
         }
         assert!(!turn.is_flooding());
-        turn.noted(10);
+        turn.count_telemetry(10);
         assert!(turn.is_flooding());
-        turn.answered();
+        turn.record_answer();
         assert!(!turn.is_flooding());
     }
 }

@@ -9,34 +9,34 @@ use tokio::runtime::Handle;
 
 use crate::busy_poll::{BusyPoll, SpinLoop, SpinPolicy};
 
-/// For how long at most, unless told otherwise.
+/// The longest spin, unless the mode sets another limit.
 const LONGEST: Duration = Duration::from_micros(50);
 
-/// How many threads of this process look now.
+/// How many tasks of this process spin now.
 static SPINNING: AtomicUsize = AtomicUsize::new(0);
 
-/// What a connection knows of the answers that it has waited for.
+/// The spinning of a connection: its policy, and the call whose answer is due.
 #[derive(Debug)]
 pub(crate) struct ReplySpin {
     policy: SpinPolicy,
     cores: usize,
-    /// When the call was sent that runs.
+    /// When the running call was sent.
     sent: Option<Instant>,
-    /// That call has not been looked for yet.
+    /// No spin for that call's answer has started.
     due: bool,
 }
 
-/// A look that goes on. While there is one, its thread counts.
+/// A spin in progress. It counts in [`SPINNING`] until it is dropped.
 #[derive(Debug)]
 pub(crate) struct SpinGuard {
     spin_loop: SpinLoop,
-    /// The runtime looks, for this answer and for others.
+    /// The task yields to the runtime between polls, so that the runtime serves other tasks too.
     shared: bool,
 }
 
 impl SpinGuard {
-    /// The same for whoever waits in this runtime, if there is one: it looks at all sockets, and runs what else
-    /// there is to be run, each time that this is polled again. So many workers are busy, on so many cores.
+    /// Makes the spin yield to the runtime between polls, if the thread is in one: the runtime then polls all
+    /// sockets and runs other tasks. `busy` workers share `cores` cores.
     pub(crate) fn shared(mut self, busy: usize, cores: usize) -> Self {
         self.shared = Handle::try_current().is_ok();
         if self.shared && busy >= cores {
@@ -49,19 +49,19 @@ impl SpinGuard {
         self.shared
     }
 
-    /// Whether this glance is for the socket as well, where there is a ring.
+    /// Whether this poll includes the socket of a connection with rings.
     pub(crate) fn checks_socket(&self) -> bool {
         self.spin_loop.checks_socket()
     }
 
-    /// The last glance was in vain: waits for the next. Tells whether there is one.
+    /// Pauses after a poll without success. Returns whether to poll again.
     pub(crate) fn pause(&mut self) -> bool {
         self.spin_loop.pause()
     }
 
-    /// Has the task polled again once the runtime has looked.
+    /// Wakes the task once the runtime has polled its sockets.
     pub(crate) fn yield_to_runtime(&self, context: &mut Context<'_>) {
-        // It has the runtime wake the task then, and is not needed for more.
+        // One poll of this future registers the wake, so the future itself is dropped.
         let _ = pin!(tokio::task::yield_now()).poll(context);
     }
 }
@@ -77,12 +77,12 @@ impl ReplySpin {
         Self { policy: SpinPolicy::new(mode, LONGEST), cores, sent: None, due: false }
     }
 
-    /// Whether who answers has another core, so that this one may have to be woken.
+    /// Whether the worker may run on another core, so that this core may be asleep when it answers.
     pub(crate) fn has_other_cores(&self) -> bool {
         self.cores > 1
     }
 
-    /// A call has been sent.
+    /// Records that a call was sent.
     pub(crate) fn record_sent(&mut self) {
         self.due = true;
         if self.policy.is_adaptive() {
@@ -90,14 +90,14 @@ impl ReplySpin {
         }
     }
 
-    /// Its answer, or a part of it, came without having been looked for.
+    /// Records that bytes of the answer came while the task slept.
     pub(crate) fn record_sleep(&mut self) {
         if let Some(sent) = self.sent.take() {
             self.policy.record_sleep(sent.elapsed());
         }
     }
 
-    /// Begins to look for the answer, once a call, if that pays and a core is there for it.
+    /// Starts a spin, at most one for each call, if the policy expects a gain and a core is free.
     pub(crate) fn begin(&mut self) -> Option<SpinGuard> {
         if !std::mem::take(&mut self.due) {
             return None;
@@ -108,18 +108,18 @@ impl ReplySpin {
             spin_loop: SpinLoop::new(&self.policy, budget, self.cores == 1),
             shared: false,
         };
-        // One core is for those who answer. A single one is given up to them in between.
+        // One core stays free for workers. On a single core the spin yields it to them.
         let is_core_free = self.cores == 1 || others + 1 < self.cores;
         (!self.policy.is_adaptive() || is_core_free).then_some(spin_guard)
     }
 
-    /// It came while the runtime looked.
+    /// Records that the answer came while the runtime polled.
     pub(crate) fn record_found(&mut self) {
         self.sent = None;
         self.policy.record_success();
     }
 
-    /// What came of a look.
+    /// Records the result of a spin.
     pub(crate) fn finish(&mut self, spin_guard: &SpinGuard, found: bool) {
         self.sent = if found { None } else { self.sent };
         spin_guard.spin_loop.report(&mut self.policy, found);

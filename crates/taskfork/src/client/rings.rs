@@ -1,5 +1,5 @@
-//! The rings of a connection, through which short messages go without a system call while the side that gets
-//! them is awake: when there are any, and what they change in how messages come and go.
+//! The rings of a connection: when the client offers them, and how they change sending and receiving. While
+//! the receiver is awake, a short message in a ring needs no system call.
 
 use std::io::IoSlice;
 use std::pin::pin;
@@ -17,16 +17,16 @@ use crate::wire::frame;
 use crate::wire::gather_frame::OutgoingFile;
 use crate::wire::native;
 
-/// They are offered after so many calls, and tried again after as many more where there was no room for that.
+/// Rings are offered after this many calls. If the socket has no room then, after as many more.
 pub(super) const CALLS_BEFORE_RINGS: u64 = 32;
 
 impl Connection {
-    /// Offers rings to a worker that takes them, once there have been enough calls.
+    /// Offers rings to a worker that has agreed to share memory, once it has had enough calls.
     pub(super) fn offer_rings(&mut self) {
         if self.offers_rings_after.is_none_or(|calls| self.outbox.calls < calls) {
             return;
         }
-        // Their memory goes with the first byte of the offer.
+        // The rings' memory accompanies the first byte of the offer, so no other bytes may precede it.
         if self.mid_call || !matches!(self.poll_flush(), Poll::Ready(Ok(()))) {
             return;
         }
@@ -38,28 +38,28 @@ impl Connection {
         let mut context = Context::from_waker(&self.waker);
         match self.stream.poll_write(&mut context, &slices, &files) {
             Poll::Ready(Ok(sent)) if sent == offer.len() => self.rings = Some(Box::new(rings)),
-            // It cannot be told then what was sent before the rings were there: they are not used.
+            // What was sent before the rings existed would be unknown, so they are not used.
             Poll::Ready(Ok(sent)) => self.outbox.put_socket_only(&offer[sent..]),
             Poll::Pending => self.offers_rings_after = Some(self.outbox.calls + CALLS_BEFORE_RINGS),
-            // It comes again.
+            // The next write returns the error again.
             Poll::Ready(Err(_)) => {}
         }
     }
 
-    /// The worker has them from here on.
+    /// Uses the rings from here on, because the worker has accepted them.
     pub(super) fn enable_rings(&mut self) {
         if let Some(rings) = &mut self.rings {
             rings.activate(self.inbox.len());
         }
     }
 
-    /// Puts what waits in the outbox into the ring, if it may go there; tells whether it did.
+    /// Moves the outbox into the ring, if the ring may carry it. Returns whether it did.
     pub(super) fn poll_put_in_ring(&mut self) -> Poll<bool> {
         let Some(rings) = &mut self.rings else { return Poll::Ready(false) };
         if self.mid_call || self.outbox.is_socket_only() || !rings.is_peer_awake() {
             return Poll::Ready(false);
         }
-        // It counts against the task's share of the runtime, as what goes through the socket does.
+        // As a write to the socket does, this charges the task's budget of the runtime.
         let turn = ready!(coop::poll_proceed(&mut Context::from_waker(&self.waker)));
         let put = rings.put(&self.outbox.bytes);
         if put == Put::Refused {
@@ -76,7 +76,7 @@ impl Connection {
         Poll::Ready(true)
     }
 
-    /// Takes the next message of the native protocol off what has been received.
+    /// Takes the next received message of the native protocol.
     pub(super) fn take_native(&mut self) -> Result<Option<Bytes>, WireError> {
         if let Some(rings) = &mut self.rings
             && let Some(place) = rings.take(self.inbox.len(), self.max_receive)?
@@ -86,12 +86,12 @@ impl Connection {
         frame::take(&mut self.inbox, self.max_receive)
     }
 
-    /// Whether all that a message is for is to wake this side.
+    /// Whether a message has no purpose but to wake this side.
     pub(super) fn is_doorbell(&self, message: &[u8]) -> bool {
         message.is_empty() && self.rings.is_some()
     }
 
-    /// So many bytes have come through the socket.
+    /// Counts bytes received through the socket.
     pub(super) fn count_received(&mut self, bytes: usize) {
         if let Some(rings) = &mut self.rings {
             rings.record_received(bytes);
@@ -99,7 +99,7 @@ impl Connection {
         }
     }
 
-    /// Nobody looks for a while unless woken; tells whether that may be.
+    /// Tells the worker that this side sleeps until it is woken. Returns whether it may sleep now.
     pub(super) fn prepare_sleep(&mut self) -> bool {
         match &mut self.rings {
             Some(rings) if !self.spinning => rings.prepare_sleep(self.inbox.len()),
@@ -107,25 +107,25 @@ impl Connection {
         }
     }
 
-    /// Waits until this task may handle more of what the worker sends: a worker may never stop, and other tasks are to
-    /// have their turns.
+    /// Waits until this task may handle more messages. A worker may send without end, and other tasks must run
+    /// in between.
     pub(super) fn poll_read_budget(&mut self) -> Poll<()> {
         let mut context = Context::from_waker(&self.waker);
         if self.read_budget.is_over() {
-            // It has the runtime look at its timers and sockets, and then wake the task.
+            // This makes the runtime poll its timers and sockets before it wakes the task.
             let _ = pin!(tokio::task::yield_now()).poll(&mut context);
             return Poll::Pending;
         }
         let is_batch =
             self.rings.as_ref().is_some_and(|rings| rings.has_next_in_ring(self.inbox.len()));
-        if is_batch || self.read_budget.owes() {
+        if is_batch || self.read_budget.is_charge_due() {
             ready!(coop::poll_proceed(&mut context)).made_progress();
             self.read_budget.charge();
         }
         Poll::Ready(())
     }
 
-    /// Nothing more comes from the other side.
+    /// Classifies the end of the connection after the last byte was read.
     pub(super) fn end_reason(&self) -> Disconnect {
         match self.stream.has_unread() {
             true => Disconnect::Unread,
@@ -133,7 +133,7 @@ impl Connection {
         }
     }
 
-    /// The other side has closed the connection.
+    /// Classifies the end of a connection that the worker has closed.
     pub(super) fn close_reason(&self) -> Disconnect {
         match &self.rings {
             Some(rings) if rings.is_mark_unread() => Disconnect::Unread,
@@ -141,18 +141,18 @@ impl Connection {
         }
     }
 
-    /// Somebody looks for the next message again and again.
+    /// Records that a task spins for the next message, so the worker need not wake this side.
     pub(super) fn set_spinning(&mut self) {
         self.spinning = true;
         self.rings.iter_mut().for_each(|rings| rings.set_awake());
     }
 
-    /// Nobody does any more: whoever waits is to look once more, and is woken after that.
+    /// Records that no task spins any more. A task that waits must poll once more before it sleeps.
     pub(crate) fn clear_spinning(&mut self) {
         self.spinning = false;
     }
 
-    /// Whether something has come through the ring.
+    /// Whether the ring has a message.
     pub(super) fn has_ring_message(&self) -> bool {
         self.rings.as_ref().is_some_and(|rings| rings.has_next(self.inbox.len()))
     }
@@ -177,7 +177,7 @@ pub(super) mod tests {
     use crate::ring::tests::frame;
     use crate::wire::Protocol;
 
-    /// A connection with rings, and the worker's part of them.
+    /// A connection with rings, and the worker's side of them.
     pub(crate) fn connect(socket: UnixStream) -> (Connection, Rings) {
         socket.set_nonblocking(true).unwrap();
         let limits = PeerLimits { max_send: 1000, max_blob: 1000, pipeline_window: 0, files: 16 };
@@ -212,7 +212,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_stands_behind_a_doorbell_waits_for_what_is_in_the_ring() {
+    fn a_message_behind_a_doorbell_waits_for_those_in_the_ring() {
         run(async {
             let (here, mut there) = UnixStream::pair().unwrap();
             let (mut connection, mut worker) = connect(here);
@@ -220,17 +220,17 @@ pub(super) mod tests {
             assert_eq!(worker.put(&frame(b"first")), Put::Done);
             there.write_all(&[&DOORBELL[..], &frame(b"second")].concat()).unwrap();
             for expected in ["first", "second"] {
-                let heard = poll_fn(|context| {
+                let received = poll_fn(|context| {
                     connection.notifier.set_task(Some(context.waker()), false);
                     connection.poll_message()
                 });
-                assert_eq!(heard.await.unwrap(), expected);
+                assert_eq!(received.await.unwrap(), expected);
             }
         });
     }
 
     #[test]
-    fn what_is_unread_at_the_end_is_told_whoever_else_has_the_socket() {
+    fn unread_bytes_at_the_end_are_found_while_another_process_has_the_socket() {
         run(async {
             for reads in [true, false] {
                 let (here, there) = UnixStream::pair().unwrap();
@@ -255,7 +255,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_comes_through_the_ring_leaves_an_unfinished_frame_alone() {
+    fn a_message_in_the_ring_leaves_an_unfinished_frame_alone() {
         run(async {
             let (here, _there) = UnixStream::pair().unwrap();
             let (mut connection, mut worker) = connect(here);
@@ -272,7 +272,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_comes_without_end_is_taken_in_turns() {
+    fn messages_without_end_are_read_in_turns() {
         let taken = run(async {
             let (here, _there) = UnixStream::pair().unwrap();
             let (mut connection, mut worker) = connect(here);
@@ -284,7 +284,7 @@ pub(super) mod tests {
                         return Poll::Ready(taken);
                     }
                 }
-                panic!("others never have a turn");
+                panic!("other tasks never run");
             })
             .await
         });

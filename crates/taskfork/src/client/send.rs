@@ -1,4 +1,4 @@
-//! Sending the calls of a checkout: the first at once, those behind it ahead of its answer, many with
+//! Sending the calls of a checkout: the first one at once, and those behind it before it is answered, many in
 //! one write.
 
 use std::task::Poll;
@@ -11,33 +11,36 @@ use crate::time_limit::TimeLimit;
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::native::{self, CallMode, NO_LIMIT};
 
-/// Calls up to this size are copied, to be sent with one write.
+/// Calls up to this size, in bytes, are copied into the outbox, so that one write sends several.
 const SMALL: usize = 4 << 10;
 
-/// So much is sent with one write.
+/// The outbox is sent when it has this many bytes.
 const BATCH: usize = 32 << 10;
 
-/// What is known of sending on a connection.
+/// The state of sending on a connection.
 #[derive(Debug, Default)]
 pub(super) struct Sender {
-    /// When the last call was sent that no other was before; the times of those behind it are
-    /// counted from then. Nothing if that had no time.
+    /// When the last sequential call was sent. The timeouts of calls pipelined behind it count from then.
+    /// `None` if it had no timeout.
     deadline_base: Option<Instant>,
-    /// There was room for calls, and it has not been filled since.
+    /// Calls are pipelined. This stops when the window is full, until half of it is free.
     filling: bool,
-    /// The worker takes no more.
+    /// A write has failed.
     write_closed: bool,
-    /// There has been a call.
+    /// The first call has been sent.
     started: bool,
 }
 
 impl Sender {
-    /// Whether the first call is about to be sent.
+    /// Returns true once: when the first call is about to be sent.
     pub(super) fn start_first_call(&mut self, calls: &mut Entries) -> bool {
         !self.started && calls.next().is_some() && !std::mem::replace(&mut self.started, true)
     }
 
-    /// Sends what can be sent now, without waiting. With `only_first`, no call is pipelined.
+    /// Sends as much as possible without waiting. With `only_first`, it pipelines no call.
+    ///
+    /// # Errors
+    /// If a write fails and the first unanswered call was not sent in full.
     pub(super) fn send(
         &mut self,
         calls: &mut Entries,
@@ -50,7 +53,7 @@ impl Sender {
         let Poll::Ready(Err(lost)) = self.poll(calls, connection, only_first) else {
             return Ok(());
         };
-        // What there is of answers is still to be read, also of what has just been sent.
+        // Answers of calls that were sent before can still be read.
         let first = calls.head().and_then(|(_, head)| head.number());
         self.write_closed = first.is_some_and(|first| first <= connection.calls_sent());
         if self.write_closed { Ok(()) } else { Err(lost) }
@@ -92,12 +95,12 @@ impl Sender {
         connection.poll_flush()
     }
 
-    /// Makes a call ready to be sent, if it can be now.
+    /// Prepares a call for this connection. Returns whether it can be sent now.
     fn prepare(&mut self, entry: &mut Entry, mode: CallMode, connection: &mut Connection) -> bool {
         let Operation::Call(frame, fitted) = &mut entry.operation else { return false };
         if mode == CallMode::Sequential {
             self.deadline_base = entry.deadline.map(|_| Instant::now());
-            // The worker may have begun before anybody looks here again.
+            // The worker may begin before this session is advanced again.
             entry.timing.begin();
         }
         if connection.is_native() {
@@ -117,8 +120,8 @@ impl Sender {
             let differs = !frame.files.is_empty() || !copy.references.is_empty();
             *fitted = differs.then(|| Box::new(copy));
         }
-        // Before the call, as there may be no room for what it lends until something else is gone.
-        connection.put_lending();
+        // This precedes the call: the call's memory may fit only after other memory was released.
+        connection.put_shm_control();
         let frame = fitted.as_deref().unwrap_or(frame);
         let (length, limit) = (frame.len() - HEADER_LEN, connection.max_send);
         let fits = fits.and_then(|()| match length <= limit {
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_been_sent_may_be_answered_though_the_rest_cannot_be_sent() {
+    fn sent_calls_may_be_answered_after_a_later_write_has_failed() {
         run(async {
             let file =
                 || vec![OutgoingFile::new(Arc::new(File::open("/dev/null").unwrap().into()))];

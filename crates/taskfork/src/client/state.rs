@@ -1,4 +1,4 @@
-//! What a checkout is and has: its place or its worker, and its calls. Nothing here takes a lock.
+//! The state of a checkout: its place in the queue or its worker, and its calls. Nothing here takes a lock.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ pub(super) struct State {
     pub(super) assignment: Assignment,
     pub(super) calls: Entries,
     pub(super) sender: Sender,
-    /// The driver has been told that there are calls to be sent.
+    /// The driver has an event that says that calls must be sent.
     pub(super) driver_notified: bool,
     /// The user still has the checkout.
     pub(super) open: bool,
@@ -32,10 +32,10 @@ pub(super) struct State {
     pub(super) unstarted_deaths: u32,
     /// A call failed in the worker.
     pub(super) call_failed: bool,
-    /// A failed call whose failure nobody has seen yet.
+    /// A failed call whose outcome its caller has not taken, and its description.
     pub(super) unobserved_failure: Option<(Seq, String)>,
     pub(super) timeout: TimeLimit,
-    /// Since when it waits for its first worker.
+    /// Since when the checkout waits for its first worker.
     pub(super) waiting_since: Option<Instant>,
     pub(super) timer: Option<TimerKey>,
     pub(super) log: Option<Log>,
@@ -59,22 +59,22 @@ impl State {
             .then_some(&mut lease.connection)
     }
 
-    /// Takes a call back that is on its way behind others.
+    /// Cancels a call that was sent behind others.
     pub(super) fn cancel_call(&mut self, seq: Seq) {
         if let (Assignment::Worker(lease), Some(number)) =
             (&mut self.assignment, self.calls.number_behind_head(seq))
         {
-            // If the connection is over, the next look at it tells.
+            // If the connection has ended, the next read finds that.
             let _ = lease.connection.cancel_call(number);
         }
     }
 
-    /// It has a worker that has not greeted yet.
+    /// Whether the worker has not sent its hello yet.
     pub(super) fn is_handshake_pending(&self) -> bool {
         matches!(&self.assignment, Assignment::Worker(lease) if !lease.connection.is_established())
     }
 
-    /// Its worker floods it with messages.
+    /// Whether the worker sends too many messages.
     pub(super) fn is_flooding(&self) -> bool {
         matches!(&self.assignment, Assignment::Worker(lease) if lease.connection.is_flooding())
     }
@@ -90,13 +90,12 @@ impl State {
     }
 
     pub(super) fn finish(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
-        let (waker, left) = self.calls.finish(seq, outcome);
+        let (waker, replay) = self.calls.finish(seq, outcome);
         effects.wakers.extend(waker);
-        effects.replays.extend(left);
+        effects.replays.extend(replay);
     }
 
-    /// Ends all calls that are not finished, of which those up to this number on their connection
-    /// may have run.
+    /// Ends all unfinished calls. Those up to the number `begun` on their connection may have run.
     pub(super) fn finish_fatally(&mut self, cause: &FatalError, begun: u64, effects: &mut Effects) {
         while let Some((seq, head)) = self.calls.head() {
             let may_have_run = head.number().is_some_and(|number| number <= begun);
@@ -111,7 +110,7 @@ impl State {
         }
     }
 
-    /// Ends a call with a failure, and drops all behind it.
+    /// Ends a call with a failure, and drops all calls behind it.
     pub(super) fn fail_call(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
         let behind = self.calls.head().map(|(_, entry)| entry.label()).unwrap_or_default();
         if !self.calls.is_abandoned(seq) {
@@ -119,7 +118,7 @@ impl State {
         }
         self.finish(seq, outcome, effects);
         if let Assignment::Worker(lease) = &mut self.assignment {
-            lease.connection.skip(self.calls.unanswered);
+            lease.connection.expect_skipped(self.calls.unanswered);
             if let Some(Entry {
                 operation: Operation::Call(frame, fitted),
                 progress: Progress::Sending(sent),
@@ -128,7 +127,7 @@ impl State {
                 && *sent > 0
             {
                 lease.connection.put_rest(&fitted.as_deref().unwrap_or(frame).copy_from(*sent));
-                lease.connection.skip(1);
+                lease.connection.expect_skipped(1);
             }
         }
         self.finish_all(&Outcome::Dropped { behind }, effects);
@@ -139,9 +138,9 @@ impl State {
         seq: Seq,
         effects: &mut Effects,
     ) -> Option<(MethodName, Outcome)> {
-        let (method, outcome, left) = self.calls.take(seq)?;
-        // What the worker recorded is replayed before its caller goes on.
-        effects.replays.extend(left);
+        let (method, outcome, replay) = self.calls.take(seq)?;
+        // The worker's records are replayed before the caller continues.
+        effects.replays.extend(replay);
         self.mark_observed(seq);
         Some((method, outcome))
     }

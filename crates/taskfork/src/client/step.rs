@@ -49,8 +49,12 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         Poll::Ready(Err(reason)) => return Step::Disconnected(reason),
     };
     let (call, kind) = match FromWorker::decode(&body) {
-        Ok(FromWorker::Ok { call, .. }) if !connection.is_skipping() => (call, Some(false)),
-        Ok(FromWorker::Error { call, .. }) if !connection.is_skipping() => (call, Some(true)),
+        Ok(FromWorker::Ok { call, .. }) if !connection.is_skipped_answer_due() => {
+            (call, Some(false))
+        }
+        Ok(FromWorker::Error { call, .. }) if !connection.is_skipped_answer_due() => {
+            (call, Some(true))
+        }
         Ok(FromWorker::Skipped { call }) if entry.abandoned => (call, None),
         Ok(FromWorker::Telemetry(_)) => return Step::Telemetry(body),
         _ => return Step::Disconnected(Disconnect::from_message(&body)),

@@ -1,4 +1,4 @@
-//! The socket of a connection: never blocking, and known to the reactor for no more than is needed.
+//! The socket of a connection. It never blocks, and the reactor watches it only as far as needed.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -26,13 +26,12 @@ pub(crate) enum Stream {
 
 /// A unix socket.
 ///
-/// The kernel tells of room for more each time that the worker has read something, which wakes the
-/// runtime for nothing. That is a good thing where the answer follows soon, as a core that sleeps takes
-/// long to wake up: it has begun to when the answer comes. A worker that has just been forked takes longer
-/// than that, so that room is watched from the second call on.
+/// The kernel reports room each time the worker has read something. This wakes the runtime early,
+/// which helps if the answer follows soon, because a sleeping core takes long to wake. A worker that has
+/// just been forked takes longer to answer. So room is watched from the second call on.
 #[derive(Debug)]
 pub(crate) struct Local {
-    /// Watched for something to read.
+    /// Watched for bytes to read.
     socket: AsyncFd<OwnedFd>,
     /// A copy of the descriptor, watched for room.
     writable: Option<AsyncFd<OwnedFd>>,
@@ -40,19 +39,19 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// Of a socket that does not block, within a runtime.
+    /// Registers a nonblocking socket with the current runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::register_with_reactor(socket, Interest::READABLE)?;
         Ok(Self { socket, writable: None, runtime: Handle::current() })
     }
 
-    /// Tries, and waits for room if there is none.
+    /// Calls `send`, and waits for room while the socket has none.
     fn poll_send(
         &mut self,
         context: &mut Context<'_>,
         send: impl Fn(&OwnedFd) -> rustix::io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        // What is sent counts against the task's share of the runtime, as with tokio's own sockets.
+        // As tokio's own sockets do, this charges the task's budget of the runtime.
         let turn = ready!(coop::poll_proceed(context));
         loop {
             let ready = match &self.writable {
@@ -73,7 +72,7 @@ impl Local {
 
     fn watch_writable(&self) -> io::Result<AsyncFd<OwnedFd>> {
         let copy = self.socket.get_ref().try_clone()?;
-        // Whoever polls this need not be in the runtime.
+        // The task that polls may be outside the runtime.
         let _runtime = self.runtime.enter();
         sys::register_with_reactor(copy, Interest::WRITABLE)
     }
@@ -92,8 +91,8 @@ impl Local {
                 Err(Errno::INTR) => {}
                 Err(errno) => return Poll::Ready(Err(errno.into())),
                 Ok(length) => {
-                    // What was there has been read whole, so that there is an event when more comes;
-                    // but files end a read before that.
+                    // A short read has emptied the socket, so the next bytes cause an event. Files
+                    // end a read early, so it shows nothing then.
                     if (1..room).contains(&length) && files.len() == before {
                         ready.clear_ready();
                     }
@@ -109,7 +108,7 @@ impl Stream {
         matches!(self, Self::Tcp(_))
     }
 
-    /// Sends some of these bytes, and the files with the first of them.
+    /// Sends some of these bytes. The files accompany the first byte.
     pub(crate) fn poll_write(
         &mut self,
         context: &mut Context<'_>,
@@ -129,42 +128,42 @@ impl Stream {
         }
     }
 
-    /// Whether the other side, which has ended, has left unread what was sent last. If whoever has the socket besides has
-    /// not closed it, there is no reset that says so.
+    /// Whether the other side has ended without reading all that was sent. While another process has the socket
+    /// open, no reset reports that.
     pub(crate) fn has_unread(&self) -> bool {
         let Self::Local(local) = self else { return false };
         let socket = local.socket.get_ref();
-        // In this order: what is thrown away when the socket is closed has been told by the error before.
+        // In this order: closing the socket sets the error before it discards the unread bytes.
         sys::has_unread_data(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))
     }
 
-    /// The other side cannot send any more from here on. What it has sent can be read.
+    /// Prevents the other side from sending. What it has sent can still be read.
     pub(crate) fn shut_down_reading(&self) {
         if let Self::Local(local) = self {
-            // It fails only where the other side has gone.
+            // It fails only if the other side has closed the connection.
             let _ = shutdown(local.socket.get_ref(), Shutdown::Read);
         }
     }
 
-    /// Long messages are sent from here on.
+    /// Enlarges the send buffer for long messages.
     pub(crate) fn enlarge_send_buffer(&mut self) {
         if let Self::Local(local) = self {
-            // It is only slower if it cannot be.
+            // With a small buffer, sending is only slower.
             let _ = set_socket_send_buffer_size(local.socket.get_ref(), LARGE_BUFFER);
         }
     }
 
-    /// Answers follow soon from here on.
+    /// Watches for room from here on, because answers follow soon. See [`Local`].
     pub(crate) fn watch_writable(&mut self) {
         if let Self::Local(local) = self
             && local.writable.is_none()
         {
-            // It is watched when there is none, if not now.
+            // If this fails, `poll_send` tries again when the socket has no room.
             local.writable = local.watch_writable().ok();
         }
     }
 
-    /// Appends to `inbox`, as far as it has room, what comes, and the files that come with it to `files`.
+    /// Appends received bytes to `inbox`, within its capacity, and received files to `files`.
     pub(crate) fn poll_read(
         &mut self,
         context: &mut Context<'_>,
@@ -173,12 +172,12 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Local(local) => local.poll_read(context, inbox, files),
-            // Given up at any point, this future has taken no byte that is not in `inbox`.
+            // Dropping this future loses nothing: every byte that it has received is in `inbox`.
             Self::Tcp(stream) => pin!(stream.read_buf(inbox)).poll(context),
         }
     }
 
-    /// Takes what is there, without asking the reactor.
+    /// Receives what the socket has, without asking the reactor.
     pub(crate) fn receive_now(
         &mut self,
         inbox: &mut BytesMut,

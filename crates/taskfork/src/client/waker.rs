@@ -1,5 +1,5 @@
-//! Who is to be told when something happens on a connection. A connection keeps one waker for its
-//! whole life, so that handing it from hand to hand registers nothing anew with the reactor.
+//! The waker of a connection. A connection keeps it for life and only changes its target, so a new holder
+//! registers nothing with the reactor.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Wake, Waker};
@@ -17,16 +17,16 @@ pub(crate) struct ConnectionWaker {
 #[derive(Debug, Default)]
 struct Target {
     holder: Holder,
-    /// Who waits for the call that runs.
+    /// The waker of the task that waits for the running call.
     task: Option<Waker>,
-    /// Whether the driver must look too, as the task may not come.
+    /// Whether an event goes to the driver too, because it concerns more than the task.
     driver: bool,
 }
 
 #[derive(Debug, Default)]
 enum Holder {
     #[default]
-    Nobody,
+    None,
     Idle(WorkerKey),
     Session(Weak<dyn Driven>),
 }
@@ -36,7 +36,7 @@ impl ConnectionWaker {
         Arc::new(Self { target: Mutex::default(), driver_queue })
     }
 
-    /// The connection is in nobody's hands: the driver looks after it.
+    /// Sets the driver as the target, because no checkout holds the connection.
     pub(crate) fn set_idle(&self, key: WorkerKey) {
         *lock(&self.target) = Target { holder: Holder::Idle(key), task: None, driver: true };
     }
@@ -45,7 +45,7 @@ impl ConnectionWaker {
         *lock(&self.target) = Target { holder: Holder::Session(session), task: None, driver: true };
     }
 
-    /// Sets who waits now.
+    /// Sets the task that waits now, and whether the driver gets events too.
     pub(crate) fn set_task(&self, task: Option<&Waker>, driver: bool) {
         let mut target = lock(&self.target);
         target.driver = driver;
@@ -66,7 +66,7 @@ impl Wake for ConnectionWaker {
             let mut target = lock(&self.target);
             let event = match &target.holder {
                 _ if !target.driver => None,
-                Holder::Nobody => None,
+                Holder::None => None,
                 Holder::Idle(key) => Some(DriverEvent::IdleConnection(*key)),
                 Holder::Session(session) => Some(DriverEvent::Session(session.clone())),
             };
