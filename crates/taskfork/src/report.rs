@@ -52,8 +52,8 @@ impl CallSite {
         self
     }
 
-    pub(crate) fn with_stack(mut self, stack: Option<&str>) -> Self {
-        self.0.stack = stack.map(str::to_owned);
+    pub(crate) fn with_stack(mut self, stack: Option<String>) -> Self {
+        self.0.stack = stack;
         self
     }
 

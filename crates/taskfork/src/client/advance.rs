@@ -15,7 +15,6 @@ use super::state::{Assignment, State};
 use super::stats;
 use super::step::{Step, step};
 use crate::error::{Death, FatalError, Stage};
-use crate::wire::native;
 
 /// After this many deaths in `setup` a checkout fails instead of getting another worker.
 const MAX_SETUP_DEATHS: u32 = 3;
@@ -76,11 +75,11 @@ impl Session {
                         state.finish(seq, outcome, effects);
                     }
                 }
-                Step::Answer { body, attachments, failed } => {
+                Step::Answer(outcome) => {
+                    let failed = matches!(outcome, Outcome::Error(_));
                     state.used = true;
                     connection.record_answer();
                     self.core.counters.count_answer(entry.method.as_deref(), &entry.sent, failed);
-                    let outcome = Outcome::Answer(body, attachments);
                     if failed {
                         state.call_failed = true;
                         state.fail_call(seq, outcome, effects);
@@ -88,14 +87,13 @@ impl Session {
                         state.finish(seq, outcome, effects);
                     }
                 }
-                Step::Telemetry(body) => {
-                    connection.count_telemetry(body.len());
-                    let notes = native::telemetry(&body);
-                    if let (Some(log), Some(encoded)) = (&state.log, notes.log) {
-                        log::merge(log, encoded);
+                Step::Telemetry { length, log, trace } => {
+                    connection.count_telemetry(length);
+                    if let (Some(into), Some(encoded)) = (&state.log, log) {
+                        log::merge(into, &encoded);
                     }
-                    if let (Some(replay), Some(encoded)) = (&entry.replay, notes.trace) {
-                        replay.push(connection.pid, body.slice_ref(encoded));
+                    if let (Some(replay), Some(encoded)) = (&entry.replay, trace) {
+                        replay.push(connection.pid, encoded);
                         effects.replays.push(replay.clone());
                     }
                 }

@@ -1,10 +1,8 @@
 //! What accompanies the messages of a connection: files and shared memory.
 
-use std::sync::{Arc, Mutex};
-
 use super::connection::{Connection, Sharing};
 use super::disconnect::Disconnect;
-use super::entries::SharedAttachments;
+use super::entries::AnswerAttachments;
 use super::rings::CALLS_BEFORE_RINGS;
 use crate::shm_pool::ShmBufferMut;
 use crate::wire::WireError;
@@ -14,7 +12,7 @@ use crate::wire::native::{self, FromWorker};
 
 impl Connection {
     /// Takes what accompanied the last message.
-    pub(crate) fn take_attachments(&mut self) -> Result<SharedAttachments, Disconnect> {
+    pub(crate) fn take_attachments(&mut self) -> Result<AnswerAttachments, Disconnect> {
         if self.announced_files == 0 && !self.shm_pool.has_received() {
             return Ok(None);
         }
@@ -26,7 +24,7 @@ impl Connection {
         let shared = self.shm_pool.take_received()?;
         let attachments =
             Attachments { files, shared, max_blob: self.max_blob, max_inlined: self.max_receive };
-        Ok((!attachments.is_empty()).then(|| Arc::new(Mutex::new(attachments))))
+        Ok((!attachments.is_empty()).then(|| Box::new(attachments)))
     }
 
     /// Handles a message that concerns only the transport of others. Returns whether it was one.

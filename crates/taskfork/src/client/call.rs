@@ -7,19 +7,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::entries::{Outcome, Seq};
+use super::entries::{AnswerAttachments, Outcome, Seq};
 use super::reply_spin::SpinGuard;
 use super::session::Session;
 use crate::blob;
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
-use crate::sync::lock;
 use crate::wire::attachments;
 use crate::wire::bounds;
 use crate::wire::call_error::InterfaceError;
-use crate::wire::native::{self, FromWorker};
 use crate::wire::values::{self, ValueFormat};
 
 /// The future of a call's result. Awaiting it returns the result.
@@ -75,7 +74,7 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
         let (method, outcome) = ready!(polled);
         this.done = true;
         let site = || CallSite::new(self.session.client_name(), method.as_deref(), self.made_at);
-        Poll::Ready(result(&outcome, self.session.max_frame(), site))
+        Poll::Ready(result(outcome, self.session.max_frame(), site))
     }
 }
 
@@ -94,7 +93,7 @@ impl<T, E> fmt::Debug for Call<T, E> {
 }
 
 fn result<T, E>(
-    outcome: &Outcome,
+    outcome: Outcome,
     max_frame: usize,
     site: impl FnOnce() -> CallSite,
 ) -> Result<T, Error<E>>
@@ -104,47 +103,40 @@ where
 {
     /// The result of a wait for a worker: an encoded nil.
     const NIL: &[u8] = &[0xc0];
-    let broken = |detail: String| Failed::Fatal(FatalError::Protocol { detail }, true);
-    let checked = |value| match bounds::check(value, max_frame) {
-        Ok(()) => Ok(value),
-        Err(message) => Err(Failed::Call(CallError::Decode { message })),
-    };
-    let value = match outcome {
-        Outcome::Answer(body, _) => match FromWorker::decode(body) {
-            Ok(FromWorker::Ok { value, .. }) => checked(value),
-            Ok(FromWorker::Error { body, .. }) => match body.value.map_or(Ok(NIL), checked) {
-                Ok(_) => return Err(body.into_error(site())),
-                Err(refused) => Err(refused),
-            },
-            Ok(_) => Err(broken("the answer is of another kind".to_owned())),
-            Err(error) => Err(broken(error.to_string())),
+    let decoded = match outcome {
+        Outcome::Result { value, format, attachments } => {
+            decode(&value, format, attachments, max_frame)
+        }
+        Outcome::Error(error) => match error.value().map(|value| bounds::check(value, max_frame)) {
+            None | Some(Ok(())) => return Err(error.into_error(site())),
+            Some(Err(message)) => Err(Failed::Call(CallError::Decode { message })),
         },
-        Outcome::Ready => Ok(NIL),
-        Outcome::Unsendable(message) => {
-            Err(Failed::Call(CallError::Arguments { message: message.clone() }))
+        Outcome::Ready => {
+            decode(&Bytes::from_static(NIL), ValueFormat::MessagePack, None, max_frame)
         }
-        Outcome::Dropped { behind } => {
-            Err(Failed::Call(CallError::Dropped { behind: behind.clone() }))
-        }
-        Outcome::Fatal { cause, may_have_run } => Err(Failed::Fatal(cause.clone(), *may_have_run)),
+        Outcome::Unsendable(message) => Err(Failed::Call(CallError::Arguments { message })),
+        Outcome::Dropped { behind } => Err(Failed::Call(CallError::Dropped { behind })),
+        Outcome::Fatal { cause, may_have_run } => Err(Failed::Fatal(cause, may_have_run)),
     };
-    let (message, attachments) = match outcome {
-        Outcome::Answer(body, attachments) => (
-            Some(body),
-            attachments.as_ref().map(|attachments| std::mem::take(&mut *lock(attachments))),
-        ),
-        _ => (None, None),
-    };
-    let source = message.map_or(ValueFormat::MessagePack, |message| native::answer_format(message));
-    let decoded = value.and_then(|value| {
-        let decode = || attachments::decode(value, |value| values::decode(value, source));
-        blob::within(message, attachments.unwrap_or_default(), decode)
-            .map_err(|message| Failed::Call(CallError::Decode { message }))
-    });
     decoded.map_err(|failed| match failed {
         Failed::Call(error) => Error::Call { error, site: site() },
         Failed::Fatal(cause, may_have_run) => Error::Fatal { cause, may_have_run, site: site() },
     })
+}
+
+fn decode<T: DeserializeOwned, E>(
+    value: &Bytes,
+    format: ValueFormat,
+    attachments: AnswerAttachments,
+    max_frame: usize,
+) -> Result<T, Failed<E>> {
+    let checked = bounds::check(value, max_frame);
+    let decoded = checked.and_then(|()| {
+        let attachments = attachments.map(|attachments| *attachments).unwrap_or_default();
+        let decode = || attachments::decode(value, |value| values::decode(value, format));
+        blob::within(Some(value), attachments, decode)
+    });
+    decoded.map_err(|message| Failed::Call(CallError::Decode { message }))
 }
 
 /// An error whose call site has not been added yet.

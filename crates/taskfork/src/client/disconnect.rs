@@ -29,12 +29,12 @@ impl Disconnect {
     /// Classifies the result of a read while no answer was expected: a notice of death, another message, or the end
     /// of the connection.
     pub(crate) fn of(read: Result<Bytes, Self>) -> Self {
-        read.map_or_else(|reason| reason, |message| Self::from_message(&message))
+        read.map_or_else(|reason| reason, |body| Self::of_message(FromWorker::decode(&body)))
     }
 
     /// Classifies a message that is no answer.
-    pub(crate) fn from_message(message: &[u8]) -> Self {
-        match FromWorker::decode(message) {
+    pub(crate) fn of_message(decoded: Result<FromWorker<'_>, WireError>) -> Self {
+        match decoded {
             Ok(FromWorker::Death(notice)) => Self::Notified(Box::new(notice)),
             Ok(_) => Self::Protocol("the worker sent an answer that nobody asked for".to_owned()),
             Err(error) => error.into(),

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
@@ -13,7 +13,9 @@ use super::metrics::Stopwatch;
 use super::replay::Replay;
 use crate::error::FatalError;
 use crate::wire::attachments::Attachments;
+use crate::wire::call_error::AnswerError;
 use crate::wire::gather_frame::GatherFrame;
+use crate::wire::values::ValueFormat;
 
 /// A call's number within its checkout.
 pub(crate) type Seq = u64;
@@ -66,14 +68,23 @@ pub(crate) enum Progress {
     Removed,
 }
 
-/// What accompanied an answer, until it is taken.
-pub(crate) type SharedAttachments = Option<Arc<Mutex<Attachments>>>;
+/// What accompanied an answer.
+pub(crate) type AnswerAttachments = Option<Box<Attachments>>;
 
 /// How a call ended.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum Outcome {
-    /// The encoded answer, and what came beside it.
-    Answer(Bytes, SharedAttachments),
+    /// The worker returned a result.
+    Result {
+        /// The encoded result.
+        value: Bytes,
+        /// What it was encoded in first.
+        format: ValueFormat,
+        attachments: AnswerAttachments,
+    },
+    /// The worker returned an error.
+    Error(Box<AnswerError>),
+    /// The worker is ready, and nothing else was asked for.
     Ready,
     Unsendable(String),
     Dropped {

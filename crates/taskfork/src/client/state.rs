@@ -104,12 +104,6 @@ impl State {
         }
     }
 
-    fn finish_all(&mut self, outcome: &Outcome, effects: &mut Effects) {
-        while let Some((seq, _)) = self.calls.head() {
-            self.finish(seq, outcome.clone(), effects);
-        }
-    }
-
     /// Ends a call with a failure, and drops all calls behind it.
     pub(super) fn fail_call(&mut self, seq: Seq, outcome: Outcome, effects: &mut Effects) {
         let behind = self.calls.head().map(|(_, entry)| entry.label()).unwrap_or_default();
@@ -130,7 +124,9 @@ impl State {
                 lease.connection.expect_skipped(1);
             }
         }
-        self.finish_all(&Outcome::Dropped { behind }, effects);
+        while let Some((seq, _)) = self.calls.head() {
+            self.finish(seq, Outcome::Dropped { behind: behind.clone() }, effects);
+        }
     }
 
     pub(super) fn take(

@@ -1,30 +1,45 @@
-//! One step of one call on its connection, and what the end of a connection means for the calls on it.
+//! One step of one call on its connection. Each message of a worker is decoded here, once.
 
 use std::task::Poll;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::connection::Connection;
 use super::disconnect::Disconnect;
-use super::entries::{Entry, Operation, Outcome, Progress, SharedAttachments};
-use crate::wire::native::FromWorker;
+use super::entries::{Entry, Operation, Outcome, Progress};
+use crate::wire::call_error::AnswerError;
+use crate::wire::native::{FromWorker, Telemetry};
+use crate::wire::values::ValueFormat;
 
-/// What came of trying to move a call on.
+/// The result of one step.
 pub(crate) enum Step {
+    /// The call waits for an event.
     Wait,
+    /// The call is done, so the next one is the first unfinished call.
     Next,
+    /// The call ends without an answer of the worker.
     Finish(Outcome),
-    Answer {
-        body: Bytes,
-        attachments: SharedAttachments,
-        failed: bool,
+    /// The worker answered: the outcome is a result or an error.
+    Answer(Outcome),
+    /// The worker sent what it recorded, and the call continues.
+    Telemetry {
+        /// The length of the message.
+        length: usize,
+        /// The encoded log.
+        log: Option<Bytes>,
+        /// The encoded spans and events.
+        trace: Option<Bytes>,
     },
-    /// The worker recorded something, and goes on.
-    Telemetry(Bytes),
     Disconnected(Disconnect),
 }
 
-/// Moves the first unfinished call on as far as can be without waiting, or says what is in the way.
+/// The parts of an answer that borrow nothing from its message.
+enum Answer {
+    Result { offset: usize, format: ValueFormat },
+    Error(Box<AnswerError>),
+}
+
+/// Makes one step of the first unfinished call, as far as that is possible without waiting.
 pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
     match (&entry.operation, &entry.progress) {
         (Operation::WaitForWorker, Progress::Queued) => {
@@ -48,23 +63,36 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         Poll::Ready(Ok(body)) => body,
         Poll::Ready(Err(reason)) => return Step::Disconnected(reason),
     };
-    let (call, kind) = match FromWorker::decode(&body) {
-        Ok(FromWorker::Ok { call, .. }) if !connection.is_skipped_answer_due() => {
-            (call, Some(false))
+    let slice = |part: &[u8]| body.slice_ref(part);
+    let (call, answer) = match FromWorker::decode(&body) {
+        Ok(FromWorker::Ok { call, format, value }) if !connection.is_skipped_answer_due() => {
+            (call, Some(Answer::Result { offset: body.len() - value.len(), format }))
         }
-        Ok(FromWorker::Error { call, .. }) if !connection.is_skipped_answer_due() => {
-            (call, Some(true))
+        Ok(FromWorker::Error { call, body: error }) if !connection.is_skipped_answer_due() => {
+            (call, Some(Answer::Error(Box::new(error.into_owned(slice)))))
         }
         Ok(FromWorker::Skipped { call }) if entry.abandoned => (call, None),
-        Ok(FromWorker::Telemetry(_)) => return Step::Telemetry(body),
-        _ => return Step::Disconnected(Disconnect::from_message(&body)),
+        Ok(FromWorker::Telemetry(Telemetry { log, trace })) => {
+            let length = body.len();
+            return Step::Telemetry { length, log: log.map(slice), trace: trace.map(slice) };
+        }
+        decoded => return Step::Disconnected(Disconnect::of_message(decoded)),
     };
     if let Err(detail) = connection.accept_answer_number(call) {
         return Step::Disconnected(Disconnect::Protocol(detail));
     }
-    let Some(failed) = kind else { return Step::Finish(Outcome::Ready) };
-    match connection.take_attachments() {
-        Ok(attachments) => Step::Answer { body, attachments, failed },
-        Err(reason) => Step::Disconnected(reason),
-    }
+    let Some(answer) = answer else { return Step::Finish(Outcome::Ready) };
+    let attachments = match connection.take_attachments() {
+        Ok(attachments) => attachments,
+        Err(reason) => return Step::Disconnected(reason),
+    };
+    Step::Answer(match answer {
+        Answer::Result { offset, format } => {
+            // In place, because the first slice of a message allocates.
+            let mut value = body;
+            value.advance(offset);
+            Outcome::Result { value, format, attachments }
+        }
+        Answer::Error(error) => Outcome::Error(error),
+    })
 }

@@ -66,7 +66,10 @@ pub fn json(data: &[u8]) {
         }
     }
     if let Ok((telemetry, answer)) = perl::from_worker(data, DEFAULT_MAX_FRAME) {
-        assert!(telemetry.is_none_or(|message| native::telemetry(&message).log.is_some()));
+        assert!(telemetry.is_none_or(|message| {
+            let decoded = FromWorker::decode(&message);
+            matches!(decoded, Ok(FromWorker::Telemetry(telemetry)) if telemetry.log.is_some())
+        }));
         let mut out = Vec::new();
         match FromWorker::decode(&answer) {
             Ok(FromWorker::Ok { value, .. }) => match perl::put_result(&mut out, None, value) {

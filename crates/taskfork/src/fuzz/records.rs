@@ -7,7 +7,8 @@ use log_defer::{Log, Message, Style, chrome_trace, timeline};
 
 use super::Input;
 use crate::client::fuzz::{Replay, merge};
-use crate::wire::{log, native, trace};
+use crate::wire::native::FromWorker;
+use crate::wire::{log, trace};
 
 /// Decodes records of spans and events, encodes them again, and replays them in one or more pieces.
 pub fn traces(data: &[u8]) {
@@ -42,7 +43,7 @@ pub fn traces(data: &[u8]) {
 
 /// Decodes a message of telemetry, and merges its log into another.
 pub fn telemetry(data: &[u8]) {
-    let telemetry = native::telemetry(data);
+    let Ok(FromWorker::Telemetry(telemetry)) = FromWorker::decode(data) else { return };
     if let Some(encoded) = telemetry.log {
         let into = Log::new(drop);
         merge(&into, encoded);

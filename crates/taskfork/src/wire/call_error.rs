@@ -1,5 +1,6 @@
 //! From the error in a message to the error type of the caller.
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::error_body::{ErrorBody, kind};
@@ -42,10 +43,87 @@ impl<E: std::error::Error + DeserializeOwned> InterfaceError for E {
     }
 }
 
-impl ErrorBody<'_> {
+/// The error in an answer. It owns its texts, and the error type of the caller is not known yet.
+#[derive(Debug)]
+pub(crate) enum AnswerError {
+    Interface { failure: Failure, value: Option<Bytes>, stack: Option<String> },
+    Panic(Panic),
+    UnknownMethod { known: Vec<String> },
+    Arguments { message: String },
+    Result { message: String },
+    Setup { failure: Failure },
+    UnknownKind { kind: String, message: String },
+}
+
+impl AnswerError {
+    /// The encoded error of a typed interface.
+    pub(crate) fn value(&self) -> Option<&[u8]> {
+        match self {
+            Self::Interface { value, .. } => value.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The error of the call at `site`.
     pub(crate) fn into_error<E: InterfaceError>(self, site: CallSite) -> Error<E> {
-        self.without_final_newlines().into_error_of_kind(site)
+        let error = match self {
+            Self::Interface { failure, value, stack } => {
+                let site = site.with_causes(&failure);
+                return match E::from_wire(failure, value.as_deref()) {
+                    Ok(error) => Error::Call {
+                        error: CallError::Interface(error),
+                        site: site.with_stack(stack),
+                    },
+                    Err(message) => Error::Call { error: CallError::Decode { message }, site },
+                };
+            }
+            Self::Panic(panic) => CallError::Panic(panic),
+            Self::UnknownMethod { known } => {
+                CallError::UnknownMethod { method: site.method().map(str::to_owned), known }
+            }
+            Self::Arguments { message } => CallError::Arguments { message },
+            Self::Result { message } => CallError::Result { message },
+            Self::Setup { failure } => CallError::Setup { failure },
+            Self::UnknownKind { kind, message } => {
+                let detail = format!("an error of the unknown kind `{kind}`: {message}");
+                let cause = FatalError::Protocol { detail };
+                return Error::Fatal { cause, may_have_run: true, site };
+            }
+        };
+        Error::Call { error, site }
+    }
+}
+
+impl ErrorBody<'_> {
+    /// The error of the call at `site`, with a copy of its value.
+    pub(crate) fn into_error<E: InterfaceError>(self, site: CallSite) -> Error<E> {
+        self.into_owned(Bytes::copy_from_slice).into_error(site)
+    }
+
+    /// Copies the texts, and makes the value owned by `own`.
+    pub(crate) fn into_owned(self, own: impl FnOnce(&[u8]) -> Bytes) -> AnswerError {
+        let body = self.without_final_newlines();
+        let message = || body.message.to_owned();
+        let stack = || body.stack.map(str::to_owned);
+        match body.kind {
+            kind::INTERFACE => AnswerError::Interface {
+                failure: body.failure(),
+                value: body.value.map(own),
+                stack: stack(),
+            },
+            kind::PANIC => AnswerError::Panic(Panic {
+                message: message(),
+                location: body.panic_location(),
+                stack: stack(),
+            }),
+            kind::METHOD => AnswerError::UnknownMethod {
+                known: body.known.iter().map(|&name| name.to_owned()).collect(),
+            },
+            kind::ARGUMENTS => AnswerError::Arguments { message: message() },
+            kind::RESULT => AnswerError::Result { message: message() },
+            kind::SETUP => AnswerError::Setup { failure: body.failure() },
+            other => AnswerError::UnknownKind { kind: other.to_owned(), message: message() },
+        }
     }
 
     /// Removes newlines at the ends of messages, which programs in Perl add.
@@ -55,37 +133,6 @@ impl ErrorBody<'_> {
             *cause = cause.trim_end_matches(['\r', '\n']);
         }
         self
-    }
-
-    fn into_error_of_kind<E: InterfaceError>(self, site: CallSite) -> Error<E> {
-        let message = self.message.to_owned();
-        let error = match self.kind {
-            kind::INTERFACE => match E::from_wire(self.failure(), self.value) {
-                Ok(error) => {
-                    let site = site.with_causes(&self.failure()).with_stack(self.stack);
-                    return Error::Call { error: CallError::Interface(error), site };
-                }
-                Err(message) => CallError::Decode { message },
-            },
-            kind::PANIC => CallError::Panic(Panic {
-                message,
-                location: self.panic_location(),
-                stack: self.stack.map(str::to_owned),
-            }),
-            kind::METHOD => CallError::UnknownMethod {
-                method: site.method().map(str::to_owned),
-                known: self.known.iter().map(|&name| name.to_owned()).collect(),
-            },
-            kind::ARGUMENTS => CallError::Arguments { message },
-            kind::RESULT => CallError::Result { message },
-            kind::SETUP => CallError::Setup { failure: self.failure() },
-            other => {
-                let detail = format!("an error of the unknown kind `{other}`: {message}");
-                let cause = FatalError::Protocol { detail };
-                return Error::Fatal { cause, may_have_run: true, site };
-            }
-        };
-        Error::Call { error, site }
     }
 
     pub(crate) fn panic_location(&self) -> Option<Location> {

@@ -17,10 +17,7 @@ pub(in crate::wire) use worker::put_log_with;
 #[cfg(feature = "spans")]
 pub(crate) use worker::put_trace_header;
 pub(crate) use worker::{
-    FromWorker, answer_format, put_error, put_log, put_ok, put_queued, put_skipped, skipped_call,
-    telemetry,
+    FromWorker, Telemetry, put_error, put_log, put_ok, put_queued, put_skipped, skipped_call,
 };
 
 pub(crate) use super::hello::VERSIONS;
-#[cfg(test)]
-pub(crate) use worker::Telemetry;

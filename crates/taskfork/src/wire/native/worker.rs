@@ -18,9 +18,11 @@ use crate::wire::values::ValueFormat;
 #[derive(Debug)]
 pub(crate) enum FromWorker<'a> {
     Hello(WorkerHello),
-    /// The encoded result of the call with this number. The other protocol has no numbers.
+    /// The encoded result of the call with this number, at the end of the message. The other protocol has no numbers.
     Ok {
         call: Option<u64>,
+        /// What the result was encoded in first.
+        format: ValueFormat,
         value: &'a [u8],
     },
     /// The error of the call with this number. Without a number, it is the error of the handshake or comes from the
@@ -60,11 +62,11 @@ impl<'a> FromWorker<'a> {
         match (reader.int::<u64>()?, fields) {
             (HELLO, 2) => WorkerHello::read(&mut reader).map(Self::Hello),
             (OK, 3) => {
-                let call = read_call_number(&mut reader)?;
-                Ok(Self::Ok { call, value: reader.rest() })
+                let AnswerMeta { call, format } = AnswerMeta::read(&mut reader)?;
+                Ok(Self::Ok { call, format, value: reader.rest() })
             }
             (ERROR, 3) => {
-                let call = read_call_number(&mut reader)?;
+                let AnswerMeta { call, .. } = AnswerMeta::read(&mut reader)?;
                 Ok(Self::Error { call, body: ErrorBody::read(&mut reader)? })
             }
             (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
@@ -82,7 +84,7 @@ impl<'a> FromWorker<'a> {
                 })?;
                 Ok(Self::Queued(reason))
             }
-            (SKIPPED, 2) => Ok(Self::Skipped { call: read_call_number(&mut reader)? }),
+            (SKIPPED, 2) => Ok(Self::Skipped { call: AnswerMeta::read(&mut reader)?.call }),
             (kind, fields) => Err(WireError::malformed(format!(
                 "a worker sends no message of kind {kind} with {fields} fields"
             ))),
@@ -105,42 +107,28 @@ impl<'a> Telemetry<'a> {
     }
 }
 
-/// The telemetry in a message; empty for any other message.
-pub(crate) fn telemetry(body: &[u8]) -> Telemetry<'_> {
-    match FromWorker::decode(body) {
-        Ok(FromWorker::Telemetry(telemetry)) => telemetry,
-        _ => Telemetry::default(),
-    }
-}
-
 /// The key of the call's number in the metadata of an answer.
 const CALL_NUMBER: &str = "call";
 
-fn read_call_number(reader: &mut Reader<'_>) -> Result<Option<u64>, WireError> {
-    let mut call = None;
-    read_map(reader, |key, reader| {
-        if key == CALL_NUMBER {
-            call = Some(reader.int()?);
-        }
-        Ok(key == CALL_NUMBER)
-    })?;
-    Ok(call)
+/// The metadata of an answer.
+struct AnswerMeta {
+    call: Option<u64>,
+    format: ValueFormat,
 }
 
-/// What the result in an answer was encoded in first.
-pub(crate) fn answer_format(answer: &[u8]) -> ValueFormat {
-    let mut reader = Reader::new(answer);
-    let mut is_json = false;
-    let front = reader.array().and_then(|_| reader.int::<u64>());
-    let read = front.and_then(|_| {
-        read_map(&mut reader, |key, reader| {
-            if key == JSON {
-                is_json = reader.bool()?;
+impl AnswerMeta {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let (mut call, mut is_json) = (None, false);
+        read_map(reader, |key, reader| {
+            match key {
+                CALL_NUMBER => call = Some(reader.int()?),
+                JSON => is_json = reader.bool()?,
+                _ => return Ok(false),
             }
-            Ok(key == JSON)
-        })
-    });
-    ValueFormat::from_json_flag(read.is_ok() && is_json)
+            Ok(true)
+        })?;
+        Ok(Self { call, format: ValueFormat::from_json_flag(is_json) })
+    }
 }
 
 /// The number of the call that a worker skipped; `None` for another message.

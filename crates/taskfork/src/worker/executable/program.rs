@@ -144,7 +144,7 @@ impl Program {
                 Err(error) => self.fail(&error),
             };
             match FromWorker::decode(&body) {
-                Ok(FromWorker::Ok { call, value }) => {
+                Ok(FromWorker::Ok { call, value, .. }) => {
                     self.check_number(call);
                     let count = std::mem::take(&mut self.announced_files);
                     if self.files.len() < count {
