@@ -1,6 +1,6 @@
 //! The same pool for programs without async.
 //!
-//! A [`Client`] keeps a thread of its own that connects workers and keeps the time; the calling
+//! A [`Client`] has a thread of its own that connects workers and enforces time limits. The calling
 //! thread itself sends a call and receives its answer. Start servers with
 //! [`Server::fork`](crate::Server::fork) before the first client is built, or with
 //! [`Server::spawn`](crate::Server::spawn) at any time.
@@ -78,14 +78,32 @@ impl Client {
         Ok(Self { inner, _thread: Arc::new(RuntimeThread { _stop: stop }) })
     }
 
-    /// Checks a worker out, or joins the queue for one. Does not wait.
+    /// Checks a worker out, or joins the queue for one. Returns at once, as
+    /// [`crate::Client::checkout`] does. The first call waits for the worker.
     ///
-    /// As [`crate::Client::checkout`].
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// checkout.call::<()>("begin", ())?;
+    /// checkout.call::<()>("commit", ())?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn checkout(&self) -> Checkout {
         Checkout { inner: self.inner.checkout(), _thread: self._thread.clone() }
     }
 
     /// Checks a worker out if one is idle now. Returns `None` otherwise, and never joins the queue.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// match client.try_checkout() {
+    ///     Some(checkout) => checkout.call::<()>("work", ())?,
+    ///     None => println!("all workers are busy"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn try_checkout(&self) -> Option<Checkout> {
         let inner = self.inner.try_checkout()?;
         Some(Checkout { inner, _thread: self._thread.clone() })
@@ -111,7 +129,15 @@ impl Client {
         block_on(self.inner.call(method, args))
     }
 
-    /// Makes a call that names no method, in a checkout of its own, and waits for its result.
+    /// Calls an interface that is one function, in a checkout of its own, and waits for the result. The
+    /// call names no method.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let sum: i64 = client.invoke((2, 3))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
@@ -124,6 +150,15 @@ impl Client {
     ///
     /// The method waits for other threads' checkouts. It never returns while the calling thread holds
     /// one.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// client.call::<()>("work", ())?;
+    /// client.close();
+    /// assert!(client.is_closed());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn close(&self) {
         block_on(self.inner.close());
     }
@@ -195,6 +230,15 @@ impl Checkout {
 
     /// Calls a method of an untyped interface and waits for its result.
     ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// checkout.call::<()>("begin", ())?;
+    /// checkout.call::<()>("commit", ())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
     #[track_caller]
@@ -206,7 +250,14 @@ impl Checkout {
         self.queue(method, args).wait()
     }
 
-    /// Makes a call that names no method and waits for its result.
+    /// Calls an interface that is one function, and waits for the result. The call names no method.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let sum: i64 = client.checkout().invoke((2, 3))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
@@ -215,7 +266,8 @@ impl Checkout {
         block_on(self.inner.invoke(args))
     }
 
-    /// Makes a call and returns at once. [`Call::wait`] returns its result.
+    /// Begins a call of a method of an untyped interface, and returns at once. [`Call::wait`] returns its
+    /// result.
     ///
     /// ```no_run
     /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
@@ -231,7 +283,17 @@ impl Checkout {
         Call { inner: self.inner.call(method, args) }
     }
 
-    /// Waits until the checkout has a worker and the calls made before are over.
+    /// Waits until the checkout has a worker and the calls made before are over. It runs nothing in
+    /// the worker.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// checkout.ready()?;
+    /// println!("a worker is assigned");
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// A fatal error if the time runs out first, or if the checkout is over already.
@@ -281,7 +343,7 @@ impl<T: DeserializeOwned, E: InterfaceError> Call<T, E> {
 
 /// Makes typed calls: implemented by [`Checkout`] and [`Client`].
 pub trait Caller {
-    /// Makes a call of a typed interface and waits for its result.
+    /// Calls a method of a typed interface and waits for its result.
     #[doc(hidden)]
     #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>

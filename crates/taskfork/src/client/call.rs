@@ -23,8 +23,9 @@ use crate::wire::values::{self, ValueFormat};
 
 /// The future of a call's result. Awaiting it returns the result.
 ///
-/// A call runs in its turn whether it is awaited or not, and its answer is kept until it is asked
-/// for.
+/// A call runs in its turn whether it is awaited or not. Its answer is kept until it is awaited. The
+/// task that awaits it also decodes the answer, which takes long for a very large one: see
+/// [`max_frame`](crate::client::ClientBuilder::max_frame).
 ///
 /// # Cancellation
 /// Dropping a call before its turn takes it back. If it follows a call of less than 50
@@ -88,7 +89,12 @@ impl<T, E> Drop for Call<T, E> {
 
 impl<T, E> fmt::Debug for Call<T, E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Call").field("number", &self.seq).finish_non_exhaustive()
+        out.debug_struct("Call")
+            .field("client", &self.session.client_name())
+            .field("number", &self.seq)
+            .field("state", &self.session.call_state(self.seq))
+            .field("made_at", &format_args!("{}", self.made_at))
+            .finish()
     }
 }
 

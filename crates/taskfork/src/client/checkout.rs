@@ -38,8 +38,8 @@ use crate::wire::{Protocol, perl};
 /// ends the checkout: every later call returns that error.
 ///
 /// Dropping a checkout releases its worker once the calls that are still awaited are answered. A
-/// checkout without a worker leaves the queue. If a call runs that nobody awaits, the worker is
-/// killed and replaced.
+/// checkout without a worker leaves the queue. If the future of the running call was dropped, the
+/// worker is killed and replaced.
 ///
 /// ```no_run
 /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
@@ -158,6 +158,13 @@ impl Checkout {
     ///
     /// The call takes its turn now, also if it is awaited later or never.
     ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let sum: i64 = client.checkout().call("add", (2, 3)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// Awaiting the call returns an [`Error`](crate::Error). [`Error::Call`](crate::Error::Call)
     /// means that the call failed and the checkout is usable. [`Error::Fatal`](crate::Error::Fatal)
@@ -170,7 +177,14 @@ impl Checkout {
         self.make(Some(Cow::Owned(method.to_owned())), args)
     }
 
-    /// Makes a call that names no method, for an interface that is one function.
+    /// Calls an interface that is one function. The call names no method.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let sum: i64 = client.checkout().invoke((2, 3)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As for [`call`](Self::call).
@@ -330,7 +344,7 @@ impl fmt::Debug for Checkout {
 /// Makes typed calls: implemented by [`Checkout`], and by [`Client`](crate::Client), which makes a
 /// checkout for each call.
 pub trait Caller {
-    /// Makes a call of a typed interface.
+    /// Calls a method of a typed interface.
     #[doc(hidden)]
     #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E>;

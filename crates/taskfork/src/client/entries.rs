@@ -216,6 +216,10 @@ impl Entries {
         self.live > 0
     }
 
+    pub(crate) fn progress(&self, seq: Seq) -> Option<&Progress> {
+        self.index(seq).map(|index| &self.list[index].progress)
+    }
+
     pub(crate) fn is_abandoned(&self, seq: Seq) -> bool {
         self.index(seq).is_none_or(|index| self.list[index].abandoned)
     }

@@ -115,6 +115,17 @@ impl Session {
         (assignment, state.calls.unfinished())
     }
 
+    /// The state of a call, for `Debug`.
+    pub(crate) fn call_state(&self, seq: Seq) -> &'static str {
+        match self.lock().calls.progress(seq) {
+            Some(Progress::Queued) => "queued",
+            Some(Progress::Sending(_)) => "being sent",
+            Some(Progress::Sent(_)) => "sent",
+            Some(Progress::Done(_)) => "done",
+            Some(Progress::Removed) | None => "returned",
+        }
+    }
+
     pub(crate) fn client_name(&self) -> &str {
         &self.core.config.name
     }
@@ -282,8 +293,8 @@ impl Session {
         self.update(|state, _| state.open = false);
     }
 
-    /// Takes a worker over. The caller must advance the session after it, because events on the
-    /// connection before this have woken nothing.
+    /// Assigns a worker to the session. The caller must advance the session afterwards, because earlier
+    /// events on the connection have woken no task.
     pub(super) fn attach_worker(
         self: &Arc<Self>,
         state: &mut State,
