@@ -104,7 +104,7 @@ impl From<Blob> for Bytes {
 }
 
 impl From<Blob> for Vec<u8> {
-    /// Takes the bytes, or copies them if they are shared.
+    /// Returns the bytes. It copies them if they are shared.
     fn from(blob: Blob) -> Self {
         blob.bytes.into()
     }
@@ -187,17 +187,17 @@ impl<'de> Visitor<'de> for BlobVisitor {
         json_bytes::blob_bytes(text).map(Blob::from)
     }
 
-    /// An extension type, for a file that came with the message.
+    /// Decodes an extension type, which stands for an attachment of the message.
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Blob, D::Error> {
         match deserializer.deserialize_any(FoundVisitor)? {
             Attachment::OpenFile(_) => Err(D::Error::custom("expected bytes, got an open file")),
-            Attachment::Shared(lent) => Ok(lent.into()),
+            Attachment::Shared(bytes) => Ok(bytes.into()),
             Attachment::Memfd(file) => Blob::in_file(file).map_err(D::Error::custom),
         }
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Blob, A::Error> {
-        // The length that is claimed is no reason to allocate as much.
+        // The peer may claim any length, so the capacity grows with the elements that arrive.
         let mut bytes = Vec::with_capacity(list.size_hint().unwrap_or(0).min(4096));
         while let Some(byte) = list.next_element()? {
             bytes.push(byte);
@@ -206,7 +206,7 @@ impl<'de> Visitor<'de> for BlobVisitor {
     }
 }
 
-/// Appends values of the message that is being read to one that is written, and what came with it.
+/// Appends values of the message being decoded to one that is being written, with their attachments.
 pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
     attachments::forward(values, out, |file, out| {
         let blob = Blob::in_file(file.clone())?;
@@ -215,16 +215,16 @@ pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
     })
 }
 
-/// Has blobs find their bytes in `message`, or in what came beside it, while `read` runs.
+/// Runs `decode`. Blobs that it decodes are slices of `message`, or one of the attachments.
 pub(crate) fn within<T>(
     message: Option<&Bytes>,
     attachments: Attachments,
-    read: impl FnOnce() -> T,
+    decode: impl FnOnce() -> T,
 ) -> T {
-    attachments::decode_with(message, attachments, map, read)
+    attachments::decode_with(message, attachments, map, decode)
 }
 
-/// The bytes of memory that came beside a message, if it is sealed and has no more than `most`.
+/// Maps a received memfd, if it is sealed and has at most `most` bytes.
 fn map(file: &OwnedFd, most: usize) -> Result<Bytes, String> {
     match Sealed::new(file, most) {
         Ok(memory) => Ok(Bytes::from_owner(memory)),
@@ -236,10 +236,10 @@ fn map(file: &OwnedFd, most: usize) -> Result<Bytes, String> {
     }
 }
 
-/// Memory to fill in place and then pass to the other side as a [`Blob`], which maps it.
+/// Memory that a program fills in place and then passes to the other side as a [`Blob`], which maps it.
 ///
-/// [`new`](Self::new) allocates new memory, so that the first write to each page causes a page fault.
-/// That pays for bytes that the program produces anyway, for example by decoding an image, and for
+/// [`new`](Self::new) allocates new memory, and the first write to each page causes a page fault. This
+/// pays for bytes that the program produces anyway, for example by decoding an image, and for
 /// bytes sent several times. `Blob::from` is faster for bytes that exist already.
 /// [`Checkout::alloc_blob`](crate::Checkout::alloc_blob) returns memory that was used before.
 ///
@@ -296,6 +296,16 @@ impl BlobMut {
     ///
     /// # Errors
     /// If the system cannot seal or map the memory.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// let mut bytes = taskfork::blob::BlobMut::new(1000)?;
+    /// bytes[0] = 7;
+    /// let blob: taskfork::Blob = bytes.freeze()?;
+    /// assert_eq!((blob.len(), blob[0]), (1000, 7));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn freeze(self) -> io::Result<Blob> {
         match self.0 {
             Memory::Lent(buffer) => Ok(buffer.freeze().into()),
@@ -361,6 +371,17 @@ impl OpenFile {
     ///
     /// # Errors
     /// If the process has reached its limit of open files.
+    ///
+    /// ```
+    /// use taskfork::blob::OpenFile;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let file = OpenFile::from(std::fs::File::open("/dev/null")?);
+    /// let file = std::fs::File::from(file.try_into_owned()?);
+    /// # let _ = file;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn try_into_owned(self) -> io::Result<OwnedFd> {
         match Arc::try_unwrap(self.0) {
             Ok(file) => Ok(file),
@@ -390,8 +411,8 @@ impl std::os::fd::AsFd for OpenFile {
 impl Serialize for OpenFile {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::Error;
-        let place = gather_frame::attach_file(self.0.clone());
-        let (kind, index) = place.ok_or_else(|| {
+        let reference = gather_frame::attach_file(self.0.clone());
+        let (kind, index) = reference.ok_or_else(|| {
             S::Error::custom("an open file can be an argument or a result, and part of one, only")
         })?;
         serializer.serialize_newtype_struct(EXTENSION, &(kind, Raw(index)))
@@ -418,7 +439,7 @@ impl<'de> Deserialize<'de> for OpenFile {
     }
 }
 
-/// Looks up the attachment that an extension type stands for.
+/// Decodes an extension type and returns the attachment that it stands for.
 struct FoundVisitor;
 
 impl<'de> Visitor<'de> for FoundVisitor {

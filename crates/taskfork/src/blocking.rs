@@ -21,6 +21,7 @@
 //! ```
 
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -379,6 +380,10 @@ impl Caller for Client {
 struct RuntimeThread {
     _stop: oneshot::Sender<()>,
 }
+
+// The sender is only ever dropped, so a panic cannot leave it half changed.
+impl UnwindSafe for RuntimeThread {}
+impl RefUnwindSafe for RuntimeThread {}
 
 struct Unpark(Thread);
 

@@ -3,7 +3,24 @@
 use std::fmt;
 use std::time::Duration;
 
-/// How a worker ended.
+/// How a worker ended. It is part of [`FatalError::WorkerDied`](crate::error::FatalError::WorkerDied).
+///
+/// ```
+/// use taskfork::Error;
+/// use taskfork::error::{End, FatalError};
+///
+/// /// The signal that ended the worker of a failed call.
+/// fn signal(error: &Error) -> Option<i32> {
+///     match error {
+///         Error::Fatal { cause: FatalError::WorkerDied(death), .. } => match death.end {
+///             End::Signaled(signal) => Some(signal),
+///             _ => None,
+///         },
+///         _ => None,
+///     }
+/// }
+/// # let _ = signal;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Death {

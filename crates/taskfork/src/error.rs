@@ -59,6 +59,15 @@ pub enum Error<E = Failure> {
 }
 
 /// An error that ends a call and leaves its checkout usable.
+///
+/// ```
+/// use taskfork::error::CallError;
+///
+/// fn is_fault_of_the_caller(error: &CallError) -> bool {
+///     matches!(error, CallError::UnknownMethod { .. } | CallError::Arguments { .. })
+/// }
+/// # let _ = is_fault_of_the_caller;
+/// ```
 #[non_exhaustive]
 pub enum CallError<E = Failure> {
     /// The interface's own error.
@@ -101,6 +110,16 @@ pub enum CallError<E = Failure> {
 }
 
 /// What ends a checkout.
+///
+/// ```
+/// use taskfork::error::FatalError;
+/// use taskfork::Error;
+///
+/// fn is_overload(error: &Error) -> bool {
+///     matches!(error, Error::Fatal { cause: FatalError::Overloaded { .. }, .. })
+/// }
+/// # let _ = is_overload;
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FatalError {
@@ -155,7 +174,7 @@ pub enum FatalError {
     },
 }
 
-/// What a call was doing at its deadline.
+/// What a call was doing at its deadline. See [`FatalError::TimedOut`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stage {
@@ -272,7 +291,7 @@ impl<E> CallError<E> {
 }
 
 impl Failure {
-    /// Creates a failure without a cause.
+    /// Creates a failure without a cause. [`Failure`] has an example.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None, left_out: 0 }
     }

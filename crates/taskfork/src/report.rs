@@ -7,6 +7,15 @@ use crate::display::seconds;
 use crate::error::{CallError, Death, Error, Failure, FatalError, Panic};
 
 /// The call that an error belongs to: its client, method, and the line that made it.
+///
+/// ```no_run
+/// # async fn example(client: taskfork::Client) {
+/// if let Err(error) = client.call::<i64>("add", (2, 3)).await {
+///     let site = error.site();
+///     eprintln!("{site} failed, called at line {}", site.location().line());
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct CallSite(Box<Inner>);
 

@@ -39,18 +39,23 @@ impl TraceContext {
             let digits = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             part.len() == length && digits
         };
-        let named = |part: &str| part.bytes().any(|byte| byte != b'0');
+        let is_nonzero = |part: &str| part.bytes().any(|byte| byte != b'0');
         let mut parts = traceparent.split('-');
         let (Some("00"), Some(trace), Some(span), Some(flags), None) =
             (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return None;
         };
-        let valid = hex(trace, 32) && named(trace) && hex(span, 16) && named(span) && hex(flags, 2);
+        let valid = hex(trace, 32)
+            && is_nonzero(trace)
+            && hex(span, 16)
+            && is_nonzero(span)
+            && hex(flags, 2);
         valid.then(|| Self { traceparent: traceparent.to_owned(), tracestate: None })
     }
 
-    /// Sets the header `tracestate`. An empty one, and one of more than 512 bytes, is removed.
+    /// Sets the header `tracestate`. Defaults to none. A text that is empty or longer than 512 bytes
+    /// removes it.
     #[must_use]
     pub fn with_state(mut self, tracestate: &str) -> Self {
         let fits = (1..=MAX_STATE).contains(&tracestate.len());
@@ -143,8 +148,8 @@ fn stored() -> MutexGuard<'static, Option<TraceContext>> {
     sync::lock(&CURRENT)
 }
 
-/// Returns the trace context of the call that this worker runs. Returns `None` outside of calls and
-/// workers, and if the caller sent none.
+/// Returns the trace context of the call that this worker runs, on any thread of it. Returns `None`
+/// outside calls and workers, and if the caller sent none.
 ///
 /// ```
 /// assert_eq!(taskfork::trace_context::current(), None);

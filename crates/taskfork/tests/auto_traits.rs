@@ -69,8 +69,8 @@ fn values_and_errors_cross_threads_and_unwinding() {
 }
 
 #[test]
-fn handles_cross_threads() {
-    assert_send_sync_unpin!(
+fn handles_cross_threads_and_unwinding() {
+    assert_all!(
         Blob,
         Call<i64>,
         Call<std::rc::Rc<i64>>,
@@ -80,13 +80,17 @@ fn handles_cross_threads() {
         Executable,
         LogWriter,
         OpenFile,
-        ServerError,
         ServerHandle,
         Spawn,
-        blocking::BuildError,
         blocking::Call<i64>,
         blocking::Checkout,
         blocking::Client,
         BlobMut,
     );
+}
+
+/// They contain an error of the system, which has neither `UnwindSafe` nor `RefUnwindSafe`.
+#[test]
+fn errors_with_a_cause_cross_threads() {
+    assert_send_sync_unpin!(ServerError, blocking::BuildError);
 }

@@ -212,7 +212,7 @@ impl Client {
     }
 
     /// Returns the current numbers of workers and checkouts, and the totals since the client was
-    /// built.
+    /// built. [`Stats`] has an example.
     pub fn stats(&self) -> Stats {
         let pool = self.core.pool();
         let unreachable = pool.unreachable().map(|unreachable| unreachable.reason.clone());
@@ -317,6 +317,11 @@ impl ClientBuilder {
     /// exist yet: the client retries until it does.
     ///
     /// An address that cannot be parsed is an error of [`build`](Self::build).
+    ///
+    /// ```
+    /// let builder = taskfork::Client::builder().address("unix:/run/adder.sock");
+    /// # let _ = builder;
+    /// ```
     pub fn address<A>(mut self, address: A) -> Self
     where
         A: TryInto<Address>,
@@ -354,6 +359,11 @@ impl ClientBuilder {
     /// here.
     ///
     /// Defaults to `taskfork`.
+    ///
+    /// ```
+    /// let builder = taskfork::Client::builder().name("adder");
+    /// # let _ = builder;
+    /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
@@ -363,6 +373,11 @@ impl ClientBuilder {
     ///
     /// Defaults to 2, or to [`max_workers`](Self::max_workers) if that is less. A value above
     /// `max_workers` is an error of [`build`](Self::build).
+    ///
+    /// ```
+    /// let builder = taskfork::Client::builder().min_workers(4);
+    /// # let _ = builder;
+    /// ```
     pub fn min_workers(mut self, workers: usize) -> Self {
         self.min_workers = Some(workers);
         self
@@ -371,6 +386,11 @@ impl ClientBuilder {
     /// Sets how many workers the client has at most. Checkouts beyond that wait in the queue.
     ///
     /// Defaults to 20. 0 is an error of [`build`](Self::build).
+    ///
+    /// ```
+    /// let builder = taskfork::Client::builder().max_workers(8);
+    /// # let _ = builder;
+    /// ```
     pub fn max_workers(mut self, workers: usize) -> Self {
         self.max_workers = workers;
         self
@@ -379,6 +399,11 @@ impl ClientBuilder {
     /// Sets after how many checkouts a worker is replaced. `None` means never.
     ///
     /// Defaults to `None`. 0 is an error of [`build`](Self::build).
+    ///
+    /// ```
+    /// let builder = taskfork::Client::builder().max_checkouts(1000);
+    /// # let _ = builder;
+    /// ```
     pub fn max_checkouts(mut self, checkouts: impl Into<Option<u64>>) -> Self {
         self.max_checkouts = checkouts.into();
         self
@@ -411,7 +436,8 @@ impl ClientBuilder {
     }
 
     /// Sets the time limit of each call, from when it is made to when its answer arrives. The wait for a
-    /// worker counts, and the decoding of the answer does not (see [`max_frame`](Self::max_frame)). `None` means no limit, and so does a limit of 100 years or more.
+    /// worker counts, and the decoding of the answer does not (see [`max_frame`](Self::max_frame)).
+    /// `None` means no limit, and so does a limit of 100 years or more.
     ///
     /// Defaults to 30 seconds. 0 is an error of [`build`](Self::build). [`Checkout::timeout`] sets
     /// another limit for one checkout.
@@ -435,6 +461,11 @@ impl ClientBuilder {
     ///
     /// Defaults to true. Set it to false if the client takes results as
     /// [`Value`](crate::client::Value)s: a `Value` cannot hold an open file.
+    ///
+    /// ```
+    /// let builder = taskfork::Client::builder().pass_descriptors(false);
+    /// # let _ = builder;
+    /// ```
     pub fn pass_descriptors(mut self, may: bool) -> Self {
         self.pass_descriptors = may;
         self
@@ -497,6 +528,13 @@ impl ClientBuilder {
     /// At the deadline the worker gets SIGALRM, and [`context`](crate::worker::context) says that
     /// the call is cancelled. An answer within the grace period counts, whether it is a result or
     /// an error. After it the error says where the worker was.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let builder = taskfork::Client::builder().grace(Duration::from_secs(1));
+    /// # let _ = builder;
+    /// ```
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace.into();
         self
@@ -507,6 +545,13 @@ impl ClientBuilder {
     ///
     /// Defaults to [`BusyPoll::Adaptive`]. A task yields after 128 calls that were answered at
     /// once, whatever the mode is, because each call counts against tokio's budget.
+    ///
+    /// ```
+    /// use taskfork::client::BusyPoll;
+    ///
+    /// let builder = taskfork::Client::builder().busy_poll(BusyPoll::Off);
+    /// # let _ = builder;
+    /// ```
     pub fn busy_poll(mut self, mode: BusyPoll) -> Self {
         self.busy_poll = mode;
         self
@@ -519,6 +564,13 @@ impl ClientBuilder {
     ///
     /// With one address, an attempt may take longer while the server says that it has no free
     /// worker.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let builder = taskfork::Client::builder().connect_timeout(Duration::from_secs(1));
+    /// # let _ = builder;
+    /// ```
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout.into();
         self
@@ -528,6 +580,11 @@ impl ClientBuilder {
     ///
     /// Defaults to false: the worker is replaced, because the error may have left its state half
     /// changed.
+    ///
+    /// ```
+    /// let builder = taskfork::Client::builder().reuse_after_error(true);
+    /// # let _ = builder;
+    /// ```
     #[doc(alias = "refork")]
     pub fn reuse_after_error(mut self, reuse: bool) -> Self {
         self.reuse_after_error = reuse;
@@ -548,10 +605,10 @@ impl ClientBuilder {
     ///
     /// This also bounds how long the decoding of one result can keep its task busy, because a result
     /// has at most one element for 8 bytes of it. With the default and a release build, 8 million
-    /// elements took 0.1 s as a list of numbers, 0.7 s to 1.2 s as a list of strings or as a
-    /// [`Value`](crate::client::Value), and 5 s as the keys and values of a `HashMap<String, _>`.
-    /// The call's time limit does not cover the decoding. If a worker is not trusted, or if tasks of
-    /// the same runtime thread must not wait that long, set less: the time shrinks in proportion.
+    /// elements took 0.1 s as a list of numbers. A list of strings or a
+    /// [`Value`](crate::client::Value) took 0.7 s to 1.2 s, and a `HashMap<String, _>` took 5 s. The
+    /// call's time limit does not cover the decoding. If a worker is not trusted, or if other tasks of
+    /// the same thread must not wait that long, set less: the time shrinks in proportion.
     ///
     /// ```
     /// # fn build() -> Result<taskfork::Client, taskfork::client::ConfigError> {
@@ -612,6 +669,14 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// A [`ConfigError`] that names the option at fault, or says that there is no tokio runtime.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = taskfork::Client::builder().address("unix:/run/adder.sock").build()?;
+    /// let sum: i64 = client.call("add", (2, 3)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn build(self) -> Result<Client, ConfigError> {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
         self.build_on(&runtime)

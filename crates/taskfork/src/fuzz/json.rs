@@ -5,7 +5,7 @@ use rmpv::Value;
 use super::Input;
 use crate::wire::arguments::Arguments;
 use crate::wire::frame::DEFAULT_MAX_FRAME;
-use crate::wire::native::{self, FromWorker};
+use crate::wire::native::FromWorker;
 use crate::wire::perl::{self, FromClient, Scanner};
 
 /// The ends of messages do not depend on how the stream is fragmented.
