@@ -1,9 +1,11 @@
 //! The attribute `taskfork::interface`. Use it through the crate `taskfork`.
 //!
-//! `model` parses a trait and reports mistakes. `expand` generates code.
+//! `model` parses a trait and reports mistakes. `expand` generates code. `startup_code` is for the
+//! crate `taskfork` itself.
 
 mod expand;
 mod model;
+mod startup_code;
 
 use proc_macro::TokenStream;
 use syn::{ItemTrait, parse_macro_input};
@@ -20,4 +22,12 @@ pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
             quote::quote!(#item #error).into()
         }
     }
+}
+
+/// Places a function, or all functions of an `impl` block, in one section of the program, so that
+/// a new worker has fewer page faults. For the crate `taskfork` only.
+#[doc(hidden)]
+#[proc_macro_attribute]
+pub fn startup_code(_: TokenStream, item: TokenStream) -> TokenStream {
+    startup_code::expand(item.into()).into()
 }

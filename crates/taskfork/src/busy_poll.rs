@@ -166,6 +166,7 @@ pub(crate) struct SpinLoop {
     count: u32,
 }
 
+#[taskfork_macros::startup_code]
 impl SpinLoop {
     /// Starts a loop of `budget`. With `yields_always` it yields the CPU after each poll.
     pub(crate) fn new(policy: &SpinPolicy, budget: Duration, yields_always: bool) -> Self {

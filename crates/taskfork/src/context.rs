@@ -124,11 +124,13 @@ impl Context {
 }
 
 /// Sets the deadline of the call that begins, on the clock of [`now`], or clears it after a call.
+#[taskfork_macros::startup_code]
 pub(crate) fn set(deadline: Option<Duration>) {
     DEADLINE.store(deadline.map_or(0, nanoseconds), Ordering::Relaxed);
 }
 
 /// Sets the connection that this worker serves.
+#[taskfork_macros::startup_code]
 pub(crate) fn serves(connection: BorrowedFd<'static>) {
     // A worker serves one connection.
     let _ = CONNECTION.set(connection);

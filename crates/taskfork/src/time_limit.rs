@@ -40,6 +40,7 @@ impl TimeLimit {
     }
 
     /// The end of a limit that begins at `start`, on a clock that counts from its own epoch.
+    #[taskfork_macros::startup_code]
     pub(crate) fn after_time(self, start: Duration) -> Option<Duration> {
         Some(start.saturating_add(self.0?))
     }

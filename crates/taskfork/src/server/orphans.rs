@@ -120,6 +120,7 @@ impl Orphans {
 }
 
 /// Makes orphaned descendants children of this process. A fork does not inherit this.
+#[taskfork_macros::startup_code]
 pub(crate) fn become_subreaper() {
     // Every kernel with pidfds supports this.
     let _ = set_child_subreaper(Some(rustix::process::getpid()));

@@ -38,6 +38,7 @@ static HIDDEN: AtomicBool = AtomicBool::new(false);
 
 /// Installs a handler for SIGALRM that stores the stack in `sink` and wakes the server. A blocking system
 /// call fails with `EINTR`, because the handler is installed without SA_RESTART.
+#[taskfork_macros::startup_code]
 pub(crate) fn install_stack_handler(sink: StackSink, wake: OwnedFd) -> io::Result<()> {
     STACK.store(ptr::from_ref(sink.stack).cast_mut(), SeqCst);
     READY.store(ptr::from_ref(sink.ready).cast_mut(), SeqCst);

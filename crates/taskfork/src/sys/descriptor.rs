@@ -98,6 +98,7 @@ pub(crate) unsafe fn move_out_unchecked<T>(owner: &T) -> T {
 }
 
 /// Keeps a descriptor open until the process ends.
+#[taskfork_macros::startup_code]
 pub(crate) fn leak_descriptor(descriptor: OwnedFd) -> BorrowedFd<'static> {
     // SAFETY: it is open, and `into_raw_fd` has ended its ownership, so no value closes it.
     unsafe { BorrowedFd::borrow_raw(descriptor.into_raw_fd()) }
@@ -108,6 +109,7 @@ pub(crate) fn leak_descriptor(descriptor: OwnedFd) -> BorrowedFd<'static> {
 ///
 /// # Safety
 /// After the call, this process must neither use nor drop a value that owns one of these descriptors.
+#[taskfork_macros::startup_code]
 pub(crate) unsafe fn close_unchecked<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
     // A bitmap needs no allocation and no sorting. In a new worker, each page that is touched first costs a
     // page fault.

@@ -48,6 +48,7 @@ pub(crate) fn send_files(
 ///
 /// # Errors
 /// [`TOO_MANY_FILES`], without reading, if `files` could exceed [`MAX_UNCLAIMED_FILES`].
+#[taskfork_macros::startup_code]
 pub(crate) fn receive_files(
     socket: &impl AsFd,
     inbox: &mut impl BufMut,

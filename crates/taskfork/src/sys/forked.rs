@@ -25,6 +25,7 @@ const SAID: &[u8] =
 answers nothing, and ends here. End such a process with _exit.\n";
 
 /// Records this process as the worker.
+#[taskfork_macros::startup_code]
 pub(crate) fn remember_worker_process() {
     WORKER.store(getpid().as_raw_nonzero().get(), Relaxed);
     // A worker may run a server itself. Then the page is that of the worker from which this one descends.
@@ -65,6 +66,7 @@ fn is_other_process() -> bool {
 }
 
 /// Ends this process if a worker has forked it. It must not use the connections that it shares with the worker.
+#[taskfork_macros::startup_code]
 pub(crate) fn exit_if_forked() {
     if is_forked() {
         exit_forked_child();

@@ -182,6 +182,7 @@ pub(crate) fn set_variable(name: &str, value: &str) {
 }
 
 /// Removes variables from the environment of a forked process. Does nothing if the process has other threads.
+#[taskfork_macros::startup_code]
 pub(crate) fn remove_variables(names: &[&str]) {
     if names.is_empty() || thread_count().is_ok_and(|threads| threads != 1) {
         return;
@@ -194,6 +195,7 @@ pub(crate) fn remove_variables(names: &[&str]) {
 
 /// Seeds the random generators of the C library anew, because a fork copies the parent's state into every
 /// worker.
+#[taskfork_macros::startup_code]
 pub(crate) fn reseed_c_random() {
     let mut seed = [0; 4];
     if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).is_err() {

@@ -48,6 +48,7 @@ impl Title {
     }
 
     /// Shows the title, as long as this value is not moved or dropped.
+    #[taskfork_macros::startup_code]
     pub(crate) fn show(&self) {
         let _ = rustix::thread::set_name(&self.short);
         let length = self.text.iter().position(|&byte| byte == 0).unwrap_or(0) + 1;

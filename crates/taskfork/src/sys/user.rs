@@ -29,6 +29,7 @@ pub(crate) fn effective_user() -> User {
 /// The user of this process, if the peer of this unix socket had the same one when it connected.
 ///
 /// See [`sole_user`] and [`is_unique_user`] for the processes that this excludes.
+#[taskfork_macros::startup_code]
 pub(crate) fn common_user(socket: &impl AsFd) -> Option<User> {
     let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
     sole_user().filter(|user| user.0 == peer.uid.as_raw() && is_unique_user(user.0))

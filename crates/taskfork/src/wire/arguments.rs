@@ -263,6 +263,7 @@ impl<T: DeserializeOwned> FromArguments for Vec<T> {
     }
 }
 
+#[taskfork_macros::startup_code]
 impl FromArguments for () {
     fn from_arguments(args: Arguments<'_>) -> Result<Self, ArgumentsError> {
         expect(args, 0)

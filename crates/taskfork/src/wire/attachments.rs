@@ -82,6 +82,7 @@ pub(crate) fn init_thread_locals() {
 }
 
 /// Runs `decode`, which decodes `message`: [`slice_or_copy`] returns slices of it, and [`take`] its attachments.
+#[taskfork_macros::startup_code]
 pub(crate) fn decode_with<T>(
     message: Option<&Bytes>,
     attachments: Attachments,
@@ -120,6 +121,7 @@ pub(crate) fn record_oversize(length: usize) {
 }
 
 /// Fails if the sender of the message being decoded has exceeded the limit of blobs.
+#[taskfork_macros::startup_code]
 pub(crate) fn check_blob_limit() -> Result<(), WireError> {
     match with_decoding(|decoding| decoding.oversize.map(|length| (length, decoding.max_blob))) {
         Some((length, limit)) => Err(WireError::BlobTooLarge { length, limit }),
@@ -128,6 +130,7 @@ pub(crate) fn check_blob_limit() -> Result<(), WireError> {
 }
 
 /// Whether the message being decoded has attachments.
+#[taskfork_macros::startup_code]
 pub(crate) fn is_any() -> bool {
     with_decoding(|decoding| !decoding.files.is_empty() || !decoding.shared.is_empty())
 }
@@ -158,6 +161,7 @@ pub(crate) fn take(kind: i8, index: &[u8]) -> Result<Attachment, &'static str> {
 
 /// Decodes values of the message being decoded. If they fail, or do not take all attachments, the program may want
 /// a blob as another type of bytes: then they are decoded again with all blobs inlined.
+#[taskfork_macros::startup_code]
 pub(crate) fn decode<T, E: From<String>>(
     values: &[u8],
     decode: impl Fn(&[u8]) -> Result<T, E>,

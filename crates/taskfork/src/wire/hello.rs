@@ -57,6 +57,7 @@ pub(crate) struct WorkerHello {
     pub(crate) wants_alarm: bool,
 }
 
+#[taskfork_macros::startup_code]
 impl<'a> ClientHello<'a> {
     /// Reads the part of the message after its kind.
     pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
@@ -103,6 +104,7 @@ impl<'a> ClientHello<'a> {
     }
 }
 
+#[taskfork_macros::startup_code]
 impl WorkerHello {
     /// Reads the part of the message after its kind.
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::thread::LocalKey;
 
 /// Sets `variable` to `value` while `run` runs; returns what it returned and the value at its end.
+#[taskfork_macros::startup_code]
 pub(super) fn with<T, R>(
     variable: &'static LocalKey<RefCell<Option<T>>>,
     value: T,

@@ -28,6 +28,7 @@ use crate::wire::values::ValueFormat;
 /// An answer's buffer above this size is freed.
 const KEPT_BUFFER: usize = 1 << 20;
 
+#[taskfork_macros::startup_code]
 impl<S: 'static> Worker<'_, S> {
     /// Runs a call and leaves its telemetry and its answer in `out`.
     ///

@@ -92,6 +92,7 @@ impl ConnectionError {
     }
 }
 
+#[taskfork_macros::startup_code]
 impl Connection {
     /// A connection through a socket that stays open until the worker exits.
     pub(crate) fn new(

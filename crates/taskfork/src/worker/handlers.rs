@@ -15,6 +15,7 @@ pub(crate) struct Handlers<S> {
     pub(crate) checkout_done: Option<CheckoutDone<S>>,
 }
 
+#[taskfork_macros::startup_code]
 impl<S> Handlers<S> {
     /// Runs `setup` and returns the worker's state.
     pub(super) fn set_up(&self) -> Result<S, ErrorReply> {
@@ -47,6 +48,7 @@ pub(super) fn log_setup_error(worker: u64, error: &ErrorReply) {
 ///
 /// The worker asks again after `setup`, because the kernel drops the request when a process changes its
 /// user or group.
+#[taskfork_macros::startup_code]
 fn exit_with_server(server: Option<Pid>) {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
         tracing::error!(

@@ -9,6 +9,7 @@ use crate::wire::frame::{self, DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME, PREAMBLE};
 use crate::wire::hello::{ClientHello, WorkerHello};
 use crate::wire::native::{self, FromClient, VERSIONS};
 
+#[taskfork_macros::startup_code]
 impl<S: 'static> Worker<'_, S> {
     /// Reads the client's hello and answers with the worker's, or with an error.
     pub(super) fn handshake(
@@ -51,6 +52,7 @@ impl<S: 'static> Worker<'_, S> {
 }
 
 /// Checks that this worker can serve the client.
+#[taskfork_macros::startup_code]
 fn check_client(client: &ClientHello<'_>) -> Result<(), ErrorReply> {
     if client.versions.iter().any(|version| VERSIONS.contains(version)) {
         return client.incompatibility().map_or(Ok(()), |reason| Err(ErrorReply::hello(reason)));

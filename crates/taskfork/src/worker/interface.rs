@@ -93,6 +93,7 @@ pub struct Request<'a> {
 #[derive(Debug)]
 pub struct Reply(pub(crate) Result<(), ErrorReply>);
 
+#[taskfork_macros::startup_code]
 impl<'a> Request<'a> {
     pub(crate) fn new(method: Option<&'a str>, args: Arguments<'a>, out: &'a mut Vec<u8>) -> Self {
         Self { method, args: args.of_method(method), out }

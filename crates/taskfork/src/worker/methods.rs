@@ -143,6 +143,7 @@ fn variadic<S, T: Serialize>(
     })
 }
 
+#[taskfork_macros::startup_code]
 impl<S: 'static> Interface<S> for Methods<S> {
     fn call(&self, state: &mut S, request: Request<'_>) -> Reply {
         let entry = match request.method() {

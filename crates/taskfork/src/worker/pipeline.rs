@@ -26,6 +26,7 @@ pub(super) struct Pipeline {
     cancelled: Vec<u64>,
 }
 
+#[taskfork_macros::startup_code]
 impl Pipeline {
     /// Whether the next call may have been cancelled while the previous one ran.
     pub(super) fn may_be_cancelled(&self, order: CallMode, now: Duration) -> bool {

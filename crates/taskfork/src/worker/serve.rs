@@ -37,6 +37,7 @@ pub(crate) fn prepare() {
 }
 
 /// Serves one connection until it ends. Returns the exit status of the process.
+#[taskfork_macros::startup_code]
 pub(crate) fn serve<S: 'static>(
     init: WorkerInit,
     interface: &dyn Interface<S>,
@@ -99,6 +100,7 @@ pub(crate) fn serve<S: 'static>(
     status
 }
 
+#[taskfork_macros::startup_code]
 impl<S: 'static> Worker<'_, S> {
     /// Gets the client and serves it with the protocol that it speaks.
     fn serve_client(

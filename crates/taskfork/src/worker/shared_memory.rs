@@ -46,6 +46,7 @@ struct Agreed {
     user: User,
 }
 
+#[taskfork_macros::startup_code]
 impl SharedMemory {
     /// Records the client's request: it maps `theirs` bytes of this side's memory, and this side may
     /// map `ours` bytes of the client's. Zero on either side means no shared memory.

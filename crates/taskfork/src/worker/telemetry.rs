@@ -112,6 +112,7 @@ pub(super) fn record_for_first_call() {
 }
 
 /// Starts recording. The thread sends to `out`.
+#[taskfork_macros::startup_code]
 pub(super) fn start(out: BorrowedFd<'static>) {
     let mut recorder = lock();
     recorder.state = RecorderState::BetweenCalls;
@@ -119,6 +120,7 @@ pub(super) fn start(out: BorrowedFd<'static>) {
 }
 
 /// Begins the records of a call.
+#[taskfork_macros::startup_code]
 pub(super) fn begin_call(requested: RequestedTelemetry) {
     let mut recorder = lock();
     recorder.state = RecorderState::InCall(requested);
@@ -140,6 +142,7 @@ pub(super) fn requested_log_level() -> Option<Level> {
 }
 
 /// Ends the records of a call. Returns those that have not been sent.
+#[taskfork_macros::startup_code]
 pub(super) fn end_call() -> Telemetry {
     // This waits until the thread has sent its frames, which must precede the answer.
     let _sending = lock_sending();

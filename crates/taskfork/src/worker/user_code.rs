@@ -7,6 +7,7 @@ use crate::error::Panic;
 use crate::sys;
 
 /// Runs user code and returns its panic as an error. If the code has forked, the child exits here.
+#[taskfork_macros::startup_code]
 pub(super) fn catch_panic<T>(run: impl FnOnce() -> T) -> Result<T, Panic> {
     // Later calls of this checkout see state that the panic left half changed. The client replaces the
     // worker when the checkout ends, as after any error.

@@ -56,6 +56,7 @@ struct InheritedFds {
     captured: Option<CapturedStderr>,
 }
 
+#[taskfork_macros::startup_code]
 impl EventLoop {
     /// Forks a worker for `client`. Puts the client into the queue if all workers are in use, and
     /// refuses it if the fork fails.

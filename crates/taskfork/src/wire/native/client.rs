@@ -75,6 +75,7 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) json: bool,
 }
 
+#[taskfork_macros::startup_code]
 impl<'a> FromClient<'a> {
     pub(crate) fn decode(body: &'a [u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(body);

@@ -143,6 +143,7 @@ pub(crate) fn skipped_call(message: &[u8]) -> Option<u64> {
 }
 
 /// Appends the beginning of an answer. The caller appends the result, which was first encoded in `format`.
+#[taskfork_macros::startup_code]
 pub(crate) fn put_ok(out: &mut Vec<u8>, call: Option<u64>, format: ValueFormat) {
     put_array(out, 3);
     put_uint(out, OK);

@@ -21,6 +21,7 @@ pub(crate) struct WorkerSlot {
     published: AtomicWords,
 }
 
+#[taskfork_macros::startup_code]
 impl WorkerSlot {
     pub(super) fn new(words: AtomicWords, published: AtomicWords) -> Self {
         Self { words, published }
