@@ -1,5 +1,6 @@
 //! How a worker exited: its cause, the log entry, and the notification of its client.
 
+use std::cell::LazyCell;
 use std::os::fd::OwnedFd;
 
 use log_defer::printable;
@@ -13,7 +14,7 @@ use super::log;
 use super::oom::OomKills;
 use super::stack;
 use crate::error::{Activity, End};
-use crate::sys::Peer;
+use crate::sys;
 use crate::wire::death_notice::DeathNotice;
 use crate::wire::frame;
 use crate::worker::scoreboard::{Phase, Retirement, ServerSlot};
@@ -38,6 +39,9 @@ pub(super) mod cause {
     pub(in crate::server) const MADE_ROOM: &str = "made_room";
     pub(in crate::server) const CORRUPT: &str = "corrupt";
 }
+
+/// In bytes, enough for a notice without standard error and without a stack.
+const USUAL_NOTICE: usize = 256;
 
 /// A worker that has been reaped.
 pub(crate) struct WorkerExit {
@@ -80,6 +84,13 @@ impl DeathNotification {
         self.send();
     }
 
+    /// Whether there are details of the server's machine.
+    pub(crate) fn has_details(&self) -> bool {
+        self.notice.as_ref().is_some_and(|notice| {
+            notice.stderr.is_some() || notice.stack.is_some() || notice.no_stack.is_some()
+        })
+    }
+
     /// Removes the details of the server's machine.
     pub(crate) fn omit_details(&mut self) {
         if let Some(notice) = &mut self.notice {
@@ -93,7 +104,8 @@ impl DeathNotification {
 }
 
 fn send_notice(connection: &OwnedFd, notice: &DeathNotice) {
-    let mut out = Vec::new();
+    // Growing it would touch more pages of the server's memory.
+    let mut out = Vec::with_capacity(USUAL_NOTICE);
     let written = frame::write_control(&mut out, |out| notice.put(out));
     if written.is_ok() {
         // A client that is gone or does not read sees the end of the connection in any case.
@@ -142,39 +154,58 @@ pub(super) fn classify_exit(
 pub(super) struct ExitLogEntry<'a> {
     pub(super) worker: u64,
     pub(super) pid: u32,
-    pub(super) client: Option<Peer>,
+    /// The connection to the worker's client, if it has one.
+    pub(super) connection: Option<&'a OwnedFd>,
     pub(super) end: End,
     pub(super) phase: Phase,
-    /// The method of its current or last call.
-    pub(super) method: &'a str,
+    pub(super) slot: &'a ServerSlot,
     pub(super) reason: Option<&'a str>,
-    /// The server had not asked the worker to leave, and its client was still connected.
-    pub(super) is_unexpected: bool,
+    /// The worker exited with status 0 and without a reason, after the server had asked it to leave or
+    /// its client had gone.
+    pub(super) is_regular: bool,
 }
 
 impl ExitLogEntry<'_> {
+    /// Logs it. What the entry says is put together only if a subscriber takes it: the dead worker's
+    /// client waits for its notice meanwhile.
     pub(super) fn log(&self) {
-        let &Self { worker, pid, client, end, phase, reason, is_unexpected, .. } = self;
+        let &Self { worker, pid, connection, end, phase, slot, reason, is_regular } = self;
+        let client = LazyCell::new(|| connection.and_then(sys::peer_credentials));
+        let uid = || client.map(|peer| peer.uid);
+        let client = || client.map(|peer| peer.pid);
         let activity = phase.activity();
-        let mut during = activity.map(|during| format!(" {during}")).unwrap_or_default();
-        let method = Some(self.method).filter(|_| activity == Some(Activity::Call));
-        let method = method.filter(|method| !method.is_empty()).map(printable);
-        if let Some(method) = &method {
-            during += &format!(" of `{method}`");
-        }
-        let (uid, client) = (client.map(|peer| peer.uid), client.map(|peer| peer.pid));
-        match (end, reason) {
-            (End::Exited(0), None) if !is_unexpected => {
-                log::debug!(worker, pid, uid, client, "a worker ended");
+        // The method of the current call.
+        let method = || {
+            let method = Some(slot.method()).filter(|_| activity == Some(Activity::Call));
+            method.filter(|method| !method.is_empty()).map(|method| printable(&method).into_owned())
+        };
+        let during = || {
+            let activity = activity.map(|activity| format!(" {activity}")).unwrap_or_default();
+            let method = method().map(|method| format!(" of `{method}`")).unwrap_or_default();
+            activity + &method
+        };
+        match reason {
+            _ if is_regular => {
+                log::debug!(worker, pid, uid = uid(), client = client(), "a worker ended");
             }
-            (_, Some(reason)) => {
-                let method = method.as_deref();
-                log::warn!(worker, pid, uid, client, method, "a worker {end}{during}: {reason}");
-            }
-            (_, None) => {
-                let method = method.as_deref();
-                log::warn!(worker, pid, uid, client, method, "a worker {end}{during}");
-            }
+            Some(reason) => log::warn!(
+                worker,
+                pid,
+                uid = uid(),
+                client = client(),
+                method = method(),
+                "a worker {end}{}: {reason}",
+                during()
+            ),
+            None => log::warn!(
+                worker,
+                pid,
+                uid = uid(),
+                client = client(),
+                method = method(),
+                "a worker {end}{}",
+                during()
+            ),
         }
     }
 }

@@ -16,7 +16,6 @@ use crate::server::stderr::{StderrOutput, StderrTail};
 use crate::server::worker_exit::{
     DeathNotification, ExitLogEntry, WorkerExit, cause, classify_exit, has_peer_closed,
 };
-use crate::sys;
 use crate::wire::death_notice::DeathNotice;
 use crate::worker::scoreboard::{MAX_COUNT, Phase, SlotView};
 
@@ -33,7 +32,6 @@ impl Child {
         let status = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED).ok().flatten();
         let end = status.as_ref().map(process::end_of).unwrap_or_default();
         let pid = self.pid();
-        let client = self.connection().and_then(sys::peer_credentials);
         let stderr = self.stderr.take().map(|stderr| stderr.finish(pid, output));
         let StderrTail { text: stderr, allocation_failed } = stderr.unwrap_or_default();
         let kill_reason = self.kill_reason.take().map(|reason| *reason);
@@ -58,19 +56,20 @@ impl Child {
         let was_retired = self.retiring_since.is_some() || self.slot.retirement().is_some();
         let is_over =
             was_retired || view.phase == Phase::Retired || self.client_gone_since.is_some();
-        let is_unexpected = !is_over && !has_peer_closed(self.role.descriptor());
-        let method = self.slot.method();
-        let is_regular = end == End::Exited(0) && reason.is_none() && !is_unexpected;
+        // Whether the peer has closed is a system call, which only an orderly exit needs.
+        let is_regular = end == End::Exited(0)
+            && reason.is_none()
+            && (is_over || has_peer_closed(self.role.descriptor()));
         if is_regular || log_limit.acquire(Instant::now()) {
             ExitLogEntry {
                 worker: self.number,
                 pid,
-                client,
+                connection: self.connection(),
                 end,
                 phase: view.phase,
-                method: &method,
+                slot: &self.slot,
                 reason: reason.as_deref(),
-                is_unexpected,
+                is_regular,
             }
             .log();
         }

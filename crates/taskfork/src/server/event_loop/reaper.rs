@@ -49,7 +49,10 @@ impl EventLoop {
             &self.options.limits,
             &self.oom_kills,
         );
-        if !self.options.access.details && !self.rules.is_own(&notification.connection) {
+        // The client's user is asked for only if that decides anything: it is a system call.
+        let has_details = stack.is_some() || notification.has_details();
+        let shares_details = self.options.access.details;
+        if has_details && !shares_details && !self.rules.is_own(&notification.connection) {
             notification.omit_details();
             stack = None;
         }
