@@ -11,10 +11,10 @@ use taskfork::error::{CallError, FatalError};
 use taskfork::{Client, Error};
 
 use crate::perl::message;
+use crate::support::access_control::{Guarded, Seen, as_user, block_on};
 use crate::support::raw::Raw;
-use crate::support::strangers::{Guarded, Seen, as_user, block_on};
 use crate::support::until;
-use crate::support::{address_in, roles, trial};
+use crate::support::{address_in, programs, trial};
 
 const NOBODY: u32 = 65_534;
 const STRANGER: u32 = 54_321;
@@ -139,10 +139,10 @@ trial!(a_server_refuses_to_start_with_unknown_users_or_groups, async || {
     let folder = tempfile::tempdir().unwrap();
     for (option, name) in [("allow_users", "no-such-user"), ("allow_groups", "no-such-group")] {
         let option = format!("{option}={name}");
-        let said = roles::output(&["serve_guarded", &address_in(&folder), &option]);
+        let said = programs::output(&["serve_guarded", &address_in(&folder), &option]);
         assert!(said.contains(&format!("`{name}`")) && said.contains("allow_"), "{said}");
     }
-    let said = roles::output(&["serve_guarded", "tcp:127.0.0.1:0", "allow_users=0"]);
+    let said = programs::output(&["serve_guarded", "tcp:127.0.0.1:0", "allow_users=0"]);
     assert!(said.contains("allow_users") && said.contains("no unix socket"), "{said}");
 });
 
@@ -210,12 +210,13 @@ trial!(a_native_client_gets_an_error_if_its_protocol_is_disabled, async || {
 
 trial!(a_network_address_must_be_allowed, async || {
     for address in ["tcp:0.0.0.0:0", "tcp:[::]:0", "tcp:192.0.2.1:0"] {
-        let said = roles::output(&["serve", address]);
+        let said = programs::output(&["serve", address]);
         assert!(said.contains("other machines can reach tcp:"), "{said}");
         assert!(said.contains("allow_unauthenticated_network"), "{said}");
     }
     let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
-    let _server = roles::start(&["serve_guarded", &format!("tcp:0.0.0.0:{port}"), "network=true"]);
+    let _server =
+        programs::start(&["serve_guarded", &format!("tcp:0.0.0.0:{port}"), "network=true"]);
     let client = Client::builder().address(format!("tcp:127.0.0.1:{port}")).build().unwrap();
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
 });
@@ -224,7 +225,7 @@ trial!(an_inherited_network_listener_must_be_allowed, async || {
     for (address, is_refused) in [("0.0.0.0:0", true), ("[::]:0", true), ("127.0.0.1:0", false)] {
         let listener = TcpListener::bind(address).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut command = roles::command(&["serve_inherited"]);
+        let mut command = programs::command(&["serve_inherited"]);
         let command = command.stdin(OwnedFd::from(listener)).stdout(std::process::Stdio::piped());
         let child = command.spawn().unwrap();
         if is_refused {

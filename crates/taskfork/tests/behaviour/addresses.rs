@@ -3,11 +3,11 @@
 use taskfork::Client;
 use taskfork::client::{Address, AddressError, ConfigError};
 
-use crate::support::{roles, trial};
+use crate::support::{programs, trial};
 
 trial!(a_too_long_socket_path_is_an_error, async || {
     let address = format!("unix:/tmp/{}", "long/".repeat(30));
-    let said = roles::output(&["serve", &address]);
+    let said = programs::output(&["serve", &address]);
     assert!(said.contains("155 bytes long") && said.contains("at most 107"), "{said}");
     let error = Client::builder().address(address).build().unwrap_err();
     assert!(matches!(error, ConfigError::Address(AddressError::PathTooLong { .. })), "{error}");
@@ -15,7 +15,7 @@ trial!(a_too_long_socket_path_is_an_error, async || {
 
 trial!(a_socket_path_that_is_not_utf8_works, async || {
     let folder = tempfile::tempdir().unwrap();
-    let said = roles::output(&["fork_at_bytes", folder.path().to_str().unwrap()]);
+    let said = programs::output(&["fork_at_bytes", folder.path().to_str().unwrap()]);
     let (sum, address) = said.trim().split_once(' ').unwrap();
     assert_eq!(sum, "5");
     assert!(address.starts_with("unix-percent:") && address.ends_with("/s%FF%25"), "{address}");
@@ -25,7 +25,7 @@ trial!(a_socket_path_that_is_a_file, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     std::fs::write(&path, "precious").unwrap();
-    let said = roles::output(&["serve", &format!("unix:{}", path.display())]);
+    let said = programs::output(&["serve", &format!("unix:{}", path.display())]);
     assert!(said.contains("exists and is no socket"), "{said}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
 });
@@ -33,12 +33,12 @@ trial!(a_socket_path_that_is_a_file, async || {
 trial!(a_socket_path_in_a_missing_folder, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("missing/s");
-    let said = roles::output(&["serve", &format!("unix:{}", path.display())]);
+    let said = programs::output(&["serve", &format!("unix:{}", path.display())]);
     assert!(said.contains("/missing of the socket cannot be used: No such file"), "{said}");
 });
 
 trial!(an_invalid_address_is_an_error, async || {
-    let said = roles::output(&["serve", "/tmp/s"]);
+    let said = programs::output(&["serve", "/tmp/s"]);
     assert!(said.contains("`/tmp/s` is not an address: write unix:PATH"), "{said}");
     let error = Client::builder().address("/tmp/s").build().unwrap_err();
     assert!(error.to_string().contains("write unix:PATH"), "{error}");

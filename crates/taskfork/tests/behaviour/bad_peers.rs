@@ -10,7 +10,7 @@ use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, children};
 use crate::support::raw::{Raw, fake, frame, greet, greet_as, map, of_call, text};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// A server in a program of its own, with what it logs.
 pub(crate) struct Logged {
@@ -21,7 +21,7 @@ pub(crate) struct Logged {
 impl Logged {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut command = roles::command(&["serve_logging", &address_in(&folder)]);
+        let mut command = programs::command(&["serve_logging", &address_in(&folder)]);
         command.stderr(std::fs::File::create(folder.path().join("log")).unwrap());
         let program = Program::new(command.spawn().unwrap());
         Self { folder, program }
@@ -203,7 +203,7 @@ trial!(a_server_that_sends_garbage_is_reported, async || {
     assert!(error.to_string().contains("began with \"SSH-2.0-\""), "{error}");
 });
 
-trial!(a_server_that_sends_no_greeting_times_out, async || {
+trial!(a_server_that_sends_no_hello_times_out, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut kept = Vec::new();
     let client = fake(&folder, move |raw| kept.push(raw));

@@ -11,7 +11,7 @@ use taskfork::{Blob, Client, Error};
 
 use crate::files::{announcement, echo_of_a_file, send_with};
 use crate::support::raw::{Raw, frame, greet_as, of_call};
-use crate::support::{address_in, roles, start, start_with, trial};
+use crate::support::{address_in, programs, start, start_with, trial};
 
 /// Memory without pages, as it was never written to.
 fn sparse(length: usize) -> Blob {
@@ -68,7 +68,7 @@ trial!(a_blob_over_the_limit_is_sent_where_a_message_may_be_so_long, async || {
 
 trial!(a_client_that_exceeds_the_blob_limit_is_disconnected, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve_files", &address_in(&folder)]);
+    let _program = programs::start(&["serve_files", &address_in(&folder)]);
     for length in [(256 << 20) + 1, 400 << 20, 1 << 40] {
         let (mut raw, hello) = Raw::greeted(&folder.path().join("s")).await;
         assert!(hello.to_string().contains(r#""max_blob": 268435456"#), "{hello}");

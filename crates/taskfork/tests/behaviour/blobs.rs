@@ -46,7 +46,7 @@ trial!(blobs_of_all_sizes_come_back_as_they_were, async || {
     }
 });
 
-trial!(several_in_one_value_keep_their_places, async || {
+trial!(several_blobs_in_one_value_keep_their_order, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     for length in [10, 20_000, 300_000] {
@@ -62,7 +62,7 @@ trial!(several_in_one_value_keep_their_places, async || {
     }
 });
 
-trial!(they_are_the_same_on_the_wire_as_other_bytes, async || {
+trial!(blobs_and_other_bytes_are_equal_on_the_wire, async || {
     let (_server, client) = start("blobs");
     let bytes = pattern(100_000, 9);
     let value = Value::Binary(bytes.clone());
@@ -76,7 +76,7 @@ trial!(they_are_the_same_on_the_wire_as_other_bytes, async || {
     assert!(error.to_string().contains(expected), "{error}");
 });
 
-trial!(one_that_a_worker_keeps_stays_as_it_is, async || {
+trial!(a_sealed_blob_that_a_worker_keeps_does_not_change, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     for seed in 0..20 {
@@ -90,7 +90,7 @@ trial!(one_that_a_worker_keeps_stays_as_it_is, async || {
     }
 });
 
-trial!(one_that_a_client_keeps_stays_as_it_is, async || {
+trial!(a_sealed_blob_that_a_client_keeps_does_not_change, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     let mut kept: Vec<Blob> = Vec::new();
@@ -103,7 +103,7 @@ trial!(one_that_a_client_keeps_stays_as_it_is, async || {
     }
 });
 
-trial!(one_over_the_limit_is_refused_before_it_is_sent, async || {
+trial!(a_blob_over_the_limit_is_refused_before_it_is_sent, async || {
     let (_server, client) = start("blobs");
     let checkout = client.checkout();
     let error = checkout.call::<Blob>("echo", (Blob::from(vec![0; 9 << 20]),)).await.unwrap_err();
@@ -121,7 +121,7 @@ trial!(an_answer_over_the_limit_is_an_error_of_the_call, async || {
     assert!(checkout.call::<Blob>("echo", (Blob::default(),)).await.unwrap().is_empty());
 });
 
-trial!(they_stand_in_front_of_what_a_call_logs, async || {
+trial!(a_log_arrives_with_sealed_blobs, async || {
     let (_server, client) = start("blobs");
     let (send, messages) = std::sync::mpsc::channel();
     let log = log_defer::Log::new(move |message| send.send(message).unwrap());

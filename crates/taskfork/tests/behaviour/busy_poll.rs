@@ -100,7 +100,7 @@ trial!(other_tasks_run_while_a_call_polls, async || {
     assert!(turns >= 10, "{turns} turns in 2000 calls");
 });
 
-trial!(what_others_answer_does_not_wait_for_it, async || {
+trial!(spinning_does_not_delay_other_answers, async || {
     let answered = alone("general", |client| async move {
         let (slow, quick) = (client.checkout(), client.checkout());
         slow.ready().await.unwrap();

@@ -150,7 +150,7 @@ async fn until_told<T>(mut attempt: impl AsyncFnMut() -> (bool, T)) -> T {
     }
 }
 
-trial!(the_error_says_where_it_hung, async || {
+trial!(the_error_of_a_hung_call_has_its_stack, async || {
     let (_server, client) = start("deadlines");
     let (pid, error) = until_told(async || {
         let checkout = client.checkout();
@@ -172,7 +172,7 @@ trial!(the_error_says_where_it_hung, async || {
     until("the worker is gone", || is_gone(pid)).await;
 });
 
-trial!(a_worker_hung_by_the_servers_measure_says_so_too, async || {
+trial!(the_error_of_a_server_timeout_has_the_stack, async || {
     let (_server, client) = start_with("deadlines_hung", |client| client.timeout(None));
     let stack = until_told(async || {
         let error = client.call::<()>("hang", ()).await.unwrap_err();
@@ -201,7 +201,7 @@ trial!(a_worker_that_cannot_tell_is_killed_all_the_same, async || {
     assert!(format!("{error:#}").contains("its stack is not known: the worker's code blocks"));
 });
 
-trial!(a_worker_that_hangs_while_it_allocates_tells_where, async || {
+trial!(a_hang_inside_the_allocator_has_its_stack, async || {
     let (_server, client) = start("deadlines");
     // Each worker tells, whatever lock it holds: none that has had a core is without a stack.
     for _ in 0..4 {
@@ -233,7 +233,7 @@ trial!(a_late_alarm_does_not_reach_the_next_call, async || {
     }
 });
 
-trial!(a_worker_that_knows_no_deadline_is_given_up, async || {
+trial!(a_worker_without_a_deadline_is_killed_by_its_client, async || {
     use std::io::Read;
     use std::os::unix::net::UnixListener;
 

@@ -8,7 +8,7 @@ use taskfork::error::{Activity, Death, End, FatalError};
 use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, children, is_alive, signal};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
     match outcome.unwrap_err() {
@@ -53,7 +53,7 @@ trial!(a_killed_worker_is_reported_with_its_signal, async || {
 trial!(deaths_are_reported_if_the_program_ignores_sigchld, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let _program = roles::start(&["serve_ignoring_deaths", &address]);
+    let _program = programs::start(&["serve_ignoring_deaths", &address]);
     let client = Client::builder().address(address).min_workers(0).build().unwrap();
     let (exited, _) = death(client.call::<()>("exit", (3,)).await);
     assert_eq!(exited.end, End::Exited(3));
@@ -227,7 +227,7 @@ trial!(a_worker_whose_client_times_out_is_killed_inside_its_call, async || {
     until("the worker's end", || !is_alive(pid)).await;
 });
 
-trial!(what_a_worker_started_dies_with_it, async || {
+trial!(processes_started_by_a_worker_die_with_it, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let grandchild: u32 = checkout.call("start_child", ()).await.unwrap();
@@ -236,9 +236,9 @@ trial!(what_a_worker_started_dies_with_it, async || {
     until("the end of what it started", || crate::support::processes::is_gone(grandchild)).await;
 });
 
-trial!(the_server_logs_one_line_a_death, async || {
+trial!(the_server_logs_one_line_for_each_death, async || {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = roles::command(&["serve_logging", &address_in(&folder)]);
+    let mut command = programs::command(&["serve_logging", &address_in(&folder)]);
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     let mut stderr = child.stderr.take().unwrap();
     let program = Program::new(child);

@@ -13,14 +13,14 @@ use taskfork::client::Value;
 use crate::files::{open_here, try_send_with};
 use crate::support::processes::children;
 use crate::support::raw::{Raw, agreed, frame, greet, map};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// The most unclaimed descriptors of one connection.
 const MOST: usize = 64;
 
 trial!(a_client_holds_few_descriptors_of_a_worker, async || {
     // In a process of its own, as other tests open and close files meanwhile.
-    roles::run("few_descriptors").await;
+    programs::run("few_descriptors").await;
 });
 
 /// When a worker sends them.
@@ -32,7 +32,7 @@ enum When {
     NotReading,
 }
 
-/// The role of that process.
+/// The test program of that test.
 pub(crate) async fn hold_few() {
     for when in [When::BeforeGreeting, When::WithinGreeting, When::DuringCall, When::NotReading] {
         let folder = tempfile::tempdir().unwrap();
@@ -116,7 +116,7 @@ fn send_many(mut raw: Raw, when: When) -> usize {
 
 trial!(a_worker_holds_few_descriptors_of_a_client, async || {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&["serve_files", &address_in(&folder)]);
+    let program = programs::start(&["serve_files", &address_in(&folder)]);
     for first in [&b""[..], b"taskfork\xff\x3f\0\0", b"[\"do\", {}, \""] {
         let mut raw = Raw::connect(&folder.path().join("s")).await;
         raw.send(first);

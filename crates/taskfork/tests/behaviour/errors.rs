@@ -49,7 +49,7 @@ trial!(a_panic_arrives_with_its_message_and_place, async || {
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
 });
 
-trial!(calls_behind_a_failed_one_are_dropped_unrun, async || {
+trial!(calls_pipelined_after_a_failed_one_do_not_run, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let failing = checkout.call::<()>("boom", ("no",));
@@ -115,7 +115,7 @@ trial!(an_unknown_method_is_named_with_those_there_are, async || {
     assert!(!error.may_have_run());
 });
 
-trial!(arguments_that_do_not_fit_are_told_with_their_place, async || {
+trial!(arguments_of_the_wrong_type_are_named_by_position, async || {
     let (_server, client) = start("general");
     let few = client.call::<i64>("add", (1,)).await.unwrap_err();
     assert_eq!(few.to_string(), "bad arguments: expected 2 arguments, got 1");
@@ -167,7 +167,7 @@ trial!(a_result_beyond_the_size_limit_is_an_error, async || {
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
 });
 
-trial!(an_answer_of_another_type_is_told, async || {
+trial!(an_answer_of_the_wrong_type_is_an_error, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let error = checkout.call::<u32>("echo", ("text",)).await.unwrap_err();

@@ -16,11 +16,11 @@ use taskfork::{Client, Error, ServerBuilder, ServerError};
 
 use crate::support::processes::{children, is_gone, signal};
 use crate::support::raw::{Raw, greet_as, map, of_call};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
-fn this_program(role: &str) -> Executable {
+fn this_program(program: &str) -> Executable {
     let path = std::env::current_exe().unwrap();
-    let script = format!("TASKFORK_TEST_ROLE={role} exec '{}'", path.display());
+    let script = format!("TASKFORK_TEST_PROGRAM={program} exec '{}'", path.display());
     Executable::new("sh").arg("-c").arg(script).protocol(Protocol::Perl)
 }
 
@@ -157,7 +157,7 @@ trial!(errors_of_a_program_are_one_line_for_all_but_clients_in_perl, async || {
     assert_eq!(client.call::<()>("raw", (answer,)).await.map_err(said), Err(expected.to_owned()));
     // Of a client in Perl, `die` adds nothing to a text with a newline.
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve_executable", &address_in(&folder)]);
+    let _program = programs::start(&["serve_executable", &address_in(&folder)]);
     let mut socket = None;
     until("the server", || {
         socket = UnixStream::connect(folder.path().join("s")).ok();
@@ -234,7 +234,7 @@ trial!(a_program_that_is_not_there_is_a_failed_setup, async || {
     assert!(error.to_string().starts_with(said), "{error}");
 });
 
-trial!(a_program_that_ends_before_its_greeting_says_why, async || {
+trial!(the_error_of_a_program_that_ends_before_its_hello_has_its_stderr, async || {
     let (_server, client) = start("executable_silent");
     let error = client.call::<()>("echo", ()).await.unwrap_err();
     let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = error else {
@@ -289,7 +289,7 @@ trial!(a_program_that_answers_another_call_ends, async || {
     }
 });
 
-trial!(a_programs_death_is_told_while_its_child_holds_the_connection, async || {
+trial!(a_programs_death_is_reported_while_its_child_holds_the_connection, async || {
     let (_server, client) = start_with("executable", |client| client.max_workers(1));
     let checkout = client.checkout().timeout(None);
     let error = checkout.call::<()>("abort_with_holder", ()).await.unwrap_err();
@@ -300,7 +300,7 @@ trial!(a_programs_death_is_told_while_its_child_holds_the_connection, async || {
     assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
 });
 
-trial!(a_checkouts_end_is_told_to_the_program, async || {
+trial!(a_program_receives_the_end_of_a_checkout, async || {
     let (_server, client) = start_with("executable", |client| client.max_workers(1));
     for done in 0..3 {
         assert_eq!(client.call::<u64>("done", ()).await.unwrap(), done);
@@ -310,7 +310,7 @@ trial!(a_checkouts_end_is_told_to_the_program, async || {
 trial!(a_worker_can_be_dismissed, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let program = roles::start(&["serve_executable", &address]);
+    let program = programs::start(&["serve_executable", &address]);
     let client = Client::builder().address(&address).min_workers(0).max_workers(2);
     let client = client.build().unwrap();
     let (held, idle) = (client.checkout(), client.checkout());

@@ -10,7 +10,7 @@ use taskfork::blob::BlobMut;
 use taskfork::{Blob, Client};
 
 use crate::support::processes::{Program, set_limit, signal};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// The program's files may have so many bytes.
 fn limit(command: &mut Command, bytes: u64) {
@@ -47,7 +47,7 @@ async fn exchange(client: &Client) {
     assert_eq!(checkout.call::<Blob>("echo", (blob,)).await.unwrap()[LONG - 1], 7);
 }
 
-/// The role of a client's program.
+/// The test program that is a client.
 pub(crate) fn use_blobs(address: &str) {
     let address = address.to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -59,16 +59,16 @@ pub(crate) fn use_blobs(address: &str) {
 
 trial!(a_client_that_may_share_no_memory_sends_instead, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _server = roles::start(&["serve_lending", &address_in(&folder)]);
-    let mut command = roles::command(&["blobs_without_files", &address_in(&folder)]);
+    let _server = programs::start(&["serve_shared_buffers", &address_in(&folder)]);
+    let mut command = programs::command(&["blobs_without_files", &address_in(&folder)]);
     limit(&mut command, 0);
     let done = tokio::task::spawn_blocking(move || command.status().unwrap());
     assert!(done.await.unwrap().success());
 });
 
-trial!(a_server_whose_workers_may_share_no_memory_has_them_send, async || {
+trial!(workers_that_may_share_no_memory_send_blobs, async || {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = roles::command(&["serve_lending", &address_in(&folder)]);
+    let mut command = programs::command(&["serve_shared_buffers", &address_in(&folder)]);
     limit(&mut command, 8192);
     let _server = Program::new(command.spawn().unwrap());
     let client = Client::builder().address(address_in(&folder)).max_workers(1).build().unwrap();
@@ -77,7 +77,7 @@ trial!(a_server_whose_workers_may_share_no_memory_has_them_send, async || {
 
 trial!(a_server_that_can_have_no_memory_says_why, async || {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = roles::command(&["serve", &address_in(&folder)]);
+    let mut command = programs::command(&["serve", &address_in(&folder)]);
     limit(&mut command, 100);
     let out = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let told = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -94,13 +94,13 @@ fn text(path: &Path) -> String {
 
 trial!(a_log_that_has_reached_the_limit_ends_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
-    for role in ["serve_logging", "serve_logging_to"] {
-        let (path, address) = (folder.path().join(role), address_in(&folder));
-        let mut command = match role {
-            "serve_logging" => roles::command(&[role, &address]),
-            _ => roles::command(&[role, path.to_str().unwrap(), &address]),
+    for program in ["serve_logging", "serve_logging_to"] {
+        let (path, address) = (folder.path().join(program), address_in(&folder));
+        let mut command = match program {
+            "serve_logging" => programs::command(&[program, &address]),
+            _ => programs::command(&[program, path.to_str().unwrap(), &address]),
         };
-        if role == "serve_logging" {
+        if program == "serve_logging" {
             command.stderr(File::options().append(true).create(true).open(&path).unwrap());
         }
         limit(&mut command, 8192);

@@ -15,7 +15,7 @@ use taskfork::client::Value;
 use taskfork::{Blob, BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::raw::{Raw, frame, map, text};
-use crate::support::{address_in, roles, start, start_with, trial};
+use crate::support::{address_in, programs, start, start_with, trial};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Mixed {
@@ -102,7 +102,7 @@ trial!(a_shared_blob_is_sent_where_it_cannot_be_mapped, async || {
     assert_eq!(client.call::<Blob>("make", (100_000,)).await.unwrap(), shared(100_000, 7));
 });
 
-trial!(shared_and_other_blobs_stand_in_one_value, async || {
+trial!(shared_and_other_blobs_arrive_in_one_value, async || {
     let (_server, client) = start("files");
     let checkout = client.checkout();
     for length in [10, 16_384, 65_535, 65_536, 1_000_000] {
@@ -121,7 +121,7 @@ trial!(shared_and_other_blobs_stand_in_one_value, async || {
     }
 });
 
-trial!(shared_blobs_stand_behind_what_a_call_logs, async || {
+trial!(a_log_arrives_before_shared_blobs, async || {
     let (_server, client) = start("files");
     let (send, messages) = std::sync::mpsc::channel();
     let log = log_defer::Log::new(move |message| send.send(message).unwrap());
@@ -193,13 +193,13 @@ pub(crate) fn open_here() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-trial!(no_descriptor_is_left_whatever_becomes_of_the_calls, async || {
+trial!(failed_and_dropped_calls_leak_no_descriptor, async || {
     // In a process of its own, as other tests open and close files meanwhile.
-    let done = tokio::task::spawn_blocking(|| roles::command(&["count_files"]).status());
+    let done = tokio::task::spawn_blocking(|| programs::command(&["count_files"]).status());
     assert!(done.await.unwrap().unwrap().success());
 });
 
-/// The role of that process.
+/// The test program of that test.
 pub(crate) async fn count_files() {
     let (_server, client) =
         start_with("files", |client| client.max_workers(1).reuse_after_error(true));
@@ -230,7 +230,7 @@ pub(crate) async fn count_files() {
 
 /// A client that says what it likes, with files.
 async fn raw(folder: &tempfile::TempDir) -> (crate::support::processes::Program, Raw) {
-    let program = roles::start(&["serve_files", &address_in(folder)]);
+    let program = programs::start(&["serve_files", &address_in(folder)]);
     let (raw, hello) = Raw::greeted(&folder.path().join("s")).await;
     let hello = hello.as_array().unwrap()[1].as_map().unwrap();
     assert!(hello.contains(&(text("files"), 16.into())), "{hello:?}");
@@ -286,7 +286,7 @@ trial!(memory_that_could_change_is_refused, async || {
     assert!(answer.contains("it is no memory"), "{answer}");
 });
 
-trial!(files_that_no_message_tells_of_end_the_connection, async || {
+trial!(unannounced_files_end_the_connection, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_program, mut raw) = raw(&folder).await;
     let call = frame(vec![1.into(), map(&[]), text("open_files"), Value::Array(vec![])]);

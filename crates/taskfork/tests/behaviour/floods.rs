@@ -10,8 +10,8 @@ use taskfork::client::{ClientBuilder, Protocol, Value};
 use taskfork::{Client, Error};
 use tokio::runtime::Builder;
 
-use crate::rings::{agree, call_until_it_fails};
 use crate::support::raw::{Raw, agreed, frame, greet, greet_as, map, of_call, text};
+use crate::support::raw_rings::{agree, call_until_it_fails};
 use crate::support::{address_in, trial, until};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -130,7 +130,7 @@ async fn flooded(then: impl Fn(&mut Raw) + Clone + Send + 'static) {
     .await;
 }
 
-trial!(a_flood_of_messages_without_content_keeps_no_runtime, async || {
+trial!(a_flood_of_empty_messages_blocks_no_runtime, async || {
     flooded(|raw| {
         raw.receive();
         flood_of_nothing(raw);
@@ -138,7 +138,7 @@ trial!(a_flood_of_messages_without_content_keeps_no_runtime, async || {
     .await;
 });
 
-trial!(a_flood_from_a_worker_that_does_not_read_keeps_no_runtime, async || {
+trial!(a_flood_from_a_worker_that_does_not_read_blocks_no_runtime, async || {
     flooded(|raw| {
         raw.0.shutdown(Shutdown::Read).unwrap();
         flood_of_nothing(raw);
@@ -152,7 +152,7 @@ trial!(a_flood_from_a_worker_that_does_not_read_keeps_no_runtime, async || {
     .await;
 });
 
-trial!(a_flood_of_notes_keeps_no_runtime, async || {
+trial!(a_flood_of_notes_blocks_no_runtime, async || {
     let line = Value::Array(vec![0.5.into(), 30.into(), text("line")]);
     let logs = Value::Array(vec![line; 20]);
     let log = map(&[("start", 1.5e9.into()), ("logs", logs)]);
@@ -166,7 +166,7 @@ trial!(a_flood_of_notes_keeps_no_runtime, async || {
     }
 });
 
-trial!(a_flood_of_spans_keeps_no_runtime, async || {
+trial!(a_flood_of_spans_blocks_no_runtime, async || {
     let record = Value::Array(vec![4.into(), 1.into(), 1.into()]);
     let trace = map(&[("trace", Value::Array(vec![record; 100]))]);
     let notes = frame(vec![4.into(), trace]);
@@ -177,7 +177,7 @@ trial!(a_flood_of_spans_keeps_no_runtime, async || {
     .await;
 });
 
-trial!(a_flood_of_skipped_answers_keeps_no_runtime, async || {
+trial!(a_flood_of_skipped_answers_blocks_no_runtime, async || {
     flooded(|raw| {
         raw.receive();
         flood(raw, &frame(vec![5.into(), of_call(1)]));
@@ -186,7 +186,9 @@ trial!(a_flood_of_skipped_answers_keeps_no_runtime, async || {
 });
 
 /// Calls a server that has agreed on rings, and then does this, on both runtimes.
-async fn flooded_with_rings(then: impl Fn(Raw, crate::rings::Rings) + Clone + Send + 'static) {
+async fn flooded_with_rings(
+    then: impl Fn(Raw, crate::support::raw_rings::Rings) + Clone + Send + 'static,
+) {
     on_both_runtimes(move || {
         let then = then.clone();
         async move {
@@ -205,7 +207,7 @@ async fn flooded_with_rings(then: impl Fn(Raw, crate::rings::Rings) + Clone + Se
     .await;
 }
 
-trial!(a_flood_through_a_ring_keeps_no_runtime, async || {
+trial!(a_flood_through_a_ring_blocks_no_runtime, async || {
     flooded_with_rings(|mut raw, rings| {
         rings.fill_for_ever(&nothing(), || {
             raw.0.set_nonblocking(true).unwrap();
@@ -215,11 +217,11 @@ trial!(a_flood_through_a_ring_keeps_no_runtime, async || {
     .await;
 });
 
-trial!(a_flood_of_wake_ups_keeps_no_runtime, async || {
+trial!(a_flood_of_wake_ups_blocks_no_runtime, async || {
     flooded_with_rings(|mut raw, _| flood(&mut raw, &[0; 4])).await;
 });
 
-trial!(a_frame_without_end_keeps_no_runtime, async || {
+trial!(an_endless_frame_blocks_no_runtime, async || {
     flooded(|raw| {
         raw.receive();
         raw.send(&(64_u32 << 20).to_le_bytes());
@@ -228,7 +230,7 @@ trial!(a_frame_without_end_keeps_no_runtime, async || {
     .await;
 });
 
-trial!(a_flood_of_blanks_keeps_no_runtime, async || {
+trial!(a_flood_of_blanks_blocks_no_runtime, async || {
     on_both_runtimes(|| async {
         let folder = tempfile::tempdir().unwrap();
         serve(&folder, |socket| flood(&mut Raw(socket), b" \n\t"));
@@ -238,7 +240,7 @@ trial!(a_flood_of_blanks_keeps_no_runtime, async || {
     .await;
 });
 
-trial!(a_flood_before_the_greeting_keeps_no_runtime, async || {
+trial!(a_flood_before_the_hello_blocks_no_runtime, async || {
     for first in [&b"taskfork"[..], b"taskfork\xff\xff\xff\x03", b""] {
         on_both_runtimes(move || async move {
             let folder = tempfile::tempdir().unwrap();
@@ -255,7 +257,7 @@ trial!(a_flood_before_the_greeting_keeps_no_runtime, async || {
     }
 });
 
-trial!(a_flood_on_an_idle_connection_keeps_no_runtime, async || {
+trial!(a_flood_on_an_idle_connection_blocks_no_runtime, async || {
     for keeps_checkout in [false, true] {
         on_both_runtimes(move || async move {
             let folder = tempfile::tempdir().unwrap();
@@ -280,7 +282,7 @@ trial!(a_flood_on_an_idle_connection_keeps_no_runtime, async || {
     }
 });
 
-trial!(a_flood_keeps_no_thread_of_the_blocking_client, async || {
+trial!(a_flood_blocks_no_thread_of_the_blocking_client, async || {
     let folder = tempfile::tempdir().unwrap();
     serve(&folder, |socket| {
         let mut raw = Raw(socket);
@@ -339,7 +341,7 @@ trial!(a_frame_that_trickles_does_not_outlive_the_timeout, async || {
     assert!(error.to_string().contains("timed out after 0.5 seconds"), "{error}");
 });
 
-trial!(a_greeting_that_trickles_does_not_outlive_the_timeout, async || {
+trial!(a_slow_hello_does_not_outlive_the_timeout, async || {
     for first in [&b"task"[..], b"taskfork\x00\x10\x00\x00"] {
         let folder = tempfile::tempdir().unwrap();
         serve(&folder, move |socket| {

@@ -17,7 +17,7 @@ use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 use crate::files::{receive_with, send_with};
 use crate::support::processes::{children, signal};
 use crate::support::raw::Raw;
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 /// With which a process ends that a call has forked and that came back from it.
 const CAME_BACK: i32 = 70;
@@ -256,7 +256,7 @@ trial!(a_child_that_logs_sends_nothing, async || {
 // A child that comes back from `preload` would be another server on the same socket.
 trial!(a_child_that_returns_from_preload_is_no_server, async || {
     let folder = tempfile::tempdir().unwrap();
-    let server = roles::start(&["serve_forking_preload", &address_in(&folder)]);
+    let server = programs::start(&["serve_forking_preload", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let parents: Vec<u32> = client.call("parent_and_status", ()).await.unwrap();
     assert_eq!(parents, [server.pid(), CAME_BACK as u32]);
@@ -277,7 +277,7 @@ pub(crate) fn preloading(address: &str) -> Result<(), ServerError> {
         .run()
 }
 
-trial!(a_death_is_told_while_a_child_holds_the_connection, async || {
+trial!(a_death_is_reported_while_a_child_holds_the_connection, async || {
     for protocol in [Protocol::Native, Protocol::Perl] {
         let (_server, client) =
             start_with("forks", |client| client.protocol(protocol).max_workers(1));
@@ -301,9 +301,9 @@ trial!(a_death_is_told_while_a_child_holds_the_connection, async || {
 });
 
 // Nobody can be told in the middle of an answer, and here somebody else has the worker's end.
-trial!(a_death_within_a_long_answer_is_told_whoever_holds_the_connection, async || {
+trial!(a_death_within_a_long_answer_is_reported_while_a_child_holds_the_connection, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _server = roles::start(&["serve_forks", &address_in(&folder)]);
+    let _server = programs::start(&["serve_forks", &address_in(&folder)]);
     let path = folder.path().join("holder");
     let listener = UnixListener::bind(&path).unwrap();
     let (mut raw, _) = Raw::greeted(&folder.path().join("s")).await;
@@ -353,7 +353,7 @@ trial!(a_call_that_executes_another_program_times_out, async || {
     assert_timed_out(checkout.call("execute", ()).await);
 });
 
-trial!(an_alarm_of_the_users_own_is_told_as_such, async || {
+trial!(an_alarm_of_user_code_is_named, async || {
     let (_server, client) = start("forks");
     let checkout = client.checkout().timeout(Duration::from_secs(50));
     let death = death(checkout.call::<()>("own_alarm", ()).await);

@@ -5,7 +5,7 @@ use taskfork::Server;
 use crate::support::processes::{all_children, children, descriptors, guardian, is_gone, signal};
 use crate::support::{start, trial, until};
 
-trial!(what_workers_have_started_ends_with_a_killed_server, async || {
+trial!(processes_started_by_workers_end_with_a_killed_server, async || {
     let (server, client) = start("general");
     let checkout = client.checkout();
     let mut started: Vec<u32> = checkout.call("start_daemons", ()).await.unwrap();

@@ -3,7 +3,7 @@
 use taskfork::{Server, ServerError};
 
 use crate::support::processes::{is_alive, is_gone};
-use crate::support::{roles, start, trial, until};
+use crate::support::{programs, start, trial, until};
 
 trial!(a_spawned_server_is_reached_through_its_handle_only, async || {
     let (server, client) = start("general");
@@ -48,7 +48,7 @@ trial!(killing_ends_it_at_once, async || {
 
 trial!(a_server_does_not_outlive_its_program, async || {
     for how in ["fork", "spawn"] {
-        let said = tokio::task::spawn_blocking(move || roles::output(&["orphan_server", how]));
+        let said = tokio::task::spawn_blocking(move || programs::output(&["orphan_server", how]));
         let pid: u32 = said.await.unwrap().trim().parse().unwrap();
         until("the orphan's end", || is_gone(pid)).await;
     }
@@ -61,25 +61,25 @@ trial!(forking_with_threads_is_refused_and_names_spawn, async || {
 });
 
 trial!(running_with_threads_is_refused_and_names_spawn, async || {
-    let said = roles::output(&["run_with_threads"]);
+    let said = programs::output(&["run_with_threads"]);
     assert!(said.contains("has 2 threads") && said.contains("`Server::spawn`"), "{said}");
 });
 
 trial!(a_forked_server_serves_and_ends, async || {
-    assert_eq!(roles::output(&["fork_and_call"]), "5 false\n");
+    assert_eq!(programs::output(&["fork_and_call"]), "5 false\n");
 });
 
 trial!(two_forked_servers_do_not_keep_each_other_alive, async || {
-    assert_eq!(roles::output(&["two_forks"]), "both ended\n");
+    assert_eq!(programs::output(&["two_forks"]), "both ended\n");
 });
 
-trial!(a_missing_line_in_main_is_named, async || {
-    let said = roles::output(&["spawn_without_init"]);
+trial!(a_missing_call_of_init_is_named, async || {
+    let said = programs::output(&["spawn_without_init"]);
     assert!(said.contains("first line of `main`") && said.contains("taskfork::init"), "{said}");
 });
 
-trial!(a_late_line_in_main_is_named, async || {
-    let said = roles::output(&["spawn_with_late_init"]);
+trial!(a_late_call_of_init_is_named, async || {
+    let said = programs::output(&["spawn_with_late_init"]);
     assert!(said.contains("had threads already") && said.contains("first line"), "{said}");
 });
 

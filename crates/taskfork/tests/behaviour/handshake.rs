@@ -12,9 +12,9 @@ use taskfork::Client;
 use taskfork::client::Value;
 
 use crate::perl::message;
+use crate::support::access_control::Guarded;
 use crate::support::processes::signal;
 use crate::support::raw::{Raw, frame, map, text};
-use crate::support::strangers::Guarded;
 use crate::support::{trial, until};
 
 /// The sockets that this process opens, and some more.
@@ -103,7 +103,7 @@ fn hello() -> Vec<u8> {
     [&b"taskfork"[..], &frame(vec![0.into(), map(&known)])].concat()
 }
 
-trial!(a_greeting_that_trickles_in_is_no_greeting, async || {
+trial!(a_slow_hello_is_closed_after_the_handshake_timeout, async || {
     let server = Guarded::start(&["handshake_timeout=500"]).await;
     let json = format!("[\"do\",{{}},\"echo\",\"{}\"]", "x".repeat(200)).into_bytes();
     for (stream, answer) in [(hello(), &b"taskfork"[..]), (json, b"[\"er\",{},")] {
@@ -130,7 +130,7 @@ trial!(a_greeting_that_trickles_in_is_no_greeting, async || {
     assert_eq!(server.status().handshake_failures, 2);
 });
 
-trial!(what_is_no_greeting_gets_no_worker, async || {
+trial!(garbage_in_place_of_a_hello_forks_no_worker, async || {
     let server = Guarded::start(&[]).await;
     let over = [&b"taskfork"[..], &(16_385_u32.to_le_bytes())].concat();
     let cases = [
@@ -152,7 +152,7 @@ trial!(what_is_no_greeting_gets_no_worker, async || {
     server.assert_untouched();
 });
 
-trial!(half_a_greeting_is_given_up, async || {
+trial!(half_a_hello_is_closed_after_the_handshake_timeout, async || {
     let server = Guarded::start(&["handshake_timeout=200"]).await;
     for part in [&hello()[..5], &hello()[..12], &hello()[..50], b"[\"do\",{},\"add\",1,"] {
         let mut raw = Raw::connect(&server.path()).await;
@@ -248,11 +248,11 @@ async fn pieces(server: &Guarded) {
     assert_eq!(message(&mut raw.0).unwrap().len(), 2000 + br#"["ok",{},""]"#.len());
 }
 
-trial!(a_greeting_in_pieces_is_served, async || {
+trial!(a_hello_in_pieces_is_served, async || {
     pieces(&Guarded::start(&[]).await).await;
 });
 
-trial!(a_greeting_in_pieces_is_served_by_a_spare_worker, async || {
+trial!(a_hello_in_pieces_is_served_by_a_spare_worker, async || {
     let server = Guarded::start(&["spare_workers=1"]).await;
     let is_spare =
         |server: &Guarded| server.status().workers.iter().any(|worker| worker.state == "spare");
@@ -298,7 +298,7 @@ fn message_of(socket: &mut UnixStream, length: usize) -> Vec<u8> {
     all
 }
 
-trial!(a_shutdown_waits_for_no_greeting, async || {
+trial!(a_shutdown_does_not_wait_for_handshakes, async || {
     let server = Guarded::start(&[]).await;
     let mut silent = Raw::connect(&server.path()).await;
     let mut half = Raw::connect(&server.path()).await;

@@ -12,7 +12,7 @@ use taskfork::error::CallError;
 use taskfork::{Blob, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::perl::message;
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 /// Bytes in every place where arguments can have them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -109,12 +109,12 @@ trial!(a_program_that_speaks_json_gives_bytes_to_a_native_client, async || {
     assert_eq!(checkout.call::<Picture>("echo", (picture(),)).await.unwrap(), picture());
 });
 
-/// A server in the role, and a connection to it.
+/// A server, which is a test program, and a connection to it.
 async fn connect(
-    role: &str,
+    program: &str,
 ) -> (tempfile::TempDir, crate::support::processes::Program, UnixStream) {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&[role, &address_in(&folder)]);
+    let program = programs::start(&[program, &address_in(&folder)]);
     let mut socket = None;
     until("the server", || {
         socket = UnixStream::connect(folder.path().join("s")).ok();

@@ -4,12 +4,12 @@ use taskfork::Client;
 
 use crate::support::logged::Logged;
 use crate::support::processes::{Program, all_children, command_line, is_gone, signal};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 async fn serve(folder: &tempfile::TempDir, options: &[&str]) -> Logged {
     let address = address_in(folder);
-    let role = [&["serve_logged", &*address, "keep_pid"], options].concat();
-    Logged::start(folder.path(), roles::detached(roles::command(&role))).await
+    let arguments = [&["serve_logged", &*address, "keep_pid"], options].concat();
+    Logged::start(folder.path(), programs::detached(programs::command(&arguments))).await
 }
 
 fn client(folder: &tempfile::TempDir) -> Client {
@@ -123,8 +123,8 @@ trial!(a_second_request_also_ends_a_server_that_has_been_replaced, async || {
 async fn serve_to(folder: &tempfile::TempDir, inner: &str) -> (Program, std::path::PathBuf) {
     let log = folder.path().join(inner).join("log");
     std::fs::create_dir(log.parent().unwrap()).unwrap();
-    let role = ["serve_logging_to", log.to_str().unwrap(), &address_in(folder), "keep_pid"];
-    let server = Program::new(roles::detached(roles::command(&role)).spawn().unwrap());
+    let arguments = ["serve_logging_to", log.to_str().unwrap(), &address_in(folder), "keep_pid"];
+    let server = Program::new(programs::detached(programs::command(&arguments)).spawn().unwrap());
     until("the server", || logged(&log).contains("listening at")).await;
     (server, log)
 }
@@ -154,7 +154,7 @@ trial!(parent_and_server_write_to_the_log_file, async || {
     assert!(logged(&log).contains("shutting down"));
 });
 
-trial!(a_log_file_whose_folder_has_gone_is_kept, async || {
+trial!(a_log_file_whose_folder_was_removed_stays_open, async || {
     let folder = tempfile::tempdir().unwrap();
     let (server, log) = serve_to(&folder, "logs").await;
     let moved = folder.path().join("moved");
@@ -171,7 +171,7 @@ trial!(a_log_file_whose_folder_has_gone_is_kept, async || {
     assert!(logged(&log).contains("shutting down"));
 });
 
-trial!(the_death_of_the_server_is_told, async || {
+trial!(the_death_of_the_server_is_reported, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &[]).await;
     let client = client(&folder);
@@ -208,7 +208,7 @@ trial!(an_error_of_the_server_is_the_parents, async || {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("s");
     std::fs::write(&file, "").unwrap();
-    let said = roles::output(&["serve_logged", &address_in(&folder), "keep_pid"]);
+    let said = programs::output(&["serve_logged", &address_in(&folder), "keep_pid"]);
     let expected = format!("the server did not start: {} exists and is no socket", file.display());
     assert!(said.contains(&expected), "{said}");
 });
@@ -236,8 +236,8 @@ trial!(a_successor_that_has_not_taken_over_ends_with_the_server, async || {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");
     std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &app).unwrap();
-    let role = ["serve_logged", &address_in(&folder), "keep_pid"];
-    let command = roles::detached(roles::command_of(&app, &role));
+    let arguments = ["serve_logged", &address_in(&folder), "keep_pid"];
+    let command = programs::detached(programs::command_of(&app, &arguments));
     let server = Logged::start(folder.path(), command).await;
     let serving = server.server().unwrap();
     // One that never is ready.

@@ -3,12 +3,12 @@
 use taskfork::Client;
 
 use crate::support::processes::{children, command_line, descriptors, is_gone};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 trial!(a_thousand_replaced_workers_leave_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let program = roles::start(&["serve", &address]);
+    let program = programs::start(&["serve", &address]);
     let client = Client::builder().address(&address).min_workers(2).max_workers(2).build().unwrap();
     until("two workers", || client.stats().idle == 2).await;
     until("the server's quiet", || children(program.pid()).len() == 2).await;

@@ -8,7 +8,7 @@ use taskfork::server::Limit;
 use taskfork::{BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
 use crate::support::processes::{is_gone, signal};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 fn settings(methods: Methods<()>) -> Methods<()> {
     methods.function("settings", || {
@@ -102,7 +102,7 @@ impl Drop for SmallGroup {
     }
 }
 
-trial!(a_worker_killed_for_want_of_memory_says_so, async || {
+trial!(a_worker_killed_for_its_memory_limit_is_named, async || {
     let Some(group) = SmallGroup::new() else {
         eprintln!("not tried: no group of processes with limited memory can be made here");
         return;
@@ -186,8 +186,8 @@ trial!(an_option_that_the_system_refuses_keeps_the_server_from_starting, async |
         ("limit", &too_many, "never", "`limit` cannot be so: "),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let role = ["serve_limited", option, value, drops, &address_in(&folder)];
-        let error = roles::output(&role);
+        let arguments = ["serve_limited", option, value, drops, &address_in(&folder)];
+        let error = programs::output(&arguments);
         assert!(error.contains(expected), "{error}");
         assert!(option == "limit" || error.contains("drops its privileges"), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
@@ -207,7 +207,7 @@ trial!(privileges_can_be_dropped_after_the_options_are_set, async || {
         }
         let folder = tempfile::tempdir().unwrap();
         let address = address_in(&folder);
-        let _program = roles::start(&["serve_limited", option, value, "in_setup", &address]);
+        let _program = programs::start(&["serve_limited", option, value, "in_setup", &address]);
         let client = Client::builder().address(&address).build().unwrap();
         let (_, nice, score) =
             client.call::<(String, String, String)>("settings", ()).await.unwrap();
@@ -239,8 +239,8 @@ trial!(children_die_with_a_call_that_timed_out, async || {
     }
 });
 
-trial!(what_the_program_had_started_before_lives_on, async || {
-    assert_eq!(roles::output(&["serve_with_a_child"]), "the child lives\n");
+trial!(processes_started_before_the_server_live_on, async || {
+    assert_eq!(programs::output(&["serve_with_a_child"]), "the child lives\n");
 });
 
 /// A server in a program that has a child of its own.
@@ -251,7 +251,7 @@ pub(crate) fn serve_with_a_child() {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     // Ends it after some workers have come and gone.
-    let program = roles::start(&["call_and_stop", &address, &std::process::id().to_string()]);
+    let program = programs::start(&["call_and_stop", &address, &std::process::id().to_string()]);
     crate::support::servers::serve(Server::builder().listen(&*address)).unwrap();
     println!("{}", if is_gone(pid) { "the child is gone" } else { "the child lives" });
     drop(program);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use taskfork::Client;
 
-use crate::support::{address_in, roles, start_with, trial};
+use crate::support::{address_in, programs, start_with, trial};
 
 trial!(a_surge_of_200_checkouts_over_20_workers, async || {
     let (_server, client) = start_with("general", |client| client.min_workers(2).max_workers(20));
@@ -54,7 +54,7 @@ trial!(cancelling_in_the_middle_of_a_long_queue, async || {
 trial!(a_server_restarted_under_load_loses_only_running_calls, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let mut program = roles::start(&["serve", &address]);
+    let mut program = programs::start(&["serve", &address]);
     let client = Client::builder().address(&address).max_workers(4).build().unwrap();
     let callers: Vec<_> = (0..8)
         .map(|_| {
@@ -75,7 +75,7 @@ trial!(a_server_restarted_under_load_loses_only_running_calls, async || {
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_millis(30)).await;
         program.kill().await;
-        program = roles::start(&["serve", &address]);
+        program = programs::start(&["serve", &address]);
     }
     for caller in callers {
         assert_eq!(caller.await.unwrap(), (200, Vec::new()));

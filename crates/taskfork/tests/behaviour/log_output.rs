@@ -10,12 +10,12 @@ use taskfork::Client;
 use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, is_gone, set_limit, signal};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// A server in a program of its own that logs to this, and a client of it.
 fn serve(folder: &tempfile::TempDir, stderr: impl Into<std::process::Stdio>) -> (Program, Client) {
     let listen = address_in(folder);
-    let mut command = roles::command(&["serve_logging", &listen]);
+    let mut command = programs::command(&["serve_logging", &listen]);
     let program = Program::new(command.stderr(stderr).spawn().unwrap());
     let client = Client::builder().address(listen).min_workers(0).max_workers(2).build().unwrap();
     (program, client)
@@ -152,7 +152,7 @@ trial!(a_subscriber_that_fails_or_would_wait_ends_nothing, async || {
         let folder = tempfile::tempdir().unwrap();
         let (reader, writer) = std::io::pipe().unwrap();
         let (mut reader, writer) = (Some(reader), OwnedFd::from(writer));
-        let mut command = roles::command(&["serve_logging_plainly", &address_in(&folder)]);
+        let mut command = programs::command(&["serve_logging_plainly", &address_in(&folder)]);
         command.stderr(writer.try_clone().unwrap());
         let program = Program::new(command.spawn().unwrap());
         drop(command);
@@ -217,7 +217,7 @@ trial!(lost_lines_are_reported_when_the_log_can_be_written_again, async || {
 /// A server that logs to a file.
 fn serve_to(folder: &tempfile::TempDir) -> (Program, Client, std::path::PathBuf) {
     let (listen, file) = (address_in(folder), folder.path().join("log"));
-    let program = roles::start(&["serve_logging_to", file.to_str().unwrap(), &listen]);
+    let program = programs::start(&["serve_logging_to", file.to_str().unwrap(), &listen]);
     let client = Client::builder().address(listen).min_workers(0).max_workers(2).build().unwrap();
     (program, client, file)
 }
@@ -266,7 +266,7 @@ trial!(a_log_file_that_cannot_be_opened_again_is_kept, async || {
 trial!(signals_that_ask_for_something_end_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
     let listen = address_in(&folder);
-    let program = roles::start(&["serve", &listen]);
+    let program = programs::start(&["serve", &listen]);
     let client = Client::builder().address(listen).max_workers(1).build().unwrap();
     let pid: u32 = client.call("pid", ()).await.unwrap();
     let checkout = client.checkout();
@@ -322,7 +322,7 @@ trial!(a_service_manager_that_does_not_read_holds_nothing_up, async || {
     while other.send_to(b"FULL=1", &path).is_ok() {
         full += 1;
     }
-    let mut command = roles::command(&["serve", &address_in(&folder)]);
+    let mut command = programs::command(&["serve", &address_in(&folder)]);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "20000");
     let program = Program::new(command.spawn().unwrap());
     let client = Client::builder().address(address_in(&folder)).max_workers(1).build().unwrap();

@@ -112,7 +112,7 @@ trial!(a_workers_log_arrives_within_its_call, async || {
     assert!(inner.to.unwrap() - inner.from >= 0.002, "{message:?}");
 });
 
-trial!(what_was_logged_survives_an_error_and_a_panic, async || {
+trial!(logs_survive_an_error_and_a_panic, async || {
     let (_server, client) = start("logs");
     let (log, _) = new_log();
     for method in ["fail", "panic"] {
@@ -266,7 +266,7 @@ trial!(setup_and_checkout_done_log_to_the_next_call, async || {
     assert_eq!(lines(&log.message()), ["cleaned up"]);
 });
 
-trial!(setup_logs_what_the_next_call_wants, async || {
+trial!(logs_of_setup_arrive_with_the_next_call, async || {
     let (_server, client) = start("logs");
     let log = Log::builder().verbosity(Level::INFO).start(drop);
     client.checkout().log(&log).call::<u32>("pid", ()).await.unwrap();
@@ -297,7 +297,7 @@ fn check_what_perl_logged(message: &Message) {
     assert_eq!(message.left_out, 2);
 }
 
-trial!(what_perl_programs_log_is_filtered_and_keeps_its_durations, async || {
+trial!(logs_of_perl_programs_are_filtered_and_keep_their_durations, async || {
     // Through a worker of ours, and straight from a server.
     let (_server, native) = start("executable");
     let (_folder, perl) = crate::perl::answered_with([FROM_PERL.to_owned()]);
@@ -323,7 +323,7 @@ trial!(floods_are_bounded_and_harm_no_result, async || {
     assert_eq!(checkout.call::<usize>("work", ("still",)).await.unwrap(), 5);
 });
 
-trial!(logs_too_long_for_the_connection_are_told, async || {
+trial!(the_caller_learns_of_logs_too_long_for_the_connection, async || {
     let (_server, client) = start("logs_small_frames");
     let (log, _) = new_log();
     let checkout = client.checkout().log(&log);
@@ -351,7 +351,7 @@ trial!(logs_can_be_read_by_hand, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let listen = address_in(&folder);
-    let command = crate::support::roles::command(&["serve_logs", &listen]).spawn().unwrap();
+    let command = crate::support::programs::command(&["serve_logs", &listen]).spawn().unwrap();
     let _program = crate::support::processes::Program::new(command);
     let (mut raw, _) = Raw::greeted(&path).await;
     let call = |log: Option<u32>, method: &str| {

@@ -5,7 +5,6 @@
 
 mod access;
 mod addresses;
-mod ahead;
 mod bad_peers;
 mod blob_limits;
 mod blobs;
@@ -16,22 +15,22 @@ mod calls;
 mod deadlines;
 mod deaths;
 mod descriptors;
+mod early_calls;
 mod errors;
 mod executable;
+mod fairness;
 mod file_limits;
 mod files;
 mod floods;
 mod forks;
-mod greeting;
 mod guardian;
 mod handles;
 mod handshake;
-mod hangup;
+mod hello_limits;
 mod json_bytes;
 mod keep_pid;
 mod leaks;
 mod leaving;
-mod lending;
 mod limits;
 mod load;
 mod log_output;
@@ -44,23 +43,29 @@ mod orphans;
 mod overload;
 mod perl;
 mod perl_client;
+mod pipelining;
 mod pool;
 mod preload;
 mod recycling;
 mod reports;
 mod restart;
+mod ring_peers;
 mod rings;
 mod server;
 mod service_manager;
 mod setup;
+mod shared_buffer_peers;
+mod shared_buffers;
 mod shared_memory;
-mod sharing;
 mod shutdown;
+mod sighup;
 mod signals;
 mod socket_files;
 #[cfg(feature = "spans")]
 mod spans;
 mod spares;
+mod spawn_config;
+mod spawn_failures;
 mod spawned;
 mod status;
 mod stderr;
@@ -84,11 +89,11 @@ fn restore_sighup() {
 }
 
 fn main() {
-    if support::roles::plays_before_init() {
+    if support::programs::run_requested_before_init() {
         return;
     }
     taskfork::init(support::servers::ENTRIES);
-    if support::roles::plays() {
+    if support::programs::run_requested() {
         return;
     }
     restore_sighup();

@@ -7,7 +7,7 @@ use taskfork::Client;
 use taskfork::client::Overload;
 use taskfork::server::ServerStatus;
 
-use crate::support::{address_in, roles, start_with, trial, until};
+use crate::support::{address_in, programs, start_with, trial, until};
 
 trial!(a_client_counts_checkouts_waits_calls_and_deaths, async || {
     let (server, client) = start_with("general", |client| {
@@ -49,13 +49,13 @@ trial!(a_client_counts_checkouts_waits_calls_and_deaths, async || {
     server.close();
 });
 
-trial!(a_recorder_has_the_figures_of_clients_and_servers, async || {
+trial!(a_recorder_receives_the_metrics_of_clients_and_servers, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let program = roles::start(&["serve", &address]);
+    let program = programs::start(&["serve", &address]);
     let path = folder.path().join("s.status");
     until("the server", || ServerStatus::read(&path).is_ok()).await;
-    let text = roles::output(&["record", &address, &path.display().to_string()]);
+    let text = programs::output(&["record", &address, &path.display().to_string()]);
     for line in [
         "taskfork_call_seconds_count{client=\"counted\",method=\"add\",outcome=\"ok\"} 2",
         "taskfork_call_seconds_count{client=\"counted\",method=\"boom\",outcome=\"error\"} 1",

@@ -7,7 +7,7 @@ use taskfork::Client;
 
 use crate::support::logged::Logged;
 use crate::support::processes::signal;
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// A new version: it leaves a mark, and then is this program.
 fn new_version(folder: &Path) -> PathBuf {
@@ -31,8 +31,8 @@ fn old_version(folder: &Path) -> PathBuf {
 }
 
 async fn serve(folder: &tempfile::TempDir, program: &Path) -> Logged {
-    let role = ["serve_logged", &address_in(folder)];
-    let command = roles::detached(roles::command_of(program, &role));
+    let arguments = ["serve_logged", &address_in(folder)];
+    let command = programs::detached(programs::command_of(program, &arguments));
     Logged::start(folder.path(), command).await
 }
 
@@ -69,9 +69,9 @@ trial!(a_program_found_by_path_from_another_folder_is_found_again, async || {
     symlink(std::env::current_exe().unwrap(), &app).unwrap();
     let address = address_in(&folder);
     // A shell finds it by a relative entry of PATH, under a name that leads nowhere from the root.
-    let mut command = roles::command_of(Path::new("sh"), &["serve_logged", &address]);
+    let mut command = programs::command_of(Path::new("sh"), &["serve_logged", &address]);
     command.args(["-c", "PATH=.:$PATH; exec app"]).current_dir(&folder);
-    let server = Logged::start(folder.path(), roles::detached(command)).await;
+    let server = Logged::start(folder.path(), programs::detached(command)).await;
     std::fs::rename(new_version(folder.path()), &app).unwrap();
     server.restart().await;
     assert!(folder.path().join("mark").exists(), "the old version was started again");
@@ -131,7 +131,7 @@ trial!(a_program_that_is_no_server_leaves_the_old_one, async || {
     works(&folder).await;
 });
 
-trial!(a_server_that_has_been_taken_over_from_passes_restarts_on, async || {
+trial!(a_replaced_server_forwards_restart_requests, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &std::env::current_exe().unwrap()).await;
     let first = server.server().unwrap();
@@ -157,7 +157,7 @@ trial!(the_reason_of_a_new_server_that_fails_is_told, async || {
     let file = folder.path().join("address");
     std::fs::write(&file, address_in(&folder)).unwrap();
     let option = format!("listen_in={}", file.display());
-    let command = roles::detached(roles::command(&["serve_logged", "-", &option]));
+    let command = programs::detached(programs::command(&["serve_logged", "-", &option]));
     let server = Logged::start(folder.path(), command).await;
     let pid = server.server().unwrap();
     std::fs::write(&file, "nowhere").unwrap();
@@ -173,7 +173,7 @@ trial!(a_new_server_at_another_address_opens_it, async || {
     let first = folder.path().join("first");
     std::fs::write(&file, format!("unix:{}", first.display())).unwrap();
     let option = format!("listen_in={}", file.display());
-    let command = roles::detached(roles::command(&["serve_logged", "-", &option]));
+    let command = programs::detached(programs::command(&["serve_logged", "-", &option]));
     let server = tokio::spawn({
         let folder = folder.path().to_owned();
         async move { Logged::start(&folder, command).await }

@@ -7,7 +7,7 @@ use taskfork::Client;
 use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, is_gone, signal};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// Ends a server that is no child of this process.
 struct Next(u32);
@@ -20,9 +20,9 @@ impl Drop for Next {
     }
 }
 
-/// The role after a change of the limits of open files.
-fn limited(limits: &str, role: &[&str]) -> Command {
-    let template = roles::command(role);
+/// The command of a test program whose limits of open files are changed first.
+fn limited(limits: &str, arguments: &[&str]) -> Command {
+    let template = programs::command(arguments);
     let mut command = Command::new("sh");
     command.arg("-c").arg(format!("{limits} && exec \"$0\"")).arg(template.get_program());
     for (name, value) in template.get_envs() {

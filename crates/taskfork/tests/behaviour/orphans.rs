@@ -7,7 +7,7 @@ use std::time::Duration;
 use taskfork::{Client, Server};
 
 use crate::support::processes::{Program, all_children, command_line, is_alive, is_gone, signal};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// A server in a program whose child starts a process and ends, once there is a file in the folder.
 pub(crate) fn serve(folder: &str, address: &str) {
@@ -36,7 +36,7 @@ async fn workers_die(client: &Client) {
 trial!(a_process_that_is_no_workers_lives_on_and_is_reaped, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display().to_string();
-    let program = roles::start(&["serve_with_an_orphan", &path, &address_in(&folder)]);
+    let program = programs::start(&["serve_with_an_orphan", &path, &address_in(&folder)]);
     let client = client(&folder);
     client.call::<()>("nothing", ()).await.unwrap();
     std::fs::write(folder.path().join("go"), "").unwrap();
@@ -76,7 +76,7 @@ trial!(process_1_of_a_container_kills_what_its_workers_started_only, async || {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let server = roles::command(&["serve", &address_in(&folder)]);
+    let server = programs::command(&["serve", &address_in(&folder)]);
     let program = Program::new(contained(&server).spawn().unwrap());
     let client = client(&folder);
     assert_eq!(client.call::<u32>("pid", ()).await.unwrap(), 3, "after server and guardian");

@@ -6,7 +6,7 @@ use taskfork::client::{Address, Overload, Value};
 use taskfork::error::FatalError;
 use taskfork::{Client, Error, Server};
 
-use crate::support::roles;
+use crate::support::programs;
 use crate::support::{address_in, start_with, trial, until};
 
 fn queued(error: &Error) -> usize {
@@ -92,10 +92,10 @@ trial!(a_server_that_moved_is_found, async || {
     let [here, there] = [0, 1].map(|index: usize| address_in(&folders[index]));
     let client = Client::builder().addresses([&*here, &*there]).min_workers(0);
     let client = client.max_workers(1).build().unwrap();
-    let first = roles::start(&["serve", &here]);
+    let first = programs::start(&["serve", &here]);
     client.call::<()>("nothing", ()).await.unwrap();
     drop(first);
-    let _second = roles::start(&["serve", &there]);
+    let _second = programs::start(&["serve", &there]);
     until("the connection's end is seen", || client.stats().idle == 0).await;
     client.call::<()>("nothing", ()).await.unwrap();
 });

@@ -15,7 +15,7 @@ use taskfork::worker::{Arguments, Function, logger};
 use taskfork::{BoxError, Client, Error, Methods, ServerBuilder, ServerError};
 
 use crate::support::processes::{children, is_alive};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 /// One read of a recorded session.
 #[derive(Debug, Clone)]
@@ -170,7 +170,7 @@ async fn play_client(scenario: &str, path: &Path) {
 trial!(the_server_answers_recorded_clients_as_the_original_did, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
-    let program = roles::start(&["serve_perl", &address_in(&folder)]);
+    let program = programs::start(&["serve_perl", &address_in(&folder)]);
     until("the server", || UnixStream::connect(&path).is_ok()).await;
     for scenario in [
         "calls",
@@ -191,7 +191,7 @@ trial!(the_server_answers_recorded_clients_as_the_original_did, async || {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
-    let mut command = roles::command(&["serve_perl", &address_in(&folder)]);
+    let mut command = programs::command(&["serve_perl", &address_in(&folder)]);
     command.env("TASKFORK_TEST_FAILING_SETUP", "yes");
     let _program = crate::support::processes::Program::new(command.spawn().unwrap());
     until("the server", || UnixStream::connect(&path).is_ok()).await;
@@ -201,7 +201,7 @@ trial!(the_server_answers_recorded_clients_as_the_original_did, async || {
 trial!(the_server_answers_an_interface_that_is_one_function_as_the_original_did, async || {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
-    let _program = roles::start(&["serve_coderef", &address_in(&folder)]);
+    let _program = programs::start(&["serve_coderef", &address_in(&folder)]);
     until("the server", || UnixStream::connect(&path).is_ok()).await;
     play_client("coderef", &path).await;
 });
@@ -210,7 +210,7 @@ trial!(the_server_answers_an_interface_that_is_one_function_as_the_original_did,
 async fn connect() -> (tempfile::TempDir, crate::support::processes::Program, UnixStream) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
-    let program = roles::start(&["serve_perl", &address_in(&folder)]);
+    let program = programs::start(&["serve_perl", &address_in(&folder)]);
     let mut socket = None;
     // Its file is there before it listens.
     until("the server", || {

@@ -7,7 +7,7 @@ use taskfork::error::FatalError;
 use taskfork::{Client, Error};
 
 use crate::support::processes::is_alive;
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 trial!(checkouts_are_served_in_the_order_they_were_made, async || {
     let (_server, client) = start_with("general", |client| client.max_workers(1));
@@ -61,7 +61,7 @@ trial!(checkout_done_runs_also_where_others_wait, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let file = folder.path().join("done").display().to_string();
-    let _server = roles::start(&["serve_appending", &address, &file]);
+    let _server = programs::start(&["serve_appending", &address, &file]);
     let client = Client::builder().address(address).min_workers(0).max_workers(1);
     let client = client.max_checkouts(2).build().unwrap();
     let calls: Vec<_> = (0..6).map(|_| client.call::<u32>("pid", ())).collect();
@@ -141,7 +141,7 @@ trial!(checkouts_may_be_made_before_the_server_exists, async || {
     let address = address_in(&folder);
     let client = Client::builder().address(&address).build().unwrap();
     let calls: Vec<_> = (0..10).map(|number| client.call::<i64>("add", (number, 1))).collect();
-    let _program = roles::start(&["serve", &address]);
+    let _program = programs::start(&["serve", &address]);
     for (number, call) in calls.into_iter().enumerate() {
         assert_eq!(call.await.unwrap(), number as i64 + 1);
     }
@@ -175,13 +175,13 @@ trial!(with_no_server_the_error_says_so_and_since_when, async || {
 trial!(a_server_that_comes_back_is_found, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let program = roles::start(&["serve", &address]);
+    let program = programs::start(&["serve", &address]);
     let client = Client::builder().address(&address).build().unwrap();
     let pid: u32 = client.call("pid", ()).await.unwrap();
     program.kill().await;
     until("the worker's end", || !is_alive(pid)).await;
     let call = client.call::<u32>("pid", ());
-    let _program = roles::start(&["serve", &address]);
+    let _program = programs::start(&["serve", &address]);
     assert_ne!(call.await.unwrap(), pid);
 });
 

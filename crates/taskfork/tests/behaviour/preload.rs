@@ -36,7 +36,7 @@ pub(crate) fn failing(server: ServerBuilder) -> Result<(), ServerError> {
     preloaded.setup(|()| Ok::<_, BoxError>(())).interface(Methods::new()).run()
 }
 
-trial!(what_is_loaded_once_reaches_every_worker, async || {
+trial!(preloaded_state_reaches_every_worker, async || {
     let (server, client) = start("preloaded");
     let both = [client.checkout(), client.checkout()];
     let mut places = Vec::new();
@@ -49,7 +49,7 @@ trial!(what_is_loaded_once_reaches_every_worker, async || {
     assert_eq!(places[0], places[1]);
 });
 
-trial!(a_load_that_fails_keeps_the_server_from_starting, async || {
+trial!(a_failed_preload_keeps_the_server_from_starting, async || {
     let error = Server::spawn("preload_fails").unwrap_err().to_string();
     assert!(error.contains("cannot preload: no such table"), "{error}");
 });

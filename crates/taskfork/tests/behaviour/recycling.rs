@@ -9,7 +9,7 @@ use taskfork::server::ServerStatus;
 use taskfork::{Client, Error, Server};
 
 use crate::support::processes::{children, is_gone};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 trial!(a_worker_is_replaced_after_max_calls_and_its_checkout, async || {
     let (_server, client) = start_with("max_calls", |client| client.max_workers(1));
@@ -74,7 +74,7 @@ trial!(a_worker_that_has_grown_is_replaced, async || {
     client.call::<()>("nothing", ()).await.unwrap();
 });
 
-trial!(more_clients_than_workers_are_told_and_served_in_turn, async || {
+trial!(clients_beyond_max_workers_are_served_in_turn, async || {
     let server = Server::spawn("max_workers").unwrap();
     let client = |timeout: u64| {
         let options = Client::builder().address(server.address()).min_workers(0).max_workers(4);
@@ -107,7 +107,7 @@ trial!(a_server_whose_workers_could_serve_nothing_does_not_start, async || {
 
 trial!(replaced_workers_are_counted_by_reason, async || {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&["serve_recycling", &address_in(&folder)]);
+    let program = programs::start(&["serve_recycling", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
     let client = client.build().unwrap();
     let deaths = || ServerStatus::read(folder.path().join("s.status")).unwrap().deaths;

@@ -97,7 +97,7 @@ trial!(a_panic_has_the_workers_stack_where_that_is_asked_for, async || {
     for (asked, expected) in [("1", true), ("0", false)] {
         let folder = tempfile::tempdir().unwrap();
         let listen = crate::support::address_in(&folder);
-        let mut command = crate::support::roles::command(&["serve", &listen]);
+        let mut command = crate::support::programs::command(&["serve", &listen]);
         command.env("RUST_BACKTRACE", asked).env_remove("RUST_LIB_BACKTRACE");
         command.stderr(std::process::Stdio::null());
         let _program = crate::support::processes::Program::new(command.spawn().unwrap());

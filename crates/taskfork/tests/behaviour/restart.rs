@@ -14,7 +14,7 @@ use taskfork::server::ServerStatus;
 
 use crate::support::logged::Logged;
 use crate::support::processes::{Program, children, is_gone, signal};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// Ends a server that is no child of this process.
 struct Server(u32);
@@ -57,7 +57,7 @@ fn server_at(folder: &Path) -> Option<u32> {
 trial!(a_new_server_takes_over_without_a_failed_call, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let program = roles::start_detached(&["serve", &address]);
+    let program = programs::start_detached(&["serve", &address]);
     let client = Client::builder().address(&address).max_workers(4).build().unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let callers = load(&client, &stop);
@@ -87,7 +87,7 @@ trial!(a_new_server_that_does_not_come_up_leaves_the_old_one, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let flag = folder.path().join("flag");
-    let program = roles::start_detached(&["serve_once", &flag.display().to_string(), &address]);
+    let program = programs::start_detached(&["serve_once", &flag.display().to_string(), &address]);
     let client = Client::builder().address(&address).max_workers(1).build().unwrap();
     let first: u32 = client.call("pid", ()).await.unwrap();
     signal(program.pid(), libc::SIGHUP);
@@ -110,8 +110,9 @@ trial!(a_new_server_with_a_wrong_option_says_so_to_the_old_one, async || {
     for keep_pid in [&[][..], &["keep_pid"]] {
         let option = format!("max_workers_in={}", most.display());
         let (address, options) = (address_in(&folder), [&option, "restart"]);
-        let role = [&["serve_logged", &*address], &options[..], keep_pid].concat();
-        let server = Logged::start(folder.path(), roles::detached(roles::command(&role))).await;
+        let arguments = [&["serve_logged", &*address], &options[..], keep_pid].concat();
+        let server =
+            Logged::start(folder.path(), programs::detached(programs::command(&arguments))).await;
         let before = server.server().unwrap();
         std::fs::write(&most, "0").unwrap();
         signal(server.pid(), libc::SIGHUP);
@@ -130,13 +131,13 @@ fn activated(listener: &UnixListener, variables: &[(&str, &str)]) -> Program {
     Program::new(activated_as(&["serve_activated"], listener, variables).spawn().unwrap())
 }
 
-/// The same for any role.
+/// The same for any test program.
 pub(crate) fn activated_as(
-    role: &[&str],
+    arguments: &[&str],
     listener: &UnixListener,
     variables: &[(&str, &str)],
 ) -> Command {
-    let template = roles::command(role);
+    let template = programs::command(arguments);
     // The process that the descriptor is meant for is named in the environment.
     let script = "export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\"";
     let mut command = Command::new("sh");

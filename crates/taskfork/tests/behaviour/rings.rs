@@ -1,24 +1,16 @@
 //! Short messages that go through memory which both sides have, while they are awake.
 
-use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use log_defer::Log;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap};
 use taskfork::client::{BusyPoll, Value};
 use taskfork::error::CallError;
 use taskfork::{
     Blob, BoxError, Checkout, Client, Error, Methods, Server, ServerBuilder, ServerError,
 };
 
-use crate::files::{open_here, send_with};
-use crate::support::raw::{Raw, agreed, frame, greet_as, map, of_call, text};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::files::open_here;
+use crate::support::{programs, start, start_with, trial, until};
 
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
     let methods = Methods::new()
@@ -72,7 +64,7 @@ async fn warm(checkout: &Checkout) {
     panic!("there are none");
 }
 
-trial!(a_connection_with_many_calls_has_them, async || {
+trial!(a_connection_with_many_calls_uses_rings, async || {
     let (_server, client) = start("rings");
     let checkout = client.checkout();
     for _ in 0..20 {
@@ -85,7 +77,7 @@ trial!(a_connection_with_many_calls_has_them, async || {
 });
 
 // Also where each call is a checkout's only one, whose end is said along with the next one's call.
-trial!(a_connection_with_many_checkouts_has_them, async || {
+trial!(a_connection_with_many_checkouts_uses_rings, async || {
     let (_server, client) = start_with("rings", |client| client.max_workers(1));
     let calls: Vec<_> = (0..200).map(|n: u64| client.call::<u64>("echo", (n,))).collect();
     let mapped = client.call::<usize>("mapped", ());
@@ -95,7 +87,7 @@ trial!(a_connection_with_many_checkouts_has_them, async || {
     assert_eq!(mapped.await.unwrap(), 1);
 });
 
-trial!(there_are_none_where_they_cannot_be, async || {
+trial!(no_rings_over_tcp_or_without_shared_memory, async || {
     for (entry, memory) in [("rings_tcp", 1 << 20), ("rings_none", 1 << 20), ("rings", 0)] {
         let (_server, client) = start_with(entry, |client| client.shared_memory(memory));
         let checkout = client.checkout();
@@ -106,7 +98,7 @@ trial!(there_are_none_where_they_cannot_be, async || {
     }
 });
 
-trial!(messages_keep_their_order_whichever_way_they_go, async || {
+trial!(messages_keep_their_order_across_ring_and_socket, async || {
     for entry in ["rings", "rings_awake"] {
         let (_server, client) = start_awake(entry);
         let (messages, logged) = std::sync::mpsc::channel();
@@ -142,7 +134,7 @@ trial!(messages_keep_their_order_whichever_way_they_go, async || {
 });
 
 // What a call logs is sent while it runs, through the socket.
-trial!(what_is_said_during_a_call_has_its_place, async || {
+trial!(a_log_sent_during_a_call_keeps_its_place, async || {
     let (_server, client) = start_with("rings_awake", |client| {
         client.busy_poll(BusyPoll::Fixed(Duration::from_secs(5))).timeout(Duration::from_secs(5))
     });
@@ -158,7 +150,7 @@ trial!(what_is_said_during_a_call_has_its_place, async || {
     assert_eq!(logged.recv().unwrap().logs.len(), 1);
 });
 
-trial!(a_call_that_fails_takes_those_behind_it_with_it, async || {
+trial!(a_failed_call_drops_the_calls_pipelined_after_it, async || {
     let (_server, client) = start_awake("rings_awake");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file").display().to_string();
@@ -179,7 +171,7 @@ trial!(a_call_that_fails_takes_those_behind_it_with_it, async || {
     assert!(!std::fs::exists(file).unwrap());
 });
 
-trial!(what_is_not_wanted_is_taken_back, async || {
+trial!(a_dropped_call_is_cancelled_while_its_neighbours_run, async || {
     let (_server, client) = start_awake("rings_awake");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file").display().to_string();
@@ -217,7 +209,7 @@ trial!(an_answer_does_not_wait_for_the_next_call, async || {
     }
 });
 
-trial!(a_death_is_told_behind_the_answers, async || {
+trial!(answers_arrive_before_a_death_notice, async || {
     for entry in ["rings", "rings_awake"] {
         let (_server, client) = start_awake(entry);
         for before in [0, 1, 50, 500] {
@@ -238,7 +230,7 @@ trial!(a_death_is_told_behind_the_answers, async || {
     }
 });
 
-trial!(a_call_that_a_worker_has_left_there_goes_to_another, async || {
+trial!(a_call_left_in_the_ring_of_a_recycled_worker_runs_on_another, async || {
     let (_server, client) = start_awake("rings_worn_out");
     for n in 0..2000_u64 {
         assert_eq!(client.call::<u64>("echo", (n,)).await.unwrap(), n);
@@ -271,13 +263,13 @@ trial!(sleeping_peers_are_woken, async || {
     drop(kept);
 });
 
-trial!(no_memory_or_descriptor_of_rings_is_left, async || {
+trial!(ended_workers_leave_no_ring_or_descriptor, async || {
     // Other tests have rings and open files meanwhile.
-    roles::run("rings_leave_nothing").await;
+    programs::run("release_rings").await;
 });
 
-/// The role of that test's process.
-pub(crate) async fn leave_nothing() {
+/// The test program of that test.
+pub(crate) async fn release_all() {
     let (_server, client) = start_with("rings", |client| client.max_workers(1));
     let before: usize = client.call("open_files", ()).await.unwrap();
     // The runtime opens a few when the first connection has its second call.
@@ -294,252 +286,7 @@ pub(crate) async fn leave_nothing() {
     }
 }
 
-/// The memory of rings, by the description of the protocol alone.
-pub(crate) struct Rings(&'static [AtomicU64]);
-
-const WORDS: usize = 4144;
-const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
-
-impl Rings {
-    fn new(length: usize, seals: SealFlags) -> (Self, OwnedFd) {
-        let file = memfd_create("taskfork-ring", MemfdFlags::ALLOW_SEALING).unwrap();
-        ftruncate(&file, length as u64).unwrap();
-        fcntl_add_seals(&file, seals).unwrap();
-        (Self::of(&file), file)
-    }
-
-    fn of(file: &OwnedFd) -> Self {
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: it is mapped anew, and stays until this process ends.
-        #[allow(unsafe_code)]
-        let words = unsafe {
-            let start = mmap(std::ptr::null_mut(), WORDS * 8, access, MapFlags::SHARED, file, 0);
-            std::slice::from_raw_parts(start.unwrap().cast(), WORDS)
-        };
-        Self(words)
-    }
-
-    fn put(&self, half: usize, at: u64, sent: u64, frame: &[u8]) {
-        let words = &self.0[half * WORDS / 2..];
-        let mut bytes = (sent << 16 | frame.len() as u64).to_le_bytes().to_vec();
-        bytes.extend_from_slice(frame);
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
-        for (place, word) in (at..).zip(bytes.as_chunks().0) {
-            words[24 + place as usize % 2048].store(u64::from_le_bytes(*word), SeqCst);
-        }
-        words[0].store(at + bytes.len() as u64 / 8, SeqCst);
-    }
-
-    /// The record at this word: what was sent before, and its bytes.
-    fn record(&self, half: usize, at: usize) -> (u64, Vec<u8>) {
-        let words = &self.0[half * WORDS / 2 + 24..];
-        let first = words[at].load(SeqCst);
-        let length = (first & 0xffff) as usize;
-        let rest = words[at + 1..].iter().flat_map(|word| word.load(SeqCst).to_le_bytes());
-        (first >> 16, rest.take(length).collect())
-    }
-
-    /// Has this frame come again and again through the ring of the worker's messages, behind many that only wake.
-    pub(crate) fn fill_for_ever(&self, frame: &[u8], mut goes_on: impl FnMut() -> bool) {
-        // Eight such records fill the ring, and stay right however often they are said to be there again.
-        let wakes = 2040_usize.saturating_sub(frame.len()) / 4 * 4;
-        let record = [vec![0; wakes], frame.to_vec()].concat();
-        assert_eq!(1 + record.len().div_ceil(8), 256);
-        (0..8).for_each(|place| self.put(1, 256 * place, 0, &record));
-        while goes_on() {
-            for _ in 0..1000 {
-                self.0[WORDS / 2].store(self.0[WORDS / 2 + 8].load(SeqCst) + 2048, SeqCst);
-            }
-        }
-    }
-
-    fn set_awake(&self, half: usize, awake: bool) {
-        self.0[half * WORDS / 2 + 16].store(u64::from(awake), SeqCst);
-    }
-
-    fn there(&self, half: usize) -> u64 {
-        self.0[half * WORDS / 2].load(SeqCst)
-    }
-}
-
-fn offer() -> Vec<u8> {
-    frame(vec![8.into(), map(&[])])
-}
-
-/// Offers rings to this worker.
-pub(crate) fn offer_to(raw: &Raw) {
-    send_with(raw, &offer(), &[Rings::new(WORDS * 8, SEALS).1]);
-}
-
-fn call(method: &str) -> Vec<u8> {
-    frame(vec![1.into(), map(&[]), text(method), Value::Array(vec![])])
-}
-
-/// A server of this program, and where it listens.
-async fn serve(
-    folder: &tempfile::TempDir,
-) -> (crate::support::processes::Program, std::path::PathBuf) {
-    let program = roles::start(&["serve_rings", &address_in(folder)]);
-    (program, folder.path().join("s"))
-}
-
-trial!(a_worker_answers_through_a_ring_while_the_client_is_awake, async || {
-    let folder = tempfile::tempdir().unwrap();
-    let (_program, path) = serve(&folder).await;
-    let (mut raw, agreed) = Raw::sharing(&path, 1000, "mapped").await;
-    assert!(agreed.is_some());
-    let (rings, file) = Rings::new(WORDS * 8, SEALS);
-    send_with(&raw, &offer(), &[file]);
-    assert_eq!(raw.receive().unwrap().to_string(), "[8, {}]");
-    // Asleep: through the socket.
-    raw.send(&call("mapped"));
-    assert_eq!(raw.receive(), Some(Value::Array(answer(2))));
-    let third = frame(answer(3));
-    assert_eq!(rings.there(1), 0);
-    // Awake: one answer may still go through the socket, as the worker would sleep after it; several do not.
-    rings.set_awake(1, true);
-    let sent = call("mapped").len() as u64;
-    raw.send(&[call("mapped"), call("mapped"), call("mapped")].concat());
-    until("an answer in the ring", || rings.there(1) > 0).await;
-    assert_eq!(rings.record(1, 0), (third.len() as u64, third.clone()));
-    // The worker is about to sleep, and nothing of it has been taken: an empty frame comes, or the last answer and one.
-    let mut woken = false;
-    while !woken {
-        let mut length = [0; 4];
-        raw.0.read_exact(&mut length).unwrap();
-        woken = length == [0; 4];
-        let mut rest = vec![0; u32::from_le_bytes(length) as usize];
-        raw.0.read_exact(&mut rest).unwrap();
-    }
-    // A call through the ring, behind all four that went through the socket, and what wakes the worker.
-    rings.set_awake(1, false);
-    rings.put(0, 0, 4 * sent, &call("mapped"));
-    raw.send(&[0; 4]);
-    assert_eq!(raw.receive(), Some(Value::Array(answer(6))));
-    assert_eq!(rings.0[8].load(SeqCst), 1 + sent.div_ceil(8));
-});
-
-/// Whether the connection ends, and that not by the worker's death.
-fn ends(raw: &mut Raw) -> bool {
-    raw.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut last = Vec::new();
-    let end = raw.0.read_to_end(&mut last).map_err(|error| error.kind());
-    let died = String::from_utf8_lossy(&last).contains("signal");
-    !died && matches!(end, Ok(_) | Err(std::io::ErrorKind::ConnectionReset))
-}
-
-trial!(a_client_that_offers_invalid_rings_is_disconnected, async || {
-    let folder = tempfile::tempdir().unwrap();
-    let (_program, path) = serve(&folder).await;
-    let good = || Rings::new(WORDS * 8, SEALS).1;
-    let bad = [
-        ("memory that can shrink", 1000, offer(), vec![Rings::new(WORDS * 8, SealFlags::GROW).1]),
-        ("too little of it", 1000, offer(), vec![Rings::new(WORDS * 8 - 8, SEALS).1]),
-        ("no memory", 1000, offer(), vec![std::fs::File::open("/dev/null").unwrap().into()]),
-        ("nothing", 1000, offer(), vec![]),
-        ("rings twice", 1000, [offer(), offer()].concat(), vec![good(), good()]),
-        ("rings that were not asked for", 0, offer(), vec![good()]),
-    ];
-    for (what, lent, said, files) in bad {
-        let (mut raw, _) = Raw::sharing(&path, lent, "mapped").await;
-        send_with(&raw, &said, &files);
-        assert!(ends(&mut raw), "{what}");
-    }
-    let hello = [("files", 16.into()), ("lent", 1000.into())];
-    let (mut raw, _) = Raw::greeted_with(&path, &hello).await;
-    send_with(&raw, &offer(), &[good()]);
-    assert!(ends(&mut raw), "rings before the worker has agreed to share memory");
-    let nonsense = [(1, 0, u64::MAX), (0, 0, u64::MAX), (0, 24, 0xffff), (0, 24, 300)];
-    for (awake, at, word) in nonsense {
-        let (mut raw, _) = Raw::sharing(&path, 1000, "mapped").await;
-        let (rings, file) = Rings::new(WORDS * 8, SEALS);
-        send_with(&raw, &offer(), &[file]);
-        raw.receive().unwrap();
-        rings.set_awake(1, awake == 1);
-        rings.0[0].store(5, SeqCst);
-        rings.0[at].store(word, SeqCst);
-        raw.send(&call("mapped"));
-        assert!(ends(&mut raw), "{at} {word}");
-    }
-    let client = Client::builder().address(address_in(&folder)).build().unwrap();
-    assert_eq!(client.call::<u64>("echo", (3,)).await.unwrap(), 3);
-});
-
-/// A worker that greets and answers calls until the client offers rings, and takes them; with the number of the next call.
-pub(crate) fn agree(listener: &UnixListener) -> (Raw, Rings, u64) {
-    let mut raw = Raw::accept(listener);
-    greet_as(&mut raw, &[("files", 16.into())]);
-    let (mut first, mut call) = (agreed(1000), 1);
-    let file = loop {
-        let (message, file) = crate::files::receive_with(&raw);
-        if let Some(file) = file {
-            break file;
-        }
-        assert_eq!(message[4..6], [0x94, 1], "{message:?}");
-        first.append(&mut frame(answer(call)));
-        call += 1;
-        raw.send(&std::mem::take(&mut first));
-    };
-    raw.send(&offer());
-    (raw, Rings::of(&file), call)
-}
-
-fn answer(call: u64) -> Vec<Value> {
-    vec![1.into(), of_call(call), 1.into()]
-}
-
-/// Calls such a worker again and again, until that fails.
-pub(crate) async fn call_until_it_fails(client: &Client) -> Error {
-    let checkout = client.checkout();
-    loop {
-        match checkout.call::<u64>("anything", ()).await {
-            Ok(answer) => assert_eq!(answer, 1),
-            Err(error) => return error,
-        }
-    }
-}
-
-trial!(a_worker_that_writes_invalid_data_to_a_ring_is_disconnected, async || {
-    let folder = tempfile::tempdir().unwrap();
-    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-    let client = Client::builder().address(address_in(&folder)).min_workers(0);
-    let client = client.busy_poll(BusyPoll::Fixed(Duration::from_millis(100))).build().unwrap();
-    let worker = tokio::task::spawn_blocking(move || {
-        let (mut raw, rings, call) = agree(&listener);
-        // Of the call that came with the offer, or after it.
-        rings.put(1, 0, 0, &frame(answer(call)));
-        raw.send(&[0; 4]);
-        rings.0[WORDS / 2].store(1 << 60, SeqCst);
-        raw.send(&[0; 4]);
-        raw.drain();
-    });
-    let error = call_until_it_fails(&client).await;
-    assert!(error.is_fatal() && error.to_string().contains("ring"), "{error}");
-    worker.await.unwrap();
-});
-
-// What comes without end is taken without end, but not in one go: whoever waits for it can stop.
-trial!(a_worker_that_never_stops_keeps_no_task, async || {
-    let folder = tempfile::tempdir().unwrap();
-    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-    let client = Client::builder().address(address_in(&folder)).min_workers(0);
-    let client = client.timeout(Duration::from_millis(300)).grace(Duration::ZERO).build().unwrap();
-    let worker = tokio::task::spawn_blocking(move || {
-        let (raw, rings, _) = agree(&listener);
-        raw.0.set_nonblocking(true).unwrap();
-        // One that says that no file comes with the next.
-        let nothing = frame(vec![6.into(), map(&[]), 0.into()]);
-        rings.fill_for_ever(&nothing, || !matches!((&raw.0).read(&mut [0; 100]), Ok(0)));
-        // More than there is room for at a time.
-        assert!(rings.0[WORDS / 2 + 8].load(SeqCst) > 2048);
-    });
-    let error = call_until_it_fails(&client).await;
-    assert!(error.to_string().contains("timed out"), "{error}");
-    drop(client);
-    worker.await.unwrap();
-});
-
-/// The role of a program that serves.
+/// The test program that is a server.
 pub(crate) fn serve_at(address: &str) -> Result<(), ServerError> {
     server(Server::builder().listen(address).socket_mode(0o666))
 }

@@ -7,18 +7,18 @@ use std::process::Stdio;
 use taskfork::Client;
 
 use crate::support::processes::{Program, is_alive, signal};
-use crate::support::{address_in, roles, start, trial, until};
+use crate::support::{address_in, programs, start, trial, until};
 
-trial!(it_serves_at_a_unix_socket_of_its_owner_only, async || {
+trial!(a_unix_socket_admits_its_owner_only, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve", &address_in(&folder)]);
+    let _program = programs::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
     let mode = std::fs::metadata(folder.path().join("s")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 });
 
-trial!(it_serves_over_tcp_and_tells_its_port, async || {
+trial!(a_tcp_server_reports_its_port, async || {
     let (server, client) = start("tcp");
     let address = server.address().to_string();
     assert!(address.starts_with("tcp:127.0.0.1:") && !address.ends_with(":0"), "{address}");
@@ -29,10 +29,10 @@ trial!(it_serves_over_tcp_and_tells_its_port, async || {
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
 });
 
-trial!(it_serves_at_an_inherited_listener, async || {
+trial!(an_inherited_listener_is_served, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-    let mut command = roles::command(&["serve_inherited"]);
+    let mut command = programs::command(&["serve_inherited"]);
     command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
     let program = Program::new(command.spawn().unwrap());
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
@@ -45,30 +45,30 @@ trial!(it_serves_at_an_inherited_listener, async || {
 
 trial!(a_stale_socket_file_is_replaced, async || {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&["serve", &address_in(&folder)]);
+    let program = programs::start(&["serve", &address_in(&folder)]);
     until("the socket", || folder.path().join("s").exists()).await;
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     client.call::<()>("nothing", ()).await.unwrap();
     program.kill().await;
     assert!(folder.path().join("s").exists());
 
-    let _program = roles::start(&["serve", &address_in(&folder)]);
+    let _program = programs::start(&["serve", &address_in(&folder)]);
     client.call::<()>("nothing", ()).await.unwrap();
 });
 
 trial!(a_live_servers_address_is_refused, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve", &address_in(&folder)]);
+    let _program = programs::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     client.call::<()>("nothing", ()).await.unwrap();
-    let said = roles::output(&["serve", &address_in(&folder)]);
+    let said = programs::output(&["serve", &address_in(&folder)]);
     assert!(said.starts_with("another server is listening at unix:"), "{said}");
     client.call::<()>("nothing", ()).await.unwrap();
 });
 
 trial!(a_dying_worker_leaves_the_socket_file_alone, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve", &address_in(&folder)]);
+    let _program = programs::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     for method in ["abort", "segv"] {
         client.call::<()>(method, ()).await.unwrap_err();

@@ -11,7 +11,7 @@ use taskfork::Client;
 use crate::restart::activated_as;
 use crate::support::logged::Logged;
 use crate::support::processes::signal;
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// A server that a service manager has started, with its runtime directory.
 struct Activated {
@@ -21,13 +21,17 @@ struct Activated {
 }
 
 impl Activated {
-    async fn start(folder: &tempfile::TempDir, role: &[&str], variables: &[(&str, &str)]) -> Self {
+    async fn start(
+        folder: &tempfile::TempDir,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let socket = UnixListener::bind(folder.path().join("s")).unwrap();
-        let mut command = activated_as(role, &socket, variables);
+        let mut command = activated_as(arguments, &socket, variables);
         command.env("RUNTIME_DIRECTORY", folder.path());
         // The status socket has the name of the server, and is known to the test by another.
         symlink("taskfork.status", folder.path().join("s.status")).unwrap();
-        let server = Logged::start(folder.path(), roles::detached(command)).await;
+        let server = Logged::start(folder.path(), programs::detached(command)).await;
         Self { server, _socket: socket }
     }
 }
@@ -141,9 +145,9 @@ trial!(programs_as_workers_have_none_of_the_variables, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_manager, path) = manager(folder.path());
     let address = address_in(&folder);
-    let mut command = roles::command(&["serve_executable", &address]);
+    let mut command = programs::command(&["serve_executable", &address]);
     command.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", "60000000").env("LISTEN_FDS", "1");
-    let _server = Logged::start(folder.path(), roles::detached(command)).await;
+    let _server = Logged::start(folder.path(), programs::detached(command)).await;
     let has: Vec<String> = client(&folder).call("variables", ()).await.unwrap();
     let left: Vec<_> = has.iter().filter(|name| VARIABLES.contains(&&***name)).collect();
     assert!(left.is_empty(), "{left:?}");
@@ -153,7 +157,7 @@ trial!(a_new_server_has_the_watchdog_of_the_one_before, async || {
     let folder = tempfile::tempdir().unwrap();
     let (manager, path) = manager(folder.path());
     let address = address_in(&folder);
-    let template = roles::command(&["serve_logged", &address]);
+    let template = programs::command(&["serve_logged", &address]);
     // As systemd does, the variable names the process.
     let mut command = Command::new("sh");
     command.args(["-c", "export WATCHDOG_PID=$$; exec \"$0\""]).arg(template.get_program());
@@ -161,7 +165,7 @@ trial!(a_new_server_has_the_watchdog_of_the_one_before, async || {
         command.env(name, value.unwrap());
     }
     command.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", "100000");
-    let server = Logged::start(folder.path(), roles::detached(command)).await;
+    let server = Logged::start(folder.path(), programs::detached(command)).await;
     hear(&manager, "WATCHDOG=1");
     server.restart().await;
     // What the first one has sent comes before this.

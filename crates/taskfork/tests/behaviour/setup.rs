@@ -6,7 +6,7 @@ use taskfork::error::{Activity, CallError, End, FatalError};
 use taskfork::{Client, Error};
 
 use crate::support::raw::Raw;
-use crate::support::{address_in, roles, start, trial};
+use crate::support::{address_in, programs, start, trial};
 
 trial!(a_failed_setup_reaches_the_first_call_and_the_next_tries_again, async || {
     let (_server, client) = start("setup_second_time");
@@ -28,7 +28,7 @@ trial!(a_panic_in_setup_is_an_error_of_the_call, async || {
     assert!(text.contains("servers.rs:"), "{text}");
 });
 
-trial!(a_death_in_setup_is_told_to_the_caller, async || {
+trial!(a_death_in_setup_is_reported_to_the_caller, async || {
     let (_server, client) = start("setup_dies");
     let error = client.call::<u32>("pid", ()).await.unwrap_err();
     let Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } = &error else {
@@ -47,7 +47,7 @@ trial!(a_hang_in_setup_ends, async || {
 trial!(a_setup_that_always_dies_is_no_boot_loop, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let _program = roles::start(&["serve_dying_setup", &address]);
+    let _program = programs::start(&["serve_dying_setup", &address]);
     let _client = Client::builder().address(&address).min_workers(4).build().unwrap();
     // The time is given to the client to do wrong in: nothing else could be waited for.
     tokio::time::sleep(Duration::from_millis(700)).await;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use taskfork::Client;
 
 use crate::support::processes::{children, is_alive, signal};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 trial!(running_checkouts_finish_and_nothing_is_left, async || {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&["serve", &address_in(&folder)]);
+    let program = programs::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -27,7 +27,7 @@ trial!(running_checkouts_finish_and_nothing_is_left, async || {
 trial!(every_signal_that_ends_a_program_is_graceful, async || {
     for number in [libc::SIGTERM, libc::SIGINT] {
         let folder = tempfile::tempdir().unwrap();
-        let program = roles::start(&["serve", &address_in(&folder)]);
+        let program = programs::start(&["serve", &address_in(&folder)]);
         let client = Client::builder().address(address_in(&folder)).build().unwrap();
         client.call::<()>("nothing", ()).await.unwrap();
         signal(program.pid(), number);
@@ -38,7 +38,7 @@ trial!(every_signal_that_ends_a_program_is_graceful, async || {
 
 trial!(a_second_signal_ends_it_at_once, async || {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&["serve", &address_in(&folder)]);
+    let program = programs::start(&["serve", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let checkout = client.checkout();
     checkout.call::<()>("nothing", ()).await.unwrap();
@@ -113,14 +113,14 @@ trial!(a_call_handed_to_an_idle_worker_at_the_end_is_tried_again, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = Client::builder().address(address_in(&folder)).max_workers(2).build().unwrap();
     for _ in 0..10 {
-        let program = roles::start(&["serve", &address_in(&folder)]);
+        let program = programs::start(&["serve", &address_in(&folder)]);
         client.call::<()>("nothing", ()).await.unwrap();
         signal(program.pid(), libc::SIGTERM);
         let calls: Vec<_> = (0..20).map(|_| client.call::<()>("nothing", ())).collect();
         let ended = program.end();
         let next = async {
             assert!(ended.await.success());
-            roles::start(&["serve", &address_in(&folder)])
+            programs::start(&["serve", &address_in(&folder)])
         };
         let (next, ()) = tokio::join!(next, async {
             for call in calls {

@@ -14,7 +14,7 @@ use taskfork::server::Stderr;
 use taskfork::{BoxError, Client, Methods, Server};
 
 use crate::support::processes::{children, descendants, is_gone, signal};
-use crate::support::{address_in, roles, start, trial, until};
+use crate::support::{address_in, programs, start, trial, until};
 
 /// Says that it has begun, by a file, and waits for another file.
 pub(crate) fn wait_for(path: &str) -> io::Result<()> {
@@ -80,9 +80,9 @@ pub(crate) fn serve(address: &str) {
 
 /// Sends this signal to the server and all below it while a call runs. The call gets its result all the same, and
 /// the server ends well.
-async fn a_call_goes_on(role: &str, number: i32) {
+async fn a_call_goes_on(program: &str, number: i32) {
     let folder = tempfile::tempdir().unwrap();
-    let program = roles::start(&[role, &address_in(&folder)]);
+    let program = programs::start(&[program, &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
@@ -153,14 +153,14 @@ fn is_pending(pid: u32, number: i32) -> bool {
 
 trial!(code_of_a_worker_can_handle_signals, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve_signals", &address_in(&folder)]);
+    let _program = programs::start(&["serve_signals", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     assert!(client.call::<bool>("handle", ()).await.unwrap());
 });
 
 trial!(a_program_started_by_a_worker_inherits_ignored_signals_by_default, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve_signals", &address_in(&folder)]);
+    let _program = programs::start(&["serve_signals", &address_in(&folder)]);
     let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let (as_worker, told) =
         client.call::<(String, String)>("ignored_by_programs", ()).await.unwrap();
@@ -207,7 +207,7 @@ pub(crate) fn serve_in_background(terminal: &str, address: &str) {
         assert_eq!(libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const settings), 0);
         assert_eq!(libc::tcgetpgrp(terminal.as_raw_fd()), libc::getpgrp());
     }
-    let mut server = roles::command(&["serve_signals", address]);
+    let mut server = programs::command(&["serve_signals", address]);
     server.stdout(terminal.try_clone().unwrap()).stderr(terminal).process_group(0);
     server.spawn().unwrap().wait().unwrap();
 }
@@ -215,7 +215,7 @@ pub(crate) fn serve_in_background(terminal: &str, address: &str) {
 trial!(a_terminal_stops_neither_server_nor_workers_in_the_background, async || {
     let folder = tempfile::tempdir().unwrap();
     let (mut end, path) = terminal();
-    let leader = roles::start(&["serve_in_background", &path, &address_in(&folder)]);
+    let leader = programs::start(&["serve_in_background", &path, &address_in(&folder)]);
     let mut shown = end.try_clone().unwrap();
     let shows = std::thread::spawn(move || {
         let mut all = Vec::new();

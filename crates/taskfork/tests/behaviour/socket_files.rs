@@ -8,7 +8,7 @@ use taskfork::Client;
 use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, is_gone, signal};
-use crate::support::{roles, trial, until};
+use crate::support::{programs, trial, until};
 
 struct Place {
     _folder: tempfile::TempDir,
@@ -31,7 +31,7 @@ impl Place {
 
     async fn serve(&self) -> Program {
         let program =
-            roles::start(&["serve_logging_to", self.log.to_str().unwrap(), &self.address]);
+            programs::start(&["serve_logging_to", self.log.to_str().unwrap(), &self.address]);
         until("the server", || self.status().is_some()).await;
         program
     }

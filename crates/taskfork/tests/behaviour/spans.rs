@@ -12,7 +12,7 @@ use tracing_subscriber::{Layer, filter};
 use crate::support::capture::{Capture, Seen, capture, listen};
 use crate::support::processes::signal;
 use crate::support::raw::{frame, map, text};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 /// Its workers record.
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
@@ -168,7 +168,7 @@ trial!(values_keep_their_types, async || {
 
 trial!(the_callers_level_travels_with_the_call, async || {
     // In a process of its own, as a program's level is that of all its subscribers together.
-    assert_eq!(roles::output(&["listen_at_info"]), "(true, false) [\"it is late\"]\n");
+    assert_eq!(programs::output(&["listen_at_info"]), "(true, false) [\"it is late\"]\n");
 });
 
 pub(crate) fn listen_at_info() {
@@ -219,7 +219,7 @@ trial!(a_killed_workers_last_events_are_there, async || {
     assert_eq!(count("enter"), count("exit"));
 });
 
-trial!(what_the_caller_does_not_want_is_left_out_and_its_events_kept, async || {
+trial!(disabled_spans_are_left_out_and_their_events_kept, async || {
     let (_server, client) = start("spans");
     let seen = Capture::default();
     let targets = filter::Targets::new().with_target("elsewhere", Level::INFO);
@@ -264,7 +264,7 @@ trial!(long_values_are_cut, async || {
     assert!(text.ends_with("é…"));
 });
 
-trial!(threads_of_a_worker_are_heard_too, async || {
+trial!(events_of_all_threads_of_a_worker_arrive, async || {
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
     client.call::<()>("thread", ()).await.unwrap();
@@ -281,7 +281,7 @@ trial!(a_worker_with_a_subscriber_of_its_own_adds_the_layer, async || {
     call.await.unwrap_err();
 });
 
-trial!(spans_left_open_are_closed_here, async || {
+trial!(spans_that_a_worker_leaves_open_are_closed_by_the_caller, async || {
     let (_server, client) = start("spans");
     let (seen, _guard) = listen();
     client.call::<()>("leave_open", ()).await.unwrap();

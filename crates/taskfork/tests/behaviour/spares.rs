@@ -9,7 +9,7 @@ use taskfork::server::ServerStatus;
 use taskfork::{BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
 use crate::support::processes::{Program, children, command_line, is_gone, signal};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 /// Its workers tell who they are, and whether they were spares when they were set up.
 pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
@@ -140,10 +140,10 @@ trial!(spares_end_with_their_server, async || {
     }
 });
 
-trial!(one_that_is_set_up_while_its_server_shuts_down_ends_with_it, async || {
+trial!(a_spare_in_setup_ends_with_its_server, async || {
     let folder = tempfile::tempdir().unwrap();
     let (address, file) = (address_in(&folder), folder.path().join("go"));
-    let program = roles::start(&["serve_slow_spares", &address, &file.display().to_string()]);
+    let program = programs::start(&["serve_slow_spares", &address, &file.display().to_string()]);
     let status = folder.path().join("s.status");
     let read = || ServerStatus::read(&status).ok();
     until("a spare that sets up", || {
@@ -181,7 +181,7 @@ trial!(a_spare_is_like_any_other_worker, async || {
 trial!(a_setup_that_fails_is_tried_again_later_and_later, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let mut command = roles::command(&["serve_failing_spares", &address]);
+    let mut command = programs::command(&["serve_failing_spares", &address]);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
     let _program = Program::new(child);

@@ -1,51 +1,14 @@
-//! What becomes of a server that a program has started: its death, its replacement, its start, its configuration.
+//! Servers that a program has started: their death, their replacement and their end.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use taskfork::error::{End, Failure, FatalError};
+use taskfork::error::{End, FatalError};
 use taskfork::server::{ServerHandle, Spawn, WorkerStatus};
 use taskfork::{Call, Checkout, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
-use crate::support::processes::{command_line, is_alive, is_gone, signal};
-use crate::support::{address_in, roles, servers, start, trial, until};
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Config {
-    listen: Option<String>,
-    /// While there is such a file, the server does not come up.
-    obstacle: Option<PathBuf>,
-    names: BTreeMap<String, Option<i64>>,
-    long: String,
-}
-
-impl Config {
-    fn new() -> Self {
-        let names = [("one".to_owned(), Some(-1)), ("none".to_owned(), None)].into();
-        Self { listen: None, obstacle: None, names, long: String::new() }
-    }
-}
-
-pub(crate) fn configured(server: ServerBuilder) -> Result<(), ServerError> {
-    let config: Config = server.config()?;
-    if config.obstacle.as_ref().is_some_and(|path| path.exists()) {
-        return Err(ServerError::Startup { source: Failure::new("there is an obstacle") });
-    }
-    let server = match &config.listen {
-        Some(address) => server.listen(address),
-        None => server,
-    };
-    let methods = servers::methods().function("config", move || Ok(config.clone()));
-    server.setup(|| Ok::<_, taskfork::BoxError>(Default::default())).interface(methods).run()
-}
-
-pub(crate) fn never_serves(_: ServerBuilder) -> Result<(), ServerError> {
-    loop {
-        std::thread::park();
-    }
-}
+use crate::spawn_config::Config;
+use crate::support::processes::{is_alive, is_gone, signal};
+use crate::support::{address_in, programs, servers, start, trial, until};
 
 pub(crate) fn panics_later(server: ServerBuilder) -> Result<(), ServerError> {
     server.interface(Methods::<()>::new().function("pid", || Ok(std::process::id()))).run()?;
@@ -53,7 +16,7 @@ pub(crate) fn panics_later(server: ServerBuilder) -> Result<(), ServerError> {
 }
 
 /// A client with one worker, whose calls have no limit of time.
-fn client_of(server: &ServerHandle) -> Client {
+pub(crate) fn client_of(server: &ServerHandle) -> Client {
     let client = Client::builder().address(server.address()).min_workers(0).max_workers(1);
     client.timeout(None).build().unwrap()
 }
@@ -70,7 +33,7 @@ async fn hang(server: &ServerHandle, checkout: &Checkout) -> Call<()> {
     call
 }
 
-fn kill(server: &ServerHandle) -> u32 {
+pub(crate) fn kill(server: &ServerHandle) -> u32 {
     let pid = server.pid();
     signal(pid, libc::SIGKILL);
     pid
@@ -180,7 +143,7 @@ trial!(without_respawn_a_waiting_thread_gets_the_error, async || {
     told.await.unwrap();
 });
 
-trial!(a_client_of_a_server_that_has_ended_is_told_at_once, async || {
+trial!(a_client_of_an_ended_server_fails_at_once, async || {
     let (server, client) = start("general");
     let (pid, address) = (server.pid(), server.address());
     tokio::task::spawn_blocking(move || server.close()).await.unwrap();
@@ -208,7 +171,7 @@ trial!(another_server_at_the_same_path_serves_the_old_ones_clients, async || {
     until("the second server's replacement", || second.is_alive()).await;
 });
 
-trial!(a_server_that_ends_as_it_is_told_is_not_replaced, async || {
+trial!(a_server_ended_by_a_signal_is_not_replaced_if_it_shuts_down, async || {
     let server = Server::spawn("general").unwrap();
     signal(server.pid(), libc::SIGTERM);
     let end = tokio::task::spawn_blocking(move || server.wait()).await.unwrap();
@@ -272,7 +235,7 @@ trial!(a_server_that_is_being_replaced_can_be_closed, async || {
     }
 });
 
-trial!(a_server_that_fails_tells_its_error_at_its_end, async || {
+trial!(a_call_of_a_failed_server_has_the_servers_error, async || {
     let server = without_respawn("panics_later");
     let client = client_of(&server);
     client.call::<u32>("pid", ()).await.unwrap();
@@ -311,7 +274,7 @@ trial!(a_handle_waits_for_the_end, async || {
     assert_eq!(waiting.await.unwrap(), End::Exited(0));
 });
 
-trial!(a_handle_tells_the_status_without_a_path, async || {
+trial!(a_handle_reads_the_status_without_a_path, async || {
     let server = Server::spawn("general").unwrap();
     let client = client_of(&server);
     let checkout = client.checkout();
@@ -323,8 +286,8 @@ trial!(a_handle_tells_the_status_without_a_path, async || {
     assert_eq!(status.workers.iter().map(|worker| worker.pid).collect::<Vec<_>>(), [worker]);
 });
 
-trial!(forked_servers_are_known_as_well, async || {
-    let said = roles::output(&["fork_and_kill"]);
+trial!(the_death_of_a_forked_server_is_reported, async || {
+    let said = programs::output(&["fork_and_kill"]);
     let expected = "the server was killed by SIGKILL\nfalse\ntrue\n";
     assert_eq!(said, expected);
 });
@@ -346,7 +309,7 @@ pub(crate) fn fork_and_kill() {
 }
 
 trial!(a_program_can_still_fork_after_it_has_spawned, async || {
-    assert_eq!(roles::output(&["spawn_and_fork"]), "true false true\n");
+    assert_eq!(programs::output(&["spawn_and_fork"]), "true false true\n");
 });
 
 pub(crate) fn spawn_and_fork() {
@@ -365,176 +328,3 @@ pub(crate) fn spawn_and_fork() {
     forked.close();
     spawned.close();
 }
-
-trial!(a_process_that_never_calls_init_is_given_up_and_described, async || {
-    let said = roles::output(&["before_init", "hang"]);
-    let own = std::env::current_exe().unwrap().display().to_string();
-    assert!(said.contains("`general` did not start within 0.5 seconds (start_timeout)"), "{said}");
-    assert!(said.contains("has not called `taskfork::init`"), "{said}");
-    assert!(said.contains("sleeping") && said.contains(&own), "{said}");
-    assert!(said.contains("it wrote:\n    loading the tables"), "{said}");
-    assert!(said.ends_with("\nnothing is left\n"), "{said}");
-});
-
-trial!(an_argument_parser_before_init_is_detected, async || {
-    let said = roles::output(&["before_init", "parse"]);
-    assert!(said.contains("exited with status 2 before it called `taskfork::init`"), "{said}");
-    assert!(said.contains("argument parser"), "{said}");
-    assert!(said.contains("\n    Usage: app <FILE>\n    error: <FILE> is missing"), "{said}");
-    assert_eq!(said.matches("Usage").count(), 1, "it is shown with the error only: {said}");
-});
-
-trial!(a_death_before_init_is_reported, async || {
-    let said = roles::output(&["before_init", "abort"]);
-    assert!(said.contains("was killed by SIGABRT before it called `taskfork::init`"), "{said}");
-    assert!(!said.contains("argument parser"), "{said}");
-    // A program that closes the line, and one that writes without end.
-    let said = roles::output(&["before_init", "close"]);
-    assert!(said.contains("did not start within 0.5 seconds"), "{said}");
-    let said = roles::output(&["before_init", "flood"]);
-    assert!(said.contains("did not start within 0.5 seconds"), "{}", said.len());
-});
-
-trial!(what_is_written_before_init_is_shown, async || {
-    let said = roles::output(&["before_init", "write"]);
-    assert!(said.contains("a line before init\n") && said.contains("5\n"), "{said}");
-});
-
-/// What the copy of this program does that is to become a server, before it calls `init`.
-pub(crate) fn before_init(what: &str) {
-    if std::env::var_os("TASKFORK_SERVER").is_none() {
-        return;
-    }
-    match what {
-        "hang" => {
-            eprintln!("loading the tables");
-            std::thread::sleep(Duration::from_secs(600));
-        }
-        "parse" => {
-            eprintln!("error: <FILE> is missing");
-            println!("Usage: app <FILE>");
-            std::process::exit(2);
-        }
-        "abort" => std::process::abort(),
-        "close" => {
-            let nothing = std::fs::File::open("/dev/null").unwrap();
-            replace_stdin(&nothing);
-            std::thread::sleep(Duration::from_secs(600));
-        }
-        "flood" => loop {
-            println!("{}", "x".repeat(1000));
-        },
-        "write" => println!("a line before init"),
-        other => panic!("no such thing: {other}"),
-    }
-}
-
-fn replace_stdin(file: &std::fs::File) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: no other code uses the descriptor.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::dup2(file.as_raw_fd(), 0);
-    }
-}
-
-/// What the program itself does.
-pub(crate) fn spawns_what_does_not_start() {
-    let spawn = Spawn::new("general").start_timeout(Duration::from_millis(500));
-    let spawn = match roles::is("write") {
-        true => spawn.start_timeout(None),
-        false => spawn,
-    };
-    match spawn.start() {
-        Ok(server) => {
-            let options = Client::builder().address(server.address());
-            let client = options.build_blocking().unwrap();
-            println!("{}", client.call::<i64>("add", (2, 3)).unwrap());
-            drop(client);
-            server.close();
-        }
-        Err(error) => println!("{error}"),
-    }
-    let own = std::process::id();
-    let left = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap();
-    println!("{}", if left.is_empty() { "nothing is left" } else { &left });
-}
-
-trial!(a_server_that_never_serves_is_given_up, async || {
-    let spawn = Spawn::new("never_serves").start_timeout(Duration::from_millis(300));
-    let error = tokio::task::spawn_blocking(|| spawn.start()).await.unwrap().unwrap_err();
-    let ServerError::StartTimedOut { process, initialised: true, .. } = &error else {
-        panic!("{error}")
-    };
-    let pid: u32 = process.split_whitespace().nth(2).unwrap().parse().unwrap();
-    assert!(!is_alive(pid), "{}", command_line(pid));
-    assert!(error.to_string().contains("raise `start_timeout`"), "{error}");
-});
-
-trial!(a_configuration_of_any_size_arrives_also_after_a_replacement, async || {
-    for length in [0, 1 << 10, 5 << 20] {
-        let config = Config { long: "ü".repeat(length), ..Config::new() };
-        let server = Server::spawn_with("configured", &config).unwrap();
-        let client = client_of(&server);
-        assert!(client.call::<Config>("config", ()).await.unwrap() == config);
-        kill(&server);
-        until("the server's end", || !server.is_alive()).await;
-        assert!(client.call::<Config>("config", ()).await.unwrap() == config);
-    }
-});
-
-trial!(a_missing_or_wrong_configuration_is_named, async || {
-    let error = Server::spawn("configured").unwrap_err().to_string();
-    assert!(error.contains("without a configuration"), "{error}");
-    let wrong = BTreeMap::from([("listen", 1)]);
-    let error = Server::spawn_with("configured", &wrong).unwrap_err();
-    let ServerError::Misconfigured { expected, source } = &error else { panic!("{error}") };
-    assert!(expected.ends_with("Config") && !source.message().is_empty(), "{error}");
-    let tree = (0..1000).fold(serde_json::Value::Null, |inner, _| serde_json::json!([inner]));
-    let error = Server::spawn_with("configured", &tree).unwrap_err();
-    assert!(matches!(error, ServerError::UnencodableConfig { .. }), "{error}");
-    // A server that does not ask for it does not mind.
-    let _ = Server::spawn_with("general", &1).unwrap();
-});
-
-trial!(a_replacement_inherits_what_the_first_one_did, async || {
-    let said = roles::output(&["inherit"]);
-    assert_eq!(said, "first /usr\nfirst /usr\n");
-});
-
-/// A program without threads, which changes what it has after it has started a server.
-pub(crate) fn inherit() {
-    let set = |value: &str, folder: &Path| {
-        // SAFETY: this is the only thread.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::env::set_var("TASKFORK_TEST_VALUE", value);
-        }
-        std::env::set_current_dir(folder).unwrap();
-    };
-    set("first", Path::new("/usr"));
-    let server = Server::spawn("general").unwrap();
-    set("second", Path::new("/"));
-    let options = Client::builder().address(server.address());
-    let client = options.build_blocking().unwrap();
-    for _ in 0..2 {
-        let variables: Vec<String> = client.call("variables", ()).unwrap();
-        assert!(variables.contains(&"TASKFORK_TEST_VALUE".to_owned()));
-        let value: String = client.call("variable", ("TASKFORK_TEST_VALUE",)).unwrap();
-        println!("{value} {}", client.call::<String>("folder", ()).unwrap());
-        kill(&server);
-        while server.is_alive() {
-            std::thread::yield_now();
-        }
-    }
-    drop(client);
-    server.close();
-}
-
-trial!(a_main_that_returns_an_error_shows_its_text, async || {
-    let output = tokio::task::spawn_blocking(|| {
-        roles::command(&["return_error"]).stderr(std::process::Stdio::piped()).output().unwrap()
-    });
-    let said = String::from_utf8(output.await.unwrap().stderr).unwrap();
-    assert!(said.starts_with("Error: `taskfork::init` knows no server `nobody`"), "{said}");
-});

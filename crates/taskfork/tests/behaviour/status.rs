@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use taskfork::Client;
 use taskfork::server::ServerStatus;
 
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
-trial!(a_server_tells_what_its_workers_do, async || {
+trial!(status_shows_what_workers_do, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let program = roles::start(&["serve", &address]);
+    let program = programs::start(&["serve", &address]);
     let path = folder.path().join("s.status");
     let client = Client::builder().address(&address).min_workers(0).max_workers(3);
     let client = client.build().unwrap();
@@ -50,10 +50,10 @@ trial!(a_server_tells_what_its_workers_do, async || {
     drop(program);
 });
 
-trial!(it_tells_how_many_checkouts_wait, async || {
+trial!(status_counts_waiting_checkouts, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let _program = roles::start(&["serve", &address]);
+    let _program = programs::start(&["serve", &address]);
     let queued = || ServerStatus::read(folder.path().join("s.status")).unwrap().queued;
     let client = || {
         let client = Client::builder().address(&address).min_workers(0).max_workers(1);
@@ -84,7 +84,7 @@ trial!(it_tells_how_many_checkouts_wait, async || {
 trial!(a_status_reader_that_does_not_read_blocks_no_other, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let _program = roles::start(&["serve", &address]);
+    let _program = programs::start(&["serve", &address]);
     let client = Client::builder().address(&address).max_workers(1).build().unwrap();
     client.call::<()>("nothing", ()).await.unwrap();
     let path = folder.path().join("s.status");

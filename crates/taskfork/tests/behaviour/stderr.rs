@@ -10,12 +10,12 @@ use taskfork::error::{Death, FatalError};
 use taskfork::{Client, Error};
 
 use crate::support::processes::{Program, is_gone, signal};
-use crate::support::{address_in, roles, start, trial, until};
+use crate::support::{address_in, programs, start, trial, until};
 
 /// A server in a program of its own whose standard error is this file.
-fn serve(role: &str, folder: &tempfile::TempDir, stderr: File) -> (Program, Client) {
+fn serve(program: &str, folder: &tempfile::TempDir, stderr: File) -> (Program, Client) {
     let listen = address_in(folder);
-    let mut command = roles::command(&[role, &listen]);
+    let mut command = programs::command(&[program, &listen]);
     let program = Program::new(command.stderr(stderr).spawn().unwrap());
     let client = Client::builder().address(listen).min_workers(0).build().unwrap();
     (program, client)
@@ -50,7 +50,7 @@ trial!(each_line_is_shown_with_the_workers_process_id, async || {
     }
 });
 
-trial!(the_end_of_it_is_attached_to_a_death, async || {
+trial!(a_death_has_the_end_of_stderr, async || {
     let (_server, client) = start("general");
     let error =
         client.call::<()>("complain_and_abort", ("one\nmalloc(): corrupted",)).await.unwrap_err();
@@ -66,7 +66,7 @@ trial!(the_end_of_it_is_attached_to_a_death, async || {
     assert_eq!(death(silent).stderr, None);
 });
 
-trial!(of_much_the_last_four_kibibytes_are_attached, async || {
+trial!(a_death_has_only_the_last_4_kib_of_stderr, async || {
     let (_server, client) = start("general");
     let text: String = (0..2000).map(|number| format!("line {number}\n")).collect();
     let error = client.call::<()>("complain_and_abort", (&text,)).await.unwrap_err();
@@ -121,7 +121,7 @@ trial!(a_flood_of_unread_stderr_blocks_no_worker, async || {
     assert!(text.lines().all(whole), "a line was torn");
 });
 
-trial!(what_is_read_of_a_worker_in_a_time_is_bounded, async || {
+trial!(the_rate_of_stderr_is_limited, async || {
     let folder = tempfile::tempdir().unwrap();
     let log = File::create(folder.path().join("log")).unwrap();
     let (_program, client) = serve("serve", &folder, log);
@@ -195,7 +195,7 @@ trial!(a_worker_may_close_its_stderr, async || {
     assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
 });
 
-trial!(what_holds_a_workers_standard_error_open_ends_with_it, async || {
+trial!(processes_that_hold_a_workers_stderr_open_end_with_it, async || {
     let (server, client) = start("general");
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();

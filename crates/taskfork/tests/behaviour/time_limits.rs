@@ -8,7 +8,7 @@ use taskfork::{Client, Server, ServerError};
 
 use crate::support::processes::signal;
 use crate::support::raw::{Raw, map, text};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 /// All but 0.
 const EXTREMES: [(&str, Duration); 3] = [
@@ -17,7 +17,7 @@ const EXTREMES: [(&str, Duration); 3] = [
     ("least", Duration::from_nanos(1)),
 ];
 
-/// The role of a server with this option set.
+/// The test program that is a server with this option set.
 pub(crate) fn serve(option: &str, value: &str, address: &str) -> Result<(), ServerError> {
     let known = EXTREMES.into_iter().find(|(name, _)| *name == value);
     let time = known.map_or(Duration::ZERO, |(_, time)| time);
@@ -38,7 +38,7 @@ pub(crate) fn serve(option: &str, value: &str, address: &str) -> Result<(), Serv
     })
 }
 
-/// The role of a server whose workers take longer for `setup` than they may live.
+/// The test program that is a server whose workers take longer for `setup` than they may live.
 pub(crate) fn serve_slow_setup(address: &str) -> Result<(), ServerError> {
     let methods = taskfork::Methods::new().function("nothing", || Ok(()));
     Server::builder()
@@ -66,7 +66,7 @@ trial!(a_server_serves_with_times_of_every_size, async || {
         for (value, _) in EXTREMES {
             let folder = tempfile::tempdir().unwrap();
             let address = address_in(&folder);
-            let program = roles::start(&["serve_with", option, value, &address]);
+            let program = programs::start(&["serve_with", option, value, &address]);
             let client = Client::builder().address(&address).min_workers(0).max_workers(1);
             let client = client.timeout(Duration::from_secs(50)).build().unwrap();
             for milliseconds in [1_u64, 30, 1] {
@@ -91,7 +91,7 @@ trial!(a_server_serves_with_times_of_every_size, async || {
 trial!(a_long_shutdown_grace_lets_a_call_finish, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let program = roles::start(&["serve_with", "shutdown_grace", "max", &address]);
+    let program = programs::start(&["serve_with", "shutdown_grace", "max", &address]);
     let client = Client::builder().address(&address).min_workers(0).max_workers(1);
     let client = client.build().unwrap();
     let checkout = client.checkout();
@@ -117,7 +117,7 @@ trial!(a_server_refuses_options_with_which_nothing_could_be_served, async || {
     ];
     for option in options {
         let folder = tempfile::tempdir().unwrap();
-        let said = roles::output(&["serve_with", option, "zero", &address_in(&folder)]);
+        let said = programs::output(&["serve_with", option, "zero", &address_in(&folder)]);
         assert!(said.contains(&format!("the option `{option}` cannot be so: ")), "{said}");
     }
 });
@@ -125,7 +125,7 @@ trial!(a_server_refuses_options_with_which_nothing_could_be_served, async || {
 trial!(a_worker_older_than_its_age_after_setup_serves_all_the_same, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let _program = roles::start(&["serve_slow_setup", &address]);
+    let _program = programs::start(&["serve_slow_setup", &address]);
     let client = Client::builder().address(&address).min_workers(0).max_workers(1);
     let client = client.build().unwrap();
     for _ in 0..3 {
@@ -185,7 +185,7 @@ trial!(a_grace_without_end_lets_a_late_call_finish, async || {
     assert!(!client.call::<bool>("late", (0_u64,)).await.unwrap());
 });
 
-trial!(sizes_beyond_all_bounds_are_taken, async || {
+trial!(the_largest_sizes_are_accepted, async || {
     let most = usize::MAX;
     let (_server, client) = start_with("unbounded", |client| {
         client.max_frame(most).max_blob(most).shared_memory(most).max_queue(most)
@@ -210,10 +210,10 @@ trial!(a_client_refuses_options_with_which_nothing_could_be_served, async || {
     assert!(error.starts_with("the option `timeout` cannot be so: with 0, "), "{error}");
 });
 
-trial!(a_worker_takes_times_of_every_size_from_the_wire, async || {
+trial!(a_worker_accepts_times_of_every_size_from_the_wire, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program =
-        roles::start(&["serve_with", "hung_worker_timeout", "max", &address_in(&folder)]);
+        programs::start(&["serve_with", "hung_worker_timeout", "max", &address_in(&folder)]);
     let path = folder.path().join("s");
     until("the server listens", || path.exists()).await;
     let (mut raw, _) = Raw::greeted(&path).await;

@@ -103,7 +103,7 @@ trial!(a_trace_context_can_be_given, async || {
     assert_eq!(seen, Some((parent.to_owned(), Some("vendor=1".to_owned()))));
 });
 
-trial!(it_belongs_to_one_call, async || {
+trial!(a_trace_context_belongs_to_one_call, async || {
     let (_server, client) = start("traces");
     let exporter = Exporter::new();
     let guard = tracing::subscriber::set_default(exporter.subscriber());

@@ -126,7 +126,7 @@ trial!(question_marks_carry_errors_through_nested_handlers, async || {
     assert_eq!(outer("x").await.unwrap(), 2);
 });
 
-trial!(an_error_that_cannot_be_encoded_is_told, async || {
+trial!(an_error_that_cannot_be_encoded_is_reported, async || {
     let (_server, client) = start("typed");
     let error = client.secret().await.unwrap_err();
     assert!(matches!(error, Error::Call { error: CallError::Result { .. }, .. }), "{error}");

@@ -10,7 +10,7 @@ use taskfork::{BoxError, Methods, Server, ServerError};
 
 use crate::support::processes::{children, guardian, is_gone, signal};
 use crate::support::raw::{Raw, frame, map, text};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 const OTHER: libc::uid_t = 65_534;
 
@@ -92,7 +92,7 @@ trial!(a_worker_shares_memory_with_its_own_user_alone, async || {
         for spares in [0, 1] {
             let folder = tempfile::tempdir().unwrap();
             let address = address_in(&folder);
-            let _server = roles::start(&["serve_as", users, &spares.to_string(), &address]);
+            let _server = programs::start(&["serve_as", users, &spares.to_string(), &address]);
             let path = folder.path().join("s");
             spares_in(&folder, spares).await;
             let (mut raw, agreed) = Raw::sharing(&path, 1000, "pid").await;
@@ -114,7 +114,7 @@ trial!(a_client_of_another_user_is_served_without_shared_memory, async || {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let _server = roles::start(&["serve_as", "+++", "0", &address_in(&folder)]);
+    let _server = programs::start(&["serve_as", "+++", "0", &address_in(&folder)]);
     let client = taskfork::Client::builder().address(address_in(&folder)).build().unwrap();
     let checkout = client.checkout();
     // More than there are before rings are offered.
@@ -125,7 +125,7 @@ trial!(a_client_of_another_user_is_served_without_shared_memory, async || {
 
 trial!(a_worker_agrees_once_its_setup_has_succeeded, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _server = roles::start(&["serve_as", "!---", "0", &address_in(&folder)]);
+    let _server = programs::start(&["serve_as", "!---", "0", &address_in(&folder)]);
     let (mut raw, agreed) = Raw::sharing(&folder.path().join("s"), 1000, "pid").await;
     assert_eq!(agreed, None, "it is not set up");
     raw.call("pid", vec![]);
@@ -137,13 +137,13 @@ trial!(a_worker_that_has_changed_its_user_in_a_call_takes_no_rings, async || {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let _server = roles::start(&["serve_as", "---", "0", &address_in(&folder)]);
+    let _server = programs::start(&["serve_as", "---", "0", &address_in(&folder)]);
     for (users, takes) in [("---", true), ("--+", false), ("+++", false)] {
         let (mut raw, agreed) = Raw::sharing(&folder.path().join("s"), 1000, "pid").await;
         assert!(agreed.is_some());
         raw.call("change", vec![text(users)]);
         raw.receive().unwrap();
-        crate::rings::offer_to(&raw);
+        crate::support::raw_rings::offer_to(&raw);
         raw.call("pid", vec![]);
         let next = raw.receive().unwrap();
         assert_eq!(next.as_array().unwrap()[0] == 8.into(), takes, "{users}: {next}");
@@ -166,7 +166,7 @@ trial!(a_worker_that_has_changed_its_user_ends_with_its_server, async || {
     for (users, spares) in [("+++", 0), ("+++", 1), ("!+++", 0)] {
         let folder = tempfile::tempdir().unwrap();
         let address = address_in(&folder);
-        let server = roles::start(&["serve_as", users, &spares.to_string(), &address]);
+        let server = programs::start(&["serve_as", users, &spares.to_string(), &address]);
         spares_in(&folder, spares).await;
         let (mut raw, _) = Raw::sharing(&folder.path().join("s"), 0, "pid").await;
         raw.call("death_signal", vec![]);

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::support::processes::{command_line, descriptors};
-use crate::support::{address_in, roles, start, start_with, trial};
+use crate::support::{address_in, programs, start, start_with, trial};
 
 trial!(server_and_workers_are_named_in_ps, async || {
     let (server, client) = start("general");
@@ -74,7 +74,7 @@ fn mask(status: &str, field: &str) -> u64 {
 trial!(signals_are_those_of_a_worker_whatever_the_server_had_set, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
-    let _program = roles::start(&["serve_masked", &address]);
+    let _program = programs::start(&["serve_masked", &address]);
     let client = taskfork::Client::builder().address(&address).build().unwrap();
     let status: String = client.call("status", ()).await.unwrap();
     assert_eq!(mask(&status, "SigBlk:"), 0);
@@ -101,18 +101,18 @@ trial!(the_random_generator_of_c_differs_between_workers, async || {
     assert_ne!(one.await.unwrap(), two.await.unwrap());
 });
 
-trial!(what_a_worker_prints_never_reaches_the_wire, async || {
+trial!(standard_output_of_a_worker_never_reaches_the_wire, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     checkout.call::<()>("print", ("printed by a worker",)).await.unwrap();
     assert_eq!(checkout.call::<i64>("add", (1, 1)).await.unwrap(), 2);
 });
 
-trial!(what_the_server_had_buffered_is_written_once, async || {
+trial!(output_buffered_by_the_server_is_written_once, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = address_in(&folder);
     let output = folder.path().join("output");
-    let mut command = roles::command(&["serve_printing", &address]);
+    let mut command = programs::command(&["serve_printing", &address]);
     command.stdout(std::fs::File::create(&output).unwrap());
     let program = crate::support::processes::Program::new(command.spawn().unwrap());
     let client = taskfork::Client::builder().address(&address).max_workers(3).build().unwrap();
@@ -141,7 +141,7 @@ trial!(each_worker_leads_a_process_group, async || {
     assert_eq!(group, pid.to_string());
 });
 
-trial!(a_program_started_by_a_worker_is_not_told_to_become_a_server, async || {
+trial!(a_program_started_by_a_worker_does_not_become_a_server, async || {
     let (_server, client) = start("general");
     let variables: Vec<String> = client.call("variables", ()).await.unwrap();
     assert!(!variables.contains(&"TASKFORK_SERVER".to_owned()), "{variables:?}");

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use taskfork::error::{Activity, CallError, Death, End, FatalError};
 use taskfork::{Blob, Checkout, Client, Error};
 
-use super::injure::Record;
+use super::injection::Record;
 
 /// What has come of calls.
 #[derive(Debug)]

@@ -8,7 +8,7 @@
 #![allow(missing_docs, reason = "nothing here is for users")]
 
 mod cgroup;
-mod injure;
+mod injection;
 mod load;
 mod server;
 
@@ -20,14 +20,14 @@ use std::time::{Duration, Instant};
 use taskfork::Client;
 use taskfork::server::ServerStatus;
 
-use injure::{Injuries, Record};
+use injection::{FaultInjector, Record};
 use load::Counts;
 
 const WORKERS: usize = 8;
 const CALLERS: u64 = 12;
 
 fn main() {
-    if server::plays() {
+    if server::run_requested() {
         return;
     }
     let mut arguments = std::env::args().skip(1);
@@ -80,22 +80,22 @@ async fn run(path: &Path, time: Duration, seed: u64) {
         })
         .collect();
 
-    let mut injuries = Injuries::new(seed, record.clone());
+    let mut faults = FaultInjector::new(seed, record.clone());
     let (half, end) = (Instant::now() + time / 2, Instant::now() + time);
     while Instant::now() < end {
         // Before, a server has no excuse for not telling of a death.
         let may_end_server = Instant::now() > half;
-        injuries.do_one(&mut server, path, may_end_server).await;
+        faults.inject_one(&mut server, path, may_end_server).await;
     }
     stop.store(true, Ordering::Relaxed);
-    injuries.heal(&mut server, path).await;
+    faults.undo(&mut server, path).await;
     let mut counts = Counts::new(record);
     for caller in callers {
         counts.add(&caller.await.unwrap());
     }
-    println!("{counts}\n{injuries}");
+    println!("{counts}\n{faults}");
     counts.check();
-    injuries.check();
+    faults.check();
 
     // The next call works, and the pool counts what there is.
     assert_eq!(client.call::<u64>("echo", (7_u64,)).await.unwrap(), 7);

@@ -1,4 +1,4 @@
-//! The server: this very binary in another role.
+//! The server: a copy of this binary.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ const ADDRESS: &str = "TASKFORK_FAULT_ADDRESS";
 /// So few descriptors that a crowd of connections uses them up.
 const DESCRIPTORS: u64 = 60;
 
-pub(crate) fn plays() -> bool {
+pub(crate) fn run_requested() -> bool {
     let Ok(address) = std::env::var(ADDRESS) else { return false };
     let methods = Methods::new()
         .function("echo", |value: u64| Ok(value))
@@ -104,7 +104,7 @@ impl Program {
     }
 
     pub(crate) fn signal(&self, signal: i32) {
-        super::injure::signal(self.pid(), signal);
+        super::injection::signal(self.pid(), signal);
     }
 
     /// Shuts the server down gracefully, and waits for its end.

@@ -23,15 +23,15 @@ pub(crate) enum Step {
     /// With descriptors at the first byte.
     SendWith(Vec<u8>, Vec<Kind>),
     /// One byte at a time.
-    Trickle(Vec<u8>),
+    SendByteByByte(Vec<u8>),
     /// The same bytes again and again, until this many have been sent or the other side is gone.
     Flood(Vec<u8>, usize),
     /// Reads the preamble.
-    HearPreamble,
+    ReceivePreamble,
     /// Reads a frame.
-    Hear,
+    Receive,
     /// Reads until a JSON message is there.
-    HearJson,
+    ReceiveJson,
     StopSending,
     StopReading,
     /// Closes with bytes unread, so that the other side is reset.
@@ -60,11 +60,11 @@ pub(crate) enum Kind {
 }
 
 /// The seals of memory that is handed over, that is lent, and of rings.
-pub(crate) const HANDED: SealFlags =
+pub(crate) const BLOB_SEALS: SealFlags =
     SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
-pub(crate) const LENT: SealFlags =
+pub(crate) const BUFFER_SEALS: SealFlags =
     SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
-pub(crate) const RINGS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+pub(crate) const RING_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
 impl Kind {
     fn open(self) -> OwnedFd {
@@ -108,7 +108,7 @@ fn take_step(stream: &mut UnixStream, step: &Step) -> std::io::Result<()> {
             let files: Vec<OwnedFd> = kinds.iter().map(|kind| kind.open()).collect();
             send_with(stream, bytes, &files)
         }
-        Step::Trickle(bytes) => bytes.iter().try_for_each(|byte| {
+        Step::SendByteByByte(bytes) => bytes.iter().try_for_each(|byte| {
             stream.write_all(&[*byte])?;
             // The other side is to see each byte alone.
             std::thread::sleep(Duration::from_millis(1));
@@ -124,14 +124,14 @@ fn take_step(stream: &mut UnixStream, step: &Step) -> std::io::Result<()> {
             }
             Ok(())
         }
-        Step::HearPreamble => stream.read_exact(&mut [0; 8]),
-        Step::Hear => {
+        Step::ReceivePreamble => stream.read_exact(&mut [0; 8]),
+        Step::Receive => {
             let mut length = [0; 4];
             stream.read_exact(&mut length)?;
             let mut body = vec![0; u32::from_le_bytes(length) as usize];
             stream.read_exact(&mut body)
         }
-        Step::HearJson => {
+        Step::ReceiveJson => {
             let mut byte = [0];
             while byte != *b"]" {
                 stream.read_exact(&mut byte)?;

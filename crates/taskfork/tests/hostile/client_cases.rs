@@ -4,7 +4,7 @@ use taskfork::client::Value;
 
 use crate::case::Expected::{Harmless, Refused, Served};
 use crate::case::Step::{
-    Flood, Hear, HearPreamble, Reset, Send, StopReading, StopSending, Trickle,
+    Flood, Receive, ReceivePreamble, Reset, Send, SendByteByByte, StopReading, StopSending,
 };
 use crate::case::{Case, Step, case};
 use crate::message::{
@@ -19,7 +19,7 @@ fn greeted(more: Vec<Step>) -> Vec<Step> {
 
 pub(crate) fn greeted_with(hello: &[(&str, Value)], more: Vec<Step>) -> Vec<Step> {
     let said = [PREAMBLE, &client_hello(hello)].concat();
-    let mut steps = vec![Send(said), HearPreamble, Hear];
+    let mut steps = vec![Send(said), ReceivePreamble, Receive];
     steps.extend(more);
     steps
 }
@@ -173,18 +173,18 @@ fn sizes() -> Vec<Case> {
         let end = if levels == 100_000 { Harmless } else { Served };
         add(
             &format!("argument {levels} deep"),
-            greeted(vec![Send(argument(&deep(levels))), Hear]),
+            greeted(vec![Send(argument(&deep(levels))), Receive]),
             end,
         );
         let meta = frame_meta(2, "later", &deep(levels));
         add(&format!("meta {levels} deep"), greeted(vec![Send(meta)]), Harmless);
     }
     let maps = [[0x81, 0xc0].repeat(100_000), vec![0xc0]].concat();
-    add("argument of maps 100000 deep", greeted(vec![Send(argument(&maps)), Hear]), Harmless);
+    add("argument of maps 100000 deep", greeted(vec![Send(argument(&maps)), Receive]), Harmless);
     let nils = many(1_000_000, &[0xc0]);
-    add("argument of a million nils", greeted(vec![Send(argument(&nils)), Hear]), Harmless);
+    add("argument of a million nils", greeted(vec![Send(argument(&nils)), Receive]), Harmless);
     let lists = many(300_000, &[0x90]);
-    add("argument of empty lists", greeted(vec![Send(argument(&lists)), Hear]), Harmless);
+    add("argument of empty lists", greeted(vec![Send(argument(&lists)), Receive]), Harmless);
     add("meta of a million nils", greeted(vec![Send(frame_meta(2, "later", &nils))]), Harmless);
     let keys: Vec<u8> = (0..100_000).flat_map(|_| [0xa1, b'k', 0xc0]).collect();
     let mut meta = vec![0x92, 2, 0xdf];
@@ -217,26 +217,26 @@ fn sizes() -> Vec<Case> {
         add(&format!("name with control characters {place}"), steps, Served);
         add(
             &format!("method with control characters {place}"),
-            greeted(vec![Send(call(name, &[])), Hear]),
+            greeted(vec![Send(call(name, &[])), Receive]),
             Served,
         );
         let meta = map(&[("traceparent", text(name)), ("tracestate", text(name))]);
         let said = frame(&[1.into(), meta, text("nothing"), list(&[])]);
         add(
             &format!("trace with control characters {place}"),
-            greeted(vec![Send(said), Hear]),
+            greeted(vec![Send(said), Receive]),
             Served,
         );
     }
     let method = "m".repeat(4 << 20);
-    add("method of four megabytes", greeted(vec![Send(call(&method, &[])), Hear]), Harmless);
+    add("method of four megabytes", greeted(vec![Send(call(&method, &[])), Receive]), Harmless);
     let invalid = [&[0x94, 1, 0x80, 0xa2, 0xff, 0xfe, 0x90][..]].concat();
     add("method that is no UTF-8", greeted(vec![Send(framed(&invalid))]), Refused);
     let invalid = framed(&[0x92, 2, 0x81, 0xa2, 0xff, 0xfe, 0xc0]);
     add("meta key that is no UTF-8", greeted(vec![Send(invalid)]), Refused);
     add(
         "argument that is no UTF-8",
-        greeted(vec![Send(argument(&[0xa2, 0xff, 0xfe])), Hear]),
+        greeted(vec![Send(argument(&[0xa2, 0xff, 0xfe])), Receive]),
         Harmless,
     );
     cases
@@ -247,8 +247,12 @@ fn flows() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name: &str, steps: Vec<Step>, end| cases.push(case(name, steps, end));
     let hello = [PREAMBLE, &client_hello(&[])].concat();
-    add("hello byte by byte", vec![Trickle(hello.clone()), HearPreamble, Hear], Served);
-    add("call byte by byte", greeted(vec![Trickle(call("nothing", &[])), Hear]), Served);
+    add(
+        "hello byte by byte",
+        vec![SendByteByByte(hello.clone()), ReceivePreamble, Receive],
+        Served,
+    );
+    add("call byte by byte", greeted(vec![SendByteByByte(call("nothing", &[])), Receive]), Served);
     let sleep = || call("sleep", &[60_000.into()]);
     add("half a close at once", vec![StopSending], Refused);
     add("half a close after the hello", greeted(vec![StopSending]), Refused);

@@ -5,14 +5,14 @@ use taskfork::client::Value;
 
 use crate::case::Expected::{Harmless, Refused, Served};
 use crate::case::Kind::{DevZero, Folder, Memory, Socket};
-use crate::case::Step::{Hear, Reset, Send, SendWith};
-use crate::case::{Case, HANDED, Kind, LENT, RINGS, Step, case};
+use crate::case::Step::{Receive, Reset, Send, SendWith};
+use crate::case::{BLOB_SEALS, BUFFER_SEALS, Case, Kind, RING_SEALS, Step, case};
 use crate::client_cases::greeted_with;
 use crate::message::{PREAMBLE, announce, call, client_hello, frame, frame_meta, list, many, map};
 
 /// After a first call, in front of whose answer the worker agrees to share memory.
 fn lending(more: Vec<Step>) -> Vec<Step> {
-    let mut steps = vec![Send(call("nothing", &[])), Hear, Hear];
+    let mut steps = vec![Send(call("nothing", &[])), Receive, Receive];
     steps.extend(more);
     greeted_with(&[("files", 16.into()), ("lent", (64 << 20).into())], steps)
 }
@@ -47,11 +47,11 @@ fn descriptors() -> Vec<Case> {
         ("memory that is not sealed", Memory(4096, SealFlags::empty())),
         ("memory that may shrink", Memory(4096, SealFlags::GROW.union(SealFlags::WRITE))),
         ("memory that may grow", Memory(4096, SealFlags::SHRINK.union(SealFlags::WRITE))),
-        ("memory that may be written to", Memory(4096, RINGS)),
-        ("memory that is lent", Memory(4096, LENT)),
-        ("memory of no bytes", Memory(0, HANDED)),
-        ("sparse memory of 400 MiB", Memory(400 << 20, HANDED)),
-        ("sparse memory of 1 TiB", Memory(1 << 40, HANDED)),
+        ("memory that may be written to", Memory(4096, RING_SEALS)),
+        ("memory that is lent", Memory(4096, BUFFER_SEALS)),
+        ("memory of no bytes", Memory(0, BLOB_SEALS)),
+        ("sparse memory of 400 MiB", Memory(400 << 20, BLOB_SEALS)),
+        ("sparse memory of 1 TiB", Memory(1 << 40, BLOB_SEALS)),
     ] {
         add(
             &format!("bytes that are {name}"),
@@ -60,7 +60,7 @@ fn descriptors() -> Vec<Case> {
         );
         add(
             &format!("file that is {name}"),
-            lending(vec![SendWith(with(1, open(0)), vec![kind]), Hear]),
+            lending(vec![SendWith(with(1, open(0)), vec![kind]), Receive]),
             Served,
         );
     }
@@ -78,7 +78,7 @@ fn descriptors() -> Vec<Case> {
     );
     add(
         "announced for a message without any",
-        lending(vec![SendWith(with(1, nothing()), vec![Socket]), Hear]),
+        lending(vec![SendWith(with(1, nothing()), vec![Socket]), Receive]),
         Served,
     );
     add(
@@ -113,29 +113,29 @@ fn descriptors() -> Vec<Case> {
     add("one with the preamble", vec![SendWith(hello, vec![DevZero])], Harmless);
     add(
         "a number that is none of those that came",
-        lending(vec![SendWith(with(1, open(7)), vec![Socket]), Hear]),
+        lending(vec![SendWith(with(1, open(7)), vec![Socket]), Receive]),
         Served,
     );
     add(
         "the same one twice",
         lending(vec![
             SendWith(with(1, call("echo", &[reference(2, 0), reference(2, 0)])), vec![Socket]),
-            Hear,
+            Receive,
         ]),
         Served,
     );
     add(
         "an unknown type of reference",
-        lending(vec![SendWith(with(1, call("echo", &[reference(9, 0)])), vec![Socket]), Hear]),
+        lending(vec![SendWith(with(1, call("echo", &[reference(9, 0)])), vec![Socket]), Receive]),
         Served,
     );
     let short = Value::Ext(2, vec![0]);
     add(
         "a reference that is too short",
-        lending(vec![SendWith(with(1, call("echo", &[short])), vec![Socket]), Hear]),
+        lending(vec![SendWith(with(1, call("echo", &[short])), vec![Socket]), Receive]),
         Served,
     );
-    let files = greeted_with(&[], vec![SendWith(with(1, open(0)), vec![Socket]), Hear]);
+    let files = greeted_with(&[], vec![SendWith(with(1, open(0)), vec![Socket]), Receive]);
     add("from a client that takes none itself", files, Harmless);
     add(
         "announced and reset",
@@ -156,7 +156,7 @@ fn memory() -> Vec<Case> {
         ("uses", Value::Array(uses.iter().map(one).collect()))
     };
     let free = |id: u64, times: u64| ("free", list(&[list(&[id.into(), times.into()])]));
-    let good = Memory(1 << 20, LENT);
+    let good = Memory(1 << 20, BUFFER_SEALS);
     let echo = || call("echo", &[reference(3, 0)]);
     let lent = |meta: &[(&str, Value)], kind: Kind| {
         lending(vec![SendWith([lends(meta), echo()].concat(), vec![kind])])
@@ -167,9 +167,9 @@ fn memory() -> Vec<Case> {
         ("/dev/zero", DevZero),
         ("a folder", Folder),
         ("not sealed", Memory(1 << 20, SealFlags::empty())),
-        ("sealed against all", Memory(1 << 20, HANDED)),
-        ("of no bytes", Memory(0, LENT)),
-        ("of 1 TiB", Memory(1 << 40, LENT)),
+        ("sealed against all", Memory(1 << 20, BLOB_SEALS)),
+        ("of no bytes", Memory(0, BUFFER_SEALS)),
+        ("of 1 TiB", Memory(1 << 40, BUFFER_SEALS)),
     ] {
         let steps = lent(&[new(&[1]), uses(&[(false, 1, 4096)])], kind);
         add(&format!("lent memory is {name}"), steps, Refused);
@@ -178,7 +178,7 @@ fn memory() -> Vec<Case> {
         "good memory is lent",
         lending(vec![
             SendWith([lends(&[new(&[1]), uses(&[(false, 1, 4096)])]), echo()].concat(), vec![good]),
-            Hear,
+            Receive,
         ]),
         Harmless,
     );
@@ -211,7 +211,7 @@ fn memory() -> Vec<Case> {
         [lends(&[new(&[1]), uses(&[(false, 1, 1)])]), lends(&[uses(&[(false, 1, 1)])]), echo()]
             .concat();
     add("uses of one message said twice", lending(vec![SendWith(twice, vec![good])]), Refused);
-    add("a reference to no use", lending(vec![Send(echo()), Hear]), Served);
+    add("a reference to no use", lending(vec![Send(echo()), Receive]), Served);
     add(
         "freed and never lent",
         lending(vec![Send([lends(&[free(1, 1)]), echo()].concat())]),
@@ -241,7 +241,7 @@ fn memory() -> Vec<Case> {
     let seventeen: Vec<u64> = (1..=17).collect();
     add(
         "17 pieces of memory",
-        lending(vec![SendWith(lends(&[new(&seventeen)]), vec![Memory(4096, LENT); 17])]),
+        lending(vec![SendWith(lends(&[new(&seventeen)]), vec![Memory(4096, BUFFER_SEALS); 17])]),
         Refused,
     );
     cases
@@ -256,19 +256,19 @@ fn rings() -> Vec<Case> {
         ("of a socket", Socket, Harmless),
         ("of /dev/zero", DevZero, Harmless),
         ("of a folder", Folder, Harmless),
-        ("of no bytes", Memory(0, RINGS), Harmless),
-        ("a byte too short", Memory(size - 1, RINGS), Harmless),
-        ("a page too long", Memory(size + 4096, RINGS), Harmless),
-        ("of 1 TiB", Memory(1 << 40, RINGS), Harmless),
+        ("of no bytes", Memory(0, RING_SEALS), Harmless),
+        ("a byte too short", Memory(size - 1, RING_SEALS), Harmless),
+        ("a page too long", Memory(size + 4096, RING_SEALS), Harmless),
+        ("of 1 TiB", Memory(1 << 40, RING_SEALS), Harmless),
         ("that may shrink", Memory(size, SealFlags::GROW), Harmless),
-        ("that nobody can write to", Memory(size, HANDED), Harmless),
+        ("that nobody can write to", Memory(size, BLOB_SEALS), Harmless),
     ] {
         add(&format!("rings {name}"), lending(vec![SendWith(offer(), vec![kind])]), end);
     }
-    let good = Memory(size, RINGS);
+    let good = Memory(size, RING_SEALS);
     add(
         "rings twice",
-        lending(vec![SendWith(offer(), vec![good]), Hear, SendWith(offer(), vec![good])]),
+        lending(vec![SendWith(offer(), vec![good]), Receive, SendWith(offer(), vec![good])]),
         Refused,
     );
     add("rings without memory", lending(vec![Send(frame(&[8.into(), map(&[])]))]), Refused);

@@ -1,7 +1,9 @@
 //! Peers that speak the JSON protocol and do not keep to it.
 
 use crate::case::Expected::{Harmless, Refused, Served};
-use crate::case::Step::{Flood, HearJson, Reset, Send, StopReading, StopSending, Trickle};
+use crate::case::Step::{
+    Flood, ReceiveJson, Reset, Send, SendByteByByte, StopReading, StopSending,
+};
 use crate::case::{Case, Expected, Step, case};
 
 fn nested(levels: usize) -> String {
@@ -85,12 +87,12 @@ pub(crate) fn of_clients() -> Vec<Case> {
     add("flood of blanks", vec![Flood(vec![b' '; 64 << 10], 16 << 20), StopSending], Refused);
     add(
         "flood of blanks behind a call",
-        vec![Send(call()), HearJson, Flood(vec![b'\n'; 64 << 10], 16 << 20), StopSending],
+        vec![Send(call()), ReceiveJson, Flood(vec![b'\n'; 64 << 10], 16 << 20), StopSending],
         Refused,
     );
     add(
         "flood of ends of checkouts",
-        vec![Send(call()), HearJson, Flood(br#"["dn",{}]"#.repeat(5000), 1 << 20), StopSending],
+        vec![Send(call()), ReceiveJson, Flood(br#"["dn",{}]"#.repeat(5000), 1 << 20), StopSending],
         Refused,
     );
     add(
@@ -101,13 +103,13 @@ pub(crate) fn of_clients() -> Vec<Case> {
     add("brackets that never end", vec![Flood(vec![b'['; 64 << 10], 1 << 20)], Refused);
     add(
         "two calls at once",
-        vec![Send(call().repeat(2)), HearJson, HearJson, StopSending],
+        vec![Send(call().repeat(2)), ReceiveJson, ReceiveJson, StopSending],
         Refused,
     );
-    add("a call byte by byte", vec![Trickle(call()), HearJson, StopSending], Refused);
+    add("a call byte by byte", vec![SendByteByByte(call()), ReceiveJson, StopSending], Refused);
     add(
         "the other protocol behind a call",
-        vec![Send(call()), HearJson, Send(b"taskfork".to_vec())],
+        vec![Send(call()), ReceiveJson, Send(b"taskfork".to_vec())],
         Refused,
     );
     add("nothing read", vec![StopReading, Send(call())], Harmless);
@@ -124,7 +126,7 @@ pub(crate) fn of_clients() -> Vec<Case> {
 pub(crate) fn of_servers() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name: &str, said: Vec<u8>, end: Expected| {
-        cases.push(case(name, vec![HearJson, Send(said)], end));
+        cases.push(case(name, vec![ReceiveJson, Send(said)], end));
     };
     for (name, value) in values() {
         add(&format!("result {name}"), [br#"["ok",{},"#, &value[..], b"]"].concat(), Harmless);
@@ -138,24 +140,28 @@ pub(crate) fn of_servers() -> Vec<Case> {
     add("the other protocol", b"taskfork".to_vec(), Refused);
     let answer = br#"["er",{},"no"]"#;
     for length in 1..answer.len() {
-        let steps = vec![HearJson, Send(answer[..length].to_vec()), StopSending];
+        let steps = vec![ReceiveJson, Send(answer[..length].to_vec()), StopSending];
         cases.push(case(format!("error of {length} bytes"), steps, Refused));
     }
     let mut add = |name: &str, steps: Vec<Step>, end| cases.push(case(name, steps, end));
-    add("flood of blanks", vec![HearJson, Flood(vec![b' '; 64 << 10], 16 << 20)], Refused);
+    add("flood of blanks", vec![ReceiveJson, Flood(vec![b' '; 64 << 10], 16 << 20)], Refused);
     add(
         "flood of blanks, nothing read",
-        vec![HearJson, StopReading, Flood(vec![b' '; 64 << 10], 16 << 20)],
+        vec![ReceiveJson, StopReading, Flood(vec![b' '; 64 << 10], 16 << 20)],
         Refused,
     );
     add(
         "flood of results",
-        vec![HearJson, Flood(br#"["ok",{},5]"#.repeat(5000), 16 << 20)],
+        vec![ReceiveJson, Flood(br#"["ok",{},5]"#.repeat(5000), 16 << 20)],
         Served,
     );
-    add("brackets that never end", vec![HearJson, Flood(vec![b'['; 64 << 10], 1 << 20)], Refused);
-    add("nothing", vec![HearJson], Refused);
-    add("a close", vec![HearJson, StopSending], Refused);
-    add("a reset", vec![HearJson, Reset], Refused);
+    add(
+        "brackets that never end",
+        vec![ReceiveJson, Flood(vec![b'['; 64 << 10], 1 << 20)],
+        Refused,
+    );
+    add("nothing", vec![ReceiveJson], Refused);
+    add("a close", vec![ReceiveJson, StopSending], Refused);
+    add("a reset", vec![ReceiveJson, Reset], Refused);
     cases
 }

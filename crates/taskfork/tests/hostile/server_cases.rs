@@ -5,9 +5,10 @@ use taskfork::client::Value;
 use crate::case::Expected::{Harmless, Refused, Served};
 use crate::case::Kind::{DevZero, Folder, Memory, Socket};
 use crate::case::Step::{
-    Flood, Hear, HearPreamble, Reset, Send, SendWith, StopReading, StopSending, Trickle,
+    Flood, Receive, ReceivePreamble, Reset, Send, SendByteByByte, SendWith, StopReading,
+    StopSending,
 };
-use crate::case::{Case, HANDED, LENT, RINGS, Step, case};
+use crate::case::{BLOB_SEALS, BUFFER_SEALS, Case, RING_SEALS, Step, case};
 use crate::message::{
     PREAMBLE, announce, deep, error, frame, frame_meta, framed, list, many, map, result,
     result_ending, result_of, text, worker_hello, wrong,
@@ -20,7 +21,7 @@ pub(crate) fn called(more: Vec<Step>) -> Vec<Step> {
 
 fn called_with(hello: &[(&str, Value)], more: Vec<Step>) -> Vec<Step> {
     let said = [PREAMBLE, &worker_hello(hello)].concat();
-    let mut steps = vec![HearPreamble, Hear, Send(said), Hear];
+    let mut steps = vec![ReceivePreamble, Receive, Send(said), Receive];
     steps.extend(more);
     steps
 }
@@ -48,11 +49,11 @@ fn greetings() -> Vec<Case> {
         add(&format!("preamble {name}"), vec![Send(bytes.to_vec())], Harmless);
     }
     add("nothing but a close", vec![StopSending], Harmless);
-    add("nothing at all", vec![HearPreamble, Hear], Harmless);
+    add("nothing at all", vec![ReceivePreamble, Receive], Harmless);
     add("reset at once", vec![Reset], Harmless);
-    add("reset after the hello was heard", vec![HearPreamble, Hear, Reset], Harmless);
+    add("reset after the hello was heard", vec![ReceivePreamble, Receive, Reset], Harmless);
     let hello = |meta: &[(&str, Value)]| {
-        vec![Send([PREAMBLE, &frame(&[0.into(), map(meta)])].concat()), Hear]
+        vec![Send([PREAMBLE, &frame(&[0.into(), map(meta)])].concat()), Receive]
     };
     add("hello that says nothing", hello(&[]), Harmless);
     add("hello of another version", hello(&[("version", 99.into()), ("pid", 1.into())]), Harmless);
@@ -75,7 +76,7 @@ fn greetings() -> Vec<Case> {
     ] {
         let name = format!("hello with {key} {:.20}", value.to_string().escape_debug().to_string());
         let mut steps = hello(&[&known[..], &[(key, value)]].concat());
-        steps.extend([Hear, Send(result(5.into()))]);
+        steps.extend([Receive, Send(result(5.into()))]);
         add(&name, steps, Harmless);
     }
     add("hello twice", called(vec![Send(worker_hello(&[]))]), Refused);
@@ -98,7 +99,7 @@ fn greetings() -> Vec<Case> {
         "hello byte by byte",
         {
             let hello = [PREAMBLE, &worker_hello(&[])].concat();
-            vec![HearPreamble, Hear, Trickle(hello), Hear, Send(result(5.into()))]
+            vec![ReceivePreamble, Receive, SendByteByByte(hello), Receive, Send(result(5.into()))]
         },
         Harmless,
     );
@@ -338,10 +339,10 @@ fn descriptors() -> Vec<Case> {
         ("/dev/zero", DevZero),
         ("a folder", Folder),
         ("memory that is not sealed", Memory(4096, rustix::fs::SealFlags::empty())),
-        ("memory that may be written to", Memory(4096, RINGS)),
-        ("memory of no bytes", Memory(0, HANDED)),
-        ("sparse memory of 400 MiB", Memory(400 << 20, HANDED)),
-        ("sparse memory of 1 TiB", Memory(1 << 40, HANDED)),
+        ("memory that may be written to", Memory(4096, RING_SEALS)),
+        ("memory of no bytes", Memory(0, BLOB_SEALS)),
+        ("sparse memory of 400 MiB", Memory(400 << 20, BLOB_SEALS)),
+        ("sparse memory of 1 TiB", Memory(1 << 40, BLOB_SEALS)),
     ] {
         add(
             &format!("bytes that are {name}"),
@@ -366,7 +367,7 @@ fn descriptors() -> Vec<Case> {
             Refused,
         );
     }
-    let good = Memory(1 << 20, LENT);
+    let good = Memory(1 << 20, BUFFER_SEALS);
     let uses = |whose: bool, id: u64, length: u64| {
         frame(&[
             7.into(),
@@ -418,12 +419,12 @@ fn descriptors() -> Vec<Case> {
     add("rings that nobody offered", vec![Send(frame(&[8.into(), map(&[])]))], Refused);
     add(
         "rings that the worker offers",
-        vec![SendWith(with(1, frame(&[8.into(), map(&[])])), vec![Memory(33_152, RINGS)])],
+        vec![SendWith(with(1, frame(&[8.into(), map(&[])])), vec![Memory(33_152, RING_SEALS)])],
         Refused,
     );
     for count in [65, 1600] {
         let hello = [PREAMBLE, &worker_hello(&[])].concat();
-        let steps = vec![HearPreamble, Hear, SendWith(hello, vec![DevZero; count])];
+        let steps = vec![ReceivePreamble, Receive, SendWith(hello, vec![DevZero; count])];
         cases.push(case(format!("{count} with the hello"), steps, Harmless));
     }
     cases
@@ -437,7 +438,7 @@ fn flows() -> Vec<Case> {
     add("half a close for an answer", called(vec![StopSending]), Refused);
     add("nothing read any more", called(vec![StopReading]), Refused);
     add("reset for an answer", called(vec![Reset]), Refused);
-    add("answer byte by byte", called(vec![Trickle(result(5.into()))]), Served);
+    add("answer byte by byte", called(vec![SendByteByByte(result(5.into()))]), Served);
     let notes = frame(&[4.into(), none()]);
     let log = frame_meta(4, "ld", &[0x81, 0xa5, b's', b't', b'a', b'r', b't', 1]);
     for (name, said) in [
@@ -472,7 +473,7 @@ pub(crate) fn cut_short() -> Vec<Case> {
     let hello = worker_hello(&[("server", text("cut")), ("worker", 3.into())]);
     let session = [PREAMBLE, &hello].concat();
     let cut = |length: usize| {
-        let steps = vec![HearPreamble, Hear, Send(session[..length].to_vec()), StopSending];
+        let steps = vec![ReceivePreamble, Receive, Send(session[..length].to_vec()), StopSending];
         case(format!("hello of {length} bytes"), steps, Harmless)
     };
     let mut cases: Vec<Case> = (1..session.len()).map(cut).collect();

@@ -1,7 +1,7 @@
 //! Fields of a worker's messages with values of the wrong type.
 
 use crate::case::Expected::{Harmless, Refused};
-use crate::case::Step::{Hear, HearPreamble, Send};
+use crate::case::Step::{Receive, ReceivePreamble, Send};
 use crate::case::{Case, case};
 use crate::message::{PREAMBLE, error, frame, map, text, worker_hello, wrong};
 use crate::server_cases::called;
@@ -22,7 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
     ] {
         for (name, value) in wrong(right) {
             let hello = [PREAMBLE, &worker_hello(&[(key, value)])].concat();
-            let steps = vec![HearPreamble, Hear, Send(hello)];
+            let steps = vec![ReceivePreamble, Receive, Send(hello)];
             // The client connects again, to a good one.
             cases.push(case(format!("hello {key} {name}"), steps, Harmless));
         }

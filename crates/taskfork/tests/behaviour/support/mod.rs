@@ -1,13 +1,14 @@
 //! Code that the tests share: servers to call, programs to run, and waiting for conditions.
 
+pub(crate) mod access_control;
 #[cfg(feature = "spans")]
 pub(crate) mod capture;
 pub(crate) mod logged;
 pub(crate) mod processes;
+pub(crate) mod programs;
 pub(crate) mod raw;
-pub(crate) mod roles;
+pub(crate) mod raw_rings;
 pub(crate) mod servers;
-pub(crate) mod strangers;
 
 use std::time::Duration;
 

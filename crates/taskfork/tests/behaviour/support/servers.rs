@@ -18,7 +18,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("long_name", |server| serve(server.name("é".repeat(300)))),
     ("short_grace", |server| serve(server.shutdown_grace(Duration::from_millis(200)))),
     ("small_frames", |server| serve(server.max_frame(1000))),
-    ("spawned_peer", super::strangers::spawned),
+    ("spawned_peer", super::access_control::spawned),
     ("tcp", |server| serve(server.listen("tcp:127.0.0.1:0"))),
     ("max_calls", |server| serve(server.max_calls(3))),
     ("max_age", |server| serve(server.max_age(Duration::from_millis(300)))),
@@ -47,9 +47,11 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("files_small_blobs", |server| crate::files::server(server.max_blob(1 << 20))),
     ("files_tcp", |server| crate::files::server(server.listen("tcp:127.0.0.1:0"))),
     ("leaving", crate::leaving::server),
-    ("lending", crate::lending::server),
-    ("lending_tcp", |server| crate::lending::server(server.listen("tcp:127.0.0.1:0"))),
-    ("lending_none", |server| crate::lending::server(server.shared_memory(0))),
+    ("shared_buffers", crate::shared_buffers::server),
+    ("shared_buffers_tcp", |server| {
+        crate::shared_buffers::server(server.listen("tcp:127.0.0.1:0"))
+    }),
+    ("shared_buffers_none", |server| crate::shared_buffers::server(server.shared_memory(0))),
     ("rings", crate::rings::server),
     ("rings_awake", |server| {
         crate::rings::server(
@@ -101,8 +103,8 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("typed", crate::typed::server),
     ("scribbling", |server| crate::shared_memory::server(server, false)),
     ("scribbling_as_nobody", |server| crate::shared_memory::server(server, true)),
-    ("configured", crate::spawned::configured),
-    ("never_serves", crate::spawned::never_serves),
+    ("configured", crate::spawn_config::configured),
+    ("never_serves", crate::spawn_failures::never_serves),
     ("panics_later", crate::spawned::panics_later),
     ("never_runs", |_| Ok(())),
     ("refuses", |_| Err(ServerError::NoAddress)),

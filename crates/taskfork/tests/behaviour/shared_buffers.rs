@@ -1,22 +1,20 @@
 //! Long bytes that are copied into memory that both sides have, which is used again and again.
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::libc;
 use nix::unistd::{ForkResult, fork};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use serde_bytes::ByteBuf;
 use taskfork::client::Value;
 use taskfork::worker::Arguments;
-use taskfork::{Blob, BoxError, Checkout, Client, Methods, Server, ServerBuilder, ServerError};
+use taskfork::{Blob, BoxError, Checkout, Methods, Server, ServerBuilder, ServerError};
 
-use crate::files::{open_here, send_with};
-use crate::support::raw::{Raw, agreed as agreed_on, frame, map, of_call, text};
-use crate::support::{address_in, roles, start, start_with, trial, until};
+use crate::files::open_here;
+use crate::support::raw::Raw;
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 const LONG: usize = 300_000;
 
@@ -113,7 +111,7 @@ fn is_lent(bytes: &[u8]) -> bool {
     maps().any(|(first, end)| (first..end).contains(&start))
 }
 
-fn blob(fill: u8) -> Blob {
+pub(crate) fn blob(fill: u8) -> Blob {
     vec![fill; LONG].into()
 }
 
@@ -128,8 +126,8 @@ async fn warm(checkout: &Checkout) {
     panic!("nothing is lent");
 }
 
-trial!(long_blobs_are_lent_once_there_have_been_a_few, async || {
-    let (_server, client) = start("lending");
+trial!(long_blobs_use_shared_buffers_after_a_few_calls, async || {
+    let (_server, client) = start("shared_buffers");
     let checkout = client.checkout();
     let first: (bool, u8) = checkout.call("is_lent", (blob(7),)).await.unwrap();
     assert_eq!(first, (false, 7), "new memory does not pay for one");
@@ -158,19 +156,19 @@ trial!(long_blobs_are_lent_once_there_have_been_a_few, async || {
 });
 
 trial!(results_in_shared_memory_are_copied_if_the_client_says_so, async || {
-    let (_server, client) = start_with("lending", |client| client.copy_shared_memory(true));
+    let (_server, client) = start_with("shared_buffers", |client| client.copy_shared_memory(true));
     let checkout = client.checkout();
     for fill in 0..10 {
         let made: Blob = checkout.call("make", (LONG, fill)).await.unwrap();
         assert!(!is_lent(&made) && made == blob(fill));
         assert_eq!(checkout.call::<Blob>("echo", (&made,)).await.unwrap(), made);
     }
-    // The results have come in memory that is lent.
+    // The results have come in shared buffers.
     assert!(checkout.call::<usize>("mapped", ()).await.unwrap() > 0);
 });
 
-trial!(the_same_memory_is_used_again, async || {
-    let (_server, client) = start("lending");
+trial!(buffers_are_reused, async || {
+    let (_server, client) = start("shared_buffers");
     let checkout = client.checkout();
     warm(&checkout).await;
     for fill in 0..50 {
@@ -185,8 +183,8 @@ trial!(the_same_memory_is_used_again, async || {
     assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 2);
 });
 
-trial!(what_a_worker_keeps_stays_as_it_is, async || {
-    let (_server, client) = start("lending");
+trial!(a_blob_that_a_worker_keeps_does_not_change, async || {
+    let (_server, client) = start("shared_buffers");
     let checkout = client.checkout();
     warm(&checkout).await;
     for fill in 0..20 {
@@ -197,8 +195,8 @@ trial!(what_a_worker_keeps_stays_as_it_is, async || {
     assert_eq!(kept, (0..20).map(blob).collect::<Vec<_>>());
 });
 
-trial!(what_a_client_keeps_stays_as_it_is, async || {
-    let (_server, client) = start("lending");
+trial!(a_blob_that_a_client_keeps_does_not_change, async || {
+    let (_server, client) = start("shared_buffers");
     let checkout = client.checkout();
     let mut kept: Vec<Blob> = Vec::new();
     for fill in 0..20 {
@@ -212,8 +210,8 @@ trial!(what_a_client_keeps_stays_as_it_is, async || {
     assert_eq!(kept, (0..20).flat_map(|fill| [blob(fill), blob(fill)]).collect::<Vec<_>>());
 });
 
-trial!(what_a_child_has_stays_as_it_is, async || {
-    let (_server, client) = start("lending");
+trial!(a_blob_in_a_forked_child_does_not_change, async || {
+    let (_server, client) = start("shared_buffers");
     let checkout = client.checkout();
     warm(&checkout).await;
     checkout.call::<()>("child", (blob(1),)).await.unwrap();
@@ -224,8 +222,8 @@ trial!(what_a_child_has_stays_as_it_is, async || {
     warm(&checkout).await;
 });
 
-trial!(they_can_be_taken_as_bytes_of_any_kind, async || {
-    let (_server, client) = start("lending");
+trial!(shared_bytes_decode_as_every_type_of_bytes, async || {
+    let (_server, client) = start("shared_buffers");
     let checkout = client.checkout();
     warm(&checkout).await;
     let (bytes, value) = (ByteBuf::from(blob(3).to_vec()), Value::Binary(blob(3).to_vec()));
@@ -252,8 +250,8 @@ trial!(they_can_be_taken_as_bytes_of_any_kind, async || {
     assert_eq!(checkout.call::<Blob>("echo", (&long,)).await.unwrap().len(), 9 << 20);
 });
 
-trial!(what_does_not_fit_is_sent, async || {
-    let (_server, client) = start_with("lending", |client| client.shared_memory(1 << 20));
+trial!(blobs_beyond_the_limit_of_shared_memory_are_sent, async || {
+    let (_server, client) = start_with("shared_buffers", |client| client.shared_memory(1 << 20));
     let checkout = client.checkout();
     warm(&checkout).await;
     let longer = Blob::from(vec![1; 2 << 20]);
@@ -270,8 +268,8 @@ trial!(what_does_not_fit_is_sent, async || {
     assert!(back.iter().any(|blob| is_lent(blob)) && !back.iter().all(|blob| is_lent(blob)));
 });
 
-trial!(one_that_is_too_long_is_refused_all_the_same, async || {
-    let (_server, client) = start("lending");
+trial!(a_blob_over_the_message_limit_is_refused, async || {
+    let (_server, client) = start("shared_buffers");
     let checkout = client.checkout();
     warm(&checkout).await;
     for _ in 0..10 {
@@ -283,8 +281,8 @@ trial!(one_that_is_too_long_is_refused_all_the_same, async || {
     }
 });
 
-trial!(they_stand_behind_what_a_call_logs, async || {
-    let (_server, client) = start("lending");
+trial!(a_log_arrives_with_shared_blobs, async || {
+    let (_server, client) = start("shared_buffers");
     let (send, messages) = std::sync::mpsc::channel();
     let log = log_defer::Log::new(move |message| send.send(message).unwrap());
     let checkout = client.checkout().log(&log);
@@ -294,8 +292,10 @@ trial!(they_stand_behind_what_a_call_logs, async || {
     assert_eq!(messages.recv().unwrap().logs.len(), 1);
 });
 
-trial!(nothing_is_lent_where_it_cannot_be, async || {
-    for (entry, memory) in [("lending_tcp", 1 << 20), ("lending_none", 1 << 20), ("lending", 0)] {
+trial!(no_buffers_over_tcp_or_without_shared_memory, async || {
+    for (entry, memory) in
+        [("shared_buffers_tcp", 1 << 20), ("shared_buffers_none", 1 << 20), ("shared_buffers", 0)]
+    {
         let (_server, client) = start_with(entry, |client| client.shared_memory(memory));
         let checkout = client.checkout();
         for fill in 0..10 {
@@ -312,7 +312,7 @@ trial!(no_memory_is_shared_with_another_user, async || {
     }
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let _program = roles::start(&["serve_lending", &address_in(&folder)]);
+    let _program = programs::start(&["serve_shared_buffers", &address_in(&folder)]);
     let path = folder.path().join("s");
     assert!(sharing(&path).await.1.is_some());
     let agreed = tokio::task::spawn_blocking(move || {
@@ -331,8 +331,8 @@ trial!(no_memory_is_shared_with_another_user, async || {
     assert_eq!(agreed.await.unwrap(), None);
 });
 
-trial!(memory_can_be_asked_for_and_filled_in_place, async || {
-    let (_server, client) = start("lending");
+trial!(an_allocated_blob_is_filled_in_place, async || {
+    let (_server, client) = start("shared_buffers");
     let checkout = client.checkout();
     // Without a worker, and before its first answer, it is as any other.
     assert_eq!(checkout.alloc_blob(10).unwrap().len(), 10);
@@ -380,7 +380,7 @@ trial!(memory_can_be_asked_for_and_filled_in_place, async || {
 });
 
 trial!(a_failed_or_abandoned_call_loses_no_memory, async || {
-    let (_server, client) = start_with("lending", |client| {
+    let (_server, client) = start_with("shared_buffers", |client| {
         client.max_workers(1).shared_memory(1 << 20).reuse_after_error(true)
     });
     warm(&client.checkout()).await;
@@ -406,12 +406,12 @@ trial!(a_failed_or_abandoned_call_loses_no_memory, async || {
 
 trial!(idle_memory_is_returned, async || {
     // Other tests lend memory and open files meanwhile.
-    roles::run("lending_rests").await;
+    programs::run("return_idle_buffers").await;
 });
 
-/// The role of that test's process.
-pub(crate) async fn rests() {
-    let (_server, client) = start_with("lending", |client| client.max_workers(1));
+/// The test program of that test.
+pub(crate) async fn return_idle() {
+    let (_server, client) = start_with("shared_buffers", |client| client.max_workers(1));
     let checkout = client.checkout();
     warm(&checkout).await;
     for fill in 0..10 {
@@ -462,14 +462,14 @@ fn server_has_given_up() -> bool {
     })
 }
 
-trial!(no_memory_and_no_descriptor_is_left_of_what_is_over, async || {
+trial!(ended_workers_leave_no_buffer_or_descriptor, async || {
     // Other tests lend memory and open files meanwhile.
-    roles::run("lending_leaves_nothing").await;
+    programs::run("release_buffers").await;
 });
 
-/// The role of that test's process.
-pub(crate) async fn leaves_nothing() {
-    let (_server, client) = start_with("lending", |client| client.max_workers(1));
+/// The test program of that test.
+pub(crate) async fn release_all() {
+    let (_server, client) = start_with("shared_buffers", |client| client.max_workers(1));
     let before: usize = client.call("open_files", ()).await.unwrap();
     let here = open_here();
     for round in 0..5 {
@@ -490,136 +490,11 @@ pub(crate) async fn leaves_nothing() {
 }
 
 /// Connects as a client that keeps memory; gives how much the worker keeps, if memory is shared.
-async fn sharing(path: &Path) -> (Raw, Option<u64>) {
+pub(crate) async fn sharing(path: &Path) -> (Raw, Option<u64>) {
     Raw::sharing(path, 1 << 20, "mapped").await
 }
 
-/// Memory of this length with these seals.
-fn memory(length: u64, seals: SealFlags) -> OwnedFd {
-    let file = memfd_create("taskfork-buffer", MemfdFlags::ALLOW_SEALING).unwrap();
-    ftruncate(&file, length).unwrap();
-    fcntl_add_seals(&file, seals).unwrap();
-    file
-}
-
-/// What may be lent.
-const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
-
-/// A message that lends this memory, and one that refers to so many bytes of it.
-fn lend(id: u32, length: usize) -> Vec<u8> {
-    let place = Value::Array(vec![false.into(), id.into(), length.into()]);
-    let lent = map(&[("new", Value::Array(vec![1.into()])), ("uses", Value::Array(vec![place]))]);
-    frame(vec![7.into(), lent])
-}
-
-fn reference() -> Value {
-    Value::Ext(3, vec![0, 0, 0, 0])
-}
-
-/// What a client says who lends this, and calls with it.
-fn lends_and_calls(id: u32, length: usize) -> Vec<u8> {
-    let call = vec![1.into(), map(&[]), text("is_lent"), Value::Array(vec![reference()])];
-    [lend(id, length), frame(call)].concat()
-}
-
-trial!(a_client_that_shares_invalid_memory_is_disconnected, async || {
-    let folder = tempfile::tempdir().unwrap();
-    let _program = roles::start(&["serve_lending", &address_in(&folder)]);
-    let path = folder.path().join("s");
-    let good = || memory(1 << 20, SEALS);
-    let (mut raw, agreed) = sharing(&path).await;
-    assert!(agreed.is_some());
-    send_with(&raw, &lends_and_calls(1, 4096), &[good()]);
-    let (back, answer) = (raw.receive().unwrap(), raw.receive().unwrap());
-    assert!(back.to_string().contains(r#"{"free": [[1, 1]]}"#), "{back}");
-    assert!(answer.to_string().contains("[true, 0]"), "{answer}");
-    let bad = [
-        ("memory that can shrink", lends_and_calls(1, 1), memory(4096, SealFlags::GROW)),
-        ("that others can write to", lends_and_calls(1, 1), {
-            memory(4096, SealFlags::GROW | SealFlags::SHRINK)
-        }),
-        ("more than was agreed", lends_and_calls(1, 1), memory(100 << 20, SEALS)),
-        ("a part that is not there", lends_and_calls(1, (1 << 20) + 1), good()),
-        ("what is not known", lends_and_calls(2, 1), good()),
-        ("no memory", lends_and_calls(1, 1), std::fs::File::open("/dev/null").unwrap().into()),
-    ];
-    for (what, said, file) in bad {
-        let (mut raw, _) = sharing(&path).await;
-        send_with(&raw, &said, &[file]);
-        assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()), "{what}");
-    }
-    let (mut raw, _) = sharing(&path).await;
-    raw.send(&lends_and_calls(1, 1));
-    assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()));
-    // What only a worker says, and memory before the worker has agreed.
-    let (mut raw, _) = sharing(&path).await;
-    raw.send(&agreed_on(1000));
-    assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()));
-    let hello = [("files", 16.into()), ("lent", 1000.into())];
-    let (mut raw, _) = Raw::greeted_with(&path, &hello).await;
-    send_with(&raw, &lends_and_calls(1, 4096), &[good()]);
-    assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 3.into()));
-    let client = Client::builder().address(address_in(&folder)).build().unwrap();
-    assert_eq!(client.call::<Blob>("echo", (blob(1),)).await.unwrap(), blob(1));
-});
-
-/// A worker that greets, and answers the first call with this.
-fn answer_with(listener: &std::os::unix::net::UnixListener, said: &[u8], file: OwnedFd) {
-    let mut raw = Raw::accept(listener);
-    raw.0.read_exact(&mut [0; 8]).unwrap();
-    raw.receive().unwrap();
-    raw.send(b"taskfork");
-    let hello = map(&[
-        ("version", 1.into()),
-        ("pid", 1.into()),
-        ("worker", 1.into()),
-        ("server", text("raw")),
-        ("files", 16.into()),
-    ]);
-    raw.send_message(vec![0.into(), hello]);
-    raw.receive().unwrap();
-    send_with(&raw, said, &[file]);
-    // The client goes, or has got what it wants.
-    assert!(raw.receive().is_none_or(|last| last.as_array().unwrap()[0] == 2.into()));
-}
-
-trial!(a_worker_that_shares_invalid_memory_is_disconnected, async || {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("s");
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let unagreed =
-        |id, length| [lend(id, length), frame(vec![1.into(), of_call(1), reference()])].concat();
-    let agreed = || agreed_on(1 << 20);
-    let answers = |id, length| [agreed(), unagreed(id, length)].concat();
-    let asks = 64 << 20;
-    let good = || memory(1 << 20, SEALS);
-    let cases = [
-        (true, asks, answers(1, 4096), good()),
-        (false, asks, answers(1, 4096), memory(1 << 20, SealFlags::GROW)),
-        (false, asks, answers(2, 4096), good()),
-        (false, asks, answers(1, 4096), memory(100 << 20, SEALS)),
-        // Agreed upon twice, not at all, and without having been asked to.
-        (false, asks, [agreed(), answers(1, 4096)].concat(), good()),
-        (false, asks, unagreed(1, 4096), good()),
-        (false, 0, answers(1, 4096), good()),
-        (false, 0, [agreed(), frame(vec![1.into(), of_call(1), 1.into()])].concat(), good()),
-    ];
-    for (good, asks, said, file) in cases {
-        let client = Client::builder().address(address_in(&folder)).min_workers(0);
-        let client = client.shared_memory(asks).build().unwrap();
-        let listener = listener.try_clone().unwrap();
-        let worker = tokio::task::spawn_blocking(move || answer_with(&listener, &said, file));
-        let answer: Result<Blob, _> = client.call("anything", ()).await;
-        match answer {
-            Ok(blob) => assert!(good && *blob == [0; 4096]),
-            Err(error) => assert!(!good && error.is_fatal(), "{error}"),
-        }
-        drop(client);
-        worker.await.unwrap();
-    }
-});
-
-/// The role of a program that serves.
+/// The test program that is a server.
 pub(crate) fn serve(address: &str) -> Result<(), ServerError> {
     server(Server::builder().listen(address).socket_mode(0o666))
 }

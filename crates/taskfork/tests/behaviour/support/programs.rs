@@ -1,4 +1,4 @@
-//! Programs that tests need besides themselves: this very binary, told by a variable what to be.
+//! Test programs: copies of this binary that do something else. An environment variable says what.
 
 use std::process::{Child, Command, Stdio};
 
@@ -7,39 +7,39 @@ use taskfork::{Server, ServerError};
 use super::processes::Program;
 use super::servers;
 
-const ROLE: &str = "TASKFORK_TEST_ROLE";
+const REQUESTED: &str = "TASKFORK_TEST_PROGRAM";
 
-/// Starts a copy of this program that plays `role`.
-pub(crate) fn start(role: &[&str]) -> Program {
-    Program::new(command(role).spawn().unwrap())
+/// Starts a test program.
+pub(crate) fn start(arguments: &[&str]) -> Program {
+    Program::new(command(arguments).spawn().unwrap())
 }
 
-/// What a copy of this program that plays `role` prints before it ends.
-pub(crate) fn output(role: &[&str]) -> String {
-    let child: Child = command(role).stdout(Stdio::piped()).spawn().unwrap();
+/// What a test program prints before it ends.
+pub(crate) fn output(arguments: &[&str]) -> String {
+    let child: Child = command(arguments).stdout(Stdio::piped()).spawn().unwrap();
     String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
 }
 
-/// Runs a copy of this program that plays `role`, which is to succeed.
-pub(crate) async fn run(role: &'static str) {
-    let done = tokio::task::spawn_blocking(move || command(&[role]).status());
+/// Runs a test program and expects it to succeed.
+pub(crate) async fn run(program: &'static str) {
+    let done = tokio::task::spawn_blocking(move || command(&[program]).status());
     assert!(done.await.unwrap().unwrap().success());
 }
 
-pub(crate) fn command(role: &[&str]) -> Command {
-    command_of(&std::env::current_exe().unwrap(), role)
+pub(crate) fn command(arguments: &[&str]) -> Command {
+    command_of(&std::env::current_exe().unwrap(), arguments)
 }
 
-/// The same for a copy of this program in another file.
-pub(crate) fn command_of(program: &std::path::Path, role: &[&str]) -> Command {
+/// The command of a test program that is a copy of this binary in another file.
+pub(crate) fn command_of(program: &std::path::Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
-    command.env(ROLE, role.join(" ")).stdin(Stdio::null());
+    command.env(REQUESTED, arguments.join(" ")).stdin(Stdio::null());
     command
 }
 
-/// Starts a server without a controlling terminal, as SIGHUP means something else to one that has it.
-pub(crate) fn start_detached(role: &[&str]) -> Program {
-    Program::new(detached(command(role)).spawn().unwrap())
+/// Starts a test program without a controlling terminal, because SIGHUP means something else to a server that has one.
+pub(crate) fn start_detached(arguments: &[&str]) -> Program {
+    Program::new(detached(command(arguments)).spawn().unwrap())
 }
 
 /// Starts a program in its own session.
@@ -56,9 +56,9 @@ pub(crate) fn detached(mut command: Command) -> Command {
     command
 }
 
-/// Roles of programs that lack the line in `main`, or have it too late.
-pub(crate) fn plays_before_init() -> bool {
-    match role().iter().map(String::as_str).collect::<Vec<_>>()[..] {
+/// Runs the requested test program if it never calls `taskfork::init`, or calls it too late.
+pub(crate) fn run_requested_before_init() -> bool {
+    match requested().iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["spawn_without_init"] => print_error(Server::spawn("general")),
         ["spawn_with_late_init"] => {
             let (_keep, wait) = std::sync::mpsc::channel::<()>();
@@ -67,7 +67,7 @@ pub(crate) fn plays_before_init() -> bool {
             print_error(Server::spawn("general"));
         }
         ["before_init", what] => {
-            crate::spawned::before_init(what);
+            crate::spawn_failures::before_init(what);
             return false;
         }
         _ => return false,
@@ -75,15 +75,16 @@ pub(crate) fn plays_before_init() -> bool {
     true
 }
 
-pub(crate) fn plays() -> bool {
-    match role().iter().map(String::as_str).collect::<Vec<_>>()[..] {
+/// Runs the requested test program, if there is one.
+pub(crate) fn run_requested() -> bool {
+    match requested().iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => return false,
         ["serve", address] => print_error(servers::serve(Server::builder().listen(address))),
         ["serve_guarded", address, ref options @ ..] => {
-            print_error(super::strangers::serve(address, options));
+            print_error(super::access_control::serve(address, options));
         }
         ["idle_client", address, workers] => {
-            crate::sharing::idle(address, workers.parse().unwrap());
+            crate::fairness::idle(address, workers.parse().unwrap());
         }
         ["serve_with", option, value, address] => {
             print_error(crate::time_limits::serve(option, value, address));
@@ -181,11 +182,11 @@ pub(crate) fn plays() -> bool {
         }
         ["serve_forks", address] => print_error(crate::forks::listening(address)),
         ["serve_forking_preload", address] => print_error(crate::forks::preloading(address)),
-        ["serve_lending", address] => print_error(crate::lending::serve(address)),
+        ["serve_shared_buffers", address] => print_error(crate::shared_buffers::serve(address)),
         ["serve_rings", address] => print_error(crate::rings::serve_at(address)),
-        ["rings_leave_nothing"] => super::run(crate::rings::leave_nothing).unwrap(),
-        ["lending_rests"] => super::run(crate::lending::rests).unwrap(),
-        ["lending_leaves_nothing"] => super::run(crate::lending::leaves_nothing).unwrap(),
+        ["release_rings"] => super::run(crate::rings::release_all).unwrap(),
+        ["return_idle_buffers"] => super::run(crate::shared_buffers::return_idle).unwrap(),
+        ["release_buffers"] => super::run(crate::shared_buffers::release_all).unwrap(),
         ["few_descriptors"] => super::run(crate::descriptors::hold_few).unwrap(),
         ["count_files"] => super::run(crate::files::count_files).unwrap(),
         ["serve_inherited"] => {
@@ -215,10 +216,10 @@ pub(crate) fn plays() -> bool {
         }
         ["fork_at_bytes", folder] => fork_at_bytes(folder),
         ["two_forks"] => two_forks(),
-        ["before_init", _] => crate::spawned::spawns_what_does_not_start(),
+        ["before_init", _] => crate::spawn_failures::spawn_failing_server(),
         ["fork_and_kill"] => crate::spawned::fork_and_kill(),
         ["spawn_and_fork"] => crate::spawned::spawn_and_fork(),
-        ["inherit"] => crate::spawned::inherit(),
+        ["inherit"] => crate::spawn_config::inherit(),
         ["return_error"] => {
             use std::process::Termination;
             // As a `main` that returns it.
@@ -236,14 +237,14 @@ pub(crate) fn plays() -> bool {
                 libc::kill(libc::getpid(), libc::SIGKILL);
             }
         }
-        ref other => panic!("no such role: {other:?}"),
+        ref other => panic!("no such program: {other:?}"),
     }
     true
 }
 
-/// Whether this program was told so, besides its role.
-pub(crate) fn is(word: &str) -> bool {
-    role().iter().any(|told| told == word)
+/// Whether this word is among the arguments of this test program.
+pub(crate) fn has_argument(argument: &str) -> bool {
+    requested().iter().any(|requested| requested == argument)
 }
 
 fn serve_logged(address: &str, options: &[&str]) -> Result<(), ServerError> {
@@ -285,9 +286,10 @@ fn serve_logged(address: &str, options: &[&str]) -> Result<(), ServerError> {
     served
 }
 
-fn role() -> Vec<String> {
-    let role = std::env::var(ROLE).unwrap_or_default();
-    role.split_whitespace().map(str::to_owned).collect()
+/// The name and the arguments of the requested test program.
+fn requested() -> Vec<String> {
+    let words = std::env::var(REQUESTED).unwrap_or_default();
+    words.split_whitespace().map(str::to_owned).collect()
 }
 
 fn print_error<T>(outcome: Result<T, ServerError>) {

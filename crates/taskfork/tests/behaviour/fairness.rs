@@ -11,12 +11,12 @@ use taskfork::server::ServerStatus;
 
 use crate::support::processes::{Program, signal};
 use crate::support::raw::{Raw, map, text};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// Starts a server with `options` at a socket in `folder`.
 fn server(folder: &tempfile::TempDir, options: &[&str]) -> Program {
     let address = address_in(folder);
-    roles::start(&[&["serve_guarded", &*address], options].concat())
+    programs::start(&[&["serve_guarded", &*address], options].concat())
 }
 
 fn status(folder: &tempfile::TempDir) -> Option<ServerStatus> {
@@ -53,7 +53,7 @@ trial!(a_client_that_idles_makes_room_for_another, async || {
     }
 });
 
-/// The role of a client that holds workers and does nothing with them.
+/// The test program that is a client which holds workers and does nothing with them.
 pub(crate) fn idle(address: &str, workers: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -67,7 +67,7 @@ pub(crate) fn idle(address: &str, workers: usize) {
 trial!(a_program_that_idles_makes_room_for_another, async || {
     let folder = tempfile::tempdir().unwrap();
     let _server = server(&folder, &["max_workers=3"]);
-    let _idle = roles::start(&["idle_client", &address_in(&folder), "3"]);
+    let _idle = programs::start(&["idle_client", &address_in(&folder), "3"]);
     let all_idle = || {
         let workers = status(&folder).map(|status| status.workers).unwrap_or_default();
         workers.iter().filter(|worker| worker.state == "idle").count() == 3
@@ -183,7 +183,7 @@ trial!(clients_that_leave_the_queue_are_removed, async || {
     drop(checkout);
 });
 
-trial!(a_server_that_is_told_to_end_does_not_wait_for_the_queue, async || {
+trial!(a_server_that_shuts_down_does_not_wait_for_its_queue, async || {
     let folder = tempfile::tempdir().unwrap();
     let program = server(&folder, &["max_workers=1"]);
     let holder = client(&folder, 1);
@@ -197,7 +197,7 @@ trial!(a_server_that_is_told_to_end_does_not_wait_for_the_queue, async || {
     assert!(program.end().await.success());
 });
 
-trial!(a_client_that_waits_is_told_so_on_the_wire, async || {
+trial!(a_waiting_client_receives_its_place_in_the_queue, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = server(&folder, &["max_workers=1"]);
     let holder = client(&folder, 1);

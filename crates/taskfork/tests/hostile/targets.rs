@@ -16,17 +16,17 @@ use taskfork::{BoxError, Client, Methods, Server};
 use crate::case::{Case, Expected, PATIENCE, is_ended, take_steps};
 use crate::message::{PREAMBLE, call, client_hello, result_of, worker_hello};
 
-const ROLE: &str = "TASKFORK_HOSTILE_ROLE";
+const REQUESTED: &str = "TASKFORK_HOSTILE_TARGET";
 
 /// Names a process: its group, and which of those of the group it is.
 pub(crate) type Key = (&'static str, usize);
 
 pub(crate) type Attack = fn(Key, &Case) -> Result<(), String>;
 
-/// Whether this process is one that is attacked; then it is over.
-pub(crate) fn plays() -> bool {
-    let role = std::env::var(ROLE).unwrap_or_default();
-    match role.split_once(' ') {
+/// Runs this process as a target, if that is requested. Returns whether it was.
+pub(crate) fn run_requested() -> bool {
+    let requested = std::env::var(REQUESTED).unwrap_or_default();
+    match requested.split_once(' ') {
         Some(("serve", address)) => serve(address),
         Some(("call", _)) => calls(),
         _ => return false,
@@ -101,9 +101,9 @@ fn outcome(result: Result<Value, taskfork::Error>) -> String {
     }
 }
 
-fn copy(role: &str) -> Command {
+fn copy(request: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.env(ROLE, role).stdin(Stdio::null());
+    command.env(REQUESTED, request).stdin(Stdio::null());
     command
 }
 
@@ -389,50 +389,50 @@ fn serve_json(mut stream: UnixStream) {
     }
 }
 
-enum Prey {
+enum Target {
     Server(Attacked),
     Client(Caller),
 }
 
-type Shared = Arc<Mutex<Option<Prey>>>;
+type Shared = Arc<Mutex<Option<Target>>>;
 
-static PREY: LazyLock<Mutex<HashMap<Key, Shared>>> = LazyLock::new(Mutex::default);
+static TARGETS: LazyLock<Mutex<HashMap<Key, Shared>>> = LazyLock::new(Mutex::default);
 
-fn with_prey(
+fn with_target(
     key: Key,
-    start: fn() -> Prey,
-    attack: impl FnOnce(&mut Prey) -> Result<(), String>,
+    start: fn() -> Target,
+    attack: impl FnOnce(&mut Target) -> Result<(), String>,
 ) -> Result<(), String> {
-    let shared = PREY.lock().unwrap().entry(key).or_default().clone();
-    let mut prey = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let outcome = attack(prey.get_or_insert_with(start));
+    let shared = TARGETS.lock().unwrap().entry(key).or_default().clone();
+    let mut target = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let outcome = attack(target.get_or_insert_with(start));
     if outcome.is_err() {
         // The next case gets a new one.
-        end(prey.take());
+        end(target.take());
     }
     outcome
 }
 
 pub(crate) fn attack_server(key: Key, case: &Case) -> Result<(), String> {
-    let start = || Prey::Server(Attacked::start());
-    with_prey(key, start, |prey| match prey {
-        Prey::Server(server) => server.attack(case),
-        Prey::Client(_) => unreachable!("groups are of one kind"),
+    let start = || Target::Server(Attacked::start());
+    with_target(key, start, |target| match target {
+        Target::Server(server) => server.attack(case),
+        Target::Client(_) => unreachable!("groups are of one kind"),
     })
 }
 
 pub(crate) fn attack_client(key: Key, case: &Case) -> Result<(), String> {
-    let start = || Prey::Client(Caller::start());
-    with_prey(key, start, |prey| match prey {
-        Prey::Client(client) => client.attack(case, key.0.ends_with("json")),
-        Prey::Server(_) => unreachable!("groups are of one kind"),
+    let start = || Target::Client(Caller::start());
+    with_target(key, start, |target| match target {
+        Target::Client(client) => client.attack(case, key.0.ends_with("json")),
+        Target::Server(_) => unreachable!("groups are of one kind"),
     })
 }
 
-fn end(prey: Option<Prey>) {
-    let mut child = match prey {
-        Some(Prey::Server(server)) => server.child,
-        Some(Prey::Client(client)) => client.child,
+fn end(target: Option<Target>) {
+    let mut child = match target {
+        Some(Target::Server(server)) => server.child,
+        Some(Target::Client(client)) => client.child,
         None => return,
     };
     let _ = child.kill();
@@ -441,7 +441,7 @@ fn end(prey: Option<Prey>) {
 
 /// Ends all processes that have been started.
 pub(crate) fn end_all() {
-    for shared in PREY.lock().unwrap().values() {
+    for shared in TARGETS.lock().unwrap().values() {
         end(shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 }

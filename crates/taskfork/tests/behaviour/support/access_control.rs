@@ -1,4 +1,4 @@
-//! A server in a program of its own whose access is set by a test, and peers of other users.
+//! A server whose access a test restricts, in a process of its own, and peers of other users.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,9 +10,9 @@ use taskfork::worker::context;
 use taskfork::{BoxError, Methods, Server, ServerBuilder, ServerError};
 
 use super::processes::Program;
-use super::{address_in, roles, servers, until};
+use super::{address_in, programs, servers, until};
 
-/// The role of the server: `KEY=VALUE` sets an option each.
+/// The test program that is the server. `KEY=VALUE` sets one option.
 pub(crate) fn serve(address: &str, options: &[&str]) -> Result<(), ServerError> {
     tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
     let mut server = Server::builder().listen(address);
@@ -119,8 +119,8 @@ impl Guarded {
     ) -> Self {
         let status = format!("status={}", folder.path().join("s.status").display());
         let set_up = format!("set_up={}", folder.path().join("set_up").display());
-        let role = [&["serve_guarded", address, &status, &set_up], options].concat();
-        let mut command = wrap(roles::command(&role));
+        let arguments = [&["serve_guarded", address, &status, &set_up], options].concat();
+        let mut command = wrap(programs::command(&arguments));
         command.stderr(std::fs::File::create(folder.path().join("log")).unwrap());
         let program = Program::new(command.spawn().unwrap());
         let server = Self { folder, program };

@@ -10,9 +10,8 @@ use taskfork::client::Value;
 use taskfork::error::{FatalError, Stage};
 use taskfork::{Client, Error};
 
-use crate::bad_peers::Logged;
 use crate::support::raw::{Raw, fake, frame, greet, map, of_call, text};
-use crate::support::{start_with, trial, until};
+use crate::support::{trial, until};
 
 /// A client that expects workers to greet at once, of a server that does with each connection what `next` does.
 async fn after_a_greeting(
@@ -75,7 +74,7 @@ trial!(a_first_call_goes_with_the_hello, async || {
     assert_eq!(checkout.call::<i32>("x", ()).await.unwrap(), 2);
 });
 
-trial!(a_call_is_tried_again_if_there_was_no_greeting, async || {
+trial!(an_early_call_is_retried_if_no_hello_comes, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut count = 1;
     let client = after_a_greeting(&folder, move |mut raw| {
@@ -95,7 +94,7 @@ trial!(a_call_is_tried_again_if_there_was_no_greeting, async || {
     assert_eq!(client.stats().connected, before + 1);
 });
 
-trial!(a_refusal_in_place_of_a_greeting_is_the_reason, async || {
+trial!(an_early_call_reports_a_refusal, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = after_a_greeting(&folder, |mut raw| {
         raw.send(b"taskfork");
@@ -111,7 +110,7 @@ trial!(a_refusal_in_place_of_a_greeting_is_the_reason, async || {
     assert!(!error.may_have_run());
 });
 
-trial!(a_worker_that_greets_too_late_begins_nothing, async || {
+trial!(a_late_hello_starts_no_call, async || {
     let folder = tempfile::tempdir().unwrap();
     let (tell, told) = mpsc::channel();
     let mut late = None;
@@ -132,7 +131,7 @@ trial!(a_worker_that_greets_too_late_begins_nothing, async || {
     assert_eq!(told.recv().unwrap(), Err(std::io::ErrorKind::BrokenPipe));
 });
 
-trial!(the_next_checkout_waits_no_longer_for_it, async || {
+trial!(the_next_checkout_does_not_wait_for_a_missing_hello, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut late = None;
     let client = after_a_greeting(&folder, move |mut raw| {
@@ -153,7 +152,7 @@ trial!(the_next_checkout_waits_no_longer_for_it, async || {
     assert_eq!(client.call::<i32>("x", ()).await.unwrap(), 3);
 });
 
-trial!(a_call_whose_time_is_over_before_the_greeting_has_not_run, async || {
+trial!(a_call_that_times_out_before_the_hello_has_not_run, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut kept = Vec::new();
     let client = after_a_greeting(&folder, move |mut raw| {
@@ -170,7 +169,7 @@ trial!(a_call_whose_time_is_over_before_the_greeting_has_not_run, async || {
     assert!(!error.may_have_run());
 });
 
-trial!(waiting_for_a_worker_is_waiting_for_its_greeting, async || {
+trial!(ready_waits_for_the_hello, async || {
     let folder = tempfile::tempdir().unwrap();
     let (tell, told) = mpsc::channel();
     let client = after_a_greeting(&folder, move |mut raw| {
@@ -184,65 +183,4 @@ trial!(waiting_for_a_worker_is_waiting_for_its_greeting, async || {
     let checkout = client.checkout();
     checkout.ready().await.unwrap();
     assert!(told.try_recv().is_ok());
-});
-
-/// Why a client has no worker whose first bytes are these.
-async fn reason(greeting: impl Fn() -> Vec<u8> + Send + 'static) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let client = fake(&folder, move |mut raw| {
-        raw.send(&greeting());
-        raw.drain();
-    });
-    let error = client.call::<i32>("x", ()).await.unwrap_err();
-    assert!(!error.may_have_run());
-    match error {
-        Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } => reason,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn hello(meta: &[(&str, Value)]) -> Vec<u8> {
-    [b"taskfork", &frame(vec![0.into(), map(meta)])[..]].concat()
-}
-
-trial!(a_worker_of_another_version_is_refused, async || {
-    let reason = reason(|| hello(&[("version", 99.into()), ("pid", 1.into())])).await;
-    let expected = "the server speaks version 99 of the protocol, and this client offered [1]";
-    assert!(reason.contains(expected), "{reason}");
-});
-
-trial!(a_worker_that_takes_hardly_a_byte_is_refused, async || {
-    let reason = reason(|| hello(&[("version", 1.into()), ("max_frame", 0.into())])).await;
-    let expected = "takes frames of at most 0 bytes, and at least 256 are needed";
-    assert!(reason.contains(expected), "{reason}");
-});
-
-trial!(a_greeting_of_a_frame_that_is_too_long_is_refused, async || {
-    let reason = reason(|| [&b"taskfork"[..], &(1_u32 << 20).to_le_bytes()].concat()).await;
-    let expected = "a frame of 1048576 bytes is over the limit of 16384";
-    assert!(reason.contains(expected), "{reason}");
-});
-
-trial!(a_client_that_takes_hardly_a_byte_is_told, async || {
-    let server = Logged::start();
-    let mut raw = Raw::connect(&server.path()).await;
-    let known = [("versions", Value::Array(vec![1.into()])), ("name", text("tiny"))];
-    raw.send(&hello(&[&known[..], &[("max_frame", 10.into())]].concat()));
-    let said = String::from_utf8_lossy(&raw.drain()).into_owned();
-    let expected = "`tiny` takes frames of at most 10 bytes, and at least 256 are needed";
-    assert!(said.contains(expected), "{said}");
-});
-
-trial!(a_hello_that_is_too_long_closes_its_connection, async || {
-    let server = Logged::start();
-    let name = text(&"x".repeat(20_000));
-    let known = [("versions", Value::Array(vec![1.into()])), ("name", name)];
-    let expected = "bytes is over the limit of 16384";
-    server.reject(false, &hello(&known), false, expected).await;
-});
-
-trial!(a_long_client_name_is_cut, async || {
-    let name = "n".repeat(1 << 20);
-    let (_server, client) = start_with("general", |client| client.name(name));
-    client.call::<u32>("pid", ()).await.unwrap();
 });

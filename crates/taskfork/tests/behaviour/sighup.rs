@@ -9,7 +9,7 @@ use taskfork::Client;
 
 use crate::support::logged::Logged;
 use crate::support::processes::{is_gone, signal};
-use crate::support::{address_in, roles, trial, until};
+use crate::support::{address_in, programs, trial, until};
 
 /// A terminal; it is closed when the first of these is dropped.
 fn terminal() -> (File, File) {
@@ -56,8 +56,8 @@ async fn ends_with_its_terminal(options: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let (ours, theirs) = terminal();
     let address = address_in(&folder);
-    let role = [&["serve_logged", &*address], options].concat();
-    let command = in_terminal(roles::command(&role), &theirs);
+    let arguments = [&["serve_logged", &*address], options].concat();
+    let command = in_terminal(programs::command(&arguments), &theirs);
     let server = Logged::start(folder.path(), command).await;
     drop(theirs);
     // A call that runs is finished.
@@ -83,7 +83,7 @@ async fn ends_with_its_terminal(options: &[&str]) {
 trial!(a_server_with_a_terminal_restarts_if_an_option_says_so, async || {
     let folder = tempfile::tempdir().unwrap();
     let (_ours, theirs) = terminal();
-    let template = roles::command(&["serve_logged", &address_in(&folder), "restart"]);
+    let template = programs::command(&["serve_logged", &address_in(&folder), "restart"]);
     // The end of a session's first process signals the others as well, so that is a shell.
     let mut command = Command::new("sh");
     command.args(["-c", "\"$0\"; exec sleep 1000"]).arg(template.get_program());
@@ -100,7 +100,7 @@ trial!(a_server_under_nohup_outlives_its_terminal_with_its_calls, async || {
     let folder = tempfile::tempdir().unwrap();
     let (ours, theirs) = terminal();
     let address = address_in(&folder);
-    let template = roles::command(&["serve_logged", &address, "grace=50"]);
+    let template = programs::command(&["serve_logged", &address, "grace=50"]);
     let mut command = Command::new("nohup");
     command.arg(template.get_program()).stdin(std::process::Stdio::null());
     for (name, value) in template.get_envs() {

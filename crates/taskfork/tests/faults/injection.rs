@@ -1,4 +1,4 @@
-//! What is done to workers and server.
+//! Fault injection: workers and server are killed, stopped and restarted at random.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -13,7 +13,7 @@ use fastrand::Rng;
 use super::children;
 use super::server::Program;
 
-/// To whom what has been done so far: an error must fit it.
+/// The faults so far. An error of a call must match one of them.
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     pub(crate) killed: HashSet<u32>,
@@ -22,14 +22,14 @@ pub(crate) struct Record {
     pub(crate) servers_ended: bool,
 }
 
-pub(crate) struct Injuries {
+pub(crate) struct FaultInjector {
     random: Rng,
     record: Arc<Mutex<Record>>,
     counts: BTreeMap<&'static str, u64>,
     /// Workers that have been stopped.
     stopped: Vec<u32>,
-    /// Connections that do nothing but be there.
-    crowd: Vec<UnixStream>,
+    /// Idle connections, which use up the server's descriptors.
+    idle: Vec<UnixStream>,
 }
 
 pub(crate) fn signal(pid: u32, signal: i32) {
@@ -40,18 +40,23 @@ pub(crate) fn signal(pid: u32, signal: i32) {
     }
 }
 
-impl Injuries {
+impl FaultInjector {
     pub(crate) fn new(seed: u64, record: Arc<Mutex<Record>>) -> Self {
         let (random, counts) = (Rng::with_seed(seed), BTreeMap::new());
-        Self { random, record, counts, stopped: Vec::new(), crowd: Vec::new() }
+        Self { random, record, counts, stopped: Vec::new(), idle: Vec::new() }
     }
 
-    /// Kept before it is done, so that no error can come first.
+    /// A fault is recorded before it is injected, so that no error comes first.
     fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap()
     }
 
-    pub(crate) async fn do_one(&mut self, server: &mut Program, path: &Path, may_end_server: bool) {
+    pub(crate) async fn inject_one(
+        &mut self,
+        server: &mut Program,
+        path: &Path,
+        may_end_server: bool,
+    ) {
         // The server's own helpers, which tell of deaths, have the server's name.
         let mut workers = children(server.pid());
         workers.retain(|&pid| !super::server::title(pid).starts_with("taskfork-server:"));
@@ -81,15 +86,15 @@ impl Injuries {
                 ("stopped workers continued", 5)
             }
             (60..75, _) => {
-                self.talk_nonsense(path);
+                self.send_garbage(path);
                 ("connection closed in the middle", 10)
             }
             (75..80, _) => {
-                self.crowd.extend((0..60).map_while(|_| UnixStream::connect(path).ok()));
+                self.idle.extend((0..60).map_while(|_| UnixStream::connect(path).ok()));
                 ("descriptors used up", 50)
             }
             (80..90, _) => {
-                self.crowd.clear();
+                self.idle.clear();
                 ("descriptors given back", 10)
             }
             (90..92, _) if may_end_server => {
@@ -99,8 +104,8 @@ impl Injuries {
                 ("server killed and started", 100)
             }
             (92..94, _) if may_end_server => {
-                self.crowd.clear();
-                self.wake_all();
+                self.idle.clear();
+                self.continue_all();
                 self.record().servers_ended = true;
                 server.stop();
                 *server = Program::start(path);
@@ -124,7 +129,7 @@ impl Injuries {
         tokio::time::sleep(Duration::from_millis(wait)).await;
     }
 
-    fn talk_nonsense(&mut self, path: &Path) {
+    fn send_garbage(&mut self, path: &Path) {
         let Ok(mut stream) = UnixStream::connect(path) else { return };
         let whole = b"taskfork\x1e\x00\x00\x00\x92\x00\x82\xa8versions\x91\x01\xa4name\xa6broken";
         let cut = self.random.usize(..=whole.len());
@@ -134,14 +139,14 @@ impl Injuries {
         }
     }
 
-    fn wake_all(&mut self) {
+    fn continue_all(&mut self) {
         self.stopped.drain(..).for_each(|pid| signal(pid, libc::SIGCONT));
     }
 
-    /// Takes back what can be.
-    pub(crate) async fn heal(&mut self, server: &mut Program, path: &Path) {
-        self.crowd.clear();
-        self.wake_all();
+    /// Ends the faults that do not end by themselves.
+    pub(crate) async fn undo(&mut self, server: &mut Program, path: &Path) {
+        self.idle.clear();
+        self.continue_all();
         for worker in children(server.pid()) {
             signal(worker, libc::SIGCONT);
         }
@@ -149,13 +154,13 @@ impl Injuries {
         assert!(UnixStream::connect(path).is_ok(), "the server is gone");
     }
 
-    /// That something has been done at all.
+    /// Panics unless enough faults were injected.
     pub(crate) fn check(&self) {
         assert!(self.counts.get("worker killed").is_some_and(|&count| count > 5));
     }
 }
 
-impl fmt::Display for Injuries {
+impl fmt::Display for FaultInjector {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (what, count) in &self.counts {
             writeln!(out, "{count:>8} {what}")?;
