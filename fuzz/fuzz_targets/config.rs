@@ -7,11 +7,11 @@
 #[path = "../../crates/taskfork-cli/src/config.rs"]
 mod config;
 #[allow(dead_code)]
-#[path = "../../crates/taskfork-cli/src/failure.rs"]
-mod failure;
+#[path = "../../crates/taskfork-cli/src/error.rs"]
+mod error;
 #[allow(dead_code)]
-#[path = "../../crates/taskfork-cli/src/place.rs"]
-mod place;
+#[path = "../../crates/taskfork-cli/src/server_address.rs"]
+mod server_address;
 #[allow(dead_code)]
 #[path = "../../crates/taskfork-cli/src/units.rs"]
 mod units;

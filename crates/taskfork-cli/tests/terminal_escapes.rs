@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
-use common::{address, hear_hangups, taskfork, until};
+use common::{address, reset_sighup, taskfork, until};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -39,7 +39,7 @@ impl OnTerminal {
         let size = Winsize { ws_row: 30, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&terminal, size).unwrap();
         let side = || OwnedFd::from(terminal.try_clone().unwrap());
-        hear_hangups();
+        reset_sighup();
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
         command.args(arguments).env_remove("RUST_LOG").env_remove("NO_COLOR");
         let program = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
