@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// A copy of this program that answers each message of so many bytes with as many.
+/// A copy of this program that echoes messages of a fixed length.
 pub struct Peer {
     child: Child,
     pub socket: UnixStream,
@@ -135,7 +135,7 @@ pub fn blocking_latencies(exchanges: usize, pause: Duration) -> Vec<Duration> {
     (0..exchanges).map(&mut time).collect()
 }
 
-/// So many messages of 64 bytes, in batches of 64 of which each is answered as one.
+/// Time of `messages` messages of 64 bytes, in batches of 64. The peer answers each batch at once.
 pub fn batches(messages: usize) -> Duration {
     const BATCH: usize = 64;
     let (mut peer, mut buffer) = (Peer::new(64 * BATCH), [b'x'; 64 * BATCH]);
@@ -145,7 +145,7 @@ pub fn batches(messages: usize) -> Duration {
     start.elapsed()
 }
 
-/// So many bytes there and back through a socket.
+/// Time to send `bytes` bytes through a socket and back.
 pub fn exchange(bytes: usize) -> Duration {
     let (mut peer, mut buffer) = (Peer::new(bytes), vec![b'x'; bytes]);
     peer.exchange(&mut buffer);
@@ -154,7 +154,7 @@ pub fn exchange(bytes: usize) -> Duration {
     start.elapsed()
 }
 
-/// So many bytes copied twice in memory.
+/// Time to copy `bytes` bytes twice in memory.
 pub fn copy(bytes: usize) -> Duration {
     let (source, mut target) = (vec![b'x'; bytes], vec![0; bytes]);
     let start = Instant::now();

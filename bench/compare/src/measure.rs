@@ -38,7 +38,7 @@ impl Sample {
     }
 }
 
-/// Makes a contestant with so many workers; nothing if there is none of that name.
+/// A contestant with `workers` workers. `None` if no contestant has that name.
 fn make(name: &str, work: &str, workers: usize) -> Option<Box<dyn Pool>> {
     let (adaptive, off) = (BusyPoll::Adaptive, BusyPoll::Off);
     let plain = if work == "pss_preload" { "preloaded" } else { "plain" };
@@ -128,7 +128,7 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
     }
 }
 
-/// The rate of so many bytes there and back.
+/// The rate, in MB/s, of `bytes` bytes sent in both directions.
 fn both_ways(bytes: usize, took: Duration) -> Sample {
     Sample::of(2.0 * bytes as f64 / took.as_secs_f64() / 1e6)
 }
@@ -193,7 +193,7 @@ fn proportional(pid: u32) -> Option<f64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Puts this process and all that it starts on one core.
+/// Binds this process, and the processes that it starts, to one core.
 fn pin() {
     let mut set = rustix::thread::CpuSet::new();
     set.set(0);

@@ -17,7 +17,7 @@ pub trait Pool {
     fn latencies(&mut self, calls: usize) -> Vec<Duration>;
     /// The number of concurrent calls of 64 bytes.
     fn outstanding(&mut self, calls: usize);
-    /// So many bytes there and back.
+    /// Sends `bytes` to a worker, which returns them.
     fn echo(&mut self, bytes: Vec<u8>) -> Result<Body, String>;
     /// The number of concurrent hashes.
     fn hash(&mut self, tasks: usize);
@@ -133,7 +133,7 @@ impl Ours {
         Self { runtime, client, _server: server, typed: entry == "typed", workers }
     }
 
-    /// So many bytes there and back, in memory that the caller has filled in place; the second time.
+    /// Time of the second exchange of `bytes` bytes, in memory that the caller has filled in place.
     pub fn hand_over(&mut self, bytes: usize) -> Duration {
         let mut times = [Duration::ZERO; 2];
         for time in &mut times {
@@ -148,7 +148,7 @@ impl Ours {
         times[1]
     }
 
-    /// So many bytes there and back in memory that is kept for that: what the caller has is copied there.
+    /// Time of an exchange of `bytes` bytes through pooled shared memory, with the copy into it.
     pub fn lend(&mut self, bytes: usize) -> Duration {
         // Before there is such memory it has to pay.
         const BEFORE: usize = 8;
@@ -276,7 +276,7 @@ impl Pool for Blocking {
     }
 
     fn outstanding(&mut self, calls: usize) {
-        // A thread a worker is all that a program without async can have outstanding.
+        // Without async, a program can have one outstanding call for each thread: one thread for each worker.
         std::thread::scope(|scope| {
             for _ in 0..self.workers {
                 scope.spawn(|| {

@@ -44,7 +44,7 @@ fn run(part: &str, times: u64) {
     }
 }
 
-/// Instructions of a process that runs `part` so many times.
+/// Instructions of a process that runs `part` for `times` times.
 fn count(part: &str, times: u64, file: &Path) -> u64 {
     let out = format!("--callgrind-out-file={}", file.display());
     let status = Command::new("valgrind")

@@ -161,8 +161,8 @@ struct Peer {
 /// client and a blocking process.
 ///
 /// The bare pair is put on one processor each: left to the scheduler, it often shares one, which
-/// makes a difference of four times. So are client and worker, unless they are to look for what comes
-/// next before they sleep, which they do only where they find more than one processor.
+/// makes a difference of four times. So are client and worker, unless the figure is about polling
+/// before sleeping: they poll only if they find more than one processor.
 fn one_call(
     name: &'static str,
     goal: f64,
@@ -215,8 +215,8 @@ fn echo_for_ever() {
     }
 }
 
-/// What the pool does for a checkout and a release with so many waiting, its lock included, against
-/// a push and a pop on a queue of that length behind a lock.
+/// The pool's work for a checkout and a release while `waiting` checkouts wait, its lock included. The
+/// floor is a push and a pop on a queue of that length behind a lock.
 fn pool_work(name: &'static str, waiting: u64) -> Figure {
     const BATCH: u32 = 20_000;
     let turns = Mutex::new(pure::Turns::new(waiting));

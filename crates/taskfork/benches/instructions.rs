@@ -42,7 +42,7 @@ fn echo(server: ServerBuilder) -> Result<(), ServerError> {
         .run()
 }
 
-/// The instructions of a client that makes so many calls, and of its worker, to their ends.
+/// The instructions of a client that makes `calls` calls and exits, and of its worker.
 #[expect(clippy::zombie_processes, reason = "the client is waited for by its id")]
 fn count(calls: i64) -> [i64; 2] {
     let server = Server::spawn("echo").unwrap();

@@ -1,6 +1,7 @@
-//! That neither client nor server grows: a million calls and ten thousand workers that die and are
-//! replaced. `cargo bench -p taskfork --bench memory` ends with a line each: `NAME ratio VALUE goal
-//! GOAL`, the memory at the end by that after a tenth of it, and fails if it is beyond the goal.
+//! Checks that client and server do not grow: a million calls, and ten thousand workers that die and
+//! are replaced. `cargo bench -p taskfork --bench memory` prints a line for each: `NAME ratio VALUE
+//! goal GOAL`. The ratio is the memory at the end to that after a tenth of the run. The benchmark fails
+//! if a ratio is above its goal.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run stops")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 

@@ -1,6 +1,6 @@
-//! Calls a second with 1 to 1,000 tasks that call at the same time, on a runtime of as many threads
-//! as there are cores, with as many workers; and how often a task that only yields has its turn
-//! meanwhile. `cargo bench -p taskfork --bench scaling` prints a line a number of tasks.
+//! Calls per second with 1 to 1,000 concurrent tasks, and the turns of a task that only yields
+//! meanwhile. The runtime has a thread for each core, and the server a worker for each core.
+//! `cargo bench -p taskfork --bench scaling` prints a line for each number of tasks.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run stops")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
@@ -42,7 +42,7 @@ fn main() {
     });
 }
 
-/// Calls a second of so many tasks, and how many turns another task has had for each call.
+/// Calls per second of `tasks` tasks, and turns of another task per call.
 async fn calls(client: &Client, tasks: usize) -> (f64, f64) {
     let (over, turns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let other = tokio::spawn({

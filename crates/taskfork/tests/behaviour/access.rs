@@ -175,7 +175,7 @@ fn ask_in_json(port: u16) -> String {
     socket.shutdown(std::net::Shutdown::Write).unwrap();
     let mut said = Vec::new();
     let mut room = [0; 1000];
-    // The first message is all that counts.
+    // The test checks the first message only.
     while !said.ends_with(b"]") {
         match socket.read(&mut room).unwrap() {
             0 => break,

@@ -44,7 +44,8 @@ impl Logged {
         (checkout, pid)
     }
 
-    /// Sends `bytes` as a new client, and checks the end of it: closed, logged, nobody else harmed.
+    /// Sends `bytes` as a new client, and checks that the server closes the connection, logs
+    /// the reason and still serves a bystander.
     pub(crate) async fn reject(&self, greet: bool, bytes: &[u8], half_close: bool, log: &str) {
         let (bystander, pid) = self.bystander().await;
         let mut raw = match greet {

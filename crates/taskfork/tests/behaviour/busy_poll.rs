@@ -1,4 +1,4 @@
-//! Looking for what comes next before going to sleep for it.
+//! Polling for messages before sleeping.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -54,8 +54,7 @@ trial!(an_idle_pool_takes_no_processor_time, async || {
     assert!(used <= 2, "{used} of 50 ticks");
 });
 
-/// Runs this on a runtime of one thread, with a client that looks for so long that an answer is always there
-/// before it is over.
+/// Runs this on a runtime of one thread, with a client that polls for longer than any answer takes.
 async fn alone<T: Send + 'static, F: Future<Output = T>>(
     entry: &str,
     run: impl FnOnce(Client) -> F + Send + 'static,

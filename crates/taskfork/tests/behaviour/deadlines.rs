@@ -1,4 +1,4 @@
-//! The time that a call has, as its worker sees it, and what becomes of those that take longer.
+//! Deadlines of calls: what the worker sees, and how a call ends that takes longer.
 
 use std::time::{Duration, Instant};
 
@@ -125,8 +125,8 @@ trial!(the_grace_can_be_longer, async || {
     assert!(checkout.call::<bool>("late", (500_u64,)).await.unwrap());
 });
 
-/// Where a call hung whose time was over. On a busy machine the server may not have told that in time, or not
-/// have found the stack; then it says why.
+/// Where a call hung whose time was over. On a busy machine the server can lack the time to find the stack.
+/// Then the error gives the reason.
 fn hung(error: &Error) -> Option<&Hung> {
     let Error::Fatal {
         cause: FatalError::TimedOut { stage: Stage::Running, hung, .. },

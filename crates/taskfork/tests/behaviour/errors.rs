@@ -68,7 +68,7 @@ trial!(calls_made_before_the_failure_is_seen_are_dropped_too, async || {
     let (_server, client) = start("general");
     let checkout = client.checkout();
     let failing = checkout.call::<()>("boom", ("no",));
-    // It has failed once this is answered, and nobody has seen it.
+    // After this the call has failed, although its error has not been awaited.
     checkout.ready().await.unwrap_err();
     let behind = checkout.call::<()>("remember", ("ran",));
     failing.await.unwrap_err();

@@ -1,4 +1,4 @@
-//! More clients than a server may have workers: nobody waits for ever, and those who wait are served in turn.
+//! More clients than workers: the server serves waiting clients in turn, and none waits for ever.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

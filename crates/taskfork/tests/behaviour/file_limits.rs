@@ -12,7 +12,7 @@ use taskfork::{Blob, Client};
 use crate::support::processes::{Program, set_limit, signal};
 use crate::support::{address_in, programs, trial, until};
 
-/// The program's files may have so many bytes.
+/// Limits the files of the program to `bytes` bytes (RLIMIT_FSIZE).
 fn limit(command: &mut Command, bytes: u64) {
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: it makes one system call, which reads what is there.

@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 /// For how much work of its thread a timer waits at most, with its own time.
 const LATE: Duration = Duration::from_millis(110);
 
-/// A call that fails after so long did not wait for the end of a flood, which has none.
+/// A flood has no end. A call that fails within this time did not wait for it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The time for which this thread has had a core.

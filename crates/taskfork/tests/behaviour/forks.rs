@@ -53,7 +53,7 @@ fn leave(status: i32) -> ! {
     }
 }
 
-/// A process of its own group that holds all that this one has open.
+/// Starts a process in its own group that keeps copies of all descriptors of this one.
 pub(crate) fn start_holder() {
     if fork("fork") == 0 {
         // SAFETY: it makes system calls only.
@@ -300,7 +300,7 @@ trial!(a_death_is_reported_while_a_child_holds_the_connection, async || {
     }
 });
 
-// Nobody can be told in the middle of an answer, and here somebody else has the worker's end.
+// A notice cannot follow half an answer, and a child still holds the worker's end of the connection.
 trial!(a_death_within_a_long_answer_is_reported_while_a_child_holds_the_connection, async || {
     let folder = tempfile::tempdir().unwrap();
     let _server = programs::start(&["serve_forks", &address_in(&folder)]);

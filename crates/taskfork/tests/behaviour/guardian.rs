@@ -32,8 +32,8 @@ trial!(a_guardian_that_dies_is_replaced, async || {
     until("all are gone", || started.iter().all(|&pid| is_gone(pid))).await;
 });
 
-// The server has only so many descriptors left when its guardian dies, so that forking another
-// fails at one point or the other.
+// When its guardian dies, the server has few descriptors left. The number varies, so that starting
+// another guardian fails at each point.
 trial!(workers_run_if_the_guardian_cannot_be_started, async || {
     let (server, client) = start("general");
     let checkout = client.checkout();

@@ -231,7 +231,7 @@ trial!(the_parent_holds_and_loads_nothing, async || {
     assert_eq!(of_worker.len(), 1, "more than its connection: {of_worker:?}");
 });
 
-// It would serve though nobody passes signals on to it.
+// Otherwise it would serve without a parent that forwards signals to it.
 trial!(a_successor_that_has_not_taken_over_ends_with_the_server, async || {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");

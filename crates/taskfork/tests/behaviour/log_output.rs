@@ -85,7 +85,7 @@ mod plain {
     }
 
     pub(super) fn write(file: &OwnedFd, bytes: &[u8]) -> isize {
-        // SAFETY: it reads so many bytes that are there.
+        // SAFETY: `write` reads `bytes.len()` bytes, the length of `bytes`.
         #[allow(unsafe_code)]
         unsafe {
             libc::write(file.as_raw_fd(), bytes.as_ptr().cast(), bytes.len())
@@ -124,7 +124,7 @@ trial!(a_server_waits_for_no_reader_of_its_log, async || {
         let line = format!("{}\n", "a line ".repeat(60).trim_end());
         client.call::<()>("complain", (line.repeat(LINES),)).await.unwrap();
         assert_eq!(status(&folder).deaths.get("timed_out"), Some(&1));
-        // A reader that comes back has all that fits into memory, and the number of the rest.
+        // A new reader gets the lines that were kept in memory, and the number of those lost.
         let mut reader = File::from(reader);
         let read = tokio::task::spawn_blocking(move || {
             let mut text = Vec::new();
@@ -140,7 +140,7 @@ trial!(a_server_waits_for_no_reader_of_its_log, async || {
         let deaths = text.lines().filter(|line| line.contains("was killed by SIGABRT")).count();
         assert_eq!(deaths, 5);
         assert!(text.contains("lost, as the log could not be written"));
-        // Lines of the server itself can be among those that were lost.
+        // The lost lines can include lines of the server itself.
         let shown_and_lost = shown_and_lost(&text);
         assert!(shown_and_lost < LINES + 20, "{shown_and_lost}");
         ends_well(program).await;
@@ -195,7 +195,7 @@ trial!(lost_lines_are_reported_when_the_log_can_be_written_again, async || {
     client.call::<()>("nothing", ()).await.unwrap();
     drop(both);
     deaths(&client, 3).await;
-    // Nothing else happens: the server tries again by itself.
+    // There is no other event: a timer of the server writes again.
     let reading = tokio::task::spawn_blocking(move || {
         let mut reader = File::open(&fifo).unwrap();
         let mut text = String::new();

@@ -358,7 +358,7 @@ trial!(logs_can_be_read_by_hand, async || {
         let meta = log.map_or(map(&[]), |level| map(&[("log", level.into())]));
         vec![1.into(), meta, text(method), Value::Array(vec![text("text")])]
     };
-    // What was logged before the first call is for nobody else.
+    // Entries from before the first call belong to the first call only.
     raw.send_message(call(None, "work"));
     assert_eq!(raw.receive().unwrap()[0], 1.into());
     raw.send_message(call(Some(30), "work"));

@@ -373,7 +373,7 @@ trial!(a_program_that_answers_no_json_lives_on, async || {
         assert!(error.to_string().contains(said), "{error} lacks {said}");
     }
     assert_eq!(checkout.call::<u32>("pid", ()).await.unwrap(), pid);
-    // What may be no answer at all is no answer.
+    // A message that need not be an answer is treated as none: the checkout is over.
     let error = checkout.call::<Value>("raw", (r#"["debug",{},nan]"#,)).await.unwrap_err();
     assert!(error.is_fatal(), "{error}");
 });

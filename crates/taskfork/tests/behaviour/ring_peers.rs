@@ -127,7 +127,7 @@ trial!(a_worker_that_writes_invalid_data_to_a_ring_is_disconnected, async || {
     worker.await.unwrap();
 });
 
-// What comes without end is taken without end, but not in one go: whoever waits for it can stop.
+// A client reads an endless stream in bounded steps, so that the caller can cancel between them.
 trial!(an_endless_ring_does_not_block_the_callers_task, async || {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();

@@ -48,12 +48,12 @@ fn mapped() -> usize {
     maps.lines().filter(|line| line.contains("memfd:taskfork-ring")).count()
 }
 
-/// One that looks for its answers for so long that it never sleeps over one.
+/// A client that polls for longer than any answer takes, so that it never sleeps.
 fn start_awake(entry: &str) -> (taskfork::server::ServerHandle, Client) {
     start_with(entry, |client| client.busy_poll(BusyPoll::Fixed(Duration::from_secs(5))))
 }
 
-/// Makes so many calls that there are rings; more than usual where the runtime has too much to do.
+/// Makes calls until the connection has rings. A busy runtime takes more calls than usual.
 async fn warm(checkout: &Checkout) {
     for n in 0..10_000 {
         assert_eq!(checkout.call::<u64>("echo", (n,)).await.unwrap(), n);
@@ -237,7 +237,7 @@ trial!(a_call_left_in_the_ring_of_a_recycled_worker_runs_on_another, async || {
     }
 });
 
-// Both sides go to sleep, for longer and for shorter times, and always hear of what comes.
+// Both sides sleep between messages for various times. Each message wakes its receiver.
 trial!(sleeping_peers_are_woken, async || {
     let (_server, client) = start("rings");
     let (one, other) = (client.checkout(), client.checkout());

@@ -23,7 +23,7 @@ fn memory(length: u64, seals: SealFlags) -> OwnedFd {
 /// What may be lent.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
 
-/// A message that lends this memory, and one that refers to so many bytes of it.
+/// A message that lends this memory, and one that refers to `length` bytes of it.
 fn lend(id: u32, length: usize) -> Vec<u8> {
     let place = Value::Array(vec![false.into(), id.into(), length.into()]);
     let lent = map(&[("new", Value::Array(vec![1.into()])), ("uses", Value::Array(vec![place]))]);
@@ -116,7 +116,7 @@ trial!(a_worker_that_shares_invalid_memory_is_disconnected, async || {
         (false, asks, answers(1, 4096), memory(1 << 20, SealFlags::GROW)),
         (false, asks, answers(2, 4096), good()),
         (false, asks, answers(1, 4096), memory(100 << 20, SEALS)),
-        // Agreed upon twice, not at all, and without having been asked to.
+        // Two agreements, a missing one, and one that the client had not requested.
         (false, asks, [agreed(), answers(1, 4096)].concat(), good()),
         (false, asks, unagreed(1, 4096), good()),
         (false, 0, answers(1, 4096), good()),

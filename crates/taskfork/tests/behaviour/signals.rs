@@ -174,7 +174,7 @@ trial!(a_program_started_by_a_worker_inherits_ignored_signals_by_default, async 
     }
 });
 
-/// A pseudo terminal: the end of the one who looks at it, and the path of the programs' end.
+/// A pseudo terminal: its master side, and the path of its slave side.
 #[allow(unsafe_code)]
 fn terminal() -> (File, String) {
     // SAFETY: each call gets what the one before has given, and a buffer with its length.
@@ -219,7 +219,7 @@ trial!(a_terminal_stops_neither_server_nor_workers_in_the_background, async || {
     let mut shown = end.try_clone().unwrap();
     let shows = std::thread::spawn(move || {
         let mut all = Vec::new();
-        // It ends with an error once nobody has the terminal open any more.
+        // Reading ends with an error when no process has the terminal open any more.
         let _ = shown.read_to_end(&mut all);
         String::from_utf8_lossy(&all).into_owned()
     });

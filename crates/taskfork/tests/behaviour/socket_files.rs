@@ -125,7 +125,7 @@ impl Drop for Successor {
 trial!(clients_connected_before_the_socket_file_was_removed_are_served, async || {
     let place = Place::new();
     let program = place.serve().await;
-    // A server that is stopped accepts nobody: the connection waits in the old socket.
+    // A stopped server accepts no connection: it waits in the queue of the old socket.
     signal(program.pid(), libc::SIGSTOP);
     let client = Client::builder().address(&place.address).min_workers(1).max_workers(1);
     let client = client.build().unwrap();

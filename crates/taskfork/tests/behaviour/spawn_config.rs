@@ -61,7 +61,7 @@ trial!(a_missing_or_wrong_configuration_is_named, async || {
     let tree = (0..1000).fold(serde_json::Value::Null, |inner, _| serde_json::json!([inner]));
     let error = Server::spawn_with("configured", &tree).unwrap_err();
     assert!(matches!(error, ServerError::UnencodableConfig { .. }), "{error}");
-    // A server that does not ask for it does not mind.
+    // A server that reads no configuration ignores it.
     let _ = Server::spawn_with("general", &1).unwrap();
 });
 

@@ -247,7 +247,7 @@ trial!(a_call_of_a_failed_server_has_the_servers_error, async || {
 });
 
 trial!(a_killed_server_leaves_no_zombie, async || {
-    // Nobody asks the handles, and there is no client.
+    // The test does not use the handles, and there is no client.
     for server in [Server::spawn("general").unwrap(), without_respawn("general")] {
         let pid = kill(&server);
         until("the server's end, reaped", || !is_alive(pid)).await;

@@ -94,7 +94,7 @@ trial!(a_flood_of_unread_stderr_blocks_no_worker, async || {
     for _ in 0..4 {
         checkout.call::<()>("complain", (&flood,)).await.unwrap();
     }
-    // Whoever comes to read it later is told what is missing, before anything new.
+    // A later reader first gets a line that states how many lines were lost.
     let text = Arc::new(Mutex::new(String::new()));
     let seen = text.clone();
     let reading = tokio::task::spawn_blocking(move || {

@@ -19,7 +19,7 @@ impl Cgroup {
         })
     }
 
-    /// The most processes there can be; those that there are stay.
+    /// Sets the most processes that the group may have. Existing processes stay.
     pub(crate) fn allow(&self, most: &str) -> bool {
         self.write("pids.max", most)
     }

@@ -1,4 +1,4 @@
-//! Calls of all kinds, and whether what comes back is what may.
+//! Calls of all kinds, and checks of their results against the recorded faults.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -101,7 +101,7 @@ pub(crate) async fn call(
     counts
 }
 
-/// What has brought an error about; nothing if nothing has.
+/// The cause of an error by the record of injected faults. Empty if there is none.
 fn kind(what: &str, error: &Error, record: &Record) -> &'static str {
     let in_setup = |death: &Death| death.during == Some(Activity::Setup);
     match error {
@@ -175,7 +175,7 @@ impl Counts {
         self.expect("queued", checkout.call("echo", (serial,)).await, &serial);
     }
 
-    /// Long bytes there and back, some of them lent. Some of what comes back is kept for a while.
+    /// Echoes blobs, some of them in shared memory, and keeps some of the results for a while.
     async fn lend(&mut self, checkout: &Checkout, random: &mut Rng, kept: &mut Vec<(Blob, u8)>) {
         let calls: Vec<_> = (0..random.u32(1..12))
             .map(|_| {

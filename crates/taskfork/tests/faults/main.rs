@@ -83,7 +83,7 @@ async fn run(path: &Path, time: Duration, seed: u64) {
     let mut faults = FaultInjector::new(seed, record.clone());
     let (half, end) = (Instant::now() + time / 2, Instant::now() + time);
     while Instant::now() < end {
-        // Before, a server has no excuse for not telling of a death.
+        // While the server lives, it must report each death.
         let may_end_server = Instant::now() > half;
         faults.inject_one(&mut server, path, may_end_server).await;
     }

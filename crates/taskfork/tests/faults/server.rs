@@ -73,7 +73,7 @@ impl Program {
     pub(crate) fn start(path: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env(ADDRESS, format!("unix:{}", path.display()));
-        // What workers and server have to say of all that is done to them is too much to show.
+        // The workers and the server log each injected fault, which is too much to show.
         command.stderr(Stdio::null()).process_group(0);
         let most =
             rustix::process::Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
@@ -97,8 +97,8 @@ impl Program {
         self.child.as_ref().unwrap().id()
     }
 
-    /// Has the kernel refuse every fork of the server, or not any more; tells whether that can be
-    /// done here.
+    /// Makes the kernel refuse or allow forks of the server. Returns false if there is no control group
+    /// for it.
     pub(crate) fn refuse_forks(&self, refuse: bool) -> bool {
         self.cgroup.as_ref().is_some_and(|cgroup| cgroup.allow(if refuse { "1" } else { "max" }))
     }
@@ -115,7 +115,7 @@ impl Program {
 
     /// Kills it, and waits until its workers are gone as well.
     pub(crate) fn kill(&mut self) {
-        // If it has just been killed as well, nobody can see to what workers have started.
+        // Without a guardian, what workers have started would survive the server.
         let guarded = |&pid: &u32| title(pid).starts_with("taskfork-guardian:");
         while !super::children(self.pid()).iter().any(guarded) {
             std::thread::sleep(Duration::from_millis(1));
@@ -160,7 +160,7 @@ pub(crate) fn title(pid: u32) -> String {
     String::from_utf8_lossy(&line).into_owned()
 }
 
-/// Whether it runs, and is no corpse that its new parent has not waited for.
+/// Whether the process exists and is not a zombie.
 fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))

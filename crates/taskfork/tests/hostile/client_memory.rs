@@ -108,7 +108,7 @@ fn descriptors() -> Vec<Case> {
         );
     }
     let hello = [PREAMBLE, &client_hello(&[("files", 16.into())])].concat();
-    // Whoever reads the greeting for the worker takes none of them.
+    // The server reads the hello for the worker, and must not receive these descriptors.
     add("1600 before the hello", vec![SendWith(hello.clone(), vec![DevZero; 1600])], Harmless);
     add("one with the preamble", vec![SendWith(hello, vec![DevZero])], Harmless);
     add(
