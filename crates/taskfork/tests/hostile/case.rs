@@ -43,9 +43,14 @@ pub(crate) enum Step {
 pub(crate) enum Expected {
     /// A server closes the connection; a client's call fails.
     Refused,
-    /// The connection goes on: a call of a client is answered; a client's call gets its result.
+    /// A client's call fails with an error whose report has this text.
+    Fails(&'static str),
+    /// The connection goes on: a call of a client is answered. A client's call gets the result that good workers send;
+    /// if this worker was refused before the call began, from the next one.
     Served,
-    /// Either, as long as nothing else is harmed.
+    /// A client's call gets another result.
+    Answered,
+    /// Any of these, because it depends on timing.
     Harmless,
 }
 

@@ -1,6 +1,6 @@
 //! Peers that speak the JSON protocol and do not keep to it.
 
-use crate::case::Expected::{Harmless, Refused, Served};
+use crate::case::Expected::{Answered, Fails, Harmless, Refused, Served};
 use crate::case::Step::{
     Flood, ReceiveJson, Reset, Send, SendByteByByte, StopReading, StopSending,
 };
@@ -43,6 +43,24 @@ fn values() -> Vec<(String, Vec<u8>)> {
     values
 }
 
+/// Why a client does not accept a message with this value; `None` if it does.
+fn failure(name: &str) -> Option<&'static str> {
+    match name {
+        "NaN"
+        | "no UTF-8"
+        | "half a surrogate"
+        | "two wrong surrogates"
+        | "control characters"
+        | "an unknown escape"
+        | "a comma too many"
+        | "the wrong bracket" => Some("it is not valid JSON"),
+        _ if name.ends_with(" deep") && !name.contains(" 100 ") => {
+            Some("it is nested deeper than 128 levels")
+        }
+        _ => None,
+    }
+}
+
 /// Messages that are none of the protocol.
 const WRONG: [&str; 14] = [
     "[]",
@@ -66,9 +84,9 @@ pub(crate) fn of_clients() -> Vec<Case> {
     let mut add = |name: &str, steps: Vec<Step>, end: Expected| cases.push(case(name, steps, end));
     for (name, value) in values() {
         let said = [br#"["do",{},"echo","#, &value[..], b"]"].concat();
-        add(&format!("argument {name}"), vec![Send(said), StopSending], Harmless);
+        add(&format!("argument {name}"), vec![Send(said), StopSending], Refused);
         let meta = [br#"["do",{"later":"#, &value[..], br#"},"nothing"]"#].concat();
-        add(&format!("meta {name}"), vec![Send(meta), StopSending], Harmless);
+        add(&format!("meta {name}"), vec![Send(meta), StopSending], Refused);
     }
     for (place, message) in WRONG.iter().enumerate() {
         add(
@@ -129,9 +147,12 @@ pub(crate) fn of_servers() -> Vec<Case> {
         cases.push(case(name, vec![ReceiveJson, Send(said)], end));
     };
     for (name, value) in values() {
-        add(&format!("result {name}"), [br#"["ok",{},"#, &value[..], b"]"].concat(), Harmless);
+        let end = failure(&name).map_or(Answered, Fails);
+        add(&format!("result {name}"), [br#"["ok",{},"#, &value[..], b"]"].concat(), end);
         add(&format!("error {name}"), [br#"["er",{},"#, &value[..], b"]"].concat(), Refused);
-        add(&format!("log {name}"), [br#"["ok",{"ld":"#, &value[..], b"},5]"].concat(), Harmless);
+        // A log with a number that JSON does not have is left out.
+        let end = failure(&name).filter(|_| name != "NaN").map_or(Served, Fails);
+        add(&format!("log {name}"), [br#"["ok",{"ld":"#, &value[..], b"},5]"].concat(), end);
     }
     for (place, message) in WRONG.iter().enumerate() {
         add(&format!("message {place}"), message.as_bytes().to_vec(), Refused);

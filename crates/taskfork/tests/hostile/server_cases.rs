@@ -2,7 +2,7 @@
 
 use taskfork::client::Value;
 
-use crate::case::Expected::{Harmless, Refused, Served};
+use crate::case::Expected::{Answered, Fails, Harmless, Refused, Served};
 use crate::case::Kind::{DevZero, Folder, Memory, Socket};
 use crate::case::Step::{
     Flood, Receive, ReceivePreamble, Reset, Send, SendByteByByte, SendWith, StopReading,
@@ -46,17 +46,17 @@ fn greetings() -> Vec<Case> {
         ("of control characters", b"\x1b]0;title\x07\x1b[2J"),
         ("with one byte wrong", b"taskforx"),
     ] {
-        add(&format!("preamble {name}"), vec![Send(bytes.to_vec())], Harmless);
+        add(&format!("preamble {name}"), vec![Send(bytes.to_vec())], Served);
     }
-    add("nothing but a close", vec![StopSending], Harmless);
-    add("nothing at all", vec![ReceivePreamble, Receive], Harmless);
-    add("reset at once", vec![Reset], Harmless);
-    add("reset after the hello was heard", vec![ReceivePreamble, Receive, Reset], Harmless);
+    add("nothing but a close", vec![StopSending], Served);
+    add("nothing at all", vec![ReceivePreamble, Receive], Served);
+    add("reset at once", vec![Reset], Served);
+    add("reset after the hello was heard", vec![ReceivePreamble, Receive, Reset], Served);
     let hello = |meta: &[(&str, Value)]| {
         vec![Send([PREAMBLE, &frame(&[0.into(), map(meta)])].concat()), Receive]
     };
-    add("hello that says nothing", hello(&[]), Harmless);
-    add("hello of another version", hello(&[("version", 99.into()), ("pid", 1.into())]), Harmless);
+    add("hello that says nothing", hello(&[]), Served);
+    add("hello of another version", hello(&[("version", 99.into()), ("pid", 1.into())]), Served);
     let known = [("version", Value::from(1)), ("pid", 4_000_000.into())];
     for (key, value) in [
         ("pid", 0.into()),
@@ -75,33 +75,34 @@ fn greetings() -> Vec<Case> {
         ("server", text(&"s".repeat(1 << 20))),
     ] {
         let name = format!("hello with {key} {:.20}", value.to_string().escape_debug().to_string());
-        let mut steps = hello(&[&known[..], &[(key, value)]].concat());
-        steps.extend([Receive, Send(result(5.into()))]);
-        add(&name, steps, Harmless);
+        let said = [PREAMBLE, &frame(&[0.into(), map(&[&known[..], &[(key, value)]].concat())])];
+        let steps =
+            vec![ReceivePreamble, Receive, Send(said.concat()), Receive, Send(result(5.into()))];
+        add(&name, steps, Served);
     }
     add("hello twice", called(vec![Send(worker_hello(&[]))]), Refused);
     add(
         "hello of 2^32 minus 1 bytes",
         vec![Send([PREAMBLE, &u32::MAX.to_le_bytes()].concat())],
-        Harmless,
+        Served,
     );
     let mut long = vec![0x92, 0, 0x81, 0xa5];
     long.extend(b"later");
     long.extend(many(1_000_000, &[0xc0]));
-    add("hello of a million nils", vec![Send([PREAMBLE, &framed(&long)].concat())], Harmless);
+    add("hello of a million nils", vec![Send([PREAMBLE, &framed(&long)].concat())], Served);
     for kind in ["busy", "version", "setup", "interface", "\u{1b}[31m"] {
         let why = error(&[("kind", text(kind)), ("message", text("\u{1b}[2J"))]);
         let name = format!("refusal {}", kind.escape_debug());
-        add(&name, vec![Send([PREAMBLE, &why].concat()), StopSending], Harmless);
+        add(&name, vec![Send([PREAMBLE, &why].concat()), StopSending], Served);
     }
-    add("answer before the hello", vec![Send([PREAMBLE, &result(5.into())].concat())], Harmless);
+    add("answer before the hello", vec![Send([PREAMBLE, &result(5.into())].concat())], Served);
     add(
         "hello byte by byte",
         {
             let hello = [PREAMBLE, &worker_hello(&[])].concat();
             vec![ReceivePreamble, Receive, SendByteByByte(hello), Receive, Send(result(5.into()))]
         },
-        Harmless,
+        Served,
     );
     cases
 }
@@ -122,7 +123,7 @@ fn answers() -> Vec<Case> {
     add("message that is no array", framed(&[0x80]), Refused);
     add("message of the byte that means nothing", framed(&[0xc1; 8]), Refused);
     add("answer without a value", result_ending(&[]), Refused);
-    add("answer that has more behind it", result_ending(&[5, 6, 7]), Harmless);
+    add("answer that has more behind it", result_ending(&[5, 6, 7]), Served);
     add("answer without a number", frame(&[1.into(), none(), 5.into()]), Refused);
     for number in [0, 2, u64::MAX] {
         add(&format!("answer of number {number}"), result_of(number, 5.into()), Refused);
@@ -134,12 +135,19 @@ fn answers() -> Vec<Case> {
     add("answer with a field too many", framed(&[0x94, 1, 0x80, 5, 6]), Refused);
     add("answer of 2^32 minus 1 bytes", u32::MAX.to_le_bytes().to_vec(), Refused);
     add("answer over the limit", ((64 << 20) + 1_u32).to_le_bytes().to_vec(), Refused);
-    add("skipped and not sent ahead", frame(&[5.into(), none()]), Harmless);
+    add(
+        "skipped and not sent ahead",
+        frame(&[5.into(), none()]),
+        Fails("an answer that nobody asked for"),
+    );
     add("two answers", [result(5.into()), result(6.into())].concat(), Served);
     add("a thousand answers", result(5.into()).repeat(1000), Served);
     for levels in [120, 129, 100_000] {
-        add(&format!("answer {levels} deep"), result_ending(&deep(levels)), Harmless);
-        add(&format!("meta {levels} deep"), frame_meta(4, "later", &deep(levels)), Harmless);
+        let end = if levels == 120 { Answered } else { Fails("nested deeper than 128 levels") };
+        add(&format!("answer {levels} deep"), result_ending(&deep(levels)), end);
+        // The client skips it, and waits for the answer.
+        let meta = frame_meta(4, "later", &deep(levels));
+        add(&format!("meta {levels} deep"), meta, Fails("timed out"));
         add(
             &format!("log {levels} deep"),
             [frame_meta(4, "ld", &deep(levels)), result(5.into())].concat(),
@@ -151,7 +159,7 @@ fn answers() -> Vec<Case> {
         result_ending(&[[0x81, 0xc0].repeat(100_000), vec![0xc0]].concat()),
         Refused,
     );
-    add("answer of a million nils", result_ending(&many(1_000_000, &[0xc0])), Harmless);
+    add("answer of a million nils", result_ending(&many(1_000_000, &[0xc0])), Answered);
     for (name, bytes) in [
         ("list", [0xdd, 0xff, 0xff, 0xff, 0xff]),
         ("map", [0xdf, 0xff, 0xff, 0xff, 0xff]),
@@ -164,9 +172,9 @@ fn answers() -> Vec<Case> {
     add(
         "answer of control characters",
         result(text("\u{1b}[2J\u{1b}]0;x\u{7}\u{202e}\0\u{9b}1m")),
-        Harmless,
+        Answered,
     );
-    add("answer that is no UTF-8", result_ending(&[0xa2, 0xff, 0xfe]), Harmless);
+    add("answer that is no UTF-8", result_ending(&[0xa2, 0xff, 0xfe]), Answered);
     for (name, log) in [
         ("nothing", vec![0xc0]),
         ("text", vec![0xa1, b'x']),
@@ -263,13 +271,22 @@ fn errors() -> Vec<Case> {
 
 fn deaths() -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut add = |name: &str, said: Vec<u8>| {
-        // A call that has not begun is tried again, on another worker.
-        cases.push(case(name, called(vec![Send(said), StopSending]), Harmless));
+    let mut add_with = |name: &str, said: Vec<u8>, end| {
+        cases.push(case(name, called(vec![Send(said), StopSending]), end));
     };
     let death = |meta: &[(&str, Value)]| frame(&[3.into(), map(meta)]);
-    add("death that says nothing", death(&[]));
     let pid = |pid: u64| ("pid", Value::from(pid));
+    for calls in [0, 1, 2, u64::MAX >> 1] {
+        let end = if calls == 0 { Served } else { Fails("closed its connection during a call") };
+        add_with(
+            &format!("death after {calls} calls"),
+            death(&[pid(7), ("calls", calls.into()), ("during", text("call"))]),
+            end,
+        );
+    }
+    // A call that has not begun is tried again, on another worker.
+    let mut add = |name: &str, said: Vec<u8>| add_with(name, said, Served);
+    add("death that says nothing", death(&[]));
     for number in [0, 1, u64::from(u32::MAX)] {
         add(&format!("death of process {number}"), death(&[pid(number), ("signal", 9.into())]));
     }
@@ -279,12 +296,6 @@ fn deaths() -> Vec<Case> {
     }
     add("death told twice", death(&[pid(7), ("exit", 1.into())]).repeat(2));
     add("death by both", death(&[pid(7), ("exit", 1.into()), ("signal", 9.into())]));
-    for calls in [0, 1, 2, u64::MAX >> 1] {
-        add(
-            &format!("death after {calls} calls"),
-            death(&[pid(7), ("calls", calls.into()), ("during", text("call"))]),
-        );
-    }
     for ran in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 1e308, 0.0] {
         add(
             &format!("death after {ran:e} seconds"),
@@ -314,7 +325,7 @@ fn deaths() -> Vec<Case> {
     cases.push(case(
         "death and an answer",
         called(vec![Send([death(&[pid(7)]), result(5.into())].concat())]),
-        Harmless,
+        Served,
     ));
     cases.push(case(
         "answer and a death",
@@ -322,7 +333,7 @@ fn deaths() -> Vec<Case> {
         Served,
     ));
     let hello = [PREAMBLE, &death(&[pid(7), ("during", text("setup"))])].concat();
-    cases.push(case("death in place of a hello", vec![Send(hello), StopSending], Harmless));
+    cases.push(case("death in place of a hello", vec![Send(hello), StopSending], Served));
     cases
 }
 
@@ -344,15 +355,21 @@ fn descriptors() -> Vec<Case> {
         ("sparse memory of 400 MiB", Memory(400 << 20, BLOB_SEALS)),
         ("sparse memory of 1 TiB", Memory(1 << 40, BLOB_SEALS)),
     ] {
+        let end = match kind {
+            Memory(0, BLOB_SEALS) => Answered,
+            Memory(_, BLOB_SEALS) => Fails("and the limit is 268435456"),
+            Memory(..) => Fails("it is not sealed against changes"),
+            Socket | DevZero | Folder => Fails("it is no memory"),
+        };
         add(
             &format!("bytes that are {name}"),
             vec![SendWith(with(1, result(reference(1))), vec![kind])],
-            Harmless,
+            end,
         );
         add(
             &format!("file that is {name}"),
             vec![SendWith(with(1, result(reference(2))), vec![kind])],
-            Harmless,
+            Answered,
         );
         let lends = frame(&[
             7.into(),
@@ -396,14 +413,10 @@ fn descriptors() -> Vec<Case> {
         add(
             &format!("a million of {key}"),
             vec![Send(frame_meta(7, key, &many(1_000_000, &[0])))],
-            Harmless,
+            Fails("has 1000000 items, and the limit is 1024"),
         );
     }
-    add(
-        "descriptor that nothing tells of",
-        vec![SendWith(result(5.into()), vec![Socket])],
-        Harmless,
-    );
+    add("descriptor that nothing tells of", vec![SendWith(result(5.into()), vec![Socket])], Served);
     add("announced and not there", vec![Send(with(1, result(reference(2)))), StopSending], Refused);
     for count in [u64::from(u32::MAX), u64::MAX >> 1] {
         add(
@@ -414,7 +427,7 @@ fn descriptors() -> Vec<Case> {
     }
     for count in [65, 1600] {
         let more = vec![SendWith(vec![0; 4000], vec![DevZero; count])];
-        add(&format!("{count} that nothing tells of"), more, Harmless);
+        add(&format!("{count} that nothing tells of"), more, Fails("protocol broken"));
     }
     add("rings that nobody offered", vec![Send(frame(&[8.into(), map(&[])]))], Refused);
     add(
@@ -441,22 +454,22 @@ fn flows() -> Vec<Case> {
     add("answer byte by byte", called(vec![SendByteByByte(result(5.into()))]), Served);
     let notes = frame(&[4.into(), none()]);
     let log = frame_meta(4, "ld", &[0x81, 0xa5, b's', b't', b'a', b'r', b't', 1]);
-    for (name, said) in [
-        ("empty messages", vec![0; 4]),
-        ("nothing that is lent", frame(&[7.into(), none()])),
-        ("notes", notes),
-        ("logs", log),
-        ("traces", frame_meta(4, "trace", &[0x91, 0x92, 8, 1])),
-        ("skipped answers", frame(&[5.into(), none()])),
-        ("answers", result(5.into())),
+    for (name, said, end) in [
+        ("empty messages", vec![0; 4], Fails("protocol broken")),
+        ("nothing that is lent", frame(&[7.into(), none()]), Fails("has not agreed to share any")),
+        ("notes", notes, Refused),
+        ("logs", log, Refused),
+        ("traces", frame_meta(4, "trace", &[0x91, 0x92, 8, 1]), Refused),
+        ("skipped answers", frame(&[5.into(), none()]), Fails("an answer that nobody asked for")),
+        ("answers", result(5.into()), Served),
     ] {
         let said = said.repeat((64 << 10) / said.len());
         // As much as can be sent until the call's time is over; the call may have ended before.
-        add(&format!("flood of {name}"), called(vec![Flood(said.clone(), 16 << 20)]), Harmless);
+        add(&format!("flood of {name}"), called(vec![Flood(said.clone(), 16 << 20)]), end);
         add(
             &format!("flood of {name}, nothing read"),
             called(vec![StopReading, Flood(said, 16 << 20)]),
-            Harmless,
+            end,
         );
     }
     let unfinished = [&(60_u32 << 20).to_le_bytes()[..], &[0; 1000]].concat();
@@ -474,7 +487,7 @@ pub(crate) fn cut_short() -> Vec<Case> {
     let session = [PREAMBLE, &hello].concat();
     let cut = |length: usize| {
         let steps = vec![ReceivePreamble, Receive, Send(session[..length].to_vec()), StopSending];
-        case(format!("hello of {length} bytes"), steps, Harmless)
+        case(format!("hello of {length} bytes"), steps, Served)
     };
     let mut cases: Vec<Case> = (1..session.len()).map(cut).collect();
     let answer = error(&[("kind", text("interface")), ("message", text("no"))]);

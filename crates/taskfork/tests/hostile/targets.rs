@@ -288,8 +288,14 @@ impl Caller {
             Expected::Refused if !first.starts_with("error") => {
                 return Err(format!("the call does not fail, but gives: {first}"));
             }
+            Expected::Fails(text) if !first.starts_with("error") || !first.contains(text) => {
+                return Err(format!("the call does not fail with `{text}`, but gives: {first}"));
+            }
             Expected::Served if first != "good" => {
                 return Err(format!("the call does not succeed, but gives: {first}"));
+            }
+            Expected::Answered if first != "ok" => {
+                return Err(format!("the call gets no other result, but: {first}"));
             }
             _ => {}
         }
