@@ -63,6 +63,9 @@ impl Orphans {
             // The number of a child cannot be reused before it is reaped.
             if !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
                 self.mark_reads.remove(&pid);
+                // Its children became children of this process when it ended, which may have been after
+                // the list was read. No other event reports them: its SIGCHLD finds nothing to reap.
+                self.pending = true;
                 continue;
             }
             let mark_reads = self.mark_reads.entry(pid).or_default();
@@ -130,4 +133,34 @@ fn pids(children: &KernelFile) -> Vec<Pid> {
     let list = children.read();
     let pids = list.split_whitespace().filter_map(|pid| pid.parse().ok());
     pids.filter_map(Pid::from_raw).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_ends_after_the_list_was_read_is_followed_by_another_check() {
+        let pid = Pid::from_child(&Command::new("sleep").arg("1000").spawn().unwrap());
+        let mut orphans = Orphans {
+            children: KernelFile::open("/proc/thread-self/children"),
+            excluded: HashSet::new(),
+            helpers: HashSet::new(),
+            mark_reads: HashMap::new(),
+            pending: false,
+        };
+        let end = |listed| {
+            if listed == pid {
+                kill_process(pid, Signal::KILL).unwrap();
+                waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+            }
+            false
+        };
+        orphans.reap_and_kill(&Mark::without_mapping("TASKFORK_TEST=1"), end);
+        assert!(orphans.are_pending());
+    }
 }

@@ -223,6 +223,11 @@ impl Mark {
         Self { variable: format!("{}={value}", environment::SERVER_ID), mapping }
     }
 
+    #[cfg(test)]
+    pub(crate) fn without_mapping(variable: &str) -> Self {
+        Self { variable: variable.to_owned(), mapping: None }
+    }
+
     /// Kills all marked processes. Returns whether there were any.
     fn kill_all(&self) -> bool {
         let mut any = false;
