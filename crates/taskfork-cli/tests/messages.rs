@@ -7,6 +7,7 @@ mod common;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
+use common::terminal::Terminal;
 use common::{Server, address, taskfork, until};
 use predicates::prelude::*;
 use predicates::str::contains;
@@ -277,21 +278,15 @@ fn a_reader_that_closes_the_pipe_is_no_error() {
 fn colours_are_left_out_where_they_are_not_wanted() {
     // The test opens a pseudo-terminal itself, because `script` may not be installed.
     let colours = |wanted: Option<&str>| {
-        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-
-        let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&person).unwrap();
-        unlockpt(&person).unwrap();
-        let name = ptsname(&person, Vec::new()).unwrap().into_string().unwrap();
-        let terminal = std::fs::File::options().read(true).write(true).open(name).unwrap();
+        let terminal = Terminal::open(80);
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
         command.args(["call", "/nonexistent/s", "x", "--timeout=50ms", "--verbose"]);
         command.env_remove("NO_COLOR").envs(wanted.map(|value| ("NO_COLOR", value)));
-        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(terminal).status();
+        let side = terminal.terminal.try_clone().unwrap();
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(side).status();
         assert_eq!(status.unwrap().code(), Some(3));
-        let mut shown = [0; 65536];
-        let length = rustix::io::read(&person, &mut shown).unwrap();
-        String::from_utf8_lossy(&shown[..length]).contains("\u{1b}[")
+        until("the whole error", || terminal.has_received("-> x"));
+        terminal.has_received("\u{1b}[")
     };
     assert!(colours(None) && colours(Some("")));
     assert!(!colours(Some("1")));

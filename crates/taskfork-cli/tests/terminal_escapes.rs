@@ -4,16 +4,12 @@
 
 mod common;
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex};
 
+use common::terminal::Terminal;
 use common::{address, reset_sighup, taskfork, until};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 
 /// It sets the title, asks for the cursor's position, changes the colour by a control character of C1, and reverses
 /// text.
@@ -23,51 +19,28 @@ const ESCAPED: &str = r"\x1b]0;peer\x07\x1b[6n\u{9b}31m\u{202e}";
 /// A program on a terminal of its own.
 struct OnTerminal {
     program: Child,
-    /// The other side of the terminal.
-    controller: File,
-    received: Arc<Mutex<Vec<u8>>>,
+    terminal: Terminal,
 }
 
 impl OnTerminal {
     fn start(arguments: &[&str]) -> Self {
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&controller).unwrap();
-        unlockpt(&controller).unwrap();
-        let name = ptsname(&controller, Vec::new()).unwrap().into_string().unwrap();
-        let terminal = File::options().read(true).write(true).open(name).unwrap();
         // The rows of a table have room for the escaped sequences.
-        let size = Winsize { ws_row: 30, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&terminal, size).unwrap();
-        let side = || OwnedFd::from(terminal.try_clone().unwrap());
+        let terminal = Terminal::open(200);
         reset_sighup();
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
         command.args(arguments).env_remove("RUST_LOG").env_remove("NO_COLOR");
-        let program = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
-        let controller = File::from(controller);
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let (mut reader, bytes) = (controller.try_clone().unwrap(), Arc::clone(&received));
-        std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(length) = reader.read(&mut piece) {
-                bytes.lock().unwrap().extend_from_slice(&piece[..length]);
-            }
-        });
-        Self { program, controller, received }
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.received.lock().unwrap().clone()).unwrap()
+        Self { program: terminal.spawn(&mut command), terminal }
     }
 
     fn wait_for(&self, text: &str) {
-        until(text, || String::from_utf8_lossy(&self.received.lock().unwrap()).contains(text));
+        until(text, || self.terminal.has_received(text));
     }
 
     /// Panics unless the terminal has received `expected`, no control characters but line ends, and no escape
     /// sequences but those that end in one of the letters `finals`.
     fn assert_escaped(&self, expected: &str, finals: &str) {
         self.wait_for(expected);
-        let text = self.text();
+        let text = String::from_utf8(self.terminal.received()).unwrap();
         let mut rest = text.chars();
         while let Some(letter) = rest.next() {
             assert!(!letter.is_control() || "\r\n\u{1b}".contains(letter), "{text:?}");
@@ -113,7 +86,7 @@ fn sequences_of_workers_and_clients_reach_no_terminal() {
     let mut top = OnTerminal::start(&["top", &address]);
     // A column may be narrower than the method.
     top.wait_for(r"\x1b]0;peer\x07");
-    top.controller.write_all(b"q").unwrap();
+    top.terminal.write(b"q");
     assert!(top.program.wait().unwrap().success());
     top.assert_escaped("\u{1b}[?1049l", SCREEN);
 

@@ -4,26 +4,19 @@
 
 mod common;
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex};
 
+use common::terminal::Terminal;
 use common::{Server, until};
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{LocalModes, tcgetattr};
 
 /// `taskfork top` on a terminal.
 struct Top {
     server: Server,
     program: Child,
-    /// The controlling side of the terminal.
-    person: File,
-    terminal: File,
-    shown: Arc<Mutex<Vec<u8>>>,
+    terminal: Terminal,
 }
 
 impl Top {
@@ -33,27 +26,11 @@ impl Top {
         until("the spare worker", || {
             server.status()["workers"].as_array().is_some_and(|workers| workers.len() == 1)
         });
-        let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&person).unwrap();
-        unlockpt(&person).unwrap();
-        let name = ptsname(&person, Vec::new()).unwrap().into_string().unwrap();
-        let terminal = File::options().read(true).write(true).open(name).unwrap();
-        let size = Winsize { ws_row: 30, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&terminal, size).unwrap();
-        let side = || OwnedFd::from(terminal.try_clone().unwrap());
+        let terminal = Terminal::open(120);
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
         command.args(["top", &server.address(), "--interval", "1h"]);
-        let program = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
-        let person = File::from(person);
-        let shown = Arc::new(Mutex::new(Vec::new()));
-        let (mut reader, seen) = (person.try_clone().unwrap(), Arc::clone(&shown));
-        std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(length) = reader.read(&mut piece) {
-                seen.lock().unwrap().extend_from_slice(&piece[..length]);
-            }
-        });
-        let top = Self { server, program, person, terminal, shown };
+        let program = terminal.spawn(&mut command);
+        let top = Self { server, program, terminal };
         until("the first screen", || top.shows("(process"));
         assert!(top.is_raw());
         top
@@ -61,12 +38,12 @@ impl Top {
 
     /// Whether the output contains a word. Spaces are not in the output, as the cursor moves instead.
     fn shows(&self, word: &str) -> bool {
-        String::from_utf8_lossy(&self.shown.lock().unwrap()).contains(word)
+        self.terminal.has_received(word)
     }
 
     /// Whether the terminal neither buffers lines nor echoes input.
     fn is_raw(&self) -> bool {
-        let modes = tcgetattr(&self.terminal).unwrap().local_modes;
+        let modes = tcgetattr(&self.terminal.terminal).unwrap().local_modes;
         let lines = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
         assert!(modes.contains(lines) || !modes.intersects(lines), "{modes:?}");
         !modes.contains(lines)
@@ -110,9 +87,9 @@ fn signals_and_keys_work_while_the_server_does_not_answer() {
     let server = Pid::from_raw(top.server.program.id().cast_signed()).unwrap();
     kill_process(server, Signal::STOP).unwrap();
     // The stopped server does not answer, and the request would time out after ten seconds.
-    top.person.write_all(b"d").unwrap();
+    top.terminal.write(b"d");
     until("the question", || top.shows("told"));
-    top.person.write_all(b"q").unwrap();
+    top.terminal.write(b"q");
     let ended = top.end();
     kill_process(server, Signal::CONT).unwrap();
     assert!(ended.success() && !top.shows("answer:"), "{ended:?}");
@@ -126,16 +103,16 @@ fn the_terminal_is_restored_while_it_is_stopped() {
     for stop in [Some(Signal::TSTP), None] {
         match stop {
             Some(signal) => top.signal(signal),
-            None => top.person.write_all(b"\x1a").unwrap(),
+            None => top.terminal.write(b"\x1a"),
         }
         until("the stop", is_stopped);
         assert!(!top.is_raw());
-        top.shown.lock().unwrap().clear();
+        top.terminal.clear();
         top.signal(Signal::CONT);
         until("the screen again", || top.shows("(process"));
         until("the keys", || top.is_raw());
     }
-    top.person.write_all(b"q").unwrap();
+    top.terminal.write(b"q");
     assert!(top.end().success());
 }
 

@@ -1,6 +1,8 @@
 //! Servers of the command under test, for all of its tests.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses what it needs")]
 
+pub mod terminal;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -1,19 +1,12 @@
-//! The client handle, the options from which it is built, and their errors.
+//! The options from which a client is built, and their errors.
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::call::Call;
-use super::checkout::Checkout;
 use super::config::Config;
-use super::core::Core;
-use super::driver::drive;
-use super::driver_queue::DriverQueue;
+use super::handle::Client;
 use super::pool::{Overload, PoolLimits};
-use super::stats::Stats;
 use crate::address::{Address, AddressError, AddressKind};
 use crate::busy_poll::BusyPoll;
 use crate::display::debug_as_text;
@@ -22,205 +15,9 @@ use crate::shm_pool::DEFAULT_SHARED_MEMORY;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
-use crate::wire::arguments::IntoArguments;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::hello::MIN_FRAME;
 use crate::wire::native::DEFAULT_GRACE;
-
-/// A pool of connections to the workers of a server.
-///
-/// A client is cheap to clone, and all clones share one pool. The connections close when the last
-/// clone is dropped, together with the last [`Checkout`] and [`Call`].
-///
-/// All methods may be called from any thread and any task. A client needs the tokio runtime in
-/// which it was built: when that runtime shuts down, all checkouts that wait fail with
-/// [`FatalError::Aborted`](crate::error::FatalError::Aborted).
-///
-/// ```no_run
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// use taskfork::Client;
-///
-/// let client = Client::builder().address("unix:/run/adder.sock").build()?;
-/// let sum: i64 = client.call("add", (2, 3)).await?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone)]
-pub struct Client {
-    core: Arc<Core>,
-    _driver: Arc<DriverLease>,
-}
-
-/// Wakes the driver when the last client is dropped, so that the driver task can end.
-#[derive(Debug)]
-struct DriverLease(Arc<DriverQueue>);
-
-impl Drop for DriverLease {
-    fn drop(&mut self) {
-        self.0.wake();
-    }
-}
-
-impl fmt::Debug for Client {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (counts, closed) = {
-            let pool = self.core.pool();
-            (pool.counts(), pool.is_closed())
-        };
-        out.debug_struct("Client")
-            .field("name", &self.core.config.name)
-            .field("addresses", &self.core.config.addresses)
-            .field("idle", &counts.idle)
-            .field("busy", &counts.busy)
-            .field("connecting", &counts.connecting)
-            .field("queued", &counts.queued)
-            .field("closed", &closed)
-            .finish()
-    }
-}
-
-impl Client {
-    /// Returns a builder with the default of every option. Only the address has no default.
-    pub fn builder() -> ClientBuilder {
-        ClientBuilder {
-            addresses: Vec::new(),
-            name: "taskfork".to_owned(),
-            min_workers: None,
-            max_workers: 20,
-            max_checkouts: None,
-            max_queue: None,
-            overload: Overload::default(),
-            timeout: TimeLimit::new(Duration::from_secs(30)),
-            grace: DEFAULT_GRACE,
-            busy_poll: BusyPoll::default(),
-            connect_timeout: TimeLimit::new(Duration::from_secs(5)),
-            reuse_after_error: false,
-            max_frame: DEFAULT_MAX_FRAME,
-            max_blob: DEFAULT_MAX_BLOB,
-            protocol: Protocol::Native,
-            pass_descriptors: true,
-            shared_memory: DEFAULT_SHARED_MEMORY,
-            copy_shared_memory: false,
-        }
-    }
-
-    /// Checks a worker out, or joins the queue for one. Returns at once.
-    ///
-    /// Checkouts are served in the order in which they are made. If the queue is full (see
-    /// [`ClientBuilder::max_queue`]), this checkout or the oldest one in the queue fails: its calls
-    /// return [`FatalError::Overloaded`](crate::error::FatalError::Overloaded).
-    ///
-    /// ```no_run
-    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
-    /// let checkout = client.checkout();
-    /// checkout.call::<()>("begin", ()).await?;
-    /// checkout.call::<()>("commit", ()).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn checkout(&self) -> Checkout {
-        Checkout::new(&self.core)
-    }
-
-    /// Checks a worker out if one is idle now. Returns `None` otherwise, and never joins the queue.
-    ///
-    /// Use it to shed load instead of queueing it.
-    ///
-    /// ```no_run
-    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
-    /// match client.try_checkout() {
-    ///     Some(checkout) => checkout.call::<()>("render", ("page",)).await?,
-    ///     None => println!("busy, come back later"),
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn try_checkout(&self) -> Option<Checkout> {
-        Checkout::try_new(&self.core)
-    }
-
-    /// Calls a method of an untyped interface, in a checkout of its own.
-    ///
-    /// `args` is a tuple of the arguments. The checkout ends with the call, so two calls may run in
-    /// different workers. Use [`checkout`](Self::checkout) where several calls need the same
-    /// worker.
-    ///
-    /// # Errors
-    /// As for [`Checkout::call`].
-    ///
-    /// # Cancellation
-    /// Dropping the call before it has begun takes it back. Dropping it while it runs kills its
-    /// worker, which the pool replaces.
-    ///
-    /// ```no_run
-    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
-    /// let sum: i64 = client.call("add", (2, 3)).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[track_caller]
-    pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
-        self.checkout().call(method, args)
-    }
-
-    /// Calls an interface that is one function, in a checkout of its own. The call names no method.
-    ///
-    /// ```no_run
-    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
-    /// let sum: i64 = client.invoke((2, 3)).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As for [`Checkout::call`].
-    ///
-    /// # Cancellation
-    /// As for [`call`](Self::call).
-    #[track_caller]
-    pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
-        self.checkout().invoke(args)
-    }
-
-    /// Closes the client, and waits until its last connection is closed.
-    ///
-    /// The client is closed as soon as this method is called, even if the future is dropped. New
-    /// checkouts and checkouts that wait for a worker fail with
-    /// [`ClientClosed`](crate::error::FatalError::ClientClosed), and
-    /// [`try_checkout`](Self::try_checkout) returns `None`. Idle connections are closed. A checkout that holds a worker goes on, and
-    /// its connection is closed when it ends. So the future does not resolve while the task that awaits
-    /// it holds a checkout.
-    ///
-    /// All clones of the client are closed. Further calls of this method wait in the same way.
-    ///
-    /// ```no_run
-    /// # async fn example(client: taskfork::Client) {
-    /// client.close().await;
-    /// assert!(client.is_closed());
-    /// assert!(client.call::<i64>("add", (2, 3)).await.is_err());
-    /// # }
-    /// ```
-    pub fn close(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.core.close();
-        let core = self.core.clone();
-        async move { core.wait_drained().await }
-    }
-
-    /// Whether [`close`](Self::close) has been called on this client or a clone of it.
-    pub fn is_closed(&self) -> bool {
-        self.core.pool().is_closed()
-    }
-
-    /// Returns the current numbers of workers and checkouts, and the totals since the client was
-    /// built. [`Stats`] has an example.
-    pub fn stats(&self) -> Stats {
-        let pool = self.core.pool();
-        let unreachable = pool.unreachable().map(|unreachable| unreachable.reason.clone());
-        let counts = pool.counts();
-        drop(pool);
-        self.core.counters.stats(counts, unreachable)
-    }
-}
 
 /// Collects the options of a [`Client`]. Each setter replaces what was set before.
 ///
@@ -310,6 +107,29 @@ pub enum ConfigError {
 debug_as_text!(ConfigError);
 
 impl ClientBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            addresses: Vec::new(),
+            name: "taskfork".to_owned(),
+            min_workers: None,
+            max_workers: 20,
+            max_checkouts: None,
+            max_queue: None,
+            overload: Overload::default(),
+            timeout: TimeLimit::new(Duration::from_secs(30)),
+            grace: DEFAULT_GRACE,
+            busy_poll: BusyPoll::default(),
+            connect_timeout: TimeLimit::new(Duration::from_secs(5)),
+            reuse_after_error: false,
+            max_frame: DEFAULT_MAX_FRAME,
+            max_blob: DEFAULT_MAX_BLOB,
+            protocol: Protocol::Native,
+            pass_descriptors: true,
+            shared_memory: DEFAULT_SHARED_MEMORY,
+            copy_shared_memory: false,
+        }
+    }
+
     /// Sets the address of the server: `unix:PATH`, `tcp:HOST:PORT`, or the address of a
     /// [`ServerHandle`](crate::server::ServerHandle).
     ///
@@ -439,7 +259,7 @@ impl ClientBuilder {
     /// worker counts, and the decoding of the answer does not (see [`max_frame`](Self::max_frame)).
     /// `None` means no limit, and so does a limit of 100 years or more.
     ///
-    /// Defaults to 30 seconds. 0 is an error of [`build`](Self::build). [`Checkout::timeout`] sets
+    /// Defaults to 30 seconds. 0 is an error of [`build`](Self::build). [`Checkout::timeout`](crate::Checkout::timeout) sets
     /// another limit for one checkout.
     ///
     /// At the deadline the worker is told, and killed after [`grace`](Self::grace). The call fails
@@ -683,10 +503,7 @@ impl ClientBuilder {
     }
 
     pub(crate) fn build_on(self, runtime: &Handle) -> Result<Client, ConfigError> {
-        let core = Arc::new(Core::new(self.check()?));
-        let driver_queue = core.driver_queue.clone();
-        runtime.spawn(drive(Arc::downgrade(&core), driver_queue.clone()));
-        Ok(Client { core, _driver: Arc::new(DriverLease(driver_queue)) })
+        Ok(Client::start(self.check()?, runtime))
     }
 
     fn check(self) -> Result<Config, ConfigError> {

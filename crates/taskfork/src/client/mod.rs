@@ -17,6 +17,7 @@ mod driver;
 mod driver_queue;
 mod effects;
 mod entries;
+mod handle;
 mod handshake;
 mod log;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
@@ -43,9 +44,10 @@ mod step;
 mod stream;
 mod waker;
 
-pub use builder::{Client, ClientBuilder, ConfigError};
+pub use builder::{ClientBuilder, ConfigError};
 pub use call::Call;
 pub use checkout::{Caller, Checkout};
+pub use handle::Client;
 pub use pool::Overload;
 pub use rmpv::Value;
 pub use stats::Stats;

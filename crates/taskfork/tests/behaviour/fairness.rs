@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use taskfork::Client;
 use taskfork::server::ServerStatus;
+use taskfork::{Checkout, Client};
 
 use crate::support::processes::{Program, signal};
 use crate::support::raw::{Raw, map, text};
@@ -26,6 +26,14 @@ fn status(folder: &tempfile::TempDir) -> Option<ServerStatus> {
 fn client(folder: &tempfile::TempDir, workers: usize) -> Client {
     let client = Client::builder().address(address_in(folder)).min_workers(0).max_workers(workers);
     client.build().unwrap()
+}
+
+/// Starts a server with one worker, and takes the worker.
+async fn busy_server(folder: &tempfile::TempDir) -> (Program, Checkout) {
+    let program = server(folder, &["max_workers=1"]);
+    let held = client(folder, 1).checkout();
+    held.call::<()>("nothing", ()).await.unwrap();
+    (program, held)
 }
 
 /// Makes a client hold this number of idle workers.
@@ -79,11 +87,8 @@ trial!(a_program_that_idles_makes_room_for_another, async || {
 
 trial!(waiting_clients_are_served_in_order_of_arrival, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = server(&folder, &["max_workers=1"]);
+    let (_program, held) = busy_server(&folder).await;
     let file = folder.path().join("order").display().to_string();
-    let holder = client(&folder, 1);
-    let held = holder.checkout();
-    held.call::<()>("nothing", ()).await.unwrap();
     let mut calls = Vec::new();
     for (number, letter) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
         let client = client(&folder, 1);
@@ -165,10 +170,7 @@ trial!(a_json_client_waits_as_well, async || {
 
 trial!(clients_that_leave_the_queue_are_removed, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = server(&folder, &["max_workers=1"]);
-    let holder = client(&folder, 1);
-    let held = holder.checkout();
-    held.call::<()>("nothing", ()).await.unwrap();
+    let (_program, _held) = busy_server(&folder).await;
     let other = client(&folder, 1);
     let waiting = other.call::<()>("nothing", ());
     until("it waits", || status(&folder).is_some_and(|it| it.waiting == 1)).await;
@@ -185,10 +187,7 @@ trial!(clients_that_leave_the_queue_are_removed, async || {
 
 trial!(a_server_that_shuts_down_does_not_wait_for_its_queue, async || {
     let folder = tempfile::tempdir().unwrap();
-    let program = server(&folder, &["max_workers=1"]);
-    let holder = client(&folder, 1);
-    let held = holder.checkout();
-    held.call::<()>("nothing", ()).await.unwrap();
+    let (program, held) = busy_server(&folder).await;
     let other = client(&folder, 1);
     let _waiting = other.call::<()>("nothing", ());
     until("it waits", || status(&folder).is_some_and(|it| it.waiting == 1)).await;
@@ -199,10 +198,7 @@ trial!(a_server_that_shuts_down_does_not_wait_for_its_queue, async || {
 
 trial!(a_waiting_client_receives_its_place_in_the_queue, async || {
     let folder = tempfile::tempdir().unwrap();
-    let _program = server(&folder, &["max_workers=1"]);
-    let holder = client(&folder, 1);
-    let held = holder.checkout();
-    held.call::<()>("nothing", ()).await.unwrap();
+    let (_program, held) = busy_server(&folder).await;
     let (mut raw, first) = Raw::greeted(&folder.path().join("s")).await;
     let reason = text("it has all of its 1 workers (max_workers)");
     assert_eq!(first, taskfork::client::Value::Array(vec![9.into(), map(&[("reason", reason)])]));

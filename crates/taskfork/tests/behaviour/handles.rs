@@ -3,7 +3,7 @@
 use taskfork::{Server, ServerError};
 
 use crate::support::processes::{is_alive, is_gone};
-use crate::support::{programs, start, trial, until};
+use crate::support::{programs, start, start_with, trial, until};
 
 trial!(a_spawned_server_is_reached_through_its_handle_only, async || {
     let (server, client) = start("general");
@@ -93,4 +93,16 @@ trial!(a_server_that_does_not_come_up_says_why, async || {
     assert!(error.starts_with("the server did not start: the server has no address"), "{error}");
     let error = Server::spawn("never_runs").unwrap_err().to_string();
     assert!(error.contains("exited with status 0 before it called `run`"), "{error}");
+});
+
+trial!(a_calls_debug_output_shows_its_client_and_its_state, async || {
+    let (_server, client) = start_with("general", |client| client.name("shop").max_workers(1));
+    let checkout = client.checkout();
+    checkout.ready().await.unwrap();
+    let answered = checkout.call::<i64>("add", (2, 3));
+    let shown = format!("{answered:?}");
+    assert!(shown.contains(r#"client: "shop""#) && shown.contains("handles.rs:"), "{shown}");
+    let behind = checkout.call::<i64>("add", (2, 3));
+    assert!(format!("{behind:?}").contains(r#"state: "queued""#), "{behind:?}");
+    until("the answer", || format!("{answered:?}").contains(r#"state: "done""#)).await;
 });
