@@ -106,9 +106,10 @@ pub enum ConfigError {
 
 debug_as_text!(ConfigError);
 
-impl ClientBuilder {
-    pub(super) fn new() -> Self {
-        Self {
+impl Client {
+    /// Returns a builder with the default of every option. Only the address has no default.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder {
             addresses: Vec::new(),
             name: "taskfork".to_owned(),
             min_workers: None,
@@ -129,7 +130,9 @@ impl ClientBuilder {
             copy_shared_memory: false,
         }
     }
+}
 
+impl ClientBuilder {
     /// Sets the address of the server: `unix:PATH`, `tcp:HOST:PORT`, or the address of a
     /// [`ServerHandle`](crate::server::ServerHandle).
     ///

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::builder::ClientBuilder;
 use super::call::Call;
 use super::checkout::Checkout;
 use super::config::Config;
@@ -76,15 +75,10 @@ impl Client {
         Self { core, _driver: Arc::new(DriverLease(driver_queue)) }
     }
 
-    /// Returns a builder with the default of every option. Only the address has no default.
-    pub fn builder() -> ClientBuilder {
-        ClientBuilder::new()
-    }
-
     /// Checks a worker out, or joins the queue for one. Returns at once.
     ///
     /// Checkouts are served in the order in which they are made. If the queue is full (see
-    /// [`ClientBuilder::max_queue`]), this checkout or the oldest one in the queue fails: its calls
+    /// [`max_queue`](crate::client::ClientBuilder::max_queue)), this checkout or the oldest one in the queue fails: its calls
     /// return [`FatalError::Overloaded`](crate::error::FatalError::Overloaded).
     ///
     /// ```no_run
