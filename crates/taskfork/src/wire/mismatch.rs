@@ -415,6 +415,32 @@ mod tests {
         Point { x: i64 },
     }
 
+    /// Types that contain themselves: the wrappers must not make a new type at each level.
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "the fields are only decoded")]
+    struct Tree {
+        name: String,
+        first: Option<Box<Tree>>,
+        others: Vec<Tree>,
+        kind: Kind,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "the fields are only decoded")]
+    enum Kind {
+        Leaf,
+        Inner(BTreeMap<String, Tree>),
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(untagged)]
+    #[expect(dead_code, reason = "the fields are only decoded")]
+    enum Json {
+        Number(f64),
+        List(Vec<Json>),
+        Map(BTreeMap<String, Json>),
+    }
+
     /// The text is the same for values that were JSON first.
     #[track_caller]
     fn check<T: for<'de> Deserialize<'de>>(value: impl Serialize, expected: &str) {
@@ -439,6 +465,33 @@ mod tests {
         check::<i64>(ByteBuf::from([1]), "expected an integer, got bytes");
         check::<Vec<u8>>(BTreeMap::from([("a", 1)]), "expected a list, got a map");
         check::<char>("xy", "expected a character, got \"xy\"");
+    }
+
+    #[test]
+    fn types_that_contain_themselves_are_explained() {
+        let leaf = serde_json::json!({"name": "a", "first": null, "others": [], "kind": "Leaf"});
+        let wrong = serde_json::json!({"name": 7, "first": null, "others": [], "kind": "Leaf"});
+        let tree = |first: &serde_json::Value,
+                    other: &serde_json::Value,
+                    inner: &serde_json::Value| {
+            serde_json::json!({
+                "name": "top", "first": first, "others": [leaf, other], "kind": {"Inner": {"key": inner}},
+            })
+        };
+        let expected = "expected a string, got the integer 7";
+        check::<Tree>(
+            tree(&wrong, &leaf, &leaf),
+            &format!("field `first`: field `name`: {expected}"),
+        );
+        check::<Tree>(
+            tree(&leaf, &wrong, &leaf),
+            &format!("field `others`: element 2: field `name`: {expected}"),
+        );
+        check::<Tree>(
+            tree(&leaf, &leaf, &wrong),
+            &format!("field `kind`: field `key`: field `name`: {expected}"),
+        );
+        check::<Json>([[true]], "data did not match any variant of untagged enum Json");
     }
 
     #[test]
