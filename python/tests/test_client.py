@@ -131,8 +131,9 @@ def test_no_server_is_told_as_such(tmp_path: Any) -> None:
     async def test() -> None:
         address = f"unix:{tmp_path}/nobody"
         async with taskfork.Client(address, timeout=0.3) as client:
-            with pytest.raises(taskfork.CannotConnect, match="no server answered at unix:"):
+            with pytest.raises(taskfork.CannotConnect, match="no server answered at unix:") as caught:
                 await client.call("echo", 1)
+            assert isinstance(caught.value.__cause__, FileNotFoundError)
 
     run(test())
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::blocking::BuildError;
 use crate::client::{AddressError, ConfigError};
 use crate::error::{
-    Activity, CallError, CallSite, Death, End, Error, Failure, FatalError, Hung, Location, Panic,
-    Stage,
+    Activity, CallError, CallSite, ConnectionError, Death, End, Error, Failure, FatalError, Hung,
+    Location, Panic, Stage,
 };
 use crate::server::ServerError;
 use crate::worker::ArgumentsError;
@@ -85,7 +85,7 @@ fn fatal_errors() -> Vec<FatalError> {
         FatalError::Aborted { message: text() },
         FatalError::CannotConnect {
             address: text(),
-            reason: text(),
+            reason: ConnectionError::new(text()),
             unreachable_for: after,
             after,
         },
@@ -95,7 +95,7 @@ fn fatal_errors() -> Vec<FatalError> {
             reason: Some(Failure::new("top").caused_by("below")),
         },
         FatalError::Overloaded { queued: 3 },
-        FatalError::Protocol { detail: text() },
+        FatalError::Protocol { detail: ConnectionError::new(text()) },
     ]
 }
 
@@ -166,7 +166,9 @@ fn the_sources_of_an_error_lead_to_its_first_cause() {
     let failure = || Failure::new("above").caused_by("the first cause");
     let (folder, address) = ("/run/a".into(), "unix:/run/a".to_owned());
     let (descriptor, option) = (3, "niceness");
-    let with_sources: [Box<dyn std::error::Error>; 14] = [
+    let reason = || ConnectionError::system(cause());
+    let (unreachable_for, after) = (Duration::ZERO, Duration::ZERO);
+    let with_sources: [Box<dyn std::error::Error>; 16] = [
         Box::new(ServerError::Lock { path: "/run/a.lock".into(), source: cause() }),
         Box::new(ServerError::Inherited { descriptor, source: cause() }),
         Box::new(ServerError::Option { option, reason: text(), source: Some(cause()) }),
@@ -179,6 +181,13 @@ fn the_sources_of_an_error_lead_to_its_first_cause() {
         Box::new(ServerError::System { what: "cannot fork", source: cause() }),
         Box::new(ServerError::Preload(failure())),
         Box::new(BuildError::from(cause())),
+        Box::new(FatalError::CannotConnect {
+            address: text(),
+            reason: reason(),
+            unreachable_for,
+            after,
+        }),
+        Box::new(FatalError::Protocol { detail: reason() }),
         Box::new(CallError::<Failure>::Setup { failure: failure() }),
         Box::new(CallError::Interface(failure())),
     ];

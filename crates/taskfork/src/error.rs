@@ -7,6 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
+pub use crate::connection_error::ConnectionError;
 pub use crate::death::{Activity, Death, End, Hung};
 use crate::display::{debug_as_text, seconds};
 use crate::report;
@@ -144,7 +145,7 @@ pub enum FatalError {
         /// The addresses that the client tried.
         address: String,
         /// Why the last attempt failed.
-        reason: String,
+        reason: ConnectionError,
         /// How long no attempt has succeeded.
         unreachable_for: Duration,
         /// The call's time limit.
@@ -167,10 +168,10 @@ pub enum FatalError {
     },
     /// [`Client::close`](crate::Client::close) was called before the checkout had a worker.
     ClientClosed,
-    /// The peer violated the protocol.
+    /// The peer violated the protocol, or the system can no longer read from the connection.
     Protocol {
-        /// The violation.
-        detail: String,
+        /// The violation, or the system's error.
+        detail: ConnectionError,
     },
 }
 
@@ -469,6 +470,8 @@ impl std::error::Error for FatalError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::ServerEnded { reason, .. } => reason.as_ref().map(|reason| reason as _),
+            Self::CannotConnect { reason, .. } => reason.source(),
+            Self::Protocol { detail } => detail.source(),
             _ => None,
         }
     }
@@ -527,7 +530,7 @@ mod tests {
 
         let gone = FatalError::CannotConnect {
             address: "unix:/a".into(),
-            reason: "Connection refused".into(),
+            reason: ConnectionError::new("Connection refused"),
             unreachable_for: Duration::from_secs(1),
             after,
         };

@@ -95,6 +95,7 @@ pub mod blocking;
 mod busy_poll;
 pub mod client;
 mod clock;
+mod connection_error;
 mod context;
 mod death;
 #[cfg(test)]

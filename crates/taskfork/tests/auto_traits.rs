@@ -8,8 +8,8 @@ use taskfork::client::{
     Address, AddressError, BusyPoll, ClientBuilder, ConfigError, Overload, Protocol, Stats,
 };
 use taskfork::error::{
-    Activity, CallError, CallSite, Death, End, Failure, FatalError, Hung, Location, Panic, Report,
-    Stage,
+    Activity, CallError, CallSite, ConnectionError, Death, End, Failure, FatalError, Hung,
+    Location, Panic, Report, Stage,
 };
 use taskfork::server::{
     Entry, Limit, LogWriter, ServerHandle, ServerStatus, Spawn, Stderr, WorkerStatus,
@@ -44,6 +44,7 @@ fn values_and_errors_cross_threads_and_unwinding() {
         CallSite,
         ClientBuilder,
         ConfigError,
+        ConnectionError,
         Death,
         End,
         Entry,

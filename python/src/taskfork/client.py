@@ -131,7 +131,8 @@ class Client:
         self._delay = 0.0
         self._retry_at = 0.0
         self._retry: Optional[asyncio.TimerHandle] = None
-        self._unreachable: Optional[tuple[float, str]] = None
+        # Since when no attempt to connect has succeeded, and why the last one failed.
+        self._unreachable: Optional[tuple[float, str, Optional[Exception]]] = None
         self._closed = False
         self._connect_missing()
 
@@ -313,7 +314,7 @@ class Client:
             opening.cancel()
             self._record_failure(f"the server did not greet within {self._connect_timeout:g} seconds")
         except (OSError, _wire.WireError) as error:
-            self._record_failure(str(error))
+            self._record_failure(str(error), error)
         except BaseException:
             opening.cancel()
             raise
@@ -327,9 +328,9 @@ class Client:
         self._connecting -= 1
         self._connect_missing()
 
-    def _record_failure(self, reason: str) -> None:
+    def _record_failure(self, reason: str, cause: Optional[Exception] = None) -> None:
         since = time.monotonic() if self._unreachable is None else self._unreachable[0]
-        self._unreachable = (since, reason)
+        self._unreachable = (since, reason, cause)
         self._delay = min(max(self._delay * 2, _FIRST_RETRY), _LAST_RETRY)
         self._retry_at = self._loop.time() + self._delay
 
@@ -478,10 +479,12 @@ class Checkout:
         after = self._timeout or 0.0
         unreachable = self._client._unreachable
         if unreachable is not None:
-            since, reason = unreachable
-            return CannotConnect(
+            since, reason, cause = unreachable
+            error = CannotConnect(
                 self._client._address.text, reason, time.monotonic() - since, after
             )
+            error.__cause__ = cause
+            return error
         return TimedOut(after, "while waiting for a worker", may_have_run=False)
 
     def _timed_out(self, ran: bool, notice: Optional[dict[str, Any]] = None) -> TimedOut:

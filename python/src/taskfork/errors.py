@@ -160,7 +160,7 @@ class Aborted(FatalError):
 
 
 class CannotConnect(FatalError):
-    """No server answered before the timeout."""
+    """No server answered before the timeout. ``__cause__`` is the error of the last attempt, if it raised one."""
 
     def __init__(self, address: str, reason: str, unreachable_for: float, after: float) -> None:
         super().__init__(

@@ -42,7 +42,7 @@ impl Codec {
 
 /// A pool of one worker with this number of waiting checkouts.
 pub struct Turns {
-    pool: Pool<u64, u64>,
+    pool: Pool<u64, u64, ()>,
     held: Option<Lease<u64>>,
 }
 

@@ -21,6 +21,7 @@ use super::reply_spin::ReplySpin;
 use super::stream::{Local, Stream};
 use crate::address::{Address, AddressKind};
 use crate::display::seconds;
+use crate::error::ConnectionError;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 use crate::wire::frame;
@@ -46,12 +47,12 @@ pub(crate) fn connect_without_waiting(config: &Config, client: u64) -> Option<(S
 /// `on_wait` with the server's reason. Then the attempt has no time limit, unless there are other addresses.
 ///
 /// # Errors
-/// A text with the reason at each address, for the error of a call whose time runs out.
+/// Returns the reason at each address, for the error of a call whose time runs out.
 pub(crate) async fn connect(
     config: &Config,
     client: u64,
     on_wait: &(dyn Fn(String) + Sync),
-) -> Result<NewConnection, String> {
+) -> Result<NewConnection, ConnectionError> {
     let limit = config.connect_timeout;
     let mut reasons = Vec::new();
     for (address, others) in config.addresses.iter().zip((0..config.addresses.len()).rev()) {
@@ -74,15 +75,16 @@ pub(crate) async fn connect(
         match reached.unwrap_or_else(|_| Err(handshake_timeout(limit))) {
             Ok(parts) => return Ok(parts),
             Err(reason) if config.addresses.len() == 1 => return Err(reason),
-            Err(reason) => reasons.push(format!("{address}: {reason}")),
+            Err(reason) => reasons.push((address.to_string(), reason)),
         }
     }
-    Err(reasons.join("; "))
+    Err(ConnectionError::of_addresses(reasons))
 }
 
 /// The reason of an attempt that exceeds the time limit of the handshake.
-pub(crate) fn handshake_timeout(limit: TimeLimit) -> String {
-    format!("the server did not greet within {}", seconds(limit.get().unwrap_or_default()))
+pub(crate) fn handshake_timeout(limit: TimeLimit) -> ConnectionError {
+    let limit = seconds(limit.get().unwrap_or_default());
+    ConnectionError::new(format!("the server did not greet within {limit}"))
 }
 
 async fn connect_and_handshake(
@@ -90,10 +92,10 @@ async fn connect_and_handshake(
     config: &Config,
     client: u64,
     on_wait: Option<OnWait<'_>>,
-) -> Result<NewConnection, String> {
+) -> Result<NewConnection, ConnectionError> {
     if config.protocol == Protocol::Perl {
         // This protocol has no handshake.
-        let (stream, _) = connect_socket(address, &[]).await.map_err(|error| error.to_string())?;
+        let (stream, _) = connect_socket(address, &[]).await.map_err(ConnectionError::system)?;
         return Ok(NewConnection {
             stream,
             protocol: Protocol::Perl,
@@ -114,12 +116,11 @@ async fn connect_and_handshake(
     }
     let is_remote = matches!(address.0, AddressKind::Tcp { .. });
     let files = if is_remote { 0 } else { max_files(config) };
-    let hello = client_hello(config, files, client).map_err(|error| error.to_string())?;
+    let hello = client_hello(config, files, client).map_err(HandshakeError::from)?;
     let (mut stream, sent) =
-        connect_socket(address, &hello).await.map_err(|error| error.to_string())?;
+        connect_socket(address, &hello).await.map_err(ConnectionError::system)?;
     let rest = &hello[sent..];
-    let established = handshake(&mut stream, rest, on_wait).await;
-    let (hello, inbox) = established.map_err(|error| error.to_string())?;
+    let (hello, inbox) = handshake(&mut stream, rest, on_wait).await?;
     Ok(NewConnection {
         stream,
         protocol: Protocol::Native,

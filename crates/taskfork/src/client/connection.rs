@@ -16,6 +16,7 @@ use super::read_budget::ReadBudget;
 use super::reply_spin::{ReplySpin, SpinGuard};
 use super::stream::Stream;
 use super::waker::ConnectionWaker;
+use crate::error::ConnectionError;
 use crate::ring::Rings;
 use crate::shm_pool::ShmPool;
 use crate::sys;
@@ -390,7 +391,7 @@ impl Connection {
         let wrote = ready!(wrote).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => self.close_reason(),
             io::ErrorKind::ConnectionReset => Disconnect::Unread,
-            _ => Disconnect::Protocol(error.to_string()),
+            _ => Disconnect::Protocol(ConnectionError::system(error)),
         })?;
         self.rings.iter_mut().for_each(|rings| rings.record_sent(wrote));
         Poll::Ready(Ok(self.outbox.mark_sent(wrote)))
@@ -400,7 +401,7 @@ impl Connection {
     /// may not have reported the message yet.
     pub(crate) fn read_last_message(&mut self, lost: Disconnect) -> Result<Bytes, Disconnect> {
         if !self.read_handshake_now()? {
-            return Err(Disconnect::NoHandshake(HandshakeError::Closed.to_string()));
+            return Err(Disconnect::NoHandshake(HandshakeError::Closed.into()));
         }
         let (mut messages, mut bytes) = (0, 0);
         while messages < MOST_LAST_MESSAGES && bytes < MOST_LAST_BYTES {
@@ -522,7 +523,7 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Poll::Ready(Err(Disconnect::Unread));
                 }
-                Err(error) => return Poll::Ready(Err(Disconnect::of_read(&error))),
+                Err(error) => return Poll::Ready(Err(Disconnect::of_read(error))),
             }
         }
     }

@@ -20,10 +20,10 @@ use super::effects::{Effects, PoolCommand, Waiter};
 use super::handshake::{HandshakeObserver, PeerLimits};
 use super::pool::{Lease, Loss, Pool, Released, WorkerKey};
 use super::stats::{self, Counters};
-use crate::error::FatalError;
+use crate::error::{ConnectionError, FatalError};
 use crate::sync::lock;
 
-pub(crate) type ClientPool = Pool<Box<Connection>, Arc<dyn Waiter>>;
+pub(crate) type ClientPool = Pool<Box<Connection>, Arc<dyn Waiter>, ConnectionError>;
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -235,7 +235,11 @@ impl Core {
         None
     }
 
-    fn fail_handshake(&self, lease: Lease<Box<Connection>>, reason: String) -> Option<PoolCommand> {
+    fn fail_handshake(
+        &self,
+        lease: Lease<Box<Connection>>,
+        reason: ConnectionError,
+    ) -> Option<PoolCommand> {
         self.record_connect_failure(&reason);
         let connection = self.pool().handshake_failed(lease, reason, Instant::now());
         drop(connection);
@@ -244,7 +248,7 @@ impl Core {
     }
 
     /// Records a failed attempt to connect: the next handshake is not optimistic.
-    pub(crate) fn record_connect_failure(&self, reason: &str) {
+    pub(crate) fn record_connect_failure(&self, reason: &ConnectionError) {
         *lock(&self.expected_limits) = None;
         tracing::debug!(address = self.config.addresses(), "cannot connect a worker: {reason}");
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::error::{Activity, Death, End, FatalError, Hung};
+use crate::error::{Activity, ConnectionError, Death, End, FatalError, Hung};
 use crate::wire::WireError;
 use crate::wire::death_notice::DeathNotice;
 use crate::wire::native::FromWorker;
@@ -19,10 +19,10 @@ pub(crate) enum Disconnect {
     Closed,
     /// It was closed without a notice, before the worker had read all that was sent.
     Unread,
-    /// The peer broke the protocol.
-    Protocol(String),
+    /// The peer broke the protocol, or the system can no longer read from the connection.
+    Protocol(ConnectionError),
     /// It ended before the worker sent its hello, so no call has begun.
-    NoHandshake(String),
+    NoHandshake(ConnectionError),
 }
 
 impl Disconnect {
@@ -36,22 +36,27 @@ impl Disconnect {
     pub(crate) fn of_message(decoded: Result<FromWorker<'_>, WireError>) -> Self {
         match decoded {
             Ok(FromWorker::Death(notice)) => Self::Notified(Box::new(notice)),
-            Ok(_) => Self::Protocol("the worker sent an answer that nobody asked for".to_owned()),
+            Ok(_) => Self::violation("the worker sent an answer that nobody asked for"),
             Err(error) => error.into(),
         }
     }
 
     /// Classifies an error of a read from the socket.
-    pub(crate) fn of_read(error: &io::Error) -> Self {
-        match WireError::of_read(error) {
+    pub(crate) fn of_read(error: io::Error) -> Self {
+        match WireError::of_read(&error) {
             Some(error) => error.into(),
-            None => Self::Protocol(error.to_string()),
+            None => Self::Protocol(ConnectionError::system(error)),
         }
+    }
+
+    /// The end of a connection whose peer broke the protocol in this way.
+    pub(crate) fn violation(detail: impl Into<String>) -> Self {
+        Self::Protocol(ConnectionError::new(detail))
     }
 
     /// The end of a connection whose worker floods it while no call runs.
     pub(crate) fn unsolicited() -> Self {
-        Self::Protocol("the worker sends messages without end though no call runs".to_owned())
+        Self::violation("the worker sends messages without end though no call runs")
     }
 
     /// The number of the last call that the worker may have begun. `first` is the first of `unanswered` calls, and
@@ -132,6 +137,6 @@ impl Disconnect {
 
 impl From<WireError> for Disconnect {
     fn from(error: WireError) -> Self {
-        Self::Protocol(error.to_string())
+        Self::violation(error.to_string())
     }
 }

@@ -23,13 +23,14 @@ use super::handshake::{
 use super::pool::{Permit, Released, WorkerKey};
 use super::reply_spin::ReplySpin;
 use super::waker::ConnectionWaker;
+use crate::error::ConnectionError;
 
 /// An attempt to connect, and how long it took.
 type Attempt = (Permit, Result<NewConnection, AttemptError>, Duration);
 
 /// Why an attempt to connect did not succeed.
 enum AttemptError {
-    Failed(String),
+    Failed(ConnectionError),
     /// No checkout needed it any more.
     Cancelled,
 }
@@ -82,9 +83,9 @@ fn tick(
     for event in core.driver_queue.take() {
         match event {
             DriverEvent::IdleConnection(key) => core.poll_idle(key),
-            DriverEvent::ServerBusy(reason) => core
-                .pool()
-                .server_busy(HandshakeError::ServerBusy(reason).to_string(), Instant::now()),
+            DriverEvent::ServerBusy(reason) => {
+                core.pool().server_busy(HandshakeError::ServerBusy(reason).into(), Instant::now())
+            }
             DriverEvent::Session(session) => {
                 if let Some(session) = session.upgrade() {
                     session.connection_event();
@@ -255,8 +256,8 @@ fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
         }
         Err(AttemptError::Failed(reason)) => {
             let reason = match core.config.trouble() {
-                Some(trouble) if !reason.contains(&trouble) => format!("{reason}: {trouble}"),
-                _ => reason,
+                Some(trouble) => reason.with_detail(&trouble),
+                None => reason,
             };
             core.record_connect_failure(&reason);
             core.pool().failed(permit, reason, Instant::now());

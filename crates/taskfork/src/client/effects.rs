@@ -11,7 +11,7 @@ use super::connection::Connection;
 use super::driver_queue::Driven;
 use super::pool::{Lease, Loss};
 use super::replay::Replay;
-use crate::error::FatalError;
+use crate::error::{ConnectionError, FatalError};
 
 /// A checkout to which the pool assigns workers. A trait, so that the core need not know what a session is.
 pub(crate) trait Waiter: Driven {
@@ -47,7 +47,7 @@ pub(crate) enum PoolCommand {
     /// The worker is dead or must not be used again.
     Lose(Lease<Box<Connection>>, Loss),
     /// The worker never sent its hello, for this reason.
-    FailHandshake(Lease<Box<Connection>>, String),
+    FailHandshake(Lease<Box<Connection>>, ConnectionError),
     Assign(Arc<dyn Waiter>, Lease<Box<Connection>>),
     /// The checkout did not use the worker, so the next one may have it.
     Decline(Lease<Box<Connection>>),

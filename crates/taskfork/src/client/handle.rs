@@ -186,7 +186,7 @@ impl Client {
     /// built. [`Stats`] has an example.
     pub fn stats(&self) -> Stats {
         let pool = self.core.pool();
-        let unreachable = pool.unreachable().map(|unreachable| unreachable.reason.clone());
+        let unreachable = pool.unreachable().map(|unreachable| unreachable.reason.to_string());
         let counts = pool.counts();
         drop(pool);
         self.core.counters.stats(counts, unreachable)

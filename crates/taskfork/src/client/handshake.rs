@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::config::Config;
+use crate::error::ConnectionError;
 use crate::sys;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_MAX_BLOB, PREAMBLE};
@@ -70,6 +71,15 @@ pub(crate) enum HandshakeError {
     /// The server has no free worker; the hello follows later.
     #[error("the server has no worker yet: {0}")]
     ServerBusy(String),
+}
+
+impl From<HandshakeError> for ConnectionError {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::Io(error) => Self::system(error),
+            error => Self::new(error.to_string()),
+        }
+    }
 }
 
 impl HandshakeError {

@@ -89,5 +89,5 @@ impl Connection {
 }
 
 fn no_handshake(error: HandshakeError) -> Disconnect {
-    Disconnect::NoHandshake(error.to_string())
+    Disconnect::NoHandshake(error.into())
 }

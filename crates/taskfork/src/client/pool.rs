@@ -62,9 +62,9 @@ pub(crate) enum CheckedOut<C, W> {
     Closed,
 }
 
-/// `C` is a connection to a worker, `W` a waiting checkout.
+/// `C` is a connection to a worker, `W` a waiting checkout, and `E` why an attempt to connect failed.
 #[derive(Debug)]
-pub(crate) struct Pool<C, W> {
+pub(crate) struct Pool<C, W, E> {
     limits: PoolLimits,
     workers: Slab<Worker<C>>,
     /// Indices of idle workers. The most recently used one is the last.
@@ -74,6 +74,7 @@ pub(crate) struct Pool<C, W> {
     connecting: usize,
     next_generation: u64,
     backoff: Backoff,
+    unreachable: Option<Unreachable<E>>,
     closed: bool,
 }
 
@@ -93,14 +94,13 @@ struct Backoff {
     next: Option<Instant>,
     /// How often the delay has been set.
     waits: u64,
-    unreachable: Option<Unreachable>,
 }
 
 /// When the attempts to connect began to fail, and why the last one did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unreachable {
+pub(crate) struct Unreachable<E> {
     pub(crate) since: Instant,
-    pub(crate) reason: String,
+    pub(crate) reason: E,
 }
 
 /// Identifies one worker. It is never used for another one, even after its worker is gone.
@@ -165,7 +165,7 @@ pub(crate) struct Counts {
     pub(crate) queued: usize,
 }
 
-impl<C, W> Pool<C, W> {
+impl<C, W, E> Pool<C, W, E> {
     pub(crate) fn new(limits: PoolLimits) -> Self {
         Self {
             limits,
@@ -176,6 +176,7 @@ impl<C, W> Pool<C, W> {
             connecting: 0,
             next_generation: 0,
             backoff: Backoff::default(),
+            unreachable: None,
             closed: false,
         }
     }
@@ -189,8 +190,8 @@ impl<C, W> Pool<C, W> {
         }
     }
 
-    pub(crate) fn unreachable(&self) -> Option<&Unreachable> {
-        self.backoff.unreachable.as_ref()
+    pub(crate) fn unreachable(&self) -> Option<&Unreachable<E>> {
+        self.unreachable.as_ref()
     }
 
     /// Closes the pool and removes its idle workers, whose connections it returns. Leased workers
@@ -283,7 +284,7 @@ impl<C, W> Pool<C, W> {
     }
 
     /// Removes a held worker that never completed its handshake: the attempt to connect has failed.
-    pub(crate) fn handshake_failed(&mut self, lease: Lease<C>, reason: String, now: Instant) -> C {
+    pub(crate) fn handshake_failed(&mut self, lease: Lease<C>, reason: E, now: Instant) -> C {
         self.leased -= 1;
         self.workers.remove(lease.key.index);
         self.cannot_connect(reason, now);
@@ -340,14 +341,14 @@ impl<C, W> Pool<C, W> {
         if permit.waits == self.backoff.waits {
             self.backoff.next = None;
         }
-        self.backoff.unreachable = None;
+        self.unreachable = None;
         let worker = &mut self.workers[key.index];
         worker.connected_at = Some(now);
         worker.idle = Some(connection);
         self.make_available(key.index)
     }
 
-    pub(crate) fn failed(&mut self, permit: Permit, reason: String, now: Instant) {
+    pub(crate) fn failed(&mut self, permit: Permit, reason: E, now: Instant) {
         self.connecting -= 1;
         self.workers.remove(permit.key.index);
         self.cannot_connect(reason, now);
@@ -355,9 +356,9 @@ impl<C, W> Pool<C, W> {
 
     /// Records that the server has no free worker for a connection that is being made. More
     /// connections would gain nothing, so one is made at a time until one has completed.
-    pub(crate) fn server_busy(&mut self, reason: String, now: Instant) {
-        let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
-        self.backoff.unreachable = Some(Unreachable { since, reason });
+    pub(crate) fn server_busy(&mut self, reason: E, now: Instant) {
+        let since = self.unreachable.take().map_or(now, |known| known.since);
+        self.unreachable = Some(Unreachable { since, reason });
         self.backoff.next.get_or_insert(now);
     }
 
@@ -374,9 +375,9 @@ impl<C, W> Pool<C, W> {
         self.workers.remove(permit.key.index);
     }
 
-    fn cannot_connect(&mut self, reason: String, now: Instant) {
-        let since = self.backoff.unreachable.take().map_or(now, |known| known.since);
-        self.backoff.unreachable = Some(Unreachable { since, reason });
+    fn cannot_connect(&mut self, reason: E, now: Instant) {
+        let since = self.unreachable.take().map_or(now, |known| known.since);
+        self.unreachable = Some(Unreachable { since, reason });
         self.backoff.wait(now);
     }
 

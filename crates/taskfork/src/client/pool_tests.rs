@@ -21,7 +21,7 @@ fn worker<C, W>(checked_out: CheckedOut<C, W>) -> Lease<C> {
     }
 }
 
-fn pool(min_workers: usize, max_workers: usize) -> Pool<u64, u64> {
+fn pool(min_workers: usize, max_workers: usize) -> Pool<u64, u64, &'static str> {
     Pool::new(PoolLimits { min_workers, max_workers, ..NO_LIMITS })
 }
 
@@ -61,7 +61,7 @@ fn event() -> impl Strategy<Value = Event> {
 
 /// The pool with all rights it has given out, and who must be waiting in which order.
 struct Model {
-    pool: Pool<u64, u64>,
+    pool: Pool<u64, u64, &'static str>,
     limits: PoolLimits,
     now: Instant,
     permits: Vec<Permit>,
@@ -127,7 +127,7 @@ impl Model {
             }
             Event::Failed(index) if !self.permits.is_empty() => {
                 let permit = self.permits.swap_remove(index.index(self.permits.len()));
-                self.pool.failed(permit, "no".into(), self.now);
+                self.pool.failed(permit, "no", self.now);
                 assert!(self.pool.unreachable().is_some());
             }
             Event::Release(index) if !self.leases.is_empty() => {
@@ -156,7 +156,7 @@ impl Model {
             }
             Event::HandshakeFailed(index) if !self.leases.is_empty() => {
                 let lease = self.leases.swap_remove(index.index(self.leases.len()));
-                self.pool.handshake_failed(lease, "no".into(), self.now);
+                self.pool.handshake_failed(lease, "no", self.now);
                 assert!(self.pool.unreachable().is_some() && self.pool.permit(self.now).is_none());
             }
             Event::IdleDeath(index) if !self.idle.is_empty() => {
@@ -295,7 +295,7 @@ fn retries_begin_with_milliseconds_and_double_up_to_a_second() {
     let mut waits = Vec::new();
     for _ in 0..12 {
         let permit = pool.permit(now).unwrap();
-        pool.failed(permit, "refused".into(), now);
+        pool.failed(permit, "refused", now);
         let next = pool.retry_at().unwrap();
         assert!(pool.permit(now).is_none());
         waits.push((next - now).as_millis());
@@ -312,7 +312,7 @@ fn while_nobody_answers_one_attempt_at_a_time_is_made() {
         assert!(matches!(pool.check_out(|| number), CheckedOut::Queued(_, None)));
     }
     let permit = pool.permit(now).unwrap();
-    pool.failed(permit, "refused".into(), now);
+    pool.failed(permit, "refused", now);
 
     let later = pool.retry_at().unwrap();
     let probe = pool.permit(later).unwrap();
@@ -347,7 +347,7 @@ fn an_attempt_under_way_does_not_end_the_wait_after_a_death() {
         max_queue: None,
         overload: Overload::RefuseNewest,
     };
-    let mut pool: Pool<u32, u32> = Pool::new(limits);
+    let mut pool: Pool<u32, u32, &'static str> = Pool::new(limits);
     let now = Instant::now();
     let (first, second) = (pool.permit(now).unwrap(), pool.permit(now).unwrap());
     let key = first.key();

@@ -79,7 +79,7 @@ pub(crate) fn step(connection: &mut Connection, entry: &mut Entry) -> Step {
         decoded => return Step::Disconnected(Disconnect::of_message(decoded)),
     };
     if let Err(detail) = connection.accept_answer_number(call) {
-        return Step::Disconnected(Disconnect::Protocol(detail));
+        return Step::Disconnected(Disconnect::violation(detail));
     }
     let Some(answer) = answer else { return Step::Finish(Outcome::Ready) };
     let attachments = match connection.take_attachments() {

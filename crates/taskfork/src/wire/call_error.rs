@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::error_body::{ErrorBody, kind};
 use super::values::{self, ValueFormat};
-use crate::error::{CallError, Error, Failure, FatalError, Location, Panic};
+use crate::error::{CallError, ConnectionError, Error, Failure, FatalError, Location, Panic};
 use crate::report::CallSite;
 
 /// The caller's type for errors that an interface returns: [`Failure`] for any interface, or the method's own error
@@ -86,7 +86,7 @@ impl AnswerError {
             Self::Setup { failure } => CallError::Setup { failure },
             Self::UnknownKind { kind, message } => {
                 let detail = format!("an error of the unknown kind `{kind}`: {message}");
-                let cause = FatalError::Protocol { detail };
+                let cause = FatalError::Protocol { detail: ConnectionError::new(detail) };
                 return Error::Fatal { cause, may_have_run: true, site };
             }
         };

@@ -35,7 +35,7 @@ async fn reason(client: &Client) -> String {
     let Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } = &error else {
         panic!("{error:?}");
     };
-    reason.clone()
+    reason.to_string()
 }
 
 trial!(allowed_users_are_served_and_others_get_an_error, async || {

@@ -18,7 +18,7 @@ async fn reason(greeting: impl Fn() -> Vec<u8> + Send + 'static) -> String {
     let error = client.call::<i32>("x", ()).await.unwrap_err();
     assert!(!error.may_have_run());
     match error {
-        Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } => reason,
+        Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } => reason.to_string(),
         other => panic!("{other:?}"),
     }
 }

@@ -1,6 +1,7 @@
 //! Who gets which worker, and how many there are.
 
 use std::collections::HashSet;
+use std::io;
 use std::time::Duration;
 
 use taskfork::error::FatalError;
@@ -160,6 +161,7 @@ trial!(with_no_server_the_error_says_so_and_since_when, async || {
     assert_eq!((tried, *after), (&address, timeout));
     assert!(*unreachable_for > Duration::ZERO);
     assert!(error.to_string().contains("No such file"), "{error}");
+    assert_eq!(system_error(&error), Some(io::ErrorKind::NotFound));
 
     // A closed port says it in its own words.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -170,7 +172,14 @@ trial!(with_no_server_the_error_says_so_and_since_when, async || {
         .unwrap();
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
+    assert_eq!(system_error(&error), Some(io::ErrorKind::ConnectionRefused));
 });
+
+/// The system's error that made a client fail to connect.
+fn system_error(error: &Error) -> Option<io::ErrorKind> {
+    let source = std::error::Error::source(error)?;
+    source.downcast_ref::<io::Error>().map(io::Error::kind)
+}
 
 trial!(a_server_that_comes_back_is_found, async || {
     let folder = tempfile::tempdir().unwrap();

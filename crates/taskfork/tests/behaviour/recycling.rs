@@ -91,7 +91,8 @@ trial!(clients_beyond_max_workers_are_served_in_turn, async || {
     let Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } = &error else {
         panic!("{error}")
     };
-    assert_eq!(reason, "the server has no worker yet: it has all of its 2 workers (max_workers)");
+    let expected = "the server has no worker yet: it has all of its 2 workers (max_workers)";
+    assert_eq!(reason.to_string(), expected);
     assert!(!error.may_have_run());
     drop(held);
     assert_eq!(queued.await.unwrap(), Value::from("queued"));
