@@ -1,11 +1,14 @@
-//! A server for trying faults and options by hand and from other programs:
+//! A server for trying faults by hand and from other programs:
 //!
 //! ```text
 //! cargo run --example playground -- unix:/tmp/playground.sock
-//! cargo run --example playground -- tcp:127.0.0.1:4000 --name faults --hung-worker-timeout 2.5
-//! cargo run --example playground -- unix:/tmp/playground.sock --spare-workers 2 --max-calls 10
+//! cargo run --example playground -- tcp:127.0.0.1:4000 --name faults --setup-takes 2.5
+//! cargo run --example playground -- unix:/tmp/playground.sock --spare-workers 2 --preload 100
 //! cargo run --example playground -- --help
 //! ```
+//!
+//! Its options are those of faults. The server's own options are those of `Server::builder()`; try them with the
+//! command `taskfork serve`, or add them in `serve` below.
 //!
 //! In a crate of your own it needs:
 //!
@@ -15,16 +18,14 @@
 //! cargo add tracing-subscriber
 //! ```
 
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use taskfork::client::Value;
-use taskfork::server::{Limit, Stderr};
 use taskfork::worker::{Arguments, context, logger};
-use taskfork::{BoxError, Methods, Server, ServerBuilder};
+use taskfork::{BoxError, Methods, Server};
 
 /// A server whose methods fail, hang, die and leak on demand.
 #[derive(Debug, Parser)]
@@ -34,39 +35,9 @@ struct Options {
     /// The name in `ps` and in logs
     #[arg(long, default_value = "playground")]
     name: String,
-    /// Kill workers that have been in one call for longer than this [default: 300]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
-    hung_worker_timeout: Option<Duration>,
-    /// How long running checkouts may go on at a shutdown [default: 30]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
-    shutdown_grace: Option<Duration>,
     /// Keep this number of spare workers, forked and set up
     #[arg(long, default_value_t = 0)]
     spare_workers: usize,
-    /// The most workers for all clients together [default: 16384]
-    #[arg(long)]
-    max_workers: Option<usize>,
-    /// Replace workers after this number of calls
-    #[arg(long)]
-    max_calls: Option<u64>,
-    /// Replace workers at this age
-    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
-    max_age: Option<Duration>,
-    /// End workers that have been idle for this time
-    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
-    max_idle: Option<Duration>,
-    /// Replace workers that occupy more than this after a checkout
-    #[arg(long, value_name = "MEBIBYTES")]
-    max_memory: Option<u64>,
-    /// Limit what each worker may use: address-space, cpu-time, open-files, core-size or processes
-    #[arg(long, value_name = "NAME=VALUE", value_parser = limit_of)]
-    limit: Vec<(Limit, u64)>,
-    /// The niceness of workers
-    #[arg(long, allow_hyphen_values = true)]
-    niceness: Option<i32>,
-    /// How soon the kernel chooses a worker when memory runs out, -1000 to 1000
-    #[arg(long, allow_hyphen_values = true)]
-    oom_score_adj: Option<i32>,
     /// Load a table of this size once, for all workers
     #[arg(long, value_name = "MEBIBYTES", default_value_t = 0)]
     preload: usize,
@@ -76,21 +47,6 @@ struct Options {
     /// Have the setup of every worker fail with this message
     #[arg(long, value_name = "MESSAGE")]
     setup_fails: Option<String>,
-    /// The path of the status socket [default: the listener's path with .status appended]
-    #[arg(long, value_name = "PATH")]
-    status_socket: Option<PathBuf>,
-    /// Leave workers the server's own standard error
-    #[arg(long)]
-    inherit_stderr: bool,
-    /// The permissions of the socket's file, in octal [default: 600]
-    #[arg(long, value_name = "MODE", value_parser = mode_of)]
-    socket_mode: Option<u32>,
-    /// The most bytes of one message [default: 67108864]
-    #[arg(long, value_name = "BYTES")]
-    max_frame: Option<usize>,
-    /// How long a client may stop in the middle of a message [default: 30]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds_of)]
-    stall_timeout: Option<Duration>,
 }
 
 /// The state of a worker.
@@ -116,31 +72,19 @@ fn seconds_of(text: &str) -> Result<Duration, BoxError> {
     seconds(number)
 }
 
-fn mode_of(text: &str) -> Result<u32, BoxError> {
-    Ok(u32::from_str_radix(text, 8)?)
-}
-
-fn limit_of(text: &str) -> Result<(Limit, u64), BoxError> {
-    let (name, value) = text.split_once('=').ok_or("it is not NAME=VALUE")?;
-    let limit = match name {
-        "address-space" => Limit::AddressSpace,
-        "cpu-time" => Limit::CpuTime,
-        "open-files" => Limit::OpenFiles,
-        "core-size" => Limit::CoreSize,
-        "processes" => Limit::Processes,
-        _ => return Err(format!("there is no limit `{name}`").into()),
-    };
-    Ok((limit, value.parse()?))
-}
-
 fn serve(options: Options) -> Result<(), BoxError> {
-    let (mebibytes, takes, fails) =
-        (options.preload, options.setup_takes, options.setup_fails.clone());
-    build(options)
+    let Options { address, name, spare_workers, preload: mebibytes, setup_takes, setup_fails } =
+        options;
+    Server::builder()
+        .listen(&*address)
+        // Every client sees all details of errors, also over TCP: this server is for experiments.
+        .share_details(true)
+        .name(name)
+        .spare_workers(spare_workers)
         .preload(move || touched(mebibytes))
         .setup(move |table| {
-            thread::sleep(takes);
-            match &fails {
+            thread::sleep(setup_takes);
+            match &setup_fails {
                 Some(message) => Err(BoxError::from(message.clone())),
                 None => Ok(Worker { checkouts: 0, leaked: Vec::new(), table }),
             }
@@ -152,47 +96,6 @@ fn serve(options: Options) -> Result<(), BoxError> {
         .interface(methods())
         .run()?;
     Ok(())
-}
-
-/// Builds the server from the options.
-fn build(options: Options) -> ServerBuilder {
-    let mut server = Server::builder()
-        .listen(&*options.address)
-        // Every client sees all details of errors, also over TCP: this server is for experiments.
-        .share_details(true)
-        .name(options.name)
-        .spare_workers(options.spare_workers)
-        .max_calls(options.max_calls)
-        .max_age(options.max_age)
-        .max_idle(options.max_idle)
-        .max_memory(options.max_memory.map(|mebibytes| mebibytes << 20));
-    if options.inherit_stderr {
-        server = server.stderr(Stderr::Inherit);
-    }
-    for (limit, value) in options.limit {
-        server = server.limit(limit, value);
-    }
-    server = set_if_some(server, options.hung_worker_timeout, ServerBuilder::hung_worker_timeout);
-    server = set_if_some(server, options.shutdown_grace, ServerBuilder::shutdown_grace);
-    server = set_if_some(server, options.max_workers, ServerBuilder::max_workers);
-    server = set_if_some(server, options.niceness, ServerBuilder::niceness);
-    server = set_if_some(server, options.oom_score_adj, ServerBuilder::oom_score_adj);
-    server = set_if_some(server, options.status_socket, ServerBuilder::status_socket);
-    server = set_if_some(server, options.socket_mode, ServerBuilder::socket_mode);
-    server = set_if_some(server, options.max_frame, ServerBuilder::max_frame);
-    set_if_some(server, options.stall_timeout, ServerBuilder::stall_timeout)
-}
-
-/// Sets an option that has a value.
-fn set_if_some<T>(
-    server: ServerBuilder,
-    value: Option<T>,
-    set: impl FnOnce(ServerBuilder, T) -> ServerBuilder,
-) -> ServerBuilder {
-    match value {
-        Some(value) => set(server, value),
-        None => server,
-    }
 }
 
 fn methods() -> Methods<Worker> {
