@@ -20,7 +20,12 @@ use serde_json::Value;
 /// log.info(|| ("made when wanted", 7));
 /// ```
 pub trait Items {
-    /// The items in order.
+    /// Returns the items in order. The log calls it once, and only for a line that it keeps.
+    ///
+    /// ```
+    /// use log_defer::Items;
+    /// assert_eq!(("text", 7).into_items(), [serde_json::json!("text"), serde_json::json!(7)]);
+    /// ```
     fn into_items(self) -> Vec<Value>;
 }
 

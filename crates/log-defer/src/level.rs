@@ -15,7 +15,7 @@ use crate::structure::Number;
 /// assert!(Level::ERROR < Level::new(15));
 /// assert_eq!(Level::WARN.to_string(), "warn");
 /// assert_eq!(Level::new(15).to_string(), "15");
-/// assert_eq!(Level::from_number(12.5).map(|level| level.to_string()).as_deref(), Some("12.5"));
+/// assert_eq!(Level::INFO.number(), 30.0);
 /// ```
 #[derive(Debug, Clone, Copy)]
 // Never NaN or negative zero, so that equality is that of numbers.
@@ -30,22 +30,37 @@ impl Level {
     pub const INFO: Self = Self(30.0);
     /// Details for finding a fault: 40.
     pub const DEBUG: Self = Self(40.0);
-    /// As a verbosity, it includes lines of every level.
+    /// As a verbosity, it includes lines of every level. This is the default of [`Builder::verbosity`](crate::Builder::verbosity).
     pub const ALL: Self = Self::new(u32::MAX);
 
     /// A level with this number.
+    ///
+    /// ```
+    /// use log_defer::Level;
+    /// assert_eq!(Level::new(30), Level::INFO);
+    /// ```
     pub const fn new(number: u32) -> Self {
         // Exact for each u32; `From` is not const.
         Self(number as f64)
     }
 
     /// A level with any number, as in Perl's Log::Defer. Returns `None` for infinities and NaN.
+    ///
+    /// ```
+    /// use log_defer::Level;
+    /// assert_eq!(Level::from_number(12.5).map(Level::number), Some(12.5));
+    /// assert_eq!(Level::from_number(f64::NAN), None);
+    /// ```
     pub fn from_number(number: f64) -> Option<Self> {
         // Negative zero becomes zero.
         number.is_finite().then_some(Self(number + 0.0))
     }
 
     /// The number of the level.
+    ///
+    /// ```
+    /// assert_eq!(log_defer::Level::ERROR.number(), 10.0);
+    /// ```
     pub const fn number(self) -> f64 {
         self.0
     }
@@ -53,6 +68,11 @@ impl Level {
     /// The number rounded up to an integer, and clamped to `u32`.
     ///
     /// As a verbosity, the result includes the same integer levels.
+    ///
+    /// ```
+    /// use log_defer::Level;
+    /// assert_eq!(Level::from_number(12.5).map(Level::rounded_up), Some(13));
+    /// ```
     pub const fn rounded_up(self) -> u32 {
         // The cast saturates.
         self.0.ceil() as u32

@@ -59,6 +59,15 @@ struct State {
 }
 
 /// Options of a [`Log`], made by [`Log::builder`].
+///
+/// ```
+/// use log_defer::{Level, Log};
+/// let log = Log::builder().verbosity(Level::WARN).max_bytes(64 << 10).start(|message| {
+///     assert_eq!(message.logs.len(), 1);
+/// });
+/// log.info("left out");
+/// log.warn("kept");
+/// ```
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Builder {
@@ -68,6 +77,12 @@ pub struct Builder {
 
 impl Builder {
     /// The least important level that is kept. Defaults to [`Level::ALL`].
+    ///
+    /// ```
+    /// use log_defer::{Level, Log};
+    /// let log = Log::builder().verbosity(Level::WARN).start(drop);
+    /// assert!(!log.is_enabled(Level::INFO));
+    /// ```
     pub fn verbosity(mut self, verbosity: Level) -> Self {
         self.verbosity = verbosity;
         self
@@ -77,12 +92,24 @@ impl Builder {
     ///
     /// Lines, timers and values beyond that are omitted, and a last line says how many. A short line occupies about
     /// 200 bytes, and a JSON object at least about 650 bytes.
+    ///
+    /// ```
+    /// use log_defer::Log;
+    /// let log = Log::builder().max_bytes(1000).start(|message| assert!(message.logs.len() < 100));
+    /// (0..1000).for_each(|number| log.info(format!("line {number}")));
+    /// ```
     pub fn max_bytes(mut self, max_bytes: usize) -> Self {
         self.max_bytes = max_bytes;
         self
     }
 
     /// Begins a message. `callback` gets it when it is finished; see [`Log::new`].
+    ///
+    /// ```
+    /// use log_defer::Log;
+    /// let log = Log::builder().start(|message| println!("{} lines", message.logs.len()));
+    /// log.info("begun");
+    /// ```
     pub fn start(self, callback: impl FnOnce(Message) + Send + 'static) -> Log {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let start = since_epoch.as_micros() as f64 / 1e6;
@@ -108,6 +135,13 @@ impl Builder {
 impl Log {
     /// Begins a message with the default options. `callback` gets the finished message, once, in the thread that drops
     /// the last handle. A panic of the callback is caught and ignored.
+    ///
+    /// ```
+    /// let log = log_defer::Log::new(|message| println!("{} lines", message.logs.len()));
+    /// let clone = log.clone();
+    /// drop(log);
+    /// clone.info("the message is still open");
+    /// ```
     pub fn new(callback: impl FnOnce(Message) + Send + 'static) -> Self {
         Self::builder().start(callback)
     }
@@ -124,27 +158,54 @@ impl Log {
     }
 
     /// Adds a line of [`Level::ERROR`].
+    ///
+    /// ```
+    /// # let log = log_defer::Log::new(drop);
+    /// log.error("the disk is full");
+    /// ```
     pub fn error(&self, items: impl Items) {
         self.log(Level::ERROR, items);
     }
 
     /// Adds a line of [`Level::WARN`].
+    ///
+    /// ```
+    /// # let log = log_defer::Log::new(drop);
+    /// log.warn("the cache is cold");
+    /// ```
     pub fn warn(&self, items: impl Items) {
         self.log(Level::WARN, items);
     }
 
     /// Adds a line of [`Level::INFO`].
+    ///
+    /// ```
+    /// # let log = log_defer::Log::new(drop);
+    /// log.info("request received");
+    /// ```
     pub fn info(&self, items: impl Items) {
         self.log(Level::INFO, items);
     }
 
     /// Adds a line of [`Level::DEBUG`].
+    ///
+    /// ```
+    /// # let log = log_defer::Log::new(drop);
+    /// // The closure is called only if the verbosity includes the line.
+    /// log.debug(|| format!("the cache has {} entries", 3));
+    /// ```
     pub fn debug(&self, items: impl Items) {
         self.log(Level::DEBUG, items);
     }
 
     /// Adds a line of any level. If the verbosity excludes the line, closures are not called and values are not
     /// serialized.
+    ///
+    /// ```
+    /// use log_defer::Level;
+    /// # let log = log_defer::Log::new(drop);
+    /// log.log(Level::new(25), ("between info and warn", 7));
+    /// ```
     pub fn log(&self, level: Level, items: impl Items) {
         if !self.is_enabled(level) {
             return;
@@ -159,11 +220,22 @@ impl Log {
     }
 
     /// Whether the verbosity includes lines of this level.
+    ///
+    /// ```
+    /// use log_defer::{Level, Log};
+    /// let log = Log::builder().verbosity(Level::INFO).start(drop);
+    /// assert!(log.is_enabled(Level::WARN) && !log.is_enabled(Level::DEBUG));
+    /// ```
     pub fn is_enabled(&self, level: Level) -> bool {
         level <= self.0.verbosity || self.0.verbosity == Level::ALL
     }
 
     /// The verbosity of the log.
+    ///
+    /// ```
+    /// use log_defer::{Level, Log};
+    /// assert_eq!(Log::new(drop).verbosity(), Level::ALL);
+    /// ```
     pub fn verbosity(&self) -> Level {
         self.0.verbosity
     }
@@ -204,7 +276,14 @@ impl Log {
         Timer { log: Arc::downgrade(&self.0), number }
     }
 
-    /// Sets a named value, and replaces an earlier one of this name.
+    /// Sets a named value, and replaces an earlier one of this name. A value that JSON cannot express is replaced by a
+    /// text that says why.
+    ///
+    /// ```
+    /// # let log = log_defer::Log::new(drop);
+    /// log.data("user", 17);
+    /// log.data("query", serde_json::json!({ "rows": 3 }));
+    /// ```
     pub fn data(&self, name: impl Into<String>, value: impl Serialize) {
         let name = name.into();
         let value = to_value(&value);
@@ -216,6 +295,15 @@ impl Log {
 
     /// Adds the content of another message; see [`Message::merge`]. Lines that the verbosity excludes, and parts that
     /// exceed the limit of memory, are omitted.
+    ///
+    /// ```
+    /// use log_defer::Log;
+    /// let log = Log::new(|message| assert_eq!(message.logs.len(), 2));
+    /// let part = Log::new(drop);
+    /// part.info("of another process");
+    /// log.info("our own");
+    /// log.merge(part.take());
+    /// ```
     pub fn merge(&self, mut other: Message) {
         let mut state = self.0.lock();
         other.logs.retain(|entry| {
@@ -426,6 +514,13 @@ impl fmt::Debug for Log {
 }
 
 /// A running timer of a [`Log`], made by [`Log::timer`]. It stops when it is dropped.
+///
+/// ```
+/// # let log = log_defer::Log::new(drop);
+/// let timer = log.timer("query");
+/// // ... work ...
+/// timer.stop();
+/// ```
 #[must_use = "a timer stops when it is dropped"]
 pub struct Timer {
     log: Weak<Inner>,
@@ -434,6 +529,11 @@ pub struct Timer {
 
 impl Timer {
     /// Stops the timer, as dropping it does.
+    ///
+    /// ```
+    /// # let log = log_defer::Log::new(drop);
+    /// log.timer("setup").stop();
+    /// ```
     pub fn stop(self) {}
 }
 

@@ -61,9 +61,18 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// One line: in JSON the array `[time, level, item, …]`.
+///
+/// ```
+/// use log_defer::{Level, Log};
+/// let log = Log::new(|message| {
+///     let warned = message.logs.iter().filter(|entry| entry.level <= Level::WARN);
+///     warned.for_each(|entry| println!("after {} s: {:?}", entry.time, entry.items));
+/// });
+/// log.warn("the cache is cold");
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// When the line was logged.
+    /// When the line was logged, in seconds since the start of the message.
     pub time: f64,
     /// The level of the line.
     pub level: Level,
@@ -72,17 +81,32 @@ pub struct Entry {
 }
 
 /// One timer: in JSON the array `[name, from, to]`.
+///
+/// ```
+/// let log = log_defer::Log::new(|message| {
+///     for timer in &message.timers {
+///         println!("{} took {:?} s", timer.name, timer.to.map(|to| to - timer.from));
+///     }
+/// });
+/// log.timer("query").stop();
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimerRecord {
     /// The name of the timer.
     pub name: String,
-    /// When it was started.
+    /// When it was started, in seconds since the start of the message.
     pub from: f64,
-    /// When it was stopped. `None` while it runs.
+    /// When it was stopped, in seconds since the start of the message. `None` while it runs.
     pub to: Option<f64>,
 }
 
 /// Why a value is not a message.
+///
+/// ```
+/// use log_defer::Message;
+/// let error = serde_json::from_str::<Message>("{}").unwrap_err();
+/// assert_eq!(error.to_string(), "it has no `start`");
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct InvalidMessage(pub(crate) String);
 

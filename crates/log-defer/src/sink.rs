@@ -31,6 +31,11 @@ impl JsonLines<std::fs::File> {
     ///
     /// # Errors
     /// Fails if the file cannot be opened or created.
+    ///
+    /// ```no_run
+    /// let lines = log_defer::JsonLines::append("/var/log/requests.ndjson")?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn append(path: impl AsRef<Path>) -> io::Result<Self> {
         OpenOptions::new().create(true).append(true).open(path).map(Self::new)
     }
@@ -38,6 +43,12 @@ impl JsonLines<std::fs::File> {
 
 impl<W: Write> JsonLines<W> {
     /// Writes to `writer`, with one `write_all` and one `flush` for each message.
+    ///
+    /// ```
+    /// use log_defer::{JsonLines, Log};
+    /// let log = Log::new(JsonLines::new(std::io::stdout()).callback());
+    /// log.info("one line of JSON at the end");
+    /// ```
     pub fn new(writer: W) -> Self {
         Self(Arc::new(Mutex::new(writer)))
     }
@@ -46,6 +57,14 @@ impl<W: Write> JsonLines<W> {
     ///
     /// # Errors
     /// The error of the writer.
+    ///
+    /// ```
+    /// use log_defer::{JsonLines, Message};
+    /// let lines = JsonLines::new(Vec::new());
+    /// lines.write(&serde_json::from_str::<Message>(r#"{"start": 100}"#)?)?;
+    /// assert_eq!(lines.into_inner().unwrap(), b"{\"start\":100.0}\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn write(&self, message: &Message) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
@@ -55,6 +74,13 @@ impl<W: Write> JsonLines<W> {
     }
 
     /// Returns the writer, or `None` while other clones or callbacks exist.
+    ///
+    /// ```
+    /// use log_defer::JsonLines;
+    /// let lines = JsonLines::new(Vec::new());
+    /// assert!(lines.clone().into_inner().is_none());
+    /// assert_eq!(lines.into_inner(), Some(Vec::new()));
+    /// ```
     pub fn into_inner(self) -> Option<W> {
         let writer = Arc::into_inner(self.0)?;
         Some(writer.into_inner().unwrap_or_else(PoisonError::into_inner))
@@ -64,6 +90,13 @@ impl<W: Write> JsonLines<W> {
 impl<W: Write + Send + 'static> JsonLines<W> {
     /// Returns a callback for [`Log::new`](crate::Log::new). If a message cannot be written, the callback prints the error
     /// and the message to standard error.
+    ///
+    /// ```
+    /// use log_defer::{JsonLines, Log};
+    /// let lines = JsonLines::new(std::io::stderr());
+    /// // All requests write to the same place.
+    /// let logs = [Log::new(lines.callback()), Log::new(lines.callback())];
+    /// ```
     pub fn callback(&self) -> impl FnOnce(Message) + Send + 'static {
         let lines = self.clone();
         move |message| {

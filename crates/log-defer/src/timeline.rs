@@ -24,6 +24,12 @@ pub struct Style {
 impl Style {
     /// The style for standard output. The width is that of the terminal, or 100 columns without one. Colours are used in
     /// a terminal, unless the environment variable `NO_COLOR` is set.
+    ///
+    /// ```
+    /// use log_defer::{Log, Style, timeline};
+    /// let log = Log::new(|message| print!("{}", timeline(&message, Style::for_stdout())));
+    /// log.info("begun");
+    /// ```
     pub fn for_stdout() -> Self {
         let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
         let color = std::io::stdout().is_terminal()

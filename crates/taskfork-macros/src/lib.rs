@@ -10,7 +10,21 @@ mod startup_code;
 use proc_macro::TokenStream;
 use syn::{ItemTrait, parse_macro_input};
 
-/// Defines a typed interface for the methods of a trait. See `taskfork::interface`.
+/// Defines a typed interface for the methods of a trait. `taskfork::interface` describes it.
+///
+/// ```
+/// #[taskfork::interface]
+/// trait Counter {
+///     fn add(&mut self, number: u64) -> u64;
+/// }
+///
+/// async fn count(client: taskfork::Client) -> Result<u64, taskfork::Error> {
+///     let checkout = client.checkout();
+///     checkout.add(1).await?;
+///     checkout.add(2).await
+/// }
+/// # let _ = count;
+/// ```
 #[proc_macro_attribute]
 pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as ItemTrait);

@@ -172,6 +172,13 @@ impl Address {
     }
 
     /// The path of a unix socket, or `None` for other addresses.
+    ///
+    /// ```
+    /// use taskfork::client::Address;
+    ///
+    /// let address = Address::tcp("localhost", 4000);
+    /// assert_eq!(address.path(), None);
+    /// ```
     pub fn path(&self) -> Option<&Path> {
         match &self.0 {
             AddressKind::Unix(path) => Some(path),

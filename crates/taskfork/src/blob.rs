@@ -279,6 +279,12 @@ impl BlobMut {
     ///
     /// # Errors
     /// If the system has no memory or file descriptor left.
+    ///
+    /// ```
+    /// let memory = taskfork::blob::BlobMut::new(1000)?;
+    /// assert_eq!(memory.len(), 1000);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn new(length: usize) -> io::Result<Self> {
         match Writable::new(length) {
             Ok(memory) => Ok(Self(Memory::New(memory))),

@@ -41,6 +41,16 @@ use crate::wire::call_error::InterfaceError;
 /// A pool of connections to the workers of a server, for threads that may block.
 ///
 /// A client is cheap to clone, and all clones share one pool. See [`crate::Client`].
+///
+/// ```no_run
+/// use taskfork::blocking::Client;
+///
+/// fn main() -> Result<(), taskfork::BoxError> {
+///     let client = Client::builder().address("unix:/run/adder.sock").build_blocking()?;
+///     println!("{}", client.call::<i64>("add", (2, 3))?);
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: crate::Client,
@@ -48,6 +58,14 @@ pub struct Client {
 }
 
 /// Why a blocking client cannot be built.
+///
+/// ```
+/// use taskfork::blocking::{BuildError, Client};
+/// use taskfork::client::ConfigError;
+///
+/// let error = Client::builder().build_blocking().unwrap_err();
+/// assert!(matches!(error, BuildError::Config(ConfigError::NoAddress)));
+/// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -64,6 +82,11 @@ debug_as_text!(BuildError);
 impl Client {
     /// Returns the builder of clients, with every option but the address at its default. Finish it with
     /// [`build_blocking`](ClientBuilder::build_blocking).
+    ///
+    /// ```no_run
+    /// let client = taskfork::blocking::Client::builder().address("unix:/run/adder.sock").build_blocking()?;
+    /// # Ok::<(), taskfork::BoxError>(())
+    /// ```
     pub fn builder() -> ClientBuilder {
         crate::Client::builder()
     }
@@ -165,12 +188,26 @@ impl Client {
     }
 
     /// Whether [`close`](Self::close) has been called on this client or a clone of it.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) {
+    /// let handle = client.clone();
+    /// client.close();
+    /// assert!(handle.is_closed());
+    /// # }
+    /// ```
     pub fn is_closed(&self) -> bool {
         self.inner.is_closed()
     }
 
     /// Returns the current numbers of workers and checkouts, and the totals since the client was
     /// built.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) {
+    /// println!("{} workers are idle", client.stats().idle);
+    /// # }
+    /// ```
     pub fn stats(&self) -> Stats {
         self.inner.stats()
     }
@@ -199,6 +236,15 @@ impl ClientBuilder {
 }
 
 /// Holds one worker exclusively, for threads that may block. See [`crate::Checkout`].
+///
+/// ```no_run
+/// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+/// let checkout = client.checkout();
+/// checkout.call::<()>("begin", ())?;
+/// checkout.call::<()>("commit", ())?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "a checkout is released when it is dropped"]
 pub struct Checkout {
@@ -211,12 +257,30 @@ impl Checkout {
     /// to the client's timeout.
     ///
     /// See [`crate::Checkout::timeout`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// use std::time::Duration;
+    ///
+    /// let checkout = client.checkout().timeout(Duration::from_secs(2));
+    /// checkout.call::<()>("begin", ())?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         Self { inner: self.inner.timeout(timeout), ..self }
     }
 
     /// Records each call that is made from now on in `log`. See [`crate::Checkout::log`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// let log = log_defer::Log::new(|message| println!("{} lines", message.logs.len()));
+    /// client.checkout().log(&log).call::<()>("work", ())?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn log(self, log: &log_defer::Log) -> Self {
         Self { inner: self.inner.log(log), ..self }
@@ -224,6 +288,17 @@ impl Checkout {
 
     /// Sets the trace that each call made from now on belongs to. See
     /// [`crate::Checkout::trace_context`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// use taskfork::trace_context::TraceContext;
+    ///
+    /// let context = TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    /// let context = context.ok_or("a header that is no trace")?;
+    /// client.checkout().trace_context(context).call::<()>("work", ())?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn trace_context(self, context: crate::trace_context::TraceContext) -> Self {
         Self { inner: self.inner.trace_context(context), ..self }
@@ -308,17 +383,44 @@ impl Checkout {
     ///
     /// # Errors
     /// If the system has no memory or descriptor left.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// let checkout = client.checkout();
+    /// let mut image = checkout.alloc_blob(8 << 20)?;
+    /// image.fill(7);
+    /// let sum: u64 = checkout.call("sum", (image.freeze()?,))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn alloc_blob(&self, length: usize) -> io::Result<BlobMut> {
         self.inner.alloc_blob(length)
     }
 
     /// Ends the checkout: all its calls fail with `message`, those made later included. Call it
     /// from another thread to end a call that blocks. See [`crate::Checkout::abort`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) {
+    /// let checkout = client.checkout();
+    /// std::thread::scope(|scope| {
+    ///     let call = scope.spawn(|| checkout.call::<()>("hang", ()));
+    ///     checkout.abort("the user pressed stop");
+    ///     assert!(call.join().is_ok_and(|result| result.is_err()));
+    /// });
+    /// # }
+    /// ```
     pub fn abort(&self, message: impl Into<String>) {
         self.inner.abort(message);
     }
 
     /// The same as [`abort`](Self::abort), under the name that AnyEvent::Task gives it.
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) {
+    /// client.checkout().throw_fatal_error("the user pressed stop");
+    /// # }
+    /// ```
     pub fn throw_fatal_error(&self, message: impl Into<String>) {
         self.abort(message);
     }
@@ -326,6 +428,15 @@ impl Checkout {
 
 /// A call that has been made and not waited for. See [`crate::Call`], also for what dropping it
 /// does.
+///
+/// ```no_run
+/// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+/// let checkout = client.checkout();
+/// let (one, two) = (checkout.queue::<i64>("add", (1, 1)), checkout.queue::<i64>("add", (2, 2)));
+/// println!("{} and {}", one.wait()?, two.wait()?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct Call<T, E = Failure> {
@@ -337,12 +448,34 @@ impl<T: DeserializeOwned, E: InterfaceError> Call<T, E> {
     ///
     /// # Errors
     /// As for [`crate::Checkout::call`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// let call = client.checkout().queue::<i64>("add", (1, 1));
+    /// // Something else can happen here meanwhile.
+    /// println!("{}", call.wait()?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn wait(self) -> Result<T, Error<E>> {
         block_on(self.inner)
     }
 }
 
 /// Makes typed calls: implemented by [`Checkout`] and [`Client`].
+///
+/// ```
+/// #[taskfork::interface]
+/// trait Adder {
+///     fn add(&mut self, a: i64, b: i64) -> i64;
+/// }
+///
+/// // The interface adds its methods to whatever makes calls.
+/// fn sum<C: taskfork::blocking::Caller>(caller: &C) -> Result<i64, taskfork::Error> {
+///     caller.add(2, 3)
+/// }
+/// # let _ = sum::<taskfork::blocking::Client>;
+/// ```
 pub trait Caller {
     /// Calls a method of a typed interface and waits for its result.
     #[doc(hidden)]

@@ -27,6 +27,16 @@ static DEADLINE: AtomicU64 = AtomicU64::new(0);
 /// checks [`is_cancelled`](Self::is_cancelled) can clean up, log, and return an error, which reaches
 /// the caller as usual. The server kills the worker after the client's
 /// [`grace`](crate::client::ClientBuilder::grace), which defaults to 100 milliseconds.
+///
+/// ```
+/// use taskfork::Methods;
+/// use taskfork::worker::context;
+///
+/// let methods = Methods::<()>::new().function("time_left", || {
+///     Ok(context().remaining().map(|left| left.as_secs_f64()))
+/// });
+/// # let _ = methods;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
     deadline: Option<Duration>,

@@ -39,6 +39,20 @@ pub struct Death {
 }
 
 /// Where a worker was when the server killed it because its call took too long.
+///
+/// ```
+/// use taskfork::Error;
+/// use taskfork::error::FatalError;
+///
+/// /// The stack of a worker whose call took too long.
+/// fn stack(error: &Error) -> Option<&str> {
+///     match error {
+///         Error::Fatal { cause: FatalError::TimedOut { hung: Some(hung), .. }, .. } => hung.stack.as_deref(),
+///         _ => None,
+///     }
+/// }
+/// # let _ = stack;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hung {
@@ -54,6 +68,15 @@ pub struct Hung {
 }
 
 /// How a process ended.
+///
+/// ```
+/// use taskfork::error::End;
+///
+/// fn is_success(end: End) -> bool {
+///     matches!(end, End::Exited(0))
+/// }
+/// # assert!(is_success(End::Exited(0)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum End {
@@ -67,6 +90,16 @@ pub enum End {
 }
 
 /// What a worker is doing.
+///
+/// ```
+/// use taskfork::error::{Activity, Death};
+///
+/// /// Whether the death may be a fault of `setup`, and not of a call.
+/// fn is_in_setup(death: &Death) -> bool {
+///     death.during == Some(Activity::Setup)
+/// }
+/// # let _ = is_in_setup;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activity {

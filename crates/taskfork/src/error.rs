@@ -176,6 +176,17 @@ pub enum FatalError {
 }
 
 /// What a call was doing at its deadline. See [`FatalError::TimedOut`].
+///
+/// ```
+/// use taskfork::Error;
+/// use taskfork::error::{FatalError, Stage};
+///
+/// /// Whether a call has failed because no worker was free in time.
+/// fn is_shortage(error: &Error) -> bool {
+///     matches!(error, Error::Fatal { cause: FatalError::TimedOut { stage: Stage::Waiting, .. }, .. })
+/// }
+/// # let _ = is_shortage;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stage {
@@ -186,6 +197,19 @@ pub enum Stage {
 }
 
 /// A panic in a worker.
+///
+/// ```
+/// use taskfork::Error;
+/// use taskfork::error::CallError;
+///
+/// fn panic_message(error: &Error) -> Option<&str> {
+///     match error {
+///         Error::Call { error: CallError::Panic(panic), .. } => Some(&panic.message),
+///         _ => None,
+///     }
+/// }
+/// # let _ = panic_message;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Panic {
@@ -199,6 +223,15 @@ pub struct Panic {
 }
 
 /// A line in a source file.
+///
+/// ```
+/// use taskfork::error::Panic;
+///
+/// fn line(panic: &Panic) -> Option<u32> {
+///     panic.location.as_ref().map(|location| location.line)
+/// }
+/// # let _ = line;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Location {
@@ -245,12 +278,30 @@ pub(crate) fn left_out(causes: u64) -> String {
 
 impl<E> Error<E> {
     /// Whether the error ends the checkout.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// let checkout = client.checkout();
+    /// if let Err(error) = checkout.call::<()>("work", ()).await {
+    ///     println!("the checkout {}", if error.is_fatal() { "is over" } else { "is still good" });
+    /// }
+    /// # }
+    /// ```
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Fatal { .. })
     }
 
     /// Whether a worker may have run the call, completely or in part. If `false`, a retry cannot run it
     /// twice.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// let mut result = client.call::<()>("charge", (100,)).await;
+    /// if result.as_ref().is_err_and(|error| !error.may_have_run()) {
+    ///     result = client.call("charge", (100,)).await;
+    /// }
+    /// # }
+    /// ```
     pub fn may_have_run(&self) -> bool {
         match self {
             Self::Call { error, .. } => error.may_have_run(),
@@ -259,6 +310,14 @@ impl<E> Error<E> {
     }
 
     /// The call that the error belongs to.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// if let Err(error) = client.call::<()>("work", ()).await {
+    ///     println!("{} failed: {error}", error.site());
+    /// }
+    /// # }
+    /// ```
     pub fn site(&self) -> &CallSite {
         match self {
             Self::Call { site, .. } | Self::Fatal { site, .. } => site,
@@ -292,12 +351,23 @@ impl<E> CallError<E> {
 }
 
 impl Failure {
-    /// Creates a failure without a cause. [`Failure`] has an example.
+    /// Creates a failure without a cause.
+    ///
+    /// ```
+    /// assert_eq!(taskfork::error::Failure::new("disk full").causes().count(), 0);
+    /// ```
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None, left_out: 0 }
     }
 
     /// Appends a cause to the end of the chain. After 64 causes, further ones are only counted.
+    ///
+    /// ```
+    /// use taskfork::error::Failure;
+    ///
+    /// let failure = Failure::new("cannot open the account").caused_by("no space").caused_by("disk full");
+    /// assert_eq!(failure.causes().last(), Some("disk full"));
+    /// ```
     #[must_use]
     pub fn caused_by(mut self, message: impl Into<String>) -> Self {
         let mut length = 0;
@@ -346,11 +416,25 @@ impl Failure {
     }
 
     /// The failure's own message.
+    ///
+    /// ```
+    /// use taskfork::error::Failure;
+    ///
+    /// let failure = Failure::new("cannot open the account").caused_by("no space").caused_by("disk full");
+    /// assert_eq!(failure.message(), "cannot open the account");
+    /// ```
     pub fn message(&self) -> &str {
         &self.message
     }
 
     /// The messages of the causes, nearest first. If some were left out, the last one states their number.
+    ///
+    /// ```
+    /// use taskfork::error::Failure;
+    ///
+    /// let failure = Failure::new("cannot open the account").caused_by("no space").caused_by("disk full");
+    /// assert_eq!(failure.causes().collect::<Vec<_>>(), ["no space", "disk full"]);
+    /// ```
     pub fn causes(&self) -> impl Iterator<Item = &str> {
         self.links().map(|cause| cause.message.as_str())
     }

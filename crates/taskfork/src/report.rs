@@ -13,6 +13,8 @@ use crate::error::{CallError, Death, Error, Failure, FatalError, Panic};
 /// if let Err(error) = client.call::<i64>("add", (2, 3)).await {
 ///     let site = error.site();
 ///     eprintln!("{site} failed, called at line {}", site.location().line());
+///     eprintln!("client {}, method {:?}", site.client(), site.method());
+///     eprintln!("{}", site.stack().unwrap_or("the worker sent no stack"));
 /// }
 /// # }
 /// ```
@@ -89,6 +91,14 @@ impl CallSite {
 
     /// The `tracing` spans around the task that awaited the call. Empty unless the subscriber has the
     /// `ErrorLayer` of the crate `tracing-error`.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// if let Err(error) = client.call::<i64>("add", (2, 3)).await {
+    ///     eprintln!("{}", error.site().spans());
+    /// }
+    /// # }
+    /// ```
     #[cfg(feature = "spans")]
     pub fn spans(&self) -> &tracing_error::SpanTrace {
         &self.0.spans
@@ -105,6 +115,15 @@ impl fmt::Display for CallSite {
 ///
 /// It begins with the error's text, its causes in the worker, and the worker's stack if there is one.
 /// Then follow the call, the line that made it, and the `tracing` spans around it.
+///
+/// ```no_run
+/// # async fn example(client: taskfork::Client) {
+/// if let Err(error) = client.call::<i64>("add", (2, 3)).await {
+///     let text = error.report().to_string();
+///     eprintln!("{text}");
+/// }
+/// # }
+/// ```
 pub struct Report<'a, E>(pub(crate) &'a Error<E>);
 
 impl<E: fmt::Display> fmt::Display for Report<'_, E> {

@@ -23,6 +23,7 @@ const MAX_STATE: usize = 512;
 /// let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 /// let context = TraceContext::new(parent).unwrap().with_state("vendor=value");
 /// assert_eq!(context.traceparent(), parent);
+/// assert_eq!(context.tracestate(), Some("vendor=value"));
 /// assert_eq!(TraceContext::new("something else"), None);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,14 @@ pub struct TraceContext {
 impl TraceContext {
     /// Parses the header `traceparent` of version 00. Returns `None` for any other text, and if the
     /// trace id or the parent id is zero.
+    ///
+    /// ```
+    /// use taskfork::trace_context::TraceContext;
+    ///
+    /// // Version ff does not exist.
+    /// let other = "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    /// assert_eq!(TraceContext::new(other), None);
+    /// ```
     pub fn new(traceparent: &str) -> Option<Self> {
         let hex = |part: &str, length: usize| {
             let digits = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -56,6 +65,14 @@ impl TraceContext {
 
     /// Sets the header `tracestate`. Defaults to none. A text that is empty or longer than 512 bytes
     /// removes it.
+    ///
+    /// ```
+    /// use taskfork::trace_context::TraceContext;
+    ///
+    /// let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    /// let context = TraceContext::new(parent).unwrap().with_state(&"long".repeat(200));
+    /// assert_eq!(context.tracestate(), None);
+    /// ```
     #[must_use]
     pub fn with_state(mut self, tracestate: &str) -> Self {
         let fits = (1..=MAX_STATE).contains(&tracestate.len());
@@ -64,11 +81,27 @@ impl TraceContext {
     }
 
     /// The header `traceparent`.
+    ///
+    /// ```
+    /// use taskfork::trace_context::TraceContext;
+    ///
+    /// let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    /// assert_eq!(TraceContext::new(parent).unwrap().traceparent(), parent);
+    /// ```
     pub fn traceparent(&self) -> &str {
         &self.traceparent
     }
 
-    /// The header `tracestate`.
+    /// The header `tracestate`, or `None` without one.
+    ///
+    /// ```
+    /// use taskfork::trace_context::TraceContext;
+    ///
+    /// let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    /// let context = TraceContext::new(parent).unwrap();
+    /// assert_eq!(context.tracestate(), None);
+    /// assert_eq!(context.with_state("vendor=value").tracestate(), Some("vendor=value"));
+    /// ```
     pub fn tracestate(&self) -> Option<&str> {
         self.tracestate.as_deref()
     }

@@ -55,6 +55,16 @@ pub struct ClientBuilder {
 }
 
 /// Why a client cannot be built.
+///
+/// ```
+/// use taskfork::Client;
+/// use taskfork::client::ConfigError;
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let error = Client::builder().address("unix:/run/adder.sock").max_workers(0).build().unwrap_err();
+/// assert!(matches!(error, ConfigError::NoWorkers));
+/// # });
+/// ```
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -108,6 +118,13 @@ debug_as_text!(ConfigError);
 
 impl Client {
     /// Returns a builder with the default of every option. Only the address has no default.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), taskfork::BoxError> {
+    /// let client = taskfork::Client::builder().address("unix:/run/adder.sock").build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn builder() -> ClientBuilder {
         ClientBuilder {
             addresses: Vec::new(),
@@ -252,7 +269,14 @@ impl ClientBuilder {
 
     /// Sets which checkout fails when the queue has reached [`max_queue`](Self::max_queue).
     ///
-    /// Defaults to [`Overload::RefuseNewest`]. [`Overload`] has an example.
+    /// Defaults to [`Overload::RefuseNewest`].
+    ///
+    /// ```
+    /// use taskfork::client::Overload;
+    ///
+    /// let builder = taskfork::Client::builder().max_queue(100).overload(Overload::DropOldest);
+    /// # let _ = builder;
+    /// ```
     pub fn overload(mut self, overload: Overload) -> Self {
         self.overload = overload;
         self
@@ -416,6 +440,11 @@ impl ClientBuilder {
 
     /// The same as [`reuse_after_error`](Self::reuse_after_error), under the name that
     /// AnyEvent::Task gives it.
+    ///
+    /// ```
+    /// let builder = taskfork::Client::builder().dont_refork_after_error(true);
+    /// # let _ = builder;
+    /// ```
     pub fn dont_refork_after_error(self, reuse: bool) -> Self {
         self.reuse_after_error(reuse)
     }

@@ -267,6 +267,12 @@ impl Checkout {
     }
 
     /// The same as [`abort`](Self::abort), under the name that AnyEvent::Task gives it.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// client.checkout().throw_fatal_error("the user pressed stop");
+    /// # }
+    /// ```
     pub fn throw_fatal_error(&self, message: impl Into<String>) {
         self.abort(message);
     }
@@ -343,6 +349,19 @@ impl fmt::Debug for Checkout {
 
 /// Makes typed calls: implemented by [`Checkout`], and by [`Client`](crate::Client), which makes a
 /// checkout for each call.
+///
+/// ```
+/// #[taskfork::interface]
+/// trait Adder {
+///     fn add(&mut self, a: i64, b: i64) -> i64;
+/// }
+///
+/// // The interface adds its methods to whatever makes calls.
+/// async fn sum<C: taskfork::client::Caller>(caller: &C) -> Result<i64, taskfork::Error> {
+///     caller.add(2, 3).await
+/// }
+/// # let _ = sum::<taskfork::Client>;
+/// ```
 pub trait Caller {
     /// Calls a method of a typed interface.
     #[doc(hidden)]

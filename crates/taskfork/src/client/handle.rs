@@ -178,12 +178,26 @@ impl Client {
     }
 
     /// Whether [`close`](Self::close) has been called on this client or a clone of it.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// let handle = client.clone();
+    /// client.close().await;
+    /// assert!(handle.is_closed());
+    /// # }
+    /// ```
     pub fn is_closed(&self) -> bool {
         self.core.pool().is_closed()
     }
 
     /// Returns the current numbers of workers and checkouts, and the totals since the client was
-    /// built. [`Stats`] has an example.
+    /// built.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) {
+    /// println!("{} checkouts wait", client.stats().queued);
+    /// # }
+    /// ```
     pub fn stats(&self) -> Stats {
         let pool = self.core.pool();
         let unreachable = pool.unreachable().map(|unreachable| unreachable.reason.to_string());

@@ -108,6 +108,17 @@ impl Server {
     /// * preload failed.
     ///
     /// Returns [`ServerError::Killed`] if a shutdown had to kill workers.
+    ///
+    /// ```no_run
+    /// use taskfork::{Methods, Server, ServerError};
+    ///
+    /// fn main() -> Result<(), ServerError> {
+    ///     Server::builder()
+    ///         .listen("unix:/run/adder.sock")
+    ///         .interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b)))
+    ///         .run()
+    /// }
+    /// ```
     pub fn run(self) -> Result<(), ServerError> {
         let _deferred = DeferredSignals::new()
             .map_err(ServerError::system("cannot block SIGUSR1 and SIGUSR2"))?;

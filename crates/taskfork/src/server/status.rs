@@ -78,6 +78,15 @@ pub struct ServerStatus {
 }
 
 /// The status of a worker.
+///
+/// ```no_run
+/// # fn example(server: taskfork::server::ServerHandle) -> std::io::Result<()> {
+/// for worker in server.status()?.workers.iter().filter(|worker| worker.state == "busy") {
+///     println!("{} runs {:?} for {} s", worker.pid, worker.method, worker.seconds);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerStatus {

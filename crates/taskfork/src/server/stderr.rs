@@ -16,6 +16,14 @@ use super::log_limit::{LogLimit, WINDOW};
 use crate::log_output;
 
 /// What happens to the standard error of workers.
+///
+/// ```
+/// use taskfork::Server;
+/// use taskfork::server::Stderr;
+///
+/// let builder = Server::builder().stderr(Stderr::Inherit);
+/// # let _ = builder;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Stderr {

@@ -12,6 +12,17 @@ use crate::report::CallSite;
 /// type for a typed one.
 ///
 /// It is implemented for every error type that implements `serde::Deserialize`.
+///
+/// ```
+/// use taskfork::Call;
+/// use taskfork::error::InterfaceError;
+///
+/// /// The result of a call, or `None` after any error.
+/// async fn optional<T: serde::de::DeserializeOwned, E: InterfaceError>(call: Call<T, E>) -> Option<T> {
+///     call.await.ok()
+/// }
+/// # let _ = optional::<i64, taskfork::error::Failure>;
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot arrive as an interface's own error",
     note = "implement `std::error::Error` for it and derive `serde::Serialize` and \

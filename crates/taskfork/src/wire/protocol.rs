@@ -1,6 +1,14 @@
 //! The protocols that a connection can speak.
 
 /// Which of the two protocols is spoken. Defaults to [`Native`](Self::Native).
+///
+/// ```
+/// use taskfork::Client;
+/// use taskfork::client::Protocol;
+///
+/// let builder = Client::builder().address("unix:/run/perl.sock").protocol(Protocol::Perl);
+/// # let _ = builder;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Protocol {

@@ -29,6 +29,20 @@ use crate::worker::{Handlers, serve};
 ///
 /// A setter never fails. Mistakes are errors of [`Server::run`] and [`Server::check`], which name the
 /// option.
+///
+/// ```
+/// use std::time::Duration;
+/// use taskfork::{Methods, Server, ServerBuilder};
+///
+/// /// The options that all of a program's servers share.
+/// fn with_defaults(server: ServerBuilder) -> ServerBuilder {
+///     server.max_calls(1000).hung_worker_timeout(Duration::from_secs(60))
+/// }
+///
+/// let server = with_defaults(Server::builder().listen("unix:/run/adder.sock"))
+///     .interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b)));
+/// # let _ = server;
+/// ```
 #[must_use = "a server does nothing before `interface` and `run`"]
 pub struct ServerBuilder<S = ()> {
     pub(super) options: Options,

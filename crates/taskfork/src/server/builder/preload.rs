@@ -9,6 +9,16 @@ use crate::worker::interface::BoxError;
 
 /// A builder whose server loads a value before it forks workers. [`setup`](Self::setup) receives the
 /// value. [`ServerBuilder::preload`] makes it.
+///
+/// ```
+/// use taskfork::server::Preloaded;
+/// use taskfork::{BoxError, Server};
+///
+/// let preloaded: Preloaded<Vec<u64>> =
+///     Server::builder().preload(|| Ok::<_, BoxError>((0..1_000_000).collect()));
+/// let builder = preloaded.setup(|table| Ok::<_, BoxError>(table.len()));
+/// # let _ = builder;
+/// ```
 #[must_use = "a server does nothing before `setup`, `interface` and `run`"]
 pub struct Preloaded<P: 'static> {
     builder: ServerBuilder,
