@@ -62,6 +62,7 @@
 //! | [`server`] | the server's options, handles, status and log |
 //! | [`worker`] | interfaces, and what code in a worker can ask: context, logger, peer |
 //! | [`error`] | all errors of calls |
+//! | [`sandbox`] | levels of confinement for processes |
 //! | [`blob`] | long byte strings that are not copied, and open files |
 //! | [`trace_context`] | W3C Trace Context of calls |
 //!
@@ -126,6 +127,8 @@ pub use error::Error;
 pub use log_defer;
 #[doc(inline)]
 pub use server::{Server, ServerBuilder, ServerError, init};
+#[doc(inline)]
+pub use taskfork_sandbox as sandbox;
 #[doc(inline)]
 pub use worker::{BoxError, Methods};
 
