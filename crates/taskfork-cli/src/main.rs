@@ -12,6 +12,7 @@ mod logging;
 mod logs;
 mod output;
 mod pools;
+mod sandbox_command;
 mod serve;
 mod server_address;
 mod status;
@@ -56,6 +57,8 @@ enum Subcommand {
     Bench(bench::Options),
     /// Check a file of pools, or print an example of one
     Config(config_command::Options),
+    /// Check what this kernel offers for the sandbox of workers
+    Sandbox(sandbox_command::Options),
     /// Show Log::Defer messages, one JSON message a line, as timelines
     Logs(logs::Options),
     /// Print completions for a shell
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
         Subcommand::Status(options) => status::run(options),
         Subcommand::Bench(options) => bench::run(options, &logging),
         Subcommand::Config(options) => config_command::run(options),
+        Subcommand::Sandbox(options) => sandbox_command::run(&options),
         Subcommand::Logs(options) => logs::run(options),
         Subcommand::Completions(options) => generate::completions(&options),
         Subcommand::Man => generate::man(),

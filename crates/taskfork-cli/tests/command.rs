@@ -485,3 +485,14 @@ fn completions_and_the_manual_page_are_made() {
     let page = taskfork().arg("man").assert().success();
     page.stdout(contains(".TH taskfork").and(contains("hung\\-worker\\-timeout")));
 }
+
+#[test]
+fn sandbox_check_prints_what_the_kernel_supports() {
+    let table = taskfork().args(["sandbox", "check"]).assert().success();
+    // Nothing can be missing for this level.
+    table.stdout(contains("seccomp filters").and(contains("\nyes  level off\n")));
+    let json = taskfork().args(["sandbox", "check", "--json"]).output().unwrap();
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["levels"][0]["level"], "off");
+    assert!(json["features"].as_array().is_some_and(|features| !features.is_empty()), "{json}");
+}
