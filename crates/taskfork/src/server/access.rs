@@ -170,20 +170,27 @@ fn ids(
     names: Option<&[String]>,
     find: impl Fn(&str) -> std::io::Result<Option<u32>>,
 ) -> Result<Vec<u32>, ServerError> {
-    let id = |name: &String| {
-        if let Ok(id) = name.parse() {
-            return Ok(id);
+    names.unwrap_or_default().iter().map(|name| id(option, what, name, &find)).collect()
+}
+
+/// The id of a user or a group that is given by name or number.
+pub(super) fn id(
+    option: &'static str,
+    what: &str,
+    name: &str,
+    find: impl Fn(&str) -> std::io::Result<Option<u32>>,
+) -> Result<u32, ServerError> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    match find(name) {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(ServerError::option(option, format!("there is no {what} `{name}`"))),
+        Err(source) => {
+            let reason = format!("the {what} `{name}` cannot be looked up: {source}");
+            Err(ServerError::Option { option, reason, source: Some(source) })
         }
-        match find(name) {
-            Ok(Some(id)) => Ok(id),
-            Ok(None) => Err(ServerError::option(option, format!("there is no {what} `{name}`"))),
-            Err(source) => {
-                let reason = format!("the {what} `{name}` cannot be looked up: {source}");
-                Err(ServerError::Option { option, reason, source: Some(source) })
-            }
-        }
-    };
-    names.unwrap_or_default().iter().map(id).collect()
+    }
 }
 
 /// Fails if one of the ids stands for several users or groups, because then it admits more than it says.

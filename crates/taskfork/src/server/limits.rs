@@ -15,8 +15,8 @@ use crate::time_limit::TimeLimit;
 /// use taskfork::Server;
 /// use taskfork::server::Limit;
 ///
-/// // 2 GiB for each worker, and no core files.
-/// let server = Server::builder().limit(Limit::AddressSpace, 2 << 30).limit(Limit::CoreSize, 0);
+/// // 2 GiB for each worker, and at most 64 descriptors.
+/// let server = Server::builder().limit(Limit::AddressSpace, 2 << 30).limit(Limit::OpenFiles, 64);
 /// # let _ = server;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,8 @@ pub enum Limit {
     CpuTime,
     /// The number of open descriptors.
     OpenFiles,
-    /// The size of a core file in bytes. 0 means none.
+    /// The size of a core file in bytes. Workers leave none unless this is set. The kernel ignores
+    /// the limit if it pipes core files to a program; see core(5).
     CoreSize,
     /// The number of processes and threads of the worker's user, in all programs. It has no effect
     /// for root.

@@ -5,7 +5,8 @@
 //! * `event_loop` handles all events. Everything below is independent of it.
 //! * Connections: `initial_listener`, `listener`, `socket_file`, `access`, `handshakes`,
 //!   `client_queue`, `fair_share`, `refusal`.
-//! * Workers: `child`, `worker_exit`, `spares`, `limits`, `stderr`, `orphans`, `guardian`.
+//! * Workers: `child`, `worker_exit`, `spares`, `limits`, `privileges`, `probe`, `stderr`,
+//!   `orphans`, `guardian`.
 //! * Restarts and service managers: `restart`, `parent`, `signals`, `hangup`, `service_manager`,
 //!   `environment`.
 //! * The program that starts a server in a process of its own: `spawn`, `entry`, `launch`,
@@ -45,6 +46,8 @@ mod oom;
 mod options;
 mod orphans;
 mod parent;
+mod privileges;
+mod probe;
 mod proc_status;
 mod process;
 pub(crate) mod program_file;

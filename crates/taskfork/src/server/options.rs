@@ -9,6 +9,7 @@ use super::error::ServerError;
 use super::handshakes::HandshakeLimits;
 use super::limits::{Recycling, WorkerLimits, default_max_workers};
 use super::parent::Parent;
+use super::privileges::Privileges;
 use super::status_socket::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError, AddressKind};
@@ -40,6 +41,7 @@ pub(crate) struct Options {
     pub(crate) max_workers: usize,
     pub(crate) spare_workers: usize,
     pub(crate) limits: WorkerLimits,
+    pub(crate) privileges: Privileges,
     pub(crate) recycling: Recycling,
     pub(crate) access: Access,
     pub(crate) handshakes: HandshakeLimits,
@@ -141,6 +143,7 @@ impl Default for Options {
             max_workers: default_max_workers(),
             spare_workers: 0,
             limits: WorkerLimits::default(),
+            privileges: Privileges::default(),
             recycling: Recycling::default(),
             access: Access::default(),
             handshakes: HandshakeLimits::default(),

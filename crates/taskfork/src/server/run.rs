@@ -171,6 +171,7 @@ impl Server {
     /// ```
     pub fn check(&self) -> Result<(), ServerError> {
         self.options.check()?;
+        self.options.privileges.identity()?;
         let rules = self.options.access.rules()?;
         Handshakes::new(&self.options.handshakes, &rules)?;
         match &self.options.address {

@@ -63,5 +63,6 @@ pub(crate) use signal::{
 };
 pub(crate) use title::{Title, set_title};
 pub(crate) use user::{
-    User, common_user, effective_user, is_unique_group, is_unique_user, sole_user,
+    User, account_of, common_user, effective_user, groups_of_this_process, is_unique_group,
+    is_unique_user, sole_user,
 };

@@ -1,6 +1,6 @@
 //! Forking, starting programs and exiting.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -183,7 +183,7 @@ pub(crate) fn set_variable(name: &str, value: &str) {
 
 /// Removes variables from the environment of a forked process. Does nothing if the process has other threads.
 #[taskfork_macros::startup_code]
-pub(crate) fn remove_variables(names: &[&str]) {
+pub(crate) fn remove_variables(names: &[OsString]) {
     if names.is_empty() || thread_count().is_ok_and(|threads| threads != 1) {
         return;
     }

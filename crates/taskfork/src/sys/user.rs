@@ -1,5 +1,7 @@
 //! Users and groups: whose a process or a file is, and whether an id stands for one of them alone.
 
+use std::ffi::CString;
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
@@ -44,6 +46,32 @@ pub(crate) fn sole_user() -> Option<User> {
     // SAFETY: the pointers are to three local variables of the type that the function writes.
     let done = unsafe { libc::getresuid(&mut real, &mut effective, &mut saved) };
     (done == 0 && real == effective && effective == saved).then_some(User(effective))
+}
+
+/// A user's entry in the user database, with all of its groups.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) user: u32,
+    pub(crate) group: u32,
+    pub(crate) groups: Vec<u32>,
+}
+
+/// Looks up a user by name or id. Returns `None` if there is no entry.
+pub(crate) fn account_of(user: &str) -> io::Result<Option<Account>> {
+    use nix::unistd::{Uid, User};
+    let found = match user.parse() {
+        Ok(id) => User::from_uid(Uid::from_raw(id))?,
+        Err(_) => User::from_name(user)?,
+    };
+    let Some(found) = found else { return Ok(None) };
+    let groups = nix::unistd::getgrouplist(&CString::new(found.name)?, found.gid)?;
+    let groups = groups.into_iter().map(|group| group.as_raw()).collect();
+    Ok(Some(Account { user: found.uid.as_raw(), group: found.gid.as_raw(), groups }))
+}
+
+/// Returns the supplementary groups of this process.
+pub(crate) fn groups_of_this_process() -> io::Result<Vec<u32>> {
+    Ok(nix::unistd::getgroups()?.into_iter().map(|group| group.as_raw()).collect())
 }
 
 /// Whether the id stands for one user alone.

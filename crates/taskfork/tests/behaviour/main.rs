@@ -46,6 +46,7 @@ mod perl_client;
 mod pipelining;
 mod pool;
 mod preload;
+mod privileges;
 mod recycling;
 mod reports;
 mod restart;

@@ -1,10 +1,11 @@
 //! The builder of a server. Its setters are grouped by subject: `connections` (addresses, access,
-//! handshakes, messages), `workers` (number, lifetime, limits), `operation` (name, status, log,
-//! shutdown, restart) and `preload`.
+//! handshakes, messages), `workers` (number, lifetime, limits), `privileges` (user, groups,
+//! environment), `operation` (name, status, log, shutdown, restart) and `preload`.
 
 mod connections;
 mod operation;
 mod preload;
+mod privileges;
 mod workers;
 
 use std::fmt;

@@ -137,14 +137,15 @@ impl<S> ServerBuilder<S> {
     }
 
     /// Limits a resource of each worker, with the same soft and hard limit. Defaults to the server's
-    /// own limits. A limit that this process may not set is an error of
+    /// own limits, but workers leave no core files unless [`Limit::CoreSize`] is set: a core file holds
+    /// what the server had in its memory. A limit that this process may not set is an error of
     /// [`run`](crate::Server::run).
     ///
     /// ```
     /// use taskfork::Server;
     /// use taskfork::server::Limit;
     ///
-    /// let server = Server::builder().limit(Limit::CpuTime, 600).limit(Limit::CoreSize, 0);
+    /// let server = Server::builder().limit(Limit::CpuTime, 600).limit(Limit::OpenFiles, 64);
     /// # let _ = server;
     /// ```
     pub fn limit(mut self, limit: Limit, value: u64) -> Self {
@@ -155,8 +156,8 @@ impl<S> ServerBuilder<S> {
 
     /// Sets the niceness of workers, from -20 to 19. Defaults to the server's own niceness.
     ///
-    /// A worker sets it before [`setup`](Self::setup), which may drop the privilege that a lower
-    /// niceness needs (CAP_SYS_NICE). A value that this process may not set is an error of
+    /// A worker sets it before [`user`](Self::user) and [`setup`](Self::setup), which may drop the
+    /// privilege that a lower niceness needs (CAP_SYS_NICE). A value that this process may not set is an error of
     /// [`run`](crate::Server::run).
     ///
     /// ```
@@ -171,8 +172,8 @@ impl<S> ServerBuilder<S> {
     /// Sets how likely the kernel is to kill a worker when memory runs out, from -1000 (never) to
     /// 1000 (first). Defaults to the server's own score.
     ///
-    /// A worker sets it before [`setup`](Self::setup), which may drop the privilege that a lower
-    /// score needs (CAP_SYS_RESOURCE). A value that this process may not set is an error of
+    /// A worker sets it before [`user`](Self::user) and [`setup`](Self::setup), which may drop the
+    /// privilege that a lower score needs (CAP_SYS_RESOURCE). A value that this process may not set is an error of
     /// [`run`](crate::Server::run).
     ///
     /// ```

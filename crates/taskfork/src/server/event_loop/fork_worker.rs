@@ -231,7 +231,13 @@ impl EventLoop {
         }
         self.title.show();
         sys::reseed_c_random();
-        sys::remove_variables(self.service_manager.variables());
+        // The steps above may need the server's privileges.
+        let server = Pid::from_raw(self.pid.cast_signed());
+        let server = server.ok_or(io::ErrorKind::NotFound.into());
+        if let Err(error) = server.and_then(|server| self.privileges.apply(server)) {
+            log::error!("a worker cannot give up its privileges: {error}");
+            sys::exit_now(1);
+        }
         let run = std::panic::AssertUnwindSafe(|| (self.program)(init));
         let status = std::panic::catch_unwind(run).unwrap_or(101);
         sys::flush_stdio();

@@ -51,6 +51,7 @@ use crate::server::oom::OomKills;
 use crate::server::options::Options;
 use crate::server::orphans::Orphans;
 use crate::server::parent::Parent;
+use crate::server::privileges::WorkerPrivileges;
 use crate::server::restart::{Predecessor, Successor};
 use crate::server::service_manager::ServiceManager;
 use crate::server::signals::Signals;
@@ -134,6 +135,7 @@ pub(crate) struct EventLoop {
     /// How long the last scan of all workers took.
     scan_time: Duration,
     service_manager: ServiceManager,
+    privileges: WorkerPrivileges,
     /// The listener comes from the server before this one.
     is_listener_inherited: bool,
     /// A new server that is not ready yet.
@@ -181,6 +183,13 @@ impl EventLoop {
         }
         log_output::lock().take_over();
         options.limits.probe(&thread_count)?;
+        let service_manager = ServiceManager::find(&options);
+        let privileges = WorkerPrivileges::new(
+            &options.privileges,
+            &options.limits,
+            service_manager.variables(),
+            &thread_count,
+        )?;
         let hangup = Hangup::of_this_process(options.restart_on_hangup);
         if hangup == Hangup::Ignored {
             log::info!("SIGHUP is ignored, as whoever started this server has set that");
@@ -201,7 +210,6 @@ impl EventLoop {
         let wake = WakePipe::new().map_err(ServerError::system(
             "cannot make the pipe through which workers wake the server",
         ))?;
-        let service_manager = ServiceManager::find(&options);
         let stderr_output = StderrOutput::new(options.stderr);
         let mut server = Self {
             options,
@@ -237,6 +245,7 @@ impl EventLoop {
             counters: Counters::default(),
             scan_time: Duration::ZERO,
             service_manager,
+            privileges,
             is_listener_inherited: is_inherited,
             successor: None,
             successor_pid: None,

@@ -150,6 +150,9 @@ pub(crate) fn run_requested() -> bool {
         ["serve_as", users, spares, address] => {
             print_error(crate::users::serve(users, spares, address));
         }
+        ["serve_privileged", address, ref options @ ..] => {
+            print_error(crate::privileges::serve(address, options));
+        }
         ["serve_logs", address] => {
             print_error(crate::logs::server(Server::builder().listen(address)));
         }
