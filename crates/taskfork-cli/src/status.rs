@@ -117,10 +117,12 @@ pub(crate) fn headline(status: &ServerStatus) -> String {
         .map(|(cause, count)| format!("{} {count}", printable(cause)))
         .collect();
     let deaths = if deaths.is_empty() { "none".to_owned() } else { deaths.join(", ") };
+    let sandbox = status.sandbox.as_deref().map(|level| format!("; sandbox {}", printable(level)));
+    let sandbox = sandbox.unwrap_or_default();
     let state = if status.accepting { "serving" } else { "shutting down" };
     format!(
         "{} (process {}) {state} for {}: {} workers of at most {}, {busy} busy, {} wait for \
-         one; {} forked, {} refused, {} connections without a greeting; ended: {deaths}",
+         one; {} forked, {} refused, {} connections without a greeting{sandbox}; ended: {deaths}",
         printable(&status.name),
         status.pid,
         time(status.seconds),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +15,9 @@ use crate::time_limit::nanoseconds;
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static CONNECTION: OnceLock<BorrowedFd<'static>> = OnceLock::new();
+
+/// This worker's private directory.
+static SCRATCH: OnceLock<PathBuf> = OnceLock::new();
 
 /// The current call's deadline in nanoseconds of [`now`], or 0 if it has none.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
@@ -123,6 +127,19 @@ impl Context {
         sys::peer_address(CONNECTION.get()?)
     }
 
+    /// This worker's private directory, or `None` outside of workers, and if the server has not set
+    /// [`scratch`](crate::ServerBuilder::scratch).
+    ///
+    /// It is the same for all calls of a worker, and also in `setup`. Clean it up between checkouts if the
+    /// next client must not find what a call has left. The server removes it when the worker has ended.
+    ///
+    /// ```
+    /// assert_eq!(taskfork::worker::context().scratch(), None);
+    /// ```
+    pub fn scratch(&self) -> Option<&'static Path> {
+        SCRATCH.get().map(PathBuf::as_path)
+    }
+
     /// Whether the call's deadline has passed. Always false for a call without a time limit.
     ///
     /// ```
@@ -137,6 +154,12 @@ impl Context {
 #[taskfork_macros::startup_code]
 pub(crate) fn set(deadline: Option<Duration>) {
     DEADLINE.store(deadline.map_or(0, nanoseconds), Ordering::Relaxed);
+}
+
+/// Sets this worker's private directory.
+pub(crate) fn set_scratch(path: PathBuf) {
+    // A worker has one directory.
+    let _ = SCRATCH.set(path);
 }
 
 /// Sets the connection that this worker serves.

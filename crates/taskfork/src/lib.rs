@@ -62,7 +62,7 @@
 //! | [`server`] | the server's options, handles, status and log |
 //! | [`worker`] | interfaces, and what code in a worker can ask: context, logger, peer |
 //! | [`error`] | all errors of calls |
-//! | [`sandbox`] | levels of confinement for processes |
+//! | [`sandbox`] | what the code of workers may do: levels, and what each of them forbids |
 //! | [`blob`] | long byte strings that are not copied, and open files |
 //! | [`trace_context`] | W3C Trace Context of calls |
 //!
@@ -109,6 +109,7 @@ pub mod fuzz;
 mod log_output;
 mod report;
 mod ring;
+pub mod sandbox;
 pub mod server;
 mod shm_pool;
 mod sync;
@@ -127,8 +128,6 @@ pub use error::Error;
 pub use log_defer;
 #[doc(inline)]
 pub use server::{Server, ServerBuilder, ServerError, init};
-#[doc(inline)]
-pub use taskfork_sandbox as sandbox;
 #[doc(inline)]
 pub use worker::{BoxError, Methods};
 

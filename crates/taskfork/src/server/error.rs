@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use taskfork_sandbox::PrepareError;
+
 use super::process::describe_end;
 use crate::address::AddressError;
 use crate::display::{debug_as_text, seconds};
@@ -127,6 +129,12 @@ pub enum ServerError {
         reason: String,
         /// The system's error, if the system has refused the value.
         source: Option<io::Error>,
+    },
+    /// The [`sandbox`](crate::ServerBuilder::sandbox) of workers cannot be had on this machine.
+    #[error("the sandbox of workers cannot be prepared: {source}")]
+    Sandbox {
+        /// What the kernel lacks, or which path cannot be opened.
+        source: PrepareError,
     },
     /// [`preload`](crate::ServerBuilder::preload) failed.
     #[error("cannot preload: {0}")]

@@ -13,6 +13,7 @@ impl ServerStatus {
     /// |---|---|---|
     /// | `taskfork_server_workers` | gauge | `server`, `state` |
     /// | `taskfork_server_checkouts_queued` | gauge | `server` |
+    /// | `taskfork_server_sandbox` | gauge: 1 | `server`, `level` (`off` without a sandbox) |
     /// | `taskfork_server_deaths_total` | counter | `server`, `cause` |
     /// | `taskfork_server_workers_forked_total` | counter | `server` |
     /// | `taskfork_server_connections_refused_total` | counter | `server` |
@@ -26,6 +27,7 @@ impl ServerStatus {
     pub fn record_metrics(&self) {
         describe_gauge!("taskfork_server_workers", "workers of a server, by state");
         describe_gauge!("taskfork_server_checkouts_queued", "checkouts that wait for a worker");
+        describe_gauge!("taskfork_server_sandbox", "1, with the level of the workers' sandbox");
         describe_counter!("taskfork_server_deaths_total", "workers that have ended, by cause");
         describe_counter!("taskfork_server_workers_forked_total", "workers that were forked");
         describe_counter!("taskfork_server_connections_refused_total", "connections refused");
@@ -36,6 +38,8 @@ impl ServerStatus {
                 .set(count as f64);
         }
         gauge!("taskfork_server_checkouts_queued", "server" => server()).set(self.queued as f64);
+        let level = self.sandbox.clone().unwrap_or_else(|| "off".to_owned());
+        gauge!("taskfork_server_sandbox", "server" => server(), "level" => level).set(1.0);
         for (cause, &count) in &self.deaths {
             let labels = [("server", server()), ("cause", cause.clone())];
             counter!("taskfork_server_deaths_total", &labels).absolute(count);

@@ -5,8 +5,8 @@
 //! * `event_loop` handles all events. Everything below is independent of it.
 //! * Connections: `initial_listener`, `listener`, `socket_file`, `access`, `handshakes`,
 //!   `client_queue`, `fair_share`, `refusal`.
-//! * Workers: `child`, `worker_exit`, `spares`, `limits`, `privileges`, `probe`, `stderr`,
-//!   `orphans`, `guardian`.
+//! * Workers: `child`, `worker_exit`, `spares`, `limits`, `privileges`, `sandbox`, `scratch`,
+//!   `probe`, `stderr`, `orphans`, `guardian`.
 //! * Restarts and service managers: `restart`, `parent`, `signals`, `hangup`, `service_manager`,
 //!   `environment`.
 //! * The program that starts a server in a process of its own: `spawn`, `entry`, `launch`,
@@ -55,6 +55,8 @@ mod refusal;
 mod restart;
 mod run;
 mod runtime_directory;
+mod sandbox;
+mod scratch;
 mod service_manager;
 mod signals;
 mod socket_file;

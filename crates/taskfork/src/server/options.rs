@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use taskfork_sandbox::{Level, Sandbox};
+
 use super::access::Access;
 use super::control::ControlChannel;
 use super::error::ServerError;
@@ -10,6 +12,7 @@ use super::handshakes::HandshakeLimits;
 use super::limits::{Recycling, WorkerLimits, default_max_workers};
 use super::parent::Parent;
 use super::privileges::Privileges;
+use super::scratch::ScratchOptions;
 use super::status_socket::StatusSocket;
 use super::stderr::Stderr;
 use crate::address::{Address, AddressError, AddressKind};
@@ -42,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) spare_workers: usize,
     pub(crate) limits: WorkerLimits,
     pub(crate) privileges: Privileges,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) scratch: ScratchOptions,
     pub(crate) recycling: Recycling,
     pub(crate) access: Access,
     pub(crate) handshakes: HandshakeLimits,
@@ -98,6 +103,10 @@ impl Options {
         self.limits.check()?;
         self.recycling.check()?;
         self.handshakes.check()?;
+        self.scratch.check()?;
+        if self.sandbox.level() != Level::Off && !self.privileges.no_new_privs {
+            return wrong("no_new_privs", "a sandbox needs it: leave it set to true".to_owned());
+        }
         if self.max_workers == 0 {
             return wrong(
                 "max_workers",
@@ -144,6 +153,8 @@ impl Default for Options {
             spare_workers: 0,
             limits: WorkerLimits::default(),
             privileges: Privileges::default(),
+            sandbox: Sandbox::off(),
+            scratch: ScratchOptions::default(),
             recycling: Recycling::default(),
             access: Access::default(),
             handshakes: HandshakeLimits::default(),

@@ -176,6 +176,10 @@ impl WorkerPrivileges {
         Ok(own)
     }
 
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     /// Checks whether the system lets a worker take on its user, and lets the server kill it after that.
     fn probe(&self, threads: &ThreadCount) -> Result<(), ServerError> {
         if self.identity == Identity::default() {
@@ -268,6 +272,11 @@ impl WorkerPrivileges {
 }
 
 impl Identity {
+    /// The user and the group, where they are not the server's.
+    pub(crate) fn ids(&self) -> (Option<Uid>, Option<Gid>) {
+        (self.user, self.group)
+    }
+
     /// Leaves out groups that this process has already, so that an ordinary user may name itself. Whether
     /// the primary group is listed makes no difference to what a process may do.
     fn without_present(mut self) -> Self {

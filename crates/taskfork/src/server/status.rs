@@ -35,6 +35,9 @@ pub struct ServerStatus {
     pub accepting: bool,
     /// The maximum number of workers.
     pub max_workers: usize,
+    /// The level of the workers' sandbox. `None` if they have none.
+    #[serde(default)]
+    pub sandbox: Option<String>,
     /// The number of workers that have been forked so far.
     pub forked: u64,
     /// The number of refused connections: too many waited for a worker, the client was not allowed,
@@ -68,6 +71,7 @@ pub struct ServerStatus {
     /// | `limit` | it reached one of its limits |
     /// | `out_of_memory` | the kernel killed it because memory ran out |
     /// | `setup_failed` | it was a spare worker, and its setup failed |
+    /// | `sandbox` | it made a system call for which its sandbox kills it |
     /// | `corrupt` | it wrote an impossible value into the memory that it shares with the server |
     /// | `max_calls`, `max_age`, `max_idle`, `max_memory` | it was replaced |
     /// | `dismissed` | [`dismiss`](Self::dismiss) replaced it |

@@ -68,6 +68,8 @@ const READ_SIZE: usize = 64 << 10;
 pub(super) const MAX_BYTES_PER_SLICE: usize = 256 << 10;
 const TIME_SLICE: Duration = Duration::from_millis(20);
 const LINE_COST: usize = 100;
+/// How many bytes a read counts as at least. A worker may write its bytes one by one.
+const READ_COST: usize = 1 << 10;
 
 /// The least that is read of a worker if others write too much as well.
 pub(super) const MIN_BYTES_PER_SLICE: usize = 8 << 10;
@@ -221,7 +223,7 @@ impl CapturedStderr {
             match read(&*pipe, &mut piece) {
                 Ok(0) => return (true, None),
                 Ok(length) => {
-                    let mut cost = length;
+                    let mut cost = length.max(READ_COST);
                     tail.push(&piece[..length], |line| {
                         cost += LINE_COST;
                         show(pid, line, output, lines, now);
@@ -233,7 +235,7 @@ impl CapturedStderr {
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return (false, None),
+                Err(_) => return (false, rate.count(READ_COST, most, now)),
             }
         }
         (false, None)

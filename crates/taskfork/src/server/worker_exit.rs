@@ -1,5 +1,6 @@
 //! How a worker exited: its cause, the log entry, and the notification of its client.
 
+use std::borrow::Cow;
 use std::cell::LazyCell;
 use std::os::fd::OwnedFd;
 
@@ -8,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rustix::process::Signal;
+use taskfork_sandbox::system_call_name;
 
 use super::limits::{Limit, WorkerLimits};
 use super::log;
@@ -37,6 +39,7 @@ pub(super) mod cause {
     pub(in crate::server) const MAX_MEMORY: &str = "max_memory";
     pub(in crate::server) const DISMISSED: &str = "dismissed";
     pub(in crate::server) const MADE_ROOM: &str = "made_room";
+    pub(in crate::server) const SANDBOX: &str = "sandbox";
     pub(in crate::server) const CORRUPT: &str = "corrupt";
 }
 
@@ -113,18 +116,26 @@ fn send_notice(connection: &OwnedFd, notice: &DeathNotice) {
     }
 }
 
+/// What decides about the cause of an exit, besides the worker's own end.
+#[derive(Debug)]
+pub(crate) struct WorkerRules<'a> {
+    pub(crate) limits: &'a WorkerLimits,
+    pub(crate) oom_kills: &'a OomKills,
+    pub(crate) is_sandboxed: bool,
+}
+
 /// Finds the cause of an exit that the server did not bring about, with a text if there is more to
 /// say.
 pub(super) fn classify_exit(
     end: End,
-    retirement: Option<Retirement>,
+    slot: &ServerSlot,
     allocation_failed: bool,
-    limits: &WorkerLimits,
-    oom_kills: &OomKills,
-) -> (&'static str, &'static str) {
+    rules: &WorkerRules<'_>,
+) -> (&'static str, Cow<'static, str>) {
+    let &WorkerRules { limits, oom_kills, is_sandboxed } = rules;
     let signal = match end {
         End::Exited(0) => {
-            let cause = match retirement {
+            let cause = match slot.retirement() {
                 Some(Retirement::Age) => cause::MAX_AGE,
                 Some(Retirement::Idleness) => cause::MAX_IDLE,
                 Some(Retirement::Calls) => cause::MAX_CALLS,
@@ -133,12 +144,13 @@ pub(super) fn classify_exit(
                 Some(Retirement::Fairness) => cause::MADE_ROOM,
                 Some(Retirement::Shutdown) | None => cause::FINISHED,
             };
-            return (cause, "");
+            return (cause, "".into());
         }
         End::Signaled(signal) => Signal::from_named_raw(signal),
-        _ => return (cause::EXITED, ""),
+        _ => return (cause::EXITED, "".into()),
     };
-    match signal {
+    let (cause, text) = match signal {
+        Some(Signal::SYS) if is_sandboxed => return (cause::SANDBOX, forbidden(slot.violation())),
         Some(Signal::XCPU) if limits.has(Limit::CpuTime) => {
             (cause::LIMIT, "its limit of processor time was reached")
         }
@@ -147,6 +159,19 @@ pub(super) fn classify_exit(
         }
         Some(Signal::KILL) if oom_kills.count_new() > 0 => (cause::OUT_OF_MEMORY, "out of memory"),
         _ => (cause::SIGNALED, ""),
+    };
+    (cause, text.into())
+}
+
+/// Names the system call for which the sandbox killed a worker. The worker may have written any number. A
+/// program that the worker has executed writes none.
+fn forbidden(number: Option<u64>) -> Cow<'static, str> {
+    match number.and_then(|number| i64::try_from(number).ok()) {
+        Some(number) => match system_call_name(number) {
+            Some(name) => format!("it called `{name}`, which its sandbox forbids").into(),
+            None => format!("it made the system call {number}, which its sandbox forbids").into(),
+        },
+        None => "it made a system call that its sandbox forbids".into(),
     }
 }
 
@@ -224,7 +249,24 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
+    use nix::libc;
+
     use super::*;
+
+    #[test]
+    fn a_forbidden_call_is_named_whatever_number_the_worker_has_written() {
+        assert_eq!(
+            forbidden(Some(libc::SYS_ptrace as u64)),
+            "it called `ptrace`, which its sandbox forbids"
+        );
+        for (number, expected) in [
+            (Some(999_999), "it made the system call 999999, which its sandbox forbids"),
+            (Some(u64::MAX - 1), "it made a system call that its sandbox forbids"),
+            (None, "it made a system call that its sandbox forbids"),
+        ] {
+            assert_eq!(forbidden(number), expected);
+        }
+    }
 
     #[test]
     fn closing_a_connection_does_not_linger_even_if_its_worker_has_set_that() {

@@ -4,21 +4,37 @@ use std::ops::Range;
 
 use nix::libc;
 
-/// Returns the resident memory of this process and of the child that it mirrors, in bytes, including shared
-/// pages. 0 if the system does not say.
-pub(crate) fn resident_bytes() -> u64 {
-    let child = super::mirrored_child().map(|child| resident_bytes_of(&child.to_string()));
-    resident_bytes_of("self") + child.unwrap_or(0)
-}
+use super::kernel_file::KernelFile;
 
-fn resident_bytes_of(process: &str) -> u64 {
-    let [resident, _] = sizes_of(process);
-    resident
+/// The resident memory of this process. The file stays open, because a sandbox may forbid to open it later.
+#[derive(Debug)]
+pub(crate) struct ResidentMemory(KernelFile);
+
+impl ResidentMemory {
+    /// Opens the memory of the process that calls this.
+    pub(crate) fn open() -> Self {
+        Self(KernelFile::open("/proc/self/statm"))
+    }
+
+    /// The resident memory of this process and of the child that it mirrors, in bytes, including shared pages. 0
+    /// if the system does not say.
+    pub(crate) fn bytes(&self) -> u64 {
+        let [own, _] = parse_sizes(&self.0.read());
+        let child = super::mirrored_child().map(|child| {
+            let [resident, _] = sizes_of(&child.to_string());
+            resident
+        });
+        own + child.unwrap_or(0)
+    }
 }
 
 /// Returns the resident memory of a process, and how much of it is shared or belongs to files, in bytes.
 fn sizes_of(process: &str) -> [u64; 2] {
-    let sizes = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+    let sizes = std::fs::read_to_string(format!("/proc/{process}/statm"));
+    parse_sizes(&sizes.unwrap_or_default())
+}
+
+fn parse_sizes(sizes: &str) -> [u64; 2] {
     let pages = |at| sizes.split_whitespace().nth(at).and_then(|pages| pages.parse::<u64>().ok());
     [1, 2].map(|at| pages(at).unwrap_or(0) * rustix::param::page_size() as u64)
 }

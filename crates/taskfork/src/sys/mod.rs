@@ -24,6 +24,7 @@ mod signal;
 mod test_support;
 mod title;
 mod user;
+mod violation;
 
 pub(crate) use alarm::{
     MAX_STACK_FRAMES, StackSink, disable_stack_capture, install_stack_handler, wake_server,
@@ -42,7 +43,7 @@ pub(crate) use files::{
 pub(crate) use fork_count::fork_count;
 pub(crate) use forked::{exit_forked_child, exit_if_forked, is_forked, remember_worker_process};
 pub(crate) use kernel_file::KernelFile;
-pub(crate) use memory::{Collapsed, MappedFile, collapse_huge_pages, resident_bytes};
+pub(crate) use memory::{Collapsed, MappedFile, ResidentMemory, collapse_huge_pages};
 pub(crate) use open_file_limit::OpenFileLimit;
 pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
 pub use peer::Peer;
@@ -58,11 +59,12 @@ pub(crate) use sealed_memory::{Sealed, SealedError, Writable};
 pub(crate) use shared_atomics::SharedAtomics;
 pub(crate) use shared_buffer::{LocalBuffer, LocalBufferMut, MemoryId, RemoteBuffer};
 pub(crate) use signal::{
-    Disposition, block_signals, is_ignored, reset_for_worker, set_blocked_signals,
+    Disposition, before_exec, block_signals, is_ignored, reset_for_worker, set_blocked_signals,
     set_default_signals, signals_to_reset, spawn_without_signals, with_mask,
 };
 pub(crate) use title::{Title, set_title};
 pub(crate) use user::{
     User, account_of, common_user, effective_user, groups_of_this_process, is_unique_group,
-    is_unique_user, sole_user,
+    is_unique_user, record_user_map, sole_user,
 };
+pub(crate) use violation::{record_violation, set_violation_word};

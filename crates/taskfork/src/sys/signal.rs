@@ -167,6 +167,16 @@ pub(crate) fn set_default_signals(command: &mut Command) {
     unsafe { command.pre_exec(reset) };
 }
 
+/// Runs `prepare` in the process of `command`, right before it executes the program.
+pub(crate) fn before_exec(
+    command: &mut Command,
+    prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    // SAFETY: the caller's closure makes system calls and allocates. The C library's `fork` leaves its
+    // allocator usable in the child, and no other lock is taken.
+    unsafe { command.pre_exec(prepare) };
+}
+
 /// Starts the program of `command` with these signals blocked. The standard library unblocks all signals before it
 /// runs the closure.
 pub(crate) fn set_blocked_signals(

@@ -79,9 +79,27 @@ pub(crate) fn groups_of_this_process() -> io::Result<Vec<u32>> {
 /// In a user namespace that does not map every id, the kernel shows the owners of all other ids as the
 /// overflow id, `/proc/sys/kernel/overflowuid`. Two processes with that id can have different users.
 pub(crate) fn is_unique_user(id: u32) -> bool {
+    let maps_every_user = || match MAPS_EVERY_USER.get() {
+        Some(&known) => known,
+        None => maps_every_id("/proc/self/uid_map"),
+    };
+    id != overflow_user() || maps_every_user()
+}
+
+/// Whether every user has an id here, if a worker has recorded that.
+static MAPS_EVERY_USER: OnceLock<bool> = OnceLock::new();
+
+/// Records whether this process's own id stands for one user alone, before a sandbox forbids to open the
+/// map of ids.
+pub(crate) fn record_user_map() {
+    if rustix::process::geteuid().as_raw() == overflow_user() {
+        MAPS_EVERY_USER.get_or_init(|| maps_every_id("/proc/self/uid_map"));
+    }
+}
+
+fn overflow_user() -> u32 {
     static OVERFLOW: OnceLock<u32> = OnceLock::new();
-    let overflow = *OVERFLOW.get_or_init(|| overflow_id("/proc/sys/kernel/overflowuid"));
-    id != overflow || maps_every_id("/proc/self/uid_map")
+    *OVERFLOW.get_or_init(|| overflow_id("/proc/sys/kernel/overflowuid"))
 }
 
 /// Whether the id stands for one group alone. See [`is_unique_user`].

@@ -14,6 +14,7 @@ use super::telemetry::{self, RequestedTelemetry};
 use super::tracer;
 use super::user_code::catch_panic;
 use crate::context::{self, context};
+use crate::error::Failure;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
@@ -128,12 +129,12 @@ impl<S: 'static> Worker<'_, S> {
         }
         bounds::check(args.encoded(), self.config.max_frame)
             .map_err(|reason| ErrorReply::arguments(&reason))?;
-        let state = match &mut self.state {
-            Some(state) => state,
-            empty => {
-                let state = self.handlers.set_up();
-                empty.insert(state.inspect_err(|error| log_setup_error(self.number, error))?)
-            }
+        if self.state.is_none() {
+            let state = self.set_up();
+            self.state = Some(state.inspect_err(|error| log_setup_error(self.number, error))?);
+        }
+        let Some(state) = &mut self.state else {
+            return Err(ErrorReply::setup(Failure::new("there is no state")));
         };
         let (interface, number) = (self.interface, self.pipeline.number());
         self.out.write(self.max_answer, |out| {
@@ -141,6 +142,7 @@ impl<S: 'static> Worker<'_, S> {
             catch_panic(|| interface.call(state, Request::new(method, args, out)).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
+        self.check_result()?;
         let shared_memory = &mut self.shared_memory;
         let client = ReceiverLimits {
             max_frame: self.max_answer,
@@ -158,6 +160,20 @@ impl<S: 'static> Worker<'_, S> {
         };
         self.out = GatherFrame::default();
         Err(error)
+    }
+}
+
+#[taskfork_macros::startup_code]
+impl<S: 'static> Worker<'_, S> {
+    /// Checks the length of a result, with its blobs, against the limit of the sandbox.
+    fn check_result(&mut self) -> Result<(), ErrorReply> {
+        let (length, limit) = (self.out.len() - frame::HEADER_LEN, self.config.max_result);
+        if length <= limit {
+            return Ok(());
+        }
+        self.out = GatherFrame::default();
+        let reason = format!("it has {length} bytes, and the sandbox allows {limit} (max_result)");
+        Err(ErrorReply::result(&reason))
     }
 }
 

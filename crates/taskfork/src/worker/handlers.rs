@@ -3,24 +3,27 @@
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use super::error_reply::ErrorReply;
+use super::sandbox::{Confined, WorkerSandbox};
 use super::user_code::catch_panic;
 use crate::error::Failure;
 use crate::sys;
 
-type Setup<S> = Box<dyn Fn() -> Result<S, Failure>>;
+/// Gets the sandbox of the program that it starts, if it starts one.
+type Setup<S> = Box<dyn Fn(Option<&WorkerSandbox>) -> Result<S, Failure>>;
 type CheckoutDone<S> = Box<dyn Fn(&mut S) -> Result<(), Failure>>;
 
 pub(crate) struct Handlers<S> {
     pub(crate) setup: Setup<S>,
     pub(crate) checkout_done: Option<CheckoutDone<S>>,
+    pub(crate) confined: Confined,
 }
 
 #[taskfork_macros::startup_code]
 impl<S> Handlers<S> {
     /// Runs `setup` and returns the worker's state.
-    pub(super) fn set_up(&self) -> Result<S, ErrorReply> {
+    pub(super) fn set_up(&self, sandbox: Option<&WorkerSandbox>) -> Result<S, ErrorReply> {
         let server = getppid();
-        let result = catch_panic(&self.setup);
+        let result = catch_panic(|| (self.setup)(sandbox));
         exit_with_server(server);
         match result {
             Ok(result) => result.map_err(ErrorReply::setup),

@@ -1,8 +1,10 @@
 //! What a server passes to a new worker.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::sandbox::WorkerSandbox;
 use super::scoreboard::WorkerSlot;
 use crate::busy_poll::BusyPoll;
 use crate::time_limit::TimeLimit;
@@ -16,6 +18,9 @@ pub(crate) struct WorkerInit {
     pub(crate) number: u64,
     pub(crate) server: String,
     pub(crate) config: WorkerConfig,
+    pub(crate) sandbox: Option<WorkerSandbox>,
+    /// The directory that only this worker uses.
+    pub(crate) scratch: Option<PathBuf>,
     /// The pipe that wakes the server.
     pub(crate) wake: OwnedFd,
     pub(crate) buffers: IoBuffers,
@@ -110,6 +115,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) busy_poll: BusyPoll,
     /// The number of CPUs that this process may use.
     pub(crate) cores: usize,
+    /// The longest result of a call in bytes, with its blobs.
+    pub(crate) max_result: usize,
     /// The worker exits after this number of calls.
     pub(crate) max_calls: Option<u64>,
     /// The worker exits when it occupies more bytes than this.

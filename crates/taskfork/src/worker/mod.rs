@@ -8,6 +8,7 @@
 //!   the caller. With the feature `spans`, `tracing_layer` does the same for `tracing`.
 
 mod call;
+mod confinement;
 mod connection;
 mod error_reply;
 pub(crate) mod executable;
@@ -27,6 +28,7 @@ mod presetup;
 #[cfg_attr(not(feature = "spans"), path = "records_disabled.rs")]
 mod records;
 mod rings;
+mod sandbox;
 pub(crate) mod scoreboard;
 mod serve;
 mod shared_memory;
@@ -63,4 +65,6 @@ pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
 pub(crate) use handlers::Handlers;
 pub(crate) use init::{AcceptedClient, ClientSource, IoBuffers, WorkerConfig, WorkerInit};
+pub(crate) use panic::load_symbols;
+pub(crate) use sandbox::{Confined, WorkerSandbox};
 pub(crate) use serve::{prepare, serve};

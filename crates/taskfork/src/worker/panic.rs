@@ -28,6 +28,12 @@ pub(crate) fn install_panic_hook() {
     }));
 }
 
+/// Reads the program's debug information now, if backtraces of panics are requested, because a confined worker
+/// may not open files. Processes that are forked later have what was read.
+pub(crate) fn load_symbols() {
+    let _ = stack();
+}
+
 /// The message of a caught panic, with the location and stack that the hook has recorded.
 pub(crate) fn take_panic(payload: Box<dyn Any + Send>) -> Panic {
     let message = match payload.downcast::<String>() {

@@ -18,7 +18,7 @@ impl<S: 'static> Worker<'_, S> {
     ) -> Result<AcceptedClient, ExitReason> {
         telemetry::record_for_first_call();
         self.slot.enter(Phase::Setup)?;
-        match self.handlers.set_up() {
+        match self.set_up() {
             Ok(state) => self.state = Some(state),
             Err(error) => {
                 let text = error.body().message;

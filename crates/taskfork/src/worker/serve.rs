@@ -18,7 +18,7 @@ use super::user_code::catch_panic;
 use crate::blob;
 use crate::clock::now;
 use crate::context;
-use crate::sys;
+use crate::sys::{self, ResidentMemory};
 use crate::wire::Protocol;
 use crate::wire::WireError;
 use crate::wire::attachments::{self, Attachments};
@@ -48,6 +48,9 @@ pub(crate) fn serve<S: 'static>(
     if let Err(error) = sink.and_then(|sink| sys::install_stack_handler(sink, init.wake)) {
         tracing::error!(worker = init.number, "a timeout cannot show this worker's stack: {error}");
     }
+    if let Some(scratch) = init.scratch {
+        context::set_scratch(scratch);
+    }
     let number = init.number;
     let mut worker = Worker {
         number,
@@ -57,6 +60,9 @@ pub(crate) fn serve<S: 'static>(
         state: None,
         setup_error: None,
         config: init.config,
+        sandbox: init.sandbox,
+        connection: None,
+        memory: init.config.max_memory.map(|_| ResidentMemory::open()),
         max_answer: init.config.max_frame,
         max_blob: DEFAULT_MAX_BLOB,
         pipeline: Pipeline::default(),
@@ -120,7 +126,7 @@ impl<S: 'static> Worker<'_, S> {
         connection.set_handshake_deadline(deadline);
         match connection.read_preamble()? {
             Protocol::Native => {
-                telemetry::start(socket);
+                self.start_telemetry(socket);
                 hello.max_files = connection.max_files();
                 self.handshake(&mut connection, hello, is_preamble_sent)?;
                 self.serve_checkouts(|worker| worker.serve_message(&mut connection))
@@ -161,7 +167,7 @@ impl<S: 'static> Worker<'_, S> {
             return Err(ExitReason::Finished);
         }
         if self.state.is_none() && self.setup_error.is_none() {
-            match self.handlers.set_up() {
+            match self.set_up() {
                 Ok(state) => self.state = Some(state),
                 Err(error) => {
                     log_setup_error(self.number, &error);
@@ -185,7 +191,8 @@ impl<S: 'static> Worker<'_, S> {
         if self.config.max_calls.is_some_and(|most| self.slot.calls() >= most) {
             return Some(Retirement::Calls);
         }
-        let grown = self.config.max_memory.is_some_and(|most| sys::resident_bytes() > most);
+        let resident = self.memory.as_ref().map(ResidentMemory::bytes);
+        let grown = self.config.max_memory.zip(resident).is_some_and(|(most, now)| now > most);
         grown.then_some(Retirement::Memory)
     }
 

@@ -1,13 +1,17 @@
 //! The state of a worker process, and why it exits.
 
+use std::os::fd::BorrowedFd;
+
 use super::connection::ConnectionError;
 use super::error_reply::ErrorReply;
 use super::handlers::Handlers;
 use super::init::WorkerConfig;
 use super::interface::Interface;
 use super::pipeline::Pipeline;
+use super::sandbox::WorkerSandbox;
 use super::scoreboard::{StopRequest, WorkerSlot};
 use super::shared_memory::SharedMemory;
+use crate::sys::ResidentMemory;
 use crate::wire::WireError;
 use crate::wire::gather_frame::GatherFrame;
 
@@ -21,6 +25,12 @@ pub(super) struct Worker<'a, S> {
     /// Why `setup` failed, until a call has been answered with it.
     pub(super) setup_error: Option<ErrorReply>,
     pub(super) config: WorkerConfig,
+    /// The sandbox, until the worker has applied it.
+    pub(super) sandbox: Option<WorkerSandbox>,
+    /// The connection, if a thread may send to it only once the sandbox has been applied.
+    pub(super) connection: Option<BorrowedFd<'static>>,
+    /// Its own memory, if that is limited. It is opened before a sandbox can forbid that.
+    pub(super) memory: Option<ResidentMemory>,
     /// The maximum length of an answer in bytes.
     pub(super) max_answer: usize,
     /// The maximum length in bytes of a blob that the client accepts as memory.

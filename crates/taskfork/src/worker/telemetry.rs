@@ -119,6 +119,11 @@ pub(super) fn start(out: BorrowedFd<'static>) {
     recorder.out = Some(out);
 }
 
+/// Lets the thread send to `out`, if it is needed.
+pub(super) fn set_output(out: BorrowedFd<'static>) {
+    lock().out = Some(out);
+}
+
 /// Begins the records of a call.
 #[taskfork_macros::startup_code]
 pub(super) fn begin_call(requested: RequestedTelemetry) {

@@ -52,6 +52,8 @@ mod reports;
 mod restart;
 mod ring_peers;
 mod rings;
+mod sandbox;
+mod scratch;
 mod server;
 mod service_manager;
 mod setup;

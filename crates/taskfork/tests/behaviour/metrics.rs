@@ -66,6 +66,7 @@ trial!(a_recorder_receives_the_metrics_of_clients_and_servers, async || {
         "taskfork_server_workers{server=\"taskfork\",state=\"idle\"} 2",
         "taskfork_server_workers{server=\"taskfork\",state=\"spare\"} 0",
         "taskfork_server_deaths_total{server=\"taskfork\",cause=\"signaled\"} 1",
+        "taskfork_server_sandbox{server=\"taskfork\",level=\"off\"} 1",
         "taskfork_server_workers_forked_total{server=\"taskfork\"}",
         "# TYPE taskfork_server_workers gauge",
     ] {

@@ -20,7 +20,7 @@ use crate::error::Failure;
 use crate::wire::values::{ValueFormat, decode};
 use crate::worker::executable::{Executable, Program};
 use crate::worker::interface::{BoxError, Interface};
-use crate::worker::{Handlers, serve};
+use crate::worker::{Confined, Handlers, serve};
 
 /// Collects the options of a server. [`interface`](Self::interface) or
 /// [`executable`](Self::executable) turns it into a [`Server`].
@@ -69,7 +69,11 @@ impl Server {
 
 impl ServerBuilder {
     pub(crate) fn with(options: Options) -> Self {
-        let handlers = Handlers { setup: Box::new(|| Ok(())), checkout_done: None };
+        let handlers = Handlers {
+            setup: Box::new(|_| Ok(())),
+            checkout_done: None,
+            confined: Confined::Worker,
+        };
         Self { options, handlers, preload: None }
     }
 
@@ -100,8 +104,9 @@ impl ServerBuilder {
     ) -> ServerBuilder<S> {
         let done = self.handlers.checkout_done;
         let handlers = Handlers {
-            setup: Box::new(move || setup().map_err(failure)),
+            setup: Box::new(move |_| setup().map_err(failure)),
             checkout_done: done.map(|done| Box::new(move |_: &mut S| done(&mut ())) as _),
+            confined: Confined::Worker,
         };
         ServerBuilder { options: self.options, handlers, preload: self.preload }
     }
@@ -122,8 +127,12 @@ impl ServerBuilder {
         let Options { name, max_frame, max_blob, .. } = &self.options;
         let executable = executable.with_options(name, *max_frame, *max_blob);
         let interface = executable.interface();
-        self.setup(move || executable.start())
-            .checkout_done(Program::checkout_done)
+        let handlers = Handlers {
+            setup: Box::new(move |sandbox| executable.start(sandbox).map_err(failure)),
+            checkout_done: Some(Box::new(Program::checkout_done)),
+            confined: Confined::Program,
+        };
+        ServerBuilder { options: self.options, handlers, preload: self.preload }
             .interface(interface)
     }
 }

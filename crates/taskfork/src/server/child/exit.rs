@@ -8,13 +8,11 @@ use super::timeouts::DEADLINE_PASSED;
 use super::{Child, KillReason, Role};
 use crate::clock::now;
 use crate::error::End;
-use crate::server::limits::WorkerLimits;
 use crate::server::log_limit::LogLimit;
-use crate::server::oom::OomKills;
 use crate::server::process;
 use crate::server::stderr::{StderrOutput, StderrTail};
 use crate::server::worker_exit::{
-    DeathNotification, ExitLogEntry, WorkerExit, cause, classify_exit, has_peer_closed,
+    DeathNotification, ExitLogEntry, WorkerExit, WorkerRules, cause, classify_exit, has_peer_closed,
 };
 use crate::wire::death_notice::DeathNotice;
 use crate::worker::scoreboard::{MAX_COUNT, Phase, SlotView};
@@ -26,8 +24,7 @@ impl Child {
         mut self,
         output: &mut StderrOutput,
         log_limit: &mut LogLimit,
-        limits: &WorkerLimits,
-        oom_kills: &OomKills,
+        rules: &WorkerRules<'_>,
     ) -> WorkerExit {
         let status = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED).ok().flatten();
         let end = status.as_ref().map(process::end_of).unwrap_or_default();
@@ -43,10 +40,8 @@ impl Child {
                 (Some(corruption), _) => (cause::CORRUPT, corruption.to_string()),
                 (None, Some(failure)) => (cause::SETUP_FAILED, failure),
                 (None, None) => {
-                    let retirement = self.slot.retirement();
-                    let (cause, text) =
-                        classify_exit(end, retirement, allocation_failed, limits, oom_kills);
-                    (cause, text.to_owned())
+                    let (cause, text) = classify_exit(end, &self.slot, allocation_failed, rules);
+                    (cause, text.into_owned())
                 }
             };
             KillReason::new(view, text, cause)

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
@@ -20,6 +21,7 @@ use crate::server::orphans::become_subreaper;
 use crate::server::parent::Parent;
 use crate::server::process::is_child_of;
 use crate::server::refusal::Refusal;
+use crate::server::scratch::ScratchFolder;
 use crate::server::spawned_server;
 use crate::server::stderr::{CapturedStderr, Stderr};
 use crate::sys::{self, ForkError, Forked, ThreadCount};
@@ -46,6 +48,7 @@ struct ChildInit {
     socket: ClientSource,
     slot: ServerSlot,
     number: u64,
+    scratch: Option<PathBuf>,
     inherited: InheritedFds,
 }
 
@@ -95,11 +98,21 @@ impl EventLoop {
         role: Role,
         socket: ClientSource,
     ) -> Result<(), (ClientSource, ForkError)> {
+        let number = self.forked + 1;
+        let scratch = match self.scratch.as_ref().map(|scratch| scratch.add(number)).transpose() {
+            Ok(scratch) => scratch,
+            Err(error) => {
+                let text = format!("its scratch directory cannot be made: {error}");
+                return Err((socket, ForkError::Kernel(io::Error::new(error.kind(), text))));
+            }
+        };
         let slot = match self.scoreboard.allocate() {
             Ok(slot) => slot,
-            Err(error) => return Err((socket, ForkError::Kernel(error))),
+            Err(error) => {
+                self.scratch.iter().for_each(|scratch| scratch.discard(number));
+                return Err((socket, ForkError::Kernel(error)));
+            }
         };
-        let number = self.forked + 1;
         let (threads, stderr) = (&self.threads, self.options.stderr);
         self.title.set_number(number);
         match fork_child(threads, stderr) {
@@ -118,9 +131,10 @@ impl EventLoop {
             }
             Ok(ForkSide::Worker(stderr, captured)) => {
                 let inherited = InheritedFds { role, captured };
-                self.become_worker(ChildInit { stderr, socket, slot, number, inherited })
+                self.become_worker(ChildInit { stderr, socket, slot, number, scratch, inherited })
             }
             Err(error) => {
+                self.scratch.iter().for_each(|scratch| scratch.discard(number));
                 if let Err(error) = self.scoreboard.hide_from_children(&slot) {
                     if self.log_limits.workers.acquire(Instant::now()) {
                         log::error!(
@@ -173,12 +187,18 @@ impl EventLoop {
     /// takes as long as several system calls.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn become_worker(&self, init: ChildInit) -> ! {
-        let ChildInit { stderr, socket, slot, number, inherited: InheritedFds { role, captured } } =
-            init;
+        let ChildInit { stderr, socket, slot, number, scratch, inherited } = init;
+        let InheritedFds { role, captured } = inherited;
         spawned_server::close_inherited();
         let redirected = || {
             rustix::stdio::dup2_stdin(&self.dev_null)?;
-            stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)
+            stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)?;
+            if self.sandbox.is_some() {
+                // The server's standard output may be a file, which the worker could truncate or lock.
+                let output = stderr.as_ref().unwrap_or(&self.dev_null);
+                rustix::stdio::dup2_stdout(output)?;
+            }
+            Ok::<(), Errno>(())
         };
         let ready = redirected()
             .map_err(io::Error::from)
@@ -210,11 +230,14 @@ impl EventLoop {
                 stall_timeout: self.options.stall_timeout,
                 busy_poll: self.options.busy_poll,
                 cores: self.cores,
+                max_result: self.options.sandbox.result_limit().unwrap_or(usize::MAX),
                 max_calls: self.options.recycling.max_calls,
                 max_memory: self.options.recycling.max_memory,
                 share_details: self.options.access.details,
                 server_user: self.rules.own(),
             },
+            sandbox: self.sandbox.clone(),
+            scratch,
         };
         let captured = captured.as_ref().and_then(CapturedStderr::pipe);
         {
@@ -260,6 +283,7 @@ impl EventLoop {
             .chain(self.status_requests.descriptors())
             .chain(self.successor.as_ref().map(AsFd::as_fd))
             .chain(self.guardian.iter().flat_map(Guardian::descriptors))
+            .chain(self.scratch.iter().flat_map(ScratchFolder::descriptors))
             .chain(self.handshakes.descriptors())
             .chain(self.queue.descriptors())
             .chain(children)

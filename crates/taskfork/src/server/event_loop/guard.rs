@@ -9,6 +9,7 @@ use super::{EventLoop, GUARDIAN};
 use crate::server::error::ServerError;
 use crate::server::guardian::Guardian;
 use crate::server::log;
+use crate::server::scratch::ScratchFolder;
 use crate::server::titles::printable_name;
 
 impl EventLoop {
@@ -16,7 +17,8 @@ impl EventLoop {
     pub(super) fn start_guardian(&mut self) {
         let name = printable_name(&self.options.name);
         let workers = self.children.values().map(|child| child.pid);
-        let started = Guardian::start(&name, &self.mark, workers, &self.threads)
+        let scratch = self.scratch.as_ref().map(ScratchFolder::path);
+        let started = Guardian::start(&name, &self.mark, workers, &self.threads, scratch)
             .map_err(ServerError::system("it cannot be forked"))
             .and_then(|guardian| {
                 self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;

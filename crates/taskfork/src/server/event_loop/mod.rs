@@ -53,6 +53,8 @@ use crate::server::orphans::Orphans;
 use crate::server::parent::Parent;
 use crate::server::privileges::WorkerPrivileges;
 use crate::server::restart::{Predecessor, Successor};
+use crate::server::sandbox::prepare_sandbox;
+use crate::server::scratch::{self, ScratchFolder};
 use crate::server::service_manager::ServiceManager;
 use crate::server::signals::Signals;
 use crate::server::socket_file::Identity;
@@ -65,7 +67,7 @@ use crate::server::wake_pipe::WakePipe;
 use crate::sys::{self, OpenFileLimit, ThreadCount, Title};
 use crate::time_limit::timespec;
 use crate::worker::scoreboard::Scoreboard;
-use crate::worker::{self, IoBuffers};
+use crate::worker::{self, IoBuffers, WorkerSandbox};
 
 const GUARDIAN: u64 = 0;
 const LISTENER: u64 = 1;
@@ -136,6 +138,8 @@ pub(crate) struct EventLoop {
     scan_time: Duration,
     service_manager: ServiceManager,
     privileges: WorkerPrivileges,
+    sandbox: Option<WorkerSandbox>,
+    scratch: Option<ScratchFolder>,
     /// The listener comes from the server before this one.
     is_listener_inherited: bool,
     /// A new server that is not ready yet.
@@ -190,6 +194,7 @@ impl EventLoop {
             service_manager.variables(),
             &thread_count,
         )?;
+        let sandbox = prepare_sandbox(&options.sandbox)?;
         let hangup = Hangup::of_this_process(options.restart_on_hangup);
         if hangup == Hangup::Ignored {
             log::info!("SIGHUP is ignored, as whoever started this server has set that");
@@ -246,6 +251,8 @@ impl EventLoop {
             scan_time: Duration::ZERO,
             service_manager,
             privileges,
+            sandbox,
+            scratch: None,
             is_listener_inherited: is_inherited,
             successor: None,
             successor_pid: None,
@@ -273,6 +280,9 @@ impl EventLoop {
         if let Some(channel) = server.options.parent.as_ref().and_then(Parent::channel) {
             server.watch(channel, PARENT, EventFlags::RDHUP)?;
         }
+        // Last, so that no folder is left if the server cannot start.
+        let identity = server.privileges.identity();
+        server.scratch = ScratchFolder::create(&server.options.scratch, identity)?;
         let name = printable_name(&server.options.name);
         sys::set_title(&format!("taskfork-server:{name}"));
         server.title = Title::new(&format!("taskfork-worker:{name}"));
@@ -296,6 +306,9 @@ impl EventLoop {
         }
         self.signals.cache_signals_to_reset();
         worker::prepare();
+        if self.sandbox.is_some() {
+            worker::load_symbols();
+        }
         sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
         while !self.is_finished() {
@@ -335,6 +348,9 @@ impl EventLoop {
         }
         if let Some(guardian) = self.guardian.take() {
             guardian.stop();
+        }
+        if let Some(scratch) = self.scratch.take() {
+            scratch::remove_folder(scratch.path());
         }
         self.report_all_omitted();
         log_output::lock().finish();

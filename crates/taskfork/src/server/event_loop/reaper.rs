@@ -6,7 +6,8 @@ use rustix::event::epoll;
 
 use super::{EventLoop, Mode};
 use crate::server::child::Child;
-use crate::server::worker_exit::WorkerExit;
+use crate::server::scratch::ScratchFolder;
+use crate::server::worker_exit::{WorkerExit, WorkerRules};
 use crate::sys;
 
 impl EventLoop {
@@ -46,8 +47,11 @@ impl EventLoop {
         let WorkerExit { slot, mut notification, mut stack, cause, spare_failure } = child.reap(
             &mut self.stderr_output,
             &mut self.log_limits.deaths,
-            &self.options.limits,
-            &self.oom_kills,
+            &WorkerRules {
+                limits: &self.options.limits,
+                oom_kills: &self.oom_kills,
+                is_sandboxed: self.sandbox.is_some(),
+            },
         );
         // The client's user is asked for only if that decides anything: it is a system call.
         let has_details = stack.is_some() || notification.has_details();
@@ -57,6 +61,7 @@ impl EventLoop {
             stack = None;
         }
         self.scoreboard.quarantine(slot);
+        self.remove_scratch(number);
         self.queue.worker_exited(number);
         *self.counters.deaths.entry(cause).or_default() += 1;
         match stack {
@@ -69,6 +74,18 @@ impl EventLoop {
         self.reap_orphans();
     }
 
+    /// Removes the scratch directory of a worker, in a helper process if it is not empty.
+    fn remove_scratch(&mut self, number: u64) {
+        let Some(mut scratch) = self.scratch.take() else { return };
+        if scratch.remove_quickly(number) {
+            let remove = |number| scratch.remove_slowly(number);
+            if let Some(number) = self.run_in_helper(number, remove) {
+                scratch.postpone(number);
+            }
+        }
+        self.scratch = Some(scratch);
+    }
+
     /// Reaps children that are no workers, and kills descendants of workers among them.
     pub(super) fn reap_orphans(&mut self) {
         let workers: HashSet<_> = self.children.values().map(|child| child.pid).collect();
@@ -76,5 +93,7 @@ impl EventLoop {
         if !self.orphans.are_pending() {
             self.scoreboard.release_quarantined();
         }
+        let postponed = self.scratch.as_mut().map(ScratchFolder::take_postponed);
+        postponed.into_iter().flatten().for_each(|number| self.remove_scratch(number));
     }
 }

@@ -108,6 +108,7 @@ impl EventLoop {
             seconds: now.saturating_sub(self.started_at).as_secs_f64(),
             accepting: self.mode == Mode::Serving,
             max_workers: self.worker_limit(),
+            sandbox: self.sandbox.as_ref().map(|_| self.options.sandbox.level().to_string()),
             forked: self.forked,
             refused: self.counters.refused,
             handshakes: self.handshakes.len(),

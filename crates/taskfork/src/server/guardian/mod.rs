@@ -1,12 +1,14 @@
 //! The guardian: a process that outlives a killed server by a moment. The kernel kills the workers
 //! of a killed server, but not the processes that they have started. The guardian sees the server's
-//! end by the end of its channel, and kills these processes.
+//! end by the end of its channel, kills these processes, and removes the
+//! scratch directories.
 
 mod process_groups;
 mod records;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::io::retry_on_intr;
@@ -21,6 +23,7 @@ use rustix::process::{
 use self::records::{ProcessGroups, RecordWriter, WriteOutcome};
 use crate::server::environment;
 use crate::server::process::is_child_of;
+use crate::server::scratch::remove_folder;
 use crate::sys::{self, Forked, MappedFile, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
 
@@ -54,6 +57,7 @@ impl Guardian {
         mark: &Mark,
         workers: impl Iterator<Item = Pid>,
         threads: &ThreadCount,
+        scratch: Option<&Path>,
     ) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -82,10 +86,11 @@ impl Guardian {
                 let group = Pid::from_raw(nix::unistd::getpgrp().as_raw());
                 let refused = [Some(server), group, Some(getpid())];
                 let groups = ProcessGroups::new(workers, refused);
-                let status = match guardian_main(name, [theirs, reader], server, mark, groups) {
-                    Ok(()) => 0,
-                    Err(_) => 1,
-                };
+                let status =
+                    match guardian_main(name, [theirs, reader], server, mark, groups, scratch) {
+                        Ok(()) => 0,
+                        Err(_) => 1,
+                    };
                 sys::exit_now(status)
             }
         }
@@ -155,6 +160,7 @@ fn guardian_main(
     server: Pid,
     mark: &Mark,
     mut groups: ProcessGroups,
+    scratch: Option<&Path>,
 ) -> io::Result<()> {
     let _ = setpgid(None, None);
     sys::block_signals(&nix::sys::signal::SigSet::all())?;
@@ -174,6 +180,7 @@ fn guardian_main(
     while Instant::now() < deadline {
         if !is_child_of(server) {
             kill_all_workers(mark, &groups, process_groups::now());
+            scratch.into_iter().for_each(remove_folder);
             break;
         }
         std::thread::sleep(ROUND_PAUSE);

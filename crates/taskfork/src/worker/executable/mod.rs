@@ -11,6 +11,7 @@ use std::ffi::OsString;
 
 pub(crate) use program::Program;
 
+use super::WorkerSandbox;
 use super::interface::{BoxError, Interface, Reply, Request};
 use crate::sys;
 use crate::wire::Protocol;
@@ -111,8 +112,9 @@ impl Executable {
         ProgramInterface { protocol: self.protocol }
     }
 
-    pub(crate) fn start(&self) -> Result<Program, BoxError> {
-        Program::start(self)
+    /// Starts the program, under this sandbox.
+    pub(crate) fn start(&self, sandbox: Option<&WorkerSandbox>) -> Result<Program, BoxError> {
+        Program::start(self, sandbox)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A running program and the worker's connection to it.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
@@ -24,11 +24,16 @@ use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
 use crate::wire::native::{self, FromWorker, VERSIONS};
 use crate::wire::perl::{self, Scanner};
 use crate::wire::{Protocol, WireError};
+use crate::worker::WorkerSandbox;
 use crate::worker::error_reply::ErrorReply;
 use crate::worker::interface::{BoxError, Reply, Request};
 
 /// The environment variable with the number of the program's descriptor.
 const FD_VARIABLE: &str = "TASKFORK_FD";
+
+/// The environment variables with the path of the program's scratch directory. Libraries look for the
+/// first.
+const SCRATCH_VARIABLES: [&str; 2] = ["TMPDIR", "TASKFORK_SCRATCH"];
 
 /// How long a program may take to exit once its connection is closed.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -56,14 +61,34 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(super) fn start(executable: &Executable) -> Result<Self, BoxError> {
+    pub(super) fn start(
+        executable: &Executable,
+        sandbox: Option<&WorkerSandbox>,
+    ) -> Result<Self, BoxError> {
         let (ours, theirs) = UnixStream::pair()?;
         // No other program inherits this, because the worker's only thread is here.
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
         let mut command = Command::new(&executable.program);
         command.args(&executable.args).env(FD_VARIABLE, theirs.as_raw_fd().to_string());
+        let scratch = context().scratch();
+        if let Some(scratch) = scratch {
+            command.envs(SCRATCH_VARIABLES.map(|name| (name, scratch)));
+        }
+        if let Some(sandbox) = sandbox {
+            let prepared = sandbox.prepared.clone();
+            sys::before_exec(&mut command, move || {
+                prepared.apply(scratch).map_err(|error| {
+                    // Only a number of an error reaches the worker.
+                    eprintln!("this program cannot be confined: {error}");
+                    io::Error::from_raw_os_error(Errno::PERM.raw_os_error())
+                })
+            });
+        }
         let child = command.spawn().map_err(|error| {
-            format!("cannot start the program {}: {error}", executable.program.display())
+            let forbidden = error.kind() == io::ErrorKind::PermissionDenied && sandbox.is_some();
+            let hint =
+                if forbidden { ": its sandbox may have to open it with `execute`" } else { "" };
+            format!("cannot start the program {}: {error}{hint}", executable.program.display())
         })?;
         drop(theirs);
         sys::defer_mirroring(true);

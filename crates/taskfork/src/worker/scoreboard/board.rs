@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::layout::{
     CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, METHOD, RETIRE,
-    SINCE, SKIPPED, STACK_READY, STATE, WAITING, WAITING_AT, WAKEUP, WORKERS, pack,
+    SINCE, SKIPPED, STACK_READY, STATE, VIOLATION, WAITING, WAITING_AT, WAKEUP, WORKERS, pack,
 };
 use super::server_slot::ServerSlot;
 use super::worker_slot::WorkerSlot;
@@ -54,7 +54,7 @@ impl Scoreboard {
         }
         let words = self.pages.page(index);
         let counters = [CLIENT_GONE, RETIRE, HARD_DEADLINE, STACK_READY, CHECKOUTS, SKIPPED];
-        let rest = [METHOD, DEADLINE, DEATH_UNREPORTABLE, CLIENT, WAITING, WAITING_AT];
+        let rest = [METHOD, DEADLINE, DEATH_UNREPORTABLE, CLIENT, WAITING, WAITING_AT, VIOLATION];
         for word in counters.into_iter().chain(rest) {
             words[word].store(0, SeqCst);
         }

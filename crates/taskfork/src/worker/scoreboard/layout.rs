@@ -32,6 +32,8 @@ pub(super) const CLIENT: usize = 18;
 pub(super) const WAITING: usize = 19;
 /// When the client reported [`WAITING`].
 pub(super) const WAITING_AT: usize = 20;
+/// The number plus 1 of the system call for which the sandbox kills the worker, or 0.
+pub(super) const VIOLATION: usize = 21;
 /// The addresses of the worker's stack.
 pub(super) const STACK: usize = 64;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::layout::{
     CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_COUNT,
-    MAX_WAITING, METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, WAITING,
-    WAITING_AT, pack,
+    MAX_WAITING, METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE,
+    VIOLATION, WAITING, WAITING_AT, pack,
 };
 use super::stop::{Retirement, StopRequest};
 use crate::clock::now;
@@ -203,6 +203,11 @@ impl ServerSlot {
         let length = self.words[STACK_READY].load(SeqCst).checked_sub(1)?;
         let length = usize::try_from(length).unwrap_or(MAX_STACK_FRAMES).min(MAX_STACK_FRAMES);
         Some(self.words[STACK..STACK + length].iter().map(|word| word.load(SeqCst)).collect())
+    }
+
+    /// The number of the system call for which the worker says that its sandbox killed it.
+    pub(crate) fn violation(&self) -> Option<u64> {
+        self.words[VIOLATION].load(SeqCst).checked_sub(1)
     }
 
     /// The first 64 bytes of the method that runs or has run last.

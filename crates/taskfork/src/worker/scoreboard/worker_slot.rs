@@ -1,12 +1,13 @@
 //! The worker's side of a slot.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use super::layout::{
     CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_WAITING,
-    METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, WAITING, WAITING_AT,
-    WAKEUP, WORKERS, pack,
+    METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, VIOLATION, WAITING,
+    WAITING_AT, WAKEUP, WORKERS, pack,
 };
 use super::stop::{Retirement, StopRequest};
 use crate::clock::now;
@@ -41,6 +42,11 @@ impl WorkerSlot {
     pub(crate) fn stack_sink(&self) -> Option<StackSink> {
         let stack = self.words[STACK..].first_chunk::<MAX_STACK_FRAMES>()?;
         Some(StackSink { stack, ready: &self.words[STACK_READY] })
+    }
+
+    /// Where the handler of SIGSYS writes the number of a system call.
+    pub(crate) fn violation_word(&self) -> &'static AtomicU64 {
+        &self.words[VIOLATION]
     }
 
     /// Counts a call that is skipped.

@@ -153,6 +153,12 @@ pub(crate) fn run_requested() -> bool {
         ["serve_privileged", address, ref options @ ..] => {
             print_error(crate::privileges::serve(address, options));
         }
+        ["serve_sandboxed", address, level, ref options @ ..] => {
+            print_error(crate::sandbox::serve(address, level, options));
+        }
+        ["serve_scratch", address, folder, ref options @ ..] => {
+            print_error(crate::scratch::serve(address, folder, options));
+        }
         ["serve_logs", address] => {
             print_error(crate::logs::server(Server::builder().listen(address)));
         }

@@ -11,6 +11,7 @@ use taskfork::{BoxError, Methods, Server, ServerBuilder, ServerError};
 
 pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("general", |server| serve(server.name("general"))),
+    ("sandboxed", crate::sandbox::spawned),
     ("hung", |server| serve(server.hung_worker_timeout(Duration::from_millis(300)))),
     ("looking", |server| {
         serve(server.busy_poll(taskfork::client::BusyPoll::Fixed(Duration::from_millis(2))))

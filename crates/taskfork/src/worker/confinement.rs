@@ -1,0 +1,72 @@
+//! Applying the server's sandbox to a worker, or to the program that it runs.
+
+use std::os::fd::BorrowedFd;
+
+use taskfork_sandbox::{ApplyError, PreparedSandbox};
+
+use super::error_reply::ErrorReply;
+use super::sandbox::Confined;
+use super::state::Worker;
+use super::telemetry;
+use crate::context::context;
+use crate::sys;
+
+/// The exit status of a worker that cannot be confined: `EX_OSERR` of sysexits.
+const UNCONFINED_STATUS: i32 = 71;
+
+/// Applies the sandbox to this process. A worker that cannot be confined exits, and serves nothing.
+fn confine(sandbox: &PreparedSandbox, number: u64) {
+    sys::record_user_map();
+    let Err(error) = sandbox.apply(context().scratch()) else { return };
+    let hint = match error {
+        ApplyError::Threads => {
+            ": start threads in a call and not in `setup`, or set `before_setup`"
+        }
+        _ => "",
+    };
+    tracing::error!(worker = number, "a worker cannot be confined, and ends: {error}{hint}");
+    eprintln!("this worker cannot be confined: {error}{hint}");
+    sys::exit_now(UNCONFINED_STATUS);
+}
+
+impl<S: 'static> Worker<'_, S> {
+    /// Whether this worker still has to apply its sandbox. Until then it may have one thread only.
+    fn is_unconfined(&self) -> bool {
+        self.sandbox.is_some() && self.handlers.confined == Confined::Worker
+    }
+
+    /// Applies the sandbox, if there is one that has not been applied.
+    fn confine(&mut self) {
+        if self.handlers.confined != Confined::Worker {
+            return;
+        }
+        let Some(sandbox) = self.sandbox.take() else { return };
+        sys::set_violation_word(self.slot.violation_word());
+        confine(&sandbox.prepared, self.number);
+        if let Some(connection) = self.connection {
+            telemetry::set_output(connection);
+        }
+    }
+
+    /// Runs `setup`, and applies the sandbox before or after it. Returns the worker's state.
+    #[taskfork_macros::startup_code]
+    pub(super) fn set_up(&mut self) -> Result<S, ErrorReply> {
+        if self.sandbox.as_ref().is_some_and(|sandbox| sandbox.before_setup) {
+            self.confine();
+        }
+        let state = self.handlers.set_up(self.sandbox.as_ref())?;
+        self.confine();
+        Ok(state)
+    }
+
+    /// Starts recording for the client at `connection`. The thread that sends
+    /// records starts only after the sandbox applies.
+    pub(super) fn start_telemetry(&mut self, connection: BorrowedFd<'static>) {
+        if self.is_unconfined() {
+            self.connection = Some(connection);
+            telemetry::record_for_first_call();
+        } else {
+            telemetry::start(connection);
+        }
+    }
+}
