@@ -47,6 +47,7 @@ impl Session {
                 continue;
             }
             let more = state.calls.has_more_than_head();
+            let is_another_due = state.calls.unanswered > 1;
             let Some((seq, entry)) = state.calls.head() else {
                 if state.open {
                     // No task waits, so the driver must notice a death.
@@ -78,7 +79,7 @@ impl Session {
                 Step::Answer(outcome) => {
                     let failed = matches!(outcome, Outcome::Error(_));
                     state.used = true;
-                    connection.record_answer();
+                    connection.record_answer(is_another_due);
                     self.core.counters.count_answer(entry.method.as_deref(), &entry.sent, failed);
                     if failed {
                         state.call_failed = true;

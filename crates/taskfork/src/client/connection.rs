@@ -296,12 +296,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Records that an answer was received.
-    pub(crate) fn record_answer(&mut self) {
+    /// Records that an answer was received. `is_another_due` says whether a pipelined call waits for its own.
+    pub(crate) fn record_answer(&mut self, is_another_due: bool) {
         if self.spinning {
             self.spin.record_found();
             self.clear_spinning();
         }
+        self.spin.record_answer(is_another_due);
         self.read_budget.record_answer();
         self.last_answer_long = std::mem::take(&mut self.bytes_since_answer) > frame::ATOMIC_WRITE;
     }

@@ -20,7 +20,7 @@ static SPINNING: AtomicUsize = AtomicUsize::new(0);
 pub(crate) struct ReplySpin {
     policy: SpinPolicy,
     cores: usize,
-    /// When the running call was sent.
+    /// When the running call was sent, or when the wait for its answer began.
     sent: Option<Instant>,
     /// No spin for that call's answer has started.
     due: bool,
@@ -90,6 +90,12 @@ impl ReplySpin {
         }
     }
 
+    /// Records that an answer came. If a pipelined call waits for its own, that wait is a new one.
+    pub(crate) fn record_answer(&mut self, is_another_due: bool) {
+        self.due = is_another_due;
+        self.sent = None;
+    }
+
     /// Records that bytes of the answer came while the task slept.
     pub(crate) fn record_sleep(&mut self) {
         if let Some(sent) = self.sent.take() {
@@ -101,6 +107,9 @@ impl ReplySpin {
     pub(crate) fn begin(&mut self) -> Option<SpinGuard> {
         if !std::mem::take(&mut self.due) {
             return None;
+        }
+        if self.sent.is_none() && self.policy.is_adaptive() {
+            self.sent = Some(Instant::now());
         }
         let budget = self.policy.budget()?;
         let others = SPINNING.fetch_add(1, Relaxed);
@@ -123,5 +132,23 @@ impl ReplySpin {
     pub(crate) fn finish(&mut self, spin_guard: &SpinGuard, found: bool) {
         self.sent = if found { None } else { self.sent };
         spin_guard.spin_loop.report(&mut self.policy, found);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_is_spun_for_once_also_those_of_pipelined_calls() {
+        let mut spin = ReplySpin::new(BusyPoll::Fixed(Duration::from_micros(1)), 2);
+        assert!(spin.begin().is_none(), "nothing was sent");
+        spin.record_sent();
+        for is_another_due in [true, true, false] {
+            assert!(spin.begin().is_some());
+            assert!(spin.begin().is_none(), "the second wait for the same answer");
+            spin.record_answer(is_another_due);
+        }
+        assert!(spin.begin().is_none(), "no call is unanswered");
     }
 }
