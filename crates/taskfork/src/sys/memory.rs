@@ -1,31 +1,63 @@
 //! How much memory a process has, and in which pages.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
 use super::kernel_file::KernelFile;
 
-/// The resident memory of this process. The file stays open, because a sandbox may forbid to open it later.
-#[derive(Debug)]
-pub(crate) struct ResidentMemory(KernelFile);
+/// How long the amount of swapped memory is believed. The kernel takes some 7 µs more for it than for the
+/// resident memory.
+const SWAPPED_AGE: Duration = Duration::from_millis(10);
 
-impl ResidentMemory {
+/// The memory that this process occupies. The files stay open, because a sandbox may forbid to open them
+/// later.
+#[derive(Debug)]
+pub(crate) struct OccupiedMemory {
+    sizes: KernelFile,
+    status: KernelFile,
+    /// How many bytes were swapped, and when that was read.
+    swapped: u64,
+    swapped_at: Option<Instant>,
+}
+
+impl OccupiedMemory {
     /// Opens the memory of the process that calls this.
     pub(crate) fn open() -> Self {
-        Self(KernelFile::open("/proc/self/statm"))
+        Self {
+            sizes: KernelFile::open("/proc/self/statm"),
+            status: KernelFile::open("/proc/self/status"),
+            swapped: 0,
+            swapped_at: None,
+        }
     }
 
-    /// The resident memory of this process and of the child that it mirrors, in bytes, including shared pages. 0
-    /// if the system does not say.
-    pub(crate) fn bytes(&self) -> u64 {
-        let [own, _] = parse_sizes(&self.0.read());
-        let child = super::mirrored_child().map(|child| {
+    /// The resident and the swapped memory of this process and of the child that it mirrors, in bytes, including
+    /// shared pages. The swapped memory may be 10 ms old. 0 if the system does not say.
+    pub(crate) fn bytes(&mut self) -> u64 {
+        let child = super::mirrored_child();
+        if self.swapped_at.is_none_or(|at| at.elapsed() >= SWAPPED_AGE) {
+            let of_child =
+                child.map(|child| std::fs::read_to_string(format!("/proc/{child}/status")));
+            let of_child = of_child.map(|status| parse_swapped(&status.unwrap_or_default()));
+            self.swapped = parse_swapped(&self.status.read()) + of_child.unwrap_or(0);
+            self.swapped_at = Some(Instant::now());
+        }
+        let [own, _] = parse_sizes(&self.sizes.read());
+        let child = child.map(|child| {
             let [resident, _] = sizes_of(&child.to_string());
             resident
         });
-        own + child.unwrap_or(0)
+        own + child.unwrap_or(0) + self.swapped
     }
+}
+
+/// Returns how much memory is swapped according to the text of `/proc/PID/status`, in bytes.
+fn parse_swapped(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSwap:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
 }
 
 /// Returns the resident memory of a process, and how much of it is shared or belongs to files, in bytes.
@@ -157,6 +189,15 @@ fn large_regions() -> impl Iterator<Item = Region> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn swapped_memory_is_part_of_what_a_process_occupies() {
+        let status = "VmRSS:\t    2048 kB\nVmSwap:\t     300 kB\nThreads:\t1\n";
+        assert_eq!(parse_swapped(status), 300 << 10);
+        assert_eq!(parse_swapped("Name:\tkthreadd\n"), 0);
+        let own = parse_swapped(&KernelFile::open("/proc/self/status").read());
+        assert!(OccupiedMemory::open().bytes() > own);
+    }
 
     #[test]
     fn a_mapping_is_known_by_its_file_and_not_by_a_name() {

@@ -43,7 +43,7 @@ pub(crate) use files::{
 pub(crate) use fork_count::fork_count;
 pub(crate) use forked::{exit_forked_child, exit_if_forked, is_forked, remember_worker_process};
 pub(crate) use kernel_file::KernelFile;
-pub(crate) use memory::{Collapsed, MappedFile, ResidentMemory, collapse_huge_pages};
+pub(crate) use memory::{Collapsed, MappedFile, OccupiedMemory, collapse_huge_pages};
 pub(crate) use open_file_limit::OpenFileLimit;
 pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
 pub use peer::Peer;

@@ -18,7 +18,7 @@ use super::user_code::catch_panic;
 use crate::blob;
 use crate::clock::now;
 use crate::context;
-use crate::sys::{self, ResidentMemory};
+use crate::sys::{self, OccupiedMemory};
 use crate::wire::Protocol;
 use crate::wire::WireError;
 use crate::wire::attachments::{self, Attachments};
@@ -62,7 +62,7 @@ pub(crate) fn serve<S: 'static>(
         config: init.config,
         sandbox: init.sandbox,
         connection: None,
-        memory: init.config.max_memory.map(|_| ResidentMemory::open()),
+        memory: init.config.max_memory.map(|_| OccupiedMemory::open()),
         max_answer: init.config.max_frame,
         max_blob: DEFAULT_MAX_BLOB,
         pipeline: Pipeline::default(),
@@ -187,12 +187,12 @@ impl<S: 'static> Worker<'_, S> {
         }
     }
 
-    fn retirement_reason(&self) -> Option<Retirement> {
+    fn retirement_reason(&mut self) -> Option<Retirement> {
         if self.config.max_calls.is_some_and(|most| self.slot.calls() >= most) {
             return Some(Retirement::Calls);
         }
-        let resident = self.memory.as_ref().map(ResidentMemory::bytes);
-        let grown = self.config.max_memory.zip(resident).is_some_and(|(most, now)| now > most);
+        let occupied = self.memory.as_mut().map(OccupiedMemory::bytes);
+        let grown = self.config.max_memory.zip(occupied).is_some_and(|(most, now)| now > most);
         grown.then_some(Retirement::Memory)
     }
 

@@ -11,7 +11,7 @@ use super::pipeline::Pipeline;
 use super::sandbox::WorkerSandbox;
 use super::scoreboard::{StopRequest, WorkerSlot};
 use super::shared_memory::SharedMemory;
-use crate::sys::ResidentMemory;
+use crate::sys::OccupiedMemory;
 use crate::wire::WireError;
 use crate::wire::gather_frame::GatherFrame;
 
@@ -30,7 +30,7 @@ pub(super) struct Worker<'a, S> {
     /// The connection, if a thread may send to it only once the sandbox has been applied.
     pub(super) connection: Option<BorrowedFd<'static>>,
     /// Its own memory, if that is limited. It is opened before a sandbox can forbid that.
-    pub(super) memory: Option<ResidentMemory>,
+    pub(super) memory: Option<OccupiedMemory>,
     /// The maximum length of an answer in bytes.
     pub(super) max_answer: usize,
     /// The maximum length in bytes of a blob that the client accepts as memory.

@@ -89,6 +89,9 @@ impl SmallGroup {
             if std::fs::create_dir(&group.0).is_ok()
                 && std::fs::write(group.0.join(limit), "64M").is_ok()
             {
+                // Otherwise the kernel swaps what is over the limit. A system without swap has neither file.
+                let _ = std::fs::write(group.0.join("memory.memsw.limit_in_bytes"), "64M");
+                let _ = std::fs::write(group.0.join("memory.swap.max"), "0");
                 return Some(group);
             }
         }

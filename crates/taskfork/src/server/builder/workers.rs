@@ -107,7 +107,7 @@ impl<S> ServerBuilder<S> {
     }
 
     /// Sets the memory, in bytes, above which a worker is replaced after a checkout. Defaults to no
-    /// limit. The worker's resident memory counts, including what it shares with the server.
+    /// limit. The worker's resident and swapped memory counts, including what it shares with the server.
     ///
     /// ```
     /// let server = taskfork::Server::builder().max_memory(512 << 20);
