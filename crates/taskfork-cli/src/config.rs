@@ -179,6 +179,7 @@ pub(crate) struct WorkerLimit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LimitName {
     AddressSpace,
+    Memory,
     CpuTime,
     OpenFiles,
     CoreSize,
@@ -188,7 +189,9 @@ pub(crate) enum LimitName {
 impl LimitName {
     fn value(self, text: &str) -> Result<u64, String> {
         match self {
-            Self::AddressSpace | Self::CoreSize => text.parse().map(|Size(bytes)| bytes),
+            Self::AddressSpace | Self::Memory | Self::CoreSize => {
+                text.parse().map(|Size(bytes)| bytes)
+            }
             Self::CpuTime => text.parse().map(|Time(time)| time.as_secs_f64().ceil() as u64),
             Self::OpenFiles | Self::Processes => {
                 text.parse().map_err(|_| format!("`{text}` is no number"))

@@ -276,6 +276,7 @@ impl config::WorkerLimit {
     fn kind(self) -> Limit {
         match self.name {
             config::LimitName::AddressSpace => Limit::AddressSpace,
+            config::LimitName::Memory => Limit::Memory,
             config::LimitName::CpuTime => Limit::CpuTime,
             config::LimitName::OpenFiles => Limit::OpenFiles,
             config::LimitName::CoreSize => Limit::CoreSize,

@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use taskfork::sandbox::Sandbox;
 use taskfork::{BoxError, Client, Methods, Server, ServerBuilder, ServerError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -39,10 +40,15 @@ fn main() {
         Ok("fork") => return fork_for_ever(),
         _ => {}
     }
-    taskfork::init(&[("echo", echo), ("listening", listening), ("preloaded", preloaded)]);
+    taskfork::init(&[
+        ("echo", echo),
+        ("confined", confined),
+        ("listening", listening),
+        ("preloaded", preloaded),
+    ]);
     // Those whose names the command line has parts of, or all.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
-    let figures: [(&str, Measure); 8] = [
+    let figures: [(&str, Measure); 9] = [
         ("call_one_cpu", |name| one_call(name, 1.5, &[0], &[0], Peer { client: 0, peer: 0 })),
         ("call_two_cpus", |name| one_call(name, 1.5, &[0], &[1], Peer { client: 0, peer: 1 })),
         ("call_busy_polling", |name| {
@@ -51,6 +57,7 @@ fn main() {
         ("pool_10_waiting", |name| pool_work(name, 10)),
         ("pool_100000_waiting", |name| pool_work(name, 100_000)),
         ("new_worker", new_worker),
+        ("new_worker_sandboxed", new_worker_sandboxed),
         ("dead_client", dead_client),
         ("fork_preloaded", fork_preloaded),
     ];
@@ -92,6 +99,11 @@ fn echo(server: ServerBuilder) -> Result<(), ServerError> {
             }
         });
     server.interface(methods).run()
+}
+
+/// The same, in workers that may do nothing else.
+fn confined(server: ServerBuilder) -> Result<(), ServerError> {
+    echo(server.sandbox(Sandbox::compute()))
 }
 
 /// At the address that its environment names.
@@ -288,10 +300,24 @@ fn new_worker(name: &'static str) -> Figure {
     compare(name, 2.0, pairs)
 }
 
+/// The first answer of a new worker under `Sandbox::compute()`, against that of a worker without a
+/// sandbox.
+fn new_worker_sandboxed(name: &'static str) -> Figure {
+    run_on(&[0]);
+    let figure = compare_new_workers(name, 1.3, ["confined", "echo"]);
+    run_on(&[0, 1]);
+    figure
+}
+
 /// The first answer of a new worker of a server that has loaded 500 MiB, against that of a server
 /// that has loaded nothing.
 fn fork_preloaded(name: &'static str) -> Figure {
-    let servers = ["preloaded", "echo"].map(|name| Server::spawn(name).unwrap());
+    compare_new_workers(name, 3.0, ["preloaded", "echo"])
+}
+
+/// The first answer of a new worker of one server, against that of a new worker of the other.
+fn compare_new_workers(name: &'static str, goal: f64, servers: [&str; 2]) -> Figure {
+    let servers = servers.map(|name| Server::spawn(name).unwrap());
     let pairs = runtime().block_on(async {
         let mut pairs = Vec::new();
         for _ in 0..200 {
@@ -309,7 +335,7 @@ fn fork_preloaded(name: &'static str) -> Figure {
         }
         pairs
     });
-    compare(name, 3.0, pairs)
+    compare(name, goal, pairs)
 }
 
 /// From the moment that a client closes its connection until the worker that was busy for it is no

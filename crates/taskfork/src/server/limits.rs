@@ -25,6 +25,10 @@ pub enum Limit {
     /// The address space in bytes, including shared memory and mapped files. An allocation beyond
     /// the limit fails, which ends most programs.
     AddressSpace,
+    /// The private memory of each process of a worker in bytes: the heap, and the stacks of threads
+    /// (RLIMIT_DATA). Shared memory and mapped files do not count. What the server had when it forked
+    /// counts. An allocation beyond the limit fails, which ends most programs.
+    Memory,
     /// The CPU time of a worker in seconds. SIGXCPU ends the worker at the limit.
     CpuTime,
     /// The number of open descriptors.
@@ -41,6 +45,7 @@ impl Limit {
     pub(super) fn resource(self) -> Resource {
         match self {
             Self::AddressSpace => Resource::As,
+            Self::Memory => Resource::Data,
             Self::CpuTime => Resource::Cpu,
             Self::OpenFiles => Resource::Nofile,
             Self::CoreSize => Resource::Core,

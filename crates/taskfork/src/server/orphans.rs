@@ -3,13 +3,16 @@
 //! of that worker, and of the server once the worker is dead. The server kills it.
 //!
 //! The server may also get processes that do not come from its workers, as process 1 of a container
-//! or from children that the program had before. It only reaps these.
+//! or from children that the program had before. It only reaps these. It knows its workers' processes
+//! by a mark, which a hostile process can remove. Where no others can come, it kills all.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid,
+};
 
 use super::guardian::{Mark, MarkCheck};
 use crate::sys::KernelFile;
@@ -35,14 +38,20 @@ pub(crate) struct Orphans {
     mark_reads: HashMap<Pid, u32>,
     /// Some processes may not have been reaped yet.
     pending: bool,
+    /// No other process than a descendant of a worker can become a child of this one. Then a hostile
+    /// process cannot stay by removing its mark.
+    all_are_workers: bool,
 }
 
 impl Orphans {
     pub(crate) fn new() -> Self {
         become_subreaper();
         let children = KernelFile::open("/proc/thread-self/children");
-        let excluded = pids(&children).into_iter().collect();
+        let excluded: HashSet<_> = pids(&children).into_iter().collect();
+        // The first process of a container gets the orphans of all others.
+        let is_first = getpid() == Pid::INIT;
         Self {
+            all_are_workers: excluded.is_empty() && !is_first,
             children,
             excluded,
             helpers: HashSet::new(),
@@ -72,7 +81,8 @@ impl Orphans {
             if *mark_reads >= MAX_MARK_READS {
                 continue;
             }
-            match mark.check(pid) {
+            let check = if self.all_are_workers { MarkCheck::Yes } else { mark.check(pid) };
+            match check {
                 MarkCheck::Yes => {
                     let _ = kill_process(pid, Signal::KILL);
                     // It may take a moment to die. Then its own children become children of this
@@ -104,6 +114,12 @@ impl Orphans {
         self.excluded.insert(pid);
     }
 
+    /// Leaves a child alone that has descendants which are not a worker's.
+    pub(crate) fn exclude_server(&mut self, pid: Pid) {
+        self.all_are_workers = false;
+        self.exclude(pid);
+    }
+
     /// Kills an excluded child, and reaps it later.
     pub(crate) fn kill_excluded(&mut self, pid: Pid) {
         self.excluded.remove(&pid);
@@ -126,7 +142,7 @@ impl Orphans {
 #[taskfork_macros::startup_code]
 pub(crate) fn become_subreaper() {
     // Every kernel with pidfds supports this.
-    let _ = set_child_subreaper(Some(rustix::process::getpid()));
+    let _ = set_child_subreaper(Some(getpid()));
 }
 
 fn pids(children: &KernelFile) -> Vec<Pid> {
@@ -152,6 +168,7 @@ mod tests {
             helpers: HashSet::new(),
             mark_reads: HashMap::new(),
             pending: false,
+            all_are_workers: false,
         };
         let end = |listed| {
             if listed == pid {

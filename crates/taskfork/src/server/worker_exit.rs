@@ -157,6 +157,9 @@ pub(super) fn classify_exit(
         Some(Signal::ABORT) if limits.has(Limit::AddressSpace) && allocation_failed => {
             (cause::LIMIT, "its limit of address space was reached")
         }
+        Some(Signal::ABORT) if limits.has(Limit::Memory) && allocation_failed => {
+            (cause::LIMIT, "its limit of memory was reached")
+        }
         Some(Signal::KILL) if oom_kills.count_new() > 0 => (cause::OUT_OF_MEMORY, "out of memory"),
         _ => (cause::SIGNALED, ""),
     };

@@ -76,6 +76,25 @@ trial!(a_limit_that_is_met_is_named_in_the_death, async || {
     assert_eq!(grown.reason.as_deref(), Some("its limit of address space was reached"));
 });
 
+pub(crate) fn server_with_memory(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = settings(Methods::new())
+        .function("allocate", |bytes: usize| Ok(vec![1_u8; bytes].len()))
+        .function("map_shared", |bytes: usize| {
+            Ok(taskfork::blob::BlobMut::new(bytes).map(|blob| blob.len())?)
+        });
+    server.limit(Limit::Memory, 512 << 20).interface(methods).run()
+}
+
+trial!(a_limit_of_private_memory_is_named_and_leaves_shared_memory_alone, async || {
+    let (_server, client) = start("limited_memory");
+    let checkout = client.checkout();
+    let shared: usize = checkout.call("map_shared", (1_u64 << 30,)).await.unwrap();
+    assert_eq!(shared, 1 << 30);
+    let grown = death(checkout.call::<usize>("allocate", (1_u64 << 30,)).await.unwrap_err());
+    assert_eq!(grown.end, End::Signaled(libc::SIGABRT));
+    assert_eq!(grown.reason.as_deref(), Some("its limit of memory was reached"));
+});
+
 /// A group of processes with little memory, where one may be made.
 struct SmallGroup(PathBuf);
 

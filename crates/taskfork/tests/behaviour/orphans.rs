@@ -57,6 +57,22 @@ trial!(a_process_that_is_no_workers_lives_on_and_is_reaped, async || {
     assert!(program.end().await.success());
 });
 
+trial!(a_process_of_a_worker_that_has_removed_its_mark_dies_too, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let server = programs::start(&["serve", &address_in(&folder)]);
+    let client = client(&folder);
+    let checkout = client.checkout();
+    let hidden: u32 = checkout.call("fork_hidden_daemon", ()).await.unwrap();
+    until("its own session", || {
+        let stat = std::fs::read_to_string(format!("/proc/{hidden}/stat")).unwrap();
+        stat.split_whitespace().nth(5) == Some(&hidden.to_string())
+    })
+    .await;
+    checkout.call::<()>("abort", ()).await.unwrap_err();
+    until("the hidden process is gone", || is_gone(hidden)).await;
+    drop(server);
+});
+
 /// Runs the program in a namespace of processes of its own, as process 1.
 fn contained(command: &Command) -> Command {
     let mut contained = Command::new("unshare");

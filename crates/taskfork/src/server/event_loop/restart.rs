@@ -35,7 +35,7 @@ impl EventLoop {
         self.status = None;
         let started = Successor::start(listener, self.options.parent.as_ref());
         let watched = started.and_then(|successor| {
-            self.orphans.exclude(successor.pid());
+            self.orphans.exclude_server(successor.pid());
             match self.watch(successor.as_fd(), SUCCESSOR, EventFlags::IN) {
                 Ok(()) => Ok(successor),
                 Err(error) => {
