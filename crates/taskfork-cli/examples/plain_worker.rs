@@ -65,6 +65,13 @@ fn answer(call: &Value) -> Value {
         (Some("echo"), value) => json!(["ok", {}, value]),
         (Some("kind"), value) => json!(["ok", {}, kind(value)]),
         (Some("pid"), _) => json!(["ok", {}, std::process::id()]),
+        (Some("variable"), name) => {
+            json!(["ok", {}, name.as_str().and_then(|name| std::env::var(name).ok())])
+        }
+        (Some("read"), path) => match std::fs::read(path.as_str().unwrap_or_default()) {
+            Ok(bytes) => json!(["ok", {}, bytes.len()]),
+            Err(error) => json!(["er", {}, error.to_string()]),
+        },
         (Some("logged"), value) => json!(["ok", {"ld": log}, value]),
         (Some("sleep"), milliseconds) => {
             let milliseconds = milliseconds.as_u64().unwrap_or(0);

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{CommandError, nearest};
+use crate::sandbox_options::SandboxLevel;
 use crate::server_address::ServerAddress;
 use crate::units::{Size, Time};
 
@@ -110,6 +111,65 @@ pub(crate) struct PoolOptions {
     /// Whether workers poll for the next call before they sleep [default: adaptive]
     #[arg(long)]
     pub(crate) busy_poll: Option<BusyPollMode>,
+    /// What workers may do, beside executing their program. The options below open more. `taskfork sandbox check`
+    /// says what this kernel supports [default: off]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) sandbox: Option<SandboxLevel>,
+    /// Let sandboxed workers read this file, or everything below this directory. May be repeated, like the
+    /// other --allow options of the sandbox
+    #[arg(long, value_name = "PATH")]
+    pub(crate) allow_read: Vec<PathBuf>,
+    /// Let sandboxed workers write this file, or everything below this directory
+    #[arg(long, value_name = "PATH")]
+    pub(crate) allow_write: Vec<PathBuf>,
+    /// Let sandboxed workers execute this program, or those below this directory, in place of themselves
+    #[arg(long, value_name = "PATH")]
+    pub(crate) allow_execute: Vec<PathBuf>,
+    /// Let sandboxed workers make TCP connections to this port, at any address
+    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    pub(crate) allow_connect: Vec<u16>,
+    /// Let sandboxed workers connect to the unix socket at this path
+    #[arg(long, value_name = "PATH")]
+    pub(crate) allow_unix: Vec<PathBuf>,
+    /// Let sandboxed workers start processes, and the programs of --allow-execute in them
+    #[arg(long)]
+    pub(crate) allow_spawn: bool,
+    /// Serve although the kernel lacks something that the sandbox needs, without that part
+    #[arg(long)]
+    pub(crate) sandbox_best_effort: bool,
+    /// Kill a sandboxed worker at a forbidden system call [default: the system call fails]
+    #[arg(long)]
+    pub(crate) sandbox_kill: bool,
+    /// The most bytes of a result of a sandboxed worker [default: as --max-frame]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_result: Option<Size>,
+    /// Give each worker a private directory of this size, which is removed with the worker. It is in TMPDIR
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) scratch: Option<Size>,
+    /// The folder for these directories [default: TMPDIR, or /tmp]
+    #[arg(long, value_name = "PATH", requires = "scratch")]
+    pub(crate) scratch_folder: Option<PathBuf>,
+    /// Run workers as this user, by name or number, with its groups [default: the server's]
+    #[arg(long, value_name = "USER")]
+    #[serde(deserialize_with = "deserialize_name")]
+    pub(crate) user: Option<String>,
+    /// The primary group of workers, by name or number [default: that of --user]
+    #[arg(long, value_name = "GROUP")]
+    #[serde(deserialize_with = "deserialize_name")]
+    pub(crate) group: Option<String>,
+    /// The supplementary groups of workers, by name or number [default: those of --user]
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    #[serde(deserialize_with = "deserialize_names")]
+    pub(crate) groups: Option<Vec<String>>,
+    /// Give workers an empty environment, except for these variables: --clear-env=PATH,LANG
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, value_delimiter = ',')]
+    pub(crate) clear_env: Option<Vec<String>>,
+    /// The permissions that files of workers do not get, in octal [default: the server's]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) umask: Option<Mode>,
+    /// Let programs that workers execute gain privileges, as sudo does [default: they cannot]
+    #[arg(long)]
+    pub(crate) allow_new_privs: bool,
     /// The program and its arguments, in files only.
     #[arg(skip)]
     pub(crate) command: Vec<String>,
@@ -224,21 +284,35 @@ impl FromStr for WorkerLimit {
     }
 }
 
+/// A user or a group in a file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Name {
+    Text(String),
+    Number(u32),
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        match name {
+            Name::Text(text) => text,
+            Name::Number(number) => number.to_string(),
+        }
+    }
+}
+
+/// Reads a name or a number.
+fn deserialize_name<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    Name::deserialize(deserializer).map(|name| Some(name.into()))
+}
+
 /// Reads a list of names or numbers.
 fn deserialize_names<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<String>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Name {
-        Text(String),
-        Number(u32),
-    }
-    let names = Vec::<Name>::deserialize(deserializer)?.into_iter().map(|name| match name {
-        Name::Text(text) => text,
-        Name::Number(number) => number.to_string(),
-    });
-    Ok(Some(names.collect()))
+    Ok(Some(Vec::<Name>::deserialize(deserializer)?.into_iter().map(String::from).collect()))
 }
 
 /// Reads limits: one as on the command line, a list of these, or a table.

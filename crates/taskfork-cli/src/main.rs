@@ -13,6 +13,7 @@ mod logs;
 mod output;
 mod pools;
 mod sandbox_command;
+mod sandbox_options;
 mod serve;
 mod server_address;
 mod status;

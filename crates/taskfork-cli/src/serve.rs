@@ -156,12 +156,14 @@ fn serve(
     logging: &logging::Options,
 ) -> Result<(), CommandError> {
     check_program(&pool)?;
+    check_openings(&pool, source)?;
     build(pool, restart_options, logging)?.run().map_err(|error| source.command_error(error))
 }
 
 /// Checks a pool of a file as far as that is possible without starting it.
 pub(crate) fn check(pool: PoolOptions) -> Result<(), CommandError> {
     check_program(&pool)?;
+    check_openings(&pool, &OptionSource::File)?;
     build(pool, RestartOptions::default(), &logging::Options::default())?
         .check()
         .map_err(|error| OptionSource::File.command_error(error))
@@ -180,19 +182,28 @@ fn check_program(pool: &PoolOptions) -> Result<(), CommandError> {
     }
 }
 
+/// Checks that nothing is opened in a sandbox that is not there: the user may have forgotten it.
+fn check_openings(pool: &PoolOptions, source: &OptionSource) -> Result<(), CommandError> {
+    let Some(option) = pool.opening_without_sandbox() else { return Ok(()) };
+    let (option, sandbox) = (source.option_name(option), source.option_name("sandbox"));
+    Err(CommandError::usage(format!("{option} has no effect without {sandbox}"))
+        .hint(format!("set {sandbox} to a level, such as compute or python")))
+}
+
 /// Builds the server from the options.
 fn build(
-    pool: PoolOptions,
+    mut pool: PoolOptions,
     restart_options: RestartOptions,
     logging: &logging::Options,
 ) -> Result<Server, CommandError> {
-    let mut command = pool.command.into_iter();
+    let server = pool.confine(Server::builder());
+    let mut command = std::mem::take(&mut pool.command).into_iter();
     let mut executable = Executable::new(command.next().unwrap_or_default());
     for arg in command {
         executable = executable.arg(arg);
     }
     executable = executable.protocol(pool.protocol.map_or(Protocol::Native, Protocol::from));
-    let mut server = Server::builder()
+    let mut server = server
         .max_calls(pool.max_calls)
         .max_age(pool.max_age.map(|time| time.0))
         .max_idle(pool.max_idle.map(|time| time.0))
@@ -201,7 +212,7 @@ fn build(
         .share_details(pool.share_details)
         .keep_pid(restart_options.keep_pid)
         .restart_on_hangup(restart_options.on_hangup.then_some(true));
-    for limit in pool.limit {
+    for limit in &pool.limit {
         server = server.limit(limit.kind(), limit.value);
     }
     if let Some(address) = pool.listen {

@@ -496,3 +496,49 @@ fn sandbox_check_prints_what_the_kernel_supports() {
     assert_eq!(json["levels"][0]["level"], "off");
     assert!(json["features"].as_array().is_some_and(|features| !features.is_empty()), "{json}");
 }
+
+#[test]
+fn a_sandboxed_worker_reads_only_what_is_opened() {
+    let server = Server::start(&["--sandbox", "compute"]);
+    server.call(&["echo", "7"]).assert().success().stdout("7\n");
+    let refused = server.call(&["read", "/etc/passwd"]).assert().code(1);
+    refused.stderr(contains("Permission denied"));
+    assert_eq!(server.status()["sandbox"], "compute");
+    drop(server);
+
+    let opened = Server::start(&["--sandbox", "compute", "--allow-read", "/etc/passwd"]);
+    opened.call(&["read", "/etc/passwd"]).assert().success();
+    opened.call(&["read", "/etc/group"]).assert().code(1).stderr(contains("Permission denied"));
+}
+
+#[test]
+fn workers_get_the_environment_and_directory_of_the_options() {
+    let server = Server::start(&["--clear-env=PATH,LANG", "--scratch", "1MiB", "--umask", "077"]);
+    server.call(&["variable", "HOME"]).assert().success().stdout("null\n");
+    server.call(&["variable", "PATH"]).assert().success().stdout(starts_with("\"/"));
+    server.call(&["variable", "TASKFORK_SCRATCH"]).assert().success().stdout(starts_with("\"/"));
+    drop(server);
+    let empty = Server::start(&["--clear-env"]);
+    empty.call(&["variable", "PATH"]).assert().success().stdout("null\n");
+}
+
+#[test]
+fn mistakes_about_the_sandbox_are_named_as_options_are_written() {
+    let serve = |options: &[&str]| {
+        let mut command = taskfork();
+        command.args(["serve", "--listen", "unix:/nonexistent/s"]).args(options);
+        command.args(["--", "cat"]).assert().code(2)
+    };
+    serve(&["--allow-connect", "80"])
+        .stderr(contains("--allow-connect has no effect without --sandbox"));
+    serve(&["--sandbox", "strict"]).stderr(contains("no-network, files, compute, python"));
+    serve(&["--sandbox", "compute", "--allow-read", "/nonexistent"])
+        .stderr(contains("`/nonexistent`"));
+    serve(&["--user", "no such user"]).stderr(contains("--user cannot be so"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let text = "[pool.a]\nlisten = \"unix:/tmp/a\"\ncommand = [\"cat\"]\nallow_connect = [80]";
+    let file = config(folder.path(), text);
+    let checked = taskfork().args(["config", "check", &file]).assert().code(2);
+    checked.stderr(contains("`allow_connect` has no effect without `sandbox`"));
+}
