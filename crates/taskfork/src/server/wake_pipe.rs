@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fs::{Mode, fchmod};
 use rustix::io::{Errno, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -30,6 +31,8 @@ pub(crate) struct WakePipe {
 impl WakePipe {
     pub(crate) fn new() -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // A worker could open its end anew in `/proc/self/fd`, read there, and so take wake-ups away.
+        fchmod(&writer, Mode::WUSR)?;
         Ok(Self { reader, writer, woken: None, resume_at: None })
     }
 

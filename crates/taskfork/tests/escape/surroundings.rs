@@ -1,0 +1,122 @@
+//! What attempts try to reach: files, listening sockets and a process, all of the user that the trials run as.
+
+use std::fs;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+
+use crate::attempt::Surroundings;
+use crate::scratch::make_precious;
+
+/// What stands in the environment of a process that does something else than run trials.
+pub(crate) const REQUESTED: &str = "TASKFORK_ESCAPE_REQUEST";
+
+pub(crate) const BYSTANDER: &str = "bystander";
+
+struct Made {
+    surroundings: Surroundings,
+    folder: tempfile::TempDir,
+    bystander: Mutex<Child>,
+}
+
+static MADE: OnceLock<Made> = OnceLock::new();
+
+/// A copy of this process, which can be executed wherever its file is.
+pub(crate) fn copy(request: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.env(REQUESTED, request).stdin(Stdio::null());
+    command
+}
+
+/// The same for all trials.
+pub(crate) fn surroundings() -> &'static Surroundings {
+    &MADE.get_or_init(make).surroundings
+}
+
+/// Makes again what attempts have removed.
+pub(crate) fn refresh() {
+    let with = surroundings();
+    for name in ["existing", "removable", "movable"] {
+        let path = with.writable(name);
+        if !path.exists() {
+            fs::write(path, "text").unwrap();
+        }
+    }
+}
+
+/// Removes what was made, once no trial runs any more.
+pub(crate) fn remove() {
+    if let Some(made) = MADE.get() {
+        let mut bystander = made.bystander.lock().unwrap();
+        let _ = bystander.kill();
+        let _ = bystander.wait();
+        let _ = fs::remove_dir_all(made.folder.path());
+    }
+}
+
+fn make() -> Made {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = folder.path().to_owned();
+    fs::create_dir(outside.join("writable")).unwrap();
+    fs::write(outside.join("secret"), "secret").unwrap();
+    fs::create_dir(outside.join("scratch")).unwrap();
+    make_precious(&outside).unwrap();
+    let abstract_name = format!("taskfork-escape-{}", std::process::id());
+    let name = SocketAddr::from_abstract_name(&abstract_name).unwrap();
+    accepts(UnixListener::bind_addr(&name).unwrap());
+    accepts(UnixListener::bind(outside.join("stream")).unwrap());
+    accepts(UnixListener::bind(outside.join("other-stream")).unwrap());
+    let datagrams = UnixDatagram::bind(outside.join("datagrams")).unwrap();
+    std::thread::spawn(move || while datagrams.recv(&mut [0; 8]).is_ok() {});
+    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let udp_port = udp.local_addr().unwrap().port();
+    std::thread::spawn(move || while udp.recv(&mut [0; 8]).is_ok() {});
+    let mut bystander = copy(BYSTANDER).stdout(Stdio::piped()).spawn().unwrap();
+    // It says when it blocks its signals.
+    bystander.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let surroundings = Surroundings {
+        client: std::process::id().cast_signed(),
+        bystander: bystander.id().cast_signed(),
+        outside,
+        tcp: listens(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()),
+        other_tcp: listens(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()),
+        // A machine may have no such addresses.
+        tcp_v6: TcpListener::bind(("::1", 0)).map_or(1, listens),
+        udp: udp_port,
+        abstract_name,
+        ..Surroundings::default()
+    };
+    Made { surroundings, folder, bystander: Mutex::new(bystander) }
+}
+
+fn accepts(listener: UnixListener) {
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+}
+
+/// Returns the port.
+fn listens(listener: TcpListener) -> u16 {
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    port
+}
+
+/// What the bystander does: it blocks the signals that attempts send it, says so, and waits.
+pub(crate) fn stand_by() {
+    // SAFETY: the set is initialized before it is used, and nothing else is changed.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut signals: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut signals);
+        libc::sigaddset(&raw mut signals, libc::SIGUSR1);
+        libc::sigaddset(&raw mut signals, libc::SIGUSR2);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut());
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+    println!("ready");
+    loop {
+        std::thread::park();
+    }
+}
