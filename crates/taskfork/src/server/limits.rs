@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 
@@ -28,6 +29,9 @@ pub enum Limit {
     /// The private memory of each process of a worker in bytes: the heap, and the stacks of threads
     /// (RLIMIT_DATA). Shared memory and mapped files do not count. What the server had when it forked
     /// counts. An allocation beyond the limit fails, which ends most programs.
+    ///
+    /// With a [`cgroup`](crate::ServerBuilder::cgroup) it is the memory of a worker and all processes
+    /// that it has started, with files in memory. The kernel kills them beyond it.
     Memory,
     /// The CPU time of a worker in seconds. SIGXCPU ends the worker at the limit.
     CpuTime,
@@ -37,20 +41,34 @@ pub enum Limit {
     /// the limit if it pipes core files to a program; see core(5).
     CoreSize,
     /// The number of processes and threads of the worker's user, in all programs. It has no effect
-    /// for root.
+    /// for root. With a [`cgroup`](crate::ServerBuilder::cgroup) it is the number of those of a worker,
+    /// and holds for root as well.
     Processes,
+    /// The share of the processor that a worker and all processes that it has started may use, in
+    /// percent of one CPU: 150 is one and a half. It needs a
+    /// [`cgroup`](crate::ServerBuilder::cgroup).
+    CpuPercent,
 }
 
 impl Limit {
-    pub(super) fn resource(self) -> Resource {
-        match self {
+    /// The resource of the process. `None` if only a control group can limit it.
+    pub(super) fn resource(self) -> Option<Resource> {
+        Some(match self {
             Self::AddressSpace => Resource::As,
             Self::Memory => Resource::Data,
             Self::CpuTime => Resource::Cpu,
             Self::OpenFiles => Resource::Nofile,
             Self::CoreSize => Resource::Core,
             Self::Processes => Resource::Nproc,
-        }
+            Self::CpuPercent => return None,
+        })
+    }
+}
+
+impl Limit {
+    /// Whether it is a limit of a control group, if there is one.
+    fn is_of_group(self) -> bool {
+        matches!(self, Self::Memory | Self::Processes | Self::CpuPercent)
     }
 }
 
@@ -60,6 +78,8 @@ pub(crate) struct WorkerLimits {
     pub(super) limits: Vec<(Limit, u64)>,
     pub(super) niceness: Option<i32>,
     pub(super) oom_score_adj: Option<i32>,
+    /// The control group below which each worker has its own.
+    pub(super) group: Option<PathBuf>,
 }
 
 impl WorkerLimits {
@@ -67,7 +87,11 @@ impl WorkerLimits {
     pub(super) fn settings(&self) -> impl Iterator<Item = Setting> {
         let niceness = self.niceness.map(Setting::Niceness);
         let score = self.oom_score_adj.map(Setting::OomScoreAdj);
-        let limits = self.limits.iter().map(|&(limit, value)| Setting::Limit(limit, value));
+        let is_of_process = |&&(limit, _): &&(Limit, u64)| {
+            limit.resource().is_some() && !(self.group.is_some() && limit.is_of_group())
+        };
+        let limits = self.limits.iter().filter(is_of_process);
+        let limits = limits.map(|&(limit, value)| Setting::Limit(limit, value));
         niceness.into_iter().chain(score).chain(limits)
     }
 
@@ -75,7 +99,7 @@ impl WorkerLimits {
     #[inline]
     pub(crate) fn apply(&self) -> Result<(), SettingError> {
         match self {
-            Self { niceness: None, oom_score_adj: None, limits } if limits.is_empty() => Ok(()),
+            Self { niceness: None, oom_score_adj: None, limits, .. } if limits.is_empty() => Ok(()),
             _ => self.apply_all(),
         }
     }
@@ -111,7 +135,8 @@ impl Setting {
                 // reason.
                 let hard = value.saturating_add(u64::from(limit == Limit::CpuTime));
                 let both = Rlimit { current: Some(value), maximum: Some(hard) };
-                Ok(setrlimit(limit.resource(), both)?)
+                let resource = limit.resource().ok_or(io::ErrorKind::Unsupported)?;
+                Ok(setrlimit(resource, both)?)
             }
         }
     }

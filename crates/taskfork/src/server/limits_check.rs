@@ -18,7 +18,16 @@ impl WorkerLimits {
             return wrong("oom_score_adj", format!("{score} is not between -1000 and 1000"));
         }
         for &(limit, value) in &self.limits {
-            let most = getrlimit(limit.resource()).maximum;
+            let Some(resource) = limit.resource() else {
+                if self.group.is_none() {
+                    return wrong(
+                        "limit",
+                        format!("{limit:?} needs a control group: set `cgroup`"),
+                    );
+                }
+                continue;
+            };
+            let most = getrlimit(resource).maximum;
             if let Some(most) =
                 most.filter(|&most| most < value && !rustix::process::geteuid().is_root())
             {

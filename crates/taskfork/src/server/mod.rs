@@ -5,7 +5,7 @@
 //! * `event_loop` handles all events. Everything below is independent of it.
 //! * Connections: `initial_listener`, `listener`, `socket_file`, `access`, `handshakes`,
 //!   `client_queue`, `fair_share`, `refusal`.
-//! * Workers: `child`, `worker_exit`, `spares`, `limits`, `privileges`, `sandbox`, `scratch`,
+//! * Workers: `child`, `worker_exit`, `spares`, `limits`, `worker_groups`, `privileges`, `sandbox`, `scratch`,
 //!   `probe`, `stderr`, `orphans`, `guardian`.
 //! * Restarts and service managers: `restart`, `parent`, `signals`, `hangup`, `service_manager`,
 //!   `environment`.
@@ -75,6 +75,7 @@ mod titles;
 mod wake_pipe;
 mod watched_set;
 mod worker_exit;
+mod worker_groups;
 
 pub use builder::{Preloaded, ServerBuilder};
 pub(crate) use command::{block_signals_until_served, meaning_of_hangup, service_manager};

@@ -122,6 +122,8 @@ pub(crate) struct WorkerRules<'a> {
     pub(crate) limits: &'a WorkerLimits,
     pub(crate) oom_kills: &'a OomKills,
     pub(crate) is_sandboxed: bool,
+    /// The kernel has killed a process of the worker for the limit of its control group.
+    pub(crate) is_memory_exceeded: bool,
 }
 
 /// Finds the cause of an exit that the server did not bring about, with a text if there is more to
@@ -132,7 +134,7 @@ pub(super) fn classify_exit(
     allocation_failed: bool,
     rules: &WorkerRules<'_>,
 ) -> (&'static str, Cow<'static, str>) {
-    let &WorkerRules { limits, oom_kills, is_sandboxed } = rules;
+    let &WorkerRules { limits, oom_kills, is_sandboxed, is_memory_exceeded } = rules;
     let signal = match end {
         End::Exited(0) => {
             let cause = match slot.retirement() {
@@ -158,6 +160,9 @@ pub(super) fn classify_exit(
             (cause::LIMIT, "its limit of address space was reached")
         }
         Some(Signal::ABORT) if limits.has(Limit::Memory) && allocation_failed => {
+            (cause::LIMIT, "its limit of memory was reached")
+        }
+        Some(Signal::KILL) if is_memory_exceeded => {
             (cause::LIMIT, "its limit of memory was reached")
         }
         Some(Signal::KILL) if oom_kills.count_new() > 0 => (cause::OUT_OF_MEMORY, "out of memory"),

@@ -77,6 +77,7 @@ mod time_limits;
 mod traces;
 mod typed;
 mod users;
+mod worker_groups;
 mod workers;
 
 use support::trial;

@@ -1,5 +1,6 @@
 //! The options of workers: their number, their lifetime, and the limits that each of them has.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::limits::Limit;
@@ -151,6 +152,33 @@ impl<S> ServerBuilder<S> {
     pub fn limit(mut self, limit: Limit, value: u64) -> Self {
         self.options.limits.limits.retain(|(known, _)| *known != limit);
         self.options.limits.limits.push((limit, value));
+        self
+    }
+
+    /// Sets a control group (version 2) that has been delegated to the server, below which each worker gets
+    /// a group of its own. Defaults to none.
+    ///
+    /// [`Limit::Memory`], [`Limit::Processes`] and [`Limit::CpuPercent`] then limit a worker together with
+    /// all processes that it starts, and no process of a worker outlives it. The death of a worker whose
+    /// memory has run out names the limit. The server itself must not be in this group, but in another one
+    /// below it. A service of systemd has `Delegate=yes` and `DelegateSubgroup=server` for that, and its
+    /// group is `/sys/fs/cgroup/system.slice/NAME.service`.
+    ///
+    /// [`run`](crate::Server::run) fails if the path is not such a group, if the group lacks a controller
+    /// that a limit needs, or if the server may not make groups there.
+    ///
+    /// ```
+    /// use taskfork::Server;
+    /// use taskfork::server::Limit;
+    ///
+    /// let server = Server::builder()
+    ///     .cgroup("/sys/fs/cgroup/system.slice/app.service")
+    ///     .limit(Limit::Memory, 512 << 20)
+    ///     .limit(Limit::Processes, 20);
+    /// # let _ = server;
+    /// ```
+    pub fn cgroup(mut self, path: impl Into<PathBuf>) -> Self {
+        self.options.limits.group = Some(path.into());
         self
     }
 

@@ -24,6 +24,7 @@ use crate::server::refusal::Refusal;
 use crate::server::scratch::ScratchFolder;
 use crate::server::spawned_server;
 use crate::server::stderr::{CapturedStderr, Stderr};
+use crate::server::worker_groups::WorkerGroups;
 use crate::sys::{self, ForkError, Forked, ThreadCount};
 use crate::wire::Protocol;
 use crate::worker::scoreboard::ServerSlot;
@@ -49,6 +50,8 @@ struct ChildInit {
     slot: ServerSlot,
     number: u64,
     scratch: Option<PathBuf>,
+    /// The file through which it joins its control group.
+    group: Option<OwnedFd>,
     inherited: InheritedFds,
 }
 
@@ -99,17 +102,14 @@ impl EventLoop {
         socket: ClientSource,
     ) -> Result<(), (ClientSource, ForkError)> {
         let number = self.forked + 1;
-        let scratch = match self.scratch.as_ref().map(|scratch| scratch.add(number)).transpose() {
-            Ok(scratch) => scratch,
-            Err(error) => {
-                let text = format!("its scratch directory cannot be made: {error}");
-                return Err((socket, ForkError::Kernel(io::Error::new(error.kind(), text))));
-            }
+        let (scratch, group) = match self.make_surroundings(number) {
+            Ok(made) => made,
+            Err(error) => return Err((socket, ForkError::Kernel(error))),
         };
         let slot = match self.scoreboard.allocate() {
             Ok(slot) => slot,
             Err(error) => {
-                self.scratch.iter().for_each(|scratch| scratch.discard(number));
+                self.discard_surroundings(number);
                 return Err((socket, ForkError::Kernel(error)));
             }
         };
@@ -131,10 +131,18 @@ impl EventLoop {
             }
             Ok(ForkSide::Worker(stderr, captured)) => {
                 let inherited = InheritedFds { role, captured };
-                self.become_worker(ChildInit { stderr, socket, slot, number, scratch, inherited })
+                self.become_worker(ChildInit {
+                    stderr,
+                    socket,
+                    slot,
+                    number,
+                    scratch,
+                    group,
+                    inherited,
+                })
             }
             Err(error) => {
-                self.scratch.iter().for_each(|scratch| scratch.discard(number));
+                self.discard_surroundings(number);
                 if let Err(error) = self.scoreboard.hide_from_children(&slot) {
                     if self.log_limits.workers.acquire(Instant::now()) {
                         log::error!(
@@ -147,6 +155,27 @@ impl EventLoop {
                 Err((socket, error))
             }
         }
+    }
+
+    /// Makes the scratch directory and the control group of the worker with this number, if workers have
+    /// them.
+    fn make_surroundings(&self, number: u64) -> io::Result<(Option<PathBuf>, Option<OwnedFd>)> {
+        let named = |what: &'static str| {
+            move |error: io::Error| {
+                io::Error::new(error.kind(), format!("its {what} cannot be made: {error}"))
+            }
+        };
+        let scratch = self.scratch.as_ref().map(|scratch| scratch.add(number)).transpose();
+        let scratch = scratch.map_err(named("scratch directory"))?;
+        let group = self.groups.as_ref().map(|groups| groups.add(number)).transpose();
+        let group = group.map_err(named("control group"));
+        Ok((scratch, group.inspect_err(|_| self.discard_surroundings(number))?))
+    }
+
+    /// Removes them after a fork that has failed.
+    fn discard_surroundings(&self, number: u64) {
+        self.scratch.iter().for_each(|scratch| scratch.discard(number));
+        self.groups.iter().for_each(|groups| groups.discard(number));
     }
 
     fn register(&mut self, child: Child) {
@@ -187,7 +216,7 @@ impl EventLoop {
     /// takes as long as several system calls.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn become_worker(&self, init: ChildInit) -> ! {
-        let ChildInit { stderr, socket, slot, number, scratch, inherited } = init;
+        let ChildInit { stderr, socket, slot, number, scratch, group, inherited } = init;
         let InheritedFds { role, captured } = inherited;
         spawned_server::close_inherited();
         let redirected = || {
@@ -203,6 +232,11 @@ impl EventLoop {
         let ready = redirected()
             .map_err(io::Error::from)
             .and_then(|()| self.signals.reset_for_worker())
+            .and_then(|()| match &group {
+                // 0 stands for the process that writes it.
+                Some(group) => Ok(rustix::io::write(group, b"0").map(drop)?),
+                None => Ok(()),
+            })
             .and_then(|()| self.options.limits.apply().map_err(io::Error::other))
             .map(|()| self.scoreboard.worker_slot(&slot));
         let slot = match ready {
@@ -283,6 +317,7 @@ impl EventLoop {
             .chain(self.status_requests.descriptors())
             .chain(self.successor.as_ref().map(AsFd::as_fd))
             .chain(self.guardian.iter().flat_map(Guardian::descriptors))
+            .chain(self.groups.as_ref().map(WorkerGroups::descriptor))
             .chain(self.scratch.iter().flat_map(ScratchFolder::descriptors))
             .chain(self.handshakes.descriptors())
             .chain(self.queue.descriptors())

@@ -7,18 +7,22 @@ use rustix::event::epoll::{self, EventFlags};
 
 use super::{EventLoop, GUARDIAN};
 use crate::server::error::ServerError;
-use crate::server::guardian::Guardian;
+use crate::server::guardian::{Folders, Guardian};
 use crate::server::log;
 use crate::server::scratch::ScratchFolder;
 use crate::server::titles::printable_name;
+use crate::server::worker_groups::WorkerGroups;
 
 impl EventLoop {
     /// Forks a guardian, which kills what this server would leave behind if it were killed itself.
     pub(super) fn start_guardian(&mut self) {
         let name = printable_name(&self.options.name);
         let workers = self.children.values().map(|child| child.pid);
-        let scratch = self.scratch.as_ref().map(ScratchFolder::path);
-        let started = Guardian::start(&name, &self.mark, workers, &self.threads, scratch)
+        let folders = Folders {
+            scratch: self.scratch.as_ref().map(ScratchFolder::path),
+            groups: self.groups.as_ref().map(WorkerGroups::path),
+        };
+        let started = Guardian::start(&name, &self.mark, workers, &self.threads, folders)
             .map_err(ServerError::system("it cannot be forked"))
             .and_then(|guardian| {
                 self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;

@@ -64,6 +64,7 @@ use crate::server::status_requests::StatusRequests;
 use crate::server::stderr::StderrOutput;
 use crate::server::titles::printable_name;
 use crate::server::wake_pipe::WakePipe;
+use crate::server::worker_groups::{WorkerGroups, remove_groups};
 use crate::sys::{self, OpenFileLimit, ThreadCount, Title};
 use crate::time_limit::timespec;
 use crate::worker::scoreboard::Scoreboard;
@@ -140,6 +141,7 @@ pub(crate) struct EventLoop {
     privileges: WorkerPrivileges,
     sandbox: Option<WorkerSandbox>,
     scratch: Option<ScratchFolder>,
+    groups: Option<WorkerGroups>,
     /// The listener comes from the server before this one.
     is_listener_inherited: bool,
     /// A new server that is not ready yet.
@@ -194,6 +196,7 @@ impl EventLoop {
             service_manager.variables(),
             &thread_count,
         )?;
+        let groups = WorkerGroups::open(&options.limits)?;
         let sandbox = prepare_sandbox(&options.sandbox)?;
         let hangup = Hangup::of_this_process(options.restart_on_hangup);
         if hangup == Hangup::Ignored {
@@ -253,6 +256,7 @@ impl EventLoop {
             privileges,
             sandbox,
             scratch: None,
+            groups,
             is_listener_inherited: is_inherited,
             successor: None,
             successor_pid: None,
@@ -351,6 +355,9 @@ impl EventLoop {
         }
         if let Some(scratch) = self.scratch.take() {
             scratch::remove_folder(scratch.path());
+        }
+        if let Some(groups) = self.groups.take() {
+            remove_groups(groups.path(), self.pid);
         }
         self.report_all_omitted();
         log_output::lock().finish();

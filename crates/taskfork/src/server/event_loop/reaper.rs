@@ -8,6 +8,7 @@ use super::{EventLoop, Mode};
 use crate::server::child::Child;
 use crate::server::scratch::ScratchFolder;
 use crate::server::worker_exit::{WorkerExit, WorkerRules};
+use crate::server::worker_groups::WorkerGroups;
 use crate::sys;
 
 impl EventLoop {
@@ -51,6 +52,10 @@ impl EventLoop {
                 limits: &self.options.limits,
                 oom_kills: &self.oom_kills,
                 is_sandboxed: self.sandbox.is_some(),
+                is_memory_exceeded: self
+                    .groups
+                    .as_ref()
+                    .is_some_and(|groups| groups.is_memory_exceeded(number)),
             },
         );
         // The client's user is asked for only if that decides anything: it is a system call.
@@ -61,6 +66,9 @@ impl EventLoop {
             stack = None;
         }
         self.scoreboard.quarantine(slot);
+        if let Some(groups) = &mut self.groups {
+            groups.remove(number);
+        }
         self.remove_scratch(number);
         self.queue.worker_exited(number);
         *self.counters.deaths.entry(cause).or_default() += 1;
@@ -93,6 +101,7 @@ impl EventLoop {
         if !self.orphans.are_pending() {
             self.scoreboard.release_quarantined();
         }
+        self.groups.iter_mut().for_each(WorkerGroups::remove_left);
         let postponed = self.scratch.as_mut().map(ScratchFolder::take_postponed);
         postponed.into_iter().flatten().for_each(|number| self.remove_scratch(number));
     }

@@ -1,7 +1,7 @@
 //! The guardian: a process that outlives a killed server by a moment. The kernel kills the workers
 //! of a killed server, but not the processes that they have started. The guardian sees the server's
-//! end by the end of its channel, kills these processes, and removes the
-//! scratch directories.
+//! end by the end of its channel, kills these processes, and removes what the
+//! server has made for its workers.
 
 mod process_groups;
 mod records;
@@ -24,6 +24,7 @@ use self::records::{ProcessGroups, RecordWriter, WriteOutcome};
 use crate::server::environment;
 use crate::server::process::is_child_of;
 use crate::server::scratch::remove_folder;
+use crate::server::worker_groups::remove_groups;
 use crate::sys::{self, Forked, MappedFile, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
 
@@ -39,6 +40,15 @@ const EMPTY_ROUNDS: u32 = 3;
 
 /// How long the guardian waits for the server's end after the channel has been closed.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a server has made for its workers, and the guardian removes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Folders<'a> {
+    /// The folder of scratch directories.
+    pub(crate) scratch: Option<&'a Path>,
+    /// The group in which the control groups of workers are.
+    pub(crate) groups: Option<&'a Path>,
+}
 
 /// The server's view of its guardian.
 #[derive(Debug)]
@@ -57,7 +67,7 @@ impl Guardian {
         mark: &Mark,
         workers: impl Iterator<Item = Pid>,
         threads: &ThreadCount,
-        scratch: Option<&Path>,
+        folders: Folders<'_>,
     ) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -87,7 +97,7 @@ impl Guardian {
                 let refused = [Some(server), group, Some(getpid())];
                 let groups = ProcessGroups::new(workers, refused);
                 let status =
-                    match guardian_main(name, [theirs, reader], server, mark, groups, scratch) {
+                    match guardian_main(name, [theirs, reader], server, mark, groups, folders) {
                         Ok(()) => 0,
                         Err(_) => 1,
                     };
@@ -160,7 +170,7 @@ fn guardian_main(
     server: Pid,
     mark: &Mark,
     mut groups: ProcessGroups,
-    scratch: Option<&Path>,
+    folders: Folders<'_>,
 ) -> io::Result<()> {
     let _ = setpgid(None, None);
     sys::block_signals(&nix::sys::signal::SigSet::all())?;
@@ -180,7 +190,10 @@ fn guardian_main(
     while Instant::now() < deadline {
         if !is_child_of(server) {
             kill_all_workers(mark, &groups, process_groups::now());
-            scratch.into_iter().for_each(remove_folder);
+            if let Some(path) = folders.groups {
+                remove_groups(path, server.as_raw_nonzero().get().unsigned_abs());
+            }
+            folders.scratch.into_iter().for_each(remove_folder);
             break;
         }
         std::thread::sleep(ROUND_PAUSE);

@@ -159,6 +159,9 @@ pub(crate) fn run_requested() -> bool {
         ["serve_scratch", address, folder, ref options @ ..] => {
             print_error(crate::scratch::serve(address, folder, options));
         }
+        ["serve_grouped", address, group, ref options @ ..] => {
+            print_error(crate::worker_groups::serve(address, group, options));
+        }
         ["serve_logs", address] => {
             print_error(crate::logs::server(Server::builder().listen(address)));
         }

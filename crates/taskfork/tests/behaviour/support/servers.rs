@@ -248,7 +248,7 @@ fn panic_far_below(depth: u32) {
 struct Outer(#[source] std::io::Error);
 
 /// Adds methods that report on the worker's process or start others.
-fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
+pub(crate) fn inspection(methods: Methods<Worker>) -> Methods<Worker> {
     methods
         .function("pid", || Ok(std::process::id()))
         .function("descriptors", || {
