@@ -41,13 +41,24 @@ pub fn traces(data: &[u8]) {
     }
 }
 
-/// Decodes a message of telemetry, and merges its log into another.
+/// Decodes a message of telemetry, and merges its log into an empty one. All of it arrives there, or a line says
+/// that something does not.
 pub fn telemetry(data: &[u8]) {
     let Ok(FromWorker::Telemetry(telemetry)) = FromWorker::decode(data) else { return };
-    if let Some(encoded) = telemetry.log {
-        let into = Log::new(drop);
-        merge(&into, encoded);
-        drop(into.take());
+    let Some(encoded) = telemetry.log else { return };
+    let into = Log::new(drop);
+    merge(&into, encoded);
+    let merged = into.take();
+    let Ok(message) = log::read(encoded) else {
+        return assert_eq!(merged.logs.len(), 1, "a warning");
+    };
+    assert_eq!(merged.left_out, message.left_out);
+    if merged.logs.len() == message.logs.len() {
+        let stopped = message.timers.iter().filter(|timer| timer.to.is_some()).count();
+        assert_eq!((merged.data.len(), merged.timers.len()), (message.data.len(), stopped));
+    } else {
+        let last = merged.logs.last().map(|line| format!("{:?}", line.items));
+        assert!(last.is_some_and(|last| last.contains("were left out")));
     }
 }
 

@@ -152,6 +152,28 @@ trial!(a_replaced_server_forwards_restart_requests, async || {
     call.abort();
 });
 
+trial!(a_request_that_precedes_the_report_of_a_new_server_is_forwarded_too, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(&folder, &std::env::current_exe().unwrap()).await;
+    let first = server.server().unwrap();
+    let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
+    let client = client.build().unwrap();
+    let checkout = client.checkout();
+    checkout.call::<()>("nothing", ()).await.unwrap();
+    let call = tokio::spawn(checkout.call::<()>("hang", ()));
+    server.is_busy().await;
+    signal(first, libc::SIGHUP);
+    server.logs("as a new server to take over").await;
+    // The first server finds this request and the new server's report at once.
+    signal(first, libc::SIGSTOP);
+    signal(first, libc::SIGHUP);
+    until("a new server", || server.server().is_some_and(|pid| pid != first)).await;
+    let second = server.server().unwrap();
+    signal(first, libc::SIGCONT);
+    server.takes_over_from(second).await;
+    call.abort();
+});
+
 trial!(the_reason_of_a_new_server_that_fails_is_told, async || {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("address");

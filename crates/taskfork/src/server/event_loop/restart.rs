@@ -14,8 +14,13 @@ impl EventLoop {
     /// Starts a new server. This one keeps serving until the new one is ready.
     pub(super) fn start_restart(&mut self) {
         match &self.successor {
-            // It may have taken over already.
-            Some(successor) if successor.is_readable() => return self.read_successor(),
+            // It has taken over, so the request is for it, or it has failed.
+            Some(successor) if successor.is_readable() => {
+                self.read_successor();
+                if self.successor_pid.is_some() {
+                    return self.forward_restart();
+                }
+            }
             Some(successor) => {
                 let pid = successor.pid();
                 log::warn!("the new server {pid} is not ready yet, and is replaced by another");
