@@ -134,6 +134,18 @@ pub(crate) fn all() -> Vec<Attack> {
             while system_call(libc::SYS_mmap, &arguments).is_ok() {}
             std::process::abort()
         }),
+        attack("overwrites_all_shared_memory", Expected::Ends(""), |with| {
+            for &(start, length) in &with.shared {
+                for word in 0..length / size_of::<u64>() {
+                    // SAFETY: it is mapped for writing until the process ends, as its list of mappings said.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        (start as *mut u64).add(word).write_volatile(u64::MAX);
+                    }
+                }
+            }
+            wait_for_ever()
+        }),
         attack("asks_to_be_told_of_its_servers_end", Expected::Answers, |_| {
             let mut before = 0_i32;
             let get = [libc::PR_GET_PDEATHSIG as usize, address_mut(&mut before), 0, 0, 0];
@@ -146,16 +158,19 @@ pub(crate) fn all() -> Vec<Attack> {
     [of_process, kills::attacks(), scratch::attacks()].concat()
 }
 
+/// The worker's own user, another one if the server is root, and no sandbox.
+const USUAL: &[Confinement] = &[Confinement::Compute, Confinement::OtherUser, Confinement::Off];
+
 pub(super) fn attack(
     name: &'static str,
     expected: Expected,
     run: fn(&Surroundings) -> io::Result<()>,
 ) -> Attack {
-    Attack { name, run, expected, confinements: &[Confinement::Compute, Confinement::Off] }
+    Attack { name, run, expected, confinements: USUAL }
 }
 
 pub(crate) fn run(attack: &Attack) -> Result<(), String> {
-    for &confinement in attack.confinements {
+    for &confinement in attack.confinements.iter().filter(|it| it.is_possible()) {
         let server = Running::start(confinement, attack.name);
         let result = check(&server, attack);
         server.end();

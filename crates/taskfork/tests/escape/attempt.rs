@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::confinement::Confinement;
+
 /// What an attempt tries to reach. The trials make it; the worker adds what it has itself.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Surroundings {
@@ -34,6 +36,13 @@ pub(crate) struct Surroundings {
     pub(crate) terminal: i32,
     pub(crate) root: i32,
     pub(crate) connection: i32,
+    /// Memory that the worker shares with its server: where it begins, and its length in bytes. The worker may write to
+    /// the first kind, and only read the second.
+    pub(crate) shared: Vec<(usize, usize)>,
+    pub(crate) published: Vec<(usize, usize)>,
+    /// A copy of `cat` that gives root's rights, and a file that only root may read. Empty if root could not make them.
+    pub(crate) setuid_program: PathBuf,
+    pub(crate) file_of_root: PathBuf,
 }
 
 impl Surroundings {
@@ -100,8 +109,9 @@ pub(crate) struct NotPromised {
 }
 
 impl NotPromised {
-    pub(crate) fn holds(self) -> bool {
-        !self.only_to_root || rustix::process::geteuid().is_root()
+    pub(crate) fn holds(self, confinement: Confinement) -> bool {
+        let is_root = rustix::process::geteuid().is_root();
+        !self.only_to_root || is_root && confinement != Confinement::OtherUser
     }
 }
 
@@ -113,6 +123,8 @@ pub(crate) struct Attempt {
     pub(crate) unconfined: Unconfined,
     /// A sandbox does not refuse it.
     pub(crate) not_promised: Option<NotPromised>,
+    /// `no_network()` refuses it too.
+    pub(crate) needs_network: bool,
     /// Numbers of errors by which a sandbox refuses it, besides EACCES and EPERM.
     pub(crate) refused_with: &'static [i32],
     /// Whether it has reached its aim. A call may return without an error and have done nothing.
@@ -127,6 +139,7 @@ pub(crate) fn attempt(name: &'static str, run: fn(&Surroundings) -> io::Result<(
         opened_by: &[],
         unconfined: Unconfined::Succeeds,
         not_promised: None,
+        needs_network: false,
         refused_with: &[],
         effect: None,
     }
@@ -155,6 +168,10 @@ impl Attempt {
 
     pub(crate) fn not_promised_to_root(self, why: &'static str) -> Self {
         Self { not_promised: Some(NotPromised { why, only_to_root: true }), ..self }
+    }
+
+    pub(crate) fn needs_network(self) -> Self {
+        Self { needs_network: true, ..self }
     }
 
     pub(crate) fn refused_with(self, refused_with: &'static [i32]) -> Self {

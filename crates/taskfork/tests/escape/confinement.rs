@@ -16,6 +16,11 @@ pub(crate) enum Confinement {
     Opened(Opening),
     /// `compute().kill()`.
     Kill,
+    /// `files([…])` of the folder that `Write` opens.
+    Files,
+    NoNetwork,
+    /// `compute()`, in a worker of another user than root, which its server is.
+    OtherUser,
     /// No sandbox.
     Off,
 }
@@ -30,13 +35,22 @@ impl Confinement {
             *opening != Opening::UnixSocket || support.has(Feature::UnixSocketRules)
         });
         let openings = openings.into_iter().map(Self::Opened);
-        [Self::Compute, Self::Kill].into_iter().chain(openings).chain([Self::Off]).collect()
+        let mut all: Vec<Self> = [Self::Compute, Self::Kill].into_iter().chain(openings).collect();
+        all.extend([Self::Files, Self::NoNetwork, Self::OtherUser, Self::Off]);
+        all.retain(|it| it.is_possible());
+        all
+    }
+
+    /// Whether this process can make such workers.
+    pub(crate) fn is_possible(self) -> bool {
+        self != Self::OtherUser || rustix::process::geteuid().is_root()
     }
 
     /// What it is opened for.
     pub(crate) fn opening(self) -> Option<Opening> {
         match self {
             Self::Opened(opening) => Some(opening),
+            Self::Files => Some(Opening::Write),
             _ => None,
         }
     }
@@ -44,8 +58,10 @@ impl Confinement {
     pub(crate) fn sandbox(self, with: &Surroundings) -> Sandbox {
         let compute = Sandbox::compute();
         match self {
-            Self::Compute => compute,
+            Self::Compute | Self::OtherUser => compute,
             Self::Kill => compute.kill(),
+            Self::Files => Sandbox::files([with.outside.join("writable")]),
+            Self::NoNetwork => Sandbox::no_network(),
             Self::Off => Sandbox::off(),
             Self::Opened(opening) => match opening {
                 Opening::Read => compute.read("/etc/passwd"),
@@ -66,6 +82,9 @@ impl fmt::Display for Confinement {
             Self::Compute => out.write_str("under compute()"),
             Self::Kill => out.write_str("under compute().kill()"),
             Self::Opened(opening) => write!(out, "under compute() with {opening:?}"),
+            Self::Files => out.write_str("under files([…])"),
+            Self::NoNetwork => out.write_str("under no_network()"),
+            Self::OtherUser => out.write_str("under compute() as another user"),
             Self::Off => out.write_str("without a sandbox"),
         }
     }

@@ -33,7 +33,9 @@ fn main() {
     let is_root = rustix::process::geteuid().is_root();
     let user = if is_root { "root" } else { "user" };
     let as_ordinary = is_root.then(|| {
+        let files = surroundings::make_files_of_root();
         let mut command = Command::new("/proc/self/exe");
+        command.env(surroundings::FILES_OF_ROOT, files.path());
         command.args(std::env::args_os().skip(1)).uid(ORDINARY).gid(ORDINARY);
         command.status().unwrap()
     });

@@ -27,6 +27,9 @@ pub(crate) const SERVE: &str = "serve ";
 /// A program that an attacker has brought along.
 pub(crate) static PROGRAM_BYTES: OnceLock<Vec<u8>> = OnceLock::new();
 
+/// The user of workers whose server is root.
+const OTHER_USER: u32 = 60_022;
+
 /// No attempt takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -55,9 +58,14 @@ pub(crate) fn serve(request: &str) {
         Server::builder().listen(address.as_str()).status_socket(with.status_socket.clone());
     let server = server.sandbox(confinement.sandbox(&with)).scratch(SCRATCH);
     let server = server.scratch_folder(with.outside.join("scratch"));
-    // What a level itself does not bound.
     let server = match confinement {
-        Confinement::Off => server,
+        Confinement::OtherUser => server.user(OTHER_USER).group(OTHER_USER),
+        _ => server,
+    };
+    let server = match confinement {
+        // A sandbox sets this anyway.
+        Confinement::Off => server.no_new_privs(false),
+        // What a level itself does not bound.
         _ => server.limit(Limit::AddressSpace, 16 << 30).limit(Limit::OpenFiles, 256),
     };
     let setup = move || -> Result<Surroundings, BoxError> {
@@ -68,6 +76,8 @@ pub(crate) fn serve(request: &str) {
             scratch,
             terminal: terminal.try_clone()?.into_raw_fd(),
             root: File::open("/")?.into_raw_fd(),
+            shared: shared_mappings("rw-s")?,
+            published: shared_mappings("r--s")?,
             connection: connection.into_raw_fd(),
             ..with.clone()
         })
@@ -89,6 +99,18 @@ pub(crate) fn serve(request: &str) {
         })
         .method("pid", |_: &mut Surroundings| Ok(std::process::id()));
     server.setup(setup).interface(methods).run().unwrap();
+}
+
+/// The mappings with this access that a server shares with its workers: where they begin, and their lengths.
+fn shared_mappings(wanted: &str) -> io::Result<Vec<(usize, usize)>> {
+    let mapping = |line: &str| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16).unwrap_or_default());
+        (rest.starts_with(wanted) && rest.contains("memfd:taskfork"))
+            .then_some((start, end - start))
+    };
+    Ok(std::fs::read_to_string("/proc/self/maps")?.lines().filter_map(mapping).collect())
 }
 
 fn outcome(result: io::Result<()>) -> Outcome {

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
@@ -13,6 +15,9 @@ use crate::scratch::make_precious;
 
 /// What stands in the environment of a process that does something else than run trials.
 pub(crate) const REQUESTED: &str = "TASKFORK_ESCAPE_REQUEST";
+
+/// Names the folder with the files of root in the environment.
+pub(crate) const FILES_OF_ROOT: &str = "TASKFORK_ESCAPE_FILES_OF_ROOT";
 
 pub(crate) const BYSTANDER: &str = "bystander";
 
@@ -60,6 +65,8 @@ pub(crate) fn remove() {
 fn make() -> Made {
     let folder = tempfile::tempdir().unwrap();
     let outside = folder.path().to_owned();
+    // Workers of another user have their scratch folders below.
+    fs::set_permissions(&outside, PermissionsExt::from_mode(0o755)).unwrap();
     fs::create_dir(outside.join("writable")).unwrap();
     fs::write(outside.join("secret"), "secret").unwrap();
     fs::create_dir(outside.join("scratch")).unwrap();
@@ -87,9 +94,29 @@ fn make() -> Made {
         tcp_v6: TcpListener::bind(("::1", 0)).map_or(1, listens),
         udp: udp_port,
         abstract_name,
+        setuid_program: of_root("cat"),
+        file_of_root: of_root("file"),
         ..Surroundings::default()
     };
     Made { surroundings, folder, bystander: Mutex::new(bystander) }
+}
+
+/// Makes the files that only root can make, for the trials of an ordinary user.
+pub(crate) fn make_files_of_root() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, file) = (folder.path().join("cat"), folder.path().join("file"));
+    fs::copy("/bin/cat", &program).unwrap();
+    fs::write(&file, "secret").unwrap();
+    for (path, mode) in [(&program, 0o4755), (&file, 0o600), (&folder.path().to_owned(), 0o755)] {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    folder
+}
+
+/// One of these files, if there are any.
+fn of_root(name: &str) -> PathBuf {
+    std::env::var_os(FILES_OF_ROOT)
+        .map_or_else(PathBuf::new, |folder| Path::new(&folder).join(name))
 }
 
 fn accepts(listener: UnixListener) {

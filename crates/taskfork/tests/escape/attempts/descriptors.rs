@@ -70,6 +70,15 @@ pub(super) fn attempts() -> Vec<Attempt> {
             })
         })
         .fails(CLOSED),
+        attempt("writes_to_what_its_server_publishes", |with| {
+            let access = (libc::PROT_READ | libc::PROT_WRITE) as usize;
+            let mut result = Err(io::ErrorKind::NotFound.into());
+            for &(start, length) in &with.published {
+                result = system_call(libc::SYS_mprotect, &[start, length, access]).map(drop);
+            }
+            result
+        })
+        .fails("its seals keep it as it is"),
         attempt("opens_its_own_memory_anew", |_| {
             let memory = rustix::fs::memfd_create("escape", rustix::fs::MemfdFlags::CLOEXEC)?;
             File::open(format!("/proc/self/fd/{}", memory.as_raw_fd())).map(drop)

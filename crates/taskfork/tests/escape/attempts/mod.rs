@@ -17,7 +17,7 @@ pub(crate) fn all() -> Vec<Attempt> {
         files::attempts(),
         programs::attempts(),
         processes::attempts(),
-        network::attempts(),
+        network::attempts().into_iter().map(Attempt::needs_network).collect(),
         descriptors::attempts(),
         limits::attempts(),
         kernel::attempts(),

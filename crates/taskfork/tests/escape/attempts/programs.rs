@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -23,7 +23,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
         attempt("executes_a_program", |_| ends_well(&mut Command::new(PROGRAM)))
             .opened_by(&[Programs]),
         attempt("executes_another_program", |_| {
-            ends_well(Command::new("/bin/cat").stdin(std::process::Stdio::null()))
+            ends_well(Command::new("/bin/cat").stdin(Stdio::null()))
         }),
         attempt("executes_a_copy_of_a_program", |with| {
             ends_well(&mut Command::new(executable(with, "program", program()?)?))
@@ -53,6 +53,15 @@ pub(super) fn attempts() -> Vec<Attempt> {
             .may_fail(&[libc::EINVAL], OLD),
         attempt("replaces_itself_by_another_program", |_| may_execute("/bin/cat"))
             .may_fail(&[libc::EINVAL], OLD),
+        attempt("gains_rights_by_a_setuid_program", |with| {
+            if with.setuid_program.as_os_str().is_empty() {
+                return Err(io::Error::from_raw_os_error(libc::ENOENT));
+            }
+            let mut program = Command::new(&with.setuid_program);
+            ends_well(program.arg(&with.file_of_root).stdout(Stdio::null()).stderr(Stdio::null()))
+        })
+        .may_fail(&[libc::ENOENT], "only root can make such a program")
+        .refused_with(&[libc::ENOENT]),
         attempt("forks", |_| fork_sleeper().map(end_child)).opened_by(&[SpawnPrograms, Programs]),
         attempt("forks_until_it_cannot", forks_often).opened_by(&[SpawnPrograms, Programs]),
         attempt("forks_by_clone3", |_| {
