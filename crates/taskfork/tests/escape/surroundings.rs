@@ -9,9 +9,11 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::attempt::Surroundings;
 use crate::scratch::make_precious;
+use crate::server::PATIENCE;
 
 /// What stands in the environment of a process that does something else than run trials.
 pub(crate) const REQUESTED: &str = "TASKFORK_ESCAPE_REQUEST";
@@ -58,7 +60,11 @@ pub(crate) fn remove() {
         let mut bystander = made.bystander.lock().unwrap();
         let _ = bystander.kill();
         let _ = bystander.wait();
-        let _ = fs::remove_dir_all(made.folder.path());
+        // The guardians of the killed servers unmount the scratch folders.
+        let start = Instant::now();
+        while fs::remove_dir_all(made.folder.path()).is_err() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
