@@ -83,10 +83,15 @@ pub(crate) struct PoolOptions {
     /// Replace workers that occupy more than this after a checkout
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_memory: Option<Size>,
-    /// Limit what each worker may use: address-space, cpu-time, open-files, core-size or processes
+    /// Limit what each worker may use: address-space, memory, cpu-time, open-files, core-size, processes or
+    /// cpu-percent
     #[arg(long, value_name = "NAME=VALUE")]
     #[serde(deserialize_with = "deserialize_limits")]
     pub(crate) limit: Vec<WorkerLimit>,
+    /// Give each worker a control group below this one, which is delegated to the server. Limits of memory, of
+    /// processes and of cpu-percent then hold for a worker with all that it has started
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Option<PathBuf>,
     /// The niceness of workers
     #[arg(long, allow_hyphen_values = true)]
     pub(crate) niceness: Option<i32>,
@@ -244,6 +249,7 @@ pub(crate) enum LimitName {
     OpenFiles,
     CoreSize,
     Processes,
+    CpuPercent,
 }
 
 impl LimitName {
@@ -253,7 +259,7 @@ impl LimitName {
                 text.parse().map(|Size(bytes)| bytes)
             }
             Self::CpuTime => text.parse().map(|Time(time)| time.as_secs_f64().ceil() as u64),
-            Self::OpenFiles | Self::Processes => {
+            Self::OpenFiles | Self::Processes | Self::CpuPercent => {
                 text.parse().map_err(|_| format!("`{text}` is no number"))
             }
         }

@@ -104,6 +104,7 @@ fn example_value(key: &str) -> &'static str {
         "max_calls" | "max_handshakes" => "1000",
         "max_workers" => "64",
         "spare_workers" => "2",
+        "cgroup" => "\"/sys/fs/cgroup/system.slice/example.service\"",
         "sandbox" => "\"compute\"",
         "allow_read" => "[\"/usr/share/fonts\"]",
         "allow_write" => "[\"/tmp\"]",

@@ -235,6 +235,7 @@ fn build(
     server = set_if_some(server, pool.stall_timeout, |server, time| server.stall_timeout(time.0));
     server = set_if_some(server, pool.max_workers, ServerBuilder::max_workers);
     server = set_if_some(server, pool.spare_workers, ServerBuilder::spare_workers);
+    server = set_if_some(server, pool.cgroup, ServerBuilder::cgroup);
     server = set_if_some(server, pool.niceness, ServerBuilder::niceness);
     server = set_if_some(server, pool.oom_score_adj, ServerBuilder::oom_score_adj);
     server = set_if_some(server, pool.socket_mode, |server, mode| server.socket_mode(mode.0));
@@ -292,6 +293,7 @@ impl config::WorkerLimit {
             config::LimitName::OpenFiles => Limit::OpenFiles,
             config::LimitName::CoreSize => Limit::CoreSize,
             config::LimitName::Processes => Limit::Processes,
+            config::LimitName::CpuPercent => Limit::CpuPercent,
         }
     }
 }
