@@ -1,30 +1,24 @@
 //! A seccomp program: a decision for each system call, as instructions of classic BPF.
 //!
-//! When a filter is installed, the kernel runs it once for each system call of the architecture, to learn
-//! which calls it always allows; those cost nothing later. So the time that a new process takes grows with
-//! the instructions on the way to a decision. A chain of comparisons, as `seccompiler` makes of a list,
-//! takes about 600 microseconds for 200 calls. This module makes a tree of ranges instead, in which
-//! frequent numbers are near the root.
+//! The kernel compiles a filter for each process that installs it, and runs it once for each number of a
+//! system call, to learn which calls it always allows; those cost nothing later. So the time that a new
+//! process takes grows with the number of instructions, and with those on the way to a decision. A chain
+//! of comparisons, as `seccompiler` makes of a list, takes 0.6 milliseconds for 200 calls. This module
+//! makes a tree of ranges of numbers instead. Equal decisions share their instructions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use seccompiler::{BpfProgram, sock_filter};
 
-/// A comparison of one argument of a system call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Condition {
-    pub(crate) argument: u8,
-    pub(crate) test: Test,
-}
-
 /// What an argument is compared with. The kernel reads an `int` argument from the low 32 bits, so all
 /// tests but `IsNull` ignore the high ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Test {
     Is(u32),
-    IsNot(u32),
-    AtMost(u32),
-    AtLeast(u32),
+    /// At least the first and at most the last value.
+    IsBetween(u32, u32),
+    /// None of these bits is set.
+    HasNone(u32),
     /// The bits in `mask` have this value.
     Masked {
         mask: u32,
@@ -37,15 +31,53 @@ pub(crate) enum Test {
 }
 
 /// What happens to a system call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Decision {
     Allow,
-    /// It fails or ends the process, as the level says.
+    /// It fails or ends the process, as the sandbox says.
     Refuse,
     /// It fails with ENOSYS. Libraries try an older call then.
     Missing,
-    /// It is allowed if all conditions of one alternative are true, and refused otherwise.
-    AllowIf(Vec<Vec<Condition>>),
+    /// The decision depends on an argument.
+    If {
+        argument: u8,
+        test: Test,
+        then: Box<Decision>,
+        otherwise: Box<Decision>,
+    },
+}
+
+impl Decision {
+    /// Goes on with `self` if the argument passes one of `tests`, and refuses the call otherwise.
+    pub(crate) fn if_any(self, argument: u8, tests: impl IntoIterator<Item = Test>) -> Self {
+        let tests: Vec<_> = tests.into_iter().collect();
+        tests.into_iter().rev().fold(Self::Refuse, |otherwise, test| Self::If {
+            argument,
+            test,
+            then: Box::new(self.clone()),
+            otherwise: Box::new(otherwise),
+        })
+    }
+
+    /// Goes on with `self` if the argument passes `test`, and refuses the call otherwise.
+    pub(crate) fn only_if(self, argument: u8, test: Test) -> Self {
+        self.if_any(argument, [test])
+    }
+
+    /// Refuses the call if the argument passes one of `tests`, and goes on with `self` otherwise.
+    pub(crate) fn unless_any(self, argument: u8, tests: impl IntoIterator<Item = Test>) -> Self {
+        tests.into_iter().fold(self, |otherwise, test| Self::If {
+            argument,
+            test,
+            then: Box::new(Self::Refuse),
+            otherwise: Box::new(otherwise),
+        })
+    }
+
+    /// Goes on with `self` if `test` is true, and with `other` otherwise.
+    pub(crate) fn or(self, argument: u8, test: Test, other: Self) -> Self {
+        Self::If { argument, test, then: Box::new(self), otherwise: Box::new(other) }
+    }
 }
 
 /// The decisions for all system calls. Numbers that are not in `calls` are refused up to `last_known`, and
@@ -54,6 +86,15 @@ pub(crate) enum Decision {
 pub(crate) struct Policy {
     pub(crate) calls: BTreeMap<u32, Decision>,
     pub(crate) last_known: u32,
+}
+
+impl Policy {
+    /// The decision for the system call with this number.
+    pub(crate) fn decision(&self, number: u32) -> &Decision {
+        let is_known = number <= self.last_known || number >= X32_BIT;
+        let otherwise = if is_known { &Decision::Refuse } else { &Decision::Missing };
+        self.calls.get(&number).unwrap_or(otherwise)
+    }
 }
 
 /// The architecture of a filter.
@@ -96,24 +137,35 @@ pub(crate) struct Filter {
 impl Filter {
     /// Builds the program. `refuse` is what the kernel does to refused calls, `SECCOMP_RET_…`.
     pub(crate) fn new(policy: &Policy, architecture: Architecture, refuse: u32) -> Self {
-        let mut builder = Builder { program: Vec::new(), own_process: Vec::new(), refuse };
-        builder.load(ARCHITECTURE);
-        builder.jump(JUMP_EQUAL, architecture.audit_number(), 1, 0);
-        builder.decide(refuse);
+        let mut builder = Builder::new(refuse);
+        let root = builder.tree(&ranges(policy));
+        debug_assert_eq!(root, builder.last(), "the tree's first instruction follows");
         builder.load(NUMBER);
-        builder.append_tree(&ranges(policy));
-        Self { program: builder.program, own_process: builder.own_process }
+        let number = builder.last();
+        let refuse = builder.refuse;
+        builder.jump(JUMP_EQUAL, architecture.audit_number(), number, refuse);
+        builder.load(ARCHITECTURE);
+        builder.finish()
     }
 
-    /// The program for the process with this id.
-    pub(crate) fn for_process(&self, id: u32) -> BpfProgram {
-        let mut program = self.program.clone();
+    /// Installs the program in this process, whose id is `own_process`.
+    ///
+    /// It copies the program to the stack: an allocation in a forked process writes to many pages of the
+    /// heap, and the kernel copies each of them.
+    pub(crate) fn install(&self, own_process: u32) -> seccompiler::Result<()> {
+        let mut buffer = [const { sock_filter { code: 0, jt: 0, jf: 0, k: 0 } }; MAX_LENGTH];
+        // `new` makes no longer programs.
+        let program = &mut buffer[..self.program.len()];
+        program.clone_from_slice(&self.program);
         for &place in &self.own_process {
-            program[place].k = id;
+            program[place].k = own_process;
         }
-        program
+        seccompiler::apply_filter(program)
     }
 }
+
+/// More instructions than the largest program has. A test compares them.
+const MAX_LENGTH: usize = 320;
 
 /// Consecutive numbers with the same decision, up to the next range's start.
 #[derive(Debug, PartialEq)]
@@ -126,16 +178,14 @@ struct Range<'a> {
 
 fn ranges(policy: &Policy) -> Vec<Range<'_>> {
     let mut ranges: Vec<Range<'_>> = Vec::new();
-    for number in 0..=policy.last_known {
-        let decision = policy.calls.get(&number).unwrap_or(&Decision::Refuse);
+    // The first number behind the known ones, and the first of x32, stand for those that follow.
+    for number in (0..=policy.last_known + 1).chain([X32_BIT]) {
+        let decision = policy.decision(number);
         match ranges.last_mut() {
             Some(last) if last.decision == decision => last.width += 1,
             _ => ranges.push(Range { start: number, decision, width: 1 }),
         }
     }
-    let start = policy.last_known + 1;
-    ranges.push(Range { start, decision: &Decision::Missing, width: 1 });
-    ranges.push(Range { start: X32_BIT, decision: &Decision::Refuse, width: 1 });
     ranges
 }
 
@@ -146,100 +196,156 @@ const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
 const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const JUMP_ABOVE: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
 const JUMP_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const JUMP_IF_SET: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
-/// A program that grows. All jumps are forward, as the kernel demands.
+/// An instruction, counted from the program's end.
+type Place = usize;
+
+/// A program that grows from its end to its start. All jumps are forward, as the kernel demands, so the
+/// target of a jump is there before the jump.
 struct Builder {
-    program: BpfProgram,
-    own_process: Vec<usize>,
-    refuse: u32,
+    reversed: BpfProgram,
+    own_process: Vec<Place>,
+    allow: Place,
+    refuse: Place,
+    missing: Place,
+    /// The decisions that are there already, each for what is loaded when it begins.
+    decisions: HashMap<(Decision, Option<u8>), Place>,
 }
 
 impl Builder {
-    fn push(&mut self, code: u16, k: u32, jt: u8, jf: u8) -> usize {
-        self.program.push(sock_filter { code, jt, jf, k });
-        self.program.len() - 1
+    fn new(refuse: u32) -> Self {
+        let actions = [errno(libc::ENOSYS), refuse, libc::SECCOMP_RET_ALLOW];
+        let reversed = actions.map(|k| sock_filter { code: RETURN, jt: 0, jf: 0, k }).to_vec();
+        let (missing, refuse, allow) = (0, 1, 2);
+        Self {
+            reversed,
+            own_process: Vec::new(),
+            allow,
+            refuse,
+            missing,
+            decisions: HashMap::new(),
+        }
+    }
+
+    fn finish(self) -> Filter {
+        let last = self.last();
+        let mut program = self.reversed;
+        program.reverse();
+        let own_process = self.own_process.into_iter().map(|place| last - place).collect();
+        Filter { program, own_process }
+    }
+
+    fn last(&self) -> Place {
+        self.reversed.len() - 1
+    }
+
+    fn push(&mut self, code: u16, k: u32, jt: u8, jf: u8) {
+        self.reversed.push(sock_filter { code, jt, jf, k });
     }
 
     fn load(&mut self, offset: u32) {
         self.push(LOAD, offset, 0, 0);
     }
 
-    fn jump(&mut self, code: u16, k: u32, jt: u8, jf: u8) -> usize {
-        self.push(code, k, jt, jf)
+    /// Adds a conditional jump.
+    fn jump(&mut self, code: u16, k: u32, then: Place, otherwise: Place) {
+        let (then, otherwise) = (self.near(then), self.near(otherwise));
+        let distance = |to: Place| u8::try_from(self.reversed.len() - to - 1).unwrap_or(u8::MAX);
+        let (jt, jf) = (distance(then), distance(otherwise));
+        self.push(code, k, jt, jf);
     }
 
-    fn decide(&mut self, action: u32) {
-        self.push(RETURN, action, 0, 0);
+    /// Returns a place that leads to `to` and that the next conditional jump reaches, even if another
+    /// instruction comes before it. A conditional jump skips at most 255 instructions.
+    fn near(&mut self, to: Place) -> Place {
+        let distance = self.reversed.len() - to;
+        if distance <= u8::MAX.into() {
+            return to;
+        }
+        self.push(JUMP, (distance - 1) as u32, 0, 0);
+        self.last()
     }
 
     /// Finds the range of the loaded number, by comparisons that halve the rest.
-    fn append_tree(&mut self, ranges: &[Range<'_>]) {
-        let [first, rest @ ..] = ranges else { return };
-        if rest.is_empty() {
-            return self.append_decision(first.decision);
-        }
-        let middle = split(ranges);
+    fn tree(&mut self, ranges: &[Range<'_>]) -> Place {
+        let middle = match ranges {
+            [] => return self.refuse,
+            [range] => return self.decision(range.decision, None),
+            _ => split(ranges),
+        };
         let (low, high) = ranges.split_at(middle);
-        // A conditional jump reaches 255 instructions, the unconditional one any.
-        self.jump(JUMP_AT_LEAST, high[0].start, 0, 1);
-        let to_high = self.push(JUMP, 0, 0, 0);
-        self.append_tree(low);
-        let distance = self.program.len() - to_high - 1;
-        self.program[to_high].k = distance as u32;
-        self.append_tree(high);
+        let start = high[0].start;
+        let high = self.tree(high);
+        let low = self.tree(low);
+        self.jump(JUMP_AT_LEAST, start, high, low);
+        self.last()
     }
 
-    fn append_decision(&mut self, decision: &Decision) {
+    /// Adds a decision, unless it is there. `loaded` is the argument that is loaded when it begins.
+    fn decision(&mut self, decision: &Decision, loaded: Option<u8>) -> Place {
         match decision {
-            Decision::Allow => self.decide(libc::SECCOMP_RET_ALLOW),
-            Decision::Refuse => self.decide(self.refuse),
-            Decision::Missing => self.decide(errno(libc::ENOSYS)),
-            Decision::AllowIf(alternatives) => {
-                for conditions in alternatives {
-                    self.append_alternative(conditions);
+            Decision::Allow => self.allow,
+            Decision::Refuse => self.refuse,
+            Decision::Missing => self.missing,
+            Decision::If { argument, test, then, otherwise } => {
+                let key = (decision.clone(), loaded);
+                if let Some(place) = self.decisions.get(&key) {
+                    return *place;
                 }
-                self.decide(self.refuse);
+                self.test(*argument, *test, then, otherwise, loaded);
+                self.decisions.insert(key, self.last());
+                self.last()
             }
         }
     }
 
-    /// Allows the call if all conditions are true. Goes on behind itself otherwise.
-    fn append_alternative(&mut self, conditions: &[Condition]) {
-        // The jumps to the end, and whether they are taken when the comparison is true.
-        let mut exits = Vec::new();
-        for Condition { argument, test } in conditions {
-            let offset = ARGUMENTS + 8 * u32::from(*argument);
-            if *test == Test::IsNull {
-                self.load(offset + 4);
-                exits.push((self.jump(JUMP_EQUAL, 0, 0, 0), false));
+    fn test(
+        &mut self,
+        argument: u8,
+        test: Test,
+        then: &Decision,
+        otherwise: &Decision,
+        loaded: Option<u8>,
+    ) {
+        let offset = ARGUMENTS + 8 * u32::from(argument);
+        // What is loaded behind the test.
+        let kept = match test {
+            Test::Masked { .. } | Test::IsNull => None,
+            _ => Some(argument),
+        };
+        let then = self.decision(then, kept);
+        let otherwise = self.decision(otherwise, kept);
+        match test {
+            Test::Is(value) => self.jump(JUMP_EQUAL, value, then, otherwise),
+            Test::IsBetween(first, last) => {
+                self.jump(JUMP_ABOVE, last, otherwise, then);
+                let within = self.last();
+                self.jump(JUMP_AT_LEAST, first, within, otherwise);
             }
-            self.load(offset);
-            if let Test::Masked { mask, .. } = test {
-                self.push(AND, *mask, 0, 0);
+            Test::HasNone(mask) => self.jump(JUMP_IF_SET, mask, otherwise, then),
+            Test::Masked { mask, value } => {
+                self.jump(JUMP_EQUAL, value, then, otherwise);
+                self.push(AND, mask, 0, 0);
             }
-            let (code, operand, exits_if) = match *test {
-                Test::Is(value) | Test::Masked { value, .. } => (JUMP_EQUAL, value, false),
-                Test::IsNot(value) => (JUMP_EQUAL, value, true),
-                Test::AtMost(value) => (JUMP_ABOVE, value, true),
-                Test::AtLeast(value) => (JUMP_AT_LEAST, value, false),
-                Test::IsNull | Test::IsOwnProcess => (JUMP_EQUAL, 0, false),
-            };
-            let place = self.jump(code, operand, 0, 0);
-            exits.push((place, exits_if));
-            if *test == Test::IsOwnProcess {
-                self.own_process.push(place);
+            Test::IsNull => {
+                self.jump(JUMP_EQUAL, 0, then, otherwise);
+                self.load(offset);
+                let low = self.last();
+                self.jump(JUMP_EQUAL, 0, low, otherwise);
+                return self.load(offset + 4);
+            }
+            Test::IsOwnProcess => {
+                self.jump(JUMP_EQUAL, 0, then, otherwise);
+                self.own_process.push(self.last());
             }
         }
-        self.decide(libc::SECCOMP_RET_ALLOW);
-        for (place, exits_if) in exits {
-            // At most four instructions for each of six arguments.
-            let distance = (self.program.len() - place - 1) as u8;
-            let instruction = &mut self.program[place];
-            *(if exits_if { &mut instruction.jt } else { &mut instruction.jf }) = distance;
+        if loaded != Some(argument) {
+            self.load(offset);
         }
     }
 }
@@ -259,4 +365,225 @@ fn split(ranges: &[Range<'_>]) -> usize {
         best = best.min((low.abs_diff(total - low), middle));
     }
     best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::level::Level;
+    use crate::policy::policy;
+    use crate::sandbox::Sandbox;
+
+    const OWN_PROCESS: u32 = 4_321;
+    const REFUSED: u32 = errno(libc::EPERM);
+
+    /// What the kernel passes to a filter.
+    #[derive(Debug, Clone, Copy)]
+    struct Call {
+        number: u32,
+        architecture: u32,
+        arguments: [u64; 6],
+    }
+
+    /// Runs a program as the kernel does.
+    fn run(program: &[sock_filter], call: &Call) -> u32 {
+        let word = |offset: u32| match offset {
+            NUMBER => call.number,
+            ARCHITECTURE => call.architecture,
+            _ => {
+                let place = (offset - ARGUMENTS) / 4;
+                (call.arguments[place as usize / 2] >> (32 * (place % 2))) as u32
+            }
+        };
+        let (mut next, mut loaded) = (0, 0);
+        loop {
+            let instruction = &program[next];
+            next += 1;
+            let operand = instruction.k;
+            let is_true = match instruction.code {
+                LOAD => {
+                    loaded = word(operand);
+                    continue;
+                }
+                AND => {
+                    loaded &= operand;
+                    continue;
+                }
+                JUMP => {
+                    next += operand as usize;
+                    continue;
+                }
+                RETURN => return operand,
+                JUMP_EQUAL => loaded == operand,
+                JUMP_ABOVE => loaded > operand,
+                JUMP_AT_LEAST => loaded >= operand,
+                JUMP_IF_SET => loaded & operand != 0,
+                other => panic!("instruction {other:#x}"),
+            };
+            next += usize::from(if is_true { instruction.jt } else { instruction.jf });
+        }
+    }
+
+    /// What a policy says about a call, without a program.
+    fn expected(policy: &Policy, call: &Call) -> u32 {
+        if call.architecture != Architecture::X86_64.audit_number() {
+            return REFUSED;
+        }
+        let mut decision = policy.decision(call.number);
+        loop {
+            decision = match decision {
+                Decision::Allow => return libc::SECCOMP_RET_ALLOW,
+                Decision::Refuse => return REFUSED,
+                Decision::Missing => return errno(libc::ENOSYS),
+                Decision::If { argument, test, then, otherwise } => {
+                    let whole = call.arguments[usize::from(*argument)];
+                    if passes(*test, whole) { then } else { otherwise }
+                }
+            }
+        }
+    }
+
+    fn passes(test: Test, whole: u64) -> bool {
+        let low = whole as u32;
+        match test {
+            Test::Is(value) => low == value,
+            Test::IsBetween(first, last) => (first..=last).contains(&low),
+            Test::HasNone(mask) => low & mask == 0,
+            Test::Masked { mask, value } => low & mask == value,
+            Test::IsNull => whole == 0,
+            Test::IsOwnProcess => low == OWN_PROCESS,
+        }
+    }
+
+    /// The program as a process installs it.
+    fn program(policy: &Policy) -> BpfProgram {
+        let filter = Filter::new(policy, Architecture::X86_64, REFUSED);
+        let mut program = filter.program;
+        for place in filter.own_process {
+            program[place].k = OWN_PROCESS;
+        }
+        program
+    }
+
+    /// The policies of all levels, without openings and with all of them, and their programs.
+    static LEVELS: LazyLock<Vec<(Policy, BpfProgram)>> = LazyLock::new(|| {
+        let all = |level| {
+            let sandbox = Sandbox::of_level(level).connect_tcp(1).unix_socket("/s").execute("/p");
+            sandbox.spawn_programs().kill()
+        };
+        let sandboxes = Level::ALL.map(Sandbox::of_level).into_iter().chain(Level::ALL.map(all));
+        let policies = sandboxes.map(|sandbox| policy(&sandbox));
+        policies.map(|policy| (policy.clone(), program(&policy))).collect()
+    });
+
+    #[test]
+    fn a_program_is_short_enough_to_be_installed() {
+        for (_, program) in &*LEVELS {
+            let length = program.len();
+            assert!(length <= MAX_LENGTH, "{length} instructions");
+        }
+    }
+
+    #[test]
+    fn a_call_of_another_architecture_is_refused() {
+        let i386 = 0x4000_0003;
+        for (_, program) in &*LEVELS {
+            let call = Call { number: 0, architecture: i386, arguments: [0; 6] };
+            assert_eq!(run(program, &call), REFUSED);
+        }
+    }
+
+    #[test]
+    fn a_call_of_x32_is_refused_and_one_of_a_later_kernel_is_missing() {
+        for (_, program) in &*LEVELS {
+            let architecture = Architecture::X86_64.audit_number();
+            let call = |number| Call { number, architecture, arguments: [0; 6] };
+            assert_eq!(run(program, &call(X32_BIT)), REFUSED);
+            assert_eq!(run(program, &call(u32::MAX)), REFUSED);
+            assert_eq!(run(program, &call(900)), errno(libc::ENOSYS));
+        }
+    }
+
+    fn value() -> impl Strategy<Value = u32> {
+        const OFTEN: &[u32] =
+            &[0, 1, 2, 4, 8, 10, 31, 100, 101, 1030, OWN_PROCESS, 0x5412, 0x2_0000];
+        prop_oneof![
+            proptest::sample::select(OFTEN),
+            0..64_u32,
+            any::<u32>(),
+            (0..32_u32).prop_map(|bit| 1 << bit),
+        ]
+    }
+
+    fn any_test() -> impl Strategy<Value = Test> {
+        prop_oneof![
+            value().prop_map(Test::Is),
+            (value(), value()).prop_map(|(a, b)| Test::IsBetween(a.min(b), a.max(b))),
+            value().prop_map(Test::HasNone),
+            (value(), value()).prop_map(|(mask, value)| Test::Masked { mask, value: value & mask }),
+            Just(Test::IsNull),
+            Just(Test::IsOwnProcess),
+        ]
+    }
+
+    fn any_decision() -> impl Strategy<Value = Decision> {
+        let leaf =
+            prop_oneof![Just(Decision::Allow), Just(Decision::Refuse), Just(Decision::Missing)];
+        leaf.prop_recursive(5, 16, 2, |inner| {
+            (0..6_u8, any_test(), inner.clone(), inner).prop_map(|(argument, test, a, b)| {
+                Decision::If { argument, test, then: Box::new(a), otherwise: Box::new(b) }
+            })
+        })
+    }
+
+    /// An argument that is often a value of the tests, with or without high bits.
+    fn any_argument() -> impl Strategy<Value = u64> {
+        (value(), prop_oneof![4 => Just(0), 1 => any::<u32>()])
+            .prop_map(|(low, high)| u64::from(high) << 32 | u64::from(low))
+    }
+
+    fn any_call() -> impl Strategy<Value = Call> {
+        let number = prop_oneof![20 => 0..480_u32, 1 => any::<u32>()];
+        let arguments = proptest::array::uniform6(any_argument());
+        let architecture = Architecture::X86_64.audit_number();
+        (number, arguments).prop_map(move |(number, arguments)| Call {
+            number,
+            architecture,
+            arguments,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_program_decides_as_the_policy_of_its_level(
+            calls in proptest::collection::vec(any_call(), 200),
+        ) {
+            for (policy, program) in &*LEVELS {
+                for call in &calls {
+                    prop_assert_eq!(run(program, call), expected(policy, call), "{:?}", call);
+                }
+            }
+        }
+
+        /// With many decisions, so that conditional jumps do not reach far enough.
+        #[test]
+        fn a_program_decides_as_any_policy(
+            calls in proptest::collection::btree_map(0..472_u32, any_decision(), 0..120),
+            tried in proptest::collection::vec(any_call(), 50),
+        ) {
+            let policy = Policy { calls, last_known: 471 };
+            let program = program(&policy);
+            for call in &tried {
+                prop_assert_eq!(run(&program, call), expected(&policy, call), "{:?}", call);
+            }
+            for &number in policy.calls.keys() {
+                let call = Call { number, ..tried[0] };
+                prop_assert_eq!(run(&program, &call), expected(&policy, &call), "{:?}", call);
+            }
+        }
+    }
 }

@@ -40,6 +40,7 @@
 //! | start threads | yes | yes | yes | yes | yes |
 //! | signal or trace other processes | yes | no | no | no | no |
 //! | change access rights, owners and times of files | yes | yes | no | no | no |
+//! | capabilities of root | yes | yes | no | no | no |
 //! | mount, namespaces, io_uring, bpf, keys, modules | yes | no | no | no | no |
 //!
 //! [`read`](Sandbox::read), [`write`](Sandbox::write), [`execute`](Sandbox::execute),

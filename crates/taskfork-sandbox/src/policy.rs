@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::filter::{Condition, Decision, Policy, Test};
+use crate::filter::Decision::{self, Allow};
+use crate::filter::{Policy, Test};
 use crate::level::Level;
 use crate::sandbox::Sandbox;
 
@@ -17,21 +18,16 @@ const LAST_KNOWN: u32 = 471;
 const ALWAYS: &[i64] = &[
     // Memory.
     libc::SYS_brk,
-    libc::SYS_get_mempolicy,
-    libc::SYS_mbind,
     libc::SYS_mincore,
     libc::SYS_mlock,
     libc::SYS_mlock2,
-    libc::SYS_mlockall,
     libc::SYS_mremap,
     libc::SYS_mseal,
     libc::SYS_msync,
     libc::SYS_munlock,
-    libc::SYS_munlockall,
     libc::SYS_munmap,
     libc::SYS_pkey_alloc,
     libc::SYS_pkey_free,
-    libc::SYS_set_mempolicy,
     // Threads.
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -131,9 +127,6 @@ const ALWAYS: &[i64] = &[
     libc::SYS_readahead,
     libc::SYS_readv,
     libc::SYS_sendfile,
-    libc::SYS_splice,
-    libc::SYS_tee,
-    libc::SYS_vmsplice,
     libc::SYS_write,
     libc::SYS_writev,
     // Sockets that are open.
@@ -206,11 +199,20 @@ const ALWAYS_OLDER: &[i64] = &[];
 #[cfg(target_arch = "aarch64")]
 const SYS_RENAMEAT: i64 = 38;
 
-/// What programs do to files and processes of their own user, with
-/// [`no_network`](Sandbox::no_network).
+/// What programs do to files, processes and memory of their own user, with
+/// [`no_network`](Sandbox::no_network). Elsewhere, `splice` and its like are left out because faults of
+/// the kernel's pipes have been a way out of sandboxes; libraries copy without them.
 const OWN_USER: &[i64] = &[
     libc::SYS_capget,
     libc::SYS_capset,
+    libc::SYS_get_mempolicy,
+    libc::SYS_mbind,
+    libc::SYS_mlockall,
+    libc::SYS_munlockall,
+    libc::SYS_set_mempolicy,
+    libc::SYS_splice,
+    libc::SYS_tee,
+    libc::SYS_vmsplice,
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
     libc::SYS_fchown,
@@ -253,6 +255,7 @@ const OWN_USER_OLDER: &[i64] = &[
     libc::SYS_futimesat,
     libc::SYS_inotify_init,
     libc::SYS_lchown,
+    libc::SYS_setrlimit,
     libc::SYS_utime,
     libc::SYS_utimes,
 ];
@@ -277,17 +280,21 @@ const PROCESSES_OLDER: &[i64] = &[];
 
 /// The decisions for all system calls of this sandbox.
 pub(crate) fn policy(sandbox: &Sandbox) -> Policy {
+    let is_own_user = sandbox.level == Level::NoNetwork;
     let mut list = List { calls: BTreeMap::new() };
     list.allow(ALWAYS);
     list.allow(ALWAYS_OLDER);
-    list.missing(libc::SYS_clone3);
-    list.restrict_own_process();
-    list.restrict_descriptors();
+    list.decide(libc::SYS_clone3, Decision::Missing);
+    list.restrict_own_process(is_own_user);
+    list.restrict_descriptors(is_own_user);
     list.restrict_memory(sandbox.executes_programs());
     list.restrict_sockets(sandbox);
-    if sandbox.level == Level::NoNetwork {
+    if is_own_user {
         list.allow(OWN_USER);
         list.allow(OWN_USER_OLDER);
+        // Pipes with a name, but no devices.
+        let is_pipe = Test::Masked { mask: libc::S_IFMT, value: libc::S_IFIFO };
+        list.decide(libc::SYS_mknodat, Allow.only_if(2, is_pipe));
     }
     if sandbox.executes_programs() {
         list.allow(&[libc::SYS_execve, libc::SYS_execveat]);
@@ -295,10 +302,8 @@ pub(crate) fn policy(sandbox: &Sandbox) -> Policy {
     list.restrict_processes(sandbox.starts_processes());
     if sandbox.kills {
         // A handler of another kind would take the place of the one that records the call.
-        list.allow_if(
-            libc::SYS_rt_sigaction,
-            [vec![argument(0, Test::IsNot(libc::SIGSYS as u32))]],
-        );
+        let is_violation = Test::Is(libc::SIGSYS as u32);
+        list.decide(libc::SYS_rt_sigaction, Allow.unless_any(0, [is_violation]));
     } else {
         list.allow(&[libc::SYS_rt_sigaction]);
     }
@@ -311,81 +316,77 @@ struct List {
 
 impl List {
     fn allow(&mut self, calls: &[i64]) {
-        self.calls.extend(calls.iter().map(|&call| (number(call), Decision::Allow)));
+        for &call in calls {
+            self.decide(call, Allow);
+        }
     }
 
-    fn missing(&mut self, call: i64) {
-        self.calls.insert(number(call), Decision::Missing);
+    fn decide(&mut self, call: i64, decision: Decision) {
+        // Numbers of system calls are small.
+        self.calls.insert(call as u32, decision);
     }
 
-    fn allow_if(&mut self, call: i64, alternatives: impl IntoIterator<Item = Vec<Condition>>) {
-        let alternatives = alternatives.into_iter().collect();
-        self.calls.insert(number(call), Decision::AllowIf(alternatives));
-    }
-
-    /// Calls that name a process: only the own one, as 0 or by its id.
-    fn restrict_own_process(&mut self) {
-        let own = |rest: &[Condition]| {
-            [Test::Is(0), Test::IsOwnProcess].map(|test| {
-                let mut conditions = vec![argument(0, test)];
-                conditions.extend(rest);
-                conditions
-            })
-        };
-        self.allow_if(libc::SYS_sched_setaffinity, own(&[]));
-        // Reading limits, but not setting them: root could raise them.
-        self.allow_if(libc::SYS_prlimit64, own(&[argument(2, Test::IsNull)]));
-        // PRIO_PROCESS is 0. A negative niceness is above 19 as a number without a sign.
-        let process = argument(0, Test::Is(0));
-        let niceness = argument(2, Test::AtMost(19));
-        self.allow_if(
-            libc::SYS_setpriority,
-            [Test::Is(0), Test::IsOwnProcess].map(|who| vec![process, argument(1, who), niceness]),
-        );
-        self.allow_if(
-            libc::SYS_prctl,
-            [
-                libc::PR_GET_DUMPABLE,
-                libc::PR_SET_NAME,
-                libc::PR_GET_NAME,
-                libc::PR_GET_SECCOMP,
-                libc::PR_CAPBSET_READ,
-                libc::PR_SET_TIMERSLACK,
-                libc::PR_GET_TIMERSLACK,
-                libc::PR_SET_NO_NEW_PRIVS,
-                libc::PR_GET_NO_NEW_PRIVS,
-                libc::PR_SET_THP_DISABLE,
-                libc::PR_GET_THP_DISABLE,
-                libc::PR_SET_VMA,
-            ]
-            .map(|option| vec![argument(0, Test::Is(option as u32))]),
-        );
-        // The argument that asks for the present value.
-        self.allow_if(libc::SYS_personality, [vec![argument(0, Test::Is(u32::MAX))]]);
-    }
-
-    fn restrict_descriptors(&mut self) {
-        // Not F_SETOWN, F_SETSIG and F_NOTIFY, which send signals, and not F_SETLEASE, which delays others.
-        let ranges = [
-            (libc::F_DUPFD, libc::F_SETLKW),
-            (libc::F_OFD_GETLK, libc::F_OFD_SETLKW),
-            (F_DUPFD_QUERY, F_DUPFD_QUERY),
-            (libc::F_DUPFD_CLOEXEC, libc::F_DUPFD_CLOEXEC),
-            (libc::F_GETPIPE_SZ, libc::F_GET_SEALS),
+    /// Calls that can name another process: only for the own one, as 0 or by its id.
+    fn restrict_own_process(&mut self, is_own_user: bool) {
+        let own = [Test::Is(0), Test::IsOwnProcess];
+        self.decide(libc::SYS_sched_setaffinity, Allow.if_any(0, own));
+        if is_own_user {
+            // PRIO_PROCESS is 0.
+            self.decide(libc::SYS_setpriority, Allow.if_any(1, own).only_if(0, Test::Is(0)));
+            self.decide(libc::SYS_prlimit64, Allow.if_any(0, own));
+        } else {
+            // Reading limits, but not setting them.
+            self.decide(libc::SYS_prlimit64, Allow.only_if(2, Test::IsNull).if_any(0, own));
+        }
+        // A process may ask to end with its parent, but not to outlive it.
+        let ends_with_parent = Allow.only_if(1, Test::Is(libc::SIGKILL as u32));
+        let options = [
+            one(libc::PR_GET_DUMPABLE),
+            between(libc::PR_SET_NAME, libc::PR_GET_NAME),
+            one(libc::PR_GET_SECCOMP),
+            one(libc::PR_CAPBSET_READ),
+            between(libc::PR_SET_TIMERSLACK, libc::PR_GET_TIMERSLACK),
+            between(libc::PR_SET_NO_NEW_PRIVS, libc::PR_GET_NO_NEW_PRIVS),
+            between(libc::PR_SET_THP_DISABLE, libc::PR_GET_THP_DISABLE),
+            one(libc::PR_SET_VMA),
         ];
-        self.allow_if(
-            libc::SYS_fcntl,
-            ranges.map(|(first, last)| {
-                vec![
-                    argument(1, Test::AtLeast(first as u32)),
-                    argument(1, Test::AtMost(last as u32)),
-                ]
-            }),
-        );
-        // Not TIOCSTI, which types on the terminal, nor any other request of a terminal or device.
-        self.allow_if(
-            libc::SYS_ioctl,
-            [
+        let options = Allow.if_any(0, options);
+        let decision = ends_with_parent.or(0, one(libc::PR_SET_PDEATHSIG), options);
+        self.decide(libc::SYS_prctl, decision);
+        // The argument that asks for the present value.
+        self.decide(libc::SYS_personality, Allow.only_if(0, Test::Is(u32::MAX)));
+    }
+
+    fn restrict_descriptors(&mut self, is_own_user: bool) {
+        // Not F_SETOWN, F_SETSIG and F_NOTIFY, which send signals, and not F_SETLEASE, which delays others.
+        let commands = [
+            between(libc::F_DUPFD, libc::F_GETFL),
+            between(libc::F_GETLK, libc::F_SETLKW),
+            between(libc::F_OFD_GETLK, libc::F_OFD_SETLKW),
+            one(F_DUPFD_QUERY),
+            one(libc::F_DUPFD_CLOEXEC),
+            between(libc::F_GETPIPE_SZ, libc::F_GET_SEALS),
+        ];
+        // An open file may be shared with other processes, and these flags change what they see of it.
+        let refused = (libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
+        let set_flags = Allow.only_if(2, Test::HasNone(refused));
+        let decision = set_flags.or(1, one(libc::F_SETFL), Allow.if_any(1, commands));
+        self.decide(libc::SYS_fcntl, decision);
+        let request = |request: libc::Ioctl| Test::Is(request as u32);
+        let decision = if is_own_user {
+            // Not what types on a terminal, takes it over, or sends signals to another process.
+            let refused = [
+                libc::TIOCSTI,
+                TIOCLINUX,
+                libc::TIOCSETD,
+                libc::TIOCCONS,
+                FIOSETOWN,
+                SIOCSPGRP,
+                libc::FIOASYNC,
+            ];
+            Allow.unless_any(1, refused.map(request))
+        } else {
+            let allowed = [
                 libc::TCGETS,
                 TCGETS2,
                 libc::TIOCGWINSZ,
@@ -394,116 +395,113 @@ impl List {
                 libc::FIONBIO,
                 libc::FIOCLEX,
                 libc::FIONCLEX,
-            ]
-            .map(|request| vec![argument(1, Test::Is(request as u32))]),
-        );
+            ];
+            Allow.if_any(1, allowed.map(request))
+        };
+        self.decide(libc::SYS_ioctl, decision);
     }
 
     fn restrict_memory(&mut self, allows_executable: bool) {
         // Pages that are marked as broken are lost for the machine.
-        self.allow_if(
-            libc::SYS_madvise,
-            [vec![
-                argument(2, Test::IsNot(libc::MADV_HWPOISON as u32)),
-                argument(2, Test::IsNot(libc::MADV_SOFT_OFFLINE as u32)),
-            ]],
-        );
+        let broken = [one(libc::MADV_HWPOISON), one(libc::MADV_SOFT_OFFLINE)];
+        self.decide(libc::SYS_madvise, Allow.unless_any(2, broken));
         let protected = [libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect];
         if allows_executable {
             return self.allow(&protected);
         }
-        let not_executable = argument(2, Test::Masked { mask: libc::PROT_EXEC as u32, value: 0 });
         for call in protected {
-            self.allow_if(call, [vec![not_executable]]);
+            self.decide(call, Allow.only_if(2, Test::HasNone(libc::PROT_EXEC as u32)));
         }
     }
 
     fn restrict_sockets(&mut self, sandbox: &Sandbox) {
         /// The flags of `socket` that are part of its type.
         const FLAGS: u32 = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u32;
-        let kind = |kind: i32| argument(1, Test::Masked { mask: !FLAGS, value: kind as u32 });
-        let unix = argument(0, Test::Is(libc::AF_UNIX as u32));
+        let kind = |kind: i32| Test::Masked { mask: !FLAGS, value: kind as u32 };
         // Not SOCK_DGRAM: such a socket reaches any other by its address.
-        let pairs = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET];
-        self.allow_if(libc::SYS_socketpair, pairs.map(|pair| vec![unix, kind(pair)]));
-        // Not SO_ATTACH_FILTER and its like, which load programs into the kernel.
-        let level = |level: i32| argument(1, Test::Is(level as u32));
-        let not_option = |option: i32| argument(2, Test::IsNot(option as u32));
-        self.allow_if(
-            libc::SYS_setsockopt,
+        let is_pair = [kind(libc::SOCK_STREAM), kind(libc::SOCK_SEQPACKET)];
+        let unix = Allow.if_any(1, is_pair);
+        self.decide(libc::SYS_socketpair, unix.clone().only_if(0, one(libc::AF_UNIX)));
+        // Other options load programs into the kernel, or are for root.
+        let of_sockets = Allow.if_any(
+            2,
             [
-                vec![
-                    level(libc::SOL_SOCKET),
-                    not_option(libc::SO_ATTACH_FILTER),
-                    not_option(libc::SO_ATTACH_BPF),
-                    not_option(libc::SO_ATTACH_REUSEPORT_CBPF),
-                    not_option(libc::SO_ATTACH_REUSEPORT_EBPF),
-                ],
-                vec![level(libc::IPPROTO_TCP)],
+                one(libc::SO_REUSEADDR),
+                between(libc::SO_SNDBUF, libc::SO_KEEPALIVE),
+                one(libc::SO_LINGER),
+                between(libc::SO_RCVLOWAT, libc::SO_SNDTIMEO),
             ],
         );
+        let of_tcp = Allow.if_any(
+            2,
+            [
+                one(libc::TCP_NODELAY),
+                between(libc::TCP_CORK, libc::TCP_KEEPCNT),
+                one(libc::TCP_QUICKACK),
+                one(libc::TCP_USER_TIMEOUT),
+            ],
+        );
+        let of_tcp = of_tcp.only_if(1, one(libc::IPPROTO_TCP));
+        self.decide(libc::SYS_setsockopt, of_sockets.or(1, one(libc::SOL_SOCKET), of_tcp));
         // MSG_FASTOPEN connects, and Landlock does not see it.
-        let mask = libc::MSG_FASTOPEN as u32;
-        let no_connect = |place| vec![argument(place, Test::Masked { mask, value: 0 })];
-        self.allow_if(libc::SYS_sendto, [no_connect(3)]);
-        self.allow_if(libc::SYS_sendmsg, [no_connect(2)]);
-        self.allow_if(libc::SYS_sendmmsg, [no_connect(3)]);
+        let no_connect = Test::HasNone(libc::MSG_FASTOPEN as u32);
+        self.decide(libc::SYS_sendto, Allow.only_if(3, no_connect));
+        self.decide(libc::SYS_sendmsg, Allow.only_if(2, no_connect));
+        self.decide(libc::SYS_sendmmsg, Allow.only_if(3, no_connect));
 
-        let mut sockets = Vec::new();
-        if !sandbox.tcp_ports.is_empty() {
-            for family in [libc::AF_INET, libc::AF_INET6] {
-                // Not the other protocols of streams, such as MPTCP, whose ports Landlock does not check.
-                for protocol in [0, libc::IPPROTO_TCP] {
-                    sockets.push(vec![
-                        argument(0, Test::Is(family as u32)),
-                        kind(libc::SOCK_STREAM),
-                        argument(2, Test::Is(protocol as u32)),
-                    ]);
-                }
-            }
-        }
+        let mut socket = Decision::Refuse;
         if !sandbox.unix_sockets.is_empty() {
-            sockets.extend(pairs.map(|pair| vec![unix, kind(pair)]));
+            socket = unix.or(0, one(libc::AF_UNIX), socket);
         }
-        if !sockets.is_empty() {
-            self.allow_if(libc::SYS_socket, sockets);
+        if !sandbox.tcp_ports.is_empty() {
+            // Not the other protocols of streams, such as MPTCP, whose ports Landlock does not check.
+            let tcp = Allow.if_any(2, [Test::Is(0), one(libc::IPPROTO_TCP)]);
+            let tcp = tcp.only_if(1, kind(libc::SOCK_STREAM));
+            socket = tcp.clone().or(0, one(libc::AF_INET), tcp.or(0, one(libc::AF_INET6), socket));
+        }
+        if socket != Decision::Refuse {
+            self.decide(libc::SYS_socket, socket);
             self.allow(&[libc::SYS_connect]);
         }
     }
 
     fn restrict_processes(&mut self, starts_processes: bool) {
-        /// The flags that put a new process into namespaces of its own.
-        const NAMESPACES: u32 = (libc::CLONE_NEWCGROUP
+        /// The flags that give a new process namespaces of its own, or another parent or tracer.
+        const REFUSED: u32 = (libc::CLONE_NEWCGROUP
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWNET
             | libc::CLONE_NEWNS
             | libc::CLONE_NEWPID
             | libc::CLONE_NEWUSER
-            | libc::CLONE_NEWUTS) as u32;
+            | libc::CLONE_NEWUTS
+            | libc::CLONE_PARENT
+            | libc::CLONE_PTRACE
+            | libc::CLONE_UNTRACED) as u32;
         if starts_processes {
             self.allow(PROCESSES);
             self.allow(PROCESSES_OLDER);
-            let shared = argument(0, Test::Masked { mask: NAMESPACES, value: 0 });
-            return self.allow_if(libc::SYS_clone, [vec![shared]]);
+            return self.decide(libc::SYS_clone, Allow.only_if(0, Test::HasNone(REFUSED)));
         }
         let thread = (libc::CLONE_THREAD | libc::CLONE_VM) as u32;
-        let shared = argument(0, Test::Masked { mask: NAMESPACES | thread, value: thread });
-        self.allow_if(libc::SYS_clone, [vec![shared]]);
-        let own = [vec![argument(0, Test::IsOwnProcess)]];
-        self.allow_if(libc::SYS_kill, own.clone());
-        self.allow_if(libc::SYS_tgkill, own);
+        let is_thread = Test::Masked { mask: REFUSED | thread, value: thread };
+        self.decide(libc::SYS_clone, Allow.only_if(0, is_thread));
+        for call in [libc::SYS_kill, libc::SYS_tgkill] {
+            self.decide(call, Allow.only_if(0, Test::IsOwnProcess));
+        }
     }
 }
 
 /// libc has no constants for these.
 const F_DUPFD_QUERY: i32 = 1027;
 const TCGETS2: libc::Ioctl = 0x802c_542a;
+const TIOCLINUX: libc::Ioctl = 0x541c;
+const FIOSETOWN: libc::Ioctl = 0x8901;
+const SIOCSPGRP: libc::Ioctl = 0x8902;
 
-/// A test of the low 32 bits of an argument, or of all its bits.
-const fn argument(argument: u8, test: Test) -> Condition {
-    Condition { argument, test }
+fn one(value: i32) -> Test {
+    Test::Is(value as u32)
 }
 
-fn number(call: i64) -> u32 {
-    u32::try_from(call).unwrap_or(u32::MAX)
+fn between(first: i32, last: i32) -> Test {
+    Test::IsBetween(first as u32, last as u32)
 }

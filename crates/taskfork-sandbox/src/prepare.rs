@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
 use crate::filter::{Architecture, Filter, errno};
 use crate::kernel::{Feature, KernelSupport};
 use crate::level::Level;
@@ -78,6 +80,13 @@ pub enum ApplyError {
     Seccomp {
         /// What the system says.
         source: BoxError,
+    },
+    /// The capabilities of the process cannot be dropped.
+    #[error("the capabilities of the process cannot be dropped: {source}")]
+    #[non_exhaustive]
+    Capabilities {
+        /// What the system says.
+        source: io::Error,
     },
     /// The handler that records a forbidden system call cannot be installed.
     #[error("the handler of forbidden system calls cannot be installed: {source}")]
@@ -157,6 +166,9 @@ impl PreparedSandbox {
     /// open stay open and usable. The process can gain no rights by executing a setuid program any more
     /// (`no_new_privs`), whatever the level but [`Level::Off`].
     ///
+    /// All levels but [`Level::Off`] and [`Level::NoNetwork`] also take the capabilities of the process.
+    /// So a process of root can open only those files that root may open by their owner and mode.
+    ///
     /// # Errors
     ///
     /// [`ApplyError::Threads`] if the process has more than one thread, and others if the kernel refuses.
@@ -175,13 +187,23 @@ impl PreparedSandbox {
         if let Some(rules) = &self.rules {
             rules.apply(scratch)?;
         }
+        if self.level != Level::NoNetwork {
+            drop_capabilities().map_err(|source| ApplyError::Capabilities { source })?;
+        }
         if let Some(filter) = &self.filter {
             let own = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
-            seccompiler::apply_filter(&filter.for_process(own))
-                .map_err(|source| ApplyError::Seccomp { source: source.into() })?;
+            filter.install(own).map_err(|source| ApplyError::Seccomp { source: source.into() })?;
         }
         Ok(())
     }
+}
+
+/// Gives up all capabilities of this thread. Not even root gets them back by executing a program, because
+/// of `no_new_privs`.
+fn drop_capabilities() -> io::Result<()> {
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    Ok(set_capabilities(None, sets)?)
 }
 
 /// What a sandbox needs of the kernel.

@@ -146,6 +146,9 @@ impl Sandbox {
     }
 
     /// Connections to the unix socket at this path may be made.
+    ///
+    /// This needs Linux 7.1. With [`best_effort`](Self::best_effort), an older kernel allows connections
+    /// to every path that the user may connect to, but not to abstract sockets.
     pub fn unix_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.unix_sockets.insert(path.into());
         self

@@ -2,8 +2,9 @@
 #![expect(unsafe_code, reason = "raw system calls, as hostile code makes them")]
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -35,6 +36,7 @@ pub(super) const ATTEMPTS: &[Attempt] = attempts! {
     list_a_directory OPEN_FILES fs::read_dir("/etc").map(drop);
     read_null NULL_DEVICES fs::read("/dev/null").map(drop);
     write_to_scratch ALL write_to_scratch();
+    write_elsewhere OPEN_FILES write_elsewhere();
     make_a_thread ALL make_a_thread();
     make_a_socket_pair ALL UnixStream::pair().map(drop);
     make_a_datagram_pair UNCONFINED UnixDatagram::pair().map(drop);
@@ -43,14 +45,19 @@ pub(super) const ATTEMPTS: &[Attempt] = attempts! {
     renice_another_process UNCONFINED call(libc::SYS_setpriority, [0, victim_id(), 19, 0]);
     move_another_process UNCONFINED move_victim();
     listen_on_tcp UNCONFINED TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop);
-    connect_by_tcp UNCONFINED connect_by_tcp();
+    connect_by_tcp UNCONFINED connect_to(1);
+    connect_to_another_port UNCONFINED connect_to(2);
     send_by_udp UNCONFINED UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map(drop);
     make_a_netlink_socket UNCONFINED
         call(libc::SYS_socket, [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0, 0]);
+    start_a_process OPEN_FILES start_a_process();
     start_a_program OPEN_FILES Command::new("/bin/true").status().map(drop);
     map_executable_memory EXECUTABLE_MEMORY map_executable_memory();
     make_executable_memory EXECUTABLE_MEMORY
         call(libc::SYS_mprotect, [0, 0, libc::PROT_EXEC.into(), 0]);
+    splice_a_pipe OPEN_FILES splice_a_pipe();
+    trace_another_process UNCONFINED call(libc::SYS_ptrace, [libc::PTRACE_SEIZE.into(), victim_id(), 0, 0]);
+    make_a_namespace UNCONFINED call(libc::SYS_unshare, [0, 0, 0, 0]);
     read_a_limit ALL call(libc::SYS_prlimit64, [0, 0, 0, 0]);
 };
 
@@ -108,6 +115,38 @@ fn write_to_scratch() -> io::Result<()> {
     fs::remove_dir_all("a")
 }
 
+fn write_elsewhere() -> io::Result<()> {
+    let path = format!("/var/tmp/taskfork-sandbox-{}", std::process::id());
+    fs::write(&path, "text")?;
+    fs::remove_file(&path)
+}
+
+fn start_a_process() -> io::Result<()> {
+    // SAFETY: this process has one thread, and the new one ends at once.
+    match unsafe { libc::fork() } {
+        // SAFETY: ends the new process without the exit handlers of this one.
+        0 => unsafe { libc::_exit(0) },
+        child if child < 0 => Err(io::Error::last_os_error()),
+        // SAFETY: the kernel writes nothing.
+        child => match unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) } {
+            ended if ended == child => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        },
+    }
+}
+
+fn splice_a_pipe() -> io::Result<()> {
+    let (reader, mut writer) = io::pipe()?;
+    let (_other_reader, other_writer) = io::pipe()?;
+    writer.write_all(b"text")?;
+    // SAFETY: the call gets null pointers and descriptors that are open.
+    let moved = unsafe {
+        let (from, to) = (reader.as_raw_fd(), other_writer.as_raw_fd());
+        libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), 4, 0)
+    };
+    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn make_a_thread() -> io::Result<()> {
     let thread = std::thread::Builder::new().name("second".into()).spawn(|| 1)?;
     assert_eq!(thread.join().ok(), Some(1));
@@ -123,8 +162,8 @@ fn move_victim() -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn connect_by_tcp() -> io::Result<()> {
-    match TcpStream::connect((Ipv4Addr::LOCALHOST, 1)) {
+fn connect_to(port: u16) -> io::Result<()> {
+    match TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         other => other.map(drop),
     }

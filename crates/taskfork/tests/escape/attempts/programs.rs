@@ -79,8 +79,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
             }
         })
         .refused_with(&[libc::ENOSYS]),
-        attempt("makes_a_child_of_its_server", |_| clone_child(libc::CLONE_PARENT))
-            .opened_by(&[SpawnPrograms, Programs]),
+        attempt("makes_a_child_of_its_server", |_| clone_child(libc::CLONE_PARENT)),
         attempt("makes_a_child_in_a_new_user_namespace", |_| clone_child(libc::CLONE_NEWUSER))
             .may_fail(&[libc::EPERM, libc::ENOSPC], "users may not be allowed any"),
         attempt("makes_a_child_in_a_new_mount_namespace", |_| clone_child(libc::CLONE_NEWNS))
