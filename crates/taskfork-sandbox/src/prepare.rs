@@ -58,7 +58,15 @@ pub enum ApplyError {
         "the process has other threads, which a sandbox cannot confine; apply it before they start"
     )]
     Threads,
-    /// A path of an opening, or the scratch directory, cannot be opened any more.
+    /// Whether the process has other threads cannot be found out.
+    #[error("whether the process has other threads cannot be found out: {source}")]
+    #[non_exhaustive]
+    UnknownThreads {
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A path of an opening, or the scratch directory, cannot be opened: it is gone, a symbolic link has taken
+    /// its place or that of a folder above it, or the user of this process may not reach it.
     #[error("the sandbox cannot open `{}`: {source}", path.display())]
     #[non_exhaustive]
     Path {
@@ -177,8 +185,10 @@ impl PreparedSandbox {
         if self.level == Level::Off {
             return Ok(());
         }
-        if !sys::is_single_threaded() {
-            return Err(ApplyError::Threads);
+        match sys::is_single_threaded() {
+            Ok(true) => {}
+            Ok(false) => return Err(ApplyError::Threads),
+            Err(source) => return Err(ApplyError::UnknownThreads { source }),
         }
         if self.kills {
             sys::install_violation_handler(self.record)

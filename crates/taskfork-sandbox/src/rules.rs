@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope, make_bitflags,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::level::Level;
 use crate::prepare::{ApplyError, PrepareError};
 use crate::sandbox::Sandbox;
+
+/// How files are opened to name them in rules.
+const FOR_RULE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
+const PROC: &str = "/proc";
 
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
 const EXECUTE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute | ReadFile | ReadDir});
@@ -57,8 +63,49 @@ pub(crate) struct Rules {
     /// The version of Landlock that the rules use.
     abi: ABI,
     restricts_files: bool,
-    paths: Vec<(PathBuf, BitFlags<AccessFs>)>,
+    paths: Vec<PathRule>,
     tcp_ports: Vec<u16>,
+}
+
+/// What may be done below a path.
+#[derive(Debug, Clone)]
+struct PathRule {
+    /// Without symbolic links, except below `/proc`.
+    path: PathBuf,
+    access: BitFlags<AccessFs>,
+    /// Nothing is opened if the path is gone.
+    is_optional: bool,
+}
+
+impl PathRule {
+    /// Resolves the links of `path`. A confined process that may write may change links later. The links in
+    /// `/proc`, which it cannot change, lead each process to its own files.
+    fn new(path: &Path, access: BitFlags<AccessFs>, is_optional: bool) -> io::Result<Self> {
+        let absolute = std::path::absolute(path)?;
+        let path = match absolute.starts_with(PROC) {
+            true => absolute,
+            false => std::fs::canonicalize(absolute)?,
+        };
+        let rule = Self { path, access, is_optional };
+        rule.open()?;
+        Ok(rule)
+    }
+
+    /// Opens the file to name it in a rule. That needs no right to read it. `None` if the path is optional
+    /// and gone.
+    fn open(&self) -> io::Result<Option<OwnedFd>> {
+        let resolve = match self.path.starts_with(PROC) {
+            true => ResolveFlags::empty(),
+            false => ResolveFlags::NO_SYMLINKS,
+        };
+        let opened = rustix::io::retry_on_intr(|| {
+            rustix::fs::openat2(rustix::fs::CWD, &self.path, FOR_RULE, Mode::empty(), resolve)
+        });
+        match opened {
+            Err(Errno::NOENT) if self.is_optional => Ok(None),
+            opened => Ok(Some(opened?)),
+        }
+    }
 }
 
 impl Rules {
@@ -112,18 +159,18 @@ impl Rules {
     }
 
     fn add(&mut self, path: &Path, access: BitFlags<AccessFs>) -> Result<(), PrepareError> {
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        match open(&path) {
-            Ok(_) => {
-                self.paths.push((path, access & AccessFs::from_all(self.abi)));
+        match PathRule::new(path, access & AccessFs::from_all(self.abi), false) {
+            Ok(rule) => {
+                self.paths.push(rule);
                 Ok(())
             }
-            Err(source) => Err(PrepareError::Path { path, source }),
+            Err(source) => Err(PrepareError::Path { path: path.to_owned(), source }),
         }
     }
 
     fn add_if_present(&mut self, path: &str, access: BitFlags<AccessFs>) {
-        let _ = self.add(Path::new(path), access);
+        let access = access & AccessFs::from_all(self.abi);
+        self.paths.extend(PathRule::new(Path::new(path), access, true));
     }
 
     /// Restricts the calling thread, for ever. `scratch` is a directory that it may write to.
@@ -131,6 +178,9 @@ impl Rules {
         let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
         if self.restricts_files {
             ruleset = ruleset.handle_access(AccessFs::from_all(self.abi))?;
+        } else if self.abi < ABI::V4 {
+            // There is nothing that such a kernel could restrict.
+            return Ok(());
         }
         if self.abi >= ABI::V4 {
             ruleset = ruleset.handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?;
@@ -140,30 +190,80 @@ impl Rules {
         }
         let mut ruleset = ruleset.create()?;
         if self.restricts_files {
-            let scratch = scratch.map(|path| (path, WRITE & AccessFs::from_all(self.abi)));
-            let paths = self.paths.iter().map(|(path, access)| (path.as_path(), *access));
-            for (path, access) in paths.chain(scratch) {
+            for rule in &self.paths {
+                let opened = rule.open();
+                let opened = opened
+                    .map_err(|source| ApplyError::Path { path: rule.path.clone(), source })?;
+                if let Some(file) = opened {
+                    ruleset = ruleset.add_rule(PathBeneath::new(file, rule.access))?;
+                }
+            }
+            if let Some(path) = scratch {
                 let file =
-                    open(path).map_err(|source| ApplyError::Path { path: path.into(), source })?;
+                    rustix::io::retry_on_intr(|| rustix::fs::open(path, FOR_RULE, Mode::empty()));
+                let file = file.map_err(|errno| ApplyError::Path {
+                    path: path.to_owned(),
+                    source: errno.into(),
+                })?;
+                let access = WRITE & AccessFs::from_all(self.abi);
                 ruleset = ruleset.add_rule(PathBeneath::new(file, access))?;
             }
         }
         for &port in &self.tcp_ports {
             ruleset = ruleset.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
         }
-        ruleset.restrict_self()?;
+        if ruleset.restrict_self()?.ruleset == RulesetStatus::NotEnforced {
+            return Err(ApplyError::Landlock {
+                source: "the kernel had Landlock before, and has it no more".into(),
+            });
+        }
         Ok(())
     }
-}
-
-/// Opens a file to name it in a rule. That needs no right to read it.
-fn open(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    Ok(rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?)
 }
 
 impl From<RulesetError> for ApplyError {
     fn from(source: RulesetError) -> Self {
         Self::Landlock { source: source.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_link_that_takes_the_place_of_an_opening_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (real, link) = (folder.path().join("real"), folder.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        symlink(&real, &link).unwrap();
+        let rule = PathRule::new(&link, READ, false).unwrap();
+        assert_eq!(rule.path, real.canonicalize().unwrap());
+        assert!(rule.open().unwrap().is_some());
+        std::fs::remove_dir(&real).unwrap();
+        symlink("/etc", &real).unwrap();
+        let refused = rule.open().unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ELOOP));
+    }
+
+    #[test]
+    fn a_missing_path_is_an_error_unless_it_is_optional() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for is_optional in [true, false] {
+            std::fs::write(&path, "").unwrap();
+            let rule = PathRule::new(&path, READ, is_optional).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(rule.open().is_ok_and(|opened| opened.is_none()), is_optional);
+        }
+        assert!(PathRule::new(&path, READ, false).is_err());
+    }
+
+    #[test]
+    fn links_of_proc_lead_each_process_to_its_own_files() {
+        let rule = PathRule::new(Path::new("/proc/self"), READ, false).unwrap();
+        assert_eq!(rule.path, Path::new("/proc/self"));
     }
 }

@@ -25,9 +25,18 @@ pub(crate) fn knows_seccomp_action(action: u32) -> bool {
 }
 
 /// Whether this process has one thread, and shares its memory with no other process.
-pub(crate) fn is_single_threaded() -> bool {
+///
+/// Some sandboxes around this one, such as the default of Docker, refuse to say whether memory is shared. Then
+/// only threads are counted.
+pub(crate) fn is_single_threaded() -> io::Result<bool> {
     // SAFETY: the kernel has nothing to do for a process that shares no memory, and otherwise refuses.
-    unsafe { libc::unshare(libc::CLONE_VM) == 0 }
+    if unsafe { libc::unshare(libc::CLONE_VM) } == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error().raw_os_error() {
+        Some(libc::EINVAL) => Ok(false),
+        _ => Ok(std::fs::read_dir("/proc/self/task")?.count() == 1),
+    }
 }
 
 /// The function that records a forbidden system call.
