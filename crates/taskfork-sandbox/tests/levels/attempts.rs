@@ -122,16 +122,27 @@ fn write_elsewhere() -> io::Result<()> {
 }
 
 fn start_a_process() -> io::Result<()> {
-    // SAFETY: this process has one thread, and the new one ends at once.
+    fork(|| true).map(|_| ())
+}
+
+/// What `check` returns in a forked process. It must not allocate, because other threads may hold locks.
+pub(super) fn fork(check: impl FnOnce() -> bool) -> io::Result<bool> {
+    // SAFETY: the new process only runs `check`, and ends.
     match unsafe { libc::fork() } {
-        // SAFETY: ends the new process without the exit handlers of this one.
-        0 => unsafe { libc::_exit(0) },
+        0 => {
+            let status = i32::from(!check());
+            // SAFETY: ends the new process without the exit handlers of this one.
+            unsafe { libc::_exit(status) }
+        }
         child if child < 0 => Err(io::Error::last_os_error()),
-        // SAFETY: the kernel writes nothing.
-        child => match unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) } {
-            ended if ended == child => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        },
+        child => {
+            let mut status = 0;
+            // SAFETY: the kernel writes one number to a local variable.
+            match unsafe { libc::waitpid(child, &raw mut status, 0) } {
+                ended if ended == child => Ok(status == 0),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Output};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use taskfork_sandbox::{ApplyError, Feature, KernelSupport, Level, Sandbox, system_call_name};
+use taskfork_sandbox::{
+    ApplyError, Feature, KernelSupport, Level, Sandbox, Secret, system_call_name,
+};
 
 use attempts::{ATTEMPTS, Attempt};
 
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("a_second_thread_is_an_error", a_second_thread_is_an_error));
     trials.push(Trial::test("a_missing_path_is_named", a_missing_path_is_named));
     trials.push(Trial::test("a_missing_feature_is_named", a_missing_feature_is_named));
+    trials.push(Trial::test("a_forked_process_has_no_secrets", a_forked_process_has_no_secrets));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -202,6 +205,13 @@ fn a_second_thread_is_an_error() -> Result<(), Failed> {
     assert!(matches!(error, ApplyError::Threads), "{error:?}");
     // Nothing was applied.
     assert!(std::fs::read("/etc/passwd").is_ok());
+    Ok(())
+}
+
+fn a_forked_process_has_no_secrets() -> Result<(), Failed> {
+    let secret = Secret::new(b"a key")?;
+    assert!(attempts::fork(|| secret.expose().is_none())?);
+    assert_eq!(secret.expose(), Some(&b"a key"[..]));
     Ok(())
 }
 
