@@ -216,7 +216,8 @@ trial!(an_error_of_the_server_is_the_parents, async || {
 trial!(the_parent_holds_and_loads_nothing, async || {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(&folder, &[]).await;
-    assert_eq!(command_line(server.pid()), "taskfork-parent:taskfork");
+    // It names itself once the server runs.
+    until("its name", || command_line(server.pid()) == "taskfork-parent:taskfork").await;
     let open: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", server.pid()))
         .unwrap()
         .filter_map(|entry| {

@@ -30,7 +30,8 @@ trial!(a_thousand_replaced_workers_leave_nothing, async || {
 
     until("two workers", || client.stats().idle == 2).await;
     until("the dead to be buried", || children(program.pid()).len() == 2).await;
-    until("the descriptors to be closed", || descriptors(program.pid()) == before.0).await;
+    // One that was open for a moment at first may be gone.
+    until("the descriptors to be closed", || descriptors(program.pid()) <= before.0).await;
     assert!(children(program.pid()).iter().all(|child| !is_gone(*child)), "a zombie");
     // Workers are numbered: no more were made than were needed, so none was hit by the end of one
     // before it.
