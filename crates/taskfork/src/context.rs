@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::now;
@@ -16,8 +16,11 @@ use crate::time_limit::nanoseconds;
 #[unsafe(link_section = "taskfork_worker")]
 static CONNECTION: OnceLock<BorrowedFd<'static>> = OnceLock::new();
 
-/// This worker's private directory.
-static SCRATCH: OnceLock<PathBuf> = OnceLock::new();
+/// This worker's private directory. A worker may be a server itself, whose workers inherit the value and
+/// replace it.
+#[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
+#[unsafe(link_section = "taskfork_worker")]
+static SCRATCH: Mutex<Option<&'static Path>> = Mutex::new(None);
 
 /// The current call's deadline in nanoseconds of [`now`], or 0 if it has none.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
@@ -137,7 +140,7 @@ impl Context {
     /// assert_eq!(taskfork::worker::context().scratch(), None);
     /// ```
     pub fn scratch(&self) -> Option<&'static Path> {
-        SCRATCH.get().map(PathBuf::as_path)
+        *SCRATCH.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the call's deadline has passed. Always false for a call without a time limit.
@@ -156,10 +159,10 @@ pub(crate) fn set(deadline: Option<Duration>) {
     DEADLINE.store(deadline.map_or(0, nanoseconds), Ordering::Relaxed);
 }
 
-/// Sets this worker's private directory.
-pub(crate) fn set_scratch(path: PathBuf) {
-    // A worker has one directory.
-    let _ = SCRATCH.set(path);
+/// Sets this worker's private directory, if it has one.
+pub(crate) fn set_scratch(path: Option<PathBuf>) {
+    let path = path.map(|path| -> &'static Path { Box::leak(path.into_boxed_path()) });
+    *SCRATCH.lock().unwrap_or_else(PoisonError::into_inner) = path;
 }
 
 /// Sets the connection that this worker serves.

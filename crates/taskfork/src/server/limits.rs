@@ -31,7 +31,7 @@ pub enum Limit {
     /// counts. An allocation beyond the limit fails, which ends most programs.
     ///
     /// With a [`cgroup`](crate::ServerBuilder::cgroup) it is the memory of a worker and all processes
-    /// that it has started, with files in memory. The kernel kills them beyond it.
+    /// that it has started, with files in memory. They are not swapped. The kernel kills them beyond it.
     Memory,
     /// The CPU time of a worker in seconds. SIGXCPU ends the worker at the limit.
     CpuTime,

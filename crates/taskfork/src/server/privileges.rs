@@ -233,8 +233,8 @@ impl WorkerPrivileges {
             let none = Rlimit { current: Some(NO_CORE), maximum: Some(NO_CORE) };
             setrlimit(Resource::Core, none)?;
         }
-        sys::remove_variables(&self.removed_variables);
-        self.drop_privileges().map_err(|(_, error)| error)?;
+        sys::remove_variables(&self.removed_variables)?;
+        self.give_up()?;
         if self.identity != Identity::default() {
             // The kernel drops the request when a process changes its user or group.
             set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -243,6 +243,12 @@ impl WorkerPrivileges {
             }
         }
         Ok(())
+    }
+
+    /// Takes on the user and the groups, and drops capabilities.
+    #[inline]
+    pub(crate) fn give_up(&self) -> io::Result<()> {
+        self.drop_privileges().map_err(|(_, error)| error)
     }
 
     #[inline]

@@ -23,35 +23,58 @@ pub(super) struct Probed {
 
 /// Runs `attempt` in a forked process that exits at once. The result depends on privileges, limits and
 /// the container. `what` names the attempt in an error of the fork.
-#[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
 pub(super) fn probe(
     threads: &ThreadCount,
     what: &'static str,
     attempt: impl FnOnce() -> Result<(), Failed>,
 ) -> Result<Probed, ServerError> {
+    let (message, may_kill) = run_in_child(threads, what, || match attempt() {
+        Ok(()) => Vec::new(),
+        Err((step, error)) => encode(step, &error).to_vec(),
+    })?;
+    // A child that has succeeded writes nothing.
+    let failed = message.try_into().ok().map(decode);
+    Ok(Probed { failed, may_kill })
+}
+
+/// As [`probe`], for an attempt whose error is a text. Returns the error.
+pub(super) fn probe_with_text(
+    threads: &ThreadCount,
+    what: &'static str,
+    attempt: impl FnOnce() -> Result<(), String>,
+) -> Result<Option<String>, ServerError> {
+    let text = || attempt().err().unwrap_or_default().into_bytes();
+    let (text, _) = run_in_child(threads, what, text)?;
+    Ok((!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Runs `attempt` in a forked process. Returns its message, and whether this process may kill the other.
+#[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
+fn run_in_child(
+    threads: &ThreadCount,
+    what: &'static str,
+    attempt: impl FnOnce() -> Vec<u8>,
+) -> Result<(Vec<u8>, bool), ServerError> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(ServerError::system(what))?;
     // SAFETY: the child writes only to its pipe, and leaves by `exit_now`.
     match unsafe { sys::fork(threads) } {
         Ok(Forked::Parent { child }) => {
             drop(writer);
-            let mut message = [0; 8];
-            // A child that has succeeded writes nothing.
-            let refused = File::from(reader).read_exact(&mut message);
-            let failed = refused.is_ok().then(|| decode(message));
+            let mut message = Vec::new();
+            let read = File::from(reader).read_to_end(&mut message);
             let mut may_kill = true;
             if let Some(pid) = Pid::from_raw(child.as_raw()) {
                 // A zombie still has its user. There is none if the program ignores SIGCHLD.
                 may_kill = test_kill_process(pid) != Err(rustix::io::Errno::PERM);
                 let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
             }
-            Ok(Probed { failed, may_kill })
+            read.map_err(|source| ServerError::System { what, source })?;
+            Ok((message, may_kill))
         }
         Ok(Forked::Child) => {
             drop(reader);
-            if let Err((step, error)) = attempt() {
-                // The server waits for this message.
-                let _ = File::from(writer).write_all(&encode(step, &error));
-            }
+            // The server waits for this message.
+            let _ = File::from(writer).write_all(&attempt());
             sys::exit_now(0);
         }
         Err(error) => Err(ServerError::System { what, source: io::Error::other(error) }),

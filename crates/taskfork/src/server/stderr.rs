@@ -50,7 +50,8 @@ pub enum Stderr {
     /// process id in the field `pid`.
     Log,
     /// Workers inherit the server's standard error. Nothing is escaped, and deaths have no standard
-    /// error.
+    /// error. If it is a file, workers can truncate and lock it, also in a
+    /// [`sandbox`](crate::ServerBuilder::sandbox).
     Inherit,
 }
 

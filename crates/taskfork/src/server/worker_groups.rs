@@ -1,6 +1,7 @@
 //! Control groups of workers (cgroup version 2): one for each worker, below a group that has been
-//! delegated to the server. Their limits hold for a worker and all processes that it starts, and no
-//! process of a worker can leave its group.
+//! delegated to the server. Their limits hold for a worker and all processes that it starts. Such a
+//! process can leave its group only if it may write to the files of groups: as root or the server's user,
+//! without a sandbox that forbids it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,6 +20,9 @@ const CGROUP2: i64 = 0x6367_7270;
 
 /// The start of the names of groups. The server's process id and the worker's number follow.
 const PREFIX: &str = "taskfork-";
+
+/// The file with the limit of swapped memory, which the kernel has only if it can swap.
+const SWAP_LIMIT: &str = "memory.swap.max";
 
 /// How often the removal of a group is tried again, and how long that waits. Killed processes stay in
 /// their group until they have ended.
@@ -89,7 +93,11 @@ impl WorkerGroups {
         let set_up = || {
             let group = openat(&self.folder, &*name, DIRECTORY, Mode::empty())?;
             for (file, value) in &self.settings {
-                put(group.as_fd(), file, value)?;
+                match put(group.as_fd(), file, value) {
+                    Err(error)
+                        if *file == SWAP_LIMIT && error.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
             }
             let flags = OFlags::WRONLY | OFlags::CLOEXEC;
             Ok(openat(&group, "cgroup.procs", flags, Mode::empty())?)
@@ -130,8 +138,11 @@ impl WorkerGroups {
         let _ = unlinkat(&self.folder, &*name, AtFlags::REMOVEDIR);
     }
 
-    /// Removes the groups of servers that are not there any more, if they are empty.
+    /// Removes the groups of servers that are not there any more, if they are empty. Groups with this
+    /// process id come from an earlier server, as when each is process 1 of a container, and are removed
+    /// with all that is in them.
     fn remove_stale(&self) {
+        remove_groups_in(&self.folder, std::process::id());
         for name in names(&self.folder) {
             let is_alive = |pid: &str| Path::new("/proc").join(pid).exists();
             if server_of(&name).is_some_and(|pid| !is_alive(pid)) {
@@ -155,9 +166,14 @@ const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags
 /// Kills all processes in the groups of the workers of a server that has ended, and removes the groups.
 pub(crate) fn remove_groups(path: &Path, server: u32) {
     let folder = openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let Ok(folder) = folder else { return };
+    if let Ok(folder) = folder {
+        remove_groups_in(&folder, server);
+    }
+}
+
+fn remove_groups_in(folder: &OwnedFd, server: u32) {
     let server = server.to_string();
-    for name in names(&folder).filter(|name| server_of(name) == Some(&server)) {
+    for name in names(folder).filter(|name| server_of(name) == Some(&server)) {
         for _ in 0..MAX_REMOVALS {
             if kill_and_remove(folder.as_fd(), &name) {
                 break;
@@ -210,6 +226,7 @@ fn settings(limits: &WorkerLimits) -> Vec<(&'static str, String)> {
         match limit {
             Limit::Memory => settings.extend([
                 ("memory.max", value.to_string()),
+                (SWAP_LIMIT, "0".to_owned()),
                 // All processes of a worker end together.
                 ("memory.oom.group", "1".to_owned()),
             ]),
@@ -261,6 +278,7 @@ mod tests {
         ]);
         let expected = [
             ("memory.max", "1048576"),
+            ("memory.swap.max", "0"),
             ("memory.oom.group", "1"),
             ("pids.max", "12"),
             ("cpu.max", "150000 100000"),

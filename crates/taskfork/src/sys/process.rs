@@ -181,16 +181,20 @@ pub(crate) fn set_variable(name: &str, value: &str) {
     }
 }
 
-/// Removes variables from the environment of a forked process. Does nothing if the process has other threads.
+/// Removes variables from the environment of a forked process. Fails if the process has other threads.
 #[taskfork_macros::startup_code]
-pub(crate) fn remove_variables(names: &[OsString]) {
-    if names.is_empty() || thread_count().is_ok_and(|threads| threads != 1) {
-        return;
+pub(crate) fn remove_variables(names: &[OsString]) -> io::Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    if thread_count().is_ok_and(|threads| threads != 1) {
+        return Err(io::Error::other("variables cannot be removed: the process has other threads"));
     }
     for name in names {
         // SAFETY: this is the only thread, so no other reads the environment at the same time.
         unsafe { std::env::remove_var(name) };
     }
+    Ok(())
 }
 
 /// Seeds the random generators of the C library anew, because a fork copies the parent's state into every

@@ -1,6 +1,6 @@
 //! The user's code around the calls: `setup` and `checkout_done`.
 
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use super::error_reply::ErrorReply;
 use super::sandbox::{Confined, WorkerSandbox};
@@ -20,11 +20,22 @@ pub(crate) struct Handlers<S> {
 
 #[taskfork_macros::startup_code]
 impl<S> Handlers<S> {
-    /// Runs `setup` and returns the worker's state.
-    pub(super) fn set_up(&self, sandbox: Option<&WorkerSandbox>) -> Result<S, ErrorReply> {
+    /// Runs `setup` and returns the worker's state. `is_user_fixed` says that `setup` cannot change the user
+    /// of this process.
+    pub(super) fn set_up(
+        &self,
+        sandbox: Option<&WorkerSandbox>,
+        is_user_fixed: bool,
+    ) -> Result<S, ErrorReply> {
         let server = getppid();
         let result = catch_panic(|| (self.setup)(sandbox));
-        exit_with_server(server);
+        if !is_user_fixed {
+            ask_for_death_signal();
+        }
+        if getppid() != server {
+            // The server has ended already.
+            sys::exit_now(0);
+        }
         match result {
             Ok(result) => result.map_err(ErrorReply::setup),
             Err(panic) => Err(ErrorReply::setup(Failure::new(panic.to_string()))),
@@ -47,18 +58,15 @@ pub(super) fn log_setup_error(worker: u64, error: &ErrorReply) {
     tracing::error!(worker, "the setup of a worker failed: {}", error.setup_reason());
 }
 
-/// Asks the kernel to kill this worker when its server ends. Exits if the server has ended already.
+/// Asks the kernel to kill this worker when its server ends.
 ///
 /// The worker asks again after `setup`, because the kernel drops the request when a process changes its
 /// user or group.
 #[taskfork_macros::startup_code]
-fn exit_with_server(server: Option<Pid>) {
+fn ask_for_death_signal() {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
         tracing::error!(
             "prctl(PR_SET_PDEATHSIG) failed after `setup`, so that this worker may outlive a server that is killed: {error}"
         );
-    }
-    if getppid() != server {
-        sys::exit_now(0);
     }
 }

@@ -48,9 +48,7 @@ pub(crate) fn serve<S: 'static>(
     if let Err(error) = sink.and_then(|sink| sys::install_stack_handler(sink, init.wake)) {
         tracing::error!(worker = init.number, "a timeout cannot show this worker's stack: {error}");
     }
-    if let Some(scratch) = init.scratch {
-        context::set_scratch(scratch);
-    }
+    context::set_scratch(init.scratch);
     let number = init.number;
     let mut worker = Worker {
         number,
@@ -61,6 +59,7 @@ pub(crate) fn serve<S: 'static>(
         setup_error: None,
         config: init.config,
         sandbox: init.sandbox,
+        is_user_fixed: false,
         connection: None,
         memory: init.config.max_memory.map(|_| OccupiedMemory::open()),
         max_answer: init.config.max_frame,

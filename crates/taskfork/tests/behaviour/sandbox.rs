@@ -2,6 +2,7 @@
 //! forbids is tested in `tests/escape`.
 
 use std::io::Read;
+use std::process::Stdio;
 use std::time::Duration;
 
 use taskfork::error::{Death, End, FatalError};
@@ -10,7 +11,7 @@ use taskfork::server::ServerStatus;
 use taskfork::worker::context;
 use taskfork::{Blob, BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
-use crate::support::processes::Program;
+use crate::support::processes::{Program, signal};
 use crate::support::{address_in, programs, start_with, trial, until};
 
 const FILE: &str = "/etc/hostname";
@@ -29,6 +30,7 @@ pub(crate) fn serve(address: &str, level: &str, options: &[&str]) -> Result<(), 
             "read" => sandbox = sandbox.read(value),
             "max_result" => sandbox = sandbox.max_result(value.parse().unwrap()),
             "setup" => setup = value,
+            "user" => server = server.user(value),
             "program" => is_program = true,
             "max_memory" => server = server.max_memory(value.parse::<u64>().unwrap()),
             "spare_workers" => server = server.spare_workers(value.parse().unwrap()),
@@ -168,6 +170,47 @@ trial!(a_sandbox_can_apply_before_setup, async || {
         assert!(!server.client.call::<bool>("read_in_setup", ()).await.unwrap(), "{options:?}");
         assert!(!server.may_read().await, "{options:?}");
     }
+});
+
+trial!(a_worker_confined_before_its_setup_logs_nothing_and_is_not_killed, async || {
+    for options in [&["before_setup"][..], &["before_setup", "kill"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let address = address_in(&folder);
+        let arguments = [&["serve_sandboxed", &address, "compute"], options].concat();
+        let mut command = programs::command(&arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut server = command.spawn().unwrap();
+        let client = Client::builder().address(&address).min_workers(0).max_workers(1);
+        let client = client.build().unwrap();
+        let sum = client.call::<i64>("add", (2, 3)).await;
+        drop(client);
+        signal(server.id(), libc::SIGTERM);
+        let mut logged = String::new();
+        let mut streams = server.stdout.take().unwrap().chain(server.stderr.take().unwrap());
+        tokio::task::spawn_blocking(move || {
+            streams.read_to_string(&mut logged).unwrap();
+            assert!(!logged.contains("ERROR") && !logged.contains("PDEATHSIG"), "{logged}");
+        })
+        .await
+        .unwrap();
+        server.wait().unwrap();
+        assert_eq!(sum.unwrap(), 5, "{options:?}");
+    }
+});
+
+trial!(a_path_that_the_user_of_workers_cannot_open_keeps_the_server_from_starting, async || {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    // Only root may enter the folder.
+    let inner = folder.path().join("inner").display().to_string();
+    std::fs::create_dir(&inner).unwrap();
+    let read = format!("read={inner}");
+    let error = programs::output(&["serve_sandboxed", &address, "compute", "user=nobody", &read]);
+    assert!(error.contains("`sandbox`") && error.contains("a worker cannot apply it"), "{error}");
+    assert!(error.contains(&inner), "{error}");
 });
 
 trial!(the_level_off_and_an_opening_permit_it, async || {

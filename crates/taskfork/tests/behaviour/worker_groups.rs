@@ -25,6 +25,12 @@ pub(crate) fn serve(address: &str, group: &str, options: &[&str]) -> Result<(), 
     }
     let methods =
         Methods::new().function("group", || Ok(std::fs::read_to_string("/proc/self/cgroup")?));
+    let methods = methods.function("files_of_groups", || {
+        let files = std::fs::read_dir("/proc/self/fd")?;
+        let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        let targets = targets.map(|target| target.display().to_string());
+        Ok(targets.filter(|target| target.contains("taskfork-")).collect::<Vec<_>>())
+    });
     let methods =
         methods.function("abort", || -> Result<(), taskfork::BoxError> { std::process::abort() });
     server
@@ -87,6 +93,9 @@ trial!(a_worker_has_a_group_and_leaves_no_process_of_it, async || {
     let name = format!("taskfork-{}-1", server.pid());
     assert!(group.lines().any(|line| line.starts_with("0::") && line.ends_with(&name)), "{group}");
     assert_eq!(parent.groups(), [name]);
+    // The kernel would allow it to move processes of others by a file that the server has opened.
+    let open: Vec<String> = checkout.call("files_of_groups", ()).await.unwrap();
+    assert_eq!(open, [""; 0]);
     let left: Vec<u32> = checkout.call("start_daemons", ()).await.unwrap();
     checkout.call::<()>("abort", ()).await.unwrap_err();
     until("the group is removed", || parent.groups().is_empty()).await;

@@ -101,7 +101,15 @@ impl<S> ServerBuilder<S> {
     /// have the same user.
     ///
     /// Clients of another user than the workers' share no memory with them, see
-    /// [`shared_memory`](Self::shared_memory). The server looks names up once, when it starts.
+    /// [`shared_memory`](Self::shared_memory). But a client of the server's own user cannot see that workers
+    /// have another: it sees the credentials of the server. If workers may run an attacker's code, set
+    /// [`copy_shared_memory`](crate::client::ClientBuilder::copy_shared_memory) at such a client.
+    ///
+    /// A server without CAP_SYS_PTRACE cannot read the mark of processes of another user, by which it
+    /// recognizes what a worker has left behind. It needs the mark if it is process 1 of a container, or
+    /// has been restarted. Set [`cgroup`](Self::cgroup) there, which ends all processes of a worker.
+    ///
+    /// The server looks names up once, when it starts.
     /// [`run`](crate::Server::run) fails if the user does not exist, or if this process lacks the right to
     /// become that user or to kill that user's processes.
     ///

@@ -232,11 +232,7 @@ impl EventLoop {
         let ready = redirected()
             .map_err(io::Error::from)
             .and_then(|()| self.signals.reset_for_worker())
-            .and_then(|()| match &group {
-                // 0 stands for the process that writes it.
-                Some(group) => Ok(rustix::io::write(group, b"0").map(drop)?),
-                None => Ok(()),
-            })
+            .and_then(|()| group.map_or(Ok(()), join_group))
             .and_then(|()| self.options.limits.apply().map_err(io::Error::other))
             .map(|()| self.scoreboard.worker_slot(&slot));
         let slot = match ready {
@@ -323,6 +319,15 @@ impl EventLoop {
             .chain(self.queue.descriptors())
             .chain(children)
     }
+}
+
+/// Joins the control group of a new worker. Closes the file, because the kernel checks a write by the rights of
+/// the process that opened it: the worker could move processes of others into its group.
+#[inline]
+fn join_group(processes: OwnedFd) -> io::Result<()> {
+    // 0 stands for the process that writes it.
+    rustix::io::write(&processes, b"0")?;
+    Ok(())
 }
 
 /// Forks the process, in its own process group and with its own standard error.

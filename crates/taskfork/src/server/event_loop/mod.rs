@@ -197,7 +197,7 @@ impl EventLoop {
             &thread_count,
         )?;
         let groups = WorkerGroups::open(&options.limits)?;
-        let sandbox = prepare_sandbox(&options.sandbox)?;
+        let sandbox = prepare_sandbox(&options.sandbox, &privileges, &thread_count)?;
         let hangup = Hangup::of_this_process(options.restart_on_hangup);
         if hangup == Hangup::Ignored {
             log::info!("SIGHUP is ignored, as whoever started this server has set that");
@@ -354,7 +354,7 @@ impl EventLoop {
             guardian.stop();
         }
         if let Some(scratch) = self.scratch.take() {
-            scratch::remove_folder(scratch.path());
+            scratch::remove_folder(scratch.path(), scratch::WAITING_TIMEOUT);
         }
         if let Some(groups) = self.groups.take() {
             remove_groups(groups.path(), self.pid);

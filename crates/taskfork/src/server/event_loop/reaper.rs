@@ -11,6 +11,10 @@ use crate::server::worker_exit::{WorkerExit, WorkerRules};
 use crate::server::worker_groups::WorkerGroups;
 use crate::sys;
 
+/// A directory is removed slowly only while there are fewer helpers than this. So workers that leave
+/// many files cannot occupy all helpers.
+const MAX_REMOVALS: usize = 2;
+
 impl EventLoop {
     /// Reaps all workers that have exited, and other children. SIGCHLD says only that some child has
     /// exited.
@@ -87,7 +91,10 @@ impl EventLoop {
         let Some(mut scratch) = self.scratch.take() else { return };
         if scratch.remove_quickly(number) {
             let remove = |number| scratch.remove_slowly(number);
-            if let Some(number) = self.run_in_helper(number, remove) {
+            let is_removed = self.orphans.helpers() < MAX_REMOVALS
+                && self.run_in_helper(number, remove).is_none();
+            if !is_removed {
+                // The end of a helper is followed by another attempt.
                 scratch.postpone(number);
             }
         }

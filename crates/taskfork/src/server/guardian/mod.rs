@@ -23,7 +23,7 @@ use rustix::process::{
 use self::records::{ProcessGroups, RecordWriter, WriteOutcome};
 use crate::server::environment;
 use crate::server::process::is_child_of;
-use crate::server::scratch::remove_folder;
+use crate::server::scratch::{REMOVAL_TIMEOUT, remove_folder};
 use crate::server::worker_groups::remove_groups;
 use crate::sys::{self, Forked, MappedFile, ThreadCount};
 use crate::worker::scoreboard::Scoreboard;
@@ -193,7 +193,9 @@ fn guardian_main(
             if let Some(path) = folders.groups {
                 remove_groups(path, server.as_raw_nonzero().get().unsigned_abs());
             }
-            folders.scratch.into_iter().for_each(remove_folder);
+            if let Some(path) = folders.scratch {
+                remove_folder(path, REMOVAL_TIMEOUT);
+            }
             break;
         }
         std::thread::sleep(ROUND_PAUSE);

@@ -30,7 +30,10 @@ use super::privileges::Identity;
 const PREFIX: &str = "taskfork-scratch-";
 
 /// How long the removal of one directory may take. What is left is removed with the folder.
-const REMOVAL_TIMEOUT: Duration = Duration::from_secs(300);
+pub(crate) const REMOVAL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long the start and the end of a server wait for removals. A later start goes on with them.
+pub(crate) const WAITING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A limited directory can have one file for each of so many bytes, and this many in any case.
 const BYTES_PER_FILE: u64 = 1 << 10;
@@ -211,25 +214,26 @@ impl ScratchFolder {
     }
 }
 
-/// Removes a server's folder, with all directories in it. For a process that may take long.
-pub(crate) fn remove_folder(path: &Path) {
+/// Removes a server's folder, with all directories in it. Gives up after `timeout`.
+pub(crate) fn remove_folder(path: &Path, timeout: Duration) {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
     let Ok(name) = CString::new(name.as_bytes()) else { return };
     let parent = openat(CWD, parent, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     if let Ok(parent) = parent {
-        let _ = remove(parent.as_fd(), &name, Instant::now() + REMOVAL_TIMEOUT);
+        let _ = remove(parent.as_fd(), &name, Instant::now() + timeout);
     }
 }
 
-/// Removes the folders of servers that have ended, as far as they belong to this user.
+/// Removes the folders of servers that have ended, as far as they belong to this user and there is time.
 fn remove_stale(parent: &OwnedFd) {
+    let deadline = Instant::now() + WAITING_TIMEOUT;
     let Ok(entries) = Dir::read_from(parent) else { return };
     let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_owned()));
     for name in names.filter(|name| name.to_bytes().starts_with(PREFIX.as_bytes())) {
         let Ok(folder) = openat(parent, &*name, DIRECTORY, Mode::empty()) else { continue };
         let is_own = fstat(&folder).is_ok_and(|status| status.st_uid == geteuid().as_raw());
         if is_own && flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = remove(parent.as_fd(), &name, Instant::now() + REMOVAL_TIMEOUT);
+            let _ = remove(parent.as_fd(), &name, deadline);
         }
     }
 }

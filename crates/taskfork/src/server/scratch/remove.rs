@@ -20,6 +20,10 @@ pub(super) fn remove(parent: BorrowedFd<'_>, name: &CStr, deadline: Instant) -> 
     unmount_all(parent, name);
     while let Some(directory) = remove_if_empty(parent, name)? {
         remove_contents(&directory, deadline)?;
+        // Another process may add entries as fast as they are removed.
+        if Instant::now() >= deadline {
+            return Err(Errno::TIMEDOUT);
+        }
     }
     Ok(())
 }
