@@ -1,7 +1,9 @@
 //! Workers with a sandbox: when it applies, how they end by it, and what keeps working in it. What it
 //! forbids is tested in `tests/escape`.
 
+use std::fs::Permissions;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -207,6 +209,7 @@ trial!(a_path_that_the_user_of_workers_cannot_open_keeps_the_server_from_startin
     // Only root may enter the folder.
     let inner = folder.path().join("inner").display().to_string();
     std::fs::create_dir(&inner).unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
     let read = format!("read={inner}");
     let error = programs::output(&["serve_sandboxed", &address, "compute", "user=nobody", &read]);
     assert!(error.contains("`sandbox`") && error.contains("a worker cannot apply it"), "{error}");
