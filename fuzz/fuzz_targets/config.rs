@@ -10,6 +10,9 @@ mod config;
 #[path = "../../crates/taskfork-cli/src/error.rs"]
 mod error;
 #[allow(dead_code)]
+#[path = "../../crates/taskfork-cli/src/sandbox_options.rs"]
+mod sandbox_options;
+#[allow(dead_code)]
 #[path = "../../crates/taskfork-cli/src/server_address.rs"]
 mod server_address;
 #[allow(dead_code)]

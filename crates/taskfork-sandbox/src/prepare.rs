@@ -161,7 +161,8 @@ impl PreparedSandbox {
     ///
     /// `record` runs in a signal handler, so it may store atomics and make system calls that are allowed,
     /// but must not allocate, lock or panic. [`system_call_name`](crate::system_call_name) knows the name
-    /// of a number. A process that is taken over can prevent that this runs, but not its end.
+    /// of a number. A process that is taken over can prevent that this runs, and for a time its end, but no
+    /// forbidden call is ever made.
     #[must_use]
     pub fn on_violation(mut self, record: fn(i32)) -> Self {
         self.record = Some(record);
