@@ -26,6 +26,8 @@ pub(crate) enum Step {
     SendByteByByte(Vec<u8>),
     /// The same bytes again and again, until this many have been sent or the other side is gone.
     Flood(Vec<u8>, usize),
+    /// The same, until the other side has not read for [`BLOCKED`].
+    FloodUntilBlocked(Vec<u8>, usize),
     /// Reads the preamble.
     ReceivePreamble,
     /// Reads a frame.
@@ -95,6 +97,9 @@ pub(crate) fn case(name: impl Into<String>, steps: Vec<Step>, expected: Expected
 /// No step waits longer, and no peer is given longer to end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// For how long a side does not read that waits for this one to read.
+pub(crate) const BLOCKED: Duration = Duration::from_secs(5);
+
 /// Carries out the steps, as far as the other side lets the peer.
 pub(crate) fn take_steps(stream: &mut UnixStream, steps: &[Step]) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -119,6 +124,15 @@ fn take_step(stream: &mut UnixStream, step: &Step) -> std::io::Result<()> {
             std::thread::sleep(Duration::from_millis(1));
             Ok(())
         }),
+        Step::FloodUntilBlocked(bytes, total) => {
+            stream.set_write_timeout(Some(BLOCKED))?;
+            let flooded = take_step(stream, &Step::Flood(bytes.clone(), *total));
+            stream.set_write_timeout(Some(PATIENCE))?;
+            match flooded {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+                flooded => flooded,
+            }
+        }
         Step::Flood(bytes, total) => {
             let start = Instant::now();
             let mut left = *total;

@@ -4,7 +4,8 @@ use taskfork::client::Value;
 
 use crate::case::Expected::{Harmless, Refused, Served};
 use crate::case::Step::{
-    Flood, Receive, ReceivePreamble, Reset, Send, SendByteByByte, StopReading, StopSending,
+    Flood, FloodUntilBlocked, Receive, ReceivePreamble, Reset, Send, SendByteByByte, StopReading,
+    StopSending,
 };
 use crate::case::{Case, Step, case};
 use crate::message::{
@@ -273,9 +274,11 @@ fn flows() -> Vec<Case> {
     let noise = frame(&[5.into(), none(), 3.into()]).repeat(10_000);
     add("noise during a call", greeted(vec![Send(sleep()), Flood(noise, 4 << 20)]), Harmless);
     let ahead = frame(&[3.into(), none(), text("nothing"), list(&[])]).repeat(5000);
-    add("calls ahead without end, no answer read", greeted(vec![Flood(ahead, 1 << 20)]), Harmless);
+    let flood = FloodUntilBlocked(ahead, 1 << 20);
+    add("calls ahead without end, no answer read", greeted(vec![flood]), Harmless);
     let calls = call("nothing", &[]).repeat(2000);
-    add("calls at once without end, no answer read", greeted(vec![Send(calls)]), Harmless);
+    let flood = FloodUntilBlocked(calls.clone(), calls.len());
+    add("calls at once without end, no answer read", greeted(vec![flood]), Harmless);
     cases
 }
 
