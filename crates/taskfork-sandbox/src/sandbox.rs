@@ -119,7 +119,7 @@ impl Sandbox {
     /// The file may be read and written, or everything below the directory may also be created, renamed
     /// and removed.
     ///
-    /// Devices and sockets cannot be created, and nobody's access rights, owners or times can be changed.
+    /// Devices and sockets cannot be created. Access rights, owners and times of files cannot be changed.
     pub fn write(mut self, path: impl Into<PathBuf>) -> Self {
         self.write.insert(path.into());
         self

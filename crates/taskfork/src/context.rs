@@ -3,21 +3,22 @@
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::now;
+use crate::sync::lock;
 use crate::sys::{self, Peer};
 use crate::time_limit::nanoseconds;
 
-/// The worker's connection, which stays open until the worker exits.
+/// The worker's connection, which stays open until the worker exits. A worker may be a server itself, whose
+/// workers inherit this value and the next, and replace both.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
-static CONNECTION: OnceLock<BorrowedFd<'static>> = OnceLock::new();
+static CONNECTION: Mutex<Option<BorrowedFd<'static>>> = Mutex::new(None);
 
-/// This worker's private directory. A worker may be a server itself, whose workers inherit the value and
-/// replace it.
+/// This worker's private directory.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static SCRATCH: Mutex<Option<&'static Path>> = Mutex::new(None);
@@ -117,7 +118,8 @@ impl Context {
     /// # let _: Methods<()> = methods;
     /// ```
     pub fn peer(&self) -> Option<Peer> {
-        sys::peer_credentials(CONNECTION.get()?)
+        let connection = *lock(&CONNECTION);
+        sys::peer_credentials(&connection?)
     }
 
     /// The client's address on a TCP connection, or `None` on a unix socket and outside of workers. The
@@ -127,7 +129,8 @@ impl Context {
     /// assert_eq!(taskfork::worker::context().peer_address(), None);
     /// ```
     pub fn peer_address(&self) -> Option<SocketAddr> {
-        sys::peer_address(CONNECTION.get()?)
+        let connection = *lock(&CONNECTION);
+        sys::peer_address(&connection?)
     }
 
     /// This worker's private directory, or `None` outside of workers, and if the server has not set
@@ -140,7 +143,7 @@ impl Context {
     /// assert_eq!(taskfork::worker::context().scratch(), None);
     /// ```
     pub fn scratch(&self) -> Option<&'static Path> {
-        *SCRATCH.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&SCRATCH)
     }
 
     /// Whether the call's deadline has passed. Always false for a call without a time limit.
@@ -162,12 +165,11 @@ pub(crate) fn set(deadline: Option<Duration>) {
 /// Sets this worker's private directory, if it has one.
 pub(crate) fn set_scratch(path: Option<PathBuf>) {
     let path = path.map(|path| -> &'static Path { Box::leak(path.into_boxed_path()) });
-    *SCRATCH.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    *lock(&SCRATCH) = path;
 }
 
 /// Sets the connection that this worker serves.
 #[taskfork_macros::startup_code]
 pub(crate) fn serves(connection: BorrowedFd<'static>) {
-    // A worker serves one connection.
-    let _ = CONNECTION.set(connection);
+    *lock(&CONNECTION) = Some(connection);
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use taskfork::Client;
+use tokio::task::JoinHandle;
 
 use crate::support::logged::Logged;
 use crate::support::processes::signal;
@@ -34,6 +35,22 @@ async fn serve(folder: &tempfile::TempDir, program: &Path) -> Logged {
     let arguments = ["serve_logged", &address_in(folder)];
     let command = programs::detached(programs::command_of(program, &arguments));
     Logged::start(folder.path(), command).await
+}
+
+/// A server that stays after its replacement, for as long as the call runs.
+async fn serve_a_call_without_end(folder: &tempfile::TempDir) -> (Logged, JoinHandle<()>) {
+    let server = serve(folder, &std::env::current_exe().unwrap()).await;
+    let client = Client::builder().address(address_in(folder)).min_workers(0).max_workers(1);
+    let client = client.build().unwrap();
+    let checkout = client.checkout();
+    checkout.call::<()>("nothing", ()).await.unwrap();
+    let call = checkout.call::<()>("hang", ());
+    let call = tokio::spawn(async move {
+        // The client stays as long as its call. The call ends with the test.
+        let _ = (call.await, client);
+    });
+    server.is_busy().await;
+    (server, call)
 }
 
 async fn works(folder: &tempfile::TempDir) {
@@ -133,15 +150,8 @@ trial!(a_program_that_is_no_server_leaves_the_old_one, async || {
 
 trial!(a_replaced_server_forwards_restart_requests, async || {
     let folder = tempfile::tempdir().unwrap();
-    let server = serve(&folder, &std::env::current_exe().unwrap()).await;
+    let (server, call) = serve_a_call_without_end(&folder).await;
     let first = server.server().unwrap();
-    // It stays as long as this call runs.
-    let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
-    let client = client.build().unwrap();
-    let checkout = client.checkout();
-    checkout.call::<()>("nothing", ()).await.unwrap();
-    let call = tokio::spawn(checkout.call::<()>("hang", ()));
-    server.is_busy().await;
     let mut servers = vec![first];
     for _ in 0..2 {
         signal(first, libc::SIGHUP);
@@ -154,14 +164,8 @@ trial!(a_replaced_server_forwards_restart_requests, async || {
 
 trial!(a_request_that_precedes_the_report_of_a_new_server_is_forwarded_too, async || {
     let folder = tempfile::tempdir().unwrap();
-    let server = serve(&folder, &std::env::current_exe().unwrap()).await;
+    let (server, call) = serve_a_call_without_end(&folder).await;
     let first = server.server().unwrap();
-    let client = Client::builder().address(address_in(&folder)).min_workers(0).max_workers(1);
-    let client = client.build().unwrap();
-    let checkout = client.checkout();
-    checkout.call::<()>("nothing", ()).await.unwrap();
-    let call = tokio::spawn(checkout.call::<()>("hang", ()));
-    server.is_busy().await;
     signal(first, libc::SIGHUP);
     server.logs("as a new server to take over").await;
     // The first server finds this request and the new server's report at once.

@@ -61,9 +61,24 @@ pub(crate) fn serve(address: &str, folder: &str, options: &[&str]) -> Result<(),
                     }
                     Ok(())
                 })
+                .function("in_a_server_of_its_own", in_a_server_of_its_own)
                 .function("abort", || -> Result<(), BoxError> { std::process::abort() }),
         )
         .run()
+}
+
+/// The directory and the client of a worker whose server is this worker, and this worker's process id.
+fn in_a_server_of_its_own() -> Result<(Option<PathBuf>, Option<u32>, u32), BoxError> {
+    let server = Server::fork(|server| {
+        let surroundings = || {
+            let peer = context().peer().map(|peer| peer.pid);
+            Ok((context().scratch().map(Path::to_owned), peer))
+        };
+        server.interface(Methods::new().function("surroundings", surroundings)).run()
+    })?;
+    let client = taskfork::blocking::Client::builder().address(server.address());
+    let (scratch, peer) = client.build_blocking()?.call("surroundings", ())?;
+    Ok((scratch, peer, std::process::id()))
 }
 
 struct Served {
@@ -135,6 +150,13 @@ trial!(each_worker_has_a_directory_of_its_own, async || {
     one.call::<()>("abort", ()).await.unwrap_err();
     until("the removal", || !paths[0].exists()).await;
     assert!(paths[1].exists());
+});
+
+trial!(a_worker_of_a_server_in_a_worker_has_neither_its_directory_nor_its_client, async || {
+    let server = Served::start(&[]);
+    let (scratch, peer, outer): (Option<PathBuf>, Option<u32>, u32) =
+        server.client.call("in_a_server_of_its_own", ()).await.unwrap();
+    assert_eq!((scratch, peer), (None, Some(outer)));
 });
 
 trial!(a_directory_belongs_to_the_user_of_its_worker, async || {

@@ -35,7 +35,7 @@ pub(crate) const REMOVAL_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long the start and the end of a server wait for removals. A later start goes on with them.
 pub(crate) const WAITING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A limited directory can have one file for each of so many bytes, and this many in any case.
+/// A limited directory can have one file for each of these bytes of its limit, but at least `MIN_FILES`.
 const BYTES_PER_FILE: u64 = 1 << 10;
 const MIN_FILES: u64 = 64;
 
@@ -62,7 +62,7 @@ pub(crate) struct ScratchFolder {
 }
 
 impl ScratchOptions {
-    /// Rejects values with which there would be no directory, or one without a limit.
+    /// Rejects values that would give workers no usable directory.
     pub(crate) fn check(&self) -> Result<(), ServerError> {
         match (self.max_bytes, &self.folder) {
             (Some(0), _) => {
