@@ -5,6 +5,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 
 use rustix::process::getpid;
+use taskfork_sandbox::Level;
 
 use super::error::ServerError;
 use super::event_loop::{EventLoop, Program};
@@ -19,6 +20,7 @@ use super::restart::{Inherited, Predecessor};
 use super::signals::DeferredSignals;
 use super::socket_file::Identity;
 use crate::sys;
+use crate::worker;
 
 /// A server with all its options set, ready to [`run`](Self::run).
 ///
@@ -198,6 +200,10 @@ impl Server {
                 }
                 loaded.map_err(ServerError::Preload)?;
             }
+            if options.sandbox.level() != Level::Off {
+                worker::load_symbols();
+            }
+            // What was read is memory that each fork shares.
             if options.huge_pages {
                 use_huge_pages();
             }

@@ -310,9 +310,6 @@ impl EventLoop {
         }
         self.signals.cache_signals_to_reset();
         worker::prepare();
-        if self.sandbox.is_some() {
-            worker::load_symbols();
-        }
         sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
         while !self.is_finished() {
