@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use taskfork_sandbox::{ApplyError, Level, PreparedSandbox};
+use taskfork_sandbox::{ApplyError, PreparedSandbox};
 
 use super::error_reply::ErrorReply;
 use super::sandbox::Confined;
@@ -43,9 +43,6 @@ impl<S: 'static> Worker<'_, S> {
         let Some(sandbox) = self.sandbox.take() else { return };
         sys::set_violation_word(self.slot.violation_word());
         confine(&sandbox.prepared, self.number);
-        // These levels leave no capability to change the user, and refuse a request for a signal at the
-        // server's end.
-        self.is_user_fixed = sandbox.prepared.level() != Level::NoNetwork;
         if let Some(connection) = self.connection {
             telemetry::set_output(connection);
         }
@@ -57,7 +54,7 @@ impl<S: 'static> Worker<'_, S> {
         if self.sandbox.as_ref().is_some_and(|sandbox| sandbox.before_setup) {
             self.confine();
         }
-        let state = self.handlers.set_up(self.sandbox.as_ref(), self.is_user_fixed)?;
+        let state = self.handlers.set_up(self.sandbox.as_ref())?;
         self.confine();
         Ok(state)
     }

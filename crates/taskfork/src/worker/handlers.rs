@@ -20,18 +20,11 @@ pub(crate) struct Handlers<S> {
 
 #[taskfork_macros::startup_code]
 impl<S> Handlers<S> {
-    /// Runs `setup` and returns the worker's state. `is_user_fixed` says that `setup` cannot change the user
-    /// of this process.
-    pub(super) fn set_up(
-        &self,
-        sandbox: Option<&WorkerSandbox>,
-        is_user_fixed: bool,
-    ) -> Result<S, ErrorReply> {
+    /// Runs `setup` and returns the worker's state.
+    pub(super) fn set_up(&self, sandbox: Option<&WorkerSandbox>) -> Result<S, ErrorReply> {
         let server = getppid();
         let result = catch_panic(|| (self.setup)(sandbox));
-        if !is_user_fixed {
-            ask_for_death_signal();
-        }
+        ask_for_death_signal();
         if getppid() != server {
             // The server has ended already.
             sys::exit_now(0);

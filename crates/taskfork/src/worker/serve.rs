@@ -59,7 +59,6 @@ pub(crate) fn serve<S: 'static>(
         setup_error: None,
         config: init.config,
         sandbox: init.sandbox,
-        is_user_fixed: false,
         connection: None,
         memory: init.config.max_memory.map(|_| OccupiedMemory::open()),
         max_answer: init.config.max_frame,

@@ -27,8 +27,6 @@ pub(super) struct Worker<'a, S> {
     pub(super) config: WorkerConfig,
     /// The sandbox, until the worker has applied it.
     pub(super) sandbox: Option<WorkerSandbox>,
-    /// The sandbox that has been applied keeps this process from changing its user.
-    pub(super) is_user_fixed: bool,
     /// The connection, if a thread may send to it only once the sandbox has been applied.
     pub(super) connection: Option<BorrowedFd<'static>>,
     /// Its own memory, if that is limited. It is opened before a sandbox can forbid that.

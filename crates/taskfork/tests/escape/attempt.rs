@@ -5,8 +5,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::confinement::Confinement;
-
 /// What an attempt tries to reach. The trials make it; the worker adds what it has itself.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Surroundings {
@@ -101,28 +99,14 @@ pub(crate) enum Unconfined {
     Fails(&'static str),
 }
 
-/// What no sandbox prevents, as SECURITY.md says.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NotPromised {
-    pub(crate) why: &'static str,
-    only_to_root: bool,
-}
-
-impl NotPromised {
-    pub(crate) fn holds(self, confinement: Confinement) -> bool {
-        let is_root = rustix::process::geteuid().is_root();
-        !self.only_to_root || is_root && confinement != Confinement::OtherUser
-    }
-}
-
 #[derive(Clone)]
 pub(crate) struct Attempt {
     pub(crate) name: &'static str,
     pub(crate) run: fn(&Surroundings) -> io::Result<()>,
     pub(crate) opened_by: &'static [Opening],
     pub(crate) unconfined: Unconfined,
-    /// A sandbox does not refuse it.
-    pub(crate) not_promised: Option<NotPromised>,
+    /// No sandbox refuses it, for this reason. SECURITY.md says so.
+    pub(crate) not_promised: Option<&'static str>,
     /// `no_network()` refuses it too.
     pub(crate) needs_network: bool,
     /// Numbers of errors by which a sandbox refuses it, besides EACCES and EPERM.
@@ -163,11 +147,7 @@ impl Attempt {
     }
 
     pub(crate) fn not_promised(self, why: &'static str) -> Self {
-        Self { not_promised: Some(NotPromised { why, only_to_root: false }), ..self }
-    }
-
-    pub(crate) fn not_promised_to_root(self, why: &'static str) -> Self {
-        Self { not_promised: Some(NotPromised { why, only_to_root: true }), ..self }
+        Self { not_promised: Some(why), ..self }
     }
 
     pub(crate) fn needs_network(self) -> Self {

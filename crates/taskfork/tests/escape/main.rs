@@ -30,6 +30,9 @@ fn main() {
     if let Some(request) = requested.strip_prefix(server::SERVE) {
         return server::serve(request);
     }
+    // What this process has inherited is open in no server, or attempts would find it there.
+    let flags = libc::CLOSE_RANGE_CLOEXEC as usize;
+    system_call::system_call(libc::SYS_close_range, &[3, u32::MAX as usize, flags]).unwrap();
     let is_root = rustix::process::geteuid().is_root();
     let user = if is_root { "root" } else { "user" };
     let as_ordinary = is_root.then(|| {

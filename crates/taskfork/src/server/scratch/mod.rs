@@ -18,7 +18,10 @@ use rustix::fs::{
     unlinkat,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount, move_mount,
+};
 use rustix::process::{Gid, Uid, getegid, geteuid};
 
 use self::remove::{DIRECTORY, remove, remove_if_empty, unmount_all};
@@ -113,8 +116,12 @@ impl ScratchFolder {
                 Err(Errno::EXIST) if number < u32::MAX => continue,
                 Err(errno) => return Err(errno),
             }
-            let below = openat(parent, &*name, DIRECTORY, Mode::empty())?;
-            // A server that starts right now may have taken it for one that is left over.
+            // A server that starts right now may take it for one that is left over, and remove it.
+            let below = match openat(parent, &*name, DIRECTORY, Mode::empty()) {
+                Ok(below) => below,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+            };
             let is_locked = flock(&below, FlockOperation::NonBlockingLockExclusive).is_ok();
             if is_locked && fstat(&below)?.st_nlink > 0 {
                 break (name, below);
@@ -122,12 +129,8 @@ impl ScratchFolder {
         };
         rustix::fs::fchmod(&below, Mode::from_raw_mode(0o711))?;
         let path = parent_path.join(&name);
-        let (folder, below) = match mount_memory(parent.as_fd(), &name, c"mode=0711") {
-            Ok(()) => {
-                let folder = openat(parent, &*name, DIRECTORY, Mode::empty())?;
-                flock(&folder, FlockOperation::NonBlockingLockExclusive)?;
-                (folder, Some(below))
-            }
+        let (folder, below) = match mount_locked(parent, &name) {
+            Ok(folder) => (folder, Some(below)),
             Err(errno) => {
                 log::info!(
                     "scratch directories are on disk and not limited to {max_bytes} bytes, because this process cannot \
@@ -232,10 +235,37 @@ fn remove_stale(parent: &OwnedFd) {
     for name in names.filter(|name| name.to_bytes().starts_with(PREFIX.as_bytes())) {
         let Ok(folder) = openat(parent, &*name, DIRECTORY, Mode::empty()) else { continue };
         let is_own = fstat(&folder).is_ok_and(|status| status.st_uid == geteuid().as_raw());
-        if is_own && flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        let is_stale = is_own && flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok();
+        // Its server may just have removed it, and another one may have taken its name.
+        if is_stale && is_named(&folder, parent, &name) {
             let _ = remove(parent.as_fd(), &name, deadline);
         }
     }
+}
+
+/// Whether this name leads to this very directory.
+fn is_named(folder: &OwnedFd, parent: &OwnedFd, name: &CStr) -> bool {
+    let named = openat(parent, name, DIRECTORY, Mode::empty()).and_then(fstat);
+    named.is_ok_and(|named| {
+        fstat(folder).is_ok_and(|it| (it.st_dev, it.st_ino) == (named.st_dev, named.st_ino))
+    })
+}
+
+/// Mounts a file system in memory on a directory, and returns its root. The root is locked before others can
+/// open it: a server that starts right now would take it for one that is left over.
+fn mount_locked(parent: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let settings = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&settings, "source", "taskfork")?;
+    fsconfig_set_string(&settings, "mode", "0711")?;
+    fsconfig_create(&settings)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mounted = fsmount(&settings, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let root = openat(&mounted, c".", DIRECTORY, Mode::empty())?;
+    flock(&root, FlockOperation::NonBlockingLockExclusive)?;
+    move_mount(&mounted, c"", parent, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(root)
 }
 
 /// Mounts a file system in memory on a directory, without programs and devices.
@@ -253,4 +283,33 @@ fn is_empty(directory: &OwnedFd) -> rustix::io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_start_at_once_leave_each_others_folders() {
+        let parent = tempfile::tempdir().unwrap();
+        let options =
+            ScratchOptions { max_bytes: Some(1 << 20), folder: Some(parent.path().to_owned()) };
+        let start = || {
+            for _ in 0..1000 {
+                let folder = ScratchFolder::create(&options, &Identity::default());
+                let folder = folder.unwrap().unwrap();
+                let directory = folder.add(1).unwrap();
+                assert!(directory.exists());
+                remove_folder(folder.path(), WAITING_TIMEOUT);
+            }
+        };
+        let opened = std::fs::File::open(parent.path()).unwrap().into();
+        std::thread::scope(|scope| {
+            let servers = [(); 4].map(|()| scope.spawn(start));
+            while servers.iter().any(|server| !server.is_finished()) {
+                remove_stale(&opened);
+            }
+        });
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
 }
