@@ -4,98 +4,19 @@
 //! system call, to learn which calls it always allows; those cost nothing later. So the time that a new
 //! process takes grows with the number of instructions, and with those on the way to a decision. A chain
 //! of comparisons, as `seccompiler` makes of a list, takes 0.6 milliseconds for 200 calls. This module
-//! makes a tree of ranges of numbers instead. Equal decisions share their instructions.
+//! makes a tree instead, by comparisons that halve the numbers. Its leaves are ranges of numbers with one
+//! decision, and few exceptions from it. Equal decisions share their instructions. Where one branch of a
+//! jump can follow the jump it does, because the kernel makes two jumps of another one.
+//!
+//! A table of bits would be shorter. But the kernel does not recognise its instructions when it looks for
+//! calls that are always allowed, so each call would run the filter.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use seccompiler::{BpfProgram, sock_filter};
 
-/// What an argument is compared with. The kernel reads an `int` argument from the low 32 bits, so all
-/// tests but `IsNull` ignore the high ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Test {
-    Is(u32),
-    /// At least the first and at most the last value.
-    IsBetween(u32, u32),
-    /// None of these bits is set.
-    HasNone(u32),
-    /// The bits in `mask` have this value.
-    Masked {
-        mask: u32,
-        value: u32,
-    },
-    /// All 64 bits are 0.
-    IsNull,
-    /// The id of the process that installs the filter.
-    IsOwnProcess,
-}
-
-/// What happens to a system call.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Decision {
-    Allow,
-    /// It fails or ends the process, as the sandbox says.
-    Refuse,
-    /// It fails with ENOSYS. Libraries try an older call then.
-    Missing,
-    /// The decision depends on an argument.
-    If {
-        argument: u8,
-        test: Test,
-        then: Box<Decision>,
-        otherwise: Box<Decision>,
-    },
-}
-
-impl Decision {
-    /// Goes on with `self` if the argument passes one of `tests`, and refuses the call otherwise.
-    pub(crate) fn if_any(self, argument: u8, tests: impl IntoIterator<Item = Test>) -> Self {
-        let tests: Vec<_> = tests.into_iter().collect();
-        tests.into_iter().rev().fold(Self::Refuse, |otherwise, test| Self::If {
-            argument,
-            test,
-            then: Box::new(self.clone()),
-            otherwise: Box::new(otherwise),
-        })
-    }
-
-    /// Goes on with `self` if the argument passes `test`, and refuses the call otherwise.
-    pub(crate) fn only_if(self, argument: u8, test: Test) -> Self {
-        self.if_any(argument, [test])
-    }
-
-    /// Refuses the call if the argument passes one of `tests`, and goes on with `self` otherwise.
-    pub(crate) fn unless_any(self, argument: u8, tests: impl IntoIterator<Item = Test>) -> Self {
-        tests.into_iter().fold(self, |otherwise, test| Self::If {
-            argument,
-            test,
-            then: Box::new(Self::Refuse),
-            otherwise: Box::new(otherwise),
-        })
-    }
-
-    /// Goes on with `self` if `test` is true, and with `other` otherwise.
-    pub(crate) fn or(self, argument: u8, test: Test, other: Self) -> Self {
-        Self::If { argument, test, then: Box::new(self), otherwise: Box::new(other) }
-    }
-}
-
-/// The decisions for all system calls. Numbers that are not in `calls` are refused up to `last_known`, and
-/// missing above it.
-#[derive(Debug, Clone)]
-pub(crate) struct Policy {
-    pub(crate) calls: BTreeMap<u32, Decision>,
-    pub(crate) last_known: u32,
-}
-
-impl Policy {
-    /// The decision for the system call with this number.
-    pub(crate) fn decision(&self, number: u32) -> &Decision {
-        let is_known = number <= self.last_known || number >= X32_BIT;
-        let otherwise = if is_known { &Decision::Refuse } else { &Decision::Missing };
-        self.calls.get(&number).unwrap_or(otherwise)
-    }
-}
+use crate::decision::{Decision, Policy, Test};
+use crate::leaves::{Leaf, leaves, split};
 
 /// The architecture of a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,9 +44,6 @@ impl Architecture {
     }
 }
 
-/// System calls of the x32 architecture have this bit in their number.
-const X32_BIT: u32 = 0x4000_0000;
-
 /// A program for the kernel.
 #[derive(Debug, Clone)]
 pub(crate) struct Filter {
@@ -138,7 +56,7 @@ impl Filter {
     /// Builds the program. `refuse` is what the kernel does to refused calls, `SECCOMP_RET_…`.
     pub(crate) fn new(policy: &Policy, architecture: Architecture, refuse: u32) -> Self {
         let mut builder = Builder::new(refuse);
-        let root = builder.tree(&ranges(policy));
+        let root = builder.tree(&leaves(policy));
         debug_assert_eq!(root, builder.last(), "the tree's first instruction follows");
         builder.load(NUMBER);
         let number = builder.last();
@@ -166,28 +84,6 @@ impl Filter {
 
 /// More instructions than the largest program has. A test compares them.
 const MAX_LENGTH: usize = 320;
-
-/// Consecutive numbers with the same decision, up to the next range's start.
-#[derive(Debug, PartialEq)]
-struct Range<'a> {
-    start: u32,
-    decision: &'a Decision,
-    /// How many numbers there are that programs use.
-    width: u32,
-}
-
-fn ranges(policy: &Policy) -> Vec<Range<'_>> {
-    let mut ranges: Vec<Range<'_>> = Vec::new();
-    // The first number behind the known ones, and the first of x32, stand for those that follow.
-    for number in (0..=policy.last_known + 1).chain([X32_BIT]) {
-        let decision = policy.decision(number);
-        match ranges.last_mut() {
-            Some(last) if last.decision == decision => last.width += 1,
-            _ => ranges.push(Range { start: number, decision, width: 1 }),
-        }
-    }
-    ranges
-}
 
 // Instructions of classic BPF, and the offsets in `struct seccomp_data`.
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -271,19 +167,39 @@ impl Builder {
         self.last()
     }
 
-    /// Finds the range of the loaded number, by comparisons that halve the rest.
-    fn tree(&mut self, ranges: &[Range<'_>]) -> Place {
-        let middle = match ranges {
+    /// Finds the leaf of the loaded number, by comparisons that halve the rest.
+    fn tree(&mut self, leaves: &[Leaf<'_>]) -> Place {
+        let middle = match leaves {
             [] => return self.refuse,
-            [range] => return self.decision(range.decision, None),
-            _ => split(ranges),
+            [leaf] => return self.leaf(leaf),
+            _ => split(leaves),
         };
-        let (low, high) = ranges.split_at(middle);
+        let (low, high) = leaves.split_at(middle);
         let start = high[0].start;
-        let high = self.tree(high);
-        let low = self.tree(low);
+        // What is added last is next to the jump.
+        let (high, low) = if let [Leaf { decision, exceptions, .. }] = low
+            && decision.is_final()
+            && exceptions.is_empty()
+        {
+            let low = self.tree(low);
+            (self.tree(high), low)
+        } else {
+            (self.tree(high), self.tree(low))
+        };
         self.jump(JUMP_AT_LEAST, start, high, low);
         self.last()
+    }
+
+    fn leaf(&mut self, leaf: &Leaf<'_>) -> Place {
+        let exceptions = leaf.exceptions.iter();
+        let others: Vec<_> =
+            exceptions.map(|(number, decision)| (*number, self.decision(decision, None))).collect();
+        let mut next = self.decision(leaf.decision, None);
+        for (number, place) in others {
+            self.jump(JUMP_EQUAL, number, place, next);
+            next = self.last();
+        }
+        next
     }
 
     /// Adds a decision, unless it is there. `loaded` is the argument that is loaded when it begins.
@@ -318,8 +234,12 @@ impl Builder {
             Test::Masked { .. } | Test::IsNull => None,
             _ => Some(argument),
         };
-        let then = self.decision(then, kept);
-        let otherwise = self.decision(otherwise, kept);
+        let (then, otherwise) = if otherwise.is_final() {
+            let otherwise = self.decision(otherwise, kept);
+            (self.decision(then, kept), otherwise)
+        } else {
+            (self.decision(then, kept), self.decision(otherwise, kept))
+        };
         match test {
             Test::Is(value) => self.jump(JUMP_EQUAL, value, then, otherwise),
             Test::IsBetween(first, last) => {
@@ -355,18 +275,6 @@ pub(crate) const fn errno(number: i32) -> u32 {
     libc::SECCOMP_RET_ERRNO | number as u32
 }
 
-/// The number of ranges in the low half: both halves have as many numbers as possible.
-fn split(ranges: &[Range<'_>]) -> usize {
-    let total: u32 = ranges.iter().map(|range| range.width).sum();
-    let mut low = 0;
-    let mut best = (u32::MAX, 1);
-    for middle in 1..ranges.len() {
-        low += ranges[middle - 1].width;
-        best = best.min((low.abs_diff(total - low), middle));
-    }
-    best.1
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
@@ -374,6 +282,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::decision::X32_BIT;
     use crate::level::Level;
     use crate::policy::policy;
     use crate::sandbox::Sandbox;

@@ -64,8 +64,10 @@
 compile_error!("taskfork-sandbox needs Linux: it uses Landlock and seccomp");
 
 mod call_names;
+mod decision;
 mod filter;
 mod kernel;
+mod leaves;
 mod level;
 mod policy;
 mod prepare;

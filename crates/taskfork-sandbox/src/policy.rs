@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::filter::Decision::{self, Allow};
-use crate::filter::{Policy, Test};
+use crate::decision::Decision::{self, Allow};
+use crate::decision::{Policy, Test};
 use crate::level::Level;
 use crate::sandbox::Sandbox;
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering::SeqCst};
 static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
 
 /// Sets where [`record_violation`] stores the number.
+#[taskfork_macros::startup_code]
 pub(crate) fn set_violation_word(word: &'static AtomicU64) {
     WORD.store(ptr::from_ref(word).cast_mut(), SeqCst);
 }
