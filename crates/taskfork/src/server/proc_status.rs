@@ -22,16 +22,30 @@ fn memory_of(pid: u32) -> (Option<u64>, Option<u64>) {
     (field("VmRSS:"), field("VmHWM:"))
 }
 
-/// Whether a signal runs a handler at once: the process has a handler and does not block the signal.
-/// `None` if that is unknown.
-pub(crate) fn handles_signal(pid: u32, signal: Signal) -> Option<bool> {
+/// What a process does with a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SignalAction {
+    /// It runs a handler at once.
+    Handled,
+    /// It has a handler, but its main thread blocks the signal.
+    Blocked,
+    /// It ignores the signal, or the signal ends it.
+    Other,
+}
+
+/// What a process does with a signal. `None` if that is unknown.
+pub(crate) fn signal_action(pid: u32, signal: Signal) -> Option<SignalAction> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let bit = 1_u64.checked_shl(signal.as_raw().cast_unsigned().checked_sub(1)?)?;
     let has = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         Some(u64::from_str_radix(line.trim(), 16).ok()? & bit != 0)
     };
-    Some(has("SigCgt:")? && !has("SigBlk:")?)
+    Some(match (has("SigCgt:")?, has("SigBlk:")?) {
+        (true, false) => SignalAction::Handled,
+        (true, true) => SignalAction::Blocked,
+        (false, _) => SignalAction::Other,
+    })
 }
 
 #[cfg(test)]
@@ -43,12 +57,12 @@ mod tests {
         let own = std::process::id();
         // The handler of the standard library, for stack overflows. The main thread blocks all signals while
         // it starts the threads of other tests.
-        let handles = || handles_signal(own, Signal::SEGV) == Some(true);
+        let handles = || signal_action(own, Signal::SEGV) == Some(SignalAction::Handled);
         assert!((0..10_000).any(|_| handles() || {
             std::thread::yield_now();
             false
         }));
-        assert_eq!(handles_signal(own, Signal::USR2), Some(false));
-        assert_eq!(handles_signal(u32::MAX, Signal::SEGV), None);
+        assert_eq!(signal_action(own, Signal::USR2), Some(SignalAction::Other));
+        assert_eq!(signal_action(u32::MAX, Signal::SEGV), None);
     }
 }

@@ -60,18 +60,45 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
             }
         })
         .function("block_signals", || -> Result<(), BoxError> {
-            // SAFETY: plain settings of this process.
-            #[allow(unsafe_code)]
-            unsafe {
-                let mut all = std::mem::zeroed();
-                libc::sigfillset(&mut all);
-                libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+            set_blocked(true);
+            hang_in_this_function();
+            Ok(())
+        })
+        .function("block_signals_for_a_while", || -> Result<(), BoxError> {
+            set_blocked(true);
+            while !is_alarm_pending() {
+                std::thread::yield_now();
             }
+            std::thread::sleep(Duration::from_millis(120));
+            set_blocked(false);
             hang_in_this_function();
             Ok(())
         })
         .function("pid", || Ok(std::process::id()));
     server.interface(methods).run()
+}
+
+/// Blocks all signals, or none.
+fn set_blocked(is_blocked: bool) {
+    // SAFETY: plain settings of this process.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        if is_blocked {
+            libc::sigfillset(&mut signals);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &signals, std::ptr::null_mut());
+    }
+}
+
+fn is_alarm_pending() -> bool {
+    // SAFETY: the kernel writes the set.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigpending(&mut signals);
+        libc::sigismember(&signals, libc::SIGALRM) == 1
+    }
 }
 
 pub(crate) type Left = (Option<Duration>, Option<Duration>, bool);
@@ -196,9 +223,23 @@ trial!(a_worker_that_cannot_tell_is_killed_all_the_same, async || {
         panic!("{error:?}")
     };
     let hung = death.hung.as_ref().unwrap();
-    let reason = "the worker's code blocks SIGALRM, or has changed what it does";
+    let reason = "the worker's code blocks SIGALRM";
     assert_eq!((hung.stack.as_deref(), hung.no_stack.as_deref()), (None, Some(reason)));
     assert!(format!("{error:#}").contains("its stack is not known: the worker's code blocks"));
+});
+
+trial!(a_worker_that_blocks_signals_for_a_while_tells_its_stack, async || {
+    let (_server, client) = start_with("deadlines_hung", |client| client.timeout(None));
+    until_told(async || {
+        let error = client.call::<()>("block_signals_for_a_while", ()).await.unwrap_err();
+        let Error::Fatal { cause: FatalError::WorkerDied(death), .. } = &error else {
+            panic!("{error:?}")
+        };
+        let stack = death.hung.as_ref().unwrap().stack.as_deref().unwrap_or_default();
+        // The signal comes at once when it is no longer blocked.
+        (stack.contains("set_blocked"), ())
+    })
+    .await;
 });
 
 trial!(a_hang_inside_the_allocator_has_its_stack, async || {

@@ -9,7 +9,7 @@ use super::{Child, KillReason, PendingKill};
 use crate::display::seconds;
 use crate::server::limits::Recycling;
 use crate::server::log;
-use crate::server::proc_status;
+use crate::server::proc_status::{self, SignalAction};
 use crate::server::worker_exit::cause;
 use crate::worker::scoreboard::{Phase, Retirement, SlotView};
 
@@ -35,6 +35,9 @@ const SETUP_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a worker's stack is waited for before it is killed.
 const STACK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The same for a worker that blocks the signal. A thread that starts another one blocks all for a moment.
+const BLOCKED_STACK_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The same for a worker that handles the signal but has not been scheduled since.
 const MAX_STACK_TIMEOUT: Duration = Duration::from_millis(600);
@@ -120,20 +123,25 @@ impl Child {
         if !left.is_zero() {
             return Some(left);
         }
-        let reason = match proc_status::handles_signal(self.pid(), Signal::ALARM) {
-            Some(false) => {
-                "the worker's code blocks SIGALRM, or has changed what it does".to_owned()
+        let (timeout, reason) = match proc_status::signal_action(self.pid(), Signal::ALARM) {
+            Some(SignalAction::Other) => {
+                (STACK_TIMEOUT, "the worker's code has changed what SIGALRM does".to_owned())
             }
-            _ => {
-                let last = pending.asked_at + MAX_STACK_TIMEOUT;
-                if last > pending.deadline {
-                    pending.deadline = last;
-                    return Some(last.saturating_sub(now));
-                }
+            Some(SignalAction::Blocked) => {
+                (BLOCKED_STACK_TIMEOUT, "the worker's code blocks SIGALRM".to_owned())
+            }
+            Some(SignalAction::Handled) | None => {
                 let waited = seconds(MAX_STACK_TIMEOUT);
-                format!("the worker did not get to run within {waited} after it was asked")
+                let reason =
+                    format!("the worker did not get to run within {waited} after it was asked");
+                (MAX_STACK_TIMEOUT, reason)
             }
         };
+        let last = pending.asked_at + timeout;
+        if last > now {
+            pending.deadline = last;
+            return Some(last - now);
+        }
         pending.reason.no_stack = Some(reason);
         None
     }
