@@ -203,6 +203,7 @@ impl Server {
             if options.sandbox.level() != Level::Off {
                 worker::load_symbols();
             }
+            sys::map_worker_mark();
             // What was read is memory that each fork shares.
             if options.huge_pages {
                 use_huge_pages();

@@ -13,6 +13,9 @@ use rustix::stdio::stderr;
 /// the check costs no system call. Null outside of workers, and on kernels before 4.14.
 #[unsafe(link_section = "taskfork_worker")]
 static MARK: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
+/// The page. Null outside of servers and their workers.
+#[unsafe(link_section = "taskfork_worker")]
+static PAGE: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
 /// The worker's process id, or 0 outside of workers.
 #[unsafe(link_section = "taskfork_worker")]
 static WORKER: AtomicI32 = AtomicI32::new(0);
@@ -24,12 +27,12 @@ const SAID: &[u8] =
     b"taskfork: a process that user code has forked came back from that code. It is no worker, \
 answers nothing, and ends here. End such a process with _exit.\n";
 
-/// Records this process as the worker.
-#[taskfork_macros::startup_code]
-pub(crate) fn remember_worker_process() {
-    WORKER.store(getpid().as_raw_nonzero().get(), Relaxed);
-    // A worker may run a server itself. Then the page is that of the worker from which this one descends.
-    MARK.store(null_mut(), Relaxed);
+/// Maps the page of the mark. Processes that are forked later have it, filled with zeros, so a worker need not
+/// map one of its own.
+pub(crate) fn map_worker_mark() {
+    if !PAGE.load(Relaxed).is_null() {
+        return;
+    }
     let bytes = rustix::param::page_size();
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: the kernel chooses a free range of addresses, so no other mapping changes.
@@ -43,11 +46,19 @@ pub(crate) fn remember_worker_process() {
         let _ = unsafe { munmap(page, bytes) };
         return;
     }
-    let word = page.cast::<AtomicU64>();
-    // SAFETY: the page is mapped and never unmapped, its start is aligned for a word, and a word is only
-    // accessed atomically.
-    unsafe { &*word }.store(1, Relaxed);
-    MARK.store(word, Relaxed);
+    PAGE.store(page.cast(), Relaxed);
+}
+
+/// Records this process as the worker.
+#[taskfork_macros::startup_code]
+pub(crate) fn remember_worker_process() {
+    WORKER.store(getpid().as_raw_nonzero().get(), Relaxed);
+    let page = PAGE.load(Relaxed);
+    // SAFETY: the pointer is null, or points to the start of a page that is never unmapped, where a word is aligned.
+    if let Some(word) = unsafe { page.as_ref() } {
+        word.store(1, Relaxed);
+    }
+    MARK.store(page, Relaxed);
 }
 
 /// Whether a worker has forked this process. It is safe in a signal handler.
@@ -96,6 +107,7 @@ mod tests {
     #[test]
     fn a_child_is_recognized_with_a_wiped_page_and_without() {
         let is_recognized = |has_page: bool| {
+            map_worker_mark();
             let status = in_child(|| {
                 remember_worker_process();
                 let is_mapped = !MARK.load(Relaxed).is_null();

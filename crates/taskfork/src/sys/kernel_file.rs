@@ -1,5 +1,6 @@
 //! Files whose contents the kernel makes when they are read, such as those in `/proc`.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -7,17 +8,21 @@ use std::os::unix::fs::FileExt;
 /// A file whose contents are new at each read from the start. It stays open, because opening it takes longer
 /// than reading it.
 #[derive(Debug)]
-pub(crate) struct KernelFile(Option<File>);
+pub(crate) struct KernelFile {
+    file: Option<File>,
+    /// Where the line of the last number ended.
+    number_end: Cell<usize>,
+}
 
 impl KernelFile {
     /// Opens the file. A file that does not exist reads as empty.
     pub(crate) fn open(path: &str) -> Self {
-        Self(File::open(path).ok())
+        Self { file: File::open(path).ok(), number_end: Cell::new(0) }
     }
 
     /// Returns the present contents.
     pub(crate) fn read(&self) -> String {
-        let Some(file) = &self.0 else { return String::new() };
+        let Some(file) = &self.file else { return String::new() };
         let mut text = Vec::new();
         // Most such files are short. A long buffer on the heap would have pages that are copied after each
         // fork.
@@ -32,17 +37,25 @@ impl KernelFile {
         String::from_utf8(text).unwrap_or_default()
     }
 
-    /// Returns the number after `key` at the start of a line, or `None` without such a line. It reads only up
-    /// to that line: for each read of `/proc/vmstat` the kernel adds up all counters, which takes some 20 µs.
+    /// Returns the number after `key` at the start of a line, or `None` without such a line. It reads little
+    /// more than up to the line where it found the last number: the kernel takes 22 µs to write all of
+    /// `/proc/vmstat`, and 14 µs to write what precedes `oom_kill`.
     pub(crate) fn number(&self, key: &str) -> Option<u64> {
-        let file = self.0.as_ref()?;
+        /// Numbers in front of the line may have become longer.
+        const MARGIN: usize = 64;
+        let file = self.file.as_ref()?;
         let mut piece = [0; 4 << 10];
+        let mut wanted = match self.number_end.get() {
+            0 => piece.len(),
+            end => (end + MARGIN).min(piece.len()),
+        };
         // The start of a line whose end has not been read is kept for the next piece.
         let (mut kept, mut offset) = (0, 0);
         // The piece begins within a line that is longer than a piece. Such a line has no number.
         let mut is_cut = false;
         loop {
-            let read = file.read_at(&mut piece[kept..], offset).ok()?;
+            let read = file.read_at(&mut piece[kept..wanted], offset).ok()?;
+            wanted = piece.len();
             let text = &piece[..kept + read];
             let end = match text.iter().rposition(|&byte| byte == b'\n') {
                 Some(newline) => newline + 1,
@@ -53,6 +66,8 @@ impl KernelFile {
             let mut lines = text[..end].split(|&byte| byte == b'\n').skip(usize::from(is_cut));
             let value = lines.find_map(|line| line.strip_prefix(key.as_bytes()));
             if let Some(value) = value {
+                let end = value.as_ptr_range().end as usize - text.as_ptr() as usize;
+                self.number_end.set(offset as usize - kept + end);
                 return std::str::from_utf8(value).ok()?.trim().parse().ok();
             }
             if read == 0 {
@@ -65,7 +80,7 @@ impl KernelFile {
     }
 
     pub(crate) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.0.as_ref().map(AsFd::as_fd)
+        self.file.as_ref().map(AsFd::as_fd)
     }
 }
 
@@ -100,9 +115,12 @@ mod tests {
             );
             std::fs::write(&path, text).unwrap();
             let file = KernelFile::open(path.to_str().unwrap());
-            let numbers = ["first ", "middle ", "last ", "kept ", "iddle ", "absent "]
-                .map(|key| file.number(key));
-            assert_eq!(numbers, [Some(1), Some(u64::MAX), Some(3), None, None, None]);
+            // The end of one number is where the search of the next one begins.
+            for _ in 0..2 {
+                let numbers = ["first ", "middle ", "last ", "kept ", "iddle ", "absent "]
+                    .map(|key| file.number(key));
+                assert_eq!(numbers, [Some(1), Some(u64::MAX), Some(3), None, None, None]);
+            }
         }
         assert_eq!(KernelFile::open("/proc/no such file").number("first "), None);
         assert!(KernelFile::open("/proc/vmstat").number("nr_free_pages ").is_some_and(|it| it > 0));

@@ -41,7 +41,9 @@ pub(crate) use files::{
 };
 #[cfg(not(test))]
 pub(crate) use fork_count::fork_count;
-pub(crate) use forked::{exit_forked_child, exit_if_forked, is_forked, remember_worker_process};
+pub(crate) use forked::{
+    exit_forked_child, exit_if_forked, is_forked, map_worker_mark, remember_worker_process,
+};
 pub(crate) use kernel_file::KernelFile;
 pub(crate) use memory::{Collapsed, MappedFile, OccupiedMemory, collapse_huge_pages};
 pub(crate) use open_file_limit::OpenFileLimit;
