@@ -20,7 +20,12 @@ trial!(status_shows_what_workers_do, async || {
     let hanging = busy.call::<()>("hang", ());
     client.call::<()>("abort", ()).await.unwrap_err();
     let read = || ServerStatus::read(&path).unwrap();
-    until("a busy worker", || read().workers.iter().any(|worker| worker.state == "busy")).await;
+    // A worker that has sent its answer is still answering for a moment.
+    until("a busy and a held worker", || {
+        let workers = read().workers;
+        ["busy", "held"].iter().all(|state| workers.iter().any(|worker| worker.state == *state))
+    })
+    .await;
 
     let status = read();
     assert_eq!((status.pid, &*status.name), (program.pid(), "taskfork"));
