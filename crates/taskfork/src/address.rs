@@ -58,7 +58,21 @@ pub(crate) enum AddressKind {
     /// A server that this program started, without a socket in the file system. Clients connect
     /// through its control socket.
     Spawned(Arc<dyn LocalServer>),
+    /// A server of a test in this process.
+    #[cfg(test)]
+    Memory(Arc<dyn MemoryServer>),
 }
+
+impl AddressKind {
+    /// Whether connections can carry open files.
+    pub(crate) fn carries_files(&self) -> bool {
+        matches!(self, Self::Unix(_) | Self::Inherited(_) | Self::Spawned(_))
+    }
+}
+
+/// A server without sockets. What it makes connections to is known to the module `client::io::transport::memory`.
+#[cfg(test)]
+pub(crate) trait MemoryServer: Any + Send + Sync + UnwindSafe + RefUnwindSafe {}
 
 /// A server that this program started. The trait lets an address refer to one without knowing the module `server`,
 /// which parses addresses itself.
@@ -319,6 +333,8 @@ impl fmt::Display for Address {
             AddressKind::Tcp { host, port } => write!(out, "tcp:{host}:{port}"),
             AddressKind::Inherited(descriptor) => write!(out, "fd:{descriptor}"),
             AddressKind::Spawned(server) => write!(out, "the server in process {}", server.pid()),
+            #[cfg(test)]
+            AddressKind::Memory(_) => out.write_str("a server of a test"),
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::connect::handshake_timeout;
 use super::disconnect::Disconnect;
 use super::effects::{Effects, PoolCommand};
 use super::entries::Outcome;
+use super::io::connect::handshake_timeout;
 use super::log;
 use super::pool::{Loss, WorkerKey};
 use super::send::Sender;
@@ -34,6 +34,12 @@ impl Session {
             let Assignment::Worker(lease) = &mut state.assignment else { return };
             let connection = &mut lease.connection;
             let only_first = !state.used && connection.may_be_answering();
+            // Before anything is sent or received: an event that comes at once must find its target. The
+            // task that waits for the first call is woken by its answer. The driver must handle all other
+            // calls, and the first one if no task waits. It must also notice a death while no call runs.
+            let more = state.calls.has_more_than_head();
+            let task = state.calls.head().and_then(|(_, head)| head.waker.as_ref());
+            connection.notifier.set_task(task, more || task.is_none());
             if state.sender.start_first_call(&mut state.calls)
                 && let Some(waiting) = self.core.take_queue_report()
             {
@@ -46,12 +52,9 @@ impl Session {
                 self.handle_disconnect(state, effects, disconnect);
                 continue;
             }
-            let more = state.calls.has_more_than_head();
             let is_another_due = state.calls.unanswered > 1;
             let Some((seq, entry)) = state.calls.head() else {
                 if state.open {
-                    // No task waits, so the driver must notice a death.
-                    connection.notifier.set_task(None, true);
                     let disconnect = match connection.poll_message() {
                         Poll::Ready(ended) => Disconnect::of(ended),
                         Poll::Pending if connection.sends_unsolicited() => {
@@ -63,9 +66,6 @@ impl Session {
                 }
                 return;
             };
-            // The task that waits for this call is woken by its answer. The driver must handle all
-            // other calls, and this one if no task waits.
-            connection.notifier.set_task(entry.waker.as_ref(), more || entry.waker.is_none());
             match step(connection, entry) {
                 Step::Wait => return,
                 Step::Next => {}
@@ -121,7 +121,12 @@ impl Session {
         let unanswered = state.calls.unanswered;
         let first = state.calls.head().and_then(|(_, head)| head.number());
         let last_started = first.map_or(0, |first| {
-            disconnect.last_started(first, unanswered, connection.calls_sent(), connection.is_tcp())
+            disconnect.last_started(
+                first,
+                unanswered,
+                connection.calls_sent(),
+                connection.can_lose_answers(),
+            )
         });
         let begun = first.is_some_and(|first| first <= last_started);
         if disconnect.is_in_setup() {

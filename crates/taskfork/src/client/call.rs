@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::entries::{AnswerAttachments, Outcome, Seq};
-use super::reply_spin::SpinGuard;
+use super::io::spin::SpinGuard;
 use super::session::Session;
 use crate::blob;
 use crate::error::{CallError, Error, Failure, FatalError};

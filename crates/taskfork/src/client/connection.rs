@@ -10,12 +10,12 @@ use rustix::io::Errno;
 
 use super::disconnect::Disconnect;
 use super::handshake::{HandshakeError, PeerLimits, PendingHandshake};
+use super::io::spin::{ReplySpin, SpinGuard};
+use super::io::transport::Transport;
+use super::io::waker::ConnectionWaker;
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::read_budget::ReadBudget;
-use super::reply_spin::{ReplySpin, SpinGuard};
-use super::stream::Stream;
-use super::waker::ConnectionWaker;
 use crate::error::ConnectionError;
 use crate::ring::Rings;
 use crate::shm_pool::ShmPool;
@@ -33,7 +33,7 @@ const MOST_LAST_BYTES: usize = 4 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(super) stream: Stream,
+    pub(super) stream: Box<dyn Transport>,
     pub(super) inbox: BytesMut,
     pub(super) outbox: Outbox,
     pub(crate) notifier: Arc<ConnectionWaker>,
@@ -84,7 +84,7 @@ pub(crate) struct Connection {
 /// The parts of a new connection.
 #[derive(Debug)]
 pub(crate) struct NewConnection {
-    pub(crate) stream: Stream,
+    pub(crate) stream: Box<dyn Transport>,
     pub(crate) protocol: Protocol,
     pub(crate) inbox: BytesMut,
     /// The worker's process id; 0 if it is not known yet.
@@ -211,8 +211,9 @@ impl Connection {
         self.perl.is_none()
     }
 
-    pub(crate) fn is_tcp(&self) -> bool {
-        self.stream.is_tcp()
+    /// Whether answers that the worker has sent can be lost at the end of the connection.
+    pub(crate) fn can_lose_answers(&self) -> bool {
+        self.stream.can_lose_answers()
     }
 
     /// Appends a call to the outbox. Returns the call's number.

@@ -60,13 +60,13 @@ impl Disconnect {
     }
 
     /// The number of the last call that the worker may have begun. `first` is the first of `unanswered` calls, and
-    /// `sent` the last that was sent in full.
+    /// `sent` the last that was sent in full. `can_lose_answers` says whether received answers may be missing.
     pub(crate) fn last_started(
         &self,
         first: u64,
         unanswered: usize,
         sent: u64,
-        is_tcp: bool,
+        can_lose_answers: bool,
     ) -> u64 {
         let begun = match self {
             Self::Notified(notice) => notice.calls,
@@ -74,8 +74,8 @@ impl Disconnect {
             Self::Unread if unanswered <= 1 => first.saturating_sub(1),
             // A peer that violates the protocol may have begun any call.
             Self::Protocol(_) => u64::MAX,
-            // TCP may have lost answers.
-            _ if is_tcp => u64::MAX,
+            // The calls whose answers are lost have begun.
+            _ if can_lose_answers => u64::MAX,
             _ => first,
         };
         begun.min(sent)

@@ -8,7 +8,7 @@ use log_defer::Log;
 use smallvec::SmallVec;
 
 use super::connection::Connection;
-use super::driver_queue::Driven;
+use super::io::driver_queue::Driven;
 use super::pool::{Lease, Loss};
 use super::replay::Replay;
 use crate::error::{ConnectionError, FatalError};

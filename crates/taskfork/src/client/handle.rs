@@ -9,8 +9,8 @@ use super::call::Call;
 use super::checkout::Checkout;
 use super::config::Config;
 use super::core::Core;
-use super::driver::drive;
-use super::driver_queue::DriverQueue;
+use super::io::driver::drive;
+use super::io::driver_queue::DriverQueue;
 use super::stats::Stats;
 use crate::wire::arguments::IntoArguments;
 

@@ -8,18 +8,18 @@ mod builder;
 mod call;
 mod checkout;
 mod config;
-mod connect;
 mod connection;
 mod core;
 mod deadlines;
 mod disconnect;
-mod driver;
-mod driver_queue;
 mod effects;
 mod entries;
 mod handle;
 mod handshake;
+mod io;
 mod log;
+#[cfg(test)]
+mod memory_tests;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
 mod metrics;
 mod optimistic;
@@ -32,7 +32,6 @@ mod read_budget;
 mod replay;
 #[cfg(feature = "spans")]
 mod replay_fields;
-mod reply_spin;
 mod rings;
 mod send;
 mod session;
@@ -41,8 +40,6 @@ mod sites;
 mod state;
 mod stats;
 mod step;
-mod stream;
-mod waker;
 
 pub use builder::{ClientBuilder, ConfigError};
 pub use call::Call;

@@ -169,11 +169,11 @@ pub(super) mod tests {
     use super::*;
     use crate::busy_poll::BusyPoll;
     use crate::client::connection::NewConnection;
-    use crate::client::driver_queue::DriverQueue;
     use crate::client::handshake::PeerLimits;
-    use crate::client::reply_spin::ReplySpin;
-    use crate::client::stream::{Local, Stream};
-    use crate::client::waker::ConnectionWaker;
+    use crate::client::io::driver_queue::DriverQueue;
+    use crate::client::io::spin::ReplySpin;
+    use crate::client::io::transport::Unix;
+    use crate::client::io::waker::ConnectionWaker;
     use crate::ring::tests::frame;
     use crate::wire::Protocol;
 
@@ -183,7 +183,7 @@ pub(super) mod tests {
         let limits = PeerLimits { max_send: 1000, max_blob: 1000, pipeline_window: 0, files: 16 };
         let mut connection = Connection::new(
             NewConnection {
-                stream: Stream::Local(Local::new(socket.into()).unwrap()),
+                stream: Box::new(Unix::new(socket.into()).unwrap()),
                 protocol: Protocol::Native,
                 inbox: BytesMut::new(),
                 pid: 1,

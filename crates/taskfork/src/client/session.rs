@@ -12,15 +12,15 @@ use log_defer::Log;
 
 use super::connection::Connection;
 use super::core::Core;
-use super::driver_queue::{Driven, DriverEvent};
 use super::effects::{Effects, PoolCommand, Waiter};
 use super::entries::{Entries, Entry, MethodName, Operation, Outcome, Progress, Seq};
+use super::io::driver_queue::{Driven, DriverEvent};
+use super::io::spin::SpinGuard;
 use super::log::Timing;
 use super::metrics::Stopwatch;
 use super::pool::{CheckedOut, Lease, Loss, WorkerKey};
 use super::queue::Ticket;
 use super::replay::Replay;
-use super::reply_spin::SpinGuard;
 use super::send::Sender;
 use super::state::{Assignment, State};
 use super::stats;

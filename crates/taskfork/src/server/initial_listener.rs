@@ -80,7 +80,7 @@ fn listens_at(socket: &OwnedFd, address: &Address) -> bool {
         }),
         // The number belongs to the process before this one.
         AddressKind::Inherited(_) => true,
-        AddressKind::Spawned(_) => false,
+        _ => false,
     }
 }
 

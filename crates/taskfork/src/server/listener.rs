@@ -39,7 +39,7 @@ impl Listener {
             AddressKind::Unix(path) => open_unix(path, mode, LOCK_TIMEOUT)?,
             AddressKind::Tcp { host, port } => open_tcp(address, host, *port, access)?,
             AddressKind::Inherited(number) => open_inherited(*number)?,
-            AddressKind::Spawned(_) => {
+            _ => {
                 let source = io::Error::from(io::ErrorKind::InvalidInput);
                 return Err(ServerError::Listen { address: address.to_string(), source });
             }

@@ -3,23 +3,18 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
-use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, send, socket_with,
-};
-use tokio::net::TcpStream;
 
-use super::config::Config;
-use super::connection::NewConnection;
-use super::handshake::{
+use super::spin::ReplySpin;
+use super::transport::{self, Transport};
+use crate::address::Address;
+use crate::client::config::Config;
+use crate::client::connection::NewConnection;
+use crate::client::handshake::{
     HandshakeError, HandshakeReader, PeerLimits, client_hello, max_files, max_shared,
 };
-use super::reply_spin::ReplySpin;
-use super::stream::{Local, Stream};
-use crate::address::{Address, AddressKind};
 use crate::display::seconds;
 use crate::error::ConnectionError;
 use crate::time_limit::TimeLimit;
@@ -32,15 +27,18 @@ type OnWait<'a> = &'a (dyn Fn(String) + Sync);
 
 /// Connects one worker without waiting, for the client with this number. Also returns the rest of the hello, which
 /// the caller sends. Returns `None` on any failure: [`connect`] finds the reason again.
-pub(crate) fn connect_without_waiting(config: &Config, client: u64) -> Option<(Stream, Vec<u8>)> {
+pub(crate) fn connect_without_waiting(
+    config: &Config,
+    client: u64,
+) -> Option<(Box<dyn Transport>, Vec<u8>)> {
     let [address] = &config.addresses[..] else { return None };
     if config.protocol != Protocol::Native {
         return None;
     }
     let mut hello = client_hello(config, max_files(config), client).ok()?;
-    let (socket, sent) = connect_local(address, &hello)?.ok()?;
+    let (stream, sent) = transport::connect_now(address, &hello)?.ok()?;
     hello.drain(..sent);
-    Some((Stream::Local(Local::new(socket).ok()?), hello))
+    Some((stream, hello))
 }
 
 /// Connects one worker, for the client with this number. If the server has no free worker yet, this calls
@@ -95,7 +93,8 @@ async fn connect_and_handshake(
 ) -> Result<NewConnection, ConnectionError> {
     if config.protocol == Protocol::Perl {
         // This protocol has no handshake.
-        let (stream, _) = connect_socket(address, &[]).await.map_err(ConnectionError::system)?;
+        let (stream, _) =
+            transport::connect(address, &[]).await.map_err(ConnectionError::system)?;
         return Ok(NewConnection {
             stream,
             protocol: Protocol::Perl,
@@ -114,13 +113,12 @@ async fn connect_and_handshake(
             spin: ReplySpin::new(config.busy_poll, config.cores),
         });
     }
-    let is_remote = matches!(address.0, AddressKind::Tcp { .. });
-    let files = if is_remote { 0 } else { max_files(config) };
+    let files = if address.0.carries_files() { max_files(config) } else { 0 };
     let hello = client_hello(config, files, client).map_err(HandshakeError::from)?;
     let (mut stream, sent) =
-        connect_socket(address, &hello).await.map_err(ConnectionError::system)?;
+        transport::connect(address, &hello).await.map_err(ConnectionError::system)?;
     let rest = &hello[sent..];
-    let (hello, inbox) = handshake(&mut stream, rest, on_wait).await?;
+    let (hello, inbox) = handshake(&mut *stream, rest, on_wait).await?;
     Ok(NewConnection {
         stream,
         protocol: Protocol::Native,
@@ -135,45 +133,9 @@ async fn connect_and_handshake(
     })
 }
 
-/// Connects to a unix socket, which never waits. Returns how many bytes of the hello have been sent as well, and
-/// `None` for addresses of other kinds.
-fn connect_local(address: &Address, hello: &[u8]) -> Option<io::Result<(OwnedFd, usize)>> {
-    match &address.0 {
-        AddressKind::Unix(path) => Some(connect_unix(path).map(|socket| (socket, 0))),
-        AddressKind::Spawned(server) => Some(server.connect(hello)),
-        AddressKind::Tcp { .. } | AddressKind::Inherited(_) => None,
-    }
-}
-
-/// Connects. Returns how many bytes of the hello have been sent. A unix socket connects without waiting, so the hello
-/// is sent before the reactor knows the socket.
-async fn connect_socket(address: &Address, hello: &[u8]) -> io::Result<(Stream, usize)> {
-    let (stream, sent) = match (connect_local(address, hello), &address.0) {
-        (Some(connected), _) => connected?,
-        (None, AddressKind::Tcp { host, port }) => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
-            return Ok((Stream::Tcp(stream), 0));
-        }
-        (None, _) => return Err(io::ErrorKind::InvalidInput.into()),
-    };
-    let rest = &hello[sent..];
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    // The caller sends the rest, and gets an error again.
-    let more = if rest.is_empty() { 0 } else { send(&stream, rest, flags).unwrap_or(0) };
-    Ok((Stream::Local(Local::new(stream)?), sent + more))
-}
-
-fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket)
-}
-
 /// Sends the rest of the client's hello, and receives the worker's. Returns it with the bytes behind it.
 async fn handshake(
-    stream: &mut Stream,
+    stream: &mut dyn Transport,
     rest: &[u8],
     on_wait: Option<OnWait<'_>>,
 ) -> Result<(WorkerHello, BytesMut), HandshakeError> {
@@ -202,7 +164,7 @@ async fn handshake(
     }
 }
 
-async fn write_all(stream: &mut Stream, mut rest: &[u8]) -> io::Result<()> {
+async fn write_all(stream: &mut dyn Transport, mut rest: &[u8]) -> io::Result<()> {
     while !rest.is_empty() {
         let slice = [IoSlice::new(rest)];
         let wrote = poll_fn(|context| stream.poll_write(context, &slice, &[])).await?;
@@ -212,7 +174,7 @@ async fn write_all(stream: &mut Stream, mut rest: &[u8]) -> io::Result<()> {
 }
 
 async fn read_more(
-    stream: &mut Stream,
+    stream: &mut dyn Transport,
     inbox: &mut BytesMut,
     files: &mut Vec<OwnedFd>,
 ) -> Result<(), HandshakeError> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::pool::WorkerKey;
+use crate::client::pool::WorkerKey;
 use crate::sync::lock;
 
 /// What the driver does for a session. A trait, so that the waker of a connection need not know what a

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Wake, Waker};
 
 use super::driver_queue::{Driven, DriverEvent, DriverQueue};
-use super::pool::WorkerKey;
+use crate::client::pool::WorkerKey;
 use crate::sync::lock;
 
 #[derive(Debug)]

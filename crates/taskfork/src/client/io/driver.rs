@@ -12,17 +12,17 @@ use tokio::task::{JoinSet, coop};
 use tokio::time::{Sleep, sleep_until};
 
 use super::connect::{connect, connect_without_waiting};
-use super::connection::{Connection, NewConnection};
-use super::core::Core;
 use super::driver_queue::{Driven, DriverEvent, DriverQueue};
-use super::effects::Effects;
-use super::handshake::{
+use super::spin::ReplySpin;
+use super::waker::ConnectionWaker;
+use crate::client::connection::{Connection, NewConnection};
+use crate::client::core::Core;
+use crate::client::effects::Effects;
+use crate::client::handshake::{
     HandshakeError, HandshakeObserver, HandshakeReader, PeerLimits, PendingHandshake, max_files,
     max_shared,
 };
-use super::pool::{Permit, Released, WorkerKey};
-use super::reply_spin::ReplySpin;
-use super::waker::ConnectionWaker;
+use crate::client::pool::{Permit, Released, WorkerKey};
 use crate::error::ConnectionError;
 
 /// An attempt to connect, and how long it took.

@@ -1,0 +1,254 @@
+//! A transport in the memory of this process, for tests. It splits what is sent, delays and anticipates
+//! readiness, and can be cut, all by a seed.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{BufMut, BytesMut};
+use rustix::io::Errno;
+
+use super::Transport;
+use crate::address::MemoryServer;
+use crate::sync::lock;
+use crate::wire::gather_frame::OutgoingFile;
+
+/// What happens to a stream.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Faults {
+    /// Decides all that is random.
+    pub(crate) seed: u64,
+    /// The most bytes that one read or write moves.
+    pub(crate) max_piece: usize,
+    /// The most bytes that wait in each direction.
+    pub(crate) capacity: usize,
+    /// Whether a side learns late that it can go on, or is woken for nothing.
+    pub(crate) bad_timing: bool,
+    /// After how many bytes from the worker the connection ends.
+    pub(crate) cut_after: Option<usize>,
+}
+
+/// How a side has ended the connection.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Closed,
+    Reset,
+}
+
+#[derive(Debug)]
+struct Duplex {
+    faults: Faults,
+    random: u64,
+    /// What each side sends, the client first.
+    directions: [Direction; 2],
+}
+
+#[derive(Debug, Default)]
+struct Direction {
+    bytes: VecDeque<u8>,
+    /// How many bytes have been sent.
+    sent: usize,
+    end: Option<End>,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Direction {
+    fn wake(&mut self) {
+        self.reader.take().into_iter().chain(self.writer.take()).for_each(Waker::wake);
+    }
+}
+
+impl Duplex {
+    /// A number below `limit`, of xorshift.
+    fn random(&mut self, limit: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random % limit as u64) as usize
+    }
+
+    /// How many bytes the next read or write moves.
+    fn piece(&mut self) -> usize {
+        1 + self.random(self.faults.max_piece)
+    }
+
+    /// Whether this poll comes too early. Then the task is woken once more.
+    fn is_early(&mut self, context: &Context<'_>) -> bool {
+        let is_early = self.faults.bad_timing && self.random(3) == 0;
+        if is_early {
+            context.waker().wake_by_ref();
+        }
+        is_early
+    }
+
+    /// Ends the connection at a side. As a socket does, it tells the other side of bytes that were not read.
+    fn end(&mut self, side: usize) {
+        let has_read_all = self.directions[1 - side].bytes.is_empty();
+        let end = if has_read_all { End::Closed } else { End::Reset };
+        self.directions[side].end.get_or_insert(end);
+        self.directions.iter_mut().for_each(Direction::wake);
+    }
+
+    /// Receives what `side` is sent. `None` if nothing is there.
+    fn receive(&mut self, side: usize, inbox: &mut BytesMut) -> Option<io::Result<usize>> {
+        let room = self.piece().min(inbox.capacity() - inbox.len());
+        let direction = &mut self.directions[1 - side];
+        let length = room.min(direction.bytes.len());
+        if length == 0 {
+            return match direction.end? {
+                End::Closed => Some(Ok(0)),
+                End::Reset => Some(Err(io::ErrorKind::ConnectionReset.into())),
+            };
+        }
+        direction.bytes.drain(..length).for_each(|byte| inbox.put_u8(byte));
+        direction.writer.take().into_iter().for_each(Waker::wake);
+        Some(Ok(length))
+    }
+
+    /// Sends some bytes of `side`. `None` if there is no room.
+    fn send(&mut self, side: usize, slices: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        if self.directions[1 - side].end.is_some() || self.directions[side].end.is_some() {
+            return Some(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let piece = self.piece();
+        let Faults { capacity, cut_after, .. } = self.faults;
+        let direction = &mut self.directions[side];
+        let left = match (side, cut_after) {
+            (WORKER, Some(limit)) => limit - direction.sent,
+            _ => usize::MAX,
+        };
+        let room = piece.min(capacity - direction.bytes.len()).min(left);
+        let before = direction.bytes.len();
+        direction.bytes.extend(slices.iter().flat_map(|slice| slice.iter()).take(room));
+        let length = direction.bytes.len() - before;
+        direction.sent += length;
+        direction.reader.take().into_iter().for_each(Waker::wake);
+        if length == left {
+            self.end(WORKER);
+        }
+        (length > 0).then_some(Ok(length))
+    }
+}
+
+const CLIENT: usize = 0;
+const WORKER: usize = 1;
+
+/// One side of a stream. Dropping it closes the stream.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    duplex: Arc<Mutex<Duplex>>,
+    side: usize,
+}
+
+impl Memory {
+    /// A stream's two sides: the client's and the worker's.
+    pub(crate) fn pair(faults: Faults) -> (Self, Self) {
+        // xorshift never leaves 0.
+        let random = faults.seed | 1 << 63;
+        let duplex = Duplex { faults, random, directions: Default::default() };
+        let duplex = Arc::new(Mutex::new(duplex));
+        (Self { duplex: duplex.clone(), side: CLIENT }, Self { duplex, side: WORKER })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        lock(&self.duplex).end(self.side);
+    }
+}
+
+impl Transport for Memory {
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        files: &[OutgoingFile],
+    ) -> Poll<io::Result<usize>> {
+        assert!(files.is_empty(), "it carries no files");
+        let mut duplex = lock(&self.duplex);
+        if duplex.is_early(context) {
+            return Poll::Pending;
+        }
+        match duplex.send(self.side, slices) {
+            Some(sent) => Poll::Ready(sent),
+            None => {
+                duplex.directions[self.side].writer = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        inbox: &mut BytesMut,
+        _: &mut Vec<OwnedFd>,
+    ) -> Poll<io::Result<usize>> {
+        let mut duplex = lock(&self.duplex);
+        if duplex.is_early(context) {
+            return Poll::Pending;
+        }
+        match duplex.receive(self.side, inbox) {
+            Some(received) => Poll::Ready(received),
+            None => {
+                duplex.directions[1 - self.side].reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn receive_now(
+        &mut self,
+        inbox: &mut BytesMut,
+        _: &mut Vec<OwnedFd>,
+    ) -> rustix::io::Result<usize> {
+        match lock(&self.duplex).receive(self.side, inbox) {
+            Some(Ok(length)) => Ok(length),
+            Some(Err(_)) => Err(Errno::CONNRESET),
+            None => Err(Errno::AGAIN),
+        }
+    }
+
+    fn can_lose_answers(&self) -> bool {
+        false
+    }
+}
+
+/// A server: what it does with the worker's side of each new connection.
+pub(crate) struct Server {
+    faults: Box<dyn Fn() -> Faults + Send + Sync + UnwindSafe + RefUnwindSafe>,
+    serve: Box<dyn Fn(Memory) + Send + Sync + UnwindSafe + RefUnwindSafe>,
+}
+
+impl Server {
+    /// `faults` decides what happens to each connection, and `serve` serves its worker's side.
+    pub(crate) fn shared(
+        faults: impl Fn() -> Faults + Send + Sync + UnwindSafe + RefUnwindSafe + 'static,
+        serve: impl Fn(Memory) + Send + Sync + UnwindSafe + RefUnwindSafe + 'static,
+    ) -> Arc<dyn MemoryServer> {
+        Arc::new(Self { faults: Box::new(faults), serve: Box::new(serve) })
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Server")
+    }
+}
+
+impl MemoryServer for Server {}
+
+/// Connects to a [`Server`].
+pub(super) fn connect(server: &dyn MemoryServer) -> io::Result<super::Connected> {
+    let server: &dyn Any = server;
+    let server = server.downcast_ref::<Server>().expect("there is no other kind");
+    let (client, worker) = Memory::pair((server.faults)());
+    (server.serve)(worker);
+    Ok((Box::new(client), 0))
+}

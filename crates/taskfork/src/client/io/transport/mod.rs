@@ -1,0 +1,91 @@
+//! The transports that a connection can use. Each kind of address has one; a new one needs this folder and
+//! its kind in `address` only.
+
+#[cfg(test)]
+pub(crate) mod memory;
+mod tcp;
+mod unix;
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+
+#[cfg(test)]
+pub(crate) use self::unix::Unix;
+use crate::address::{Address, AddressKind};
+use crate::wire::gather_frame::OutgoingFile;
+
+/// A stream of bytes to a worker, and of files if it can carry them. It never blocks, and the reactor watches
+/// it only as far as needed.
+pub(crate) trait Transport: fmt::Debug + Send {
+    /// Sends some of these bytes. The files accompany the first byte.
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        files: &[OutgoingFile],
+    ) -> Poll<io::Result<usize>>;
+
+    /// Appends received bytes to `inbox`, within its capacity, and received files to `files`. Returns 0 at
+    /// the end of the stream.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        inbox: &mut BytesMut,
+        files: &mut Vec<OwnedFd>,
+    ) -> Poll<io::Result<usize>>;
+
+    /// Receives what has arrived, without asking the reactor.
+    fn receive_now(
+        &mut self,
+        inbox: &mut BytesMut,
+        files: &mut Vec<OwnedFd>,
+    ) -> rustix::io::Result<usize>;
+
+    /// Whether what the worker has sent can be lost when the connection ends.
+    fn can_lose_answers(&self) -> bool;
+
+    /// Whether the other side has ended without reading all that was sent, and no error of a read or write
+    /// reports that.
+    fn has_unread(&self) -> bool {
+        false
+    }
+
+    /// Prevents the other side from sending. What it has sent can still be read.
+    fn shut_down_reading(&self) {}
+
+    /// Prepares for long messages.
+    fn enlarge_send_buffer(&mut self) {}
+
+    /// Watches for room from here on, because answers follow soon.
+    fn watch_writable(&mut self) {}
+}
+
+/// A new stream, and how many bytes of the client's hello have been sent on it.
+pub(crate) type Connected = (Box<dyn Transport>, usize);
+
+/// Connects, if that needs no waiting. Returns `None` for addresses of other kinds.
+pub(crate) fn connect_now(address: &Address, hello: &[u8]) -> Option<io::Result<Connected>> {
+    match &address.0 {
+        AddressKind::Unix(path) => Some(unix::connect(path)),
+        AddressKind::Spawned(server) => Some(unix::connect_to(&**server, hello)),
+        AddressKind::Tcp { .. } | AddressKind::Inherited(_) => None,
+        #[cfg(test)]
+        AddressKind::Memory(server) => Some(memory::connect(&**server)),
+    }
+}
+
+/// Connects. As much of the hello is sent as needs no waiting.
+pub(crate) async fn connect(address: &Address, hello: &[u8]) -> io::Result<Connected> {
+    match &address.0 {
+        AddressKind::Unix(path) => unix::connect_and_send(path, hello),
+        AddressKind::Spawned(server) => unix::connect_to(&**server, hello),
+        AddressKind::Tcp { host, port } => tcp::connect(host, *port).await,
+        AddressKind::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
+        #[cfg(test)]
+        AddressKind::Memory(server) => memory::connect(&**server),
+    }
+}

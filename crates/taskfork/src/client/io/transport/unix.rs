@@ -1,0 +1,185 @@
+//! Connections through unix sockets.
+
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_send_buffer_size, socket_error};
+use rustix::net::{
+    AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, send, shutdown,
+    socket_with,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
+use tokio::task::coop;
+
+use super::{Connected, Transport};
+use crate::address::LocalServer;
+use crate::sys;
+use crate::wire::gather_frame::{LARGE_BUFFER, OutgoingFile};
+
+/// Waits for nothing, and raises no signal.
+const SEND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
+
+/// Connects to a socket in the file system, which never waits.
+pub(super) fn connect(path: &Path) -> io::Result<Connected> {
+    Ok((Box::new(Unix::new(open(path)?)?), 0))
+}
+
+/// Connects, and sends the hello before the reactor knows the socket.
+pub(super) fn connect_and_send(path: &Path, hello: &[u8]) -> io::Result<Connected> {
+    let socket = open(path)?;
+    // The caller sends the rest, and gets an error again.
+    let sent = send(&socket, hello, SEND).unwrap_or(0);
+    Ok((Box::new(Unix::new(socket)?), sent))
+}
+
+/// Connects to a server that this program has started, which never waits.
+pub(super) fn connect_to(server: &dyn LocalServer, hello: &[u8]) -> io::Result<Connected> {
+    let (socket, sent) = server.connect(hello)?;
+    Ok((Box::new(Unix::new(socket)?), sent))
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// A unix socket.
+///
+/// The kernel reports room each time the worker has read something. This wakes the runtime early,
+/// which helps if the answer follows soon, because a sleeping core takes long to wake. A worker that has
+/// just been forked takes longer to answer. So room is watched from the second call on.
+#[derive(Debug)]
+pub(crate) struct Unix {
+    /// Watched for bytes to read.
+    socket: AsyncFd<OwnedFd>,
+    /// A copy of the descriptor, watched for room.
+    writable: Option<AsyncFd<OwnedFd>>,
+    runtime: Handle,
+}
+
+impl Unix {
+    /// Registers a nonblocking socket with the current runtime.
+    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+        let socket = sys::register_with_reactor(socket, Interest::READABLE)?;
+        Ok(Self { socket, writable: None, runtime: Handle::current() })
+    }
+
+    /// Calls `send`, and waits for room while the socket has none.
+    fn poll_send(
+        &mut self,
+        context: &mut Context<'_>,
+        send: impl Fn(&OwnedFd) -> rustix::io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        // As tokio's own sockets do, this charges the task's budget of the runtime.
+        let turn = ready!(coop::poll_proceed(context));
+        loop {
+            let ready = match &self.writable {
+                Some(writable) => Some(ready!(writable.poll_write_ready(context))?),
+                None => None,
+            };
+            match (send(self.socket.get_ref()), ready) {
+                (Err(Errno::INTR), _) => {}
+                (Err(Errno::AGAIN), Some(mut ready)) => ready.clear_ready(),
+                (Err(Errno::AGAIN), None) => self.writable = Some(self.watched_for_room()?),
+                (sent, _) => {
+                    turn.made_progress();
+                    return Poll::Ready(Ok(sent?));
+                }
+            }
+        }
+    }
+
+    fn watched_for_room(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let copy = self.socket.get_ref().try_clone()?;
+        // The task that polls may be outside the runtime.
+        let _runtime = self.runtime.enter();
+        sys::register_with_reactor(copy, Interest::WRITABLE)
+    }
+}
+
+impl Transport for Unix {
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        files: &[OutgoingFile],
+    ) -> Poll<io::Result<usize>> {
+        match slices {
+            [slice] if files.is_empty() => {
+                self.poll_send(context, |socket| send(socket, slice, SEND))
+            }
+            _ => self.poll_send(context, |socket| {
+                sys::send_files(socket, slices, files, SendFlags::DONTWAIT)
+            }),
+        }
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        inbox: &mut BytesMut,
+        files: &mut Vec<OwnedFd>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut ready = ready!(self.socket.poll_read_ready(context))?;
+            let (room, before) = (inbox.capacity() - inbox.len(), files.len());
+            match sys::receive_files(self.socket.get_ref(), inbox, files, false) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Poll::Ready(Err(errno.into())),
+                Ok(length) => {
+                    // A short read has emptied the socket, so the next bytes cause an event. Files
+                    // end a read early, so it shows nothing then.
+                    if (1..room).contains(&length) && files.len() == before {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(Ok(length));
+                }
+            }
+        }
+    }
+
+    fn receive_now(
+        &mut self,
+        inbox: &mut BytesMut,
+        files: &mut Vec<OwnedFd>,
+    ) -> rustix::io::Result<usize> {
+        sys::receive_files(self.socket.get_ref(), inbox, files, false)
+    }
+
+    fn can_lose_answers(&self) -> bool {
+        false
+    }
+
+    /// While another process has the socket open, no reset reports that.
+    fn has_unread(&self) -> bool {
+        let socket = self.socket.get_ref();
+        // In this order: closing the socket sets the error before it discards the unread bytes.
+        sys::has_unread_data(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))
+    }
+
+    fn shut_down_reading(&self) {
+        // It fails only if the other side has closed the connection.
+        let _ = shutdown(self.socket.get_ref(), Shutdown::Read);
+    }
+
+    fn enlarge_send_buffer(&mut self) {
+        // With a small buffer, sending is only slower.
+        let _ = set_socket_send_buffer_size(self.socket.get_ref(), LARGE_BUFFER);
+    }
+
+    fn watch_writable(&mut self) {
+        if self.writable.is_none() {
+            // If this fails, `poll_send` tries again when the socket has no room.
+            self.writable = self.watched_for_room().ok();
+        }
+    }
+}
