@@ -392,7 +392,7 @@ impl Connection {
         let wrote = self.stream.poll_write(&mut context, &slices[first..=call.len()], files);
         let wrote = ready!(wrote).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => self.close_reason(),
-            io::ErrorKind::ConnectionReset => Disconnect::Unread,
+            io::ErrorKind::ConnectionReset => self.unread_reason(),
             _ => Disconnect::Protocol(ConnectionError::system(error)),
         })?;
         self.rings.iter_mut().for_each(|rings| rings.record_sent(wrote));
@@ -523,7 +523,7 @@ impl Connection {
                     self.spin.record_sleep();
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Poll::Ready(Err(Disconnect::Unread));
+                    return Poll::Ready(Err(self.unread_reason()));
                 }
                 Err(error) => return Poll::Ready(Err(Disconnect::of_read(error))),
             }

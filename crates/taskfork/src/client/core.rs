@@ -18,6 +18,7 @@ use super::disconnect::Disconnect;
 use super::effects::{Effects, PoolCommand, Waiter};
 use super::handshake::{HandshakeObserver, PeerLimits};
 use super::io::driver_queue::{Driven, DriverQueue};
+use super::io::time;
 use super::pool::{Lease, Loss, Pool, Released, WorkerKey};
 use super::stats::{self, Counters};
 use crate::error::{ConnectionError, FatalError};
@@ -52,7 +53,7 @@ impl Core {
     pub(crate) fn new(config: Config) -> Self {
         Self {
             pool: Mutex::new(Pool::new(config.limits)),
-            deadlines: Mutex::new(Deadlines::new(Instant::now())),
+            deadlines: Mutex::new(Deadlines::new(time::now())),
             driver_queue: Arc::default(),
             counters: Counters::new(&config.name),
             // 32 bits, because every language has integers of that size.
@@ -229,7 +230,7 @@ impl Core {
 
     fn lose(&self, lease: Lease<Box<Connection>>, loss: Loss) -> Option<PoolCommand> {
         // Dropped after the pool is unlocked, because closing a socket can take the kernel a while.
-        let connection = self.pool().lose(lease, loss, Instant::now());
+        let connection = self.pool().lose(lease, loss, time::now());
         drop(connection);
         self.worker_removed();
         None
@@ -241,7 +242,7 @@ impl Core {
         reason: ConnectionError,
     ) -> Option<PoolCommand> {
         self.record_connect_failure(&reason);
-        let connection = self.pool().handshake_failed(lease, reason, Instant::now());
+        let connection = self.pool().handshake_failed(lease, reason, time::now());
         drop(connection);
         self.worker_removed();
         None
@@ -278,7 +279,7 @@ impl Core {
             Poll::Pending if flushed => return,
             Poll::Pending => Disconnect::Closed,
         };
-        let connection = pool.lose_idle(key, Instant::now());
+        let connection = pool.lose_idle(key, time::now());
         drop(pool);
         drop(connection);
         self.drained.notify_waiters();

@@ -17,7 +17,7 @@ pub(crate) enum Disconnect {
     Notified(Box<DeathNotice>),
     /// It was closed without a notice.
     Closed,
-    /// It was closed without a notice, before the worker had read all that was sent.
+    /// It was closed without a notice, before the worker had read all of the last call that was sent.
     Unread,
     /// The peer broke the protocol, or the system can no longer read from the connection.
     Protocol(ConnectionError),

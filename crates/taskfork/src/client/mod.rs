@@ -18,8 +18,6 @@ mod handle;
 mod handshake;
 mod io;
 mod log;
-#[cfg(test)]
-mod memory_tests;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
 mod metrics;
 mod optimistic;
@@ -35,6 +33,8 @@ mod replay_fields;
 mod rings;
 mod send;
 mod session;
+#[cfg(test)]
+mod simulation;
 #[cfg(feature = "spans")]
 mod sites;
 mod state;

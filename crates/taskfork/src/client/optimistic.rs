@@ -12,7 +12,9 @@ use rustix::io::Errno;
 use super::connection::Connection;
 use super::disconnect::Disconnect;
 use super::handshake::{HandshakeError, PeerLimits};
+use super::io::time;
 use crate::sys::TOO_MANY_FILES;
+use crate::wire::hello::WorkerHello;
 
 impl Connection {
     pub(crate) fn is_established(&self) -> bool {
@@ -73,18 +75,48 @@ impl Connection {
     /// Takes the worker's hello from the inbox. Returns whether the handshake is complete.
     fn read_handshake(&mut self) -> Result<bool, Disconnect> {
         let Some(pending) = &mut self.pending_handshake else { return Ok(true) };
-        let Some(hello) = pending.reader.read(&mut self.inbox).map_err(no_handshake)? else {
-            return Ok(false);
-        };
+        match pending.reader.read(&mut self.inbox) {
+            Ok(Some(hello)) => self.establish(&hello),
+            Ok(None) => return Ok(false),
+            Err(HandshakeError::ServerBusy(reason)) => self.leave_server_queue(reason)?,
+            Err(error) => return Err(no_handshake(error)),
+        }
+        Ok(true)
+    }
+
+    fn establish(&mut self, hello: &WorkerHello) {
+        let Some(pending) = self.pending_handshake.take() else { return };
         self.pid = hello.pid;
-        let limits = PeerLimits::of(&hello, pending.max_frame, pending.files);
+        let limits = PeerLimits::of(hello, pending.max_frame, pending.files);
         (self.max_send, self.max_blob_sent) = (limits.max_send, limits.max_blob);
         (self.pipeline_window, self.files) = (limits.pipeline_window, limits.files);
         if let Some(observer) = pending.observer.upgrade() {
-            observer.handshake_completed(limits, pending.since.elapsed());
+            let took = time::now().saturating_duration_since(pending.since);
+            observer.handshake_completed(limits, took);
         }
-        self.pending_handshake = None;
-        Ok(true)
+    }
+
+    /// Leaves the server's queue, because another worker may serve the calls sooner. But by now the server may
+    /// have given this connection a worker, which has begun a call.
+    ///
+    /// # Errors
+    /// Unless that worker's hello has come.
+    fn leave_server_queue(&mut self, reason: String) -> Result<(), Disconnect> {
+        // An error is found again below.
+        let _ = self.receive_now();
+        if let Some(pending) = &mut self.pending_handshake
+            && let Ok(Some(hello)) = pending.reader.read(&mut self.inbox)
+        {
+            self.establish(&hello);
+            return Ok(());
+        }
+        // A worker that cannot send its hello begins no call.
+        self.stream.shut_down_reading();
+        let has_more = self.receive_now().is_ok_and(|length| length > 0);
+        Err(match has_more || !self.inbox.is_empty() {
+            true => Disconnect::Closed,
+            false => no_handshake(HandshakeError::ServerBusy(reason)),
+        })
     }
 }
 

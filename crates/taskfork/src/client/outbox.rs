@@ -16,6 +16,8 @@ pub(super) struct Outbox {
     socket_only: bool,
     /// The ends of the calls in `bytes`, on the scale of `sent`.
     ends: VecDeque<u64>,
+    /// The last byte that was sent through the socket is the last one of a call.
+    ends_with_call: bool,
 }
 
 impl Outbox {
@@ -52,15 +54,34 @@ impl Outbox {
             self.socket_only = false;
         }
         self.sent += own as u64;
-        while self.ends.front().is_some_and(|&end| end <= self.sent) {
+        if own > 0 {
+            self.ends_with_call = false;
+        }
+        while let Some(&end) = self.ends.front()
+            && end <= self.sent
+        {
             self.ends.pop_front();
+            self.ends_with_call = end == self.sent;
             self.calls += 1;
         }
         bytes - own
     }
 
+    /// Records that bytes were sent that are no call, and did not come from the outbox; or that the outbox was
+    /// not sent through the socket.
+    pub(super) fn mark_other_sent(&mut self) {
+        self.ends_with_call = false;
+    }
+
+    /// Whether the last byte that was sent through the socket is the last one of a call. If the worker has not
+    /// read all that was sent, it has not begun that call then.
+    pub(super) fn ends_with_call(&self) -> bool {
+        self.ends_with_call
+    }
+
     /// Counts a call that was sent without the outbox, after all of its calls. Returns the call's number.
     pub(super) fn count_direct_call(&mut self) -> u64 {
+        self.ends_with_call = true;
         self.calls += 1;
         self.calls
     }
@@ -93,6 +114,9 @@ mod tests {
                 sent += piece.min(most);
                 let expected = ends.iter().filter(|&&end| end <= sent).count();
                 prop_assert_eq!(outbox.calls, expected as u64);
+                if piece > 0 && most > 0 {
+                    prop_assert_eq!(outbox.ends_with_call(), ends.contains(&sent));
+                }
             }
         }
     }

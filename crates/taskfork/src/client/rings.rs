@@ -36,6 +36,7 @@ impl Connection {
         let (Ok(()), Ok((rings, file))) = (written, Rings::offer()) else { return };
         let (slices, files) = ([IoSlice::new(&offer)], [OutgoingFile::new(Arc::new(file))]);
         let mut context = Context::from_waker(&self.waker);
+        self.outbox.mark_other_sent();
         match self.stream.poll_write(&mut context, &slices, &files) {
             Poll::Ready(Ok(sent)) if sent == offer.len() => self.rings = Some(Box::new(rings)),
             // What was sent before the rings existed would be unknown, so they are not used.
@@ -70,6 +71,7 @@ impl Connection {
             rings.mark();
         }
         self.outbox.mark_sent(self.outbox.bytes.len());
+        self.outbox.mark_other_sent();
         if put == Put::PeerAsleep {
             self.outbox.put_socket_only(&DOORBELL);
         }
@@ -128,6 +130,15 @@ impl Connection {
     /// Classifies the end of the connection after the last byte was read.
     pub(super) fn end_reason(&self) -> Disconnect {
         match self.stream.has_unread() {
+            true => self.unread_reason(),
+            false => self.close_reason(),
+        }
+    }
+
+    /// Classifies the end of a connection whose worker has not read all that was sent through the socket. That
+    /// says something of the last call only if nothing was sent behind it.
+    pub(super) fn unread_reason(&self) -> Disconnect {
+        match self.outbox.ends_with_call() {
             true => Disconnect::Unread,
             false => self.close_reason(),
         }

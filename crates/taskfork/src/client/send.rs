@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::connection::Connection;
 use super::disconnect::Disconnect;
 use super::entries::{Entries, Entry, Operation, Progress};
+use super::io::time;
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::native::{self, CallMode, NO_LIMIT};
@@ -99,7 +100,7 @@ impl Sender {
     fn prepare(&mut self, entry: &mut Entry, mode: CallMode, connection: &mut Connection) -> bool {
         let Operation::Call(frame, fitted) = &mut entry.operation else { return false };
         if mode == CallMode::Sequential {
-            self.deadline_base = entry.deadline.map(|_| Instant::now());
+            self.deadline_base = entry.deadline.map(|_| time::now());
             // The worker may begin before this session is advanced again.
             entry.timing.begin();
         }

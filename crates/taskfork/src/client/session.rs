@@ -16,6 +16,7 @@ use super::effects::{Effects, PoolCommand, Waiter};
 use super::entries::{Entries, Entry, MethodName, Operation, Outcome, Progress, Seq};
 use super::io::driver_queue::{Driven, DriverEvent};
 use super::io::spin::SpinGuard;
+use super::io::time;
 use super::log::Timing;
 use super::metrics::Stopwatch;
 use super::pool::{CheckedOut, Lease, Loss, WorkerKey};
@@ -55,7 +56,7 @@ impl Session {
                     session.attach_worker(state, lease);
                 }
                 CheckedOut::Queued(ticket, evicted) => {
-                    state.waiting_since = Some(Instant::now());
+                    state.waiting_since = Some(time::now());
                     effects.evicted.extend(evicted);
                     session.enter_queue(state, effects, ticket);
                 }
@@ -170,7 +171,7 @@ impl Session {
         operation: Operation,
         replay: Option<Arc<Replay>>,
     ) -> Seq {
-        let deadline = state.timeout.after(Instant::now());
+        let deadline = state.timeout.after(time::now());
         let outcome = match (&state.assignment, &state.unobserved_failure) {
             (Assignment::Failed(cause), _) => {
                 Some(Outcome::Fatal { cause: cause.clone(), may_have_run: false })
@@ -372,7 +373,7 @@ impl Waiter for Session {
             return Err(lease);
         }
         let mut effects = Effects::default();
-        let now = Instant::now();
+        let now = time::now();
         let deadline = state.calls.head().and_then(|(_, head)| head.deadline);
         if deadline.is_some_and(|deadline| deadline <= now) {
             // The worker comes too late. The session has left the queue, so another one may have

@@ -297,10 +297,16 @@ trial!(a_confined_worker_still_has_what_calls_need, async || {
 trial!(the_stack_of_a_hung_confined_worker_has_names, async || {
     let server = Confined::start("compute", &["kill"]);
     server.client.call::<i64>("add", (2, 3)).await.unwrap();
-    let checkout = server.client.checkout().timeout(Duration::from_secs(1));
-    let error = checkout.call::<()>("spin", ()).await.unwrap_err();
-    let report = error.report();
-    assert!(report.to_string().contains("spin_for_ever"), "{report}");
+    loop {
+        let checkout = server.client.checkout().timeout(Duration::from_millis(200));
+        let error = checkout.call::<()>("spin", ()).await.unwrap_err();
+        let report = error.report().to_string();
+        if report.contains("spin_for_ever") {
+            break;
+        }
+        // A busy machine may not find the names in time.
+        assert!(report.contains("its stack is not known"), "{report}");
+    }
 });
 
 trial!(the_stack_of_a_panic_in_a_confined_worker_has_names, async || {

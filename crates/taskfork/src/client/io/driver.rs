@@ -14,6 +14,7 @@ use tokio::time::{Sleep, sleep_until};
 use super::connect::{connect, connect_without_waiting};
 use super::driver_queue::{Driven, DriverEvent, DriverQueue};
 use super::spin::ReplySpin;
+use super::time;
 use super::waker::ConnectionWaker;
 use crate::client::connection::{Connection, NewConnection};
 use crate::client::core::Core;
@@ -84,7 +85,7 @@ fn tick(
         match event {
             DriverEvent::IdleConnection(key) => core.poll_idle(key),
             DriverEvent::ServerBusy(reason) => {
-                core.pool().server_busy(HandshakeError::ServerBusy(reason).into(), Instant::now())
+                core.pool().server_busy(HandshakeError::ServerBusy(reason).into(), time::now())
             }
             DriverEvent::Session(session) => {
                 if let Some(session) = session.upgrade() {
@@ -97,7 +98,7 @@ fn tick(
             }
         }
     }
-    let now = Instant::now();
+    let now = time::now();
     while let Some(session) = core.pop_due(now) {
         if let Some(session) = session.upgrade() {
             session.timer_expired(now);
@@ -116,7 +117,7 @@ fn tick(
                 outcome = connect(&config, id, &on_wait) => outcome.map_err(AttemptError::Failed),
                 () = cancelled => Err(AttemptError::Cancelled),
             };
-            (permit, outcome, now.elapsed())
+            (permit, outcome, time::now().saturating_duration_since(now))
         });
     }
     if core.pool().has_surplus_attempt() {
@@ -244,7 +245,7 @@ fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
             core.record_handshake(parts.limits, took);
             let key = permit.key();
             let connection = Box::new(Connection::new(parts, notifier(core, key)));
-            let released = core.pool().connected(permit, connection, Instant::now());
+            let released = core.pool().connected(permit, connection, time::now());
             let pool_commands = core.handle_released(released).into_iter().collect();
             core.apply(Effects { pool_commands, ..Effects::default() });
             // If no checkout waited, this registers the connection's waker.
@@ -260,7 +261,7 @@ fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
                 None => reason,
             };
             core.record_connect_failure(&reason);
-            core.pool().failed(permit, reason, Instant::now());
+            core.pool().failed(permit, reason, time::now());
             core.worker_removed();
         }
     }

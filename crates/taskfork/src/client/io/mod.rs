@@ -5,5 +5,6 @@ pub(super) mod connect;
 pub(super) mod driver;
 pub(super) mod driver_queue;
 pub(super) mod spin;
+pub(super) mod time;
 pub(super) mod transport;
 pub(super) mod waker;

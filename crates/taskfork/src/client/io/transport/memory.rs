@@ -3,11 +3,10 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
-use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{BufMut, BytesMut};
@@ -44,6 +43,9 @@ enum End {
 struct Duplex {
     faults: Faults,
     random: u64,
+    has_client_closed: bool,
+    /// The client receives nothing more.
+    is_reading_shut_down: bool,
     /// What each side sends, the client first.
     directions: [Direction; 2],
 }
@@ -97,6 +99,9 @@ impl Duplex {
 
     /// Receives what `side` is sent. `None` if nothing is there.
     fn receive(&mut self, side: usize, inbox: &mut BytesMut) -> Option<io::Result<usize>> {
+        if self.directions[side].end.is_some() {
+            return Some(Ok(0));
+        }
         let room = self.piece().min(inbox.capacity() - inbox.len());
         let direction = &mut self.directions[1 - side];
         let length = room.min(direction.bytes.len());
@@ -113,7 +118,8 @@ impl Duplex {
 
     /// Sends some bytes of `side`. `None` if there is no room.
     fn send(&mut self, side: usize, slices: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
-        if self.directions[1 - side].end.is_some() || self.directions[side].end.is_some() {
+        let is_shut_down = side == WORKER && self.is_reading_shut_down;
+        if is_shut_down || self.directions.iter().any(|direction| direction.end.is_some()) {
             return Some(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let piece = self.piece();
@@ -146,20 +152,43 @@ pub(crate) struct Memory {
     side: usize,
 }
 
+/// Tells whether the client has a stream open.
+#[derive(Debug)]
+pub(crate) struct Watch(Weak<Mutex<Duplex>>);
+
+impl Watch {
+    pub(crate) fn is_open(&self) -> bool {
+        let duplex = self.0.upgrade();
+        duplex.is_some_and(|duplex| !lock(&duplex).has_client_closed)
+    }
+}
+
 impl Memory {
     /// A stream's two sides: the client's and the worker's.
     pub(crate) fn pair(faults: Faults) -> (Self, Self) {
         // xorshift never leaves 0.
         let random = faults.seed | 1 << 63;
-        let duplex = Duplex { faults, random, directions: Default::default() };
+        let duplex = Duplex {
+            faults,
+            random,
+            has_client_closed: false,
+            is_reading_shut_down: false,
+            directions: Default::default(),
+        };
         let duplex = Arc::new(Mutex::new(duplex));
         (Self { duplex: duplex.clone(), side: CLIENT }, Self { duplex, side: WORKER })
+    }
+
+    pub(crate) fn watch(&self) -> Watch {
+        Watch(Arc::downgrade(&self.duplex))
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        lock(&self.duplex).end(self.side);
+        let mut duplex = lock(&self.duplex);
+        duplex.has_client_closed |= self.side == CLIENT;
+        duplex.end(self.side);
     }
 }
 
@@ -218,27 +247,23 @@ impl Transport for Memory {
     fn can_lose_answers(&self) -> bool {
         false
     }
-}
 
-/// A server: what it does with the worker's side of each new connection.
-pub(crate) struct Server {
-    faults: Box<dyn Fn() -> Faults + Send + Sync + UnwindSafe + RefUnwindSafe>,
-    serve: Box<dyn Fn(Memory) + Send + Sync + UnwindSafe + RefUnwindSafe>,
-}
-
-impl Server {
-    /// `faults` decides what happens to each connection, and `serve` serves its worker's side.
-    pub(crate) fn shared(
-        faults: impl Fn() -> Faults + Send + Sync + UnwindSafe + RefUnwindSafe + 'static,
-        serve: impl Fn(Memory) + Send + Sync + UnwindSafe + RefUnwindSafe + 'static,
-    ) -> Arc<dyn MemoryServer> {
-        Arc::new(Self { faults: Box::new(faults), serve: Box::new(serve) })
+    fn shut_down_reading(&self) {
+        lock(&self.duplex).is_reading_shut_down = true;
     }
 }
 
-impl fmt::Debug for Server {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("Server")
+/// Makes the stream of a connection, and returns its worker's side.
+pub(crate) type Connect<'a> = &'a mut dyn FnMut(Faults) -> Memory;
+
+/// A server: it is called for each new connection.
+pub(crate) struct Server(Box<dyn Fn(Connect<'_>) + Send + Sync + UnwindSafe + RefUnwindSafe>);
+
+impl Server {
+    pub(crate) fn shared(
+        serve: impl Fn(Connect<'_>) + Send + Sync + UnwindSafe + RefUnwindSafe + 'static,
+    ) -> Arc<dyn MemoryServer> {
+        Arc::new(Self(Box::new(serve)))
     }
 }
 
@@ -248,7 +273,14 @@ impl MemoryServer for Server {}
 pub(super) fn connect(server: &dyn MemoryServer) -> io::Result<super::Connected> {
     let server: &dyn Any = server;
     let server = server.downcast_ref::<Server>().expect("there is no other kind");
-    let (client, worker) = Memory::pair((server.faults)());
-    (server.serve)(worker);
-    Ok((Box::new(client), 0))
+    let mut client: Option<Memory> = None;
+    (server.0)(&mut |faults| {
+        let (here, there) = Memory::pair(faults);
+        client = Some(here);
+        there
+    });
+    match client {
+        Some(client) => Ok((Box::new(client), 0)),
+        None => Err(io::ErrorKind::ConnectionRefused.into()),
+    }
 }
