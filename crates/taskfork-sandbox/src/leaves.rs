@@ -47,7 +47,7 @@ pub(crate) struct Leaf<'a> {
     width: u32,
 }
 
-/// A number is compared with at most so many exceptions.
+/// The most exceptions of a leaf.
 const MAX_EXCEPTIONS: u32 = 3;
 
 impl<'a> Leaf<'a> {

@@ -67,14 +67,14 @@ impl Outbox {
         bytes - own
     }
 
-    /// Records that bytes were sent that are no call, and did not come from the outbox; or that the outbox was
-    /// not sent through the socket.
+    /// Records that the last bytes through the socket are those of another message, or that the last call went
+    /// through a ring.
     pub(super) fn mark_other_sent(&mut self) {
         self.ends_with_call = false;
     }
 
-    /// Whether the last byte that was sent through the socket is the last one of a call. If the worker has not
-    /// read all that was sent, it has not begun that call then.
+    /// Whether the last byte that was sent through the socket is the last one of a call. Then unread bytes in
+    /// the socket mean that the worker has not begun this call.
     pub(super) fn ends_with_call(&self) -> bool {
         self.ends_with_call
     }

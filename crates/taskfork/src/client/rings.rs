@@ -135,8 +135,8 @@ impl Connection {
         }
     }
 
-    /// Classifies the end of a connection whose worker has not read all that was sent through the socket. That
-    /// says something of the last call only if nothing was sent behind it.
+    /// Classifies the end of a connection whose worker left bytes in the socket unread. They are those of the
+    /// last call only if nothing was sent behind it.
     pub(super) fn unread_reason(&self) -> Disconnect {
         match self.outbox.ends_with_call() {
             true => Disconnect::Unread,
@@ -247,7 +247,8 @@ pub(super) mod tests {
                 let (here, there) = UnixStream::pair().unwrap();
                 let (mut connection, _worker) = connect(here);
                 connection.clear_spinning();
-                connection.outbox.put_socket_only(b"call");
+                connection.outbox.put_call(b"call");
+                connection.outbox.put_socket_only(&[]);
                 connection.flush().unwrap();
                 if reads {
                     (&there).read_exact(&mut [0; 4]).unwrap();

@@ -48,8 +48,8 @@ pub(crate) trait Transport: fmt::Debug + Send {
     /// Whether what the worker has sent can be lost when the connection ends.
     fn can_lose_answers(&self) -> bool;
 
-    /// Whether the other side has ended without reading all that was sent, and no error of a read or write
-    /// reports that.
+    /// Whether the other side has ended and left bytes unread. It is for cases that no error of a read or
+    /// write reports.
     fn has_unread(&self) -> bool {
         false
     }
