@@ -1,4 +1,4 @@
-//! Parses and formats addresses. `server::listener` and `client::connect` open the sockets.
+//! Parses and formats addresses. `server::listener` and `client::io::transport` open the sockets.
 
 use std::any::Any;
 use std::convert::Infallible;
