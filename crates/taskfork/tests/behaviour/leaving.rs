@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use taskfork::{BoxError, Methods, ServerBuilder, ServerError};
 
-use crate::support::processes::{is_alive, is_gone, signal};
+use crate::support::processes::{is_alive, is_gone, stop};
 use crate::support::{start, trial, until};
 
 /// Its destructor waits until a process opens the FIFO for writing.
@@ -51,10 +51,13 @@ trial!(a_worker_that_drops_its_state_is_leaving, async || {
 
 trial!(a_worker_that_does_not_notice_its_clients_end_is_killed, async || {
     let (server, client) = start("general");
-    let pid: u32 = client.call("pid", ()).await.unwrap();
-    signal(pid, libc::SIGSTOP);
+    // The checkout is open while the worker stops, so that it does not stop in `checkout_done`. That has
+    // a longer time limit.
+    let checkout = client.checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    stop(pid).await;
 
-    drop(client);
+    drop((checkout, client));
     until("the worker is killed", || is_gone(pid)).await;
     until("its death is counted", || server.status().unwrap().deaths.get("hung") == Some(&1)).await;
 });

@@ -7,7 +7,7 @@ use taskfork::Client;
 use tokio::task::JoinHandle;
 
 use crate::support::logged::Logged;
-use crate::support::processes::signal;
+use crate::support::processes::{signal, stop};
 use crate::support::{address_in, programs, trial, until};
 
 /// A new version: it leaves a mark, and then is this program.
@@ -169,7 +169,7 @@ trial!(a_request_that_precedes_the_report_of_a_new_server_is_forwarded_too, asyn
     signal(first, libc::SIGHUP);
     server.logs("as a new server to take over").await;
     // The first server finds this request and the new server's report at once.
-    signal(first, libc::SIGSTOP);
+    stop(first).await;
     signal(first, libc::SIGHUP);
     until("a new server", || server.server().is_some_and(|pid| pid != first)).await;
     let second = server.server().unwrap();

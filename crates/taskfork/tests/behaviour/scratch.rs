@@ -8,7 +8,7 @@ use taskfork::server::ServerStatus;
 use taskfork::worker::context;
 use taskfork::{BoxError, Client, Methods, Server, ServerError};
 
-use crate::support::processes::{Program, children, guardian, is_gone, signal};
+use crate::support::processes::{Program, children, guardian, is_gone, signal, stop};
 use crate::support::{address_in, programs, trial, until};
 
 const MIB: usize = 1 << 20;
@@ -237,7 +237,7 @@ trial!(what_a_server_and_its_guardian_leave_is_removed_by_the_next_server, async
     let before = server.folders();
     let guardian = guardian(server.program.pid()).unwrap();
     let workers = children(server.program.pid());
-    signal(guardian, libc::SIGSTOP);
+    stop(guardian).await;
     signal(server.program.pid(), libc::SIGKILL);
     until("the workers' death", || workers.iter().all(|&pid| is_gone(pid))).await;
     signal(guardian, libc::SIGKILL);

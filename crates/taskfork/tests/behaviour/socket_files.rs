@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use taskfork::Client;
 use taskfork::server::ServerStatus;
 
-use crate::support::processes::{Program, is_gone, signal};
+use crate::support::processes::{Program, is_gone, signal, stop};
 use crate::support::{programs, trial, until};
 
 struct Place {
@@ -126,7 +126,7 @@ trial!(clients_connected_before_the_socket_file_was_removed_are_served, async ||
     let place = Place::new();
     let program = place.serve().await;
     // A stopped server accepts no connection: it waits in the queue of the old socket.
-    signal(program.pid(), libc::SIGSTOP);
+    stop(program.pid()).await;
     let client = Client::builder().address(&place.address).min_workers(1).max_workers(1);
     let client = client.build().unwrap();
     let call = tokio::spawn(async move { client.call::<()>("nothing", ()).await });

@@ -8,7 +8,7 @@ use taskfork::client::Value;
 use taskfork::server::ServerStatus;
 use taskfork::{BoxError, Methods, Server, ServerError};
 
-use crate::support::processes::{children, guardian, is_gone, signal};
+use crate::support::processes::{children, guardian, is_gone, signal, stop};
 use crate::support::raw::{Raw, frame, map, text};
 use crate::support::{address_in, programs, trial, until};
 
@@ -176,7 +176,7 @@ trial!(a_worker_that_has_changed_its_user_ends_with_its_server, async || {
         let workers = children(server.pid());
         // It would kill them as well.
         let guardian = guardian(server.pid()).unwrap();
-        signal(guardian, libc::SIGSTOP);
+        stop(guardian).await;
         let stopped = Stopped(guardian);
         signal(server.pid(), libc::SIGKILL);
         until("the workers' death", || workers.iter().all(|&pid| is_gone(pid))).await;

@@ -6,12 +6,21 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 
+/// Sends SIGSTOP, and waits until the process has stopped.
+pub(crate) async fn stop(pid: u32) {
+    signal(pid, libc::SIGSTOP);
+    super::until("the process has stopped", || state(pid) == Some('T')).await;
+}
+
+/// The letter for a process's state, as in `ps`.
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
 /// A process that is not there, or is dead and waits to be reaped by its parent.
 pub(crate) fn is_gone(pid: u32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')),
-        Err(_) => true,
-    }
+    state(pid).is_none_or(|state| state == 'Z')
 }
 
 pub(crate) fn command_line(pid: u32) -> String {
