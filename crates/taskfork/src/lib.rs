@@ -90,6 +90,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("taskfork needs Linux: it uses epoll, memfd and parent-death signals");
 
+#[cfg(test)]
+extern crate self as taskfork;
+
 mod address;
 pub mod blob;
 pub mod blocking;
@@ -112,6 +115,9 @@ mod ring;
 pub mod sandbox;
 pub mod server;
 mod shm_pool;
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;
 mod sync;
 mod sys;
 mod time_limit;

@@ -33,13 +33,14 @@ mod replay_fields;
 mod rings;
 mod send;
 mod session;
-#[cfg(test)]
-mod simulation;
 #[cfg(feature = "spans")]
 mod sites;
 mod state;
 mod stats;
 mod step;
+
+#[cfg(test)]
+pub(crate) use io::transport::memory;
 
 pub use builder::{ClientBuilder, ConfigError};
 pub use call::Call;

@@ -136,9 +136,9 @@ impl Connection {
     }
 
     /// Classifies the end of a connection whose worker left bytes in the socket unread. They are those of the
-    /// last call only if nothing was sent behind it.
+    /// last call only if nothing was sent behind it, not even a part of another call.
     pub(super) fn unread_reason(&self) -> Disconnect {
-        match self.outbox.ends_with_call() {
+        match self.outbox.ends_with_call() && !self.mid_call {
             true => Disconnect::Unread,
             false => self.close_reason(),
         }

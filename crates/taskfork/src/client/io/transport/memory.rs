@@ -1,8 +1,9 @@
 //! A transport in the memory of this process, for tests. It splits what is sent, delays and anticipates
-//! readiness, and can be cut, all by a seed.
+//! readiness, and can be cut, all by a seed. As with a socket, several processes can hold the worker's side.
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -20,7 +21,7 @@ use crate::wire::gather_frame::OutgoingFile;
 /// What happens to a stream.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Faults {
-    /// Decides all that is random.
+    /// Decides what is random.
     pub(crate) seed: u64,
     /// The most bytes that one read or write moves.
     pub(crate) max_piece: usize,
@@ -44,8 +45,10 @@ struct Duplex {
     faults: Faults,
     random: u64,
     has_client_closed: bool,
-    /// The client receives nothing more.
-    is_reading_shut_down: bool,
+    /// How many processes hold the worker's side.
+    holders: usize,
+    /// Which side receives nothing more, the client first.
+    is_reading_shut_down: [bool; 2],
     /// What each side sends, the client first.
     directions: [Direction; 2],
 }
@@ -58,11 +61,18 @@ struct Direction {
     end: Option<End>,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// Who looks at the bytes without taking them.
+    watcher: Option<Waker>,
 }
 
 impl Direction {
     fn wake(&mut self) {
-        self.reader.take().into_iter().chain(self.writer.take()).for_each(Waker::wake);
+        let wakers = [self.reader.take(), self.writer.take(), self.watcher.take()];
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    fn wake_reader(&mut self) {
+        self.reader.take().into_iter().chain(self.watcher.take()).for_each(Waker::wake);
     }
 }
 
@@ -97,15 +107,23 @@ impl Duplex {
         self.directions.iter_mut().for_each(Direction::wake);
     }
 
-    /// Receives what `side` is sent. `None` if nothing is there.
-    fn receive(&mut self, side: usize, inbox: &mut BytesMut) -> Option<io::Result<usize>> {
+    /// Receives at most `limit` bytes of what `side` is sent. `None` if nothing is there.
+    fn receive(
+        &mut self,
+        side: usize,
+        limit: usize,
+        inbox: &mut BytesMut,
+    ) -> Option<io::Result<usize>> {
         if self.directions[side].end.is_some() {
             return Some(Ok(0));
         }
-        let room = self.piece().min(inbox.capacity() - inbox.len());
+        let room = limit.min(inbox.capacity() - inbox.len());
         let direction = &mut self.directions[1 - side];
         let length = room.min(direction.bytes.len());
         if length == 0 {
+            if self.is_reading_shut_down[side] {
+                return Some(Ok(0));
+            }
             return match direction.end? {
                 End::Closed => Some(Ok(0)),
                 End::Reset => Some(Err(io::ErrorKind::ConnectionReset.into())),
@@ -116,25 +134,48 @@ impl Duplex {
         Some(Ok(length))
     }
 
+    fn is_ended(&self) -> bool {
+        self.directions.iter().any(|direction| direction.end.is_some())
+    }
+
+    /// Sends all of this, unless the connection has ended or ends meanwhile.
+    fn send_now(&mut self, side: usize, bytes: &[u8]) -> bool {
+        if self.is_ended() || self.is_reading_shut_down[1 - side] {
+            return false;
+        }
+        let direction = &mut self.directions[side];
+        let left = match (side, self.faults.cut_after) {
+            (WORKER, Some(limit)) => limit.saturating_sub(direction.sent),
+            _ => usize::MAX,
+        };
+        direction.bytes.extend(bytes.iter().take(left));
+        direction.sent += bytes.len().min(left);
+        direction.wake_reader();
+        if bytes.len() >= left {
+            self.end(WORKER);
+        }
+        bytes.len() < left
+    }
+
     /// Sends some bytes of `side`. `None` if there is no room.
     fn send(&mut self, side: usize, slices: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
-        let is_shut_down = side == WORKER && self.is_reading_shut_down;
-        if is_shut_down || self.directions.iter().any(|direction| direction.end.is_some()) {
+        let is_shut_down = self.is_reading_shut_down[1 - side];
+        if is_shut_down || self.is_ended() {
             return Some(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let piece = self.piece();
         let Faults { capacity, cut_after, .. } = self.faults;
         let direction = &mut self.directions[side];
         let left = match (side, cut_after) {
-            (WORKER, Some(limit)) => limit - direction.sent,
+            (WORKER, Some(limit)) => limit.saturating_sub(direction.sent),
             _ => usize::MAX,
         };
-        let room = piece.min(capacity - direction.bytes.len()).min(left);
+        let room = piece.min(capacity.saturating_sub(direction.bytes.len())).min(left);
         let before = direction.bytes.len();
         direction.bytes.extend(slices.iter().flat_map(|slice| slice.iter()).take(room));
         let length = direction.bytes.len() - before;
         direction.sent += length;
-        direction.reader.take().into_iter().for_each(Waker::wake);
+        direction.wake_reader();
         if length == left {
             self.end(WORKER);
         }
@@ -145,7 +186,7 @@ impl Duplex {
 const CLIENT: usize = 0;
 const WORKER: usize = 1;
 
-/// One side of a stream. Dropping it closes the stream.
+/// One side of a stream. Dropping the last copy of it closes the stream.
 #[derive(Debug)]
 pub(crate) struct Memory {
     duplex: Arc<Mutex<Duplex>>,
@@ -172,7 +213,8 @@ impl Memory {
             faults,
             random,
             has_client_closed: false,
-            is_reading_shut_down: false,
+            holders: 1,
+            is_reading_shut_down: [false; 2],
             directions: Default::default(),
         };
         let duplex = Arc::new(Mutex::new(duplex));
@@ -182,13 +224,102 @@ impl Memory {
     pub(crate) fn watch(&self) -> Watch {
         Watch(Arc::downgrade(&self.duplex))
     }
+
+    /// The worker's side for another process.
+    pub(crate) fn duplicate(&self) -> Self {
+        lock(&self.duplex).holders += 1;
+        Self { duplex: self.duplex.clone(), side: WORKER }
+    }
+
+    /// Ends the connection, even if other processes hold it.
+    pub(crate) fn shut_down(&self) {
+        lock(&self.duplex).end(self.side);
+    }
+
+    /// Receives nothing more. What has arrived can still be read.
+    pub(crate) fn end_reading(&self) {
+        let mut duplex = lock(&self.duplex);
+        duplex.is_reading_shut_down[self.side] = true;
+        duplex.directions[1 - self.side].wake();
+    }
+
+    /// Sends all of this at once, or nothing. The kernel's own buffers have room for it.
+    pub(crate) fn send_at_once(&self, bytes: &[u8]) -> bool {
+        lock(&self.duplex).send_now(self.side, bytes)
+    }
+
+    /// Waits until the bytes that have arrived, or their end, are of use. They stay there.
+    pub(crate) async fn peek<T>(
+        &self,
+        mut examine: impl FnMut(&[u8], bool) -> Option<T> + Send,
+    ) -> T {
+        poll_fn(|context| {
+            let mut duplex = lock(&self.duplex);
+            let is_ended = duplex.is_ended();
+            let direction = &mut duplex.directions[1 - self.side];
+            match examine(direction.bytes.make_contiguous(), is_ended) {
+                Some(found) => Poll::Ready(found),
+                None => {
+                    direction.watcher = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Receives some bytes. Returns `None` at the end of the stream.
+    pub(crate) async fn receive(&mut self, inbox: &mut BytesMut) -> Option<usize> {
+        inbox.reserve(4096);
+        let mut files = Vec::new();
+        let read = poll_fn(|context| self.poll_read(context, inbox, &mut files)).await;
+        read.ok().filter(|&length| length > 0)
+    }
+
+    /// Receives what is there, if anything is.
+    pub(crate) fn receive_ready(&mut self, inbox: &mut BytesMut) {
+        inbox.reserve(4096);
+        // An error is found again by the next read.
+        let _ = self.receive_now(inbox, &mut Vec::new());
+    }
+
+    /// Waits for room, and sends all of this, as the kernel does with a short message. Returns `None` if the
+    /// stream has ended.
+    pub(crate) async fn send_whole(&mut self, bytes: &[u8]) -> Option<()> {
+        poll_fn(|context| {
+            let mut duplex = lock(&self.duplex);
+            if duplex.is_early(context) {
+                return Poll::Pending;
+            }
+            let has_room = duplex.directions[self.side].bytes.len() < duplex.faults.capacity;
+            if has_room || duplex.is_ended() {
+                return Poll::Ready(duplex.send_now(self.side, bytes).then_some(()));
+            }
+            duplex.directions[self.side].writer = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Sends all of this in pieces. Returns `None` if the stream has ended.
+    pub(crate) async fn send(&mut self, mut bytes: &[u8]) -> Option<()> {
+        while !bytes.is_empty() {
+            let slices = [IoSlice::new(bytes)];
+            let wrote = poll_fn(|context| self.poll_write(context, &slices, &[])).await.ok()?;
+            bytes = &bytes[wrote..];
+        }
+        Some(())
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         let mut duplex = lock(&self.duplex);
         duplex.has_client_closed |= self.side == CLIENT;
-        duplex.end(self.side);
+        duplex.holders -= usize::from(self.side == WORKER);
+        if self.side == CLIENT || duplex.holders == 0 {
+            duplex.end(self.side);
+        }
     }
 }
 
@@ -223,7 +354,8 @@ impl Transport for Memory {
         if duplex.is_early(context) {
             return Poll::Pending;
         }
-        match duplex.receive(self.side, inbox) {
+        let limit = duplex.piece();
+        match duplex.receive(self.side, limit, inbox) {
             Some(received) => Poll::Ready(received),
             None => {
                 duplex.directions[1 - self.side].reader = Some(context.waker().clone());
@@ -237,7 +369,8 @@ impl Transport for Memory {
         inbox: &mut BytesMut,
         _: &mut Vec<OwnedFd>,
     ) -> rustix::io::Result<usize> {
-        match lock(&self.duplex).receive(self.side, inbox) {
+        // A read from a socket returns everything that has arrived, and short messages arrive whole.
+        match lock(&self.duplex).receive(self.side, usize::MAX, inbox) {
             Some(Ok(length)) => Ok(length),
             Some(Err(_)) => Err(Errno::CONNRESET),
             None => Err(Errno::AGAIN),
@@ -249,11 +382,11 @@ impl Transport for Memory {
     }
 
     fn shut_down_reading(&self) {
-        lock(&self.duplex).is_reading_shut_down = true;
+        self.end_reading();
     }
 }
 
-/// Makes the stream of a connection, and returns its worker's side.
+/// A function that makes the stream of a connection, and returns its worker's side.
 pub(crate) type Connect<'a> = &'a mut dyn FnMut(Faults) -> Memory;
 
 /// A server: it is called for each new connection.

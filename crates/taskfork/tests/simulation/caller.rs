@@ -1,0 +1,197 @@
+//! A task that carries out the steps of one caller.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use taskfork::{Blob, Call, Checkout, Client, Error};
+use tokio::time::{sleep, timeout};
+
+use super::check::{Made, Monitor};
+use super::plan::{CallerPlan, Step};
+
+/// A call whose outcome was not taken.
+enum Pending {
+    Number(Call<u64>),
+    /// A call whose result are bytes, each of which has this value.
+    Bytes(Call<Blob>, u64, u8),
+}
+
+impl Pending {
+    async fn outcome(&mut self, call: u64) -> Result<u64, Error> {
+        poll_fn(|context| match self {
+            Self::Number(future) => Pin::new(future).poll(context),
+            Self::Bytes(future, length, fill) => {
+                let bytes = std::task::ready!(Pin::new(future).poll(context))?;
+                let is_right =
+                    bytes.len() as u64 == *length && bytes.iter().all(|byte| byte == fill);
+                Poll::Ready(Ok(if is_right { call } else { u64::MAX }))
+            }
+        })
+        .await
+    }
+}
+
+/// A caller in the middle of its steps.
+pub(crate) struct Caller {
+    number: u64,
+    client: Client,
+    client_number: usize,
+    client_timeout: Duration,
+    monitor: Monitor,
+    checkout: Option<(Checkout, Duration)>,
+    checkouts: u64,
+    calls: u64,
+    pending: VecDeque<(u64, Pending)>,
+}
+
+/// A byte that differs between calls.
+pub(crate) fn fill(call: u64) -> u8 {
+    (call % 251) as u8
+}
+
+impl Caller {
+    /// `client_timeout` is the time limit of the client's calls.
+    pub(crate) fn new(
+        number: u64,
+        client: Client,
+        client_number: usize,
+        client_timeout: Duration,
+        monitor: Monitor,
+    ) -> Self {
+        Self {
+            number,
+            client,
+            client_number,
+            client_timeout,
+            monitor,
+            checkout: None,
+            checkouts: 0,
+            calls: 0,
+            pending: VecDeque::new(),
+        }
+    }
+
+    /// Carries out all steps, and takes the outcomes that are left.
+    pub(crate) async fn run(mut self, plan: CallerPlan) {
+        for step in plan.steps {
+            self.step(step).await;
+        }
+        self.checkout = None;
+        while let Some((call, pending)) = self.pending.pop_front() {
+            self.take(call, pending).await;
+        }
+        self.monitor.step(|| format!("caller {} has ended", self.number));
+    }
+
+    async fn step(&mut self, step: Step) {
+        match step {
+            Step::Checkout { timeout } => {
+                self.checkout = None;
+                self.begin(timeout);
+            }
+            Step::Take {} => {
+                if let Some((call, pending)) = self.pending.pop_front() {
+                    self.take(call, pending).await;
+                }
+            }
+            Step::TakeNewest {} => {
+                if let Some((call, pending)) = self.pending.pop_back() {
+                    self.take(call, pending).await;
+                }
+            }
+            Step::TakeWithin { time } => {
+                if let Some((call, mut pending)) = self.pending.pop_front() {
+                    self.monitor.awaited(call);
+                    match timeout(milliseconds(time), pending.outcome(call)).await {
+                        Ok(result) => self.monitor.ended(call, &result),
+                        Err(_) => self.drop_call(call, pending),
+                    }
+                }
+            }
+            Step::Drop { place } => {
+                if let Some((call, pending)) = self.pending.remove(place as usize) {
+                    self.drop_call(call, pending);
+                }
+            }
+            Step::Release {} => {
+                self.monitor.step(|| format!("caller {} drops its checkout", self.number));
+                self.checkout = None;
+            }
+            Step::Abort {} => {
+                if let Some((checkout, _)) = &self.checkout {
+                    self.monitor.aborted((self.number, self.checkouts));
+                    checkout.abort("aborted by a step");
+                }
+            }
+            Step::Pause { time } => sleep(milliseconds(time)).await,
+            Step::Close {} => {
+                self.monitor.closed(self.client_number);
+                // It ends when all workers are gone, so the checkout of this caller must not wait for it.
+                drop(tokio::spawn(self.client.close()));
+            }
+            call => self.call(call),
+        }
+    }
+
+    fn begin(&mut self, timeout: u64) {
+        self.checkouts += 1;
+        self.monitor.step(|| format!("caller {} begins checkout {}", self.number, self.checkouts));
+        let mut checkout = self.client.checkout();
+        let mut limit = self.client_timeout;
+        if timeout > 0 {
+            limit = milliseconds(timeout);
+            checkout = checkout.timeout(limit);
+        }
+        self.checkout = Some((checkout, limit));
+    }
+
+    fn call(&mut self, step: Step) {
+        if self.checkout.is_none() {
+            self.begin(0);
+        }
+        let Some((checkout, timeout)) = &self.checkout else { return };
+        self.calls += 1;
+        let call = (self.number + 1) * 1000 + self.calls;
+        self.monitor.made(Made {
+            call,
+            checkout: (self.number, self.checkouts),
+            client: self.client_number,
+            step,
+            timeout: *timeout,
+        });
+        let pending = match step {
+            Step::Send { length } => {
+                let bytes = Blob::from(vec![fill(call); length as usize]);
+                Pending::Number(checkout.call("send", (call, bytes)))
+            }
+            Step::Get { length } => {
+                Pending::Bytes(checkout.call("get", (call, length)), length, fill(call))
+            }
+            Step::Sleep { time } => Pending::Number(checkout.call("sleep", (call, time))),
+            Step::Fail {} => Pending::Number(checkout.call("fail", (call,))),
+            Step::Hang {} => Pending::Number(checkout.call("hang", (call,))),
+            Step::Die {} => Pending::Number(checkout.call("die", (call,))),
+            _ => Pending::Number(checkout.call("echo", (call,))),
+        };
+        self.pending.push_back((call, pending));
+    }
+
+    async fn take(&self, call: u64, mut pending: Pending) {
+        self.monitor.awaited(call);
+        let result = pending.outcome(call).await;
+        self.monitor.ended(call, &result);
+    }
+
+    fn drop_call(&self, call: u64, pending: Pending) {
+        // The order matters to nobody else: dropping it runs no other task.
+        self.monitor.dropped(call);
+        drop(pending);
+    }
+}
+
+fn milliseconds(count: u64) -> Duration {
+    Duration::from_millis(count)
+}

@@ -1,0 +1,509 @@
+//! What must hold after every step. The first complaint ends a run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use taskfork::Error;
+use taskfork::error::{CallError, FatalError};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::plan::Step;
+
+/// How long after its timeout a call may end: the grace, the wait for the notice of a death, and a tick of the
+/// clock for each.
+pub(crate) const MAX_DELAY: Duration = Duration::from_millis(100 + 2000 + 10);
+
+/// How long it takes to take an outcome that is there.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Longer bytes may not fit into a frame.
+const LONG: u64 = 65_000;
+
+/// A run with more steps than this goes in a circle.
+const MAX_STEPS: u64 = 200_000;
+
+/// What has gone wrong so far in a run, so that an error can be due to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Trouble {
+    /// A worker or a connection has ended, and no client or rule wanted that.
+    WorkerEnded,
+    /// A worker has sent wrong bytes.
+    Garbage,
+    /// A connection was not made, or ended before its hello.
+    Unreachable,
+}
+
+/// The identity of a checkout: its caller, and its place among the caller's checkouts.
+pub(crate) type CheckoutId = (u64, u64);
+
+/// A call as its caller sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Made {
+    /// Unique in the run.
+    pub(crate) call: u64,
+    pub(crate) checkout: CheckoutId,
+    pub(crate) client: usize,
+    pub(crate) step: Step,
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Record {
+    made: Made,
+    at: Instant,
+    /// After how many steps it was made, and has ended for its caller.
+    made_after: u64,
+    ended_after: Option<u64>,
+    is_begun: bool,
+    has_failed: bool,
+    end: Option<End>,
+}
+
+impl Record {
+    /// Whether its outcome was not taken when another call was made.
+    fn was_open_at(&self, other: &Self) -> bool {
+        self.ended_after.is_none_or(|ended| ended > other.made_after)
+    }
+}
+
+impl Record {
+    /// Whether it has failed, or cannot be sent.
+    fn may_fail(&self) -> bool {
+        self.has_failed || matches!(self.made.step, Step::Send { length } if length >= LONG)
+    }
+}
+
+/// How a call ended for its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Succeeded,
+    Failed {
+        is_fatal: bool,
+        may_have_run: bool,
+    },
+    /// The caller dropped it.
+    Dropped,
+}
+
+/// What was wrong, and after how many steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Complaint {
+    pub(crate) text: String,
+    pub(crate) step: u64,
+}
+
+impl Complaint {
+    /// The text without its numbers and details.
+    pub(crate) fn kind(&self) -> String {
+        let text = self.text.split(':').next().unwrap_or_default();
+        text.replace(|letter: char| letter.is_ascii_digit(), "")
+    }
+}
+
+/// How often something came about.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) steps: u64,
+    pub(crate) succeeded: u64,
+    pub(crate) failed: u64,
+    pub(crate) fatal: u64,
+    pub(crate) dropped: u64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.succeeded += other.succeeded;
+        self.failed += other.failed;
+        self.fatal += other.fatal;
+        self.dropped += other.dropped;
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    start: Instant,
+    calls: BTreeMap<u64, Record>,
+    checkouts: BTreeMap<CheckoutId, Vec<u64>>,
+    /// When the calls that callers wait for must have ended.
+    limits: BTreeSet<(Instant, u64)>,
+    closed: BTreeSet<usize>,
+    aborted: BTreeSet<CheckoutId>,
+    troubles: BTreeSet<Trouble>,
+    /// Whether it is reported when calls begin. Otherwise that is known at the end.
+    knows_beginnings: bool,
+    counts: Counts,
+    complaint: Option<Complaint>,
+    /// The steps so far, if they are to be shown.
+    trace: Option<Vec<String>>,
+}
+
+/// Watches a run.
+#[derive(Debug, Clone)]
+pub(crate) struct Monitor {
+    state: Arc<Mutex<State>>,
+    complained: Arc<Notify>,
+}
+
+impl Monitor {
+    /// `knows_beginnings` says whether [`begun`](Self::begun) is called when a worker begins a call.
+    pub(crate) fn new(knows_beginnings: bool, has_trace: bool) -> Self {
+        let state = State {
+            start: Instant::now(),
+            calls: BTreeMap::new(),
+            checkouts: BTreeMap::new(),
+            limits: BTreeSet::new(),
+            closed: BTreeSet::new(),
+            aborted: BTreeSet::new(),
+            troubles: BTreeSet::new(),
+            knows_beginnings,
+            counts: Counts::default(),
+            complaint: None,
+            trace: has_trace.then(Vec::new),
+        };
+        Self { state: Arc::new(Mutex::new(state)), complained: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a step, and checks what time alone can make wrong.
+    pub(crate) fn step(&self, what: impl FnOnce() -> String) {
+        self.with(what, |_| Ok(()));
+    }
+
+    fn with(
+        &self,
+        what: impl FnOnce() -> String,
+        check: impl FnOnce(&mut State) -> Result<(), String>,
+    ) {
+        let mut state = self.lock();
+        state.counts.steps += 1;
+        let now = Instant::now();
+        let at = now.duration_since(state.start).as_secs_f64() * 1000.0;
+        if let Some(trace) = &mut state.trace {
+            trace.push(format!("{at:>9.1} ms  {}", what()));
+        }
+        let checked = check(&mut state).and_then(|()| state.check_time(now));
+        if let Err(text) = checked {
+            self.set_complaint(&mut state, text);
+        }
+    }
+
+    fn set_complaint(&self, state: &mut State, text: String) {
+        let step = state.counts.steps;
+        state.complaint.get_or_insert(Complaint { text, step });
+        self.complained.notify_one();
+    }
+
+    /// Reports something that must not be.
+    pub(crate) fn complain(&self, text: impl Into<String>) {
+        self.set_complaint(&mut self.lock(), text.into());
+    }
+
+    /// Waits for a complaint.
+    pub(crate) async fn complained(&self) {
+        self.complained.notified().await;
+    }
+
+    pub(crate) fn complaint(&self) -> Option<Complaint> {
+        self.lock().complaint.clone()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    pub(crate) fn trace(&self) -> Vec<String> {
+        self.lock().trace.clone().unwrap_or_default()
+    }
+
+    pub(crate) fn happened(&self, trouble: Trouble) {
+        self.lock().troubles.insert(trouble);
+    }
+
+    /// The clock jumps by this much now. What is due meanwhile may end right after that.
+    pub(crate) fn clock_jumps(&self, by: Duration) {
+        let mut state = self.lock();
+        state.limits = state.limits.iter().map(|&(limit, call)| (limit + by, call)).collect();
+    }
+
+    pub(crate) fn closed(&self, client: usize) {
+        self.with(
+            || format!("client {client} is closed"),
+            |state| {
+                state.closed.insert(client);
+                Ok(())
+            },
+        );
+    }
+
+    pub(crate) fn aborted(&self, checkout: CheckoutId) {
+        self.with(
+            || format!("checkout {checkout:?} is aborted"),
+            |state| {
+                state.aborted.insert(checkout);
+                Ok(())
+            },
+        );
+    }
+
+    /// A caller makes a call.
+    pub(crate) fn made(&self, made: Made) {
+        self.with(
+            || format!("call {} is made: {} {:?}", made.call, made.step, made.checkout),
+            |state| {
+                let calls = state.checkouts.entry(made.checkout).or_default();
+                calls.push(made.call);
+                let at = Instant::now();
+                let record = Record {
+                    made,
+                    at,
+                    made_after: state.counts.steps,
+                    ended_after: None,
+                    is_begun: false,
+                    has_failed: false,
+                    end: None,
+                };
+
+                state.calls.insert(made.call, record);
+                Ok(())
+            },
+        );
+    }
+
+    /// A caller waits for the outcome of a call.
+    pub(crate) fn awaited(&self, call: u64) {
+        self.with(
+            || format!("call {call} is waited for"),
+            |state| {
+                let record = state.record(call)?;
+                let due = record.at + record.made.timeout + MAX_DELAY;
+                state.limits.insert((due.max(Instant::now() + TICK), call));
+                Ok(())
+            },
+        );
+    }
+
+    /// A worker begins a call.
+    pub(crate) fn begun(&self, call: u64, worker: u64) {
+        self.with(|| format!("worker {worker} begins call {call}"), |state| state.begun(call));
+    }
+
+    /// A worker answers a call with an error.
+    pub(crate) fn failed(&self, call: u64) {
+        self.with(
+            || format!("call {call} fails in its worker"),
+            |state| {
+                state.calls.entry(call).and_modify(|record| record.has_failed = true);
+                Ok(())
+            },
+        );
+    }
+
+    /// A caller drops a call.
+    pub(crate) fn dropped(&self, call: u64) {
+        self.with(
+            || format!("call {call} is dropped"),
+            |state| {
+                state.counts.dropped += 1;
+                state.end(call, End::Dropped)
+            },
+        );
+    }
+
+    /// A call ends for its caller.
+    pub(crate) fn ended(&self, call: u64, result: &Result<u64, Error>) {
+        let what = || match result {
+            Ok(value) => format!("call {call} returns {value}"),
+            Err(error) => format!("call {call} fails: {error}"),
+        };
+        self.with(what, |state| match result {
+            Ok(value) => {
+                state.counts.succeeded += 1;
+                state.succeeded(call, *value)
+            }
+            Err(error) => {
+                *(if error.is_fatal() {
+                    &mut state.counts.fatal
+                } else {
+                    &mut state.counts.failed
+                }) += 1;
+                state.ended_with(call, error)
+            }
+        });
+    }
+
+    /// All callers have ended. `begun` has the calls that workers have begun, in that order, if that was not reported before.
+    pub(crate) fn finish(&self, begun: &[u64]) {
+        self.with(
+            || "all callers have ended".to_owned(),
+            |state| {
+                if !state.knows_beginnings {
+                    state.knows_beginnings = true;
+                    let ends: Vec<_> =
+                        state.calls.values().map(|record| (record.made.call, record.end)).collect();
+                    // Each beginning is compared with the end, which came later.
+                    begun.iter().try_for_each(|&call| state.begun_before_end(call))?;
+                    for (call, end) in ends {
+                        let record = &state.calls[&call];
+                        if end == Some(End::Succeeded) && !record.is_begun {
+                            return Err(format!("call {call} was not begun, and has an answer"));
+                        }
+                    }
+                }
+                match state.calls.values().find(|record| record.end.is_none()) {
+                    Some(record) => Err(format!("call {} never ends", record.made.call)),
+                    None => Ok(()),
+                }
+            },
+        );
+    }
+}
+
+impl State {
+    fn check_time(&self, now: Instant) -> Result<(), String> {
+        if let Some((_, call)) = self.limits.first().filter(|(limit, _)| *limit < now) {
+            return Err(format!("call {call} ends late"));
+        }
+        match self.counts.steps > MAX_STEPS {
+            true => Err("it goes on without end".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    fn record(&self, call: u64) -> Result<&Record, String> {
+        self.calls.get(&call).ok_or_else(|| format!("nobody has made call {call}"))
+    }
+
+    /// The calls of the same checkout before and behind this one.
+    fn others(&self, record: &Record) -> impl Iterator<Item = &Record> {
+        let (own, checkout) = (record.made.call, &self.checkouts[&record.made.checkout]);
+        checkout.iter().filter(move |call| **call != own).map(|call| &self.calls[call])
+    }
+
+    fn is_behind_failed(&self, record: &Record) -> bool {
+        let before = self.others(record).filter(|other| other.made.call < record.made.call);
+        let mut failed = before.filter(|other| match other.end {
+            Some(End::Failed { is_fatal: true, .. }) => true,
+            _ => other.has_failed && other.was_open_at(record),
+        });
+        failed.next().is_some()
+    }
+
+    fn begun(&mut self, call: u64) -> Result<(), String> {
+        let record = self.record(call)?;
+        match record.end {
+            Some(End::Succeeded) => return Err(format!("call {call} is begun behind its answer")),
+            Some(End::Failed { may_have_run: false, .. }) => {
+                return Err(format!("call {call} is begun, and its error says that it was not"));
+            }
+            _ => {}
+        }
+        self.begun_before_end(call)
+    }
+
+    fn begun_before_end(&mut self, call: u64) -> Result<(), String> {
+        let record = self.record(call)?;
+        if record.is_begun {
+            return Err(format!("call {call} is begun twice"));
+        }
+        if let Some(End::Failed { may_have_run: false, .. }) = record.end {
+            return Err(format!("call {call} is begun, and its error says that it was not"));
+        }
+        if self.others(record).any(|other| other.made.call > call && other.is_begun) {
+            return Err(format!("call {call} is begun behind a later one"));
+        }
+        if self.is_behind_failed(record) {
+            return Err(format!("call {call} is begun behind a failed one"));
+        }
+        self.calls.entry(call).and_modify(|record| record.is_begun = true);
+        Ok(())
+    }
+
+    fn end(&mut self, call: u64, end: End) -> Result<(), String> {
+        let record = self.calls.get_mut(&call).ok_or_else(|| format!("who made call {call}?"))?;
+        if record.end.is_some() {
+            return Err(format!("call {call} ends twice"));
+        }
+        record.end = Some(end);
+        record.ended_after = Some(self.counts.steps);
+        // Its limit may have moved.
+        self.limits.retain(|(_, other)| *other != call);
+        Ok(())
+    }
+
+    fn succeeded(&mut self, call: u64, value: u64) -> Result<(), String> {
+        let record = self.record(call)?;
+        if value != call {
+            return Err(format!("call {call} has another one's answer: {value}"));
+        }
+        if self.knows_beginnings && !record.is_begun {
+            return Err(format!("call {call} was not begun, and has an answer"));
+        }
+        if self.is_behind_failed(record) {
+            return Err(format!("call {call} succeeds behind a failed one"));
+        }
+        self.end(call, End::Succeeded)
+    }
+
+    fn ended_with(&mut self, call: u64, error: &Error) -> Result<(), String> {
+        let record = self.record(call)?;
+        let (is_fatal, may_have_run) = (error.is_fatal(), error.may_have_run());
+        if record.is_begun && !may_have_run {
+            return Err(format!(
+                "call {call} was begun, and its error says that it was not: {error}"
+            ));
+        }
+        if !self.fits(record, error) {
+            return Err(format!("call {call} fails without a reason: {error}"));
+        }
+        let is_dropped = matches!(error, Error::Call { error: CallError::Dropped { .. }, .. });
+        let has_failed = !is_fatal && !is_dropped;
+        self.calls.entry(call).and_modify(|record| record.has_failed |= has_failed);
+        self.end(call, End::Failed { is_fatal, may_have_run })
+    }
+
+    /// Whether something has happened for which a call may end so.
+    fn fits(&self, record: &Record, error: &Error) -> bool {
+        let Made { call, checkout, client, step, timeout } = record.made;
+        let happened = |trouble| self.troubles.contains(&trouble);
+        let first = &self.calls[&self.checkouts[&checkout][0]];
+        let is_late = first.at.elapsed() >= timeout;
+        match error {
+            Error::Call { error: CallError::Interface(failure), .. } => {
+                step == Step::Fail {}
+                    && failure.message() == call.to_string()
+                    && (record.is_begun || !self.knows_beginnings)
+            }
+            Error::Call { error: CallError::Dropped { .. }, .. } => {
+                self.others(record).any(|other| {
+                    let may_be_open = other.was_open_at(record) || other.end == Some(End::Dropped);
+                    other.made.call < call && other.may_fail() && may_be_open
+                })
+            }
+            Error::Call { error: CallError::Arguments { .. }, .. } => {
+                matches!(step, Step::Send { length } if length >= LONG)
+            }
+            Error::Call { error: CallError::Result { .. }, .. } => {
+                matches!(step, Step::Get { length } if length >= LONG)
+            }
+            Error::Fatal { cause, .. } => match cause {
+                FatalError::TimedOut { after, .. } => is_late && *after == timeout,
+                FatalError::CannotConnect { .. } => is_late && happened(Trouble::Unreachable),
+                FatalError::WorkerDied(_) => happened(Trouble::WorkerEnded),
+                FatalError::Protocol { .. } => {
+                    happened(Trouble::Garbage) || happened(Trouble::WorkerEnded)
+                }
+                FatalError::Aborted { .. } => self.aborted.contains(&checkout),
+                FatalError::ClientClosed => self.closed.contains(&client),
+                FatalError::Overloaded { .. } => true,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What happens in a run: the steps of callers and the faults. A seed expands to a plan, and a plan is plain
+//! text that can be read back.
+
+use std::fmt::{self, Write as _};
+
+use super::random::Random;
+use super::words::words;
+
+/// The step count that a plan aims at, see [`Plan::of`].
+const STEPS_OF_A_CALLER: u64 = 22;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) server: ServerPlan,
+    pub(crate) clients: Vec<ClientPlan>,
+    pub(crate) callers: Vec<CallerPlan>,
+    pub(crate) faults: Vec<Fault>,
+}
+
+words! {
+    /// The server's options.
+    pub(crate) enum ServerPlan {
+        /// `window` is how many bytes of unanswered calls a worker accepts.
+        Server "server" { workers, window },
+    }
+}
+
+words! {
+    /// A client's options.
+    pub(crate) enum ClientPlan {
+        /// `queue` is the longest queue, and 0 is no limit. `overload` is 1 if the oldest checkout is dropped
+        /// then. `timeout` is in milliseconds. `reuse` is 1 if a worker serves on after an error.
+        Client "client" { workers, checkouts, queue, overload, timeout, reuse },
+    }
+}
+
+/// One task that uses a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CallerPlan {
+    pub(crate) client: usize,
+    pub(crate) steps: Vec<Step>,
+}
+
+words! {
+    /// What a caller does next. Times are in milliseconds.
+    pub(crate) enum Step {
+        /// Begins another checkout. Its calls have this time limit, or the client's if it is 0.
+        Checkout "checkout" { timeout },
+        /// Makes a call that returns its number.
+        Echo "echo" {},
+        /// Makes a call that fails.
+        Fail "fail" {},
+        /// Makes a call that takes this long.
+        Sleep "sleep" { time },
+        /// Makes a call that never ends.
+        Hang "hang" {},
+        /// Makes a call that ends its worker.
+        Die "die" {},
+        /// Makes a call with this many bytes, and one that returns them.
+        Send "send" { length },
+        Get "get" { length },
+        /// Takes the outcome of the oldest call.
+        Take "take" {},
+        /// The same, but drops the call after this time.
+        TakeWithin "within" { time },
+        /// Takes the outcome of the newest call.
+        TakeNewest "newest" {},
+        /// Drops the call with this place among those whose outcome was not taken.
+        Drop "drop" { place },
+        /// Drops the checkout. Its calls go on.
+        Release "release" {},
+        Abort "abort" {},
+        Pause "pause" { time },
+        /// Closes the client.
+        Close "close" {},
+    }
+}
+
+words! {
+    /// Something that goes wrong. Connections and workers are numbered in the order of their creation, calls of a
+    /// worker from 1 on. Times are in milliseconds; those of workers count from the fork, others from the start.
+    pub(crate) enum Fault {
+        /// The bytes of this connection come in pieces, few of them wait, and readiness comes late or for
+        /// nothing if `timing` is 1.
+        Stream "stream" { connection, piece, capacity, timing },
+        /// The connection ends after so many bytes for the client.
+        Cut "cut" { connection, bytes },
+        /// The worker takes this long before its hello.
+        Slow "slow" { worker, time },
+        /// The worker dies before its hello, right behind it, or in its setup.
+        DieUngreeted "die-ungreeted" { worker },
+        DieGreeted "die-greeted" { worker },
+        DieInSetup "die-setup" { worker },
+        /// It dies when it has read a call, when it runs it, in the middle of the answer, and behind the answer.
+        DieBefore "die-before" { worker, call },
+        DieRunning "die-running" { worker, call },
+        DieAnswering "die-answering" { worker, call },
+        DieAfter "die-after" { worker, call },
+        /// The worker gets SIGKILL, at whatever it does.
+        Kill "kill" { worker, at },
+        /// The worker stands still for some time.
+        Stop "stop" { worker, at, time },
+        /// The notice of its death is lost.
+        LoseNotice "lose" { worker },
+        /// SIGCHLD for it comes late.
+        LateReap "reap" { worker, time },
+        /// It sends wrong bytes instead of an answer: what `kind` says.
+        Garbage "garbage" { worker, call, kind },
+        /// The kernel refuses some forks from this one on.
+        Refuse "refuse" { fork, count },
+        /// No descriptor is free for some connections from this one on.
+        Exhaust "exhaust" { connection, count },
+        /// The clock jumps.
+        Jump "jump" { at, time },
+        /// The server is killed, and another one starts some time later.
+        Crash "crash" { at, time },
+        /// Somebody else connects and sends wrong bytes.
+        Stranger "stranger" { at, kind },
+    }
+}
+
+impl Plan {
+    /// The plan of a seed. Its run has some 1,000 steps.
+    pub(crate) fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed, 1);
+        let workers = 1 + random.below(4);
+        let server = ServerPlan::Server {
+            workers: random.pick([workers, 8]),
+            window: random.pick([0, 60, 200, 1 << 16]),
+        };
+        let has_faults = !random.once_in(5);
+        let clients: Vec<_> = (0..1 + random.below(3))
+            .map(|_| ClientPlan::Client {
+                workers: 1 + random.below(4),
+                checkouts: random.pick([0, 0, 3]),
+                queue: random.pick([0, 0, 1, 4]),
+                overload: random.below(2),
+                timeout: random.pick([1000, 60_000]),
+                reuse: random.below(2),
+            })
+            .collect();
+        let callers = (0..3 + random.below(6))
+            .map(|_| {
+                let client = random.below(clients.len() as u64) as usize;
+                CallerPlan { client, steps: steps(&mut random, has_faults) }
+            })
+            .collect();
+        let mut faults = Vec::new();
+        streams(&mut random, &mut faults);
+        if has_faults {
+            for _ in 0..random.below(14) {
+                faults.push(Fault::random(&mut random));
+            }
+        }
+        Self { server, clients, callers, faults }
+    }
+
+    /// The number of steps and faults.
+    pub(crate) fn len(&self) -> usize {
+        let steps = self.callers.iter().map(|caller| caller.steps.len());
+        steps.sum::<usize>() + self.faults.len()
+    }
+
+    /// Reads what [`Display`](fmt::Display) has written.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut server = None;
+        let (mut clients, mut callers, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+        for word in text.split_whitespace() {
+            if let Some(plan) = ServerPlan::parse(word) {
+                server = Some(plan);
+            } else if let Some(client) = ClientPlan::parse(word) {
+                clients.push(client);
+            } else if let Some(number) = word.strip_prefix("caller:") {
+                let client = number.parse().map_err(|error| format!("{word}: {error}"))?;
+                callers.push(CallerPlan { client, steps: Vec::new() });
+            } else if let Some(fault) = Fault::parse(word) {
+                faults.push(fault);
+            } else {
+                let step = Step::parse(word).ok_or_else(|| format!("what is {word}?"))?;
+                let caller = callers.last_mut().ok_or("the first step has no caller")?;
+                caller.steps.push(step);
+            }
+        }
+        let server = server.ok_or("there is no server")?;
+        if callers.iter().any(|caller: &CallerPlan| caller.client >= clients.len()) {
+            return Err("a caller has no client".to_owned());
+        }
+        Ok(Self { server, clients, callers, faults })
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.server)?;
+        self.clients.iter().try_for_each(|client| write!(out, " {client}"))?;
+        for caller in &self.callers {
+            write!(out, " caller:{}", caller.client)?;
+            caller.steps.iter().try_for_each(|step| write!(out, " {step}"))?;
+        }
+        self.faults.iter().try_for_each(|fault| {
+            out.write_char(' ')?;
+            fault.fmt(out)
+        })
+    }
+}
+
+fn steps(random: &mut Random, has_faults: bool) -> Vec<Step> {
+    let count = 5 + random.below(2 * STEPS_OF_A_CALLER);
+    (0..count).map(|_| Step::random(random, has_faults)).collect()
+}
+
+impl Step {
+    fn random(random: &mut Random, has_faults: bool) -> Self {
+        match random.below(if has_faults { 100 } else { 80 }) {
+            0..15 => Self::Checkout { timeout: random.pick([0, 0, 0, 500]) },
+            15..35 => Self::Echo {},
+            35..40 => Self::Sleep { time: random.below(30) },
+            40..43 => Self::Send { length: random.length() },
+            43..46 => Self::Get { length: random.length() },
+            46..62 => Self::Take {},
+            62..64 => Self::TakeNewest {},
+            64..69 => Self::Release {},
+            69..80 => Self::Pause { time: random.below(40) },
+            80..86 => Self::Fail {},
+            86..87 if random.once_in(2) => Self::Hang {},
+            86..88 => Self::Die {},
+            88..89 => Self::Echo {},
+            89..92 => Self::TakeWithin { time: random.below(20) },
+            92..96 => Self::Drop { place: random.below(3) },
+            96..98 => Self::Checkout { timeout: 1 + random.below(40) },
+            98..99 => Self::Abort {},
+            _ if random.once_in(6) => Self::Close {},
+            _ => Self::Fail {},
+        }
+    }
+}
+
+/// Connections differ in how their bytes come, even if nothing goes wrong.
+fn streams(random: &mut Random, faults: &mut Vec<Fault>) {
+    for connection in 0..12 {
+        if random.once_in(2) {
+            // A server looks at the whole hello before it forks, so that must have room.
+            let (piece, capacity) = (1 + random.below(80), 100 + random.below(400));
+            let timing = random.below(2);
+            faults.push(Fault::Stream { connection, piece, capacity, timing });
+        }
+    }
+}
+
+impl Fault {
+    fn random(random: &mut Random) -> Self {
+        let (worker, call) = (random.below(10), 1 + random.below(4));
+        let limit = random.pick([10, 100, 1000]);
+        let at = random.below(limit);
+        let limit = random.pick([10, 300, 8000]);
+        let time = random.below(limit);
+        match random.below(21) {
+            // The hello has some 40 bytes.
+            0 | 1 => Self::Cut { connection: worker, bytes: 1 + random.below(200) },
+            2 => Self::Slow { worker, time },
+            3 => Self::DieUngreeted { worker },
+            4 => Self::DieGreeted { worker },
+            5 => Self::DieInSetup { worker },
+            6 => Self::DieBefore { worker, call },
+            7 => Self::DieRunning { worker, call },
+            8 => Self::DieAnswering { worker, call },
+            9 => Self::DieAfter { worker, call },
+            10 | 11 => Self::Kill { worker, at },
+            12 => Self::Stop { worker, at, time },
+            13 => Self::LoseNotice { worker },
+            14 => Self::LateReap { worker, time: random.below(100) },
+            15 => Self::Garbage { worker, call, kind: random.below(5) },
+            16 => Self::Refuse { fork: worker, count: 1 + random.below(3) },
+            17 => Self::Exhaust { connection: worker, count: 1 + random.below(3) },
+            18 => Self::Jump { at, time },
+            19 => Self::Crash { at, time },
+            _ => Self::Stranger { at, kind: random.below(5) },
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! A worker process: it speaks the protocol, and dies when the plan says so.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use taskfork::Blob;
+
+use super::check::Monitor;
+use super::plan::Fault;
+use super::slot::Slot;
+use crate::client::memory::Memory;
+use crate::error::End;
+use crate::wire::death_notice::DeathNotice;
+use crate::wire::error_body::{ErrorBody, kind};
+use crate::wire::frame::{self, ATOMIC_WRITE, PREAMBLE};
+use crate::wire::hello::WorkerHello;
+use crate::wire::native::{self, CallMeta, CallMode, FromClient};
+use crate::wire::values::ValueFormat;
+use crate::worker::scoreboard::{Phase, StopRequest};
+
+/// The longest frame of either side, in bytes.
+pub(super) const MAX_FRAME: usize = 1 << 16;
+
+/// How many bytes of calls a worker reads ahead to find cancellations.
+const READ_AHEAD: usize = 128 << 10;
+
+/// A worker process.
+pub(super) struct Worker {
+    pub(super) number: u64,
+    pub(super) stream: Memory,
+    pub(super) slot: Slot,
+    pub(super) monitor: Monitor,
+    pub(super) faults: Vec<Fault>,
+    pub(super) window: u64,
+    /// The server has sent the preamble.
+    pub(super) is_preamble_sent: bool,
+    pub(super) inbox: BytesMut,
+    pub(super) messages: VecDeque<Bytes>,
+}
+
+/// Why a worker process ends: its client or its server wants that, or a fault.
+pub(super) struct Exit(pub(super) End);
+
+impl Exit {
+    const REGULAR: Self = Self(End::Exited(0));
+    const CRASH: Self = Self(End::Signaled(11));
+}
+
+impl From<StopRequest> for Exit {
+    fn from(_: StopRequest) -> Self {
+        Self::REGULAR
+    }
+}
+
+/// How a call goes on after it has begun.
+enum Outcome {
+    Result(Vec<u8>),
+    Error(ErrorBody<'static>, String),
+}
+
+impl Worker {
+    /// Serves its client until it ends.
+    pub(super) async fn serve(mut self) -> End {
+        let Err(Exit(end)) = self.serve_client().await;
+        if end == End::Exited(0) {
+            // A refusal means that SIGKILL is on its way, or that this was ordered.
+            let _ = self.slot.enter(Phase::Retired);
+        }
+        end
+    }
+
+    fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+
+    async fn serve_client(&mut self) -> Result<std::convert::Infallible, Exit> {
+        let worker = self.number;
+        while !frame::take_preamble(&mut self.inbox).map_err(|_| Exit::REGULAR)? {
+            self.receive().await?;
+        }
+        self.take().await?;
+        for fault in &self.faults {
+            if let Fault::Slow { time, .. } = fault {
+                tokio::time::sleep(Duration::from_millis(*time)).await;
+            }
+        }
+        if self.has(Fault::DieUngreeted { worker }) {
+            return Err(Exit::CRASH);
+        }
+        let mut hello = if self.is_preamble_sent { Vec::new() } else { PREAMBLE.to_vec() };
+        let contents = WorkerHello {
+            version: 1,
+            pid: worker as u32 + 1,
+            worker,
+            max_frame: Some(MAX_FRAME),
+            pipeline_window: self.window as usize,
+            ..Default::default()
+        };
+        frame::put(&mut hello, |out| contents.put(out));
+        self.send(&hello).await?;
+        if self.has(Fault::DieGreeted { worker }) {
+            return Err(Exit::CRASH);
+        }
+        self.enter(Phase::Setup).await?;
+        if self.has(Fault::DieInSetup { worker }) {
+            return Err(Exit::CRASH);
+        }
+        loop {
+            self.enter(Phase::Idle).await?;
+            if self.slot.should_retire() {
+                return Err(Exit::REGULAR);
+            }
+            self.serve_checkout().await?;
+        }
+    }
+
+    async fn serve_checkout(&mut self) -> Result<(), Exit> {
+        loop {
+            let message = self.take().await?;
+            match FromClient::decode(&message) {
+                Ok(FromClient::Call { mode, method, args, meta }) => {
+                    let method = method.unwrap_or_default();
+                    self.serve_call(mode, method, args.encoded(), &meta).await?;
+                }
+                Ok(FromClient::Done) => {
+                    self.slot.count_checkout();
+                    return self.enter(Phase::CheckoutDone).await;
+                }
+                Ok(_) => {}
+                Err(_) => return Err(Exit::REGULAR),
+            }
+        }
+    }
+
+    async fn serve_call(
+        &mut self,
+        mode: CallMode,
+        method: &str,
+        args: &[u8],
+        meta: &CallMeta<'_>,
+    ) -> Result<(), Exit> {
+        self.read_ahead();
+        let number = self.slot.begin_number(mode == CallMode::Sequential);
+        let (worker, call) = (self.number, number);
+        if self.has(Fault::DieBefore { worker, call }) {
+            return Err(Exit::CRASH);
+        }
+        let mut answer = Vec::new();
+        if self.slot.is_failing() || self.is_cancelled(number) {
+            self.slot.count_skipped();
+            frame::put(&mut answer, |out| native::put_skipped(out, Some(number)));
+        } else {
+            self.slot.set_call(meta);
+            self.enter(Phase::Busy).await?;
+            if self.slot.is_client_gone() {
+                return Err(Exit::REGULAR);
+            }
+            let mut reader = rmp_serde::Deserializer::new(args);
+            let id: u64 = serde::Deserialize::deserialize(&mut reader).map_err(|_| Exit::CRASH)?;
+            self.monitor.begun(id, worker);
+            let outcome = self.run(method, id, &mut reader).await?;
+            if self.has(Fault::DieRunning { worker, call }) {
+                return Err(Exit::CRASH);
+            }
+            self.send_garbage(number).await?;
+            self.encode(&mut answer, number, id, outcome);
+        }
+        let is_long = answer.len() > ATOMIC_WRITE;
+        self.enter(if is_long { Phase::AnsweringLong } else { Phase::Answering }).await?;
+        if self.has(Fault::DieAnswering { worker, call }) {
+            if is_long {
+                self.send(&answer[..answer.len() / 2]).await?;
+            }
+            return Err(Exit::CRASH);
+        }
+        self.send(&answer).await?;
+        if self.has(Fault::DieAfter { worker, call }) {
+            return Err(Exit::CRASH);
+        }
+        self.enter(Phase::Held).await
+    }
+
+    async fn run(
+        &mut self,
+        method: &str,
+        id: u64,
+        rest: &mut rmp_serde::Deserializer<rmp_serde::decode::ReadReader<&[u8]>>,
+    ) -> Result<Outcome, Exit> {
+        let mut number = || serde::Deserialize::deserialize(&mut *rest).map_err(|_| Exit::CRASH);
+        let mut result = Vec::new();
+        match method {
+            "sleep" => {
+                let time: u64 = number()?;
+                tokio::time::sleep(Duration::from_millis(time)).await;
+            }
+            "hang" => std::future::pending().await,
+            "die" => return Err(Exit(End::Signaled(6))),
+            "fail" => {
+                let body = ErrorBody { kind: kind::INTERFACE, ..ErrorBody::default() };
+                return Ok(Outcome::Error(body, id.to_string()));
+            }
+            "get" => {
+                let length: u64 = number()?;
+                let bytes = vec![super::caller::fill(id); length as usize];
+                let blob = Blob::from(bytes);
+                result = rmp_serde::to_vec(&blob).map_err(|_| Exit::CRASH)?;
+            }
+            "send" => {
+                let blob: Blob =
+                    serde::Deserialize::deserialize(&mut *rest).map_err(|_| Exit::CRASH)?;
+                if blob.iter().any(|byte| *byte != super::caller::fill(id)) {
+                    self.monitor.complain(format!("call {id} has wrong bytes"));
+                }
+            }
+            _ => {}
+        }
+        if result.is_empty() {
+            result = rmp_serde::to_vec(&id).map_err(|_| Exit::CRASH)?;
+        }
+        Ok(Outcome::Result(result))
+    }
+
+    /// Encodes an answer. A result that does not fit into a frame is an error.
+    fn encode(&mut self, answer: &mut Vec<u8>, number: u64, id: u64, outcome: Outcome) {
+        let (body, message) = match outcome {
+            Outcome::Result(value) => {
+                frame::put(answer, |out| {
+                    native::put_ok(out, Some(number), ValueFormat::from_json_flag(false));
+                    out.extend_from_slice(&value);
+                });
+                if answer.len() - frame::HEADER_LEN <= MAX_FRAME {
+                    return;
+                }
+                answer.clear();
+                let body = ErrorBody { kind: kind::RESULT, ..ErrorBody::default() };
+                (body, "it is too long".to_owned())
+            }
+            Outcome::Error(body, message) => (body, message),
+        };
+        self.slot.set_failing();
+        self.monitor.failed(id);
+        let error = ErrorBody { message: &message, ..body };
+        frame::put(answer, |out| native::put_error(out, Some(number), &error));
+    }
+
+    /// Sends wrong bytes, if the plan says so, and ends.
+    async fn send_garbage(&mut self, number: u64) -> Result<(), Exit> {
+        let is_now =
+            |fault: &&Fault| matches!(fault, Fault::Garbage { call, .. } if *call == number);
+        let Some(&Fault::Garbage { kind, .. }) = self.faults.iter().find(is_now) else {
+            return Ok(());
+        };
+        let mut out = Vec::new();
+        match kind {
+            0 => out.extend([0xff; 40]),
+            1 => frame::put(&mut out, |out| native::put_skipped(out, Some(number + 1))),
+            2 => frame::put(&mut out, |out| out.extend([0xc1; 9])),
+            3 => {
+                let notice = DeathNotice { pid: 1, calls: u64::MAX, ..Default::default() };
+                frame::put(&mut out, |out| notice.put(out));
+            }
+            _ => frame::put(&mut out, |out| WorkerHello::default().put(out)),
+        }
+        self.send(&out).await?;
+        Err(Exit::CRASH)
+    }
+
+    /// Enters a phase. Other processes may run before the next one.
+    async fn enter(&mut self, phase: Phase) -> Result<(), Exit> {
+        self.slot.running().await;
+        let Err(request) = self.slot.enter(phase) else {
+            self.monitor.step(|| format!("worker {} is {phase:?}", self.number));
+            return Ok(());
+        };
+        if request == StopRequest::Kill {
+            // SIGKILL is on its way.
+            std::future::pending::<()>().await;
+        }
+        Err(request.into())
+    }
+
+    /// Takes the next message.
+    async fn take(&mut self) -> Result<Bytes, Exit> {
+        loop {
+            self.slot.running().await;
+            if let Some(message) = self.messages.pop_front() {
+                return Ok(message);
+            }
+            if let Some(message) = self.take_received()? {
+                self.monitor.step(|| format!("worker {} takes a message", self.number));
+                return Ok(message);
+            }
+            self.receive().await?;
+        }
+    }
+
+    fn take_received(&mut self) -> Result<Option<Bytes>, Exit> {
+        frame::take(&mut self.inbox, MAX_FRAME).map_err(|_| Exit::REGULAR)
+    }
+
+    /// Reads what has arrived, so that cancellations are found.
+    fn read_ahead(&mut self) {
+        let bytes = self.messages.iter().map(Bytes::len).sum::<usize>();
+        if bytes < READ_AHEAD {
+            self.stream.receive_ready(&mut self.inbox);
+            while let Ok(Some(message)) = frame::take(&mut self.inbox, MAX_FRAME) {
+                self.messages.push_back(message);
+            }
+        }
+    }
+
+    fn is_cancelled(&self, number: u64) -> bool {
+        self.messages.iter().any(|message| native::cancelled_call(message) == Some(number))
+    }
+
+    async fn receive(&mut self) -> Result<(), Exit> {
+        self.stream.receive(&mut self.inbox).await.map(|_| ()).ok_or(Exit::REGULAR)
+    }
+
+    /// Sends bytes: a short message whole or not at all, as the kernel does.
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), Exit> {
+        self.slot.running().await;
+        self.monitor.step(|| format!("worker {} sends {} bytes", self.number, bytes.len()));
+        let sent = match bytes.len() <= ATOMIC_WRITE {
+            true => self.stream.send_whole(bytes).await,
+            false => self.stream.send(bytes).await,
+        };
+        sent.ok_or(Exit::REGULAR)
+    }
+}
