@@ -2,10 +2,10 @@
 //! supervises the workers, reaps them, and leaves no process, file or memory behind.
 //!
 //! * `run` starts a server, `builder` and `options` describe it.
-//! * `event_loop` handles all events. Everything below is independent of it.
-//! * Connections: `initial_listener`, `listener`, `socket_file`, `access`, `handshakes`,
-//!   `client_queue`, `fair_share`, `refusal`.
-//! * Workers: `child`, `worker_exit`, `spares`, `limits`, `worker_groups`, `privileges`, `sandbox`, `scratch`,
+//! * `supervisor` decides, without I/O. `event_loop` reports all events to it, and carries out what it
+//!   decides. Everything below is independent of the loop.
+//! * Connections: `initial_listener`, `listener`, `socket_file`, `access`, `handshakes`, `refusal`.
+//! * Workers: `child`, `worker_exit`, `limits`, `worker_groups`, `privileges`, `sandbox`, `scratch`,
 //!   `probe`, `stderr`, `orphans`, `guardian`.
 //! * Restarts and service managers: `restart`, `parent`, `signals`, `hangup`, `service_manager`,
 //!   `environment`.
@@ -18,7 +18,6 @@
 mod access;
 mod builder;
 mod child;
-mod client_queue;
 mod command;
 mod control;
 mod entry;
@@ -26,7 +25,6 @@ mod environment;
 mod error;
 mod event_loop;
 mod failure_text;
-mod fair_share;
 mod guardian;
 mod handle;
 mod handshakes;
@@ -60,7 +58,6 @@ mod scratch;
 mod service_manager;
 mod signals;
 mod socket_file;
-mod spares;
 mod spawn;
 mod spawned_server;
 mod stack;
@@ -71,6 +68,7 @@ mod status_requests;
 mod status_socket;
 mod stderr;
 mod stop_requests;
+pub(crate) mod supervisor;
 mod titles;
 mod wake_pipe;
 mod watched_set;

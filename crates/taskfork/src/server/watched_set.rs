@@ -30,12 +30,22 @@ impl<T: AsFd> WatchedSet<T> {
     /// Adds a connection and returns its number. Returns the connection if the kernel cannot watch it.
     pub(crate) fn insert(&mut self, entry: T, events: EventFlags) -> Result<u64, (T, Errno)> {
         let number = self.next;
+        self.insert_as(number, entry, events).map(|()| number)
+    }
+
+    /// Adds a connection with a number that the caller chooses. It must be greater than all before.
+    pub(crate) fn insert_as(
+        &mut self,
+        number: u64,
+        entry: T,
+        events: EventFlags,
+    ) -> Result<(), (T, Errno)> {
         if let Err(errno) = epoll::add(&self.epoll, &entry, EventData::new_u64(number), events) {
             return Err((entry, errno));
         }
-        self.next += 1;
+        self.next = number + 1;
         self.entries.insert(number, entry);
-        Ok(number)
+        Ok(())
     }
 
     /// Removes a connection and stops watching it.
@@ -86,10 +96,6 @@ impl<T: AsFd> WatchedSet<T> {
 
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 }
 

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 
-use super::timeouts::DEADLINE_PASSED;
-use super::{Child, KillReason, Role};
+use super::{Child, Role};
 use crate::clock::now;
 use crate::error::End;
 use crate::server::log_limit::LogLimit;
 use crate::server::process;
 use crate::server::stderr::{StderrOutput, StderrTail};
+use crate::server::supervisor::{self, Exit, KillCause, KillReason, Leaving, NoStack};
 use crate::server::worker_exit::{
     DeathNotification, ExitLogEntry, WorkerExit, WorkerRules, cause, classify_exit, has_peer_closed,
 };
@@ -19,9 +19,10 @@ use crate::worker::scoreboard::{MAX_COUNT, Phase, SlotView};
 
 impl Child {
     /// Reaps a dead worker. The kernel may reuse its process id after this. So the caller must kill
-    /// its group first, and must tell the guardian first.
+    /// its group first, and must tell the guardian first. `known` is what the supervisor knew of it.
     pub(crate) fn reap(
         mut self,
+        known: &Exit,
         output: &mut StderrOutput,
         log_limit: &mut LogLimit,
         rules: &WorkerRules<'_>,
@@ -31,26 +32,27 @@ impl Child {
         let pid = self.pid();
         let stderr = self.stderr.take().map(|stderr| stderr.finish(pid, output));
         let StderrTail { text: stderr, allocation_failed } = stderr.unwrap_or_default();
-        let kill_reason = self.kill_reason.take().map(|reason| *reason);
-        let kill_reason = kill_reason.or(self.pending_kill.take().map(|pending| pending.reason));
         let corruption = self.slot.read().err();
-        let view = self.slot.last_read();
-        let reason = kill_reason.or_else(|| self.alarm_reason(view, end)).unwrap_or_else(|| {
-            let (cause, text) = match (corruption, self.role.setup_failure()) {
-                (Some(corruption), _) => (cause::CORRUPT, corruption.to_string()),
-                (None, Some(failure)) => (cause::SETUP_FAILED, failure),
-                (None, None) => {
+        let last = self.slot.last_read();
+        let reason = known.kill.or_else(|| self.alarm_reason(known, last, end));
+        let (cause, text) = match (reason, corruption) {
+            (Some(reason), _) => (reason.cause.name(), reason.cause.text()),
+            (None, Some(corruption)) => (cause::CORRUPT, corruption.to_string()),
+            (None, None) => match self.role.setup_failure() {
+                Some(failure) => (cause::SETUP_FAILED, failure),
+                None => {
                     let (cause, text) = classify_exit(end, &self.slot, allocation_failed, rules);
                     (cause, text.into_owned())
                 }
-            };
-            KillReason::new(view, text, cause)
-        });
-        let KillReason { view, text, ran, cause, no_stack } = reason;
+            },
+        };
+        let view = reason.and_then(|reason| reason.view).unwrap_or(last);
+        let ran = reason.and_then(|reason| reason.ran);
+        let no_stack = reason.and_then(|reason| reason.no_stack).map(NoStack::text);
         let reason = Some(text).filter(|text| !text.is_empty());
-        let was_retired = self.retiring_since.is_some() || self.slot.retirement().is_some();
-        let is_over =
-            was_retired || view.phase == Phase::Retired || self.client_gone_since.is_some();
+        let is_over = known.leaving != Leaving::Staying
+            || self.slot.retirement().is_some()
+            || view.phase == Phase::Retired;
         // Whether the peer has closed is a system call, which only an orderly exit needs.
         let is_regular = end == End::Exited(0)
             && reason.is_none()
@@ -68,8 +70,9 @@ impl Child {
             }
             .log();
         }
-        let is_spare = matches!(self.role, Role::Spare(_));
-        let spare_failure = (is_spare && !(self.retiring_since.is_some() && end == End::Exited(0)))
+        let is_spare = known.role == supervisor::Role::Spare;
+        let has_left = known.leaving != Leaving::Staying && end == End::Exited(0);
+        let spare_failure = (is_spare && !has_left)
             .then(|| reason.clone().unwrap_or_else(|| format!("the worker {end}")));
         // With a corrupt slot it is unknown which calls have begun. Any of them may have run.
         let is_corrupt = cause == cause::CORRUPT;
@@ -104,14 +107,14 @@ impl Child {
     /// The reason for a worker that SIGALRM has ended at its call's deadline. The server sends that
     /// signal, and so may the worker itself. It ends code that has reset the signal's action, and
     /// programs that have been executed.
-    fn alarm_reason(&self, view: SlotView, end: End) -> Option<KillReason> {
+    fn alarm_reason(&self, known: &Exit, view: SlotView, end: End) -> Option<KillReason> {
         let is_alarm = end == End::Signaled(Signal::ALARM.as_raw());
-        let has_passed = self.alarmed_call == view.calls
+        let has_passed = known.alarmed_call == view.calls
             || self.slot.deadline().is_some_and(|deadline| deadline <= now());
         if !is_alarm || view.phase != Phase::Busy || !has_passed {
             return None;
         }
-        let (text, ran) = (DEADLINE_PASSED.to_owned(), Some(now().saturating_sub(view.since)));
-        Some(KillReason { ran, ..KillReason::new(view, text, cause::TIMED_OUT) })
+        let ran = Some(now().saturating_sub(view.since));
+        Some(KillReason { ran, view: Some(view), ..KillReason::new(KillCause::TimedOut) })
     }
 }

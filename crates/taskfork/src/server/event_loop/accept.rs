@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use super::{ACCEPT_PAUSE, EventLoop};
+use super::EventLoop;
+use crate::clock;
 use crate::display::seconds;
 use crate::server::access::Origin;
-use crate::server::fair_share::ClientId;
 use crate::server::handshakes::{PendingHandshake, ReadOutcome};
 use crate::server::log;
 use crate::server::refusal::{self, Refusal};
+use crate::server::supervisor::{ClientId, Peer};
+use crate::sys;
 use crate::wire::Protocol;
 use crate::wire::first_message::{self, FirstMessage, Progress};
 use crate::worker::AcceptedClient;
@@ -41,12 +43,10 @@ impl EventLoop {
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
                 Err(errno) => {
-                    let now = Instant::now();
-                    if self.log_limits.accept.acquire(now) {
+                    if self.log_limits.accept.acquire(Instant::now()) {
                         log::error!("cannot accept connections for a while: {errno}");
                     }
-                    self.accept_paused_until = Some(now + ACCEPT_PAUSE);
-                    self.set_listener_paused(true);
+                    self.supervisor.handle_accept_failed(clock::now());
                     return;
                 }
             }
@@ -72,7 +72,7 @@ impl EventLoop {
         };
         match FirstMessage::default().scan(bytes, self.options.max_frame) {
             Ok(Progress::Complete(protocol)) => {
-                let id = ClientId::of(&connection, first_message::client_number(bytes));
+                let id = identify(&connection, first_message::client_number(bytes));
                 let client = AcceptedClient::new(connection, Vec::new(), None);
                 self.route_client(client, protocol, origin, id);
                 return true;
@@ -124,7 +124,7 @@ impl EventLoop {
                 else {
                     return false;
                 };
-                let id = ClientId::of(&connection, first_message::client_number(&received));
+                let id = identify(&connection, first_message::client_number(&received));
                 let client = AcceptedClient::new(connection, received, until);
                 self.route_client(client, protocol, origin, id);
                 return true;
@@ -143,8 +143,8 @@ impl EventLoop {
         false
     }
 
-    /// Passes a client with a complete first message to a worker, or puts it into the queue. Refuses
-    /// the client if `protocols` does not allow its protocol.
+    /// Has a client with a complete first message placed. Refuses the client if `protocols` does not
+    /// allow its protocol.
     fn route_client(
         &mut self,
         client: AcceptedClient,
@@ -159,10 +159,8 @@ impl EventLoop {
             };
             let reason = format!("this server does not take the {called} here (protocols)");
             self.refuse(client.socket, Refusal::access(Some(protocol), reason));
-        } else if !self.queue.is_empty() {
-            self.enqueue_client(client, protocol, id);
-        } else if let Some(client) = self.assign_spare(client, id) {
-            self.fork_for_client(client, protocol, id);
+        } else {
+            self.place_client(client, protocol, id);
         }
     }
 
@@ -187,4 +185,16 @@ impl EventLoop {
         self.counters.refused += 1;
         refusal::send(&connection, &refusal);
     }
+}
+
+/// Who a client is, as the kernel reports it, with the number from its first message.
+fn identify(connection: &OwnedFd, number: u64) -> ClientId {
+    let peer = match sys::peer_credentials(connection) {
+        Some(peer) if peer.pid != 0 => Peer::Process(peer.pid),
+        Some(peer) => Peer::User(peer.uid),
+        None => {
+            sys::peer_address(connection).map_or(Peer::Unknown, |address| Peer::Host(address.ip()))
+        }
+    };
+    ClientId::new(peer, number)
 }

@@ -14,7 +14,7 @@ impl EventLoop {
         let Some(limit) = self.open_files.most() else { return };
         let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
         let allowed = allowed(limit, open.count() as u64, self.options.stderr);
-        let max_workers = self.worker_limit();
+        let max_workers = self.supervisor.max_workers();
         if allowed < max_workers as u64 {
             log::warn!(
                 name = self.options.name,

@@ -9,11 +9,12 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, set_parent_process_death_signal, setpgid};
 
+use super::clients::WaitingClient;
 use super::{EventLoop, token};
+use crate::clock::now;
 use crate::log_output;
 use crate::server::child::{Child, Role};
 use crate::server::error::ServerError;
-use crate::server::fair_share::ClientId;
 use crate::server::guardian::Guardian;
 use crate::server::limits::Limit;
 use crate::server::log;
@@ -24,11 +25,11 @@ use crate::server::refusal::Refusal;
 use crate::server::scratch::ScratchFolder;
 use crate::server::spawned_server;
 use crate::server::stderr::{CapturedStderr, Stderr};
+use crate::server::supervisor::ClientKey;
 use crate::server::worker_groups::WorkerGroups;
 use crate::sys::{self, ForkError, Forked, ThreadCount};
-use crate::wire::Protocol;
 use crate::worker::scoreboard::ServerSlot;
-use crate::worker::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
+use crate::worker::{ClientSource, WorkerConfig, WorkerInit};
 
 /// The code of a worker, with the types of its state and its interface erased. Returns the exit
 /// status.
@@ -64,44 +65,33 @@ struct InheritedFds {
 
 #[taskfork_macros::startup_code]
 impl EventLoop {
-    /// Forks a worker for `client`. Puts the client into the queue if all workers are in use, and
-    /// refuses it if the fork fails.
-    pub(super) fn fork_for_client(
-        &mut self,
-        client: AcceptedClient,
-        protocol: Protocol,
-        id: ClientId,
-    ) {
-        if self.children.len() >= self.worker_limit() {
-            return self.enqueue_client(client, protocol, id);
-        }
+    /// Forks a worker for `client`. Refuses the client if that fails.
+    pub(super) fn fork_for_client(&mut self, number: u64, key: ClientKey) {
+        let Some(WaitingClient { client, protocol }) = self.waiting.take(key) else {
+            return self.supervisor.handle_fork_failed();
+        };
         let is_told = client.is_preamble_sent;
         let busy = |reason| Refusal::busy(protocol, reason).with_preamble_sent(is_told);
-        let own = match client.socket.try_clone() {
-            Ok(own) => own,
-            Err(error) => {
-                self.refuse(client.socket, busy(ForkError::Kernel(error).to_string()));
-                return;
+        let failed = match client.socket.try_clone() {
+            Ok(own) => {
+                self.fork_worker(number, Role::Client(own), ClientSource::Accepted(client)).err()
             }
+            Err(error) => Some((ClientSource::Accepted(client), ForkError::Kernel(error))),
         };
-        match self.fork_worker(Role::Client(own), ClientSource::Accepted(client)) {
-            Ok(()) => {
-                if let Some(child) = self.children.get_mut(&self.forked) {
-                    child.client_id = id;
-                }
-            }
-            Err((socket, error)) => self.refuse(socket.into_fd(), busy(error.to_string())),
+        if let Some((socket, error)) = failed {
+            self.supervisor.handle_fork_failed();
+            self.refuse(socket.into_fd(), busy(error.to_string()));
         }
     }
 
-    /// Forks a worker. There must be room for it. Gives back `socket` if the fork fails. In the new
-    /// worker this does not return.
+    /// Forks the worker with this number. There must be room for it. Gives back `socket` if the fork
+    /// fails. In the new worker this does not return.
     pub(super) fn fork_worker(
         &mut self,
+        number: u64,
         role: Role,
         socket: ClientSource,
     ) -> Result<(), (ClientSource, ForkError)> {
-        let number = self.forked + 1;
         let (scratch, group) = match self.make_surroundings(number) {
             Ok(made) => made,
             Err(error) => return Err((socket, ForkError::Kernel(error))),
@@ -117,7 +107,7 @@ impl EventLoop {
         self.title.set_number(number);
         match fork_child(threads, stderr) {
             Ok(ForkSide::Parent(pid, stderr)) => {
-                self.forked = number;
+                self.supervisor.handle_forked(number, now());
                 if !self.guardian.as_mut().is_none_or(|guardian| guardian.record_fork(pid)) {
                     self.replace_guardian();
                 }
@@ -205,9 +195,10 @@ impl EventLoop {
         if self.log_limits.workers.acquire(Instant::now()) {
             log::error!(worker = number, "a worker is killed: {error}");
         }
-        if let Some(child) = self.children.get_mut(&number) {
-            child.kill("the server could not watch it");
+        if let Some(child) = self.children.get(&number) {
+            child.kill_group();
         }
+        self.supervisor.handle_unwatchable(number);
         self.reap_worker(number);
     }
 
@@ -316,7 +307,7 @@ impl EventLoop {
             .chain(self.groups.as_ref().map(WorkerGroups::descriptor))
             .chain(self.scratch.iter().flat_map(ScratchFolder::descriptors))
             .chain(self.handshakes.descriptors())
-            .chain(self.queue.descriptors())
+            .chain(self.waiting.descriptors())
             .chain(children)
     }
 }

@@ -65,6 +65,6 @@ impl EventLoop {
         self.status_requests.close_copies();
         self.children.clear();
         self.handshakes.close_copies();
-        self.queue.close_copies();
+        self.waiting.close_copies();
     }
 }

@@ -29,8 +29,8 @@ impl EventLoop {
         let handshakes = self.handshakes.len();
         log::info!(name, workers, handshakes, "SIGUSR2: the workers follow");
         let now = now();
-        for child in self.children.values_mut() {
-            let (status, client) = (child.status(now), client(child));
+        for (child, observed) in self.observed_children() {
+            let (status, client) = (child.status(&observed, now), client(child));
             log::info!(
                 worker = status.number,
                 pid = status.pid,

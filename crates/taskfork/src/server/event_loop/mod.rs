@@ -4,17 +4,17 @@
 
 mod accept;
 mod capacity;
+mod carry_out;
+mod clients;
 mod fork_worker;
 mod guard;
 mod helpers;
 mod inspect;
 mod log_summary;
-mod queue;
 mod reaper;
 mod rebind;
 mod restart;
 mod shutdown;
-mod spares;
 mod status;
 mod stderr;
 mod timers;
@@ -30,6 +30,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use self::clients::WaitingClients;
 pub(crate) use self::fork_worker::Program;
 use self::rebind::SocketFiles;
 use self::status::open_status;
@@ -38,11 +39,10 @@ use crate::clock::now;
 use crate::log_output;
 use crate::server::access::Rules;
 use crate::server::child::Child;
-use crate::server::client_queue::ClientQueue;
 use crate::server::error::ServerError;
 use crate::server::guardian::{Guardian, Mark};
 use crate::server::handshakes::Handshakes;
-use crate::server::hangup::{Hangup, explain_shutdown};
+use crate::server::hangup::Hangup;
 use crate::server::initial_listener::InitialListener;
 use crate::server::listener::Listener;
 use crate::server::log;
@@ -58,10 +58,10 @@ use crate::server::scratch::{self, ScratchFolder};
 use crate::server::service_manager::ServiceManager;
 use crate::server::signals::Signals;
 use crate::server::socket_file::Identity;
-use crate::server::spares::Spares;
 use crate::server::status::Counters;
 use crate::server::status_requests::StatusRequests;
 use crate::server::stderr::StderrOutput;
+use crate::server::supervisor::{self, Supervisor};
 use crate::server::titles::printable_name;
 use crate::server::wake_pipe::WakePipe;
 use crate::server::worker_groups::{WorkerGroups, remove_groups};
@@ -91,10 +91,8 @@ fn token(worker: u64, what: u64) -> u64 {
     CHILDREN + TOKENS * worker + what
 }
 
-/// How long accepting is paused after descriptors or processes have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 pub(crate) struct EventLoop {
+    supervisor: Supervisor,
     options: Options,
     program: Program,
     epoll: OwnedFd,
@@ -109,24 +107,17 @@ pub(crate) struct EventLoop {
     listener: Option<Listener>,
     rules: Rules,
     handshakes: Handshakes,
-    queue: ClientQueue,
+    waiting: WaitingClients,
     log_limits: LogLimits,
     scoreboard: Scoreboard,
     /// By worker number. Numbers are never reused.
     children: BTreeMap<u64, Child>,
-    /// The number of workers that have been forked.
-    forked: u64,
-    mode: Mode,
-    accept_paused_until: Option<Instant>,
     orphans: Orphans,
-    spares: Spares,
     mark: Mark,
     /// `None` if it could not be started.
     guardian: Option<Guardian>,
     /// The last failure to start a guardian has been logged.
     guardian_failure_logged: bool,
-    /// The number of workers that had to be killed during shutdown.
-    killed: usize,
     oom_kills: OomKills,
     /// Workers write to it when their deadline has passed, or when they have reported their stack.
     wake: WakePipe,
@@ -157,16 +148,6 @@ pub(crate) struct EventLoop {
     cores: usize,
     /// When the server started, on the clock of the scoreboard.
     started_at: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Serving,
-    /// The listener is closed, and no new checkout begins. Running checkouts may continue until
-    /// this time, or without limit.
-    Draining(Option<Instant>),
-    /// All workers have been killed.
-    Killing,
 }
 
 impl EventLoop {
@@ -220,6 +201,14 @@ impl EventLoop {
         ))?;
         let stderr_output = StderrOutput::new(options.stderr);
         let mut server = Self {
+            supervisor: Supervisor::new(supervisor::Config {
+                max_workers: options.max_workers.min(Scoreboard::CAPACITY),
+                spare_workers: options.spare_workers,
+                max_waiting: handshakes.limit(),
+                hung_worker_timeout: options.hung_worker_timeout.get(),
+                shutdown_grace: options.shutdown_grace.get(),
+                recycling: options.recycling,
+            }),
             options,
             program,
             epoll,
@@ -232,19 +221,14 @@ impl EventLoop {
             listener,
             rules,
             handshakes,
-            queue: ClientQueue::new()?,
+            waiting: WaitingClients::new()?,
             log_limits: LogLimits::default(),
             children: BTreeMap::new(),
-            forked: 0,
-            mode: Mode::Serving,
-            accept_paused_until: None,
             orphans: Orphans::new(),
-            spares: Spares::default(),
             mark: Mark::set(&scoreboard),
             scoreboard,
             guardian: None,
             guardian_failure_logged: false,
-            killed: 0,
             oom_kills: OomKills::default(),
             wake,
             status,
@@ -274,7 +258,7 @@ impl EventLoop {
         server.wake.watch(&server.epoll, WAKE).map_err(ServerError::system(cannot_watch))?;
         server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
         server.watch(server.handshakes.as_fd(), HANDSHAKES, EventFlags::IN)?;
-        server.watch(server.queue.as_fd(), QUEUE, EventFlags::IN)?;
+        server.watch(server.waiting.as_fd(), QUEUE, EventFlags::IN)?;
         if let Some(listener) = &server.listener {
             server.watch(listener.as_fd(), LISTENER, EventFlags::IN)?;
         }
@@ -344,8 +328,8 @@ impl EventLoop {
                 }
             }
             let is_busy = !events.is_empty();
-            self.assign_free_places();
-            self.fork_due_spare(is_busy);
+            self.supervisor.end_turn(is_busy, now());
+            self.carry_out_actions();
         }
         if let Some(guardian) = self.guardian.take() {
             guardian.stop();
@@ -358,44 +342,27 @@ impl EventLoop {
         }
         self.report_all_omitted();
         log_output::lock().finish();
-        match self.killed {
+        match self.supervisor.killed() {
             0 => Ok(()),
             workers => Err(ServerError::Killed { workers }),
         }
     }
 
     fn is_finished(&self) -> bool {
-        self.mode != Mode::Serving && self.children.is_empty() && !self.orphans.are_pending()
+        self.supervisor.is_finished() && !self.orphans.are_pending()
     }
 
     fn dispatch(&mut self, token: u64) {
         match token {
             SIGNALS => {
                 while let Some(signal) = self.signals.next() {
-                    let is_own = self.options.control.is_none()
-                        && self.listener.is_some()
-                        && self.signals.asks_for_restart();
-                    match self.mode {
-                        _ if signal == Signal::SIGCHLD => self.reap_workers(),
-                        _ if signal == Signal::SIGUSR1 => self.reopen_log(),
-                        _ if signal == Signal::SIGUSR2 => self.log_workers(),
-                        Mode::Serving if signal == Signal::SIGHUP && is_own => self.start_restart(),
-                        Mode::Serving => {
-                            if signal == Signal::SIGHUP && self.options.control.is_none() {
-                                explain_shutdown();
-                            }
-                            self.shut_down();
-                        }
-                        _ if signal == Signal::SIGHUP => self.forward_restart(),
-                        // The server may be shutting down for another reason, such as a new server.
-                        _ if !self.signals.is_second_request() => {}
-                        _ => self.kill_all("the server was told to end at once"),
-                    }
+                    self.handle_signal(signal);
+                    self.carry_out_actions();
                 }
             }
             LISTENER => self.accept(),
             HANDSHAKES => self.read_handshakes(),
-            QUEUE => self.queue.remove_closed(),
+            QUEUE => self.remove_closed_clients(),
             CONTROL => self.handle_control(),
             SUCCESSOR => self.read_successor(),
             PARENT => self.handle_parent_exit(),
@@ -405,10 +372,27 @@ impl EventLoop {
             token => {
                 let number = (token - CHILDREN) / TOKENS;
                 match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
-                    (0, Some(child)) => child.handle_client_gone(),
+                    (0, Some(child)) => {
+                        let observed = child.mark_client_gone();
+                        self.supervisor.handle_client_gone(number, &observed, now());
+                    }
                     (_, Some(_)) => self.read_stderr(number),
                     (_, None) => {}
                 }
+            }
+        }
+        self.carry_out_actions();
+    }
+
+    fn handle_signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::SIGCHLD => self.reap_workers(),
+            Signal::SIGUSR1 => self.reopen_log(),
+            Signal::SIGUSR2 => self.log_workers(),
+            Signal::SIGHUP => self.handle_hangup(),
+            _ => {
+                let is_repeated = self.signals.is_second_request();
+                self.supervisor.handle_end_request(is_repeated, now());
             }
         }
     }
@@ -421,10 +405,6 @@ impl EventLoop {
     ) -> Result<(), ServerError> {
         epoll::add(&self.epoll, what, EventData::new_u64(token), flags)
             .map_err(ServerError::system("cannot watch a descriptor"))
-    }
-
-    pub(super) fn worker_limit(&self) -> usize {
-        self.options.max_workers.min(Scoreboard::CAPACITY)
     }
 
     pub(super) fn set_listener_paused(&self, pause: bool) {

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use rustix::event::epoll;
 
-use super::{EventLoop, Mode};
+use super::EventLoop;
+use crate::clock::now;
 use crate::server::child::Child;
 use crate::server::scratch::ScratchFolder;
 use crate::server::worker_exit::{WorkerExit, WorkerRules};
@@ -34,7 +35,7 @@ impl EventLoop {
 
     /// Reaps a worker that has exited or was killed, and sends its client a death notice.
     pub(super) fn reap_worker(&mut self, number: u64) {
-        let Some(child) = self.children.remove(&number) else { return };
+        let Some(mut child) = self.children.remove(&number) else { return };
         // Closing the descriptors would not end the watches: a worker that has just been forked holds
         // copies for a moment. An error means only that a descriptor is not watched.
         if let Some(connection) = child.connection() {
@@ -43,13 +44,15 @@ impl EventLoop {
         if let Some(stderr) = child.stderr() {
             let _ = epoll::delete(&self.epoll, stderr);
         }
-        let age = child.age();
+        let last = child.observe().view;
+        let known = self.supervisor.handle_exit(number, last, now());
         // The number of the process group may be reused after the worker has been reaped.
         child.kill_group();
         if !self.guardian.as_mut().is_none_or(|guardian| guardian.record_reap(child.pid)) {
             self.replace_guardian();
         }
         let WorkerExit { slot, mut notification, mut stack, cause, spare_failure } = child.reap(
+            &known,
             &mut self.stderr_output,
             &mut self.log_limits.deaths,
             &WorkerRules {
@@ -74,14 +77,13 @@ impl EventLoop {
             groups.remove(number);
         }
         self.remove_scratch(number);
-        self.queue.worker_exited(number);
         *self.counters.deaths.entry(cause).or_default() += 1;
         match stack {
             Some(stack) if notification.has_notice() => self.send_with_stack(notification, stack),
             _ => notification.send(),
         }
-        if let Some(reason) = spare_failure.filter(|_| self.mode == Mode::Serving) {
-            self.record_spare_failure(&reason, age);
+        if let Some(reason) = spare_failure.filter(|_| self.supervisor.is_serving()) {
+            self.record_spare_failure(&reason, known.age);
         }
         self.reap_orphans();
     }

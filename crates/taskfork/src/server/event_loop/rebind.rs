@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::status::status_path;
-use super::{EventLoop, LISTENER, Mode, STATUS};
+use super::{EventLoop, LISTENER, STATUS};
 use crate::server::error::ServerError;
 use crate::server::listener::{BACKLOG, Listener};
 use crate::server::log;
@@ -107,7 +107,7 @@ impl EventLoop {
     pub(super) fn check_socket_files(&mut self) -> Option<Duration> {
         let has_path = self.listener.as_ref().is_some_and(|listener| listener.path().is_some());
         // A new server that takes over uses the same files.
-        let is_active = self.mode == Mode::Serving && self.successor.is_none();
+        let is_active = self.supervisor.is_serving() && !self.supervisor.is_successor_starting();
         if !is_active || !has_path && status_path(&self.options, self.listener.as_ref()).is_none() {
             self.files.former = None;
             return None;
@@ -130,7 +130,7 @@ impl EventLoop {
         let (place, lines) = ((path, self.options.socket_mode), &mut self.log_limits.files);
         let Some(new) = self.files.listener.restore(Some(listener), place, lines) else { return };
         let flags =
-            if self.accept_paused_until.is_some() { EventFlags::empty() } else { EventFlags::IN };
+            if self.supervisor.is_accept_paused() { EventFlags::empty() } else { EventFlags::IN };
         if let Err(error) = self.watch(new.as_fd(), LISTENER, flags) {
             log::error!("the new listener cannot be watched: {error}");
             return;

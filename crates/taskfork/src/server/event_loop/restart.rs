@@ -7,32 +7,44 @@ use rustix::process::{Signal, kill_process};
 
 use super::status::open_status;
 use super::{EventLoop, STATUS, SUCCESSOR};
+use crate::clock::now;
+use crate::server::hangup::explain_shutdown;
 use crate::server::restart::{Outcome, Successor};
 use crate::server::{log, program_file};
 
 impl EventLoop {
-    /// Starts a new server. This one keeps serving until the new one is ready.
-    pub(super) fn start_restart(&mut self) {
-        match &self.successor {
-            // It has taken over, so the request is for it, or it has failed.
-            Some(successor) if successor.is_readable() => {
+    /// Handles SIGHUP: a request to restart, or to end.
+    pub(super) fn handle_hangup(&mut self) {
+        let is_controlled = self.options.control.is_some();
+        if self.signals.asks_for_restart() && !is_controlled {
+            // A new server may have taken over, and then the request is for it.
+            if self.successor.as_ref().is_some_and(Successor::is_readable) {
                 self.read_successor();
-                if self.successor_pid.is_some() {
-                    return self.forward_restart();
-                }
             }
-            Some(successor) => {
-                let pid = successor.pid();
-                log::warn!("the new server {pid} is not ready yet, and is replaced by another");
-                self.cancel_successor();
-            }
-            None => {}
+            return self.supervisor.handle_restart_request();
         }
-        let Some(listener) = &self.listener else { return };
+        if self.supervisor.is_serving() {
+            if !is_controlled {
+                explain_shutdown();
+            }
+            self.supervisor.handle_end_request(false, now());
+        }
+    }
+
+    /// Starts a new server. This one keeps serving until the new one is ready.
+    pub(super) fn start_successor(&mut self) {
+        if self.try_start_successor().is_none() {
+            self.supervisor.handle_successor_failed();
+        }
+    }
+
+    /// Returns nothing if there is no new server.
+    fn try_start_successor(&mut self) -> Option<()> {
+        let Some(listener) = &self.listener else { return None };
         let program = program_file::path();
         if let Err(reason) = program_file::check(program) {
             log::error!("no new server, this one goes on: {reason}, then send SIGHUP again");
-            return;
+            return None;
         }
         let name = &self.options.name;
         log::info!(name, "starting {} as a new server to take over", program.display());
@@ -50,17 +62,21 @@ impl EventLoop {
             }
         });
         match watched {
-            Ok(successor) => self.successor = Some(successor),
+            Ok(successor) => {
+                self.successor = Some(successor);
+                Some(())
+            }
             Err(reason) => {
                 log::error!("no new server, this one goes on: {reason}");
                 self.reopen_status_socket();
+                None
             }
         }
     }
 
     /// Forwards a request to restart to the server that has taken over.
     pub(super) fn forward_restart(&self) {
-        if let Some(pid) = self.successor_pid.filter(|_| self.signals.asks_for_restart()) {
+        if let Some(pid) = self.successor_pid {
             // This process never reaps that child, so its process id cannot have been reused.
             let _ = kill_process(pid, Signal::HUP);
         }
@@ -78,20 +94,25 @@ impl EventLoop {
                     listener.disown_file();
                 }
                 self.successor_pid = Some(successor.pid());
-                self.drain();
+                self.supervisor.handle_successor_ready(now());
             }
             Outcome::Failed(reason) => {
                 let pid = successor.pid();
                 log::error!("the new server {pid} did not come up, this one goes on: {reason}");
                 self.kill_successor(&successor);
                 self.reopen_status_socket();
+                self.supervisor.handle_successor_failed();
             }
         }
     }
 
     /// Kills a new server that is not ready yet.
-    pub(super) fn cancel_successor(&mut self) {
+    pub(super) fn cancel_successor(&mut self, is_replaced: bool) {
         if let Some(successor) = self.unwatch_successor() {
+            if is_replaced {
+                let pid = successor.pid();
+                log::warn!("the new server {pid} is not ready yet, and is replaced by another");
+            }
             self.kill_successor(&successor);
         }
     }

@@ -1,34 +1,32 @@
-//! Shutdown: requests of the program that started the server, draining, and killing workers.
-
-use std::time::Instant;
+//! Requests of the program that started the server, and the beginning of a shutdown.
 
 use rustix::event::epoll;
 
-use super::{EventLoop, Mode};
+use super::EventLoop;
+use crate::clock::now;
 use crate::server::access::Origin;
 use crate::server::control::ControlRequest;
 use crate::server::log;
 use crate::server::parent::Parent;
-use crate::worker::scoreboard::Retirement;
 
 impl EventLoop {
     /// Handles a request of the program that started this server.
     pub(super) fn handle_control(&mut self) {
         let Some(control) = &self.options.control else { return };
         match control.next_request() {
-            Ok(Some(ControlRequest::Connection(connection))) if self.mode == Mode::Serving => {
+            Ok(Some(ControlRequest::Connection(connection))) if self.supervisor.is_serving() => {
                 self.admit(connection, Origin::Local);
             }
             Ok(None | Some(ControlRequest::Connection(_))) => {}
             Ok(Some(ControlRequest::Status(connection))) => self.add_status_request(connection),
             Ok(Some(ControlRequest::Shutdown)) => {
                 self.close_control();
-                self.drain();
+                self.supervisor.handle_control_end(now());
             }
             Err(error) => {
                 log::error!("the control channel to the program failed: {error}");
                 self.close_control();
-                self.drain();
+                self.supervisor.handle_control_end(now());
             }
         }
     }
@@ -44,39 +42,17 @@ impl EventLoop {
         if let Some(channel) = self.options.parent.as_ref().and_then(Parent::channel) {
             let _ = epoll::delete(&self.epoll, channel);
         }
-        if self.mode == Mode::Serving {
+        if self.supervisor.is_serving() {
             log::error!("the parent process has ended, and so does this server");
-            self.shut_down();
         }
+        self.supervisor.handle_parent_exit(now());
     }
 
-    /// Shuts down gracefully, without a successor.
-    pub(super) fn shut_down(&mut self) {
-        self.cancel_successor();
-        self.service_manager.notify_stopping();
-        self.drain();
-    }
-
-    /// Closes the listener and asks all workers to leave after their checkouts.
-    pub(super) fn drain(&mut self) {
+    /// Closes everything through which new work comes.
+    pub(super) fn close_connections(&mut self) {
         log::info!(name = self.options.name, workers = self.children.len(), "shutting down");
         self.listener = None;
         self.handshakes.close_all();
-        self.queue.close_all();
-        self.mode = Mode::Draining(self.options.shutdown_grace.after(Instant::now()));
-        for child in self.children.values_mut() {
-            child.retire(Retirement::Shutdown);
-        }
-    }
-
-    /// Kills all workers.
-    pub(super) fn kill_all(&mut self, reason: &str) {
-        if self.mode != Mode::Killing {
-            self.killed = self.children.len();
-        }
-        self.mode = Mode::Killing;
-        for child in self.children.values_mut() {
-            child.kill(reason);
-        }
+        self.waiting.close_all();
     }
 }

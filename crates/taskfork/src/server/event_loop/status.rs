@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::{ACCEPT_PAUSE, EventLoop, Mode, STATUS};
+use super::{EventLoop, STATUS};
 use crate::address::{Address, AddressKind};
 use crate::clock::now;
+use crate::server::child::Child;
 use crate::server::error::ServerError;
 use crate::server::listener::Listener;
 use crate::server::log;
@@ -19,8 +20,8 @@ use crate::server::proc_status;
 use crate::server::runtime_directory::runtime_directory;
 use crate::server::status::{ServerStatus, parse_dismiss};
 use crate::server::status_socket::{StatusSocket, send_at_once, send_within_timeout};
+use crate::server::supervisor::{ACCEPT_PAUSE, Observation};
 use crate::server::titles::printable_name;
-use crate::worker::scoreboard::Retirement;
 
 impl EventLoop {
     /// Accepts a connection to the status socket.
@@ -60,8 +61,9 @@ impl EventLoop {
     pub(super) fn answer_status_requests(&mut self) {
         for request in self.status_requests.take_complete(Instant::now()) {
             let number = parse_dismiss(&request.text);
-            if let Some(child) = number.and_then(|number| self.children.get_mut(&number)) {
-                child.retire(Retirement::Requested);
+            if let Some(number) = number {
+                self.supervisor.handle_dismissal(number, now());
+                self.carry_out_actions();
             }
             self.send_status(request.connection);
         }
@@ -98,26 +100,34 @@ impl EventLoop {
 
     fn server_status(&mut self) -> ServerStatus {
         let now = now();
-        let children = self.children.values_mut();
-        let mut workers: Vec<_> = children.map(|child| child.status(now)).collect();
-        workers.sort_by_key(|worker| worker.number);
+        let workers = self.observed_children().map(|(child, it)| child.status(&it, now)).collect();
         let deaths = self.counters.deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count));
         ServerStatus {
             name: self.options.name.clone(),
             pid: self.pid,
             seconds: now.saturating_sub(self.started_at).as_secs_f64(),
-            accepting: self.mode == Mode::Serving,
-            max_workers: self.worker_limit(),
+            accepting: self.supervisor.is_serving(),
+            max_workers: self.supervisor.max_workers(),
             sandbox: self.sandbox.as_ref().map(|_| self.options.sandbox.level().to_string()),
-            forked: self.forked,
+            forked: self.supervisor.forked(),
             refused: self.counters.refused,
             handshakes: self.handshakes.len(),
             handshake_failures: self.handshakes.failures,
             queued: self.queued_checkouts(),
-            waiting: self.queue.len(),
+            waiting: self.supervisor.waiting(),
             deaths: deaths.collect(),
             workers,
         }
+    }
+
+    /// All workers with what their slots show.
+    pub(super) fn observed_children(&mut self) -> impl Iterator<Item = (&Child, Observation)> {
+        let Self { children, supervisor, .. } = self;
+        children.values_mut().map(|child| {
+            let observed = child.observe();
+            supervisor.handle_slot(child.number, &observed);
+            (&*child, observed)
+        })
     }
 
     /// How many checkouts wait: the sum of what each client has reported last.

@@ -1,8 +1,8 @@
 //! Everything that is due at a time: deadlines, ages, pauses and retries.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{EventLoop, Mode};
+use super::EventLoop;
 use crate::clock::now;
 use crate::log_output;
 use crate::server::wake_pipe::pause_after;
@@ -22,7 +22,7 @@ impl EventLoop {
     /// published time is kept even if it turns out to be earlier than necessary, so that the next
     /// calls with the same time limit do not wake the server.
     pub(super) fn run_timers(&mut self) -> Option<Duration> {
-        self.scoreboard.publish_workers(self.children.len());
+        self.scoreboard.publish_workers(self.supervisor.workers());
         let started = now();
         loop {
             let left = self.run_due_timers();
@@ -52,7 +52,7 @@ impl EventLoop {
         self.check_socket_files().into_iter().for_each(&mut at_most);
         self.report_omitted().into_iter().for_each(&mut at_most);
         log_output::retry().into_iter().for_each(&mut at_most);
-        if self.guardian.is_none() && self.mode == Mode::Serving {
+        if self.guardian.is_none() && self.supervisor.is_serving() {
             self.start_guardian();
             if self.guardian.is_none() {
                 at_most(guardian::RETRY_INTERVAL);
@@ -61,55 +61,24 @@ impl EventLoop {
         self.resume_stderr().into_iter().for_each(&mut at_most);
         self.resume_stderr().into_iter().for_each(&mut at_most);
         self.run_status_timers().into_iter().for_each(&mut at_most);
-        self.update_spares().into_iter().for_each(&mut at_most);
-        self.review_queue().into_iter().for_each(&mut at_most);
-        let recycling = self.options.recycling;
-        if recycling.has_time_limit() {
-            let now = now();
-            let children = self.children.values_mut();
-            children.filter_map(|child| child.enforce_age(now, &recycling)).for_each(&mut at_most);
-        }
         if self.orphans.are_pending() {
             at_most(orphans::RETRY_INTERVAL);
         }
-        self.enforce_timeouts().into_iter().for_each(&mut at_most);
-        if let Some(until) = self.accept_paused_until {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                self.accept_paused_until = None;
-                self.set_listener_paused(false);
-            } else {
-                at_most(left);
-            }
-        }
         self.expire_handshakes().into_iter().for_each(&mut at_most);
-        if let Mode::Draining(Some(until)) = self.mode {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                self.kill_all("the server's shutdown_grace is over");
-            } else {
-                at_most(left);
-            }
-        }
+        self.run_decisions().into_iter().for_each(&mut at_most);
         next
     }
 
-    /// Enforces the time limits of all workers. Returns the time until the next one is due.
-    ///
-    /// A worker reports the beginning of a call only if its deadline is near. A call that begins
-    /// right after this scan is due after the whole `hung_worker_timeout`, and the next scan comes
-    /// before that.
-    fn enforce_timeouts(&mut self) -> Option<Duration> {
-        let (now, timeout) = (now(), self.options.hung_worker_timeout.get());
-        // Workers set their own deadlines. One that is due all the time must not take the server's
-        // time from the others.
+    /// Lets the supervisor decide about what all workers do now. Returns the time until something else is
+    /// due.
+    fn run_decisions(&mut self) -> Option<Duration> {
+        let started = now();
+        // A scan may take long.
         let pause = pause_after(self.scan_time).min(MAX_RESCAN_PAUSE);
-        let due = self.children.values_mut().flat_map(|child| {
-            let deadline = child.enforce_call_deadline(now);
-            let hang = child.enforce_hang_timeout(now, timeout);
-            let leave = child.enforce_leave_timeout(now, timeout);
-            deadline.into_iter().chain(hang).chain(leave)
-        });
-        due.min().map(|left| left.max(pause))
+        let slots = self.children.values_mut().map(|child| (child.number, child.observe()));
+        self.supervisor.handle_slots(slots, pause, started);
+        self.supervisor.handle_timeout(started);
+        self.carry_out_actions();
+        self.supervisor.poll_timeout(now())
     }
 }

@@ -17,6 +17,6 @@ mod worker_slot;
 pub(crate) use super::phase::Phase;
 pub(crate) use board::Scoreboard;
 pub(crate) use layout::MAX_COUNT;
-pub(crate) use server_slot::{ServerSlot, SlotView};
+pub(crate) use server_slot::{Corruption, ServerSlot, SlotView};
 pub(crate) use stop::{Retirement, StopRequest};
 pub(crate) use worker_slot::WorkerSlot;

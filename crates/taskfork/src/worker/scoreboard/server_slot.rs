@@ -198,6 +198,11 @@ impl ServerSlot {
         self.words[STACK_READY].store(0, SeqCst);
     }
 
+    /// Whether the worker has reported its stack.
+    pub(crate) fn has_stack(&self) -> bool {
+        self.words[STACK_READY].load(SeqCst) != 0
+    }
+
     /// The addresses on the worker's stack, once the worker has reported them.
     pub(crate) fn stack(&self) -> Option<Vec<u64>> {
         let length = self.words[STACK_READY].load(SeqCst).checked_sub(1)?;

@@ -1,12 +1,8 @@
-//! Sharing workers fairly among clients when all workers are in use. All of it is pure, except
-//! finding out who a client is.
+//! Sharing workers fairly among clients when all workers are in use.
 
+use core::net::IpAddr;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::time::Duration;
-
-use crate::sys;
 
 /// The least age at which a worker that serves a checkout is asked to leave. Without it, a worker
 /// would be forked for each checkout if there are fewer workers than clients.
@@ -27,7 +23,7 @@ pub(crate) struct ClientId {
 
 /// Where a client connects from, as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-enum Peer {
+pub(crate) enum Peer {
     #[default]
     Unknown,
     Process(u32),
@@ -37,13 +33,7 @@ enum Peer {
 }
 
 impl ClientId {
-    pub(crate) fn of(connection: &impl AsFd, number: u64) -> Self {
-        let peer = match sys::peer_credentials(connection) {
-            Some(peer) if peer.pid != 0 => Peer::Process(peer.pid),
-            Some(peer) => Peer::User(peer.uid),
-            None => sys::peer_address(connection)
-                .map_or(Peer::Unknown, |address| Peer::Host(address.ip())),
-        };
+    pub(crate) fn new(peer: Peer, number: u64) -> Self {
         Self { peer, number }
     }
 }

@@ -1,0 +1,114 @@
+//! The queue of clients that have sent their first message while all workers were in use. It is
+//! served in the order of arrival. `fair_share` decides which worker makes room for a client.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::action::ClientKey;
+use super::fair_share::{self, AssignedWorker, ClientId};
+
+/// How long an evicted worker is waited for before another is evicted for the same client. The first
+/// may serve a long checkout.
+pub(super) const EVICTION_WAIT: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Default)]
+pub(super) struct ClientQueue {
+    clients: BTreeMap<ClientKey, QueuedClient>,
+    /// An eviction for a client that has left the queue meanwhile. It serves the next one.
+    unused_eviction: Option<Eviction>,
+}
+
+/// A worker that was asked to leave, and when.
+#[derive(Debug, Clone, Copy)]
+struct Eviction {
+    worker: u64,
+    at: Duration,
+}
+
+#[derive(Debug)]
+struct QueuedClient {
+    id: ClientId,
+    /// The last worker that was asked to leave for this client.
+    eviction: Option<Eviction>,
+    /// That worker has exited, so the next free place belongs to this client.
+    is_next: bool,
+}
+
+impl QueuedClient {
+    /// Whether a worker is about to leave for this client, or has left.
+    fn is_promised(&self, now: Duration) -> bool {
+        let waits = |eviction: Eviction| now < eviction.at.saturating_add(EVICTION_WAIT);
+        self.is_next || self.eviction.is_some_and(waits)
+    }
+}
+
+impl ClientQueue {
+    pub(super) fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.clients.is_empty()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.clients.clear();
+    }
+
+    pub(super) fn push(&mut self, client: ClientKey, id: ClientId) {
+        let eviction = self.unused_eviction.take();
+        self.clients.insert(client, QueuedClient { id, eviction, is_next: false });
+    }
+
+    /// Removes a client that waits no longer.
+    pub(super) fn remove(&mut self, client: ClientKey) {
+        if let Some(client) = self.clients.remove(&client) {
+            self.unused_eviction = client.eviction.filter(|_| !client.is_next);
+        }
+    }
+
+    /// Records that a worker has exited. Its place belongs to the client that it was evicted for.
+    pub(super) fn worker_exited(&mut self, worker: u64) {
+        let left_for = |client: &&mut QueuedClient| {
+            !client.is_next && client.eviction.is_some_and(|eviction| eviction.worker == worker)
+        };
+        if let Some(client) = self.clients.values_mut().find(left_for) {
+            client.is_next = true;
+        }
+    }
+
+    /// Removes the client that gets the next free place.
+    pub(super) fn pop(&mut self) -> Option<(ClientKey, ClientId)> {
+        let next = self.clients.iter().find(|(_, client)| client.is_next).map(|(key, _)| *key);
+        let key = next.or_else(|| self.clients.first_key_value().map(|(key, _)| *key))?;
+        self.clients.remove(&key).map(|client| (key, client.id))
+    }
+
+    /// Chooses the workers that make room for the clients from `first` on. `assigned` are the workers
+    /// that can.
+    pub(super) fn evict(
+        &mut self,
+        first: ClientKey,
+        mut assigned: Vec<AssignedWorker>,
+        now: Duration,
+        mut evict: impl FnMut(u64),
+    ) {
+        // Places that are promised to clients count as theirs.
+        let promised = self.clients.values().filter(|client| client.is_promised(now));
+        assigned.extend(promised.map(|client| AssignedWorker::promised(client.id)));
+        let mut without_candidate = BTreeSet::new();
+        for client in self.clients.range_mut(first..).map(|(_, client)| client) {
+            if client.is_promised(now) || without_candidate.contains(&client.id) {
+                continue;
+            }
+            let Some(worker) = fair_share::choose_eviction(&assigned, client.id) else {
+                without_candidate.insert(client.id);
+                continue;
+            };
+            assigned.retain(|it| it.worker != worker);
+            assigned.push(AssignedWorker::promised(client.id));
+            client.eviction = Some(Eviction { worker, at: now });
+            evict(worker);
+        }
+    }
+}
