@@ -32,7 +32,7 @@ impl EventLoop {
     /// get their turn.
     pub(super) fn accept(&mut self) {
         for _ in 0..BATCH {
-            let Some(listener) = &self.listener else { return };
+            let Some(listener) = &self.connections.listener else { return };
             let origin = listener.origin();
             match listener.accept() {
                 Ok(connection) => {
@@ -43,7 +43,7 @@ impl EventLoop {
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
                 Err(errno) => {
-                    if self.log_limits.accept.acquire(Instant::now()) {
+                    if self.logs.limits.accept.acquire(Instant::now()) {
                         log::error!("cannot accept connections for a while: {errno}");
                     }
                     self.supervisor.handle_accept_failed(clock::now());
@@ -59,7 +59,7 @@ impl EventLoop {
         let mut room = [MaybeUninit::uninit(); PEEK_SIZE];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let peeked = recv(&connection, &mut room, flags).map(|((bytes, _), _)| &*bytes);
-        if let Some(reason) = self.rules.refusal(&connection) {
+        if let Some(reason) = self.connections.rules.refusal(&connection) {
             let bytes = peeked.unwrap_or_default();
             self.refuse(connection, Refusal::access(first_message::protocol(bytes), reason));
             return false;
@@ -79,17 +79,22 @@ impl EventLoop {
             }
             Ok(Progress::Needs(_) | Progress::TooLong(_)) => {}
             Err(error) => {
-                self.handshakes.failures += 1;
+                self.connections.handshakes.failures += 1;
                 let protocol = first_message::protocol(bytes);
                 self.refuse(connection, Refusal::handshake(protocol, error.to_string()));
                 return false;
             }
         }
-        match self.handshakes.add(connection, origin, bytes.is_empty(), &self.rules) {
+        match self.connections.handshakes.add(
+            connection,
+            origin,
+            bytes.is_empty(),
+            &self.connections.rules,
+        ) {
             Ok((number, evicted)) => {
                 if let Some(evicted) = evicted {
-                    self.handshakes.failures += 1;
-                    let limit = self.handshakes.limit();
+                    self.connections.handshakes.failures += 1;
+                    let limit = self.connections.handshakes.limit();
                     let reason = format!("{limit} others wait with it (max_handshakes)");
                     let protocol = first_message::protocol(&evicted.received);
                     self.refuse(evicted.connection, Refusal::handshake(protocol, reason));
@@ -97,7 +102,7 @@ impl EventLoop {
                 !bytes.is_empty() && self.read_handshake(number)
             }
             Err(errno) => {
-                if self.log_limits.accept.acquire(Instant::now()) {
+                if self.logs.limits.accept.acquire(Instant::now()) {
                     log::error!("a connection cannot be watched: {errno}");
                 }
                 false
@@ -107,7 +112,7 @@ impl EventLoop {
 
     /// Reads from the connections that are readable, until a worker has got one of them.
     pub(super) fn read_handshakes(&mut self) {
-        for number in self.handshakes.ready() {
+        for number in self.connections.handshakes.ready() {
             if self.read_handshake(number) {
                 return;
             }
@@ -116,11 +121,11 @@ impl EventLoop {
 
     /// Reads from one connection. Returns whether a worker has got it.
     fn read_handshake(&mut self, number: u64) -> bool {
-        match self.handshakes.read(number, self.options.max_frame) {
+        match self.connections.handshakes.read(number, self.options.max_frame) {
             ReadOutcome::Incomplete => {}
             ReadOutcome::Greeted(protocol, until) => {
                 let Some(PendingHandshake { connection, received, origin, .. }) =
-                    self.handshakes.remove(number)
+                    self.connections.handshakes.remove(number)
                 else {
                     return false;
                 };
@@ -130,15 +135,15 @@ impl EventLoop {
                 return true;
             }
             ReadOutcome::Invalid(reason) => {
-                self.handshakes.failures += 1;
+                self.connections.handshakes.failures += 1;
                 if let Some(PendingHandshake { connection, received, .. }) =
-                    self.handshakes.remove(number)
+                    self.connections.handshakes.remove(number)
                 {
                     let protocol = first_message::protocol(&received);
                     self.refuse(connection, Refusal::handshake(protocol, reason));
                 }
             }
-            ReadOutcome::Closed => drop(self.handshakes.remove(number)),
+            ReadOutcome::Closed => drop(self.connections.handshakes.remove(number)),
         }
         false
     }
@@ -152,7 +157,7 @@ impl EventLoop {
         origin: Origin,
         id: ClientId,
     ) {
-        if !self.rules.allows_protocol(protocol, origin) {
+        if !self.connections.rules.allows_protocol(protocol, origin) {
             let called = match protocol {
                 Protocol::Native => "native protocol",
                 Protocol::Perl => "JSON protocol",
@@ -167,22 +172,22 @@ impl EventLoop {
     /// Closes connections whose first message is late. Returns the time until the next deadline.
     pub(super) fn expire_handshakes(&mut self) -> Option<Duration> {
         let now = Instant::now();
-        while let Some(expired) = self.handshakes.remove_expired(now) {
-            self.handshakes.failures += 1;
-            let after = seconds(self.handshakes.timeout().get().unwrap_or_default());
+        while let Some(expired) = self.connections.handshakes.remove_expired(now) {
+            self.connections.handshakes.failures += 1;
+            let after = seconds(self.connections.handshakes.timeout().get().unwrap_or_default());
             let reason = format!("its greeting was not complete after {after} (handshake_timeout)");
             let protocol = first_message::protocol(&expired.received);
             self.refuse(expired.connection, Refusal::handshake(protocol, reason));
         }
-        self.handshakes.next_deadline().map(|deadline| deadline - now)
+        self.connections.handshakes.next_deadline().map(|deadline| deadline - now)
     }
 
     /// Sends a refusal to a client, and logs and counts it.
     pub(super) fn refuse(&mut self, connection: OwnedFd, refusal: Refusal) {
-        if self.log_limits.refusals.acquire(Instant::now()) {
+        if self.logs.limits.refusals.acquire(Instant::now()) {
             refusal::log(&self.options.name, &connection, &refusal.reason);
         }
-        self.counters.refused += 1;
+        self.status.counters.refused += 1;
         refusal::send(&connection, &refusal);
     }
 }

@@ -11,7 +11,7 @@ const RESERVE: u64 = 8;
 impl EventLoop {
     /// Logs how many workers the limit of open files allows, if that is less than `max_workers`.
     pub(super) fn warn_of_few_open_files(&self) {
-        let Some(limit) = self.open_files.most() else { return };
+        let Some(limit) = self.process.open_files.most() else { return };
         let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
         let allowed = allowed(limit, open.count() as u64, self.options.stderr);
         let max_workers = self.supervisor.max_workers();

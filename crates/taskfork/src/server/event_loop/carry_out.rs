@@ -34,7 +34,7 @@ impl EventLoop {
             }
             Action::Enqueue { client } => self.enqueue_client(client),
             Action::Refuse { client } => self.refuse_busy(client),
-            Action::Close { client } => drop(self.waiting.take(client)),
+            Action::Close { client } => drop(self.connections.waiting.take(client)),
             Action::ObserveForReview => self.review_queue(),
             Action::Retire { worker, why } => self.retire_worker(worker, why),
             Action::Stop { worker, view, request } => {

@@ -109,22 +109,22 @@ impl EventLoop {
         protocol: Protocol,
         id: ClientId,
     ) {
-        let key = self.waiting.set_current(WaitingClient { client, protocol });
+        let key = self.connections.waiting.set_current(WaitingClient { client, protocol });
         self.supervisor.handle_client(key, id);
         self.carry_out_actions();
     }
 
     /// Removes the clients that have closed their connections.
     pub(super) fn remove_closed_clients(&mut self) {
-        for number in self.waiting.queued.ready() {
-            self.waiting.queued.remove(number);
+        for number in self.connections.waiting.queued.ready() {
+            self.connections.waiting.queued.remove(number);
             self.supervisor.handle_queued_client_gone(ClientKey(number));
         }
     }
 
     /// Puts a client into the queue, and informs it.
     pub(super) fn enqueue_client(&mut self, key: ClientKey) {
-        let is_queued = match self.waiting.take(key) {
+        let is_queued = match self.connections.waiting.take(key) {
             Some(waiting) => self.watch_waiting(key, waiting),
             None => false,
         };
@@ -144,7 +144,7 @@ impl EventLoop {
             }
             client.is_preamble_sent = true;
         }
-        match self.waiting.queued.insert_as(key.0, waiting, EventFlags::RDHUP) {
+        match self.connections.waiting.queued.insert_as(key.0, waiting, EventFlags::RDHUP) {
             Ok(()) => true,
             Err((WaitingClient { client, protocol }, errno)) => {
                 let refusal = Refusal::busy(protocol, format!("it cannot be watched: {errno}"));
@@ -156,7 +156,7 @@ impl EventLoop {
 
     /// Refuses a client because the queue is full.
     pub(super) fn refuse_busy(&mut self, key: ClientKey) {
-        if let Some(WaitingClient { client, protocol }) = self.waiting.take(key) {
+        if let Some(WaitingClient { client, protocol }) = self.connections.waiting.take(key) {
             let refusal = Refusal::busy(protocol, self.all_in_use());
             self.refuse(client.socket, refusal);
         }
@@ -169,7 +169,7 @@ impl EventLoop {
 
     /// Gives a client to a spare worker.
     pub(super) fn assign_client(&mut self, key: ClientKey, number: u64, may_be_in_setup: bool) {
-        let Some(waiting) = self.waiting.take(key) else {
+        let Some(waiting) = self.connections.waiting.take(key) else {
             return self.supervisor.handle_assign_failed(number);
         };
         let WaitingClient { client, protocol } = waiting;
@@ -183,7 +183,7 @@ impl EventLoop {
                 self.watch_client(number);
             }
             Err(client) => {
-                self.waiting.give_back(key, WaitingClient { client, protocol });
+                self.connections.waiting.give_back(key, WaitingClient { client, protocol });
                 self.supervisor.handle_assign_failed(number);
             }
         }

@@ -67,7 +67,7 @@ struct InheritedFds {
 impl EventLoop {
     /// Forks a worker for `client`. Refuses the client if that fails.
     pub(super) fn fork_for_client(&mut self, number: u64, key: ClientKey) {
-        let Some(WaitingClient { client, protocol }) = self.waiting.take(key) else {
+        let Some(WaitingClient { client, protocol }) = self.connections.waiting.take(key) else {
             return self.supervisor.handle_fork_failed();
         };
         let is_told = client.is_preamble_sent;
@@ -103,12 +103,17 @@ impl EventLoop {
                 return Err((socket, ForkError::Kernel(error)));
             }
         };
-        let (threads, stderr) = (&self.threads, self.options.stderr);
-        self.title.set_number(number);
+        let (threads, stderr) = (&self.process.threads, self.options.stderr);
+        self.template.title.set_number(number);
         match fork_child(threads, stderr) {
             Ok(ForkSide::Parent(pid, stderr)) => {
                 self.supervisor.handle_forked(number, now());
-                if !self.guardian.as_mut().is_none_or(|guardian| guardian.record_fork(pid)) {
+                if !self
+                    .descendants
+                    .guardian
+                    .as_mut()
+                    .is_none_or(|guardian| guardian.record_fork(pid))
+                {
                     self.replace_guardian();
                 }
                 let kept = self.scoreboard.hide_from_children(&slot);
@@ -134,7 +139,7 @@ impl EventLoop {
             Err(error) => {
                 self.discard_surroundings(number);
                 if let Err(error) = self.scoreboard.hide_from_children(&slot) {
-                    if self.log_limits.workers.acquire(Instant::now()) {
+                    if self.logs.limits.workers.acquire(Instant::now()) {
                         log::error!(
                             "a slot cannot be kept from workers, and is not used again: {error}"
                         );
@@ -155,17 +160,18 @@ impl EventLoop {
                 io::Error::new(error.kind(), format!("its {what} cannot be made: {error}"))
             }
         };
-        let scratch = self.scratch.as_ref().map(|scratch| scratch.add(number)).transpose();
+        let scratch =
+            self.surroundings.scratch.as_ref().map(|scratch| scratch.add(number)).transpose();
         let scratch = scratch.map_err(named("scratch directory"))?;
-        let group = self.groups.as_ref().map(|groups| groups.add(number)).transpose();
+        let group = self.surroundings.groups.as_ref().map(|groups| groups.add(number)).transpose();
         let group = group.map_err(named("control group"));
         Ok((scratch, group.inspect_err(|_| self.discard_surroundings(number))?))
     }
 
     /// Removes them after a fork that has failed.
     fn discard_surroundings(&self, number: u64) {
-        self.scratch.iter().for_each(|scratch| scratch.discard(number));
-        self.groups.iter().for_each(|groups| groups.discard(number));
+        self.surroundings.scratch.iter().for_each(|scratch| scratch.discard(number));
+        self.surroundings.groups.iter().for_each(|groups| groups.discard(number));
     }
 
     fn register(&mut self, child: Child) {
@@ -192,7 +198,7 @@ impl EventLoop {
     }
 
     fn kill_unwatchable(&mut self, number: u64, error: &ServerError) {
-        if self.log_limits.workers.acquire(Instant::now()) {
+        if self.logs.limits.workers.acquire(Instant::now()) {
             log::error!(worker = number, "a worker is killed: {error}");
         }
         if let Some(child) = self.children.get(&number) {
@@ -211,18 +217,18 @@ impl EventLoop {
         let InheritedFds { role, captured } = inherited;
         spawned_server::close_inherited();
         let redirected = || {
-            rustix::stdio::dup2_stdin(&self.dev_null)?;
+            rustix::stdio::dup2_stdin(&self.template.dev_null)?;
             stderr.as_ref().map_or(Ok(()), rustix::stdio::dup2_stderr)?;
-            if self.sandbox.is_some() {
+            if self.template.sandbox.is_some() {
                 // The server's standard output may be a file, which the worker could truncate or lock.
-                let output = stderr.as_ref().unwrap_or(&self.dev_null);
+                let output = stderr.as_ref().unwrap_or(&self.template.dev_null);
                 rustix::stdio::dup2_stdout(output)?;
             }
             Ok::<(), Errno>(())
         };
         let ready = redirected()
             .map_err(io::Error::from)
-            .and_then(|()| self.signals.reset_for_worker())
+            .and_then(|()| self.process.signals.reset_for_worker())
             .and_then(|()| group.map_or(Ok(()), join_group))
             .and_then(|()| self.options.limits.apply().map_err(io::Error::other))
             .map(|()| self.scoreboard.worker_slot(&slot));
@@ -236,28 +242,28 @@ impl EventLoop {
         let init = WorkerInit {
             // SAFETY: this process never returns into the server's code, which alone uses and drops
             // the value.
-            wake: unsafe { sys::move_out_unchecked(self.wake.writer()) },
+            wake: unsafe { sys::move_out_unchecked(self.process.wake.writer()) },
             client: socket,
             slot,
             number,
             // SAFETY: as above.
             server: unsafe { sys::move_out_unchecked(&self.options.name) },
             // SAFETY: as above.
-            buffers: unsafe { sys::move_out_unchecked(&self.buffers) },
+            buffers: unsafe { sys::move_out_unchecked(&self.template.buffers) },
             config: WorkerConfig {
                 max_frame: self.options.max_frame,
                 max_blob: self.options.max_blob,
                 shared_memory: self.options.shared_memory,
                 stall_timeout: self.options.stall_timeout,
                 busy_poll: self.options.busy_poll,
-                cores: self.cores,
+                cores: self.template.cores,
                 max_result: self.options.sandbox.result_limit().unwrap_or(usize::MAX),
                 max_calls: self.options.recycling.max_calls,
                 max_memory: self.options.recycling.max_memory,
                 share_details: self.options.access.details,
-                server_user: self.rules.own(),
+                server_user: self.connections.rules.own(),
             },
-            sandbox: self.sandbox.clone(),
+            sandbox: self.template.sandbox.clone(),
             scratch,
         };
         let captured = captured.as_ref().and_then(CapturedStderr::pipe);
@@ -271,18 +277,18 @@ impl EventLoop {
         }
         // The limit can be restored only after the server's descriptors have been closed.
         if !self.options.limits.has(Limit::OpenFiles) {
-            self.open_files.restore();
+            self.process.open_files.restore();
         }
-        self.title.show();
+        self.template.title.show();
         sys::reseed_c_random();
         // The steps above may need the server's privileges.
-        let server = Pid::from_raw(self.pid.cast_signed());
+        let server = Pid::from_raw(self.process.pid.cast_signed());
         let server = server.ok_or(io::ErrorKind::NotFound.into());
-        if let Err(error) = server.and_then(|server| self.privileges.apply(server)) {
+        if let Err(error) = server.and_then(|server| self.template.privileges.apply(server)) {
             log::error!("a worker cannot give up its privileges: {error}");
             sys::exit_now(1);
         }
-        let run = std::panic::AssertUnwindSafe(|| (self.program)(init));
+        let run = std::panic::AssertUnwindSafe(|| (self.template.program)(init));
         let status = std::panic::catch_unwind(run).unwrap_or(101);
         sys::flush_stdio();
         sys::exit_now(status)
@@ -290,24 +296,28 @@ impl EventLoop {
 
     /// All descriptors of the server that a worker must close.
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let own = [self.dev_null.as_fd(), self.epoll.as_fd(), self.signals.as_fd()];
+        let own = [
+            self.template.dev_null.as_fd(),
+            self.process.epoll.as_fd(),
+            self.process.signals.as_fd(),
+        ];
         let children = self.children.values().flat_map(Child::descriptors);
         own.into_iter()
-            .chain([self.threads.as_fd(), self.wake.as_fd()])
-            .chain(self.oom_kills.descriptor())
-            .chain(self.orphans.descriptor())
+            .chain([self.process.threads.as_fd(), self.process.wake.as_fd()])
+            .chain(self.descendants.oom_kills.descriptor())
+            .chain(self.descendants.orphans.descriptor())
             .chain(self.options.control.as_ref().map(AsFd::as_fd))
             .chain(self.options.parent.as_ref().and_then(Parent::channel))
-            .chain(self.listener.as_ref().map(AsFd::as_fd))
-            .chain(self.status.as_ref().map(AsFd::as_fd))
-            .chain(self.files.former().map(AsFd::as_fd))
-            .chain(self.status_requests.descriptors())
-            .chain(self.successor.as_ref().map(AsFd::as_fd))
-            .chain(self.guardian.iter().flat_map(Guardian::descriptors))
-            .chain(self.groups.as_ref().map(WorkerGroups::descriptor))
-            .chain(self.scratch.iter().flat_map(ScratchFolder::descriptors))
-            .chain(self.handshakes.descriptors())
-            .chain(self.waiting.descriptors())
+            .chain(self.connections.listener.as_ref().map(AsFd::as_fd))
+            .chain(self.status.listener.as_ref().map(AsFd::as_fd))
+            .chain(self.connections.files.former().map(AsFd::as_fd))
+            .chain(self.status.requests.descriptors())
+            .chain(self.takeover.successor.as_ref().map(AsFd::as_fd))
+            .chain(self.descendants.guardian.iter().flat_map(Guardian::descriptors))
+            .chain(self.surroundings.groups.as_ref().map(WorkerGroups::descriptor))
+            .chain(self.surroundings.scratch.iter().flat_map(ScratchFolder::descriptors))
+            .chain(self.connections.handshakes.descriptors())
+            .chain(self.connections.waiting.descriptors())
             .chain(children)
     }
 }

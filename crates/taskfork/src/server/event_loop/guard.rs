@@ -19,23 +19,24 @@ impl EventLoop {
         let name = printable_name(&self.options.name);
         let workers = self.children.values().map(|child| child.pid);
         let folders = Folders {
-            scratch: self.scratch.as_ref().map(ScratchFolder::path),
-            groups: self.groups.as_ref().map(WorkerGroups::path),
+            scratch: self.surroundings.scratch.as_ref().map(ScratchFolder::path),
+            groups: self.surroundings.groups.as_ref().map(WorkerGroups::path),
         };
-        let started = Guardian::start(&name, &self.mark, workers, &self.threads, folders)
-            .map_err(ServerError::system("it cannot be forked"))
-            .and_then(|guardian| {
-                self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;
-                Ok(guardian)
-            });
+        let started =
+            Guardian::start(&name, &self.descendants.mark, workers, &self.process.threads, folders)
+                .map_err(ServerError::system("it cannot be forked"))
+                .and_then(|guardian| {
+                    self.watch(guardian.as_fd(), GUARDIAN, EventFlags::IN)?;
+                    Ok(guardian)
+                });
         match started {
             Ok(guardian) => {
-                self.orphans.exclude(guardian.pid());
-                self.guardian = Some(guardian);
-                self.guardian_failure_logged = false;
+                self.descendants.orphans.exclude(guardian.pid());
+                self.descendants.guardian = Some(guardian);
+                self.descendants.guardian_failure_logged = false;
             }
-            Err(error) if !self.guardian_failure_logged => {
-                self.guardian_failure_logged = true;
+            Err(error) if !self.descendants.guardian_failure_logged => {
+                self.descendants.guardian_failure_logged = true;
                 log::error!(
                     "without a guardian for now, what workers start outlives a killed server: {error}"
                 );
@@ -46,10 +47,10 @@ impl EventLoop {
 
     /// The guardian has exited. The next run of the timers starts another.
     pub(super) fn handle_guardian_exit(&mut self) {
-        let Some(guardian) = self.guardian.take() else { return };
-        let _ = epoll::delete(&self.epoll, &guardian);
-        self.orphans.kill_excluded(guardian.pid());
-        if self.log_limits.guardians.acquire(Instant::now()) {
+        let Some(guardian) = self.descendants.guardian.take() else { return };
+        let _ = epoll::delete(&self.process.epoll, &guardian);
+        self.descendants.orphans.kill_excluded(guardian.pid());
+        if self.logs.limits.guardians.acquire(Instant::now()) {
             log::warn!(name = self.options.name, "the guardian has died, and is replaced");
         }
     }
@@ -57,13 +58,13 @@ impl EventLoop {
     /// Stops a guardian that does not read records any more. The next one gets a list of the workers
     /// when it is forked.
     pub(super) fn replace_guardian(&mut self) {
-        let Some(guardian) = self.guardian.take() else { return };
-        let _ = epoll::delete(&self.epoll, &guardian);
-        if self.log_limits.guardians.acquire(Instant::now()) {
+        let Some(guardian) = self.descendants.guardian.take() else { return };
+        let _ = epoll::delete(&self.process.epoll, &guardian);
+        if self.logs.limits.guardians.acquire(Instant::now()) {
             let name = &self.options.name;
             log::warn!(name, "the guardian does not answer, and is replaced");
         }
-        self.orphans.kill_excluded(guardian.pid());
+        self.descendants.orphans.kill_excluded(guardian.pid());
         guardian.stop();
     }
 }

@@ -28,21 +28,21 @@ impl EventLoop {
     /// Runs `task` in a helper process. Returns its input if there can be no helper now.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(super) fn run_in_helper<T>(&mut self, input: T, task: impl FnOnce(T)) -> Option<T> {
-        if self.orphans.helpers() >= MAX_HELPERS {
+        if self.descendants.orphans.helpers() >= MAX_HELPERS {
             return Some(input);
         }
         // SAFETY: the helper writes only to connections in `input`, and leaves by `exit_now`.
-        match unsafe { sys::fork(&self.threads) } {
+        match unsafe { sys::fork(&self.process.threads) } {
             Ok(Forked::Parent { child }) => {
                 let pid = Pid::from_raw(child.as_raw());
-                pid.into_iter().for_each(|pid| self.orphans.add_helper(pid));
+                pid.into_iter().for_each(|pid| self.descendants.orphans.add_helper(pid));
                 None
             }
             Ok(Forked::Child) => {
                 // The helper must not outlive the server.
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
                 // The server may have died before the signal was asked for.
-                if !Pid::from_raw(self.pid.cast_signed()).is_some_and(is_child_of) {
+                if !Pid::from_raw(self.process.pid.cast_signed()).is_some_and(is_child_of) {
                     sys::exit_now(1);
                 }
                 self.close_copies();
@@ -50,7 +50,7 @@ impl EventLoop {
                 sys::exit_now(0);
             }
             Err(error) => {
-                if self.log_limits.helpers.acquire(Instant::now()) {
+                if self.logs.limits.helpers.acquire(Instant::now()) {
                     log::warn!("the server cannot fork a helper: {error}");
                 }
                 Some(input)
@@ -61,10 +61,14 @@ impl EventLoop {
     /// In a helper: closes the copies of all connections, so that their peers see the end when the
     /// server closes them.
     fn close_copies(&mut self) {
-        drop((self.listener.take(), self.status.take(), self.options.control.take()));
-        self.status_requests.close_copies();
+        drop((
+            self.connections.listener.take(),
+            self.status.listener.take(),
+            self.options.control.take(),
+        ));
+        self.status.requests.close_copies();
         self.children.clear();
-        self.handshakes.close_copies();
-        self.waiting.close_copies();
+        self.connections.handshakes.close_copies();
+        self.connections.waiting.close_copies();
     }
 }

@@ -26,7 +26,7 @@ impl EventLoop {
     /// Handles SIGUSR2: logs the state of each worker.
     pub(super) fn log_workers(&mut self) {
         let (name, workers) = (&self.options.name, self.children.len());
-        let handshakes = self.handshakes.len();
+        let handshakes = self.connections.handshakes.len();
         log::info!(name, workers, handshakes, "SIGUSR2: the workers follow");
         let now = now();
         for (child, observed) in self.observed_children() {

@@ -20,7 +20,7 @@ impl EventLoop {
     fn report_omitted_at(&mut self, now: Instant) -> Option<Duration> {
         let name = &self.options.name;
         let mut next: Option<Duration> = None;
-        for (limit, what) in self.log_limits.all() {
+        for (limit, what) in self.logs.limits.all() {
             if let Some(times) = limit.take_omitted(now) {
                 let seconds = WINDOW.as_secs();
                 log::warn!(name, times, "{what}: {times} times in the last {seconds} s");

@@ -15,6 +15,7 @@ mod reaper;
 mod rebind;
 mod restart;
 mod shutdown;
+mod state;
 mod status;
 mod stderr;
 mod timers;
@@ -28,19 +29,21 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::process::Pid;
 
 use self::clients::WaitingClients;
 pub(crate) use self::fork_worker::Program;
 use self::rebind::SocketFiles;
+use self::state::{
+    Connections, Descendants, Logs, ServerProcess, StatusService, Surroundings, Takeover,
+    WorkerTemplate,
+};
 use self::status::open_status;
 use self::stderr::PausedStderr;
 use crate::clock::now;
 use crate::log_output;
-use crate::server::access::Rules;
 use crate::server::child::Child;
 use crate::server::error::ServerError;
-use crate::server::guardian::{Guardian, Mark};
+use crate::server::guardian::Mark;
 use crate::server::handshakes::Handshakes;
 use crate::server::hangup::Hangup;
 use crate::server::initial_listener::InitialListener;
@@ -52,7 +55,7 @@ use crate::server::options::Options;
 use crate::server::orphans::Orphans;
 use crate::server::parent::Parent;
 use crate::server::privileges::WorkerPrivileges;
-use crate::server::restart::{Predecessor, Successor};
+use crate::server::restart::Predecessor;
 use crate::server::sandbox::prepare_sandbox;
 use crate::server::scratch::{self, ScratchFolder};
 use crate::server::service_manager::ServiceManager;
@@ -68,7 +71,7 @@ use crate::server::worker_groups::{WorkerGroups, remove_groups};
 use crate::sys::{self, OpenFileLimit, ThreadCount, Title};
 use crate::time_limit::timespec;
 use crate::worker::scoreboard::Scoreboard;
-use crate::worker::{self, IoBuffers, WorkerSandbox};
+use crate::worker::{self, IoBuffers};
 
 const GUARDIAN: u64 = 0;
 const LISTENER: u64 = 1;
@@ -94,60 +97,20 @@ fn token(worker: u64, what: u64) -> u64 {
 pub(crate) struct EventLoop {
     supervisor: Supervisor,
     options: Options,
-    program: Program,
-    epoll: OwnedFd,
-    signals: Signals,
-    /// The limit of the server's descriptors.
-    open_files: OpenFileLimit,
-    /// The standard input of workers.
-    dev_null: OwnedFd,
-    threads: ThreadCount,
-    stderr_output: StderrOutput,
-    paused_stderr: PausedStderr,
-    listener: Option<Listener>,
-    rules: Rules,
-    handshakes: Handshakes,
-    waiting: WaitingClients,
-    log_limits: LogLimits,
-    scoreboard: Scoreboard,
     /// By worker number. Numbers are never reused.
     children: BTreeMap<u64, Child>,
-    orphans: Orphans,
-    mark: Mark,
-    /// `None` if it could not be started.
-    guardian: Option<Guardian>,
-    /// The last failure to start a guardian has been logged.
-    guardian_failure_logged: bool,
-    oom_kills: OomKills,
-    /// Workers write to it when their deadline has passed, or when they have reported their stack.
-    wake: WakePipe,
-    /// The status socket.
-    status: Option<Listener>,
-    status_requests: StatusRequests,
-    files: SocketFiles,
-    counters: Counters,
+    scoreboard: Scoreboard,
     /// How long the last scan of all workers took.
     scan_time: Duration,
+    process: ServerProcess,
+    connections: Connections,
+    template: WorkerTemplate,
+    surroundings: Surroundings,
+    descendants: Descendants,
+    logs: Logs,
+    status: StatusService,
+    takeover: Takeover,
     service_manager: ServiceManager,
-    privileges: WorkerPrivileges,
-    sandbox: Option<WorkerSandbox>,
-    scratch: Option<ScratchFolder>,
-    groups: Option<WorkerGroups>,
-    /// The listener comes from the server before this one.
-    is_listener_inherited: bool,
-    /// A new server that is not ready yet.
-    successor: Option<Successor>,
-    /// The new server that has taken over.
-    successor_pid: Option<Pid>,
-    /// Each worker gets a copy.
-    buffers: IoBuffers,
-    /// The process title of the next worker.
-    title: Title,
-    pid: u32,
-    /// The number of CPUs that the server may use.
-    cores: usize,
-    /// When the server started, on the clock of the scoreboard.
-    started_at: Duration,
 }
 
 impl EventLoop {
@@ -210,56 +173,70 @@ impl EventLoop {
                 recycling: options.recycling,
             }),
             options,
-            program,
-            epoll,
-            signals,
-            open_files,
-            dev_null: dev_null.into(),
-            threads: thread_count,
-            stderr_output,
-            paused_stderr: PausedStderr::default(),
-            listener,
-            rules,
-            handshakes,
-            waiting: WaitingClients::new()?,
-            log_limits: LogLimits::default(),
             children: BTreeMap::new(),
-            orphans: Orphans::new(),
-            mark: Mark::set(&scoreboard),
-            scoreboard,
-            guardian: None,
-            guardian_failure_logged: false,
-            oom_kills: OomKills::default(),
-            wake,
-            status,
-            status_requests,
-            files: SocketFiles::default(),
-            counters: Counters::default(),
             scan_time: Duration::ZERO,
+            process: ServerProcess {
+                pid: std::process::id(),
+                epoll,
+                signals,
+                wake,
+                threads: thread_count,
+                open_files,
+            },
+            connections: Connections {
+                listener,
+                is_listener_inherited: is_inherited,
+                files: SocketFiles::default(),
+                rules,
+                handshakes,
+                waiting: WaitingClients::new()?,
+            },
+            template: WorkerTemplate {
+                program,
+                dev_null: dev_null.into(),
+                buffers: IoBuffers::new(),
+                title: Title::new(""),
+                cores: sys::available_cores(),
+                privileges,
+                sandbox,
+            },
+            surroundings: Surroundings { scratch: None, groups },
+            descendants: Descendants {
+                mark: Mark::set(&scoreboard),
+                orphans: Orphans::new(),
+                guardian: None,
+                guardian_failure_logged: false,
+                oom_kills: OomKills::default(),
+            },
+            scoreboard,
+            logs: Logs {
+                stderr: stderr_output,
+                paused_stderr: PausedStderr::default(),
+                limits: LogLimits::default(),
+            },
+            status: StatusService {
+                listener: status,
+                requests: status_requests,
+                counters: Counters::default(),
+                started_at: now(),
+            },
+            takeover: Takeover::default(),
             service_manager,
-            privileges,
-            sandbox,
-            scratch: None,
-            groups,
-            is_listener_inherited: is_inherited,
-            successor: None,
-            successor_pid: None,
-            buffers: IoBuffers::new(),
-            title: Title::new(""),
-            pid: std::process::id(),
-            cores: sys::available_cores(),
-            started_at: now(),
         };
-        if let Some(status) = &server.status {
+        if let Some(status) = &server.status.listener {
             server.watch(status.as_fd(), STATUS, EventFlags::IN)?;
         }
-        server.watch(server.status_requests.as_fd(), STATUS_REQUESTS, EventFlags::IN)?;
+        server.watch(server.status.requests.as_fd(), STATUS_REQUESTS, EventFlags::IN)?;
         let cannot_watch = "cannot watch the pipe through which workers wake the server";
-        server.wake.watch(&server.epoll, WAKE).map_err(ServerError::system(cannot_watch))?;
-        server.watch(server.signals.as_fd(), SIGNALS, EventFlags::IN)?;
-        server.watch(server.handshakes.as_fd(), HANDSHAKES, EventFlags::IN)?;
-        server.watch(server.waiting.as_fd(), QUEUE, EventFlags::IN)?;
-        if let Some(listener) = &server.listener {
+        server
+            .process
+            .wake
+            .watch(&server.process.epoll, WAKE)
+            .map_err(ServerError::system(cannot_watch))?;
+        server.watch(server.process.signals.as_fd(), SIGNALS, EventFlags::IN)?;
+        server.watch(server.connections.handshakes.as_fd(), HANDSHAKES, EventFlags::IN)?;
+        server.watch(server.connections.waiting.as_fd(), QUEUE, EventFlags::IN)?;
+        if let Some(listener) = &server.connections.listener {
             server.watch(listener.as_fd(), LISTENER, EventFlags::IN)?;
         }
         if let Some(control) = &server.options.control {
@@ -269,18 +246,18 @@ impl EventLoop {
             server.watch(channel, PARENT, EventFlags::RDHUP)?;
         }
         // Last, so that no folder is left if the server cannot start.
-        let identity = server.privileges.identity();
-        server.scratch = ScratchFolder::create(&server.options.scratch, identity)?;
+        let identity = server.template.privileges.identity();
+        server.surroundings.scratch = ScratchFolder::create(&server.options.scratch, identity)?;
         let name = printable_name(&server.options.name);
         sys::set_title(&format!("taskfork-server:{name}"));
-        server.title = Title::new(&format!("taskfork-worker:{name}"));
+        server.template.title = Title::new(&format!("taskfork-worker:{name}"));
         server.start_guardian();
         Ok(server)
     }
 
     /// Serves until the shutdown is complete. Takes over from `predecessor` first.
     pub(crate) fn run(mut self, predecessor: Option<Predecessor>) -> Result<(), ServerError> {
-        let address = self.listener.as_ref().map(Listener::address);
+        let address = self.connections.listener.as_ref().map(Listener::address);
         if let Some(address) = address {
             log::info!(name = self.options.name, "listening at {address}");
         }
@@ -290,25 +267,25 @@ impl EventLoop {
         }
         self.service_manager.notify_ready();
         if let Some(predecessor) = predecessor {
-            predecessor.take_over(self.is_listener_inherited);
+            predecessor.take_over(self.connections.is_listener_inherited);
         }
-        self.signals.cache_signals_to_reset();
+        self.process.signals.cache_signals_to_reset();
         worker::prepare();
         sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
         while !self.is_finished() {
             let planned = self.run_timers();
-            let timeout = planned.into_iter().chain(self.wake.finish_wakeup()).min();
+            let timeout = planned.into_iter().chain(self.process.wake.finish_wakeup()).min();
             let timeout = timeout.map(timespec);
-            if let Err(errno) = self.wake.resume_if_due(&self.epoll, WAKE)
-                && self.log_limits.workers.acquire(Instant::now())
+            if let Err(errno) = self.process.wake.resume_if_due(&self.process.epoll, WAKE)
+                && self.logs.limits.workers.acquire(Instant::now())
             {
                 log::error!("workers cannot wake the server any more: {errno}");
             }
-            if self.orphans.are_pending() {
+            if self.descendants.orphans.are_pending() {
                 self.reap_orphans();
             }
-            let events = match epoll::wait(&self.epoll, &mut room, timeout.as_ref()) {
+            let events = match epoll::wait(&self.process.epoll, &mut room, timeout.as_ref()) {
                 Ok((events, _)) => events,
                 Err(Errno::INTR) => &mut [],
                 Err(errno) => {
@@ -323,7 +300,7 @@ impl EventLoop {
                 match event.data.u64() {
                     // The next run of the timers reads the scoreboard, so the pipe's content does
                     // not matter.
-                    WAKE => self.wake.drain(woken),
+                    WAKE => self.process.wake.drain(woken),
                     token => self.dispatch(token),
                 }
             }
@@ -331,14 +308,14 @@ impl EventLoop {
             self.supervisor.end_turn(is_busy, now());
             self.carry_out_actions();
         }
-        if let Some(guardian) = self.guardian.take() {
+        if let Some(guardian) = self.descendants.guardian.take() {
             guardian.stop();
         }
-        if let Some(scratch) = self.scratch.take() {
+        if let Some(scratch) = self.surroundings.scratch.take() {
             scratch::remove_folder(scratch.path(), scratch::WAITING_TIMEOUT);
         }
-        if let Some(groups) = self.groups.take() {
-            remove_groups(groups.path(), self.pid);
+        if let Some(groups) = self.surroundings.groups.take() {
+            remove_groups(groups.path(), self.process.pid);
         }
         self.report_all_omitted();
         log_output::lock().finish();
@@ -349,13 +326,13 @@ impl EventLoop {
     }
 
     fn is_finished(&self) -> bool {
-        self.supervisor.is_finished() && !self.orphans.are_pending()
+        self.supervisor.is_finished() && !self.descendants.orphans.are_pending()
     }
 
     fn dispatch(&mut self, token: u64) {
         match token {
             SIGNALS => {
-                while let Some(signal) = self.signals.next() {
+                while let Some(signal) = self.process.signals.next() {
                     self.handle_signal(signal);
                     self.carry_out_actions();
                 }
@@ -391,7 +368,7 @@ impl EventLoop {
             Signal::SIGUSR2 => self.log_workers(),
             Signal::SIGHUP => self.handle_hangup(),
             _ => {
-                let is_repeated = self.signals.is_second_request();
+                let is_repeated = self.process.signals.is_second_request();
                 self.supervisor.handle_end_request(is_repeated, now());
             }
         }
@@ -403,15 +380,15 @@ impl EventLoop {
         token: u64,
         flags: EventFlags,
     ) -> Result<(), ServerError> {
-        epoll::add(&self.epoll, what, EventData::new_u64(token), flags)
+        epoll::add(&self.process.epoll, what, EventData::new_u64(token), flags)
             .map_err(ServerError::system("cannot watch a descriptor"))
     }
 
     pub(super) fn set_listener_paused(&self, pause: bool) {
-        let Some(listener) = &self.listener else { return };
+        let Some(listener) = &self.connections.listener else { return };
         let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
         if let Err(errno) =
-            epoll::modify(&self.epoll, listener, EventData::new_u64(LISTENER), flags)
+            epoll::modify(&self.process.epoll, listener, EventData::new_u64(LISTENER), flags)
         {
             log::error!("cannot change the watch on the listener: {errno}");
         }

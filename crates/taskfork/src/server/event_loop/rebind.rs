@@ -105,41 +105,47 @@ impl MissingFile {
 impl EventLoop {
     /// Checks the files of the sockets if it is time. Returns the time until the next check.
     pub(super) fn check_socket_files(&mut self) -> Option<Duration> {
-        let has_path = self.listener.as_ref().is_some_and(|listener| listener.path().is_some());
+        let has_path =
+            self.connections.listener.as_ref().is_some_and(|listener| listener.path().is_some());
         // A new server that takes over uses the same files.
         let is_active = self.supervisor.is_serving() && !self.supervisor.is_successor_starting();
-        if !is_active || !has_path && status_path(&self.options, self.listener.as_ref()).is_none() {
-            self.files.former = None;
+        if !is_active
+            || !has_path && status_path(&self.options, self.connections.listener.as_ref()).is_none()
+        {
+            self.connections.files.former = None;
             return None;
         }
         let now = Instant::now();
-        if let Some(next) = self.files.next.filter(|next| *next > now) {
+        if let Some(next) = self.connections.files.next.filter(|next| *next > now) {
             return Some(next - now);
         }
-        self.files.next = Some(now + CHECK_INTERVAL);
+        self.connections.files.next = Some(now + CHECK_INTERVAL);
         self.accept_former();
-        self.files.former = None;
+        self.connections.files.former = None;
         self.restore_listener();
         self.restore_status();
         Some(CHECK_INTERVAL)
     }
 
     fn restore_listener(&mut self) {
-        let Some(listener) = &self.listener else { return };
+        let Some(listener) = &self.connections.listener else { return };
         let Some(path) = listener.path() else { return };
-        let (place, lines) = ((path, self.options.socket_mode), &mut self.log_limits.files);
-        let Some(new) = self.files.listener.restore(Some(listener), place, lines) else { return };
+        let (place, lines) = ((path, self.options.socket_mode), &mut self.logs.limits.files);
+        let Some(new) = self.connections.files.listener.restore(Some(listener), place, lines)
+        else {
+            return;
+        };
         let flags =
             if self.supervisor.is_accept_paused() { EventFlags::empty() } else { EventFlags::IN };
         if let Err(error) = self.watch(new.as_fd(), LISTENER, flags) {
             log::error!("the new listener cannot be watched: {error}");
             return;
         }
-        let former = self.listener.replace(new);
+        let former = self.connections.listener.replace(new);
         if let Some(mut former) = former {
-            let _ = epoll::delete(&self.epoll, &former);
+            let _ = epoll::delete(&self.process.epoll, &former);
             former.disown_file();
-            self.files.former = Some(former);
+            self.connections.files.former = Some(former);
         }
         self.accept_former();
     }
@@ -149,7 +155,7 @@ impl EventLoop {
         // It stays in `self` while clients are admitted, so that workers that are forked for them
         // close it.
         for _ in 0..BACKLOG {
-            let Some(former) = &self.files.former else { return };
+            let Some(former) = &self.connections.files.former else { return };
             let origin = former.origin();
             let Ok(connection) = former.accept() else { return };
             self.admit(connection, origin);
@@ -157,15 +163,19 @@ impl EventLoop {
     }
 
     fn restore_status(&mut self) {
-        let Some(path) = status_path(&self.options, self.listener.as_ref()) else { return };
-        let (status, lines) = (self.status.as_ref(), &mut self.log_limits.files);
-        let Some(new) = self.files.status.restore(status, (&path, 0o600), lines) else { return };
+        let Some(path) = status_path(&self.options, self.connections.listener.as_ref()) else {
+            return;
+        };
+        let (status, lines) = (self.status.listener.as_ref(), &mut self.logs.limits.files);
+        let Some(new) = self.connections.files.status.restore(status, (&path, 0o600), lines) else {
+            return;
+        };
         if let Err(error) = self.watch(new.as_fd(), STATUS, EventFlags::IN) {
             log::error!("the new status socket cannot be watched: {error}");
             return;
         }
-        if let Some(mut former) = self.status.replace(new) {
-            let _ = epoll::delete(&self.epoll, &former);
+        if let Some(mut former) = self.status.listener.replace(new) {
+            let _ = epoll::delete(&self.process.epoll, &former);
             former.disown_file();
         }
     }

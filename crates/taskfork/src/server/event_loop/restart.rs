@@ -16,9 +16,9 @@ impl EventLoop {
     /// Handles SIGHUP: a request to restart, or to end.
     pub(super) fn handle_hangup(&mut self) {
         let is_controlled = self.options.control.is_some();
-        if self.signals.asks_for_restart() && !is_controlled {
+        if self.process.signals.asks_for_restart() && !is_controlled {
             // A new server may have taken over, and then the request is for it.
-            if self.successor.as_ref().is_some_and(Successor::is_readable) {
+            if self.takeover.successor.as_ref().is_some_and(Successor::is_readable) {
                 self.read_successor();
             }
             return self.supervisor.handle_restart_request();
@@ -40,7 +40,7 @@ impl EventLoop {
 
     /// Returns nothing if there is no new server.
     fn try_start_successor(&mut self) -> Option<()> {
-        let Some(listener) = &self.listener else { return None };
+        let Some(listener) = &self.connections.listener else { return None };
         let program = program_file::path();
         if let Err(reason) = program_file::check(program) {
             log::error!("no new server, this one goes on: {reason}, then send SIGHUP again");
@@ -49,21 +49,21 @@ impl EventLoop {
         let name = &self.options.name;
         log::info!(name, "starting {} as a new server to take over", program.display());
         // The new server opens its own status socket at the same path.
-        self.status = None;
+        self.status.listener = None;
         let started = Successor::start(listener, self.options.parent.as_ref());
         let watched = started.and_then(|successor| {
-            self.orphans.exclude_server(successor.pid());
+            self.descendants.orphans.exclude_server(successor.pid());
             match self.watch(successor.as_fd(), SUCCESSOR, EventFlags::IN) {
                 Ok(()) => Ok(successor),
                 Err(error) => {
-                    self.orphans.kill_excluded(successor.pid());
+                    self.descendants.orphans.kill_excluded(successor.pid());
                     Err(error.to_string())
                 }
             }
         });
         match watched {
             Ok(successor) => {
-                self.successor = Some(successor);
+                self.takeover.successor = Some(successor);
                 Some(())
             }
             Err(reason) => {
@@ -76,7 +76,7 @@ impl EventLoop {
 
     /// Forwards a request to restart to the server that has taken over.
     pub(super) fn forward_restart(&self) {
-        if let Some(pid) = self.successor_pid {
+        if let Some(pid) = self.takeover.successor_pid {
             // This process never reaps that child, so its process id cannot have been reused.
             let _ = kill_process(pid, Signal::HUP);
         }
@@ -90,10 +90,12 @@ impl EventLoop {
                 if let Some(parent) = &self.options.parent {
                     parent.announce(successor.pid());
                 }
-                if let Some(listener) = self.listener.as_mut().filter(|_| is_listener_inherited) {
+                if let Some(listener) =
+                    self.connections.listener.as_mut().filter(|_| is_listener_inherited)
+                {
                     listener.disown_file();
                 }
-                self.successor_pid = Some(successor.pid());
+                self.takeover.successor_pid = Some(successor.pid());
                 self.supervisor.handle_successor_ready(now());
             }
             Outcome::Failed(reason) => {
@@ -118,22 +120,23 @@ impl EventLoop {
     }
 
     fn kill_successor(&mut self, successor: &Successor) {
-        self.orphans.kill_excluded(successor.pid());
+        self.descendants.orphans.kill_excluded(successor.pid());
         self.reap_orphans();
     }
 
     fn unwatch_successor(&mut self) -> Option<Successor> {
-        let successor = self.successor.take()?;
-        let _ = epoll::delete(&self.epoll, &successor);
+        let successor = self.takeover.successor.take()?;
+        let _ = epoll::delete(&self.process.epoll, &successor);
         Some(successor)
     }
 
     fn reopen_status_socket(&mut self) {
-        self.status = open_status(&self.options, self.listener.as_ref()).unwrap_or_else(|error| {
-            log::error!("there is no status socket any more: {error}");
-            None
-        });
-        if let Some(status) = &self.status
+        self.status.listener = open_status(&self.options, self.connections.listener.as_ref())
+            .unwrap_or_else(|error| {
+                log::error!("there is no status socket any more: {error}");
+                None
+            });
+        if let Some(status) = &self.status.listener
             && let Err(error) = self.watch(status.as_fd(), STATUS, EventFlags::IN)
         {
             log::error!("the status socket cannot be watched: {error}");

@@ -33,14 +33,14 @@ impl EventLoop {
 
     fn close_control(&mut self) {
         if let Some(control) = self.options.control.take() {
-            let _ = epoll::delete(&self.epoll, &control);
+            let _ = epoll::delete(&self.process.epoll, &control);
         }
     }
 
     /// The parent process was killed, and can forward no request to end any more.
     pub(super) fn handle_parent_exit(&mut self) {
         if let Some(channel) = self.options.parent.as_ref().and_then(Parent::channel) {
-            let _ = epoll::delete(&self.epoll, channel);
+            let _ = epoll::delete(&self.process.epoll, channel);
         }
         if self.supervisor.is_serving() {
             log::error!("the parent process has ended, and so does this server");
@@ -51,8 +51,8 @@ impl EventLoop {
     /// Closes everything through which new work comes.
     pub(super) fn close_connections(&mut self) {
         log::info!(name = self.options.name, workers = self.children.len(), "shutting down");
-        self.listener = None;
-        self.handshakes.close_all();
-        self.waiting.close_all();
+        self.connections.listener = None;
+        self.connections.handshakes.close_all();
+        self.connections.waiting.close_all();
     }
 }

@@ -27,16 +27,16 @@ impl EventLoop {
     /// Accepts a connection to the status socket.
     pub(super) fn accept_status(&mut self) {
         let now = Instant::now();
-        match self.status.as_ref().map(Listener::accept) {
+        match self.status.listener.as_ref().map(Listener::accept) {
             Some(Ok(connection)) => self.add_status_request(connection),
             None | Some(Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)) => {}
             Some(Err(errno)) => {
-                if self.log_limits.accept_status.acquire(now) {
+                if self.logs.limits.accept_status.acquire(now) {
                     log::error!(
                         "cannot accept connections to the status socket for a while: {errno}"
                     );
                 }
-                self.status_requests.pause_accepting(now + ACCEPT_PAUSE);
+                self.status.requests.pause_accepting(now + ACCEPT_PAUSE);
                 self.watch_status(EventFlags::empty());
             }
         }
@@ -44,22 +44,24 @@ impl EventLoop {
 
     /// Answers on this connection once its request is complete.
     pub(super) fn add_status_request(&mut self, connection: OwnedFd) {
-        match self.status_requests.add(connection, Instant::now()) {
+        match self.status.requests.add(connection, Instant::now()) {
             Ok(()) => self.answer_status_requests(),
             Err(connection) => self.send_status(connection),
         }
     }
 
     fn watch_status(&self, flags: EventFlags) {
-        let Some(status) = &self.status else { return };
-        if let Err(errno) = epoll::modify(&self.epoll, status, EventData::new_u64(STATUS), flags) {
+        let Some(status) = &self.status.listener else { return };
+        if let Err(errno) =
+            epoll::modify(&self.process.epoll, status, EventData::new_u64(STATUS), flags)
+        {
             log::error!("cannot change the watch on the status socket: {errno}");
         }
     }
 
     /// Answers the requests that are complete, or whose time is over.
     pub(super) fn answer_status_requests(&mut self) {
-        for request in self.status_requests.take_complete(Instant::now()) {
+        for request in self.status.requests.take_complete(Instant::now()) {
             let number = parse_dismiss(&request.text);
             if let Some(number) = number {
                 self.supervisor.handle_dismissal(number, now());
@@ -71,15 +73,15 @@ impl EventLoop {
 
     /// Answers the requests that are due. Returns the time until the next one is.
     pub(super) fn run_status_timers(&mut self) -> Option<Duration> {
-        if self.status_requests.end_accept_pause(Instant::now()) {
+        if self.status.requests.end_accept_pause(Instant::now()) {
             self.watch_status(EventFlags::IN);
         }
-        if self.status_requests.time_until_due(Instant::now()) == Some(Duration::ZERO) {
+        if self.status.requests.time_until_due(Instant::now()) == Some(Duration::ZERO) {
             self.answer_status_requests();
         }
         let now = Instant::now();
-        let due = self.status_requests.time_until_due(now);
-        due.into_iter().chain(self.status_requests.accept_pause(now)).min()
+        let due = self.status.requests.time_until_due(now);
+        due.into_iter().chain(self.status.requests.accept_pause(now)).min()
     }
 
     /// Sends the status from a helper process, because a peer may read slowly, and because it takes
@@ -101,18 +103,23 @@ impl EventLoop {
     fn server_status(&mut self) -> ServerStatus {
         let now = now();
         let workers = self.observed_children().map(|(child, it)| child.status(&it, now)).collect();
-        let deaths = self.counters.deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count));
+        let deaths =
+            self.status.counters.deaths.iter().map(|(&cause, &count)| (cause.to_owned(), count));
         ServerStatus {
             name: self.options.name.clone(),
-            pid: self.pid,
-            seconds: now.saturating_sub(self.started_at).as_secs_f64(),
+            pid: self.process.pid,
+            seconds: now.saturating_sub(self.status.started_at).as_secs_f64(),
             accepting: self.supervisor.is_serving(),
             max_workers: self.supervisor.max_workers(),
-            sandbox: self.sandbox.as_ref().map(|_| self.options.sandbox.level().to_string()),
+            sandbox: self
+                .template
+                .sandbox
+                .as_ref()
+                .map(|_| self.options.sandbox.level().to_string()),
             forked: self.supervisor.forked(),
-            refused: self.counters.refused,
-            handshakes: self.handshakes.len(),
-            handshake_failures: self.handshakes.failures,
+            refused: self.status.counters.refused,
+            handshakes: self.connections.handshakes.len(),
+            handshake_failures: self.connections.handshakes.failures,
             queued: self.queued_checkouts(),
             waiting: self.supervisor.waiting(),
             deaths: deaths.collect(),

@@ -19,18 +19,18 @@ impl EventLoop {
     pub(super) fn read_stderr(&mut self, number: u64) {
         let Some(child) = self.children.get_mut(&number) else { return };
         let limit =
-            (MAX_BYTES_PER_SLICE / (self.paused_stderr.0.len() + 1)).max(MIN_BYTES_PER_SLICE);
-        match child.forward_stderr(&mut self.stderr_output, limit) {
+            (MAX_BYTES_PER_SLICE / (self.logs.paused_stderr.0.len() + 1)).max(MIN_BYTES_PER_SLICE);
+        match child.forward_stderr(&mut self.logs.stderr, limit) {
             None | Some(ReadOutcome::MayHaveMore) => {}
             Some(ReadOutcome::Ended(pipe)) => {
-                let _ = epoll::delete(&self.epoll, &pipe);
+                let _ = epoll::delete(&self.process.epoll, &pipe);
             }
             Some(ReadOutcome::Paused(until)) => {
                 // A watch without events would still report the end of the pipe, in a loop.
                 if let Some(pipe) = child.stderr() {
-                    let _ = epoll::delete(&self.epoll, pipe);
+                    let _ = epoll::delete(&self.process.epoll, pipe);
                 }
-                self.paused_stderr.0.push((until, number));
+                self.logs.paused_stderr.0.push((until, number));
             }
         }
     }
@@ -39,21 +39,22 @@ impl EventLoop {
     /// something is due.
     pub(super) fn resume_stderr(&mut self) -> Option<Duration> {
         let now = Instant::now();
-        let due: Vec<_> = self.paused_stderr.0.extract_if(.., |(until, _)| *until <= now).collect();
+        let due: Vec<_> =
+            self.logs.paused_stderr.0.extract_if(.., |(until, _)| *until <= now).collect();
         for (_, number) in due {
             let Some(pipe) = self.children.get(&number).and_then(|child| child.stderr()) else {
                 continue;
             };
             if let Err(error) = self.watch(pipe.as_fd(), token(number, 1), EventFlags::IN) {
                 log::error!("the standard error of worker {number} cannot be read: {error}");
-                self.paused_stderr.0.push((now + WINDOW, number));
+                self.logs.paused_stderr.0.push((now + WINDOW, number));
             }
         }
-        let paused = self.paused_stderr.0.iter();
+        let paused = self.logs.paused_stderr.0.iter();
         let next = paused.map(|(until, _)| until.saturating_duration_since(now));
         let children = self.children.values_mut();
         let omitted =
-            children.filter_map(|child| child.report_omitted_lines(&mut self.stderr_output, now));
+            children.filter_map(|child| child.report_omitted_lines(&mut self.logs.stderr, now));
         next.chain(omitted).min()
     }
 }

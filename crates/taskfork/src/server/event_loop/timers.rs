@@ -52,16 +52,16 @@ impl EventLoop {
         self.check_socket_files().into_iter().for_each(&mut at_most);
         self.report_omitted().into_iter().for_each(&mut at_most);
         log_output::retry().into_iter().for_each(&mut at_most);
-        if self.guardian.is_none() && self.supervisor.is_serving() {
+        if self.descendants.guardian.is_none() && self.supervisor.is_serving() {
             self.start_guardian();
-            if self.guardian.is_none() {
+            if self.descendants.guardian.is_none() {
                 at_most(guardian::RETRY_INTERVAL);
             }
         }
         self.resume_stderr().into_iter().for_each(&mut at_most);
         self.resume_stderr().into_iter().for_each(&mut at_most);
         self.run_status_timers().into_iter().for_each(&mut at_most);
-        if self.orphans.are_pending() {
+        if self.descendants.orphans.are_pending() {
             at_most(orphans::RETRY_INTERVAL);
         }
         self.expire_handshakes().into_iter().for_each(&mut at_most);
