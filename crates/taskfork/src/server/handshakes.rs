@@ -1,10 +1,9 @@
 //! Connections whose clients have not sent their complete first message. The server watches them
 //! itself and forks a worker only when that message has arrived, so a silent client costs one
-//! descriptor.
+//! descriptor. The [`supervisor`](super::supervisor) decides how many there may be, and for how long.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -57,7 +56,6 @@ impl HandshakeLimits {
 #[derive(Debug)]
 pub(crate) struct Handshakes {
     pending: WatchedSet<PendingHandshake>,
-    deadlines: BTreeSet<(Instant, u64)>,
     limit: usize,
     timeout: TimeLimit,
     /// Clients of the server's own user may stay silent for ever.
@@ -72,7 +70,6 @@ pub(super) struct PendingHandshake {
     pub(super) origin: Origin,
     pub(super) received: Vec<u8>,
     first_message: FirstMessage,
-    deadline: Option<Instant>,
 }
 
 impl AsFd for PendingHandshake {
@@ -87,7 +84,6 @@ impl Handshakes {
             .map_err(ServerError::system("cannot create an epoll instance for new connections"))?;
         Ok(Self {
             pending,
-            deadlines: BTreeSet::new(),
             limit: limits.limit(),
             timeout: limits.timeout.unwrap_or(DEFAULT_TIMEOUT),
             // A client of AnyEvent::Task connects before it has anything to send, and its next call
@@ -133,57 +129,31 @@ impl Handshakes {
         }
     }
 
-    /// Adds a connection and returns its number. Removes the oldest connection if there are too many.
-    pub(super) fn add(
-        &mut self,
-        connection: OwnedFd,
+    /// Whether a new connection may stay silent for ever.
+    pub(super) fn may_be_silent(
+        &self,
+        connection: &OwnedFd,
         origin: Origin,
         is_silent: bool,
         rules: &Rules,
-    ) -> Result<(u64, Option<PendingHandshake>), Errno> {
-        let has_no_deadline = is_silent
-            && self.keeps_silent_own
-            && origin == Origin::Local
-            && rules.is_own(&connection);
-        let (received, first_message) = (Vec::new(), FirstMessage::default());
-        let pending =
-            PendingHandshake { connection, origin, received, first_message, deadline: None };
-        let number = self.pending.insert(pending, EventFlags::IN).map_err(|(_, errno)| errno)?;
-        let surplus = self.pending.oldest().filter(|_| self.pending.len() > self.limit);
-        let evicted = surplus.and_then(|oldest| self.remove(oldest));
-        if !has_no_deadline {
-            self.set_deadline(number);
-        }
-        Ok((number, evicted))
+    ) -> bool {
+        is_silent && self.keeps_silent_own && origin == Origin::Local && rules.is_own(connection)
     }
 
-    fn set_deadline(&mut self, number: u64) {
-        let Some(pending) = self.pending.get_mut(number) else { return };
-        if pending.deadline.is_none()
-            && let Some(deadline) = self.timeout.after(Instant::now())
-        {
-            pending.deadline = Some(deadline);
-            self.deadlines.insert((deadline, number));
-        }
+    /// Adds a connection and returns its number.
+    pub(super) fn add(&mut self, connection: OwnedFd, origin: Origin) -> Result<u64, Errno> {
+        let (received, first_message) = (Vec::new(), FirstMessage::default());
+        let pending = PendingHandshake { connection, origin, received, first_message };
+        self.pending.insert(pending, EventFlags::IN).map_err(|(_, errno)| errno)
     }
 
     pub(super) fn remove(&mut self, number: u64) -> Option<PendingHandshake> {
-        let pending = self.pending.remove(number)?;
-        if let Some(deadline) = pending.deadline {
-            self.deadlines.remove(&(deadline, number));
-        }
-        Some(pending)
+        self.pending.remove(number)
     }
 
-    /// Removes a connection whose deadline has passed.
-    pub(super) fn remove_expired(&mut self, now: Instant) -> Option<PendingHandshake> {
-        let &(deadline, number) = self.deadlines.first()?;
-        if deadline > now { None } else { self.remove(number) }
-    }
-
-    /// The earliest deadline.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
+    /// Whether a part of a connection's first message has been read.
+    pub(super) fn has_bytes(&mut self, number: u64) -> bool {
+        self.pending.get_mut(number).is_some_and(|pending| !pending.received.is_empty())
     }
 
     /// Reads from a connection, and returns how much of its first message has arrived.
@@ -194,10 +164,8 @@ impl Handshakes {
             };
             let lacks = match pending.first_message.scan(&pending.received, max_frame) {
                 Ok(Progress::Needs(lacks)) => lacks,
-                Ok(Progress::Complete(protocol)) => return ReadOutcome::Greeted(protocol, None),
-                Ok(Progress::TooLong(protocol)) => {
-                    return ReadOutcome::Greeted(protocol, pending.deadline);
-                }
+                Ok(Progress::Complete(protocol)) => return ReadOutcome::Complete(protocol),
+                Ok(Progress::TooLong(protocol)) => return ReadOutcome::TooLong(protocol),
                 Err(error) => return ReadOutcome::Invalid(error.to_string()),
             };
             let received = pending.received.len();
@@ -212,8 +180,7 @@ impl Handshakes {
                     let reason = "the client closed the connection in the middle of its greeting";
                     return ReadOutcome::Invalid(reason.to_owned());
                 }
-                Ok(_) => self.set_deadline(number),
-                Err(Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return ReadOutcome::Incomplete,
                 Err(_) => return ReadOutcome::Closed,
             }
@@ -224,9 +191,10 @@ impl Handshakes {
 /// The state of a connection after a read.
 pub(super) enum ReadOutcome {
     Incomplete,
-    /// The first message is complete. Or, if a deadline is given, it is a long one of which only a
-    /// part has arrived: the worker reads the rest.
-    Greeted(Protocol, Option<Instant>),
+    /// The first message is complete.
+    Complete(Protocol),
+    /// A part of a long first message has arrived: the worker reads the rest.
+    TooLong(Protocol),
     /// The bytes are no valid first message, for this reason.
     Invalid(String),
     /// The client has closed the connection without sending anything.

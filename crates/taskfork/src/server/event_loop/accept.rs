@@ -2,19 +2,20 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 use super::EventLoop;
+use super::state::Connections;
 use crate::clock;
 use crate::display::seconds;
 use crate::server::access::Origin;
 use crate::server::handshakes::{PendingHandshake, ReadOutcome};
 use crate::server::log;
 use crate::server::refusal::{self, Refusal};
-use crate::server::supervisor::{ClientId, Peer};
+use crate::server::supervisor::{ClientId, ConnectionKey, HandshakeFailure, Peer};
 use crate::sys;
 use crate::wire::Protocol;
 use crate::wire::first_message::{self, FirstMessage, Progress};
@@ -85,20 +86,13 @@ impl EventLoop {
                 return false;
             }
         }
-        match self.connections.handshakes.add(
-            connection,
-            origin,
-            bytes.is_empty(),
-            &self.connections.rules,
-        ) {
-            Ok((number, evicted)) => {
-                if let Some(evicted) = evicted {
-                    self.connections.handshakes.failures += 1;
-                    let limit = self.connections.handshakes.limit();
-                    let reason = format!("{limit} others wait with it (max_handshakes)");
-                    let protocol = first_message::protocol(&evicted.received);
-                    self.refuse(evicted.connection, Refusal::handshake(protocol, reason));
-                }
+        let Connections { handshakes, rules, .. } = &mut self.connections;
+        let may_be_silent = handshakes.may_be_silent(&connection, origin, bytes.is_empty(), rules);
+        match handshakes.add(connection, origin) {
+            Ok(number) => {
+                let key = ConnectionKey(number);
+                self.supervisor.handle_connection(key, may_be_silent, clock::now());
+                self.carry_out_actions();
                 !bytes.is_empty() && self.read_handshake(number)
             }
             Err(errno) => {
@@ -121,31 +115,53 @@ impl EventLoop {
 
     /// Reads from one connection. Returns whether a worker has got it.
     fn read_handshake(&mut self, number: u64) -> bool {
-        match self.connections.handshakes.read(number, self.options.max_frame) {
-            ReadOutcome::Incomplete => {}
-            ReadOutcome::Greeted(protocol, until) => {
-                let Some(PendingHandshake { connection, received, origin, .. }) =
-                    self.connections.handshakes.remove(number)
-                else {
-                    return false;
-                };
-                let id = identify(&connection, first_message::client_number(&received));
-                let client = AcceptedClient::new(connection, received, until);
-                self.route_client(client, protocol, origin, id);
-                return true;
-            }
-            ReadOutcome::Invalid(reason) => {
-                self.connections.handshakes.failures += 1;
-                if let Some(PendingHandshake { connection, received, .. }) =
-                    self.connections.handshakes.remove(number)
-                {
-                    let protocol = first_message::protocol(&received);
-                    self.refuse(connection, Refusal::handshake(protocol, reason));
-                }
-            }
-            ReadOutcome::Closed => drop(self.connections.handshakes.remove(number)),
+        let (key, now) = (ConnectionKey(number), clock::now());
+        let outcome = self.connections.handshakes.read(number, self.options.max_frame);
+        if self.connections.handshakes.has_bytes(number) {
+            self.supervisor.handle_handshake_bytes(key, now);
         }
-        false
+        let protocol = match &outcome {
+            ReadOutcome::Incomplete => return false,
+            ReadOutcome::Complete(protocol) | ReadOutcome::TooLong(protocol) => Some(*protocol),
+            ReadOutcome::Invalid(_) | ReadOutcome::Closed => None,
+        };
+        let deadline = self.supervisor.handle_handshake_end(key);
+        let Some(pending) = self.connections.handshakes.remove(number) else { return false };
+        let Some(protocol) = protocol else {
+            if let ReadOutcome::Invalid(reason) = outcome {
+                self.refuse_handshake(pending, reason);
+            }
+            return false;
+        };
+        let deadline = deadline.filter(|_| matches!(outcome, ReadOutcome::TooLong(_)));
+        let until = deadline.map(|deadline| Instant::now() + deadline.saturating_sub(now));
+        let PendingHandshake { connection, received, origin, .. } = pending;
+        let id = identify(&connection, first_message::client_number(&received));
+        let client = AcceptedClient::new(connection, received, until);
+        self.route_client(client, protocol, origin, id);
+        true
+    }
+
+    /// Refuses a connection whose first message is not complete.
+    pub(super) fn end_handshake(&mut self, key: ConnectionKey, why: HandshakeFailure) {
+        let handshakes = &mut self.connections.handshakes;
+        let Some(pending) = handshakes.remove(key.0) else { return };
+        let reason = match why {
+            HandshakeFailure::TooMany => {
+                format!("{} others wait with it (max_handshakes)", handshakes.limit())
+            }
+            HandshakeFailure::Late => {
+                let after = seconds(handshakes.timeout().get().unwrap_or_default());
+                format!("its greeting was not complete after {after} (handshake_timeout)")
+            }
+        };
+        self.refuse_handshake(pending, reason);
+    }
+
+    fn refuse_handshake(&mut self, pending: PendingHandshake, reason: String) {
+        self.connections.handshakes.failures += 1;
+        let protocol = first_message::protocol(&pending.received);
+        self.refuse(pending.connection, Refusal::handshake(protocol, reason));
     }
 
     /// Has a client with a complete first message placed. Refuses the client if `protocols` does not
@@ -167,19 +183,6 @@ impl EventLoop {
         } else {
             self.place_client(client, protocol, id);
         }
-    }
-
-    /// Closes connections whose first message is late. Returns the time until the next deadline.
-    pub(super) fn expire_handshakes(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        while let Some(expired) = self.connections.handshakes.remove_expired(now) {
-            self.connections.handshakes.failures += 1;
-            let after = seconds(self.connections.handshakes.timeout().get().unwrap_or_default());
-            let reason = format!("its greeting was not complete after {after} (handshake_timeout)");
-            let protocol = first_message::protocol(&expired.received);
-            self.refuse(expired.connection, Refusal::handshake(protocol, reason));
-        }
-        self.connections.handshakes.next_deadline().map(|deadline| deadline - now)
     }
 
     /// Sends a refusal to a client, and logs and counts it.

@@ -34,6 +34,7 @@ impl EventLoop {
             }
             Action::Enqueue { client } => self.enqueue_client(client),
             Action::Refuse { client } => self.refuse_busy(client),
+            Action::EndHandshake { connection, why } => self.end_handshake(connection, why),
             Action::Close { client } => drop(self.connections.waiting.take(client)),
             Action::ObserveForReview => self.review_queue(),
             Action::Retire { worker, why } => self.retire_worker(worker, why),

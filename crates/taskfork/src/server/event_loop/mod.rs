@@ -168,6 +168,8 @@ impl EventLoop {
                 max_workers: options.max_workers.min(Scoreboard::CAPACITY),
                 spare_workers: options.spare_workers,
                 max_waiting: handshakes.limit(),
+                max_handshakes: handshakes.limit(),
+                handshake_timeout: handshakes.timeout().get(),
                 hung_worker_timeout: options.hung_worker_timeout.get(),
                 shutdown_grace: options.shutdown_grace.get(),
                 recycling: options.recycling,

@@ -59,12 +59,10 @@ impl EventLoop {
             }
         }
         self.resume_stderr().into_iter().for_each(&mut at_most);
-        self.resume_stderr().into_iter().for_each(&mut at_most);
         self.run_status_timers().into_iter().for_each(&mut at_most);
         if self.descendants.orphans.are_pending() {
             at_most(orphans::RETRY_INTERVAL);
         }
-        self.expire_handshakes().into_iter().for_each(&mut at_most);
         self.run_decisions().into_iter().for_each(&mut at_most);
         next
     }
@@ -73,7 +71,6 @@ impl EventLoop {
     /// due.
     fn run_decisions(&mut self) -> Option<Duration> {
         let started = now();
-        // A scan may take long.
         let pause = pause_after(self.scan_time).min(MAX_RESCAN_PAUSE);
         let slots = self.children.values_mut().map(|child| (child.number, child.observe()));
         self.supervisor.handle_slots(slots, pause, started);

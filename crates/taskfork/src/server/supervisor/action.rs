@@ -9,6 +9,19 @@ use crate::worker::scoreboard::{Retirement, SlotView, StopRequest};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ClientKey(pub(crate) u64);
 
+/// A connection whose first message is not complete, numbered in the order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ConnectionKey(pub(crate) u64);
+
+/// Why a connection ends before its first message is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HandshakeFailure {
+    /// It is the oldest of too many.
+    TooMany,
+    /// Its time is over.
+    Late,
+}
+
 /// What a worker is forked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -42,6 +55,11 @@ pub(crate) enum Action {
     /// Refuse the client, because all workers are in use and the queue is full.
     Refuse {
         client: ClientKey,
+    },
+    /// Refuse a connection before its first message is complete.
+    EndHandshake {
+        connection: ConnectionKey,
+        why: HandshakeFailure,
     },
     /// Close the connection of a client that came after the shutdown began.
     Close {
@@ -103,6 +121,9 @@ pub(crate) struct Config {
     pub(crate) spare_workers: usize,
     /// The maximum number of clients that wait for a worker.
     pub(crate) max_waiting: usize,
+    /// The maximum number of connections whose first message is not complete.
+    pub(crate) max_handshakes: usize,
+    pub(crate) handshake_timeout: Option<Duration>,
     pub(crate) hung_worker_timeout: Option<Duration>,
     pub(crate) shutdown_grace: Option<Duration>,
     pub(crate) recycling: Recycling,

@@ -141,6 +141,7 @@ impl Supervisor {
         self.mode = Mode::Draining(until);
         self.actions.push_back(Action::CloseConnections);
         self.accept_pause = AcceptPause::default();
+        self.handshakes.clear();
         self.queue.clear();
         for (&worker, state) in &mut self.workers {
             if state.leaving == Leaving::Staying {

@@ -3,7 +3,7 @@
 //! replaced, and how the server shuts down and restarts.
 //!
 //! [`Supervisor`] reads no clock, and has no descriptor, process id or lock. It knows workers by their
-//! numbers and waiting clients by their keys. The event loop maps both to descriptors. Its methods are
+//! numbers, and connections and waiting clients by their keys. The event loop maps them to descriptors. Its methods are
 //! of four kinds:
 //!
 //! 1. **Events.** `handle_…` reports what has happened, and when. The time is that of
@@ -28,6 +28,7 @@
 
 mod action;
 mod fair_share;
+mod handshakes;
 mod kill;
 mod lifecycle;
 mod observation;
@@ -43,8 +44,9 @@ mod worker;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-pub(crate) use action::{Action, ClientKey, Config, Purpose};
+pub(crate) use action::{Action, ClientKey, Config, ConnectionKey, HandshakeFailure, Purpose};
 pub(crate) use fair_share::{ClientId, Peer};
+use handshakes::Handshakes;
 pub(crate) use kill::{KillCause, KillReason, NoStack};
 pub(crate) use lifecycle::ACCEPT_PAUSE;
 use lifecycle::{AcceptPause, Mode, Succession};
@@ -68,6 +70,7 @@ pub(crate) struct Supervisor {
     /// The client or spare worker for which something is being done.
     placement: Placement,
     turn: Turn,
+    handshakes: Handshakes,
     queue: ClientQueue,
     review: Review,
     spares: Spares,
@@ -89,6 +92,7 @@ impl Supervisor {
             actions: VecDeque::new(),
             placement: Placement::None,
             turn: Turn::default(),
+            handshakes: Handshakes::default(),
             queue: ClientQueue::default(),
             review: Review::default(),
             spares: Spares::default(),
@@ -110,6 +114,7 @@ impl Supervisor {
     /// Ends the pauses and waits that are over. The caller calls `handle_slots` before this, so that it
     /// decides about what workers do now.
     pub(crate) fn handle_timeout(&mut self, now: Duration) {
+        self.end_late_handshakes(now);
         self.update_spares(now);
         self.begin_due_review(now);
         self.end_accept_pause(now);
@@ -120,6 +125,7 @@ impl Supervisor {
     pub(crate) fn poll_timeout(&self, now: Duration) -> Option<Duration> {
         let due = [
             self.slots_due,
+            self.handshakes.due(),
             self.spares.due(),
             self.review_due(),
             self.accept_pause.until(),

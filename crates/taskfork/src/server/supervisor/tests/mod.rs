@@ -17,6 +17,8 @@ fn config(max_workers: usize) -> Config {
         max_workers,
         spare_workers: 0,
         max_waiting: 5,
+        max_handshakes: 3,
+        handshake_timeout: Some(Duration::from_secs(1)),
         hung_worker_timeout: Some(Duration::from_secs(2)),
         shutdown_grace: Some(Duration::from_secs(3)),
         recycling: Recycling::default(),
@@ -30,11 +32,21 @@ fn configs() -> impl Strategy<Value = Config> {
             (1..milliseconds).prop_map(|limit| Some(Duration::from_millis(limit))),
         ]
     };
-    (1..5_usize, 0..3_usize, 1..6_usize, limit(4000), limit(4000), limit(4000), limit(1000))
-        .prop_map(|(max_workers, spare_workers, max_waiting, hung, grace, age, idle)| Config {
+    let counts = (1..5_usize, 0..3_usize, 1..6_usize, 1..4_usize);
+    (counts, limit(1000), limit(4000), limit(4000), limit(4000), limit(1000)).prop_map(
+        |(
+            (max_workers, spare_workers, max_waiting, max_handshakes),
+            handshake,
+            hung,
+            grace,
+            age,
+            idle,
+        )| Config {
             max_workers,
             spare_workers,
             max_waiting,
+            max_handshakes,
+            handshake_timeout: handshake,
             hung_worker_timeout: hung,
             shutdown_grace: grace,
             recycling: Recycling {
@@ -42,12 +54,16 @@ fn configs() -> impl Strategy<Value = Config> {
                 max_idle: idle.into(),
                 ..Recycling::default()
             },
-        })
+        },
+    )
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (0..4_u32).prop_map(Step::Connect),
+        2 => any::<bool>().prop_map(Step::Open),
+        1 => any::<usize>().prop_map(Step::SendByte),
+        1 => any::<usize>().prop_map(Step::CloseHandshake),
         8 => (any::<usize>(), any::<u8>()).prop_map(|(worker, choice)| Step::Work { worker, choice }),
         2 => (any::<usize>(), 1..3000_u64)
             .prop_map(|(worker, limit)| Step::Call { worker, limit }),
@@ -99,6 +115,17 @@ fn a_client_beyond_the_queue_is_refused() {
     let mut world = World::new(config(1));
     (0..8).for_each(|_| world.run(Step::Connect(1)));
     assert_eq!(world.refused, [ClientKey(7), ClientKey(8)]);
+}
+
+#[test]
+fn the_oldest_of_too_many_silent_connections_ends() {
+    let mut world = World::new(config(1));
+    (0..5).for_each(|_| world.run(Step::Open(true)));
+    assert_eq!(world.ended, [ConnectionKey(1), ConnectionKey(2)]);
+    world.run(Step::SendByte(0));
+    world.run(Step::Wait(2000));
+    assert_eq!(world.ended.last(), Some(&ConnectionKey(3)), "its time began with its first byte");
+    assert_eq!(world.ended.len(), 3);
 }
 
 #[test]
@@ -204,4 +231,9 @@ fn a_spare_worker_is_forked_in_a_quiet_turn_and_gets_the_next_client() {
     world.run(Step::Exit(1));
     world.run(Step::Connect(1));
     assert_eq!((world.supervisor.workers(), world.supervisor.forked()), (1, 2));
+}
+
+#[test]
+fn a_worker_takes_little_memory() {
+    assert!(size_of::<Worker>() <= 104, "{}", size_of::<Worker>());
 }

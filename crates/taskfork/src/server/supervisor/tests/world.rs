@@ -17,6 +17,10 @@ const STACK_TIMEOUT: Duration = Duration::from_millis(600);
 pub(super) enum Step {
     /// A client of the program with this number.
     Connect(u32),
+    /// A connection without a complete first message, which may be silent for ever.
+    Open(bool),
+    SendByte(usize),
+    CloseHandshake(usize),
     /// A worker enters one of the phases that may follow.
     Work {
         worker: usize,
@@ -78,6 +82,11 @@ pub(super) struct World {
     config: Config,
     workers: BTreeMap<u64, SimulatedWorker>,
     clients: BTreeMap<ClientKey, Client>,
+    /// The connections without a complete first message, and since when their time counts.
+    handshakes: BTreeMap<ConnectionKey, Option<Duration>>,
+    opened: u64,
+    /// The connections that ended before their first message was complete.
+    pub(super) ended: Vec<ConnectionKey>,
     /// The clients that have got a worker, in that order.
     pub(super) served: Vec<ClientKey>,
     pub(super) refused: Vec<ClientKey>,
@@ -104,6 +113,9 @@ impl World {
             config,
             workers: BTreeMap::new(),
             clients: BTreeMap::new(),
+            handshakes: BTreeMap::new(),
+            opened: 0,
+            ended: Vec::new(),
             served: Vec::new(),
             refused: Vec::new(),
             evicted: 0,
@@ -133,9 +145,35 @@ impl World {
         self.workers.keys().nth(place.checked_rem(self.workers.len())?).copied()
     }
 
+    fn handshake(&self, place: usize) -> Option<ConnectionKey> {
+        self.handshakes.keys().nth(place.checked_rem(self.handshakes.len())?).copied()
+    }
+
     pub(super) fn run(&mut self, step: Step) {
         match step {
             Step::Connect(program) => self.connect(program),
+            Step::Open(_) if self.is_closed => {}
+            Step::Open(may_be_silent) => {
+                self.opened += 1;
+                let key = ConnectionKey(self.opened);
+                self.handshakes.insert(key, (!may_be_silent).then_some(self.now));
+                self.supervisor.handle_connection(key, may_be_silent, self.now);
+            }
+            Step::SendByte(place) => {
+                if let Some(key) = self.handshake(place) {
+                    self.supervisor.handle_handshake_bytes(key, self.now);
+                    let since = self.handshakes.get_mut(&key).unwrap();
+                    since.get_or_insert(self.now);
+                }
+            }
+            Step::CloseHandshake(place) => {
+                if let Some(key) = self.handshake(place) {
+                    let since = self.handshakes.remove(&key).flatten();
+                    let timeout = self.config.handshake_timeout;
+                    let deadline = since.zip(timeout).map(|(since, timeout)| since + timeout);
+                    assert_eq!(self.supervisor.handle_handshake_end(key), deadline);
+                }
+            }
             Step::Work { worker, choice } => {
                 if let Some(worker) = self.nth(worker) {
                     self.work(worker, choice);
@@ -392,6 +430,10 @@ impl World {
             let last = last.max(Duration::from_secs(30)) + Duration::from_secs(30);
             assert!(state.is_client_gone.is_none_or(|at| end <= at + last), "it does not leave");
         }
+        let timeout = self.config.handshake_timeout.unwrap_or(Duration::MAX / 2);
+        for since in self.handshakes.values().flatten() {
+            assert!(end <= since.saturating_add(timeout), "a handshake is late");
+        }
         assert!(self.is_paused.is_none_or(|at| end <= at + ACCEPT_PAUSE), "the pause is over");
         let grace = self.config.shutdown_grace;
         let is_over = self.is_draining.zip(grace).is_some_and(|(at, grace)| at + grace < end);
@@ -405,6 +447,8 @@ impl World {
         while let Some(action) = self.supervisor.poll_action() {
             self.carry_out(action);
             count += 1;
+            let handshakes = self.handshakes.len();
+            assert!(handshakes <= self.config.max_handshakes, "too many silent connections");
             assert!(count < 10_000, "there is always another action");
         }
     }
@@ -436,6 +480,18 @@ impl World {
                 assert_eq!(self.clients.insert(client, Client::Refused), Some(Client::Arriving));
                 assert!(self.queued().len() >= self.config.max_waiting);
                 self.refused.push(client);
+            }
+            Action::EndHandshake { connection, why } => {
+                let oldest = self.handshakes.keys().next().copied();
+                let is_full = self.handshakes.len() > self.config.max_handshakes;
+                let since = self.handshakes.remove(&connection).expect("it is there");
+                let timeout = self.config.handshake_timeout;
+                let due = since.zip(timeout).map(|(since, timeout)| since + timeout);
+                match why {
+                    HandshakeFailure::TooMany => assert!(is_full && oldest == Some(connection)),
+                    HandshakeFailure::Late => assert!(due.is_some_and(|due| due <= now)),
+                }
+                self.ended.push(connection);
             }
             Action::Close { .. } => panic!("no client comes during a shutdown"),
             Action::ObserveForReview => {
@@ -472,6 +528,7 @@ impl World {
             Action::CloseConnections => {
                 assert!(!self.is_closed, "they are closed once");
                 (self.is_closed, self.is_paused, self.is_draining) = (true, None, Some(now));
+                self.handshakes.clear();
                 for client in self.clients.values_mut().filter(|it| **it == Client::Queued) {
                     *client = Client::Gone;
                 }
