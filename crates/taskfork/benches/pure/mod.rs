@@ -7,10 +7,8 @@
     reason = "parts of the crate are included, of which a benchmark needs some"
 )]
 
-#[path = "../../src/client/pool.rs"]
+#[path = "../../src/client/pool/mod.rs"]
 mod pool;
-#[path = "../../src/client/queue.rs"]
-mod queue;
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,10 +1,12 @@
 //! The checked options of a client, and what is known of the servers at its addresses.
 
 use super::pool::PoolLimits;
+use super::session::SessionOptions;
 use crate::address::Address;
 use crate::busy_poll::BusyPoll;
 use crate::error::FatalError;
 use crate::server::SpawnedServer;
+use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 
@@ -36,6 +38,29 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    pub(crate) fn session_options(&self) -> SessionOptions {
+        SessionOptions {
+            reuse_after_error: self.reuse_after_error,
+            timeout: self.timeout,
+            grace: self.grace,
+            connect_timeout: self.connect_timeout,
+            is_native: self.protocol == Protocol::Native,
+        }
+    }
+
+    /// The most files that a message through a unix socket may have.
+    pub(crate) fn max_files(&self) -> usize {
+        if self.pass_descriptors { sys::MAX_FILES } else { 0 }
+    }
+
+    /// The most memory of a worker that the client maps, in bytes. `files` is how many files it takes with a message.
+    ///
+    /// A client whose user id can stand for several users shares nothing: it could not tell another user's memory.
+    pub(crate) fn max_shared(&self, files: usize) -> usize {
+        let is_unique = || sys::is_unique_user(rustix::process::geteuid().as_raw());
+        if files > 0 && self.shared_memory > 0 && is_unique() { self.shared_memory } else { 0 }
+    }
+
     /// All addresses as text, for messages.
     pub(crate) fn addresses(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().map(Address::to_string).collect();

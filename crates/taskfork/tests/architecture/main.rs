@@ -28,7 +28,8 @@ const FOREIGN: [&str; 8] = [
 ];
 
 /// What a file without I/O and without a clock does not contain.
-const IMPURE: [&str; 9] = [
+const IMPURE: [&str; 11] = [
+    "Mutex",
     "::now(",
     "rustix::event",
     "rustix::fs",
@@ -37,6 +38,7 @@ const IMPURE: [&str; 9] = [
     "nix::",
     "std::fs",
     "std::net",
+    "thread_local!",
     "tokio::",
 ];
 

@@ -7,20 +7,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
 
-use super::spin::ReplySpin;
 use super::transport::{self, Transport};
 use crate::address::Address;
 use crate::client::config::Config;
-use crate::client::connection::NewConnection;
-use crate::client::handshake::{
-    HandshakeError, HandshakeReader, PeerLimits, client_hello, max_files, max_shared,
+use crate::client::proto::connection::ConnectionConfig;
+use crate::client::proto::handshake::{
+    HandshakeError, HandshakeReader, PeerLimits, client_hello, handshake_timeout,
 };
-use crate::display::seconds;
 use crate::error::ConnectionError;
-use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 use crate::wire::frame;
 use crate::wire::hello::WorkerHello;
+
+/// A stream to a worker whose handshake is complete.
+#[derive(Debug)]
+pub(crate) struct NewConnection {
+    pub(crate) stream: Box<dyn Transport>,
+    pub(crate) config: ConnectionConfig,
+}
 
 /// Called with the reason if the server has no free worker yet.
 type OnWait<'a> = &'a (dyn Fn(String) + Sync);
@@ -35,7 +39,8 @@ pub(crate) fn connect_without_waiting(
     if config.protocol != Protocol::Native {
         return None;
     }
-    let mut hello = client_hello(config, max_files(config), client).ok()?;
+    let files = config.max_files();
+    let mut hello = client_hello(config, files, config.max_shared(files), client).ok()?;
     let (stream, sent) = transport::connect_now(address, &hello)?.ok()?;
     hello.drain(..sent);
     Some((stream, hello))
@@ -79,12 +84,6 @@ pub(crate) async fn connect(
     Err(ConnectionError::of_addresses(reasons))
 }
 
-/// The reason of an attempt that exceeds the time limit of the handshake.
-pub(crate) fn handshake_timeout(limit: TimeLimit) -> ConnectionError {
-    let limit = seconds(limit.get().unwrap_or_default());
-    ConnectionError::new(format!("the server did not greet within {limit}"))
-}
-
 async fn connect_and_handshake(
     address: &Address,
     config: &Config,
@@ -95,8 +94,7 @@ async fn connect_and_handshake(
         // This protocol has no handshake.
         let (stream, _) =
             transport::connect(address, &[]).await.map_err(ConnectionError::system)?;
-        return Ok(NewConnection {
-            stream,
+        let config = ConnectionConfig {
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
             pid: 0,
@@ -110,27 +108,29 @@ async fn connect_and_handshake(
             max_blob: config.max_blob,
             max_shared: 0,
             copy_shared_memory: false,
-            spin: ReplySpin::new(config.busy_poll, config.cores),
-        });
+            can_lose_answers: stream.can_lose_answers(),
+        };
+        return Ok(NewConnection { stream, config });
     }
-    let files = if address.0.carries_files() { max_files(config) } else { 0 };
-    let hello = client_hello(config, files, client).map_err(HandshakeError::from)?;
+    let files = if address.0.carries_files() { config.max_files() } else { 0 };
+    let max_shared = config.max_shared(files);
+    let hello = client_hello(config, files, max_shared, client).map_err(HandshakeError::from)?;
     let (mut stream, sent) =
         transport::connect(address, &hello).await.map_err(ConnectionError::system)?;
     let rest = &hello[sent..];
     let (hello, inbox) = handshake(&mut *stream, rest, on_wait).await?;
-    Ok(NewConnection {
-        stream,
+    let config = ConnectionConfig {
         protocol: Protocol::Native,
         inbox,
         pid: hello.pid,
         limits: PeerLimits::of(&hello, config.max_frame, files),
         max_receive: config.max_frame,
         max_blob: config.max_blob,
-        max_shared: max_shared(config, files),
+        max_shared,
         copy_shared_memory: config.copy_shared_memory,
-        spin: ReplySpin::new(config.busy_poll, config.cores),
-    })
+        can_lose_answers: stream.can_lose_answers(),
+    };
+    Ok(NewConnection { stream, config })
 }
 
 /// Sends the rest of the client's hello, and receives the worker's. Returns it with the bytes behind it.

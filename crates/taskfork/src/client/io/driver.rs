@@ -1,7 +1,6 @@
 //! The driver, the one task of a client: it connects workers, watches connections that no task waits on,
 //! and fires timers. It takes no part in a call that a task awaits.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -11,19 +10,17 @@ use tokio::sync::Notify;
 use tokio::task::{JoinSet, coop};
 use tokio::time::{Sleep, sleep_until};
 
-use super::connect::{connect, connect_without_waiting};
-use super::driver_queue::{Driven, DriverEvent, DriverQueue};
+use super::connect::{NewConnection, connect, connect_without_waiting};
+use super::connection::Connection;
+use super::core::Core;
+use super::driver_queue::{DriverEvent, DriverQueue};
+use super::effects::Effects;
 use super::spin::ReplySpin;
 use super::time;
 use super::waker::ConnectionWaker;
-use crate::client::connection::{Connection, NewConnection};
-use crate::client::core::Core;
-use crate::client::effects::Effects;
-use crate::client::handshake::{
-    HandshakeError, HandshakeObserver, HandshakeReader, PeerLimits, PendingHandshake, max_files,
-    max_shared,
-};
-use crate::client::pool::{Permit, Released, WorkerKey};
+use crate::client::pool::{Permit, WorkerKey};
+use crate::client::proto::connection::{self as proto, ConnectionConfig};
+use crate::client::proto::handshake::{HandshakeError, PeerLimits, PendingHandshake};
 use crate::error::ConnectionError;
 
 /// An attempt to connect, and how long it took.
@@ -35,10 +32,6 @@ enum AttemptError {
     /// No checkout needed it any more.
     Cancelled,
 }
-
-/// Sessions whose workers have not sent their hellos, each with the time limit of the handshake, in order
-/// of their arrival.
-type PendingHandshakes = VecDeque<(Instant, WorkerKey, Weak<dyn Driven>)>;
 
 /// Runs until the client and all its checkouts are dropped.
 pub(crate) fn drive(core: Weak<Core>, driver_queue: Arc<DriverQueue>) -> impl Future<Output = ()> {
@@ -53,8 +46,8 @@ pub(crate) fn drive(core: Weak<Core>, driver_queue: Arc<DriverQueue>) -> impl Fu
 async fn run(core: Weak<Core>, driver_queue: Arc<DriverQueue>) {
     let mut attempts = JoinSet::<Attempt>::new();
     let mut timer = Timer::default();
-    let (mut pending, cancelled) = (PendingHandshakes::new(), Arc::<Notify>::default());
-    while tick(&core, &mut attempts, &cancelled, &mut pending, &mut timer).is_some() {
+    let cancelled = Arc::<Notify>::default();
+    while tick(&core, &mut attempts, &cancelled, &mut timer).is_some() {
         tokio::select! {
             biased;
             Some(attempt) = attempts.join_next() => {
@@ -74,7 +67,6 @@ fn tick(
     core: &Weak<Core>,
     attempts: &mut JoinSet<Attempt>,
     cancelled: &Arc<Notify>,
-    pending: &mut PendingHandshakes,
     timer: &mut Timer,
 ) -> Option<()> {
     let core = core.upgrade()?;
@@ -92,10 +84,6 @@ fn tick(
                     session.connection_event();
                 }
             }
-            DriverEvent::HandshakePending(since, key, session) => {
-                let late = core.config.connect_timeout.after(since);
-                pending.extend(late.map(|late| (late, key, session)));
-            }
         }
     }
     let now = time::now();
@@ -105,7 +93,7 @@ fn tick(
         }
     }
     while let Some(permit) = { core.pool().permit(now) } {
-        let Some(permit) = connect_optimistically(&core, permit, pending, now) else { continue };
+        let Some(permit) = connect_optimistically(&core, permit, now) else { continue };
         let (config, driver_queue) = (core.config.clone(), core.driver_queue.clone());
         // Created here: otherwise an attempt whose task has not run yet would miss the notification.
         let cancelled = cancelled.clone().notified_owned();
@@ -124,22 +112,12 @@ fn tick(
         cancelled.notify_waiters();
     }
     core.fail_waiting_if_server_ended();
-    let late = loop {
-        match pending.front() {
-            Some((_, _, session)) if session.strong_count() == 0 => {}
-            Some((late, key, session)) if *late <= now => {
-                session.upgrade().into_iter().for_each(|session| session.handshake_timed_out(*key));
-            }
-            first => break first.map(|(late, ..)| *late),
-        }
-        pending.pop_front();
-    };
     let (retry, counts) = {
         let pool = core.pool();
         (pool.retry_at(), pool.counts())
     };
     let show = core.counters.publish_gauges(counts).map(|interval| now + interval);
-    if let Some(at) = [retry, late, core.next_timer(), show].into_iter().flatten().min()
+    if let Some(at) = [retry, core.next_timer(), show].into_iter().flatten().min()
         && timer.at.is_none_or(|set| at < set)
     {
         timer.set(at);
@@ -176,12 +154,7 @@ impl Timer {
 
 /// Connects a worker without waiting for its hello. The checkout that has waited longest gets it at once, and
 /// sends its first call with the client's hello. Returns the permit if this is not possible now.
-fn connect_optimistically(
-    core: &Arc<Core>,
-    permit: Permit,
-    pending: &mut PendingHandshakes,
-    now: Instant,
-) -> Option<Permit> {
+fn connect_optimistically(core: &Arc<Core>, permit: Permit, now: Instant) -> Option<Permit> {
     let Some(limits) = core.expected_limits() else { return Some(permit) };
     if core.pool().counts().queued == 0 {
         return Some(permit);
@@ -189,29 +162,23 @@ fn connect_optimistically(
     let Some((stream, hello)) = connect_without_waiting(&core.config, core.id) else {
         return Some(permit);
     };
-    let parts = NewConnection {
-        stream,
-        protocol: core.config.protocol,
+    let config = &core.config;
+    let files = config.max_files();
+    let due = config.connect_timeout.after(now);
+    let handshake = PendingHandshake::new(now, due, config.max_frame, files);
+    let expected = ConnectionConfig {
+        protocol: config.protocol,
         inbox: BytesMut::with_capacity(4096),
         pid: 0,
         limits: PeerLimits { pipeline_window: 0, ..limits },
-        max_receive: core.config.max_frame,
-        max_blob: core.config.max_blob,
-        max_shared: max_shared(&core.config, max_files(&core.config)),
-        copy_shared_memory: core.config.copy_shared_memory,
-        spin: ReplySpin::new(core.config.busy_poll, core.config.cores),
+        max_receive: config.max_frame,
+        max_blob: config.max_blob,
+        max_shared: config.max_shared(files),
+        copy_shared_memory: config.copy_shared_memory,
+        can_lose_answers: stream.can_lose_answers(),
     };
-    let key = permit.key();
-    let handshake = PendingHandshake {
-        reader: HandshakeReader::default(),
-        since: now,
-        held: false,
-        max_frame: core.config.max_frame,
-        files: max_files(&core.config),
-        observer: Arc::downgrade(core) as Weak<dyn HandshakeObserver>,
-    };
-    let connection = Connection::before_handshake(parts, notifier(core, key), hello, handshake);
-    let connection = Box::new(connection);
+    let proto = proto::Connection::before_handshake(expected, hello, handshake);
+    let connection = Connection::new(stream, proto, notifier(core, permit.key()), spin(core));
     let mut pool = core.pool();
     if pool.counts().queued == 0 {
         // The checkout that waited has another worker, and no other would wait for the hello.
@@ -221,15 +188,13 @@ fn connect_optimistically(
     }
     let released = pool.connected(permit, connection, now);
     drop(pool);
-    if let Released::Assigned(session, _) = &released {
-        let late = core.config.connect_timeout.after(now);
-        pending.extend(
-            late.map(|late| (late, key, Arc::downgrade(&(session.clone() as Arc<dyn Driven>)))),
-        );
-    }
     let pool_commands = core.handle_released(released).into_iter().collect();
     core.apply(Effects { pool_commands, ..Effects::default() });
     None
+}
+
+fn spin(core: &Core) -> ReplySpin {
+    ReplySpin::new(core.config.busy_poll, core.config.cores)
 }
 
 /// The waker of a new connection.
@@ -241,10 +206,11 @@ fn notifier(core: &Core, key: WorkerKey) -> Arc<ConnectionWaker> {
 
 fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
     match outcome {
-        Ok(parts) => {
-            core.record_handshake(parts.limits, took);
+        Ok(NewConnection { stream, config }) => {
+            core.record_handshake(config.limits, took);
             let key = permit.key();
-            let connection = Box::new(Connection::new(parts, notifier(core, key)));
+            let proto = proto::Connection::new(config);
+            let connection = Connection::new(stream, proto, notifier(core, key), spin(core));
             let released = core.pool().connected(permit, connection, time::now());
             let pool_commands = core.handle_released(released).into_iter().collect();
             core.apply(Effects { pool_commands, ..Effects::default() });

@@ -16,9 +16,6 @@ pub(crate) trait Driven: std::fmt::Debug + Send + Sync {
 
     /// A timer that was set for the session has expired.
     fn timer_expired(self: Arc<Self>, now: Instant);
-
-    /// The worker of this key has not sent its hello in time.
-    fn handshake_timed_out(self: Arc<Self>, key: WorkerKey);
 }
 
 #[derive(Debug)]
@@ -28,8 +25,6 @@ pub(crate) enum DriverEvent {
     Session(Weak<dyn Driven>),
     /// The server has no free worker yet for a connection that is being made, for this reason.
     ServerBusy(String),
-    /// A session has a worker whose hello is due since the connection was made at this time.
-    HandshakePending(Instant, WorkerKey, Weak<dyn Driven>),
 }
 
 #[derive(Debug, Default)]

@@ -10,10 +10,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::entries::{AnswerAttachments, Outcome, Seq};
-use super::io::spin::SpinGuard;
-use super::session::Session;
 use crate::blob;
+use crate::client::io::shared_session::SharedSession;
+use crate::client::io::spin::SpinGuard;
+use crate::client::session::calls::{AnswerAttachments, Outcome, Seq};
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
 use crate::wire::attachments;
@@ -48,7 +48,7 @@ use crate::wire::values::{self, ValueFormat};
 /// ```
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct Call<T, E = Failure> {
-    session: Arc<Session>,
+    session: Arc<SharedSession>,
     seq: Seq,
     /// The source line of the caller.
     made_at: &'static Location<'static>,
@@ -59,7 +59,7 @@ pub struct Call<T, E = Failure> {
 
 impl<T, E> Call<T, E> {
     #[track_caller]
-    pub(crate) fn new(session: Arc<Session>, seq: Seq) -> Self {
+    pub(crate) fn new(session: Arc<SharedSession>, seq: Seq) -> Self {
         let (made_at, result) = (Location::caller(), PhantomData);
         Self { session, seq, made_at, done: false, spin_guard: None, result }
     }

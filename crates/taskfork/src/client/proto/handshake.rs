@@ -1,14 +1,14 @@
 //! The handshake: the hellos of both sides, and the limits that follow from them. It does no I/O.
 
 use std::io;
-use std::sync::Weak;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::config::Config;
+use crate::client::config::Config;
+use crate::display::seconds;
 use crate::error::ConnectionError;
-use crate::sys;
+use crate::time_limit::TimeLimit;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_MAX_BLOB, PREAMBLE};
 use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
@@ -40,19 +40,6 @@ impl PeerLimits {
             files: hello.max_files.min(files),
         }
     }
-}
-
-/// The most files that a message through a unix socket may have.
-pub(crate) fn max_files(config: &Config) -> usize {
-    if config.pass_descriptors { sys::MAX_FILES } else { 0 }
-}
-
-/// The most memory of a worker that the client maps, in bytes. `files` is how many files it takes with a message.
-///
-/// A client whose user id can stand for several users shares nothing: it could not tell another user's memory.
-pub(crate) fn max_shared(config: &Config, files: usize) -> usize {
-    let is_unique = || sys::is_unique_user(rustix::process::geteuid().as_raw());
-    if files > 0 && config.shared_memory > 0 && is_unique() { config.shared_memory } else { 0 }
 }
 
 /// Why the worker's hello did not arrive or cannot be used.
@@ -92,10 +79,18 @@ impl HandshakeError {
     }
 }
 
-/// Encodes the client's first message.
+/// The reason of an attempt that exceeds the time limit of the handshake.
+pub(crate) fn handshake_timeout(limit: TimeLimit) -> ConnectionError {
+    let limit = seconds(limit.get().unwrap_or_default());
+    ConnectionError::new(format!("the server did not greet within {limit}"))
+}
+
+/// Encodes the first message of the client with this number. `files` is the most files that a message may have, and
+/// `max_shared` the most shared memory, in bytes.
 pub(crate) fn client_hello(
     config: &Config,
     files: usize,
+    max_shared: usize,
     client: u64,
 ) -> Result<Vec<u8>, WireError> {
     let hello = ClientHello {
@@ -104,7 +99,7 @@ pub(crate) fn client_hello(
         max_frame: Some(config.max_frame),
         max_blob: Some(config.max_blob),
         max_files: files,
-        shared_memory: max_shared(config, files),
+        shared_memory: max_shared,
         client_number: client,
     };
     let mut out = PREAMBLE.to_vec();
@@ -141,22 +136,125 @@ impl HandshakeReader {
     }
 }
 
+/// The handshake on a connection in use.
+#[derive(Debug)]
+pub(super) enum Handshake {
+    /// The worker's hello has come, or none is due.
+    Done,
+    Pending(Box<PendingHandshake>),
+}
+
 /// The state of a handshake on a connection in use.
 #[derive(Debug)]
 pub(crate) struct PendingHandshake {
-    pub(crate) reader: HandshakeReader,
+    pub(super) reader: HandshakeReader,
+    pub(super) stage: Stage,
     /// When the connection was made.
-    pub(crate) since: Instant,
-    /// A checkout has held the connection.
-    pub(crate) held: bool,
+    pub(super) since: Instant,
+    /// When the worker's hello is late.
+    due: Option<Instant>,
     /// The longest frame, and the most files with one, that this side accepts.
-    pub(crate) max_frame: usize,
-    pub(crate) files: usize,
-    pub(crate) observer: Weak<dyn HandshakeObserver>,
+    pub(super) max_frame: usize,
+    pub(super) files: usize,
 }
 
-/// Learns of handshakes that complete on connections in use.
-pub(crate) trait HandshakeObserver: Send + Sync {
-    /// A worker's hello came, `took` after its connection was made.
-    fn handshake_completed(&self, limits: PeerLimits, took: Duration);
+/// What a pending handshake waits for.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// The worker's hello.
+    Hello,
+    /// The server has no worker yet, for this reason, so the connection leaves its queue. But by now the hello may
+    /// have arrived.
+    Leaving { reason: String, has_looked: bool },
+    /// That the worker can send no more.
+    Stopping(Stop),
+    /// What had arrived before that.
+    Stopped { why: Stop, has_looked: bool, has_input: bool, is_exhausted: bool },
+}
+
+/// Why the worker must not send its hello any more.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The connection leaves the queue of the server, which has no worker for this reason.
+    Left(String),
+    Aborted,
+}
+
+impl PendingHandshake {
+    /// A handshake on a connection that was made at `since`. The worker's hello is late at `due`.
+    pub(crate) fn new(
+        since: Instant,
+        due: Option<Instant>,
+        max_frame: usize,
+        files: usize,
+    ) -> Self {
+        let (reader, stage) = (HandshakeReader::default(), Stage::Hello);
+        Self { reader, stage, since, due, max_frame, files }
+    }
+}
+
+impl Handshake {
+    fn stage(&self) -> Option<&Stage> {
+        match self {
+            Self::Pending(pending) => Some(&pending.stage),
+            Self::Done => None,
+        }
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Pending(pending) => pending.due,
+            Self::Done => None,
+        }
+    }
+
+    /// Whether it ends, whatever the worker does.
+    pub(super) fn is_ending(&self) -> bool {
+        self.stage().is_some_and(|stage| !matches!(stage, Stage::Hello))
+    }
+
+    pub(super) fn needs_input_stop(&self) -> bool {
+        matches!(self.stage(), Some(Stage::Stopping(_)))
+    }
+
+    pub(super) fn needs_arrived_input(&self) -> bool {
+        matches!(self.stage(), Some(Stage::Leaving { .. } | Stage::Stopped { .. }))
+    }
+
+    pub(super) fn handle_input(&mut self) {
+        let Self::Pending(pending) = self else { return };
+        match &mut pending.stage {
+            Stage::Leaving { has_looked, .. } => *has_looked = true,
+            Stage::Stopped { has_looked, has_input, .. } => {
+                (*has_looked, *has_input) = (true, true);
+            }
+            Stage::Hello | Stage::Stopping(_) => {}
+        }
+    }
+
+    pub(super) fn handle_no_input(&mut self) {
+        let Self::Pending(pending) = self else { return };
+        match &mut pending.stage {
+            Stage::Leaving { has_looked, .. } => *has_looked = true,
+            Stage::Stopped { has_looked, is_exhausted, .. } => {
+                (*has_looked, *is_exhausted) = (true, true);
+            }
+            Stage::Hello | Stage::Stopping(_) => {}
+        }
+    }
+
+    pub(super) fn handle_input_stopped(&mut self) {
+        let Self::Pending(pending) = self else { return };
+        if let Stage::Stopping(why) = &mut pending.stage {
+            let why = std::mem::replace(why, Stop::Aborted);
+            pending.stage =
+                Stage::Stopped { why, has_looked: false, has_input: false, is_exhausted: false };
+        }
+    }
+
+    pub(super) fn abort(&mut self) {
+        if let Self::Pending(pending) = self {
+            pending.stage = Stage::Stopping(Stop::Aborted);
+        }
+    }
 }

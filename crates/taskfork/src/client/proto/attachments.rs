@@ -2,8 +2,8 @@
 
 use super::connection::{Connection, Sharing};
 use super::disconnect::Disconnect;
-use super::entries::AnswerAttachments;
-use super::rings::CALLS_BEFORE_RINGS;
+use super::ring_offer::{CALLS_BEFORE_RINGS, RingOffer};
+use crate::client::session::calls::AnswerAttachments;
 use crate::shm_pool::ShmBufferMut;
 use crate::wire::WireError;
 use crate::wire::attachments::Attachments;
@@ -39,9 +39,8 @@ impl Connection {
                 self.accept_sharing(message.agreed)?;
                 let idle = message.idle;
                 self.shm_pool.handle_message(message, &mut self.files_received)?;
-                if idle && !self.mid_call {
+                if idle && !self.is_call_partly_sent() {
                     self.put_shm_control();
-                    self.flush()?;
                 }
             }
             _ => return Ok(false),
@@ -59,7 +58,7 @@ impl Connection {
             (Sharing::Requested { max_shared }, Some(bytes)) => {
                 self.sharing = Sharing::Agreed;
                 self.shm_pool.set_capacity(bytes.min(max_shared));
-                self.offers_rings_after = Some(CALLS_BEFORE_RINGS);
+                self.ring_offer = RingOffer::After(CALLS_BEFORE_RINGS);
                 return Ok(());
             }
             (Sharing::Agreed, Some(_)) => "the worker agreed twice to share memory",

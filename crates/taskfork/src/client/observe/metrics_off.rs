@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::pool::Counts;
+use crate::client::pool::Counts;
 
 #[derive(Debug)]
 pub(crate) struct Metrics;

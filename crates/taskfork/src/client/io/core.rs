@@ -6,25 +6,28 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::task::{Poll, Waker};
+use std::task::{Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::config::Config;
 use super::connection::Connection;
-use super::deadlines::{Deadlines, TimerKey};
-use super::disconnect::Disconnect;
+use super::driver_queue::{Driven, DriverQueue};
 use super::effects::{Effects, PoolCommand, Waiter};
-use super::handshake::{HandshakeObserver, PeerLimits};
-use super::io::driver_queue::{Driven, DriverQueue};
-use super::io::time;
-use super::pool::{Lease, Loss, Pool, Released, WorkerKey};
-use super::stats::{self, Counters};
+use super::time;
+use crate::client::config::Config;
+use crate::client::now::Now;
+use crate::client::observe::stats::{self, Counters};
+use crate::client::pool::timers::{Deadlines, TimerKey};
+use crate::client::pool::{Lease, Loss, Pool, Released, WorkerKey};
+use crate::client::proto::connection::Event;
+use crate::client::proto::disconnect::Disconnect;
+use crate::client::proto::handshake::PeerLimits;
 use crate::error::{ConnectionError, FatalError};
 use crate::sync::lock;
+use crate::wire::native::FromWorker;
 
-pub(crate) type ClientPool = Pool<Box<Connection>, Arc<dyn Waiter>, ConnectionError>;
+pub(crate) type ClientPool = Pool<Connection, Arc<dyn Waiter>, ConnectionError>;
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -115,6 +118,11 @@ impl Core {
             let next = match change {
                 PoolCommand::Release(lease) => self.release(lease),
                 PoolCommand::Lose(lease, loss) => self.lose(lease, loss),
+                PoolCommand::Close(mut lease) => {
+                    // If it cannot be sent, the connection has ended, which tells the worker the same.
+                    let _ = lease.connection.flush();
+                    self.lose(lease, Loss::Used)
+                }
                 PoolCommand::FailHandshake(lease, reason) => self.fail_handshake(lease, reason),
                 PoolCommand::Decline(lease) => self.decline(lease),
                 PoolCommand::Assign(session, lease) => match session.assign(lease) {
@@ -140,11 +148,11 @@ impl Core {
         FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
     }
 
-    fn release(&self, mut lease: Lease<Box<Connection>>) -> Option<PoolCommand> {
+    fn release(&self, mut lease: Lease<Connection>) -> Option<PoolCommand> {
         if let Err(loss) = self.finish_checkout(&mut lease) {
             return self.lose(lease, loss);
         }
-        let (key, said) = (lease.key(), lease.connection.unsent_bytes() == 0);
+        let (key, said) = (lease.key(), lease.connection.proto.unsent_bytes() == 0);
         let released = self.pool().release(lease);
         self.flush_idle(key, said, &released);
         self.handle_released(released)
@@ -156,7 +164,7 @@ impl Core {
         &self,
         key: WorkerKey,
         said: bool,
-        released: &Released<Box<Connection>, Arc<dyn Waiter>>,
+        released: &Released<Connection, Arc<dyn Waiter>>,
     ) {
         if let (Released::Idle, false) = (released, said) {
             self.poll_idle(key);
@@ -175,36 +183,34 @@ impl Core {
     fn put_empty_queue(&self, connection: &mut Connection) -> Result<(), Disconnect> {
         match self.reported_waiting.swap(0, Ordering::Relaxed) {
             0 => Ok(()),
-            _ => connection.put_queue_length(0),
+            _ => connection.proto.put_queue_length(0),
         }
     }
 
     /// Sends the end-of-checkout message and makes the connection idle. If a checkout waits for the
     /// worker, the message stays in the outbox and goes out with the next call, in one write.
-    fn finish_checkout(&self, lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
-        let said = lease.connection.put_done().and_then(|()| match self.pool().counts().queued {
-            0 => {
-                self.put_empty_queue(&mut lease.connection)?;
-                lease.connection.flush()
-            }
-            _ => Ok(()),
-        });
+    fn finish_checkout(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
+        let said =
+            lease.connection.proto.put_done().and_then(|()| match self.pool().counts().queued {
+                0 => {
+                    self.put_empty_queue(&mut lease.connection)?;
+                    lease.connection.flush()
+                }
+                _ => Ok(()),
+            });
         said.map_err(|_| Loss::Used)?;
-        watch_idle(lease)
+        self.watch_idle(lease)
     }
 
-    fn decline(&self, mut lease: Lease<Box<Connection>>) -> Option<PoolCommand> {
-        // The checkout that was to have it may not have reported the pending handshake, so the next
-        // holder must.
-        let _ = lease.connection.mark_held();
+    fn decline(&self, mut lease: Lease<Connection>) -> Option<PoolCommand> {
         if self.pool().counts().queued == 0 {
             // If the connection has ended, `watch_idle` finds that.
             let _ = self.put_empty_queue(&mut lease.connection);
         }
-        if watch_idle(&mut lease).is_err() {
+        if self.watch_idle(&mut lease).is_err() {
             return self.lose(lease, Loss::Unused);
         }
-        let (key, said) = (lease.key(), lease.connection.unsent_bytes() == 0);
+        let (key, said) = (lease.key(), lease.connection.proto.unsent_bytes() == 0);
         let released = self.pool().decline(lease);
         self.flush_idle(key, said, &released);
         self.handle_released(released)
@@ -213,7 +219,7 @@ impl Core {
     /// Returns the command that follows from a released worker.
     pub(crate) fn handle_released(
         &self,
-        released: Released<Box<Connection>, Arc<dyn Waiter>>,
+        released: Released<Connection, Arc<dyn Waiter>>,
     ) -> Option<PoolCommand> {
         match released {
             Released::Idle => None,
@@ -228,7 +234,7 @@ impl Core {
         }
     }
 
-    fn lose(&self, lease: Lease<Box<Connection>>, loss: Loss) -> Option<PoolCommand> {
+    fn lose(&self, lease: Lease<Connection>, loss: Loss) -> Option<PoolCommand> {
         // Dropped after the pool is unlocked, because closing a socket can take the kernel a while.
         let connection = self.pool().lose(lease, loss, time::now());
         drop(connection);
@@ -238,7 +244,7 @@ impl Core {
 
     fn fail_handshake(
         &self,
-        lease: Lease<Box<Connection>>,
+        lease: Lease<Connection>,
         reason: ConnectionError,
     ) -> Option<PoolCommand> {
         self.record_connect_failure(&reason);
@@ -266,18 +272,47 @@ impl Core {
         *lock(&self.expected_limits)
     }
 
+    /// Watches an idle worker. This also registers the waker, so that a death is noticed from here on.
+    fn watch_idle(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
+        let key = lease.key();
+        lease.connection.link.notifier.set_idle(key);
+        lease.connection.proto.begin_turn();
+        match self.poll_unassigned(&mut lease.connection) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(_) => Err(Loss::Used),
+        }
+    }
+
+    /// Waits for the end of a connection that no checkout holds.
+    fn poll_unassigned(&self, connection: &mut Connection) -> Poll<Disconnect> {
+        let now = Now::read_by(time::now);
+        loop {
+            match ready!(connection.poll_event(&now)) {
+                Event::Established(limits, took) => self.record_handshake(limits, took),
+                Event::Message(body) => {
+                    return Poll::Ready(Disconnect::of_message(FromWorker::decode(&body)));
+                }
+                Event::Ended(disconnect) => return Poll::Ready(disconnect),
+                Event::Handled | Event::HandshakeAborted { .. } => {}
+            }
+        }
+    }
+
     /// Handles an event on the connection of an idle worker. If the worker is dead, it leaves the
     /// pool.
     pub(crate) fn poll_idle(&self, key: WorkerKey) {
         let mut pool = self.pool();
         let Some(connection) = pool.idle_mut(key) else { return };
-        connection.begin_read();
-        let flushed = matches!(connection.poll_flush(), Poll::Pending | Poll::Ready(Ok(())));
-        let disconnect = match connection.poll_message() {
-            Poll::Ready(ended) => Disconnect::of(ended),
-            Poll::Pending if connection.sends_unsolicited() => Disconnect::unsolicited(),
-            Poll::Pending if flushed => return,
-            Poll::Pending => Disconnect::Closed,
+        connection.proto.begin_turn();
+        let flushed = connection.flush();
+        let disconnect = match self.poll_unassigned(connection) {
+            Poll::Ready(disconnect) => disconnect,
+            Poll::Pending if connection.proto.sends_unsolicited() => Disconnect::unsolicited(),
+            // What has been received may have to be answered.
+            Poll::Pending => match flushed.and_then(|()| connection.flush()) {
+                Ok(()) => return,
+                Err(_) => Disconnect::Closed,
+            },
         };
         let connection = pool.lose_idle(key, time::now());
         drop(pool);
@@ -364,24 +399,7 @@ impl Core {
     }
 }
 
-impl HandshakeObserver for Core {
-    fn handshake_completed(&self, limits: PeerLimits, took: Duration) {
-        self.record_handshake(limits, took);
-    }
-}
-
 fn runtime_shut_down() -> FatalError {
     let message = "the tokio runtime in which the client was built has been shut down";
     FatalError::Aborted { message: message.to_owned() }
-}
-
-fn watch_idle(lease: &mut Lease<Box<Connection>>) -> Result<(), Loss> {
-    let key = lease.key();
-    lease.connection.notifier.set_idle(key);
-    lease.connection.begin_read();
-    // This also registers the waker, so that a death is noticed from here on.
-    match lease.connection.poll_message() {
-        Poll::Pending => Ok(()),
-        Poll::Ready(_) => Err(Loss::Used),
-    }
 }

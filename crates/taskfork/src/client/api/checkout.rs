@@ -9,12 +9,12 @@ use std::time::Duration;
 use log_defer::{Level, Log};
 
 use super::call::Call;
-use super::core::Core;
-use super::effects::Waiter;
-use super::entries::{MethodName, Operation};
-use super::replay::Replay;
-use super::session::Session;
 use crate::blob::BlobMut;
+use crate::client::io::core::Core;
+use crate::client::io::effects::Waiter;
+use crate::client::io::shared_session::SharedSession;
+use crate::client::observe::replay::Replay;
+use crate::client::session::calls::{MethodName, Operation};
 use crate::error::FatalError;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::TraceContext;
@@ -54,7 +54,7 @@ use crate::wire::{Protocol, perl};
 /// ```
 #[must_use = "a checkout is released when it is dropped"]
 pub struct Checkout {
-    session: Arc<Session>,
+    session: Arc<SharedSession>,
     max_frame: usize,
     /// The most verbose level that the log of this checkout keeps.
     log: Option<Level>,
@@ -69,14 +69,14 @@ pub struct Checkout {
 
 impl Checkout {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Self::of(core, Session::new(core.clone()))
+        Self::of(core, SharedSession::new(core.clone()))
     }
 
     pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
-        Some(Self::of(core, Session::try_new(core.clone())?))
+        Some(Self::of(core, SharedSession::try_new(core.clone())?))
     }
 
-    fn of(core: &Arc<Core>, session: Arc<Session>) -> Self {
+    fn of(core: &Arc<Core>, session: Arc<SharedSession>) -> Self {
         let config = &core.config;
         Self {
             session,

@@ -3,8 +3,6 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::error::{Activity, ConnectionError, Death, End, FatalError, Hung};
 use crate::wire::WireError;
 use crate::wire::death_notice::DeathNotice;
@@ -26,12 +24,6 @@ pub(crate) enum Disconnect {
 }
 
 impl Disconnect {
-    /// Classifies the result of a read while no answer was expected: a notice of death, another message, or the end
-    /// of the connection.
-    pub(crate) fn of(read: Result<Bytes, Self>) -> Self {
-        read.map_or_else(|reason| reason, |body| Self::of_message(FromWorker::decode(&body)))
-    }
-
     /// Classifies a message that is no answer.
     pub(crate) fn of_message(decoded: Result<FromWorker<'_>, WireError>) -> Self {
         match decoded {
@@ -64,7 +56,7 @@ impl Disconnect {
     pub(crate) fn last_started(
         &self,
         first: u64,
-        unanswered: usize,
+        unanswered: u64,
         sent: u64,
         can_lose_answers: bool,
     ) -> u64 {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::config::Config;
 use super::handle::Client;
-use super::pool::{Overload, PoolLimits};
 use crate::address::{Address, AddressError, AddressKind};
 use crate::busy_poll::BusyPoll;
+use crate::client::config::Config;
+use crate::client::pool::{Overload, PoolLimits};
 use crate::display::debug_as_text;
 use crate::server::SpawnedServer;
 use crate::shm_pool::DEFAULT_SHARED_MEMORY;

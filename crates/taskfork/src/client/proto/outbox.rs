@@ -1,4 +1,4 @@
-//! The bytes that a connection sends next, and the number of calls that it has sent.
+//! The bytes that a connection sends next, and where calls end in them.
 
 use std::collections::VecDeque;
 
@@ -8,8 +8,6 @@ const KEPT_CAPACITY: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pub(super) bytes: Vec<u8>,
-    /// How many calls have been sent in full.
-    pub(super) calls: u64,
     /// How many bytes of this outbox have ever been sent.
     sent: u64,
     /// The bytes must go through the socket, not through a ring.
@@ -21,11 +19,10 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Appends a call. Returns its number, from 1.
-    pub(super) fn put_call(&mut self, frame: &[u8]) -> u64 {
+    /// Appends a call, or the rest of one.
+    pub(super) fn put_call(&mut self, frame: &[u8]) {
         self.bytes.extend_from_slice(frame);
         self.ends.push_back(self.sent + self.bytes.len() as u64);
-        self.calls + self.ends.len() as u64
     }
 
     /// Appends bytes that must go through the socket. All bytes before them go there too.
@@ -43,8 +40,9 @@ impl Outbox {
         !self.ends.is_empty()
     }
 
-    /// Removes this many sent bytes. Returns by how many they exceed the outbox.
-    pub(super) fn mark_sent(&mut self, bytes: usize) -> usize {
+    /// Removes this many sent bytes. Returns by how many they exceed the outbox, and how many calls ended in them.
+    pub(super) fn mark_sent(&mut self, bytes: usize) -> (usize, u64) {
+        let mut calls = 0;
         let own = bytes.min(self.bytes.len());
         self.bytes.drain(..own);
         // The rest of a partly sent message must go the same way.
@@ -62,9 +60,9 @@ impl Outbox {
         {
             self.ends.pop_front();
             self.ends_with_call = end == self.sent;
-            self.calls += 1;
+            calls += 1;
         }
-        bytes - own
+        (bytes - own, calls)
     }
 
     /// Records that the last bytes through the socket are those of another message, or that the last call went
@@ -79,11 +77,9 @@ impl Outbox {
         self.ends_with_call
     }
 
-    /// Counts a call that was sent without the outbox, after all of its calls. Returns the call's number.
-    pub(super) fn count_direct_call(&mut self) -> u64 {
+    /// Records that a call was sent without the outbox.
+    pub(super) fn mark_direct_call_sent(&mut self) {
         self.ends_with_call = true;
-        self.calls += 1;
-        self.calls
     }
 }
 
@@ -102,18 +98,19 @@ mod tests {
             let (mut outbox, mut ends, mut put) = (Outbox::default(), Vec::new(), 0);
             for &(other, length) in &calls {
                 outbox.bytes.extend(vec![0; other]);
-                let number = outbox.put_call(&vec![1; length]);
+                outbox.put_call(&vec![1; length]);
                 put += other + length;
                 ends.push(put);
-                prop_assert_eq!(number, ends.len() as u64);
             }
-            let mut sent = 0;
+            let (mut sent, mut counted) = (0, 0);
             for piece in pieces {
                 let most = put - sent;
-                prop_assert_eq!(outbox.mark_sent(piece), piece.saturating_sub(most));
+                let (excess, calls) = outbox.mark_sent(piece);
+                prop_assert_eq!(excess, piece.saturating_sub(most));
                 sent += piece.min(most);
+                counted += calls;
                 let expected = ends.iter().filter(|&&end| end <= sent).count();
-                prop_assert_eq!(outbox.calls, expected as u64);
+                prop_assert_eq!(counted, expected as u64);
                 if piece > 0 && most > 0 {
                     prop_assert_eq!(outbox.ends_with_call(), ends.contains(&sent));
                 }

@@ -8,18 +8,15 @@ use log_defer::Log;
 use smallvec::SmallVec;
 
 use super::connection::Connection;
-use super::io::driver_queue::Driven;
-use super::pool::{Lease, Loss};
-use super::replay::Replay;
+use super::driver_queue::Driven;
+use crate::client::observe::replay::Replay;
+use crate::client::pool::{Lease, Loss};
 use crate::error::{ConnectionError, FatalError};
 
 /// A checkout to which the pool assigns workers. A trait, so that the core need not know what a session is.
 pub(crate) trait Waiter: Driven {
     /// Assigns the worker that it waited for. Returns the worker if it does not wait any more.
-    fn assign(
-        self: Arc<Self>,
-        lease: Lease<Box<Connection>>,
-    ) -> Result<Effects, Lease<Box<Connection>>>;
+    fn assign(self: Arc<Self>, lease: Lease<Connection>) -> Result<Effects, Lease<Connection>>;
 
     /// Fails the checkout and all of its calls.
     fn fail(self: Arc<Self>, cause: FatalError);
@@ -43,14 +40,16 @@ pub(crate) struct Effects {
 #[derive(Debug)]
 pub(crate) enum PoolCommand {
     /// The checkout has ended, and its worker can be used again.
-    Release(Lease<Box<Connection>>),
+    Release(Lease<Connection>),
     /// The worker is dead or must not be used again.
-    Lose(Lease<Box<Connection>>, Loss),
+    Lose(Lease<Connection>, Loss),
+    /// The worker must not be used again. What its outbox has is sent first.
+    Close(Lease<Connection>),
     /// The worker never sent its hello, for this reason.
-    FailHandshake(Lease<Box<Connection>>, ConnectionError),
-    Assign(Arc<dyn Waiter>, Lease<Box<Connection>>),
+    FailHandshake(Lease<Connection>, ConnectionError),
+    Assign(Arc<dyn Waiter>, Lease<Connection>),
     /// The checkout did not use the worker, so the next one may have it.
-    Decline(Lease<Box<Connection>>),
+    Decline(Lease<Connection>),
 }
 
 impl Effects {

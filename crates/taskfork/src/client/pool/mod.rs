@@ -7,11 +7,14 @@
 //! `cancelled`, and a [`Lease`] of a worker through `release`, `decline`, `lose` or
 //! `handshake_failed`. So no count can drift.
 
+pub(crate) mod timers;
+pub(crate) mod wait_queue;
+
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::queue::{Queue, Ticket};
+use self::wait_queue::{Queue, Ticket};
 
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(5);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -136,6 +139,17 @@ pub(crate) struct Lease<C> {
 impl<C> Lease<C> {
     pub(crate) fn key(&self) -> WorkerKey {
         self.key
+    }
+
+    /// Takes a part of the connection out of the lease.
+    pub(crate) fn split<L, P>(self, split: impl FnOnce(C) -> (L, P)) -> (Lease<L>, P) {
+        let (connection, part) = split(self.connection);
+        (Lease { key: self.key, connection }, part)
+    }
+
+    /// Puts the connection together again.
+    pub(crate) fn map<D>(self, join: impl FnOnce(C) -> D) -> Lease<D> {
+        Lease { key: self.key, connection: join(self.connection) }
     }
 }
 
@@ -444,5 +458,4 @@ impl Backoff {
 }
 
 #[cfg(test)]
-#[path = "pool_tests.rs"]
 mod tests;

@@ -20,7 +20,7 @@ const FLOOD: usize = 2048;
 
 /// How much has been handled in this turn.
 #[derive(Debug, Default)]
-pub(super) struct ReadBudget {
+pub(crate) struct ReadBudget {
     spent: usize,
     /// The part of `spent` for which the runtime's budget has been charged.
     charged: usize,
@@ -49,7 +49,7 @@ impl ReadBudget {
     }
 
     /// Counts a message with this many bytes of telemetry.
-    pub(super) fn count_telemetry(&mut self, bytes: usize) {
+    pub(crate) fn count_telemetry(&mut self, bytes: usize) {
         self.count_bytes(bytes.saturating_mul(TELEMETRY));
         self.count_other();
     }
@@ -60,7 +60,7 @@ impl ReadBudget {
     }
 
     /// Whether the turn is over, so that further messages wait for the next one.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.spent >= TURN
     }
 
@@ -70,11 +70,11 @@ impl ReadBudget {
     }
 
     /// Whether a unit of the runtime's budget is due.
-    pub(super) fn is_charge_due(&self) -> bool {
+    pub(crate) fn is_charge_due(&self) -> bool {
         self.spent - self.charged >= SHARE
     }
 
-    pub(super) fn charge(&mut self) {
+    pub(crate) fn charge(&mut self) {
         self.charged = self.spent;
     }
 }

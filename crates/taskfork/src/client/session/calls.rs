@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::log::Timing;
-use super::metrics::Stopwatch;
-use super::replay::Replay;
+use crate::client::observe::log::Timing;
+use crate::client::observe::metrics::Stopwatch;
+use crate::client::observe::replay::Replay;
 use crate::error::FatalError;
 use crate::wire::attachments::Attachments;
 use crate::wire::call_error::AnswerError;
@@ -59,8 +59,8 @@ pub(crate) enum Operation {
 #[derive(Debug)]
 pub(crate) enum Progress {
     Queued,
-    /// This many bytes have been sent.
-    Sending(usize),
+    /// Its connection sends it without the outbox, and knows how much has been sent.
+    Sending,
     /// Sent, or in the outbox, as the call of this number on its connection.
     Sent(u64),
     Done(Outcome),
@@ -101,6 +101,14 @@ impl Entry {
         matches!(self.progress, Progress::Done(_) | Progress::Removed)
     }
 
+    /// The call's frame, for the current worker.
+    pub(crate) fn frame(&self) -> Option<&GatherFrame> {
+        match &self.operation {
+            Operation::Call(frame, fitted) => Some(fitted.as_deref().unwrap_or(frame)),
+            Operation::WaitForWorker | Operation::Unsendable(_) => None,
+        }
+    }
+
     /// Its number on its connection, once it is sent.
     pub(crate) fn number(&self) -> Option<u64> {
         match self.progress {
@@ -111,13 +119,7 @@ impl Entry {
 
     /// How much of the worker's window for unanswered calls it takes.
     fn bytes(&self) -> usize {
-        match &self.operation {
-            Operation::Call(frame, fitted) => {
-                let frame = fitted.as_deref().unwrap_or(frame);
-                frame.len() + frame.files.len() * BYTES_OF_A_FILE
-            }
-            Operation::WaitForWorker | Operation::Unsendable(_) => 0,
-        }
+        self.frame().map_or(0, |frame| frame.len() + frame.files.len() * BYTES_OF_A_FILE)
     }
 
     pub(crate) fn label(&self) -> String {
@@ -130,7 +132,7 @@ impl Entry {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Entries {
+pub(crate) struct Calls {
     list: VecDeque<Entry>,
     /// The number of the first in `list`.
     base: Seq,
@@ -138,14 +140,13 @@ pub(crate) struct Entries {
     finished: usize,
     /// How many are unfinished and waited for.
     live: usize,
-    /// How many at the front of `list` are sent, or need not be sent.
-    sent: usize,
-    /// How many sent calls have no answer, and their bytes.
-    pub(super) unanswered: usize,
+    /// The index of the first that may have to be sent.
+    next: usize,
+    /// How many bytes of the worker's window the sent calls without answers take.
     pub(super) unanswered_bytes: usize,
 }
 
-impl Entries {
+impl Calls {
     pub(crate) fn unfinished(&self) -> usize {
         self.list.iter().filter(|entry| !entry.is_finished()).count()
     }
@@ -168,35 +169,45 @@ impl Entries {
         self.list.get_mut(self.finished).map(|entry| (seq, entry))
     }
 
+    /// Whether [`next`](Self::next) may return an entry.
+    pub(crate) fn may_have_unsent(&self) -> bool {
+        self.next < self.list.len()
+    }
+
     /// The first unfinished call that is not yet sent.
     pub(crate) fn next(&mut self) -> Option<&mut Entry> {
         let passed = |entry: &Entry| {
             entry.is_finished() || matches!(entry.operation, Operation::WaitForWorker)
         };
-        while self.list.get(self.sent).is_some_and(passed) {
-            self.sent += 1;
+        while self.list.get(self.next).is_some_and(passed) {
+            self.next += 1;
         }
-        self.list.get_mut(self.sent)
+        self.list.get_mut(self.next)
+    }
+
+    /// The frame of the call that is being sent without the outbox.
+    pub(crate) fn sending(&self) -> Option<&GatherFrame> {
+        let entry = self.list.get(self.next)?;
+        entry.frame().filter(|_| matches!(entry.progress, Progress::Sending))
     }
 
     /// Marks the entry that [`next`](Self::next) returned as sent.
     pub(crate) fn mark_sent(&mut self, number: u64) {
-        let Some(entry) = self.list.get_mut(self.sent) else { return };
+        let Some(entry) = self.list.get_mut(self.next) else { return };
         entry.progress = Progress::Sent(number);
-        self.unanswered += 1;
         self.unanswered_bytes += entry.bytes();
-        self.sent += 1;
+        self.next += 1;
     }
 
     /// Marks all unanswered calls as unsent, because another worker will get them.
     pub(crate) fn requeue_sent(&mut self) {
         for entry in self.list.iter_mut().skip(self.finished) {
-            if matches!(entry.progress, Progress::Sending(_) | Progress::Sent(_)) {
+            if matches!(entry.progress, Progress::Sending | Progress::Sent(_)) {
                 entry.progress = if entry.abandoned { Progress::Removed } else { Progress::Queued };
             }
         }
-        (self.unanswered, self.unanswered_bytes) = (0, 0);
-        self.sent = self.finished;
+        self.unanswered_bytes = 0;
+        self.next = self.finished;
         self.compact();
     }
 
@@ -220,10 +231,6 @@ impl Entries {
         self.index(seq).map(|index| &self.list[index].progress)
     }
 
-    pub(crate) fn is_abandoned(&self, seq: Seq) -> bool {
-        self.index(seq).is_none_or(|index| self.list[index].abandoned)
-    }
-
     /// Finishes an entry. Returns the waker of the task that waits for it, and its replay if it was abandoned.
     pub(crate) fn finish(&mut self, seq: Seq, outcome: Outcome) -> (Option<Waker>, FinishedReplay) {
         let Some(index) = self.index(seq) else { return (None, None) };
@@ -234,7 +241,6 @@ impl Entries {
         let waker = entry.waker.take();
         let mut replay = None;
         if entry.number().is_some() {
-            self.unanswered -= 1;
             self.unanswered_bytes -= entry.bytes();
         }
         entry.timing.end();
@@ -269,8 +275,8 @@ impl Entries {
     }
 
     /// Records that the future of an entry was dropped. Removes the entry if no byte of it was sent, or if it is
-    /// done. Returns its replay then.
-    pub(crate) fn abandon(&mut self, seq: Seq) -> FinishedReplay {
+    /// done. Returns its replay then. `is_partly_sent` says whether that is so of the entry that is being sent.
+    pub(crate) fn abandon(&mut self, seq: Seq, is_partly_sent: bool) -> FinishedReplay {
         let index = self.index(seq)?;
         let entry = &mut self.list[index];
         if entry.abandoned {
@@ -280,7 +286,12 @@ impl Entries {
         entry.abandoned = true;
         entry.waker = None;
         let mut replay = None;
-        if matches!(entry.progress, Progress::Queued | Progress::Sending(0) | Progress::Done(_)) {
+        let is_unsent = match entry.progress {
+            Progress::Queued => true,
+            Progress::Sending => !is_partly_sent,
+            _ => false,
+        };
+        if is_unsent || matches!(entry.progress, Progress::Done(_)) {
             entry.progress = Progress::Removed;
             entry.timing = Timing::Off;
             replay = entry.replay.take();
@@ -307,12 +318,12 @@ impl Entries {
         while self.list.get(self.finished).is_some_and(Entry::is_finished) {
             self.finished += 1;
         }
-        self.sent = self.sent.max(self.finished);
+        self.next = self.next.max(self.finished);
         while matches!(self.list.front(), Some(Entry { progress: Progress::Removed, .. })) {
             self.list.pop_front();
             self.base += 1;
             self.finished -= 1;
-            self.sent -= 1;
+            self.next -= 1;
         }
     }
 }

@@ -7,11 +7,11 @@ use tokio::runtime::Handle;
 
 use super::call::Call;
 use super::checkout::Checkout;
-use super::config::Config;
-use super::core::Core;
-use super::io::driver::drive;
-use super::io::driver_queue::DriverQueue;
-use super::stats::Stats;
+use crate::client::config::Config;
+use crate::client::io::core::Core;
+use crate::client::io::driver::drive;
+use crate::client::io::driver_queue::DriverQueue;
+use crate::client::observe::stats::Stats;
 use crate::wire::arguments::IntoArguments;
 
 /// A pool of connections to the workers of a server.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::queue::{Queue, Ticket};
+use super::wait_queue::{Queue, Ticket};
 
 #[derive(Debug)]
 pub(crate) struct Deadlines<T> {

@@ -7,7 +7,7 @@ use metrics::{
     histogram,
 };
 
-use super::pool::Counts;
+use crate::client::pool::Counts;
 
 /// How often what there is now is shown.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::disconnect::Disconnect;
 use super::metrics::{Metrics, Stopwatch};
-use super::pool::Counts;
+use crate::client::pool::Counts;
+use crate::client::proto::disconnect::Disconnect;
 use crate::error::End;
 use crate::sync::lock;
 

@@ -1,0 +1,6 @@
+//! The public types of a client.
+
+pub(super) mod builder;
+pub(super) mod call;
+pub(super) mod checkout;
+pub(super) mod handle;

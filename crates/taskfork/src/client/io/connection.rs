@@ -1,0 +1,266 @@
+//! A connection of the pool: the state of its protocol, and the stream that carries it out.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use rustix::io::Errno;
+use tokio::task::coop;
+
+use super::spin::{ReplySpin, SpinGuard};
+use super::transport::Transport;
+use super::waker::ConnectionWaker;
+use crate::client::now::Now;
+use crate::client::proto::connection::{self as proto, End, Event, Need, Transmit};
+use crate::client::proto::disconnect::Disconnect;
+use crate::sys::TOO_MANY_FILES;
+
+/// Both halves are boxed, so that a connection that changes hands moves two pointers.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) proto: Box<proto::Connection>,
+    pub(crate) link: Box<Link>,
+}
+
+/// The stream of a connection, and who is woken by it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: Box<dyn Transport>,
+    pub(crate) notifier: Arc<ConnectionWaker>,
+    waker: Waker,
+    spin: ReplySpin,
+    /// A task spins for the next message.
+    is_spinning: bool,
+    /// A long message has been sent, so the stream's send buffer is large.
+    has_large_send_buffer: bool,
+}
+
+/// What a read has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Received {
+    Something,
+    /// The connection has ended.
+    End,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        stream: Box<dyn Transport>,
+        proto: proto::Connection,
+        notifier: Arc<ConnectionWaker>,
+        spin: ReplySpin,
+    ) -> Self {
+        let waker = Waker::from(notifier.clone());
+        let (is_spinning, has_large_send_buffer) = (false, false);
+        let link = Link { stream, notifier, waker, spin, is_spinning, has_large_send_buffer };
+        Self { proto: Box::new(proto), link: Box::new(link) }
+    }
+
+    /// Sends as much of the outbox as it can without waiting.
+    pub(crate) fn flush(&mut self) -> Result<(), Disconnect> {
+        while let Some(transmit) = self.proto.poll_transmit(None) {
+            if let Transmit::Ring = transmit {
+                if self.link.poll_ring_turn().is_pending() {
+                    break;
+                }
+                self.proto.put_in_ring();
+                continue;
+            }
+            match self.link.poll_write(&transmit) {
+                Poll::Ready(Ok(sent)) => {
+                    self.proto.handle_sent(sent);
+                }
+                Poll::Ready(Err(error)) => return Err(self.proto.handle_write_error(error)),
+                Poll::Pending => {
+                    self.proto.handle_blocked();
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives the next event that is of interest to others.
+    pub(crate) fn poll_event(&mut self, now: &Now) -> Poll<Event> {
+        loop {
+            ready!(self.link.poll_turn(&mut self.proto));
+            match self.proto.poll_event(now) {
+                Some(Event::Handled) => {}
+                Some(event) => return Poll::Ready(event),
+                None => {
+                    ready!(self.link.poll_receive(&mut self.proto));
+                }
+            }
+        }
+    }
+}
+
+impl Link {
+    /// Sends some of this.
+    pub(crate) fn poll_write(&mut self, transmit: &Transmit<'_>) -> Poll<io::Result<usize>> {
+        if let Transmit::Socket { call: Some((frame, 0)), .. } = transmit
+            && frame.is_large()
+            && !std::mem::replace(&mut self.has_large_send_buffer, true)
+        {
+            self.stream.enlarge_send_buffer();
+        }
+        let mut context = Context::from_waker(&self.waker);
+        transmit.with_slices(|slices, files| self.stream.poll_write(&mut context, slices, files))
+    }
+
+    /// Watches for room from here on, because answers follow soon.
+    pub(crate) fn watch_writable(&mut self) {
+        if self.spin.has_other_cores() {
+            self.stream.watch_writable();
+        }
+    }
+
+    /// Waits until the task may put messages into a ring. As a write to a socket does, this charges the task's budget
+    /// of the runtime.
+    pub(crate) fn poll_ring_turn(&self) -> Poll<()> {
+        ready!(coop::poll_proceed(&mut Context::from_waker(&self.waker))).made_progress();
+        Poll::Ready(())
+    }
+
+    /// Waits until this task may handle more messages. A worker may send without end, and other tasks must run
+    /// in between.
+    pub(crate) fn poll_turn(&self, proto: &mut proto::Connection) -> Poll<()> {
+        let is_batch = proto.is_next_in_ring();
+        let read_budget = proto.read_budget();
+        if !is_batch && !read_budget.is_over() && !read_budget.is_charge_due() {
+            return Poll::Ready(());
+        }
+        let mut context = Context::from_waker(&self.waker);
+        if read_budget.is_over() {
+            // This makes the runtime poll its timers and sockets before it wakes the task.
+            let _ = pin!(tokio::task::yield_now()).poll(&mut context);
+            return Poll::Pending;
+        }
+        ready!(coop::poll_proceed(&mut context)).made_progress();
+        read_budget.charge();
+        Poll::Ready(())
+    }
+
+    /// Does what the connection needs. While nothing has come, the connection's waker is registered.
+    pub(crate) fn poll_receive(&mut self, proto: &mut proto::Connection) -> Poll<Received> {
+        match proto.need() {
+            Need::InputStop => {
+                self.stream.shut_down_reading();
+                proto.handle_input_stopped();
+            }
+            Need::ArrivedInput => self.receive_arrived(proto),
+            Need::Input => return self.poll_read(proto),
+        }
+        Poll::Ready(Received::Something)
+    }
+
+    fn poll_read(&mut self, proto: &mut proto::Connection) -> Poll<Received> {
+        let is_established = proto.is_established();
+        let mut context = Context::from_waker(&self.waker);
+        let (inbox, files) = proto.buffer();
+        let Poll::Ready(read) = self.stream.poll_read(&mut context, inbox, files) else {
+            // A message may have come through a ring.
+            return match self.is_spinning || proto.prepare_sleep() {
+                true => Poll::Pending,
+                false => Poll::Ready(Received::Something),
+            };
+        };
+        Poll::Ready(match read {
+            Ok(0) => {
+                proto.handle_end(End::Closed { has_unread: self.stream.has_unread() });
+                Received::End
+            }
+            Ok(received) => {
+                proto.handle_input(received);
+                if is_established {
+                    self.spin.record_sleep();
+                }
+                Received::Something
+            }
+            Err(error) => {
+                proto.handle_end(End::Failed(error));
+                Received::End
+            }
+        })
+    }
+
+    /// Receives what the stream has, without asking the reactor, which may not have reported it yet.
+    fn receive_arrived(&mut self, proto: &mut proto::Connection) {
+        match self.receive_now(proto) {
+            Ok(received) if received > 0 => proto.handle_input(received),
+            Err(Errno::INTR) => {}
+            _ if proto.has_ring_message() => {}
+            Err(TOO_MANY_FILES) => proto.handle_end(End::Failed(TOO_MANY_FILES.into())),
+            Ok(_) | Err(_) => proto.handle_no_input(),
+        }
+    }
+
+    fn receive_now(&mut self, proto: &mut proto::Connection) -> rustix::io::Result<usize> {
+        let (inbox, files) = proto.buffer();
+        self.stream.receive_now(inbox, files)
+    }
+
+    /// Records that a call was sent.
+    pub(crate) fn record_sent(&mut self) {
+        self.spin.record_sent();
+    }
+
+    /// Records that an answer came. `is_another_due` says whether a pipelined call waits for its own.
+    pub(crate) fn record_answer(&mut self, is_another_due: bool) {
+        if self.is_spinning {
+            self.spin.record_found();
+            self.clear_spinning();
+        }
+        self.spin.record_answer(is_another_due);
+    }
+
+    /// Starts to spin for an answer, if the policy allows it.
+    pub(crate) fn start_spin(&mut self, proto: &mut proto::Connection) -> Option<SpinGuard> {
+        let spin_guard = if proto.is_established() { self.spin.begin() } else { None };
+        if spin_guard.is_some() {
+            self.set_spinning(proto);
+        }
+        spin_guard
+    }
+
+    /// Whether a message, or the end of the connection, can be read now.
+    pub(crate) fn try_receive(
+        &mut self,
+        proto: &mut proto::Connection,
+        spin_guard: &SpinGuard,
+    ) -> bool {
+        if proto.has_ring_message() {
+            return true;
+        }
+        if proto.has_rings() && !spin_guard.checks_socket() {
+            return false;
+        }
+        match self.receive_now(proto) {
+            Err(Errno::AGAIN | Errno::INTR) => false,
+            Ok(received) if received > 0 => {
+                proto.handle_input(received);
+                true
+            }
+            // The next read finds the end, or the error, again.
+            Ok(_) | Err(_) => true,
+        }
+    }
+
+    /// Ends a spin. `found` says whether the answer came.
+    pub(crate) fn finish_spin(&mut self, spin_guard: &SpinGuard, found: bool) {
+        self.spin.finish(spin_guard, found);
+        self.clear_spinning();
+    }
+
+    /// Records that a task spins for the next message, so the worker need not wake this side.
+    pub(super) fn set_spinning(&mut self, proto: &mut proto::Connection) {
+        self.is_spinning = true;
+        proto.set_awake();
+    }
+
+    /// Records that no task spins any more. A task that waits must poll once more before it sleeps.
+    pub(crate) fn clear_spinning(&mut self) {
+        self.is_spinning = false;
+    }
+}

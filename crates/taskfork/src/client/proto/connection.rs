@@ -1,0 +1,648 @@
+//! A connection to one worker: what it sends, what it receives, and how far its calls have got.
+
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::call_numbers::CallNumbers;
+use super::disconnect::Disconnect;
+use super::handshake::{Handshake, PeerLimits, PendingHandshake};
+use super::outbox::Outbox;
+use super::perl::Perl;
+use super::read_budget::ReadBudget;
+use super::ring_offer::RingOffer;
+use crate::client::now::Now;
+use crate::error::ConnectionError;
+use crate::ring::Rings;
+use crate::shm_pool::ShmPool;
+use crate::sys;
+use crate::wire::frame;
+use crate::wire::gather_frame::{GatherFrame, MAX_SLICES, OutgoingFile};
+use crate::wire::native::{self, FromWorker};
+use crate::wire::perl;
+use crate::wire::{Protocol, WireError};
+
+/// The most messages and bytes that are read after a failed write, to find the worker's last message. A buffer
+/// of the kernel holds fewer, so only a worker that continues to send reaches these limits.
+const MOST_LAST_MESSAGES: usize = 4096;
+const MOST_LAST_BYTES: usize = 4 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(super) inbox: BytesMut,
+    pub(super) outbox: Outbox,
+    pub(super) calls: CallNumbers,
+    pub(super) input: Input,
+    pub(crate) pid: u32,
+    /// The longest frame that the worker accepts, and the longest that this side accepts.
+    pub(crate) max_send: usize,
+    pub(super) max_receive: usize,
+    /// The longest blob in a memfd that the worker accepts, and the longest that this side accepts.
+    pub(super) max_blob_sent: usize,
+    pub(super) max_blob: usize,
+    /// How many bytes of unanswered calls the worker accepts.
+    pub(crate) pipeline_window: usize,
+    /// The most files that a message in either direction may have.
+    pub(super) files: usize,
+    /// Received files whose messages have not been taken, and how many of them belong to the next message.
+    pub(super) files_received: Vec<OwnedFd>,
+    pub(super) announced_files: usize,
+    pub(super) sharing: Sharing,
+    pub(super) shm_pool: ShmPool,
+    pub(super) rings: Option<Box<Rings>>,
+    pub(super) ring_offer: RingOffer,
+    /// How much has been handled in this turn.
+    pub(super) read_budget: ReadBudget,
+    /// How many bytes have been received since the last answer.
+    bytes_since_answer: usize,
+    /// The last answer exceeded an atomic write. A worker that dies in such a write gets no notice of its death.
+    last_answer_long: bool,
+    /// Answers that the worker has sent can be lost at the end of the connection.
+    can_lose_answers: bool,
+    /// The state of reading the protocol of AnyEvent::Task; `None` for the native protocol.
+    perl: Option<Perl>,
+    pub(super) handshake: Handshake,
+}
+
+/// What a new connection starts with.
+#[derive(Debug)]
+pub(crate) struct ConnectionConfig {
+    pub(crate) protocol: Protocol,
+    /// What has been received behind the worker's hello.
+    pub(crate) inbox: BytesMut,
+    /// The worker's process id; 0 if it is not known yet.
+    pub(crate) pid: u32,
+    pub(crate) limits: PeerLimits,
+    pub(crate) max_receive: usize,
+    /// The longest blob in a memfd that this side accepts, in bytes.
+    pub(crate) max_blob: usize,
+    /// The most bytes of the worker's shared memory that may be mapped here.
+    pub(crate) max_shared: usize,
+    /// Whether bytes that arrive in shared memory are copied.
+    pub(crate) copy_shared_memory: bool,
+    /// Whether answers that the worker has sent can be lost at the end of the connection.
+    pub(crate) can_lose_answers: bool,
+}
+
+/// Whether both sides use shared memory, for long blobs and for rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// The client did not request it.
+    Off,
+    /// The client requested it, and the worker has not agreed yet.
+    Requested {
+        /// The most bytes that this side keeps for it.
+        max_shared: usize,
+    },
+    Agreed,
+}
+
+/// Whether the worker can send more.
+#[derive(Debug)]
+pub(super) enum Input {
+    Open,
+    /// It has ended in this way. What has been received before may be unread.
+    Ended(End),
+    /// A write has failed, for this reason. What the worker sent before is searched for its last message.
+    LastMessage {
+        lost: Disconnect,
+        messages: usize,
+        bytes: usize,
+        is_exhausted: bool,
+    },
+}
+
+/// How receiving has ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The worker's side is closed. It may have left bytes of this side unread, if no error reports that.
+    Closed {
+        has_unread: bool,
+    },
+    Failed(io::Error),
+}
+
+/// What the connection needs before it can go on, if it has nothing to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// More bytes, whenever they come.
+    Input,
+    /// The bytes that have arrived by now, or the report that there are none.
+    ArrivedInput,
+    /// That the worker can send no more: what it has sent can still be read.
+    InputStop,
+}
+
+/// What the peer did.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The worker's hello has come, this long after the connection was made.
+    Established(PeerLimits, Duration),
+    /// The body of a message for the session.
+    Message(Bytes),
+    /// A message that concerns only the connection.
+    Handled,
+    /// The handshake has been aborted. `has_hello` says whether the hello came before that, so that the worker may
+    /// have begun calls.
+    HandshakeAborted {
+        has_hello: bool,
+    },
+    Ended(Disconnect),
+}
+
+/// What to send next.
+#[derive(Debug)]
+pub(crate) enum Transmit<'a> {
+    /// Bytes for the socket: `bytes`, and the rest of the call behind them.
+    Socket {
+        bytes: &'a [u8],
+        /// A call that is not in `bytes`, and how many of its bytes have been sent.
+        call: Option<(&'a GatherFrame, usize)>,
+        /// They accompany the first byte.
+        files: &'a [OutgoingFile],
+    },
+    /// The worker is awake, so [`Connection::put_in_ring`] may send without a system call.
+    Ring,
+}
+
+impl Transmit<'_> {
+    /// Calls `write` with the slices and the files to send.
+    pub(crate) fn with_slices<T>(
+        &self,
+        write: impl FnOnce(&[IoSlice<'_>], &[OutgoingFile]) -> T,
+    ) -> T {
+        let Transmit::Socket { bytes, call, files } = self else { return write(&[], &[]) };
+        let Some((frame, sent)) = call else { return write(&[IoSlice::new(bytes)], files) };
+        let mut slices = [IoSlice::new(bytes); 1 + MAX_SLICES];
+        let (rest, count) = frame.slices(*sent);
+        slices[1..=count].copy_from_slice(&rest[..count]);
+        write(&slices[usize::from(bytes.is_empty())..=count], files)
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(config: ConnectionConfig) -> Self {
+        let ConnectionConfig {
+            protocol,
+            inbox,
+            pid,
+            limits,
+            max_receive,
+            max_blob,
+            max_shared,
+            copy_shared_memory,
+            can_lose_answers,
+        } = config;
+        let PeerLimits { max_send, max_blob: max_blob_sent, pipeline_window, files } = limits;
+        Self {
+            inbox,
+            outbox: Outbox::default(),
+            calls: CallNumbers::default(),
+            input: Input::Open,
+            pid,
+            max_send,
+            max_receive,
+            max_blob_sent,
+            max_blob,
+            pipeline_window,
+            files,
+            files_received: Vec::new(),
+            announced_files: 0,
+            sharing: if max_shared > 0 { Sharing::Requested { max_shared } } else { Sharing::Off },
+            // The capacity is 0 until the worker agrees.
+            shm_pool: ShmPool::new(0, max_shared, sys::effective_user())
+                .copying(copy_shared_memory),
+            rings: None,
+            ring_offer: RingOffer::Never,
+            read_budget: ReadBudget::default(),
+            bytes_since_answer: 0,
+            last_answer_long: false,
+            can_lose_answers,
+            perl: (protocol == Protocol::Perl).then(Perl::default),
+            handshake: Handshake::Done,
+        }
+    }
+
+    /// Creates a connection whose handshake is pending, with the expected limits. It sends `hello` first, so that it
+    /// goes out with the first call.
+    pub(crate) fn before_handshake(
+        config: ConnectionConfig,
+        hello: Vec<u8>,
+        handshake: PendingHandshake,
+    ) -> Self {
+        let mut connection = Self::new(config);
+        connection.outbox.bytes = hello;
+        connection.handshake = Handshake::Pending(Box::new(handshake));
+        connection
+    }
+
+    // What has happened.
+
+    /// Where to put received bytes, within the capacity, and received files.
+    pub(crate) fn buffer(&mut self) -> (&mut BytesMut, &mut Vec<OwnedFd>) {
+        let room = match &self.perl {
+            None => frame::room_for_next_read(&self.inbox),
+            Some(_) => Perl::room_for_next_read(&self.inbox),
+        };
+        self.inbox.reserve(room);
+        (&mut self.inbox, &mut self.files_received)
+    }
+
+    /// So many bytes have been received into the buffer.
+    pub(crate) fn handle_input(&mut self, received: usize) {
+        self.read_budget.count_bytes(received);
+        if let Some(rings) = &mut self.rings {
+            rings.record_received(received);
+            rings.set_awake();
+        }
+        if let Input::LastMessage { bytes, is_exhausted, .. } = &mut self.input {
+            *bytes += received;
+            *is_exhausted |= *bytes >= MOST_LAST_BYTES;
+        }
+        self.handshake.handle_input();
+    }
+
+    /// No bytes have arrived, though the connection asked for them.
+    pub(crate) fn handle_no_input(&mut self) {
+        if let Input::LastMessage { is_exhausted, .. } = &mut self.input {
+            *is_exhausted = true;
+        }
+        self.handshake.handle_no_input();
+    }
+
+    /// The worker will send no more.
+    pub(crate) fn handle_end(&mut self, end: End) {
+        match &mut self.input {
+            Input::LastMessage { is_exhausted, .. } => *is_exhausted = true,
+            input => *input = Input::Ended(end),
+        }
+        self.handshake.handle_no_input();
+    }
+
+    /// The worker can send no more: [`Need::InputStop`] has been met.
+    pub(crate) fn handle_input_stopped(&mut self) {
+        self.handshake.handle_input_stopped();
+    }
+
+    /// So many bytes of what [`poll_transmit`](Self::poll_transmit) returned have been sent. Returns how many of
+    /// them belong to a call that is not in the outbox.
+    pub(crate) fn handle_sent(&mut self, sent: usize) -> usize {
+        self.rings.iter_mut().for_each(|rings| rings.record_sent(sent));
+        if let RingOffer::Due(_) = &self.ring_offer
+            && self.outbox.bytes.is_empty()
+        {
+            self.handle_ring_offer_sent(sent);
+            return 0;
+        }
+        let (excess, calls) = self.outbox.mark_sent(sent);
+        self.calls.record_sent(calls);
+        excess
+    }
+
+    /// So many bytes of `call`, which is not in the outbox, have been sent in addition to those before. Returns its
+    /// number if it has been sent in full.
+    pub(crate) fn handle_call_sent(&mut self, call: &GatherFrame, sent: usize) -> Option<u64> {
+        if self.calls.partial() == 0 && sent > 0 {
+            self.shm_pool.mark_sent(&call.references);
+        }
+        let sent = self.calls.partial() + sent;
+        self.calls.record_partial(sent);
+        (sent == call.len()).then(|| {
+            self.outbox.mark_direct_call_sent();
+            self.calls.complete_partial()
+        })
+    }
+
+    /// Nothing can be sent now.
+    pub(crate) fn handle_blocked(&mut self) {
+        self.postpone_ring_offer();
+    }
+
+    /// Sending has failed. What the worker has sent before can still be read.
+    pub(crate) fn handle_write_error(&mut self, error: io::Error) -> Disconnect {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => self.close_reason(),
+            io::ErrorKind::ConnectionReset => self.unread_reason(),
+            _ => Disconnect::Protocol(ConnectionError::system(error)),
+        }
+    }
+
+    /// After a failed write: searches what the worker has sent for its last message. The event that follows is the
+    /// end of the connection.
+    pub(crate) fn find_last_message(&mut self, lost: Disconnect) {
+        self.input = Input::LastMessage { lost, messages: 0, bytes: 0, is_exhausted: false };
+    }
+
+    /// Aborts a handshake whose time is over. An event follows.
+    pub(crate) fn handle_timeout(&mut self, now: &Now) {
+        if self.poll_timeout().is_some_and(|due| due <= now.get()) {
+            self.abort_handshake();
+        }
+    }
+
+    // What to do.
+
+    /// What to send next, with `call` behind the outbox. `None` if there is nothing.
+    pub(crate) fn poll_transmit<'a>(
+        &'a self,
+        call: Option<&'a GatherFrame>,
+    ) -> Option<Transmit<'a>> {
+        if let Some(frame) = call {
+            let sent = self.calls.partial();
+            let bytes = &self.outbox.bytes[..];
+            // Files accompany the first byte of their call, so no other bytes may precede it in the write.
+            return Some(match sent == 0 && !frame.files.is_empty() {
+                true if !bytes.is_empty() => self.transmit_outbox(),
+                true => Transmit::Socket { bytes, call: Some((frame, sent)), files: &frame.files },
+                false => Transmit::Socket { bytes, call: Some((frame, sent)), files: &[] },
+            });
+        }
+        if !self.outbox.bytes.is_empty() {
+            return Some(self.transmit_outbox());
+        }
+        match &self.ring_offer {
+            RingOffer::Due(offer) => {
+                Some(Transmit::Socket { bytes: &offer.bytes, call: None, files: &offer.files })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether [`poll_transmit`](Self::poll_transmit) returns something without a call.
+    pub(crate) fn has_to_send(&self) -> bool {
+        !self.outbox.bytes.is_empty() || matches!(self.ring_offer, RingOffer::Due(_))
+    }
+
+    fn transmit_outbox(&self) -> Transmit<'_> {
+        match self.can_use_ring() {
+            true => Transmit::Ring,
+            false => Transmit::Socket { bytes: &self.outbox.bytes, call: None, files: &[] },
+        }
+    }
+
+    /// What the connection needs before it can go on.
+    pub(crate) fn need(&self) -> Need {
+        match &self.input {
+            _ if self.handshake.needs_input_stop() => Need::InputStop,
+            Input::LastMessage { .. } => Need::ArrivedInput,
+            _ if self.handshake.needs_arrived_input() => Need::ArrivedInput,
+            _ => Need::Input,
+        }
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout).
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.handshake.due()
+    }
+
+    // What the peer did.
+
+    /// Returns what the peer has done next, as far as it has been received.
+    pub(crate) fn poll_event(&mut self, now: &Now) -> Option<Event> {
+        if !self.is_established() {
+            return self.poll_handshake(now);
+        }
+        match (self.take_message(), &mut self.input) {
+            (Ok(Some(body)), _) => return Some(self.handle_message(body)),
+            (Ok(None), _) => {}
+            (Err(_), Input::LastMessage { is_exhausted, .. }) => *is_exhausted = true,
+            (Err(error), _) => return Some(Event::Ended(error.into())),
+        }
+        self.poll_end()
+    }
+
+    fn handle_message(&mut self, body: Bytes) -> Event {
+        self.read_budget.count_message();
+        self.bytes_since_answer += frame::HEADER_LEN + body.len();
+        if self.discard_skipped(&body) {
+            return self.count_handled();
+        }
+        match self.handle_control(&body) {
+            Ok(true) => {
+                self.read_budget.count_other();
+                self.count_handled()
+            }
+            Err(reason) => Event::Ended(reason),
+            Ok(false) if matches!(self.input, Input::LastMessage { .. }) => {
+                Event::Ended(Disconnect::of_message(FromWorker::decode(&body)))
+            }
+            Ok(false) => Event::Message(body),
+        }
+    }
+
+    fn count_handled(&mut self) -> Event {
+        if let Input::LastMessage { messages, is_exhausted, .. } = &mut self.input {
+            *messages += 1;
+            *is_exhausted |= *messages >= MOST_LAST_MESSAGES;
+        }
+        Event::Handled
+    }
+
+    fn poll_end(&mut self) -> Option<Event> {
+        match &self.input {
+            Input::Open => return None,
+            Input::LastMessage { is_exhausted: false, .. } => return None,
+            Input::LastMessage { .. } | Input::Ended(_) => {}
+        }
+        let closed = Input::Ended(End::Closed { has_unread: false });
+        Some(Event::Ended(match std::mem::replace(&mut self.input, closed) {
+            Input::LastMessage { lost, .. } => lost,
+            Input::Ended(End::Closed { has_unread: true }) => self.unread_reason(),
+            Input::Ended(End::Failed(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                self.unread_reason()
+            }
+            Input::Ended(End::Failed(error)) => Disconnect::of_read(error),
+            Input::Ended(End::Closed { has_unread: false }) | Input::Open => self.close_reason(),
+        }))
+    }
+
+    /// Discards a message if it is the answer of a skipped call. Returns whether it was one.
+    fn discard_skipped(&mut self, message: &[u8]) -> bool {
+        let is_skipped = self.calls.is_skipped_answer_due()
+            && native::skipped_call(message) == Some(self.calls.next_answer());
+        if is_skipped {
+            self.calls.record_answer();
+        }
+        is_skipped
+    }
+
+    /// Takes the next received message, translated to the native protocol.
+    fn take_message(&mut self) -> Result<Option<Bytes>, WireError> {
+        match &mut self.perl {
+            None => self.take_native(),
+            Some(perl) => perl.take(&mut self.inbox, self.max_receive),
+        }
+    }
+
+    // What this side wants.
+
+    /// Appends a call to the outbox. Returns the call's number.
+    pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
+        self.outbox.put_call(frame);
+        self.calls.assign()
+    }
+
+    /// Appends the rest of the partly sent call, which the worker will skip.
+    pub(crate) fn put_rest(&mut self, call: &GatherFrame) {
+        self.outbox.put_call(&call.copy_from(self.calls.partial()));
+        self.outbox.put_socket_only(&[]);
+        self.calls.assign_partial();
+    }
+
+    /// The worker skips all calls that are not answered, because a call before them failed.
+    pub(crate) fn skip_unanswered(&mut self) {
+        self.calls.skip_unanswered();
+    }
+
+    /// Asks the worker to skip a sent call if it has not begun it. Does nothing while another call is partly sent.
+    pub(crate) fn cancel_call(&mut self, call: u64) {
+        // A number is short, so it can always be encoded.
+        if self.calls.partial() == 0 && self.put(|out| native::put_cancel(out, call)).is_ok() {
+            // Through the socket, so that the worker can find it before it has read the calls in front.
+            self.outbox.put_socket_only(&[]);
+        }
+    }
+
+    /// Appends the number of waiting checkouts to the outbox.
+    pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Disconnect> {
+        match self.is_native() {
+            true => self.put(|out| native::put_queue_length(out, checkouts)),
+            false => Ok(()),
+        }
+    }
+
+    /// Appends the end of the checkout to the outbox.
+    pub(crate) fn put_done(&mut self) -> Result<(), Disconnect> {
+        if !self.is_native() {
+            perl::put_done(&mut self.outbox.bytes);
+            return Ok(());
+        }
+        self.put(native::put_done)
+    }
+
+    fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
+        let written = frame::write_control(&mut self.outbox.bytes, |out| message(out));
+        written.map_err(Disconnect::from)
+    }
+
+    /// Prevents the worker from sending its hello, so that it begins no call. An event says whether it had sent the
+    /// hello before. The connection cannot be used after this.
+    pub(crate) fn abort_handshake(&mut self) {
+        self.handshake.abort();
+    }
+
+    // The state.
+
+    /// Begins a turn of reading. See [`ReadBudget`].
+    pub(crate) fn begin_turn(&mut self) {
+        self.read_budget.begin();
+    }
+
+    pub(crate) fn read_budget(&mut self) -> &mut ReadBudget {
+        &mut self.read_budget
+    }
+
+    /// Whether a whole turn was too short for what the worker sent while no call runs. Answers of skipped calls
+    /// do not count.
+    pub(crate) fn sends_unsolicited(&self) -> bool {
+        !self.calls.is_skipped_answer_due() && self.read_budget.is_over()
+    }
+
+    /// How many calls have been sent in full.
+    pub(crate) fn calls_sent(&self) -> u64 {
+        self.calls.sent()
+    }
+
+    /// How many calls are sent, or in the outbox, and wait for their answers.
+    pub(crate) fn calls_unanswered(&self) -> u64 {
+        self.calls.unanswered()
+    }
+
+    /// Whether some bytes of a call that is not in the outbox have been sent, and more must follow.
+    pub(crate) fn is_call_partly_sent(&self) -> bool {
+        self.calls.partial() > 0
+    }
+
+    /// Whether the next answer belongs to a skipped call.
+    pub(crate) fn is_skipped_answer_due(&self) -> bool {
+        self.calls.is_skipped_answer_due()
+    }
+
+    pub(crate) fn is_native(&self) -> bool {
+        self.perl.is_none()
+    }
+
+    /// Whether the worker has sent too many messages since its last answer.
+    pub(crate) fn is_flooding(&self) -> bool {
+        self.read_budget.is_flooding()
+    }
+
+    /// Whether the connection ends soon: it waits for nothing but what has arrived.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.input, Input::LastMessage { .. }) || self.handshake.is_ending()
+    }
+
+    pub(crate) fn is_established(&self) -> bool {
+        matches!(self.handshake, Handshake::Done)
+    }
+
+    /// Whether answers that the worker has sent can be lost at the end of the connection.
+    pub(crate) fn can_lose_answers(&self) -> bool {
+        self.can_lose_answers
+    }
+
+    /// How many bytes the outbox holds.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.outbox.bytes.len()
+    }
+
+    /// Accepts the number in an answer.
+    ///
+    /// # Errors
+    /// If it is not the number of the next call that is due: then the answer belongs to another call. The protocol
+    /// of AnyEvent::Task has no numbers.
+    pub(crate) fn accept_answer_number(&mut self, call: Option<u64>) -> Result<(), String> {
+        let expected = self.calls.next_answer();
+        if self.is_native() && call != Some(expected) {
+            let received = call.map_or("an answer without a number".to_owned(), |call| {
+                format!("the answer to call {call}")
+            });
+            return Err(format!(
+                "the worker sent {received} where that to call {expected} was due"
+            ));
+        }
+        self.calls.record_answer();
+        Ok(())
+    }
+
+    /// Records that an answer was received.
+    pub(crate) fn record_answer(&mut self) {
+        self.read_budget.record_answer();
+        self.last_answer_long = std::mem::take(&mut self.bytes_since_answer) > frame::ATOMIC_WRITE;
+    }
+
+    /// Whether the worker may still write its last answer. If it dies then, its notice has no count of begun calls.
+    /// So at most one call may be unread, or no other worker can take over.
+    pub(crate) fn may_be_answering(&self) -> bool {
+        self.last_answer_long
+    }
+
+    /// Classifies the end of a connection whose worker left bytes in the socket unread. They are those of the
+    /// last call only if nothing was sent behind it, also no part of another call.
+    fn unread_reason(&self) -> Disconnect {
+        match self.outbox.ends_with_call() && self.calls.partial() == 0 {
+            true => Disconnect::Unread,
+            false => self.close_reason(),
+        }
+    }
+
+    /// Classifies the end of a connection that the worker has closed.
+    fn close_reason(&self) -> Disconnect {
+        match &self.rings {
+            Some(rings) if rings.is_mark_unread() => Disconnect::Unread,
+            _ => Disconnect::Closed,
+        }
+    }
+}

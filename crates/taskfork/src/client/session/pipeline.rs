@@ -1,0 +1,162 @@
+//! Sending the calls of a checkout: the first one at once, and those behind it before it is answered, many in
+//! one write.
+
+use std::time::Instant;
+
+use super::calls::{Calls, Entry, Operation, Progress};
+use crate::client::now::Now;
+use crate::client::proto::connection::{Connection, Transmit};
+use crate::time_limit::TimeLimit;
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::native::{self, CallMode, NO_LIMIT};
+
+/// Calls up to this size, in bytes, are copied into the outbox, so that one write sends several.
+const SMALL: usize = 4 << 10;
+
+/// The outbox is sent when it has this many bytes.
+const BATCH: usize = 32 << 10;
+
+/// The sending of one checkout's calls on one connection.
+#[derive(Debug, Default)]
+pub(super) struct Pipeline {
+    stage: Stage,
+    /// When the last sequential call was sent. The timeouts of calls pipelined behind it count from then.
+    /// `None` if it had no timeout.
+    deadline_base: Option<Instant>,
+    /// Calls are pipelined. This stops when the window is full, until half of it is free.
+    filling: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// No call has been sent.
+    #[default]
+    New,
+    Started,
+    /// A write has failed.
+    Failed,
+}
+
+impl Pipeline {
+    /// Returns true once: when the first call is about to be sent.
+    pub(super) fn start(&mut self, calls: &mut Calls) -> bool {
+        let starts = self.stage == Stage::New && calls.next().is_some();
+        if starts {
+            self.stage = Stage::Started;
+        }
+        starts
+    }
+
+    /// Records that a write has failed.
+    pub(super) fn stop(&mut self) {
+        self.stage = Stage::Failed;
+    }
+
+    /// What to send next. With `only_first`, no call is pipelined.
+    pub(super) fn poll_transmit<'a>(
+        &mut self,
+        calls: &'a mut Calls,
+        connection: &'a mut Connection,
+        only_first: bool,
+        now: &Now,
+    ) -> Option<Transmit<'a>> {
+        if self.stage == Stage::Failed {
+            return None;
+        }
+        loop {
+            let mode = match connection.calls_unanswered() {
+                0 => CallMode::Sequential,
+                _ => CallMode::Pipelined,
+            };
+            let bytes = calls.unanswered_bytes;
+            if bytes >= connection.pipeline_window {
+                self.filling = false;
+            } else if bytes <= connection.pipeline_window / 2 {
+                self.filling = true;
+            }
+            let may_send = mode == CallMode::Sequential || self.filling && !only_first;
+            let Some(entry) = calls.next() else { break };
+            if matches!(entry.progress, Progress::Queued)
+                && !(may_send && self.prepare(entry, mode, connection, now))
+            {
+                break;
+            }
+            let Some(frame) = entry.frame() else { break };
+            if matches!(entry.progress, Progress::Sending) {
+                let frame = calls.sending();
+                return connection.poll_transmit(frame);
+            }
+            if connection.wants_rings() {
+                if connection.unsent_bytes() == 0 {
+                    connection.offer_rings();
+                }
+                return connection.poll_transmit(None);
+            }
+            let number = connection.put_call(&frame.bytes);
+            calls.mark_sent(number);
+            if connection.unsent_bytes() >= BATCH {
+                break;
+            }
+        }
+        connection.poll_transmit(None)
+    }
+
+    /// Prepares a call for this connection. Returns whether it can be sent now.
+    fn prepare(
+        &mut self,
+        entry: &mut Entry,
+        mode: CallMode,
+        connection: &mut Connection,
+        now: &Now,
+    ) -> bool {
+        let Operation::Call(frame, fitted) = &mut entry.operation else { return false };
+        if mode == CallMode::Sequential {
+            self.deadline_base = entry.deadline.map(|_| now.get());
+            // The worker may begin before this session is advanced again.
+            entry.timing.begin();
+        }
+        if connection.is_native() {
+            native::set_call_mode(&mut frame.bytes[HEADER_LEN..], mode);
+        }
+        if let Some(deadline) = entry.deadline.filter(|_| connection.is_native()) {
+            let Some(deadline_base) = self.deadline_base else { return false };
+            let time = TimeLimit::new(deadline.saturating_duration_since(deadline_base));
+            let time = time.microseconds().unwrap_or(NO_LIMIT);
+            native::set_timeout(&mut frame.bytes[HEADER_LEN..], time);
+        }
+        let mut fits = Ok(());
+        *fitted = None;
+        if !frame.files.is_empty() || !frame.segments.is_empty() {
+            let mut copy = frame.clone();
+            fits = connection.fit(&mut copy);
+            let differs = !frame.files.is_empty() || !copy.references.is_empty();
+            *fitted = differs.then(|| Box::new(copy));
+        }
+        // This precedes the call: the call's memory may fit only after other memory was released.
+        connection.put_shm_control();
+        let frame = fitted.as_deref().unwrap_or(frame);
+        let (length, limit) = (frame.len() - HEADER_LEN, connection.max_send);
+        let fits = fits.and_then(|()| match length <= limit {
+            true => Ok(()),
+            false => {
+                Err(format!("they take {length} bytes, and the limit of a message is {limit}"))
+            }
+        });
+        if let Err(reason) = fits {
+            entry.operation = Operation::Unsendable(reason);
+            return false;
+        }
+        if frame.len() > SMALL || !frame.files.is_empty() || !frame.references.is_empty() {
+            entry.progress = Progress::Sending;
+        }
+        true
+    }
+}
+
+/// Records that so many bytes of the call that is being sent have gone out.
+pub(super) fn handle_call_sent(calls: &mut Calls, connection: &mut Connection, sent: usize) {
+    let Some(frame) = calls.sending() else { return };
+    if let Some(number) = connection.handle_call_sent(frame, sent) {
+        calls.mark_sent(number);
+    }
+}

@@ -1,0 +1,239 @@
+//! What a worker's messages mean for the calls. Each message is decoded here, once.
+
+use bytes::{Buf, Bytes};
+
+use super::calls::{Operation, Outcome, Progress};
+use super::{Assignment, Event, Handle, Session, Usage};
+use crate::client::now::Now;
+use crate::client::observe::log;
+use crate::client::proto::connection::{self, Connection};
+use crate::client::proto::disconnect::Disconnect;
+use crate::wire::call_error::AnswerError;
+use crate::wire::native::{FromWorker, Telemetry};
+use crate::wire::values::ValueFormat;
+
+/// The result of [`Session::process`].
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Something has changed.
+    Changed,
+    /// The worker has answered the first call. [`Session::handle_answer`] must follow.
+    Answer(Outcome),
+    /// What [`Connection::need`] says.
+    Input,
+    /// Nothing can happen before more has been sent, or the user wants something.
+    Wait,
+}
+
+/// What the first unfinished call waits for.
+enum Head {
+    None,
+    Worker,
+    /// Nothing: it cannot be sent.
+    Unsendable,
+    /// It has not been sent.
+    Unsent,
+    Answer,
+}
+
+/// The parts of an answer that borrow nothing from its message.
+enum Answer {
+    Result { offset: usize, format: ValueFormat },
+    Error(Box<AnswerError>),
+}
+
+impl Session {
+    /// Begins a turn of reading.
+    pub(crate) fn begin_turn(&mut self) {
+        if let Some(connection) = self.connection_mut() {
+            connection.begin_turn();
+        }
+    }
+
+    /// A turn of reading was too short for what the worker has sent. Returns whether that ends the connection,
+    /// because no call runs.
+    pub(crate) fn handle_turn_over(&mut self) -> bool {
+        let is_unsolicited = self.calls.head().is_none()
+            && self.handle == Handle::Held
+            && self.connection().is_some_and(Connection::sends_unsolicited);
+        if is_unsolicited {
+            self.handle_disconnect(Disconnect::unsolicited());
+        }
+        is_unsolicited
+    }
+
+    /// Handles the next event of the connection, as far as it has been received.
+    pub(crate) fn process(&mut self, now: &Now) -> Step {
+        let Some(connection) = self.assignment.connection() else { return Step::Wait };
+        let (is_closing, is_established) = (connection.is_closing(), connection.is_established());
+        match self.look_at_head() {
+            _ if is_closing => {}
+            Head::None if self.handle == Handle::Dropped => return Step::Wait,
+            Head::Worker if is_established => {
+                self.finish_head(Outcome::Ready);
+                return Step::Changed;
+            }
+            Head::Unsendable => {
+                self.fail_unsendable();
+                return Step::Changed;
+            }
+            Head::Unsent => return Step::Wait,
+            Head::None | Head::Worker | Head::Answer => {}
+        }
+        let event = self.connection_mut().and_then(|connection| connection.poll_event(now));
+        match event {
+            None => Step::Input,
+            Some(connection::Event::Message(body)) => self.handle_message(body),
+            Some(event) => {
+                self.handle_connection_event(event);
+                Step::Changed
+            }
+        }
+    }
+
+    /// What the first unfinished call waits for. Begins to measure the time of its answer.
+    fn look_at_head(&mut self) -> Head {
+        let Some((_, entry)) = self.calls.head() else { return Head::None };
+        match (&entry.operation, &entry.progress) {
+            (Operation::WaitForWorker, _) => Head::Worker,
+            (Operation::Unsendable(_), _) => Head::Unsendable,
+            (Operation::Call(..), Progress::Sent(_)) => {
+                entry.timing.begin();
+                entry.sent.start();
+                Head::Answer
+            }
+            (Operation::Call(..), _) => Head::Unsent,
+        }
+    }
+
+    fn handle_connection_event(&mut self, event: connection::Event) {
+        match event {
+            connection::Event::Established(limits, took) => {
+                self.emit(Event::Established(limits, took));
+            }
+            connection::Event::HandshakeAborted { has_hello } => {
+                self.handle_handshake_aborted(has_hello)
+            }
+            connection::Event::Ended(disconnect) => self.handle_disconnect(disconnect),
+            connection::Event::Handled | connection::Event::Message(_) => {}
+        }
+    }
+
+    fn handle_message(&mut self, body: Bytes) -> Step {
+        let Assignment::Worker(connection) = &mut self.assignment else { return Step::Changed };
+        let Some((_, entry)) = self.calls.head() else {
+            let disconnect = Disconnect::of_message(FromWorker::decode(&body));
+            self.handle_disconnect(disconnect);
+            return Step::Changed;
+        };
+        let slice = |part: &[u8]| body.slice_ref(part);
+        let is_skipped_due = connection.is_skipped_answer_due();
+        let (call, answer) = match FromWorker::decode(&body) {
+            Ok(FromWorker::Ok { call, format, value }) if !is_skipped_due => {
+                (call, Some(Answer::Result { offset: body.len() - value.len(), format }))
+            }
+            Ok(FromWorker::Error { call, body: error }) if !is_skipped_due => {
+                (call, Some(Answer::Error(Box::new(error.into_owned(slice)))))
+            }
+            Ok(FromWorker::Skipped { call }) if entry.abandoned => (call, None),
+            Ok(FromWorker::Telemetry(Telemetry { log, trace })) => {
+                connection.read_budget().count_telemetry(body.len());
+                if let (Some(into), Some(encoded)) = (&self.log, log) {
+                    log::merge(into, encoded);
+                }
+                if let (Some(replay), Some(encoded)) = (&entry.replay, trace) {
+                    replay.push(connection.pid, slice(encoded));
+                    let replay = replay.clone();
+                    self.emit(Event::Replay(replay));
+                }
+                return Step::Changed;
+            }
+            decoded => {
+                let disconnect = Disconnect::of_message(decoded);
+                self.handle_disconnect(disconnect);
+                return Step::Changed;
+            }
+        };
+        if let Err(detail) = connection.accept_answer_number(call) {
+            self.handle_disconnect(Disconnect::violation(detail));
+            return Step::Changed;
+        }
+        let Some(answer) = answer else {
+            self.finish_head(Outcome::Ready);
+            return Step::Changed;
+        };
+        let attachments = match connection.take_attachments() {
+            Ok(attachments) => attachments,
+            Err(reason) => {
+                self.handle_disconnect(reason);
+                return Step::Changed;
+            }
+        };
+        connection.record_answer();
+        Step::Answer(match answer {
+            Answer::Result { offset, format } => {
+                // In place, because the first slice of a message allocates.
+                let mut value = body;
+                value.advance(offset);
+                Outcome::Result { value, format, attachments }
+            }
+            Answer::Error(error) => Outcome::Error(error),
+        })
+    }
+
+    /// The first call has been answered.
+    pub(crate) fn handle_answer(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Error(_) => {
+                self.usage = Usage::CallFailed;
+                self.fail_head(outcome);
+            }
+            _ => {
+                if self.usage == Usage::Unused {
+                    self.usage = Usage::Used;
+                }
+                self.finish_head(outcome);
+            }
+        }
+    }
+
+    /// Ends the first unfinished call.
+    pub(super) fn finish_head(&mut self, outcome: Outcome) {
+        let Some((seq, _)) = self.calls.head() else { return };
+        let (waker, replay) = self.calls.finish(seq, outcome);
+        if let Some(waker) = waker {
+            self.emit(Event::Wake(waker));
+        }
+        self.emit_replay(replay);
+    }
+
+    /// Fails the first unfinished call, which cannot be sent.
+    fn fail_unsendable(&mut self) {
+        let Some((_, entry)) = self.calls.head() else { return };
+        if let Operation::Unsendable(reason) = &entry.operation {
+            let reason = reason.clone();
+            self.fail_head(Outcome::Unsendable(reason));
+        }
+    }
+
+    /// Ends the first unfinished call with a failure, and drops all calls behind it.
+    pub(super) fn fail_head(&mut self, outcome: Outcome) {
+        let Some((seq, entry)) = self.calls.head() else { return };
+        let behind = entry.label();
+        if !entry.abandoned {
+            self.unobserved_failure = Some((seq, behind.clone()));
+        }
+        self.finish_head(outcome);
+        if let Assignment::Worker(connection) = &mut self.assignment {
+            if connection.is_call_partly_sent()
+                && let Some(frame) = self.calls.sending()
+            {
+                connection.put_rest(frame);
+            }
+            connection.skip_unanswered();
+        }
+        while self.calls.head().is_some() {
+            self.finish_head(Outcome::Dropped { behind: behind.clone() });
+        }
+    }
+}

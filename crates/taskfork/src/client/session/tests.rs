@@ -1,0 +1,456 @@
+//! Tests of sessions and connections without I/O: each gives them bytes and times, and looks at what they decide.
+
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+
+use super::calls::{Operation, Outcome, Seq};
+use super::{Event, Return, Session, SessionOptions, Step};
+use crate::client::now::Now;
+use crate::client::pool::Loss;
+use crate::client::proto::connection::{Connection, ConnectionConfig, End, Need};
+use crate::client::proto::handshake::{PeerLimits, PendingHandshake};
+use crate::error::{FatalError, Stage};
+use crate::time_limit::TimeLimit;
+use crate::wire::Protocol;
+use crate::wire::error_body::{ErrorBody, kind};
+use crate::wire::frame::{self, PREAMBLE};
+use crate::wire::gather_frame::GatherFrame;
+use crate::wire::hello::WorkerHello;
+use crate::wire::native::{self, CallMeta, FromClient};
+use crate::wire::values::ValueFormat;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const LIMITS: PeerLimits =
+    PeerLimits { max_send: 1 << 20, max_blob: 0, pipeline_window: 1 << 16, files: 0 };
+
+/// A session and what it has reported.
+struct Checkout {
+    session: Session,
+    events: Vec<Event>,
+    start: Instant,
+}
+
+impl Checkout {
+    fn new() -> Self {
+        let session = Session::new(SessionOptions {
+            reuse_after_error: true,
+            timeout: TimeLimit::new(TIMEOUT),
+            grace: TimeLimit::new(GRACE),
+            connect_timeout: TimeLimit::new(CONNECT_TIMEOUT),
+            is_native: true,
+        });
+        Self { session, events: Vec::new(), start: Instant::now() }
+    }
+
+    fn assigned() -> Self {
+        let mut checkout = Self::new();
+        checkout.session.assign(connection());
+        checkout
+    }
+
+    /// With a connection whose hello is due.
+    fn assigned_early() -> Self {
+        let mut checkout = Self::new();
+        let (config, hello) = (config(), PREAMBLE.to_vec());
+        let due = Some(checkout.start + CONNECT_TIMEOUT);
+        let handshake = PendingHandshake::new(checkout.start, due, 1 << 20, 0);
+        let connection = Connection::before_handshake(config, hello, handshake);
+        checkout.session.assign(Box::new(connection));
+        checkout
+    }
+
+    fn after(&self, time: Duration) -> Now {
+        Now::from(self.start + time)
+    }
+
+    fn connection(&mut self) -> &mut Connection {
+        self.session.connection_mut().unwrap()
+    }
+
+    fn call(&mut self, length: usize) -> Seq {
+        let mut frame = GatherFrame::default();
+        frame::put(&mut frame.bytes, |out| {
+            native::put_call(out, None, CallMeta { timeout: Some(0), ..CallMeta::default() });
+            native::put_argument_count(out, 1);
+            out.extend(rmp_serde::to_vec(&"x".repeat(length)).unwrap());
+        });
+        let now = self.after(Duration::ZERO);
+        self.session.submit(None, Operation::Call(frame, None), None, &now)
+    }
+
+    /// Sends what there is, at most `piece` bytes at a time and `limit` bytes in all.
+    fn send(&mut self, piece: usize, limit: usize) -> Vec<u8> {
+        let (mut sent, now) = (Vec::new(), self.after(Duration::ZERO));
+        while let Some(transmit) = self.session.poll_transmit(&now) {
+            let most = piece.min(limit - sent.len());
+            let bytes = transmit.with_slices(|slices, _| {
+                let all: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+                all[..all.len().min(most)].to_vec()
+            });
+            if bytes.is_empty() {
+                break;
+            }
+            self.session.handle_sent(bytes.len());
+            sent.extend(bytes);
+        }
+        sent
+    }
+
+    fn send_all(&mut self) -> Vec<u8> {
+        self.send(usize::MAX, usize::MAX)
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        let connection = self.connection();
+        connection.buffer().0.extend_from_slice(bytes);
+        connection.handle_input(bytes.len());
+    }
+
+    /// Processes what has been received. Returns what the connection needs then.
+    fn process(&mut self, time: Duration) -> Option<Need> {
+        let now = self.after(time);
+        loop {
+            self.events.extend(std::iter::from_fn(|| self.session.poll_event()));
+            match self.session.process(&now) {
+                Step::Changed => {}
+                Step::Answer(outcome) => self.session.handle_answer(outcome),
+                Step::Wait => return None,
+                Step::Input => return self.session.connection().map(Connection::need),
+            }
+        }
+    }
+
+    fn outcome(&mut self, seq: Seq) -> Option<Outcome> {
+        self.session.take(seq).map(|(_, outcome)| outcome)
+    }
+
+    /// How the connection was returned, and whether another worker is to take its place.
+    fn returned(&mut self) -> (Option<Return>, bool) {
+        let (mut returned, mut is_replaced) = (None, false);
+        for event in self.events.drain(..) {
+            match event {
+                Event::Returned(_, how) => returned = Some(how),
+                Event::NeedsWorker => is_replaced = true,
+                _ => {}
+            }
+        }
+        (returned, is_replaced)
+    }
+}
+
+fn config() -> ConnectionConfig {
+    ConnectionConfig {
+        protocol: Protocol::Native,
+        inbox: BytesMut::new(),
+        pid: 1,
+        limits: LIMITS,
+        max_receive: 1 << 20,
+        max_blob: 0,
+        max_shared: 0,
+        copy_shared_memory: false,
+        can_lose_answers: false,
+    }
+}
+
+fn connection() -> Box<Connection> {
+    Box::new(Connection::new(config()))
+}
+
+fn framed(body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::put(&mut out, body);
+    out
+}
+
+fn answer(call: u64) -> Vec<u8> {
+    framed(|out| {
+        native::put_ok(out, Some(call), ValueFormat::MessagePack);
+        out.extend(rmp_serde::to_vec(&call).unwrap());
+    })
+}
+
+fn failure(call: u64) -> Vec<u8> {
+    let error = ErrorBody { kind: kind::INTERFACE, message: "no", ..Default::default() };
+    framed(|out| native::put_error(out, Some(call), &error))
+}
+
+fn hello() -> Vec<u8> {
+    let hello = WorkerHello { version: 1, pid: 7, ..WorkerHello::default() };
+    [PREAMBLE.to_vec(), framed(|out| hello.put(out))].concat()
+}
+
+fn is_result_of(outcome: Option<&Outcome>, call: u64) -> bool {
+    let expected = rmp_serde::to_vec(&call).unwrap();
+    matches!(outcome, Some(Outcome::Result { value, .. }) if *value == expected)
+}
+
+/// Whether the call ended with a fatal error, and what that says.
+fn may_have_run(outcome: Option<&Outcome>) -> Option<bool> {
+    match outcome {
+        Some(Outcome::Fatal { may_have_run, .. }) => Some(*may_have_run),
+        _ => None,
+    }
+}
+
+fn calls_in(sent: &[u8]) -> usize {
+    let (mut bytes, mut calls) = (BytesMut::from(sent), 0);
+    while let Some(body) = frame::take(&mut bytes, 1 << 20).unwrap() {
+        calls += usize::from(matches!(FromClient::decode(&body), Ok(FromClient::Call { .. })));
+    }
+    assert!(bytes.is_empty());
+    calls
+}
+
+proptest! {
+    /// Where writes and reads end changes nothing, for calls in the outbox and for long ones beside it.
+    #[test]
+    fn pieces_of_any_length_make_no_difference(
+        lengths in proptest::collection::vec(prop_oneof![0usize..40, 4000usize..9000], 1..8),
+        sent in 1usize..5000,
+        received in 1usize..40,
+    ) {
+        let mut checkout = Checkout::assigned();
+        let calls: Vec<_> = lengths.iter().map(|&length| checkout.call(length)).collect();
+        let bytes = checkout.send(sent, usize::MAX);
+        prop_assert_eq!(calls_in(&bytes), calls.len());
+        let answers: Vec<u8> = (1..=calls.len() as u64).flat_map(answer).collect();
+        for piece in answers.chunks(received) {
+            checkout.receive(piece);
+            prop_assert_eq!(checkout.process(Duration::ZERO), Some(Need::Input));
+        }
+        for (call, number) in calls.into_iter().zip(1..) {
+            prop_assert!(is_result_of(checkout.outcome(call).as_ref(), number));
+        }
+    }
+
+    /// What has been sent behind a failed call is skipped, also if a part of a call has been sent.
+    #[test]
+    fn calls_behind_a_failed_one_are_dropped_and_their_answers_skipped(
+        lengths in proptest::collection::vec(prop_oneof![0usize..40, 4000usize..9000], 0..6),
+        limit in 0usize..20_000,
+    ) {
+        let mut checkout = Checkout::assigned();
+        let first = checkout.call(1);
+        let mut bytes = checkout.send_all();
+        let behind: Vec<_> = lengths.iter().map(|&length| checkout.call(length)).collect();
+        bytes.extend(checkout.send(usize::MAX, limit));
+        checkout.receive(&failure(1));
+        checkout.process(Duration::ZERO);
+        let is_error = matches!(checkout.outcome(first), Some(Outcome::Error(_)));
+        prop_assert!(is_error);
+        for call in behind {
+            let is_dropped = matches!(checkout.outcome(call), Some(Outcome::Dropped { .. }));
+            prop_assert!(is_dropped);
+        }
+        let next = checkout.call(3);
+        bytes.extend(checkout.send_all());
+        let last = calls_in(&bytes) as u64;
+        for number in 2..last {
+            checkout.receive(&framed(|out| native::put_skipped(out, Some(number))));
+        }
+        checkout.receive(&answer(last));
+        checkout.process(Duration::ZERO);
+        prop_assert!(is_result_of(checkout.outcome(next).as_ref(), last));
+    }
+
+    /// Unread bytes mean that the first call has not begun only if they can be those of no other call.
+    #[test]
+    fn a_call_is_not_made_again_if_the_unread_bytes_may_be_those_of_another(
+        behind in 0usize..9000, limit in 0usize..9000,
+    ) {
+        let mut checkout = Checkout::assigned();
+        let call = checkout.call(1);
+        checkout.send_all();
+        checkout.call(behind);
+        let sent_behind = checkout.send(usize::MAX, limit).len();
+        checkout.connection().handle_end(End::Failed(std::io::ErrorKind::ConnectionReset.into()));
+        checkout.process(Duration::ZERO);
+        let outcome = checkout.outcome(call);
+        prop_assert_eq!(may_have_run(outcome.as_ref()), (sent_behind > 0).then_some(true));
+        prop_assert_eq!(checkout.returned().1, sent_behind == 0);
+    }
+}
+
+#[test]
+fn an_answer_to_another_call_ends_the_connection() {
+    for wrong in [Some(0), Some(2), None] {
+        let mut checkout = Checkout::assigned();
+        let call = checkout.call(1);
+        checkout.send_all();
+        checkout.receive(&framed(|out| {
+            native::put_ok(out, wrong, ValueFormat::MessagePack);
+            out.push(0xc0);
+        }));
+        checkout.process(Duration::ZERO);
+        let outcome = checkout.outcome(call);
+        let is_violation = matches!(
+            outcome,
+            Some(Outcome::Fatal { cause: FatalError::Protocol { .. }, may_have_run: true })
+        );
+        assert!(is_violation, "{outcome:?}");
+        assert!(matches!(checkout.returned(), (Some(Return::Lose(Loss::Used)), false)));
+    }
+}
+
+#[test]
+fn a_call_that_a_worker_has_ends_after_its_time_and_the_grace_period_and_the_wait_for_a_notice() {
+    let mut checkout = Checkout::assigned();
+    let call = checkout.call(1);
+    checkout.send_all();
+    assert_eq!(checkout.session.poll_timeout(), Some(checkout.start + TIMEOUT));
+    let last = TIMEOUT + GRACE + Duration::from_secs(2);
+    for time in [TIMEOUT, last - Duration::from_nanos(1)] {
+        checkout.session.handle_timeout(&checkout.after(time));
+        assert!(checkout.outcome(call).is_none());
+        assert_eq!(checkout.session.poll_timeout(), Some(checkout.start + last));
+    }
+    checkout.session.handle_timeout(&checkout.after(last));
+    let outcome = checkout.outcome(call);
+    let is_timeout = matches!(
+        outcome,
+        Some(Outcome::Fatal {
+            cause: FatalError::TimedOut { stage: Stage::Running, .. },
+            may_have_run: true,
+        })
+    );
+    assert!(is_timeout, "{outcome:?}");
+}
+
+#[test]
+fn a_call_without_a_worker_ends_at_its_time() {
+    let mut checkout = Checkout::new();
+    checkout.session.enter_queue();
+    checkout.call(1);
+    checkout.session.handle_timeout(&checkout.after(TIMEOUT - Duration::from_nanos(1)));
+    assert!(checkout.session.poll_event().is_none());
+    checkout.session.handle_timeout(&checkout.after(TIMEOUT));
+    let event = checkout.session.poll_event();
+    assert!(matches!(event, Some(Event::WaitTimedOut { after: TIMEOUT })), "{event:?}");
+}
+
+#[test]
+fn a_worker_whose_hello_is_late_is_replaced_and_the_call_moves() {
+    let mut checkout = Checkout::assigned_early();
+    let call = checkout.call(1);
+    checkout.send_all();
+    assert_eq!(checkout.process(Duration::ZERO), Some(Need::Input));
+    assert_eq!(checkout.session.poll_timeout(), Some(checkout.start + CONNECT_TIMEOUT));
+    checkout.session.handle_timeout(&checkout.after(CONNECT_TIMEOUT));
+    // The worker is kept from greeting, and what it has sent by then is read.
+    assert_eq!(checkout.process(CONNECT_TIMEOUT), Some(Need::InputStop));
+    checkout.connection().handle_input_stopped();
+    assert_eq!(checkout.process(CONNECT_TIMEOUT), Some(Need::ArrivedInput));
+    checkout.connection().handle_no_input();
+    assert_eq!(checkout.process(CONNECT_TIMEOUT), None);
+    assert!(matches!(checkout.returned(), (Some(Return::FailHandshake(_)), true)));
+    checkout.session.assign(connection());
+    assert_eq!(calls_in(&checkout.send_all()), 1);
+    checkout.receive(&answer(1));
+    checkout.process(CONNECT_TIMEOUT);
+    assert!(is_result_of(checkout.outcome(call).as_ref(), 1));
+}
+
+#[test]
+fn a_hello_that_came_before_the_end_means_that_the_call_may_have_run() {
+    for has_hello in [true, false] {
+        let mut checkout = Checkout::assigned_early();
+        let call = checkout.call(1);
+        checkout.send_all();
+        let cause = FatalError::Aborted { message: "stop".to_owned() };
+        checkout.session.end(cause, Loss::Used);
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
+        checkout.connection().handle_input_stopped();
+        match has_hello {
+            true => checkout.receive(&hello()),
+            false => checkout.connection().handle_no_input(),
+        }
+        assert_eq!(checkout.process(Duration::ZERO), None);
+        let outcome = checkout.outcome(call);
+        let is_abort =
+            matches!(outcome, Some(Outcome::Fatal { cause: FatalError::Aborted { .. }, .. }));
+        assert!(is_abort, "{outcome:?}");
+        assert_eq!(may_have_run(outcome.as_ref()), Some(has_hello));
+    }
+}
+
+#[test]
+fn a_connection_leaves_the_servers_queue_unless_the_hello_has_come() {
+    let queued = [PREAMBLE.to_vec(), framed(|out| native::put_queued(out, "all busy"))].concat();
+    let hello = &hello()[PREAMBLE.len()..];
+    for (arrives_before, arrives_after) in [(true, false), (false, true), (false, false)] {
+        let mut checkout = Checkout::assigned_early();
+        let call = checkout.call(1);
+        checkout.send_all();
+        checkout.receive(&queued);
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
+        if arrives_before {
+            checkout.receive(hello);
+            assert_eq!(checkout.process(Duration::ZERO), Some(Need::Input));
+            assert!(checkout.connection().is_established());
+            continue;
+        }
+        checkout.connection().handle_no_input();
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
+        checkout.connection().handle_input_stopped();
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
+        match arrives_after {
+            // The hello is too late for this connection, and the worker may have begun the call.
+            true => checkout.receive(hello),
+            false => checkout.connection().handle_no_input(),
+        }
+        checkout.process(Duration::ZERO);
+        let outcome = checkout.outcome(call);
+        assert_eq!(may_have_run(outcome.as_ref()), arrives_after.then_some(true));
+        if !arrives_after {
+            assert!(matches!(checkout.returned(), (Some(Return::FailHandshake(_)), true)));
+        }
+    }
+}
+
+#[test]
+fn sent_calls_may_be_answered_after_a_later_write_has_failed() {
+    for first_is_sent in [true, false] {
+        let mut checkout = Checkout::assigned();
+        let first = checkout.call(1);
+        if first_is_sent {
+            checkout.send_all();
+            checkout.call(2);
+        }
+        let now = checkout.after(Duration::ZERO);
+        assert!(checkout.session.poll_transmit(&now).is_some());
+        checkout.session.handle_write_error(std::io::ErrorKind::BrokenPipe.into());
+        assert!(checkout.session.poll_transmit(&now).is_none());
+        let need = if first_is_sent { Need::Input } else { Need::ArrivedInput };
+        assert_eq!(checkout.process(Duration::ZERO), Some(need));
+        if first_is_sent {
+            checkout.receive(&answer(1));
+            checkout.process(Duration::ZERO);
+            assert!(is_result_of(checkout.outcome(first).as_ref(), 1));
+        } else {
+            checkout.connection().handle_no_input();
+            checkout.process(Duration::ZERO);
+            assert!(checkout.returned().1);
+        }
+    }
+}
+
+#[test]
+fn what_is_received_before_the_end_counts() {
+    let mut checkout = Checkout::assigned();
+    let (first, second) = (checkout.call(1), checkout.call(2));
+    checkout.send_all();
+    checkout.receive(&answer(1));
+    checkout.connection().handle_end(End::Closed { has_unread: false });
+    checkout.process(Duration::ZERO);
+    assert!(is_result_of(checkout.outcome(first).as_ref(), 1));
+    let outcome = checkout.outcome(second);
+    let is_death = matches!(
+        outcome,
+        Some(Outcome::Fatal { cause: FatalError::WorkerDied(_), may_have_run: true })
+    );
+    assert!(is_death, "{outcome:?}");
+}
