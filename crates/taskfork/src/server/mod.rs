@@ -75,6 +75,9 @@ mod watched_set;
 mod worker_exit;
 mod worker_groups;
 
+#[cfg(test)]
+pub(crate) use {limits::Recycling, proc_status::SignalAction};
+
 pub use builder::{Preloaded, ServerBuilder};
 pub(crate) use command::{block_signals_until_served, meaning_of_hangup, service_manager};
 pub use entry::{Entry, init};

@@ -138,7 +138,7 @@ impl Caller {
 
     fn begin(&mut self, timeout: u64) {
         self.checkouts += 1;
-        self.monitor.step(|| format!("caller {} begins checkout {}", self.number, self.checkouts));
+        self.monitor.begins((self.number, self.checkouts));
         let mut checkout = self.client.checkout();
         let mut limit = self.client_timeout;
         if timeout > 0 {

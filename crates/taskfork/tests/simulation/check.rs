@@ -9,7 +9,7 @@ use taskfork::error::{CallError, FatalError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::plan::Step;
+use super::plan::{ClientPlan, Step};
 
 /// How long after its timeout a call may end: the grace, the wait for the notice of a death, and a tick of the
 /// clock for each.
@@ -69,9 +69,14 @@ impl Record {
 }
 
 impl Record {
-    /// Whether it has failed, or cannot be sent.
+    /// Whether it has failed, or cannot succeed.
     fn may_fail(&self) -> bool {
-        self.has_failed || matches!(self.made.step, Step::Send { length } if length >= LONG)
+        self.has_failed
+            || match self.made.step {
+                Step::Fail {} => true,
+                Step::Send { length } | Step::Get { length } => length >= LONG,
+                _ => false,
+            }
     }
 }
 
@@ -130,8 +135,16 @@ struct State {
     /// When the calls that callers wait for must have ended.
     limits: BTreeSet<(Instant, u64)>,
     closed: BTreeSet<usize>,
+    /// The clients that have one worker, each with the last checkout of which a call has begun.
+    single: BTreeMap<usize, CheckoutId>,
+    /// The longest queues of clients.
+    queues: BTreeMap<usize, usize>,
+    /// The checkouts in the order in which they began.
+    order: BTreeMap<CheckoutId, usize>,
     aborted: BTreeSet<CheckoutId>,
     troubles: BTreeSet<Trouble>,
+    /// How much the clock has jumped.
+    jumped: Duration,
     /// Whether it is reported when calls begin. Otherwise that is known at the end.
     knows_beginnings: bool,
     counts: Counts,
@@ -156,8 +169,12 @@ impl Monitor {
             checkouts: BTreeMap::new(),
             limits: BTreeSet::new(),
             closed: BTreeSet::new(),
+            single: BTreeMap::new(),
+            queues: BTreeMap::new(),
+            order: BTreeMap::new(),
             aborted: BTreeSet::new(),
             troubles: BTreeSet::new(),
+            jumped: Duration::ZERO,
             knows_beginnings,
             counts: Counts::default(),
             complaint: None,
@@ -228,7 +245,13 @@ impl Monitor {
     /// The clock jumps by this much now. What is due meanwhile may end right after that.
     pub(crate) fn clock_jumps(&self, by: Duration) {
         let mut state = self.lock();
+        state.jumped += by;
         state.limits = state.limits.iter().map(|&(limit, call)| (limit + by, call)).collect();
+    }
+
+    /// How much the clock has jumped so far.
+    pub(crate) fn jumped(&self) -> Duration {
+        self.lock().jumped
     }
 
     pub(crate) fn closed(&self, client: usize) {
@@ -249,6 +272,30 @@ impl Monitor {
                 Ok(())
             },
         );
+    }
+
+    /// A caller begins a checkout.
+    pub(crate) fn begins(&self, checkout: CheckoutId) {
+        self.with(
+            || format!("checkout {checkout:?} begins"),
+            |state| {
+                let place = state.order.len();
+                state.order.insert(checkout, place);
+                Ok(())
+            },
+        );
+    }
+
+    /// Registers a client. If it has one worker, its checkouts get it in the order in which they begin.
+    pub(crate) fn register(&self, client: usize, plan: ClientPlan) {
+        let ClientPlan::Client { workers, queue, .. } = plan;
+        let mut state = self.lock();
+        if workers == 1 {
+            state.single.insert(client, CheckoutId::default());
+        }
+        if queue > 0 {
+            state.queues.insert(client, queue as usize);
+        }
     }
 
     /// A caller makes a call.
@@ -282,7 +329,10 @@ impl Monitor {
             |state| {
                 let record = state.record(call)?;
                 let due = record.at + record.made.timeout + MAX_DELAY;
-                state.limits.insert((due.max(Instant::now() + TICK), call));
+                // No test asserts how fast a real machine is.
+                if state.knows_beginnings {
+                    state.limits.insert((due.max(Instant::now() + TICK), call));
+                }
                 Ok(())
             },
         );
@@ -347,7 +397,12 @@ impl Monitor {
                     let ends: Vec<_> =
                         state.calls.values().map(|record| (record.made.call, record.end)).collect();
                     // Each beginning is compared with the end, which came later.
-                    begun.iter().try_for_each(|&call| state.begun_before_end(call))?;
+                    for call in begun {
+                        state.begun_before_end(*call)?;
+                        state.calls.entry(*call).and_modify(|record| {
+                            record.has_failed |= record.made.step == Step::Fail {};
+                        });
+                    }
                     for (call, end) in ends {
                         let record = &state.calls[&call];
                         if end == Some(End::Succeeded) && !record.is_begun {
@@ -419,6 +474,13 @@ impl State {
         }
         if self.is_behind_failed(record) {
             return Err(format!("call {call} is begun behind a failed one"));
+        }
+        let Made { checkout, client, .. } = record.made;
+        if let Some(last) = self.single.get_mut(&client) {
+            let last = std::mem::replace(last, checkout);
+            if self.order.get(&last) > self.order.get(&checkout) {
+                return Err(format!("call {call} is begun behind one of a later checkout"));
+            }
         }
         self.calls.entry(call).and_modify(|record| record.is_begun = true);
         Ok(())
@@ -500,7 +562,9 @@ impl State {
                 }
                 FatalError::Aborted { .. } => self.aborted.contains(&checkout),
                 FatalError::ClientClosed => self.closed.contains(&client),
-                FatalError::Overloaded { .. } => true,
+                FatalError::Overloaded { queued } => {
+                    self.queues.get(&client).is_some_and(|longest| queued >= longest)
+                }
                 _ => false,
             },
             _ => false,

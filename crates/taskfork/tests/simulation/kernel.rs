@@ -4,44 +4,93 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::check::{Monitor, Trouble};
 use super::plan::{Fault, Plan, ServerPlan};
-use super::slot::Slot;
-use super::worker::Worker;
+use super::server::ServerProcess;
+use super::slot::{Slot, Wakeup};
+use super::worker::{Connection, Process};
 use crate::client::memory::{Connect, Faults, Memory, Server, Watch};
 use crate::error::End;
 use crate::sync::lock;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::hello::ClientHello;
 use crate::wire::native::VERSIONS;
-use crate::worker::scoreboard::Phase;
 
 /// How many bytes of a connection wait if nothing else is said. A unix socket holds about as many.
 const CAPACITY: usize = 200_000;
 
-/// What a server process learns from the kernel.
-#[derive(Debug)]
+/// What a server process learns.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Event {
-    /// A connection waits in the backlog.
-    Readable,
     /// SIGCHLD: this process has exited.
     Child(u64),
+    /// SIGTERM, and SIGHUP.
+    Terminate,
+    Hangup {
+        successor_fails: bool,
+    },
+    SuccessorReady,
+    SuccessorFailed,
+    /// A worker has a deadline before the published time.
+    Wake,
+    /// The client of this connection has closed it.
+    Gone(u64),
+    /// The first bytes of this connection have arrived.
+    Begun(u64),
+    /// The first message of this connection is complete, or wrong.
+    Greeted(u64),
+    Invalid(u64),
+    /// A connection waits in the backlog.
+    Readable,
+}
+
+impl Event {
+    /// The place in the order in which a server handles the events of a turn.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Gone(_) => 0,
+            Self::Child(_) => 1,
+            Self::Wake | Self::Terminate | Self::Hangup { .. } => 2,
+            Self::SuccessorReady | Self::SuccessorFailed => 3,
+            Self::Begun(_) => 4,
+            Self::Greeted(_) | Self::Invalid(_) => 5,
+            Self::Readable => 6,
+        }
+    }
 }
 
 /// A connection that a server has accepted.
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) number: u64,
+    /// `None` if somebody else has connected.
+    pub(super) client: Option<usize>,
     pub(super) stream: Memory,
 }
 
+/// Where a worker gets its connection.
+pub(super) enum Source {
+    /// It is forked with it. The flag says whether the server has sent the preamble.
+    Accepted(Memory, bool),
+    /// The server sends it later.
+    Channel,
+}
+
+/// A process that a server has forked.
+pub(super) struct Child {
+    pub(super) process: u64,
+    pub(super) slot: Slot,
+    /// How a spare worker gets its connection.
+    pub(super) channel: Option<oneshot::Sender<(Memory, bool)>>,
+}
+
 #[derive(Debug)]
-struct Process {
+struct ProcessEntry {
     task: Option<AbortHandle>,
     /// How it has ended. Then it is a zombie.
     end: Option<End>,
@@ -49,12 +98,13 @@ struct Process {
     parent: u64,
 }
 
-/// The server that accepts connections.
-#[derive(Clone)]
-struct Listening {
-    number: u64,
+/// A server process.
+struct ServerEntry {
     events: UnboundedSender<Event>,
     task: Option<AbortHandle>,
+    is_listening: bool,
+    /// When it looks at all slots next, as its workers read it.
+    wakeup: Wakeup,
 }
 
 #[derive(Default)]
@@ -64,10 +114,17 @@ struct State {
     backlog: VecDeque<Accepted>,
     /// How many more connections cannot be accepted now, by the numbers of those that came first.
     refused_accepts: BTreeMap<u64, u64>,
-    processes: BTreeMap<u64, Process>,
+    processes: BTreeMap<u64, ProcessEntry>,
     /// The connections of each client that may be open.
     open: BTreeMap<usize, Vec<Watch>>,
-    server: Option<Listening>,
+    servers: BTreeMap<u64, ServerEntry>,
+    last_server: u64,
+}
+
+impl State {
+    fn is_listening(&self) -> bool {
+        self.servers.values().any(|server| server.is_listening)
+    }
 }
 
 /// The kernel of one run.
@@ -108,7 +165,7 @@ impl Kernel {
 
     fn connect(&self, client: usize, workers: usize, connect: Connect<'_>) {
         let mut state = self.lock();
-        if state.server.is_none() {
+        if !state.is_listening() {
             self.monitor.happened(Trouble::Unreachable);
             return;
         }
@@ -123,13 +180,15 @@ impl Kernel {
         }
         drop(state);
         self.monitor.step(|| format!("client {client} connects: connection {number}"));
-        self.enqueue(Accepted { number, stream });
+        self.enqueue(Accepted { number, client: Some(client), stream });
     }
 
     /// Somebody else connects, who breaks the protocol. Returns that side of the connection.
     pub(super) fn connect_stranger(&self, kind: u64) -> Option<Memory> {
         let mut state = self.lock();
-        state.server.as_ref()?;
+        if !state.is_listening() {
+            return None;
+        }
         let number = state.connections;
         state.connections += 1;
         drop(state);
@@ -148,15 +207,17 @@ impl Kernel {
                 &hello
             }
         });
-        self.enqueue(Accepted { number, stream });
+        self.enqueue(Accepted { number, client: None, stream });
         Some(stranger)
     }
 
     fn enqueue(&self, accepted: Accepted) {
         let mut state = self.lock();
         state.backlog.push_back(accepted);
-        // A server that is just ending does not hear it.
-        let _ = state.server.as_ref().map(|server| server.events.send(Event::Readable));
+        for server in state.servers.values().filter(|server| server.is_listening) {
+            // A server that is just ending does not hear it.
+            let _ = server.events.send(Event::Readable);
+        }
     }
 
     fn stream_faults(&self, number: u64) -> Faults {
@@ -185,18 +246,82 @@ impl Kernel {
         faults
     }
 
-    /// Lets this server have the connections from now on.
+    /// Starts the first server, or the one after the others.
+    pub(super) fn start_next_server(&self) {
+        let mut state = self.lock();
+        state.last_server += 1;
+        let number = state.last_server;
+        drop(state);
+        self.monitor.step(|| format!("server {number} starts"));
+        ServerProcess::start(self, number);
+    }
+
+    /// Gives this server connections from now on.
     pub(super) fn listen(&self, number: u64, events: UnboundedSender<Event>) {
         // Perhaps some wait already.
         let _ = events.send(Event::Readable);
-        self.lock().server = Some(Listening { number, events, task: None });
+        let wakeup = Wakeup::new(events.clone());
+        let entry = ServerEntry { events, task: None, is_listening: true, wakeup };
+        self.lock().servers.insert(number, entry);
     }
 
-    /// Sets the task of the server that listens.
-    pub(super) fn set_server_task(&self, task: AbortHandle) {
-        if let Some(server) = &mut self.lock().server {
+    pub(super) fn set_server_task(&self, number: u64, task: AbortHandle) {
+        if let Some(server) = self.lock().servers.get_mut(&number) {
             server.task = Some(task);
         }
+    }
+
+    pub(super) fn close_listener(&self, number: u64) {
+        let mut state = self.lock();
+        if let Some(server) = state.servers.get_mut(&number) {
+            server.is_listening = false;
+        }
+        self.monitor.happened(Trouble::Unreachable);
+        let unheard =
+            if state.is_listening() { VecDeque::new() } else { std::mem::take(&mut state.backlog) };
+        drop(state);
+        drop(unheard);
+    }
+
+    /// A server has ended in order.
+    pub(super) fn server_finished(&self, number: u64) {
+        let left = {
+            let mut state = self.lock();
+            state.servers.remove(&number);
+            state.processes.values().filter(|process| process.parent == number).count()
+        };
+        self.monitor.step(|| format!("server {number} ends"));
+        if left > 0 {
+            self.monitor.complain(format!("server {number} ends before {left} of its workers"));
+        }
+    }
+
+    /// Sends an event to the newest server.
+    pub(super) fn signal_server(&self, event: Event) {
+        if let Some(server) = self.lock().servers.values().next_back() {
+            let _ = server.events.send(event);
+        }
+    }
+
+    /// Sends an event to all servers.
+    pub(super) fn signal_all(&self, event: Event) {
+        for server in self.lock().servers.values() {
+            let _ = server.events.send(event);
+        }
+    }
+
+    pub(super) fn has_listener(&self) -> bool {
+        self.lock().is_listening()
+    }
+
+    /// The published time at which a server looks at all slots.
+    pub(super) fn wakeup(&self, number: u64) -> Option<Duration> {
+        self.lock().servers.get(&number).and_then(|server| server.wakeup.get())
+    }
+
+    /// Returns the time before.
+    pub(super) fn set_wakeup(&self, number: u64, at: Option<Duration>) -> Option<Duration> {
+        self.lock().servers.get(&number).and_then(|server| server.wakeup.set(at))
     }
 
     /// Accepts a connection. Fails if no descriptor is free.
@@ -206,6 +331,7 @@ impl Kernel {
         if let Some(left) = state.refused_accepts.get_mut(&number).filter(|left| **left > 0) {
             *left -= 1;
             drop(state);
+            self.monitor.happened(Trouble::Unreachable);
             self.monitor.step(|| format!("connection {number} cannot be accepted"));
             return Err(());
         }
@@ -213,15 +339,10 @@ impl Kernel {
     }
 
     /// Forks a worker for a server. Fails if the plan says so.
-    pub(super) fn fork(
-        &self,
-        server: u64,
-        stream: &Memory,
-        is_preamble_sent: bool,
-    ) -> Result<(u64, Slot), ()> {
+    pub(super) fn fork(&self, server: u64, source: Source) -> Result<Child, ()> {
         let mut state = self.lock();
-        let fork = state.forks;
         state.forks += 1;
+        let fork = state.forks;
         let is_refused = self.plan.faults.iter().any(|fault| {
             matches!(*fault, Fault::Refuse { fork: first, count } if (first..first + count).contains(&fork))
         });
@@ -232,34 +353,44 @@ impl Kernel {
             return Err(());
         }
         let number = fork;
-        let slot = Slot::new(self.start, Phase::Handshake);
-        let ServerPlan::Server { window, .. } = self.plan.server;
-        let worker = Worker {
-            number,
-            stream: stream.duplicate(),
-            slot: slot.clone(),
-            monitor: self.monitor.clone(),
-            faults: self.faults_of(number),
-            window,
-            is_preamble_sent,
-            inbox: BytesMut::new(),
-            messages: VecDeque::new(),
+        let Some(wakeup) = state.servers.get(&server).map(|server| server.wakeup.clone()) else {
+            return Err(());
         };
-        let process = Process { task: None, end: None, parent: server };
-        state.processes.insert(number, process);
+        let slot = Slot::new(self.start, wakeup, self.monitor.clone());
+        let (channel, connection) = match source {
+            Source::Accepted(stream, is_preamble_sent) => {
+                (None, Connection::Given(stream, is_preamble_sent))
+            }
+            Source::Channel => {
+                let (sender, receiver) = oneshot::channel();
+                (Some(sender), Connection::Awaited(receiver))
+            }
+        };
+        let ServerPlan::Server { window, calls, .. } = self.plan.server;
+        let faults = self.faults_of(number);
+        let monitor = self.monitor.clone();
+        let worker = Process {
+            number,
+            slot: slot.clone(),
+            monitor,
+            faults,
+            window: window as usize,
+            max_calls: (calls > 0).then_some(calls),
+        };
+        state.processes.insert(number, ProcessEntry { task: None, end: None, parent: server });
         drop(state);
         self.monitor.step(|| format!("worker {number} is forked"));
         let mut exit = ExitGuard { kernel: self.clone(), worker: number, end: None };
         let task = tokio::spawn(async move {
             // Without this, only the field would be moved here, and not its drop.
             let exit = &mut exit;
-            exit.end = Some(worker.serve().await);
+            exit.end = Some(worker.run(connection).await);
         });
         if let Some(process) = self.lock().processes.get_mut(&number) {
             process.task = Some(task.abort_handle());
         }
         self.schedule_signals(number, &slot);
-        Ok((number, slot))
+        Ok(Child { process: number, slot, channel })
     }
 
     /// The faults that concern a worker.
@@ -277,6 +408,7 @@ impl Kernel {
             | Fault::Stop { worker, .. }
             | Fault::LoseNotice { worker }
             | Fault::LateReap { worker, .. }
+            | Fault::Corrupt { worker, .. }
             | Fault::Garbage { worker, .. } => worker == number,
             _ => false,
         };
@@ -320,10 +452,9 @@ impl Kernel {
         let Some(process) = state.processes.get_mut(&number) else { return };
         process.end = Some(end);
         let parent = process.parent;
-        match &state.server {
-            Some(server) if server.number == parent => {}
+        if !state.servers.contains_key(&parent) {
             // Its server is gone, and the first process of the system reaps it.
-            _ => drop(state.processes.remove(&number)),
+            state.processes.remove(&number);
         }
         drop(state);
         let late = self.faults_of(number).into_iter().find_map(|fault| match fault {
@@ -341,8 +472,9 @@ impl Kernel {
     }
 
     fn signal_parent(&self, parent: u64, child: u64) {
-        let server = self.lock().server.clone().filter(|server| server.number == parent);
-        let _ = server.map(|server| server.events.send(Event::Child(child)));
+        if let Some(server) = self.lock().servers.get(&parent) {
+            let _ = server.events.send(Event::Child(child));
+        }
     }
 
     /// Reaps a process that has ended.
@@ -353,22 +485,25 @@ impl Kernel {
         Some(end)
     }
 
-    /// Whether the notice of a worker's death is lost.
-    pub(super) fn loses_notice(&self, number: u64) -> bool {
-        self.plan.faults.contains(&Fault::LoseNotice { worker: number })
+    /// Loses the notice of a worker's death, if the plan says so. Returns whether it does.
+    pub(super) fn lose_notice(&self, number: u64) -> bool {
+        let is_lost = self.plan.faults.contains(&Fault::LoseNotice { worker: number });
+        if is_lost {
+            self.monitor.happened(Trouble::WorkerEnded);
+        }
+        is_lost
     }
 
-    /// The server has ended, with all its workers and with the connections that nobody has accepted.
-    pub(super) fn server_ended(&self) {
+    /// All servers are killed, and with them their workers and the connections that nobody has accepted.
+    pub(super) fn kill_servers(&self) {
         let mut state = self.lock();
-        if let Some(Listening { task: Some(task), .. }) = state.server.take() {
-            task.abort();
-        }
+        let servers = std::mem::take(&mut state.servers);
         let backlog = std::mem::take(&mut state.backlog);
         state.processes.retain(|_, process| process.end.is_none());
         let workers: Vec<_> = state.processes.keys().copied().collect();
         drop(state);
         drop(backlog);
+        servers.into_values().filter_map(|server| server.task).for_each(|task| task.abort());
         self.monitor.happened(Trouble::WorkerEnded);
         self.monitor.happened(Trouble::Unreachable);
         workers.into_iter().for_each(|worker| self.kill(worker, "its server has ended"));
@@ -379,10 +514,11 @@ impl Kernel {
         let state = self.lock();
         let open = state.open.values().flatten().filter(|watch| watch.is_open()).count();
         let (processes, waiting) = (state.processes.len(), state.backlog.len());
-        let is_left = open + processes + waiting > 0;
+        let servers = state.servers.len();
+        let is_left = open + processes + waiting + servers > 0;
         is_left.then(|| {
             format!(
-                "{processes} workers, {open} connections and {waiting} that nobody accepts are left"
+                "{servers} servers, {processes} workers, {open} connections and {waiting} that nobody accepts are left"
             )
         })
     }

@@ -6,7 +6,7 @@ use std::fmt::{self, Write as _};
 use super::random::Random;
 use super::words::words;
 
-/// The step count that a plan aims at, see [`Plan::of`].
+/// How many steps a caller has, roughly. With these, a run has some 1,000 steps of all kinds.
 const STEPS_OF_A_CALLER: u64 = 22;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +20,10 @@ pub(crate) struct Plan {
 words! {
     /// The server's options.
     pub(crate) enum ServerPlan {
-        /// `window` is how many bytes of unanswered calls a worker accepts.
-        Server "server" { workers, window },
+        /// `waiting` is the most clients that wait. `window` is how many bytes of unanswered calls a worker
+        /// accepts. `calls`, `age` and `idle` say when a worker is replaced: times are in milliseconds, and
+        /// 0 is no limit.
+        Server "server" { workers, spares, waiting, window, calls, age, idle },
     }
 }
 
@@ -77,7 +79,7 @@ words! {
 }
 
 words! {
-    /// Something that goes wrong. Connections and workers are numbered in the order of their creation, calls of a
+    /// Something that goes wrong. Connections are numbered from 0 and workers from 1 on, calls of a
     /// worker from 1 on. Times are in milliseconds; those of workers count from the fork, others from the start.
     pub(crate) enum Fault {
         /// The bytes of this connection come in pieces, few of them wait, and readiness comes late or for
@@ -106,12 +108,18 @@ words! {
         LateReap "reap" { worker, time },
         /// It sends wrong bytes instead of an answer: what `kind` says.
         Garbage "garbage" { worker, call, kind },
+        /// It writes an impossible value to its slot in this call.
+        Corrupt "corrupt" { worker, call },
         /// The kernel refuses some forks from this one on.
         Refuse "refuse" { fork, count },
         /// No descriptor is free for some connections from this one on.
         Exhaust "exhaust" { connection, count },
         /// The clock jumps.
         Jump "jump" { at, time },
+        /// The server is asked to restart, and the new one comes up if `fails` is 0.
+        Restart "restart" { at, fails },
+        /// The server is told to end, and another one starts some time later.
+        Shutdown "shutdown" { at, time },
         /// The server is killed, and another one starts some time later.
         Crash "crash" { at, time },
         /// Somebody else connects and sends wrong bytes.
@@ -126,7 +134,12 @@ impl Plan {
         let workers = 1 + random.below(4);
         let server = ServerPlan::Server {
             workers: random.pick([workers, 8]),
+            spares: random.pick([0, 0, 1, 2]),
+            waiting: random.pick([1000, 1000, 2]),
             window: random.pick([0, 60, 200, 1 << 16]),
+            calls: random.pick([0, 0, 0, 5]),
+            age: random.pick([0, 0, 0, 300]),
+            idle: random.pick([0, 0, 0, 20]),
         };
         let has_faults = !random.once_in(5);
         let clients: Vec<_> = (0..1 + random.below(3))
@@ -139,7 +152,7 @@ impl Plan {
                 reuse: random.below(2),
             })
             .collect();
-        let callers = (0..3 + random.below(6))
+        let callers = (0..6 + random.below(6))
             .map(|_| {
                 let client = random.below(clients.len() as u64) as usize;
                 CallerPlan { client, steps: steps(&mut random, has_faults) }
@@ -205,7 +218,7 @@ impl fmt::Display for Plan {
 }
 
 fn steps(random: &mut Random, has_faults: bool) -> Vec<Step> {
-    let count = 5 + random.below(2 * STEPS_OF_A_CALLER);
+    let count = 10 + random.below(2 * STEPS_OF_A_CALLER);
     (0..count).map(|_| Step::random(random, has_faults)).collect()
 }
 
@@ -249,14 +262,15 @@ fn streams(random: &mut Random, faults: &mut Vec<Fault>) {
 
 impl Fault {
     fn random(random: &mut Random) -> Self {
-        let (worker, call) = (random.below(10), 1 + random.below(4));
+        let (worker, connection) = (1 + random.below(10), random.below(10));
+        let call = 1 + random.below(4);
         let limit = random.pick([10, 100, 1000]);
         let at = random.below(limit);
         let limit = random.pick([10, 300, 8000]);
         let time = random.below(limit);
-        match random.below(21) {
+        match random.below(24) {
             // The hello has some 40 bytes.
-            0 | 1 => Self::Cut { connection: worker, bytes: 1 + random.below(200) },
+            0 | 1 => Self::Cut { connection, bytes: 1 + random.below(200) },
             2 => Self::Slow { worker, time },
             3 => Self::DieUngreeted { worker },
             4 => Self::DieGreeted { worker },
@@ -271,9 +285,12 @@ impl Fault {
             14 => Self::LateReap { worker, time: random.below(100) },
             15 => Self::Garbage { worker, call, kind: random.below(5) },
             16 => Self::Refuse { fork: worker, count: 1 + random.below(3) },
-            17 => Self::Exhaust { connection: worker, count: 1 + random.below(3) },
+            17 => Self::Exhaust { connection, count: 1 + random.below(3) },
             18 => Self::Jump { at, time },
             19 => Self::Crash { at, time },
+            20 => Self::Corrupt { worker, call },
+            21 => Self::Restart { at, fails: random.below(2) },
+            22 => Self::Shutdown { at, time },
             _ => Self::Stranger { at, kind: random.below(5) },
         }
     }

@@ -33,7 +33,7 @@ impl Random {
 
     /// How many bytes a blob has: some are longer than a frame may be.
     pub(crate) fn length(&mut self) -> u64 {
-        let limit = self.pick([10, 500, 5000, 70_000]);
+        let limit = self.pick([10, 10, 500, 500, 500, 5000, 5000, 70_000]);
         self.below(limit)
     }
 }

@@ -8,10 +8,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::caller::Caller;
-use super::check::{Complaint, Counts, Monitor};
-use super::kernel::Kernel;
+use super::check::{Complaint, Counts, Monitor, Trouble};
+use super::kernel::{Event, Kernel};
 use super::plan::{ClientPlan, Fault, Plan};
-use super::server::ServerProcess;
 use super::worker::MAX_FRAME;
 use crate::address::{Address, AddressKind};
 use crate::client::{BusyPoll, Client, Overload};
@@ -65,7 +64,7 @@ pub(crate) fn run(plan: &Plan, has_trace: bool) -> Outcome {
 
 async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
     let kernel = Kernel::new(plan.clone(), monitor.clone());
-    ServerProcess::start(&kernel, 0);
+    kernel.start_next_server();
     let disturber = tokio::spawn(disturb(kernel.clone()));
     let clients: Vec<_> = plan
         .clients
@@ -73,6 +72,9 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
         .enumerate()
         .map(|(number, client)| build(&kernel, number, *client))
         .collect();
+    for (number, client) in plan.clients.iter().enumerate() {
+        monitor.register(number, *client);
+    }
     let callers: Vec<_> = plan
         .callers
         .iter()
@@ -101,6 +103,7 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
         }
     }
     drop(clients);
+    kernel.signal_all(Event::Terminate);
     let end = tokio::time::Instant::now() + MAX_END;
     while let Some(left) = kernel.left() {
         if tokio::time::Instant::now() > end {
@@ -109,7 +112,6 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
         }
         sleep(Duration::from_millis(100)).await;
     }
-    kernel.server_ended();
     monitor.step(|| "all is over".to_owned());
 }
 
@@ -138,14 +140,16 @@ async fn disturb(kernel: Kernel) {
         .faults
         .iter()
         .filter_map(|fault| match *fault {
-            Fault::Jump { at, .. } | Fault::Crash { at, .. } | Fault::Stranger { at, .. } => {
-                Some((at, *fault))
-            }
+            Fault::Jump { at, .. }
+            | Fault::Restart { at, .. }
+            | Fault::Shutdown { at, .. }
+            | Fault::Crash { at, .. }
+            | Fault::Stranger { at, .. } => Some((at, *fault)),
             _ => None,
         })
         .collect();
     faults.sort_by_key(|(at, _)| *at);
-    let (mut servers, mut restarts) = (0, JoinSet::new());
+    let mut restarts = JoinSet::new();
     for (at, fault) in faults {
         tokio::time::sleep_until(kernel.start + Duration::from_millis(at)).await;
         match fault {
@@ -155,15 +159,19 @@ async fn disturb(kernel: Kernel) {
                 kernel.monitor.step(|| format!("the clock jumps by {time:?}"));
                 tokio::time::advance(time).await;
             }
+            Fault::Restart { fails, .. } => {
+                kernel.signal_server(Event::Hangup { successor_fails: fails == 1 });
+            }
+            Fault::Shutdown { time, .. } => {
+                kernel.monitor.step(|| format!("the server is told to end, for {time} ms"));
+                kernel.signal_all(Event::Terminate);
+                kernel.monitor.happened(Trouble::WorkerEnded);
+                restarts.spawn(restart(kernel.clone(), time));
+            }
             Fault::Crash { time, .. } => {
                 kernel.monitor.step(|| format!("the server is killed, for {time} ms"));
-                kernel.server_ended();
-                servers += 1;
-                let (kernel, number) = (kernel.clone(), servers);
-                restarts.spawn(async move {
-                    sleep(Duration::from_millis(time)).await;
-                    ServerProcess::start(&kernel, number);
-                });
+                kernel.kill_servers();
+                restarts.spawn(restart(kernel.clone(), time));
             }
             Fault::Stranger { kind, .. } => {
                 if let Some(stranger) = kernel.connect_stranger(kind) {
@@ -177,4 +185,12 @@ async fn disturb(kernel: Kernel) {
         }
     }
     while restarts.join_next().await.is_some() {}
+}
+
+/// Starts a server after some time, unless there is one.
+async fn restart(kernel: Kernel, time: u64) {
+    sleep(Duration::from_millis(time)).await;
+    if !kernel.has_listener() {
+        kernel.start_next_server();
+    }
 }

@@ -1,10 +1,12 @@
 //! A worker process: it speaks the protocol, and dies when the plan says so.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use taskfork::Blob;
+use tokio::sync::oneshot;
 
 use super::check::Monitor;
 use super::plan::Fault;
@@ -17,7 +19,7 @@ use crate::wire::frame::{self, ATOMIC_WRITE, PREAMBLE};
 use crate::wire::hello::WorkerHello;
 use crate::wire::native::{self, CallMeta, CallMode, FromClient};
 use crate::wire::values::ValueFormat;
-use crate::worker::scoreboard::{Phase, StopRequest};
+use crate::worker::scoreboard::{Phase, Retirement, StopRequest};
 
 /// The longest frame of either side, in bytes.
 pub(super) const MAX_FRAME: usize = 1 << 16;
@@ -25,18 +27,28 @@ pub(super) const MAX_FRAME: usize = 1 << 16;
 /// How many bytes of calls a worker reads ahead to find cancellations.
 const READ_AHEAD: usize = 128 << 10;
 
+/// Where a worker has its connection from, and whether the server has sent the preamble on it.
+pub(super) enum Connection {
+    Given(Memory, bool),
+    Awaited(oneshot::Receiver<(Memory, bool)>),
+}
+
 /// A worker process.
-pub(super) struct Worker {
+pub(super) struct Process {
     pub(super) number: u64,
-    pub(super) stream: Memory,
     pub(super) slot: Slot,
     pub(super) monitor: Monitor,
     pub(super) faults: Vec<Fault>,
-    pub(super) window: u64,
-    /// The server has sent the preamble.
-    pub(super) is_preamble_sent: bool,
-    pub(super) inbox: BytesMut,
-    pub(super) messages: VecDeque<Bytes>,
+    pub(super) window: usize,
+    pub(super) max_calls: Option<u64>,
+}
+
+/// A worker process with a client.
+struct Worker {
+    process: Process,
+    stream: Memory,
+    inbox: BytesMut,
+    messages: VecDeque<Bytes>,
 }
 
 /// Why a worker process ends: its client or its server wants that, or a fault.
@@ -59,28 +71,85 @@ enum Outcome {
     Error(ErrorBody<'static>, String),
 }
 
-impl Worker {
-    /// Serves its client until it ends.
-    pub(super) async fn serve(mut self) -> End {
-        let Err(Exit(end)) = self.serve_client().await;
+impl Process {
+    /// Runs until it ends.
+    pub(super) async fn run(self, connection: Connection) -> End {
+        let slot = self.slot.clone();
+        let Err(Exit(end)) = self.serve(connection).await;
         if end == End::Exited(0) {
             // A refusal means that SIGKILL is on its way, or that this was ordered.
-            let _ = self.slot.enter(Phase::Retired);
+            let _ = slot.enter(Phase::Retired);
         }
         end
+    }
+
+    async fn serve(self, connection: Connection) -> Result<Infallible, Exit> {
+        let (stream, is_preamble_sent, is_spare) = match connection {
+            Connection::Given(stream, is_preamble_sent) => (stream, is_preamble_sent, false),
+            Connection::Awaited(channel) => {
+                self.set_up().await?;
+                self.enter(Phase::Spare).await?;
+                let (stream, is_preamble_sent) = channel.await.map_err(|_| Exit::REGULAR)?;
+                self.enter(Phase::Handshake).await?;
+                (stream, is_preamble_sent, true)
+            }
+        };
+        let (inbox, messages) = (BytesMut::new(), VecDeque::new());
+        let mut worker = Worker { process: self, stream, inbox, messages };
+        worker.greet(is_preamble_sent).await?;
+        if worker.process.slot.is_client_gone() {
+            return Err(Exit::REGULAR);
+        }
+        if !is_spare {
+            worker.process.set_up().await?;
+        }
+        worker.serve_checkouts().await
     }
 
     fn has(&self, fault: Fault) -> bool {
         self.faults.contains(&fault)
     }
 
-    async fn serve_client(&mut self) -> Result<std::convert::Infallible, Exit> {
-        let worker = self.number;
+    async fn set_up(&self) -> Result<(), Exit> {
+        self.enter(Phase::Setup).await?;
+        match self.has(Fault::DieInSetup { worker: self.number }) {
+            true => Err(Exit::CRASH),
+            false => Ok(()),
+        }
+    }
+
+    /// Enters a phase. Other processes may run before the next one.
+    async fn enter(&self, phase: Phase) -> Result<(), Exit> {
+        self.slot.running().await;
+        let Err(request) = self.slot.enter(phase) else {
+            self.monitor.step(|| format!("worker {} is {phase:?}", self.number));
+            return Ok(());
+        };
+        if request == StopRequest::Kill {
+            // SIGKILL is on its way.
+            std::future::pending::<()>().await;
+        }
+        Err(request.into())
+    }
+}
+
+impl Worker {
+    fn has(&self, fault: Fault) -> bool {
+        self.process.has(fault)
+    }
+
+    async fn enter(&self, phase: Phase) -> Result<(), Exit> {
+        self.process.enter(phase).await
+    }
+
+    /// The handshake.
+    async fn greet(&mut self, is_preamble_sent: bool) -> Result<(), Exit> {
+        let worker = self.process.number;
         while !frame::take_preamble(&mut self.inbox).map_err(|_| Exit::REGULAR)? {
             self.receive().await?;
         }
         self.take().await?;
-        for fault in &self.faults {
+        for fault in &self.process.faults {
             if let Fault::Slow { time, .. } = fault {
                 tokio::time::sleep(Duration::from_millis(*time)).await;
             }
@@ -88,13 +157,13 @@ impl Worker {
         if self.has(Fault::DieUngreeted { worker }) {
             return Err(Exit::CRASH);
         }
-        let mut hello = if self.is_preamble_sent { Vec::new() } else { PREAMBLE.to_vec() };
+        let mut hello = if is_preamble_sent { Vec::new() } else { PREAMBLE.to_vec() };
         let contents = WorkerHello {
             version: 1,
-            pid: worker as u32 + 1,
+            pid: worker as u32,
             worker,
             max_frame: Some(MAX_FRAME),
-            pipeline_window: self.window as usize,
+            pipeline_window: self.process.window,
             ..Default::default()
         };
         frame::put(&mut hello, |out| contents.put(out));
@@ -102,16 +171,23 @@ impl Worker {
         if self.has(Fault::DieGreeted { worker }) {
             return Err(Exit::CRASH);
         }
-        self.enter(Phase::Setup).await?;
-        if self.has(Fault::DieInSetup { worker }) {
-            return Err(Exit::CRASH);
-        }
+        Ok(())
+    }
+
+    async fn serve_checkouts(&mut self) -> Result<Infallible, Exit> {
         loop {
             self.enter(Phase::Idle).await?;
-            if self.slot.should_retire() {
+            if self.process.slot.should_retire() {
                 return Err(Exit::REGULAR);
             }
             self.serve_checkout().await?;
+            let calls = self.process.slot.view().calls;
+            if self.process.max_calls.is_some_and(|most| calls >= most) {
+                self.process.slot.request_retirement(Retirement::Calls);
+                // The phase shows that a call which arrives from here on has not begun.
+                self.enter(Phase::Retired).await?;
+                return Err(Exit::REGULAR);
+            }
         }
     }
 
@@ -124,7 +200,7 @@ impl Worker {
                     self.serve_call(mode, method, args.encoded(), &meta).await?;
                 }
                 Ok(FromClient::Done) => {
-                    self.slot.count_checkout();
+                    self.process.slot.count_checkout();
                     return self.enter(Phase::CheckoutDone).await;
                 }
                 Ok(_) => {}
@@ -141,24 +217,28 @@ impl Worker {
         meta: &CallMeta<'_>,
     ) -> Result<(), Exit> {
         self.read_ahead();
-        let number = self.slot.begin_number(mode == CallMode::Sequential);
-        let (worker, call) = (self.number, number);
+        let number = self.process.slot.begin_number(mode == CallMode::Sequential);
+        let (worker, call) = (self.process.number, number);
         if self.has(Fault::DieBefore { worker, call }) {
             return Err(Exit::CRASH);
         }
         let mut answer = Vec::new();
-        if self.slot.is_failing() || self.is_cancelled(number) {
-            self.slot.count_skipped();
+        if self.process.slot.is_failing() || self.is_cancelled(number) {
+            self.process.slot.count_skipped();
             frame::put(&mut answer, |out| native::put_skipped(out, Some(number)));
         } else {
-            self.slot.set_call(meta);
+            self.process.slot.set_call(meta);
             self.enter(Phase::Busy).await?;
-            if self.slot.is_client_gone() {
+            self.process.slot.wake_server();
+            if self.process.slot.is_client_gone() {
                 return Err(Exit::REGULAR);
             }
             let mut reader = rmp_serde::Deserializer::new(args);
             let id: u64 = serde::Deserialize::deserialize(&mut reader).map_err(|_| Exit::CRASH)?;
-            self.monitor.begun(id, worker);
+            self.process.monitor.begun(id, worker);
+            if self.has(Fault::Corrupt { worker, call }) {
+                self.process.slot.corrupt();
+            }
             let outcome = self.run(method, id, &mut reader).await?;
             if self.has(Fault::DieRunning { worker, call }) {
                 return Err(Exit::CRASH);
@@ -166,6 +246,7 @@ impl Worker {
             self.send_garbage(number).await?;
             self.encode(&mut answer, number, id, outcome);
         }
+        self.process.slot.check_deadline();
         let is_long = answer.len() > ATOMIC_WRITE;
         self.enter(if is_long { Phase::AnsweringLong } else { Phase::Answering }).await?;
         if self.has(Fault::DieAnswering { worker, call }) {
@@ -210,7 +291,7 @@ impl Worker {
                 let blob: Blob =
                     serde::Deserialize::deserialize(&mut *rest).map_err(|_| Exit::CRASH)?;
                 if blob.iter().any(|byte| *byte != super::caller::fill(id)) {
-                    self.monitor.complain(format!("call {id} has wrong bytes"));
+                    self.process.monitor.complain(format!("call {id} has wrong bytes"));
                 }
             }
             _ => {}
@@ -238,8 +319,8 @@ impl Worker {
             }
             Outcome::Error(body, message) => (body, message),
         };
-        self.slot.set_failing();
-        self.monitor.failed(id);
+        self.process.slot.set_failing();
+        self.process.monitor.failed(id);
         let error = ErrorBody { message: &message, ..body };
         frame::put(answer, |out| native::put_error(out, Some(number), &error));
     }
@@ -248,7 +329,7 @@ impl Worker {
     async fn send_garbage(&mut self, number: u64) -> Result<(), Exit> {
         let is_now =
             |fault: &&Fault| matches!(fault, Fault::Garbage { call, .. } if *call == number);
-        let Some(&Fault::Garbage { kind, .. }) = self.faults.iter().find(is_now) else {
+        let Some(&Fault::Garbage { kind, .. }) = self.process.faults.iter().find(is_now) else {
             return Ok(());
         };
         let mut out = Vec::new();
@@ -266,29 +347,17 @@ impl Worker {
         Err(Exit::CRASH)
     }
 
-    /// Enters a phase. Other processes may run before the next one.
-    async fn enter(&mut self, phase: Phase) -> Result<(), Exit> {
-        self.slot.running().await;
-        let Err(request) = self.slot.enter(phase) else {
-            self.monitor.step(|| format!("worker {} is {phase:?}", self.number));
-            return Ok(());
-        };
-        if request == StopRequest::Kill {
-            // SIGKILL is on its way.
-            std::future::pending::<()>().await;
-        }
-        Err(request.into())
-    }
-
     /// Takes the next message.
     async fn take(&mut self) -> Result<Bytes, Exit> {
         loop {
-            self.slot.running().await;
+            self.process.slot.running().await;
             if let Some(message) = self.messages.pop_front() {
                 return Ok(message);
             }
             if let Some(message) = self.take_received()? {
-                self.monitor.step(|| format!("worker {} takes a message", self.number));
+                self.process
+                    .monitor
+                    .step(|| format!("worker {} takes a message", self.process.number));
                 return Ok(message);
             }
             self.receive().await?;
@@ -320,8 +389,10 @@ impl Worker {
 
     /// Sends bytes: a short message whole or not at all, as the kernel does.
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Exit> {
-        self.slot.running().await;
-        self.monitor.step(|| format!("worker {} sends {} bytes", self.number, bytes.len()));
+        self.process.slot.running().await;
+        self.process
+            .monitor
+            .step(|| format!("worker {} sends {} bytes", self.process.number, bytes.len()));
         let sent = match bytes.len() <= ATOMIC_WRITE {
             true => self.stream.send_whole(bytes).await,
             false => self.stream.send(bytes).await,

@@ -2,7 +2,6 @@
 //! readiness, and can be cut, all by a seed. As with a socket, several processes can hold the worker's side.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -10,7 +9,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use rustix::io::Errno;
 
 use super::Transport;
@@ -55,7 +54,7 @@ struct Duplex {
 
 #[derive(Debug, Default)]
 struct Direction {
-    bytes: VecDeque<u8>,
+    bytes: BytesMut,
     /// How many bytes have been sent.
     sent: usize,
     end: Option<End>,
@@ -129,7 +128,7 @@ impl Duplex {
                 End::Reset => Some(Err(io::ErrorKind::ConnectionReset.into())),
             };
         }
-        direction.bytes.drain(..length).for_each(|byte| inbox.put_u8(byte));
+        inbox.extend_from_slice(&direction.bytes.split_to(length));
         direction.writer.take().into_iter().for_each(Waker::wake);
         Some(Ok(length))
     }
@@ -148,7 +147,7 @@ impl Duplex {
             (WORKER, Some(limit)) => limit.saturating_sub(direction.sent),
             _ => usize::MAX,
         };
-        direction.bytes.extend(bytes.iter().take(left));
+        direction.bytes.extend_from_slice(&bytes[..bytes.len().min(left)]);
         direction.sent += bytes.len().min(left);
         direction.wake_reader();
         if bytes.len() >= left {
@@ -172,7 +171,10 @@ impl Duplex {
         };
         let room = piece.min(capacity.saturating_sub(direction.bytes.len())).min(left);
         let before = direction.bytes.len();
-        direction.bytes.extend(slices.iter().flat_map(|slice| slice.iter()).take(room));
+        for slice in slices {
+            let left = room - (direction.bytes.len() - before);
+            direction.bytes.extend_from_slice(&slice[..slice.len().min(left)]);
+        }
         let length = direction.bytes.len() - before;
         direction.sent += length;
         direction.wake_reader();
@@ -248,6 +250,11 @@ impl Memory {
         lock(&self.duplex).send_now(self.side, bytes)
     }
 
+    /// Examines the bytes that have arrived. They stay there.
+    pub(crate) fn examine<T>(&self, examine: impl FnOnce(&[u8]) -> T) -> T {
+        examine(&lock(&self.duplex).directions[1 - self.side].bytes)
+    }
+
     /// Waits until the bytes that have arrived, or their end, are of use. They stay there.
     pub(crate) async fn peek<T>(
         &self,
@@ -257,7 +264,7 @@ impl Memory {
             let mut duplex = lock(&self.duplex);
             let is_ended = duplex.is_ended();
             let direction = &mut duplex.directions[1 - self.side];
-            match examine(direction.bytes.make_contiguous(), is_ended) {
+            match examine(&direction.bytes, is_ended) {
                 Some(found) => Poll::Ready(found),
                 None => {
                     direction.watcher = Some(context.waker().clone());
