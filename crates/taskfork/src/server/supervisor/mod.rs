@@ -27,6 +27,7 @@
 //! or `handle_retiring`, it sets the flag that the worker reads. One of the two sees the other then.
 
 mod action;
+mod exit;
 mod fair_share;
 mod handshakes;
 mod kill;
@@ -45,9 +46,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 pub(crate) use action::{Action, ClientKey, Config, ConnectionKey, HandshakeFailure, Purpose};
+pub(crate) use exit::{Exit, ExitFacts};
 pub(crate) use fair_share::{ClientId, Peer};
 use handshakes::Handshakes;
-pub(crate) use kill::{KillCause, KillReason, NoStack};
+#[cfg(test)]
+pub(crate) use kill::KillCause;
 pub(crate) use lifecycle::ACCEPT_PAUSE;
 use lifecycle::{AcceptPause, Mode, Succession};
 pub(crate) use observation::Observation;
@@ -56,7 +59,8 @@ use queue::ClientQueue;
 use review::Review;
 use spares::Spares;
 use worker::Worker;
-pub(crate) use worker::{Exit, Leaving, Role};
+#[cfg(test)]
+pub(crate) use worker::{Leaving, Role};
 
 #[derive(Debug)]
 pub(crate) struct Supervisor {

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use super::Supervisor;
 use super::action::{Action, Config};
+use super::exit::Exit;
 use super::kill::{
     BLOCKED_STACK_TIMEOUT, KillCause, KillReason, MAX_STACK_TIMEOUT, NoStack, STACK_TIMEOUT,
     Suspicion,
 };
 use super::observation::{Observation, observed};
-use super::worker::{Exit, Fate, Leaving, Role, Worker};
+use super::worker::{Fate, Leaving, Role, Worker};
 use crate::server::limits::Recycling;
 use crate::server::proc_status::SignalAction;
 use crate::worker::scoreboard::{Phase, Retirement, SlotView, StopRequest};
@@ -179,6 +180,18 @@ fn earlier(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
 type Actions = VecDeque<Action>;
 
 impl Worker {
+    /// What is known of it after its end, when its slot shows `last`.
+    fn exit(self, last: SlotView, now: Duration) -> Exit {
+        let kill = match self.fate {
+            Fate::Living => None,
+            // If it has gone on meanwhile, the limit has nothing to do with its end.
+            Fate::Suspected(suspicion) => (suspicion.view == last).then_some(suspicion.reason),
+            Fate::Stopping(reason) | Fate::Killed(reason) => Some(*reason),
+        };
+        let Self { role, leaving, alarmed_call, forked_at, .. } = self;
+        Exit { role, kill, leaving, alarmed_call, age: now.saturating_sub(forked_at) }
+    }
+
     /// Asks the worker to leave as soon as no checkout uses it.
     pub(super) fn retire(&mut self, number: u64, why: Retirement, now: Duration) -> Action {
         if self.leaving == Leaving::Staying {

@@ -55,18 +55,6 @@ pub(crate) enum Leaving {
     ClientGone(Duration),
 }
 
-/// What was known of a worker that has exited.
-#[derive(Debug)]
-pub(crate) struct Exit {
-    pub(crate) role: Role,
-    /// Why the server has killed it, or was about to.
-    pub(crate) kill: Option<KillReason>,
-    pub(crate) leaving: Leaving,
-    /// The number of the last call whose worker has been sent SIGALRM at its deadline.
-    pub(crate) alarmed_call: u64,
-    pub(crate) age: Duration,
-}
-
 impl Worker {
     pub(super) fn new(role: Role, now: Duration) -> Self {
         Self {
@@ -76,18 +64,6 @@ impl Worker {
             alarmed_call: 0,
             forked_at: now,
         }
-    }
-
-    /// What is known of it after its end, when its slot shows `last`.
-    pub(super) fn exit(self, last: SlotView, now: Duration) -> Exit {
-        let kill = match self.fate {
-            Fate::Living => None,
-            // If it has gone on meanwhile, the limit has nothing to do with its end.
-            Fate::Suspected(suspicion) => (suspicion.view == last).then_some(suspicion.reason),
-            Fate::Stopping(reason) | Fate::Killed(reason) => Some(*reason),
-        };
-        let Self { role, leaving, alarmed_call, forked_at, .. } = self;
-        Exit { role, kill, leaving, alarmed_call, age: now.saturating_sub(forked_at) }
     }
 
     /// Whether it can get a client, now or after its setup.

@@ -330,6 +330,13 @@ impl World {
             let is_stopped = state.stopped == Some(StopRequest::Kill);
             assert!(is_stopped || judged == view, "worker {worker} has gone on from {judged:?}");
         }
+        match exit.kill.map(|reason| reason.cause) {
+            Some(KillCause::Corrupt(_)) => assert!(state.slot.corruption.is_some()),
+            Some(KillCause::GraceOver | KillCause::AtOnce) => assert!(self.is_killing),
+            Some(KillCause::ClientGone) => assert!(state.is_client_gone.is_some()),
+            Some(KillCause::Unwatchable) => panic!("all workers are watched"),
+            _ => {}
+        }
         assert_eq!(exit.leaving != Leaving::Staying, {
             state.is_client_gone.is_some() || state.is_retiring.is_some()
         });
