@@ -84,11 +84,12 @@ impl ClientQueue {
         self.clients.remove(&key).map(|client| (key, client.id))
     }
 
-    /// Chooses the workers that make room for the clients from `first` on. `assigned` are the workers
-    /// that can.
+    /// Chooses the workers that make room for clients, if one can for those from `newest` on. `assigned`
+    /// are the workers that can. The oldest clients come first: since the last review, a worker may have
+    /// become one that can make room for them.
     pub(super) fn evict(
         &mut self,
-        first: ClientKey,
+        newest: ClientKey,
         mut assigned: Vec<AssignedWorker>,
         now: Duration,
         mut evict: impl FnMut(u64),
@@ -96,8 +97,16 @@ impl ClientQueue {
         // Places that are promised to clients count as theirs.
         let promised = self.clients.values().filter(|client| client.is_promised(now));
         assigned.extend(promised.map(|client| AssignedWorker::promised(client.id)));
+        // A look at all clients takes longer, and is of no use if even the newest has no candidate.
+        let has_older = self.clients.range(..newest).next().is_some();
+        let mut new = self.clients.range(newest..).filter(|(_, client)| !client.is_promised(now));
+        if has_older
+            && !new.any(|(_, client)| fair_share::choose_eviction(&assigned, client.id).is_some())
+        {
+            return;
+        }
         let mut without_candidate = BTreeSet::new();
-        for client in self.clients.range_mut(first..).map(|(_, client)| client) {
+        for client in self.clients.values_mut() {
             if client.is_promised(now) || without_candidate.contains(&client.id) {
                 continue;
             }

@@ -17,7 +17,7 @@ const REVIEW_PAUSE_FACTOR: u32 = 20;
 pub(super) struct Review {
     /// When all clients in the queue are reviewed next.
     next: Duration,
-    /// The caller has been asked to observe the workers for the clients from this one on.
+    /// The caller has been asked to observe the workers, as the clients from this one on may need room.
     requested: Option<ClientKey>,
 }
 
@@ -36,7 +36,7 @@ impl Supervisor {
         }
     }
 
-    /// Asks for what a review of the clients from this one on needs to know.
+    /// Asks for what a review needs to know, as the clients from this one on may need room.
     pub(super) fn request_review(&mut self, first: ClientKey) {
         let requested = self.review.requested.map_or(first, |before| before.min(first));
         self.review.requested = Some(requested);

@@ -149,6 +149,24 @@ fn a_place_goes_to_the_client_that_it_was_made_for() {
 }
 
 #[test]
+fn a_place_is_made_for_the_client_that_has_waited_longest() {
+    let mut world = World::new(config(1));
+    world.run(Step::Connect(1));
+    world.run(Step::Call { worker: 0, limit: 1000 });
+    // Nobody makes room for it yet.
+    world.run(Step::Connect(2));
+    world.run(Step::Work { worker: 0, choice: 2 });
+    world.run(Step::Work { worker: 0, choice: 1 });
+    world.run(Step::Wait(30));
+    assert_eq!(world.evicted, 0);
+    world.run(Step::Connect(3));
+    assert_eq!(world.evicted, 1);
+    world.run(Step::Exit(0));
+    world.run(Step::EndTurn { had_events: true });
+    assert_eq!(world.served, [ClientKey(1), ClientKey(2)]);
+}
+
+#[test]
 fn a_second_request_kills_and_the_first_lets_checkouts_end() {
     let mut world = World::new(config(2));
     world.run(Step::Connect(1));
