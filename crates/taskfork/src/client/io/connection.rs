@@ -40,7 +40,7 @@ pub(crate) struct Link {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
     Something,
-    /// The connection has ended.
+    /// Nothing more: the connection has ended, or all has been read that arrived.
     End,
 }
 
@@ -98,6 +98,7 @@ impl Connection {
 
 impl Link {
     /// Sends some of this.
+    #[inline]
     pub(crate) fn poll_write(&mut self, transmit: &Transmit<'_>) -> Poll<io::Result<usize>> {
         if let Transmit::Socket { call: Some((frame, 0)), .. } = transmit
             && frame.is_large()
@@ -125,6 +126,7 @@ impl Link {
 
     /// Waits until this task may handle more messages. A worker may send without end, and other tasks must run
     /// in between.
+    #[inline]
     pub(crate) fn poll_turn(&self, proto: &mut proto::Connection) -> Poll<()> {
         let is_batch = proto.is_next_in_ring();
         let read_budget = proto.read_budget();
@@ -143,18 +145,20 @@ impl Link {
     }
 
     /// Does what the connection needs. While nothing has come, the connection's waker is registered.
+    #[inline]
     pub(crate) fn poll_receive(&mut self, proto: &mut proto::Connection) -> Poll<Received> {
         match proto.need() {
             Need::InputStop => {
                 self.stream.shut_down_reading();
                 proto.handle_input_stopped();
             }
-            Need::ArrivedInput => self.receive_arrived(proto),
+            Need::ArrivedInput => return Poll::Ready(self.receive_arrived(proto)),
             Need::Input => return self.poll_read(proto),
         }
         Poll::Ready(Received::Something)
     }
 
+    #[inline]
     fn poll_read(&mut self, proto: &mut proto::Connection) -> Poll<Received> {
         let is_established = proto.is_established();
         let mut context = Context::from_waker(&self.waker);
@@ -186,14 +190,21 @@ impl Link {
     }
 
     /// Receives what the stream has, without asking the reactor, which may not have reported it yet.
-    fn receive_arrived(&mut self, proto: &mut proto::Connection) {
+    fn receive_arrived(&mut self, proto: &mut proto::Connection) -> Received {
         match self.receive_now(proto) {
             Ok(received) if received > 0 => proto.handle_input(received),
             Err(Errno::INTR) => {}
             _ if proto.has_ring_message() => {}
-            Err(TOO_MANY_FILES) => proto.handle_end(End::Failed(TOO_MANY_FILES.into())),
-            Ok(_) | Err(_) => proto.handle_no_input(),
+            Err(TOO_MANY_FILES) => {
+                proto.handle_end(End::Failed(TOO_MANY_FILES.into()));
+                return Received::End;
+            }
+            Ok(_) | Err(_) => {
+                proto.handle_no_input();
+                return Received::End;
+            }
         }
+        Received::Something
     }
 
     fn receive_now(&mut self, proto: &mut proto::Connection) -> rustix::io::Result<usize> {

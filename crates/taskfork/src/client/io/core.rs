@@ -18,7 +18,7 @@ use super::time;
 use crate::client::config::Config;
 use crate::client::now::Now;
 use crate::client::observe::stats::{self, Counters};
-use crate::client::pool::timers::{Deadlines, TimerKey};
+use crate::client::pool::timers::{TimerKey, Timers};
 use crate::client::pool::{Lease, Loss, Pool, Released, WorkerKey};
 use crate::client::proto::connection::Event;
 use crate::client::proto::disconnect::Disconnect;
@@ -33,7 +33,7 @@ pub(crate) type ClientPool = Pool<Connection, Arc<dyn Waiter>, ConnectionError>;
 pub(crate) struct Core {
     pub(crate) config: Config,
     pool: Mutex<ClientPool>,
-    deadlines: Mutex<Deadlines<Weak<dyn Driven>>>,
+    timers: Mutex<Timers<Weak<dyn Driven>>>,
     pub(crate) driver_queue: Arc<DriverQueue>,
     pub(crate) counters: Counters,
     /// A random number by which servers tell clients apart.
@@ -56,7 +56,7 @@ impl Core {
     pub(crate) fn new(config: Config) -> Self {
         Self {
             pool: Mutex::new(Pool::new(config.limits)),
-            deadlines: Mutex::new(Deadlines::new(time::now())),
+            timers: Mutex::new(Timers::new(time::now())),
             driver_queue: Arc::default(),
             counters: Counters::new(&config.name),
             // 32 bits, because every language has integers of that size.
@@ -75,7 +75,7 @@ impl Core {
 
     /// Sets a timer for a session.
     pub(crate) fn set_timer(&self, at: Instant, session: Weak<dyn Driven>) -> TimerKey {
-        let (timer, must_wake) = lock(&self.deadlines).set(at, session);
+        let (timer, must_wake) = lock(&self.timers).set(at, session);
         if must_wake {
             self.driver_queue.wake();
         }
@@ -83,20 +83,20 @@ impl Core {
     }
 
     pub(crate) fn clear_timer(&self, timer: TimerKey) {
-        lock(&self.deadlines).clear(timer);
+        lock(&self.timers).clear(timer);
     }
 
     /// Sets when the driver wakes in any case. `None` if it wakes for events only.
     pub(crate) fn set_driver_wakeup(&self, at: Option<Instant>) {
-        lock(&self.deadlines).set_driver_wakeup(at);
+        lock(&self.timers).set_driver_wakeup(at);
     }
 
     pub(crate) fn next_timer(&self) -> Option<Instant> {
-        lock(&self.deadlines).next()
+        lock(&self.timers).next()
     }
 
     pub(crate) fn pop_due(&self, now: Instant) -> Option<Weak<dyn Driven>> {
-        lock(&self.deadlines).pop_due(now)
+        lock(&self.timers).pop_due(now)
     }
 
     /// Applies the effects of a change, and the effects of those. No session may be locked.
@@ -293,7 +293,8 @@ impl Core {
                     return Poll::Ready(Disconnect::of_message(FromWorker::decode(&body)));
                 }
                 Event::Ended(disconnect) => return Poll::Ready(disconnect),
-                Event::Handled | Event::HandshakeAborted { .. } => {}
+                Event::HandshakeAborted { .. } => return Poll::Ready(Disconnect::Closed),
+                Event::Handled => {}
             }
         }
     }

@@ -199,9 +199,11 @@ impl SharedSession {
             state.session.set_waker(seq, waker);
             self.advance(&mut state, &mut effects, &now);
             taken = state.session.take(seq);
+            if taken.is_some() {
+                effects.take_own_waker(waker);
+            }
         }
         self.finish_if_done(&mut state, &mut effects);
-        effects.wakers.retain(|woken| taken.is_none() || !woken.will_wake(waker));
         let is_flooding = taken.is_none() && state.session.is_flooding();
         drop(state);
         self.core.apply(effects);
@@ -287,7 +289,7 @@ impl SharedSession {
             let (task, more) = session.next_waker();
             link.notifier.set_task(task, more || task.is_none());
             if session.has_to_send() {
-                if session.starts_first_call()
+                if session.start_first_call()
                     && let Some(waiting) = self.core.take_queue_report()
                 {
                     session.put_queue_length(waiting);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::wait_queue::{Queue, Ticket};
 
 #[derive(Debug)]
-pub(crate) struct Deadlines<T> {
+pub(crate) struct Timers<T> {
     start: Instant,
     ticks: BTreeMap<u64, Queue<T>>,
     /// When the driver wakes in any case. `None` if it wakes for events only.
@@ -23,7 +23,7 @@ pub(crate) struct TimerKey {
     ticket: Ticket,
 }
 
-impl<T> Deadlines<T> {
+impl<T> Timers<T> {
     pub(crate) fn new(start: Instant) -> Self {
         Self { start, ticks: BTreeMap::new(), driver_wakeup: None }
     }
@@ -83,27 +83,27 @@ mod tests {
             times in proptest::collection::vec((0u64..50_000, any::<bool>()), 0..100),
         ) {
             let start = Instant::now();
-            let mut deadlines = Deadlines::new(start);
+            let mut timers = Timers::new(start);
             let mut expected = Vec::new();
             for &(micros, cleared) in &times {
                 let at = start + Duration::from_micros(micros);
-                let (timer, _) = deadlines.set(at, at);
+                let (timer, _) = timers.set(at, at);
                 if cleared {
-                    deadlines.clear(timer);
+                    timers.clear(timer);
                 } else {
                     expected.push(at);
                 }
             }
             let mut seen = Vec::new();
-            while let Some(now) = deadlines.next() {
-                let at = deadlines.pop_due(now).expect("something is due then");
+            while let Some(now) = timers.next() {
+                let at = timers.pop_due(now).expect("something is due then");
                 prop_assert!(at <= now);
                 seen.push(at);
             }
             seen.sort();
             expected.sort();
             prop_assert_eq!(seen, expected);
-            prop_assert!(deadlines.ticks.is_empty());
+            prop_assert!(timers.ticks.is_empty());
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What accompanies the messages of a connection: files and shared memory.
 
+use super::AnswerAttachments;
 use super::connection::{Connection, Sharing};
 use super::disconnect::Disconnect;
 use super::ring_offer::{CALLS_BEFORE_RINGS, RingOffer};
-use crate::client::session::calls::AnswerAttachments;
 use crate::shm_pool::ShmBufferMut;
 use crate::wire::WireError;
 use crate::wire::attachments::Attachments;

@@ -110,8 +110,17 @@ pub(super) enum Input {
         lost: Disconnect,
         messages: usize,
         bytes: usize,
+        /// Nothing more has arrived.
         is_exhausted: bool,
     },
+}
+
+impl Input {
+    /// Whether more has been searched for the last message than a kernel's buffer holds.
+    fn is_over_limits(&self) -> bool {
+        matches!(self, Self::LastMessage { messages, bytes, .. }
+            if *messages >= MOST_LAST_MESSAGES || *bytes >= MOST_LAST_BYTES)
+    }
 }
 
 /// How receiving has ended.
@@ -241,6 +250,7 @@ impl Connection {
     // What has happened.
 
     /// Where to put received bytes, within the capacity, and received files.
+    #[inline]
     pub(crate) fn buffer(&mut self) -> (&mut BytesMut, &mut Vec<OwnedFd>) {
         let room = match &self.perl {
             None => frame::room_for_next_read(&self.inbox),
@@ -251,15 +261,15 @@ impl Connection {
     }
 
     /// So many bytes have been received into the buffer.
+    #[inline]
     pub(crate) fn handle_input(&mut self, received: usize) {
         self.read_budget.count_bytes(received);
         if let Some(rings) = &mut self.rings {
             rings.record_received(received);
             rings.set_awake();
         }
-        if let Input::LastMessage { bytes, is_exhausted, .. } = &mut self.input {
+        if let Input::LastMessage { bytes, .. } = &mut self.input {
             *bytes += received;
-            *is_exhausted |= *bytes >= MOST_LAST_BYTES;
         }
         self.handshake.handle_input();
     }
@@ -288,6 +298,7 @@ impl Connection {
 
     /// So many bytes of what [`poll_transmit`](Self::poll_transmit) returned have been sent. Returns how many of
     /// them belong to a call that is not in the outbox.
+    #[inline]
     pub(crate) fn handle_sent(&mut self, sent: usize) -> usize {
         self.rings.iter_mut().for_each(|rings| rings.record_sent(sent));
         if let RingOffer::Due(_) = &self.ring_offer
@@ -345,6 +356,7 @@ impl Connection {
     // What to do.
 
     /// What to send next, with `call` behind the outbox. `None` if there is nothing.
+    #[inline]
     pub(crate) fn poll_transmit<'a>(
         &'a self,
         call: Option<&'a GatherFrame>,
@@ -371,6 +383,7 @@ impl Connection {
     }
 
     /// Whether [`poll_transmit`](Self::poll_transmit) returns something without a call.
+    #[inline]
     pub(crate) fn has_to_send(&self) -> bool {
         !self.outbox.bytes.is_empty() || matches!(self.ring_offer, RingOffer::Due(_))
     }
@@ -383,6 +396,7 @@ impl Connection {
     }
 
     /// What the connection needs before it can go on.
+    #[inline]
     pub(crate) fn need(&self) -> Need {
         match &self.input {
             _ if self.handshake.needs_input_stop() => Need::InputStop,
@@ -393,6 +407,7 @@ impl Connection {
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).
+    #[inline]
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.handshake.due()
     }
@@ -400,9 +415,13 @@ impl Connection {
     // What the peer did.
 
     /// Returns what the peer has done next, as far as it has been received.
+    #[inline]
     pub(crate) fn poll_event(&mut self, now: &Now) -> Option<Event> {
         if !self.is_established() {
             return self.poll_handshake(now);
+        }
+        if self.input.is_over_limits() {
+            return self.poll_end();
         }
         match (self.take_message(), &mut self.input) {
             (Ok(Some(body)), _) => return Some(self.handle_message(body)),
@@ -413,6 +432,7 @@ impl Connection {
         self.poll_end()
     }
 
+    #[inline]
     fn handle_message(&mut self, body: Bytes) -> Event {
         self.read_budget.count_message();
         self.bytes_since_answer += frame::HEADER_LEN + body.len();
@@ -433,17 +453,19 @@ impl Connection {
     }
 
     fn count_handled(&mut self) -> Event {
-        if let Input::LastMessage { messages, is_exhausted, .. } = &mut self.input {
+        if let Input::LastMessage { messages, .. } = &mut self.input {
             *messages += 1;
-            *is_exhausted |= *messages >= MOST_LAST_MESSAGES;
         }
         Event::Handled
     }
 
+    #[inline]
     fn poll_end(&mut self) -> Option<Event> {
         match &self.input {
             Input::Open => return None,
-            Input::LastMessage { is_exhausted: false, .. } => return None,
+            Input::LastMessage { is_exhausted: false, .. } if !self.input.is_over_limits() => {
+                return None;
+            }
             Input::LastMessage { .. } | Input::Ended(_) => {}
         }
         let closed = Input::Ended(End::Closed { has_unread: false });
@@ -459,6 +481,7 @@ impl Connection {
     }
 
     /// Discards a message if it is the answer of a skipped call. Returns whether it was one.
+    #[inline]
     fn discard_skipped(&mut self, message: &[u8]) -> bool {
         let is_skipped = self.calls.is_skipped_answer_due()
             && native::skipped_call(message) == Some(self.calls.next_answer());
@@ -469,6 +492,7 @@ impl Connection {
     }
 
     /// Takes the next received message, translated to the native protocol.
+    #[inline]
     fn take_message(&mut self) -> Result<Option<Bytes>, WireError> {
         match &mut self.perl {
             None => self.take_native(),
@@ -536,6 +560,7 @@ impl Connection {
     // The state.
 
     /// Begins a turn of reading. See [`ReadBudget`].
+    #[inline]
     pub(crate) fn begin_turn(&mut self) {
         self.read_budget.begin();
     }
@@ -551,11 +576,13 @@ impl Connection {
     }
 
     /// How many calls have been sent in full.
+    #[inline]
     pub(crate) fn calls_sent(&self) -> u64 {
         self.calls.sent()
     }
 
     /// How many calls are sent, or in the outbox, and wait for their answers.
+    #[inline]
     pub(crate) fn calls_unanswered(&self) -> u64 {
         self.calls.unanswered()
     }
@@ -579,11 +606,13 @@ impl Connection {
         self.read_budget.is_flooding()
     }
 
-    /// Whether the connection ends soon: it waits for nothing but what has arrived.
-    pub(crate) fn is_closing(&self) -> bool {
-        matches!(self.input, Input::LastMessage { .. }) || self.handshake.is_ending()
+    /// Whether the connection waits for nothing but what has arrived. Most often it ends then.
+    #[inline]
+    pub(crate) fn waits_for_arrived(&self) -> bool {
+        matches!(self.input, Input::LastMessage { .. }) || self.handshake.waits_for_arrived()
     }
 
+    #[inline]
     pub(crate) fn is_established(&self) -> bool {
         matches!(self.handshake, Handshake::Done)
     }

@@ -194,6 +194,7 @@ impl PendingHandshake {
 }
 
 impl Handshake {
+    #[inline]
     fn stage(&self) -> Option<&Stage> {
         match self {
             Self::Pending(pending) => Some(&pending.stage),
@@ -201,6 +202,7 @@ impl Handshake {
         }
     }
 
+    #[inline]
     pub(super) fn due(&self) -> Option<Instant> {
         match self {
             Self::Pending(pending) => pending.due,
@@ -208,19 +210,23 @@ impl Handshake {
         }
     }
 
-    /// Whether it ends, whatever the worker does.
-    pub(super) fn is_ending(&self) -> bool {
+    /// Whether it waits for nothing but what has arrived.
+    #[inline]
+    pub(super) fn waits_for_arrived(&self) -> bool {
         self.stage().is_some_and(|stage| !matches!(stage, Stage::Hello))
     }
 
+    #[inline]
     pub(super) fn needs_input_stop(&self) -> bool {
         matches!(self.stage(), Some(Stage::Stopping(_)))
     }
 
+    #[inline]
     pub(super) fn needs_arrived_input(&self) -> bool {
         matches!(self.stage(), Some(Stage::Leaving { .. } | Stage::Stopped { .. }))
     }
 
+    #[inline]
     pub(super) fn handle_input(&mut self) {
         let Self::Pending(pending) = self else { return };
         match &mut pending.stage {

@@ -1,7 +1,8 @@
 //! The protocol on one connection, as a state machine: [`Connection`].
 //!
-//! It does no I/O, reads no clock, takes no lock and knows no runtime. So a test can give it any bytes at any time,
-//! and the outcome depends on nothing else. `io` carries out what it asks for.
+//! It does no I/O, reads no clock, takes no lock and knows no runtime. So a test can give it any bytes at any time.
+//! `io` carries out what it asks for. Memory that is shared with the worker is its own business: it makes and maps that
+//! itself, and goes on without if the system refuses.
 //!
 //! A connection has four kinds of methods:
 //!
@@ -34,3 +35,8 @@ mod perl;
 mod read_budget;
 mod ring;
 mod ring_offer;
+
+use crate::wire::attachments::Attachments;
+
+/// What accompanied an answer.
+pub(crate) type AnswerAttachments = Option<Box<Attachments>>;

@@ -22,7 +22,15 @@ impl Connection {
         if !is_reading {
             return None;
         }
-        let read = pending.reader.read(&mut self.inbox);
+        let read = loop {
+            match (&pending.stage, pending.reader.read(&mut self.inbox)) {
+                (
+                    Stage::Leaving { .. } | Stage::Stopped { .. },
+                    Err(HandshakeError::ServerBusy(_)),
+                ) => {}
+                (_, read) => break read,
+            }
+        };
         match (&mut pending.stage, read) {
             (Stage::Hello | Stage::Leaving { .. }, Ok(Some(hello))) => {
                 return Some(self.establish(&hello, now));
@@ -33,8 +41,16 @@ impl Connection {
                 return None;
             }
             (Stage::Hello, Err(error)) => return Some(no_handshake(error)),
-            (Stage::Stopped { why: Stop::Aborted, .. }, read @ (Ok(Some(_)) | Err(_))) => {
-                return Some(Event::HandshakeAborted { has_hello: read.is_ok() });
+            (Stage::Stopped { why: Stop::Aborted, .. }, Ok(Some(hello))) => {
+                self.pid = hello.pid;
+                return Some(Event::HandshakeAborted { has_hello: true });
+            }
+            (Stage::Stopped { why: Stop::Aborted, .. }, Err(_)) => {
+                return Some(Event::HandshakeAborted { has_hello: false });
+            }
+            // It came too late for this connection.
+            (Stage::Stopped { why: Stop::Left(_), .. }, Ok(Some(_)) | Err(_)) => {
+                return Some(Event::Ended(Disconnect::Closed));
             }
             _ => {}
         }

@@ -16,6 +16,7 @@ use crate::wire::native;
 impl Connection {
     /// Whether rings are to be offered before the next call. [`offer_rings`](Self::offer_rings) does so once the
     /// outbox is empty.
+    #[inline]
     pub(crate) fn wants_rings(&self) -> bool {
         matches!(self.ring_offer, RingOffer::After(calls) if calls <= self.calls.sent())
             && self.calls.partial() == 0
@@ -59,6 +60,7 @@ impl Connection {
     }
 
     /// Whether the ring may carry the outbox.
+    #[inline]
     pub(super) fn can_use_ring(&self) -> bool {
         self.rings.as_ref().is_some_and(|rings| rings.is_peer_awake())
             && self.calls.partial() == 0
@@ -84,6 +86,7 @@ impl Connection {
     }
 
     /// Takes the next received message of the native protocol.
+    #[inline]
     pub(super) fn take_native(&mut self) -> Result<Option<Bytes>, WireError> {
         if let Some(rings) = &mut self.rings
             && let Some(place) = rings.take(self.inbox.len(), self.max_receive)?
@@ -99,6 +102,7 @@ impl Connection {
     }
 
     /// Tells the worker that this side sleeps until it is woken. Returns whether it may sleep now.
+    #[inline]
     pub(crate) fn prepare_sleep(&mut self) -> bool {
         match &mut self.rings {
             Some(rings) => rings.prepare_sleep(self.inbox.len()),
@@ -121,6 +125,7 @@ impl Connection {
     }
 
     /// Whether the next message is in the ring, and so costs no system call.
+    #[inline]
     pub(crate) fn is_next_in_ring(&self) -> bool {
         self.rings.as_ref().is_some_and(|rings| rings.has_next_in_ring(self.inbox.len()))
     }

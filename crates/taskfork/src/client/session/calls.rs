@@ -11,8 +11,8 @@ use bytes::Bytes;
 use crate::client::observe::log::Timing;
 use crate::client::observe::metrics::Stopwatch;
 use crate::client::observe::replay::Replay;
+use crate::client::proto::AnswerAttachments;
 use crate::error::FatalError;
-use crate::wire::attachments::Attachments;
 use crate::wire::call_error::AnswerError;
 use crate::wire::gather_frame::GatherFrame;
 use crate::wire::values::ValueFormat;
@@ -68,9 +68,6 @@ pub(crate) enum Progress {
     Removed,
 }
 
-/// What accompanied an answer.
-pub(crate) type AnswerAttachments = Option<Box<Attachments>>;
-
 /// How a call ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -97,11 +94,13 @@ pub(crate) enum Outcome {
 }
 
 impl Entry {
+    #[inline]
     fn is_finished(&self) -> bool {
         matches!(self.progress, Progress::Done(_) | Progress::Removed)
     }
 
     /// The call's frame, for the current worker.
+    #[inline]
     pub(crate) fn frame(&self) -> Option<&GatherFrame> {
         match &self.operation {
             Operation::Call(frame, fitted) => Some(fitted.as_deref().unwrap_or(frame)),
@@ -110,6 +109,7 @@ impl Entry {
     }
 
     /// Its number on its connection, once it is sent.
+    #[inline]
     pub(crate) fn number(&self) -> Option<u64> {
         match self.progress {
             Progress::Sent(number) => Some(number),
@@ -164,12 +164,14 @@ impl Calls {
     }
 
     /// The first unfinished entry.
+    #[inline]
     pub(crate) fn head(&mut self) -> Option<(Seq, &mut Entry)> {
         let seq = self.base + self.finished as u64;
         self.list.get_mut(self.finished).map(|entry| (seq, entry))
     }
 
     /// Whether [`next`](Self::next) may return an entry.
+    #[inline]
     pub(crate) fn may_have_unsent(&self) -> bool {
         self.next < self.list.len()
     }
@@ -218,11 +220,13 @@ impl Calls {
     }
 
     /// Whether any entry is behind the head.
+    #[inline]
     pub(crate) fn has_more_than_head(&self) -> bool {
         self.list.len() > self.finished + 1
     }
 
     /// Whether the future of an unfinished entry exists.
+    #[inline]
     pub(crate) fn is_awaited(&self) -> bool {
         self.live > 0
     }

@@ -1,7 +1,7 @@
 //! How a session goes on after its connection has ended, and how it ends itself.
 
 use super::calls::Outcome;
-use super::{Assignment, Event, Handle, Return, Session, Usage};
+use super::{Assignment, Ending, Event, Handle, Return, Session, Usage};
 use crate::client::observe::stats;
 use crate::client::pool::Loss;
 use crate::client::proto::disconnect::Disconnect;
@@ -83,7 +83,8 @@ impl Session {
     /// The worker can send no hello any more.
     pub(super) fn handle_handshake_aborted(&mut self, has_hello: bool) {
         match std::mem::replace(&mut self.assignment, Assignment::None) {
-            Assignment::Ending(connection, cause, loss) => {
+            Assignment::Ending(ending) => {
+                let Ending { connection, cause, loss } = *ending;
                 let begun = if has_hello { connection.calls_sent() } else { 0 };
                 self.assignment = Assignment::Worker(connection);
                 self.end_with(cause, loss, begun);
@@ -115,7 +116,8 @@ impl Session {
     /// Fails the checkout with all of its calls, also later ones. Those up to the number `begun` on their
     /// connection may have run.
     pub(super) fn end_with(&mut self, cause: FatalError, loss: Loss, begun: u64) {
-        match std::mem::replace(&mut self.assignment, Assignment::Failed(cause.clone())) {
+        let failed = Assignment::Failed(Box::new(cause.clone()));
+        match std::mem::replace(&mut self.assignment, failed) {
             Assignment::Worker(connection) => {
                 self.emit(Event::Returned(connection, Return::Lose(loss)));
             }
@@ -133,6 +135,7 @@ impl Session {
     }
 
     /// Returns the worker, the timer and the log once the checkout is dropped and no call is awaited.
+    #[inline]
     pub(crate) fn finish_if_done(&mut self) {
         if self.handle == Handle::Held || self.calls.is_awaited() {
             return;
@@ -150,11 +153,11 @@ impl Session {
         }
         match std::mem::replace(&mut self.assignment, Assignment::None) {
             // The result of the running call is unwanted, and the worker is lost.
-            Assignment::Worker(connection) | Assignment::Ending(connection, ..) if is_running => {
+            Assignment::Worker(connection) if is_running => {
                 self.emit(Event::WorkerLost(stats::CANCELLED));
                 self.emit(Event::Returned(connection, Return::Lose(Loss::Used)));
             }
-            Assignment::Worker(mut connection) | Assignment::Ending(mut connection, ..) => {
+            Assignment::Worker(mut connection) => {
                 let keeps = self.usage != Usage::CallFailed || self.options.reuse_after_error;
                 // AnyEvent::Task sends no end of the checkout after an error.
                 if !keeps && connection.is_native() {
@@ -165,6 +168,10 @@ impl Session {
                 self.emit(Event::Returned(connection, how));
             }
             Assignment::Waiting => self.emit(Event::LeavesQueue),
+            Assignment::Ending(ending) => {
+                let Ending { connection, loss, .. } = *ending;
+                self.emit(Event::Returned(connection, Return::Lose(loss)));
+            }
             Assignment::None | Assignment::Replacing { .. } | Assignment::Failed(_) => {}
         }
     }

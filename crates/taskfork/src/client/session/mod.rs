@@ -8,8 +8,8 @@
 //!
 //! | kind | methods |
 //! |---|---|
-//! | what has happened | `assign`, `enter_queue`, `handle_sent`, `handle_blocked`, `handle_write_error`, `handle_timeout`, `handle_turn_over`; and those of its connection for input |
-//! | what to do | `poll_transmit`, `process`, `poll_timeout` |
+//! | what has happened | `assign`, `enter_queue`, `handle_sent`, `handle_blocked`, `handle_write_error`, `note_server_end`, `handle_answer`, `handle_timeout`, `handle_turn_over`; and those of its connection for input |
+//! | what to do | `start_first_call`, `put_queue_length`, `poll_transmit`, `put_in_ring`, `process`, `poll_timeout` |
 //! | what others must learn | `poll_event` |
 //! | what the user wants | `submit`, `take`, `abandon`, `close`, `end` |
 //!
@@ -100,14 +100,22 @@ enum Assignment {
     None,
     Waiting,
     Worker(Box<Connection>),
-    /// The session ends for this reason once it is known whether the worker, whose hello is due, has begun a call.
-    Ending(Box<Connection>, FatalError, Loss),
+    /// The session ends once it is known whether the worker, whose hello is due, has begun a call.
+    Ending(Box<Ending>),
     /// Its worker was lost, and [`Event::NeedsWorker`] asks for another.
     Replacing {
         /// The first call on that worker's connection had not begun.
         is_unstarted: bool,
     },
-    Failed(FatalError),
+    Failed(Box<FatalError>),
+}
+
+/// A session that ends, and why.
+#[derive(Debug)]
+struct Ending {
+    connection: Box<Connection>,
+    cause: FatalError,
+    loss: Loss,
 }
 
 /// Whether the user has the checkout.
@@ -189,6 +197,7 @@ impl Session {
     /// The session has a worker. It had none before.
     pub(crate) fn assign(&mut self, connection: Box<Connection>) {
         self.pipeline = Pipeline::default();
+        self.server_end = None;
         self.assignment = Assignment::Worker(connection);
     }
 
@@ -203,6 +212,7 @@ impl Session {
 
     /// So many bytes of what [`poll_transmit`](Self::poll_transmit) returned have been sent. Returns whether they
     /// complete a call.
+    #[inline]
     pub(crate) fn handle_sent(&mut self, bytes: usize) -> bool {
         let Some(connection) = self.assignment.connection_mut() else { return false };
         let sent = connection.calls_sent();
@@ -233,13 +243,25 @@ impl Session {
     pub(crate) fn handle_write_error(&mut self, error: io::Error) {
         let Some(connection) = self.assignment.connection_mut() else { return };
         let lost = connection.handle_write_error(error);
-        self.pipeline.stop();
-        // Answers of calls that were sent before can still be read. Otherwise the server's notice of the worker's
-        // death may be unread.
+        let sent = connection.calls_sent();
+        self.pipeline.stop(lost);
+        // Answers of calls that were sent before can still be read.
         let first = self.calls.head().and_then(|(_, head)| head.number());
-        if first.is_none_or(|first| first > connection.calls_sent()) {
-            connection.find_last_message(lost);
+        if first.is_none_or(|first| first > sent) {
+            self.find_last_message();
         }
+    }
+
+    /// Reads what the worker sent before a write failed, if one has: the server's notice of the worker's death may be
+    /// unread. Returns whether that is so.
+    fn find_last_message(&mut self) -> bool {
+        let (Some(connection), Some(lost)) =
+            (self.assignment.connection_mut(), self.pipeline.take_lost())
+        else {
+            return false;
+        };
+        connection.find_last_message(lost);
+        true
     }
 
     /// The server has ended, as this text says. Called before the end of a connection is processed.
@@ -290,7 +312,8 @@ impl Session {
     // What to do.
 
     /// Returns true once for a worker: when the first call is about to be sent to it.
-    pub(crate) fn starts_first_call(&mut self) -> bool {
+    #[inline]
+    pub(crate) fn start_first_call(&mut self) -> bool {
         matches!(self.assignment, Assignment::Worker(_)) && self.pipeline.start(&mut self.calls)
     }
 
@@ -303,11 +326,13 @@ impl Session {
     }
 
     /// Whether [`poll_transmit`](Self::poll_transmit) may return something.
+    #[inline]
     pub(crate) fn has_to_send(&self) -> bool {
         self.calls.may_have_unsent() || self.connection().is_some_and(Connection::has_to_send)
     }
 
     /// What to send next.
+    #[inline]
     pub(crate) fn poll_transmit(&mut self, now: &Now) -> Option<Transmit<'_>> {
         if !self.has_to_send() {
             return None;
@@ -318,6 +343,7 @@ impl Session {
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).
+    #[inline]
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         match self.connection().and_then(Connection::poll_timeout) {
             Some(handshake) => Some(self.check_at.map_or(handshake, |at| at.min(handshake))),
@@ -328,6 +354,7 @@ impl Session {
     // What others must learn.
 
     /// Whether [`poll_event`](Self::poll_event) returns something.
+    #[inline]
     pub(crate) fn has_events(&self) -> bool {
         !self.events.is_empty()
     }
@@ -373,8 +400,11 @@ impl Session {
     ) -> Seq {
         let deadline = self.timeout.get().and_then(|_| self.timeout.after(now.get()));
         let outcome = match (&self.assignment, &self.unobserved_failure) {
-            (Assignment::Failed(cause) | Assignment::Ending(_, cause, _), _) => {
-                Some(Outcome::Fatal { cause: cause.clone(), may_have_run: false })
+            (Assignment::Failed(cause), _) => {
+                Some(Outcome::Fatal { cause: FatalError::clone(cause), may_have_run: false })
+            }
+            (Assignment::Ending(ending), _) => {
+                Some(Outcome::Fatal { cause: ending.cause.clone(), may_have_run: false })
             }
             (_, Some((_, behind))) => Some(Outcome::Dropped { behind: behind.clone() }),
             _ => None,
@@ -391,10 +421,18 @@ impl Session {
         let (waker, abandoned, sent) = (None, false, Stopwatch::new());
         let entry =
             Entry { method, operation, progress, deadline, waker, abandoned, timing, sent, replay };
-        if is_queued && self.check_at.is_none() {
-            self.check_at = deadline;
+        let seq = self.calls.push(entry);
+        self.watch_deadline();
+        seq
+    }
+
+    /// Looks at the deadline of the first call in time.
+    fn watch_deadline(&mut self) {
+        if let Some(deadline) = self.calls.head().and_then(|(_, head)| head.deadline)
+            && self.check_at.is_none_or(|at| deadline < at)
+        {
+            self.check_at = Some(deadline);
         }
-        self.calls.push(entry)
     }
 
     /// Takes the outcome of a call, if it has ended.
@@ -434,7 +472,7 @@ impl Session {
         match std::mem::replace(&mut self.assignment, Assignment::None) {
             Assignment::Worker(mut connection) if !connection.is_established() => {
                 connection.abort_handshake();
-                self.assignment = Assignment::Ending(connection, cause, loss);
+                self.assignment = Assignment::Ending(Box::new(Ending { connection, cause, loss }));
             }
             assignment => {
                 let sent = assignment.connection().map_or(0, Connection::calls_sent);
@@ -452,10 +490,12 @@ impl Session {
     // The state.
 
     /// The connection, if the session has a worker. It receives the input.
+    #[inline]
     pub(crate) fn connection(&self) -> Option<&Connection> {
         self.assignment.connection()
     }
 
+    #[inline]
     pub(crate) fn connection_mut(&mut self) -> Option<&mut Connection> {
         self.assignment.connection_mut()
     }
@@ -474,11 +514,13 @@ impl Session {
     }
 
     /// Whether the worker sends too many messages.
+    #[inline]
     pub(crate) fn is_flooding(&self) -> bool {
         self.connection().is_some_and(Connection::is_flooding)
     }
 
     /// The waker of the task that waits for the first unfinished call, and whether there are calls behind it.
+    #[inline]
     pub(crate) fn next_waker(&mut self) -> (Option<&Waker>, bool) {
         let has_more = self.calls.has_more_than_head();
         (self.calls.head().and_then(|(_, head)| head.waker.as_ref()), has_more)
@@ -489,6 +531,7 @@ impl Session {
     }
 
     /// The first unfinished call.
+    #[inline]
     pub(crate) fn head(&mut self) -> Option<&Entry> {
         self.calls.head().map(|(_, entry)| &*entry)
     }
@@ -515,28 +558,34 @@ impl Session {
         }
     }
 
+    #[inline]
     fn emit_replay(&mut self, replay: Option<Arc<Replay>>) {
         if let Some(replay) = replay {
             self.emit(Event::Replay(replay));
         }
     }
 
+    #[inline]
     fn mark_observed(&mut self, seq: Seq) {
         self.unobserved_failure.take_if(|(failed, _)| *failed == seq);
     }
 }
 
 impl Assignment {
+    #[inline]
     fn connection(&self) -> Option<&Connection> {
         match self {
-            Self::Worker(connection) | Self::Ending(connection, ..) => Some(connection),
+            Self::Worker(connection) => Some(connection),
+            Self::Ending(ending) => Some(&ending.connection),
             Self::None | Self::Waiting | Self::Replacing { .. } | Self::Failed(_) => None,
         }
     }
 
+    #[inline]
     fn connection_mut(&mut self) -> Option<&mut Connection> {
         match self {
-            Self::Worker(connection) | Self::Ending(connection, ..) => Some(connection),
+            Self::Worker(connection) => Some(connection),
+            Self::Ending(ending) => Some(&mut ending.connection),
             Self::None | Self::Waiting | Self::Replacing { .. } | Self::Failed(_) => None,
         }
     }

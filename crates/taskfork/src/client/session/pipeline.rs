@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::calls::{Calls, Entry, Operation, Progress};
 use crate::client::now::Now;
 use crate::client::proto::connection::{Connection, Transmit};
+use crate::client::proto::disconnect::Disconnect;
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::native::{self, CallMode, NO_LIMIT};
@@ -25,6 +26,8 @@ pub(super) struct Pipeline {
     deadline_base: Option<Instant>,
     /// Calls are pipelined. This stops when the window is full, until half of it is free.
     filling: bool,
+    /// Why a write has failed, while calls that were sent before may still be answered.
+    lost: Option<Disconnect>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +50,15 @@ impl Pipeline {
         starts
     }
 
-    /// Records that a write has failed.
-    pub(super) fn stop(&mut self) {
+    /// Records that a write has failed, for this reason.
+    pub(super) fn stop(&mut self, lost: Disconnect) {
         self.stage = Stage::Failed;
+        self.lost = Some(lost);
+    }
+
+    /// Returns once why a write has failed.
+    pub(super) fn take_lost(&mut self) -> Option<Disconnect> {
+        self.lost.take()
     }
 
     /// What to send next. With `only_first`, no call is pipelined.
@@ -90,7 +99,10 @@ impl Pipeline {
                 if connection.unsent_bytes() == 0 {
                     connection.offer_rings();
                 }
-                return connection.poll_transmit(None);
+                // Without an offer, which needs descriptors, the call goes at once.
+                if connection.has_to_send() {
+                    return connection.poll_transmit(None);
+                }
             }
             let number = connection.put_call(&frame.bytes);
             calls.mark_sent(number);

@@ -44,6 +44,7 @@ enum Answer {
 
 impl Session {
     /// Begins a turn of reading.
+    #[inline]
     pub(crate) fn begin_turn(&mut self) {
         if let Some(connection) = self.connection_mut() {
             connection.begin_turn();
@@ -63,11 +64,13 @@ impl Session {
     }
 
     /// Handles the next event of the connection, as far as it has been received.
+    #[inline]
     pub(crate) fn process(&mut self, now: &Now) -> Step {
         let Some(connection) = self.assignment.connection() else { return Step::Wait };
-        let (is_closing, is_established) = (connection.is_closing(), connection.is_established());
+        let (waits_for_arrived, is_established) =
+            (connection.waits_for_arrived(), connection.is_established());
         match self.look_at_head() {
-            _ if is_closing => {}
+            _ if waits_for_arrived => {}
             Head::None if self.handle == Handle::Dropped => return Step::Wait,
             Head::Worker if is_established => {
                 self.finish_head(Outcome::Ready);
@@ -77,7 +80,12 @@ impl Session {
                 self.fail_unsendable();
                 return Step::Changed;
             }
-            Head::Unsent => return Step::Wait,
+            Head::Unsent => {
+                return match self.find_last_message() {
+                    true => Step::Changed,
+                    false => Step::Wait,
+                };
+            }
             Head::None | Head::Worker | Head::Answer => {}
         }
         let event = self.connection_mut().and_then(|connection| connection.poll_event(now));
@@ -92,6 +100,7 @@ impl Session {
     }
 
     /// What the first unfinished call waits for. Begins to measure the time of its answer.
+    #[inline]
     fn look_at_head(&mut self) -> Head {
         let Some((_, entry)) = self.calls.head() else { return Head::None };
         match (&entry.operation, &entry.progress) {
@@ -119,6 +128,7 @@ impl Session {
         }
     }
 
+    #[inline]
     fn handle_message(&mut self, body: Bytes) -> Step {
         let Assignment::Worker(connection) = &mut self.assignment else { return Step::Changed };
         let Some((_, entry)) = self.calls.head() else {
@@ -182,6 +192,7 @@ impl Session {
     }
 
     /// The first call has been answered.
+    #[inline]
     pub(crate) fn handle_answer(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Error(_) => {
@@ -198,6 +209,7 @@ impl Session {
     }
 
     /// Ends the first unfinished call.
+    #[inline]
     pub(super) fn finish_head(&mut self, outcome: Outcome) {
         let Some((seq, _)) = self.calls.head() else { return };
         let (waker, replay) = self.calls.finish(seq, outcome);
@@ -205,6 +217,7 @@ impl Session {
             self.emit(Event::Wake(waker));
         }
         self.emit_replay(replay);
+        self.watch_deadline();
     }
 
     /// Fails the first unfinished call, which cannot be sent.
