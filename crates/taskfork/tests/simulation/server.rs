@@ -72,6 +72,8 @@ pub(super) struct ServerProcess {
     workers: BTreeMap<u64, Managed>,
     events: UnboundedSender<Event>,
     successor_fails: bool,
+    /// The process that starts to be a new server.
+    successor: Option<AbortHandle>,
     /// Whether a worker was asked to make room.
     has_evicted: bool,
 }
@@ -111,6 +113,7 @@ impl ServerProcess {
             workers: BTreeMap::new(),
             events,
             successor_fails: false,
+            successor: None,
             has_evicted: false,
         };
         let task = tokio::spawn(server.run(receiver)).abort_handle();
@@ -379,10 +382,12 @@ impl ServerProcess {
                 self.queued.clear();
             }
             Action::StartSuccessor => self.start_successor(),
-            // The programs of workers here ignore the signal. There is one successor at a time.
+            Action::CancelSuccessor { .. } => {
+                self.successor.take().inspect(AbortHandle::abort);
+            }
+            // The programs of workers here ignore the signal.
             Action::Interrupt { .. }
             | Action::PauseAccepting
-            | Action::CancelSuccessor { .. }
             | Action::ForwardRestart
             | Action::NotifyStopping => {}
         }
@@ -505,10 +510,10 @@ impl ServerProcess {
         }
     }
 
-    fn start_successor(&self) {
+    fn start_successor(&mut self) {
         let (kernel, events) = (self.kernel.clone(), self.events.clone());
         let fails = self.successor_fails;
-        drop(tokio::spawn(async move {
+        let starting = tokio::spawn(async move {
             sleep(START_TIME).await;
             // The server that started this one may have been killed meanwhile.
             let _ = match fails {
@@ -520,7 +525,8 @@ impl ServerProcess {
                     events.send(Event::SuccessorReady)
                 }
             };
-        }));
+        });
+        self.successor = Some(starting.abort_handle());
     }
 }
 
