@@ -13,7 +13,6 @@
 mod caller;
 mod check;
 mod kernel;
-mod notice;
 mod plan;
 mod random;
 mod run;

@@ -11,12 +11,12 @@ use tokio::time::{sleep, timeout};
 
 use super::check::Trouble;
 use super::kernel::{Accepted, Child, Event, Kernel, Source};
-use super::notice::notice;
 use super::plan::ServerPlan;
 use super::worker::MAX_FRAME;
 use crate::client::memory::Memory;
 use crate::server::supervisor::{
-    Action, ClientId, ClientKey, Config, ConnectionKey, Peer as PeerId, Purpose, Role, Supervisor,
+    Action, ClientId, ClientKey, Config, ConnectionKey, ExitFacts, Peer as PeerId, Purpose,
+    Supervisor,
 };
 use crate::server::{Recycling, SignalAction};
 use crate::time_limit::TimeLimit;
@@ -493,8 +493,26 @@ impl ServerProcess {
         let Some(end) = self.kernel.reap(process) else { return };
         let Some(Managed { child, peer }) = self.workers.remove(&worker) else { return };
         let known = self.supervisor.handle_exit(worker, child.slot.view(), now);
+        let observed = child.slot.observe();
+        let facts = ExitFacts {
+            pid: process as u32,
+            end,
+            is_alarm: false,
+            last: observed.view,
+            corruption: observed.corruption,
+            deadline: observed.deadline,
+            skipped: child.slot.skipped(),
+            is_retired: child.slot.should_retire(),
+            is_reportable: true,
+            stderr: None,
+        };
+        let explained = known.explain(&facts, || ("exited", String::new()), now);
+        if explained.spare_failure.is_some() && self.supervisor.is_serving() {
+            self.supervisor.handle_spare_failed(known.age, now);
+        }
+        let notice = explained.notice(facts);
         if let Some(peer) = &peer {
-            if let Some(notice) = notice(process, end, &child.slot, &known)
+            if let Some(notice) = notice
                 && !self.kernel.lose_notice(process)
             {
                 let mut out = Vec::new();
@@ -502,11 +520,6 @@ impl ServerProcess {
                 peer.accepted.stream.send_at_once(&out);
             }
             peer.accepted.stream.shut_down();
-        }
-        let has_left = known.leaving != crate::server::supervisor::Leaving::Staying
-            && end == crate::error::End::Exited(0);
-        if known.role == Role::Spare && !has_left && self.supervisor.is_serving() {
-            self.supervisor.handle_spare_failed(known.age, now);
         }
     }
 
