@@ -92,6 +92,7 @@ pub(super) struct Child {
 #[derive(Debug)]
 struct ProcessEntry {
     task: Option<AbortHandle>,
+    is_killed: bool,
     /// How it has ended. Then it is a zombie.
     end: Option<End>,
     /// Nobody but this server may reap it.
@@ -377,7 +378,10 @@ impl Kernel {
             window: window as usize,
             max_calls: (calls > 0).then_some(calls),
         };
-        state.processes.insert(number, ProcessEntry { task: None, end: None, parent: server });
+        state.processes.insert(
+            number,
+            ProcessEntry { task: None, is_killed: false, end: None, parent: server },
+        );
         drop(state);
         self.monitor.step(|| format!("worker {number} is forked"));
         let mut exit = ExitGuard { kernel: self.clone(), worker: number, end: None };
@@ -434,9 +438,21 @@ impl Kernel {
         }
     }
 
+    /// Whether a process runs, or could.
+    pub(super) fn is_running(&self, number: u64) -> bool {
+        let state = self.lock();
+        state.processes.get(&number).is_some_and(|entry| entry.end.is_none() && !entry.is_killed)
+    }
+
     /// Sends SIGKILL.
     pub(super) fn kill(&self, number: u64, why: &str) {
-        let task = self.lock().processes.get(&number).and_then(|process| process.task.clone());
+        let mut state = self.lock();
+        let entry = state.processes.get_mut(&number);
+        let task = entry.and_then(|entry| {
+            entry.is_killed = true;
+            entry.task.clone()
+        });
+        drop(state);
         self.monitor.step(|| format!("worker {number} is killed: {why}"));
         task.inspect(AbortHandle::abort);
     }

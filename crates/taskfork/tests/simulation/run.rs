@@ -12,7 +12,7 @@ use super::check::{Complaint, Counts, Monitor, Trouble};
 use super::kernel::{Event, Kernel};
 use super::plan::{ClientPlan, Fault, Plan};
 use super::worker::MAX_FRAME;
-use crate::address::{Address, AddressKind};
+use crate::address::{Address, AddressKind, MemoryServer};
 use crate::client::{BusyPoll, Client, Overload};
 
 /// No plan takes longer, in virtual time.
@@ -66,12 +66,14 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
     let kernel = Kernel::new(plan.clone(), monitor.clone());
     kernel.start_next_server();
     let disturber = tokio::spawn(disturb(kernel.clone()));
-    let clients: Vec<_> = plan
-        .clients
-        .iter()
-        .enumerate()
-        .map(|(number, client)| build(&kernel, number, *client))
-        .collect();
+    let (mut clients, mut cores) = (Vec::new(), Vec::new());
+    for (number, client) in plan.clients.iter().enumerate() {
+        let ClientPlan::Client { workers, .. } = *client;
+        let listener = kernel.listener(number, workers as usize);
+        // What the client and its sessions share has the address, and lives as long as any of them.
+        cores.push(Arc::downgrade(&listener));
+        clients.push(build(listener, *client));
+    }
     for (number, client) in plan.clients.iter().enumerate() {
         monitor.register(number, *client);
     }
@@ -112,12 +114,14 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
         }
         sleep(Duration::from_millis(100)).await;
     }
+    if cores.iter().any(|core| core.strong_count() > 0) {
+        monitor.complain("a client's sessions, timers and buffers are left");
+    }
     monitor.step(|| "all is over".to_owned());
 }
 
-fn build(kernel: &Kernel, number: usize, plan: ClientPlan) -> Client {
+fn build(listener: Arc<dyn MemoryServer>, plan: ClientPlan) -> Client {
     let ClientPlan::Client { workers, checkouts, queue, overload, timeout, reuse } = plan;
-    let listener = kernel.listener(number, workers as usize);
     Client::builder()
         .address(Address(AddressKind::Memory(listener)))
         .max_workers(workers as usize)

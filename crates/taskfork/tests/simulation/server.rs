@@ -141,6 +141,7 @@ impl ServerProcess {
             // Exits come before connections, as in the real loop.
             events.sort_by_key(Event::rank);
             let had_events = !events.is_empty();
+            self.kernel.monitor.step(|| format!("server {}: {events:?}", self.number));
             for event in events {
                 self.dispatch(event);
                 self.carry_out_all();
@@ -163,6 +164,15 @@ impl ServerProcess {
         let waiting = self.supervisor.waiting();
         if self.supervisor.is_serving() && workers < limit && waiting > 0 {
             monitor.complain(format!("{waiting} clients wait though a place is free"));
+        }
+        let is_futile = |managed: &Managed| {
+            let slot = &managed.child.slot;
+            slot.is_client_gone()
+                && slot.view().phase == Phase::Busy
+                && self.kernel.is_running(managed.child.process)
+        };
+        if self.workers.values().any(is_futile) {
+            monitor.complain("a call goes on though its client has left");
         }
         if waiting != self.queued.len() {
             monitor.complain(format!("{waiting} clients wait instead of {}", self.queued.len()));

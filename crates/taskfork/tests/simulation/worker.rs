@@ -243,7 +243,7 @@ impl Worker {
             if self.has(Fault::DieRunning { worker, call }) {
                 return Err(Exit::CRASH);
             }
-            self.send_garbage(number).await?;
+            self.send_garbage(number, id).await?;
             self.encode(&mut answer, number, id, outcome);
         }
         self.process.slot.check_deadline();
@@ -326,7 +326,7 @@ impl Worker {
     }
 
     /// Sends wrong bytes, if the plan says so, and ends.
-    async fn send_garbage(&mut self, number: u64) -> Result<(), Exit> {
+    async fn send_garbage(&mut self, number: u64, id: u64) -> Result<(), Exit> {
         let is_now =
             |fault: &&Fault| matches!(fault, Fault::Garbage { call, .. } if *call == number);
         let Some(&Fault::Garbage { kind, .. }) = self.process.faults.iter().find(is_now) else {
@@ -335,7 +335,11 @@ impl Worker {
         let mut out = Vec::new();
         match kind {
             0 => out.extend([0xff; 40]),
-            1 => frame::put(&mut out, |out| native::put_skipped(out, Some(number + 1))),
+            // The answer of another call.
+            1 => frame::put(&mut out, |out| {
+                native::put_ok(out, Some(number + 1), ValueFormat::from_json_flag(false));
+                out.extend(rmp_serde::to_vec(&(id + 1)).unwrap_or_default());
+            }),
             2 => frame::put(&mut out, |out| out.extend([0xc1; 9])),
             3 => {
                 let notice = DeathNotice { pid: 1, calls: u64::MAX, ..Default::default() };
