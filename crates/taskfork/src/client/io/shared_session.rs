@@ -48,6 +48,8 @@ struct State {
     waiting_since: Option<Instant>,
     /// The driver has an event that says that calls must be sent.
     driver_notified: bool,
+    /// The session has a worker and no call, and the driver gets the next event on the connection.
+    is_idle: bool,
 }
 
 /// What the session has from the pool.
@@ -108,6 +110,7 @@ impl SharedSession {
             timer: None,
             waiting_since: None,
             driver_notified: false,
+            is_idle: false,
         };
         Arc::new(Self { core, state: Mutex::new(state) })
     }
@@ -161,8 +164,25 @@ impl SharedSession {
             }
             return seq;
         }
+        if state.is_idle && self.send_first(&mut state, &now) {
+            return seq;
+        }
         self.advance_and_apply(state, Effects::default(), &now);
         seq
+    }
+
+    /// Sends a call that has no other before it. An event that comes meanwhile has its target: the driver. So nothing
+    /// is received here: the answer cannot be there yet, and the task that polls the call looks for it. Returns
+    /// whether nothing else has to be done.
+    fn send_first(self: &Arc<Self>, state: &mut State, now: &Now) -> bool {
+        let Some((session, link)) = state.linked() else { return false };
+        self.send(session, link, now);
+        let is_waiting = session.connection().is_some_and(|it| !it.waits_for_arrived());
+        if !is_waiting || session.has_events() {
+            return false;
+        }
+        self.set_timer(state);
+        true
     }
 
     /// Polls the outcome of a call. While a spin for it is in progress, `spin_guard` holds it.
@@ -279,6 +299,7 @@ impl SharedSession {
     /// Sends and receives as much as possible without waiting.
     fn advance(self: &Arc<Self>, state: &mut State, effects: &mut Effects, now: &Now) {
         state.driver_notified = false;
+        state.is_idle = false;
         state.session.begin_turn();
         loop {
             self.carry_out(state, effects);
@@ -289,14 +310,11 @@ impl SharedSession {
             let (task, more) = session.next_waker();
             link.notifier.set_task(task, more || task.is_none());
             if session.has_to_send() {
-                if session.start_first_call()
-                    && let Some(waiting) = self.core.take_queue_report()
-                {
-                    session.put_queue_length(waiting);
-                }
                 self.send(session, link, now);
             }
             if self.receive(session, link, now).is_pending() {
+                let is_idle = session.head().is_none();
+                state.is_idle = is_idle;
                 return;
             }
         }
@@ -338,6 +356,11 @@ impl SharedSession {
 
     /// Sends as much as possible without waiting.
     fn send(&self, session: &mut Session, link: &mut Link, now: &Now) {
+        if session.start_first_call()
+            && let Some(waiting) = self.core.take_queue_report()
+        {
+            session.put_queue_length(waiting);
+        }
         let mut has_sent_calls = session.connection().is_some_and(|it| it.calls_sent() > 0);
         while let Some(transmit) = session.poll_transmit(now) {
             let completes_call = if let Transmit::Ring = transmit {

@@ -126,6 +126,7 @@ impl Pipeline {
             self.deadline_base = entry.deadline.map(|_| now.get());
             // The worker may begin before this session is advanced again.
             entry.timing.begin();
+            entry.sent.start();
         }
         if connection.is_native() {
             native::set_call_mode(&mut frame.bytes[HEADER_LEN..], mode);
