@@ -137,6 +137,9 @@ struct State {
     closed: BTreeSet<usize>,
     /// The clients that have one worker, each with the last checkout of which a call has begun.
     single: BTreeMap<usize, CheckoutId>,
+    /// The worker of each checkout of which a call has begun, and the checkouts of each worker.
+    workers: BTreeMap<CheckoutId, u64>,
+    served: BTreeMap<u64, Vec<CheckoutId>>,
     /// The longest queues of clients.
     queues: BTreeMap<usize, usize>,
     /// The checkouts in the order in which they began.
@@ -147,6 +150,8 @@ struct State {
     jumped: Duration,
     /// Whether it is reported when calls begin. Otherwise that is known at the end.
     knows_beginnings: bool,
+    /// Whether that was so from the start.
+    is_live: bool,
     counts: Counts,
     complaint: Option<Complaint>,
     /// The steps so far, if they are to be shown.
@@ -170,12 +175,15 @@ impl Monitor {
             limits: BTreeSet::new(),
             closed: BTreeSet::new(),
             single: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            served: BTreeMap::new(),
             queues: BTreeMap::new(),
             order: BTreeMap::new(),
             aborted: BTreeSet::new(),
             troubles: BTreeSet::new(),
             jumped: Duration::ZERO,
             knows_beginnings,
+            is_live: knows_beginnings,
             counts: Counts::default(),
             complaint: None,
             trace: has_trace.then(Vec::new),
@@ -340,7 +348,10 @@ impl Monitor {
 
     /// A worker begins a call.
     pub(crate) fn begun(&self, call: u64, worker: u64) {
-        self.with(|| format!("worker {worker} begins call {call}"), |state| state.begun(call));
+        self.with(
+            || format!("worker {worker} begins call {call}"),
+            |state| state.begun(call).and_then(|()| state.begun_by(call, worker)),
+        );
     }
 
     /// A worker answers a call with an error.
@@ -443,7 +454,8 @@ impl State {
     fn is_behind_failed(&self, record: &Record) -> bool {
         let before = self.others(record).filter(|other| other.made.call < record.made.call);
         let mut failed = before.filter(|other| match other.end {
-            Some(End::Failed { is_fatal: true, .. }) => true,
+            // What is known only at the end says nothing of the order: the call may have begun before that.
+            Some(End::Failed { is_fatal: true, .. }) => self.is_live,
             _ => other.has_failed && other.was_open_at(record),
         });
         failed.next().is_some()
@@ -459,6 +471,23 @@ impl State {
             _ => {}
         }
         self.begun_before_end(call)
+    }
+
+    /// A checkout has one worker, and a worker one checkout at a time.
+    fn begun_by(&mut self, call: u64, worker: u64) -> Result<(), String> {
+        let checkout = self.record(call)?.made.checkout;
+        if *self.workers.entry(checkout).or_insert(worker) != worker {
+            return Err(format!("call {call} is begun by another worker of its checkout"));
+        }
+        let served = self.served.entry(worker).or_default();
+        if served.last() == Some(&checkout) {
+            return Ok(());
+        }
+        if served.contains(&checkout) {
+            return Err(format!("call {call} is begun though its worker has another checkout"));
+        }
+        served.push(checkout);
+        Ok(())
     }
 
     fn begun_before_end(&mut self, call: u64) -> Result<(), String> {

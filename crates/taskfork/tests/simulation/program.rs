@@ -166,16 +166,37 @@ impl Program {
                     || pids.iter().any(|pid| title(*pid).starts_with("taskfork-guardian:"))
             });
         }
-        let servers = self.processes().into_iter().filter(|pid| {
-            let title = title(*pid);
-            !title.starts_with("taskfork-guardian:") && !title.starts_with("taskfork-worker:")
+        if signal_number == libc::SIGTERM {
+            // A restart that has begun ends first: a server that only starts would leave its files.
+            self.wait_until(|program| program.servers().len() <= 1);
+        }
+        // Each server is told once, because a second request would kill the workers.
+        let told = std::cell::RefCell::new(Vec::new());
+        self.wait_until(|program| {
+            for pid in program.servers() {
+                if !told.borrow().contains(&pid) {
+                    signal(pid, signal_number);
+                    told.borrow_mut().push(pid);
+                }
+            }
+            let mut left = program.processes();
+            left.retain(|pid| !is_zombie(*pid));
+            left.is_empty()
         });
-        servers.for_each(|pid| signal(pid, signal_number));
         if let Some(mut child) = self.child.take() {
             child.wait().unwrap();
         }
-        self.wait_until(|program| program.processes().is_empty());
         self.cgroup = None;
+    }
+
+    /// The servers among the processes, and those that are about to be.
+    fn servers(&self) -> Vec<u32> {
+        let mut servers = self.processes();
+        servers.retain(|pid| {
+            let title = title(*pid);
+            !title.starts_with("taskfork-guardian:") && !title.starts_with("taskfork-worker:")
+        });
+        servers
     }
 
     /// All processes that come from a server of this folder: they have it in their environment.
@@ -215,6 +236,11 @@ impl Drop for Program {
             self.child.take().into_iter().for_each(|mut child| drop(child.wait()));
         }
     }
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
 /// How `ps` calls a process.
