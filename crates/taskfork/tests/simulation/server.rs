@@ -409,11 +409,13 @@ impl ServerProcess {
         self.peers.remove(&connection)
     }
 
-    /// First come, first served: a client that gets a place must have waited longest. If a worker has made room for
-    /// a client, that one is first.
+    /// First come, first served: a connection that gets a place must have waited longest. Once a worker has made room,
+    /// it must have waited longest of those of its client, because fairness comes before the others.
     fn check_turn(&self, client: ClientKey) {
-        let first = self.queued.first();
-        if !self.has_evicted && first.is_some_and(|first| *first != client) {
+        let owner = |key: &ClientKey| self.peers.get(self.waiting.get(key)?)?.accepted.client;
+        let mut queued = self.queued.iter();
+        let first = queued.find(|key| !self.has_evicted || owner(key) == owner(&client));
+        if first.is_some_and(|first| *first != client) {
             self.kernel.monitor.complain("a client overtakes those that wait");
         }
     }
