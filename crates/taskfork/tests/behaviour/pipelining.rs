@@ -298,3 +298,17 @@ trial!(an_answer_to_a_skipped_call_breaks_the_checkout, async || {
     let error = checkout.call::<u64>("number", ()).await.unwrap_err();
     assert!(matches!(error, Error::Fatal { cause: FatalError::Protocol { .. }, .. }), "{error}");
 });
+
+trial!(a_long_call_behind_many_skipped_ones_is_sent, async || {
+    let (_server, client) = start("general");
+    let checkout = client.checkout();
+    let first = checkout.call::<()>("sleep", (100,));
+    let failing = checkout.call::<()>("boom", ("no",));
+    let skipped: Vec<_> = (0..1500).map(|_| checkout.call::<()>("nothing", ())).collect();
+    first.await.unwrap();
+    failing.await.unwrap_err();
+    // The worker cannot read it before its answers of the skipped calls are read.
+    let long = "x".repeat(6 << 20);
+    assert_eq!(checkout.call::<String>("echo", (&long,)).await.unwrap(), long);
+    drop(skipped);
+});

@@ -69,6 +69,7 @@ impl Session {
         let Some(connection) = self.assignment.connection() else { return Step::Wait };
         let (waits_for_arrived, is_established) =
             (connection.waits_for_arrived(), connection.is_established());
+        let is_skipped_due = connection.is_skipped_answer_due();
         match self.look_at_head() {
             _ if waits_for_arrived => {}
             Head::None if self.handle == Handle::Dropped => return Step::Wait,
@@ -80,6 +81,8 @@ impl Session {
                 self.fail_unsendable();
                 return Step::Changed;
             }
+            // The worker may read no more of a long call before its answers of skipped calls are read.
+            Head::Unsent if is_skipped_due => {}
             Head::Unsent => {
                 return match self.find_last_message() {
                     true => Step::Changed,

@@ -276,6 +276,27 @@ proptest! {
 }
 
 #[test]
+fn answers_of_skipped_calls_are_read_while_a_long_call_is_sent() {
+    let mut checkout = Checkout::assigned();
+    let (first, behind) = (checkout.call(1), checkout.call(2));
+    checkout.send_all();
+    checkout.receive(&failure(1));
+    checkout.process(Duration::ZERO);
+    assert!(matches!(checkout.outcome(first), Some(Outcome::Error(_))));
+    assert!(matches!(checkout.outcome(behind), Some(Outcome::Dropped { .. })));
+    let long = checkout.call(9000);
+    checkout.send(usize::MAX, 100);
+    // The socket has no room until the worker has written its answer.
+    assert_eq!(checkout.process(Duration::ZERO), Some(Need::Input));
+    checkout.receive(&framed(|out| native::put_skipped(out, Some(2))));
+    assert_eq!(checkout.process(Duration::ZERO), None);
+    checkout.send_all();
+    checkout.receive(&answer(3));
+    checkout.process(Duration::ZERO);
+    assert!(is_result_of(checkout.outcome(long).as_ref(), 3));
+}
+
+#[test]
 fn an_answer_to_another_call_ends_the_connection() {
     for wrong in [Some(0), Some(2), None] {
         let mut checkout = Checkout::assigned();
