@@ -85,7 +85,7 @@ words! {
         /// The bytes of this connection come in pieces, few of them wait, and readiness comes late or for
         /// nothing if `timing` is 1.
         Stream "stream" { connection, piece, capacity, timing },
-        /// The connection ends after so many bytes for the client.
+        /// The connection ends after this number of bytes for the client.
         Cut "cut" { connection, bytes },
         /// The worker takes this long before its hello.
         Slow "slow" { worker, time },
@@ -122,7 +122,7 @@ words! {
         Shutdown "shutdown" { at, time },
         /// The server is killed, and another one starts some time later.
         Crash "crash" { at, time },
-        /// Somebody else connects and sends wrong bytes.
+        /// A stranger connects and sends wrong bytes.
         Stranger "stranger" { at, kind },
     }
 }

@@ -22,12 +22,12 @@ impl CallNumbers {
         self.last
     }
 
-    /// Records that so many more calls of the outbox have been sent in full.
+    /// Records that this number of further calls in the outbox was sent in full.
     pub(super) fn record_sent(&mut self, calls: u64) {
         self.sent += calls;
     }
 
-    /// Records that so many bytes of the next call have been sent, after all others.
+    /// Records that this number of bytes of the next call was sent, after all other calls.
     pub(super) fn record_partial(&mut self, bytes: usize) {
         self.partial = bytes;
     }

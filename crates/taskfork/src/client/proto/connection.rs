@@ -260,7 +260,7 @@ impl Connection {
         (&mut self.inbox, &mut self.files_received)
     }
 
-    /// So many bytes have been received into the buffer.
+    /// Records that `received` bytes were put into the buffer.
     #[inline]
     pub(crate) fn handle_input(&mut self, received: usize) {
         self.read_budget.count_bytes(received);
@@ -296,8 +296,8 @@ impl Connection {
         self.handshake.handle_input_stopped();
     }
 
-    /// So many bytes of what [`poll_transmit`](Self::poll_transmit) returned have been sent. Returns how many of
-    /// them belong to a call that is not in the outbox.
+    /// Records that `sent` bytes of what [`poll_transmit`](Self::poll_transmit) returned were sent. Returns how
+    /// many of them belong to a call that is not in the outbox.
     #[inline]
     pub(crate) fn handle_sent(&mut self, sent: usize) -> usize {
         self.rings.iter_mut().for_each(|rings| rings.record_sent(sent));
@@ -312,8 +312,8 @@ impl Connection {
         excess
     }
 
-    /// So many bytes of `call`, which is not in the outbox, have been sent in addition to those before. Returns its
-    /// number if it has been sent in full.
+    /// Records that `sent` further bytes of `call`, which is not in the outbox, were sent. Returns the call's number
+    /// if it was sent in full.
     pub(crate) fn handle_call_sent(&mut self, call: &GatherFrame, sent: usize) -> Option<u64> {
         if self.calls.partial() == 0 && sent > 0 {
             self.shm_pool.mark_sent(&call.references);

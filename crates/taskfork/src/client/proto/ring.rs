@@ -33,7 +33,7 @@ impl Connection {
         }
     }
 
-    /// So many bytes of the offer have been sent.
+    /// Records that `sent` bytes of the offer were sent.
     pub(super) fn handle_ring_offer_sent(&mut self, sent: usize) {
         let offer = std::mem::replace(&mut self.ring_offer, RingOffer::Never);
         let RingOffer::Due(offer) = offer else { return };

@@ -210,8 +210,8 @@ impl Session {
         self.assignment = Assignment::Waiting;
     }
 
-    /// So many bytes of what [`poll_transmit`](Self::poll_transmit) returned have been sent. Returns whether they
-    /// complete a call.
+    /// Records that this number of bytes of what [`poll_transmit`](Self::poll_transmit) returned was sent. Returns
+    /// whether they complete a call.
     #[inline]
     pub(crate) fn handle_sent(&mut self, bytes: usize) -> bool {
         let Some(connection) = self.assignment.connection_mut() else { return false };

@@ -166,7 +166,7 @@ impl Pipeline {
     }
 }
 
-/// Records that so many bytes of the call that is being sent have gone out.
+/// Records that `sent` further bytes of the call that is being sent were sent.
 pub(super) fn handle_call_sent(calls: &mut Calls, connection: &mut Connection, sent: usize) {
     let Some(frame) = calls.sending() else { return };
     if let Some(number) = connection.handle_call_sent(frame, sent) {
