@@ -80,15 +80,20 @@ while text := connection.recv(65536):
     connection.sendall(json.dumps(answer).encode())
 "#;
 
-/// The path of an interpreter, as the output of its program `ask`. `None` if it is not installed; in CI all
-/// must be.
+/// The path of an interpreter, as the output of its program `ask`. `None` if it is not installed; in CI all must be.
+/// An interpreter that is there and refuses `ask` fails the test everywhere.
 fn interpreter(name: &str, ask: &[&str]) -> Option<String> {
-    let output = Command::new(name).args(ask).output().ok().filter(|it| it.status.success());
-    assert!(output.is_some() || std::env::var_os("CI").is_none(), "there is no {name}");
-    if output.is_none() {
-        eprintln!("not tried: there is no {name}");
+    match Command::new(name).args(ask).output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+            Some(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        }
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "there is no {name}: {error}");
+            eprintln!("not tried: there is no {name}: {error}");
+            None
+        }
     }
-    Some(String::from_utf8(output?.stdout).unwrap().trim().to_owned())
 }
 
 /// A server whose workers run `script` under the level that is named after the interpreter.
@@ -171,7 +176,7 @@ fn perl_is_confined() {
 
 #[test]
 fn python_is_confined() {
-    let ask = "import os, sys; print(os.path.realpath(sys.executable), sys.base_prefix, sep='\n')";
+    let ask = "import os, sys; print(os.path.realpath(sys.executable), sys.base_prefix, sep='\\n')";
     if let Some(answer) = interpreter("python3", &["-c", ask]) {
         let (python, own) = answer.split_once('\n').unwrap();
         is_confined("python", python, Some(own), PYTHON);
