@@ -12,8 +12,9 @@ use super::spin::{ReplySpin, SpinGuard};
 use super::transport::Transport;
 use super::waker::ConnectionWaker;
 use crate::client::now::Now;
-use crate::client::proto::connection::{self as proto, End, Event, Need, Transmit};
+use crate::client::proto::connection as proto;
 use crate::client::proto::disconnect::Disconnect;
+use crate::client::proto::io_types::{End, Event, Need, Transmit};
 use crate::sys::TOO_MANY_FILES;
 
 /// Both halves are boxed, so that a connection that changes hands moves two pointers.

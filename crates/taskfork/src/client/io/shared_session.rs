@@ -21,7 +21,7 @@ use crate::client::observe::replay::Replay;
 use crate::client::pool::timers::TimerKey;
 use crate::client::pool::wait_queue::Ticket;
 use crate::client::pool::{CheckedOut, Lease, Loss};
-use crate::client::proto::connection::Transmit;
+use crate::client::proto::io_types::Transmit;
 use crate::client::session::calls::{MethodName, Operation, Outcome, Seq};
 use crate::client::session::{Event, Return, Session, Step};
 use crate::error::{FatalError, Stage};

@@ -1,14 +1,16 @@
 //! A connection to one worker: what it sends, what it receives, and how far its calls have got.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
 use super::call_numbers::CallNumbers;
 use super::disconnect::Disconnect;
 use super::handshake::{Handshake, PeerLimits, PendingHandshake};
+use super::input::Input;
+use super::io_types::{End, Event, Need, Transmit};
 use super::outbox::Outbox;
 use super::perl::Perl;
 use super::read_budget::ReadBudget;
@@ -19,15 +21,10 @@ use crate::ring::Rings;
 use crate::shm_pool::ShmPool;
 use crate::sys;
 use crate::wire::frame;
-use crate::wire::gather_frame::{GatherFrame, MAX_SLICES, OutgoingFile};
+use crate::wire::gather_frame::GatherFrame;
 use crate::wire::native::{self, FromWorker};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
-
-/// The most messages and bytes that are read after a failed write, to find the worker's last message. A buffer
-/// of the kernel holds fewer, so only a worker that continues to send reaches these limits.
-const MOST_LAST_MESSAGES: usize = 4096;
-const MOST_LAST_BYTES: usize = 4 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -97,98 +94,6 @@ pub(super) enum Sharing {
         max_shared: usize,
     },
     Agreed,
-}
-
-/// Whether the worker can send more.
-#[derive(Debug)]
-pub(super) enum Input {
-    Open,
-    /// It has ended in this way. What has been received before may be unread.
-    Ended(End),
-    /// A write has failed, for this reason. What the worker sent before is searched for its last message.
-    LastMessage {
-        lost: Disconnect,
-        messages: usize,
-        bytes: usize,
-        /// Nothing more has arrived.
-        is_exhausted: bool,
-    },
-}
-
-impl Input {
-    /// Whether more has been searched for the last message than a kernel's buffer holds.
-    fn is_over_limits(&self) -> bool {
-        matches!(self, Self::LastMessage { messages, bytes, .. }
-            if *messages >= MOST_LAST_MESSAGES || *bytes >= MOST_LAST_BYTES)
-    }
-}
-
-/// How receiving has ended.
-#[derive(Debug)]
-pub(crate) enum End {
-    /// The worker's side is closed. It may have left bytes of this side unread, if no error reports that.
-    Closed {
-        has_unread: bool,
-    },
-    Failed(io::Error),
-}
-
-/// What the connection needs before it can go on, if it has nothing to send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Need {
-    /// More bytes, whenever they come.
-    Input,
-    /// The bytes that have arrived by now, or the report that there are none.
-    ArrivedInput,
-    /// That the worker can send no more: what it has sent can still be read.
-    InputStop,
-}
-
-/// What the peer did.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// The worker's hello has come, this long after the connection was made.
-    Established(PeerLimits, Duration),
-    /// The body of a message for the session.
-    Message(Bytes),
-    /// A message that concerns only the connection.
-    Handled,
-    /// The handshake has been aborted. `has_hello` says whether the hello came before that, so that the worker may
-    /// have begun calls.
-    HandshakeAborted {
-        has_hello: bool,
-    },
-    Ended(Disconnect),
-}
-
-/// What to send next.
-#[derive(Debug)]
-pub(crate) enum Transmit<'a> {
-    /// Bytes for the socket: `bytes`, and the rest of the call behind them.
-    Socket {
-        bytes: &'a [u8],
-        /// A call that is not in `bytes`, and how many of its bytes have been sent.
-        call: Option<(&'a GatherFrame, usize)>,
-        /// They accompany the first byte.
-        files: &'a [OutgoingFile],
-    },
-    /// The worker is awake, so [`Connection::put_in_ring`] may send without a system call.
-    Ring,
-}
-
-impl Transmit<'_> {
-    /// Calls `write` with the slices and the files to send.
-    pub(crate) fn with_slices<T>(
-        &self,
-        write: impl FnOnce(&[IoSlice<'_>], &[OutgoingFile]) -> T,
-    ) -> T {
-        let Transmit::Socket { bytes, call, files } = self else { return write(&[], &[]) };
-        let Some((frame, sent)) = call else { return write(&[IoSlice::new(bytes)], files) };
-        let mut slices = [IoSlice::new(bytes); 1 + MAX_SLICES];
-        let (rest, count) = frame.slices(*sent);
-        slices[1..=count].copy_from_slice(&rest[..count]);
-        write(&slices[usize::from(bytes.is_empty())..=count], files)
-    }
 }
 
 impl Connection {

@@ -22,13 +22,15 @@
 //!    until the time of `poll_timeout`. Then call `handle_input` or `handle_timeout`.
 //!
 //! [`Connection`]: connection::Connection
-//! [`Need::Input`]: connection::Need::Input
+//! [`Need::Input`]: io_types::Need::Input
 
 mod attachments;
 mod call_numbers;
 pub(crate) mod connection;
 pub(crate) mod disconnect;
 pub(crate) mod handshake;
+mod input;
+pub(crate) mod io_types;
 mod optimistic;
 mod outbox;
 mod perl;

@@ -4,9 +4,11 @@
 //! A worker sends its hello before it begins a call, and the hello can be read after the worker's death. So on a
 //! connection that ended without a hello, no call has begun.
 
-use super::connection::{Connection, End, Event, Input};
+use super::connection::Connection;
 use super::disconnect::Disconnect;
 use super::handshake::{Handshake, HandshakeError, PeerLimits, Stage, Stop};
+use super::input::Input;
+use super::io_types::{End, Event};
 use crate::client::now::Now;
 use crate::wire::hello::WorkerHello;
 

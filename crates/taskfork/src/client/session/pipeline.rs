@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use super::calls::{Calls, Entry, Operation, Progress};
 use crate::client::now::Now;
-use crate::client::proto::connection::{Connection, Transmit};
+use crate::client::proto::connection::Connection;
 use crate::client::proto::disconnect::Disconnect;
+use crate::client::proto::io_types::Transmit;
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::native::{self, CallMode, NO_LIMIT};

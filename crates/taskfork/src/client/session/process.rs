@@ -6,8 +6,9 @@ use super::calls::{Operation, Outcome, Progress};
 use super::{Assignment, Event, Handle, Session, Usage};
 use crate::client::now::Now;
 use crate::client::observe::log;
-use crate::client::proto::connection::{self, Connection};
+use crate::client::proto::connection::Connection;
 use crate::client::proto::disconnect::Disconnect;
+use crate::client::proto::io_types;
 use crate::wire::call_error::AnswerError;
 use crate::wire::native::{FromWorker, Telemetry};
 use crate::wire::values::ValueFormat;
@@ -94,7 +95,7 @@ impl Session {
         let event = self.connection_mut().and_then(|connection| connection.poll_event(now));
         match event {
             None => Step::Input,
-            Some(connection::Event::Message(body)) => self.handle_message(body),
+            Some(io_types::Event::Message(body)) => self.handle_message(body),
             Some(event) => {
                 self.handle_connection_event(event);
                 Step::Changed
@@ -118,16 +119,16 @@ impl Session {
         }
     }
 
-    fn handle_connection_event(&mut self, event: connection::Event) {
+    fn handle_connection_event(&mut self, event: io_types::Event) {
         match event {
-            connection::Event::Established(limits, took) => {
+            io_types::Event::Established(limits, took) => {
                 self.emit(Event::Established(limits, took));
             }
-            connection::Event::HandshakeAborted { has_hello } => {
+            io_types::Event::HandshakeAborted { has_hello } => {
                 self.handle_handshake_aborted(has_hello)
             }
-            connection::Event::Ended(disconnect) => self.handle_disconnect(disconnect),
-            connection::Event::Handled | connection::Event::Message(_) => {}
+            io_types::Event::Ended(disconnect) => self.handle_disconnect(disconnect),
+            io_types::Event::Handled | io_types::Event::Message(_) => {}
         }
     }
 
