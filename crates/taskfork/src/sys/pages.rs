@@ -7,6 +7,7 @@ use std::ptr::null_mut;
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
+use nix::libc;
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 
@@ -15,23 +16,51 @@ use super::memory_file::memory_file;
 /// Words that stay mapped until the process ends. Another process may write to them at any time, so they are atomics.
 pub(crate) type AtomicWords = &'static [AtomicU64];
 
-/// Pages of which a forked process inherits only its own. Each page is a file of its own: a process that has one page
-/// of a file could map the others (`mremap(2)`, `remap_file_pages(2)`).
-#[derive(Debug, Default)]
+/// How many pages one file has, if a process can seal its mapping of one of them. A fork takes longer with each
+/// separate mapping, also with one that the child does not get.
+const PAGES_OF_FILE: usize = 512;
+
+/// Pages of which a forked process inherits only its own.
+///
+/// A process that has one page of a file could map the others (`mremap(2)`, `remap_file_pages(2)`), unless it has
+/// [sealed](Self::seal) its mapping. Kernels before 6.10 cannot seal, so each page is a file of its own there.
+#[derive(Debug)]
 pub(crate) struct Pages {
     made: Vec<AtomicWords>,
+    /// The pages of the last file that have not been made.
+    unused: AtomicWords,
+    can_seal: bool,
 }
 
 impl Pages {
+    pub(crate) fn new() -> Self {
+        Self { made: Vec::new(), unused: &[], can_seal: seal(&[]).is_ok() }
+    }
+
     /// Makes one more page. Its index is the number of pages made before.
     pub(crate) fn add(&mut self) -> io::Result<()> {
         let bytes = rustix::param::page_size();
-        let file = memory_file("taskfork-slots", bytes)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let words = map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
-        hide_from_children(words)?;
-        self.made.push(words);
+        if self.unused.is_empty() {
+            // The limit of file sizes may allow a page and not more.
+            let many = if self.can_seal { Some(map_file(PAGES_OF_FILE * bytes)) } else { None };
+            self.unused = match many {
+                Some(Ok(pages)) => pages,
+                _ => map_file(bytes)?,
+            };
+        }
+        let (page, unused) = self.unused.split_at(bytes / size_of::<AtomicU64>());
+        self.made.push(page);
+        self.unused = unused;
         Ok(())
+    }
+
+    /// In the process that has inherited this page: makes it impossible to map other pages of the file by way of
+    /// this one. Only code that the process trusts may run before.
+    pub(crate) fn seal(&self, index: usize) -> io::Result<()> {
+        match self.can_seal {
+            true => seal(self.made[index]),
+            false => Ok(()),
+        }
     }
 
     /// Returns the page with this index, as this process has it mapped.
@@ -98,6 +127,28 @@ fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<AtomicWord
     Ok(unsafe { slice::from_raw_parts(start.cast::<AtomicU64>(), bytes / size_of::<AtomicU64>()) })
 }
 
+/// Maps a new file of this many bytes, which processes that are forked from now on do not inherit.
+fn map_file(bytes: usize) -> io::Result<AtomicWords> {
+    let file = memory_file("taskfork-slots", bytes)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let words = map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+    hide_from_children(words)?;
+    Ok(words)
+}
+
+/// Makes the kernel refuse to move, grow, copy, remap or remove a mapping, for as long as this process has it. No
+/// words at all are sealed wherever the kernel has the call.
+#[taskfork_macros::startup_code]
+fn seal(words: AtomicWords) -> io::Result<()> {
+    let bytes = size_of_val(words);
+    let start = if bytes == 0 { 0 } else { words.as_ptr().addr() };
+    // SAFETY: the range is empty, or a mapping that this process never changes.
+    match unsafe { libc::syscall(libc::SYS_mseal, start, bytes, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Keeps this mapping from processes that are forked from now on.
 fn hide_from_children(words: AtomicWords) -> io::Result<()> {
     let start = words.as_ptr().cast_mut().cast();
@@ -110,8 +161,6 @@ fn hide_from_children(words: AtomicWords) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering::SeqCst;
-
-    use nix::libc;
 
     use super::*;
     use crate::sys::test_support::in_child;
@@ -127,20 +176,48 @@ mod tests {
     }
 
     fn two_pages() -> Pages {
-        let mut pages = Pages::default();
+        let mut pages = Pages::new();
         pages.add().unwrap();
         pages.add().unwrap();
         pages
     }
 
     #[test]
-    fn no_page_is_in_the_file_of_another() {
-        let pages = two_pages();
+    fn no_page_is_in_the_file_of_another_where_mappings_cannot_be_sealed() {
+        let mut pages = Pages { can_seal: false, ..Pages::new() };
+        pages.add().unwrap();
+        pages.add().unwrap();
         let [one, other] = [0, 1].map(|index| {
             assert_eq!(size_of_val(pages.page(index)), rustix::param::page_size());
             crate::sys::MappedFile::at(pages.page(index).as_ptr().addr()).unwrap()
         });
         assert_ne!(one, other);
+    }
+
+    #[test]
+    fn a_sealed_page_leads_to_no_other_page() {
+        let pages = two_pages();
+        if !pages.can_seal {
+            return;
+        }
+        pages.share_with_children(1).unwrap();
+        let status = in_child(|| {
+            let bytes = rustix::param::page_size();
+            let start = pages.page(1).as_ptr().cast_mut().cast();
+            let is_sealed = pages.seal(1).is_ok();
+            // SAFETY: the calls fail, or the assertion below does; nothing uses the memory after them.
+            let reached = unsafe {
+                [
+                    libc::mremap(start, 0, bytes, libc::MREMAP_MAYMOVE) != libc::MAP_FAILED,
+                    libc::mremap(start, bytes, 2 * bytes, libc::MREMAP_MAYMOVE) != libc::MAP_FAILED,
+                    libc::mremap(start, bytes, 2 * bytes, 0) != libc::MAP_FAILED,
+                    libc::syscall(libc::SYS_remap_file_pages, start, bytes, 0, 0, 0) == 0,
+                    libc::munmap(start, bytes) == 0,
+                ]
+            };
+            i32::from(!is_sealed || reached.contains(&true))
+        });
+        assert_eq!(status, 0);
     }
 
     #[test]

@@ -103,25 +103,31 @@ fn pages_of_slots() -> usize {
     let memory = std::fs::File::open("/proc/self/mem").unwrap();
     // What cannot be read is an error here, and would be SIGBUS otherwise.
     let can_be_read = |at: usize| FileExt::read_exact_at(&memory, &mut [0; 8], at as u64).is_ok();
-    // SAFETY: with a length of 0, the mapping is made once more, at an address of the kernel's choice.
-    #[allow(unsafe_code)]
-    let copy = |slot: usize| unsafe { libc::mremap(slot as *mut _, 0, page, libc::MREMAP_MAYMOVE) };
+    // A sealed slot cannot be copied, so the attempts are made on the slot itself.
+    let copy = |slot: usize| {
+        // SAFETY: with a length of 0, the mapping is made once more, at an address of the kernel's choice.
+        #[allow(unsafe_code)]
+        match unsafe { libc::mremap(slot as *mut _, 0, page, libc::MREMAP_MAYMOVE) } {
+            libc::MAP_FAILED => slot as *mut _,
+            copy => copy,
+        }
+    };
     let mut reached = 0;
     for slot in own_slot().collect::<Vec<_>>() {
         let remapped = |place: usize| {
             let copy = copy(slot);
-            assert_ne!(copy, libc::MAP_FAILED);
-            // SAFETY: it replaces the copy only, which nothing else knows of.
+            // SAFETY: it replaces the copy only, which nothing else knows of, or a sealed slot, which fails.
             #[allow(unsafe_code)]
             let done =
                 unsafe { libc::syscall(libc::SYS_remap_file_pages, copy, page, 0, place, 0) };
             done == 0 && can_be_read(copy.addr())
         };
         let remapped = (0..MOST).filter(|&place| remapped(place)).count();
-        // SAFETY: it moves the copy only.
+        // SAFETY: it moves the copy only, or a sealed slot, which fails.
         #[allow(unsafe_code)]
         let grown =
             unsafe { libc::mremap(copy(slot), page, MOST * page, libc::MREMAP_MAYMOVE) }.addr();
+        let grown = if grown == libc::MAP_FAILED.addr() { slot } else { grown };
         let grown = (0..MOST).filter(|place| can_be_read(grown + place * page)).count();
         reached += remapped.max(grown);
     }

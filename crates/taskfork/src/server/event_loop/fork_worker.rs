@@ -228,6 +228,7 @@ impl EventLoop {
         };
         let ready = redirected()
             .map_err(io::Error::from)
+            .and_then(|()| self.scoreboard.seal(&slot))
             .and_then(|()| self.process.signals.reset_for_worker())
             .and_then(|()| group.map_or(Ok(()), join_group))
             .and_then(|()| self.options.limits.apply().map_err(io::Error::other))

@@ -33,7 +33,7 @@ impl Scoreboard {
     pub(crate) const CAPACITY: usize = 16_384;
 
     pub(crate) fn new() -> io::Result<Self> {
-        let (pages, published) = (Pages::default(), PublishedPage::new()?);
+        let (pages, published) = (Pages::new(), PublishedPage::new()?);
         Ok(Self { pages, published, free: Vec::new(), quarantined: Vec::new(), used: 0 })
     }
 
@@ -78,6 +78,12 @@ impl Scoreboard {
     /// Frees the quarantined slots, once no process that a dead worker has forked is left.
     pub(crate) fn release_quarantined(&mut self) {
         self.free.append(&mut self.quarantined);
+    }
+
+    /// In the process that has just been forked: keeps the slots of others out of its reach. Code of
+    /// users must not run before.
+    pub(crate) fn seal(&self, slot: &ServerSlot) -> io::Result<()> {
+        self.pages.seal(slot.index())
     }
 
     /// The worker's side of a slot, for the process that has just been forked.
