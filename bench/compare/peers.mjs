@@ -1,9 +1,9 @@
-// The pools of Node: `peers.mjs CONTESTANT WORK SCALE` prints one line of JSON.
+// The pools of Node: `peers.mjs CANDIDATE WORK SCALE` prints one line of JSON.
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
 const file = fileURLToPath(new URL('worker.mjs', import.meta.url))
-const [contestant, work, scaleText] = process.argv.slice(2)
+const [candidate, work, scaleText] = process.argv.slice(2)
 const scale = Number(scaleText)
 const text = 'x'.repeat(64)
 const now = () => performance.now() * 1000
@@ -33,7 +33,7 @@ const median = (values) => values.sort((a, b) => a - b)[values.length >> 1]
 async function measure() {
   const started = now()
   const workers = { throughput: 2, checkouts: 20, pss: 4 }[work] ?? 1
-  const pool = await pools[contestant](workers)
+  const pool = await pools[candidate](workers)
   try {
     await pool.call('echo', text)
     if (work === 'cold') return { value: now() - started }
@@ -59,11 +59,11 @@ async function measure() {
       await Promise.all(Array.from({ length: scale }, () => pool.call('echo', text)))
       return { value: (scale / (now() - start)) * 1e6 }
     }
-    if (work === 'pss' && contestant === 'workerpool') {
+    if (work === 'pss' && candidate === 'workerpool') {
       const calls = Array.from({ length: 200 }, () => pool.call('pid'))
       return { value: median([...new Set(await Promise.all(calls))].map(pss)) }
     }
-    if (work === 'replace' && contestant === 'workerpool') {
+    if (work === 'replace' && candidate === 'workerpool') {
       process.kill(await pool.call('pid'), 'SIGKILL')
       const start = now()
       while (now() - start < 5e6) {

@@ -1,4 +1,4 @@
-"""The pools of processes of Python: `peers.py CONTESTANT WORK SCALE` prints one line of JSON."""
+"""The pools of processes of Python: `peers.py CANDIDATE WORK SCALE` prints one line of JSON."""
 
 import json
 import multiprocessing
@@ -146,5 +146,5 @@ def measure(make, work, scale):
 
 
 if __name__ == "__main__":
-    contestants = {"futures": Futures, "pebble": Pebble, "loky": Loky}
-    print(json.dumps(measure(contestants[sys.argv[1]], sys.argv[2], int(sys.argv[3]))))
+    candidates = {"futures": Futures, "pebble": Pebble, "loky": Loky}
+    print(json.dumps(measure(candidates[sys.argv[1]], sys.argv[2], int(sys.argv[3]))))

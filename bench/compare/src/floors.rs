@@ -1,13 +1,13 @@
-//! What no pool can beat: the same done barely.
+//! The least that a call or a copy can take: the same work in bare system calls.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::roles;
 
 /// A copy of this program that echoes messages of a fixed length.
 pub struct Peer {
@@ -18,7 +18,7 @@ pub struct Peer {
 impl Peer {
     pub fn new(bytes: usize) -> Self {
         let (socket, theirs) = UnixStream::pair().expect("a pair of sockets");
-        let child = start(&["answer", &bytes.to_string()], theirs.into());
+        let child = roles::start(&["answer", &bytes.to_string()], theirs.into());
         Self { child, socket }
     }
 
@@ -43,7 +43,7 @@ pub struct Computing(Child);
 impl Computing {
     pub fn start() -> Self {
         let nothing = std::fs::File::open("/dev/null").expect("/dev/null");
-        Self(start(&["compute"], nothing.into()))
+        Self(roles::start(&["compute"], nothing.into()))
     }
 }
 
@@ -51,49 +51,6 @@ impl Drop for Computing {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-fn start(role: &[&str], stdin: OwnedFd) -> Child {
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(role).stdin(Stdio::from(stdin)).spawn().expect("a copy of this program")
-}
-
-/// The roles of such copies.
-pub fn play(role: &[String]) -> bool {
-    let stdin = || std::io::stdin().as_fd().try_clone_to_owned().expect("standard input");
-    match role {
-        [role, bytes] if role == "answer" => {
-            let mut socket = UnixStream::from(stdin());
-            let mut buffer = vec![0; bytes.parse().expect("a number")];
-            while socket.read_exact(&mut buffer).is_ok() && socket.write_all(&buffer).is_ok() {}
-        }
-        [role] if role == "compute" => loop {
-            std::hint::spin_loop();
-        },
-        [role] if role == "fork" => fork_for_ever(UnixListener::from(stdin())),
-        _ => return false,
-    }
-    true
-}
-
-/// Forks for each connection and answers requests of 64 bytes in the child, with its process id in front.
-fn fork_for_ever(listener: UnixListener) {
-    // SAFETY: children are reaped by the kernel; no handler runs.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
-    while let Ok((mut socket, _)) = listener.accept() {
-        // SAFETY: this process has one thread.
-        if unsafe { libc::fork() } == 0 {
-            let mut buffer = [0; 64];
-            while socket.read_exact(&mut buffer).is_ok() {
-                buffer[..4].copy_from_slice(&std::process::id().to_ne_bytes());
-                if socket.write_all(&buffer).is_err() {
-                    break;
-                }
-            }
-            // SAFETY: it ends this process.
-            unsafe { libc::_exit(0) };
-        }
     }
 }
 
@@ -163,68 +120,4 @@ pub fn copy(bytes: usize) -> Duration {
         std::hint::black_box(&mut target);
     }
     start.elapsed()
-}
-
-/// A process that forks for each connection.
-struct Forker {
-    child: Child,
-    path: PathBuf,
-}
-
-impl Forker {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("taskfork-compare-{}", std::process::id()));
-        let listener = UnixListener::bind(&path).expect("a socket");
-        Self { child: start(&["fork"], listener.into()), path }
-    }
-
-    /// Connects, and exchanges 64 bytes with the new child; gives its process id as well.
-    fn connect(&self) -> (UnixStream, i32) {
-        let mut buffer = [b'x'; 64];
-        let mut socket = UnixStream::connect(&self.path).expect("a server");
-        socket.write_all(&buffer).expect("a child");
-        socket.read_exact(&mut buffer).expect("a child");
-        let [a, b, c, d, ..] = buffer;
-        (socket, i32::from_ne_bytes([a, b, c, d]))
-    }
-}
-
-impl Drop for Forker {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Connects to a process that forks, and exchanges 64 bytes with its child.
-pub fn fork() -> Duration {
-    let forker = Forker::new();
-    median(|| {
-        let start = Instant::now();
-        let (_socket, _) = forker.connect();
-        start.elapsed()
-    })
-}
-
-/// Kills such a child, sees the end of its connection, and does the same again.
-pub fn kill() -> Duration {
-    let forker = Forker::new();
-    median(|| {
-        let (mut socket, child) = forker.connect();
-        std::thread::sleep(Duration::from_millis(5));
-        // SAFETY: a plain system call on a process of this program's own.
-        unsafe { libc::kill(child, libc::SIGKILL) };
-        let start = Instant::now();
-        let ended = socket.read(&mut [0]);
-        assert!(matches!(ended, Ok(0)), "it has ended");
-        let (_socket, _) = forker.connect();
-        start.elapsed()
-    })
-}
-
-fn median(time: impl FnMut() -> Duration) -> Duration {
-    let mut times: Vec<_> = std::iter::repeat_with(time).take(21).collect();
-    times.sort();
-    times[times.len() / 2]
 }

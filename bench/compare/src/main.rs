@@ -1,17 +1,31 @@
-//! taskfork against what a user would pick instead, and against what no pool can beat.
+//! taskfork against what a user would pick instead, and against the least that the same can take.
 
+mod arrivals;
 mod floors;
+mod forker;
+mod goals;
+mod hand_written;
+mod many_workers;
 mod measure;
+mod picture;
 mod pools;
+mod processor_time;
 mod report;
+mod roles;
+mod sample;
+mod tasks;
+mod works;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use measure::Sample;
+use report::Row;
+use sample::Sample;
+use works::{WORKS, Work};
 
 /// Runs the comparison.
 #[derive(Debug, Parser)]
@@ -19,150 +33,115 @@ struct Options {
     /// Less of everything, without writing the results
     #[arg(long)]
     quick: bool,
-    /// Only works whose names contain this
+    /// Only works whose names contain this; nothing is written
     #[arg(long, default_value = "")]
     only: String,
+    /// How often each work is done: 5 times, or up to 3 in a quick run
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Instructions of one call outside the kernel, which another benchmark has counted
+    #[arg(long)]
+    instructions: Option<f64>,
+    /// Writes tables and pictures again from results.json, without a run
+    #[arg(long)]
+    render: bool,
 }
 
-/// One kind of work.
-pub struct Work {
-    pub name: &'static str,
-    pub title: &'static str,
-    pub unit: &'static str,
-    pub more_is_better: bool,
-    /// How much of it, and when in a hurry.
-    scale: [usize; 2],
-    contestants: &'static [&'static str],
-}
-
-const RUST: [&str; 4] = ["taskfork", "taskfork typed", "taskfork blocking", "procspawn"];
-const OTHERS: [&str; 6] = ["spawn_blocking", "futures", "pebble", "loky", "workerpool", "piscina"];
-const ALL: &[&str] = &[
-    RUST[0], RUST[1], RUST[2], RUST[3], OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3], OTHERS[4],
-    OTHERS[5],
-];
-const LATENCY: &[&str] = &[
-    RUST[0],
-    RUST[1],
-    "taskfork asleep",
-    RUST[2],
-    "taskfork blocking asleep",
-    RUST[3],
-    OTHERS[0],
-    OTHERS[1],
-    OTHERS[2],
-    OTHERS[3],
-    OTHERS[4],
-    OTHERS[5],
-    "floor tokio",
-    "floor blocking",
-];
-const PAUSES: &[&str] =
-    &[RUST[0], "taskfork asleep", RUST[2], RUST[3], OTHERS[0], "floor tokio", "floor blocking"];
-const PAYLOAD: &[&str] = &[
-    "taskfork shared",
-    "taskfork lent",
-    RUST[0],
-    RUST[1],
-    RUST[2],
-    RUST[3],
-    OTHERS[0],
-    OTHERS[1],
-    OTHERS[2],
-    OTHERS[3],
-    OTHERS[4],
-    OTHERS[5],
-    "floor socket",
-    "floor memory",
-];
-const FORKS: &[&str] = &[
-    RUST[0],
-    "taskfork spares",
-    RUST[3],
-    OTHERS[1],
-    OTHERS[2],
-    OTHERS[3],
-    OTHERS[4],
-    "floor fork",
-    "floor kill",
-];
-const SIZES: &[&str] = &[RUST[0], RUST[3], OTHERS[1], OTHERS[2], OTHERS[3], OTHERS[4]];
-const HASHES: &[&str] = &[RUST[0], RUST[2], RUST[3], OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]];
-
-macro_rules! works {
-    ($($name:literal, $title:literal, $unit:literal, $more:literal, $scale:expr, $who:expr;)*) => {
-        &[$(Work {
-            name: $name, title: $title, unit: $unit, more_is_better: $more, scale: $scale,
-            contestants: $who,
-        },)*]
-    };
-}
-
-pub const WORKS: &[Work] = works! {
-    "latency", "one call of 64 bytes, median", "µs", false, [3000, 1000], LATENCY;
-    "latency_pinned", "the same with both sides on one core", "µs", false, [3000, 1000],
-        &["taskfork", "floor tokio"];
-    "after_pause", "one call of 64 bytes after a pause of 1 ms, median", "µs", false, [300, 100], PAUSES;
-    "beside", "calls one after the other beside a process that computes", "calls/s", true, [20_000, 5_000],
-        &["taskfork", "taskfork asleep", "taskfork blocking", "procspawn"];
-    "throughput", "calls outstanding on 2 workers", "calls/s", true, [50_000, 10_000], ALL;
-    "queued", "calls queued on one checkout", "calls/s", true, [50_000, 10_000], &["taskfork", "floor batches"];
-    "payload_64k", "64 KiB there and back", "MB/s", true, [64, 64], PAYLOAD;
-    "payload_1m", "1 MiB there and back", "MB/s", true, [1 << 10, 1 << 10], PAYLOAD;
-    "payload_16m", "16 MiB there and back", "MB/s", true, [16 << 10, 16 << 10], PAYLOAD;
-    "payload_256m", "256 MiB there and back", "MB/s", true, [256 << 10, 64 << 10], PAYLOAD;
-    "cold", "from nothing to the first result", "µs", false, [1, 1], ALL;
-    "replace", "from a worker's death to the next result", "µs", false, [1, 1], FORKS;
-    "pss", "memory of an idle worker (PSS)", "KiB", false, [1, 1], SIZES;
-    "pss_preload", "the same with 256 MiB loaded before, a share of which is in it", "KiB", false, [1, 1],
-        &["taskfork", "futures", "pebble"];
-    "bcrypt", "bcrypt hashes of cost 8 on 2 workers", "hashes/s", true, [64, 16], HASHES;
-    "checkouts", "queued checkouts of one call on 20 workers", "calls/s", true, [10_000, 2_000],
-        ALL;
-    "queue_growth", "a checkout with 100,000 waiting by one with 100", "times", false, [1, 1],
-        &["taskfork"];
-};
-
-/// All samples, by work and contestant.
+/// All samples, by the numbers of work and candidate.
 pub type Results = BTreeMap<(usize, usize), Vec<Sample>>;
 
 fn main() -> ExitCode {
     taskfork::init(pools::ENTRIES);
     procspawn::init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if floors::play(&arguments) {
+    if roles::run(&arguments) {
         return ExitCode::SUCCESS;
     }
     if let [role, name, work, scale] = &arguments[..]
         && role == "measure"
     {
+        many_workers::raise_open_files();
         let sample = measure::measure(name, work, scale.parse().expect("a number"));
         println!("{}", serde_json::to_string(&sample).expect("plain values"));
         return ExitCode::SUCCESS;
     }
     let options = Options::parse();
-    let results = compare(&options);
-    match report::write(&results, !options.quick && options.only.is_empty()) {
+    if options.render {
+        return done(read().and_then(|rows| render(&rows)));
+    }
+    let mut rows = report::rows(&compare(&options));
+    rows.extend(options.instructions.map(instructions));
+    println!("{}\n{}", report::tables(&rows), goals::table(&goals::goals(&rows)));
+    if options.quick || !options.only.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    done(write(&rows))
+}
+
+/// What another benchmark has counted.
+fn instructions(count: f64) -> Row {
+    Row {
+        work: "instructions".to_owned(),
+        candidate: "taskfork".to_owned(),
+        unit: "instructions".to_owned(),
+        median: Some(count),
+        ..Row::default()
+    }
+}
+
+fn done(result: io::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("compare: the results cannot be written: {error}");
+            eprintln!("compare: the results cannot be read or written: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// How long a quick run takes at most, but for its first round.
+/// The beginning of the results: where they are from, and the picture.
+const HEAD: &str = "\
+# Results
+
+Written by `bench/compare/run`: medians of all rounds of one run on one machine, each candidate in turn.
+Candidates whose names begin with `floor` are the same work in bare system calls. [CONTRIBUTING](../../CONTRIBUTING.md#benchmarks)
+says how to run it.
+
+<picture>
+  <source media=\"(prefers-color-scheme: dark)\" srcset=\"results-dark.svg\">
+  <img alt=\"Latency, rates, start, deaths and memory of taskfork and other pools\" src=\"results.svg\" width=\"800\">
+</picture>
+
+";
+
+fn write(rows: &[Row]) -> io::Result<()> {
+    std::fs::write("results.json", serde_json::to_string_pretty(rows)?)?;
+    render(rows)
+}
+
+fn read() -> io::Result<Vec<Row>> {
+    Ok(serde_json::from_str(&std::fs::read_to_string("results.json")?)?)
+}
+
+fn render(rows: &[Row]) -> io::Result<()> {
+    let (tables, goals) = (report::tables(rows), goals::table(&goals::goals(rows)));
+    std::fs::write("results.md", format!("{HEAD}{tables}\n### Goals\n\n{goals}"))?;
+    std::fs::write("results.svg", picture::draw(rows, &picture::LIGHT))?;
+    std::fs::write("results-dark.svg", picture::draw(rows, &picture::DARK))
+}
+
+/// A quick run starts no other round that would make it longer than this.
 const QUICK: Duration = Duration::from_secs(165);
 
 fn compare(options: &Options) -> Results {
-    let (rounds, hurry) = if options.quick { (3, 1) } else { (5, 0) };
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });
     let (mut results, start) = (Results::new(), Instant::now());
-    let chosen = || WORKS.iter().enumerate().filter(|(_, work)| work.name.contains(&options.only));
-    // Each contestant once, then all again: what disturbs the machine disturbs all.
+    // Each candidate once, then all again: what disturbs the machine disturbs all.
     for round in 0..rounds {
-        for (number, work) in chosen() {
-            for (place, name) in work.contestants.iter().enumerate() {
-                let Some(sample) = run(name, work.name, work.scale[hurry]) else { continue };
+        for (number, work) in WORKS.iter().enumerate() {
+            let Some(scale) = scale(work, options) else { continue };
+            for (place, name) in work.candidates.iter().enumerate() {
+                let Some(sample) = run(name, work.name, scale) else { continue };
                 results.entry((number, place)).or_default().push(sample);
             }
         }
@@ -176,7 +155,19 @@ fn compare(options: &Options) -> Results {
     results
 }
 
-/// Nothing if that contestant is not there.
+/// How much of a work is to be done. A quick run does a large work only if it is asked for by its name.
+fn scale(work: &Work, options: &Options) -> Option<usize> {
+    if !work.name.contains(&options.only) {
+        return None;
+    }
+    match work.scale.quick {
+        Some(quick) if options.quick => Some(quick),
+        None if options.quick && work.name != options.only => None,
+        _ => Some(work.scale.full),
+    }
+}
+
+/// Runs one candidate in a process of its own. Nothing if it is not installed.
 fn run(name: &str, work: &str, scale: usize) -> Option<Sample> {
     let scale = scale.to_string();
     let mut command = match name {

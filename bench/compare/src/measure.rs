@@ -1,44 +1,17 @@
-//! One contestant at one kind of work, in a process of its own.
+//! One candidate at one kind of work, in a process of its own.
 
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use taskfork::client::BusyPoll;
 
-use crate::floors;
+use crate::arrivals::{self, Load};
+use crate::forker::Forker;
+use crate::many_workers::{ManyWorkers, check_limits};
 use crate::pools::{Blocking, Ours, Pool, Procspawn, Threads};
+use crate::sample::{Sample, micros};
+use crate::{floors, tasks};
 
-/// What came of it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Sample {
-    #[serde(default)]
-    pub value: Option<f64>,
-    /// Of times: what one in a hundred is above.
-    #[serde(default)]
-    pub p99: Option<f64>,
-    /// Why there is no value.
-    #[serde(default)]
-    pub failed: Option<String>,
-}
-
-impl Sample {
-    fn of(value: f64) -> Self {
-        Self { value: Some(value), ..Self::default() }
-    }
-
-    fn failed(why: &str) -> Self {
-        Self { failed: Some(why.to_owned()), ..Self::default() }
-    }
-
-    fn times(mut times: Vec<Duration>) -> Self {
-        times.sort();
-        let micros = |place: usize| Some(times[place].as_secs_f64() * 1e6);
-        let (middle, last) = (times.len() / 2, times.len() * 99 / 100);
-        Self { value: micros(middle), p99: micros(last), failed: None }
-    }
-}
-
-/// A contestant with `workers` workers. `None` if no contestant has that name.
+/// A pool with `workers` workers. `None` if no pool has that name.
 fn make(name: &str, work: &str, workers: usize) -> Option<Box<dyn Pool>> {
     let (adaptive, off) = (BusyPoll::Adaptive, BusyPoll::Off);
     let plain = if work == "pss_preload" { "preloaded" } else { "plain" };
@@ -56,6 +29,12 @@ fn make(name: &str, work: &str, workers: usize) -> Option<Box<dyn Pool>> {
 }
 
 pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
+    if let Some(load) = Load::from_name(work) {
+        return arrivals::measure(name, load, scale);
+    }
+    if let Some(sample) = measure_many(name, work, scale) {
+        return sample.unwrap_or_else(Sample::failed);
+    }
     if let Some(floor) = name.strip_prefix("floor ") {
         return measure_floor(floor, work, scale);
     }
@@ -67,6 +46,12 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
         }
         "cold" => return cold(name),
         "queue_growth" => return queue_growth(),
+        "new_worker" => return Ours::new("plain", 32, BusyPoll::Adaptive).new_workers(),
+        "tasks_10" | "tasks_100" | "tasks_1000" => {
+            let tasks = work.trim_start_matches("tasks_").parse().expect("a number");
+            let threads = if name == "taskfork on 1 thread" { 1 } else { 2 };
+            return tasks::measure(tasks, threads, scale);
+        }
         _ if name == "taskfork lent" => {
             let (bytes, mut ours) = (scale << 10, Ours::new("plain", 1, BusyPoll::Adaptive));
             return both_ways(bytes, ours.lend(bytes));
@@ -128,6 +113,27 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
     }
 }
 
+/// Works with many workers. `None` if the work is none of them.
+fn measure_many(name: &str, work: &str, scale: usize) -> Option<Result<Sample, String>> {
+    let known = ["one_more_", "death_among_", "thousand_deaths", "memory_"];
+    if !known.iter().any(|prefix| work.starts_with(prefix)) {
+        return None;
+    }
+    if let Err(why) = check_limits(scale) {
+        return Some(Err(why));
+    }
+    let millis = |took: Duration| Sample::of(took.as_secs_f64() * 1e3);
+    Some(Ok(match (name, work) {
+        ("floor fork", "thousand_deaths") => millis(Forker::new(scale).replace_all()),
+        ("floor fork", _) => Forker::new(scale).new_children(),
+        (_, "thousand_deaths") => millis(ManyWorkers::new(scale).replace_all()),
+        (_, "memory_server") => Sample::of(ManyWorkers::memory(scale)[0]),
+        (_, "memory_client") => Sample::of(ManyWorkers::memory(scale)[1]),
+        _ if work.starts_with("one_more_") => ManyWorkers::new(scale).one_more(),
+        _ => ManyWorkers::new(scale).death(),
+    }))
+}
+
 /// The rate, in MB/s, of `bytes` bytes sent in both directions.
 fn both_ways(bytes: usize, took: Duration) -> Sample {
     Sample::of(2.0 * bytes as f64 / took.as_secs_f64() / 1e6)
@@ -148,7 +154,7 @@ fn cold(name: &str) -> Sample {
     let start = Instant::now();
     let Some(mut pool) = make(name, "cold", 1) else { return Sample::failed("not known") };
     pool.latencies(1);
-    Sample::of(start.elapsed().as_secs_f64() * 1e6)
+    Sample::of(micros(start.elapsed()))
 }
 
 /// Long enough for all to have gone to sleep.
@@ -188,8 +194,13 @@ fn queue_growth() -> Sample {
 
 /// The memory of a process in KiB, with its share of what it shares.
 fn proportional(pid: u32) -> Option<f64> {
+    memory_kib(pid, "Pss:")
+}
+
+/// A size of a process in KiB, by its name in the kernel's list.
+pub fn memory_kib(pid: u32, name: &str) -> Option<f64> {
     let sizes = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = sizes.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let line = sizes.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
@@ -213,8 +224,9 @@ fn measure_floor(floor: &str, work: &str, scale: usize) -> Sample {
         ("batches", _) => Sample::of(scale as f64 / floors::batches(scale).as_secs_f64()),
         ("socket", _) => Sample::of(rate(floors::exchange(scale << 10))),
         ("memory", _) => Sample::of(rate(floors::copy(scale << 10))),
-        ("kill", _) => Sample::of(floors::kill().as_secs_f64() * 1e6),
-        ("fork", _) => Sample::of(floors::fork().as_secs_f64() * 1e6),
+        ("fork", _) => Forker::new(0).new_children(),
+        ("kill and fork", _) => Forker::new(0).replace(),
+        ("kill with a spare", _) => Forker::new(0).replace_by_spare(),
         _ => Sample::failed("not known"),
     }
 }

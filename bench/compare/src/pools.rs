@@ -1,13 +1,15 @@
-//! The contestants in Rust, each with the same few abilities.
+//! The pools in Rust, and threads, behind one interface.
 
 use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
 use taskfork::blob::BlobMut;
 use taskfork::client::BusyPoll;
-use taskfork::server::ServerHandle;
+use taskfork::server::{ServerHandle, Stderr};
 use taskfork::{Blob, BoxError, Client, Methods, Server, ServerBuilder, ServerError};
 use tokio::runtime::{Builder, Runtime};
+
+use crate::sample::Sample;
 
 pub const COST: u32 = 8;
 
@@ -67,6 +69,11 @@ fn describe(server: ServerBuilder) -> ServerBuilder {
 pub const ENTRIES: &[(&str, taskfork::server::Entry)] = &[
     ("plain", |server| describe(server).interface(methods::<()>()).run()),
     ("asleep", |server| describe(server).busy_poll(BusyPoll::Off).interface(methods::<()>()).run()),
+    ("many", |server| {
+        // With the default there would be a pipe for each worker, and twice as many open files.
+        let server = server.max_workers(20_000).stderr(Stderr::Inherit);
+        server.interface(methods::<()>()).run()
+    }),
     ("spares", |server| describe(server).spare_workers(2).interface(methods::<()>()).run()),
     ("preloaded", preloaded),
     ("typed", |server| {
@@ -165,6 +172,23 @@ impl Ours {
         }
         times.sort();
         times[times.len() / 2]
+    }
+
+    /// Connect, fork and first answer. The workers live until all have been measured, as no other
+    /// process is to exit meanwhile.
+    pub fn new_workers(&mut self) -> Sample {
+        let (text, mut held) = (text(), Vec::new());
+        self.runtime.block_on(async {
+            let mut times = Vec::new();
+            for _ in 0..21 {
+                let start = Instant::now();
+                let checkout = self.client.checkout();
+                checkout.call::<String>("echo", (&text,)).await.expect("an answer");
+                times.push(start.elapsed());
+                held.push(checkout);
+            }
+            Sample::times(times)
+        })
     }
 
     /// Calls made at once on one checkout.
