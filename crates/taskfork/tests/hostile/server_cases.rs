@@ -80,6 +80,17 @@ fn greetings() -> Vec<Case> {
             vec![ReceivePreamble, Receive, Send(said.concat()), Receive, Send(result(5.into()))];
         add(&name, steps, Served);
     }
+    let queued = frame(&[9.into(), map(&[("reason", text("all busy"))])]);
+    add(
+        "two notices that no worker is free",
+        vec![Send([PREAMBLE, &queued.repeat(2)].concat()), Receive],
+        Served,
+    );
+    add(
+        "notices without end that no worker is free",
+        vec![Send(PREAMBLE.to_vec()), Flood(queued.repeat(1000), 1 << 30)],
+        Served,
+    );
     add("hello twice", called(vec![Send(worker_hello(&[]))]), Refused);
     add(
         "hello of 2^32 minus 1 bytes",

@@ -176,7 +176,6 @@ impl Connection {
         if let Input::LastMessage { bytes, .. } = &mut self.input {
             *bytes += received;
         }
-        self.handshake.handle_input();
     }
 
     /// No bytes have arrived, though the connection asked for them.
@@ -251,10 +250,10 @@ impl Connection {
         self.input = Input::LastMessage { lost, messages: 0, bytes: 0, is_exhausted: false };
     }
 
-    /// Aborts a handshake whose time is over. An event follows.
+    /// Aborts a handshake whose time is over, unless the hello has arrived. An event follows.
     pub(crate) fn handle_timeout(&mut self, now: &Now) {
         if self.poll_timeout().is_some_and(|due| due <= now.get()) {
-            self.abort_handshake();
+            self.handshake.handle_timeout();
         }
     }
 

@@ -111,6 +111,8 @@ pub(crate) fn client_hello(
 #[derive(Debug, Default)]
 pub(crate) struct HandshakeReader {
     has_preamble: bool,
+    /// The server has said that the connection waits for a worker.
+    is_queued: bool,
 }
 
 impl HandshakeReader {
@@ -130,7 +132,13 @@ impl HandshakeReader {
                 Some(why) => Err(HandshakeError::Incompatible(why)),
             },
             FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
-            FromWorker::Queued(reason) => Err(HandshakeError::ServerBusy(reason.to_owned())),
+            FromWorker::Queued(_) if self.is_queued => {
+                Err(WireError::malformed("the server said twice that no worker is free").into())
+            }
+            FromWorker::Queued(reason) => {
+                self.is_queued = true;
+                Err(HandshakeError::ServerBusy(reason.to_owned()))
+            }
             _ => Err(WireError::Malformed("the first message is no hello".into()).into()),
         }
     }
@@ -163,13 +171,12 @@ pub(crate) struct PendingHandshake {
 pub(super) enum Stage {
     /// The worker's hello.
     Hello,
-    /// The server has no worker yet, for this reason, so the connection leaves its queue. But by now the hello may
-    /// have arrived.
-    Leaving { reason: String, has_looked: bool },
+    /// The worker is about to be stopped, for this reason. But by now its hello may have arrived.
+    Leaving { why: Stop, is_exhausted: bool },
     /// That the worker can send no more.
     Stopping(Stop),
     /// What had arrived before that.
-    Stopped { why: Stop, has_looked: bool, has_input: bool, is_exhausted: bool },
+    Stopped { why: Stop, is_exhausted: bool },
 }
 
 /// Why the worker must not send its hello any more.
@@ -226,24 +233,11 @@ impl Handshake {
         matches!(self.stage(), Some(Stage::Leaving { .. } | Stage::Stopped { .. }))
     }
 
-    #[inline]
-    pub(super) fn handle_input(&mut self) {
-        let Self::Pending(pending) = self else { return };
-        match &mut pending.stage {
-            Stage::Leaving { has_looked, .. } => *has_looked = true,
-            Stage::Stopped { has_looked, has_input, .. } => {
-                (*has_looked, *has_input) = (true, true);
-            }
-            Stage::Hello | Stage::Stopping(_) => {}
-        }
-    }
-
     pub(super) fn handle_no_input(&mut self) {
         let Self::Pending(pending) = self else { return };
         match &mut pending.stage {
-            Stage::Leaving { has_looked, .. } => *has_looked = true,
-            Stage::Stopped { has_looked, is_exhausted, .. } => {
-                (*has_looked, *is_exhausted) = (true, true);
+            Stage::Leaving { is_exhausted, .. } | Stage::Stopped { is_exhausted, .. } => {
+                *is_exhausted = true;
             }
             Stage::Hello | Stage::Stopping(_) => {}
         }
@@ -253,8 +247,16 @@ impl Handshake {
         let Self::Pending(pending) = self else { return };
         if let Stage::Stopping(why) = &mut pending.stage {
             let why = std::mem::replace(why, Stop::Aborted);
-            pending.stage =
-                Stage::Stopped { why, has_looked: false, has_input: false, is_exhausted: false };
+            pending.stage = Stage::Stopped { why, is_exhausted: false };
+        }
+    }
+
+    /// Aborts a handshake whose time is over, unless the hello has arrived by now.
+    pub(super) fn handle_timeout(&mut self) {
+        if let Self::Pending(pending) = self
+            && let Stage::Hello = pending.stage
+        {
+            pending.stage = Stage::Leaving { why: Stop::Aborted, is_exhausted: false };
         }
     }
 

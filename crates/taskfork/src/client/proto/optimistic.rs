@@ -16,12 +16,7 @@ impl Connection {
     /// What a pending handshake has come to.
     pub(super) fn poll_handshake(&mut self, now: &Now) -> Option<Event> {
         let Handshake::Pending(pending) = &mut self.handshake else { return None };
-        let is_reading = match &pending.stage {
-            Stage::Hello => true,
-            Stage::Leaving { has_looked, .. } | Stage::Stopped { has_looked, .. } => *has_looked,
-            Stage::Stopping(_) => false,
-        };
-        if !is_reading {
+        if let Stage::Stopping(_) = pending.stage {
             return None;
         }
         let read = loop {
@@ -37,24 +32,21 @@ impl Connection {
             (Stage::Hello | Stage::Leaving { .. }, Ok(Some(hello))) => {
                 return Some(self.establish(&hello, now));
             }
+            (Stage::Stopped { why, .. }, Ok(Some(hello))) => {
+                self.pid = hello.pid;
+                return Some(match why {
+                    Stop::Aborted => Event::HandshakeAborted { has_hello: true },
+                    // It came too late for this connection.
+                    Stop::Left(_) => Event::Ended(Disconnect::Closed),
+                });
+            }
             (Stage::Hello, Err(HandshakeError::ServerBusy(reason))) => {
                 // Another worker may serve the calls sooner.
-                pending.stage = Stage::Leaving { reason, has_looked: false };
+                pending.stage = Stage::Leaving { why: Stop::Left(reason), is_exhausted: false };
                 return None;
             }
-            (Stage::Hello, Err(error)) => return Some(no_handshake(error)),
-            (Stage::Stopped { why: Stop::Aborted, .. }, Ok(Some(hello))) => {
-                self.pid = hello.pid;
-                return Some(Event::HandshakeAborted { has_hello: true });
-            }
-            (Stage::Stopped { why: Stop::Aborted, .. }, Err(_)) => {
-                return Some(Event::HandshakeAborted { has_hello: false });
-            }
-            // It came too late for this connection.
-            (Stage::Stopped { why: Stop::Left(_), .. }, Ok(Some(_)) | Err(_)) => {
-                return Some(Event::Ended(Disconnect::Closed));
-            }
-            _ => {}
+            (_, Err(error)) => return Some(no_handshake(error)),
+            (Stage::Stopping(_), Ok(Some(_))) | (_, Ok(None)) => {}
         }
         match &mut pending.stage {
             Stage::Hello => match &mut self.input {
@@ -67,21 +59,19 @@ impl Connection {
                     Some(no_handshake(HandshakeError::Closed))
                 }
             },
-            Stage::Leaving { reason, .. } => {
+            Stage::Leaving { why, is_exhausted: true } => {
                 // A worker that cannot send its hello begins no call.
-                pending.stage = Stage::Stopping(Stop::Left(std::mem::take(reason)));
+                pending.stage = Stage::Stopping(std::mem::replace(why, Stop::Aborted));
                 None
             }
-            Stage::Stopped { why: Stop::Left(reason), has_input, .. } => {
-                Some(match *has_input || !self.inbox.is_empty() {
-                    true => Event::Ended(Disconnect::Closed),
-                    false => no_handshake(HandshakeError::ServerBusy(std::mem::take(reason))),
-                })
-            }
-            Stage::Stopped { why: Stop::Aborted, is_exhausted: true, .. } => {
-                Some(Event::HandshakeAborted { has_hello: false })
-            }
-            Stage::Stopped { why: Stop::Aborted, .. } | Stage::Stopping(_) => None,
+            // A worker that has sent only a part of its hello has begun no call either.
+            Stage::Stopped { why, is_exhausted: true } => Some(match why {
+                Stop::Left(reason) => {
+                    no_handshake(HandshakeError::ServerBusy(std::mem::take(reason)))
+                }
+                Stop::Aborted => Event::HandshakeAborted { has_hello: false },
+            }),
+            Stage::Leaving { .. } | Stage::Stopped { .. } | Stage::Stopping(_) => None,
         }
     }
 

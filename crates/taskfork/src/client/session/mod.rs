@@ -274,6 +274,10 @@ impl Session {
     pub(crate) fn handle_timeout(&mut self, now: &Now) {
         if let Some(connection) = self.assignment.connection_mut() {
             connection.handle_timeout(now);
+            if connection.waits_for_arrived() {
+                // What has arrived by now counts, also as the end of a call whose time is over too.
+                return;
+            }
         }
         if self.check_at.is_none_or(|at| at > now.get()) {
             return;

@@ -362,6 +362,8 @@ fn a_worker_whose_hello_is_late_is_replaced_and_the_call_moves() {
     assert_eq!(checkout.process(Duration::ZERO), Some(Need::Input));
     assert_eq!(checkout.session.poll_timeout(), Some(checkout.start + CONNECT_TIMEOUT));
     checkout.session.handle_timeout(&checkout.after(CONNECT_TIMEOUT));
+    assert_eq!(checkout.process(CONNECT_TIMEOUT), Some(Need::ArrivedInput));
+    checkout.connection().handle_no_input();
     // The worker is kept from greeting, and what it has sent by then is read.
     assert_eq!(checkout.process(CONNECT_TIMEOUT), Some(Need::InputStop));
     checkout.connection().handle_input_stopped();
@@ -374,6 +376,41 @@ fn a_worker_whose_hello_is_late_is_replaced_and_the_call_moves() {
     checkout.receive(&answer(1));
     checkout.process(CONNECT_TIMEOUT);
     assert!(is_result_of(checkout.outcome(call).as_ref(), 1));
+}
+
+#[test]
+fn a_hello_and_an_answer_that_arrived_in_time_count_though_both_are_read_late() {
+    // The time of the call may be over too.
+    for now in [CONNECT_TIMEOUT, TIMEOUT] {
+        let mut checkout = Checkout::assigned_early();
+        let call = checkout.call(1);
+        checkout.send_all();
+        checkout.session.handle_timeout(&checkout.after(now));
+        assert_eq!(checkout.process(now), Some(Need::ArrivedInput));
+        checkout.receive(&[hello(), answer(1)].concat());
+        checkout.process(now);
+        assert!(is_result_of(checkout.outcome(call).as_ref(), 1));
+    }
+}
+
+#[test]
+fn the_time_of_a_call_ends_it_also_if_the_hello_is_late() {
+    let mut checkout = Checkout::assigned_early();
+    checkout.call(1);
+    checkout.send_all();
+    checkout.session.handle_timeout(&checkout.after(TIMEOUT));
+    assert_eq!(checkout.process(TIMEOUT), Some(Need::ArrivedInput));
+    checkout.connection().handle_no_input();
+    assert_eq!(checkout.process(TIMEOUT), Some(Need::InputStop));
+    checkout.connection().handle_input_stopped();
+    assert_eq!(checkout.process(TIMEOUT), Some(Need::ArrivedInput));
+    checkout.connection().handle_no_input();
+    checkout.process(TIMEOUT);
+    checkout.session.enter_queue();
+    assert!(checkout.session.poll_timeout().is_some_and(|at| at <= checkout.start + TIMEOUT));
+    checkout.session.handle_timeout(&checkout.after(TIMEOUT));
+    let event = checkout.session.poll_event();
+    assert!(matches!(event, Some(Event::WaitTimedOut { .. })), "{event:?}");
 }
 
 #[test]
@@ -406,7 +443,9 @@ fn a_hello_that_came_before_the_end_means_that_the_call_may_have_run() {
 fn a_connection_leaves_the_servers_queue_unless_the_hello_has_come() {
     let queued = [PREAMBLE.to_vec(), framed(|out| native::put_queued(out, "all busy"))].concat();
     let hello = &hello()[PREAMBLE.len()..];
-    for (arrives_before, arrives_after) in [(true, false), (false, true), (false, false)] {
+    for (arrives_before, arrives_after) in
+        [(true, 0), (false, hello.len()), (false, hello.len() - 1), (false, 0)]
+    {
         let mut checkout = Checkout::assigned_early();
         let call = checkout.call(1);
         checkout.send_all();
@@ -422,18 +461,56 @@ fn a_connection_leaves_the_servers_queue_unless_the_hello_has_come() {
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
         checkout.connection().handle_input_stopped();
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
-        match arrives_after {
-            // The hello is too late for this connection, and the worker may have begun the call.
-            true => checkout.receive(hello),
-            false => checkout.connection().handle_no_input(),
-        }
+        checkout.receive(&hello[..arrives_after]);
         checkout.process(Duration::ZERO);
-        let outcome = checkout.outcome(call);
-        assert_eq!(may_have_run(outcome.as_ref()), arrives_after.then_some(true));
-        if !arrives_after {
+        // A hello is too late for this connection, and the worker may have begun the call.
+        let is_whole = arrives_after == hello.len();
+        if !is_whole {
+            checkout.connection().handle_no_input();
+            checkout.process(Duration::ZERO);
             assert!(matches!(checkout.returned(), (Some(Return::FailHandshake(_)), true)));
         }
+        let outcome = checkout.outcome(call);
+        assert_eq!(may_have_run(outcome.as_ref()), is_whole.then_some(true));
     }
+}
+
+#[test]
+fn a_worker_that_ends_within_its_hello_has_begun_no_call() {
+    let queued = [PREAMBLE.to_vec(), framed(|out| native::put_queued(out, "all busy"))].concat();
+    let hello = &hello()[PREAMBLE.len()..];
+    for length in [0, 3, hello.len() - 1] {
+        let mut checkout = Checkout::assigned_early();
+        let call = checkout.call(1);
+        checkout.send_all();
+        checkout.receive(&[&queued, &hello[..length]].concat());
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
+        // The connection has ended.
+        checkout.connection().handle_no_input();
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
+        checkout.connection().handle_input_stopped();
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
+        checkout.connection().handle_no_input();
+        checkout.process(Duration::ZERO);
+        assert!(matches!(checkout.returned(), (Some(Return::FailHandshake(_)), true)));
+        assert!(checkout.outcome(call).is_none());
+    }
+}
+
+#[test]
+fn a_server_says_only_once_that_no_worker_is_free() {
+    let queued = framed(|out| native::put_queued(out, "all busy"));
+    let mut checkout = Checkout::assigned_early();
+    checkout.call(1);
+    checkout.send_all();
+    checkout.receive(&[PREAMBLE, &queued[..], &queued].concat());
+    assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
+    checkout.connection().handle_no_input();
+    checkout.process(Duration::ZERO);
+    let (returned, is_replaced) = checkout.returned();
+    let Some(Return::FailHandshake(reason)) = returned else { panic!("{returned:?}") };
+    assert!(reason.to_string().contains("said twice that no worker is free"), "{reason}");
+    assert!(is_replaced);
 }
 
 #[test]
