@@ -208,8 +208,9 @@ impl Monitor {
         let mut state = self.lock();
         state.counts.steps += 1;
         let now = Instant::now();
-        let at = now.duration_since(state.start).as_secs_f64() * 1000.0;
+        let start = state.start;
         if let Some(trace) = &mut state.trace {
+            let at = now.duration_since(start).as_secs_f64() * 1000.0;
             trace.push(format!("{at:>9.1} ms  {}", what()));
         }
         let checked = check(&mut state).and_then(|()| state.check_time(now));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use taskfork::server::ServerStatus;
 use taskfork::{Blob, BoxError, Methods, Server, ServerError};
 
-use super::caller::fill;
+use super::caller::{fill, has_only};
 use super::cgroup::Cgroup;
 use super::plan::ServerPlan;
 
@@ -93,8 +93,7 @@ fn methods(
         })
         .function("send", move |call: u64, bytes: Blob| -> Result<u64, BoxError> {
             send(call)?;
-            let is_right = bytes.iter().all(|byte| *byte == fill(call));
-            Ok(if is_right { call } else { u64::MAX })
+            Ok(if has_only(&bytes, fill(call)) { call } else { u64::MAX })
         })
         .function("get", move |call: u64, length: u64| {
             get(call)?;

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use taskfork::Blob;
 use tokio::sync::oneshot;
 
+use super::caller::{fill, has_only};
 use super::check::Monitor;
 use super::plan::Fault;
 use super::slot::Slot;
@@ -283,14 +284,14 @@ impl Worker {
             }
             "get" => {
                 let length: u64 = number()?;
-                let bytes = vec![super::caller::fill(id); length as usize];
+                let bytes = vec![fill(id); length as usize];
                 let blob = Blob::from(bytes);
                 result = rmp_serde::to_vec(&blob).map_err(|_| Exit::CRASH)?;
             }
             "send" => {
                 let blob: Blob =
                     serde::Deserialize::deserialize(&mut *rest).map_err(|_| Exit::CRASH)?;
-                if blob.iter().any(|byte| *byte != super::caller::fill(id)) {
+                if !has_only(&blob, fill(id)) {
                     self.process.monitor.complain(format!("call {id} has wrong bytes"));
                 }
             }

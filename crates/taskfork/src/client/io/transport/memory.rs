@@ -22,15 +22,18 @@ use crate::wire::gather_frame::OutgoingFile;
 pub(crate) struct Faults {
     /// Decides what is random.
     pub(crate) seed: u64,
-    /// The most bytes that one read or write moves.
+    /// The most bytes that one read or write moves of a short message.
     pub(crate) max_piece: usize,
-    /// The most bytes that wait in each direction.
+    /// The most bytes of short messages that wait in each direction.
     pub(crate) capacity: usize,
     /// Whether a side learns late that it can go on, or is woken for nothing.
     pub(crate) bad_timing: bool,
     /// After how many bytes from the worker the connection ends.
     pub(crate) cut_after: Option<usize>,
 }
+
+/// A read or write can move at least this part of what is there, so that no message comes in too many pieces.
+const PIECES: usize = 16;
 
 /// How a side has ended the connection.
 #[derive(Debug, Clone, Copy)]
@@ -84,9 +87,10 @@ impl Duplex {
         (self.random % limit as u64) as usize
     }
 
-    /// How many bytes the next read or write moves.
-    fn piece(&mut self) -> usize {
-        1 + self.random(self.faults.max_piece)
+    /// How many bytes the next read or write moves, of so many. A long message comes in some hundred pieces, because
+    /// thousands of them would take most of a test's time and show nothing more.
+    fn piece(&mut self, length: usize) -> usize {
+        1 + self.random(self.faults.max_piece.max(length / PIECES))
     }
 
     /// Whether this poll comes too early. Then the task is woken once more.
@@ -162,8 +166,10 @@ impl Duplex {
         if is_shut_down || self.is_ended() {
             return Some(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let piece = self.piece();
+        let length = slices.iter().map(|slice| slice.len()).sum::<usize>();
+        let piece = self.piece(length);
         let Faults { capacity, cut_after, .. } = self.faults;
+        let capacity = capacity.max(length / PIECES);
         let direction = &mut self.directions[side];
         let left = match (side, cut_after) {
             (WORKER, Some(limit)) => limit.saturating_sub(direction.sent),
@@ -361,7 +367,8 @@ impl Transport for Memory {
         if duplex.is_early(context) {
             return Poll::Pending;
         }
-        let limit = duplex.piece();
+        let length = duplex.directions[1 - self.side].bytes.len();
+        let limit = duplex.piece(length);
         match duplex.receive(self.side, limit, inbox) {
             Some(received) => Poll::Ready(received),
             None => {
