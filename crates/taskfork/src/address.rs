@@ -66,7 +66,12 @@ pub(crate) enum AddressKind {
 impl AddressKind {
     /// Whether connections can carry open files.
     pub(crate) fn carries_files(&self) -> bool {
-        matches!(self, Self::Unix(_) | Self::Inherited(_) | Self::Spawned(_))
+        match self {
+            Self::Unix(_) | Self::Inherited(_) | Self::Spawned(_) => true,
+            Self::Tcp { .. } => false,
+            #[cfg(test)]
+            Self::Memory(_) => true,
+        }
     }
 }
 

@@ -43,6 +43,9 @@ pub enum BusyPoll {
     Off,
     /// Polls before each sleep, for this long.
     Fixed(Duration),
+    /// Polls this many times before each sleep, by no clock. For tests in virtual time.
+    #[cfg(test)]
+    Times(u32),
 }
 
 /// Waits that take longer than this tell nothing about polling.
@@ -90,6 +93,8 @@ impl SpinPolicy {
             BusyPoll::Adaptive => (self.skip == 0).then_some(self.longest),
             BusyPoll::Off => None,
             BusyPoll::Fixed(budget) => Some(budget),
+            #[cfg(test)]
+            BusyPoll::Times(times) => (times > 0).then_some(Duration::MAX),
         }
     }
 
@@ -164,6 +169,9 @@ pub(crate) struct SpinLoop {
     shares_core: bool,
     starved: bool,
     count: u32,
+    /// How many polls are left, if a test has set their number.
+    #[cfg(test)]
+    left: Option<u32>,
 }
 
 #[taskfork_macros::startup_code]
@@ -180,6 +188,11 @@ impl SpinLoop {
             shares_core: false,
             starved: false,
             count: 1,
+            #[cfg(test)]
+            left: match policy.mode {
+                BusyPoll::Times(times) => Some(times),
+                _ => None,
+            },
         }
     }
 
@@ -198,6 +211,11 @@ impl SpinLoop {
 
     /// Pauses after a poll that found nothing. Returns whether to poll again.
     pub(crate) fn pause(&mut self) -> bool {
+        #[cfg(test)]
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(1);
+            return *left > 0;
+        }
         self.count = self.count.wrapping_add(1);
         let is_time = !self.yields_always && self.take_yield_due();
         match self.yields_always || is_time {

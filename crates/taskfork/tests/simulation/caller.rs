@@ -1,11 +1,14 @@
 //! A task that carries out the steps of one caller.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::future::poll_fn;
+use std::io::Write;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use taskfork::blob::OpenFile;
 use taskfork::{Blob, Call, Checkout, Client, Error};
 use tokio::time::{sleep, timeout};
 
@@ -17,6 +20,7 @@ enum Pending {
     Number(Call<u64>),
     /// A call whose result are bytes, each of which has this value.
     Bytes(Call<Blob>, u64, u8),
+    File(Call<OpenFile>),
 }
 
 impl Pending {
@@ -27,6 +31,11 @@ impl Pending {
                 let bytes = std::task::ready!(Pin::new(future).poll(context))?;
                 let is_right = bytes.len() as u64 == *length && has_only(&bytes, *fill);
                 Poll::Ready(Ok(if is_right { call } else { u64::MAX }))
+            }
+            Self::File(future) => {
+                let file = std::task::ready!(Pin::new(future).poll(context))?;
+                write_fill(file, call);
+                Poll::Ready(Ok(call))
             }
         })
         .await
@@ -55,6 +64,14 @@ pub(crate) fn fill(call: u64) -> u8 {
 pub(crate) fn has_only(bytes: &[u8], byte: u8) -> bool {
     let block = [byte; 256];
     bytes.chunks(block.len()).all(|chunk| chunk == &block[..chunk.len()])
+}
+
+/// Writes the byte of a call to a file that was passed for it.
+pub(crate) fn write_fill(file: OpenFile, call: u64) {
+    if let Ok(file) = file.try_into_owned() {
+        // What did not arrive is missed at the end.
+        let _ = File::from(file).write_all(&[fill(call)]);
+    }
 }
 
 impl Caller {
@@ -175,6 +192,11 @@ impl Caller {
             Step::Get { length } => {
                 Pending::Bytes(checkout.call("get", (call, length)), length, fill(call))
             }
+            Step::Pass {} => match self.monitor.pipe(call) {
+                Some(file) => Pending::Number(checkout.call("pass", (call, file))),
+                None => Pending::Number(checkout.call("echo", (call,))),
+            },
+            Step::Open {} => Pending::File(checkout.call("open", (call,))),
             Step::Sleep { time } => Pending::Number(checkout.call("sleep", (call, time))),
             Step::Fail {} => Pending::Number(checkout.call("fail", (call,))),
             Step::Hang {} => Pending::Number(checkout.call("hang", (call,))),

@@ -1,15 +1,24 @@
 //! What must hold after every step. The first complaint ends a run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{PipeReader, Read};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use taskfork::Error;
+use taskfork::blob::OpenFile;
 use taskfork::error::{CallError, FatalError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::plan::{ClientPlan, Step};
+use super::caller::fill;
+use super::plan::{ClientPlan, ServerPlan, Step};
+
+/// How long another process of this program, forked by some other test, may hold a file open.
+const INHERITED: Duration = Duration::from_millis(500);
 
 /// How long after its timeout a call may end: the grace, the wait for the notice of a death, and a tick of the
 /// clock for each.
@@ -75,6 +84,8 @@ impl Record {
             || match self.made.step {
                 Step::Fail {} => true,
                 Step::Send { length } | Step::Get { length } => length >= LONG,
+                // Some connections carry no files.
+                Step::Pass {} | Step::Open {} => true,
                 _ => false,
             }
     }
@@ -115,6 +126,9 @@ pub(crate) struct Counts {
     pub(crate) failed: u64,
     pub(crate) fatal: u64,
     pub(crate) dropped: u64,
+    /// How many messages went through rings, and how many files and buffers accompanied others.
+    pub(crate) in_rings: u64,
+    pub(crate) attached: u64,
 }
 
 impl Counts {
@@ -124,6 +138,8 @@ impl Counts {
         self.failed += other.failed;
         self.fatal += other.fatal;
         self.dropped += other.dropped;
+        self.in_rings += other.in_rings;
+        self.attached += other.attached;
     }
 }
 
@@ -145,6 +161,10 @@ struct State {
     /// The checkouts in the order in which they began.
     order: BTreeMap<CheckoutId, usize>,
     aborted: BTreeSet<CheckoutId>,
+    /// Whether connections carry files.
+    carries_files: bool,
+    /// The pipes whose other ends calls pass on.
+    pipes: Vec<(u64, PipeReader)>,
     troubles: BTreeSet<Trouble>,
     /// How much the clock has jumped.
     jumped: Duration,
@@ -180,6 +200,8 @@ impl Monitor {
             queues: BTreeMap::new(),
             order: BTreeMap::new(),
             aborted: BTreeSet::new(),
+            carries_files: true,
+            pipes: Vec::new(),
             troubles: BTreeSet::new(),
             jumped: Duration::ZERO,
             knows_beginnings,
@@ -293,6 +315,40 @@ impl Monitor {
                 Ok(())
             },
         );
+    }
+
+    /// Registers the server.
+    pub(crate) fn register_server(&self, plan: ServerPlan) {
+        let ServerPlan::Server { sharing, .. } = plan;
+        self.lock().carries_files = sharing > 0;
+    }
+
+    /// A worker has got a message through a ring, or sent one.
+    pub(crate) fn used_ring(&self) {
+        self.lock().counts.in_rings += 1;
+    }
+
+    /// So many files and buffers have accompanied a message.
+    pub(crate) fn attached(&self, count: usize) {
+        self.lock().counts.attached += count as u64;
+    }
+
+    /// Makes a pipe for a call to pass on. Returns the end for writing, unless no descriptor is free.
+    pub(crate) fn pipe(&self, call: u64) -> Option<OpenFile> {
+        let (reader, writer) = std::io::pipe().ok()?;
+        self.lock().pipes.push((call, reader));
+        Some(OpenFile::from(OwnedFd::from(writer)))
+    }
+
+    /// All is over: nobody holds a file any more, and each that was passed has the byte of its call.
+    pub(crate) fn check_pipes(&self) {
+        let pipes = std::mem::take(&mut self.lock().pipes);
+        for (call, pipe) in pipes {
+            let checked = read_all(pipe).and_then(|bytes| self.lock().check_passed(call, &bytes));
+            if let Err(text) = checked {
+                self.complain(text);
+            }
+        }
     }
 
     /// Registers a client. If it has one worker, its checkouts get it in the order in which they begin.
@@ -431,7 +487,41 @@ impl Monitor {
     }
 }
 
+/// Reads a pipe that nobody has open for writing.
+fn read_all(mut pipe: PipeReader) -> Result<Vec<u8>, String> {
+    let limit = rustix::event::Timespec { tv_sec: 0, tv_nsec: INHERITED.as_nanos() as i64 };
+    let mut bytes = Vec::new();
+    loop {
+        let mut ready = [PollFd::new(&pipe, PollFlags::IN)];
+        match retry_on_intr(|| poll(&mut ready, Some(&limit))) {
+            Ok(count) if count > 0 => {}
+            _ => return Err("a descriptor that was passed is open at the end".to_owned()),
+        }
+        let mut buffer = [0; 16];
+        match pipe.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(length) => bytes.extend(&buffer[..length]),
+            Err(error) => return Err(format!("a pipe cannot be read: {error}")),
+        }
+    }
+}
+
 impl State {
+    /// What must be in the file of a call.
+    fn check_passed(&self, call: u64, bytes: &[u8]) -> Result<(), String> {
+        let record = self.record(call)?;
+        let has_succeeded = record.end == Some(End::Succeeded);
+        let is_right = match bytes {
+            [] => !has_succeeded,
+            [byte] => *byte == fill(call) && (record.is_begun || !self.knows_beginnings),
+            _ => false,
+        };
+        match is_right {
+            true => Ok(()),
+            false => Err(format!("the file of call {call} has the wrong bytes: {bytes:?}")),
+        }
+    }
+
     fn check_time(&self, now: Instant) -> Result<(), String> {
         if let Some((_, call)) = self.limits.first().filter(|(limit, _)| *limit < now) {
             return Err(format!("call {call} ends late"));
@@ -579,9 +669,11 @@ impl State {
             }
             Error::Call { error: CallError::Arguments { .. }, .. } => {
                 matches!(step, Step::Send { length } if length >= LONG)
+                    || step == Step::Pass {} && !self.carries_files
             }
             Error::Call { error: CallError::Result { .. }, .. } => {
                 matches!(step, Step::Get { length } if length >= LONG)
+                    || step == Step::Open {} && !self.carries_files
             }
             Error::Fatal { cause, .. } => match cause {
                 FatalError::TimedOut { after, .. } => is_late && *after == timeout,

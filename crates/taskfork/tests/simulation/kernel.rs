@@ -10,6 +10,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::check::{Monitor, Trouble};
+use super::link::Options;
 use super::plan::{Fault, Plan, ServerPlan};
 use super::server::ServerProcess;
 use super::slot::{Slot, Wakeup};
@@ -228,6 +229,7 @@ impl Kernel {
             capacity: CAPACITY,
             bad_timing: false,
             cut_after: None,
+            loses_files: false,
         };
         for fault in &self.plan.faults {
             match *fault {
@@ -240,6 +242,10 @@ impl Kernel {
                     faults.cut_after = Some(bytes.max(1) as usize);
                     self.monitor.happened(Trouble::WorkerEnded);
                     self.monitor.happened(Trouble::Unreachable);
+                }
+                Fault::LoseFiles { connection } if connection == number => {
+                    faults.loses_files = true;
+                    self.monitor.happened(Trouble::WorkerEnded);
                 }
                 _ => {}
             }
@@ -367,7 +373,7 @@ impl Kernel {
                 (Some(sender), Connection::Awaited(receiver))
             }
         };
-        let ServerPlan::Server { window, calls, .. } = self.plan.server;
+        let ServerPlan::Server { window, calls, sharing, .. } = self.plan.server;
         let faults = self.faults_of(number);
         let monitor = self.monitor.clone();
         let worker = Process {
@@ -377,6 +383,12 @@ impl Kernel {
             faults,
             window: window as usize,
             max_calls: (calls > 0).then_some(calls),
+            options: Options {
+                shares: sharing > 0,
+                accepts_rings: sharing > 1,
+                polls: number % 4,
+                has_core: !number.is_multiple_of(3),
+            },
         };
         state.processes.insert(
             number,

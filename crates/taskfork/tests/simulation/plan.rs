@@ -22,8 +22,8 @@ words! {
     pub(crate) enum ServerPlan {
         /// `waiting` is the most clients that wait. `window` is how many bytes of unanswered calls a worker
         /// accepts. `calls`, `age` and `idle` say when a worker is replaced: times are in milliseconds, and
-        /// 0 is no limit.
-        Server "server" { workers, spares, waiting, window, calls, age, idle },
+        /// 0 is no limit. With `sharing` 1, messages carry files and memory is shared, and with 2 rings as well.
+        Server "server" { workers, spares, waiting, window, calls, age, idle, sharing },
     }
 }
 
@@ -31,8 +31,9 @@ words! {
     /// A client's options.
     pub(crate) enum ClientPlan {
         /// `queue` is the longest queue, and 0 is no limit. `overload` is 1 if the oldest checkout is dropped
-        /// then. `timeout` is in milliseconds. `reuse` is 1 if a worker serves on after an error.
-        Client "client" { workers, checkouts, queue, overload, timeout, reuse },
+        /// then. `timeout` is in milliseconds. `reuse` is 1 if a worker serves on after an error. Before it sleeps, a
+        /// task looks `polls` times for its answer.
+        Client "client" { workers, checkouts, queue, overload, timeout, reuse, polls },
     }
 }
 
@@ -61,6 +62,9 @@ words! {
         /// Makes a call with this many bytes, and one that returns them.
         Send "send" { length },
         Get "get" { length },
+        /// Makes a call with an open file, and one that returns one.
+        Pass "pass" {},
+        Open "open" {},
         /// Takes the outcome of the oldest call.
         Take "take" {},
         /// The same, but drops the call after this time.
@@ -87,6 +91,8 @@ words! {
         Stream "stream" { connection, piece, capacity, timing },
         /// The connection ends after this number of bytes for the client.
         Cut "cut" { connection, bytes },
+        /// Files on this connection are lost, as if their receivers could open no more.
+        LoseFiles "lose-files" { connection },
         /// The worker takes this long before its hello.
         Slow "slow" { worker, time },
         /// The worker dies before its hello, right behind it, or in its setup.
@@ -140,6 +146,7 @@ impl Plan {
             calls: random.pick([0, 0, 0, 5]),
             age: random.pick([0, 0, 0, 300]),
             idle: random.pick([0, 0, 0, 20]),
+            sharing: random.pick([0, 1, 2, 2, 2, 2]),
         };
         let has_faults = !random.once_in(5);
         let clients: Vec<_> = (0..1 + random.below(3))
@@ -150,6 +157,7 @@ impl Plan {
                 overload: random.below(2),
                 timeout: random.pick([1000, 60_000]),
                 reuse: random.below(2),
+                polls: random.pick([0, 0, 1, 5]),
             })
             .collect();
         let callers = (0..6 + random.below(6))
@@ -229,7 +237,8 @@ impl Step {
             15..35 => Self::Echo {},
             35..40 => Self::Sleep { time: random.below(30) },
             40..43 => Self::Send { length: random.length() },
-            43..46 => Self::Get { length: random.length() },
+            43..45 => Self::Get { length: random.length() },
+            45..46 => random_file(random),
             46..62 => Self::Take {},
             62..64 => Self::TakeNewest {},
             64..69 => Self::Release {},
@@ -246,6 +255,10 @@ impl Step {
             _ => Self::Fail {},
         }
     }
+}
+
+fn random_file(random: &mut Random) -> Step {
+    if random.once_in(2) { Step::Pass {} } else { Step::Open {} }
 }
 
 /// Connections differ in how their bytes come, even if nothing goes wrong.
@@ -268,7 +281,7 @@ impl Fault {
         let at = random.below(limit);
         let limit = random.pick([10, 300, 8000]);
         let time = random.below(limit);
-        match random.below(24) {
+        match random.below(25) {
             // The hello has some 40 bytes.
             0 | 1 => Self::Cut { connection, bytes: 1 + random.below(200) },
             2 => Self::Slow { worker, time },
@@ -291,6 +304,7 @@ impl Fault {
             20 => Self::Corrupt { worker, call },
             21 => Self::Restart { at, fails: random.below(2) },
             22 => Self::Shutdown { at, time },
+            23 => Self::LoseFiles { connection },
             _ => Self::Stranger { at, kind: random.below(5) },
         }
     }

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use taskfork::blob::OpenFile;
 use taskfork::server::ServerStatus;
 use taskfork::{Blob, BoxError, Methods, Server, ServerError};
 
-use super::caller::{fill, has_only};
+use super::caller::{fill, has_only, write_fill};
 use super::cgroup::Cgroup;
 use super::plan::ServerPlan;
 
@@ -64,7 +65,8 @@ fn methods(
 ) -> Methods<()> {
     let begin = move |call| log.clone()(call);
     let (echo, sleep, hang, die) = (begin.clone(), begin.clone(), begin.clone(), begin.clone());
-    let (fail, send, get) = (begin.clone(), begin.clone(), begin);
+    let (fail, send, get) = (begin.clone(), begin.clone(), begin.clone());
+    let (pass, open) = (begin.clone(), begin);
     Methods::new()
         .function("echo", move |call: u64| {
             echo(call)?;
@@ -98,6 +100,15 @@ fn methods(
         .function("get", move |call: u64, length: u64| {
             get(call)?;
             Ok(Blob::from(vec![fill(call); length as usize]))
+        })
+        .function("pass", move |call: u64, file: OpenFile| {
+            pass(call)?;
+            write_fill(file, call);
+            Ok(call)
+        })
+        .function("open", move |call: u64| {
+            open(call)?;
+            Ok(OpenFile::from(OpenOptions::new().write(true).open("/dev/null")?))
         })
 }
 

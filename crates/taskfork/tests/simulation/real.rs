@@ -81,6 +81,7 @@ async fn run_all(plan: &Plan, folder: &Path, monitor: &Monitor) {
     }
     drop(clients);
     program.end(libc::SIGTERM);
+    monitor.check_pipes();
     let files: Vec<_> =
         std::fs::read_dir(folder).unwrap().flatten().map(|it| it.file_name()).collect();
     if files != ["begun"] {
@@ -89,7 +90,7 @@ async fn run_all(plan: &Plan, folder: &Path, monitor: &Monitor) {
 }
 
 fn build(program: &Program, plan: ClientPlan) -> Client {
-    let ClientPlan::Client { workers, checkouts, queue, overload, timeout, reuse } = plan;
+    let ClientPlan::Client { workers, checkouts, queue, overload, timeout, reuse, .. } = plan;
     Client::builder()
         .address(format!("unix:{}", program.socket().display()))
         .max_workers(workers as usize)

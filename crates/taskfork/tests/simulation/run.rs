@@ -66,6 +66,7 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
     let kernel = Kernel::new(plan.clone(), monitor.clone());
     kernel.start_next_server();
     let disturber = tokio::spawn(disturb(kernel.clone()));
+    monitor.register_server(plan.server);
     let (mut clients, mut cores) = (Vec::new(), Vec::new());
     for (number, client) in plan.clients.iter().enumerate() {
         let ClientPlan::Client { workers, .. } = *client;
@@ -117,17 +118,18 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
     if cores.iter().any(|core| core.strong_count() > 0) {
         monitor.complain("a client's sessions, timers and buffers are left");
     }
+    monitor.check_pipes();
     monitor.step(|| "all is over".to_owned());
 }
 
 fn build(listener: Arc<dyn MemoryServer>, plan: ClientPlan) -> Client {
-    let ClientPlan::Client { workers, checkouts, queue, overload, timeout, reuse } = plan;
+    let ClientPlan::Client { workers, checkouts, queue, overload, timeout, reuse, polls } = plan;
     Client::builder()
         .address(Address(AddressKind::Memory(listener)))
         .max_workers(workers as usize)
         .min_workers(0)
         .max_frame(MAX_FRAME)
-        .busy_poll(BusyPoll::Off)
+        .busy_poll(BusyPoll::Times(polls as u32))
         .max_checkouts((checkouts > 0).then_some(checkouts))
         .max_queue((queue > 0).then_some(queue as usize))
         .overload(if overload == 1 { Overload::DropOldest } else { Overload::RefuseNewest })

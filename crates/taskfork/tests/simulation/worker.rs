@@ -1,32 +1,33 @@
 //! A worker process: it speaks the protocol, and dies when the plan says so.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use taskfork::Blob;
+use taskfork::blob::OpenFile;
 use tokio::sync::oneshot;
 
-use super::caller::{fill, has_only};
+use super::caller::{fill, has_only, write_fill};
 use super::check::Monitor;
+use super::link::{Link, Options};
 use super::plan::Fault;
 use super::slot::Slot;
+use crate::blob;
 use crate::client::memory::Memory;
 use crate::error::End;
+use crate::wire::WireError;
 use crate::wire::death_notice::DeathNotice;
 use crate::wire::error_body::{ErrorBody, kind};
 use crate::wire::frame::{self, ATOMIC_WRITE, PREAMBLE};
+use crate::wire::gather_frame::GatherFrame;
 use crate::wire::hello::WorkerHello;
 use crate::wire::native::{self, CallMeta, CallMode, FromClient};
-use crate::wire::values::ValueFormat;
+use crate::wire::values::{self, ValueFormat};
 use crate::worker::scoreboard::{Phase, Retirement, StopRequest};
 
 /// The longest frame of either side, in bytes.
 pub(super) const MAX_FRAME: usize = 1 << 16;
-
-/// How many bytes of calls a worker reads ahead to find cancellations.
-const READ_AHEAD: usize = 128 << 10;
 
 /// Where a worker has its connection from, and whether the server has sent the preamble on it.
 pub(super) enum Connection {
@@ -42,22 +43,29 @@ pub(super) struct Process {
     pub(super) faults: Vec<Fault>,
     pub(super) window: usize,
     pub(super) max_calls: Option<u64>,
+    pub(super) options: Options,
 }
 
 /// A worker process with a client.
 struct Worker {
     process: Process,
-    stream: Memory,
-    inbox: BytesMut,
-    messages: VecDeque<Bytes>,
+    link: Link,
 }
 
 /// Why a worker process ends: its client or its server wants that, or a fault.
-pub(super) struct Exit(pub(super) End);
+#[derive(PartialEq, Eq)]
+pub(super) struct Exit {
+    end: End,
+    /// Its slot says that it begins nothing more.
+    is_retired: bool,
+}
 
 impl Exit {
-    const REGULAR: Self = Self(End::Exited(0));
-    const CRASH: Self = Self(End::Signaled(11));
+    pub(super) const REGULAR: Self = Self { end: End::Exited(0), is_retired: true };
+    const CRASH: Self = Self { end: End::Signaled(11), is_retired: false };
+    const ABORT: Self = Self { end: End::Signaled(6), is_retired: false };
+    /// The client has sent what makes no sense.
+    pub(super) const PROTOCOL: Self = Self { end: End::Exited(0), is_retired: false };
 }
 
 impl From<StopRequest> for Exit {
@@ -66,18 +74,33 @@ impl From<StopRequest> for Exit {
     }
 }
 
+/// What a call asks for.
+enum Task {
+    Echo,
+    Sleep(Duration),
+    Hang,
+    Die,
+    Fail,
+    Send(Blob),
+    Get(usize),
+    Pass(OpenFile),
+    Open,
+}
+
 /// How a call goes on after it has begun.
 enum Outcome {
-    Result(Vec<u8>),
-    Error(ErrorBody<'static>, String),
+    Number(u64),
+    Bytes(Blob),
+    File(OpenFile),
+    Failed,
 }
 
 impl Process {
     /// Runs until it ends.
     pub(super) async fn run(self, connection: Connection) -> End {
         let slot = self.slot.clone();
-        let Err(Exit(end)) = self.serve(connection).await;
-        if end == End::Exited(0) {
+        let Err(Exit { end, is_retired }) = self.serve(connection).await;
+        if is_retired {
             // A refusal means that SIGKILL is on its way, or that this was ordered.
             let _ = slot.enter(Phase::Retired);
         }
@@ -95,8 +118,8 @@ impl Process {
                 (stream, is_preamble_sent, true)
             }
         };
-        let (inbox, messages) = (BytesMut::new(), VecDeque::new());
-        let mut worker = Worker { process: self, stream, inbox, messages };
+        let link = Link::new(self.options, self.slot.clone(), self.monitor.clone(), stream);
+        let mut worker = Worker { process: self, link };
         worker.greet(is_preamble_sent).await?;
         if worker.process.slot.is_client_gone() {
             return Err(Exit::REGULAR);
@@ -146,10 +169,11 @@ impl Worker {
     /// The handshake.
     async fn greet(&mut self, is_preamble_sent: bool) -> Result<(), Exit> {
         let worker = self.process.number;
-        while !frame::take_preamble(&mut self.inbox).map_err(|_| Exit::REGULAR)? {
-            self.receive().await?;
+        self.link.take_preamble().await?;
+        match FromClient::decode(&self.take().await?) {
+            Ok(FromClient::Hello(hello)) => self.link.accept_hello(&hello),
+            _ => return Err(Exit::PROTOCOL),
         }
-        self.take().await?;
         for fault in &self.process.faults {
             if let Fault::Slow { time, .. } = fault {
                 tokio::time::sleep(Duration::from_millis(*time)).await;
@@ -165,10 +189,11 @@ impl Worker {
             worker,
             max_frame: Some(MAX_FRAME),
             pipeline_window: self.process.window,
+            max_files: self.link.max_files(),
             ..Default::default()
         };
         frame::put(&mut hello, |out| contents.put(out));
-        self.send(&hello).await?;
+        self.send(&GatherFrame { bytes: hello, ..GatherFrame::default() }).await?;
         if self.has(Fault::DieGreeted { worker }) {
             return Err(Exit::CRASH);
         }
@@ -195,17 +220,25 @@ impl Worker {
     async fn serve_checkout(&mut self) -> Result<(), Exit> {
         loop {
             let message = self.take().await?;
+            let files = self.link.take_files()?;
             match FromClient::decode(&message) {
                 Ok(FromClient::Call { mode, method, args, meta }) => {
-                    let method = method.unwrap_or_default();
-                    self.serve_call(mode, method, args.encoded(), &meta).await?;
+                    let attachments = self.link.attachments(files)?;
+                    let read = || Task::read(method.unwrap_or_default(), args.encoded());
+                    self.serve_call(mode, &meta, || {
+                        blob::within(Some(&message), attachments, read)
+                    })
+                    .await?;
                 }
                 Ok(FromClient::Done) => {
                     self.process.slot.count_checkout();
                     return self.enter(Phase::CheckoutDone).await;
                 }
-                Ok(_) => {}
-                Err(_) => return Err(Exit::REGULAR),
+                Ok(FromClient::Files(count)) => self.link.announce_files(count),
+                Ok(FromClient::Shm(message)) => self.link.handle_shared(message)?,
+                Ok(FromClient::Rings) => self.link.accept_rings().await?,
+                Ok(FromClient::QueueLength(_) | FromClient::Cancel(_)) => {}
+                Ok(FromClient::Hello(_)) | Err(_) => return Err(Exit::PROTOCOL),
             }
         }
     }
@@ -213,20 +246,19 @@ impl Worker {
     async fn serve_call(
         &mut self,
         mode: CallMode,
-        method: &str,
-        args: &[u8],
         meta: &CallMeta<'_>,
+        read: impl FnOnce() -> Option<(u64, Task)>,
     ) -> Result<(), Exit> {
-        self.read_ahead();
+        self.link.read_ahead();
         let number = self.process.slot.begin_number(mode == CallMode::Sequential);
         let (worker, call) = (self.process.number, number);
         if self.has(Fault::DieBefore { worker, call }) {
             return Err(Exit::CRASH);
         }
-        let mut answer = Vec::new();
-        if self.process.slot.is_failing() || self.is_cancelled(number) {
+        let mut answer = GatherFrame::default();
+        if self.process.slot.is_failing() || self.link.is_cancelled(number) {
             self.process.slot.count_skipped();
-            frame::put(&mut answer, |out| native::put_skipped(out, Some(number)));
+            frame::put(&mut answer.bytes, |out| native::put_skipped(out, Some(number)));
         } else {
             self.process.slot.set_call(meta);
             self.enter(Phase::Busy).await?;
@@ -234,96 +266,84 @@ impl Worker {
             if self.process.slot.is_client_gone() {
                 return Err(Exit::REGULAR);
             }
-            let mut reader = rmp_serde::Deserializer::new(args);
-            let id: u64 = serde::Deserialize::deserialize(&mut reader).map_err(|_| Exit::CRASH)?;
+            let Some((id, task)) = read() else {
+                self.process.monitor.complain(format!("worker {worker} gets a call that is wrong"));
+                return Err(Exit::CRASH);
+            };
             self.process.monitor.begun(id, worker);
             if self.has(Fault::Corrupt { worker, call }) {
                 self.process.slot.corrupt();
             }
-            let outcome = self.run(method, id, &mut reader).await?;
+            let outcome = self.run(id, task).await?;
             if self.has(Fault::DieRunning { worker, call }) {
                 return Err(Exit::CRASH);
             }
             self.send_garbage(number, id).await?;
-            self.encode(&mut answer, number, id, outcome);
+            self.encode(&mut answer, number, id, &outcome);
         }
+        self.link.put_control(&mut answer);
         self.process.slot.check_deadline();
         let is_long = answer.len() > ATOMIC_WRITE;
         self.enter(if is_long { Phase::AnsweringLong } else { Phase::Answering }).await?;
         if self.has(Fault::DieAnswering { worker, call }) {
             if is_long {
-                self.send(&answer[..answer.len() / 2]).await?;
+                self.link.send_part(&answer, answer.len() / 2).await?;
             }
             return Err(Exit::CRASH);
         }
         self.send(&answer).await?;
+        self.link.answered(&answer);
         if self.has(Fault::DieAfter { worker, call }) {
             return Err(Exit::CRASH);
         }
         self.enter(Phase::Held).await
     }
 
-    async fn run(
-        &mut self,
-        method: &str,
-        id: u64,
-        rest: &mut rmp_serde::Deserializer<rmp_serde::decode::ReadReader<&[u8]>>,
-    ) -> Result<Outcome, Exit> {
-        let mut number = || serde::Deserialize::deserialize(&mut *rest).map_err(|_| Exit::CRASH);
-        let mut result = Vec::new();
-        match method {
-            "sleep" => {
-                let time: u64 = number()?;
-                tokio::time::sleep(Duration::from_millis(time)).await;
-            }
-            "hang" => std::future::pending().await,
-            "die" => return Err(Exit(End::Signaled(6))),
-            "fail" => {
-                let body = ErrorBody { kind: kind::INTERFACE, ..ErrorBody::default() };
-                return Ok(Outcome::Error(body, id.to_string()));
-            }
-            "get" => {
-                let length: u64 = number()?;
-                let bytes = vec![fill(id); length as usize];
-                let blob = Blob::from(bytes);
-                result = rmp_serde::to_vec(&blob).map_err(|_| Exit::CRASH)?;
-            }
-            "send" => {
-                let blob: Blob =
-                    serde::Deserialize::deserialize(&mut *rest).map_err(|_| Exit::CRASH)?;
+    async fn run(&self, id: u64, task: Task) -> Result<Outcome, Exit> {
+        match task {
+            Task::Echo => {}
+            Task::Sleep(time) => tokio::time::sleep(time).await,
+            Task::Hang => std::future::pending().await,
+            Task::Die => return Err(Exit::ABORT),
+            Task::Fail => return Ok(Outcome::Failed),
+            Task::Get(length) => return Ok(Outcome::Bytes(vec![fill(id); length].into())),
+            Task::Send(blob) => {
                 if !has_only(&blob, fill(id)) {
                     self.process.monitor.complain(format!("call {id} has wrong bytes"));
                 }
             }
-            _ => {}
+            Task::Pass(file) => write_fill(file, id),
+            Task::Open => {
+                if let Some(file) = self.process.monitor.pipe(id) {
+                    return Ok(Outcome::File(file));
+                }
+            }
         }
-        if result.is_empty() {
-            result = rmp_serde::to_vec(&id).map_err(|_| Exit::CRASH)?;
-        }
-        Ok(Outcome::Result(result))
+        Ok(Outcome::Number(id))
     }
 
-    /// Encodes an answer. A result that does not fit into a frame is an error.
-    fn encode(&mut self, answer: &mut Vec<u8>, number: u64, id: u64, outcome: Outcome) {
-        let (body, message) = match outcome {
-            Outcome::Result(value) => {
-                frame::put(answer, |out| {
-                    native::put_ok(out, Some(number), ValueFormat::from_json_flag(false));
-                    out.extend_from_slice(&value);
-                });
-                if answer.len() - frame::HEADER_LEN <= MAX_FRAME {
-                    return;
-                }
-                answer.clear();
-                let body = ErrorBody { kind: kind::RESULT, ..ErrorBody::default() };
-                (body, "it is too long".to_owned())
-            }
-            Outcome::Error(body, message) => (body, message),
+    /// Encodes an answer. A result that the client cannot get is an error.
+    fn encode(&mut self, answer: &mut GatherFrame, number: u64, id: u64, outcome: &Outcome) {
+        let written = answer.write(MAX_FRAME, |out| {
+            native::put_ok(out, Some(number), ValueFormat::from_json_flag(false));
+            let encoded = match outcome {
+                Outcome::Number(number) => values::encode(number, out),
+                Outcome::Bytes(bytes) => values::encode(bytes, out),
+                Outcome::File(file) => values::encode(file, out),
+                Outcome::Failed => Ok(()),
+            };
+            encoded.map_err(|error| WireError::malformed(error.to_string()))
+        });
+        let (kind, message) = match outcome {
+            Outcome::Failed => (kind::INTERFACE, id.to_string()),
+            _ if written.is_ok() && self.link.fit(answer) => return,
+            _ => (kind::RESULT, "it is too long".to_owned()),
         };
+        *answer = GatherFrame::default();
         self.process.slot.set_failing();
         self.process.monitor.failed(id);
-        let error = ErrorBody { message: &message, ..body };
-        frame::put(answer, |out| native::put_error(out, Some(number), &error));
+        let error = ErrorBody { kind, message: &message, ..ErrorBody::default() };
+        frame::put(&mut answer.bytes, |out| native::put_error(out, Some(number), &error));
     }
 
     /// Sends wrong bytes, if the plan says so, and ends.
@@ -348,60 +368,42 @@ impl Worker {
             }
             _ => frame::put(&mut out, |out| WorkerHello::default().put(out)),
         }
-        self.send(&out).await?;
+        self.send(&GatherFrame { bytes: out, ..GatherFrame::default() }).await?;
         Err(Exit::CRASH)
     }
 
     /// Takes the next message.
     async fn take(&mut self) -> Result<Bytes, Exit> {
-        loop {
-            self.process.slot.running().await;
-            if let Some(message) = self.messages.pop_front() {
-                return Ok(message);
-            }
-            if let Some(message) = self.take_received()? {
-                self.process
-                    .monitor
-                    .step(|| format!("worker {} takes a message", self.process.number));
-                return Ok(message);
-            }
-            self.receive().await?;
-        }
+        let message = self.link.take().await?;
+        self.process.monitor.step(|| format!("worker {} takes a message", self.process.number));
+        Ok(message)
     }
 
-    fn take_received(&mut self) -> Result<Option<Bytes>, Exit> {
-        frame::take(&mut self.inbox, MAX_FRAME).map_err(|_| Exit::REGULAR)
+    async fn send(&mut self, message: &GatherFrame) -> Result<(), Exit> {
+        let number = self.process.number;
+        self.process.monitor.step(|| format!("worker {number} sends {} bytes", message.len()));
+        self.link.send(message).await
     }
+}
 
-    /// Reads what has arrived, so that cancellations are found.
-    fn read_ahead(&mut self) {
-        let bytes = self.messages.iter().map(Bytes::len).sum::<usize>();
-        if bytes < READ_AHEAD {
-            self.stream.receive_ready(&mut self.inbox);
-            while let Ok(Some(message)) = frame::take(&mut self.inbox, MAX_FRAME) {
-                self.messages.push_back(message);
-            }
-        }
-    }
-
-    fn is_cancelled(&self, number: u64) -> bool {
-        self.messages.iter().any(|message| native::cancelled_call(message) == Some(number))
-    }
-
-    async fn receive(&mut self) -> Result<(), Exit> {
-        self.stream.receive(&mut self.inbox).await.map(|_| ()).ok_or(Exit::REGULAR)
-    }
-
-    /// Sends bytes: a short message whole or not at all, as the kernel does.
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), Exit> {
-        self.process.slot.running().await;
-        self.process
-            .monitor
-            .step(|| format!("worker {} sends {} bytes", self.process.number, bytes.len()));
-        let sent = match bytes.len() <= ATOMIC_WRITE {
-            true => self.stream.send_whole(bytes).await,
-            false => self.stream.send(bytes).await,
+impl Task {
+    /// Reads the arguments of a call: the first is its number.
+    fn read(method: &str, args: &[u8]) -> Option<(u64, Self)> {
+        let mut reader = rmp_serde::Deserializer::new(args);
+        let id: u64 = serde::Deserialize::deserialize(&mut reader).ok()?;
+        let mut number = || serde::Deserialize::deserialize(&mut reader).ok();
+        let task = match method {
+            "echo" => Self::Echo,
+            "sleep" => Self::Sleep(Duration::from_millis(number()?)),
+            "hang" => Self::Hang,
+            "die" => Self::Die,
+            "fail" => Self::Fail,
+            "get" => Self::Get(usize::try_from(number()?).ok()?),
+            "send" => Self::Send(serde::Deserialize::deserialize(&mut reader).ok()?),
+            "pass" => Self::Pass(serde::Deserialize::deserialize(&mut reader).ok()?),
+            "open" => Self::Open,
+            _ => return None,
         };
-        sent.ok_or(Exit::REGULAR)
+        Some((id, task))
     }
 }

@@ -3,8 +3,9 @@
 use crate::ring::Rings;
 use crate::wire::gather_frame::OutgoingFile;
 
-/// Rings are offered after this many calls. If the socket has no room then, after as many more.
-pub(super) const CALLS_BEFORE_RINGS: u64 = 32;
+/// Rings are offered after this many calls. If the socket has no room then, after as many more. Unit tests make few
+/// calls on a connection.
+pub(super) const CALLS_BEFORE_RINGS: u64 = if cfg!(test) { 2 } else { 32 };
 
 /// Whether rings are offered to the worker.
 #[derive(Debug)]

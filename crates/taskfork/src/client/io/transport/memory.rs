@@ -1,10 +1,12 @@
 //! A transport in the memory of this process, for tests. It splits what is sent, delays and anticipates
-//! readiness, and can be cut, all by a seed. As with a socket, several processes can hold the worker's side.
+//! readiness, and can be cut, all by a seed. As with a socket, several processes can hold the worker's side, and
+//! files accompany bytes.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
@@ -30,6 +32,8 @@ pub(crate) struct Faults {
     pub(crate) bad_timing: bool,
     /// After how many bytes from the worker the connection ends.
     pub(crate) cut_after: Option<usize>,
+    /// Whether files are lost on their way, as if their receivers could open no more.
+    pub(crate) loses_files: bool,
 }
 
 /// A read or write can move at least this part of what is there, so that no message comes in too many pieces.
@@ -60,6 +64,8 @@ struct Direction {
     bytes: BytesMut,
     /// How many bytes have been sent.
     sent: usize,
+    /// Files that have not been received. Each group accompanies the byte that has this place among all.
+    files: VecDeque<(usize, Vec<OwnedFd>)>,
     end: Option<End>,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -68,6 +74,29 @@ struct Direction {
 }
 
 impl Direction {
+    /// Files for the next byte that is sent.
+    fn attach(&mut self, files: &[OutgoingFile]) -> io::Result<()> {
+        if !files.is_empty() {
+            let duplicate = |file: &OutgoingFile| file.as_fd().try_clone_to_owned();
+            self.files
+                .push_back((self.sent, files.iter().map(duplicate).collect::<Result<_, _>>()?));
+        }
+        Ok(())
+    }
+
+    /// Takes the files of the next byte, and returns how many bytes can be received before those of other files.
+    fn take_files(&mut self, files: &mut Vec<OwnedFd>, is_lost: bool) -> usize {
+        let received = self.sent - self.bytes.len();
+        let arrived = self.files.iter().take_while(|(place, _)| *place <= received).count();
+        let arrived = self.files.drain(..arrived).flat_map(|(_, group)| group);
+        if is_lost {
+            drop(arrived)
+        } else {
+            files.extend(arrived)
+        }
+        self.files.front().map_or(usize::MAX, |(place, _)| place - received)
+    }
+
     fn wake(&mut self) {
         let wakers = [self.reader.take(), self.writer.take(), self.watcher.take()];
         wakers.into_iter().flatten().for_each(Waker::wake);
@@ -116,6 +145,7 @@ impl Duplex {
         side: usize,
         limit: usize,
         inbox: &mut BytesMut,
+        files: &mut Vec<OwnedFd>,
     ) -> Option<io::Result<usize>> {
         if self.directions[side].end.is_some() {
             return Some(Ok(0));
@@ -132,6 +162,7 @@ impl Duplex {
                 End::Reset => Some(Err(io::ErrorKind::ConnectionReset.into())),
             };
         }
+        let length = length.min(direction.take_files(files, self.faults.loses_files));
         inbox.extend_from_slice(&direction.bytes.split_to(length));
         direction.writer.take().into_iter().for_each(Waker::wake);
         Some(Ok(length))
@@ -142,11 +173,14 @@ impl Duplex {
     }
 
     /// Sends all of this, unless the connection has ended or ends meanwhile.
-    fn send_now(&mut self, side: usize, bytes: &[u8]) -> bool {
+    fn send_now(&mut self, side: usize, bytes: &[u8], files: &[OutgoingFile]) -> bool {
         if self.is_ended() || self.is_reading_shut_down[1 - side] {
             return false;
         }
         let direction = &mut self.directions[side];
+        if direction.attach(files).is_err() {
+            return false;
+        }
         let left = match (side, self.faults.cut_after) {
             (WORKER, Some(limit)) => limit.saturating_sub(direction.sent),
             _ => usize::MAX,
@@ -161,7 +195,12 @@ impl Duplex {
     }
 
     /// Sends some bytes of `side`. `None` if there is no room.
-    fn send(&mut self, side: usize, slices: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+    fn send(
+        &mut self,
+        side: usize,
+        slices: &[IoSlice<'_>],
+        files: &[OutgoingFile],
+    ) -> Option<io::Result<usize>> {
         let is_shut_down = self.is_reading_shut_down[1 - side];
         if is_shut_down || self.is_ended() {
             return Some(Err(io::ErrorKind::BrokenPipe.into()));
@@ -177,6 +216,11 @@ impl Duplex {
         };
         let room = piece.min(capacity.saturating_sub(direction.bytes.len())).min(left);
         let before = direction.bytes.len();
+        if room > 0
+            && let Err(error) = direction.attach(files)
+        {
+            return Some(Err(error));
+        }
         for slice in slices {
             let left = room - (direction.bytes.len() - before);
             direction.bytes.extend_from_slice(&slice[..slice.len().min(left)]);
@@ -253,7 +297,7 @@ impl Memory {
 
     /// Sends all of this at once, or nothing. The kernel's own buffers have room for it.
     pub(crate) fn send_at_once(&self, bytes: &[u8]) -> bool {
-        lock(&self.duplex).send_now(self.side, bytes)
+        lock(&self.duplex).send_now(self.side, bytes, &[])
     }
 
     /// Examines the bytes that have arrived. They stay there.
@@ -281,24 +325,31 @@ impl Memory {
         .await
     }
 
-    /// Receives some bytes. Returns `None` at the end of the stream.
-    pub(crate) async fn receive(&mut self, inbox: &mut BytesMut) -> Option<usize> {
+    /// Receives some bytes and their files. Returns `None` at the end of the stream.
+    pub(crate) async fn receive(
+        &mut self,
+        inbox: &mut BytesMut,
+        files: &mut Vec<OwnedFd>,
+    ) -> Option<usize> {
         inbox.reserve(4096);
-        let mut files = Vec::new();
-        let read = poll_fn(|context| self.poll_read(context, inbox, &mut files)).await;
+        let read = poll_fn(|context| self.poll_read(context, inbox, files)).await;
         read.ok().filter(|&length| length > 0)
     }
 
-    /// Receives what is there, if anything is.
-    pub(crate) fn receive_ready(&mut self, inbox: &mut BytesMut) {
+    /// Receives what is there, if anything is. Returns the number of bytes.
+    pub(crate) fn receive_ready(
+        &mut self,
+        inbox: &mut BytesMut,
+        files: &mut Vec<OwnedFd>,
+    ) -> usize {
         inbox.reserve(4096);
         // An error is found again by the next read.
-        let _ = self.receive_now(inbox, &mut Vec::new());
+        self.receive_now(inbox, files).unwrap_or(0)
     }
 
     /// Waits for room, and sends all of this, as the kernel does with a short message. Returns `None` if the
     /// stream has ended.
-    pub(crate) async fn send_whole(&mut self, bytes: &[u8]) -> Option<()> {
+    pub(crate) async fn send_whole(&mut self, bytes: &[u8], files: &[OutgoingFile]) -> Option<()> {
         poll_fn(|context| {
             let mut duplex = lock(&self.duplex);
             if duplex.is_early(context) {
@@ -306,7 +357,7 @@ impl Memory {
             }
             let has_room = duplex.directions[self.side].bytes.len() < duplex.faults.capacity;
             if has_room || duplex.is_ended() {
-                return Poll::Ready(duplex.send_now(self.side, bytes).then_some(()));
+                return Poll::Ready(duplex.send_now(self.side, bytes, files).then_some(()));
             }
             duplex.directions[self.side].writer = Some(context.waker().clone());
             Poll::Pending
@@ -314,12 +365,16 @@ impl Memory {
         .await
     }
 
-    /// Sends all of this in pieces. Returns `None` if the stream has ended.
-    pub(crate) async fn send(&mut self, mut bytes: &[u8]) -> Option<()> {
+    /// Sends all of this in pieces, the files with the first. Returns `None` if the stream has ended.
+    pub(crate) async fn send(
+        &mut self,
+        mut bytes: &[u8],
+        mut files: &[OutgoingFile],
+    ) -> Option<()> {
         while !bytes.is_empty() {
             let slices = [IoSlice::new(bytes)];
-            let wrote = poll_fn(|context| self.poll_write(context, &slices, &[])).await.ok()?;
-            bytes = &bytes[wrote..];
+            let wrote = poll_fn(|context| self.poll_write(context, &slices, files)).await.ok()?;
+            (bytes, files) = (&bytes[wrote..], &[]);
         }
         Some(())
     }
@@ -343,12 +398,11 @@ impl Transport for Memory {
         slices: &[IoSlice<'_>],
         files: &[OutgoingFile],
     ) -> Poll<io::Result<usize>> {
-        assert!(files.is_empty(), "it carries no files");
         let mut duplex = lock(&self.duplex);
         if duplex.is_early(context) {
             return Poll::Pending;
         }
-        match duplex.send(self.side, slices) {
+        match duplex.send(self.side, slices, files) {
             Some(sent) => Poll::Ready(sent),
             None => {
                 duplex.directions[self.side].writer = Some(context.waker().clone());
@@ -361,7 +415,7 @@ impl Transport for Memory {
         &mut self,
         context: &mut Context<'_>,
         inbox: &mut BytesMut,
-        _: &mut Vec<OwnedFd>,
+        files: &mut Vec<OwnedFd>,
     ) -> Poll<io::Result<usize>> {
         let mut duplex = lock(&self.duplex);
         if duplex.is_early(context) {
@@ -369,7 +423,7 @@ impl Transport for Memory {
         }
         let length = duplex.directions[1 - self.side].bytes.len();
         let limit = duplex.piece(length);
-        match duplex.receive(self.side, limit, inbox) {
+        match duplex.receive(self.side, limit, inbox, files) {
             Some(received) => Poll::Ready(received),
             None => {
                 duplex.directions[1 - self.side].reader = Some(context.waker().clone());
@@ -381,10 +435,10 @@ impl Transport for Memory {
     fn receive_now(
         &mut self,
         inbox: &mut BytesMut,
-        _: &mut Vec<OwnedFd>,
+        files: &mut Vec<OwnedFd>,
     ) -> rustix::io::Result<usize> {
         // A read from a socket returns everything that has arrived, and short messages arrive whole.
-        match lock(&self.duplex).receive(self.side, usize::MAX, inbox) {
+        match lock(&self.duplex).receive(self.side, usize::MAX, inbox, files) {
             Some(Ok(length)) => Ok(length),
             Some(Err(_)) => Err(Errno::CONNRESET),
             None => Err(Errno::AGAIN),
