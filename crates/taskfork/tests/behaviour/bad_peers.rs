@@ -1,8 +1,10 @@
 //! Peers that do not keep to the protocol, and the protocol spoken by hand.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use taskfork::client::Value;
 use taskfork::error::FatalError;
@@ -257,6 +259,27 @@ trial!(an_unsolicited_answer_closes_only_its_connection, async || {
     assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
     // The answer that came on its own is never taken for this call's.
     assert_eq!(client.call::<u8>("five", ()).await.unwrap(), 5);
+});
+
+trial!(the_end_of_a_worker_that_reads_no_more_of_a_long_call_is_noticed, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ended = Vec::new();
+    let client = fake(&folder, move |mut raw| {
+        if ended.is_empty() {
+            greet(&mut raw, 0);
+            raw.0.read_exact(&mut [0; 1000]).unwrap();
+            // Its other side stays open, so no write fails.
+            raw.0.shutdown(std::net::Shutdown::Write).unwrap();
+            ended.push(raw);
+        } else {
+            greet(&mut raw, 1);
+            raw.send_message(vec![1.into(), of_call(1), 5.into()]);
+            raw.drain();
+        }
+    });
+    let (checkout, long) =
+        (client.checkout().timeout(Duration::from_secs(20)), "x".repeat(6 << 20));
+    assert_eq!(checkout.call::<u8>("five", (long,)).await.unwrap(), 5);
 });
 
 trial!(a_call_that_every_worker_refuses_is_not_retried_forever, async || {

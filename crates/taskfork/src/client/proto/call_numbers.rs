@@ -61,6 +61,16 @@ impl CallNumbers {
         self.last - self.answered.max(self.skipped)
     }
 
+    /// How many calls have been sent in full and wait for their answers. Skipped calls do not count.
+    pub(super) fn sent_unanswered(&self) -> u64 {
+        self.sent.saturating_sub(self.answered.max(self.skipped))
+    }
+
+    /// Whether the worker has the call whose answer is due next.
+    pub(super) fn is_next_sent(&self) -> bool {
+        self.answered < self.sent
+    }
+
     /// The call whose answer is due next.
     pub(super) fn next_answer(&self) -> u64 {
         self.answered + 1
@@ -92,11 +102,14 @@ mod tests {
         calls.record_sent(2);
         calls.record_partial(10);
         assert_eq!((calls.unanswered(), calls.sent(), calls.next_answer()), (2, 2, 1));
+        assert_eq!((calls.sent_unanswered(), calls.is_next_sent()), (2, true));
         calls.record_answer();
         calls.assign_partial();
         calls.skip_unanswered();
         assert!(calls.is_skipped_answer_due());
         assert_eq!((calls.unanswered(), calls.partial(), calls.sent()), (0, 0, 2));
+        // The worker does not have all of the third one.
+        assert_eq!((calls.sent_unanswered(), calls.is_next_sent()), (0, true));
         calls.record_sent(1);
         assert_eq!(calls.complete_partial(), 4);
         assert_eq!((calls.unanswered(), calls.sent()), (1, 4));

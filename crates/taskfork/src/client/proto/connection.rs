@@ -388,6 +388,7 @@ impl Connection {
     #[inline]
     fn discard_skipped(&mut self, message: &[u8]) -> bool {
         let is_skipped = self.calls.is_skipped_answer_due()
+            && self.calls.is_next_sent()
             && native::skipped_call(message) == Some(self.calls.next_answer());
         if is_skipped {
             self.calls.record_answer();
@@ -491,6 +492,16 @@ impl Connection {
         self.calls.unanswered()
     }
 
+    /// How many calls have been sent in full and wait for their answers.
+    pub(crate) fn calls_sent_unanswered(&self) -> u64 {
+        self.calls.sent_unanswered()
+    }
+
+    /// Whether the worker has the call whose answer is due next.
+    pub(crate) fn is_next_call_sent(&self) -> bool {
+        self.calls.is_next_sent()
+    }
+
     /// Whether some bytes of a call that is not in the outbox have been sent, and more must follow.
     pub(crate) fn is_call_partly_sent(&self) -> bool {
         self.calls.partial() > 0
@@ -535,9 +546,12 @@ impl Connection {
     ///
     /// # Errors
     /// If it is not the number of the next call that is due: then the answer belongs to another call. The protocol
-    /// of AnyEvent::Task has no numbers.
+    /// of AnyEvent::Task has no numbers. And if the worker does not have all of that call.
     pub(crate) fn accept_answer_number(&mut self, call: Option<u64>) -> Result<(), String> {
         let expected = self.calls.next_answer();
+        if !self.calls.is_next_sent() {
+            return Err(format!("the worker answered call {expected} before it had all of it"));
+        }
         if self.is_native() && call != Some(expected) {
             let received = call.map_or("an answer without a number".to_owned(), |call| {
                 format!("the answer to call {call}")

@@ -28,6 +28,9 @@ impl Disconnect {
     pub(crate) fn of_message(decoded: Result<FromWorker<'_>, WireError>) -> Self {
         match decoded {
             Ok(FromWorker::Death(notice)) => Self::Notified(Box::new(notice)),
+            Ok(FromWorker::Telemetry(_)) => {
+                Self::violation("the worker sent telemetry though no call runs")
+            }
             Ok(_) => Self::violation("the worker sent an answer that nobody asked for"),
             Err(error) => error.into(),
         }
@@ -51,8 +54,8 @@ impl Disconnect {
         Self::violation("the worker sends messages without end though no call runs")
     }
 
-    /// The number of the last call that the worker may have begun. `first` is the first of `unanswered` calls, and
-    /// `sent` the last that was sent in full. `can_lose_answers` says whether received answers may be missing.
+    /// The number of the last call that the worker may have begun. `first` is the first of `unanswered` calls that were
+    /// sent in full, and `sent` the last of them. `can_lose_answers` says whether received answers may be missing.
     pub(crate) fn last_started(
         &self,
         first: u64,

@@ -31,7 +31,7 @@ impl Session {
         let last_started = first.map_or(0, |first| {
             disconnect.last_started(
                 first,
-                connection.calls_unanswered(),
+                connection.calls_sent_unanswered(),
                 connection.calls_sent(),
                 connection.can_lose_answers(),
             )

@@ -70,7 +70,6 @@ impl Session {
         let Some(connection) = self.assignment.connection() else { return Step::Wait };
         let (waits_for_arrived, is_established) =
             (connection.waits_for_arrived(), connection.is_established());
-        let is_skipped_due = connection.is_skipped_answer_due();
         match self.look_at_head() {
             _ if waits_for_arrived => {}
             Head::None if self.handle == Handle::Dropped => return Step::Wait,
@@ -82,13 +81,12 @@ impl Session {
                 self.fail_unsendable();
                 return Step::Changed;
             }
-            // The worker may read no more of a long call before its answers of skipped calls are read.
-            Head::Unsent if is_skipped_due => {}
+            // A long call may be sent in part. The worker may read no more of it before its answers of skipped calls
+            // are read, and its end may show only here.
             Head::Unsent => {
-                return match self.find_last_message() {
-                    true => Step::Changed,
-                    false => Step::Wait,
-                };
+                if self.find_last_message() {
+                    return Step::Changed;
+                }
             }
             Head::None | Head::Worker | Head::Answer => {}
         }
@@ -150,7 +148,9 @@ impl Session {
                 (call, Some(Answer::Error(Box::new(error.into_owned(slice)))))
             }
             Ok(FromWorker::Skipped { call }) if entry.abandoned => (call, None),
-            Ok(FromWorker::Telemetry(Telemetry { log, trace })) => {
+            Ok(FromWorker::Telemetry(Telemetry { log, trace }))
+                if connection.is_next_call_sent() && !is_skipped_due =>
+            {
                 connection.read_budget().count_telemetry(body.len());
                 if let (Some(into), Some(encoded)) = (&self.log, log) {
                     log::merge(into, encoded);

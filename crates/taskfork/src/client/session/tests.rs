@@ -197,6 +197,18 @@ fn may_have_run(outcome: Option<&Outcome>) -> Option<bool> {
     }
 }
 
+/// How the peer of a call has broken the protocol.
+fn violation(outcome: Option<Outcome>, may_have_run: bool) -> String {
+    match outcome {
+        Some(Outcome::Fatal { cause: FatalError::Protocol { detail }, may_have_run: may })
+            if may == may_have_run =>
+        {
+            detail.to_string()
+        }
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
 fn calls_in(sent: &[u8]) -> usize {
     let (mut bytes, mut calls) = (BytesMut::from(sent), 0);
     while let Some(body) = frame::take(&mut bytes, 1 << 20).unwrap() {
@@ -290,11 +302,68 @@ fn answers_of_skipped_calls_are_read_while_a_long_call_is_sent() {
     // The socket has no room until the worker has written its answer.
     assert_eq!(checkout.process(Duration::ZERO), Some(Need::Input));
     checkout.receive(&framed(|out| native::put_skipped(out, Some(2))));
-    assert_eq!(checkout.process(Duration::ZERO), None);
+    assert_eq!(checkout.process(Duration::ZERO), Some(Need::Input));
     checkout.send_all();
     checkout.receive(&answer(3));
     checkout.process(Duration::ZERO);
     assert!(is_result_of(checkout.outcome(long).as_ref(), 3));
+}
+
+#[test]
+fn the_end_of_a_worker_is_noticed_while_a_long_call_is_sent() {
+    for is_used in [false, true] {
+        let mut checkout = Checkout::assigned();
+        if is_used {
+            checkout.call(1);
+            checkout.send_all();
+            checkout.receive(&answer(1));
+            checkout.process(Duration::ZERO);
+        }
+        let long = checkout.call(9000);
+        checkout.send(usize::MAX, 100);
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::Input));
+        checkout.connection().handle_end(End::Closed { has_unread: false });
+        checkout.process(Duration::ZERO);
+        let outcome = checkout.outcome(long);
+        assert_eq!(may_have_run(outcome.as_ref()), is_used.then_some(false));
+        assert_eq!(checkout.returned().1, !is_used);
+    }
+}
+
+#[test]
+fn an_answer_to_a_call_that_the_worker_does_not_have_ends_the_connection() {
+    let telemetry = framed(|out| {
+        native::put_log(out, &log_defer::Message::default()).unwrap();
+    });
+    for (message, what) in [
+        (answer(1), "answered call 1 before it had all of it"),
+        (failure(1), "answered call 1 before it had all of it"),
+        (telemetry, "sent telemetry though no call runs"),
+    ] {
+        for length in [9000, 1] {
+            let mut checkout = Checkout::assigned();
+            let call = checkout.call(length);
+            checkout.send(usize::MAX, 10);
+            checkout.receive(&message);
+            checkout.process(Duration::ZERO);
+            let error = violation(checkout.outcome(call), false);
+            assert!(error.contains(what), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_was_not_sent_does_not_count_among_those_whose_bytes_are_unread() {
+    let mut checkout = Checkout::assigned();
+    let first = checkout.call(1);
+    checkout.send_all();
+    let second = checkout.call(1);
+    // The outbox has it, and the socket has no room.
+    checkout.send(usize::MAX, 0);
+    checkout.connection().handle_end(End::Closed { has_unread: true });
+    checkout.process(Duration::ZERO);
+    assert!(checkout.outcome(first).is_none() && checkout.outcome(second).is_none());
+    assert!(checkout.returned().1);
 }
 
 #[test]
