@@ -110,7 +110,7 @@ impl Forker {
         Sample::times((0..TIMES).map(time).collect())
     }
 
-    /// Gives the time after the kill. All processes sleep before.
+    /// Kills a child while all processes sleep, and returns the time after that.
     fn kill(connection: &Connection) -> Instant {
         std::thread::sleep(Duration::from_millis(5));
         connection.kill();

@@ -87,6 +87,10 @@ pub fn goals(rows: &[Row]) -> Vec<Goal> {
     add("a call after a pause of 1 ms by the bare one", most(1.3), pause);
     let instructions = figures.median("instructions", "taskfork");
     add("instructions outside the kernel of one call, both sides", most(8000.0), instructions);
+    for (side, bound) in [("client", 3.0), ("worker", 2.0)] {
+        let name = format!("system calls of the {side} for a call, both sides asleep");
+        add(&name, most(bound), figures.median(&format!("system_calls_{side}"), "taskfork asleep"));
+    }
     for (work, tasks) in [("tasks_10", "10"), ("tasks_100", "100"), ("tasks_1000", "1,000")] {
         let name = format!("calls/s of {tasks} tasks on 2 threads by the same on 1");
         let figure = figures.ratio(work, "taskfork on 2 threads", "taskfork on 1 thread");
@@ -242,6 +246,6 @@ mod tests {
         });
         let mut rows: Vec<Row> = all.collect();
         rows.push(row("instructions", "taskfork", 1.0));
-        assert_eq!(goals(&rows).len(), 54);
+        assert_eq!(goals(&rows).len(), 56);
     }
 }

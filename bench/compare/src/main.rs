@@ -13,6 +13,7 @@ mod processor_time;
 mod report;
 mod roles;
 mod sample;
+mod system_calls;
 mod tasks;
 mod works;
 

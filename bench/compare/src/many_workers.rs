@@ -14,6 +14,12 @@ use crate::sample::Sample;
 /// How often each time is measured.
 const TIMES: usize = 21;
 
+/// How many workers start at a time.
+const CHUNK: usize = 100;
+
+/// How long all may take to start. A comparison of many rounds would not end otherwise.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
 /// A server with workers that live and do nothing, and a client that holds them.
 pub struct ManyWorkers {
     runtime: Runtime,
@@ -66,8 +72,9 @@ fn check(workers: usize, resources: &[(&str, Option<u64>, u64, u64)]) -> Result<
 }
 
 impl ManyWorkers {
-    /// With `live` workers, all checked out and asleep.
-    pub fn new(live: usize) -> Self {
+    /// With `live` workers, all checked out and asleep. Fails if they take too long to start.
+    pub fn new(live: usize) -> Result<Self, String> {
+        let start = Instant::now();
         let server = Server::spawn("many").expect("a server");
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         let entered = runtime.enter();
@@ -75,7 +82,14 @@ impl ManyWorkers {
         drop(entered);
         let held: Vec<_> = (0..live).map(|_| client.checkout()).collect();
         // Some at a time, so that no one waits for long.
-        for some in held.chunks(100) {
+        for (number, some) in held.chunks(CHUNK).enumerate() {
+            if start.elapsed() > START_LIMIT {
+                let started = number * CHUNK;
+                return Err(format!(
+                    "only {started} workers started in {} s",
+                    START_LIMIT.as_secs()
+                ));
+            }
             runtime.block_on(async {
                 let ready: Vec<_> = some.iter().map(Checkout::ready).collect();
                 for ready in ready {
@@ -83,7 +97,7 @@ impl ManyWorkers {
                 }
             });
         }
-        Self { runtime, server, client, held }
+        Ok(Self { runtime, server, client, held })
     }
 
     /// Connect, fork and first answer of one more worker.
@@ -155,10 +169,10 @@ impl ManyWorkers {
 
     /// Resident memory in KiB of the server for a live worker, and of the client for an idle
     /// connection. The difference between few workers and `more` in addition.
-    pub fn memory(more: usize) -> [f64; 2] {
-        let few = 10;
-        let [before, after] = [few, few + more].map(|workers| {
-            let mut many = Self::new(workers);
+    pub fn memory(more: usize) -> Result<[f64; 2], String> {
+        const FEW: usize = 10;
+        let measure = |workers| {
+            let mut many = Self::new(workers)?;
             many.runtime.block_on(async {
                 for checkout in &many.held {
                     checkout.call::<u32>("pid", ()).await.expect("an answer");
@@ -168,13 +182,14 @@ impl ManyWorkers {
                     tokio::task::yield_now().await;
                 }
             });
-            [many.server.pid(), std::process::id()].map(resident)
-        });
-        [0, 1].map(|side| (after[side] - before[side]) / more as f64)
+            Ok::<_, String>([many.server.pid(), std::process::id()].map(resident))
+        };
+        let (before, after) = (measure(FEW)?, measure(FEW + more)?);
+        Ok([0, 1].map(|side| (after[side] - before[side]) / more as f64))
     }
 }
 
-/// A client of at least and at most so many workers.
+/// A client whose number of workers is in this range.
 fn client(server: &ServerHandle, workers: RangeInclusive<usize>) -> Client {
     let client = Client::builder().address(server.address()).min_workers(*workers.start());
     client.max_workers(*workers.end()).timeout(None).build().expect("a client")

@@ -9,6 +9,7 @@ use crate::forker::Forker;
 use crate::many_workers::{ManyWorkers, check_limits};
 use crate::pools::{Blocking, Ours, Pool, Procspawn, Threads};
 use crate::sample::{Sample, micros};
+use crate::system_calls::{self, Side};
 use crate::{floors, tasks};
 
 /// A pool with `workers` workers. `None` if no pool has that name.
@@ -28,12 +29,15 @@ fn make(name: &str, work: &str, workers: usize) -> Option<Box<dyn Pool>> {
     })
 }
 
+/// How the names of works with many workers begin.
+const MANY_WORKERS: [&str; 4] = ["one_more_", "death_among_", "thousand_deaths", "memory_"];
+
 pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
     if let Some(load) = Load::from_name(work) {
         return arrivals::measure(name, load, scale);
     }
-    if let Some(sample) = measure_many(name, work, scale) {
-        return sample.unwrap_or_else(Sample::failed);
+    if MANY_WORKERS.iter().any(|start| work.starts_with(start)) {
+        return measure_many(name, work, scale).unwrap_or_else(Sample::failed);
     }
     if let Some(floor) = name.strip_prefix("floor ") {
         return measure_floor(floor, work, scale);
@@ -45,6 +49,8 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
             return Sample::of(scale as f64 / took.as_secs_f64());
         }
         "cold" => return cold(name),
+        "system_calls_client" => return system_calls::measure(Side::Client, scale),
+        "system_calls_worker" => return system_calls::measure(Side::Worker, scale),
         "queue_growth" => return queue_growth(),
         "new_worker" => return Ours::new("plain", 32, BusyPoll::Adaptive).new_workers(),
         "tasks_10" | "tasks_100" | "tasks_1000" => {
@@ -113,25 +119,19 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
     }
 }
 
-/// Works with many workers. `None` if the work is none of them.
-fn measure_many(name: &str, work: &str, scale: usize) -> Option<Result<Sample, String>> {
-    let known = ["one_more_", "death_among_", "thousand_deaths", "memory_"];
-    if !known.iter().any(|prefix| work.starts_with(prefix)) {
-        return None;
-    }
-    if let Err(why) = check_limits(scale) {
-        return Some(Err(why));
-    }
+/// Works with many workers.
+fn measure_many(name: &str, work: &str, workers: usize) -> Result<Sample, String> {
+    check_limits(workers)?;
     let millis = |took: Duration| Sample::of(took.as_secs_f64() * 1e3);
-    Some(Ok(match (name, work) {
-        ("floor fork", "thousand_deaths") => millis(Forker::new(scale).replace_all()),
-        ("floor fork", _) => Forker::new(scale).new_children(),
-        (_, "thousand_deaths") => millis(ManyWorkers::new(scale).replace_all()),
-        (_, "memory_server") => Sample::of(ManyWorkers::memory(scale)[0]),
-        (_, "memory_client") => Sample::of(ManyWorkers::memory(scale)[1]),
-        _ if work.starts_with("one_more_") => ManyWorkers::new(scale).one_more(),
-        _ => ManyWorkers::new(scale).death(),
-    }))
+    Ok(match (name, work) {
+        ("floor fork", "thousand_deaths") => millis(Forker::new(workers).replace_all()),
+        ("floor fork", _) => Forker::new(workers).new_children(),
+        (_, "thousand_deaths") => millis(ManyWorkers::new(workers)?.replace_all()),
+        (_, "memory_server") => Sample::of(ManyWorkers::memory(workers)?[0]),
+        (_, "memory_client") => Sample::of(ManyWorkers::memory(workers)?[1]),
+        _ if work.starts_with("one_more_") => ManyWorkers::new(workers)?.one_more(),
+        _ => ManyWorkers::new(workers)?.death(),
+    })
 }
 
 /// The rate, in MB/s, of `bytes` bytes sent in both directions.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 
-use crate::hand_written;
+use crate::{hand_written, system_calls};
 
 /// Starts a copy of this program in a role, with its socket as standard input.
 pub fn start(role: &[&str], socket: OwnedFd) -> Child {
@@ -24,6 +24,9 @@ pub fn run(arguments: &[String]) -> bool {
         }
         // It ends with its connection.
         [role] if role == "serve" => drop(hand_written::serve(UnixStream::from(stdin()))),
+        [role, calls] if role == "calls" => {
+            system_calls::make_calls(calls.parse().expect("a number"));
+        }
         [role] if role == "compute" => loop {
             std::hint::spin_loop();
         },

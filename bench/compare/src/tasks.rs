@@ -7,7 +7,7 @@ use tokio::runtime::Builder;
 
 use crate::sample::Sample;
 
-/// Calls a second on 2 workers of so many tasks together, each with one call at a time.
+/// Calls a second on 2 workers of all tasks together. Each task has one call at a time.
 pub fn measure(tasks: usize, threads: usize, calls: usize) -> Sample {
     let server = taskfork::Server::spawn("plain").expect("a server");
     let runtime = match threads {

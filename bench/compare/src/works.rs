@@ -103,6 +103,9 @@ pub const WORKS: &[Work] = works! {
     "arrivals_1000_on_2", "the same, 1,000/s", "µs", false, [3000, 400], ARRIVALS;
     "arrivals_3000_on_2", "the same, 3,000/s", "µs", false, [6000, ], ARRIVALS;
     "arrivals_10000_on_2", "the same, 10,000/s", "µs", false, [20_000, 4000], ARRIVALS;
+    "system_calls_client", "system calls of the client for a call, both sides asleep in between", "calls",
+        false, [5000, 2000], &["taskfork asleep"];
+    "system_calls_worker", "the same, of the worker", "calls", false, [5000, 2000], &["taskfork asleep"];
     "beside", "calls one after the other beside a process that computes", "calls/s", true, [20_000, 5_000],
         &["taskfork", "taskfork asleep", "taskfork blocking", "procspawn"];
     "throughput", "calls outstanding on 2 workers", "calls/s", true, [50_000, 10_000], ALL;

@@ -16,7 +16,7 @@ pub enum Service {
     HandWritten(hand_written::Pool),
     Procspawn(procspawn::Pool),
     Threads,
-    /// Makes no call: what is left is the time of the arrivals themselves.
+    /// Makes no call, which shows the time of the arrivals themselves.
     Nothing,
 }
 

@@ -52,7 +52,7 @@ impl Curve {
 }
 
 impl Curves {
-    /// The points of a curve, without those that the run does not have.
+    /// The points of a curve for which the run has values.
     fn points(&self, candidate: &str, rows: &[Row]) -> Vec<[f64; 2]> {
         let point = |&(work, x): &(&str, f64)| {
             let row = self.row(work, candidate, rows)?;
