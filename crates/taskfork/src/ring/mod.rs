@@ -97,6 +97,11 @@ impl<M: Memory> Rings<M> {
         self.received = unread as u64;
     }
 
+    /// Whether the other side has mapped the rings.
+    pub(crate) fn is_active(&self) -> bool {
+        self.active
+    }
+
     /// Counts bytes that have been sent through the socket.
     pub(crate) fn record_sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;

@@ -78,6 +78,11 @@ impl LocalBuffers {
         self.buffers.iter().any(|buffer| buffer.id == id)
     }
 
+    /// Whether there is or was a buffer of this id.
+    pub(super) fn was_made(&self, id: BufferId) -> bool {
+        (1..=self.last).contains(&id)
+    }
+
     #[cfg(test)]
     pub(super) fn ids(&self) -> Vec<BufferId> {
         self.buffers.iter().map(|buffer| buffer.id).collect()

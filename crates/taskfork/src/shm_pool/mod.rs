@@ -150,18 +150,31 @@ impl ShmPool {
                 }
             });
         }
+        let unknown = |id| WireError::malformed(format!("there is no memory of the number {id}"));
         for (id, times) in said.free {
-            // The other side may not know yet that the buffer is removed.
             if !self.local.has_id(id) {
-                continue;
+                // The other side may not know yet that the buffer is removed.
+                if self.local.was_made(id) {
+                    continue;
+                }
+                return Err(unknown(id));
             }
             match self.releases.iter_mut().find(|(releases, _)| *releases == id) {
                 Some((_, before)) => *before = before.saturating_add(times),
                 None => self.releases.push((id, times)),
             }
         }
-        said.gone.into_iter().for_each(|id| self.remote.remove(id));
-        said.unwanted.into_iter().for_each(|id| self.local.mark_unwanted(id));
+        for id in said.gone {
+            if !self.remote.remove(id) {
+                return Err(unknown(id));
+            }
+        }
+        for id in said.unwanted {
+            if !self.local.was_made(id) {
+                return Err(unknown(id));
+            }
+            self.local.mark_unwanted(id);
+        }
         if said.idle {
             self.local.trim();
         }

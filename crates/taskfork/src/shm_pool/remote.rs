@@ -106,8 +106,11 @@ impl RemoteBuffers {
         self.known.iter().filter_map(copy).collect()
     }
 
-    pub(super) fn remove(&mut self, id: BufferId) {
+    /// Removes a buffer. Returns whether there was one of this id.
+    pub(super) fn remove(&mut self, id: BufferId) -> bool {
+        let before = self.known.len();
         self.known.retain(|known| known.id != id);
+        self.known.len() < before
     }
 
     /// Releases the buffers that this process no longer reads. If a child may read one, the owner must not use

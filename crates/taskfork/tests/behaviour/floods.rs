@@ -277,8 +277,8 @@ trial!(a_flood_on_an_idle_connection_blocks_no_runtime, async || {
             serve(&folder, |socket| {
                 let mut raw = Raw(socket);
                 greet(&mut raw, 1);
-                raw.send(&frame(vec![1.into(), of_call(1), 5.into()]));
-                flood_of_nothing(&mut raw);
+                raw.send(&[agreed(1 << 20), frame(vec![1.into(), of_call(1), 5.into()])].concat());
+                flood(&mut raw, &nothing());
             });
             let client = options(&folder).build().unwrap();
             let checkout = client.checkout();

@@ -91,7 +91,12 @@ fn greetings() -> Vec<Case> {
         vec![Send(PREAMBLE.to_vec()), Flood(queued.repeat(1000), 1 << 30)],
         Served,
     );
-    add("hello twice", called(vec![Send(worker_hello(&[]))]), Refused);
+    add("hello twice", called(vec![Send(worker_hello(&[]))]), Fails("sent a second hello"));
+    add(
+        "notice behind the hello that no worker is free",
+        called(vec![Send(queued)]),
+        Fails("after one has greeted"),
+    );
     add(
         "hello of 2^32 minus 1 bytes",
         vec![Send([PREAMBLE, &u32::MAX.to_le_bytes()].concat())],
@@ -126,7 +131,7 @@ fn answers() -> Vec<Case> {
     };
     add("answer", result(5.into()), Served);
     add("answer behind empty messages", [&[0; 4000][..], &result(5.into())].concat(), Harmless);
-    for kind in [9, 77, 127, u64::from(u32::MAX), u64::MAX] {
+    for kind in [77, 127, u64::from(u32::MAX), u64::MAX] {
         add(&format!("kind {kind}"), frame(&[kind.into(), none()]), Refused);
     }
     add("kind below zero", frame(&[(-1).into(), none()]), Refused);
@@ -149,7 +154,7 @@ fn answers() -> Vec<Case> {
     add(
         "skipped and not sent ahead",
         frame(&[5.into(), none()]),
-        Fails("an answer that nobody asked for"),
+        Fails("skipped a call that was not cancelled"),
     );
     add("two answers", [result(5.into()), result(6.into())].concat(), Served);
     add("a thousand answers", result(5.into()).repeat(1000), Served);
@@ -440,7 +445,37 @@ fn descriptors() -> Vec<Case> {
         let more = vec![SendWith(vec![0; 4000], vec![DevZero; count])];
         add(&format!("{count} that nothing tells of"), more, Fails("protocol broken"));
     }
-    add("rings that nobody offered", vec![Send(frame(&[8.into(), map(&[])]))], Refused);
+    add(
+        "rings that nobody offered",
+        vec![Send(frame(&[8.into(), map(&[])]))],
+        Fails("accepted rings that were not offered"),
+    );
+    let says = |key: &str, value: Value| {
+        [
+            frame(&[7.into(), map(&[("agreed", 1000.into())])]),
+            frame(&[7.into(), map(&[(key, value)])]),
+        ]
+        .concat()
+    };
+    for (key, value) in [
+        ("free", list(&[list(&[7.into(), 1.into()])])),
+        ("gone", list(&[7.into()])),
+        ("unwanted", list(&[7.into()])),
+    ] {
+        let end = Fails("there is no memory of the number 7");
+        add(&format!("{key} memory of an unknown number"), vec![Send(says(key, value))], end);
+    }
+    add("17 files announced", vec![Send(with(17, result(5.into())))], Fails("announced 17 files"));
+    add(
+        "files announced twice",
+        vec![Send([announce(1), announce(1)].concat())],
+        Fails("but no answer followed"),
+    );
+    add(
+        "files announced in front of notes",
+        vec![Send(with(1, frame(&[4.into(), map(&[])])))],
+        Fails("but no answer followed"),
+    );
     add(
         "rings that the worker offers",
         vec![SendWith(with(1, frame(&[8.into(), map(&[])])), vec![Memory(33_152, RING_SEALS)])],
@@ -471,7 +506,11 @@ fn flows() -> Vec<Case> {
         ("notes", notes, Refused),
         ("logs", log, Refused),
         ("traces", frame_meta(4, "trace", &[0x91, 0x92, 8, 1]), Refused),
-        ("skipped answers", frame(&[5.into(), none()]), Fails("an answer that nobody asked for")),
+        (
+            "skipped answers",
+            frame(&[5.into(), none()]),
+            Fails("skipped a call that was not cancelled"),
+        ),
         ("answers", result(5.into()), Served),
     ] {
         let said = said.repeat((64 << 10) / said.len());

@@ -173,6 +173,7 @@ fn connect_optimistically(core: &Arc<Core>, permit: Permit, now: Instant) -> Opt
         limits: PeerLimits { pipeline_window: 0, ..limits },
         max_receive: config.max_frame,
         max_blob: config.max_blob,
+        max_files: files,
         max_shared: config.max_shared(files),
         copy_shared_memory: config.copy_shared_memory,
         can_lose_answers: stream.can_lose_answers(),

@@ -34,6 +34,7 @@ fn connect(socket: UnixStream) -> (Connection, Rings) {
         limits,
         max_receive: 1000,
         max_blob: 1000,
+        max_files: 0,
         max_shared: 0,
         copy_shared_memory: false,
         can_lose_answers: false,

@@ -32,9 +32,18 @@ impl Connection {
         if !native::is_transport_message(message) {
             return Ok(self.is_doorbell(message));
         }
+        if self.has_announced_files() {
+            return Err(Disconnect::files_without_answer());
+        }
         match FromWorker::decode(message) {
+            Ok(FromWorker::Files(count)) if count > self.max_files => {
+                return Err(Disconnect::violation(format!(
+                    "the worker announced {count} files for a message, and the limit is {}",
+                    self.max_files
+                )));
+            }
             Ok(FromWorker::Files(count)) => self.announced_files = count,
-            Ok(FromWorker::Rings) => self.enable_rings(),
+            Ok(FromWorker::Rings) => self.handle_rings_accepted()?,
             Ok(FromWorker::Shm(message)) => {
                 self.accept_sharing(message.agreed)?;
                 let idle = message.idle;
@@ -48,13 +57,21 @@ impl Connection {
         Ok(true)
     }
 
+    /// Whether files accompany the next message, which must be an answer then.
+    pub(crate) fn has_announced_files(&self) -> bool {
+        self.announced_files > 0
+    }
+
     /// Begins to share memory when the worker agrees.
     ///
     /// # Errors
-    /// If the worker agrees without a request or twice, or sends another message about memory before.
+    /// If the worker agrees without a request, without a call or twice, or sends another message about memory before.
     fn accept_sharing(&mut self, agreed: Option<usize>) -> Result<(), WireError> {
         let what = match (self.sharing, agreed) {
             (Sharing::Agreed, None) => return Ok(()),
+            (Sharing::Requested { .. }, Some(_)) if !self.calls.is_next_sent() => {
+                "the worker agreed to share memory though no call runs"
+            }
             (Sharing::Requested { max_shared }, Some(bytes)) => {
                 self.sharing = Sharing::Agreed;
                 self.shm_pool.set_capacity(bytes.min(max_shared));

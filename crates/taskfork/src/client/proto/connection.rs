@@ -41,8 +41,9 @@ pub(crate) struct Connection {
     pub(super) max_blob: usize,
     /// How many bytes of unanswered calls the worker accepts.
     pub(crate) pipeline_window: usize,
-    /// The most files that a message in either direction may have.
+    /// The most files that a call may have, and an answer.
     pub(super) files: usize,
+    pub(super) max_files: usize,
     /// Received files whose messages have not been taken, and how many of them belong to the next message.
     pub(super) files_received: Vec<OwnedFd>,
     pub(super) announced_files: usize,
@@ -75,6 +76,8 @@ pub(crate) struct ConnectionConfig {
     pub(crate) max_receive: usize,
     /// The longest blob in a memfd that this side accepts, in bytes.
     pub(crate) max_blob: usize,
+    /// The most files that this side accepts with an answer.
+    pub(crate) max_files: usize,
     /// The most bytes of the worker's shared memory that may be mapped here.
     pub(crate) max_shared: usize,
     /// Whether bytes that arrive in shared memory are copied.
@@ -105,6 +108,7 @@ impl Connection {
             limits,
             max_receive,
             max_blob,
+            max_files,
             max_shared,
             copy_shared_memory,
             can_lose_answers,
@@ -122,6 +126,7 @@ impl Connection {
             max_blob,
             pipeline_window,
             files,
+            max_files,
             files_received: Vec::new(),
             announced_files: 0,
             sharing: if max_shared > 0 { Sharing::Requested { max_shared } } else { Sharing::Off },
@@ -389,6 +394,7 @@ impl Connection {
     fn discard_skipped(&mut self, message: &[u8]) -> bool {
         let is_skipped = self.calls.is_skipped_answer_due()
             && self.calls.is_next_sent()
+            && !self.has_announced_files()
             && native::skipped_call(message) == Some(self.calls.next_answer());
         if is_skipped {
             self.calls.record_answer();

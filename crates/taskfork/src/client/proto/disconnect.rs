@@ -26,14 +26,17 @@ pub(crate) enum Disconnect {
 impl Disconnect {
     /// Classifies a message that is no answer.
     pub(crate) fn of_message(decoded: Result<FromWorker<'_>, WireError>) -> Self {
-        match decoded {
-            Ok(FromWorker::Death(notice)) => Self::Notified(Box::new(notice)),
-            Ok(FromWorker::Telemetry(_)) => {
-                Self::violation("the worker sent telemetry though no call runs")
+        Self::violation(match decoded {
+            Ok(FromWorker::Death(notice)) => return Self::Notified(Box::new(notice)),
+            Err(error) => return error.into(),
+            Ok(FromWorker::Hello(_)) => "the worker sent a second hello",
+            Ok(FromWorker::Queued(_)) => {
+                "the server said that no worker is free, after one has greeted"
             }
-            Ok(_) => Self::violation("the worker sent an answer that nobody asked for"),
-            Err(error) => error.into(),
-        }
+            Ok(FromWorker::Telemetry(_)) => "the worker sent telemetry though no call runs",
+            Ok(FromWorker::Skipped { .. }) => "the worker skipped a call that was not cancelled",
+            Ok(_) => "the worker sent an answer that nobody asked for",
+        })
     }
 
     /// Classifies an error of a read from the socket.
@@ -47,6 +50,11 @@ impl Disconnect {
     /// The end of a connection whose peer broke the protocol in this way.
     pub(crate) fn violation(detail: impl Into<String>) -> Self {
         Self::Protocol(ConnectionError::new(detail))
+    }
+
+    /// The end of a connection whose worker announced files for a message that is no answer.
+    pub(crate) fn files_without_answer() -> Self {
+        Self::violation("the worker announced files, but no answer followed")
     }
 
     /// The end of a connection whose worker floods it while no call runs.

@@ -35,7 +35,7 @@ impl Connection {
 
     /// Records that `sent` bytes of the offer were sent.
     pub(super) fn handle_ring_offer_sent(&mut self, sent: usize) {
-        let offer = std::mem::replace(&mut self.ring_offer, RingOffer::Never);
+        let offer = std::mem::replace(&mut self.ring_offer, RingOffer::Sent);
         let RingOffer::Due(offer) = offer else { return };
         self.outbox.mark_other_sent();
         match offer.bytes.get(sent..) {
@@ -52,8 +52,24 @@ impl Connection {
         }
     }
 
-    /// Uses the rings from here on, because the worker has accepted them.
-    pub(super) fn enable_rings(&mut self) {
+    /// The worker has accepted the rings.
+    ///
+    /// # Errors
+    /// If they were not offered, or were accepted before.
+    pub(super) fn handle_rings_accepted(&mut self) -> Result<(), WireError> {
+        match std::mem::replace(&mut self.ring_offer, RingOffer::Never) {
+            RingOffer::Sent => self.enable_rings(),
+            _ => {
+                return Err(WireError::malformed(
+                    "the worker accepted rings that were not offered",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Uses the rings from here on, if there are any.
+    fn enable_rings(&mut self) {
         if let Some(rings) = &mut self.rings {
             rings.activate(self.inbox.len());
         }
@@ -98,7 +114,7 @@ impl Connection {
 
     /// Whether a message has no purpose but to wake this side.
     pub(super) fn is_doorbell(&self, message: &[u8]) -> bool {
-        message.is_empty() && self.rings.is_some()
+        message.is_empty() && self.rings.as_ref().is_some_and(|rings| rings.is_active())
     }
 
     /// Tells the worker that this side sleeps until it is woken. Returns whether it may sleep now.

@@ -10,12 +10,14 @@ pub(super) const CALLS_BEFORE_RINGS: u64 = if cfg!(test) { 2 } else { 32 };
 /// Whether rings are offered to the worker.
 #[derive(Debug)]
 pub(super) enum RingOffer {
-    /// They have been offered, or cannot be.
+    /// They cannot be offered, or the worker has accepted them.
     Never,
     /// After this many calls.
     After(u64),
     /// Next, before any other bytes.
     Due(Box<Offer>),
+    /// They have been offered, and the worker may accept them.
+    Sent,
 }
 
 /// An offer of rings.

@@ -147,7 +147,20 @@ impl Session {
             Ok(FromWorker::Error { call, body: error }) if !is_skipped_due => {
                 (call, Some(Answer::Error(Box::new(error.into_owned(slice)))))
             }
-            Ok(FromWorker::Skipped { call }) if entry.abandoned => (call, None),
+            Ok(FromWorker::Ok { .. } | FromWorker::Error { .. }) => {
+                self.handle_disconnect(Disconnect::violation(
+                    "the worker answered a call that it had to skip",
+                ));
+                return Step::Changed;
+            }
+            Ok(FromWorker::Skipped { .. } | FromWorker::Telemetry(_))
+                if connection.has_announced_files() =>
+            {
+                self.handle_disconnect(Disconnect::files_without_answer());
+                return Step::Changed;
+            }
+            // The connection has handled the right answer of a skipped call.
+            Ok(FromWorker::Skipped { call }) if entry.abandoned || is_skipped_due => (call, None),
             Ok(FromWorker::Telemetry(Telemetry { log, trace }))
                 if connection.is_next_call_sent() && !is_skipped_due =>
             {

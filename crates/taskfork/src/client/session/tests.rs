@@ -1,5 +1,6 @@
 //! Tests of sessions and connections without I/O: each gives them bytes and times, and looks at what they decide.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -20,6 +21,7 @@ use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::gather_frame::GatherFrame;
 use crate::wire::hello::WorkerHello;
 use crate::wire::native::{self, CallMeta, FromClient};
+use crate::wire::shm::ShmMessage;
 use crate::wire::values::ValueFormat;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -151,7 +153,8 @@ fn config() -> ConnectionConfig {
         limits: LIMITS,
         max_receive: 1 << 20,
         max_blob: 0,
-        max_shared: 0,
+        max_files: 2,
+        max_shared: 1 << 20,
         copy_shared_memory: false,
         can_lose_answers: false,
     }
@@ -174,14 +177,22 @@ fn answer(call: u64) -> Vec<u8> {
     })
 }
 
+/// A message that announces this number of files.
+fn announcement(files: usize) -> Vec<u8> {
+    framed(|out| out.extend(rmp_serde::to_vec(&(6, BTreeMap::<(), ()>::new(), files)).unwrap()))
+}
+
 fn failure(call: u64) -> Vec<u8> {
     let error = ErrorBody { kind: kind::INTERFACE, message: "no", ..Default::default() };
     framed(|out| native::put_error(out, Some(call), &error))
 }
 
+fn hello_message() -> WorkerHello {
+    WorkerHello { version: 1, pid: 7, ..WorkerHello::default() }
+}
+
 fn hello() -> Vec<u8> {
-    let hello = WorkerHello { version: 1, pid: 7, ..WorkerHello::default() };
-    [PREAMBLE.to_vec(), framed(|out| hello.put(out))].concat()
+    [PREAMBLE.to_vec(), framed(|out| hello_message().put(out))].concat()
 }
 
 fn is_result_of(outcome: Option<&Outcome>, call: u64) -> bool {
@@ -349,6 +360,88 @@ fn an_answer_to_a_call_that_the_worker_does_not_have_ends_the_connection() {
             let error = violation(checkout.outcome(call), false);
             assert!(error.contains(what), "{error}");
         }
+    }
+}
+
+#[test]
+fn messages_that_no_worker_may_send_are_named() {
+    let shm = |message: ShmMessage| {
+        let mut out = Vec::new();
+        message.put(&mut out);
+        out
+    };
+    let agreed = shm(ShmMessage { agreed: Some(1000), ..ShmMessage::default() });
+    let files = |count| announcement(count);
+    let telemetry = framed(|out| {
+        native::put_log(out, &log_defer::Message::default()).unwrap();
+    });
+    let skipped = framed(|out| native::put_skipped(out, Some(1)));
+    let queued = framed(|out| native::put_queued(out, "all busy"));
+    let unknown = [
+        ShmMessage { free: vec![(7, 1)], ..ShmMessage::default() },
+        ShmMessage { gone: vec![7], ..ShmMessage::default() },
+        ShmMessage { unwanted: vec![7], ..ShmMessage::default() },
+    ];
+    let unknown = unknown.map(|message| ([agreed.clone(), shm(message)], "memory of the number 7"));
+    let others = [
+        ([framed(native::put_rings), vec![]], "accepted rings that were not offered"),
+        ([agreed.clone(), framed(native::put_rings)], "accepted rings that were not offered"),
+        ([framed(|out| hello_message().put(out)), vec![]], "a second hello"),
+        ([queued, vec![]], "no worker is free, after one has greeted"),
+        ([skipped.clone(), vec![]], "skipped a call that was not cancelled"),
+        ([files(3), vec![]], "announced 3 files for a message, and the limit is 2"),
+        ([files(1), files(1)], "announced files, but no answer followed"),
+        ([files(1), agreed], "announced files, but no answer followed"),
+        ([files(1), telemetry], "announced files, but no answer followed"),
+        ([files(1), skipped], "announced files, but no answer followed"),
+    ];
+    for (messages, what) in unknown.into_iter().chain(others) {
+        let mut checkout = Checkout::assigned();
+        let call = checkout.call(1);
+        checkout.send_all();
+        checkout.receive(&messages.concat());
+        checkout.process(Duration::ZERO);
+        let error = violation(checkout.outcome(call), true);
+        assert!(error.contains(what), "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_worker_agrees_to_share_memory_only_with_an_answer() {
+    let mut checkout = Checkout::assigned();
+    let mut agreed = Vec::new();
+    ShmMessage { agreed: Some(1000), ..ShmMessage::default() }.put(&mut agreed);
+    let call = checkout.call(9000);
+    checkout.send(usize::MAX, 10);
+    checkout.receive(&agreed);
+    checkout.process(Duration::ZERO);
+    let error = violation(checkout.outcome(call), false);
+    assert!(error.contains("agreed to share memory though no call runs"), "{error}");
+}
+
+#[test]
+fn the_answer_of_a_call_that_must_be_skipped_ends_the_connection() {
+    let files = announcement(1);
+    let skipped = |call| framed(|out| native::put_skipped(out, Some(call)));
+    for (message, what) in [
+        (answer(2), "answered a call that it had to skip"),
+        (failure(2), "answered a call that it had to skip"),
+        (skipped(3), "the answer to call 3 where that to call 2 was due"),
+        ([files, skipped(2)].concat(), "announced files, but no answer followed"),
+    ] {
+        let mut checkout = Checkout::assigned();
+        let first = checkout.call(1);
+        checkout.call(2);
+        checkout.send_all();
+        checkout.receive(&failure(1));
+        checkout.process(Duration::ZERO);
+        assert!(matches!(checkout.outcome(first), Some(Outcome::Error(_))));
+        let next = checkout.call(3);
+        checkout.send_all();
+        checkout.receive(&message);
+        checkout.process(Duration::ZERO);
+        let error = violation(checkout.outcome(next), true);
+        assert!(error.contains(what), "{what}: {error}");
     }
 }
 
@@ -618,7 +711,7 @@ fn the_search_for_the_last_message_ends() {
     assert!(checkout.session.poll_transmit(&now).is_some());
     checkout.session.handle_write_error(std::io::ErrorKind::BrokenPipe.into());
     // Messages that concern only the connection, without end.
-    let message = framed(native::put_rings);
+    let message = announcement(0);
     let mut messages = 0;
     while checkout.process(Duration::ZERO) == Some(Need::ArrivedInput) {
         checkout.receive(&message.repeat(100));
