@@ -5,7 +5,7 @@ use std::io;
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, fchmod};
 use rustix::io::Errno;
@@ -23,6 +23,10 @@ use crate::sys;
 
 /// How many connections may wait to be accepted. The kernel lowers it to its own limit.
 pub(super) const BACKLOG: i32 = 4096;
+
+/// For how long a socket must accept connections before its path counts as that of a running server. A child that a
+/// killed server was forking has the listener until it closes it or ends.
+const LIVE_AFTER: Duration = Duration::from_millis(500);
 
 /// A listening socket. When the process that made it drops it, its file is removed.
 #[derive(Debug)]
@@ -136,7 +140,7 @@ fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, 
         Ok(file) if FileType::from_raw_mode(file.st_mode) != FileType::Socket => {
             return Err(ServerError::NotASocket { path: path.to_owned() });
         }
-        Ok(_) if is_live(&name).map_err(refused)? => {
+        Ok(_) if stays_live(&name, lock_within.min(LIVE_AFTER)).map_err(refused)? => {
             return Err(ServerError::InUse { address: address.to_string() });
         }
         Ok(file) if file.st_uid != geteuid().as_raw() => {
@@ -158,11 +162,25 @@ fn open_unix(path: &Path, mode: u32, lock_within: Duration) -> Result<Listener, 
     Ok(Listener { socket, address, origin: Origin::Local, file: Some(file) })
 }
 
-/// Whether a server listens at the path. Only a refused connection proves that none does.
+/// Whether a socket listens at the path now and for `time`.
+fn stays_live(name: &SocketAddrUnix, time: Duration) -> rustix::io::Result<bool> {
+    let (end, mut pause) = (Instant::now() + time, Duration::from_millis(5));
+    while is_live(name)? {
+        let now = Instant::now();
+        if now >= end {
+            return Ok(true);
+        }
+        std::thread::sleep(pause.min(end - now));
+        pause *= 2;
+    }
+    Ok(false)
+}
+
+/// Whether a socket listens at the path. Only a refused connection proves that none does.
 fn is_live(name: &SocketAddrUnix) -> rustix::io::Result<bool> {
     match connect(unix_socket()?, name) {
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
-        // A socket with a full queue has a server.
+        // A socket with a full queue listens too.
         Ok(()) | Err(Errno::AGAIN) => Ok(true),
         Err(errno) => Err(errno),
     }
@@ -269,6 +287,19 @@ mod tests {
         assert!(matches!(open_at(&path), Err(ServerError::InUse { .. })));
         drop(live);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_process_that_a_killed_server_leaves_for_a_moment_is_no_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let left = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let opened = std::thread::scope(|scope| {
+            // It ends once its socket has been tried.
+            scope.spawn(move || drop((left.accept(), left)));
+            open_at(&path)
+        });
+        opened.unwrap();
     }
 
     #[test]
