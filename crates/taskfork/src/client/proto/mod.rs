@@ -35,7 +35,7 @@ mod optimistic;
 mod outbox;
 mod perl;
 mod read_budget;
-mod ring;
+pub(crate) mod ring;
 mod ring_offer;
 
 use crate::wire::attachments::Attachments;

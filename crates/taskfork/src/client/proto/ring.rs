@@ -27,7 +27,7 @@ impl Connection {
         self.ring_offer = RingOffer::Never;
         let mut bytes = Vec::new();
         let written = frame::write_control(&mut bytes, native::put_rings);
-        if let (Ok(()), Ok((rings, file))) = (written, Rings::offer()) {
+        if let (Ok(()), Ok((rings, file))) = (written, make_rings()) {
             let files = [OutgoingFile::new(Arc::new(file))];
             self.ring_offer = RingOffer::Due(Box::new(Offer { bytes, files, rings }));
         }
@@ -147,6 +147,14 @@ impl Connection {
     }
 }
 
+#[cfg(not(test))]
+fn make_rings() -> std::io::Result<(Rings, std::os::fd::OwnedFd)> {
+    Rings::offer()
+}
+
+#[cfg(test)]
+use without_memory::make_rings;
+
 #[cfg(test)]
 impl Connection {
     /// Uses these rings.
@@ -163,5 +171,33 @@ impl Connection {
     pub(crate) fn put_socket_call(&mut self, frame: &[u8]) {
         self.put_call(frame);
         self.outbox.put_socket_only(&[]);
+    }
+}
+
+/// A system that has no memory or descriptor for rings.
+#[cfg(test)]
+pub(crate) mod without_memory {
+    use std::cell::Cell;
+    use std::io;
+    use std::os::fd::OwnedFd;
+
+    use crate::ring::Rings;
+
+    thread_local! {
+        static HAS_NONE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(super) fn make_rings() -> io::Result<(Rings, OwnedFd)> {
+        match HAS_NONE.get() {
+            true => Err(rustix::io::Errno::MFILE.into()),
+            false => Rings::offer(),
+        }
+    }
+
+    pub(crate) fn run<T>(test: impl FnOnce() -> T) -> T {
+        HAS_NONE.set(true);
+        let result = test();
+        HAS_NONE.set(false);
+        result
     }
 }

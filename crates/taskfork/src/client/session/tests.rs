@@ -13,6 +13,7 @@ use crate::client::pool::Loss;
 use crate::client::proto::connection::{Connection, ConnectionConfig};
 use crate::client::proto::handshake::{PeerLimits, PendingHandshake};
 use crate::client::proto::io_types::{End, Need};
+use crate::client::proto::ring::without_memory;
 use crate::error::{FatalError, Stage};
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
@@ -573,6 +574,56 @@ fn the_time_of_a_call_ends_it_also_if_the_hello_is_late() {
     checkout.session.handle_timeout(&checkout.after(TIMEOUT));
     let event = checkout.session.poll_event();
     assert!(matches!(event, Some(Event::WaitTimedOut { .. })), "{event:?}");
+}
+
+#[test]
+fn a_worker_whose_hello_came_too_late_is_known_by_its_process_id() {
+    let queued = [PREAMBLE.to_vec(), framed(|out| native::put_queued(out, "all busy"))].concat();
+    for is_queued in [false, true] {
+        let mut checkout = Checkout::assigned_early();
+        let call = checkout.call(1);
+        checkout.send_all();
+        match is_queued {
+            true => checkout.receive(&queued),
+            false => checkout.session.handle_timeout(&checkout.after(CONNECT_TIMEOUT)),
+        }
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
+        checkout.connection().handle_no_input();
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
+        checkout.connection().handle_input_stopped();
+        checkout.receive(&hello()[if is_queued { PREAMBLE.len() } else { 0 }..]);
+        checkout.process(Duration::ZERO);
+        let outcome = checkout.outcome(call);
+        let Some(Outcome::Fatal { cause: FatalError::WorkerDied(death), .. }) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(death.pid, 7);
+    }
+}
+
+#[test]
+fn a_call_goes_at_once_if_rings_cannot_be_offered() {
+    for has_memory in [true, false] {
+        let mut agreed = Vec::new();
+        ShmMessage { agreed: Some(1000), ..ShmMessage::default() }.put(&mut agreed);
+        let mut checkout = Checkout::assigned();
+        let mut call = |number| {
+            let call = checkout.call(1);
+            let sent = match has_memory {
+                true => checkout.send_all(),
+                false => without_memory::run(|| checkout.send_all()),
+            };
+            checkout.receive(&[std::mem::take(&mut agreed), answer(number)].concat());
+            checkout.process(Duration::ZERO);
+            assert!(is_result_of(checkout.outcome(call).as_ref(), number));
+            assert_eq!(calls_in(&sent), 1);
+            sent
+        };
+        let calls = (1..=40).map(|number| call(number).len());
+        let (most, last) = calls.fold((0, 0), |(most, _), sent| (sent.max(most), sent));
+        // An offer precedes one of the calls.
+        assert_eq!(most > last, has_memory);
+    }
 }
 
 #[test]
