@@ -131,8 +131,8 @@ def measure(make, work, scale):
             return {"value": median([pss(process) for process in pids(pool, 4)])}
         if work == "replace":
             victim = pool.call(pid, 0)
-            os.kill(victim, signal.SIGKILL)
             start = time.perf_counter()
+            os.kill(victim, signal.SIGKILL)
             while time.perf_counter() - start < 5:
                 try:
                     pool.call(echo, "x" * 64)

@@ -110,11 +110,13 @@ impl Forker {
         Sample::times((0..TIMES).map(time).collect())
     }
 
-    /// Kills a child while all processes sleep, and returns the time after that.
+    /// Kills a child while all processes sleep, and returns when it did. The child may end before
+    /// `kill` returns, so its end is in the time.
     fn kill(connection: &Connection) -> Instant {
         std::thread::sleep(Duration::from_millis(5));
+        let start = Instant::now();
         connection.kill();
-        Instant::now()
+        start
     }
 
     /// Kills all children; until as many new ones have answered.

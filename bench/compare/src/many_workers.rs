@@ -123,8 +123,8 @@ impl ManyWorkers {
                 let client = client(&self.server, 0..=1);
                 let pid: u32 = client.call("pid", ()).await.expect("an answer");
                 tokio::time::sleep(Duration::from_millis(5)).await;
-                kill(pid);
                 let start = Instant::now();
+                kill(pid);
                 // The call that is made before the client learns of the death fails.
                 let new = loop {
                     match client.call::<u32>("pid", ()).await {

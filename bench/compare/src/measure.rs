@@ -166,9 +166,10 @@ fn replace(pool: &mut dyn Pool) -> Sample {
         let Some(pid) = pool.pid() else { return Sample::failed("does not do that") };
         // So that spare workers are there.
         std::thread::sleep(Duration::from_millis(5));
+        // The worker may end before `kill` returns, so its end is in the time.
+        let start = Instant::now();
         // SAFETY: a plain system call on a process of this program's own.
         unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
-        let start = Instant::now();
         while pool.pid().is_none_or(|now| now == pid) {
             if start.elapsed() > Duration::from_secs(5) {
                 return Sample::failed("the pool is broken for good");

@@ -97,7 +97,7 @@ impl Caller {
         Ok(caller)
     }
 
-    /// Makes the client begin, and waits until it has ended. If it has died before, the count is too small.
+    /// Lets the client begin, and waits until it has ended. The count is too small if it has died before.
     fn go(&mut self) {
         drop(self.input.take().map(|mut input| input.write_all(b"go\n")));
         let _ = self.process.wait();
@@ -111,7 +111,7 @@ impl Drop for Caller {
     }
 }
 
-/// What the client's process runs: a checkout for each call, and nobody spins.
+/// What the client's process runs: a checkout for each call. Neither side spins.
 pub fn make_calls(calls: u64) {
     let server = taskfork::Server::spawn("asleep").expect("a server");
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -126,7 +126,7 @@ pub const WORKS: &[Work] = works! {
     "one_more_2000", "the same, 2,000 live", "µs", false, [2000, ], ONE_MORE;
     "one_more_4000", "the same, 4,000 live", "µs", false, [4000, ], ONE_MORE;
     "one_more_10000", "the same, 10,000 live", "µs", false, [10_000, ], ONE_MORE;
-    "replace", "from a worker's death to the next result", "µs", false, [1, 1], REPLACE;
+    "replace", "from the kill of a worker to the next result", "µs", false, [1, 1], REPLACE;
     "death_among_0", "the same, no other worker lives", "µs", false, [0, ], &["taskfork"];
     "death_among_4000", "the same, 4,000 live", "µs", false, [4000, ], &["taskfork"];
     "thousand_deaths", "1,000 workers die at once, until all are replaced (a quick run: 200)", "ms", false,
