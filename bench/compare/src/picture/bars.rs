@@ -27,9 +27,9 @@ pub struct Bar {
     pub language: &'static str,
 }
 
-const LABELS: f64 = 172.0;
+const LABELS: f64 = 184.0;
 /// Where the value of the longest bar stands.
-const VALUES: f64 = 62.0;
+const VALUES: f64 = 60.0;
 const ROW: f64 = 19.0;
 const BAR: f64 = 12.0;
 /// For the numbers of a logarithmic axis.
