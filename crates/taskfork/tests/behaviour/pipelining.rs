@@ -75,7 +75,7 @@ trial!(a_worker_without_pipelining_gets_one_call_at_a_time, async || {
 trial!(the_client_pipelines_no_more_than_the_worker_accepts, async || {
     let folder = tempfile::tempdir().unwrap();
     let client = fake(&folder, |mut raw| {
-        // The second call fills this.
+        // The first call exceeds this.
         greet_as(&mut raw, &[("ahead", 20.into())]);
         let mut calls = 0;
         raw.0.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
@@ -84,9 +84,10 @@ trial!(the_client_pipelines_no_more_than_the_worker_accepts, async || {
         }
         raw.0.set_read_timeout(None).unwrap();
         raw.send_message(ok(1, calls));
-        raw.send_message(ok(2, 0));
-        raw.receive();
-        raw.send_message(ok(3, 0));
+        for number in [2, 3] {
+            raw.receive();
+            raw.send_message(ok(number, 0));
+        }
         raw.drain();
     });
     let checkout = client.checkout();
