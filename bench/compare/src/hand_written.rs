@@ -81,11 +81,15 @@ pub fn serve(socket: BlockingStream) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn a_worker_answers_with_what_it_got() {
         let (mut ours, theirs) = BlockingStream::pair().expect("sockets");
+        // A worker that is silent fails the test instead of stopping it.
+        ours.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
         let worker = std::thread::spawn(move || serve(theirs));
         for request in [&b"first"[..], b"", b"third"] {
             ours.write_all(&message(request)).expect("a worker");
