@@ -4,7 +4,7 @@
 //! Serde passes no context to `Deserialize`, so [`decode_with`] sets a thread-local variable while a message is decoded.
 //! A `Blob` or an `OpenFile` finds its bytes or file there, by the reference that represents it in the message.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ struct Shared {
 }
 
 thread_local! {
-    static DECODING: RefCell<Option<Decoding>> = const { RefCell::new(None) };
+    static DECODING: Cell<Option<Box<Decoding>>> = const { Cell::new(None) };
 }
 
 /// Accesses the thread-local variable, so that the first message does not wait for the dynamic loader.
@@ -89,12 +89,13 @@ pub(crate) fn decode_with<T>(
     map: MapMemfd,
     decode: impl FnOnce() -> T,
 ) -> T {
-    if message.is_none() && attachments.is_empty() {
+    let message = message.filter(|message| message.len() >= MIN_SEGMENT);
+    if message.is_none() && attachments.is_empty() && !is_decoding() {
         return decode();
     }
     let Attachments { files, shared, max_blob, max_inlined } = attachments;
     let file = |file| File { file: Some(Arc::new(file)), is_taken: false, is_open_file: false };
-    let decoding = Decoding {
+    let decoding = Box::new(Decoding {
         message: message.cloned(),
         files: files.into_iter().map(file).collect(),
         shared: shared.into_iter().map(|bytes| Shared { bytes, is_taken: false }).collect(),
@@ -102,12 +103,28 @@ pub(crate) fn decode_with<T>(
         max_blob,
         max_inlined,
         oversize: None,
-    };
+    });
     scoped_local::with(&DECODING, decoding, decode).0
 }
 
 fn with_decoding<T: Default>(access: impl FnOnce(&mut Decoding) -> T) -> T {
-    DECODING.with_borrow_mut(|decoding| decoding.as_mut().map(access).unwrap_or_default())
+    DECODING.with(|variable| {
+        let Some(mut decoding) = variable.take() else { return T::default() };
+        let returned = access(&mut decoding);
+        variable.set(Some(decoding));
+        returned
+    })
+}
+
+/// Whether a message is being decoded that is long or has attachments. The message that is decoded within it, as in a
+/// worker that is itself a client, must not find them.
+fn is_decoding() -> bool {
+    DECODING.with(|variable| {
+        let decoding = variable.take();
+        let is_decoding = decoding.is_some();
+        variable.set(decoding);
+        is_decoding
+    })
 }
 
 /// The longest blob in a memfd that the message being decoded may have, in bytes.

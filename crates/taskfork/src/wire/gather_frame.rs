@@ -5,7 +5,7 @@
 //! frame to its receiver: a segment is sent inline, or a reference replaces it and a descriptor or a shared-memory
 //! buffer carries the bytes.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -355,7 +355,8 @@ struct Collector {
 }
 
 thread_local! {
-    static COLLECTOR: RefCell<Option<Collector>> = const { RefCell::new(None) };
+    /// `None` outside a message. The collector exists once the message has a segment or a file.
+    static COLLECTOR: Cell<Option<Option<Box<Collector>>>> = const { Cell::new(None) };
 }
 
 /// Accesses the thread-local variable, so that the first message does not wait for the dynamic loader.
@@ -367,18 +368,29 @@ pub(crate) fn init_thread_locals() {
 pub(crate) fn collect_segments<T>(
     write: impl FnOnce() -> T,
 ) -> (T, Vec<Segment>, Vec<OutgoingFile>) {
-    let (written, collector) = scoped_local::with(&COLLECTOR, Collector::default(), write);
-    let Collector { segments, files, .. } = collector.unwrap_or_default();
-    (written, segments, files)
+    let (written, collector) = scoped_local::with(&COLLECTOR, None, write);
+    match collector.flatten() {
+        None => (written, Vec::new(), Vec::new()),
+        Some(collector) => (written, collector.segments, collector.files),
+    }
+}
+
+/// Accesses the collector of the message that is being written. Returns `None` outside a message.
+fn with_collector<T>(access: impl FnOnce(&mut Collector) -> T) -> Option<T> {
+    COLLECTOR.with(|variable| {
+        let mut collector = variable.take()?;
+        let returned = access(collector.get_or_insert_default());
+        variable.set(Some(collector));
+        Some(returned)
+    })
 }
 
 /// Adds a file to the message that is being written. Returns the kind and the data of the reference to it, or `None`
 /// outside a message.
 pub(crate) fn attach_file(file: Arc<OwnedFd>) -> Option<(i8, [u8; 4])> {
-    COLLECTOR.with_borrow_mut(|collector| {
-        let files = &mut collector.as_mut()?.files;
-        files.push(OutgoingFile::new(file));
-        Some((OPEN_FILE, (files.len() as u32 - 1).to_be_bytes()))
+    with_collector(|collector| {
+        collector.files.push(OutgoingFile::new(file));
+        (OPEN_FILE, (collector.files.len() as u32 - 1).to_be_bytes())
     })
 }
 
@@ -388,13 +400,7 @@ pub(crate) fn offer_bytes<T>(
     backing: &Backing<Arc<OwnedFd>>,
     write: impl FnOnce() -> T,
 ) -> T {
-    let set_offered = |offered| {
-        COLLECTOR.with_borrow_mut(|collector| {
-            if let Some(collector) = collector {
-                collector.offered = offered;
-            }
-        });
-    };
+    let set_offered = |offered| with_collector(|collector| collector.offered = offered);
     if bytes.len() < MIN_SEGMENT {
         return write();
     }
@@ -433,8 +439,7 @@ impl Write for GatherWriter<'_> {
 
 /// Adds a segment if `bytes` are the very bytes that were offered; returns whether it did.
 fn add_segment(offset: usize, bytes: &[u8]) -> bool {
-    COLLECTOR.with_borrow_mut(|collector| {
-        let Some(collector) = collector else { return false };
+    let added = with_collector(|collector| {
         let is_same = |(offered, _): &mut (Bytes, _)| std::ptr::eq(&raw const **offered, bytes);
         let Some((bytes, backing)) = collector.offered.take_if(is_same) else { return false };
         let backing = match backing {
@@ -447,7 +452,8 @@ fn add_segment(offset: usize, bytes: &[u8]) -> bool {
         };
         collector.segments.push(Segment { offset, bytes, backing });
         true
-    })
+    });
+    added.unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The first message of each side, which negotiates version and limits.
 
+use std::time::Duration;
+
 use smallvec::SmallVec;
 
 use super::WireError;
@@ -9,6 +11,10 @@ use super::native::kind::HELLO;
 
 /// The protocol versions that this crate speaks.
 pub(crate) const VERSIONS: &[u32] = &[1];
+
+/// How long a client holds back the end of a checkout, if the worker allows that. With the next call, the end needs no
+/// system call of its own.
+pub(crate) const DONE_DELAY: Duration = Duration::from_millis(5);
 
 /// The most versions that a client may offer.
 const MAX_VERSIONS: usize = 32;
@@ -55,6 +61,8 @@ pub(crate) struct WorkerHello {
     pub(crate) max_files: usize,
     /// It is a program that wants SIGALRM when a call's time is over.
     pub(crate) wants_alarm: bool,
+    /// How long the end of a checkout may be held back, in microseconds; 0 if it must be sent at once.
+    pub(crate) done_delay: u64,
 }
 
 #[taskfork_macros::startup_code]
@@ -120,6 +128,7 @@ impl WorkerHello {
                 "ahead" => hello.pipeline_window = reader.size()?,
                 "files" => hello.max_files = reader.size()?,
                 "alarm" => hello.wants_alarm = reader.bool()?,
+                "done_delay" => hello.done_delay = reader.int()?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -155,6 +164,7 @@ impl WorkerHello {
         map.optional_uint("max_blob", self.max_blob.map(|limit| limit as u64));
         map.nonzero("ahead", self.pipeline_window as u64);
         map.nonzero("files", self.max_files as u64);
+        map.nonzero("done_delay", self.done_delay);
     }
 }
 

@@ -1,12 +1,14 @@
 //! A thread-local variable that is set while a function runs.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::thread::LocalKey;
 
-/// Sets `variable` to `value` while `run` runs; returns what it returned and the value at its end.
+/// Sets `variable` to `value` while `run` runs; returns what it returned and the value at its end. It takes a few
+/// instructions if `T` is as small as a pointer.
 #[taskfork_macros::startup_code]
+#[inline]
 pub(super) fn with<T, R>(
-    variable: &'static LocalKey<RefCell<Option<T>>>,
+    variable: &'static LocalKey<Cell<Option<T>>>,
     value: T,
     run: impl FnOnce() -> R,
 ) -> (R, Option<T>) {
@@ -16,9 +18,10 @@ pub(super) fn with<T, R>(
 }
 
 /// Restores the previous value, also after a panic.
-struct Restore<T: 'static>(&'static LocalKey<RefCell<Option<T>>>, Option<T>);
+struct Restore<T: 'static>(&'static LocalKey<Cell<Option<T>>>, Option<T>);
 
 impl<T> Drop for Restore<T> {
+    #[inline]
     fn drop(&mut self) {
         self.0.set(self.1.take());
     }

@@ -80,6 +80,47 @@ trial!(checkout_done_runs_also_where_others_wait, async || {
     assert_eq!(done, pids);
 });
 
+trial!(a_client_that_is_dropped_at_once_lets_checkout_done_run, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let file = folder.path().join("done").display().to_string();
+    let _server = programs::start(&["serve_appending", &address, &file]);
+    let pid = tokio::task::spawn_blocking(move || {
+        // Nothing runs in this runtime after the call.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = runtime.block_on(async {
+            let client = Client::builder().address(address).min_workers(0).build().unwrap();
+            let pid = client.call::<u32>("pid", ()).await.unwrap();
+            (client, pid)
+        });
+        drop(runtime);
+        client.1
+    });
+    let pid = pid.await.unwrap();
+    let done = || std::fs::read_to_string(&file).unwrap_or_default();
+    until("its end", || done() == format!("{pid}\n")).await;
+});
+
+trial!(a_worker_learns_soon_that_its_checkout_is_over, async || {
+    let (server, client) = start_with("function", |client| client.max_workers(1));
+    let state = || {
+        let workers = server.status().unwrap().workers;
+        workers.first().map(|worker| (worker.state.clone(), worker.checkouts))
+    };
+    let is_idle_after = |checkouts: u64| state() == Some(("idle".into(), checkouts));
+    // The end of the first goes at once, the end of the second is held back, and a checkout without a call releases it.
+    for _ in 0..2 {
+        client.invoke::<i64>((2,)).await.unwrap();
+    }
+    until("two checkouts", || is_idle_after(2)).await;
+    for _ in 0..2 {
+        client.invoke::<i64>((2,)).await.unwrap();
+    }
+    let held = client.checkout();
+    until("four checkouts", || is_idle_after(4)).await;
+    held.ready().await.unwrap();
+});
+
 trial!(a_checkout_that_gave_up_leaves_the_queue, async || {
     let (_server, client) = start_with("general", |client| client.max_workers(1));
     let busy = client.checkout();

@@ -69,7 +69,12 @@ pub struct Checkout {
 
 impl Checkout {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Self::of(core, SharedSession::new(core.clone()))
+        Self::of(core, SharedSession::new(core.clone(), false))
+    }
+
+    /// A checkout on which a call is made at once.
+    pub(crate) fn for_call(core: &Arc<Core>) -> Self {
+        Self::of(core, SharedSession::new(core.clone(), true))
     }
 
     pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
@@ -379,6 +384,6 @@ impl Caller for Checkout {
 impl Caller for crate::Client {
     #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E> {
-        self.checkout().typed(method, args)
+        Checkout::for_call(self.core()).typed(method, args)
     }
 }

@@ -75,6 +75,10 @@ impl Client {
         Self { core, _driver: Arc::new(DriverLease(driver_queue)) }
     }
 
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// Checks a worker out, or joins the queue for one. Returns at once.
     ///
     /// Checkouts are served in the order in which they are made. If the queue is full (see
@@ -131,7 +135,7 @@ impl Client {
     /// ```
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
-        self.checkout().call(method, args)
+        Checkout::for_call(&self.core).call(method, args)
     }
 
     /// Calls an interface that is one function, in a checkout of its own. The call names no method.
@@ -150,7 +154,7 @@ impl Client {
     /// As for [`call`](Self::call).
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
-        self.checkout().invoke(args)
+        Checkout::for_call(&self.core).invoke(args)
     }
 
     /// Closes the client, and waits until its last connection is closed.

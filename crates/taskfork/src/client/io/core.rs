@@ -2,18 +2,20 @@
 //!
 //! Lock order: a session may lock the pool. Code that holds the pool never locks a session.
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, getpid};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::connection::Connection;
-use super::driver_queue::{Driven, DriverQueue};
-use super::effects::{Effects, PoolCommand, Waiter};
+use super::driver_queue::{Driven, DriverEvent, DriverQueue};
+use super::effects::{Effects, PoolCommand, RareEffects, Waiter};
+use super::held_back::{Flush, HeldBack};
 use super::time;
 use crate::client::config::Config;
 use crate::client::now::Now;
@@ -36,8 +38,11 @@ pub(crate) struct Core {
     timers: Mutex<Timers<Weak<dyn Driven>>>,
     pub(crate) driver_queue: Arc<DriverQueue>,
     pub(crate) counters: Counters,
+    /// The process that uses the connections.
+    process: Pid,
     /// A random number by which servers tell clients apart.
     pub(crate) id: u64,
+    held_back: Mutex<HeldBack>,
     /// The queue length that was last reported to a worker.
     reported_waiting: AtomicUsize,
     /// The limits of the last worker, if its handshake was fast. The next one is expected to have
@@ -59,8 +64,10 @@ impl Core {
             timers: Mutex::new(Timers::new(time::now())),
             driver_queue: Arc::default(),
             counters: Counters::new(&config.name),
+            process: getpid(),
             // 32 bits, because every language has integers of that size.
             id: u64::from(RandomState::new().build_hasher().finish() as u32).max(1),
+            held_back: Mutex::default(),
             reported_waiting: AtomicUsize::new(0),
             expected_limits: Mutex::new(None),
             stopped: AtomicBool::new(false),
@@ -108,14 +115,14 @@ impl Core {
         }
     }
 
-    fn apply_all(&self, effects: Effects) {
-        let mut wakers = effects.wakers;
-        drop(effects.logs);
-        effects.replays.iter().for_each(|replay| replay.play());
-        drop(effects.replays);
-        let mut changes = VecDeque::from(effects.pool_commands);
-        while let Some(change) = changes.pop_front() {
-            let next = match change {
+    fn apply_all(&self, mut effects: Effects) {
+        let RareEffects { evicted, logs, replays } = effects.take_rare();
+        drop(logs);
+        replays.iter().for_each(|replay| replay.play());
+        drop(replays);
+        let Effects { mut wakers, pool_commands: mut changes, .. } = effects;
+        while !changes.is_empty() {
+            let next = match changes.remove(0) {
                 PoolCommand::Release(lease) => self.release(lease),
                 PoolCommand::Lose(lease, loss) => self.lose(lease, loss),
                 PoolCommand::Close(mut lease) => {
@@ -126,10 +133,10 @@ impl Core {
                 PoolCommand::FailHandshake(lease, reason) => self.fail_handshake(lease, reason),
                 PoolCommand::Decline(lease) => self.decline(lease),
                 PoolCommand::Assign(session, lease) => match session.assign(lease) {
-                    Ok(effects) => {
+                    Ok(mut effects) => {
+                        effects.take_rare().replays.iter().for_each(|replay| replay.play());
                         wakers.extend(effects.wakers);
                         changes.extend(effects.pool_commands);
-                        effects.replays.iter().for_each(|replay| replay.play());
                         None
                     }
                     // It gave up at this moment: the worker goes to the next one.
@@ -139,7 +146,7 @@ impl Core {
             changes.extend(next);
         }
         wakers.into_iter().for_each(Waker::wake);
-        effects.evicted.into_iter().for_each(|session| session.fail(self.overloaded()));
+        evicted.into_iter().for_each(|session| session.fail(self.overloaded()));
     }
 
     /// Returns the error of a checkout for which the queue has no room.
@@ -148,27 +155,55 @@ impl Core {
         FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
     }
 
+    /// Makes the worker available again. The end-of-checkout message is in the outbox then. It goes out with the next
+    /// call, in one write, or after the caller has its answer.
     fn release(&self, mut lease: Lease<Connection>) -> Option<PoolCommand> {
         if let Err(loss) = self.finish_checkout(&mut lease) {
             return self.lose(lease, loss);
         }
-        let (key, said) = (lease.key(), lease.connection.proto.unsent_bytes() == 0);
+        let key = lease.key();
+        let holds_back_done = lease.connection.proto.holds_back_done;
         let released = self.pool().release(lease);
-        self.flush_idle(key, said, &released);
+        if let Released::Idle = released {
+            match holds_back_done {
+                true => self.flush_later(key),
+                false => self.flush_soon(key),
+            }
+        }
         self.handle_released(released)
     }
 
-    /// Sends an end-of-checkout message that was left in the outbox for the next holder, if there
-    /// is no next holder.
-    fn flush_idle(
-        &self,
-        key: WorkerKey,
-        said: bool,
-        released: &Released<Connection, Arc<dyn Waiter>>,
-    ) {
-        if let (Released::Idle, false) = (released, said) {
-            self.poll_idle(key);
+    /// Has the driver send what the outbox of an idle connection has, after the tasks that are ready. A thread outside
+    /// the runtime sends it itself, because waking the driver would cost more.
+    fn flush_soon(&self, key: WorkerKey) {
+        match Handle::try_current() {
+            Ok(_) => self.driver_queue.send(DriverEvent::IdleConnection(key)),
+            Err(_) => self.poll_idle(key),
         }
+    }
+
+    /// Leaves the end of a checkout in the outbox if a call is likely to follow soon, else has it sent.
+    fn flush_later(&self, key: WorkerKey) {
+        let flush = lock(&self.held_back).end_checkout(time::now());
+        match flush {
+            Flush::Soon => self.flush_soon(key),
+            Flush::Later { is_first: true } => self.driver_queue.wake(),
+            Flush::Later { is_first: false } => {}
+        }
+    }
+
+    /// When the driver must call [`flush_idle`](Self::flush_idle).
+    pub(crate) fn flush_at(&self) -> Option<Instant> {
+        lock(&self.held_back).flush_at()
+    }
+
+    /// Sends what the outboxes of idle connections have, if it is time.
+    pub(crate) fn flush_idle(&self, now: Instant) {
+        if !lock(&self.held_back).take_due(now) {
+            return;
+        }
+        let unsent = self.pool().idle_keys(|connection| connection.proto.unsent_bytes() > 0);
+        unsent.into_iter().for_each(|key| self.poll_idle(key));
     }
 
     /// Returns the queue length if a worker should be told: while checkouts wait, and once when no
@@ -187,18 +222,14 @@ impl Core {
         }
     }
 
-    /// Sends the end-of-checkout message and makes the connection idle. If a checkout waits for the
-    /// worker, the message stays in the outbox and goes out with the next call, in one write.
+    /// Puts the end-of-checkout message into the outbox, and makes the connection idle.
     fn finish_checkout(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
-        let said =
+        let put =
             lease.connection.proto.put_done().and_then(|()| match self.pool().counts().queued {
-                0 => {
-                    self.put_empty_queue(&mut lease.connection)?;
-                    lease.connection.flush()
-                }
+                0 => self.put_empty_queue(&mut lease.connection),
                 _ => Ok(()),
             });
-        said.map_err(|_| Loss::Used)?;
+        put.map_err(|_| Loss::Used)?;
         self.watch_idle(lease)
     }
 
@@ -210,9 +241,11 @@ impl Core {
         if self.watch_idle(&mut lease).is_err() {
             return self.lose(lease, Loss::Unused);
         }
-        let (key, said) = (lease.key(), lease.connection.proto.unsent_bytes() == 0);
+        let (key, has_unsent) = (lease.key(), lease.connection.proto.unsent_bytes() > 0);
         let released = self.pool().decline(lease);
-        self.flush_idle(key, said, &released);
+        if has_unsent && let Released::Idle = released {
+            self.flush_soon(key);
+        }
         self.handle_released(released)
     }
 
@@ -346,10 +379,18 @@ impl Core {
 
     /// Closes the pool and its idle connections, and fails the checkouts that wait.
     pub(crate) fn close(&self) {
-        let idle = self.pool().close();
-        drop(idle);
+        self.close_idle();
         self.worker_removed();
         self.fail_waiting(&FatalError::ClientClosed);
+    }
+
+    /// Closes the idle connections. They first send what they have held back.
+    fn close_idle(&self) {
+        let idle = self.pool().close();
+        for mut connection in idle {
+            // If it cannot be sent, the connection has ended, which tells the worker the same.
+            let _ = connection.flush();
+        }
     }
 
     /// Waits until the pool is closed and has no connection.
@@ -397,6 +438,15 @@ impl Core {
         self.stopped.store(true, Ordering::SeqCst);
         self.fail_waiting(&runtime_shut_down());
         self.drained.notify_waiters();
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // A forked child has copies of the connections, which belong to this process.
+        if getpid() == self.process {
+            self.close_idle();
+        }
     }
 }
 

@@ -87,6 +87,7 @@ fn tick(
         }
     }
     let now = time::now();
+    core.flush_idle(now);
     while let Some(session) = core.pop_due(now) {
         if let Some(session) = session.upgrade() {
             session.timer_expired(now);
@@ -117,7 +118,7 @@ fn tick(
         (pool.retry_at(), pool.counts())
     };
     let show = core.counters.publish_gauges(counts).map(|interval| now + interval);
-    if let Some(at) = [retry, core.next_timer(), show].into_iter().flatten().min()
+    if let Some(at) = [retry, core.next_timer(), core.flush_at(), show].into_iter().flatten().min()
         && timer.at.is_none_or(|set| at < set)
     {
         timer.set(at);
@@ -189,8 +190,7 @@ fn connect_optimistically(core: &Arc<Core>, permit: Permit, now: Instant) -> Opt
     }
     let released = pool.connected(permit, connection, now);
     drop(pool);
-    let pool_commands = core.handle_released(released).into_iter().collect();
-    core.apply(Effects { pool_commands, ..Effects::default() });
+    core.apply(Effects::of(core.handle_released(released)));
     None
 }
 
@@ -213,8 +213,7 @@ fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
             let proto = proto::Connection::new(config);
             let connection = Connection::new(stream, proto, notifier(core, key), spin(core));
             let released = core.pool().connected(permit, connection, time::now());
-            let pool_commands = core.handle_released(released).into_iter().collect();
-            core.apply(Effects { pool_commands, ..Effects::default() });
+            core.apply(Effects::of(core.handle_released(released)));
             // If no checkout waited, this registers the connection's waker.
             core.poll_idle(key);
         }

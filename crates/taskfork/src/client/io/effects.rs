@@ -27,7 +27,13 @@ pub(crate) trait Waiter: Driven {
 pub(crate) struct Effects {
     /// Usually there is one, which needs no allocation.
     pub(crate) wakers: SmallVec<[Waker; 1]>,
-    pub(crate) pool_commands: Vec<PoolCommand>,
+    pub(crate) pool_commands: SmallVec<[PoolCommand; 1]>,
+    rare: Option<Box<RareEffects>>,
+}
+
+/// What most calls and checkouts do not cause.
+#[derive(Debug, Default)]
+pub(crate) struct RareEffects {
     /// Checkouts that lost their places in the queue to others.
     pub(crate) evicted: Vec<Arc<dyn Waiter>>,
     /// Logs to drop. Dropping the last handle of a log calls the user's callback.
@@ -53,6 +59,10 @@ pub(crate) enum PoolCommand {
 }
 
 impl Effects {
+    pub(crate) fn of(command: Option<PoolCommand>) -> Self {
+        Self { pool_commands: command.into_iter().collect(), ..Self::default() }
+    }
+
     /// Removes the waker of a call whose outcome its task takes now. The task may wait for other calls too, which it
     /// has polled before, so their wakers stay.
     pub(crate) fn take_own_waker(&mut self, task: &Waker) {
@@ -63,10 +73,16 @@ impl Effects {
 
     /// Whether there is nothing but tasks to wake, as after most calls.
     pub(crate) fn is_only_wakers(&self) -> bool {
-        self.pool_commands.is_empty()
-            && self.evicted.is_empty()
-            && self.logs.is_empty()
-            && self.replays.is_empty()
+        self.pool_commands.is_empty() && self.rare.is_none()
+    }
+
+    pub(crate) fn rare(&mut self) -> &mut RareEffects {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Removes the effects that are not those of most calls.
+    pub(crate) fn take_rare(&mut self) -> RareEffects {
+        self.rare.take().map(|rare| *rare).unwrap_or_default()
     }
 }
 

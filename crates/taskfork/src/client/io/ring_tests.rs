@@ -26,7 +26,13 @@ use crate::wire::Protocol;
 /// A connection with rings, and the worker's side of them.
 fn connect(socket: UnixStream) -> (Connection, Rings) {
     socket.set_nonblocking(true).unwrap();
-    let limits = PeerLimits { max_send: 1000, max_blob: 1000, pipeline_window: 0, files: 16 };
+    let limits = PeerLimits {
+        max_send: 1000,
+        max_blob: 1000,
+        pipeline_window: 0,
+        files: 16,
+        holds_back_done: false,
+    };
     let mut proto = proto::Connection::new(ConnectionConfig {
         protocol: Protocol::Native,
         inbox: BytesMut::new(),

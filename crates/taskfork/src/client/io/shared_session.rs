@@ -71,8 +71,8 @@ impl State {
 }
 
 impl SharedSession {
-    /// Starts a checkout with an idle worker or a place in the queue.
-    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+    /// Starts a checkout with an idle worker or a place in the queue. `will_call` says that a call follows at once.
+    pub(crate) fn new(core: Arc<Core>, will_call: bool) -> Arc<Self> {
         let session = Self::with(core);
         session.update(|state, effects| {
             let core = &session.core;
@@ -81,10 +81,15 @@ impl SharedSession {
                 CheckedOut::Worker(lease) => {
                     core.counters.count_checkout(Duration::ZERO);
                     session.attach_worker(state, lease);
+                    if !will_call {
+                        state.session.stop_holding_back();
+                    }
                 }
                 CheckedOut::Queued(ticket, evicted) => {
                     state.waiting_since = Some(time::now());
-                    effects.evicted.extend(evicted);
+                    if let Some(evicted) = evicted {
+                        effects.rare().evicted.push(evicted);
+                    }
                     session.enter_queue(state, ticket);
                 }
                 CheckedOut::Refused => state.session.end(core.overloaded(), Loss::Used),
@@ -99,7 +104,10 @@ impl SharedSession {
         let lease = core.pool().check_out_idle()?;
         core.counters.count_checkout(Duration::ZERO);
         let session = Self::with(core);
-        session.update(|state, _| session.attach_worker(state, lease));
+        session.update(|state, _| {
+            session.attach_worker(state, lease);
+            state.session.stop_holding_back();
+        });
         Some(session)
     }
 
@@ -403,8 +411,8 @@ impl SharedSession {
         while let Some(event) = state.session.poll_event() {
             match event {
                 Event::Wake(waker) => effects.wakers.push(waker),
-                Event::Replay(replay) => effects.replays.push(replay),
-                Event::DropLog(log) => effects.logs.push(log),
+                Event::Replay(replay) => effects.rare().replays.push(replay),
+                Event::DropLog(log) => effects.rare().logs.push(log),
                 Event::Established(limits, took) => self.core.record_handshake(limits, took),
                 Event::WorkerLost(cause) => self.core.counters.count_death(cause),
                 Event::Returned(proto, how) => {
@@ -543,6 +551,9 @@ impl Waiter for SharedSession {
             self.core.counters.count_checkout(now.get().saturating_duration_since(asked));
         }
         self.attach_worker(&mut state, lease);
+        if !state.session.has_to_send() {
+            state.session.stop_holding_back();
+        }
         self.advance(&mut state, &mut effects, &now);
         self.finish_if_done(&mut state, &mut effects);
         Ok(effects)

@@ -41,6 +41,8 @@ pub(crate) struct Connection {
     pub(super) max_blob: usize,
     /// How many bytes of unanswered calls the worker accepts.
     pub(crate) pipeline_window: usize,
+    /// Whether the end of a checkout may wait for the next call.
+    pub(crate) holds_back_done: bool,
     /// The most files that a call may have, and an answer.
     pub(super) files: usize,
     pub(super) max_files: usize,
@@ -113,7 +115,13 @@ impl Connection {
             copy_shared_memory,
             can_lose_answers,
         } = config;
-        let PeerLimits { max_send, max_blob: max_blob_sent, pipeline_window, files } = limits;
+        let PeerLimits {
+            max_send,
+            max_blob: max_blob_sent,
+            pipeline_window,
+            files,
+            holds_back_done,
+        } = limits;
         Self {
             inbox,
             outbox: Outbox::default(),
@@ -125,6 +133,7 @@ impl Connection {
             max_blob_sent,
             max_blob,
             pipeline_window,
+            holds_back_done,
             files,
             max_files,
             files_received: Vec::new(),
@@ -291,10 +300,10 @@ impl Connection {
         }
     }
 
-    /// Whether [`poll_transmit`](Self::poll_transmit) returns something without a call.
+    /// Whether [`poll_transmit`](Self::poll_transmit) returns something without a call, and it must not wait for one.
     #[inline]
     pub(crate) fn has_to_send(&self) -> bool {
-        !self.outbox.bytes.is_empty() || matches!(self.ring_offer, RingOffer::Due(_))
+        self.outbox.is_due() || matches!(self.ring_offer, RingOffer::Due(_))
     }
 
     fn transmit_outbox(&self) -> Transmit<'_> {
@@ -448,13 +457,23 @@ impl Connection {
         }
     }
 
-    /// Appends the end of the checkout to the outbox.
+    /// Appends the end of the checkout to the outbox. If the worker allows that, it waits there for the next call.
     pub(crate) fn put_done(&mut self) -> Result<(), Disconnect> {
         if !self.is_native() {
             perl::put_done(&mut self.outbox.bytes);
             return Ok(());
         }
-        self.put(native::put_done)
+        let before = self.outbox.bytes.len();
+        self.put(native::put_done)?;
+        if self.holds_back_done {
+            self.outbox.hold_back(self.outbox.bytes.len() - before);
+        }
+        Ok(())
+    }
+
+    /// No call follows soon: what is held back is due.
+    pub(crate) fn stop_holding_back(&mut self) {
+        self.outbox.stop_holding_back();
     }
 
     fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {

@@ -330,6 +330,14 @@ impl Session {
         }
     }
 
+    /// No call follows soon, so the connection holds nothing back for it. A worker may have to make room for others
+    /// once it knows that the checkout before is over.
+    pub(crate) fn stop_holding_back(&mut self) {
+        if let Some(connection) = self.connection_mut() {
+            connection.stop_holding_back();
+        }
+    }
+
     /// Whether [`poll_transmit`](Self::poll_transmit) may return something.
     #[inline]
     pub(crate) fn has_to_send(&self) -> bool {

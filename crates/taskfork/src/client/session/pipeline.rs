@@ -101,7 +101,7 @@ impl Pipeline {
                     connection.offer_rings();
                 }
                 // Without an offer, which needs descriptors, the call goes at once.
-                if connection.has_to_send() {
+                if connection.unsent_bytes() > 0 || connection.has_to_send() {
                     return connection.poll_transmit(None);
                 }
             }

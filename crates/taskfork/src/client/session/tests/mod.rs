@@ -32,8 +32,13 @@ mod violations;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const LIMITS: PeerLimits =
-    PeerLimits { max_send: 1 << 20, max_blob: 0, pipeline_window: 1 << 16, files: 0 };
+const LIMITS: PeerLimits = PeerLimits {
+    max_send: 1 << 20,
+    max_blob: 0,
+    pipeline_window: 1 << 16,
+    files: 0,
+    holds_back_done: false,
+};
 
 /// A session and what it has reported.
 struct Checkout {
