@@ -7,7 +7,7 @@ use taskfork::Client;
 use tokio::task::JoinHandle;
 
 use crate::support::logged::Logged;
-use crate::support::processes::{signal, stop};
+use crate::support::processes::{children, signal, stop};
 use crate::support::{address_in, programs, trial, until};
 
 /// A new version: it leaves a mark, and then is this program.
@@ -166,8 +166,11 @@ trial!(a_request_that_precedes_the_report_of_a_new_server_is_forwarded_too, asyn
     let folder = tempfile::tempdir().unwrap();
     let (server, call) = serve_a_call_without_end(&folder).await;
     let first = server.server().unwrap();
+    let workers = children(first);
     signal(first, libc::SIGHUP);
-    server.logs("as a new server to take over").await;
+    // Stopped any earlier, it would not have started the new one.
+    let started = || children(first).iter().any(|child| !workers.contains(child));
+    until("a child beside the worker", started).await;
     // The first server finds this request and the new server's report at once.
     stop(first).await;
     signal(first, libc::SIGHUP);
