@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::Write;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -124,6 +124,14 @@ impl Caller {
                     self.take(call, pending).await;
                 }
             }
+            Step::TakeBoth {} => {
+                let (first, second) = (self.pending.pop_front(), self.pending.pop_front());
+                match (first, second) {
+                    (Some(first), Some(second)) => self.take_both([second, first]).await,
+                    (Some((call, pending)), None) => self.take(call, pending).await,
+                    _ => {}
+                }
+            }
             Step::TakeWithin { time } => {
                 if let Some((call, mut pending)) = self.pending.pop_front() {
                     self.monitor.awaited(call);
@@ -146,6 +154,12 @@ impl Caller {
                 if let Some((checkout, _)) = &self.checkout {
                     self.monitor.aborted((self.number, self.checkouts));
                     checkout.abort("aborted by a step");
+                }
+            }
+            Step::Limit { timeout } => {
+                if let Some((checkout, _)) = self.checkout.take() {
+                    let limit = milliseconds(timeout);
+                    self.checkout = Some((checkout.timeout(limit), limit));
                 }
             }
             Step::Pause { time } => sleep(milliseconds(time)).await,
@@ -204,6 +218,27 @@ impl Caller {
             _ => Pending::Number(checkout.call("echo", (call,))),
         };
         self.pending.push_back((call, pending));
+    }
+
+    /// Waits for two calls in one task. The newer one is polled first, so that it may end while the other is polled.
+    async fn take_both(&self, mut calls: [(u64, Pending); 2]) {
+        calls.iter().for_each(|(call, _)| self.monitor.awaited(*call));
+        let mut results = [None, None];
+        poll_fn(|context| {
+            for ((call, pending), result) in calls.iter_mut().zip(&mut results) {
+                if result.is_none()
+                    && let Poll::Ready(outcome) = pin!(pending.outcome(*call)).poll(context)
+                {
+                    self.monitor.ended(*call, &outcome);
+                    *result = Some(());
+                }
+            }
+            match results.iter().all(Option::is_some) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
     }
 
     async fn take(&self, call: u64, mut pending: Pending) {

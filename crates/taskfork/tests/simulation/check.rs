@@ -71,6 +71,21 @@ struct Record {
 }
 
 impl Record {
+    /// When it must have ended, if nothing is before it.
+    fn due(&self) -> Instant {
+        self.at + self.made.timeout + MAX_DELAY
+    }
+
+    /// Whether it may run, or wait. That goes on if its caller drops it.
+    fn may_go_on(&self) -> bool {
+        matches!(self.end, None | Some(End::Dropped))
+    }
+
+    /// Whether its time was over.
+    fn is_late(&self) -> bool {
+        self.at.elapsed() >= self.made.timeout
+    }
+
     /// Whether its outcome was not taken when another call was made.
     fn was_open_at(&self, other: &Self) -> bool {
         self.ended_after.is_none_or(|ended| ended > other.made_after)
@@ -392,8 +407,12 @@ impl Monitor {
         self.with(
             || format!("call {call} is waited for"),
             |state| {
+                // The time limit of a call is looked at once the calls before it have ended.
                 let record = state.record(call)?;
-                let due = record.at + record.made.timeout + MAX_DELAY;
+                let before = state
+                    .others(record)
+                    .filter(|other| other.made.call < call && other.may_go_on());
+                let due = before.chain([record]).map(Record::due).max().unwrap_or(record.at);
                 // No test asserts how fast a real machine is.
                 if state.knows_beginnings {
                     state.limits.insert((due.max(Instant::now() + TICK), call));
@@ -651,10 +670,13 @@ impl State {
 
     /// Whether something has happened for which a call may end so.
     fn fits(&self, record: &Record, error: &Error) -> bool {
-        let Made { call, checkout, client, step, timeout } = record.made;
+        let Made { call, checkout, client, step, .. } = record.made;
         let happened = |trouble| self.troubles.contains(&trouble);
-        let first = &self.calls[&self.checkouts[&checkout][0]];
-        let is_late = first.at.elapsed() >= timeout;
+        // The time of any call of the checkout may have been over.
+        let is_late = |after: Option<Duration>| {
+            let mut calls = self.others(record).chain([record]);
+            calls.any(|call| call.is_late() && after.is_none_or(|after| after == call.made.timeout))
+        };
         match error {
             Error::Call { error: CallError::Interface(failure), .. } => {
                 step == Step::Fail {}
@@ -676,8 +698,8 @@ impl State {
                     || step == Step::Open {} && !self.carries_files
             }
             Error::Fatal { cause, .. } => match cause {
-                FatalError::TimedOut { after, .. } => is_late && *after == timeout,
-                FatalError::CannotConnect { .. } => is_late && happened(Trouble::Unreachable),
+                FatalError::TimedOut { after, .. } => is_late(Some(*after)),
+                FatalError::CannotConnect { .. } => is_late(None) && happened(Trouble::Unreachable),
                 FatalError::WorkerDied(_) => happened(Trouble::WorkerEnded),
                 FatalError::Protocol { .. } => {
                     happened(Trouble::Garbage) || happened(Trouble::WorkerEnded)

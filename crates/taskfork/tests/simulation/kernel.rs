@@ -373,7 +373,7 @@ impl Kernel {
                 (Some(sender), Connection::Awaited(receiver))
             }
         };
-        let ServerPlan::Server { window, calls, sharing, .. } = self.plan.server;
+        let ServerPlan::Server { window, calls, sharing, setup, .. } = self.plan.server;
         let faults = self.faults_of(number);
         let monitor = self.monitor.clone();
         let worker = Process {
@@ -383,6 +383,7 @@ impl Kernel {
             faults,
             window: window as usize,
             max_calls: (calls > 0).then_some(calls),
+            setup_time: Duration::from_millis(setup),
             options: Options {
                 shares: sharing > 0,
                 accepts_rings: sharing > 1,
@@ -416,6 +417,7 @@ impl Kernel {
             | Fault::DieUngreeted { worker }
             | Fault::DieGreeted { worker }
             | Fault::DieInSetup { worker }
+            | Fault::SlowSetup { worker, .. }
             | Fault::DieBefore { worker, .. }
             | Fault::DieRunning { worker, .. }
             | Fault::DieAnswering { worker, .. }

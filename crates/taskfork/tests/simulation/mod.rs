@@ -6,7 +6,7 @@
 //!
 //! ```sh
 //! SEED=17 cargo test -p taskfork --lib simulation
-//! TRACE='server:1:0:9:200:0:0:0:0 client:1:0:0:0:1000:0:0 caller:0 echo die' cargo test -p taskfork --lib simulation
+//! TRACE='server:1:0:9:200:0:0:0:0:0 client:1:0:0:0:1000:0:0 caller:0 echo die' cargo test -p taskfork --lib simulation
 //! SEEDS=10000 cargo test -p taskfork --lib simulation
 //! ```
 
@@ -126,6 +126,6 @@ fn plans_can_be_read_back() {
         let plan = Plan::of(seed);
         assert_eq!(Plan::parse(&plan.to_string()), Ok(plan));
     }
-    assert!(Plan::parse("server:1:0:9:0:0:0:0:0 caller:0").is_err());
-    assert!(Plan::parse("server:1:0:9:0:0:0:0:0 client:1:0:0:0:1:0:0 caller:0 jump").is_err());
+    assert!(Plan::parse("server:1:0:9:0:0:0:0:0:0 caller:0").is_err());
+    assert!(Plan::parse("server:1:0:9:0:0:0:0:0:0 client:1:0:0:0:1:0:0 caller:0 jump").is_err());
 }

@@ -23,7 +23,8 @@ words! {
         /// `waiting` is the most clients that wait. `window` is how many bytes of unanswered calls a worker
         /// accepts. `calls`, `age` and `idle` say when a worker is replaced: times are in milliseconds, and
         /// 0 is no limit. With `sharing` 1, messages carry files and memory is shared, and with 2 rings as well.
-        Server "server" { workers, spares, waiting, window, calls, age, idle, sharing },
+        /// The setup of a worker takes `setup` milliseconds.
+        Server "server" { workers, spares, waiting, window, calls, age, idle, sharing, setup },
     }
 }
 
@@ -71,6 +72,10 @@ words! {
         TakeWithin "within" { time },
         /// Takes the outcome of the newest call.
         TakeNewest "newest" {},
+        /// Takes the outcomes of the two oldest calls, as soon as each is there.
+        TakeBoth "both" {},
+        /// Changes the time limit of further calls of the checkout.
+        Limit "limit" { timeout },
         /// Drops the call with this place among those whose outcome was not taken.
         Drop "drop" { place },
         /// Drops the checkout. Its calls go on.
@@ -99,6 +104,8 @@ words! {
         DieUngreeted "die-ungreeted" { worker },
         DieGreeted "die-greeted" { worker },
         DieInSetup "die-setup" { worker },
+        /// Its setup takes so much longer.
+        SlowSetup "slow-setup" { worker, time },
         /// It dies when it has read a call, when it runs it, in the middle of the answer, and behind the answer.
         DieBefore "die-before" { worker, call },
         DieRunning "die-running" { worker, call },
@@ -147,6 +154,7 @@ impl Plan {
             age: random.pick([0, 0, 0, 300]),
             idle: random.pick([0, 0, 0, 20]),
             sharing: random.pick([0, 1, 2, 2, 2, 2]),
+            setup: random.pick([0, 0, 2, 30]),
         };
         let has_faults = !random.once_in(5);
         let clients: Vec<_> = (0..1 + random.below(3))
@@ -240,7 +248,8 @@ impl Step {
             43..45 => Self::Get { length: random.length() },
             45..46 => random_file(random),
             46..62 => Self::Take {},
-            62..64 => Self::TakeNewest {},
+            62..63 => Self::TakeNewest {},
+            63..64 => Self::TakeBoth {},
             64..69 => Self::Release {},
             69..80 => Self::Pause { time: random.below(40) },
             80..86 => Self::Fail {},
@@ -249,7 +258,8 @@ impl Step {
             88..89 => Self::Echo {},
             89..92 => Self::TakeWithin { time: random.below(20) },
             92..96 => Self::Drop { place: random.below(3) },
-            96..98 => Self::Checkout { timeout: 1 + random.below(40) },
+            96..97 => Self::Checkout { timeout: 1 + random.below(40) },
+            97..98 => Self::Limit { timeout: random.pick([20, 300, 2000]) },
             98..99 => Self::Abort {},
             _ if random.once_in(6) => Self::Close {},
             _ => Self::Fail {},
@@ -281,7 +291,7 @@ impl Fault {
         let at = random.below(limit);
         let limit = random.pick([10, 300, 8000]);
         let time = random.below(limit);
-        match random.below(25) {
+        match random.below(26) {
             // The hello has some 40 bytes.
             0 | 1 => Self::Cut { connection, bytes: 1 + random.below(200) },
             2 => Self::Slow { worker, time },
@@ -305,6 +315,7 @@ impl Fault {
             21 => Self::Restart { at, fails: random.below(2) },
             22 => Self::Shutdown { at, time },
             23 => Self::LoseFiles { connection },
+            24 => Self::SlowSetup { worker, time },
             _ => Self::Stranger { at, kind: random.below(5) },
         }
     }

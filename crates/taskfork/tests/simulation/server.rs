@@ -2,7 +2,7 @@
 //!
 //! This stands where the event loop stands in a real server, and does the same in the same order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::check::Trouble;
 use super::kernel::{Accepted, Child, Event, Kernel, Source};
 use super::plan::ServerPlan;
+use super::random::Random;
 use super::worker::MAX_FRAME;
 use crate::client::memory::Memory;
 use crate::server::supervisor::{
@@ -74,8 +75,10 @@ pub(super) struct ServerProcess {
     successor_fails: bool,
     /// The process that starts to be a new server.
     successor: Option<AbortHandle>,
-    /// Whether a worker was asked to make room.
-    has_evicted: bool,
+    /// The workers that were asked to make room, and how many of them have exited for whose places nobody came yet.
+    evicted: BTreeSet<u64>,
+    places_made: u64,
+    random: Random,
 }
 
 impl ServerProcess {
@@ -114,7 +117,9 @@ impl ServerProcess {
             events,
             successor_fails: false,
             successor: None,
-            has_evicted: false,
+            evicted: BTreeSet::new(),
+            places_made: 0,
+            random: Random::new(number, 2),
         };
         let task = tokio::spawn(server.run(receiver)).abort_handle();
         kernel.set_server_task(number, task);
@@ -126,7 +131,7 @@ impl ServerProcess {
 
     async fn run(mut self, mut receiver: UnboundedReceiver<Event>) {
         loop {
-            let left = self.run_timers();
+            let left = self.run_timers().await;
             if self.supervisor.is_finished() {
                 break;
             }
@@ -143,12 +148,12 @@ impl ServerProcess {
             let had_events = !events.is_empty();
             self.kernel.monitor.step(|| format!("server {}: {events:?}", self.number));
             for event in events {
-                self.dispatch(event);
-                self.carry_out_all();
+                self.dispatch(event).await;
+                self.carry_out_all().await;
             }
             let now = self.now();
             self.supervisor.end_turn(had_events, now);
-            self.carry_out_all();
+            self.carry_out_all().await;
             self.check();
         }
         self.kernel.server_finished(self.number);
@@ -180,7 +185,7 @@ impl ServerProcess {
     }
 
     /// Enforces what is due, and publishes when the next is.
-    fn run_timers(&mut self) -> Option<Duration> {
+    async fn run_timers(&mut self) -> Option<Duration> {
         loop {
             let now = self.now();
             let slots: Vec<_> = self
@@ -190,7 +195,7 @@ impl ServerProcess {
                 .collect();
             self.supervisor.handle_slots(slots, Duration::ZERO, now);
             self.supervisor.handle_timeout(now);
-            self.carry_out_all();
+            self.carry_out_all().await;
             let left = self.supervisor.poll_timeout(now);
             let at = left.map(|left| now.saturating_add(left));
             let promised = self.kernel.wakeup(self.number).filter(|promised| *promised > now);
@@ -207,10 +212,10 @@ impl ServerProcess {
         }
     }
 
-    fn dispatch(&mut self, event: Event) {
+    async fn dispatch(&mut self, event: Event) {
         let now = self.now();
         match event {
-            Event::Readable => self.accept(),
+            Event::Readable => self.accept().await,
             Event::Child(process) => self.reap(process),
             Event::Wake => {}
             Event::Begun(connection) => {
@@ -237,7 +242,7 @@ impl ServerProcess {
         }
     }
 
-    fn accept(&mut self) {
+    async fn accept(&mut self) {
         if !self.supervisor.is_serving() || self.supervisor.is_accept_paused() {
             return;
         }
@@ -245,7 +250,7 @@ impl ServerProcess {
             match self.kernel.accept() {
                 Ok(Some(accepted)) => {
                     self.admit(accepted);
-                    self.carry_out_all();
+                    self.carry_out_all().await;
                 }
                 Ok(None) => return,
                 Err(()) => {
@@ -309,8 +314,13 @@ impl ServerProcess {
         }
     }
 
-    fn carry_out_all(&mut self) {
+    async fn carry_out_all(&mut self) {
         while let Some(action) = self.supervisor.poll_action() {
+            // A worker may go on between a look at its slot and what the server does about it.
+            if matches!(action, Action::Stop { .. } | Action::Kill { .. }) && self.random.once_in(2)
+            {
+                tokio::task::yield_now().await;
+            }
             self.carry_out(action);
         }
     }
@@ -346,7 +356,9 @@ impl ServerProcess {
                 self.supervisor.handle_review_end(Duration::ZERO, now);
             }
             Action::Retire { worker, why } => {
-                self.has_evicted |= why == Retirement::Fairness;
+                if why == Retirement::Fairness {
+                    self.evicted.insert(worker);
+                }
                 if let Some(managed) = self.workers.get(&worker) {
                     managed.child.slot.request_retirement(why);
                     let observed = managed.child.slot.observe();
@@ -384,7 +396,10 @@ impl ServerProcess {
                     .copied();
                 self.supervisor.handle_alarm_action(worker, action, now);
             }
-            Action::ResumeAccepting => self.accept(),
+            Action::ResumeAccepting => {
+                // It is handled like the event.
+                let _ = self.events.send(Event::Readable);
+            }
             Action::CloseConnections => {
                 self.kernel.close_listener(self.number);
                 self.peers.clear();
@@ -409,15 +424,17 @@ impl ServerProcess {
         self.peers.remove(&connection)
     }
 
-    /// First come, first served: a connection that gets a place must have waited longest. Once a worker has made room,
-    /// it must have waited longest of those of its client, because fairness comes before the others.
-    fn check_turn(&self, client: ClientKey) {
+    /// First come, first served: a connection that gets a place must have waited longest. A worker that made room
+    /// did so for one connection, which gets its place before others, but after those of its own client.
+    fn check_turn(&mut self, client: ClientKey) {
         let owner = |key: &ClientKey| self.peers.get(self.waiting.get(key)?)?.accepted.client;
+        let is_made = self.places_made > 0;
         let mut queued = self.queued.iter();
-        let first = queued.find(|key| !self.has_evicted || owner(key) == owner(&client));
+        let first = queued.find(|key| !is_made || owner(key) == owner(&client));
         if first.is_some_and(|first| *first != client) {
             self.kernel.monitor.complain("a client overtakes those that wait");
         }
+        self.places_made = self.places_made.saturating_sub(1);
     }
 
     fn fork(&mut self, worker: u64, client: ClientKey) {
@@ -504,6 +521,7 @@ impl ServerProcess {
         let Some(worker) = found.map(|(&worker, _)| worker) else { return };
         let Some(end) = self.kernel.reap(process) else { return };
         let Some(Managed { child, peer }) = self.workers.remove(&worker) else { return };
+        self.places_made += u64::from(self.evicted.remove(&worker));
         let known = self.supervisor.handle_exit(worker, child.slot.view(), now);
         let observed = child.slot.observe();
         let facts = ExitFacts {

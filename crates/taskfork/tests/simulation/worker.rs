@@ -43,6 +43,7 @@ pub(super) struct Process {
     pub(super) faults: Vec<Fault>,
     pub(super) window: usize,
     pub(super) max_calls: Option<u64>,
+    pub(super) setup_time: Duration,
     pub(super) options: Options,
 }
 
@@ -136,6 +137,14 @@ impl Process {
 
     async fn set_up(&self) -> Result<(), Exit> {
         self.enter(Phase::Setup).await?;
+        let slower = self.faults.iter().find_map(|fault| match *fault {
+            Fault::SlowSetup { time, .. } => Some(Duration::from_millis(time)),
+            _ => None,
+        });
+        let time = self.setup_time + slower.unwrap_or_default();
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
         match self.has(Fault::DieInSetup { worker: self.number }) {
             true => Err(Exit::CRASH),
             false => Ok(()),

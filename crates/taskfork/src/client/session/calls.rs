@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -13,6 +13,7 @@ use crate::client::observe::metrics::Stopwatch;
 use crate::client::observe::replay::Replay;
 use crate::client::proto::AnswerAttachments;
 use crate::error::FatalError;
+use crate::time_limit::TimeLimit;
 use crate::wire::call_error::AnswerError;
 use crate::wire::gather_frame::GatherFrame;
 use crate::wire::values::ValueFormat;
@@ -31,6 +32,8 @@ pub(crate) struct Entry {
     pub(crate) method: MethodName,
     pub(crate) operation: Operation,
     pub(crate) progress: Progress,
+    /// The time limit with which it was made, and when that is over.
+    pub(crate) timeout: TimeLimit,
     pub(crate) deadline: Option<Instant>,
     pub(crate) waker: Option<Waker>,
     /// Its future has been dropped.
@@ -161,6 +164,11 @@ impl Calls {
         self.list.push_back(entry);
         self.compact();
         seq
+    }
+
+    /// The time limit of the first call that is not finished, or 0 if there is none.
+    pub(crate) fn head_timeout(&self) -> Duration {
+        self.list.get(self.finished).and_then(|head| head.timeout.get()).unwrap_or_default()
     }
 
     /// The first unfinished entry.

@@ -57,7 +57,7 @@ impl Session {
                     if let Some(hung) = &mut hung {
                         hung.stderr = stderr;
                     }
-                    let after = self.timeout.get().unwrap_or_default();
+                    let after = self.calls.head_timeout();
                     FatalError::TimedOut { after, stage: Stage::Running, hung }
                 }
                 cause => cause,
@@ -102,7 +102,7 @@ impl Session {
 
     /// Ends the session because the time of its first call is over.
     pub(super) fn time_out(&mut self) {
-        let after = self.timeout.get().unwrap_or_default();
+        let after = self.calls.head_timeout();
         match &self.assignment {
             Assignment::Worker(connection) if connection.is_established() => {
                 self.emit(Event::WorkerLost(stats::TIMED_OUT));

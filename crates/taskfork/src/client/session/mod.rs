@@ -431,9 +431,18 @@ impl Session {
         if !is_queued {
             timing.end();
         }
-        let (waker, abandoned, sent) = (None, false, Stopwatch::new());
-        let entry =
-            Entry { method, operation, progress, deadline, waker, abandoned, timing, sent, replay };
+        let entry = Entry {
+            method,
+            operation,
+            progress,
+            timeout: self.timeout,
+            deadline,
+            waker: None,
+            abandoned: false,
+            timing,
+            sent: Stopwatch::new(),
+            replay,
+        };
         let seq = self.calls.push(entry);
         self.watch_deadline();
         seq

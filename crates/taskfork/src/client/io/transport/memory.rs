@@ -26,7 +26,7 @@ pub(crate) struct Faults {
     pub(crate) seed: u64,
     /// The most bytes that one read or write moves of a short message.
     pub(crate) max_piece: usize,
-    /// The most bytes of short messages that wait in each direction.
+    /// The most bytes of short messages that wait for the worker. For the client, an eighth of that waits.
     pub(crate) capacity: usize,
     /// Whether a side learns late that it can go on, or is woken for nothing.
     pub(crate) bad_timing: bool,
@@ -122,6 +122,11 @@ impl Duplex {
         1 + self.random(self.faults.max_piece.max(length / PIECES))
     }
 
+    /// The most bytes of short messages of a side that wait.
+    fn capacity(&self, side: usize) -> usize {
+        if side == CLIENT { self.faults.capacity } else { self.faults.capacity.div_ceil(8) }
+    }
+
     /// Whether this poll comes too early. Then the task is woken once more.
     fn is_early(&mut self, context: &Context<'_>) -> bool {
         let is_early = self.faults.bad_timing && self.random(3) == 0;
@@ -207,8 +212,8 @@ impl Duplex {
         }
         let length = slices.iter().map(|slice| slice.len()).sum::<usize>();
         let piece = self.piece(length);
-        let Faults { capacity, cut_after, .. } = self.faults;
-        let capacity = capacity.max(length / PIECES);
+        let capacity = self.capacity(side).max(length / PIECES);
+        let cut_after = self.faults.cut_after;
         let direction = &mut self.directions[side];
         let left = match (side, cut_after) {
             (WORKER, Some(limit)) => limit.saturating_sub(direction.sent),
@@ -355,7 +360,7 @@ impl Memory {
             if duplex.is_early(context) {
                 return Poll::Pending;
             }
-            let has_room = duplex.directions[self.side].bytes.len() < duplex.faults.capacity;
+            let has_room = duplex.directions[self.side].bytes.len() < duplex.capacity(self.side);
             if has_room || duplex.is_ended() {
                 return Poll::Ready(duplex.send_now(self.side, bytes, files).then_some(()));
             }

@@ -301,3 +301,23 @@ fn the_end_of_a_checkout_goes_with_the_next_call() {
     checkout.connection().put_done().unwrap();
     assert_eq!(checkout.send_all(), framed(native::put_done));
 }
+
+#[test]
+fn an_error_has_the_time_limit_of_its_own_call() {
+    for changed in [TimeLimit::NEVER, TimeLimit::new(Duration::from_secs(1))] {
+        let mut checkout = Checkout::assigned();
+        let call = checkout.call(1);
+        checkout.send_all();
+        checkout.session.set_timeout(changed);
+        let last = TIMEOUT + GRACE + Duration::from_secs(2);
+        for time in [TIMEOUT, last] {
+            checkout.session.handle_timeout(&checkout.after(time));
+        }
+        let outcome = checkout.outcome(call);
+        let is_right = matches!(
+            outcome,
+            Some(Outcome::Fatal { cause: FatalError::TimedOut { after: TIMEOUT, .. }, .. })
+        );
+        assert!(is_right, "{outcome:?}");
+    }
+}
