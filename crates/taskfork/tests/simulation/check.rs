@@ -10,12 +10,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use taskfork::Error;
 use taskfork::blob::OpenFile;
-use taskfork::error::{CallError, FatalError};
+use taskfork::error::{CallError, FatalError, Stage};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::caller::fill;
-use super::plan::{ClientPlan, ServerPlan, Step};
+use super::plan::{ClientPlan, Plan, ServerPlan, Step};
 
 /// How long another process of this program, forked by some other test, may hold a file open.
 const INHERITED: Duration = Duration::from_millis(500);
@@ -26,6 +26,9 @@ pub(crate) const MAX_DELAY: Duration = Duration::from_millis(100 + 2000 + 10);
 
 /// How long it takes to take an outcome that is there.
 const TICK: Duration = Duration::from_millis(10);
+
+/// Without a call that hangs, none takes so long: something that was to happen has not.
+const BRISK: Duration = Duration::from_secs(60);
 
 /// Longer bytes may not fit into a frame.
 const LONG: u64 = 65_000;
@@ -178,6 +181,8 @@ struct State {
     aborted: BTreeSet<CheckoutId>,
     /// Whether connections carry files.
     carries_files: bool,
+    /// Whether a call never takes as long as `BRISK`.
+    is_brisk: bool,
     /// The pipes whose other ends calls pass on.
     pipes: Vec<(u64, PipeReader)>,
     troubles: BTreeSet<Trouble>,
@@ -216,6 +221,7 @@ impl Monitor {
             order: BTreeMap::new(),
             aborted: BTreeSet::new(),
             carries_files: true,
+            is_brisk: false,
             pipes: Vec::new(),
             troubles: BTreeSet::new(),
             jumped: Duration::ZERO,
@@ -332,10 +338,11 @@ impl Monitor {
         );
     }
 
-    /// Registers the server.
-    pub(crate) fn register_server(&self, plan: ServerPlan) {
-        let ServerPlan::Server { sharing, .. } = plan;
-        self.lock().carries_files = sharing > 0;
+    /// Registers what a plan permits.
+    pub(crate) fn register_plan(&self, plan: &Plan) {
+        let ServerPlan::Server { sharing, .. } = plan.server;
+        let mut state = self.lock();
+        (state.carries_files, state.is_brisk) = (sharing > 0, plan.is_brisk());
     }
 
     /// A worker has got a message through a ring, or sent one.
@@ -698,6 +705,12 @@ impl State {
                     || step == Step::Open {} && !self.carries_files
             }
             Error::Fatal { cause, .. } => match cause {
+                // A caller that holds one checkout may wait for another, so some get no worker.
+                FatalError::TimedOut { after, stage: Stage::Running, .. }
+                    if self.is_brisk && *after >= BRISK =>
+                {
+                    false
+                }
                 FatalError::TimedOut { after, .. } => is_late(Some(*after)),
                 FatalError::CannotConnect { .. } => is_late(None) && happened(Trouble::Unreachable),
                 FatalError::WorkerDied(_) => happened(Trouble::WorkerEnded),

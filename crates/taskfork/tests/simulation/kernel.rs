@@ -228,6 +228,7 @@ impl Kernel {
             max_piece: CAPACITY,
             capacity: CAPACITY,
             bad_timing: false,
+            delay: Duration::ZERO,
             cut_after: None,
             loses_files: false,
         };
@@ -237,6 +238,7 @@ impl Kernel {
                     faults.max_piece = piece.max(1) as usize;
                     faults.capacity = capacity.max(1) as usize;
                     faults.bad_timing = timing == 1;
+                    faults.delay = Duration::from_millis(timing.saturating_sub(1));
                 }
                 Fault::Cut { connection, bytes } if connection == number => {
                     faults.cut_after = Some(bytes.max(1) as usize);

@@ -66,7 +66,7 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
     let kernel = Kernel::new(plan.clone(), monitor.clone());
     kernel.start_next_server();
     let disturber = tokio::spawn(disturb(kernel.clone()));
-    monitor.register_server(plan.server);
+    monitor.register_plan(&plan);
     let (mut clients, mut cores) = (Vec::new(), Vec::new());
     for (number, client) in plan.clients.iter().enumerate() {
         let ClientPlan::Client { workers, .. } = *client;

@@ -249,12 +249,12 @@ impl<C, W, E> Pool<C, W, E> {
         self.idle.pop().map(|index| self.lease(index))
     }
 
-    /// Replaces a worker that died unused: leases an idle worker, or else adds the waiter to the front
-    /// of the queue.
+    /// Replaces a worker that died unused: leases an idle worker, or else adds the waiter to the queue,
+    /// before all that never had one.
     pub(crate) fn check_out_again(&mut self, waiter: W) -> Result<(W, Lease<C>), Ticket> {
         match self.check_out_idle() {
             Some(lease) => Ok((waiter, lease)),
-            None => Err(self.waiting.push_front(waiter)),
+            None => Err(self.waiting.push_ahead(waiter)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Random sequences of events against what a pool must never do.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
@@ -68,6 +68,8 @@ struct Model {
     leases: Vec<Lease<u64>>,
     idle: Vec<WorkerKey>,
     waiting: VecDeque<(Ticket, u64)>,
+    /// Those that had a worker before. They wait in the order in which they came back.
+    returned: BTreeSet<u64>,
     serial: u64,
 }
 
@@ -81,6 +83,7 @@ impl Model {
             leases: Vec::new(),
             idle: Vec::new(),
             waiting: VecDeque::new(),
+            returned: BTreeSet::new(),
             serial: 0,
         }
     }
@@ -151,7 +154,12 @@ impl Model {
                 self.pool.lose(lease, Loss::Unused, self.now);
                 match self.pool.check_out_again(serial) {
                     Ok((_, lease)) => self.take(lease),
-                    Err(ticket) => self.waiting.push_front((ticket, serial)),
+                    Err(ticket) => {
+                        self.returned.insert(serial);
+                        let is_ahead = |(_, waiting): &&(_, _)| self.returned.contains(waiting);
+                        let ahead = self.waiting.iter().take_while(is_ahead).count();
+                        self.waiting.insert(ahead, (ticket, serial));
+                    }
                 }
             }
             Event::HandshakeFailed(index) if !self.leases.is_empty() => {

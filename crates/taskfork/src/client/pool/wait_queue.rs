@@ -14,6 +14,8 @@ pub(crate) struct Queue<T> {
     nodes: Slab<Node<T>>,
     first: Option<usize>,
     last: Option<usize>,
+    /// The last of those that [`push_ahead`](Self::push_ahead) has added. No other is before it.
+    last_ahead: Option<usize>,
     next_generation: u64,
 }
 
@@ -27,7 +29,7 @@ struct Node<T> {
 
 impl<T> Queue<T> {
     pub(crate) fn new() -> Self {
-        Self { nodes: Slab::new(), first: None, last: None, next_generation: 0 }
+        Self { nodes: Slab::new(), first: None, last: None, last_ahead: None, next_generation: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -47,12 +49,21 @@ impl<T> Queue<T> {
         ticket
     }
 
-    pub(crate) fn push_front(&mut self, value: T) -> Ticket {
-        let ticket = self.insert(value, None, self.first);
-        match self.first.replace(ticket.index) {
-            Some(first) => self.nodes[first].before = Some(ticket.index),
-            None => self.last = Some(ticket.index),
+    /// Adds an element before all others, but behind those that were added so earlier.
+    pub(crate) fn push_ahead(&mut self, value: T) -> Ticket {
+        let before = self.last_ahead;
+        let after = before.map_or(self.first, |before| self.nodes[before].after);
+        let ticket = self.insert(value, before, after);
+        let index = Some(ticket.index);
+        match before {
+            Some(before) => self.nodes[before].after = index,
+            None => self.first = index,
         }
+        match after {
+            Some(after) => self.nodes[after].before = index,
+            None => self.last = index,
+        }
+        self.last_ahead = index;
         ticket
     }
 
@@ -75,6 +86,9 @@ impl<T> Queue<T> {
 
     fn unlink(&mut self, index: usize) -> T {
         let node = self.nodes.remove(index);
+        if self.last_ahead == Some(index) {
+            self.last_ahead = node.before;
+        }
         match node.before {
             Some(before) => self.nodes[before].after = node.after,
             None => self.first = node.after,
@@ -100,18 +114,24 @@ mod tests {
         fn it_does_what_a_list_with_a_search_does(steps in proptest::collection::vec((0u8..4, any::<prop::sample::Index>()), 0..200)) {
             let mut queue = Queue::new();
             let mut model: VecDeque<(Ticket, usize)> = VecDeque::new();
-            let mut gone = Vec::new();
+            let (mut ahead, mut gone) = (0, Vec::new());
             for (number, (step, index)) in steps.into_iter().enumerate() {
                 match step {
                     0 => model.push_back((queue.push_back(number), number)),
-                    1 => model.push_front((queue.push_front(number), number)),
+                    1 => {
+                        model.insert(ahead, (queue.push_ahead(number), number));
+                        ahead += 1;
+                    }
                     2 => {
+                        ahead = ahead.saturating_sub(1);
                         let expected = model.pop_front();
                         gone.extend(expected.map(|(ticket, _)| ticket));
                         prop_assert_eq!(queue.pop_front(), expected.map(|(_, number)| number));
                     }
                     _ if !model.is_empty() => {
-                        let (ticket, number) = model.remove(index.index(model.len())).unwrap();
+                        let place = index.index(model.len());
+                        ahead -= usize::from(place < ahead);
+                        let (ticket, number) = model.remove(place).unwrap();
                         gone.push(ticket);
                         prop_assert_eq!(queue.remove(ticket), Some(number));
                     }

@@ -14,8 +14,9 @@ pub(super) const EVICTION_WAIT: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct ClientQueue {
     clients: BTreeMap<ClientKey, QueuedClient>,
-    /// An eviction for a client that has left the queue meanwhile. It serves the next one.
-    unused_eviction: Option<Eviction>,
+    /// An eviction for a client that has left the queue meanwhile. If the client comes again, it serves that one:
+    /// clients leave the queue to make their first calls on another connection.
+    unused_eviction: Option<(ClientId, Eviction)>,
 }
 
 /// A worker that was asked to leave, and when.
@@ -56,14 +57,16 @@ impl ClientQueue {
     }
 
     pub(super) fn push(&mut self, client: ClientKey, id: ClientId) {
-        let eviction = self.unused_eviction.take();
+        let eviction = self.unused_eviction.take_if(|(before, _)| *before == id);
+        let eviction = eviction.map(|(_, eviction)| eviction);
         self.clients.insert(client, QueuedClient { id, eviction, is_next: false });
     }
 
     /// Removes a client that waits no longer.
     pub(super) fn remove(&mut self, client: ClientKey) {
         if let Some(client) = self.clients.remove(&client) {
-            self.unused_eviction = client.eviction.filter(|_| !client.is_next);
+            let unused = client.eviction.filter(|_| !client.is_next);
+            self.unused_eviction = unused.map(|eviction| (client.id, eviction));
         }
     }
 
@@ -119,5 +122,36 @@ impl ClientQueue {
             client.eviction = Some(Eviction { worker, at: now });
             evict(worker);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::supervisor::fair_share::Peer;
+
+    #[test]
+    fn a_place_that_was_made_for_a_client_is_not_taken_by_another_one_that_comes_before_it_is_back()
+    {
+        let [busy, other, waiting] = [1, 2, 3].map(|it| ClientId::new(Peer::Process(it), 0));
+        let mut queue = ClientQueue::default();
+        queue.push(ClientKey(1), other);
+        queue.push(ClientKey(2), waiting);
+        let worker = |worker, client| AssignedWorker {
+            worker,
+            age: Duration::from_secs(1),
+            is_used: true,
+            ..AssignedWorker::promised(client)
+        };
+        let mut evicted = Vec::new();
+        let assigned = vec![worker(7, busy), worker(8, other)];
+        queue.evict(ClientKey(2), assigned, Duration::ZERO, |worker| evicted.push(worker));
+        assert_eq!(evicted.len(), 1, "one worker makes room, for the client without any");
+        queue.remove(ClientKey(2));
+        queue.push(ClientKey(3), other);
+        queue.push(ClientKey(4), waiting);
+        queue.worker_exited(evicted[0]);
+        assert_eq!(queue.pop(), Some((ClientKey(4), waiting)));
+        assert_eq!(queue.pop(), Some((ClientKey(1), other)));
     }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::io::Errno;
@@ -30,6 +31,8 @@ pub(crate) struct Faults {
     pub(crate) capacity: usize,
     /// Whether a side learns late that it can go on, or is woken for nothing.
     pub(crate) bad_timing: bool,
+    /// How late the client's task learns that it can receive.
+    pub(crate) delay: Duration,
     /// After how many bytes from the worker the connection ends.
     pub(crate) cut_after: Option<usize>,
     /// Whether files are lost on their way, as if their receivers could open no more.
@@ -97,13 +100,20 @@ impl Direction {
         self.files.front().map_or(usize::MAX, |(place, _)| place - received)
     }
 
-    fn wake(&mut self) {
-        let wakers = [self.reader.take(), self.writer.take(), self.watcher.take()];
-        wakers.into_iter().flatten().for_each(Waker::wake);
+    fn wake(&mut self, delay: Duration) {
+        self.writer.take().into_iter().for_each(Waker::wake);
+        self.wake_reader(delay);
     }
 
-    fn wake_reader(&mut self) {
-        self.reader.take().into_iter().chain(self.watcher.take()).for_each(Waker::wake);
+    fn wake_reader(&mut self, delay: Duration) {
+        self.watcher.take().into_iter().for_each(Waker::wake);
+        match self.reader.take() {
+            Some(reader) if !delay.is_zero() => drop(tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                reader.wake();
+            })),
+            reader => reader.into_iter().for_each(Waker::wake),
+        }
     }
 }
 
@@ -141,7 +151,9 @@ impl Duplex {
         let has_read_all = self.directions[1 - side].bytes.is_empty();
         let end = if has_read_all { End::Closed } else { End::Reset };
         self.directions[side].end.get_or_insert(end);
-        self.directions.iter_mut().for_each(Direction::wake);
+        let delay = self.faults.delay;
+        self.directions[CLIENT].wake(Duration::ZERO);
+        self.directions[WORKER].wake(delay);
     }
 
     /// Receives at most `limit` bytes of what `side` is sent. `None` if nothing is there.
@@ -192,7 +204,7 @@ impl Duplex {
         };
         direction.bytes.extend_from_slice(&bytes[..bytes.len().min(left)]);
         direction.sent += bytes.len().min(left);
-        direction.wake_reader();
+        direction.wake_reader(if side == WORKER { self.faults.delay } else { Duration::ZERO });
         if bytes.len() >= left {
             self.end(WORKER);
         }
@@ -232,7 +244,7 @@ impl Duplex {
         }
         let length = direction.bytes.len() - before;
         direction.sent += length;
-        direction.wake_reader();
+        direction.wake_reader(if side == WORKER { self.faults.delay } else { Duration::ZERO });
         if length == left {
             self.end(WORKER);
         }
@@ -297,7 +309,7 @@ impl Memory {
     pub(crate) fn end_reading(&self) {
         let mut duplex = lock(&self.duplex);
         duplex.is_reading_shut_down[self.side] = true;
-        duplex.directions[1 - self.side].wake();
+        duplex.directions[1 - self.side].wake(Duration::ZERO);
     }
 
     /// Sends all of this at once, or nothing. The kernel's own buffers have room for it.
