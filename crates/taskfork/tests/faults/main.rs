@@ -11,6 +11,7 @@ mod cgroup;
 mod injection;
 mod load;
 mod server;
+mod server_command;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,18 +1,15 @@
 //! The server: a copy of this binary.
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::cgroup::Cgroup;
+use super::server_command::server_command;
 use taskfork::server::Limit;
 use taskfork::{Blob, BoxError, Methods, Server, ServerError};
 
 const ADDRESS: &str = "TASKFORK_FAULT_ADDRESS";
-
-/// So few descriptors that a crowd of connections uses them up.
-const DESCRIPTORS: u64 = 60;
 
 pub(crate) fn run_requested() -> bool {
     let Ok(address) = std::env::var(ADDRESS) else { return false };
@@ -71,21 +68,8 @@ pub(crate) struct Program {
 impl Program {
     /// Starts one, and waits until it listens.
     pub(crate) fn start(path: &Path) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(ADDRESS, format!("unix:{}", path.display()));
-        // The workers and the server log each injected fault, which is too much to show.
-        command.stderr(Stdio::null()).process_group(0);
-        let most =
-            rustix::process::Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
-        // SAFETY: it only sets a limit, by one system call.
-        #[allow(unsafe_code)]
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::setrlimit(rustix::process::Resource::Nofile, most)?;
-                Ok(())
-            });
-        }
-        let child = command.spawn().unwrap();
+        let mut command = server_command();
+        let child = command.env(ADDRESS, format!("unix:{}", path.display())).spawn().unwrap();
         let program = Self { cgroup: Cgroup::of(child.id()), child: Some(child) };
         while std::os::unix::net::UnixStream::connect(path).is_err() {
             std::thread::sleep(Duration::from_millis(2));

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
-use taskfork::Error;
 use taskfork::blob::OpenFile;
 use taskfork::error::{CallError, FatalError, Stage};
+use taskfork::{Client, Error};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -314,6 +314,16 @@ impl Monitor {
                 Ok(())
             },
         );
+    }
+
+    /// Closes a client. Nothing of it may be left.
+    pub(crate) async fn close(&self, number: usize, client: &Client) {
+        self.closed(number);
+        client.close().await;
+        let stats = client.stats();
+        if (stats.idle, stats.busy, stats.connecting, stats.queued) != (0, 0, 0, 0) {
+            self.complain(format!("client {number} has something left: {stats:?}"));
+        }
     }
 
     pub(crate) fn aborted(&self, checkout: CheckoutId) {

@@ -18,6 +18,8 @@ mod plan;
 mod program;
 mod random;
 mod real;
+#[path = "../faults/server_command.rs"]
+mod server_command;
 mod words;
 
 use std::sync::Mutex;

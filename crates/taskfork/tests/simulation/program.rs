@@ -3,9 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use taskfork::blob::OpenFile;
@@ -15,13 +14,11 @@ use taskfork::{Blob, BoxError, Methods, Server, ServerError};
 use super::caller::{fill, has_only, write_fill};
 use super::cgroup::Cgroup;
 use super::plan::ServerPlan;
+use super::server_command::server_command;
 
 /// The folder of the server's files, and its options.
 const FOLDER: &str = "TASKFORK_SIMULATION_FOLDER";
 const OPTIONS: &str = "TASKFORK_SIMULATION_OPTIONS";
-
-/// So few descriptors that a crowd of connections uses them up.
-const DESCRIPTORS: u64 = 60;
 
 /// The server's `shutdown_grace`.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -141,19 +138,8 @@ impl Program {
 
     /// Starts a server, and waits until it listens.
     pub(crate) fn start_again(&mut self) {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut command = server_command();
         command.env(FOLDER, &self.folder).env(OPTIONS, &self.options);
-        command.stderr(Stdio::null()).process_group(0);
-        let most =
-            rustix::process::Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
-        // SAFETY: it only sets a limit, by one system call.
-        #[allow(unsafe_code)]
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::setrlimit(rustix::process::Resource::Nofile, most)?;
-                Ok(())
-            });
-        }
         let child = command.spawn().unwrap();
         self.cgroup = Cgroup::of(child.id());
         self.child = Some(child);

@@ -72,12 +72,7 @@ async fn run_all(plan: &Plan, folder: &Path, monitor: &Monitor) {
     stopped.into_iter().for_each(|pid| signal(pid, libc::SIGCONT));
     monitor.finish(&program.begun());
     for (number, client) in clients.iter().enumerate() {
-        monitor.closed(number);
-        client.close().await;
-        let stats = client.stats();
-        if (stats.idle, stats.busy, stats.connecting, stats.queued) != (0, 0, 0, 0) {
-            monitor.complain(format!("client {number} has something left: {stats:?}"));
-        }
+        monitor.close(number, client).await;
     }
     drop(clients);
     program.end(libc::SIGTERM);

@@ -98,12 +98,7 @@ async fn run_all(plan: Arc<Plan>, monitor: Monitor) {
     monitor.finish(&[]);
     disturber.abort();
     for (number, client) in clients.iter().enumerate() {
-        monitor.closed(number);
-        client.close().await;
-        let stats = client.stats();
-        if (stats.idle, stats.busy, stats.connecting, stats.queued) != (0, 0, 0, 0) {
-            monitor.complain(format!("client {number} has something left: {stats:?}"));
-        }
+        monitor.close(number, client).await;
     }
     drop(clients);
     kernel.signal_all(Event::Terminate);

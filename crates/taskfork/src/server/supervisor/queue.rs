@@ -70,13 +70,24 @@ impl ClientQueue {
         }
     }
 
-    /// Records that a worker has exited. Its place belongs to the client that it was evicted for.
+    /// Records that a worker has exited. Its place belongs to the client that it was evicted for. Of several
+    /// connections of that client, the one that has waited longest gets it.
     pub(super) fn worker_exited(&mut self, worker: u64) {
-        let left_for = |client: &&mut QueuedClient| {
+        let left_for = |(_, client): &(&ClientKey, &QueuedClient)| {
             !client.is_next && client.eviction.is_some_and(|eviction| eviction.worker == worker)
         };
-        if let Some(client) = self.clients.values_mut().find(left_for) {
+        let Some((&key, &QueuedClient { id, .. })) = self.clients.iter().find(left_for) else {
+            return;
+        };
+        let mut waiting = self.clients.iter_mut();
+        if let Some((&first, client)) =
+            waiting.find(|(_, client)| client.id == id && !client.is_next)
+        {
             client.is_next = true;
+            let eviction = client.eviction;
+            if let Some(other) = self.clients.get_mut(&key).filter(|_| first != key) {
+                other.eviction = eviction;
+            }
         }
     }
 
@@ -129,6 +140,29 @@ impl ClientQueue {
 mod tests {
     use super::*;
     use crate::server::supervisor::fair_share::Peer;
+
+    #[test]
+    fn of_two_connections_of_a_client_the_older_one_gets_the_first_place_that_is_made() {
+        let [busy, waiting] = [1, 2].map(|it| ClientId::new(Peer::Process(it), 0));
+        let mut queue = ClientQueue::default();
+        let assigned = |worker| AssignedWorker {
+            worker,
+            age: Duration::from_secs(1),
+            is_used: true,
+            ..AssignedWorker::promised(busy)
+        };
+        queue.push(ClientKey(1), waiting);
+        queue.push(ClientKey(2), waiting);
+        let mut evicted = Vec::new();
+        let workers = (1..5).map(assigned).collect();
+        queue.evict(ClientKey(1), workers, Duration::ZERO, |worker| evicted.push(worker));
+        assert_eq!(evicted.len(), 2);
+        for (worker, next) in evicted.into_iter().rev().zip([1, 2]) {
+            queue.push(ClientKey(next + 10), busy);
+            queue.worker_exited(worker);
+            assert_eq!(queue.pop(), Some((ClientKey(next), waiting)));
+        }
+    }
 
     #[test]
     fn a_place_that_was_made_for_a_client_is_not_taken_by_another_one_that_comes_before_it_is_back()
