@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use taskfork::error::FatalError;
 use taskfork::{Client, Error};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::support::processes::is_alive;
 use crate::support::{address_in, programs, start, start_with, trial, until};
@@ -80,25 +81,42 @@ trial!(checkout_done_runs_also_where_others_wait, async || {
     assert_eq!(done, pids);
 });
 
-trial!(a_client_that_is_dropped_at_once_lets_checkout_done_run, async || {
-    let folder = tempfile::tempdir().unwrap();
-    let address = address_in(&folder);
-    let file = folder.path().join("done").display().to_string();
-    let _server = programs::start(&["serve_appending", &address, &file]);
-    let pid = tokio::task::spawn_blocking(move || {
-        // Nothing runs in this runtime after the call.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let client = runtime.block_on(async {
-            let client = Client::builder().address(address).min_workers(0).build().unwrap();
-            let pid = client.call::<u32>("pid", ()).await.unwrap();
-            (client, pid)
+/// Makes one call with a new client, and does nothing else in its runtime after that.
+fn call_once(address: String, runtime: &Runtime) -> (Client, u32) {
+    runtime.block_on(async {
+        let client = Client::builder().address(address).min_workers(0).build().unwrap();
+        let pid = client.call::<u32>("pid", ()).await.unwrap();
+        (client, pid)
+    })
+}
+
+trial!(checkout_done_runs_although_the_caller_leaves_its_runtime, async || {
+    for is_closed in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let address = address_in(&folder);
+        let file = folder.path().join("done").display().to_string();
+        let _server = programs::start(&["serve_appending", &address, &file]);
+        let called = tokio::task::spawn_blocking(move || {
+            let mut one = Builder::new_current_thread();
+            let mut several = Builder::new_multi_thread();
+            [one.enable_all(), several.worker_threads(1).enable_all()].map(|builder| {
+                let runtime = builder.build().unwrap();
+                let (client, pid) = call_once(address.clone(), &runtime);
+                // A client that is dropped sends the end itself.
+                (pid.to_string(), (!is_closed).then_some((client, runtime)))
+            })
         });
-        drop(runtime);
-        client.1
-    });
-    let pid = pid.await.unwrap();
-    let done = || std::fs::read_to_string(&file).unwrap_or_default();
-    until("its end", || done() == format!("{pid}\n")).await;
+        let mut called = called.await.unwrap();
+        let done = || std::fs::read_to_string(&file).unwrap_or_default();
+        until("both ends", || done().lines().count() == 2).await;
+        let done = done();
+        let mut done: Vec<_> = done.lines().collect();
+        done.sort_unstable();
+        called.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        assert_eq!(done, called.each_ref().map(|(pid, _)| pid.as_str()));
+        // A runtime may not be dropped within another one.
+        tokio::task::spawn_blocking(move || drop(called)).await.unwrap();
+    }
 });
 
 trial!(a_worker_learns_soon_that_its_checkout_is_over, async || {
@@ -256,7 +274,7 @@ trial!(a_client_whose_runtime_is_gone_says_so, async || {
     let (server, _client) = start("general");
     let address = server.address();
     let other = tokio::task::spawn_blocking(move || {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let runtime = Runtime::new().unwrap();
         let client =
             runtime.block_on(async { Client::builder().address(address).build().unwrap() });
         runtime.shutdown_timeout(Duration::from_secs(5));

@@ -69,7 +69,7 @@ impl fmt::Debug for Client {
 impl Client {
     /// Starts the client's driver task on a runtime.
     pub(super) fn start(config: Config, runtime: &Handle) -> Self {
-        let core = Arc::new(Core::new(config));
+        let core = Arc::new(Core::new(config, runtime));
         let driver_queue = core.driver_queue.clone();
         runtime.spawn(drive(Arc::downgrade(&core), driver_queue.clone()));
         Self { core, _driver: Arc::new(DriverLease(driver_queue)) }

@@ -9,7 +9,7 @@ use std::task::{Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, getpid};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 
 use super::connection::Connection;
@@ -42,6 +42,9 @@ pub(crate) struct Core {
     process: Pid,
     /// A random number by which servers tell clients apart.
     pub(crate) id: u64,
+    /// The driver sends the ends of checkouts, as it runs also while the caller does something else. In a runtime of one
+    /// thread it does not: that thread may leave the runtime, or block, once it has the result.
+    driver_sends_ends: bool,
     held_back: Mutex<HeldBack>,
     /// The queue length that was last reported to a worker.
     reported_waiting: AtomicUsize,
@@ -58,8 +61,10 @@ pub(crate) struct Core {
 const FAST_HANDSHAKE: Duration = Duration::from_millis(5);
 
 impl Core {
-    pub(crate) fn new(config: Config) -> Self {
+    /// `runtime` is the driver's.
+    pub(crate) fn new(config: Config, runtime: &Handle) -> Self {
         Self {
+            driver_sends_ends: runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
             pool: Mutex::new(Pool::new(config.limits)),
             timers: Mutex::new(Timers::new(time::now())),
             driver_queue: Arc::default(),
@@ -155,17 +160,17 @@ impl Core {
         FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
     }
 
-    /// Makes the worker available again. The end-of-checkout message is in the outbox then. It goes out with the next
-    /// call, in one write, or after the caller has its answer.
+    /// Makes the worker available again. If the driver sends the end of a checkout, it is in the outbox then, and goes
+    /// out with the next call or after the caller has its result.
     fn release(&self, mut lease: Lease<Connection>) -> Option<PoolCommand> {
         if let Err(loss) = self.finish_checkout(&mut lease) {
             return self.lose(lease, loss);
         }
-        let key = lease.key();
-        let holds_back_done = lease.connection.proto.holds_back_done;
+        let (key, proto) = (lease.key(), &lease.connection.proto);
+        let (has_unsent, holds_back_done) = (proto.unsent_bytes() > 0, proto.holds_back_done);
         let released = self.pool().release(lease);
-        if let Released::Idle = released {
-            match holds_back_done {
+        if has_unsent && let Released::Idle = released {
+            match holds_back_done && self.driver_sends_ends {
                 true => self.flush_later(key),
                 false => self.flush_soon(key),
             }
@@ -173,12 +178,12 @@ impl Core {
         self.handle_released(released)
     }
 
-    /// Has the driver send what the outbox of an idle connection has, after the tasks that are ready. A thread outside
-    /// the runtime sends it itself, because waking the driver would cost more.
+    /// Has what the outbox of an idle connection has sent, by the driver if it runs soon, after the tasks that are ready.
+    /// For a thread outside the runtime, waking the driver would cost more.
     fn flush_soon(&self, key: WorkerKey) {
-        match Handle::try_current() {
-            Ok(_) => self.driver_queue.send(DriverEvent::IdleConnection(key)),
-            Err(_) => self.poll_idle(key),
+        match self.driver_sends_ends && Handle::try_current().is_ok() {
+            true => self.driver_queue.send(DriverEvent::IdleConnection(key)),
+            false => self.poll_idle(key),
         }
     }
 
@@ -222,13 +227,17 @@ impl Core {
         }
     }
 
-    /// Puts the end-of-checkout message into the outbox, and makes the connection idle.
+    /// Ends the checkout at the worker, and makes the connection idle. The message stays in the outbox if a checkout
+    /// waits for the worker, so that it goes out with that one's call, or if the driver sends it.
     fn finish_checkout(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
-        let put =
-            lease.connection.proto.put_done().and_then(|()| match self.pool().counts().queued {
-                0 => self.put_empty_queue(&mut lease.connection),
-                _ => Ok(()),
-            });
+        let connection = &mut lease.connection;
+        let put = connection.proto.put_done().and_then(|()| match self.pool().counts().queued {
+            0 => {
+                self.put_empty_queue(connection)?;
+                if self.driver_sends_ends { Ok(()) } else { connection.flush() }
+            }
+            _ => Ok(()),
+        });
         put.map_err(|_| Loss::Used)?;
         self.watch_idle(lease)
     }
