@@ -20,6 +20,7 @@ mod builder;
 mod child;
 mod command;
 mod control;
+mod delayed_check;
 mod entry;
 mod environment;
 mod error;

@@ -8,17 +8,22 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{
     Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid,
 };
 
+use super::delayed_check::DelayedCheck;
 use super::guardian::{Mark, MarkCheck};
 use crate::sys::KernelFile;
 
 /// How soon killed processes, and processes with an unreadable mark, are checked again.
-pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How soon the children are checked after the death of a worker. The worker's client gets another one
+/// meanwhile.
+const CHECK_DELAY: Duration = Duration::from_millis(1);
 
 /// After this many failed reads of its mark, a process does not count as a worker's.
 const MAX_MARK_READS: u32 = 200;
@@ -36,8 +41,9 @@ pub(crate) struct Orphans {
     /// The number of failed reads of each other process's mark. `MAX_MARK_READS` stands for a
     /// process that is not a worker's.
     mark_reads: HashMap<Pid, u32>,
-    /// Some processes may not have been reaped yet.
-    pending: bool,
+    /// The next check of all children, as some of them may not have been reaped yet. The kernel takes
+    /// 0.4 µs for each child to list them.
+    check: DelayedCheck,
     /// No other process than a descendant of a worker can become a child of this one. Then a hostile
     /// process cannot stay by removing its mark.
     all_are_workers: bool,
@@ -56,15 +62,16 @@ impl Orphans {
             excluded,
             helpers: HashSet::new(),
             mark_reads: HashMap::new(),
-            pending: false,
+            check: DelayedCheck::default(),
         }
     }
 
     /// Reaps all children that `is_worker` does not know, and kills those with the mark of this
     /// server.
     pub(crate) fn reap_and_kill(&mut self, mark: &Mark, is_worker: impl Fn(Pid) -> bool) {
+        let started = Instant::now();
         self.helpers.retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
-        self.pending = !self.helpers.is_empty();
+        let mut is_pending = !self.helpers.is_empty();
         for pid in pids(&self.children) {
             if self.excluded.contains(&pid) || is_worker(pid) || self.helpers.contains(&pid) {
                 continue;
@@ -74,7 +81,7 @@ impl Orphans {
                 self.mark_reads.remove(&pid);
                 // Its children became children of this process when it ended, which may have been after
                 // the list was read. No other event reports them: its SIGCHLD finds nothing to reap.
-                self.pending = true;
+                is_pending = true;
                 continue;
             }
             let mark_reads = self.mark_reads.entry(pid).or_default();
@@ -87,21 +94,35 @@ impl Orphans {
                     let _ = kill_process(pid, Signal::KILL);
                     // It may take a moment to die. Then its own children become children of this
                     // process.
-                    self.pending = true;
+                    is_pending = true;
                 }
                 MarkCheck::No => *mark_reads = MAX_MARK_READS,
                 MarkCheck::Unknown => {
                     *mark_reads += 1;
-                    self.pending |= *mark_reads < MAX_MARK_READS;
+                    is_pending |= *mark_reads < MAX_MARK_READS;
                 }
             }
         }
+        self.check.finish(started);
+        if is_pending {
+            self.check.order(RETRY_INTERVAL);
+        }
+    }
+
+    /// A child that is no worker has ended.
+    pub(crate) fn handle_exit(&mut self) {
+        self.check.order(Duration::ZERO);
+    }
+
+    /// A worker has died, and its children may have become children of this process.
+    pub(crate) fn handle_worker_exit(&mut self) {
+        self.check.order(CHECK_DELAY);
     }
 
     /// Adds a helper process.
     pub(crate) fn add_helper(&mut self, pid: Pid) {
         self.helpers.insert(pid);
-        self.pending = true;
+        self.check.order(RETRY_INTERVAL);
     }
 
     /// The number of helper processes.
@@ -125,16 +146,21 @@ impl Orphans {
         self.excluded.remove(&pid);
         // The number of a child cannot be reused before it is reaped.
         let _ = kill_process(pid, Signal::KILL);
-        self.pending = true;
+        self.check.order(RETRY_INTERVAL);
     }
 
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.children.as_fd()
     }
 
-    /// Whether some processes have to be checked again soon.
+    /// Whether some processes may have to be reaped.
     pub(crate) fn are_pending(&self) -> bool {
-        self.pending
+        self.check.is_ordered()
+    }
+
+    /// When all children are checked next.
+    pub(crate) fn check(&self) -> &DelayedCheck {
+        &self.check
     }
 }
 
@@ -167,7 +193,7 @@ mod tests {
             excluded: HashSet::new(),
             helpers: HashSet::new(),
             mark_reads: HashMap::new(),
-            pending: false,
+            check: DelayedCheck::default(),
             all_are_workers: false,
         };
         let end = |listed| {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::Pid;
 
 use super::hangup::Hangup;
 use super::process::is_parent;
@@ -52,6 +53,8 @@ pub(crate) struct Signals {
     hangup: Hangup,
     /// The last signal came from the parent.
     is_from_parent: Cell<bool>,
+    /// The process that the last signal came from, or that it is about.
+    sender: Cell<Option<Pid>>,
 }
 
 impl Signals {
@@ -77,6 +80,7 @@ impl Signals {
             stop_requests: StopRequests::default(),
             hangup,
             is_from_parent: Cell::new(false),
+            sender: Cell::new(None),
         })
     }
 
@@ -97,6 +101,7 @@ impl Signals {
         loop {
             let info = self.descriptor.read_signal().ok().flatten()?;
             let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { return None };
+            self.sender.set(Pid::from_raw(info.ssi_pid.cast_signed()));
             let is_from_parent = self.parent == Some(info.ssi_pid);
             self.is_from_parent.set(is_from_parent);
             let is_wanted = match signal {
@@ -110,6 +115,13 @@ impl Signals {
                 return Some(signal);
             }
         }
+    }
+
+    /// The process that the signal of [`next`](Self::next) came from. For SIGCHLD, a child that has
+    /// ended. The kernel reports several deaths by one signal if the first has not been read, and then
+    /// names the first alone.
+    pub(crate) fn sender(&self) -> Option<Pid> {
+        self.sender.get()
     }
 
     /// Whether the server has been asked to end twice.

@@ -46,6 +46,11 @@ impl WakePipe {
         epoll::add(epoll, &self.reader, EventData::new_u64(token), flags())
     }
 
+    /// Whether a worker has woken the server, and what it wants has not been handled.
+    pub(crate) fn is_woken(&self) -> bool {
+        self.woken.is_some()
+    }
+
     /// Empties the pipe after an event at the time `woken`. The bytes have no meaning.
     pub(crate) fn drain(&mut self, woken: Instant) {
         let _: Result<_, Errno> = read(&self.reader, &mut [0; 4096]);

@@ -35,6 +35,7 @@ mod limits;
 mod load;
 mod log_output;
 mod logs;
+mod many_workers;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod new_version;

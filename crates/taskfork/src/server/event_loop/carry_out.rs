@@ -39,28 +39,28 @@ impl EventLoop {
             Action::ObserveForReview => self.review_queue(),
             Action::Retire { worker, why } => self.retire_worker(worker, why),
             Action::Stop { worker, view, request } => {
-                if let Some(child) = self.children.get_mut(&worker) {
+                if let Some(child) = self.children.get_mut(worker) {
                     let has_held = child.try_stop(view, request);
                     self.supervisor.handle_stop(worker, request, has_held);
                 }
             }
             Action::Kill { worker } => {
-                if let Some(child) = self.children.get(&worker) {
+                if let Some(child) = self.children.get(worker) {
                     child.kill_group();
                 }
             }
             Action::Interrupt { worker, view } => {
-                if let Some(child) = self.children.get_mut(&worker) {
+                if let Some(child) = self.children.get_mut(worker) {
                     child.interrupt(view);
                 }
             }
             Action::RequestStack { worker } => {
-                if let Some(child) = self.children.get(&worker) {
+                if let Some(child) = self.children.get(worker) {
                     child.request_stack();
                 }
             }
             Action::InspectAlarm { worker } => {
-                if let Some(child) = self.children.get(&worker) {
+                if let Some(child) = self.children.get(worker) {
                     let action = proc_status::signal_action(child.pid(), Signal::ALARM);
                     self.supervisor.handle_alarm_action(worker, action, now());
                 }
@@ -98,7 +98,7 @@ impl EventLoop {
     }
 
     fn retire_worker(&mut self, worker: u64, why: Retirement) {
-        let Some(child) = self.children.get_mut(&worker) else { return };
+        let Some(child) = self.children.get_mut(worker) else { return };
         match why {
             Retirement::Fairness => log::debug!(worker, "it makes room for another client"),
             Retirement::Age | Retirement::Idleness => {
@@ -112,7 +112,7 @@ impl EventLoop {
 
     fn review_queue(&mut self) {
         let started = now();
-        let slots = self.children.values_mut().map(|child| (child.number, child.observe()));
+        let slots = self.children.iter_mut().map(|child| (child.number, child.observe()));
         self.supervisor.handle_review(slots, started);
         let ended = now();
         self.supervisor.handle_review_end(ended.saturating_sub(started), ended);

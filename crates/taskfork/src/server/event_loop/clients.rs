@@ -173,7 +173,7 @@ impl EventLoop {
             return self.supervisor.handle_assign_failed(number);
         };
         let WaitingClient { client, protocol } = waiting;
-        let assigned = match self.children.get_mut(&number) {
+        let assigned = match self.children.get_mut(number) {
             Some(child) => child.assign_client(client, may_be_in_setup),
             None => Err(client),
         };

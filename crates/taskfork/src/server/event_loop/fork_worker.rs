@@ -180,7 +180,7 @@ impl EventLoop {
             Some(stderr) => self.watch(stderr.as_fd(), token(number, 1), EventFlags::IN),
             None => Ok(()),
         };
-        self.children.insert(number, child);
+        self.children.insert(child);
         match watched {
             Ok(()) => self.watch_client(number),
             Err(error) => self.kill_unwatchable(number, &error),
@@ -189,7 +189,7 @@ impl EventLoop {
 
     /// Watches a worker's connection for its client's end.
     pub(super) fn watch_client(&mut self, number: u64) {
-        let Some(child) = self.children.get(&number) else { return };
+        let Some(child) = self.children.get(number) else { return };
         let Some(connection) = child.connection() else { return };
         let flags = EventFlags::RDHUP | EventFlags::ET;
         if let Err(error) = self.watch(connection.as_fd(), token(number, 0), flags) {
@@ -201,7 +201,7 @@ impl EventLoop {
         if self.logs.limits.workers.acquire(Instant::now()) {
             log::error!(worker = number, "a worker is killed: {error}");
         }
-        if let Some(child) = self.children.get(&number) {
+        if let Some(child) = self.children.get(number) {
             child.kill_group();
         }
         self.supervisor.handle_unwatchable(number);
@@ -302,7 +302,7 @@ impl EventLoop {
             self.process.epoll.as_fd(),
             self.process.signals.as_fd(),
         ];
-        let children = self.children.values().flat_map(Child::descriptors);
+        let children = self.children.iter().flat_map(Child::descriptors);
         own.into_iter()
             .chain([self.process.threads.as_fd(), self.process.wake.as_fd()])
             .chain(self.descendants.oom_kills.descriptor())

@@ -17,7 +17,7 @@ impl EventLoop {
     /// Forks a guardian, which kills what this server would leave behind if it were killed itself.
     pub(super) fn start_guardian(&mut self) {
         let name = printable_name(&self.options.name);
-        let workers = self.children.values().map(|child| child.pid);
+        let workers = self.children.iter().map(|child| child.pid);
         let folders = Folders {
             scratch: self.surroundings.scratch.as_ref().map(ScratchFolder::path),
             groups: self.surroundings.groups.as_ref().map(WorkerGroups::path),

@@ -67,7 +67,7 @@ impl EventLoop {
             self.options.control.take(),
         ));
         self.status.requests.close_copies();
-        self.children.clear();
+        self.children.close_copies();
         self.connections.handshakes.close_copies();
         self.connections.waiting.close_copies();
     }

@@ -5,6 +5,7 @@
 mod accept;
 mod capacity;
 mod carry_out;
+mod children;
 mod clients;
 mod fork_worker;
 mod guard;
@@ -20,7 +21,6 @@ mod status;
 mod stderr;
 mod timers;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,6 +30,7 @@ use nix::sys::signal::Signal;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
+use self::children::Children;
 use self::clients::WaitingClients;
 pub(crate) use self::fork_worker::Program;
 use self::rebind::SocketFiles;
@@ -38,10 +39,10 @@ use self::state::{
     WorkerTemplate,
 };
 use self::status::open_status;
-use self::stderr::PausedStderr;
+use self::stderr::LimitedStderr;
 use crate::clock::now;
 use crate::log_output;
-use crate::server::child::Child;
+use crate::server::delayed_check::DelayedCheck;
 use crate::server::error::ServerError;
 use crate::server::guardian::Mark;
 use crate::server::handshakes::Handshakes;
@@ -97,10 +98,10 @@ fn token(worker: u64, what: u64) -> u64 {
 pub(crate) struct EventLoop {
     supervisor: Supervisor,
     options: Options,
-    /// By worker number. Numbers are never reused.
-    children: BTreeMap<u64, Child>,
+    children: Children,
     scoreboard: Scoreboard,
-    /// How long the last scan of all workers took.
+    /// When all slots were read last, on the clock of the scoreboard, and how long that took.
+    scanned_at: Duration,
     scan_time: Duration,
     process: ServerProcess,
     connections: Connections,
@@ -175,7 +176,8 @@ impl EventLoop {
                 recycling: options.recycling,
             }),
             options,
-            children: BTreeMap::new(),
+            children: Children::default(),
+            scanned_at: Duration::ZERO,
             scan_time: Duration::ZERO,
             process: ServerProcess {
                 pid: std::process::id(),
@@ -206,6 +208,7 @@ impl EventLoop {
             descendants: Descendants {
                 mark: Mark::set(&scoreboard),
                 orphans: Orphans::new(),
+                unnamed_exits: DelayedCheck::default(),
                 guardian: None,
                 guardian_failure_logged: false,
                 oom_kills: OomKills::default(),
@@ -213,7 +216,7 @@ impl EventLoop {
             scoreboard,
             logs: Logs {
                 stderr: stderr_output,
-                paused_stderr: PausedStderr::default(),
+                limited_stderr: LimitedStderr::default(),
                 limits: LogLimits::default(),
             },
             status: StatusService {
@@ -284,9 +287,7 @@ impl EventLoop {
             {
                 log::error!("workers cannot wake the server any more: {errno}");
             }
-            if self.descendants.orphans.are_pending() {
-                self.reap_orphans();
-            }
+            self.check_children();
             let events = match epoll::wait(&self.process.epoll, &mut room, timeout.as_ref()) {
                 Ok((events, _)) => events,
                 Err(Errno::INTR) => &mut [],
@@ -350,7 +351,7 @@ impl EventLoop {
             GUARDIAN => self.handle_guardian_exit(),
             token => {
                 let number = (token - CHILDREN) / TOKENS;
-                match ((token - CHILDREN) % TOKENS, self.children.get_mut(&number)) {
+                match ((token - CHILDREN) % TOKENS, self.children.get_mut(number)) {
                     (0, Some(child)) => {
                         let observed = child.mark_client_gone();
                         self.supervisor.handle_client_gone(number, &observed, now());
@@ -365,7 +366,7 @@ impl EventLoop {
 
     fn handle_signal(&mut self, signal: Signal) {
         match signal {
-            Signal::SIGCHLD => self.reap_workers(),
+            Signal::SIGCHLD => self.reap_named(self.process.signals.sender()),
             Signal::SIGUSR1 => self.reopen_log(),
             Signal::SIGUSR2 => self.log_workers(),
             Signal::SIGHUP => self.handle_hangup(),

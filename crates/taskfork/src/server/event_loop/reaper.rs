@@ -1,10 +1,12 @@
 //! Reaping workers and other children.
 
-use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use rustix::process::Pid;
 
 use super::EventLoop;
+use super::state::Descendants;
 use crate::clock::now;
 use crate::server::child::Child;
 use crate::server::scratch::ScratchFolder;
@@ -16,26 +18,52 @@ use crate::sys;
 /// many files cannot occupy all helpers.
 const MAX_REMOVALS: usize = 2;
 
+/// With more workers than this, the server does not look at all children after each death, because that
+/// takes a microsecond for each twenty of them.
+const MAX_CHILDREN_AT_ONCE: usize = 256;
+
+/// How soon the server looks for further deaths then. The dead worker's client gets another one meanwhile.
+const UNNAMED_EXITS_DELAY: Duration = Duration::from_millis(1);
+
 impl EventLoop {
-    /// Reaps all workers that have exited, and other children. SIGCHLD says only that some child has
-    /// exited.
-    pub(super) fn reap_workers(&mut self) {
+    /// Reaps the child that SIGCHLD names, if it is a worker. Others may have exited since, and need
+    /// not be workers.
+    pub(super) fn reap_named(&mut self, child: Option<Pid>) {
+        let number = child.and_then(|pid| self.children.number_of(pid));
+        let exited =
+            number.filter(|number| self.children.get(*number).is_some_and(Child::has_exited));
+        match exited {
+            Some(number) => self.reap_worker(number),
+            None => self.descendants.orphans.handle_exit(),
+        }
+        if self.children.len() <= MAX_CHILDREN_AT_ONCE {
+            self.reap_workers();
+        } else {
+            self.descendants.unnamed_exits.order(UNNAMED_EXITS_DELAY);
+        }
+    }
+
+    /// Reaps all workers that have exited, and has other children checked if one of them has.
+    fn reap_workers(&mut self) {
         while let Some(first) = sys::exited_child() {
-            let is_first = |child: &&Child| child.pid == first;
-            // The kernel may report another child first, and again until that one is reaped.
-            let any = || self.children.values().find(|child| child.has_exited());
-            let exited = self.children.values().find(is_first).or_else(any);
-            let Some(number) = exited.map(|child| child.number) else {
-                self.reap_orphans();
+            match self.children.number_of(first) {
+                Some(number) => self.reap_worker(number),
+                None => self.descendants.orphans.handle_exit(),
+            }
+            // The kernel looks for an exited child among all, and reports the same one until that one is
+            // reaped. It finds the state of a given child at once.
+            let exited = self.children.iter().filter(|child| child.has_exited());
+            let exited: Vec<_> = exited.map(|child| child.number).collect();
+            if exited.is_empty() {
                 return;
-            };
-            self.reap_worker(number);
+            }
+            exited.into_iter().for_each(|number| self.reap_worker(number));
         }
     }
 
     /// Reaps a worker that has exited or was killed, and sends its client a death notice.
     pub(super) fn reap_worker(&mut self, number: u64) {
-        let Some(mut child) = self.children.remove(&number) else { return };
+        let Some(mut child) = self.children.remove(number) else { return };
         // Closing the descriptors would not end the watches: a worker that has just been forked holds
         // copies for a moment. An error means only that a descriptor is not watched.
         if let Some(connection) = child.connection() {
@@ -94,7 +122,7 @@ impl EventLoop {
         if let Some(reason) = spare_failure.filter(|_| self.supervisor.is_serving()) {
             self.record_spare_failure(&reason, known.age);
         }
-        self.reap_orphans();
+        self.descendants.orphans.handle_worker_exit();
     }
 
     /// Removes the scratch directory of a worker, in a helper process if it is not empty.
@@ -112,12 +140,22 @@ impl EventLoop {
         self.surroundings.scratch = Some(scratch);
     }
 
+    /// Makes the checks of children that are due.
+    pub(super) fn check_children(&mut self) {
+        let now = Instant::now();
+        if self.descendants.unnamed_exits.is_due(now) {
+            self.reap_workers();
+            self.descendants.unnamed_exits.finish(now);
+        }
+        if self.descendants.orphans.check().is_due(now) {
+            self.reap_orphans();
+        }
+    }
+
     /// Reaps children that are no workers, and kills descendants of workers among them.
     pub(super) fn reap_orphans(&mut self) {
-        let workers: HashSet<_> = self.children.values().map(|child| child.pid).collect();
-        self.descendants
-            .orphans
-            .reap_and_kill(&self.descendants.mark, |pid| workers.contains(&pid));
+        let Descendants { orphans, mark, .. } = &mut self.descendants;
+        orphans.reap_and_kill(mark, |pid| self.children.number_of(pid).is_some());
         if !self.descendants.orphans.are_pending() {
             self.scoreboard.release_quarantined();
         }

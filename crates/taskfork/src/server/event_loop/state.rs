@@ -8,8 +8,9 @@ use rustix::process::Pid;
 use super::clients::WaitingClients;
 use super::fork_worker::Program;
 use super::rebind::SocketFiles;
-use super::stderr::PausedStderr;
+use super::stderr::LimitedStderr;
 use crate::server::access::Rules;
+use crate::server::delayed_check::DelayedCheck;
 use crate::server::guardian::{Guardian, Mark};
 use crate::server::handshakes::Handshakes;
 use crate::server::listener::Listener;
@@ -75,6 +76,8 @@ pub(super) struct Surroundings {
 pub(super) struct Descendants {
     pub(super) mark: Mark,
     pub(super) orphans: Orphans,
+    /// The next look for workers whose deaths no signal has named.
+    pub(super) unnamed_exits: DelayedCheck,
     /// `None` if it could not be started.
     pub(super) guardian: Option<Guardian>,
     /// The last failure to start a guardian has been logged.
@@ -86,7 +89,7 @@ pub(super) struct Descendants {
 pub(super) struct Logs {
     /// Where the standard error of workers goes.
     pub(super) stderr: StderrOutput,
-    pub(super) paused_stderr: PausedStderr,
+    pub(super) limited_stderr: LimitedStderr,
     pub(super) limits: LogLimits,
 }
 

@@ -130,7 +130,7 @@ impl EventLoop {
     /// All workers with what their slots show.
     pub(super) fn observed_children(&mut self) -> impl Iterator<Item = (&Child, Observation)> {
         let Self { children, supervisor, .. } = self;
-        children.values_mut().map(|child| {
+        children.iter_mut().map(|child| {
             let observed = child.observe();
             supervisor.handle_slot(child.number, &observed);
             (&*child, observed)
@@ -141,7 +141,7 @@ impl EventLoop {
     fn queued_checkouts(&self) -> u64 {
         let mut last = BTreeMap::new();
         for (client, at, waiting) in
-            self.children.values().filter_map(|child| child.slot.reported_queue())
+            self.children.iter().filter_map(|child| child.slot.reported_queue())
         {
             let known = last.entry(client).or_insert((at, waiting));
             *known = (*known).max((at, waiting));

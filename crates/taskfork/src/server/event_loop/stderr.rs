@@ -1,5 +1,6 @@
 //! Reading the standard error of workers. The server pauses for workers that write too much.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -10,16 +11,21 @@ use crate::server::log;
 use crate::server::log_limit::WINDOW;
 use crate::server::stderr::{MAX_BYTES_PER_SLICE, MIN_BYTES_PER_SLICE, ReadOutcome};
 
-/// The workers whose standard error is not read before a time.
+/// Workers whose standard error exceeds a limit.
 #[derive(Debug, Default)]
-pub(super) struct PausedStderr(Vec<(Instant, u64)>);
+pub(super) struct LimitedStderr {
+    /// It is not read before this time.
+    paused: Vec<(Instant, u64)>,
+    /// Lines were omitted, and that has not been logged.
+    omitted: BTreeSet<u64>,
+}
 
 impl EventLoop {
     /// Reads what a worker has written to standard error.
     pub(super) fn read_stderr(&mut self, number: u64) {
-        let Some(child) = self.children.get_mut(&number) else { return };
-        let limit =
-            (MAX_BYTES_PER_SLICE / (self.logs.paused_stderr.0.len() + 1)).max(MIN_BYTES_PER_SLICE);
+        let Some(child) = self.children.get_mut(number) else { return };
+        let limit = (MAX_BYTES_PER_SLICE / (self.logs.limited_stderr.paused.len() + 1))
+            .max(MIN_BYTES_PER_SLICE);
         match child.forward_stderr(&mut self.logs.stderr, limit) {
             None | Some(ReadOutcome::MayHaveMore) => {}
             Some(ReadOutcome::Ended(pipe)) => {
@@ -30,8 +36,12 @@ impl EventLoop {
                 if let Some(pipe) = child.stderr() {
                     let _ = epoll::delete(&self.process.epoll, pipe);
                 }
-                self.logs.paused_stderr.0.push((until, number));
+                self.logs.limited_stderr.paused.push((until, number));
             }
+        }
+        let omitted = child.report_omitted_lines(&mut self.logs.stderr, Instant::now());
+        if omitted.is_some() {
+            self.logs.limited_stderr.omitted.insert(number);
         }
     }
 
@@ -40,21 +50,24 @@ impl EventLoop {
     pub(super) fn resume_stderr(&mut self) -> Option<Duration> {
         let now = Instant::now();
         let due: Vec<_> =
-            self.logs.paused_stderr.0.extract_if(.., |(until, _)| *until <= now).collect();
+            self.logs.limited_stderr.paused.extract_if(.., |(until, _)| *until <= now).collect();
         for (_, number) in due {
-            let Some(pipe) = self.children.get(&number).and_then(|child| child.stderr()) else {
+            let Some(pipe) = self.children.get(number).and_then(|child| child.stderr()) else {
                 continue;
             };
             if let Err(error) = self.watch(pipe.as_fd(), token(number, 1), EventFlags::IN) {
                 log::error!("the standard error of worker {number} cannot be read: {error}");
-                self.logs.paused_stderr.0.push((now + WINDOW, number));
+                self.logs.limited_stderr.paused.push((now + WINDOW, number));
             }
         }
-        let paused = self.logs.paused_stderr.0.iter();
-        let next = paused.map(|(until, _)| until.saturating_duration_since(now));
-        let children = self.children.values_mut();
-        let omitted =
-            children.filter_map(|child| child.report_omitted_lines(&mut self.logs.stderr, now));
-        next.chain(omitted).min()
+        let LimitedStderr { paused, omitted } = &mut self.logs.limited_stderr;
+        let mut next = paused.iter().map(|(until, _)| until.saturating_duration_since(now)).min();
+        omitted.retain(|&number| {
+            let child = self.children.get_mut(number);
+            let left = child.and_then(|it| it.report_omitted_lines(&mut self.logs.stderr, now));
+            next = next.into_iter().chain(left).min();
+            left.is_some()
+        });
+        next
     }
 }

@@ -5,14 +5,18 @@ use std::time::Duration;
 use super::EventLoop;
 use crate::clock::now;
 use crate::log_output;
+use crate::server::guardian;
 use crate::server::wake_pipe::pause_after;
-use crate::server::{guardian, orphans};
 
 /// How late a worker may learn that the time of its call is over.
 const DEADLINE_TOLERANCE: Duration = Duration::from_millis(1);
 
 /// The longest pause between two scans of all workers while a worker is due. A scan may take long.
 const MAX_RESCAN_PAUSE: Duration = Duration::from_millis(20);
+
+/// After this time the server reads all slots once it is awake, whether or not one is due: what a worker
+/// has written may be corrupt.
+const MAX_SCAN_PAUSE: Duration = Duration::from_millis(100);
 
 impl EventLoop {
     /// Runs the timers that are due. Returns how long to sleep if no event arrives.
@@ -23,9 +27,9 @@ impl EventLoop {
     /// calls with the same time limit do not wake the server.
     pub(super) fn run_timers(&mut self) -> Option<Duration> {
         self.scoreboard.publish_workers(self.supervisor.workers());
-        let started = now();
+        let mut are_slots_due = self.are_slots_due(now());
         loop {
-            let left = self.run_due_timers();
+            let left = self.run_due_timers(are_slots_due);
             let now = now();
             let at = left.map(|left| now.saturating_add(left));
             let promised = self.scoreboard.wakeup().filter(|&promised| promised > now);
@@ -38,14 +42,26 @@ impl EventLoop {
                 (None, _) => false,
             };
             if !is_later {
-                self.scan_time = now.saturating_sub(started);
                 return left;
             }
+            are_slots_due = true;
         }
     }
 
+    /// Whether the server has to read all slots: a worker has woken it, a time has come that it has
+    /// published or that a slot had, or the last time is long ago.
+    ///
+    /// It does not read all slots whenever it is awake: thousands take longer than a new worker.
+    fn are_slots_due(&self, now: Duration) -> bool {
+        let pause = pause_after(self.scan_time).max(MAX_SCAN_PAUSE);
+        self.process.wake.is_woken()
+            || self.scoreboard.wakeup().is_some_and(|promised| promised <= now)
+            || self.supervisor.are_slots_due(now)
+            || self.scanned_at.saturating_add(pause) <= now
+    }
+
     /// Runs what is due once. Returns the time until something else is.
-    fn run_due_timers(&mut self) -> Option<Duration> {
+    fn run_due_timers(&mut self, are_slots_due: bool) -> Option<Duration> {
         let mut next: Option<Duration> = None;
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
         self.service_manager.keep_alive().into_iter().for_each(&mut at_most);
@@ -60,22 +76,48 @@ impl EventLoop {
         }
         self.resume_stderr().into_iter().for_each(&mut at_most);
         self.run_status_timers().into_iter().for_each(&mut at_most);
-        if self.descendants.orphans.are_pending() {
-            at_most(orphans::RETRY_INTERVAL);
-        }
-        self.run_decisions().into_iter().for_each(&mut at_most);
+        self.descendants.orphans.check().time_until().into_iter().for_each(&mut at_most);
+        self.descendants.unnamed_exits.time_until().into_iter().for_each(&mut at_most);
+        self.run_decisions(are_slots_due).into_iter().for_each(&mut at_most);
         next
     }
 
-    /// Lets the supervisor decide about what all workers do now. Returns the time until something else is
-    /// due.
-    fn run_decisions(&mut self) -> Option<Duration> {
+    /// Lets the supervisor decide about what workers do now: all of them, or those that something has
+    /// happened to. Returns the time until something else is due.
+    fn run_decisions(&mut self, are_slots_due: bool) -> Option<Duration> {
         let started = now();
-        let pause = pause_after(self.scan_time).min(MAX_RESCAN_PAUSE);
-        let slots = self.children.values_mut().map(|child| (child.number, child.observe()));
-        self.supervisor.handle_slots(slots, pause, started);
+        if are_slots_due {
+            let pause = self.rescan_pause();
+            let slots = self.children.iter_mut().map(|child| (child.number, child.observe()));
+            self.supervisor.handle_slots(slots, pause, started);
+            self.scanned_at = now();
+            self.scan_time = self.scanned_at.saturating_sub(started);
+        } else {
+            self.observe_changed();
+        }
         self.supervisor.handle_timeout(started);
         self.carry_out_actions();
+        // What was carried out has changed workers, and may make them due.
+        while self.observe_changed() {
+            self.carry_out_actions();
+        }
         self.supervisor.poll_timeout(now())
+    }
+
+    /// Observes the workers that something has happened to. Returns whether there were any.
+    fn observe_changed(&mut self) -> bool {
+        let (pause, now, mut any) = (self.rescan_pause(), now(), false);
+        while let Some(number) = self.supervisor.poll_changed() {
+            any = true;
+            if let Some(child) = self.children.get_mut(number) {
+                let observed = child.observe();
+                self.supervisor.handle_changed(number, &observed, pause, now);
+            }
+        }
+        any
+    }
+
+    fn rescan_pause(&self) -> Duration {
+        pause_after(self.scan_time).min(MAX_RESCAN_PAUSE)
     }
 }

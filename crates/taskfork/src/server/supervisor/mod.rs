@@ -14,7 +14,8 @@
 //!    asks after each event until there is none.
 //! 3. **Time.** [`poll_timeout`](Supervisor::poll_timeout) says how long the caller may sleep. It calls
 //!    [`handle_slots`](Supervisor::handle_slots) and [`handle_timeout`](Supervisor::handle_timeout)
-//!    then, or earlier.
+//!    then, or earlier. If the slots are not due, it may observe only the workers of
+//!    [`poll_changed`](Supervisor::poll_changed).
 //! 4. **Questions**, which change nothing.
 //!
 //! The events of one wake-up are a turn. The caller reports exits before new clients, so that a free
@@ -42,7 +43,7 @@ mod tests;
 mod timeouts;
 mod worker;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub(crate) use action::{Action, ClientKey, Config, ConnectionKey, HandshakeFailure, Purpose};
@@ -83,6 +84,10 @@ pub(crate) struct Supervisor {
     accept_pause: AcceptPause,
     /// When a worker is due, by the last look at the slots.
     slots_due: Option<Duration>,
+    /// Workers that something has happened to since that look.
+    changed: Vec<u64>,
+    /// The workers that were forked as spare workers and have no client.
+    spare_numbers: BTreeSet<u64>,
     /// The number of workers that had to be killed during shutdown.
     killed: usize,
 }
@@ -104,6 +109,8 @@ impl Supervisor {
             succession: Succession::None,
             accept_pause: AcceptPause::default(),
             slots_due: None,
+            changed: Vec::new(),
+            spare_numbers: BTreeSet::new(),
             killed: 0,
         }
     }

@@ -68,6 +68,10 @@ impl Supervisor {
             self.placement = Placement::None;
             self.forked = worker;
             self.workers.insert(worker, Worker::new(role, now));
+            self.changed.push(worker);
+            if role == Role::Spare {
+                self.spare_numbers.insert(worker);
+            }
         }
     }
 
@@ -82,9 +86,11 @@ impl Supervisor {
     pub(crate) fn handle_assigned(&mut self, worker: u64, now: Duration) {
         let Placement::Offered { id, .. } = self.placement else { return };
         self.placement = Placement::None;
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.role = Role::Client(id);
+        if let Some(state) = self.workers.get_mut(&worker) {
+            state.role = Role::Client(id);
         }
+        self.spare_numbers.remove(&worker);
+        self.changed.push(worker);
         self.spares.record_assignment(now);
     }
 
@@ -150,11 +156,8 @@ impl Supervisor {
             return Action::Close { client };
         }
         let may_be_in_setup = !self.has_room();
-        let spare = match self.config.spare_workers {
-            0 => None,
-            _ => self.workers.range(tried + 1..).find(|(_, worker)| worker.is_spare()),
-        };
-        if let Some((&worker, _)) = spare {
+        let spare = self.spares().find(|&worker| worker > tried);
+        if let Some(worker) = spare {
             self.placement = Placement::Offered { client, id };
             Action::Assign { client, worker, may_be_in_setup }
         } else if self.has_room() {
@@ -178,6 +181,12 @@ impl Supervisor {
         Action::Enqueue { client }
     }
 
+    /// The workers that can get a client, now or after their setup, in the order of their numbers.
+    fn spares(&self) -> impl Iterator<Item = u64> {
+        let is_spare = |number: &u64| self.workers.get(number).is_some_and(Worker::is_spare);
+        self.spare_numbers.iter().copied().filter(is_spare)
+    }
+
     /// Notes whether there are too few spare workers, and when one is forked.
     pub(super) fn update_spares(&mut self, now: Duration) {
         let wanted = self.config.spare_workers;
@@ -185,10 +194,10 @@ impl Supervisor {
             && self.mode == Mode::Serving
             && self.queue.is_empty()
             && self.has_room()
-            && self.workers.values().filter(|worker| worker.is_spare()).count() < wanted;
-        let is_probe =
-            |(&number, worker): (&u64, &Worker)| worker.is_spare() && self.spares.is_probe(number);
-        let is_probing = is_short && self.workers.iter().any(is_probe);
+            && self.spares().count() < wanted;
+        let probe = self.spares().find(|&worker| is_short && self.spares.is_probe(worker));
+        let is_probing = probe.is_some();
+        self.changed.extend(probe);
         self.spares.update(is_short, is_probing, now);
     }
 

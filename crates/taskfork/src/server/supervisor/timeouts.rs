@@ -12,6 +12,7 @@ use super::kill::{
     Suspicion,
 };
 use super::observation::{Observation, observed};
+use super::spares::Spares;
 use super::worker::{Fate, Leaving, Role, Worker};
 use crate::server::limits::Recycling;
 use crate::server::proc_status::SignalAction;
@@ -47,28 +48,40 @@ impl Supervisor {
         pause: Duration,
         now: Duration,
     ) {
+        self.changed.clear();
         let Self { workers, actions, config, spares, .. } = self;
-        let has_age = config.recycling.has_time_limit();
-        let (mut age_due, mut limit_due) = (None, None);
+        let mut due = None;
         for (number, worker, observed) in observed(workers, slots) {
-            if worker.check(&observed).is_some() {
-                actions.push_back(Action::Kill { worker: number });
-            }
-            if worker.fate.is_killed() {
-                continue;
-            }
-            if worker.is_spare() && observed.view.phase == Phase::Spare && spares.is_probe(number) {
-                spares.reset_backoff();
-            }
-            if has_age {
-                let due = worker.enforce_age(number, &observed, &config.recycling, now, actions);
-                age_due = earlier(age_due, due);
-            }
-            let due = worker.enforce_limits(number, &observed, config, now, actions);
-            limit_due = earlier(limit_due, due);
+            let own = worker.decide(number, &observed, config, spares, (pause, now), actions);
+            due = earlier(due, own);
         }
-        let limit_due = limit_due.map(|due: Duration| due.max(now.saturating_add(pause)));
-        self.slots_due = earlier(age_due, limit_due);
+        self.slots_due = due;
+    }
+
+    /// Whether the slots of all workers have to be observed.
+    pub(crate) fn are_slots_due(&self, now: Duration) -> bool {
+        self.slots_due.is_some_and(|due| due <= now)
+    }
+
+    /// The next worker that something has happened to since its slot was observed for
+    /// [`handle_slots`](Self::handle_slots). The caller observes it and calls
+    /// [`handle_changed`](Self::handle_changed), unless it observes all workers.
+    pub(crate) fn poll_changed(&mut self) -> Option<u64> {
+        self.changed.pop()
+    }
+
+    /// The observation of a worker that something has happened to.
+    pub(crate) fn handle_changed(
+        &mut self,
+        worker: u64,
+        observed: &Observation,
+        pause: Duration,
+        now: Duration,
+    ) {
+        let Self { workers, actions, config, spares, .. } = self;
+        let Some(state) = workers.get_mut(&worker) else { return };
+        let due = state.decide(worker, observed, config, spares, (pause, now), actions);
+        self.slots_due = earlier(self.slots_due, due);
     }
 
     /// The slot of one worker was observed for another reason.
@@ -92,6 +105,7 @@ impl Supervisor {
         if !matches!(state.leaving, Leaving::ClientGone(_)) {
             state.leaving = Leaving::ClientGone(now);
         }
+        self.changed.push(worker);
         let is_futile = matches!(observed.view.phase, Phase::Setup | Phase::Busy);
         if is_futile && !state.fate.is_killed() {
             let reason = KillReason::new(KillCause::ClientGone);
@@ -109,6 +123,7 @@ impl Supervisor {
     /// The worker has been ordered to leave, and was observed after that.
     pub(crate) fn handle_retiring(&mut self, worker: u64, observed: &Observation) {
         self.handle_slot(worker, observed);
+        self.changed.push(worker);
         let view = observed.view;
         if matches!(view.phase, Phase::Handshake | Phase::Idle | Phase::Spare) {
             self.actions.push_back(Action::Stop { worker, view, request: StopRequest::Retire });
@@ -168,6 +183,7 @@ impl Supervisor {
     /// a new worker if it is unknown.
     pub(crate) fn handle_exit(&mut self, worker: u64, last: SlotView, now: Duration) -> Exit {
         let state = self.workers.remove(&worker);
+        self.spare_numbers.remove(&worker);
         self.queue.worker_exited(worker);
         state.unwrap_or_else(|| Worker::new(Role::Spare, now)).exit(last, now)
     }
@@ -198,6 +214,34 @@ impl Worker {
             self.leaving = Leaving::Retiring(now);
         }
         Action::Retire { worker: number, why }
+    }
+
+    /// Decides about what the worker does now. Returns when it is due next: for its time limits, no
+    /// earlier than after the pause.
+    fn decide(
+        &mut self,
+        number: u64,
+        observed: &Observation,
+        config: &Config,
+        spares: &mut Spares,
+        (pause, now): (Duration, Duration),
+        actions: &mut Actions,
+    ) -> Option<Duration> {
+        if self.check(observed).is_some() {
+            actions.push_back(Action::Kill { worker: number });
+        }
+        if self.fate.is_killed() {
+            return None;
+        }
+        if self.is_spare() && observed.view.phase == Phase::Spare && spares.is_probe(number) {
+            spares.reset_backoff();
+        }
+        let age = match config.recycling.has_time_limit() {
+            true => self.enforce_age(number, observed, &config.recycling, now, actions),
+            false => None,
+        };
+        let limit = self.enforce_limits(number, observed, config, now, actions);
+        earlier(age, limit.map(|due| due.max(now.saturating_add(pause))))
     }
 
     /// Enforces the time limits. Returns when the next one is due.

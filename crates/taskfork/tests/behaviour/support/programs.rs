@@ -199,6 +199,8 @@ pub(crate) fn run_requested() -> bool {
         ["release_rings"] => super::run(crate::rings::release_all).unwrap(),
         ["return_idle_buffers"] => super::run(crate::shared_buffers::return_idle).unwrap(),
         ["release_buffers"] => super::run(crate::shared_buffers::release_all).unwrap(),
+        ["hundreds_of_siblings"] => super::run(crate::many_workers::hold_siblings).unwrap(),
+        ["hundreds_of_deaths"] => super::run(crate::many_workers::die_at_once).unwrap(),
         ["few_descriptors"] => super::run(crate::descriptors::hold_few).unwrap(),
         ["count_files"] => super::run(crate::files::count_files).unwrap(),
         ["serve_inherited"] => {

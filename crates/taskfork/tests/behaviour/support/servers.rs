@@ -32,6 +32,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
         serve(server.max_handshakes(most).max_calls(u64::MAX).max_memory(u64::MAX))
     }),
     ("max_workers", |server| serve(server.max_workers(2))),
+    ("many_workers", |server| serve(server.max_workers(1000))),
     ("spares", |server| crate::spares::server(server.spare_workers(2))),
     ("spares_two_workers", |server| crate::spares::server(server.spare_workers(2).max_workers(2))),
     ("spares_aged", |server| {

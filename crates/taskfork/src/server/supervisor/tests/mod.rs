@@ -186,6 +186,18 @@ fn a_second_request_kills_and_the_first_lets_checkouts_end() {
 }
 
 #[test]
+fn a_worker_that_ignores_its_clients_end_is_killed_though_no_slot_was_due() {
+    let mut world = World::new(Config { hung_worker_timeout: None, ..config(2) });
+    world.run(Step::IgnoreOrders(true));
+    world.run(Step::Connect(1));
+    world.run(Step::Work { worker: 0, choice: 1 });
+    world.run(Step::Wait(1));
+    world.run(Step::CloseClient(0));
+    world.run(Step::Wait(6000));
+    assert!(world.is_killed(1));
+}
+
+#[test]
 fn the_end_of_the_grace_kills() {
     let mut world = World::new(config(2));
     world.run(Step::Connect(1));

@@ -103,6 +103,8 @@ pub(super) struct World {
     is_killing: bool,
     is_closed: bool,
     has_successor: bool,
+    /// A worker has woken the server since it read the slots, or has corrupted its own.
+    is_woken: bool,
 }
 
 impl World {
@@ -129,6 +131,7 @@ impl World {
             is_killing: false,
             is_closed: false,
             has_successor: false,
+            is_woken: false,
         }
     }
 
@@ -200,6 +203,7 @@ impl World {
                     && let Some(state) = self.workers.get_mut(&worker)
                 {
                     state.slot.corruption = Some(Corruption::Future);
+                    self.is_woken = true;
                 }
             }
             Step::Dismiss(worker) => {
@@ -318,6 +322,7 @@ impl World {
         state.slot.deadline = Some(deadline);
         state.slot.hard_deadline = Some(deadline + Duration::from_millis(limit));
         // The worker wakes the server if that is earlier than the server's next look.
+        self.is_woken = true;
         self.run_timers();
     }
 
@@ -400,15 +405,40 @@ impl World {
         }
     }
 
+    /// Observes the workers as the server does: all only if that is due.
+    fn observe(&mut self) {
+        if self.is_woken || self.supervisor.are_slots_due(self.now) {
+            self.observe_all();
+        } else {
+            self.observe_changed();
+        }
+    }
+
+    fn observe_changed(&mut self) -> bool {
+        let mut any = false;
+        while let Some(worker) = self.supervisor.poll_changed() {
+            any = true;
+            if let Some(state) = self.workers.get(&worker) {
+                let slot = &state.slot;
+                self.supervisor.handle_changed(worker, slot, Duration::ZERO, self.now);
+            }
+        }
+        any
+    }
+
     fn observe_all(&mut self) {
+        self.is_woken = false;
         let slots = self.workers.iter().map(|(worker, state)| (*worker, state.slot));
         self.supervisor.handle_slots(slots, Duration::ZERO, self.now);
     }
 
     fn run_timers(&mut self) {
-        self.observe_all();
+        self.observe();
         self.supervisor.handle_timeout(self.now);
         self.drain();
+        while self.observe_changed() {
+            self.drain();
+        }
     }
 
     /// What is due before this time has been done.
@@ -522,6 +552,7 @@ impl World {
                     let is_prompt = self.alarm_action == Some(SignalAction::Handled);
                     state.slot.has_stack = is_prompt && state.slot.view.calls % 2 == 0;
                     state.asked = Some((now, state.slot.view));
+                    self.is_woken |= state.slot.has_stack;
                 }
             }
             Action::InspectAlarm { worker } => {

@@ -1,0 +1,58 @@
+//! When something is checked that takes long, and may be checked a moment later.
+
+use std::time::{Duration, Instant};
+
+/// The pause before a check is at least this many times as long as the last check took. So checks take a
+/// tenth of the server's time at most.
+const PAUSE_FACTOR: u32 = 10;
+
+#[derive(Debug, Default)]
+pub(crate) struct DelayedCheck {
+    /// When the next check is due, if one is.
+    at: Option<Instant>,
+    /// How long the last check took.
+    took: Duration,
+}
+
+impl DelayedCheck {
+    /// Orders a check after `delay`, or later if the last one took long.
+    pub(crate) fn order(&mut self, delay: Duration) {
+        let at = Instant::now() + delay.max(self.took * PAUSE_FACTOR);
+        self.at = Some(self.at.map_or(at, |before| before.min(at)));
+    }
+
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.at.is_some()
+    }
+
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.at.is_some_and(|at| at <= now)
+    }
+
+    /// The time until the ordered check is due.
+    pub(crate) fn time_until(&self) -> Option<Duration> {
+        self.at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Records a check that began at `started` and ends now. It answers all orders from before.
+    pub(crate) fn finish(&mut self, started: Instant) {
+        *self = Self { at: None, took: started.elapsed() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_took_long_is_followed_by_a_pause_whatever_is_ordered() {
+        let mut check = DelayedCheck { at: None, took: Duration::from_secs(6) };
+        let now = Instant::now();
+        check.order(Duration::ZERO);
+        assert!(check.is_ordered() && !check.is_due(now + Duration::from_secs(59)));
+        check.order(Duration::from_secs(1000));
+        assert!(check.is_due(now + Duration::from_secs(70)));
+        check.finish(Instant::now());
+        assert_eq!(check.time_until(), None);
+    }
+}

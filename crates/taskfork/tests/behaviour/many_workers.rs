@@ -1,0 +1,90 @@
+//! Hundreds of workers of one server.
+
+use std::collections::HashSet;
+
+use taskfork::client::Checkout;
+use taskfork::error::{End, FatalError};
+use taskfork::server::ServerHandle;
+use taskfork::{Client, Error};
+
+use crate::support::processes::{children, signal};
+use crate::support::{programs, start_with, trial, until};
+
+/// With two descriptors each, these are more than a server looks at one by one.
+const MANY: usize = 520;
+
+trial!(a_worker_with_hundreds_of_siblings_has_only_its_own_descriptors, async || {
+    // In a process of its own, as other tests need descriptors meanwhile.
+    programs::run("hundreds_of_siblings").await;
+});
+
+trial!(hundreds_of_deaths_at_once_are_all_reported_and_replaced, async || {
+    programs::run("hundreds_of_deaths").await;
+});
+
+/// Kills the server at the end, also if the test fails: a server that has missed the death of a worker waits for it.
+struct Killed(Option<ServerHandle>);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(ServerHandle::kill);
+    }
+}
+
+fn many(client: &Client) -> Vec<Checkout> {
+    (0..MANY).map(|_| client.checkout()).collect()
+}
+
+/// The process ids of the workers.
+async fn pids(checkouts: &[Checkout]) -> HashSet<u32> {
+    let mut pids = HashSet::new();
+    for checkout in checkouts {
+        assert!(pids.insert(checkout.call("pid", ()).await.unwrap()), "one worker for two");
+    }
+    pids
+}
+
+/// The test program of that test.
+pub(crate) async fn hold_siblings() {
+    let (server, client) = start_with("many_workers", |client| client.max_workers(MANY + 2));
+    let _server = Killed(Some(server));
+    let open = async || {
+        let checkout = client.checkout();
+        let open: Vec<String> = checkout.call("descriptors", ()).await.unwrap();
+        let socket = open.iter().find(|target| target.starts_with("socket:")).unwrap().clone();
+        (checkout, socket, open.len())
+    };
+    let (_first, first, alone) = open().await;
+    let checkouts = many(&client);
+    assert_eq!(pids(&checkouts).await.len(), MANY);
+    let (_last, last, among_many) = open().await;
+    assert_ne!(first, last);
+    assert_eq!(among_many, alone);
+}
+
+/// The test program of that test.
+pub(crate) async fn die_at_once() {
+    let (server, client) = start_with("many_workers", |client| client.max_workers(MANY));
+    let pid = server.pid();
+    let _server = Killed(Some(server));
+    let checkouts = many(&client);
+    let killed = pids(&checkouts).await;
+    killed.iter().for_each(|&pid| signal(pid, libc::SIGKILL));
+    let mut reported = HashSet::new();
+    for checkout in &checkouts {
+        match checkout.call::<()>("nothing", ()).await.unwrap_err() {
+            Error::Fatal { cause: FatalError::WorkerDied(death), .. } => {
+                assert_eq!(death.end, End::Signaled(libc::SIGKILL));
+                reported.insert(death.pid);
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(reported, killed);
+    drop(checkouts);
+    let checkouts = many(&client);
+    let replaced = pids(&checkouts).await;
+    assert!(replaced.is_disjoint(&killed), "a dead worker's process id");
+    // The guardian is one more child.
+    until("all dead workers are reaped", || children(pid).len() <= MANY + 1).await;
+}
