@@ -85,11 +85,18 @@ pub(crate) trait LocalServer: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
     /// Returns the id of the server's process.
     fn pid(&self) -> u32;
 
-    /// Makes a connection to the server. Returns how many bytes of `hello` have been sent.
+    /// Returns the two ends of a new connection. The second is for the server.
     ///
     /// # Errors
     /// If the server does not run, or the system has no file descriptor left.
-    fn connect(&self, hello: &[u8]) -> io::Result<(OwnedFd, usize)>;
+    fn connection(&self) -> io::Result<[OwnedFd; 2]>;
+
+    /// Passes the server its end of a connection. The server forks a worker at once if the client's first
+    /// message has been sent before.
+    ///
+    /// # Errors
+    /// If the server does not run.
+    fn pass(&self, connection: &OwnedFd) -> io::Result<()>;
 }
 
 /// Why a text or a path is not a valid address.

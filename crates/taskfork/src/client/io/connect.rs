@@ -29,8 +29,8 @@ pub(crate) struct NewConnection {
 /// Called with the reason if the server has no free worker yet.
 type OnWait<'a> = &'a (dyn Fn(String) + Sync);
 
-/// Connects one worker without waiting, for the client with this number. Also returns the rest of the hello, which
-/// the caller sends. Returns `None` on any failure: [`connect`] finds the reason again.
+/// Connects one worker without waiting, for the client with this number. Also returns the hello, which the caller
+/// sends with the first call. Returns `None` on any failure: [`connect`] finds the reason again.
 pub(crate) fn connect_without_waiting(
     config: &Config,
     client: u64,
@@ -40,10 +40,8 @@ pub(crate) fn connect_without_waiting(
         return None;
     }
     let files = config.max_files();
-    let mut hello = client_hello(config, files, config.max_shared(files), client).ok()?;
-    let (stream, sent) = transport::connect_now(address, &hello)?.ok()?;
-    hello.drain(..sent);
-    Some((stream, hello))
+    let hello = client_hello(config, files, config.max_shared(files), client).ok()?;
+    Some((transport::connect_now(address)?.ok()?, hello))
 }
 
 /// Connects one worker, for the client with this number. If the server has no free worker yet, this calls

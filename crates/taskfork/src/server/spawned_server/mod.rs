@@ -15,9 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, send, shutdown, socketpair,
-};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
 use crate::address::{Address, AddressKind, LocalServer};
@@ -154,16 +152,13 @@ impl SpawnedServer {
     /// Opens a connection on which the server sends its status.
     pub(crate) fn connect_status(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) = connection_pair()?;
-        self.pass(&theirs, control::STATUS)?;
+        self.send_end(&theirs, control::STATUS)?;
         Ok(ours)
     }
 
     /// Sends the server its end of a connection. `kind` says what the connection is for.
-    fn pass(&self, connection: &OwnedFd, kind: u8) -> io::Result<()> {
-        let state = lock(&self.0.state);
-        let down = || io::Error::new(io::ErrorKind::NotConnected, state.describe_down());
-        let socket = state.channel.as_ref().filter(|_| !state.is_shut_down).ok_or_else(down)?;
-        sys::send_descriptor(socket, connection.as_fd(), &[kind])
+    fn send_end(&self, connection: &OwnedFd, kind: u8) -> io::Result<()> {
+        sys::send_descriptor(lock(&self.0.state).open_channel()?, connection.as_fd(), &[kind])
     }
 
     pub(crate) fn is_alive(&self) -> bool {
@@ -261,14 +256,15 @@ impl LocalServer for SpawnedServer {
         self.0.lock_refreshed().pid
     }
 
-    /// The hello goes first, before the server gets its end of the connection. So the server can fork
-    /// a worker at once, and need not wait for the hello.
-    fn connect(&self, hello: &[u8]) -> io::Result<(OwnedFd, usize)> {
+    fn connection(&self) -> io::Result<[OwnedFd; 2]> {
+        lock(&self.0.state).open_channel()?;
         let (ours, theirs) = connection_pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
-        let sent = send(&ours, hello, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap_or(0);
-        self.pass(&theirs, control::CONNECTION)?;
-        Ok((ours, sent))
+        Ok([ours, theirs])
+    }
+
+    fn pass(&self, connection: &OwnedFd) -> io::Result<()> {
+        self.send_end(connection, control::CONNECTION)
     }
 }
 
@@ -279,6 +275,12 @@ impl State {
             // It may have ended already.
             let _ = shutdown(socket, Shutdown::Write);
         }
+    }
+
+    /// The channel to the server.
+    fn open_channel(&self) -> io::Result<&OwnedFd> {
+        let down = || io::Error::new(io::ErrorKind::NotConnected, self.describe_down());
+        self.channel.as_ref().filter(|_| !self.is_shut_down).ok_or_else(down)
     }
 
     fn is_process_left(&self) -> bool {

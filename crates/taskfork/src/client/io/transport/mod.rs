@@ -67,14 +67,14 @@ pub(crate) trait Transport: fmt::Debug + Send {
 /// A new stream, and how many bytes of the client's hello have been sent on it.
 pub(crate) type Connected = (Box<dyn Transport>, usize);
 
-/// Connects, if that needs no waiting. Returns `None` for addresses of other kinds.
-pub(crate) fn connect_now(address: &Address, hello: &[u8]) -> Option<io::Result<Connected>> {
+/// Connects, if that needs no waiting. Sends nothing. Returns `None` for addresses of other kinds.
+pub(crate) fn connect_now(address: &Address) -> Option<io::Result<Box<dyn Transport>>> {
     match &address.0 {
         AddressKind::Unix(path) => Some(unix::connect(path)),
-        AddressKind::Spawned(server) => Some(unix::connect_to(&**server, hello)),
+        AddressKind::Spawned(server) => Some(unix::connect_to(server)),
         AddressKind::Tcp { .. } | AddressKind::Inherited(_) => None,
         #[cfg(test)]
-        AddressKind::Memory(server) => Some(memory::connect(&**server)),
+        AddressKind::Memory(server) => Some(memory::connect(&**server).map(|(stream, _)| stream)),
     }
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn connect_now(address: &Address, hello: &[u8]) -> Option<io::Result<
 pub(crate) async fn connect(address: &Address, hello: &[u8]) -> io::Result<Connected> {
     match &address.0 {
         AddressKind::Unix(path) => unix::connect_and_send(path, hello),
-        AddressKind::Spawned(server) => unix::connect_to(&**server, hello),
+        AddressKind::Spawned(server) => unix::connect_to_and_send(&**server, hello),
         AddressKind::Tcp { host, port } => tcp::connect(host, *port).await,
         AddressKind::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
         #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Connections through unix sockets.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
@@ -26,8 +28,8 @@ use crate::wire::gather_frame::{LARGE_BUFFER, OutgoingFile};
 const SEND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
 /// Connects to a socket in the file system, which never waits.
-pub(super) fn connect(path: &Path) -> io::Result<Connected> {
-    Ok((Box::new(Unix::new(open(path)?)?), 0))
+pub(super) fn connect(path: &Path) -> io::Result<Box<dyn Transport>> {
+    Ok(Box::new(Unix::new(open(path)?)?))
 }
 
 /// Connects, and sends the hello before the reactor knows the socket.
@@ -38,9 +40,21 @@ pub(super) fn connect_and_send(path: &Path, hello: &[u8]) -> io::Result<Connecte
     Ok((Box::new(Unix::new(socket)?), sent))
 }
 
-/// Connects to a server that this program has started, which never waits.
-pub(super) fn connect_to(server: &dyn LocalServer, hello: &[u8]) -> io::Result<Connected> {
-    let (socket, sent) = server.connect(hello)?;
+/// Connects to a server that this program has started, which never waits. The server gets its end of
+/// the connection with the first write.
+pub(super) fn connect_to(server: &Arc<dyn LocalServer>) -> io::Result<Box<dyn Transport>> {
+    let [socket, end] = server.connection()?;
+    let mut stream = Unix::new(socket)?;
+    stream.unpassed = Some(Unpassed { server: server.clone(), end });
+    Ok(Box::new(stream))
+}
+
+/// Connects to such a server, and sends the hello before the reactor knows the socket.
+pub(super) fn connect_to_and_send(server: &dyn LocalServer, hello: &[u8]) -> io::Result<Connected> {
+    let [socket, end] = server.connection()?;
+    // The caller sends the rest, and gets an error again.
+    let sent = send(&socket, hello, SEND).unwrap_or(0);
+    server.pass(&end)?;
     Ok((Box::new(Unix::new(socket)?), sent))
 }
 
@@ -63,13 +77,35 @@ pub(crate) struct Unix {
     /// A copy of the descriptor, watched for room.
     writable: Option<AsyncFd<OwnedFd>>,
     runtime: Handle,
+    /// The server's end of the connection, until the first bytes have been written. So the server finds
+    /// the hello and the first call together, and forks a worker at once.
+    unpassed: Option<Unpassed>,
+}
+
+/// The end of a connection that a server of this program has to get.
+struct Unpassed {
+    server: Arc<dyn LocalServer>,
+    end: OwnedFd,
+}
+
+impl fmt::Debug for Unpassed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Unpassed").field("end", &self.end).finish_non_exhaustive()
+    }
 }
 
 impl Unix {
     /// Registers a nonblocking socket with the current runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::register_with_reactor(socket, Interest::READABLE)?;
-        Ok(Self { socket, writable: None, runtime: Handle::current() })
+        Ok(Self { socket, writable: None, runtime: Handle::current(), unpassed: None })
+    }
+
+    /// Passes the server its end, if it has not got it.
+    fn pass_end(&mut self) -> io::Result<()> {
+        let Some(Unpassed { server, end }) = self.unpassed.take() else { return Ok(()) };
+        // The server has just ended. The connection ends in the same way as if it had ended afterwards.
+        server.pass(&end).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
     /// Calls `send`, and waits for room while the socket has none.
@@ -112,14 +148,15 @@ impl Transport for Unix {
         slices: &[IoSlice<'_>],
         files: &[OutgoingFile],
     ) -> Poll<io::Result<usize>> {
-        match slices {
+        let sent = ready!(match slices {
             [slice] if files.is_empty() => {
                 self.poll_send(context, |socket| send(socket, slice, SEND))
             }
             _ => self.poll_send(context, |socket| {
                 sys::send_files(socket, slices, files, SendFlags::DONTWAIT)
             }),
-        }
+        });
+        Poll::Ready(sent.and_then(|sent| self.pass_end().map(|()| sent)))
     }
 
     fn poll_read(
@@ -181,5 +218,67 @@ impl Transport for Unix {
             // If this fails, `poll_send` tries again when the socket has no room.
             self.writable = self.watched_for_room().ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::sync::lock;
+
+    /// A server that keeps the end of a connection which it gets, or has ended and gets none.
+    struct Server {
+        has_ended: bool,
+        received: Mutex<Option<UnixStream>>,
+    }
+
+    impl LocalServer for Server {
+        fn pid(&self) -> u32 {
+            std::process::id()
+        }
+
+        fn connection(&self) -> io::Result<[OwnedFd; 2]> {
+            let (ours, theirs) = UnixStream::pair()?;
+            ours.set_nonblocking(true)?;
+            Ok([ours.into(), theirs.into()])
+        }
+
+        fn pass(&self, connection: &OwnedFd) -> io::Result<()> {
+            if self.has_ended {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            *lock(&self.received) = Some(connection.try_clone()?.into());
+            Ok(())
+        }
+    }
+
+    async fn write_to(server: &Arc<Server>) -> io::Result<usize> {
+        let server: Arc<dyn LocalServer> = server.clone();
+        let mut stream = connect_to(&server).unwrap();
+        poll_fn(|context| stream.poll_write(context, &[IoSlice::new(b"hello")], &[])).await
+    }
+
+    #[tokio::test]
+    async fn a_server_of_this_program_gets_its_end_after_the_first_bytes() {
+        let server = Arc::new(Server { has_ended: false, received: Mutex::default() });
+        let unwritten: Arc<dyn LocalServer> = server.clone();
+        drop(connect_to(&unwritten).unwrap());
+        assert!(lock(&server.received).is_none(), "nothing has been written");
+        assert_eq!(write_to(&server).await.unwrap(), 5);
+        let mut text = String::new();
+        lock(&server.received).take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_ended_closes_the_connection() {
+        let server = Arc::new(Server { has_ended: true, received: Mutex::default() });
+        let error = write_to(&server).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }
