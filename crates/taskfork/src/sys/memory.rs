@@ -1,9 +1,12 @@
 //! How much memory a process has, and in which pages.
 
+use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use rustix::fs::{Stat, fstat, major, minor};
 
 use super::kernel_file::KernelFile;
 
@@ -77,7 +80,14 @@ fn parse_sizes(sizes: &str) -> [u64; 2] {
 pub(crate) struct MappedFile(String, String);
 
 impl MappedFile {
-    /// Returns the file of the mapping that begins at this address in this process.
+    /// Returns this file.
+    pub(super) fn of(file: &OwnedFd) -> io::Result<Self> {
+        let Stat { st_dev: device, st_ino: inode, .. } = fstat(file)?;
+        Ok(Self(format!("{:02x}:{:02x}", major(device), minor(device)), inode.to_string()))
+    }
+
+    /// Returns the file of the mapping that begins at this address in this process, as the kernel lists it.
+    #[cfg(test)]
     pub(crate) fn at(address: usize) -> Option<Self> {
         let list = std::fs::read_to_string("/proc/self/maps").ok()?;
         let line = list.lines().find(|line| line.starts_with(&format!("{address:x}-")))?;
@@ -201,8 +211,10 @@ mod tests {
 
     #[test]
     fn a_mapping_is_known_by_its_file_and_not_by_a_name() {
-        let page = crate::sys::PublishedPage::new().unwrap().readable();
+        let published = crate::sys::PublishedPage::new().unwrap();
+        let page = published.readable();
         let mapped = MappedFile::at(page.as_ptr().addr()).unwrap();
+        assert_eq!(published.file(), &mapped);
         let list = std::fs::read_to_string("/proc/self/maps").unwrap();
         assert!(mapped.is_in(&list));
         let MappedFile(device, inode) = &mapped;

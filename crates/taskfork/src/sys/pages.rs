@@ -11,6 +11,7 @@ use nix::libc;
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 
+use super::memory::MappedFile;
 use super::memory_file::memory_file;
 
 /// Words that stay mapped until the process ends. Another process may write to them at any time, so they are atomics.
@@ -85,11 +86,12 @@ impl Pages {
 }
 
 /// Words that this process writes. Processes forked from it can only read them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct PublishedPage {
     /// Forked processes do not inherit this mapping.
     writable: AtomicWords,
     readable: AtomicWords,
+    file: MappedFile,
 }
 
 impl PublishedPage {
@@ -102,7 +104,12 @@ impl PublishedPage {
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&file, seals)?;
         let readable = map(&file, bytes, ProtFlags::READ)?;
-        Ok(Self { writable, readable })
+        Ok(Self { writable, readable, file: MappedFile::of(&file)? })
+    }
+
+    /// Returns the file whose mapping only this process and those forked from it have.
+    pub(crate) fn file(&self) -> &MappedFile {
+        &self.file
     }
 
     /// Returns the words for the process that made them.
@@ -189,7 +196,7 @@ mod tests {
         pages.add().unwrap();
         let [one, other] = [0, 1].map(|index| {
             assert_eq!(size_of_val(pages.page(index)), rustix::param::page_size());
-            crate::sys::MappedFile::at(pages.page(index).as_ptr().addr()).unwrap()
+            MappedFile::at(pages.page(index).as_ptr().addr()).unwrap()
         });
         assert_ne!(one, other);
     }

@@ -45,6 +45,13 @@ impl EventLoop {
         }
     }
 
+    /// Waits until the guardian is ready.
+    pub(super) fn await_guardian(&mut self) {
+        if self.descendants.guardian.as_mut().is_some_and(|guardian| !guardian.await_ready()) {
+            self.replace_guardian();
+        }
+    }
+
     /// The guardian has exited. The next run of the timers starts another.
     pub(super) fn handle_guardian_exit(&mut self) {
         let Some(guardian) = self.descendants.guardian.take() else { return };

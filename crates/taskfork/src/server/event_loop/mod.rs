@@ -262,11 +262,17 @@ impl EventLoop {
 
     /// Serves until the shutdown is complete. Takes over from `predecessor` first.
     pub(crate) fn run(mut self, predecessor: Option<Predecessor>) -> Result<(), ServerError> {
-        let address = self.connections.listener.as_ref().map(Listener::address);
-        if let Some(address) = address {
-            log::info!(name = self.options.name, "listening at {address}");
+        if let Some(listener) = &self.connections.listener {
+            log::info!(name = self.options.name, "listening at {}", listener.address());
         }
+        // The guardian becomes ready meanwhile.
         self.warn_of_few_open_files();
+        self.process.signals.cache_signals_to_reset();
+        worker::prepare();
+        // If this fails, the first fork tries again and reports why.
+        let _ = self.scoreboard.reserve();
+        self.await_guardian();
+        let address = self.connections.listener.as_ref().map(Listener::address);
         if let Some(control) = &self.options.control {
             control.report_ready(address);
         }
@@ -274,8 +280,6 @@ impl EventLoop {
         if let Some(predecessor) = predecessor {
             predecessor.take_over(self.connections.is_listener_inherited);
         }
-        self.process.signals.cache_signals_to_reset();
-        worker::prepare();
         sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
         while !self.is_finished() {

@@ -57,10 +57,12 @@ pub(crate) struct Guardian {
     pidfd: OwnedFd,
     channel: OwnedFd,
     records: RecordWriter,
+    /// It has said that it is ready.
+    is_ready: bool,
 }
 
 impl Guardian {
-    /// Forks the guardian, and waits until it is ready.
+    /// Forks the guardian. It becomes ready while the server goes on.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     pub(crate) fn start(
         name: &str,
@@ -80,14 +82,12 @@ impl Guardian {
                 // This leaves room for the descriptor of the process.
                 drop((theirs, reader));
                 let pid = Pid::from_raw(child.as_raw()).ok_or(io::ErrorKind::NotFound)?;
-                let started = wait_until_ready(&ours)
-                    .and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?));
-                match started {
-                    Ok(pidfd) => Ok(Self { pid, pidfd, channel: ours, records }),
+                match pidfd_open(pid, PidfdFlags::empty()) {
+                    Ok(pidfd) => Ok(Self { pid, pidfd, channel: ours, records, is_ready: false }),
                     Err(error) => {
                         let _ = kill_process(pid, Signal::KILL);
                         let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
-                        Err(error)
+                        Err(error.into())
                     }
                 }
             }
@@ -110,9 +110,19 @@ impl Guardian {
         self.pid
     }
 
+    /// Waits until the guardian is ready. Returns false if it has ended before.
+    pub(crate) fn await_ready(&mut self) -> bool {
+        let receive = || recv(&self.channel, &mut [0; 1], RecvFlags::empty());
+        self.is_ready = self.is_ready || matches!(retry_on_intr(receive), Ok((_, 1)));
+        self.is_ready
+    }
+
     /// Records that a worker has been forked. Returns false if the guardian does not read records
     /// any more.
     pub(crate) fn record_fork(&mut self, worker: Pid) -> bool {
+        if !self.await_ready() {
+            return false;
+        }
         let outcome = self.records.record_fork(worker);
         self.is_recorded(outcome)
     }
@@ -151,14 +161,6 @@ impl AsFd for Guardian {
     /// Readable when the guardian has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
-    }
-}
-
-/// Waits until the guardian is ready.
-fn wait_until_ready(channel: &OwnedFd) -> io::Result<()> {
-    match retry_on_intr(|| recv(channel, &mut [0; 1], RecvFlags::empty())) {
-        Ok((_, 1)) => Ok(()),
-        _ => Err(io::Error::other("it did not become ready")),
     }
 }
 
@@ -237,12 +239,11 @@ pub(crate) struct Mark {
 impl Mark {
     /// Marks all processes that this process forks and starts from now on.
     pub(crate) fn set(scoreboard: &Scoreboard) -> Self {
-        let mapping = MappedFile::at(scoreboard.published_address());
+        let mapping = scoreboard.published_file().clone();
         // The name of a mapping is unique on one machine, and so is the id of a living process.
-        let unique = mapping.as_ref().map(ToString::to_string).unwrap_or_default();
-        let value = format!("{}-{unique}", std::process::id());
+        let value = format!("{}-{mapping}", std::process::id());
         sys::set_variable(environment::SERVER_ID, &value);
-        Self { variable: format!("{}={value}", environment::SERVER_ID), mapping }
+        Self { variable: format!("{}={value}", environment::SERVER_ID), mapping: Some(mapping) }
     }
 
     #[cfg(test)]

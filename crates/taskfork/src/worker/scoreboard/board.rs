@@ -11,7 +11,7 @@ use super::layout::{
 use super::server_slot::ServerSlot;
 use super::worker_slot::WorkerSlot;
 use crate::clock::now;
-use crate::sys::{Pages, PublishedPage};
+use crate::sys::{MappedFile, Pages, PublishedPage};
 use crate::time_limit::nanoseconds;
 use crate::worker::phase::Phase;
 
@@ -35,6 +35,14 @@ impl Scoreboard {
     pub(crate) fn new() -> io::Result<Self> {
         let (pages, published) = (Pages::new(), PublishedPage::new()?);
         Ok(Self { pages, published, free: Vec::new(), quarantined: Vec::new(), used: 0 })
+    }
+
+    /// Makes memory for the first workers before one of them is forked.
+    pub(crate) fn reserve(&mut self) -> io::Result<()> {
+        self.pages.add()?;
+        self.free.push(self.used);
+        self.used += 1;
+        Ok(())
     }
 
     /// Allocates a slot for the worker that is forked next. Fails if all slots are in use.
@@ -113,9 +121,8 @@ impl Scoreboard {
         self.published.writable()[WORKERS].store(workers as u64, Relaxed);
     }
 
-    /// The address of the published page. Only this process and the processes forked from it have memory
-    /// of this server there.
-    pub(crate) fn published_address(&self) -> usize {
-        self.published.readable().as_ptr().addr()
+    /// The file of the published page. Only this process and the processes forked from it have mapped it.
+    pub(crate) fn published_file(&self) -> &MappedFile {
+        self.published.file()
     }
 }
