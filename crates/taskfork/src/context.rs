@@ -163,6 +163,7 @@ pub(crate) fn set(deadline: Option<Duration>) {
 }
 
 /// Sets this worker's private directory, if it has one.
+#[taskfork_macros::startup_code]
 pub(crate) fn set_scratch(path: Option<PathBuf>) {
     let path = path.map(|path| -> &'static Path { Box::leak(path.into_boxed_path()) });
     *lock(&SCRATCH) = path;

@@ -149,6 +149,7 @@ pub(crate) fn flush() {
 }
 
 /// The log of this process, if it has a descriptor besides standard error.
+#[taskfork_macros::startup_code]
 pub(crate) fn with_descriptors() -> Option<MutexGuard<'static, Output>> {
     HAS_DESCRIPTORS.load(Relaxed).then(lock)
 }

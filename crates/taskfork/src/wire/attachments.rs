@@ -118,6 +118,7 @@ fn with_decoding<T: Default>(access: impl FnOnce(&mut Decoding) -> T) -> T {
 
 /// Whether a message is being decoded that is long or has attachments. The message that is decoded within it, as in a
 /// worker that is itself a client, must not find them.
+#[taskfork_macros::startup_code]
 fn is_decoding() -> bool {
     DECODING.with(|variable| {
         let decoding = variable.take();

@@ -31,11 +31,13 @@ fn confine(sandbox: &PreparedSandbox, number: u64) {
 
 impl<S: 'static> Worker<'_, S> {
     /// Whether this worker still has to apply its sandbox. Until then it may have one thread only.
+    #[taskfork_macros::startup_code]
     fn is_unconfined(&self) -> bool {
         self.sandbox.is_some() && self.handlers.confined == Confined::Worker
     }
 
     /// Applies the sandbox, if there is one that has not been applied.
+    #[taskfork_macros::startup_code]
     fn confine(&mut self) {
         if self.handlers.confined != Confined::Worker {
             return;

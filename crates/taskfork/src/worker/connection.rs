@@ -16,6 +16,7 @@ use super::init::WorkerConfig;
 use super::scoreboard::WorkerSlot;
 use super::telemetry;
 use crate::busy_poll::{SpinLoop, SpinPolicy};
+use crate::clock::now;
 use crate::display::seconds;
 use crate::ring::Rings;
 use crate::sys::{self, User};
@@ -374,7 +375,8 @@ impl Connection {
         if !begun && (self.spin() || !self.try_sleep()) {
             return Ok(true);
         }
-        let since = (!begun && self.spin_policy.is_adaptive()).then(Instant::now);
+        // Not an `Instant`: a new worker has the code of this clock in memory, and needs it for a call anyway.
+        let since = (!begun && self.spin_policy.is_adaptive()).then(now);
         if !begun
             && self.inbox.capacity() > MAX_KEPT_BUFFER
             && !self.is_readable_within(BUFFER_IDLE_TIME.into())?
@@ -389,7 +391,7 @@ impl Connection {
         };
         self.rings.iter_mut().for_each(|rings| rings.set_awake());
         if let Some(since) = since {
-            self.spin_policy.record_sleep(since.elapsed());
+            self.spin_policy.record_sleep(now().saturating_sub(since));
         }
         match read {
             Ok(0) | Err(Errno::CONNRESET) if begun => Err(ConnectionError::Truncated),

@@ -157,10 +157,14 @@ pub(super) fn end_call() -> Telemetry {
     recorder.calls += 1;
     let earlier = recorder.earlier.take();
     let log = recorder.log.take().filter(|_| requested.log.is_some()).map(|log| log.close());
-    Telemetry {
-        messages: earlier.into_iter().chain(log).filter(|log| !log_frames::is_empty(log)).collect(),
-        records: recorder.records.take(),
+    // A loop, because the code of `collect` is not among that of a worker's start.
+    let mut messages = Vec::new();
+    for log in earlier.into_iter().chain(log) {
+        if !log_frames::is_empty(&log) {
+            messages.push(log);
+        }
     }
+    Telemetry { messages, records: recorder.records.take() }
 }
 
 impl Telemetry {
