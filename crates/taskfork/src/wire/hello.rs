@@ -1,7 +1,5 @@
 //! The first message of each side, which negotiates version and limits.
 
-use std::time::Duration;
-
 use smallvec::SmallVec;
 
 use super::WireError;
@@ -11,10 +9,6 @@ use super::native::kind::HELLO;
 
 /// The protocol versions that this crate speaks.
 pub(crate) const VERSIONS: &[u32] = &[1];
-
-/// How long a client holds back the end of a checkout, if the worker allows that. With the next call, the end needs no
-/// system call of its own.
-pub(crate) const DONE_DELAY: Duration = Duration::from_millis(5);
 
 /// The most versions that a client may offer.
 const MAX_VERSIONS: usize = 32;
@@ -61,8 +55,8 @@ pub(crate) struct WorkerHello {
     pub(crate) max_files: usize,
     /// It is a program that wants SIGALRM when a call's time is over.
     pub(crate) wants_alarm: bool,
-    /// How long the end of a checkout may be held back, in microseconds; 0 if it must be sent at once.
-    pub(crate) done_delay: u64,
+    /// It accepts calls that end their checkouts.
+    pub(crate) accepts_single_calls: bool,
 }
 
 #[taskfork_macros::startup_code]
@@ -128,7 +122,7 @@ impl WorkerHello {
                 "ahead" => hello.pipeline_window = reader.size()?,
                 "files" => hello.max_files = reader.size()?,
                 "alarm" => hello.wants_alarm = reader.bool()?,
-                "done_delay" => hello.done_delay = reader.int()?,
+                "single_calls" => hello.accepts_single_calls = reader.bool()?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -164,7 +158,7 @@ impl WorkerHello {
         map.optional_uint("max_blob", self.max_blob.map(|limit| limit as u64));
         map.nonzero("ahead", self.pipeline_window as u64);
         map.nonzero("files", self.max_files as u64);
-        map.nonzero("done_delay", self.done_delay);
+        map.flag("single_calls", self.accepts_single_calls);
     }
 }
 

@@ -40,7 +40,7 @@ impl Pipeline {
 
     /// Begins the next call. Returns when it was sent, or `None` if it must be skipped.
     pub(super) fn begin(&mut self, order: CallMode, now: Duration) -> Option<Duration> {
-        let is_first = order == CallMode::Sequential || self.begun == 0;
+        let is_first = order != CallMode::Pipelined || self.begun == 0;
         self.begun += 1;
         if is_first {
             self.is_failing = false;

@@ -25,7 +25,7 @@ use crate::wire::attachments::{self, Attachments};
 use crate::wire::frame::{ATOMIC_WRITE, DEFAULT_MAX_BLOB};
 use crate::wire::gather_frame::{self, GatherFrame};
 use crate::wire::hello::WorkerHello;
-use crate::wire::native::{self, DONE_DELAY, FromClient, VERSIONS};
+use crate::wire::native::{self, CallMode, FromClient, VERSIONS};
 use crate::wire::perl::Scanner;
 
 /// Initializes in the server what every worker would otherwise initialize again. That would copy pages
@@ -34,13 +34,6 @@ pub(crate) fn prepare() {
     install_panic_hook();
     gather_frame::init_thread_locals();
     attachments::init_thread_locals();
-}
-
-/// How long the client may hold back the end of a checkout, in microseconds. It must not if the worker has something
-/// to do then: to run `checkout_done`, or to see whether it retires.
-fn done_delay(has_checkout_done: bool, config: &WorkerConfig) -> u64 {
-    let may_retire = config.max_calls.is_some() || config.max_memory.is_some();
-    if has_checkout_done || may_retire { 0 } else { DONE_DELAY.as_micros() as u64 }
 }
 
 /// Serves one connection until it ends. Returns the exit status of the process.
@@ -87,7 +80,7 @@ pub(crate) fn serve<S: 'static>(
         pipeline_window: pipeline::WINDOW,
         max_files: 0,
         wants_alarm: false,
-        done_delay: done_delay(handlers.checkout_done.is_some(), &init.config),
+        accepts_single_calls: true,
     };
     let Err(reason) = worker.serve_client(init.client, init.buffers.inbox, &mut hello);
     let status = match worker.begin_exit(reason) {
@@ -256,9 +249,12 @@ impl<S: 'static> Worker<'_, S> {
                 connection.write(&self.out)?;
                 self.shared_memory.mark_sent(&self.out.references, connection);
                 self.interface.on_answer_sent();
-                self.slot.enter(Phase::Held)?;
                 self.out.clear_attachments();
                 long.into_iter().for_each(|body| connection.reuse_buffer(body));
+                if mode == CallMode::Single {
+                    return self.end_checkout().map(|()| true);
+                }
+                self.slot.enter(Phase::Held)?;
                 Ok(false)
             }
             FromClient::Done => self.end_checkout().map(|()| true),

@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use taskfork::blob::OpenFile;
+use taskfork::client::IntoArguments;
 use taskfork::{Blob, Call, Checkout, Client, Error};
 use tokio::time::{sleep, timeout};
 
@@ -71,6 +72,21 @@ pub(crate) fn write_fill(file: OpenFile, call: u64) {
     if let Ok(file) = file.try_into_owned() {
         // What did not arrive is missed at the end.
         let _ = File::from(file).write_all(&[fill(call)]);
+    }
+}
+
+/// What makes a call.
+enum Maker<'a> {
+    Checkout(&'a Checkout),
+    Client(&'a Client),
+}
+
+impl Maker<'_> {
+    fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
+        match self {
+            Self::Checkout(checkout) => checkout.call(method, args),
+            Self::Client(client) => client.call(method, args),
+        }
     }
 }
 
@@ -185,10 +201,18 @@ impl Caller {
     }
 
     fn call(&mut self, step: Step) {
-        if self.checkout.is_none() {
+        let makes_checkout = self.checkout.is_none() && self.number.is_multiple_of(2);
+        if makes_checkout {
             self.begin(0);
+        } else if self.checkout.is_none() {
+            // The client makes a checkout for the call.
+            self.checkouts += 1;
+            self.monitor.begins((self.number, self.checkouts));
         }
-        let Some((checkout, timeout)) = &self.checkout else { return };
+        let (maker, timeout) = match &self.checkout {
+            Some((checkout, timeout)) => (Maker::Checkout(checkout), *timeout),
+            None => (Maker::Client(&self.client), self.client_timeout),
+        };
         self.calls += 1;
         let call = (self.number + 1) * 1000 + self.calls;
         self.monitor.made(Made {
@@ -196,26 +220,26 @@ impl Caller {
             checkout: (self.number, self.checkouts),
             client: self.client_number,
             step,
-            timeout: *timeout,
+            timeout,
         });
         let pending = match step {
             Step::Send { length } => {
                 let bytes = Blob::from(vec![fill(call); length as usize]);
-                Pending::Number(checkout.call("send", (call, bytes)))
+                Pending::Number(maker.call("send", (call, bytes)))
             }
             Step::Get { length } => {
-                Pending::Bytes(checkout.call("get", (call, length)), length, fill(call))
+                Pending::Bytes(maker.call("get", (call, length)), length, fill(call))
             }
             Step::Pass {} => match self.monitor.pipe(call) {
-                Some(file) => Pending::Number(checkout.call("pass", (call, file))),
-                None => Pending::Number(checkout.call("echo", (call,))),
+                Some(file) => Pending::Number(maker.call("pass", (call, file))),
+                None => Pending::Number(maker.call("echo", (call,))),
             },
-            Step::Open {} => Pending::File(checkout.call("open", (call,))),
-            Step::Sleep { time } => Pending::Number(checkout.call("sleep", (call, time))),
-            Step::Fail {} => Pending::Number(checkout.call("fail", (call,))),
-            Step::Hang {} => Pending::Number(checkout.call("hang", (call,))),
-            Step::Die {} => Pending::Number(checkout.call("die", (call,))),
-            _ => Pending::Number(checkout.call("echo", (call,))),
+            Step::Open {} => Pending::File(maker.call("open", (call,))),
+            Step::Sleep { time } => Pending::Number(maker.call("sleep", (call, time))),
+            Step::Fail {} => Pending::Number(maker.call("fail", (call,))),
+            Step::Hang {} => Pending::Number(maker.call("hang", (call,))),
+            Step::Die {} => Pending::Number(maker.call("die", (call,))),
+            _ => Pending::Number(maker.call("echo", (call,))),
         };
         self.pending.push_back((call, pending));
     }

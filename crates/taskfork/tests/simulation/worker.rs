@@ -199,6 +199,7 @@ impl Worker {
             max_frame: Some(MAX_FRAME),
             pipeline_window: self.process.window,
             max_files: self.link.max_files(),
+            accepts_single_calls: worker.is_multiple_of(2),
             ..Default::default()
         };
         frame::put(&mut hello, |out| contents.put(out));
@@ -238,11 +239,11 @@ impl Worker {
                         blob::within(Some(&message), attachments, read)
                     })
                     .await?;
+                    if mode == CallMode::Single {
+                        return self.end_checkout().await;
+                    }
                 }
-                Ok(FromClient::Done) => {
-                    self.process.slot.count_checkout();
-                    return self.enter(Phase::CheckoutDone).await;
-                }
+                Ok(FromClient::Done) => return self.end_checkout().await,
                 Ok(FromClient::Files(count)) => self.link.announce_files(count),
                 Ok(FromClient::Shm(message)) => self.link.handle_shared(message)?,
                 Ok(FromClient::Rings) => self.link.accept_rings().await?,
@@ -252,6 +253,11 @@ impl Worker {
         }
     }
 
+    async fn end_checkout(&self) -> Result<(), Exit> {
+        self.process.slot.count_checkout();
+        self.enter(Phase::CheckoutDone).await
+    }
+
     async fn serve_call(
         &mut self,
         mode: CallMode,
@@ -259,7 +265,7 @@ impl Worker {
         read: impl FnOnce() -> Option<(u64, Task)>,
     ) -> Result<(), Exit> {
         self.link.read_ahead();
-        let number = self.process.slot.begin_number(mode == CallMode::Sequential);
+        let number = self.process.slot.begin_number(mode != CallMode::Pipelined);
         let (worker, call) = (self.process.number, number);
         if self.has(Fault::DieBefore { worker, call }) {
             return Err(Exit::CRASH);

@@ -55,10 +55,15 @@ use crate::wire::{Protocol, perl};
 #[must_use = "a checkout is released when it is dropped"]
 pub struct Checkout {
     session: Arc<SharedSession>,
+    options: CallOptions,
+}
+
+/// How calls are encoded.
+struct CallOptions {
     max_frame: usize,
-    /// The most verbose level that the log of this checkout keeps.
+    /// The most verbose level that the log of the checkout keeps.
     log: Option<Level>,
-    /// The trace of its calls. It overrides the span of the caller.
+    /// The trace of the calls. It overrides the span of the caller.
     trace: Option<TraceContext>,
     /// Whether calls have a time limit. The field in the message is filled in when the call is
     /// sent.
@@ -69,12 +74,7 @@ pub struct Checkout {
 
 impl Checkout {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Self::of(core, SharedSession::new(core.clone(), false))
-    }
-
-    /// A checkout on which a call is made at once.
-    pub(crate) fn for_call(core: &Arc<Core>) -> Self {
-        Self::of(core, SharedSession::new(core.clone(), true))
+        Self::of(core, SharedSession::new(core.clone()))
     }
 
     pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
@@ -82,16 +82,7 @@ impl Checkout {
     }
 
     fn of(core: &Arc<Core>, session: Arc<SharedSession>) -> Self {
-        let config = &core.config;
-        Self {
-            session,
-            max_frame: config.max_frame,
-            log: None,
-            trace: None,
-            has_timeout: config.timeout != TimeLimit::NEVER,
-            grace: config.grace,
-            protocol: config.protocol,
-        }
+        Self { session, options: CallOptions::of(core) }
     }
 
     /// Sets the time limit of each call that is made from now on. It counts from when the call is
@@ -111,7 +102,7 @@ impl Checkout {
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = TimeLimit::from(timeout.into());
-        self.has_timeout = timeout != TimeLimit::NEVER;
+        self.options.has_timeout = timeout != TimeLimit::NEVER;
         self.session.set_timeout(timeout);
         self
     }
@@ -135,7 +126,7 @@ impl Checkout {
     /// ```
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn log(mut self, log: &Log) -> Self {
-        self.log = Some(log.verbosity());
+        self.options.log = Some(log.verbosity());
         self.session.set_log(log.clone());
         self
     }
@@ -155,7 +146,7 @@ impl Checkout {
     /// ```
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn trace_context(mut self, context: TraceContext) -> Self {
-        self.trace = Some(context);
+        self.options.trace = Some(context);
         self
     }
 
@@ -284,6 +275,42 @@ impl Checkout {
 
     #[track_caller]
     fn make<T, E>(&self, method: MethodName, args: impl IntoArguments) -> Call<T, E> {
+        let (operation, replay) = self.options.encode(method.as_deref(), args);
+        Call::new(self.session.clone(), self.session.submit(method, operation, replay))
+    }
+}
+
+/// Makes a call in a checkout of its own. The checkout begins once the arguments are encoded.
+#[track_caller]
+pub(super) fn call_once<T, E>(
+    core: &Arc<Core>,
+    method: MethodName,
+    args: impl IntoArguments,
+) -> Call<T, E> {
+    let (operation, replay) = CallOptions::of(core).encode(method.as_deref(), args);
+    let (session, seq) = SharedSession::call_once(core.clone(), method, operation, replay);
+    Call::new(session, seq)
+}
+
+impl CallOptions {
+    fn of(core: &Core) -> Self {
+        let config = &core.config;
+        Self {
+            max_frame: config.max_frame,
+            log: None,
+            trace: None,
+            has_timeout: config.timeout != TimeLimit::NEVER,
+            grace: config.grace,
+            protocol: config.protocol,
+        }
+    }
+
+    /// Encodes a call. Its records of `tracing` go to the subscriber of the caller, if that wants them.
+    fn encode(
+        &self,
+        method: Option<&str>,
+        args: impl IntoArguments,
+    ) -> (Operation, Option<Arc<Replay>>) {
         let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
         let trace = self.trace.as_ref().or(of_caller.as_ref());
         let replay = Replay::for_caller();
@@ -300,7 +327,7 @@ impl Checkout {
         };
         let mut frame = GatherFrame { bytes: Vec::with_capacity(128), ..GatherFrame::default() };
         let written = frame.write(self.max_frame, |out| {
-            native::put_call(out, method.as_deref(), meta);
+            native::put_call(out, method, meta);
             args.encode(out)
         });
         let written = written.and_then(|()| match self.protocol {
@@ -311,8 +338,7 @@ impl Checkout {
             Ok(()) => Operation::Call(frame, None),
             Err(EncodeError(reason)) => Operation::Unsendable(reason),
         };
-        let replay = replay.map(|(_, replay)| replay);
-        Call::new(self.session.clone(), self.session.submit(method, operation, replay))
+        (operation, replay.map(|(_, replay)| replay))
     }
 }
 
@@ -384,6 +410,6 @@ impl Caller for Checkout {
 impl Caller for crate::Client {
     #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E> {
-        Checkout::for_call(self.core()).typed(method, args)
+        call_once(self.core(), Some(Cow::Borrowed(method)), args)
     }
 }

@@ -1,12 +1,13 @@
 //! The client handle: checkouts and calls begin here.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
 use super::call::Call;
-use super::checkout::Checkout;
+use super::checkout::{Checkout, call_once};
 use crate::client::config::Config;
 use crate::client::io::core::Core;
 use crate::client::io::driver::drive;
@@ -69,7 +70,7 @@ impl fmt::Debug for Client {
 impl Client {
     /// Starts the client's driver task on a runtime.
     pub(super) fn start(config: Config, runtime: &Handle) -> Self {
-        let core = Arc::new(Core::new(config, runtime));
+        let core = Arc::new(Core::new(config));
         let driver_queue = core.driver_queue.clone();
         runtime.spawn(drive(Arc::downgrade(&core), driver_queue.clone()));
         Self { core, _driver: Arc::new(DriverLease(driver_queue)) }
@@ -135,7 +136,7 @@ impl Client {
     /// ```
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
-        Checkout::for_call(&self.core).call(method, args)
+        call_once(&self.core, Some(Cow::Owned(method.to_owned())), args)
     }
 
     /// Calls an interface that is one function, in a checkout of its own. The call names no method.
@@ -154,7 +155,7 @@ impl Client {
     /// As for [`call`](Self::call).
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
-        Checkout::for_call(&self.core).invoke(args)
+        call_once(&self.core, None, args)
     }
 
     /// Closes the client, and waits until its last connection is closed.

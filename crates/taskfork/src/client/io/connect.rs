@@ -101,7 +101,7 @@ async fn connect_and_handshake(
                 max_blob: 0,
                 pipeline_window: 0,
                 files: 0,
-                holds_back_done: false,
+                accepts_single_calls: false,
             },
             max_receive: config.max_frame,
             max_blob: config.max_blob,

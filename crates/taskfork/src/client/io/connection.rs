@@ -1,12 +1,14 @@
 //! A connection of the pool: the state of its protocol, and the stream that carries it out.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tokio::task::coop;
+use tokio::task::{coop, unconstrained};
 
 use super::spin::{ReplySpin, SpinGuard};
 use super::transport::Transport;
@@ -16,6 +18,12 @@ use crate::client::proto::connection as proto;
 use crate::client::proto::disconnect::Disconnect;
 use crate::client::proto::io_types::{End, Event, Need, Transmit};
 use crate::sys::TOO_MANY_FILES;
+
+/// Calls that follow each other within this time are quick.
+const QUICK: Duration = Duration::from_micros(250);
+
+/// After this many quick calls in a row, others are likely to follow.
+const QUICK_CALLS: u32 = 8;
 
 /// Both halves are boxed, so that a connection that changes hands moves two pointers.
 #[derive(Debug)]
@@ -33,6 +41,9 @@ pub(crate) struct Link {
     spin: ReplySpin,
     /// A task spins for the next message.
     is_spinning: bool,
+    /// When the last call was sent, and how many calls in a row followed soon after others.
+    last_sent: Option<Instant>,
+    quick_calls: u32,
     /// A long message has been sent, so the stream's send buffer is large.
     has_large_send_buffer: bool,
 }
@@ -53,13 +64,34 @@ impl Connection {
         spin: ReplySpin,
     ) -> Self {
         let waker = Waker::from(notifier.clone());
-        let (is_spinning, has_large_send_buffer) = (false, false);
-        let link = Link { stream, notifier, waker, spin, is_spinning, has_large_send_buffer };
+        let link = Link {
+            stream,
+            notifier,
+            waker,
+            spin,
+            is_spinning: false,
+            last_sent: None,
+            quick_calls: 0,
+            has_large_send_buffer: false,
+        };
         Self { proto: Box::new(proto), link: Box::new(link) }
     }
 
-    /// Sends as much of the outbox as it can without waiting.
+    /// Sends as much of the outbox as it can without waiting. It is short, and the task's budget of the runtime does not
+    /// limit it: nobody would send the rest of a connection that is closed next.
     pub(crate) fn flush(&mut self) -> Result<(), Disconnect> {
+        if !self.proto.has_to_send() {
+            return Ok(());
+        }
+        let waker = self.link.waker.clone();
+        let flush = pin!(unconstrained(poll_fn(|_| Poll::Ready(self.flush_in_turn()))));
+        match flush.poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(flushed) => flushed,
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    fn flush_in_turn(&mut self) -> Result<(), Disconnect> {
         while let Some(transmit) = self.proto.poll_transmit(None) {
             if let Transmit::Ring = transmit {
                 if self.link.poll_ring_turn().is_pending() {
@@ -111,10 +143,14 @@ impl Link {
         transmit.with_slices(|slices, files| self.stream.poll_write(&mut context, slices, files))
     }
 
-    /// Watches for room from here on, because answers follow soon.
-    pub(crate) fn watch_writable(&mut self) {
+    /// A call is sent at this time. Watches for room from here on if calls follow each other quickly, and no longer if
+    /// not.
+    pub(crate) fn prepare_call(&mut self, now: Instant) {
+        let last = self.last_sent.replace(now);
+        let is_quick = last.is_some_and(|last| now.saturating_duration_since(last) < QUICK);
+        self.quick_calls = if is_quick { self.quick_calls.saturating_add(1) } else { 0 };
         if self.spin.has_other_cores() {
-            self.stream.watch_writable();
+            self.stream.watch_writable(self.quick_calls >= QUICK_CALLS);
         }
     }
 

@@ -8,14 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, getpid};
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 
 use super::connection::Connection;
-use super::driver_queue::{Driven, DriverEvent, DriverQueue};
+use super::driver_queue::{Driven, DriverQueue};
 use super::effects::{Effects, PoolCommand, RareEffects, Waiter};
-use super::held_back::{Flush, HeldBack};
 use super::time;
 use crate::client::config::Config;
 use crate::client::now::Now;
@@ -38,14 +35,8 @@ pub(crate) struct Core {
     timers: Mutex<Timers<Weak<dyn Driven>>>,
     pub(crate) driver_queue: Arc<DriverQueue>,
     pub(crate) counters: Counters,
-    /// The process that uses the connections.
-    process: Pid,
     /// A random number by which servers tell clients apart.
     pub(crate) id: u64,
-    /// The driver sends the ends of checkouts, as it runs also while the caller does something else. In a runtime of one
-    /// thread it does not: that thread may leave the runtime, or block, once it has the result.
-    driver_sends_ends: bool,
-    held_back: Mutex<HeldBack>,
     /// The queue length that was last reported to a worker.
     reported_waiting: AtomicUsize,
     /// The limits of the last worker, if its handshake was fast. The next one is expected to have
@@ -61,18 +52,14 @@ pub(crate) struct Core {
 const FAST_HANDSHAKE: Duration = Duration::from_millis(5);
 
 impl Core {
-    /// `runtime` is the driver's.
-    pub(crate) fn new(config: Config, runtime: &Handle) -> Self {
+    pub(crate) fn new(config: Config) -> Self {
         Self {
-            driver_sends_ends: runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
             pool: Mutex::new(Pool::new(config.limits)),
             timers: Mutex::new(Timers::new(time::now())),
             driver_queue: Arc::default(),
             counters: Counters::new(&config.name),
-            process: getpid(),
             // 32 bits, because every language has integers of that size.
             id: u64::from(RandomState::new().build_hasher().finish() as u32).max(1),
-            held_back: Mutex::default(),
             reported_waiting: AtomicUsize::new(0),
             expected_limits: Mutex::new(None),
             stopped: AtomicBool::new(false),
@@ -160,55 +147,27 @@ impl Core {
         FatalError::Overloaded { queued: self.config.limits.max_queue.unwrap_or(usize::MAX) }
     }
 
-    /// Makes the worker available again. If the driver sends the end of a checkout, it is in the outbox then, and goes
-    /// out with the next call or after the caller has its result.
+    /// Makes the worker available again.
     fn release(&self, mut lease: Lease<Connection>) -> Option<PoolCommand> {
         if let Err(loss) = self.finish_checkout(&mut lease) {
             return self.lose(lease, loss);
         }
-        let (key, proto) = (lease.key(), &lease.connection.proto);
-        let (has_unsent, holds_back_done) = (proto.unsent_bytes() > 0, proto.holds_back_done);
+        let (key, has_unsent) = (lease.key(), lease.connection.proto.unsent_bytes() > 0);
         let released = self.pool().release(lease);
-        if has_unsent && let Released::Idle = released {
-            match holds_back_done && self.driver_sends_ends {
-                true => self.flush_later(key),
-                false => self.flush_soon(key),
-            }
-        }
+        self.flush_released(key, has_unsent, &released);
         self.handle_released(released)
     }
 
-    /// Has what the outbox of an idle connection has sent, by the driver if it runs soon, after the tasks that are ready.
-    /// For a thread outside the runtime, waking the driver would cost more.
-    fn flush_soon(&self, key: WorkerKey) {
-        match self.driver_sends_ends && Handle::try_current().is_ok() {
-            true => self.driver_queue.send(DriverEvent::IdleConnection(key)),
-            false => self.poll_idle(key),
+    /// Sends what was left in the outbox for the next checkout, if the worker has none.
+    fn flush_released(
+        &self,
+        key: WorkerKey,
+        has_unsent: bool,
+        released: &Released<Connection, Arc<dyn Waiter>>,
+    ) {
+        if has_unsent && let Released::Idle = released {
+            self.poll_idle(key);
         }
-    }
-
-    /// Leaves the end of a checkout in the outbox if a call is likely to follow soon, else has it sent.
-    fn flush_later(&self, key: WorkerKey) {
-        let flush = lock(&self.held_back).end_checkout(time::now());
-        match flush {
-            Flush::Soon => self.flush_soon(key),
-            Flush::Later { is_first: true } => self.driver_queue.wake(),
-            Flush::Later { is_first: false } => {}
-        }
-    }
-
-    /// When the driver must call [`flush_idle`](Self::flush_idle).
-    pub(crate) fn flush_at(&self) -> Option<Instant> {
-        lock(&self.held_back).flush_at()
-    }
-
-    /// Sends what the outboxes of idle connections have, if it is time.
-    pub(crate) fn flush_idle(&self, now: Instant) {
-        if !lock(&self.held_back).take_due(now) {
-            return;
-        }
-        let unsent = self.pool().idle_keys(|connection| connection.proto.unsent_bytes() > 0);
-        unsent.into_iter().for_each(|key| self.poll_idle(key));
     }
 
     /// Returns the queue length if a worker should be told: while checkouts wait, and once when no
@@ -227,14 +186,14 @@ impl Core {
         }
     }
 
-    /// Ends the checkout at the worker, and makes the connection idle. The message stays in the outbox if a checkout
-    /// waits for the worker, so that it goes out with that one's call, or if the driver sends it.
+    /// Ends the checkout at the worker, and makes the connection idle. If a checkout waits for the worker, the message
+    /// stays in the outbox and goes out with that one's call, in one write.
     fn finish_checkout(&self, lease: &mut Lease<Connection>) -> Result<(), Loss> {
         let connection = &mut lease.connection;
         let put = connection.proto.put_done().and_then(|()| match self.pool().counts().queued {
             0 => {
                 self.put_empty_queue(connection)?;
-                if self.driver_sends_ends { Ok(()) } else { connection.flush() }
+                connection.flush()
             }
             _ => Ok(()),
         });
@@ -252,9 +211,7 @@ impl Core {
         }
         let (key, has_unsent) = (lease.key(), lease.connection.proto.unsent_bytes() > 0);
         let released = self.pool().decline(lease);
-        if has_unsent && let Released::Idle = released {
-            self.flush_soon(key);
-        }
+        self.flush_released(key, has_unsent, &released);
         self.handle_released(released)
     }
 
@@ -388,18 +345,11 @@ impl Core {
 
     /// Closes the pool and its idle connections, and fails the checkouts that wait.
     pub(crate) fn close(&self) {
-        self.close_idle();
+        let idle = self.pool().close();
+        // Dropped after the pool is unlocked, because closing a socket can take the kernel a while.
+        drop(idle);
         self.worker_removed();
         self.fail_waiting(&FatalError::ClientClosed);
-    }
-
-    /// Closes the idle connections. They first send what they have held back.
-    fn close_idle(&self) {
-        let idle = self.pool().close();
-        for mut connection in idle {
-            // If it cannot be sent, the connection has ended, which tells the worker the same.
-            let _ = connection.flush();
-        }
     }
 
     /// Waits until the pool is closed and has no connection.
@@ -447,15 +397,6 @@ impl Core {
         self.stopped.store(true, Ordering::SeqCst);
         self.fail_waiting(&runtime_shut_down());
         self.drained.notify_waiters();
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        // A forked child has copies of the connections, which belong to this process.
-        if getpid() == self.process {
-            self.close_idle();
-        }
     }
 }
 

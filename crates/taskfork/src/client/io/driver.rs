@@ -87,7 +87,6 @@ fn tick(
         }
     }
     let now = time::now();
-    core.flush_idle(now);
     while let Some(session) = core.pop_due(now) {
         if let Some(session) = session.upgrade() {
             session.timer_expired(now);
@@ -118,7 +117,7 @@ fn tick(
         (pool.retry_at(), pool.counts())
     };
     let show = core.counters.publish_gauges(counts).map(|interval| now + interval);
-    if let Some(at) = [retry, core.next_timer(), core.flush_at(), show].into_iter().flatten().min()
+    if let Some(at) = [retry, core.next_timer(), show].into_iter().flatten().min()
         && timer.at.is_none_or(|set| at < set)
     {
         timer.set(at);

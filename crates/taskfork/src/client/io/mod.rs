@@ -7,7 +7,6 @@ pub(super) mod core;
 pub(super) mod driver;
 pub(super) mod driver_queue;
 pub(super) mod effects;
-mod held_back;
 pub(super) mod shared_session;
 pub(super) mod spin;
 pub(super) mod time;

@@ -31,7 +31,7 @@ fn connect(socket: UnixStream) -> (Connection, Rings) {
         max_blob: 1000,
         pipeline_window: 0,
         files: 16,
-        holds_back_done: false,
+        accepts_single_calls: false,
     };
     let mut proto = proto::Connection::new(ConnectionConfig {
         protocol: Protocol::Native,

@@ -71,49 +71,72 @@ impl State {
 }
 
 impl SharedSession {
-    /// Starts a checkout with an idle worker or a place in the queue. `will_call` says that a call follows at once.
-    pub(crate) fn new(core: Arc<Core>, will_call: bool) -> Arc<Self> {
-        let session = Self::with(core);
-        session.update(|state, effects| {
-            let core = &session.core;
-            let taken = core.pool().check_out(|| session.clone() as Arc<dyn Waiter>);
-            match taken {
-                CheckedOut::Worker(lease) => {
-                    core.counters.count_checkout(Duration::ZERO);
-                    session.attach_worker(state, lease);
-                    if !will_call {
-                        state.session.stop_holding_back();
-                    }
-                }
-                CheckedOut::Queued(ticket, evicted) => {
-                    state.waiting_since = Some(time::now());
-                    if let Some(evicted) = evicted {
-                        effects.rare().evicted.push(evicted);
-                    }
-                    session.enter_queue(state, ticket);
-                }
-                CheckedOut::Refused => state.session.end(core.overloaded(), Loss::Used),
-                CheckedOut::Closed => state.session.end(FatalError::ClientClosed, Loss::Used),
-            }
-        });
+    /// Starts a checkout with an idle worker or a place in the queue.
+    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+        let session = Self::with(core, false);
+        session.update(|state, effects| session.check_out(state, effects));
         session
+    }
+
+    /// Makes a call in a checkout of its own, which ends with that call.
+    pub(crate) fn call_once(
+        core: Arc<Core>,
+        method: MethodName,
+        operation: Operation,
+        replay: Option<Arc<Replay>>,
+    ) -> (Arc<Self>, Seq) {
+        let session = Self::with(core, true);
+        let now = now();
+        let mut state = session.lock();
+        let mut effects = Effects::default();
+        session.check_out(&mut state, &mut effects);
+        let seq = state.session.submit(method, operation, replay, &now);
+        state.session.close();
+        let is_sent = match &mut state.place {
+            Place::Worker(lease) => {
+                lease.connection.notifier.set_task(None, true);
+                session.send_first(&mut state, &now)
+            }
+            Place::None | Place::Queue(_) => false,
+        };
+        if !is_sent {
+            session.advance_and_apply(state, effects, &now);
+        }
+        (session.clone(), seq)
+    }
+
+    fn check_out(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
+        let core = &self.core;
+        let taken = core.pool().check_out(|| self.clone() as Arc<dyn Waiter>);
+        match taken {
+            CheckedOut::Worker(lease) => {
+                core.counters.count_checkout(Duration::ZERO);
+                self.attach_worker(state, lease);
+            }
+            CheckedOut::Queued(ticket, evicted) => {
+                state.waiting_since = Some(time::now());
+                if let Some(evicted) = evicted {
+                    effects.rare().evicted.push(evicted);
+                }
+                self.enter_queue(state, ticket);
+            }
+            CheckedOut::Refused => state.session.end(core.overloaded(), Loss::Used),
+            CheckedOut::Closed => state.session.end(FatalError::ClientClosed, Loss::Used),
+        }
     }
 
     /// Starts a checkout if a worker is idle.
     pub(crate) fn try_new(core: Arc<Core>) -> Option<Arc<Self>> {
         let lease = core.pool().check_out_idle()?;
         core.counters.count_checkout(Duration::ZERO);
-        let session = Self::with(core);
-        session.update(|state, _| {
-            session.attach_worker(state, lease);
-            state.session.stop_holding_back();
-        });
+        let session = Self::with(core, false);
+        session.update(|state, _| session.attach_worker(state, lease));
         Some(session)
     }
 
-    fn with(core: Arc<Core>) -> Arc<Self> {
+    fn with(core: Arc<Core>, is_single: bool) -> Arc<Self> {
         let state = State {
-            session: Session::new(core.config.session_options()),
+            session: Session::new(core.config.session_options(), is_single),
             place: Place::None,
             timer: None,
             waiting_since: None,
@@ -369,7 +392,7 @@ impl SharedSession {
         {
             session.put_queue_length(waiting);
         }
-        let mut has_sent_calls = session.connection().is_some_and(|it| it.calls_sent() > 0);
+        let mut is_first = true;
         while let Some(transmit) = session.poll_transmit(now) {
             let completes_call = if let Transmit::Ring = transmit {
                 if link.poll_ring_turn().is_pending() {
@@ -377,8 +400,9 @@ impl SharedSession {
                 }
                 session.put_in_ring()
             } else {
-                if has_sent_calls && let Transmit::Socket { call: None, .. } = transmit {
-                    link.watch_writable();
+                if is_first && let Transmit::Socket { call: None, .. } = transmit {
+                    link.prepare_call(now.get());
+                    is_first = false;
                 }
                 match link.poll_write(&transmit) {
                     Poll::Ready(Ok(sent)) => session.handle_sent(sent),
@@ -394,7 +418,6 @@ impl SharedSession {
                 }
             };
             if completes_call {
-                has_sent_calls = true;
                 link.record_sent();
             }
         }
@@ -551,9 +574,6 @@ impl Waiter for SharedSession {
             self.core.counters.count_checkout(now.get().saturating_duration_since(asked));
         }
         self.attach_worker(&mut state, lease);
-        if !state.session.has_to_send() {
-            state.session.stop_holding_back();
-        }
         self.advance(&mut state, &mut effects, &now);
         self.finish_if_done(&mut state, &mut effects);
         Ok(effects)

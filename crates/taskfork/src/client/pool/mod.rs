@@ -311,16 +311,6 @@ impl<C, W, E> Pool<C, W, E> {
         if worker.generation == key.generation { worker.idle.as_mut() } else { None }
     }
 
-    /// The idle workers whose connections are chosen. It takes as long as there are idle workers.
-    pub(crate) fn idle_keys(&self, is_chosen: impl Fn(&C) -> bool) -> Vec<WorkerKey> {
-        let key = |&index: &usize| {
-            let worker = self.workers.get(index)?;
-            let is_chosen = worker.idle.as_ref().is_some_and(&is_chosen);
-            is_chosen.then_some(WorkerKey { index, generation: worker.generation })
-        };
-        self.idle.iter().filter_map(key).collect()
-    }
-
     /// Removes an idle worker that is dead.
     pub(crate) fn lose_idle(&mut self, key: WorkerKey, now: Instant) -> Option<C> {
         self.idle_mut(key)?;

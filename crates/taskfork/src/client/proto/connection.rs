@@ -22,7 +22,7 @@ use crate::shm_pool::ShmPool;
 use crate::sys;
 use crate::wire::frame;
 use crate::wire::gather_frame::GatherFrame;
-use crate::wire::native::{self, FromWorker};
+use crate::wire::native::{self, CallMode, FromWorker};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
 
@@ -41,8 +41,9 @@ pub(crate) struct Connection {
     pub(super) max_blob: usize,
     /// How many bytes of unanswered calls the worker accepts.
     pub(crate) pipeline_window: usize,
-    /// Whether the end of a checkout may wait for the next call.
-    pub(crate) holds_back_done: bool,
+    pub(super) accepts_single_calls: bool,
+    /// The last call ends its checkout, so no other message has to.
+    is_last_call_single: bool,
     /// The most files that a call may have, and an answer.
     pub(super) files: usize,
     pub(super) max_files: usize,
@@ -120,7 +121,7 @@ impl Connection {
             max_blob: max_blob_sent,
             pipeline_window,
             files,
-            holds_back_done,
+            accepts_single_calls,
         } = limits;
         Self {
             inbox,
@@ -133,7 +134,8 @@ impl Connection {
             max_blob_sent,
             max_blob,
             pipeline_window,
-            holds_back_done,
+            accepts_single_calls,
+            is_last_call_single: false,
             files,
             max_files,
             files_received: Vec::new(),
@@ -239,6 +241,7 @@ impl Connection {
         let sent = self.calls.partial() + sent;
         self.calls.record_partial(sent);
         (sent == call.len()).then(|| {
+            self.is_last_call_single = self.is_single(&call.bytes);
             self.outbox.mark_direct_call_sent();
             self.calls.complete_partial()
         })
@@ -300,10 +303,10 @@ impl Connection {
         }
     }
 
-    /// Whether [`poll_transmit`](Self::poll_transmit) returns something without a call, and it must not wait for one.
+    /// Whether [`poll_transmit`](Self::poll_transmit) returns something without a call.
     #[inline]
     pub(crate) fn has_to_send(&self) -> bool {
-        self.outbox.is_due() || matches!(self.ring_offer, RingOffer::Due(_))
+        !self.outbox.bytes.is_empty() || matches!(self.ring_offer, RingOffer::Due(_))
     }
 
     fn transmit_outbox(&self) -> Transmit<'_> {
@@ -424,6 +427,7 @@ impl Connection {
 
     /// Appends a call to the outbox. Returns the call's number.
     pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
+        self.is_last_call_single = self.is_single(frame);
         self.outbox.put_call(frame);
         self.calls.assign()
     }
@@ -433,6 +437,16 @@ impl Connection {
         self.outbox.put_call(&call.copy_from(self.calls.partial()));
         self.outbox.put_socket_only(&[]);
         self.calls.assign_partial();
+    }
+
+    fn is_single(&self, frame: &[u8]) -> bool {
+        self.accepts_single_calls
+            && frame.get(frame::HEADER_LEN..).and_then(native::call_mode) == Some(CallMode::Single)
+    }
+
+    /// Whether a call may end its checkout. Before its hello, a worker may be one that does not accept this.
+    pub(crate) fn accepts_single_calls(&self) -> bool {
+        self.accepts_single_calls && self.is_established()
     }
 
     /// The worker skips all calls that are not answered, because a call before them failed.
@@ -457,23 +471,16 @@ impl Connection {
         }
     }
 
-    /// Appends the end of the checkout to the outbox. If the worker allows that, it waits there for the next call.
+    /// Appends the end of the checkout to the outbox, unless the answer of the last call ended it.
     pub(crate) fn put_done(&mut self) -> Result<(), Disconnect> {
+        if std::mem::take(&mut self.is_last_call_single) {
+            return Ok(());
+        }
         if !self.is_native() {
             perl::put_done(&mut self.outbox.bytes);
             return Ok(());
         }
-        let before = self.outbox.bytes.len();
-        self.put(native::put_done)?;
-        if self.holds_back_done {
-            self.outbox.hold_back(self.outbox.bytes.len() - before);
-        }
-        Ok(())
-    }
-
-    /// No call follows soon: what is held back is due.
-    pub(crate) fn stop_holding_back(&mut self) {
-        self.outbox.stop_holding_back();
+        self.put(native::put_done)
     }
 
     fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {

@@ -1,7 +1,7 @@
 //! The handshake: the hellos of both sides, and the limits that follow from them. It does no I/O.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::BytesMut;
 
@@ -12,7 +12,7 @@ use crate::time_limit::TimeLimit;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_MAX_BLOB, PREAMBLE};
 use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
-use crate::wire::native::{DONE_DELAY, FromWorker, VERSIONS};
+use crate::wire::native::{FromWorker, VERSIONS};
 
 /// The most bytes of unanswered calls that are sent, even if the worker accepts more.
 const MAX_PIPELINE_WINDOW: usize = 64 << 10;
@@ -28,8 +28,8 @@ pub(crate) struct PeerLimits {
     pub(crate) pipeline_window: usize,
     /// The most files that a message may have.
     pub(crate) files: usize,
-    /// Whether the end of a checkout may wait for the next call, for [`DONE_DELAY`] at most.
-    pub(crate) holds_back_done: bool,
+    /// Whether a call may end its checkout.
+    pub(crate) accepts_single_calls: bool,
 }
 
 impl PeerLimits {
@@ -40,7 +40,7 @@ impl PeerLimits {
             max_blob: hello.max_blob.unwrap_or(DEFAULT_MAX_BLOB),
             pipeline_window: hello.pipeline_window.min(MAX_PIPELINE_WINDOW),
             files: hello.max_files.min(files),
-            holds_back_done: Duration::from_micros(hello.done_delay) >= DONE_DELAY,
+            accepts_single_calls: hello.accepts_single_calls,
         }
     }
 }

@@ -82,7 +82,7 @@ impl Connection {
         let limits = PeerLimits::of(hello, pending.max_frame, pending.files);
         (self.max_send, self.max_blob_sent) = (limits.max_send, limits.max_blob);
         (self.pipeline_window, self.files) = (limits.pipeline_window, limits.files);
-        self.holds_back_done = limits.holds_back_done;
+        self.accepts_single_calls = limits.accepts_single_calls;
         Event::Established(limits, now.get().saturating_duration_since(pending.since))
     }
 }

@@ -8,8 +8,6 @@ const KEPT_CAPACITY: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pub(super) bytes: Vec<u8>,
-    /// The length of the bytes that may wait for others behind them. More bytes are due.
-    held_back: usize,
     /// How many bytes of this outbox have ever been sent.
     sent: u64,
     /// The bytes must go through the socket, not through a ring.
@@ -33,24 +31,6 @@ impl Outbox {
         self.socket_only = !self.bytes.is_empty();
     }
 
-    /// Lets the last `own` bytes wait until others follow, unless bytes before them are due.
-    pub(super) fn hold_back(&mut self, own: usize) {
-        if self.bytes.len() == self.held_back + own {
-            self.held_back += own;
-        }
-    }
-
-    /// Makes all bytes due.
-    pub(super) fn stop_holding_back(&mut self) {
-        self.held_back = 0;
-    }
-
-    /// Whether the outbox has bytes that must not wait for others.
-    #[inline]
-    pub(super) fn is_due(&self) -> bool {
-        self.bytes.len() > self.held_back
-    }
-
     pub(super) fn is_socket_only(&self) -> bool {
         self.socket_only
     }
@@ -65,7 +45,6 @@ impl Outbox {
         let mut calls = 0;
         let own = bytes.min(self.bytes.len());
         self.bytes.drain(..own);
-        self.held_back = 0;
         // The rest of a partly sent message must go the same way.
         self.socket_only |= own > 0;
         if self.bytes.is_empty() {

@@ -69,6 +69,8 @@ pub(crate) struct Session {
     unstarted_deaths: u32,
     /// A failed call whose outcome its caller has not taken, and its description.
     unobserved_failure: Option<(Seq, String)>,
+    /// The user makes one call and drops the checkout.
+    is_single: bool,
     /// The time limit of further calls.
     timeout: TimeLimit,
     /// When to look at the deadline of the first call. It may be earlier than that deadline.
@@ -173,7 +175,8 @@ pub(crate) enum Return {
 }
 
 impl Session {
-    pub(crate) fn new(options: SessionOptions) -> Self {
+    /// `is_single` says that the user makes one call and drops the checkout.
+    pub(crate) fn new(options: SessionOptions, is_single: bool) -> Self {
         Self {
             options,
             assignment: Assignment::None,
@@ -184,6 +187,7 @@ impl Session {
             setup_deaths: 0,
             unstarted_deaths: 0,
             unobserved_failure: None,
+            is_single,
             timeout: options.timeout,
             check_at: None,
             log: None,
@@ -330,14 +334,6 @@ impl Session {
         }
     }
 
-    /// No call follows soon, so the connection holds nothing back for it. A worker may have to make room for others
-    /// once it knows that the checkout before is over.
-    pub(crate) fn stop_holding_back(&mut self) {
-        if let Some(connection) = self.connection_mut() {
-            connection.stop_holding_back();
-        }
-    }
-
     /// Whether [`poll_transmit`](Self::poll_transmit) may return something.
     #[inline]
     pub(crate) fn has_to_send(&self) -> bool {
@@ -352,7 +348,7 @@ impl Session {
         }
         let Assignment::Worker(connection) = &mut self.assignment else { return None };
         let only_first = self.usage == Usage::Unused && connection.may_be_answering();
-        self.pipeline.poll_transmit(&mut self.calls, connection, only_first, now)
+        self.pipeline.poll_transmit(&mut self.calls, connection, only_first, self.is_single, now)
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).

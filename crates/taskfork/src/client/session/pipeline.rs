@@ -62,12 +62,14 @@ impl Pipeline {
         self.lost.take()
     }
 
-    /// What to send next. With `only_first`, no call is pipelined.
+    /// What to send next. With `only_first`, no call is pipelined. With `is_single`, the first call is the only one of
+    /// its checkout.
     pub(super) fn poll_transmit<'a>(
         &mut self,
         calls: &'a mut Calls,
         connection: &'a mut Connection,
         only_first: bool,
+        is_single: bool,
         now: &Now,
     ) -> Option<Transmit<'a>> {
         if self.stage == Stage::Failed {
@@ -75,6 +77,7 @@ impl Pipeline {
         }
         loop {
             let mode = match connection.calls_unanswered() {
+                0 if is_single && connection.accepts_single_calls() => CallMode::Single,
                 0 => CallMode::Sequential,
                 _ => CallMode::Pipelined,
             };
@@ -84,7 +87,7 @@ impl Pipeline {
             } else if bytes <= connection.pipeline_window / 2 {
                 self.filling = true;
             }
-            let may_send = mode == CallMode::Sequential || self.filling && !only_first;
+            let may_send = mode != CallMode::Pipelined || self.filling && !only_first;
             let Some(entry) = calls.next() else { break };
             if matches!(entry.progress, Progress::Queued)
                 && !(may_send && self.prepare(entry, mode, connection, now))
@@ -123,7 +126,7 @@ impl Pipeline {
         now: &Now,
     ) -> bool {
         let Operation::Call(frame, fitted) = &mut entry.operation else { return false };
-        if mode == CallMode::Sequential {
+        if mode != CallMode::Pipelined {
             self.deadline_base = entry.deadline.map(|_| now.get());
             // The worker may begin before this session is advanced again.
             entry.timing.begin();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use rmp::Marker;
 
 use super::kind::{
-    CALL, CANCEL, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM, kind_of,
-    set_kind,
+    CALL, CANCEL, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM, SINGLE_CALL,
+    kind_of, set_kind,
 };
 use super::transport::read_files;
 use crate::time_limit::TimeLimit;
@@ -49,13 +49,15 @@ pub(crate) enum FromClient<'a> {
     Rings,
 }
 
-/// Whether a call depends on calls that are unanswered.
+/// Whether a call depends on calls that are unanswered, and whether others follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallMode {
     /// Sent when no earlier call of the checkout was unanswered. It runs whatever happened before.
     Sequential,
     /// Sent before the answer to the previous call. The worker skips it if a call before it fails.
     Pipelined,
+    /// The last call of its checkout, sent when no call was unanswered. Its answer ends the checkout.
+    Single,
 }
 
 /// The metadata of a call.
@@ -84,6 +86,7 @@ impl<'a> FromClient<'a> {
             (HELLO, 2) => ClientHello::read(&mut reader).map(Self::Hello),
             (CALL, 4) => Self::read_call(&mut reader, CallMode::Sequential),
             (PIPELINED_CALL, 4) => Self::read_call(&mut reader, CallMode::Pipelined),
+            (SINGLE_CALL, 4) => Self::read_call(&mut reader, CallMode::Single),
             (DONE, 2) => skip_map(&mut reader).map(|()| Self::Done),
             (QUEUE_LENGTH, 3) => {
                 skip_map(&mut reader)?;
@@ -159,6 +162,7 @@ pub(crate) fn call_mode(message: &[u8]) -> Option<CallMode> {
     match kind_of(message)? {
         CALL => Some(CallMode::Sequential),
         PIPELINED_CALL => Some(CallMode::Pipelined),
+        SINGLE_CALL => Some(CallMode::Single),
         _ => None,
     }
 }
@@ -170,6 +174,7 @@ pub(crate) fn set_call_mode(call: &mut [u8], mode: CallMode) {
         match mode {
             CallMode::Sequential => CALL,
             CallMode::Pipelined => PIPELINED_CALL,
+            CallMode::Single => SINGLE_CALL,
         },
     );
 }

@@ -12,6 +12,7 @@ pub(super) const DONE: u64 = 2;
 pub(super) const PIPELINED_CALL: u64 = 3;
 pub(super) const CANCEL: u64 = 4;
 pub(super) const QUEUE_LENGTH: u64 = 5;
+pub(super) const SINGLE_CALL: u64 = 9;
 
 // From the worker, or from the server in its place.
 pub(super) const OK: u64 = 1;

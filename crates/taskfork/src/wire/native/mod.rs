@@ -20,4 +20,4 @@ pub(crate) use worker::{
     FromWorker, Telemetry, put_error, put_log, put_ok, put_queued, put_skipped, skipped_call,
 };
 
-pub(crate) use super::hello::{DONE_DELAY, VERSIONS};
+pub(crate) use super::hello::VERSIONS;

@@ -60,8 +60,8 @@ pub(crate) trait Transport: fmt::Debug + Send {
     /// Prepares for long messages.
     fn enlarge_send_buffer(&mut self) {}
 
-    /// Watches for room from here on, because answers follow soon.
-    fn watch_writable(&mut self) {}
+    /// Watches for room, or not. It is worth it while answers follow soon.
+    fn watch_writable(&mut self, _watches: bool) {}
 }
 
 /// A new stream, and how many bytes of the client's hello have been sent on it.

@@ -67,9 +67,9 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 
 /// A unix socket.
 ///
-/// The kernel reports room each time the worker has read something. This wakes the runtime early,
-/// which helps if the answer follows soon, because a sleeping core takes long to wake. A worker that has
-/// just been forked takes longer to answer. So room is watched from the second call on.
+/// The kernel reports room each time the worker has read something. This wakes the runtime early. That helps if calls
+/// follow each other quickly, because a sleeping core takes long to wake. Otherwise it only takes time, so room is
+/// watched while calls are quick, and while the socket has none.
 #[derive(Debug)]
 pub(crate) struct Unix {
     /// Watched for bytes to read.
@@ -213,10 +213,12 @@ impl Transport for Unix {
         let _ = set_socket_send_buffer_size(self.socket.get_ref(), LARGE_BUFFER);
     }
 
-    fn watch_writable(&mut self) {
-        if self.writable.is_none() {
+    fn watch_writable(&mut self, watches: bool) {
+        match (watches, &self.writable) {
             // If this fails, `poll_send` tries again when the socket has no room.
-            self.writable = self.watched_for_room().ok();
+            (true, None) => self.writable = self.watched_for_room().ok(),
+            (false, Some(_)) => self.writable = None,
+            _ => {}
         }
     }
 }

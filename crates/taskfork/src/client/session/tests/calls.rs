@@ -269,37 +269,34 @@ fn what_is_received_before_the_end_counts() {
     );
     assert!(is_death, "{outcome:?}");
 }
+
 #[test]
-fn the_end_of_a_checkout_goes_with_the_next_call() {
-    let mut checkout = Checkout::assigned();
-    let first = checkout.call(10);
-    let length = checkout.send_all().len();
-    checkout.receive(&answer(1));
-    checkout.process(Duration::ZERO);
-    assert!(is_result_of(checkout.outcome(first).as_ref(), 1));
-    checkout.connection().holds_back_done = true;
-    checkout.connection().put_done().unwrap();
-    assert_eq!((checkout.session.has_to_send(), checkout.send_all().len()), (false, 0));
-    // A checkout without a call ends too.
-    checkout.connection().put_done().unwrap();
-    assert!(!checkout.session.has_to_send());
-    checkout.call(10);
-    let sent = checkout.send_all();
-    assert_eq!((calls_in(&sent), sent.len()), (1, length + 2 * framed(native::put_done).len()));
-
-    // What is due takes the end with it. So does a checkout that makes no call.
-    checkout.receive(&answer(2));
-    checkout.process(Duration::ZERO);
-    checkout.connection().put_done().unwrap();
-    checkout.session.put_queue_length(0);
-    assert!(checkout.session.has_to_send() && !checkout.send_all().is_empty());
-    checkout.connection().put_done().unwrap();
-    checkout.session.stop_holding_back();
-    assert_eq!(checkout.send_all(), framed(native::put_done));
-
-    checkout.connection().holds_back_done = false;
-    checkout.connection().put_done().unwrap();
-    assert_eq!(checkout.send_all(), framed(native::put_done));
+fn the_only_call_of_a_checkout_ends_it() {
+    let done = || framed(native::put_done);
+    for (is_single, is_accepted, length) in [
+        (true, true, 10),
+        (true, true, 100_000),
+        (true, false, 10),
+        (false, true, 10),
+        (false, true, 100_000),
+    ] {
+        let mut checkout = Checkout::with(is_single);
+        let limits = PeerLimits { accepts_single_calls: is_accepted, ..LIMITS };
+        checkout.session.assign(connection_to(limits));
+        let call = checkout.call(length);
+        let sent = checkout.send_all();
+        let mode = native::call_mode(&sent[frame::HEADER_LEN..]);
+        let ends = is_single && is_accepted;
+        assert_eq!(mode == Some(CallMode::Single), ends);
+        checkout.receive(&answer(1));
+        checkout.process(Duration::ZERO);
+        assert!(is_result_of(checkout.outcome(call).as_ref(), 1));
+        checkout.connection().put_done().unwrap();
+        assert_eq!(checkout.send_all(), if ends { Vec::new() } else { done() });
+        // The next checkout on the connection ends by itself.
+        checkout.connection().put_done().unwrap();
+        assert_eq!(checkout.send_all(), done());
+    }
 }
 
 #[test]

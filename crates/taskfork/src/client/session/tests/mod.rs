@@ -21,7 +21,7 @@ use crate::wire::error_body::{ErrorBody, kind};
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::gather_frame::GatherFrame;
 use crate::wire::hello::WorkerHello;
-use crate::wire::native::{self, CallMeta, FromClient};
+use crate::wire::native::{self, CallMeta, CallMode, FromClient};
 use crate::wire::shm::ShmMessage;
 use crate::wire::values::ValueFormat;
 
@@ -37,7 +37,7 @@ const LIMITS: PeerLimits = PeerLimits {
     max_blob: 0,
     pipeline_window: 1 << 16,
     files: 0,
-    holds_back_done: false,
+    accepts_single_calls: false,
 };
 
 /// A session and what it has reported.
@@ -49,13 +49,21 @@ struct Checkout {
 
 impl Checkout {
     fn new() -> Self {
-        let session = Session::new(SessionOptions {
-            reuse_after_error: true,
-            timeout: TimeLimit::new(TIMEOUT),
-            grace: TimeLimit::new(GRACE),
-            connect_timeout: TimeLimit::new(CONNECT_TIMEOUT),
-            is_native: true,
-        });
+        Self::with(false)
+    }
+
+    /// `is_single` says that it makes one call only.
+    fn with(is_single: bool) -> Self {
+        let session = Session::new(
+            SessionOptions {
+                reuse_after_error: true,
+                timeout: TimeLimit::new(TIMEOUT),
+                grace: TimeLimit::new(GRACE),
+                connect_timeout: TimeLimit::new(CONNECT_TIMEOUT),
+                is_native: true,
+            },
+            is_single,
+        );
         Self { session, events: Vec::new(), start: Instant::now() }
     }
 
@@ -172,6 +180,10 @@ fn config() -> ConnectionConfig {
 
 fn connection() -> Box<Connection> {
     Box::new(Connection::new(config()))
+}
+
+fn connection_to(limits: PeerLimits) -> Box<Connection> {
+    Box::new(Connection::new(ConnectionConfig { limits, ..config() }))
 }
 
 fn framed(body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
