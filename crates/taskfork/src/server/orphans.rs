@@ -119,6 +119,11 @@ impl Orphans {
         self.check.order(CHECK_DELAY);
     }
 
+    /// A fork of a worker has failed. In rare cases there is a new process that the server does not know.
+    pub(crate) fn handle_failed_fork(&mut self) {
+        self.check.order(CHECK_DELAY);
+    }
+
     /// Adds a helper process.
     pub(crate) fn add_helper(&mut self, pid: Pid) {
         self.helpers.insert(pid);

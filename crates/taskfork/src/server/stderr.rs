@@ -154,6 +154,10 @@ impl CapturedStderr {
         self.pipe.as_ref()
     }
 
+    pub(crate) fn pipe_mut(&mut self) -> Option<&mut OwnedFd> {
+        self.pipe.as_mut()
+    }
+
     /// Reads what has arrived, within the limits, and shows it as lines of process `pid`.
     pub(crate) fn forward(
         &mut self,

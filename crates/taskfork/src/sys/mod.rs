@@ -14,8 +14,10 @@ mod memory;
 mod memory_file;
 mod open_file_limit;
 mod pages;
+mod partial_fork;
 mod peer;
 mod process;
+mod restartable;
 mod sealed_memory;
 mod shared_atomics;
 mod shared_buffer;
@@ -48,6 +50,7 @@ pub(crate) use kernel_file::KernelFile;
 pub(crate) use memory::{Collapsed, MappedFile, OccupiedMemory, collapse_huge_pages};
 pub(crate) use open_file_limit::OpenFileLimit;
 pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
+pub(crate) use partial_fork::PartialFork;
 pub use peer::Peer;
 pub(crate) use peer::{
     group_id_of, has_unread_data, peer_address, peer_credentials, peer_groups, user_id_of,

@@ -55,6 +55,12 @@ pub(crate) enum ClientSource {
 
 impl ClientSource {
     /// The worker's descriptor: the client's connection or the channel.
+    pub(crate) fn descriptor(&self) -> &OwnedFd {
+        let (Self::Accepted(AcceptedClient { socket: fd, .. }) | Self::Channel(fd)) = self;
+        fd
+    }
+
+    /// Takes the same out.
     pub(crate) fn into_fd(self) -> OwnedFd {
         let (Self::Accepted(AcceptedClient { socket: fd, .. }) | Self::Channel(fd)) = self;
         fd

@@ -44,9 +44,18 @@ async fn pids(checkouts: &[Checkout]) -> HashSet<u32> {
     pids
 }
 
+fn highest_descriptor(pid: u32) -> u32 {
+    let numbers = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let number = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.unwrap().file_name().to_str().unwrap().parse().unwrap()
+    };
+    numbers.map(number).max().unwrap()
+}
+
 /// The test program of that test.
 pub(crate) async fn hold_siblings() {
     let (server, client) = start_with("many_workers", |client| client.max_workers(MANY + 2));
+    let pid = server.pid();
     let _server = Killed(Some(server));
     let open = async || {
         let checkout = client.checkout();
@@ -60,6 +69,10 @@ pub(crate) async fn hold_siblings() {
     let (_last, last, among_many) = open().await;
     assert_ne!(first, last);
     assert_eq!(among_many, alone);
+    if cfg!(target_arch = "x86_64") {
+        let highest = highest_descriptor(pid);
+        assert!(highest >= 1024, "forks copy the server's descriptors of all workers");
+    }
 }
 
 /// The test program of that test.

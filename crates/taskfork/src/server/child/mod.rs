@@ -72,6 +72,17 @@ impl Child {
         [self.role.descriptor()].into_iter().chain(self.stderr()).map(AsFd::as_fd)
     }
 
+    /// The descriptor of its connection or channel, to change its number.
+    pub(crate) fn role_descriptor_mut(&mut self) -> &mut OwnedFd {
+        let (Role::Client(descriptor) | Role::Spare(descriptor)) = &mut self.role;
+        descriptor
+    }
+
+    /// Its standard error, to change the number.
+    pub(crate) fn stderr_mut(&mut self) -> Option<&mut OwnedFd> {
+        self.stderr.as_mut().and_then(CapturedStderr::pipe_mut)
+    }
+
     /// The server's descriptor of the worker's connection, unless the worker is a spare.
     pub(crate) fn connection(&self) -> Option<&OwnedFd> {
         match &self.role {

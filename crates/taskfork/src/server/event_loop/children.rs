@@ -1,6 +1,7 @@
 //! The workers of a server, by number and by process id.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::BorrowedFd;
 
 use rustix::process::Pid;
 
@@ -12,6 +13,8 @@ pub(super) struct Children {
     by_number: BTreeMap<u64, Child>,
     /// The kernel can reuse a process id only after the worker has been reaped, and removed here.
     numbers: HashMap<Pid, u64>,
+    /// The workers of which the server has a descriptor with a low number.
+    with_low_descriptors: BTreeSet<u64>,
 }
 
 impl Children {
@@ -20,9 +23,19 @@ impl Children {
         self.by_number.insert(child.number, child);
     }
 
+    /// Notes whether the server has a low descriptor of this worker.
+    pub(super) fn note_low(&mut self, number: u64, is_low: impl Fn(BorrowedFd<'_>) -> bool) {
+        let child = self.by_number.get(&number);
+        match child.is_some_and(|child| child.descriptors().any(is_low)) {
+            true => self.with_low_descriptors.insert(number),
+            false => self.with_low_descriptors.remove(&number),
+        };
+    }
+
     pub(super) fn remove(&mut self, number: u64) -> Option<Child> {
         let child = self.by_number.remove(&number)?;
         self.numbers.remove(&child.pid);
+        self.with_low_descriptors.remove(&number);
         Some(child)
     }
 
@@ -42,6 +55,11 @@ impl Children {
     /// All workers, in the order of their numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Child> {
         self.by_number.values()
+    }
+
+    /// The workers of which the server has a descriptor with a low number.
+    pub(super) fn with_low_descriptors(&self) -> impl Iterator<Item = &Child> {
+        self.with_low_descriptors.iter().filter_map(|number| self.by_number.get(number))
     }
 
     /// All workers, in the order of their numbers.

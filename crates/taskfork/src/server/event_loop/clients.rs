@@ -179,6 +179,11 @@ impl EventLoop {
         };
         match assigned {
             Ok(()) => {
+                let Self { children, process, .. } = self;
+                if let Some(child) = children.get_mut(number) {
+                    process.partial_forks.move_up(child.role_descriptor_mut());
+                }
+                children.note_low(number, |descriptor| process.partial_forks.is_low(descriptor));
                 self.supervisor.handle_assigned(number, now());
                 self.watch_client(number);
             }

@@ -1,7 +1,7 @@
 //! Forking a worker, and setting up the new process.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, set_parent_process_death_signal, setpgid};
 
 use super::clients::WaitingClient;
+use super::state::ServerProcess;
 use super::{EventLoop, token};
 use crate::clock::now;
 use crate::log_output;
@@ -27,7 +28,7 @@ use crate::server::spawned_server;
 use crate::server::stderr::{CapturedStderr, Stderr};
 use crate::server::supervisor::ClientKey;
 use crate::server::worker_groups::WorkerGroups;
-use crate::sys::{self, ForkError, Forked, ThreadCount};
+use crate::sys::{self, ForkError, Forked};
 use crate::worker::scoreboard::ServerSlot;
 use crate::worker::{ClientSource, WorkerConfig, WorkerInit};
 
@@ -40,7 +41,11 @@ pub(crate) type Program = Box<dyn Fn(WorkerInit) -> i32>;
 enum ForkSide {
     Parent(Pid, Option<CapturedStderr>),
     /// With its standard error, unless it keeps the server's.
-    Worker(Option<OwnedFd>, Option<CapturedStderr>),
+    Worker {
+        stderr: Option<OwnedFd>,
+        captured: Option<CapturedStderr>,
+        needs_only_low: bool,
+    },
 }
 
 /// What a new worker process has before it becomes a worker.
@@ -61,6 +66,8 @@ struct ChildInit {
 struct InheritedFds {
     role: Role,
     captured: Option<CapturedStderr>,
+    /// It needs none with a high number.
+    needs_only_low: bool,
 }
 
 #[taskfork_macros::startup_code]
@@ -103,9 +110,11 @@ impl EventLoop {
                 return Err((socket, ForkError::Kernel(error)));
             }
         };
-        let (threads, stderr) = (&self.process.threads, self.options.stderr);
+        self.process.partial_forks.prepare(self.children.len(), &self.process.threads);
         self.template.title.set_number(number);
-        match fork_child(threads, stderr) {
+        let needed = [Some(socket.descriptor()), group.as_ref()];
+        let needed = needed.into_iter().flatten().map(AsRawFd::as_raw_fd);
+        match fork_child(&self.process, self.children.len(), self.options.stderr, needed) {
             Ok(ForkSide::Parent(pid, stderr)) => {
                 self.supervisor.handle_forked(number, now());
                 if !self
@@ -124,8 +133,8 @@ impl EventLoop {
                 }
                 Ok(())
             }
-            Ok(ForkSide::Worker(stderr, captured)) => {
-                let inherited = InheritedFds { role, captured };
+            Ok(ForkSide::Worker { stderr, captured, needs_only_low }) => {
+                let inherited = InheritedFds { role, captured, needs_only_low };
                 self.become_worker(ChildInit {
                     stderr,
                     socket,
@@ -137,6 +146,7 @@ impl EventLoop {
                 })
             }
             Err(error) => {
+                self.descendants.orphans.handle_failed_fork();
                 self.discard_surroundings(number);
                 if let Err(error) = self.scoreboard.hide_from_children(&slot) {
                     if self.logs.limits.workers.acquire(Instant::now()) {
@@ -174,13 +184,18 @@ impl EventLoop {
         self.surroundings.groups.iter().for_each(|groups| groups.discard(number));
     }
 
-    fn register(&mut self, child: Child) {
+    fn register(&mut self, mut child: Child) {
         let number = child.number;
+        let forks = &self.process.partial_forks;
+        forks.move_up(child.role_descriptor_mut());
+        child.stderr_mut().into_iter().for_each(|pipe| forks.move_up(pipe));
         let watched = match child.stderr() {
             Some(stderr) => self.watch(stderr.as_fd(), token(number, 1), EventFlags::IN),
             None => Ok(()),
         };
         self.children.insert(child);
+        let forks = &self.process.partial_forks;
+        self.children.note_low(number, |descriptor| forks.is_low(descriptor));
         match watched {
             Ok(()) => self.watch_client(number),
             Err(error) => self.kill_unwatchable(number, &error),
@@ -214,7 +229,7 @@ impl EventLoop {
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn become_worker(&self, init: ChildInit) -> ! {
         let ChildInit { stderr, socket, slot, number, scratch, group, inherited } = init;
-        let InheritedFds { role, captured } = inherited;
+        let InheritedFds { role, captured, needs_only_low } = inherited;
         spawned_server::close_inherited();
         let redirected = || {
             rustix::stdio::dup2_stdin(&self.template.dev_null)?;
@@ -274,7 +289,12 @@ impl EventLoop {
             let of_log = log.iter().flat_map(|log| log.descriptors());
             let of_worker = of_worker.chain([role.descriptor()]).map(AsFd::as_fd).chain(of_log);
             // SAFETY: as above. Nothing below uses the owners of these descriptors.
-            unsafe { sys::close_unchecked(self.descriptors().chain(of_worker)) };
+            unsafe {
+                sys::close_unchecked(self.descriptors(needs_only_low).chain(of_worker));
+                if needs_only_low {
+                    self.process.partial_forks.close_high();
+                }
+            }
         }
         // The limit can be restored only after the server's descriptors have been closed.
         if !self.options.limits.has(Limit::OpenFiles) {
@@ -295,14 +315,17 @@ impl EventLoop {
         sys::exit_now(status)
     }
 
-    /// All descriptors of the server that a worker must close.
-    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    /// The descriptors of the server that a worker must close, without those of other workers that have high numbers
+    /// if it needs only low ones.
+    fn descriptors(&self, needs_only_low: bool) -> impl Iterator<Item = BorrowedFd<'_>> {
         let own = [
             self.template.dev_null.as_fd(),
             self.process.epoll.as_fd(),
             self.process.signals.as_fd(),
         ];
-        let children = self.children.iter().flat_map(Child::descriptors);
+        let all = (!needs_only_low).then(|| self.children.iter());
+        let low = needs_only_low.then(|| self.children.with_low_descriptors());
+        let children = all.into_iter().flatten().chain(low.into_iter().flatten());
         own.into_iter()
             .chain([self.process.threads.as_fd(), self.process.wake.as_fd()])
             .chain(self.descendants.oom_kills.descriptor())
@@ -319,7 +342,7 @@ impl EventLoop {
             .chain(self.surroundings.scratch.iter().flat_map(ScratchFolder::descriptors))
             .chain(self.connections.handshakes.descriptors())
             .chain(self.connections.waiting.descriptors())
-            .chain(children)
+            .chain(children.flat_map(Child::descriptors))
     }
 }
 
@@ -335,7 +358,12 @@ fn join_group(processes: OwnedFd) -> io::Result<()> {
 /// Forks the process, in its own process group and with its own standard error.
 #[inline]
 #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-fn fork_child(threads: &ThreadCount, stderr: Stderr) -> Result<ForkSide, ForkError> {
+fn fork_child(
+    process: &ServerProcess,
+    workers: usize,
+    stderr: Stderr,
+    needed: impl Iterator<Item = RawFd>,
+) -> Result<ForkSide, ForkError> {
     let (stderr, writer) = match stderr {
         Stderr::Capture | Stderr::Log => {
             let (captured, writer) = CapturedStderr::new()?;
@@ -349,9 +377,11 @@ fn fork_child(threads: &ThreadCount, stderr: Stderr) -> Result<ForkSide, ForkErr
     if tracing::dispatcher::has_been_set() {
         sys::flush_stdio();
     }
-    // SAFETY: the child becomes a worker, which closes everything of the server, and leaves by
-    // `exit_now`.
-    match unsafe { sys::fork(threads) }? {
+    let needed = needed.chain(writer.as_ref().map(AsRawFd::as_raw_fd));
+    // SAFETY: the child becomes a worker, which closes everything of the server, drops none of its
+    // values, and leaves by `exit_now`.
+    let fork = unsafe { process.partial_forks.fork(&process.threads, workers, needed) }?;
+    match fork.forked {
         Forked::Parent { child } => {
             let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
             // Both processes do this, so that it holds before either of them continues.
@@ -366,7 +396,8 @@ fn fork_child(threads: &ThreadCount, stderr: Stderr) -> Result<ForkSide, ForkErr
                 sys::exit_now(1);
             }
             become_subreaper();
-            Ok(ForkSide::Worker(writer, stderr))
+            let needs_only_low = fork.needs_only_low;
+            Ok(ForkSide::Worker { stderr: writer, captured: stderr, needs_only_low })
         }
     }
 }

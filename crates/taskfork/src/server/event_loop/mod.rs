@@ -12,6 +12,7 @@ mod guard;
 mod helpers;
 mod inspect;
 mod log_summary;
+mod partial_forks;
 mod reaper;
 mod rebind;
 mod restart;
@@ -33,6 +34,7 @@ use rustix::io::Errno;
 use self::children::Children;
 use self::clients::WaitingClients;
 pub(crate) use self::fork_worker::Program;
+use self::partial_forks::PartialForks;
 use self::rebind::SocketFiles;
 use self::state::{
     Connections, Descendants, Logs, ServerProcess, StatusService, Surroundings, Takeover,
@@ -186,6 +188,7 @@ impl EventLoop {
                 wake,
                 threads: thread_count,
                 open_files,
+                partial_forks: PartialForks::default(),
             },
             connections: Connections {
                 listener,

@@ -7,6 +7,7 @@ use rustix::process::Pid;
 
 use super::clients::WaitingClients;
 use super::fork_worker::Program;
+use super::partial_forks::PartialForks;
 use super::rebind::SocketFiles;
 use super::stderr::LimitedStderr;
 use crate::server::access::Rules;
@@ -39,6 +40,7 @@ pub(super) struct ServerProcess {
     pub(super) threads: ThreadCount,
     /// The limit of the server's descriptors.
     pub(super) open_files: OpenFileLimit,
+    pub(super) partial_forks: PartialForks,
 }
 
 /// The listener, and the connections without a worker.
