@@ -58,8 +58,8 @@ async fn flood<T: Send + 'static>(
         calls += 1;
     }
     eprintln!("the worst of {calls} calls among {SILENT} silent connections took {worst:?}");
-    // The aim is 100 ms; this machine may have other things to do.
-    assert!(worst < Duration::from_secs(1), "{worst:?}");
+    // A silent connection is closed after 10 seconds. A call that waited for that would take as long.
+    assert!(worst < Duration::from_secs(8), "{worst:?}");
     (silent.join().unwrap(), calls)
 }
 
