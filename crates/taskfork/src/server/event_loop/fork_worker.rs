@@ -32,10 +32,6 @@ use crate::sys::{self, ForkError, Forked};
 use crate::worker::scoreboard::ServerSlot;
 use crate::worker::{ClientSource, WorkerConfig, WorkerInit};
 
-/// The code of a worker, with the types of its state and its interface erased. Returns the exit
-/// status.
-pub(crate) type Program = Box<dyn Fn(WorkerInit) -> i32>;
-
 /// The process that a fork returns in.
 #[derive(Debug)]
 enum ForkSide {

@@ -33,9 +33,9 @@ use rustix::io::Errno;
 
 use self::children::Children;
 use self::clients::WaitingClients;
-pub(crate) use self::fork_worker::Program;
 use self::partial_forks::PartialForks;
 use self::rebind::SocketFiles;
+pub(crate) use self::state::Program;
 use self::state::{
     Connections, Descendants, Logs, ServerProcess, StatusService, Surroundings, Takeover,
     WorkerTemplate,

@@ -6,7 +6,6 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use super::clients::WaitingClients;
-use super::fork_worker::Program;
 use super::partial_forks::PartialForks;
 use super::rebind::SocketFiles;
 use super::stderr::LimitedStderr;
@@ -28,7 +27,11 @@ use crate::server::stderr::StderrOutput;
 use crate::server::wake_pipe::WakePipe;
 use crate::server::worker_groups::WorkerGroups;
 use crate::sys::{OpenFileLimit, ThreadCount, Title};
-use crate::worker::{IoBuffers, WorkerSandbox};
+use crate::worker::{IoBuffers, WorkerInit, WorkerSandbox};
+
+/// The code of a worker, with the types of its state and its interface erased. Returns the exit
+/// status.
+pub(crate) type Program = Box<dyn Fn(WorkerInit) -> i32>;
 
 /// The server's own process, and what wakes it.
 pub(super) struct ServerProcess {
