@@ -55,8 +55,7 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
         "new_worker" => return Ours::new("plain", 32, BusyPoll::Adaptive).new_workers(),
         "tasks_10" | "tasks_100" | "tasks_1000" => {
             let tasks = work.trim_start_matches("tasks_").parse().expect("a number");
-            let threads = if name == "taskfork on 1 thread" { 1 } else { 2 };
-            return tasks::measure(tasks, threads, scale);
+            return tasks::measure(name, tasks, scale);
         }
         _ if name == "taskfork lent" => {
             let (bytes, mut ours) = (scale << 10, Ours::new("plain", 1, BusyPoll::Adaptive));

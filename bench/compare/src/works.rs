@@ -74,7 +74,12 @@ const REPLACE: &[&str] = &[
 const SIZES: &[&str] = &[RUST[0], RUST[3], OTHERS[1], OTHERS[2], OTHERS[3], OTHERS[4]];
 const HASHES: &[&str] = &[RUST[0], RUST[2], RUST[3], OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]];
 const ONE_MORE: &[&str] = &["taskfork", "floor fork"];
-const THREADS: &[&str] = &["taskfork on 1 thread", "taskfork on 2 threads"];
+const THREADS: &[&str] = &[
+    "taskfork on 1 thread",
+    "taskfork on 2 threads",
+    "hand-written pool on 1 thread",
+    "hand-written pool on 2 threads",
+];
 
 /// A work for each of the arguments: name, title, unit, whether more is better, scales, candidates.
 macro_rules! works {

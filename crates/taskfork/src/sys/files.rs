@@ -3,9 +3,9 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
+use std::{ptr, slice};
 
-use bytes::BufMut;
+use bytes::{BufMut, BytesMut};
 use nix::libc;
 use rustix::io::Errno;
 use rustix::net::{
@@ -40,6 +40,29 @@ pub(crate) fn send_files(
         ancillary.push(SendAncillaryMessage::ScmRights(&files));
     }
     sendmsg(socket, bytes, &mut ancillary, flags | SendFlags::NOSIGNAL)
+}
+
+/// Reads of at most this many bytes go through the stack.
+const SHORT_READ: usize = 4 << 10;
+
+/// Appends received bytes and descriptors, as [`receive_files`] does, without waiting. It asks for `room` bytes, or for
+/// more if `inbox` has room for them. The inbox of a connection with short messages only stays as small as they are,
+/// because it need not have room before the read.
+pub(crate) fn receive_into(
+    socket: &impl AsFd,
+    inbox: &mut BytesMut,
+    room: usize,
+    files: &mut Vec<OwnedFd>,
+) -> rustix::io::Result<usize> {
+    if room > SHORT_READ || inbox.capacity() - inbox.len() >= room {
+        inbox.reserve(room);
+        return receive_files(socket, inbox, files, false);
+    }
+    let mut bytes = [MaybeUninit::<u8>::uninit(); SHORT_READ];
+    let received = receive_files(socket, &mut &mut bytes[..room], files, false)?;
+    // SAFETY: the kernel has written this number of bytes to the start of the array.
+    inbox.extend_from_slice(unsafe { slice::from_raw_parts(bytes.as_ptr().cast(), received) });
+    Ok(received)
 }
 
 /// Appends received bytes to `inbox`, as far as it has room, and received descriptors to `files`. Returns the
@@ -104,4 +127,43 @@ pub(crate) fn receive_files(
         part = unsafe { libc::CMSG_NXTHDR(&raw const message, part) };
     }
     Ok(received)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn receive(sent: &[u8], inbox: &mut BytesMut, room: usize) -> usize {
+        let (mut there, here) = UnixStream::pair().unwrap();
+        there.write_all(sent).unwrap();
+        receive_into(&here, inbox, room, &mut Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn a_short_message_takes_little_memory() {
+        let mut inbox = BytesMut::new();
+        assert_eq!(receive(b"first", &mut inbox, SHORT_READ), 5);
+        assert_eq!(receive(b", second", &mut inbox, SHORT_READ), 8);
+        assert_eq!(&inbox[..], b"first, second");
+        assert!(inbox.capacity() < 256, "{}", inbox.capacity());
+    }
+
+    #[test]
+    fn a_read_returns_as_much_as_was_asked_for() {
+        let sent: Vec<u8> = (0..20_000_u32).map(|place| place as u8).collect();
+        for (capacity, room, received) in [
+            (0, SHORT_READ, SHORT_READ),
+            (100, SHORT_READ, SHORT_READ),
+            (0, 10_000, 10_000),
+            (5000, SHORT_READ, 5000),
+        ] {
+            let mut inbox = BytesMut::with_capacity(capacity);
+            let length = receive(&sent, &mut inbox, room);
+            assert!(length >= received, "{length} of {received}");
+            assert_eq!(inbox[..], sent[..length]);
+        }
+    }
 }

@@ -143,7 +143,7 @@ async fn handshake(
     // If the server refuses, the write may fail, but the reason can still be read.
     let written = write_all(stream, rest).await;
 
-    let (mut inbox, mut reader) = (BytesMut::with_capacity(4096), HandshakeReader::default());
+    let (mut inbox, mut reader) = (BytesMut::new(), HandshakeReader::default());
     // A hello has no files. Any that come are closed at the end, and too many are an error.
     let mut files = Vec::new();
     loop {
@@ -179,8 +179,8 @@ async fn read_more(
     inbox: &mut BytesMut,
     files: &mut Vec<OwnedFd>,
 ) -> Result<(), HandshakeError> {
-    inbox.reserve(frame::room_for_next_read(inbox));
-    match poll_fn(|context| stream.poll_read(context, inbox, files)).await {
+    let room = frame::room_for_next_read(inbox);
+    match poll_fn(|context| stream.poll_read(context, inbox, room, files)).await {
         Ok(0) => Err(HandshakeError::Closed),
         Ok(_) => Ok(()),
         Err(error) => Err(HandshakeError::of(error)),

@@ -199,8 +199,8 @@ impl Link {
     fn poll_read(&mut self, proto: &mut proto::Connection) -> Poll<Received> {
         let is_established = proto.is_established();
         let mut context = Context::from_waker(&self.waker);
-        let (inbox, files) = proto.buffer();
-        let Poll::Ready(read) = self.stream.poll_read(&mut context, inbox, files) else {
+        let (inbox, room, files) = proto.buffer();
+        let Poll::Ready(read) = self.stream.poll_read(&mut context, inbox, room, files) else {
             // A message may have come through a ring.
             return match self.is_spinning || proto.prepare_sleep() {
                 true => Poll::Pending,
@@ -245,8 +245,8 @@ impl Link {
     }
 
     fn receive_now(&mut self, proto: &mut proto::Connection) -> rustix::io::Result<usize> {
-        let (inbox, files) = proto.buffer();
-        self.stream.receive_now(inbox, files)
+        let (inbox, room, files) = proto.buffer();
+        self.stream.receive_now(inbox, room, files)
     }
 
     /// Records that a call was sent.

@@ -168,7 +168,7 @@ fn connect_optimistically(core: &Arc<Core>, permit: Permit, now: Instant) -> Opt
     let handshake = PendingHandshake::new(now, due, config.max_frame, files);
     let expected = ConnectionConfig {
         protocol: config.protocol,
-        inbox: BytesMut::with_capacity(4096),
+        inbox: BytesMut::new(),
         pid: 0,
         limits: PeerLimits { pipeline_window: 0, ..limits },
         max_receive: config.max_frame,

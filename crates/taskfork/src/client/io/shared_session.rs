@@ -485,7 +485,10 @@ impl SharedSession {
     fn enter_queue(&self, state: &mut State, ticket: Ticket) {
         state.place = Place::Queue(ticket);
         state.session.enter_queue();
-        self.core.driver_queue.wake();
+        // The driver is woken only if it may connect a worker: most checkouts wait for one that others hold.
+        if self.core.pool().needs_worker() {
+            self.core.driver_queue.wake();
+        }
         if let Some(cause) = self.core.unavailable() {
             state.session.end(cause, Loss::Used);
         }

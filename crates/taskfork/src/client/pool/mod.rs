@@ -395,7 +395,8 @@ impl<C, W, E> Pool<C, W, E> {
         self.backoff.wait(now);
     }
 
-    fn needs_worker(&self) -> bool {
+    /// Whether more workers are wanted than there are, those included that are being connected.
+    pub(crate) fn needs_worker(&self) -> bool {
         self.workers.len() < self.target_size()
     }
 

@@ -170,15 +170,14 @@ impl Connection {
 
     // What has happened.
 
-    /// Where to put received bytes, within the capacity, and received files.
+    /// Where to append received bytes, for how many to ask, and where to append received files.
     #[inline]
-    pub(crate) fn buffer(&mut self) -> (&mut BytesMut, &mut Vec<OwnedFd>) {
+    pub(crate) fn buffer(&mut self) -> (&mut BytesMut, usize, &mut Vec<OwnedFd>) {
         let room = match &self.perl {
             None => frame::room_for_next_read(&self.inbox),
             Some(_) => Perl::room_for_next_read(&self.inbox),
         };
-        self.inbox.reserve(room);
-        (&mut self.inbox, &mut self.files_received)
+        (&mut self.inbox, room, &mut self.files_received)
     }
 
     /// Records that `received` bytes were put into the buffer.

@@ -348,8 +348,7 @@ impl Memory {
         inbox: &mut BytesMut,
         files: &mut Vec<OwnedFd>,
     ) -> Option<usize> {
-        inbox.reserve(4096);
-        let read = poll_fn(|context| self.poll_read(context, inbox, files)).await;
+        let read = poll_fn(|context| self.poll_read(context, inbox, 4096, files)).await;
         read.ok().filter(|&length| length > 0)
     }
 
@@ -359,9 +358,8 @@ impl Memory {
         inbox: &mut BytesMut,
         files: &mut Vec<OwnedFd>,
     ) -> usize {
-        inbox.reserve(4096);
         // An error is found again by the next read.
-        self.receive_now(inbox, files).unwrap_or(0)
+        self.receive_now(inbox, 4096, files).unwrap_or(0)
     }
 
     /// Waits for room, and sends all of this, as the kernel does with a short message. Returns `None` if the
@@ -432,8 +430,10 @@ impl Transport for Memory {
         &mut self,
         context: &mut Context<'_>,
         inbox: &mut BytesMut,
+        room: usize,
         files: &mut Vec<OwnedFd>,
     ) -> Poll<io::Result<usize>> {
+        inbox.reserve(room);
         let mut duplex = lock(&self.duplex);
         if duplex.is_early(context) {
             return Poll::Pending;
@@ -452,8 +452,10 @@ impl Transport for Memory {
     fn receive_now(
         &mut self,
         inbox: &mut BytesMut,
+        room: usize,
         files: &mut Vec<OwnedFd>,
     ) -> rustix::io::Result<usize> {
+        inbox.reserve(room);
         // A read from a socket returns everything that has arrived, and short messages arrive whole.
         match lock(&self.duplex).receive(self.side, usize::MAX, inbox, files) {
             Some(Ok(length)) => Ok(length),

@@ -29,12 +29,13 @@ pub(crate) trait Transport: fmt::Debug + Send {
         files: &[OutgoingFile],
     ) -> Poll<io::Result<usize>>;
 
-    /// Appends received bytes to `inbox`, within its capacity, and received files to `files`. Returns 0 at
-    /// the end of the stream.
+    /// Appends received bytes to `inbox`, and received files to `files`. It asks for `room` bytes, or for more if the
+    /// inbox has room for them. Returns 0 at the end of the stream.
     fn poll_read(
         &mut self,
         context: &mut Context<'_>,
         inbox: &mut BytesMut,
+        room: usize,
         files: &mut Vec<OwnedFd>,
     ) -> Poll<io::Result<usize>>;
 
@@ -42,6 +43,7 @@ pub(crate) trait Transport: fmt::Debug + Send {
     fn receive_now(
         &mut self,
         inbox: &mut BytesMut,
+        room: usize,
         files: &mut Vec<OwnedFd>,
     ) -> rustix::io::Result<usize>;
 

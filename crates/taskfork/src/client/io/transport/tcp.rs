@@ -39,8 +39,10 @@ impl Transport for Tcp {
         &mut self,
         context: &mut Context<'_>,
         inbox: &mut BytesMut,
+        room: usize,
         _: &mut Vec<OwnedFd>,
     ) -> Poll<io::Result<usize>> {
+        inbox.reserve(room);
         // Dropping this future loses nothing: every byte that it has received is in `inbox`.
         pin!(self.0.read_buf(inbox)).poll(context)
     }
@@ -48,9 +50,10 @@ impl Transport for Tcp {
     fn receive_now(
         &mut self,
         inbox: &mut BytesMut,
+        room: usize,
         files: &mut Vec<OwnedFd>,
     ) -> rustix::io::Result<usize> {
-        sys::receive_files(&self.0, inbox, files, false)
+        sys::receive_into(&self.0, inbox, room, files)
     }
 
     fn can_lose_answers(&self) -> bool {

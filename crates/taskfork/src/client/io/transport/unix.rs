@@ -163,12 +163,13 @@ impl Transport for Unix {
         &mut self,
         context: &mut Context<'_>,
         inbox: &mut BytesMut,
+        room: usize,
         files: &mut Vec<OwnedFd>,
     ) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(context))?;
-            let (room, before) = (inbox.capacity() - inbox.len(), files.len());
-            match sys::receive_files(self.socket.get_ref(), inbox, files, false) {
+            let before = files.len();
+            match sys::receive_into(self.socket.get_ref(), inbox, room, files) {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Poll::Ready(Err(errno.into())),
@@ -187,9 +188,10 @@ impl Transport for Unix {
     fn receive_now(
         &mut self,
         inbox: &mut BytesMut,
+        room: usize,
         files: &mut Vec<OwnedFd>,
     ) -> rustix::io::Result<usize> {
-        sys::receive_files(self.socket.get_ref(), inbox, files, false)
+        sys::receive_into(self.socket.get_ref(), inbox, room, files)
     }
 
     fn can_lose_answers(&self) -> bool {
