@@ -42,19 +42,24 @@ pub(crate) fn send_files(
     sendmsg(socket, bytes, &mut ancillary, flags | SendFlags::NOSIGNAL)
 }
 
-/// Reads of at most this many bytes go through the stack.
-const SHORT_READ: usize = 4 << 10;
+/// Reads of at most this many bytes go through the stack if `inbox` has no room for them.
+pub(crate) const SHORT_READ: usize = 4 << 10;
+
+/// Whether a read of `room` bytes goes to `inbox` directly. Other reads go through the stack. So `inbox` stays as small
+/// as its messages if all of them are short.
+pub(crate) fn reads_into_inbox(inbox: &BytesMut, room: usize) -> bool {
+    room > SHORT_READ || inbox.capacity() - inbox.len() >= room
+}
 
 /// Appends received bytes and descriptors, as [`receive_files`] does, without waiting. It asks for `room` bytes, or for
-/// more if `inbox` has room for them. The inbox of a connection with short messages only stays as small as they are,
-/// because it need not have room before the read.
+/// more if `inbox` has room for them.
 pub(crate) fn receive_into(
     socket: &impl AsFd,
     inbox: &mut BytesMut,
     room: usize,
     files: &mut Vec<OwnedFd>,
 ) -> rustix::io::Result<usize> {
-    if room > SHORT_READ || inbox.capacity() - inbox.len() >= room {
+    if reads_into_inbox(inbox, room) {
         inbox.reserve(room);
         return receive_files(socket, inbox, files, false);
     }

@@ -39,8 +39,8 @@ pub(crate) use exit_mirror::{
     defer_mirroring, exit_if_child_exited, mirror_exit_of, mirrored_child, stop_mirroring,
 };
 pub(crate) use files::{
-    MAX_FILES, MAX_UNCLAIMED_FILES, TOO_MANY_FILES, receive_files, receive_into, send_files,
-    supports_descriptors,
+    MAX_FILES, MAX_UNCLAIMED_FILES, SHORT_READ, TOO_MANY_FILES, reads_into_inbox, receive_files,
+    receive_into, send_files, supports_descriptors,
 };
 #[cfg(not(test))]
 pub(crate) use fork_count::fork_count;

@@ -76,7 +76,7 @@ impl Client {
         Self { core, _driver: Arc::new(DriverLease(driver_queue)) }
     }
 
-    pub(super) fn core(&self) -> &Arc<Core> {
+    pub(in crate::client) fn core(&self) -> &Arc<Core> {
         &self.core
     }
 

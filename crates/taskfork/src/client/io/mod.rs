@@ -14,4 +14,6 @@ pub(super) mod transport;
 pub(super) mod waker;
 
 #[cfg(test)]
+mod driver_wake_tests;
+#[cfg(test)]
 mod ring_tests;

@@ -249,8 +249,8 @@ impl<C, W, E> Pool<C, W, E> {
         self.idle.pop().map(|index| self.lease(index))
     }
 
-    /// Replaces a worker that died unused: leases an idle worker, or else adds the waiter to the queue,
-    /// before all that never had one.
+    /// Leases an idle worker to a checkout whose worker died unused. If none is idle, the checkout joins the queue
+    /// ahead of all checkouts that have never had a worker.
     pub(crate) fn check_out_again(&mut self, waiter: W) -> Result<(W, Lease<C>), Ticket> {
         match self.check_out_idle() {
             Some(lease) => Ok((waiter, lease)),

@@ -1,12 +1,13 @@
 //! Connections through TCP.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::{Connected, Transport};
@@ -42,9 +43,16 @@ impl Transport for Tcp {
         room: usize,
         _: &mut Vec<OwnedFd>,
     ) -> Poll<io::Result<usize>> {
-        inbox.reserve(room);
-        // Dropping this future loses nothing: every byte that it has received is in `inbox`.
-        pin!(self.0.read_buf(inbox)).poll(context)
+        if sys::reads_into_inbox(inbox, room) {
+            inbox.reserve(room);
+            // Dropping this future loses nothing: every byte that it has received is in `inbox`.
+            return pin!(self.0.read_buf(inbox)).poll(context);
+        }
+        let mut bytes = [MaybeUninit::uninit(); sys::SHORT_READ];
+        let mut read = ReadBuf::uninit(&mut bytes[..room]);
+        ready!(Pin::new(&mut self.0).poll_read(context, &mut read))?;
+        inbox.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
     }
 
     fn receive_now(
