@@ -41,6 +41,7 @@ mod log_limit;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod notify;
+mod numbered;
 mod oom;
 mod options;
 mod orphans;

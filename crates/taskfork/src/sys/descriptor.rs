@@ -110,12 +110,12 @@ pub(crate) fn leak_descriptor(descriptor: OwnedFd) -> BorrowedFd<'static> {
 /// # Safety
 /// After the call, this process must neither use nor drop a value that owns one of these descriptors.
 #[taskfork_macros::startup_code]
-pub(crate) unsafe fn close_unchecked<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
+pub(crate) unsafe fn close_unchecked(descriptors: impl Iterator<Item = RawFd>) {
     // A bitmap needs no allocation and no sorting. In a new worker, each page that is touched first costs a
     // page fault.
     let mut low = [0_u64; 16];
     for descriptor in descriptors {
-        let number = descriptor.as_raw_fd().unsigned_abs();
+        let number = descriptor.unsigned_abs();
         match low.get_mut(number as usize / 64) {
             Some(word) => *word |= 1 << (number % 64),
             // SAFETY: the caller has promised that no value uses the descriptor again.

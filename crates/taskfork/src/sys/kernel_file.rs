@@ -24,9 +24,9 @@ impl KernelFile {
     pub(crate) fn read(&self) -> String {
         let Some(file) = &self.file else { return String::new() };
         let mut text = Vec::new();
-        // Most such files are short. A long buffer on the heap would have pages that are copied after each
-        // fork.
-        let mut piece = [0; 1 << 10];
+        // The kernel writes at most 4 KiB at a time, and looks for the place to continue from the start of a list
+        // each time. A buffer on the heap would have pages that are copied after each fork.
+        let mut piece = [0; 4 << 10];
         loop {
             match file.read_at(&mut piece, text.len() as u64) {
                 Ok(0) => break,

@@ -26,6 +26,7 @@ mod signal;
 mod test_support;
 mod title;
 mod user;
+mod vec_pages;
 mod violation;
 
 pub(crate) use alarm::{
@@ -73,4 +74,5 @@ pub(crate) use user::{
     User, account_of, common_user, effective_user, groups_of_this_process, is_unique_group,
     is_unique_user, record_user_map, sole_user,
 };
+pub(crate) use vec_pages::VecPages;
 pub(crate) use violation::{record_violation, set_violation_word};

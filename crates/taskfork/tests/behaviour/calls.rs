@@ -1,12 +1,14 @@
 //! Calls and the order in which they run.
 
+use std::pin::pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use taskfork::Error;
-use taskfork::client::Value;
+use taskfork::client::{BusyPoll, Value};
 use taskfork::error::{CallError, FatalError};
 
-use crate::support::{start, start_with, trial};
+use crate::support::{start, start_with, trial, until};
 
 trial!(a_call_returns_its_result, async || {
     let (_server, client) = start("general");
@@ -182,4 +184,54 @@ trial!(an_unawaited_answer_is_kept, async || {
         checkout.call::<()>("nothing", ()).await.unwrap();
     }
     assert_eq!(kept.await.unwrap(), 42);
+});
+
+/// A task that counts how often it is woken. Clones of its waker differ from it, as those of some runtimes do.
+#[expect(unsafe_code, reason = "only a waker with functions of its own differs from its clones")]
+mod counting_task {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{RawWaker, RawWakerVTable, Waker};
+
+    static WOKEN: AtomicUsize = AtomicUsize::new(0);
+
+    static FIRST: RawWakerVTable = RawWakerVTable::new(clone, wake, wake, ignore);
+    static CLONES: RawWakerVTable = RawWakerVTable::new(clone, wake, wake, forget);
+
+    fn clone(_: *const ()) -> RawWaker {
+        RawWaker::new(std::ptr::null(), &CLONES)
+    }
+
+    fn wake(_: *const ()) {
+        WOKEN.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn ignore(_: *const ()) {}
+
+    fn forget(data: *const ()) {
+        // A function of its own, or the compiler could merge the two tables.
+        assert!(data.is_null());
+    }
+
+    pub(super) fn waker() -> Waker {
+        // SAFETY: the functions use no data, and can be called by any thread at any time.
+        unsafe { Waker::from_raw(RawWaker::new(std::ptr::null(), &FIRST)) }
+    }
+
+    pub(super) fn woken() -> usize {
+        WOKEN.load(Ordering::SeqCst)
+    }
+}
+
+trial!(a_task_is_not_woken_for_an_answer_that_it_has_taken, async || {
+    let (_server, client) = start_with("general", |client| client.busy_poll(BusyPoll::Off));
+    client.call::<i64>("add", (1, 1)).await.unwrap();
+    let waker = counting_task::waker();
+    assert!(!waker.will_wake(&waker.clone()));
+    let mut context = Context::from_waker(&waker);
+    let mut call = pin!(client.call::<i64>("add", (2, 3)));
+    assert!(call.as_mut().poll(&mut context).is_pending());
+    until("an answer", || counting_task::woken() > 0).await;
+    let woken = counting_task::woken();
+    let Poll::Ready(result) = call.as_mut().poll(&mut context) else { panic!("no answer") };
+    assert_eq!((result.unwrap(), counting_task::woken()), (5, woken));
 });

@@ -63,14 +63,6 @@ impl Effects {
         Self { pool_commands: command.into_iter().collect(), ..Self::default() }
     }
 
-    /// Removes the waker of a call whose outcome its task takes now. The task may wait for other calls too, which it
-    /// has polled before, so their wakers stay.
-    pub(crate) fn take_own_waker(&mut self, task: &Waker) {
-        if let Some(own) = self.wakers.iter().position(|waker| waker.will_wake(task)) {
-            self.wakers.swap_remove(own);
-        }
-    }
-
     /// Whether there is nothing but tasks to wake, as after most calls.
     pub(crate) fn is_only_wakers(&self) -> bool {
         self.pool_commands.is_empty() && self.rare.is_none()
@@ -83,33 +75,5 @@ impl Effects {
     /// Removes the effects that are not those of most calls.
     pub(crate) fn take_rare(&mut self) -> RareEffects {
         self.rare.take().map(|rare| *rare).unwrap_or_default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Task(AtomicUsize);
-
-    impl Wake for Task {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn a_task_that_takes_one_of_two_outcomes_is_woken_for_the_other() {
-        let task = Arc::<Task>::default();
-        let waker = Waker::from(task.clone());
-        let mut effects = Effects::default();
-        effects.wakers.extend([waker.clone(), waker.clone()]);
-        effects.take_own_waker(&waker);
-        effects.wakers.into_iter().for_each(Waker::wake);
-        assert_eq!(task.0.load(Ordering::Relaxed), 1);
     }
 }

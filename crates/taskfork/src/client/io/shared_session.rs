@@ -48,6 +48,9 @@ struct State {
     waiting_since: Option<Instant>,
     /// The driver has an event that says that calls must be sent.
     driver_notified: bool,
+    /// The call that its task polls now. The task need not be woken for it. Wakers cannot be compared instead: clones of
+    /// a waker may differ from it. The task may wait for other calls too, which it has polled before.
+    polled: Option<Seq>,
     /// The session has a worker and no call, and the driver gets the next event on the connection.
     is_idle: bool,
 }
@@ -141,6 +144,7 @@ impl SharedSession {
             timer: None,
             waiting_since: None,
             driver_notified: false,
+            polled: None,
             is_idle: false,
         };
         Arc::new(Self { core, state: Mutex::new(state) })
@@ -248,11 +252,10 @@ impl SharedSession {
         let mut taken = state.session.take(seq);
         if taken.is_none() {
             state.session.set_waker(seq, waker);
+            state.polled = Some(seq);
             self.advance(&mut state, &mut effects, &now);
+            state.polled = None;
             taken = state.session.take(seq);
-            if taken.is_some() {
-                effects.take_own_waker(waker);
-            }
         }
         self.finish_if_done(&mut state, &mut effects);
         let is_flooding = taken.is_none() && state.session.is_flooding();
@@ -433,7 +436,8 @@ impl SharedSession {
     fn carry_out_events(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
         while let Some(event) = state.session.poll_event() {
             match event {
-                Event::Wake(waker) => effects.wakers.push(waker),
+                Event::Wake(seq, _) if state.polled == Some(seq) => {}
+                Event::Wake(_, waker) => effects.wakers.push(waker),
                 Event::Replay(replay) => effects.rare().replays.push(replay),
                 Event::DropLog(log) => effects.rare().logs.push(log),
                 Event::Established(limits, took) => self.core.record_handshake(limits, took),

@@ -141,8 +141,8 @@ enum Usage {
 /// What others must learn of a change.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A call of this task has ended.
-    Wake(Waker),
+    /// This call of this task has ended.
+    Wake(Seq, Waker),
     /// A replay has pending records, or is finished.
     Replay(Arc<Replay>),
     /// A log to drop. Dropping the last handle of a log calls the user's callback.

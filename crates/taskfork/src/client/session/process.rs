@@ -231,7 +231,7 @@ impl Session {
         let Some((seq, _)) = self.calls.head() else { return };
         let (waker, replay) = self.calls.finish(seq, outcome);
         if let Some(waker) = waker {
-            self.emit(Event::Wake(waker));
+            self.emit(Event::Wake(seq, waker));
         }
         self.emit_replay(replay);
         self.watch_deadline();

@@ -1,7 +1,7 @@
 //! Forking a worker, and setting up the new process.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -10,7 +10,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, set_parent_process_death_signal, setpgid};
 
 use super::clients::WaitingClient;
-use super::state::ServerProcess;
 use super::{EventLoop, token};
 use crate::clock::now;
 use crate::log_output;
@@ -110,7 +109,7 @@ impl EventLoop {
         self.template.title.set_number(number);
         let needed = [Some(socket.descriptor()), group.as_ref()];
         let needed = needed.into_iter().flatten().map(AsRawFd::as_raw_fd);
-        match fork_child(&self.process, self.children.len(), self.options.stderr, needed) {
+        match self.fork_child(needed) {
             Ok(ForkSide::Parent(pid, stderr)) => {
                 self.supervisor.handle_forked(number, now());
                 if !self
@@ -219,6 +218,59 @@ impl EventLoop {
         self.reap_worker(number);
     }
 
+    /// Forks the process, in its own process group and with its own standard error.
+    #[inline]
+    #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
+    fn fork_child(&self, needed: impl Iterator<Item = RawFd>) -> Result<ForkSide, ForkError> {
+        let Self { process, children, supervisor, .. } = self;
+        let (stderr, writer) = match self.options.stderr {
+            Stderr::Capture | Stderr::Log => {
+                let (captured, writer) = CapturedStderr::new()?;
+                (Some(captured), Some(writer))
+            }
+            Stderr::Inherit => (None, None),
+        };
+        let server = getpid();
+        // The standard streams of C and Rust must be empty, or both processes would write their
+        // buffers. Once the server runs, only a subscriber can have filled them.
+        if tracing::dispatcher::has_been_set() {
+            sys::flush_stdio();
+        }
+        let needed = needed.chain(writer.as_ref().map(AsRawFd::as_raw_fd));
+        let needs_only_low = process.partial_forks.needs_only_low(needed);
+        // A worker that needs only low descriptors uses nothing that the server knows about other workers. A fork
+        // copies an entry of the page tables for each page, and makes the first write to it expensive.
+        // SAFETY: as for the fork. `become_worker` reads neither value if `needs_only_low` is true.
+        let left_out = needs_only_low.then(|| unsafe {
+            [children.pages(), supervisor.pages()].map(|pages| pages.leave_out_of_forks())
+        });
+        // SAFETY: the child becomes a worker, which closes everything of the server, drops none of its
+        // values, and leaves by `exit_now`.
+        let forked =
+            unsafe { process.partial_forks.fork(&process.threads, children.len(), needs_only_low) };
+        match forked? {
+            Forked::Parent { child } => {
+                let pid =
+                    Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
+                drop(left_out);
+                // Both processes do this, so that it holds before either of them continues.
+                let _ = setpgid(Some(pid), Some(pid));
+                Ok(ForkSide::Parent(pid, stderr))
+            }
+            Forked::Child => {
+                let _ = setpgid(None, None);
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
+                // The server may have died before the signal was asked for.
+                if !is_child_of(server) {
+                    sys::exit_now(1);
+                }
+                become_subreaper();
+                std::mem::forget(left_out);
+                Ok(ForkSide::Worker { stderr: writer, captured: stderr, needs_only_low })
+            }
+        }
+    }
+
     /// In a new worker: closes everything of the server, and serves. It writes to as little of the
     /// inherited memory as possible, because the kernel copies each page that is written to, which
     /// takes as long as several system calls.
@@ -284,6 +336,7 @@ impl EventLoop {
             let of_worker = [stderr.as_ref(), captured].into_iter().flatten();
             let of_log = log.iter().flat_map(|log| log.descriptors());
             let of_worker = of_worker.chain([role.descriptor()]).map(AsFd::as_fd).chain(of_log);
+            let of_worker = of_worker.map(|descriptor| descriptor.as_raw_fd());
             // SAFETY: as above. Nothing below uses the owners of these descriptors.
             unsafe {
                 sys::close_unchecked(self.descriptors(needs_only_low).chain(of_worker));
@@ -313,15 +366,15 @@ impl EventLoop {
 
     /// The descriptors of the server that a worker must close, without those of other workers that have high numbers
     /// if it needs only low ones.
-    fn descriptors(&self, needs_only_low: bool) -> impl Iterator<Item = BorrowedFd<'_>> {
+    fn descriptors(&self, needs_only_low: bool) -> impl Iterator<Item = RawFd> {
         let own = [
             self.template.dev_null.as_fd(),
             self.process.epoll.as_fd(),
             self.process.signals.as_fd(),
         ];
         let all = (!needs_only_low).then(|| self.children.iter());
-        let low = needs_only_low.then(|| self.children.with_low_descriptors());
-        let children = all.into_iter().flatten().chain(low.into_iter().flatten());
+        let all = all.into_iter().flatten().flat_map(Child::descriptors);
+        let low = needs_only_low.then(|| self.children.low_descriptors());
         own.into_iter()
             .chain([self.process.threads.as_fd(), self.process.wake.as_fd()])
             .chain(self.descendants.oom_kills.descriptor())
@@ -338,7 +391,9 @@ impl EventLoop {
             .chain(self.surroundings.scratch.iter().flat_map(ScratchFolder::descriptors))
             .chain(self.connections.handshakes.descriptors())
             .chain(self.connections.waiting.descriptors())
-            .chain(children.flat_map(Child::descriptors))
+            .chain(all)
+            .map(|descriptor| descriptor.as_raw_fd())
+            .chain(low.into_iter().flatten())
     }
 }
 
@@ -349,51 +404,4 @@ fn join_group(processes: OwnedFd) -> io::Result<()> {
     // 0 stands for the process that writes it.
     rustix::io::write(&processes, b"0")?;
     Ok(())
-}
-
-/// Forks the process, in its own process group and with its own standard error.
-#[inline]
-#[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
-fn fork_child(
-    process: &ServerProcess,
-    workers: usize,
-    stderr: Stderr,
-    needed: impl Iterator<Item = RawFd>,
-) -> Result<ForkSide, ForkError> {
-    let (stderr, writer) = match stderr {
-        Stderr::Capture | Stderr::Log => {
-            let (captured, writer) = CapturedStderr::new()?;
-            (Some(captured), Some(writer))
-        }
-        Stderr::Inherit => (None, None),
-    };
-    let server = getpid();
-    // The standard streams of C and Rust must be empty, or both processes would write their
-    // buffers. Once the server runs, only a subscriber can have filled them.
-    if tracing::dispatcher::has_been_set() {
-        sys::flush_stdio();
-    }
-    let needed = needed.chain(writer.as_ref().map(AsRawFd::as_raw_fd));
-    // SAFETY: the child becomes a worker, which closes everything of the server, drops none of its
-    // values, and leaves by `exit_now`.
-    let fork = unsafe { process.partial_forks.fork(&process.threads, workers, needed) }?;
-    match fork.forked {
-        Forked::Parent { child } => {
-            let pid = Pid::from_raw(child.as_raw()).ok_or(ForkError::Kernel(Errno::SRCH.into()))?;
-            // Both processes do this, so that it holds before either of them continues.
-            let _ = setpgid(Some(pid), Some(pid));
-            Ok(ForkSide::Parent(pid, stderr))
-        }
-        Forked::Child => {
-            let _ = setpgid(None, None);
-            let _ = set_parent_process_death_signal(Some(Signal::KILL));
-            // The server may have died before the signal was asked for.
-            if !is_child_of(server) {
-                sys::exit_now(1);
-            }
-            become_subreaper();
-            let needs_only_low = fork.needs_only_low;
-            Ok(ForkSide::Worker { stderr: writer, captured: stderr, needs_only_low })
-        }
-    }
 }

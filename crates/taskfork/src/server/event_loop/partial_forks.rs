@@ -21,14 +21,6 @@ pub(super) enum PartialForks {
     Available(PartialFork),
 }
 
-/// A fork of a worker.
-#[derive(Debug)]
-pub(super) struct WorkerFork {
-    pub(super) forked: Forked,
-    /// The new process needs no descriptor with a high number. It does not have these, or closes all of them.
-    pub(super) needs_only_low: bool,
-}
-
 impl PartialForks {
     /// Prepares partial forks if there are many workers, once.
     pub(super) fn prepare(&mut self, workers: usize, threads: &ThreadCount) {
@@ -55,34 +47,40 @@ impl PartialForks {
         }
     }
 
+    /// Whether a new process can do without all descriptors with high numbers, if it needs these.
+    pub(super) fn needs_only_low(&self, mut needed: impl Iterator<Item = RawFd>) -> bool {
+        match self {
+            Self::Available(fork) => needed.all(|number| number < fork.limit()),
+            Self::NotTried | Self::Unavailable => false,
+        }
+    }
+
     /// Forks this process. The fork is partial if that is faster with this number of `workers`, and if the new process
-    /// gets all descriptors that it needs.
+    /// [`needs_only_low`](Self::needs_only_low) descriptors.
     ///
     /// # Safety
-    /// As for [`sys::fork`]. In addition, a new process that [`needs_only_low`](WorkerFork::needs_only_low) must not use or
-    /// drop a value that owns a descriptor with a high number.
+    /// As for [`sys::fork`]. In addition, a new process that needs only low descriptors must not use or drop a value
+    /// that owns a descriptor with a high number.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     #[inline]
     pub(super) unsafe fn fork(
         &self,
         threads: &ThreadCount,
         workers: usize,
-        mut needed: impl Iterator<Item = RawFd>,
-    ) -> Result<WorkerFork, ForkError> {
-        let mut needs_only_low = false;
-        if let Self::Available(fork) = self {
-            needs_only_low = needed.all(|number| number < fork.limit());
-            if needs_only_low && workers >= TOO_MANY_TO_COPY {
-                // SAFETY: the caller has promised what that needs.
-                let forked = unsafe { fork.fork(threads) }?;
-                if let Some(forked) = forked {
-                    return Ok(WorkerFork { forked, needs_only_low });
-                }
+        needs_only_low: bool,
+    ) -> Result<Forked, ForkError> {
+        if let Self::Available(fork) = self
+            && needs_only_low
+            && workers >= TOO_MANY_TO_COPY
+        {
+            // SAFETY: the caller has promised what that needs.
+            let forked = unsafe { fork.fork(threads) }?;
+            if let Some(forked) = forked {
+                return Ok(forked);
             }
         }
         // SAFETY: as above.
-        let forked = unsafe { sys::fork(threads) }?;
-        Ok(WorkerFork { forked, needs_only_low })
+        unsafe { sys::fork(threads) }
     }
 
     /// In a new worker that needs only low descriptors: closes those with high numbers.

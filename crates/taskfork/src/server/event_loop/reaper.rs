@@ -22,6 +22,10 @@ const MAX_REMOVALS: usize = 2;
 /// takes a microsecond for each twenty of them.
 const MAX_CHILDREN_AT_ONCE: usize = 256;
 
+/// So many deaths are found by looking at all children for each. Then all workers are asked: that takes as long
+/// as looking at all children 20 times.
+const MAX_DEATHS_FOUND: usize = 16;
+
 /// How soon the server looks for further deaths then. The dead worker's client gets another one meanwhile.
 const UNNAMED_EXITS_DELAY: Duration = Duration::from_millis(1);
 
@@ -44,21 +48,32 @@ impl EventLoop {
     }
 
     /// Reaps all workers that have exited, and has other children checked if one of them has.
+    ///
+    /// The kernel finds one exited child by looking at all. It finds the state of a given child at once, but that
+    /// takes a system call for each worker. So only after many deaths are all workers asked in turn.
     fn reap_workers(&mut self) {
-        while let Some(first) = sys::exited_child() {
-            match self.children.number_of(first) {
-                Some(number) => self.reap_worker(number),
-                None => self.descendants.orphans.handle_exit(),
-            }
-            // The kernel looks for an exited child among all, and reports the same one until that one is
-            // reaped. It finds the state of a given child at once.
-            let exited = self.children.iter().filter(|child| child.has_exited());
-            let exited: Vec<_> = exited.map(|child| child.number).collect();
-            if exited.is_empty() {
+        let mut found = 0;
+        while let Some(exited) = sys::exited_child() {
+            let Some(number) = self.children.number_of(exited) else {
+                // The kernel reports the same child until it is reaped, and may hide workers behind it.
+                self.descendants.orphans.handle_exit();
+                self.reap_each();
                 return;
+            };
+            self.reap_worker(number);
+            found += 1;
+            if found == MAX_DEATHS_FOUND {
+                self.reap_each();
+                found = 0;
             }
-            exited.into_iter().for_each(|number| self.reap_worker(number));
         }
+    }
+
+    /// Asks for the state of each worker, and reaps those that have exited.
+    fn reap_each(&mut self) {
+        let exited = self.children.iter().filter(|child| child.has_exited());
+        let exited: Vec<_> = exited.map(|child| child.number).collect();
+        exited.into_iter().for_each(|number| self.reap_worker(number));
     }
 
     /// Reaps a worker that has exited or was killed, and sends its client a death notice.

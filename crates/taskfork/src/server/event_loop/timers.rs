@@ -25,16 +25,19 @@ impl EventLoop {
     /// server. A worker that begins a call before it can see that time is found by one more scan. A
     /// published time is kept even if it turns out to be earlier than necessary, so that the next
     /// calls with the same time limit do not wake the server.
+    ///
+    /// Only times of the supervisor are published. At other times the server wakes without reading all slots.
     pub(super) fn run_timers(&mut self) -> Option<Duration> {
         self.scoreboard.publish_workers(self.supervisor.workers());
         let mut are_slots_due = self.are_slots_due(now());
         loop {
-            let left = self.run_due_timers(are_slots_due);
+            let maintenance = self.run_maintenance();
+            let decisions = self.run_decisions(are_slots_due);
             let now = now();
-            let at = left.map(|left| now.saturating_add(left));
+            let at = decisions.map(|left| now.saturating_add(left));
             let promised = self.scoreboard.wakeup().filter(|&promised| promised > now);
             let at = promised.into_iter().chain(at).min();
-            let left = at.map(|at| at.saturating_sub(now));
+            let scan = at.map(|at| at.saturating_sub(now));
             let before = self.scoreboard.set_wakeup(at);
             let is_later = match (before, at) {
                 (Some(before), Some(at)) => at > before.saturating_add(DEADLINE_TOLERANCE),
@@ -42,7 +45,7 @@ impl EventLoop {
                 (None, _) => false,
             };
             if !is_later {
-                return left;
+                return scan.into_iter().chain(maintenance).min();
             }
             are_slots_due = true;
         }
@@ -60,8 +63,8 @@ impl EventLoop {
             || self.scanned_at.saturating_add(pause) <= now
     }
 
-    /// Runs what is due once. Returns the time until something else is.
-    fn run_due_timers(&mut self, are_slots_due: bool) -> Option<Duration> {
+    /// Does what is due and concerns no single worker. Returns the time until something else is.
+    fn run_maintenance(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
         let mut at_most = |left: Duration| next = Some(next.map_or(left, |next| next.min(left)));
         self.service_manager.keep_alive().into_iter().for_each(&mut at_most);
@@ -78,7 +81,6 @@ impl EventLoop {
         self.run_status_timers().into_iter().for_each(&mut at_most);
         self.descendants.orphans.check().time_until().into_iter().for_each(&mut at_most);
         self.descendants.unnamed_exits.time_until().into_iter().for_each(&mut at_most);
-        self.run_decisions(are_slots_due).into_iter().for_each(&mut at_most);
         next
     }
 

@@ -143,7 +143,7 @@ impl Supervisor {
         self.accept_pause = AcceptPause::default();
         self.handshakes.clear();
         self.queue.clear();
-        for (&worker, state) in &mut self.workers {
+        for (worker, state) in self.workers.iter_mut() {
             if state.leaving == Leaving::Staying {
                 state.leaving = Leaving::Retiring(now);
             }
@@ -162,7 +162,7 @@ impl Supervisor {
             self.killed = self.workers.len();
         }
         self.mode = Mode::Killing;
-        for (&worker, state) in &mut self.workers {
+        for (worker, state) in self.workers.iter_mut() {
             if !state.fate.is_killed() {
                 state.fate = Fate::Killed(Box::new(KillReason::new(cause)));
             }

@@ -43,7 +43,7 @@ mod tests;
 mod timeouts;
 mod worker;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub(crate) use action::{Action, ClientKey, Config, ConnectionKey, HandshakeFailure, Purpose};
@@ -63,11 +63,14 @@ use worker::Worker;
 #[cfg(test)]
 pub(crate) use worker::{Leaving, Role};
 
+use crate::server::numbered::Numbered;
+use crate::sys::VecPages;
+
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     config: Config,
     /// By number. Numbers are never reused.
-    workers: BTreeMap<u64, Worker>,
+    workers: Numbered<Worker>,
     /// The number of workers that have been forked.
     forked: u64,
     /// Decisions that have not been carried out.
@@ -96,7 +99,7 @@ impl Supervisor {
     pub(crate) fn new(config: Config) -> Self {
         Self {
             config,
-            workers: BTreeMap::new(),
+            workers: Numbered::default(),
             forked: 0,
             actions: VecDeque::new(),
             placement: Placement::None,
@@ -143,6 +146,11 @@ impl Supervisor {
             self.mode.deadline(),
         ];
         due.into_iter().flatten().min().map(|due| due.saturating_sub(now))
+    }
+
+    /// The memory of what is known about workers.
+    pub(crate) fn pages(&self) -> VecPages<'_> {
+        self.workers.pages()
     }
 
     pub(crate) fn is_serving(&self) -> bool {

@@ -1,8 +1,8 @@
 //! What the loop has read in a worker's slot.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::server::numbered::Numbered;
 use crate::worker::scoreboard::{Corruption, SlotView};
 
 /// The content of a slot. The worker can write any value there at any time, so nothing of it is true for
@@ -29,13 +29,13 @@ pub(crate) struct Observation {
 /// The workers whose slots were observed, with what was there. `slots` is in the order of the workers'
 /// numbers.
 pub(super) fn observed<W>(
-    workers: &mut BTreeMap<u64, W>,
+    workers: &mut Numbered<W>,
     slots: impl IntoIterator<Item = (u64, Observation)>,
 ) -> impl Iterator<Item = (u64, &mut W, Observation)> {
     let mut workers = workers.iter_mut().peekable();
     slots.into_iter().filter_map(move |(number, observed)| {
-        while workers.next_if(|(known, _)| **known < number).is_some() {}
-        let (_, worker) = workers.next_if(|(known, _)| **known == number)?;
+        while workers.next_if(|(known, _)| *known < number).is_some() {}
+        let (_, worker) = workers.next_if(|(known, _)| *known == number)?;
         Some((number, worker, observed))
     })
 }

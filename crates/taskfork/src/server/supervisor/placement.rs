@@ -86,7 +86,7 @@ impl Supervisor {
     pub(crate) fn handle_assigned(&mut self, worker: u64, now: Duration) {
         let Placement::Offered { id, .. } = self.placement else { return };
         self.placement = Placement::None;
-        if let Some(state) = self.workers.get_mut(&worker) {
+        if let Some(state) = self.workers.get_mut(worker) {
             state.role = Role::Client(id);
         }
         self.spare_numbers.remove(&worker);
@@ -183,7 +183,7 @@ impl Supervisor {
 
     /// The workers that can get a client, now or after their setup, in the order of their numbers.
     fn spares(&self) -> impl Iterator<Item = u64> {
-        let is_spare = |number: &u64| self.workers.get(number).is_some_and(Worker::is_spare);
+        let is_spare = |number: &u64| self.workers.get(*number).is_some_and(Worker::is_spare);
         self.spare_numbers.iter().copied().filter(is_spare)
     }
 

@@ -60,7 +60,7 @@ impl Supervisor {
         }
         let (workers, actions) = (&mut self.workers, &mut self.actions);
         self.queue.evict(first, assigned, now, |worker| {
-            if let Some(state) = workers.get_mut(&worker) {
+            if let Some(state) = workers.get_mut(worker) {
                 state.leaving = Leaving::Retiring(now);
                 actions.push_back(Action::Retire { worker, why: Retirement::Fairness });
             }

@@ -79,14 +79,14 @@ impl Supervisor {
         now: Duration,
     ) {
         let Self { workers, actions, config, spares, .. } = self;
-        let Some(state) = workers.get_mut(&worker) else { return };
+        let Some(state) = workers.get_mut(worker) else { return };
         let due = state.decide(worker, observed, config, spares, (pause, now), actions);
         self.slots_due = earlier(self.slots_due, due);
     }
 
     /// The slot of one worker was observed for another reason.
     pub(crate) fn handle_slot(&mut self, worker: u64, observed: &Observation) {
-        let state = self.workers.get_mut(&worker);
+        let state = self.workers.get_mut(worker);
         if state.and_then(|state| state.check(observed)).is_some() {
             self.actions.push_back(Action::Kill { worker });
         }
@@ -101,7 +101,7 @@ impl Supervisor {
         now: Duration,
     ) {
         self.handle_slot(worker, observed);
-        let Some(state) = self.workers.get_mut(&worker) else { return };
+        let Some(state) = self.workers.get_mut(worker) else { return };
         if !matches!(state.leaving, Leaving::ClientGone(_)) {
             state.leaving = Leaving::ClientGone(now);
         }
@@ -115,7 +115,7 @@ impl Supervisor {
 
     /// An operator wants this worker to leave.
     pub(crate) fn handle_dismissal(&mut self, worker: u64, now: Duration) {
-        if let Some(state) = self.workers.get_mut(&worker) {
+        if let Some(state) = self.workers.get_mut(worker) {
             self.actions.push_back(state.retire(worker, Retirement::Requested, now));
         }
     }
@@ -132,7 +132,7 @@ impl Supervisor {
 
     /// Whether the compare-and-swap of `Action::Stop` held.
     pub(crate) fn handle_stop(&mut self, worker: u64, request: StopRequest, has_held: bool) {
-        let Some(state) = self.workers.get_mut(&worker) else { return };
+        let Some(state) = self.workers.get_mut(worker) else { return };
         if request == StopRequest::Kill {
             if !has_held {
                 // The worker has gone on, and its new phase may be due at any time.
@@ -153,7 +153,7 @@ impl Supervisor {
         action: Option<SignalAction>,
         now: Duration,
     ) {
-        let Some(state) = self.workers.get_mut(&worker) else { return };
+        let Some(state) = self.workers.get_mut(worker) else { return };
         let Fate::Suspected(suspicion) = &mut state.fate else { return };
         let (timeout, no_stack) = match action {
             Some(SignalAction::Other) => (STACK_TIMEOUT, NoStack::ActionChanged),
@@ -173,7 +173,7 @@ impl Supervisor {
 
     /// The caller could not watch the worker, and has killed it.
     pub(crate) fn handle_unwatchable(&mut self, worker: u64) {
-        if let Some(state) = self.workers.get_mut(&worker) {
+        if let Some(state) = self.workers.get_mut(worker) {
             let reason = KillReason::new(KillCause::Unwatchable);
             state.fate = Fate::Killed(Box::new(reason));
         }
@@ -182,7 +182,7 @@ impl Supervisor {
     /// The worker has exited, and its slot shows `last`. Returns what was known of it, or what is true of
     /// a new worker if it is unknown.
     pub(crate) fn handle_exit(&mut self, worker: u64, last: SlotView, now: Duration) -> Exit {
-        let state = self.workers.remove(&worker);
+        let state = self.workers.remove(worker);
         self.spare_numbers.remove(&worker);
         self.queue.worker_exited(worker);
         state.unwrap_or_else(|| Worker::new(Role::Spare, now)).exit(last, now)
