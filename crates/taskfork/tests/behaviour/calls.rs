@@ -115,7 +115,7 @@ trial!(dropping_a_running_call_and_its_checkout_kills_the_worker, async || {
     let hanging = checkout.call::<()>("hang", ());
     drop(checkout);
     drop(hanging);
-    crate::support::until("the worker's end", || !crate::support::processes::is_alive(pid)).await;
+    until("the worker's end", || !crate::support::processes::is_alive(pid)).await;
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
 });
 
