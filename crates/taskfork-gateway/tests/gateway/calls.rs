@@ -101,6 +101,23 @@ trial!(dropping_a_call_kills_its_worker, async || {
     until("the worker's end", || is_gone(pid)).await;
 });
 
+// The client's end must not wait behind what the worker does not read.
+trial!(dropping_a_call_kills_its_worker_though_more_was_sent, async || {
+    let served = Served::start().await;
+    let checkout = served.client().checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let marker = served.folder.path().join("runs");
+    let running = tokio::spawn(checkout.call::<()>("hang_after", (&marker,)));
+    let waiting = tokio::spawn(checkout.call::<Blob>("echo", (Blob::from(vec![1; 20 << 20]),)));
+    until("the call", || marker.exists()).await;
+    // Much of the second call is on its way, or all that there is room for.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    running.abort();
+    waiting.abort();
+    drop(checkout);
+    until("the worker's end", || is_gone(pid)).await;
+});
+
 trial!(open_files_are_refused_where_they_cannot_go, async || {
     let served = Served::start().await;
     let checkout = served.client().checkout();

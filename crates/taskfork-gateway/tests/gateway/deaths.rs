@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use taskfork::error::{Activity, Death, End, FatalError};
-use taskfork::{Client, Error};
+use taskfork::{Blob, Client, Error};
 
 use crate::program;
 use crate::support::{Served, client_builder, is_gone, signal, trial, until};
@@ -119,6 +119,29 @@ trial!(the_calls_of_a_killed_gateway_end_and_so_do_their_workers, async || {
     until("the worker's end", || is_gone(worker)).await;
     // Other gateways of the server are not concerned.
     assert_eq!(served.client().call::<i64>("add", (1, 2)).await.unwrap(), 3);
+});
+
+// The server sends no notice into the middle of an answer.
+trial!(the_calls_behind_an_answer_that_was_cut_have_not_run, async || {
+    let served = Served::start().await;
+    let (process, client) = through_a_process(&served).await;
+    let checkout = client.checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    let file = |name| served.folder.path().join(name);
+    let (runs, go) = (file("runs"), file("go"));
+    let first = checkout.call::<Blob>("make_after", (&runs, &go, 50 << 20));
+    let first = tokio::spawn(first);
+    let second = tokio::spawn(checkout.call::<i64>("add", (1, 2)));
+    until("the call", || runs.exists()).await;
+    signal(process.pid(), Signal::STOP);
+    std::fs::write(go, "").unwrap();
+    // Most likely the worker waits for room by then. If it has not begun to write, there is a notice.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    signal(worker, Signal::KILL);
+    until("the worker's end", || is_gone(worker)).await;
+    signal(process.pid(), Signal::CONT);
+    let ran = [death(first.await.unwrap()).1, death(second.await.unwrap()).1];
+    assert_eq!(ran, [true, false]);
 });
 
 trial!(the_worker_of_a_killed_client_ends, async || {

@@ -71,6 +71,10 @@ impl Process {
         Self { address: line.trim().parse().unwrap(), child }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill();
     }

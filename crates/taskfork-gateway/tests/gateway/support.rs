@@ -99,6 +99,13 @@ fn serve(server: ServerBuilder) -> Result<(), ServerError> {
                 std::thread::park();
             }
         })
+        .function("make_after", |runs: PathBuf, go: PathBuf, length: usize| {
+            std::fs::write(runs, "")?;
+            while !go.exists() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(Blob::from(vec![0; length]))
+        })
         .function("work", |text: String| {
             logger().info(text);
             Ok(())
