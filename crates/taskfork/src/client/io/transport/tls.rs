@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::os::fd::OwnedFd;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -34,6 +35,11 @@ pub(crate) struct TlsContext {
     /// The name that the gateway's certificate must have; `None` for the host in the address.
     pub(crate) name: Option<ServerName<'static>>,
 }
+
+// Nothing can be changed through a `TlsContext` but rustls's store of sessions, which is behind a lock. Without these lines a
+// client would lose the two traits with the feature.
+impl UnwindSafe for TlsContext {}
+impl RefUnwindSafe for TlsContext {}
 
 impl TlsContext {
     pub(super) async fn connect(&self, host: &str, port: u16) -> io::Result<Connected> {
