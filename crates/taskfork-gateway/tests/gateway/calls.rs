@@ -1,5 +1,7 @@
 //! Everything that works for a local client works through a gateway.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use taskfork::blob::OpenFile;
@@ -7,6 +9,8 @@ use taskfork::client::Protocol;
 use taskfork::error::{FatalError, Stage};
 use taskfork::log_defer::Log;
 use taskfork::{Blob, Error};
+use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
 
 use crate::support::{Served, is_gone, trial, until};
 
@@ -66,6 +70,36 @@ trial!(a_workers_log_arrives, async || {
     served.client().checkout().log(&log).call::<()>("work", ("working",)).await.unwrap();
     assert!(format!("{:?}", log.message()).contains("working"), "{log:?}");
 });
+
+trial!(a_workers_events_arrive, async || {
+    let served = Served::start().await;
+    let written = Arc::new(Mutex::new(Vec::new()));
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || Shared(writer.clone())).finish();
+    let call = async {
+        let span = tracing::info_span!("calling");
+        let client = served.client();
+        let call = async move { client.call::<()>("trace", ("from a worker",)).await };
+        call.instrument(span).await.unwrap();
+    };
+    call.with_subscriber(subscriber).await;
+    let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+    let line = text.lines().find(|line| line.contains("from a worker")).unwrap();
+    assert!(line.contains("calling"), "{line}");
+});
+
+/// A writer to memory.
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 trial!(a_late_call_says_so_and_its_worker_is_killed, async || {
     let served = Served::start().await;

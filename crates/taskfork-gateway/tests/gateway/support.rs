@@ -110,6 +110,10 @@ fn serve(server: ServerBuilder) -> Result<(), ServerError> {
             logger().info(text);
             Ok(())
         })
+        .function("trace", |text: String| {
+            tracing::info!("{text}");
+            Ok(())
+        })
         .function("length", |file: OpenFile| {
             Ok(std::fs::File::from(file.try_into_owned()?).metadata()?.len())
         })
