@@ -1,0 +1,6 @@
+//! Sessions over real NATS servers, which the tests start.
+
+mod acquiring;
+mod backend;
+mod server;
+mod streams;
