@@ -40,7 +40,12 @@ impl Drop for Place {
         if let Ok(runtime) = Handle::try_current() {
             let (client, subject) = (self.client.clone(), self.subject.clone());
             let (inbox, payload) = (self.inbox.clone(), self.cancel.encode());
-            runtime.spawn(async move { client.publish_with_reply(subject, inbox, payload).await });
+            runtime.spawn(async move {
+                if client.publish_with_reply(subject, inbox, payload).await.is_ok() {
+                    // A client that is dropped forgets what it has not yet written.
+                    let _ = client.flush().await;
+                }
+            });
         }
     }
 }

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep_until, timeout, timeout_at};
 
 use super::calls::Calls;
 use super::group::{Asked, Group};
@@ -66,6 +66,12 @@ pub(super) struct Runner {
     ending: watch::Sender<bool>,
     draining: watch::Sender<bool>,
     state: State,
+}
+
+/// Where a node that starts gets answers.
+struct Inbox {
+    subject: String,
+    subscriber: Subscriber,
 }
 
 enum State {
@@ -139,20 +145,7 @@ impl Runner {
     /// Takes the node's name, and subscribes.
     pub(super) async fn join(mut self) -> Result<Self, Error> {
         let client = self.shared.client.clone();
-        let subject = self.subjects.node(&self.name);
-        let inbox = token::inbox(&client)?;
-        let mut others = client.subscribe(inbox.clone()).await.map_err(Error::closed)?;
-        let ask =
-            || client.publish_with_reply(subject.clone(), inbox.clone(), self.id.clone().into());
-        ask().await.map_err(Error::closed)?;
-        // If nobody has the name, the server says so at once.
-        self.check_alone(&mut others, NAME_TIMEOUT, |_| true).await?;
-        self.subscribe(subject.clone()).await?;
-        let ask = client.publish_with_reply(subject, inbox, self.id.clone().into());
-        ask.await.map_err(Error::closed)?;
-        // Of nodes that start at the same time, the one with the smallest id keeps the name.
-        let id = self.id.clone();
-        self.check_alone(&mut others, NAME_RACE, |other| other < id.as_bytes()).await?;
+        let mut inbox = self.take_name().await?;
         for verb in Verb::ALL {
             for subject in self.subjects.micro(verb.name(), &self.id) {
                 self.subscribe(subject).await?;
@@ -170,9 +163,61 @@ impl Runner {
             };
             self.calls.spawn(calls.serve(self.draining.subscribe()));
         }
-        // When this returns, clients find the node.
-        client.flush().await.map_err(Error::closed)?;
+        // A message to itself: when it is back, the server knows the subscriptions, and clients find the node.
+        client.publish(inbox.subject.clone(), Bytes::new()).await.map_err(Error::closed)?;
+        let _ = timeout(NAME_TIMEOUT, inbox.subscriber.next()).await;
         Ok(self)
+    }
+
+    /// Makes sure that no other node has the name.
+    async fn take_name(&mut self) -> Result<Inbox, Error> {
+        let client = &self.shared.client;
+        let name = self.subjects.node(&self.name);
+        let subject = token::inbox(client)?;
+        let subscriber = client.subscribe(subject.clone()).await.map_err(Error::closed)?;
+        let mut inbox = Inbox { subject, subscriber };
+        let ask = async |inbox: &Inbox| {
+            let payload = Bytes::copy_from_slice(self.id.as_bytes());
+            let sent = client.publish_with_reply(name.clone(), inbox.subject.clone(), payload);
+            sent.await.map_err(Error::closed)
+        };
+        // If nobody has the name, the server says so at once.
+        ask(&inbox).await?;
+        let answer = timeout(NAME_TIMEOUT, inbox.subscriber.next()).await;
+        if answer.is_ok_and(|answer| answer.is_some_and(|answer| answer.status.is_none())) {
+            return Err(self.name_in_use());
+        }
+        // Other nodes can start at the same time. They hear of each other now, and the one with the smallest
+        // id gets the name.
+        let mut others = client.subscribe(name.clone()).await.map_err(Error::closed)?;
+        ask(&inbox).await?;
+        let until = tokio::time::Instant::now() + NAME_RACE;
+        while let Ok(message) = timeout_at(until, async {
+            tokio::select! {
+                message = others.next() => message,
+                message = inbox.subscriber.next() => message,
+            }
+        })
+        .await
+        {
+            let message = message.ok_or_else(|| Error::closed("its connection is closed"))?;
+            if message.status.is_some() || message.payload == self.id.as_bytes() {
+                continue;
+            }
+            if message.payload < self.id.as_bytes() {
+                return Err(self.name_in_use());
+            }
+            if let Some(reply) = message.reply {
+                let sent = client.publish(reply, self.id.clone().into()).await;
+                sent.map_err(Error::closed)?;
+            }
+        }
+        self.always.push(others);
+        Ok(inbox)
+    }
+
+    fn name_in_use(&self) -> Error {
+        Error::NodeNameInUse { service: self.service.to_string(), node: self.name.to_string() }
     }
 
     /// Serves until the node has drained, or the NATS client has closed.
@@ -234,10 +279,11 @@ impl Runner {
             Event::Closed => return Err(Error::closed("its connection is closed")),
         }
         self.serve_waiters();
-        self.free.send_replace(self.room());
         // A node with clients that wait stays away from those that do not.
         let room = if self.waiters.is_empty() { self.room() } else { 0 };
-        self.group.set_room(room).await
+        self.group.set_room(room).await?;
+        self.free.send_replace(self.room());
+        Ok(())
     }
 
     /// For how many more sessions there is room.
@@ -273,7 +319,8 @@ impl Runner {
             self.wait(&reply, &payload);
         } else if subject.as_str() == self.subjects.node(&self.name) {
             if payload != self.id.as_bytes() {
-                self.send(reply, self.id.clone().into()).await;
+                // Smaller than each id: this node has the name.
+                self.send(reply, Bytes::new()).await;
             }
         } else if let Some(verb) = Verb::ALL.into_iter().find(|verb| {
             self.subjects.micro(verb.name(), &self.id).iter().any(|s| subject.as_str() == s)
@@ -335,28 +382,6 @@ impl Runner {
     async fn subscribe(&mut self, subject: String) -> Result<(), Error> {
         let subscriber = self.shared.client.subscribe(subject).await.map_err(Error::closed)?;
         self.always.push(subscriber);
-        Ok(())
-    }
-
-    /// An error if another node with this name answers.
-    async fn check_alone(
-        &self,
-        others: &mut Subscriber,
-        wait: Duration,
-        wins: impl Fn(&[u8]) -> bool,
-    ) -> Result<(), Error> {
-        let until = tokio::time::Instant::now() + wait;
-        while let Ok(Some(message)) = tokio::time::timeout_at(until, others.next()).await {
-            if message.status.is_some() {
-                break;
-            }
-            if message.payload != self.id.as_bytes() && wins(&message.payload) {
-                return Err(Error::NodeNameInUse {
-                    service: self.service.to_string(),
-                    node: self.name.to_string(),
-                });
-            }
-        }
         Ok(())
     }
 }

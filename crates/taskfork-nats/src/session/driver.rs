@@ -24,4 +24,6 @@ pub(super) async fn drive(shared: Arc<Shared>) {
         }
     })
     .await;
+    // A NATS client that is dropped forgets what it has not yet written, and this may be the last one.
+    shared.flush().await;
 }

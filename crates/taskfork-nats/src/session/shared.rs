@@ -17,6 +17,9 @@ use crate::error::SessionError;
 use crate::link::{Link, Received, Timeout};
 use crate::wire::{End, Message, Reason, Reply};
 
+/// How long the last messages of a session may take to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Who is at the other side.
 #[derive(Clone, Debug)]
 pub(crate) enum Peer {
@@ -252,6 +255,13 @@ impl Shared {
             self.wakers.wake_users();
         }
         next
+    }
+
+    /// For the driver, at the end: waits until everything is written to the socket.
+    pub(super) async fn flush(&self) {
+        let client = self.lock().client.clone();
+        // Without a connection it need not be written: the other side has noticed by then.
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, client.flush()).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

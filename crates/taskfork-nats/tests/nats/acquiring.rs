@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use taskfork_nats::{Error, Label};
 
-use crate::backend::{Backend, assert_echoes, fleet};
+use crate::backend::{Backend, LONG, assert_echoes, fleet};
 use crate::server::NatsServer;
 
 fn label(text: &str) -> Label {
@@ -30,7 +30,8 @@ async fn a_full_node_leaves_the_group_and_returns() {
     for _ in 0..3 {
         let mut sessions = Vec::new();
         for _ in 0..2 {
-            sessions.push(fleet.acquire(&[], None).await.unwrap());
+            // The node's return may still be on its way to the server.
+            sessions.push(fleet.acquire_within(&[], None, LONG).await.unwrap());
         }
 
         node.wait_for_free(0).await;

@@ -2,12 +2,12 @@
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use taskfork_nats::{Fleet, FleetOptions, Node, NodeBuilder, Session};
+use taskfork_nats::{Fleet, FleetOptions, Node, NodeBuilder, Session, SessionError};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{UnixListener, UnixStream};
@@ -69,6 +69,10 @@ impl Backend {
             .heartbeat(HEARTBEAT)
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Waits until all connections are closed.
     pub(crate) async fn wait_until_idle(&self) {
         wait_until("all connections are closed", || self.connections.load(Ordering::SeqCst) == 0)
@@ -98,4 +102,10 @@ pub(crate) async fn assert_echoes(session: &mut Session) {
     let mut answer = [0; 4];
     tokio::time::timeout(LONG, session.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"ping");
+}
+
+/// Why a session has ended, from the error of a read or a write.
+pub(crate) fn session_error(error: &io::Error) -> SessionError {
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<SessionError>());
+    source.unwrap_or_else(|| panic!("not an error of a session: {error:?}")).clone()
 }

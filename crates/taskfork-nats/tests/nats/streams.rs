@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::backend::{Backend, HEARTBEAT, LONG, assert_echoes, fleet, wait_until};
+use crate::backend::{Backend, HEARTBEAT, LONG, assert_echoes, fleet};
 use crate::server::NatsServer;
 
 /// Bytes that show when one is missing, twice there or at another place.
@@ -84,8 +84,6 @@ async fn a_slow_reader_makes_the_sender_wait_and_loses_nothing() {
 
     // Longer than two heartbeats without a read: the session lives, and no more than a window has come.
     tokio::time::sleep(3 * HEARTBEAT).await;
-    let statistics = server.client().await.server_info();
-    drop(statistics);
     let mut all = Vec::new();
     let mut buffer = vec![0; 100_000];
     loop {
@@ -213,5 +211,4 @@ async fn an_idle_session_lives() {
     tokio::time::sleep(5 * HEARTBEAT).await;
 
     assert_echoes(&mut session).await;
-    wait_until("nothing", || true).await;
 }
