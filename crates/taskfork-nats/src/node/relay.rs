@@ -27,6 +27,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most that is read from the server at once.
 const BUFFER: usize = 64 * 1024;
 
+/// How long after the end of a session its last bytes may take to the server.
+const LINGER: Duration = Duration::from_millis(100);
+
 /// What the sessions of a node share.
 #[derive(Clone)]
 pub(super) struct Shared {
@@ -125,7 +128,7 @@ impl Shared {
     async fn relay(mut self, mut session: Session, stream: UnixStream) {
         let (mut from_server, mut to_server) = stream.into_split();
         let (reason, text) = {
-            let (reader, writer) = session.halves();
+            let (reader, writer, over) = session.halves();
             let receive = async {
                 copy_buf(reader, &mut to_server).await?;
                 to_server.shutdown().await?;
@@ -140,7 +143,13 @@ impl Shared {
                 }
                 writer.shutdown().await
             };
+            // Also while the server takes nothing. What the client has sent before may still be on its way there.
+            let over = async {
+                over.await;
+                tokio::time::sleep(LINGER).await;
+            };
             tokio::select! {
+                () = over => (Reason::Closed, String::new()),
                 result = send => result.map_or_else(failed, |()| (Reason::Closed, String::new())),
                 result = receive => result.map_or_else(failed, |()| (Reason::Closed, String::new())),
                 _ = self.ending.wait_for(|ending| *ending) => (Reason::Draining, String::new()),

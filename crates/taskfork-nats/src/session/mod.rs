@@ -112,9 +112,10 @@ impl Session {
         (self.reader, self.writer)
     }
 
-    /// Both halves, for one task.
-    pub(crate) fn halves(&mut self) -> (&mut Reader, &mut Writer) {
-        (&mut self.reader, &mut self.writer)
+    /// Both halves, for one task, and a future that is ready when the session is over.
+    pub(crate) fn halves(&mut self) -> (&mut Reader, &mut Writer, impl Future<Output = ()>) {
+        let shared = Arc::clone(&self.writer.handle.shared);
+        (&mut self.reader, &mut self.writer, async move { shared.over().await })
     }
 
     /// Ends the session, and tells the other side why.

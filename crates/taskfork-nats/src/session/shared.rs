@@ -11,6 +11,7 @@ use async_nats::message::OutboundMessage;
 use async_nats::{Client, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
+use tokio::sync::watch;
 
 use super::wakers::Wakers;
 use crate::error::SessionError;
@@ -72,6 +73,8 @@ struct State {
     /// What is to be sent as soon as the NATS client takes it.
     outgoing: VecDeque<OutboundMessage>,
     phase: Phase,
+    /// Becomes true when the phase is no longer `Open`.
+    over: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -110,6 +113,7 @@ impl Shared {
             incoming: VecDeque::new(),
             outgoing: VecDeque::new(),
             phase: Phase::Open,
+            over: watch::channel(false).0,
         };
         if let Some(payload) = first {
             state.receive(payload);
@@ -123,15 +127,18 @@ impl Shared {
         self.wakers.set_reader(cx.waker());
         let mut state = self.lock();
         state.carry_on(&self.waker);
-        if let Some(piece) = state.incoming.pop_front() {
-            return Poll::Ready(Ok(Some(piece)));
-        }
-        match &state.phase {
-            Phase::Failed(error) => Poll::Ready(Err(error.clone().into())),
-            Phase::Closed | Phase::ClosedByPeer => Poll::Ready(Ok(None)),
-            Phase::Open if state.link.peer_has_finished() => Poll::Ready(Ok(None)),
-            Phase::Open => Poll::Pending,
-        }
+        let result = match state.incoming.pop_front() {
+            Some(piece) => Ok(Some(piece)),
+            None => match &state.phase {
+                Phase::Failed(error) => Err(error.clone().into()),
+                Phase::Closed | Phase::ClosedByPeer => Ok(None),
+                Phase::Open if state.link.peer_has_finished() => Ok(None),
+                Phase::Open => return Poll::Pending,
+            },
+        };
+        // While the user does something else, the driver is woken.
+        self.wakers.clear_reader();
+        Poll::Ready(result)
     }
 
     /// The user has read a piece of this many bytes.
@@ -200,11 +207,18 @@ impl Shared {
         let mut state = self.lock();
         if matches!(state.phase, Phase::Open) {
             state.end(end);
-            state.phase = Phase::Closed;
+            state.finish(Phase::Closed);
             state.send(&self.waker);
         }
         drop(state);
         self.wakers.wake_driver();
+    }
+
+    /// Waits until nothing more can be sent or received, whether or not anybody reads and writes.
+    pub(super) async fn over(&self) {
+        let mut over = self.lock().over.subscribe();
+        // The sender lives as long as this.
+        let _ = over.wait_for(|over| *over).await;
     }
 
     pub(super) fn announce(&self) {
@@ -298,14 +312,13 @@ impl State {
             Ok(Received::Heartbeat) => return false,
             Ok(Received::Finished) => self.close_if_over(),
             Ok(Received::Ended(end)) => {
-                self.subscriber = None;
-                self.phase = match end.reason {
+                self.finish(match end.reason {
                     Reason::Closed => Phase::ClosedByPeer,
                     _ => Phase::Failed(SessionError::Ended {
                         peer: self.peer.described(),
                         detail: end.describe(),
                     }),
-                };
+                });
             }
             Err(violation) => {
                 let error = SessionError::violation(&self.peer.described(), &violation);
@@ -331,14 +344,18 @@ impl State {
         if let Some(end) = end {
             self.end(end);
         }
-        self.phase = Phase::Failed(error);
-        self.subscriber = None;
+        self.finish(Phase::Failed(error));
     }
 
     fn end(&mut self, end: End) {
         let bytes = self.link.end(Instant::now(), end);
         self.queue(bytes);
+    }
+
+    fn finish(&mut self, phase: Phase) {
+        self.phase = phase;
         self.subscriber = None;
+        self.over.send_replace(true);
     }
 
     fn queue(&mut self, payload: Bytes) {
@@ -376,8 +393,7 @@ impl State {
 
     fn close_if_over(&mut self) {
         if matches!(self.phase, Phase::Open) && self.link.is_over() && self.outgoing.is_empty() {
-            self.phase = Phase::Closed;
-            self.subscriber = None;
+            self.finish(Phase::Closed);
         }
     }
 

@@ -23,6 +23,10 @@ impl Wakers {
         self.with(|waiting| set(&mut waiting.reader, waker));
     }
 
+    pub(super) fn clear_reader(&self) {
+        self.with(|waiting| waiting.reader = None);
+    }
+
     pub(super) fn set_writer(&self, waker: &Waker) {
         self.with(|waiting| set(&mut waiting.writer, waker));
     }
