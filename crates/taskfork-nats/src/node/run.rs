@@ -279,9 +279,9 @@ impl Runner {
             Event::Closed => return Err(Error::closed("its connection is closed")),
         }
         self.serve_waiters();
-        // A node with clients that wait stays away from those that do not.
-        let room = if self.waiters.is_empty() { self.room() } else { 0 };
-        self.group.set_room(room).await?;
+        // Clients that wait have got the room first: there are none, or the node is full and stays away from
+        // clients that do not wait.
+        self.group.set_room(self.room()).await?;
         self.free.send_replace(self.room());
         Ok(())
     }
@@ -301,7 +301,7 @@ impl Runner {
                 let text = format!("the request is wrong: {text}");
                 self.shared.refuse(reply, Refusal::Request, text).await;
             }
-            Ok(_) if self.room() == 0 || !self.waiters.is_empty() => {
+            Ok(_) if self.room() == 0 => {
                 self.shared.refuse(reply, Refusal::Full, "it is full".into()).await;
             }
             Ok(request) => self.accept(request, reply),

@@ -61,10 +61,6 @@ impl Waiters {
         self.queue.iter().map(|waiter| waiter.renewed + FORGOTTEN).min()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-
     pub(super) fn clear(&mut self) {
         self.queue.clear();
     }
@@ -125,7 +121,7 @@ mod tests {
 
         assert_eq!(waiters.forget(now), Some(now + FORGOTTEN));
         assert_eq!(taken(&mut waiters, now + 3 * RENEWAL), ["here"]);
-        assert!(waiters.is_empty());
+        assert!(waiters.take(now).is_none());
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use taskfork_nats::async_nats::RequestErrorKind;
 use taskfork_nats::{Error, Label};
+use tokio::time::timeout;
 
 use crate::backend::{Backend, LONG, assert_echoes, fleet};
 use crate::server::NatsServer;
@@ -38,12 +40,60 @@ async fn a_full_node_leaves_the_group_and_returns() {
         assert!(fleet.acquire(&[], None).await.unwrap_err().is_no_room());
         let request = server.client().await.request("s.acquire.any", "{}".into()).await;
         let kind = request.unwrap_err().kind();
-        assert_eq!(kind, async_nats::RequestErrorKind::NoResponders);
+        assert_eq!(kind, RequestErrorKind::NoResponders);
 
         for session in &mut sessions {
             assert_echoes(session).await;
         }
         drop(sessions);
+        node.wait_for_free(2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_filled_at_one_subject_leaves_the_others() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let gpu = [label("gpu=a100")];
+    let node = backend.node("s", "n", 1).labels(&gpu).start(&server.url()).await.unwrap();
+    let client = server.client().await;
+    let _session = fleet(&server, "s").await.acquire(&gpu, None).await.unwrap();
+    node.wait_for_free(0).await;
+
+    for subject in ["s.acquire.any", "s.acquire.any.gpu=a100", "s.acquire.node.n"] {
+        // The node's departure may still be on its way to the server.
+        timeout(LONG, async {
+            while !matches!(
+                client.request(subject, "{}".into()).await,
+                Err(error) if error.kind() == RequestErrorKind::NoResponders
+            ) {}
+        })
+        .await
+        .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_never_full_is_always_asked() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let node = backend.node("s", "n", 2).start(&server.url()).await.unwrap();
+    let fleet = fleet(&server, "s").await;
+
+    for _ in 0..7 {
+        let mut session = timeout(LONG, async {
+            loop {
+                match fleet.acquire(&[], None).await {
+                    Ok(session) => break session,
+                    // The node's next quota is on its way to the server.
+                    Err(error) => assert!(error.is_no_room(), "{error}"),
+                }
+            }
+        })
+        .await
+        .unwrap();
+        assert_echoes(&mut session).await;
+        drop(session);
         node.wait_for_free(2).await;
     }
 }
@@ -191,9 +241,13 @@ async fn a_client_waits_for_a_node_that_starts_later() {
         client.acquire_within(&[label("gpu=a100")], None, Duration::from_secs(60)).await
     });
 
-    tokio::task::yield_now().await;
+    // This one has room, and not the label.
+    let _other = backend.node("s", "other", 1).start(&server.url()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let gpu = [label("gpu=a100")];
     let _node = backend.node("s", "n", 1).labels(&gpu).start(&server.url()).await.unwrap();
 
-    assert_echoes(&mut waiting.await.unwrap().unwrap()).await;
+    let mut session = waiting.await.unwrap().unwrap();
+    assert_eq!(session.peer(), "n");
+    assert_echoes(&mut session).await;
 }

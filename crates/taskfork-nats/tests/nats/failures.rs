@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use taskfork_nats::async_nats::ConnectOptions;
 use taskfork_nats::{Error, Fleet, FleetOptions, Node, Session, SessionError};
 use tokio::io::AsyncReadExt;
@@ -90,8 +91,10 @@ async fn a_stopped_node_is_lost_and_does_not_keep_others_from_being_found() {
     assert_node_lost(&mut session, "process").await;
     // NATS still sends requests to the stopped node too.
     let _node = backend.node("s", "other", 100).start(&server.url()).await.unwrap();
-    for _ in 0..5 {
-        let mut session = fleet.acquire_within(&[], None, LONG).await.unwrap();
+    let options = FleetOptions::new().answer_timeout(LONG);
+    let fleet = Fleet::connect(&server.url(), "s", options).await.unwrap();
+    for _ in 0..6 {
+        let mut session = fleet.acquire(&[], None).await.unwrap();
         assert_eq!(session.peer(), "other");
         assert_echoes(&mut session).await;
     }
@@ -278,6 +281,25 @@ async fn a_second_node_with_the_same_name_does_not_start() {
     let _third = backend.node("s", "m", 1).start(&server.url()).await.unwrap();
     first.drain(Duration::ZERO).await;
     let _successor = backend.node("s", "n", 1).start(&server.url()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_the_same_name_may_be_far_away() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let by_hand = server.client().await;
+    let mut asked = by_hand.subscribe("s.node.n").await.unwrap();
+    by_hand.flush().await.unwrap();
+    tokio::spawn(async move {
+        while let Some(message) = asked.next().await {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            by_hand.publish(message.reply.unwrap(), "".into()).await.unwrap();
+        }
+    });
+
+    let node = backend.node("s", "n", 1).start(&server.url()).await;
+
+    assert!(matches!(node, Err(Error::NodeNameInUse { .. })), "{node:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,8 +76,9 @@ async fn a_client_ends_sessions_of_nodes_that_lie() {
         let mut session = session.unwrap();
         send(&liar, &subject, messages).await;
 
-        // Nobody reads: the session's own task notices.
-        wait_until(name, || session.error().is_some()).await;
+        // Nobody reads: the session's own task notices, long before its next heartbeat.
+        let noticed = wait_until(name, || session.error().is_some());
+        timeout(Duration::from_secs(20), noticed).await.unwrap();
         let mut all = Vec::new();
         let error = timeout(LONG, session.read_to_end(&mut all)).await.unwrap().unwrap_err();
         let error = session_error(&error);
@@ -204,4 +205,48 @@ async fn wrong_requests_are_refused_and_harm_nobody() {
     let mut session =
         fleet(&server, "s").await.acquire_within(&[], None, Duration::from_secs(60)).await.unwrap();
     assert_echoes(&mut session).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_nodes_that_accept_the_second_is_told_that_it_is_not_wanted() {
+    let server = NatsServer::start();
+    let by_hand = server.client().await;
+    let mut requests = by_hand.subscribe("s.acquire.any").await.unwrap();
+    by_hand.flush().await.unwrap();
+    let options = FleetOptions::new().heartbeat(Duration::from_secs(30));
+    let fleet = Fleet::connect(&server.url(), "s", options).await.unwrap();
+    let (session, (subject, _first)) =
+        tokio::join!(fleet.acquire(&[], None), accept(&by_hand, &mut requests));
+    let mut session = session.unwrap();
+    let inbox = by_hand.new_inbox();
+    let mut second = by_hand.subscribe(inbox.clone()).await.unwrap();
+
+    let accept = json!({ "accept": { "node": "second", "subject": inbox, "offer": offer() } });
+    send(&by_hand, &subject, vec![accept.to_string().into()]).await;
+
+    let told = timeout(LONG, second.next()).await.unwrap().unwrap();
+    assert_eq!(told.payload, message(5, 0, &[4]));
+    // The session goes on.
+    send(&by_hand, &subject, vec![message(1, 0, b"ping")]).await;
+    let mut bytes = [0; 4];
+    timeout(LONG, session.read_exact(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(&bytes, b"ping");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_two_nodes_that_is_not_wanted_gives_the_session_up_at_once() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let heartbeat = 2 * LONG;
+    let node = backend.node("s", "n", 1).heartbeat(heartbeat).start(&server.url()).await.unwrap();
+    let by_hand = server.client().await;
+    let (subject, mut own) = acquire(&by_hand).await;
+
+    send(&by_hand, &subject, vec![message(5, 0, &[4])]).await;
+
+    timeout(LONG / 2, node.wait_for_free(1)).await.unwrap();
+    // Nothing was sent to the client, which has a session with another node.
+    by_hand.flush().await.unwrap();
+    drop(node);
+    assert!(timeout(Duration::from_millis(100), own.next()).await.is_err());
 }

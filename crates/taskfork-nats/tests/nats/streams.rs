@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use taskfork_nats::{Fleet, FleetOptions};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -129,6 +129,32 @@ async fn a_writer_waits_for_a_server_that_does_not_read() {
     let mut answer = [0; 8];
     timeout(LONG, session.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(usize::from_le_bytes(answer), sent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_session_ends_though_its_server_takes_nothing() {
+    let server = NatsServer::start();
+    let backend = Backend::new(|stream| async move {
+        while !stream.ready(Interest::READABLE).await?.is_read_closed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    });
+    let heartbeat = Duration::from_secs(30);
+    let node = backend.node("s", "n", 1).window(64 * 1024).heartbeat(heartbeat);
+    let node = node.start(&server.url()).await.unwrap();
+    let options = FleetOptions::new().heartbeat(heartbeat);
+    let fleet = Fleet::connect(&server.url(), "s", options).await.unwrap();
+    let mut session = fleet.acquire(&[], None).await.unwrap();
+    let piece = vec![7; 10_000];
+    while let Ok(length) = timeout(Duration::from_secs(1), session.write(&piece)).await {
+        length.unwrap();
+    }
+
+    drop(session);
+
+    timeout(heartbeat / 2, node.wait_for_free(1)).await.unwrap();
+    backend.wait_until_idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
