@@ -271,12 +271,6 @@ impl Message {
     }
 }
 
-/// Whether a client's first message says that it does not want the session.
-pub(crate) fn is_unwanted(payload: &Bytes) -> bool {
-    let unwanted = |message| matches!(message, Message::End(End { reason: Reason::Unwanted, .. }));
-    Message::decode(payload.clone()).is_ok_and(|(_, message)| unwanted(message))
-}
-
 /// A piece as bytes, with one copy of the data.
 pub(crate) fn encode_piece(number: u64, data: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(HEADER + data.len());

@@ -115,9 +115,6 @@ impl Shared {
         let Ok(Some(first)) = timeout(wait, subscriber.next()).await else {
             return Ok(None);
         };
-        if crate::wire::is_unwanted(&first.payload) {
-            return Ok(None);
-        }
         let link = Link::new(offer, request.offer, Instant::now());
         let peer = Peer::Client(request.client.clone());
         let (client, subject) = (self.client.clone(), reply.to_string());
